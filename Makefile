@@ -1,0 +1,38 @@
+# Each target does its own set-up; a second run only does what changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN ?= runs/demo
+
+.PHONY: demo test check lint types weights clean
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,demo,dev]'
+	touch $@
+
+# An independent implementation that the tests compare with; without it one test is skipped and says so.
+$(VENV)/.reference: $(VENV)/.installed
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check 'magvit2-pytorch>=0.5'
+	touch $@
+
+weights: $(VENV)/.installed
+	$(BIN)/telecine weights fetch
+
+demo: weights
+	$(BIN)/telecine train --run $(RUN)
+
+test: weights $(VENV)/.reference
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed
+	$(BIN)/mypy
+
+check: lint types test
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
