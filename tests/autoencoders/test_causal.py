@@ -1,0 +1,270 @@
+"""The causal VAE: shapes, causality, gradients everywhere, and clear refusals."""
+
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+
+from telecine.autoencoders import CausalVAE, CausalVAEConfig, VideoAutoencoder
+from telecine.losses.divergence import kl_to_standard_normal
+
+# Compression of time and space, side of the patch.
+COMPRESSIONS = [(4, 8, 2), (4, 4, 4), (2, 8, 4), (1, 8, 2), (4, 8, 8), (1, 1, 1), (8, 4, 2)]
+
+
+def config(time=4, space=4, patch=2, **settings):
+    num_halvings = max(int(math.log2(space // patch)), int(math.log2(time)))
+    multipliers = tuple(min(2**index, 2) for index in range(num_halvings + 1))
+    small = {"latent_channels": 3, "base_channels": 8, "blocks_per_level": 1, "channel_multipliers": multipliers}
+    return CausalVAEConfig(time, space, patch_size=patch, **{**small, **settings})
+
+
+def model(*, trained=True, **settings):
+    """A small model; `trained` moves the residual branches off zero, so that they take part."""
+    torch.manual_seed(0)
+    vae = CausalVAE(config(**settings))
+    if trained:
+        with torch.no_grad():
+            for parameter in vae.parameters():
+                parameter += 0.05 * torch.randn_like(parameter)
+    return vae
+
+
+def clip(batch=2, frames=9, height=16, width=8, dtype=torch.float32):
+    return torch.rand(batch, 3, frames, height, width, generator=torch.Generator().manual_seed(1), dtype=dtype) * 2 - 1
+
+
+class TestShapes:
+    @pytest.mark.parametrize(("time", "space", "patch"), COMPRESSIONS)
+    @pytest.mark.parametrize("frames", [1, 5, 9, 17])
+    def test_every_compression_and_length(self, time, space, patch, frames):
+        if (frames - 1) % time:
+            frames = 1 + time
+        vae, video = model(time=time, space=space, patch=patch), clip(batch=1, frames=frames)
+        latent = vae.encode(video).mode()
+        assert latent.shape == (1, 3, 1 + (frames - 1) // time, 16 // space, 8 // space)
+        assert vae.decode(latent).shape == video.shape
+
+    @pytest.mark.parametrize(("height", "width"), [(4, 4), (8, 32), (20, 12)])
+    def test_every_size(self, height, width):
+        video = clip(batch=1, frames=5, height=height, width=width)
+        assert model()(video).video.shape == video.shape
+
+    def test_the_default_is_4x8x8(self):
+        settings = CausalVAEConfig()
+        assert (settings.time_compression, settings.spatial_compression, settings.latent_channels) == (4, 8, 16)
+        with torch.device("meta"):
+            vae = CausalVAE()
+        assert vae.encode(torch.empty(1, 3, 17, 256, 256, device="meta")).mean.shape == (1, 16, 5, 32, 32)
+
+
+class TestCausality:
+    @pytest.mark.parametrize(("time", "space", "patch"), COMPRESSIONS)
+    def test_a_latent_frame_sees_no_later_frame(self, time, space, patch):
+        vae, video = model(time=time, space=space, patch=patch).double(), clip(1, dtype=torch.float64).requires_grad_()
+        for index, frame in enumerate(vae.encode(video).mean.unbind(2)):
+            (gradient,) = torch.autograd.grad(frame.sum(), video, retain_graph=True)
+            reach = gradient.abs().amax(dim=(0, 1, 3, 4)).nonzero().max().item()
+            assert reach == time * index
+
+    @pytest.mark.parametrize(("time", "space", "patch"), COMPRESSIONS)
+    def test_an_output_frame_sees_no_later_latent(self, time, space, patch):
+        vae, video = model(time=time, space=space, patch=patch).double(), clip(1, dtype=torch.float64)
+        latent = vae.encode(video).mode().detach().requires_grad_()
+        for index, frame in enumerate(vae.decode(latent).unbind(2)):
+            (gradient,) = torch.autograd.grad(frame.sum(), latent, retain_graph=True)
+            assert gradient.abs().amax(dim=(0, 1, 3, 4)).nonzero().max().item() == math.ceil(index / time)
+
+    @pytest.mark.parametrize("time_kernel", [1, 2])
+    def test_shorter_kernels_are_causal_too(self, time_kernel):
+        vae, video = model(time_kernel=time_kernel).double(), clip(1, dtype=torch.float64).requires_grad_()
+        frames = vae(video, sample_posterior=False).video
+        (gradient,) = torch.autograd.grad(frames[:, :, :5].sum(), video)
+        assert (gradient[:, :, 5:] == 0).all()
+        assert (gradient[:, :, :5] != 0).any()
+
+    def test_changing_later_frames_changes_no_earlier_bit(self):
+        vae, video = model(), clip()
+        changed = video.clone()
+        changed[:, :, 5:] = -changed[:, :, 5:]
+        before, after = (vae(each, sample_posterior=False).video for each in (video, changed))
+        torch.testing.assert_close(before[:, :, :5], after[:, :, :5], rtol=0, atol=0)
+        assert (before[:, :, 5:] != after[:, :, 5:]).any()
+
+    def test_the_first_frame_is_an_image(self):
+        vae, video = model().double(), clip(dtype=torch.float64)
+        alone = vae(video[:, :, :1], sample_posterior=False).video
+        torch.testing.assert_close(vae(video, sample_posterior=False).video[:, :, :1], alone)
+
+    def test_clips_of_a_batch_do_not_meet(self):
+        vae, video = model().double(), clip(batch=3, dtype=torch.float64)
+        together = vae(video, sample_posterior=False).video
+        apart = torch.cat([vae(each[None], sample_posterior=False).video for each in video])
+        torch.testing.assert_close(together, apart)
+
+
+class TestForward:
+    def test_is_a_video_autoencoder(self):
+        assert isinstance(model(), VideoAutoencoder)
+
+    def test_encodes_samples_and_decodes_in_one_call(self):
+        vae, video = model(), clip()
+        torch.manual_seed(5)
+        once = vae(video)
+        torch.manual_seed(5)
+        posterior = vae.encode(video)
+        torch.testing.assert_close(once.video, vae.decode(posterior.sample()), rtol=0, atol=0)
+        expected = kl_to_standard_normal(mean=posterior.mean, logvar=posterior.logvar)
+        assert once.aux == {"kl_loss": expected}
+        assert once.aux["kl_loss"].shape == ()
+
+    def test_the_mode_is_deterministic_and_a_sample_is_not(self):
+        vae, video = model(), clip()
+        first, second = (vae(video, sample_posterior=False).video for _ in range(2))
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
+        assert (vae(video).video != vae(video).video).any()
+
+    def test_sampling_noise_is_small_at_the_start(self):
+        posterior = model(trained=False).encode(clip())
+        assert (0.5 * posterior.logvar).exp().max() < 0.2
+
+    def test_gradient_reaches_every_parameter_and_pixel(self):
+        vae, video = model(), clip().requires_grad_()
+        output = vae(video)
+        (output.video.square().mean() + output.aux["kl_loss"]).backward()
+        for name, parameter in vae.named_parameters():
+            assert parameter.grad.abs().max() > 0, name
+        assert (video.grad != 0).all()
+
+    def test_gradient_lives_out_of_range(self):
+        vae = model()
+        with torch.no_grad():
+            vae.decoder[-1].conv.bias += 10
+        output = vae(clip()).video
+        assert output.min() > 1
+        assert torch.autograd.grad(output.mean(), vae.last_layer)[0].abs().max() > 0
+
+    def test_the_last_layer_makes_the_output(self):
+        vae = model()
+        assert any(vae.last_layer is parameter for parameter in vae.parameters())
+        with torch.no_grad():
+            vae.last_layer.zero_()
+        video = vae(clip()).video
+        assert vae.last_layer.shape[0] == 3 * 2**2
+        torch.testing.assert_close(video, video[:, :, :1, :2, :2].repeat(1, 1, 9, 8, 4), rtol=0, atol=0)
+
+    def test_runs_under_bfloat16_autocast(self):
+        vae, video = model(), clip()
+        exact = vae(video, sample_posterior=False)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = vae(video, sample_posterior=False)
+        output.video.float().square().mean().backward()
+        assert output.aux["kl_loss"].dtype == torch.float32
+        torch.testing.assert_close(output.video.float(), exact.video, rtol=0.1, atol=0.1)
+        assert vae.last_layer.grad.isfinite().all()
+
+    def test_runs_in_bfloat16_altogether(self):
+        assert model().bfloat16()(clip().bfloat16()).video.dtype == torch.bfloat16
+
+    def test_a_copy_after_a_step_is_equal_and_apart(self):
+        vae, video = model(), clip()
+        vae(video).video.mean().backward()
+        twin = copy.deepcopy(vae)
+        expected = vae(video, sample_posterior=False).video
+        with torch.no_grad():
+            vae.last_layer.zero_()
+        torch.testing.assert_close(twin(video, sample_posterior=False).video, expected, rtol=0, atol=0)
+
+    def test_learns_one_clip(self):
+        vae, video = model(trained=False, latent_channels=8, base_channels=16), clip(1, frames=5, height=8)
+        optimizer = torch.optim.Adam(vae.parameters(), lr=3e-3)
+        errors = []
+        for _ in range(60):
+            error = (vae(video).video - video).square().mean()
+            optimizer.zero_grad()
+            error.backward()
+            optimizer.step()
+            errors.append(error.item())
+        assert errors[-1] < 0.4 * errors[0]
+
+
+class TestClips:
+    @pytest.mark.parametrize(
+        ("frames", "nearest"), [(16, 17), (15, 17), (14, 13), (2, 1), (0, 1), (-3, 1), (18, 17), (19, 21)]
+    )
+    def test_refused_lengths_name_the_nearest(self, frames, nearest):
+        with pytest.raises(ValueError, match=rf"{nearest} frames, not {frames}: this model needs 4k\+1"):
+            model().check_clip(frames, 16, 16)
+
+    @pytest.mark.parametrize(("height", "nearest"), [(62, 64), (61, 60), (1, 4), (0, 4)])
+    def test_refused_sizes_name_the_nearest(self, height, nearest):
+        with pytest.raises(ValueError, match=f"`height` .* {nearest} rows, not {height}: .* a multiple of 4"):
+            model().check_clip(17, height, 16)
+        with pytest.raises(ValueError, match=f"`width` .* {nearest} columns, not {height}: .* a multiple of 4"):
+            model().check_clip(17, 16, height)
+
+    @pytest.mark.parametrize(("frames", "height", "width"), list(itertools.product((1, 5, 17), (4, 64), (8, 256))))
+    def test_accepted_sizes_pass(self, frames, height, width):
+        model().check_clip(frames, height, width)
+
+    def test_any_length_fits_without_time_compression(self):
+        for frames in range(1, 9):
+            model(time=1).check_clip(frames, 8, 8)
+
+    @pytest.mark.parametrize(
+        ("video", "message"),
+        [
+            (torch.zeros(3, 9, 16, 16), "Add a batch axis"),
+            (torch.zeros(1, 1, 9, 16, 16), "RGB"),
+            (torch.zeros(1, 3, 8, 16, 16), "9 frames, not 8"),
+            (torch.zeros(1, 3, 9, 18, 16), "20 rows, not 18"),
+        ],
+    )
+    def test_forward_refuses_them_too(self, video, message):
+        with pytest.raises(ValueError, match=message):
+            model()(video)
+
+    @pytest.mark.parametrize("shape", [(3, 1, 2, 2), (1, 4, 1, 2, 2)])
+    def test_decode_refuses_other_latents(self, shape):
+        with pytest.raises(ValueError, match="`latent` must be"):
+            model().decode(torch.zeros(shape))
+
+
+class TestConfig:
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"time_compression": 3}, "`time_compression` must be a power of two"),
+            ({"spatial_compression": 0}, "`spatial_compression` must be a power of two"),
+            ({"patch_size": 1.5}, "`patch_size` must be a power of two"),
+            ({"patch_size": 16}, "`patch_size` must be at most `spatial_compression`"),
+            ({"latent_channels": 0}, "`latent_channels` must be a positive integer"),
+            ({"base_channels": True}, "`base_channels` must be a positive integer"),
+            ({"blocks_per_level": "2"}, "`blocks_per_level` must be a positive integer"),
+            ({"channel_multipliers": 3}, "`channel_multipliers` must be a list of powers of two"),
+            ({"time_kernel": 0}, "`time_kernel` must be a positive integer"),
+            ({"channel_multipliers": (1, 2)}, r"3 long for 2 halvings.*For example \(1, 2, 2\)"),
+            ({"channel_multipliers": (1, 3, 4)}, "`channel_multipliers` must be powers of two"),
+            ({"channel_multipliers": (1, 16, 16)}, "8-fold at most"),
+            ({"channel_multipliers": (16, 1, 1)}, "8-fold at most"),
+        ],
+    )
+    def test_refuses(self, settings, message):
+        with pytest.raises(ValueError, match=message):
+            CausalVAEConfig(**settings)
+
+    def test_every_field_is_documented_in_the_source(self):
+        import ast
+        import inspect
+        from dataclasses import fields
+
+        (body,) = (node.body for node in ast.parse(inspect.getsource(CausalVAEConfig)).body)
+        pairs = itertools.pairwise(body)
+        documented = [a.target.id for a, b in pairs if isinstance(a, ast.AnnAssign) and isinstance(b, ast.Expr)]
+        assert documented == [field.name for field in fields(CausalVAEConfig)]
+        assert len(documented) == 8
+
+    def test_a_list_of_multipliers_is_made_hashable(self):
+        assert hash(CausalVAEConfig(channel_multipliers=[1, 2, 4])) == hash(CausalVAEConfig())

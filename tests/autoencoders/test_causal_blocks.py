@@ -1,0 +1,88 @@
+"""The parts of the causal autoencoder, each on its own."""
+
+import pytest
+import torch
+
+from telecine.autoencoders.causal_blocks import (
+    CausalConv3d,
+    ChannelNorm,
+    Downsample,
+    ResidualBlock,
+    Upsample,
+    fold,
+    repeat_first_frame,
+    unfold,
+)
+
+FACTORS = [(1, 1), (1, 2), (2, 1), (2, 2), (4, 4)]
+
+
+def video(channels=4, frames=9, size=8):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, channels, frames, size, size, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("time", "space"), FACTORS)
+def test_unfold_undoes_fold(time, space):
+    folded = fold(video(), time, space)
+    assert folded.shape == (2, 4 * time * space**2, 1 + 8 // time, 8 // space, 8 // space)
+    torch.testing.assert_close(unfold(folded, time, space), video(), rtol=0, atol=0)
+
+
+def test_fold_puts_copies_of_the_first_frame_first():
+    first = fold(video(channels=1), 2, 1)[:, :, 0]
+    torch.testing.assert_close(first[:, 0], first[:, 1], rtol=0, atol=0)
+
+
+def test_repeating_no_frame_copies_nothing():
+    clip = video()
+    assert repeat_first_frame(clip, 0) is clip
+    torch.testing.assert_close(repeat_first_frame(clip, 2)[:, :, :3], clip[:, :, :1].expand(-1, -1, 3, -1, -1))
+
+
+@pytest.mark.parametrize("time_stride", [1, 2])
+def test_convolution_equals_a_sum_over_taps(time_stride):
+    layer = CausalConv3d(4, 5, (3, 1), (time_stride, 1)).double()
+    clip = video()
+    taps = layer.conv.weight[..., 0, 0].unbind(-1)
+    frames = []
+    for index in range(0, 9, time_stride):
+        past = [clip[:, :, max(index - back, 0)] for back in (2, 1, 0)]
+        frames.append(sum(torch.einsum("oc,bchw->bohw", tap, frame) for tap, frame in zip(taps, past, strict=True)))
+    expected = torch.stack(frames, dim=2) + layer.conv.bias.view(1, -1, 1, 1, 1)
+    torch.testing.assert_close(layer(clip), expected)
+
+
+def test_norm_gives_every_position_root_mean_square_1():
+    normed = ChannelNorm(4).double()(video() * 37)
+    torch.testing.assert_close(normed.square().mean(1), torch.ones(2, 9, 8, 8, dtype=torch.float64))
+
+
+def test_norm_of_zeros_is_finite_and_has_finite_gradients():
+    zeros = torch.zeros(1, 4, 1, 2, 2, requires_grad=True)
+    normed = ChannelNorm(4)(zeros)
+    normed.sum().backward()
+    assert (normed == 0).all()
+    assert zeros.grad.isfinite().all()
+
+
+def test_a_residual_block_starts_as_the_identity():
+    torch.testing.assert_close(ResidualBlock(4).double()(video()), video(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("time", "space"), [(2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize(("outer", "inner"), [(4, 4), (4, 8), (8, 4)])
+def test_downsample_and_upsample_shapes(time, space, outer, inner):
+    down = Downsample(outer, inner, time=time, space=space).double()
+    up = Upsample(inner, outer, time=time, space=space).double()
+    small = down(video(outer))
+    assert small.shape == (2, inner, 1 + 8 // time, 8 // space, 8 // space)
+    assert up(small).shape == (2, outer, 9, 8, 8)
+
+
+def test_the_shortcuts_keep_a_constant_video():
+    down, up = (layer.double() for layer in (Downsample(4, 8, time=2, space=2), Upsample(8, 4, time=2, space=2)))
+    for parameter in (*down.parameters(), *up.parameters()):
+        torch.nn.init.zeros_(parameter)
+    still = torch.ones(1, 4, 5, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(up(down(still)), still)

@@ -1,0 +1,122 @@
+"""A saved model comes back bit for bit, and a damaged folder says what is wrong with it."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from telecine.autoencoders import CausalVAE, CausalVAEConfig
+from telecine.files import write_aside
+
+SMALL = CausalVAEConfig(2, 4, latent_channels=3, base_channels=8, channel_multipliers=(1, 2), blocks_per_level=1)
+
+
+@pytest.fixture
+def vae():
+    torch.manual_seed(0)
+    return CausalVAE(SMALL)
+
+
+@pytest.fixture
+def folder(vae, tmp_path):
+    vae.save_pretrained(tmp_path / "runs" / "model")
+    return tmp_path / "runs" / "model"
+
+
+def edit_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+def test_outputs_are_equal_bit_for_bit(vae, folder):
+    video = torch.rand(1, 3, 5, 8, 8)
+    loaded = CausalVAE.from_pretrained(folder)
+    expected = vae(video, sample_posterior=False).video
+    torch.testing.assert_close(loaded(video, sample_posterior=False).video, expected, rtol=0, atol=0)
+    assert loaded.config == SMALL
+
+
+def test_the_folder_holds_two_files_and_no_leftovers(folder):
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert json.loads((folder / "config.json").read_text())["_class_name"] == "CausalVAE"
+
+
+def test_saving_again_replaces(vae, folder):
+    with torch.no_grad():
+        vae.last_layer.fill_(2)
+    vae.save_pretrained(folder)
+    assert (CausalVAE.from_pretrained(str(folder)).last_layer == 2).all()
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def interrupted(aside):
+        aside.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_aside(path, interrupted)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_unknown_key_names_the_nearest(folder):
+    edit_config(folder, latent_chanels=4)
+    with pytest.raises(ValueError, match=r"`latent_chanels` must be one of .*Did you mean `latent_channels`\?"):
+        CausalVAE.from_pretrained(folder)
+
+
+def test_a_key_like_no_other_is_refused(folder):
+    edit_config(folder, zzz=4)
+    with pytest.raises(ValueError, match=r"`zzz` must be one of .*Remove it"):
+        CausalVAE.from_pretrained(folder)
+
+
+def test_a_bad_value_is_refused(folder):
+    edit_config(folder, latent_channels="many")
+    with pytest.raises(ValueError, match="`latent_channels` must be a positive integer"):
+        CausalVAE.from_pretrained(folder)
+
+
+def test_another_class_is_refused(folder):
+    edit_config(folder, _class_name="AutoencoderKLWan")
+    with pytest.raises(ValueError, match="a CausalVAE's, but got one whose `_class_name` is 'AutoencoderKLWan'"):
+        CausalVAE.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_a_damaged_config_is_refused(folder, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="JSON"):
+        CausalVAE.from_pretrained(folder)
+
+
+def test_other_weights_name_the_first_few_keys(folder):
+    weights = load_file(folder / "model.safetensors")
+    renamed = {name.replace("encoder", "coder"): tensor for name, tensor in weights.items()}
+    save_file(renamed, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"no encoder\.0\.conv\.weight; no .*; no .* and \d+ more") as caught:
+        CausalVAE.from_pretrained(folder)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_wrong_shape_is_named(folder):
+    edit_config(folder, latent_channels=4)
+    with pytest.raises(ValueError, match=r"decoder\.0\.conv\.weight of shape \(16, 3, 3, 3, 3\) instead of \(16, 4"):
+        CausalVAE.from_pretrained(folder)
+
+
+def test_damaged_weights_are_refused(folder):
+    (folder / "model.safetensors").write_bytes(b"\x00" * 20)
+    with pytest.raises(ValueError, match="damaged"):
+        CausalVAE.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"holds {name}"):
+        CausalVAE.from_pretrained(folder)
