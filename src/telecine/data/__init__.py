@@ -1,0 +1,45 @@
+"""Video files in, training clips out. Needs PyAV 17 or newer, which `pip install "telecine[train]"` brings."""
+
+from telecine.data.cache import DecodedCache, num_cached_bytes
+from telecine.data.clips import (
+    Clip,
+    ClipDataset,
+    IndexSampler,
+    bytes_from_video,
+    clip_loader,
+    validation_clips,
+    video_from_bytes,
+)
+from telecine.data.config import ClipConfig
+from telecine.data.decode import iterate_clips, iterate_frames, read_clip
+from telecine.data.errors import DataError, DecodeError
+from telecine.data.index import Skipped, find_videos, index_video, index_videos
+from telecine.data.info import VideoInfo
+from telecine.data.samples import sample_videos
+from telecine.data.split import Span, split_videos
+
+__all__ = [
+    "Clip",
+    "ClipConfig",
+    "ClipDataset",
+    "DataError",
+    "DecodeError",
+    "DecodedCache",
+    "IndexSampler",
+    "Skipped",
+    "Span",
+    "VideoInfo",
+    "bytes_from_video",
+    "clip_loader",
+    "find_videos",
+    "index_video",
+    "index_videos",
+    "iterate_clips",
+    "iterate_frames",
+    "num_cached_bytes",
+    "read_clip",
+    "sample_videos",
+    "split_videos",
+    "validation_clips",
+    "video_from_bytes",
+]

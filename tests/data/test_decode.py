@@ -1,0 +1,178 @@
+"""Frames are exactly those asked for, in every container and codec at hand."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from av.video.reformatter import Colorspace
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from telecine.data import DecodeError, VideoInfo, index_video, iterate_clips, iterate_frames, read_clip
+
+from .videos import damage, moving_frames, numbered_frames, numbers_of, turn_right, write_video
+
+NUM_FRAMES = 60
+OPEN_GOP = {"x264_params": "open-gop=1:keyint=10:bframes=3:b-adapt=0"}
+UNEVEN_PTS = [40 * i + 9 * (i % 3) + (500 if i > 30 else 0) for i in range(NUM_FRAMES)]
+LOSSLESS = {
+    "b_frames.mp4": {"g": "10", "bf": "3"},
+    "open_gop.mp4": OPEN_GOP,
+    "open_gop.mkv": OPEN_GOP,
+    "single_keyframe.mp4": {"g": "600"},
+    "uneven.mp4": {"g": "10", "bf": "2", "pts": UNEVEN_PTS},
+    "fragmented.mp4": {"g": "10", "container_options": {"movflags": "frag_keyframe+empty_moov"}},
+    "no_time_stamps.h264": {"g": "10", "bf": "2", "container_format": "h264"},
+    "b_frames.avi": {"g": "10", "bf": "2"},
+    "b_frames.ts": {"g": "10", "bf": "3"},
+}
+LOSSY = {
+    "packed.avi": ("mpeg4", {"g": "10", "bf": "2", "qmin": "1", "qmax": "2"}),
+    "hidden_frames.webm": ("libvpx", {"g": "20", "auto_alt_ref": "1", "lag_in_frames": "16"}),
+    "vp9.webm": ("libvpx-vp9", {"g": "20", "b": "1M"}),
+    "program.mpg": ("mpeg2video", {"g": "10", "bf": "2"}),
+}
+
+
+@pytest.fixture(scope="module")
+def lossless(tmp_path_factory: pytest.TempPathFactory) -> dict[str, VideoInfo]:
+    folder = tmp_path_factory.mktemp("lossless")
+    frames = numbered_frames(NUM_FRAMES)
+    return {name: index_video(write_video(folder / name, frames, **options)) for name, options in LOSSLESS.items()}
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_every_frame_is_indexed(lossless: dict[str, VideoInfo], name: str) -> None:
+    info = lossless[name]
+    assert (info.num_frames, info.height, info.width, info.fps > 0) == (NUM_FRAMES, 48, 64, True)
+    assert all(a < b for a, b in pairwise(info.pts))
+    assert info.keyframes[0] == 0
+    assert len(info.keyframes) == (1 if "single" in name else 6)
+    assert info.seekable == (info.path.suffix != ".h264")
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_clips_are_frame_exact(lossless: dict[str, VideoInfo], name: str, data: st.DataObject) -> None:
+    num_frames, stride = data.draw(st.integers(1, 8)), data.draw(st.integers(1, 7))
+    start = data.draw(st.integers(0, NUM_FRAMES - 1 - (num_frames - 1) * stride))
+    clip = read_clip(lossless[name], start, num_frames, stride)
+    assert clip.shape == (num_frames, 48, 64, 3)
+    assert clip.dtype == torch.uint8
+    assert numbers_of(clip) == list(range(start, start + num_frames * stride, stride))
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_random_access_equals_decoding_in_order(tmp_path: Path, name: str) -> None:
+    codec, options = LOSSY[name]
+    info = index_video(write_video(tmp_path / name, moving_frames(40), codec, **options))
+    whole = torch.stack(list(iterate_frames(info.path)))
+    assert whole.shape == (40, 48, 64, 3)
+    for start, stride in ((0, 1), (7, 3), (19, 2), (21, 1), (36, 1)):
+        assert torch.equal(read_clip(info, start, 4, stride), whole[start : start + 3 * stride + 1 : stride])
+
+
+def test_a_wrong_duration_does_not_matter(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "lies.mkv", numbered_frames(30), g="10")
+    content = path.read_bytes()
+    # EBML: the element 0x4489 is the duration, here an eight-byte float.
+    position = content.index(bytes.fromhex("448988")) + 3
+    path.write_bytes(content[:position] + bytes.fromhex("40c3880000000000") + content[position + 8 :])
+    info = index_video(path)
+    assert info.num_frames == 30
+    assert numbers_of(read_clip(info, 25, 5)) == [25, 26, 27, 28, 29]
+
+
+def test_a_title_that_is_not_utf8_does_not_matter(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "title.mp4", numbered_frames(3), title="a caf?")
+    content = path.read_bytes()
+    assert content.count(b"caf?") == 1
+    path.write_bytes(content.replace(b"caf?", b"caf\xe9"))
+    assert numbers_of(read_clip(index_video(path), 0, 3)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (47, 63), (1, 1)])
+def test_sizes(tmp_path: Path, shape: tuple[int, int]) -> None:
+    info = index_video(write_video(tmp_path / "odd.mp4", numbered_frames(5, *shape)))
+    assert (info.height, info.width) == shape
+    assert numbers_of(read_clip(info, 1, 3)) == [1, 2, 3]
+    assert read_clip(info, 1, 3, size=(33, 21)).shape == (3, 33, 21, 3)
+
+
+def test_resizing_is_near_an_antialiased_reference(tmp_path: Path) -> None:
+    frames = moving_frames(2, 120, 160)
+    info = index_video(write_video(tmp_path / "large.mp4", frames))
+    resized = read_clip(info, 0, 2, size=(30, 40)).float()
+    channels_first = frames.permute(0, 3, 1, 2).float()
+    reference = torch.nn.functional.interpolate(channels_first, (30, 40), mode="bicubic", antialias=True)
+    assert (resized - reference.permute(0, 2, 3, 1)).abs().max() < 4
+
+
+@pytest.mark.parametrize("matrix", [Colorspace.ITU709, Colorspace.ITU601])
+def test_colours_follow_the_matrix_that_the_file_names(tmp_path: Path, matrix: Colorspace) -> None:
+    colours = torch.tensor([200, 40, 90], dtype=torch.uint8).expand(2, 48, 64, 3).contiguous()
+    path = write_video(tmp_path / "tagged.mp4", colours, "libx264", matrix=matrix, crf="1")
+    error = (read_clip(index_video(path), 0, 2).int() - colours.int()).abs().max()
+    assert error <= 4
+
+
+def test_rotation_is_applied(tmp_path: Path) -> None:
+    frames = moving_frames(4)
+    info = index_video(turn_right(write_video(tmp_path / "phone.mp4", frames)))
+    assert (info.height, info.width) == (64, 48)
+    upright = torch.rot90(frames, -1, (1, 2))
+    assert torch.equal(read_clip(info, 0, 4), upright)
+    assert torch.equal(torch.stack(list(iterate_frames(info.path))), upright)
+    assert read_clip(info, 0, 4, size=(32, 20)).shape == (4, 32, 20, 3)
+
+
+def _reads(info: VideoInfo, position: int, expected: Tensor) -> bool:
+    """Say whether a frame can be read; if it can, it must be right."""
+    try:
+        frame = read_clip(info, position, 1)[0]
+    except DecodeError:
+        return False
+    assert torch.equal(frame, expected)
+    return True
+
+
+def test_a_damaged_part_raises_and_the_rest_is_right(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "damaged.mp4", moving_frames(60), "libx264", g="10")
+    whole = torch.stack(list(iterate_frames(path)))
+    info = index_video(damage(path, 0.45, 0.6))
+    broken = [position for position in range(60) if not _reads(info, position, whole[position])]
+    assert broken
+    assert len(broken) < 40
+    with pytest.raises(DecodeError, match=r"damaged\.mp4"):
+        read_clip(info, broken[0], 1)
+    with pytest.raises(DecodeError, match=r"damaged\.mp4"):
+        list(iterate_frames(path))
+
+
+def test_clips_in_order_hold_every_frame_once(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "video.mp4", numbered_frames(10))
+    clips = list(iterate_clips(path, 4, size=(24, 32)))
+    assert [clip.shape for clip in clips] == [(4, 24, 32, 3), (4, 24, 32, 3), (2, 24, 32, 3)]
+    assert numbers_of(torch.cat(clips)) == list(range(10))
+    with pytest.raises(ValueError, match="`num_frames` must be at least 1"):
+        next(iterate_clips(path, 0))
+
+
+@pytest.mark.parametrize(("start", "num_frames", "stride"), [(-1, 1, 1), (60, 1, 1), (50, 6, 2), (0, 0, 1), (0, 1, 0)])
+def test_clips_outside_the_video_are_refused(
+    lossless: dict[str, VideoInfo], start: int, num_frames: int, stride: int
+) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        read_clip(lossless["b_frames.mp4"], start, num_frames, stride)
+
+
+def test_a_file_that_vanished_is_a_decode_error(tmp_path: Path) -> None:
+    info = index_video(write_video(tmp_path / "gone.mp4", numbered_frames(3)))
+    info.path.unlink()
+    with pytest.raises(DecodeError, match=r"gone\.mp4: No such file"):
+        read_clip(info, 0, 1)

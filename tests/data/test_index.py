@@ -1,0 +1,109 @@
+"""Videos are found and indexed; what is no video is named and passed over."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from telecine.data import DataError, DecodeError, find_videos, index_video, index_videos
+
+from .videos import damage, numbered_frames, truncate, write_audio, write_video
+
+
+def _text(path: Path) -> Path:
+    path.write_text("not a video\n" * 50)
+    return path
+
+
+def _empty(path: Path) -> Path:
+    path.touch()
+    return path
+
+
+def _without_index(path: Path) -> Path:
+    return truncate(write_video(path, numbered_frames(30)), 0.8)
+
+
+def _index_in_front(path: Path) -> Path:
+    options = {"movflags": "+faststart"}
+    return truncate(write_video(path, numbered_frames(30), "libx264", container_options=options, g="5"), 0.8)
+
+
+def _broken_stream(path: Path) -> Path:
+    return damage(write_video(path, numbered_frames(30), "libx264"), 0.02, 0.6)
+
+
+BAD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "text.mp4": (_text, "Invalid data"),
+    "empty.mp4": (_empty, "Invalid data|End of file"),
+    "truncated.mp4": (_without_index, "Invalid data"),
+    "truncated_late.mp4": (_index_in_front, "ends early, after [0-9]+ frames"),
+    "broken.mp4": (_broken_stream, "Invalid data|broken|no frame"),
+    "sound.mp4": (write_audio, "holds no video stream"),
+}
+
+
+def test_find_videos(tmp_path: Path) -> None:
+    for name in ("b.MP4", "a.webm", "deep/er/c.mkv", "notes.txt", ".hidden/d.mp4", "._b.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.mp4").mkdir()
+    found = [path.relative_to(tmp_path).as_posix() for path in find_videos(tmp_path)]
+    assert found == ["a.webm", "b.MP4", "deep/er/c.mkv"]
+    assert find_videos(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
+    assert find_videos(str(tmp_path / "a.webm")) == [tmp_path / "a.webm"]
+
+
+def test_missing_path_and_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"must be a video file or a folder, but got .*nowhere, which does not exist"):
+        find_videos(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"holds videos .*\.mp4.*, which holds none.*below it"):
+        find_videos(tmp_path)
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_files_say_why(tmp_path: Path, name: str) -> None:
+    make, reason = BAD_FILES[name]
+    path = make(tmp_path / name)
+    with pytest.raises(DecodeError, match=f"{name}: .*({reason})"):
+        index_video(path)
+
+
+def test_bad_files_among_good_ones_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = [write_video(tmp_path / "good.mp4", numbered_frames(3))]
+    paths += [make(tmp_path / name) for name, (make, _) in BAD_FILES.items()]
+    paths += [write_video(tmp_path / "one.mp4", numbered_frames(1))]
+    infos, skipped = index_videos(paths)
+    assert [(info.path.name, info.num_frames) for info in infos] == [("good.mp4", 3), ("one.mp4", 1)]
+    assert [skip.path.name for skip in skipped] == list(BAD_FILES)
+    assert "skipped 6 of 8 videos" in caplog.text
+    assert "text.mp4 (Invalid data" in caplog.text
+    assert "and 3 more" in caplog.text
+
+
+def test_nothing_decodable(tmp_path: Path) -> None:
+    paths = [_text(tmp_path / "a.mp4"), write_audio(tmp_path / "b.mp4")]
+    with pytest.raises(DataError, match=r"at least one decodable video.*a\.mp4 \(Invalid.*b\.mp4 \(holds no video"):
+        index_videos(paths)
+
+
+@pytest.mark.parametrize(("num_frames", "gop", "warns"), [(301, 600, True), (300, 600, False), (301, 100, False)])
+def test_long_video_with_one_keyframe_warns(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, num_frames: int, gop: int, warns: bool
+) -> None:
+    frames = numbered_frames(num_frames, 16, 16)
+    with caplog.at_level(logging.WARNING):
+        index_video(write_video(tmp_path / "long.mp4", frames, x264_params=f"keyint={gop}:scenecut=0"))
+    assert ("re-encode with a short GOP" in caplog.text) == warns
+
+
+def test_info_is_a_value(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "video.mp4", numbered_frames(12), g="5")
+    info = index_video(path)
+    assert info == index_video(path) == pickle.loads(pickle.dumps(info))
+    assert hash(info) == hash(index_video(path))
+    assert list(info.keyframes) == [0, 5, 10]

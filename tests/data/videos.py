@@ -1,0 +1,115 @@
+"""Video files for the tests: real codecs and containers, and frames that carry their number."""
+
+from __future__ import annotations
+
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import torch
+from av.video.reformatter import Colorspace
+from torch import Tensor
+
+# Numbers in base 16, a digit a channel, 16 levels apart: lossy codecs and colour conversion do not reach the next.
+_LEVELS = 16
+
+
+def numbered_frames(num_frames: int, height: int = 48, width: int = 64) -> Tensor:
+    """Return uint8 `(T, H, W, 3)`, each frame of the one colour that tells its number."""
+    numbers = torch.arange(num_frames)
+    digits = torch.stack([numbers // _LEVELS**2, numbers // _LEVELS % _LEVELS, numbers % _LEVELS], dim=1)
+    colours = (digits * (256 // _LEVELS) + 8).to(torch.uint8)
+    return colours[:, None, None].expand(-1, height, width, -1).contiguous()
+
+
+def numbers_of(frames: Tensor) -> list[int]:
+    """Read the numbers back from lossless frames, every pixel of which must agree."""
+    digits = (frames.int() - 8) / (256 // _LEVELS)
+    numbers = (digits.round() * torch.tensor([_LEVELS**2, _LEVELS, 1])).sum(-1).flatten(1)
+    assert (numbers == numbers[:, :1]).all()
+    return [int(number) for number in numbers[:, 0]]
+
+
+def moving_frames(num_frames: int, height: int = 48, width: int = 64, seed: int = 0) -> Tensor:
+    """Return uint8 `(T, H, W, 3)` of a smooth coloured pattern that moves."""
+    generator = torch.Generator().manual_seed(seed)
+    phase = torch.rand(3, 1, 1, 1, generator=generator) * 6
+    time = torch.arange(num_frames).view(1, -1, 1, 1) * 0.3
+    rows, columns = torch.arange(height).view(1, 1, -1, 1) / 8, torch.arange(width).view(1, 1, 1, -1) / 6
+    waves = 128 + 100 * torch.sin(phase + time + rows) * torch.cos(columns - time)
+    return waves.round().to(torch.uint8).permute(1, 2, 3, 0).contiguous()
+
+
+def write_video(
+    path: Path,
+    frames: Tensor,
+    codec: str = "libx264rgb",
+    *,
+    fps: int = 25,
+    container_format: str | None = None,
+    pts: list[int] | None = None,
+    container_options: dict[str, str] | None = None,
+    matrix: Colorspace | None = None,
+    title: str | None = None,
+    **options: str,
+) -> Path:
+    """Encode uint8 frames; without more, H.264 without loss in RGB. `pts` count in milliseconds."""
+    if codec == "libx264rgb":
+        options = {"crf": "0", **options}
+    with av.open(str(path), "w", format=container_format, options=container_options or {}) as container:
+        if title is not None:
+            container.metadata["title"] = title
+        stream = container.add_stream(codec, rate=fps)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "rgb24" if codec == "libx264rgb" else "yuv420p"
+        stream.options = {key.replace("_", "-"): value for key, value in options.items()}
+        stream.codec_context.thread_count = 1
+        if matrix is not None:
+            stream.codec_context.colorspace = int(matrix)
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels.numpy(), format="rgb24")
+            if matrix is not None:
+                frame = frame.reformat(format="yuv420p", dst_colorspace=matrix)
+            frame.time_base = Fraction(1, 1000)
+            frame.pts = pts[number] if pts else number * 1000 // fps
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def write_audio(path: Path) -> Path:
+    """Write a tenth of a second of silence, and no video."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000, layout="mono")
+        frame = av.AudioFrame(format="fltp", layout="mono", samples=1024)
+        frame.planes[0].update(bytes(4 * 1024))
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def damage(path: Path, begin: float, end: float) -> Path:
+    """Overwrite the bytes between two shares of the file."""
+    content = bytearray(path.read_bytes())
+    first, last = int(begin * len(content)), int(end * len(content))
+    content[first:last] = bytes((37 * i + 11) % 251 for i in range(last - first))
+    path.write_bytes(content)
+    return path
+
+
+def truncate(path: Path, share: float) -> Path:
+    """Keep the first `share` of the file's bytes."""
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    return path
+
+
+def turn_right(path: Path) -> Path:
+    """Write into an MP4's track header that it is to be shown turned by 90 degrees clockwise."""
+    content = bytearray(path.read_bytes())
+    matrix = content.index(b"tkhd") + 4 + 40
+    content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    path.write_bytes(content)
+    return path

@@ -1,0 +1,150 @@
+"""Videos for people: they play, they show what they should, and nothing half-written is left."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from telecine.data import index_video, read_clip
+from telecine.report.video import Mp4Writer, gif_bytes, side_by_side, write_mp4
+
+
+def _frames(num_frames: int, height: int, width: int) -> Tensor:
+    """Return a smooth moving picture with saturated colours in its corners."""
+    time = torch.arange(num_frames).view(-1, 1, 1) * 0.2
+    rows, columns = torch.arange(height).view(1, -1, 1) / 12, torch.arange(width).view(1, 1, -1) / 9
+    channels = [128 + 110 * torch.sin(rows + time), 128 + 110 * torch.cos(columns - time), 255 * (rows + columns) / 20]
+    video = torch.stack(torch.broadcast_tensors(*channels), dim=-1)
+    return video.clamp(0, 255).round().to(torch.uint8)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (63, 95)])
+def test_mp4_plays_in_browsers(tmp_path: Path, size: tuple[int, int]) -> None:
+    frames = _frames(30, *size)
+    path = tmp_path / "new" / "folder" / "video.mp4"
+    write_mp4(path, frames, 30000 / 1001)
+    assert [file.name for file in path.parent.iterdir()] == ["video.mp4"]
+    content = path.read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
+        assert (stream.codec_context.colorspace, stream.codec_context.color_range) == (1, 1)
+        assert (stream.height, stream.width, stream.frames) == (64, 96, 30)
+        rate = stream.average_rate
+        assert (rate.numerator, rate.denominator) == (30000, 1001)
+    back = read_clip(index_video(path), 0, 30)[:, : size[0], : size[1]]
+    mse = (back.float() - frames.float()).square().mean()
+    assert 10 * torch.log10(255**2 / mse) > 35
+    assert (back.float() - frames.float()).mean(dim=(0, 1, 2)).abs().max() < 1.5
+
+
+def test_frames_can_come_in_parts(tmp_path: Path) -> None:
+    frames = _frames(20, 32, 32)
+    write_mp4(tmp_path / "whole.mp4", frames, 25)
+    _write_parts(tmp_path / "parts.mp4", frames.split(7))
+    whole, parts = (read_clip(index_video(tmp_path / name), 0, 20) for name in ("whole.mp4", "parts.mp4"))
+    assert torch.equal(whole, parts)
+
+
+def test_quality_is_set_by_crf(tmp_path: Path) -> None:
+    for crf in (0, 40):
+        write_mp4(tmp_path / f"{crf}.mp4", _frames(10, 64, 64), 25, crf=crf)
+    assert (tmp_path / "40.mp4").stat().st_size < (tmp_path / "0.mp4").stat().st_size / 3
+
+
+def _write_parts(path: Path, parts: Iterable[Tensor]) -> None:
+    with Mp4Writer(path, 25) as writer:
+        for part in parts:
+            writer.add(part)
+
+
+def _interrupted(part: Tensor) -> Iterator[Tensor]:
+    yield part
+    raise KeyboardInterrupt
+
+
+def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "video.mp4"
+    path.write_bytes(b"old")
+    good, other = _frames(3, 32, 32), _frames(3, 32, 34)
+    with pytest.raises(KeyboardInterrupt):
+        _write_parts(path, _interrupted(good))
+    with pytest.raises(ValueError, match=r"height and width \(32, 32\), as before"):
+        _write_parts(path, [good, other])
+    with pytest.raises(ValueError, match="at least one frame"):
+        _write_parts(path, [])
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("fps", "crf", "name"), [(0, 18, "fps"), (-1, 18, "fps"), (25, 52, "crf"), (25, -1, "crf")])
+def test_writer_settings_are_checked(tmp_path: Path, fps: float, crf: int, name: str) -> None:
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        Mp4Writer(tmp_path / "video.mp4", fps, crf=crf)
+
+
+@pytest.mark.parametrize("frames", [torch.zeros(2, 3, 8, 8), torch.zeros(0, 8, 8, 3, dtype=torch.uint8)])
+def test_only_uint8_frames_are_written(tmp_path: Path, frames: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"`frames` must be uint8 of shape \(T, H, W, 3\)"):
+        write_mp4(tmp_path / "video.mp4", frames, 25)
+    with pytest.raises(ValueError, match="`frames` must be uint8"):
+        gif_bytes(frames, 25)
+
+
+def test_side_by_side_shows_all_three() -> None:
+    inputs = _frames(4, 65, 80)
+    reconstructions = inputs.clone()
+    reconstructions[:, 10:20, 30:40] = 0
+    picture = side_by_side(inputs=[inputs, inputs], reconstructions=[reconstructions, inputs], amplification=2)
+    # 65 rows need a factor of 3; bar, two rows and the gap between them; three panels and two gaps.
+    assert picture.shape == (4, 26 + 195 + 4 + 195, 3 * 240 + 2 * 4, 3)
+    assert picture.dtype == torch.uint8
+    left, middle, right = (picture[:, 26:221, x : x + 240] for x in (0, 244, 488))
+    assert torch.equal(left[:, ::3, ::3], inputs)
+    assert torch.equal(left[:, 2::3, 1::3], inputs)
+    assert torch.equal(middle[:, 1::3, 1::3], reconstructions)
+    difference = right[:, 1::3, 1::3].int()
+    assert torch.equal(difference[:, 10:20, 30:40], (inputs[:, 10:20, 30:40].int() * 2).clamp(max=255))
+    assert difference[:, 20:].max() == 0
+    assert picture[:, 225:, 488:].max() == 0
+    bar = picture[0, :26].float().amax(dim=(0, 2))
+    assert all(bar[x : x + 100].max() > 200 for x in (0, 244, 488))
+
+
+def test_side_by_side_of_large_clips_is_not_enlarged(tmp_path: Path) -> None:
+    clips = torch.stack([_frames(2, 193, 33)])
+    picture = side_by_side(inputs=clips, reconstructions=clips)
+    # 26 + 193 rows and 3 * 33 + 2 * 4 columns, both made even.
+    assert picture.shape == (2, 220, 108, 3)
+    write_mp4(tmp_path / "video.mp4", picture, 10)
+    assert index_video(tmp_path / "video.mp4").num_frames == 2
+
+
+def test_side_by_side_refuses_what_does_not_fit() -> None:
+    clip = _frames(2, 16, 16)
+    with pytest.raises(ValueError, match="1 inputs and 2 reconstructions"):
+        side_by_side(inputs=[clip], reconstructions=[clip, clip])
+    with pytest.raises(ValueError, match="0 inputs"):
+        side_by_side(inputs=[], reconstructions=[])
+    with pytest.raises(ValueError, match=r"all of shape \(2, 16, 16, 3\)"):
+        side_by_side(inputs=[clip], reconstructions=[clip[:1]])
+    with pytest.raises(ValueError, match="uint8"):
+        side_by_side(inputs=[clip.float()], reconstructions=[clip])
+
+
+def test_gif_moves_and_repeats() -> None:
+    frames = _frames(6, 32, 48)
+    with Image.open(io.BytesIO(gif_bytes(frames, 10))) as image:
+        assert (image.format, image.n_frames, image.size) == ("GIF", 6, (48, 32))
+        assert (image.info["loop"], image.info["duration"]) == (0, 100)
+        image.seek(5)
+        shown = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8).reshape(32, 48, 3)
+    assert (shown.float() - frames[5].float()).abs().mean() < 8
