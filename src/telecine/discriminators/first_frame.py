@@ -1,0 +1,124 @@
+"""Causal convolution and down-sampling that keep a video's first frame apart, and the block made of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from telecine.discriminators.blocks import leaky_relu
+from telecine.discriminators.blur import Blur
+
+PAD_MODES = ("first", "constant")
+
+
+class CausalConv3d(nn.Module):
+    """3D convolution that sees only the present and the past; the shape `(T, H, W)` stays.
+
+    Args:
+        chan_in: Channels in.
+        chan_out: Channels out.
+        kernel_size: Odd size in all three axes, or (time, height, width) with odd height and width.
+        pad_mode: What stands before the first frame: the "first" frame again, or "constant" zeros.
+
+    Raises:
+        ValueError: If the kernel's height or width is even, or the mode is unknown.
+    """
+
+    def __init__(
+        self, chan_in: int, chan_out: int, kernel_size: int | tuple[int, int, int], pad_mode: str = "constant"
+    ) -> None:
+        super().__init__()
+        time, height, width = (kernel_size,) * 3 if isinstance(kernel_size, int) else kernel_size
+        if height % 2 == 0 or width % 2 == 0:
+            raise ValueError(f"`kernel_size` must be odd in height and width, but got {kernel_size}.")
+        if pad_mode not in PAD_MODES:
+            raise ValueError(f"`pad_mode` must be one of {PAD_MODES}, but got {pad_mode!r}.")
+        self.pad_mode = pad_mode
+        self.time_pad = time - 1
+        self.conv = nn.Conv3d(chan_in, chan_out, (time, height, width), padding=(0, height // 2, width // 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, chan_in, T, H, W)` to `(B, chan_out, T, H, W)`."""
+        before = x[:, :, :1].expand(-1, -1, self.time_pad, -1, -1)
+        before = before if self.pad_mode == "first" else torch.zeros_like(before)
+        return self.conv(torch.cat([before, x], dim=2))
+
+
+class DownSample3D(nn.Module):
+    """Halve space, and pool pairs of frames after the first if asked; a last frame without a partner stays.
+
+    Args:
+        in_channels: Channels in.
+        with_conv: Halve space by a strided 3x3 convolution of each frame, not by the mean of 2x2 cells.
+        compress_time: Map `1 + n` frames to `1 + ceil(n / 2)`, the first one untouched.
+        out_channels: Channels out of the convolution; `in_channels` by default.
+    """
+
+    def __init__(
+        self, in_channels: int, with_conv: bool, compress_time: bool = False, out_channels: int | None = None
+    ) -> None:
+        super().__init__()
+        self.compress_time = compress_time
+        self.conv = nn.Conv2d(in_channels, out_channels or in_channels, 3, stride=2) if with_conv else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, C, T, H, W)` to `(B, C', T or 1 + ceil((T - 1) / 2), H // 2, W // 2)`.
+
+        The convolution maps a height or width of 1 to 1.
+        """
+        x = _pool_time(x) if self.compress_time else x
+        if self.conv is None:
+            return F.avg_pool3d(x, (1, 2, 2))
+        # One row and column of zeros at the end, two where there is only one: the kernel has to fit once.
+        right, bottom = (1 if size > 1 else 2 for size in (x.shape[-1], x.shape[-2]))
+        # A 2D convolution of every frame, written as a 3D one of depth 1: no copy into the batch and back.
+        padded = F.pad(x, (0, right, 0, bottom))
+        return F.conv3d(padded, self.conv.weight.unsqueeze(2), self.conv.bias, stride=(1, 2, 2))
+
+
+def _pool_time(x: Tensor) -> Tensor:
+    first, rest = x[:, :, :1], x[:, :, 1:]
+    if rest.shape[2] % 2:
+        rest = torch.cat([rest, rest[:, :, -1:]], dim=2)
+    return torch.cat([first, rest.unflatten(2, (-1, 2)).mean(3)], dim=2)
+
+
+class DiscriminatorBlock3DWithfirstframe(nn.Module):
+    """Two causal 3x3x3 convolutions beside a skip, both halved in space and, the first frame apart, in time.
+
+    Args:
+        input_channels: Channels in.
+        filters: Channels out.
+        antialiased_downsample: Blur space before the stride.
+        pad_mode: What the causal convolutions see before the first frame.
+        antialiased_time: Blur time as well, the first frame included.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        filters: int,
+        antialiased_downsample: bool = True,
+        pad_mode: str = "first",
+        *,
+        antialiased_time: bool = False,
+    ) -> None:
+        super().__init__()
+        self.antialiased_time = antialiased_time
+        self.downsample_res = DownSample3D(input_channels, True, compress_time=True, out_channels=filters)
+        self.net = nn.Sequential(
+            CausalConv3d(input_channels, filters, 3, pad_mode),
+            leaky_relu(),
+            CausalConv3d(filters, filters, 3, pad_mode),
+            leaky_relu(),
+        )
+        self.maybe_blur = Blur() if antialiased_downsample else None
+        self.downsample = DownSample3D(filters, True, compress_time=True, out_channels=filters)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, C, T, H, W)` to `(B, filters, 1 + ceil((T - 1) / 2), H // 2, W // 2)`."""
+        skip = self.downsample_res(x)
+        x = self.net(x)
+        x = x if self.maybe_blur is None else self.maybe_blur(x, space_only=not self.antialiased_time)
+        return (self.downsample(x) + skip) * 2**-0.5

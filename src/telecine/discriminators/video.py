@@ -1,0 +1,118 @@
+"""The 3D-to-2D discriminators: video blocks while time lasts, then the image discriminator's blocks."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from telecine.discriminators.blocks import (
+    DiscriminatorBlock,
+    DiscriminatorBlock3D,
+    Head,
+    as_image_size,
+    check_input,
+    check_positive,
+    head_size,
+    layer_widths,
+    with_attention,
+)
+from telecine.discriminators.first_frame import DiscriminatorBlock3DWithfirstframe
+from telecine.shapes import Logits
+
+VideoBlock = type[DiscriminatorBlock3D] | type[DiscriminatorBlock3DWithfirstframe]
+
+
+class _HybridDiscriminator(nn.Module):
+    """`floor(log2(frame_num))` video blocks, the mean over what is left of time, then 2D blocks with attention.
+
+    The last block is always a 2D one without a stride, so long clips at small sizes keep some frames for the mean.
+    """
+
+    video_block: ClassVar[VideoBlock]
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        image_size: Any,
+        frame_num: int,
+        channels: int = 3,
+        max_dim: int = 512,
+        linear_attn_dim_head: int = 8,
+        linear_attn_heads: int = 16,
+        ff_mult: int = 4,
+        antialiased_downsample: bool = False,
+        antialiased_time: bool = False,
+    ) -> None:
+        super().__init__()
+        check_positive(dim=dim, frame_num=frame_num, channels=channels, max_dim=max_dim)
+        if antialiased_time and not antialiased_downsample:
+            raise ValueError("`antialiased_time` must come with `antialiased_downsample=True`, which is off.")
+        self.channels = channels
+        size = as_image_size(image_size)
+        widths = layer_widths(dim, size, channels, max_dim)
+        self.temporal_num_layers = min(frame_num.bit_length() - 1, len(widths) - 1)
+        self.blocks = nn.ModuleList()
+        for level, (width_in, width_out) in enumerate(widths, start=1):
+            is_last = level == len(widths)
+            if level <= self.temporal_num_layers:
+                block: nn.Module = self.video_block(
+                    width_in, width_out, antialiased_downsample, antialiased_time=antialiased_time
+                )
+                self.blocks.append(block)
+            else:
+                block = DiscriminatorBlock(width_in, width_out, not is_last, antialiased_downsample)
+                self.blocks.append(with_attention(block, width_out, linear_attn_dim_head, linear_attn_heads, ff_mult))
+        self.to_logits = Head(widths[-1][1], head_size(size))
+
+    def forward(self, x: Tensor) -> Logits:
+        """Map videos `(B, C, T, H, W)` in [-1, 1] to logits `(B,)`; larger means more real.
+
+        Raises:
+            ValueError: If the input is not a batch of videos with the channels it was built for.
+        """
+        check_input(x, ndim=5, channels=self.channels)
+        for level, block in enumerate(self.blocks):
+            x = x.mean(dim=2) if level == self.temporal_num_layers else x
+            x = block(x)
+        return self.to_logits(x)
+
+
+class Discriminator3D(_HybridDiscriminator):
+    """Video discriminator of plain 3D convolutions that halve time and space together, then 2D blocks.
+
+    Any batch, number of frames, height and width work, also others than those it was built for; clips do not see
+    each other and every frame counts. Where time does not come down to one frame, its mean is taken.
+
+    Args:
+        dim: A quarter of the first block's channels; they double at each scale.
+        image_size: Height and width it is built for, an int or a pair; each at least 16.
+        frame_num: Number of frames it is built for.
+        channels: Channels of the video.
+        max_dim: Most channels of any block.
+        linear_attn_dim_head: Channels of a head of the linear attention.
+        linear_attn_heads: Heads of the linear attention.
+        ff_mult: Width of the feed-forward layers.
+        antialiased_downsample: Blur space before each stride.
+        antialiased_time: Blur time as well where time is strided; only with `antialiased_downsample`.
+
+    Raises:
+        ValueError: If a size is not a positive int, or `image_size` is below 16.
+    """
+
+    video_block = DiscriminatorBlock3D
+
+
+class Discriminator3DWithfirstframe(_HybridDiscriminator):
+    """Video discriminator of causal convolutions that keeps the first frame apart while time is pooled.
+
+    Made for autoencoders that encode the first frame by itself (1 + 4k, 1 + 8k frames). Any batch, number of frames,
+    height and width work; clips do not see each other and every frame counts: a last frame without a partner is
+    pooled with itself. The arguments are those of `Discriminator3D`.
+
+    Raises:
+        ValueError: If a size is not a positive int, or `image_size` is below 16.
+    """
+
+    video_block = DiscriminatorBlock3DWithfirstframe

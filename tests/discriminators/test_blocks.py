@@ -1,0 +1,178 @@
+"""The 2D and 3D blocks against the published rearrangements, and the checks of sizes."""
+
+import pytest
+import torch
+from einops import rearrange
+from torch.nn import functional as F
+
+from telecine.discriminators import DiscriminatorBlock, DiscriminatorBlock3D
+from telecine.discriminators.blocks import (
+    Head,
+    SpaceToDepthConv,
+    as_image_size,
+    check_input,
+    check_positive,
+    head_size,
+    layer_widths,
+)
+
+CELLS_2D = "b c (h p1) (w p2) -> b (c p1 p2) h w"
+CELLS_3D = "b c (t p1) (h p2) (w p3) -> b (c p1 p2 p3) t h w"
+
+
+def space_to_depth(x, conv):
+    """Rearrange, then mix: what the published code does."""
+    names = ("p1", "p2") if x.ndim == 4 else ("p1", "p2", "p3")
+    return conv(rearrange(x, CELLS_2D if x.ndim == 4 else CELLS_3D, **dict.fromkeys(names, 2)))
+
+
+class TestSpaceToDepthConv:
+    @pytest.mark.parametrize("size", [(2, 2), (4, 6), (2, 4, 6), (8, 2, 2)])
+    def test_equals_rearrangement_and_mixing(self, size):
+        torch.manual_seed(0)
+        layer = SpaceToDepthConv(3, dims=len(size)).double()
+        x = torch.randn(2, 3, *size, dtype=torch.float64)
+        torch.testing.assert_close(layer(x), space_to_depth(x, layer[1]))
+
+    @pytest.mark.parametrize("size", [(1, 1), (3, 4), (4, 5), (1, 2, 3), (3, 3, 3)])
+    def test_odd_axes_repeat_their_last_position(self, size):
+        torch.manual_seed(0)
+        layer = SpaceToDepthConv(2, dims=len(size)).double()
+        x = torch.randn(2, 2, *size, dtype=torch.float64)
+        even = x
+        for axis in range(2, x.ndim):
+            if x.shape[axis] % 2:
+                even = torch.cat([even, even.narrow(axis, even.shape[axis] - 1, 1)], axis)
+        assert layer(x).shape[2:] == tuple((n + 1) // 2 for n in size)
+        torch.testing.assert_close(layer(x), space_to_depth(even, layer[1]))
+
+    @pytest.mark.parametrize("size", [(3, 2), (1, 3), (1, 2, 3), (3, 1, 1)])
+    def test_gradcheck_and_gradgradcheck(self, size):
+        torch.manual_seed(0)
+        layer = SpaceToDepthConv(1, dims=len(size)).double()
+        x = torch.randn(1, 1, *size, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(layer, (x,))
+        assert torch.autograd.gradgradcheck(lambda x: layer(x) ** 2, (x,))
+
+    def test_names_of_published_checkpoints(self):
+        shapes = {name: tuple(tensor.shape) for name, tensor in SpaceToDepthConv(3, dims=3).state_dict().items()}
+        assert shapes == {"1.weight": (3, 24, 1, 1, 1), "1.bias": (3,)}
+
+
+class TestBlock:
+    @pytest.mark.parametrize("blurred", [False, True])
+    @pytest.mark.parametrize("downsample", [False, True])
+    def test_equals_the_formula(self, blurred, downsample):
+        torch.manual_seed(0)
+        block = DiscriminatorBlock(3, 4, downsample, blurred).double()
+        x = torch.randn(2, 3, 6, 4, dtype=torch.float64)
+        first, second = block.net[0], block.net[2]
+        y = F.leaky_relu(second(F.leaky_relu(first(x), 0.1)), 0.1)
+        if downsample:
+            y = space_to_depth(block.maybe_blur(y) if blurred else y, block.downsample[1])
+        stride = 2 if downsample else 1
+        skip = (
+            block.conv_res(x) if not downsample else F.conv2d(x[:, :, ::stride, ::stride], *block.conv_res.parameters())
+        )
+        torch.testing.assert_close(block(x), (y + skip) / 2**0.5)
+
+    @pytest.mark.parametrize("blurred", [False, True])
+    def test_3d_equals_the_formula_and_blurs_space_alone(self, blurred):
+        torch.manual_seed(0)
+        block = DiscriminatorBlock3D(3, 2, blurred).double()
+        x = torch.randn(2, 3, 4, 2, 6, dtype=torch.float64)
+        y = F.leaky_relu(block.net[2](F.leaky_relu(block.net[0](x), 0.1)), 0.1)
+        y = block.maybe_blur(y, space_only=True) if blurred else y
+        y = space_to_depth(y, block.downsample[1])
+        skip = F.conv3d(x[:, :, ::2, ::2, ::2], *block.conv_res.parameters())
+        torch.testing.assert_close(block(x), (y + skip) / 2**0.5)
+
+    def test_time_is_blurred_on_request(self):
+        torch.manual_seed(0)
+        block = DiscriminatorBlock3D(1, 2, True, antialiased_time=True)
+        x = torch.randn(1, 1, 4, 4, 4)
+        y = space_to_depth(block.maybe_blur(block.net(x)), block.downsample[1])
+        torch.testing.assert_close(block(x), (y + block.conv_res(x)) / 2**0.5)
+
+    @pytest.mark.parametrize("blurred", [False, True])
+    def test_gradcheck_and_gradgradcheck(self, blurred):
+        torch.manual_seed(0)
+        for block, shape in (
+            (DiscriminatorBlock(1, 1, True, blurred), (1, 1, 3, 2)),
+            (DiscriminatorBlock3D(1, 1, blurred), (1, 1, 3, 2, 1)),
+        ):
+            x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+            block.double()
+            assert torch.autograd.gradcheck(block, (x,))
+            assert torch.autograd.gradgradcheck(lambda x, block=block: block(x) ** 2, (x,))
+
+    def test_the_input_is_left_as_it_is(self):
+        for block, shape in ((DiscriminatorBlock(2, 3), (1, 2, 4, 4)), (DiscriminatorBlock3D(2, 3), (1, 2, 2, 4, 4))):
+            x = torch.randn(shape)
+            before, version = x.clone(), x._version
+            block(x)
+            assert torch.equal(x, before)
+            assert x._version == version
+
+
+class TestHead:
+    @pytest.mark.parametrize("size", [(4, 6), (3, 5), (2, 2), (1, 1), (9, 13)])
+    def test_any_map_gives_one_logit_a_sample(self, size):
+        torch.manual_seed(0)
+        head = Head(3, (4, 6)).double()
+        x = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
+        logits = head(x)
+        assert logits.shape == (2,)
+        (gradient,) = torch.autograd.grad(logits.sum(), x)
+        assert (gradient != 0).all()
+        features = F.adaptive_avg_pool2d(F.leaky_relu(head[0](x), 0.1), (4, 6))
+        torch.testing.assert_close(logits, (features.flatten(1) @ head[3].weight.T + head[3].bias)[:, 0])
+
+    def test_at_its_own_size_nothing_is_averaged(self):
+        head = Head(1, (2, 3))
+        x = torch.randn(1, 1, 2, 3)
+        assert torch.equal(head[2](x), x.flatten(1))
+
+
+class TestSizes:
+    @pytest.mark.parametrize("size", [32, (32, 48), [32, 48], torch.Size([32, 48]), (size for size in (32, 48))])
+    def test_ints_and_pairs(self, size):
+        assert as_image_size(size) in ((32, 32), (32, 48))
+
+    @pytest.mark.parametrize("size", [None, "64", "ab", 64.0, (64,), (64, 64, 64), (64.5, 64), ("64", 64), {}])
+    def test_anything_else(self, size):
+        with pytest.raises(ValueError, match=r"`image_size` must be an int or a pair .*but got .*crops you train on"):
+            as_image_size(size)
+
+    @pytest.mark.parametrize("size", [15, 0, -64, (16, 15), [8, 64]])
+    def test_too_small(self, size):
+        with pytest.raises(ValueError, match=r"`image_size` must be at least 16, but got .*up-sample"):
+            as_image_size(size)
+
+    @pytest.mark.parametrize("value", [0, -1, 1.0, "8", None, True])
+    def test_counts(self, value):
+        with pytest.raises(ValueError, match="`dim` must be a positive int, but got"):
+            check_positive(channels=3, dim=value)
+
+    @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 4, 8, 8), (1, 3, 2, 8, 8)])
+    def test_input(self, shape):
+        with pytest.raises(ValueError, match=r"must be \(B, C, H, W\) with C = 3, but got"):
+            check_input(torch.zeros(shape), ndim=4, channels=3)
+
+    @pytest.mark.parametrize(
+        ("size", "max_dim", "widths"),
+        [
+            ((16, 16), 512, [(3, 8), (8, 16), (16, 32)]),
+            ((31, 99), 512, [(3, 8), (8, 16), (16, 32)]),
+            ((64, 32), 512, [(3, 8), (8, 16), (16, 32), (32, 64)]),
+            ((256, 256), 20, [(3, 8), (8, 16), (16, 20), (20, 20), (20, 20), (20, 20), (20, 20)]),
+        ],
+    )
+    def test_widths(self, size, max_dim, widths):
+        assert layer_widths(2, size, 3, max_dim) == widths
+
+    @pytest.mark.parametrize(
+        ("size", "expected"), [((16, 16), (4, 4)), ((60, 90), (7, 11)), ((240, 360), (7, 11)), ((31, 99), (7, 24))]
+    )
+    def test_the_head_has_the_size_of_published_checkpoints(self, size, expected):
+        assert head_size(size) == expected

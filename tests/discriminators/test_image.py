@@ -1,0 +1,98 @@
+"""The 2D discriminator against an independent implementation with the same weights, and its arguments."""
+
+import warnings
+
+import pytest
+import torch
+
+from telecine.discriminators import Discriminator
+
+
+@pytest.fixture(scope="module")
+def magvit2():
+    """Return the `Discriminator` of the package magvit2-pytorch; tests are skipped, and say why, without it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from magvit2_pytorch.magvit2_pytorch import Discriminator as Reference
+    except ImportError as error:
+        pytest.skip(f"`pip install magvit2-pytorch` brings the independent reference, but importing it failed: {error}")
+    return Reference
+
+
+CONFIGS = [
+    ({"dim": 2, "image_size": 16}, (16, 16)),
+    ({"dim": 2, "image_size": 64, "max_dim": 12}, (64, 64)),
+    ({"dim": 1, "image_size": (32, 48), "channels": 1, "ff_mult": 2, "antialiased_downsample": False}, (32, 48)),
+    ({"dim": 3, "image_size": (64, 32), "linear_attn_heads": 3, "linear_attn_dim_head": 5, "attn_heads": 2}, (64, 32)),
+    ({"dim": 2, "image_size": 128, "attn_dim_head": 4, "linear_attn_heads": 2}, (128, 128)),
+    # Built for a size that it halves to odd numbers, and run at one that it does not.
+    ({"dim": 1, "image_size": (60, 90)}, (56, 88)),
+]
+
+
+@pytest.mark.parametrize(("config", "size"), CONFIGS)
+def test_outputs_and_input_gradients_equal_magvit2s(magvit2, config, size):
+    torch.manual_seed(0)
+    theirs, ours = magvit2(**config), Discriminator(**config)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x = torch.rand(3, config.get("channels", 3), *size) * 2 - 1
+    results = []
+    for network in (theirs, ours):
+        image = x.clone().requires_grad_()
+        logits = network(image)
+        results.append((logits, *torch.autograd.grad(logits.sum(), image)))
+    assert results[1][0].shape == (3,)
+    assert results[0][0].std() > 1e-3
+    for their, our in zip(*results, strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("antialiased", [False, True])
+def test_state_dicts_of_magvit2_fit_in_both_directions(magvit2, antialiased):
+    config = {"dim": 1, "image_size": 32, "antialiased_downsample": antialiased}
+    theirs, ours = magvit2(**config), Discriminator(**config)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+
+
+def test_blur_buffers_are_in_the_state_dict_and_make_the_round_trip():
+    config = {"dim": 1, "image_size": 16, "antialiased_downsample": True}
+    ours = Discriminator(**config)
+    blurs = [name for name in ours.state_dict() if name.endswith("maybe_blur.f")]
+    assert blurs == [f"blocks.{level}.0.maybe_blur.f" for level in range(3)]
+    other = Discriminator(**config)
+    other.load_state_dict(ours.state_dict(), strict=True)
+    x = torch.randn(1, 3, 16, 16)
+    assert torch.equal(other(x), ours(x))
+    assert not [name for name in Discriminator(dim=1, image_size=16).state_dict() if "blur" in name]
+
+
+def test_blurring_changes_the_logits():
+    torch.manual_seed(0)
+    blurred = Discriminator(dim=1, image_size=16, antialiased_downsample=True)
+    plain = Discriminator(dim=1, image_size=16)
+    plain.load_state_dict({name: w for name, w in blurred.state_dict().items() if "blur" not in name}, strict=True)
+    x = torch.randn(2, 3, 16, 16)
+    assert not torch.allclose(plain(x), blurred(x))
+
+
+@pytest.mark.parametrize("name", ["attn_heads", "attn_dim_head"])
+def test_arguments_without_effect_are_accepted(name):
+    shapes = [
+        {key: tensor.shape for key, tensor in Discriminator(dim=1, image_size=16, **extra).state_dict().items()}
+        for extra in ({}, {name: 3})
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("name", ["dim", "channels", "max_dim"])
+def test_bad_counts(name):
+    with pytest.raises(ValueError, match=f"`{name}` must be a positive int, but got 0"):
+        Discriminator(**{"dim": 1, "image_size": 16, name: 0})
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 1, 16, 16), (1, 3, 2, 16, 16)])
+def test_bad_input(shape):
+    with pytest.raises(ValueError, match=r"input must be \(B, C, H, W\) with C = 3, but got"):
+        Discriminator(dim=1, image_size=16)(torch.zeros(shape))
