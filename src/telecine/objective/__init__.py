@@ -1,0 +1,5 @@
+"""The objective: what is added, with which weight, in which step."""
+
+from telecine.objective.video_autoencoder import VideoAutoencoderLoss
+
+__all__ = ["VideoAutoencoderLoss"]

@@ -1,0 +1,47 @@
+"""How terms are added up and named in the log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from telecine.shapes import Scalar, argument_error
+
+Log = dict[str, Tensor]
+
+
+def total(terms: Iterable[Scalar], *, like: Tensor) -> Scalar:
+    """Return the sum of the terms, a 0 on `like`'s device if there are none."""
+    terms = list(terms)
+    return torch.stack(terms).sum() if terms else torch.zeros((), device=like.device)
+
+
+def mean(terms: Iterable[Scalar], *, like: Tensor) -> Scalar:
+    """Return the mean of the terms, a 0 on `like`'s device if there are none."""
+    terms = list(terms)
+    return total(terms, like=like) / max(len(terms), 1)
+
+
+def weighted(*terms: tuple[float, Scalar]) -> Scalar | float:
+    """Return the sum of weight times term; a term of weight 0 is left out, so that its NaN or graph does not count."""
+    return sum((weight * term for weight, term in terms if weight != 0), 0.0)
+
+
+def with_aux(log: Log, aux: Log) -> Log:
+    """Return the log together with the named auxiliary losses.
+
+    Raises:
+        ValueError: If one of them has the name of a term, which would hide it.
+    """
+    for name in aux:
+        if name in log:
+            remedy = f"Rename it, for instance to 'quantizer_{name}'."
+            raise argument_error("aux_losses", "named unlike the objective's own terms", repr(name), remedy)
+    return {**{name: value for name, value in aux.items() if name}, **log}
+
+
+def each(name: str, terms: Log) -> Log:
+    """Return `{name}_{critic}` for every critic, where there are several; the sum alone says it for one."""
+    return {f"{name}_{critic}": term for critic, term in terms.items()} if len(terms) > 1 else {}

@@ -1,0 +1,60 @@
+"""One of two processes that share an adaptive weight: `two_ranks.py RANK INIT_METHOD`; prints its log as JSON.
+
+`setting` and `batch` are read by the test as well, which computes what must come out in a single process.
+"""
+
+import gc
+import json
+import runpy
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+
+from telecine import VideoAutoencoderLoss
+from telecine.objective.balance import average_over_ranks
+
+helpers = runpy.run_path(str(Path(__file__).with_name("conftest.py")))
+
+
+def setting():
+    """Return the loss and the autoencoder, the same on every rank."""
+    autoencoder = helpers["TinyAutoencoder"](seed=0)
+    torch.manual_seed(0)
+    loss = VideoAutoencoderLoss(
+        disc_start=0,
+        adversarial_loss_weight=1.0,
+        vgg_weights=helpers["random_vgg"](),
+        discr_3d_kwargs={"dim": 1, "image_size": 16, "frame_num": 4, "linear_attn_heads": 2},
+        perceptual_frames="all",
+    )
+    return loss, autoencoder
+
+
+def batch(rank):
+    """Return the rank's own clips."""
+    return helpers["random_clip"]((2, 3, 3, 16, 16), seed=10 + rank) * (0.2 + rank) / 1.2
+
+
+def main(rank, init_method):
+    dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=2, timeout=timedelta(seconds=120))
+    loss, autoencoder = setting()
+    total, log = loss(batch(rank), autoencoder(batch(rank)), 0, 0, last_layer=autoencoder.last_layer)
+    total.backward()
+    result = {name: value.item() for name, value in log.items()}
+    own = torch.tensor([1.0 + rank, 10.0])
+    result["average"] = average_over_ranks(own).tolist()
+    assert own.tolist() == [1.0 + rank, 10.0]
+    # Gloo's threads may outlive the interpreter's teardown where tensors of the graph do.
+    del loss, autoencoder, total, log
+    gc.collect()
+    dist.barrier()
+    dist.destroy_process_group()
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(int(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,154 @@
+"""The seed's names, and its usage example with only the import line changed."""
+
+import importlib
+import inspect
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import telecine
+from telecine import cogvideo
+
+SEED_NAMES = {
+    "Blur",
+    "CausalConv3d",
+    "Discriminator",
+    "Discriminator3D",
+    "Discriminator3DWithfirstframe",
+    "DiscriminatorBlock",
+    "DiscriminatorBlock3D",
+    "DownSample3D",
+    "FeedForward",
+    "LinearSpaceAttention",
+    "VideoAutoencoderLoss",
+}
+
+
+def test_the_names_of_the_seed():
+    assert set(cogvideo.__all__) >= SEED_NAMES
+    for name in cogvideo.__all__:
+        assert getattr(cogvideo, name).__name__ == name
+
+
+def test_they_are_the_same_classes():
+    for name in ("VideoAutoencoderLoss", "Discriminator", "Discriminator3D", "Discriminator3DWithfirstframe"):
+        assert getattr(cogvideo, name) is getattr(telecine, name)
+
+
+def test_the_signature_is_the_seeds():
+    parameters = inspect.signature(cogvideo.VideoAutoencoderLoss).parameters
+    positional = {n: p.default for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
+    vgg = importlib.import_module("torchvision.models").VGG16_Weights.DEFAULT
+    assert positional == {
+        "disc_start": inspect.Parameter.empty,
+        "perceptual_weight": 1,
+        "adversarial_loss_weight": 0,
+        "multiscale_adversarial_loss_weight": 0,
+        "grad_penalty_loss_weight": 0,
+        "quantizer_aux_loss_weight": 0,
+        "vgg_weights": vgg,
+        "discr_kwargs": None,
+        "discr_3d_kwargs": None,
+    }
+    assert next(iter(positional)) == "disc_start"
+    own = [p for n, p in parameters.items() if n not in positional]
+    assert own
+    assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in own)
+    call = inspect.signature(cogvideo.VideoAutoencoderLoss.forward).parameters
+    assert list(call)[1:8] == [
+        *("inputs", "reconstructions", "optimizer_idx", "global_step"),
+        *("aux_losses", "last_layer", "split"),
+    ]
+    assert (call["aux_losses"].default, call["last_layer"].default, call["split"].default) == (None, None, "train")
+
+
+@pytest.fixture
+def vgg_of_the_default(monkeypatch):
+    """Let the default of `vgg_weights` be seeded noise in the right shapes, so that nothing has to be downloaded."""
+    channels = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+    positions = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+    generator = torch.Generator().manual_seed(0)
+    state, width = {}, 3
+    for position, out in zip(positions, channels, strict=True):
+        state[f"features.{position}.weight"] = (
+            torch.randn(out, width, 3, 3, generator=generator) * (2 / 9 / width) ** 0.5
+        )
+        state[f"features.{position}.bias"] = torch.zeros(out)
+        width = out
+    monkeypatch.setattr("telecine.perceptual.lpips.load_backbone", lambda net, source: state)
+
+
+def test_the_usage_example_runs(vgg_of_the_default):
+    """Everything but the import line is the seed's; its clips are small and few, as any size works."""
+    from telecine.cogvideo import VideoAutoencoderLoss
+
+    torch.manual_seed(0)
+    model = SimpleNamespace(decoder=nn.Module())
+    model.decoder.conv_out = nn.Conv3d(3, 3, 1)
+    video_batch = torch.rand(1, 3, 16, 32, 32) * 2 - 1
+    recon_video = model.decoder.conv_out(video_batch)
+    quantizer_loss = torch.tensor(0.25)
+    step = 5000
+
+    # Initialize with 3D discriminator
+    loss_fn = VideoAutoencoderLoss(
+        disc_start=5000,
+        perceptual_weight=1.0,
+        adversarial_loss_weight=0.5,
+        grad_penalty_loss_weight=10.0,
+        quantizer_aux_loss_weight=1.0,
+        discr_3d_kwargs={
+            "target": "sgm.modules.autoencoding.losses.video_loss.Discriminator3D",
+            "params": {"dim": 64, "image_size": 256, "frame_num": 16},
+        },
+    )
+
+    # Generator update
+    gen_loss, gen_log = loss_fn(
+        inputs=video_batch,  # (B, 3, T, H, W)
+        reconstructions=recon_video,  # (B, 3, T, H, W)
+        optimizer_idx=0,
+        global_step=step,
+        aux_losses=quantizer_loss,
+        last_layer=model.decoder.conv_out.weight,
+    )
+
+    # Discriminator update
+    disc_loss, disc_log = loss_fn(
+        inputs=video_batch,
+        reconstructions=recon_video,
+        optimizer_idx=1,
+        global_step=step,
+    )
+
+    gen_loss.backward()
+    assert model.decoder.conv_out.weight.grad.abs().sum() > 0
+    assert type(loss_fn.discr_3d) is telecine.Discriminator3D
+    assert gen_log["train/gen_loss"] != 0
+    assert gen_log["train/aux_losses"] == 0.25
+    assert disc_log["train/grad_penalty_loss"] > 0
+    assert disc_loss.isfinite()
+
+
+def test_the_import_needs_no_extra():
+    """What trains, decodes, or plots is not imported with the objective."""
+    extras = {
+        "accelerate",
+        "av",
+        "jsonargparse",
+        "matplotlib",
+        "rich",
+        "tensorboard",
+        "torchmetrics",
+        "diffusers",
+        "sgm",
+    }
+    script = (
+        f"import sys, telecine.cogvideo; print(sorted({{name.partition('.')[0] for name in sys.modules}} & {extras}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
