@@ -2,25 +2,25 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-RUN ?= runs/demo
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test check lint types weights clean
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[train,demo,dev]'
+	$(PIP) --editable '.[train,demo,dev]'
 	touch $@
 
-# An independent implementation that the tests compare with; without it one test is skipped and says so.
+# An independent implementation that the tests compare with; without it those tests are skipped and say so.
 $(VENV)/.reference: $(VENV)/.installed
-	-$(BIN)/python -m pip install --quiet --disable-pip-version-check 'magvit2-pytorch>=0.5'
+	-$(PIP) 'magvit2-pytorch>=0.5'
 	touch $@
 
 weights: $(VENV)/.installed
 	$(BIN)/telecine weights fetch
 
 demo: weights
-	$(BIN)/telecine train --run $(RUN)
+	$(BIN)/telecine train
 
 test: weights $(VENV)/.reference
 	$(BIN)/python -m pytest -n 2

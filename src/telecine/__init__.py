@@ -1,7 +1,10 @@
 """telecine: the training objective of video autoencoders done right, and everything around it.
 
-The names below are the public door. `train` and `evaluate` need the extra `telecine[train]`.
+The names below are the public door. `train`, `evaluate` and `reconstruct` need the extra `telecine[train]`.
 """
+
+from importlib import import_module
+from typing import Any
 
 from telecine.discriminators import Discriminator, Discriminator3D, Discriminator3DWithfirstframe
 from telecine.losses import gradient_penalty, hinge_discriminator, hinge_generator, kl_to_standard_normal, mse
@@ -9,6 +12,16 @@ from telecine.objective import VideoAutoencoderLoss
 from telecine.perceptual import LPIPS
 
 __version__ = "0.1.0"
+
+# What the extra brings is imported when it is asked for: the objective works without.
+_EXTRA = {
+    "EvaluateConfig": "telecine.evaluation.evaluate",
+    "ReconstructConfig": "telecine.evaluation.reconstruct",
+    "TrainConfig": "telecine.training",
+    "evaluate": "telecine.evaluation.evaluate",
+    "reconstruct": "telecine.evaluation.reconstruct",
+    "train": "telecine.training",
+}
 
 __all__ = [
     "LPIPS",
@@ -22,3 +35,13 @@ __all__ = [
     "kl_to_standard_normal",
     "mse",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXTRA:
+        raise AttributeError(f"module 'telecine' has no attribute {name!r}")
+    return getattr(import_module(_EXTRA[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_EXTRA})

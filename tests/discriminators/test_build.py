@@ -122,8 +122,8 @@ def test_mistakes(spec, message):
 
 
 def test_errors_of_the_class_itself_pass_through():
-    with pytest.raises(ValueError, match="`image_size` must be at least 16, but got 8 x 8"):
-        build({**PARAMS, "image_size": 8})
+    with pytest.raises(ValueError, match="`image_size` must be at least 4, but got 2 x 2"):
+        build({**PARAMS, "image_size": 2})
 
 
 def test_nearest():

@@ -89,3 +89,13 @@ def test_images_do_not_see_each_other():
     logits = network(x)
     for index in range(9):
         torch.testing.assert_close(logits[index : index + 1], network(x[index : index + 1]))
+
+
+@pytest.mark.parametrize("size", [4, 5, 8, 12, 15, (8, 64)])
+@pytest.mark.parametrize("cls", [Discriminator, Discriminator3D, Discriminator3DWithfirstframe])
+def test_networks_built_for_tiny_pictures_run(cls, size):
+    video = {} if cls is Discriminator else {"frame_num": 4}
+    network = cls(dim=1, image_size=size, **video)
+    height, width = (size, size) if isinstance(size, int) else size
+    shape = (2, 3, height, width) if cls is Discriminator else (2, 3, 4, height, width)
+    assert network(torch.zeros(shape)).shape == (2,)

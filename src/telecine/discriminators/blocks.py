@@ -13,7 +13,8 @@ from telecine.discriminators.attention import FeedForward, LinearSpaceAttention,
 from telecine.discriminators.blur import Blur
 from telecine.shapes import argument_error, describe
 
-MIN_SIZE = 16
+# Below this not even the first block has a map to look at; published networks are built down to it.
+MIN_SIZE = 4
 
 
 def leaky_relu() -> nn.Module:
@@ -160,7 +161,7 @@ def as_image_size(image_size: object) -> tuple[int, int]:
     """Return `(height, width)` of an int or a sequence of two, such as the list that a YAML file holds.
 
     Raises:
-        ValueError: If it is neither, or smaller than 16.
+        ValueError: If it is neither, or smaller than 4.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     try:

@@ -26,7 +26,7 @@ class Discriminator(nn.Module):
 
     Args:
         dim: A quarter of the first block's channels; they double at each scale.
-        image_size: Height and width it is built for, an int or a pair; each at least 16.
+        image_size: Height and width it is built for, an int or a pair; each at least 4.
         channels: Channels of the images.
         max_dim: Most channels of any block.
         attn_heads: Accepted because published configurations carry it; it has no effect, there as here.
@@ -37,7 +37,7 @@ class Discriminator(nn.Module):
         antialiased_downsample: Blur before each stride.
 
     Raises:
-        ValueError: If a size is not a positive int, or `image_size` is below 16.
+        ValueError: If a size is not a positive int, or `image_size` is below 4.
     """
 
     def __init__(

@@ -87,7 +87,7 @@ class Discriminator3D(_HybridDiscriminator):
 
     Args:
         dim: A quarter of the first block's channels; they double at each scale.
-        image_size: Height and width it is built for, an int or a pair; each at least 16.
+        image_size: Height and width it is built for, an int or a pair; each at least 4.
         frame_num: Number of frames it is built for.
         channels: Channels of the video.
         max_dim: Most channels of any block.
@@ -98,7 +98,7 @@ class Discriminator3D(_HybridDiscriminator):
         antialiased_time: Blur time as well where time is strided; only with `antialiased_downsample`.
 
     Raises:
-        ValueError: If a size is not a positive int, or `image_size` is below 16.
+        ValueError: If a size is not a positive int, or `image_size` is below 4.
     """
 
     video_block = DiscriminatorBlock3D
@@ -112,7 +112,7 @@ class Discriminator3DWithfirstframe(_HybridDiscriminator):
     pooled with itself. The arguments are those of `Discriminator3D`.
 
     Raises:
-        ValueError: If a size is not a positive int, or `image_size` is below 16.
+        ValueError: If a size is not a positive int, or `image_size` is below 4.
     """
 
     video_block = DiscriminatorBlock3DWithfirstframe

@@ -1,0 +1,218 @@
+"""The command line: `telecine train | evaluate | reconstruct | weights`."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from rich.console import Console
+from rich.table import Table
+
+from telecine import __version__
+from telecine.evaluation.evaluate import EvaluateConfig, evaluate
+from telecine.evaluation.reconstruct import ReconstructConfig, reconstruct
+from telecine.perceptual import weights
+from telecine.training import Interrupted, TrainConfig, TrainingError, TrainResult, train
+
+USER_ERROR = 2
+INTERRUPTED = 130
+RECIPES = Path(__file__).parent / "recipes"
+
+console = Console()
+
+
+def run_train(settings: Namespace, config: TrainConfig) -> None:
+    """Train a video autoencoder; run the same command again to go on from the last checkpoint."""
+    print_result(train(config, console=console))
+
+
+def run_evaluate(settings: Namespace, config: EvaluateConfig) -> None:
+    """Measure a checkpoint's PSNR, SSIM and LPIPS on videos."""
+    result = evaluate(settings.checkpoint, config, output=settings.output)
+    protocol = result.protocol
+    size = f"{protocol.num_frames} frames of {protocol.height} x {protocol.width}"
+    table = Table("metric", "mean", title=f"{protocol.num_clips} clips, {size}")
+    for name, value in result.metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    console.print(table)
+    if settings.output is not None:
+        console.print(f"written to {settings.output}, with protocol.json", soft_wrap=True)
+
+
+def run_reconstruct(settings: Namespace, config: ReconstructConfig) -> None:
+    """Send a video through an autoencoder and write the result."""
+    psnr = reconstruct(settings.checkpoint, settings.video, settings.output, config)
+    console.print(f"wrote {settings.output}, PSNR {psnr:.2f} dB", soft_wrap=True)
+
+
+def run_weights(settings: Namespace, config: None) -> None:
+    """Fetch, verify or list the frozen networks of LPIPS."""
+    nets = settings.nets or ["vgg", "alex"]
+    if settings.action == "list":
+        return print_weights()
+    for net in nets:
+        path = weights.fetch(net) if settings.action == "fetch" else weights.verify(net).path
+        console.print(f"{net}: {path}", soft_wrap=True)
+    return None
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument that is not a setting."""
+
+    names: tuple[str, ...]
+    help: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: what runs it, the dataclass of its settings, and its other arguments."""
+
+    run: Callable[[Namespace, Any], None]
+    settings: type | None
+    arguments: tuple[Argument, ...] = ()
+
+    def parser(self) -> ArgumentParser:
+        """Return the parser of its arguments; the texts of the settings' fields are their help."""
+        parser = ArgumentParser(description=self.run.__doc__, exit_on_error=False)
+        for argument in self.arguments:
+            parser.add_argument(*argument.names, help=argument.help, **argument.extra)
+        if self.settings is not None:
+            parser.add_argument("--config", action="config", help="A YAML file of settings, or a recipe: demo.")
+            parser.add_class_arguments(self.settings)
+        return parser
+
+
+CHECKPOINT = Argument(
+    ("checkpoint",), "Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder."
+)
+FIGURES = Argument(("-o", "--output"), "Folder for metrics.json (means), clips.json (each clip) and protocol.json.")
+COMMANDS = {
+    "train": Command(run_train, TrainConfig),
+    "evaluate": Command(run_evaluate, EvaluateConfig, (CHECKPOINT, FIGURES)),
+    "reconstruct": Command(
+        run_reconstruct,
+        ReconstructConfig,
+        (
+            CHECKPOINT,
+            Argument(("video",), "The video to reconstruct."),
+            Argument(("-o", "--output"), "The MP4 to write.", {"required": True}),
+        ),
+    ),
+    "weights": Command(
+        run_weights,
+        None,
+        (
+            Argument(("action",), "What to do.", {"choices": ["fetch", "verify", "list"]}),
+            Argument(("nets",), "vgg (training), alex (evaluation); both by default.", {"nargs": "*"}),
+        ),
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, 2 after a mistake that has a remedy, 130 after an interruption."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parsers = {name: command.parser() for name, command in COMMANDS.items()}
+    try:
+        settings = root_parser(parsers).parse_args(with_recipe(sys.argv[1:] if arguments is None else arguments))
+        name = settings.subcommand
+        run(COMMANDS[name], parsers[name], settings[name])
+    except ArgumentError as error:
+        return fail(with_suggestion(" ".join(str(error).split())))
+    except (ValueError, FileNotFoundError, TrainingError) as error:
+        return fail(str(error))
+    except Interrupted as interruption:
+        console.print(f"stopped; saved {interruption}. Run the same command again to go on.", soft_wrap=True)
+        return INTERRUPTED
+    return 0
+
+
+def run(command: Command, parser: ArgumentParser, settings: Namespace) -> None:
+    """Build the command's settings and run it."""
+    config = None
+    if command.settings is not None:
+        values = parser.instantiate(settings)
+        config = command.settings(**{item.name: values[item.name] for item in fields(command.settings)})
+    command.run(settings, config)
+
+
+def root_parser(parsers: dict[str, ArgumentParser]) -> ArgumentParser:
+    """Return the parser of `telecine` itself."""
+    parser = ArgumentParser(
+        prog="telecine", description="Train, evaluate and use video autoencoders.", exit_on_error=False
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subcommands(title="commands", metavar="COMMAND")
+    for name, subparser in parsers.items():
+        commands.add_subcommand(name, subparser, help=COMMANDS[name].run.__doc__)
+    return parser
+
+
+def with_recipe(arguments: Sequence[str]) -> list[str]:
+    """Let `--config NAME` mean a recipe that ships with telecine; `train` without data or settings is the demo."""
+    arguments = list(arguments)
+    if arguments[:1] == ["train"] and not {"-h", "--help"} & set(arguments):
+        given = {argument.partition("=")[0] for argument in arguments}
+        if not {"--data", "--config"} & given:
+            arguments[1:1] = ["--config", "demo"]
+    for index, argument in enumerate(arguments):
+        recipe = RECIPES / f"{argument.removeprefix('--config=')}.yaml"
+        if (argument.startswith("--config=") or arguments[index - 1] == "--config") and recipe.is_file():
+            arguments[index] = f"--config={recipe}" if argument.startswith("--config=") else str(recipe)
+    return arguments
+
+
+def fail(message: str) -> int:
+    """Print one error on standard error and return its exit code."""
+    print(f"telecine: error: {message}", file=sys.stderr)
+    return USER_ERROR
+
+
+def with_suggestion(message: str) -> str:
+    """Add the nearest setting to the message about one that does not exist."""
+    known = sorted({name for command in COMMANDS.values() for name in setting_names(command.settings)})
+    for word in re.findall(r"--([\w.]+)|['\"]([\w.]+)['\"]", message):
+        word = "".join(word)
+        near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+        if word not in known and near:
+            return f"{message.rstrip('.')}. Did you mean `{near[0]}`?"
+    return message
+
+
+def setting_names(settings: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of a dataclass's fields and of those in it."""
+    if is_dataclass(settings):
+        hints = get_type_hints(settings)
+        for item in fields(settings):
+            yield prefix + item.name
+            yield from setting_names(hints[item.name], f"{prefix}{item.name}.")
+
+
+def print_result(result: TrainResult) -> None:
+    """Show what a run reached and where its files are."""
+    table = Table("held-out clips", "before", "after", title="training finished")
+    for name, before in result.first.items():
+        table.add_row(name, f"{before:.4f}", f"{result.last[name]:.4f}")
+    console.print(table)
+    for name, path in result.files().items():
+        console.print(f"{name:<13} {path}", soft_wrap=True)
+
+
+def print_weights() -> None:
+    """Show which networks are in the cache."""
+    table = Table("net", "status", "source", "file")
+    for entry in weights.listing():
+        table.add_row(entry.net, entry.status, entry.source or "", str(entry.path))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

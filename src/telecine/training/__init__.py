@@ -1,0 +1,22 @@
+"""The training run around the objective. Needs `pip install "telecine[train]"`."""
+
+from telecine.training.config import (
+    DiscriminatorConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from telecine.training.interrupt import Interrupted
+from telecine.training.step import TrainingError
+from telecine.training.trainer import TrainResult, train
+
+__all__ = [
+    "DiscriminatorConfig",
+    "Interrupted",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "TrainConfig",
+    "TrainResult",
+    "TrainingError",
+    "train",
+]

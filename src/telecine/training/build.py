@@ -1,0 +1,156 @@
+"""The objects of a run from its settings: the objective with its discriminators, the networks, the clips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from telecine.autoencoders import CausalVAE
+from telecine.data import (
+    Clip,
+    ClipDataset,
+    Span,
+    VideoInfo,
+    find_videos,
+    index_videos,
+    sample_videos,
+    split_videos,
+    validation_clips,
+)
+from telecine.devices import pick_device
+from telecine.discriminators import Discriminator, Discriminator3D, Discriminator3DWithfirstframe
+from telecine.objective import VideoAutoencoderLoss
+from telecine.training.config import TrainConfig
+from telecine.training.ema import moving_average
+from telecine.training.step import Players
+
+VIDEO_DISCRIMINATORS = {"first_frame": Discriminator3DWithfirstframe, "plain": Discriminator3D}
+
+
+@dataclass(frozen=True)
+class Clips:
+    """What a run trains and validates on."""
+
+    train: ClipDataset
+    val: list[Clip]
+    fps: float
+    """Frames a second of the first video, for previews."""
+    num_videos: int
+    num_skipped: int
+
+
+def build_accelerator(config: TrainConfig) -> Accelerator:
+    """Return Accelerate's handle of the device, precision and trackers.
+
+    Raises:
+        ValueError: If the device asked for is not there.
+    """
+    device = pick_device(config.device)
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision=config.mixed_precision,
+        log_with=list(config.trackers),
+        project_dir=config.run,
+    )
+
+
+def build_clips(config: TrainConfig) -> Clips:
+    """Find, index and split the videos, and read the validation clips.
+
+    Raises:
+        DataError: If there is no usable video.
+    """
+    paths = sample_videos() if config.data is None else find_videos(config.data)
+    infos, skipped = index_videos(paths)
+    span = config.clips.clip_span
+    if config.val_data is None:
+        train, held_out = split_videos(infos, config.clips.val_fraction, span)
+    else:
+        train, held_out = whole_videos(infos), whole_videos(index_videos(find_videos(config.val_data))[0])
+    val = validation_clips(held_out, config.clips, config.val_clips)
+    dataset = ClipDataset(train, config.clips, seed=config.seed)
+    return Clips(dataset, val, infos[0].fps, len(infos), len(skipped))
+
+
+def whole_videos(infos: list[VideoInfo]) -> list[Span]:
+    """Return each video from its first frame to its last."""
+    return [Span(info, 0, info.num_frames - 1) for info in infos]
+
+
+def build_objective(config: TrainConfig) -> VideoAutoencoderLoss:
+    """Return the loss with the discriminators that have a weight, built for the size of the clips."""
+    objective = config.objective
+    judged, scaled = objective.adversarial_loss_weight > 0, objective.multiscale_adversarial_loss_weight > 0
+    scales = range(1, config.discriminator.num_scales + 1) if scaled else ()
+    return VideoAutoencoderLoss(
+        disc_start=objective.disc_start,
+        perceptual_weight=objective.perceptual_weight,
+        adversarial_loss_weight=objective.adversarial_loss_weight,
+        multiscale_adversarial_loss_weight=objective.multiscale_adversarial_loss_weight,
+        grad_penalty_loss_weight=objective.grad_penalty_loss_weight,
+        quantizer_aux_loss_weight=objective.quantizer_aux_loss_weight,
+        discr_kwargs=image_discriminator(config) if judged and config.discriminator.image else None,
+        discr_3d_kwargs=video_discriminator(config, 1) if judged else None,
+        multiscale_discr_kwargs=[video_discriminator(config, 2**scale) for scale in scales],
+        perceptual_frames=objective.perceptual_frames,
+        disc_train_start=objective.disc_train_start,
+        grad_penalty_every=objective.grad_penalty_every,
+    )
+
+
+def video_discriminator(config: TrainConfig, factor: int) -> Any:
+    """Return the discriminator of clips whose height and width are divided by `factor`, or None if none is wanted."""
+    if config.discriminator.video == "none":
+        return None
+    return VIDEO_DISCRIMINATORS[config.discriminator.video](
+        frame_num=config.clips.num_frames, **_shared_arguments(config, factor)
+    )
+
+
+def image_discriminator(config: TrainConfig) -> Discriminator:
+    """Return the discriminator of single frames."""
+    return Discriminator(**_shared_arguments(config, 1))
+
+
+def _shared_arguments(config: TrainConfig, factor: int) -> dict[str, Any]:
+    settings = config.discriminator
+    return {
+        "dim": settings.dim,
+        "max_dim": settings.max_dim,
+        "image_size": (-(-config.clips.height // factor), -(-config.clips.width // factor)),
+        "antialiased_downsample": settings.antialiased_downsample,
+    }
+
+
+def build_players(config: TrainConfig, accelerator: Accelerator) -> Players:
+    """Return networks, optimizers and moving average on the accelerator's device.
+
+    Raises:
+        ValueError: If the clips do not fit the model's strides, or a setting of a network is wrong.
+    """
+    model = CausalVAE(config.model)
+    model.check_clip(config.clips.num_frames, config.clips.height, config.clips.width)
+    objective = build_objective(config)
+    settings = config.optimizer
+    optimizer = torch.optim.AdamW(
+        model.parameters(), settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+    )
+    weights = objective.get_trainable_parameters()
+    disc_optimizer = (
+        torch.optim.AdamW(weights, settings.disc_lr, betas=settings.betas, weight_decay=settings.weight_decay)
+        if weights
+        else None
+    )
+    model, objective, optimizer = accelerator.prepare(model, objective, optimizer)
+    return Players(
+        accelerator=accelerator,
+        model=model,
+        objective=objective,
+        optimizer=optimizer,
+        disc_optimizer=accelerator.prepare(disc_optimizer) if disc_optimizer else None,
+        ema=moving_average(accelerator.unwrap_model(model), settings.ema_decay),
+        grad_clip=settings.grad_clip,
+    )

@@ -1,0 +1,105 @@
+"""One update: the autoencoder's step, then the discriminators' step on the same reconstruction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from telecine.objective import VideoAutoencoderLoss
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; what was saved before is whole."""
+
+
+@dataclass
+class Players:
+    """The two networks that train against each other, with their optimizers, as Accelerate prepared them."""
+
+    accelerator: Accelerator
+    model: nn.Module
+    objective: nn.Module
+    optimizer: Optimizer
+    disc_optimizer: Optimizer | None
+    ema: AveragedModel
+    grad_clip: float
+
+    @property
+    def loss(self) -> VideoAutoencoderLoss:
+        """The objective without the wrapper that synchronises its discriminators."""
+        return self.accelerator.unwrap_model(self.objective)
+
+
+def update(players: Players, video: Tensor, step: int) -> dict[str, float]:
+    """Train both networks on one batch and return the log of both steps.
+
+    The autoencoder runs once: the discriminators see the reconstruction that it was trained on.
+
+    Args:
+        players: The networks and optimizers.
+        video: Real clips `(B, 3, T, H, W)` in [-1, 1].
+        step: Number of updates before this one.
+
+    Raises:
+        TrainingError: If the data, a term of the loss or a gradient is not finite; no weight has changed then in
+            the step that it was found in.
+    """
+    model, loss = players.accelerator.unwrap_model(players.model), players.loss
+
+    with players.accelerator.autocast():
+        reconstruction = players.model(video)
+        total, log = loss(video, reconstruction.video, 0, step, reconstruction.aux, model.last_layer)
+    values = finite_values({"data": video.mean(), **log}, step)
+    values["train/grad_norm"] = descend(players, total, players.optimizer, model.parameters(), "autoencoder", step)
+    players.ema.update_parameters(model)
+
+    if players.disc_optimizer is None or step < loss.disc_train_start:
+        return values
+    with players.accelerator.autocast():
+        total, log = players.objective(video, reconstruction.video.detach(), 1, step)
+    values |= finite_values(log, step)
+    values["train/disc_grad_norm"] = descend(
+        players, total, players.disc_optimizer, loss.get_trainable_parameters(), "discriminator", step
+    )
+    return values
+
+
+def descend(
+    players: Players, total: Tensor, optimizer: Optimizer, parameters: Iterable[nn.Parameter], name: str, step: int
+) -> float:
+    """Backward, clip, and step the optimizer; return the gradient's norm before clipping."""
+    optimizer.zero_grad(set_to_none=True)
+    players.accelerator.backward(total)
+    norm = float(players.accelerator.clip_grad_norm_(parameters, players.grad_clip))
+    # A gradient scaler skips steps whose half-precision gradients overflow, and lowers its scale: that is no failure.
+    if not math.isfinite(norm) and players.accelerator.scaler is None:
+        raise diverged(f"the {name}'s gradient", norm, step)
+    optimizer.step()
+    return norm
+
+
+def finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
+    """Read a log's values, the one wait for an accelerator in a step, and raise if one is not finite."""
+    values = dict(zip(log, torch.stack([value.float() for value in log.values()]).tolist(), strict=True))
+    # The total is the last to blame: the term that spoiled it is what helps.
+    for name in sorted(values, key=lambda name: "total" in name):
+        if not math.isfinite(values[name]):
+            raise diverged(f"`{name}`", values[name], step)
+    values.pop("data", None)
+    return values
+
+
+def diverged(what: str, value: float, step: int) -> TrainingError:
+    """Build the error of a value that is not finite."""
+    return TrainingError(
+        f"{what} must be finite, but got {value} at step {step}; the weights were not changed by it. Look at the data "
+        "if it is the data; otherwise lower the learning rate or the weight of that term, or turn mixed precision off, "
+        "and run the same command again: it goes on from the last checkpoint."
+    )

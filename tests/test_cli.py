@@ -1,0 +1,206 @@
+"""Commands as a user types them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import pytest
+import torch
+
+from telecine.autoencoders import CausalVAE, CausalVAEConfig
+from telecine.cli import COMMANDS, main, setting_names, with_recipe
+from telecine.data import sample_videos
+from telecine.training import TrainConfig
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = CausalVAEConfig(
+        time_compression=4,
+        spatial_compression=4,
+        latent_channels=4,
+        patch_size=2,
+        base_channels=8,
+        channel_multipliers=(1, 1, 2),
+        blocks_per_level=1,
+    )
+    CausalVAE(config).save_pretrained(folder)
+    return folder
+
+
+def error_of(capsys, *arguments):
+    """Run a command that must fail, and return its one line on standard error."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("telecine: error: ")
+    assert captured.err.count("\n") == 1, "one error, one line"
+    return captured.err
+
+
+def test_every_command_explains_every_setting(capsys):
+    explained = 0
+    for name, command in COMMANDS.items():
+        with pytest.raises(SystemExit) as stop:
+            main([name, "--help"])
+        assert stop.value.code == 0
+        text = capsys.readouterr().out
+        for setting in setting_names(command.settings):
+            assert f"--{setting} " in text or f"--{setting}\n" in text, f"{name} --help lacks {setting}"
+            explained += 1
+    assert explained > 60
+
+
+def test_help_has_the_texts_of_the_fields(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "Step from which the adversarial term counts" in text
+    assert "Frames in a clip." in text
+
+
+@pytest.mark.parametrize("module", ["telecine.cli", "telecine"])
+def test_runs_as_a_module(module):
+    command = [sys.executable, "-m", module, "train", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "--objective.disc_start" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", "x", "--stepz", "3"], "Did you mean `steps`?"),
+        (["train", "--data", "x", "--objective.disc_strat", "3"], "Did you mean `objective.disc_start`?"),
+        (["train", "--data", "x", "--steps", "many"], 'key "steps"'),
+        (["train", "--data", "x", "--steps", "0"], "`steps` must be at least 1, but got 0"),
+        (["train", "--data", "x", "--device", "tpu"], "tpu"),
+        (["train", "--config", "no/such/file.yaml"], "no/such/file.yaml"),
+        (["evaluate", "nowhere", "--data", "x"], "`checkpoint` must be a run's folder"),
+        (["evaluate", "nowhere"], "data"),
+        (["fly"], "fly"),
+        ([], "subcommand"),
+    ],
+)
+def test_mistakes_get_one_clear_line(capsys, arguments, message):
+    assert message in error_of(capsys, *arguments)
+
+
+def test_an_unknown_key_in_a_file_is_named_with_the_nearest(capsys, tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("data: x\nobjective:\n  perceptual_wieght: 1.0\n")
+    error = error_of(capsys, "train", "--config", str(path))
+    assert "perceptual_wieght" in error
+    assert "Did you mean `objective.perceptual_weight`?" in error
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "no video", "broken video"])
+def test_data_that_cannot_be_trained_on(capsys, tmp_path, what):
+    folder = tmp_path / "data"
+    if what != "missing":
+        folder.mkdir()
+    if what == "no video":
+        (folder / "notes.txt").write_text("hello")
+    if what == "broken video":
+        (folder / "broken.mp4").write_bytes(b"not a video at all")
+    error = error_of(capsys, "train", "--config", "demo", "--data", str(folder), "--run", str(tmp_path / "run"))
+    assert str(folder) in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_clips_longer_than_every_video_are_refused(capsys, tmp_path):
+    error = error_of(capsys, "train", "--run", str(tmp_path / "run"), "--clips.num_frames", "1001")
+    assert "1001 frames needed" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_truncated_file_among_good_ones_is_skipped_named_and_counted(tmp_path, capsys, caplog):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    whole = sample_videos()[0].read_bytes()
+    (folder / "good.mp4").write_bytes(whole)
+    (folder / "short.mp4").write_bytes(whole[: len(whole) // 3])
+    arguments = ["train", "--config", "demo", "--data", str(folder), "--run", str(tmp_path / "run"), "--steps", "1"]
+    small = ["--clips.height", "32", "--clips.width", "32", "--clips.num_workers", "0", "--val_clips", "1"]
+    tiny = ["--model.base_channels", "8", "--batch_size", "1", "--device", "cpu", "--discriminator.dim", "1"]
+    assert main([*arguments, *small, *tiny]) == 0
+    out = capsys.readouterr().out
+    assert "1 videos, 1 skipped" in out
+    assert "short.mp4" in caplog.text
+    assert "before" in out
+    assert "side by side" in out
+    for name in ("side_by_side.mp4", "curves.png", "metrics.jsonl", "config.yaml"):
+        assert (tmp_path / "run" / name).is_file()
+
+
+def test_train_without_anything_is_the_demo():
+    assert with_recipe(["train"])[1] == "--config"
+    assert with_recipe(["train"])[2].endswith("recipes/demo.yaml")
+    assert with_recipe(["train", "--data", "x"]) == ["train", "--data", "x"]
+    assert with_recipe(["train", "--data=x"]) == ["train", "--data=x"]
+    assert with_recipe(["train", "--config=demo", "--data", "x"])[1].endswith("recipes/demo.yaml")
+    assert with_recipe(["train", "--config", "mine.yaml"]) == ["train", "--config", "mine.yaml"]
+
+
+def test_reconstruct_keeps_length_size_and_rate(model_folder, tmp_path, capsys):
+    out = tmp_path / "out.mp4"
+    video = sample_videos()[0]
+    arguments = ["reconstruct", str(model_folder), str(video), "-o", str(out), "--num_frames", "18", "--height", "50"]
+    assert main([*arguments, "--device", "cpu"]) == 0
+    assert "PSNR" in capsys.readouterr().out
+    with av.open(str(out)) as made, av.open(str(video)) as source:
+        ours, theirs = made.streams.video[0], source.streams.video[0]
+        assert (ours.height, ours.width) == (50, 62)  # 61 by the aspect of 176 x 144; odd sizes grow by one
+        assert ours.average_rate == theirs.average_rate
+        assert sum(1 for _ in made.decode(video=0)) == sum(1 for _ in source.decode(video=0))
+
+
+def test_reconstruct_side_by_side_is_wider(model_folder, tmp_path):
+    out = tmp_path / "out.mp4"
+    arguments = ["reconstruct", str(model_folder), str(sample_videos()[0]), "-o", str(out), "--height", "32"]
+    assert main([*arguments, "--compare", "true", "--device", "cpu"]) == 0
+    with av.open(str(out)) as made:
+        assert made.streams.video[0].width > 3 * 32
+
+
+def test_evaluate_writes_figures_and_protocol(model_folder, tmp_path, capsys):
+    import json
+
+    output = tmp_path / "figures"
+    size = ["--num_frames", "5", "--height", "32", "--width", "48", "--max_clips", "3"]
+    arguments = ["evaluate", str(model_folder), "--data", str(sample_videos()[0]), "--output", str(output)]
+    assert main([*arguments, *size, "--device", "cpu"]) == 0
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert set(metrics) == {"psnr", "ssim", "lpips_vgg", "lpips_alex"}
+    clips = json.loads((output / "clips.json").read_text())
+    assert len(clips) == 3
+    assert metrics["psnr"] == pytest.approx(sum(clip["psnr"] for clip in clips) / 3)
+    protocol = json.loads((output / "protocol.json").read_text())
+    assert (protocol["num_frames"], protocol["height"], protocol["width"]) == (5, 32, 48)
+    assert set(protocol["metrics"]) == set(metrics)
+    out = capsys.readouterr().out
+    assert "lpips_alex" in out
+
+
+def test_evaluate_refuses_sizes_that_do_not_fit(model_folder, capsys):
+    size = ["--num_frames", "6", "--height", "32", "--width", "32"]
+    error = error_of(capsys, "evaluate", str(model_folder), "--data", str(sample_videos()[0]), *size)
+    assert "4k+1" in error
+
+
+def test_weights_are_listed_and_verified(capsys):
+    assert main(["weights", "list"]) == 0
+    assert "vgg" in capsys.readouterr().out
+    assert main(["weights", "verify", "alex"]) == 0
+    assert "alexnet-features" in capsys.readouterr().out
+
+
+def test_an_unknown_net_is_an_error(capsys):
+    assert "resnet" in error_of(capsys, "weights", "verify", "resnet")
+
+
+def test_setting_names_reach_into_groups():
+    names = list(setting_names(TrainConfig))
+    assert {"steps", "clips", "clips.num_frames", "objective.disc_start", "model.base_channels"} <= set(names)
+    assert Path(names[0]).name == "data"

@@ -1,0 +1,101 @@
+"""The package as a whole: its public door, what it imports, and in which direction."""
+
+import ast
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import telecine
+
+SOURCE = Path(telecine.__file__).parent
+EXTRA = ("accelerate", "av", "jsonargparse", "matplotlib", "rich", "tensorboard", "torchmetrics", "yaml")
+# From the bottom up: a module imports from its own line or from lines above.
+LAYERS = (
+    {"shapes", "precision", "files", "devices"},
+    {"losses", "perceptual", "discriminators", "runs"},
+    {"objective", "autoencoders", "data"},
+    {"cogvideo", "report", "evaluation"},
+    {"training"},
+    {"cli"},
+    {"__main__", "__init__"},
+)
+
+
+def layer_of(name):
+    return next(index for index, names in enumerate(LAYERS) if name in names)
+
+
+def imports(path):
+    """Yield the telecine folder or file that each import of a module names, lazy ones included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module] if node.module != "telecine" else [f"telecine.{a.name}" for a in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "telecine" and len(parts) > 1:
+                yield parts[1]
+
+
+def test_imports_point_one_way():
+    checked = 0
+    for path in sorted(SOURCE.rglob("*.py")):
+        own = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        for other in imports(path):
+            if other in ("__version__", own):
+                continue
+            checked += 1
+            assert layer_of(other) <= layer_of(own), f"{path.relative_to(SOURCE)} imports telecine.{other}"
+    assert checked > 60
+
+
+def test_every_file_has_a_layer():
+    names = {path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in SOURCE.rglob("*.py")}
+    assert names == set().union(*LAYERS)
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_the_objective_works_without_the_extra():
+    blocked = "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in EXTRA)
+    code = f"""{blocked}
+import torch, telecine
+loss = telecine.VideoAutoencoderLoss(
+    0, perceptual_weight=0, adversarial_loss_weight=1, discr_3d_kwargs=dict(dim=1, image_size=16, frame_num=2)
+)
+x = torch.zeros(1, 3, 2, 16, 16)
+loss(x, x.clone().requires_grad_(), 0, 0)[0].backward()
+loss(x, x, 1, 0)[0].backward()
+"""
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", EXTRA[:5])
+def test_the_command_line_without_the_extra_says_how_to_install_it(name):
+    done = run(f"import sys\nsys.modules[{name!r}] = None\nfrom telecine.__main__ import main\nsys.exit(main())")
+    assert (done.returncode == 2) == (name != "matplotlib")  # which is only imported to draw
+    if name != "matplotlib":
+        assert 'pip install "telecine[train]"' in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_the_public_door():
+    for name in (*telecine.__all__, "train", "evaluate", "reconstruct", "TrainConfig"):
+        assert getattr(telecine, name) is not None
+        assert name in dir(telecine)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = telecine.nothing
+
+
+def test_one_version():
+    assert telecine.__version__ == version("telecine")
+
+
+def test_types_are_shipped():
+    assert (SOURCE / "py.typed").exists()

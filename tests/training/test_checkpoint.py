@@ -1,0 +1,103 @@
+import pytest
+import torch
+from torch import nn
+
+from telecine.runs import CHECKPOINTS, STATE_FILE, checkpoints, find_model
+from telecine.training.checkpoint import (
+    load_optimizer,
+    random_state,
+    save_optimizer,
+    set_random_state,
+    write_checkpoint,
+)
+
+
+def write_state(folder):
+    (folder / STATE_FILE).write_text("{}")
+    (folder / "ema").mkdir()
+
+
+def test_appears_under_its_step(tmp_path):
+    folder = write_checkpoint(tmp_path, 7, write_state, keep=2)
+    assert checkpoints(tmp_path) == [(7, folder)]
+    assert find_model(tmp_path) == folder / "ema"
+    assert find_model(folder, "model") == folder / "model"
+
+
+def test_one_that_fails_half_way_never_appears_and_spares_the_old_one(tmp_path):
+    old = write_checkpoint(tmp_path, 1, write_state, keep=2)
+
+    def fail(folder):
+        write_state(folder)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_checkpoint(tmp_path, 2, fail, keep=2)
+    assert checkpoints(tmp_path) == [(1, old)]
+    assert write_checkpoint(tmp_path, 3, write_state, keep=2).is_dir()
+    assert sorted(path.name for path in (tmp_path / CHECKPOINTS).iterdir()) == ["step-00000001", "step-00000003"]
+
+
+def test_a_folder_without_its_last_file_is_no_checkpoint(tmp_path):
+    (tmp_path / CHECKPOINTS / "step-00000009").mkdir(parents=True)
+    assert checkpoints(tmp_path) == []
+
+
+def test_only_the_newest_are_kept(tmp_path):
+    for step in (1, 2, 10, 3):
+        write_checkpoint(tmp_path, step, write_state, keep=2)
+    assert [step for step, _ in checkpoints(tmp_path)] == [3, 10]
+
+
+def test_the_same_step_is_replaced(tmp_path):
+    write_checkpoint(tmp_path, 1, write_state, keep=2)
+
+    def write_more(folder):
+        write_state(folder)
+        (folder / "new").touch()
+
+    assert (write_checkpoint(tmp_path, 1, write_more, keep=2) / "new").exists()
+    assert len(checkpoints(tmp_path)) == 1
+
+
+def trained(seed, num_steps):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), 0.1, betas=(0.5, 0.9))
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        model(torch.ones(2, 3)).square().sum().backward()
+        optimizer.step()
+    return model, optimizer
+
+
+def test_an_optimizer_goes_on_bit_for_bit(tmp_path):
+    model, optimizer = trained(0, 3)
+    save_optimizer(optimizer, tmp_path / "optimizer.safetensors")
+    other, restored = trained(0, 0)
+    other.load_state_dict(model.state_dict())
+    load_optimizer(restored, tmp_path / "optimizer.safetensors")
+    for network, opt in ((model, optimizer), (other, restored)):
+        opt.zero_grad()
+        network(torch.ones(2, 3)).square().sum().backward()
+        opt.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert restored.param_groups[0]["betas"] == (0.5, 0.9)
+
+
+def test_an_optimizer_that_never_stepped_is_restored_empty(tmp_path):
+    _, optimizer = trained(0, 0)
+    save_optimizer(optimizer, tmp_path / "optimizer.safetensors")
+    load_optimizer(trained(1, 2)[1], tmp_path / "optimizer.safetensors")
+    _, restored = trained(1, 2)
+    load_optimizer(restored, tmp_path / "optimizer.safetensors")
+    assert restored.state_dict()["state"] == {}
+
+
+def test_random_state_is_restored():
+    torch.manual_seed(3)
+    state = random_state()
+    first = torch.rand(4)
+    torch.rand(5)
+    set_random_state(state)
+    assert torch.equal(torch.rand(4), first)

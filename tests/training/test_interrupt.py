@@ -1,0 +1,24 @@
+import os
+import signal
+
+import pytest
+
+from telecine.training.interrupt import SIGNALS, stop_on_signal
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_asks_and_the_handlers_come_back(number):
+    before = signal.getsignal(number)
+    with stop_on_signal() as stop:
+        assert not stop.is_set
+        os.kill(os.getpid(), number)
+        assert stop.is_set
+        assert signal.getsignal(number) == before, "a second signal must act at once"
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_ctrl_c_interrupts():
+    with stop_on_signal():
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)

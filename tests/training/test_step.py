@@ -1,0 +1,127 @@
+import math
+
+import pytest
+import torch
+
+from telecine.training.build import build_accelerator, build_players
+from telecine.training.config import DiscriminatorConfig, ObjectiveConfig
+from telecine.training.step import TrainingError, finite_values, update
+
+
+@pytest.fixture
+def players(tiny):
+    def build(**changes):
+        torch.manual_seed(0)
+        config = tiny(**changes)
+        return build_players(config, build_accelerator(config))
+
+    return build
+
+
+@pytest.fixture
+def video():
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(2, 3, 5, 32, 32, generator=generator) * 2 - 1
+
+
+def snapshot(parameters):
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+def changed(before, parameters):
+    return [not torch.equal(old, new) for old, new in zip(before, parameters, strict=True)]
+
+
+def test_both_networks_learn_from_one_forward_of_the_autoencoder(players, video):
+    networks = players()
+    calls = []
+    networks.model.register_forward_hook(lambda *_: calls.append(1))
+    before = snapshot(networks.model.parameters()), snapshot(networks.loss.get_trainable_parameters())
+    update(networks, video, step=3)  # residual branches start at zero, so some weights only move from the second on
+    values = update(networks, video, step=4)
+    assert len(calls) == 2
+    assert all(changed(before[0], networks.model.parameters()))
+    assert any(changed(before[1], networks.loss.get_trainable_parameters()))
+    for name in ("total_loss", "gen_loss", "adaptive_weight", "grad_norm", "discr_loss", "disc_grad_norm"):
+        assert math.isfinite(values[f"train/{name}"])
+    assert values["train/gen_loss"] != 0
+    assert values["train/grad_penalty_loss"] > 0
+
+
+def test_discriminators_rest_before_they_train(players, video):
+    networks = players()
+    before = snapshot(networks.loss.get_trainable_parameters())
+    values = update(networks, video, step=0)
+    assert not any(changed(before, networks.loss.get_trainable_parameters()))
+    assert "train/discr_loss" not in values
+
+
+def test_without_an_adversarial_term_there_is_no_second_step(players, video):
+    networks = players(
+        objective=ObjectiveConfig(adversarial_loss_weight=0.0), discriminator=DiscriminatorConfig(video="none")
+    )
+    assert networks.disc_optimizer is None
+    assert "train/discr_loss" not in update(networks, video, step=0)
+
+
+def test_all_discriminators_train_together(players, video):
+    networks = players(
+        objective=ObjectiveConfig(disc_start=0, disc_train_start=0, multiscale_adversarial_loss_weight=0.1),
+        discriminator=DiscriminatorConfig(video="plain", image=True, num_scales=1, dim=1),
+    )
+    values = update(networks, video, step=0)
+    for name in ("discr", "discr_3d", "multiscale_discrs.0"):
+        assert f"train/adaptive_weight_{name}" in values
+        assert f"train/discr_loss_{name}" in values
+
+
+def test_the_average_follows(players, video):
+    networks = players()
+    for step in range(3):
+        update(networks, video, step)
+    averaged, current = networks.ema.module.last_layer, networks.model.last_layer
+    assert not torch.equal(averaged, current)
+    assert (averaged - current).abs().max() < 0.1
+
+
+def test_gradients_are_clipped(players, video):
+    networks = players()
+    networks.grad_clip = 1e-3
+    update(networks, video, step=0)
+    norm = torch.stack([p.grad.norm() for p in networks.model.parameters()]).norm()
+    assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_nan_in_the_data_is_named_and_nothing_changes(players, video):
+    networks = players()
+    before = snapshot(networks.model.parameters())
+    video[1, 0, 2, 5, 5] = float("nan")
+    with pytest.raises(TrainingError, match=r"`data` must be finite, but got nan at step 4.*last checkpoint"):
+        update(networks, video, step=4)
+    assert not any(changed(before, networks.model.parameters()))
+
+
+def test_the_term_that_is_not_finite_is_named_before_the_total():
+    log = {name: torch.tensor(1.0) for name in ("train/total_loss", "train/recon_loss", "train/perceptual_loss")}
+    log["train/total_loss"] = log["train/perceptual_loss"] = torch.tensor(float("inf"))
+    with pytest.raises(TrainingError, match="`train/perceptual_loss` must be finite, but got inf at step 9"):
+        finite_values(log, 9)
+
+
+def test_a_spoiled_discriminator_is_named(players, video):
+    networks = players()
+    with torch.no_grad():
+        networks.loss.discr_3d.to_logits[3].bias.fill_(float("nan"))
+    before = snapshot(networks.model.parameters())
+    with pytest.raises(TrainingError, match="gen_loss"):
+        update(networks, video, step=4)
+    assert not any(changed(before, networks.model.parameters()))
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_optimizer(players, video):
+    networks = players()
+    networks.model.last_layer.register_hook(lambda gradient: gradient * float("inf"))
+    before = snapshot(networks.model.parameters())
+    with pytest.raises(TrainingError, match="autoencoder's gradient must be finite"):
+        update(networks, video, step=0)
+    assert not any(changed(before, networks.model.parameters()))

@@ -1,0 +1,206 @@
+"""Whole runs on a real clip."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from telecine.autoencoders import CausalVAE
+from telecine.data import ClipConfig
+from telecine.runs import CHECKPOINTS, checkpoints, find_model
+from telecine.training import Interrupted, OptimizerConfig, train
+from telecine.training.journal import read_records, validations
+from telecine.training.trainer import Trainer, as_yaml
+
+
+class StopAfter:
+    """Asks a trainer to stop once it has done so many updates."""
+
+    def __init__(self, trainer, num_steps):
+        self.trainer, self.num_steps = trainer, num_steps
+
+    @property
+    def is_set(self):
+        return self.trainer.done >= self.num_steps
+
+
+def quiet():
+    return Console(quiet=True)
+
+
+def run_to(config, num_steps):
+    trainer = Trainer(config, quiet())
+    with pytest.raises(Interrupted):
+        trainer.run(StopAfter(trainer, num_steps))
+
+
+def tensors(folder):
+    return {str(path.relative_to(folder)): load_file(path) for path in sorted(folder.rglob("*.safetensors"))}
+
+
+def test_a_run_leaves_everything_it_promises(tiny):
+    result = train(tiny(), console=quiet())
+    assert {path.name for path in result.run.iterdir()} == {
+        "checkpoints",
+        "config.yaml",
+        "curves.png",
+        "metrics.jsonl",
+        "side_by_side.mp4",
+        "tensorboard",
+    }
+    assert all(path.exists() for path in result.files().values())
+    assert set(result.first) == set(result.last) == {"psnr", "ssim", "lpips_alex"}
+    assert [step for step, _ in checkpoints(result.run)] == [3, 6]
+    suffixes = {path.suffix for path in (result.run / CHECKPOINTS).rglob("*") if path.is_file()}
+    assert suffixes == {".json", ".yaml", ".safetensors"}, "nothing pickled"
+    records = read_records(result.run / "metrics.jsonl")
+    assert [record["step"] for record in validations(records)] == [0, 3, 6]
+    last = records[-2]
+    assert last["step"] == 6
+    assert {"train/total_loss", "train/adaptive_weight", "train/logits_real", "train/lr"} <= set(last)
+    model = CausalVAE.from_pretrained(find_model(result.run))
+    assert isinstance(model, CausalVAE)
+
+
+def test_stopping_and_going_on_equals_going_straight_bit_for_bit(tiny, tmp_path):
+    straight, broken = tiny(run=str(tmp_path / "straight")), tiny(run=str(tmp_path / "broken"))
+    train(straight, console=quiet())
+    run_to(broken, 2)
+    run_to(broken, 4)
+    train(broken, console=quiet())
+    ours, theirs = (tensors(checkpoints(Path(config.run))[-1][1]) for config in (straight, broken))
+    assert len(ours) == 6
+    assert ours.keys() == theirs.keys()
+    compared = 0
+    for name, group in ours.items():
+        assert group.keys() == theirs[name].keys()
+        for key, tensor in group.items():
+            assert torch.equal(tensor, theirs[name][key]), f"{name}: {key}"
+            compared += 1
+    assert compared > 200
+    records = [validations(read_records(Path(config.run) / "metrics.jsonl")) for config in (straight, broken)]
+    assert records[0] == records[1]
+
+
+def test_a_finished_run_is_not_trained_again_but_can_be_made_longer(tiny):
+    first = train(tiny(), console=quiet())
+    before = tensors(first.checkpoint)
+    again = train(tiny(), console=quiet())
+    assert again == first
+    after = tensors(again.checkpoint)
+    assert all(torch.equal(before[file][key], after[file][key]) for file in before for key in before[file])
+    longer = train(tiny(steps=8), console=quiet())
+    assert longer.checkpoint.name == "step-00000008"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: replace(c, model=replace(c.model, base_channels=16)), "`model.base_channels` must be 8 as in"),
+        (lambda c: replace(c, discriminator=replace(c.discriminator, dim=4)), "`discriminator.dim` must be 2 as in"),
+        (lambda c: replace(c, clips=replace(c.clips, width=48)), "`clips.width` must be 32 as in"),
+    ],
+)
+def test_another_architecture_is_refused_and_nothing_is_lost(tiny, change, message):
+    run_to(tiny(), 1)
+    before = tensors(checkpoints(Path(tiny().run))[-1][1])
+    with pytest.raises(ValueError, match=message):
+        train(change(tiny()), console=quiet())
+    after = tensors(checkpoints(Path(tiny().run))[-1][1])
+    assert all(torch.equal(before[file][key], after[file][key]) for file in before for key in before[file])
+
+
+def test_settings_that_are_not_architecture_may_change(tiny):
+    run_to(tiny(), 2)
+    result = train(tiny(optimizer=OptimizerConfig(lr=1e-4)), console=quiet())
+    assert "lr: 0.0001" in (result.run / "config.yaml").read_text()
+
+
+def test_clips_that_do_not_fit_the_model_are_refused_before_anything_is_written(tiny):
+    config = tiny(clips=ClipConfig(num_frames=6, height=32, width=32, num_workers=0))
+    with pytest.raises(ValueError, match="5 frames, not 6: this model needs 4k"):
+        train(config, console=quiet())
+    assert not Path(config.run).exists()
+
+
+def test_a_missing_folder_is_named_before_anything_is_written(tiny, tmp_path):
+    config = tiny(data=str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match="nothing, which does not exist"):
+        train(config, console=quiet())
+    assert not Path(config.run).exists()
+
+
+def test_validation_videos_of_their_own(tiny, tmp_path):
+    config = tiny(val_data=tiny().data, steps=1)
+    assert train(config, console=quiet()).last["psnr"] > 0
+
+
+def command(config, folder):
+    path = folder / "settings.yaml"
+    path.write_text(as_yaml(config))
+    return [sys.executable, "-m", "telecine.cli", "train", "--config", str(path)]
+
+
+def wait_for_checkpoint(process, config, step):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        found = checkpoints(Path(config.run))
+        if found and found[-1][0] >= step:
+            return
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint appeared")
+
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def long_run(tiny):
+    clips = ClipConfig(num_frames=5, height=32, width=32, num_workers=1)
+    return tiny(steps=100_000, save_every=2, val_every=100_000, clips=clips)
+
+
+def test_killed_in_the_middle_it_goes_on_from_its_last_checkpoint(tiny, tmp_path):
+    config = long_run(tiny)
+    with subprocess.Popen(command(config, tmp_path), stdout=subprocess.DEVNULL, env=ENVIRONMENT) as process:
+        wait_for_checkpoint(process, config, 4)
+        process.send_signal(signal.SIGKILL)
+    done = checkpoints(Path(config.run))[-1][0]
+    assert done >= 4
+    rest = replace(config, steps=done + 2)
+    finished = subprocess.run(
+        command(rest, tmp_path), capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=True
+    )
+    assert f"step-{done:08d}" in finished.stdout.replace("\n", "")
+    assert checkpoints(Path(config.run))[-1][0] == done + 2
+    steps = [record["step"] for record in read_records(Path(config.run) / "metrics.jsonl")]
+    assert steps == sorted(steps)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tmp_path):
+    config = long_run(tiny)
+    with subprocess.Popen(
+        command(config, tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        start_new_session=True,
+    ) as process:
+        wait_for_checkpoint(process, config, 2)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Run the same command again" in out
+    assert "Traceback" not in err
+    state = json.loads((checkpoints(Path(config.run))[-1][1] / "state.json").read_text())
+    assert state["step"] == checkpoints(Path(config.run))[-1][0]
