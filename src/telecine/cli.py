@@ -132,6 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Interrupted as interruption:
         console.print(f"stopped; saved {interruption}. Run the same command again to go on.", soft_wrap=True)
         return INTERRUPTED
+    except KeyboardInterrupt:
+        console.print("interrupted")
+        return INTERRUPTED
     return 0
 
 

@@ -8,7 +8,16 @@ from torch import nn
 
 from telecine.autoencoders import CausalVAE, DiagonalGaussian, Posterior, Reconstruction, VideoAutoencoder
 
-MEMBERS = ["check_clip", "covering_clip", "decode", "encode", "forward", "from_pretrained", "last_layer", "save_pretrained"]
+MEMBERS = [
+    "check_clip",
+    "covering_clip",
+    "decode",
+    "encode",
+    "forward",
+    "from_pretrained",
+    "last_layer",
+    "save_pretrained",
+]
 
 
 class Mine(nn.Module):

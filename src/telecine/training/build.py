@@ -23,6 +23,7 @@ from telecine.data import (
 from telecine.devices import pick_device
 from telecine.discriminators import Discriminator, Discriminator3D, Discriminator3DWithfirstframe
 from telecine.objective import VideoAutoencoderLoss
+from telecine.shapes import argument_error
 from telecine.training.config import TrainConfig
 from telecine.training.ema import moving_average
 from telecine.training.step import Players
@@ -46,15 +47,19 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     """Return Accelerate's handle of the device, precision and trackers.
 
     Raises:
-        ValueError: If the device asked for is not there.
+        ValueError: If the device asked for is not there, or several processes were launched.
     """
     device = pick_device(config.device)
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=config.mixed_precision,
         log_with=list(config.trackers),
         project_dir=config.run,
     )
+    if accelerator.num_processes > 1:
+        got = f"{accelerator.num_processes} of them"
+        raise argument_error("the number of processes", "1", got, "Start it with `telecine train` alone for now.")
+    return accelerator
 
 
 def build_clips(config: TrainConfig) -> Clips:
@@ -140,7 +145,7 @@ def build_players(config: TrainConfig, accelerator: Accelerator) -> Players:
     )
     weights = objective.get_trainable_parameters()
     disc_optimizer = (
-        torch.optim.AdamW(weights, settings.disc_lr, betas=settings.betas, weight_decay=settings.weight_decay)
+        torch.optim.AdamW(weights, settings.disc_lr, betas=settings.disc_betas, weight_decay=settings.weight_decay)
         if weights
         else None
     )

@@ -62,7 +62,9 @@ class OptimizerConfig:
     disc_lr: float = 1e-4
     """Learning rate of the discriminators."""
     betas: tuple[float, float] = (0.5, 0.9)
-    """Decay of AdamW's two moments."""
+    """Decay of AdamW's two moments for the autoencoder."""
+    disc_betas: tuple[float, float] = (0.5, 0.9)
+    """Decay of AdamW's two moments for the discriminators."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     warmup_steps: int = 500

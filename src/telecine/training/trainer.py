@@ -126,12 +126,14 @@ class Trainer:
             num_steps=self.config.steps,
         )
         monitor = Monitor(self.console, num_steps=self.config.steps, start=self.done, batch_size=self.config.batch_size)
-        with monitor:
-            for batch in loader:
-                self._step(batch["video"].to(self.players.accelerator.device, non_blocking=True), monitor)
-                if stop.is_set:
-                    raise Interrupted(self._save())
-        self.players.accelerator.end_training()
+        try:
+            with monitor:
+                for batch in loader:
+                    self._step(batch["video"].to(self.players.accelerator.device, non_blocking=True), monitor)
+                    if stop.is_set and self.done < self.config.steps:
+                        raise Interrupted(self._save())
+        finally:
+            self.players.accelerator.end_training()  # what the trackers still hold is written
 
     def result(self) -> TrainResult:
         """Return where the run is and what it reached."""
