@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
+from telecine.autoencoders import CausalVAE
 from telecine.objective import VideoAutoencoderLoss
 
 
@@ -30,6 +31,17 @@ class Players:
     disc_optimizer: Optimizer | None
     ema: AveragedModel
     grad_clip: float
+
+    @property
+    def autoencoder(self) -> CausalVAE:
+        """The autoencoder without the wrapper that synchronises it."""
+        return self.accelerator.unwrap_model(self.model)
+
+    @property
+    def averaged(self) -> CausalVAE:
+        """The autoencoder with its averaged weights."""
+        assert isinstance(self.ema.module, CausalVAE)
+        return self.ema.module
 
     @property
     def loss(self) -> VideoAutoencoderLoss:
@@ -51,8 +63,7 @@ def update(players: Players, video: Tensor, step: int) -> dict[str, float]:
         TrainingError: If the data, a term of the loss or a gradient is not finite; no weight has changed then in
             the step that it was found in.
     """
-    model, loss = players.accelerator.unwrap_model(players.model), players.loss
-
+    model, loss = players.autoencoder, players.loss
     with players.accelerator.autocast():
         reconstruction = players.model(video)
         total, log = loss(video, reconstruction.video, 0, step, reconstruction.aux, model.last_layer)

@@ -165,7 +165,7 @@ class Trainer:
         return self.done % every == 0 or self.done == self.config.steps
 
     def _validate(self) -> None:
-        result = validate(self.players.ema.module, self.clips.val, self.perceptual)
+        result = validate(self.players.averaged, self.clips.val, self.perceptual)
         self.journal.write(self.done, {f"val/{name}": value for name, value in result.metrics.items()})
         self.journal.preview(self.done, result.picture, self.clips.fps)
         write_mp4(self.folder / VIDEO_FILE, result.picture, self.clips.fps)
@@ -178,8 +178,8 @@ class Trainer:
 
     def _write(self, folder: Path) -> None:
         players = self.players
-        players.accelerator.unwrap_model(players.model).save_pretrained(folder / "model")
-        players.ema.module.save_pretrained(folder / "ema")
+        players.autoencoder.save_pretrained(folder / "model")
+        players.averaged.save_pretrained(folder / "ema")
         save_tensors(folder / "objective.safetensors", players.loss.state_dict())
         save_tensors(folder / "random.safetensors", random_state())
         for name, optimizer in self._optimizers().items():
@@ -195,8 +195,8 @@ class Trainer:
 
     def _load(self, step: int, folder: Path) -> None:
         players = self.players
-        load_weights(players.accelerator.unwrap_model(players.model), folder / "model")
-        load_weights(players.ema.module, folder / "ema")
+        load_weights(players.autoencoder, folder / "model")
+        load_weights(players.averaged, folder / "ema")
         players.loss.load_state_dict(load_file(folder / "objective.safetensors"))
         for name, optimizer in self._optimizers().items():
             load_optimizer(optimizer, folder / f"{name}.safetensors")
