@@ -6,9 +6,18 @@ that the shape types refuse, and the checker would speak first.
 
 import sys
 
+import pytest
 from jaxtyping import install_import_hook
 
 CHECKED = ("telecine.losses", "telecine.discriminators")
 
 assert not any(name.startswith("telecine") for name in sys.modules), "telecine was imported before the hook"
 install_import_hook(list(CHECKED), "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def cached_weights():
+    """Have the real weights in the cache; where they cannot be had, each test that needs them fails and says why."""
+    from telecine.perceptual import fetch
+
+    return {net: fetch(net) for net in ("vgg", "alex")}

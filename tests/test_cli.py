@@ -13,6 +13,8 @@ from telecine.cli import COMMANDS, main, setting_names, with_recipe
 from telecine.data import sample_videos
 from telecine.training import TrainConfig
 
+pytestmark = pytest.mark.usefixtures("cached_weights")
+
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,13 +17,14 @@ from telecine import __version__
 from telecine.evaluation.evaluate import EvaluateConfig, evaluate
 from telecine.evaluation.reconstruct import ReconstructConfig, reconstruct
 from telecine.perceptual import weights
+from telecine.shapes import nearest
 from telecine.training import Interrupted, TrainConfig, TrainingError, TrainResult, train
 
 USER_ERROR = 2
 INTERRUPTED = 130
 RECIPES = Path(__file__).parent / "recipes"
 
-console = Console()
+console = Console(markup=False, highlight=False)  # paths may hold brackets
 
 
 def run_train(settings: Namespace, config: TrainConfig) -> None:
@@ -81,7 +81,7 @@ class Command:
 
     def parser(self) -> ArgumentParser:
         """Return the parser of its arguments; the texts of the settings' fields are their help."""
-        parser = ArgumentParser(description=self.run.__doc__, exit_on_error=False)
+        parser = ArgumentParser(description=self.run.__doc__, exit_on_error=False, allow_abbrev=False)
         for argument in self.arguments:
             parser.add_argument(*argument.names, help=argument.help, **argument.extra)
         if self.settings is not None:
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(COMMANDS[name], parsers[name], settings[name])
     except ArgumentError as error:
         return fail(with_suggestion(" ".join(str(error).split())))
-    except (ValueError, FileNotFoundError, TrainingError) as error:
+    except (ValueError, OSError, TrainingError) as error:
         return fail(str(error))
     except Interrupted as interruption:
         console.print(f"stopped; saved {interruption}. Run the same command again to go on.", soft_wrap=True)
@@ -150,7 +150,10 @@ def run(command: Command, parser: ArgumentParser, settings: Namespace) -> None:
 def root_parser(parsers: dict[str, ArgumentParser]) -> ArgumentParser:
     """Return the parser of `telecine` itself."""
     parser = ArgumentParser(
-        prog="telecine", description="Train, evaluate and use video autoencoders.", exit_on_error=False
+        prog="telecine",
+        description="Train, evaluate and use video autoencoders.",
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subcommands(title="commands", metavar="COMMAND")
@@ -181,12 +184,13 @@ def fail(message: str) -> int:
 
 def with_suggestion(message: str) -> str:
     """Add the nearest setting to the message about one that does not exist."""
+    if "not accept option" not in message and "unrecognized" not in message:
+        return message
     known = sorted({name for command in COMMANDS.values() for name in setting_names(command.settings)})
-    for word in re.findall(r"--([\w.]+)|['\"]([\w.]+)['\"]", message):
-        word = "".join(word)
-        near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-        if word not in known and near:
-            return f"{message.rstrip('.')}. Did you mean `{near[0]}`?"
+    for words in re.findall(r"--([\w.]+)|'([\w.]+)'", message):
+        word = "".join(words)
+        if word not in COMMANDS and word not in known and nearest(word, known):
+            return f"{message.rstrip('.')}. {nearest(word, known)}"
     return message
 
 

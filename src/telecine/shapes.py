@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import torch
@@ -33,6 +35,12 @@ def argument_error(name: str, contract: str, got: Any, remedy: str, error: type[
     """
     got = got if isinstance(got, str) else describe(got)
     return error(f"`{name}` must be {contract}, but got {got}. {remedy}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return a question that offers the known word nearest to `word`, or nothing where none is near."""
+    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"Did you mean `{matches[0]}`?" if matches else ""
 
 
 def check_video(name: str, value: Any) -> None:

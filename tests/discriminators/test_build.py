@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from telecine.discriminators import Discriminator, Discriminator3D, Discriminator3DWithfirstframe
-from telecine.discriminators.build import CLASSES, build_discriminator, nearest, resolve_class
+from telecine.discriminators.build import CLASSES, build_discriminator, resolve_class, suggestion
 
 PARAMS = {"dim": 1, "image_size": 16, "frame_num": 4}
 SEED_MODULE = "sgm.modules.autoencoding.losses.video_loss"
@@ -90,7 +90,7 @@ def test_anything_else(spec):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({**PARAMS, "image_sise": 16}, r"`discr_3d_kwargs` has no argument 'image_sise'.*Did you mean 'image_size'\?"),
+        ({**PARAMS, "image_sise": 16}, r"`discr_3d_kwargs` has no argument 'image_sise'.*Did you mean `image_size`\?"),
         ({**PARAMS, "zzz": 16}, r"has no argument 'zzz' for Discriminator3D. It takes: dim, image_size"),
         ({"dim": 1, "image_size": 16}, r"`discr_3d_kwargs` does not fit Discriminator3D: missing .*'frame_num'"),
         ({}, r"`discr_3d_kwargs` does not fit Discriminator3D: missing .*'dim'"),
@@ -98,7 +98,7 @@ def test_anything_else(spec):
         ({"target": "telecine.Discriminator3D", "param": PARAMS}, r"only `target` and `params`, but got \['param'\]"),
         (
             {"target": "telecine.Discriminator3D", "params": {**PARAMS, "frames": 4}},
-            r"`discr_3d_kwargs.params` has no argument 'frames'.*Did you mean 'frame_num'\?",
+            r"`discr_3d_kwargs.params` has no argument 'frames'.*Did you mean `frame_num`\?",
         ),
         (
             {"target": "telecine.Discriminator3D", "params": [1, 2]},
@@ -106,7 +106,7 @@ def test_anything_else(spec):
         ),
         (
             {"target": f"{SEED_MODULE}.Discriminator4D"},
-            r"`discr_3d_kwargs.target` .* has no discriminator 'Discriminator4D'. Did you mean 'Discriminator3D'\?",
+            r"`discr_3d_kwargs.target` .* has no discriminator 'Discriminator4D'. Did you mean `Discriminator3D`\?",
         ),
         ({"target": "telecine.Nowhere"}, r"`discr_3d_kwargs.target` must be importable, but 'telecine.Nowhere' is not"),
         ({"target": "no_such_package.D"}, r"must be importable, but 'no_such_package.D' is not.*full dotted path"),
@@ -126,6 +126,6 @@ def test_errors_of_the_class_itself_pass_through():
         build({**PARAMS, "image_size": 2})
 
 
-def test_nearest():
-    assert nearest("dimm", ["dim", "channels"]) == "Did you mean 'dim'?"
-    assert nearest("x", ["dim", "channels"]) == "It takes: dim, channels."
+def test_suggestion():
+    assert suggestion("dimm", ["dim", "channels"]) == "Did you mean `dim`?"
+    assert suggestion("x", ["dim", "channels"]) == "It takes: dim, channels."

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from telecine.perceptual import LPIPS, fetch
+from telecine.perceptual import LPIPS
 
 NETS = ("vgg", "alex")
 CLIPS = ("carphone_pristine.mp4", "bikes.mp4", "bigbuckbunny.mp4")
@@ -23,12 +23,6 @@ def decode(name: str, num_frames: int) -> Tensor:
             if len(frames) == num_frames:
                 break
     return torch.stack(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-@pytest.fixture(scope="session")
-def cached_weights():
-    """Have the real weights in the cache; where they cannot be had, each test that needs them fails and says why."""
-    return {net: fetch(net) for net in NETS}
 
 
 @pytest.fixture(scope="session")

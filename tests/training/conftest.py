@@ -20,7 +20,7 @@ def one_thread():
 
 
 @pytest.fixture
-def tiny(tmp_path):
+def tiny(tmp_path, cached_weights):
     """Return a function that makes the settings of a tiny run, with changes."""
 
     def make(**changes):

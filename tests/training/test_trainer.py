@@ -204,3 +204,12 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tmp_path):
     assert "Traceback" not in err
     state = json.loads((checkpoints(Path(config.run))[-1][1] / "state.json").read_text())
     assert state["step"] == checkpoints(Path(config.run))[-1][0]
+
+
+def test_several_processes_are_refused_clearly(tiny, tmp_path):
+    arguments = command(tiny(), tmp_path)[1:]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    done = subprocess.run(launch, capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=False)
+    assert done.returncode != 0
+    assert "`the number of processes` must be 1, but got 2 of them" in done.stderr
+    assert not Path(tiny().run, CHECKPOINTS).exists()

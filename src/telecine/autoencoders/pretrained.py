@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -13,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from telecine.files import write_aside
-from telecine.shapes import argument_error
+from telecine.files import read_json, write_aside
+from telecine.shapes import argument_error, nearest
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -83,9 +82,9 @@ def refuse_unknown(config: Mapping[str, Any], known: list[str]) -> None:
     """Raise a `ValueError` for the first key of `config` that is not known, naming the nearest one that is."""
     for key in config:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            remedy = f"Did you mean `{near[0]}`?" if near else "Remove it."
-            raise argument_error(key, f"one of {', '.join(known)}", "an unknown key", remedy)
+            raise argument_error(
+                key, f"one of {', '.join(known)}", "an unknown key", nearest(key, known) or "Remove it."
+            )
 
 
 def existing(path: Path) -> Path:
@@ -96,14 +95,3 @@ def existing(path: Path) -> Path:
             "folder", f"one that holds {path.name}", f"{str(path.parent)!r}", remedy, FileNotFoundError
         )
     return path
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in `path`, or raise a `ValueError`."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise argument_error(str(path), "JSON", f"text that is not ({error})", "Write it again.") from error
-    if not isinstance(value, dict):
-        raise argument_error(str(path), "a JSON object", value, "Write it again.")
-    return value

@@ -7,6 +7,7 @@ from telecine.data.clips import (
     IndexSampler,
     bytes_from_video,
     clip_loader,
+    iterate_validation_clips,
     validation_clips,
     video_from_bytes,
 )
@@ -15,8 +16,9 @@ from telecine.data.decode import iterate_clips, iterate_frames, read_clip
 from telecine.data.errors import DataError, DecodeError
 from telecine.data.index import Skipped, find_videos, index_video, index_videos
 from telecine.data.info import VideoInfo
+from telecine.data.progress import with_progress
 from telecine.data.samples import sample_videos
-from telecine.data.split import Span, split_videos
+from telecine.data.split import Span, split_videos, whole_video
 
 __all__ = [
     "Clip",
@@ -36,10 +38,13 @@ __all__ = [
     "index_videos",
     "iterate_clips",
     "iterate_frames",
+    "iterate_validation_clips",
     "num_cached_bytes",
     "read_clip",
     "sample_videos",
     "split_videos",
     "validation_clips",
     "video_from_bytes",
+    "whole_video",
+    "with_progress",
 ]

@@ -170,16 +170,30 @@ def clip_loader(dataset: ClipDataset, *, batch_size: int, start_step: int, num_s
         sampler=IndexSampler(start_step * batch_size, num_steps * batch_size),
         num_workers=dataset.config.num_workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_ctrl_c_to_the_trainer,
+        worker_init_fn=_leave_signals_to_the_trainer,
         # A loader draws its workers' seeds when it starts; from a generator of its own, so that a resumed run, which
         # starts one more loader, still samples as the uninterrupted run does.
         generator=torch.Generator(),
     )
 
 
-def _leave_ctrl_c_to_the_trainer(worker: int) -> None:
-    """Let the training process, which gets the same signal, end the update and write a checkpoint first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Let the training process, which gets the same signal, end the update and write a checkpoint first.
+
+    A worker ends when its loader does, or soon after the training process is gone.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def iterate_validation_clips(spans: Sequence[Span], config: ClipConfig, max_clips: int) -> Iterator[Clip]:
+    """Yield the clips of `validation_clips` one by one, in memory that does not depend on their number."""
+    if max_clips < 1:
+        raise argument_error("max_clips", "at least 1", max_clips, "Ask for one clip or more.")
+    for span, start in _validation_starts(spans, config.clip_span, max_clips):
+        clip = _validation_clip(span, start, config)
+        if clip is not None:
+            yield clip
 
 
 def validation_clips(spans: Sequence[Span], config: ClipConfig, max_clips: int) -> list[Clip]:
@@ -191,10 +205,7 @@ def validation_clips(spans: Sequence[Span], config: ClipConfig, max_clips: int) 
     Raises:
         DataError: none of the clips can be decoded, or no span is long enough.
     """
-    if max_clips < 1:
-        raise argument_error("max_clips", "at least 1", max_clips, "Ask for one clip or more.")
-    starts = _validation_starts(spans, config.clip_span, max_clips)
-    clips = [clip for span, start in starts if (clip := _validation_clip(span, start, config)) is not None]
+    clips = list(iterate_validation_clips(spans, config, max_clips))
     if not clips:
         contract = f"held-out videos with a decodable clip of {config.clip_span} frames"
         got = f"{len(spans)} spans without one"

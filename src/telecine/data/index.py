@@ -38,10 +38,11 @@ class Skipped:
     reason: str
 
 
-def find_videos(path: str | PathLike[str]) -> list[Path]:
+def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[Path]:
     """List the video files at `path`: itself if it is a file, else those in the folder and below, sorted.
 
-    In a folder, files are told by their suffix, upper or lower case, and hidden ones are left out.
+    In a folder, files are told by their suffix, upper or lower case, and hidden ones are left out. `name` is what an
+    error calls the path.
 
     Raises:
         DataError: there is nothing at `path`, or the folder holds no video.
@@ -51,13 +52,13 @@ def find_videos(path: str | PathLike[str]) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise argument_error(
-            "data", "a video file or a folder", f"{path}, which does not exist", "Check the path.", DataError
+            name, "a video file or a folder", f"{path}, which does not exist", "Check the path.", DataError
         )
     videos = sorted(file for file in path.rglob("*") if _is_video(file.relative_to(path)) and file.is_file())
     if not videos:
         contract = f"a folder that holds videos ({', '.join(sorted(VIDEO_SUFFIXES))})"
         remedy = "Check the path; folders below it are searched too."
-        raise argument_error("data", contract, f"{path}, which holds none", remedy, DataError)
+        raise argument_error(name, contract, f"{path}, which holds none", remedy, DataError)
     return videos
 
 

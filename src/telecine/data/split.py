@@ -52,7 +52,7 @@ def split_videos(infos: Sequence[VideoInfo], val_fraction: float, clip_span: int
     Raises:
         DataError: no video is long enough for a clip, or none for one on both sides.
     """
-    usable = [_whole(info) for info in infos if info.num_frames >= clip_span]
+    usable = [whole_video(info) for info in infos if info.num_frames >= clip_span]
     if not usable:
         raise _too_short(infos, clip_span)
     if len(usable) >= WHOLE_VIDEOS_FROM:
@@ -69,7 +69,8 @@ def split_videos(infos: Sequence[VideoInfo], val_fraction: float, clip_span: int
     return train, held_out
 
 
-def _whole(info: VideoInfo) -> Span:
+def whole_video(info: VideoInfo) -> Span:
+    """Return a video from its first frame to its last."""
     return Span(info, 0, info.num_frames - 1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Iterable, Mapping
@@ -12,7 +11,7 @@ from torch import nn
 
 from telecine.discriminators.image import Discriminator
 from telecine.discriminators.video import Discriminator3D, Discriminator3DWithfirstframe
-from telecine.shapes import argument_error, describe
+from telecine.shapes import argument_error, describe, nearest
 
 CLASSES: dict[str, type[nn.Module]] = {
     cls.__name__: cls for cls in (Discriminator, Discriminator3D, Discriminator3DWithfirstframe)
@@ -62,13 +61,13 @@ def resolve_class(target: str, name: str) -> type[nn.Module]:
     if module_name.removeprefix("sat.") == REFERENCE_MODULE:
         if class_name not in CLASSES:
             raise ValueError(
-                f"`{name}.target` {target!r} has no discriminator {class_name!r}. {nearest(class_name, CLASSES)}"
+                f"`{name}.target` {target!r} has no discriminator {class_name!r}. {suggestion(class_name, CLASSES)}"
             )
         return CLASSES[class_name]
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
-        hint = f"Name a class by its full dotted path, such as 'telecine.{next(iter(CLASSES))}3D'."
+        hint = "Name a class by its full dotted path, such as 'telecine.Discriminator3D'."
         raise ValueError(f"`{name}.target` must be importable, but {target!r} is not: {error}. {hint}") from error
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ValueError(f"`{name}.target` must be a subclass of nn.Module, but {target!r} is {found!r}.")
@@ -80,7 +79,7 @@ def _construct(cls: type[nn.Module], params: Mapping[Any, Any], name: str) -> nn
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     for key in params:
         if key not in accepted and not takes_any:
-            raise ValueError(f"`{name}` has no argument {key!r} for {cls.__name__}. {nearest(str(key), accepted)}")
+            raise ValueError(f"`{name}` has no argument {key!r} for {cls.__name__}. {suggestion(str(key), accepted)}")
     try:
         inspect.signature(cls).bind(**params)
     except TypeError as error:
@@ -88,8 +87,7 @@ def _construct(cls: type[nn.Module], params: Mapping[Any, Any], name: str) -> nn
     return cls(**params)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def suggestion(word: str, known: Iterable[str]) -> str:
     """Return a sentence that offers the nearest known word, or lists them all."""
     known = list(known)
-    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"Did you mean {matches[0]!r}?" if matches else f"It takes: {', '.join(known)}."
+    return nearest(word, known) or f"It takes: {', '.join(known)}."

@@ -55,7 +55,8 @@ class Discriminator(nn.Module):
         antialiased_downsample: bool = False,
     ) -> None:
         super().__init__()
-        check_positive(dim=dim, channels=channels, max_dim=max_dim)
+        check_positive(dim=dim, channels=channels, max_dim=max_dim, ff_mult=ff_mult)
+        check_positive(linear_attn_dim_head=linear_attn_dim_head, linear_attn_heads=linear_attn_heads)
         self.channels = channels
         size = as_image_size(image_size)
         widths = layer_widths(dim, size, channels, max_dim)

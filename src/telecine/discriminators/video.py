@@ -46,7 +46,8 @@ class _HybridDiscriminator(nn.Module):
         antialiased_time: bool = False,
     ) -> None:
         super().__init__()
-        check_positive(dim=dim, frame_num=frame_num, channels=channels, max_dim=max_dim)
+        check_positive(dim=dim, frame_num=frame_num, channels=channels, max_dim=max_dim, ff_mult=ff_mult)
+        check_positive(linear_attn_dim_head=linear_attn_dim_head, linear_attn_heads=linear_attn_heads)
         if antialiased_time and not antialiased_downsample:
             raise ValueError("`antialiased_time` must come with `antialiased_downsample=True`, which is off.")
         self.channels = channels

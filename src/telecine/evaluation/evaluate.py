@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,19 +9,26 @@ from typing import Any
 
 import torch
 import yaml
-from rich.console import Console
-from rich.progress import track
-from torch import nn
 
 from telecine.autoencoders import CausalVAE
-from telecine.data import Clip, ClipConfig, Span, find_videos, index_videos, validation_clips
+from telecine.data import (
+    Clip,
+    ClipConfig,
+    VideoInfo,
+    find_videos,
+    index_videos,
+    iterate_validation_clips,
+    whole_video,
+    with_progress,
+)
 from telecine.devices import DeviceName, pick_device
 from telecine.evaluation.metrics import ReconstructionMetrics
 from telecine.evaluation.protocol import EvaluationProtocol
-from telecine.files import write_aside
+from telecine.files import write_json
 from telecine.perceptual import LPIPS
 from telecine.perceptual.weights import listing
 from telecine.runs import CONFIG_FILE, Weights, find_checkpoint, find_model
+from telecine.shapes import argument_error
 
 
 @dataclass(frozen=True)
@@ -78,13 +84,13 @@ def evaluate(checkpoint: str | Path, config: EvaluateConfig, *, output: str | Pa
     clip_config = clip_settings(Path(checkpoint), config)
     model.check_clip(clip_config.num_frames, clip_config.height, clip_config.width)
     infos, _ = index_videos(find_videos(config.data))
-    spans = [Span(info, 0, info.num_frames - 1) for info in infos]
-    clips = validation_clips(spans, clip_config, config.max_clips)
-    perceptual: dict[str, nn.Module] = {f"lpips_{net}": LPIPS(net).to(device) for net in ("vgg", "alex")}
-    metrics = measure(model, clips, perceptual, device)
-    evaluation = Evaluation(
-        metrics.compute(), _per_clip(clips, metrics), _protocol(config, clip_config, metrics, clips)
-    )
+    check_length(infos, clip_config)
+    if output is not None:
+        Path(output).mkdir(parents=True, exist_ok=True)
+    clips = iterate_validation_clips([whole_video(info) for info in infos], clip_config, config.max_clips)
+    per_clip, metrics = measure(model, clips, config.max_clips)
+    protocol = _protocol(config, clip_config, metrics)
+    evaluation = Evaluation(metrics.compute(), per_clip, protocol)
     if output is not None:
         write(evaluation, Path(output))
     return evaluation
@@ -99,47 +105,41 @@ def clip_settings(checkpoint: Path, config: EvaluateConfig) -> ClipConfig:
     return replace(ClipConfig(**saved), **given, scale_jitter=1.0)
 
 
+def check_length(infos: Sequence[VideoInfo], clips: ClipConfig) -> None:
+    """Raise a `ValueError` unless a video is long enough for a clip."""
+    longest = max(infos, key=lambda info: info.num_frames)
+    if longest.num_frames < clips.clip_span:
+        got = f"at most {longest.num_frames}, in {longest.path}"
+        remedy = "Ask for fewer frames or a smaller stride."
+        raise argument_error("data", f"videos of at least {clips.clip_span} frames", got, remedy)
+
+
 @torch.no_grad()
 def measure(
-    model: nn.Module, clips: Sequence[Clip], perceptual: dict[str, nn.Module], device: torch.device
-) -> ReconstructionMetrics:
-    """Reconstruct each clip from its posterior's mode and collect its figures."""
-    metrics = ReconstructionMetrics(perceptual)
-    for clip in _with_progress(clips):
+    model: CausalVAE, clips: Iterator[Clip], max_clips: int
+) -> tuple[list[dict[str, Any]], ReconstructionMetrics]:
+    """Reconstruct each clip from its posterior's mode; return each one's figures, and all of them."""
+    device = model.last_layer.device
+    metrics = ReconstructionMetrics({f"lpips_{net}": LPIPS(net).to(device) for net in ("vgg", "alex")})
+    places = []
+    for clip in with_progress(clips, "measuring", total=max_clips):
         target = clip["video"][None].to(device)
         metrics.update(reconstruction=model(target, sample_posterior=False).video, target=target)
-    return metrics
+        places.append({"source": clip["source"], "start": clip["start"]})
+    return [place | values for place, values in zip(places, metrics.per_clip(), strict=True)], metrics
 
 
 def write(evaluation: Evaluation, folder: Path) -> None:
     """Write `metrics.json`, `clips.json` and `protocol.json` into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "metrics.json", evaluation.metrics)
     write_json(folder / "clips.json", evaluation.per_clip)
     evaluation.protocol.write(folder / "protocol.json")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write plain values as JSON, whole or not at all."""
-    write_aside(path, lambda aside: aside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
-
-
-def _with_progress(clips: Sequence[Clip]) -> Iterator[Clip]:
-    console = Console(stderr=True)
-    return iter(track(clips, "measuring", console=console, transient=True, disable=not console.is_terminal))
-
-
-def _per_clip(clips: Sequence[Clip], metrics: ReconstructionMetrics) -> list[dict[str, Any]]:
-    pairs = zip(clips, metrics.per_clip(), strict=True)
-    return [{"source": clip["source"], "start": clip["start"], **values} for clip, values in pairs]
-
-
-def _protocol(
-    config: EvaluateConfig, clip_config: ClipConfig, metrics: ReconstructionMetrics, clips: Sequence[Clip]
-) -> EvaluationProtocol:
+def _protocol(config: EvaluateConfig, clip_config: ClipConfig, metrics: ReconstructionMetrics) -> EvaluationProtocol:
     return EvaluationProtocol(
         data=config.data,
-        num_clips=len(clips),
+        num_clips=len(metrics.per_clip()),
         num_frames=clip_config.num_frames,
         height=clip_config.height,
         width=clip_config.width,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from telecine.evaluation.metrics import METRIC_DEFINITIONS
-from telecine.files import write_aside
+from telecine.files import write_json
 from telecine.shapes import VALUE_RANGE, argument_error
 
 VERSIONED_PACKAGES = ("telecine", "torch", "torchmetrics")
@@ -71,8 +70,7 @@ class EvaluationProtocol:
 
     def write(self, path: str | Path) -> None:
         """Write `as_dict()` as JSON to `path`, aside first and renamed, so that it is whole or absent."""
-        text = json.dumps(self.as_dict(), indent=2) + "\n"
-        write_aside(Path(path), lambda aside: aside.write_text(text, encoding="utf-8"))
+        write_json(Path(path), self.as_dict())
 
 
 def versions(packages: Sequence[str] = VERSIONED_PACKAGES) -> dict[str, str]:

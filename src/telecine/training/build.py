@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,13 +12,12 @@ from telecine.autoencoders import CausalVAE
 from telecine.data import (
     Clip,
     ClipDataset,
-    Span,
-    VideoInfo,
     find_videos,
     index_videos,
     sample_videos,
     split_videos,
     validation_clips,
+    whole_video,
 )
 from telecine.devices import pick_device
 from telecine.discriminators import Discriminator, Discriminator3D, Discriminator3DWithfirstframe
@@ -38,7 +37,7 @@ class Clips:
     train: ClipDataset
     val: list[Clip]
     fps: float
-    """Frames a second of the first video, for previews."""
+    """Frames a second of clips of the first video, for previews."""
     num_videos: int
     num_skipped: int
 
@@ -59,6 +58,12 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     if accelerator.num_processes > 1:
         got = f"{accelerator.num_processes} of them"
         raise argument_error("the number of processes", "1", got, "Start it with `telecine train` alone for now.")
+    if accelerator.device.type != device.type:
+        got = f"{device.type} after {accelerator.device.type} in the same process"
+        raise argument_error("device", "the same for all runs of a process", got, "Start another process.")
+    missing = set(config.trackers) - {str(tracker) for tracker in accelerator.log_with}
+    if missing:
+        raise argument_error("trackers", "installed", str(sorted(missing)), "Install them with pip.")
     return accelerator
 
 
@@ -74,15 +79,12 @@ def build_clips(config: TrainConfig) -> Clips:
     if config.val_data is None:
         train, held_out = split_videos(infos, config.clips.val_fraction, span)
     else:
-        train, held_out = whole_videos(infos), whole_videos(index_videos(find_videos(config.val_data))[0])
-    val = validation_clips(held_out, config.clips, config.val_clips)
+        held_out_infos, _ = index_videos(find_videos(config.val_data, name="val_data"))
+        train, held_out = ([whole_video(info) for info in videos] for videos in (infos, held_out_infos))
+    # Without zoom, as `telecine evaluate` reads clips, so that their figures can be compared.
+    val = validation_clips(held_out, replace(config.clips, scale_jitter=1.0), config.val_clips)
     dataset = ClipDataset(train, config.clips, seed=config.seed)
-    return Clips(dataset, val, infos[0].fps, len(infos), len(skipped))
-
-
-def whole_videos(infos: list[VideoInfo]) -> list[Span]:
-    """Return each video from its first frame to its last."""
-    return [Span(info, 0, info.num_frames - 1) for info in infos]
+    return Clips(dataset, val, infos[0].fps / config.clips.stride, len(infos), len(skipped))
 
 
 def build_objective(config: TrainConfig) -> VideoAutoencoderLoss:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
 from telecine.runs import CHECKPOINTS, checkpoint_folder, checkpoints
+from telecine.shapes import argument_error
 
 
 def write_checkpoint(run: Path, step: int, write: Callable[[Path], None], *, keep: int) -> Path:
@@ -30,7 +30,7 @@ def write_checkpoint(run: Path, step: int, write: Callable[[Path], None], *, kee
     write(aside)
     _flush(aside)
     if final.exists():
-        shutil.rmtree(final)
+        _delete(final)
     os.replace(aside, final)
     for _, old in checkpoints(run)[:-keep]:
         _delete(old)
@@ -63,30 +63,39 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Return what `save_tensors` wrote.
+
+    Raises:
+        ValueError: If the file is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        remedy = f"Delete {path.parent}: the run goes on from the checkpoint before, if there is one."
+        raise argument_error(str(path), "a whole safetensors file", f"{error}", remedy) from error
+
+
 def save_optimizer(optimizer: Optimizer, path: Path) -> None:
-    """Write an optimizer's state: tensors to `path`, its groups' plain values as JSON beside it."""
-    state = optimizer.state_dict()
-    tensors = {
-        f"{index}.{name}": torch.as_tensor(value)
-        for index, values in state["state"].items()
-        for name, value in values.items()
-    }
-    save_tensors(path, tensors)
-    path.with_suffix(".json").write_text(json.dumps(state["param_groups"], indent=2), encoding="utf-8")
+    """Write the tensors that an optimizer has gathered; its settings are the run's."""
+    state = optimizer.state_dict()["state"]
+    save_tensors(
+        path,
+        {
+            f"{index}.{name}": torch.as_tensor(value)
+            for index, values in state.items()
+            for name, value in values.items()
+        },
+    )
 
 
 def load_optimizer(optimizer: Optimizer, path: Path) -> None:
-    """Restore what `save_optimizer` wrote into an optimizer of the same parameters."""
+    """Restore what `save_optimizer` wrote into an optimizer of the same parameters, which keeps its settings."""
     state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in load_file(path).items():
+    for key, tensor in load_tensors(path).items():
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = tensor
-    groups = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    optimizer.load_state_dict({"state": state, "param_groups": [_with_tuples(group) for group in groups]})
-
-
-def _with_tuples(group: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if name == "betas" else value for name, value in group.items()}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def random_state() -> dict[str, Tensor]:

@@ -10,6 +10,9 @@ from telecine.data import ClipConfig
 from telecine.devices import DeviceName
 from telecine.shapes import argument_error
 
+# AlexNet's LPIPS, which validation measures, has no features of anything smaller.
+MIN_SIZE = 31
+
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
@@ -129,10 +132,11 @@ class TrainConfig:
             _check_at_least(name, getattr(self, name), 1)
         _check_at_least("optimizer.warmup_steps", self.optimizer.warmup_steps, 0)
         _check_at_least("discriminator.num_scales", self.discriminator.num_scales, 0)
-        if self.objective.adversarial_loss_weight > 0 and not self._has_discriminator:
-            remedy = "Set `discriminator.video` or `discriminator.image`, or this weight to 0."
-            weight = self.objective.adversarial_loss_weight
-            raise argument_error("objective.adversarial_loss_weight", "0 without a discriminator", weight, remedy)
+        self._check_judges()
+        for name in ("height", "width"):
+            if getattr(self.clips, name) < MIN_SIZE:
+                contract = f"at least {MIN_SIZE}, which LPIPS needs"
+                raise argument_error(f"clips.{name}", contract, getattr(self.clips, name), "Use larger clips.")
         for name in ("lr", "disc_lr", "grad_clip"):
             if not getattr(self.optimizer, name) > 0:
                 raise argument_error(
@@ -142,9 +146,28 @@ class TrainConfig:
             remedy = "Use 0.999, or 0 to evaluate the raw weights."
             raise argument_error("optimizer.ema_decay", "from 0 to below 1", self.optimizer.ema_decay, remedy)
 
-    @property
-    def _has_discriminator(self) -> bool:
-        return self.discriminator.image or self.discriminator.video != "none"
+    def _check_judges(self) -> None:
+        """Raise a `ValueError` where the discriminators, their weights and their steps do not go together."""
+        objective, judges = self.objective, self.discriminator
+        if objective.adversarial_loss_weight > 0 and not (judges.image or judges.video != "none"):
+            remedy = "Set `discriminator.video` or `discriminator.image`, or this weight to 0."
+            weight = objective.adversarial_loss_weight
+            raise argument_error("objective.adversarial_loss_weight", "0 without a discriminator", weight, remedy)
+        weight = objective.multiscale_adversarial_loss_weight
+        if (weight > 0) != (judges.num_scales > 0):
+            contract = "above 0 exactly where `discriminator.num_scales` is"
+            remedy = f"`discriminator.num_scales` is {judges.num_scales}."
+            raise argument_error("objective.multiscale_adversarial_loss_weight", contract, weight, remedy)
+        if judges.num_scales > 0 and judges.video == "none":
+            remedy = "They are of the kind that `discriminator.video` names."
+            raise argument_error(
+                "discriminator.num_scales", "0 without video discriminators", judges.num_scales, remedy
+            )
+        judged = objective.adversarial_loss_weight > 0 or weight > 0
+        if judged and objective.disc_train_start > objective.disc_start:
+            contract = f"at most `objective.disc_start` ({objective.disc_start})"
+            remedy = "An untrained discriminator would lead the autoencoder astray."
+            raise argument_error("objective.disc_train_start", contract, objective.disc_train_start, remedy)
 
 
 def _check_at_least(name: str, value: Any, least: int) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from telecine.report.curves import psnr_of_mse
 
 SECONDS_BETWEEN_LINES = 30.0
 # Share of the newest update in the running mean of an update's duration.
@@ -78,8 +79,3 @@ class Monitor:
         numbers = f"loss {values['train/total_loss']:.3f}  psnr {psnr:.1f} dB"
         numbers += f"  w {values['train/adaptive_weight']:.2f}" if values["train/adaptive_weight"] else ""
         return f"{numbers}  {self.clips_per_second:.1f} clips/s"
-
-
-def psnr_of_mse(error: float) -> float:
-    """Return the peak signal-to-noise ratio in dB of a mean squared error of values in [-1, 1]."""
-    return 10 * math.log10(4 / max(error, 1e-10))

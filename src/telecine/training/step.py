@@ -68,36 +68,38 @@ def update(players: Players, video: Tensor, step: int) -> dict[str, float]:
         reconstruction = players.model(video)
         total, log = loss(video, reconstruction.video, 0, step, reconstruction.aux, model.last_layer)
     values = finite_values({"data": video.mean(), **log}, step)
-    values["train/grad_norm"] = descend(players, total, players.optimizer, model.parameters(), "autoencoder", step)
+    values |= descend(players, total, players.optimizer, model.parameters(), "grad_norm", step)
     players.ema.update_parameters(model)
 
     if players.disc_optimizer is None or step < loss.disc_train_start:
         return values
     with players.accelerator.autocast():
         total, log = players.objective(video, reconstruction.video.detach(), 1, step)
+    if not loss.penalises(step):
+        del log["train/grad_penalty_loss"]  # it was not computed: its 0 would only spoil the mean
     values |= finite_values(log, step)
-    values["train/disc_grad_norm"] = descend(
-        players, total, players.disc_optimizer, loss.get_trainable_parameters(), "discriminator", step
+    return values | descend(
+        players, total, players.disc_optimizer, loss.get_trainable_parameters(), "disc_grad_norm", step
     )
-    return values
 
 
 def descend(
     players: Players, total: Tensor, optimizer: Optimizer, parameters: Iterable[nn.Parameter], name: str, step: int
-) -> float:
-    """Backward, clip, and step the optimizer; return the gradient's norm before clipping."""
-    optimizer.zero_grad(set_to_none=True)
+) -> dict[str, float]:
+    """Backward, clip, step the optimizer, and let go of the gradients; return their norm before clipping by name."""
     players.accelerator.backward(total)
-    norm = float(players.accelerator.clip_grad_norm_(parameters, players.grad_clip))
+    norm = float(players.accelerator.clip_grad_norm_(parameters, players.grad_clip))  # waits for an accelerator
     # A gradient scaler skips steps whose half-precision gradients overflow, and lowers its scale: that is no failure.
     if not math.isfinite(norm) and players.accelerator.scaler is None:
-        raise diverged(f"the {name}'s gradient", norm, step)
+        raise diverged(f"`train/{name}`", norm, step)
     optimizer.step()
-    return norm
+    # Accelerate unscales the gradients of all optimizers together: what is left here would count again there.
+    optimizer.zero_grad(set_to_none=True)
+    return {f"train/{name}": norm} if math.isfinite(norm) else {}
 
 
 def finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
-    """Read a log's values, the one wait for an accelerator in a step, and raise if one is not finite."""
+    """Read a log's values at once, which waits for an accelerator, and raise if one is not finite."""
     values = dict(zip(log, torch.stack([value.float() for value in log.values()]).tolist(), strict=True))
     # The total is the last to blame: the term that spoiled it is what helps.
     for name in sorted(values, key=lambda name: "total" in name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,20 @@ from typing import Any
 import yaml
 from accelerate.utils import set_seed
 from rich.console import Console
-from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from telecine.autoencoders.pretrained import load_weights
 from telecine.data import clip_loader
+from telecine.files import read_json
 from telecine.perceptual import LPIPS
 from telecine.report.curves import draw_curves
 from telecine.report.video import write_mp4
-from telecine.runs import CONFIG_FILE, CURVES_FILE, METRICS_FILE, STATE_FILE, VIDEO_FILE, checkpoints
-from telecine.shapes import argument_error
+from telecine.runs import CONFIG_FILE, CURVES_FILE, METRICS_FILE, STATE_FILE, VIDEO_FILE, checkpoint_folder, checkpoints
+from telecine.shapes import argument_error, describe
 from telecine.training.build import Clips, build_accelerator, build_clips, build_players
 from telecine.training.checkpoint import (
     load_optimizer,
+    load_tensors,
     random_state,
     save_optimizer,
     save_tensors,
@@ -36,6 +38,11 @@ from telecine.training.journal import Journal, read_records, validations
 from telecine.training.schedule import lr_scale, set_lr
 from telecine.training.step import update
 from telecine.training.validation import validate
+
+# Folder of a run in which its trackers keep what they need.
+TRACKER_PROJECT = "tensorboard"
+# A clip of a third of a second is a flash; it is repeated.
+MIN_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ def train(config: TrainConfig, *, console: Console | None = None) -> TrainResult
         TrainingError: If the data, a term of the loss or a gradient stops being finite.
         Interrupted: If the run was asked to stop; the checkpoint is written then.
     """
-    trainer = Trainer(config, console or Console())
+    trainer = Trainer(config, console or Console(markup=False, highlight=False))
     with stop_on_signal() as stop:
         trainer.run(stop)
     return trainer.result()
@@ -91,6 +98,7 @@ class Trainer:
         self.console = console
         self.folder = Path(config.run)
         self.done = 0
+        self.saved: int | None = None
         found = checkpoints(self.folder)
         if found:
             check_same_networks(config, found[-1][1])
@@ -105,8 +113,10 @@ class Trainer:
             self._load(*found[-1])
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / CONFIG_FILE).write_text(as_yaml(config), encoding="utf-8")
-        accelerator.init_trackers("tensorboard")
-        self.journal = Journal(self.folder, accelerator, step=self.done)
+        # TensorBoard forgets what a run that was cut off had shown after its last checkpoint.
+        purge = {"tensorboard": {"purge_step": self.done + 1}} if found else {}
+        accelerator.init_trackers(TRACKER_PROJECT, init_kwargs=purge)
+        self.journal = Journal(self.folder, accelerator, step=self.done if found else -1)
 
     def run(self, stop: StopRequest) -> None:
         """Train from the last checkpoint to the last step.
@@ -138,6 +148,9 @@ class Trainer:
     def result(self) -> TrainResult:
         """Return where the run is and what it reached."""
         records = validations(read_records(self.folder / METRICS_FILE))
+        if not records:
+            remedy = "Give the run another folder, or a larger --steps."
+            raise argument_error(str(self.folder / METRICS_FILE), "a file with a validation", "none", remedy)
         first, last = ({name[4:]: value for name, value in r.items() if "/" in name} for r in (records[0], records[-1]))
         return TrainResult(self.folder, checkpoints(self.folder)[-1][1], first, last)
 
@@ -168,12 +181,17 @@ class Trainer:
         result = validate(self.players.averaged, self.clips.val, self.perceptual)
         self.journal.write(self.done, {f"val/{name}": value for name, value in result.metrics.items()})
         self.journal.preview(self.done, result.picture, self.clips.fps)
-        write_mp4(self.folder / VIDEO_FILE, result.picture, self.clips.fps)
+        write_mp4(self.folder / VIDEO_FILE, looped(result.picture, self.clips.fps), self.clips.fps)
         draw_curves(read_records(self.folder / METRICS_FILE), self.folder / CURVES_FILE)
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
         self.console.print(f"step {self.done}: held-out {numbers}")
 
     def _save(self) -> Path:
+        """Write the checkpoint of this step, unless it has been written already, and return its folder."""
+        folder = checkpoint_folder(self.folder, self.done)
+        if self.saved == self.done:
+            return folder
+        self.saved = self.done
         return write_checkpoint(self.folder, self.done, self._write, keep=self.config.keep)
 
     def _write(self, folder: Path) -> None:
@@ -197,16 +215,16 @@ class Trainer:
         players = self.players
         load_weights(players.autoencoder, folder / "model")
         load_weights(players.averaged, folder / "ema")
-        players.loss.load_state_dict(load_file(folder / "objective.safetensors"))
+        players.loss.load_state_dict(load_tensors(folder / "objective.safetensors"))
         for name, optimizer in self._optimizers().items():
             load_optimizer(optimizer, folder / f"{name}.safetensors")
-        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        state = read_json(folder / STATE_FILE)
         players.ema.n_averaged.fill_(state["ema_updates"])
         if players.accelerator.scaler and state["scaler"]:
             players.accelerator.scaler.load_state_dict(state["scaler"])
-        set_random_state(load_file(folder / "random.safetensors"))
-        self.done = step
-        self.console.print(f"going on from {folder}")
+        set_random_state(load_tensors(folder / "random.safetensors"))
+        self.done = self.saved = step
+        self.console.print(f"going on from {folder}", soft_wrap=True)
 
     def _optimizers(self) -> dict[str, Any]:
         optimizers = {"optimizer": self.players.optimizer, "disc_optimizer": self.players.disc_optimizer}
@@ -224,6 +242,11 @@ class Trainer:
         )
 
 
+def looped(frames: Tensor, fps: float) -> Tensor:
+    """Repeat a short clip until it is long enough to be watched."""
+    return frames.repeat(max(1, math.ceil(MIN_SECONDS * fps / len(frames))), 1, 1, 1)
+
+
 def as_yaml(config: TrainConfig) -> str:
     """Return the settings as YAML that `--config` reads."""
     return yaml.safe_dump(json.loads(json.dumps(asdict(config))), sort_keys=False)
@@ -231,18 +254,20 @@ def as_yaml(config: TrainConfig) -> str:
 
 def check_same_networks(config: TrainConfig, folder: Path) -> None:
     """Raise a `ValueError` that names the first setting in which the networks differ from a checkpoint's."""
-    saved = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    current = yaml.safe_load(as_yaml(config))
-    for group in ("model", "discriminator"):
-        for name, value in current[group].items():
-            was = saved.get(group, {}).get(name)
-            if was != value:
-                remedy = "Give the run another folder with --run, or go back to the old setting."
-                raise argument_error(f"{group}.{name}", f"{was!r} as in {folder}", value, remedy)
-    # The discriminators' linear heads are built for the clips.
-    for name in ("num_frames", "height", "width"):
-        if saved["clips"][name] != current["clips"][name]:
+    saved = network_settings(yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+    for name, value in network_settings(yaml.safe_load(as_yaml(config))).items():
+        if saved.get(name) != value:
             remedy = "Give the run another folder with --run, or go back to the old setting."
-            raise argument_error(
-                f"clips.{name}", f"{saved['clips'][name]} as in {folder}", current["clips"][name], remedy
-            )
+            raise argument_error(name, f"{saved.get(name)!r} as in {folder}", describe(value), remedy)
+
+
+def network_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide which weights there are, of what shape, by their dotted names."""
+    networks = {
+        f"{group}.{name}": value for group in ("model", "discriminator") for name, value in settings[group].items()
+    }
+    # The discriminators' linear heads are built for the clips, and only those with a weight are built at all.
+    clips = {f"clips.{name}": settings["clips"][name] for name in ("num_frames", "height", "width")}
+    weights = ("adversarial_loss_weight", "multiscale_adversarial_loss_weight")
+    judged = {f"objective.{name} > 0": settings["objective"][name] > 0 for name in weights}
+    return networks | clips | judged
