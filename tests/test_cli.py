@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from telecine.autoencoders import CausalVAE, CausalVAEConfig
-from telecine.cli import COMMANDS, main, setting_names, with_recipe
+from telecine.cli import COMMANDS, RECIPES, main, setting_names, with_config_first
 from telecine.data import sample_videos
 from telecine.training import TrainConfig
 
@@ -79,6 +79,10 @@ def test_runs_as_a_module(module):
         (["train", "--data", "x", "--steps", "0"], "`steps` must be at least 1, but got 0"),
         (["train", "--data", "x", "--device", "tpu"], "tpu"),
         (["train", "--config", "no/such/file.yaml"], "no/such/file.yaml"),
+        (["train", "--dat", "x"], "--dat"),
+        (["train", "--data", "x", "--objective.perceptual_frames", "every"], "objective.perceptual_frames"),
+        (["train", "--data", "x", "--val_data", "y"], "`data` must be a video file or a folder, but got x, which"),
+        (["reconstruct", "x", "y", "-o", "z.mp4", "--num_frames=-5"], "`num_frames` must be at least 1, but got -5"),
         (["evaluate", "nowhere", "--data", "x"], "`checkpoint` must be a run's folder"),
         (["evaluate", "nowhere"], "data"),
         (["fly"], "fly"),
@@ -95,6 +99,19 @@ def test_an_unknown_key_in_a_file_is_named_with_the_nearest(capsys, tmp_path):
     error = error_of(capsys, "train", "--config", str(path))
     assert "perceptual_wieght" in error
     assert "Did you mean `objective.perceptual_weight`?" in error
+
+
+def test_a_value_in_place_of_a_group_is_named(capsys, tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("data: x\nclips: 3\n")
+    assert "clips" in error_of(capsys, "train", "--config", str(path))
+
+
+def test_a_run_that_cannot_be_written_is_one_clear_line(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    size = ["--clips.height", "32", "--clips.width", "32", "--discriminator.dim", "1"]
+    error = error_of(capsys, "train", "--run", str(tmp_path / "file" / "run"), "--config", "demo", *size)
+    assert str(tmp_path / "file") in error
 
 
 @pytest.mark.parametrize("what", ["missing", "empty", "no video", "broken video"])
@@ -136,13 +153,27 @@ def test_a_truncated_file_among_good_ones_is_skipped_named_and_counted(tmp_path,
         assert (tmp_path / "run" / name).is_file()
 
 
-def test_train_without_anything_is_the_demo():
-    assert with_recipe(["train"])[1] == "--config"
-    assert with_recipe(["train"])[2].endswith("recipes/demo.yaml")
-    assert with_recipe(["train", "--data", "x"]) == ["train", "--data", "x"]
-    assert with_recipe(["train", "--data=x"]) == ["train", "--data=x"]
-    assert with_recipe(["train", "--config=demo", "--data", "x"])[1].endswith("recipes/demo.yaml")
-    assert with_recipe(["train", "--config", "mine.yaml"]) == ["train", "--config", "mine.yaml"]
+DEMO = f"--config={RECIPES / 'demo.yaml'}"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["train"], ["train", DEMO]),
+        (["train", "--run", "x"], ["train", DEMO, "--run", "x"]),
+        (["train", "--data", "x"], ["train", "--data", "x"]),
+        (["train", "--data=x"], ["train", "--data=x"]),
+        (["train", "--data", "x", "--config=demo"], ["train", DEMO, "--data", "x"]),
+        (["train", "--run", "x", "--config", "demo"], ["train", DEMO, "--run", "x"]),
+        (["train", "--config", "mine.yaml"], ["train", "--config=mine.yaml"]),
+        (["train", "--config"], ["train", "--config"]),
+        (["train", "--help"], ["train", "--help"]),
+        (["weights", "list"], ["weights", "list"]),
+        ([], []),
+    ],
+)
+def test_a_config_stands_first_and_may_be_a_recipe(typed, meant):
+    assert with_config_first(typed) == meant
 
 
 def test_reconstruct_keeps_length_size_and_rate(model_folder, tmp_path, capsys):
@@ -156,6 +187,23 @@ def test_reconstruct_keeps_length_size_and_rate(model_folder, tmp_path, capsys):
         assert (ours.height, ours.width) == (50, 62)  # 61 by the aspect of 176 x 144; odd sizes grow by one
         assert ours.average_rate == theirs.average_rate
         assert sum(1 for _ in made.decode(video=0)) == sum(1 for _ in source.decode(video=0))
+
+
+def test_reconstruct_never_replaces_its_input_or_a_folder(model_folder, tmp_path, capsys):
+    video = tmp_path / "clip.mp4"
+    video.write_bytes(sample_videos()[0].read_bytes())
+    before = video.read_bytes()
+    assert "another file" in error_of(capsys, "reconstruct", str(model_folder), str(video), "-o", str(video))
+    assert video.read_bytes() == before
+    assert "the folder" in error_of(capsys, "reconstruct", str(model_folder), str(video), "-o", str(tmp_path))
+
+
+def test_paths_with_brackets_are_printed_as_they_are(model_folder, tmp_path, capsys):
+    out = tmp_path / "out [/b] [final].mp4"
+    arguments = ["reconstruct", str(model_folder), str(sample_videos()[0]), "-o", str(out), "--height", "32"]
+    assert main([*arguments, "--device", "cpu"]) == 0
+    assert "out [/b] [final].mp4" in capsys.readouterr().out
+    assert out.is_file()
 
 
 def test_reconstruct_side_by_side_is_wider(model_folder, tmp_path):

@@ -17,7 +17,7 @@ from telecine import __version__
 from telecine.evaluation.evaluate import EvaluateConfig, evaluate
 from telecine.evaluation.reconstruct import ReconstructConfig, reconstruct
 from telecine.perceptual import weights
-from telecine.shapes import nearest
+from telecine.shapes import argument_error, nearest
 from telecine.training import Interrupted, TrainConfig, TrainingError, TrainResult, train
 
 USER_ERROR = 2
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parsers = {name: command.parser() for name, command in COMMANDS.items()}
     try:
-        settings = root_parser(parsers).parse_args(with_recipe(sys.argv[1:] if arguments is None else arguments))
+        settings = root_parser(parsers).parse_args(with_config_first(sys.argv[1:] if arguments is None else arguments))
         name = settings.subcommand
         run(COMMANDS[name], parsers[name], settings[name])
     except ArgumentError as error:
@@ -142,9 +142,17 @@ def run(command: Command, parser: ArgumentParser, settings: Namespace) -> None:
     """Build the command's settings and run it."""
     config = None
     if command.settings is not None:
+        check_groups(command.settings, settings)
         values = parser.instantiate(settings)
         config = command.settings(**{item.name: values[item.name] for item in fields(command.settings)})
     command.run(settings, config)
+
+
+def check_groups(options: type, settings: Namespace) -> None:
+    """Raise a `ValueError` where a file gives one value for a whole group of settings."""
+    for name, kind in get_type_hints(options).items():
+        if is_dataclass(kind) and not isinstance(settings[name], Namespace):
+            raise argument_error(name, "a group of settings", settings[name], "Indent `key: value` lines below it.")
 
 
 def root_parser(parsers: dict[str, ArgumentParser]) -> ArgumentParser:
@@ -162,18 +170,33 @@ def root_parser(parsers: dict[str, ArgumentParser]) -> ArgumentParser:
     return parser
 
 
-def with_recipe(arguments: Sequence[str]) -> list[str]:
-    """Let `--config NAME` mean a recipe that ships with telecine; `train` without data or settings is the demo."""
-    arguments = list(arguments)
-    if arguments[:1] == ["train"] and not {"-h", "--help"} & set(arguments):
-        given = {argument.partition("=")[0] for argument in arguments}
-        if not {"--data", "--config"} & given:
-            arguments[1:1] = ["--config", "demo"]
-    for index, argument in enumerate(arguments):
-        recipe = RECIPES / f"{argument.removeprefix('--config=')}.yaml"
-        if (argument.startswith("--config=") or arguments[index - 1] == "--config") and recipe.is_file():
-            arguments[index] = f"--config={recipe}" if argument.startswith("--config=") else str(recipe)
-    return arguments
+def with_config_first(arguments: Sequence[str]) -> list[str]:
+    """Put `--config` before all other settings, so that those typed beside it win, wherever it stands.
+
+    `--config NAME` may mean a recipe that ships with telecine; `train` without data or settings is the demo.
+    """
+    command, typed = list(arguments[:1]), list(arguments[1:])
+    asks_for_help = {"-h", "--help"} & set(typed)
+    given = {argument.partition("=")[0] for argument in typed}
+    if command == ["train"] and not asks_for_help and not {"--data", "--config"} & given:
+        return [*command, f"--config={recipe('demo')}", *typed]
+    configs, others = [], []
+    while typed:
+        argument = typed.pop(0)
+        name, _, value = argument.partition("=")
+        if name != "--config":
+            others.append(argument)
+        elif value or not typed:
+            configs.append(f"--config={recipe(value)}" if value else argument)
+        else:
+            configs.append(f"--config={recipe(typed.pop(0))}")
+    return [*command, *configs, *others]
+
+
+def recipe(name: str) -> str:
+    """Return the path of the recipe of that name, or the name itself where there is none."""
+    path = RECIPES / f"{name}.yaml"
+    return str(path) if path.is_file() else name
 
 
 def fail(message: str) -> int:

@@ -228,7 +228,7 @@ def test_bad_steps_of_the_loss(make_loss, name):
     ("name", "value"), [("grad_penalty_every", 0), ("perceptual_frames", 0), ("perceptual_frames", "one")]
 )
 def test_bad_counts_of_the_loss(make_loss, name, value):
-    with pytest.raises(ValueError, match=f"`{name}` must be a positive int, but got {value!r}"):
+    with pytest.raises(ValueError, match=f"`{name}` must be a positive int.*, but got {value!r}"):
         make_loss(**{name: value})
 
 
@@ -248,7 +248,7 @@ def test_an_adversarial_weight_without_a_discriminator(make_loss, weight, remedy
 
 def test_each_discriminators_argument_is_named(make_loss):
     for name in ("discr_kwargs", "discr_3d_kwargs"):
-        with pytest.raises(ValueError, match=rf"`{name}` has no argument 'imagesize'.*Did you mean 'image_size'"):
+        with pytest.raises(ValueError, match=rf"`{name}` has no argument 'imagesize'.*Did you mean `image_size`"):
             make_loss(**{name: {"imagesize": 16}})
     with pytest.raises(ValueError, match=r"`multiscale_discr_kwargs\[0\]` has no argument 'imagesize'"):
         make_loss(multiscale_discr_kwargs=[{"imagesize": 16}])

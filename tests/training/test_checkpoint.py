@@ -60,6 +60,19 @@ def test_the_same_step_is_replaced(tmp_path):
     assert len(checkpoints(tmp_path)) == 1
 
 
+def test_a_replacement_that_fails_leaves_the_old_one_to_be_found(tmp_path, monkeypatch):
+    old = write_checkpoint(tmp_path, 1, write_state, keep=1)
+    (old / "old").touch()
+
+    def fail(folder):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(tmp_path, 1, fail, keep=1)
+    assert (old / "old").exists()
+    assert checkpoints(tmp_path) == [(1, old)]
+
+
 def trained(seed, num_steps):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
@@ -71,18 +84,31 @@ def trained(seed, num_steps):
     return model, optimizer
 
 
-def test_an_optimizer_goes_on_bit_for_bit(tmp_path):
+def test_an_optimizer_goes_on_bit_for_bit_with_new_settings(tmp_path):
     model, optimizer = trained(0, 3)
     save_optimizer(optimizer, tmp_path / "optimizer.safetensors")
     other, restored = trained(0, 0)
+    restored.param_groups[0]["weight_decay"] = 0.25
     other.load_state_dict(model.state_dict())
     load_optimizer(restored, tmp_path / "optimizer.safetensors")
     for network, opt in ((model, optimizer), (other, restored)):
         opt.zero_grad()
         network(torch.ones(2, 3)).square().sum().backward()
         opt.step()
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
-    assert restored.param_groups[0]["betas"] == (0.5, 0.9)
+    ours, theirs = optimizer.state_dict()["state"], restored.state_dict()["state"]
+    assert len(ours) == 4
+    for index, state in ours.items():
+        assert all(torch.equal(state[name], theirs[index][name]) for name in ("step", "exp_avg"))
+    assert restored.param_groups[0]["weight_decay"] == 0.25, "settings are the new run's"
+
+
+def test_a_damaged_file_says_what_to_do(tmp_path):
+    _, optimizer = trained(0, 1)
+    path = tmp_path / "optimizer.safetensors"
+    save_optimizer(optimizer, path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"optimizer.safetensors` must be a whole .*Delete .*goes on from"):
+        load_optimizer(optimizer, path)
 
 
 def test_an_optimizer_that_never_stepped_is_restored_empty(tmp_path):

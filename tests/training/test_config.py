@@ -6,6 +6,7 @@ import yaml
 
 import telecine
 from telecine.cli import COMMANDS, RECIPES, root_parser, run
+from telecine.data import ClipConfig
 from telecine.training import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from telecine.training.trainer import as_yaml
 
@@ -17,6 +18,23 @@ WRONG = [
     ({"optimizer": OptimizerConfig(warmup_steps=-1)}, "`optimizer.warmup_steps` must be at least 0"),
     ({"optimizer": OptimizerConfig(ema_decay=1.0)}, "`optimizer.ema_decay` must be from 0 to below 1"),
     ({"discriminator": DiscriminatorConfig(video="none")}, "`objective.adversarial_loss_weight` must be 0 without"),
+    ({"discriminator": DiscriminatorConfig(num_scales=1)}, "must be above 0 exactly where `discriminator.num_scales`"),
+    (
+        {"objective": ObjectiveConfig(multiscale_adversarial_loss_weight=0.1)},
+        "must be above 0 exactly where `discriminator.num_scales`",
+    ),
+    (
+        {
+            "objective": ObjectiveConfig(multiscale_adversarial_loss_weight=0.1),
+            "discriminator": DiscriminatorConfig(video="none", image=True, num_scales=1),
+        },
+        "`discriminator.num_scales` must be 0 without video",
+    ),
+    (
+        {"objective": ObjectiveConfig(disc_start=10, disc_train_start=11)},
+        r"`objective.disc_train_start` must be at most `objective.disc_start` \(10\)",
+    ),
+    ({"clips": ClipConfig(height=16)}, "`clips.height` must be at least 31, which LPIPS needs"),
     ({"discriminator": DiscriminatorConfig(num_scales=-1)}, "`discriminator.num_scales` must be at least 0"),
 ]
 

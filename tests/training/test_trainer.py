@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,9 @@ from telecine.autoencoders import CausalVAE
 from telecine.data import ClipConfig
 from telecine.runs import CHECKPOINTS, checkpoints, find_model
 from telecine.training import Interrupted, OptimizerConfig, train
+from telecine.training.interrupt import StopRequest
 from telecine.training.journal import read_records, validations
-from telecine.training.trainer import Trainer, as_yaml
+from telecine.training.trainer import Trainer, as_yaml, looped
 
 
 class StopAfter:
@@ -108,6 +110,10 @@ def test_a_finished_run_is_not_trained_again_but_can_be_made_longer(tiny):
         (lambda c: replace(c, model=replace(c.model, base_channels=16)), "`model.base_channels` must be 8 as in"),
         (lambda c: replace(c, discriminator=replace(c.discriminator, dim=4)), "`discriminator.dim` must be 2 as in"),
         (lambda c: replace(c, clips=replace(c.clips, width=48)), "`clips.width` must be 32 as in"),
+        (
+            lambda c: replace(c, objective=replace(c.objective, adversarial_loss_weight=0.0)),
+            "`objective.adversarial_loss_weight > 0` must be True as in",
+        ),
     ],
 )
 def test_another_architecture_is_refused_and_nothing_is_lost(tiny, change, message):
@@ -121,8 +127,51 @@ def test_another_architecture_is_refused_and_nothing_is_lost(tiny, change, messa
 
 def test_settings_that_are_not_architecture_may_change(tiny):
     run_to(tiny(), 2)
-    result = train(tiny(optimizer=OptimizerConfig(lr=1e-4)), console=quiet())
-    assert "lr: 0.0001" in (result.run / "config.yaml").read_text()
+    settings = OptimizerConfig(lr=1e-4, betas=(0.1, 0.2), disc_betas=(0.3, 0.4), weight_decay=0.5, warmup_steps=0)
+    config = tiny(optimizer=settings)
+    trainer = Trainer(config, quiet())
+    trainer.run(StopRequest())
+    assert "lr: 0.0001" in (trainer.folder / "config.yaml").read_text()
+    (ours,), (theirs,) = trainer.players.optimizer.param_groups, trainer.players.disc_optimizer.param_groups
+    assert (ours["betas"], ours["weight_decay"], ours["lr"]) == ((0.1, 0.2), 0.5, 1e-4)
+    assert theirs["betas"] == (0.3, 0.4)
+
+
+@pytest.mark.parametrize("file", ["objective.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_named(tiny, file):
+    run_to(tiny(), 1)
+    path = checkpoints(Path(tiny().run))[-1][1] / file
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(ValueError, match=f"{file}` must be"):
+        train(tiny(), console=quiet())
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_starts_over_cleanly(tiny):
+    Trainer(tiny(), quiet())._validate()
+    train(tiny(steps=1), console=quiet())
+    records = validations(read_records(Path(tiny().run) / "metrics.jsonl"))
+    assert [record["step"] for record in records] == [0, 1]
+
+
+def test_a_finished_run_without_its_figures_is_named(tiny):
+    result = train(tiny(steps=1), console=quiet())
+    (result.run / "metrics.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"metrics.jsonl` must be a file with a validation"):
+        train(tiny(steps=1), console=quiet())
+
+
+def test_a_tracker_that_is_not_installed_is_named(tiny):
+    if find_spec("wandb") is not None:
+        pytest.skip("wandb is installed here")
+    with pytest.raises(ValueError, match=r"`trackers` must be installed, but got \['wandb'\]"):
+        train(tiny(trackers=("wandb",)), console=quiet())
+
+
+def test_short_clips_are_repeated_to_be_watched():
+    clip = torch.arange(9, dtype=torch.uint8)[:, None, None, None]
+    assert len(looped(clip, 30.0)) == 126
+    assert torch.equal(looped(clip, 30.0)[9:18], clip)
+    assert len(looped(clip, 1.0)) == 9
 
 
 def test_clips_that_do_not_fit_the_model_are_refused_before_anything_is_written(tiny):
@@ -182,11 +231,13 @@ def test_killed_in_the_middle_it_goes_on_from_its_last_checkpoint(tiny, tmp_path
     )
     assert f"step-{done:08d}" in finished.stdout.replace("\n", "")
     assert checkpoints(Path(config.run))[-1][0] == done + 2
-    steps = [record["step"] for record in read_records(Path(config.run) / "metrics.jsonl")]
-    assert steps == sorted(steps)
+    records = read_records(Path(config.run) / "metrics.jsonl")
+    steps = [record["step"] for record in records if "train/total_loss" in record]
+    assert steps == sorted(set(steps)), "no step twice"
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(tiny, tmp_path, number):
     config = long_run(tiny)
     with subprocess.Popen(
         command(config, tmp_path),
@@ -197,7 +248,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny, tmp_path):
         start_new_session=True,
     ) as process:
         wait_for_checkpoint(process, config, 2)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+        os.killpg(process.pid, number)  # as a terminal or a cluster does: to the workers too
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Run the same command again" in out

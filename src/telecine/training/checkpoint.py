@@ -29,9 +29,11 @@ def write_checkpoint(run: Path, step: int, write: Callable[[Path], None], *, kee
     aside.mkdir(parents=True)
     write(aside)
     _flush(aside)
+    replaced = final.with_name(f".{final.name}.replaced")
     if final.exists():
-        _delete(final)
+        os.replace(final, replaced)
     os.replace(aside, final)
+    shutil.rmtree(replaced, ignore_errors=True)
     for _, old in checkpoints(run)[:-keep]:
         _delete(old)
     return final
