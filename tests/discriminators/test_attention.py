@@ -171,3 +171,10 @@ def test_names_of_published_checkpoints():
         "norm.gamma",
         *(f"net.{i}.{p}" for i in (0, 2) for p in ("weight", "bias")),
     }
+
+
+def test_the_map_keeps_the_contiguous_layout():
+    """Convolutions behind it would run channels-last, where their double backward corrupts the heap on the CPU."""
+    attention = LinearSpaceAttention(dim=8, dim_head=4, heads=2)
+    for shape in ((3, 8, 4, 6), (3, 8, 2, 4, 6)):
+        assert attention(torch.zeros(shape)).is_contiguous()

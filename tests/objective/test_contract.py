@@ -651,9 +651,11 @@ def test_line_19_double_backward_through_both_attentions_at_batches_1_to_9():
     )
     assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr[-2000:]}"
     report = json.loads(done.stdout.splitlines()[-1])
-    assert report["finished"] == [[name, batch] for name in ("quadratic", "linear", "both") for batch in range(1, 10)]
-    # Real and fake through 3 + 3 + 4 blocks: which form each of them takes is known.
-    assert report["calls"] == {"_quadratic_attention": 2 * 9 * (3 + 0 + 3), "_linear_attention": 2 * 9 * (0 + 3 + 1)}
+    names = ("quadratic", "linear", "both", "default")
+    assert report["finished"] == [[name, batch] for name in names for batch in range(1, 10)]
+    # Real and fake through 3 + 3 + 4 + 4 blocks: which form each of them takes is known.
+    quadratic, linear = 2 * 9 * (3 + 0 + 3 + 3), 2 * 9 * (0 + 3 + 1 + 1)
+    assert report["calls"] == {"_quadratic_attention": quadratic, "_linear_attention": linear}
 
 
 # All of them.

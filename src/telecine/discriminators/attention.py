@@ -106,8 +106,11 @@ class LinearSpaceAttention(nn.Module):
         frames = rearrange(x, "b c t h w -> (b t) c h w") if x.ndim == 5 else x
         height = frames.shape[-2]
         tokens = self.attn(self.norm(rearrange(frames, "b c h w -> b (h w) c")))
-        frames = rearrange(tokens, "b (h w) c -> b c h w", h=height)
-        return rearrange(frames, "(b t) c h w -> b c t h w", b=x.shape[0]) if x.ndim == 5 else frames
+        maps = rearrange(tokens, "b (h w) c -> b c h w", h=height)
+        maps = rearrange(maps, "(b t) c h w -> b c t h w", b=x.shape[0]) if x.ndim == 5 else maps
+        # Tokens laid out again as maps would be channels-last and hand that layout on to the convolutions, whose
+        # double backward then corrupts the heap on the CPU (PyTorch 2.13 with oneDNN, several threads, odd batches).
+        return maps.contiguous()
 
 
 class GEGLU(nn.Module):
