@@ -33,7 +33,8 @@ def write_checkpoint(run: Path, step: int, write: Callable[[Path], None], *, kee
     if final.exists():
         os.replace(final, replaced)
     os.replace(aside, final)
-    shutil.rmtree(replaced, ignore_errors=True)
+    if replaced.exists():
+        shutil.rmtree(replaced)
     for _, old in checkpoints(run)[:-keep]:
         _delete(old)
     return final
