@@ -189,10 +189,10 @@ class Trainer:
     def _save(self) -> Path:
         """Write the checkpoint of this step, unless it has been written already, and return its folder."""
         folder = checkpoint_folder(self.folder, self.done)
-        if self.saved == self.done:
-            return folder
-        self.saved = self.done
-        return write_checkpoint(self.folder, self.done, self._write, keep=self.config.keep)
+        if self.saved != self.done:
+            write_checkpoint(self.folder, self.done, self._write, keep=self.config.keep)
+            self.saved = self.done
+        return folder
 
     def _write(self, folder: Path) -> None:
         players = self.players
