@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from telecine.autoencoders import CausalVAE, CausalVAEConfig
-from telecine.cli import COMMANDS, RECIPES, main, setting_names, with_config_first
+from telecine.cli import COMMANDS, RECIPES, Command, main, setting_names, with_config_first
 from telecine.data import sample_videos
+from telecine.objective.schedule import Ramp
 from telecine.training import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("cached_weights")
@@ -59,7 +60,8 @@ def test_help_has_the_texts_of_the_fields(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "Step from which the adversarial term counts" in text
+    assert "Step from which the adversarial terms and feature matching count" in text
+    assert "each weight is a number, or changes over the steps" in text
     assert "Frames in a clip." in text
 
 
@@ -81,6 +83,20 @@ def test_runs_as_a_module(module):
         (["train", "--config", "no/such/file.yaml"], "no/such/file.yaml"),
         (["train", "--dat", "x"], "--dat"),
         (["train", "--data", "x", "--objective.perceptual_frames", "every"], "objective.perceptual_frames"),
+        (
+            ["train", "--data", "x", "--objective.gan_loss", "hing"],
+            "'hinge', 'vanilla', 'least_squares', 'relativistic'",
+        ),
+        (["train", "--data", "x", "--objective.recon_loss", "l2"], "'mse', 'l1', 'charbonnier'"),
+        (["train", "--data", "x", "--objective.grad_penalty", "r3"], "'r1_and_r2'"),
+        (["train", "--data", "x", "--discriminator.video", "patches"], "'first_frame', 'plain', 'patch', 'none'"),
+        (
+            ["train", "--data", "x", "--objective.gram_loss_weight", "-1"],
+            "`objective.gram_loss_weight` must be a finite",
+        ),
+        (["train", "--data", "x", "--objective.gram_loss_weight", "much"], 'key "objective.gram_loss_weight"'),
+        (["train", "--data", "x", "--objective.gram_loss_weight.stat", "3"], "Option 'stat' is not accepted"),
+        (["train", "--data", "x", "--objective.gram_loss_weight.start", "3"], "required: weight"),
         (["train", "--data", "x", "--val_data", "y"], "`data` must be a video file or a folder, but got x, which"),
         (["reconstruct", "x", "y", "-o", "z.mp4", "--num_frames=-5"], "`num_frames` must be at least 1, but got -5"),
         (["evaluate", "nowhere", "--data", "x"], "`checkpoint` must be a run's folder"),
@@ -91,6 +107,46 @@ def test_runs_as_a_module(module):
 )
 def test_mistakes_get_one_clear_line(capsys, arguments, message):
     assert message in error_of(capsys, *arguments)
+
+
+def settings_of(monkeypatch, *arguments):
+    """Return the settings that a training command would run with."""
+    seen = []
+    monkeypatch.setitem(COMMANDS, "train", Command(lambda _, config: seen.append(config), TrainConfig))
+    assert main(["train", "--data", "x", *arguments]) == 0
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["--objective.gram_loss_weight", "2"], 2.0),
+        (
+            ["--objective.gram_loss_weight.weight", "0.5", "--objective.gram_loss_weight.start", "100"],
+            Ramp(0.5, start=100),
+        ),
+        (["--objective.gram_loss_weight", "{weight: 1, start: 10, steps: 5}"], Ramp(1.0, start=10, steps=5)),
+        (["--objective.gram_loss_weight", "{weight: 0, initial: 1}"], Ramp(0.0, initial=1.0)),
+    ],
+)
+def test_a_weight_is_a_number_or_a_ramp(monkeypatch, typed, meant):
+    assert settings_of(monkeypatch, *typed).objective.gram_loss_weight == meant
+
+
+def test_a_ramp_in_a_file_can_be_changed_beside_it(monkeypatch, tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("objective:\n  perceptual_weight: {weight: 1, start: 1000, steps: 500}\n")
+    config = settings_of(monkeypatch, "--objective.perceptual_weight.steps", "9", "--config", str(path))
+    assert config.objective.perceptual_weight == Ramp(1.0, start=1000, steps=9)
+    config = settings_of(monkeypatch, "--objective.perceptual_weight", "3", "--config", str(path))
+    assert config.objective.perceptual_weight == 3.0
+
+
+def test_ramps_are_explained(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--objective.gram_loss_weight.help"])
+    assert stop.value.code == 0
+    assert "Step at which it begins to change" in capsys.readouterr().out
 
 
 def test_an_unknown_key_in_a_file_is_named_with_the_nearest(capsys, tmp_path):

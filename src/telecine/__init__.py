@@ -6,9 +6,17 @@ The names below are the public door. `train`, `evaluate` and `reconstruct` need 
 from importlib import import_module
 from typing import Any
 
-from telecine.discriminators import Discriminator, Discriminator3D, Discriminator3DWithfirstframe
-from telecine.losses import gradient_penalty, hinge_discriminator, hinge_generator, kl_to_standard_normal, mse
-from telecine.objective import VideoAutoencoderLoss
+from telecine.discriminators import (
+    Discriminator,
+    Discriminator3D,
+    Discriminator3DWithfirstframe,
+    DiscriminatorOutput,
+    PatchDiscriminator,
+    PatchDiscriminator3D,
+    frame_gradients,
+)
+from telecine.losses import gradient_penalty, kl_to_standard_normal, mse
+from telecine.objective import Ramp, VideoAutoencoderLoss
 from telecine.perceptual import LPIPS
 
 __version__ = "0.1.0"
@@ -28,10 +36,13 @@ __all__ = [
     "Discriminator",
     "Discriminator3D",
     "Discriminator3DWithfirstframe",
+    "DiscriminatorOutput",
+    "PatchDiscriminator",
+    "PatchDiscriminator3D",
+    "Ramp",
     "VideoAutoencoderLoss",
+    "frame_gradients",
     "gradient_penalty",
-    "hinge_discriminator",
-    "hinge_generator",
     "kl_to_standard_normal",
     "mse",
 ]

@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ArgumentError as error:
         return fail(with_suggestion(" ".join(str(error).split())))
     except (ValueError, OSError, TrainingError) as error:
-        return fail(str(error))
+        return fail(" ".join(str(error).split()))  # in one line, also where jsonargparse wraps an error of ours
     except Interrupted as interruption:
         console.print(f"stopped; saved {interruption}. Run the same command again to go on.", soft_wrap=True)
         return INTERRUPTED

@@ -67,7 +67,7 @@ def test_the_targets_of_configurations_written_for_cogvideo(prefix, cls):
 
 def test_lists_are_sizes_too():
     network = build({**PARAMS, "image_size": [16, 32]})
-    assert network(torch.zeros(2, 3, 4, 16, 32)).shape == (2,)
+    assert network(torch.zeros(2, 3, 4, 16, 32)).logits.shape == (2,)
 
 
 def test_params_may_be_left_out_or_empty():

@@ -1,14 +1,20 @@
-"""The video discriminators: where time ends, their names in checkpoints, and their arguments."""
+"""The video discriminators: where and how time ends, their names in checkpoints, and their arguments."""
 
+from typing import ClassVar
+
+import jaxtyping
 import pytest
 import torch
 
 from telecine.discriminators import (
+    CausalConv3d,
     Discriminator3D,
     Discriminator3DWithfirstframe,
     DiscriminatorBlock3D,
     DiscriminatorBlock3DWithfirstframe,
+    build_discriminator,
 )
+from telecine.discriminators.first_frame import mean_over_frames
 
 CLASSES = {Discriminator3D: DiscriminatorBlock3D, Discriminator3DWithfirstframe: DiscriminatorBlock3DWithfirstframe}
 both = pytest.mark.parametrize("cls", CLASSES)
@@ -36,7 +42,7 @@ def test_sizes_may_be_lists(cls):
     second = cls(dim=1, image_size=(32, 48), frame_num=4)
     second.load_state_dict(first.state_dict(), strict=True)
     x = torch.randn(2, 3, 4, 32, 48)
-    assert torch.equal(first(x), second(x))
+    assert torch.equal(first(x).logits, second(x).logits)
 
 
 @both
@@ -48,7 +54,7 @@ def test_the_mean_over_time_is_what_the_image_blocks_see(cls):
     assert features.shape[2] == 4
     features = sum(features[:, :, t] for t in range(4)) / 4
     expected = network.to_logits(network.blocks[2](network.blocks[1](features)))
-    torch.testing.assert_close(network(x), expected)
+    torch.testing.assert_close(network(x).logits, expected)
 
 
 @both
@@ -66,7 +72,7 @@ def test_names_and_round_trip(cls, antialiased):
     other = cls(**config)
     other.load_state_dict(network.state_dict(), strict=True)
     x = torch.randn(1, 3, 4, 32, 32)
-    assert torch.equal(network(x), other(x))
+    assert torch.equal(network(x).logits, other(x).logits)
 
 
 @both
@@ -83,7 +89,7 @@ def test_blur_over_time_is_an_option(cls):
     space, time = cls(**config), cls(**config, antialiased_time=True)
     time.load_state_dict(space.state_dict(), strict=True)
     x = torch.randn(1, 3, 4, 16, 16)
-    assert not torch.allclose(space(x), time(x))
+    assert not torch.allclose(space(x).logits, time(x).logits)
     with pytest.raises(ValueError, match="`antialiased_time` must come with `antialiased_downsample=True`"):
         cls(dim=1, image_size=16, frame_num=4, antialiased_time=True)
 
@@ -100,3 +106,91 @@ def test_bad_counts(cls, name):
 def test_bad_input(cls, shape):
     with pytest.raises(ValueError, match=r"input must be \(B, C, T, H, W\) with C = 3, but got"):
         cls(dim=1, image_size=16, frame_num=4)(torch.zeros(shape))
+
+
+def frames_in_positions(num_frames, num_poolings):
+    """Count by pooling: the first frame stays alone, each pair after it holds the frames of both."""
+    counts = [1] * num_frames
+    for _ in range(num_poolings):
+        rest = counts[1:]
+        counts = counts[:1] + [sum(rest[start : start + 2]) for start in range(0, len(rest), 2)]
+    return counts
+
+
+class TestTimeWeighting:
+    CONFIG: ClassVar = {"dim": 1, "image_size": 32, "frame_num": 8}
+
+    def build(self, **options):
+        torch.manual_seed(0)
+        return Discriminator3DWithfirstframe(**{**self.CONFIG, **options}).double()
+
+    @pytest.mark.parametrize("time", [*range(1, 20), 33, 49])
+    @pytest.mark.parametrize("num_poolings", range(5))
+    def test_weights(self, time, num_poolings):
+        counts = torch.tensor(frames_in_positions(time, num_poolings), dtype=torch.float64)
+        assert counts.sum() == time
+        x = torch.randn(2, 3, len(counts), 2, 3, dtype=torch.float64)
+        expected = (x * counts.view(-1, 1, 1)).sum(2) / time
+        torch.testing.assert_close(mean_over_frames(x, time, num_poolings), expected)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+    def test_dtype_and_constants(self, dtype):
+        mean = mean_over_frames(torch.full((1, 2, 3, 4, 4), 0.5, dtype=dtype), 17, 3)
+        assert mean.dtype == dtype
+        torch.testing.assert_close(mean, torch.full((1, 2, 4, 4), 0.5, dtype=dtype))
+
+    def test_gradcheck_and_gradgradcheck(self):
+        x = torch.randn(1, 1, 3, 2, 1, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda x: mean_over_frames(x, 6, 2), (x,))
+        assert torch.autograd.gradgradcheck(lambda x: mean_over_frames(x, 6, 2) ** 2, (x,))
+
+    @pytest.mark.parametrize("time", [1, 2, 9, 16, 17])
+    def test_the_network(self, time):
+        network = self.build(time_weighting="frames")
+        assert network.temporal_num_layers == 3
+        x = torch.randn(2, 3, time, 32, 32, dtype=torch.float64)
+        logits, features = network(x)
+        counts = frames_in_positions(time, 3)
+        assert features[2].shape[2] == len(counts)
+        mean = sum(count / time * features[2][:, :, position] for position, count in enumerate(counts))
+        torch.testing.assert_close(logits, network.to_logits(network.blocks[3](mean)))
+
+    def test_positions_are_the_default_and_checkpoints_fit_either(self):
+        networks = [self.build(), self.build(time_weighting="positions"), self.build(time_weighting="frames")]
+        x = torch.randn(2, 3, 9, 32, 32, dtype=torch.float64)
+        for network in networks[1:]:
+            network.load_state_dict(networks[0].state_dict(), strict=True)
+        default, positions, frames = (network(x).logits for network in networks)
+        assert torch.equal(default, positions)
+        assert not torch.allclose(default, frames)
+
+    def test_without_pooling_they_are_the_same(self):
+        x = torch.randn(2, 3, 5, 32, 32, dtype=torch.float64)
+        positions, frames = (self.build(frame_num=1, time_weighting=kind) for kind in ("positions", "frames"))
+        torch.testing.assert_close(positions(x).logits, frames(x).logits)
+
+    def test_padding(self):
+        first, constant = self.build(), self.build(pad_mode="constant")
+        assert {m.pad_mode for m in first.modules() if isinstance(m, CausalConv3d)} == {"first"}
+        assert {m.pad_mode for m in constant.modules() if isinstance(m, CausalConv3d)} == {"constant"}
+        constant.load_state_dict(first.state_dict(), strict=True)
+        x = torch.randn(2, 3, 9, 32, 32, dtype=torch.float64)
+        assert not torch.allclose(first(x).logits, constant(x).logits)
+
+    @pytest.mark.parametrize("frame_num", [1, 8])
+    @pytest.mark.parametrize(
+        ("option", "value", "message"),
+        [
+            ("time_weighting", "frame", r"one of 'positions', 'frames', but got 'frame'.*Did you mean `frames`\?"),
+            ("pad_mode", "zeros", "one of 'first', 'constant', but got 'zeros'.*'first' is the default"),
+        ],
+    )
+    def test_unknown_options(self, frame_num, option, value, message, monkeypatch):
+        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        with pytest.raises(ValueError, match=f"`{option}` must be {message}"):
+            self.build(frame_num=frame_num, **{option: value})
+
+    @pytest.mark.parametrize("option", ["time_weighting", "pad_mode"])
+    def test_the_plain_network_has_no_first_frame_to_weigh(self, option):
+        with pytest.raises(ValueError, match=f"has no argument '{option}' for Discriminator3D"):
+            build_discriminator({**self.CONFIG, option: "frames"}, default=Discriminator3D, name="discr_3d_kwargs")

@@ -1,4 +1,4 @@
-"""Double backward through both forms of the attention at batches 1 to 9 in float32; a heap error ends the process.
+"""Double backward through both forms of the attention in float32, `penalty_batches.py BATCH`: a heap error ends it.
 
 With one thread the heap of a discriminator whose attention hands on a channels-last layout stays whole, so several are
 asked for whatever the environment says.
@@ -7,13 +7,13 @@ asked for whatever the environment says.
 import collections
 import faulthandler
 import json
+import sys
 
 import torch
 
 from telecine import VideoAutoencoderLoss
 from telecine.discriminators import attention
 
-BATCHES = range(1, 10)
 # With 8 channels a head the quadratic form serves up to 73 tokens, with 2 up to 7.
 NETWORKS = {
     "quadratic": {"dim": 2, "image_size": 16, "linear_attn_heads": 4},
@@ -21,6 +21,8 @@ NETWORKS = {
     "both": {"dim": 2, "image_size": 32, "linear_attn_heads": 4},
     "default": {"dim": 2, "image_size": 32},
 }
+# The penalties that differentiate a gradient: of the real view; of both views, and of a view of its own.
+CASES = [("one_centered", name) for name in NETWORKS] + [("r1_and_r2", "both"), ("wgan_gp", "both")]
 
 
 def count_forms():
@@ -32,25 +34,27 @@ def count_forms():
     return calls
 
 
-def main():
+def main(batch):
     torch.set_num_threads(2)
     calls = count_forms()
     finished = []
-    for name, network in NETWORKS.items():
+    for penalty, name in CASES:
+        network = NETWORKS[name]
         torch.manual_seed(0)
-        loss = VideoAutoencoderLoss(0, perceptual_weight=0, grad_penalty_loss_weight=10, discr_kwargs=network)
+        loss = VideoAutoencoderLoss(
+            0, perceptual_weight=0, grad_penalty_loss_weight=10, grad_penalty=penalty, discr_kwargs=network
+        )
         size = network["image_size"]
-        for batch in BATCHES:
-            real, fake = (torch.rand(batch, 3, 2, size, size) * 2 - 1 for _ in range(2))
-            total, log = loss(real, fake, 1, 0)
-            total.backward()
-            gradients = [weight.grad for weight in loss.get_trainable_parameters()]
-            assert log["train/grad_penalty_loss"] > 0
-            assert all(gradient.isfinite().all() for gradient in gradients if gradient is not None)
-            finished.append([name, batch])
+        real, fake = (torch.rand(batch, 3, 2, size, size) * 2 - 1 for _ in range(2))
+        total, log = loss(real, fake, 1, 0)
+        total.backward()
+        gradients = [weight.grad for weight in loss.get_trainable_parameters()]
+        assert log["train/grad_penalty_loss"] > 0
+        assert all(gradient.isfinite().all() for gradient in gradients if gradient is not None)
+        finished.append([penalty, name])
     print(json.dumps({"finished": finished, "calls": calls}))
 
 
 if __name__ == "__main__":
     faulthandler.enable()
-    main()
+    main(int(sys.argv[1]))

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.objective.critics import Critic, frozen, one_frame, scaled_down, whole_video
+from telecine import Discriminator, Discriminator3D, PatchDiscriminator
+from telecine.objective.critics import Critic, build_critic, frozen, one_frame, scaled_down, view_of, whole_video
 
 
 def test_the_whole_video():
@@ -37,8 +38,8 @@ def test_half_precision_videos_are_scaled_down(dtype):
 
 def test_a_view_is_cast_to_the_parameters_type():
     critic = Critic("discr", nn.Linear(4, 1).double(), whole_video)
-    assert critic.judge(torch.zeros(1, 4, dtype=torch.bfloat16)).dtype == torch.float64
-    assert Critic("discr", nn.Flatten(), whole_video).judge(torch.zeros(1, 4).half()).dtype == torch.float16
+    assert critic.judge(torch.zeros(1, 4, dtype=torch.bfloat16)).logits.dtype == torch.float64
+    assert Critic("discr", nn.Flatten(), whole_video).judge(torch.zeros(1, 4).half()).logits.dtype == torch.float16
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -56,3 +57,32 @@ def test_frozen_restores_each_parameter(fails):
     except KeyError:
         assert fails
     assert [parameter.requires_grad for parameter in module.parameters()] == before
+
+
+def test_one_frame_of_the_scaled_video():
+    x = torch.randn(2, 3, 4, 8, 8)
+    indices = torch.tensor([[3], [1]])
+    seen = scaled_down(2, one_frame)(x, indices)
+    torch.testing.assert_close(seen, scaled_down(2)(one_frame(x, indices)[:, :, None], indices)[:, :, 0])
+
+
+def test_the_view_that_a_discriminator_asks_for():
+    assert view_of(PatchDiscriminator(dim=1)) is one_frame
+    assert view_of(Discriminator3D(dim=1, image_size=16, frame_num=2)) is whole_video
+    assert view_of(nn.Flatten()) is whole_video
+
+
+def test_a_discriminator_of_the_wrong_kind_is_refused():
+    frames = {"default": Discriminator, "name": "discr_kwargs", "sees": "frames"}
+    assert build_critic(None, **frames) is None
+    assert isinstance(build_critic({"dim": 1, "image_size": 16}, **frames), Discriminator)
+    own = nn.Flatten()
+    assert build_critic(own, **frames) is own
+    with pytest.raises(ValueError, match=r"`discr_kwargs` must be a discriminator of frames, .*PatchDiscriminator3D"):
+        build_critic({"target": "telecine.PatchDiscriminator3D", "params": {"dim": 1}}, **frames)
+    with pytest.raises(ValueError, match=r"`discr_3d_kwargs` must be a discriminator of video, .*one of frames"):
+        build_critic(PatchDiscriminator(dim=1), default=Discriminator3D, name="discr_3d_kwargs", sees="video")
+
+
+def test_a_key_of_a_module_dict():
+    assert Critic("multiscale_discrs.0", nn.Flatten(), whole_video).key == "multiscale_discrs_0"

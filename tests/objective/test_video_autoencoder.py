@@ -74,7 +74,7 @@ def autoencoder_step_by_hand(loss, vgg, real, fake, aux, last_layer):
     weights = []
     reference = torch.autograd.grad(perceptual, last_layer, retain_graph=True)[0].float().norm()
     for (critic, view), term_weight in zip(views_by_hand(loss, fake), (0.3, 0.3, 0.2), strict=True):
-        g = -sum(critic(view[b : b + 1])[0] for b in range(len(view))) / len(view)
+        g = -sum(critic(view[b : b + 1]).logits[0] for b in range(len(view))) / len(view)
         norm = torch.autograd.grad(g, last_layer, retain_graph=True)[0].float().norm()
         weights.append(min((reference / max(norm, 1e-3)).item(), 1e3))
         total = total + term_weight * weights[-1] * g
@@ -86,7 +86,7 @@ def discriminator_step_by_hand(loss, real, fake):
     for (critic, real_view), (_, fake_view) in zip(views_by_hand(loss, real), views_by_hand(loss, fake), strict=True):
         for b in range(len(real)):
             sample = real_view[b : b + 1].detach().clone().requires_grad_()
-            d_real, d_fake = critic(sample)[0], critic(fake_view[b : b + 1].detach())[0]
+            d_real, d_fake = critic(sample).logits[0], critic(fake_view[b : b + 1].detach()).logits[0]
             hinge = hinge + (F.relu(1 - d_real) + F.relu(1 + d_fake)) / len(real)
             (gradient,) = torch.autograd.grad(d_real, sample, create_graph=True)
             norm = sum(torch.dot(row, row) for row in gradient.flatten(0, -2)) ** 0.5
@@ -450,7 +450,7 @@ class TestPromises:
             loss.generator.manual_seed(0)
             values.append([loss(clip(), clip(seed=2), idx, 0)[0].item() for idx in (0, 1)])
         assert values[0] == values[1] == values[2]
-        assert not any(module.training for module in loss.perceptual_model.modules())
+        assert not any(module.training for module in loss.perceptual_model.distance.modules())
         assert loss.training
 
     def test_moving_the_loss_moves_all_of_it(self, make_loss, clip):

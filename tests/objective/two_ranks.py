@@ -1,6 +1,7 @@
-"""One of two processes that share an adaptive weight: `two_ranks.py RANK INIT_METHOD`; prints its log as JSON.
+"""One of two processes that share what is averaged: `two_ranks.py RANK INIT_METHOD`; prints its logs as JSON.
 
-`setting` and `batch` are read by the test as well, which computes what must come out in a single process.
+`setting`, `averaging_setting` and `batch` are read by the test as well, which computes in one process what must
+come out.
 """
 
 import gc
@@ -33,6 +34,34 @@ def setting():
     return loss, autoencoder
 
 
+def averaging_setting():
+    """Return a loss in which everything that ranks must agree on is on: weights of samples, averages, a parameter."""
+    torch.manual_seed(0)
+    return VideoAutoencoderLoss(
+        disc_start=0,
+        adversarial_loss_weight=1.0,
+        lecam_loss_weight=0.1,
+        learn_logvar=True,
+        adaptive_weight_at="reconstruction",
+        adaptive_weight_decay=0.5,
+        vgg_weights=helpers["random_vgg"](),
+        discr_3d_kwargs={"dim": 1, "image_size": 16, "frame_num": 4, "linear_attn_heads": 2},
+        perceptual_frames="all",
+    )
+
+
+def averaged(loss, real, fake):
+    """Return what the ranks must agree on after both steps."""
+    total, log = loss(real, fake, 0, 0)
+    total.backward()
+    loss(real, fake, 1, 0)
+    return {
+        "adaptive_weight": log["train/adaptive_weight"].item(),
+        "logvar_gradient": loss.logvar.grad.item(),
+        **{name: value.item() for name, value in loss.state_dict().items() if "lecam" in name or "balance" in name},
+    }
+
+
 def batch(rank):
     """Return the rank's own clips."""
     return helpers["random_clip"]((2, 3, 3, 16, 16), seed=10 + rank) * (0.2 + rank) / 1.2
@@ -47,8 +76,10 @@ def main(rank, init_method):
     own = torch.tensor([1.0 + rank, 10.0])
     result["average"] = average_over_ranks(own).tolist()
     assert own.tolist() == [1.0 + rank, 10.0]
+    averaging, real = averaging_setting(), batch(rank)
+    result["averaged"] = averaged(averaging, real, (0.5 * real).requires_grad_())
     # Gloo's threads may outlive the interpreter's teardown where tensors of the graph do.
-    del loss, autoencoder, total, log
+    del loss, autoencoder, averaging, total, log
     gc.collect()
     dist.barrier()
     dist.destroy_process_group()

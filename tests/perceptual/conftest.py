@@ -1,13 +1,16 @@
 """Real weights and real frames for the tests of the perceptual loss."""
 
 import importlib.metadata
+from contextlib import contextmanager
 
 import av
+import lpips as published
 import pytest
 import torch
 from torch import Tensor
 
-from telecine.perceptual import LPIPS
+from telecine.perceptual import LPIPS, load_backbone
+from telecine.perceptual.backbones import BACKBONES
 
 NETS = ("vgg", "alex")
 CLIPS = ("carphone_pristine.mp4", "bikes.mp4", "bigbuckbunny.mp4")
@@ -29,6 +32,59 @@ def decode(name: str, num_frames: int) -> Tensor:
 def models(cached_weights):
     """Return LPIPS with the real weights, by net."""
     return {net: LPIPS(net) for net in NETS}
+
+
+@pytest.fixture(scope="session")
+def references(cached_weights):
+    """Return the original package's modules with the same backbone weights, by net."""
+    return {net: reference(net) for net in NETS}
+
+
+def reference(net):
+    module = published.LPIPS(net=net, pnet_rand=True, verbose=False)
+    weights = load_backbone(net)
+    state = {key: weights[f"features.{key.split('.', 1)[1]}"] for key in module.net.state_dict()}
+    assert len(state) == len(weights)
+    module.net.load_state_dict(state)
+    return module
+
+
+@pytest.fixture(scope="session")
+def random_models():
+    """Return LPIPS with random weights that keep the features' scale, by net."""
+    return {net: LPIPS(net, weights=random_weights(net)) for net in NETS}
+
+
+def random_weights(net):
+    generator = torch.Generator().manual_seed(0)
+    shapes = BACKBONES[net].tensor_shapes().items()
+    return {name: torch.randn(shape, generator=generator) * standard_deviation(shape) for name, shape in shapes}
+
+
+def standard_deviation(shape):
+    fan_in = torch.Size(shape[1:]).numel()
+    return (2 / fan_in) ** 0.5 if len(shape) == 4 else 0.1
+
+
+@pytest.fixture(scope="session")
+def saved_storages():
+    """Return a context that fills a dict with the bytes of each storage kept for a backward, by its address.
+
+    What is computed inside must stay alive until the dict is read, so that no address is used twice.
+    """
+
+    @contextmanager
+    def record():
+        sizes = {}
+
+        def pack(tensor):
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            yield sizes
+
+    return record
 
 
 @pytest.fixture(scope="session")

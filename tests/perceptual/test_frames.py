@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -38,6 +40,66 @@ def test_every_frame_is_drawn_equally_often(num_frames):
     share = num_frames / time
     deviation = (num_clips * share * (1 - share)) ** 0.5
     assert ((counts - num_clips * share).abs() < 4 * deviation).all()
+
+
+# Every n-th frame
+
+
+@given(
+    batch=st.integers(1, 4),
+    time=st.integers(1, 13),
+    num_frames=st.one_of(st.integers(1, 15), st.just("all")),
+    stride=st.integers(1, 20),
+)
+@settings(max_examples=150, deadline=None)
+def test_stride_leaves_every_nth_frame_round_the_end(batch, time, num_frames, stride):
+    indices = sample_frame_indices(clips(batch, time), num_frames, stride=stride)
+    num_candidates = -(-time // stride)
+    assert stride * (num_candidates - 1) < time  # less than one round: no frame is met twice
+    assert indices.shape == (batch, num_candidates if num_frames == "all" else min(num_frames, num_candidates))
+    assert (indices[:, 1:] > indices[:, :-1]).all()
+    steps = range(num_candidates)
+    rounds = [sorted({(first + stride * step) % time for step in steps}) for first in range(time)]
+    assert {len(frames) for frames in rounds} == {num_candidates}
+    for row in indices.tolist():
+        assert any(row == frames if num_frames == "all" else set(row) <= set(frames) for frames in rounds)
+
+
+@pytest.mark.parametrize(("num_frames", "stride"), [(1, 3), (2, 3), ("all", 3), (2, 2), ("all", 5), ("all", 10**30)])
+def test_every_frame_is_drawn_equally_often_with_a_stride(num_frames, stride):
+    num_clips, time = 20_000, 7  # 7 frames in strides of 3: drawing the first frame from the first three is not enough
+    indices = sample_frame_indices(clips(num_clips, time), num_frames, seeded(), stride)
+    counts, share = indices.flatten().bincount(minlength=time), indices.shape[1] / time
+    deviation = (num_clips * share * (1 - share)) ** 0.5
+    assert ((counts - num_clips * share).abs() < 4 * deviation).all()
+
+
+def test_clips_are_drawn_independently_with_a_stride():
+    num_pairs, time = 16_000, 4
+    first, second = sample_frame_indices(clips(2 * num_pairs, time), "all", seeded(), 4).view(num_pairs, 2).unbind(1)
+    counts = (first * time + second).bincount(minlength=time**2)
+    deviation = (num_pairs / 16 * 15 / 16) ** 0.5
+    assert ((counts - num_pairs / 16).abs() < 4 * deviation).all()
+
+
+@pytest.mark.parametrize("num_frames", [1, 3, 6, "all"])
+def test_without_a_stride_one_noise_is_drawn_and_the_largest_are_taken(num_frames):
+    ours, theirs = seeded(5), seeded(5)
+    indices = sample_frame_indices(clips(8, 6), num_frames, ours, 1)
+    if num_frames in (1, 3):
+        largest = torch.rand(8, 6, generator=theirs).topk(num_frames, dim=1).indices
+        assert torch.equal(indices, largest.sort(dim=1).values)
+    assert torch.equal(ours.get_state(), theirs.get_state())
+    assert torch.equal(indices, sample_frame_indices(clips(8, 6), num_frames, seeded(5)))
+
+
+def test_generator_makes_the_draw_with_a_stride_reproducible():
+    draws = [sample_frame_indices(clips(8, 30), 2, seeded(seed), 4) for seed in (3, 3, 4)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+# Independence, reproducibility, picking
 
 
 def test_clips_are_drawn_independently():
@@ -93,8 +155,8 @@ def test_gradcheck():
 def test_stays_on_the_device():
     # The meta device holds no values: whatever had to read one there would raise.
     video = torch.zeros(2, 3, 5, 8, 8, device="meta")
-    for num_frames in (1, 3, "all"):
-        indices = sample_frame_indices(video, num_frames)
+    for num_frames, stride in itertools.product((1, 3, "all"), (1, 2)):
+        indices = sample_frame_indices(video, num_frames, stride=stride)
         assert indices.device.type == "meta"
         assert pick_frames(video, indices).shape == (2 * indices.shape[1], 3, 8, 8)
 
@@ -109,6 +171,14 @@ def test_wrong_number_of_frames(num_frames):
 def test_wrong_type_of_number(num_frames):
     with pytest.raises(TypeError, match="`num_frames` must be"):
         sample_frame_indices(clips(1, 4), num_frames)
+
+
+@pytest.mark.parametrize(
+    ("stride", "error"), [(0, ValueError), (-2, ValueError), (1.0, TypeError), (True, TypeError), ("all", TypeError)]
+)
+def test_wrong_stride(stride, error):
+    with pytest.raises(error, match=rf"`stride` must be a positive int, but got '?{stride}'? \(.* Pass 1 for every"):
+        sample_frame_indices(clips(1, 4), 1, stride=stride)
 
 
 def test_wrong_video():

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from telecine.perceptual import LPIPS, load_backbone
+from telecine.perceptual import LPIPS
 from telecine.perceptual.backbones import BACKBONES, run_stage
 from telecine.perceptual.lpips import feature_distance, load_heads
 
@@ -19,21 +19,6 @@ NETS = ("vgg", "alex")
 CLIPS = ("carphone_pristine.mp4", "bikes.mp4", "bigbuckbunny.mp4")
 SMALLEST = {"vgg": 16, "alex": 31}
 FLAT = {"black": -1.0, "grey": 0.0, "white": 1.0}
-
-
-@pytest.fixture(scope="module")
-def references(cached_weights):
-    return {net: reference(net) for net in NETS}
-
-
-def reference(net):
-    """Return the original package's module with the same backbone weights."""
-    module = published.LPIPS(net=net, pnet_rand=True, verbose=False)
-    weights = load_backbone(net)
-    state = {key: weights[f"features.{key.split('.', 1)[1]}"] for key in module.net.state_dict()}
-    assert len(state) == len(weights)
-    module.net.load_state_dict(state)
-    return module
 
 
 def distance_and_gradient(model, reconstruction, target):
@@ -117,6 +102,81 @@ def test_heads_are_the_published_ones(net):
             assert torch.equal(heads[f"head.{index}"], state[f"lin{index}.model.1.weight"].flatten())
 
 
+# The Gram matrices beside it
+
+
+def compare_gradient(model, reconstruction, target):
+    return distance_and_gradient(lambda x, y: sum(model.compare(reconstruction=x, target=y)), reconstruction, target)
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_gram_is_that_of_the_published_packages_features(net, models, references, real_frames):
+    pair = real_frames["bikes.mp4"][:2], real_frames["bikes.mp4"][2:]
+    x, y = (references[net].net(references[net].scaling_layer(frames)) for frames in pair)
+    assert len(x) == len(y) == 5
+    expected = torch.zeros(2, dtype=torch.float64)
+    for frame, (x_l, y_l) in itertools.product(range(2), zip(x, y, strict=True)):
+        f_x, f_y = (features[frame].flatten(1).double() for features in (x_l, y_l))
+        expected[frame] += ((f_x @ f_x.T - f_y @ f_y.T) / f_x.numel()).pow(2).sum()
+    actual = models[net].compare(reconstruction=pair[0], target=pair[1])
+    torch.testing.assert_close(actual.gram.double(), expected, rtol=1e-4, atol=0)
+    assert torch.equal(actual.lpips, models[net](reconstruction=pair[0], target=pair[1]))
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_gram_is_zero_for_equal_frames_and_grows_with_noise(net, models, real_frames):
+    frames = real_frames["bikes.mp4"][:1]
+    noises = (0, 0.05, 0.1, 0.3)
+    distances = [models[net].compare(reconstruction=noisy(frames, a), target=frames) for a in noises]
+    assert distances[0] == (torch.zeros(1), torch.zeros(1))
+    for less, more in itertools.pairwise(distances):
+        assert less.lpips < more.lpips
+        assert less.gram < more.gram
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_compare_shares_one_pass_and_forward_multiplies_no_features(net, random_models):
+    frames = torch.rand(1, 3, 32, 32) * 2 - 1
+    num_layers = len(BACKBONES[net].tensor_shapes()) // 2
+    for call, num_products in ((random_models[net], 0), (random_models[net].compare, 10)):
+        with NoSync() as mode:
+            call(reconstruction=frames, target=-frames)
+        assert mode.ran.count("convolution") == 2 * num_layers
+        assert mode.ran.count("bmm") == num_products
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_gradcheck_of_both_in_float64(net, random_models):
+    generator = torch.Generator().manual_seed(1)
+    size = SMALLEST[net]
+    pair = [torch.rand(1, 3, size, size, generator=generator, dtype=torch.float64) * 2 - 1 for _ in range(2)]
+    inputs = [frames.requires_grad_() for frames in pair]
+
+    def both(x, y):
+        return random_models[net].compare(reconstruction=x, target=y)
+
+    assert torch.autograd.gradcheck(both, inputs, fast_mode=True)
+
+
+def test_gradients_of_both_are_finite_on_flat_and_equal_frames(models):
+    pairs = [(flat(x, size=32), flat(y, size=32)) for x in FLAT for y in FLAT]
+    distance, gradient = compare_gradient(models["alex"], *map(torch.cat, zip(*pairs, strict=True)))
+    assert distance.isfinite().all()
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_both_are_at_least_float32_also_under_autocast(dtype, random_models, real_frames):
+    x, y = (frames.to(dtype) for frames in real_frames["carphone_pristine.mp4"][:2].split(1))
+    widest = torch.promote_types(dtype, torch.float32)
+    expected = random_models["alex"].compare(reconstruction=x.to(widest), target=y.to(widest))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = random_models["alex"].compare(reconstruction=x, target=y)
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert ours.dtype == widest
+        assert torch.equal(ours, theirs)
+
+
 # Gradients
 
 
@@ -165,22 +225,22 @@ def test_a_network_without_any_feature_has_zero_gradient(net):
     assert torch.equal(gradient, torch.zeros_like(frames))
 
 
-def saved_bytes(model, reconstruction, target):
-    sizes = {}
+@pytest.fixture
+def saved_bytes(saved_storages):
+    """Return how many bytes the graph of a call keeps, the frozen weights left out."""
 
-    def pack(tensor):
-        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+    def measure(model, reconstruction, target):
+        with saved_storages() as sizes:
+            distance = model(reconstruction=reconstruction, target=target)
+            assert distance.requires_grad
+        frozen = {tensor.untyped_storage().data_ptr() for tensor in model._frozen.values()}
+        return sum(size for pointer, size in sizes.items() if pointer not in frozen)
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        distance = model(reconstruction=reconstruction, target=target)  # alive, so that no address is used twice
-        assert distance.requires_grad
-    frozen = {tensor.untyped_storage().data_ptr() for tensor in model._frozen.values()}
-    return sum(size for pointer, size in sizes.items() if pointer not in frozen)
+    return measure
 
 
 @pytest.mark.parametrize("net", NETS)
-def test_target_gets_a_graph_only_where_it_needs_one(net, models, real_frames):
+def test_target_gets_a_graph_only_where_it_needs_one(net, models, real_frames, saved_bytes):
     frames = real_frames["bikes.mp4"]
     reconstruction, target = frames[:1].clone().requires_grad_(), frames[1:2].clone()
     without = saved_bytes(models[net], reconstruction, target)
@@ -192,7 +252,7 @@ def test_target_gets_a_graph_only_where_it_needs_one(net, models, real_frames):
         assert not models[net](reconstruction=reconstruction, target=target).requires_grad
 
 
-def test_graph_holds_one_activation_a_layer(models):
+def test_graph_holds_one_activation_a_layer(models, saved_bytes):
     frames = torch.rand(1, 3, 64, 64) * 2 - 1
     activations = {2: 64, 0: 64, 7: 32, 5: 32, 10: 16, 12: 16, 14: 16, 17: 8, 19: 8, 21: 8, 24: 4, 26: 4, 28: 4}
     shapes = BACKBONES["vgg"].tensor_shapes()
@@ -377,6 +437,13 @@ def test_smallest_frames(net, models):
 def test_wrong_frames(frames, message, models):
     with pytest.raises(ValueError, match=message):
         models["alex"](reconstruction=torch.zeros(1, 3, 32, 32), target=frames)
+
+
+def test_compare_refuses_what_forward_refuses(random_models):
+    frames = torch.zeros(1, 3, 32, 32)
+    for target in (frames[:, :1], frames[..., :30], frames[..., :31], frames.long()):
+        with pytest.raises(ValueError, match="`target` must be"):
+            random_models["alex"].compare(reconstruction=frames, target=target)
 
 
 @pytest.mark.parametrize("net", ["squeeze", None, ["vgg"]])

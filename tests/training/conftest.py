@@ -7,7 +7,40 @@ import torch
 
 from telecine.autoencoders import CausalVAEConfig
 from telecine.data import ClipConfig, sample_videos
+from telecine.objective.schedule import Ramp
 from telecine.training import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+
+# Every term, and every option that keeps something from step to step; the weights change in various ways.
+EVERY_TERM = ObjectiveConfig(
+    disc_start=1,
+    disc_train_start=0,
+    recon_loss="l1",
+    learn_logvar=True,
+    logvar_init=-0.5,
+    perceptual_weight=Ramp(1.0, steps=3, initial=0.5),
+    perceptual_net="alex",
+    perceptual_frames=2,
+    perceptual_stride=2,
+    perceptual_chunk_size=1,
+    gram_loss_weight=Ramp(1e-4, start=1),
+    wavelet_loss_weight=0.5,
+    wavelet_levels=2,
+    temporal_loss_weight=Ramp(0.0, start=3, initial=0.5),
+    gan_loss="relativistic",
+    adversarial_loss_weight=Ramp(0.5, steps=2, initial=0.1),
+    multiscale_adversarial_loss_weight=0.1,
+    feature_matching_loss_weight=0.2,
+    adaptive_weight_reference="recon_and_perceptual",
+    adaptive_weight_at="reconstruction",
+    adaptive_weight_decay=0.9,
+    grad_penalty_loss_weight=Ramp(10.0, steps=4, initial=1.0),
+    grad_penalty="r1_and_r2",
+    grad_penalty_every=2,
+    lecam_loss_weight=Ramp(0.1, steps=2, initial=0.05),
+    lecam_decay=0.9,
+    quantizer_aux_loss_weight=Ramp(1e-4, steps=4, initial=1e-6),
+)
+EVERY_JUDGE = DiscriminatorConfig(video="first_frame", image="patch", num_scales=1, dim=2, norm="spectral")
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +84,9 @@ def tiny(tmp_path, cached_weights):
         return replace(config, **changes)
 
     return make
+
+
+@pytest.fixture
+def everything():
+    """Return the settings of an objective with every term on."""
+    return {"objective": EVERY_TERM, "discriminator": EVERY_JUDGE}

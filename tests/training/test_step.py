@@ -68,7 +68,7 @@ def test_without_an_adversarial_term_there_is_no_second_step(players, video):
 def test_all_discriminators_train_together(players, video):
     networks = players(
         objective=ObjectiveConfig(disc_start=0, disc_train_start=0, multiscale_adversarial_loss_weight=0.1),
-        discriminator=DiscriminatorConfig(video="plain", image=True, num_scales=1, dim=1),
+        discriminator=DiscriminatorConfig(video="plain", image="attention", num_scales=1, dim=1),
     )
     values = update(networks, video, step=0)
     for name in ("discr", "discr_3d", "multiscale_discrs.0"):
@@ -96,6 +96,44 @@ def test_gradients_are_clipped(players, video):
     assert norms == [pytest.approx(1e-3, rel=1e-3)]
     assert values["train/grad_norm"] > 1e-2, "what is logged is the norm before clipping"
     assert all(p.grad is None for p in networks.model.parameters()), "nothing is left to be counted again"
+
+
+def test_what_the_loss_learns_is_trained_and_clipped_with_the_autoencoder(players, video):
+    networks = players(objective=ObjectiveConfig(disc_start=0, disc_train_start=0, learn_logvar=True, logvar_init=-3.0))
+    networks.grad_clip = 1e-3
+    logvar = networks.loss.logvar
+    weights = [*networks.model.parameters(), logvar]
+    norms = []
+    networks.optimizer.optimizer.register_step_pre_hook(
+        lambda *_: norms.append(torch.stack([weight.grad.norm() for weight in weights]).norm().item())
+    )
+    before = logvar.item()
+    values = update(networks, video, step=0)
+    assert norms == [pytest.approx(1e-3, rel=1e-3)]
+    assert logvar.item() > before, "the error is far larger than exp(-3)"
+    assert logvar.grad is None
+    assert values["train/logvar"] == before, "the log is of the step, not of what comes after it"
+
+
+@pytest.mark.parametrize("recon_loss", ["mse", "l1", "charbonnier"])
+def test_the_squared_error_is_logged_whatever_is_trained_on(players, video, recon_loss):
+    networks = players(objective=ObjectiveConfig(recon_loss=recon_loss))
+    values = update(networks, video, step=0)
+    assert 0.1 < values["train/mse"] < 2
+    assert (values["train/recon_loss"] == pytest.approx(values["train/mse"], rel=1e-5)) == (recon_loss == "mse")
+
+
+def test_terms_that_are_off_at_a_step_are_not_in_its_log(players, video, everything):
+    networks = players(**everything)
+    first, later, last = (update(networks, video, step) for step in (0, 1, 3))
+    assert "train/gram_loss" not in first
+    assert "train/feature_matching_loss" not in first
+    assert {"train/gram_loss", "train/feature_matching_loss", "train/temporal_loss"} <= set(later)
+    assert "train/temporal_loss" not in last
+    assert "train/grad_penalty_loss" in first
+    assert "train/grad_penalty_loss" not in later
+    assert [values["train/temporal_loss_weight"] for values in (first, later, last)] == [0.5, 0.5, 0.0]
+    assert "train/wavelet_loss_weight" not in first, "it does not change"
 
 
 def test_nan_in_the_data_is_named_and_nothing_changes(players, video):

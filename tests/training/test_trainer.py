@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from rich.console import Console
 from safetensors.torch import load_file
 
 from telecine.autoencoders import CausalVAE
 from telecine.data import ClipConfig
+from telecine.objective.schedule import Ramp
 from telecine.runs import CHECKPOINTS, checkpoints, find_model
 from telecine.training import Interrupted, OptimizerConfig, train
 from telecine.training.interrupt import StopRequest
@@ -73,12 +75,8 @@ def test_a_run_leaves_everything_it_promises(tiny):
     assert isinstance(model, CausalVAE)
 
 
-def test_stopping_and_going_on_equals_going_straight_bit_for_bit(tiny, tmp_path):
-    straight, broken = tiny(run=str(tmp_path / "straight")), tiny(run=str(tmp_path / "broken"))
-    train(straight, console=quiet())
-    run_to(broken, 2)
-    run_to(broken, 4)
-    train(broken, console=quiet())
+def assert_equal_runs(straight, broken):
+    """Compare all tensors of the last checkpoints and all validations bit for bit; return how many tensors."""
     ours, theirs = (tensors(checkpoints(Path(config.run))[-1][1]) for config in (straight, broken))
     assert len(ours) == 6
     assert ours.keys() == theirs.keys()
@@ -88,9 +86,53 @@ def test_stopping_and_going_on_equals_going_straight_bit_for_bit(tiny, tmp_path)
         for key, tensor in group.items():
             assert torch.equal(tensor, theirs[name][key]), f"{name}: {key}"
             compared += 1
-    assert compared > 200
     records = [validations(read_records(Path(config.run) / "metrics.jsonl")) for config in (straight, broken)]
     assert records[0] == records[1]
+    return compared
+
+
+def test_stopping_and_going_on_equals_going_straight_bit_for_bit(tiny, tmp_path):
+    straight, broken = tiny(run=str(tmp_path / "straight")), tiny(run=str(tmp_path / "broken"))
+    train(straight, console=quiet())
+    run_to(broken, 2)
+    run_to(broken, 4)
+    train(broken, console=quiet())
+    assert assert_equal_runs(straight, broken) > 200
+
+
+def test_with_every_term_on_going_on_equals_going_straight_bit_for_bit(tiny, everything, tmp_path):
+    straight, broken = (tiny(run=str(tmp_path / name), steps=4, **everything) for name in ("straight", "broken"))
+    train(straight, console=quiet())
+    run_to(broken, 2)
+    train(broken, console=quiet())
+    assert assert_equal_runs(straight, broken) > 300
+    kept = tensors(checkpoints(tmp_path / "straight")[-1][1])["objective.safetensors"]
+    assert kept["logvar"] != everything["objective"].logvar_init, "it was trained"
+    assert kept["balance.averages.multiscale_discrs_0.num_values"] == 3, "from step 1 on"
+    assert kept["lecam.discr_3d.real.num_values"] == 4
+    assert not [name for name in kept if name.startswith("perceptual")], "frozen networks are not saved"
+
+
+def test_every_term_is_in_the_records(tiny, everything):
+    result = train(tiny(steps=3, log_every=3, **everything), console=quiet())
+    records = read_records(result.run / "metrics.jsonl")
+    (means,) = (record for record in records if "train/total_loss" in record)
+    judges = ("discr", "discr_3d", "multiscale_discrs.0")
+    terms = (
+        "total_loss recon_loss mse perceptual_loss gram_loss wavelet_loss temporal_loss nll_loss logvar kl_loss",
+        "aux_losses gen_loss feature_matching_loss adaptive_weight",
+        "total_disc_loss discr_loss grad_penalty_loss lecam_loss logits_real logits_fake",
+        "perceptual_weight gram_loss_weight temporal_loss_weight adversarial_loss_weight",
+        "multiscale_adversarial_loss_weight feature_matching_loss_weight grad_penalty_loss_weight lecam_loss_weight",
+        "quantizer_aux_loss_weight",
+        "grad_norm disc_grad_norm lr clips_per_second",
+    )
+    of_each = ("gen_loss", "adaptive_weight", "discr_loss", "logits_real", "logits_fake")
+    expected = {name for line in terms for name in line.split()} | {f"{name}_{d}" for name in of_each for d in judges}
+    assert set(means) == {"step"} | {f"train/{name}" for name in expected}
+    assert means["train/perceptual_weight"] == pytest.approx((0.5 + 2 / 3 + 5 / 6) / 3)
+    assert 0 < means["train/mse"] < means["train/recon_loss"], "absolute errors below 1 are larger than squared ones"
+    assert (result.run / "curves.png").stat().st_size > 10_000
 
 
 def test_a_finished_run_is_not_trained_again_but_can_be_made_longer(tiny):
@@ -114,6 +156,19 @@ def test_a_finished_run_is_not_trained_again_but_can_be_made_longer(tiny):
             lambda c: replace(c, objective=replace(c.objective, adversarial_loss_weight=0.0)),
             "`objective.adversarial_loss_weight > 0` must be True as in",
         ),
+        (lambda c: replace(c, discriminator=replace(c.discriminator, norm="none")), "`discriminator.norm` must be"),
+        (
+            lambda c: replace(c, objective=replace(c.objective, learn_logvar=True)),
+            "`objective.learn_logvar` must be False as in",
+        ),
+        (
+            lambda c: replace(c, objective=replace(c.objective, lecam_loss_weight=Ramp(0.1, start=100))),
+            "`objective.lecam_loss_weight > 0` must be False as in",
+        ),
+        (
+            lambda c: replace(c, objective=replace(c.objective, adaptive_weight_decay=0.9)),
+            "`objective.adaptive_weight_decay > 0` must be False as in",
+        ),
     ],
 )
 def test_another_architecture_is_refused_and_nothing_is_lost(tiny, change, message):
@@ -123,6 +178,35 @@ def test_another_architecture_is_refused_and_nothing_is_lost(tiny, change, messa
         train(change(tiny()), console=quiet())
     after = tensors(checkpoints(Path(tiny().run))[-1][1])
     assert all(torch.equal(before[file][key], after[file][key]) for file in before for key in before[file])
+
+
+def test_a_run_whose_settings_had_other_names_is_refused(tiny):
+    run_to(tiny(), 1)
+    path = checkpoints(Path(tiny().run))[-1][1] / "config.yaml"
+    settings = yaml.safe_load(path.read_text())
+    settings["discriminator"]["image"] = False
+    for name in ("learn_logvar", "lecam_loss_weight", "adaptive_weight_decay"):
+        del settings["objective"][name]
+    path.write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match=r"`discriminator\.image` must be False as in"):
+        train(tiny(), console=quiet())
+
+
+def test_terms_without_tensors_may_be_switched_on_and_off(tiny):
+    run_to(tiny(), 2)
+    objective = replace(
+        tiny().objective,
+        recon_loss="charbonnier",
+        perceptual_net="alex",
+        gan_loss="vanilla",
+        feature_matching_loss_weight=1.0,
+        gram_loss_weight=Ramp(1.0, start=2),
+        adversarial_loss_weight=Ramp(0.5, steps=9),
+    )
+    trainer = Trainer(tiny(objective=objective, steps=3), quiet())
+    trainer.run(StopRequest())
+    assert trainer.done == 3
+    assert "train/gram_loss" in trainer.journal.path.read_text()
 
 
 def test_settings_that_are_not_architecture_may_change(tiny):

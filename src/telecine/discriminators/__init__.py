@@ -1,11 +1,14 @@
-"""Discriminators of images and videos, with the state-dict names of CogVideo's, and how a config names them."""
+"""Discriminators of images and videos: CogVideo's with its state-dict names, PatchGAN, and how a config names them."""
 
 from telecine.discriminators.attention import FeedForward, LinearSpaceAttention
 from telecine.discriminators.blocks import DiscriminatorBlock, DiscriminatorBlock3D
 from telecine.discriminators.blur import Blur
 from telecine.discriminators.build import build_discriminator
 from telecine.discriminators.first_frame import CausalConv3d, DiscriminatorBlock3DWithfirstframe, DownSample3D
+from telecine.discriminators.gradients import frame_gradients
 from telecine.discriminators.image import Discriminator
+from telecine.discriminators.output import DiscriminatorOutput, as_output
+from telecine.discriminators.patch import PatchDiscriminator, PatchDiscriminator3D
 from telecine.discriminators.video import Discriminator3D, Discriminator3DWithfirstframe
 
 __all__ = [
@@ -17,8 +20,13 @@ __all__ = [
     "DiscriminatorBlock",
     "DiscriminatorBlock3D",
     "DiscriminatorBlock3DWithfirstframe",
+    "DiscriminatorOutput",
     "DownSample3D",
     "FeedForward",
     "LinearSpaceAttention",
+    "PatchDiscriminator",
+    "PatchDiscriminator3D",
+    "as_output",
     "build_discriminator",
+    "frame_gradients",
 ]

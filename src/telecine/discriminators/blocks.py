@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from itertools import pairwise
 
 from einops import rearrange
@@ -11,7 +12,8 @@ from torch.nn import functional as F
 
 from telecine.discriminators.attention import FeedForward, LinearSpaceAttention, Residual
 from telecine.discriminators.blur import Blur
-from telecine.shapes import argument_error, describe
+from telecine.discriminators.convolution import Conv3d
+from telecine.shapes import argument_error, describe, nearest
 
 # Below this not even the first block has a map to look at; published networks are built down to it.
 MIN_SIZE = 4
@@ -106,9 +108,9 @@ class DiscriminatorBlock3D(nn.Module):
         super().__init__()
         self.conv_res = nn.Conv3d(input_channels, filters, 1, stride=2)
         self.net = nn.Sequential(
-            nn.Conv3d(input_channels, filters, 3, padding=1),
+            Conv3d(input_channels, filters, 3, padding=1),
             leaky_relu(),
-            nn.Conv3d(filters, filters, 3, padding=1),
+            Conv3d(filters, filters, 3, padding=1),
             leaky_relu(),
         )
         self.maybe_blur = Blur() if antialiased_downsample else None
@@ -203,6 +205,15 @@ def check_positive(**counts: object) -> None:
     for name, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"`{name}` must be a positive int, but got {value!r}.")
+
+
+def check_choice(choices: Sequence[str], **options: object) -> None:
+    """Raise a `ValueError` that names the first option which is none of the choices."""
+    for name, value in options.items():
+        if value not in choices:
+            known = ", ".join(repr(choice) for choice in choices)
+            remedy = nearest(str(value), choices) or f"{choices[0]!r} is the default."
+            raise argument_error(name, f"one of {known}", describe(value), remedy)
 
 
 def check_input(x: Tensor, ndim: int, channels: int) -> None:

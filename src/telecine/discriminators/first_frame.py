@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias, get_args
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,7 +11,8 @@ from torch.nn import functional as F
 from telecine.discriminators.blocks import leaky_relu
 from telecine.discriminators.blur import Blur
 
-PAD_MODES = ("first", "constant")
+PadMode: TypeAlias = Literal["first", "constant"]
+PAD_MODES: tuple[PadMode, ...] = get_args(PadMode)
 
 
 class CausalConv3d(nn.Module):
@@ -82,6 +85,27 @@ def _pool_time(x: Tensor) -> Tensor:
     if rest.shape[2] % 2:
         rest = torch.cat([rest, rest[:, :, -1:]], dim=2)
     return torch.cat([first, rest.unflatten(2, (-1, 2)).mean(3)], dim=2)
+
+
+def mean_over_frames(x: Tensor, num_frames: int, num_poolings: int) -> Tensor:
+    """Average the positions that `num_poolings` poolings of `num_frames` frames left, each by its number of frames.
+
+    The first position holds the first frame, the ones after it `2**num_poolings` each, the last one what remains.
+
+    Args:
+        x: What is left of the video `(B, C, 1 + ceil((num_frames - 1) / 2**num_poolings), H, W)`.
+        num_frames: Number of frames before the first pooling.
+        num_poolings: How often pairs of frames were pooled.
+
+    Returns:
+        The weighted mean `(B, C, H, W)`.
+    """
+    span = 2**num_poolings
+    # Filled on the device: a list of weights would have to be copied to it, which the host may wait for.
+    weights = x.new_full((x.shape[2], 1, 1), span / num_frames)
+    weights[-1].fill_(((num_frames - 2) % span + 1) / num_frames)
+    weights[0].fill_(1 / num_frames)
+    return (x * weights).sum(2)
 
 
 class DiscriminatorBlock3DWithfirstframe(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -16,7 +16,7 @@ from telecine.discriminators.blocks import (
     layer_widths,
     with_attention,
 )
-from telecine.shapes import Logits
+from telecine.discriminators.output import DiscriminatorOutput, Sees
 
 
 class Discriminator(nn.Module):
@@ -39,6 +39,8 @@ class Discriminator(nn.Module):
     Raises:
         ValueError: If a size is not a positive int, or `image_size` is below 4.
     """
+
+    sees: ClassVar[Sees] = "frames"
 
     def __init__(
         self,
@@ -66,11 +68,15 @@ class Discriminator(nn.Module):
             self.blocks.append(with_attention(block, width_out, linear_attn_dim_head, linear_attn_heads, ff_mult))
         self.to_logits = Head(widths[-1][1], head_size(size))
 
-    def forward(self, x: Tensor) -> Logits:
-        """Map images `(B, C, H, W)` in [-1, 1] to logits `(B,)`; larger means more real.
+    def forward(self, x: Tensor) -> DiscriminatorOutput:
+        """Map images `(B, C, H, W)` in [-1, 1] to logits `(B,)` and each block's output; larger means more real.
 
         Raises:
             ValueError: If the input is not a batch of images with the channels it was built for.
         """
         check_input(x, ndim=4, channels=self.channels)
-        return self.to_logits(self.blocks(x))
+        features = []
+        for block in self.blocks:
+            x = block(x)
+            features.append(x)
+        return DiscriminatorOutput(self.to_logits(x), tuple(features))

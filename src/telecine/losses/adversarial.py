@@ -1,31 +1,130 @@
 """What the discriminator and the generator lose to each other, as functions of the logits.
 
-The hinge losses are those of Geometric GAN (Lim & Ye, arXiv:1705.02894), equations of its section 3, and of
-"Spectral Normalization for GANs" (Miyato et al., arXiv:1802.05957), equations 16 and 17.
+One function is one GAN loss, with both sides of it. Larger logits mean "more real" in all of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from telecine.precision import at_least_float32
-from telecine.shapes import Scalar
+from telecine.shapes import Scalar, argument_error
 
 
-def hinge_discriminator(*, real: Tensor, fake: Tensor) -> Scalar:
-    """Return `mean(relu(1 - real)) + mean(relu(1 + fake))`.
+class Duel(NamedTuple):
+    """What both sides lose: 0-d tensors in at least float32, each with its graph; each side minimises its own."""
+
+    discriminator: Scalar
+    generator: Scalar
+
+
+GANLoss: TypeAlias = Callable[..., Duel]
+
+
+def hinge(*, real: Tensor, fake: Tensor) -> Duel:
+    """Return the hinge losses.
+
+    Those of Geometric GAN (Lim & Ye, arXiv:1705.02894), section 3, and of spectral normalisation (Miyato et al.,
+    arXiv:1802.05957), equations 16 and 17.
 
     Args:
         real: Logits of real samples, any shape.
         fake: Logits of reconstructions, any shape, which may differ from that of `real`.
 
     Returns:
-        A 0-d tensor >= 0; 2 where all logits are 0, 0 where the discriminator separates by the whole margin.
+        The discriminator's is >= 0: 2 where all logits are 0, 0 where it separates by the whole margin. The
+        generator's is unbounded: the smaller, the more the discriminator takes the fakes for real.
     """
     real, fake = at_least_float32(real), at_least_float32(fake)
-    return (1 - real).relu().mean() + (1 + fake).relu().mean()
+    return Duel(
+        discriminator=(1 - real).relu().mean() + (1 + fake).relu().mean(),  # equation 16
+        generator=-fake.mean(),  # equation 17
+    )
 
 
-def hinge_generator(*, fake: Tensor) -> Scalar:
-    """Return `-mean(fake)`, unbounded: smaller means that the discriminator takes the fakes for real."""
-    return -at_least_float32(fake).mean()
+def vanilla(*, real: Tensor, fake: Tensor) -> Duel:
+    """Return the losses of the first GAN (Goodfellow et al., arXiv:1406.2661), the generator's not saturating.
+
+    The discriminator's is the negative of equation 1. The generator maximises log D(G(z)) instead of minimising
+    log(1 - D(G(z))), as section 3 advises: its gradient does not vanish where the discriminator wins.
+
+    Args:
+        real: Logits of real samples, any shape: D is their sigmoid.
+        fake: Logits of reconstructions, any shape.
+
+    Returns:
+        Both in nats and >= 0; 2 log 2 and log 2 where all logits are 0.
+    """
+    real, fake = at_least_float32(real), at_least_float32(fake)
+    # -log(sigmoid(x)) = softplus(-x) and -log(1 - sigmoid(x)) = softplus(x), without the overflow.
+    return Duel(
+        discriminator=F.softplus(-real).mean() + F.softplus(fake).mean(),
+        generator=F.softplus(-fake).mean(),
+    )
+
+
+def least_squares(*, real: Tensor, fake: Tensor) -> Duel:
+    """Return the losses of LSGAN (Mao et al., arXiv:1611.04076), equation 9: labels 0 and 1, with the factors 1/2.
+
+    Args:
+        real: Logits of real samples, any shape.
+        fake: Logits of reconstructions, any shape.
+
+    Returns:
+        Both >= 0; 1/2 each where all logits are 0. The discriminator's is 0 where it says 1 and 0, the generator's
+        where its fakes are said to be 1.
+    """
+    real, fake = at_least_float32(real), at_least_float32(fake)
+    # Equation 9
+    return Duel(
+        discriminator=0.5 * (real - 1).square().mean() + 0.5 * fake.square().mean(),
+        generator=0.5 * (fake - 1).square().mean(),
+    )
+
+
+def relativistic(*, real: Tensor, fake: Tensor) -> Duel:
+    """Return the losses of relativistic pairing: only how much more real the real one looks than its partner counts.
+
+    R3GAN (Huang et al., arXiv:2501.05441) with the loss of RSGAN (Jolicoeur-Martineau, arXiv:1807.00734). The pairs
+    are those of the batch: each clip and its reconstruction, or the patches of both at the same place.
+
+    Args:
+        real: Logits of real samples, any shape.
+        fake: Logits of their reconstructions, of the same shape.
+
+    Returns:
+        Both in nats and >= 0, log 2 where all pairs are equal; one falls as the other rises.
+
+    Raises:
+        ValueError: If the shapes differ, so that there are no pairs.
+    """
+    if fake.shape != real.shape:
+        contract = f"of `real`'s shape {tuple(real.shape)}"
+        raise argument_error("fake", contract, fake, "Show the discriminator as many real samples as fakes.")
+    lead = at_least_float32(real) - at_least_float32(fake)
+    return Duel(discriminator=F.softplus(-lead).mean(), generator=F.softplus(lead).mean())
+
+
+GAN_LOSSES: dict[str, GANLoss] = {
+    "hinge": hinge,
+    "vanilla": vanilla,
+    "least_squares": least_squares,
+    "relativistic": relativistic,
+}
+
+
+def generator_needs_real(gan_loss: GANLoss) -> bool:
+    """Say whether the generator's loss depends on the logits of real samples, which then have to be computed for it.
+
+    Found out by one call with real logits of NaN, which arithmetic carries into whatever depends on them. It runs on
+    the CPU, so nothing waits for a device; a loss that is not finite for fakes of 0 is taken to depend on them, too.
+    """
+    logits = torch.zeros(2, device="cpu")
+    with torch.no_grad():
+        loss = gan_loss(real=torch.full_like(logits, torch.nan), fake=logits).generator
+    return not bool(torch.isfinite(loss))

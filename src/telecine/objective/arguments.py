@@ -1,15 +1,18 @@
-"""What a call of the objective accepts: the pair of videos, the auxiliary losses, the weights."""
+"""What the objective accepts: the pair of videos, the auxiliary losses, the options by name."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from telecine.shapes import argument_error, check_range, check_video, describe
+from telecine.losses import GRAD_PENALTIES, Penalty
+from telecine.shapes import argument_error, check_range, check_video, describe, nearest
+
+T = TypeVar("T")
 
 
 def check_pair(inputs: Any, reconstructions: Any) -> None:
@@ -29,20 +32,6 @@ def check_pair(inputs: Any, reconstructions: Any) -> None:
     check_range("inputs", inputs)
 
 
-def check_weight(name: str, value: Any) -> float:
-    """Return a term's weight as a float; raise a `ValueError` unless it is a finite number >= 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 <= value < math.inf):
-        raise argument_error(name, "a finite number >= 0", describe(value), "Use 0 to turn the term off.")
-    return float(value)
-
-
-def check_step(name: str, value: Any) -> int:
-    """Return the step from which something happens; raise a `ValueError` unless it is a whole number >= 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 <= value < math.inf) or value % 1:
-        raise argument_error(name, "a whole number of steps >= 0", describe(value), "Use 0 for from the first step on.")
-    return int(value)
-
-
 def check_last_layer(value: Any) -> None:
     """Raise a `ValueError` unless it is a tensor or `None`."""
     if value is not None and not isinstance(value, Tensor):
@@ -51,9 +40,9 @@ def check_last_layer(value: Any) -> None:
 
 
 def check_interval(name: str, value: Any) -> int:
-    """Return a number of steps; raise a `ValueError` unless it is a positive int."""
+    """Return a count; raise a `ValueError` unless it is a positive int."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise argument_error(name, "a positive int", describe(value), "Use 1 for every step.")
+        raise argument_error(name, "a positive int", describe(value), "The least is 1.")
     return value
 
 
@@ -66,40 +55,64 @@ def check_frames(value: Any) -> int | Literal["all"]:
     return value
 
 
-def named_aux_losses(aux_losses: Any, regularization_log: Mapping[str, Any] | None, device: Any) -> dict[str, Tensor]:
-    """Return the auxiliary losses by name as 0-d tensors in at least float32; the graph is kept.
+def check_fraction(name: str, value: Any) -> float:
+    """Return a decay as a float; raise a `ValueError` unless it is a number from 0 to below 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise argument_error(name, "a number from 0 to below 1", describe(value), "0 keeps no average.")
+    return float(value)
 
-    Args:
-        aux_losses: A tensor of one element, a number, `None`, or a mapping of names to such.
-        regularization_log: What an sgm-style engine logs of its regulariser; where `aux_losses` is `None`, its
-            entries whose name ends in "loss" or starts with "loss/" stand in.
-        device: Where numbers become tensors.
+
+def check_finite(name: str, value: Any) -> float:
+    """Return a number as a float; raise a `ValueError` unless it is finite."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise argument_error(name, "a finite number", describe(value), "Use 0 for the default.")
+    return float(value)
+
+
+def check_positive(name: str, value: Any) -> float:
+    """Return a bound as a float; raise a `ValueError` unless it is a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise argument_error(name, "a finite number above 0", describe(value), "Leave it out for the default.")
+    return float(value)
+
+
+def choose(name: str, value: Any, known: Mapping[str, T]) -> T:
+    """Return what a name stands for; anything callable stands for itself.
 
     Raises:
-        ValueError: If an auxiliary loss has more than one element or is of another type.
+        ValueError: If it is neither a known name nor callable; the nearest name is suggested.
     """
-    if aux_losses is None:
-        log = regularization_log or {}
-        aux_losses = {name: value for name, value in log.items() if _is_loss(name)}
-    if not isinstance(aux_losses, Mapping):
-        aux_losses = {"": aux_losses}
-    return {str(name): _as_scalar(name, value, device) for name, value in aux_losses.items()}
+    if isinstance(value, str) and value in known:
+        return known[value]
+    if not isinstance(value, str) and callable(value):
+        return value
+    raise argument_error(
+        name, f"one of {', '.join(map(repr, known))}, or a function", describe(value), _hint(value, known)
+    )
 
 
-def _is_loss(name: str) -> bool:
-    return name.endswith("loss") or name.startswith("loss/")
+def as_penalty(name: str, value: Any) -> Penalty:
+    """Return the penalty of a name; a function of one's own may differentiate both the real and the fake view.
+
+    Raises:
+        ValueError: If it is neither a known name, nor a `Penalty`, nor a function.
+    """
+    if isinstance(value, Penalty):
+        return value
+    chosen = choose(name, value, GRAD_PENALTIES)
+    return chosen if isinstance(chosen, Penalty) else Penalty(chosen)
 
 
-def _as_scalar(name: str, value: Any, device: Any) -> Tensor:
-    argument = f"aux_losses[{name!r}]" if name else "aux_losses"
-    contract = "a number or a floating-point tensor of one element"
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return torch.full((), float(value), device=device)  # `torch.tensor` would wait for the device
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        raise argument_error(argument, contract, describe(value), "Pass a dict to name several losses.")
-    if value.numel() != 1:
-        raise argument_error(argument, contract, value, "Reduce it first, for instance with `.mean()`.")
-    return value.reshape(()).to(device, torch.promote_types(value.dtype, torch.float32))
+def check_choice(name: str, value: Any, allowed: Iterable[str]) -> Any:
+    """Return `value`; raise a `ValueError` that suggests the nearest name unless it is one of those allowed."""
+    allowed = list(allowed)
+    if value not in allowed:
+        raise argument_error(name, f"one of {', '.join(map(repr, allowed))}", describe(value), _hint(value, allowed))
+    return value
+
+
+def _hint(value: Any, known: Iterable[str]) -> str:
+    return nearest(str(value), known) or "See the documentation of each."
 
 
 def without_inference_mode(video: Tensor) -> Tensor:

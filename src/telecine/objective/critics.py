@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from telecine.discriminators import DiscriminatorOutput, as_output, build_discriminator
 from telecine.perceptual import pick_frames
 from telecine.precision import at_least_float32
-from telecine.shapes import Frames, Video
+from telecine.shapes import Frames, Video, argument_error
 
 View = Callable[[Tensor, Tensor], Tensor]
 
@@ -28,10 +30,37 @@ class Critic:
     module: nn.Module
     see: View
 
-    def judge(self, view: Tensor) -> Tensor:
-        """Return the module's logits of a view, which is cast to the parameters' dtype."""
+    @property
+    def key(self) -> str:
+        """The name as a key of a `ModuleDict`."""
+        return self.name.replace(".", "_")
+
+    def judge(self, view: Tensor) -> DiscriminatorOutput:
+        """Return the module's logits and features of a view, which is cast to the parameters' dtype."""
         parameter = next(self.module.parameters(), view)
-        return self.module(view.to(parameter.dtype))
+        return as_output(self.module(view.to(parameter.dtype)))
+
+
+def build_critic(spec: Any, *, default: type[nn.Module], name: str, sees: str | None = None) -> nn.Module | None:
+    """Return the discriminator that `spec` describes, or None for None.
+
+    Raises:
+        ValueError: If it says that it looks at something else than `sees`, "frames" or "video".
+    """
+    if spec is None:
+        return None
+    module = build_discriminator(spec, default=default, name=name)
+    looks_at = getattr(module, "sees", sees)
+    if sees is not None and looks_at != sees:
+        remedy = "Give one of single frames as `discr_kwargs`, one of whole videos as `discr_3d_kwargs`."
+        got = f"a {type(module).__name__}, which is one of {looks_at}"
+        raise argument_error(name, f"a discriminator of {sees}", got, remedy)
+    return module
+
+
+def view_of(module: nn.Module) -> View:
+    """Return the view of a discriminator that says what it looks at; the whole video for one that does not."""
+    return one_frame if getattr(module, "sees", "video") == "frames" else whole_video
 
 
 def whole_video(video: Video, frame_indices: Tensor) -> Video:
@@ -44,14 +73,14 @@ def one_frame(video: Video, frame_indices: Tensor) -> Frames:
     return pick_frames(video, frame_indices)
 
 
-def scaled_down(factor: int) -> View:
-    """Return a view that shows the video with height and width divided by `factor` (means of cells)."""
+def scaled_down(factor: int, see: View = whole_video) -> View:
+    """Return a view that shows what `see` does of the video with height and width divided by `factor`."""
 
-    def see(video: Tensor, frame_indices: Tensor) -> Tensor:
-        # Half-precision pooling of volumes is not implemented on the CPU.
-        return F.avg_pool3d(at_least_float32(video), (1, factor, factor), ceil_mode=True)
+    def see_scaled(video: Tensor, frame_indices: Tensor) -> Tensor:
+        # Means of cells. Half-precision pooling of volumes is not implemented on the CPU.
+        return see(F.avg_pool3d(at_least_float32(video), (1, factor, factor), ceil_mode=True), frame_indices)
 
-    return see
+    return see_scaled
 
 
 @contextmanager

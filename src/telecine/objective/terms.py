@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
+from telecine.objective.schedule import Ramp
 from telecine.shapes import Scalar, argument_error
 
 Log = dict[str, Tensor]
@@ -29,6 +30,16 @@ def weighted(*terms: tuple[float, Scalar]) -> Scalar | float:
     return sum((weight * term for weight, term in terms if weight != 0), 0.0)
 
 
+def only_if(computed: object, **terms: Tensor) -> Log:
+    """Return the terms to log where they were computed, and nothing where they were not."""
+    return terms if computed else {}
+
+
+def changing(ramps: Mapping[str, Ramp], weights: Mapping[str, float], *, like: Tensor) -> Log:
+    """Return the present weight of each term whose weight changes over the steps, by the argument's name."""
+    return {name: torch.full((), weights[name], device=like.device) for name, ramp in ramps.items() if ramp.changes}
+
+
 def with_aux(log: Log, aux: Log) -> Log:
     """Return the log together with the named auxiliary losses.
 
@@ -45,3 +56,8 @@ def with_aux(log: Log, aux: Log) -> Log:
 def each(name: str, terms: Log) -> Log:
     """Return `{name}_{critic}` for every critic, where there are several; the sum alone says it for one."""
     return {f"{name}_{critic}": term for critic, term in terms.items()} if len(terms) > 1 else {}
+
+
+def by_critic(terms: Mapping[str, Log], name: str) -> Log:
+    """Return one term of every critic that has it, by the critic's name."""
+    return {critic: log[name] for critic, log in terms.items() if name in log}

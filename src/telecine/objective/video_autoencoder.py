@@ -4,48 +4,90 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import VGG16_Weights
 
 from telecine.discriminators import Discriminator, Discriminator3D, build_discriminator
-from telecine.losses import gradient_penalty, hinge_discriminator, hinge_generator, mse
+from telecine.losses import (
+    GAN_LOSSES,
+    RECONSTRUCTION_LOSSES,
+    Judged,
+    Penalty,
+    feature_matching,
+    gaussian_nll,
+    generator_needs_real,
+    temporal_difference,
+    wavelet_l1,
+)
 from telecine.objective.arguments import (
-    check_frames,
+    as_penalty,
+    check_choice,
+    check_finite,
+    check_fraction,
     check_interval,
     check_last_layer,
     check_pair,
-    check_step,
-    check_weight,
-    named_aux_losses,
+    check_positive,
+    choose,
     without_inference_mode,
 )
-from telecine.objective.balance import adaptive_weight, average_over_ranks, gradient_norm
-from telecine.objective.critics import Critic, frozen, one_frame, scaled_down, whole_video
-from telecine.objective.terms import Log, each, mean, total, weighted, with_aux
-from telecine.perceptual import LPIPS, pick_frames, sample_frame_indices
+from telecine.objective.auxiliary import named_aux_losses, weighted_sum
+from telecine.objective.balance import (
+    MAX_WEIGHT,
+    MIN_NORM,
+    Anchor,
+    Balance,
+    Reference,
+    average_over_ranks,
+    with_reduced_gradient,
+)
+from telecine.objective.critics import Critic, build_critic, frozen, one_frame, scaled_down, view_of, whole_video
+from telecine.objective.lecam import LeCam
+from telecine.objective.perceptual_term import PerceptualTerm
+from telecine.objective.region import check_mask, check_sample_weight, clip_weights, within
+from telecine.objective.schedule import Ramp, as_ramp, as_ramps, check_step
+from telecine.objective.terms import Log, by_critic, changing, each, mean, only_if, total, weighted, with_aux
+from telecine.perceptual import Perceptual, sample_frame_indices
 from telecine.precision import autocast_off
 from telecine.shapes import Scalar, Video, argument_error, describe
 
+Weight: TypeAlias = float | Ramp | Mapping[str, Any]
+# The weights of terms that the discriminators judge: off before `disc_start`.
+JUDGED = ("adversarial_loss_weight", "multiscale_adversarial_loss_weight", "feature_matching_loss_weight")
+
 
 class VideoAutoencoderLoss(nn.Module):
-    """MSE + LPIPS + hinge GAN with adaptive weight + gradient penalty + auxiliary losses, in two steps.
+    """Reconstruction + LPIPS + GAN with adaptive weight + gradient penalty + auxiliary losses, in two steps.
 
     The autoencoder's step (`optimizer_idx=0`) returns::
 
-        mse + perceptual_weight * lpips + adversarial_loss_weight * sum_d w_d g_d
-            + multiscale_adversarial_loss_weight * sum_m w_m g_m + quantizer_aux_loss_weight * aux
+        nll(recon + perceptual_weight * lpips) + gram_loss_weight * gram
+            + wavelet_loss_weight * wavelet + temporal_loss_weight * temporal
+            + adversarial_loss_weight * sum_d w_d g_d + multiscale_adversarial_loss_weight * sum_m w_m g_m
+            + feature_matching_loss_weight * feature_matching + quantizer_aux_loss_weight * aux
 
-    with `g = -mean(D(reconstructions))` from `disc_start` on, and `w = |grad lpips| / |grad g|` at the last layer.
-    The discriminators' step (`optimizer_idx=1`) returns::
+    with `nll` the identity, `recon` the mean squared error, `g = -mean(D(reconstructions))` from `disc_start` on and
+    `w = |grad lpips| / |grad g|` at the last layer, unless told otherwise. The discriminators' step
+    (`optimizer_idx=1`) returns::
 
-        sum_d [mean(relu(1 + D_d(fake))) + mean(relu(1 - D_d(real)))] + grad_penalty_loss_weight * sum_d gp_d
+        sum_d discr_d + grad_penalty_loss_weight * sum_d gp_d + lecam_loss_weight * sum_d lecam_d
 
-    with `gp = mean_b (|d sum D(real) / d real_b| - 1)^2`. In both sums of the second step `d` runs over every
-    discriminator, the multi-scale ones included. Only the discriminators are in the state dict; the frozen LPIPS that
-    checkpoints of the reference carry as well is passed over when one is loaded.
+    with `discr = mean(relu(1 + D(fake))) + mean(relu(1 - D(real)))` and
+    `gp = mean_b (|d sum D(real) / d real_b| - 1)^2` unless told otherwise; `d` runs over every discriminator, the
+    multi-scale ones included.
+
+    Only the discriminators, and what the options below keep (`learn_logvar`, LeCam's and the adaptive weight's
+    averages), are in the state dict; the frozen LPIPS that checkpoints of the reference carry as well is passed over
+    when one is loaded.
+
+    Every weight is a number, or a `Ramp` (or a dict of its fields) that starts late or changes linearly over the
+    autoencoder's steps. A term is not computed at a step at which its weight is 0. Each term's log key is the name of
+    its weight without `_weight`; only `perceptual_weight` (`perceptual_loss`), the adversarial weights (`gen_loss`)
+    and `quantizer_aux_loss_weight` (`aux_losses`) keep the names of the reference.
 
     Args:
         disc_start: Step from which the adversarial terms count in the autoencoder's step.
@@ -56,20 +98,55 @@ class VideoAutoencoderLoss(nn.Module):
         quantizer_aux_loss_weight: Weight of the sum of `aux_losses`.
         vgg_weights: VGG16 of LPIPS: a torchvision enum, the path of a file, or a state dict.
         discr_kwargs: The discriminator of single frames: an `nn.Module`, arguments of `Discriminator`, or
-            `{"target": "<dotted class>", "params": {...}}`.
+            `{"target": "<dotted class>", "params": {...}}`. A module of your own returns logits, or a pair of logits
+            and features.
         discr_3d_kwargs: The discriminator of whole videos; as above, arguments are those of `Discriminator3D`.
         multiscale_discr_kwargs: Discriminators of the video at 1/2, 1/4, ... of its height and width, in this order;
-            each given as `discr_3d_kwargs`.
+            each given as `discr_3d_kwargs`. One of single frames sees one frame of the scaled video.
+        recon_loss: "mse", "l1", "charbonnier", or a function of `reconstruction`, `target` and `weight` (of each
+            clip, or None).
+        nll_reduction: "sum" multiplies the first term by the number of elements in a clip, and a posterior's
+            divergence is summed over the latent as well: latent diffusion's and VidTok's convention, which their
+            published weights belong to.
+        learn_logvar: Learn the logarithm of the reconstruction's variance: `nll(x) = x / exp(logvar) + logvar`.
+            It belongs to the autoencoder's optimizer, see `get_trainable_autoencoder_parameters`.
+        logvar_init: Its initial value, or its constant value where it is not learned.
+        wavelet_loss_weight: Weight of the mean absolute difference of 3D Haar coefficients.
+        wavelet_levels: How many times the low band is split again.
+        temporal_loss_weight: Weight of the mean absolute difference of frame-to-frame changes.
+        perceptual_net: The network of the perceptual loss: "vgg" (with `vgg_weights`), "alex", an `LPIPS`, or a
+            callable of `reconstruction` and `target` frames `(N, 3, H, W)`; a module is frozen, and not saved.
         perceptual_frames: How many random frames of each clip LPIPS looks at, or "all".
+        perceptual_stride: Choose among every n-th frame from a random one on; with `perceptual_frames="all"`, take
+            every n-th.
+        perceptual_chunk_size: Look at so many frames at a time and compute their features again in the backward, so
+            that memory does not grow with their number.
+        gram_loss_weight: Weight of the squared difference of Gram matrices of LPIPS' features.
+        gan_loss: "hinge", "vanilla", "least_squares", "relativistic", or a function of `real` and `fake` logits that
+            returns the pair (discriminator's loss, generator's loss).
+        feature_matching_loss_weight: Weight of the mean absolute difference of the discriminators' features.
+        lecam_loss_weight: Weight of LeCam's regulariser in the discriminators' step.
+        lecam_decay: Decay of its running means of the logits.
         disc_train_start: Step from which the discriminators train; before it, their loss is 0.
+        grad_penalty: "one_centered", "r1", "r2", "r1_and_r2", "wgan_gp", "approximate_r1", a `Penalty`, or a function
+            of `judge`, `real`, `fake` and `generator`.
         grad_penalty_every: The penalty is computed on every n-th step, with n times its weight (lazy
             regularisation, Karras et al., arXiv:1912.04958, appendix B).
-        generator: Source of the random frames, on the videos' device; PyTorch's own by default.
-        reduce: Averages a tensor over ranks, for the adaptive weight; by default over `torch.distributed`'s default
-            group where it is initialised.
+        adaptive_weight_reference: What the adversarial terms are made as strong as: "perceptual" (LPIPS),
+            "recon_and_perceptual" (VQGAN's code: the whole first term), or "none" for weights of 1.
+        adaptive_weight_at: Compare gradients at the "last_layer" or at the "reconstruction".
+        adaptive_weight_min_norm: The denominator of the adaptive weight is this at least.
+        adaptive_weight_max: The adaptive weight is this at most.
+        adaptive_weight_decay: Decay of a moving average of the adaptive weight; 0 for none.
+        aux_loss_weights: Weights of `aux_losses` by name, within their sum; 1 where none is given.
+        generator: Source of the random frames and of a penalty's noise, on the videos' device; PyTorch's own by
+            default.
+        reduce: Averages a tensor over ranks; by default over `torch.distributed`'s default group where it is
+            initialised.
 
     Raises:
-        ValueError: If a weight or a step is negative, or an adversarial weight is set without a discriminator.
+        ValueError: If a weight or a step is negative, an option is unknown, or a weight is set for something that no
+            discriminator is there for.
         FileNotFoundError: If the weights of LPIPS cannot be had.
     """
 
@@ -79,48 +156,106 @@ class VideoAutoencoderLoss(nn.Module):
     def __init__(
         self,
         disc_start: int,
-        perceptual_weight: float = 1,
-        adversarial_loss_weight: float = 0,
-        multiscale_adversarial_loss_weight: float = 0,
-        grad_penalty_loss_weight: float = 0,
-        quantizer_aux_loss_weight: float = 0,
+        perceptual_weight: Weight = 1,
+        adversarial_loss_weight: Weight = 0,
+        multiscale_adversarial_loss_weight: Weight = 0,
+        grad_penalty_loss_weight: Weight = 0,
+        quantizer_aux_loss_weight: Weight = 0,
         vgg_weights: Any = VGG16_Weights.DEFAULT,
         discr_kwargs: Any = None,
         discr_3d_kwargs: Any = None,
         *,
         multiscale_discr_kwargs: Sequence[Any] = (),
+        recon_loss: Literal["mse", "l1", "charbonnier"] | Callable[..., Scalar] = "mse",
+        nll_reduction: Literal["mean", "sum"] = "mean",
+        learn_logvar: bool = False,
+        logvar_init: float = 0.0,
+        wavelet_loss_weight: Weight = 0,
+        wavelet_levels: int = 1,
+        temporal_loss_weight: Weight = 0,
+        perceptual_net: Literal["vgg", "alex"] | Callable[..., Tensor] = "vgg",
         perceptual_frames: int | Literal["all"] = 1,
+        perceptual_stride: int = 1,
+        perceptual_chunk_size: int | None = None,
+        gram_loss_weight: Weight = 0,
+        gan_loss: Literal["hinge", "vanilla", "least_squares", "relativistic"] | Callable[..., Any] = "hinge",
+        feature_matching_loss_weight: Weight = 0,
+        lecam_loss_weight: Weight = 0,
+        lecam_decay: float = 0.999,
         disc_train_start: int = 0,
+        grad_penalty: Literal["one_centered", "r1", "r2", "r1_and_r2", "wgan_gp", "approximate_r1"]
+        | Penalty
+        | Callable[..., Scalar] = "one_centered",
         grad_penalty_every: int = 1,
+        adaptive_weight_reference: Reference = "perceptual",
+        adaptive_weight_at: Anchor = "last_layer",
+        adaptive_weight_min_norm: float = MIN_NORM,
+        adaptive_weight_max: float = MAX_WEIGHT,
+        adaptive_weight_decay: float = 0.0,
+        aux_loss_weights: Mapping[str, Weight] | None = None,
         generator: torch.Generator | None = None,
         reduce: Callable[[Tensor], Tensor] = average_over_ranks,
     ) -> None:
         super().__init__()
         self.disc_start = check_step("disc_start", disc_start)
-        self.perceptual_weight = check_weight("perceptual_weight", perceptual_weight)
-        self.adversarial_loss_weight = check_weight("adversarial_loss_weight", adversarial_loss_weight)
-        self.multiscale_adversarial_loss_weight = check_weight(
-            "multiscale_adversarial_loss_weight", multiscale_adversarial_loss_weight
-        )
-        self.grad_penalty_loss_weight = check_weight("grad_penalty_loss_weight", grad_penalty_loss_weight)
-        self.quantizer_aux_loss_weight = check_weight("quantizer_aux_loss_weight", quantizer_aux_loss_weight)
-        self.perceptual_frames = check_frames(perceptual_frames)
         self.disc_train_start = check_step("disc_train_start", disc_train_start)
-        self.grad_penalty_every = check_interval("grad_penalty_every", grad_penalty_every)
+        weights: dict[str, Weight] = {
+            "perceptual_weight": perceptual_weight,
+            "gram_loss_weight": gram_loss_weight,
+            "wavelet_loss_weight": wavelet_loss_weight,
+            "temporal_loss_weight": temporal_loss_weight,
+            "adversarial_loss_weight": adversarial_loss_weight,
+            "multiscale_adversarial_loss_weight": multiscale_adversarial_loss_weight,
+            "feature_matching_loss_weight": feature_matching_loss_weight,
+            "quantizer_aux_loss_weight": quantizer_aux_loss_weight,
+            "grad_penalty_loss_weight": grad_penalty_loss_weight,
+            "lecam_loss_weight": lecam_loss_weight,
+        }
+        self.weights = {name: as_ramp(name, value, self._start_of(name)) for name, value in weights.items()}
+        self.aux_loss_weights = as_ramps("aux_loss_weights", aux_loss_weights or {})
         self.generator = generator
         self.reduce = reduce
 
-        self.perceptual_model = LPIPS(weights=vgg_weights) if self.perceptual_weight > 0 else None
+        self.recon_loss = choose("recon_loss", recon_loss, RECONSTRUCTION_LOSSES)
+        self.nll_reduction = check_choice("nll_reduction", nll_reduction, ("mean", "sum"))
+        self._init_logvar(check_finite("logvar_init", logvar_init), learn_logvar)
+        levels = check_interval("wavelet_levels", wavelet_levels)
+        self.pixel_terms: dict[str, Callable[..., Scalar]] = {
+            "wavelet_loss": partial(wavelet_l1, levels=levels),
+            "temporal_loss": temporal_difference,
+        }
+
+        self.perceptual_term = self._build_perceptual_term(
+            perceptual_net, vgg_weights, perceptual_frames, perceptual_stride, perceptual_chunk_size
+        )
         self.register_load_state_dict_pre_hook(_drop_perceptual_weights)
-        self.discr = _build(discr_kwargs, Discriminator, "discr_kwargs")
-        self.discr_3d = _build(discr_3d_kwargs, Discriminator3D, "discr_3d_kwargs")
+
+        self.discr = build_critic(discr_kwargs, default=Discriminator, name="discr_kwargs", sees="frames")
+        self.discr_3d = build_critic(discr_3d_kwargs, default=Discriminator3D, name="discr_3d_kwargs", sees="video")
         self.multiscale_discrs = nn.ModuleList(
             build_discriminator(spec, default=Discriminator3D, name=f"multiscale_discr_kwargs[{index}]")
             for index, spec in enumerate(multiscale_discr_kwargs)
         )
-        _check_someone_judges("adversarial_loss_weight", adversarial_loss_weight, self.critics)
-        _check_someone_judges(
-            "multiscale_adversarial_loss_weight", multiscale_adversarial_loss_weight, self.multiscale_critics
+        self._check_someone_judges()
+        names = [critic.key for critic in self.critics + self.multiscale_critics]
+        self.gan_loss = choose("gan_loss", gan_loss, GAN_LOSSES)
+        self.compares_real = generator_needs_real(self.gan_loss)
+        self.grad_penalty = as_penalty("grad_penalty", grad_penalty)
+        self.grad_penalty_every = check_interval("grad_penalty_every", grad_penalty_every)
+        self.lecam = nn.ModuleDict()
+        if self.weights["lecam_loss_weight"].is_ever_on:
+            decay = check_fraction("lecam_decay", lecam_decay)
+            self.lecam.update({name: LeCam(decay, reduce) for name in names})
+        self.adaptive_weight_reference = check_choice(
+            "adaptive_weight_reference", adaptive_weight_reference, get_args(Reference)
+        )
+        self.balance = Balance(
+            names,
+            at=check_choice("adaptive_weight_at", adaptive_weight_at, get_args(Anchor)),
+            min_norm=check_positive("adaptive_weight_min_norm", adaptive_weight_min_norm),
+            max_weight=check_positive("adaptive_weight_max", adaptive_weight_max),
+            decay=check_fraction("adaptive_weight_decay", adaptive_weight_decay),
+            reduce=reduce,
         )
 
     @property
@@ -133,19 +268,37 @@ class VideoAutoencoderLoss(nn.Module):
     def multiscale_critics(self) -> list[Critic]:
         """The discriminators of the video at 1/2, 1/4, ... of its size."""
         return [
-            Critic(f"multiscale_discrs.{level}", module, scaled_down(2 ** (level + 1)))
+            Critic(f"multiscale_discrs.{level}", module, scaled_down(2 ** (level + 1), view_of(module)))
             for level, module in enumerate(self.multiscale_discrs)
         ]
+
+    @property
+    def perceptual_model(self) -> Perceptual | None:
+        """The distance of frames, if the perceptual term has a weight."""
+        return None if self.perceptual_term is None else self.perceptual_term.distance
 
     def get_trainable_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of every discriminator, for the second optimizer."""
         return [weight for d in self.critics + self.multiscale_critics for weight in d.module.parameters()]
 
+    def get_trainable_autoencoder_parameters(self) -> list[nn.Parameter]:
+        """Return what the loss itself learns in the autoencoder's step, for the first optimizer: `logvar`, if any."""
+        return [self.logvar] if isinstance(self.logvar, nn.Parameter) else []
+
+    def weights_at(self, global_step: int) -> dict[str, float]:
+        """Return the weight of each term at a step, by the argument's name."""
+        return {
+            name: 0.0 if global_step < self._start_of(name) else ramp.at(global_step)
+            for name, ramp in self.weights.items()
+        }
+
     def penalises(self, global_step: int) -> bool:
         """Say whether the discriminators' step computes the gradient penalty at `global_step`."""
         due = global_step % self.grad_penalty_every == 0
         trains = global_step >= self.disc_train_start
-        return due and trains and self.grad_penalty_loss_weight > 0 and torch.is_grad_enabled()
+        return (
+            due and trains and self.weights_at(global_step)["grad_penalty_loss_weight"] > 0 and torch.is_grad_enabled()
+        )
 
     def forward(
         self,
@@ -153,11 +306,13 @@ class VideoAutoencoderLoss(nn.Module):
         reconstructions: Tensor,
         optimizer_idx: int,
         global_step: int,
-        aux_losses: Tensor | float | Mapping[str, Any] | None = None,
+        aux_losses: Any = None,
         last_layer: Tensor | None = None,
         split: str = "train",
         *,
         regularization_log: Mapping[str, Any] | None = None,
+        mask: Tensor | None = None,
+        sample_weight: Tensor | None = None,
     ) -> tuple[Tensor, Log]:
         """Compute the loss of one step.
 
@@ -166,11 +321,15 @@ class VideoAutoencoderLoss(nn.Module):
             reconstructions: What the autoencoder made of them; same shape and device.
             optimizer_idx: 0 for the autoencoder's step, 1 for the discriminators'.
             global_step: Number of autoencoder updates so far.
-            aux_losses: The quantizer's or posterior's loss: a tensor, a number, or a dict of them, each logged.
+            aux_losses: The quantizer's or posterior's loss: a tensor, a number, a posterior with `mean` and `logvar`
+                as diffusers has (its divergence is logged as `kl_loss`), or a dict of them, each logged.
             last_layer: Weight of the decoder's last layer, for the adaptive weight.
             split: Prefix of the log's keys.
             regularization_log: Stands in for `aux_losses` in sgm-style engines: the entries of it that
                 are named "...loss" or "loss/...".
+            mask: Bool, broadcasts to the videos; where it is False the reconstruction counts as right in every term
+                of both steps, and reconstruction errors are means over the rest.
+            sample_weight: Weight `(B,)` of each clip's reconstruction and perceptual errors, which it multiplies.
 
         Returns:
             The loss, a 0-d tensor to call `backward()` on, and a log of 0-d detached float32 tensors.
@@ -180,11 +339,16 @@ class VideoAutoencoderLoss(nn.Module):
         """
         check_pair(inputs, reconstructions)
         check_last_layer(last_layer)
+        check_mask(mask, inputs)
+        check_sample_weight(sample_weight, inputs)
         real = without_inference_mode(inputs.detach())
-        fake = without_inference_mode(reconstructions)
+        reconstructions = without_inference_mode(reconstructions)
+        fake = within(mask, reconstruction=reconstructions, target=real)
         if optimizer_idx == 0:
-            aux = named_aux_losses(aux_losses, regularization_log, inputs.device)
-            loss, log = self._autoencoder_step(real, fake, aux, last_layer, global_step)
+            aux = named_aux_losses(aux_losses, regularization_log, inputs.device, self.nll_reduction)
+            weight = clip_weights(mask, sample_weight, like=inputs)
+            anchor = last_layer if self.balance.at == "last_layer" else reconstructions
+            loss, log = self._autoencoder_step(real, fake, aux, weight, anchor, global_step)
         elif optimizer_idx == 1:
             loss, log = self._discriminator_step(real, fake.detach(), global_step)
         else:
@@ -194,91 +358,140 @@ class VideoAutoencoderLoss(nn.Module):
         return loss, {f"{split}/{name}": value.detach().float() for name, value in log.items()}
 
     def _autoencoder_step(
-        self, real: Video, fake: Video, aux: Log, last_layer: Tensor | None, global_step: int
+        self, real: Video, fake: Video, aux: Log, clip_weight: Tensor | None, anchor: Tensor | None, global_step: int
     ) -> tuple[Scalar, Log]:
-        recon = mse(reconstruction=fake, target=real)
-        perceptual = self._perceptual(real, fake)
-        started = global_step >= self.disc_start
-        g = self._judge(fake, self.critics if started and self.adversarial_loss_weight else [])
-        g_m = self._judge(fake, self.multiscale_critics if started and self.multiscale_adversarial_loss_weight else [])
-        w = self._adaptive_weights({**g, **g_m}, perceptual, last_layer)
-        aux_sum = total(aux.values(), like=recon)
+        weight = self.weights_at(global_step)
+        pair: dict[str, Any] = {"reconstruction": fake, "target": real, "weight": clip_weight}
+        recon = self.recon_loss(**pair)
+        lpips, gram = self._perceptual(**pair, on=weight)
+        nll = self._nll(recon + weighted((weight["perceptual_weight"], lpips)), num_elements=fake[0].numel())
+        pixel = {name: term(**pair) for name, term in self.pixel_terms.items() if weight[f"{name}_weight"]}
+        g, features = self._judge(real, fake, self.critics, "adversarial_loss_weight", weight)
+        g_m, features_m = self._judge(real, fake, self.multiscale_critics, "multiscale_adversarial_loss_weight", weight)
+        matching = mean((features | features_m).values(), like=recon)
+        w = self.balance(g | g_m, self._reference(nll, lpips), anchor)
+        aux_sum = weighted_sum(aux, self.aux_loss_weights, global_step, like=recon)
 
-        loss = recon + weighted(
-            (self.perceptual_weight, perceptual),
-            (self.adversarial_loss_weight, total((w[d] * g[d] for d in g), like=recon)),
-            (self.multiscale_adversarial_loss_weight, total((w[m] * g_m[m] for m in g_m), like=recon)),
-            (self.quantizer_aux_loss_weight, aux_sum),
+        loss = nll + weighted(
+            (weight["gram_loss_weight"], gram),
+            *((weight[f"{name}_weight"], term) for name, term in pixel.items()),
+            (weight["adversarial_loss_weight"], total((w[d] * g[d] for d in g), like=recon)),
+            (weight["multiscale_adversarial_loss_weight"], total((w[m] * g_m[m] for m in g_m), like=recon)),
+            (weight["feature_matching_loss_weight"], matching),
+            (weight["quantizer_aux_loss_weight"], aux_sum),
         )
         log = {
             "total_loss": loss,
             "recon_loss": recon,
-            "perceptual_loss": perceptual,
-            "gen_loss": total({**g, **g_m}.values(), like=recon),
+            "perceptual_loss": lpips,
+            "gen_loss": total((g | g_m).values(), like=recon),
             "aux_losses": aux_sum,
             "adaptive_weight": mean(w.values(), like=recon),
-            **each("gen_loss", {**g, **g_m}),
+            **each("gen_loss", g | g_m),
             **each("adaptive_weight", w),
+            **pixel,
+            **only_if(weight["gram_loss_weight"], gram_loss=gram),
+            **only_if(features | features_m, feature_matching_loss=matching),
+            **({} if self.logvar is None else {"nll_loss": nll, "logvar": self.logvar}),
+            **changing(self.weights, weight, like=recon),
         }
         return loss, with_aux(log, aux)
 
     def _discriminator_step(self, real: Video, fake: Video, global_step: int) -> tuple[Scalar, Log]:
-        hinge: Log = {}
-        penalty: Log = {}
-        logits_real: Log = {}
-        logits_fake: Log = {}
+        weight = self.weights_at(global_step)
         frame_indices = sample_frame_indices(real, 1, self.generator)
-        penalise = self.penalises(global_step)
+        penalty = self.grad_penalty if self.penalises(global_step) else None
         # The penalty is the gradient of a gradient: neither it nor what it is compared with is left to autocast.
-        with autocast_off(real.device) if penalise else nullcontext():
-            for d in self._critics_in_training(global_step):
-                real_view = d.see(real, frame_indices).detach().requires_grad_(penalise)
-                d_real, d_fake = d.judge(real_view), d.judge(d.see(fake, frame_indices))
-                hinge[d.name] = hinge_discriminator(real=d_real, fake=d_fake)
-                if penalise:
-                    penalty[d.name] = gradient_penalty(real=real_view, logits=d_real)
-                logits_real[d.name], logits_fake[d.name] = d_real.float().mean(), d_fake.float().mean()
+        with autocast_off(real.device) if penalty and penalty.double_backward else nullcontext():
+            duels = {
+                d.name: self._duel(d, d.see(real, frame_indices), d.see(fake, frame_indices), penalty, weight)
+                for d in self._critics_in_training(global_step)
+            }
+        discr, gp, lecam = (by_critic(duels, name) for name in ("discr_loss", "grad_penalty_loss", "lecam_loss"))
+        logits_real, logits_fake = (by_critic(duels, name) for name in ("logits_real", "logits_fake"))
+        discr_sum, gp_sum, lecam_sum = (total(terms.values(), like=real) for terms in (discr, gp, lecam))
 
-        discr, gp = total(hinge.values(), like=real), total(penalty.values(), like=real)
-        loss = discr + weighted((self.grad_penalty_loss_weight * self.grad_penalty_every, gp))
-        if not hinge:
+        loss = discr_sum + weighted(
+            (weight["grad_penalty_loss_weight"] * self.grad_penalty_every, gp_sum),
+            (weight["lecam_loss_weight"], lecam_sum),
+        )
+        if not discr:
             loss.requires_grad_()  # nothing trains yet, and `backward()` on it does nothing
         return loss, {
             "total_disc_loss": loss,
-            "discr_loss": discr,
-            "grad_penalty_loss": gp,
+            "discr_loss": discr_sum,
+            "grad_penalty_loss": gp_sum,
             "logits_real": mean(logits_real.values(), like=real),
             "logits_fake": mean(logits_fake.values(), like=real),
-            **each("discr_loss", hinge),
+            **each("discr_loss", discr),
             **each("logits_real", logits_real),
             **each("logits_fake", logits_fake),
+            **only_if(lecam, lecam_loss=lecam_sum),
         }
 
-    def _perceptual(self, real: Video, fake: Video) -> Scalar:
-        """Return the mean LPIPS of the frames sampled from each clip."""
-        if self.perceptual_model is None:
-            return torch.zeros((), device=fake.device)
-        indices = sample_frame_indices(fake, self.perceptual_frames, self.generator)
-        return self.perceptual_model(
-            reconstruction=pick_frames(fake, indices), target=pick_frames(real, indices)
-        ).mean()
+    def _perceptual(self, *, on: Mapping[str, float], **pair: Any) -> tuple[Scalar, Scalar]:
+        """Return LPIPS and the Gram distance of the frames sampled from each clip; 0 for what is off."""
+        gram = on["gram_loss_weight"] > 0
+        if self.perceptual_term is None or not (gram or on["perceptual_weight"] > 0):
+            zero = torch.zeros((), device=pair["target"].device)
+            return zero, zero
+        return self.perceptual_term(**pair, gram=gram, generator=self.generator)
 
-    def _judge(self, fake: Video, critics: list[Critic]) -> Log:
-        """Return each critic's generator loss by name; the critics' parameters stay out of the graph."""
-        losses = {}
-        for critic in critics:
-            view = critic.see(fake, sample_frame_indices(fake, 1, self.generator))
+    def _nll(self, distance: Scalar, num_elements: int) -> Scalar:
+        """Return the negative log-likelihood up to a constant: the distance itself, unless told otherwise."""
+        if self.logvar is not None:
+            distance = gaussian_nll(distance=distance, logvar=with_reduced_gradient(self.logvar, self.reduce))
+        return distance * num_elements if self.nll_reduction == "sum" else distance
+
+    def _reference(self, nll: Scalar, lpips: Scalar) -> Scalar | None:
+        """Return the loss that the adversarial terms are made as strong as."""
+        return {"perceptual": lpips, "recon_and_perceptual": nll, "none": None}[self.adaptive_weight_reference]
+
+    def _judge(
+        self, real: Video, fake: Video, critics: list[Critic], name: str, weight: Mapping[str, float]
+    ) -> tuple[Log, Log]:
+        """Return each critic's generator loss and its feature matching loss by name, as far as they have a weight.
+
+        The critics' parameters stay out of the graph, and the real videos have none.
+        """
+        gen_on, features_on = weight[name] > 0, weight["feature_matching_loss_weight"] > 0
+        losses: Log = {}
+        matching: Log = {}
+        for critic in critics if gen_on or features_on else ():
+            frame_indices = sample_frame_indices(fake, 1, self.generator)
             with frozen(critic.module):
-                losses[critic.name] = hinge_generator(fake=critic.judge(view))
-        return losses
+                of_fake = critic.judge(critic.see(fake, frame_indices))
+                # Logits of the fakes stand in for the real ones where the generator's loss does not look at them.
+                of_real = of_fake
+                if features_on or (gen_on and self.compares_real):
+                    with torch.no_grad():
+                        of_real = critic.judge(critic.see(real, frame_indices))
+            if gen_on:
+                losses[critic.name] = self.gan_loss(real=of_real.logits.detach(), fake=of_fake.logits).generator
+            if features_on:
+                matching[critic.name] = feature_matching(real=of_real.features, fake=of_fake.features)
+        return losses, matching
 
-    def _adaptive_weights(self, g: Log, perceptual: Scalar, last_layer: Tensor | None) -> Log:
-        """Return the weight of each generator loss: 1 where there is no gradient or nothing to compare it with."""
-        if not g or last_layer is None or not last_layer.requires_grad or not perceptual.requires_grad:
-            return {name: torch.ones_like(loss) for name, loss in g.items()}
-        reference_norm = gradient_norm(perceptual, last_layer, self.reduce)
-        norms = {name: gradient_norm(loss, last_layer, self.reduce) for name, loss in g.items()}
-        return {name: adaptive_weight(reference_norm=reference_norm, norm=norm) for name, norm in norms.items()}
+    def _duel(self, d: Critic, real: Tensor, fake: Tensor, penalty: Penalty | None, weight: Mapping[str, float]) -> Log:
+        """Return the terms of one discriminator, which is shown what it sees of the real and of the fake videos."""
+        real = real.detach().requires_grad_(penalty is not None and penalty.of_real)
+        fake = fake.detach().requires_grad_(penalty is not None and penalty.of_fake)
+        d_real, d_fake = d.judge(real).logits, d.judge(fake).logits
+        terms = {
+            "discr_loss": self.gan_loss(real=d_real, fake=d_fake).discriminator,
+            "logits_real": d_real.detach().float().mean(),
+            "logits_fake": d_fake.detach().float().mean(),
+        }
+        if penalty is not None:
+            terms["grad_penalty_loss"] = penalty.compute(
+                judge=lambda view: d.judge(view).logits,
+                real=Judged(real, d_real),
+                fake=Judged(fake, d_fake),
+                generator=self.generator,
+            )
+        if weight["lecam_loss_weight"] > 0:
+            terms["lecam_loss"] = self.lecam[d.key](real=d_real, fake=d_fake)
+        return terms
 
     def _critics_in_training(self, global_step: int) -> list[Critic]:
         critics = self.critics + self.multiscale_critics
@@ -287,17 +500,45 @@ class VideoAutoencoderLoss(nn.Module):
             raise argument_error("optimizer_idx", "0 for a loss without discriminators", 1, remedy)
         return critics if global_step >= self.disc_train_start else []
 
+    def _init_logvar(self, value: float, learn: bool) -> None:
+        """Set `logvar` to a parameter, to a constant that is not saved, or to None where it is 0 for good."""
+        if learn:
+            self.logvar: Tensor | None = nn.Parameter(torch.full((), value))
+            # It has no gradient in the discriminators' step, which a data-parallel wrapper would wait for.
+            self._ddp_params_and_buffers_to_ignore = ["logvar"]
+        else:
+            self.register_buffer("logvar", torch.full((), value) if value else None, persistent=False)
 
-def _build(spec: Any, default: type[nn.Module], name: str) -> nn.Module | None:
-    return None if spec is None else build_discriminator(spec, default=default, name=name)
+    def _start_of(self, weight_name: str) -> int:
+        """Return the step before which a term is off whatever its weight."""
+        return self.disc_start if weight_name in JUDGED else 0
+
+    def _build_perceptual_term(
+        self, net: Any, vgg_weights: Any, num_frames: Any, stride: Any, chunk_size: Any
+    ) -> PerceptualTerm | None:
+        gram_on = self.weights["gram_loss_weight"].is_ever_on
+        if not (gram_on or self.weights["perceptual_weight"].is_ever_on):
+            return None
+        term = PerceptualTerm(net, vgg_weights, num_frames=num_frames, stride=stride, chunk_size=chunk_size)
+        if gram_on and not term.has_features:
+            remedy = 'Use "vgg" or "alex" as `perceptual_net`.'
+            got = self.weights["gram_loss_weight"].weight
+            raise argument_error("gram_loss_weight", "0 for a perceptual loss without features", got, remedy)
+        return term
+
+    def _check_someone_judges(self) -> None:
+        needed = {
+            "adversarial_loss_weight": (self.critics, "`discr_3d_kwargs` or `discr_kwargs`"),
+            "multiscale_adversarial_loss_weight": (self.multiscale_critics, "`multiscale_discr_kwargs`"),
+            "feature_matching_loss_weight": (self.critics + self.multiscale_critics, "`discr_3d_kwargs`"),
+            "lecam_loss_weight": (self.critics + self.multiscale_critics, "`discr_3d_kwargs`"),
+        }
+        for name, (critics, remedy) in needed.items():
+            if self.weights[name].is_ever_on and not critics:
+                weight = self.weights[name].weight
+                raise argument_error(name, "0 where no discriminator is given", weight, f"Give one with {remedy}.")
 
 
 def _drop_perceptual_weights(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     for key in [key for key in state_dict if key.startswith(f"{prefix}perceptual_model.")]:
         del state_dict[key]
-
-
-def _check_someone_judges(name: str, weight: float, critics: list[Critic]) -> None:
-    if weight > 0 and not critics:
-        given = "`multiscale_discr_kwargs`" if name.startswith("multiscale") else "`discr_3d_kwargs` or `discr_kwargs`"
-        raise argument_error(name, "0 where no discriminator is given", weight, f"Give one with {given}.")

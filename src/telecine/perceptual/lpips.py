@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import reduce
 from importlib import resources
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from safetensors.torch import load as load_safetensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from telecine.perceptual.backbones import Backbone, FeatureMap, backbone_of, run_stage
+from telecine.perceptual.frozen import Frozen
+from telecine.perceptual.gram import gram_distance
+from telecine.perceptual.pairs import check_alike, check_frames
 from telecine.perceptual.weights import WeightsSource, load_backbone
 from telecine.precision import autocast_off
 from telecine.shapes import Frames, argument_error
@@ -24,7 +28,16 @@ _SCALE = (0.458, 0.448, 0.450)
 _EPSILON = 1e-8
 
 
-class LPIPS(nn.Module):
+class PerceptualDistance(NamedTuple):
+    """How far each frame of a reconstruction is from its target; larger is worse, 0 for equal frames."""
+
+    lpips: Float[Tensor, " frame"]
+    """LPIPS, or another distance in its place; (N,), at least float32."""
+    gram: Float[Tensor, " frame"]
+    """Squared Frobenius norm of the Gram matrices' difference, summed over the stages; (N,), at least float32."""
+
+
+class LPIPS(Frozen):
     """Learned perceptual distance between frames: 0 for equal ones, larger is worse (arXiv 1801.03924, v0.1).
 
     Args:
@@ -53,7 +66,6 @@ class LPIPS(nn.Module):
         self._backbone = backbone_of(net)
         # Not buffers: data-parallel wrappers broadcast every buffer before each forward, here 59 MB that never change.
         self._frozen = {**load_backbone(net, weights), **load_heads(net), **_scaling()}
-        self.eval()
 
     def forward(self, *, reconstruction: Frames, target: Frames) -> Float[Tensor, " frame"]:
         """Return one distance per frame (N,), at least float32, in [0, inf); the graph is kept for what needs it.
@@ -66,21 +78,41 @@ class LPIPS(nn.Module):
         Raises:
             ValueError: an input is no floating-point (N, 3, H, W) of that size, or the two differ in shape or device.
         """
-        _check_frames("reconstruction", reconstruction, self._backbone)
-        _check_frames("target", target, self._backbone)
-        _check_alike(reconstruction, target)
+        self._check(reconstruction, target)
         with autocast_off(reconstruction.device):
-            return self._distance(reconstruction, target)
+            return _add_up(feature_distance(*stage) for stage in self._stages(reconstruction, target))
 
-    def _distance(self, reconstruction: Frames, target: Frames) -> Float[Tensor, " frame"]:
+    def compare(self, *, reconstruction: Frames, target: Frames) -> PerceptualDistance:
+        """Return LPIPS, as calling the module does, and the distance of the Gram matrices, from the same features.
+
+        The Gram matrices are those of the features as the backbone has them, not of the unit vectors that LPIPS
+        compares; their distance is `gram_distance`, summed over the five stages.
+
+        Raises:
+            ValueError: as calling the module does.
+        """
+        self._check(reconstruction, target)
+        with autocast_off(reconstruction.device):
+            stages = [
+                (feature_distance(x, y, head), gram_distance(x, y))
+                for x, y, head in self._stages(reconstruction, target)
+            ]
+        return PerceptualDistance(*map(_add_up, zip(*stages, strict=True)))
+
+    def _check(self, reconstruction: Frames, target: Frames) -> None:
+        for name, frames in (("reconstruction", reconstruction), ("target", target)):
+            check_frames(name, frames)
+            _check_fits(name, frames, self._backbone)
+        check_alike(reconstruction=reconstruction, target=target)
+
+    def _stages(self, reconstruction: Frames, target: Frames) -> Iterator[tuple[FeatureMap, FeatureMap, Tensor]]:
+        """Yield both feature maps and the head of one stage after the other."""
         weights = self._weights_for(reconstruction.dtype, target.dtype)
         x, y = standardise(reconstruction, weights), standardise(target, weights)
-        total = x.new_zeros(len(x))
         for index, stage in enumerate(self._backbone.stages):
             # Apart, not as one batch: nothing here is trained, so a target that needs no gradient gets no graph.
             x, y = run_stage(stage, weights, x), run_stage(stage, weights, y)
-            total = total + feature_distance(x, y, weights[f"head.{index}"])
-        return total
+            yield x, y, weights[f"head.{index}"]
 
     def _weights_for(self, *dtypes: torch.dtype) -> dict[str, Tensor]:
         widest = self._frozen["scale"].dtype  # float32 or float64
@@ -88,14 +120,8 @@ class LPIPS(nn.Module):
             widest = torch.promote_types(widest, dtype)
         return {name: tensor.to(widest) for name, tensor in self._frozen.items()}
 
-    def train(self, mode: bool = True) -> LPIPS:
-        """Stay in evaluation mode, whatever `mode` the surrounding model is put in."""
-        return super().train(False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LPIPS:
-        super()._apply(fn, recurse)
-        self._frozen = {name: _keep_precision(fn, tensor) for name, tensor in self._frozen.items()}
-        return self
+    def _move(self, fn: Callable[[Tensor], Tensor]) -> None:
+        self._frozen = {name: fn(tensor) for name, tensor in self._frozen.items()}
 
     def extra_repr(self) -> str:
         """Return what `repr` shows inside the parentheses."""
@@ -127,28 +153,15 @@ def _unit_vectors(features: FeatureMap) -> FeatureMap:
     return features * (features.square().sum(dim=1, keepdim=True) + _EPSILON).rsqrt()
 
 
-def _keep_precision(fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
-    moved = fn(tensor)
-    return moved if moved.dtype in (torch.float32, torch.float64) else tensor.to(moved.device)
+def _add_up(distances: Iterable[Float[Tensor, " frame"]]) -> Float[Tensor, " frame"]:
+    return reduce(torch.add, distances)
 
 
-def _check_frames(name: str, value: Any, backbone: Backbone) -> None:
-    contract = "a floating-point tensor of shape (N, 3, H, W)"
-    if not isinstance(value, Tensor) or value.ndim != 4:
-        remedy = "Take frames out of a video (B, C, T, H, W) with `pick_frames`, add a batch axis with `[None]` to one."
-        raise argument_error(name, contract, value, remedy)
-    if not value.is_floating_point():
-        raise argument_error(name, contract, value, "Map bytes to [-1, 1] with `frames.float() / 127.5 - 1`.")
-    if value.shape[1] != 3:
+def _check_fits(name: str, frames: Tensor, backbone: Backbone) -> None:
+    if frames.shape[1] != 3:
         remedy = "Repeat one channel with `frames.expand(-1, 3, -1, -1)`, choose three of more."
-        raise argument_error(name, contract, value, remedy)
-    if min(value.shape[2:]) < backbone.minimum_size:
+        raise argument_error(name, "a floating-point tensor of shape (N, 3, H, W)", frames, remedy)
+    if min(frames.shape[2:]) < backbone.minimum_size:
         size = f"at least {backbone.minimum_size} pixels high and wide for {backbone.title}"
         remedy = "Use larger crops, or scale the frames up with `torch.nn.functional.interpolate`."
-        raise argument_error(name, size, value, remedy)
-
-
-def _check_alike(reconstruction: Tensor, target: Tensor) -> None:
-    if reconstruction.shape != target.shape or reconstruction.device != target.device:
-        contract = f"of shape {tuple(reconstruction.shape)} on {reconstruction.device}, as `reconstruction` is"
-        raise argument_error("target", contract, target, "Crop or move one of the two, so that they match.")
+        raise argument_error(name, size, frames, remedy)

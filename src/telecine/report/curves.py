@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from telecine.files import write_aside
 
@@ -19,7 +19,11 @@ class Panel:
 
     title: str
     series: Mapping[str, tuple[str, Callable[[float], float]]]
-    log_scale: bool = False
+    scale: Literal["linear", "log", "wide"] = "linear"
+    """"log" leaves out what is not above 0; "wide" is linear where that will do, and else logarithmic on both sides of
+    0."""
+    empty: str = "no data yet"
+    """What stands in it without data."""
 
 
 def _same(value: float) -> float:
@@ -31,14 +35,43 @@ def psnr_of_mse(mse: float) -> float:
     return 10 * math.log10(4 / max(mse, 1e-10))
 
 
+def _by_name(*names: str) -> dict[str, tuple[str, Callable[[float], float]]]:
+    """Return series that are labelled as the log names them."""
+    return {name: (f"train/{name}", _same) for name in names}
+
+
+# What an objective may have besides; only what is logged is drawn. Likelihoods may be negative.
+OTHER_TERMS = (
+    "gram_loss",
+    "wavelet_loss",
+    "temporal_loss",
+    "feature_matching_loss",
+    "lecam_loss",
+    "nll_loss",
+    "logvar",
+    "kl_loss",
+)
+# The weights of the objective, which are logged where they change over the steps.
+WEIGHTS = (
+    "perceptual_weight",
+    "gram_loss_weight",
+    "wavelet_loss_weight",
+    "temporal_loss_weight",
+    "adversarial_loss_weight",
+    "multiscale_adversarial_loss_weight",
+    "feature_matching_loss_weight",
+    "grad_penalty_loss_weight",
+    "lecam_loss_weight",
+    "quantizer_aux_loss_weight",
+)
 PANELS = (
     Panel(
         "PSNR (dB), larger is better",
-        {"training": ("train/recon_loss", psnr_of_mse), "held out": ("val/psnr", _same)},
+        {"training": ("train/mse", psnr_of_mse), "held out": ("val/psnr", _same)},
     ),
     Panel(
         "LPIPS, smaller is better",
-        {"training, VGG": ("train/perceptual_loss", _same), "held out, Alex": ("val/lpips_alex", _same)},
+        {"training": ("train/perceptual_loss", _same), "held out, Alex": ("val/lpips_alex", _same)},
     ),
     Panel("SSIM, larger is better", {"held out": ("val/ssim", _same)}),
     Panel(
@@ -60,14 +93,23 @@ PANELS = (
             "autoencoder's gradient": ("train/grad_norm", _same),
             "discriminators' gradient": ("train/disc_grad_norm", _same),
         },
-        log_scale=True,
+        scale="log",
     ),
+    Panel("other terms, without their weights", _by_name(*OTHER_TERMS), scale="wide"),
+    Panel("weights that change", _by_name(*WEIGHTS), scale="wide", empty="none changes"),
+    Panel("learning rate", {"autoencoder": ("train/lr", _same)}),
 )
 NUM_COLUMNS = 3
+# Largest ratio of two values that can be told on a linear axis.
+LINEAR_RANGE = 100
+# A logarithmic axis on both sides of 0 has to be linear around it.
+LINEAR_BELOW = 1e-3
+# More series than this need a legend in two columns.
+LONG_LEGEND = 5
 
 
 def draw_curves(records: Sequence[Record], path: Path) -> None:
-    """Draw PSNR, LPIPS, SSIM, logits, adversarial losses and gradient norms over the steps into a PNG.
+    """Draw metrics, logits, losses, weights, gradient norms and the learning rate over the steps into a PNG.
 
     Args:
         records: Lines of `metrics.jsonl`; a panel without data stays empty and says so.
@@ -87,22 +129,33 @@ def _draw(panel: Panel, axes: Any, records: Sequence[Record]) -> None:
     axes.set_xlabel("step", fontsize=9)
     axes.grid(alpha=0.3)
     drawn = [_draw_series(axes, label, records, *series, panel) for label, series in panel.series.items()]
-    if any(drawn):
-        axes.legend(fontsize=8)
+    values = [value for series in drawn for value in series]
+    if values:
+        axes.set_yscale(**_scale(panel, values))
+        is_long = sum(map(bool, drawn)) > LONG_LEGEND
+        axes.legend(fontsize=7 if is_long else 8, ncols=2 if is_long else 1, framealpha=0.6)
     else:
-        axes.text(0.5, 0.5, "no data yet", ha="center", va="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, panel.empty, ha="center", va="center", transform=axes.transAxes)
 
 
 def _draw_series(
     axes: Any, label: str, records: Sequence[Record], name: str, transform: Callable[[float], float], panel: Panel
-) -> bool:
+) -> list[float]:
+    """Draw one series and return its values, none if there are none."""
     points = [(record["step"], transform(record[name])) for record in records if name in record]
-    if panel.log_scale:
+    if panel.scale == "log":
         points = [(step, value) for step, value in points if value > 0]
-    if not points:
-        return False
-    marker = "o" if name.startswith("val/") else None
-    axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=3, linewidth=1.2)
-    if panel.log_scale:
-        axes.set_yscale("log")
-    return True
+    if points:
+        marker = "o" if name.startswith("val/") else None
+        axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=3, linewidth=1.2)
+    return [value for _, value in points]
+
+
+def _scale(panel: Panel, values: Sequence[float]) -> dict[str, Any]:
+    """Return the arguments of the vertical axis' scale."""
+    if panel.scale != "wide":
+        return {"value": panel.scale}
+    sizes = [abs(value) for value in values if value != 0]
+    if max(sizes, default=1) <= LINEAR_RANGE * min(sizes, default=1):
+        return {"value": "linear"}
+    return {"value": "symlog", "linthresh": LINEAR_BELOW}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from telecine.autoencoders import CausalVAE
 from telecine.data import (
@@ -20,14 +21,18 @@ from telecine.data import (
     whole_video,
 )
 from telecine.devices import pick_device
-from telecine.discriminators import Discriminator, Discriminator3D, Discriminator3DWithfirstframe
+from telecine.discriminators import (
+    Discriminator,
+    Discriminator3D,
+    Discriminator3DWithfirstframe,
+    PatchDiscriminator,
+    PatchDiscriminator3D,
+)
 from telecine.objective import VideoAutoencoderLoss
 from telecine.shapes import argument_error
-from telecine.training.config import TrainConfig
+from telecine.training.config import DiscriminatorConfig, TrainConfig
 from telecine.training.ema import moving_average
 from telecine.training.step import Players
-
-VIDEO_DISCRIMINATORS = {"first_frame": Discriminator3DWithfirstframe, "plain": Discriminator3D}
 
 
 @dataclass(frozen=True)
@@ -89,46 +94,57 @@ def build_clips(config: TrainConfig) -> Clips:
 
 def build_objective(config: TrainConfig) -> VideoAutoencoderLoss:
     """Return the loss with the discriminators that have a weight, built for the size of the clips."""
-    objective = config.objective
-    judged, scaled = objective.adversarial_loss_weight > 0, objective.multiscale_adversarial_loss_weight > 0
+    is_on = {name: ramp.is_ever_on for name, ramp in config.objective.ramps().items()}
+    judged, scaled = is_on["adversarial_loss_weight"], is_on["multiscale_adversarial_loss_weight"]
     scales = range(1, config.discriminator.num_scales + 1) if scaled else ()
     return VideoAutoencoderLoss(
-        disc_start=objective.disc_start,
-        perceptual_weight=objective.perceptual_weight,
-        adversarial_loss_weight=objective.adversarial_loss_weight,
-        multiscale_adversarial_loss_weight=objective.multiscale_adversarial_loss_weight,
-        grad_penalty_loss_weight=objective.grad_penalty_loss_weight,
-        quantizer_aux_loss_weight=objective.quantizer_aux_loss_weight,
-        discr_kwargs=image_discriminator(config) if judged and config.discriminator.image else None,
+        **{item.name: getattr(config.objective, item.name) for item in fields(config.objective)},
+        discr_kwargs=image_discriminator(config) if judged else None,
         discr_3d_kwargs=video_discriminator(config, 1) if judged else None,
         multiscale_discr_kwargs=[video_discriminator(config, 2**scale) for scale in scales],
-        perceptual_frames=objective.perceptual_frames,
-        disc_train_start=objective.disc_train_start,
-        grad_penalty_every=objective.grad_penalty_every,
     )
 
 
-def video_discriminator(config: TrainConfig, factor: int) -> Any:
+def video_discriminator(config: TrainConfig, factor: int) -> nn.Module | None:
     """Return the discriminator of clips whose height and width are divided by `factor`, or None if none is wanted."""
-    if config.discriminator.video == "none":
-        return None
-    return VIDEO_DISCRIMINATORS[config.discriminator.video](
-        frame_num=config.clips.num_frames, **_shared_arguments(config, factor)
-    )
+    settings = config.discriminator
+    sizes = {**_sizes(config, factor), "frame_num": config.clips.num_frames}
+    if settings.video == "first_frame":
+        return Discriminator3DWithfirstframe(
+            **sizes, time_weighting=settings.time_weighting, pad_mode=settings.pad_mode
+        )
+    if settings.video == "plain":
+        return Discriminator3D(**sizes)
+    if settings.video == "patch":
+        return PatchDiscriminator3D(**_patch_sizes(settings), num_temporal_layers=settings.num_temporal_layers)
+    return None
 
 
-def image_discriminator(config: TrainConfig) -> Discriminator:
-    """Return the discriminator of single frames."""
-    return Discriminator(**_shared_arguments(config, 1))
+def image_discriminator(config: TrainConfig) -> nn.Module | None:
+    """Return the discriminator of single frames, or None if none is wanted."""
+    if config.discriminator.image == "attention":
+        return Discriminator(**_sizes(config, 1))
+    if config.discriminator.image == "patch":
+        return PatchDiscriminator(**_patch_sizes(config.discriminator))
+    return None
 
 
-def _shared_arguments(config: TrainConfig, factor: int) -> dict[str, Any]:
+def _sizes(config: TrainConfig, factor: int) -> dict[str, Any]:
     settings = config.discriminator
     return {
         "dim": settings.dim,
         "max_dim": settings.max_dim,
         "image_size": (-(-config.clips.height // factor), -(-config.clips.width // factor)),
         "antialiased_downsample": settings.antialiased_downsample,
+    }
+
+
+def _patch_sizes(settings: DiscriminatorConfig) -> dict[str, Any]:
+    return {
+        "dim": 4 * settings.dim,  # of the first layer, as the other kinds have it
+        "max_dim": settings.max_dim,
+        "num_layers": settings.num_layers,
+        "norm": settings.norm,
     }
 
 
@@ -142,9 +158,10 @@ def build_players(config: TrainConfig, accelerator: Accelerator) -> Players:
     model.check_clip(config.clips.num_frames, config.clips.height, config.clips.width)
     objective = build_objective(config)
     settings = config.optimizer
-    optimizer = torch.optim.AdamW(
-        model.parameters(), settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
-    )
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
+    if learned := objective.get_trainable_autoencoder_parameters():
+        groups.append({"params": learned, "weight_decay": 0.0})  # a variance, which nothing draws to 1
+    optimizer = torch.optim.AdamW(groups, settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
     weights = objective.get_trainable_parameters()
     disc_optimizer = (
         torch.optim.AdamW(weights, settings.disc_lr, betas=settings.disc_betas, weight_decay=settings.weight_decay)

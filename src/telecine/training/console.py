@@ -75,7 +75,7 @@ class Monitor:
             self.console.print(f"step {done}/{self.num_steps}  {numbers}  {left / 60:.1f} min left")
 
     def _numbers(self, values: Mapping[str, float]) -> str:
-        psnr = psnr_of_mse(values["train/recon_loss"])
+        psnr = psnr_of_mse(values["train/mse"])
         numbers = f"loss {values['train/total_loss']:.3f}  psnr {psnr:.1f} dB"
         numbers += f"  w {values['train/adaptive_weight']:.2f}" if values["train/adaptive_weight"] else ""
         return f"{numbers}  {self.clips_per_second:.1f} clips/s"

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from telecine.autoencoders import CausalVAE
+from telecine.losses import mse
 from telecine.objective import VideoAutoencoderLoss
 
 
@@ -22,7 +23,10 @@ class TrainingError(RuntimeError):
 
 @dataclass
 class Players:
-    """The two networks that train against each other, with their optimizers, as Accelerate prepared them."""
+    """The two networks that train against each other, with their optimizers, as Accelerate prepared them.
+
+    `optimizer` has the autoencoder's weights and what the objective itself learns beside them.
+    """
 
     accelerator: Accelerator
     model: nn.Module
@@ -67,8 +71,11 @@ def update(players: Players, video: Tensor, step: int) -> dict[str, float]:
     with players.accelerator.autocast():
         reconstruction = players.model(video)
         total, log = loss(video, reconstruction.video, 0, step, reconstruction.aux, model.last_layer)
-    values = finite_values({"data": video.mean(), **log}, step)
-    values |= descend(players, total, players.optimizer, model.parameters(), "grad_norm", step)
+    # The reconstruction loss need not be a mean squared error, which is what a PSNR is made of.
+    error = mse(reconstruction=reconstruction.video.detach(), target=video)
+    values = finite_values({"data": video.mean(), **log, "train/mse": error}, step)
+    learned = [*model.parameters(), *loss.get_trainable_autoencoder_parameters()]
+    values |= descend(players, total, players.optimizer, learned, "grad_norm", step)
     players.ema.update_parameters(model)
 
     if players.disc_optimizer is None or step < loss.disc_train_start:

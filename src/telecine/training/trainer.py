@@ -31,7 +31,7 @@ from telecine.training.checkpoint import (
     set_random_state,
     write_checkpoint,
 )
-from telecine.training.config import TrainConfig
+from telecine.training.config import TrainConfig, weight_ramps
 from telecine.training.console import Monitor
 from telecine.training.interrupt import Interrupted, StopRequest, stop_on_signal
 from telecine.training.journal import Journal, read_records, validations
@@ -41,6 +41,8 @@ from telecine.training.validation import validate
 
 # Folder of a run in which its trackers keep what they need.
 TRACKER_PROJECT = "tensorboard"
+# The weights that decide which discriminators there are, and whether averages of their logits are kept.
+DECIDING_WEIGHTS = ("adversarial_loss_weight", "multiscale_adversarial_loss_weight", "lecam_loss_weight")
 # A clip of a third of a second is a flash; it is repeated.
 MIN_SECONDS = 4.0
 
@@ -268,6 +270,11 @@ def network_settings(settings: dict[str, Any]) -> dict[str, Any]:
     }
     # The discriminators' linear heads are built for the clips, and only those with a weight are built at all.
     clips = {f"clips.{name}": settings["clips"][name] for name in ("num_frames", "height", "width")}
-    weights = ("adversarial_loss_weight", "multiscale_adversarial_loss_weight")
-    judged = {f"objective.{name} > 0": settings["objective"][name] > 0 for name in weights}
-    return networks | clips | judged
+    objective = settings["objective"]
+    ramps = weight_ramps(objective)
+    judged = {f"objective.{name} > 0": name in ramps and ramps[name].is_ever_on for name in DECIDING_WEIGHTS}
+    kept = {
+        "objective.learn_logvar": objective.get("learn_logvar", False),
+        "objective.adaptive_weight_decay > 0": objective.get("adaptive_weight_decay", 0.0) > 0,
+    }
+    return networks | clips | judged | kept

@@ -1,0 +1,60 @@
+"""Which part of the reconstructions counts: a mask, and a weight for each clip."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from telecine.shapes import Scalar, Video, argument_error
+
+
+def within(mask: Tensor | None, *, reconstruction: Video, target: Video) -> Video:
+    """Return the reconstruction with everything outside the mask put right, so that no term sees or trains it."""
+    return reconstruction if mask is None else torch.where(mask, reconstruction, target.to(reconstruction.dtype))
+
+
+def clip_weights(mask: Tensor | None, sample_weight: Tensor | None, *, like: Video) -> Tensor | None:
+    """Return the weight of each clip's error, `(B,)` in float32, or None where all are 1.
+
+    An error is averaged over a whole video, of which only the mask's share can differ from 0: dividing by the share
+    makes it the mean over what counts. A mask without any element gives weights of 0 and not a division by it.
+    """
+    if mask is None and sample_weight is None:
+        return None
+    weight = torch.ones(len(like), device=like.device) if sample_weight is None else sample_weight.float()
+    if mask is None:
+        return weight
+    share = mask.expand_as(like).float().mean()
+    return weight * torch.where(share > 0, 1 / share, torch.zeros_like(share))
+
+
+def mean_over_frames(distance: Tensor, clip_weight: Tensor | None) -> Scalar:
+    """Return the mean of distances of frames, `(B k,)` in the order of their clips, each clip with its weight."""
+    if clip_weight is None:
+        return distance.mean()
+    return (distance.unflatten(0, (len(clip_weight), -1)).mean(1) * clip_weight).mean()
+
+
+def check_mask(mask: Any, like: Video) -> None:
+    """Raise a `ValueError` unless it is None or a bool tensor that broadcasts to the videos' shape."""
+    if mask is None:
+        return
+    contract = f"a bool tensor that broadcasts to {tuple(like.shape)} on {like.device}, True for what counts"
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.device != like.device:
+        raise argument_error("mask", contract, mask, "Make one with, for instance, `weights > 0`.")
+    fits = mask.ndim == like.ndim and all(size in (1, full) for size, full in zip(mask.shape, like.shape, strict=True))
+    if not fits:
+        remedy = "Keep all five axes: (B, 1, T, 1, 1) masks frames, (B, 1, T, H, W) masks pixels."
+        raise argument_error("mask", contract, mask, remedy)
+
+
+def check_sample_weight(weight: Any, like: Video) -> None:
+    """Raise a `ValueError` unless it is None or a floating-point tensor `(B,)`."""
+    if weight is None:
+        return
+    fits = isinstance(weight, Tensor) and weight.shape == like.shape[:1] and weight.is_floating_point()
+    if not fits or weight.device != like.device:
+        contract = f"a floating-point tensor of shape ({len(like)},) on {like.device}"
+        raise argument_error("sample_weight", contract, weight, "Give each clip of the batch one weight.")

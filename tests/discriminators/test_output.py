@@ -1,0 +1,187 @@
+"""What every discriminator returns, and that its features are safe to keep."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from telecine.discriminators import (
+    Discriminator,
+    Discriminator3D,
+    Discriminator3DWithfirstframe,
+    DiscriminatorOutput,
+    PatchDiscriminator,
+    PatchDiscriminator3D,
+    as_output,
+)
+
+SIZED = {"dim": 1, "image_size": 32}
+FRAMES, VIDEO = (2, 3, 32, 48), (2, 3, 5, 32, 48)
+# Network, shape of its input, shapes of its logits and features.
+CASES = {
+    "residual": (
+        partial(Discriminator, **SIZED),
+        FRAMES,
+        [(2,), (2, 4, 16, 24), (2, 8, 8, 12), (2, 16, 4, 6), (2, 32, 4, 6)],
+    ),
+    "plain": (
+        partial(Discriminator3D, **SIZED, frame_num=4),
+        VIDEO,
+        [(2,), (2, 4, 3, 16, 24), (2, 8, 2, 8, 12), (2, 16, 4, 6), (2, 32, 4, 6)],
+    ),
+    "first frame": (
+        partial(Discriminator3DWithfirstframe, **SIZED, frame_num=4),
+        VIDEO,
+        [(2,), (2, 4, 3, 16, 24), (2, 8, 2, 8, 12), (2, 16, 4, 6), (2, 32, 4, 6)],
+    ),
+    "first frame, even": (
+        partial(
+            Discriminator3DWithfirstframe, **SIZED, frame_num=4, time_weighting="frames", antialiased_downsample=True
+        ),
+        VIDEO,
+        [(2,), (2, 4, 3, 16, 24), (2, 8, 2, 8, 12), (2, 16, 4, 6), (2, 32, 4, 6)],
+    ),
+    **{
+        f"patches of frames, {norm}": (
+            partial(PatchDiscriminator, dim=2, norm=norm),
+            FRAMES,
+            [(2, 4, 6), (2, 2, 16, 24), (2, 4, 8, 12), (2, 8, 4, 6), (2, 16, 4, 6)],
+        )
+        for norm in ("group", "none", "spectral")
+    },
+    **{
+        f"patches of videos, {norm}": (
+            partial(PatchDiscriminator3D, dim=2, norm=norm),
+            VIDEO,
+            [(2, 2, 4, 6), (2, 2, 3, 16, 24), (2, 4, 2, 8, 12), (2, 8, 2, 4, 6), (2, 16, 2, 4, 6)],
+        )
+        for norm in ("group", "none", "spectral")
+    },
+}
+
+
+def build(make):
+    torch.manual_seed(0)
+    return make().double().eval()
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES)
+def case(request):
+    make, shape, shapes = request.param
+    torch.manual_seed(1)
+    return build(make), torch.randn(shape, dtype=torch.float64), shapes
+
+
+class TestEveryDiscriminator:
+    def test_count_and_shapes(self, case):
+        network, x, shapes = case
+        output = network(x)
+        assert type(output) is DiscriminatorOutput
+        logits, features = output
+        assert isinstance(features, tuple)
+        assert [tuple(tensor.shape) for tensor in (logits, *features)] == shapes
+        assert len(features) == len(network.blocks)
+
+    def test_what_it_sees(self, case):
+        network, x, _ = case
+        assert type(network).sees == ("frames" if x.ndim == 4 else "video")
+
+    def test_gradients_reach_every_feature_from_the_logits_and_the_input_from_every_feature(self, case):
+        network, x, _ = case
+        x.requires_grad_()
+        logits, features = network(x)
+        to_features = torch.autograd.grad(logits.sum(), features, retain_graph=True)
+        assert all((gradient != 0).any() for gradient in to_features)
+        for feature in features:
+            (gradient,) = torch.autograd.grad(feature.square().sum(), x, retain_graph=True)
+            assert (gradient.flatten(2).abs().sum(2) > 0).all()
+
+    def test_nothing_writes_to_a_feature_after_its_block(self, case):
+        network, x, _ = case
+        at_once, versions = [], []
+
+        def keep(block, inputs, output):
+            at_once.append(output.clone())
+            versions.append(output._version)
+
+        for block in network.blocks:
+            block.register_forward_hook(keep)
+        logits, features = network(x.requires_grad_())
+        assert len(at_once) == len(features) > 0
+        kept = [feature.detach() for feature in features]
+        (logits.sum() + sum(feature.square().sum() for feature in features)).backward()
+        for before, after, detached, version in zip(at_once, features, kept, versions, strict=True):
+            assert torch.equal(before, after)
+            assert torch.equal(before, detached)
+            assert after._version == version
+
+    def test_activations_out_of_place_make_no_difference(self, case):
+        network, x, _ = case
+        x.requires_grad_()
+        results = []
+        for inplace in (True, False):
+            activations = [module for module in network.modules() if isinstance(module, nn.LeakyReLU)]
+            assert len(activations) >= len(network.blocks)
+            for activation in activations:
+                activation.inplace = inplace
+            logits, features = network(x)
+            loss = logits.square().sum() + sum(feature.square().sum() for feature in features)
+            results.append([logits, *features, *torch.autograd.grad(loss, [x, *network.parameters()])])
+        for ours, out_of_place in zip(*results, strict=True):
+            torch.testing.assert_close(ours, out_of_place, rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_no_value_is_read_on_the_way(self, case, training):
+        """On the device without values nothing can be waited for."""
+        network, x, shapes = case
+        output = network.to("meta").train(training)(x.to("meta"))
+        assert [tuple(tensor.shape) for tensor in (output.logits, *output.features)] == shapes
+
+    def test_the_input_is_left_as_it_is(self, case):
+        network, x, _ = case
+        before, version = x.clone(), x._version
+        network(x)
+        assert torch.equal(x, before)
+        assert x._version == version
+
+
+class TestAsOutput:
+    def test_an_output_is_its_own(self):
+        output = DiscriminatorOutput(torch.zeros(2), (torch.zeros(2, 3),))
+        assert as_output(output) == output
+
+    def test_logits_alone_have_no_features(self):
+        logits = torch.zeros(2)
+        output = as_output(logits)
+        assert output.logits is logits
+        assert output.features == ()
+
+    @pytest.mark.parametrize("kind", [tuple, list])
+    @pytest.mark.parametrize("outer", [tuple, list])
+    def test_a_pair(self, kind, outer):
+        logits, feature = torch.zeros(2, 4), torch.zeros(2, 3)
+        output = as_output(outer((logits, kind((feature,)))))
+        assert type(output) is DiscriminatorOutput
+        assert output.logits is logits
+        assert isinstance(output.features, tuple)
+        assert output.features[0] is feature
+
+    @pytest.mark.parametrize(
+        ("output", "got"),
+        [
+            (None, "NoneType"),
+            (1.0, "float"),
+            ({"logits": torch.zeros(2)}, "dict"),
+            ((torch.zeros(2),), r"\(Tensor\)"),
+            ((torch.zeros(2), torch.zeros(2, 3)), r"\(Tensor, Tensor\)"),
+            ([torch.zeros(2), (), ()], r"\(Tensor, \(\), \(\)\)"),
+            ((torch.zeros(2), (None,)), r"\(Tensor, \(NoneType\)\)"),
+            (((), torch.zeros(2)), r"\(\(\), Tensor\)"),
+            (DiscriminatorOutput(None, ()), r"\(NoneType, \(\)\)"),
+        ],
+    )
+    def test_anything_else(self, output, got):
+        contract = r"`output` must be a tensor of logits, or a pair of logits and a tuple of feature tensors, but got "
+        with pytest.raises(TypeError, match=contract + got + r".*`telecine.DiscriminatorOutput`, or its logits alone"):
+            as_output(output)

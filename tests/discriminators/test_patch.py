@@ -1,0 +1,327 @@
+"""PatchGAN in two and three dimensions: its layers, its maps, its norms, and its second derivatives."""
+
+import copy
+import math
+import os
+import subprocess
+import sys
+
+import jaxtyping
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+import telecine
+from telecine.discriminators import PatchDiscriminator, PatchDiscriminator3D, build_discriminator
+from telecine.discriminators.patch import NORMS, _num_groups
+from telecine.losses import gradient_penalty
+
+CLASSES = (PatchDiscriminator, PatchDiscriminator3D)
+both = pytest.mark.parametrize("cls", CLASSES)
+every_norm = pytest.mark.parametrize("norm", NORMS)
+
+
+def build(cls, seed=0, **config):
+    torch.manual_seed(seed)
+    return cls(**{"dim": 2, **config}).double().eval()
+
+
+def sample(cls, batch=2, time=5, size=(16, 17), channels=3, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, channels, *size) if cls is PatchDiscriminator else (batch, channels, time, *size)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Let our own errors speak where the shape types, checked in tests only, would speak first."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+class TestLayers:
+    @both
+    @every_norm
+    def test_equal_the_formula(self, cls, norm):
+        network = build(cls, norm=norm, max_dim=12)
+        for module in network.modules():
+            if isinstance(module, nn.GroupNorm):
+                nn.init.normal_(module.weight)
+                nn.init.normal_(module.bias)
+        convolve = F.conv2d if cls is PatchDiscriminator else F.conv3d
+        x = y = sample(cls)
+        for level, layer in enumerate(network.blocks):
+            space, time = 2 if level < 3 else 1, 2 if level < 2 else 1
+            stride = space if cls is PatchDiscriminator else (time, space, space)
+            y = convolve(y, layer[0].weight, layer[0].bias, stride, padding=1)
+            if norm == "group" and level > 0:
+                flat = y.flatten(1)
+                y = (y - flat.mean(1).view(-1, *(1,) * (y.ndim - 1))) / (
+                    flat.var(1, unbiased=False).view(-1, *(1,) * (y.ndim - 1)) + 1e-5
+                ).sqrt()
+                per_channel = (1, -1, *(1,) * (y.ndim - 2))
+                y = y * layer[1].weight.view(per_channel) + layer[1].bias.view(per_channel)
+            y = torch.where(y > 0, y, 0.2 * y)
+        expected = convolve(y, network.to_logits.weight, network.to_logits.bias, padding=1)
+        logits, features = network(x)
+        torch.testing.assert_close(logits, expected[:, 0])
+        torch.testing.assert_close(features[-1], y)
+
+    @both
+    def test_kernels_and_channels(self, cls):
+        network = cls(dim=64, channels=1, num_layers=4)
+        convs = [layer[0] for layer in network.blocks] + [network.to_logits]
+        assert [conv.out_channels for conv in convs] == [64, 128, 256, 512, 512, 1]
+        assert [conv.in_channels for conv in convs] == [1, 64, 128, 256, 512, 512]
+        assert [conv.kernel_size[-2:] for conv in convs] == [(4, 4)] * 4 + [(3, 3)] * 2
+        assert [conv.stride[-2:] for conv in convs] == [(2, 2)] * 4 + [(1, 1)] * 2
+        if cls is PatchDiscriminator3D:
+            assert [conv.kernel_size[0] for conv in convs] == [3] * 6
+            assert [conv.stride[0] for conv in convs] == [2, 2, 1, 1, 1, 1]
+
+    @both
+    def test_what_a_logit_sees(self, cls):
+        """54 x 54 pixels, as 3, 5, 12, 26, 54 are what the last 1, 2, ... layers see."""
+        network = build(cls, norm="none")
+        x = sample(cls, batch=1, time=3, size=(128, 128)).requires_grad_()
+        logits = network(x).logits
+        (gradient,) = torch.autograd.grad(logits[..., 8, 8].sum(), x)
+        seen = gradient.abs().flatten(0, -3).sum(0) > 0
+        assert (seen.any(0).sum(), seen.any(1).sum()) == (54, 54)
+        assert seen.sum() == 54 * 54
+
+    @pytest.mark.parametrize("time", range(1, 18))
+    @pytest.mark.parametrize("num_temporal_layers", range(5))
+    def test_the_map_of_a_video(self, time, num_temporal_layers):
+        network = build(PatchDiscriminator3D, num_temporal_layers=num_temporal_layers)
+        logits = network(sample(PatchDiscriminator3D, time=time)).logits
+        assert logits.shape == (2, math.ceil(time / 2 ** min(num_temporal_layers, 3)), 2, 2)
+
+    @pytest.mark.parametrize("num_layers", range(1, 6))
+    @pytest.mark.parametrize("size", [(32, 32), (33, 47), (60, 90)])
+    def test_the_map_of_an_image(self, num_layers, size):
+        network = build(PatchDiscriminator, num_layers=num_layers)
+        logits = network(sample(PatchDiscriminator, size=size)).logits
+        assert logits.shape == (2, *(length >> num_layers for length in size))
+
+    @pytest.mark.parametrize(
+        ("channels", "groups"), [(1, 1), (8, 1), (16, 1), (31, 1), (48, 3), (64, 4), (100, 5), (512, 32), (40, 2)]
+    )
+    def test_groups(self, channels, groups):
+        assert _num_groups(channels) == groups
+        assert channels % groups == 0
+
+    @both
+    def test_group_norm_leaves_a_gradient_on_the_smallest_map(self, cls):
+        network = build(cls, dim=64)
+        x = sample(cls, time=1, size=(8, 8)).requires_grad_()
+        (gradient,) = torch.autograd.grad(network(x).logits.sum(), x)
+        assert (gradient != 0).all()
+        assert gradient.norm() > 1e-3
+
+
+class TestNorms:
+    @both
+    def test_names(self, cls):
+        plain = {f"blocks.{level}.0.{kind}" for level in range(4) for kind in ("weight", "bias")}
+        plain |= {"to_logits.weight", "to_logits.bias"}
+        groups = {f"blocks.{level}.1.{kind}" for level in (1, 2, 3) for kind in ("weight", "bias")}
+        assert set(cls(norm="none", dim=1).state_dict()) == plain
+        assert set(cls(norm="group", dim=1).state_dict()) == plain | groups
+        spectral = cls(norm="spectral", dim=1)
+        assert {name for name, _ in spectral.named_parameters() if "original" in name} == {
+            f"{name}.parametrizations.weight.original" for name in (*(f"blocks.{i}.0" for i in range(4)), "to_logits")
+        }
+
+    @both
+    def test_spectral_norm_bounds_every_convolution(self, cls):
+        network = build(cls, norm="spectral").train()
+        x = sample(cls)
+        for _ in range(100):
+            network(x)
+        network.eval()
+        convs = [*(layer[0] for layer in network.blocks), network.to_logits]
+        assert len(convs) == 5
+        for conv in convs:
+            assert torch.linalg.matrix_norm(conv.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-3)
+
+    @both
+    def test_spectral_norm_moves_in_training_mode_only(self, cls):
+        network = build(cls, norm="spectral")
+        x = sample(cls)
+        assert torch.equal(network(x).logits, network(x).logits)
+        network.train()
+        assert not torch.equal(network(x).logits, network(x).logits)
+
+    @both
+    def test_spectral_norm_lets_two_passes_share_a_backward(self, cls):
+        network = build(cls, norm="spectral").train()
+        real, fake = network(sample(cls, seed=1)).logits, network(sample(cls, seed=2)).logits
+        (real.mean() - fake.mean()).backward()
+        assert all(parameter.grad.abs().sum() > 0 for parameter in network.parameters() if parameter.ndim > 1)
+
+    @both
+    def test_the_spectral_norm_is_estimated_outside_autocast(self, cls):
+        network = cls(dim=2, norm="spectral")
+        inside = []
+        for module in network.modules():
+            if isinstance(module, nn.utils.parametrize.ParametrizationList):
+                module.register_forward_pre_hook(lambda *_: inside.append(torch.is_autocast_enabled("cpu")))
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = network(sample(cls).float()).logits
+        assert logits.dtype == torch.bfloat16
+        assert inside == [False] * 5
+
+    @both
+    @every_norm
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision(self, cls, norm, dtype):
+        network = build(cls, norm=norm).float()
+        x = sample(cls).float()
+        expected = network(x).logits
+        with torch.autocast("cpu", dtype):
+            logits = network(x).logits
+        torch.testing.assert_close(logits.float(), expected, atol=0.05, rtol=0.05)
+
+    @both
+    @every_norm
+    def test_copies_and_checkpoints(self, cls, norm):
+        network = build(cls, norm=norm)
+        x = sample(cls)
+        expected = network(x).logits
+        assert torch.equal(copy.deepcopy(network)(x).logits, expected)
+        other = build(cls, seed=9, norm=norm)
+        assert not torch.equal(other(x).logits, expected)
+        other.load_state_dict(network.state_dict(), strict=True)
+        assert torch.equal(other(x).logits, expected)
+
+
+class TestDoubleBackward:
+    @both
+    @every_norm
+    def test_gradcheck_and_gradgradcheck(self, cls, norm):
+        network = build(cls, dim=1, norm=norm, num_layers=1, channels=1)
+        names, parameters = zip(*network.named_parameters(), strict=True)
+        x = sample(cls, batch=1, time=3, size=(4, 3), channels=1).requires_grad_()
+
+        def logits(x, *parameters):
+            return functional_call(network, dict(zip(names, parameters, strict=True)), (x,)).logits
+
+        assert torch.autograd.gradcheck(logits, (x, *parameters))
+        assert torch.autograd.gradgradcheck(logits, (x, *parameters))
+
+    @both
+    @every_norm
+    def test_the_penalty_and_its_gradient_equal_a_loop_over_samples(self, cls, norm):
+        network = build(cls, norm=norm)
+        x = sample(cls, batch=3).requires_grad_()
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        penalty = gradient_penalty(real=x, logits=network(x).logits)
+        gradients = torch.autograd.grad(penalty, parameters, allow_unused=True)
+        expected = 0.0
+        for one in x.detach():
+            one = one[None].requires_grad_()
+            total = sum(network(one).logits.flatten().unbind())
+            (gradient,) = torch.autograd.grad(total, one, create_graph=True)
+            expected = expected + (gradient.square().sum().sqrt() - 1) ** 2 / len(x)
+        torch.testing.assert_close(penalty, expected)
+        assert penalty > 0
+        compared = 0
+        for ours, loop in zip(gradients, torch.autograd.grad(expected, parameters, allow_unused=True), strict=True):
+            if ours is None and loop is None:
+                continue  # the biases of a network that is linear around the sample
+            torch.testing.assert_close(ours, loop)
+            compared += 1
+        assert compared >= 5
+
+    def test_batches_1_to_9_in_float32_with_several_threads(self):
+        """Convolutions differentiated twice have corrupted the heap at odd batches; a crash would take pytest along."""
+        script = """
+import torch
+from telecine.discriminators import PatchDiscriminator, PatchDiscriminator3D
+torch.set_num_threads(2)
+for cls, shape in ((PatchDiscriminator, (16, 16)), (PatchDiscriminator3D, (5, 16, 16))):
+    for norm in ("group", "none", "spectral"):
+        network = cls(dim=8, norm=norm)
+        for batch in range(1, 10):
+            x = torch.randn(batch, 3, *shape, requires_grad=True)
+            (gradient,) = torch.autograd.grad(network(x).logits.sum(), x, create_graph=True)
+            gradient.flatten(1).norm(dim=1).sum().backward()
+            assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())
+            print(cls.__name__, norm, batch)
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            timeout=150,
+            check=False,
+            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},  # idle threads would keep the other tests' cores busy
+        )
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.splitlines()) == 2 * 3 * 9
+
+
+class TestArguments:
+    @both
+    @pytest.mark.parametrize("name", ["dim", "channels", "num_layers", "max_dim"])
+    def test_bad_counts(self, cls, name):
+        with pytest.raises(ValueError, match=f"`{name}` must be a positive int, but got 0"):
+            cls(**{name: 0})
+
+    @both
+    @pytest.mark.parametrize(
+        ("norm", "remedy"),
+        [("groups", "Did you mean `group`"), (None, "Did you mean `none`"), (7, "'group' is the default")],
+    )
+    def test_unknown_norm(self, cls, norm, remedy, unchecked):
+        contract = r"`norm` must be one of 'group', 'none', 'spectral', but got "
+        with pytest.raises(ValueError, match=f"{contract}{norm!r}.*{remedy}"):
+            cls(norm=norm)
+
+    @pytest.mark.parametrize("value", [-1, 1.5, None, True])
+    def test_bad_number_of_temporal_layers(self, value, unchecked):
+        with pytest.raises(ValueError, match=f"`num_temporal_layers` must be a positive int, but got {value}"):
+            PatchDiscriminator3D(num_temporal_layers=value)
+
+    @both
+    @pytest.mark.parametrize("num_layers", [1, 3, 5])
+    def test_the_smallest_picture(self, cls, num_layers):
+        network = build(cls, dim=1, num_layers=num_layers)
+        smallest = 2**num_layers
+        assert network(sample(cls, size=(smallest, smallest))).logits.shape[-2:] == (1, 1)
+        for size in ((smallest - 1, 64), (64, smallest - 1)):
+            contract = f"`x` must be at least {smallest} pixels high and wide with `num_layers={num_layers}`, but got"
+            with pytest.raises(ValueError, match=f"{contract} {size[0]} x {size[1]}. Take fewer layers"):
+                network(sample(cls, size=size))
+
+    @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 1, 16, 16), (1, 3, 2, 16, 16)])
+    def test_bad_images(self, shape):
+        with pytest.raises(ValueError, match=r"input must be \(B, C, H, W\) with C = 3, but got"):
+            PatchDiscriminator(dim=1)(torch.zeros(shape))
+
+    @pytest.mark.parametrize("shape", [(1, 3, 16, 16), (1, 1, 4, 16, 16), (3, 4, 16, 16)])
+    def test_bad_videos(self, shape):
+        with pytest.raises(ValueError, match=r"input must be \(B, C, T, H, W\) with C = 3, but got"):
+            PatchDiscriminator3D(dim=1)(torch.zeros(shape))
+
+    @both
+    @pytest.mark.parametrize("prefix", ["telecine", "telecine.discriminators"])
+    def test_they_are_built_from_a_target(self, cls, prefix):
+        spec = {"target": f"{prefix}.{cls.__name__}", "params": {"dim": 2, "norm": "none"}}
+        network = build_discriminator(spec, default=nn.Identity, name="discr_kwargs")
+        assert type(network) is cls is getattr(telecine, cls.__name__)
+
+    @both
+    @pytest.mark.parametrize(("argument", "hint"), [("image_size", "It takes: dim"), ("num_layer", "`num_layers`")])
+    def test_an_argument_it_does_not_have(self, cls, argument, hint):
+        spec = {"target": f"telecine.{cls.__name__}", "params": {argument: 1}}
+        with pytest.raises(ValueError, match=f"has no argument '{argument}' for {cls.__name__}.*{hint}"):
+            build_discriminator(spec, default=nn.Identity, name="discr_kwargs")
+
+    @both
+    def test_paths_of_the_reference_stay_the_references(self, cls):
+        spec = {"target": f"sgm.modules.autoencoding.losses.video_loss.{cls.__name__}"}
+        with pytest.raises(ValueError, match="has no discriminator 'PatchDiscriminator"):
+            build_discriminator(spec, default=nn.Identity, name="discr_kwargs")

@@ -1,0 +1,205 @@
+"""Chunks against one plain call: values, gradients, what is kept and what is computed again."""
+
+import copy
+import itertools
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from telecine.perceptual import PerceptualDistance, in_chunks
+
+NUM_FRAMES = 5
+
+
+@pytest.fixture(scope="module")
+def model(random_models):
+    """Return LPIPS on AlexNet with random weights in float64."""
+    return copy.deepcopy(random_models["alex"]).double()
+
+
+def frame_pair(num_frames=NUM_FRAMES, size=32, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    shape = (num_frames, 3, size, size)
+    x, y = (torch.rand(shape, generator=generator, dtype=dtype) * 2 - 1 for _ in range(2))
+    return x.requires_grad_(), y
+
+
+class Counted:
+    """A comparison that says how many frames it was given each time it ran."""
+
+    def __init__(self, compare):
+        self.compare, self.sizes = compare, []
+
+    def __call__(self, *, reconstruction, target):
+        self.sizes.append(len(reconstruction))
+        return self.compare(reconstruction=reconstruction, target=target)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 3, NUM_FRAMES, NUM_FRAMES + 1, None])
+def test_changes_neither_values_nor_gradients(chunk_size, model):
+    x, y = frame_pair()
+    y.requires_grad_()
+    expected, actual = (
+        model.compare(reconstruction=x, target=y),
+        in_chunks(model.compare, reconstruction=x, target=y, chunk_size=chunk_size),
+    )
+    assert isinstance(actual, PerceptualDistance)
+    cotangents = torch.linspace(1, 2, NUM_FRAMES, dtype=torch.float64), torch.linspace(3, 1, NUM_FRAMES).double()
+    for ours, theirs, cotangent in zip(actual, expected, cotangents, strict=True):
+        assert ours.shape == (NUM_FRAMES,)
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+        gradients = [torch.autograd.grad(d, (x, y), cotangent, retain_graph=True) for d in (ours, theirs)]
+        for our_gradient, their_gradient in zip(*gradients, strict=True):
+            assert their_gradient.abs().max() > 1e-6
+            torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-12, atol=1e-12)
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+@pytest.mark.parametrize("make", [Pair, lambda *both: both, lambda first, second: first])
+def test_returns_what_the_comparison_returns(make):
+    def compare(*, reconstruction, target):
+        difference = (reconstruction - target).flatten(1)
+        return make(difference.sum(1), difference.square().sum(1))
+
+    x, y = frame_pair(size=2)
+    expected = compare(reconstruction=x, target=y)
+    actual = in_chunks(compare, reconstruction=x, target=y, chunk_size=2)
+    assert type(actual) is type(expected)
+    torch.testing.assert_close(actual, expected)
+
+
+# What is run, and what is kept
+
+
+def test_runs_chunk_by_chunk_and_again_for_the_gradient():
+    compare = Counted(lambda *, reconstruction, target: (reconstruction - target).square().mean((1, 2, 3)))
+    x, y = frame_pair(size=2)
+    distance = in_chunks(compare, reconstruction=x, target=y, chunk_size=2)
+    assert compare.sizes == [2, 2, 1]
+    distance.sum().backward()
+    assert compare.sizes == [2, 2, 1, 1, 2, 2]
+    for plain in (None, NUM_FRAMES):
+        compare.sizes.clear()
+        in_chunks(compare, reconstruction=x, target=y, chunk_size=plain).sum().backward()
+        assert compare.sizes == [NUM_FRAMES]
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_runs_once_without_gradients(context, model):
+    compare = Counted(model)
+    x, y = frame_pair()
+    with context():
+        distance = in_chunks(compare, reconstruction=x, target=y, chunk_size=2)
+    assert not distance.requires_grad
+    assert not in_chunks(compare, reconstruction=x.detach(), target=y, chunk_size=2).requires_grad
+    assert compare.sizes == [2, 2, 1] * 2
+    torch.testing.assert_close(distance, model(reconstruction=x, target=y).detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_can_be_taken_twice(model):
+    """As the adaptive weight does before the backward of the whole loss."""
+    x, y = frame_pair()
+    distance = in_chunks(model, reconstruction=x, target=y, chunk_size=2).mean()
+    first, second = (torch.autograd.grad(distance, x, retain_graph=True)[0] for _ in range(2))
+    distance.backward()
+    assert first.abs().max() > 0
+    assert torch.equal(first, second)
+    assert torch.equal(first, x.grad)
+
+
+def test_reaches_a_layer_before_the_frames(model):
+    x, y = frame_pair()
+    layer = torch.ones(3, 1, 1, dtype=torch.float64, requires_grad=True)
+    gradients = [
+        torch.autograd.grad(in_chunks(model, reconstruction=x * layer, target=y, chunk_size=size).sum(), layer)[0]
+        for size in (2, None)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_kept_does_not_grow_with_the_number_of_frames(random_models, saved_storages):
+    model = random_models["alex"]
+    frozen = {tensor.untyped_storage().data_ptr() for tensor in model._frozen.values()}
+
+    def kept(num_frames, chunk_size):
+        x, y = frame_pair(num_frames, dtype=torch.float32)
+        frames = {tensor.untyped_storage().data_ptr() for tensor in (x, y)}
+        with saved_storages() as sizes:
+            distance = in_chunks(model.compare, reconstruction=x, target=y, chunk_size=chunk_size)
+        assert distance.gram.requires_grad
+        return sum(size for pointer, size in sizes.items() if pointer not in frames | frozen)
+
+    plain, chunked = ([kept(num_frames, size) for num_frames in (4, 8, 16)] for size in (None, 2))
+    assert chunked[0] == chunked[1] == chunked[2] < 100
+    assert plain[0] > 1e6
+    assert 3.5 * plain[0] < plain[2]
+
+
+def peak_bytes(compute):
+    """Return the most bytes that were allocated at once while `compute` ran."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        compute()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    assert len(events) > 100
+    return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+def test_the_backward_computes_one_chunk_again_at_a_time(random_models):
+    def peak(num_frames, chunk_size):
+        x, y = frame_pair(num_frames, dtype=torch.float32)
+        compare = random_models["alex"].compare
+        return peak_bytes(
+            lambda: in_chunks(compare, reconstruction=x, target=y, chunk_size=chunk_size).lpips.sum().backward()
+        )
+
+    few, many, plain = peak(4, 2), peak(16, 2), peak(16, None)
+    frame = 4 * 3 * 32 * 32  # bytes; 12 more frames have 12 more gradients, in pieces and joined
+    assert 0 < many - few <= 12 * 2 * frame
+    assert plain > 5 * many
+
+
+# Precision and arguments
+
+
+def test_autocast_is_the_same_in_the_second_run(random_models):
+    """The comparison is run again outside of the caller's autocast, and must compute what it did inside."""
+    weight = torch.linspace(-1, 1, 12).view(3, 4)
+    dtypes = []
+
+    def compare(*, reconstruction, target):
+        difference = (reconstruction - target).mean((2, 3)) @ weight
+        dtypes.append(difference.dtype)
+        distance = random_models["alex"](reconstruction=reconstruction, target=target)
+        return distance + difference.float().square().sum(1)
+
+    gradients = []
+    for chunk_size in (None, 2):
+        x, y = frame_pair(dtype=torch.bfloat16)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            distance = in_chunks(compare, reconstruction=x, target=y, chunk_size=chunk_size)
+        assert distance.dtype == torch.float32
+        distance.sum().backward()
+        gradients.append(x.grad)
+    assert dtypes == [torch.bfloat16] * (1 + 3 + 3)
+    torch.testing.assert_close(*gradients, rtol=0.02, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("chunk_size", "error"), [(0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError), ("2", TypeError)]
+)
+def test_wrong_chunk_size(chunk_size, error, model):
+    x, y = frame_pair()
+    with pytest.raises(error, match=r"`chunk_size` must be a positive int or None, but got .* Pass None for all"):
+        in_chunks(model, reconstruction=x, target=y, chunk_size=chunk_size)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_two_that_differ(chunk_size, model):
+    x, y = frame_pair()
+    with pytest.raises(ValueError, match=r"`target` must be of shape \(5, 3, 32, 32\)"):
+        in_chunks(model, reconstruction=x, target=y[:1], chunk_size=chunk_size)

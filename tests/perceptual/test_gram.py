@@ -1,0 +1,94 @@
+"""Gram matrices against sums over single pixels, finite differences, and what textures must obey."""
+
+import itertools
+
+import pytest
+import torch
+
+from telecine.perceptual import gram_distance, gram_matrix
+
+
+def features(*shape, seed=0, dtype=torch.float64):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def test_known_value():
+    x = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])  # two features, one row of two pixels
+    assert torch.equal(gram_matrix(x), torch.tensor([[[5.0, 11.0], [11.0, 25.0]]]) / 4)
+    assert gram_distance(x, torch.zeros_like(x)).tolist() == [(25 + 2 * 121 + 625) / 16]
+
+
+def test_equals_sums_over_pixels():
+    x = features(2, 3, 4, 5)
+    gram = gram_matrix(x)
+    assert gram.shape == (2, 3, 3)
+    for frame, i, j in itertools.product(range(2), range(3), range(3)):
+        products = [x[frame, i, h, w] * x[frame, j, h, w] for h in range(4) for w in range(5)]
+        assert gram[frame, i, j].item() == pytest.approx(sum(map(float, products)) / (3 * 4 * 5), rel=1e-12)
+
+
+def test_distance_is_the_squared_frobenius_norm_per_frame():
+    x, y = features(3, 4, 5, 6), features(3, 4, 5, 6, seed=1)
+    expected = torch.linalg.matrix_norm(gram_matrix(x) - gram_matrix(y)).square()
+    torch.testing.assert_close(gram_distance(x, y), expected)
+    assert torch.equal(gram_distance(x, y), gram_distance(y, x))
+    apart = [gram_distance(x[i : i + 1], y[i : i + 1]) for i in range(3)]
+    torch.testing.assert_close(gram_distance(x, y), torch.cat(apart))
+
+
+def test_is_zero_for_equal_features_and_blind_to_where_they_are():
+    x = features(2, 3, 4, 5)
+    assert gram_distance(x, x.clone()).tolist() == [0, 0]
+    order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    shuffled = x.flatten(2)[..., order].unflatten(2, (4, 5))
+    tiled = x.repeat(1, 1, 2, 3)
+    for same_texture in (shuffled, tiled):
+        torch.testing.assert_close(gram_distance(x, same_texture), torch.zeros(2, dtype=x.dtype), rtol=0, atol=1e-24)
+    assert (gram_distance(x, x.flip(1)) > 1e-4).all()
+
+
+def test_grows_with_the_difference():
+    x, noise = features(2, 3, 4, 5), features(2, 3, 4, 5, seed=1)
+    distances = [gram_distance(x, x + amount * noise) for amount in (0, 0.1, 0.2, 0.4)]
+    for less, more in itertools.pairwise(distances):
+        assert (less < more).all()
+
+
+def test_gradcheck_with_equal_and_empty_features():
+    x, y = features(3, 3, 2, 3), features(3, 3, 2, 3, seed=1)
+    y[1] = x[1]
+    x[2] = y[2] = 0
+    inputs = (x.requires_grad_(), y.requires_grad_())
+    assert torch.autograd.gradcheck(gram_distance, inputs)
+    assert torch.autograd.gradgradcheck(gram_distance, inputs)
+    gradient, _ = torch.autograd.grad(gram_distance(x, y).sum(), inputs)
+    assert gradient[0].abs().sum() > 0
+    assert torch.equal(gradient[1:], torch.zeros_like(gradient[1:]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_at_least_float32_also_under_autocast(dtype):
+    x, y = features(2, 3, 4, 5, dtype=torch.float32).to(dtype), features(2, 3, 4, 5, seed=1).to(dtype)
+    widest = torch.promote_types(dtype, torch.float32)
+    expected = gram_distance(x.to(widest), y.to(widest))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (torch.eye(2) @ torch.eye(2)).dtype == torch.bfloat16
+        assert gram_matrix(x).dtype == widest
+        assert torch.equal(gram_distance(x, y), expected)
+
+
+def test_half_precision_does_not_overflow():
+    x = torch.full((1, 4, 8, 8), 65504.0, dtype=torch.float16).requires_grad_()
+    distance = gram_distance(x, torch.zeros_like(x))
+    # Each of the 16 entries is the square divided by the 4 features.
+    assert distance.item() == pytest.approx(65504.0**4, rel=1e-6)
+    assert torch.autograd.grad(distance / 65504**4, x)[0].isfinite().all()
+
+
+def test_the_graph_holds_no_copy_of_the_features(saved_storages):
+    x = features(1, 3, 32, 32).relu_().requires_grad_()
+    with saved_storages() as sizes:
+        distance = gram_distance(x, features(1, 3, 32, 32, seed=1))
+    assert distance.requires_grad
+    assert sizes.pop(x.untyped_storage().data_ptr()) == 8 * 3 * 32 * 32
+    assert sum(sizes.values()) < 8 * 3 * 3 * 4

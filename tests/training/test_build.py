@@ -1,0 +1,91 @@
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from telecine.discriminators import (
+    Discriminator,
+    Discriminator3D,
+    Discriminator3DWithfirstframe,
+    PatchDiscriminator,
+    PatchDiscriminator3D,
+)
+from telecine.objective.schedule import Ramp
+from telecine.training import DiscriminatorConfig, ObjectiveConfig, build
+from telecine.training.build import build_accelerator, build_objective, build_players
+from telecine.training.schedule import set_lr
+
+
+def test_every_setting_reaches_the_loss(tiny, everything, monkeypatch):
+    monkeypatch.setattr(build, "VideoAutoencoderLoss", lambda **options: options)
+    objective = replace(
+        everything["objective"], nll_reduction="sum", adaptive_weight_min_norm=0.1, adaptive_weight_max=7.0
+    )
+    options = build_objective(tiny(objective=objective, discriminator=everything["discriminator"]))
+    reached = {item.name for item in fields(objective) if options[item.name] == getattr(objective, item.name)}
+    assert len(reached) == len(fields(ObjectiveConfig)) >= 30
+
+
+VIDEO = {
+    "first_frame": Discriminator3DWithfirstframe,
+    "plain": Discriminator3D,
+    "patch": PatchDiscriminator3D,
+    "none": type(None),
+}
+IMAGE = {"attention": Discriminator, "patch": PatchDiscriminator, "none": type(None)}
+
+
+@pytest.mark.parametrize("video", VIDEO)
+@pytest.mark.parametrize("image", IMAGE)
+def test_every_kind_of_discriminator_judges_clips(tiny, video, image):
+    num_scales = int(video != "none")
+    weight = 0.5 if {video, image} != {"none"} else 0.0
+    config = tiny(
+        objective=ObjectiveConfig(adversarial_loss_weight=weight, multiscale_adversarial_loss_weight=0.1 * num_scales),
+        discriminator=DiscriminatorConfig(video=video, image=image, num_scales=num_scales, dim=2, max_dim=16),
+    )
+    loss = build_objective(config)
+    assert type(loss.discr_3d) is VIDEO[video]
+    assert type(loss.discr) is IMAGE[image]
+    assert [type(module) for module in loss.multiscale_discrs] == [VIDEO[video]] * num_scales
+    clip = torch.rand(2, 3, 5, 32, 32)
+    judged = loss.critics + loss.multiscale_critics
+    assert len(judged) == 2 * num_scales + (image != "none")
+    for critic in judged:
+        logits = critic.judge(critic.see(clip, torch.zeros(2, 1, dtype=torch.long))).logits
+        assert len(logits) == 2
+        assert logits.isfinite().all()
+
+
+def test_a_weight_that_only_comes_later_builds_its_discriminator(tiny):
+    objective = ObjectiveConfig(adversarial_loss_weight=Ramp(0.5, start=1000))
+    assert build_objective(tiny(objective=objective)).discr_3d is not None
+    objective = ObjectiveConfig(adversarial_loss_weight=Ramp(0.0, start=1000))
+    assert build_objective(tiny(objective=objective)).discr_3d is None
+
+
+def test_settings_of_single_kinds_reach_them(tiny):
+    first_frame = DiscriminatorConfig(time_weighting="frames", pad_mode="constant", dim=2)
+    judge = build_objective(tiny(discriminator=first_frame)).discr_3d
+    assert judge.time_weighting == "frames"
+    assert {block.net[0].pad_mode for block in judge.blocks[: judge.temporal_num_layers]} == {"constant"}
+    patch = DiscriminatorConfig(video="patch", image="patch", dim=2, num_layers=2, num_temporal_layers=0, norm="none")
+    loss = build_objective(tiny(discriminator=patch))
+    assert loss.discr_3d(torch.zeros(1, 3, 5, 32, 32)).logits.shape == (1, 5, 8, 8), "every frame, every 4 x 4 pixels"
+    assert loss.discr(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 8, 8)
+    for judge in (loss.discr_3d, loss.discr):
+        assert judge.blocks[0][0].out_channels == 8, "`dim` is a quarter of it, as for the other kinds"
+        assert not [module for module in judge.modules() if isinstance(module, torch.nn.GroupNorm)]
+
+
+def test_what_the_loss_learns_is_trained_with_the_autoencoder_but_not_decayed(tiny):
+    settings = replace(tiny().optimizer, weight_decay=0.1)
+    config = tiny(objective=ObjectiveConfig(learn_logvar=True), optimizer=settings)
+    players = build_players(config, build_accelerator(config))
+    network, own = players.optimizer.param_groups
+    assert own["params"] == [players.loss.logvar]
+    assert (network["weight_decay"], own["weight_decay"]) == (0.1, 0.0)
+    set_lr(players.optimizer, 0.25)
+    assert (network["lr"], own["lr"]) == (0.25, 0.25)
+    judges = {id(weight) for group in players.disc_optimizer.param_groups for weight in group["params"]}
+    assert id(players.loss.logvar) not in judges
