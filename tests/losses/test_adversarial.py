@@ -7,7 +7,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from telecine.losses import GAN_LOSSES, Duel, adversarial, generator_needs_real, relativistic
+from telecine.losses import (
+    GAN_LOSSES,
+    Duel,
+    adversarial,
+    generator_needs_real,
+    hinge,
+    is_separable,
+    least_squares,
+    relativistic,
+    vanilla,
+)
 
 numbers = st.floats(-5, 5, width=32)
 pairs = st.lists(st.tuples(numbers, numbers), min_size=1, max_size=9).map(
@@ -231,3 +241,18 @@ def test_the_probe_runs_on_the_cpu_whatever_the_default_device_and_only_once():
     assert (real.device.type, real.shape, fake.shape) == ("cpu", (2,), (2,))
     assert real.isnan().all()
     assert fake.eq(0).all()
+
+
+@pytest.mark.parametrize(
+    ("loss", "separable"), [(hinge, True), (vanilla, True), (least_squares, True), (relativistic, False)]
+)
+def test_which_losses_are_a_part_of_the_real_and_a_part_of_the_fake_logits(loss, separable):
+    assert is_separable(loss) == separable
+
+
+def test_a_loss_of_which_one_side_looks_at_the_other_is_not_separable():
+    def centered(*, real, fake):
+        discriminator, generator = hinge(real=real - fake.mean().detach(), fake=fake)
+        return Duel(discriminator, generator)
+
+    assert not is_separable(centered)

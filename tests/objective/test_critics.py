@@ -86,3 +86,8 @@ def test_a_discriminator_of_the_wrong_kind_is_refused():
 
 def test_a_key_of_a_module_dict():
     assert Critic("multiscale_discrs.0", nn.Flatten(), whole_video).key == "multiscale_discrs_0"
+
+
+def test_a_discriminator_that_cannot_keep_less(make_loss, make_judge):
+    with pytest.raises(ValueError, match=r"`gradient_checkpointing` must be False .*a Judge as `discr_3d`"):
+        make_loss(gradient_checkpointing=True, discr_3d_kwargs=make_judge())

@@ -104,6 +104,8 @@ OPTIONS = {
     "adaptive_weight_max": (1e3, 1.0),
     "adaptive_weight_decay": (0.0, 0.9),
     "aux_loss_weights": (None, {"kl_loss": 0.5}, {"codebook_loss": Ramp(1.0, steps=2), "kl_loss": 0}),
+    "eager_gradients": (True, False),
+    "gradient_checkpointing": (False, True),
     "generator": (None, lambda: torch.Generator().manual_seed(3)),
     "reduce": (average_over_ranks, lambda: lambda tensor: 2 * tensor),
 }
@@ -152,7 +154,7 @@ def test_every_option_has_all_of_its_values_here():
     assert set(RECONSTRUCTION_LOSSES) == literal_values(hints["recon_loss"])
     assert set(GAN_LOSSES) == literal_values(hints["gan_loss"])
     assert set(GRAD_PENALTIES) == literal_values(hints["grad_penalty"])
-    assert len(CASES) == 116
+    assert len(CASES) == 120
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bf16"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from telecine.objective.region import clip_weights, mean_over_frames, within
+from telecine.objective.region import clip_weights, frame_weights, within
 
 EVERYTHING = {
     "adversarial_loss_weight": 0.5,
@@ -55,10 +55,10 @@ def test_weights_of_clips():
     assert clip_weights(~torch.ones_like(left_half(like)), given, like=like).tolist() == [0, 0]
 
 
-def test_mean_over_frames():
-    distance = torch.tensor([1.0, 3.0, 5.0, 7.0])
-    assert mean_over_frames(distance, None).item() == 4
-    assert mean_over_frames(distance, torch.tensor([2.0, 0.5])).item() == (2 * 2 + 6 * 0.5) / 2
+def test_frame_weights():
+    indices = torch.tensor([[0, 3], [1, 2]])
+    assert frame_weights(None, indices).tolist() == [0.25] * 4
+    assert frame_weights(torch.tensor([2.0, 0.5]), indices).tolist() == [0.5, 0.5, 0.125, 0.125]
 
 
 @pytest.mark.parametrize("recon_loss", ["mse", "l1", "charbonnier"])

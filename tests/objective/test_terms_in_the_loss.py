@@ -193,7 +193,7 @@ class TestPerceptual:
             lambda module, args, kwargs: seen.append(len(kwargs["reconstruction"])), with_kwargs=True
         )
         loss(*pair, 0, 0)
-        assert seen == [2 * 2]
+        assert sum(seen) == 2 * 2
 
 
 class TestAdversarial:
@@ -268,7 +268,7 @@ class TestAdversarial:
 
 
 class TestPenalty:
-    def cubic(self, make_loss, penalty):
+    def cubic(self, make_loss, penalty, **options):
         class Cubic(nn.Module):
             def __init__(self):
                 super().__init__()
@@ -277,7 +277,8 @@ class TestPenalty:
             def forward(self, x):
                 return (self.weight * x**3).flatten(1).sum(1)
 
-        return make_loss(perceptual_weight=0, grad_penalty_loss_weight=2, grad_penalty=penalty, discr_3d_kwargs=Cubic())
+        options |= {"perceptual_weight": 0, "grad_penalty_loss_weight": 2, "grad_penalty": penalty}
+        return make_loss(**options, discr_3d_kwargs=Cubic())
 
     @pytest.mark.parametrize("penalty", ["one_centered", "r1", "r2", "r1_and_r2"])
     def test_the_gradient_of_what_is_known(self, make_loss, pair, penalty):
@@ -311,9 +312,9 @@ class TestPenalty:
             raise AssertionError("autograd.grad was called")
 
         monkeypatch.setattr(torch.autograd, "grad", refuse)
-        self.cubic(make_loss, "approximate_r1")(*pair, 1, 0)[0].backward()
+        self.cubic(make_loss, "approximate_r1", eager_gradients=False)(*pair, 1, 0)[0].backward()
         with pytest.raises(AssertionError, match=r"autograd.grad was called"):
-            self.cubic(make_loss, "r1")(*pair, 1, 0)
+            self.cubic(make_loss, "r1", eager_gradients=False)(*pair, 1, 0)
 
     def test_a_function_of_ones_own(self, make_loss, pair):
         def zero_centered(*, judge, real, fake, generator):

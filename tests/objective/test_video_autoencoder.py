@@ -272,7 +272,7 @@ class TestOptions:
         )
         real, fake = clip((2, 3, 5, 16, 16)), clip((2, 3, 5, 16, 16), seed=2)
         loss(real, fake, 0, 0)
-        (frames_seen,) = seen
+        frames_seen = {side: torch.cat([call[side] for call in seen]) for side in ("target", "reconstruction")}
         assert frames_seen["target"].shape == (2 * expected, 3, 16, 16)
         for clip_index in range(2):
             chosen = frames_seen["target"][clip_index * expected : (clip_index + 1) * expected]

@@ -17,9 +17,10 @@ from telecine.discriminators.blocks import (
     with_attention,
 )
 from telecine.discriminators.output import DiscriminatorOutput, Sees
+from telecine.discriminators.recompute import Recomputing
 
 
-class Discriminator(nn.Module):
+class Discriminator(Recomputing):
     """StyleGAN-like image discriminator with linear attention, as in MAGVIT-2's public code and CogVideo.
 
     Any batch, height and width work, also other sizes than the one it was built for; samples do not see each other.
@@ -77,6 +78,6 @@ class Discriminator(nn.Module):
         check_input(x, ndim=4, channels=self.channels)
         features = []
         for block in self.blocks:
-            x = block(x)
+            x = self.run_block(block, x)
             features.append(x)
         return DiscriminatorOutput(self.to_logits(x), tuple(features))

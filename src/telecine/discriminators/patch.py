@@ -18,8 +18,9 @@ from torch.nn.utils.parametrizations import spectral_norm
 from telecine.discriminators.blocks import check_choice, check_input, check_positive
 from telecine.discriminators.convolution import padded_conv3d
 from telecine.discriminators.output import DiscriminatorOutput, Sees
+from telecine.discriminators.recompute import Recomputing
 from telecine.precision import autocast_off
-from telecine.shapes import argument_error
+from telecine.shapes import argument_error, describe
 
 Norm: TypeAlias = Literal["group", "none", "spectral"]
 NORMS: tuple[Norm, ...] = get_args(Norm)
@@ -50,7 +51,7 @@ class _Conv3d(nn.Conv3d):
         return padded_conv3d(x, self, weight)
 
 
-class _PatchNetwork(nn.Module):
+class _PatchNetwork(Recomputing):
     """`num_layers` strided layers and one without a stride, each with its activation, then the map of logits."""
 
     sees: ClassVar[Sees]
@@ -63,6 +64,7 @@ class _PatchNetwork(nn.Module):
         check_choice(NORMS, norm=norm)
         self.channels = channels
         self.num_layers = num_layers
+        self.norm = norm
         widths = [channels] + [min(dim * 2**level, max_dim) for level in range(num_layers + 1)]
         self.blocks = nn.Sequential()
         for level, (width_in, width_out) in enumerate(pairwise(widths)):
@@ -79,6 +81,17 @@ class _PatchNetwork(nn.Module):
         strides = (time_stride, space_stride, space_stride)
         return _Conv3d(width_in, width_out, (3, kernel, kernel), strides, padding=1)
 
+    def enable_gradient_checkpointing(self) -> None:
+        """Compute the inside of each layer again in the backward.
+
+        Raises:
+            ValueError: With `norm="spectral"`, whose power iteration would move on in the second forward.
+        """
+        if self.norm == "spectral":
+            remedy = 'Take "group" or "none".'
+            raise argument_error("norm", "one that a second forward leaves as it is", describe(self.norm), remedy)
+        super().enable_gradient_checkpointing()
+
     def forward(self, x: Tensor) -> DiscriminatorOutput:
         """Map a batch in [-1, 1] to logits of patches and the output of each layer; larger means more real.
 
@@ -89,7 +102,7 @@ class _PatchNetwork(nn.Module):
         _check_size(x, self.num_layers)
         features = []
         for block in self.blocks:
-            x = block(x)
+            x = self.run_block(block, x)
             features.append(x)
         return DiscriminatorOutput(self.to_logits(x).squeeze(1), tuple(features))
 

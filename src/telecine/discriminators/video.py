@@ -27,12 +27,13 @@ from telecine.discriminators.first_frame import (
     mean_over_frames,
 )
 from telecine.discriminators.output import DiscriminatorOutput, Sees
+from telecine.discriminators.recompute import Recomputing
 
 TimeWeighting: TypeAlias = Literal["positions", "frames"]
 TIME_WEIGHTINGS: tuple[TimeWeighting, ...] = get_args(TimeWeighting)
 
 
-class _HybridDiscriminator(nn.Module):
+class _HybridDiscriminator(Recomputing):
     """`floor(log2(frame_num))` video blocks, the mean over what is left of time, then 2D blocks with attention.
 
     The last block is always a 2D one without a stride, so long clips at small sizes keep some frames for the mean.
@@ -90,7 +91,7 @@ class _HybridDiscriminator(nn.Module):
         features = []
         for level, block in enumerate(self.blocks):
             x = self._mean_over_time(x, num_frames) if level == self.temporal_num_layers else x
-            x = block(x)
+            x = self.run_block(block, x)
             features.append(x)
         return DiscriminatorOutput(self.to_logits(x), tuple(features))
 

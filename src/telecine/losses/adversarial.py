@@ -128,3 +128,21 @@ def generator_needs_real(gan_loss: GANLoss) -> bool:
     with torch.no_grad():
         loss = gan_loss(real=torch.full_like(logits, torch.nan), fake=logits).generator
     return not bool(torch.isfinite(loss))
+
+
+def is_separable(gan_loss: GANLoss) -> bool:
+    """Say whether the discriminator's loss is a part of the real logits plus a part of the fake ones.
+
+    Each part's gradient can then be taken without the other side's logits. Found out by trying whether either gradient
+    changes with the other side's logits, on the CPU.
+    """
+    return all(_gradient_stays(gan_loss, *sides) for sides in (("real", "fake"), ("fake", "real")))
+
+
+def _gradient_stays(gan_loss: GANLoss, side: str, other: str) -> bool:
+    own = torch.linspace(-2.3, 2.1, 6, device="cpu", dtype=torch.float64, requires_grad=True)
+    others = [torch.zeros_like(own), torch.linspace(3.7, -2.9, 6, device="cpu", dtype=torch.float64)]
+    with torch.enable_grad():
+        losses = [gan_loss(**{side: own, other: logits.detach()}).discriminator for logits in others]
+        first, second = (torch.autograd.grad(loss, own)[0] for loss in losses)
+    return torch.equal(first, second)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from telecine.objective.averages import RunningMean
+from telecine.objective.carry import gradients_of
 from telecine.shapes import Scalar
 
 Reduce = Callable[[Tensor], Tensor]
@@ -104,7 +105,7 @@ def layer_gradient_norm(loss: Scalar, last_layer: Tensor, reduce: Reduce) -> Sca
     Raises:
         ValueError: If the loss does not depend on the last layer.
     """
-    (gradient,) = torch.autograd.grad(loss, last_layer, retain_graph=True, allow_unused=True)
+    (gradient,) = gradients_of(loss, [last_layer], retain_graph=True)
     if gradient is None:
         raise ValueError(
             "`last_layer` must be a parameter that `reconstructions` were computed with, but they do not depend on "
@@ -120,7 +121,8 @@ def sample_gradient_norm(loss: Scalar, reconstructions: Tensor, reduce: Reduce) 
     Each rank has clips of its own, so it is the squares that add up. This is an extra backward from the loss to the
     reconstruction; the graph is kept.
     """
-    (gradient,) = torch.autograd.grad(loss, reconstructions, retain_graph=True)
+    (gradient,) = gradients_of(loss, [reconstructions], retain_graph=True)
+    assert gradient is not None
     return reduce(gradient.detach().float().square().sum()).sqrt()
 
 

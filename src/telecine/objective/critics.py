@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from telecine.discriminators import DiscriminatorOutput, as_output, build_discriminator
+from telecine.objective.carry import gradients_of
 from telecine.perceptual import pick_frames
 from telecine.precision import at_least_float32
-from telecine.shapes import Frames, Video, argument_error
+from telecine.shapes import Frames, Scalar, Video, argument_error
 
 View = Callable[[Tensor, Tensor], Tensor]
 
@@ -35,10 +36,44 @@ class Critic:
         """The name as a key of a `ModuleDict`."""
         return self.name.replace(".", "_")
 
+    @property
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters that are trained."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+    def gradients(self, loss: Scalar, *, retain_graph: bool = False) -> Sequence[Tensor | None]:
+        """Return the gradients of a loss by parameter, None where it does not depend on one."""
+        return gradients_of(loss, self.trainable, retain_graph=retain_graph)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Let the module keep less for the backward.
+
+        Raises:
+            ValueError: If it does not know how to.
+        """
+        enable = getattr(self.module, "enable_gradient_checkpointing", None)
+        if enable is None:
+            remedy = "Give the module a method `enable_gradient_checkpointing`, or do without."
+            got = f"a {type(self.module).__name__} as `{self.name}`"
+            raise argument_error("gradient_checkpointing", "False for discriminators that have no way to", got, remedy)
+        enable()
+
     def judge(self, view: Tensor) -> DiscriminatorOutput:
         """Return the module's logits and features of a view, which is cast to the parameters' dtype."""
         parameter = next(self.module.parameters(), view)
         return as_output(self.module(view.to(parameter.dtype)))
+
+
+@dataclass(frozen=True)
+class Testimony:
+    """What a pass over the reconstructions told of the discriminators' loss.
+
+    `gradients` are those of the part of the loss that the reconstructions have, by parameter.
+    """
+
+    frame_indices: Tensor
+    logits: Tensor
+    gradients: Sequence[Tensor | None]
 
 
 def build_critic(spec: Any, *, default: type[nn.Module], name: str, sees: str | None = None) -> nn.Module | None:

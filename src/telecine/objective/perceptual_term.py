@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from telecine.objective.arguments import check_frames, check_interval
-from telecine.objective.region import mean_over_frames
+from telecine.objective.carry import carry
+from telecine.objective.region import frame_weights
 from telecine.perceptual import Perceptual, in_chunks, pick_frames, sample_frame_indices
+from telecine.precision import at_least_float32
 from telecine.shapes import Scalar, Video
 
 
@@ -47,6 +49,7 @@ class PerceptualTerm(nn.Module):
         weight: Tensor | None,
         gram: bool,
         generator: torch.Generator | None,
+        eager: bool,
     ) -> tuple[Scalar, Scalar]:
         """Return the mean distance over the sampled frames, and that of their Gram matrices, 0 unless `gram`.
 
@@ -56,13 +59,25 @@ class PerceptualTerm(nn.Module):
             weight: Weight of each clip `(B,)`, or None for 1.
             gram: Compare Gram matrices as well.
             generator: Source of the random frames.
+            eager: Take each chunk's gradient before the next chunk's turn; without a `chunk_size`, a chunk is then
+                one frame of each clip.
         """
         indices = sample_frame_indices(reconstruction, self.num_frames, generator, stride=self.stride)
-        distance = in_chunks(
-            partial(self.distance, gram=gram),
-            reconstruction=pick_frames(reconstruction, indices),
-            target=pick_frames(target, indices),
-            chunk_size=self.chunk_size,
-        )
-        zero = torch.zeros((), device=reconstruction.device)
-        return mean_over_frames(distance.lpips, weight), mean_over_frames(distance.gram, weight) if gram else zero
+        # In float32, as they are compared: splitting half precision has a backward that CPU autocast refuses.
+        frames, targets = (at_least_float32(pick_frames(video, indices)) for video in (reconstruction, target))
+        shares = frame_weights(weight, indices)
+
+        def term(x: Tensor, y: Tensor, share: Tensor) -> tuple[Scalar, ...]:
+            distance = in_chunks(
+                partial(self.distance, gram=gram), reconstruction=x, target=y, chunk_size=self.chunk_size
+            )
+            return tuple((share * value).sum() for value in (distance if gram else distance[:1]))
+
+        size = (self.chunk_size or len(indices)) if eager else len(frames)
+        chunks = zip(frames.split(size), targets.split(size), shares.split(size), strict=True)
+        if eager:
+            values = [carry(partial(term, y=y, share=share), x) for x, y, share in chunks]
+        else:
+            values = [term(x, y, share) for x, y, share in chunks]
+        lpips, *rest = (torch.stack(column).sum() for column in zip(*values, strict=True))
+        return lpips, rest[0] if rest else torch.zeros_like(lpips)

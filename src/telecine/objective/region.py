@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from telecine.shapes import Scalar, Video, argument_error
+from telecine.shapes import Video, argument_error
 
 
 def within(mask: Tensor | None, *, reconstruction: Video, target: Video) -> Video:
@@ -30,11 +30,12 @@ def clip_weights(mask: Tensor | None, sample_weight: Tensor | None, *, like: Vid
     return weight * torch.where(share > 0, 1 / share, torch.zeros_like(share))
 
 
-def mean_over_frames(distance: Tensor, clip_weight: Tensor | None) -> Scalar:
-    """Return the mean of distances of frames, `(B k,)` in the order of their clips, each clip with its weight."""
+def frame_weights(clip_weight: Tensor | None, indices: Tensor) -> Tensor:
+    """Return the weight `(B k,)` of each sampled frame, `indices` (B, k), such that the weighted sum is the mean."""
+    batch, num_frames = indices.shape
     if clip_weight is None:
-        return distance.mean()
-    return (distance.unflatten(0, (len(clip_weight), -1)).mean(1) * clip_weight).mean()
+        return torch.full((batch * num_frames,), 1 / (batch * num_frames), device=indices.device)
+    return (clip_weight / (batch * num_frames)).repeat_interleave(num_frames)
 
 
 def check_mask(mask: Any, like: Video) -> None:

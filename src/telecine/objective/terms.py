@@ -25,9 +25,9 @@ def mean(terms: Iterable[Scalar], *, like: Tensor) -> Scalar:
     return total(terms, like=like) / max(len(terms), 1)
 
 
-def weighted(*terms: tuple[float, Scalar]) -> Scalar | float:
-    """Return the sum of weight times term; a term of weight 0 is left out, so that its NaN or graph does not count."""
-    return sum((weight * term for weight, term in terms if weight != 0), 0.0)
+def weighted(*terms: tuple[float, Scalar | None]) -> Scalar | float:
+    """Return the sum of weight times term, without those that are None or of weight 0, whose NaN would count."""
+    return sum((weight * term for weight, term in terms if term is not None and weight != 0), 0.0)
 
 
 def only_if(computed: object, **terms: Tensor) -> Log:
@@ -61,3 +61,8 @@ def each(name: str, terms: Log) -> Log:
 def by_critic(terms: Mapping[str, Log], name: str) -> Log:
     """Return one term of every critic that has it, by the critic's name."""
     return {critic: log[name] for critic, log in terms.items() if name in log}
+
+
+def named(log: Log, split: str) -> Log:
+    """Return the log as callers get it: float32, detached, each name with the split before it."""
+    return {f"{split}/{name}": value.detach().float() for name, value in log.items()}

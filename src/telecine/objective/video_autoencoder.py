@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from telecine.losses import (
     feature_matching,
     gaussian_nll,
     generator_needs_real,
+    is_separable,
     temporal_difference,
     wavelet_l1,
 )
@@ -45,15 +46,46 @@ from telecine.objective.balance import (
     average_over_ranks,
     with_reduced_gradient,
 )
-from telecine.objective.critics import Critic, build_critic, frozen, one_frame, scaled_down, view_of, whole_video
+from telecine.objective.carry import carry, summed, with_gradients
+from telecine.objective.critics import (
+    Critic,
+    Testimony,
+    build_critic,
+    frozen,
+    one_frame,
+    scaled_down,
+    view_of,
+    whole_video,
+)
 from telecine.objective.lecam import LeCam
 from telecine.objective.perceptual_term import PerceptualTerm
 from telecine.objective.region import check_mask, check_sample_weight, clip_weights, within
 from telecine.objective.schedule import Ramp, as_ramp, as_ramps, check_step
-from telecine.objective.terms import Log, by_critic, changing, each, mean, only_if, total, weighted, with_aux
+from telecine.objective.terms import Log, by_critic, changing, each, mean, named, only_if, total, weighted, with_aux
 from telecine.perceptual import Perceptual, sample_frame_indices
-from telecine.precision import autocast_off
+from telecine.precision import autocast_dtype, autocast_off
 from telecine.shapes import Scalar, Video, argument_error, describe
+
+
+class Batch(NamedTuple):
+    """What a call is about: the videos, and how much of them counts."""
+
+    real: Video
+    fake: Video
+    """The reconstructions, put right where they are masked out."""
+    reconstructions: Video
+    """The reconstructions as they came."""
+    clip_weight: Tensor | None
+
+
+class Update(NamedTuple):
+    """The losses of both steps on one batch, and their logs."""
+
+    loss: Scalar
+    log: Log
+    disc_loss: Scalar
+    disc_log: Log
+
 
 Weight: TypeAlias = float | Ramp | Mapping[str, Any]
 # The weights of terms that the discriminators judge: off before `disc_start`.
@@ -139,6 +171,11 @@ class VideoAutoencoderLoss(nn.Module):
         adaptive_weight_max: The adaptive weight is this at most.
         adaptive_weight_decay: Decay of a moving average of the adaptive weight; 0 for none.
         aux_loss_weights: Weights of `aux_losses` by name, within their sum; 1 where none is given.
+        eager_gradients: Compute each term's gradient together with its value and let its graph go, so that memory is
+            that of the largest term; the alternative is an ordinary graph of all terms. Values and gradients are the
+            same. Under float16 autocast the graph is always an ordinary one.
+        gradient_checkpointing: Compute the inside of the discriminators' blocks again in the backward, so that only
+            the blocks' outputs are kept.
         generator: Source of the random frames and of a penalty's noise, on the videos' device; PyTorch's own by
             default.
         reduce: Averages a tensor over ranks; by default over `torch.distributed`'s default group where it is
@@ -193,6 +230,8 @@ class VideoAutoencoderLoss(nn.Module):
         adaptive_weight_max: float = MAX_WEIGHT,
         adaptive_weight_decay: float = 0.0,
         aux_loss_weights: Mapping[str, Weight] | None = None,
+        eager_gradients: bool = True,
+        gradient_checkpointing: bool = False,
         generator: torch.Generator | None = None,
         reduce: Callable[[Tensor], Tensor] = average_over_ranks,
     ) -> None:
@@ -236,10 +275,15 @@ class VideoAutoencoderLoss(nn.Module):
             build_discriminator(spec, default=Discriminator3D, name=f"multiscale_discr_kwargs[{index}]")
             for index, spec in enumerate(multiscale_discr_kwargs)
         )
+        if gradient_checkpointing:
+            for critic in self.critics + self.multiscale_critics:
+                critic.enable_gradient_checkpointing()
         self._check_someone_judges()
         names = [critic.key for critic in self.critics + self.multiscale_critics]
         self.gan_loss = choose("gan_loss", gan_loss, GAN_LOSSES)
         self.compares_real = generator_needs_real(self.gan_loss)
+        self.is_separable = is_separable(self.gan_loss)
+        self.eager_gradients = eager_gradients
         self.grad_penalty = as_penalty("grad_penalty", grad_penalty)
         self.grad_penalty_every = check_interval("grad_penalty_every", grad_penalty_every)
         self.lecam = nn.ModuleDict()
@@ -337,37 +381,87 @@ class VideoAutoencoderLoss(nn.Module):
         Raises:
             ValueError: If an argument is not as above. Nothing given is ever mutated.
         """
+        batch = self._check(inputs, reconstructions, mask, sample_weight)
+        if optimizer_idx == 0:
+            aux = named_aux_losses(aux_losses, regularization_log, inputs.device, self.nll_reduction)
+            loss, log = self._autoencoder_step(batch, aux, self._anchor(batch, last_layer), global_step)
+        elif optimizer_idx == 1:
+            loss, log = self._discriminator_step(batch, global_step)
+        else:
+            contract = "0 (autoencoder) or 1 (discriminators)"
+            got = describe(optimizer_idx)
+            raise argument_error("optimizer_idx", contract, got, "Call once with each in an update.")
+        return loss, named(log, split)
+
+    def update(
+        self,
+        inputs: Tensor,
+        reconstructions: Tensor,
+        global_step: int,
+        aux_losses: Any = None,
+        last_layer: Tensor | None = None,
+        split: str = "train",
+        *,
+        regularization_log: Mapping[str, Any] | None = None,
+        mask: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Update:
+        """Compute the losses of both steps on one batch; each discriminator passes over the reconstructions once.
+
+        The arguments are those of a call. The figures are those of two calls, one with each `optimizer_idx`; only a
+        discriminator of single frames sees the same frames in both steps. Where a pass cannot serve both steps (an
+        ordinary graph, LeCam, a penalty on reconstructions or in another precision, a GAN loss that pairs samples),
+        each step makes its own.
+
+        Returns:
+            The autoencoder's loss and log, and the discriminators'. Call `backward()` on each before its optimizer's
+            step, in any order.
+
+        Raises:
+            ValueError: If an argument is not as in a call, or there are no discriminators.
+        """
+        batch = self._check(inputs, reconstructions, mask, sample_weight)
+        aux = named_aux_losses(aux_losses, regularization_log, inputs.device, self.nll_reduction)
+        heard: dict[str, Testimony] = {}
+        serves_both = self._pass_serves_both(batch.real, global_step)
+        anchor = self._anchor(batch, last_layer)
+        loss, log = self._autoencoder_step(batch, aux, anchor, global_step, heard if serves_both else None)
+        disc_loss, disc_log = self._discriminator_step(batch, global_step, heard)
+        return Update(loss, named(log, split), disc_loss, named(disc_log, split))
+
+    def _check(self, inputs: Any, reconstructions: Any, mask: Any, sample_weight: Any) -> Batch:
         check_pair(inputs, reconstructions)
-        check_last_layer(last_layer)
         check_mask(mask, inputs)
         check_sample_weight(sample_weight, inputs)
         real = without_inference_mode(inputs.detach())
         reconstructions = without_inference_mode(reconstructions)
         fake = within(mask, reconstruction=reconstructions, target=real)
-        if optimizer_idx == 0:
-            aux = named_aux_losses(aux_losses, regularization_log, inputs.device, self.nll_reduction)
-            weight = clip_weights(mask, sample_weight, like=inputs)
-            anchor = last_layer if self.balance.at == "last_layer" else reconstructions
-            loss, log = self._autoencoder_step(real, fake, aux, weight, anchor, global_step)
-        elif optimizer_idx == 1:
-            loss, log = self._discriminator_step(real, fake.detach(), global_step)
-        else:
-            contract = "0 (autoencoder) or 1 (discriminators)"
-            got = describe(optimizer_idx)
-            raise argument_error("optimizer_idx", contract, got, "Call once with each in an update.")
-        return loss, {f"{split}/{name}": value.detach().float() for name, value in log.items()}
+        return Batch(real, fake, reconstructions, clip_weights(mask, sample_weight, like=inputs))
+
+    def _anchor(self, batch: Batch, last_layer: Tensor | None) -> Tensor | None:
+        """Return the tensor at which gradients are compared."""
+        check_last_layer(last_layer)
+        return last_layer if self.balance.at == "last_layer" else batch.reconstructions
 
     def _autoencoder_step(
-        self, real: Video, fake: Video, aux: Log, clip_weight: Tensor | None, anchor: Tensor | None, global_step: int
+        self,
+        batch: Batch,
+        aux: Log,
+        anchor: Tensor | None,
+        global_step: int,
+        heard: dict[str, Testimony] | None = None,
     ) -> tuple[Scalar, Log]:
         weight = self.weights_at(global_step)
-        pair: dict[str, Any] = {"reconstruction": fake, "target": real, "weight": clip_weight}
+        real, fake = batch.real, batch.fake
+        pair: dict[str, Any] = {"reconstruction": fake, "target": real, "weight": batch.clip_weight}
         recon = self.recon_loss(**pair)
         lpips, gram = self._perceptual(**pair, on=weight)
         nll = self._nll(recon + weighted((weight["perceptual_weight"], lpips)), num_elements=fake[0].numel())
         pixel = {name: term(**pair) for name, term in self.pixel_terms.items() if weight[f"{name}_weight"]}
-        g, features = self._judge(real, fake, self.critics, "adversarial_loss_weight", weight)
-        g_m, features_m = self._judge(real, fake, self.multiscale_critics, "multiscale_adversarial_loss_weight", weight)
+        g, features = self._judge(real, fake, self.critics, "adversarial_loss_weight", weight, heard)
+        g_m, features_m = self._judge(
+            real, fake, self.multiscale_critics, "multiscale_adversarial_loss_weight", weight, heard
+        )
         matching = mean((features | features_m).values(), like=recon)
         w = self.balance(g | g_m, self._reference(nll, lpips), anchor)
         aux_sum = weighted_sum(aux, self.aux_loss_weights, global_step, like=recon)
@@ -397,36 +491,36 @@ class VideoAutoencoderLoss(nn.Module):
         }
         return loss, with_aux(log, aux)
 
-    def _discriminator_step(self, real: Video, fake: Video, global_step: int) -> tuple[Scalar, Log]:
+    def _discriminator_step(
+        self, batch: Batch, global_step: int, heard: Mapping[str, Testimony] | None = None
+    ) -> tuple[Scalar, Log]:
         weight = self.weights_at(global_step)
+        real, fake, heard = batch.real, batch.fake.detach(), heard or {}
         frame_indices = sample_frame_indices(real, 1, self.generator)
         penalty = self.grad_penalty if self.penalises(global_step) else None
         # The penalty is the gradient of a gradient: neither it nor what it is compared with is left to autocast.
         with autocast_off(real.device) if penalty and penalty.double_backward else nullcontext():
             duels = {
-                d.name: self._duel(d, d.see(real, frame_indices), d.see(fake, frame_indices), penalty, weight)
+                d.name: self._duel(d, real, fake, frame_indices, penalty, weight, heard.get(d.name))
                 for d in self._critics_in_training(global_step)
             }
-        discr, gp, lecam = (by_critic(duels, name) for name in ("discr_loss", "grad_penalty_loss", "lecam_loss"))
-        logits_real, logits_fake = (by_critic(duels, name) for name in ("logits_real", "logits_fake"))
-        discr_sum, gp_sum, lecam_sum = (total(terms.values(), like=real) for terms in (discr, gp, lecam))
-
-        loss = discr_sum + weighted(
-            (weight["grad_penalty_loss_weight"] * self.grad_penalty_every, gp_sum),
-            (weight["lecam_loss_weight"], lecam_sum),
+        losses, discr, gp, lecam, logits_real, logits_fake = (
+            by_critic(duels, name)
+            for name in ("loss", "discr_loss", "grad_penalty_loss", "lecam_loss", "logits_real", "logits_fake")
         )
-        if not discr:
+        loss = total(losses.values(), like=real)
+        if not losses:
             loss.requires_grad_()  # nothing trains yet, and `backward()` on it does nothing
         return loss, {
             "total_disc_loss": loss,
-            "discr_loss": discr_sum,
-            "grad_penalty_loss": gp_sum,
+            "discr_loss": total(discr.values(), like=real),
+            "grad_penalty_loss": total(gp.values(), like=real),
             "logits_real": mean(logits_real.values(), like=real),
             "logits_fake": mean(logits_fake.values(), like=real),
             **each("discr_loss", discr),
             **each("logits_real", logits_real),
             **each("logits_fake", logits_fake),
-            **only_if(lecam, lecam_loss=lecam_sum),
+            **only_if(lecam, lecam_loss=total(lecam.values(), like=real)),
         }
 
     def _perceptual(self, *, on: Mapping[str, float], **pair: Any) -> tuple[Scalar, Scalar]:
@@ -435,7 +529,7 @@ class VideoAutoencoderLoss(nn.Module):
         if self.perceptual_term is None or not (gram or on["perceptual_weight"] > 0):
             zero = torch.zeros((), device=pair["target"].device)
             return zero, zero
-        return self.perceptual_term(**pair, gram=gram, generator=self.generator)
+        return self.perceptual_term(**pair, gram=gram, generator=self.generator, eager=self._is_eager(pair["target"]))
 
     def _nll(self, distance: Scalar, num_elements: int) -> Scalar:
         """Return the negative log-likelihood up to a constant: the distance itself, unless told otherwise."""
@@ -448,50 +542,121 @@ class VideoAutoencoderLoss(nn.Module):
         return {"perceptual": lpips, "recon_and_perceptual": nll, "none": None}[self.adaptive_weight_reference]
 
     def _judge(
-        self, real: Video, fake: Video, critics: list[Critic], name: str, weight: Mapping[str, float]
+        self,
+        real: Video,
+        fake: Video,
+        critics: list[Critic],
+        name: str,
+        weight: Mapping[str, float],
+        heard: dict[str, Testimony] | None,
     ) -> tuple[Log, Log]:
         """Return each critic's generator loss and its feature matching loss by name, as far as they have a weight.
 
-        The critics' parameters stay out of the graph, and the real videos have none.
+        The critics' parameters get no gradient, and the real videos have no graph. Where `heard` is a dict, what the
+        discriminators' step needs of the same pass is put into it.
         """
         gen_on, features_on = weight[name] > 0, weight["feature_matching_loss_weight"] > 0
         losses: Log = {}
         matching: Log = {}
         for critic in critics if gen_on or features_on else ():
             frame_indices = sample_frame_indices(fake, 1, self.generator)
-            with frozen(critic.module):
-                of_fake = critic.judge(critic.see(fake, frame_indices))
+
+            def verdict(view: Tensor, critic: Critic = critic, frame_indices: Tensor = frame_indices) -> list[Scalar]:
+                of_fake = critic.judge(view)
+                if heard is not None:
+                    heard[critic.name] = self._testimony(critic, frame_indices, of_fake.logits)
                 # Logits of the fakes stand in for the real ones where the generator's loss does not look at them.
                 of_real = of_fake
                 if features_on or (gen_on and self.compares_real):
                     with torch.no_grad():
                         of_real = critic.judge(critic.see(real, frame_indices))
+                values = []
+                if gen_on:
+                    values.append(self.gan_loss(real=of_real.logits.detach(), fake=of_fake.logits).generator)
+                if features_on:
+                    values.append(feature_matching(real=of_real.features, fake=of_fake.features))
+                return values
+
+            with frozen(critic.module) if heard is None else nullcontext():
+                values = list(self._run(verdict, critic.see(fake, frame_indices)))
             if gen_on:
-                losses[critic.name] = self.gan_loss(real=of_real.logits.detach(), fake=of_fake.logits).generator
+                losses[critic.name] = values.pop(0)
             if features_on:
-                matching[critic.name] = feature_matching(real=of_real.features, fake=of_fake.features)
+                matching[critic.name] = values.pop(0)
         return losses, matching
 
-    def _duel(self, d: Critic, real: Tensor, fake: Tensor, penalty: Penalty | None, weight: Mapping[str, float]) -> Log:
-        """Return the terms of one discriminator, which is shown what it sees of the real and of the fake videos."""
-        real = real.detach().requires_grad_(penalty is not None and penalty.of_real)
-        fake = fake.detach().requires_grad_(penalty is not None and penalty.of_fake)
-        d_real, d_fake = d.judge(real).logits, d.judge(fake).logits
-        terms = {
-            "discr_loss": self.gan_loss(real=d_real, fake=d_fake).discriminator,
-            "logits_real": d_real.detach().float().mean(),
-            "logits_fake": d_fake.detach().float().mean(),
-        }
+    def _testimony(self, critic: Critic, frame_indices: Tensor, logits: Tensor) -> Testimony:
+        """Return what a pass over the reconstruction tells the discriminators' step; the graph is kept."""
+        loss = self.gan_loss(real=logits.detach(), fake=logits).discriminator
+        return Testimony(frame_indices, logits.detach(), critic.gradients(loss, retain_graph=True))
+
+    def _duel(
+        self,
+        d: Critic,
+        real: Video,
+        fake: Video,
+        frame_indices: Tensor,
+        penalty: Penalty | None,
+        weight: Mapping[str, float],
+        heard: Testimony | None,
+    ) -> Log:
+        """Return the loss of one discriminator and, for the log, its terms."""
+        frame_indices = frame_indices if heard is None else heard.frame_indices
+        real_view = d.see(real, frame_indices).detach().requires_grad_(penalty is not None and penalty.of_real)
+        fake_view = d.see(fake, frame_indices).detach().requires_grad_(penalty is not None and penalty.of_fake)
+        eager = self._is_eager(real) and torch.is_grad_enabled()
+        if heard is None and eager and self._splits(penalty, weight):
+            heard = self._testimony(d, frame_indices, d.judge(fake_view).logits)
+        d_fake = d.judge(fake_view).logits if heard is None else heard.logits
+        d_real = d.judge(real_view).logits
+
+        discr = self.gan_loss(real=d_real, fake=d_fake).discriminator
+        terms = {"discr_loss": discr}
         if penalty is not None:
             terms["grad_penalty_loss"] = penalty.compute(
                 judge=lambda view: d.judge(view).logits,
-                real=Judged(real, d_real),
-                fake=Judged(fake, d_fake),
+                real=Judged(real_view, d_real),
+                fake=Judged(fake_view, d_fake),
                 generator=self.generator,
             )
         if weight["lecam_loss_weight"] > 0:
             terms["lecam_loss"] = self.lecam[d.key](real=d_real, fake=d_fake)
-        return terms
+        loss = discr + weighted(
+            (weight["grad_penalty_loss_weight"] * self.grad_penalty_every, terms.get("grad_penalty_loss")),
+            (weight["lecam_loss_weight"], terms.get("lecam_loss")),
+        )
+        if eager:
+            of_fake = [] if heard is None else [heard.gradients]
+            loss = with_gradients(loss, d.trainable, summed([d.gradients(loss), *of_fake]))
+        return {
+            "loss": loss,
+            **{name: term.detach() for name, term in terms.items()},
+            "logits_real": d_real.detach().float().mean(),
+            "logits_fake": d_fake.detach().float().mean(),
+        }
+
+    def _pass_serves_both(self, video: Video, global_step: int) -> bool:
+        """Say whether the autoencoder's pass over the reconstructions is what the discriminators need as well."""
+        penalty = self.grad_penalty if self.penalises(global_step) else None
+        keeps_precision = penalty is None or not penalty.double_backward or autocast_dtype(video.device) is None
+        trains = global_step >= self.disc_train_start and torch.is_grad_enabled()
+        splits = self._splits(penalty, self.weights_at(global_step))
+        return trains and splits and keeps_precision and self._is_eager(video)
+
+    def _splits(self, penalty: Penalty | None, weight: Mapping[str, float]) -> bool:
+        """Say whether the discriminators' loss is a part of the real videos plus one of the reconstructions."""
+        joins = (penalty is not None and penalty.of_fake) or weight["lecam_loss_weight"] > 0
+        return self.is_separable and not joins
+
+    def _is_eager(self, video: Video) -> bool:
+        """Say whether gradients are taken as soon as a term is known.
+
+        In float16 they would underflow: only the caller's scaler knows a loss scale that fits.
+        """
+        return self.eager_gradients and autocast_dtype(video.device) != torch.float16
+
+    def _run(self, term: Callable[[Tensor], Sequence[Scalar]], x: Tensor) -> Sequence[Scalar]:
+        return carry(term, x) if self._is_eager(x) else term(x)
 
     def _critics_in_training(self, global_step: int) -> list[Critic]:
         critics = self.critics + self.multiscale_critics

@@ -68,26 +68,30 @@ def update(players: Players, video: Tensor, step: int) -> dict[str, float]:
             the step that it was found in.
     """
     model, loss = players.autoencoder, players.loss
+    trains_both = players.disc_optimizer is not None and step >= loss.disc_train_start
     with players.accelerator.autocast():
-        reconstruction = players.model(video)
-        total, log = loss(video, reconstruction.video, 0, step, reconstruction.aux, model.last_layer)
+        output = players.model(video)
+        if trains_both:
+            both = loss.update(video, output.video, step, output.aux, model.last_layer)
+            total, log = both.loss, both.log
+        else:
+            total, log = loss(video, output.video, 0, step, output.aux, model.last_layer)
     # The reconstruction loss need not be a mean squared error, which is what a PSNR is made of.
-    error = mse(reconstruction=reconstruction.video.detach(), target=video)
+    error = mse(reconstruction=output.video.detach(), target=video)
     values = finite_values({"data": video.mean(), **log, "train/mse": error}, step)
     learned = [*model.parameters(), *loss.get_trainable_autoencoder_parameters()]
     values |= descend(players, total, players.optimizer, learned, "grad_norm", step)
     players.ema.update_parameters(model)
 
-    if players.disc_optimizer is None or step < loss.disc_train_start:
+    if not trains_both:
         return values
-    with players.accelerator.autocast():
-        total, log = players.objective(video, reconstruction.video.detach(), 1, step)
+    assert players.disc_optimizer is not None
+    log = dict(both.disc_log)
     if not loss.penalises(step):
         del log["train/grad_penalty_loss"]  # it was not computed: its 0 would only spoil the mean
     values |= finite_values(log, step)
-    return values | descend(
-        players, total, players.disc_optimizer, loss.get_trainable_parameters(), "disc_grad_norm", step
-    )
+    weights = loss.get_trainable_parameters()
+    return values | descend(players, both.disc_loss, players.disc_optimizer, weights, "disc_grad_norm", step)
 
 
 def descend(

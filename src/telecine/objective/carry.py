@@ -1,0 +1,82 @@
+"""Eager gradients: a term's gradient is computed with its value, and its graph is let go before the next is built.
+
+What the caller calls `backward()` on is then a scalar that carries gradients which are known already. They are linear
+in the incoming gradient, so loss scales and weights that come later stay right; a gradient of a gradient does not
+exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from telecine.precision import at_least_float32, autocast_off
+from telecine.shapes import Scalar
+
+
+def carry(term: Callable[[Tensor], Sequence[Scalar]], x: Tensor) -> tuple[Scalar, ...]:
+    """Return `term(x)`, scalars whose graph leads to `x` in one step.
+
+    The peak of memory is that of one call, and what stays is a gradient of `x`'s shape for each scalar. Without
+    gradients this is a plain call.
+
+    Args:
+        term: Maps a tensor to scalars. It is called once, with a detached copy of `x` in at least float32; gradients
+            for anything else that it depends on are lost.
+        x: What the gradients are taken with respect to.
+    """
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return tuple(term(x))
+    # In float32: a gradient of half precision would underflow before it meets the loss scale.
+    leaf = at_least_float32(x.detach()).requires_grad_()
+    values = term(leaf)
+    attached = [value for value in values if value.requires_grad]
+    gradients = iter([gradients_of(value, [leaf], retain_graph=value is not attached[-1]) for value in attached])
+    return tuple(with_gradients(value, [x], next(gradients)) if value.requires_grad else value for value in values)
+
+
+def gradients_of(value: Scalar, inputs: Sequence[Tensor], *, retain_graph: bool = False) -> Sequence[Tensor | None]:
+    """Return the gradient of `value` for each input, None where it does not depend on one.
+
+    Autocast is off meanwhile, as it is wherever a caller's `backward()` runs.
+    """
+    with autocast_off(value.device):
+        return torch.autograd.grad(value, inputs, retain_graph=retain_graph, allow_unused=True)
+
+
+def with_gradients(value: Scalar, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Scalar:
+    """Return `value`, detached from its own graph, such that `backward()` hands each input its known gradient."""
+    return _Carried.apply(value.detach(), len(inputs), *inputs, *gradients)
+
+
+class _Carried(torch.autograd.Function):
+    """The identity on a scalar, with a backward that was computed before."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, num_inputs: int, *inputs_and_gradients: Tensor | None) -> Tensor:
+        inputs, gradients = inputs_and_gradients[:num_inputs], inputs_and_gradients[num_inputs:]
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = [x.dtype for x in inputs if x is not None]
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, incoming: Tensor) -> tuple[Tensor | None, ...]:
+        carried = [
+            None if gradient is None else (incoming * gradient).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return (None, None, *carried, *[None] * len(carried))
+
+
+def summed(gradients: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
+    """Return the sums of several losses' gradients, input by input; None where no loss depends on one."""
+    return [_sum([gradient for gradient in column if gradient is not None]) for column in zip(*gradients, strict=True)]
+
+
+def _sum(gradients: list[Tensor]) -> Tensor | None:
+    return sum(gradients[1:], gradients[0]) if gradients else None

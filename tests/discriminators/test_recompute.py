@@ -1,0 +1,70 @@
+"""Activation checkpointing: the same logits, gradients and gradients of gradients, with less kept."""
+
+import copy
+
+import pytest
+import torch
+
+from telecine import Discriminator, Discriminator3D, Discriminator3DWithfirstframe, PatchDiscriminator3D
+from telecine.losses import gradient_penalty
+
+SMALL = {"dim": 2, "image_size": 16, "linear_attn_heads": 2}
+NETWORKS = [
+    lambda: Discriminator(**SMALL),
+    lambda: Discriminator3D(**SMALL, frame_num=4, antialiased_downsample=True),
+    lambda: Discriminator3DWithfirstframe(**SMALL, frame_num=5),
+    lambda: PatchDiscriminator3D(dim=4),
+]
+
+
+def results(network, x):
+    x = x.clone().requires_grad_()
+    logits = network(x).logits
+    total = logits.square().mean() + gradient_penalty(real=x, logits=logits)
+    return [logits, *torch.autograd.grad(total, [x, *network.parameters()], allow_unused=True)]
+
+
+@pytest.mark.parametrize("make", NETWORKS)
+def test_nothing_changes(make):
+    torch.manual_seed(0)
+    network = make().double()
+    recomputing = copy.deepcopy(network)
+    recomputing.enable_gradient_checkpointing()
+    runs = []
+    recomputing.blocks[0].register_forward_pre_hook(lambda *_: runs.append(1))
+    frames = () if network.sees == "frames" else (5,)
+    x = torch.randn(2, 3, *frames, 16, 17, dtype=torch.float64)
+    torch.testing.assert_close(results(recomputing, x), results(network, x), rtol=1e-10, atol=1e-12)
+    assert len(runs) >= 2
+    runs.clear()
+    with torch.no_grad():
+        recomputing(x)
+    assert len(runs) == 1
+
+
+def kept(network, x):
+    """Return how many bytes the graph of a forward pass keeps, weights left out."""
+    ignored = {weight.untyped_storage().data_ptr() for weight in network.parameters()}
+    storages = {}
+
+    def pack(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = network(x)
+    assert output.logits.requires_grad
+    return sum(size for pointer, size in storages.items() if pointer not in ignored)
+
+
+def test_less_is_kept():
+    network = Discriminator3D(dim=4, image_size=32, frame_num=4)
+    x = torch.randn(1, 3, 4, 32, 32)
+    before = kept(network, x)
+    network.enable_gradient_checkpointing()
+    assert kept(network, x) < 0.5 * before
+
+
+def test_spectral_norms_cannot():
+    with pytest.raises(ValueError, match="`norm` must be one that a second forward leaves"):
+        PatchDiscriminator3D(dim=4, norm="spectral").enable_gradient_checkpointing()

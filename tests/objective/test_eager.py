@@ -1,0 +1,187 @@
+"""Eager gradients and an ordinary graph: the same values and the same gradients, over every value of every option."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+from telecine import VideoAutoencoderLoss
+
+options = runpy.run_path(str(Path(__file__).with_name("test_options.py")))
+BASE, NEEDS, VIDEO, made = (options[name] for name in ("BASE", "NEEDS", "VIDEO", "made"))
+CASES = [(name, value) for name, value in options["CASES"] if name != "eager_gradients"]
+
+
+def build(name, value, vgg, **more):
+    torch.manual_seed(0)
+    needed = NEEDS.get(name, {})
+    return VideoAutoencoderLoss(**{**BASE, "vgg_weights": vgg, **needed, name: made(name, value), **more})
+
+
+def both_steps(loss, autoencoder, real, step, scale=1.0, autocast=None):
+    """Return totals, logs and gradients of both steps; `scale` stands for a gradient scaler's."""
+    results = []
+    parameters = [*autoencoder.parameters(), *loss.parameters()]
+    torch.manual_seed(step)
+    for index in (0, 1):
+        with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+            fake = autoencoder(real)
+            aux = {"kl_loss": autoencoder.encoder.weight.square().mean(), "codebook_loss": 0.1}
+            total, log = loss(real, fake, index, step, aux, autoencoder.last_layer)
+        for parameter in parameters:
+            parameter.grad = None
+        (scale * total).backward()
+        gradients = [None if parameter.grad is None else parameter.grad / scale for parameter in parameters]
+        results.append((total.detach(), log, gradients))
+    return results
+
+
+def assert_same(ours, theirs, rtol, atol):
+    for (total, log, gradients), (total_2, log_2, gradients_2) in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(total, total_2, rtol=rtol, atol=atol)
+        torch.testing.assert_close(log, log_2, rtol=max(rtol, 1e-6), atol=max(atol, 1e-6))  # logs are float32
+        assert [gradient is None for gradient in gradients] == [gradient is None for gradient in gradients_2]
+        for gradient, gradient_2 in zip(gradients, gradients_2, strict=True):
+            if gradient is not None:
+                torch.testing.assert_close(gradient, gradient_2, rtol=rtol, atol=atol)
+
+
+def test_how_many_cases_there_are():
+    assert len(CASES) == 118
+
+
+@pytest.mark.parametrize(("name", "value"), CASES, ids=[f"{name}-{index}" for index, (name, _) in enumerate(CASES)])
+def test_every_option(name, value, vgg, cached_weights, autoencoder, clip):
+    autoencoder.double()
+    size = 32 if name == "perceptual_net" else 16
+    real = clip((2, 3, 3, size, size), dtype=torch.float64)
+    results = []
+    for eager in (True, False):
+        loss = build(name, value, vgg, eager_gradients=eager).double()
+        results.append([both_steps(loss, autoencoder, real, step, scale=2.0**10) for step in (0, 3)])
+    for ours, theirs in zip(*results, strict=True):
+        # Adaptive weights are ratios of float32 norms.
+        assert_same(ours, theirs, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
+def test_under_autocast(autocast, vgg, autoencoder, clip):
+    """In float32 and bfloat16 gradients are eager; in float16 the graph is an ordinary one, for the caller's scale."""
+    real = clip((2, 3, 3, 16, 16))
+    results = []
+    for eager in (True, False):
+        loss = build("eager_gradients", eager, vgg, grad_penalty_every=2)
+        results.append(both_steps(loss, autoencoder, real, 1, scale=2.0**12, autocast=autocast))
+    assert_same(*results, rtol=2e-2 if autocast else 1e-4, atol=1e-2 if autocast else 1e-5)
+
+
+def update(loss, autoencoder, real, step):
+    torch.manual_seed(step)
+    fake = autoencoder(real)
+    aux = {"kl_loss": autoencoder.encoder.weight.square().mean(), "codebook_loss": 0.1}
+    both = loss.update(real, fake, step, aux, autoencoder.last_layer)
+    results = []
+    parameters = [*autoencoder.parameters(), *loss.parameters()]
+    for total, log in (both[:2], both[2:]):
+        for parameter in parameters:
+            parameter.grad = None
+        total.backward()
+        results.append((total.detach(), log, [parameter.grad for parameter in parameters]))
+    return results
+
+
+@pytest.mark.parametrize(("name", "value"), CASES, ids=[f"{name}-{index}" for index, (name, _) in enumerate(CASES)])
+def test_an_update_is_both_steps(name, value, vgg, cached_weights, autoencoder, clip):
+    """One frame a clip, so that the discriminators of frames see the same ones; spectral norms move in every pass."""
+    autoencoder.double()
+    size = 32 if name == "perceptual_net" else 16
+    real = clip((2, 3, 1, size, size), dtype=torch.float64)
+    results = []
+    for run in (both_steps, update):
+        loss = build(name, value, vgg).double().eval()
+        results.append([run(loss, autoencoder, real, step) for step in (0, 3)])
+    for ours, theirs in zip(*results, strict=True):
+        assert_same(ours, theirs, rtol=1e-5, atol=1e-8)
+
+
+def count_passes(loss, autoencoder, clip, **call):
+    passes = []
+    loss.discr_3d.register_forward_hook(lambda *_: passes.append(1))
+    real = clip((2, 3, 3, 16, 16))
+    loss.update(real, autoencoder(real), call.get("step", 0), last_layer=autoencoder.last_layer)
+    return len(passes)
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ({}, 2),  # reconstructions once, real clips once
+        ({"grad_penalty_loss_weight": 1}, 2),
+        ({"eager_gradients": False}, 3),
+        ({"lecam_loss_weight": 1}, 3),
+        ({"grad_penalty_loss_weight": 1, "grad_penalty": "r2"}, 3),
+        ({"gan_loss": "relativistic"}, 4),
+        ({"feature_matching_loss_weight": 1}, 3),
+        ({"disc_train_start": 1}, 1),
+        ({"disc_start": 1}, 2),
+    ],
+)
+def test_how_often_a_discriminator_is_run(make_loss, autoencoder, clip, more, expected):
+    loss = make_loss(**{"adversarial_loss_weight": 1, "discr_3d_kwargs": VIDEO, **more})
+    assert count_passes(loss, autoencoder, clip) == expected
+
+
+def saved_bytes(loss, *call, **more):
+    """Return the most memory that the graphs of a step hold at once, weights left out, in bytes."""
+    weights = [*loss.parameters(), *loss.perceptual_model.distance._frozen.values()]
+    ignored = {weight.untyped_storage().data_ptr() for weight in weights}
+    alive, peak = {}, 0
+
+    def pack(tensor):
+        nonlocal peak
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in ignored:
+            return tensor
+        alive.setdefault(storage.data_ptr(), [0, storage.nbytes()])[0] += 1
+        peak = max(peak, sum(size for _, size in alive.values()))
+        return Saved(tensor, alive)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: getattr(saved, "tensor", saved)):
+        loss(*call, **more)[0].backward()
+    return peak
+
+
+class Saved:
+    """A saved tensor that says when its graph lets it go."""
+
+    def __init__(self, tensor, alive):
+        self.tensor, self.alive = tensor, alive
+
+    def __del__(self):
+        pointer = self.tensor.untyped_storage().data_ptr()
+        entry = self.alive[pointer]
+        entry[0] -= 1
+        if entry[0] == 0:
+            del self.alive[pointer]
+
+
+def test_memory_does_not_grow_with_the_number_of_frames(make_loss, clip):
+    real, fake = clip((1, 3, 16, 32, 32)), clip((1, 3, 16, 32, 32), seed=2).requires_grad_()
+
+    def peak(eager, frames):
+        return saved_bytes(make_loss(perceptual_frames=frames, eager_gradients=eager), real, fake, 0, 0)
+
+    assert peak(eager=True, frames=16) <= peak(eager=True, frames=1) + 3 * 4 * fake.numel()
+    assert peak(eager=False, frames=16) > 8 * peak(eager=True, frames=16)
+
+
+def test_memory_is_that_of_the_largest_term(make_loss, autoencoder, clip):
+    real = clip((1, 3, 4, 32, 32))
+
+    def peak(eager):
+        network = {**VIDEO, "dim": 8, "image_size": 32}
+        loss = make_loss(adversarial_loss_weight=1, discr_3d_kwargs=network, eager_gradients=eager)
+        return saved_bytes(loss, real, autoencoder(real), 0, 0, last_layer=autoencoder.last_layer)
+
+    assert peak(eager=True) < 0.7 * peak(eager=False)
