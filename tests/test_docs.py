@@ -30,6 +30,10 @@ def test_the_code_runs(page, cached_weights):
         assert names["total"].isfinite()
         assert names["total"].requires_grad
         names["total"].backward()
+        for index in (0, 1):
+            total, _ = names["loss"](names["x"], names["y"], index, 30_000)
+            assert total.isfinite()
+            total.backward()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -47,5 +51,5 @@ def test_how_to_choose_speaks_of_every_option():
     assert [word for word in sorted(words) if not re.search(rf"`[^`]*\b{word}\b[^`]*`", text)] == []
     mentioned = set(re.findall(r"`(\w+_(?:weight|loss|every|start|frames|stride|decay|levels|kwargs))`", text))
     call = set(inspect.signature(VideoAutoencoderLoss.forward).parameters)
-    logged = {"recon_loss", "gen_loss", "discr_loss", "adaptive_weight", "kl_loss"}
+    logged = {"recon_loss", "gen_loss", "discr_loss", "perceptual_loss", "adaptive_weight", "kl_loss"}
     assert mentioned <= options | call | logged | {f"{name.removesuffix('_weight')}" for name in options}

@@ -228,7 +228,7 @@ def test_whether_the_generator_needs_the_real_logits(gan_loss, needs):
     assert generator_needs_real(gan_loss) is needs
 
 
-def test_the_probe_runs_on_the_cpu_whatever_the_default_device_and_only_once():
+def test_the_probe_runs_on_the_cpu_whatever_the_default_device():
     seen = []
 
     def spy(*, real, fake):
@@ -237,10 +237,16 @@ def test_the_probe_runs_on_the_cpu_whatever_the_default_device_and_only_once():
 
     with torch.device("meta"):
         assert generator_needs_real(spy) is False
-    ((real, fake),) = seen
-    assert (real.device.type, real.shape, fake.shape) == ("cpu", (2,), (2,))
-    assert real.isnan().all()
-    assert fake.eq(0).all()
+        assert is_separable(spy) is True
+    assert len(seen) == 3 + 4
+    assert all(logits.device.type == "cpu" for pair in seen for logits in pair)
+
+
+def test_a_loss_that_only_compares_with_the_real_logits_needs_them():
+    def compares(*, real, fake):
+        return Duel(fake.mean() - real.mean(), torch.where(real > fake, -fake, torch.zeros_like(fake)).mean())
+
+    assert generator_needs_real(compares)
 
 
 @pytest.mark.parametrize(

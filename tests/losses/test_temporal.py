@@ -128,3 +128,16 @@ def test_nothing_waits_for_the_device(frames):
     value = temporal_difference(reconstruction=x, target=x.detach(), weight=torch.empty(2, device="meta"))
     value.backward()
     assert value.shape == ()
+
+
+def test_a_mask_leaves_out_steps_of_which_a_frame_is_masked():
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 3, 5, 4, 4), torch.randn(2, 3, 5, 4, 4)
+    frames = torch.tensor([True, True, False, True, True]).view(1, 1, 5, 1, 1)
+    steps = [temporal_difference(reconstruction=x[:, :, t : t + 2], target=y[:, :, t : t + 2]) for t in (0, 3)]
+    masked = temporal_difference(reconstruction=x, target=y, mask=frames)
+    torch.testing.assert_close(masked, sum(steps) / 2)
+    everything = torch.ones(1, 1, 1, 1, 1, dtype=torch.bool)
+    plain = temporal_difference(reconstruction=x, target=y)
+    torch.testing.assert_close(temporal_difference(reconstruction=x, target=y, mask=everything), plain)
+    assert temporal_difference(reconstruction=x, target=y, mask=~everything) == 0

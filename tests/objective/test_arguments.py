@@ -1,11 +1,12 @@
 """What a call accepts, and that each mistake is named together with its remedy."""
 
 import re
+from functools import partial
 
 import pytest
 import torch
 
-from telecine.losses import GRAD_PENALTIES, Penalty, r1
+from telecine.losses import GRAD_PENALTIES, Penalty, approximate_r1, r1
 from telecine.objective.arguments import (
     as_penalty,
     check_choice,
@@ -114,10 +115,15 @@ def test_choices():
 
 
 def test_penalties():
+    def centred(*, judge, real, fake, generator):
+        return 0
+
     assert as_penalty("grad_penalty", "r1") is GRAD_PENALTIES["r1"]
     own = Penalty(r1, of_fake=False)
     assert as_penalty("grad_penalty", own) is own
-    assert as_penalty("grad_penalty", r1) == Penalty(r1)
+    assert as_penalty("grad_penalty", centred) == Penalty(centred)
+    wider = as_penalty("grad_penalty", partial(approximate_r1, sigma=0.1))
+    assert (wider.of_real, wider.double_backward) == (False, False)
     with pytest.raises(ValueError, match=r"`grad_penalty` must be one of .*Did you mean `r1`\?"):
         as_penalty("grad_penalty", "R1")
 

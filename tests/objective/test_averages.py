@@ -54,6 +54,17 @@ def test_saved_and_loaded():
     assert restored().item() == after(0.9, 1.0, 2.0, 6.0)().item()
 
 
+@pytest.mark.parametrize("convert", ["half", "bfloat16"])
+def test_half_precision_modules_keep_their_means_wide(convert):
+    mean = getattr(after(0.999, *[0.0] * 100), convert)()
+    assert mean.mean.dtype == mean.num_values.dtype == torch.float32
+    for _ in range(400):
+        mean.update(torch.ones(()))
+    assert mean.num_values.item() == 500
+    assert mean().item() == pytest.approx(0.8)
+    assert getattr(mean.double(), convert)().mean.dtype in (torch.float32, torch.float64)
+
+
 def test_no_value_is_read_on_the_host():
     mean = RunningMean(0.9).to("meta")
     mean.update(torch.ones((), device="meta"))

@@ -563,6 +563,19 @@ def test_line_17_so_must_every_average_and_the_gradient_of_the_variance(two_rank
     assert ranks[0] == pytest.approx(together, rel=1e-4)
 
 
+def test_line_17_a_data_parallel_wrapper_averages_the_discriminators_gradients(two_ranks):
+    """A parameter of the autoencoder's step inside of the wrapped loss must not keep it waiting."""
+    script = runpy.run_path(str(HERE / "two_ranks.py"))
+    ranks = [log["gradients"] for log in two_ranks]
+    assert ranks[0] == ranks[1]
+    loss = script["averaging_setting"]()
+    real = torch.cat([script["batch"](rank) for rank in range(2)])
+    for gradients in ranks[0]:
+        expected = script["discriminator_gradients"](loss, loss, real, (0.5 * real).requires_grad_())
+        assert gradients == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        assert max(gradients) > 1e-2
+
+
 # 18. The repo's own engine cannot call its loss.
 
 

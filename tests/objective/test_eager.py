@@ -15,8 +15,8 @@ CASES = [(name, value) for name, value in options["CASES"] if name != "eager_gra
 
 def build(name, value, vgg, **more):
     torch.manual_seed(0)
-    needed = NEEDS.get(name, {})
-    return VideoAutoencoderLoss(**{**BASE, "vgg_weights": vgg, **needed, name: made(name, value), **more})
+    weights = {"vgg_weights": vgg} if value == "vgg" or name != "perceptual_net" else {}
+    return VideoAutoencoderLoss(**{**BASE, **weights, **NEEDS.get(name, {}), name: made(name, value), **more})
 
 
 def both_steps(loss, autoencoder, real, step, scale=1.0, autocast=None):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from telecine.objective.region import clip_weights, frame_weights, within
+from telecine.objective.region import clip_weights, frame_weights, share, within
 
 EVERYTHING = {
     "adversarial_loss_weight": 0.5,
@@ -34,7 +34,7 @@ def test_outside_of_the_mask_the_reconstruction_is_the_input():
 
 def test_nan_outside_of_the_mask_does_not_matter(make_loss, clip):
     x, y = clip(), clip(seed=2)
-    y[..., 8:] = float("nan")
+    x[..., 9:] = y[..., 8:] = float("nan")
     y.requires_grad_()
     loss = make_loss(**EVERYTHING)
     total, _ = loss(x, y, 0, 0, mask=left_half(x))
@@ -48,11 +48,13 @@ def test_nan_outside_of_the_mask_does_not_matter(make_loss, clip):
 
 def test_weights_of_clips():
     like = torch.zeros(2, 3, 2, 4, 4)
-    assert clip_weights(None, None, like=like) is None
     given = torch.tensor([1.0, 3.0])
-    assert clip_weights(None, given, like=like).tolist() == [1, 3]
-    assert clip_weights(left_half(like), given, like=like).tolist() == [2, 6]
-    assert clip_weights(~torch.ones_like(left_half(like)), given, like=like).tolist() == [0, 0]
+    half, nothing = left_half(like), torch.zeros_like(left_half(like))
+    assert clip_weights(share(None, like=like), None, like=like) is None
+    assert clip_weights(share(None, like=like), given, like=like).tolist() == [1, 3]
+    assert clip_weights(share(half, like=like), given, like=like).tolist() == [2, 6]
+    assert clip_weights(share(half, like=like), None, like=like).tolist() == [2, 2]
+    assert clip_weights(share(nothing, like=like), given, like=like).tolist() == [0, 0]
 
 
 def test_frame_weights():
@@ -119,3 +121,29 @@ def test_bad_masks(make_loss, clip, mask, message):
 def test_bad_weights_of_clips(make_loss, clip, weight):
     with pytest.raises(ValueError, match=r"`sample_weight` must be a floating-point tensor of shape \(2,\)"):
         make_loss()(clip(), clip(), 0, 0, sample_weight=weight)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("recon_loss", ["mse", "l1"])
+def test_frames_that_are_masked_out_might_as_well_be_cut_off(make_loss, clip, reduction, recon_loss):
+    loss = make_loss(perceptual_weight=0, recon_loss=recon_loss, temporal_loss_weight=1, nll_reduction=reduction)
+    x, y = clip(), clip(seed=2)
+    mask = (torch.arange(4) < 2).view(1, 1, 4, 1, 1)
+    total, log = loss(x, y, 0, 0, mask=mask, sample_weight=torch.tensor([0.5, 2.0]))
+    expected, log_2 = loss(x[:, :, :2], y[:, :, :2], 0, 0, sample_weight=torch.tensor([0.5, 2.0]))
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(log, log_2)
+
+
+def test_the_adaptive_weight_at_a_masked_reconstruction(make_loss, clip):
+    """Gradients are compared at the whole reconstruction, of which the masked part has none."""
+    options = {"adversarial_loss_weight": 1, "adaptive_weight_at": "reconstruction", "perceptual_frames": "all"}
+    loss = make_loss(**options, discr_3d_kwargs={"dim": 1, "image_size": 16, "frame_num": 4})
+    x, y = clip(), clip(seed=2).requires_grad_()
+    weight = loss(x, y, 0, 0, mask=left_half(x))[1]["train/adaptive_weight"]
+    composed = torch.where(left_half(x), y.detach(), x).requires_grad_()
+    frames = [video.transpose(1, 2).flatten(0, 1) for video in (composed, x)]
+    lpips = 2 * loss.perceptual_model(reconstruction=frames[0], target=frames[1]).lpips.mean()
+    g = -loss.discr_3d(composed).logits.mean()
+    norms = [torch.autograd.grad(t, composed)[0][..., :8].norm() for t in (lpips, g)]
+    torch.testing.assert_close(weight, norms[0] / norms[1].clamp(min=1e-3), rtol=1e-4, atol=1e-6)

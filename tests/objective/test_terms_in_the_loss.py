@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from telecine import DiscriminatorOutput, Ramp, VideoAutoencoderLoss
 from telecine.losses import Duel, gradient_penalty, temporal_difference, wavelet_l1
-from telecine.perceptual import LPIPS, pick_frames
+from telecine.perceptual import LPIPS
 
 VIDEO = {"dim": 1, "image_size": 16, "frame_num": 4, "linear_attn_heads": 2}
 IMAGE = {"dim": 1, "image_size": 16, "linear_attn_heads": 2}
@@ -150,14 +150,16 @@ class TestPerceptual:
         frames = {"reconstruction": y.transpose(1, 2).flatten(0, 1), "target": x.transpose(1, 2).flatten(0, 1)}
         expected = lpips(**frames).mean()
         for net in ("alex", lpips):
-            log = make_loss(perceptual_net=net, perceptual_frames="all")(x, y, 0, 0)[1]
+            loss = VideoAutoencoderLoss(0, perceptual_net=net, perceptual_frames="all")
+            log = loss(x, y, 0, 0)[1]
             torch.testing.assert_close(log["train/perceptual_loss"], expected)
 
     def test_ones_own_distance(self, make_loss, pair):
         def distance(*, reconstruction, target):
             return (reconstruction - target).abs().mean((1, 2, 3))
 
-        total, log = make_loss(perceptual_net=distance, perceptual_frames="all", perceptual_weight=2)(*pair, 0, 0)
+        loss = VideoAutoencoderLoss(0, perceptual_net=distance, perceptual_frames="all", perceptual_weight=2)
+        total, log = loss(*pair, 0, 0)
         torch.testing.assert_close(log["train/perceptual_loss"], F.l1_loss(*pair).detach())
         torch.testing.assert_close(total, log["train/recon_loss"] + 2 * log["train/perceptual_loss"])
 
@@ -166,7 +168,7 @@ class TestPerceptual:
         module = nn.Module()
         module.net = net
         module.forward = lambda *, reconstruction, target: (net(reconstruction) - net(target)).abs().mean((1, 2, 3))
-        loss = make_loss(perceptual_net=module)
+        loss = VideoAutoencoderLoss(0, perceptual_net=module)
         loss(clip(), clip(seed=2).requires_grad_(), 0, 0)[0].backward()
         assert net.weight.grad is None
         assert loss.state_dict() == {}
@@ -174,7 +176,18 @@ class TestPerceptual:
 
     def test_gram_of_a_distance_without_features(self, make_loss):
         with pytest.raises(ValueError, match="`gram_loss_weight` must be 0 for a perceptual loss without features"):
-            make_loss(perceptual_net=lambda *, reconstruction, target: 0, gram_loss_weight=1)
+            VideoAutoencoderLoss(0, perceptual_net=lambda *, reconstruction, target: 0, gram_loss_weight=1)
+
+    def test_weights_of_vgg_for_another_network_are_refused(self, vgg):
+        for net in ("alex", lambda *, reconstruction, target: 0):
+            with pytest.raises(ValueError, match="`vgg_weights` must be left out where `perceptual_net` is not"):
+                VideoAutoencoderLoss(0, perceptual_net=net, vgg_weights=vgg)
+
+    def test_options_are_checked_where_the_term_is_off_too(self):
+        for option in ({"perceptual_frames": -3}, {"perceptual_stride": 0}, {"lecam_decay": "x"}):
+            (name,) = option
+            with pytest.raises(ValueError, match=f"`{name}` must be"):
+                VideoAutoencoderLoss(0, perceptual_weight=0, **option)
 
     def test_gram_alone_builds_the_network(self, make_loss, pair):
         total, log = make_loss(perceptual_weight=0, gram_loss_weight=2)(*pair, 0, 0)
@@ -311,10 +324,11 @@ class TestPenalty:
         def refuse(*_, **__):
             raise AssertionError("autograd.grad was called")
 
+        approximate, exact = (self.cubic(make_loss, name, eager_gradients=False) for name in ("approximate_r1", "r1"))
         monkeypatch.setattr(torch.autograd, "grad", refuse)
-        self.cubic(make_loss, "approximate_r1", eager_gradients=False)(*pair, 1, 0)[0].backward()
+        approximate(*pair, 1, 0)[0].backward()
         with pytest.raises(AssertionError, match=r"autograd.grad was called"):
-            self.cubic(make_loss, "r1", eager_gradients=False)(*pair, 1, 0)
+            exact(*pair, 1, 0)
 
     def test_a_function_of_ones_own(self, make_loss, pair):
         def zero_centered(*, judge, real, fake, generator):
@@ -361,6 +375,43 @@ class TestAdaptiveWeight:
     def test_none(self, make_loss, pair, autoencoder):
         assert self.weight(make_loss, pair, autoencoder, adaptive_weight_reference="none")[-1] == 1
 
+    def test_without_a_perceptual_weight_it_is_one_though_features_are_compared(self, make_loss, pair, autoencoder):
+        for weight in (0, Ramp(1, start=5)):
+            options = {"perceptual_weight": weight, "gram_loss_weight": 1}
+            assert self.weight(make_loss, pair, autoencoder, **options)[-1] == 1
+
+    def test_a_sum_over_pixels_is_compared_as_a_sum(self, make_loss, pair, autoencoder):
+        mean = self.weight(make_loss, pair, autoencoder, adaptive_weight_max=1e9)[-1]
+        summed = self.weight(make_loss, pair, autoencoder, adaptive_weight_max=1e9, nll_reduction="sum")[-1]
+        assert summed == pytest.approx(mean * pair[0][0].numel(), rel=1e-4)
+
+    def test_a_step_that_is_not_finite_leaves_the_moving_average_alone(self, make_loss, pair, autoencoder):
+        loss = make_loss(adversarial_loss_weight=1, adaptive_weight_decay=0.9, discr_3d_kwargs=Elementwise())
+
+        def step(real):
+            torch.manual_seed(0)
+            log = loss(real, autoencoder(real), 0, 0, last_layer=autoencoder.last_layer)[1]
+            return log["train/adaptive_weight"].item()
+
+        first = step(pair[0])
+        assert step(pair[0] * float("nan")) == first
+        assert step(pair[0]) == pytest.approx(first)
+
+    def test_small_gradients_of_half_precision_are_compared_in_float32(self, make_loss, clip):
+        loss = make_loss(
+            perceptual_frames="all",
+            adversarial_loss_weight=1,
+            adaptive_weight_at="reconstruction",
+            adaptive_weight_min_norm=1e-12,
+            discr_3d_kwargs=Elementwise(1e-4),
+        )
+        real = clip((1, 3, 4, 64, 64)).half()
+        weights = [
+            loss(real.to(dtype), (real * 0.99).to(dtype).requires_grad_(), 0, 0)[1]["train/adaptive_weight"].item()
+            for dtype in (torch.float16, torch.float32)
+        ]
+        assert weights[0] == pytest.approx(weights[1], rel=1e-3)
+
     def test_cap_and_epsilon(self, make_loss, pair, autoencoder):
         assert self.weight(make_loss, pair, autoencoder, adaptive_weight_max=1e-3)[-1] == pytest.approx(1e-3)
         terms, _, _, weight = self.weight(make_loss, pair, autoencoder, adaptive_weight_min_norm=1e4)
@@ -390,12 +441,10 @@ class TestAdaptiveWeight:
         assert torch.equal(other.state_dict()["balance.averages.discr_3d.mean"], before)
 
 
-def test_frames_for_the_perceptual_term_are_the_same_of_both(make_loss, pair):
-    loss = make_loss(perceptual_net=lambda *, reconstruction, target: (reconstruction - target).square())
+def test_a_distance_of_ones_own_that_returns_something_else(make_loss, pair):
+    loss = VideoAutoencoderLoss(0, perceptual_net=lambda *, reconstruction, target: (reconstruction - target).square())
     with pytest.raises(ValueError, match="`net` must be"):
         loss(*pair, 0, 0)
-    frames = pick_frames(pair[0], torch.tensor([[1], [2]]))
-    assert frames.shape == (2, 3, 16, 16)
 
 
 def test_a_loss_with_everything_on_survives_copies(make_loss, pair, tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from telecine import VideoAutoencoderLoss
 from telecine.objective.balance import average_over_ranks
@@ -62,6 +63,13 @@ def averaged(loss, real, fake):
     }
 
 
+def discriminator_gradients(loss, wrapped, real, fake):
+    """Return the gradients of a discriminators' step through the wrapper, an autoencoder's step having gone before."""
+    loss(real, fake, 0, 0)[0].backward()
+    wrapped(real, fake, 1, 0)[0].backward()
+    return [weight.grad.double().norm().item() for weight in loss.get_trainable_parameters()]
+
+
 def batch(rank):
     """Return the rank's own clips."""
     return helpers["random_clip"]((2, 3, 3, 16, 16), seed=10 + rank) * (0.2 + rank) / 1.2
@@ -78,8 +86,12 @@ def main(rank, init_method):
     assert own.tolist() == [1.0 + rank, 10.0]
     averaging, real = averaging_setting(), batch(rank)
     result["averaged"] = averaged(averaging, real, (0.5 * real).requires_grad_())
+    wrapped = DistributedDataParallel(parallel := averaging_setting())
+    result["gradients"] = [
+        discriminator_gradients(parallel, wrapped, real, (0.5 * real).requires_grad_()) for _ in range(2)
+    ]
     # Gloo's threads may outlive the interpreter's teardown where tensors of the graph do.
-    del loss, autoencoder, averaging, total, log
+    del loss, autoencoder, averaging, wrapped, parallel, total, log
     gc.collect()
     dist.barrier()
     dist.destroy_process_group()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ def frame_gradients(module: nn.Module, video: Video) -> Float[Tensor, " time"]:
     the discriminator as the average frame.
 
     Args:
-        module: A discriminator of videos; its mode and its parameters' gradients stay as they are.
+        module: A discriminator of videos, looked at in evaluation mode; it stays as it is.
         video: Videos `(B, C, T, H, W)` in [-1, 1].
 
     Returns:
@@ -31,9 +33,19 @@ def frame_gradients(module: nn.Module, video: Video) -> Float[Tensor, " time"]:
     """
     check_video("video", video)
     with torch.inference_mode(False), torch.enable_grad():
-        frames = video.detach().clone().requires_grad_()
-        logits = as_output(module(frames)).logits
+        parameter = next(module.parameters(), video)
+        frames = video.detach().to(parameter.dtype, copy=True).requires_grad_()
+        logits = as_output(_evaluated(module, frames)).logits
         (gradient,) = torch.autograd.grad(logits.sum(), frames)
     by_frame = at_least_float32(gradient).transpose(1, 2).flatten(2)
     norms = torch.linalg.vector_norm(by_frame, dim=2).mean(0)
     return norms / norms.mean().clamp_min(torch.finfo(norms.dtype).tiny)
+
+
+def _evaluated(module: nn.Module, frames: Tensor) -> Any:
+    """Return what the module says in evaluation mode, in which nothing in it moves, and give it its mode back."""
+    mode = module.training
+    try:
+        return module.eval()(frames)
+    finally:
+        module.train(mode)

@@ -121,13 +121,15 @@ GAN_LOSSES: dict[str, GANLoss] = {
 def generator_needs_real(gan_loss: GANLoss) -> bool:
     """Say whether the generator's loss depends on the logits of real samples, which then have to be computed for it.
 
-    Found out by one call with real logits of NaN, which arithmetic carries into whatever depends on them. It runs on
-    the CPU, so nothing waits for a device; a loss that is not finite for fakes of 0 is taken to depend on them, too.
+    Found out by calls with other real logits: NaN, which arithmetic carries into whatever depends on them, and values
+    on both sides of the fake ones, for comparisons. They run on the CPU, so nothing waits for a device.
     """
-    logits = torch.zeros(2, device="cpu")
+    fake = torch.linspace(-2.3, 2.1, 6, device="cpu")
     with torch.no_grad():
-        loss = gan_loss(real=torch.full_like(logits, torch.nan), fake=logits).generator
-    return not bool(torch.isfinite(loss))
+        unknown, low, high = (
+            gan_loss(real=torch.full_like(fake, real), fake=fake).generator for real in (torch.nan, -3.7, 2.9)
+        )
+    return not (bool(torch.isfinite(unknown)) and torch.equal(unknown, low) and torch.equal(unknown, high))
 
 
 def is_separable(gan_loss: GANLoss) -> bool:

@@ -20,9 +20,9 @@ def kl_to_standard_normal(*, mean: Tensor, logvar: Tensor, reduction: Reduction 
 
     By default it is averaged over batch, channels and positions, so a weight means the same at any resolution, length
     and latent width. "sum" is the convention of latent diffusion's code (and diffusers'): summed over the latent of a
-    clip, averaged over the batch. It is the mean times the number of latent elements per clip, so a `kl_weight` of
-    1e-6 beside it on a 4 x 32 x 32 latent corresponds to 1e-6 * 4096 = 4e-3 beside the mean, where reconstruction is
-    averaged over pixels.
+    clip, averaged over the batch. It is the mean times the number of latent elements per clip. Their reconstruction is
+    a sum as well: a `kl_weight` of 1e-6 there, on a 4 x 32 x 32 latent of a 3 x 256 x 256 image, corresponds to
+    1e-6 * 4096 / 196608 = 2e-8 beside a reconstruction that is averaged over pixels.
 
     Args:
         mean: any shape, e.g. `(batch, channel, time, height, width)`.

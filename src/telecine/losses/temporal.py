@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from telecine.losses.reconstruction import difference, weighted_mean
 from telecine.shapes import Scalar, Video
 
 
-def temporal_difference(*, reconstruction: Video, target: Video, weight: Tensor | None = None) -> Scalar:
+def temporal_difference(
+    *, reconstruction: Video, target: Video, weight: Tensor | None = None, mask: Tensor | None = None
+) -> Scalar:
     """Return the mean of `|(x[t+1] - x[t]) - (y[t+1] - y[t])|` over every step from frame to frame.
 
     It sees flicker, which a loss over single frames spreads evenly, and is blind to an error that stays the same in
@@ -18,6 +21,8 @@ def temporal_difference(*, reconstruction: Video, target: Video, weight: Tensor 
         reconstruction: x, `(B, C, T, H, W)`.
         target: y, same shape.
         weight: Non-negative weights of the samples, `(B,)`: see `weighted_mean`.
+        mask: Bool, broadcasts to the videos. A step counts where it is True in both frames, and the mean is over those
+            of all samples; where none counts the result is 0.
 
     Returns:
         A 0-d tensor in [0, 4] for values in [-1, 1], at least float32; smaller is better. For one frame it is exactly
@@ -30,4 +35,10 @@ def temporal_difference(*, reconstruction: Video, target: Video, weight: Tensor 
     steps = difference(reconstruction=reconstruction, target=target).diff(dim=2)
     if steps.shape[2] == 0:
         return steps.sum()  # a mean over no step would be NaN; the sum is 0 and has a graph
-    return weighted_mean(steps.abs(), weight)
+    if mask is None:
+        return weighted_mean(steps.abs(), weight)
+    mask = mask.expand_as(reconstruction)
+    counts = mask[:, :, 1:] & mask[:, :, :-1]
+    share = counts.to(steps.dtype).mean()
+    mean = weighted_mean(torch.where(counts, steps.abs(), torch.zeros_like(steps)), weight)
+    return mean / torch.where(share > 0, share, torch.ones_like(share))

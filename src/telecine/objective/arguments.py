@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -100,7 +102,11 @@ def as_penalty(name: str, value: Any) -> Penalty:
     if isinstance(value, Penalty):
         return value
     chosen = choose(name, value, GRAD_PENALTIES)
-    return chosen if isinstance(chosen, Penalty) else Penalty(chosen)
+    if isinstance(chosen, Penalty):
+        return chosen
+    # A known penalty with other settings differentiates what the known one does.
+    known = next((p for p in GRAD_PENALTIES.values() if isinstance(chosen, partial) and chosen.func is p.compute), None)
+    return Penalty(chosen) if known is None else replace(known, compute=chosen)
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[str]) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +28,15 @@ class RunningMean(nn.Module):
         self.decay = decay
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("num_values", torch.zeros(()))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningMean:
+        """Move with the module, but stay in float32: half precision would round small updates away."""
+        kept = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, moved in self._buffers.items():
+            if moved is not None and moved.dtype not in (torch.float32, torch.float64):
+                self._buffers[name] = kept[name].to(moved.device)  # type: ignore[union-attr]
+        return self
 
     @torch.no_grad()
     def update(self, value: Scalar) -> None:

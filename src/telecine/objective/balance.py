@@ -73,28 +73,40 @@ class Balance(nn.Module):
         weights = {}
         for name, loss in losses.items():
             norm = norm_of(loss, anchor, self.reduce)
-            weight = adaptive_weight(
+            ratio = bounded_ratio(
                 reference_norm=reference_norm, norm=norm, min_norm=self.min_norm, max_weight=self.max_weight
             )
-            weights[name] = self._average(name, weight)
+            weights[name] = finite_or_one(self._average(name, ratio))
         return weights
 
-    def _average(self, name: str, weight: Scalar) -> Scalar:
+    def _average(self, name: str, ratio: Scalar) -> Scalar:
         if not self.averages:
-            return weight
+            return ratio
         average = self.averages[name.replace(".", "_")]
         assert isinstance(average, RunningMean)
         if self.training:
-            average.update(weight)
-        return average()
+            average.update(ratio)
+        # Before any finite ratio there is no average either.
+        return torch.where(average.num_values > 0, average(), torch.nan)
 
 
 def adaptive_weight(
     *, reference_norm: Scalar, norm: Scalar, min_norm: float = MIN_NORM, max_weight: float = MAX_WEIGHT
 ) -> Scalar:
     """Return `min(reference_norm / max(norm, min_norm), max_weight)`, 1 where not finite; no graph, no sync."""
+    ratio = bounded_ratio(reference_norm=reference_norm, norm=norm, min_norm=min_norm, max_weight=max_weight)
+    return finite_or_one(ratio)
+
+
+def bounded_ratio(*, reference_norm: Scalar, norm: Scalar, min_norm: float, max_weight: float) -> Scalar:
+    """Return `min(reference_norm / max(norm, min_norm), max_weight)`, NaN where the quotient is not finite."""
     ratio = (reference_norm / norm.clamp(min=min_norm)).detach()
-    return torch.where(torch.isfinite(ratio), ratio, torch.ones_like(ratio)).clamp(max=max_weight)
+    return torch.where(torch.isfinite(ratio), ratio.clamp(max=max_weight), torch.nan)
+
+
+def finite_or_one(weight: Scalar) -> Scalar:
+    """Return the weight, or 1 where it is not finite."""
+    return torch.where(torch.isfinite(weight), weight, torch.ones_like(weight))
 
 
 def layer_gradient_norm(loss: Scalar, last_layer: Tensor, reduce: Reduce) -> Scalar:

@@ -15,19 +15,28 @@ def within(mask: Tensor | None, *, reconstruction: Video, target: Video) -> Vide
     return reconstruction if mask is None else torch.where(mask, reconstruction, target.to(reconstruction.dtype))
 
 
-def clip_weights(mask: Tensor | None, sample_weight: Tensor | None, *, like: Video) -> Tensor | None:
+def without_broken_pixels(mask: Tensor | None, target: Video) -> Video:
+    """Return the target with what is masked out and not finite set to 0, which would otherwise reach every term."""
+    return target if mask is None else torch.where(mask | torch.isfinite(target), target, torch.zeros_like(target))
+
+
+def share(mask: Tensor | None, *, like: Video) -> Tensor | float:
+    """Return the share of the elements that count, from 0 to 1."""
+    return 1.0 if mask is None else mask.expand_as(like).float().mean()
+
+
+def clip_weights(counted: Tensor | float, sample_weight: Tensor | None, *, like: Video) -> Tensor | None:
     """Return the weight of each clip's error, `(B,)` in float32, or None where all are 1.
 
-    An error is averaged over a whole video, of which only the mask's share can differ from 0: dividing by the share
-    makes it the mean over what counts. A mask without any element gives weights of 0 and not a division by it.
+    An error is averaged over a whole video, of which only the share that counts can differ from 0: dividing by it
+    makes the error the mean over what counts. Where nothing counts, weights are 0.
     """
-    if mask is None and sample_weight is None:
+    if isinstance(counted, float) and sample_weight is None:
         return None
     weight = torch.ones(len(like), device=like.device) if sample_weight is None else sample_weight.float()
-    if mask is None:
+    if isinstance(counted, float):
         return weight
-    share = mask.expand_as(like).float().mean()
-    return weight * torch.where(share > 0, 1 / share, torch.zeros_like(share))
+    return weight * torch.where(counted > 0, 1 / counted, torch.zeros_like(counted))
 
 
 def frame_weights(clip_weight: Tensor | None, indices: Tensor) -> Tensor:

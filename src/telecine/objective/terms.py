@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from telecine.objective.schedule import Ramp
 from telecine.shapes import Scalar, argument_error
 
 Log = dict[str, Tensor]
@@ -35,9 +34,9 @@ def only_if(computed: object, **terms: Tensor) -> Log:
     return terms if computed else {}
 
 
-def changing(ramps: Mapping[str, Ramp], weights: Mapping[str, float], *, like: Tensor) -> Log:
-    """Return the present weight of each term whose weight changes over the steps, by the argument's name."""
-    return {name: torch.full((), weights[name], device=like.device) for name, ramp in ramps.items() if ramp.changes}
+def scheduled(names: Iterable[str], weights: Mapping[str, float], *, like: Tensor) -> Log:
+    """Return the present weight of each term that has a schedule, by the argument's name."""
+    return {name: torch.full((), weights[name], device=like.device) for name in names}
 
 
 def with_aux(log: Log, aux: Log) -> Log:

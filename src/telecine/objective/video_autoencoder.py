@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
@@ -29,6 +28,7 @@ from telecine.objective.arguments import (
     check_choice,
     check_finite,
     check_fraction,
+    check_frames,
     check_interval,
     check_last_layer,
     check_pair,
@@ -59,11 +59,18 @@ from telecine.objective.critics import (
 )
 from telecine.objective.lecam import LeCam
 from telecine.objective.perceptual_term import PerceptualTerm
-from telecine.objective.region import check_mask, check_sample_weight, clip_weights, within
+from telecine.objective.region import (
+    check_mask,
+    check_sample_weight,
+    clip_weights,
+    share,
+    within,
+    without_broken_pixels,
+)
 from telecine.objective.schedule import Ramp, as_ramp, as_ramps, check_step
-from telecine.objective.terms import Log, by_critic, changing, each, mean, named, only_if, total, weighted, with_aux
+from telecine.objective.terms import Log, by_critic, each, mean, named, only_if, scheduled, total, weighted, with_aux
 from telecine.perceptual import Perceptual, sample_frame_indices
-from telecine.precision import autocast_dtype, autocast_off
+from telecine.precision import at_least_float32, autocast_dtype, autocast_off
 from telecine.shapes import Scalar, Video, argument_error, describe
 
 
@@ -74,8 +81,9 @@ class Batch(NamedTuple):
     fake: Video
     """The reconstructions, put right where they are masked out."""
     reconstructions: Video
-    """The reconstructions as they came."""
-    clip_weight: Tensor | None
+    """The reconstructions as they came, in at least float32."""
+    mask: Tensor | None
+    sample_weight: Tensor | None
 
 
 class Update(NamedTuple):
@@ -251,6 +259,7 @@ class VideoAutoencoderLoss(nn.Module):
             "lecam_loss_weight": lecam_loss_weight,
         }
         self.weights = {name: as_ramp(name, value, self._start_of(name)) for name, value in weights.items()}
+        self.scheduled = [name for name, value in weights.items() if not isinstance(value, (int, float))]
         self.aux_loss_weights = as_ramps("aux_loss_weights", aux_loss_weights or {})
         self.generator = generator
         self.reduce = reduce
@@ -258,11 +267,7 @@ class VideoAutoencoderLoss(nn.Module):
         self.recon_loss = choose("recon_loss", recon_loss, RECONSTRUCTION_LOSSES)
         self.nll_reduction = check_choice("nll_reduction", nll_reduction, ("mean", "sum"))
         self._init_logvar(check_finite("logvar_init", logvar_init), learn_logvar)
-        levels = check_interval("wavelet_levels", wavelet_levels)
-        self.pixel_terms: dict[str, Callable[..., Scalar]] = {
-            "wavelet_loss": partial(wavelet_l1, levels=levels),
-            "temporal_loss": temporal_difference,
-        }
+        self.wavelet_levels = check_interval("wavelet_levels", wavelet_levels)
 
         self.perceptual_term = self._build_perceptual_term(
             perceptual_net, vgg_weights, perceptual_frames, perceptual_stride, perceptual_chunk_size
@@ -286,10 +291,10 @@ class VideoAutoencoderLoss(nn.Module):
         self.eager_gradients = eager_gradients
         self.grad_penalty = as_penalty("grad_penalty", grad_penalty)
         self.grad_penalty_every = check_interval("grad_penalty_every", grad_penalty_every)
+        lecam_decay = check_fraction("lecam_decay", lecam_decay)
         self.lecam = nn.ModuleDict()
         if self.weights["lecam_loss_weight"].is_ever_on:
-            decay = check_fraction("lecam_decay", lecam_decay)
-            self.lecam.update({name: LeCam(decay, reduce) for name in names})
+            self.lecam.update({name: LeCam(lecam_decay, reduce) for name in names})
         self.adaptive_weight_reference = check_choice(
             "adaptive_weight_reference", adaptive_weight_reference, get_args(Reference)
         )
@@ -433,10 +438,11 @@ class VideoAutoencoderLoss(nn.Module):
         check_pair(inputs, reconstructions)
         check_mask(mask, inputs)
         check_sample_weight(sample_weight, inputs)
-        real = without_inference_mode(inputs.detach())
-        reconstructions = without_inference_mode(reconstructions)
+        real = without_broken_pixels(mask, without_inference_mode(inputs.detach()))
+        # In float32, where the gradients of all terms meet: of half precision, small ones would be lost before.
+        reconstructions = at_least_float32(without_inference_mode(reconstructions))
         fake = within(mask, reconstruction=reconstructions, target=real)
-        return Batch(real, fake, reconstructions, clip_weights(mask, sample_weight, like=inputs))
+        return Batch(real, fake, reconstructions, mask, sample_weight)
 
     def _anchor(self, batch: Batch, last_layer: Tensor | None) -> Tensor | None:
         """Return the tensor at which gradients are compared."""
@@ -453,17 +459,20 @@ class VideoAutoencoderLoss(nn.Module):
     ) -> tuple[Scalar, Log]:
         weight = self.weights_at(global_step)
         real, fake = batch.real, batch.fake
-        pair: dict[str, Any] = {"reconstruction": fake, "target": real, "weight": batch.clip_weight}
+        counted = share(batch.mask, like=real)
+        clip_weight = clip_weights(counted, batch.sample_weight, like=real)
+        pair: dict[str, Any] = {"reconstruction": fake, "target": real, "weight": clip_weight}
         recon = self.recon_loss(**pair)
         lpips, gram = self._perceptual(**pair, on=weight)
-        nll = self._nll(recon + weighted((weight["perceptual_weight"], lpips)), num_elements=fake[0].numel())
-        pixel = {name: term(**pair) for name, term in self.pixel_terms.items() if weight[f"{name}_weight"]}
+        num_elements = fake[0].numel() * counted if self.nll_reduction == "sum" else 1
+        nll = num_elements * self._nll(recon + weighted((weight["perceptual_weight"], lpips)))
+        pixel = self._pixel_terms(batch, clip_weight, weight)
         g, features = self._judge(real, fake, self.critics, "adversarial_loss_weight", weight, heard)
         g_m, features_m = self._judge(
             real, fake, self.multiscale_critics, "multiscale_adversarial_loss_weight", weight, heard
         )
         matching = mean((features | features_m).values(), like=recon)
-        w = self.balance(g | g_m, self._reference(nll, lpips), anchor)
+        w = self.balance(g | g_m, self._reference(nll, num_elements * lpips), anchor)
         aux_sum = weighted_sum(aux, self.aux_loss_weights, global_step, like=recon)
 
         loss = nll + weighted(
@@ -487,7 +496,7 @@ class VideoAutoencoderLoss(nn.Module):
             **only_if(weight["gram_loss_weight"], gram_loss=gram),
             **only_if(features | features_m, feature_matching_loss=matching),
             **({} if self.logvar is None else {"nll_loss": nll, "logvar": self.logvar}),
-            **changing(self.weights, weight, like=recon),
+            **scheduled(self.scheduled, weight, like=recon),
         }
         return loss, with_aux(log, aux)
 
@@ -525,17 +534,29 @@ class VideoAutoencoderLoss(nn.Module):
 
     def _perceptual(self, *, on: Mapping[str, float], **pair: Any) -> tuple[Scalar, Scalar]:
         """Return LPIPS and the Gram distance of the frames sampled from each clip; 0 for what is off."""
-        gram = on["gram_loss_weight"] > 0
-        if self.perceptual_term is None or not (gram or on["perceptual_weight"] > 0):
-            zero = torch.zeros((), device=pair["target"].device)
+        zero = torch.zeros((), device=pair["target"].device)
+        lpips_on, gram_on = on["perceptual_weight"] > 0, on["gram_loss_weight"] > 0
+        if self.perceptual_term is None or not (lpips_on or gram_on):
             return zero, zero
-        return self.perceptual_term(**pair, gram=gram, generator=self.generator, eager=self._is_eager(pair["target"]))
+        eager = self._is_eager(pair["target"])
+        lpips, gram = self.perceptual_term(**pair, gram=gram_on, generator=self.generator, eager=eager)
+        return (lpips if lpips_on else zero), gram
 
-    def _nll(self, distance: Scalar, num_elements: int) -> Scalar:
-        """Return the negative log-likelihood up to a constant: the distance itself, unless told otherwise."""
-        if self.logvar is not None:
-            distance = gaussian_nll(distance=distance, logvar=with_reduced_gradient(self.logvar, self.reduce))
-        return distance * num_elements if self.nll_reduction == "sum" else distance
+    def _pixel_terms(self, batch: Batch, clip_weight: Tensor | None, on: Mapping[str, float]) -> Log:
+        """Return the terms that compare neighbourhoods of pixels, as far as they have a weight."""
+        pair = {"reconstruction": batch.fake, "target": batch.real}
+        terms: dict[str, Callable[[], Scalar]] = {
+            "wavelet_loss": lambda: wavelet_l1(**pair, levels=self.wavelet_levels, weight=clip_weight),
+            # By itself it knows the mask: a change counts where both of its frames do.
+            "temporal_loss": lambda: temporal_difference(**pair, weight=batch.sample_weight, mask=batch.mask),
+        }
+        return {name: term() for name, term in terms.items() if on[f"{name}_weight"] > 0}
+
+    def _nll(self, distance: Scalar) -> Scalar:
+        """Return the negative log-likelihood of an element, up to a constant: the distance itself, unless told so."""
+        if self.logvar is None:
+            return distance
+        return gaussian_nll(distance=distance, logvar=with_reduced_gradient(self.logvar, self.reduce))
 
     def _reference(self, nll: Scalar, lpips: Scalar) -> Scalar | None:
         """Return the loss that the adversarial terms are made as strong as."""
@@ -669,8 +690,9 @@ class VideoAutoencoderLoss(nn.Module):
         """Set `logvar` to a parameter, to a constant that is not saved, or to None where it is 0 for good."""
         if learn:
             self.logvar: Tensor | None = nn.Parameter(torch.full((), value))
-            # It has no gradient in the discriminators' step, which a data-parallel wrapper would wait for.
-            self._ddp_params_and_buffers_to_ignore = ["logvar"]
+            # It has no gradient in the discriminators' step, which a data-parallel wrapper would wait for. The reducer
+            # knows a parameter of the wrapped module itself by a name with a dot before it, the broadcast without.
+            self._ddp_params_and_buffers_to_ignore = ["logvar", ".logvar"]
         else:
             self.register_buffer("logvar", torch.full((), value) if value else None, persistent=False)
 
@@ -681,6 +703,11 @@ class VideoAutoencoderLoss(nn.Module):
     def _build_perceptual_term(
         self, net: Any, vgg_weights: Any, num_frames: Any, stride: Any, chunk_size: Any
     ) -> PerceptualTerm | None:
+        if net != "vgg" and vgg_weights is not VGG16_Weights.DEFAULT:
+            remedy = "Load another network's weights with `perceptual_net=LPIPS('alex', weights=...)`."
+            raise argument_error("vgg_weights", 'left out where `perceptual_net` is not "vgg"', describe(net), remedy)
+        check_frames(num_frames)
+        check_interval("perceptual_stride", stride)
         gram_on = self.weights["gram_loss_weight"].is_ever_on
         if not (gram_on or self.weights["perceptual_weight"].is_ever_on):
             return None

@@ -30,6 +30,7 @@ from telecine.discriminators import (
 )
 from telecine.objective import VideoAutoencoderLoss
 from telecine.shapes import argument_error
+from telecine.training.acceleration import accelerate_networks
 from telecine.training.config import DiscriminatorConfig, TrainConfig
 from telecine.training.ema import moving_average
 from telecine.training.step import Players
@@ -157,6 +158,12 @@ def build_players(config: TrainConfig, accelerator: Accelerator) -> Players:
     model = CausalVAE(config.model)
     model.check_clip(config.clips.num_frames, config.clips.height, config.clips.width)
     objective = build_objective(config)
+    accelerate_networks(
+        objective,
+        channels_last=config.channels_last,
+        dynamo_backend=config.dynamo_backend,
+        device=accelerator.device,
+    )
     settings = config.optimizer
     groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
     if learned := objective.get_trainable_autoencoder_parameters():

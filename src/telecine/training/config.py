@@ -106,6 +106,11 @@ class ObjectiveConfig:
     """Largest adaptive weight."""
     adaptive_weight_decay: float = 0.0
     """Decay of a moving average of the adaptive weight, e.g. 0.99; 0 for the newest value alone."""
+    eager_gradients: bool = True
+    """Compute each term's gradient together with its value, so that memory is that of the largest term."""
+    gradient_checkpointing: bool = False
+    """Keep only the outputs of the discriminators' blocks and compute their inside again in the backward: less memory,
+    more time."""
     grad_penalty_loss_weight: Weight = 10.0
     """Weight of the gradient penalty."""
     grad_penalty: Literal["one_centered", "r1", "r2", "r1_and_r2", "wgan_gp", "approximate_r1"] = "one_centered"
@@ -182,6 +187,12 @@ class TrainConfig:
     """Where to compute; "auto" takes an accelerator if there is one, and the run says which."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """Precision of the networks' forward passes; losses are always float32."""
+    channels_last: bool = False
+    """Lay the weights of discriminators and LPIPS out with channels last, which tensor cores prefer; not on the CPU
+    with an exact gradient penalty."""
+    dynamo_backend: Literal["no", "inductor", "cudagraphs", "aot_eager"] = "no"
+    """Compile discriminators and LPIPS with `torch.compile`; needs `objective.grad_penalty: approximate_r1`, or no
+    penalty."""
     log_every: int = 10
     """Steps between two lines of `metrics.jsonl` and of TensorBoard."""
     val_every: int = 1_000

@@ -1,0 +1,71 @@
+"""Layout and compilation of the objective's networks: the same figures, and clear refusals."""
+
+import pytest
+import torch
+
+from telecine import VideoAutoencoderLoss
+from telecine.training.acceleration import accelerate_networks, networks
+
+VIDEO = {"dim": 2, "image_size": 32, "frame_num": 4, "linear_attn_heads": 2}
+IMAGE = {"dim": 2, "image_size": 32, "linear_attn_heads": 2}
+
+
+def build(**options):
+    torch.manual_seed(0)
+    return VideoAutoencoderLoss(
+        0,
+        **{"adversarial_loss_weight": 1, "discr_kwargs": IMAGE, "discr_3d_kwargs": VIDEO, **options},
+        adaptive_weight_at="reconstruction",
+    )
+
+
+def figures(loss):
+    """Return losses and gradients of two updates; the generator makes both see the same frames."""
+    torch.manual_seed(1)
+    real = torch.rand(2, 3, 4, 32, 32) * 2 - 1
+    results = []
+    for step in range(2):
+        fake = (0.5 * real).requires_grad_()
+        both = loss.update(real, fake, step)
+        both.loss.backward()
+        both.disc_loss.backward()
+        results += [both.loss, both.disc_loss, fake.grad, *(w.grad for w in loss.get_trainable_parameters())]
+        loss.zero_grad()
+    return results
+
+
+@pytest.fixture(scope="module")
+def plain(cached_weights):
+    return figures(build())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"channels_last": True, "dynamo_backend": "no"},
+        {"channels_last": False, "dynamo_backend": "aot_eager"},
+        {"channels_last": True, "dynamo_backend": "aot_eager"},
+    ],
+)
+def test_the_figures_are_the_same(plain, options):
+    loss = build()
+    accelerate_networks(loss, **options, device=torch.device("cpu"))
+    torch.testing.assert_close(figures(loss), plain, rtol=1e-3, atol=1e-5)
+    weights = [*loss.parameters(), *loss.perceptual_model.distance._frozen.values()]
+    laid_out = [w for w in weights if w.ndim == 4 and w.is_contiguous(memory_format=torch.channels_last)]
+    laid_out += [w for w in weights if w.ndim == 5 and w.is_contiguous(memory_format=torch.channels_last_3d)]
+    assert (len(laid_out) == len([w for w in weights if w.ndim > 3])) == options["channels_last"]
+    compiled = [network._compiled_call_impl is not None for network in networks(loss)]
+    assert compiled == [options["dynamo_backend"] != "no"] * 3
+
+
+def test_a_gradient_of_a_gradient_is_refused(cached_weights):
+    exact = build(grad_penalty_loss_weight=1)
+    cpu = torch.device("cpu")
+    with pytest.raises(ValueError, match=r"`channels_last` must be false on the CPU .*approximate_r1"):
+        accelerate_networks(exact, channels_last=True, dynamo_backend="no", device=cpu)
+    with pytest.raises(ValueError, match=r"`dynamo_backend` must be no with an exact .*approximate_r1"):
+        accelerate_networks(exact, channels_last=False, dynamo_backend="aot_eager", device=cpu)
+    approximate = build(grad_penalty_loss_weight=1, grad_penalty="approximate_r1")
+    accelerate_networks(approximate, channels_last=True, dynamo_backend="aot_eager", device=cpu)
+    assert all(torch.isfinite(figure).all() for figure in figures(approximate))
