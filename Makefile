@@ -22,8 +22,9 @@ weights: $(VENV)/.installed
 demo: weights
 	$(BIN)/telecine train
 
+# A thread each: two processes that share two cores slow each other's OpenMP threads down more than twice.
 test: weights $(VENV)/.reference
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

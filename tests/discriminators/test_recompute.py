@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from telecine import Discriminator, Discriminator3D, Discriminator3DWithfirstframe, PatchDiscriminator3D
+from telecine.discriminators.frozen import frozen
 from telecine.losses import gradient_penalty
 
 SMALL = {"dim": 2, "image_size": 16, "linear_attn_heads": 2}
@@ -63,6 +64,17 @@ def test_less_is_kept():
     before = kept(network, x)
     network.enable_gradient_checkpointing()
     assert kept(network, x) < 0.5 * before
+
+
+def test_what_was_frozen_in_the_forward_is_frozen_when_it_is_computed_again():
+    network = Discriminator3D(**SMALL, frame_num=4)
+    network.enable_gradient_checkpointing()
+    x = torch.randn(1, 3, 4, 16, 16, requires_grad=True)
+    with frozen(network):
+        logits = network(x).logits
+    logits.sum().backward()  # at a time at which nothing is frozen
+    assert x.grad.abs().max() > 0
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
 
 
 def test_spectral_norms_cannot():

@@ -123,8 +123,7 @@ def test_every_term_is_in_the_records(tiny, everything):
         "aux_losses gen_loss feature_matching_loss adaptive_weight",
         "total_disc_loss discr_loss grad_penalty_loss lecam_loss logits_real logits_fake",
         "perceptual_weight gram_loss_weight temporal_loss_weight adversarial_loss_weight",
-        "multiscale_adversarial_loss_weight feature_matching_loss_weight grad_penalty_loss_weight lecam_loss_weight",
-        "quantizer_aux_loss_weight",
+        "grad_penalty_loss_weight lecam_loss_weight quantizer_aux_loss_weight",
         "grad_norm disc_grad_norm lr clips_per_second",
     )
     of_each = ("gen_loss", "adaptive_weight", "discr_loss", "logits_real", "logits_fake")

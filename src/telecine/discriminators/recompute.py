@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from telecine.discriminators.frozen import frozen
 
 
 class Recomputing(nn.Module):
@@ -23,5 +28,15 @@ class Recomputing(nn.Module):
     def run_block(self, block: nn.Module, x: Tensor) -> Tensor:
         """Return `block(x)`."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+            contexts = partial(_contexts, block)
+            return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
         return block(x)
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return the contexts of a block's two forwards: one that was frozen in the first is so in the second.
+
+    By the time of the backward the parameters may require gradients again, and the graph would be another.
+    """
+    was_frozen = not any(parameter.requires_grad for parameter in block.parameters())
+    return nullcontext(), frozen(block) if was_frozen else nullcontext()

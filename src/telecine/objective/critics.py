@@ -1,9 +1,8 @@
-"""A discriminator together with what it is shown of a video, and how it is frozen while the autoencoder learns."""
+"""A discriminator together with what it is shown of a video."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,16 +115,3 @@ def scaled_down(factor: int, see: View = whole_video) -> View:
         return see(F.avg_pool3d(at_least_float32(video), (1, factor, factor), ceil_mode=True), frame_indices)
 
     return see_scaled
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Keep parameters out of the graphs built inside; each `requires_grad` is afterwards what it was before."""
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import VGG16_Weights
 
 from telecine.discriminators import Discriminator, Discriminator3D, build_discriminator
+from telecine.discriminators.frozen import frozen
 from telecine.losses import (
     GAN_LOSSES,
     RECONSTRUCTION_LOSSES,
@@ -51,7 +52,6 @@ from telecine.objective.critics import (
     Critic,
     Testimony,
     build_critic,
-    frozen,
     one_frame,
     scaled_down,
     view_of,
