@@ -21,6 +21,7 @@ from telecine.autoencoders.causal_config import CausalVAEConfig
 from telecine.autoencoders.posterior import DiagonalGaussian
 from telecine.autoencoders.pretrained import load_config, load_weights, save_model
 from telecine.autoencoders.protocol import Reconstruction
+from telecine.randomness import Generators
 from telecine.shapes import Video, argument_error, check_video
 
 # A standard deviation of exp(-3) = 0.05 at the start: noise of 1 would drown the untrained mean, and the decoder would
@@ -84,7 +85,7 @@ class CausalVAE(nn.Module):
         self.encoder = build_encoder(self.config)
         self.decoder = build_decoder(self.config)
 
-    def forward(self, video: Video, sample_posterior: bool = True) -> Reconstruction:
+    def forward(self, video: Video, sample_posterior: bool = True, generator: Generators = None) -> Reconstruction:
         """Encode, sample (or take the mode), decode.
 
         Returns:
@@ -94,7 +95,7 @@ class CausalVAE(nn.Module):
             ValueError: the video is not `(B, 3, T, H, W)` or of a size `check_clip` refuses.
         """
         posterior = self.encode(video)
-        latent = posterior.sample() if sample_posterior else posterior.mode()
+        latent = posterior.sample(generator) if sample_posterior else posterior.mode()
         return Reconstruction(video=self.decode(latent), aux={"kl_loss": posterior.kl()})
 
     def encode(self, video: Video) -> DiagonalGaussian:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from telecine.losses.divergence import kl_to_standard_normal
 from telecine.precision import at_least_float32
+from telecine.randomness import Generators, randn
 from telecine.shapes import Scalar, argument_error
 
 # exp(20) and its square stay finite in float32, exp(-30) keeps 1/variance finite; between them nothing is changed.
@@ -34,9 +34,12 @@ class DiagonalGaussian:
         self.mean = at_least_float32(mean)
         self.logvar = at_least_float32(logvar).clamp(*LOGVAR_RANGE)
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Return `mean + std * noise` (arXiv 1312.6114, section 2.4), of the mean's shape; the graph is kept."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+    def sample(self, generator: Generators = None) -> Tensor:
+        """Return `mean + std * noise` (arXiv 1312.6114, section 2.4), of the mean's shape; the graph is kept.
+
+        The noise is of `generator`: one, or one for each clip; PyTorch's own by default.
+        """
+        noise = randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
         return self.mean + (0.5 * self.logvar).exp() * noise
 
     def mode(self) -> Tensor:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from os import PathLike
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
-import torch
 from torch import Tensor, nn
 
+from telecine.randomness import Generators
 from telecine.shapes import Scalar, Video
 
 Model = TypeVar("Model", covariant=True)
@@ -26,7 +26,7 @@ class Reconstruction(NamedTuple):
 class Posterior(Protocol):
     """The distribution of latents that an encoder predicts."""
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, generator: Generators = None) -> Tensor:
         """Return a latent drawn with gradients to the encoder."""
 
     def mode(self) -> Tensor:
@@ -40,8 +40,11 @@ class Posterior(Protocol):
 class VideoAutoencoder(Protocol):
     """An `nn.Module` that compresses video `(B, 3, T, H, W)` in [-1, 1] and restores it."""
 
-    def forward(self, video: Video, sample_posterior: bool = True) -> Reconstruction:
-        """Encode, sample and decode inside this one call: DDP synchronises only what its `forward` sees."""
+    def forward(self, video: Video, sample_posterior: bool = True, generator: Generators = None) -> Reconstruction:
+        """Encode, sample and decode inside this one call: DDP synchronises only what its `forward` sees.
+
+        `generator` is one, or one for each clip.
+        """
 
     def encode(self, video: Video) -> Posterior:
         """Return the posterior of the latents `(B, C, t, h, w)`."""

@@ -42,6 +42,7 @@ class Discriminator(Recomputing):
     """
 
     sees: ClassVar[Sees] = "frames"
+    samples_are_independent: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -40,6 +40,7 @@ class _HybridDiscriminator(Recomputing):
     """
 
     sees: ClassVar[Sees] = "video"
+    samples_are_independent: ClassVar[bool] = True
     time_weighting: TimeWeighting = "positions"
 
     def __init__(

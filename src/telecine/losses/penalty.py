@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from telecine.precision import at_least_float32, autocast_off
+from telecine.randomness import Generators, rand, randn
 from telecine.shapes import Scalar, argument_error
 
 Judge: TypeAlias = Callable[[Tensor], Tensor]
@@ -45,12 +46,12 @@ class Penalty:
     """Whether it differentiates a gradient, for which autocast has to be off where the views are judged."""
 
 
-def one_centered(*, judge: Judge, real: Judged, fake: Judged, generator: torch.Generator | None = None) -> Scalar:
+def one_centered(*, judge: Judge, real: Judged, fake: Judged, generator: Generators = None) -> Scalar:
     """Return `mean_b (||grad D(real_b)||_2 - 1)^2`: see `gradient_penalty`."""
     return gradient_penalty(real=real.view, logits=real.logits)
 
 
-def r1(*, judge: Judge, real: Judged, fake: Judged, generator: torch.Generator | None = None) -> Scalar:
+def r1(*, judge: Judge, real: Judged, fake: Judged, generator: Generators = None) -> Scalar:
     """Return `1/2 mean_b ||grad D(real_b)||_2^2`, a 0-d tensor >= 0 with its graph (a double backward).
 
     Mescheder et al. (arXiv:1801.04406), equation 9 without its gamma: the weight that this gets is the gamma.
@@ -61,7 +62,7 @@ def r1(*, judge: Judge, real: Judged, fake: Judged, generator: torch.Generator |
     return _half_mean_square(real)
 
 
-def r2(*, judge: Judge, real: Judged, fake: Judged, generator: torch.Generator | None = None) -> Scalar:
+def r2(*, judge: Judge, real: Judged, fake: Judged, generator: Generators = None) -> Scalar:
     """Return `1/2 mean_b ||grad D(fake_b)||_2^2`: `r1` of the fakes (arXiv:1801.04406, equation 10 without gamma).
 
     Raises:
@@ -70,7 +71,7 @@ def r2(*, judge: Judge, real: Judged, fake: Judged, generator: torch.Generator |
     return _half_mean_square(fake)
 
 
-def r1_and_r2(*, judge: Judge, real: Judged, fake: Judged, generator: torch.Generator | None = None) -> Scalar:
+def r1_and_r2(*, judge: Judge, real: Judged, fake: Judged, generator: Generators = None) -> Scalar:
     """Return `r1 + r2`, which R3GAN (Huang et al., arXiv:2501.05441) needs both of; the weight is its gamma.
 
     Raises:
@@ -79,7 +80,7 @@ def r1_and_r2(*, judge: Judge, real: Judged, fake: Judged, generator: torch.Gene
     return _half_mean_square(real) + _half_mean_square(fake)
 
 
-def wgan_gp(*, judge: Judge, real: Judged, fake: Judged, generator: torch.Generator | None = None) -> Scalar:
+def wgan_gp(*, judge: Judge, real: Judged, fake: Judged, generator: Generators = None) -> Scalar:
     """Return `mean_b (||grad D(x_hat_b)||_2 - 1)^2` on random points between the real samples and the fakes.
 
     Gulrajani et al. (arXiv:1704.00028), equation 3: the penalty of both too small and too large a norm. It judges a
@@ -102,7 +103,7 @@ def wgan_gp(*, judge: Judge, real: Judged, fake: Judged, generator: torch.Genera
         contract = f"of `real.view`'s shape {tuple(x.shape)}"
         raise argument_error("fake.view", contract, x_tilde, "Show the discriminator as many real samples as fakes.")
     one_each = (len(x), *[1] * (x.ndim - 1))
-    epsilon = torch.rand(one_each, generator=generator, device=x.device, dtype=at_least_float32(x).dtype)
+    epsilon = rand(one_each, generator=generator, device=x.device, dtype=at_least_float32(x).dtype)
     # Algorithm 1, line 6
     x_hat = (epsilon * x + (1 - epsilon) * x_tilde).to(torch.promote_types(x.dtype, x_tilde.dtype)).requires_grad_()
     # Equation 3, second term
@@ -110,7 +111,7 @@ def wgan_gp(*, judge: Judge, real: Judged, fake: Judged, generator: torch.Genera
 
 
 def approximate_r1(
-    *, judge: Judge, real: Judged, fake: Judged, generator: torch.Generator | None = None, sigma: float = 0.01
+    *, judge: Judge, real: Judged, fake: Judged, generator: Generators = None, sigma: float = 0.01
 ) -> Scalar:
     """Return `1/2 mean_b ((D(real_b + sigma n) - D(real_b)) / sigma)^2` for noise n of N(0, 1), without a gradient.
 
@@ -140,7 +141,7 @@ def approximate_r1(
     if not sigma > 0:
         raise argument_error("sigma", "above 0", sigma, "Take `r1` for the limit at 0.")
     x = real.view.detach()
-    noise = torch.randn(x.shape, generator=generator, device=x.device, dtype=at_least_float32(x).dtype)
+    noise = randn(x.shape, generator=generator, device=x.device, dtype=at_least_float32(x).dtype)
     moved = x + sigma * noise  # in the noise's type, which is at least float32
     if torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type):
         with autocast_off(x.device):

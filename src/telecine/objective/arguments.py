@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from telecine.losses import GRAD_PENALTIES, Penalty
+from telecine.objective.layer_uses import LayerUses
 from telecine.shapes import argument_error, check_range, check_video, describe, nearest
 
 T = TypeVar("T")
@@ -35,8 +36,8 @@ def check_pair(inputs: Any, reconstructions: Any) -> None:
 
 
 def check_last_layer(value: Any) -> None:
-    """Raise a `ValueError` unless it is a tensor or `None`."""
-    if value is not None and not isinstance(value, Tensor):
+    """Raise a `ValueError` unless it is a tensor, the uses of a layer, or `None`."""
+    if value is not None and not isinstance(value, (Tensor, LayerUses)):
         remedy = "Pass the weight itself, e.g. `model.decoder.conv_out.weight`."
         raise argument_error("last_layer", "a tensor or None", f"a {type(value).__name__}", remedy)
 

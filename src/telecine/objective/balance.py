@@ -14,6 +14,7 @@ from torch import distributed as dist
 
 from telecine.objective.averages import RunningMean
 from telecine.objective.carry import gradients_of
+from telecine.objective.layer_uses import LayerUses
 from telecine.shapes import Scalar
 
 Reduce = Callable[[Tensor], Tensor]
@@ -55,20 +56,22 @@ class Balance(nn.Module):
         averaged = names if decay > 0 else ()
         self.averages = nn.ModuleDict({name: RunningMean(decay) for name in averaged})
 
-    def forward(self, losses: dict[str, Tensor], reference: Scalar | None, anchor: Tensor | None) -> dict[str, Tensor]:
+    def forward(
+        self, losses: dict[str, Tensor], reference: Scalar | None, anchor: Tensor | LayerUses | None
+    ) -> dict[str, Tensor]:
         """Return the weight of each generator loss by name: 1 where there is no gradient or nothing to compare with.
 
         Args:
             losses: Generator losses by discriminator.
             reference: The loss that the adversarial terms are made as strong as.
-            anchor: The tensor at which gradients are compared.
+            anchor: The tensor at which gradients are compared, or the uses of the layer whose weight that is.
         """
         comparable = anchor is not None and anchor.requires_grad and reference is not None and reference.requires_grad
         if not losses or not comparable:
             return {name: torch.ones_like(loss) for name, loss in losses.items()}
         assert anchor is not None
         assert reference is not None
-        norm_of = layer_gradient_norm if self.at == "last_layer" else sample_gradient_norm
+        norm_of: Callable[..., Scalar] = layer_gradient_norm if self.at == "last_layer" else sample_gradient_norm
         reference_norm = norm_of(reference, anchor, self.reduce)
         weights = {}
         for name, loss in losses.items():
@@ -109,7 +112,7 @@ def finite_or_one(weight: Scalar) -> Scalar:
     return torch.where(torch.isfinite(weight), weight, torch.ones_like(weight))
 
 
-def layer_gradient_norm(loss: Scalar, last_layer: Tensor, reduce: Reduce) -> Scalar:
+def layer_gradient_norm(loss: Scalar, last_layer: Tensor | LayerUses, reduce: Reduce) -> Scalar:
     """Return the float32 2-norm of `d loss / d last_layer`, averaged over ranks before the norm is taken.
 
     This is an extra backward from the loss to the last layer; the graph is kept.
@@ -117,7 +120,10 @@ def layer_gradient_norm(loss: Scalar, last_layer: Tensor, reduce: Reduce) -> Sca
     Raises:
         ValueError: If the loss does not depend on the last layer.
     """
-    (gradient,) = gradients_of(loss, [last_layer], retain_graph=True)
+    if isinstance(last_layer, LayerUses):
+        gradient = last_layer.gradient(loss)
+    else:
+        (gradient,) = gradients_of(loss, [last_layer], retain_graph=True)
     if gradient is None:
         raise ValueError(
             "`last_layer` must be a parameter that `reconstructions` were computed with, but they do not depend on "

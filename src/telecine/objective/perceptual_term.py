@@ -13,6 +13,7 @@ from telecine.objective.carry import carry
 from telecine.objective.region import frame_weights
 from telecine.perceptual import Perceptual, in_chunks, pick_frames, sample_frame_indices
 from telecine.precision import at_least_float32
+from telecine.randomness import Generators
 from telecine.shapes import Scalar, Video
 
 
@@ -48,7 +49,7 @@ class PerceptualTerm(nn.Module):
         target: Video,
         weight: Tensor | None,
         gram: bool,
-        generator: torch.Generator | None,
+        generator: Generators,
         eager: bool,
     ) -> tuple[Scalar, Scalar]:
         """Return the mean distance over the sampled frames, and that of their Gram matrices, 0 unless `gram`.

@@ -57,6 +57,7 @@ from telecine.objective.critics import (
     view_of,
     whole_video,
 )
+from telecine.objective.layer_uses import LayerUses
 from telecine.objective.lecam import LeCam
 from telecine.objective.perceptual_term import PerceptualTerm
 from telecine.objective.region import (
@@ -68,9 +69,11 @@ from telecine.objective.region import (
     without_broken_pixels,
 )
 from telecine.objective.schedule import Ramp, as_ramp, as_ramps, check_step
+from telecine.objective.shared_backward import can_share, shared_backward
 from telecine.objective.terms import Log, by_critic, each, mean, named, only_if, scheduled, total, weighted, with_aux
 from telecine.perceptual import Perceptual, sample_frame_indices
 from telecine.precision import at_least_float32, autocast_dtype, autocast_off
+from telecine.randomness import Generators
 from telecine.shapes import Scalar, Video, argument_error, describe
 
 
@@ -184,8 +187,8 @@ class VideoAutoencoderLoss(nn.Module):
             same. Under float16 autocast the graph is always an ordinary one.
         gradient_checkpointing: Compute the inside of the discriminators' blocks again in the backward, so that only
             the blocks' outputs are kept.
-        generator: Source of the random frames and of a penalty's noise, on the videos' device; PyTorch's own by
-            default.
+        generator: Source of the random frames and of a penalty's noise, on the videos' device: one, or one for each
+            clip; PyTorch's own by default. It may be set anew before each call.
         reduce: Averages a tensor over ranks; by default over `torch.distributed`'s default group where it is
             initialised.
 
@@ -240,7 +243,7 @@ class VideoAutoencoderLoss(nn.Module):
         aux_loss_weights: Mapping[str, Weight] | None = None,
         eager_gradients: bool = True,
         gradient_checkpointing: bool = False,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         reduce: Callable[[Tensor], Tensor] = average_over_ranks,
     ) -> None:
         super().__init__()
@@ -356,7 +359,7 @@ class VideoAutoencoderLoss(nn.Module):
         optimizer_idx: int,
         global_step: int,
         aux_losses: Any = None,
-        last_layer: Tensor | None = None,
+        last_layer: Tensor | LayerUses | None = None,
         split: str = "train",
         *,
         regularization_log: Mapping[str, Any] | None = None,
@@ -372,7 +375,8 @@ class VideoAutoencoderLoss(nn.Module):
             global_step: Number of autoencoder updates so far.
             aux_losses: The quantizer's or posterior's loss: a tensor, a number, a posterior with `mean` and `logvar`
                 as diffusers has (its divergence is logged as `kl_loss`), or a dict of them, each logged.
-            last_layer: Weight of the decoder's last layer, for the adaptive weight.
+            last_layer: Weight of the decoder's last layer, for the adaptive weight; the `LayerUses` of that layer
+                where its weight is sharded.
             split: Prefix of the log's keys.
             regularization_log: Stands in for `aux_losses` in sgm-style engines: the entries of it that
                 are named "...loss" or "loss/...".
@@ -404,7 +408,7 @@ class VideoAutoencoderLoss(nn.Module):
         reconstructions: Tensor,
         global_step: int,
         aux_losses: Any = None,
-        last_layer: Tensor | None = None,
+        last_layer: Tensor | LayerUses | None = None,
         split: str = "train",
         *,
         regularization_log: Mapping[str, Any] | None = None,
@@ -444,7 +448,7 @@ class VideoAutoencoderLoss(nn.Module):
         fake = within(mask, reconstruction=reconstructions, target=real)
         return Batch(real, fake, reconstructions, mask, sample_weight)
 
-    def _anchor(self, batch: Batch, last_layer: Tensor | None) -> Tensor | None:
+    def _anchor(self, batch: Batch, last_layer: Tensor | LayerUses | None) -> Tensor | LayerUses | None:
         """Return the tensor at which gradients are compared."""
         check_last_layer(last_layer)
         return last_layer if self.balance.at == "last_layer" else batch.reconstructions
@@ -453,7 +457,7 @@ class VideoAutoencoderLoss(nn.Module):
         self,
         batch: Batch,
         aux: Log,
-        anchor: Tensor | None,
+        anchor: Tensor | LayerUses | None,
         global_step: int,
         heard: dict[str, Testimony] | None = None,
     ) -> tuple[Scalar, Log]:
@@ -584,8 +588,6 @@ class VideoAutoencoderLoss(nn.Module):
 
             def verdict(view: Tensor, critic: Critic = critic, frame_indices: Tensor = frame_indices) -> list[Scalar]:
                 of_fake = critic.judge(view)
-                if heard is not None:
-                    heard[critic.name] = self._testimony(critic, frame_indices, of_fake.logits)
                 # Logits of the fakes stand in for the real ones where the generator's loss does not look at them.
                 of_real = of_fake
                 if features_on or (gen_on and self.compares_real):
@@ -596,6 +598,13 @@ class VideoAutoencoderLoss(nn.Module):
                     values.append(self.gan_loss(real=of_real.logits.detach(), fake=of_fake.logits).generator)
                 if features_on:
                     values.append(feature_matching(real=of_real.features, fake=of_fake.features))
+                if heard is not None:
+                    logits = of_fake.logits
+                    if gen_on and not self.compares_real and can_share(critic.module, logits, view):
+                        gradients, values[0] = self._hear_once(critic, logits, view, values[0], again=features_on)
+                    else:
+                        gradients = self._hear(critic, logits)
+                    heard[critic.name] = Testimony(frame_indices, logits.detach(), gradients)
                 return values
 
             with frozen(critic.module) if heard is None else nullcontext():
@@ -606,10 +615,20 @@ class VideoAutoencoderLoss(nn.Module):
                 matching[critic.name] = values.pop(0)
         return losses, matching
 
-    def _testimony(self, critic: Critic, frame_indices: Tensor, logits: Tensor) -> Testimony:
-        """Return what a pass over the reconstruction tells the discriminators' step; the graph is kept."""
+    def _hear(self, critic: Critic, logits: Tensor) -> Sequence[Tensor | None]:
+        """Return the discriminator's gradients of the fake part of its loss, by parameter; the graph is kept."""
         loss = self.gan_loss(real=logits.detach(), fake=logits).discriminator
-        return Testimony(frame_indices, logits.detach(), critic.gradients(loss, retain_graph=True))
+        return critic.gradients(loss, retain_graph=True)
+
+    def _hear_once(
+        self, critic: Critic, logits: Tensor, view: Tensor, generator: Scalar, *, again: bool
+    ) -> tuple[Sequence[Tensor | None], Scalar]:
+        """Return the same, and the generator's loss with its gradient, from one backward instead of two.
+
+        The graph is kept if it is needed `again`.
+        """
+        of_view, gradients = shared_backward(self.gan_loss, logits, view, critic.trainable, retain_graph=again)
+        return gradients, with_gradients(generator, [view], [of_view])
 
     def _duel(
         self,
@@ -627,7 +646,8 @@ class VideoAutoencoderLoss(nn.Module):
         fake_view = d.see(fake, frame_indices).detach().requires_grad_(penalty is not None and penalty.of_fake)
         eager = self._is_eager(real) and torch.is_grad_enabled()
         if heard is None and eager and self._splits(penalty, weight):
-            heard = self._testimony(d, frame_indices, d.judge(fake_view).logits)
+            logits = d.judge(fake_view).logits
+            heard = Testimony(frame_indices, logits.detach(), self._hear(d, logits))
         d_fake = d.judge(fake_view).logits if heard is None else heard.logits
         d_real = d.judge(real_view).logits
 

@@ -8,19 +8,20 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from telecine.randomness import Generators, check_generators, rand, randint
 from telecine.shapes import Frames, Video, argument_error, check_video, describe
 
 
 def sample_frame_indices(
-    video: Video, num_frames: int | str, generator: torch.Generator | None = None, stride: int = 1
+    video: Video, num_frames: int | str, generator: Generators = None, stride: int = 1
 ) -> Int[Tensor, "batch k"]:
     """Draw `num_frames` different frames of each clip, uniformly and independently per clip.
 
     Args:
         video: (B, C, T, H, W); only its shape and device are read.
         num_frames: at least 1, or "all"; more than there are to choose from means all of them.
-        generator: makes the draw reproducible; it lives on the video's device. Where all T frames are taken, nothing
-            is drawn.
+        generator: makes the draw reproducible; one, or one for each clip, on the video's device. Where all T frames
+            are taken, nothing is drawn.
         stride: n > 1 leaves only every n-th frame to choose from, ceil(T / n) of them, from a frame that is drawn per
             clip on and round the end of the clip: every frame of it is equally likely all the same.
 
@@ -30,18 +31,18 @@ def sample_frame_indices(
 
     Raises:
         ValueError: `video` is no video, `num_frames` is below 1 or another word, `stride` is below 1, `generator` is
-            on another device.
+            on another device or of another number than the clips.
         TypeError: `num_frames` is neither an integer nor a string, or `stride` is no integer.
     """
     check_video("video", video)
     _check_num_frames(num_frames)
     _check_stride(stride)
-    _check_generator(generator, video.device)
+    check_generators(generator, len(video), video.device)
     candidates = _every_nth_frame(video, stride, generator)
     batch, num_candidates = candidates.shape
     if isinstance(num_frames, str) or num_frames >= num_candidates:
         return candidates
-    noise = torch.rand(batch, num_candidates, device=video.device, generator=generator)
+    noise = rand((batch, num_candidates), device=video.device, generator=generator)
     return candidates.gather(1, noise.topk(num_frames, dim=1).indices.sort(dim=1).values)
 
 
@@ -60,14 +61,14 @@ def pick_frames(video: Video, indices: Int[Tensor, "batch k"]) -> Frames:
     return video.transpose(1, 2)[clips, indices].flatten(0, 1).contiguous()
 
 
-def _every_nth_frame(video: Video, stride: int, generator: torch.Generator | None) -> Int[Tensor, "batch candidate"]:
+def _every_nth_frame(video: Video, stride: int, generator: Generators) -> Int[Tensor, "batch candidate"]:
     """Return every n-th frame of each clip, ascending, from a random frame on and round the clip's end."""
     batch, time = video.shape[0], video.shape[2]
     # 0, n, 2n, ... below T: any two are less than T apart, so they remain different frames when counted round the end.
     steps = torch.arange(0, time, min(stride, time), device=video.device).repeat(batch, 1)
     if stride == 1:
         return steps
-    first = torch.randint(time, (batch, 1), device=video.device, generator=generator)
+    first = randint(time, (batch, 1), device=video.device, generator=generator)
     return ((first + steps) % time).sort(dim=1).values
 
 
@@ -85,12 +86,6 @@ def _check_stride(value: Any) -> None:
         raise argument_error("stride", contract, describe(value), remedy, TypeError)
     if value < 1:
         raise argument_error("stride", contract, value, remedy)
-
-
-def _check_generator(generator: torch.Generator | None, device: torch.device) -> None:
-    if generator is not None and generator.device.type != device.type:
-        remedy = f'Make it with `torch.Generator("{device.type}")`.'
-        raise argument_error("generator", f"on {device}", f"a generator on {generator.device}", remedy)
 
 
 def _check_indices(indices: Any, video: Tensor) -> None:

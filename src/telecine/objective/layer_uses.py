@@ -1,0 +1,80 @@
+"""What went into the decoder's last layer and came out of it, from which its weight's gradient follows.
+
+A weight that is sharded over processes cannot be an input of `torch.autograd.grad`; the layer's activations can. The
+adaptive weight takes either.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from telecine.objective.carry import gradients_of
+from telecine.shapes import Scalar
+
+
+class LayerUses:
+    """The calls of one linear or convolution layer since `forget()`, a stand-in for its weight as `last_layer`.
+
+    Args:
+        layer: The module that owns `weight`. It must be linear in it, as convolutions are.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self._calls: list[tuple[Tensor, Tensor]] = []
+        layer.register_forward_hook(self._record)
+
+    def forget(self) -> None:
+        """Drop the calls so far; call it before each forward pass of the autoencoder."""
+        self._calls.clear()
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether there is a graph from which a gradient can be had."""
+        return any(output.requires_grad for _, output in self._calls)
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the weight."""
+        return self._weight().shape
+
+    def gradient(self, loss: Scalar) -> Tensor | None:
+        """Return `d loss / d weight`, None where the loss does not depend on it; the loss' graph is kept."""
+        calls = [call for call in self._calls if call[1].requires_grad]
+        of_outputs = gradients_of(loss, [output for _, output in calls], retain_graph=True)
+        parts = [
+            self._of_weight(given, gradient)
+            for (given, _), gradient in zip(calls, of_outputs, strict=True)
+            if gradient is not None
+        ]
+        return sum(parts[1:], parts[0]) if parts else None
+
+    def _of_weight(self, given: Tensor, of_output: Tensor) -> Tensor:
+        """Return what one call contributes: the layer is linear in its weight, so that any value of that will do."""
+        stand_ins = {
+            name: torch.zeros(p.shape, device=given.device, dtype=of_output.dtype, requires_grad=name == "weight")
+            for name, p in self.layer.named_parameters()
+        }
+        with torch.enable_grad():
+            output = functional_call(self.layer, stand_ins, (given.detach().to(of_output.dtype),))
+        return gradients_of_output(output, stand_ins["weight"], of_output)
+
+    def _weight(self) -> Tensor:
+        weight = self.layer.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def _record(self, layer: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
+        # A call with stand-ins is one of ours: its weight is no parameter of the layer.
+        if isinstance(layer.weight, nn.Parameter) and torch.is_grad_enabled():
+            self._calls.append((given[0], output))
+
+
+def gradients_of_output(output: Tensor, weight: Tensor, of_output: Tensor) -> Tensor:
+    """Return the product of `of_output` with the Jacobian of `output` by `weight`."""
+    (gradient,) = torch.autograd.grad(output, weight, grad_outputs=of_output)
+    return gradient

@@ -1,0 +1,55 @@
+"""What is drawn for a clip depends on its generator alone."""
+
+import pytest
+import torch
+
+from telecine.randomness import check_generators, clip_generators, rand, randint, randn, seed_of
+
+CPU = torch.device("cpu")
+DRAWS = [
+    lambda shape, generator: rand(shape, generator=generator, device=CPU),
+    lambda shape, generator: randn(shape, generator=generator, device=CPU, dtype=torch.float64),
+    lambda shape, generator: randint(1000, shape, generator=generator, device=CPU),
+]
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_a_clip_draws_the_same_in_any_batch(draw):
+    together = draw((4, 3, 5), clip_generators(0, range(4), CPU))
+    apart = [draw((2, 3, 5), clip_generators(0, clips, CPU)) for clips in ((0, 1), (2, 3))]
+    assert together.shape == (4, 3, 5)
+    assert torch.equal(together, torch.cat(apart))
+    assert len({tuple(clip.flatten().tolist()) for clip in together}) == 4
+
+
+@pytest.mark.parametrize("draw", DRAWS)
+def test_one_generator_or_none_draw_as_pytorch_does(draw):
+    generator = torch.Generator().manual_seed(3)
+    first, second = draw((2, 6), generator), draw((2, 6), generator)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, draw((2, 6), torch.Generator().manual_seed(3)))
+    torch.manual_seed(3)
+    assert torch.equal(first, draw((2, 6), None))
+
+
+def test_numbers_are_uniform_normal_and_whole():
+    generators = clip_generators(1, range(50), CPU)
+    uniform = rand((50, 400), generator=generators, device=CPU)
+    assert 0 <= uniform.min() < uniform.max() < 1
+    assert uniform.mean().item() == pytest.approx(0.5, abs=0.01)
+    normal = randn((50, 400), generator=generators, device=CPU)
+    assert normal.std().item() == pytest.approx(1, abs=0.02)
+    assert set(randint(3, (50, 40), generator=generators, device=CPU).flatten().tolist()) == {0, 1, 2}
+
+
+def test_seeds_depend_on_every_number():
+    seeds = {seed_of(*numbers) for numbers in [(0, 1), (1, 0), (0, 2), (0, 12), (0, 1, 2), (1, 2)]}
+    assert len(seeds) == 6
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_the_wrong_number_or_device_is_named():
+    with pytest.raises(ValueError, match="`generator` must be one, or 3 of them, but got 2"):
+        rand((3, 2), generator=clip_generators(0, range(2), CPU), device=CPU)
+    with pytest.raises(ValueError, match=r'`generator` must be on meta.*Make it with `torch.Generator\("meta"\)`'):
+        check_generators(torch.Generator(), 1, torch.device("meta"))
