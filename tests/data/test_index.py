@@ -1,4 +1,4 @@
-"""Videos are found and indexed; what is no video is named and passed over."""
+"""Videos are indexed; what is no video is named and passed over."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from telecine.data import DataError, DecodeError, find_videos, index_video, index_videos
+from telecine.data import DataError, DecodeError, index_video, index_videos
 
 from .videos import damage, numbered_frames, truncate, write_audio, write_video
 
@@ -45,24 +45,6 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "broken.mp4": (_broken_stream, "Invalid data|broken|no frame"),
     "sound.mp4": (write_audio, "holds no video stream"),
 }
-
-
-def test_find_videos(tmp_path: Path) -> None:
-    for name in ("b.MP4", "a.webm", "deep/er/c.mkv", "notes.txt", ".hidden/d.mp4", "._b.mp4"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "folder.mp4").mkdir()
-    found = [path.relative_to(tmp_path).as_posix() for path in find_videos(tmp_path)]
-    assert found == ["a.webm", "b.MP4", "deep/er/c.mkv"]
-    assert find_videos(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
-    assert find_videos(str(tmp_path / "a.webm")) == [tmp_path / "a.webm"]
-
-
-def test_missing_path_and_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"must be a video file or a folder, but got .*nowhere, which does not exist"):
-        find_videos(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"holds videos .*\.mp4.*, which holds none.*below it"):
-        find_videos(tmp_path)
 
 
 @pytest.mark.parametrize("name", BAD_FILES)

@@ -8,8 +8,12 @@ from pathlib import Path
 
 import av
 import torch
+import webdataset
 from av.video.reformatter import Colorspace
+from PIL import Image
 from torch import Tensor
+
+from telecine.data import Clip
 
 # Numbers in base 16, a digit a channel, 16 levels apart: lossy codecs and colour conversion do not reach the next.
 _LEVELS = 16
@@ -112,4 +116,30 @@ def turn_right(path: Path) -> Path:
     matrix = content.index(b"tkhd") + 4 + 40
     content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
     path.write_bytes(content)
+    return path
+
+
+def assert_same_clips(first: list[Clip], second: list[Clip]) -> None:
+    """Hold two series of clips to each other, byte for byte."""
+    assert len(first) == len(second) > 0
+    for a, b in zip(first, second, strict=True):
+        assert (a["source"], int(a["start"])) == (b["source"], int(b["start"]))
+        assert torch.equal(a["video"], b["video"])
+
+
+def write_images(folder: Path, count: int, suffix: str = ".png", height: int = 48, width: int = 64) -> list[Path]:
+    """Write `0.png`, `1.png`, ..., each of the one colour that tells its number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{number}{suffix}" for number in range(count)]
+    for path, pixels in zip(paths, numbered_frames(count, height, width), strict=True):
+        Image.fromarray(pixels.numpy()).save(path)
+    return paths
+
+
+def write_shard(path: Path, files: list[Path]) -> Path:
+    """Write files and a text for each into a tar file, as the webdataset package does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with webdataset.TarWriter(str(path)) as writer:
+        for file in files:
+            writer.write({"__key__": file.stem, file.suffix[1:]: file.read_bytes(), "txt": file.stem})
     return path

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from telecine.data.bucket import Bucket
 from telecine.data.config import ClipConfig
 from telecine.data.decode import read_clip
 from telecine.data.errors import DataError, DecodeError
@@ -22,7 +23,7 @@ _SHARE_OF_MEMORY = 0.8
 
 
 class DecodedCache:
-    """All frames of some spans as uint8 at training resolution, decoded once.
+    """All frames of some spans as uint8 at each training resolution, decoded once.
 
     Forked workers share the memory; spawned ones get it through shared memory. A span that cannot be decoded to
     its end is logged and left out.
@@ -35,7 +36,8 @@ class DecodedCache:
     def __init__(self, spans: Sequence[Span], config: ClipConfig) -> None:
         _check_memory(spans, config)
         self.config = config
-        decoded = ((_key(span), _decode(span, config)) for span in with_progress(spans, "decoding videos"))
+        wanted = [(span, bucket) for bucket in _resolutions(config) for span in spans]
+        decoded = ((_key(*place), _decode(*place, config)) for place in with_progress(wanted, "decoding videos"))
         self._frames = {key: frames for key, frames in decoded if frames is not None}
         if not self._frames:
             raise argument_error("data", "decodable", f"{len(spans)} videos that are not", "See the log.", DataError)
@@ -45,34 +47,44 @@ class DecodedCache:
         """Size of the cached frames in bytes."""
         return sum(frames.numel() for frames in self._frames.values())
 
-    def read(self, span: Span, start: int) -> Tensor:
+    def read(self, span: Span, start: int, bucket: Bucket) -> Tensor:
         """Return the clip that begins at position `start` of the span's video, uint8 `(T, H, W, 3)`, not a copy.
 
         Raises:
             DecodeError: the span could not be decoded.
         """
-        frames = self._frames.get(_key(span))
+        frames = self._frames.get(_key(span, bucket))
         if frames is None:
             raise DecodeError(f"{span.info.path}: could not be decoded into the cache")
         offset = start - span.first_frame
-        return frames[offset : offset + self.config.clip_span : self.config.stride]
+        return frames[offset : offset + self.config.span_of(bucket) : self.config.stride]
 
 
-def _decode(span: Span, config: ClipConfig) -> Tensor | None:
+def _resolutions(config: ClipConfig) -> list[Bucket]:
+    """Return one bucket of each height and width."""
+    return list({(bucket.height, bucket.width): bucket for bucket in config.sizes}.values())
+
+
+def _decode(span: Span, bucket: Bucket, config: ClipConfig) -> Tensor | None:
+    size = bucket.covered_by(span.info, config.scale_jitter)
     try:
-        return read_clip(span.info, span.first_frame, span.num_frames, size=config.decode_size(span.info))
+        return read_clip(span.info, span.first_frame, span.num_frames, size=size)
     except DecodeError as error:
         logger.warning("not cached: %s", error)
         return None
 
 
-def _key(span: Span) -> tuple[str, int]:
-    return str(span.info.path), span.first_frame
+def _key(span: Span, bucket: Bucket) -> tuple[str, int, int, int, int]:
+    return str(span.info.path), span.first_frame, span.last_frame, bucket.height, bucket.width
 
 
 def num_cached_bytes(spans: Sequence[Span], config: ClipConfig) -> int:
     """Return how many bytes the decoded frames of `spans` take."""
-    sizes = ((span.num_frames, *config.decode_size(span.info)) for span in spans)
+    sizes = (
+        (span.num_frames, *bucket.covered_by(span.info, config.scale_jitter))
+        for bucket in _resolutions(config)
+        for span in spans
+    )
     return sum(3 * frames * height * width for frames, height, width in sizes)
 
 

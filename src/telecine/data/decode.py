@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Container, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import chain
 from os import PathLike
@@ -16,18 +16,22 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from torch import Tensor
 
 from telecine.data.errors import DecodeError
+from telecine.data.image import read_image
 from telecine.data.info import VideoInfo
+from telecine.data.source import TarMember, as_source, url_of
 from telecine.shapes import argument_error
 
 # The scaler widens its filter when it shrinks, so this does not alias. Of its filters it is the nearest to the usual
 # antialiased bicubic: 50 dB on a zone plate brought from 720p to 128, where `AREA` reaches 30 and bilinear 36.
 INTERPOLATION = Interpolation.BICUBIC
+# Codecs whose packets say whether another frame depends on them, so that the decoder can leave out those that do not.
+_MARKED_BY_CODEC = frozenset({"h264"})
 # Before 19, PyAV refuses a file whose title is not UTF-8 unless told otherwise; since then it cannot be told.
 _ANY_METADATA: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 @contextmanager
-def _reported_as_decode_error(path: str | PathLike[str]) -> Iterator[None]:
+def _reported_as_decode_error(path: str | PathLike[str] | TarMember) -> Iterator[None]:
     try:
         yield
     except FFmpegError as error:
@@ -35,15 +39,15 @@ def _reported_as_decode_error(path: str | PathLike[str]) -> Iterator[None]:
 
 
 @contextmanager
-def open_video(path: str | PathLike[str]) -> Iterator[tuple[Any, Any]]:
-    """Open a file for decoding on one thread and yield `(container, first video stream)`.
+def open_video(path: str | PathLike[str] | TarMember) -> Iterator[tuple[Any, Any]]:
+    """Open a file or a member of a tar file for decoding on one thread and yield `(container, first video stream)`.
 
     Decoder threads that outlive the file hang worker processes forked later, hence one thread and a `with`.
 
     Raises:
         DecodeError: the file cannot be opened, holds no video, or fails inside the `with` block.
     """
-    with _reported_as_decode_error(path), av.open(str(path), **_ANY_METADATA) as container:
+    with _reported_as_decode_error(path), av.open(url_of(as_source(path)), **_ANY_METADATA) as container:
         stream = next(iter(container.streams.video), None)
         if stream is None:
             raise DecodeError(f"{path}: holds no video stream")
@@ -155,6 +159,8 @@ def read_clip(
         contract = f"inside the {info.num_frames} frames of {info.path}"
         remedy = "Start earlier, or ask for fewer frames or a smaller stride."
         raise argument_error("start", contract, f"frames {start} to {positions[-1]}", remedy)
+    if info.is_image:
+        return read_image(info.path, size)[None]
     size = size or (info.height, info.width)
     clip = torch.empty(len(positions), *size, 3, dtype=torch.uint8)
     with _reported_as_decode_error(info.path), closing(_packets_before(info, start)) as packets:
@@ -163,11 +169,15 @@ def read_clip(
     return clip
 
 
-def _pick(info: VideoInfo, positions: Iterable[int], packets: Iterable[Any]) -> Iterator[Any]:
+def _pick(info: VideoInfo, positions: Sequence[int], packets: Iterable[Any]) -> Iterator[Any]:
     """Decode forward and keep the frames at `positions`, told by their time stamp."""
-    frames = decoded_frames(packets)
-    # Without usable time stamps decoding began at the first frame, and a frame is told by its number.
-    stamped = ((frame.pts, frame) for frame in frames if frame.pts is not None) if info.seekable else enumerate(frames)
+    stamped: Iterator[tuple[int, Any]]
+    if info.seekable:
+        frames = _frames_needed(packets, {info.pts[position] for position in positions})
+        stamped = ((frame.pts, frame) for frame in frames if frame.pts is not None)
+    else:
+        # Without usable time stamps decoding began at the first frame, and a frame is told by its number.
+        stamped = enumerate(decoded_frames(packets))
     for position in positions:
         wanted = info.pts[position]
         stamp, frame = next(((stamp, frame) for stamp, frame in stamped if stamp >= wanted), (None, None))
@@ -176,7 +186,16 @@ def _pick(info: VideoInfo, positions: Iterable[int], packets: Iterable[Any]) -> 
         yield _intact(frame, info.path)
 
 
-def _intact(frame: Any, path: str | PathLike[str]) -> Any:
+def _frames_needed(packets: Iterable[Any], wanted: Container[int]) -> Iterator[Any]:
+    """Decode packets, leaving out frames that are neither at a wanted time stamp nor needed to decode another."""
+    for packet in packets:
+        decoder = packet.stream.codec_context
+        if decoder.name in _MARKED_BY_CODEC:
+            decoder.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
+        yield from packet.decode()
+
+
+def _intact(frame: Any, path: str | PathLike[str] | TarMember) -> Any:
     """Return the frame, unless the decoder had to make up parts of it."""
     if frame.is_corrupt:
         raise DecodeError(f"{path}: the frame with time stamp {frame.pts} is broken")

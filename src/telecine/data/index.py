@@ -1,28 +1,27 @@
-"""Finding video files and indexing their frames, so that any clip can be read exactly."""
+"""Indexing the frames of videos, so that any clip can be read exactly."""
 
 from __future__ import annotations
 
 import logging
+import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from telecine.data.decode import decoded_frames, display_size, open_video
 from telecine.data.errors import DataError, DecodeError
+from telecine.data.image import index_image
 from telecine.data.info import VideoInfo
 from telecine.data.progress import with_progress
+from telecine.data.source import Source, TarMember, as_source, is_image
 from telecine.shapes import argument_error
 
 logger = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = frozenset(
-    {".3gp", ".avi", ".flv", ".h264", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
-    | {".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
-)
 # One keyframe in more frames than this makes reading a clip a matter of seconds.
 LONG_GOP = 300
 # VP8 stores frames that are never shown as packets of their own.
@@ -34,40 +33,12 @@ _NUM_REASONS_SHOWN = 3
 class Skipped:
     """A file that was passed over, and why."""
 
-    path: Path
+    path: Source
     reason: str
 
 
-def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[Path]:
-    """List the video files at `path`: itself if it is a file, else those in the folder and below, sorted.
-
-    In a folder, files are told by their suffix, upper or lower case, and hidden ones are left out. `name` is what an
-    error calls the path.
-
-    Raises:
-        DataError: there is nothing at `path`, or the folder holds no video.
-    """
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise argument_error(
-            name, "a video file or a folder", f"{path}, which does not exist", "Check the path.", DataError
-        )
-    videos = sorted(file for file in path.rglob("*") if _is_video(file.relative_to(path)) and file.is_file())
-    if not videos:
-        contract = f"a folder that holds videos ({', '.join(sorted(VIDEO_SUFFIXES))})"
-        remedy = "Check the path; folders below it are searched too."
-        raise argument_error(name, contract, f"{path}, which holds none", remedy, DataError)
-    return videos
-
-
-def _is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_SUFFIXES and not any(part.startswith(".") for part in path.parts)
-
-
-def index_video(path: str | PathLike[str]) -> VideoInfo:
-    """Index one video by reading its packets and decoding its first frame.
+def index_video(path: str | PathLike[str] | TarMember) -> VideoInfo:
+    """Index one video by reading its packets and decoding its first frame, or one image by reading its header.
 
     All frames are decoded only where packets do not tell which frames are shown: missing or repeated time stamps,
     codecs with hidden frames, a beginning that cannot be decoded. What the container says about its duration is
@@ -77,6 +48,9 @@ def index_video(path: str | PathLike[str]) -> VideoInfo:
     Raises:
         DecodeError: the file cannot be read, holds no decodable video, or ends early.
     """
+    source = as_source(path)
+    if is_image(source):
+        return index_image(source)
     first = _first_frame(path)
     scan = _scan_packets(path)
     stamps, seekable = scan.stamps, True
@@ -84,20 +58,27 @@ def index_video(path: str | PathLike[str]) -> VideoInfo:
         stamps, seekable = _scan_frames(path)
     height, width = display_size(first)
     info = VideoInfo(
-        path=Path(path),
+        path=source,
         width=width,
         height=height,
         fps=scan.fps,
         pts=array("q", (pts for pts, _ in stamps)),
         keyframes=array("q", (position for position, (_, is_key) in enumerate(stamps) if is_key)),
         seekable=seekable,
+        time_base=scan.time_base if seekable else 1 / scan.fps,
     )
     _warn_if_slow(info)
     return info
 
 
-def index_videos(paths: Iterable[str | PathLike[str]]) -> tuple[list[VideoInfo], list[Skipped]]:
-    """Index videos, passing over those that cannot be decoded.
+def index_videos(
+    paths: Iterable[str | PathLike[str] | TarMember], *, index: Callable[[Source], VideoInfo] = index_video
+) -> tuple[list[VideoInfo], list[Skipped]]:
+    """Index videos, several at a time, passing over those that cannot be decoded.
+
+    Args:
+        paths: the videos and images.
+        index: what indexes one; another than `index_video` may remember.
 
     Returns:
         The index of each good file, in the order given, and the files passed over, which are logged as well.
@@ -105,32 +86,37 @@ def index_videos(paths: Iterable[str | PathLike[str]]) -> tuple[list[VideoInfo],
     Raises:
         DataError: no file is decodable; the first few reasons are in the message.
     """
-    results = [_index_or_skip(path) for path in with_progress(list(paths), "indexing videos")]
+    results = list(_index_all([as_source(path) for path in paths], index))
     infos = [result for result in results if isinstance(result, VideoInfo)]
     skipped = [result for result in results if isinstance(result, Skipped)]
     if not infos:
-        got = f"{len(skipped)} that cannot be decoded: {_listed(skipped)}"
+        got = f"{len(skipped)} that cannot be decoded: {listed(skipped)}"
         remedy = "Check that they are complete and play in a video player."
         raise argument_error("data", "at least one decodable video", got, remedy, DataError)
     if skipped:
-        logger.warning("skipped %d of %d videos: %s", len(skipped), len(skipped) + len(infos), _listed(skipped))
+        logger.warning("skipped %d of %d videos: %s", len(skipped), len(skipped) + len(infos), listed(skipped))
     return infos, skipped
 
 
-def _index_or_skip(path: str | PathLike[str]) -> VideoInfo | Skipped:
-    try:
-        return index_video(path)
-    except DecodeError as error:
-        return Skipped(Path(path), str(error).removeprefix(f"{path}: "))
+def _index_all(sources: Sequence[Source], index: Callable[[Source], VideoInfo]) -> Iterator[VideoInfo | Skipped]:
+    def index_or_skip(source: Source) -> VideoInfo | Skipped:
+        try:
+            return index(source)
+        except DecodeError as error:
+            return Skipped(source, str(error).removeprefix(f"{source}: "))
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from with_progress(pool.map(index_or_skip, sources), "indexing videos", total=len(sources))
 
 
-def _listed(skipped: Sequence[Skipped]) -> str:
+def listed(skipped: Sequence[Skipped]) -> str:
+    """Name the first few that were passed over, and how many more there are."""
     shown = "; ".join(f"{skip.path} ({skip.reason})" for skip in skipped[:_NUM_REASONS_SHOWN])
     num_more = len(skipped) - _NUM_REASONS_SHOWN
     return f"{shown}; and {num_more} more" if num_more > 0 else shown
 
 
-def _first_frame(path: str | PathLike[str]) -> Any:
+def _first_frame(path: str | PathLike[str] | TarMember) -> Any:
     """Decode the first frame that is shown, so that a stream that only looks like a video is noticed."""
     with open_video(path) as (container, stream):
         frame = next(decoded_frames(container.demux(stream)), None)
@@ -148,11 +134,12 @@ class _Scan:
     stamps: list[tuple[int, bool]]
     """Time stamp of each frame, and whether it is a keyframe."""
     fps: float
+    time_base: float
     trusted: bool
     """Whether there is a time stamp of its own for every frame that is shown, and for no other."""
 
 
-def _scan_packets(path: str | PathLike[str]) -> _Scan:
+def _scan_packets(path: str | PathLike[str] | TarMember) -> _Scan:
     """Read all packets, keeping none of their bytes."""
     with open_video(path) as (container, stream):
         packets = [
@@ -166,7 +153,7 @@ def _scan_packets(path: str | PathLike[str]) -> _Scan:
         stamps = sorted((pts, is_key) for pts, is_key in shown if pts is not None)
         distinct = len({pts for pts, _ in stamps}) == len(shown)
         trusted = distinct and stream.codec_context.name not in _HIDDEN_FRAME_CODECS
-        return _Scan(stamps, _frame_rate(stream, stamps), trusted)
+        return _Scan(stamps, _frame_rate(stream, stamps), float(stream.time_base), trusted)
 
 
 def _ends_early(container: Any, stream: Any, num_packets: int) -> bool:
@@ -174,7 +161,7 @@ def _ends_early(container: Any, stream: Any, num_packets: int) -> bool:
     return "mp4" in container.format.name and num_packets < stream.frames
 
 
-def _scan_frames(path: str | PathLike[str]) -> tuple[list[tuple[int, bool]], bool]:
+def _scan_frames(path: str | PathLike[str] | TarMember) -> tuple[list[tuple[int, bool]], bool]:
     """Decode everything; return each frame's time stamp and whether it is a keyframe, and whether stamps can be used.
 
     Unless every frame has one that is above the last, numbers take their place.

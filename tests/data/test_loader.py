@@ -1,0 +1,186 @@
+"""Batches go on where they were: after a resume, on more processes, and when a worker dies."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from telecine.data import BatchPlan, Bucket, Clip, ClipConfig, ClipDataset, DataError, Span, clip_loader
+
+CONFIG = ClipConfig(num_frames=5, height=32, width=40, num_workers=0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resumed_run_goes_on_where_it_was(spans: list[Span], num_workers: int) -> None:
+    buckets = (Bucket(5, 32, 40), Bucket(3, 48, 32))
+    dataset = ClipDataset(spans, replace(CONFIG, num_workers=num_workers, buckets=buckets))
+    whole = list(clip_loader(dataset, batch_size=2, start_step=0, num_steps=6))
+    rest = list(clip_loader(dataset, batch_size=2, start_step=3, num_steps=6))
+    assert (len(whole), len(rest)) == (6, 3)
+    assert {batch["video"].shape for batch in whole} == {(2, 3, 5, 32, 40), (2, 3, 3, 48, 32)}
+    for a, b in zip(whole[3:], rest, strict=True):
+        assert torch.equal(a["video"], b["video"])
+        assert a["source"] == b["source"]
+        assert torch.equal(a["start"], b["start"])
+
+
+def items(plans: list[BatchPlan], step: int) -> list[tuple[int, int]]:
+    """Return the items of a step over all processes, sorted."""
+    return sorted(chain.from_iterable(batch for plan in plans for batch in plan if batch[0][0] == step))
+
+
+@given(
+    layout=st.sampled_from([(24, 1, 1), (12, 2, 1), (12, 1, 2), (6, 2, 2), (3, 4, 2), (1, 3, 8), (4, 6, 1)]),
+    start=st.integers(0, 5),
+)
+def test_the_clips_of_a_step_do_not_depend_on_the_number_of_processes(layout: tuple[int, int, int], start: int) -> None:
+    size, num_micro_batches, num_ranks = layout
+    numbers = range(start * num_micro_batches, 7 * num_micro_batches)
+    plans = [BatchPlan(numbers, size, num_micro_batches, rank, num_ranks) for rank in range(num_ranks)]
+    for step in range(start, 7):
+        assert items(plans, step) == [(step, index) for index in range(24 * step, 24 * step + 24)]
+    assert all(len(plan) == len(list(plan)) == (7 - start) * num_micro_batches for plan in plans)
+    assert list(plans[0].part(1)) == list(plans[0])[1:]
+    assert list(plans[0].part(1, 2)) == list(plans[0])[1:2]
+
+
+def test_processes_and_micro_batches_share_a_step(spans: list[Span]) -> None:
+    config = replace(CONFIG, buckets=(Bucket(5, 32, 40), Bucket(3, 48, 32)))
+    dataset = ClipDataset(spans, config, seed=1)
+    settings: dict[str, Any] = {"start_step": 2, "num_steps": 4}
+    alone = list(clip_loader(dataset, batch_size=4, **settings))
+    ranks = [
+        list(clip_loader(dataset, batch_size=1, num_micro_batches=2, rank=rank, num_ranks=2, **settings))
+        for rank in range(2)
+    ]
+    assert [len(batches) for batches in ranks] == [4, 4]
+    for step in range(2):
+        parts = [ranks[rank][2 * step + micro]["video"] for micro in range(2) for rank in range(2)]
+        assert torch.equal(torch.cat(parts), alone[step]["video"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"start_step": 4}, r"`start_step` must be from 0 to `num_steps` \(3\), but got 4"),
+        ({"start_step": -1}, "`start_step` must be from 0"),
+        ({"batch_size": 0}, "`batch_size` must be at least 1"),
+        ({"num_micro_batches": 0}, "`num_micro_batches` must be at least 1"),
+        ({"rank": 2, "num_ranks": 2}, r"`rank` must be from 0 to below `num_ranks` \(2\), but got 2"),
+    ],
+)
+def test_numbers_out_of_range(spans: list[Span], changes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        clip_loader(ClipDataset(spans, CONFIG), **{"batch_size": 1, "start_step": 0, "num_steps": 3, **changes})
+
+
+@pytest.fixture
+def quick_to_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a loader look after its workers when it has waited for half a second instead of five."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.5,))
+
+
+@pytest.mark.usefixtures("quick_to_notice")
+def test_a_worker_that_is_killed_costs_a_restart(spans: list[Span], caplog: pytest.LogCaptureFixture) -> None:
+    dataset = ClipDataset(spans, replace(CONFIG, num_workers=1))
+    expected = [dataset[i] for i in range(8)]
+    seen = []
+    for batch in clip_loader(dataset, batch_size=1, start_step=0, num_steps=8):
+        seen.append(batch)
+        if len(seen) == 3:
+            kill_the_worker()
+    assert len(seen) == len(expected)
+    for batch, clip in zip(seen, expected, strict=True):
+        assert torch.equal(batch["video"][0], clip["video"])
+    assert caplog.text.count("exited unexpectedly") == 1
+    assert "go on there" in caplog.text
+
+
+def kill_the_worker() -> None:
+    """End the one worker as the system does when memory is short."""
+    gc.collect()  # which ends those of earlier tests
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    worker.join(timeout=10)
+
+
+class Deadly(ClipDataset):
+    """Kills the worker that reads a certain item, as a decoder that crashes does."""
+
+    def __getitem__(self, item: Any) -> Clip:
+        if item == (1, 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(item)
+
+
+@pytest.mark.usefixtures("quick_to_notice")
+def test_workers_that_keep_dying_end_the_run(spans: list[Span], caplog: pytest.LogCaptureFixture) -> None:
+    dataset = Deadly(spans, replace(CONFIG, num_workers=1))
+    batches = iter(clip_loader(dataset, batch_size=1, start_step=0, num_steps=3))
+    assert torch.equal(next(batches)["video"][0], dataset[0]["video"])
+    message = r"workers that died 3 times in a row, when they read step 1: .*Use fewer `num_workers`.*(short|long)\.mp4"
+    with pytest.raises(DataError, match=message):
+        next(batches)
+    assert caplog.text.count("while step 1 was read; other workers go on there") == 2
+
+
+class Wrong(ClipDataset):
+    """Has a fault of its own."""
+
+    def __getitem__(self, item: Any) -> Clip:
+        raise RuntimeError("a fault")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_other_errors_are_not_taken_for_deaths(spans: list[Span], num_workers: int) -> None:
+    dataset = Wrong(spans, replace(CONFIG, num_workers=num_workers))
+    before = set(multiprocessing.active_children())
+    with pytest.raises(RuntimeError, match="a fault") as raised:
+        next(iter(clip_loader(dataset, batch_size=1, start_step=0, num_steps=1)))
+    assert raised.tb is not None  # which keeps the loader, but not its workers
+    assert set(multiprocessing.active_children()) == before
+
+
+def test_a_death_does_not_interrupt_the_training_process(spans: list[Span]) -> None:
+    dataset = ClipDataset(spans, replace(CONFIG, num_workers=1))
+    batches = iter(clip_loader(dataset, batch_size=1, start_step=0, num_steps=2))
+    next(batches)
+    kill_the_worker()
+    deadline = time.monotonic() + 0.3
+    while time.monotonic() < deadline:  # an update, in which PyTorch's handler would raise
+        time.sleep(0.01)
+    assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+    assert Path(str(dataset.source_of(0, 0))).suffix == ".mp4"
+
+
+ABANDONED = """
+import sys
+from telecine.data import ClipConfig, ClipDataset, clip_loader, index_video, whole_video
+config = ClipConfig(num_frames=5, height=32, width=40, num_workers=2)
+dataset = ClipDataset([whole_video(index_video(sys.argv[1]))], config)
+batches = iter(clip_loader(dataset, batch_size=1, start_step=0, num_steps=100))
+next(batches)
+raise SystemError("with a loader that is still open")
+"""
+
+
+def test_an_error_with_an_open_loader_ends_the_process(spans: list[Span]) -> None:
+    command = [sys.executable, "-c", ABANDONED, str(spans[0].info.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "SystemError: with a loader that is still open" in done.stderr

@@ -1,0 +1,87 @@
+"""The commands of docs/data.md run, on small clips and for one step."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from telecine.cli import main
+from telecine.data import read_list, sample_videos
+
+PAGE = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()]
+# The size of a test, and nothing that the page speaks of.
+SMALL = """
+steps: 1
+batch_size: 1
+val_clips: 1
+device: cpu
+trackers: []
+clips: {num_frames: 5, height: 32, width: 32, num_workers: 0}
+causal_vae: {time_compression: 4, spatial_compression: 4, latent_channels: 4, patch_size: 2, base_channels: 8,
+  channel_multipliers: [1, 1, 2], blocks_per_level: 1}
+objective: {perceptual_weight: 0, adversarial_loss_weight: 0, grad_penalty_loss_weight: 0}
+discriminator: {video: none, image: none}
+"""
+SMALLER = {"256": "32", "384": "48", "128": "32", "192": "40", "17": "5", "33": "9"}
+
+
+def block(kind):
+    """Return the page's one block of a kind."""
+    (text,) = re.findall(rf"```{kind}\n(.*?)```", PAGE, flags=re.DOTALL)
+    return text
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Have what the page speaks of in the working directory."""
+    face, street, _ = sample_videos()
+    for name in ("my_videos", "my_images"):
+        (tmp_path / name).mkdir()
+    shutil.copy(face, tmp_path / "my_videos" / "face.mp4")
+    shutil.copy(street, tmp_path / "my_videos" / "street.mp4")
+    for number in range(3):
+        Image.new("RGB", (64, 48), (80 * number, 90, 100)).save(tmp_path / "my_images" / f"{number}.png")
+    (tmp_path / "scenes.csv").write_text(block("csv"))
+    (tmp_path / "scenes.jsonl").write_text(block("json"))
+    sizes = re.sub(r"\b\d+\b", lambda number: SMALLER.get(number.group(), number.group()), block("yaml"))
+    (tmp_path / "sizes.yaml").write_text(sizes)
+    (tmp_path / "small.yaml").write_text(SMALL)
+    monkeypatch.chdir(tmp_path)
+    for picture in ("draw_curves", "write_mp4"):  # the slow part of a run, and tested with it elsewhere
+        monkeypatch.setattr(f"telecine.training.trainer.{picture}", lambda *arguments: None)
+    return tmp_path
+
+
+def run(command):
+    """Run a line of the page as a shell would, and a training with the size of a test."""
+    words = shlex.split(command)
+    if words[:2] == ["telecine", "train"]:
+        assert main(["train", "--config", "small.yaml", *words[2:]]) == 0, command
+    else:
+        subprocess.run(words, check=True, timeout=60)
+
+
+def test_the_commands(folder, cached_weights):
+    assert len(COMMANDS) == 12
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for command in COMMANDS:
+        run(command)
+    torch.set_num_threads(before)
+    runs = sorted(path.parent.name for path in (folder / "runs").glob("*/checkpoints"))
+    assert runs == ["cache", "csv", "folder", "images", "jsonl", "mixed", "shards", "sizes", "workers"]
+    assert (folder / "my_videos" / ".telecine-index").exists()
+    sizes = yaml.safe_load((folder / "runs" / "sizes" / "config.yaml").read_text())["clips"]["buckets"]
+    assert [size["num_frames"] for size in sizes] == [5, 9, 1]
+
+
+def test_the_lists_agree(folder):
+    assert [stretch.start for stretch in read_list(folder / "scenes.csv")] == [0.0, 4.2, None]
+    assert [stretch.end_frame for stretch in read_list(folder / "scenes.jsonl")] == [60, None]
