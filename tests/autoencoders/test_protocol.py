@@ -16,6 +16,7 @@ MEMBERS = [
     "forward",
     "from_pretrained",
     "last_layer",
+    "load_weights",
     "save_pretrained",
 ]
 
@@ -52,6 +53,9 @@ class Mine(nn.Module):
     def save_pretrained(self, folder):
         pass
 
+    def load_weights(self, folder):
+        pass
+
     @classmethod
     def from_pretrained(cls, folder):
         return cls()
@@ -76,7 +80,7 @@ def test_the_members_are_these():
     assert sorted(stated) == MEMBERS
 
 
-@pytest.mark.parametrize("member", ["forward", "encode", "decode", "check_clip", "save_pretrained"])
+@pytest.mark.parametrize("member", ["forward", "encode", "decode", "check_clip", "save_pretrained", "load_weights"])
 def test_our_own_model_has_the_stated_signatures(member):
     stated, ours = (inspect.signature(getattr(cls, member)).parameters for cls in (VideoAutoencoder, CausalVAE))
     assert [(p.name, p.kind, p.default) for p in stated.values()] == [

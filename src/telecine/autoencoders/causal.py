@@ -18,9 +18,11 @@ from telecine.autoencoders.causal_blocks import (
     unfold,
 )
 from telecine.autoencoders.causal_config import CausalVAEConfig
+from telecine.autoencoders.lora import merged
 from telecine.autoencoders.posterior import DiagonalGaussian
 from telecine.autoencoders.pretrained import load_config, load_weights, save_model
 from telecine.autoencoders.protocol import Reconstruction
+from telecine.autoencoders.sizes import ceil_div, check_multiple
 from telecine.randomness import Generators
 from telecine.shapes import Video, argument_error, check_video
 
@@ -149,8 +151,17 @@ class CausalVAE(nn.Module):
         )
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write `config.json` and `model.safetensors` into `folder`, each whole or not at all."""
-        save_model(self, asdict(self.config), folder)
+        """Write `config.json` and `model.safetensors`, low-rank updates merged, each whole or not at all."""
+        save_model(merged(self), asdict(self.config), folder)
+
+    def load_weights(self, folder: str | PathLike[str]) -> None:
+        """Copy the weights that `save_pretrained` wrote into this model, which keeps its device.
+
+        Raises:
+            FileNotFoundError: there are no weights.
+            ValueError: they are damaged or another configuration's; the message names what differs.
+        """
+        load_weights(self, folder)
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str]) -> CausalVAE:
@@ -164,18 +175,3 @@ class CausalVAE(nn.Module):
         model = cls(CausalVAEConfig(**load_config(folder, cls.__name__, known)))
         load_weights(model, folder)
         return model
-
-
-def ceil_div(value: int, by: int) -> int:
-    """Return `value / by`, rounded up."""
-    return -(-value // by)
-
-
-def check_multiple(name: str, value: int, unit: str, *, step: int, offset: int = 0) -> None:
-    """Raise a `ValueError` naming the nearest `step * k + offset` unless `value` is one (and positive)."""
-    smallest = offset or step
-    nearest = max((value - offset + step // 2) // step * step + offset, smallest)
-    if value != nearest:
-        rule = f"{step}k+{offset}" if offset else f"a multiple of {step}"
-        remedy = f"Give it {nearest} {unit}, not {value}: this model needs {rule}."
-        raise argument_error(name, rule, str(value), remedy)

@@ -65,6 +65,9 @@ class VideoAutoencoder(Protocol):
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write configuration and weights into `folder`."""
 
+    def load_weights(self, folder: str | PathLike[str]) -> None:
+        """Copy the weights that `save_pretrained` wrote into this model, as a run that goes on does."""
+
     @classmethod
     def from_pretrained(cls: type[Model], folder: str | PathLike[str]) -> Model:
         """Return the model that `save_pretrained` wrote."""

@@ -1,0 +1,337 @@
+"""Every video autoencoder of the installed diffusers, with tiny random weights, behaves as the trainer needs it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import Counter
+from functools import cache
+
+import diffusers
+import pytest
+import torch
+from diffusers import ModelMixin
+from diffusers.models import autoencoders
+
+from telecine.autoencoders import DiagonalGaussian, Posterior, VideoAutoencoder
+from telecine.autoencoders.diffusers import DiffusersAutoencoder, PointPosterior
+from telecine.autoencoders.lora import LAYERS, add_low_rank, low_rank_layers, merged
+from telecine.autoencoders.probe import pass_shape
+from telecine.training.trainable import DECODER
+
+from .tiny_models import CLIPS, TINY_MODELS, tiny_clip, tiny_model
+
+NAMES = sorted(TINY_MODELS)
+NOT_VIDEO = {
+    "AsymmetricAutoencoderKL": "images, and a mask",
+    "AutoencoderDC": "images",
+    "AutoencoderKL": "images; taken frame by frame, see below",
+    "AutoencoderKLFlux2": "images",
+    "AutoencoderKLHunyuanImage": "images",
+    "AutoencoderKLKVAE": "images",
+    "AutoencoderKLKVAEAudio": "sound",
+    "AutoencoderKLLTX2Audio": "sound",
+    "AutoencoderKLMiniMaxH3Audio": "sound",
+    "AutoencoderOobleck": "sound",
+    "AutoencoderRAE": "images, with a pretrained encoder of another library",
+    "AutoencoderSAME": "sound",
+    "AutoencoderTiny": "images",
+    "ConsistencyDecoderVAE": "images, decoded by a diffusion model",
+    "Cosmos3AVAEAudioTokenizer": "sound",
+    "LTX2VideoDiffusionDecoderModel": "a diffusion model, without encoder",
+    "LongCatAudioDiTVae": "sound",
+    "MMAudioVAE": "sound",
+    "MMAudioVocoder": "sound",
+    "MiniMaxMusic3Vocoder": "sound",
+    "RFD4ProteinaAutoencoder": "proteins",
+    "VQModel": "images",
+}
+
+FOUR_K_1 = set(range(1, 24, 4))
+EIGHT_K_1 = set(range(1, 24, 8))
+ANY = set(range(1, 24))
+# name: lengths below 24 that come back, smallest side, multiple, last layer, and what gradient checkpointing does.
+FACTS = {
+    "cogvideox": ({1, 8, 9, 16, 17}, 8, 8, "decoder.conv_out.conv.weight", "exact"),
+    "wan": (FOUR_K_1, 8, 8, "decoder.conv_out.weight", "refuses"),
+    "wan_residual": (FOUR_K_1, 16, 16, "decoder.conv_out.weight", "refuses"),
+    "qwen_image": (FOUR_K_1, 8, 8, "decoder.conv_out.weight", "refuses"),
+    "qwen_image21": ({1}, 16, 16, "decoder.conv_out.weight", "refuses"),
+    "ltx_video": (EIGHT_K_1, 32, 32, "decoder.conv_out.conv.weight", "exact"),
+    "ltx_video_with_timestep": (EIGHT_K_1, 32, 32, "decoder.conv_out.conv.weight", "exact"),
+    "ltx2_video": (EIGHT_K_1, 64, 32, "decoder.conv_out.conv.weight", "exact"),
+    "hunyuan_video": (FOUR_K_1, 8, 8, "decoder.conv_out.conv.weight", "exact"),
+    "hunyuan_video15": (FOUR_K_1, 16, 16, "decoder.conv_out.conv.weight", "exact"),
+    "hunyuan_image_refiner": (ANY, 16, 16, "decoder.conv_out.conv.weight", "exact"),
+    "cosmos": (EIGHT_K_1, 8, 8, "decoder.conv_out.conv_t.weight", "exact"),
+    "mochi": (set(range(1, 24, 6)), 16, 8, "decoder.proj_out.weight", "exact"),
+    "allegro": (set(range(4, 24, 4)), 8, 8, "decoder.conv_out.weight", "exact"),
+    "magvit": (FOUR_K_1, 8, 8, "decoder.conv_out.weight", "fails"),
+    "temporal_decoder": (ANY, 16, 8, "decoder.time_conv_out.weight", "exact"),
+    # Its chunks of 16 frames lose three where the last one has only four, in 21, 37, ...
+    "kvae_video": (FOUR_K_1 - {21}, 16, 8, "decoder.conv_out.conv.weight", "changes"),
+    "minimax_h3": ({22}, 32, 16, "decoder.proj_out.weight", "exact"),
+    "kandinsky6_sr": (FOUR_K_1, 16, 16, "decoder.conv_out.conv.weight", "refuses"),
+    "vidtok": (FOUR_K_1, 8, 8, "decoder.conv_out.conv.weight", "exact"),
+    "vidtok_fsq": (FOUR_K_1, 8, 8, "decoder.conv_out.conv.weight", "exact"),
+}
+WITHOUT_KL = ("cosmos", "kvae_video", "vidtok_fsq")
+CLAMPED = ("wan", "wan_residual", "qwen_image", "qwen_image21")
+
+every_model = pytest.mark.parametrize("name", NAMES)
+
+
+@cache
+def shared(name: str) -> DiffusersAutoencoder:
+    """Return a model for tests that do not change it."""
+    model = DiffusersAutoencoder(tiny_model(name))
+    model.check_clip(*CLIPS[name])
+    return model
+
+
+def adapter(name: str) -> DiffusersAutoencoder:
+    """Return a model to change, which knows its sizes already."""
+    return copy.deepcopy(shared(name))
+
+
+def test_every_class_of_diffusers_is_here_or_left_out_for_a_reason():
+    classes = {name for name, cls in inspect.getmembers(autoencoders, inspect.isclass) if issubclass(cls, ModelMixin)}
+    covered = {type(tiny_model(name)).__name__ for name in NAMES}
+    assert len(covered) == 18
+    assert not covered & set(NOT_VIDEO)
+    assert classes == covered | set(NOT_VIDEO)
+    assert len(classes) == 40
+    assert set(FACTS) == set(CLIPS) == set(NAMES)
+    assert Counter(facts[-1] for facts in FACTS.values()) == {"exact": 14, "refuses": 5, "fails": 1, "changes": 1}
+
+
+@every_model
+def test_the_members_are_those_of_the_protocol(name):
+    assert isinstance(shared(name), VideoAutoencoder)
+    assert shared(name).training
+    assert isinstance(shared(name).encode(tiny_clip(name)), Posterior)
+
+
+@every_model
+def test_two_clips_come_back_with_gradients_to_every_weight(name):
+    model = adapter(name)
+    video = tiny_clip(name, batch=2)
+    output = model(video)
+    assert output.video.shape == video.shape
+    (output.video.square().mean() + sum(output.aux.values())).backward()
+    without = [key for key, weight in model.module.named_parameters() if weight.grad is None]
+    # A single frame does not pass what mixes frames.
+    assert all("time_conv" in key for key in without)
+    assert bool(without) == (name == "qwen_image21")
+    gradients = {key: weight.grad for key, weight in model.module.named_parameters() if weight.grad is not None}
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    for side in ("encoder.", "decoder."):
+        assert any(gradient.any() for key, gradient in gradients.items() if key.startswith(side))
+    assert model.last_layer.grad.any()
+
+
+@every_model
+def test_the_latents_do_not_depend_on_the_decoder_nor_the_decoder_on_the_rest(name):
+    """Training `decoder` and `post_quant_conv` alone keeps the latents of every class."""
+    model = shared(name)
+    named = dict(model.module.named_parameters())
+    decoder = [key for key in named if key.split(".")[0] in DECODER]
+    rest = [key for key in named if key not in decoder]
+    latent = model.encode(tiny_clip(name)).mode()
+    video = model.decode(latent.detach().requires_grad_())
+    assert used_of(latent, named, decoder) == used_of(video, named, rest) == []
+    assert used_of(video, named, decoder)
+
+
+def used_of(output, named, keys):
+    """Return the names of the weights that an output depends on."""
+    found = torch.autograd.grad(output.sum(), [named[key] for key in keys], allow_unused=True, retain_graph=True)
+    return [key for key, gradient in zip(keys, found, strict=True) if gradient is not None]
+
+
+@every_model
+def test_low_rank_updates_of_any_layer_are_those_of_the_merged_weights(name):
+    model = adapter(name).eval()
+    video = tiny_clip(name)
+    layers = [key for key, layer in model.module.named_modules() if isinstance(layer, LAYERS)]
+    expected = model(video, sample_posterior=False).video
+    add_low_rank(model.module, layers, rank=2, alpha=1.0)
+    assert {id(layer) for layer in low_rank_layers(model)} == {id(model.module.get_submodule(key)) for key in layers}
+    assert not any(weight.requires_grad for key, weight in model.named_parameters() if ".parametrizations." not in key)
+    torch.testing.assert_close(model(video, sample_posterior=False).video, expected, rtol=1e-3, atol=1e-4)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            if key.endswith(".up"):
+                weight.normal_(std=0.1)
+    updated = model(video, sample_posterior=False).video
+    assert (updated - expected).abs().max() > 1e-3
+    plain = merged(model)
+    assert set(plain.state_dict()) == set(adapter(name).state_dict())
+    torch.testing.assert_close(plain(video, sample_posterior=False).video, updated, rtol=1e-3, atol=1e-4)
+
+
+@every_model
+def test_values_out_of_range_keep_their_gradients(name):
+    model = adapter(name)
+    with torch.no_grad():
+        model.last_layer.mul_(1000)
+    video = model(tiny_clip(name), sample_posterior=False).video
+    outside = video.detach().abs() > 1
+    assert outside.any()
+    (gradient,) = torch.autograd.grad(video[outside].sum(), model.last_layer)
+    assert gradient.any()
+
+
+@every_model
+def test_the_divergence_is_that_of_mean_and_logvar(name):
+    model, video = shared(name), tiny_clip(name, batch=2)
+    torch.manual_seed(0)  # of Allegro's dropout
+    aux = model(video).aux
+    torch.manual_seed(0)
+    posterior = model.encode(video)
+    if name in WITHOUT_KL:
+        assert aux == {}
+        assert isinstance(posterior, PointPosterior)
+        assert torch.equal(posterior.sample(), posterior.mode())
+        with pytest.raises(ValueError, match="without noise"):
+            posterior.kl()
+        return
+    assert isinstance(posterior, DiagonalGaussian)
+    mean, logvar = posterior.mean, posterior.logvar
+    expected = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).sum() / mean.numel()
+    torch.testing.assert_close(aux, {"kl_loss": expected})
+    assert not torch.equal(posterior.sample(), posterior.sample())
+
+
+@every_model
+def test_the_last_layer(name):
+    model = shared(name)
+    named = dict(model.module.named_parameters())
+    assert model.last_layer is named[FACTS[name][3]]
+
+
+@every_model
+def test_the_lengths_that_come_back(name):
+    assert {length for length in range(1, 24) if shared(name).sizes.lasts(length)} == FACTS[name][0]
+
+
+@every_model
+def test_the_sizes_that_come_back(name):
+    sizes = shared(name).sizes
+    assert (sizes.smallest[1], sizes.multiple) == FACTS[name][1:3]
+    time, rows, columns = sizes.smallest
+    assert shared(name)(torch.zeros(1, 3, time, rows, columns + sizes.multiple)).video.isfinite().all()
+
+
+@every_model
+def test_shapes_alone_say_the_same_of_large_models(name):
+    sizes = shared(name).sizes
+    assert not sizes.on_meta
+    time, rows, columns = CLIPS[name]
+    assert pass_shape(sizes.passage, CLIPS[name], on_meta=True) == (1, 3, time, rows, columns)
+    assert all(weight.device.type == "cpu" for weight in shared(name).parameters())
+
+
+def by_diffusers(module, name, video):
+    """Reconstruct with the class's own `forward`, from the mode."""
+    if name == "temporal_decoder":
+        frames = video.transpose(1, 2).flatten(0, 1)
+        return module(frames, num_frames=video.shape[2]).sample.unflatten(0, (len(video), -1)).transpose(1, 2)
+    if name == "minimax_h3":
+        mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1, 1)
+        std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1, 1)
+        return (module(((video + 1) / 2 - mean) / std).sample * std + mean) * 2 - 1
+    if name == "allegro":  # one tile of the clip's size
+        module.use_tiling, module.kernel, module.stride = True, tuple(video.shape[2:]), tuple(video.shape[2:])
+        return module(video).sample.transpose(1, 2)
+    if name == "qwen_image21":
+        return module(torch.cat([video, torch.ones_like(video[:, :1])], dim=1)).sample[:, :3]
+    if name == "ltx_video_with_timestep":
+        return module(video, temb=torch.zeros(len(video))).sample
+    return module(video, sample_posterior=False).sample
+
+
+@torch.no_grad()
+@every_model
+def test_diffusers_alone_loads_what_was_saved_and_computes_the_same(name, tmp_path):
+    model, video = adapter(name).eval(), tiny_clip(name)
+    expected = model(video, sample_posterior=False).video
+    model.save_pretrained(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    loaded = diffusers.AutoModel.from_pretrained(str(tmp_path))
+    assert not loaded.training
+    found = by_diffusers(loaded, name, video)
+    torch.testing.assert_close(found, expected.clamp(-1, 1) if name in CLAMPED else expected, rtol=1e-4, atol=1e-5)
+    again = DiffusersAutoencoder.from_pretrained(tmp_path)
+    assert again.training
+    assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in model.state_dict().items())
+
+
+@every_model
+def test_a_copy_can_be_made_before_and_after_a_step(name):
+    model, video = adapter(name), tiny_clip(name)
+    before = copy.deepcopy(model)
+    torch.manual_seed(0)  # of Allegro's dropout
+    output = model(video, sample_posterior=False)
+    during = copy.deepcopy(model)
+    output.video.mean().backward()
+    after = copy.deepcopy(model)
+    for copied in (before, during, after):
+        assert copied.last_layer is not model.last_layer
+        assert copied.sizes.passage.module is copied.module
+        assert all(torch.equal(tensor, copied.state_dict()[key]) for key, tensor in model.state_dict().items())
+    torch.manual_seed(0)
+    assert torch.equal(after(video, sample_posterior=False).video, output.video)
+
+
+@every_model
+def test_gradient_checkpointing_is_exact_or_refused(name):
+    model, expected = adapter(name), FACTS[name][4]
+    plain = gradients(model, name)
+    state = torch.get_rng_state()
+    if expected == "exact":
+        model.enable_gradient_checkpointing()
+    else:
+        says = {"refuses": "refuses", "fails": "backward fails", "changes": "gradients change by"}[expected]
+        with pytest.raises(ValueError, match=f"{says}.*Train it without"):
+            model.enable_gradient_checkpointing()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.module.is_gradient_checkpointing == (expected == "exact")
+    assert all(weight.grad is None for weight in model.parameters())
+    torch.testing.assert_close(gradients(model, name), plain, rtol=1e-3, atol=1e-5)
+    copy.deepcopy(model)
+
+
+def gradients(model, name):
+    torch.manual_seed(0)
+    output = model(tiny_clip(name), sample_posterior=False)
+    return torch.autograd.grad(
+        output.video.square().mean(), [model.last_layer, next(model.module.encoder.parameters())]
+    )
+
+
+@every_model
+def test_half_precision_leaves_the_posterior_in_float32(name):
+    video = tiny_clip(name)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        posterior = shared(name).encode(video)
+        output = shared(name)(video)
+    assert posterior.sample().dtype == posterior.mode().dtype == torch.float32
+    assert output.video.isfinite().all()
+    assert all(loss.dtype == torch.float32 and loss.ndim == 0 for loss in output.aux.values())
+
+
+@every_model
+def test_looking_changes_nothing(name):
+    model = DiffusersAutoencoder(tiny_model(name))
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    random = torch.get_rng_state()
+    model.check_clip(*CLIPS[name])
+    _ = model.last_layer
+    with pytest.raises(ValueError, match="height"):
+        model.check_clip(CLIPS[name][0], 15, 15)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    assert not any(module._forward_pre_hooks for module in model.modules())

@@ -1,0 +1,238 @@
+"""The video autoencoders of diffusers with random weights, each as small as its class allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import diffusers
+import torch
+from diffusers import ModelMixin
+
+
+def cogvideox() -> ModelMixin:
+    return diffusers.AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2
+    )
+
+
+def wan() -> ModelMixin:
+    return diffusers.AutoencoderKLWan(base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+
+
+def wan_residual() -> ModelMixin:
+    return diffusers.AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        is_residual=True,
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=16,
+    )
+
+
+def qwen_image() -> ModelMixin:
+    return diffusers.AutoencoderKLQwenImage(base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+
+
+def qwen_image21(in_channels: int = 4) -> ModelMixin:
+    return diffusers.AutoencoderKLQwenImage21(
+        base_dim=4,
+        decoder_base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1, 1],
+        num_res_blocks=1,
+        in_channels=in_channels,
+        out_channels=in_channels,
+    )
+
+
+def ltx_video(**changes: object) -> ModelMixin:
+    settings = {
+        "latent_channels": 8,
+        "block_out_channels": (8, 8, 8, 8),
+        "decoder_block_out_channels": (8, 8, 8, 8),
+        "layers_per_block": (1, 1, 1, 1, 1),
+        "decoder_layers_per_block": (1, 1, 1, 1, 1),
+    }
+    return diffusers.AutoencoderKLLTXVideo(**{**settings, **changes})
+
+
+def ltx_video_with_timestep() -> ModelMixin:
+    return ltx_video(timestep_conditioning=True)
+
+
+def ltx2_video() -> ModelMixin:
+    return diffusers.AutoencoderKLLTX2Video(
+        latent_channels=8,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 16, 32),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1),
+    )
+
+
+def hunyuan_video() -> ModelMixin:
+    return diffusers.AutoencoderKLHunyuanVideo(
+        block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2
+    )
+
+
+def hunyuan_video15() -> ModelMixin:
+    return diffusers.AutoencoderKLHunyuanVideo15(
+        block_out_channels=(16, 16, 16, 16, 16), latent_channels=4, layers_per_block=1
+    )
+
+
+def hunyuan_image_refiner() -> ModelMixin:
+    return diffusers.AutoencoderKLHunyuanImageRefiner(
+        block_out_channels=(16, 16, 16, 16, 16), latent_channels=4, layers_per_block=1
+    )
+
+
+def cosmos() -> ModelMixin:
+    return diffusers.AutoencoderKLCosmos(
+        latent_channels=4,
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decode_block_out_channels=(8, 8, 8, 8),
+        attention_resolutions=(8,),
+        resolution=64,
+        num_layers=1,
+    )
+
+
+def mochi() -> ModelMixin:
+    return diffusers.AutoencoderKLMochi(
+        encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        latent_channels=4,
+        layers_per_block=(1, 1, 1, 1, 1),
+    )
+
+
+def allegro() -> ModelMixin:
+    return diffusers.AutoencoderKLAllegro(
+        block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2
+    )
+
+
+def magvit() -> ModelMixin:
+    return diffusers.AutoencoderKLMagvit(
+        block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2
+    )
+
+
+def temporal_decoder() -> ModelMixin:
+    return diffusers.AutoencoderKLTemporalDecoder(
+        down_block_types=("DownEncoderBlock2D",) * 4, block_out_channels=(32, 32, 32, 32), layers_per_block=2
+    )
+
+
+def kvae_video() -> ModelMixin:
+    return diffusers.AutoencoderKLKVAEVideo(ch=32, ch_mult=(1, 1, 1, 1), num_res_blocks=1, z_channels=4)
+
+
+def minimax_h3() -> ModelMixin:
+    return diffusers.AutoencoderKLMiniMaxH3(
+        latent_channels=4,
+        block_out_channels=(4, 4, 4, 4, 4, 4),
+        layers_per_block=1,
+        norm_num_groups=2,
+        decoder_num_layers=1,
+        decoder_num_attention_heads=2,
+        decoder_attention_head_dim=16,
+        latents_mean=(0.0,) * 4,
+        latents_std=(1.0,) * 4,
+    )
+
+
+def kandinsky6_sr() -> ModelMixin:
+    return diffusers.Kandinsky6SRVAE(
+        latent_channels=4,
+        encoder_block_out_channels=(8, 8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8, 8),
+        layers_per_block=1,
+    )
+
+
+def vidtok() -> ModelMixin:
+    return diffusers.AutoencoderVidTok(ch=8, ch_mult=[1, 1, 1, 1], z_channels=4, num_res_blocks=1)
+
+
+def vidtok_fsq() -> ModelMixin:
+    return diffusers.AutoencoderVidTok(
+        ch=8,
+        ch_mult=[1, 1, 1, 1],
+        z_channels=4,
+        num_res_blocks=1,
+        double_z=False,
+        regularizer="fsq",
+        codebook_size=8**4,
+    )
+
+
+TINY_MODELS: dict[str, Callable[[], ModelMixin]] = {
+    build.__name__: build
+    for build in (
+        cogvideox,
+        wan,
+        wan_residual,
+        qwen_image,
+        qwen_image21,
+        ltx_video,
+        ltx_video_with_timestep,
+        ltx2_video,
+        hunyuan_video,
+        hunyuan_video15,
+        hunyuan_image_refiner,
+        cosmos,
+        mochi,
+        allegro,
+        magvit,
+        temporal_decoder,
+        kvae_video,
+        minimax_h3,
+        kandinsky6_sr,
+        vidtok,
+        vidtok_fsq,
+    )
+}
+
+# The smallest clip of each, (frames, rows, columns), that moves through all of its weights.
+CLIPS: dict[str, tuple[int, int, int]] = {
+    "cogvideox": (9, 16, 16),
+    "wan": (5, 16, 16),
+    "wan_residual": (5, 32, 32),
+    "qwen_image": (5, 16, 16),
+    "qwen_image21": (1, 32, 32),
+    "ltx_video": (9, 32, 32),
+    "ltx_video_with_timestep": (9, 32, 32),
+    "ltx2_video": (9, 64, 64),
+    "hunyuan_video": (5, 16, 16),
+    "hunyuan_video15": (5, 32, 32),
+    "hunyuan_image_refiner": (5, 32, 32),
+    "cosmos": (9, 32, 32),
+    "mochi": (7, 16, 16),
+    "allegro": (4, 16, 16),
+    "magvit": (5, 16, 16),
+    "temporal_decoder": (3, 16, 16),
+    "kvae_video": (5, 16, 16),
+    "minimax_h3": (22, 32, 32),
+    "kandinsky6_sr": (5, 32, 32),
+    "vidtok": (5, 16, 16),
+    "vidtok_fsq": (5, 16, 16),
+}
+
+
+def tiny_model(name: str, seed: int = 0) -> ModelMixin:
+    """Return the model of this name with the weights of a seed."""
+    torch.manual_seed(seed)
+    return TINY_MODELS[name]()
+
+
+def tiny_clip(name: str, batch: int = 1, seed: int = 0) -> torch.Tensor:
+    """Return random clips of the model's size, in [-1, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    return 2 * torch.rand(batch, 3, *CLIPS[name], generator=generator) - 1

@@ -1,0 +1,241 @@
+"""What is chosen is trained, and nothing else moves."""
+
+import copy
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from telecine.autoencoders import CausalVAE, CausalVAEConfig, load_autoencoder
+from telecine.autoencoders.diffusers import DiffusersAutoencoder
+from telecine.training.ema import MovingAverage
+from telecine.training.trainable import TrainableConfig, select_trainable
+
+SMALL = CausalVAEConfig(2, 4, latent_channels=3, base_channels=8, channel_multipliers=(1, 2), blocks_per_level=1)
+KINDS = ("causal", "wan", "hunyuan_video")
+
+
+def build(kind):
+    torch.manual_seed(0)
+    if kind == "causal":
+        return CausalVAE(SMALL)
+    if kind == "wan":
+        return DiffusersAutoencoder(
+            diffusers.AutoencoderKLWan(base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+        )
+    return DiffusersAutoencoder(
+        diffusers.AutoencoderKLHunyuanVideo(
+            block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2
+        )
+    )
+
+
+def clip():
+    return torch.rand(2, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def train(model, weights, num_steps=3):
+    """Take large steps, with weight decay, in training mode."""
+    optimizer = torch.optim.AdamW(weights, lr=0.05, weight_decay=0.1)
+    model.train()
+    for _ in range(num_steps):
+        output = model(clip())
+        (output.video - clip()).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def tensors(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def changed(model, before):
+    return {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_is_the_default(kind):
+    model = build(kind)
+    assert select_trainable(model, TrainableConfig()) == list(model.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_decoder_alone_leaves_the_latents_as_they_are_bit_for_bit(kind):
+    model = build(kind)
+    # PyTorch may choose another kernel, which rounds otherwise, for a frozen weight: so it is frozen for both.
+    weights = select_trainable(model, TrainableConfig(weights="decoder"))
+    before, latent = tensors(model), model.encode(clip())
+    train(model, weights)
+    after = model.encode(clip())
+    assert torch.equal(after.mean, latent.mean)
+    assert torch.equal(after.logvar, latent.logvar)
+    moved = {name.removeprefix("module.").split(".")[0] for name in changed(model, before)}
+    assert moved == ({"decoder"} if kind == "causal" else {"decoder", "post_quant_conv"})
+
+
+class Drifting(nn.Module):
+    """An autoencoder whose encoder has everything that changes without a gradient."""
+
+    def __init__(self):
+        super().__init__()
+        spectral = nn.utils.parametrizations.spectral_norm(nn.Conv3d(4, 4, 1))
+        self.encoder = nn.Sequential(
+            nn.Conv3d(3, 4, 1),
+            nn.BatchNorm3d(4),
+            nn.InstanceNorm3d(4, track_running_stats=True),
+            nn.BatchNorm3d(4, affine=False),
+            nn.Dropout(0.5),
+            spectral,
+        )
+        self.decoder = nn.Sequential(nn.Conv3d(4, 4, 1), nn.BatchNorm3d(4), nn.Dropout(0.5), nn.Conv3d(4, 3, 1))
+
+    def forward(self, video):
+        return self.decoder(self.encoder(video))
+
+
+def test_frozen_normalisations_and_dropout_cannot_drift():
+    torch.manual_seed(0)
+    model, video = Drifting(), torch.rand(2, 3, 2, 4, 4)
+    weights = select_trainable(model, TrainableConfig(weights="decoder"))
+    assert weights == list(model.decoder.parameters())
+    before, latent = tensors(model), model.train().encoder(video)
+    copied = copy.deepcopy(model)
+    for learner in (model, copied):
+        optimizer = torch.optim.SGD([weight for weight in learner.parameters() if weight.requires_grad], lr=0.1)
+        for _ in range(3):
+            learner.train()(video).square().mean().backward()
+            optimizer.step()
+        assert torch.equal(learner.train().encoder(video), latent)
+        moved = changed(learner, before)
+        assert moved
+        assert all(name.startswith("decoder.") for name in moved)
+        assert "decoder.1.running_mean" in moved
+        assert learner.decoder[2].training
+
+
+@pytest.mark.parametrize(
+    ("weights", "patterns", "expected"),
+    [
+        ("all", ("decoder.conv_out.*",), ["decoder.conv_out.weight", "decoder.conv_out.bias"]),
+        (
+            "all",
+            ("quant_conv.weight", "*.conv_in.bias"),
+            ["encoder.conv_in.bias", "quant_conv.weight", "decoder.conv_in.bias"],
+        ),
+        ("decoder", ("*.conv_in.bias",), ["decoder.conv_in.bias"]),
+    ],
+)
+def test_patterns_choose_names(weights, patterns, expected):
+    model = build("wan")
+    chosen = select_trainable(model, TrainableConfig(weights=weights, patterns=patterns))
+    names = {id(weight): name for name, weight in model.module.named_parameters()}
+    assert sorted(names[id(weight)] for weight in chosen) == sorted(expected)
+    assert chosen == [weight for weight in model.parameters() if weight.requires_grad]
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (TrainableConfig(patterns=("decoder.conv_uot.weight",)), "Did you mean `decoder.conv_out.weight`"),
+        (TrainableConfig(patterns=("zzz",)), "The first is `encoder.conv_in.weight`"),
+        (TrainableConfig(weights="decoder", patterns=("encoder.*",)), "patterns of names"),
+        (TrainableConfig(weights="lora", patterns=("decoder.conv_uot",)), "Did you mean `decoder.conv_out`"),
+    ],
+)
+def test_a_pattern_without_a_match_names_the_nearest(config, says):
+    with pytest.raises(ValueError, match=says):
+        select_trainable(build("wan"), config)
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match='"all", "decoder" or "lora"'):
+        TrainableConfig(weights="encoder")
+    with pytest.raises(ValueError, match="`lora_rank` must be at least 1"):
+        TrainableConfig(lora_rank=0)
+
+
+def test_a_model_without_a_decoder_says_so():
+    with pytest.raises(ValueError, match="whose decoder is called `decoder`, but got Sequential with 0"):
+        select_trainable(nn.Sequential(nn.Conv3d(3, 3, 1)), TrainableConfig(weights="decoder"))
+
+
+def lora(**changes):
+    return TrainableConfig(**{"weights": "lora", "lora_rank": 2, "lora_alpha": 4.0, **changes})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_low_rank_updates_start_at_nothing_and_train(kind):
+    model = build(kind)
+    expected = model(clip(), sample_posterior=False).video
+    weights = select_trainable(model, lora())
+    torch.testing.assert_close(model(clip(), sample_posterior=False).video, expected, rtol=1e-3, atol=1e-4)
+    assert any(weight is model.last_layer for weight in weights)
+    latent, before = model.encode(clip()).mean, tensors(model)
+    train(model, weights)
+    assert torch.equal(model.encode(clip()).mean, latent)
+    moved = changed(model, before)
+    assert len(moved) == len(weights)
+    last = [name for name in moved if ".parametrizations." not in name]
+    assert all(model.get_parameter(name) is model.last_layer or name.endswith("bias") for name in last)
+    assert len(last) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_low_rank_updates_are_merged_where_they_are_saved(kind, tmp_path):
+    model = build(kind)
+    names = set(model.state_dict())
+    train(model, select_trainable(model, lora()))
+    expected = model(clip(), sample_posterior=False).video
+    state = tensors(model)
+    model.save_pretrained(tmp_path)
+    assert not changed(model, state)
+    torch.testing.assert_close(model(clip(), sample_posterior=False).video, expected)
+    loaded = load_autoencoder(tmp_path)
+    assert set(loaded.state_dict()) == names
+    torch.testing.assert_close(loaded(clip(), sample_posterior=False).video, expected, rtol=1e-4, atol=1e-5)
+    if kind != "causal":
+        alone = diffusers.AutoModel.from_pretrained(str(tmp_path))
+        assert {f"module.{name}" for name in alone.state_dict()} == names
+        weights = load_file(tmp_path / "diffusion_pytorch_model.safetensors")
+        assert {f"module.{name}" for name in weights} == names
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_low_rank_updates_are_averaged_and_go_on(kind, tmp_path):
+    model = build(kind)
+    weights = select_trainable(model, lora())
+    average = MovingAverage(model, 0.0)
+    train(model, weights)
+    average.update()
+    expected = model(clip(), sample_posterior=False).video
+    train(model, weights)
+    assert not torch.equal(model(clip(), sample_posterior=False).video, expected)
+    with average.applied():
+        torch.testing.assert_close(model(clip(), sample_posterior=False).video, expected)
+        model.save_pretrained(tmp_path)
+    torch.testing.assert_close(load_autoencoder(tmp_path)(clip(), False).video, expected, rtol=1e-4, atol=1e-5)
+
+    resumed = build(kind)
+    select_trainable(resumed, lora())
+    resumed.load_state_dict(model.state_dict())
+    assert torch.equal(resumed(clip(), sample_posterior=False).video, model(clip(), sample_posterior=False).video)
+
+
+def test_merged_weights_do_not_load_under_updates(tmp_path):
+    model = build("wan")
+    select_trainable(model, lora())
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="before low-rank updates are added"):
+        model.load_weights(tmp_path)
+
+
+@pytest.mark.parametrize(("patterns", "last"), [(("encoder.*",), False), (("decoder.conv_*",), True)])
+def test_layers_of_low_rank_updates_by_pattern(patterns, last):
+    model = build("hunyuan_video")
+    select_trainable(model, lora(patterns=(*patterns, "*.conv_in.conv")))
+    trained = [name for name, weight in model.module.named_parameters() if weight.requires_grad]
+    assert all(name.startswith((patterns[0].split(".")[0], "encoder.conv_in", "decoder.conv_in")) for name in trained)
+    assert model.last_layer.requires_grad == last
+    train(model, [weight for weight in model.parameters() if weight.requires_grad])
