@@ -9,6 +9,7 @@ from torch import nn
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from telecine.evaluation import METRIC_DEFINITIONS, ReconstructionMetrics, mean_over_clips
+from telecine.evaluation.metrics import BUILT_IN, applicable
 
 
 class MeanDistance(nn.Module):
@@ -223,14 +224,75 @@ class TestRefusals:
             ReconstructionMetrics(frames_per_chunk=0)
 
 
+class TestBuiltIn:
+    """Each has its own tests; here, what the accumulation does with them."""
+
+    @pytest.mark.parametrize("name", BUILT_IN)
+    def test_each_is_measured_alone_and_per_clip(self, name):
+        recon, target = pair(batch=2, frames=2, height=176, width=176)
+        values = measured(recon, target, metrics=[name])
+        assert values.names == (name,)
+        for index, clip in enumerate(values.per_clip()):
+            alone = measured(recon[index, None], target[index, None], metrics=[name]).compute()
+            assert clip == pytest.approx(alone, rel=1e-5)
+
+    def test_all_together(self):
+        recon, target = pair(batch=1, frames=2, height=176, width=176)
+        distance = {"lpips_vgg": MeanDistance()}
+        assert tuple(measured(recon, target, perceptual=distance, metrics=BUILT_IN).compute()) == (
+            *BUILT_IN,
+            "lpips_vgg",
+        )
+        assert len(BUILT_IN) == 9
+
+    def test_an_unknown_one_is_named(self):
+        with pytest.raises(ValueError, match=r"but got 'flickr'\. Did you mean `flicker`\?"):
+            ReconstructionMetrics(metrics=["flickr"])
+
+
+class TestCourseOverTheFrames:
+    def test_is_that_of_each_frame_alone(self):
+        recon, target = pair(batch=2, frames=4)
+        curves = measured(recon, target, perceptual={"lpips_vgg": MeanDistance()}, frames_per_chunk=3).per_frame()
+        assert [set(curve) for curve in curves] == [{"psnr", "ssim", "lpips_vgg"}] * 2
+        for clip, curve in enumerate(curves):
+            for frame in range(4):
+                alone = measured(
+                    recon[clip, None, :, frame, None],
+                    target[clip, None, :, frame, None],
+                    perceptual={"lpips_vgg": MeanDistance()},
+                ).compute()
+                assert {name: values[frame] for name, values in curve.items()} == pytest.approx(alone, abs=1e-4)
+
+    def test_shows_a_frame_that_is_worse(self):
+        target = torch.zeros(1, 3, 3, 16, 16)
+        recon = target.clone()
+        recon[:, :, 2] += 0.2
+        (curves,) = measured(recon, target).per_frame()
+        assert curves["psnr"] == pytest.approx([100, 100, 20], abs=1e-3)
+
+
+def test_applicable_metrics_depend_on_length_and_size():
+    names = [*BUILT_IN, "lpips_vgg", "lpips_alex"]
+    every, absent = applicable(names, num_frames=2, height=176, width=200)
+    assert (every, absent) == (names, {})
+    few, absent = applicable(names, num_frames=1, height=20, width=200)
+    assert few == ["psnr", "ssim", "sharpness", "lpips_vgg"]
+    assert absent["lpips_alex"] == "needs frames of at least 31 x 31, not 20 x 200"
+    assert absent["flicker"] == "needs at least 2 frames, not 1"
+    assert len(absent) == 7
+
+
 def test_every_metric_says_which_direction_is_better():
-    assert len(METRIC_DEFINITIONS) == 4
-    assert all("larger is better" in text or "smaller is better" in text for text in METRIC_DEFINITIONS.values())
+    assert set(METRIC_DEFINITIONS) == {*BUILT_IN, "lpips_vgg", "lpips_alex"}
+    directions = {text.rpartition("; ")[2] for text in METRIC_DEFINITIONS.values()}
+    assert directions == {f"{values} is better" for values in ("larger", "smaller", "nearest to 0", "nearest to 1")}
 
 
-def test_importing_the_metrics_does_not_import_torchmetrics():
+def test_the_command_line_waits_for_none_of_the_slow_imports():
     import subprocess
     import sys
 
-    code = "import sys, telecine.evaluation; assert 'torchmetrics' not in sys.modules"
+    slow = ("torchmetrics", "matplotlib", "scipy")
+    code = f"import sys, telecine.cli; assert not {{*{slow!r}}} & {{*sys.modules}}"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,65 +1,42 @@
-"""Reconstruction quality: PSNR, SSIM and LPIPS of every clip, and their mean over clips."""
+"""Reconstruction quality of every clip, its course over the frames, and the means over clips."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from telecine.evaluation.definitions import DEFINITIONS, GRID_PERIODS, METRIC_DEFINITIONS
+from telecine.evaluation.grid import grid_excess
+from telecine.evaluation.motion import flicker
+from telecine.evaluation.pixels import ms_ssim, psnr, sharpness, ssim
 from telecine.precision import at_least_float32, autocast_off
-from telecine.shapes import VALUE_RANGE, Frames, Video, argument_error, check_range, check_video
+from telecine.shapes import VALUE_RANGE, Frames, Video, argument_error, check_range, check_video, nearest
 
-# Identical clips would have an infinite PSNR, which no mean survives; rounding to 8 bits alone gives 59 dB.
-MAX_PSNR = 100.0
-SSIM_SIGMA = 1.5
-SSIM_WINDOW = 11
+__all__ = ["METRIC_DEFINITIONS", "ReconstructionMetrics", "applicable", "mean_over_clips", "psnr", "ssim"]
 
-METRIC_DEFINITIONS = {
-    "psnr": f"dB; 10 log10(2^2 / mean squared error over all pixels of a clip in [-1, 1]), at most {MAX_PSNR:g}; "
-    "mean over clips; larger is better",
-    "ssim": f"Wang et al. 2004; RGB frames in [0, 1], Gaussian window {SSIM_WINDOW} x {SSIM_WINDOW} with sigma "
-    f"{SSIM_SIGMA}, borders reflected and counted, k1 0.01, k2 0.03; "
-    "mean over channels, pixels, frames, then clips; larger is better",
-    "lpips_vgg": "LPIPS v0.1, arXiv 1801.03924, VGG16; mean over frames, then clips; smaller is better",
-    "lpips_alex": "LPIPS v0.1, arXiv 1801.03924, AlexNet; mean over frames, then clips; smaller is better",
+Metric = Callable[..., Tensor]
+
+# Called as `metric(reconstruction=, target=)`: on clips (B, 3, T, H, W), returning (B,).
+CLIP_METRICS: dict[str, Metric] = {
+    "psnr": psnr,
+    "flicker": flicker,
+    "sharpness": sharpness,
+    **{f"grid_{period}": partial(grid_excess, period=period) for period in GRID_PERIODS},
 }
+# On frames (N, 3, H, W), returning (N,); a clip has the mean over its frames.
+FRAME_METRICS: dict[str, Metric] = {"ssim": ssim, "ms_ssim": ms_ssim}
+BUILT_IN = ("psnr", "ssim", "ms_ssim", "flicker", "sharpness", *(f"grid_{period}" for period in GRID_PERIODS))
 
 
-def psnr(*, reconstruction: Video, target: Video) -> Tensor:
-    """Return the peak signal-to-noise ratio of each clip, `(B,)` in dB, at most `MAX_PSNR`; larger is better.
-
-    One mean squared error is taken over a clip's pixels, so a bad frame weighs what it should, and the peak is the
-    width of [-1, 1], which is 2. NaN stays NaN.
-    """
-    peak = VALUE_RANGE[1] - VALUE_RANGE[0]
-    error = (reconstruction - target).square().flatten(1).mean(1)
-    return 10 * torch.log10(peak**2 / error.clamp(min=peak**2 * 10 ** (-MAX_PSNR / 10)))
-
-
-def ssim(*, reconstruction: Frames, target: Frames) -> Tensor:
-    """Return the structural similarity of each frame, `(N,)` in [-1, 1], 1 for identical ones; larger is better.
-
-    Frames in [-1, 1] are mapped to [0, 1] first: SSIM's luminance term is not invariant to an offset, and published
-    values are of non-negative images (Wang et al., doi 10.1109/TIP.2003.819861). As in torchmetrics every pixel counts,
-    the window mirrored at the border; the paper and scikit-image leave out a border of 5 pixels.
-
-    Raises:
-        ValueError: a frame is smaller than the 11 x 11 window.
-    """
-    # torchmetrics takes three seconds to import, which `telecine --help` must not wait for.
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    if min(target.shape[-2:]) < SSIM_WINDOW:
-        remedy = "Evaluate at a larger size."
-        raise argument_error("target", f"frames of at least {SSIM_WINDOW} x {SSIM_WINDOW}", target, remedy)
-    preds, goal = (0.5 * (frames + 1) for frames in (reconstruction, target))
-    # Releases differ in whether the border counts, so the mean is taken here, over the whole map.
-    _, full_map = structural_similarity_index_measure(
-        preds, goal, sigma=SSIM_SIGMA, reduction="none", data_range=1.0, return_full_image=True
-    )
-    return full_map.flatten(1).mean(1)
+def applicable(names: Sequence[str], *, num_frames: int, height: int, width: int) -> tuple[list[str], dict[str, str]]:
+    """Divide metrics into those that clips of this size have, and the reason why they lack each of the others."""
+    reasons = {name: DEFINITIONS[name].obstacle(num_frames, height, width) for name in names}
+    absent = {name: reason for name, reason in reasons.items() if reason is not None}
+    return [name for name in names if name not in absent], absent
 
 
 def mean_over_clips(per_clip: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -73,21 +50,17 @@ def mean_over_clips(per_clip: Sequence[Mapping[str, float]]) -> dict[str, float]
     return {name: sum(clip[name] for clip in per_clip) / len(per_clip) for name in per_clip[0]}
 
 
-def clip_means(per_frame: Tensor, num_clips: int) -> Tensor:
-    """Average values `(num_clips * T,)` over each clip's frames, giving `(num_clips,)`."""
-    return per_frame.reshape(num_clips, -1).mean(1)
-
-
 class ReconstructionMetrics:
-    """PSNR, SSIM and any perceptual distances, accumulated clip by clip over a whole set.
+    """Metrics and any perceptual distances, accumulated clip by clip over a whole set.
 
     Args:
         perceptual: distances by the name they are reported under, e.g. `{"lpips_alex": LPIPS(...)}`. Each is called as
             `module(reconstruction=frames, target=frames)` on frames `(N, 3, H, W)` in [-1, 1] and returns `(N,)`.
+        metrics: which of the built-in ones: psnr, ssim, ms_ssim, flicker, sharpness, grid_2, grid_4, grid_8, grid_16.
         frames_per_chunk: how many frames SSIM and the distances see at once, which bounds their memory.
 
     Raises:
-        ValueError: a distance is named like a built-in metric, or `frames_per_chunk` is not positive.
+        ValueError: a metric is unknown, a distance is named like a built-in one, or `frames_per_chunk` is not positive.
 
     Example:
         >>> metrics = ReconstructionMetrics()
@@ -96,19 +69,30 @@ class ReconstructionMetrics:
         6.02
     """
 
-    def __init__(self, perceptual: Mapping[str, nn.Module] | None = None, *, frames_per_chunk: int = 8) -> None:
+    def __init__(
+        self,
+        perceptual: Mapping[str, nn.Module] | None = None,
+        *,
+        metrics: Sequence[str] = ("psnr", "ssim"),
+        frames_per_chunk: int = 8,
+    ) -> None:
         self.perceptual = dict(perceptual or {})
+        self.metrics = tuple(metrics)
         self.frames_per_chunk = frames_per_chunk
         self._per_clip: list[dict[str, float]] = []
+        self._curves: list[dict[str, list[float]]] = []
         if frames_per_chunk < 1:
             raise argument_error("frames_per_chunk", "at least 1", frames_per_chunk, "The default is 8.")
-        if taken := {"psnr", "ssim"} & self.perceptual.keys():
+        if taken := set(BUILT_IN) & self.perceptual.keys():
             raise argument_error("perceptual", "named unlike a built-in metric", str(sorted(taken)), "Rename it.")
+        for name in self.metrics:
+            if name not in BUILT_IN:
+                raise argument_error("metrics", f"among {', '.join(BUILT_IN)}", repr(name), nearest(name, BUILT_IN))
 
     @property
     def names(self) -> tuple[str, ...]:
         """The metrics that `compute` returns, in its order."""
-        return ("psnr", "ssim", *self.perceptual)
+        return (*self.metrics, *self.perceptual)
 
     @torch.no_grad()
     def update(self, *, reconstruction: Video, target: Video) -> None:
@@ -119,15 +103,17 @@ class ReconstructionMetrics:
             target: of the same shape, in [-1, 1].
 
         Raises:
-            ValueError: a shape is not `(B, 3, T, H, W)` or differs, the target leaves [-1, 1], a frame is smaller than
-                11 x 11, or a distance does not return one value per frame.
+            ValueError: a shape is not `(B, 3, T, H, W)` or differs, the target leaves [-1, 1], a clip is smaller than a
+                metric needs, or a distance does not return one value per frame.
         """
         check_pair(reconstruction=reconstruction, target=target)
         with autocast_off(target.device):
             recon = at_least_float32(reconstruction).clamp(*VALUE_RANGE)
-            values = self._measure(reconstruction=recon, target=at_least_float32(target).to(recon.dtype))
-        columns = {name: column.tolist() for name, column in values.items()}
-        self._per_clip += [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            goal = at_least_float32(target).to(recon.dtype)
+            curves = self._curves_of(reconstruction=recon, target=goal)
+            values = self._values_of(curves, reconstruction=recon, target=goal)
+        self._per_clip += rows_of({name: column.tolist() for name, column in values.items()})
+        self._curves += rows_of({name: column.tolist() for name, column in curves.items()})
 
     def compute(self) -> dict[str, float]:
         """Return each metric's mean over all clips so far.
@@ -141,19 +127,36 @@ class ReconstructionMetrics:
         """Return every clip's values, in the order they were added."""
         return [dict(values) for values in self._per_clip]
 
-    def _measure(self, *, reconstruction: Video, target: Video) -> dict[str, Tensor]:
-        values = {"psnr": psnr(reconstruction=reconstruction, target=target)}
-        frame_metrics: dict[str, Callable[..., Tensor]] = {"ssim": ssim, **self.perceptual}
-        chunks: dict[str, list[Tensor]] = {name: [] for name in frame_metrics}
+    def per_frame(self) -> list[dict[str, list[float]]]:
+        """Return the course over every clip's frames of PSNR (of each frame alone) and of the metrics of frames."""
+        return [dict(curves) for curves in self._curves]
+
+    def _values_of(self, curves: Mapping[str, Tensor], *, reconstruction: Video, target: Video) -> dict[str, Tensor]:
+        clip_metrics = {name: CLIP_METRICS[name] for name in self.metrics if name in CLIP_METRICS}
+        values = {name: curve.mean(1) for name, curve in curves.items()}
+        for name, metric in clip_metrics.items():
+            values[name] = metric(reconstruction=reconstruction, target=target)
+        return {name: values[name] for name in self.names}
+
+    def _curves_of(self, *, reconstruction: Video, target: Video) -> dict[str, Tensor]:
+        """Return `(B, T)` for each metric of frames."""
+        own = {"psnr": psnr, **FRAME_METRICS}
+        metrics = {name: own[name] for name in self.metrics if name in own} | self.perceptual
+        chunks: dict[str, list[Tensor]] = {name: [] for name in metrics}
         for recon_frames, target_frames in self._frame_chunks(reconstruction, target):
-            for name, metric in frame_metrics.items():
+            for name, metric in metrics.items():
                 distances = metric(reconstruction=recon_frames, target=target_frames)
                 chunks[name].append(check_per_frame(name, distances, len(target_frames)))
-        return values | {name: clip_means(torch.cat(parts), len(target)) for name, parts in chunks.items()}
+        return {name: torch.cat(parts).reshape(len(target), -1) for name, parts in chunks.items()}
 
     def _frame_chunks(self, *videos: Video) -> Iterator[tuple[Frames, ...]]:
         frames = (rearrange(video, "b c t h w -> (b t) c h w") for video in videos)
         return zip(*(part.split(self.frames_per_chunk) for part in frames), strict=True)
+
+
+def rows_of(columns: Mapping[str, list]) -> list[dict]:
+    """Turn a list for each name into a dict for each item."""
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def check_pair(*, reconstruction: Video, target: Video) -> None:

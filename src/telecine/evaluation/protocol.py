@@ -9,11 +9,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from telecine.evaluation.metrics import METRIC_DEFINITIONS
+from telecine.evaluation.definitions import METRIC_DEFINITIONS
 from telecine.files import write_json
 from telecine.shapes import VALUE_RANGE, argument_error
 
-VERSIONED_PACKAGES = ("telecine", "torch", "torchmetrics")
+VERSIONED_PACKAGES = ("telecine", "torch", "torchmetrics", "av")
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,27 @@ class EvaluationProtocol:
     """Which part was kept, e.g. `center`."""
     metrics: tuple[str, ...]
     """The names of the reported metrics."""
+    subject: str = ""
+    """What was measured: a checkpoint and which of its weights, or reconstructions as videos."""
+    num_videos: int = 1
+    """How many videos the clips are from."""
+    places: str = ""
+    """How the clips were chosen."""
+    clips_sha256: str | None = None
+    """Hash of the inputs' pixels, all clips in order; equal hashes mean that the same was measured."""
     fps: float | None = None
-    """Frames per second that clips were sampled at; None means each file's own rate."""
+    """Frames per second that clips were sampled at; None means each file's own rate over `frame_stride`."""
     frame_stride: int = 1
     """Every how many decoded frames one was taken."""
     backbones: tuple[tuple[str, str], ...] = ()
     """Pairs of a perceptual metric and its network with the weights' source or hash."""
     definitions: tuple[tuple[str, str], ...] = ()
     """Pairs of a further metric and its definition."""
+    absent: tuple[tuple[str, str], ...] = ()
+    """Pairs of a metric that is not reported and the reason."""
 
     def __post_init__(self) -> None:
-        for name in ("num_clips", "num_frames", "height", "width", "frame_stride"):
+        for name in ("num_clips", "num_videos", "num_frames", "height", "width", "frame_stride"):
             if getattr(self, name) < 1:
                 raise argument_error(name, "at least 1", getattr(self, name), "State what was measured.")
         if unknown := [name for name in self.metrics if name not in self._known()]:
@@ -59,9 +69,14 @@ class EvaluationProtocol:
     def _known(self) -> dict[str, str]:
         return METRIC_DEFINITIONS | dict(self.definitions)
 
+    def better(self, name: str) -> str:
+        """Return which values of a metric are better, as the last words of its definition say."""
+        return self._known()[name].rpartition("; ")[2].removesuffix(" is better")
+
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON: the fields, each metric's definition, the value range and the versions."""
-        stated = asdict(self) | {"backbones": dict(self.backbones), "value_range": list(VALUE_RANGE)}
+        stated = asdict(self) | {"backbones": dict(self.backbones), "absent": dict(self.absent)}
+        stated["value_range"] = list(VALUE_RANGE)
         del stated["definitions"]
         stated["metrics"] = {name: self._known()[name] for name in self.metrics}
         stated["reconstruction"] = "clamped to the value range before measuring"

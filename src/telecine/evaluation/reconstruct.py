@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from telecine.autoencoders import CausalVAE
-from telecine.data import VideoInfo, bytes_from_video, index_video, iterate_clips, video_from_bytes, with_progress
+from telecine.autoencoders import VideoAutoencoder
+from telecine.data import VideoInfo, bytes_from_video, index_video, iterate_frames, video_from_bytes, with_progress
 from telecine.devices import DeviceName, pick_device
-from telecine.evaluation.metrics import psnr
+from telecine.evaluation.chunks import blended_chunks, check_overlap, count_chunks, overlapping
+from telecine.evaluation.model import load_model
+from telecine.evaluation.pixels import psnr
+from telecine.evaluation.tiles import Tiling, reconstruct_tiled
 from telecine.report.video import Mp4Writer, side_by_side
-from telecine.runs import Weights, find_model
-from telecine.shapes import argument_error
+from telecine.runs import Weights
+from telecine.shapes import VALUE_RANGE, argument_error
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,15 @@ class ReconstructConfig:
     """How a video is reconstructed."""
 
     num_frames: int = 17
-    """Frames that go through the autoencoder at once; chunks do not see each other. Rounded up to what it accepts."""
+    """Frames that go through the autoencoder at once, rounded up to what it accepts."""
+    overlap_frames: int = 0
+    """Frames that each such chunk shares with the one before, which fades into it; 0: chunks do not see each other."""
+    tile: int | None = None
+    """Height and width of the tiles that go through the autoencoder one by one, which bounds memory for large frames;
+    rounded up to what it accepts. Whole frames by default."""
+    tile_overlap: int | None = None
+    """Pixels that neighbouring tiles share and are blended over, rounded up to the autoencoder's stride; a quarter of
+    the tile by default."""
     height: int | None = None
     """Height to resize the video to; its own by default, or by its aspect if `width` is given."""
     width: int | None = None
@@ -40,15 +51,27 @@ class ReconstructConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise argument_error(name, "at least 1", value, "Leave it out for the default.")
+        check_overlap(self.num_frames, self.overlap_frames)
+        self.tiling()
+
+    def tiling(self) -> Tiling:
+        """Return how frames are cut.
+
+        Raises:
+            ValueError: the tile and its overlap do not go together.
+        """
+        if self.tile is None:
+            return Tiling()
+        return Tiling(self.tile, self.tile // 4 if self.tile_overlap is None else self.tile_overlap)
 
 
 def reconstruct(
     checkpoint: str | Path, video: str | Path, output: str | Path, config: ReconstructConfig | None = None
 ) -> float:
-    """Reconstruct `video` chunk by chunk, in memory that does not depend on its length, and write an MP4.
+    """Reconstruct `video` chunk by chunk and tile by tile, and write an MP4.
 
-    Frames and sizes that do not fit the autoencoder's strides are extended by repeating the last frame, row and
-    column, and cut again.
+    The autoencoder never sees more than `num_frames` frames of one tile, however long and large the video is. Frames
+    and sizes that do not fit its strides are extended by repeating the last frame, row and column, and cut again.
 
     Args:
         checkpoint: A run's folder (its last checkpoint), a checkpoint's, or that of a saved autoencoder.
@@ -65,33 +88,36 @@ def reconstruct(
     config = config or ReconstructConfig()
     check_output(Path(output), Path(video))
     device = pick_device(config.device)
-    model = CausalVAE.from_pretrained(find_model(checkpoint, config.weights)).to(device).eval()
+    model = load_model(checkpoint, config.weights, device)
     info = index_video(video)
-    size = output_size(info, config)
-    num_frames, _, _ = model.covering_clip(config.num_frames, *size)
     values: list[Tensor] = []
     with Mp4Writer(output, info.fps) as writer:
-        chunks = iterate_clips(video, num_frames, size)
-        for frames in with_progress(chunks, "reconstructing", total=-(-info.num_frames // num_frames)):
-            target = video_from_bytes(frames).to(device)
-            reconstruction = pass_through(model, target).clamp(-1, 1)
-            values.append(psnr(reconstruction=reconstruction.transpose(0, 1), target=target.transpose(0, 1)).cpu())
-            out = bytes_from_video(reconstruction).cpu()
+        for frames, reconstruction in reconstructed(model, info, config, device):
+            target = video_from_bytes(frames).to(device).transpose(0, 1)
+            values.append(psnr(reconstruction=reconstruction, target=target).cpu())
+            out = bytes_from_video(reconstruction.transpose(0, 1)).cpu()
             writer.add(side_by_side(inputs=[frames], reconstructions=[out]) if config.compare else out)
     return float(torch.cat(values).mean())
 
 
-@torch.no_grad()
-def pass_through(model: CausalVAE, video: Tensor) -> Tensor:
-    """Return the reconstruction of one clip `(3, T, H, W)` of any size, from the mode of its posterior."""
-    shape = video.shape[1:]
-    covering = model.covering_clip(*shape)
-    padding = [
-        amount for old, new in zip(reversed(shape), reversed(covering), strict=True) for amount in (0, new - old)
-    ]
-    padded = F.pad(video[None], padding, mode="replicate")
-    time, height, width = shape
-    return model(padded, sample_posterior=False).video[0, :, :time, :height, :width]
+def reconstructed(
+    model: VideoAutoencoder, info: VideoInfo, config: ReconstructConfig, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield a video's frames, uint8 `(T, H, W, 3)`, and their reconstructions, `(T, 3, H, W)` in [-1, 1]."""
+    size = output_size(info, config)
+    tiling = config.tiling().fitted_to(model)
+    num_frames, _, _ = model.covering_clip(config.num_frames, *size)
+    overlap = config.overlap_frames
+    assert isinstance(info.path, Path)
+    path = info.path
+
+    def pass_through(frames: Tensor) -> Tensor:
+        whole = reconstruct_tiled(model, video_from_bytes(frames).to(device), tiling)
+        return whole.clamp_(*VALUE_RANGE).transpose(0, 1)
+
+    chunks = overlapping(iterate_frames(path, size), num_frames, overlap)
+    total = count_chunks(info.num_frames, num_frames, overlap)
+    return blended_chunks(with_progress(chunks, "reconstructing", total=total), overlap, pass_through)
 
 
 def check_output(output: Path, video: Path) -> None:

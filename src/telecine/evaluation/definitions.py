@@ -1,0 +1,99 @@
+"""What each metric is: the text that stands in a protocol, which way is better, and what it needs of a clip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+# Identical clips would have an infinite PSNR, which no mean survives; rounding to 8 bits alone gives 59 dB.
+MAX_PSNR = 100.0
+SSIM_SIGMA = 1.5
+SSIM_WINDOW = 11
+MS_SSIM_BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+# The smallest side that torchmetrics takes: the window has to fit after four halvings.
+MS_SSIM_SIDE = 16 * SSIM_WINDOW
+# Strides of the autoencoders that exist.
+GRID_PERIODS = (2, 4, 8, 16)
+GRID_PATCH = 32
+FLAT_SHARE = 0.25
+# Variance of rounding to 8 bits, for values in [-1, 1]: below it there is nothing to compare.
+ROUNDING_VARIANCE = (2 / 255) ** 2 / 12
+
+Better = Literal["larger", "smaller", "nearest to 0", "nearest to 1"]
+
+
+@dataclass(frozen=True)
+class Definition:
+    """One metric."""
+
+    text: str
+    """Formula, settings, source, and how it is averaged."""
+    better: Better
+    """Which values are better."""
+    min_side: int = 1
+    """Smallest height and width of a frame."""
+    min_frames: int = 1
+    """Fewest frames of a clip."""
+
+    def __str__(self) -> str:
+        return f"{self.text}; {self.better} is better"
+
+    def obstacle(self, num_frames: int, height: int, width: int) -> str | None:
+        """Say why clips of this size have no such metric; None where they have."""
+        if min(height, width) < self.min_side:
+            return f"needs frames of at least {self.min_side} x {self.min_side}, not {height} x {width}"
+        if num_frames < self.min_frames:
+            return f"needs at least {self.min_frames} frames, not {num_frames}"
+        return None
+
+
+def _lpips(network: str, min_side: int) -> Definition:
+    text = f"LPIPS v0.1, arXiv 1801.03924, {network}; mean over frames, then clips"
+    return Definition(text, "smaller", min_side=min_side)
+
+
+def _grid(period: int) -> Definition:
+    text = (
+        f"dB; spectral power of grey rows and columns at a period of {period} pixels over the geometric mean of that "
+        "at the frequencies beside it, in the reconstruction, over the same in the input; "
+        f"mean over the {FLAT_SHARE:.0%} flattest patches of {GRID_PATCH} x {GRID_PATCH} of the input's frames (less "
+        "their mean and slope), then clips"
+    )
+    return Definition(text, "nearest to 0", min_side=GRID_PATCH)
+
+
+DEFINITIONS = {
+    "psnr": Definition(
+        f"dB; 10 log10(2^2 / mean squared error over all pixels of a clip in [-1, 1]), at most {MAX_PSNR:g}; "
+        "mean over clips",
+        "larger",
+    ),
+    "ssim": Definition(
+        f"Wang et al. 2004; RGB frames in [0, 1], Gaussian window {SSIM_WINDOW} x {SSIM_WINDOW} with sigma "
+        f"{SSIM_SIGMA}, borders reflected and counted, k1 0.01, k2 0.03; mean over channels, pixels, frames, then "
+        "clips",
+        "larger",
+        min_side=SSIM_WINDOW,
+    ),
+    "ms_ssim": Definition(
+        f"Wang et al. 2003, as in torchmetrics; RGB frames in [0, 1], {len(MS_SSIM_BETAS)} scales with exponents "
+        f"{MS_SSIM_BETAS}, window, k1 and k2 as ssim, negative terms counted as 0; mean over frames, then clips",
+        "larger",
+        min_side=MS_SSIM_SIDE,
+    ),
+    "lpips_vgg": _lpips("VGG16", 16),
+    "lpips_alex": _lpips("AlexNet", 31),
+    "flicker": Definition(
+        "mean absolute difference between the frame-to-frame differences of reconstruction and input, in [-1, 1]; "
+        "mean over clips",
+        "smaller",
+        min_frames=2,
+    ),
+    "sharpness": Definition(
+        "mean squared difference of neighbouring pixels in the reconstruction over that in the input; mean over clips",
+        "nearest to 1",
+        min_side=2,
+    ),
+    **{f"grid_{period}": _grid(period) for period in GRID_PERIODS},
+}
+METRIC_DEFINITIONS = {name: str(definition) for name, definition in DEFINITIONS.items()}

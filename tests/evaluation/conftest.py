@@ -1,0 +1,75 @@
+"""A tiny autoencoder, videos that move, and the same videos as a reconstruction might leave them."""
+
+import shutil
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from telecine.autoencoders import CausalVAE, CausalVAEConfig
+from telecine.report.video import write_mp4
+
+from .videos import noisy, waves
+
+TINY = CausalVAEConfig(
+    time_compression=4,
+    spatial_compression=4,
+    latent_channels=4,
+    patch_size=2,
+    base_channels=8,
+    channel_multipliers=(1, 1, 2),
+    blocks_per_level=1,
+)
+
+
+class StandIn(nn.Module):
+    """Called as the published I3D is; its features are means of the input, so that what it saw can be told."""
+
+    def forward(self, x: Tensor, rescale: bool, resize: bool, return_features: bool) -> Tensor:
+        assert not rescale
+        assert not resize
+        assert return_features
+        assert list(x.shape[3:]) == [224, 224]
+        first, last = x[:, :, 0].mean(dim=[2, 3]), x[:, 2, -1].mean(dim=[1, 2])
+        return torch.cat([first, last[:, None]], dim=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    torch.manual_seed(0)
+    return CausalVAE(TINY).eval()
+
+
+@pytest.fixture(scope="session")
+def model_folder(tiny_model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory):
+    """A folder of three videos of 26 frames of 48 x 64, one of them in a folder below."""
+    folder = tmp_path_factory.mktemp("videos")
+    for seed, name in enumerate(("one.mp4", "two.mp4", "below/three.mp4")):
+        write_mp4(folder / name, waves(seed=seed), fps=25, crf=4)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reconstructions(videos, tmp_path_factory):
+    """Folders of the same videos with little and with much noise; in the second, the suffixes are others."""
+    folders = {}
+    for label, scale in (("little", 4.0), ("much", 16.0)):
+        folders[label] = tmp_path_factory.mktemp(label)
+        for seed, name in enumerate(("one.mp4", "two.mp4", "below/three.mp4")):
+            write_mp4(folders[label] / name, noisy(waves(seed=seed), scale, seed), fps=25, crf=4)
+    shutil.move(folders["much"] / "one.mp4", folders["much"] / "one.m4v")
+    return folders
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory):
+    path = tmp_path_factory.mktemp("i3d") / "stand_in.pt"
+    torch.jit.script(StandIn()).save(str(path))
+    return path

@@ -1,0 +1,100 @@
+"""Differences with their intervals."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import bootstrap
+
+from telecine.evaluation.difference import bootstrap_interval, comparable, paired_differences, set_difference, title
+
+
+def clips(name, values):
+    return [{name: value} for value in values]
+
+
+def draws(num=60, seed=0, offset=0.0):
+    return (torch.randn(num, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + offset).tolist()
+
+
+def test_equals_scipys_bootstrap():
+    values = torch.tensor(draws(offset=0.3))
+    low, high = bootstrap_interval(values[:, None])
+    reference = bootstrap(
+        (values.numpy(),), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert (low.item(), high.item()) == pytest.approx((reference.low, reference.high), abs=0.01)
+
+
+def test_is_the_same_at_every_call_and_for_each_column_alone():
+    values = torch.tensor([draws(seed=0), draws(seed=1)]).T
+    low, high = bootstrap_interval(values)
+    again = bootstrap_interval(values[:, 1:])
+    torch.testing.assert_close((low[1], high[1]), (again[0][0], again[1][0]))
+    assert all(map(torch.equal, bootstrap_interval(values), (low, high)))
+
+
+def test_holds_the_mean_in_19_of_20_cases():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(40, 400, generator=generator, dtype=torch.float64)
+    low, high = bootstrap_interval(values)
+    covered = ((low <= 0) & (high >= 0)).double().mean()
+    assert 0.90 < covered < 0.98
+
+
+@pytest.mark.parametrize(
+    ("name", "shift", "verdict"),
+    [
+        ("psnr", 1.0, "B"),
+        ("psnr", -1.0, "A"),
+        ("psnr", 0.0, "undecided"),
+        ("lpips_alex", 1.0, "A"),
+        ("lpips_alex", -1.0, "B"),
+        ("sharpness", 0.3, "B"),  # from 0.5 to 0.8
+        ("sharpness", 1.3, "A"),  # from 0.5 to 1.8
+        ("grid_8", -0.2, "B"),
+        ("grid_8", -1.2, "A"),
+    ],
+)
+def test_says_which_is_better(name, shift, verdict):
+    first = [0.5 + 0.01 * value for value in draws()]
+    second = [0.5 + shift + 0.01 * value for value in draws(seed=1)]
+    (difference,) = paired_differences(clips(name, first), clips(name, second), names=[name])
+    assert difference.verdict == verdict
+    assert difference.mean == pytest.approx(difference.second - difference.first)
+    assert difference.interval[0] < difference.mean < difference.interval[1]
+
+
+def test_pairs_remove_what_clips_have_in_common():
+    """Clips differ by 10 dB, the two evaluations by 0.1 on each."""
+    first = [30 + 10 * value for value in draws()]
+    (difference,) = paired_differences(
+        clips("psnr", first), clips("psnr", [value + 0.1 for value in first]), names=["psnr"]
+    )
+    assert difference.interval == pytest.approx((0.1, 0.1))
+    assert difference.verdict == "B"
+
+
+def test_a_single_clip_has_no_interval():
+    (difference,) = paired_differences(clips("psnr", [30.0]), clips("psnr", [31.0]), names=["psnr"])
+    assert (difference.interval, difference.verdict, difference.in_words()) == (None, "undecided", "+1")
+
+
+def test_figures_of_the_whole_set_have_no_interval():
+    difference = set_difference("fvd", {"fvd": 90.0}, {"fvd": 80.0})
+    assert (difference.mean, difference.interval, difference.verdict) == (-10, None, "undecided")
+
+
+def test_metrics_that_are_best_in_between_are_compared_by_their_distance():
+    assert [comparable("sharpness", 0.8), comparable("grid_4", -0.5), comparable("psnr", 30.0)] == pytest.approx(
+        [0.2, 0.5, 30.0]
+    )
+    assert [title(name) for name in ("sharpness", "grid_4", "psnr")] == ["|sharpness - 1|", "|grid_4|", "psnr"]
+
+
+def test_nan_decides_nothing():
+    first, second = clips("psnr", [30.0, 31.0]), clips("psnr", [math.nan, 32.0])
+    (difference,) = paired_differences(first, second, names=["psnr"])
+    assert math.isnan(difference.mean)
+    assert difference.verdict == "undecided"

@@ -1,0 +1,135 @@
+"""The test for grids responds to grids of its period, and to nothing else."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from telecine.data import index_video, read_clip, sample_videos, video_from_bytes
+from telecine.evaluation.definitions import GRID_PERIODS
+from telecine.evaluation.grid import flat_patches, grid_excess, without_slope
+
+# What real frames stay within where no grid was added; half a step of 8 bits is 0.004.
+NO_GRID = 1.6
+
+
+@pytest.fixture(scope="module")
+def clips():
+    """Return the beginning of each real clip, `(3, 3, 2, 144, 192)`."""
+    frames = [read_clip(index_video(path), 0, 2, size=(144, 192)) for path in sample_videos()]
+    assert len(frames) == 3
+    return video_from_bytes(torch.stack(frames))
+
+
+def grid(video, period, amplitude):
+    """Return a sine wave of the period along rows and columns."""
+    rows, columns = (torch.arange(side) * 2 * np.pi / period for side in video.shape[-2:])
+    return amplitude * (torch.cos(rows)[:, None] + torch.cos(columns)).expand_as(video)
+
+
+def excesses(recon, target):
+    return {period: grid_excess(reconstruction=recon, target=target, period=period) for period in GRID_PERIODS}
+
+
+@pytest.mark.parametrize("period", GRID_PERIODS)
+def test_a_grid_stands_out_at_its_period_only(clips, period):
+    little, much = (excesses(clips + grid(clips, period, amplitude), clips) for amplitude in (0.005, 0.05))
+    assert (little.pop(period) > 0.2).all()
+    assert (much.pop(period) > 2 * NO_GRID).all()
+    assert all((abs(values) < 0.3).all() for values in (*little.values(), *much.values()))
+
+
+def test_a_sharp_grid_shows_at_its_period_and_its_multiples(clips):
+    lines = torch.zeros_like(clips)
+    lines[..., ::8, :] += 0.1
+    lines[..., :, ::8] += 0.1
+    found = excesses(clips + lines, clips)
+    assert all((found[period] > NO_GRID).all() for period in (2, 4, 8)), found
+    assert (abs(found[16]) < 0.5).all()
+
+
+def test_a_checkerboard_is_a_grid_of_period_2(clips):
+    rows, columns = torch.meshgrid(torch.arange(144), torch.arange(192), indexing="ij")
+    board = 0.01 * (1 - 2 * ((rows + columns) % 2)).expand_as(clips)
+    assert (excesses(clips + board, clips)[2] > 2 * NO_GRID).all()
+
+
+def shrunk(video, factor):
+    small = F.interpolate(video.flatten(0, 1), scale_factor=1 / factor, mode="bilinear", antialias=True)
+    return F.interpolate(small, scale_factor=factor, mode="bicubic").reshape(video.shape)
+
+
+NOT_GRIDS = {
+    "equal": lambda video: video,
+    "offset": lambda video: video + 0.1,
+    "noise": lambda video: video + 0.05 * torch.randn(video.shape, generator=torch.Generator().manual_seed(1)),
+    "blur": lambda video: F.avg_pool3d(video, (1, 3, 3), stride=1, padding=(0, 1, 1), count_include_pad=False),
+    "more blur": lambda video: F.avg_pool3d(video, (1, 7, 7), stride=1, padding=(0, 3, 3), count_include_pad=False),
+    "half the size": lambda video: shrunk(video, 2),
+    "a quarter of the size": lambda video: shrunk(video, 4),
+    "waves of another period": lambda video: video + grid(video, 10.4, 0.02),
+}
+
+
+@pytest.mark.parametrize("what", NOT_GRIDS)
+def test_what_is_no_grid_does_not_stand_out(clips, what):
+    limit = 1e-4 if what == "equal" else 0.01 if what == "offset" else NO_GRID
+    found = excesses(NOT_GRIDS[what](clips), clips)
+    assert all((values < limit).all() for values in found.values()), found
+
+
+def test_a_grid_of_the_target_that_is_removed_is_below_0(clips):
+    assert (excesses(clips, clips + grid(clips, 8, 0.05))[8] < -2 * NO_GRID).all()
+
+
+def test_flat_clips_have_a_value():
+    flat = torch.zeros(1, 3, 1, 32, 32)
+    assert {period: value.item() for period, value in excesses(flat, flat).items()} == dict.fromkeys(GRID_PERIODS, 0.0)
+
+
+def test_equals_numpy_on_one_patch():
+    generator = torch.Generator().manual_seed(0)
+    recon, target = torch.rand(2, 1, 3, 1, 32, 32, generator=generator) - 0.5
+
+    def prominence(video):
+        grey = video[0].double().numpy().mean(0)[0]
+        size = np.arange(32)
+        plane = np.stack([np.ones((32, 32)), np.tile(size[:, None], 32), np.tile(size, (32, 1))]).reshape(3, -1).T
+        grey = grey - (plane @ np.linalg.lstsq(plane, grey.ravel(), rcond=None)[0]).reshape(32, 32)
+        rows = (abs(np.fft.fft(grey, axis=1)) ** 2).mean(0) / 32
+        columns = (abs(np.fft.fft(grey, axis=0)) ** 2).mean(1) / 32
+        power = (rows + columns) / 2 + (2 / 255) ** 2 / 12
+        return power[4] / np.sqrt(power[3] * power[5])
+
+    value = grid_excess(reconstruction=recon, target=target, period=8).item()
+    assert value == pytest.approx(10 * np.log10(prominence(recon) / prominence(target)), abs=1e-3)
+
+
+def test_the_flattest_quarter_of_all_frames_is_taken(clips):
+    patches, goals = flat_patches(clips[0] + 0.1, clips[0])
+    assert patches.shape == goals.shape == (12, 32, 32)  # of 2 frames of 4 x 6 patches
+    grey = clips[0].mean(0)[:, :128, :192].unfold(1, 32, 32).unfold(2, 32, 32).reshape(-1, 32, 32)
+    limit = grey.var(dim=(1, 2)).sort().values[11]
+    assert goals.var(dim=(1, 2)).max() <= limit
+    torch.testing.assert_close(patches, goals + 0.1)
+
+
+def test_a_slope_is_removed_whole():
+    rows, columns = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    slopes = torch.stack([0.01 * rows - 0.02 * columns + 0.3, 0.05 * columns])
+    assert without_slope(slopes).abs().max() < 1e-6
+
+
+def test_clips_are_measured_apart(clips):
+    changed = clips.clone()
+    changed[1] += grid(changed[1], 8, 0.05)
+    values = excesses(changed, clips)[8]
+    assert values[0] == values[2] == 0
+    assert values[1] > NO_GRID
+
+
+@pytest.mark.parametrize(("size", "period", "message"), [((31, 64), 8, "at least 32 x 32"), ((64, 64), 3, "one of")])
+def test_refusals(size, period, message):
+    video = torch.zeros(1, 3, 1, *size)
+    with pytest.raises(ValueError, match=message):
+        grid_excess(reconstruction=video, target=video, period=period)

@@ -1,0 +1,119 @@
+"""MS-SSIM, SSIM and sharpness against implementations that share no code with them."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torchmetrics.image import MultiScaleStructuralSimilarityIndexMeasure
+
+from telecine.evaluation.definitions import MS_SSIM_BETAS
+from telecine.evaluation.pixels import ms_ssim, psnr, sharpness, ssim
+
+
+def frames(num=2, side=176, noise=0.3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(num, 3, side // 8, side // 8, generator=generator)
+    target = torch.nn.functional.interpolate(coarse, (side, side + 8), mode="bicubic").clamp(0, 1) * 2 - 1
+    return (target + noise * torch.randn(target.shape, generator=generator)).clamp(-1, 1), target
+
+
+def in_numpy(image):
+    return (image.double().numpy() + 1) / 2
+
+
+def numpy_ms_ssim(x, y):
+    """Equation 7 of Wang et al. 2003 with torchmetrics' borders: cut off in the contrast terms, counted at the end."""
+    means = []
+    for scale in range(5):
+        mu_x, mu_y = _blur(x), _blur(y)
+        var_x, var_y, cov = _blur(x * x) - mu_x**2, _blur(y * y) - mu_y**2, _blur(x * y) - mu_x * mu_y
+        contrast = (2 * cov + 0.03**2) / (var_x + var_y + 0.03**2)
+        luminance = (2 * mu_x * mu_y + 0.01**2) / (mu_x**2 + mu_y**2 + 0.01**2)
+        means.append((luminance * contrast).mean() if scale == 4 else contrast[:, 5:-5, 5:-5].mean())
+        x, y = (_halved(image) for image in (x, y))
+    return float(np.prod(np.maximum(means, 0) ** np.array(MS_SSIM_BETAS)))
+
+
+def _blur(images):
+    return gaussian_filter(images, sigma=(0, 1.5, 1.5), truncate=3.5, mode="mirror")
+
+
+def _halved(images):
+    channels, rows, columns = images.shape
+    even = images[:, : rows // 2 * 2, : columns // 2 * 2]
+    return even.reshape(channels, rows // 2, 2, columns // 2, 2).mean((2, 4))
+
+
+class TestMsSsim:
+    def test_equals_the_definition(self):
+        recon, target = frames()
+        expected = [numpy_ms_ssim(in_numpy(a), in_numpy(b)) for a, b in zip(recon, target, strict=True)]
+        assert ms_ssim(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-5)
+
+    def test_equals_torchmetrics(self):
+        recon, target = frames(num=1)
+        reference = MultiScaleStructuralSimilarityIndexMeasure(data_range=1.0)((recon + 1) / 2, (target + 1) / 2)
+        assert ms_ssim(reconstruction=recon, target=target).item() == pytest.approx(reference.item(), abs=1e-6)
+
+    def test_identical_frames_score_1_and_opposite_ones_0(self):
+        _, target = frames(num=1)
+        assert ms_ssim(reconstruction=target, target=target).item() == pytest.approx(1.0, abs=1e-5)
+        assert ms_ssim(reconstruction=-target, target=target).item() == 0.0
+
+    def test_more_noise_scores_less(self):
+        scores = [ms_ssim(reconstruction=a, target=b).mean() for a, b in (frames(noise=n) for n in (0.1, 0.3, 0.9))]
+        assert scores[0] > scores[1] > scores[2]
+
+    @pytest.mark.parametrize(("height", "width"), [(175, 176), (176, 175)])
+    def test_small_frames_are_refused(self, height, width):
+        small = torch.zeros(1, 3, height, width)
+        with pytest.raises(ValueError, match="at least 176 x 176"):
+            ms_ssim(reconstruction=small, target=small)
+
+
+class TestAgainstScikitImage:
+    def test_psnr(self):
+        recon, target = frames()
+        expected = [
+            peak_signal_noise_ratio(b.double().numpy(), a.double().numpy(), data_range=2.0)
+            for a, b in zip(recon, target, strict=True)
+        ]
+        assert psnr(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-4)
+
+    def test_ssim_where_the_border_is_flat_and_its_treatment_does_not_matter(self):
+        recon, target = frames(num=1, side=48)
+        recon, target = (torch.nn.functional.pad(image, (12, 12, 12, 12), value=0.5) for image in (recon, target))
+        expected = structural_similarity(
+            in_numpy(target[0]),
+            in_numpy(recon[0]),
+            channel_axis=0,
+            data_range=1.0,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            full=True,
+        )[1].mean()
+        assert ssim(reconstruction=recon, target=target).item() == pytest.approx(expected, abs=1e-5)
+
+
+class TestSharpness:
+    def test_equals_numpy(self):
+        recon, target = (clip[None].transpose(1, 2) for clip in frames(side=32))
+
+        def power(video):
+            return sum((np.diff(video.double().numpy(), axis=axis) ** 2).mean() for axis in (-1, -2))
+
+        value = sharpness(reconstruction=recon, target=target).item()
+        assert value == pytest.approx(power(recon) / power(target), rel=1e-3)
+
+    def test_blur_is_below_1_and_noise_above(self):
+        recon, target = (clip[None].transpose(1, 2) for clip in frames(side=32))
+        blurred = torch.nn.functional.avg_pool3d(recon, (1, 3, 3), stride=1, padding=(0, 1, 1), count_include_pad=False)
+        assert sharpness(reconstruction=blurred, target=recon) < 0.5
+        assert sharpness(reconstruction=recon, target=target) > 1.5
+        assert sharpness(reconstruction=target, target=target) == 1
+
+    def test_flat_clips_have_a_value(self):
+        flat = torch.zeros(2, 3, 2, 16, 16)
+        assert sharpness(reconstruction=flat, target=flat).tolist() == [1, 1]
