@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from telecine.data import index_video, read_clip
-from telecine.report.video import Mp4Writer, gif_bytes, side_by_side, write_mp4
+from telecine.report.video import Mp4Writer, gif_bytes, mp4_bytes, panes, side_by_side, write_mp4
 
 
 def _frames(num_frames: int, height: int, width: int) -> Tensor:
@@ -59,6 +60,22 @@ def test_quality_is_set_by_crf(tmp_path: Path) -> None:
     for crf in (0, 40):
         write_mp4(tmp_path / f"{crf}.mp4", _frames(10, 64, 64), 25, crf=crf)
     assert (tmp_path / "40.mp4").stat().st_size < (tmp_path / "0.mp4").stat().st_size / 3
+
+
+@pytest.mark.parametrize(("every", "longest"), [(None, 10), (1, 1), (4, 4)])
+def test_keyframes_come_as_often_as_asked(tmp_path: Path, every: int | None, longest: int) -> None:
+    with Mp4Writer(tmp_path / "video.mp4", 25, keyframe_every=every) as writer:
+        writer.add(_frames(10, 32, 32))
+    with av.open(str(tmp_path / "video.mp4")) as container:
+        keys = [index for index, frame in enumerate(container.decode(video=0)) if frame.key_frame]
+    # The encoder may add some, where the picture changes much.
+    assert keys[0] == 0
+    assert max(after - before for before, after in pairwise([*keys, 10])) == longest
+
+
+def test_a_distance_of_keyframes_is_at_least_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`keyframe_every` must be at least 1"):
+        Mp4Writer(tmp_path / "video.mp4", 25, keyframe_every=0)
 
 
 def _write_parts(path: Path, parts: Iterable[Tensor]) -> None:
@@ -118,6 +135,29 @@ def test_side_by_side_shows_all_three() -> None:
     assert picture[:, 225:, 488:].max() == 0
     bar = picture[0, :26].float().amax(dim=(0, 2))
     assert all(bar[x : x + 100].max() > 200 for x in (0, 244, 488))
+
+
+def test_panes_can_be_cut_apart() -> None:
+    target = _frames(2, 193, 33)
+    reconstruction = target.clone()
+    reconstruction[:, :4] = 0
+    picture = panes(target=target, reconstruction=reconstruction, amplification=3)
+    assert picture.shape == (2, 194, 3 * 34, 3)
+    left, middle, right = picture[:, :193].split(34, dim=2)
+    assert torch.equal(left[:, :, :33], target)
+    assert torch.equal(middle[:, :, :33], reconstruction)
+    assert torch.equal(right[:, :4, :33].int(), (target[:, :4].int() * 3).clamp(max=255))
+    assert right[:, 4:].max() == 0
+    small = panes(target=target[:, :65], reconstruction=target[:, :65])
+    assert small.shape == (2, 130, 3 * 66, 3)  # doubled
+    with pytest.raises(ValueError, match="all of shape"):
+        panes(target=target, reconstruction=target[:1])
+
+
+def test_a_video_in_memory() -> None:
+    content = mp4_bytes(_frames(3, 32, 32), 25)
+    with av.open(io.BytesIO(content)) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 3
 
 
 def test_side_by_side_of_large_clips_is_not_enlarged(tmp_path: Path) -> None:

@@ -76,7 +76,20 @@ PANELS = (
     Panel("SSIM, larger is better", {"held out": ("val/ssim", _same)}),
     Panel(
         "discriminator: mean logits",
-        {"real": ("train/logits_real", _same), "reconstruction": ("train/logits_fake", _same)},
+        {
+            "real": ("train/logits_real", _same),
+            "reconstruction": ("train/logits_fake", _same),
+            "spread, real": ("train/logits_real_std", _same),
+            "spread, reconstruction": ("train/logits_fake_std", _same),
+        },
+    ),
+    Panel(
+        "discriminator: share judged right",
+        {
+            "real": ("train/accuracy_real", _same),
+            "reconstruction": ("train/accuracy_fake", _same),
+            "hinge that is active": ("train/hinge_active", _same),
+        },
     ),
     Panel(
         "adversarial term",
@@ -95,10 +108,30 @@ PANELS = (
         },
         scale="log",
     ),
+    Panel(
+        "update over weights",
+        {
+            "autoencoder": ("train/update_ratio", _same),
+            "discriminators": ("train/disc_update_ratio", _same),
+        },
+        scale="log",
+    ),
+    Panel(
+        "gradients: share of ...",
+        {
+            "the adversarial terms": ("train/adversarial_gradient_share", _same),
+            "updates clipped, autoencoder": ("train/grad_clipped", _same),
+            "updates clipped, discriminators": ("train/disc_grad_clipped", _same),
+            "updates skipped, autoencoder": ("train/grad_overflow", _same),
+            "updates skipped, discriminators": ("train/disc_grad_overflow", _same),
+        },
+    ),
     Panel("other terms, without their weights", _by_name(*OTHER_TERMS), scale="wide"),
     Panel("weights that change", _by_name(*WEIGHTS), scale="wide", empty="none changes"),
     Panel("learning rate", {"autoencoder": ("train/lr", _same)}),
 )
+# The gradient of each frame is one value a frame; the page has them on one plot.
+FRAME_GRADIENT = "train/frame_gradient_"
 NUM_COLUMNS = 3
 # Largest ratio of two values that can be told on a linear axis.
 LINEAR_RANGE = 100

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any
 
@@ -39,17 +40,24 @@ class Mp4Writer:
         path: the file; its folder is made if need be.
         fps: frames a second.
         crf: quality, from 0 (lossless) to 51; 18 shows no loss to the eye.
+        keyframe_every: distance of frames at which decoding can begin, two seconds by default. A small number makes
+            every frame quick to reach, for which no frame then needs a later one, and the file larger.
     """
 
-    def __init__(self, path: str | os.PathLike[str], fps: float, *, crf: int = 18) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], fps: float, *, crf: int = 18, keyframe_every: int | None = None
+    ) -> None:
         if not fps > 0:
             raise argument_error("fps", "above 0", fps, "Use 25 if nothing is known.")
         if not 0 <= crf <= 51:
             raise argument_error("crf", "from 0 to 51", crf, "Use 18; smaller is better and larger.")
+        if keyframe_every is not None and keyframe_every < 1:
+            raise argument_error("keyframe_every", "at least 1", keyframe_every, "Leave it out for the default.")
         self.path = Path(path)
         # Fine enough for 30000/1001.
         self._rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
         self._crf = crf
+        self._keyframe_every = keyframe_every
         self._size: tuple[int, int] | None = None
         self._stream: Any = None
         self._reformatter = VideoReformatter()
@@ -105,7 +113,9 @@ class Mp4Writer:
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": str(self._crf)}
         context = stream.codec_context
-        context.gop_size = max(1, round(2 * self._rate))
+        context.gop_size = self._keyframe_every or max(1, round(2 * self._rate))
+        if self._keyframe_every is not None:
+            context.max_b_frames = 0
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _LIMITED_RANGE
         return stream
@@ -134,13 +144,47 @@ def side_by_side(
     _check_pairs(inputs, reconstructions)
     rows = []
     for clip, recon in zip(inputs, reconstructions, strict=True):
-        clip, recon = clip.cpu(), recon.cpu()
-        difference = (clip.float() - recon.float()).abs().mul(amplification).clamp(max=255.0).round().to(torch.uint8)
-        rows.append(_join([_enlarged(panel) for panel in (clip, recon, difference)], dim=2))
+        panels = (clip.cpu(), recon.cpu(), amplified_difference(clip.cpu(), recon.cpu(), amplification))
+        rows.append(_join([_enlarged(panel) for panel in panels], dim=2))
     picture = _join(rows, dim=1)
     labels = (*_LABELS, f"difference x {amplification:g}")
     bar = _label_bar(labels, picture.shape[2], (picture.shape[2] + _GAP) / len(labels))
     return _even(torch.cat([bar.expand(picture.shape[0], -1, -1, -1), picture], dim=1))
+
+
+def amplified_difference(clip: Tensor, recon: Tensor, amplification: float) -> Tensor:
+    """Return the absolute difference of uint8 frames times `amplification`, cut off at white."""
+    difference = (clip.float() - recon.float()).abs().mul(amplification)
+    return difference.clamp(max=255.0).round().to(torch.uint8)
+
+
+def panes(*, target: Tensor, reconstruction: Tensor, amplification: float = 4.0) -> Tensor:
+    """Lay out the frames of input, reconstruction and amplified difference from left to right, nothing between them.
+
+    Made to be cut apart again: a third of the width belongs to each. No label, no gap; clips lower than 192 pixels are
+    doubled, so that the format's halved resolution of colours is the clip's own.
+
+    Args:
+        target: uint8 frames `(T, H, W, 3)`.
+        reconstruction: of the same shape.
+        amplification: what the difference is multiplied with before it is cut off at white.
+
+    Returns:
+        uint8 frames `(T, H', 3 * W', 3)` with even `H'` and `W'`.
+    """
+    _check_pairs([target], [reconstruction])
+    target, reconstruction = target.cpu(), reconstruction.cpu()
+    difference = amplified_difference(target, reconstruction, amplification)
+    factor = 2 if target.shape[1] < MIN_PANEL_HEIGHT else 1
+    return torch.cat([_even(_repeated(pane, factor)) for pane in (target, reconstruction, difference)], dim=2)
+
+
+def mp4_bytes(frames: Tensor, fps: float) -> bytes:
+    """Encode uint8 frames `(T, H, W, 3)` as an MP4 that browsers play."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "video.mp4"
+        write_mp4(path, frames, fps)
+        return path.read_bytes()
 
 
 def gif_bytes(frames: Tensor, fps: float) -> bytes:
@@ -185,7 +229,11 @@ def _even(frames: Tensor) -> Tensor:
 
 
 def _enlarged(frames: Tensor) -> Tensor:
-    factor = -(-MIN_PANEL_HEIGHT // frames.shape[1])
+    return _repeated(frames, -(-MIN_PANEL_HEIGHT // frames.shape[1]))
+
+
+def _repeated(frames: Tensor, factor: int) -> Tensor:
+    """Make a square of each pixel of `(T, H, W, 3)`."""
     return frames.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
 
 

@@ -1,0 +1,297 @@
+const COLOURS = Array.from({ length: 8 }, (_, index) => `var(--c${index})`);
+const DASHES = ["", "7 3", "2 3", "9 3 2 3", "4 2", "1 3", "12 4", "7 2 2 2 2 2"];
+const HEIGHT = 200;
+// The first plot, which has the most curves, has a row to itself.
+const FIRST_HEIGHT = 300;
+const MARGIN = { left: 48, right: 8, top: 8, bottom: 22 };
+// Curves of few points get a mark on each.
+const FEW_POINTS = 40;
+// With smoothing, this share of the raw values at either end may leave the plot.
+const OUTLIERS = 0.02;
+
+const shown = { smoothing: 0.6, scale: "auto", step: null, hiddenRuns: new Set() };
+const severalRuns = DATA.runs.length > 1;
+
+/** Return a pattern of dashes; where the colours begin again, the patterns are others. */
+function dashOf(index) {
+  return DASHES[(index + 3 * Math.floor(index / COLOURS.length)) % DASHES.length];
+}
+
+/** Exponential moving average that does not lean towards where it began (arXiv 1412.6980, section 3). */
+function smoothed(values, weight) {
+  let sum = 0;
+  let total = 0;
+  return values.map((value) => {
+    sum = weight * sum + (1 - weight) * value;
+    total = weight * total + (1 - weight);
+    return sum / total;
+  });
+}
+
+/** Return the index of the step that is nearest. */
+function nearestIndex(steps, step) {
+  let low = 0;
+  let high = steps.length - 1;
+  while (high - low > 1) {
+    const middle = (low + high) >> 1;
+    if (steps[middle] < step) low = middle;
+    else high = middle;
+  }
+  return Math.abs(steps[low] - step) <= Math.abs(steps[high] - step) ? low : high;
+}
+
+function extent(values) {
+  return values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
+}
+
+function quantiles(values, share) {
+  const sorted = Float64Array.from(values).sort();
+  return [sorted[Math.floor(share * (sorted.length - 1))], sorted[Math.ceil((1 - share) * (sorted.length - 1))]];
+}
+
+class Chart {
+  constructor(plot, index, allSteps) {
+    this.plot = plot;
+    this.height = index ? HEIGHT : FIRST_HEIGHT;
+    this.allSteps = allSteps;
+    this.hidden = new Set();
+    this.svg = svg("svg", { tabindex: 0, role: "img", "aria-label": this.summary() });
+    this.svg.style.height = `${this.height}px`;
+    this.legend = html("div", { class: "legend", role: "group", "aria-label": `Curves of ${plot.title}` });
+    const title = html("h3", { id: `chart-${index}` }, plot.title);
+    this.figure = html("figure", { class: "chart", "aria-labelledby": title.id }, html("figcaption", {}, title), this.svg, this.legend);
+    this.makeLegend();
+    this.listen();
+    onResize(this.svg, () => this.draw());
+  }
+
+  summary() {
+    const ends = this.plot.series.flatMap((series) => series.curves.filter((curve) => curve.values).map((curve) => {
+      const run = severalRuns ? ` of ${DATA.runs[curve.run]}` : "";
+      return `${series.label}${run} from ${short(curve.values[0])} to ${short(curve.values.at(-1))}`;
+    }));
+    return `${this.plot.title}: ${ends.join("; ")}`;
+  }
+
+  style(series, run) {
+    const index = this.plot.series.indexOf(series);
+    const dash = severalRuns && this.plot.series.length === 1 ? run : index;
+    return { stroke: COLOURS[(severalRuns ? run : index) % COLOURS.length], "stroke-dasharray": dashOf(dash) };
+  }
+
+  makeLegend() {
+    this.entries = this.plot.series.map((series) => {
+      const stroke = severalRuns ? { ...this.style(series, 0), stroke: "var(--quiet)" } : this.style(series, 0);
+      const sample = svg("svg", { viewBox: "0 0 22 8", "aria-hidden": "true" });
+      sample.append(svg("line", { x1: 0, x2: 22, y1: 4, y2: 4, "stroke-width": 2, ...stroke }));
+      const values = html("span");
+      const button = html("button", { type: "button", "aria-pressed": "true" }, sample, html("span", {}, series.label), values);
+      button.addEventListener("click", () => this.toggle(series, button));
+      this.legend.append(button);
+      return { series, values };
+    });
+  }
+
+  toggle(series, button) {
+    if (!this.hidden.delete(series)) this.hidden.add(series);
+    button.setAttribute("aria-pressed", String(!this.hidden.has(series)));
+    this.draw();
+  }
+
+  /** Return what is to be drawn, with the smoothed values; a validation's few values stay as they are. */
+  curves() {
+    const found = [];
+    for (const series of this.plot.series) {
+      if (this.hidden.has(series)) continue;
+      for (const curve of series.curves) {
+        if (!curve.values || shown.hiddenRuns.has(curve.run)) continue;
+        const weight = series.name.startsWith("val/") ? 0 : shown.smoothing;
+        found.push({ series, ...curve, weight, line: weight ? smoothed(curve.values, weight) : curve.values });
+      }
+    }
+    return found;
+  }
+
+  range(curves) {
+    return curves.flatMap((curve) => {
+      const raw = [...(curve.low ?? curve.values), ...(curve.high ?? [])];
+      return [...extent(curve.line), ...(curve.weight ? quantiles(raw, OUTLIERS) : extent(raw))];
+    });
+  }
+
+  draw() {
+    const width = this.svg.clientWidth;
+    if (!width) return;
+    this.drawn = this.curves();
+    let ends = this.range(this.drawn);
+    const kind = kindOfScale(shown.scale, this.plot.scale, ends);
+    if (kind === "log") ends = this.drawn.flatMap((curve) => [...curve.values, ...curve.line].filter((value) => value > 0));
+    this.svg.setAttribute("viewBox", `0 0 ${width} ${this.height}`);
+    this.svg.replaceChildren();
+    const [least, greatest] = ends.length ? extent(ends) : [1, 2];
+    this.y = makeScale(kind, [least, greatest], [this.height - MARGIN.bottom, MARGIN.top]);
+    this.x = makeScale("linear", extent(this.allSteps), [MARGIN.left, width - MARGIN.right]);
+    this.drawGrid(width);
+    const inside = svg("svg", { x: MARGIN.left, width: width - MARGIN.left - MARGIN.right, height: this.height, viewBox: `${MARGIN.left} 0 ${width - MARGIN.left - MARGIN.right} ${this.height}` });
+    const positive = kind === "log" ? (value) => value > 0 : () => true;
+    for (const curve of this.drawn) inside.append(...this.marks(curve, positive));
+    this.cursor = svg("g");
+    this.svg.append(inside, this.cursor);
+    this.showCursor();
+  }
+
+  drawGrid(width) {
+    for (const value of this.y.ticks) {
+      const y = this.y.place(value);
+      this.svg.append(svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y, y2: y }));
+      this.svg.append(svg("text", { x: MARGIN.left - 6, y: y + 4, "text-anchor": "end" }, short(value)));
+    }
+    this.svg.append(svg("text", { x: MARGIN.left - 6, y: this.height - 6, "text-anchor": "end" }, "step"));
+    for (const value of this.x.ticks) {
+      const anchor = this.x.place(value) > width - 30 ? "end" : "middle";
+      this.svg.append(svg("text", { x: this.x.place(value), y: this.height - 6, "text-anchor": anchor }, short(value)));
+    }
+  }
+
+  marks(curve, positive) {
+    const style = this.style(curve.series, curve.run);
+    const marks = [];
+    if (curve.low) {
+      const upper = this.points(curve.steps, curve.high, positive);
+      const lower = this.points(curve.steps, curve.low, positive).reverse();
+      marks.push(svg("path", { class: "band", fill: style.stroke, d: path([...upper, ...lower]) }));
+    } else if (curve.weight) {
+      marks.push(svg("path", { class: "raw", stroke: style.stroke, d: path(this.points(curve.steps, curve.values, positive)) }));
+    }
+    const line = this.points(curve.steps, curve.line, positive);
+    marks.push(svg("path", { class: "line", ...style, d: path(line) }));
+    if (line.length < FEW_POINTS && !curve.weight) {
+      marks.push(...line.map(([x, y]) => svg("circle", { cx: x, cy: y, r: 2.5, fill: style.stroke })));
+    }
+    return marks;
+  }
+
+  points(steps, values, positive) {
+    const pairs = steps.map((step, index) => [step, values[index]]).filter(([, value]) => positive(value));
+    return pairs.map(([step, value]) => [this.x.place(step), this.y.place(value)]);
+  }
+
+  listen() {
+    const at = (event) => {
+      const box = this.svg.getBoundingClientRect();
+      const share = (event.clientX - box.left - MARGIN.left) / (box.width - MARGIN.left - MARGIN.right);
+      const [first, last] = extent(this.allSteps);
+      setCursor(this.stepNear(first + share * (last - first)));
+    };
+    this.svg.addEventListener("pointermove", at);
+    this.svg.addEventListener("pointerdown", at);
+    this.svg.addEventListener("pointerleave", () => setCursor(null));
+    this.svg.addEventListener("blur", () => setCursor(null));
+    this.svg.addEventListener("keydown", (event) => this.onKey(event));
+  }
+
+  /** Return the steps at which something of this plot was logged. */
+  steps() {
+    const all = this.drawn.flatMap((curve) => curve.steps);
+    return [...new Set(all)].sort((a, b) => a - b);
+  }
+
+  stepNear(step) {
+    const steps = this.steps();
+    return steps.length ? steps[nearestIndex(steps, step)] : null;
+  }
+
+  onKey(event) {
+    const steps = this.steps();
+    const here = shown.step === null ? -1 : nearestIndex(steps, shown.step);
+    const targets = { ArrowLeft: Math.max(here - 1, 0), ArrowRight: Math.min(here + 1, steps.length - 1), Home: 0, End: steps.length - 1, Escape: -1 };
+    if (!(event.key in targets) || !steps.length) return;
+    event.preventDefault();
+    setCursor(steps[targets[event.key]] ?? null);
+    byId("curve-readout").textContent = shown.step === null ? "" : `${this.plot.title}, step ${shown.step}: ${this.readout().join(", ")}`;
+  }
+
+  readout() {
+    return this.drawn.map((curve) => {
+      const run = severalRuns ? ` of ${DATA.runs[curve.run]}` : "";
+      return `${curve.series.label}${run} ${short(this.valueAt(curve))}`;
+    });
+  }
+
+  valueAt(curve) {
+    return curve.line[shown.step === null ? curve.line.length - 1 : nearestIndex(curve.steps, shown.step)];
+  }
+
+  /** Mark the step that is pointed at, and write the values there, or the last ones, beside the names. */
+  showCursor() {
+    if (!this.drawn) return;
+    this.cursor.replaceChildren();
+    if (shown.step !== null) {
+      const x = this.x.place(shown.step);
+      this.cursor.append(svg("line", { class: "cursor", x1: x, x2: x, y1: MARGIN.top, y2: this.height - MARGIN.bottom }));
+      const anchor = x > this.svg.clientWidth / 2 ? "end" : "start";
+      this.cursor.append(svg("text", { x: x + (anchor === "end" ? -5 : 5), y: MARGIN.top + 9, "text-anchor": anchor }, `step ${shown.step}`));
+    }
+    for (const { series, values } of this.entries) {
+      const curves = this.drawn.filter((curve) => curve.series === series);
+      values.replaceChildren(...curves.flatMap((curve) => {
+        const value = html("b", {}, short(this.valueAt(curve)));
+        if (severalRuns) value.style.color = this.style(series, curve.run).stroke;
+        return [" ", value];
+      }));
+    }
+  }
+}
+
+function path(points) {
+  return points.map(([x, y], index) => `${index ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
+}
+
+const charts = [];
+
+function setCursor(step) {
+  if (step === shown.step) return;
+  shown.step = step;
+  charts.forEach((chart) => chart.showCursor());
+}
+
+function redraw() {
+  charts.forEach((chart) => chart.draw());
+}
+
+function makeRunLegend() {
+  if (!severalRuns) return byId("run-legend").remove();
+  DATA.runs.forEach((name, run) => {
+    const sample = svg("svg", { viewBox: "0 0 22 8", "aria-hidden": "true" });
+    sample.append(svg("line", { x1: 0, x2: 22, y1: 4, y2: 4, "stroke-width": 3, stroke: COLOURS[run % COLOURS.length], "stroke-dasharray": dashOf(run) }));
+    const button = html("button", { type: "button", "aria-pressed": "true" }, sample, html("span", { class: "name" }, name));
+    button.addEventListener("click", () => {
+      if (!shown.hiddenRuns.delete(run)) shown.hiddenRuns.add(run);
+      button.setAttribute("aria-pressed", String(!shown.hiddenRuns.has(run)));
+      redraw();
+    });
+    byId("run-legend").append(button);
+  });
+  return undefined;
+}
+
+function makeCharts() {
+  const allSteps = extent(DATA.plots.flatMap((plot) => plot.series.flatMap((series) => series.curves.flatMap((curve) => curve.steps ?? []))));
+  DATA.plots.forEach((plot, index) => {
+    const chart = new Chart(plot, index, allSteps);
+    charts.push(chart);
+    byId("charts").append(chart.figure);
+  });
+  makeRunLegend();
+  byId("smoothing").addEventListener("input", ({ target }) => {
+    shown.smoothing = Number(target.value);
+    byId("smoothing-value").textContent = shown.smoothing.toFixed(2);
+    redraw();
+  });
+  byId("scale").addEventListener("change", ({ target }) => {
+    shown.scale = target.value;
+    redraw();
+  });
+}
+
+if (byId("charts")) makeCharts();

@@ -1,0 +1,360 @@
+const PANE_NAMES = ["Input", "Reconstruction", "Amplified difference"];
+// A clip of a third of a second is a flash; it is slowed down until it lasts this long.
+const MIN_SECONDS = 1.5;
+// Less is no difference to look at.
+const MIN_DECIBELS = 2;
+const TIMELINE_HEIGHT = 84;
+const TIMELINE_MARGIN = { left: 40, right: 12, top: 10, bottom: 8 };
+const SHORT_NAMES = { psnr: "PSNR", ssim: "SSIM", lpips_alex: "LPIPS Alex", lpips_vgg: "LPIPS VGG" };
+
+function nameOf(metric) {
+  return SHORT_NAMES[metric] ?? metric;
+}
+
+class Player {
+  constructor() {
+    this.root = byId("player");
+    this.panes = byId("panes");
+    this.canvases = [...this.panes.querySelectorAll("canvas")];
+    this.speed = byId("speed");
+    this.playing = false;
+    this.loop = true;
+    this.frame = 0;
+    this.view = new View(this.panes, () => this.draw());
+    this.actions = this.makeActions();
+    this.listen();
+    this.listValidations();
+    const runs = DATA.validations.map(({ run }) => run);
+    this.choose(runs.lastIndexOf(runs[0])); // the newest of the first run
+  }
+
+  makeActions() {
+    return {
+      first: () => this.stopAt(0),
+      back: () => this.stopAt(this.frame - 1),
+      play: () => (this.playing ? this.pause() : this.play()),
+      forward: () => this.stopAt(this.frame + 1),
+      last: () => this.stopAt(this.clip.numFrames - 1),
+      loop: () => this.setLoop(!this.loop),
+      in: () => this.view.zoomBy(1.5),
+      out: () => this.view.zoomBy(1 / 1.5),
+      whole: () => this.view.whole(),
+      slower: () => this.changeSpeed(-1),
+      faster: () => this.changeSpeed(1),
+      previous: () => this.openNeighbour(-1),
+      next: () => this.openNeighbour(1),
+    };
+  }
+
+  listen() {
+    for (const button of this.root.querySelectorAll("[data-do]")) {
+      button.addEventListener("click", () => this.actions[button.dataset.do]());
+    }
+    this.root.addEventListener("keydown", (event) => this.onKey(event));
+    this.speed.addEventListener("change", () => this.restartClock());
+    byId("validation").addEventListener("change", ({ target }) => this.choose(Number(target.value)));
+    this.timeline = byId("timeline");
+    const seek = (event) => event.buttons && this.stopAt(this.frameAt(event));
+    this.timeline.addEventListener("pointerdown", (event) => {
+      this.timeline.setPointerCapture(event.pointerId);
+      seek(event);
+    });
+    this.timeline.addEventListener("pointermove", seek);
+    onResize(this.timeline, () => this.drawTimeline());
+    this.canvases.forEach((canvas) => onResize(canvas, () => this.draw()));
+  }
+
+  onKey(event) {
+    if (event.target.matches("select, summary") || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === " " && event.target.matches("button")) return; // which it presses
+    const action = event.shiftKey && event.key.startsWith("Arrow") ? () => this.pan(event.key) : this.actions[KEYS[event.key.toLowerCase()]];
+    if (!action) return;
+    event.preventDefault();
+    action();
+  }
+
+  pan(key) {
+    const [x, y] = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[key];
+    this.view.moveTo(this.view.x + (0.1 * x) / this.view.zoom, this.view.y + (0.1 * y) / this.view.zoom);
+  }
+
+  // ---- which clip
+
+  listValidations() {
+    DATA.validations.forEach(({ run, step }, index) => {
+      const name = DATA.runs.length > 1 ? `${DATA.runs[run]}, step ${step}` : `step ${step}`;
+      byId("validation").append(html("option", { value: index }, name));
+    });
+  }
+
+  /** Show another validation; the clip and the frame stay, so that the two can be compared. */
+  choose(index) {
+    this.validation = DATA.validations[index];
+    byId("validation").value = String(index);
+    byId("amplification").textContent = this.validation.amplification ?? "";
+    this.listStandingOut();
+    this.makeTable();
+    const worst = this.validation.standingOut.find(([what]) => what === "worst psnr")?.[1] ?? 0;
+    this.open(Math.min(this.index ?? worst, this.validation.clips.length - 1), this.frame);
+  }
+
+  listStandingOut() {
+    const buttons = this.validation.standingOut.map(([what, index]) => {
+      const button = html("button", { type: "button" }, capital(spoken(what)));
+      button.addEventListener("click", () => this.open(index, 0));
+      return button;
+    });
+    byId("standing-out").replaceChildren(...buttons);
+  }
+
+  openNeighbour(by) {
+    this.open(clamp(this.index + by, 0, this.validation.clips.length - 1), 0);
+  }
+
+  open(index, frame) {
+    this.pause();
+    this.store?.close();
+    this.index = index;
+    this.clip = this.validation.clips[index];
+    this.store = new FrameStore(this.clip);
+    this.picture = null;
+    this.points = null;
+    delete this.root.dataset.shown;
+    byId("player-error").hidden = true;
+    byId("clip-title").textContent = this.clip.title;
+    this.panes.classList.toggle("whole", this.clip.panes === 1);
+    this.panes.querySelectorAll("figure").forEach((figure, pane) => { figure.hidden = pane >= this.clip.panes; });
+    this.panes.style.setProperty("--aspect", this.clip.width / this.clip.height);
+    this.timeline.setAttribute("aria-valuemax", this.clip.numFrames);
+    this.setDefaultSpeed();
+    this.markRow();
+    this.drawTimeline();
+    return this.show(clamp(frame, 0, this.clip.numFrames - 1));
+  }
+
+  makeTable() {
+    const { clips } = this.validation;
+    const metrics = Object.keys(clips[0].metrics);
+    const sorts = [["Clip", (clip) => clip.title], ...metrics.map((name) => [nameOf(name), (clip) => clip.metrics[name]])];
+    const heads = sorts.map(([name, key]) => {
+      const button = html("button", { type: "button" }, name);
+      const head = html("th", { scope: "col" }, button);
+      button.addEventListener("click", () => this.sortBy(head, key));
+      return head;
+    });
+    const table = byId("clip-table");
+    table.tHead.replaceChildren(html("tr", {}, ...heads, html("th", { scope: "col" }, "Stands out")));
+    this.rows = clips.map((clip, index) => this.makeRow(clip, index, metrics));
+    table.tBodies[0].replaceChildren(...this.rows);
+    table.hidden = clips.length < 2;
+  }
+
+  makeRow(clip, index, metrics) {
+    const button = html("button", { type: "button" }, clip.title);
+    button.addEventListener("click", () => this.open(index, 0));
+    const badges = this.validation.standingOut.filter(([, which]) => which === index).map(([what]) => html("span", { class: `badge ${what.split(" ")[0]}` }, spoken(what)));
+    const cells = metrics.map((name) => html("td", {}, even(clip.metrics[name])));
+    return html("tr", {}, html("th", { scope: "row" }, button), ...cells, html("td", {}, ...badges));
+  }
+
+  sortBy(head, key) {
+    const ascending = head.getAttribute("aria-sort") !== "ascending";
+    for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
+    head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
+    const { clips } = this.validation;
+    const order = clips.map((_, index) => index).sort((a, b) => (key(clips[a]) < key(clips[b]) ? -1 : 1) * (ascending ? 1 : -1));
+    byId("clip-table").tBodies[0].replaceChildren(...order.map((index) => this.rows[index]));
+  }
+
+  markRow() {
+    this.rows.forEach((row, index) => {
+      if (index === this.index) row.setAttribute("aria-current", "true");
+      else row.removeAttribute("aria-current");
+    });
+  }
+
+  // ---- which frame
+
+  stopAt(number) {
+    this.pause();
+    return this.show(clamp(number, 0, this.clip.numFrames - 1));
+  }
+
+  /** Show a frame once it is decoded, unless another was asked for in the meantime. */
+  async show(number) {
+    this.frame = number;
+    this.report();
+    const { store } = this;
+    try {
+      const picture = await store.get(number);
+      if (store !== this.store || number !== this.frame) return;
+      this.picture = picture;
+      this.draw();
+      this.root.dataset.shown = number;
+    } catch (error) {
+      if (store === this.store) this.fail(error);
+    }
+  }
+
+  fail(error) {
+    this.pause();
+    byId("player-error").textContent = `${error.message}. Is the folder of videos beside this page?`;
+    byId("player-error").hidden = false;
+  }
+
+  report() {
+    const psnr = this.clip.framePsnr[this.frame];
+    const place = `frame ${this.frame + 1} of ${this.clip.numFrames}`;
+    const text = [place, `${(this.frame / this.clip.fps).toFixed(2)} s`, ...(psnr === undefined ? [] : [`${psnr.toFixed(2)} dB`])].join(", ");
+    byId("frame-readout").textContent = text;
+    this.timeline.setAttribute("aria-valuenow", this.frame + 1);
+    this.timeline.setAttribute("aria-valuetext", text);
+    this.moveTimelineCursor();
+  }
+
+  // ---- time
+
+  play() {
+    if (this.frame === this.clip.numFrames - 1) this.frame = 0;
+    this.setPlaying(true);
+    this.restartClock();
+    this.tick(this.round);
+  }
+
+  pause() {
+    this.setPlaying(false);
+  }
+
+  setPlaying(playing) {
+    this.playing = playing;
+    this.round = {}; // what an earlier round still waits for does not go on
+    this.root.classList.toggle("playing", playing);
+    this.root.querySelector("[data-do=play]").setAttribute("aria-label", playing ? "Pause" : "Play");
+    // Nobody wants to hear every frame of a playing clip.
+    byId("frame-readout").setAttribute("aria-live", playing ? "off" : "polite");
+  }
+
+  restartClock() {
+    this.startTime = performance.now();
+    this.startFrame = this.frame;
+  }
+
+  async tick(round) {
+    if (round !== this.round) return;
+    const elapsed = (performance.now() - this.startTime) / 1000;
+    const number = this.startFrame + Math.floor(elapsed * this.clip.fps * Number(this.speed.value));
+    const { numFrames } = this.clip;
+    if (number >= numFrames && !this.loop) {
+      this.stopAt(numFrames - 1);
+      return;
+    }
+    const wanted = number % numFrames;
+    if (wanted !== this.frame || !this.picture) await this.show(wanted);
+    if (round === this.round) requestAnimationFrame(() => this.tick(round));
+  }
+
+  setLoop(loop) {
+    this.loop = loop;
+    this.root.querySelector("[data-do=loop]").setAttribute("aria-pressed", String(loop));
+    this.restartClock();
+  }
+
+  setDefaultSpeed() {
+    const seconds = this.clip.numFrames / this.clip.fps;
+    const speeds = [...this.speed.options].map((option) => Number(option.value)).filter((speed) => speed <= 1);
+    this.speed.value = String(Math.max(...speeds.filter((speed) => seconds / speed >= MIN_SECONDS), speeds[0]));
+  }
+
+  changeSpeed(by) {
+    this.speed.selectedIndex = clamp(this.speed.selectedIndex + by, 0, this.speed.options.length - 1);
+    this.restartClock();
+  }
+
+  // ---- pictures
+
+  draw() {
+    byId("zoom").textContent = `${Number(this.view.zoom.toFixed(1))} ×`;
+    if (!this.picture) return;
+    const { panes, width, height, numFrames } = this.clip;
+    const paneWidth = this.picture.width / panes;
+    const size = { width: paneWidth / this.view.zoom, height: this.picture.height / this.view.zoom };
+    const left = this.view.x * paneWidth - size.width / 2;
+    const top = this.view.y * this.picture.height - size.height / 2;
+    this.canvases.slice(0, panes).forEach((canvas, pane) => {
+      fit(canvas);
+      const context = canvas.getContext("2d");
+      // Enlarged pixels are squares: an interpolation would hide what is to be judged.
+      context.imageSmoothingEnabled = canvas.width < size.width;
+      context.drawImage(this.picture, pane * paneWidth + left, top, size.width, size.height, 0, 0, canvas.width, canvas.height);
+      canvas.setAttribute("aria-label", `${panes === 1 ? "Input, reconstruction and difference" : PANE_NAMES[pane]}, ${width} by ${height} pixels, frame ${this.frame + 1} of ${numFrames}`);
+    });
+  }
+
+  // ---- the curve of the frames
+
+  frameAt(event) {
+    const box = this.timeline.getBoundingClientRect();
+    const share = (event.clientX - box.left - TIMELINE_MARGIN.left) / (box.width - TIMELINE_MARGIN.left - TIMELINE_MARGIN.right);
+    return Math.round(share * (this.clip.numFrames - 1));
+  }
+
+  drawTimeline() {
+    const width = this.timeline.clientWidth;
+    if (!width) return;
+    const { framePsnr, numFrames } = this.clip;
+    const bottom = TIMELINE_HEIGHT - TIMELINE_MARGIN.bottom;
+    this.timeline.setAttribute("viewBox", `0 0 ${width} ${TIMELINE_HEIGHT}`);
+    this.frameX = (number) => TIMELINE_MARGIN.left + (number / Math.max(numFrames - 1, 1)) * (width - TIMELINE_MARGIN.left - TIMELINE_MARGIN.right);
+    const [least, greatest] = framePsnr.length ? extent(framePsnr) : [0, 1];
+    const room = Math.max(0, MIN_DECIBELS - (greatest - least)) / 2;
+    const y = makeScale("linear", [least - room, greatest + room], [bottom, TIMELINE_MARGIN.top]);
+    this.timeline.replaceChildren();
+    for (const value of framePsnr.length ? y.ticks : []) {
+      this.timeline.append(svg("line", { class: "grid", x1: TIMELINE_MARGIN.left, x2: width - TIMELINE_MARGIN.right, y1: y.place(value), y2: y.place(value) }));
+      this.timeline.append(svg("text", { x: TIMELINE_MARGIN.left - 6, y: y.place(value) + 4, "text-anchor": "end" }, short(value)));
+    }
+    const points = Array.from({ length: numFrames }, (_, number) => [this.frameX(number), framePsnr.length ? y.place(framePsnr[number]) : bottom]);
+    this.timeline.append(svg("path", { class: "line", stroke: "var(--c0)", d: path(points) }));
+    if (numFrames < FEW_POINTS) this.timeline.append(...points.map(([cx, cy]) => svg("circle", { cx, cy, r: 2.5, fill: "var(--c0)" })));
+    this.points = points;
+    this.mark = svg("g");
+    this.mark.append(svg("line", { class: "cursor", y1: 2, y2: TIMELINE_HEIGHT - 2 }), svg("circle", { r: 5, fill: "var(--accent)" }));
+    this.timeline.append(this.mark);
+    this.moveTimelineCursor();
+  }
+
+  moveTimelineCursor() {
+    const point = this.points?.[this.frame];
+    if (!point) return;
+    const [line, dot] = this.mark.children;
+    line.setAttribute("x1", point[0]);
+    line.setAttribute("x2", point[0]);
+    dot.setAttribute("cx", point[0]);
+    dot.setAttribute("cy", point[1]);
+  }
+}
+
+const KEYS = {
+  " ": "play", arrowleft: "back", arrowright: "forward", home: "first", end: "last", l: "loop",
+  "[": "slower", "]": "faster", p: "previous", n: "next", "+": "in", "=": "in", "-": "out", "0": "whole",
+};
+
+/** Give a canvas as many pixels as it covers on the screen. */
+function fit(canvas) {
+  const box = canvas.getBoundingClientRect();
+  const [width, height] = [box.width, box.height].map((side) => Math.max(1, Math.round(side * devicePixelRatio)));
+  if (canvas.width !== width) canvas.width = width;
+  if (canvas.height !== height) canvas.height = height;
+}
+
+/** "worst lpips_alex" as people say it. */
+function spoken(what) {
+  const [which, metric] = what.split(" ");
+  return `${which} ${nameOf(metric)}`;
+}
+
+function capital(text) {
+  return text[0].toUpperCase() + text.slice(1);
+}
+
+if (byId("player")) new Player();

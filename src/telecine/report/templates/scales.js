@@ -1,0 +1,75 @@
+// A logarithmic axis on both sides of 0 has to be linear around it.
+const LINEAR_BELOW = 1e-3;
+// Pixels between two lines that have a number.
+const MIN_DISTANCE = 14;
+// Largest ratio of two values that can be told on a linear axis.
+const LINEAR_RANGE = 100;
+
+const FORWARD = {
+  linear: (value) => value,
+  log: Math.log10,
+  symlog: (value) => Math.sign(value) * Math.log10(1 + Math.abs(value) / LINEAR_BELOW),
+};
+
+/** Choose the axis of values from what the reader asked for ("auto", "linear", "log") and what the plot prefers. */
+function kindOfScale(asked, preferred, values) {
+  if (asked === "linear") return "linear";
+  if (asked === "log") return values.every((value) => value > 0) ? "log" : "symlog";
+  if (preferred === "log") return "log";
+  if (preferred !== "wide") return "linear";
+  const sizes = values.map(Math.abs).filter((size) => size > 0);
+  if (Math.max(...sizes, 0) <= LINEAR_RANGE * Math.min(...sizes)) return "linear";
+  return values.every((value) => value > 0) ? "log" : "symlog";
+}
+
+/** Return a function from values to pixels, and the values that get a line. */
+function makeScale(kind, [least, greatest], [from, to]) {
+  const forward = FORWARD[kind];
+  let low = forward(least);
+  let high = forward(greatest);
+  if (high - low < 1e-12) {
+    const room = kind === "linear" ? Math.abs(high) * 0.05 || 1 : 0.5;
+    [low, high] = [low - room, high + room];
+  }
+  const place = (value) => from + ((forward(value) - low) / (high - low)) * (to - from);
+  const margin = 1e-9 * (high - low);
+  const inside = (value) => forward(value) >= low - margin && forward(value) <= high + margin;
+  return { place, ticks: apart(ticksOf(kind, low, high).filter(inside), place) };
+}
+
+/** Leave out values whose lines would be closer than their numbers are high. */
+function apart(values, place) {
+  const kept = [];
+  for (const value of values) {
+    if (kept.every((other) => Math.abs(place(other) - place(value)) >= MIN_DISTANCE)) kept.push(value);
+  }
+  return kept;
+}
+
+function ticksOf(kind, low, high) {
+  if (kind === "linear") return linearTicks(low, high, 5);
+  if (kind === "log") return high - low > 1.2 ? decades(low, high) : linearTicks(10 ** low, 10 ** high, 5);
+  const tops = [low, high].map((end) => Math.ceil(Math.log10(LINEAR_BELOW * 10 ** Math.abs(end))));
+  const sizes = thin(decades(Math.log10(LINEAR_BELOW), Math.max(...tops)), 4);
+  return [0, ...sizes, ...sizes.map((size) => -size)];
+}
+
+function linearTicks(low, high, count) {
+  const rough = (high - low) / count;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= rough);
+  const first = Math.ceil(low / step - 1e-9);
+  const last = Math.floor(high / step + 1e-9);
+  return Array.from({ length: Math.max(0, last - first + 1) }, (_, index) => (first + index) * step);
+}
+
+function decades(low, high) {
+  const first = Math.ceil(low - 1e-9);
+  return thin(Array.from({ length: Math.max(1, Math.floor(high + 1e-9) - first + 1) }, (_, i) => 10 ** (first + i)), 5);
+}
+
+/** Keep every n-th value so that there are not more than `most`. */
+function thin(values, most) {
+  const every = Math.ceil(values.length / most);
+  return values.filter((_, index) => index % every === 0);
+}

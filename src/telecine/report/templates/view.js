@@ -1,0 +1,79 @@
+const MAX_ZOOM = 16;
+const WHEEL_FACTOR = 1.0015;
+
+/** Which part of the frame all panes show: how much it is enlarged, and where its middle is, from 0 to 1. */
+class View {
+  constructor(panes, onChange) {
+    this.panes = panes;
+    this.onChange = onChange;
+    this.pointers = new Map();
+    this.zoom = 1;
+    this.x = 0.5;
+    this.y = 0.5;
+    panes.addEventListener("wheel", (event) => this.onWheel(event), { passive: false });
+    panes.addEventListener("pointerdown", (event) => this.onDown(event));
+    panes.addEventListener("pointermove", (event) => this.onMove(event));
+    for (const end of ["pointerup", "pointercancel"]) panes.addEventListener(end, (event) => this.pointers.delete(event.pointerId));
+  }
+
+  /** Enlarge by a factor around a place of the frame, which stays where it is. */
+  zoomBy(factor, at = { x: this.x, y: this.y }) {
+    const zoom = clamp(this.zoom * factor, 1, MAX_ZOOM);
+    const kept = this.zoom / zoom;
+    this.moveTo(at.x + (this.x - at.x) * kept, at.y + (this.y - at.y) * kept, zoom);
+  }
+
+  moveTo(x, y, zoom = this.zoom) {
+    const margin = 0.5 / zoom;
+    this.zoom = zoom;
+    this.x = clamp(x, margin, 1 - margin);
+    this.y = clamp(y, margin, 1 - margin);
+    this.panes.classList.toggle("zoomed", zoom > 1);
+    this.onChange();
+  }
+
+  whole() {
+    this.moveTo(0.5, 0.5, 1);
+  }
+
+  /** Return the place of the frame that an event points at, and the size of the pane, or nothing beside the panes. */
+  placeOf(event) {
+    const canvas = event.target.closest("canvas");
+    if (!canvas) return null;
+    const box = canvas.getBoundingClientRect();
+    const share = { x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height };
+    return { x: this.x + (share.x - 0.5) / this.zoom, y: this.y + (share.y - 0.5) / this.zoom, box };
+  }
+
+  onWheel(event) {
+    const place = this.placeOf(event);
+    // The page scrolls on, unless a pane was chosen or the reader pinches a touch pad, which reads as Ctrl.
+    if (!place || !(event.ctrlKey || event.metaKey || document.activeElement === this.panes)) return;
+    event.preventDefault();
+    this.zoomBy(WHEEL_FACTOR ** -event.deltaY, place);
+  }
+
+  onDown(event) {
+    const place = this.placeOf(event);
+    if (!place) return;
+    this.pointers.set(event.pointerId, { x: event.clientX, y: event.clientY });
+    event.target.setPointerCapture(event.pointerId);
+  }
+
+  onMove(event) {
+    const before = this.pointers.get(event.pointerId);
+    const place = this.placeOf(event);
+    if (!before || !place) return;
+    const other = [...this.pointers].find(([id]) => id !== event.pointerId)?.[1];
+    const now = { x: event.clientX, y: event.clientY };
+    if (other) this.zoomBy(distance(now, other) / Math.max(distance(before, other), 1), place);
+    const share = other ? 0.5 : 1; // of two fingers each moves the middle by half
+    const step = { x: (now.x - before.x) / place.box.width, y: (now.y - before.y) / place.box.height };
+    this.moveTo(this.x - (share * step.x) / this.zoom, this.y - (share * step.y) / this.zoom);
+    this.pointers.set(event.pointerId, now);
+  }
+}
+
+function distance(a, b) {
+  return Math.hypot(a.x - b.x, a.y - b.y);
+}

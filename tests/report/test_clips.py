@@ -1,0 +1,98 @@
+import json
+import math
+from dataclasses import replace
+
+import av
+import pytest
+import torch
+
+from telecine.data import index_video, read_clip
+from telecine.report.clips import KEYFRAME_EVERY, MAX_PSNR, frame_psnr, read_validations, write_clips
+from telecine.runs import validation_folders
+
+from .runs import FPS, real_clip, shown_clips
+
+
+def test_clips_come_back_as_they_were(tmp_path):
+    clips = shown_clips(noise=5.0)
+    folder = write_clips(tmp_path, 20, clips, fps=FPS)
+    assert sorted(path.name for path in folder.iterdir()) == ["clip-00.mp4", "clip-01.mp4", "clip-02.mp4", "clips.json"]
+    (kept,) = read_validations(tmp_path)
+    assert (kept.step, kept.fps, kept.amplification, kept.folder) == (20, FPS, 4.0, folder)
+    assert [clip.source for clip in kept.clips] == [clip.source for clip in clips]
+    assert [clip.start for clip in kept.clips] == [0, 10, 20]
+    assert [clip.metrics for clip in kept.clips] == [pytest.approx(clip.metrics) for clip in clips]
+    assert [clip.num_frames for clip in kept.clips] == [12, 9, 9]
+    assert [(clip.height, clip.width) for clip in kept.clips] == [(48, 64), (64, 64), (64, 64)]
+
+
+def test_the_video_has_three_panes_of_the_clip(tmp_path):
+    clip = shown_clips(noise=8.0)[1]
+    folder = write_clips(tmp_path, 0, [clip], fps=FPS)
+    back = read_clip(index_video(folder / "clip-00.mp4"), 0, 9)
+    assert back.shape == (9, 128, 3 * 128, 3)  # twice as large
+    panes = [pane[:, ::2, ::2].float() for pane in back.split(128, dim=2)]
+    difference = ((clip.target.float() - clip.reconstruction.float()).abs() * 4).clamp(max=255)
+    for pane, meant in zip(panes, (clip.target, clip.reconstruction, difference), strict=True):
+        assert (pane - meant.float()).abs().mean() < 6
+
+
+def test_every_frame_is_near_a_keyframe_and_none_waits_for_a_later_one(tmp_path):
+    folder = write_clips(
+        tmp_path,
+        0,
+        [replace(shown_clips(1.0)[1], target=long, reconstruction=long) for long in [real_clip(num_frames=33)]],
+        fps=FPS,
+    )
+    with av.open(str(folder / "clip-00.mp4")) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    assert len(packets) == 33
+    keys = [index for index, packet in enumerate(packets) if packet.is_keyframe]
+    assert max(after - before for before, after in zip(keys, [*keys[1:], 33], strict=True)) <= KEYFRAME_EVERY
+    assert [packet.pts for packet in packets] == sorted(packet.pts for packet in packets)
+    assert packets[0].pts == 0
+
+
+def test_psnr_of_each_frame():
+    target = torch.full((3, 8, 8, 3), 100, dtype=torch.uint8)
+    reconstruction = target.clone()
+    reconstruction[1] += 5
+    reconstruction[2, 0, 0, 0] -= 100
+    values = frame_psnr(target=target, reconstruction=reconstruction)
+    assert values == pytest.approx(
+        [MAX_PSNR, 20 * math.log10(255 / 5), 20 * math.log10(255 / 100) + 10 * math.log10(192)]
+    )
+
+
+def test_only_the_first_validation_and_the_newest_are_kept(tmp_path):
+    clip = shown_clips(1.0)[0]
+    for step in (0, 10, 20, 30, 20):  # the last one after a run that was cut off went on from step 10
+        write_clips(tmp_path, step, [clip], fps=FPS)
+        kept = [found for found, _ in validation_folders(tmp_path)]
+        assert kept == sorted({0, step})
+    assert len(list((tmp_path / "validation").iterdir())) == 2
+
+
+def test_a_failure_leaves_what_was_there(tmp_path):
+    clips = shown_clips(1.0)
+    write_clips(tmp_path, 0, clips[:1], fps=FPS)
+    with pytest.raises(ValueError, match="`inputs` and `reconstructions` must be all of shape"):
+        write_clips(tmp_path, 0, [clips[0], replace(clips[1], reconstruction=clips[0].target)], fps=FPS)
+    with pytest.raises(ValueError, match="`clips` must be at least one clip, but got none"):
+        write_clips(tmp_path, 5, [], fps=FPS)
+    assert [path.name for path in (tmp_path / "validation").iterdir()] == ["step-00000000"]
+    assert len(read_validations(tmp_path)[0].clips) == 1
+
+
+@pytest.mark.parametrize("damage", [{"clips": 3}, {"clips": [{"video": "x"}]}, {"fps": None}])
+def test_a_damaged_description_is_named(tmp_path, damage):
+    folder = write_clips(tmp_path, 0, shown_clips(1.0)[:1], fps=FPS)
+    values = json.loads((folder / "clips.json").read_text()) | damage
+    values = {name: value for name, value in values.items() if value is not None}
+    (folder / "clips.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"clips.json` must be what a validation wrote, but got .*Remove"):
+        read_validations(tmp_path)
+
+
+def test_a_run_without_clips_has_no_validation(tmp_path):
+    assert read_validations(tmp_path) == []

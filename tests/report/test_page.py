@@ -1,0 +1,188 @@
+"""The page as a file: what is in it, what lies beside it, what is refused."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+import torch
+
+from telecine.report.page import write_report
+from telecine.report.video import write_mp4
+
+from .runs import records, write_clips_of, write_run
+
+EVIL = "</script><script>alert(1)</script><!--&\u2028'\""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs with clips, a warning and different settings."""
+    folder = tmp_path_factory.mktemp("runs")
+    made = [
+        write_run(folder / name, records(60, every=every), f"steps: 60\nname: {name}\n")
+        for name, every in (("first", 1), ("second", 2))
+    ]
+    for run in made:
+        write_clips_of(run)
+    (made[0] / "health.jsonl").write_text(
+        json.dumps({"step": 9, "rule": "saturated", "message": "The <b>discriminator</b> won.", "remedy": "Wait."})
+        + "\n"
+    )
+    (made[1] / "environment.json").write_text('{"torch": "2.13"}')
+    return made
+
+
+def data_of(page):
+    (text,) = re.findall(r'id="report-data">(.*?)</script>', page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    return json.loads(text)
+
+
+def text_of(page):
+    """Return the words that are shown, without tags and scripts."""
+    return " ".join(
+        re.sub(r"<style.*?</style>|<script.*?</script>|<[^>]+>", " ", page.read_text(), flags=re.DOTALL).split()
+    )
+
+
+class Tags(HTMLParser):
+    """Sees that elements are closed, and collects their identifiers and addresses."""
+
+    VOID = frozenset({"meta", "link", "input"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.addresses, self.count = [], [], [], 0
+
+    def handle_starttag(self, tag, attrs):
+        self.count += 1
+        values = dict(attrs)
+        self.ids += [values["id"]] if "id" in values else []
+        self.addresses += [values[name] for name in ("href", "src") if name in values]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_one_page_with_its_videos_beside_it(runs, tmp_path):
+    page = write_report(runs, tmp_path / "new" / "a page.html")
+    assert page == tmp_path / "new" / "a page.html"
+    assert sorted(path.name for path in page.parent.iterdir()) == ["a page.html", "a page_videos"]
+    urls = [clip["url"] for validation in data_of(page)["validations"] for clip in validation["clips"]]
+    assert len(urls) == 12
+    assert all((page.parent / unquote(url)).is_file() for url in urls)
+
+
+def test_it_is_sound_html_that_asks_for_nothing_else(runs, tmp_path):
+    page = write_report(runs, tmp_path / "report.html")
+    tags = Tags()
+    tags.feed(page.read_text(encoding="utf-8"))
+    assert tags.open == []
+    assert tags.count > 200
+    assert len(tags.ids) == len(set(tags.ids))
+    inside = [address[1:] for address in tags.addresses if address.startswith("#")]
+    assert len(inside) >= 7
+    assert set(inside) <= set(tags.ids)
+    assert [address for address in tags.addresses if not address.startswith(("#", "data:,"))] == []
+    assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org/2000/svg)", page.read_text(encoding="utf-8"))
+
+
+def test_runs_are_compared(runs, tmp_path):
+    page = write_report(runs, tmp_path / "report.html")
+    text = text_of(page)
+    assert "first · second" in text
+    assert "What differs first second name , differs first second" in text
+    assert "The <b>discriminator</b> won. Wait. saturated, step 9" in text.replace("&lt;", "<").replace("&gt;", ">")
+    assert "Warnings (1) Settings" in text
+    assert "this run kept no health log" in text
+    assert "torch , differs not set 2.13" in text
+    data = data_of(page)
+    assert data["runs"] == ["first", "second"]
+    assert [(v["run"], v["step"], len(v["clips"])) for v in data["validations"]] == [
+        (0, 0, 3),
+        (0, 60, 3),
+        (1, 0, 3),
+        (1, 60, 3),
+    ]
+    assert data["validations"][1]["standingOut"][:2] == [["best psnr", 0], ["worst psnr", 2]]
+
+
+def test_one_run_has_its_page_in_its_folder(runs):
+    page = write_report(runs[:1])
+    assert page == runs[0] / "report.html"
+    text = text_of(page)
+    assert "What differs" not in text
+    assert "All 2 settings" in text
+    assert "No environment.json was kept." in text
+
+
+def test_several_runs_have_theirs_here(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_report(runs)
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_a_second_report_replaces_the_first(runs, tmp_path):
+    page = write_report(runs, tmp_path / "report.html")
+    (tmp_path / "report_videos" / "mine.mp4").touch()
+    write_report(runs[1:], page)
+    names = {path.name for path in (tmp_path / "report_videos").iterdir()}
+    assert len(names) == 7
+    assert "mine.mp4" in names
+
+
+def test_an_older_run_shows_its_one_picture(tmp_path):
+    run = write_run(tmp_path / "run", records(60))
+    write_mp4(run / "side_by_side.mp4", torch.zeros(7, 64, 96, 3, dtype=torch.uint8), 10)
+    (validation,) = data_of(write_report([run]))["validations"]
+    (clip,) = validation["clips"]
+    assert (validation["step"], validation["amplification"], validation["standingOut"]) == (60, None, [])
+    assert (clip["panes"], clip["numFrames"], clip["fps"], clip["height"], clip["width"]) == (1, 7, 10.0, 64, 96)
+    assert (run / clip["url"]).read_bytes() == (run / "side_by_side.mp4").read_bytes()
+
+
+def test_a_run_that_has_just_begun_says_what_is_missing(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").touch()
+    text = text_of(write_report([run]))
+    for said in ("Nothing has been validated yet.", "Nothing has been logged yet.", "No config.yaml was kept."):
+        assert said in text
+    assert 'id="player"' not in (run / "report.html").read_text()
+    assert not (run / "report_videos").exists()
+
+
+def test_no_name_breaks_out_of_its_place(tmp_path):
+    run = write_run(tmp_path / "<b>run", [{"step": 1, f"train/{EVIL}": 1.0}], json.dumps({"data": EVIL}))
+    page = write_report([run])
+    text = page.read_text(encoding="utf-8")
+    assert "alert(1)</script>" not in text
+    assert "<b>run" not in text
+    assert data_of(page)["plots"][0]["title"] == EVIL
+
+
+def test_a_long_run_stays_small(tmp_path):
+    lines = [{"step": step, **{f"train/value_{n}": 0.1234567 * step + n for n in range(30)}} for step in range(5_000)]
+    page = write_report([write_run(tmp_path / "run", lines)])
+    assert page.stat().st_size < 2_000_000
+
+
+@pytest.mark.parametrize("output", ["page.txt", "folder.html"])
+def test_a_page_that_cannot_be_written_is_refused(runs, tmp_path, output):
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(ValueError, match=r"`output` must be the name of an \.html file"):
+        write_report(runs, tmp_path / output)
+
+
+def test_no_run_is_refused():
+    with pytest.raises(ValueError, match="`runs` must be at least one run's folder"):
+        write_report([])
+
+
+def test_templates_are_shipped():
+    folder = Path(write_report.__code__.co_filename).parent / "templates"
+    assert len(list(folder.glob("*"))) == 10
