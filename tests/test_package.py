@@ -11,10 +11,10 @@ import pytest
 import telecine
 
 SOURCE = Path(telecine.__file__).parent
-EXTRA = ("accelerate", "av", "jsonargparse", "matplotlib", "rich", "tensorboard", "torchmetrics", "yaml")
+EXTRA = ("accelerate", "av", "jinja2", "jsonargparse", "matplotlib", "rich", "tensorboard", "torchmetrics", "yaml")
 # From the bottom up: a module imports from its own line or from lines above.
 LAYERS = (
-    {"shapes", "precision", "files", "devices"},
+    {"shapes", "precision", "files", "devices", "randomness", "double_backward"},
     {"losses", "perceptual", "discriminators", "runs"},
     {"objective", "autoencoders", "data"},
     {"cogvideo", "report", "evaluation"},
@@ -76,7 +76,7 @@ loss(x, x, 1, 0)[0].backward()
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["accelerate", "av", "jsonargparse", "rich", "yaml"])
+@pytest.mark.parametrize("name", ["accelerate", "av", "jinja2", "jsonargparse", "rich", "yaml"])
 def test_the_command_line_without_the_extra_says_how_to_install_it(name):
     done = run(f"import sys\nsys.modules[{name!r}] = None\nfrom telecine.__main__ import main\nsys.exit(main())")
     assert done.returncode == 2

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from telecine.discriminators.attention import FeedForward, LinearSpaceAttention, Residual
 from telecine.discriminators.blur import Blur
-from telecine.discriminators.convolution import Conv3d
+from telecine.discriminators.convolution import Conv2d, Conv3d
+from telecine.double_backward import convolve
 from telecine.shapes import argument_error, describe, nearest
 
 # Below this not even the first block has a map to look at; published networks are built down to it.
@@ -41,8 +42,7 @@ class SpaceToDepthConv(nn.Sequential):
         """Map `(B, C, n...)` to `(B, C, ceil(n / 2)...)`."""
         weight, bias = self[1].parameters()
         kernel = weight.view(x.shape[1], x.shape[1], *(2,) * self.dims)
-        convolve = F.conv2d if self.dims == 2 else F.conv3d
-        return convolve(_to_even(x, self.dims), kernel, bias, stride=2)
+        return convolve(_to_even(x, self.dims), kernel, bias, stride=[2] * self.dims, padding=[0] * self.dims)
 
 
 def _to_even(x: Tensor, dims: int) -> Tensor:
@@ -69,9 +69,9 @@ class DiscriminatorBlock(nn.Module):
         super().__init__()
         self.conv_res = nn.Conv2d(input_channels, filters, 1, stride=2 if downsample else 1)
         self.net = nn.Sequential(
-            nn.Conv2d(input_channels, filters, 3, padding=1),
+            Conv2d(input_channels, filters, 3, padding=1),
             leaky_relu(),
-            nn.Conv2d(filters, filters, 3, padding=1),
+            Conv2d(filters, filters, 3, padding=1),
             leaky_relu(),
         )
         self.maybe_blur = Blur() if antialiased_downsample else None
@@ -140,7 +140,7 @@ class Head(nn.Sequential):
     def __init__(self, dim: int, size: tuple[int, int]) -> None:
         height, width = size
         super().__init__(
-            nn.Conv2d(dim, dim, 3, padding=1),
+            Conv2d(dim, dim, 3, padding=1),
             leaky_relu(),
             _FlattenAtSize(size),
             nn.Linear(dim * height * width, 1),

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from telecine.discriminators.blocks import leaky_relu
 from telecine.discriminators.blur import Blur
+from telecine.discriminators.convolution import Conv3d
+from telecine.double_backward import convolve
 
 PadMode: TypeAlias = Literal["first", "constant"]
 PAD_MODES: tuple[PadMode, ...] = get_args(PadMode)
@@ -39,7 +41,7 @@ class CausalConv3d(nn.Module):
             raise ValueError(f"`pad_mode` must be one of {PAD_MODES}, but got {pad_mode!r}.")
         self.pad_mode = pad_mode
         self.time_pad = time - 1
-        self.conv = nn.Conv3d(chan_in, chan_out, (time, height, width), padding=(0, height // 2, width // 2))
+        self.conv = Conv3d(chan_in, chan_out, (time, height, width), padding=(0, height // 2, width // 2))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, chan_in, T, H, W)` to `(B, chan_out, T, H, W)`."""
@@ -77,7 +79,8 @@ class DownSample3D(nn.Module):
         right, bottom = (1 if size > 1 else 2 for size in (x.shape[-1], x.shape[-2]))
         # A 2D convolution of every frame, written as a 3D one of depth 1: no copy into the batch and back.
         padded = F.pad(x, (0, right, 0, bottom))
-        return F.conv3d(padded, self.conv.weight.unsqueeze(2), self.conv.bias, stride=(1, 2, 2))
+        weight = self.conv.weight.unsqueeze(2)
+        return convolve(padded, weight, self.conv.bias, stride=(1, 2, 2), padding=(0, 0, 0))
 
 
 def _pool_time(x: Tensor) -> Tensor:

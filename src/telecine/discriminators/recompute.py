@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from telecine.discriminators.frozen import frozen
+from telecine.double_backward import differentiated_twice, is_twice
 
 
 class Recomputing(nn.Module):
@@ -39,4 +41,20 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
     By the time of the backward the parameters may require gradients again, and the graph would be another.
     """
     was_frozen = not any(parameter.requires_grad for parameter in block.parameters())
-    return nullcontext(), frozen(block) if was_frozen else nullcontext()
+    return nullcontext(), _AsBefore(block, frozen=was_frozen, twice=is_twice())
+
+
+class _AsBefore(AbstractContextManager[None]):
+    """The circumstances of a block's first forward, entered anew for each backward through a graph that is kept."""
+
+    def __init__(self, block: nn.Module, *, frozen: bool, twice: bool) -> None:
+        self.block, self.frozen, self.twice = block, frozen, twice
+
+    def __enter__(self) -> None:
+        self.entered = ExitStack()
+        self.entered.enter_context(differentiated_twice(self.twice))
+        if self.frozen:
+            self.entered.enter_context(frozen(self.block))
+
+    def __exit__(self, *error: Any) -> None:
+        self.entered.close()

@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from telecine.double_backward import differentiated_twice, inputs_only
 from telecine.precision import at_least_float32, autocast_off
 from telecine.randomness import Generators, rand, randn
 from telecine.shapes import Scalar, argument_error
@@ -106,8 +107,10 @@ def wgan_gp(*, judge: Judge, real: Judged, fake: Judged, generator: Generators =
     epsilon = rand(one_each, generator=generator, device=x.device, dtype=at_least_float32(x).dtype)
     # Algorithm 1, line 6
     x_hat = (epsilon * x + (1 - epsilon) * x_tilde).to(torch.promote_types(x.dtype, x_tilde.dtype)).requires_grad_()
+    with differentiated_twice():
+        d_hat = judge(x_hat)
     # Equation 3, second term
-    return gradient_penalty(real=x_hat, logits=judge(x_hat))
+    return gradient_penalty(real=x_hat, logits=d_hat)
 
 
 def approximate_r1(
@@ -202,5 +205,6 @@ def _input_gradient(view: Tensor, logits: Tensor) -> Tensor:
     if not view.requires_grad:
         remedy = "Call `view.requires_grad_()` before it is judged."
         raise argument_error("view", "a tensor that requires gradients", view, remedy)
-    (gradient,) = torch.autograd.grad(logits.sum(), view, create_graph=True)
+    with inputs_only():
+        (gradient,) = torch.autograd.grad(logits.sum(), view, create_graph=True)
     return gradient
