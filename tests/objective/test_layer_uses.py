@@ -28,6 +28,22 @@ def test_it_is_that_of_the_weight(make, shape):
     assert x.grad.abs().max() > 0
 
 
+class Causal(nn.Conv1d):
+    """A convolution that is handed the frames before, as those of chunked decoders are."""
+
+    def forward(self, x, *, before=None):
+        return super().forward(x if before is None else torch.cat([before, x], dim=-1))
+
+
+def test_all_that_a_layer_is_given_counts():
+    layer = Causal(2, 3, 2).double()
+    uses = LayerUses(layer)
+    x = torch.randn(1, 2, 6, dtype=torch.float64)
+    loss = layer(x).sin().sum() + layer(x, before=x[..., :1]).square().sum()
+    (expected,) = torch.autograd.grad(loss, layer.weight, retain_graph=True)
+    torch.testing.assert_close(uses.gradient(loss), expected)
+
+
 def test_only_the_calls_since_it_forgot_count():
     layer = nn.Linear(2, 2)
     uses = LayerUses(layer)

@@ -73,6 +73,15 @@ class _Carried(torch.autograd.Function):
         return (None, None, *carried, *[None] * len(carried))
 
 
+def watched(x: Tensor, watch: Callable[[Tensor], None] | None) -> Tensor:
+    """Return `x`; `watch`, if any, is called with the gradient that comes to it in each backward through this copy."""
+    if watch is None or not x.requires_grad:
+        return x
+    copy = x.view_as(x)
+    copy.register_hook(watch)
+    return copy
+
+
 def summed(gradients: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
     """Return the sums of several losses' gradients, input by input; None where no loss depends on one."""
     return [_sum([gradient for gradient in column if gradient is not None]) for column in zip(*gradients, strict=True)]

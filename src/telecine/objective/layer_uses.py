@@ -6,14 +6,18 @@ adaptive weight takes either.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map_only
 
 from telecine.objective.carry import gradients_of
 from telecine.shapes import Scalar
+
+# The arguments of a call, some of which may be frames that a causal layer kept from the call before.
+Given: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class LayerUses:
@@ -25,8 +29,8 @@ class LayerUses:
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
-        self._calls: list[tuple[Tensor, Tensor]] = []
-        layer.register_forward_hook(self._record)
+        self._calls: list[tuple[Given, Tensor]] = []
+        layer.register_forward_hook(self._record, with_kwargs=True)
 
     def forget(self) -> None:
         """Drop the calls so far; call it before each forward pass of the autoencoder."""
@@ -53,28 +57,25 @@ class LayerUses:
         ]
         return sum(parts[1:], parts[0]) if parts else None
 
-    def _of_weight(self, given: Tensor, of_output: Tensor) -> Tensor:
+    def _of_weight(self, given: Given, of_output: Tensor) -> Tensor:
         """Return what one call contributes: the layer is linear in its weight, so that any value of that will do."""
+        device, dtype = of_output.device, of_output.dtype
         stand_ins = {
-            name: torch.zeros(p.shape, device=given.device, dtype=of_output.dtype, requires_grad=name == "weight")
+            name: torch.zeros(p.shape, device=device, dtype=dtype, requires_grad=name == "weight")
             for name, p in self.layer.named_parameters()
         }
+        args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().to(dtype), given)
         with torch.enable_grad():
-            output = functional_call(self.layer, stand_ins, (given.detach().to(of_output.dtype),))
-        return gradients_of_output(output, stand_ins["weight"], of_output)
+            output = functional_call(self.layer, stand_ins, args, kwargs)
+        (gradient,) = torch.autograd.grad(output, stand_ins["weight"], grad_outputs=of_output)
+        return gradient
 
     def _weight(self) -> Tensor:
         weight = self.layer.weight
         assert isinstance(weight, Tensor)
         return weight
 
-    def _record(self, layer: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
+    def _record(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         # A call with stand-ins is one of ours: its weight is no parameter of the layer.
         if isinstance(layer.weight, nn.Parameter) and torch.is_grad_enabled():
-            self._calls.append((given[0], output))
-
-
-def gradients_of_output(output: Tensor, weight: Tensor, of_output: Tensor) -> Tensor:
-    """Return the product of `of_output` with the Jacobian of `output` by `weight`."""
-    (gradient,) = torch.autograd.grad(output, weight, grad_outputs=of_output)
-    return gradient
+            self._calls.append(((args, kwargs), output))

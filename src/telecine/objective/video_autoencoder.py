@@ -12,6 +12,7 @@ from torchvision.models import VGG16_Weights
 
 from telecine.discriminators import Discriminator, Discriminator3D, build_discriminator
 from telecine.discriminators.frozen import frozen
+from telecine.double_backward import differentiated_twice
 from telecine.losses import (
     GAN_LOSSES,
     RECONSTRUCTION_LOSSES,
@@ -47,7 +48,7 @@ from telecine.objective.balance import (
     average_over_ranks,
     with_reduced_gradient,
 )
-from telecine.objective.carry import carry, summed, with_gradients
+from telecine.objective.carry import carry, summed, watched, with_gradients
 from telecine.objective.critics import (
     Critic,
     Testimony,
@@ -70,6 +71,7 @@ from telecine.objective.region import (
 )
 from telecine.objective.schedule import Ramp, as_ramp, as_ramps, check_step
 from telecine.objective.shared_backward import can_share, shared_backward
+from telecine.objective.standing import mean_standing, standing
 from telecine.objective.terms import Log, by_critic, each, mean, named, only_if, scheduled, total, weighted, with_aux
 from telecine.perceptual import Perceptual, sample_frame_indices
 from telecine.precision import at_least_float32, autocast_dtype, autocast_off
@@ -265,6 +267,8 @@ class VideoAutoencoderLoss(nn.Module):
         self.scheduled = [name for name, value in weights.items() if not isinstance(value, (int, float))]
         self.aux_loss_weights = as_ramps("aux_loss_weights", aux_loss_weights or {})
         self.generator = generator
+        # Called with the gradient at the reconstructions that the discriminators caused, in each backward.
+        self.watch: Callable[[Tensor], None] | None = None
         self.reduce = reduce
 
         self.recon_loss = choose("recon_loss", recon_loss, RECONSTRUCTION_LOSSES)
@@ -471,9 +475,10 @@ class VideoAutoencoderLoss(nn.Module):
         num_elements = fake[0].numel() * counted if self.nll_reduction == "sum" else 1
         nll = num_elements * self._nll(recon + weighted((weight["perceptual_weight"], lpips)))
         pixel = self._pixel_terms(batch, clip_weight, weight)
-        g, features = self._judge(real, fake, self.critics, "adversarial_loss_weight", weight, heard)
+        shown = watched(fake, self.watch)
+        g, features = self._judge(real, shown, self.critics, "adversarial_loss_weight", weight, heard)
         g_m, features_m = self._judge(
-            real, fake, self.multiscale_critics, "multiscale_adversarial_loss_weight", weight, heard
+            real, shown, self.multiscale_critics, "multiscale_adversarial_loss_weight", weight, heard
         )
         matching = mean((features | features_m).values(), like=recon)
         w = self.balance(g | g_m, self._reference(nll, num_elements * lpips), anchor)
@@ -517,9 +522,8 @@ class VideoAutoencoderLoss(nn.Module):
                 d.name: self._duel(d, real, fake, frame_indices, penalty, weight, heard.get(d.name))
                 for d in self._critics_in_training(global_step)
             }
-        losses, discr, gp, lecam, logits_real, logits_fake = (
-            by_critic(duels, name)
-            for name in ("loss", "discr_loss", "grad_penalty_loss", "lecam_loss", "logits_real", "logits_fake")
+        losses, discr, gp, lecam = (
+            by_critic(duels, name) for name in ("loss", "discr_loss", "grad_penalty_loss", "lecam_loss")
         )
         loss = total(losses.values(), like=real)
         if not losses:
@@ -528,11 +532,8 @@ class VideoAutoencoderLoss(nn.Module):
             "total_disc_loss": loss,
             "discr_loss": total(discr.values(), like=real),
             "grad_penalty_loss": total(gp.values(), like=real),
-            "logits_real": mean(logits_real.values(), like=real),
-            "logits_fake": mean(logits_fake.values(), like=real),
             **each("discr_loss", discr),
-            **each("logits_real", logits_real),
-            **each("logits_fake", logits_fake),
+            **mean_standing(duels, like=real),
             **only_if(lecam, lecam_loss=total(lecam.values(), like=real)),
         }
 
@@ -648,8 +649,9 @@ class VideoAutoencoderLoss(nn.Module):
         if heard is None and eager and self._splits(penalty, weight):
             logits = d.judge(fake_view).logits
             heard = Testimony(frame_indices, logits.detach(), self._hear(d, logits))
-        d_fake = d.judge(fake_view).logits if heard is None else heard.logits
-        d_real = d.judge(real_view).logits
+        with differentiated_twice(penalty is not None and penalty.double_backward):
+            d_fake = d.judge(fake_view).logits if heard is None else heard.logits
+            d_real = d.judge(real_view).logits
 
         discr = self.gan_loss(real=d_real, fake=d_fake).discriminator
         terms = {"discr_loss": discr}
@@ -672,8 +674,7 @@ class VideoAutoencoderLoss(nn.Module):
         return {
             "loss": loss,
             **{name: term.detach() for name, term in terms.items()},
-            "logits_real": d_real.detach().float().mean(),
-            "logits_fake": d_fake.detach().float().mean(),
+            **standing(real=d_real, fake=d_fake, gan_loss=self.gan_loss, is_separable=self.is_separable),
         }
 
     def _pass_serves_both(self, video: Video, global_step: int) -> bool:

@@ -1,0 +1,243 @@
+"""Every rule fires in a run made to go wrong, and none in a healthy one."""
+
+import io
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from telecine.report.records import read_lines, read_records
+from telecine.report.run import read_run
+from telecine.runs import HEALTH_FILE, METRICS_FILE
+from telecine.training import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig
+from telecine.training.health import EMA_BEHIND, LONG, RECENT, RULES, Health, History
+from telecine.training.interrupt import StopRequest
+from telecine.training.trainer import Trainer
+
+DEMO = Path(__file__).parent / "demo_metrics.jsonl"
+# What each tiny run below has, where it is not made to go wrong. A cheap perceptual network, and a line each update.
+OBJECTIVE = ObjectiveConfig(disc_start=0, disc_train_start=0, perceptual_net="alex", grad_penalty_every=2)
+OPTIMIZER = OptimizerConfig(lr=5e-3, disc_lr=1e-4, warmup_steps=2, ema_decay=0.9, betas=(0.9, 0.99))
+NO_JUDGE = {"adversarial_loss_weight": 0.0}
+
+
+class CopiesTheFirstFrame(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Conv3d(3, 12, (1, 2, 2), stride=(1, 2, 2))
+        self.decoder = nn.ConvTranspose3d(12, 3, (1, 2, 2), stride=(1, 2, 2))
+
+    def forward(self, video):
+        decoded = self.decoder(self.encoder(video))
+        return torch.cat([video[:, :, :1], decoded[:, :, 1:]], dim=2)
+
+
+@pytest.fixture
+def run(tiny, monkeypatch):
+    """Return a function that trains a tiny run and returns its settings, warnings and console."""
+    for picture in ("draw_curves", "write_mp4", "write_report"):  # the slow part of a run, and tested elsewhere
+        monkeypatch.setattr(f"telecine.training.trainer.{picture}", lambda *arguments: None)
+
+    def start(steps, *, objective=None, optimizer=None, prepare=None, autoencoder=None, **changes):
+        config = tiny(
+            steps=steps,
+            log_every=1,
+            val_clips=1,
+            save_every=steps,
+            trackers=(),
+            objective=replace(OBJECTIVE, **(objective or {})),
+            optimizer=replace(OPTIMIZER, **(optimizer or {})),
+            **{"val_every": steps, **changes},
+        )
+        console = Console(record=True, width=1000, highlight=False, file=io.StringIO())
+        trainer = Trainer(config, console, autoencoder)
+        if prepare is not None:
+            prepare(trainer)
+        trainer.run(StopRequest())
+        trainer.close()
+        return config, warnings(config), console.export_text()
+
+    return start
+
+
+def warnings(config):
+    return {line["rule"]: line for line in read_lines(Path(config.output_dir) / HEALTH_FILE)}
+
+
+def test_a_healthy_run_is_silent(run):
+    config, said, text = run(LONG + 15, val_every=18)
+    assert said == {}
+    assert "warning" not in text
+    records = read_records(Path(config.output_dir) / METRICS_FILE)
+    assert sum("train/accuracy_real" in record for record in records) == LONG + 15
+    assert sum(EMA_BEHIND in record for record in records) == 2
+    assert read_run(Path(config.output_dir), "run").warnings == []
+
+
+def test_a_discriminator_that_wins_and_an_autoencoder_that_rests(run, caplog):
+    caplog.set_level(logging.WARNING, logger="telecine.training.health")
+    wrong = {"objective": {"grad_penalty_loss_weight": 0.0}, "optimizer": {"lr": 1e-10, "disc_lr": 1e-3}}
+    config, said, text = run(30, **wrong)
+    assert set(said) == {"discriminator_saturated", "learns_nothing", "perceptual_flat"}
+    for line in said.values():
+        assert f"step {line['step']}: {line['message']} ({line['rule']}). {line['remedy']}" in text
+        assert sum(line["message"] in message for message in caplog.messages) == 1
+    before = (Path(config.output_dir) / HEALTH_FILE).read_text()
+    run(34, **wrong)
+    assert (Path(config.output_dir) / HEALTH_FILE).read_text() == before, "nothing is said again after a resume"
+
+
+def test_a_discriminator_that_does_not_learn_and_has_no_say(run):
+    objective = {"adaptive_weight_min_norm": 1e9}
+    _, said, _ = run(LONG + 4, objective=objective, optimizer={"disc_lr": 1e-10, "grad_clip": 1e-3})
+    expected = {"discriminator_collapsed", "learns_nothing", "adaptive_weight_at_bound", "always_clipped"}
+    assert set(said) == expected
+    assert "below" in said["adaptive_weight_at_bound"]["message"]
+    assert "discriminators" in said["learns_nothing"]["message"]
+
+
+def test_an_adversarial_term_without_measure(run):
+    objective = {"adversarial_loss_weight": 1e6, "adaptive_weight_max": 1e-3}
+    _, said, _ = run(RECENT + 4, objective=objective)
+    assert {"adversarial_dominates", "adaptive_weight_at_bound"} <= set(said)
+    assert "cap" in said["adaptive_weight_at_bound"]["message"]
+
+
+def test_a_learning_rate_out_of_range(run):
+    _, said, _ = run(RECENT + 4, objective=NO_JUDGE, optimizer={"lr": 0.3}, discriminator=DiscriminatorConfig("none"))
+    assert "learns_too_fast" in said
+
+
+def test_a_frame_without_gradient_and_an_average_that_lags(run):
+    def long_ago(trainer):
+        trainer.players.ema.num_updates = 10**6  # past its own warm-up, as late in a run whose data has changed
+
+    _, said, _ = run(
+        24,
+        objective=NO_JUDGE,
+        optimizer={"ema_decay": 0.9999, "lr": 1e-2},
+        discriminator=DiscriminatorConfig("none"),
+        val_every=12,
+        prepare=long_ago,
+        autoencoder=CopiesTheFirstFrame(),
+    )
+    assert set(said) == {"frames_without_gradient", "ema_behind"}
+    assert "frames [0] of 5" in said["frames_without_gradient"]["message"]
+
+
+def test_a_scale_that_overflows(run):
+    def scale(trainer):
+        trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=0.99)
+
+    config, said, _ = run(
+        RECENT + 2,
+        objective={**NO_JUDGE, "nll_reduction": "sum"},
+        discriminator=DiscriminatorConfig("none"),
+        prepare=scale,
+    )
+    assert "gradients_overflow" in said
+    records = read_records(Path(config.output_dir) / METRICS_FILE)
+    assert all("train/grad_norm" not in r for r in records if r.get("train/grad_overflow") == 1)
+
+
+def test_every_rule_fires_in_a_run_above():
+    source = Path(__file__).read_text().partition("def test_every_rule")[0]
+    assert len(RULES) == 11
+    assert [rule.name for rule in RULES if f'"{rule.name}"' not in source] == []
+
+
+def test_the_demo_run_is_silent(tiny):
+    """What the rules look at of the 600 updates of `telecine train`."""
+    config = tiny(
+        steps=600,
+        objective=ObjectiveConfig(disc_start=300, disc_train_start=260),
+        optimizer=OptimizerConfig(lr=4e-3, disc_lr=4e-4, warmup_steps=20),
+    )
+    records = read_records(DEMO)
+    assert len(records) == 120
+    assert alarms(records, config) == {}
+
+
+def alarms(records, config):
+    """Return the message of each rule by its name, after all records."""
+    history = History()
+    for record in records:
+        history.add(record["step"], {name: value for name, value in record.items() if name != "step"})
+    found = {rule.name: rule.found(history, config) for rule in RULES}
+    return {name: message for name, message in found.items() if message is not None}
+
+
+def steady(count=LONG, **values):
+    return [{"step": 100 + step, **{f"train/{k}": v for k, v in values.items()}} for step in range(count)]
+
+
+CLEVER = {"accuracy_real": 1.0, "accuracy_fake": 1.0, "discr_loss": 0.0}
+LOST = {"accuracy_real": 1.0, "accuracy_fake": 0.0, "logits_real": 0.31, "logits_fake": 0.3}
+CLIPPED = {"grad_clipped": 1.0, "grad_norm": 50.0}
+CASES = [
+    ("discriminator_saturated", CLEVER | {"hinge_active": 0.0}, {"hinge_active": 0.2}),
+    ("discriminator_saturated", CLEVER, {"discr_loss": 0.5}),
+    ("discriminator_saturated", CLEVER, {"accuracy_fake": 0.9}),
+    ("discriminator_collapsed", LOST, {"logits_fake": 0.0}),
+    ("discriminator_collapsed", LOST, {"accuracy_fake": 0.3}),
+    ("adversarial_dominates", {"adversarial_gradient_share": 0.97}, {"adversarial_gradient_share": 0.6}),
+    ("adaptive_weight_at_bound", {"adaptive_weight": 1e3}, {"adaptive_weight": 900.0}),
+    ("adaptive_weight_at_bound", {"adaptive_weight": 0.0}, {"adaptive_weight": 1e-3}),
+    ("adaptive_weight_at_bound", {"adaptive_weight": 0.0}, {"gen_loss": 0.0}),
+    ("perceptual_flat", {"perceptual_loss": 0.5}, {"perceptual_loss": 0.09}),
+    ("perceptual_flat", {"perceptual_loss": 0.5}, {"perceptual_weight": 0.0}),
+    ("frames_without_gradient", {"frame_gradient_003": 0.0}, {"frame_gradient_003": 0.04}),
+    ("ema_behind", {"ema_psnr_behind": 1.5}, {"ema_psnr_behind": 0.5}),
+    ("always_clipped", CLIPPED, {"grad_clipped": 0.9}),
+    ("always_clipped", CLIPPED, {"grad_norm": 2.0}),
+    ("gradients_overflow", {"grad_overflow": 0.6}, {"grad_overflow": 0.05}),
+    ("gradients_overflow", {"disc_grad_overflow": 0.6}, {"disc_grad_overflow": 0.05}),
+    ("learns_nothing", {"update_ratio": 1e-8}, {"update_ratio": 1e-4}),
+    ("learns_nothing", {"disc_update_ratio": 0.0}, {"disc_update_ratio": 1e-3}),
+    ("learns_too_fast", {"disc_update_ratio": 0.3}, {"disc_update_ratio": 0.02}),
+]
+
+
+@pytest.mark.parametrize(("name", "wrong", "right"), CASES)
+def test_each_threshold(tiny, name, wrong, right):
+    config = tiny()
+    assert set(alarms(steady(**wrong), config)) == {name}
+    assert alarms(steady(**{**wrong, **right}), config) == {}
+    assert alarms(steady(1, **wrong), config) == {}, "one line is no reason to worry"
+
+
+def test_each_threshold_is_tried():
+    assert {name for name, _, _ in CASES} == {rule.name for rule in RULES}
+
+
+def test_warm_up_is_not_judged(tiny):
+    config = tiny(steps=10_000, optimizer=OptimizerConfig(warmup_steps=500))
+    assert alarms(steady(**CLIPPED, update_ratio=1e-8, perceptual_loss=0.5), config) == {}
+
+
+def test_warnings_after_the_checkpoint_are_dropped_and_may_come_again(tiny, tmp_path):
+    lines = [
+        {"step": step, "rule": rule, "message": "", "remedy": ""} for step, rule in ((5, "x"), (130, "ema_behind"))
+    ]
+    (tmp_path / HEALTH_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    records = [{"step": step, "val/psnr": 1.0, EMA_BEHIND: 2.0} for step in (100, 110, 120)]
+    (tmp_path / METRICS_FILE).write_text("".join(json.dumps(record) + "\n" for record in records))
+    health = Health(tmp_path, tiny(), Console(quiet=True), step=105, writes=True)
+    assert read_lines(tmp_path / HEALTH_FILE) == lines[:1]
+    assert health.spoken == {"x"}
+    health.look(130, {EMA_BEHIND: 2.0})
+    health.look(131, {EMA_BEHIND: 3.0})
+    (_, again) = read_lines(tmp_path / HEALTH_FILE)
+    assert (again["step"], again["rule"]) == (130, "ema_behind")
+
+
+def test_only_the_first_process_looks(tiny, tmp_path):
+    health = Health(tmp_path, tiny(), Console(quiet=True), step=-1, writes=False)
+    for record in steady(ema_psnr_behind=9.0):
+        health.look(record["step"], {"train/ema_psnr_behind": 9.0})
+    assert not (tmp_path / HEALTH_FILE).exists()
