@@ -11,6 +11,7 @@ import torch
 from telecine.autoencoders import CausalVAE, CausalVAEConfig
 from telecine.cli import COMMANDS, RECIPES, Command, main, setting_names, with_config_first
 from telecine.data import sample_videos
+from telecine.evaluation import METRIC_DEFINITIONS
 from telecine.objective.schedule import Ramp
 from telecine.training import TrainConfig
 
@@ -97,10 +98,16 @@ def test_runs_as_a_module(module):
         (["train", "--data", "x", "--objective.gram_loss_weight", "much"], 'key "objective.gram_loss_weight"'),
         (["train", "--data", "x", "--objective.gram_loss_weight.stat", "3"], "Option 'stat' is not accepted"),
         (["train", "--data", "x", "--objective.gram_loss_weight.start", "3"], "required: weight"),
-        (["train", "--data", "x", "--val_data", "y"], "`data` must be a video file or a folder, but got x, which"),
+        (["train", "--data", "x", "--val_data", "y"], "a list or tar files, but got x, which does not exist"),
         (["reconstruct", "x", "y", "-o", "z.mp4", "--num_frames=-5"], "`num_frames` must be at least 1, but got -5"),
-        (["evaluate", "nowhere", "--data", "x"], "`checkpoint` must be a run's folder"),
-        (["evaluate", "nowhere"], "data"),
+        (["evaluate", "nowhere", "--data", "x"], "Check its spelling: no such folder exists"),
+        (["report", "nowhere"], "`runs` must be folders of runs, with metrics.jsonl, but got 'nowhere'"),
+        (["report"], "runs"),
+        (["evaluate", "nowhere"], "`data` must be a folder of videos, or one video, but got nothing"),
+        (["evaluate", "--data", "x"], "`checkpoint` must be given"),
+        (["evaluate", "--compare", "x"], "--compare"),
+        (["evaluate", "--compare", "x", "y"], "protocol.json"),
+        (["reconstruct", "x", "y", "-o", "z.mp4", "--tile=8", "--tile_overlap=8"], "`tile_overlap` must be at least"),
         (["fly"], "fly"),
         ([], "subcommand"),
     ],
@@ -166,7 +173,7 @@ def test_a_value_in_place_of_a_group_is_named(capsys, tmp_path):
 def test_a_run_that_cannot_be_written_is_one_clear_line(capsys, tmp_path):
     (tmp_path / "file").touch()
     size = ["--clips.height", "32", "--clips.width", "32", "--discriminator.dim", "1"]
-    error = error_of(capsys, "train", "--run", str(tmp_path / "file" / "run"), "--config", "demo", *size)
+    error = error_of(capsys, "train", "--output_dir", str(tmp_path / "file" / "run"), "--config", "demo", *size)
     assert str(tmp_path / "file") in error
 
 
@@ -179,13 +186,13 @@ def test_data_that_cannot_be_trained_on(capsys, tmp_path, what):
         (folder / "notes.txt").write_text("hello")
     if what == "broken video":
         (folder / "broken.mp4").write_bytes(b"not a video at all")
-    error = error_of(capsys, "train", "--config", "demo", "--data", str(folder), "--run", str(tmp_path / "run"))
+    error = error_of(capsys, "train", "--config", "demo", "--data", str(folder), "--output_dir", str(tmp_path / "run"))
     assert str(folder) in error
     assert not (tmp_path / "run").exists()
 
 
 def test_clips_longer_than_every_video_are_refused(capsys, tmp_path):
-    error = error_of(capsys, "train", "--run", str(tmp_path / "run"), "--clips.num_frames", "1001")
+    error = error_of(capsys, "train", "--output_dir", str(tmp_path / "run"), "--clips.num_frames", "1001")
     assert "1001 frames needed" in error
     assert not (tmp_path / "run").exists()
 
@@ -196,9 +203,19 @@ def test_a_truncated_file_among_good_ones_is_skipped_named_and_counted(tmp_path,
     whole = sample_videos()[0].read_bytes()
     (folder / "good.mp4").write_bytes(whole)
     (folder / "short.mp4").write_bytes(whole[: len(whole) // 3])
-    arguments = ["train", "--config", "demo", "--data", str(folder), "--run", str(tmp_path / "run"), "--steps", "1"]
+    arguments = [
+        "train",
+        "--config",
+        "demo",
+        "--data",
+        str(folder),
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--steps",
+        "1",
+    ]
     small = ["--clips.height", "32", "--clips.width", "32", "--clips.num_workers", "0", "--val_clips", "1"]
-    tiny = ["--model.base_channels", "8", "--batch_size", "1", "--device", "cpu", "--discriminator.dim", "1"]
+    tiny = ["--causal_vae.base_channels", "8", "--batch_size", "1", "--device", "cpu", "--discriminator.dim", "1"]
     assert main([*arguments, *small, *tiny]) == 0
     out = capsys.readouterr().out
     assert "1 videos, 1 skipped" in out
@@ -216,11 +233,11 @@ DEMO = f"--config={RECIPES / 'demo.yaml'}"
     ("typed", "meant"),
     [
         (["train"], ["train", DEMO]),
-        (["train", "--run", "x"], ["train", DEMO, "--run", "x"]),
+        (["train", "--output_dir", "x"], ["train", DEMO, "--output_dir", "x"]),
         (["train", "--data", "x"], ["train", "--data", "x"]),
         (["train", "--data=x"], ["train", "--data=x"]),
         (["train", "--data", "x", "--config=demo"], ["train", DEMO, "--data", "x"]),
-        (["train", "--run", "x", "--config", "demo"], ["train", DEMO, "--run", "x"]),
+        (["train", "--output_dir", "x", "--config", "demo"], ["train", DEMO, "--output_dir", "x"]),
         (["train", "--config", "mine.yaml"], ["train", "--config=mine.yaml"]),
         (["train", "--config"], ["train", "--config"]),
         (["train", "--help"], ["train", "--help"]),
@@ -278,7 +295,7 @@ def test_evaluate_writes_figures_and_protocol(model_folder, tmp_path, capsys):
     arguments = ["evaluate", str(model_folder), "--data", str(sample_videos()[0]), "--output", str(output)]
     assert main([*arguments, *size, "--device", "cpu"]) == 0
     metrics = json.loads((output / "metrics.json").read_text())
-    assert set(metrics) == {"psnr", "ssim", "lpips_vgg", "lpips_alex"}
+    assert set(metrics) == set(METRIC_DEFINITIONS) - {"ms_ssim"}
     clips = json.loads((output / "clips.json").read_text())
     assert len(clips) == 3
     assert metrics["psnr"] == pytest.approx(sum(clip["psnr"] for clip in clips) / 3)
@@ -287,12 +304,38 @@ def test_evaluate_writes_figures_and_protocol(model_folder, tmp_path, capsys):
     assert set(protocol["metrics"]) == set(metrics)
     out = capsys.readouterr().out
     assert "lpips_alex" in out
+    assert "no ms_ssim: needs frames of at least 176 x 176" in out
+
+
+def test_evaluate_compares(model_folder, tmp_path, capsys):
+    size = ["--num_frames", "5", "--height", "32", "--width", "48", "--max_clips", "2", "--device", "cpu"]
+    for name in ("first", "second"):
+        arguments = ["evaluate", str(model_folder), "--data", str(sample_videos()[0]), "-o", str(tmp_path / name)]
+        assert main([*arguments, *size]) == 0
+    capsys.readouterr()
+    folders = [str(tmp_path / name) for name in ("first", "second", "difference")]
+    assert main(["evaluate", "--compare", *folders[:2], "-o", folders[2]]) == 0
+    out = capsys.readouterr().out
+    assert "2 clips, 95% intervals" in out
+    assert out.count("undecided") == 10
+    assert (tmp_path / "difference" / "comparison.png").is_file()
 
 
 def test_evaluate_refuses_sizes_that_do_not_fit(model_folder, capsys):
     size = ["--num_frames", "6", "--height", "32", "--width", "32"]
     error = error_of(capsys, "evaluate", str(model_folder), "--data", str(sample_videos()[0]), *size)
     assert "4k+1" in error
+
+
+def test_report_writes_a_page(tmp_path, capsys):
+    runs = [tmp_path / "a [b]", tmp_path / "c"]
+    for run in runs:
+        run.mkdir()
+        (run / "metrics.jsonl").write_text('{"step": 0, "val/psnr": 11.0}\n')
+    assert main(["report", str(runs[0])]) == 0
+    assert f"written to {runs[0] / 'report.html'}" in capsys.readouterr().out
+    assert main(["report", *map(str, runs), "-o", str(tmp_path / "both.html")]) == 0
+    assert "a [b] · c" in (tmp_path / "both.html").read_text(encoding="utf-8")
 
 
 def test_weights_are_listed_and_verified(capsys):
@@ -308,5 +351,5 @@ def test_an_unknown_net_is_an_error(capsys):
 
 def test_setting_names_reach_into_groups():
     names = list(setting_names(TrainConfig))
-    assert {"steps", "clips", "clips.num_frames", "objective.disc_start", "model.base_channels"} <= set(names)
+    assert {"steps", "clips", "clips.num_frames", "objective.disc_start", "causal_vae.base_channels"} <= set(names)
     assert Path(names[0]).name == "data"

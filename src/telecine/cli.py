@@ -1,4 +1,4 @@
-"""The command line: `telecine train | evaluate | reconstruct | weights`."""
+"""The command line: `telecine train | evaluate | reconstruct | report | weights`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from accelerate import PartialState
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 from rich.console import Console
 from rich.table import Table
 
 from telecine import __version__
-from telecine.evaluation.evaluate import EvaluateConfig, evaluate
+from telecine.evaluation.compare import Comparison, compare
+from telecine.evaluation.config import EvaluateConfig
+from telecine.evaluation.difference import CONFIDENCE
+from telecine.evaluation.evaluate import Evaluation, evaluate
 from telecine.evaluation.reconstruct import ReconstructConfig, reconstruct
 from telecine.perceptual import weights
+from telecine.report.page import write_report
 from telecine.shapes import argument_error, nearest
 from telecine.training import Interrupted, TrainConfig, TrainingError, TrainResult, train
 
@@ -29,26 +34,36 @@ console = Console(markup=False, highlight=False)  # paths may hold brackets
 
 def run_train(settings: Namespace, config: TrainConfig) -> None:
     """Train a video autoencoder; run the same command again to go on from the last checkpoint."""
-    print_result(train(config, console=console))
+    result = train(config, console=console)
+    if PartialState().is_main_process:
+        print_result(result)
 
 
 def run_evaluate(settings: Namespace, config: EvaluateConfig) -> None:
-    """Measure a checkpoint's PSNR, SSIM and LPIPS on videos."""
-    result = evaluate(settings.checkpoint, config, output=settings.output)
-    protocol = result.protocol
-    size = f"{protocol.num_frames} frames of {protocol.height} x {protocol.width}"
-    table = Table("metric", "mean", title=f"{protocol.num_clips} clips, {size}")
-    for name, value in result.metrics.items():
-        table.add_row(name, f"{value:.4f}")
-    console.print(table)
+    """Measure reconstructions, of an autoencoder or given as videos; or compare two evaluations."""
+    if settings.compare is not None:
+        print_comparison(compare(*settings.compare, output=settings.output))
+    elif settings.checkpoint is None:
+        raise argument_error("checkpoint", "given", "nothing", "Name a run, a model or a folder of reconstructions.")
+    else:
+        evaluation = evaluate(settings.checkpoint, config, output=settings.output)
+        if not evaluation.is_first:
+            return
+        print_evaluation(evaluation)
     if settings.output is not None:
-        console.print(f"written to {settings.output}, with protocol.json", soft_wrap=True)
+        console.print(f"written to {settings.output}", soft_wrap=True)
 
 
 def run_reconstruct(settings: Namespace, config: ReconstructConfig) -> None:
     """Send a video through an autoencoder and write the result."""
     psnr = reconstruct(settings.checkpoint, settings.video, settings.output, config)
     console.print(f"wrote {settings.output}, PSNR {psnr:.2f} dB", soft_wrap=True)
+
+
+def run_report(settings: Namespace, config: None) -> None:
+    """Show runs on one page: their clips, curves, settings and warnings; works without network."""
+    page = write_report(settings.runs, settings.output)
+    console.print(f"written to {page}; open it in a browser", soft_wrap=True)
 
 
 def run_weights(settings: Namespace, config: None) -> None:
@@ -93,10 +108,25 @@ class Command:
 CHECKPOINT = Argument(
     ("checkpoint",), "Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder."
 )
-FIGURES = Argument(("-o", "--output"), "Folder for metrics.json (means), clips.json (each clip) and protocol.json.")
+SUBJECT = Argument(
+    ("checkpoint",),
+    "What is measured: folder of a run (its last checkpoint), of a checkpoint or of a saved autoencoder; or a folder "
+    "of videos, the reconstructions of those in --data by the same names.",
+    {"nargs": "?"},
+)
+FIGURES = Argument(
+    ("-o", "--output"),
+    "Folder for metrics.json (the whole set), clips.json, frames.json and frames.png (by position in a clip) and "
+    "protocol.json (how it was measured); with --compare, for comparison.json and its pictures.",
+)
+COMPARE = Argument(
+    ("--compare",),
+    "Compare two evaluations, given by their output folders, instead of measuring.",
+    {"nargs": 2, "metavar": ("A", "B")},
+)
 COMMANDS = {
     "train": Command(run_train, TrainConfig),
-    "evaluate": Command(run_evaluate, EvaluateConfig, (CHECKPOINT, FIGURES)),
+    "evaluate": Command(run_evaluate, EvaluateConfig, (SUBJECT, FIGURES, COMPARE)),
     "reconstruct": Command(
         run_reconstruct,
         ReconstructConfig,
@@ -104,6 +134,18 @@ COMMANDS = {
             CHECKPOINT,
             Argument(("video",), "The video to reconstruct."),
             Argument(("-o", "--output"), "The MP4 to write.", {"required": True}),
+        ),
+    ),
+    "report": Command(
+        run_report,
+        None,
+        (
+            Argument(("runs",), "Folders of runs, to be shown over each other.", {"nargs": "+"}),
+            Argument(
+                ("-o", "--output"),
+                "The page, an .html file; its videos lie in a folder beside it. By default report.html, in the run's "
+                "folder if it is one run, in the current one otherwise.",
+            ),
         ),
     ),
     "weights": Command(
@@ -130,7 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, TrainingError) as error:
         return fail(" ".join(str(error).split()))  # in one line, also where jsonargparse wraps an error of ours
     except Interrupted as interruption:
-        console.print(f"stopped; saved {interruption}. Run the same command again to go on.", soft_wrap=True)
+        if PartialState().is_main_process:
+            console.print(f"stopped; saved {interruption}. Run the same command again to go on.", soft_wrap=True)
         return INTERRUPTED
     except KeyboardInterrupt:
         console.print("interrupted")
@@ -234,6 +277,29 @@ def print_result(result: TrainResult) -> None:
     console.print(table)
     for name, path in result.files().items():
         console.print(f"{name:<13} {path}", soft_wrap=True)
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Show the figures, which way is better, and what could not be measured."""
+    protocol = evaluation.protocol
+    size = f"{protocol.num_frames} frames of {protocol.height} x {protocol.width}"
+    table = Table("metric", "mean", "better", title=f"{protocol.num_clips} clips, {size}")
+    for name, value in evaluation.metrics.items():
+        table.add_row(name, f"{value:.4f}", protocol.better(name))
+    console.print(table)
+    for name, reason in protocol.absent:
+        console.print(f"no {name}: {reason}", soft_wrap=True)
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Show every difference with its interval, and which of the two is better."""
+    title = f"{comparison.num_clips} clips, {CONFIDENCE:.0%} intervals"
+    table = Table("metric", "A", "B", "B - A", "better", title=title)
+    for item in comparison.differences:
+        table.add_row(item.name, f"{item.first:.4f}", f"{item.second:.4f}", item.in_words(), item.verdict)
+    console.print(table)
+    for warning in comparison.warnings:
+        console.print(f"differs: {warning}", soft_wrap=True)
 
 
 def print_weights() -> None:

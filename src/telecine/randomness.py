@@ -18,12 +18,16 @@ from telecine.shapes import argument_error
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
 
-def rand(shape: Sequence[int], *, generator: Generators, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+def rand(
+    shape: Sequence[int], *, generator: Generators, device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
     """Return numbers from [0, 1) of `shape`, `(B, ...)`."""
     return _draw(torch.rand, shape, generator, device=device, dtype=dtype)
 
 
-def randn(shape: Sequence[int], *, generator: Generators, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+def randn(
+    shape: Sequence[int], *, generator: Generators, device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
     """Return numbers of N(0, 1) of `shape`, `(B, ...)`."""
     return _draw(torch.randn, shape, generator, device=device, dtype=dtype)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
-
-from telecine.shapes import argument_error
 
 CONFIG_FILE = "config.yaml"
 STATE_FILE = "state.json"
@@ -14,10 +13,17 @@ METRICS_FILE = "metrics.jsonl"
 VIDEO_FILE = "side_by_side.mp4"
 CURVES_FILE = "curves.png"
 CHECKPOINTS = "checkpoints"
+# Leads to the checkpoint that validated best, where the run was asked for it.
+BEST = "best"
+VALIDATIONS = "validation"
+CLIPS_FILE = "clips.json"
+ENVIRONMENT_FILE = "environment.json"
+HEALTH_FILE = "health.jsonl"
+REPORT_FILE = "report.html"
 # The autoencoder's averaged and raw weights, each a folder that `from_pretrained` loads.
 Weights = Literal["ema", "model"]
 
-_CHECKPOINT_NAME = re.compile(r"step-(\d+)")
+_STEP_NAME = re.compile(r"step-(\d+)")
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -28,7 +34,22 @@ def checkpoint_folder(run: Path, step: int) -> Path:
 def checkpoints(run: Path) -> list[tuple[int, Path]]:
     """Return (step, folder) of every checkpoint of a run, oldest first; unfinished ones are not among them."""
     folders = (run / CHECKPOINTS).glob("step-*")
-    found = ((_CHECKPOINT_NAME.fullmatch(folder.name), folder) for folder in folders if _is_checkpoint(folder))
+    return _by_step(folder for folder in folders if _is_checkpoint(folder))
+
+
+def validation_folder(run: Path, step: int) -> Path:
+    """Return the folder of the clips that were validated at `step`."""
+    return run / VALIDATIONS / f"step-{step:08d}"
+
+
+def validation_folders(run: Path) -> list[tuple[int, Path]]:
+    """Return (step, folder) of every validation whose clips are kept, oldest first; unfinished ones are not there."""
+    folders = (run / VALIDATIONS).glob("step-*")
+    return _by_step(folder for folder in folders if (folder / CLIPS_FILE).is_file())
+
+
+def _by_step(folders: Iterable[Path]) -> list[tuple[int, Path]]:
+    found = ((_STEP_NAME.fullmatch(folder.name), folder) for folder in folders)
     return sorted((int(match[1]), folder) for match, folder in found if match)
 
 
@@ -42,20 +63,3 @@ def find_checkpoint(path: Path) -> Path | None:
         return path
     found = checkpoints(path)
     return found[-1][1] if found else None
-
-
-def find_model(path: str | Path, weights: Weights = "ema") -> Path:
-    """Return the folder of the autoencoder's weights in a run, in a checkpoint, or `path` itself if it is one.
-
-    Raises:
-        ValueError: If `path` is none of these.
-    """
-    path = Path(path)
-    checkpoint = find_checkpoint(path)
-    if checkpoint is not None:
-        return checkpoint / weights
-    if not (path / "config.json").is_file():
-        contract = "a run's folder, a checkpoint's, or one with config.json and model.safetensors"
-        got = f"{str(path)!r}, which {'holds none of these' if path.is_dir() else 'is not a folder'}"
-        raise argument_error("checkpoint", contract, got, "`telecine train` prints where its checkpoints are.")
-    return path

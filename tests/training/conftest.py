@@ -53,13 +53,26 @@ def one_thread():
 
 
 @pytest.fixture
-def tiny(tmp_path, cached_weights):
-    """Return a function that makes the settings of a tiny run, with changes."""
+def with_pictures():
+    """Let the runs of a test draw and encode what people look at."""
 
-    def make(**changes):
-        config = TrainConfig(
+
+@pytest.fixture(autouse=True)
+def without_pictures(request, monkeypatch):
+    """Leave out what people look at, the slow part of a tiny run, unless a test asks for `with_pictures`."""
+    if "with_pictures" not in request.fixturenames:
+        for picture in ("draw_curves", "write_mp4", "write_clips", "write_report"):
+            monkeypatch.setattr(f"telecine.training.trainer.{picture}", lambda *_, **__: None)
+
+
+@pytest.fixture(scope="session")
+def tiny_config():
+    """Return a function that makes the settings of a tiny run below a folder."""
+
+    def make(folder):
+        return TrainConfig(
             data=str(sample_videos()[0]),
-            run=str(tmp_path / "run"),
+            output_dir=str(folder / "run"),
             steps=6,
             batch_size=2,
             device="cpu",
@@ -68,7 +81,7 @@ def tiny(tmp_path, cached_weights):
             val_clips=2,
             save_every=3,
             clips=ClipConfig(num_frames=5, height=32, width=32, num_workers=0),
-            model=CausalVAEConfig(
+            causal_vae=CausalVAEConfig(
                 time_compression=4,
                 spatial_compression=4,
                 latent_channels=4,
@@ -81,7 +94,16 @@ def tiny(tmp_path, cached_weights):
             discriminator=DiscriminatorConfig(dim=2),
             optimizer=OptimizerConfig(lr=1e-3, warmup_steps=2, ema_decay=0.9),
         )
-        return replace(config, **changes)
+
+    return make
+
+
+@pytest.fixture
+def tiny(tmp_path, cached_weights, tiny_config):
+    """Return a function that makes the settings of a tiny run, with changes."""
+
+    def make(**changes):
+        return replace(tiny_config(tmp_path), **changes)
 
     return make
 

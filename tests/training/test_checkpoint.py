@@ -2,11 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.runs import CHECKPOINTS, STATE_FILE, checkpoints, find_model
+from telecine.runs import BEST, CHECKPOINTS, STATE_FILE, checkpoints, find_checkpoint
 from telecine.training.checkpoint import (
     load_optimizer,
-    random_state,
-    save_optimizer,
+    optimizer_tensors,
+    random_states,
+    save_tensors,
     set_random_state,
     write_checkpoint,
 )
@@ -20,8 +21,8 @@ def write_state(folder):
 def test_appears_under_its_step(tmp_path):
     folder = write_checkpoint(tmp_path, 7, write_state, keep=2)
     assert checkpoints(tmp_path) == [(7, folder)]
-    assert find_model(tmp_path) == folder / "ema"
-    assert find_model(folder, "model") == folder / "model"
+    assert find_checkpoint(tmp_path) == folder
+    assert find_checkpoint(folder) == folder
 
 
 def test_one_that_fails_half_way_never_appears_and_spares_the_old_one(tmp_path):
@@ -73,6 +74,10 @@ def test_a_replacement_that_fails_leaves_the_old_one_to_be_found(tmp_path, monke
     assert checkpoints(tmp_path) == [(1, old)]
 
 
+def save(optimizer, path):
+    save_tensors(path, optimizer_tensors(optimizer))
+
+
 def trained(seed, num_steps):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
@@ -86,7 +91,7 @@ def trained(seed, num_steps):
 
 def test_an_optimizer_goes_on_bit_for_bit_with_new_settings(tmp_path):
     model, optimizer = trained(0, 3)
-    save_optimizer(optimizer, tmp_path / "optimizer.safetensors")
+    save(optimizer, tmp_path / "optimizer.safetensors")
     other, restored = trained(0, 0)
     restored.param_groups[0]["weight_decay"] = 0.25
     other.load_state_dict(model.state_dict())
@@ -105,7 +110,7 @@ def test_an_optimizer_goes_on_bit_for_bit_with_new_settings(tmp_path):
 def test_a_damaged_file_says_what_to_do(tmp_path):
     _, optimizer = trained(0, 1)
     path = tmp_path / "optimizer.safetensors"
-    save_optimizer(optimizer, path)
+    save(optimizer, path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"optimizer.safetensors` must be a whole .*Delete .*goes on from"):
         load_optimizer(optimizer, path)
@@ -113,7 +118,7 @@ def test_a_damaged_file_says_what_to_do(tmp_path):
 
 def test_an_optimizer_that_never_stepped_is_restored_empty(tmp_path):
     _, optimizer = trained(0, 0)
-    save_optimizer(optimizer, tmp_path / "optimizer.safetensors")
+    save(optimizer, tmp_path / "optimizer.safetensors")
     load_optimizer(trained(1, 2)[1], tmp_path / "optimizer.safetensors")
     _, restored = trained(1, 2)
     load_optimizer(restored, tmp_path / "optimizer.safetensors")
@@ -121,9 +126,33 @@ def test_an_optimizer_that_never_stepped_is_restored_empty(tmp_path):
 
 
 def test_random_state_is_restored():
+    cpu = torch.device("cpu")
     torch.manual_seed(3)
-    state = random_state()
+    states = random_states(cpu)
+    assert list(states) == ["0.cpu"]
     first = torch.rand(4)
     torch.rand(5)
-    set_random_state(state)
+    set_random_state(states, 0, cpu)
     assert torch.equal(torch.rand(4), first)
+
+
+def test_a_process_that_was_not_there_keeps_its_own_random_state():
+    cpu = torch.device("cpu")
+    states = random_states(cpu)
+    torch.manual_seed(4)
+    set_random_state(states, 1, cpu)
+    after = torch.rand(4)
+    torch.manual_seed(4)
+    assert torch.equal(torch.rand(4), after)
+
+
+def test_the_best_one_is_kept_and_led_to(tmp_path):
+    write_checkpoint(tmp_path, 1, write_state, keep=1, best=1)
+    for step in (2, 3):
+        write_checkpoint(tmp_path, step, write_state, keep=1, best=1)
+    assert [step for step, _ in checkpoints(tmp_path)] == [1, 3]
+    assert (tmp_path / BEST).resolve() == checkpoints(tmp_path)[0][1].resolve()
+    assert find_checkpoint(tmp_path / BEST) == tmp_path / BEST
+    write_checkpoint(tmp_path, 4, write_state, keep=1, best=4)
+    assert [step for step, _ in checkpoints(tmp_path)] == [4]
+    assert (tmp_path / BEST).resolve() == checkpoints(tmp_path)[0][1].resolve()

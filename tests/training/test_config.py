@@ -45,7 +45,7 @@ WRONG = [
         {"objective": ObjectiveConfig(disc_start=10, disc_train_start=11)},
         r"`objective.disc_train_start` must be at most `objective.disc_start` \(10\)",
     ),
-    ({"clips": ClipConfig(height=16)}, "`clips.height` must be at least 31, which LPIPS needs"),
+    ({"clips": ClipConfig(height=16)}, "`clips` must be at least 31 pixels high and wide, which LPIPS needs"),
     ({"discriminator": DiscriminatorConfig(num_scales=-1)}, "`discriminator.num_scales` must be at least 0"),
     (
         {

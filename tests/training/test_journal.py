@@ -4,8 +4,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from telecine.report.records import read_records, validations
 from telecine.runs import METRICS_FILE
-from telecine.training.journal import Journal, read_records, validations
+from telecine.training.journal import Journal
 
 
 @pytest.fixture

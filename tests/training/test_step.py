@@ -3,9 +3,10 @@ import math
 import pytest
 import torch
 
-from telecine.training.build import build_accelerator, build_players
+from telecine.training.build import build_accelerator, build_autoencoder, build_players
 from telecine.training.config import DiscriminatorConfig, ObjectiveConfig
-from telecine.training.step import TrainingError, finite_values, update
+from telecine.training.step import MicroBatch, TrainingError, finite_values
+from telecine.training.step import update as update_on
 
 
 @pytest.fixture
@@ -13,7 +14,7 @@ def players(tiny):
     def build(**changes):
         torch.manual_seed(0)
         config = tiny(**changes)
-        return build_players(config, build_accelerator(config))
+        return build_players(config, build_accelerator(config), build_autoencoder(config))
 
     return build
 
@@ -22,6 +23,10 @@ def players(tiny):
 def video():
     generator = torch.Generator().manual_seed(0)
     return torch.rand(2, 3, 5, 32, 32, generator=generator) * 2 - 1
+
+
+def update(networks, video, step):
+    return update_on(networks, [MicroBatch(video, range(len(video)))], step)
 
 
 def snapshot(parameters):
@@ -36,12 +41,12 @@ def test_both_networks_learn_from_one_forward_of_the_autoencoder(players, video)
     networks = players()
     calls = []
     networks.model.register_forward_hook(lambda *_: calls.append(1))
-    before = snapshot(networks.model.parameters()), snapshot(networks.loss.get_trainable_parameters())
+    before = snapshot(networks.model.parameters()), snapshot(networks.objective.get_trainable_parameters())
     update(networks, video, step=3)  # residual branches start at zero, so some weights only move from the second on
     values = update(networks, video, step=4)
     assert len(calls) == 2
     assert all(changed(before[0], networks.model.parameters()))
-    assert any(changed(before[1], networks.loss.get_trainable_parameters()))
+    assert any(changed(before[1], networks.objective.get_trainable_parameters()))
     for name in ("total_loss", "gen_loss", "adaptive_weight", "grad_norm", "discr_loss", "disc_grad_norm"):
         assert math.isfinite(values[f"train/{name}"])
     assert values["train/gen_loss"] != 0
@@ -51,9 +56,9 @@ def test_both_networks_learn_from_one_forward_of_the_autoencoder(players, video)
 
 def test_discriminators_rest_before_they_train(players, video):
     networks = players()
-    before = snapshot(networks.loss.get_trainable_parameters())
+    before = snapshot(networks.objective.get_trainable_parameters())
     values = update(networks, video, step=0)
-    assert not any(changed(before, networks.loss.get_trainable_parameters()))
+    assert not any(changed(before, networks.objective.get_trainable_parameters()))
     assert "train/discr_loss" not in values
 
 
@@ -80,7 +85,8 @@ def test_the_average_follows(players, video):
     networks = players()
     for step in range(3):
         update(networks, video, step)
-    averaged, current = networks.ema.module.last_layer, networks.model.last_layer
+    name = next(name for name, weight in networks.model.named_parameters() if weight is networks.last_layer)
+    averaged, current = networks.ema.averages[name], networks.last_layer
     assert not torch.equal(averaged, current)
     assert (averaged - current).abs().max() < 0.1
 
@@ -89,7 +95,7 @@ def test_gradients_are_clipped(players, video):
     networks = players()
     networks.grad_clip = 1e-3
     norms = []
-    networks.optimizer.optimizer.register_step_pre_hook(
+    networks.optimizer.register_step_pre_hook(
         lambda *_: norms.append(torch.stack([p.grad.norm() for p in networks.model.parameters()]).norm().item())
     )
     values = update(networks, video, step=0)
@@ -101,10 +107,10 @@ def test_gradients_are_clipped(players, video):
 def test_what_the_loss_learns_is_trained_and_clipped_with_the_autoencoder(players, video):
     networks = players(objective=ObjectiveConfig(disc_start=0, disc_train_start=0, learn_logvar=True, logvar_init=-3.0))
     networks.grad_clip = 1e-3
-    logvar = networks.loss.logvar
+    logvar = networks.objective.logvar
     weights = [*networks.model.parameters(), logvar]
     norms = []
-    networks.optimizer.optimizer.register_step_pre_hook(
+    networks.optimizer.register_step_pre_hook(
         lambda *_: norms.append(torch.stack([weight.grad.norm() for weight in weights]).norm().item())
     )
     before = logvar.item()
@@ -155,7 +161,7 @@ def test_the_term_that_is_not_finite_is_named_before_the_total():
 def test_a_spoiled_discriminator_is_named(players, video):
     networks = players()
     with torch.no_grad():
-        networks.loss.discr_3d.to_logits[3].bias.fill_(float("nan"))
+        networks.objective.discr_3d.to_logits[3].bias.fill_(float("nan"))
     before = snapshot(networks.model.parameters())
     with pytest.raises(TrainingError, match="gen_loss"):
         update(networks, video, step=4)
@@ -169,3 +175,68 @@ def test_a_gradient_that_is_not_finite_stops_before_the_optimizer(players, video
     with pytest.raises(TrainingError, match="`train/grad_norm` must be finite"):
         update(networks, video, step=0)
     assert not any(changed(before, networks.model.parameters()))
+
+
+def test_a_loss_scale_changes_nothing_and_is_updated_once(players, video):
+    """As in float16 on a GPU: both optimizers' gradients have one scale, and it changes after both have stepped."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1)
+    results = []
+    for used in (None, scaler):
+        networks = players()
+        networks.accelerator.scaler = used
+        values = [update(networks, video, step) for step in (3, 4)]
+        results.append((values, snapshot([*networks.model.parameters(), *networks.objective.parameters()])))
+    assert scaler.get_scale() == 2.0**12, "twice as large after each update, not after each optimizer"
+    (ours, weights), (theirs, others) = results
+    for one, other in zip(ours, theirs, strict=True):
+        assert other.pop("train/grad_overflow") == other.pop("train/disc_grad_overflow") == 0
+        assert other == pytest.approx(one, rel=1e-3, abs=1e-6)
+    torch.testing.assert_close(others, weights, rtol=1e-4, atol=1e-6)
+
+
+def test_an_overflow_under_a_loss_scale_skips_that_step_and_lowers_the_scale(players, video):
+    networks = players()
+    networks.accelerator.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    networks.model.last_layer.register_hook(lambda gradient: gradient * float("inf"))
+    before = snapshot(networks.model.parameters()), snapshot(networks.objective.get_trainable_parameters())
+    values = update(networks, video, step=4)
+    assert not any(changed(before[0], networks.model.parameters()))
+    assert any(changed(before[1], networks.objective.get_trainable_parameters())), "its gradients were finite"
+    assert scaler.get_scale() == 2.0**9
+    assert "train/grad_norm" not in values
+    assert values["train/disc_grad_norm"] > 0
+
+
+def test_how_long_an_update_is_is_measured_when_asked_for(players, video):
+    networks = players()
+    weights = [*networks.model.parameters()], networks.objective.get_trainable_parameters()
+    before = [torch.cat([weight.detach().flatten() for weight in of]) for of in weights]
+    values = update_on(networks, [MicroBatch(video, range(len(video)))], 3, measures_update=True)
+    for prefix, of, old in zip(("", "disc_"), weights, before, strict=True):
+        new = torch.cat([weight.detach().flatten() for weight in of])
+        assert values[f"train/{prefix}update_ratio"] == pytest.approx(
+            ((new - old).norm() / new.norm()).item(), rel=1e-4
+        )
+    assert "train/update_ratio" not in update(networks, video, step=4)
+
+
+def test_clipping_and_overflow_are_counted(players, video):
+    networks = players()
+    networks.grad_clip = 1e-3
+    values = update(networks, video, step=3)
+    assert values["train/grad_clipped"] == values["train/disc_grad_clipped"] == 1.0
+    assert "train/grad_overflow" not in values, "without a scaler it is an error"
+    networks.grad_clip = 1e9
+    networks.accelerator.scaler = torch.amp.GradScaler("cpu")
+    values = update(networks, video, step=4)
+    networks.accelerator.scaler = None
+    assert values["train/grad_clipped"] == values["train/grad_overflow"] == values["train/disc_grad_overflow"] == 0.0
+
+
+def test_every_frame_and_the_discriminators_have_a_share_of_the_gradient(players, video):
+    values = update(players(), video, step=3)
+    shares = [values[f"train/frame_gradient_{frame:03d}"] for frame in range(5)]
+    assert sum(shares) == pytest.approx(5, rel=1e-5)
+    assert min(shares) > 0
+    assert 0 < values["train/adversarial_gradient_share"] < 1
+    assert "train/adversarial_gradient_share" not in update(players(), video, step=0)

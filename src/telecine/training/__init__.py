@@ -8,6 +8,7 @@ from telecine.training.config import (
 )
 from telecine.training.interrupt import Interrupted
 from telecine.training.step import TrainingError
+from telecine.training.trainable import TrainableConfig
 from telecine.training.trainer import TrainResult, train
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "OptimizerConfig",
     "TrainConfig",
     "TrainResult",
+    "TrainableConfig",
     "TrainingError",
     "train",
 ]

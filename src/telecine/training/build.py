@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from telecine.autoencoders import CausalVAE
+from telecine.autoencoders.load import load_autoencoder
+from telecine.autoencoders.own import own_autoencoder
 from telecine.data import (
     Clip,
     ClipDataset,
-    find_videos,
+    Skipped,
+    Span,
+    check_buckets,
     index_videos,
+    load_spans,
     sample_videos,
     split_videos,
     validation_clips,
@@ -29,11 +36,16 @@ from telecine.discriminators import (
     PatchDiscriminator3D,
 )
 from telecine.objective import VideoAutoencoderLoss
+from telecine.objective.layer_uses import LayerUses
+from telecine.runs import find_checkpoint
 from telecine.shapes import argument_error
 from telecine.training.acceleration import accelerate_networks
-from telecine.training.config import DiscriminatorConfig, TrainConfig
-from telecine.training.ema import moving_average
+from telecine.training.config import DiscriminatorConfig, OptimizerConfig, TrainConfig
+from telecine.training.ema import MovingAverage
+from telecine.training.ranks import same_on_all_ranks
+from telecine.training.sharding import shard
 from telecine.training.step import Players
+from telecine.training.trainable import select_trainable
 
 
 @dataclass(frozen=True)
@@ -49,48 +61,96 @@ class Clips:
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
-    """Return Accelerate's handle of the device, precision and trackers.
+    """Return Accelerate's handle of the device, the processes, the precision and the trackers.
 
     Raises:
-        ValueError: If the device asked for is not there, or several processes were launched.
+        ValueError: If the device asked for is not there, or does not go with the precision or the processes.
     """
     device = pick_device(config.device)
     accelerator = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision=config.mixed_precision,
-        log_with=list(config.trackers),
-        project_dir=config.run,
+        log_with=list(config.trackers) or None,
+        project_dir=config.output_dir,
     )
-    if accelerator.num_processes > 1:
-        got = f"{accelerator.num_processes} of them"
-        raise argument_error("the number of processes", "1", got, "Start it with `telecine train` alone for now.")
     if accelerator.device.type != device.type:
         got = f"{device.type} after {accelerator.device.type} in the same process"
         raise argument_error("device", "the same for all runs of a process", got, "Start another process.")
+    if config.sharding != "none" and accelerator.num_processes == 1:
+        remedy = "Launch several, e.g. with `torchrun --nproc-per-node 2 -m telecine train ...`."
+        raise argument_error("sharding", '"none" in a single process', config.sharding, remedy)
     missing = set(config.trackers) - {str(tracker) for tracker in accelerator.log_with}
     if missing:
         raise argument_error("trackers", "installed", str(sorted(missing)), "Install them with pip.")
     return accelerator
 
 
-def build_clips(config: TrainConfig) -> Clips:
+def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Any:
+    """Return the autoencoder that `config` names, whole and on the CPU, with what is not trained frozen.
+
+    Args:
+        config: The settings.
+        own: A module that takes the place of what `config.model` names.
+
+    Raises:
+        ValueError: If it cannot be had, or a setting of it is wrong.
+    """
+    if own is not None:
+        model: Any = own_autoencoder(own)
+    elif config.model is None:
+        model = CausalVAE(config.causal_vae)
+    else:
+        checkpoint = find_checkpoint(Path(config.model))
+        model = load_autoencoder(config.model if checkpoint is None else checkpoint / "ema")
+    if config.model_gradient_checkpointing:
+        enable_gradient_checkpointing(model)
+    select_trainable(model, config.trainable)
+    return model.train()
+
+
+def enable_gradient_checkpointing(model: Any) -> None:
+    """Let the autoencoder keep less for the backward.
+
+    Raises:
+        ValueError: If it does not know how to.
+    """
+    if not hasattr(model, "enable_gradient_checkpointing"):
+        remedy = "Turn it off, or give the model a method `enable_gradient_checkpointing`."
+        got = f"a {type(model).__name__}"
+        raise argument_error("model_gradient_checkpointing", "false for a model that has no way to", got, remedy)
+    model.enable_gradient_checkpointing()
+
+
+def build_clips(config: TrainConfig, model: Any) -> Clips:
     """Find, index and split the videos, and read the validation clips.
 
     Raises:
+        ValueError: If the model does not reproduce clips of a size that is asked for.
         DataError: If there is no usable video.
     """
-    paths = sample_videos() if config.data is None else find_videos(config.data)
-    infos, skipped = index_videos(paths)
-    span = config.clips.clip_span
+    check_buckets(config.clips.sizes, model, images=config.clips.image_ratio > 0)
+    spans, skipped = _demo_spans() if config.data is None else load_spans(config.data)
     if config.val_data is None:
-        train, held_out = split_videos(infos, config.clips.val_fraction, span)
+        train, held_out = split_videos(spans, config.clips.val_fraction, config.clips.clip_span)
     else:
-        held_out_infos, _ = index_videos(find_videos(config.val_data, name="val_data"))
-        train, held_out = ([whole_video(info) for info in videos] for videos in (infos, held_out_infos))
+        train, (held_out, _) = spans, load_spans(config.val_data, name="val_data")
     # Without zoom, as `telecine evaluate` reads clips, so that their figures can be compared.
     val = validation_clips(held_out, replace(config.clips, scale_jitter=1.0), config.val_clips)
     dataset = ClipDataset(train, config.clips, seed=config.seed)
-    return Clips(dataset, val, infos[0].fps / config.clips.stride, len(infos), len(skipped))
+    check_buckets(config.clips.sizes, model, images=dataset.image_ratio > 0)  # images alone need no ratio
+    first_video = min(dataset.spans, key=lambda span: span.info.is_image)
+    return Clips(
+        train=dataset,
+        val=val,
+        fps=first_video.info.fps / config.clips.stride,
+        num_videos=len({span.info.path for span in spans}),
+        num_skipped=len(skipped),
+    )
+
+
+def _demo_spans() -> tuple[list[Span], list[Skipped]]:
+    infos, skipped = index_videos(sample_videos())
+    return [whole_video(info) for info in infos], skipped
 
 
 def build_objective(config: TrainConfig) -> VideoAutoencoderLoss:
@@ -149,39 +209,80 @@ def _patch_sizes(settings: DiscriminatorConfig) -> dict[str, Any]:
     }
 
 
-def build_players(config: TrainConfig, accelerator: Accelerator) -> Players:
-    """Return networks, optimizers and moving average on the accelerator's device.
+def build_players(config: TrainConfig, accelerator: Accelerator, model: Any) -> Players:
+    """Return networks, optimizers and moving average on the accelerator's device, the same on every process.
+
+    Args:
+        config: The settings.
+        accelerator: Of this process.
+        model: The autoencoder, see `build_autoencoder`; it is moved, and sharded if `config` says so.
 
     Raises:
-        ValueError: If the clips do not fit the model's strides, or a setting of a network is wrong.
+        ValueError: If a setting of a network is wrong.
     """
-    model = CausalVAE(config.model)
-    model.check_clip(config.clips.num_frames, config.clips.height, config.clips.width)
-    objective = build_objective(config)
+    objective = build_objective(config).to(accelerator.device)
     accelerate_networks(
         objective,
         channels_last=config.channels_last,
         dynamo_backend=config.dynamo_backend,
         device=accelerator.device,
     )
-    settings = config.optimizer
-    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
-    if learned := objective.get_trainable_autoencoder_parameters():
-        groups.append({"params": learned, "weight_decay": 0.0})  # a variance, which nothing draws to 1
-    optimizer = torch.optim.AdamW(groups, settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
-    weights = objective.get_trainable_parameters()
-    disc_optimizer = (
-        torch.optim.AdamW(weights, settings.disc_lr, betas=settings.disc_betas, weight_decay=settings.weight_decay)
-        if weights
-        else None
-    )
-    model, objective, optimizer = accelerator.prepare(model, objective, optimizer)
+    same_on_all_ranks(objective)
+    model.to(accelerator.device)
+    last_layer = anchor_of(model, config)
+    same_on_all_ranks(model)
+    if config.sharding == "fsdp2":
+        shard(model)
+    optimizer, disc_optimizer = build_optimizers(config.optimizer, model, objective)
+    wrapped = model if config.sharding == "fsdp2" else accelerator.prepare_model(model)
     return Players(
         accelerator=accelerator,
-        model=model,
+        model=wrapped,
+        autoencoder=model,
         objective=objective,
         optimizer=optimizer,
-        disc_optimizer=accelerator.prepare(disc_optimizer) if disc_optimizer else None,
-        ema=moving_average(accelerator.unwrap_model(model), settings.ema_decay),
-        grad_clip=settings.grad_clip,
+        disc_optimizer=disc_optimizer,
+        ema=MovingAverage(model, config.optimizer.ema_decay),
+        last_layer=last_layer,
+        grad_clip=config.optimizer.grad_clip,
+        seed=config.seed,
     )
+
+
+def anchor_of(model: Any, config: TrainConfig) -> Tensor | LayerUses | None:
+    """Return where the adaptive weight compares gradients: the last layer's weight, or, if sharded, its uses.
+
+    Raises:
+        ValueError: If gradients are to be compared at a layer that is not trained, and so has none.
+    """
+    objective = config.objective
+    if objective.adaptive_weight_reference == "none" or objective.adaptive_weight_at != "last_layer":
+        return None
+    weight = model.last_layer
+    if config.sharding != "none":
+        return LayerUses(owner_of(weight, model))
+    if not weight.requires_grad:
+        remedy = "Set it to `reconstruction`, which needs no layer."
+        got = f"{objective.adaptive_weight_at} with the last layer frozen"
+        raise argument_error("objective.adaptive_weight_at", "`reconstruction` where it is", got, remedy)
+    return weight
+
+
+def owner_of(weight: nn.Parameter, model: nn.Module) -> nn.Module:
+    """Return the layer of which `weight` is the weight."""
+    return next(layer for layer in model.modules() if getattr(layer, "weight", None) is weight)
+
+
+def build_optimizers(
+    settings: OptimizerConfig, model: nn.Module, objective: VideoAutoencoderLoss
+) -> tuple[Optimizer, Optimizer | None]:
+    """Return AdamW (arXiv:1711.05101) of the autoencoder's trained weights, and of the discriminators' if any."""
+    groups: list[dict[str, Any]] = [{"params": [weight for weight in model.parameters() if weight.requires_grad]}]
+    if learned := objective.get_trainable_autoencoder_parameters():
+        groups.append({"params": learned, "weight_decay": 0.0})  # a variance, which nothing draws to 1
+    decay = settings.weight_decay
+    optimizer = torch.optim.AdamW(groups, settings.lr, betas=settings.betas, weight_decay=decay)
+    weights = objective.get_trainable_parameters()
+    if not weights:
+        return optimizer, None
+    return optimizer, torch.optim.AdamW(weights, settings.disc_lr, betas=settings.disc_betas, weight_decay=decay)

@@ -13,12 +13,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from telecine.runs import CHECKPOINTS, checkpoint_folder, checkpoints
+from telecine.runs import BEST, CHECKPOINTS, checkpoint_folder, checkpoints
 from telecine.shapes import argument_error
+from telecine.training.ranks import all_gathered
+from telecine.training.sharding import gathered, scattered
 
 
-def write_checkpoint(run: Path, step: int, write: Callable[[Path], None], *, keep: int) -> Path:
-    """Let `write` fill a folder aside, flush it to disk, rename it to its place, and delete all but the last `keep`.
+def write_checkpoint(
+    run: Path, step: int, write: Callable[[Path], None], *, keep: int, best: int | None = None
+) -> Path:
+    """Let `write` fill a folder aside, flush it to disk, rename it to its place, and delete older ones.
+
+    Args:
+        run: The run's folder.
+        step: Number of updates done.
+        write: Fills the folder that it is given.
+        keep: How many checkpoints stay, the newest ones.
+        best: The step of one that stays whatever its age; `BEST` in the run's folder leads to it.
 
     Returns:
         The checkpoint's folder.
@@ -35,9 +46,20 @@ def write_checkpoint(run: Path, step: int, write: Callable[[Path], None], *, kee
     os.replace(aside, final)
     if replaced.exists():
         shutil.rmtree(replaced)
-    for _, old in checkpoints(run)[:-keep]:
-        _delete(old)
+    if best is not None:
+        point_to(run / BEST, checkpoint_folder(run, best))
+    for old_step, old in checkpoints(run)[:-keep]:
+        if old_step != best:
+            _delete(old)
     return final
+
+
+def point_to(link: Path, folder: Path) -> None:
+    """Let `link` lead to `folder`, a neighbour or below one, whatever it led to before."""
+    aside = link.with_name(f".{link.name}.partial")
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(folder.relative_to(link.parent), target_is_directory=True)
+    os.replace(aside, link)
 
 
 def _remove_leftovers(run: Path) -> None:
@@ -79,39 +101,49 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise argument_error(str(path), "a whole safetensors file", f"{error}", remedy) from error
 
 
-def save_optimizer(optimizer: Optimizer, path: Path) -> None:
-    """Write the tensors that an optimizer has gathered; its settings are the run's."""
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return the tensors that an optimizer has gathered, by parameter and name; its settings are the run's.
+
+    Where they are sharded, every process has to call this.
+    """
     state = optimizer.state_dict()["state"]
-    save_tensors(
-        path,
-        {
-            f"{index}.{name}": torch.as_tensor(value)
-            for index, values in state.items()
-            for name, value in values.items()
-        },
-    )
+    return {
+        f"{index}.{name}": gathered(torch.as_tensor(value))
+        for index, values in state.items()
+        for name, value in values.items()
+    }
 
 
 def load_optimizer(optimizer: Optimizer, path: Path) -> None:
-    """Restore what `save_optimizer` wrote into an optimizer of the same parameters, which keeps its settings."""
+    """Restore `optimizer_tensors` from a file into an optimizer of the same parameters, which keeps its settings.
+
+    Where the parameters are sharded, so are the tensors that belong to them.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in load_tensors(path).items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = tensor
+        parameter = parameters[int(index)]
+        belongs = tensor.shape == parameter.shape and tensor.ndim > 0
+        state.setdefault(int(index), {})[name] = scattered(tensor, like=parameter) if belongs else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def random_state() -> dict[str, Tensor]:
-    """Return the state of PyTorch's generators, by device."""
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state |= {f"cuda.{index}": rng for index, rng in enumerate(torch.cuda.get_rng_state_all())}
-    return state
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Return the state of PyTorch's generators on every process, by rank and device; every process has to call this."""
+    own = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        own["cuda"] = torch.cuda.get_rng_state(device)
+    return {
+        f"{rank}.{name}": state.cpu()
+        for name, mine in own.items()
+        for rank, state in enumerate(all_gathered(mine.to(device)))
+    }
 
 
-def set_random_state(state: Mapping[str, Tensor]) -> None:
-    """Restore what `random_state` returned, for the devices that are there."""
-    torch.set_rng_state(state["cpu"])
-    for index in range(torch.cuda.device_count()):
-        if f"cuda.{index}" in state:
-            torch.cuda.set_rng_state(state[f"cuda.{index}"], index)
+def set_random_state(states: Mapping[str, Tensor], rank: int, device: torch.device) -> None:
+    """Restore this process' part of what `random_states` returned; a process that was not there keeps its own."""
+    if f"{rank}.cpu" in states:
+        torch.set_rng_state(states[f"{rank}.cpu"])
+    if f"{rank}.cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states[f"{rank}.cuda"], device)

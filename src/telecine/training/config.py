@@ -11,6 +11,7 @@ from telecine.data import ClipConfig
 from telecine.devices import DeviceName
 from telecine.objective.schedule import Ramp, as_ramp
 from telecine.shapes import argument_error
+from telecine.training.trainable import TrainableConfig
 
 # AlexNet's LPIPS, which validation measures, has no features of anything smaller.
 MIN_SIZE = 31
@@ -172,21 +173,33 @@ class TrainConfig:
     """
 
     data: str | None = None
-    """A folder of videos (searched with its subfolders) or one video. Without it, three short sample clips."""
+    """What to train on: a folder of videos, images and tar files, searched with its subfolders; one of these; a CSV or
+    JSONL list; or a pattern. Without it, three short sample clips."""
     val_data: str | None = None
     """Videos to validate on, as `data`. Without it, a part of `data` is held out."""
-    run: str = "runs/train"
+    model: str | None = None
+    """The autoencoder to fine-tune: a folder or a Hub id of diffusers, of a whole pipeline or of its VAE; a run of
+    telecine; or a diffusers `config.json` to train from scratch. Without it, telecine's own, see `causal_vae`."""
+    output_dir: str = "runs/train"
     """Folder of the run. If it holds a checkpoint, the run goes on from there."""
     steps: int = 100_000
     """Updates of the autoencoder in all."""
     batch_size: int = 4
-    """Clips in an update."""
+    """Clips that go through the networks at once, in each process."""
+    gradient_accumulation_steps: int = 1
+    """How many such batches make an update."""
     seed: int = 0
     """Seed of the initial weights, of the clips and of all sampling."""
     device: DeviceName = "auto"
     """Where to compute; "auto" takes an accelerator if there is one, and the run says which."""
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     """Precision of the networks' forward passes; losses are always float32."""
+    sharding: Literal["none", "fsdp2"] = "none"
+    """With several processes, what each keeps of the autoencoder: all of it, or a share of its weights, gradients and
+    optimizer states ("fsdp2")."""
+    model_gradient_checkpointing: bool = False
+    """Compute the inside of the autoencoder's blocks again in the backward: less memory, more time. Its gradients are
+    compared with the usual ones at the start."""
     channels_last: bool = False
     """Lay the weights of discriminators and LPIPS out with channels last, which tensor cores prefer; not on the CPU
     with an exact gradient penalty."""
@@ -203,12 +216,21 @@ class TrainConfig:
     """Steps between two checkpoints."""
     keep: int = 2
     """How many checkpoints to keep, the newest ones."""
+    best_metric: Literal["psnr", "ssim", "lpips_alex"] | None = None
+    """Save and keep the checkpoint whose validation is the best by this metric as well, under `best` in the run."""
+    push_to_hub: bool = False
+    """Upload the averaged weights to the Hub when training ends."""
+    hub_model_id: str | None = None
+    """The repository to upload to; by default the name of the run's folder, under the user's name. The token is that
+    of `hf auth login` or of `HF_TOKEN`: settings are written into the run, where no secret belongs."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Where scalars and previews go besides the run's folder: any trackers that Accelerate knows."""
     clips: ClipConfig = field(default_factory=ClipConfig)
     """Which clips are cut out of the videos."""
-    model: CausalVAEConfig = field(default_factory=CausalVAEConfig)
-    """The autoencoder."""
+    causal_vae: CausalVAEConfig = field(default_factory=CausalVAEConfig)
+    """telecine's own autoencoder, which is trained where `model` names no other."""
+    trainable: TrainableConfig = field(default_factory=TrainableConfig)
+    """Which of the autoencoder's weights are trained."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """The loss; each weight is a number, or changes over the steps, e.g. `{weight: 1.0, start: 1000, steps: 500}`."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
@@ -217,17 +239,21 @@ class TrainConfig:
     """How weights are updated."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "val_every", "val_clips", "save_every", "keep"):
+        counts = ("steps", "batch_size", "gradient_accumulation_steps", "val_clips", "keep")
+        for name in (*counts, "log_every", "val_every", "save_every"):
             _check_at_least(name, getattr(self, name), 1)
         _check_at_least("optimizer.warmup_steps", self.optimizer.warmup_steps, 0)
         _check_at_least("discriminator.num_scales", self.discriminator.num_scales, 0)
         _check_at_least("discriminator.num_layers", self.discriminator.num_layers, 1)
         self._check_judges()
         self._check_patches()
-        for name in ("height", "width"):
-            if getattr(self.clips, name) < MIN_SIZE:
-                contract = f"at least {MIN_SIZE}, which LPIPS needs"
-                raise argument_error(f"clips.{name}", contract, getattr(self.clips, name), "Use larger clips.")
+        if self.sharding != "none" and self.mixed_precision == "fp16":
+            remedy = "Use bf16: a loss scale per process would let their weights drift apart."
+            raise argument_error("mixed_precision", "no or bf16 with sharded weights", self.mixed_precision, remedy)
+        for bucket in self.clips.sizes:
+            if min(bucket.height, bucket.width) < MIN_SIZE:
+                contract = f"at least {MIN_SIZE} pixels high and wide, which LPIPS needs"
+                raise argument_error("clips", contract, str(bucket), "Use larger clips.")
         for name in ("lr", "disc_lr", "grad_clip"):
             if not getattr(self.optimizer, name) > 0:
                 raise argument_error(
@@ -273,7 +299,7 @@ class TrainConfig:
         """Raise a `ValueError` where a clip has no patch to judge, which would come out only once judging begins."""
         judges = self.discriminator
         factor = 2**judges.num_scales if judges.video == "patch" else 1
-        smallest = -(-min(self.clips.height, self.clips.width) // factor)
+        smallest = -(-min(min(bucket.height, bucket.width) for bucket in self.clips.sizes) // factor)
         most = smallest.bit_length() - 1
         if "patch" in (judges.video, judges.image) and judges.num_layers > most:
             contract = f"at most {most}, which halve {smallest} pixels to one"

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from torch import Tensor
 
 from telecine.files import write_aside
-from telecine.report.video import gif_bytes
+from telecine.report.records import read_records, validations
+from telecine.report.trackers import log_preview
 from telecine.runs import METRICS_FILE
-
-Record = dict[str, float]
 
 
 class Journal:
@@ -31,9 +29,10 @@ class Journal:
         self.accelerator = accelerator
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
-        kept = [record for record in read_records(self.path) if record["step"] <= step]
-        text = "".join(json.dumps(record) + "\n" for record in kept)
-        write_aside(self.path, lambda aside: aside.write_text(text, encoding="utf-8"))
+        if accelerator.is_main_process:
+            kept = [record for record in read_records(self.path) if record["step"] <= step]
+            text = "".join(json.dumps(record) + "\n" for record in kept)
+            write_aside(self.path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
     def collect(self, values: Mapping[str, float]) -> None:
         """Add the values of one update to the means of the current interval."""
@@ -41,42 +40,31 @@ class Journal:
             self._sums[name] = self._sums.get(name, 0.0) + value
             self._counts[name] = self._counts.get(name, 0) + 1
 
-    def write_means(self, step: int, **extra: float) -> None:
-        """Record the means of what was collected since the last time."""
-        self.write(step, {name: total / self._counts[name] for name, total in self._sums.items()} | extra)
+    def write_means(self, step: int, **extra: float) -> dict[str, float]:
+        """Record the means of what was collected since the last time, and return them."""
+        means = {name: total / self._counts[name] for name, total in self._sums.items()} | extra
+        self.write(step, means)
         self._sums, self._counts = {}, {}
+        return means
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Record values at a step."""
+        """Record values at a step; only the first process does."""
+        if not self.accelerator.is_main_process:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         self.accelerator.log(dict(values), step=step)
 
     def preview(self, step: int, frames: Tensor, fps: float) -> None:
-        """Show frames `(T, H, W, 3)`, uint8, as a moving picture in TensorBoard where that is a tracker."""
-        for tracker in self.accelerator.trackers:
-            if tracker.name == "tensorboard":
-                _add_gif(tracker.writer, "val/side_by_side", frames, fps, step)
+        """Show frames `(T, H, W, 3)`, uint8, as a moving picture in the trackers that can."""
+        log_preview(self.accelerator.trackers, step, frames, fps)
 
 
-def _add_gif(writer: Any, tag: str, frames: Tensor, fps: float, step: int) -> None:
-    # `SummaryWriter.add_video` does nothing without moviepy; an image summary may hold any GIF.
-    from tensorboard.compat.proto.summary_pb2 import Summary
+def best_validation(records: list[dict[str, float]], metric: str) -> dict[str, float] | None:
+    """Return the record of the best validation after the start by `metric`, the earliest of equals; None before one.
 
-    _, height, width, channels = frames.shape
-    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=gif_bytes(frames, fps))
-    writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
-    writer.flush()
-
-
-def read_records(path: Path) -> list[Record]:
-    """Return the records of a journal, oldest first; a last line that was cut off while it was written is dropped."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
-
-
-def validations(records: list[Record]) -> list[Record]:
-    """Return the records of validations, oldest first."""
-    return [record for record in records if "val/psnr" in record]
+    The smallest value is the best of a distance, which `lpips` is in the name of, the largest of others.
+    """
+    later = [record for record in validations(records) if record["step"] > 0]
+    sign = -1 if "lpips" in metric else 1
+    return max(later, key=lambda record: sign * record[f"val/{metric}"], default=None)

@@ -1,0 +1,135 @@
+"""The commands and the code of the pages about training run, on tiny models and for a few steps."""
+
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from telecine import training
+from telecine.cli import main
+from telecine.data import ClipConfig, sample_videos
+from telecine.runs import checkpoints
+from telecine.training import ObjectiveConfig
+
+ROOT = Path(__file__).parent.parent
+HUB_NAME = "zai-org/CogVideoX-2b"
+# The size of a test, and nothing that the pages speak of.
+SMALL = """
+steps: 2
+batch_size: 1
+val_clips: 1
+device: cpu
+trackers: []
+clips: {num_frames: 5, height: 32, width: 32, num_workers: 0}
+causal_vae: {time_compression: 4, spatial_compression: 4, latent_channels: 4, patch_size: 2, base_channels: 8,
+  channel_multipliers: [1, 1, 2], blocks_per_level: 1}
+objective: {perceptual_weight: 0, grad_penalty_loss_weight: 0, adversarial_loss_weight: 0}
+discriminator: {video: none}
+"""
+
+
+def blocks(page, kind):
+    return re.findall(rf"```{kind}\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def commands(page):
+    return [shlex.split(line) for block in blocks(page, "sh") for line in block.splitlines()]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Have what the pages speak of in the working directory, the Hub's model among it."""
+    (tmp_path / "my_videos").mkdir()
+    shutil.copy(sample_videos()[0], tmp_path / "my_videos" / "face.mp4")
+    (tmp_path / "small.yaml").write_text(SMALL)
+    monkeypatch.chdir(tmp_path)
+    for picture in ("draw_curves", "write_mp4", "write_report"):  # the slow part of a run, and tested elsewhere
+        monkeypatch.setattr(f"telecine.training.trainer.{picture}", lambda *arguments: None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path
+    torch.set_num_threads(before)
+
+
+def weights(run, kind="ema"):
+    """Return the weights of a run's last checkpoint, by name."""
+    (path,) = (checkpoints(Path("runs", run))[-1][1] / kind).glob("*.safetensors")
+    return load_file(path)
+
+
+def changed(before, after):
+    """Return the first parts of the names of the weights that differ."""
+    assert before.keys() == after.keys()
+    return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_fine_tuning(folder, cached_weights):
+    tiny = runpy.run_path(str(ROOT / "tests" / "autoencoders" / "tiny_models.py"))["TINY_MODELS"]
+    torch.manual_seed(0)
+    model = tiny["cogvideox"]()
+    model.save_pretrained(HUB_NAME)  # a folder of the same name is taken for it
+    shutil.copy(Path(HUB_NAME, "config.json"), "my_config.json")
+    size = ["--clips.num_frames=9", "--clips.height=32", "--clips.width=32"]
+    lines = commands("fine-tuning.md")
+    assert len(lines) == 5
+    for line in lines:
+        assert line[:2] == ["telecine", "train"]
+        assert main(["train", "--config", "small.yaml", *line[2:], *size]) == 0
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    assert changed(before, weights("cogvideox")) == {"encoder", "decoder"}
+    assert changed(before, weights("decoder")) == {"decoder"}
+    moved = {name for name, weight in weights("last").items() if not torch.equal(weight, before[name])}
+    assert moved
+    assert all(name.startswith(("decoder.conv_out.", "decoder.norm_out.")) for name in moved)
+    assert changed(before, weights("lora")) == {"decoder"}
+    assert changed(before, weights("scratch")) == {"encoder", "decoder"}
+    names = {}
+    (code,) = blocks("fine-tuning.md", "python")
+    exec(compile(code, "fine-tuning.md", "exec"), names)
+    assert type(names["vae"]) is type(model)
+
+
+def test_many_gpus(folder, cached_weights):
+    lines = commands("many-gpus.md")
+    assert [line[0] for line in lines] == ["torchrun", "torchrun", "telecine", "telecine"]
+    small = ["--config", "small.yaml"]
+    for launcher, *line in lines[:2]:
+        assert launcher == "torchrun"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", *line, *small]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("training finished") == 1
+    for line in lines[2:]:
+        assert main([*line[1:], *small]) == 0
+    steps = {run: checkpoints(Path("runs", run))[-1][0] for run in ("two", "sharded", "resumed")}
+    assert steps == {"two": 2, "sharded": 2, "resumed": 4}
+    two, sharded = weights("two"), weights("sharded")
+    assert max((two[name] - sharded[name]).abs().max().item() for name in two) < 1e-5
+
+
+def test_a_model_of_ones_own(folder, cached_weights, monkeypatch):
+    def small(**settings):
+        clips = ClipConfig(num_frames=5, height=32, width=32, num_workers=0)
+        objective = ObjectiveConfig(perceptual_weight=0.0, adversarial_loss_weight=0.0)
+        return actual(**{**settings, "steps": 2, "val_clips": 1, "device": "cpu"}, clips=clips, objective=objective)
+
+    actual = training.TrainConfig
+    monkeypatch.setattr(training, "TrainConfig", small)
+    code = blocks("own-model.md", "python")
+    assert len(code) == 3
+    torch.manual_seed(0)
+    names = {"__name__": "__main__"}
+    for block in code[:2]:
+        exec(compile(block, "own-model.md", "exec"), names)
+    assert names["result"].last["psnr"] > 0
+    assert changed(names["Compressor"]().state_dict(), weights("own")) == {"encoder", "decoder"}
+    exec(compile(code[2], "own-model.md", "exec"), names)
+    assert names["both"].disc_loss.isfinite()
+    assert names["model"].decoder.weight.grad.abs().max() > 0

@@ -1,0 +1,60 @@
+"""One of two processes that train together: `torchrun two_ranks.py FOLDER`; runs the settings in FOLDER/NAME.yaml.
+
+Each run is a file of settings and how far to go: `NAME.2.yaml` stops after two steps, as if interrupted, and
+`NAME.yaml` goes on to the end. All share one process group, since to start one takes longer than to train.
+"""
+
+import gc
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import distributed as dist
+
+from telecine.training import Interrupted, trainer
+from telecine.training.config_file import read_config
+from telecine.training.interrupt import StopRequest
+
+
+class StopAfter:
+    """Asks a trainer to stop once it has done so many updates; only the last process is asked."""
+
+    def __init__(self, trainer, num_steps):
+        self.trainer, self.num_steps = trainer, num_steps
+
+    @property
+    def is_set(self):
+        return self.trainer.done >= self.num_steps and dist.get_rank() == dist.get_world_size() - 1
+
+
+def leave_pictures_out(setattr):
+    """Replace what only draws and encodes."""
+    for name in ("draw_curves", "write_mp4", "write_clips", "write_report"):
+        setattr(trainer, name, lambda *_, **__: None)
+
+
+def train(path):
+    run = trainer.Trainer(read_config(path), Console(markup=False, highlight=False))
+    _, *stop, _ = path.name.split(".")
+    if not stop:
+        run.run(StopRequest())
+        return run.result()
+    try:
+        run.run(StopAfter(run, int(stop[0])))
+    except Interrupted:
+        return None
+    raise AssertionError("it was not stopped")
+
+
+def main(folder):
+    leave_pictures_out(setattr)
+    for path in sorted(folder.glob("*.yaml")):
+        train(path)
+        gc.collect()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))
