@@ -64,7 +64,7 @@ def clip_generators(seed: int, clips: Iterable[int], device: torch.device) -> li
     return [torch.Generator(device).manual_seed(seed_of(seed, clip)) for clip in clips]
 
 
-def seed_of(*numbers: int) -> int:
-    """Return a seed that depends on all of `numbers` and looks unrelated for neighbouring ones."""
-    digest = hashlib.blake2b("/".join(map(str, numbers)).encode(), digest_size=8).digest()
+def seed_of(*names: int | str) -> int:
+    """Return a seed that depends on all of `names`, and has nothing to do with those of neighbouring numbers."""
+    digest = hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

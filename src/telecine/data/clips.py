@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from telecine.data.cut import Clip, Cut, finish, read_frames
 from telecine.data.errors import DataError, DecodeError
 from telecine.data.source import Source
 from telecine.data.split import Span
+from telecine.randomness import seed_of
 from telecine.shapes import argument_error
 
 logger = logging.getLogger(__name__)
@@ -155,5 +155,4 @@ def _image_ratio(videos: Sequence[Span], images: Sequence[Span], config: ClipCon
 
 def _generator(*names: int | str) -> torch.Generator:
     """Return a generator that depends on all names, and whose streams have nothing to do with each other."""
-    digest = hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.Generator().manual_seed(seed_of(*names))
