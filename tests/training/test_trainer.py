@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -347,3 +348,25 @@ def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(tiny, tmp_path, number):
     assert "Traceback" not in err
     state = json.loads((checkpoints(Path(config.output_dir))[-1][1] / "state.json").read_text())
     assert state["step"] == checkpoints(Path(config.output_dir))[-1][0]
+
+
+@pytest.fixture
+def another_precision():
+    """Accelerate keeps one precision for a process; let a test have another."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_training_computes_in_bfloat16_and_validation_does_not(tiny, another_precision):
+    trainer = Trainer(tiny(mixed_precision="bf16", steps=3), quiet())
+    types = set()
+    trainer.players.autoencoder.decoder.register_forward_hook(
+        lambda module, _, out: types.add((module.training, out.dtype))
+    )
+    trainer.run(StopRequest())
+    assert types == {(True, torch.bfloat16), (False, torch.float32)}
+    saved = tensors(checkpoints(trainer.folder)[-1][1])
+    assert {tensor.dtype for name in ("ema", "model") for tensor in saved[f"{name}/model.safetensors"].values()} == {
+        torch.float32
+    }

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from telecine.autoencoders import CausalVAE
@@ -234,7 +235,7 @@ def build_players(config: TrainConfig, accelerator: Accelerator, model: Any) -> 
     if config.sharding == "fsdp2":
         shard(model)
     optimizer, disc_optimizer = build_optimizers(config.optimizer, model, objective)
-    wrapped = model if config.sharding == "fsdp2" else accelerator.prepare_model(model)
+    wrapped = model if config.sharding == "fsdp2" else data_parallel(model, accelerator)
     return Players(
         accelerator=accelerator,
         model=wrapped,
@@ -247,6 +248,18 @@ def build_players(config: TrainConfig, accelerator: Accelerator, model: Any) -> 
         grad_clip=config.optimizer.grad_clip,
         seed=config.seed,
     )
+
+
+def data_parallel(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Return the model in the wrapper that averages its gradients over processes, or itself if there is only one.
+
+    Accelerate's `prepare_model` would also let the model compute in half precision wherever it is called; here training
+    does, and validation does not.
+    """
+    if accelerator.num_processes == 1:
+        return model
+    devices = [accelerator.device] if accelerator.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices)
 
 
 def anchor_of(model: Any, config: TrainConfig) -> Tensor | LayerUses | None:
