@@ -31,7 +31,7 @@ demo: weights
 
 # A thread each: two processes that share two cores slow each other's OpenMP threads down more than twice.
 test: weights $(VENV)/.reference $(VENV)/.browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -98,10 +98,11 @@ def assert_equal_runs(straight, broken):
 
 
 def test_stopping_and_going_on_equals_going_straight_bit_for_bit(tiny, tmp_path):
-    straight, broken = tiny(output_dir=str(tmp_path / "straight")), tiny(output_dir=str(tmp_path / "broken"))
+    steps = {"steps": 20, "val_every": 10, "save_every": 10}
+    straight, broken = (tiny(output_dir=str(tmp_path / name), **steps) for name in ("straight", "broken"))
     train(straight, console=quiet())
     run_to(broken, 2)
-    run_to(broken, 4)
+    run_to(broken, 10)
     train(broken, console=quiet())
     assert assert_equal_runs(straight, broken) > 200
 
