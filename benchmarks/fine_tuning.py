@@ -84,7 +84,7 @@ def fine_tune(name: str, steps: int, place: Path, extra: Sequence[str]) -> list[
 def main() -> None:
     """Fine-tune each class and print the table."""
     parser = argparse.ArgumentParser(description="Print what a few minutes of fine-tuning do to published classes.")
-    parser.add_argument("--steps", type=int, default=120, help="updates of each")
+    parser.add_argument("--steps", type=int, default=250, help="updates of each")
     parser.add_argument("--smoke", action="store_true", help="one update of small clips, to see that it runs")
     arguments = parser.parse_args()
     header = ["class", "updates", "seconds", "PSNR before", "after", "LPIPS-Alex before", "after"]
