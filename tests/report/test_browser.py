@@ -82,7 +82,7 @@ def page(opened: Opened) -> sync_api.Page:
 
 def wait_for_frame(page: sync_api.Page, number: int) -> None:
     # Looks at every frame of the screen; waiting for a selector would look twice a second.
-    page.wait_for_function("n => document.getElementById('player').dataset.shown === n", arg=str(number), timeout=5000)
+    page.wait_for_function("n => document.getElementById('player').dataset.shown === n", arg=str(number))
 
 
 def picture(page: sync_api.Page, pane: int) -> Image.Image:
@@ -96,6 +96,13 @@ def stamp(page: sync_api.Page, pane: int = 0) -> int:
     """Read the number of the frame that a pane really shows."""
     image = picture(page, pane)
     return number_of(image.getpixel((image.width // 2, image.height // 2))[0])
+
+
+def box_at_rest(page: sync_api.Page, selector: str) -> dict[str, float]:
+    """Return where an element lies once it no longer moves: the click before may have scrolled the page."""
+    element = page.locator(selector).first
+    element.scroll_into_view_if_needed()
+    return element.bounding_box()
 
 
 def evaluate(page: sync_api.Page, selector: str, expression: str) -> object:
@@ -132,10 +139,11 @@ def test_every_step_is_exactly_one_frame(page):
 
 
 def test_frames_are_exact_in_any_order(page):
-    box = page.locator("#timeline").bounding_box()
+    timeline = page.locator("#timeline")
+    box = box_at_rest(page, "#timeline")
     for number in (7, 2, 11, 0, 8, 3):
         x = 40 + number / (STAMPED_FRAMES - 1) * (box["width"] - 52)
-        page.mouse.click(box["x"] + x, box["y"] + 40)
+        timeline.click(position={"x": x, "y": 40})  # once the page has come to rest, unlike a bare mouse
         wait_for_frame(page, number)
         assert stamp(page) == number
 
@@ -206,7 +214,7 @@ def test_all_panes_zoom_and_move_together(page):
     moved = [picture(page, pane).tobytes() for pane in range(3)]
     for before, near, aside in zip(whole, zoomed, moved, strict=True):
         assert len({before, near, aside}) == 3
-    box = page.locator("#panes canvas").first.bounding_box()
+    box = box_at_rest(page, "#panes canvas")
     page.mouse.move(box["x"] + 50, box["y"] + 50)
     page.mouse.wheel(0, -400)
     page.wait_for_function("document.getElementById('zoom').textContent > '2.3'")
@@ -222,7 +230,7 @@ def test_all_panes_zoom_and_move_together(page):
 def test_two_fingers_zoom(page):
     page.focus("#panes")
     session = page.context.new_cdp_session(page)
-    box = page.locator("#panes canvas").first.bounding_box()
+    box = box_at_rest(page, "#panes canvas")
     middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     for kind, apart in (("touchStart", 20), ("touchMove", 30), ("touchMove", 40), ("touchEnd", None)):
         fingers = [] if apart is None else [{"x": middle[0] + side * apart, "y": middle[1]} for side in (-1, 1)]
