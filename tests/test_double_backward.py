@@ -99,3 +99,26 @@ def test_an_activation_may_work_in_place_behind_it(twice):
     (gradient,) = torch.autograd.grad(y.square().sum(), x)
     expected = F.leaky_relu(theirs(x, weight, bias, stride=stride, padding=padding), 0.1).square().sum()
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, x)[0])
+
+
+@pytest.mark.parametrize("case", [CASES[2], ((2, 3, 4, 20, 20), (4, 3, 3, 3, 3), (1, 1, 1), (1, 1, 1)), CASES[3]])
+def test_videos_in_float32_have_the_same_gradients_of_both_orders(case):
+    """They take the CPU's quick ways, inside `differentiated_twice` and outside."""
+    results = []
+    for dtype, convolution in ((torch.float32, convolve), (torch.float64, theirs)):
+        x, weight, bias, stride, padding = made(case)
+        leaves = [(0.2 * leaf.detach()).to(dtype).requires_grad_() for leaf in (x, weight, bias)]
+        y = F.leaky_relu(convolution(*leaves, stride=stride, padding=padding), 0.1).sin().sum()
+        (gradient,) = torch.autograd.grad(y, leaves[0], create_graph=True)
+        results.append([g.double() for g in torch.autograd.grad(gradient.square().sum() + y, leaves)])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-3)
+
+
+def test_a_frozen_weight_keeps_no_input():
+    x, weight, bias, stride, padding = (
+        v.float().detach() if isinstance(v, torch.Tensor) else v for v in made(CASES[2])
+    )
+    for trains in (False, True):
+        y = convolve(x.requires_grad_(), weight.requires_grad_(trains), bias, stride=stride, padding=padding)
+        kept = {saved.data_ptr() for saved in y.grad_fn.saved_tensors}
+        assert (x.data_ptr() in kept) == trains

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from telecine.convolution_kernels import Geometry, convolution, convolution_backward, has_quicker
 from telecine.precision import autocast_dtype
 
 # Not of a thread: on an accelerator, a backward runs in a thread of its own.
@@ -59,46 +60,41 @@ def convolve(
 ) -> Tensor:
     """Return the convolution of images or videos with zeros around them, as `F.conv2d` and `F.conv3d` do.
 
-    Inside `differentiated_twice` gradients of its gradients are quick, and gradients of those are not there. Under
-    autocast, in compiled code, and outside, it is PyTorch's own.
+    Inside `differentiated_twice`, and for videos in float32 on the CPU, gradients of its gradients are quick, and
+    gradients of those are not there. Under autocast, in compiled code, and elsewhere, it is PyTorch's own.
     """
-    if _twice and autocast_dtype(x.device) is None and not torch.compiler.is_compiling():
-        return _Convolution.apply(x, weight, bias, list(stride), list(padding))
+    is_plain = autocast_dtype(x.device) is None and not torch.compiler.is_compiling()
+    if is_plain and (_twice or has_quicker(x)):
+        return _Convolution.apply(x, weight, bias, Geometry(tuple(stride), tuple(padding)))
     return (F.conv2d if x.ndim == 4 else F.conv3d)(x, weight, bias, tuple(stride), tuple(padding))
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
-        return _forward(x, weight, bias, stride, padding)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        # A frozen weight's gradient is not asked for, and nothing else depends on the values of `x`.
+        needs_values = ctx.needs_input_grad[1] or not has_quicker(x)
+        ctx.save_for_backward(x if needs_values else x.new_zeros(()).expand(x.shape), weight)
+        ctx.geometry = geometry
+        return convolution(x, weight, bias, geometry)
 
     @staticmethod
     def backward(ctx: Any, of_output: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
         needed = [of_x, of_weight and not _inputs_only, of_bias and not _inputs_only]
-        return (*_ConvolutionBackward.apply(of_output, x, weight, ctx.stride, ctx.padding, needed), None, None)
+        return (*_ConvolutionBackward.apply(of_output, x, weight, ctx.geometry, needed), None)
 
 
 class _ConvolutionBackward(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        of_output: Tensor,
-        x: Tensor,
-        weight: Tensor,
-        stride: list[int],
-        padding: list[int],
-        needed: list[bool],
+        ctx: Any, of_output: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, needed: list[bool]
     ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(of_output, x, weight)
-        ctx.stride, ctx.padding = stride, padding
-        return _backward(of_output, x, weight, stride, padding, needed)
+        ctx.geometry = geometry
+        return convolution_backward(of_output, x, weight, geometry, needed)
 
     @staticmethod
     @once_differentiable
@@ -109,30 +105,15 @@ class _ConvolutionBackward(torch.autograd.Function):
         `of_output`, that of the bias a sum over `of_output`.
         """
         of_output, x, weight = ctx.saved_tensors
-        geometry = ctx.stride, ctx.padding
         by_output, by_x, by_weight = None, None, None
         if by_of_x is not None:
-            by_output = _forward(by_of_x, weight, None, *geometry)
-            by_weight = _backward(of_output, by_of_x, weight, *geometry, [False, True, False])[1]
+            by_output = convolution(by_of_x, weight, None, ctx.geometry)
+            by_weight = convolution_backward(of_output, by_of_x, weight, ctx.geometry, [False, True, False])[1]
         if by_of_weight is not None:
-            part = _forward(x, by_of_weight, None, *geometry)
+            part = convolution(x, by_of_weight, None, ctx.geometry)
             by_output = part if by_output is None else by_output + part
-            by_x = _backward(of_output, x, by_of_weight, *geometry, [True, False, False])[0]
+            by_x = convolution_backward(of_output, x, by_of_weight, ctx.geometry, [True, False, False])[0]
         if by_of_bias is not None:
             part = by_of_bias.view(-1, *[1] * (x.ndim - 2)).expand_as(of_output)
             by_output = part if by_output is None else by_output + part
-        return by_output, by_x, by_weight, None, None, None
-
-
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, stride: list[int], padding: list[int]) -> Tensor:
-    ones, zeros = [1] * len(stride), [0] * len(stride)
-    return torch.ops.aten.convolution(x, weight, bias, stride, padding, ones, False, zeros, 1)
-
-
-def _backward(
-    of_output: Tensor, x: Tensor, weight: Tensor, stride: list[int], padding: list[int], needed: list[bool]
-) -> tuple[Tensor | None, ...]:
-    ones, zeros, channels = [1] * len(stride), [0] * len(stride), [weight.shape[0]]
-    return torch.ops.aten.convolution_backward(
-        of_output, x, weight, channels, stride, padding, ones, False, zeros, 1, needed
-    )
+        return by_output, by_x, by_weight, None, None

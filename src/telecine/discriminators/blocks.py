@@ -67,7 +67,7 @@ class DiscriminatorBlock(nn.Module):
         self, input_channels: int, filters: int, downsample: bool = True, antialiased_downsample: bool = True
     ) -> None:
         super().__init__()
-        self.conv_res = nn.Conv2d(input_channels, filters, 1, stride=2 if downsample else 1)
+        self.conv_res = Conv2d(input_channels, filters, 1, stride=2 if downsample else 1)
         self.net = nn.Sequential(
             Conv2d(input_channels, filters, 3, padding=1),
             leaky_relu(),
@@ -106,7 +106,7 @@ class DiscriminatorBlock3D(nn.Module):
         antialiased_time: bool = False,
     ) -> None:
         super().__init__()
-        self.conv_res = nn.Conv3d(input_channels, filters, 1, stride=2)
+        self.conv_res = Conv3d(input_channels, filters, 1, stride=2)
         self.net = nn.Sequential(
             Conv3d(input_channels, filters, 3, padding=1),
             leaky_relu(),
