@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.objective.carry import carry, gradients_of, summed, with_gradients
+from telecine.objective.carry import carry, gradients_of, with_gradients
 
 
 def terms(x):
@@ -98,7 +98,12 @@ def test_gradients_are_taken_outside_of_autocast():
     assert torch.equal(inside, torch.autograd.grad(value, w)[0])
 
 
-def test_sums():
-    one, two = torch.ones(2), torch.full((2,), 2.0)
-    sums = summed([[one, None, None], [two, two, None]])
-    assert [None if x is None else x.tolist() for x in sums] == [[3, 3], [2, 2], None]
+def test_gradients_are_added_to_known_ones_in_place():
+    a, b, c = (torch.ones(2, requires_grad=True) for _ in range(3))
+    known = [torch.full((2,), 5.0), None, torch.full((2,), 7.0)]
+    found = gradients_of((2 * a + 3 * b).sum(), [a, b, c], onto=known)
+    assert [x.tolist() for x in found] == [[7, 7], [3, 3], [7, 7]]
+    assert found[0] is known[0]
+    assert (a.grad, b.grad, c.grad) == (None, None, None)
+    (again,) = gradients_of(a.sum(), [a])
+    assert again.tolist() == [1, 1], "what was known is let go"

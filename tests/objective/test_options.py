@@ -95,7 +95,13 @@ OPTIONS = {
     "grad_penalty": (
         *("one_centered", "r1", "r2", "r1_and_r2", "wgan_gp", "approximate_r1"),
         r1,
-        Penalty(partial(approximate_r1, sigma=0.1), of_real=False, of_fake=False, double_backward=False),
+        Penalty(
+            partial(approximate_r1, sigma=0.1),
+            of_real=False,
+            of_fake=False,
+            double_backward=False,
+            sees_fake=False,
+        ),
     ),
     "grad_penalty_every": (1, 2),
     "adaptive_weight_reference": ("perceptual", "recon_and_perceptual", "none"),

@@ -277,7 +277,7 @@ class TestAdversarial:
         for index in (0, 1):
             loss(*pair, index, 0)
         sizes = [(2, 3, 8, 8), (2, 3, 4, 4)]
-        assert seen == [*sizes, sizes[0], sizes[0], sizes[1], sizes[1]]
+        assert seen == [*sizes, *sizes, *sizes], "the autoencoder's step; then the real frames, then the others"
 
 
 class TestPenalty:

@@ -45,6 +45,8 @@ class Penalty:
     """Whether that of the fakes must."""
     double_backward: bool = True
     """Whether it differentiates a gradient, for which autocast has to be off where the views are judged."""
+    sees_fake: bool = True
+    """Whether it looks at the fakes at all, be it at their pixels. If not, it can be taken before they are judged."""
 
 
 def one_centered(*, judge: Judge, real: Judged, fake: Judged, generator: Generators = None) -> Scalar:
@@ -157,12 +159,12 @@ def approximate_r1(
 
 
 GRAD_PENALTIES: dict[str, Penalty] = {
-    "one_centered": Penalty(one_centered, of_fake=False),
-    "r1": Penalty(r1, of_fake=False),
+    "one_centered": Penalty(one_centered, of_fake=False, sees_fake=False),
+    "r1": Penalty(r1, of_fake=False, sees_fake=False),
     "r2": Penalty(r2, of_real=False),
     "r1_and_r2": Penalty(r1_and_r2),
     "wgan_gp": Penalty(wgan_gp, of_real=False, of_fake=False),
-    "approximate_r1": Penalty(approximate_r1, of_real=False, of_fake=False, double_backward=False),
+    "approximate_r1": Penalty(approximate_r1, of_real=False, of_fake=False, double_backward=False, sees_fake=False),
 }
 
 

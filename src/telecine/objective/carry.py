@@ -7,7 +7,8 @@ exist.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -39,13 +40,42 @@ def carry(term: Callable[[Tensor], Sequence[Scalar]], x: Tensor) -> tuple[Scalar
     return tuple(with_gradients(value, [x], next(gradients)) if value.requires_grad else value for value in values)
 
 
-def gradients_of(value: Scalar, inputs: Sequence[Tensor], *, retain_graph: bool = False) -> Sequence[Tensor | None]:
+def gradients_of(
+    value: Scalar,
+    inputs: Sequence[Tensor],
+    *,
+    retain_graph: bool = False,
+    onto: Sequence[Tensor | None] | None = None,
+) -> Sequence[Tensor | None]:
     """Return the gradient of `value` for each input, None where it does not depend on one.
 
     Autocast is off meanwhile, as it is wherever a caller's `backward()` runs.
+
+    Args:
+        value: What is differentiated.
+        inputs: By what.
+        retain_graph: Whether the graph is needed afterwards.
+        onto: Gradients of another loss, one for each input, which this one's are added to in place. Each is added as
+            soon as it is known, so that the two are never in memory side by side.
     """
-    with autocast_off(value.device):
-        return torch.autograd.grad(value, inputs, retain_graph=retain_graph, allow_unused=True)
+    with added_to(onto, inputs), autocast_off(value.device):
+        found = torch.autograd.grad(value, inputs, retain_graph=retain_graph, allow_unused=True)
+    return or_else(found, onto)
+
+
+@contextmanager
+def added_to(known: Sequence[Tensor | None] | None, inputs: Sequence[Tensor]) -> Iterator[None]:
+    """Let a backward inside add the gradient of each input to the one that is `known`, in place, and return that."""
+    with ExitStack() as hooks:
+        for x, before in zip(inputs, known or [None] * len(inputs), strict=True):
+            if before is not None:
+                hooks.enter_context(x.register_hook(before.add_))
+        yield
+
+
+def or_else(found: Sequence[Tensor | None], known: Sequence[Tensor | None] | None) -> Sequence[Tensor | None]:
+    """Return the gradients that were `found`, and where there is none the one that is `known`."""
+    return [y if x is None else x for x, y in zip(found, known or [None] * len(found), strict=True)]
 
 
 def with_gradients(value: Scalar, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Scalar:
@@ -80,12 +110,3 @@ def watched(x: Tensor, watch: Callable[[Tensor], None] | None) -> Tensor:
     copy = x.view_as(x)
     copy.register_hook(watch)
     return copy
-
-
-def summed(gradients: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
-    """Return the sums of several losses' gradients, input by input; None where no loss depends on one."""
-    return [_sum([gradient for gradient in column if gradient is not None]) for column in zip(*gradients, strict=True)]
-
-
-def _sum(gradients: list[Tensor]) -> Tensor | None:
-    return sum(gradients[1:], gradients[0]) if gradients else None

@@ -40,9 +40,14 @@ class Critic:
         """The parameters that are trained."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
-    def gradients(self, loss: Scalar, *, retain_graph: bool = False) -> Sequence[Tensor | None]:
-        """Return the gradients of a loss by parameter, None where it does not depend on one."""
-        return gradients_of(loss, self.trainable, retain_graph=retain_graph)
+    def gradients(
+        self, loss: Scalar, *, retain_graph: bool = False, onto: Sequence[Tensor | None] | None = None
+    ) -> Sequence[Tensor | None]:
+        """Return the gradients of a loss by parameter, None where it does not depend on one.
+
+        Those of another loss, `onto`, have them added in place.
+        """
+        return gradients_of(loss, self.trainable, retain_graph=retain_graph, onto=onto)
 
     def enable_gradient_checkpointing(self) -> None:
         """Let the module keep less for the backward.
@@ -63,16 +68,22 @@ class Critic:
         return as_output(self.module(view.to(parameter.dtype)))
 
 
-@dataclass(frozen=True)
-class Testimony:
-    """What a pass over the reconstructions told of the discriminators' loss.
-
-    `gradients` are those of the part of the loss that the reconstructions have, by parameter.
+@dataclass
+class Trial:
+    """What is known of one discriminator's loss while its two parts, of real videos and of reconstructions, are taken
+    one after the other.
     """
 
     frame_indices: Tensor
-    logits: Tensor
+    """Of the frame `(B, 1)` that is looked at, where the discriminator is one of single frames."""
+    real: Tensor
+    """Logits of the real videos, without a graph."""
+    penalty: Scalar | None
+    """The gradient penalty on them, without a graph."""
     gradients: Sequence[Tensor | None]
+    """Of the parts that are done, by parameter."""
+    fake: Tensor | None = None
+    """Logits of the reconstructions, without a graph, once their part is done."""
 
 
 def build_critic(spec: Any, *, default: type[nn.Module], name: str, sees: str | None = None) -> nn.Module | None:

@@ -48,10 +48,10 @@ from telecine.objective.balance import (
     average_over_ranks,
     with_reduced_gradient,
 )
-from telecine.objective.carry import carry, summed, watched, with_gradients
+from telecine.objective.carry import carry, watched, with_gradients
 from telecine.objective.critics import (
     Critic,
-    Testimony,
+    Trial,
     build_critic,
     one_frame,
     scaled_down,
@@ -435,11 +435,10 @@ class VideoAutoencoderLoss(nn.Module):
         """
         batch = self._check(inputs, reconstructions, mask, sample_weight)
         aux = named_aux_losses(aux_losses, regularization_log, inputs.device, self.nll_reduction)
-        heard: dict[str, Testimony] = {}
-        serves_both = self._pass_serves_both(batch.real, global_step)
         anchor = self._anchor(batch, last_layer)
-        loss, log = self._autoencoder_step(batch, aux, anchor, global_step, heard if serves_both else None)
-        disc_loss, disc_log = self._discriminator_step(batch, global_step, heard)
+        trials: dict[str, Trial] | None = {} if self._pass_serves_both(batch.real, global_step) else None
+        loss, log = self._autoencoder_step(batch, aux, anchor, global_step, trials)
+        disc_loss, disc_log = self._discriminator_step(batch, global_step, trials)
         return Update(loss, named(log, split), disc_loss, named(disc_log, split))
 
     def _check(self, inputs: Any, reconstructions: Any, mask: Any, sample_weight: Any) -> Batch:
@@ -463,7 +462,7 @@ class VideoAutoencoderLoss(nn.Module):
         aux: Log,
         anchor: Tensor | LayerUses | None,
         global_step: int,
-        heard: dict[str, Testimony] | None = None,
+        trials: dict[str, Trial] | None = None,
     ) -> tuple[Scalar, Log]:
         weight = self.weights_at(global_step)
         real, fake = batch.real, batch.fake
@@ -475,10 +474,14 @@ class VideoAutoencoderLoss(nn.Module):
         num_elements = fake[0].numel() * counted if self.nll_reduction == "sum" else 1
         nll = num_elements * self._nll(recon + weighted((weight["perceptual_weight"], lpips)))
         pixel = self._pixel_terms(batch, clip_weight, weight)
+        frame_indices = self._frames_to_judge(real, weight)
+        if trials is not None:
+            trials.update(self._try_real(real, frame_indices, global_step))
         shown = watched(fake, self.watch)
-        g, features = self._judge(real, shown, self.critics, "adversarial_loss_weight", weight, heard)
+        asked = frame_indices, trials or {}
+        g, features = self._judge(real, shown, self.critics, "adversarial_loss_weight", weight, *asked)
         g_m, features_m = self._judge(
-            real, shown, self.multiscale_critics, "multiscale_adversarial_loss_weight", weight, heard
+            real, shown, self.multiscale_critics, "multiscale_adversarial_loss_weight", weight, *asked
         )
         matching = mean((features | features_m).values(), like=recon)
         w = self.balance(g | g_m, self._reference(nll, num_elements * lpips), anchor)
@@ -510,18 +513,25 @@ class VideoAutoencoderLoss(nn.Module):
         return loss, with_aux(log, aux)
 
     def _discriminator_step(
-        self, batch: Batch, global_step: int, heard: Mapping[str, Testimony] | None = None
+        self, batch: Batch, global_step: int, trials: Mapping[str, Trial] | None = None
     ) -> tuple[Scalar, Log]:
         weight = self.weights_at(global_step)
-        real, fake, heard = batch.real, batch.fake.detach(), heard or {}
-        frame_indices = sample_frame_indices(real, 1, self.generator)
+        real, fake = batch.real, batch.fake.detach()
         penalty = self.grad_penalty if self.penalises(global_step) else None
         # The penalty is the gradient of a gradient: neither it nor what it is compared with is left to autocast.
         with autocast_off(real.device) if penalty and penalty.double_backward else nullcontext():
-            duels = {
-                d.name: self._duel(d, real, fake, frame_indices, penalty, weight, heard.get(d.name))
-                for d in self._critics_in_training(global_step)
-            }
+            if trials is None and self._splits(penalty, weight) and self._is_eager(real) and torch.is_grad_enabled():
+                trials = self._try_real(real, {}, global_step)
+            if trials is None:
+                frame_indices = sample_frame_indices(real, 1, self.generator)
+                duels = {
+                    d.name: self._duel(d, real, fake, frame_indices, penalty, weight)
+                    for d in self._critics_in_training(global_step)
+                }
+            else:
+                duels = {
+                    d.name: self._end(d, fake, trials[d.name], weight) for d in self._critics_in_training(global_step)
+                }
         losses, discr, gp, lecam = (
             by_critic(duels, name) for name in ("loss", "discr_loss", "grad_penalty_loss", "lecam_loss")
         )
@@ -567,6 +577,15 @@ class VideoAutoencoderLoss(nn.Module):
         """Return the loss that the adversarial terms are made as strong as."""
         return {"perceptual": lpips, "recon_and_perceptual": nll, "none": None}[self.adaptive_weight_reference]
 
+    def _frames_to_judge(self, video: Video, weight: Mapping[str, float]) -> dict[str, Tensor]:
+        """Return a frame index a clip `(B, 1)` for each critic that the autoencoder's step asks, by its name."""
+        features_on = weight["feature_matching_loss_weight"] > 0
+        asked = [
+            *(self.critics if features_on or weight["adversarial_loss_weight"] > 0 else []),
+            *(self.multiscale_critics if features_on or weight["multiscale_adversarial_loss_weight"] > 0 else []),
+        ]
+        return {critic.name: sample_frame_indices(video, 1, self.generator) for critic in asked}
+
     def _judge(
         self,
         real: Video,
@@ -574,62 +593,107 @@ class VideoAutoencoderLoss(nn.Module):
         critics: list[Critic],
         name: str,
         weight: Mapping[str, float],
-        heard: dict[str, Testimony] | None,
+        frame_indices: Mapping[str, Tensor],
+        trials: Mapping[str, Trial],
     ) -> tuple[Log, Log]:
         """Return each critic's generator loss and its feature matching loss by name, as far as they have a weight.
 
-        The critics' parameters get no gradient, and the real videos have no graph. Where `heard` is a dict, what the
-        discriminators' step needs of the same pass is put into it.
+        The critics' parameters get no gradient, and the real videos have no graph. What a critic's trial needs of the
+        same pass is added to it.
         """
         gen_on, features_on = weight[name] > 0, weight["feature_matching_loss_weight"] > 0
         losses: Log = {}
         matching: Log = {}
-        for critic in critics if gen_on or features_on else ():
-            frame_indices = sample_frame_indices(fake, 1, self.generator)
+        for critic in (critic for critic in critics if critic.name in frame_indices):
+            frames, trial = frame_indices[critic.name], trials.get(critic.name)
 
-            def verdict(view: Tensor, critic: Critic = critic, frame_indices: Tensor = frame_indices) -> list[Scalar]:
+            def verdict(
+                view: Tensor, critic: Critic = critic, frames: Tensor = frames, trial: Trial | None = trial
+            ) -> list[Scalar]:
                 of_fake = critic.judge(view)
                 # Logits of the fakes stand in for the real ones where the generator's loss does not look at them.
                 of_real = of_fake
                 if features_on or (gen_on and self.compares_real):
                     with torch.no_grad():
-                        of_real = critic.judge(critic.see(real, frame_indices))
+                        of_real = critic.judge(critic.see(real, frames))
                 values = []
                 if gen_on:
                     values.append(self.gan_loss(real=of_real.logits.detach(), fake=of_fake.logits).generator)
                 if features_on:
                     values.append(feature_matching(real=of_real.features, fake=of_fake.features))
-                if heard is not None:
+                if trial is not None:
                     logits = of_fake.logits
                     if gen_on and not self.compares_real and can_share(critic.module, logits, view):
-                        gradients, values[0] = self._hear_once(critic, logits, view, values[0], again=features_on)
+                        values[0] = self._try_fake_once(critic, trial, logits, view, values[0], again=features_on)
                     else:
-                        gradients = self._hear(critic, logits)
-                    heard[critic.name] = Testimony(frame_indices, logits.detach(), gradients)
+                        self._try_fake(critic, trial, logits)
                 return values
 
-            with frozen(critic.module) if heard is None else nullcontext():
-                values = list(self._run(verdict, critic.see(fake, frame_indices)))
+            with frozen(critic.module) if trial is None else nullcontext():
+                values = list(self._run(verdict, critic.see(fake, frames)))
             if gen_on:
                 losses[critic.name] = values.pop(0)
             if features_on:
                 matching[critic.name] = values.pop(0)
         return losses, matching
 
-    def _hear(self, critic: Critic, logits: Tensor) -> Sequence[Tensor | None]:
-        """Return the discriminator's gradients of the fake part of its loss, by parameter; the graph is kept."""
-        loss = self.gan_loss(real=logits.detach(), fake=logits).discriminator
-        return critic.gradients(loss, retain_graph=True)
+    def _try_real(self, real: Video, frame_indices: Mapping[str, Tensor], global_step: int) -> dict[str, Trial]:
+        """Begin the trial of every discriminator that trains, with the real videos.
 
-    def _hear_once(
-        self, critic: Critic, logits: Tensor, view: Tensor, generator: Scalar, *, again: bool
-    ) -> tuple[Sequence[Tensor | None], Scalar]:
-        """Return the same, and the generator's loss with its gradient, from one backward instead of two.
+        They come before the reconstructions, because a penalty's gradient of a gradient takes the most memory: the
+        other part's gradients need not wait beside it.
+        """
+        weight = self.weights_at(global_step)
+        penalty = self.grad_penalty if self.penalises(global_step) else None
+        common = sample_frame_indices(real, 1, self.generator)
+        return {
+            d.name: self._trial(d, real, frame_indices.get(d.name, common), penalty, weight)
+            for d in self._critics_in_training(global_step)
+        }
+
+    def _trial(
+        self, d: Critic, real: Video, frame_indices: Tensor, penalty: Penalty | None, weight: Mapping[str, float]
+    ) -> Trial:
+        view = d.see(real, frame_indices).detach().requires_grad_(penalty is not None and penalty.of_real)
+        with differentiated_twice(penalty is not None and penalty.double_backward):
+            logits = d.judge(view).logits
+        loss = self.gan_loss(real=logits, fake=logits.detach()).discriminator
+        value = None if penalty is None else self._penalty_of(d, penalty, Judged(view, logits), Judged(view, logits))
+        loss = loss + weighted((weight["grad_penalty_loss_weight"] * self.grad_penalty_every, value))
+        value = None if value is None else value.detach()
+        return Trial(frame_indices, logits.detach(), value, d.gradients(loss))
+
+    def _penalty_of(self, d: Critic, penalty: Penalty, real: Judged, fake: Judged) -> Scalar:
+        return penalty.compute(judge=lambda view: d.judge(view).logits, real=real, fake=fake, generator=self.generator)
+
+    def _try_fake(self, d: Critic, trial: Trial, logits: Tensor) -> None:
+        """Add the part of the reconstructions to a trial; the graph is kept."""
+        loss = self.gan_loss(real=logits.detach(), fake=logits).discriminator
+        trial.fake = logits.detach()
+        trial.gradients = d.gradients(loss, retain_graph=True, onto=trial.gradients)
+
+    def _try_fake_once(
+        self, d: Critic, trial: Trial, logits: Tensor, view: Tensor, generator: Scalar, *, again: bool
+    ) -> Scalar:
+        """Do the same, and return the generator's loss with its gradient, by one backward instead of two.
 
         The graph is kept if it is needed `again`.
         """
-        of_view, gradients = shared_backward(self.gan_loss, logits, view, critic.trainable, retain_graph=again)
-        return gradients, with_gradients(generator, [view], [of_view])
+        trial.fake = logits.detach()
+        of_view, trial.gradients = shared_backward(
+            self.gan_loss, logits, view, d.trainable, retain_graph=again, onto=trial.gradients
+        )
+        return with_gradients(generator, [view], [of_view])
+
+    def _end(self, d: Critic, fake: Video, trial: Trial, weight: Mapping[str, float]) -> Log:
+        """Return the loss of one discriminator after its trial and, for the log, its terms."""
+        if trial.fake is None:
+            self._try_fake(d, trial, d.judge(d.see(fake, trial.frame_indices)).logits)
+        assert trial.fake is not None
+        discr = self.gan_loss(real=trial.real, fake=trial.fake).discriminator
+        terms = {"discr_loss": discr, **({} if trial.penalty is None else {"grad_penalty_loss": trial.penalty})}
+        loss = discr + weighted((weight["grad_penalty_loss_weight"] * self.grad_penalty_every, trial.penalty))
+        return self._duel_log(with_gradients(loss, d.trainable, trial.gradients), terms, trial.real, trial.fake)
 
     def _duel(
         self,
@@ -639,42 +703,32 @@ class VideoAutoencoderLoss(nn.Module):
         frame_indices: Tensor,
         penalty: Penalty | None,
         weight: Mapping[str, float],
-        heard: Testimony | None,
     ) -> Log:
-        """Return the loss of one discriminator and, for the log, its terms."""
-        frame_indices = frame_indices if heard is None else heard.frame_indices
+        """Return the same where the two parts depend on each other, or an ordinary graph is asked for."""
         real_view = d.see(real, frame_indices).detach().requires_grad_(penalty is not None and penalty.of_real)
         fake_view = d.see(fake, frame_indices).detach().requires_grad_(penalty is not None and penalty.of_fake)
-        eager = self._is_eager(real) and torch.is_grad_enabled()
-        if heard is None and eager and self._splits(penalty, weight):
-            logits = d.judge(fake_view).logits
-            heard = Testimony(frame_indices, logits.detach(), self._hear(d, logits))
         with differentiated_twice(penalty is not None and penalty.double_backward):
-            d_fake = d.judge(fake_view).logits if heard is None else heard.logits
             d_real = d.judge(real_view).logits
-
-        discr = self.gan_loss(real=d_real, fake=d_fake).discriminator
-        terms = {"discr_loss": discr}
+            d_fake = d.judge(fake_view).logits
+        terms = {"discr_loss": self.gan_loss(real=d_real, fake=d_fake).discriminator}
         if penalty is not None:
-            terms["grad_penalty_loss"] = penalty.compute(
-                judge=lambda view: d.judge(view).logits,
-                real=Judged(real_view, d_real),
-                fake=Judged(fake_view, d_fake),
-                generator=self.generator,
-            )
+            sides = Judged(real_view, d_real), Judged(fake_view, d_fake)
+            terms["grad_penalty_loss"] = self._penalty_of(d, penalty, *sides)
         if weight["lecam_loss_weight"] > 0:
             terms["lecam_loss"] = self.lecam[d.key](real=d_real, fake=d_fake)
-        loss = discr + weighted(
+        loss = terms["discr_loss"] + weighted(
             (weight["grad_penalty_loss_weight"] * self.grad_penalty_every, terms.get("grad_penalty_loss")),
             (weight["lecam_loss_weight"], terms.get("lecam_loss")),
         )
-        if eager:
-            of_fake = [] if heard is None else [heard.gradients]
-            loss = with_gradients(loss, d.trainable, summed([d.gradients(loss), *of_fake]))
+        if self._is_eager(real) and torch.is_grad_enabled():
+            loss = with_gradients(loss, d.trainable, d.gradients(loss))
+        return self._duel_log(loss, terms, d_real, d_fake)
+
+    def _duel_log(self, loss: Scalar, terms: Log, real: Tensor, fake: Tensor) -> Log:
         return {
             "loss": loss,
             **{name: term.detach() for name, term in terms.items()},
-            **standing(real=d_real, fake=d_fake, gan_loss=self.gan_loss, is_separable=self.is_separable),
+            **standing(real=real, fake=fake, gan_loss=self.gan_loss, is_separable=self.is_separable),
         }
 
     def _pass_serves_both(self, video: Video, global_step: int) -> bool:
@@ -687,7 +741,7 @@ class VideoAutoencoderLoss(nn.Module):
 
     def _splits(self, penalty: Penalty | None, weight: Mapping[str, float]) -> bool:
         """Say whether the discriminators' loss is a part of the real videos plus one of the reconstructions."""
-        joins = (penalty is not None and penalty.of_fake) or weight["lecam_loss_weight"] > 0
+        joins = (penalty is not None and penalty.sees_fake) or weight["lecam_loss_weight"] > 0
         return self.is_separable and not joins
 
     def _is_eager(self, video: Video) -> bool:
