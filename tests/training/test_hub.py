@@ -1,9 +1,15 @@
 """What is uploaded, and when; the Hub itself is stood in for, as no test may reach it."""
 
+import base64
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import pytest
+import torch
 from huggingface_hub.errors import LocalTokenNotFoundError
 from rich.console import Console
 
@@ -56,3 +62,68 @@ def test_a_missing_token_is_known_before_anything_is_trained(tiny, monkeypatch):
     with pytest.raises(ValueError, match=r"`push_to_hub` must be possible.*hf auth login"):
         train(tiny(push_to_hub=True), console=Console(quiet=True))
     assert not Path(tiny().output_dir).exists()
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers what the Hub does to the few requests of an upload, and keeps them on its server."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        path = urlsplit(self.path).path
+        self.server.requests.append((path, self.headers["Authorization"], body))
+        text = json.dumps(self.answer(path, body)).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def answer(self, path, body):
+        url = f"{self.server.url}/me/faces"
+        if path == "/api/repos/create":
+            return {"url": url, "name": "me/faces"}
+        if path == "/api/validate-yaml":
+            return {"errors": [], "warnings": []}
+        if path.endswith("/preupload/main"):
+            regular = {"uploadMode": "regular", "shouldIgnore": False}
+            return {"files": [{"path": file["path"], **regular} for file in json.loads(body)["files"]]}
+        assert path.endswith("/commit/main"), path
+        return {"success": True, "commitOid": "0" * 40, "commitUrl": f"{url}/commit/{'0' * 40}"}
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """Let huggingface_hub speak to a server of this process, and return that."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        server.url, server.requests = f"http://127.0.0.1:{server.server_port}", []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(hub.create_repo.__self__, "endpoint", server.url)
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        yield server
+        server.shutdown()
+
+
+def test_what_the_hub_is_sent(tiny, server, tmp_path):
+    """`huggingface_hub` itself makes the requests; a model of a few kilobytes goes along with its commit."""
+    config = tiny(hub_model_id="faces")
+    CausalVAE(config.causal_vae).save_pretrained(tmp_path / "ema")
+    repository = hub.create_repository(config)
+    hub.upload(repository, tmp_path, config, {"psnr": 30.0}, steps=7)
+    assert repository == "me/faces"
+    paths, tokens, bodies = zip(*server.requests, strict=True)
+    assert set(tokens) == {"Bearer hf_secret"}
+    assert json.loads(bodies[0])["name"] == "faces"
+    assert paths[0] == "/api/repos/create"
+    assert paths[-1] == "/api/models/me/faces/commit/main"
+    header, *files = [json.loads(line) for line in bodies[-1].splitlines()]
+    assert header["value"]["summary"] == "Weights after 7 updates"
+    for file in files:
+        name, content = file["value"]["path"], base64.b64decode(file["value"]["content"])
+        (tmp_path / "back").mkdir(exist_ok=True)
+        (tmp_path / "back" / name).write_bytes(content)
+    assert "| psnr | 30.0000 |" in (tmp_path / "back" / "README.md").read_text()
+    sent, kept = (CausalVAE.from_pretrained(tmp_path / folder).state_dict() for folder in ("back", "ema"))
+    assert all(torch.equal(sent[name], tensor) for name, tensor in kept.items())
