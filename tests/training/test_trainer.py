@@ -23,6 +23,7 @@ from telecine.objective.schedule import Ramp
 from telecine.report.records import read_records, validations
 from telecine.runs import CHECKPOINTS, checkpoints, find_checkpoint
 from telecine.training import Interrupted, OptimizerConfig, train
+from telecine.training.build import build_accelerator
 from telecine.training.interrupt import StopRequest
 from telecine.training.trainer import Trainer, as_yaml, looped
 
@@ -118,6 +119,28 @@ def test_with_every_term_on_going_on_equals_going_straight_bit_for_bit(tiny, eve
     assert kept["balance.averages.multiscale_discrs_0.num_values"] == 3, "from step 1 on"
     assert kept["lecam.discr_3d.real.num_values"] == 4
     assert not [name for name in kept if name.startswith("perceptual")], "frozen networks are not saved"
+
+
+def test_the_loss_scale_goes_on_as_well(tiny, tmp_path, monkeypatch):
+    """As in float16 on a GPU; the scale grows after so many updates in a row, whether they were interrupted or not."""
+
+    def with_scaler(config):
+        accelerator = build_accelerator(config)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=4)
+        return accelerator
+
+    monkeypatch.setattr("telecine.training.trainer.build_accelerator", with_scaler)
+    straight, broken = (tiny(output_dir=str(tmp_path / name)) for name in ("straight", "broken"))
+    train(straight, console=quiet())
+    run_to(broken, 3)
+    train(broken, console=quiet())
+    assert_equal_runs(straight, broken)
+    ours, theirs = (
+        json.loads((find_checkpoint(Path(config.output_dir)) / "state.json").read_text())["scaler"]
+        for config in (straight, broken)
+    )
+    assert (ours["scale"], ours["_growth_tracker"]) == (2.0**9, 2)
+    assert theirs == ours
 
 
 def test_every_term_is_in_the_records(tiny, everything, with_pictures):
