@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -15,6 +16,12 @@ BUCKET_BYTES = 25 * 2**20
 def num_ranks() -> int:
     """Return how many processes train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_left_alone() -> bool:
+    """Say whether `accelerate launch --cpu` was asked for several processes: it starts one, told where to meet."""
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    return on_cpu and "MASTER_ADDR" in os.environ and num_ranks() == 1
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

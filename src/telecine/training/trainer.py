@@ -52,7 +52,7 @@ from telecine.training.health import EMA_BEHIND, Health
 from telecine.training.hub import create_repository, upload
 from telecine.training.interrupt import Interrupted, StopRequest, stop_on_signal
 from telecine.training.journal import Journal, best_validation
-from telecine.training.ranks import any_rank
+from telecine.training.ranks import any_rank, is_left_alone
 from telecine.training.schedule import lr_scale, set_lr
 from telecine.training.step import MicroBatch, update
 from telecine.training.validation import Validation, validate
@@ -375,6 +375,10 @@ class Trainer:
         self.console.print(
             f"computing on {accelerator.device.type}{several}{spread}, mixed precision: {self.config.mixed_precision}"
         )
+        if is_left_alone():
+            self.console.print(
+                "`accelerate launch --cpu` starts one process, however many it is asked for; `torchrun` starts several"
+            )
 
     def _describe(self) -> None:
         """Say what is trained on what."""
