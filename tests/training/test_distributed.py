@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan, AutoModel
 from rich.console import Console
 from safetensors.torch import load_file
 
 from telecine.data import ClipConfig
 from telecine.report.records import read_records
 from telecine.runs import checkpoints
-from telecine.training import ObjectiveConfig, OptimizerConfig, train
-from telecine.training.trainer import as_yaml
+from telecine.training import Interrupted, ObjectiveConfig, OptimizerConfig, TrainableConfig, train
+from telecine.training.trainer import Trainer, as_yaml
 
 tiny_models = runpy.run_path(str(Path(__file__).parent.parent / "autoencoders" / "tiny_models.py"))
 two_ranks = runpy.run_path(str(Path(__file__).with_name("two_ranks.py")))
@@ -25,9 +26,27 @@ two_ranks = runpy.run_path(str(Path(__file__).with_name("two_ranks.py")))
 pytestmark = pytest.mark.xdist_group("distributed")
 
 NUM_STEPS = 5
-STOP_AFTER = {"fsdp2": 2, "long": 10}
+# Two processes stop after so many steps; a resumed run goes on in them, the one that crosses over in one process.
+STOP_AFTER = {"fsdp2_resumed": 2, "long_resumed": 10, "crossing": 3}
 LONG_STEPS = 20
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+class AfterOne:
+    """Asks a trainer to stop after its first update."""
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+
+    @property
+    def is_set(self):
+        return self.trainer.done >= 1
+
+
+def train_one_step(config):
+    trainer = Trainer(config, Console(quiet=True))
+    with pytest.raises(Interrupted):
+        trainer.run(AfterOne(trainer))
 
 
 def launch(*arguments):
@@ -69,11 +88,16 @@ def runs(tmp_path_factory, cached_weights, tiny_config):
     # The adaptive weight and LeCam's averages are of each micro-batch.
     fixed = replace(objective, adaptive_weight_reference="none", lecam_loss_weight=0.0)
     # Of a single frame, Wan leaves the weights that mix frames without a gradient.
-    tiny_models["tiny_model"]("wan").save_pretrained(folder / "wan")
+    for name in ("cogvideox", "wan"):
+        tiny_models["tiny_model"](name).save_pretrained(folder / name)
     still = ClipConfig(num_frames=1, height=32, width=32, num_workers=1)
     images = {"model": str(folder / "wan"), "clips": still, "objective": fixed}
+    cogvideox = {"model": str(folder / "cogvideox"), "clips": replace(still, num_frames=9)}
+    lora = {"model": str(folder / "wan"), "trainable": TrainableConfig(weights="lora", lora_rank=2)}
     alone = {
         "one_images": named("one_images", batch_size=2, **images),
+        "one_cogvideox": named("one_cogvideox", batch_size=4, **cogvideox),
+        "one_lora": named("one_lora", batch_size=4, **lora),
         "one": named("one", batch_size=4),
         "one_fixed": named("one_fixed", batch_size=4, objective=fixed),
         "accumulated": named("accumulated", batch_size=1, gradient_accumulation_steps=4, objective=fixed),
@@ -84,6 +108,9 @@ def runs(tmp_path_factory, cached_weights, tiny_config):
         "long": named("long", batch_size=1, steps=LONG_STEPS, save_every=LONG_STEPS),
         "long_resumed": named("long_resumed", batch_size=1, steps=LONG_STEPS, save_every=LONG_STEPS),
         "images": named("images", batch_size=1, **images),
+        "sharded_cogvideox": named("sharded_cogvideox", batch_size=2, sharding="fsdp2", **cogvideox),
+        "sharded_lora": named("sharded_lora", batch_size=2, sharding="fsdp2", **lora),
+        "crossing": named("crossing", batch_size=2, sharding="fsdp2"),
         "fsdp2": named("fsdp2", batch_size=2, sharding="fsdp2"),
         "fsdp2_resumed": named("fsdp2_resumed", batch_size=2, sharding="fsdp2"),
     }
@@ -91,11 +118,15 @@ def runs(tmp_path_factory, cached_weights, tiny_config):
         two_ranks["leave_pictures_out"](patch.setattr)
         for config in alone.values():
             train(config, console=Console(quiet=True))
-    for name, config in together.items():
-        (folder / f"{name}.yaml").write_text(as_yaml(config))
-        if "resumed" in name:
-            (folder / f"{name}.{STOP_AFTER[name.removesuffix('_resumed')]}.yaml").write_text(as_yaml(config))
-    printed = launch(str(Path(__file__).with_name("two_ranks.py")), str(folder))
+        crossing = replace(together["crossing"], batch_size=4, sharding="none")
+        train_one_step(crossing)
+        for name, config in together.items():
+            if name in STOP_AFTER:
+                (folder / f"{name}.{STOP_AFTER[name]}.yaml").write_text(as_yaml(config))
+            if name != "crossing":
+                (folder / f"{name}.yaml").write_text(as_yaml(config))
+        printed = launch(str(Path(__file__).with_name("two_ranks.py")), str(folder))
+        train(crossing, console=Console(quiet=True))
     return alone | together, printed
 
 
@@ -130,6 +161,9 @@ def of_gradients(name):
     [
         ("ddp", "one", 1e-5),
         ("fsdp2", "one", 1e-5),
+        ("sharded_cogvideox", "one_cogvideox", 1e-5),
+        ("sharded_lora", "one_lora", 1e-4),
+        ("crossing", "one", 1e-5),
         ("images", "one_images", 1e-5),
         ("accumulated", "one_fixed", 1e-4),
         ("ddp_accumulated", "one_fixed", 1e-4),
@@ -170,6 +204,19 @@ def test_going_on_equals_going_straight_bit_for_bit(runs, name):
     assert losses(configs[name]) == losses(configs[f"{name}_resumed"])
 
 
+@pytest.mark.parametrize(
+    ("name", "cls"), [("sharded_cogvideox", AutoencoderKLCogVideoX), ("sharded_lora", AutoencoderKLWan)]
+)
+def test_what_was_trained_in_shards_is_loaded_by_diffusers(runs, name, cls):
+    configs, _ = runs
+    for kind in ("model", "ema"):
+        loaded = AutoModel.from_pretrained(str(checkpoints(Path(configs[name].output_dir))[-1][1] / kind))
+        assert isinstance(loaded, cls)
+        tensors, saved = loaded.state_dict(), weights(configs[name], kind)
+        assert tensors.keys() == saved.keys()
+        assert all(torch.equal(tensor, saved[key]) for key, tensor in tensors.items())
+
+
 def test_the_state_of_every_process_is_saved(runs):
     configs, _ = runs
     states = tensors(configs["ddp"])["random.safetensors"]
@@ -179,7 +226,7 @@ def test_the_state_of_every_process_is_saved(runs):
 def test_only_one_process_speaks(runs):
     _, printed = runs
     assert printed.count("computing on cpu in each of 2 processes, mixed precision: no") == 5 + 1
-    assert printed.count("weights sharded by fsdp2") == 3
+    assert printed.count("weights sharded by fsdp2") == 5 + 1
 
 
 def test_going_on_with_another_number_of_processes_says_what_is_not_exact(runs, tmp_path, capsys):

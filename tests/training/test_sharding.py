@@ -11,7 +11,7 @@ from torch import nn
 
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.training import TrainableConfig
-from telecine.training.sharding import blocks, gathered, shard
+from telecine.training.sharding import blocks, gathered, local_part, shard
 from telecine.training.trainable import select_trainable
 
 models = runpy.run_path(str(Path(__file__).parent.parent / "autoencoders" / "tiny_models.py"))
@@ -58,6 +58,16 @@ def test_outputs_and_gradients_are_those_of_whole_weights(name, weights):
     # Together, for some are 0 but for rounding.
     difference = torch.stack([(theirs[key] - gradient).norm() for key, gradient in ours.items()]).norm()
     assert difference < 1e-5 * torch.stack([gradient.norm() for gradient in ours.values()]).norm()
+
+
+@torch.no_grad()
+def test_weights_that_change_between_two_passes_count():
+    """As where the averaged weights are put in the place of the others, to be validated."""
+    model, video = adapter("cogvideox", "all"), tiny_clip("cogvideox")
+    shard(model)
+    assert model(video, sample_posterior=False).video[0, 0].std() > 1e-3
+    local_part(model.last_layer).zero_()
+    assert model(video, sample_posterior=False).video[0, 0].std() < 1e-6, "its bias is left"
 
 
 def test_a_weight_without_axes_is_refused_by_name():

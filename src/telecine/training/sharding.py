@@ -28,7 +28,9 @@ def shard(model: nn.Module) -> None:
     for block in blocks(model):
         fully_shard(block)
         share_lists(block)
-    fully_shard(model)
+    # By default the rest would stay whole after a pass, and the next one would not see weights that changed in between,
+    # as when the averaged weights were validated.
+    fully_shard(model, reshard_after_forward=True)
 
 
 def blocks(model: nn.Module) -> Iterator[nn.Module]:
