@@ -1,8 +1,12 @@
 """A seeded VGG16 without training, a tiny autoencoder, and clips, for the tests of the objective."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+
+from telecine.perceptual import LPIPS
 
 # Positions and channels of VGG16's convolutions in torchvision's `features`.
 VGG16 = (
@@ -20,6 +24,16 @@ def random_vgg(seed=0):
         state[f"features.{position}.weight"] = weight * (2 / (9 * chan_in)) ** 0.5
         state[f"features.{position}.bias"] = 0.05 * torch.randn(chan_out, generator=generator)
     return state
+
+
+def narrowed(tensor, share=8):
+    """Return a share of the features of one of LPIPS's tensors, scaled so that sums over them stay what they were."""
+    if len(tensor) == 1:  # of the colours
+        return tensor
+    if tensor.dim() == 1:
+        return tensor[: len(tensor) // share].clone()
+    chan_in = max(3, tensor.shape[1] // share)
+    return tensor[: len(tensor) // share, :chan_in] * (tensor.shape[1] / chan_in) ** 0.5
 
 
 class Decoder(nn.Module):
@@ -71,6 +85,19 @@ def random_clip(shape=(2, 3, 4, 16, 16), seed=1, dtype=torch.float32):
 @pytest.fixture(scope="session")
 def vgg():
     return random_vgg()
+
+
+@pytest.fixture(scope="session")
+def wide_lpips(vgg):
+    return LPIPS("vgg", weights=vgg)
+
+
+@pytest.fixture
+def narrow_lpips(wide_lpips):
+    """Return LPIPS with an eighth of VGG16's features, for what is run hundreds of times."""
+    distance = copy.copy(wide_lpips)
+    distance._frozen = {name: narrowed(tensor) for name, tensor in wide_lpips._frozen.items()}
+    return distance
 
 
 @pytest.fixture

@@ -1,12 +1,14 @@
-"""Double backward through both forms of the attention in float32, `penalty_batches.py BATCH`: a heap error ends it.
+"""Double backward through both forms of the attention in float32, `penalty_batches.py BATCH...`; prints JSON lines.
 
-With one thread the heap of a discriminator whose attention hands on a channels-last layout stays whole, so several are
-asked for whatever the environment says.
+Each batch has a process of its own, which a heap error ends; all are copies of one that has only imported. With one
+thread the heap of a discriminator whose attention hands on a channels-last layout stays whole, so several are asked for
+whatever the environment says.
 """
 
 import collections
 import faulthandler
 import json
+import multiprocessing
 import sys
 
 import torch
@@ -34,7 +36,8 @@ def count_forms():
     return calls
 
 
-def main(batch):
+def penalise(batch):
+    faulthandler.enable()
     torch.set_num_threads(2)
     calls = count_forms()
     finished = []
@@ -52,9 +55,17 @@ def main(batch):
         assert log["train/grad_penalty_loss"] > 0
         assert all(gradient.isfinite().all() for gradient in gradients if gradient is not None)
         finished.append([penalty, name])
-    print(json.dumps({"finished": finished, "calls": calls}))
+    print(json.dumps({"batch": batch, "finished": finished, "calls": calls}), flush=True)
+
+
+def main(batches):
+    context = multiprocessing.get_context("fork")
+    for batch in batches:
+        process = context.Process(target=penalise, args=(batch,))
+        process.start()
+        process.join()
+        print(json.dumps({"batch": batch, "exit_code": process.exitcode}), flush=True)
 
 
 if __name__ == "__main__":
-    faulthandler.enable()
-    main(int(sys.argv[1]))
+    main([int(argument) for argument in sys.argv[1:]])

@@ -34,6 +34,7 @@ HERE = Path(__file__).parent
 IMAGE = {"dim": 1, "image_size": 16, "linear_attn_heads": 2}
 VIDEO = {**IMAGE, "frame_num": 4}
 LENGTHS = (1, 2, 3, 4, 5, 8, 9, 13, 16, 17, 33)
+BATCHES = range(1, 10)
 SIZES = ((16, 16), (60, 90), (48, 80), (17, 31), (33, 16))
 
 
@@ -520,7 +521,7 @@ def two_ranks(tmp_path_factory):
         for rank in range(2)
     ]
     try:
-        outputs = [process.communicate(timeout=150) for process in ranks]
+        outputs = [process.communicate(timeout=300) for process in ranks]
     finally:
         for process in ranks:
             process.kill()
@@ -672,14 +673,25 @@ def test_line_18_an_engine_of_that_kind_trains_both_networks(make_loss, clip, au
 # 19. The reference's double backward through its attention corrupts the heap at batch 3, 5 or 7 in float32 on the CPU.
 
 
-@pytest.mark.parametrize("batch", range(1, 10))
-def test_line_19_double_backward_through_both_attentions_at_batches_1_to_9(batch):
-    script = [sys.executable, str(HERE / "penalty_batches.py"), str(batch)]
+@pytest.fixture(scope="module")
+def penalised():
+    """Return what the process of each batch reported, with its exit code, and what all said on standard error."""
+    script = [sys.executable, str(HERE / "penalty_batches.py"), *map(str, BATCHES)]
     # Threads that wait without spinning: other tests run beside this one.
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    done = subprocess.run(script, capture_output=True, text=True, timeout=300, check=False, env=environment)
-    assert done.returncode == 0, f"ended with {done.returncode}: {done.stderr[-2000:]}"
-    report = json.loads(done.stdout.splitlines()[-1])
+    done = subprocess.run(script, capture_output=True, text=True, timeout=300, check=True, env=environment)
+    reports = {batch: {} for batch in BATCHES}
+    for line in map(json.loads, done.stdout.splitlines()):
+        reports[line["batch"]] |= line
+    return reports, done.stderr
+
+
+@pytest.mark.xdist_group("penalised")
+@pytest.mark.parametrize("batch", BATCHES)
+def test_line_19_double_backward_through_both_attentions_at_batches_1_to_9(penalised, batch):
+    reports, errors = penalised
+    report = reports[batch]
+    assert report["exit_code"] == 0, f"ended with {report['exit_code']}: {errors[-2000:]}"
     names = ("quadratic", "linear", "both", "default")
     cases = [["one_centered", name] for name in names] + [["r1_and_r2", "both"], ["wgan_gp", "both"]]
     assert report["finished"] == cases

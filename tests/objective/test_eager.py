@@ -9,14 +9,19 @@ import torch
 from telecine import VideoAutoencoderLoss
 
 options = runpy.run_path(str(Path(__file__).with_name("test_options.py")))
-BASE, NEEDS, VIDEO, made = (options[name] for name in ("BASE", "NEEDS", "VIDEO", "made"))
+VIDEO, settings = options["VIDEO"], options["settings"]
 CASES = [(name, value) for name, value in options["CASES"] if name != "eager_gradients"]
 
 
-def build(name, value, vgg, **more):
-    torch.manual_seed(0)
-    weights = {"vgg_weights": vgg} if value == "vgg" or name != "perceptual_net" else {}
-    return VideoAutoencoderLoss(**{**BASE, **weights, **NEEDS.get(name, {}), name: made(name, value), **more})
+@pytest.fixture
+def build(vgg, narrow_lpips, cached_weights):
+    """Return a function that makes the loss of a case."""
+
+    def make(name, value, **more):
+        torch.manual_seed(0)
+        return VideoAutoencoderLoss(**settings(name, value, vgg, narrow_lpips), **more)
+
+    return make
 
 
 def both_steps(loss, autoencoder, real, step, scale=1.0, autocast=None):
@@ -52,13 +57,13 @@ def test_how_many_cases_there_are():
 
 
 @pytest.mark.parametrize(("name", "value"), CASES, ids=[f"{name}-{index}" for index, (name, _) in enumerate(CASES)])
-def test_every_option(name, value, vgg, cached_weights, autoencoder, clip):
+def test_every_option(name, value, build, autoencoder, clip):
     autoencoder.double()
     size = 32 if name == "perceptual_net" else 16
     real = clip((2, 3, 3, size, size), dtype=torch.float64)
     results = []
     for eager in (True, False):
-        loss = build(name, value, vgg, eager_gradients=eager).double()
+        loss = build(name, value, eager_gradients=eager).double()
         results.append([both_steps(loss, autoencoder, real, step, scale=2.0**10) for step in (0, 3)])
     for ours, theirs in zip(*results, strict=True):
         # Adaptive weights are ratios of float32 norms.
@@ -66,12 +71,12 @@ def test_every_option(name, value, vgg, cached_weights, autoencoder, clip):
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
-def test_under_autocast(autocast, vgg, autoencoder, clip):
+def test_under_autocast(autocast, build, autoencoder, clip):
     """In float32 and bfloat16 gradients are eager; in float16 the graph is an ordinary one, for the caller's scale."""
     real = clip((2, 3, 3, 16, 16))
     results = []
     for eager in (True, False):
-        loss = build("eager_gradients", eager, vgg, grad_penalty_every=2)
+        loss = build("eager_gradients", eager, grad_penalty_every=2)
         results.append(both_steps(loss, autoencoder, real, 1, scale=2.0**12, autocast=autocast))
     assert_same(*results, rtol=2e-2 if autocast else 1e-4, atol=1e-2 if autocast else 1e-5)
 
@@ -92,14 +97,14 @@ def update(loss, autoencoder, real, step):
 
 
 @pytest.mark.parametrize(("name", "value"), CASES, ids=[f"{name}-{index}" for index, (name, _) in enumerate(CASES)])
-def test_an_update_is_both_steps(name, value, vgg, cached_weights, autoencoder, clip):
+def test_an_update_is_both_steps(name, value, build, autoencoder, clip):
     """One frame a clip, so that the discriminators of frames see the same ones; spectral norms move in every pass."""
     autoencoder.double()
     size = 32 if name == "perceptual_net" else 16
     real = clip((2, 3, 1, size, size), dtype=torch.float64)
     results = []
     for run in (both_steps, update):
-        loss = build(name, value, vgg).double().eval()
+        loss = build(name, value).double().eval()
         results.append([run(loss, autoencoder, real, step) for step in (0, 3)])
     for ours, theirs in zip(*results, strict=True):
         assert_same(ours, theirs, rtol=1e-5, atol=1e-8)

@@ -139,6 +139,12 @@ def made(name, value):
     return value() if is_recipe(name, value) else value
 
 
+def settings(name, value, vgg, lpips):
+    """Return the arguments of a case: LPIPS is a narrow one, except where the network is what the case is about."""
+    network = {"vgg_weights": vgg} if value == "vgg" else {"perceptual_net": lpips}
+    return {**BASE, **network, **NEEDS.get(name, {}), name: made(name, value)}
+
+
 def literal_values(hint):
     if get_origin(hint) is Literal:
         return set(get_args(hint))
@@ -165,10 +171,9 @@ def test_every_option_has_all_of_its_values_here():
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bf16"])
 @pytest.mark.parametrize(("name", "value"), CASES, ids=[f"{name}-{index}" for index, (name, _) in enumerate(CASES)])
-def test_it_trains_both_networks(name, value, autocast, vgg, cached_weights, autoencoder, clip):
+def test_it_trains_both_networks(name, value, autocast, vgg, narrow_lpips, cached_weights, autoencoder, clip):
     torch.manual_seed(0)
-    weights = {"vgg_weights": vgg} if value == "vgg" or name != "perceptual_net" else {}
-    loss = VideoAutoencoderLoss(**{**BASE, **weights, **NEEDS.get(name, {}), name: made(name, value)})
+    loss = VideoAutoencoderLoss(**settings(name, value, vgg, narrow_lpips))
     size = 32 if name == "perceptual_net" else 16
     real = clip((2, 3, 3, size, size))
     # At step 0 what starts late or ramps up is off, and what goes away is on; at step 3 it is the other way round.
