@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
@@ -55,6 +55,7 @@ def test_a_size_that_no_video_is_long_enough_for(spans: list[Span]) -> None:
         ClipDataset(spans, replace(CONFIG, buckets=(*BUCKETS, Bucket(65, 16, 16))))
 
 
+@settings(deadline=None)
 @given(weights=st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=5), seed=st.integers(0, 2**40))
 def test_a_draw_is_one_of_them(weights: list[float], seed: int) -> None:
     buckets = [Bucket(1, 8, 8, weight) for weight in weights]
@@ -135,6 +136,7 @@ def test_a_model_is_asked_about_images() -> None:
         check_buckets([Bucket(8, 32, 32)], NoStills(), images=True)
 
 
+@settings(deadline=None)
 @given(
     size=st.tuples(st.integers(1, 300), st.integers(1, 300)),
     crop=st.tuples(st.integers(1, 300), st.integers(1, 300)),

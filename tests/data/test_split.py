@@ -6,7 +6,7 @@ from array import array
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from telecine.data import DataError, Span, VideoInfo, split_videos, whole_video
@@ -29,6 +29,7 @@ def _frames(spans: list[Span]) -> set[tuple[Path, int]]:
     return {(span.info.path, frame) for span in spans for frame in range(span.first_frame, span.last_frame + 1)}
 
 
+@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 80), min_size=1, max_size=25),
     fraction=st.floats(0.01, 0.5),
