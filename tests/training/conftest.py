@@ -1,6 +1,8 @@
 """Runs small enough for a test: 5 frames of 32 x 32 pixels of a real clip."""
 
+import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ from telecine.autoencoders import CausalVAEConfig
 from telecine.data import ClipConfig, sample_videos
 from telecine.objective.schedule import Ramp
 from telecine.training import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+
+leave_pictures_out = runpy.run_path(str(Path(__file__).with_name("no_pictures.py")))["leave_pictures_out"]
 
 # Every term, and every option that keeps something from step to step; the weights change in various ways.
 EVERY_TERM = ObjectiveConfig(
@@ -61,8 +65,7 @@ def with_pictures():
 def without_pictures(request, monkeypatch):
     """Leave out what people look at, the slow part of a tiny run, unless a test asks for `with_pictures`."""
     if "with_pictures" not in request.fixturenames:
-        for picture in ("draw_curves", "write_mp4", "write_clips", "write_report"):
-            monkeypatch.setattr(f"telecine.training.trainer.{picture}", lambda *_, **__: None)
+        leave_pictures_out(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +93,7 @@ def tiny_config():
                 channel_multipliers=(1, 1, 2),
                 blocks_per_level=1,
             ),
-            objective=ObjectiveConfig(disc_start=2, disc_train_start=1, grad_penalty_every=2),
+            objective=ObjectiveConfig(disc_start=2, disc_train_start=1, grad_penalty_every=2, perceptual_net="alex"),
             discriminator=DiscriminatorConfig(dim=2),
             optimizer=OptimizerConfig(lr=1e-3, warmup_steps=2, ema_decay=0.9),
         )

@@ -6,8 +6,8 @@ import torch
 from telecine import VideoAutoencoderLoss
 from telecine.training.acceleration import accelerate_networks, networks
 
-VIDEO = {"dim": 2, "image_size": 32, "frame_num": 4, "linear_attn_heads": 2}
-IMAGE = {"dim": 2, "image_size": 32, "linear_attn_heads": 2}
+VIDEO = {"dim": 2, "image_size": 16, "frame_num": 2, "linear_attn_heads": 2}
+IMAGE = {"dim": 2, "image_size": 16, "linear_attn_heads": 2}
 
 
 def build(**options):
@@ -22,7 +22,7 @@ def build(**options):
 def figures(loss):
     """Return losses and gradients of two updates; the generator makes both see the same frames."""
     torch.manual_seed(1)
-    real = torch.rand(2, 3, 4, 32, 32) * 2 - 1
+    real = torch.rand(2, 3, 2, 16, 16) * 2 - 1
     results = []
     for step in range(2):
         fake = (0.5 * real).requires_grad_()

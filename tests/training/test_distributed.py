@@ -20,7 +20,7 @@ from telecine.training import Interrupted, ObjectiveConfig, OptimizerConfig, Tra
 from telecine.training.trainer import Trainer, as_yaml
 
 tiny_models = runpy.run_path(str(Path(__file__).parent.parent / "autoencoders" / "tiny_models.py"))
-two_ranks = runpy.run_path(str(Path(__file__).with_name("two_ranks.py")))
+no_pictures = runpy.run_path(str(Path(__file__).with_name("no_pictures.py")))
 
 # One process of the test runner gets them all, so that the runs are trained once.
 pytestmark = pytest.mark.xdist_group("distributed")
@@ -65,6 +65,7 @@ def runs(tmp_path_factory, cached_weights, tiny_config):
         disc_start=1,
         disc_train_start=0,
         grad_penalty_every=2,
+        perceptual_net="alex",
         perceptual_frames=2,
         adversarial_loss_weight=0.5,
         lecam_loss_weight=0.01,
@@ -102,11 +103,12 @@ def runs(tmp_path_factory, cached_weights, tiny_config):
         "one_fixed": named("one_fixed", batch_size=4, objective=fixed),
         "accumulated": named("accumulated", batch_size=1, gradient_accumulation_steps=4, objective=fixed),
     }
+    long = {"batch_size": 1, "steps": LONG_STEPS, "val_every": LONG_STEPS // 2, "save_every": LONG_STEPS}
     together = {
         "ddp": named("ddp", batch_size=2),
         "ddp_accumulated": named("ddp_accumulated", batch_size=1, gradient_accumulation_steps=2, objective=fixed),
-        "long": named("long", batch_size=1, steps=LONG_STEPS, save_every=LONG_STEPS),
-        "long_resumed": named("long_resumed", batch_size=1, steps=LONG_STEPS, save_every=LONG_STEPS),
+        "long": named("long", **long),
+        "long_resumed": named("long_resumed", **long),
         "images": named("images", batch_size=1, **images),
         "sharded_cogvideox": named("sharded_cogvideox", batch_size=2, sharding="fsdp2", **cogvideox),
         "sharded_lora": named("sharded_lora", batch_size=2, sharding="fsdp2", **lora),
@@ -115,7 +117,7 @@ def runs(tmp_path_factory, cached_weights, tiny_config):
         "fsdp2_resumed": named("fsdp2_resumed", batch_size=2, sharding="fsdp2"),
     }
     with pytest.MonkeyPatch.context() as patch:
-        two_ranks["leave_pictures_out"](patch.setattr)
+        no_pictures["leave_pictures_out"](patch.setattr)
         for config in alone.values():
             train(config, console=Console(quiet=True))
         crossing = replace(together["crossing"], batch_size=4, sharding="none")

@@ -38,10 +38,8 @@ class CopiesTheFirstFrame(nn.Module):
 
 
 @pytest.fixture
-def run(tiny, monkeypatch):
+def run(tiny):
     """Return a function that trains a tiny run and returns its settings, warnings and console."""
-    for picture in ("draw_curves", "write_mp4", "write_report"):  # the slow part of a run, and tested elsewhere
-        monkeypatch.setattr(f"telecine.training.trainer.{picture}", lambda *arguments: None)
 
     def start(steps, *, objective=None, optimizer=None, prepare=None, autoencoder=None, **changes):
         config = tiny(

@@ -17,6 +17,15 @@ def test_the_first_signal_asks_and_the_handlers_come_back(number):
     assert signal.getsignal(number) == before
 
 
+@pytest.fixture
+def pythons_own_handler():
+    """Have Ctrl-C interrupt, as it does not where the tests were started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("pythons_own_handler")
 def test_a_second_ctrl_c_interrupts():
     with stop_on_signal():
         os.kill(os.getpid(), signal.SIGINT)

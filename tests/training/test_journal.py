@@ -52,7 +52,7 @@ def test_validations_are_told_by_their_psnr():
     assert validations(records) == [records[0]]
 
 
-def test_tensorboard_gets_scalars_and_a_moving_picture(journal, tmp_path):
+def test_tensorboard_gets_scalars_and_a_moving_picture(journal, tmp_path, with_pictures):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     book = journal(0)

@@ -21,7 +21,7 @@ from telecine.training.trainer import Trainer
 
 models = runpy.run_path(str(Path(__file__).parent.parent / "autoencoders" / "tiny_models.py"))
 TINY_MODELS, CLIPS, tiny_model = (models[name] for name in ("TINY_MODELS", "CLIPS", "tiny_model"))
-FULL = ObjectiveConfig(disc_start=0, disc_train_start=0, grad_penalty_every=1)
+FULL = ObjectiveConfig(disc_start=0, disc_train_start=0, grad_penalty_every=1, perceptual_net="alex")
 LEAST_SIZE = 32  # of LPIPS
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from telecine.autoencoders import CausalVAE
 from telecine.data import ClipConfig
 from telecine.objective.schedule import Ramp
+from telecine.report.curves import draw_curves
 from telecine.report.records import read_records, validations
 from telecine.runs import CHECKPOINTS, checkpoints, find_checkpoint
 from telecine.training import Interrupted, OptimizerConfig, train
@@ -54,7 +55,7 @@ def tensors(folder):
 
 
 def test_a_run_leaves_everything_it_promises(tiny, with_pictures):
-    result = train(tiny(), console=quiet())
+    result = train(tiny(steps=4, val_every=4, save_every=2), console=quiet())
     assert {path.name for path in result.run.iterdir()} == {
         "checkpoints",
         "config.yaml",
@@ -70,13 +71,13 @@ def test_a_run_leaves_everything_it_promises(tiny, with_pictures):
     }
     assert all(path.exists() for path in result.files().values())
     assert set(result.first) == set(result.last) == {"psnr", "ssim", "lpips_alex"}
-    assert [step for step, _ in checkpoints(result.run)] == [3, 6]
+    assert [step for step, _ in checkpoints(result.run)] == [2, 4]
     suffixes = {path.suffix for path in (result.run / CHECKPOINTS).rglob("*") if path.is_file()}
     assert suffixes == {".json", ".yaml", ".safetensors"}, "nothing pickled"
     records = read_records(result.run / "metrics.jsonl")
-    assert [record["step"] for record in validations(records)] == [0, 3, 6]
+    assert [record["step"] for record in validations(records)] == [0, 4]
     last = next(record for record in reversed(records) if "train/lr" in record)
-    assert last["step"] == 6
+    assert last["step"] == 4
     assert {"train/total_loss", "train/adaptive_weight", "train/logits_real", "train/lr"} <= set(last)
     model = CausalVAE.from_pretrained(find_checkpoint(result.run) / "ema")
     assert isinstance(model, CausalVAE)
@@ -143,7 +144,7 @@ def test_the_loss_scale_goes_on_as_well(tiny, tmp_path, monkeypatch):
     assert theirs == ours
 
 
-def test_every_term_is_in_the_records(tiny, everything, with_pictures):
+def test_every_term_is_in_the_records_and_can_be_drawn(tiny, everything, tmp_path):
     result = train(tiny(steps=3, log_every=3, **everything), console=quiet())
     records = read_records(result.run / "metrics.jsonl")
     (means,) = (record for record in records if "train/total_loss" in record)
@@ -165,7 +166,8 @@ def test_every_term_is_in_the_records(tiny, everything, with_pictures):
     assert set(means) == {"step"} | {f"train/{name}" for name in expected}
     assert means["train/perceptual_weight"] == pytest.approx((0.5 + 2 / 3 + 5 / 6) / 3)
     assert 0 < means["train/mse"] < means["train/recon_loss"], "absolute errors below 1 are larger than squared ones"
-    assert (result.run / "curves.png").stat().st_size > 10_000
+    draw_curves(records, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
 def test_a_finished_run_is_not_trained_again_but_can_be_made_longer(tiny):
@@ -230,7 +232,7 @@ def test_terms_without_tensors_may_be_switched_on_and_off(tiny):
     objective = replace(
         tiny().objective,
         recon_loss="charbonnier",
-        perceptual_net="alex",
+        perceptual_net="vgg",
         gan_loss="vanilla",
         feature_matching_loss_weight=1.0,
         gram_loss_weight=Ramp(1.0, start=2),
@@ -313,11 +315,11 @@ def test_validation_videos_of_their_own(tiny, tmp_path):
 def command(config, folder):
     path = folder / "settings.yaml"
     path.write_text(as_yaml(config))
-    return [sys.executable, "-m", "telecine.cli", "train", "--config", str(path)]
+    return [sys.executable, str(Path(__file__).with_name("no_pictures.py")), "train", "--config", str(path)]
 
 
 def wait_for_checkpoint(process, config, step):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         found = checkpoints(Path(config.output_dir))
         if found and found[-1][0] >= step:
@@ -344,7 +346,7 @@ def test_killed_in_the_middle_it_goes_on_from_its_last_checkpoint(tiny, tmp_path
     assert done >= 4
     rest = replace(config, steps=done + 2)
     finished = subprocess.run(
-        command(rest, tmp_path), capture_output=True, text=True, env=ENVIRONMENT, timeout=120, check=True
+        command(rest, tmp_path), capture_output=True, text=True, env=ENVIRONMENT, timeout=240, check=True
     )
     assert f"step-{done:08d}" in finished.stdout.replace("\n", "")
     assert checkpoints(Path(config.output_dir))[-1][0] == done + 2
@@ -366,7 +368,7 @@ def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(tiny, tmp_path, number):
     ) as process:
         wait_for_checkpoint(process, config, 2)
         os.killpg(process.pid, number)  # as a terminal or a cluster does: to the workers too
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=240)
     assert process.returncode == 130, err
     assert "Run the same command again" in out
     assert "Traceback" not in err

@@ -5,6 +5,7 @@ Each run is a file of settings and how far to go: `NAME.2.yaml` stops after two 
 """
 
 import gc
+import runpy
 import sys
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from telecine.training import Interrupted, trainer
 from telecine.training.config_file import read_config
 from telecine.training.interrupt import StopRequest
 
+no_pictures = runpy.run_path(str(Path(__file__).with_name("no_pictures.py")))
+
 
 class StopAfter:
     """Asks a trainer to stop once it has done so many updates; only the last process is asked."""
@@ -26,12 +29,6 @@ class StopAfter:
     @property
     def is_set(self):
         return self.trainer.done >= self.num_steps and dist.get_rank() == dist.get_world_size() - 1
-
-
-def leave_pictures_out(setattr):
-    """Replace what only draws and encodes."""
-    for name in ("draw_curves", "write_mp4", "write_clips", "write_report"):
-        setattr(trainer, name, lambda *_, **__: None)
 
 
 def train(path):
@@ -48,7 +45,8 @@ def train(path):
 
 
 def main(folder):
-    leave_pictures_out(setattr)
+    no_pictures["leave_pictures_out"](setattr)
+    gc.freeze()  # what the imports have made is not looked at after each run
     for path in sorted(folder.glob("*.yaml")):
         train(path)
         gc.collect()
