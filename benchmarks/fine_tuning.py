@@ -66,7 +66,10 @@ def sample_folder(place: Path) -> Path:
     return folder
 
 
-SMALL = ("--clips.height=32", "--clips.width=32", "--clips.cache=false", "--val_clips=1", "--discriminator.dim=1")
+SMALL = (
+    *("--clips.height=32", "--clips.width=32", "--clips.cache=false", "--val_clips=1", "--discriminator.dim=1"),
+    "--objective.perceptual_net=alex",
+)
 
 
 def build(name: str) -> Any:

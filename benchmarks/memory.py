@@ -57,9 +57,9 @@ def extra_peak(make: Callable[..., Step], *arguments: Any) -> int:
 
 @cache
 def _processes() -> ForkServerContext:
-    """Return what starts the processes: copies of one that has imported telecine and has done nothing else."""
+    """Return what starts the processes: copies of one that has made the script's imports and has done nothing else."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["telecine"])
+    context.set_forkserver_preload(["__main__", "telecine"])
     before = dict(os.environ)
     os.environ.update(TRIMMING)
     forkserver.ensure_running()

@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from timing import Step, interleaved, machine, median_ratio
 from torch import Tensor, nn
 
-from telecine import Discriminator3DWithfirstframe, PatchDiscriminator3D, VideoAutoencoderLoss
+from telecine import LPIPS, Discriminator3DWithfirstframe, PatchDiscriminator3D, VideoAutoencoderLoss
 
 REFERENCE: dict[str, Any] = {
     "disc_start": 0,
@@ -76,6 +77,12 @@ class LastLayer(nn.Module):
         return self.conv(video)
 
 
+@cache
+def lpips(net: str) -> LPIPS:
+    """Return LPIPS, one for all rows: it holds nothing but what never changes."""
+    return LPIPS(net)
+
+
 def build(options: dict[str, Any], arguments: argparse.Namespace) -> VideoAutoencoderLoss:
     """Build the loss of a row, its discriminators of the size that the command line asks for."""
     image = {"dim": arguments.dim, "image_size": arguments.size}
@@ -90,7 +97,7 @@ def build(options: dict[str, Any], arguments: argparse.Namespace) -> VideoAutoen
     if given["discr_3d_kwargs"] is Discriminator3DWithfirstframe:
         given["discr_3d_kwargs"] = Discriminator3DWithfirstframe(**video)
     torch.manual_seed(0)
-    return VideoAutoencoderLoss(**{**REFERENCE, **given})
+    return VideoAutoencoderLoss(**{**REFERENCE, **given, "perceptual_net": lpips(given.get("perceptual_net", "vgg"))})
 
 
 def steps_of(loss: VideoAutoencoderLoss, arguments: argparse.Namespace) -> tuple[Step, Step]:
@@ -126,6 +133,7 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.smoke:
         arguments.dim, arguments.size, arguments.frames, arguments.batch, arguments.rounds = 1, 32, 4, 1, 1
+    arguments.warmup = 0 if arguments.smoke else 1
     return arguments
 
 
@@ -136,7 +144,7 @@ def main() -> None:
     losses = {name: build(options, arguments) for name, options in {"reference": {}, **OPTIONS}.items()}
     for index, step in enumerate(("autoencoder", "discriminators")):
         steps: dict[str, Callable[[], None]] = {name: steps_of(loss, arguments)[index] for name, loss in losses.items()}
-        timed[step] = interleaved(steps, rounds=arguments.rounds)
+        timed[step] = interleaved(steps, rounds=arguments.rounds, warmup=arguments.warmup)
     print(
         f"dim {arguments.dim}, {arguments.size} px, {arguments.frames} frames, batch {arguments.batch}; {machine()}\n"
     )

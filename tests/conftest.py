@@ -4,6 +4,7 @@
 that the shape types refuse, and the checker would speak first.
 """
 
+import gc
 import sys
 
 import pytest
@@ -13,6 +14,12 @@ CHECKED = ("telecine.losses", "telecine.discriminators")
 
 assert not any(name.startswith("telecine") for name in sys.modules), "telecine was imported before the hook"
 install_import_hook(list(CHECKED), "beartype.beartype")
+
+
+def pytest_collection_finish():
+    """Let no later collection of garbage look at what the imports have made, as the end of each training asks for."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,14 @@
 
 import importlib
 import os
+import runpy
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -27,6 +30,29 @@ def run(cached_weights):
         )
         assert done.returncode == returns, done.stderr
         return done.stdout if returns == 0 else done.stderr
+
+    return run_script
+
+
+@pytest.fixture
+def run_here(cached_weights, monkeypatch, capsys):
+    """Return a function that runs a script of `benchmarks/` in this process, where most of its imports are made.
+
+    Only what measures memory, or is to be stopped, needs a process of its own.
+    """
+
+    def run_script(name, *arguments, returns=0):
+        monkeypatch.syspath_prepend(str(FOLDER))
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        num_threads = torch.get_num_threads()
+        with nullcontext() if returns == 0 else pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(FOLDER / name), run_name="__main__")
+        torch.set_num_threads(num_threads)
+        printed = capsys.readouterr()
+        if returns == 0:
+            return printed.out
+        assert stop.value.code == returns
+        return printed.err
 
     return run_script
 

@@ -1,19 +1,10 @@
 """The table of how quickly clips are read is printed, and complete."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "decoding.py"
 
 
-def test_the_table():
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--smoke"], capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    title, _, header, _, *lines = done.stdout.splitlines()
+def test_the_table(run_here):
+    title, _, header, _, *lines = run_here("decoding.py", "--smoke").splitlines()
     assert title.startswith("2 frames of 16 px, one thread, PyAV ")
     assert header == "| video | file | tar file | memory |"
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]

@@ -1,20 +1,10 @@
 """The table of the frames' shares is printed, and complete."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "frame_gradients.py"
 
-
-def test_the_table():
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--smoke"], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    header, rule, *lines = done.stdout.splitlines()
+def test_the_table(run_here):
+    header, rule, *lines = run_here("frame_gradients.py", "--smoke").splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert rule.count("|") == header.count("|") == 5
     assert [row[1] for row in rows] == ["9"] * 5 + ["17"] * 5

@@ -61,8 +61,8 @@ def test_the_tables(run, tables_in):
         assert factor(ratio) == about(float(all_frames) / float(one))
 
 
-def test_other_sizes_parts_and_options(run, tables_in):
-    text = run(
+def test_other_sizes_parts_and_options(run_here, tables_in):
+    text = run_here(
         *("objective.py", "--smoke", "--configs", "1,16,2,2", "1,16,5,1", "--only", "time"),
         *("--discriminator", "Discriminator3DWithfirstframe", "--option", "perceptual_chunk_size=1"),
     )
@@ -82,5 +82,5 @@ def test_other_sizes_parts_and_options(run, tables_in):
         (["--option", "disc_start=3"], "but got disc_start"),
     ],
 )
-def test_mistakes(run, arguments, error):
-    assert error in run("objective.py", *arguments, returns=2)
+def test_mistakes(run_here, arguments, error):
+    assert error in run_here("objective.py", *arguments, returns=2)

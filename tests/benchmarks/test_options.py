@@ -1,19 +1,10 @@
 """The table of what each option costs is printed, and complete."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "options.py"
 
 
-def test_the_table(cached_weights):
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--smoke"], capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    title, _, *lines = done.stdout.splitlines()
+def test_the_table(run_here):
+    title, _, *lines = run_here("options.py", "--smoke").splitlines()
     assert title.startswith("dim 1, 32 px, 4 frames, batch 1; ")
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert rows[2][0] == "reference"

@@ -3,8 +3,8 @@
 import pytest
 
 
-def test_the_table(run, tables_in):
-    text = run("training.py", "--smoke")
+def test_the_table(run_here, tables_in):
+    text = run_here("training.py", "--smoke")
     assert text.startswith("2 clips of 5 frames of 32 px; ")
     ((header, lines),) = tables_in(text)
     assert header[1:] == ["steps of the demo", "updates / s", "waited for data"]

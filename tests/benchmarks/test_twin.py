@@ -108,51 +108,56 @@ class TestGolden:
         assert gradient.norm().item() == pytest.approx(golden["l2"], rel=1e-6)
 
 
+@pytest.fixture
+def make(twin, judges, cached_weights):
+    options = {"antialiased_downsample": True} if judges == "blurred" else {}
+    return lambda **arguments: Pair(twin, judges, **arguments, **options)
+
+
+# How many frames LPIPS sees has nothing to do with who judges.
+NUM_FRAMES = [*((judges, 1) for judges in JUDGES), ("video", 3), ("video", 8)]
+
+
+@pytest.mark.parametrize(("judges", "perceptual_frames"), NUM_FRAMES)
+def test_the_autoencoders_step(make, perceptual_frames):
+    pair = make(perceptual_frames=perceptual_frames)
+    torch.manual_seed(5)
+    fake = pair.autoencoder(pair.real)
+    total, log = pair.ours(pair.real, fake, 0, 1, last_layer=pair.last_layer)
+    ours = pair.gradients(total, pair.autoencoder)
+    torch.manual_seed(5)
+    fake = pair.autoencoder(pair.real)
+    twin_total, terms, weights = pair.twin.autoencoder_step(pair.real, fake, pair.last_layer)
+    assert total.item() == pytest.approx(twin_total.item(), rel=1e-6)
+    terms["gen_loss"] = sum(term for name, term in terms.items() if name.startswith("gen_loss_"))
+    terms["adaptive_weight"] = sum(weights.values()) / len(weights)
+    terms |= {f"adaptive_weight_{name}": weight for name, weight in weights.items()}
+    logged = {name: term.item() for name, term in terms.items() if f"train/{name}" in log}
+    # A single discriminator is not named in the log.
+    assert len(logged) == (8 if len(weights) == 2 else 4)
+    assert logged == pytest.approx({name: log[f"train/{name}"].item() for name in logged}, rel=1e-6)
+    for weight in weights.values():
+        assert 1e-3 < weight < 999
+        assert abs(weight - 1) > 1e-3
+    assert_same(ours, pair.gradients(twin_total, pair.autoencoder))
+
+
 @pytest.mark.parametrize("judges", JUDGES)
-class TestBothSteps:
-    @pytest.fixture
-    def make(self, twin, judges, cached_weights):
-        options = {"antialiased_downsample": True} if judges == "blurred" else {}
-        return lambda **arguments: Pair(twin, judges, **arguments, **options)
-
-    @pytest.mark.parametrize("perceptual_frames", [1, 3, 8])
-    def test_the_autoencoders_step(self, make, perceptual_frames):
-        pair = make(perceptual_frames=perceptual_frames)
-        torch.manual_seed(5)
-        fake = pair.autoencoder(pair.real)
-        total, log = pair.ours(pair.real, fake, 0, 1, last_layer=pair.last_layer)
-        ours = pair.gradients(total, pair.autoencoder)
-        torch.manual_seed(5)
-        fake = pair.autoencoder(pair.real)
-        twin_total, terms, weights = pair.twin.autoencoder_step(pair.real, fake, pair.last_layer)
-        assert total.item() == pytest.approx(twin_total.item(), rel=1e-6)
-        terms["gen_loss"] = sum(term for name, term in terms.items() if name.startswith("gen_loss_"))
-        terms["adaptive_weight"] = sum(weights.values()) / len(weights)
-        terms |= {f"adaptive_weight_{name}": weight for name, weight in weights.items()}
-        logged = {name: term.item() for name, term in terms.items() if f"train/{name}" in log}
-        # A single discriminator is not named in the log.
-        assert len(logged) == (8 if len(weights) == 2 else 4)
-        assert logged == pytest.approx({name: log[f"train/{name}"].item() for name in logged}, rel=1e-6)
-        for weight in weights.values():
-            assert 1e-3 < weight < 999
-            assert abs(weight - 1) > 1e-3
-        assert_same(ours, pair.gradients(twin_total, pair.autoencoder))
-
-    @pytest.mark.parametrize("penalty", [True, False])
-    def test_the_discriminators_step(self, make, penalty):
-        pair = make()
-        fake = pair.autoencoder(pair.real).detach()
-        torch.manual_seed(5)
-        total, log = pair.ours(pair.real, fake, 1, 0 if penalty else 1)
-        ours = pair.gradients(total, pair.ours)
-        torch.manual_seed(5)
-        twin_total, terms = pair.twin.discriminator_step(pair.real, fake, penalty=penalty)
-        assert total.item() == pytest.approx(twin_total.item(), rel=1e-6)
-        for log_name in ("discr_loss", "grad_penalty_loss"):
-            twin_sum = sum(term.item() for name, term in terms.items() if name.startswith(log_name))
-            assert log[f"train/{log_name}"].item() == pytest.approx(twin_sum, rel=1e-6)
-            assert (twin_sum > 0) == (penalty or log_name == "discr_loss")
-        assert_same(ours, pair.gradients(twin_total, pair.twin))
+@pytest.mark.parametrize("penalty", [True, False])
+def test_the_discriminators_step(make, penalty):
+    pair = make()
+    fake = pair.autoencoder(pair.real).detach()
+    torch.manual_seed(5)
+    total, log = pair.ours(pair.real, fake, 1, 0 if penalty else 1)
+    ours = pair.gradients(total, pair.ours)
+    torch.manual_seed(5)
+    twin_total, terms = pair.twin.discriminator_step(pair.real, fake, penalty=penalty)
+    assert total.item() == pytest.approx(twin_total.item(), rel=1e-6)
+    for log_name in ("discr_loss", "grad_penalty_loss"):
+        twin_sum = sum(term.item() for name, term in terms.items() if name.startswith(log_name))
+        assert log[f"train/{log_name}"].item() == pytest.approx(twin_sum, rel=1e-6)
+        assert (twin_sum > 0) == (penalty or log_name == "discr_loss")
+    assert_same(ours, pair.gradients(twin_total, pair.twin))
 
 
 @pytest.mark.parametrize("judges", ["video", "first frame"])
