@@ -97,13 +97,13 @@ def measure(
     return Cost(num_updates, seconds, waited)
 
 
-def train(players: Players, batch: MicroBatch, config: TrainConfig, step: int) -> None:
-    """Do what the trainer does with a batch: update both networks at the step's learning rates."""
+def train(players: Players, batch: MicroBatch, config: TrainConfig, step: int) -> dict[str, float]:
+    """Do what the trainer does with a batch: update both networks at the step's learning rates; return the log."""
     scale = lr_scale(config.optimizer, step, config.steps)
     set_lr(players.optimizer, config.optimizer.lr * scale)
     if players.disc_optimizer is not None:
         set_lr(players.disc_optimizer, config.optimizer.disc_lr * scale)
-    update(players, [batch], step)
+    return update(players, [batch], step)
 
 
 def rows(phases: list[Phase], costs: list[Cost]) -> list[list[str]]:

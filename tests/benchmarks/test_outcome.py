@@ -1,0 +1,48 @@
+"""The outcome of each part of the objective is printed and drawn, and finished runs are not made again."""
+
+import re
+
+import pytest
+from PIL import Image
+
+NAMES = [
+    "MSE",
+    "+ LPIPS",
+    "+ 3D GAN",
+    "+ 2D and 3D GAN",
+    "3D GAN, no feature matching",
+    "3D GAN, no adaptive weight",
+    "3D GAN, inverted gate",
+]
+METRICS = ["PSNR, dB", "SSIM", "LPIPS-Alex", "flicker", "sharpness"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("outcome")
+
+
+def test_tables_and_picture(run, tables_in, folder):
+    command = ("outcome.py", "--smoke", "--runs", str(folder / "runs"), "-o", str(folder / "outcome.png"))
+    (header, lines), (gains_header, gains), (_, seeds) = tables_in(run(*command))
+    assert header == ["objective", *METRICS]
+    assert list(lines) == NAMES
+    assert all(re.fullmatch(r"\d+\.\d+", cell) for cells in lines.values() for cell in cells)
+    assert gains_header == ["objective", *METRICS, "LPIPS-Alex lower", "collapsed"]
+    assert list(gains) == [*(name for name in NAMES if name != "+ LPIPS"), "+ 3D GAN, seeds 0 to 1"]
+    assert all(cells[-1] == "0 of 1" for cells in list(gains.values())[:-1])
+    assert list(seeds) == ["0", "1"]
+    with Image.open(folder / "outcome.png") as picture:
+        assert min(picture.size) > 500
+    kept = sorted((folder / "runs").iterdir())
+    assert len(kept) == 2 * (len(NAMES) + 2)
+    times = {path: path.stat().st_mtime_ns for path in kept}
+    run(*command)
+    assert {path: path.stat().st_mtime_ns for path in (folder / "runs").iterdir()} == times
+
+
+def test_runs_of_other_settings_are_refused(run, folder):
+    command = ("outcome.py", "--smoke", "--gan-seeds", "2", "--runs", str(folder / "runs"), "-o", "none.png")
+    first = next((folder / "runs").glob("mse-0.json"))
+    first.write_text(first.read_text().replace('"steps": 2', '"steps": 3'))
+    assert "`--runs` must be a folder of runs with these settings" in run(*command, returns=1)
