@@ -56,6 +56,8 @@ COLLAPSE = 1.0
 # and so has one whose discriminators are found to be of no use, or that is not finite.
 COLLAPSE_RULES = ("discriminator_saturated", "discriminator_collapsed")
 DIVERGED = "not_finite"
+# How much PSNR a GAN may cost, in dB.
+TOLERANCE = 0.3
 STARTS = ("disc_train_start", "disc_start")
 GAN_WEIGHTS = ("adversarial_loss_weight", "feature_matching_loss_weight")
 
@@ -105,9 +107,9 @@ def unchanged(config: TrainConfig) -> TrainConfig:
     return config
 
 
-BASE, GAN = "+ LPIPS", "+ 3D GAN"
+MSE, BASE, GAN = "MSE", "+ LPIPS", "+ 3D GAN"
 VARIANTS: dict[str, Variant] = {
-    "MSE": only_pixels,
+    MSE: only_pixels,
     BASE: without_gan,
     GAN: unchanged,
     "+ 2D and 3D GAN": with_frames_judged,
@@ -116,7 +118,7 @@ VARIANTS: dict[str, Variant] = {
     "3D GAN, inverted gate": with_inverted_gate,
 }
 # These differ from the beginning. All others train as BASE does until the discriminators begin to, and share that part.
-ALONE = ("MSE", "3D GAN, inverted gate")
+ALONE = (MSE, "3D GAN, inverted gate")
 
 
 @dataclass(frozen=True)
@@ -416,7 +418,7 @@ def main() -> None:
     inputs = Image.fromarray(held_out.shown([clip["video"] for clip in held_out.clips]).numpy())
     pictures = {name: shelf.frames(name, few[0]) for name in VARIANTS}
     points = {key: outcome.metrics for key, outcome in outcomes.items() if outcome.metrics}
-    draw(points, {"input": inputs, **pictures}, arguments.output)
+    draw(points, {"input": inputs, **pictures}, arguments.output, base=BASE, apart=MSE, tolerance=TOLERANCE)
 
 
 if __name__ == "__main__":

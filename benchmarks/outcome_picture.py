@@ -17,41 +17,77 @@ STYLES = (
     ("#0072b2", "^"),
     ("#009e73", "v"),
 )
-PANELS = {
-    ("psnr", "lpips_alex"): ("PSNR, dB: more is better", "LPIPS-Alex: less is better"),
-    ("sharpness", "flicker"): ("sharpness: 1 is the input's", "flicker: less is better"),
-}
+X, Y = "psnr", "lpips_alex"
+LABELS = {X: "PSNR, dB", Y: "LPIPS-Alex"}
+
+Points = Mapping[tuple[str, int], Mapping[str, float]]
 
 
-def draw(points: Mapping[tuple[str, int], Mapping[str, float]], pictures: Mapping[str, Any], path: str) -> None:
-    """Draw every run's metrics as points, above one column of frames for each objective.
+def draw(points: Points, pictures: Mapping[str, Any], path: str, *, base: str, apart: str, tolerance: float) -> None:
+    """Draw every run as a point, and below a column of frames for each objective.
 
     Args:
         points: Metrics by objective and seed.
         pictures: Frames below each other by the column's title; None where there are none.
         path: The picture to write.
+        base: The objective that others are compared with, seed by seed.
+        apart: The one that is too far from it to be shown beside the others.
+        tolerance: How much PSNR may fall.
     """
-    figure = Figure(figsize=(11, 9.4), dpi=90, layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=[1, 1.05])
+    figure = Figure(figsize=(11, 9), dpi=80, layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=[1, 1])
     names = list(dict.fromkeys(name for name, _ in points))
-    for axes, ((x, y), labels) in zip(above.subplots(1, len(PANELS)), PANELS.items(), strict=True):
-        for name, (colour, marker) in zip(names, STYLES, strict=True):
-            draw_runs(axes, [(run[x], run[y]) for (own, _), run in points.items() if own == name], name, colour, marker)
-        axes.set_xlabel(labels[0])
-        axes.set_ylabel(labels[1])
-        axes.grid(alpha=0.3)
-    above.axes[0].legend(fontsize=8)
-    for axes, (title, picture) in zip(below.subplots(1, len(pictures)), pictures.items(), strict=True):
+    styles = dict(zip(names, STYLES, strict=False))
+    left, right = above.subplots(1, 2)
+    draw_runs(left, points, styles)
+    left.set_title("every run", fontsize=10)
+    left.legend(fontsize=8)
+    draw_runs(right, differences(points, base), {name: styles[name] for name in names if name not in (base, apart)})
+    right.set_title(f"difference to {base} with the same seed; large: mean", fontsize=10)
+    mark_aim(right, tolerance)
+    draw_frames(below, pictures)
+    figure.savefig(path)
+
+
+def differences(points: Points, base: str) -> Points:
+    """Return each run's metrics less those of the base with the same seed, where there are both."""
+    return {
+        (name, seed): {metric: run[metric] - points[base, seed][metric] for metric in (X, Y)}
+        for (name, seed), run in points.items()
+        if (base, seed) in points
+    }
+
+
+def draw_runs(axes: Any, points: Points, styles: Mapping[str, tuple[str, str]]) -> None:
+    """Draw each run of the objectives small, and the mean of each objective large."""
+    for name, (colour, marker) in styles.items():
+        own = [(run[X], run[Y]) for (objective, _), run in points.items() if objective == name]
+        xs, ys = zip(*own, strict=True)
+        style = {"color": colour, "marker": marker}
+        axes.scatter(xs, ys, s=22, alpha=0.5, linewidths=0, **style)
+        axes.scatter(
+            sum(xs) / len(xs), sum(ys) / len(ys), s=90, edgecolors="white", linewidths=1, label=name, zorder=3, **style
+        )
+    axes.set_xlabel(f"{LABELS[X]}: right is better")
+    axes.set_ylabel(f"{LABELS[Y]}: down is better")
+    axes.grid(alpha=0.3)
+
+
+def mark_aim(axes: Any, tolerance: float) -> None:
+    """Shade where LPIPS falls and PSNR hardly does."""
+    for line in (axes.axhline, axes.axvline):
+        line(0, color="black", linewidth=0.8)
+    axes.margins(0.1)
+    limits = axes.get_xlim(), axes.get_ylim()
+    (_, right), (bottom, _) = limits
+    axes.fill_between([-tolerance, max(right, 0)], [min(bottom, 0)] * 2, 0, color="#009e73", alpha=0.12, linewidth=0)
+    axes.set(xlim=limits[0], ylim=limits[1])
+
+
+def draw_frames(figure: Any, pictures: Mapping[str, Any]) -> None:
+    """Draw a column of frames for each picture."""
+    for axes, (title, picture) in zip(figure.subplots(1, len(pictures)), pictures.items(), strict=True):
         axes.set_title(title.replace(", ", ",\n"), fontsize=8)
         axes.set_axis_off()
         if picture is not None:
             axes.imshow(picture, interpolation="nearest")
-    figure.savefig(path)
-
-
-def draw_runs(axes: Any, values: list[tuple[float, float]], name: str, colour: str, marker: str) -> None:
-    """Draw each run of an objective small, and their mean large."""
-    xs, ys = zip(*values, strict=True)
-    axes.scatter(xs, ys, s=22, color=colour, marker=marker, alpha=0.45, linewidths=0)
-    mean = sum(xs) / len(xs), sum(ys) / len(ys)
-    axes.scatter(*mean, s=90, color=colour, marker=marker, edgecolors="white", linewidths=1, label=name, zorder=3)
