@@ -2,8 +2,9 @@
 
     python benchmarks/outcome.py --runs runs/outcome -o outcome.png
 
-Every run is the demo (`telecine train` without any setting), shortened, and differs from the others in its objective,
-its discriminators and its seed alone. The averaged weights of its last step are measured on the demo's held-out clips.
+Every run is the demo (`telecine train` without any setting) with fewer updates and smaller clips, and differs from the
+others in its objective, its discriminators and its seed alone. The averaged weights of its last step are measured on
+the demo's held-out clips.
 What a run came to is kept in `--runs`, so the command can be stopped, and started again without losing more than a run.
 """
 
@@ -97,9 +98,10 @@ def with_inverted_gate(config: TrainConfig) -> TrainConfig:
     return with_objective(config, disc_start=0, disc_train_start=0, **ending)
 
 
-def without_feature_matching(config: TrainConfig) -> TrainConfig:
-    """Let the discriminators' logits alone count."""
-    return with_objective(config, feature_matching_loss_weight=0.0)
+def with_first_frame_apart(config: TrainConfig) -> TrainConfig:
+    """Let the trainer's default discriminator judge, with its penalty, in a small size."""
+    judge = replace(config.discriminator, video="first_frame", dim=4)
+    return with_objective(replace(config, discriminator=judge), grad_penalty_loss_weight=10.0, grad_penalty_every=8)
 
 
 def unchanged(config: TrainConfig) -> TrainConfig:
@@ -113,7 +115,7 @@ VARIANTS: dict[str, Variant] = {
     BASE: without_gan,
     GAN: unchanged,
     "+ 2D and 3D GAN": with_frames_judged,
-    "3D GAN, no feature matching": without_feature_matching,
+    "3D GAN, first frame apart": with_first_frame_apart,
     "3D GAN, no adaptive weight": without_adaptive_weight,
     "3D GAN, inverted gate": with_inverted_gate,
 }
@@ -377,7 +379,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Print and draw what each part of the objective does.")
     parser.add_argument("-o", "--output", required=True, help="the picture to write")
     parser.add_argument("--runs", type=Path, required=True, help="folder of what runs came to; finished ones are kept")
-    parser.add_argument("--steps", type=int, default=400, help="updates of each run")
+    parser.add_argument("--steps", type=int, default=240, help="updates of each run; the demo has 600")
+    parser.add_argument("--frames", type=int, default=5, help="frames of a clip; the demo has 9")
+    parser.add_argument("--size", type=int, default=48, help="height and width of a clip; the demo has 64")
     parser.add_argument("--first-seed", type=int, default=0, help="the first of all seeds")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each variant")
     parser.add_argument("--gan-seeds", type=int, default=10, help="seeds with the GAN of the demo, and without one")
@@ -386,7 +390,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     arguments = parser.parse_args()
     if arguments.smoke:
-        arguments.steps, arguments.seeds, arguments.gan_seeds = 2, 1, 2
+        arguments.steps, arguments.seeds, arguments.gan_seeds, arguments.size = 2, 1, 2, 32
+    size = {"num_frames": arguments.frames, "height": arguments.size, "width": arguments.size}
+    arguments.changes = (SMOKE if arguments.smoke else {}) | {"clips": size}
     return arguments
 
 
@@ -406,14 +412,14 @@ def collect(shelf: Shelf, seeds: Mapping[int, Seed], runs: Sequence[tuple[str, i
 def main() -> None:
     """Make the runs that are missing, print the tables and draw the picture."""
     arguments = parse_arguments()
-    changes = SMOKE if arguments.smoke else {}
     numbers = range(arguments.first_seed, arguments.first_seed + max(arguments.seeds, arguments.gan_seeds))
-    seeds = {number: Seed(number, arguments.steps, changes) for number in numbers}
+    seeds = {number: Seed(number, arguments.steps, arguments.changes) for number in numbers}
     few, many = numbers[: arguments.seeds], numbers[: arguments.gan_seeds]
     shelf = Shelf(arguments.runs)
     outcomes = collect(shelf, seeds, plan(few, many))
     held_out = seeds[few[0]].held_out
-    print(f"{arguments.steps} updates; {len(held_out.clips)} held-out clips; {machine()}\n")
+    clips = f"clips of {arguments.frames} frames of {arguments.size} px, {len(held_out.clips)} held out"
+    print(f"{arguments.steps} updates; {clips}; {machine()}\n")
     print_tables(outcomes, few, many)
     inputs = Image.fromarray(held_out.shown([clip["video"] for clip in held_out.clips]).numpy())
     pictures = {name: shelf.frames(name, few[0]) for name in VARIANTS}

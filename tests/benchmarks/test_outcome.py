@@ -10,7 +10,7 @@ NAMES = [
     "+ LPIPS",
     "+ 3D GAN",
     "+ 2D and 3D GAN",
-    "3D GAN, no feature matching",
+    "3D GAN, first frame apart",
     "3D GAN, no adaptive weight",
     "3D GAN, inverted gate",
 ]
