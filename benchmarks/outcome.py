@@ -4,45 +4,29 @@
 
 Every run is the demo (`telecine train` without any setting) with fewer updates and smaller clips, and differs from the
 others in its objective, its discriminators and its seed alone. The averaged weights of its last step are measured on
-the demo's held-out clips.
-What a run came to is kept in `--runs`, so the command can be stopped, and started again without losing more than a run.
+the demo's held-out clips. What a run came to is kept in `--runs`, so the command can be stopped, and started again
+without losing more than a run.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import json
-import re
 import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import torch
-from accelerate.utils import set_seed
 from outcome_picture import draw
+from outcome_runs import DIVERGED, Outcome, Seed, Shelf, Variant, plain
 from PIL import Image
-from rich.console import Console
 from tables import NOTHING, table
 from timing import machine
-from torch import Tensor, nn
 
 from telecine import Ramp
-from telecine.data import Clip, ClipDataset, bytes_from_video, clip_loader
-from telecine.evaluation import ReconstructionMetrics
-from telecine.files import read_json, write_json
-from telecine.perceptual import LPIPS
-from telecine.shapes import argument_error
-from telecine.training import TrainConfig, TrainingError
-from telecine.training.build import Clips, build_accelerator, build_autoencoder, build_clips, build_players
-from telecine.training.health import Health
-from telecine.training.step import MicroBatch, Players
-from training import SMOKE, demo_config, train
+from telecine.training import TrainConfig
+from training import SMOKE
 
 METRICS = {
     "psnr": "PSNR, dB",
@@ -56,13 +40,9 @@ DIGITS = {"psnr": 2, "ssim": 3, "lpips_alex": 4, "flicker": 4, "sharpness": 3}
 COLLAPSE = 1.0
 # and so has one whose discriminators are found to be of no use, or that is not finite.
 COLLAPSE_RULES = ("discriminator_saturated", "discriminator_collapsed")
-DIVERGED = "not_finite"
 # How much PSNR a GAN may cost, in dB.
 TOLERANCE = 0.3
-STARTS = ("disc_train_start", "disc_start")
 GAN_WEIGHTS = ("adversarial_loss_weight", "feature_matching_loss_weight")
-
-Variant = Callable[[TrainConfig], TrainConfig]
 
 
 def with_objective(config: TrainConfig, **settings: Any) -> TrainConfig:
@@ -123,195 +103,14 @@ VARIANTS: dict[str, Variant] = {
 ALONE = (MSE, "3D GAN, inverted gate")
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a run came to."""
-
-    settings: dict[str, Any]
-    """Of the run."""
-    metrics: dict[str, float]
-    """Means over the held-out clips; none of a run that was not finite."""
-    warnings: list[str]
-    """The rules that warned."""
-
-
 Outcomes = dict[tuple[str, int], Outcome]
 
 
-class Run:
-    """The trainer's updates and its health rules, without its checkpoints and its report."""
-
-    def __init__(self, config: TrainConfig, clips: ClipDataset, folder: Path) -> None:
-        set_seed(config.seed)
-        self.config, self.clips = config, clips
-        self.players = build_players(config, build_accelerator(config), build_autoencoder(config))
-        self.health = Health(folder, config, Console(quiet=True), step=-1, writes=True)
-        self.logs: list[dict[str, float]] = []
-
-    def go_on(self, first: int, last: int) -> None:
-        """Make the updates from one step to another, which is not included.
-
-        Raises:
-            TrainingError: If a loss or a gradient is not finite.
-        """
-        loader = clip_loader(self.clips, batch_size=self.config.batch_size, start_step=first, num_steps=last)
-        for step, (items, batch) in enumerate(zip(loader.plan, loader, strict=True), first):
-            video = batch["video"].to(self.players.accelerator.device)
-            self.logs.append(train(self.players, MicroBatch(video, [index for _, index in items]), self.config, step))
-            if (step + 1) % self.config.log_every == 0:
-                self.health.look(step + 1, means(self.logs[-self.config.log_every :]))
-
-    def state(self) -> dict[str, Any]:
-        """Return a copy of the autoencoder, of its optimizer and of its moving average."""
-        model, optimizer, ema = self.players.autoencoder, self.players.optimizer, self.players.ema
-        state = {"weights": model.state_dict(), "optimizer": optimizer.state_dict(), "averages": ema.averages}
-        return copy.deepcopy(state | {"num_updates": ema.num_updates})
-
-    @torch.no_grad()
-    def take(self, state: dict[str, Any]) -> None:
-        """Go on from a state of another run; the discriminators stay."""
-        state, players = copy.deepcopy(state), self.players
-        players.autoencoder.load_state_dict(state["weights"])
-        players.optimizer.load_state_dict(state["optimizer"])
-        for name, average in players.ema.averages.items():
-            average.copy_(state["averages"][name])
-        players.ema.num_updates = state["num_updates"]
-
-
-def means(logs: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Return the mean of each value over the updates that have it."""
-    names = {name for log in logs for name in log}
-    return {name: fmean(log[name] for log in logs if name in log) for name in names}
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """The clips that runs are measured on, and the distance of AlexNet."""
-
-    clips: list[Clip]
-    perceptual: dict[str, nn.Module]
-
-    @torch.no_grad()
-    def measure(self, players: Players) -> tuple[dict[str, float], Tensor]:
-        """Return the metrics of the averaged weights, and the frames that are shown of them."""
-        metrics = ReconstructionMetrics(
-            self.perceptual, metrics=[name for name in METRICS if name not in self.perceptual]
-        )
-        model, reconstructions = players.autoencoder.eval(), []
-        with players.ema.applied():
-            for clip in self.clips:
-                target = clip["video"][None].to(players.accelerator.device)
-                reconstructions.append(model(target, sample_posterior=False).video)
-                metrics.update(reconstruction=reconstructions[-1], target=target)
-        return metrics.compute(), self.shown([video[0] for video in reconstructions])
-
-    def shown(self, videos: Sequence[Tensor]) -> Tensor:
-        """Return the middle frame of the first clip of each source, one below the other, as bytes `(H, W, 3)`."""
-        sources = [clip["source"] for clip in self.clips]
-        first = [sources.index(source) for source in dict.fromkeys(sources)]
-        return torch.cat([bytes_from_video(videos[index])[videos[index].shape[1] // 2] for index in first]).cpu()
-
-
-@dataclass(frozen=True)
-class Shelf:
-    """Where outcomes are kept: two small files for each run."""
-
-    folder: Path
-
-    def path(self, name: str, seed: int) -> Path:
-        """Return the file of a run, without its suffix."""
-        return self.folder / f"{re.sub('[^a-z0-9]+', '_', name.lower()).strip('_')}-{seed}"
-
-    def find(self, name: str, seed: int, settings: dict[str, Any]) -> Outcome | None:
-        """Return the outcome of a run, or None if it is not there yet.
-
-        Raises:
-            ValueError: If it is that of other settings.
-        """
-        path = self.path(name, seed).with_suffix(".json")
-        if not path.exists():
-            return None
-        outcome = Outcome(**read_json(path))
-        if outcome.settings != settings:
-            raise argument_error("--runs", "a folder of runs with these settings", str(path), "Take another folder.")
-        return outcome
-
-    def add(self, name: str, seed: int, outcome: Outcome, frames: Tensor | None) -> None:
-        """Keep an outcome, and the frames if there are any."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.path(name, seed)
-        if frames is not None:
-            Image.fromarray(frames.numpy()).save(path.with_suffix(".png"))
-        write_json(path.with_suffix(".json"), asdict(outcome))  # last: it says that the run is finished
-
-    def frames(self, name: str, seed: int) -> Any:
-        """Return the frames of a run as a picture, or None of a run that has none."""
-        path = self.path(name, seed).with_suffix(".png")
-        return Image.open(path) if path.exists() else None
-
-
-class Seed:
-    """The runs of a seed, which share their clips and, as far as they are alike, their first part."""
-
-    def __init__(self, seed: int, num_steps: int, changes: dict[str, Any]) -> None:
-        demo = demo_config(changes)
-        config = replace(demo, seed=seed, steps=num_steps, trackers=())
-        starts = {name: getattr(demo.objective, name) * num_steps // demo.steps for name in STARTS}
-        self.config = with_objective(config, **starts)
-
-    def settings(self, name: str) -> TrainConfig:
-        """Return the settings of a variant: the demo's, with discriminators that start after the same share of it."""
-        return VARIANTS[name](self.config)
-
-    @cached_property
-    def clips(self) -> Clips:
-        """What is trained on and what is held out."""
-        return build_clips(self.config, build_autoencoder(self.config))
-
-    @cached_property
-    def held_out(self) -> HeldOut:
-        """What is measured."""
-        device = build_accelerator(self.config).device
-        return HeldOut(self.clips.val, {"lpips_alex": LPIPS("alex").to(device)})
-
-    @cached_property
-    def warmed(self) -> dict[str, Any]:
-        """The state of BASE when discriminators begin to train."""
-        with tempfile.TemporaryDirectory() as folder:
-            run = Run(self.settings(BASE), self.clips.train, Path(folder))
-            run.go_on(0, self.config.objective.disc_train_start)
-            return run.state()
-
-    def outcome(self, name: str) -> tuple[Outcome, Tensor | None]:
-        """Train a variant and return what came of it, with the frames that are shown of it."""
-        config = self.settings(name)
-        with tempfile.TemporaryDirectory() as folder:
-            run = Run(config, self.clips.train, Path(folder))
-            try:
-                self.train(run, shares=name not in ALONE)
-            except TrainingError:
-                return Outcome(plain(config), {}, [DIVERGED]), None
-            metrics, frames = self.held_out.measure(run.players)
-            return Outcome(plain(config), metrics, sorted(run.health.spoken)), frames
-
-    def train(self, run: Run, *, shares: bool) -> None:
-        """Make all updates of a run, or take over those that it shares."""
-        first = self.config.objective.disc_train_start if shares else 0
-        if shares:
-            run.take(self.warmed)
-        run.go_on(first, self.config.steps)
-
-
-def plain(config: TrainConfig) -> dict[str, Any]:
-    """Return settings as JSON has them."""
-    settings: dict[str, Any] = json.loads(json.dumps(asdict(config)))
-    return settings
-
-
 def collapsed(outcome: Outcome, base: Outcome) -> bool:
-    """Say whether the discriminators spoiled a run, in comparison with the one without them."""
-    useless = {DIVERGED, *COLLAPSE_RULES} & set(outcome.warnings)
-    return bool(useless) or outcome.metrics["psnr"] < base.metrics["psnr"] - COLLAPSE
+    """Say whether the discriminators spoiled a run, in comparison with the one of the same seed without them."""
+    if {DIVERGED, *COLLAPSE_RULES} & set(outcome.warnings):
+        return True
+    return bool(base.metrics) and outcome.metrics["psnr"] < base.metrics["psnr"] - COLLAPSE
 
 
 def spread(values: Sequence[float], digits: int, sign: str = "") -> str:
@@ -340,7 +139,8 @@ def gain_row(name: str, outcomes: Outcomes, seeds: Sequence[int]) -> list[str]:
     cells = [spread(gains(name, metric, outcomes, seeds), DIGITS[metric], "+") for metric in METRICS]
     lower = sum(gain < 0 for gain in gains(name, "lpips_alex", outcomes, seeds))
     num_collapsed = sum(collapsed(outcomes[name, seed], outcomes[BASE, seed]) for seed in seeds)
-    return [name, *cells, f"{lower} of {len(seeds)}", f"{num_collapsed} of {len(seeds)}"]
+    fate = NOTHING if name == MSE else f"{num_collapsed} of {len(seeds)}"
+    return [name, *cells, f"{lower} of {len(seeds)}", fate]
 
 
 def seed_row(seed: int, outcomes: Outcomes) -> list[str]:
@@ -400,9 +200,10 @@ def collect(shelf: Shelf, seeds: Mapping[int, Seed], runs: Sequence[tuple[str, i
     """Return the outcome of each run, made now where it is missing."""
     outcomes: Outcomes = {}
     for name, number in runs:
-        found = shelf.find(name, number, plain(seeds[number].settings(name)))
+        variant, seed = VARIANTS[name], seeds[number]
+        found = shelf.find(name, number, plain(variant(seed.config)))
         if found is None:
-            found, frames = seeds[number].outcome(name)
+            found, frames = seed.outcome(variant, shares=name not in ALONE)
             shelf.add(name, number, found, frames)
             print(f"{name}, seed {number}: {found.metrics or DIVERGED}", file=sys.stderr, flush=True)
         outcomes[name, number] = found
@@ -413,7 +214,7 @@ def main() -> None:
     """Make the runs that are missing, print the tables and draw the picture."""
     arguments = parse_arguments()
     numbers = range(arguments.first_seed, arguments.first_seed + max(arguments.seeds, arguments.gan_seeds))
-    seeds = {number: Seed(number, arguments.steps, arguments.changes) for number in numbers}
+    seeds = {number: Seed(number, arguments.steps, arguments.changes, without_gan) for number in numbers}
     few, many = numbers[: arguments.seeds], numbers[: arguments.gan_seeds]
     shelf = Shelf(arguments.runs)
     outcomes = collect(shelf, seeds, plan(few, many))
