@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -23,7 +23,7 @@ LABELS = {X: "PSNR, dB", Y: "LPIPS-Alex"}
 Points = Mapping[tuple[str, int], Mapping[str, float]]
 
 
-def draw(points: Points, pictures: Mapping[str, Any], path: str, *, base: str, apart: str, tolerance: float) -> None:
+def draw(points: Points, pictures: Mapping[str, Any], path: str, *, base: str, far: Collection[str], tolerance: float) -> None:
     """Draw every run as a point, and below a column of frames for each objective.
 
     Args:
@@ -31,7 +31,7 @@ def draw(points: Points, pictures: Mapping[str, Any], path: str, *, base: str, a
         pictures: Frames below each other by the column's title; None where there are none.
         path: The picture to write.
         base: The objective that others are compared with, seed by seed.
-        apart: The one that is too far from it to be shown beside the others.
+        far: Those that are too far from it to be shown beside the others.
         tolerance: How much PSNR may fall.
     """
     figure = Figure(figsize=(11, 9), dpi=80, layout="constrained")
@@ -42,7 +42,7 @@ def draw(points: Points, pictures: Mapping[str, Any], path: str, *, base: str, a
     draw_runs(left, points, styles)
     left.set_title("every run", fontsize=10)
     left.legend(fontsize=8)
-    draw_runs(right, differences(points, base), {name: styles[name] for name in names if name not in (base, apart)})
+    draw_runs(right, differences(points, base), {name: styles[name] for name in names if name not in (base, *far)})
     right.set_title(f"difference to {base} with the same seed; large: mean", fontsize=10)
     mark_aim(right, tolerance)
     draw_frames(below, pictures)

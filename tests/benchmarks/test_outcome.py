@@ -8,11 +8,11 @@ from PIL import Image
 NAMES = [
     "MSE",
     "+ LPIPS",
-    "+ 3D GAN",
-    "+ 2D and 3D GAN",
-    "3D GAN, first frame apart",
-    "3D GAN, no adaptive weight",
-    "3D GAN, inverted gate",
+    "+ 3D GAN (demo)",
+    "+ 3D GAN, patches",
+    "+ 2D and 3D GAN, patches",
+    "3D GAN, patches, no adaptive weight",
+    "3D GAN, patches, inverted gate",
 ]
 METRICS = ["PSNR, dB", "SSIM", "LPIPS-Alex", "flicker", "sharpness"]
 
@@ -29,7 +29,7 @@ def test_tables_and_picture(run, tables_in, folder):
     assert list(lines) == NAMES
     assert all(re.fullmatch(r"\d+\.\d+", cell) for cells in lines.values() for cell in cells)
     assert gains_header == ["objective", *METRICS, "LPIPS-Alex lower", "collapsed"]
-    assert list(gains) == [*(name for name in NAMES if name != "+ LPIPS"), "+ 3D GAN, seeds 0 to 1"]
+    assert list(gains) == [*(name for name in NAMES if name != "+ LPIPS"), "+ 3D GAN (demo), seeds 0 to 1"]
     assert [cells[-1] for cells in gains.values()] == ["n/a", *["0 of 1"] * (len(NAMES) - 2), "0 of 2"]
     assert list(seeds) == ["0", "1"]
     with Image.open(folder / "outcome.png") as picture:
@@ -46,3 +46,23 @@ def test_runs_of_other_settings_are_refused(run, folder):
     first = next((folder / "runs").glob("mse-0.json"))
     first.write_text(first.read_text().replace('"steps": 2', '"steps": 3'))
     assert "`--runs` must be a folder of runs with these settings" in run(*command, returns=1)
+
+
+def test_runs_are_the_trainers_bit_for_bit(run, tmp_path):
+    code = f"""
+from dataclasses import replace
+from outcome import GAN, VARIANTS, without_gan
+from outcome_runs import Seed
+from telecine.training import train
+from training import SMOKE
+
+seed = Seed(3, 8, SMOKE, without_gan)
+assert 0 < seed.config.objective.disc_train_start < seed.config.objective.disc_start < 8
+shared, whole = (seed.outcome(VARIANTS[GAN], shares=shares)[0].metrics for shares in (True, False))
+last = train(replace(VARIANTS[GAN](seed.config), output_dir={str(tmp_path / "run")!r})).last
+assert shared == whole
+assert set(last) == {{"psnr", "ssim", "lpips_alex"}}
+assert last == {{name: whole[name] for name in last}}
+print("equal")
+"""
+    assert run("-c", code).endswith("equal\n")
