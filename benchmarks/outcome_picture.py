@@ -23,7 +23,9 @@ LABELS = {X: "PSNR, dB", Y: "LPIPS-Alex"}
 Points = Mapping[tuple[str, int], Mapping[str, float]]
 
 
-def draw(points: Points, pictures: Mapping[str, Any], path: str, *, base: str, far: Collection[str], tolerance: float) -> None:
+def draw(
+    points: Points, pictures: Mapping[str, Any], path: str, *, base: str, far: Collection[str], tolerance: float
+) -> None:
     """Draw every run as a point, and below a column of frames for each objective.
 
     Args:
