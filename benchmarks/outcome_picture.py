@@ -36,7 +36,7 @@ def draw(
         far: Those that are too far from it to be shown beside the others.
         tolerance: How much PSNR may fall.
     """
-    figure = Figure(figsize=(11, 9), dpi=80, layout="constrained")
+    figure = Figure(figsize=(11, 9), dpi=100, layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[1, 1])
     names = list(dict.fromkeys(name for name, _ in points))
     styles = dict(zip(names, STYLES, strict=False))
