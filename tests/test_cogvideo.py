@@ -89,7 +89,7 @@ def test_the_usage_example_runs(vgg_of_the_default):
     torch.manual_seed(0)
     model = SimpleNamespace(decoder=nn.Module())
     model.decoder.conv_out = nn.Conv3d(3, 3, 1)
-    video_batch = torch.rand(1, 3, 16, 32, 32) * 2 - 1
+    video_batch = torch.rand(1, 3, 4, 16, 16) * 2 - 1
     recon_video = model.decoder.conv_out(video_batch)
     quantizer_loss = torch.tensor(0.25)
     step = 5000
