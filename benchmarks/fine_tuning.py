@@ -3,9 +3,9 @@
     python benchmarks/fine_tuning.py
 
 A model of each class is made with random weights, small enough for two CPU cores, and saved as diffusers saves it.
-Their variance is 1 / fan-in: with PyTorch's own, a third of it, what comes out of Wan's class hardly depends on the clip,
-and some 200 updates pass before it learns more than one colour. The command line then fine-tunes it from that folder on
-the three sample videos, with the whole objective, and validates it on their held-out ends before and after.
+Their variance is 1 / fan-in: with PyTorch's own, a third of it, what comes out of Wan's class hardly depends on the
+clip, and some 200 updates pass before it learns more than one colour. The command line then fine-tunes it from that
+folder on the three sample videos, with the whole objective, and validates it on their held-out ends before and after.
 """
 
 from __future__ import annotations
