@@ -17,6 +17,7 @@ from typing import Any
 
 from cases import OURS, TWIN, UPDATE_PENALTY, VIDEO_STEPS, Setup, parse_option, step_of
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from memory import extra_peak
 from tables import table, times
 from timing import interleaved, machine, median_ratio
@@ -96,7 +97,10 @@ def draw_panel(axes: Any, lines: dict[str, dict[int, float]]) -> None:
     """Draw one line a contestant."""
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.grid(alpha=0.3, which="both")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(alpha=0.3)
     for (name, values), marker in zip(lines.items(), "os", strict=True):
         axes.plot(list(values), list(values.values()), label=name, marker=marker, markersize=4, linewidth=1.4)
 
