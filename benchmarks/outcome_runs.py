@@ -74,10 +74,11 @@ class Run:
                 self.health.look(step + 1, means(self.logs[-self.config.log_every :]))
 
     def state(self) -> dict[str, Any]:
-        """Return a copy of the autoencoder, of its optimizer and of its moving average."""
+        """Return a copy of the autoencoder, of its optimizer and of its moving average, and of what health goes by."""
         model, optimizer, ema = self.players.autoencoder, self.players.optimizer, self.players.ema
         state = {"weights": model.state_dict(), "optimizer": optimizer.state_dict(), "averages": ema.averages}
-        return copy.deepcopy(state | {"num_updates": ema.num_updates})
+        seen = {"history": self.health.history, "spoken": self.health.spoken}
+        return copy.deepcopy(state | {"num_updates": ema.num_updates} | seen)
 
     @torch.no_grad()
     def take(self, state: dict[str, Any]) -> None:
@@ -88,6 +89,7 @@ class Run:
         for name, average in players.ema.averages.items():
             average.copy_(state["averages"][name])
         players.ema.num_updates = state["num_updates"]
+        self.health.history, self.health.spoken = state["history"], state["spoken"]
 
 
 def means(logs: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -66,3 +66,26 @@ assert last == {{name: whole[name] for name in last}}
 print("equal")
 """
     assert run("-c", code).endswith("equal\n")
+
+
+def test_a_run_that_goes_on_from_a_shared_part_judges_its_health_by_all_of_it(run, tmp_path):
+    code = f"""
+from dataclasses import replace
+from pathlib import Path
+from outcome import without_gan
+from outcome_runs import Run, Seed
+from training import SMOKE
+
+seed = Seed(3, 4, SMOKE, without_gan)
+config = replace(without_gan(seed.config), log_every=1)
+first, second = (Run(config, seed.clips.train, Path({str(tmp_path)!r})) for _ in range(2))
+first.go_on(0, 2)
+second.take(first.state())
+for run, steps in ((first, (2, 4)), (second, (2, 3))):
+    run.go_on(*steps)
+name = "train/perceptual_loss"
+assert len(first.health.history.first(name)) == 4
+assert second.health.history.first(name) == first.health.history.first(name)[:3]
+print("equal")
+"""
+    assert run("-c", code).endswith("equal\n")
