@@ -28,12 +28,17 @@ PIECES = [
     ((1, 4, 6, 6, 6), (6, 4, 1, 1, 1), HALVING, 3),
     ((1, 4, 4, 6, 6), (6, 4, 1, 3, 3), FLAT, 2),
     ((1, 2, 4, 24, 24), (3, 2, 3, 3, 3), CUBE, 2),  # large enough for channels last
+    # One channel, whose layout nobody can tell, in pieces that are laid out as asked before they are cut.
+    ((1, 1, 8, 16, 16), (8, 1, 1, 1, 1), Geometry((1, 1, 1), (0, 0, 0)), 2),
+    ((1, 1, 8, 32, 32), (6, 1, 2, 2, 2), HALVING, 2),
+    ((1, 3, 8, 16, 16), (1, 3, 1, 1, 1), Geometry((1, 1, 1), (0, 0, 0)), 2),
 ]
 WHOLE = [
     ((1, 4, 1, 6, 6), (5, 4, 3, 3, 3), CUBE),  # one frame: nothing to cut
     ((2, 4, 4, 6, 6), (5, 4, 3, 3, 3), CUBE),
     ((2, 4, 4, 12, 12), (5, 4, 3, 3, 3), CUBE),  # large enough
     ((1, 9, 16, 144, 3), (2, 9, 3, 3, 3), CUBE),  # just above what oneDNN is not asked for
+    ((0, 4, 4, 6, 6), (5, 4, 3, 3, 3), CUBE),  # no clip at all
 ]
 CASES = [case[:3] for case in PIECES] + WHOLE
 
@@ -85,17 +90,17 @@ def test_a_single_clip_is_cut(shape, kernel, geometry, number):
     cut = pieces.cut(x)
     assert cut.shape[0] == number
     assert pieces.blank(x).shape == cut.shape
-    assert pieces.blank(x).stride() == cut.stride()
+    assert all(tensor.is_contiguous(memory_format=pieces.layout) for tensor in (cut, pieces.blank(x)))
     y = convolution(x, weight, None, geometry)
     assert not y._is_view(), "which an activation could not overwrite"
     assert torch.equal(pieces.joined(pieces.cut_output(y)), y)
 
 
 def test_which_clips_are_cut_and_which_are_laid_out_anew():
-    assert [_pieces_of(*made(*case[:2])[:2], case[2]) for case in WHOLE] == [None] * 4
+    assert [_pieces_of(*made(*case[:2])[:2], case[2]) for case in WHOLE] == [None] * 5
     assert SLOW_UP_TO < 9 * 16 * 144
     layouts = [_layout(*made(*case[:2])[:2]) for case in WHOLE]
-    assert layouts == [torch.contiguous_format] * 2 + [torch.channels_last_3d] * 2
+    assert layouts == [torch.contiguous_format] * 2 + [torch.channels_last_3d] * 2 + [torch.contiguous_format]
     assert _layout(*made(*PIECES[-1][:2])[:2]) == torch.channels_last_3d
 
 
@@ -106,3 +111,18 @@ def test_what_is_left_to_pytorch():
     assert not has_quicker(x.bfloat16())
     assert not has_quicker(x[0])
     assert not has_quicker(x.to("meta"))
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not has_quicker(x)
+
+
+def test_defaults_of_the_process_do_not_matter():
+    x, weight, _ = made(*PIECES[0][:2])
+    needed = [True, False, False]
+    for clips in (x, torch.cat([x, x])):
+        of_output = torch.ones_like(convolution(clips, weight, None, CUBE))
+        expected = convolution_backward(of_output, clips, weight, CUBE, needed)[0]
+        torch.set_default_dtype(torch.float64)
+        try:
+            assert torch.equal(convolution_backward(of_output, clips, weight, CUBE, needed)[0], expected)
+        finally:
+            torch.set_default_dtype(torch.float32)

@@ -7,6 +7,7 @@ use oneDNN; cut into pieces of time, which are a batch then, it does not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,7 +30,9 @@ class Geometry(NamedTuple):
 
 def has_quicker(x: Tensor) -> bool:
     """Say whether this is for `convolution` to choose: a video in float32 on a CPU with oneDNN."""
-    return x.ndim == 5 and x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    onednn = torch.backends.mkldnn
+    is_plain_video = x.ndim == 5 and x.device.type == "cpu" and x.dtype == torch.float32
+    return is_plain_video and onednn.is_available() and bool(onednn.enabled)
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
@@ -94,8 +97,8 @@ class _Pieces(NamedTuple):
         if self.layout == torch.contiguous_format:
             return torch.cat(y.split(1), dim=2)
         frames = y.permute(0, 2, 3, 4, 1).flatten(0, 1)[None].permute(0, 4, 1, 2, 3)
-        # In place of `y` and no view of it: what follows works in place, which autograd forbids on a view.
-        return y.new_empty(0).set_(y.untyped_storage(), y.storage_offset(), frames.shape, frames.stride())
+        # The same memory and no view of it: what follows works in place, which autograd forbids on a view.
+        return y.new_empty(0).set_(frames.untyped_storage(), frames.storage_offset(), frames.shape, frames.stride())
 
     def cut_output(self, y: Tensor) -> Tensor:
         """Undo `joined`."""
@@ -115,7 +118,7 @@ def _pieces_of(x: Tensor, weight: Tensor, geometry: Geometry) -> _Pieces | None:
     batch, channels, num_frames, height, _ = x.shape
     (stride, *strides), (padding, *paddings) = geometry
     num_outputs = (num_frames + 2 * padding - weight.shape[2]) // stride + 1
-    if batch > 1 or channels * num_frames * height > SLOW_UP_TO or num_outputs < 2:
+    if batch != 1 or channels * num_frames * height > SLOW_UP_TO or num_outputs < 2:
         return None
     number = num_outputs if num_outputs % 2 else 2
     outputs = num_outputs // number
@@ -127,14 +130,14 @@ def _pieces_of(x: Tensor, weight: Tensor, geometry: Geometry) -> _Pieces | None:
 
 def _layout(x: Tensor, weight: Tensor) -> torch.memory_format:
     """Return how `x` is best laid out."""
-    positions = x.shape[0] * x[0, 0].numel()
+    positions = x.shape[0] * math.prod(x.shape[2:])
     is_large = positions >= MIN_POSITIONS_PER_CHANNEL * max(weight.shape[:2])
     return torch.channels_last_3d if is_large else torch.contiguous_format
 
 
 def _blank(shape: Sequence[int], layout: torch.memory_format) -> Tensor:
     """Return a tensor that says how an input was laid out; memory that is never touched is not taken."""
-    return torch.empty(shape, memory_format=layout)
+    return torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=layout)
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
