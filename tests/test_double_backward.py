@@ -1,11 +1,17 @@
 """The convolution: PyTorch's values, gradients, and gradients of gradients."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from telecine.double_backward import _Convolution, convolve, differentiated_twice, inputs_only, is_twice
+from telecine import double_backward
+from telecine.convolution_kernels import convolution_backward
+from telecine.double_backward import _Convolution, convolve, differentiated_twice, is_twice
+from telecine.losses import gradient_penalty
 
 CASES = [
     ((2, 3, 6, 7), (4, 3, 3, 3), (1, 1), (1, 1)),
@@ -55,18 +61,64 @@ def test_a_penalty_has_pytorchs_gradients(case, twice):
     for convolution in (convolve, theirs):
         x, weight, bias, stride, padding = made(case)
         y = F.leaky_relu(convolution(x, weight, bias, stride=stride, padding=padding), 0.1).sin().sum()
-        with inputs_only():
-            (gradient,) = torch.autograd.grad(y, x, create_graph=True)
+        (gradient,) = torch.autograd.grad(y, x, create_graph=True)
         results.append(torch.autograd.grad(gradient.square().sum() + y, [x, weight, bias]))
     torch.testing.assert_close(*results)
 
 
-def test_weights_are_left_out_where_only_inputs_are_asked_for(twice):
-    x, weight, bias, stride, padding = made(CASES[0])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_weights_are_left_out_where_only_inputs_are_asked_for(with_bias, twice, monkeypatch):
+    asked = []
+
+    def recorded(of_output, x, weight, geometry, needed):
+        asked.append(list(needed))
+        return convolution_backward(of_output, x, weight, geometry, needed)
+
+    monkeypatch.setattr(double_backward, "convolution_backward", recorded)
+    x, weight, bias, stride, padding = made(CASES[0], with_bias)
+    leaves = [x, weight, bias] if with_bias else [x, weight]
     y = convolve(x, weight, bias, stride=stride, padding=padding).sum()
-    with pytest.raises(RuntimeError, match="appears to not have been used"), inputs_only():
-        torch.autograd.grad(y, weight, retain_graph=True)
-    assert torch.autograd.grad(y, weight)[0].abs().max() > 0, "and back again afterwards"
+    for inputs in ([x], [weight], leaves):
+        torch.autograd.grad(y, inputs, retain_graph=True)
+    y.backward(retain_graph=True)
+    y.backward(inputs=[x])
+    everything = [True, True, with_bias]
+    assert asked == [[True, False, False], [True, True, False], everything, everything, [True, False, False]]
+
+
+def test_threads_do_not_disturb_each_other():
+    """Two penalties at a time, as replicas of a model in threads take them."""
+    started = threading.Barrier(2, timeout=60)
+
+    class Meet(torch.autograd.Function):
+        """The identity; its backward waits until the other thread is in its own."""
+
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            started.wait()
+            return gradient
+
+    def gradients(convolution, begin):
+        x, weight, bias, stride, padding = made(CASES[0])
+        with differentiated_twice():
+            y = convolution(begin(x), weight, bias, stride=stride, padding=padding).pow(2).flatten(1).sum(1)
+        return torch.autograd.grad(gradient_penalty(real=x, logits=y), [weight])[0]
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(gradients, [convolve] * 2, [Meet.apply] * 2))
+    torch.testing.assert_close(found, [gradients(theirs, torch.clone)] * 2)
+    assert not is_twice()
+    torch.testing.assert_close(gradients(convolve, torch.clone), found[0])
+
+
+def test_readiness_is_of_a_thread():
+    with ThreadPoolExecutor(1) as pool, differentiated_twice():
+        assert is_twice()
+        assert not pool.submit(is_twice).result()
 
 
 def test_it_is_pytorchs_own_elsewhere():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -19,40 +20,23 @@ from torch.nn import functional as F
 from telecine.convolution_kernels import Geometry, convolution, convolution_backward, has_quicker
 from telecine.precision import autocast_dtype
 
-# Not of a thread: on an accelerator, a backward runs in a thread of its own.
-_twice = False
-_inputs_only = False
+# Of a thread: another one's discriminators may be differentiated once at the same time.
+_twice: ContextVar[bool] = ContextVar("twice", default=False)
 
 
 @contextmanager
 def differentiated_twice(on: bool = True) -> Iterator[None]:
     """Let `convolve` inside make ready for a double backward, which costs an ordinary one a few per cent."""
-    global _twice
-    before, _twice = _twice, on
+    before = _twice.set(on)
     try:
         yield
     finally:
-        _twice = before
-
-
-@contextmanager
-def inputs_only() -> Iterator[None]:
-    """Leave the weights' gradients out of every backward inside, of what was made ready by `differentiated_twice`.
-
-    For `torch.autograd.grad` by an input with `create_graph=True`: PyTorch's own operators see that the weights'
-    gradients are not asked for, functions written in Python do not.
-    """
-    global _inputs_only
-    before, _inputs_only = _inputs_only, True
-    try:
-        yield
-    finally:
-        _inputs_only = before
+        _twice.reset(before)
 
 
 def is_twice() -> bool:
     """Say whether this is inside `differentiated_twice`."""
-    return _twice
+    return _twice.get()
 
 
 def convolve(
@@ -64,8 +48,10 @@ def convolve(
     gradients of those are not there. Under autocast, in compiled code, and elsewhere, it is PyTorch's own.
     """
     is_plain = autocast_dtype(x.device) is None and not torch.compiler.is_compiling()
-    if is_plain and (_twice or has_quicker(x)):
-        return _Convolution.apply(x, weight, bias, Geometry(tuple(stride), tuple(padding)))
+    if is_plain and (_twice.get() or has_quicker(x)):
+        # Views, because the engine does not say of a parameter itself whether its gradient is asked for.
+        parameters = weight.view_as(weight), None if bias is None else bias.view_as(bias)
+        return _Convolution.apply(x, *parameters, Geometry(tuple(stride), tuple(padding)))
     return (F.conv2d if x.ndim == 4 else F.conv3d)(x, weight, bias, tuple(stride), tuple(padding))
 
 
@@ -81,9 +67,22 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, of_output: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
-        needed = [of_x, of_weight and not _inputs_only, of_bias and not _inputs_only]
-        return (*_ConvolutionBackward.apply(of_output, x, weight, ctx.geometry, needed), None)
+        return (*_ConvolutionBackward.apply(of_output, x, weight, ctx.geometry, _asked_for(ctx)), None)
+
+
+def _asked_for(ctx: Any) -> list[bool]:
+    """Say of input, weight and bias whether this backward goes on with their gradients.
+
+    `torch.autograd.grad` by an input alone, as a penalty calls it, has no use for the weights'. PyTorch's own operators
+    know; of functions written in Python, the next nodes of the graph do.
+    """
+    of_x, *of_parameters = ctx.needs_input_grad[:3]
+    nodes = [node for node, _ in ctx.next_functions[1:]]  # of tensors: there is none for a bias of None
+    nodes += [None] * (len(of_parameters) - len(nodes))
+    needed = [
+        needs and torch._C._will_engine_execute_node(node) for needs, node in zip(of_parameters, nodes, strict=True)
+    ]
+    return [of_x, *needed]
 
 
 class _ConvolutionBackward(torch.autograd.Function):

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from telecine.double_backward import differentiated_twice, inputs_only
+from telecine.double_backward import differentiated_twice
 from telecine.precision import at_least_float32, autocast_off
 from telecine.randomness import Generators, rand, randn
 from telecine.shapes import Scalar, argument_error
@@ -207,6 +207,5 @@ def _input_gradient(view: Tensor, logits: Tensor) -> Tensor:
     if not view.requires_grad:
         remedy = "Call `view.requires_grad_()` before it is judged."
         raise argument_error("view", "a tensor that requires gradients", view, remedy)
-    with inputs_only():
-        (gradient,) = torch.autograd.grad(logits.sum(), view, create_graph=True)
+    (gradient,) = torch.autograd.grad(logits.sum(), view, create_graph=True)
     return gradient
