@@ -1,5 +1,9 @@
 """The gradient of a layer's weight from what went in and came out, as autograd has it."""
 
+import copy
+import pickle
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -63,3 +67,15 @@ def test_calls_without_a_graph_are_not_kept():
     with torch.no_grad():
         layer(torch.ones(1, 2))
     assert not uses.requires_grad
+
+
+def test_a_copied_layer_leaves_the_calls_behind():
+    """Averages of weights are a copy of the model, which nobody would tell to forget."""
+    layer = nn.Linear(2, 2)
+    uses = LayerUses(layer)
+    y = layer(torch.ones(1, 2)).sum()
+    copies = copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))
+    for other in copies:
+        with_graph = weakref.ref(other(torch.ones(1, 2)))
+        assert with_graph() is None, "nothing keeps it"
+    assert uses.gradient(y).eq(1).all()

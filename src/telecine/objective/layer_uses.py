@@ -29,17 +29,22 @@ class LayerUses:
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
-        self._calls: list[tuple[Given, Tensor]] = []
+        # None in a copy, as averages of weights are: nobody would ever forget its calls.
+        self._calls: list[tuple[Given, Tensor]] | None = []
         layer.register_forward_hook(self._record, with_kwargs=True)
 
     def forget(self) -> None:
         """Drop the calls so far; call it before each forward pass of the autoencoder."""
-        self._calls.clear()
+        self._calls = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy takes over: a copied or pickled layer leaves its calls behind."""
+        return {**vars(self), "_calls": None}
 
     @property
     def requires_grad(self) -> bool:
         """Whether there is a graph from which a gradient can be had."""
-        return any(output.requires_grad for _, output in self._calls)
+        return any(output.requires_grad for _, output in self._calls or [])
 
     @property
     def shape(self) -> torch.Size:
@@ -48,7 +53,7 @@ class LayerUses:
 
     def gradient(self, loss: Scalar) -> Tensor | None:
         """Return `d loss / d weight`, None where the loss does not depend on it; the loss' graph is kept."""
-        calls = [call for call in self._calls if call[1].requires_grad]
+        calls = [call for call in self._calls or [] if call[1].requires_grad]
         of_outputs = gradients_of(loss, [output for _, output in calls], retain_graph=True)
         parts = [
             self._of_weight(given, gradient)
@@ -77,5 +82,6 @@ class LayerUses:
 
     def _record(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         # A call with stand-ins is one of ours: its weight is no parameter of the layer.
-        if isinstance(layer.weight, nn.Parameter) and torch.is_grad_enabled():
+        is_own = isinstance(layer.weight, nn.Parameter)
+        if is_own and self._calls is not None and torch.is_grad_enabled():
             self._calls.append(((args, kwargs), output))
