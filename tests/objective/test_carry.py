@@ -98,12 +98,50 @@ def test_gradients_are_taken_outside_of_autocast():
     assert torch.equal(inside, torch.autograd.grad(value, w)[0])
 
 
-def test_gradients_are_added_to_known_ones_in_place():
+def test_gradients_are_added_to_known_ones_which_are_let_go():
     a, b, c = (torch.ones(2, requires_grad=True) for _ in range(3))
     known = [torch.full((2,), 5.0), None, torch.full((2,), 7.0)]
+    first, last = weakref.ref(known[0]), known[2]
     found = gradients_of((2 * a + 3 * b).sum(), [a, b, c], onto=known)
     assert [x.tolist() for x in found] == [[7, 7], [3, 3], [7, 7]]
-    assert found[0] is known[0]
+    assert first() is None, "beside the sum it would take as much memory again"
+    assert found[2] is last
     assert (a.grad, b.grad, c.grad) == (None, None, None)
     (again,) = gradients_of(a.sum(), [a])
-    assert again.tolist() == [1, 1], "what was known is let go"
+    assert again.tolist() == [1, 1]
+
+
+def test_known_gradients_may_share_memory():
+    a, b = (torch.ones(2, 3, requires_grad=True) for _ in range(2))
+    known = list(gradients_of((a + b).square().sum(), [a, b]))
+    assert known[0].data_ptr() == known[1].data_ptr(), "as PyTorch has it for a sum"
+    found = gradients_of((3 * (a + b)).sum(), [a, b], onto=known)
+    assert [x.tolist() for x in found] == [[[7.0] * 3] * 2] * 2
+
+
+def test_known_gradients_may_be_expanded():
+    a = torch.ones(2, 3, requires_grad=True)
+    known = list(gradients_of(a.sum(), [a]))
+    assert known[0].stride() == (0, 0)
+    assert gradients_of(2 * a.sum(), [a], onto=known)[0].tolist() == [[3.0] * 3] * 2
+
+
+def test_a_gradient_that_a_function_does_not_give_adds_nothing():
+    class Deaf(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return None
+
+    a = torch.ones(2, requires_grad=True)
+    assert gradients_of(Deaf.apply(a).sum(), [a], onto=[torch.full((2,), 5.0)])[0].tolist() == [5, 5]
+
+
+def test_what_depends_on_nothing_that_is_asked_for_has_no_gradients():
+    a = torch.ones(2, requires_grad=True)
+    assert gradients_of(a.sum(), []) == []
+    assert gradients_of(a.detach().sum(), [a]) == [None]
+    assert gradients_of(a.detach().sum(), [a], onto=[torch.ones(2)])[0].tolist() == [1, 1]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from telecine import VideoAutoencoderLoss
 
@@ -190,3 +191,126 @@ def test_memory_is_that_of_the_largest_term(make_loss, autoencoder, clip):
         return saved_bytes(loss, real, autoencoder(real), 0, 0, last_layer=autoencoder.last_layer)
 
     assert peak(eager=True) < 0.7 * peak(eager=False)
+
+
+class Judge(nn.Module):
+    """A discriminator of somebody's own, whose weight is a sum as reparametrisations have it."""
+
+    samples_are_independent = True
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.base = nn.Parameter(0.2 * torch.randn(6, 3, 3, 3, 3))
+        self.delta = nn.Parameter(torch.zeros(6, 3, 3, 3, 3))
+        self.positions = nn.Parameter(torch.zeros(1, 3, 4, 16, 16))
+        self.out = nn.Linear(6, 1)
+
+    def forward(self, x):
+        y = nn.functional.conv3d(x + self.positions, self.base + self.delta)
+        return self.out(y.relu().mean((2, 3, 4))).squeeze(1)
+
+
+def judged(judge, **more):
+    weights = {"perceptual_weight": 0, "adversarial_loss_weight": 1.0}
+    return VideoAutoencoderLoss(0, discr_3d_kwargs=judge, **{**weights, **more})
+
+
+def discriminators_gradients(loss, real, fake, step=0):
+    """Return them by the discriminators' step, and by an update of both."""
+    found = []
+    for take in (lambda: loss(real, fake, 1, step)[0], lambda: loss.update(real, fake, step).disc_loss):
+        loss.zero_grad()
+        take().backward()
+        found.append([parameter.grad for parameter in loss.get_trainable_parameters()])
+    return found
+
+
+@pytest.fixture
+def pair(clip):
+    real = clip((2, 3, 4, 16, 16))
+    return real, (0.9 * real + 0.05).requires_grad_()
+
+
+@pytest.mark.parametrize("weight", [0.0, 10.0])
+def test_weights_that_are_a_sum(weight, pair):
+    more = {"grad_penalty_loss_weight": weight}
+    expected = discriminators_gradients(judged(Judge(), eager_gradients=False, **more), *pair)
+    found = discriminators_gradients(judged(Judge(), **more), *pair)
+    assert all(gradient.abs().max() > 0 for gradient in expected[0][:2])
+    torch.testing.assert_close(found, expected)
+
+
+def test_hooks_on_parameters_are_called_once(pair):
+    judges = Judge(), Judge()
+    calls = []
+    for judge in judges:
+        judge.out.weight.register_hook(lambda gradient: calls.append(0) or 0.5 * gradient)
+    expected = discriminators_gradients(judged(judges[0], eager_gradients=False), *pair)
+    assert len(calls) == 2
+    torch.testing.assert_close(discriminators_gradients(judged(judges[1]), *pair), expected)
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_discriminator_that_does_not_train(eager, pair):
+    loss = judged(Judge().requires_grad_(False), eager_gradients=eager)
+    assert discriminators_gradients(loss, *pair) == [[None] * 5] * 2
+    total, log = loss(*pair, 1, 0)
+    assert total.item() == log["train/total_disc_loss"].item() > 0
+
+
+@pytest.mark.parametrize("eager", [False, True])
+def test_an_update_without_gradients_for_the_autoencoder(eager, pair):
+    """As with a frozen autoencoder, while discriminators warm up."""
+    real, fake = pair[0], pair[1].detach()
+    loss = judged(Judge(), learn_logvar=True, eager_gradients=eager)
+    both = loss.update(real, fake, 0)
+    both.loss.backward()
+    assert loss.logvar.grad is not None
+    assert all(parameter.grad is None for parameter in loss.discr_3d.parameters())
+    both.disc_loss.backward()
+    found = [parameter.grad.clone() for parameter in loss.discr_3d.parameters()]
+    loss.zero_grad()
+    loss(real, fake, 1, 0)[0].backward()
+    torch.testing.assert_close(found, [parameter.grad for parameter in loss.discr_3d.parameters()])
+
+
+def test_a_discriminator_that_has_nothing_to_learn_gets_no_gradient_at_all(pair):
+    """Where the hinge is satisfied; only the generator's loss still pulls."""
+
+    class Sure(nn.Module):
+        samples_are_independent = True
+
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 1, bias=False)
+            nn.init.constant_(self.linear.weight, 10.0)
+
+        def forward(self, x):
+            return self.linear(x.mean((2, 3, 4))).squeeze(1)
+
+    real = torch.full_like(pair[0], 0.5)
+    found = discriminators_gradients(judged(Sure(), grad_penalty_loss_weight=0.0), real, (-real).requires_grad_())
+    assert [gradients[0].tolist() for gradients in found] == [[[0.0] * 3]] * 2
+
+
+def test_kept_logs_do_not_change(pair):
+    real, fake = pair
+    loss, aux = judged(Judge(), learn_logvar=True), torch.tensor(1.0)
+    total, log = loss(real, fake, 0, 0, {"commitment": aux})
+    before = {name: value.item() for name, value in log.items()}
+    with torch.no_grad():
+        loss.logvar.add_(5.0)
+        aux.add_(3.0)
+    total /= 4
+    assert {name: value.item() for name, value in log.items()} == before
+
+
+def test_masks_and_weights_of_inference_mode(pair):
+    with torch.inference_mode():
+        mask, weight = torch.ones(2, 1, 4, 1, 1, dtype=torch.bool), torch.ones(2)
+    loss = judged(Judge())
+    for more in ({"mask": mask}, {"sample_weight": weight}):
+        loss(*pair, 0, 0, **more)[0].backward()
+        torch.testing.assert_close(loss(*pair, 0, 0, **more)[0], loss(*pair, 0, 0)[0])

@@ -40,9 +40,10 @@ class SpaceToDepthConv(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, C, n...)` to `(B, C, ceil(n / 2)...)`."""
-        weight, bias = self[1].parameters()
-        kernel = weight.view(x.shape[1], x.shape[1], *(2,) * self.dims)
-        return convolve(_to_even(x, self.dims), kernel, bias, stride=[2] * self.dims, padding=[0] * self.dims)
+        conv = self[1]
+        assert isinstance(conv, nn.Conv2d | nn.Conv3d)
+        kernel = conv.weight.view(x.shape[1], x.shape[1], *(2,) * self.dims)
+        return convolve(_to_even(x, self.dims), kernel, conv.bias, stride=[2] * self.dims, padding=[0] * self.dims)
 
 
 def _to_even(x: Tensor, dims: int) -> Tensor:

@@ -122,6 +122,6 @@ def _hint(value: Any, known: Iterable[str]) -> str:
     return nearest(str(value), known) or "See the documentation of each."
 
 
-def without_inference_mode(video: Tensor) -> Tensor:
+def without_inference_mode(tensor: Tensor) -> Tensor:
     """Return a tensor that autograd may record: a copy of one made in inference mode, any other as it is."""
-    return video.clone() if video.is_inference() and not torch.is_inference_mode_enabled() else video
+    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor

@@ -8,8 +8,8 @@ exist.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from telecine.precision import at_least_float32, autocast_off
 from telecine.shapes import Scalar
+
+Gradients: TypeAlias = list[Tensor | None]
 
 
 def carry(term: Callable[[Tensor], Sequence[Scalar]], x: Tensor) -> tuple[Scalar, ...]:
@@ -45,8 +47,8 @@ def gradients_of(
     inputs: Sequence[Tensor],
     *,
     retain_graph: bool = False,
-    onto: Sequence[Tensor | None] | None = None,
-) -> Sequence[Tensor | None]:
+    onto: Gradients | None = None,
+) -> Gradients:
     """Return the gradient of `value` for each input, None where it does not depend on one.
 
     Autocast is off meanwhile, as it is wherever a caller's `backward()` runs.
@@ -55,25 +57,43 @@ def gradients_of(
         value: What is differentiated.
         inputs: By what.
         retain_graph: Whether the graph is needed afterwards.
-        onto: Gradients of another loss, one for each input, which this one's are added to in place. Each is added as
-            soon as it is known, so that the two are never in memory side by side.
+        onto: Gradients of another loss, one for each input, which this one's are added to. Each is added as soon as it
+            is known and leaves the list, so that the two are never in memory side by side.
     """
-    with added_to(onto, inputs), autocast_off(value.device):
+    if not (inputs and value.requires_grad):
+        return or_else([None] * len(inputs), onto)
+    with nullcontext() if onto is None else added_to(onto, inputs), autocast_off(value.device):
         found = torch.autograd.grad(value, inputs, retain_graph=retain_graph, allow_unused=True)
     return or_else(found, onto)
 
 
 @contextmanager
-def added_to(known: Sequence[Tensor | None] | None, inputs: Sequence[Tensor]) -> Iterator[None]:
-    """Let a backward inside add the gradient of each input to the one that is `known`, in place, and return that."""
+def added_to(known: Gradients, inputs: Sequence[Tensor], *, counts: Tensor | None = None) -> Iterator[None]:
+    """Let a backward inside return the gradient of each input plus the one that is `known`, which leaves the list.
+
+    Args:
+        known: A gradient for each input, or None in its place.
+        inputs: By what is differentiated.
+        counts: A 0-d tensor, 1 if the backward's own gradients count and 0 if not.
+    """
+
+    def hook(index: int) -> Callable[[Tensor | None], Tensor | None]:
+        def add(gradient: Tensor | None) -> Tensor | None:
+            if gradient is None:
+                return None
+            before, known[index] = known[index], None
+            share = gradient.new_ones(()) if counts is None else counts.to(gradient.dtype)
+            return share * gradient if before is None else before.addcmul(share, gradient)
+
+        return add
+
     with ExitStack() as hooks:
-        for x, before in zip(inputs, known or [None] * len(inputs), strict=True):
-            if before is not None:
-                hooks.enter_context(x.register_hook(before.add_))
+        for index, x in enumerate(inputs):
+            hooks.enter_context(x.register_hook(hook(index)))
         yield
 
 
-def or_else(found: Sequence[Tensor | None], known: Sequence[Tensor | None] | None) -> Sequence[Tensor | None]:
+def or_else(found: Sequence[Tensor | None], known: Gradients | None) -> Gradients:
     """Return the gradients that were `found`, and where there is none the one that is `known`."""
     return [y if x is None else x for x, y in zip(found, known or [None] * len(found), strict=True)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from telecine.discriminators import DiscriminatorOutput, as_output, build_discriminator
-from telecine.objective.carry import gradients_of
+from telecine.objective.carry import Gradients, gradients_of
 from telecine.perceptual import pick_frames
 from telecine.precision import at_least_float32
 from telecine.shapes import Frames, Scalar, Video, argument_error
@@ -40,14 +40,17 @@ class Critic:
         """The parameters that are trained."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
 
-    def gradients(
-        self, loss: Scalar, *, retain_graph: bool = False, onto: Sequence[Tensor | None] | None = None
-    ) -> Sequence[Tensor | None]:
+    def gradients(self, loss: Scalar, *, retain_graph: bool = False, onto: Gradients | None = None) -> Gradients:
         """Return the gradients of a loss by parameter, None where it does not depend on one.
 
-        Those of another loss, `onto`, have them added in place.
+        They are added to those of another loss, `onto`, which leave the list.
         """
         return gradients_of(loss, self.trainable, retain_graph=retain_graph, onto=onto)
+
+    @property
+    def has_hooks(self) -> bool:
+        """Whether somebody watches or changes the parameters' gradients in their backward."""
+        return any(parameter._backward_hooks for parameter in self.module.parameters())
 
     def enable_gradient_checkpointing(self) -> None:
         """Let the module keep less for the backward.
@@ -80,7 +83,7 @@ class Trial:
     """Logits of the real videos, without a graph."""
     penalty: Scalar | None
     """The gradient penalty on them, without a graph."""
-    gradients: Sequence[Tensor | None]
+    gradients: Gradients
     """Of the parts that are done, by parameter."""
     fake: Tensor | None = None
     """Logits of the reconstructions, without a graph, once their part is done."""

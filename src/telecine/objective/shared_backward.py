@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from telecine.losses import GANLoss
-from telecine.objective.carry import added_to, or_else
+from telecine.objective.carry import Gradients, added_to, or_else
 from telecine.precision import autocast_off
 
 # A logit that the discriminator's loss ignores, as the hinge does one that is right by far, still pulls the
@@ -37,8 +37,8 @@ def shared_backward(
     parameters: Sequence[Tensor],
     *,
     retain_graph: bool,
-    onto: Sequence[Tensor | None] | None = None,
-) -> tuple[Tensor, Sequence[Tensor | None]]:
+    onto: Gradients | None = None,
+) -> tuple[Tensor, Gradients]:
     """Return the generator's gradient for `view`, and the discriminator's of the fake part of its loss.
 
     Args:
@@ -48,7 +48,7 @@ def shared_backward(
         view: What they were computed from, `(B, ...)`.
         parameters: The discriminator's.
         retain_graph: Whether the graph of `logits` is needed afterwards.
-        onto: Gradients of the parameters which the discriminator's are added to in place.
+        onto: Gradients of the parameters which the discriminator's are added to; they leave the list.
 
     Returns:
         A gradient of `view`'s shape, and one for each parameter, None where the logits do not depend on it.
@@ -56,13 +56,16 @@ def shared_backward(
     of_generator, of_discriminator = cotangents(gan_loss, logits)
     faint = FAINT * of_generator
     used = torch.where(of_discriminator.abs() >= faint.abs(), of_discriminator, faint)
-    with added_to(onto, parameters), autocast_off(logits.device):
+    # Where every logit is faint, nothing else is there to hide it.
+    counts = (of_discriminator != 0).any()
+    known: Gradients = [None] * len(parameters) if onto is None else onto
+    with added_to(known, parameters, counts=counts), autocast_off(logits.device):
         of_view, *of_parameters = torch.autograd.grad(
             logits, [view, *parameters], grad_outputs=used, retain_graph=retain_graph, allow_unused=True
         )
     # Where `used` is 0, both are.
     scale = torch.where(used == 0, 0.0, of_generator.to(view.dtype) / used.to(view.dtype))
-    return of_view * scale.view(-1, *[1] * (view.ndim - 1)), or_else(of_parameters, onto)
+    return of_view * scale.view(-1, *[1] * (view.ndim - 1)), or_else(of_parameters, known)
 
 
 def cotangents(gan_loss: GANLoss, logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,5 +63,5 @@ def by_critic(terms: Mapping[str, Log], name: str) -> Log:
 
 
 def named(log: Log, split: str) -> Log:
-    """Return the log as callers get it: float32, detached, each name with the split before it."""
-    return {f"{split}/{name}": value.detach().float() for name, value in log.items()}
+    """Return the log as callers get it: copies in float32, detached, each name with the split before it."""
+    return {f"{split}/{name}": value.detach().to(torch.float32, copy=True) for name, value in log.items()}

@@ -436,7 +436,7 @@ class VideoAutoencoderLoss(nn.Module):
         batch = self._check(inputs, reconstructions, mask, sample_weight)
         aux = named_aux_losses(aux_losses, regularization_log, inputs.device, self.nll_reduction)
         anchor = self._anchor(batch, last_layer)
-        trials: dict[str, Trial] | None = {} if self._pass_serves_both(batch.real, global_step) else None
+        trials: dict[str, Trial] | None = {} if self._pass_serves_both(batch.reconstructions, global_step) else None
         loss, log = self._autoencoder_step(batch, aux, anchor, global_step, trials)
         disc_loss, disc_log = self._discriminator_step(batch, global_step, trials)
         return Update(loss, named(log, split), disc_loss, named(disc_log, split))
@@ -445,6 +445,7 @@ class VideoAutoencoderLoss(nn.Module):
         check_pair(inputs, reconstructions)
         check_mask(mask, inputs)
         check_sample_weight(sample_weight, inputs)
+        mask, sample_weight = (None if x is None else without_inference_mode(x) for x in (mask, sample_weight))
         real = without_broken_pixels(mask, without_inference_mode(inputs.detach()))
         # In float32, where the gradients of all terms meet: of half precision, small ones would be lost before.
         reconstructions = at_least_float32(without_inference_mode(reconstructions))
@@ -520,7 +521,7 @@ class VideoAutoencoderLoss(nn.Module):
         penalty = self.grad_penalty if self.penalises(global_step) else None
         # The penalty is the gradient of a gradient: neither it nor what it is compared with is left to autocast.
         with autocast_off(real.device) if penalty and penalty.double_backward else nullcontext():
-            if trials is None and self._splits(penalty, weight) and self._is_eager(real) and torch.is_grad_enabled():
+            if trials is None and self._splits(penalty, weight) and self._takes_gradients(real):
                 trials = self._try_real(real, {}, global_step)
             if trials is None:
                 frame_indices = sample_frame_indices(real, 1, self.generator)
@@ -536,8 +537,8 @@ class VideoAutoencoderLoss(nn.Module):
             by_critic(duels, name) for name in ("loss", "discr_loss", "grad_penalty_loss", "lecam_loss")
         )
         loss = total(losses.values(), like=real)
-        if not losses:
-            loss.requires_grad_()  # nothing trains yet, and `backward()` on it does nothing
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            loss.requires_grad_()  # nothing trains, and `backward()` on it does nothing
         return loss, {
             "total_disc_loss": loss,
             "discr_loss": total(discr.values(), like=real),
@@ -720,7 +721,7 @@ class VideoAutoencoderLoss(nn.Module):
             (weight["grad_penalty_loss_weight"] * self.grad_penalty_every, terms.get("grad_penalty_loss")),
             (weight["lecam_loss_weight"], terms.get("lecam_loss")),
         )
-        if self._is_eager(real) and torch.is_grad_enabled():
+        if self._takes_gradients(real):
             loss = with_gradients(loss, d.trainable, d.gradients(loss))
         return self._duel_log(loss, terms, d_real, d_fake)
 
@@ -731,13 +732,15 @@ class VideoAutoencoderLoss(nn.Module):
             **standing(real=real, fake=fake, gan_loss=self.gan_loss, is_separable=self.is_separable),
         }
 
-    def _pass_serves_both(self, video: Video, global_step: int) -> bool:
+    def _pass_serves_both(self, reconstructions: Video, global_step: int) -> bool:
         """Say whether the autoencoder's pass over the reconstructions is what the discriminators need as well."""
         penalty = self.grad_penalty if self.penalises(global_step) else None
-        keeps_precision = penalty is None or not penalty.double_backward or autocast_dtype(video.device) is None
-        trains = global_step >= self.disc_train_start and torch.is_grad_enabled()
+        keeps_precision = (
+            penalty is None or not penalty.double_backward or autocast_dtype(reconstructions.device) is None
+        )
+        both_train = reconstructions.requires_grad and global_step >= self.disc_train_start
         splits = self._splits(penalty, self.weights_at(global_step))
-        return trains and splits and keeps_precision and self._is_eager(video)
+        return both_train and splits and keeps_precision and self._takes_gradients(reconstructions)
 
     def _splits(self, penalty: Penalty | None, weight: Mapping[str, float]) -> bool:
         """Say whether the discriminators' loss is a part of the real videos plus one of the reconstructions."""
@@ -750,6 +753,14 @@ class VideoAutoencoderLoss(nn.Module):
         In float16 they would underflow: only the caller's scaler knows a loss scale that fits.
         """
         return self.eager_gradients and autocast_dtype(video.device) != torch.float16
+
+    def _takes_gradients(self, video: Video) -> bool:
+        """Say whether the discriminators' step takes its gradients as soon as they are known.
+
+        Hooks on parameters would be called for those and once more in the caller's backward.
+        """
+        is_free = not any(critic.has_hooks for critic in self.critics + self.multiscale_critics)
+        return self._is_eager(video) and torch.is_grad_enabled() and is_free
 
     def _run(self, term: Callable[[Tensor], Sequence[Scalar]], x: Tensor) -> Sequence[Scalar]:
         return carry(term, x) if self._is_eager(x) else term(x)
