@@ -2,10 +2,10 @@
 
     python benchmarks/outcome.py --runs runs/outcome -o outcome.png
 
-Every run is the demo (`telecine train` without any setting) with fewer updates and smaller clips, and differs from the
-others in its objective, its discriminators and its seed alone. The averaged weights of its last step are measured on
-the demo's held-out clips. What a run came to is kept in `--runs`, so the command can be stopped, and started again
-without losing more than a run.
+Every run is the demo (`telecine train` without any setting), if asked with fewer updates and smaller clips, and differs
+from the others in its objective, its discriminators and its seed alone. The averaged weights of its last step are
+measured on the demo's held-out clips. What a run came to is kept in `--runs`, so the command can be stopped, and
+started again without losing more than a run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from timing import machine
 
 from telecine import Ramp
 from telecine.training import TrainConfig
-from training import SMOKE
+from training import SMOKE, demo_config
 
 METRICS = {
     "psnr": "PSNR, dB",
@@ -180,9 +180,10 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Print and draw what each part of the objective does.")
     parser.add_argument("-o", "--output", required=True, help="the picture to write")
     parser.add_argument("--runs", type=Path, required=True, help="folder of what runs came to; finished ones are kept")
-    parser.add_argument("--steps", type=int, default=240, help="updates of each run; the demo has 600")
-    parser.add_argument("--frames", type=int, default=5, help="frames of a clip; the demo has 9")
-    parser.add_argument("--size", type=int, default=48, help="height and width of a clip; the demo has 64")
+    demo = demo_config({})
+    parser.add_argument("--steps", type=int, default=demo.steps, help="updates of each run")
+    parser.add_argument("--frames", type=int, default=demo.clips.num_frames, help="frames of a clip")
+    parser.add_argument("--size", type=int, default=demo.clips.height, help="height and width of a clip")
     parser.add_argument("--first-seed", type=int, default=0, help="the first of all seeds")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of each variant")
     parser.add_argument("--gan-seeds", type=int, default=10, help="seeds with the GAN of the demo, and without one")
@@ -191,7 +192,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     arguments = parser.parse_args()
     if arguments.smoke:
-        arguments.steps, arguments.seeds, arguments.gan_seeds, arguments.size = 2, 1, 2, 32
+        arguments.steps, arguments.seeds, arguments.gan_seeds = 2, 1, 2
+        arguments.frames, arguments.size = 5, 32
     size = {"num_frames": arguments.frames, "height": arguments.size, "width": arguments.size}
     arguments.changes = (SMOKE if arguments.smoke else {}) | {"clips": size}
     return arguments
