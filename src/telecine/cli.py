@@ -24,6 +24,7 @@ from telecine.perceptual import weights
 from telecine.report.page import write_report
 from telecine.shapes import argument_error, nearest
 from telecine.training import Interrupted, TrainConfig, TrainingError, TrainResult, train
+from telecine.training.config_file import check_groups
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -189,13 +190,6 @@ def run(command: Command, parser: ArgumentParser, settings: Namespace) -> None:
         values = parser.instantiate(settings)
         config = command.settings(**{item.name: values[item.name] for item in fields(command.settings)})
     command.run(settings, config)
-
-
-def check_groups(options: type, settings: Namespace) -> None:
-    """Raise a `ValueError` where a file gives one value for a whole group of settings."""
-    for name, kind in get_type_hints(options).items():
-        if is_dataclass(kind) and not isinstance(settings[name], Namespace):
-            raise argument_error(name, "a group of settings", settings[name], "Indent `key: value` lines below it.")
 
 
 def root_parser(parsers: dict[str, ArgumentParser]) -> ArgumentParser:

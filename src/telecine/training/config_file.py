@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentError
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
+from telecine.shapes import argument_error
 from telecine.training.config import TrainConfig
 
 
@@ -21,7 +23,7 @@ def read_config(path: str | PathLike[str]) -> TrainConfig:
         FileNotFoundError: If there is no such file.
         ValueError: If a setting is unknown or of another kind.
     """
-    return config_from(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    return config_from(yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {})
 
 
 def config_from(settings: Mapping[str, Any]) -> TrainConfig:
@@ -30,7 +32,21 @@ def config_from(settings: Mapping[str, Any]) -> TrainConfig:
     Raises:
         ValueError: If a setting is unknown or of another kind.
     """
+    if not isinstance(settings, Mapping):
+        raise argument_error("settings", "`key: value` lines", settings, "Write one setting a line.")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TrainConfig)
-    values = parser.instantiate(parser.parse_object(dict(settings)))
+    try:
+        parsed = parser.parse_object(dict(settings))
+    except ArgumentError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    check_groups(TrainConfig, parsed)
+    values = parser.instantiate(parsed)
     return TrainConfig(**{item.name: values[item.name] for item in fields(TrainConfig)})
+
+
+def check_groups(options: type, settings: Namespace) -> None:
+    """Raise a `ValueError` where one value stands for a whole group of settings."""
+    for name, kind in get_type_hints(options).items():
+        if is_dataclass(kind) and not isinstance(settings[name], Namespace):
+            raise argument_error(name, "a group of settings", settings[name], "Indent `key: value` lines below it.")
