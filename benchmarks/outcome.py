@@ -36,10 +36,10 @@ METRICS = {
     "sharpness": "sharpness",
 }
 DIGITS = {"psnr": 2, "ssim": 3, "lpips_alex": 4, "flicker": 4, "sharpness": 3}
-# A GAN that costs this much PSNR, in dB, against the run of the same seed without it has collapsed,
+# A GAN that costs this much PSNR, in dB, against the run of the same seed without it has collapsed.
 COLLAPSE = 1.0
-# and so has one whose discriminators are found to be of no use, or that is not finite.
-COLLAPSE_RULES = ("discriminator_saturated", "discriminator_collapsed")
+# What says that discriminators were of no use for a while.
+USELESS = ("discriminator_saturated", "discriminator_collapsed")
 # How much PSNR a GAN may cost, in dB.
 TOLERANCE = 0.3
 
@@ -109,9 +109,9 @@ Outcomes = dict[tuple[str, int], Outcome]
 
 def collapsed(outcome: Outcome, base: Outcome) -> bool:
     """Say whether the discriminators spoiled a run, in comparison with the one of the same seed without them."""
-    if {DIVERGED, *COLLAPSE_RULES} & set(outcome.warnings):
-        return True
-    return bool(base.metrics) and outcome.metrics["psnr"] < base.metrics["psnr"] - COLLAPSE
+    if not (outcome.metrics and base.metrics):
+        return not outcome.metrics
+    return outcome.metrics["psnr"] < base.metrics["psnr"] - COLLAPSE
 
 
 def spread(values: Sequence[float], digits: int, sign: str = "") -> str:
@@ -136,12 +136,13 @@ def gains(name: str, metric: str, outcomes: Outcomes, seeds: Sequence[int]) -> l
 
 
 def gain_row(name: str, outcomes: Outcomes, seeds: Sequence[int]) -> list[str]:
-    """Return a variant's line: differences to the runs of the same seeds without a GAN, and how many collapsed."""
+    """Return a variant's line: differences to the runs of the same seeds without a GAN, and what became of them."""
     cells = [spread(gains(name, metric, outcomes, seeds), DIGITS[metric], "+") for metric in METRICS]
     lower = sum(gain < 0 for gain in gains(name, "lpips_alex", outcomes, seeds))
     num_collapsed = sum(collapsed(outcomes[name, seed], outcomes[BASE, seed]) for seed in seeds)
-    fate = NOTHING if name == MSE else f"{num_collapsed} of {len(seeds)}"
-    return [name, *cells, f"{lower} of {len(seeds)}", fate]
+    num_warned = sum(bool({*USELESS} & {*outcomes[name, seed].warnings}) for seed in seeds)
+    fates = [NOTHING if name == MSE else f"{number} of {len(seeds)}" for number in (num_collapsed, num_warned)]
+    return [name, *cells, f"{lower} of {len(seeds)}", *fates]
 
 
 def seed_row(seed: int, outcomes: Outcomes) -> list[str]:
@@ -160,7 +161,7 @@ def print_tables(outcomes: Outcomes, few: Sequence[int], many: Sequence[int]) ->
     print(f"Mean and standard deviation over seeds {few[0]} to {few[-1]}:\n")
     print(table(["objective", *METRICS.values()], [variant_row(name, outcomes, few) for name in VARIANTS]))
     print(f"\nDifference to {BASE} with the same seed:\n")
-    header = ["objective", *METRICS.values(), "LPIPS-Alex lower", "collapsed"]
+    header = ["objective", *METRICS.values(), "LPIPS-Alex lower", "collapsed", "warned"]
     rows = [gain_row(name, outcomes, few) for name in VARIANTS if name != BASE]
     of_many = gain_row(GAN, outcomes, many)
     print(table(header, [*rows, [f"{GAN}, seeds {many[0]} to {many[-1]}", *of_many[1:]]]))
