@@ -14,7 +14,7 @@ from torch import Tensor
 
 from telecine.data import DecodeError, VideoInfo, index_video, iterate_clips, iterate_frames, read_clip
 
-from .videos import damage, moving_frames, numbered_frames, numbers_of, turn_right, write_video
+from .videos import damage, moving_frames, numbered_frames, numbers_of, turn_right, write_greys, write_video
 
 NUM_FRAMES = 60
 OPEN_GOP = {"x264_params": "open-gop=1:keyint=10:bframes=3:b-adapt=0"}
@@ -119,6 +119,15 @@ def test_colours_follow_the_matrix_that_the_file_names(tmp_path: Path, matrix: C
     path = write_video(tmp_path / "tagged.mp4", colours, "libx264", matrix=matrix, crf="1")
     error = (read_clip(index_video(path), 0, 2).int() - colours.int()).abs().max()
     assert error <= 4
+
+
+@pytest.mark.parametrize("size", [None, (24, 32), (46, 62), (96, 128)])
+def test_greys_are_exact_whatever_the_chroma(tmp_path: Path, size: tuple[int, int] | None) -> None:
+    lumas = [16, 50, 81, 125, 126, 180, 210, 235]
+    exact = (torch.tensor(lumas) - 16)[:, None, None, None] * 255 / 219
+    for pixel_format in ("yuv420p", "yuv422p", "yuv444p"):
+        info = index_video(write_greys(tmp_path / f"{pixel_format}.mkv", lumas, pixel_format))
+        assert (read_clip(info, 0, len(lumas), size=size) - exact).abs().max() < 0.51
 
 
 def test_rotation_is_applied(tmp_path: Path) -> None:

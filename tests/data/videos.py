@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 import torch
 import webdataset
-from av.video.reformatter import Colorspace
+from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image
 from torch import Tensor
 
@@ -77,6 +77,22 @@ def write_video(
                 frame = frame.reformat(format="yuv420p", dst_colorspace=matrix)
             frame.time_base = Fraction(1, 1000)
             frame.pts = pts[number] if pts else number * 1000 // fps
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def write_greys(path: Path, lumas: list[int], pixel_format: str) -> Path:
+    """Write a grey frame of 48 x 64 for each luma, without loss, in BT.709 with the limited range of levels."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, pixel_format
+        stream.codec_context.colorspace, stream.codec_context.color_range = int(Colorspace.ITU709), int(ColorRange.MPEG)
+        for number, luma in enumerate(lumas):
+            frame = av.VideoFrame(64, 48, pixel_format)
+            for plane, level in zip(frame.planes, (luma, 128, 128), strict=True):
+                plane.update(bytes([level]) * plane.buffer_size)
+            frame.pts, frame.time_base = number, Fraction(1, 25)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path

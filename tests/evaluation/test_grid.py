@@ -36,7 +36,7 @@ def test_a_grid_stands_out_at_its_period_only(clips, period):
     little, much = (excesses(clips + grid(clips, period, amplitude), clips) for amplitude in (0.005, 0.05))
     assert (little.pop(period) > 0.2).all()
     assert (much.pop(period) > 2 * NO_GRID).all()
-    assert all((abs(values) < 0.3).all() for values in (*little.values(), *much.values()))
+    assert all((abs(values) < 0.45).all() for values in (*little.values(), *much.values()))
 
 
 def test_a_sharp_grid_shows_at_its_period_and_its_multiples(clips):
@@ -45,7 +45,7 @@ def test_a_sharp_grid_shows_at_its_period_and_its_multiples(clips):
     lines[..., :, ::8] += 0.1
     found = excesses(clips + lines, clips)
     assert all((found[period] > NO_GRID).all() for period in (2, 4, 8)), found
-    assert (abs(found[16]) < 0.5).all()
+    assert (abs(found[16]) < 0.7).all()
 
 
 def test_a_checkerboard_is_a_grid_of_period_2(clips):

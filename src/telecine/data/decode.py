@@ -23,7 +23,10 @@ from telecine.shapes import argument_error
 
 # The scaler widens its filter when it shrinks, so this does not alias. Of its filters it is the nearest to the usual
 # antialiased bicubic: 50 dB on a zone plate brought from 720p to 128, where `AREA` reaches 30 and bilinear 36.
-INTERPOLATION = Interpolation.BICUBIC
+# Without full chroma interpolation and accurate rounding, videos of 4:2:0 and 4:2:2 come out up to 2 levels too dark.
+# PyAV before 18 has no names for these two flags of swscale, but takes numbers.
+_FULL_CHROMA, _ACCURATE_ROUNDING = 1 << 13, 1 << 18
+INTERPOLATION = int(Interpolation.BICUBIC) | _FULL_CHROMA | _ACCURATE_ROUNDING
 # Codecs whose packets say whether another frame depends on them, so that the decoder can leave out those that do not.
 _MARKED_BY_CODEC = frozenset({"h264"})
 # Before 19, PyAV refuses a file whose title is not UTF-8 unless told otherwise; since then it cannot be told.
