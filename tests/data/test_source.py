@@ -13,6 +13,7 @@ import torch
 from telecine.data import (
     ClipConfig,
     ClipDataset,
+    DecodedCache,
     DecodeError,
     index_video,
     iterate_frames,
@@ -86,6 +87,18 @@ def test_clips_of_a_shard_equal_those_of_the_files(shard: Path, files: list[Path
     for clip in clips:
         clip["source"] = str(files[0].parent / Path(clip["source"]).name)
     assert_same_clips(clips, [loose[i] for i in range(6)])
+
+
+def test_members_of_one_name_are_cached_apart(tmp_path: Path) -> None:
+    frames = numbered_frames(10)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for first in (0, 5):
+            tar.add(write_video(tmp_path / "source.mp4", frames[first : first + 5]), "same.mp4")
+    members = [whole_video(index_video(member)) for member in members_of(tmp_path / "a.tar")]
+    config = ClipConfig(num_frames=5, height=48, width=64, num_workers=0, cache=True)
+    cache = DecodedCache(members, config)
+    (bucket,) = config.sizes
+    assert [numbers_of(cache.read(span, 0, bucket)) for span in members] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
 
 
 def test_only_videos_and_images_that_are_files(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from telecine.data.config import ClipConfig
 from telecine.data.decode import read_clip
 from telecine.data.errors import DataError, DecodeError
 from telecine.data.progress import with_progress
+from telecine.data.source import Source
 from telecine.data.split import Span
 from telecine.shapes import argument_error
 
@@ -74,8 +75,9 @@ def _decode(span: Span, bucket: Bucket, config: ClipConfig) -> Tensor | None:
         return None
 
 
-def _key(span: Span, bucket: Bucket) -> tuple[str, int, int, int, int]:
-    return str(span.info.path), span.first_frame, span.last_frame, bucket.height, bucket.width
+def _key(span: Span, bucket: Bucket) -> tuple[Source, int, int, int, int]:
+    # The path itself, of which that of a member holds its place: a tar file may hold two of one name.
+    return span.info.path, span.first_frame, span.last_frame, bucket.height, bucket.width
 
 
 def num_cached_bytes(spans: Sequence[Span], config: ClipConfig) -> int:
