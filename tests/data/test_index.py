@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import pickle
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from telecine.data import DataError, DecodeError, index_video, index_videos
+from telecine.data import DataError, DecodeError, index_video, index_videos, read_clip
 
-from .videos import damage, numbered_frames, truncate, write_audio, write_video
+from .videos import damage, moving_frames, numbered_frames, numbers_of, truncate, write_audio, write_video
 
 
 def _text(path: Path) -> Path:
@@ -53,6 +54,31 @@ def test_bad_files_say_why(tmp_path: Path, name: str) -> None:
     path = make(tmp_path / name)
     with pytest.raises(DecodeError, match=f"{name}: .*({reason})"):
         index_video(path)
+
+
+def _trim(path: Path) -> Path:
+    """Let an MP4's edit list end after half of the frames, as a player's trimming does."""
+    content = bytearray(path.read_bytes())
+    place = content.index(b"elst") + 12
+    (duration,) = struct.unpack_from(">I", content, place)
+    struct.pack_into(">I", content, place, duration // 2)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("options", [{"g": "5"}, {"g": "5", "bf": "2"}])
+def test_an_edit_list_may_end_a_video_before_its_last_frame(tmp_path: Path, options: dict[str, str]) -> None:
+    info = index_video(_trim(write_video(tmp_path / "trimmed.mp4", numbered_frames(25), **options)))
+    assert info.num_frames == 13
+    assert numbers_of(read_clip(info, 0, 13)) == list(range(13))
+
+
+def test_a_trimmed_video_that_is_cut_off_is_noticed(tmp_path: Path) -> None:
+    options = {"movflags": "+faststart"}
+    path = write_video(tmp_path / "cut.mp4", moving_frames(30), "libx264", container_options=options, g="5")
+    assert index_video(_trim(path)).num_frames == 15
+    with pytest.raises(DecodeError, match=r"cut\.mp4: ends early, after [0-9]+ frames"):
+        index_video(truncate(path, 0.6))
 
 
 def test_bad_files_among_good_ones_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -157,8 +157,11 @@ def _scan_packets(path: str | PathLike[str] | TarMember) -> _Scan:
 
 
 def _ends_early(container: Any, stream: Any, num_packets: int) -> bool:
-    """Say whether an MP4 holds fewer frames than its table lists; other containers' counts are only estimates."""
-    return "mp4" in container.format.name and num_packets < stream.frames
+    """Say whether an MP4 holds fewer frames than its table lists; other containers' counts are only estimates.
+
+    Of the table, the entries that an edit list leaves out do not count.
+    """
+    return "mp4" in container.format.name and num_packets < min(stream.frames, len(stream.index_entries))
 
 
 def _scan_frames(path: str | PathLike[str] | TarMember) -> tuple[list[tuple[int, bool]], bool]:
