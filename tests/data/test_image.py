@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,21 @@ def test_orientation(tmp_path: Path, orientation: int) -> None:
     info = index_image(path)
     assert (info.height, info.width) == tuple(flipped.shape[:2])
     assert torch.equal(read_image(path), flipped)
+
+
+ODD_ORIENTATIONS = {
+    "0": struct.pack("<HHIHH", 0x0112, 3, 1, 0, 0),
+    "9": struct.pack("<HHIHH", 0x0112, 3, 1, 9, 0),
+    "text": struct.pack("<HHI4s", 0x0112, 2, 2, b"6"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_ORIENTATIONS)
+def test_an_orientation_that_is_none_turns_nothing(tmp_path: Path, name: str) -> None:
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + ODD_ORIENTATIONS[name] + bytes(4)
+    path = save(Image.fromarray(PIXELS.numpy()), tmp_path / "image.jpg", exif=exif)
+    info = index_image(path)
+    assert (info.height, info.width) == read_image(path).shape[:2] == (48, 64)
 
 
 def test_broken_images_say_why(tmp_path: Path) -> None:

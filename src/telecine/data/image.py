@@ -21,8 +21,8 @@ from telecine.data.source import Source, read_bytes
 # What Pillow raises for files that are broken, cut off, of another kind, or larger than it deems safe.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 _EXIF_ORIENTATION = 0x0112
-# Orientations from this on swap height and width.
-_FIRST_TURNED = 5
+# Those that swap height and width. What is no orientation, of another type even, turns nothing.
+_TURNED = (5, 6, 7, 8)
 
 
 def index_image(source: Source) -> VideoInfo:
@@ -32,7 +32,7 @@ def index_image(source: Source) -> VideoInfo:
         DecodeError: it cannot be opened, or is no image.
     """
     with _opened(source) as image:
-        turned = image.getexif().get(_EXIF_ORIENTATION, 1) >= _FIRST_TURNED
+        turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
         width, height = image.size[::-1] if turned else image.size
     return VideoInfo(source, width, height, 1.0, array("q", [0]), array("q", [0]), is_image=True)
 

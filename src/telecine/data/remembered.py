@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 INDEX_NAME = ".telecine-index"
 # Raise it whenever what is stored, or what `index_video` finds out, changes: older files are then made anew.
-_FORMAT = [1, sys.byteorder]
+_FORMAT = [2, sys.byteorder]
 _FIELDS = ("width", "height", "fps", "seekable", "time_base", "is_image")
 
 Stamp: TypeAlias = tuple[int, ...]
