@@ -14,7 +14,7 @@ from torch import Tensor
 
 from telecine.data import DecodeError, VideoInfo, index_video, iterate_clips, iterate_frames, read_clip
 
-from .videos import damage, moving_frames, numbered_frames, numbers_of, turn_right, write_greys, write_video
+from .videos import damage, moving_frames, numbered_frames, numbers_of, show_by, turn_right, write_greys, write_video
 
 NUM_FRAMES = 60
 OPEN_GOP = {"x264_params": "open-gop=1:keyint=10:bframes=3:b-adapt=0"}
@@ -138,6 +138,21 @@ def test_rotation_is_applied(tmp_path: Path) -> None:
     assert torch.equal(read_clip(info, 0, 4), upright)
     assert torch.equal(torch.stack(list(iterate_frames(info.path))), upright)
     assert read_clip(info, 0, 4, size=(32, 20)).shape == (4, 32, 20, 3)
+
+
+MIRRORED = {
+    (-1, 0, 0, 1): lambda frames: frames.flip(2),
+    (1, 0, 0, -1): lambda frames: frames.flip(1),
+    (0, 1, 1, 0): lambda frames: frames.transpose(1, 2),
+    (0, -1, -1, 0): lambda frames: frames.transpose(1, 2).flip(1, 2),
+}
+
+
+@pytest.mark.parametrize("matrix", MIRRORED)
+def test_mirrored_videos_are_shown_so(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
+    frames = moving_frames(2)
+    info = index_video(show_by(write_video(tmp_path / "selfie.mp4", frames), matrix))
+    assert torch.equal(read_clip(info, 0, 2), MIRRORED[matrix](frames))
 
 
 def _reads(info: VideoInfo, position: int, expected: Tensor) -> bool:

@@ -128,9 +128,15 @@ def truncate(path: Path, share: float) -> Path:
 
 def turn_right(path: Path) -> Path:
     """Write into an MP4's track header that it is to be shown turned by 90 degrees clockwise."""
+    return show_by(path, (0, 1, -1, 0))
+
+
+def show_by(path: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """Write into an MP4's track header where one step to the right and one step down lead when it is shown."""
     content = bytearray(path.read_bytes())
-    matrix = content.index(b"tkhd") + 4 + 40
-    content[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    place = content.index(b"tkhd") + 4 + 40
+    a, b, c, d = (value << 16 for value in matrix)
+    content[place : place + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(content)
     return path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from bisect import bisect_right
 from collections.abc import Container, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -72,6 +73,15 @@ def turns(frame: Any) -> int:
     return round(frame.rotation / 90) % 4
 
 
+def _is_mirrored(frame: Any) -> bool:
+    """Say whether a frame is to be mirrored upside down, before it is turned, for display."""
+    side_data = frame.side_data.get("DISPLAYMATRIX")
+    if side_data is None:
+        return False
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(side_data))
+    return bool(a * d < b * c)
+
+
 def display_size(frame: Any) -> tuple[int, int]:
     """Return `(height, width)` as displayed, which rotation metadata swaps. Pixels are taken as square."""
     return (frame.width, frame.height) if turns(frame) % 2 else (frame.height, frame.width)
@@ -99,7 +109,7 @@ def rgb_frames(frames: Iterable[Any], size: tuple[int, int] | None = None) -> It
             threads=1,  # worker processes are the parallelism here
         )
         pixels = torch.from_numpy(rgb.to_ndarray())
-        yield torch.rot90(pixels, turns(frame), (0, 1))
+        yield torch.rot90(pixels.flip(0) if _is_mirrored(frame) else pixels, turns(frame), (0, 1))
 
 
 def iterate_frames(path: str | PathLike[str], size: tuple[int, int] | None = None) -> Iterator[Tensor]:
