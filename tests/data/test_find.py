@@ -23,6 +23,18 @@ def test_find_videos(tmp_path: Path) -> None:
     assert find_videos(str(tmp_path / "a.webm")) == [tmp_path / "a.webm"]
 
 
+def test_linked_folders_are_searched_once(tmp_path: Path) -> None:
+    for name in ("data/real/a.mp4", "elsewhere/b.mp4", "elsewhere/.c/d.mp4"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    data = tmp_path / "data"
+    links = {"linked": tmp_path / "elsewhere", "other": tmp_path / "elsewhere", "again": data / "real", ".e": data}
+    links |= {"real/cycle": data, "gone": tmp_path / "nowhere"}
+    for name, target in links.items():
+        (data / name).symlink_to(target)
+    assert [path.relative_to(data).as_posix() for path in find_videos(data)] == ["linked/b.mp4", "real/a.mp4"]
+
+
 def test_missing_path_and_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"must be a video file or a folder, but got .*nowhere, which does not exist"):
         find_videos(tmp_path / "nowhere")

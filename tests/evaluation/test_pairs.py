@@ -69,6 +69,9 @@ def test_what_is_a_folder_of_videos(videos, model_folder, copy, tmp_path):
     assert holds_videos(videos)
     assert holds_videos(videos / "one.mp4")
     assert holds_videos(videos / "below")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "linked").symlink_to(videos)
+    assert holds_videos(tmp_path / "links")
     assert not holds_videos(model_folder)
     assert not holds_videos(tmp_path / "nowhere")
     (copy / "config.yaml").touch()  # a run, with its side_by_side.mp4

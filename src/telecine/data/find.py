@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from glob import glob, has_magic
 from itertools import chain
@@ -40,7 +42,7 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[Path]:
         raise argument_error(
             name, "a video file or a folder", f"{path}, which does not exist", "Check the path.", DataError
         )
-    videos = [file for file in _files(path) if is_footage(file) and not is_image(file)]
+    videos = [file for file in files_below(path) if is_footage(file) and not is_image(file)]
     if not videos:
         contract = f"a folder that holds videos ({', '.join(sorted(VIDEO_SUFFIXES))})"
         remedy = "Check the path; folders below it are searched too."
@@ -73,7 +75,7 @@ def find_stretches(path: str | PathLike[str], members: Members, *, name: str = "
 def _at(path: Path, members: Members) -> Iterator[Stretch]:
     suffix = path.suffix.lower()
     if path.is_dir():
-        for file in _files(path):
+        for file in files_below(path):
             if is_footage(file) or file.suffix.lower() in ARCHIVE_SUFFIXES:
                 yield from _at(file, members)
     elif suffix in LIST_SUFFIXES:
@@ -84,8 +86,25 @@ def _at(path: Path, members: Members) -> Iterator[Stretch]:
         yield Stretch(path)
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if not is_hidden(file.relative_to(folder)) and file.is_file())
+def files_below(folder: Path) -> list[Path]:
+    """List the files in a folder and below it, sorted, without hidden ones.
+
+    Links to folders are followed, but no folder is listed twice: links come after what lies in the folder itself.
+    """
+    files: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    pending = deque([folder])
+    while pending:
+        for place, folders, names in os.walk(pending.popleft()):
+            status = os.stat(place)
+            folders[:] = sorted(name for name in folders if not is_hidden(Path(name)))
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            pending += [path for name in folders if (path := Path(place, name)).is_symlink()]
+            files += [Path(place, name) for name in names if not is_hidden(Path(name))]
+    return sorted(file for file in files if file.is_file())
 
 
 def _check_local(path: str, name: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from telecine.data import VideoInfo, find_videos, index_videos
+from telecine.data.find import files_below
 from telecine.data.source import VIDEO_SUFFIXES
 from telecine.shapes import argument_error
 
@@ -22,7 +23,7 @@ def holds_videos(path: Path) -> bool:
         return path.suffix.lower() in VIDEO_SUFFIXES
     if not path.is_dir() or any((path / name).is_file() for name in MODEL_FILES):
         return False
-    return any(file.suffix.lower() in VIDEO_SUFFIXES for file in path.rglob("*"))
+    return any(file.suffix.lower() in VIDEO_SUFFIXES for file in files_below(path))
 
 
 def match_videos(infos: Sequence[VideoInfo], *, data: Path, reconstructions: Path) -> dict[str, VideoInfo]:
