@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -77,6 +78,16 @@ def test_a_member_reads_like_a_file(shard: Path, files: list[Path]) -> None:
     assert torch.equal(read_image(members[-1]), read_image(files[-1]))
     assert index_video(members[-1]).is_image
     assert pickle.loads(pickle.dumps(members[0])) == members[0]
+
+
+def test_a_colon_in_a_name_names_no_protocol(
+    tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(files[0], "12:30.mp4")
+    write_shard(tmp_path / "a.tar", files[:1]).rename("a:b.tar")
+    for source in (Path("12:30.mp4"), *members_of(Path("a:b.tar"))):
+        assert numbers_of(read_clip(index_video(source), 3, 2)) == [3, 4]
 
 
 def test_clips_of_a_shard_equal_those_of_the_files(shard: Path, files: list[Path]) -> None:

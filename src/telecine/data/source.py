@@ -42,10 +42,13 @@ def as_source(path: str | PathLike[str] | TarMember) -> Source:
 
 
 def url_of(source: Source) -> str:
-    """Return the name by which FFmpeg opens it; its `subfile` protocol reads a part of a file without copying it."""
+    """Return the name by which FFmpeg opens it; its `subfile` protocol reads a part of a file without copying it.
+
+    Protocols are named, since FFmpeg takes what stands before a colon in a name for one.
+    """
     if isinstance(source, Path):
-        return str(source)
-    return f"subfile,,start,{source.offset},end,{source.offset + source.size},,:{source.archive}"
+        return f"file:{source}"
+    return f"subfile,,start,{source.offset},end,{source.offset + source.size},,:file:{source.archive}"
 
 
 def read_bytes(source: Source) -> bytes:
