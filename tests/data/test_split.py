@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from array import array
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from telecine.data import DataError, Span, VideoInfo, split_videos, whole_video
+from telecine.data import DataError, Span, TarMember, VideoInfo, split_videos, whole_video
 
 
 def _videos(lengths: list[int]) -> list[Span]:
@@ -98,6 +99,19 @@ def test_all_stretches_of_a_video_are_held_out_together() -> None:
     train, held_out = split_videos(videos, 0.1, 9)
     assert (len(train), len(held_out)) == (18, 2)
     assert {span.info.path.name for span in held_out} == {"5.mp4"}
+
+
+@pytest.mark.parametrize("other", ["sub/../v.mp4", "link.mp4"])
+@pytest.mark.parametrize("in_tar", [False, True])
+def test_the_names_of_one_file_stand_for_one_video(tmp_path: Path, other: str, in_tar: bool) -> None:
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "v.mp4")
+    paths = (tmp_path / "v.mp4", tmp_path / other)
+    sources = [TarMember(path, "a.mp4", 512, 99) if in_tar else path for path in paths]
+    one, two = (replace(_videos([100])[0].info, path=source) for source in sources)
+    train, held_out = split_videos([Span(one, 0, 59), Span(two, 40, 99), Span(one, 85, 95)], 0.1, 9)
+    assert (_parts(train), _parts(held_out)) == ([(0, 59), (40, 89)], [(90, 99)])
+    train, held_out = split_videos([Span(one, 40, 99), Span(two, 90, 97)], 0.2, 9)
+    assert (_parts(train), _parts(held_out)) == ([(40, 87)], [(88, 99)])
 
 
 def test_images_are_held_out_whole() -> None:

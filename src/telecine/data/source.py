@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
@@ -39,6 +39,13 @@ Source: TypeAlias = Path | TarMember
 def as_source(path: str | PathLike[str] | TarMember) -> Source:
     """Return a path as a `Path`, and a member of a tar file as it is."""
     return path if isinstance(path, TarMember) else Path(path)
+
+
+def as_one_name(source: Source) -> Source:
+    """Return a source that is the same by all names of one file: links, and paths that go up and down again."""
+    if isinstance(source, TarMember):
+        return replace(source, archive=source.archive.resolve())
+    return source.resolve()
 
 
 def url_of(source: Source) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from telecine.data.errors import DataError
 from telecine.data.info import VideoInfo
-from telecine.data.source import Source
+from telecine.data.source import Source, as_one_name
 from telecine.shapes import argument_error
 
 # With fewer videos than this, a part of each is held out instead of whole ones.
@@ -96,14 +96,14 @@ def _by_video(spans: Sequence[Span]) -> list[list[Span]]:
     """Return the spans of each video together, in the order in which the videos come."""
     videos: dict[Source, list[Span]] = {}
     for span in spans:
-        videos.setdefault(span.info.path, []).append(span)
+        videos.setdefault(as_one_name(span.info.path), []).append(span)
     return list(videos.values())
 
 
 def _apart_from(held_out: Sequence[Span], spans: Sequence[Span]) -> list[Span]:
     """Return the spans whose video is not held out, not even in part."""
-    taken = {span.info.path for span in held_out}
-    return [span for span in spans if span.info.path not in taken]
+    taken = {as_one_name(span.info.path) for span in held_out}
+    return [span for span in spans if as_one_name(span.info.path) not in taken]
 
 
 def whole_video(info: VideoInfo) -> Span:
