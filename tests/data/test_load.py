@@ -42,6 +42,20 @@ def test_a_list_with_stretches(folder: Path, caplog: pytest.LogCaptureFixture) -
     assert "a.mp4 (begins at 2.0 s, after the end of the video)" in caplog.text
 
 
+def test_a_stretch_between_two_frames_is_said_to_hold_none(folder: Path) -> None:
+    (folder / "list.csv").write_text(
+        "path,start,end,start_frame,end_frame\na.mp4,0.01,0.02,,\na.mp4,1,,,20\na.mp4,,0.4,30,\na.mp4,,,60,70\na.mp4,,,,\n"
+    )
+    spans, skipped = load_spans(folder / "list.csv")
+    assert [(span.first_frame, span.last_frame) for span in spans] == [(0, 49)]
+    assert [skip.reason for skip in skipped] == [
+        "holds no frame from 0.01 s to 0.02 s",
+        "holds no frame from 1.0 s to frame 20",
+        "holds no frame from frame 30 to 0.4 s",
+        "begins at frame 60, after the end of the video",
+    ]
+
+
 def test_a_list_of_stretches_that_are_all_too_late(folder: Path) -> None:
     (folder / "list.jsonl").write_text('{"path": "a.mp4", "start_frame": 50}')
     with pytest.raises(

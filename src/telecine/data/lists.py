@@ -35,12 +35,22 @@ class Stretch:
     """Position of the frame before which the stretch ends."""
 
     def span_in(self, info: VideoInfo) -> Span | None:
-        """Return the frames of the indexed video, or None if the stretch begins after its end."""
-        first, end = self.start_frame or 0, info.num_frames if self.end_frame is None else self.end_frame
-        first = first if self.start is None else info.position_at(self.start)
+        """Return the frames of the indexed video, or None if there are none in the stretch."""
+        first, end = self._first_in(info), info.num_frames if self.end_frame is None else self.end_frame
         end = end if self.end is None else info.position_at(self.end)
         whole = whole_video(info)
         return Span(info, first, min(end - 1, whole.last_frame)) if first < min(end, info.num_frames) else None
+
+    def why_empty(self, info: VideoInfo) -> str:
+        """Say why no frame of the indexed video is in the stretch."""
+        start = f"frame {self.start_frame or 0}" if self.start is None else f"{self.start} s"
+        if self._first_in(info) >= info.num_frames:
+            return f"begins at {start}, after the end of the video"
+        end = f"frame {self.end_frame}" if self.end is None else f"{self.end} s"
+        return f"holds no frame from {start} to {end}"
+
+    def _first_in(self, info: VideoInfo) -> int:
+        return (self.start_frame or 0) if self.start is None else info.position_at(self.start)
 
 
 def read_list(path: Path) -> list[Stretch]:

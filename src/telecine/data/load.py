@@ -9,7 +9,6 @@ from pathlib import Path
 from telecine.data.errors import DataError
 from telecine.data.find import find_stretches
 from telecine.data.index import Skipped, index_videos, listed
-from telecine.data.lists import Stretch
 from telecine.data.remembered import RememberedIndex
 from telecine.data.split import Span
 from telecine.shapes import argument_error
@@ -40,15 +39,12 @@ def load_spans(path: str | PathLike[str], *, name: str = "data") -> tuple[list[S
     found = {info.path: info for info in infos}
     present = [stretch for stretch in stretches if stretch.source in found]
     spans = [stretch.span_in(found[stretch.source]) for stretch in present]
-    late = [_late(stretch) for stretch, span in zip(present, spans, strict=True) if span is None]
-    if len(late) == len(present):
+    empty = [stretch for stretch, span in zip(present, spans, strict=True) if span is None]
+    passed_over = [Skipped(stretch.source, stretch.why_empty(found[stretch.source])) for stretch in empty]
+    if len(passed_over) == len(present):
+        contract = "a list of stretches with frames inside their videos"
         remedy = "A list counts from the first frame of each video."
-        raise argument_error(name, "a list of stretches inside their videos", listed(late), remedy, DataError)
-    if late:
-        logger.warning("skipped %d of %d stretches: %s", len(late), len(present), listed(late))
-    return [span for span in spans if span is not None], skipped + late
-
-
-def _late(stretch: Stretch) -> Skipped:
-    start = f"{stretch.start} s" if stretch.start is not None else f"frame {stretch.start_frame}"
-    return Skipped(stretch.source, f"begins at {start}, after the end of the video")
+        raise argument_error(name, contract, listed(passed_over), remedy, DataError)
+    if passed_over:
+        logger.warning("skipped %d of %d stretches: %s", len(passed_over), len(present), listed(passed_over))
+    return [span for span in spans if span is not None], skipped + passed_over
