@@ -35,6 +35,7 @@ class EvaluateConfig:
     """Where to compute."""
 
     def applied_to(self, clips: ClipConfig) -> ClipConfig:
-        """Return `clips` with the frames, size and stride that are given here, and without zoom."""
+        """Return `clips` with the frames, size and stride that are given here, and without what only training needs."""
         given = {name: getattr(self, name) for name in ("num_frames", "height", "width", "stride")}
-        return replace(clips, **{name: value for name, value in given.items() if value is not None}, scale_jitter=1.0)
+        given = {name: value for name, value in given.items() if value is not None}
+        return replace(clips, **given, buckets=(), image_ratio=0.0, scale_jitter=1.0, cache=False)

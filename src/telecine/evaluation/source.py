@@ -81,7 +81,7 @@ def model_source(checkpoint: Path, config: EvaluateConfig, device: torch.device)
     model = load_model(checkpoint, config.weights, device)
     found = find_checkpoint(checkpoint)
     saved = yaml.safe_load((found / CONFIG_FILE).read_text(encoding="utf-8"))["clips"] if found else {}
-    clips = config.applied_to(ClipConfig(**saved))
+    clips = config.applied_to(ClipConfig(**{**saved, "buckets": ()}))  # they are for training alone
     model.check_clip(clips.num_frames, clips.height, clips.width)
     return ModelSource(model, clips, f"{checkpoint}, weights {config.weights}" if found else str(checkpoint))
 
