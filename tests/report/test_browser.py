@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from telecine.report.clips import ShownClip, write_clips
 from telecine.report.page import write_report
 
-from .runs import STAMPED_FRAMES, number_of, records, write_clips_of, write_run
+from .runs import FPS, STAMPED_FRAMES, number_of, records, stamped, write_clips_of, write_run
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
@@ -421,6 +423,24 @@ def test_a_video_that_is_gone_is_said(browser, tmp_path):
         assert "cannot be played. Is the folder of videos beside this page?" in opened.inner_text("#player-error")
 
     open_other(browser, page, look)
+
+
+def test_what_was_not_measured_is_a_dash_and_sorted_last(browser, tmp_path):
+    run = write_run(tmp_path / "run", records(20))
+    values = {"high": 30.0, "none": math.nan, "low": 20.0}
+    clips = [ShownClip(stamped(2), stamped(2), {"psnr": value}, name, 0) for name, value in values.items()]
+    write_clips(run, 20, clips, fps=FPS)
+
+    def look(page: sync_api.Page) -> None:
+        wait_for_frame(page, 0)
+        cells = page.locator("#clip-table tbody tr td:nth-child(2)")
+        assert cells.all_inner_texts() == ["30.00", "\u2013", "20.00"]
+        page.click("#clip-table thead th:nth-child(2) button")
+        assert cells.all_inner_texts() == ["20.00", "30.00", "\u2013"]
+        page.click("#clip-table thead th:nth-child(2) button")
+        assert cells.all_inner_texts() == ["30.00", "20.00", "\u2013"]
+
+    assert open_other(browser, write_report([run]), look) == []
 
 
 def test_a_run_without_videos_or_figures_opens(browser, tmp_path):

@@ -1,6 +1,7 @@
 """The page as a file: what is in it, what lies beside it, what is refused."""
 
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,10 +10,11 @@ from urllib.parse import unquote
 import pytest
 import torch
 
+from telecine.report.clips import ShownClip, write_clips
 from telecine.report.page import write_report
 from telecine.report.video import write_mp4
 
-from .runs import records, write_clips_of, write_run
+from .runs import FPS, records, stamped, write_clips_of, write_run
 
 EVIL = "</script><script>alert(1)</script><!--&\u2028'\""
 
@@ -143,6 +145,14 @@ def test_an_older_run_shows_its_one_picture(tmp_path):
     assert (validation["step"], validation["amplification"], validation["standingOut"]) == (60, None, [])
     assert (clip["panes"], clip["numFrames"], clip["fps"], clip["height"], clip["width"]) == (1, 7, 10.0, 64, 96)
     assert (run / clip["url"]).read_bytes() == (run / "side_by_side.mp4").read_bytes()
+
+
+def test_a_figure_that_is_not_finite_is_left_out(tmp_path):
+    run = write_run(tmp_path / "run", records(20))
+    clip = ShownClip(stamped(2), stamped(2), {"psnr": math.nan, "ssim": math.inf, "lpips_alex": 0.5}, "a.mp4", 0)
+    write_clips(run, 20, [clip], fps=FPS)
+    (validation,) = data_of(write_report([run]))["validations"]
+    assert validation["clips"][0]["metrics"] == {"psnr": None, "ssim": None, "lpips_alex": 0.5}
 
 
 def test_a_run_that_has_just_begun_says_what_is_missing(tmp_path):

@@ -79,3 +79,14 @@ def test_best_and_worst_by_psnr_and_lpips():
     expected = [("best psnr", 1), ("worst psnr", 0), ("best lpips_alex", 0), ("worst lpips_alex", 1)]
     assert best_and_worst(clips) == expected
     assert best_and_worst(clips[:1]) == []
+
+
+def test_what_is_not_finite_does_not_stand_out():
+    nan = float("nan")
+    clips = [
+        kept(psnr=nan, lpips_alex=nan),
+        kept(psnr=20.0, lpips_alex=0.1),
+        kept(psnr=30.0, lpips_alex=nan),
+        kept(psnr=float("-inf"), lpips_alex=nan),
+    ]
+    assert best_and_worst(clips) == [("best psnr", 2), ("worst psnr", 1)], "one LPIPS is neither best nor worst"

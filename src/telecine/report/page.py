@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -176,7 +177,7 @@ def _clip(run: int, kept: KeptValidation, number: int, clip: KeptClip, videos: V
         "fps": kept.fps,
         "height": clip.height,
         "width": clip.width,
-        "metrics": clip.metrics,
+        "metrics": {name: value if math.isfinite(value) else None for name, value in clip.metrics.items()},
         "framePsnr": clip.frame_psnr,
     }
 

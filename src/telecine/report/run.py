@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,15 +98,17 @@ def run_names(folders: list[Path]) -> list[str]:
 def best_and_worst(clips: list[KeptClip]) -> list[tuple[str, int]]:
     """Return which clips stand out, as (what for, index): by PSNR, where larger is better, and LPIPS, where smaller.
 
-    Nothing for a single clip.
+    Figures that are not finite are left out, and nothing stands out where fewer than two clips have one.
     """
-    if len(clips) < 2:
+    if not clips:
         return []
     names = [name for name in clips[0].metrics if name == "psnr" or name.startswith("lpips")]
     found = []
     for name in names:
-        order = sorted(range(len(clips)), key=lambda index: clips[index].metrics[name], reverse=name == "psnr")
-        found += [(f"best {name}", order[0]), (f"worst {name}", order[-1])]
+        values = {index: clip.metrics[name] for index, clip in enumerate(clips) if math.isfinite(clip.metrics[name])}
+        order = sorted(values, key=values.__getitem__, reverse=name == "psnr")
+        if len(order) > 1:
+            found += [(f"best {name}", order[0]), (f"worst {name}", order[-1])]
     return found
 
 

@@ -27,8 +27,9 @@ function short(value) {
   return String(Number(value.toPrecision(4))).replace("-", "−");
 }
 
-/** Write a number for a column: all of about one size have as many digits. */
+/** Write a number for a column, or a dash for none: all of about one size have as many digits. */
 function even(value) {
+  if (value === null) return "–";
   return value.toFixed(Math.abs(value) < 10 ? 4 : 2).replace("-", "−");
 }
 

@@ -161,8 +161,9 @@ class Player {
     const ascending = head.getAttribute("aria-sort") !== "ascending";
     for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
-    const { clips } = this.validation;
-    const order = clips.map((_, index) => index).sort((a, b) => (key(clips[a]) < key(clips[b]) ? -1 : 1) * (ascending ? 1 : -1));
+    const keys = this.validation.clips.map(key);
+    const compare = (a, b) => (keys[a] === null) - (keys[b] === null) || (keys[a] < keys[b] ? -1 : 1) * (ascending ? 1 : -1);
+    const order = [...keys.keys()].sort(compare); // what was not measured comes last either way
     byId("clip-table").tBodies[0].replaceChildren(...order.map((index) => this.rows[index]));
   }
 
