@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from telecine.autoencoders.lora import merged
 from telecine.autoencoders.pretrained import load_weights, save_model
 from telecine.autoencoders.probe import ClipSizes, find_last_layer
 from telecine.autoencoders.protocol import Reconstruction, VideoAutoencoder
@@ -88,11 +89,12 @@ class OwnAutoencoder(nn.Module):
         self.module.enable_gradient_checkpointing()
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write the module's weights into `folder`, in its own way if it has one."""
-        if hasattr(self.module, "save_pretrained"):
-            self.module.save_pretrained(folder)
+        """Write the module's weights into `folder`, low-rank updates merged, in its own way if it has one."""
+        module = merged(self.module)
+        if hasattr(module, "save_pretrained"):
+            module.save_pretrained(folder)
         else:
-            save_model(self.module, {}, folder)
+            save_model(module, {}, folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy the weights in `folder` into the module, in its own way if it has one.
