@@ -44,3 +44,25 @@ def test_low_rank_updates_are_merged_where_they_are_saved(cls, load, tmp_path):
     alone = cls()
     alone.load_state_dict(load(file))
     torch.testing.assert_close(alone(clip()), model(clip()).video)
+
+
+class Tied(Compressor):
+    """One whose last layer goes by two names, and two of whose layers share a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = self.decoder[1]
+        self.twin = nn.Conv3d(3, 4, 1, bias=False)
+        self.twin.weight = self.encoder.weight
+
+
+def test_weights_of_two_names_are_saved_and_stay_tied(tmp_path):
+    model = OwnAutoencoder(Tied())
+    model.save_pretrained(tmp_path)
+    other = OwnAutoencoder(Tied())
+    other.load_weights(tmp_path)
+    expected = model.module.state_dict()
+    assert set(load_file(tmp_path / "model.safetensors")) == set(expected)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in other.module.state_dict().items())
+    assert other.module.last is other.module.decoder[1]
+    assert other.module.twin.weight is other.module.encoder.weight

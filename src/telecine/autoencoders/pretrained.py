@@ -25,10 +25,21 @@ def save_model(model: nn.Module, config: Mapping[str, Any], folder: str | os.Pat
     """Write a model's weights, then its configuration with the class's name, into `folder`, which is made if needed."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.contiguous() for name, tensor in apart(model.state_dict()).items()}
     text = json.dumps({CLASS_KEY: type(model).__name__, **config}, indent=2) + "\n"
     write_aside(place / WEIGHTS_FILE, lambda path: save_file(weights, path, metadata={"format": "pt"}))
     write_aside(place / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors in memory of their own, as safetensors wants them: tied weights share theirs."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.detach().clone() if place in seen else tensor.detach()
+        seen.add(place)
+    return found
 
 
 def load_config(folder: str | os.PathLike[str], class_name: str, known: Iterable[str]) -> dict[str, Any]:
