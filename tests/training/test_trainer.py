@@ -22,7 +22,7 @@ from telecine.data import ClipConfig
 from telecine.objective.schedule import Ramp
 from telecine.report.curves import draw_curves
 from telecine.report.records import read_records, validations
-from telecine.runs import CHECKPOINTS, checkpoints, find_checkpoint
+from telecine.runs import BEST, CHECKPOINTS, checkpoints, find_checkpoint
 from telecine.training import Interrupted, OptimizerConfig, train
 from telecine.training.build import build_accelerator
 from telecine.training.interrupt import StopRequest
@@ -179,6 +179,18 @@ def test_a_finished_run_is_not_trained_again_but_can_be_made_longer(tiny):
     assert all(torch.equal(before[file][key], after[file][key]) for file in before for key in before[file])
     longer = train(tiny(steps=8), console=quiet())
     assert longer.checkpoint.name == "step-00000008"
+
+
+def test_the_best_is_among_the_checkpoints_where_it_is_asked_for_later(tiny):
+    """The best of all validations was not kept: nobody had asked for it then."""
+    config = tiny(steps=3, val_every=1, save_every=3, keep=1)
+    train(config, console=quiet())
+    best = {"step": 2, "val/psnr": 99.0, "val/ssim": 0.1, "val/lpips_alex": 0.1}
+    path = Path(config.output_dir) / "metrics.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in [*read_records(path)[:1], best]))
+    result = train(replace(config, steps=4, best_metric="psnr"), console=quiet())
+    assert (result.run / BEST).resolve() == result.checkpoint.resolve()
+    assert find_checkpoint(result.run / BEST) is not None
 
 
 @pytest.mark.parametrize(

@@ -276,10 +276,15 @@ class Trainer:
         self.console.print(f"step {self.done}: held-out {numbers}")
 
     def _best_step(self) -> int | None:
-        """Return the step of the best validation after the start, by the metric that the run was asked to go by."""
+        """Return the step of the best validation after the start, by the metric that the run was asked to go by.
+
+        It is one of those whose checkpoint is there, or the present one: others were not kept, as nobody had asked.
+        """
         if self.config.best_metric is None:
             return None
-        best = best_validation(read_records(self.folder / METRICS_FILE), self.config.best_metric)
+        kept = {step for step, _ in checkpoints(self.folder)} | {self.done}
+        records = [record for record in read_records(self.folder / METRICS_FILE) if record["step"] in kept]
+        best = best_validation(records, self.config.best_metric)
         return None if best is None else int(best["step"])
 
     def _save(self) -> Path:
