@@ -48,6 +48,22 @@ def test_the_averaged_weights_are_uploaded_with_a_card(tiny, the_hub):
     assert "| psnr | " in card
 
 
+def test_a_finished_run_uploads_what_could_not_be_uploaded(tiny, the_hub, monkeypatch):
+    _, uploaded = the_hub
+    config = tiny(steps=1, push_to_hub=True)
+    upload_folder = hub.upload_folder
+
+    def fail(**_):
+        raise OSError("the network is down")
+
+    monkeypatch.setattr(hub, "upload_folder", fail)
+    with pytest.raises(OSError, match="the network is down"):
+        train(config, console=Console(quiet=True))
+    monkeypatch.setattr(hub, "upload_folder", upload_folder)
+    train(config, console=Console(quiet=True))
+    assert [(name, message) for name, _, message, _ in uploaded] == [("me/run", "Weights after 1 updates")]
+
+
 def test_the_repository_is_named_after_the_run(tiny, the_hub):
     created, _ = the_hub
     assert hub.create_repository(tiny()) == "me/run"

@@ -164,14 +164,18 @@ class Trainer:
         return self.config.batch_size * self.config.gradient_accumulation_steps * self.accelerator.num_processes
 
     def run(self, stop: StopRequest) -> None:
-        """Train from the last checkpoint to the last step.
+        """Train from the last checkpoint to the last step, then write the report and upload what was asked for.
 
         Raises:
             Interrupted: If asked to stop.
         """
-        if self.done >= self.config.steps:
+        if self.done < self.config.steps:
+            self._train(stop)
+        else:
             self.console.print(f"already trained for {self.done} steps; a larger --steps goes on")
-            return
+        self._publish()
+
+    def _train(self, stop: StopRequest) -> None:
         if self.done == 0:
             self._validate()
         monitor = Monitor(self.console, num_steps=self.config.steps, start=self.done, batch_size=self.clips_per_step)
@@ -180,6 +184,9 @@ class Trainer:
                 self._step(batches, monitor)
                 if any_rank(stop.is_set, self.accelerator.device) and self.done < self.config.steps:
                     raise Interrupted(self._save())
+
+    def _publish(self) -> None:
+        """Write the report and upload the weights; a run that had failed at that does it when it is called again."""
         if self.accelerator.is_main_process:
             write_report([self.folder])
         if self.hub_repository is not None:
