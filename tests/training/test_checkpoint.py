@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from torch import nn
@@ -156,3 +158,13 @@ def test_the_best_one_is_kept_and_led_to(tmp_path):
     write_checkpoint(tmp_path, 4, write_state, keep=1, best=4)
     assert [step for step, _ in checkpoints(tmp_path)] == [4]
     assert (tmp_path / BEST).resolve() == checkpoints(tmp_path)[0][1].resolve()
+
+
+def test_a_run_that_was_copied_without_links_gets_its_link_to_the_best_back(tmp_path):
+    write_checkpoint(tmp_path / "run", 1, write_state, keep=1, best=1)
+    shutil.copytree(tmp_path / "run", tmp_path / "copied")
+    copied = tmp_path / "copied"
+    assert not (copied / BEST).is_symlink()
+    write_checkpoint(copied, 2, write_state, keep=1, best=2)
+    assert (copied / BEST).resolve() == checkpoints(copied)[0][1].resolve()
+    assert sorted(path.name for path in copied.iterdir()) == [BEST, CHECKPOINTS]

@@ -55,10 +55,15 @@ def write_checkpoint(
 
 
 def point_to(link: Path, folder: Path) -> None:
-    """Let `link` lead to `folder`, a neighbour or below one, whatever it led to before."""
+    """Let `link` lead to `folder`, a neighbour or below one, whatever it led to before.
+
+    A folder in its place, which a copy without links has made of one, is removed.
+    """
     aside = link.with_name(f".{link.name}.partial")
     aside.unlink(missing_ok=True)
     aside.symlink_to(folder.relative_to(link.parent), target_is_directory=True)
+    if link.is_dir() and not link.is_symlink():
+        _delete(link)
     os.replace(aside, link)
 
 
@@ -70,6 +75,8 @@ def _remove_leftovers(run: Path) -> None:
 def _delete(folder: Path) -> None:
     """Take a checkpoint out of sight first, so that one deleted half way is never mistaken for a whole one."""
     hidden = folder.with_name(f".{folder.name}.deleted")
+    if hidden.exists():  # as of one that was deleted half way
+        shutil.rmtree(hidden)
     os.replace(folder, hidden)
     shutil.rmtree(hidden)
 
