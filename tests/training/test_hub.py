@@ -64,6 +64,29 @@ def test_a_finished_run_uploads_what_could_not_be_uploaded(tiny, the_hub, monkey
     assert [(name, message) for name, _, message, _ in uploaded] == [("me/run", "Weights after 1 updates")]
 
 
+@pytest.mark.parametrize(
+    ("model", "base"), [(None, "telecine."), ("Wan-AI/Wan2.1", "telecine from Wan-AI/Wan2.1."), ("here", "telecine.")]
+)
+@pytest.mark.parametrize(
+    ("written", "library"),
+    [({"_class_name": "CausalVAE"}, "telecine"), ({"_diffusers_version": "0.35.0"}, "diffusers"), (None, "telecine")],
+)
+def test_the_card_says_what_loads_the_model_and_no_path(tiny, tmp_path, monkeypatch, written, library, model, base):
+    cards = []
+    monkeypatch.setattr(hub, "upload_folder", lambda folder_path, **_: cards.append(folder_path / "README.md"))
+    (tmp_path / "ema").mkdir()
+    if written is not None:
+        (tmp_path / "ema" / "config.json").write_text(json.dumps(written))
+    (tmp_path / "local" / "folder").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    config = tiny(model="local/folder" if model == "here" else model)
+    hub.upload("me/faces", tmp_path, config, {"psnr": 30.0}, steps=7)
+    text = cards[0].read_text()
+    assert f"library_name: {library}\n" in text
+    assert f"trained with {base}\n" in text
+    assert "config.yaml" not in text, "it is not uploaded"
+
+
 def test_the_repository_is_named_after_the_run(tiny, the_hub):
     created, _ = the_hub
     assert hub.create_repository(tiny()) == "me/run"

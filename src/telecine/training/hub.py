@@ -8,9 +8,14 @@ from pathlib import Path
 from huggingface_hub import create_repo, upload_folder
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
+from telecine.autoencoders.load import is_hub_name
+from telecine.autoencoders.pretrained import CONFIG_FILE
+from telecine.files import read_json
 from telecine.shapes import argument_error
 from telecine.training.config import TrainConfig
 
+# The key of a configuration that diffusers alone writes.
+DIFFUSERS_KEY = "_diffusers_version"
 CARD = """---
 library_name: {library}
 tags:
@@ -26,7 +31,7 @@ A video autoencoder trained with telecine{base}.
 |---|---|
 {figures}
 
-Averaged weights after {steps} updates; `config.yaml` has every setting of the run.
+Averaged weights after {steps} updates.
 """
 
 
@@ -58,8 +63,19 @@ def upload(repo_id: str, checkpoint: Path, config: TrainConfig, metrics: Mapping
     """
     folder = checkpoint / "ema"
     figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
-    base = f" from {config.model}" if config.model else ""
-    library = "diffusers" if config.model else "telecine"
-    card = CARD.format(library=library, name=repo_id, base=base, figures=figures, steps=steps)
+    card = CARD.format(
+        library=library_of(folder), name=repo_id, base=base_of(config.model), figures=figures, steps=steps
+    )
     (folder / "README.md").write_text(card, encoding="utf-8")
     upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"Weights after {steps} updates")
+
+
+def library_of(folder: Path) -> str:
+    """Return the library that loads the model in a folder: diffusers where it has written its version there."""
+    config = folder / CONFIG_FILE
+    return "diffusers" if config.is_file() and DIFFUSERS_KEY in read_json(config) else "telecine"
+
+
+def base_of(model: str | None) -> str:
+    """Say from which model of the Hub a run started; paths on this machine are nobody else's business."""
+    return f" from {model}" if model and is_hub_name(model) and not Path(model).exists() else ""
