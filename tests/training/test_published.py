@@ -1,7 +1,9 @@
 """Every video autoencoder of diffusers goes through the trainer, and back to diffusers."""
 
+import json
 import runpy
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,28 @@ def test_going_on_equals_going_straight_bit_for_bit(published, tmp_path, weights
         ours, theirs = (load_file(folder / file) for folder in folders)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), file
+
+
+def test_the_base_model_may_move(published, tmp_path):
+    config = published("wan")
+    train(config, console=quiet())
+    (tmp_path / "wan").rename(tmp_path / "moved")
+    console = Console(record=True, width=1000, file=StringIO())
+    trainer = Trainer(replace(config, model=f"{tmp_path / 'moved'}/", steps=2), console)
+    assert trainer.done == 1
+    assert f"instead of {config.model}" in console.export_text()
+
+
+@pytest.mark.parametrize("change", [{"base_dim": 8}, {"scale_factor_spatial": 16}])
+def test_a_base_model_of_another_architecture_is_refused(published, tmp_path, change):
+    """The second of the two changes no shape of a weight."""
+    config = published("wan")
+    train(config, console=quiet())
+    values = json.loads((tmp_path / "wan" / "config.json").read_text())
+    (tmp_path / "other.json").write_text(json.dumps(values | change))
+    (name,) = change
+    with pytest.raises(ValueError, match=rf"`{name} of .*other.json` must be .* as in .*model"):
+        Trainer(replace(config, model=str(tmp_path / "other.json")), quiet())
 
 
 def test_an_image_batch_leaves_weights_unused_and_trains_all_the_same(published):

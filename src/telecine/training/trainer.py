@@ -56,7 +56,7 @@ from telecine.training.ranks import any_rank, is_left_alone
 from telecine.training.schedule import lr_scale, set_lr
 from telecine.training.step import MicroBatch, update
 from telecine.training.validation import Validation, validate
-from telecine.training.weight_files import WeightFiles
+from telecine.training.weight_files import WeightFiles, check_same_architecture
 
 # Folder of a run in which its trackers keep what they need.
 TRACKER_PROJECT = "tensorboard"
@@ -336,6 +336,7 @@ class Trainer:
     def _load(self, step: int, folder: Path) -> None:
         players = self.players
         state = read_json(folder / STATE_FILE)
+        check_same_architecture(players.autoencoder, folder / "model", self.config.model or "causal_vae")
         with players.ema.applied():
             self.weights.load(players.autoencoder, folder / "ema")
         players.ema.num_updates = state["ema_updates"]
@@ -349,10 +350,19 @@ class Trainer:
         set_random_state(states, self.accelerator.process_index, self.accelerator.device)
         self.done = self.saved = step
         self.console.print(f"going on from {folder}", soft_wrap=True)
-        self._say_what_differs(state)
+        self._say_what_differs(state, saved_settings(folder))
 
-    def _say_what_differs(self, state: dict[str, Any]) -> None:
-        """Say where going on is not exact, which takes the same processes and clips of a step."""
+    def _say_what_differs(self, state: dict[str, Any], settings: dict[str, Any]) -> None:
+        """Say which model's weights are gone on with, and where that is not exact.
+
+        It takes the same processes and clips of a step.
+        """
+        if settings["model"] != self.config.model:
+            self.console.print(
+                f"the model is now {self.config.model} instead of {settings['model']}: the run goes on with its own "
+                "weights",
+                soft_wrap=True,
+            )
         if state["clips_per_step"] != self.clips_per_step:
             self.console.print(
                 f"an update now has {self.clips_per_step} clips instead of {state['clips_per_step']}: the order of "
@@ -417,9 +427,15 @@ def as_yaml(config: TrainConfig) -> str:
     return yaml.safe_dump(json.loads(json.dumps(asdict(config))), sort_keys=False)
 
 
+def saved_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings that a checkpoint was written with."""
+    settings: dict[str, Any] = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    return settings
+
+
 def check_same_networks(config: TrainConfig, folder: Path) -> None:
     """Raise a `ValueError` that names the first setting in which the networks differ from a checkpoint's."""
-    saved = network_settings(yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+    saved = network_settings(saved_settings(folder))
     for name, value in network_settings(yaml.safe_load(as_yaml(config))).items():
         if saved.get(name) != value:
             remedy = "Give the run another folder with --output_dir, or go back to the old setting."
@@ -433,7 +449,8 @@ def network_settings(settings: dict[str, Any]) -> dict[str, Any]:
         for group in ("causal_vae", "discriminator", "trainable")
         for name, value in settings[group].items()
     }
-    networks["model"] = settings["model"]
+    # A base model may have moved; whether it is the same comes out when it is there.
+    networks["model is given"] = settings["model"] is not None
     # The discriminators' linear heads are built for the clips, and only those with a weight are built at all.
     clips = {f"clips.{name}": settings["clips"][name] for name in ("num_frames", "height", "width")}
     objective = settings["objective"]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from telecine.autoencoders import CausalVAE
 from telecine.autoencoders.lora import low_rank_layers
-from telecine.autoencoders.pretrained import mismatches
-from telecine.shapes import argument_error
+from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, mismatches
+from telecine.files import read_json
+from telecine.shapes import argument_error, describe
 from telecine.training.checkpoint import load_tensors, save_tensors
 from telecine.training.sharding import copy_weights
 
@@ -60,6 +64,36 @@ class WeightFiles:
             whole.load_weights(folder)
         if whole is not model:
             copy_weights(whole, into=model)
+
+
+def check_same_architecture(model: Any, folder: Path, name: str) -> None:
+    """Raise a `ValueError` for the first setting of a model that is another one in a folder's configuration.
+
+    Not each of them changes the shape of a weight, at which loading would fail.
+
+    Args:
+        model: The autoencoder.
+        folder: Where one was saved.
+        name: What the model was asked for by.
+    """
+    config = folder / CONFIG_FILE
+    saved = read_json(config) if config.is_file() else {}
+    for key, value in architecture_of(model).items():
+        if key in saved and saved[key] != value:
+            remedy = "Give the run another folder with --output_dir, or go back to the old model."
+            raise argument_error(f"{key} of {name}", f"{saved[key]!r} as in {folder}", describe(value), remedy)
+
+
+def architecture_of(model: Any) -> dict[str, Any]:
+    """Return a model's settings as they are saved with its weights; of a module of one's own none are known."""
+    module = getattr(model, "module", model)
+    if isinstance(module, CausalVAE):
+        values = json.loads(json.dumps(asdict(module.config)))
+    elif hasattr(module, "to_json_string"):  # of diffusers
+        values = json.loads(module.to_json_string())
+    else:
+        return {}
+    return {key: value for key, value in values.items() if key == CLASS_KEY or not key.startswith("_")}
 
 
 @torch.no_grad()
