@@ -134,6 +134,17 @@ def test_a_base_model_of_another_architecture_is_refused(published, tmp_path, ch
         Trainer(replace(config, model=str(tmp_path / "other.json")), quiet())
 
 
+def test_low_rank_updates_refuse_a_base_that_has_changed(published, tmp_path):
+    config = published("wan", trainable=TrainableConfig(weights="lora", lora_rank=2))
+    train(config, console=quiet())
+    other = AutoModel.from_pretrained(config.model)
+    with torch.no_grad():
+        other.encoder.conv_in.bias += 1
+    other.save_pretrained(config.model)
+    with pytest.raises(ValueError, match="`model` must be the one whose low-rank updates"):
+        Trainer(replace(config, steps=2), quiet())
+
+
 def test_an_image_batch_leaves_weights_unused_and_trains_all_the_same(published):
     clips = ClipConfig(num_frames=1, height=32, width=32, num_workers=0)
     trainer = Trainer(published("wan", clips=clips), quiet())

@@ -330,6 +330,7 @@ class Trainer:
             "num_processes": self.accelerator.num_processes,
             "clips_per_step": self.clips_per_step,
             "scaler": scaler.state_dict() if scaler else None,
+            "base": self.weights.base,
         }
         (folder / STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
 
@@ -337,6 +338,7 @@ class Trainer:
         players = self.players
         state = read_json(folder / STATE_FILE)
         check_same_architecture(players.autoencoder, folder / "model", self.config.model or "causal_vae")
+        self.weights.check_base(state.get("base"))
         with players.ema.applied():
             self.weights.load(players.autoencoder, folder / "ema")
         players.ema.num_updates = state["ema_updates"]

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from telecine.autoencoders import CausalVAE
 from telecine.autoencoders.lora import low_rank_layers
-from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, mismatches
+from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, apart, mismatches
 from telecine.files import read_json
 from telecine.shapes import argument_error, describe
 from telecine.training.checkpoint import load_tensors, save_tensors
@@ -25,7 +25,8 @@ class WeightFiles:
     """Writes an autoencoder's weights and reads them back.
 
     Low-rank updates are merged into what others load; a run that goes on needs them apart, which a file beside the
-    folder holds.
+    folder holds. The weights that they update are not in it: `base` is a digest of those, for a run that goes on to
+    compare, and None where there are no updates.
 
     Args:
         model: The autoencoder, before it is sharded. If it will be, a whole copy of it is kept on the CPU, through
@@ -35,6 +36,7 @@ class WeightFiles:
 
     def __init__(self, model: nn.Module, *, is_sharded: bool) -> None:
         self.whole: Any = deepcopy(model).cpu() if is_sharded else None
+        self.base = digest_of_frozen(model) if low_rank_layers(model) else None
 
     def save(self, model: Any, folder: Path | None, name: str) -> None:
         """Write `model` into `folder / name`; without a folder, only hand in this process' shards.
@@ -48,7 +50,14 @@ class WeightFiles:
             return
         model.save_pretrained(folder / name)
         if low_rank_layers(model):
-            save_tensors(_updates(folder / name), dict(_trained(model)))
+            save_tensors(_updates(folder / name), apart(_changing(model)))
+
+    def check_base(self, saved: str | None) -> None:
+        """Raise a `ValueError` where updates were trained on other weights, by the `base` that was saved with them."""
+        if saved is not None and saved != self.base:
+            remedy = "Go back to the old model, or `seed`; or give the run another folder with --output_dir."
+            contract = "the one whose low-rank updates the run has trained"
+            raise argument_error("model", contract, "one of other weights", remedy)
 
     def load(self, model: Any, folder: Path) -> None:
         """Copy the weights in `folder` into `model`; every process has to call this.
@@ -98,12 +107,12 @@ def architecture_of(model: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def load_updates(model: nn.Module, path: Path) -> None:
-    """Copy the trained weights of a file into a model that has low-rank updates.
+    """Copy the trained weights and the buffers of a file into a model that has low-rank updates.
 
     Raises:
         ValueError: They are of other updates.
     """
-    found, expected = load_tensors(path), dict(_trained(model))
+    found, expected = load_tensors(path), _changing(model)
     if problems := mismatches(expected, found):
         remedy = "Give the run another folder with --output_dir, or go back to the old `trainable` settings."
         raise argument_error(str(path), "the run's low-rank updates", problems[0], remedy)
@@ -111,8 +120,20 @@ def load_updates(model: nn.Module, path: Path) -> None:
         weight.copy_(found[name])
 
 
-def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
+def _changing(model: nn.Module) -> dict[str, Tensor]:
+    """Return what training changes: the weights that are trained, and buffers."""
+    state = model.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if value.requires_grad or not isinstance(value, nn.Parameter)}
+
+
+def digest_of_frozen(model: nn.Module) -> str:
+    """Return a digest of the names and values of the weights that are not trained."""
+    digest = sha256()
+    for name, weight in model.named_parameters():
+        if not weight.requires_grad:
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _updates(folder: Path) -> Path:

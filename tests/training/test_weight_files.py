@@ -1,0 +1,55 @@
+"""Low-rank updates go on from a file of their own, on the base that they were trained on."""
+
+import pytest
+import torch
+from torch import nn
+
+from telecine.autoencoders.own import OwnAutoencoder
+from telecine.training.trainable import TrainableConfig, select_trainable
+from telecine.training.weight_files import WeightFiles
+
+
+class Normalised(nn.Module):
+    """An autoencoder whose decoder has statistics without weights, and a layer of two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Conv3d(3, 4, 1)
+        self.decoder = nn.Sequential(nn.Conv3d(4, 4, 1), nn.BatchNorm3d(4, affine=False), nn.Conv3d(4, 3, 1))
+        self.last = self.decoder[2]
+
+    def forward(self, video):
+        return self.decoder(self.encoder(video))
+
+
+def adapted(seed):
+    torch.manual_seed(seed)
+    model = OwnAutoencoder(Normalised())
+    select_trainable(model, TrainableConfig(weights="lora", lora_rank=2))
+    return model, WeightFiles(model, is_sharded=False)
+
+
+def test_updates_and_statistics_go_on(tmp_path):
+    model, files = adapted(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.normal_()
+    model.train()(torch.rand(2, 3, 2, 4, 4))
+    files.save(model, tmp_path, "model")
+    other, others = adapted(0)
+    others.load(other, tmp_path / "model")
+    expected = model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in other.state_dict().items())
+
+
+def test_another_base_is_refused():
+    _, files = adapted(0)
+    adapted(0)[1].check_base(files.base)
+    adapted(1)[1].check_base(None)  # of a checkpoint that does not say
+    with pytest.raises(ValueError, match=r"`model` must be the one whose low-rank updates .* other weights"):
+        adapted(1)[1].check_base(files.base)
+
+
+def test_what_is_saved_whole_has_no_base():
+    assert WeightFiles(OwnAutoencoder(Normalised()), is_sharded=False).base is None
