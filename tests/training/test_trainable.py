@@ -161,6 +161,14 @@ def test_a_model_without_a_decoder_says_so():
         select_trainable(nn.Sequential(nn.Conv3d(3, 3, 1)), TrainableConfig(weights="decoder"))
 
 
+@pytest.mark.parametrize("patterns", [(), ("decoder",)])
+def test_low_rank_updates_of_nothing_are_refused(patterns):
+    model = nn.Module()
+    model.decoder = model.last_layer = nn.ConvTranspose3d(3, 3, 1)
+    with pytest.raises(ValueError, match=r'`weights` must be "all" or "decoder" for a model without .* but got "lora"'):
+        select_trainable(model, lora(patterns=patterns))
+
+
 def lora(**changes):
     return TrainableConfig(**{"weights": "lora", "lora_rank": 2, "lora_alpha": 4.0, **changes})
 

@@ -64,9 +64,18 @@ def select_trainable(autoencoder: Any, config: TrainableConfig) -> list[nn.Param
 
 
 def select_low_rank(model: nn.Module, last_layer: nn.Parameter, config: TrainableConfig) -> list[nn.Parameter]:
-    """Add low-rank updates to the chosen layers; the last layer is trained as a whole where it is among them."""
+    """Add low-rank updates to the chosen layers; the last layer is trained as a whole where it is among them.
+
+    Raises:
+        ValueError: there is no layer that can have one.
+    """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
-    names = matching(list(layers), config.patterns) if config.patterns else of_decoder(model, list(layers))
+    candidates = list(layers) if config.patterns else of_decoder(model, list(layers))
+    if not candidates:
+        contract = '"all" or "decoder" for a model without a linear layer or a convolution that is not transposed'
+        remedy = "Low-rank updates are for these; without `patterns`, for those of the decoder."
+        raise argument_error("weights", contract, f'"lora" for {type(model).__name__}', remedy)
+    names = matching(candidates, config.patterns)
     last = [name for name in names if layers[name].weight is last_layer]
     add_low_rank(model, [name for name in names if name not in last], rank=config.lora_rank, alpha=config.lora_alpha)
     for name in last:
