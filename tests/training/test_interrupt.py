@@ -1,5 +1,6 @@
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -31,3 +32,14 @@ def test_a_second_ctrl_c_interrupts():
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_outside_the_main_thread_signals_are_left_to_it():
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def enter():
+        with stop_on_signal() as stop:
+            return stop.is_set, {number: signal.getsignal(number) for number in SIGNALS}
+
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(enter).result() == (False, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -23,8 +24,14 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a request; a second one acts at once, as usual."""
+    """Turn the first SIGINT or SIGTERM into a request; a second one acts at once, as usual.
+
+    Outside the main thread, where Python lets nobody handle signals, the request never comes.
+    """
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
     previous = {number: signal.getsignal(number) for number in SIGNALS}
 
     def restore() -> None:
