@@ -230,3 +230,11 @@ def test_the_demo_judges_in_its_second_half():
     config = parse_config(RECIPES / "demo.yaml")
     assert config.data is None
     assert 0 < config.objective.disc_start <= config.steps / 2
+
+
+def test_paths_may_begin_with_the_users_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/users/me")
+    names = ("data", "val_data", "model", "output_dir")
+    config = TrainConfig(**{name: f"~/{name}" for name in names})
+    assert [getattr(config, name) for name in names] == [f"/users/me/{name}" for name in names]
+    assert TrainConfig(data="a/~/b").data == "a/~/b"

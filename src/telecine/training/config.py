@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -239,6 +240,9 @@ class TrainConfig:
     """How weights are updated."""
 
     def __post_init__(self) -> None:
+        for name in ("data", "val_data", "model", "output_dir"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
         counts = ("steps", "batch_size", "gradient_accumulation_steps", "val_clips", "keep")
         for name in (*counts, "log_every", "val_every", "save_every"):
             _check_at_least(name, getattr(self, name), 1)
