@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import ModelMixin
 from diffusers.models import autoencoders
+from safetensors import SafetensorError
 
 from telecine.autoencoders import DiagonalGaussian, Posterior, VideoAutoencoder
 from telecine.autoencoders.diffusers import DiffusersAutoencoder, PointPosterior
@@ -335,3 +336,12 @@ def test_looking_changes_nothing(name):
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert all(module.training for module in model.modules())
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_disk_that_takes_no_more_is_an_oserror(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match="no weights could be written to"):
+        DiffusersAutoencoder(tiny_model("wan")).save_pretrained(tmp_path)

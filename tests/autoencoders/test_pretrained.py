@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from telecine.autoencoders import CausalVAE, CausalVAEConfig
+from telecine.autoencoders import CausalVAE, CausalVAEConfig, pretrained
 from telecine.files import write_aside
 
 SMALL = CausalVAEConfig(2, 4, latent_channels=3, base_channels=8, channel_multipliers=(1, 2), blocks_per_level=1)
@@ -61,6 +62,16 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
         write_aside(path, interrupted)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_takes_no_more_is_an_oserror(vae, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(pretrained, "save_file", full)
+    with pytest.raises(OSError, match=r"no weights could be written to .*: No space left"):
+        vae.save_pretrained(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_key_names_the_nearest(folder):

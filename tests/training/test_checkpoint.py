@@ -118,6 +118,13 @@ def test_a_damaged_file_says_what_to_do(tmp_path):
         load_optimizer(optimizer, path)
 
 
+def test_a_disk_that_takes_no_more_is_an_oserror(tmp_path):
+    """A missing folder stands in for the full disk: safetensors raises the same."""
+    path = tmp_path / "missing" / "random.safetensors"
+    with pytest.raises(OSError, match=rf"no weights could be written to {path}: .*No such file"):
+        save_tensors(path, {"weight": torch.zeros(2)})
+
+
 def test_an_optimizer_that_never_stepped_is_restored_empty(tmp_path):
     _, optimizer = trained(0, 0)
     save(optimizer, tmp_path / "optimizer.safetensors")

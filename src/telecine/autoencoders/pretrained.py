@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,27 @@ NUM_NAMED = 3
 
 
 def save_model(model: nn.Module, config: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
-    """Write a model's weights, then its configuration with the class's name, into `folder`, which is made if needed."""
+    """Write a model's weights, then its configuration with the class's name, into `folder`, which is made if needed.
+
+    Raises:
+        OSError: they cannot be written.
+    """
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.contiguous() for name, tensor in apart(model.state_dict()).items()}
     text = json.dumps({CLASS_KEY: type(model).__name__, **config}, indent=2) + "\n"
-    write_aside(place / WEIGHTS_FILE, lambda path: save_file(weights, path, metadata={"format": "pt"}))
+    with writing_weights(place):
+        write_aside(place / WEIGHTS_FILE, lambda path: save_file(weights, path, metadata={"format": "pt"}))
     write_aside(place / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+
+
+@contextmanager
+def writing_weights(place: Path) -> Iterator[None]:
+    """Raise an `OSError` where safetensors cannot write, as on a full disk; its own error is none."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"no weights could be written to {place}: {error}") from error
 
 
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

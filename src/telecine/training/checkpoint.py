@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from telecine.autoencoders.pretrained import writing_weights
 from telecine.runs import BEST, CHECKPOINTS, checkpoint_folder, checkpoints
 from telecine.shapes import argument_error
 from telecine.training.ranks import all_gathered
@@ -91,8 +92,13 @@ def _flush(folder: Path) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors by name as safetensors."""
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    """Write tensors by name as safetensors.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    with writing_weights(path):
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from telecine.autoencoders.diffusers.loading import build_module, copy_weights, 
 from telecine.autoencoders.diffusers.passage import Passage, clear_caches, decode, encode
 from telecine.autoencoders.diffusers.posterior import LatentPosterior, auxiliary_losses
 from telecine.autoencoders.lora import merged
+from telecine.autoencoders.pretrained import writing_weights
 from telecine.autoencoders.probe import ClipSizes, find_last_layer
 from telecine.autoencoders.protocol import Reconstruction
 from telecine.randomness import Generators
@@ -124,9 +126,14 @@ class DiffusersAutoencoder(nn.Module):
         enable_checked(self.module, self.sizes)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write the configuration and the weights, low-rank updates merged, as diffusers loads them by itself."""
+        """Write the configuration and the weights, low-rank updates merged, as diffusers loads them by itself.
+
+        Raises:
+            OSError: they cannot be written.
+        """
         clear_caches(self.module)
-        merged(self.module).save_pretrained(folder)
+        with writing_weights(Path(folder)):
+            merged(self.module).save_pretrained(folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy the weights of a folder into this model, which keeps its device and type.
