@@ -27,3 +27,8 @@ def test_a_damaged_file_is_named(tmp_path, text, contract):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ValueError, match=rf"config.yaml` must be {contract}, but got"):
         read_settings(tmp_path)
+
+
+def test_a_value_that_json_has_no_type_for_is_shown_as_it_is(tmp_path):
+    (tmp_path / "config.yaml").write_text("name: 2024-01-31\n")
+    assert read_settings(tmp_path) == {"name": '"2024-01-31"'}

@@ -6,7 +6,7 @@ from accelerate import Accelerator
 
 from telecine.report.records import read_records, validations
 from telecine.runs import METRICS_FILE
-from telecine.training.journal import Journal
+from telecine.training.journal import Journal, best_validation
 
 
 @pytest.fixture
@@ -65,3 +65,12 @@ def test_tensorboard_gets_scalars_and_a_moving_picture(journal, tmp_path, with_p
     (image,) = events.Images("val/side_by_side")
     assert image.encoded_image_string.startswith(b"GIF8")
     assert (image.width, image.height) == (16, 16)
+
+
+@pytest.mark.parametrize(("metric", "best"), [("psnr", 2), ("lpips_alex", 3)])
+def test_a_validation_that_is_not_finite_is_not_the_best(metric, best):
+    figures = [(0, 50.0, 0.0), (1, float("nan"), float("nan")), (2, 30.0, 0.4), (3, 20.0, 0.3), (4, float("inf"), -0.0)]
+    records = [{"step": step, "val/psnr": psnr, "val/lpips_alex": lpips} for step, psnr, lpips in figures]
+    records[-1]["val/lpips_alex"] = float("-inf")
+    assert best_validation(records, metric)["step"] == best
+    assert best_validation(records[:2], metric) is None

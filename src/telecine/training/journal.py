@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -63,8 +64,10 @@ class Journal:
 def best_validation(records: list[dict[str, float]], metric: str) -> dict[str, float] | None:
     """Return the record of the best validation after the start by `metric`, the earliest of equals; None before one.
 
-    The smallest value is the best of a distance, which `lpips` is in the name of, the largest of others.
+    The smallest value is the best of a distance, which `lpips` is in the name of, the largest of others. One that is not
+    finite is no best.
     """
-    later = [record for record in validations(records) if record["step"] > 0]
+    name = f"val/{metric}"
+    later = [record for record in validations(records) if record["step"] > 0 and math.isfinite(record[name])]
     sign = -1 if "lpips" in metric else 1
-    return max(later, key=lambda record: sign * record[f"val/{metric}"], default=None)
+    return max(later, key=lambda record: sign * record[name], default=None)
