@@ -64,8 +64,8 @@ class Journal:
 def best_validation(records: list[dict[str, float]], metric: str) -> dict[str, float] | None:
     """Return the record of the best validation after the start by `metric`, the earliest of equals; None before one.
 
-    The smallest value is the best of a distance, which `lpips` is in the name of, the largest of others. One that is not
-    finite is no best.
+    The smallest value is the best of a distance, which `lpips` is in the name of, the largest of others. A value that
+    is not finite is never the best.
     """
     name = f"val/{metric}"
     later = [record for record in validations(records) if record["step"] > 0 and math.isfinite(record[name])]
