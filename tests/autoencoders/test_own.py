@@ -2,11 +2,15 @@
 
 import pytest
 import torch
+from diffusers import ModelMixin
 from safetensors.torch import load_file
 from torch import nn
 
-from telecine.autoencoders.own import OwnAutoencoder
+from telecine.autoencoders.diffusers import DiffusersAutoencoder
+from telecine.autoencoders.own import OwnAutoencoder, own_autoencoder
 from telecine.training.trainable import TrainableConfig, select_trainable
+
+from .tiny_models import tiny_clip, tiny_model
 
 
 class Compressor(nn.Module):
@@ -66,3 +70,33 @@ def test_weights_of_two_names_are_saved_and_stay_tied(tmp_path):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in other.module.state_dict().items())
     assert other.module.last is other.module.decoder[1]
     assert other.module.twin.weight is other.module.encoder.weight
+
+
+class ReturnsTheWrongThing(Compressor):
+    def __init__(self):
+        super().__init__()
+        self.num_calls = 0
+
+    def forward(self, video):
+        self.num_calls += 1
+        return {"sample": super().forward(video)}
+
+
+def test_an_output_that_is_no_video_is_named_at_the_first_try():
+    module = ReturnsTheWrongThing()
+    with pytest.raises(TypeError, match=r"`the module's output` must be a video, .*but got .*Return the"):
+        OwnAutoencoder(module).check_clip(2, 32, 32)
+    assert module.num_calls == 1
+
+
+def test_a_model_of_diffusers_is_taken_as_one():
+    model = own_autoencoder(tiny_model("wan"))
+    assert isinstance(model, DiffusersAutoencoder)
+    assert model(tiny_clip("wan")).video.shape == tiny_clip("wan").shape
+
+
+def test_a_class_of_ones_own_above_diffusers_is_called_by_its_forward():
+    class Mine(ModelMixin, Compressor):
+        pass
+
+    assert isinstance(own_autoencoder(Mine()), OwnAutoencoder)

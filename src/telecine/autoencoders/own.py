@@ -18,8 +18,17 @@ from telecine.shapes import Video, argument_error, describe
 
 
 def own_autoencoder(module: nn.Module) -> nn.Module:
-    """Return `module` itself if it has all that a `VideoAutoencoder` has, else an `OwnAutoencoder` of it."""
-    return module if isinstance(module, VideoAutoencoder) else OwnAutoencoder(module)
+    """Return `module` itself if it has all that a `VideoAutoencoder` has, else an `OwnAutoencoder` of it.
+
+    A model of a class of diffusers, whose `forward` returns something else, becomes a `DiffusersAutoencoder`.
+    """
+    if isinstance(module, VideoAutoencoder):
+        return module
+    if type(module).__module__.startswith("diffusers."):
+        from telecine.autoencoders.diffusers import DiffusersAutoencoder
+
+        return DiffusersAutoencoder(module)
+    return OwnAutoencoder(module)
 
 
 class OwnAutoencoder(nn.Module):
@@ -49,7 +58,8 @@ class OwnAutoencoder(nn.Module):
         """Return the reconstruction and the auxiliary losses.
 
         Raises:
-            ValueError: The module returns something else, or another shape.
+            TypeError: The module returns something else.
+            ValueError: It returns another shape.
         """
         given = {"sample_posterior": sample_posterior, "generator": generator}
         result = as_reconstruction(self.module(video, **{name: given[name] for name in self.options}))
@@ -125,10 +135,11 @@ def as_reconstruction(result: Any) -> Reconstruction:
     """Return what a module's `forward` returned, a video or a pair of a video and a dict of losses.
 
     Raises:
-        ValueError: If it is neither.
+        TypeError: If it is neither; a `ValueError` would pass for the refusal of a clip's size.
     """
     video, losses = result if isinstance(result, tuple) and len(result) == 2 else (result, {})
     if not isinstance(video, Tensor) or not isinstance(losses, Mapping):
         remedy = "Return the reconstruction, or (reconstruction, {name: loss})."
-        raise argument_error("the module's output", "a video, or a video and a dict", describe(result), remedy)
+        contract = "a video, or a video and a dict"
+        raise argument_error("the module's output", contract, describe(result), remedy, TypeError)
     return Reconstruction(video=video, aux={name: loss.float() for name, loss in losses.items()})

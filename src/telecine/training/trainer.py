@@ -108,6 +108,7 @@ def train(config: TrainConfig, *, autoencoder: nn.Module | None = None, console:
 
     Raises:
         ValueError: If a setting, the data or the checkpoint does not fit.
+        TypeError: If a module of your own returns something else than video.
         TrainingError: If the data, a term of the loss or a gradient stops being finite.
         Interrupted: If the run was asked to stop; the checkpoint is written then.
     """
