@@ -155,6 +155,17 @@ def test_a_figure_that_is_not_finite_is_left_out(tmp_path):
     assert validation["clips"][0]["metrics"] == {"psnr": None, "ssim": None, "lpips_alex": 0.5}
 
 
+def test_a_page_is_written_though_a_video_is_gone(tmp_path):
+    run = write_run(tmp_path / "run", records(20))
+    write_clips_of(run, steps=(20,))
+    videos = sorted(path for path in run.rglob("clip-*.mp4"))
+    videos[0].unlink()
+    page = write_report([run])
+    copied = sorted(path.name for path in (run / "report_videos").iterdir())
+    assert copied == [f"run-0-step-00000020-{path.name}" for path in videos[1:]]
+    assert f"run-0-step-00000020-{videos[0].name}" in page.read_text(encoding="utf-8")
+
+
 def test_a_run_that_has_just_begun_says_what_is_missing(tmp_path):
     run = tmp_path / "run"
     run.mkdir()

@@ -71,10 +71,11 @@ class VideoFolder:
         self._names: set[str] = set()
 
     def add(self, source: Path, name: str) -> str:
-        """Copy a video, and return its address as seen from the page."""
+        """Copy a video, and return its address as seen from the page, whose player says so of one that is gone."""
         self.path.mkdir(exist_ok=True)
-        write_aside(self.path / name, lambda aside: shutil.copyfile(source, aside))
-        self._names.add(name)
+        if source.is_file():
+            write_aside(self.path / name, lambda aside: shutil.copyfile(source, aside))
+            self._names.add(name)
         return quote(f"{self.path.name}/{name}")
 
     def remove_others(self) -> None:
