@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from telecine.autoencoders.lora import add_low_rank
 from telecine.autoencoders.own import OwnAutoencoder
 from telecine.training.trainable import TrainableConfig, select_trainable
 from telecine.training.weight_files import WeightFiles
@@ -53,3 +54,15 @@ def test_another_base_is_refused():
 
 def test_what_is_saved_whole_has_no_base():
     assert WeightFiles(OwnAutoencoder(Normalised()), is_sharded=False).base is None
+
+
+def test_a_complete_autoencoder_of_ones_own_is_given_its_updates_merged(tmp_path):
+    class Complete(Normalised):
+        def save_pretrained(self, folder):
+            folder.mkdir()
+            (folder / "names").write_text(" ".join(sorted(self.state_dict())))
+
+    model = Complete()
+    add_low_rank(model, ["decoder.0"], rank=2, alpha=1.0)
+    WeightFiles(model, is_sharded=False).save(model, tmp_path, "model")
+    assert (tmp_path / "model" / "names").read_text().split() == sorted(Normalised().state_dict())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from telecine.autoencoders import CausalVAE
-from telecine.autoencoders.lora import low_rank_layers
+from telecine.autoencoders.lora import low_rank_layers, merged
 from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, apart, mismatches
 from telecine.files import read_json
 from telecine.shapes import argument_error, describe
@@ -48,7 +48,7 @@ class WeightFiles:
             model = self.whole
         if folder is None:
             return
-        model.save_pretrained(folder / name)
+        merged(model).save_pretrained(folder / name)
         if low_rank_layers(model):
             save_tensors(_updates(folder / name), apart(_changing(model)))
 
