@@ -453,7 +453,7 @@ def network_settings(settings: dict[str, Any]) -> dict[str, Any]:
         for name, value in settings[group].items()
     }
     # A base model may have moved; whether it is the same comes out when it is there.
-    networks["model is given"] = settings["model"] is not None
+    networks["model"] = "left out" if settings["model"] is None else "given"
     # The discriminators' linear heads are built for the clips, and only those with a weight are built at all.
     clips = {f"clips.{name}": settings["clips"][name] for name in ("num_frames", "height", "width")}
     objective = settings["objective"]
