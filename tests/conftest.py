@@ -5,9 +5,11 @@ that the shape types refuse, and the checker would speak first.
 """
 
 import gc
+import random
 import sys
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 CHECKED = ("telecine.losses", "telecine.discriminators")
@@ -20,6 +22,23 @@ def pytest_collection_finish():
     """Let no later collection of garbage look at what the imports have made, as the end of each training asks for."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Let the fixtures that several tests share be the same, whichever test comes first."""
+    _seed()
+
+
+@pytest.fixture(autouse=True)
+def same_numbers_in_any_order():
+    """Draw the same numbers in a test whatever ran before it in the same process."""
+    _seed()
+
+
+def _seed():
+    torch.manual_seed(0)
+    random.seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -140,6 +140,31 @@ def test_every_step_is_exactly_one_frame(page):
     wait_for_frame(page, STAMPED_FRAMES - 1)
 
 
+def test_a_frame_is_taken_once_the_browser_presents_it(page):
+    """A canvas was given the frame before, once in 3000, though the video had sought."""
+    early = page.evaluate(
+        """async () => {
+            const store = new FrameStore(DATA.validations[1].clips[0]);
+            await store.get(0);
+            const { video } = store;
+            const held = [];
+            video.requestVideoFrameCallback = (look) => held.push(look);
+            let taken = false;
+            const frame = store.get(3).then(() => { taken = true; });
+            const sought = new Promise((resolve) => video.addEventListener("seeked", resolve, { once: true }));
+            await sought.then(() => new Promise((resolve) => { setTimeout(resolve, 100); }));
+            const early = taken;
+            const again = held.splice(0);
+            again[0](0, { mediaTime: 2 / store.clip.fps });
+            held[0](0, { mediaTime: 3 / store.clip.fps });
+            await frame;
+            store.close();
+            return [early, again.length, held.length];
+        }"""
+    )
+    assert early == [False, 1, 1], "taken early, asked once, and again after another frame"
+
+
 def test_frames_are_exact_in_any_order(page):
     timeline = page.locator("#timeline")
     box = box_at_rest(page, "#timeline")

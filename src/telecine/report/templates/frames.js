@@ -1,5 +1,7 @@
 // Memory for the frames of one video that were decoded once.
 const CACHE_BYTES = 192 * 2 ** 20;
+// A browser that finds nothing new in a frame may not say that it presents it.
+const PRESENTATION_MS = 500;
 
 /**
  * The frames of a video by their number, exactly.
@@ -36,14 +38,29 @@ class FrameStore {
   async decode(number) {
     await this.ready;
     const { video } = this;
+    // Once a video has sought, it may still give the frame before to a canvas, until it has presented the new one.
+    const presented = this.presented(number);
     await new Promise((resolve) => {
       video.addEventListener("seeked", resolve, { once: true });
       video.currentTime = (number + 0.5) / this.clip.fps;
     });
+    await Promise.race([presented, new Promise((resolve) => { setTimeout(resolve, PRESENTATION_MS); })]);
     const canvas = html("canvas", { width: video.videoWidth, height: video.videoHeight });
     canvas.getContext("2d").drawImage(video, 0, 0);
     this.keep(number, canvas);
     return canvas;
+  }
+
+  /** Resolve when the browser says that it presents frame `number`. */
+  presented(number) {
+    const { video, clip } = this;
+    return new Promise((resolve) => {
+      const look = (_, { mediaTime }) => {
+        if (Math.floor(mediaTime * clip.fps + 0.25) === number) resolve();
+        else video.requestVideoFrameCallback(look);
+      };
+      video.requestVideoFrameCallback?.(look);
+    });
   }
 
   keep(number, canvas) {
