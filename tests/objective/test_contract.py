@@ -686,7 +686,6 @@ def penalised():
     return reports, done.stderr
 
 
-@pytest.mark.xdist_group("penalised")
 @pytest.mark.parametrize("batch", BATCHES)
 def test_line_19_double_backward_through_both_attentions_at_batches_1_to_9(penalised, batch):
     reports, errors = penalised

@@ -22,9 +22,6 @@ from telecine.training.trainer import Trainer, as_yaml
 tiny_models = runpy.run_path(str(Path(__file__).parent.parent / "autoencoders" / "tiny_models.py"))
 no_pictures = runpy.run_path(str(Path(__file__).with_name("no_pictures.py")))
 
-# One process of the test runner gets them all, so that the runs are trained once.
-pytestmark = pytest.mark.xdist_group("distributed")
-
 NUM_STEPS = 5
 # Two processes stop after so many steps; a resumed run goes on in them, the one that crosses over in one process.
 STOP_AFTER = {"fsdp2_resumed": 2, "long_resumed": 10, "crossing": 3}
