@@ -1,3 +1,5 @@
+import math
+
 from matplotlib.figure import Figure
 
 from telecine.report.curves import NUM_COLUMNS, OTHER_TERMS, PANELS, WEIGHTS, draw_curves
@@ -62,6 +64,13 @@ def test_values_of_every_size_and_sign_have_a_place(tmp_path, monkeypatch):
     bottom, top = axes.get_ylim()
     assert bottom < -1
     assert top >= -(10.0 ** (1 - len(OTHER_TERMS)))
+
+
+def test_what_is_not_finite_has_no_place(tmp_path, monkeypatch):
+    lines = [{"step": step, "train/kl_loss": value} for step, value in enumerate((1.0, math.inf, math.nan, 2.0))]
+    axes = axes_of(lines, tmp_path, monkeypatch)["other terms, without their weights"]
+    assert list(axes.lines[0].get_xdata()) == [0, 3]
+    assert axes.get_yscale() == "linear"
 
 
 def test_zeros_alone_are_drawn(tmp_path, monkeypatch):

@@ -90,3 +90,7 @@ def test_what_is_not_finite_does_not_stand_out():
         kept(psnr=float("-inf"), lpips_alex=nan),
     ]
     assert best_and_worst(clips) == [("best psnr", 2), ("worst psnr", 1)], "one LPIPS is neither best nor worst"
+
+
+def test_a_figure_that_one_clip_lacks_does_not_stand_out():
+    assert best_and_worst([kept(psnr=1.0, lpips_alex=0.1), kept(psnr=2.0)]) == [("best psnr", 1), ("worst psnr", 0)]

@@ -16,7 +16,7 @@ def same(value):
 def test_few_points_stay_as_they_are():
     curve = as_curve(1, [(0, 1.0), (5, 2.123456), (7, -3.0)], lambda value: 2 * value)
     assert (curve.run, curve.steps, curve.values) == (1, [0, 5, 7], [2.0, 4.24691, -6.0])
-    assert (curve.low, curve.high, curve.num_left_out) == ([], [], 0)
+    assert (curve.low, curve.high, curve.ends, curve.num_left_out) == ([], [], [], 0)
 
 
 def test_many_points_become_buckets_that_keep_every_extreme():
@@ -72,6 +72,12 @@ def test_the_table_says_what_the_curves_show():
     rows = table(plots([[{"step": step, "train/lr": float(step)} for step in (3, 9, 5)]]), ["name"])
     expected = {"first": 3.0, "last": 5.0, "least": 3.0, "greatest": 9.0, "left_out": 0, "run": "name"}
     assert rows == [{"plot": "learning rate", "series": "autoencoder", **expected}]
+
+
+def test_the_table_has_the_first_and_last_value_of_a_curve_in_buckets():
+    num = 3 * MAX_POINTS
+    (row,) = table(plots([[{"step": step, "train/lr": step / 4} for step in range(num)]]), ["name"])
+    assert [row[name] for name in ("first", "least", "last", "greatest")] == [0.0, 0.0, (num - 1) / 4, (num - 1) / 4]
 
 
 def test_nothing_logged_is_no_plot():

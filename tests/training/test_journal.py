@@ -33,6 +33,18 @@ def test_means_are_over_the_interval(journal, tmp_path):
     ]
 
 
+def test_an_interval_that_was_interrupted_goes_on(journal, tmp_path):
+    book = journal(0)
+    book.collect({"loss": 1.0})
+    book.collect({"loss": 2.0, "rare": 3.0})
+    saved = json.loads(json.dumps(book.interval))
+    book.collect({"loss": 100.0})  # after the checkpoint
+    again = Journal(tmp_path, book.accelerator, step=2, interval=saved)
+    again.collect({"loss": 6.0})
+    assert again.write_means(3) == {"loss": 3.0, "rare": 3.0}
+    assert again.interval == {}
+
+
 def test_what_came_after_the_checkpoint_is_dropped(journal, tmp_path):
     book = journal(0)
     for step in (1, 2, 3, 4):

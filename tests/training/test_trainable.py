@@ -156,6 +156,44 @@ def test_bad_settings_are_refused():
         TrainableConfig(lora_rank=0)
 
 
+class Frozen(nn.Module):
+    """As one whose user trains a new layer over a published network."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Conv3d(3, 4, 1).requires_grad_(False)
+        self.decoder = nn.Sequential(nn.Conv3d(4, 4, 1).requires_grad_(False), nn.Conv3d(4, 3, 1))
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (TrainableConfig(), ["decoder.1.weight", "decoder.1.bias"]),
+        (TrainableConfig(weights="decoder"), ["decoder.1.weight", "decoder.1.bias"]),
+        (TrainableConfig(patterns=("decoder.*.bias",)), ["decoder.0.bias", "decoder.1.bias"]),
+        (TrainableConfig(patterns=("encoder.*",)), ["encoder.weight", "encoder.bias"]),
+    ],
+)
+def test_what_a_module_keeps_frozen_stays_so_unless_it_is_named(config, expected):
+    model = Frozen()
+    select_trainable(model, config)
+    assert [name for name, weight in model.named_parameters() if weight.requires_grad] == expected
+
+
+def test_a_module_that_is_all_frozen_is_refused():
+    with pytest.raises(ValueError, match=r"`trainable` must be .* but got Frozen, all of which are frozen. .*patterns"):
+        select_trainable(Frozen().requires_grad_(False), TrainableConfig())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision_are_not_trained(dtype):
+    with pytest.raises(ValueError, match=rf"must be float32, but got decoder.1.weight in {dtype}. Call its `.float"):
+        select_trainable(Frozen().to(dtype), TrainableConfig())
+    mixed = Frozen()
+    mixed.encoder.to(dtype)
+    assert len(select_trainable(mixed, TrainableConfig())) == 2, "a frozen one may be"
+
+
 def test_a_model_without_a_decoder_says_so():
     with pytest.raises(ValueError, match="whose decoder is called `decoder`, but got Sequential with 0"):
         select_trainable(nn.Sequential(nn.Conv3d(3, 3, 1)), TrainableConfig(weights="decoder"))

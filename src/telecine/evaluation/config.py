@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 
 from telecine.data import ClipConfig
@@ -33,6 +34,11 @@ class EvaluateConfig:
     "transnetv2" (reported as frechet_transnetv2; needs telecine[frechet]). Needs more clips than it has features."""
     device: DeviceName = "auto"
     """Where to compute."""
+
+    def __post_init__(self) -> None:
+        for name in ("data", "features"):  # as behind `=`, where a shell leaves `~` alone
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
 
     def applied_to(self, clips: ClipConfig) -> ClipConfig:
         """Return `clips` with the frames, size and stride that are given here, and without what only training needs."""

@@ -175,7 +175,9 @@ def _draw_series(
     axes: Any, label: str, records: Sequence[Record], name: str, transform: Callable[[float], float], panel: Panel
 ) -> list[float]:
     """Draw one series and return its values, none if there are none."""
-    points = [(record["step"], transform(record[name])) for record in records if name in record]
+    points = [
+        (record["step"], transform(record[name])) for record in records if math.isfinite(record.get(name, math.nan))
+    ]
     if panel.scale == "log":
         points = [(step, value) for step, value in points if value > 0]
     if points:

@@ -105,7 +105,8 @@ def best_and_worst(clips: list[KeptClip]) -> list[tuple[str, int]]:
     names = [name for name in clips[0].metrics if name == "psnr" or name.startswith("lpips")]
     found = []
     for name in names:
-        values = {index: clip.metrics[name] for index, clip in enumerate(clips) if math.isfinite(clip.metrics[name])}
+        values = {index: clip.metrics.get(name, math.nan) for index, clip in enumerate(clips)}
+        values = {index: value for index, value in values.items() if math.isfinite(value)}
         order = sorted(values, key=values.__getitem__, reverse=name == "psnr")
         if len(order) > 1:
             found += [(f"best {name}", order[0]), (f"worst {name}", order[-1])]

@@ -31,8 +31,20 @@ class Curve:
     """The least value of each bucket; empty where there are no buckets."""
     high: list[float] = field(default_factory=list)
     """The greatest value of each bucket; empty where there are no buckets."""
+    ends: list[float] = field(default_factory=list)
+    """The first and the last value; empty where there are no buckets."""
     num_left_out: int = 0
     """How many values were not finite and have no place on a curve."""
+
+    @property
+    def first(self) -> float:
+        """The first value."""
+        return (self.ends or self.values)[0]
+
+    @property
+    def last(self) -> float:
+        """The last value."""
+        return (self.ends or self.values)[-1]
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,7 @@ def as_curve(run: int, points: Points, transform: Callable[[float], float], max_
         _rounded(sum(values[bucket]) / (bucket.stop - bucket.start) for bucket in buckets),
         _rounded(min(values[bucket]) for bucket in buckets),
         _rounded(max(values[bucket]) for bucket in buckets),
+        _rounded([values[0], values[-1]]),
         num_left_out,
     )
 
@@ -136,8 +149,8 @@ def table(drawn: Sequence[Plot], run_names: Sequence[str]) -> list[dict[str, Any
             "plot": plot.title,
             "series": series.label,
             "run": run_names[curve.run],
-            "first": curve.values[0],
-            "last": curve.values[-1],
+            "first": curve.first,
+            "last": curve.last,
             "least": min(curve.low or curve.values),
             "greatest": max(curve.high or curve.values),
             "left_out": curve.num_left_out,

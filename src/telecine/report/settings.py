@@ -47,6 +47,11 @@ def read_settings(run: Path) -> dict[str, str]:
         raise argument_error(str(path), "YAML", got, "Take it from a checkpoint of the run.") from error
     if not isinstance(values, dict):
         raise argument_error(str(path), "a YAML mapping", values, "Take it from a checkpoint of the run.")
+    return flat_settings(values)
+
+
+def flat_settings(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return nested settings by their dotted names, as text."""
     return dict(_flat(values, ""))
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+import yaml
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
@@ -91,6 +93,30 @@ def _flush(folder: Path) -> None:
             os.close(descriptor)
 
 
+def check_whole(folder: Path) -> None:
+    """Raise a `ValueError` if one of a checkpoint's files is damaged, as by a disk that was full or a copy cut off."""
+    for path in sorted(folder.rglob("*")):
+        _check_whole_file(path, folder)
+
+
+def _check_whole_file(path: Path, folder: Path) -> None:
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt"):  # reads what should be there, and sees whether it is
+                pass
+        elif path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+        elif path.suffix == ".yaml" and not isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict):
+            raise ValueError("no settings in it")
+    except (SafetensorError, ValueError, yaml.YAMLError) as error:
+        raise _damaged(path, folder, error) from error
+
+
+def _damaged(path: Path, folder: Path, error: Exception) -> Exception:
+    remedy = f"Delete {folder}: the run goes on from the checkpoint before, if there is one."
+    return argument_error(str(path), "a whole file", f"a damaged one ({error})", remedy)
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors by name as safetensors.
 
@@ -110,8 +136,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        remedy = f"Delete {path.parent}: the run goes on from the checkpoint before, if there is one."
-        raise argument_error(str(path), "a whole safetensors file", f"{error}", remedy) from error
+        raise _damaged(path, path.parent, error) from error
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

@@ -23,13 +23,15 @@ class Journal:
         run: The run's folder.
         accelerator: Its trackers must be initialised.
         step: Records of later steps, left by a run that was cut off after its last checkpoint, are dropped.
+        interval: What was collected of the interval that a checkpoint lies in; see `interval`.
     """
 
-    def __init__(self, run: Path, accelerator: Accelerator, *, step: int) -> None:
+    def __init__(
+        self, run: Path, accelerator: Accelerator, *, step: int, interval: Mapping[str, tuple[float, int]] | None = None
+    ) -> None:
         self.path = run / METRICS_FILE
         self.accelerator = accelerator
-        self._sums: dict[str, float] = {}
-        self._counts: dict[str, int] = {}
+        self._interval = {name: (total, count) for name, (total, count) in (interval or {}).items()}
         if accelerator.is_main_process:
             kept = [record for record in read_records(self.path) if record["step"] <= step]
             text = "".join(json.dumps(record) + "\n" for record in kept)
@@ -38,14 +40,19 @@ class Journal:
     def collect(self, values: Mapping[str, float]) -> None:
         """Add the values of one update to the means of the current interval."""
         for name, value in values.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-            self._counts[name] = self._counts.get(name, 0) + 1
+            total, count = self._interval.get(name, (0.0, 0))
+            self._interval[name] = (total + value, count + 1)
+
+    @property
+    def interval(self) -> dict[str, tuple[float, int]]:
+        """The sum and the number of the values of each name that were collected since the last time."""
+        return dict(self._interval)
 
     def write_means(self, step: int, **extra: float) -> dict[str, float]:
         """Record the means of what was collected since the last time, and return them."""
-        means = {name: total / self._counts[name] for name, total in self._sums.items()} | extra
+        means = {name: total / count for name, (total, count) in self._interval.items()} | extra
         self.write(step, means)
-        self._sums, self._counts = {}, {}
+        self._interval = {}
         return means
 
     def write(self, step: int, values: Mapping[str, float]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from telecine.autoencoders.lora import LAYERS, add_low_rank, check_rank
@@ -21,12 +22,13 @@ class TrainableConfig:
     """What is trained; the rest keeps its values."""
 
     weights: Literal["all", "decoder", "lora"] = "all"
-    """All weights; those of the decoder, so that the latents stay as they are and models trained on them go on working;
-    or low-rank updates of the decoder's convolutions and linear layers, which are merged into the weights when they are
-    saved. The last layer, which the adaptive weight needs, is trained as a whole then."""
+    """All weights, but those that a module of one's own keeps frozen; those of the decoder, so that the latents stay as
+    they are and models trained on them go on working; or low-rank updates of the decoder's convolutions and linear
+    layers, which are merged into the weights when they are saved. The last layer, which the adaptive weight needs, is
+    trained as a whole then."""
     patterns: tuple[str, ...] = ()
-    """Of these only the ones whose name matches one of these patterns, e.g. "decoder.up_blocks.*"; for "lora" names of
-    layers anywhere in the model."""
+    """Of these only the ones whose name matches one of these patterns, e.g. "decoder.up_blocks.*", whether the module
+    keeps them frozen or not; for "lora" names of layers anywhere in the model."""
     lora_rank: int = 16
     """Rank of the updates."""
     lora_alpha: float = 16.0
@@ -51,14 +53,30 @@ def select_trainable(autoencoder: Any, config: TrainableConfig) -> list[nn.Param
         config: What to choose.
 
     Raises:
-        ValueError: A pattern matches nothing (the nearest name is given), or there is no decoder.
+        ValueError: A pattern matches nothing (the nearest name is given), there is no decoder, all weights are frozen,
+            or one that is to be trained is in half precision.
     """
     model = getattr(autoencoder, "module", autoencoder)
+    chosen = choose(model, autoencoder, config)
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and weight.dtype.itemsize < torch.float32.itemsize:
+            remedy = "Call its `.float()`; `mixed_precision` makes it compute in half precision."
+            raise argument_error("the weights that are trained", "float32", f"{name} in {weight.dtype}", remedy)
+    return chosen
+
+
+def choose(model: nn.Module, autoencoder: Any, config: TrainableConfig) -> list[nn.Parameter]:
+    """Do what `select_trainable` says, and look at no precision."""
     if config.weights == "lora":
         return select_low_rank(model, autoencoder.last_layer, config)
-    names = [name for name, _ in model.named_parameters()]
+    # A name that is asked for is trained; without names, what a module of one's own keeps frozen stays so.
+    names = [name for name, weight in model.named_parameters() if weight.requires_grad or config.patterns]
     if config.weights == "decoder":
         names = of_decoder(model, names)
+    if not names:
+        remedy = "Name the ones to train by `patterns`, or set their `requires_grad`."
+        got = f"{type(model).__name__}, all of which are frozen"
+        raise argument_error("trainable", "a choice of the model's weights", got, remedy)
     train_only(model, matching(names, config.patterns))
     return trained(model)
 

@@ -24,6 +24,7 @@ from telecine.report.curves import draw_curves
 from telecine.report.environment import write_environment
 from telecine.report.page import write_report
 from telecine.report.records import read_records, validations
+from telecine.report.settings import flat_settings, read_settings, side_by_side_settings
 from telecine.report.video import write_mp4
 from telecine.runs import (
     CONFIG_FILE,
@@ -38,6 +39,7 @@ from telecine.runs import (
 from telecine.shapes import argument_error, describe
 from telecine.training.build import Clips, build_accelerator, build_autoencoder, build_clips, build_players
 from telecine.training.checkpoint import (
+    check_whole,
     load_optimizer,
     load_tensors,
     optimizer_tensors,
@@ -131,6 +133,7 @@ class Trainer:
         self.saved: int | None = None
         found = checkpoints(self.folder)
         if found:
+            check_whole(found[-1][1])
             check_same_networks(config, found[-1][1])
         set_seed(config.seed)
         self.accelerator = build_accelerator(config)
@@ -145,18 +148,18 @@ class Trainer:
         self.players = build_players(config, self.accelerator, model)
         self.perceptual: dict[str, nn.Module] = {"lpips_alex": LPIPS("alex").to(self.accelerator.device)}
         self._describe()
-        if found:
-            self._load(*found[-1])
+        interval = self._load(*found[-1]) if found else {}
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / CONFIG_FILE).write_text(as_yaml(config), encoding="utf-8")
+            if self.done < config.steps:  # else nothing is trained with these settings
+                (self.folder / CONFIG_FILE).write_text(as_yaml(config), encoding="utf-8")
             write_environment(self.folder, self.accelerator.device)
         # TensorBoard forgets what a run that was cut off had shown after its last checkpoint.
         purge = {"tensorboard": {"purge_step": self.done + 1}} if found else {}
         self.accelerator.init_trackers(TRACKER_PROJECT, init_kwargs=purge)
         step = self.done if found else -1
         is_first = self.accelerator.is_main_process
-        self.journal = Journal(self.folder, self.accelerator, step=step)
+        self.journal = Journal(self.folder, self.accelerator, step=step, interval=interval)
         self.health = Health(self.folder, config, self.console, step=step, writes=is_first)
 
     @property
@@ -332,10 +335,12 @@ class Trainer:
             "clips_per_step": self.clips_per_step,
             "scaler": scaler.state_dict() if scaler else None,
             "base": self.weights.base,
+            "interval": self.journal.interval,
         }
         (folder / STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
 
-    def _load(self, step: int, folder: Path) -> None:
+    def _load(self, step: int, folder: Path) -> dict[str, tuple[float, int]]:
+        """Go on from a checkpoint, and return what was collected for the next record."""
         players = self.players
         state = read_json(folder / STATE_FILE)
         check_same_architecture(players.autoencoder, folder / "model", self.config.model or "causal_vae")
@@ -354,6 +359,10 @@ class Trainer:
         self.done = self.saved = step
         self.console.print(f"going on from {folder}", soft_wrap=True)
         self._say_what_differs(state, saved_settings(folder))
+        if changed := changed_settings(self.config, folder):
+            self.console.print(f"settings changed since then: {', '.join(changed)}", soft_wrap=True)
+        interval: dict[str, tuple[float, int]] = state.get("interval", {})
+        return interval
 
     def _say_what_differs(self, state: dict[str, Any], settings: dict[str, Any]) -> None:
         """Say which model's weights are gone on with, and where that is not exact.
@@ -434,6 +443,16 @@ def saved_settings(folder: Path) -> dict[str, Any]:
     """Return the settings that a checkpoint was written with."""
     settings: dict[str, Any] = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     return settings
+
+
+def changed_settings(config: TrainConfig, folder: Path) -> list[str]:
+    """Say what each setting was in a checkpoint and is now, where the two differ; the model has a line of its own."""
+    settings = side_by_side_settings([read_settings(folder), flat_settings(yaml.safe_load(as_yaml(config)))])
+    return [
+        f"{setting.name} {setting.values[0]} -> {setting.values[1]}"
+        for setting in settings
+        if setting.differs and setting.name not in ("model", "output_dir")
+    ]
 
 
 def check_same_networks(config: TrainConfig, folder: Path) -> None:

@@ -68,7 +68,7 @@ class Chart {
   summary() {
     const ends = this.plot.series.flatMap((series) => series.curves.filter((curve) => curve.values).map((curve) => {
       const run = severalRuns ? ` of ${DATA.runs[curve.run]}` : "";
-      return `${series.label}${run} from ${short(curve.values[0])} to ${short(curve.values.at(-1))}`;
+      return `${series.label}${run} from ${short((curve.ends ?? curve.values)[0])} to ${short((curve.ends ?? curve.values).at(-1))}`;
     }));
     return `${this.plot.title}: ${ends.join("; ")}`;
   }
