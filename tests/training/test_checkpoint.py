@@ -167,6 +167,13 @@ def test_the_best_one_is_kept_and_led_to(tmp_path):
     assert (tmp_path / BEST).resolve() == checkpoints(tmp_path)[0][1].resolve()
 
 
+def test_the_link_to_the_best_goes_where_none_is_asked_for(tmp_path):
+    """It would lead nowhere once that checkpoint is old."""
+    write_checkpoint(tmp_path, 1, write_state, keep=1, best=1)
+    write_checkpoint(tmp_path, 2, write_state, keep=1)
+    assert not (tmp_path / BEST).is_symlink()
+
+
 def test_a_run_that_was_copied_without_links_gets_its_link_to_the_best_back(tmp_path):
     write_checkpoint(tmp_path / "run", 1, write_state, keep=1, best=1)
     shutil.copytree(tmp_path / "run", tmp_path / "copied")

@@ -32,7 +32,8 @@ def write_checkpoint(
         step: Number of updates done.
         write: Fills the folder that it is given.
         keep: How many checkpoints stay, the newest ones.
-        best: The step of one that stays whatever its age; `BEST` in the run's folder leads to it.
+        best: The step of one that stays whatever its age; `BEST` in the run's folder leads to it, and to none where it
+            is not asked for.
 
     Returns:
         The checkpoint's folder.
@@ -51,6 +52,8 @@ def write_checkpoint(
         shutil.rmtree(replaced)
     if best is not None:
         point_to(run / BEST, checkpoint_folder(run, best))
+    elif (run / BEST).is_symlink():
+        (run / BEST).unlink()
     for old_step, old in checkpoints(run)[:-keep]:
         if old_step != best:
             _delete(old)
