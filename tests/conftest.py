@@ -10,12 +10,17 @@ import sys
 
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 CHECKED = ("telecine.losses", "telecine.discriminators")
 
 assert not any(name.startswith("telecine") for name in sys.modules), "telecine was imported before the hook"
 install_import_hook(list(CHECKED), "beartype.beartype")
+
+
+settings.register_profile("same every time", derandomize=True, database=None)
+settings.load_profile("same every time")
 
 
 def pytest_collection_finish():

@@ -110,7 +110,7 @@ def test_many_gpus(folder, cached_weights):
         assert line[start : start + 3] == ["-m", "telecine", "train"]
         command = [*launchers[" ".join(launcher)], *line[:start], str(NO_PICTURES), *line[start + 2 :], *small]
         command = [sys.executable, "-m", *command]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("in each of 2 processes") == done.stdout.count("training finished") == 1
     for line in lines[2:]:

@@ -255,7 +255,7 @@ for cls, shape in ((PatchDiscriminator, (16, 16)), (PatchDiscriminator3D, (5, 16
             [sys.executable, "-c", script],
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
             check=False,
             env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},  # idle threads would keep the other tests' cores busy
         )

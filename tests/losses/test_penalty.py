@@ -272,7 +272,8 @@ def test_float32_under_autocast(name):
     inside.backward()
     assert net.hidden.weight.grad.isfinite().all()
     # Those that are told of a double backward are computed without autocast; here they show the rounding of bfloat16.
-    rel = 0.1 if GRAD_PENALTIES[name].double_backward else 1e-5
+    # The others divide the rounding of float32, which is another with other kernels, by their small step.
+    rel = 0.1 if GRAD_PENALTIES[name].double_backward else 1e-3
     assert inside.item() == pytest.approx(outside.item(), rel=rel)
 
 

@@ -521,7 +521,7 @@ def two_ranks(tmp_path_factory):
         for rank in range(2)
     ]
     try:
-        outputs = [process.communicate(timeout=300) for process in ranks]
+        outputs = [process.communicate(timeout=900) for process in ranks]
     finally:
         for process in ranks:
             process.kill()
@@ -679,7 +679,7 @@ def penalised():
     script = [sys.executable, str(HERE / "penalty_batches.py"), *map(str, BATCHES)]
     # Threads that wait without spinning: other tests run beside this one.
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    done = subprocess.run(script, capture_output=True, text=True, timeout=300, check=True, env=environment)
+    done = subprocess.run(script, capture_output=True, text=True, timeout=900, check=True, env=environment)
     reports = {batch: {} for batch in BATCHES}
     for line in map(json.loads, done.stdout.splitlines()):
         reports[line["batch"]] |= line

@@ -1,6 +1,7 @@
 """Chunks against one plain call: values, gradients, what is kept and what is computed again."""
 
 import copy
+import gc
 import itertools
 from typing import NamedTuple
 
@@ -142,8 +143,13 @@ def test_what_is_kept_does_not_grow_with_the_number_of_frames(random_models, sav
 
 def peak_bytes(compute):
     """Return the most bytes that were allocated at once while `compute` ran."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        compute()
+    gc.collect()
+    gc.disable()  # what other tests have left would be let go meanwhile, and taken for this one's
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            compute()
+    finally:
+        gc.enable()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     assert len(events) > 100
     return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))

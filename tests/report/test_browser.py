@@ -182,6 +182,8 @@ def test_it_plays_and_pauses(page):
         wait_for_frame(page, number)
     assert evaluate(page, "#frame-readout", "e => e.ariaLive") == "off"
     page.get_by_role("button", name="Pause").click()
+    asked = page.get_attribute("#timeline", "aria-valuenow")
+    wait_for_frame(page, int(asked) - 1)  # which may still have been decoded
     number = int(page.get_attribute("#player", "data-shown"))
     assert stamp(page) == number
     assert evaluate(page, "#frame-readout", "e => e.ariaLive") == "polite"
@@ -244,7 +246,7 @@ def test_all_panes_zoom_and_move_together(page):
     box = box_at_rest(page, "#panes canvas")
     page.mouse.move(box["x"] + 50, box["y"] + 50)
     page.mouse.wheel(0, -400)
-    page.wait_for_function("document.getElementById('zoom').textContent > '2.3'")
+    page.wait_for_function("document.getElementById('zoom').textContent !== '2.3 \u00d7'")
     page.mouse.down()
     page.mouse.move(box["x"] + 90, box["y"] + 80, steps=3)
     page.mouse.up()
@@ -262,8 +264,7 @@ def test_two_fingers_zoom(page):
     for kind, apart in (("touchStart", 20), ("touchMove", 30), ("touchMove", 40), ("touchEnd", None)):
         fingers = [] if apart is None else [{"x": middle[0] + side * apart, "y": middle[1]} for side in (-1, 1)]
         session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": fingers})
-    page.wait_for_function("document.getElementById('zoom').textContent > '1.5'")
-    assert page.inner_text("#zoom") == f"2 {TIMES}"
+    page.wait_for_function("document.getElementById('zoom').textContent === '2 \u00d7'")
     page.keyboard.press("0")
 
 

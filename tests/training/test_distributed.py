@@ -49,7 +49,7 @@ def train_one_step(config):
 def launch(*arguments):
     """Run a script, or a module after "-m", in two processes and return what they printed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return done.stdout
 

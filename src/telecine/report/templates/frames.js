@@ -45,6 +45,7 @@ class FrameStore {
       video.currentTime = (number + 0.5) / this.clip.fps;
     });
     await Promise.race([presented, new Promise((resolve) => { setTimeout(resolve, PRESENTATION_MS); })]);
+    video.cancelVideoFrameCallback?.(this.asked);
     const canvas = html("canvas", { width: video.videoWidth, height: video.videoHeight });
     canvas.getContext("2d").drawImage(video, 0, 0);
     this.keep(number, canvas);
@@ -57,9 +58,9 @@ class FrameStore {
     return new Promise((resolve) => {
       const look = (_, { mediaTime }) => {
         if (Math.floor(mediaTime * clip.fps + 0.25) === number) resolve();
-        else video.requestVideoFrameCallback(look);
+        else this.asked = video.requestVideoFrameCallback(look);
       };
-      video.requestVideoFrameCallback?.(look);
+      this.asked = video.requestVideoFrameCallback?.(look);
     });
   }
 
