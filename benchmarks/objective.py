@@ -112,7 +112,7 @@ def row(title: str, cells: Mapping[str, str], ratios: Mapping[str, str]) -> list
 
 def megabytes(size: int) -> str:
     """Return bytes as a cell."""
-    return f"{size / 1e6:.1f}"
+    return f"{size / 1e6:.1f}" if size >= 1e7 else f"{size / 1e6:#.3g}"
 
 
 def work_table(setup: Setup, rounds: int) -> str:

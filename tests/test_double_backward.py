@@ -30,10 +30,11 @@ def twice():
 
 
 def made(case, with_bias=True):
-    torch.manual_seed(0)
+    # Of its own: threads that share one would draw each other's numbers.
+    options = {"generator": torch.Generator().manual_seed(0), "dtype": torch.float64, "requires_grad": True}
     shape, kernel, stride, padding = case
-    x, weight = (torch.randn(size, dtype=torch.float64, requires_grad=True) for size in (shape, kernel))
-    bias = torch.randn(kernel[0], dtype=torch.float64, requires_grad=True) if with_bias else None
+    x, weight = (torch.randn(size, **options) for size in (shape, kernel))
+    bias = torch.randn(kernel[0], **options) if with_bias else None
     return x, weight, bias, stride, padding
 
 

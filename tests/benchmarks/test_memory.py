@@ -23,7 +23,7 @@ if __name__ == "__main__":
 
 def test_what_a_step_allocates_is_its_extra_peak(run):
     small, large, nothing, error = run("-c", MEASURE).splitlines()
-    assert int(small) == pytest.approx(20e6, abs=1e6)
+    assert int(small) == pytest.approx(20e6, abs=3e6)
     assert int(large) == pytest.approx(100e6, rel=0.02)
-    assert int(nothing) < 0.5e6
+    assert int(nothing) < 2e6
     assert "ended with exit code 3" in error

@@ -2,7 +2,6 @@
 
 import re
 
-import pytest
 from PIL import Image
 
 NAMES = [
@@ -17,13 +16,8 @@ NAMES = [
 METRICS = ["PSNR, dB", "SSIM", "LPIPS-Alex", "flicker", "sharpness"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("outcome")
-
-
-def test_tables_and_picture(run, tables_in, folder):
-    command = ("outcome.py", "--smoke", "--runs", str(folder / "runs"), "-o", str(folder / "outcome.png"))
+def test_tables_and_picture(run, tables_in, tmp_path):
+    command = ("outcome.py", "--smoke", "--runs", str(tmp_path / "runs"), "-o", str(tmp_path / "outcome.png"))
     (header, lines), (gains_header, gains), (_, seeds) = tables_in(run(*command))
     assert header == ["objective", *METRICS]
     assert list(lines) == NAMES
@@ -33,20 +27,18 @@ def test_tables_and_picture(run, tables_in, folder):
     for column in (-1, -2):
         assert [cells[column] for cells in gains.values()] == ["n/a", *["0 of 1"] * (len(NAMES) - 2), "0 of 2"]
     assert list(seeds) == ["0", "1"]
-    with Image.open(folder / "outcome.png") as picture:
+    with Image.open(tmp_path / "outcome.png") as picture:
         assert min(picture.size) > 500
-    kept = sorted((folder / "runs").iterdir())
+    kept = sorted((tmp_path / "runs").iterdir())
     assert len(kept) == 2 * (len(NAMES) + 2)
     times = {path: path.stat().st_mtime_ns for path in kept}
     run(*command)
-    assert {path: path.stat().st_mtime_ns for path in (folder / "runs").iterdir()} == times
-
-
-def test_runs_of_other_settings_are_refused(run, folder):
-    command = ("outcome.py", "--smoke", "--gan-seeds", "2", "--runs", str(folder / "runs"), "-o", "none.png")
-    first = next((folder / "runs").glob("mse-0.json"))
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()} == times
+    # Runs of other settings are refused.
+    first = next((tmp_path / "runs").glob("mse-0.json"))
     first.write_text(first.read_text().replace('"steps": 2', '"steps": 3'))
-    assert "`--runs` must be a folder of runs with these settings" in run(*command, returns=1)
+    again = ("outcome.py", "--smoke", "--gan-seeds", "2", "--runs", str(tmp_path / "runs"), "-o", "none.png")
+    assert "`--runs` must be a folder of runs with these settings" in run(*again, returns=1)
 
 
 def test_runs_are_the_trainers_bit_for_bit(run, tmp_path):

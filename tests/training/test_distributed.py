@@ -89,9 +89,11 @@ def runs(tmp_path_factory, cached_weights, tiny_config):
     for name in ("cogvideox", "wan"):
         tiny_models["tiny_model"](name).save_pretrained(folder / name)
     still = ClipConfig(num_frames=1, height=32, width=32, num_workers=1)
-    images = {"model": str(folder / "wan"), "clips": still, "objective": fixed}
-    cogvideox = {"model": str(folder / "cogvideox"), "clips": replace(still, num_frames=9)}
-    lora = {"model": str(folder / "wan"), "trainable": TrainableConfig(weights="lora", lora_rank=2)}
+    # Where a gradient is almost 0, Adam's step follows its rounding, which is another with other kernels.
+    slow = {"objective": fixed, "optimizer": replace(base.optimizer, lr=2e-5, disc_lr=2e-5)}
+    images = {"model": str(folder / "wan"), "clips": still, **slow}
+    cogvideox = {"model": str(folder / "cogvideox"), "clips": replace(still, num_frames=9), **slow}
+    lora = {"model": str(folder / "wan"), "trainable": TrainableConfig(weights="lora", lora_rank=2), **slow}
     alone = {
         "one_images": named("one_images", batch_size=2, **images),
         "one_cogvideox": named("one_cogvideox", batch_size=4, **cogvideox),

@@ -378,7 +378,7 @@ def test_killed_in_the_middle_it_goes_on_from_its_last_checkpoint(tiny, tmp_path
     assert done >= 4
     rest = replace(config, steps=done + 2)
     finished = subprocess.run(
-        command(rest, tmp_path), capture_output=True, text=True, env=ENVIRONMENT, timeout=240, check=True
+        command(rest, tmp_path), capture_output=True, text=True, env=ENVIRONMENT, timeout=600, check=True
     )
     assert f"step-{done:08d}" in finished.stdout.replace("\n", "")
     assert checkpoints(Path(config.output_dir))[-1][0] == done + 2
@@ -400,7 +400,7 @@ def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(tiny, tmp_path, number):
     ) as process:
         wait_for_checkpoint(process, config, 2)
         os.killpg(process.pid, number)  # as a terminal or a cluster does: to the workers too
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=600)
     assert process.returncode == 130, err
     assert "Run the same command again" in out
     assert "Traceback" not in err

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypedDict
 
@@ -179,13 +180,26 @@ def _batches(dataset: ClipDataset, plan: BatchPlan) -> Iterator[Batch]:
     _notice_deaths_in_the_loader_alone()
     # The interpreter would wait for workers that outlive the loop, kept by the traceback of an error or by a variable,
     # and they do not listen to its signal.
-    end = partial(_kill, set(multiprocessing.active_children()) - others)
+    workers = set(multiprocessing.active_children()) - others
+    end = partial(_kill, workers)
     atexit.register(end)
     try:
         yield from batches
+    except (OSError, EOFError) as error:
+        # A worker's connection breaks a little before the worker is seen to be dead.
+        if pids := _ended(workers):
+            raise RuntimeError(f"{_SIGNS_OF_DEATH[0]} {pids}) exited unexpectedly") from error
+        raise
     finally:
         end()
         atexit.unregister(end)
+
+
+def _ended(workers: Iterable[BaseProcess]) -> str:
+    """Return the numbers of the workers that have ended, or do within a second, as text; nothing if none has."""
+    by_sentinel = {worker.sentinel: worker.pid for worker in workers}
+    ended = wait(by_sentinel, timeout=1) if by_sentinel else []
+    return ", ".join(str(by_sentinel[sentinel]) for sentinel in ended if isinstance(sentinel, int))
 
 
 def _kill(workers: Iterable[BaseProcess]) -> None:
