@@ -1,6 +1,6 @@
 // Memory for the frames of one video that were decoded once.
 const CACHE_BYTES = 192 * 2 ** 20;
-// A browser that finds nothing new in a frame may not say that it presents it.
+// A browser that finds nothing new in a frame, or does not show the page, may not say that it presents it.
 const PRESENTATION_MS = 500;
 
 /**
@@ -31,10 +31,6 @@ class FrameStore {
     return request;
   }
 
-  has(number) {
-    return this.kept.has(number);
-  }
-
   async decode(number) {
     await this.ready;
     const { video } = this;
@@ -44,20 +40,21 @@ class FrameStore {
       video.addEventListener("seeked", resolve, { once: true });
       video.currentTime = (number + 0.5) / this.clip.fps;
     });
-    await Promise.race([presented, new Promise((resolve) => { setTimeout(resolve, PRESENTATION_MS); })]);
+    const late = new Promise((resolve) => { setTimeout(resolve, PRESENTATION_MS, false); });
+    const isPresented = await Promise.race([presented, late]);
     video.cancelVideoFrameCallback?.(this.asked);
     const canvas = html("canvas", { width: video.videoWidth, height: video.videoHeight });
     canvas.getContext("2d").drawImage(video, 0, 0);
-    this.keep(number, canvas);
+    if (isPresented) this.keep(number, canvas); // else it may be another one, and is looked for again the next time
     return canvas;
   }
 
-  /** Resolve when the browser says that it presents frame `number`. */
+  /** Resolve to true when the browser says that it presents frame `number`. */
   presented(number) {
     const { video, clip } = this;
     return new Promise((resolve) => {
       const look = (_, { mediaTime }) => {
-        if (Math.floor(mediaTime * clip.fps + 0.25) === number) resolve();
+        if (Math.floor(mediaTime * clip.fps + 0.25) === number) resolve(true);
         else this.asked = video.requestVideoFrameCallback(look);
       };
       this.asked = video.requestVideoFrameCallback?.(look);
