@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from telecine.discriminators.attention import FeedForward, LinearSpaceAttention, Residual
 from telecine.discriminators.blur import Blur
 from telecine.discriminators.convolution import Conv2d, Conv3d
-from telecine.double_backward import convolve
+from telecine.ops.double_backward import convolve
 from telecine.shapes import argument_error, describe, nearest
 
 # Below this not even the first block has a map to look at; published networks are built down to it.

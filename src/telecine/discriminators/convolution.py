@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from telecine.double_backward import convolve
+from telecine.ops.double_backward import convolve
 from telecine.precision import autocast_dtype
 
 

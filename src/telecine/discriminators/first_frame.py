@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from telecine.discriminators.blocks import leaky_relu
 from telecine.discriminators.blur import Blur
 from telecine.discriminators.convolution import Conv3d
-from telecine.double_backward import convolve
+from telecine.ops.double_backward import convolve
 
 PadMode: TypeAlias = Literal["first", "constant"]
 PAD_MODES: tuple[PadMode, ...] = get_args(PadMode)

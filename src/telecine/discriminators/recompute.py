@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from telecine.discriminators.frozen import frozen
-from telecine.double_backward import differentiated_twice, is_twice
+from telecine.ops.double_backward import differentiated_twice, is_twice
 
 
 class Recomputing(nn.Module):

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from telecine.double_backward import differentiated_twice
+from telecine.ops.double_backward import differentiated_twice
 from telecine.precision import at_least_float32, autocast_off
 from telecine.randomness import Generators, rand, randn
 from telecine.shapes import Scalar, argument_error

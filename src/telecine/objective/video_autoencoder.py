@@ -12,7 +12,6 @@ from torchvision.models import VGG16_Weights
 
 from telecine.discriminators import Discriminator, Discriminator3D, build_discriminator
 from telecine.discriminators.frozen import frozen
-from telecine.double_backward import differentiated_twice
 from telecine.losses import (
     GAN_LOSSES,
     RECONSTRUCTION_LOSSES,
@@ -73,6 +72,7 @@ from telecine.objective.schedule import Ramp, as_ramp, as_ramps, check_step
 from telecine.objective.shared_backward import can_share, shared_backward
 from telecine.objective.standing import mean_standing, standing
 from telecine.objective.terms import Log, by_critic, each, mean, named, only_if, scheduled, total, weighted, with_aux
+from telecine.ops.double_backward import differentiated_twice
 from telecine.perceptual import Perceptual, sample_frame_indices
 from telecine.precision import at_least_float32, autocast_dtype, autocast_off
 from telecine.randomness import Generators

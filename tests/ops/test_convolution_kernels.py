@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from telecine.convolution_kernels import (
+from telecine.ops.convolution_kernels import (
     SLOW_UP_TO,
     Geometry,
     _layout,

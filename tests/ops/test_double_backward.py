@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from telecine import double_backward
-from telecine.convolution_kernels import convolution_backward
-from telecine.double_backward import _Convolution, convolve, differentiated_twice, is_twice
 from telecine.losses import gradient_penalty
+from telecine.ops import double_backward
+from telecine.ops.convolution_kernels import convolution_backward
+from telecine.ops.double_backward import _Convolution, convolve, differentiated_twice, is_twice
 
 CASES = [
     ((2, 3, 6, 7), (4, 3, 3, 3), (1, 1), (1, 1)),

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from telecine.convolution_kernels import Geometry, convolution, convolution_backward, has_quicker
+from telecine.ops.convolution_kernels import Geometry, convolution, convolution_backward, has_quicker
 from telecine.precision import autocast_dtype
 
 # Of a thread: another one's discriminators may be differentiated once at the same time.
