@@ -14,7 +14,7 @@ SOURCE = Path(telecine.__file__).parent
 EXTRA = ("accelerate", "av", "jinja2", "jsonargparse", "matplotlib", "rich", "tensorboard", "torchmetrics", "yaml")
 # From the bottom up: a module imports from its own line or from lines above.
 LAYERS = (
-    {"shapes", "precision", "files", "devices", "randomness", "ops"},
+    {"checks", "shapes", "precision", "files", "devices", "randomness", "ops"},
     {"losses", "perceptual", "discriminators", "runs"},
     {"objective", "autoencoders", "data"},
     {"cogvideo", "report", "evaluation"},

@@ -1,26 +1,9 @@
-"""Argument errors say what was expected, what came, and how to mend it."""
+"""Checks of videos, frames and pairs of tensors."""
 
 import pytest
 import torch
 
-from telecine.shapes import argument_error, check_range, check_video, describe
-
-
-def test_describe():
-    assert describe(torch.zeros(2, 3)) == "a torch.float32 tensor of shape (2, 3) on cpu"
-    assert describe("x") == "'x' (str)"
-    assert describe(None) == "None (NoneType)"
-    long = describe("x" * 1000)
-    assert len(long) < 100
-    assert long.endswith("... (str)")
-
-
-def test_argument_error():
-    error = argument_error("size", "even", 3, "Add one.")
-    assert isinstance(error, ValueError)
-    assert str(error) == "`size` must be even, but got 3 (int). Add one."
-    assert isinstance(argument_error("size", "even", "a text", "x", TypeError), TypeError)
-    assert "but got a text. " in str(argument_error("size", "even", "a text", "Mend it."))
+from telecine.shapes import check_frames, check_range, check_same_device, check_same_shape, check_video
 
 
 @pytest.mark.parametrize(
@@ -58,3 +41,26 @@ def test_check_range(dtype):
 def test_nan_is_not_a_question_of_range_and_other_devices_are_not_waited_for():
     assert check_range("clip", torch.full((1, 1, 1, 1, 1), float("nan"))) is None
     assert check_range("clip", torch.full((1, 1, 1, 1, 1), 9.0, device="meta")) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "got", "remedy"),
+    [
+        ("x", r"'x' \(str\)", "pick_frames"),
+        (torch.zeros(1, 3, 2, 4, 4), r"shape \(1, 3, 2, 4, 4\)", "pick_frames"),
+        (torch.zeros(1, 3, 4, 4, dtype=torch.uint8), "torch.uint8", r"127\.5"),
+    ],
+)
+def test_check_frames(value, got, remedy):
+    with pytest.raises(ValueError, match=rf"`x` must be a floating-point tensor of shape \(N.*got .*{got}.*{remedy}"):
+        check_frames("x", value)
+
+
+def test_check_same_shape_and_device():
+    x = torch.zeros(2, 3)
+    check_same_shape("x", x, "y", x.double())
+    check_same_device("x", x, "y", torch.zeros(3))
+    with pytest.raises(ValueError, match=r"`x` must be of `y`'s shape \(2, 1\), but got .*\(2, 3\) on cpu. Crop or"):
+        check_same_shape("x", x, "y", x[:, :1])
+    with pytest.raises(ValueError, match=r"`x` must be on the same device as `y`, meta, but got .* on cpu. Move"):
+        check_same_device("x", x, "y", x.to("meta"))

@@ -1,14 +1,15 @@
-"""Shape types of everything that flows through telecine, and the one place that phrases argument errors."""
+"""Shape types of the tensors that flow through telecine, and the checks of such tensors."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from telecine.checks import argument_error, describe
+from telecine.checks import nearest as nearest  # until every module imports it from `checks`
 
 Video: TypeAlias = Float[Tensor, "batch channel time height width"]
 Frames: TypeAlias = Float[Tensor, "frame channel height width"]
@@ -16,31 +17,8 @@ Logits: TypeAlias = Float[Tensor, " batch"]
 Scalar: TypeAlias = Float[Tensor, ""]
 
 VALUE_RANGE = (-1.0, 1.0)
-# Resampling and half-precision rounding may overshoot the range by this much without being a mistake.
+# Resampling and half-precision rounding may exceed the range by this much.
 RANGE_TOLERANCE = 0.05
-
-
-def describe(value: Any) -> str:
-    """Say what came in, in the words an error needs: a tensor by its dtype, shape and device, the rest by value."""
-    if isinstance(value, Tensor):
-        return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
-    text = repr(value)
-    return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"
-
-
-def argument_error(name: str, contract: str, got: Any, remedy: str, error: type[Exception] = ValueError) -> Exception:
-    """Build the error of a bad argument: what was expected, what came, and how to mend it.
-
-    A `str` as `got` is a text of its own; pass `describe(value)` where the value itself may be one.
-    """
-    got = got if isinstance(got, str) else describe(got)
-    return error(f"`{name}` must be {contract}, but got {got}. {remedy}")
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return a question that offers the known word nearest to `word`, or nothing where none is near."""
-    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"Did you mean `{matches[0]}`?" if matches else ""
 
 
 def check_video(name: str, value: Any) -> None:
@@ -57,11 +35,35 @@ def check_video(name: str, value: Any) -> None:
         raise argument_error(name, f"{contract} without empty axes", value, "Drop empty batches before the loss.")
 
 
-def check_range(name: str, value: Tensor) -> None:
-    """Raise a `ValueError` if a CPU tensor leaves [-1, 1]; NaN passes, other devices are not waited for.
+def check_frames(name: str, value: Any) -> None:
+    """Raise a `ValueError` unless `value` is a floating-point tensor `(N, C, H, W)`."""
+    contract = "a floating-point tensor of shape (N, C, H, W)"
+    if not isinstance(value, Tensor) or value.ndim != 4:
+        remedy = "Take frames from a video (B, C, T, H, W) with `pick_frames`; add a batch axis to one with `[None]`."
+        raise argument_error(name, contract, describe(value), remedy)
+    if not value.is_floating_point():
+        raise argument_error(name, contract, value, "Map bytes to [-1, 1] with `frames.float() / 127.5 - 1`.")
 
-    Reading a value from an accelerator would make the host wait for it in every step, so only values that are
-    already at hand are looked at.
+
+def check_same_shape(
+    name: str, value: Tensor, other_name: str, other: Tensor, *, remedy: str = "Crop or pad one to match the other."
+) -> None:
+    """Raise a `ValueError` unless both have the same shape: broadcasting would compare unrelated values."""
+    if value.shape != other.shape:
+        raise argument_error(name, f"of `{other_name}`'s shape {tuple(other.shape)}", value, remedy)
+
+
+def check_same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise a `ValueError` unless both are on the same device."""
+    if value.device != other.device:
+        contract = f"on the same device as `{other_name}`, {other.device}"
+        raise argument_error(name, contract, value, "Move one of them with `.to(device)`.")
+
+
+def check_range(name: str, value: Tensor) -> None:
+    """Raise a `ValueError` if a CPU tensor exceeds [-1, 1]; NaN passes, and so do tensors on other devices.
+
+    Reading a value from an accelerator would make the host wait for it in every step.
     """
     if value.device.type != "cpu" or torch.compiler.is_compiling():
         return
