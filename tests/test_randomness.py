@@ -49,7 +49,7 @@ def test_seeds_depend_on_every_number():
 
 
 def test_the_wrong_number_or_device_is_named():
-    with pytest.raises(ValueError, match="`generator` must be one, or 3 of them, but got 2"):
+    with pytest.raises(ValueError, match="`generator` must be one generator or 3, but got 2 of them"):
         rand((3, 2), generator=clip_generators(0, range(2), CPU), device=CPU)
-    with pytest.raises(ValueError, match=r'`generator` must be on meta.*Make it with `torch.Generator\("meta"\)`'):
+    with pytest.raises(ValueError, match=r'`generator` must be on meta.*Create it with `torch.Generator\("meta"\)`'):
         check_generators(torch.Generator(), 1, torch.device("meta"))

@@ -1,7 +1,7 @@
-"""Random draws for the clips of a batch: from one generator, or from one for each clip.
+"""Random numbers for a batch of clips, from one generator or from one generator per clip.
 
-With a generator for each clip, what is drawn for a clip does not depend on which others share its batch, nor on which
-process has it: a run draws the same on one device as on many.
+With one generator per clip, the numbers of a clip depend neither on the other clips of its batch nor on the process
+that computes it, so a run draws the same numbers on one device as on many.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from telecine.shapes import argument_error
+from telecine.checks import argument_error
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 
@@ -21,19 +21,19 @@ Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 def rand(
     shape: Sequence[int], *, generator: Generators, device: torch.device, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Return numbers from [0, 1) of `shape`, `(B, ...)`."""
+    """Return uniform numbers in [0, 1) of `shape`, `(B, ...)`."""
     return _draw(torch.rand, shape, generator, device=device, dtype=dtype)
 
 
 def randn(
     shape: Sequence[int], *, generator: Generators, device: torch.device, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """Return numbers of N(0, 1) of `shape`, `(B, ...)`."""
+    """Return standard normal numbers of `shape`, `(B, ...)`."""
     return _draw(torch.randn, shape, generator, device=device, dtype=dtype)
 
 
 def randint(high: int, shape: Sequence[int], *, generator: Generators, device: torch.device) -> Tensor:
-    """Return whole numbers from 0 to below `high` of `shape`, `(B, ...)`."""
+    """Return uniform integers in [0, high) of `shape`, `(B, ...)`."""
     return _draw(lambda size, **options: torch.randint(high, size, **options), shape, generator, device=device)
 
 
@@ -45,26 +45,26 @@ def _draw(make: Callable[..., Tensor], shape: Sequence[int], generator: Generato
 
 
 def check_generators(generator: Generators, num_clips: int, device: torch.device) -> None:
-    """Raise a `ValueError` unless the generators live on `device` and are one, or one for each clip."""
+    """Raise a `ValueError` unless all generators are on `device` and there is one, or one per clip."""
     given = [] if generator is None else [generator] if isinstance(generator, torch.Generator) else list(generator)
     for each in given:
         if each.device.type != device.type:
-            remedy = f'Make it with `torch.Generator("{device.type}")`.'
+            remedy = f'Create it with `torch.Generator("{device.type}")`.'
             raise argument_error("generator", f"on {device}", f"a generator on {each.device}", remedy)
     if not isinstance(generator, torch.Generator | None) and len(given) != num_clips:
-        remedy = "Pass one generator, or a sequence with one for each clip."
-        raise argument_error("generator", f"one, or {num_clips} of them", f"{len(given)}", remedy)
+        remedy = "Pass one generator, or a sequence with one per clip."
+        raise argument_error("generator", f"one generator or {num_clips}", f"{len(given)} of them", remedy)
 
 
 def clip_generators(seed: int, clips: Iterable[int], device: torch.device) -> list[torch.Generator]:
-    """Return a generator for each of a run's clips, which are numbered.
+    """Return one generator for each clip, given by its number in the run.
 
-    Each depends on the seed and the clip's number alone, and its stream has nothing to do with its neighbours'.
+    Each depends only on the seed and the clip's number, and is independent of the other clips' generators.
     """
     return [torch.Generator(device).manual_seed(seed_of(seed, clip)) for clip in clips]
 
 
 def seed_of(*names: int | str) -> int:
-    """Return a seed that depends on all of `names`, and has nothing to do with those of neighbouring numbers."""
+    """Return a seed in [0, 2**63) that hashes all of `names`: the seeds of consecutive numbers are unrelated."""
     digest = hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

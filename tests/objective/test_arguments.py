@@ -183,7 +183,7 @@ class TestCalls:
     def test_a_generator_of_another_device(self, make_loss, clip):
         loss = make_loss(generator=torch.Generator())
         clip = torch.zeros(2, 3, 4, 16, 16, device="meta")
-        with pytest.raises(ValueError, match=r"`generator` must be on meta.*Make it with"):
+        with pytest.raises(ValueError, match=r"`generator` must be on meta.*Create it with"):
             loss.to("meta")(clip, clip, 0, 0)
 
 

@@ -8,6 +8,7 @@ import lpips as published
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from telecine.perceptual import LPIPS, load_backbone
 from telecine.perceptual.backbones import BACKBONES
@@ -68,9 +69,9 @@ def standard_deviation(shape):
 
 @pytest.fixture(scope="session")
 def saved_storages():
-    """Return a context that fills a dict with the bytes of each storage kept for a backward, by its address.
+    """Return a context that records the bytes of each storage saved for a backward, by its address.
 
-    What is computed inside must stay alive until the dict is read, so that no address is used twice.
+    The results must stay alive until the dict is read, so that no address is used twice.
     """
 
     @contextmanager
@@ -87,9 +88,31 @@ def saved_storages():
     return record
 
 
+class NoSync(TorchDispatchMode):
+    """Record the operators that run, and fail on those that make the host wait for a device."""
+
+    waits = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select")
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls.append(func._schema.name.removeprefix("aten::"))
+        assert self.calls[-1] not in self.waits, self.calls[-1]
+        assert (kwargs or {}).get("device") is None, f"{self.calls[-1]} to a device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def no_sync():
+    """Return a context that records operators and fails on reads from the device."""
+    return NoSync
+
+
 @pytest.fixture(scope="session")
 def real_frames():
-    """Return four neighbouring frames of each real clip, cropped to (4, 3, 80, 96)."""
+    """Return four consecutive frames of each real clip, cropped to (4, 3, 80, 96)."""
     clips = {name: decode(name, 4)[..., 32:112, 40:136].contiguous() for name in CLIPS}
     assert len(clips) == 3
     return clips
@@ -97,7 +120,7 @@ def real_frames():
 
 @pytest.fixture
 def empty_cache(tmp_path, monkeypatch):
-    """Point telecine's cache and torch hub's at empty folders, and cut the network."""
+    """Set telecine's cache and torch hub's to empty folders, and disable the network."""
     monkeypatch.setenv("TELECINE_WEIGHTS_DIR", str(tmp_path / "telecine"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr("urllib.request.urlopen", _no_network)

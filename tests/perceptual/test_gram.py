@@ -1,4 +1,4 @@
-"""Gram matrices against sums over single pixels, finite differences, and what textures must obey."""
+"""Gram matrices, their distance, and `LPIPS.compare`: known value, sums over pixels, gradients, precision, memory."""
 
 import itertools
 
@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from telecine.perceptual import gram_distance, gram_matrix
+from telecine.perceptual.backbones import BACKBONES
+
+NETS = ("vgg", "alex")
 
 
 def features(*shape, seed=0, dtype=torch.float64):
@@ -36,7 +39,7 @@ def test_distance_is_the_squared_frobenius_norm_per_frame():
     torch.testing.assert_close(gram_distance(x, y), torch.cat(apart))
 
 
-def test_is_zero_for_equal_features_and_blind_to_where_they_are():
+def test_is_zero_for_equal_features_at_other_positions():
     x = features(2, 3, 4, 5)
     assert gram_distance(x, x.clone()).tolist() == [0, 0]
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))
@@ -92,3 +95,80 @@ def test_the_graph_holds_no_copy_of_the_features(saved_storages):
     assert distance.requires_grad
     assert sizes.pop(x.untyped_storage().data_ptr()) == 8 * 3 * 32 * 32
     assert sum(sizes.values()) < 8 * 3 * 3 * 4
+
+
+# LPIPS.compare
+
+
+def noisy(frames, amount):
+    noise = torch.randn(frames.shape, generator=torch.Generator().manual_seed(0))
+    return (frames + amount * noise).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("net", [pytest.param("vgg", marks=pytest.mark.slow), "alex"])
+def test_gram_equals_that_of_the_published_packages_features(net, models, references, real_frames):
+    pair = real_frames["bikes.mp4"][:2], real_frames["bikes.mp4"][2:]
+    x, y = (references[net].net(references[net].scaling_layer(frames)) for frames in pair)
+    assert len(x) == len(y) == 5
+    expected = torch.zeros(2, dtype=torch.float64)
+    for frame, (x_l, y_l) in itertools.product(range(2), zip(x, y, strict=True)):
+        f_x, f_y = (features[frame].flatten(1).double() for features in (x_l, y_l))
+        expected[frame] += ((f_x @ f_x.T - f_y @ f_y.T) / f_x.numel()).pow(2).sum()
+    actual = models[net].compare(reconstruction=pair[0], target=pair[1])
+    torch.testing.assert_close(actual.gram.double(), expected, rtol=1e-4, atol=0)
+    assert torch.equal(actual.lpips, models[net](reconstruction=pair[0], target=pair[1]))
+
+
+def test_gram_is_zero_for_equal_frames_and_grows_with_noise(models, real_frames):
+    frames = real_frames["bikes.mp4"][:1]
+    noises = (0, 0.05, 0.1, 0.3)
+    distances = [models["alex"].compare(reconstruction=noisy(frames, a), target=frames) for a in noises]
+    assert distances[0] == (torch.zeros(1), torch.zeros(1))
+    for less, more in itertools.pairwise(distances):
+        assert less.lpips < more.lpips
+        assert less.gram < more.gram
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_compare_runs_the_backbone_once_and_forward_computes_no_gram(net, random_models, no_sync):
+    frames = torch.rand(1, 3, 32, 32) * 2 - 1
+    num_layers = len(BACKBONES[net].tensor_shapes()) // 2
+    for call, num_products in ((random_models[net], 0), (random_models[net].compare, 10)):
+        with no_sync() as mode:
+            call(reconstruction=frames, target=-frames)
+        assert mode.calls.count("convolution") == 2 * num_layers
+        assert mode.calls.count("bmm") == num_products
+
+
+@pytest.mark.parametrize("net", [pytest.param("vgg", marks=pytest.mark.slow), "alex"])
+def test_gradcheck_of_both_in_float64(net, random_models):
+    generator = torch.Generator().manual_seed(1)
+    size = BACKBONES[net].minimum_size
+    pair = [torch.rand(1, 3, size, size, generator=generator, dtype=torch.float64) * 2 - 1 for _ in range(2)]
+    inputs = [frames.requires_grad_() for frames in pair]
+
+    def both(x, y):
+        return random_models[net].compare(reconstruction=x, target=y)
+
+    assert torch.autograd.gradcheck(both, inputs, fast_mode=True)
+
+
+def test_gradients_of_both_are_finite_on_flat_and_equal_frames(models):
+    flat = torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1, 1).expand(-1, 3, 32, 32)
+    x, y = flat.repeat(3, 1, 1, 1).requires_grad_(), flat.repeat_interleave(3, dim=0)
+    distance = models["alex"].compare(reconstruction=x, target=y)
+    (gradient,) = torch.autograd.grad(sum(distance).sum(), x)
+    for values in (*distance, gradient):
+        assert values.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_both_are_at_least_float32_also_under_autocast(dtype, random_models, real_frames):
+    x, y = (frames.to(dtype) for frames in real_frames["carphone_pristine.mp4"][:2].split(1))
+    widest = torch.promote_types(dtype, torch.float32)
+    expected = random_models["alex"].compare(reconstruction=x.to(widest), target=y.to(widest))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = random_models["alex"].compare(reconstruction=x, target=y)
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert ours.dtype == widest
+        assert torch.equal(ours, theirs)

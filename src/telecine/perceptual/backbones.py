@@ -1,24 +1,25 @@
-"""The convolutional parts of VGG16 and AlexNet that LPIPS looks at, as tables of layers."""
+"""The convolutional layers of VGG16 and AlexNet that LPIPS uses, as tables."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.shapes import Frames, argument_error
+from telecine.checks import argument_error, describe
+from telecine.shapes import Frames
 
 FeatureMap: TypeAlias = Float[Tensor, "frame feature row column"]
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """One convolution with bias and ReLU, under its position in torchvision's `features`."""
+    """One convolution with bias and ReLU, at its position in torchvision's `features`."""
 
     position: int
     in_channels: int
@@ -29,13 +30,13 @@ class Convolution:
 
     @property
     def name(self) -> str:
-        """Return torchvision's name of the layer, for example `features.5`."""
+        """Torchvision's name of the layer, for example `features.5`."""
         return f"features.{self.position}"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What lies between two feature maps that LPIPS compares: a max pooling (0 = none), then convolutions."""
+    """The layers before one feature map that LPIPS compares: a max pooling (0 = none), then convolutions."""
 
     pool: int
     convolutions: tuple[Convolution, ...]
@@ -43,7 +44,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network whose `stages` end at the feature maps that LPIPS compares, and the smallest frame it takes."""
+    """A network whose stages end at the feature maps that LPIPS compares, and the smallest frame it accepts."""
 
     name: str
     title: str
@@ -51,7 +52,7 @@ class Backbone:
     stages: tuple[Stage, ...]
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the name and shape of each tensor that the stages read, in torchvision's terms."""
+        """Return the shape of each tensor that the stages read, by torchvision's names."""
         shapes: dict[str, tuple[int, ...]] = {}
         for layer in (layer for stage in self.stages for layer in stage.convolutions):
             shapes[f"{layer.name}.weight"] = (layer.out_channels, layer.in_channels, layer.kernel, layer.kernel)
@@ -74,7 +75,7 @@ _VGG16 = Backbone(
 _ALEXNET = Backbone(
     name="alexnet",
     title="AlexNet",
-    minimum_size=31,  # the first size that leaves the second pooling its window of 3
+    minimum_size=31,  # the smallest size at which the second pooling's window of 3 fits
     stages=(
         Stage(0, (Convolution(0, 3, 64, kernel=11, stride=4, padding=2),)),
         Stage(3, (Convolution(3, 64, 192, kernel=5, padding=2),)),
@@ -86,22 +87,22 @@ _ALEXNET = Backbone(
 BACKBONES: Mapping[str, Backbone] = {"vgg": _VGG16, "alex": _ALEXNET}
 
 
-def backbone_of(net: Any) -> Backbone:
+def backbone_of(net: object) -> Backbone:
     """Return the table of `net`, "vgg" or "alex".
 
     Raises:
-        ValueError: `net` is neither.
+        ValueError: `net` is neither of the two.
     """
     if not isinstance(net, str) or net not in BACKBONES:
-        raise argument_error("net", '"vgg" or "alex"', net, 'Use "vgg" to train with, as the seed does.')
+        raise argument_error("net", '"vgg" or "alex"', describe(net), 'Use "vgg" as a training loss.')
     return BACKBONES[net]
 
 
 def run_stage(stage: Stage, weights: Mapping[str, Tensor], features: Frames) -> FeatureMap:
-    """Return the feature map (N, C', H', W') at the end of `stage`, all values >= 0; the graph is kept.
+    """Return the feature map `(N, C', H', W')` at the end of `stage`, all values >= 0; the graph is kept.
 
-    `features` is left as it is: the ReLU overwrites only what its own convolution made, and frozen convolutions
-    keep nothing, so the graph holds one activation a layer.
+    The in-place ReLU overwrites only its convolution's output, never `features`. Frozen convolutions store no input,
+    so the graph holds one activation per layer.
     """
     if stage.pool:
         features = F.max_pool2d(features, kernel_size=stage.pool, stride=2)

@@ -1,42 +1,54 @@
-"""Which frames of a clip the perceptual loss looks at, and taking them out, without leaving the video's device."""
+"""Which frames of each clip the perceptual loss compares, and how many of them at a time."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal, Protocol, TypeAlias, TypeVar, cast
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from telecine.checks import argument_error, check_count, describe
 from telecine.randomness import Generators, check_generators, rand, randint
-from telecine.shapes import Frames, Video, argument_error, check_video, describe
+from telecine.shapes import Frames, Video, check_frames, check_same_device, check_same_shape, check_video
+
+NumFrames: TypeAlias = int | Literal["all"]
+Distance = TypeVar("Distance", bound="Tensor | tuple[Tensor, ...]")
+Out = TypeVar("Out", bound="Tensor | tuple[Tensor, ...]", covariant=True)
+
+
+class Compare(Protocol[Out]):
+    """A distance that maps two batches of N frames to one tensor `(N,)`, or to a tuple of such tensors."""
+
+    def __call__(self, *, reconstruction: Frames, target: Frames) -> Out:
+        """Return the distance of each frame of `reconstruction` to the same frame of `target`."""
 
 
 def sample_frame_indices(
-    video: Video, num_frames: int | str, generator: Generators = None, stride: int = 1
+    video: Video, num_frames: NumFrames, generator: Generators = None, stride: int = 1
 ) -> Int[Tensor, "batch k"]:
     """Draw `num_frames` different frames of each clip, uniformly and independently per clip.
 
     Args:
-        video: (B, C, T, H, W); only its shape and device are read.
-        num_frames: at least 1, or "all"; more than there are to choose from means all of them.
-        generator: makes the draw reproducible; one, or one for each clip, on the video's device. Where all T frames
-            are taken, nothing is drawn.
-        stride: n > 1 leaves only every n-th frame to choose from, ceil(T / n) of them, from a frame that is drawn per
-            clip on and round the end of the clip: every frame of it is equally likely all the same.
+        video: `(B, C, T, H, W)`; only its shape and device are read.
+        num_frames: At least 1, or "all". A number above the number of candidates selects all of them.
+        generator: One generator, or one for each clip, on the video's device. Nothing is drawn if all T frames are
+            selected.
+        stride: With n > 1 the candidates are every n-th frame, `ceil(T / n)` of them. They start at a random frame of
+            each clip and continue from the start of the clip after its end, so every frame is equally likely.
 
     Returns:
-        Indices (B, k) on the video's device, ascending in each row, k = min(num_frames, ceil(T / stride)). Nothing
-        waits for the device.
+        Indices `(B, k)` on the video's device, ascending in each row, with `k = min(num_frames, ceil(T / stride))`.
+        Nothing is read from the device.
 
     Raises:
-        ValueError: `video` is no video, `num_frames` is below 1 or another word, `stride` is below 1, `generator` is
-            on another device or of another number than the clips.
-        TypeError: `num_frames` is neither an integer nor a string, or `stride` is no integer.
+        ValueError: `video` is not a video, `num_frames` is neither a positive int nor "all", `stride` is not a positive
+            int, or `generator` is on another device or has another length than the batch.
     """
     check_video("video", video)
-    _check_num_frames(num_frames)
-    _check_stride(stride)
+    check_num_frames("num_frames", num_frames)
+    check_count("stride", stride, remedy="Use 1 for every frame, n for every n-th.")
     check_generators(generator, len(video), video.device)
     candidates = _every_nth_frame(video, stride, generator)
     batch, num_candidates = candidates.shape
@@ -46,14 +58,24 @@ def sample_frame_indices(
     return candidates.gather(1, noise.topk(num_frames, dim=1).indices.sort(dim=1).values)
 
 
-def pick_frames(video: Video, indices: Int[Tensor, "batch k"]) -> Frames:
-    """Return the frames `indices` (B, k) of each clip of `video` (B, C, T, H, W) as one batch (B * k, C, H, W).
+def check_num_frames(name: str, value: object) -> NumFrames:
+    """Return `value`; raise a `ValueError` unless it is a positive int or "all"."""
+    if value == "all":
+        return "all"
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        remedy = 'Use 1 for one frame of each clip, "all" for every frame.'
+        raise argument_error(name, 'a positive int or "all"', describe(value), remedy)
+    return value
 
-    Frame j of clip b is at position b * k + j. The result is contiguous, in the video's dtype, and differentiable with
-    respect to the video; nothing waits for the device, so an index outside 0 ... T - 1 is PyTorch's error to report.
+
+def pick_frames(video: Video, indices: Int[Tensor, "batch k"]) -> Frames:
+    """Return the frames `indices` `(B, k)` of each clip of `video` `(B, C, T, H, W)` as one batch `(B * k, C, H, W)`.
+
+    Frame j of clip b is at position `b * k + j`. The result is contiguous, in the video's dtype, and differentiable
+    with respect to the video. Nothing is read from the device, so PyTorch reports an index outside 0 ... T - 1.
 
     Raises:
-        ValueError: `video` is no video, or `indices` are no integers (B, k) on its device.
+        ValueError: `video` is not a video, or `indices` are not integers `(B, k)` on its device.
     """
     check_video("video", video)
     _check_indices(indices, video)
@@ -61,10 +83,56 @@ def pick_frames(video: Video, indices: Int[Tensor, "batch k"]) -> Frames:
     return video.transpose(1, 2)[clips, indices].flatten(0, 1).contiguous()
 
 
+def in_chunks(
+    compare: Compare[Distance], *, reconstruction: Frames, target: Frames, chunk_size: int | None
+) -> Distance:
+    """Return `compare(reconstruction=reconstruction, target=target)`, computed `chunk_size` frames at a time.
+
+    The memory for the backward does not grow with the number of frames, apart from the frames themselves: the
+    backward runs each chunk's forward again (Chen et al., arXiv:1604.06174). This costs one more forward per backward
+    and changes neither values nor gradients. Without gradients nothing runs twice.
+
+    Args:
+        compare: A deterministic distance that treats each frame separately and returns `(N,)`, or a (named) tuple of
+            such tensors.
+        reconstruction: `(N, C, H, W)`.
+        target: As `reconstruction`.
+        chunk_size: Number of frames in memory at a time. `None`, or N and more, makes one plain call.
+
+    Returns:
+        The distances of all frames in order, `(N,)` each, in the type that `compare` returns. The graph is kept, and
+        several backwards through it are possible.
+
+    Raises:
+        ValueError: `chunk_size` is neither a positive int nor `None`, or the two are not frames of one shape and
+            device.
+    """
+    if chunk_size is not None:
+        check_count("chunk_size", chunk_size, remedy="Use None for all frames at once, 1 for the least memory.")
+    check_frame_pair(reconstruction=reconstruction, target=target)
+    if chunk_size is None or chunk_size >= len(reconstruction):
+        return compare(reconstruction=reconstruction, target=target)
+
+    def run(x: Frames, y: Frames) -> Distance:
+        return compare(reconstruction=x, target=y)
+
+    pairs = zip(reconstruction.split(chunk_size), target.split(chunk_size), strict=True)
+    # No random state is stored, because `compare` is deterministic. With gradients disabled this is a plain call.
+    return _concatenate([checkpoint(run, x, y, use_reentrant=False, preserve_rng_state=False) for x, y in pairs])
+
+
+def check_frame_pair(*, reconstruction: Tensor, target: Tensor) -> None:
+    """Raise a `ValueError` unless both are floating-point frames `(N, C, H, W)` of one shape and device."""
+    check_frames("reconstruction", reconstruction)
+    check_frames("target", target)
+    check_same_shape("target", target, "reconstruction", reconstruction)
+    check_same_device("target", target, "reconstruction", reconstruction)
+
+
 def _every_nth_frame(video: Video, stride: int, generator: Generators) -> Int[Tensor, "batch candidate"]:
-    """Return every n-th frame of each clip, ascending, from a random frame on and round the clip's end."""
+    """Return every n-th frame of each clip, ascending, from a random frame on and modulo the clip's length."""
     batch, time = video.shape[0], video.shape[2]
-    # 0, n, 2n, ... below T: any two are less than T apart, so they remain different frames when counted round the end.
+    # 0, n, 2n, ... below T: any two differ by less than T, so they remain different frames modulo T.
     steps = torch.arange(0, time, min(stride, time), device=video.device).repeat(batch, 1)
     if stride == 1:
         return steps
@@ -72,24 +140,22 @@ def _every_nth_frame(video: Video, stride: int, generator: Generators) -> Int[Te
     return ((first + steps) % time).sort(dim=1).values
 
 
-def _check_num_frames(value: Any) -> None:
-    contract, remedy = 'an integer of at least 1 or "all"', 'Pass 1 for one frame a clip, "all" for every frame.'
-    if isinstance(value, bool) or not isinstance(value, (int, str)):
-        raise argument_error("num_frames", contract, value, remedy, TypeError)
-    if (isinstance(value, str) and value != "all") or (isinstance(value, int) and value < 1):
-        raise argument_error("num_frames", contract, value, remedy)
-
-
-def _check_stride(value: Any) -> None:
-    contract, remedy = "a positive int", "Pass 1 for every frame, n for every n-th."
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise argument_error("stride", contract, describe(value), remedy, TypeError)
-    if value < 1:
-        raise argument_error("stride", contract, value, remedy)
-
-
-def _check_indices(indices: Any, video: Tensor) -> None:
+def _check_indices(indices: object, video: Tensor) -> None:
     contract = f"an int64 tensor of shape ({len(video)}, k) on {video.device}"
-    fits = isinstance(indices, Tensor) and indices.ndim == 2 and len(indices) == len(video)
-    if not fits or indices.dtype != torch.int64 or indices.device != video.device:
-        raise argument_error("indices", contract, indices, "Draw them with `sample_frame_indices(video, ...)`.")
+    if (
+        not isinstance(indices, Tensor)
+        or indices.ndim != 2
+        or len(indices) != len(video)
+        or indices.dtype != torch.int64
+        or indices.device != video.device
+    ):
+        raise argument_error("indices", contract, describe(indices), "Use `sample_frame_indices(video, ...)`.")
+
+
+def _concatenate(parts: list[Distance]) -> Distance:
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return cast(Distance, torch.cat(cast("list[Tensor]", parts)))
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    make = getattr(type(first), "_make", type(first))  # a named tuple is built from an iterable by `_make`
+    return make(columns)

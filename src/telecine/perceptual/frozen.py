@@ -1,4 +1,4 @@
-"""What a frozen network is to the model around it: never in training, never in half precision, in no state dict."""
+"""The base class of frozen networks: always in evaluation mode and in float32, absent from state dicts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Self = TypeVar("Self", bound="Frozen")
 
 
 class Frozen(nn.Module, ABC):
-    """A module whose tensors no optimizer, checkpoint or data-parallel wrapper meets, and which is never in training.
+    """A module whose tensors are hidden from optimizers, checkpoints and data-parallel wrappers.
 
-    A subclass keeps its tensors where `nn.Module` does not look for them and moves them in `_move`, which is called
-    for `.to(device)`, `.double()` and the like; `.half()` and `.bfloat16()` leave their precision as it is.
+    A subclass stores its tensors where `nn.Module` does not find them and moves them in `_move`, which is called for
+    `.to(device)`, `.double()` and the like. `.half()` and `.bfloat16()` do not change their precision.
     """
 
     def __init__(self) -> None:
@@ -25,10 +25,10 @@ class Frozen(nn.Module, ABC):
 
     @abstractmethod
     def _move(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Replace each hidden tensor by what `fn` makes of it."""
+        """Replace each hidden tensor by `fn(tensor)`."""
 
     def train(self: Self, mode: bool = True) -> Self:
-        """Stay in evaluation mode, whatever `mode` the surrounding model is put in."""
+        """Stay in evaluation mode, whatever `mode` is set on the surrounding model."""
         return super().train(False)
 
     def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -1,4 +1,4 @@
-"""The perceptual distance LPIPS v0.1: frozen, deterministic, free of NaN, float32 or wider for any caller."""
+"""The perceptual distance LPIPS v0.1 and the distance of Gram matrices, both of a frozen backbone's feature maps."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ from jaxtyping import Float
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
+from telecine.checks import argument_error
 from telecine.perceptual.backbones import Backbone, FeatureMap, backbone_of, run_stage
+from telecine.perceptual.frames import check_frame_pair
 from telecine.perceptual.frozen import Frozen
-from telecine.perceptual.gram import gram_distance
-from telecine.perceptual.pairs import check_alike, check_frames
 from telecine.perceptual.weights import WeightsSource, load_backbone
-from telecine.precision import autocast_off
-from telecine.shapes import Frames, argument_error
+from telecine.precision import at_least_float32, autocast_off
+from telecine.shapes import Frames
 
-# Maps [-1, 1] to the statistics the backbones were trained with.
+# Map [-1, 1] to the statistics that the backbones were trained with.
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
-# Added to the squared norm of a pixel's features. That is above 1 on real frames, where this is less than a rounding
-# error in float32; where all features are zero it bounds the gradient of the unit vector to 1e4.
+# Added to the squared norm of a pixel's features. On real frames that norm is above 1, and this is below float32's
+# rounding error. Where all features are zero it bounds the gradient of the unit vector to 1e4.
 _EPSILON = 1e-8
 
 
 class PerceptualDistance(NamedTuple):
-    """How far each frame of a reconstruction is from its target; larger is worse, 0 for equal frames."""
+    """Distances of each frame of a reconstruction to its target; larger is worse, 0 for equal frames."""
 
     lpips: Float[Tensor, " frame"]
-    """LPIPS, or another distance in its place; (N,), at least float32."""
+    """LPIPS, or the custom distance that replaces it; `(N,)`, at least float32."""
     gram: Float[Tensor, " frame"]
-    """Squared Frobenius norm of the Gram matrices' difference, summed over the stages; (N,), at least float32."""
+    """Squared Frobenius norm of the difference of the Gram matrices, summed over the stages; `(N,)`, as `lpips`."""
 
 
 class LPIPS(Frozen):
-    """Learned perceptual distance between frames: 0 for equal ones, larger is worse (arXiv 1801.03924, v0.1).
+    """Learned perceptual distance between frames: 0 for equal ones, larger is worse (arXiv:1801.03924, v0.1).
 
     Args:
         net: "vgg" (VGG16 up to relu1_2, 2_2, 3_3, 4_3, 5_3), the usual training loss, or "alex" (the five ReLUs of
             AlexNet), the usual metric.
-        weights: where the backbone comes from, as `load_backbone` takes it: `None` for torchvision's default, a member
-            of torchvision's weights enum, a file, or a state dict. The linear heads ship with telecine.
+        weights: Source of the backbone's weights, as `load_backbone` accepts it: `None` for torchvision's default, a
+            member of torchvision's weights enum, a file, or a state dict. The linear heads are part of telecine.
 
-    The module has no parameters and no buffers, so that no optimizer, checkpoint or data-parallel wrapper meets it,
-    and it is always in evaluation mode. It moves with `.to(device)` and `.double()`; `.half()` and `.bfloat16()`
-    leave it in float32.
+    The module is deterministic and always in evaluation mode. It has no parameters and no buffers, so it is hidden from
+    optimizers, checkpoints and data-parallel wrappers. It moves with `.to(device)` and `.double()`; `.half()` and
+    `.bfloat16()` leave it in float32.
 
     Raises:
         ValueError: `net` is unknown, or `weights` do not fit it.
-        WeightsNotFoundError: the weights are neither at hand nor to be had.
+        WeightsNotFoundError: The weights are not on this machine and cannot be downloaded.
 
     Example:
         >>> distance = LPIPS("vgg")
@@ -64,32 +64,33 @@ class LPIPS(Frozen):
         super().__init__()
         self.net = net
         self._backbone = backbone_of(net)
-        # Not buffers: data-parallel wrappers broadcast every buffer before each forward, here 59 MB that never change.
+        # No buffers: data-parallel wrappers broadcast every buffer before each forward, here 59 MB that never change.
         self._frozen = {**load_backbone(net, weights), **load_heads(net), **_scaling()}
 
     def forward(self, *, reconstruction: Frames, target: Frames) -> Float[Tensor, " frame"]:
-        """Return one distance per frame (N,), at least float32, in [0, inf); the graph is kept for what needs it.
+        """Return one distance per frame, `(N,)`, at least float32, in [0, inf); the graph is kept.
 
-        Both are (N, 3, H, W) in [-1, 1], of one shape and device; H and W are at least 16 ("vgg") or 31 ("alex").
-        The distance is that of the widest precision among the two and the weights, never below float32, also under
-        autocast. The features of a `target` that needs no gradient are computed without a graph. Nothing waits for
+        Both are `(N, 3, H, W)` in [-1, 1], of one shape and device; H and W are at least 16 ("vgg") or 31 ("alex").
+        The computation uses the widest precision of the two and the weights, at least float32, also under autocast.
+        The features of a `target` that does not require gradients are computed without a graph. Nothing is read from
         the device.
 
         Raises:
-            ValueError: an input is no floating-point (N, 3, H, W) of that size, or the two differ in shape or device.
+            ValueError: An input is not a floating-point `(N, 3, H, W)` of that size, or the two differ in shape or
+                device.
         """
         self._check(reconstruction, target)
         with autocast_off(reconstruction.device):
-            return _add_up(feature_distance(*stage) for stage in self._stages(reconstruction, target))
+            return _sum(feature_distance(*stage) for stage in self._stages(reconstruction, target))
 
     def compare(self, *, reconstruction: Frames, target: Frames) -> PerceptualDistance:
-        """Return LPIPS, as calling the module does, and the distance of the Gram matrices, from the same features.
+        """Return LPIPS, as `forward` does, and the distance of the Gram matrices of the same features.
 
-        The Gram matrices are those of the features as the backbone has them, not of the unit vectors that LPIPS
-        compares; their distance is `gram_distance`, summed over the five stages.
+        The Gram matrices are computed from the features themselves, not from the unit vectors that LPIPS compares.
+        Their distance is `gram_distance`, summed over the five stages.
 
         Raises:
-            ValueError: as calling the module does.
+            ValueError: As for `forward`.
         """
         self._check(reconstruction, target)
         with autocast_off(reconstruction.device):
@@ -97,20 +98,18 @@ class LPIPS(Frozen):
                 (feature_distance(x, y, head), gram_distance(x, y))
                 for x, y, head in self._stages(reconstruction, target)
             ]
-        return PerceptualDistance(*map(_add_up, zip(*stages, strict=True)))
+        return PerceptualDistance(*map(_sum, zip(*stages, strict=True)))
 
     def _check(self, reconstruction: Frames, target: Frames) -> None:
-        for name, frames in (("reconstruction", reconstruction), ("target", target)):
-            check_frames(name, frames)
-            _check_fits(name, frames, self._backbone)
-        check_alike(reconstruction=reconstruction, target=target)
+        check_frame_pair(reconstruction=reconstruction, target=target)
+        _check_fits("reconstruction", reconstruction, self._backbone)
 
     def _stages(self, reconstruction: Frames, target: Frames) -> Iterator[tuple[FeatureMap, FeatureMap, Tensor]]:
-        """Yield both feature maps and the head of one stage after the other."""
+        """Yield both feature maps and the head of each stage."""
         weights = self._weights_for(reconstruction.dtype, target.dtype)
         x, y = standardise(reconstruction, weights), standardise(target, weights)
         for index, stage in enumerate(self._backbone.stages):
-            # Apart, not as one batch: nothing here is trained, so a target that needs no gradient gets no graph.
+            # Not as one batch: a target that does not require gradients then gets no graph.
             x, y = run_stage(stage, weights, x), run_stage(stage, weights, y)
             yield x, y, weights[f"head.{index}"]
 
@@ -124,24 +123,56 @@ class LPIPS(Frozen):
         self._frozen = {name: fn(tensor) for name, tensor in self._frozen.items()}
 
     def extra_repr(self) -> str:
-        """Return what `repr` shows inside the parentheses."""
+        """Return the text inside the parentheses of `repr`."""
         return f"net={self.net!r}"
 
 
 def feature_distance(x: FeatureMap, y: FeatureMap, head: Float[Tensor, " feature"]) -> Float[Tensor, " frame"]:
-    """Return the distance (N,) of two feature maps (N, C, H, W): unit vectors, squared difference, head, mean."""
+    """Return the distance `(N,)` of two feature maps `(N, C, H, W)`: unit vectors, squared difference, mean, head."""
     return (_unit_vectors(x) - _unit_vectors(y)).square().mean(dim=(2, 3)) @ head
 
 
 def standardise(frames: Frames, weights: dict[str, Tensor]) -> Frames:
-    """Return `frames`, in [-1, 1], as the backbones expect them, in the precision of `weights`."""
+    """Return `frames`, in [-1, 1], normalised for the backbones, in the precision of `weights`."""
     return (frames.to(weights["shift"].dtype) - weights["shift"]) / weights["scale"]
 
 
 def load_heads(net: str) -> dict[str, Tensor]:
-    """Return the published v0.1 linear heads of `net` as `head.0` ... `head.4`, each (C,), non-negative, float32."""
+    """Return the published v0.1 linear heads of `net` as `head.0` ... `head.4`, each `(C,)`, non-negative, float32."""
     heads = load_safetensors(resources.files(__package__).joinpath("heads.safetensors").read_bytes())
     return {f"head.{index}": heads[f"{net}.{index}"] for index in range(len(backbone_of(net).stages))}
+
+
+def gram_matrix(features: FeatureMap) -> Float[Tensor, "frame feature feature"]:
+    """Return `F F^T / (C H W)` of each feature map, with F its C rows of H W values.
+
+    Equation 3 of "Perceptual Losses for Real-Time Style Transfer" (Johnson et al., arXiv:1603.08155).
+
+    Args:
+        features: `(N, C, H, W)`; the graph is kept and holds no copy of them.
+
+    Returns:
+        Symmetric matrices `(N, C, C)` in at least float32, also under autocast; entries are >= 0 where features are.
+    """
+    with autocast_off(features.device):
+        rows = at_least_float32(features).flatten(2)
+        return rows @ rows.transpose(1, 2) / rows[0].numel()
+
+
+def gram_distance(x: FeatureMap, y: FeatureMap) -> Float[Tensor, " frame"]:
+    """Return the squared Frobenius norm of the difference of two Gram matrices, one per frame (equation 4).
+
+    It compares which features occur together anywhere in a frame, that is, the textures.
+
+    Args:
+        x: `(N, C, H, W)`.
+        y: `(N, C, H', W')`; height and width may differ from those of `x`.
+
+    Returns:
+        `(N,)` in [0, inf), at least float32; 0 for equal textures, larger is worse. The graph is kept. The norm is
+        squared, so the gradient is finite where the two are equal or all features are zero.
+    """
+    return (gram_matrix(x) - gram_matrix(y)).square().sum(dim=(1, 2))
 
 
 def _scaling() -> dict[str, Tensor]:
@@ -149,17 +180,17 @@ def _scaling() -> dict[str, Tensor]:
 
 
 def _unit_vectors(features: FeatureMap) -> FeatureMap:
-    # The epsilon is under the root: outside of it a pixel without any feature has a NaN gradient.
+    # The epsilon is inside the root: outside, the gradient of a pixel whose features are all zero would be NaN.
     return features * (features.square().sum(dim=1, keepdim=True) + _EPSILON).rsqrt()
 
 
-def _add_up(distances: Iterable[Float[Tensor, " frame"]]) -> Float[Tensor, " frame"]:
+def _sum(distances: Iterable[Float[Tensor, " frame"]]) -> Float[Tensor, " frame"]:
     return reduce(torch.add, distances)
 
 
 def _check_fits(name: str, frames: Tensor, backbone: Backbone) -> None:
     if frames.shape[1] != 3:
-        remedy = "Repeat one channel with `frames.expand(-1, 3, -1, -1)`, choose three of more."
+        remedy = "Repeat one channel with `frames.expand(-1, 3, -1, -1)`, or select three of more."
         raise argument_error(name, "a floating-point tensor of shape (N, 3, H, W)", frames, remedy)
     if min(frames.shape[2:]) < backbone.minimum_size:
         size = f"at least {backbone.minimum_size} pixels high and wide for {backbone.title}"

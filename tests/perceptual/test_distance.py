@@ -1,4 +1,4 @@
-"""Callers' own distances: how they are called, what they may return, and what becomes of their modules."""
+"""Distances by name and custom distances: how they are called, what they may return, and how modules are frozen."""
 
 import copy
 import functools
@@ -8,24 +8,25 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.perceptual import CustomDistance, in_chunks
+from telecine.perceptual import CustomDistance, Perceptual, PerceptualDistance, in_chunks
 
+NETS = ("vgg", "alex")
 NUM_FRAMES = 3
 
 
-def frame_pair(num_frames=NUM_FRAMES, dtype=torch.float32):
+def frame_pair(num_frames=NUM_FRAMES, dtype=torch.float32, size=(6, 7)):
     generator = torch.Generator().manual_seed(0)
-    x, y = (torch.rand(num_frames, 3, 6, 7, generator=generator) * 2 - 1 for _ in range(2))
+    x, y = (torch.rand(num_frames, 3, *size, generator=generator) * 2 - 1 for _ in range(2))
     return x.to(dtype), y.to(dtype)
 
 
 def signed(*, reconstruction, target):
-    """Which of the two came as which is seen in the sign."""
+    """A distance whose sign changes if the two are swapped."""
     return (reconstruction - target).mean((1, 2, 3))
 
 
 class Network(nn.Module):
-    """A little of everything: parameters, integer buffers, dropout, batch norm."""
+    """A network with parameters, integer buffers, dropout and batch norm."""
 
     def __init__(self):
         super().__init__()
@@ -41,7 +42,7 @@ def network():
     return Network()
 
 
-# How it is called
+# The call
 
 
 class Swapped(nn.Module):
@@ -60,12 +61,12 @@ class Swapped(nn.Module):
         Swapped(),
     ],
 )
-def test_is_called_by_name_or_else_reconstruction_first(net):
+def test_called_by_keyword_or_else_reconstruction_first(net):
     x, y = frame_pair()
     assert torch.equal(CustomDistance(net)(reconstruction=x, target=y), signed(reconstruction=x, target=y))
 
 
-def test_compiled_code_without_a_signature_is_called_reconstruction_first():
+def test_without_a_readable_signature_reconstruction_is_first():
     with pytest.raises(ValueError, match="no signature"):
         inspect.signature(torch.sub)
     x, y = (frames[:, :1, :1, :1] for frames in frame_pair())
@@ -73,32 +74,34 @@ def test_compiled_code_without_a_signature_is_called_reconstruction_first():
 
 
 @pytest.mark.parametrize("net", [lambda x: x, lambda x, y, z: x, lambda *, x, y: x, lambda reconstruction: 0])
-def test_what_cannot_be_called_like_that(net):
+def test_error_for_another_signature(net):
     with pytest.raises(ValueError, match=r"`net` must be a function .*, but got one of the signature \(.*partial"):
         CustomDistance(net)
 
 
-@pytest.mark.parametrize("net", [None, 3, torch.zeros(2), Network])
-def test_what_is_no_distance(net):
+@pytest.mark.parametrize("net", [None, Network])
+@pytest.mark.parametrize("build", [CustomDistance, Perceptual])
+def test_error_for_something_else_than_a_distance(net, build):
     with pytest.raises(ValueError, match=r"`net` must be a function or module .* an instance of the module's class"):
-        CustomDistance(net)
+        build(net)
 
 
 def test_pairs_are_keyword_only_and_checked():
     x, y = frame_pair()
     with pytest.raises(TypeError):
         CustomDistance(signed)(x, y)
-    with pytest.raises(ValueError, match="`target` must be of shape"):
+    with pytest.raises(ValueError, match="`target` must be of `reconstruction`'s shape"):
         CustomDistance(signed)(reconstruction=x, target=y[:1])
     with pytest.raises(ValueError, match="`reconstruction` must be a floating-point tensor"):
         CustomDistance(signed)(reconstruction=x[0], target=y)
 
 
-# What it returns
+# The result
 
 
-@pytest.mark.parametrize("num_frames", [1, NUM_FRAMES])
-@pytest.mark.parametrize("shape", [(-1,), (-1, 1), (-1, 1, 1), (-1, 1, 1, 1)])
+@pytest.mark.parametrize(
+    ("shape", "num_frames"), [((-1,), 3), ((-1, 1), 3), ((-1, 1, 1), 3), ((-1, 1, 1, 1), 3), ((-1, 1, 1, 1), 1)]
+)
 def test_one_value_per_frame(shape, num_frames):
     x, y = frame_pair(num_frames)
     expected = signed(reconstruction=x, target=y)
@@ -106,7 +109,7 @@ def test_one_value_per_frame(shape, num_frames):
     assert torch.equal(actual, expected)
 
 
-def test_a_scalar_counts_for_every_frame_also_in_chunks():
+def test_a_scalar_is_the_distance_of_every_frame_also_in_chunks():
     x, y = frame_pair()
     x.requires_grad_()
     distance = CustomDistance(nn.MSELoss())
@@ -134,9 +137,11 @@ def test_a_scalar_counts_for_every_frame_also_in_chunks():
         (torch.zeros(NUM_FRAMES),),
     ],
 )
-def test_anything_else_is_refused(result):
+def test_error_for_another_result(result):
     x, y = frame_pair()
-    with pytest.raises(ValueError, match=r"`net` must be .* shape \(3,\), \(3, 1, 1, 1\) or \(\) on cpu, but got .*Av"):
+    with pytest.raises(
+        ValueError, match=r"`net` must be .* shape \(3,\), \(3, 1, 1, 1\) or \(\) on cpu, but got .*Average"
+    ):
         CustomDistance(lambda x, y: result)(reconstruction=x, target=y)
 
 
@@ -144,7 +149,7 @@ def test_anything_else_is_refused(result):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_gets_at_least_float32_without_autocast(dtype):
+def test_the_net_receives_at_least_float32_without_autocast(dtype):
     seen = []
 
     def net(reconstruction, target):
@@ -176,10 +181,10 @@ def test_a_network_in_half_precision_becomes_float32(network):
         assert torch.equal(distance(reconstruction=x, target=y), expected)
 
 
-# A module that is taken over
+# Custom modules are frozen
 
 
-def test_gives_a_frozen_module_that_still_passes_gradients(network):
+def test_a_frozen_module_still_passes_gradients(network):
     distance = CustomDistance(network)
     x, y = frame_pair()
     distance(reconstruction=x.requires_grad_(), target=y).sum().backward()
@@ -190,7 +195,7 @@ def test_gives_a_frozen_module_that_still_passes_gradients(network):
     assert not any(weight.requires_grad for weight in network.parameters())
 
 
-def test_stays_in_evaluation_mode_also_against_the_callers_own_train(network):
+def test_stays_in_evaluation_mode_if_the_caller_calls_train(network):
     distance = CustomDistance(network)
     x, y = frame_pair()
     expected = distance(reconstruction=x, target=y)
@@ -202,7 +207,7 @@ def test_stays_in_evaluation_mode_also_against_the_callers_own_train(network):
     assert torch.equal(network.layers[1].running_mean, statistics)
 
 
-def test_brings_nothing_into_optimizers_wrappers_and_checkpoints(network):
+def test_hidden_from_optimizers_wrappers_and_checkpoints(network):
     distance = CustomDistance(network)
     parent = nn.ModuleDict({"loss": distance, "linear": nn.Linear(1, 1)})
     assert not list(distance.parameters())
@@ -219,7 +224,7 @@ def test_moves_with_its_parent(network):
     nn.ModuleList([CustomDistance(signed)]).to("meta")  # nothing to move
 
 
-def test_copies_are_apart(network):
+def test_copies_are_independent(network):
     distance = CustomDistance(network)
     other = copy.deepcopy(distance)
     x, y = frame_pair()
@@ -231,7 +236,7 @@ def test_copies_are_apart(network):
     assert not torch.equal(distance(reconstruction=x, target=y), expected)
 
 
-def test_an_empty_container_is_a_module_too():
+def test_a_module_with_length_0_is_a_module():
     class Empty(nn.ModuleList):
         def forward(self, x, y):
             assert not self.training
@@ -241,7 +246,7 @@ def test_an_empty_container_is_a_module_too():
     assert CustomDistance(Empty())(reconstruction=x, target=y).shape == (NUM_FRAMES,)
 
 
-def test_of_a_function_nothing_is_changed(network):
+def test_a_function_changes_no_module_that_it_uses(network):
     distance = CustomDistance(lambda x, y: network(x, y))
     x, y = frame_pair()
     distance(reconstruction=x, target=y).sum().backward()
@@ -249,6 +254,130 @@ def test_of_a_function_nothing_is_changed(network):
     assert all(weight.grad is not None for weight in network.parameters())
 
 
-def test_shows_its_net(network):
+def test_repr(network):
     assert repr(CustomDistance(signed)) == "CustomDistance(signed)"
     assert repr(CustomDistance(network)) == "CustomDistance(Network)"
+
+
+# By name, as an instance, or custom
+
+
+def mean_square(*, reconstruction, target):
+    return (reconstruction - target).square().mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_a_name_is_lpips_with_the_given_weights(net, random_models):
+    state = {name: tensor for name, tensor in random_models[net]._frozen.items() if name.startswith("features")}
+    perceptual = Perceptual(net, weights=state)
+    assert perceptual.has_features
+    x, y = frame_pair(size=(32, 32))
+    expected = random_models[net].compare(reconstruction=x, target=y)
+    actual = perceptual(reconstruction=x, target=y, gram=True)
+    assert isinstance(actual, PerceptualDistance)
+    assert torch.equal(actual.lpips, expected.lpips)
+    assert torch.equal(actual.gram, expected.gram)
+    without = perceptual(reconstruction=x, target=y)
+    assert torch.equal(without.lpips, expected.lpips)
+    assert torch.equal(without.gram, torch.zeros(3))
+
+
+def test_the_default_is_vgg_with_torchvisions_weights(models):
+    x, y = frame_pair(size=(32, 32))
+    perceptual = Perceptual()
+    assert perceptual.distance.net == "vgg"
+    assert torch.equal(perceptual(reconstruction=x, target=y).lpips, models["vgg"](reconstruction=x, target=y))
+
+
+def test_an_instance_of_lpips_is_used_itself(random_models):
+    perceptual = Perceptual(random_models["alex"])
+    assert perceptual.distance is random_models["alex"]
+    assert perceptual.has_features
+
+
+@pytest.mark.filterwarnings("ignore:.*'pretrained'.*", "ignore:Arguments other than a weight enum")
+@pytest.mark.parametrize("net", [pytest.param("vgg", marks=pytest.mark.slow), "alex"])
+def test_the_published_package_as_a_custom_distance(net, models, references, real_frames):
+    theirs, ours = Perceptual(copy.deepcopy(references[net])), Perceptual(models[net])
+    assert sum(weight.numel() for weight in references[net].parameters()) > 2_000_000
+    assert not theirs.state_dict()
+    frames = real_frames["bikes.mp4"]
+    distances, gradients = [], []
+    for perceptual in (ours, theirs):
+        x = frames[:2].clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            distance = in_chunks(perceptual, reconstruction=x, target=frames[2:], chunk_size=1)
+        distance.lpips.sum().backward()
+        distances.append(distance.lpips.detach())
+        gradients.append(x.grad)
+    torch.testing.assert_close(*distances, rtol=1e-5, atol=1e-6)
+    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[0].norm()
+
+
+def test_a_function_has_no_features(random_models):
+    perceptual = Perceptual(mean_square)
+    assert isinstance(perceptual.distance, CustomDistance)
+    assert not perceptual.has_features
+    x, y = frame_pair(size=(32, 32))
+    distance = perceptual(reconstruction=x, target=y)
+    assert torch.equal(distance.lpips, mean_square(reconstruction=x, target=y))
+    assert torch.equal(distance.gram, torch.zeros(3))
+    with pytest.raises(ValueError, match=r'`gram` must be False for .* without features, but got True .*"vgg"'):
+        perceptual(reconstruction=x, target=y, gram=True)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_gradients_in_chunks_with_and_without_gram(chunk_size, random_models):
+    perceptual = Perceptual(random_models["alex"])
+    x, y = frame_pair(size=(32, 32))
+    x.requires_grad_()
+    without = in_chunks(perceptual, reconstruction=x, target=y, chunk_size=chunk_size)
+    assert without.lpips.requires_grad
+    assert not without.gram.requires_grad
+    (gradient,) = torch.autograd.grad((without.lpips + without.gram).sum(), x)
+    expected = torch.autograd.grad(random_models["alex"](reconstruction=x, target=y).sum(), x)[0]
+    torch.testing.assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize("kind", ["lpips", "function", "module"])
+def test_every_kind_is_frozen_and_moves(kind, random_models):
+    network = nn.Conv2d(3, 3, 1)
+
+    class Custom(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, *, reconstruction, target):
+            return mean_square(reconstruction=self.network(reconstruction), target=self.network(target))
+
+    net = {"lpips": copy.deepcopy(random_models["alex"]), "function": mean_square, "module": Custom()}[kind]
+    parent = nn.ModuleDict({"perceptual": Perceptual(net), "linear": nn.Linear(1, 1)})
+    assert list(parent.state_dict()) == ["linear.weight", "linear.bias"]
+    assert len(list(parent.parameters())) == 2
+    parent.train().to("meta")
+    assert not parent["perceptual"].distance.training
+    x, y = (frames.to("meta") for frames in frame_pair(size=(32, 32)))
+    assert parent["perceptual"](reconstruction=x, target=y).lpips.device.type == "meta"
+    assert network.weight.device.type == ("meta" if kind == "module" else "cpu")
+
+
+@pytest.mark.parametrize(
+    ("net", "remedy"),
+    [
+        ("VGG", "Did you mean `vgg`"),
+        ("alexnet", "Did you mean `alex`"),
+        ("dists", "Pass a callable"),
+    ],
+)
+def test_unknown_name(net, remedy):
+    with pytest.raises(ValueError, match=rf'`net` must be "vgg", "alex", or a callable, but got \'{net}\' .*{remedy}'):
+        Perceptual(net)
+
+
+def test_error_for_weights_of_a_net_that_is_not_a_name(random_models):
+    for net in (mean_square, random_models["alex"]):
+        with pytest.raises(
+            ValueError, match=r"`weights` must be None unless `net` is a name, but got {} .* into the module"
+        ):
+            Perceptual(net, weights={})

@@ -1,0 +1,182 @@
+"""The perceptual distance of an objective: LPIPS by name, or a custom distance."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from telecine.checks import argument_error, describe, nearest
+from telecine.perceptual.backbones import BACKBONES
+from telecine.perceptual.frames import check_frame_pair
+from telecine.perceptual.frozen import Frozen
+from telecine.perceptual.lpips import LPIPS, PerceptualDistance
+from telecine.perceptual.weights import WeightsSource
+from telecine.precision import at_least_float32, autocast_off
+from telecine.shapes import Frames
+
+_CONTRACT = "a function or module that compares (reconstruction=, target=)"
+
+
+class Perceptual(nn.Module):
+    """The perceptual distance of an objective, with the same call for LPIPS and for a custom distance.
+
+    Args:
+        net: "vgg" or "alex" for LPIPS, an `LPIPS`, or a custom distance, as `CustomDistance` accepts it.
+        weights: Source of the backbone's weights for a net given by name, as `load_backbone` accepts it.
+
+    Like `LPIPS` it has no parameters and no buffers, and moves with `.to(device)`.
+
+    Raises:
+        ValueError: `net` is none of these, `weights` do not fit it, or `weights` are given for a net that is not given
+            by name.
+        WeightsNotFoundError: The weights are not on this machine and cannot be downloaded.
+    """
+
+    def __init__(self, net: str | Callable[..., Tensor] = "vgg", *, weights: WeightsSource = None) -> None:
+        super().__init__()
+        self.distance = _build(net, weights)
+
+    @property
+    def has_features(self) -> bool:
+        """Whether the distance computes feature maps, whose Gram matrices can be compared as well."""
+        return isinstance(self.distance, LPIPS)
+
+    def forward(self, *, reconstruction: Frames, target: Frames, gram: bool = False) -> PerceptualDistance:
+        """Return the distances of each frame, `(N,)`, at least float32; `.gram` is zero unless `gram` is set.
+
+        Both are `(N, 3, H, W)` in [-1, 1], of one shape and device. The graph is kept.
+
+        Raises:
+            ValueError: The two are not such frames, or `gram` is set for a distance without features.
+        """
+        if gram:
+            return self._with_features().compare(reconstruction=reconstruction, target=target)
+        distance = self.distance(reconstruction=reconstruction, target=target)
+        return PerceptualDistance(distance, torch.zeros_like(distance))
+
+    def _with_features(self) -> LPIPS:
+        if not isinstance(self.distance, LPIPS):
+            raise argument_error("gram", "False for a distance without features", True, 'Use "vgg" or "alex".')
+        return self.distance
+
+
+class CustomDistance(Frozen):
+    """A custom distance: called in float32 or wider, with its result checked, and frozen if it is a module.
+
+    Args:
+        net: Called as `net(reconstruction=..., target=...)`, or as `net(reconstruction, target)` if its parameters
+            have other names or cannot be read, with frames `(N, C, H, W)`. It returns a floating-point tensor on their
+            device: `(N,)`, `(N, 1, 1, 1)` as the `lpips` package does, or a scalar, which is taken for the mean over
+            the frames.
+
+    An `nn.Module` is frozen in place, not copied: its parameters no longer require gradients, half-precision ones
+    become float32, and each call puts it into evaluation mode. It moves with this module, and like `LPIPS` it shows no
+    parameters and no buffers. The caller freezes and moves the networks that a plain function uses.
+
+    Raises:
+        ValueError: `net` cannot be called in these ways.
+    """
+
+    def __init__(self, net: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self._takes_names = _takes_names(net)
+        # PyTorch does not find a module inside a tuple, so its weights enter no state dict, optimizer or wrapper.
+        self._hidden = (net,)
+        if (module := self._module) is not None:
+            for parameter in module.parameters():  # scripted modules do not support `module.requires_grad_`
+                parameter.requires_grad_(False)
+            module._apply(at_least_float32)
+
+    @property
+    def _module(self) -> nn.Module | None:
+        (net,) = self._hidden
+        return net if isinstance(net, nn.Module) else None
+
+    def forward(self, *, reconstruction: Frames, target: Frames) -> Float[Tensor, " frame"]:
+        """Return one distance per frame, `(N,)`, at least float32; the graph is kept as far as the net keeps it.
+
+        Both are `(N, C, H, W)` of one shape and device. The net receives them in the wider precision of the two, at
+        least float32, with autocast off.
+
+        Raises:
+            ValueError: The two are not such frames, or the net returns something else than `CustomDistance` says.
+        """
+        check_frame_pair(reconstruction=reconstruction, target=target)
+        if (module := self._module) is not None:
+            module.eval()  # in each call: the module may also belong to a model that is in training mode
+        widest = torch.promote_types(torch.promote_types(reconstruction.dtype, target.dtype), torch.float32)
+        with autocast_off(reconstruction.device):
+            distance = self._call(reconstruction.to(widest), target.to(widest))
+        return _one_per_frame(distance, reconstruction)
+
+    def _call(self, reconstruction: Frames, target: Frames) -> object:
+        (net,) = self._hidden
+        if self._takes_names:
+            return net(reconstruction=reconstruction, target=target)
+        return net(reconstruction, target)
+
+    def _move(self, fn: Callable[[Tensor], Tensor]) -> None:
+        if (module := self._module) is not None:
+            module._apply(fn)
+
+    def extra_repr(self) -> str:
+        """Return the text inside the parentheses of `repr`."""
+        (net,) = self._hidden
+        return getattr(net, "__qualname__", type(net).__qualname__)
+
+
+def _build(net: str | Callable[..., Tensor], weights: WeightsSource) -> LPIPS | CustomDistance:
+    if isinstance(net, str):
+        _check_name(net)
+        return LPIPS(net, weights=weights)
+    if weights is not None:
+        remedy = "Load the weights into the module instead."
+        raise argument_error("weights", "None unless `net` is a name", describe(weights), remedy)
+    return net if isinstance(net, LPIPS) else CustomDistance(net)
+
+
+def _check_name(net: str) -> None:
+    if net not in BACKBONES:
+        names = ", ".join(f'"{name}"' for name in BACKBONES)
+        remedy = nearest(net.lower(), BACKBONES) or "Pass a callable (reconstruction=, target=) for another distance."
+        raise argument_error("net", f"{names}, or a callable", describe(net), remedy)
+
+
+def _takes_names(net: object) -> bool:
+    if not callable(net) or isinstance(net, type):
+        raise argument_error("net", _CONTRACT, describe(net), "Pass a function, or an instance of the module's class.")
+    try:
+        signature = inspect.signature(net.forward if isinstance(net, nn.Module) else net)
+    except (TypeError, ValueError):  # compiled code without a readable signature
+        return False
+    if _binds(signature, reconstruction=None, target=None):
+        return True
+    if _binds(signature, None, None):
+        return False
+    remedy = "Fix its other arguments with `functools.partial`."
+    raise argument_error("net", _CONTRACT, f"one of the signature {signature}", remedy)
+
+
+def _binds(signature: inspect.Signature, *args: object, **kwargs: object) -> bool:
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def _one_per_frame(distance: object, frames: Frames) -> Float[Tensor, " frame"]:
+    shapes = [(len(frames),) + (1,) * trailing for trailing in range(4)]
+    if (
+        not isinstance(distance, Tensor)
+        or not distance.is_floating_point()
+        or distance.device != frames.device
+        or tuple(distance.shape) not in [(), *shapes]
+    ):
+        contract = f"{_CONTRACT} and returns floating point of shape {shapes[0]}, {shapes[-1]} or () on {frames.device}"
+        raise argument_error("net", contract, describe(distance), "Average over the pixels of each frame, or over all.")
+    return at_least_float32(distance).reshape(-1).expand(len(frames))

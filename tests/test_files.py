@@ -1,0 +1,35 @@
+"""Files are written whole or not at all, and JSON files contain one object."""
+
+import pytest
+
+from telecine.files import read_json, write_aside, write_json
+
+
+def test_json_round_trip(tmp_path):
+    path = tmp_path / "values.json"
+    for value in ({"a": [1, 2.5, None]}, {"b": "\u00e9"}):
+        write_json(path, value)
+        assert read_json(path) == value
+    assert [file.name for file in tmp_path.iterdir()] == ["values.json"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    path = tmp_path / "text"
+    path.write_text("old")
+
+    def fail(aside):
+        aside.write_text("ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_aside(path, fail)
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["text"]
+
+
+@pytest.mark.parametrize(("text", "contract"), [("{", "JSON, but got other text"), ("[1]", "a JSON object, but got")])
+def test_other_content(text, contract, tmp_path):
+    path = tmp_path / "values.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"`.*values.json` must be {contract}.* Write it again"):
+        read_json(path)
