@@ -180,7 +180,7 @@ def test_a_frozen_last_layer_cannot_be_what_gradients_are_compared_at(published)
 
 def test_a_size_that_the_model_does_not_reproduce_is_named(published):
     clips = ClipConfig(num_frames=16, height=32, width=32, num_workers=0)
-    with pytest.raises(ValueError, match="Give it 17 frames, not 16: this model needs 4k"):
+    with pytest.raises(ValueError, match="Use 17, the nearest"):
         Trainer(published("wan", clips=clips), quiet())
 
 

@@ -327,7 +327,7 @@ def test_short_clips_are_repeated_to_be_watched():
 
 def test_clips_that_do_not_fit_the_model_are_refused_before_anything_is_written(tiny):
     config = tiny(clips=ClipConfig(num_frames=6, height=32, width=32, num_workers=0))
-    with pytest.raises(ValueError, match="5 frames, not 6: this model needs 4k"):
+    with pytest.raises(ValueError, match=r"must be 4k\+1 .*, but got 6\. Use 5"):
         train(config, console=quiet())
     assert not Path(config.output_dir).exists()
 

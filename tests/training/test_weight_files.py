@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from telecine.autoencoders import CustomAutoencoder
 from telecine.autoencoders.lora import add_low_rank
-from telecine.autoencoders.own import OwnAutoencoder
 from telecine.training.trainable import TrainableConfig, select_trainable
 from telecine.training.weight_files import WeightFiles
 
@@ -25,7 +25,7 @@ class Normalised(nn.Module):
 
 def adapted(seed):
     torch.manual_seed(seed)
-    model = OwnAutoencoder(Normalised())
+    model = CustomAutoencoder(Normalised())
     select_trainable(model, TrainableConfig(weights="lora", lora_rank=2))
     return model, WeightFiles(model, is_sharded=False)
 
@@ -53,7 +53,7 @@ def test_another_base_is_refused():
 
 
 def test_what_is_saved_whole_has_no_base():
-    assert WeightFiles(OwnAutoencoder(Normalised()), is_sharded=False).base is None
+    assert WeightFiles(CustomAutoencoder(Normalised()), is_sharded=False).base is None
 
 
 def test_a_complete_autoencoder_of_ones_own_is_given_its_updates_merged(tmp_path):

@@ -1,20 +1,23 @@
-"""Autoencoders, and what the trainer needs of one.
+"""Video autoencoders: telecine's own, diffusers' and a user's, behind one interface.
 
-Those of diffusers are in `telecine.autoencoders.diffusers`, which is imported only where one is asked for.
+`telecine.autoencoders.diffusers` is imported only when a diffusers model is used.
 """
 
-from telecine.autoencoders.causal import CausalVAE
-from telecine.autoencoders.causal_config import CausalVAEConfig
+from telecine.autoencoders.causal import CausalVAE, CausalVAEConfig
+from telecine.autoencoders.custom import CustomAutoencoder, as_video_autoencoder
+from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder
 from telecine.autoencoders.load import load_autoencoder
-from telecine.autoencoders.posterior import DiagonalGaussian
-from telecine.autoencoders.protocol import Posterior, Reconstruction, VideoAutoencoder
+from telecine.autoencoders.posterior import DeterministicPosterior, DiagonalGaussian, Posterior
 
 __all__ = [
     "CausalVAE",
     "CausalVAEConfig",
+    "CustomAutoencoder",
+    "DeterministicPosterior",
     "DiagonalGaussian",
     "Posterior",
     "Reconstruction",
     "VideoAutoencoder",
+    "as_video_autoencoder",
     "load_autoencoder",
 ]

@@ -1,4 +1,4 @@
-"""The layers of the causal autoencoder: none looks at a later frame, at another clip, or at statistics over time."""
+"""Layers of the causal autoencoder. None depends on later frames, on other clips, or on statistics over time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from telecine.shapes import Video
 
 
 def repeat_first_frame(video: Video, count: int) -> Video:
-    """Put `count` copies of the first frame in front of `(B, C, T, H, W)`."""
+    """Prepend `count` copies of the first frame to `(B, C, T, H, W)`."""
     if count == 0:
         return video
     return torch.cat([video[:, :, :1].expand(-1, -1, count, -1, -1), video], dim=2)
 
 
 def fold(video: Video, time: int, space: int) -> Video:
-    """Move `time x space x space` neighbours into channels; the first frame stands alone, as `time` copies of itself.
+    """Move blocks of `time x space x space` values into channels; the first frame is repeated `time` times.
 
     `(B, C, 1 + time * k, H, W)` becomes `(B, C * time * space^2, 1 + k, H / space, W / space)`.
     """
@@ -29,20 +29,22 @@ def fold(video: Video, time: int, space: int) -> Video:
 
 
 def unfold(video: Video, time: int, space: int) -> Video:
-    """Undo `fold`: spread channels over `time x space x space` neighbours and keep one frame of the first position."""
+    """Invert `fold`: move channels into blocks of `time x space x space`, and keep one copy of the first frame."""
     spread = rearrange(video, "b (c p q r) t h w -> b c (t p) (h q) (w r)", p=time, q=space, r=space)
     return spread[:, :, time - 1 :]
 
 
 class CausalConv3d(nn.Module):
-    """A convolution whose output at a frame sees that frame and earlier ones; space is padded with zeros.
+    """A convolution whose output at a frame depends on that frame and earlier ones; space is padded with zeros.
 
-    In time the first frame is repeated in front, so an image is a video that stands still. `stride` in time takes
-    `1 + 2k` frames to `1 + k`: output `i` sees inputs up to `2i`.
+    Time is padded with copies of the first frame, so that an image equals a still video. A `stride` of 2 in time maps
+    `1 + 2k` frames to `1 + k`: output `i` depends on inputs up to `2i`.
 
     Args:
-        kernel: taps in time, and along each side in space (odd).
-        stride: steps in time and in space.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel: Size in time, and in height and width (odd).
+        stride: Stride in time, and in height and width.
     """
 
     def __init__(
@@ -59,19 +61,19 @@ class CausalConv3d(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """RMSNorm over the channels of one position (arXiv 1910.07467): causal and independent of the batch by design."""
+    """RMSNorm over the channels of each position (arXiv:1910.07467): causal and independent of the batch."""
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(num_channels, 1, 1, 1))
 
     def forward(self, video: Video) -> Video:
-        """Scale each position's channel vector to root mean square 1, then each channel by its weight."""
+        """Scale the channels of each position to a root mean square of 1, then each channel by its weight."""
         return F.normalize(video, dim=1, eps=1e-6) * (math.sqrt(video.shape[1]) * self.scale)
 
 
 class ResidualBlock(nn.Module):
-    """`x + f(x)` with one causal convolution over space and time and one over space; `f` is 0 at the start."""
+    """`x + f(x)`, `f` being a causal convolution over space and time, then one over space; `f` is 0 at the start."""
 
     def __init__(self, num_channels: int, time_kernel: int = 3) -> None:
         super().__init__()
@@ -81,7 +83,7 @@ class ResidualBlock(nn.Module):
             CausalConv3d(num_channels, num_channels, (time_kernel, 3)),
             ChannelNorm(num_channels),
             nn.SiLU(),
-            zeroed(CausalConv3d(num_channels, num_channels, (1, 3))),
+            init_zero(CausalConv3d(num_channels, num_channels, (1, 3))),
         )
 
     def forward(self, video: Video) -> Video:
@@ -89,20 +91,22 @@ class ResidualBlock(nn.Module):
         return video + self.branch(video)
 
 
-def zeroed(layer: CausalConv3d) -> CausalConv3d:
-    """Set a layer's parameters to 0, so that its residual block starts as the identity (arXiv 1706.02677)."""
+def init_zero(layer: CausalConv3d) -> CausalConv3d:
+    """Set a layer's parameters to 0, so that its residual block starts as the identity (arXiv:1706.02677)."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
 
 
 class Downsample(nn.Module):
-    """A strided causal convolution beside a shortcut that folds neighbours into channels and averages groups of them.
+    """A strided causal convolution plus a shortcut that folds positions into channels and averages groups of them.
 
-    The shortcut is DC-AE's residual autoencoding (arXiv 2410.10733, section 3.2) with the first frame apart.
+    The shortcut is the residual autoencoding of DC-AE (arXiv:2410.10733, section 3.2), with a separate first frame.
 
     Args:
-        time: 1 or 2; 2 takes `1 + 2k` frames to `1 + k`.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        time: 1 or 2; 2 maps `1 + 2k` frames to `1 + k`.
         space: 1 or 2.
     """
 
@@ -118,9 +122,9 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """A 1 x 1 x 1 convolution unfolded into neighbours, beside a shortcut that repeats channels: `Downsample` mirrored.
+    """The inverse of `Downsample`: a 1 x 1 x 1 convolution plus a shortcut that repeats channels, then `unfold`.
 
-    It works at the small size, which costs 27 times less than a convolution after nearest upsampling.
+    It convolves at the low resolution, which costs 27 times less than a convolution after nearest upsampling.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, time: int, space: int) -> None:

@@ -1,8 +1,8 @@
-"""Low-rank updates of weights (LoRA, arXiv 2106.09685).
+"""Low-rank updates of weights (LoRA, arXiv:2106.09685).
 
-The update is added to the weight, as a parametrization. Adapters that add a second convolution beside the first, as
-peft's do, compute something else than the merged weight where a layer pads or caches frames in a `forward` of its own,
-as the causal convolutions of video autoencoders do; and they cannot be built for such classes.
+The update is a parametrization of the weight. Adapters that run a second convolution beside the first, as peft's do,
+do not compute the same as the merged weight where a layer pads or caches frames in its own `forward`, as the causal
+convolutions of video autoencoders do; peft also cannot build adapters for such classes.
 """
 
 from __future__ import annotations
@@ -24,35 +24,40 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class LowRankUpdate(nn.Module):
-    """Adds `alpha / rank * B @ A` to a weight: equation 3 of the paper, with a kernel's elements among A's columns.
+    """Adds `alpha / rank * B @ A` to a weight (equation 3 of the paper), a kernel's elements being columns of A.
+
+    `down` is the paper's A, `up` its B.
 
     Args:
-        weight: `(out, ...)`, which is frozen.
-        rank: rows of A.
-        alpha: scale of the update.
+        weight: The weight `(out, ...)` to update.
+        rank: Number of rows of A.
+        alpha: Scale of the update.
     """
 
     def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
         super().__init__()
         self.scale = alpha / rank
         self.down = nn.Parameter(weight.new_empty(rank, weight[0].numel()))
-        # Zero, so that training starts from the model as it was.
+        # Zero, so that the model computes the same at the start.
         self.up = nn.Parameter(weight.new_zeros(len(weight), rank))
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the weight with its update."""
+        """Return the updated weight."""
         return weight + self.scale * (self.up @ self.down).view_as(weight)
 
 
 def add_low_rank(model: nn.Module, names: Iterable[str], *, rank: int, alpha: float) -> None:
-    """Freeze a model and give the layers of these names an update, which is 0 at the start.
+    """Freeze a model and add low-rank updates, which start at 0, to some of its layers.
 
     Args:
         model: Changed in place.
-        names: Convolutions and linear layers.
-        rank: Rank of the updates; a layer with fewer rows or columns has no use of more.
-        alpha: Scale of the updates, times 1 / rank.
+        names: Names of convolutions and linear layers.
+        rank: Rank of the updates. More than a layer's number of rows or columns is of no use.
+        alpha: Scale of the updates, multiplied by 1 / rank.
+
+    Raises:
+        ValueError: The rank is less than 1.
     """
     check_rank(rank)
     model.requires_grad_(False)
@@ -63,31 +68,28 @@ def add_low_rank(model: nn.Module, names: Iterable[str], *, rank: int, alpha: fl
 
 
 def low_rank_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the layers of a model that carry low-rank updates."""
+    """Return the layers of a model that have low-rank updates."""
     updates = [module for module in model.modules() if parametrize.is_parametrized(module, "weight")]
     return [layer for layer in updates if isinstance(layer.parametrizations["weight"][0], LowRankUpdate)]  # type: ignore[index]
 
 
 @torch.no_grad()
-def merged(model: Model) -> Model:
-    """Return a model whose weights contain their low-rank updates and have their own names again.
-
-    It is `model` itself where there are none, a copy otherwise.
-    """
+def merge_low_rank(model: Model) -> Model:
+    """Return a copy with low-rank updates merged into the weights, under the original names; `model` if it has none."""
     if not low_rank_layers(model):
         return model
-    plain = copy.deepcopy(model)
-    for layer in low_rank_layers(plain):
-        # Not by `remove_parametrizations`: it changes the class, which a copy shares with its original.
+    merged = copy.deepcopy(model)
+    for layer in low_rank_layers(merged):
+        # `remove_parametrizations` would change the class, which the copy shares with the original.
         weight = layer.weight
         assert isinstance(weight, Tensor)
         layer.__class__ = parametrize.type_before_parametrizations(layer)
         del layer.parametrizations
         layer.weight = nn.Parameter(weight)
-    return plain
+    return merged
 
 
 def check_rank(rank: int) -> None:
     """Raise a `ValueError` unless a rank is positive."""
     if rank < 1:
-        raise argument_error("lora_rank", "at least 1", rank, "8 to 64 are usual.")
+        raise argument_error("lora_rank", "at least 1", rank, "Use 8 to 64, the usual ranks.")

@@ -1,11 +1,11 @@
-"""A model in a folder: `config.json` and `model.safetensors`, each written aside and renamed."""
+"""Save and load a model in a folder: `config.json` and `model.safetensors`, each written atomically."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -19,105 +19,123 @@ from telecine.shapes import argument_error, nearest
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CLASS_KEY = "_class_name"
-NUM_NAMED = 3
+# How many missing or mismatched weights an error lists.
+MAX_LISTED = 3
 
 
-def save_model(model: nn.Module, config: Mapping[str, Any], folder: str | os.PathLike[str]) -> None:
-    """Write a model's weights, then its configuration with the class's name, into `folder`, which is made if needed.
+def save_model(model: nn.Module, config: Mapping[str, object], folder: str | PathLike[str]) -> None:
+    """Write a model's weights, then its configuration with the class name, into `folder`, which is created if needed.
 
     Raises:
-        OSError: they cannot be written.
+        OSError: A file cannot be written.
     """
-    place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.contiguous() for name, tensor in apart(model.state_dict()).items()}
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.contiguous() for name, tensor in without_shared_memory(model.state_dict()).items()}
     text = json.dumps({CLASS_KEY: type(model).__name__, **config}, indent=2) + "\n"
-    with writing_weights(place):
-        write_aside(place / WEIGHTS_FILE, lambda path: save_file(weights, path, metadata={"format": "pt"}))
-    write_aside(place / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    with safetensors_write(path):
+        write_aside(path / WEIGHTS_FILE, lambda aside: save_file(weights, aside, metadata={"format": "pt"}))
+    write_aside(path / CONFIG_FILE, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 @contextmanager
-def writing_weights(place: Path) -> Iterator[None]:
-    """Raise an `OSError` where safetensors cannot write, as on a full disk; its own error is none."""
+def safetensors_write(path: Path) -> Iterator[None]:
+    """Turn a `SafetensorError`, e.g. of a full disk, into an `OSError`."""
     try:
         yield
     except SafetensorError as error:
-        raise OSError(f"no weights could be written to {place}: {error}") from error
+        raise OSError(f"cannot write weights to {path}: {error}") from error
 
 
-def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors in memory of their own, as safetensors wants them: tied weights share theirs."""
+def without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with a copy for each that shares memory, as tied weights do: safetensors refuses these."""
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
-        place = tensor.untyped_storage().data_ptr()
-        found[name] = tensor.detach().clone() if place in seen else tensor.detach()
-        seen.add(place)
+        pointer = tensor.untyped_storage().data_ptr()
+        found[name] = tensor.detach().clone() if pointer in seen else tensor.detach()
+        seen.add(pointer)
     return found
 
 
-def load_config(folder: str | os.PathLike[str], class_name: str, known: Iterable[str]) -> dict[str, Any]:
-    """Return the fields of `folder`'s configuration, without the class's name.
+def load_config(folder: str | PathLike[str], class_name: str, known: Iterable[str]) -> dict[str, Any]:
+    """Return a folder's configuration without the class name.
+
+    Args:
+        folder: The model's folder.
+        class_name: The class that must have written it.
+        known: Accepted keys.
 
     Raises:
-        FileNotFoundError: there is no configuration.
-        ValueError: it is not a JSON object, is another class's, or holds an unknown key (the nearest is named).
+        FileNotFoundError: There is no configuration.
+        ValueError: It is not a JSON object, belongs to another class, or has an unknown key.
     """
-    config = read_json(existing(Path(folder) / CONFIG_FILE))
+    config = read_json(require_file(Path(folder) / CONFIG_FILE))
     written_by = config.pop(CLASS_KEY, None)
     if written_by != class_name:
         remedy = "Load it with the class that wrote it."
         raise argument_error("folder", f"a {class_name}'s", f"one whose `{CLASS_KEY}` is {written_by!r}", remedy)
-    refuse_unknown(config, sorted(known))
+    check_known_keys(config, sorted(known))
     return config
 
 
-def load_weights(model: nn.Module, folder: str | os.PathLike[str]) -> None:
-    """Copy `folder`'s weights into `model`.
+def load_weights(model: nn.Module, folder: str | PathLike[str]) -> None:
+    """Copy a folder's weights into `model`.
 
     Raises:
-        FileNotFoundError: there are no weights.
-        ValueError: the file is damaged, or its names or shapes are not the model's (the first few are named).
+        FileNotFoundError: There are no weights.
+        ValueError: The file is damaged, or names or shapes differ from the model's.
     """
-    path = existing(Path(folder) / WEIGHTS_FILE)
+    path = require_file(Path(folder) / WEIGHTS_FILE)
     try:
         weights = load_file(path)
     except SafetensorError as error:
         raise argument_error(str(path), "a safetensors file", f"a damaged one ({error})", "Copy it again.") from error
-    if problems := mismatches(model.state_dict(), weights):
-        more = f" and {len(problems) - NUM_NAMED} more" if len(problems) > NUM_NAMED else ""
-        remedy = f"They were saved from another configuration than {CONFIG_FILE} states."
-        raise argument_error(str(path), "the model's weights", "; ".join(problems[:NUM_NAMED]) + more, remedy)
-    model.load_state_dict(weights)
+    copy_state(weights, into=model, source=str(path))
+
+
+def copy_state(weights: Mapping[str, Tensor], *, into: nn.Module, source: str) -> None:
+    """Copy weights by name into a model.
+
+    Args:
+        weights: The state dict.
+        into: The model.
+        source: Where the weights were loaded from, for errors.
+
+    Raises:
+        ValueError: Names or shapes differ from the model's; the first few are listed.
+    """
+    if problems := mismatches(into.state_dict(), weights):
+        more = f" and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+        remedy = "Use the configuration that they were saved with, and load them before adding low-rank updates."
+        raise argument_error(source, "the model's weights", "; ".join(problems[:MAX_LISTED]) + more, remedy)
+    into.load_state_dict(weights)
 
 
 def mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """Say for each tensor that is missing, unexpected or of another shape what is wrong with it."""
+    """Return a description of each tensor that is missing, unexpected or of another shape."""
     missing = [f"no {name}" for name in expected if name not in found]
     unexpected = [f"an unexpected {name}" for name in found if name not in expected]
-    reshaped = [
+    other_shape = [
         f"{name} of shape {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
         for name, tensor in expected.items()
         if name in found and found[name].shape != tensor.shape
     ]
-    return missing + unexpected + reshaped
+    return missing + unexpected + other_shape
 
 
-def refuse_unknown(config: Mapping[str, Any], known: list[str]) -> None:
-    """Raise a `ValueError` for the first key of `config` that is not known, naming the nearest one that is."""
+def check_known_keys(config: Mapping[str, object], known: list[str]) -> None:
+    """Raise a `ValueError` with the nearest known key for the first unknown key of `config`."""
     for key in config:
         if key not in known:
-            raise argument_error(
-                key, f"one of {', '.join(known)}", "an unknown key", nearest(key, known) or "Remove it."
-            )
+            remedy = nearest(key, known) or "Remove it."
+            raise argument_error(key, f"one of {', '.join(known)}", "an unknown key", remedy)
 
 
-def existing(path: Path) -> Path:
-    """Return `path`, or raise a `FileNotFoundError` that says what should lie there."""
+def require_file(path: Path) -> Path:
+    """Return `path`, or raise a `FileNotFoundError` if there is no such file."""
     if not path.is_file():
-        remedy = f"A model's folder holds {CONFIG_FILE} and {WEIGHTS_FILE}."
-        raise argument_error(
-            "folder", f"one that holds {path.name}", f"{str(path.parent)!r}", remedy, FileNotFoundError
-        )
+        contract = f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
+        got = f"{str(path.parent)!r} without {path.name}"
+        raise argument_error("folder", contract, got, "Check the path.", FileNotFoundError)
     return path

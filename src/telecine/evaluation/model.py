@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from telecine.autoencoders import load_autoencoder
+from telecine.autoencoders import VideoAutoencoder, load_autoencoder
 from telecine.runs import Weights, find_checkpoint
 
 
-def load_model(checkpoint: str | Path, weights: Weights, device: torch.device) -> Any:
+def load_model(checkpoint: str | Path, weights: Weights, device: torch.device) -> VideoAutoencoder:
     """Return the autoencoder of a run (its last checkpoint), of a checkpoint, or of a saved model, in eval mode.
 
     Raises:

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from telecine.autoencoders import CausalVAE
-from telecine.autoencoders.load import load_autoencoder
-from telecine.autoencoders.own import own_autoencoder
+from telecine.autoencoders import CausalVAE, VideoAutoencoder, as_video_autoencoder, load_autoencoder
 from telecine.data import (
     Clip,
     ClipDataset,
@@ -86,7 +84,7 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
-def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Any:
+def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> VideoAutoencoder:
     """Return the autoencoder that `config` names, whole and on the CPU, with what is not trained frozen.
 
     Args:
@@ -97,32 +95,19 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Any:
         ValueError: If it cannot be had, or a setting of it is wrong.
     """
     if own is not None:
-        model: Any = own_autoencoder(own)
+        model: VideoAutoencoder = as_video_autoencoder(own)
     elif config.model is None:
         model = CausalVAE(config.causal_vae)
     else:
         checkpoint = find_checkpoint(Path(config.model))
         model = load_autoencoder(config.model if checkpoint is None else checkpoint / "ema")
     if config.model_gradient_checkpointing:
-        enable_gradient_checkpointing(model)
+        model.enable_gradient_checkpointing()
     select_trainable(model, config.trainable)
     return model.train()
 
 
-def enable_gradient_checkpointing(model: Any) -> None:
-    """Let the autoencoder keep less for the backward.
-
-    Raises:
-        ValueError: If it does not know how to.
-    """
-    if not hasattr(model, "enable_gradient_checkpointing"):
-        remedy = "Turn it off, or give the model a method `enable_gradient_checkpointing`."
-        got = f"a {type(model).__name__}"
-        raise argument_error("model_gradient_checkpointing", "false for a model that has no way to", got, remedy)
-    model.enable_gradient_checkpointing()
-
-
-def build_clips(config: TrainConfig, model: Any) -> Clips:
+def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
     """Find, index and split the videos, and read the validation clips.
 
     Raises:
@@ -210,7 +195,7 @@ def _patch_sizes(settings: DiscriminatorConfig) -> dict[str, Any]:
     }
 
 
-def build_players(config: TrainConfig, accelerator: Accelerator, model: Any) -> Players:
+def build_players(config: TrainConfig, accelerator: Accelerator, model: VideoAutoencoder) -> Players:
     """Return networks, optimizers and moving average on the accelerator's device, the same on every process.
 
     Args:
@@ -262,7 +247,7 @@ def data_parallel(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     return DistributedDataParallel(model, device_ids=devices)
 
 
-def anchor_of(model: Any, config: TrainConfig) -> Tensor | LayerUses | None:
+def anchor_of(model: VideoAutoencoder, config: TrainConfig) -> Tensor | LayerUses | None:
     """Return where the adaptive weight compares gradients: the last layer's weight, or, if sharded, its uses.
 
     Raises:

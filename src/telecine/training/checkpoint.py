@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from telecine.autoencoders.pretrained import writing_weights
+from telecine.autoencoders.pretrained import safetensors_write
 from telecine.runs import BEST, CHECKPOINTS, checkpoint_folder, checkpoints
 from telecine.shapes import argument_error
 from telecine.training.ranks import all_gathered
@@ -126,7 +126,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         OSError: If the file cannot be written.
     """
-    with writing_weights(path):
+    with safetensors_write(path):
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 

@@ -102,7 +102,7 @@ def train(config: TrainConfig, *, autoencoder: nn.Module | None = None, console:
 
     Args:
         config: The settings; they are written to the run's folder.
-        autoencoder: A module of your own to train in place of what `config.model` names; see `own_autoencoder`.
+        autoencoder: A module of your own to train in place of what `config.model` names; see `as_video_autoencoder`.
         console: Where progress is shown; standard output by default. Only the first process shows any.
 
     Returns:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from telecine.autoencoders import CausalVAE
-from telecine.autoencoders.lora import low_rank_layers, merged
-from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, apart, mismatches
+from telecine.autoencoders.lora import low_rank_layers, merge_low_rank
+from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, mismatches, without_shared_memory
 from telecine.files import read_json
 from telecine.shapes import argument_error, describe
 from telecine.training.checkpoint import load_tensors, save_tensors
@@ -48,9 +48,9 @@ class WeightFiles:
             model = self.whole
         if folder is None:
             return
-        merged(model).save_pretrained(folder / name)
+        merge_low_rank(model).save_pretrained(folder / name)
         if low_rank_layers(model):
-            save_tensors(_updates(folder / name), apart(_changing(model)))
+            save_tensors(_updates(folder / name), without_shared_memory(_changing(model)))
 
     def check_base(self, saved: str | None) -> None:
         """Raise a `ValueError` where updates were trained on other weights, by the `base` that was saved with them."""

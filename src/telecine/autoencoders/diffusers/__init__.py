@@ -1,6 +1,5 @@
-"""The video autoencoders of diffusers, trainable: the only folder that knows diffusers."""
+"""Diffusers' video autoencoders as `VideoAutoencoder`. No other folder imports diffusers."""
 
 from telecine.autoencoders.diffusers.adapter import DiffusersAutoencoder
-from telecine.autoencoders.diffusers.posterior import PointPosterior
 
-__all__ = ["DiffusersAutoencoder", "PointPosterior"]
+__all__ = ["DiffusersAutoencoder"]

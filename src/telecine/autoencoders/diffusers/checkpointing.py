@@ -1,70 +1,69 @@
-"""Gradient checkpointing that is trusted only after its gradients were compared."""
+"""Gradient checkpointing of a diffusers model, enabled only if it does not change the gradients."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from telecine.autoencoders.diffusers.passage import clear_caches
-from telecine.autoencoders.probe import ClipSizes
+from telecine.autoencoders.clip_sizes import ClipSizes, Size
+from telecine.autoencoders.diffusers.families import DiffusersModel
+from telecine.autoencoders.diffusers.reconstruct import clear_caches
 from telecine.precision import autocast_off
 from telecine.shapes import argument_error
 
-# Relative difference of all gradients that rounding may explain; the wrong ones found are 0.5 and more.
+# Relative difference of all gradients that rounding may cause. The wrong ones found differ by 0.5 and more.
 MAX_DIFFERENCE = 1e-2
-# A clip of so many frames or a few more passes more than one chunk of the models that work in chunks.
+# A clip of this many frames, or a few more, is more than one chunk of the models that work in chunks.
 NUM_FRAMES = 5
 
 
-def enable_checked(module: Any, sizes: ClipSizes) -> None:
-    """Turn a diffusers model's gradient checkpointing on if its gradients on a tiny clip stay what they were.
+def enable_checked(module: DiffusersModel, sizes: ClipSizes) -> None:
+    """Enable a diffusers model's gradient checkpointing if its gradients for a tiny clip stay the same.
 
     Raises:
-        ValueError: the class refuses, fails, or computes other gradients; checkpointing is off then.
+        ValueError: The class does not support it, fails with it, or computes other gradients. It is disabled then.
     """
     if not hasattr(module, "enable_gradient_checkpointing"):
-        raise refused(module, "one without it")
+        raise unsupported(module, "one without it")
     plain = gradients(sizes)
     try:
         module.enable_gradient_checkpointing()
     except ValueError as error:
-        raise refused(module, "one that refuses") from error
+        raise unsupported(module, "one that does not support it") from error
     try:
         difference = relative_difference(gradients(sizes), plain)
     except RuntimeError as error:
-        switch_off(module)
-        raise refused(module, f"one whose backward fails with it ({type(error).__name__})") from error
-    if not difference <= MAX_DIFFERENCE:
-        switch_off(module)
-        raise refused(module, f"one whose gradients change by {difference:.0%} with it")
+        disable(module)
+        raise unsupported(module, f"one whose backward pass fails with it ({type(error).__name__})") from error
+    if not difference <= MAX_DIFFERENCE:  # also true for NaN
+        disable(module)
+        raise unsupported(module, f"one whose gradients change by {difference:.0%} with it")
 
 
-def switch_off(module: Any) -> None:
-    """Turn checkpointing off and clear what a failed backward left."""
+def disable(module: DiffusersModel) -> None:
+    """Disable checkpointing, and clear the caches that a failed backward pass left."""
     module.disable_gradient_checkpointing()
     clear_caches(module)
 
 
-def refused(module: Any, got: str) -> Exception:
-    """Build the error of a class that cannot be trained with gradient checkpointing."""
+def unsupported(module: DiffusersModel, got: str) -> Exception:
+    """Return the error for a class that cannot be trained with gradient checkpointing."""
     contract = "a model whose gradients stay the same with gradient checkpointing"
-    return argument_error(type(module).__name__, contract, got, "Train it without `gradient_checkpointing`.")
+    return argument_error(type(module).__name__, contract, got, "Train it without `model_gradient_checkpointing`.")
 
 
 def gradients(sizes: ClipSizes) -> list[Tensor]:
-    """Return the gradient of every trained weight for a fixed tiny clip; buffers and random state do not change."""
-    passage = sizes.passage
-    weights = [parameter for parameter in passage.parameters() if parameter.requires_grad]
+    """Return the gradients of all trained weights for a fixed tiny clip; buffers and random state do not change."""
+    reconstruct = sizes.reconstruct
+    weights = [parameter for parameter in reconstruct.parameters() if parameter.requires_grad]
     device = weights[0].device
-    buffers = {name: buffer.clone() for name, buffer in passage.named_buffers()}
+    buffers = {name: buffer.clone() for name, buffer in reconstruct.named_buffers()}
     devices = [device.index or 0] if device.type == "cuda" else []
     with torch.enable_grad(), autocast_off(device), torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
         video = 2 * torch.rand(1, 3, *tiny_clip(sizes)) - 1
-        output = functional_call(passage, buffers, (video.to(device),))
+        output = functional_call(reconstruct, buffers, (video.to(device),))
         loss = (output * torch.randn(output.shape).to(output)).mean()
         found = torch.autograd.grad(loss, weights, allow_unused=True)
     clear_caches(sizes.model)
@@ -72,14 +71,14 @@ def gradients(sizes: ClipSizes) -> list[Tensor]:
     return [torch.zeros_like(weight) if gradient is None else gradient for weight, gradient in pairs]
 
 
-def tiny_clip(sizes: ClipSizes) -> tuple[int, int, int]:
-    """Return the smallest clip of a few frames, or the smallest of all where only one frame is taken."""
+def tiny_clip(sizes: ClipSizes) -> Size:
+    """Return the size of a clip of a few small frames, or of one frame if the model does not support more."""
     _, height, width = sizes.smallest
     lengths = range(NUM_FRAMES, 4 * NUM_FRAMES)
-    return (next(filter(sizes.lasts, lengths), sizes.smallest[0]), height, width)
+    return (next(filter(sizes.reproduces_length, lengths), sizes.smallest[0]), height, width)
 
 
 def relative_difference(found: list[Tensor], expected: list[Tensor]) -> float:
-    """Return the norm of the difference of two lists of gradients, relative to that of the second."""
+    """Return the norm of the difference between two lists of gradients, relative to the norm of the second."""
     differences = [(a - b).norm() for a, b in zip(found, expected, strict=True)]
     return float(torch.stack(differences).norm() / torch.stack([b.norm() for b in expected]).norm())

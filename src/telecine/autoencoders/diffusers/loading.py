@@ -1,4 +1,4 @@
-"""Diffusers models from a folder, a hub's name or a configuration, and weights into one that is there."""
+"""Diffusers models from a folder, a Hub name or a configuration, and weights into an existing model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, NUM_NAMED, mismatches, refuse_unknown
+from telecine.autoencoders.diffusers.families import DiffusersModel
+from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, MAX_LISTED, check_known_keys, copy_state
 from telecine.files import read_json
 from telecine.shapes import argument_error, nearest
 
@@ -26,20 +27,19 @@ PIPELINE_SUBFOLDER = "vae"
 
 def load_module(
     name_or_folder: str | PathLike[str], *, subfolder: str | None, revision: str | None, dtype: torch.dtype
-) -> Any:
-    """Return the diffusers model of a folder or a hub's name, with every weight from there.
+) -> DiffusersModel:
+    """Return the diffusers model of a folder or a Hub name, with all its weights.
 
     Raises:
-        ValueError: there is no configuration, its class is unknown, or weights are missing.
+        ValueError: There is no configuration, its class is unknown, or weights are missing.
     """
     config, place = find_config(name_or_folder, subfolder=subfolder, revision=revision)
     module, report = class_of(config, str(name_or_folder)).from_pretrained(
         str(name_or_folder), subfolder=place, revision=revision, torch_dtype=dtype, output_loading_info=True
     )
-    if report["missing_keys"]:
-        # diffusers would go on with random numbers in their place.
-        named = ", ".join(sorted(report["missing_keys"])[:NUM_NAMED])
-        got = f"{len(report['missing_keys'])} weights too few, e.g. {named}"
+    if missing := sorted(report["missing_keys"]):
+        # diffusers initialises missing weights with random numbers.
+        got = f"one with {len(missing)} weights missing, e.g. {', '.join(missing[:MAX_LISTED])}"
         raise argument_error(str(name_or_folder), "a model with all its weights", got, "Download or copy it again.")
     return module
 
@@ -47,10 +47,10 @@ def load_module(
 def find_config(
     name_or_folder: str | PathLike[str], *, subfolder: str | None, revision: str | None
 ) -> tuple[dict[str, Any], str | None]:
-    """Return a model's configuration and the subfolder that it lies in: "vae" if that is a whole pipeline's.
+    """Return a model's configuration and its subfolder: "vae" if there is none at the top and no subfolder is given.
 
     Raises:
-        ValueError: there is none.
+        ValueError: There is no configuration.
     """
     try:
         return read_config_at(name_or_folder, subfolder, revision), subfolder
@@ -61,38 +61,42 @@ def find_config(
 
 
 def read_config_at(name_or_folder: str | PathLike[str], subfolder: str | None, revision: str | None) -> dict[str, Any]:
-    """Return the configuration in one place of a folder or a hub's model.
+    """Return the configuration in a subfolder of a folder or a Hub model.
 
     Raises:
-        ValueError: there is none.
+        ValueError: There is no configuration.
     """
     try:
-        config: Any = VAEConfig.load_config(str(name_or_folder), subfolder=subfolder, revision=revision)
+        config: Any = AutoencoderConfig.load_config(str(name_or_folder), subfolder=subfolder, revision=revision)
     except OSError as error:
-        contract = f"a folder with {CONFIG_FILE}, a pipeline's with {PIPELINE_SUBFOLDER}/{CONFIG_FILE}, or a hub's name"
-        remedy = "Name the folder with `subfolder` if it is another one."
+        contract = f"a folder with {CONFIG_FILE}, a pipeline with {PIPELINE_SUBFOLDER}/{CONFIG_FILE}, or a Hub name"
+        remedy = "Set `subfolder` if the model is in another subfolder."
         raise argument_error("name_or_folder", contract, f"{str(name_or_folder)!r}", remedy) from error
     return dict(config)
 
 
-class VAEConfig(ConfigMixin):
-    """Reads configurations of any class."""
+class AutoencoderConfig(ConfigMixin):
+    """Loads the configuration of any class."""
 
     config_name: Any = CONFIG_FILE
 
 
 def class_of(config: Mapping[str, Any], source: str) -> Any:
-    """Return the class that a configuration names: one of diffusers', or a `ModelMixin` that is imported already.
+    """Return the class that a configuration names: an already imported `ModelMixin`, or one of diffusers.
+
+    Args:
+        config: The configuration.
+        source: Where it was read, for errors.
 
     Raises:
-        ValueError: it names none, or one that is not there.
+        ValueError: It names no class, or an unknown one.
     """
     name = config.get(CLASS_KEY)
     if not isinstance(name, str):
-        remedy = f'Add for instance "{CLASS_KEY}": "AutoencoderKLWan".'
+        remedy = f'Add for example "{CLASS_KEY}": "AutoencoderKLWan".'
         raise argument_error(source, f"a configuration with `{CLASS_KEY}`", f"one without ({sorted(config)})", remedy)
-    own = {cls.__name__: cls for cls in subclasses(ModelMixin)}
-    found = own.get(name) or getattr(diffusers, name, None)
+    imported = {cls.__name__: cls for cls in subclasses(ModelMixin)}
+    found = imported.get(name) or getattr(diffusers, name, None)
     if found is None:
         known = [word for word in dir(diffusers) if "Autoencoder" in word or "VAE" in word]
         remedy = (
@@ -103,49 +107,46 @@ def class_of(config: Mapping[str, Any], source: str) -> Any:
 
 
 def subclasses(cls: type) -> list[type]:
-    """Return every class that derives from `cls`."""
+    """Return all direct and indirect subclasses of `cls`."""
     children: list[type] = cls.__subclasses__()
     return [found for child in children for found in (child, *subclasses(child))]
 
 
-def build_module(config: str | PathLike[str] | Mapping[str, Any]) -> Any:
+def build_module(config: str | PathLike[str] | Mapping[str, Any]) -> DiffusersModel:
     """Return a diffusers model with random weights from a configuration: a JSON file, its folder, or its values.
 
     Raises:
-        ValueError: the class is unknown or an argument is not its own (the nearest is named).
+        FileNotFoundError: There is no such file.
+        ValueError: The class or an argument is unknown; the message contains the nearest name.
     """
     source = "config" if isinstance(config, Mapping) else str(config)
     values = dict(config) if isinstance(config, Mapping) else read_config(Path(config))
     cls = class_of(values, source)
     arguments = {name: value for name, value in values.items() if not name.startswith("_")}
-    refuse_unknown(arguments, sorted(set(inspect.signature(cls.__init__).parameters) - {"self"}))
+    check_known_keys(arguments, sorted(set(inspect.signature(cls.__init__).parameters) - {"self"}))
     return cls.from_config(values)
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the values in a JSON file, or in the one of a folder.
+    """Return the values in a JSON file, or in a folder's `config.json`.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is not a JSON object.
+        FileNotFoundError: There is no such file.
+        ValueError: It is not a JSON object.
     """
     file = path / CONFIG_FILE if path.is_dir() else path
     if not file.is_file():
-        remedy = "Write one as diffusers does, with the class's name and its arguments."
-        raise argument_error("config", "a JSON file or a folder with one", f"{str(path)!r}", remedy, FileNotFoundError)
+        remedy = "Write a configuration as diffusers does, with the class name and its arguments."
+        contract = f"a JSON file or a folder with {CONFIG_FILE}"
+        raise argument_error("config", contract, f"{str(path)!r}", remedy, FileNotFoundError)
     return read_json(file)
 
 
-def copy_weights(module: nn.Module, folder: str | PathLike[str]) -> None:
+def copy_weights(folder: str | PathLike[str], *, into: nn.Module) -> None:
     """Copy a folder's weights into a model of the same configuration.
 
     Raises:
-        ValueError: the names or shapes are not the model's (the first few are named).
+        ValueError: There are none, or names or shapes differ from the model's.
     """
     loaded = load_module(folder, subfolder=None, revision=None, dtype=torch.float32)
-    weights = loaded.state_dict()
-    if problems := mismatches(module.state_dict(), weights):
-        more = f" and {len(problems) - NUM_NAMED} more" if len(problems) > NUM_NAMED else ""
-        remedy = "Load weights of the same configuration, before low-rank updates are added."
-        raise argument_error(str(folder), "the model's weights", "; ".join(problems[:NUM_NAMED]) + more, remedy)
-    module.load_state_dict(weights)
+    copy_state(loaded.state_dict(), into=into, source=str(folder))

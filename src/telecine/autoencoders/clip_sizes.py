@@ -1,0 +1,212 @@
+"""Which clip sizes a model reproduces, and which layer is its last: found by passing tiny clips through it.
+
+Attributes that state the compression are missing or wrong for many classes, and most models truncate or pad other
+sizes without an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import chain, islice, pairwise
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from telecine.precision import autocast_off
+from telecine.shapes import argument_error
+
+Size: TypeAlias = tuple[int, int, int]
+"""Frames, height, width."""
+
+# Longest step between accepted numbers of frames that is searched; MiniMax-H3's is 17.
+MAX_STEP = 32
+# Models with at least this many weights are probed on the meta device; for smaller ones, real tiny clips are faster.
+LARGE_MODEL = 5_000_000
+# One of these sides fits every known model. The smallest that fits is the cheapest.
+LARGE_SIDES = (32, 64, 96, 128, 112)
+SIDES = (2, 4, 8, 12, 14, 16, 24, 28, 32, 48, 56, 64, 96, 112, 128)
+STEPS = (1, 2, 3, 4, 6, 7, 8, 12, 14, 16, 24, 28, 32, 48, 56, 64)
+# Exceptions that models raise for a size that they do not support.
+UNSUPPORTED_SIZE_ERRORS = (ValueError, RuntimeError, AssertionError, IndexError, ZeroDivisionError)
+
+
+def ceil_div(value: int, by: int) -> int:
+    """Return `value / by`, rounded up."""
+    return -(-value // by)
+
+
+def check_multiple(name: str, value: int, *, step: int, offset: int = 0, smallest: int | None = None) -> None:
+    """Raise a `ValueError` with the nearest accepted value unless `value` is `step * k + offset` and >= `smallest`."""
+    smallest = smallest or offset or step
+    nearest = max((value - offset + step // 2) // step * step + offset, smallest)
+    if value != nearest:
+        raise size_error(name, value, accepted=describe_multiples(step, offset), nearest=nearest)
+
+
+def describe_multiples(step: int, offset: int) -> str:
+    """Return `step * k + offset` in words."""
+    return f"{step}k+{offset}" if offset else f"a multiple of {step}"
+
+
+def size_error(name: str, value: int, *, accepted: str, nearest: int) -> Exception:
+    """Return the error for a size that a model does not reproduce."""
+    return argument_error(name, f"{accepted} for this model", str(value), f"Use {nearest}, the nearest accepted value.")
+
+
+@torch.no_grad()
+def output_shape(reconstruct: nn.Module, size: Size, *, on_meta: bool) -> torch.Size:
+    """Return the output's shape for one clip of a size; weights, buffers and random state do not change.
+
+    On the meta device only shapes are computed, which takes a fraction of a second for a model of any size.
+    """
+    device = torch.device("meta") if on_meta else next(reconstruct.parameters()).device
+    tensors: dict[str, Tensor] = {name: buffer.clone() for name, buffer in reconstruct.named_buffers()}
+    if on_meta:
+        named = chain(reconstruct.named_parameters(), reconstruct.named_buffers())
+        tensors = {name: torch.empty_like(tensor, device=device) for name, tensor in named}
+    devices = [device.index or 0] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), autocast_off(device):
+        return functional_call(reconstruct, tensors, (torch.zeros(1, 3, *size, device=device),)).shape
+
+
+class ClipSizes:
+    """The clip sizes that a model reproduces. Each size is probed once and cached.
+
+    Args:
+        reconstruct: Deterministic module from a clip to its reconstruction.
+        model: The part of `reconstruct` that errors and layer names refer to.
+    """
+
+    def __init__(self, reconstruct: nn.Module, model: nn.Module) -> None:
+        self.reconstruct = reconstruct
+        self.model = model
+        self.on_meta = sum(weight.numel() for weight in model.parameters()) >= LARGE_MODEL
+        self._cache: dict[Size, bool] = {}
+        self._smallest: Size | None = None
+        self._multiple: int | None = None
+        self._last_error = ""
+
+    def reproduces(self, size: Size) -> bool:
+        """Return whether the output for a clip of this size has the same size."""
+        if size not in self._cache:
+            try:
+                self._cache[size] = output_shape(self.reconstruct, size, on_meta=self.on_meta)[1:] == (3, *size)
+            except UNSUPPORTED_SIZE_ERRORS as error:
+                self._cache[size] = False
+                self._last_error = f" ({error})"
+        return self._cache[size]
+
+    def reproduces_length(self, num_frames: int) -> bool:
+        """Return whether small clips of this many frames are reproduced."""
+        _, height, width = self.smallest
+        return self.reproduces((num_frames, height, width))
+
+    @property
+    def smallest(self) -> Size:
+        """The shortest clip that is reproduced, with the smallest square frames of that length.
+
+        Raises:
+            ValueError: No clip of up to 32 frames of 128 x 128 pixels is reproduced.
+        """
+        if self._smallest is None:
+            self._smallest = self._find_smallest()
+        return self._smallest
+
+    def _find_smallest(self) -> Size:
+        for on_meta in (self.on_meta, not self.on_meta):
+            # Models that read values, e.g. with `.item()`, fail on the meta device; these are given real clips.
+            self.on_meta, self._cache = on_meta, {}
+            candidates = ((time, side, side) for side in LARGE_SIDES for time in range(1, MAX_STEP + 1))
+            found = next(filter(self.reproduces, candidates), None)
+            if found is not None:
+                return next(size for side in SIDES if self.reproduces(size := (found[0], side, side)))
+        name = type(self.model).__name__
+        remedy = "Wrap it in a module whose `forward` maps video to video."
+        contract = "an autoencoder for RGB video (B, 3, T, H, W) whose output has the input's size"
+        got = f"{name}, which reproduces no size up to {MAX_STEP} frames of 128 x 128 pixels{self._last_error}"
+        raise argument_error("module", contract, got, remedy)
+
+    @property
+    def multiple(self) -> int:
+        """Step between accepted heights and widths, counted from the smallest clip's."""
+        if self._multiple is None:
+            time, side, _ = self.smallest
+            accepted = (step for step in STEPS if self.reproduces((time, side + step, side + step)))
+            self._multiple = next(accepted, side)
+        return self._multiple
+
+    def check(self, num_frames: int, height: int, width: int) -> None:
+        """Raise a `ValueError` with the nearest accepted value unless a clip of this size is reproduced."""
+        _, side, _ = self.smallest
+        offset = side % self.multiple
+        check_multiple("height", height, step=self.multiple, offset=offset, smallest=side)
+        check_multiple("width", width, step=self.multiple, offset=offset, smallest=side)
+        if num_frames < 1 or not self.reproduces_length(num_frames):
+            raise self._frames_error(num_frames)
+
+    def cover(self, num_frames: int, height: int, width: int) -> Size:
+        """Return the smallest size that is reproduced and at least this large.
+
+        Raises:
+            ValueError: The model does not support clips this long.
+        """
+        covering = next(self._lengths_from(max(num_frames, 1)), None)
+        if covering is None:
+            raise self._frames_error(num_frames)
+        _, side, _ = self.smallest
+        rows, columns = (
+            side + self.multiple * ceil_div(max(value - side, 0), self.multiple) for value in (height, width)
+        )
+        return covering, rows, columns
+
+    def _lengths_from(self, num_frames: int) -> Iterator[int]:
+        """Yield the next numbers of frames that are reproduced."""
+        return filter(self.reproduces_length, range(num_frames, num_frames + 2 * MAX_STEP + 1))
+
+    def _frames_error(self, num_frames: int) -> Exception:
+        below = list(islice(filter(self.reproduces_length, range(num_frames - 1, 0, -1)), 1))
+        around = below + list(islice(self._lengths_from(max(num_frames, 1)), 3 - len(below)))
+        if not around:
+            around = [self.smallest[0]]
+        nearest = min(around, key=lambda length: abs(length - num_frames))
+        return size_error("num_frames", num_frames, accepted=describe_lengths(around), nearest=nearest)
+
+
+def describe_lengths(lengths: list[int]) -> str:
+    """Return in words the accepted lengths, of which up to three neighbours are given."""
+    steps = {after - before for before, after in pairwise(lengths)}
+    if len(lengths) == 3 and len(steps) == 1:
+        step = steps.pop()
+        return describe_multiples(step, lengths[0] % step)
+    listed = [str(length) for length in lengths]
+    return " or ".join(filter(None, [", ".join(listed[:-1]), listed[-1]]))
+
+
+def find_last_layer(sizes: ClipSizes) -> str:
+    """Return the name of the weight of the layer that is called last; biases and norms (1-d weights) do not count."""
+    called: list[str] = []
+    layers = [(name, module) for name, module in sizes.model.named_modules() if is_layer(module)]
+    hooks = [module.register_forward_pre_hook(append_to(called, f"{name}.weight")) for name, module in layers]
+    try:
+        output_shape(sizes.reconstruct, sizes.smallest, on_meta=sizes.on_meta)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return called[-1]
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Return whether a module owns a weight of two or more axes."""
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.ndim >= 2
+
+
+def append_to(called: list[str], name: str) -> Callable[..., None]:
+    """Return a forward pre-hook that appends `name` to `called`."""
+
+    def hook(module: nn.Module, args: object) -> None:
+        called.append(name)
+
+    return hook

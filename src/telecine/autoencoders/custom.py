@@ -1,0 +1,148 @@
+"""Any `nn.Module` with a `forward` as a `VideoAutoencoder`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from os import PathLike
+
+from torch import Tensor, nn
+
+from telecine.autoencoders.clip_sizes import ClipSizes, find_last_layer
+from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, checkpointing_error
+from telecine.autoencoders.lora import merge_low_rank
+from telecine.autoencoders.pretrained import load_weights, save_model
+from telecine.randomness import Generators
+from telecine.shapes import Video, argument_error, describe
+
+
+def as_video_autoencoder(module: nn.Module) -> VideoAutoencoder:
+    """Return `module` as a `VideoAutoencoder`.
+
+    A `VideoAutoencoder` is returned unchanged. A diffusers model becomes a `DiffusersAutoencoder`, because its
+    `forward` returns another type; every other module becomes a `CustomAutoencoder`.
+    """
+    if isinstance(module, VideoAutoencoder):
+        return module
+    if type(module).__module__.startswith("diffusers."):
+        from telecine.autoencoders.diffusers import DiffusersAutoencoder
+
+        return DiffusersAutoencoder(module)
+    return CustomAutoencoder(module)
+
+
+class CustomAutoencoder(VideoAutoencoder):
+    """A user's module that reconstructs video, with the methods that training needs.
+
+    The module's `forward(video)` maps `(B, 3, T, H, W)` in [-1, 1] to a reconstruction of the same shape, which is not
+    clamped, or to a pair of the reconstruction and a dict of auxiliary losses by name, 0-d tensors such as
+    `{"kl_loss": ...}`. If `forward` has a parameter `sample_posterior` or `generator`, it is passed:
+    `sample_posterior` is false in validation; `generator` holds one generator for each clip, so that a run draws the
+    same noise on one device and on many.
+
+    Optional members of the module replace the defaults:
+
+    - `last_layer`: weight for the adaptive weight. Default: the weight of the layer that is called last.
+    - `check_clip(num_frames, height, width)` and `covering_clip(num_frames, height, width)`: see `VideoAutoencoder`.
+      Default: run tiny clips through the module, see `ClipSizes`.
+    - `save_pretrained(folder)` and `load_weights(folder)`. Default: the state dict as safetensors.
+    - `enable_gradient_checkpointing()`. Default: not supported.
+
+    Args:
+        module: The autoencoder.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.options = {"sample_posterior", "generator"} & set(inspect.signature(module.forward).parameters)
+        self.sizes = ClipSizes(_Reconstruct(module, self.options), module)
+
+    def forward(self, video: Video, sample_posterior: bool = True, generator: Generators = None) -> Reconstruction:
+        """Return the reconstruction and the auxiliary losses.
+
+        Raises:
+            TypeError: The module's output is not a video, with or without a dict of losses.
+            ValueError: The reconstruction's shape differs from the video's.
+        """
+        arguments = {"sample_posterior": sample_posterior, "generator": generator}
+        result = as_reconstruction(self.module(video, **{name: arguments[name] for name in self.options}))
+        if result.video.shape != video.shape:
+            contract = f"of the video's shape {tuple(video.shape)}"
+            raise argument_error("the reconstruction", contract, result.video, "Use clips of a size that it accepts.")
+        return result
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the last layer, where the adaptive weight compares gradients."""
+        weight = getattr(self.module, "last_layer", None)
+        return self.module.get_parameter(find_last_layer(self.sizes)) if weight is None else weight
+
+    def check_clip(self, num_frames: int, height: int, width: int) -> None:
+        """Raise a `ValueError` unless the module's output has the same size as such a clip."""
+        check = getattr(self.module, "check_clip", self.sizes.check)
+        check(num_frames, height, width)
+
+    def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Return the smallest accepted (frames, height, width) that is at least this large."""
+        cover = getattr(self.module, "covering_clip", self.sizes.cover)
+        return cover(num_frames, height, width)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Call the module's `enable_gradient_checkpointing`.
+
+        Raises:
+            ValueError: The module has no such method.
+        """
+        enable = getattr(self.module, "enable_gradient_checkpointing", None)
+        if enable is None:
+            raise checkpointing_error(self.module)
+        enable()
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Write the module's weights, low-rank updates merged, with its own `save_pretrained` if it has one."""
+        module = merge_low_rank(self.module)
+        save = getattr(module, "save_pretrained", None)
+        if save is None:
+            save_model(module, {}, folder)
+        else:
+            save(folder)
+
+    def load_weights(self, folder: str | PathLike[str]) -> None:
+        """Copy the weights in `folder` into the module, with its own `load_weights` if it has one.
+
+        Raises:
+            FileNotFoundError: There are no weights.
+            ValueError: Names or shapes differ from the module's.
+        """
+        load = getattr(self.module, "load_weights", None)
+        if load is None:
+            load_weights(self.module, folder)
+        else:
+            load(folder)
+
+
+class _Reconstruct(nn.Module):
+    """Deterministic forward, for probing accepted sizes."""
+
+    def __init__(self, module: nn.Module, options: set[str]) -> None:
+        super().__init__()
+        self.module = module
+        self.options = {"sample_posterior": False} if "sample_posterior" in options else {}
+
+    def forward(self, video: Video) -> Video:
+        return as_reconstruction(self.module(video, **self.options)).video
+
+
+def as_reconstruction(output: object) -> Reconstruction:
+    """Return a module's output, a video or a pair of a video and a dict of losses, as a `Reconstruction`.
+
+    Raises:
+        TypeError: It is neither. (A `ValueError` would mean an unsupported clip size while sizes are probed.)
+    """
+    video, losses = output if isinstance(output, tuple) and len(output) == 2 else (output, {})
+    if not isinstance(video, Tensor) or not isinstance(losses, Mapping):
+        remedy = "Return the reconstruction, or (reconstruction, {name: loss})."
+        contract = "a video, or a video and a dict"
+        raise argument_error("the module's output", contract, describe(output), remedy, TypeError)
+    return Reconstruction(video=video, aux={name: loss.float() for name, loss in losses.items()})

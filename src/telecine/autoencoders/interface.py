@@ -1,0 +1,89 @@
+"""The interface between autoencoders and the rest of the library: `VideoAutoencoder` and its output."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from os import PathLike
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor, nn
+
+from telecine.randomness import Generators
+from telecine.shapes import Video, argument_error, check_video
+
+
+class Reconstruction(NamedTuple):
+    """Output of one forward pass."""
+
+    video: Video
+    """The reconstruction, of the input's shape; near [-1, 1] but not clamped, so that no gradient is cut off."""
+    aux: dict[str, Tensor]
+    """Auxiliary losses by name, 0-d and float32, e.g. `{"kl_loss": ...}`. The objective multiplies them by a weight."""
+
+
+class VideoAutoencoder(nn.Module, ABC):
+    """An autoencoder for video `(B, 3, T, H, W)` in [-1, 1], as training and evaluation call it.
+
+    `as_video_autoencoder` wraps other modules. Subclass this only to control every method.
+    """
+
+    if TYPE_CHECKING:  # `nn.Module.__call__` is untyped
+
+        def __call__(
+            self, video: Video, sample_posterior: bool = True, generator: Generators = None
+        ) -> Reconstruction:
+            """See `forward`."""
+
+    @abstractmethod
+    def forward(self, video: Video, sample_posterior: bool = True, generator: Generators = None) -> Reconstruction:
+        """Encode, sample and decode in one call, because DDP only synchronises gradients of its `forward`.
+
+        Args:
+            video: `(B, 3, T, H, W)` in [-1, 1].
+            sample_posterior: False uses the mode of the posterior, as validation does.
+            generator: One generator, or one for each clip; PyTorch's default generator if None.
+        """
+
+    @property
+    @abstractmethod
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the decoder's last layer, where the adaptive weight compares gradients."""
+
+    @abstractmethod
+    def check_clip(self, num_frames: int, height: int, width: int) -> None:
+        """Raise a `ValueError` with the nearest accepted value unless the output has the same size as such a clip."""
+
+    @abstractmethod
+    def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Return the smallest (frames, height, width) that `check_clip` accepts and that is at least this large."""
+
+    @abstractmethod
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Write configuration and weights into `folder`, with low-rank updates merged into the weights."""
+
+    @abstractmethod
+    def load_weights(self, folder: str | PathLike[str]) -> None:
+        """Copy the weights that `save_pretrained` wrote into this model, to resume a run."""
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute activations in the backward pass to save memory.
+
+        Raises:
+            ValueError: The model does not support it, which is the default.
+        """
+        raise checkpointing_error(self)
+
+
+def check_input(model: VideoAutoencoder, video: Video) -> None:
+    """Raise a `ValueError` unless `video` is `(B, 3, T, H, W)` of a size that the model accepts."""
+    check_video("video", video)
+    if video.shape[1] != 3:
+        raise argument_error("video", "RGB of shape (B, 3, T, H, W)", video, "Repeat a grey channel 3 times.")
+    model.check_clip(*video.shape[2:])
+
+
+def checkpointing_error(model: nn.Module) -> Exception:
+    """Return the error for gradient checkpointing of a model that does not support it."""
+    remedy = "Set it to false, or give the model a method `enable_gradient_checkpointing`."
+    contract = "false for a model without gradient checkpointing"
+    return argument_error("model_gradient_checkpointing", contract, f"true for {type(model).__name__}", remedy)
