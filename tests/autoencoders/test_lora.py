@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.autoencoders.lora import LAYERS, LowRankUpdate, add_low_rank, low_rank_layers, merged
+from telecine.autoencoders.lora import LAYERS, LowRankUpdate, add_low_rank, low_rank_layers, merge_low_rank
 
 INPUTS = {nn.Linear: (2, 4), nn.Conv1d: (2, 4, 6), nn.Conv2d: (2, 4, 6, 6), nn.Conv3d: (2, 4, 6, 6, 6)}
 
@@ -30,7 +30,7 @@ def test_the_update_is_alpha_over_rank_times_b_a(cls, settings):
         update.up.normal_()
     by_hand = weight + 3 * torch.einsum("or,ri->oi", update.up, update.down).reshape(weight.shape)
     torch.testing.assert_close(model[0].weight, by_hand)
-    plain = merged(model)
+    plain = merge_low_rank(model)
     assert set(plain.state_dict()) == {"0.weight", "0.bias"}
     assert type(plain[0]) is cls
     torch.testing.assert_close(plain(x), model(x), rtol=0, atol=0)
@@ -55,11 +55,11 @@ def test_copies_have_updates_of_their_own():
 
 def test_a_model_without_updates_is_its_own_merged_one():
     model = build(nn.Conv2d)
-    assert merged(model) is model
+    assert merge_low_rank(model) is model
     spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2))
-    assert merged(spectral) is spectral
+    assert merge_low_rank(spectral) is spectral
 
 
 def test_a_rank_below_1_is_refused():
-    with pytest.raises(ValueError, match="`lora_rank` must be at least 1"):
+    with pytest.raises(ValueError, match="`lora_rank` must be a positive int"):
         add_low_rank(build(nn.Linear), ["0"], rank=0, alpha=1.0)

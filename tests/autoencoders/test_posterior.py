@@ -3,16 +3,12 @@
 import pytest
 import torch
 
-from telecine.autoencoders import DiagonalGaussian, Posterior
+from telecine.autoencoders import DiagonalGaussian
 from telecine.losses.divergence import kl_to_standard_normal
 
 
 def gaussian(mean=0.5, logvar=-1.0, shape=(1, 4, 3, 40, 40)):
     return DiagonalGaussian(mean=torch.full(shape, mean), logvar=torch.full(shape, logvar))
-
-
-def test_is_a_posterior():
-    assert isinstance(gaussian(), Posterior)
 
 
 def test_samples_have_the_stated_moments():

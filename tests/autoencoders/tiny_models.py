@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from functools import cache
 
 import diffusers
+import pytest
 import torch
 from diffusers import ModelMixin
+
+from telecine.autoencoders.diffusers import DiffusersAutoencoder
 
 
 def cogvideox() -> ModelMixin:
@@ -200,7 +205,7 @@ TINY_MODELS: dict[str, Callable[[], ModelMixin]] = {
     )
 }
 
-# The smallest clip of each, (frames, rows, columns), that moves through all of its weights.
+# The smallest clip of each, (frames, height, width), that uses all weights.
 CLIPS: dict[str, tuple[int, int, int]] = {
     "cogvideox": (9, 16, 16),
     "wan": (5, 16, 16),
@@ -236,3 +241,25 @@ def tiny_clip(name: str, batch: int = 1, seed: int = 0) -> torch.Tensor:
     """Return random clips of the model's size, in [-1, 1]."""
     generator = torch.Generator().manual_seed(seed)
     return 2 * torch.rand(batch, 3, *CLIPS[name], generator=generator) - 1
+
+
+# Models for `pytest -m "not slow"`: one of chunks, one that works on frames, and one with a clamp and cached frames.
+FAST = ("cogvideox", "temporal_decoder", "wan")
+every_model = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in sorted(TINY_MODELS)]
+)
+
+
+@cache
+def shared(name: str) -> DiffusersAutoencoder:
+    """Return a model for tests that do not change it. Its accepted sizes are probed only once."""
+    model = DiffusersAutoencoder(tiny_model(name))
+    model.check_clip(*CLIPS[name])
+    return model
+
+
+def adapter(name: str) -> DiffusersAutoencoder:
+    """Return a copy of `shared(name)` for tests that change it."""
+    model = copy.deepcopy(shared(name))
+    torch.manual_seed(0)  # the same whether `shared` had to build the model or not
+    return model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from os import PathLike
 from typing import NamedTuple
@@ -25,8 +25,9 @@ from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, ch
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.posterior import DiagonalGaussian
 from telecine.autoencoders.pretrained import load_config, load_weights, save_model
+from telecine.checks import argument_error, check_count, describe
 from telecine.randomness import Generators
-from telecine.shapes import Video, argument_error, check_video, describe
+from telecine.shapes import Video, check_video
 
 # The initial standard deviation of the posterior is exp(-3) = 0.05. With 1, the noise hides the untrained mean, and the
 # decoder learns to ignore the latent for the first few hundred steps.
@@ -76,11 +77,11 @@ class CausalVAEConfig:
             )
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
         for name in ("latent_channels", "base_channels", "blocks_per_level", "time_kernel"):
-            check_setting(name, getattr(self, name), "a positive integer", is_positive_int)
+            check_count(name, getattr(self, name))
         for name in ("time_compression", "spatial_compression", "patch_size"):
-            check_setting(name, getattr(self, name), "a power of two", is_power_of_two)
+            check_power_of_two(name, getattr(self, name))
         for multiplier in self.channel_multipliers:
-            check_setting("channel_multipliers", multiplier, "powers of two", is_power_of_two)
+            check_power_of_two("channel_multipliers", multiplier)
         self._check_levels()
 
     def _check_levels(self) -> None:
@@ -114,20 +115,10 @@ class CausalVAEConfig:
             yield Level(outer, inner, time=2 if index < time_steps else 1, space=2 if index < space_steps else 1)
 
 
-def is_positive_int(value: object) -> bool:
-    """Return whether `value` is a positive integer and not `True`."""
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def is_power_of_two(value: object) -> bool:
-    """Return whether `value` is 1, 2, 4, 8, ..."""
-    return isinstance(value, int) and is_positive_int(value) and value & (value - 1) == 0
-
-
-def check_setting(name: str, value: object, contract: str, is_valid: Callable[[object], bool]) -> None:
-    """Raise a `ValueError` unless `is_valid(value)`."""
-    if not is_valid(value):
-        raise argument_error(name, contract, describe(value), "Use for example 1, 2, 4 or 8.")
+def check_power_of_two(name: str, value: object) -> None:
+    """Raise a `ValueError` unless `value` is 1, 2, 4, 8, ..."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or value & (value - 1):
+        raise argument_error(name, "a power of two", describe(value), "Use for example 1, 2, 4 or 8.")
 
 
 def log2(power_of_two: int) -> int:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from telecine.checks import argument_error
 from telecine.precision import autocast_off
-from telecine.shapes import argument_error
 
 Size: TypeAlias = tuple[int, int, int]
 """Frames, height, width."""

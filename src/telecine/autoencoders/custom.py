@@ -12,8 +12,9 @@ from telecine.autoencoders.clip_sizes import ClipSizes, find_last_layer
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, checkpointing_error
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import load_weights, save_model
+from telecine.checks import argument_error, describe
 from telecine.randomness import Generators
-from telecine.shapes import Video, argument_error, describe
+from telecine.shapes import Video
 
 
 def as_video_autoencoder(module: nn.Module) -> VideoAutoencoder:

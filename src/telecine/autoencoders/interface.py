@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
+from telecine.checks import argument_error
 from telecine.randomness import Generators
-from telecine.shapes import Video, argument_error, check_video
+from telecine.shapes import Video, check_video
 
 
 class Reconstruction(NamedTuple):
@@ -29,9 +30,7 @@ class VideoAutoencoder(nn.Module, ABC):
 
     if TYPE_CHECKING:  # `nn.Module.__call__` is untyped
 
-        def __call__(
-            self, video: Video, sample_posterior: bool = True, generator: Generators = None
-        ) -> Reconstruction:
+        def __call__(self, video: Video, sample_posterior: bool = True, generator: Generators = None) -> Reconstruction:
             """See `forward`."""
 
     @abstractmethod

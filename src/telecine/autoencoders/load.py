@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from telecine.autoencoders.causal import CausalVAE
 from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, WEIGHTS_FILE
+from telecine.checks import argument_error
 from telecine.files import read_json
-from telecine.shapes import argument_error
 
 if TYPE_CHECKING:
     from telecine.autoencoders.diffusers import DiffusersAutoencoder

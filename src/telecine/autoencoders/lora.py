@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from telecine.shapes import argument_error
+from telecine.checks import check_count
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -57,9 +57,9 @@ def add_low_rank(model: nn.Module, names: Iterable[str], *, rank: int, alpha: fl
         alpha: Scale of the updates, multiplied by 1 / rank.
 
     Raises:
-        ValueError: The rank is less than 1.
+        ValueError: The rank is not a positive int.
     """
-    check_rank(rank)
+    check_count("lora_rank", rank)
     model.requires_grad_(False)
     for name in names:
         layer = model.get_submodule(name)
@@ -87,9 +87,3 @@ def merge_low_rank(model: Model) -> Model:
         del layer.parametrizations
         layer.weight = nn.Parameter(weight)
     return merged
-
-
-def check_rank(rank: int) -> None:
-    """Raise a `ValueError` unless a rank is positive."""
-    if rank < 1:
-        raise argument_error("lora_rank", "at least 1", rank, "Use 8 to 64, the usual ranks.")

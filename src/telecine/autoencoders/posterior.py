@@ -6,10 +6,11 @@ from typing import Protocol
 
 from torch import Tensor
 
+from telecine.checks import argument_error
 from telecine.losses.divergence import kl_to_standard_normal
 from telecine.precision import at_least_float32
 from telecine.randomness import Generators, randn
-from telecine.shapes import Scalar, argument_error
+from telecine.shapes import Scalar
 
 # exp(20) and its square are finite in float32, and so is 1 / exp(-30).
 LOGVAR_RANGE = (-30.0, 20.0)

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from telecine.checks import argument_error, nearest
 from telecine.files import read_json, write_aside
-from telecine.shapes import argument_error, nearest
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from telecine.autoencoders.lora import LAYERS, add_low_rank, check_rank
-from telecine.shapes import argument_error, describe, nearest
+from telecine.autoencoders.lora import LAYERS, add_low_rank
+from telecine.checks import argument_error, check_count, describe, nearest
 
 # What turns a latent into video; everything else an autoencoder has shapes its latents.
 DECODER = ("decoder", "post_quant_conv")
@@ -37,7 +37,7 @@ class TrainableConfig:
     def __post_init__(self) -> None:
         if self.weights not in ("all", "decoder", "lora"):
             raise argument_error("weights", '"all", "decoder" or "lora"', describe(self.weights), "Choose one.")
-        check_rank(self.lora_rank)
+        check_count("lora_rank", self.lora_rank)
 
 
 def select_trainable(autoencoder: Any, config: TrainableConfig) -> list[nn.Parameter]:

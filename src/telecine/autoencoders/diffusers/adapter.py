@@ -23,8 +23,9 @@ from telecine.autoencoders.diffusers.reconstruct import Reconstruct, clear_cache
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, check_input
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import safetensors_write
+from telecine.checks import argument_error
 from telecine.randomness import Generators
-from telecine.shapes import Video, argument_error, check_video
+from telecine.shapes import Video, check_video
 
 
 class DiffusersAutoencoder(VideoAutoencoder):

@@ -13,8 +13,8 @@ from torch import nn
 
 from telecine.autoencoders.diffusers.families import DiffusersModel
 from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, MAX_LISTED, check_known_keys, copy_state
+from telecine.checks import argument_error, nearest
 from telecine.files import read_json
-from telecine.shapes import argument_error, nearest
 
 try:
     import diffusers

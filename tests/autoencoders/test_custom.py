@@ -1,0 +1,206 @@
+"""Any module with a `forward` becomes a `VideoAutoencoder`."""
+
+import pytest
+import torch
+from diffusers import ModelMixin
+from safetensors.torch import load_file
+from torch import nn
+
+from telecine.autoencoders import (
+    CustomAutoencoder,
+    DiagonalGaussian,
+    Reconstruction,
+    VideoAutoencoder,
+    as_video_autoencoder,
+)
+from telecine.autoencoders.diffusers import DiffusersAutoencoder
+from telecine.training.trainable import TrainableConfig, select_trainable
+
+from .tiny_models import tiny_clip, tiny_model
+
+
+class Compressor(nn.Module):
+    """The smallest autoencoder whose layers can have low-rank updates."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Conv3d(3, 4, 1)
+        self.decoder = nn.Sequential(nn.Conv3d(4, 4, 1), nn.Conv3d(4, 3, 1))
+
+    def forward(self, video):
+        return self.decoder(self.encoder(video))
+
+
+class SavesItself(Compressor):
+    """A module with its own file format."""
+
+    def save_pretrained(self, folder):
+        folder.mkdir()
+        torch.save(self.state_dict(), folder / "custom.pt")
+
+
+class Complete(nn.Module):
+    """A module with all optional members, which does not inherit from `VideoAutoencoder`."""
+
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Conv3d(3, 2, 1), nn.Conv3d(1, 3, 1)
+        self.calls = []
+
+    def forward(self, video, sample_posterior=True):
+        posterior = self.encode(video)
+        latent = posterior.sample() if sample_posterior else posterior.mode()
+        return Reconstruction(video=self.decode(latent), aux={"kl_loss": posterior.kl()})
+
+    def encode(self, video):
+        mean, logvar = self.down(video).chunk(2, dim=1)
+        return DiagonalGaussian(mean=mean, logvar=logvar)
+
+    def decode(self, latent):
+        return self.up(latent)
+
+    @property
+    def last_layer(self):
+        return self.up.weight
+
+    def check_clip(self, num_frames, height, width):
+        self.calls.append("check_clip")
+
+    def covering_clip(self, num_frames, height, width):
+        return num_frames + 1, height, width
+
+    def save_pretrained(self, folder):
+        self.calls.append("save_pretrained")
+
+    def load_weights(self, folder):
+        self.calls.append("load_weights")
+
+    def enable_gradient_checkpointing(self):
+        self.calls.append("enable_gradient_checkpointing")
+
+
+def clip():
+    return torch.rand(1, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_a_forward_is_enough():
+    model = as_video_autoencoder(Compressor())
+    assert isinstance(model, VideoAutoencoder)
+    output = model(clip())
+    assert torch.equal(output.video, model.module(clip()))
+    assert output.aux == {}
+    assert model.last_layer is model.module.decoder[1].weight
+    assert model.covering_clip(2, 5, 7) == (2, 5, 7)
+
+
+def test_all_optional_members_are_used():
+    module = Complete()
+    model = as_video_autoencoder(module)
+    # The trainer passes a generator, which this module's `forward` does not accept.
+    output = model(clip(), sample_posterior=False, generator=torch.Generator())
+    assert torch.equal(output.video, module(clip(), sample_posterior=False).video)
+    assert output.aux["kl_loss"] == module.encode(clip()).kl()
+    assert model.last_layer is module.up.weight
+    assert model.covering_clip(2, 4, 4) == (3, 4, 4)
+    model.check_clip(2, 4, 4)
+    model.enable_gradient_checkpointing()
+    model.save_pretrained("folder")
+    model.load_weights("folder")
+    assert module.calls == ["check_clip", "enable_gradient_checkpointing", "save_pretrained", "load_weights"]
+
+
+def test_a_generator_is_passed_to_a_forward_that_accepts_it():
+    class Noisy(Compressor):
+        def forward(self, video, generator=None):
+            return super().forward(video) + torch.rand(1, generator=generator), {"noise_loss": torch.ones(()).double()}
+
+    model = CustomAutoencoder(Noisy())
+    first, second = (model(clip(), generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(first.video, second.video)
+    assert first.aux["noise_loss"].dtype == torch.float32
+
+
+def test_sizes_are_probed_without_sampling():
+    class Sampled(Compressor):
+        def forward(self, video, sample_posterior=True):
+            assert not sample_posterior, "probing must not sample"
+            return super().forward(video)
+
+    CustomAutoencoder(Sampled()).check_clip(2, 4, 4)
+
+
+def test_another_output_size_is_refused():
+    model = CustomAutoencoder(nn.AvgPool3d(2))
+    with pytest.raises(ValueError, match=r"`the reconstruction` must be of the video's shape \(1, 3, 2, 4, 4\)"):
+        model(clip())
+
+
+def test_gradient_checkpointing_without_support_is_refused():
+    with pytest.raises(ValueError, match=r"`model_gradient_checkpointing` must be false .* got true for Compressor"):
+        CustomAutoencoder(Compressor()).enable_gradient_checkpointing()
+
+
+@pytest.mark.parametrize(("cls", "load"), [(Compressor, load_file), (SavesItself, torch.load)])
+def test_saved_weights_contain_the_low_rank_updates(cls, load, tmp_path):
+    model = CustomAutoencoder(cls())
+    select_trainable(model, TrainableConfig(weights="lora", lora_rank=2))
+    with torch.no_grad():
+        model.module.decoder[0].parametrizations.weight[0].up.normal_()
+    model.save_pretrained(tmp_path / "model")
+    (file,) = {path for path in (tmp_path / "model").iterdir() if path.suffix != ".json"}
+    alone = cls()
+    alone.load_state_dict(load(file))
+    torch.testing.assert_close(alone(clip()), model(clip()).video)
+
+
+class Tied(Compressor):
+    """A module with two names for its last layer, and a weight shared by two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = self.decoder[1]
+        self.shared = nn.Conv3d(3, 4, 1, bias=False)
+        self.shared.weight = self.encoder.weight
+
+
+def test_tied_weights_are_saved_and_stay_tied(tmp_path):
+    model = CustomAutoencoder(Tied())
+    model.save_pretrained(tmp_path)
+    other = CustomAutoencoder(Tied())
+    other.load_weights(tmp_path)
+    expected = model.module.state_dict()
+    assert set(load_file(tmp_path / "model.safetensors")) == set(expected)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in other.module.state_dict().items())
+    assert other.module.last is other.module.decoder[1]
+    assert other.module.shared.weight is other.module.encoder.weight
+
+
+class ReturnsADict(Compressor):
+    def __init__(self):
+        super().__init__()
+        self.num_calls = 0
+
+    def forward(self, video):
+        self.num_calls += 1
+        return {"sample": super().forward(video)}
+
+
+def test_another_output_type_is_refused_at_the_first_probe():
+    module = ReturnsADict()
+    with pytest.raises(TypeError, match=r"`the module's output` must be a video, .*but got .*Return the"):
+        CustomAutoencoder(module).check_clip(2, 32, 32)
+    assert module.num_calls == 1
+
+
+def test_a_diffusers_model_becomes_a_diffusers_autoencoder():
+    model = as_video_autoencoder(tiny_model("wan"))
+    assert isinstance(model, DiffusersAutoencoder)
+    assert as_video_autoencoder(model) is model
+    assert model(tiny_clip("wan")).video.shape == tiny_clip("wan").shape
+
+
+def test_a_subclass_of_a_diffusers_class_is_called_by_its_forward():
+    class Subclass(ModelMixin, Compressor):
+        pass
+
+    assert isinstance(as_video_autoencoder(Subclass()), CustomAutoencoder)

@@ -1,0 +1,178 @@
+"""Where single diffusers classes differ from the rest. Each test first shows the class's own behaviour."""
+
+from __future__ import annotations
+
+import copy
+
+import diffusers
+import pytest
+import torch
+
+from telecine.autoencoders.diffusers import DiffusersAutoencoder
+from telecine.autoencoders.diffusers.reconstruct import encode
+
+from .tiny_models import CLIPS, ltx_video, qwen_image21, tiny_clip, tiny_model
+
+
+@pytest.mark.parametrize("name", ["wan", "wan_residual", "qwen_image", "qwen_image21"])
+def test_decoders_that_clamp_do_not(name):
+    raw, video = tiny_model(name), tiny_clip(name)
+    model = DiffusersAutoencoder(raw)
+    with torch.no_grad():
+        model.last_layer.mul_(1000)
+    latent = model.encode(video).mode()
+    assert raw.decode(latent).sample.abs().max() == 1
+    assert model.decode(latent).abs().max() > 1
+
+
+def test_hunyuan_video_is_not_tiled_in_time_above_16_frames():
+    raw, video = tiny_model("hunyuan_video"), torch.rand(1, 3, 33, 16, 16) * 2 - 1
+    tiled = raw(video).sample
+    model = DiffusersAutoencoder(raw)
+    found = model(video, sample_posterior=False).video
+    assert (found - tiled).abs().max() > 1e-3
+    mean, _ = raw.quant_conv(raw.encoder(video)).chunk(2, dim=1)
+    torch.testing.assert_close(found, raw.decoder(raw.post_quant_conv(mean)))
+
+
+def test_hunyuan_video15_supports_batches():
+    raw, video = tiny_model("hunyuan_video15"), tiny_clip("hunyuan_video15", batch=2)
+    with pytest.raises(RuntimeError):
+        raw(video)
+    both = DiffusersAutoencoder(raw)(video, sample_posterior=False).video
+    assert both.shape == video.shape
+
+
+def test_minimax_h3_does_not_tile_large_frames():
+    raw, video = tiny_model("minimax_h3"), torch.rand(1, 3, 22, 64, 64) * 2 - 1
+    raw.tile_sample_min_height = raw.tile_sample_min_width = 32
+    raw.tile_sample_min_overlap_height = raw.tile_sample_min_overlap_width = 16
+    assert raw.use_tiling
+    tiled = raw.encode(video).latent_dist.mode()
+    DiffusersAutoencoder(raw)
+    assert not raw.use_tiling
+    assert (raw.encode(video).latent_dist.mode() - tiled).abs().max() > 1e-3
+
+
+def test_minimax_h3_has_colours_normalised_with_imagenets_statistics():
+    raw = tiny_model("minimax_h3")
+    model = DiffusersAutoencoder(raw)
+    # The model sees the mean colour of ImageNet as 0.
+    video = (torch.tensor([0.485, 0.456, 0.406]) * 2 - 1).view(1, 3, 1, 1, 1).expand(1, 3, *CLIPS["minimax_h3"])
+    torch.testing.assert_close(model.encode(video).mode(), raw.encode(torch.zeros_like(video)).latent_dist.mode())
+    with torch.no_grad():
+        raw.decoder.proj_out.weight.zero_()
+        raw.decoder.proj_out.bias.zero_()
+    torch.testing.assert_close(model(video).video, video)
+
+
+def test_allegro_works_without_tiles():
+    raw, video = tiny_model("allegro"), tiny_clip("allegro")
+    with pytest.raises(NotImplementedError):
+        raw.encode(video)
+    assert DiffusersAutoencoder(raw)(video).video.shape == video.shape
+
+
+def test_vidtok_does_not_cache_tensors_of_the_graph():
+    raw, video = tiny_model("vidtok"), tiny_clip("vidtok")
+    raw(video)
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(raw)
+    copy.deepcopy(DiffusersAutoencoder(raw))
+
+
+def test_vidtok_pads_with_the_first_frame_before_encode():
+    raw, video = tiny_model("vidtok"), tiny_clip("vidtok")
+    assert raw.decode(raw.encode(video).latent_dist.mode()).shape != video.shape
+    assert DiffusersAutoencoder(raw)(video).video.shape == video.shape
+
+
+def test_vidtok_without_causality_supports_multiples_of_16_frames():
+    raw = diffusers.AutoencoderVidTok(ch=8, ch_mult=[1, 1, 1, 1], num_res_blocks=1, is_causal=False)
+    model = DiffusersAutoencoder(raw)
+    assert [length for length in range(1, 50) if model.sizes.reproduces_length(length)] == [16, 32, 48]
+    with pytest.raises(ValueError, match="a multiple of 16"):
+        model.check_clip(17, 16, 16)
+
+
+def test_magvit_works_after_an_error():
+    raw, video = tiny_model("magvit"), tiny_clip("magvit")
+    expected = raw(video).sample
+    with pytest.raises((RuntimeError, ValueError)):
+        raw.encode(torch.zeros(1, 3, 4, 16, 16))  # the second chunk is too short
+    with pytest.raises((RuntimeError, ValueError)):
+        raw(torch.zeros(1, 3, 5, 32, 32))
+    model = DiffusersAutoencoder(tiny_model("magvit"))
+    with pytest.raises((RuntimeError, ValueError)):
+        encode(model.module, model.family, torch.zeros(1, 3, 4, 16, 16))
+    assert model(torch.zeros(1, 3, 5, 32, 32)).video.shape == (1, 3, 5, 32, 32)
+    torch.testing.assert_close(model(video, sample_posterior=False).video, expected)
+
+
+def test_ltx_with_timestep_is_told_that_the_latent_has_no_noise():
+    raw, video = tiny_model("ltx_video_with_timestep"), tiny_clip("ltx_video_with_timestep", batch=2)
+    with pytest.raises((TypeError, AttributeError)):
+        raw(video)
+    model = DiffusersAutoencoder(raw)
+    expected = raw.decode(model.encode(video).mode(), temb=torch.zeros(2)).sample
+    torch.testing.assert_close(model(video, sample_posterior=False).video, expected)
+
+
+def test_ltx_that_injects_noise_is_reproducible_with_a_seed():
+    model = DiffusersAutoencoder(ltx_video(decoder_inject_noise=(True,) * 5))
+    video = tiny_clip("ltx_video")
+    torch.manual_seed(1)
+    first = model(video).video
+    torch.manual_seed(1)
+    torch.testing.assert_close(model(video).video, first, rtol=0, atol=0)
+
+
+def test_kvae_ignores_its_constant_variance_of_1():
+    raw, video = tiny_model("kvae_video"), tiny_clip("kvae_video")
+    noisy = raw.encode(video).latent_dist
+    assert (noisy.sample() - noisy.mode()).std() > 0.5
+    assert torch.equal(DiffusersAutoencoder(raw).encode(video).sample(), noisy.mode())
+
+
+def test_the_kl_divergence_is_a_scalar():
+    raw, video = tiny_model("wan"), tiny_clip("wan", batch=2)
+    assert raw.encode(video).latent_dist.kl().shape == (2, 2)
+    assert DiffusersAutoencoder(raw)(video).aux["kl_loss"].shape == ()
+
+
+def test_cogvideox_refuses_5_frames_for_which_it_returns_8():
+    raw = tiny_model("cogvideox")
+    assert raw(torch.zeros(1, 3, 5, 16, 16)).sample.shape[2] == 8
+    with pytest.raises(ValueError, match=r"must be 1, 8 or 9 for this model, but got 5\. Use 8,"):
+        DiffusersAutoencoder(raw).encode(torch.zeros(1, 3, 5, 16, 16))
+
+
+def test_temporal_decoder_is_called_with_frames_and_their_number():
+    raw, video = tiny_model("temporal_decoder"), tiny_clip("temporal_decoder", batch=2)
+    with pytest.raises((RuntimeError, ValueError)):
+        raw.encode(video)
+    output = DiffusersAutoencoder(raw)(video, sample_posterior=False).video
+    frames = video.transpose(1, 2).flatten(0, 1)
+    expected = raw.decode(raw.encode(frames).latent_dist.mode(), num_frames=3).sample
+    torch.testing.assert_close(output.transpose(1, 2).flatten(0, 1), expected)
+
+
+@pytest.mark.parametrize("in_channels", [3, 4])
+def test_qwen_image21_may_have_an_alpha_channel(in_channels):
+    raw, video = qwen_image21(in_channels), tiny_clip("qwen_image21")
+    output = DiffusersAutoencoder(raw)(video, sample_posterior=False).video
+    whole = torch.cat([video, torch.ones_like(video[:, :1])], dim=1)[:, :in_channels]
+    torch.testing.assert_close(output.clamp(-1, 1), raw(whole).sample[:, :3])
+
+
+def test_an_image_autoencoder_processes_each_frame_of_a_clip():
+    torch.manual_seed(0)
+    raw = diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=2,
+    )
+    video = torch.rand(2, 3, 3, 8, 8)
+    output = DiffusersAutoencoder(raw)(video, sample_posterior=False).video
+    torch.testing.assert_close(output[:, :, 1], raw(video[:, :, 1]).sample)
