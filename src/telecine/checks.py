@@ -55,6 +55,12 @@ def check_count(name: str, value: Any, *, at_least: int = 1, remedy: str = "") -
     return value
 
 
+def check_counts(**counts: Any) -> None:
+    """Check that every keyword argument is a positive int, as `check_count` does."""
+    for name, value in counts.items():
+        check_count(name, value)
+
+
 def check_step(name: str, value: Any, *, remedy: str = "Use 0 to start at the first step.") -> int:
     """Return a whole number >= 0 as an int; a float such as 1e4, as YAML files contain it, is accepted."""
     if not _is_number(value) or not 0 <= value < math.inf or value % 1:

@@ -1,7 +1,7 @@
 """The names of CogVideo's `sat/sgm/modules/autoencoding/losses/video_loss.py`, for YAML `target:` lines and imports.
 
-Change `sgm.modules.autoencoding.losses.video_loss` (with or without `sat.` before it) to `telecine.cogvideo` and an
-engine's configuration is telecine's.
+In a training configuration, replace `sgm.modules.autoencoding.losses.video_loss` (with or without `sat.` before it) by
+`telecine.cogvideo` to use telecine's classes.
 """
 
 from telecine.discriminators import (

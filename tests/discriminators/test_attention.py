@@ -1,4 +1,4 @@
-"""Attention in both forms against a double loop over tokens; the layers around it against their formulas."""
+"""Both forms of the attention against a double loop over tokens, and the other layers against their formulas."""
 
 import pytest
 import torch
@@ -50,8 +50,8 @@ def test_the_forms_equal_each_other(dtype, tolerance, tokens):
 
 
 @pytest.mark.parametrize(("tokens", "form"), [(1, "quadratic"), (7, "quadratic"), (8, "linear"), (50, "linear")])
-def test_the_cheaper_form_is_taken(tokens, form, monkeypatch):
-    """With 2 channels a head there are 1 + 2 + 4 = 7 features."""
+def test_the_cheaper_form_is_used(tokens, form, monkeypatch):
+    """With 2 channels per head there are 1 + 2 + 4 = 7 features."""
     used = []
     for name, function in FORMS.items():
         monkeypatch.setattr(module, function.__name__, lambda *args, n=name, f=function: (used.append(n), f(*args))[1])
@@ -105,7 +105,7 @@ def test_rms_norm_of_zeros_has_a_finite_gradient_and_large_halves_do_not_overflo
     assert out.tolist() == [[1.0] * 4]
 
 
-def test_frames_of_a_video_do_not_see_each_other():
+def test_frames_of_a_video_are_independent():
     torch.manual_seed(0)
     layer = LinearSpaceAttention(dim=4)
     x = torch.randn(2, 4, 3, 2, 5)
@@ -115,7 +115,7 @@ def test_frames_of_a_video_do_not_see_each_other():
         torch.testing.assert_close(out[:, :, t], layer(x[:, :, t]))
 
 
-def test_attention_does_not_know_where_a_token_is():
+def test_attention_is_equivariant_to_permutations():
     torch.manual_seed(0)
     layer = LinearSpaceAttention(dim=4).double()
     x = torch.randn(1, 4, 3, 5, dtype=torch.float64)
@@ -173,8 +173,8 @@ def test_names_of_published_checkpoints():
     }
 
 
-def test_the_map_keeps_the_contiguous_layout():
-    """Convolutions behind it would run channels-last, where their double backward corrupts the heap on the CPU."""
+def test_the_output_is_contiguous():
+    """The double backward of channels-last convolutions, which would follow, corrupts the heap on the CPU."""
     attention = LinearSpaceAttention(dim=8, dim_head=4, heads=2)
     for shape in ((3, 8, 4, 6), (3, 8, 2, 4, 6)):
         assert attention(torch.zeros(shape)).is_contiguous()

@@ -1,5 +1,6 @@
-"""Causal convolution, pooling with the first frame apart, and the block made of them."""
+"""Causal convolution, pooling that keeps the first frame separate, and the block of both."""
 
+import jaxtyping
 import pytest
 import torch
 from torch.nn import functional as F
@@ -8,7 +9,7 @@ from telecine.discriminators import Blur, CausalConv3d, DiscriminatorBlock3DWith
 
 
 def naive_pool(x):
-    """Return the first frame, then the mean of each pair after it; a last frame without a partner as it is."""
+    """Return the first frame, then the mean of each following pair; a last frame without a partner is kept."""
     frames = list(x.unbind(2))
     rest = frames[1:]
     pairs = [rest[start : start + 2] for start in range(0, len(rest), 2)]
@@ -17,8 +18,7 @@ def naive_pool(x):
 
 class TestCausalConv3d:
     @pytest.mark.parametrize("mode", ["first", "constant"])
-    @pytest.mark.parametrize("kernel", [3, (2, 3, 3), (4, 1, 5), (1, 1, 1)])
-    @pytest.mark.parametrize("time", [1, 2, 5])
+    @pytest.mark.parametrize(("kernel", "time"), [(3, 1), (3, 5), ((2, 3, 3), 2), ((4, 1, 5), 2), ((1, 1, 1), 2)])
     def test_equals_a_loop_over_frames(self, mode, kernel, time):
         torch.manual_seed(0)
         layer = CausalConv3d(2, 3, kernel, mode).double()
@@ -36,7 +36,7 @@ class TestCausalConv3d:
                 expected = expected + F.conv2d(frame, layer.conv.weight[:, :, tap], padding=(height // 2, width // 2))
             torch.testing.assert_close(out[:, :, t], expected)
 
-    def test_the_future_is_not_seen(self):
+    def test_later_frames_have_no_effect(self):
         torch.manual_seed(0)
         layer = CausalConv3d(1, 1, 3, "first")
         x = torch.randn(1, 1, 4, 3, 3, requires_grad=True)
@@ -49,13 +49,14 @@ class TestCausalConv3d:
         with pytest.raises(ValueError, match="`kernel_size` must be odd in height and width, but got"):
             CausalConv3d(1, 1, kernel)
 
-    def test_unknown_mode(self):
-        with pytest.raises(ValueError, match=r"`pad_mode` must be one of \('first', 'constant'\), but got 'last'"):
+    def test_unknown_mode(self, monkeypatch):
+        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        with pytest.raises(ValueError, match=r"`pad_mode` must be one of 'first', 'constant', but got 'last'"):
             CausalConv3d(1, 1, 3, "last")
 
 
 class TestDownSample3D:
-    @pytest.mark.parametrize("time", [1, 2, 3, 4, 8, 13, 16, 17])
+    @pytest.mark.parametrize("time", [1, 2, 3, 16, 17])
     def test_time(self, time):
         x = torch.randn(2, 3, time, 4, 6, dtype=torch.float64)
         out = DownSample3D(3, with_conv=False, compress_time=True)(x)
@@ -73,8 +74,7 @@ class TestDownSample3D:
             pad = (0, 1 + (size[1] == 1), 0, 1 + (size[0] == 1))
             torch.testing.assert_close(out[:, :, t], layer.conv(F.pad(x[:, :, t], pad)))
 
-    @pytest.mark.parametrize("time", [1, 2, 3, 4])
-    @pytest.mark.parametrize("with_conv", [False, True])
+    @pytest.mark.parametrize(("time", "with_conv"), [(1, True), (2, False), (2, True), (3, False), (3, True)])
     def test_gradcheck_and_gradgradcheck(self, time, with_conv):
         torch.manual_seed(0)
         layer = DownSample3D(1, with_conv, compress_time=True).double()
@@ -82,13 +82,13 @@ class TestDownSample3D:
         assert torch.autograd.gradcheck(layer, (x,))
         assert torch.autograd.gradgradcheck(lambda x: layer(x) ** 2, (x,))
 
-    def test_every_frame_weighs_the_same_as_its_partner_and_none_is_dropped(self):
+    def test_frames_of_a_pair_have_equal_weight_and_none_is_dropped(self):
         x = torch.ones(1, 1, 6, 2, 2, requires_grad=True)
         out = DownSample3D(1, with_conv=False, compress_time=True)(x)
         (gradient,) = torch.autograd.grad(out.sum(), x)
         assert gradient[0, 0, :, 0, 0].tolist() == [0.25, 0.125, 0.125, 0.125, 0.125, 0.25]
 
-    def test_channels_stay_by_default(self):
+    def test_the_number_of_channels_stays_by_default(self):
         assert DownSample3D(3, with_conv=True).conv.weight.shape == (3, 3, 3, 3)
 
 
@@ -109,7 +109,7 @@ class TestBlock:
         expected = (halve(y, block.downsample.conv) + halve(x, block.downsample_res.conv)) / 2**0.5
         torch.testing.assert_close(block(x), expected)
 
-    def test_the_past_of_the_first_frame_is_the_first_frame(self):
+    def test_padding_is_the_first_frame_by_default(self):
         block = DiscriminatorBlock3DWithfirstframe(1, 1)
         assert [layer.pad_mode for layer in block.net if isinstance(layer, CausalConv3d)] == ["first", "first"]
 

@@ -1,4 +1,4 @@
-"""Any batch, number of frames, height and width: every pixel counts and no sample sees another."""
+"""Any batch, number of frames, height and width: the logits depend on every pixel, and samples are independent."""
 
 from functools import partial
 
@@ -15,8 +15,9 @@ from telecine.discriminators import (
     PatchDiscriminator3D,
 )
 
-LENGTHS = (1, 2, 3, 4, 5, 8, 9, 13, 16, 17, 33, 49)
-SIZES = ((16, 16), (60, 90), (90, 160), (48, 80), (17, 31), (33, 16), (64, 64), (61, 47))
+# (frames built for, frames of the input) and (height and width built for, those of the input).
+LENGTHS = ((1, 1), (1, 5), (5, 1), (5, 2), (5, 3), (5, 17), (16, 1), (16, 8), (16, 33))
+SIZES = ((128, (16, 16)), ((61, 47), (61, 47)), (16, (60, 90)), ((17, 31), (17, 31)), (128, (33, 16)))
 SMALL = {"dim": 1, "linear_attn_heads": 2, "linear_attn_dim_head": 4, "max_dim": 8}
 EVEN = {"time_weighting": "frames", "pad_mode": "constant"}
 
@@ -55,7 +56,7 @@ def check_every_pixel_counts(network, shape):
 
 
 def check_independence(network, shape):
-    """Compare with each sample alone, in evaluation mode: in training mode a spectral norm moves at each pass."""
+    """Compare with each sample alone, in evaluation mode: in training mode each forward changes a spectral norm."""
     network.eval()
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     logits = network(x).logits
@@ -67,42 +68,32 @@ def check_independence(network, shape):
         assert reached.tolist() == [other == index for other in range(len(x))]
 
 
-@pytest.mark.parametrize("time", LENGTHS)
 class TestAnyNumberOfFrames:
     @sized_networks
-    @pytest.mark.parametrize("frame_num", [1, 5, 8, 16])
+    @pytest.mark.parametrize(("frame_num", "time"), LENGTHS)
     def test_networks_built_for_one(self, make, frame_num, time):
         check_every_pixel_counts(build_sized(make, image_size=16, frame_num=frame_num), (2, 3, time, 16, 16))
 
-    @pytest.mark.parametrize("make", PATCHES.values(), ids=PATCHES)
-    @pytest.mark.parametrize("num_temporal_layers", [0, 1, 2, 3])
-    def test_patches(self, make, num_temporal_layers, time):
-        network = build(make, num_temporal_layers=num_temporal_layers)
+    @pytest.mark.parametrize(("num_temporal_layers", "time"), [(0, 1), (0, 5), (1, 2), (2, 3), (3, 8), (3, 17)])
+    def test_patches(self, num_temporal_layers, time):
+        network = build(PATCHES["none"], num_temporal_layers=num_temporal_layers)
         check_every_pixel_counts(network, (2, 3, time, 16, 16))
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("built_for", "size"), SIZES)
 class TestAnyHeightAndWidth:
-    @sized_networks
-    @pytest.mark.parametrize("built_for", [16, "itself", 128])
-    def test_videos(self, make, size, built_for):
-        network = build_sized(make, image_size=size if built_for == "itself" else built_for, frame_num=8)
-        check_every_pixel_counts(network, (1, 3, 5, *size))
+    @pytest.mark.parametrize("cls", [Discriminator3D, Discriminator3DWithfirstframe])
+    def test_videos(self, cls, built_for, size):
+        check_every_pixel_counts(build_sized(cls, image_size=built_for, frame_num=8), (1, 3, 5, *size))
 
-    @pytest.mark.parametrize("built_for", [16, "itself", 128])
     @pytest.mark.parametrize("antialiased", [False, True])
-    def test_images(self, size, built_for, antialiased):
-        size_built = size if built_for == "itself" else built_for
-        network = build_sized(Discriminator, image_size=size_built, antialiased_downsample=antialiased)
+    def test_images(self, built_for, size, antialiased):
+        network = build_sized(Discriminator, image_size=built_for, antialiased_downsample=antialiased)
         check_every_pixel_counts(network, (2, 3, *size))
 
-    @pytest.mark.parametrize("make", PATCHES.values(), ids=PATCHES)
-    def test_patches_of_videos(self, make, size):
-        check_every_pixel_counts(build(make), (1, 3, 5, *size))
-
-    @pytest.mark.parametrize("make", IMAGE_PATCHES.values(), ids=IMAGE_PATCHES)
-    def test_patches_of_images(self, make, size):
-        check_every_pixel_counts(build(make), (2, 3, *size))
+    def test_patches(self, built_for, size):
+        check_every_pixel_counts(build(PATCHES["none"]), (1, 3, 5, *size))
+        check_every_pixel_counts(build(IMAGE_PATCHES["none"]), (2, 3, *size))
 
 
 @settings(max_examples=12, deadline=None)
@@ -112,7 +103,7 @@ class TestAnyHeightAndWidth:
     shape=st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(16, 40), st.integers(16, 40)),
     antialiased=st.booleans(),
 )
-def test_any_network_takes_any_video(make, built, shape, antialiased):
+def test_any_network_accepts_any_video(make, built, shape, antialiased):
     network = build_sized(make, image_size=built[:2], frame_num=built[2], antialiased_downsample=antialiased)
     check_every_pixel_counts(network, (shape[0], 3, *shape[1:]))
 
@@ -132,29 +123,27 @@ def test_patches_of_any_video(norm, num_layers, shape, data):
 
 
 @sized_networks
-def test_a_network_for_large_long_clips_takes_small_short_ones(make):
-    """Space ends before the blocks do."""
+def test_a_network_for_large_long_clips_accepts_small_short_ones(make):
+    """Height and width are 1 before the last block."""
     network = build_sized(make, image_size=256, frame_num=64)
     for time in (1, 3, 64):
         check_every_pixel_counts(network, (1, 3, time, 16, 17))
 
 
 @video_networks
-@pytest.mark.parametrize("time", [1, 5, 16])
-@pytest.mark.parametrize("batch", range(1, 10))
-def test_clips_do_not_see_each_other(make, time, batch):
-    check_independence(build(make), (batch, 3, time, 16, 17))
+@pytest.mark.parametrize("time", [1, 5])
+def test_clips_are_independent(make, time):
+    check_independence(build(make), (3, 3, time, 16, 17))
 
 
 @image_networks
-@pytest.mark.parametrize("batch", range(1, 10))
-def test_images_do_not_see_each_other(make, batch):
-    check_independence(build(make), (batch, 3, 20, 19))
+def test_images_are_independent(make):
+    check_independence(build(make), (3, 3, 20, 19))
 
 
-@pytest.mark.parametrize("size", [4, 5, 8, 12, 15, (8, 64)])
+@pytest.mark.parametrize("size", [4, 15, (8, 64)])
 @pytest.mark.parametrize("cls", [Discriminator, Discriminator3D, Discriminator3DWithfirstframe])
-def test_networks_built_for_tiny_pictures_run(cls, size):
+def test_networks_for_tiny_images(cls, size):
     video = {} if cls is Discriminator else {"frame_num": 4}
     network = cls(dim=1, image_size=size, **video)
     height, width = (size, size) if isinstance(size, int) else size

@@ -10,13 +10,13 @@ from telecine.discriminators import Discriminator
 
 @pytest.fixture(scope="module")
 def magvit2():
-    """Return the `Discriminator` of the package magvit2-pytorch; tests are skipped, and say why, without it."""
+    """Return the `Discriminator` of the package magvit2-pytorch; skip the tests with the reason if it is missing."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from magvit2_pytorch.magvit2_pytorch import Discriminator as Reference
     except ImportError as error:
-        pytest.skip(f"`pip install magvit2-pytorch` brings the independent reference, but importing it failed: {error}")
+        pytest.skip(f"the independent reference of `pip install magvit2-pytorch` cannot be imported: {error}")
     return Reference
 
 
@@ -26,7 +26,7 @@ CONFIGS = [
     ({"dim": 1, "image_size": (32, 48), "channels": 1, "ff_mult": 2, "antialiased_downsample": False}, (32, 48)),
     ({"dim": 3, "image_size": (64, 32), "linear_attn_heads": 3, "linear_attn_dim_head": 5, "attn_heads": 2}, (64, 32)),
     ({"dim": 2, "image_size": 128, "attn_dim_head": 4, "linear_attn_heads": 2}, (128, 128)),
-    # Built for a size that it halves to odd numbers, and run at one that it does not.
+    # Built for a size whose halves are odd, and evaluated at one whose halves are even.
     ({"dim": 1, "image_size": (60, 90)}, (56, 88)),
 ]
 
@@ -50,14 +50,14 @@ def test_outputs_and_input_gradients_equal_magvit2s(magvit2, config, size):
 
 
 @pytest.mark.parametrize("antialiased", [False, True])
-def test_state_dicts_of_magvit2_fit_in_both_directions(magvit2, antialiased):
+def test_state_dicts_of_magvit2_load_in_both_directions(magvit2, antialiased):
     config = {"dim": 1, "image_size": 32, "antialiased_downsample": antialiased}
     theirs, ours = magvit2(**config), Discriminator(**config)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     theirs.load_state_dict(ours.state_dict(), strict=True)
 
 
-def test_blur_buffers_are_in_the_state_dict_and_make_the_round_trip():
+def test_blur_buffers_are_saved_and_loaded():
     config = {"dim": 1, "image_size": 16, "antialiased_downsample": True}
     ours = Discriminator(**config)
     blurs = [name for name in ours.state_dict() if name.endswith("maybe_blur.f")]
@@ -88,12 +88,12 @@ def test_arguments_without_effect_are_accepted(name):
 
 
 @pytest.mark.parametrize("name", ["dim", "channels", "max_dim"])
-def test_bad_counts(name):
+def test_error_for_a_count(name):
     with pytest.raises(ValueError, match=f"`{name}` must be a positive int, but got 0"):
         Discriminator(**{"dim": 1, "image_size": 16, name: 0})
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 1, 16, 16), (1, 3, 2, 16, 16)])
-def test_bad_input(shape):
-    with pytest.raises(ValueError, match=r"input must be \(B, C, H, W\) with C = 3, but got"):
+def test_error_for_the_shape(shape):
+    with pytest.raises(ValueError, match=r"`x` must be of shape \(B, C, H, W\) with C = 3, but got"):
         Discriminator(dim=1, image_size=16)(torch.zeros(shape))

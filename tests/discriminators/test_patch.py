@@ -1,4 +1,4 @@
-"""PatchGAN in two and three dimensions: its layers, its maps, its norms, and its second derivatives."""
+"""PatchGAN in two and three dimensions: layers, maps of logits, norms, second derivatives, and arguments."""
 
 import copy
 import math
@@ -36,7 +36,7 @@ def sample(cls, batch=2, time=5, size=(16, 17), channels=3, seed=1):
 
 @pytest.fixture
 def unchecked(monkeypatch):
-    """Let our own errors speak where the shape types, checked in tests only, would speak first."""
+    """Disable the run-time check of types, which exists in tests only and raises before the argument checks."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
@@ -81,8 +81,8 @@ class TestLayers:
             assert [conv.stride[0] for conv in convs] == [2, 2, 1, 1, 1, 1]
 
     @both
-    def test_what_a_logit_sees(self, cls):
-        """54 x 54 pixels, as 3, 5, 12, 26, 54 are what the last 1, 2, ... layers see."""
+    def test_receptive_field(self, cls):
+        """54 x 54 pixels: the last 1, 2, ... layers have receptive fields of 3, 5, 12, 26, 54."""
         network = build(cls, norm="none")
         x = sample(cls, batch=1, time=3, size=(128, 128)).requires_grad_()
         logits = network(x).logits
@@ -91,15 +91,14 @@ class TestLayers:
         assert (seen.any(0).sum(), seen.any(1).sum()) == (54, 54)
         assert seen.sum() == 54 * 54
 
-    @pytest.mark.parametrize("time", range(1, 18))
     @pytest.mark.parametrize("num_temporal_layers", range(5))
-    def test_the_map_of_a_video(self, time, num_temporal_layers):
+    def test_the_map_of_a_video(self, num_temporal_layers):
         network = build(PatchDiscriminator3D, num_temporal_layers=num_temporal_layers)
-        logits = network(sample(PatchDiscriminator3D, time=time)).logits
-        assert logits.shape == (2, math.ceil(time / 2 ** min(num_temporal_layers, 3)), 2, 2)
+        for time in (1, 2, 3, 4, 5, 8, 9, 16, 17):
+            logits = network(sample(PatchDiscriminator3D, time=time)).logits
+            assert logits.shape == (2, math.ceil(time / 2 ** min(num_temporal_layers, 3)), 2, 2)
 
-    @pytest.mark.parametrize("num_layers", range(1, 6))
-    @pytest.mark.parametrize("size", [(32, 32), (33, 47), (60, 90)])
+    @pytest.mark.parametrize(("num_layers", "size"), [(1, (33, 47)), (3, (32, 32)), (3, (60, 90)), (5, (33, 47))])
     def test_the_map_of_an_image(self, num_layers, size):
         network = build(PatchDiscriminator, num_layers=num_layers)
         logits = network(sample(PatchDiscriminator, size=size)).logits
@@ -110,7 +109,6 @@ class TestLayers:
     )
     def test_groups(self, channels, groups):
         assert _num_groups(channels) == groups
-        assert channels % groups == 0
 
     @both
     def test_group_norm_leaves_a_gradient_on_the_smallest_map(self, cls):
@@ -147,7 +145,7 @@ class TestNorms:
             assert torch.linalg.matrix_norm(conv.weight.flatten(1), 2).item() == pytest.approx(1, abs=1e-3)
 
     @both
-    def test_spectral_norm_moves_in_training_mode_only(self, cls):
+    def test_spectral_norm_changes_in_training_mode_only(self, cls):
         network = build(cls, norm="spectral")
         x = sample(cls)
         assert torch.equal(network(x).logits, network(x).logits)
@@ -155,7 +153,7 @@ class TestNorms:
         assert not torch.equal(network(x).logits, network(x).logits)
 
     @both
-    def test_spectral_norm_lets_two_passes_share_a_backward(self, cls):
+    def test_spectral_norm_allows_two_forwards_before_a_backward(self, cls):
         network = build(cls, norm="spectral").train()
         real, fake = network(sample(cls, seed=1)).logits, network(sample(cls, seed=2)).logits
         (real.mean() - fake.mean()).backward()
@@ -174,8 +172,9 @@ class TestNorms:
         assert inside == [False] * 5
 
     @both
-    @every_norm
-    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize(
+        ("norm", "dtype"), [("none", torch.bfloat16), ("group", torch.float16), ("spectral", torch.float16)]
+    )
     def test_half_precision(self, cls, norm, dtype):
         network = build(cls, norm=norm).float()
         x = sample(cls).float()
@@ -186,7 +185,7 @@ class TestNorms:
 
     @both
     @every_norm
-    def test_copies_and_checkpoints(self, cls, norm):
+    def test_copying_saving_and_loading(self, cls, norm):
         network = build(cls, norm=norm)
         x = sample(cls)
         expected = network(x).logits
@@ -198,7 +197,7 @@ class TestNorms:
 
 
 class TestDoubleBackward:
-    @both
+    @pytest.mark.parametrize("cls", [PatchDiscriminator, pytest.param(PatchDiscriminator3D, marks=pytest.mark.slow)])
     @every_norm
     def test_gradcheck_and_gradgradcheck(self, cls, norm):
         network = build(cls, dim=1, norm=norm, num_layers=1, channels=1)
@@ -230,13 +229,14 @@ class TestDoubleBackward:
         compared = 0
         for ours, loop in zip(gradients, torch.autograd.grad(expected, parameters, allow_unused=True), strict=True):
             if ours is None and loop is None:
-                continue  # the biases of a network that is linear around the sample
+                continue  # biases of a network that is linear around the sample
             torch.testing.assert_close(ours, loop)
             compared += 1
         assert compared >= 5
 
+    @pytest.mark.slow
     def test_batches_1_to_9_in_float32_with_several_threads(self):
-        """Convolutions differentiated twice have corrupted the heap at odd batches; a crash would take pytest along."""
+        """Double backwards have corrupted the heap at odd batches; in a process of its own, a crash fails one test."""
         script = """
 import torch
 from telecine.discriminators import PatchDiscriminator, PatchDiscriminator3D
@@ -257,7 +257,7 @@ for cls, shape in ((PatchDiscriminator, (16, 16)), (PatchDiscriminator3D, (5, 16
             text=True,
             timeout=900,
             check=False,
-            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},  # idle threads would keep the other tests' cores busy
+            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},  # idle threads must not use the cores of other tests
         )
         assert done.returncode == 0, done.stderr
         assert len(done.stdout.splitlines()) == 2 * 3 * 9
@@ -266,62 +266,54 @@ for cls, shape in ((PatchDiscriminator, (16, 16)), (PatchDiscriminator3D, (5, 16
 class TestArguments:
     @both
     @pytest.mark.parametrize("name", ["dim", "channels", "num_layers", "max_dim"])
-    def test_bad_counts(self, cls, name):
+    def test_error_for_a_count(self, cls, name):
         with pytest.raises(ValueError, match=f"`{name}` must be a positive int, but got 0"):
             cls(**{name: 0})
 
     @both
     @pytest.mark.parametrize(
         ("norm", "remedy"),
-        [("groups", "Did you mean `group`"), (None, "Did you mean `none`"), (7, "'group' is the default")],
+        [("groups", "Did you mean `group`"), (None, "Did you mean `none`"), (7, "Use one of: group, none, spectral")],
     )
     def test_unknown_norm(self, cls, norm, remedy, unchecked):
         contract = r"`norm` must be one of 'group', 'none', 'spectral', but got "
         with pytest.raises(ValueError, match=f"{contract}{norm!r}.*{remedy}"):
             cls(norm=norm)
 
-    @pytest.mark.parametrize("value", [-1, 1.5, None, True])
-    def test_bad_number_of_temporal_layers(self, value, unchecked):
-        with pytest.raises(ValueError, match=f"`num_temporal_layers` must be a positive int, but got {value}"):
+    @pytest.mark.parametrize("value", [-1, 1.5, True])
+    def test_error_for_the_number_of_temporal_layers(self, value, unchecked):
+        with pytest.raises(ValueError, match=f"`num_temporal_layers` must be an int of at least 0, but got {value}"):
             PatchDiscriminator3D(num_temporal_layers=value)
 
     @both
-    @pytest.mark.parametrize("num_layers", [1, 3, 5])
-    def test_the_smallest_picture(self, cls, num_layers):
+    @pytest.mark.parametrize("num_layers", [1, 3])
+    def test_the_smallest_image(self, cls, num_layers):
         network = build(cls, dim=1, num_layers=num_layers)
         smallest = 2**num_layers
         assert network(sample(cls, size=(smallest, smallest))).logits.shape[-2:] == (1, 1)
         for size in ((smallest - 1, 64), (64, smallest - 1)):
             contract = f"`x` must be at least {smallest} pixels high and wide with `num_layers={num_layers}`, but got"
-            with pytest.raises(ValueError, match=f"{contract} {size[0]} x {size[1]}. Take fewer layers"):
+            with pytest.raises(ValueError, match=f"{contract} {size[0]} x {size[1]}. Use fewer layers"):
                 network(sample(cls, size=size))
 
     @pytest.mark.parametrize("shape", [(3, 16, 16), (1, 1, 16, 16), (1, 3, 2, 16, 16)])
-    def test_bad_images(self, shape):
-        with pytest.raises(ValueError, match=r"input must be \(B, C, H, W\) with C = 3, but got"):
+    def test_error_for_the_shape_of_images(self, shape):
+        with pytest.raises(ValueError, match=r"`x` must be of shape \(B, C, H, W\) with C = 3, but got"):
             PatchDiscriminator(dim=1)(torch.zeros(shape))
 
     @pytest.mark.parametrize("shape", [(1, 3, 16, 16), (1, 1, 4, 16, 16), (3, 4, 16, 16)])
-    def test_bad_videos(self, shape):
-        with pytest.raises(ValueError, match=r"input must be \(B, C, T, H, W\) with C = 3, but got"):
+    def test_error_for_the_shape_of_videos(self, shape):
+        with pytest.raises(ValueError, match=r"`x` must be of shape \(B, C, T, H, W\) with C = 3, but got"):
             PatchDiscriminator3D(dim=1)(torch.zeros(shape))
 
     @both
-    @pytest.mark.parametrize("prefix", ["telecine", "telecine.discriminators"])
-    def test_they_are_built_from_a_target(self, cls, prefix):
-        spec = {"target": f"{prefix}.{cls.__name__}", "params": {"dim": 2, "norm": "none"}}
+    def test_they_are_built_from_a_target(self, cls):
+        spec = {"target": f"telecine.discriminators.{cls.__name__}", "params": {"dim": 2, "norm": "none"}}
         network = build_discriminator(spec, default=nn.Identity, name="discr_kwargs")
         assert type(network) is cls is getattr(telecine, cls.__name__)
 
     @both
-    @pytest.mark.parametrize(("argument", "hint"), [("image_size", "It takes: dim"), ("num_layer", "`num_layers`")])
-    def test_an_argument_it_does_not_have(self, cls, argument, hint):
-        spec = {"target": f"telecine.{cls.__name__}", "params": {argument: 1}}
-        with pytest.raises(ValueError, match=f"has no argument '{argument}' for {cls.__name__}.*{hint}"):
-            build_discriminator(spec, default=nn.Identity, name="discr_kwargs")
-
-    @both
-    def test_paths_of_the_reference_stay_the_references(self, cls):
+    def test_the_reference_does_not_have_them(self, cls):
         spec = {"target": f"sgm.modules.autoencoding.losses.video_loss.{cls.__name__}"}
-        with pytest.raises(ValueError, match="has no discriminator 'PatchDiscriminator"):
+        with pytest.raises(ValueError, match=r"must be a discriminator of .*, but got 'PatchDiscriminator"):
             build_discriminator(spec, default=nn.Identity, name="discr_kwargs")

@@ -1,4 +1,4 @@
-"""The video discriminators: where and how time ends, their names in checkpoints, and their arguments."""
+"""The video discriminators: number of video blocks, mean over time, names in checkpoints, and arguments."""
 
 from typing import ClassVar
 
@@ -25,7 +25,7 @@ both = pytest.mark.parametrize("cls", CLASSES)
     ("image_size", "frame_num", "num_video_blocks", "num_blocks"),
     [(16, 1, 0, 3), (16, 2, 1, 3), (16, 5, 2, 3), (32, 8, 3, 4), (32, 16, 3, 4), (64, 17, 4, 5), (64, 7, 2, 5)],
 )
-def test_video_blocks_while_time_lasts_and_one_image_block_at_least(
+def test_one_video_block_per_halving_of_time_and_at_least_one_image_block(
     cls, image_size, frame_num, num_video_blocks, num_blocks
 ):
     network = cls(dim=1, image_size=image_size, frame_num=frame_num)
@@ -46,7 +46,7 @@ def test_sizes_may_be_lists(cls):
 
 
 @both
-def test_the_mean_over_time_is_what_the_image_blocks_see(cls):
+def test_the_image_blocks_receive_the_mean_over_time(cls):
     torch.manual_seed(0)
     network = cls(dim=1, image_size=16, frame_num=2).double()
     x = torch.randn(2, 3, 7, 16, 16, dtype=torch.float64)
@@ -59,7 +59,7 @@ def test_the_mean_over_time_is_what_the_image_blocks_see(cls):
 
 @both
 @pytest.mark.parametrize("antialiased", [False, True])
-def test_names_and_round_trip(cls, antialiased):
+def test_names_saving_and_loading(cls, antialiased):
     config = {"dim": 1, "image_size": 32, "frame_num": 4, "antialiased_downsample": antialiased}
     network = cls(**config)
     names = set(network.state_dict())
@@ -77,7 +77,7 @@ def test_names_and_round_trip(cls, antialiased):
 
 @both
 @pytest.mark.parametrize(("image_size", "linear"), [((60, 90), 7 * 11), ((240, 360), 7 * 11), ((36, 45), 4 * 5)])
-def test_the_linear_layer_fits_published_checkpoints_of_any_size(cls, image_size, linear):
+def test_size_of_the_linear_layer_of_published_checkpoints(cls, image_size, linear):
     network = cls(dim=1, image_size=image_size, frame_num=4, max_dim=4)
     assert network.to_logits[3].weight.shape == (1, 4 * linear)
 
@@ -90,26 +90,26 @@ def test_blur_over_time_is_an_option(cls):
     time.load_state_dict(space.state_dict(), strict=True)
     x = torch.randn(1, 3, 4, 16, 16)
     assert not torch.allclose(space(x).logits, time(x).logits)
-    with pytest.raises(ValueError, match="`antialiased_time` must come with `antialiased_downsample=True`"):
+    with pytest.raises(ValueError, match="`antialiased_time` must be False without `antialiased_downsample`"):
         cls(dim=1, image_size=16, frame_num=4, antialiased_time=True)
 
 
 @both
 @pytest.mark.parametrize("name", ["dim", "frame_num", "channels", "max_dim"])
-def test_bad_counts(cls, name):
+def test_error_for_a_count(cls, name):
     with pytest.raises(ValueError, match=f"`{name}` must be a positive int, but got 0"):
         cls(**{"dim": 1, "image_size": 16, "frame_num": 4, name: 0})
 
 
 @both
 @pytest.mark.parametrize("shape", [(1, 3, 16, 16), (1, 1, 4, 16, 16), (3, 4, 16, 16)])
-def test_bad_input(cls, shape):
-    with pytest.raises(ValueError, match=r"input must be \(B, C, T, H, W\) with C = 3, but got"):
+def test_error_for_the_shape(cls, shape):
+    with pytest.raises(ValueError, match=r"`x` must be of shape \(B, C, T, H, W\) with C = 3, but got"):
         cls(dim=1, image_size=16, frame_num=4)(torch.zeros(shape))
 
 
 def frames_in_positions(num_frames, num_poolings):
-    """Count by pooling: the first frame stays alone, each pair after it holds the frames of both."""
+    """Count the frames in each position: the first frame is never pooled, a pair has the frames of both."""
     counts = [1] * num_frames
     for _ in range(num_poolings):
         rest = counts[1:]
@@ -124,9 +124,13 @@ class TestTimeWeighting:
         torch.manual_seed(0)
         return Discriminator3DWithfirstframe(**{**self.CONFIG, **options}).double()
 
-    @pytest.mark.parametrize("time", [*range(1, 20), 33, 49])
     @pytest.mark.parametrize("num_poolings", range(5))
-    def test_weights(self, time, num_poolings):
+    def test_weights(self, num_poolings):
+        for time in (*range(1, 20), 33, 49):
+            self.check_weights(time, num_poolings)
+
+    @staticmethod
+    def check_weights(time, num_poolings):
         counts = torch.tensor(frames_in_positions(time, num_poolings), dtype=torch.float64)
         assert counts.sum() == time
         x = torch.randn(2, 3, len(counts), 2, 3, dtype=torch.float64)
@@ -144,7 +148,7 @@ class TestTimeWeighting:
         assert torch.autograd.gradcheck(lambda x: mean_over_frames(x, 6, 2), (x,))
         assert torch.autograd.gradgradcheck(lambda x: mean_over_frames(x, 6, 2) ** 2, (x,))
 
-    @pytest.mark.parametrize("time", [1, 2, 9, 16, 17])
+    @pytest.mark.parametrize("time", [1, 9, 16, 17])
     def test_the_network(self, time):
         network = self.build(time_weighting="frames")
         assert network.temporal_num_layers == 3
@@ -155,7 +159,7 @@ class TestTimeWeighting:
         mean = sum(count / time * features[2][:, :, position] for position, count in enumerate(counts))
         torch.testing.assert_close(logits, network.to_logits(network.blocks[3](mean)))
 
-    def test_positions_are_the_default_and_checkpoints_fit_either(self):
+    def test_positions_are_the_default_and_checkpoints_load_into_both(self):
         networks = [self.build(), self.build(time_weighting="positions"), self.build(time_weighting="frames")]
         x = torch.randn(2, 3, 9, 32, 32, dtype=torch.float64)
         for network in networks[1:]:
@@ -164,7 +168,7 @@ class TestTimeWeighting:
         assert torch.equal(default, positions)
         assert not torch.allclose(default, frames)
 
-    def test_without_pooling_they_are_the_same(self):
+    def test_both_are_equal_without_pooling(self):
         x = torch.randn(2, 3, 5, 32, 32, dtype=torch.float64)
         positions, frames = (self.build(frame_num=1, time_weighting=kind) for kind in ("positions", "frames"))
         torch.testing.assert_close(positions(x).logits, frames(x).logits)
@@ -177,20 +181,19 @@ class TestTimeWeighting:
         x = torch.randn(2, 3, 9, 32, 32, dtype=torch.float64)
         assert not torch.allclose(first(x).logits, constant(x).logits)
 
-    @pytest.mark.parametrize("frame_num", [1, 8])
     @pytest.mark.parametrize(
         ("option", "value", "message"),
         [
             ("time_weighting", "frame", r"one of 'positions', 'frames', but got 'frame'.*Did you mean `frames`\?"),
-            ("pad_mode", "zeros", "one of 'first', 'constant', but got 'zeros'.*'first' is the default"),
+            ("pad_mode", "zeros", "one of 'first', 'constant', but got 'zeros'.*Use one of: first, constant"),
         ],
     )
-    def test_unknown_options(self, frame_num, option, value, message, monkeypatch):
+    def test_unknown_options(self, option, value, message, monkeypatch):
         monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
         with pytest.raises(ValueError, match=f"`{option}` must be {message}"):
-            self.build(frame_num=frame_num, **{option: value})
+            self.build(**{option: value})
 
     @pytest.mark.parametrize("option", ["time_weighting", "pad_mode"])
-    def test_the_plain_network_has_no_first_frame_to_weigh(self, option):
-        with pytest.raises(ValueError, match=f"has no argument '{option}' for Discriminator3D"):
+    def test_the_plain_network_does_not_have_these_options(self, option):
+        with pytest.raises(ValueError, match=f"arguments of Discriminator3D, but got '{option}'"):
             build_discriminator({**self.CONFIG, option: "frames"}, default=Discriminator3D, name="discr_3d_kwargs")

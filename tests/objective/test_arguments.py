@@ -233,7 +233,9 @@ def test_an_adversarial_weight_without_a_discriminator(make_loss, weight, remedy
 
 def test_each_discriminators_argument_is_named(make_loss):
     for name in ("discr_kwargs", "discr_3d_kwargs"):
-        with pytest.raises(ValueError, match=rf"`{name}` has no argument 'imagesize'.*Did you mean `image_size`"):
+        with pytest.raises(
+            ValueError, match=rf"`{name}` must be arguments of .*'imagesize'.*Did you mean `image_size`"
+        ):
             make_loss(**{name: {"imagesize": 16}})
-    with pytest.raises(ValueError, match=r"`multiscale_discr_kwargs\[0\]` has no argument 'imagesize'"):
+    with pytest.raises(ValueError, match=r"`multiscale_discr_kwargs\[0\]` must be arguments of .*'imagesize'"):
         make_loss(multiscale_discr_kwargs=[{"imagesize": 16}])

@@ -1,13 +1,12 @@
-"""Discriminators of images and videos: CogVideo's with its state-dict names, PatchGAN, and how a config names them."""
+"""Discriminators of images and videos: CogVideo's with its state-dict names, PatchGAN, and building from a config."""
 
 from telecine.discriminators.attention import FeedForward, LinearSpaceAttention
+from telecine.discriminators.base import DiscriminatorOutput, as_output, frame_gradients, frozen
 from telecine.discriminators.blocks import DiscriminatorBlock, DiscriminatorBlock3D
-from telecine.discriminators.blur import Blur
 from telecine.discriminators.build import build_discriminator
 from telecine.discriminators.first_frame import CausalConv3d, DiscriminatorBlock3DWithfirstframe, DownSample3D
-from telecine.discriminators.gradients import frame_gradients
 from telecine.discriminators.image import Discriminator
-from telecine.discriminators.output import DiscriminatorOutput, as_output
+from telecine.discriminators.layers import Blur
 from telecine.discriminators.patch import PatchDiscriminator, PatchDiscriminator3D
 from telecine.discriminators.video import Discriminator3D, Discriminator3DWithfirstframe
 
@@ -29,4 +28,5 @@ __all__ = [
     "as_output",
     "build_discriminator",
     "frame_gradients",
+    "frozen",
 ]

@@ -1,7 +1,7 @@
 """Attention over the positions of a feature map, and the feed-forward layer that follows it.
 
-The attention replaces `exp(s)` by its second-order Taylor expansion `1 + s + s^2 / 2`, which is always positive and
-splits into features of the query and of the key, so that its cost can grow linearly with the number of positions
+The attention replaces `exp(s)` by its second-order Taylor expansion `1 + s + s^2 / 2`. It is always positive and equals
+an inner product of features of the query and of the key, so its cost can grow linearly with the number of positions
 (Taylor-expanded softmax attention: Keles et al., arXiv:2209.04881; Arora et al., arXiv:2402.18668).
 """
 
@@ -20,7 +20,7 @@ class RMSNorm(nn.Module):
 
     Args:
         dim: Number of channels.
-        channel_first: Channels lie in axis 1 of an image `(B, C, H, W)`, not in the last axis.
+        channel_first: Channels are axis 1 of an image `(B, C, H, W)`, not the last axis.
     """
 
     def __init__(self, dim: int, channel_first: bool = False) -> None:
@@ -30,9 +30,9 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim, 1, 1) if channel_first else torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the normalised tensor; shape and dtype stay, the statistics are taken in at least float32."""
+        """Return the normalised tensor in the same shape and dtype, with statistics in at least float32."""
         wide = at_least_float32(x)
-        # The epsilon lies inside the root: a position whose channels are all zero has a finite gradient.
+        # The epsilon is inside the root, so the gradient is finite if all channels of a position are zero.
         inverse = (wide.square().sum(self.axis, keepdim=True) + 1e-12).rsqrt()
         return (wide * inverse * (self.scale * self.gamma)).to(x.dtype)
 
@@ -57,7 +57,7 @@ class TaylorAttention(nn.Module):
         inner = dim_head * heads
         self.heads = heads
         self.scale = dim_head**-0.5
-        # Sequences of one, because the parameters keep the names of published checkpoints.
+        # `Sequential`s of one layer give the parameters the names of published checkpoints.
         self.to_q = nn.Sequential(nn.Linear(dim, inner, bias=False))
         self.to_kv = nn.Sequential(nn.Linear(dim, 2 * inner, bias=False))
         self.to_out = nn.Sequential(nn.Linear(inner, dim, bias=False))
@@ -68,33 +68,33 @@ class TaylorAttention(nn.Module):
         k, v = rearrange(self.to_kv(x), "b n (kv h d) -> kv (b h) n d", kv=2, h=self.heads)
         num_tokens, dim_head = q.shape[1:]
         attend = _quadratic_attention if num_tokens <= 1 + dim_head + dim_head**2 else _linear_attention
-        # The kernel grows with the square of the scores and leaves float16's range: not left to autocast.
+        # Not under autocast: the kernel grows with the square of the scores and exceeds float16's range.
         with autocast_off(x.device):
             out = attend(at_least_float32(q), at_least_float32(k), at_least_float32(v)).to(v.dtype)
         return self.to_out(rearrange(out, "(b h) n d -> b n (h d)", h=self.heads))
 
 
 def _quadratic_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Weigh by the explicit N x N kernel: the cheaper form while the tokens are fewer than the features."""
+    """Compute attention with the explicit N x N kernel, which is cheaper for fewer tokens than features."""
     scores = q @ k.transpose(1, 2)
     kernel = 1 + scores + scores.square() / 2
     return (kernel @ v) / kernel.sum(-1, keepdim=True)
 
 
 def _linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Weigh through the features of the expansion, at a cost linear in the tokens, with matrix products alone."""
+    """Compute attention with the features of the expansion, by matrix products whose cost is linear in the tokens."""
     q, k = _taylor_features(q), _taylor_features(k)
     return (q @ (k.transpose(1, 2) @ v)) / (q @ k.sum(1).unsqueeze(-1))
 
 
 def _taylor_features(x: Tensor) -> Tensor:
-    """Map `(B, N, D)` to `(B, N, 1 + D + D^2)` so that inner products become `1 + s + s^2 / 2`."""
+    """Map `(B, N, D)` to features `(B, N, 1 + D + D^2)` whose inner products are `1 + s + s^2 / 2`."""
     pairs = (x.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2) * 0.5**0.5
     return torch.cat([torch.ones_like(x[..., :1]), x, pairs], dim=-1)
 
 
 class LinearSpaceAttention(nn.Module):
-    """Attention among the positions of each image (or frame), after an RMS norm over the channels."""
+    """Attention over the positions of each image (or frame), after an RMS norm over the channels."""
 
     def __init__(self, *, dim: int, dim_head: int = 8, heads: int = 8) -> None:
         super().__init__()
@@ -102,19 +102,19 @@ class LinearSpaceAttention(nn.Module):
         self.attn = TaylorAttention(dim, dim_head, heads)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `(B, C, H, W)` or `(B, C, T, H, W)` to the same shape; frames do not see each other."""
+        """Map `(B, C, H, W)` or `(B, C, T, H, W)` to the same shape; frames are independent."""
         frames = rearrange(x, "b c t h w -> (b t) c h w") if x.ndim == 5 else x
         height = frames.shape[-2]
         tokens = self.attn(self.norm(rearrange(frames, "b c h w -> b (h w) c")))
         maps = rearrange(tokens, "b (h w) c -> b c h w", h=height)
         maps = rearrange(maps, "(b t) c h w -> b c t h w", b=x.shape[0]) if x.ndim == 5 else maps
-        # Tokens laid out again as maps would be channels-last and hand that layout on to the convolutions, whose
-        # double backward then corrupts the heap on the CPU (PyTorch 2.13 with oneDNN, several threads, odd batches).
+        # Contiguous: the rearranged maps are channels-last, and so would be the following convolutions, whose double
+        # backward then corrupts the heap on the CPU (PyTorch 2.13 with oneDNN, several threads, odd batches).
         return maps.contiguous()
 
 
 class GEGLU(nn.Module):
-    """Gate one half of the channels with the GELU of the other (Shazeer, arXiv:2002.05202)."""
+    """Multiply the first half of the channels by the GELU of the second (Shazeer, arXiv:2002.05202)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, 2 C, ...)` to `(B, C, ...)`."""
@@ -127,7 +127,7 @@ class FeedForward(nn.Module):
 
     Args:
         dim: Channels in and out.
-        mult: Width of the hidden layer relative to `dim`, before the GEGLU's third is taken off.
+        mult: Width of the hidden layer relative to `dim`, of which the GEGLU keeps two thirds.
     """
 
     def __init__(self, dim: int, *, mult: int = 4) -> None:

@@ -1,61 +1,29 @@
-"""Residual blocks that halve space (2D) or space and time (3D), and the head that turns features into a logit."""
+"""Residual blocks that halve space (2D) or space and time (3D), the head that returns logits, and their sizes."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import TypeAlias
 
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from telecine.checks import argument_error, describe
 from telecine.discriminators.attention import FeedForward, LinearSpaceAttention, Residual
-from telecine.discriminators.blur import Blur
-from telecine.discriminators.convolution import Conv2d, Conv3d
-from telecine.ops.double_backward import convolve
-from telecine.shapes import argument_error, describe, nearest
+from telecine.discriminators.layers import Blur, Conv2d, Conv3d, SpaceToDepthConv, leaky_relu
 
-# Below this not even the first block has a map to look at; published networks are built down to it.
+ImageSize: TypeAlias = int | Sequence[int]
+"""Height and width: one int for both, or a pair."""
+
+# The smallest size with at least one block, which published networks use too.
 MIN_SIZE = 4
 
 
-def leaky_relu() -> nn.Module:
-    """Return the discriminators' activation; in place, as the convolution before it does not need its output."""
-    return nn.LeakyReLU(0.1, inplace=True)
-
-
-class SpaceToDepthConv(nn.Sequential):
-    """Halve every spatial (or space-time) axis: move each 2 x 2 (x 2) cell into channels, then mix them linearly.
-
-    Both together are one convolution of kernel 2 and stride 2. The parameters keep the shape of the 1x1 convolution
-    that stands behind the rearrangement in published checkpoints (child 1), and are viewed as the larger kernel.
-    Odd axes are extended by their last row, column or frame, so that `n` becomes `ceil(n / 2)`.
-    """
-
-    def __init__(self, channels: int, dims: int) -> None:
-        conv = nn.Conv2d if dims == 2 else nn.Conv3d
-        super().__init__(nn.Identity(), conv(channels * 2**dims, channels, 1))
-        self.dims = dims
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `(B, C, n...)` to `(B, C, ceil(n / 2)...)`."""
-        conv = self[1]
-        assert isinstance(conv, nn.Conv2d | nn.Conv3d)
-        kernel = conv.weight.view(x.shape[1], x.shape[1], *(2,) * self.dims)
-        return convolve(_to_even(x, self.dims), kernel, conv.bias, stride=[2] * self.dims, padding=[0] * self.dims)
-
-
-def _to_even(x: Tensor, dims: int) -> Tensor:
-    odd = [size % 2 for size in x.shape[-dims:]]
-    if not any(odd):
-        return x
-    padding = [amount for size in reversed(odd) for amount in (0, size)]
-    return F.pad(x, padding, mode="replicate")
-
-
 class DiscriminatorBlock(nn.Module):
-    """Two 3x3 convolutions beside a strided 1x1 one, halving height and width if asked.
+    """Two 3x3 convolutions with a strided 1x1 convolution as skip, optionally halving height and width.
 
     Args:
         input_channels: Channels in.
@@ -89,7 +57,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class DiscriminatorBlock3D(nn.Module):
-    """Two 3x3x3 convolutions beside a strided 1x1x1 one, halving time, height and width.
+    """Two 3x3x3 convolutions with a strided 1x1x1 convolution as skip, halving time, height and width.
 
     Args:
         input_channels: Channels in.
@@ -127,15 +95,15 @@ class DiscriminatorBlock3D(nn.Module):
 
 
 def with_attention(block: nn.Module, dim: int, dim_head: int, heads: int, ff_mult: int) -> nn.Sequential:
-    """Let attention and a feed-forward layer, both residual, follow a 2D block of `dim` channels out."""
+    """Append attention and a feed-forward layer, both residual, to a 2D block with `dim` output channels."""
     attention = Residual(LinearSpaceAttention(dim=dim, dim_head=dim_head, heads=heads))
     return nn.Sequential(block, nn.Sequential(attention, Residual(FeedForward(dim, mult=ff_mult))))
 
 
 class Head(nn.Sequential):
-    """Turn a feature map into one logit a sample: 3x3 convolution, activation, one linear layer over all positions.
+    """Map features to one logit per sample: 3x3 convolution, activation, one linear layer over all positions.
 
-    A map of another size than the linear layer was built for is averaged (or stretched) to that size first.
+    A map of another size than the linear layer was built for is first resized to that size by adaptive pooling.
     """
 
     def __init__(self, dim: int, size: tuple[int, int]) -> None:
@@ -161,7 +129,7 @@ class _FlattenAtSize(nn.Module):
 
 
 def as_image_size(image_size: object) -> tuple[int, int]:
-    """Return `(height, width)` of an int or a sequence of two, such as the list that a YAML file holds.
+    """Return `(height, width)` of an int or a sequence of two ints, such as a list from a YAML file.
 
     Raises:
         ValueError: If it is neither, or smaller than 4.
@@ -171,54 +139,37 @@ def as_image_size(image_size: object) -> tuple[int, int]:
         height, width = (operator.index(length) for length in size)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
         contract = "an int or a pair of ints (height, width)"
-        remedy = "Give the size of the crops you train on."
+        remedy = "Pass the size of the training crops."
         raise argument_error("image_size", contract, describe(image_size), remedy) from None
     if min(height, width) < MIN_SIZE:
-        raise ValueError(
-            f"`image_size` must be at least {MIN_SIZE}, but got {height} x {width}. "
-            "Build the discriminator for larger crops, or up-sample small ones first."
-        )
+        remedy = "Build the discriminator for larger crops, or up-sample small ones first."
+        raise argument_error("image_size", f"at least {MIN_SIZE}", f"{height} x {width}", remedy)
     return height, width
 
 
 def layer_widths(dim: int, image_size: tuple[int, int], channels: int, max_dim: int) -> list[tuple[int, int]]:
     """Return (channels in, channels out) of each block: `4 dim`, doubling, at most `max_dim`.
 
-    There are as many halvings as bring the shorter side to between 4 and 8, and one block more.
+    The number of blocks is one more than `num_halvings`.
     """
     widths = [channels] + [min(4 * dim * 2**level, max_dim) for level in range(num_halvings(image_size) + 1)]
     return list(pairwise(widths))
 
 
 def num_halvings(image_size: tuple[int, int]) -> int:
-    """Return how many halvings bring the shorter side to between 4 and 8."""
+    """Return how many halvings reduce the shorter side to at least 4 and below 8."""
     return min(image_size).bit_length() - 3
 
 
 def head_size(image_size: tuple[int, int]) -> tuple[int, int]:
-    """Return height and width of the head's map: rounded down, as the linear layer of published checkpoints is."""
+    """Return height and width of the head's map, rounded down as in published checkpoints."""
     height, width = image_size
     return height >> num_halvings(image_size), width >> num_halvings(image_size)
 
 
-def check_positive(**counts: object) -> None:
-    """Raise a `ValueError` that names the first argument which is not a positive int."""
-    for name, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"`{name}` must be a positive int, but got {value!r}.")
-
-
-def check_choice(choices: Sequence[str], **options: object) -> None:
-    """Raise a `ValueError` that names the first option which is none of the choices."""
-    for name, value in options.items():
-        if value not in choices:
-            known = ", ".join(repr(choice) for choice in choices)
-            remedy = nearest(str(value), choices) or f"{choices[0]!r} is the default."
-            raise argument_error(name, f"one of {known}", describe(value), remedy)
-
-
 def check_input(x: Tensor, ndim: int, channels: int) -> None:
-    """Raise a `ValueError` unless `x` is a batch of images or videos with the channels the network was built for."""
+    """Raise a `ValueError` unless `x` is a batch of images or videos with the network's number of channels."""
     shape = "(B, C, H, W)" if ndim == 4 else "(B, C, T, H, W)"
     if x.ndim != ndim or x.shape[1] != channels:
-        raise ValueError(f"The discriminator's input must be {shape} with C = {channels}, but got {tuple(x.shape)}.")
+        remedy = "Build the discriminator with the `channels` of its input."
+        raise argument_error("x", f"of shape {shape} with C = {channels}", f"shape {tuple(x.shape)}", remedy)

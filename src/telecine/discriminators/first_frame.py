@@ -1,4 +1,4 @@
-"""Causal convolution and down-sampling that keep a video's first frame apart, and the block made of them."""
+"""Causal convolution and down-sampling that never pool a video's first frame with others, and a block of both."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from telecine.discriminators.blocks import leaky_relu
-from telecine.discriminators.blur import Blur
-from telecine.discriminators.convolution import Conv3d
+from telecine.checks import argument_error, check_choice
+from telecine.discriminators.layers import Blur, Conv3d, leaky_relu
 from telecine.ops.double_backward import convolve
 
 PadMode: TypeAlias = Literal["first", "constant"]
@@ -18,28 +17,26 @@ PAD_MODES: tuple[PadMode, ...] = get_args(PadMode)
 
 
 class CausalConv3d(nn.Module):
-    """3D convolution that sees only the present and the past; the shape `(T, H, W)` stays.
+    """3D convolution of the present and past frames only; the shape `(T, H, W)` stays the same.
 
     Args:
         chan_in: Channels in.
         chan_out: Channels out.
         kernel_size: Odd size in all three axes, or (time, height, width) with odd height and width.
-        pad_mode: What stands before the first frame: the "first" frame again, or "constant" zeros.
+        pad_mode: Padding before the first frame: copies of the "first" frame, or "constant" zeros.
 
     Raises:
         ValueError: If the kernel's height or width is even, or the mode is unknown.
     """
 
     def __init__(
-        self, chan_in: int, chan_out: int, kernel_size: int | tuple[int, int, int], pad_mode: str = "constant"
+        self, chan_in: int, chan_out: int, kernel_size: int | tuple[int, int, int], pad_mode: PadMode = "constant"
     ) -> None:
         super().__init__()
         time, height, width = (kernel_size,) * 3 if isinstance(kernel_size, int) else kernel_size
         if height % 2 == 0 or width % 2 == 0:
-            raise ValueError(f"`kernel_size` must be odd in height and width, but got {kernel_size}.")
-        if pad_mode not in PAD_MODES:
-            raise ValueError(f"`pad_mode` must be one of {PAD_MODES}, but got {pad_mode!r}.")
-        self.pad_mode = pad_mode
+            raise argument_error("kernel_size", "odd in height and width", str(kernel_size), "Use for example 3.")
+        self.pad_mode = check_choice("pad_mode", pad_mode, PAD_MODES)
         self.time_pad = time - 1
         self.conv = Conv3d(chan_in, chan_out, (time, height, width), padding=(0, height // 2, width // 2))
 
@@ -51,12 +48,12 @@ class CausalConv3d(nn.Module):
 
 
 class DownSample3D(nn.Module):
-    """Halve space, and pool pairs of frames after the first if asked; a last frame without a partner stays.
+    """Halve space, and optionally pool pairs of frames after the first; a last frame without a partner is kept.
 
     Args:
         in_channels: Channels in.
         with_conv: Halve space by a strided 3x3 convolution of each frame, not by the mean of 2x2 cells.
-        compress_time: Map `1 + n` frames to `1 + ceil(n / 2)`, the first one untouched.
+        compress_time: Map `1 + n` frames to `1 + ceil(n / 2)`, without changing the first.
         out_channels: Channels out of the convolution; `in_channels` by default.
     """
 
@@ -75,9 +72,9 @@ class DownSample3D(nn.Module):
         x = _pool_time(x) if self.compress_time else x
         if self.conv is None:
             return F.avg_pool3d(x, (1, 2, 2))
-        # One row and column of zeros at the end, two where there is only one: the kernel has to fit once.
+        # One row and column of zeros at the end, or two if there is only one, so that the kernel fits once.
         right, bottom = (1 if size > 1 else 2 for size in (x.shape[-1], x.shape[-2]))
-        # A 2D convolution of every frame, written as a 3D one of depth 1: no copy into the batch and back.
+        # A 2D convolution of every frame as a 3D one of depth 1, which needs no copy into the batch and back.
         padded = F.pad(x, (0, right, 0, bottom))
         weight = self.conv.weight.unsqueeze(2)
         return convolve(padded, weight, self.conv.bias, stride=(1, 2, 2), padding=(0, 0, 0))
@@ -91,20 +88,21 @@ def _pool_time(x: Tensor) -> Tensor:
 
 
 def mean_over_frames(x: Tensor, num_frames: int, num_poolings: int) -> Tensor:
-    """Average the positions that `num_poolings` poolings of `num_frames` frames left, each by its number of frames.
+    """Average over time, weighting each position by the number of frames that were pooled into it.
 
-    The first position holds the first frame, the ones after it `2**num_poolings` each, the last one what remains.
+    The first position contains the first frame, the following ones `2**num_poolings` frames each, and the last one the
+    remaining frames.
 
     Args:
-        x: What is left of the video `(B, C, 1 + ceil((num_frames - 1) / 2**num_poolings), H, W)`.
+        x: The pooled video `(B, C, 1 + ceil((num_frames - 1) / 2**num_poolings), H, W)`.
         num_frames: Number of frames before the first pooling.
-        num_poolings: How often pairs of frames were pooled.
+        num_poolings: Number of poolings of pairs of frames.
 
     Returns:
         The weighted mean `(B, C, H, W)`.
     """
     span = 2**num_poolings
-    # Filled on the device: a list of weights would have to be copied to it, which the host may wait for.
+    # Filled on the device: copying a list of weights to it may make the host wait.
     weights = x.new_full((x.shape[2], 1, 1), span / num_frames)
     weights[-1].fill_(((num_frames - 2) % span + 1) / num_frames)
     weights[0].fill_(1 / num_frames)
@@ -112,14 +110,14 @@ def mean_over_frames(x: Tensor, num_frames: int, num_poolings: int) -> Tensor:
 
 
 class DiscriminatorBlock3DWithfirstframe(nn.Module):
-    """Two causal 3x3x3 convolutions beside a skip, both halved in space and, the first frame apart, in time.
+    """Two causal 3x3x3 convolutions with a skip, both halved in space and in time, the first frame not pooled.
 
     Args:
         input_channels: Channels in.
         filters: Channels out.
         antialiased_downsample: Blur space before the stride.
-        pad_mode: What the causal convolutions see before the first frame.
-        antialiased_time: Blur time as well, the first frame included.
+        pad_mode: Padding of the causal convolutions before the first frame.
+        antialiased_time: Blur time as well, including the first frame.
     """
 
     def __init__(
@@ -127,7 +125,7 @@ class DiscriminatorBlock3DWithfirstframe(nn.Module):
         input_channels: int,
         filters: int,
         antialiased_downsample: bool = True,
-        pad_mode: str = "first",
+        pad_mode: PadMode = "first",
         *,
         antialiased_time: bool = False,
     ) -> None:

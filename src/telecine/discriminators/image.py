@@ -1,38 +1,38 @@
-"""The 2D discriminator: residual blocks with linear attention at every scale, one logit an image."""
+"""The 2D discriminator: residual blocks with linear attention at every scale, one logit per image."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
+from telecine.checks import check_counts
+from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees
 from telecine.discriminators.blocks import (
     DiscriminatorBlock,
     Head,
+    ImageSize,
     as_image_size,
     check_input,
-    check_positive,
     head_size,
     layer_widths,
     with_attention,
 )
-from telecine.discriminators.output import DiscriminatorOutput, Sees
-from telecine.discriminators.recompute import Recomputing
 
 
-class Discriminator(Recomputing):
+class Discriminator(GradientCheckpointing):
     """StyleGAN-like image discriminator with linear attention, as in MAGVIT-2's public code and CogVideo.
 
-    Any batch, height and width work, also other sizes than the one it was built for; samples do not see each other.
+    Any batch, height and width work, including other sizes than the one it was built for; samples are independent.
 
     Args:
         dim: A quarter of the first block's channels; they double at each scale.
-        image_size: Height and width it is built for, an int or a pair; each at least 4.
+        image_size: Height and width that it is built for, an int or a pair; each at least 4.
         channels: Channels of the images.
-        max_dim: Most channels of any block.
-        attn_heads: Accepted because published configurations carry it; it has no effect, there as here.
+        max_dim: Maximum of channels of any block.
+        attn_heads: Without effect, as in CogVideo; accepted because published configurations contain it.
         attn_dim_head: As `attn_heads`.
-        linear_attn_dim_head: Channels of a head of the linear attention.
+        linear_attn_dim_head: Channels per head of the linear attention.
         linear_attn_heads: Heads of the linear attention.
         ff_mult: Width of the feed-forward layers.
         antialiased_downsample: Blur before each stride.
@@ -48,7 +48,7 @@ class Discriminator(Recomputing):
         self,
         *,
         dim: int,
-        image_size: Any,
+        image_size: ImageSize,
         channels: int = 3,
         max_dim: int = 512,
         attn_heads: int = 8,
@@ -59,8 +59,8 @@ class Discriminator(Recomputing):
         antialiased_downsample: bool = False,
     ) -> None:
         super().__init__()
-        check_positive(dim=dim, channels=channels, max_dim=max_dim, ff_mult=ff_mult)
-        check_positive(linear_attn_dim_head=linear_attn_dim_head, linear_attn_heads=linear_attn_heads)
+        check_counts(dim=dim, channels=channels, max_dim=max_dim, ff_mult=ff_mult)
+        check_counts(linear_attn_dim_head=linear_attn_dim_head, linear_attn_heads=linear_attn_heads)
         self.channels = channels
         size = as_image_size(image_size)
         widths = layer_widths(dim, size, channels, max_dim)
@@ -74,7 +74,7 @@ class Discriminator(Recomputing):
         """Map images `(B, C, H, W)` in [-1, 1] to logits `(B,)` and each block's output; larger means more real.
 
         Raises:
-            ValueError: If the input is not a batch of images with the channels it was built for.
+            ValueError: If the input is not a batch of images with `channels` channels.
         """
         check_input(x, ndim=4, channels=self.channels)
         features = []

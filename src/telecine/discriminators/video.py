@@ -1,21 +1,22 @@
-"""The 3D-to-2D discriminators: video blocks while time lasts, then the image discriminator's blocks."""
+"""The 3D-to-2D discriminators: video blocks that halve time, then the image discriminator's blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import ClassVar, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
 
+from telecine.checks import argument_error, check_choice, check_counts
+from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees
 from telecine.discriminators.blocks import (
     DiscriminatorBlock,
     DiscriminatorBlock3D,
     Head,
+    ImageSize,
     as_image_size,
-    check_choice,
     check_input,
-    check_positive,
     head_size,
     layer_widths,
     with_attention,
@@ -26,17 +27,16 @@ from telecine.discriminators.first_frame import (
     PadMode,
     mean_over_frames,
 )
-from telecine.discriminators.output import DiscriminatorOutput, Sees
-from telecine.discriminators.recompute import Recomputing
 
 TimeWeighting: TypeAlias = Literal["positions", "frames"]
 TIME_WEIGHTINGS: tuple[TimeWeighting, ...] = get_args(TimeWeighting)
 
 
-class _HybridDiscriminator(Recomputing):
-    """`floor(log2(frame_num))` video blocks, the mean over what is left of time, then 2D blocks with attention.
+class _HybridDiscriminator(GradientCheckpointing):
+    """`floor(log2(frame_num))` video blocks, the mean over the remaining time, then 2D blocks with attention.
 
-    The last block is always a 2D one without a stride, so long clips at small sizes keep some frames for the mean.
+    The last block is always a 2D one without a stride, so several frames of long clips at small sizes remain for the
+    mean.
     """
 
     sees: ClassVar[Sees] = "video"
@@ -48,7 +48,7 @@ class _HybridDiscriminator(Recomputing):
         video_block: Callable[..., nn.Module],
         *,
         dim: int,
-        image_size: Any,
+        image_size: ImageSize,
         frame_num: int,
         channels: int,
         max_dim: int,
@@ -59,10 +59,11 @@ class _HybridDiscriminator(Recomputing):
         antialiased_time: bool,
     ) -> None:
         super().__init__()
-        check_positive(dim=dim, frame_num=frame_num, channels=channels, max_dim=max_dim, ff_mult=ff_mult)
-        check_positive(linear_attn_dim_head=linear_attn_dim_head, linear_attn_heads=linear_attn_heads)
+        check_counts(dim=dim, frame_num=frame_num, channels=channels, max_dim=max_dim, ff_mult=ff_mult)
+        check_counts(linear_attn_dim_head=linear_attn_dim_head, linear_attn_heads=linear_attn_heads)
         if antialiased_time and not antialiased_downsample:
-            raise ValueError("`antialiased_time` must come with `antialiased_downsample=True`, which is off.")
+            remedy = "Set `antialiased_downsample=True` as well."
+            raise argument_error("antialiased_time", "False without `antialiased_downsample`", True, remedy)
         self.channels = channels
         size = as_image_size(image_size)
         widths = layer_widths(dim, size, channels, max_dim)
@@ -82,10 +83,10 @@ class _HybridDiscriminator(Recomputing):
     def forward(self, x: Tensor) -> DiscriminatorOutput:
         """Map videos `(B, C, T, H, W)` in [-1, 1] to logits `(B,)` and each block's output; larger means more real.
 
-        The first features have a time axis, those after the mean over time do not.
+        Features before the mean over time have a time axis, those after it do not.
 
         Raises:
-            ValueError: If the input is not a batch of videos with the channels it was built for.
+            ValueError: If the input is not a batch of videos with `channels` channels.
         """
         check_input(x, ndim=5, channels=self.channels)
         num_frames = x.shape[2]
@@ -105,20 +106,20 @@ class _HybridDiscriminator(Recomputing):
 class Discriminator3D(_HybridDiscriminator):
     """Video discriminator of plain 3D convolutions that halve time and space together, then 2D blocks.
 
-    Any batch, number of frames, height and width work, also others than those it was built for; clips do not see
-    each other and every frame counts. Where time does not come down to one frame, its mean is taken.
+    Any batch, number of frames, height and width work, including others than those it was built for. Clips are
+    independent, and the logits depend on every frame. If more than one frame remains, their mean is used.
 
     Args:
         dim: A quarter of the first block's channels; they double at each scale.
-        image_size: Height and width it is built for, an int or a pair; each at least 4.
-        frame_num: Number of frames it is built for.
+        image_size: Height and width that it is built for, an int or a pair; each at least 4.
+        frame_num: Number of frames that it is built for.
         channels: Channels of the video.
-        max_dim: Most channels of any block.
-        linear_attn_dim_head: Channels of a head of the linear attention.
+        max_dim: Maximum of channels of any block.
+        linear_attn_dim_head: Channels per head of the linear attention.
         linear_attn_heads: Heads of the linear attention.
         ff_mult: Width of the feed-forward layers.
         antialiased_downsample: Blur space before each stride.
-        antialiased_time: Blur time as well where time is strided; only with `antialiased_downsample`.
+        antialiased_time: Blur time as well before each temporal stride; only with `antialiased_downsample`.
 
     Raises:
         ValueError: If a size is not a positive int, or `image_size` is below 4.
@@ -128,7 +129,7 @@ class Discriminator3D(_HybridDiscriminator):
         self,
         *,
         dim: int,
-        image_size: Any,
+        image_size: ImageSize,
         frame_num: int,
         channels: int = 3,
         max_dim: int = 512,
@@ -154,32 +155,32 @@ class Discriminator3D(_HybridDiscriminator):
 
 
 class Discriminator3DWithfirstframe(_HybridDiscriminator):
-    """Video discriminator of causal convolutions that keeps the first frame apart while time is pooled.
+    """Video discriminator of causal convolutions whose temporal pooling keeps the first frame separate.
 
-    Made for autoencoders that encode the first frame by itself (1 + 4k, 1 + 8k frames). Any batch, number of frames,
-    height and width work; clips do not see each other and every frame counts: a last frame without a partner is
-    pooled with itself.
+    Made for autoencoders that encode the first frame separately (1 + 4k, 1 + 8k frames). Any batch, number of frames,
+    height and width work. Clips are independent, and the logits depend on every frame: a last frame without a partner
+    is pooled with itself.
 
-    As published, the first frame counts far more than any other: 17 frames are pooled to two positions, it alone is
-    one of them, and the mean takes both alike; and the causal convolutions see it again before the video begins.
-    `time_weighting="frames"` mends the former, `pad_mode="constant"` most of the latter; neither has parameters.
-    `frame_gradients` measures what is left.
+    As published, the first frame has far more weight than any other: 17 frames are pooled to two positions, one of
+    which is the first frame, and the mean weighs both equally; and the causal convolutions are padded with copies of
+    it. `time_weighting="frames"` corrects the former, `pad_mode="constant"` most of the latter; neither has parameters.
+    `frame_gradients` measures the remaining difference.
 
     Args:
         dim: A quarter of the first block's channels; they double at each scale.
-        image_size: Height and width it is built for, an int or a pair; each at least 4.
-        frame_num: Number of frames it is built for; `floor(log2(frame_num))` times at most time is pooled.
+        image_size: Height and width that it is built for, an int or a pair; each at least 4.
+        frame_num: Number of frames that it is built for; time is pooled at most `floor(log2(frame_num))` times.
         channels: Channels of the video.
-        max_dim: Most channels of any block.
-        linear_attn_dim_head: Channels of a head of the linear attention.
+        max_dim: Maximum of channels of any block.
+        linear_attn_dim_head: Channels per head of the linear attention.
         linear_attn_heads: Heads of the linear attention.
         ff_mult: Width of the feed-forward layers.
         antialiased_downsample: Blur space before each stride.
-        antialiased_time: Blur time as well where time is strided; only with `antialiased_downsample`.
-        time_weighting: What the mean over the time that is left weighs alike: its "positions", as published, or the
-            "frames" of the video, so that each position counts by the number of frames that were pooled into it.
-        pad_mode: What the causal convolutions see before the first frame: the "first" frame again, as published, or
-            "constant" zeros.
+        antialiased_time: Blur time as well before each temporal stride; only with `antialiased_downsample`.
+        time_weighting: Weights of the mean over the remaining time: equal for all "positions", as published, or equal
+            for all "frames" of the video, so that a position is weighted by the number of frames pooled into it.
+        pad_mode: Padding of the causal convolutions before the first frame: copies of the "first" frame, as published,
+            or "constant" zeros.
 
     Raises:
         ValueError: If a size is not a positive int, `image_size` is below 4, or an option is unknown.
@@ -189,7 +190,7 @@ class Discriminator3DWithfirstframe(_HybridDiscriminator):
         self,
         *,
         dim: int,
-        image_size: Any,
+        image_size: ImageSize,
         frame_num: int,
         channels: int = 3,
         max_dim: int = 512,
@@ -201,8 +202,8 @@ class Discriminator3DWithfirstframe(_HybridDiscriminator):
         time_weighting: TimeWeighting = "positions",
         pad_mode: PadMode = "first",
     ) -> None:
-        check_choice(TIME_WEIGHTINGS, time_weighting=time_weighting)
-        check_choice(PAD_MODES, pad_mode=pad_mode)
+        check_choice("time_weighting", time_weighting, TIME_WEIGHTINGS)
+        check_choice("pad_mode", pad_mode, PAD_MODES)
         super().__init__(
             partial(DiscriminatorBlock3DWithfirstframe, pad_mode=pad_mode),
             dim=dim,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import VGG16_Weights
 
 from telecine.discriminators import Discriminator, Discriminator3D, build_discriminator
-from telecine.discriminators.frozen import frozen
+from telecine.discriminators.base import frozen
 from telecine.losses import (
     GAN_LOSSES,
     RECONSTRUCTION_LOSSES,

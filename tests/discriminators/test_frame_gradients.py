@@ -1,4 +1,4 @@
-"""The share of each frame in a discriminator's gradient."""
+"""The relative gradient of each frame."""
 
 import jaxtyping
 import pytest
@@ -14,7 +14,7 @@ from telecine.discriminators import (
 
 
 class Weighted(nn.Module):
-    """Logits are a sum of frames, each with a weight of its own."""
+    """Logits are a weighted sum of frames."""
 
     def __init__(self, *weights, wrap=lambda logits: logits):
         super().__init__()
@@ -34,8 +34,8 @@ WRAPS = {
 
 @pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
 def test_a_sum_of_frames(wrap):
-    shares = frame_gradients(Weighted(3.0, -1.0, 0.0, 0.5, wrap=wrap), torch.randn(2, 3, 4, 5, 6))
-    torch.testing.assert_close(shares, torch.tensor([3.0, 1.0, 0.0, 0.5]) / 1.125)
+    relative = frame_gradients(Weighted(3.0, -1.0, 0.0, 0.5, wrap=wrap), torch.randn(2, 3, 4, 5, 6))
+    torch.testing.assert_close(relative, torch.tensor([3.0, 1.0, 0.0, 0.5]) / 1.125)
 
 
 def test_equals_a_loop_over_frames():
@@ -44,26 +44,27 @@ def test_equals_a_loop_over_frames():
     video = torch.randn(3, 3, 6, 16, 16, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(network(video).logits.sum(), video)
     norms = torch.stack([sum(gradient[b, :, t].norm() for b in range(3)) / 3 for t in range(6)])
-    shares = frame_gradients(network, video.detach())
-    torch.testing.assert_close(shares, norms / (norms.sum() / 6))
-    assert shares.mean().item() == pytest.approx(1)
+    relative = frame_gradients(network, video.detach())
+    torch.testing.assert_close(relative, norms / (norms.sum() / 6))
+    assert relative.mean().item() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-@pytest.mark.parametrize("training", [False, True])
-def test_nothing_changes(mode, training):
+@pytest.mark.parametrize(
+    ("mode", "training"), [(torch.no_grad, True), (torch.inference_mode, False), (torch.enable_grad, True)]
+)
+def test_the_network_is_not_changed(mode, training):
     network = Discriminator3D(dim=1, image_size=16, frame_num=4).train(training)
     with mode():
         video = torch.randn(1, 3, 4, 16, 16)
-        shares = frame_gradients(network, video)
-    assert shares.shape == (4,)
-    assert not shares.requires_grad
+        relative = frame_gradients(network, video)
+    assert relative.shape == (4,)
+    assert not relative.requires_grad
     assert not video.requires_grad
     assert network.training is training
     assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
 
 
-def test_no_gradient_is_no_share():
+def test_zero_gradients():
     assert frame_gradients(Weighted(0.0, 0.0), torch.randn(1, 3, 2, 4, 4)).tolist() == [0, 0]
 
 
@@ -71,37 +72,37 @@ def test_half_precision():
     network = Discriminator3D(dim=1, image_size=16, frame_num=4)
     video = torch.randn(1, 3, 4, 16, 16)
     expected = frame_gradients(network, video)
-    shares = frame_gradients(network.bfloat16(), video.bfloat16())
-    assert shares.dtype == torch.float32
-    torch.testing.assert_close(shares, expected, rtol=0.1, atol=0.1)
+    relative = frame_gradients(network.bfloat16(), video.bfloat16())
+    assert relative.dtype == torch.float32
+    torch.testing.assert_close(relative, expected, rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize("video", [torch.zeros(3, 2, 4, 4), torch.zeros(1, 3, 2, 4, 4, dtype=torch.uint8), None])
-def test_not_a_video(video, monkeypatch):
+def test_error_for_something_else_than_a_video(video, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match="`video` must be a floating-point tensor"):
         frame_gradients(Weighted(1.0, 1.0), video)
 
 
-def test_not_a_discriminator():
+def test_error_for_something_else_than_a_discriminator():
     with pytest.raises(TypeError, match="`output` must be a tensor of logits"):
         frame_gradients(Weighted(1.0, 1.0, wrap=lambda logits: {"logits": logits}), torch.zeros(1, 3, 2, 4, 4))
 
 
-def first_to_rest(make, time, seeds=3):
-    """Return the first frame's share relative to the mean of the others, averaged over networks."""
+def first_to_others(make, time, seeds=3):
+    """Return the first frame's value divided by the mean of the others, averaged over networks."""
     total = 0.0
     for seed in range(seeds):
         torch.manual_seed(seed)
-        shares = frame_gradients(make(), torch.randn(1, 3, time, 32, 32))
-        total += (shares[0] / shares[1:].mean()).item()
+        relative = frame_gradients(make(), torch.randn(1, 3, time, 32, 32))
+        total += (relative[0] / relative[1:].mean()).item()
     return total / seeds
 
 
 def test_the_first_frame_as_published_and_with_both_options():
-    """As published it is alone in one of two positions; measured at 17 frames it counts over ten times as much."""
+    """As published, the first frame alone is one of two positions and has over ten times the gradient (17 frames)."""
     ratios = [
-        first_to_rest(
+        first_to_others(
             lambda options=options: Discriminator3DWithfirstframe(dim=4, image_size=64, frame_num=17, **options),
             time=17,
         )
@@ -112,5 +113,5 @@ def test_the_first_frame_as_published_and_with_both_options():
     assert 1 < ratios[2] < 2
 
 
-def test_patches_leave_no_frame_out():
-    assert 0.4 < first_to_rest(lambda: PatchDiscriminator3D(dim=4), time=17) < 1
+def test_patches_weigh_the_first_frame_almost_equally():
+    assert 0.4 < first_to_others(lambda: PatchDiscriminator3D(dim=4), time=17) < 1

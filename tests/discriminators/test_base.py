@@ -1,4 +1,4 @@
-"""What every discriminator returns, and that its features are safe to keep."""
+"""The output of every discriminator, its features, and freezing."""
 
 from functools import partial
 
@@ -14,6 +14,7 @@ from telecine.discriminators import (
     PatchDiscriminator,
     PatchDiscriminator3D,
     as_output,
+    frozen,
 )
 
 SIZED = {"dim": 1, "image_size": 32}
@@ -83,11 +84,11 @@ class TestEveryDiscriminator:
         assert [tuple(tensor.shape) for tensor in (logits, *features)] == shapes
         assert len(features) == len(network.blocks)
 
-    def test_what_it_sees(self, case):
+    def test_its_kind_of_input(self, case):
         network, x, _ = case
         assert type(network).sees == ("frames" if x.ndim == 4 else "video")
 
-    def test_gradients_reach_every_feature_from_the_logits_and_the_input_from_every_feature(self, case):
+    def test_gradients_flow_from_the_logits_to_every_feature_and_on_to_the_input(self, case):
         network, x, _ = case
         x.requires_grad_()
         logits, features = network(x)
@@ -97,7 +98,7 @@ class TestEveryDiscriminator:
             (gradient,) = torch.autograd.grad(feature.square().sum(), x, retain_graph=True)
             assert (gradient.flatten(2).abs().sum(2) > 0).all()
 
-    def test_nothing_writes_to_a_feature_after_its_block(self, case):
+    def test_no_later_layer_overwrites_a_feature(self, case):
         network, x, _ = case
         at_once, versions = [], []
 
@@ -116,7 +117,7 @@ class TestEveryDiscriminator:
             assert torch.equal(before, detached)
             assert after._version == version
 
-    def test_activations_out_of_place_make_no_difference(self, case):
+    def test_in_place_activations_change_no_gradient(self, case):
         network, x, _ = case
         x.requires_grad_()
         results = []
@@ -132,13 +133,13 @@ class TestEveryDiscriminator:
             torch.testing.assert_close(ours, out_of_place, rtol=1e-12, atol=1e-12)
 
     @pytest.mark.parametrize("training", [False, True])
-    def test_no_value_is_read_on_the_way(self, case, training):
-        """On the device without values nothing can be waited for."""
+    def test_no_value_is_read_from_the_device(self, case, training):
+        """Meta tensors have no values: code that reads one raises."""
         network, x, shapes = case
         output = network.to("meta").train(training)(x.to("meta"))
         assert [tuple(tensor.shape) for tensor in (output.logits, *output.features)] == shapes
 
-    def test_the_input_is_left_as_it_is(self, case):
+    def test_the_input_is_not_changed(self, case):
         network, x, _ = case
         before, version = x.clone(), x._version
         network(x)
@@ -147,18 +148,17 @@ class TestEveryDiscriminator:
 
 
 class TestAsOutput:
-    def test_an_output_is_its_own(self):
+    def test_an_output_is_returned_unchanged(self):
         output = DiscriminatorOutput(torch.zeros(2), (torch.zeros(2, 3),))
         assert as_output(output) == output
 
-    def test_logits_alone_have_no_features(self):
+    def test_logits_without_features(self):
         logits = torch.zeros(2)
         output = as_output(logits)
         assert output.logits is logits
         assert output.features == ()
 
-    @pytest.mark.parametrize("kind", [tuple, list])
-    @pytest.mark.parametrize("outer", [tuple, list])
+    @pytest.mark.parametrize(("outer", "kind"), [(tuple, list), (list, tuple)])
     def test_a_pair(self, kind, outer):
         logits, feature = torch.zeros(2, 4), torch.zeros(2, 3)
         output = as_output(outer((logits, kind((feature,)))))
@@ -181,7 +181,24 @@ class TestAsOutput:
             (DiscriminatorOutput(None, ()), r"\(NoneType, \(\)\)"),
         ],
     )
-    def test_anything_else(self, output, got):
+    def test_error_for_anything_else(self, output, got):
         contract = r"`output` must be a tensor of logits, or a pair of logits and a tuple of feature tensors, but got "
-        with pytest.raises(TypeError, match=contract + got + r".*`telecine.DiscriminatorOutput`, or its logits alone"):
+        with pytest.raises(TypeError, match=contract + got + r".*`telecine.DiscriminatorOutput`, or only the logits"):
             as_output(output)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_frozen_restores_each_parameter(fails):
+    module = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    module[0].requires_grad_(False)
+    before = [parameter.requires_grad for parameter in module.parameters()]
+    assert before == [False, False, True, True]
+    try:
+        with frozen(module):
+            assert not any(parameter.requires_grad for parameter in module.parameters())
+            assert not module(torch.zeros(1, 2)).requires_grad
+            if fails:
+                raise KeyError
+    except KeyError:
+        assert fails
+    assert [parameter.requires_grad for parameter in module.parameters()] == before

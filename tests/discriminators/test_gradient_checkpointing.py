@@ -1,4 +1,4 @@
-"""Activation checkpointing: the same logits, gradients and gradients of gradients, with less kept."""
+"""Gradient checkpointing: the same logits, gradients and gradients of gradients, with less memory."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from telecine import Discriminator, Discriminator3D, Discriminator3DWithfirstframe, PatchDiscriminator3D
-from telecine.discriminators.frozen import frozen
+from telecine.discriminators import frozen
 from telecine.losses import gradient_penalty
 
 SMALL = {"dim": 2, "image_size": 16, "linear_attn_heads": 2}
@@ -26,25 +26,25 @@ def results(network, x):
 
 
 @pytest.mark.parametrize("make", NETWORKS)
-def test_nothing_changes(make):
+def test_values_and_gradients_stay_the_same(make):
     torch.manual_seed(0)
     network = make().double()
-    recomputing = copy.deepcopy(network)
-    recomputing.enable_gradient_checkpointing()
+    checkpointed = copy.deepcopy(network)
+    checkpointed.enable_gradient_checkpointing()
     runs = []
-    recomputing.blocks[0].register_forward_pre_hook(lambda *_: runs.append(1))
+    checkpointed.blocks[0].register_forward_pre_hook(lambda *_: runs.append(1))
     frames = () if network.sees == "frames" else (5,)
     x = torch.randn(2, 3, *frames, 16, 17, dtype=torch.float64)
-    torch.testing.assert_close(results(recomputing, x), results(network, x), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(results(checkpointed, x), results(network, x), rtol=1e-10, atol=1e-12)
     assert len(runs) >= 2
     runs.clear()
     with torch.no_grad():
-        recomputing(x)
+        checkpointed(x)
     assert len(runs) == 1
 
 
-def kept(network, x):
-    """Return how many bytes the graph of a forward pass keeps, weights left out."""
+def saved_bytes(network, x):
+    """Return the bytes that the graph of a forward stores, without weights."""
     ignored = {weight.untyped_storage().data_ptr() for weight in network.parameters()}
     storages = {}
 
@@ -58,27 +58,27 @@ def kept(network, x):
     return sum(size for pointer, size in storages.items() if pointer not in ignored)
 
 
-def test_less_is_kept():
+def test_less_memory():
     network = Discriminator3D(dim=4, image_size=32, frame_num=4)
     x = torch.randn(1, 3, 4, 32, 32)
-    before = kept(network, x)
+    before = saved_bytes(network, x)
     network.enable_gradient_checkpointing()
-    assert kept(network, x) < 0.5 * before
+    assert saved_bytes(network, x) < 0.5 * before
 
 
-def test_what_was_frozen_in_the_forward_is_frozen_when_it_is_computed_again():
+def test_a_block_frozen_in_the_forward_is_frozen_in_the_recomputation():
     network = Discriminator3D(**SMALL, frame_num=4)
     network.enable_gradient_checkpointing()
     x = torch.randn(1, 3, 4, 16, 16, requires_grad=True)
     with frozen(network):
         logits = network(x).logits
-    (first,) = torch.autograd.grad(logits.sum(), x, retain_graph=True)  # at a time at which nothing is frozen
-    logits.sum().backward()  # and again
+    (first,) = torch.autograd.grad(logits.sum(), x, retain_graph=True)  # now nothing is frozen
+    logits.sum().backward()  # the second recomputation
     assert torch.equal(x.grad, first)
     assert x.grad.abs().max() > 0
     assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
 
 
-def test_spectral_norms_cannot():
-    with pytest.raises(ValueError, match="`norm` must be one that a second forward leaves"):
+def test_error_for_spectral_norms():
+    with pytest.raises(ValueError, match="`norm` must be without a state that each forward changes"):
         PatchDiscriminator3D(dim=4, norm="spectral").enable_gradient_checkpointing()

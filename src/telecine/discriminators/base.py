@@ -1,0 +1,164 @@
+"""What all discriminators share: their output, freezing, gradient checkpointing, and the gradient of each frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from telecine.checks import argument_error
+from telecine.ops.double_backward import differentiated_twice, is_differentiated_twice
+from telecine.precision import at_least_float32
+from telecine.shapes import Video, check_video
+
+Sees: TypeAlias = Literal["frames", "video"]
+"""A discriminator's attribute `sees`: its input is a batch of frames `(B, C, H, W)`, or of videos `(B, C, T, H, W)`."""
+
+LogitMap: TypeAlias = Float[Tensor, "batch *patch"]
+
+
+class DiscriminatorOutput(NamedTuple):
+    """The output of a discriminator for a batch; it unpacks as `logits, features`.
+
+    Attributes:
+        logits: One logit per sample `(B,)`, or a map of logits of patches, `(B, h, w)` of frames and `(B, t, h, w)` of
+            videos. Unbounded; larger means more real.
+        features: The output of each block, from first to last, `(B, c, h, w)` or `(B, c, t, h, w)`, for a
+            feature-matching loss; empty if a discriminator returns none. No later layer overwrites them; the graph is
+            kept.
+    """
+
+    logits: LogitMap
+    features: tuple[Tensor, ...]
+
+
+def as_output(output: object) -> DiscriminatorOutput:
+    """Convert the output of any discriminator, custom ones included, to a `DiscriminatorOutput`.
+
+    Args:
+        output: A tensor of logits (without features), or a pair of logits and a tuple or list of features, such as a
+            `DiscriminatorOutput`.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    if isinstance(output, Tensor):
+        return DiscriminatorOutput(output, ())
+    if isinstance(output, (tuple, list)) and len(output) == 2:
+        logits, features = output
+        are_tensors = isinstance(features, (tuple, list)) and all(isinstance(feature, Tensor) for feature in features)
+        if isinstance(logits, Tensor) and are_tensors:
+            return DiscriminatorOutput(logits, tuple(features))
+    contract = "a tensor of logits, or a pair of logits and a tuple of feature tensors"
+    remedy = "Return a `telecine.DiscriminatorOutput`, or only the logits, from the discriminator's `forward`."
+    raise argument_error("output", contract, _types(output), remedy, TypeError)
+
+
+def _types(value: object) -> str:
+    """Return the types inside `value` without the values, which would be pages long for tensors."""
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(_types, value))})"
+    return type(value).__name__
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Set `requires_grad` of all parameters to False inside the context, and restore each afterwards."""
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+class GradientCheckpointing(nn.Module):
+    """Base class of networks that can recompute the activations inside each block in the backward.
+
+    Only the blocks' inputs and outputs are stored then, at the cost of one more forward in each backward (Chen et al.,
+    arXiv:1604.06174). Values, gradients and gradients of gradients stay the same.
+    """
+
+    gradient_checkpointing = False
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute the activations inside each block in the backward."""
+        self.gradient_checkpointing = True
+
+    def run_block(self, block: nn.Module, x: Tensor) -> Tensor:
+        """Return `block(x)`."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            contexts = partial(_contexts, block)
+            return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+        return block(x)
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Return the contexts of a block's first forward and of its recomputation."""
+    was_frozen = not any(parameter.requires_grad for parameter in block.parameters())
+    return nullcontext(), _Recomputation(block, was_frozen=was_frozen, was_twice=is_differentiated_twice())
+
+
+class _Recomputation(AbstractContextManager[None]):
+    """Restores what a block's first forward depended on; entered once for each backward through the graph.
+
+    A block that was frozen in the first forward is frozen again. By the time of the backward its parameters may require
+    gradients, and the graph would be another one.
+    """
+
+    def __init__(self, block: nn.Module, *, was_frozen: bool, was_twice: bool) -> None:
+        self.block, self.was_frozen, self.was_twice = block, was_frozen, was_twice
+
+    def __enter__(self) -> None:
+        self.stack = ExitStack()
+        self.stack.enter_context(differentiated_twice(self.was_twice))
+        if self.was_frozen:
+            self.stack.enter_context(frozen(self.block))
+
+    def __exit__(self, *error: object) -> None:
+        self.stack.close()
+
+
+def frame_gradients(module: nn.Module, video: Video) -> Float[Tensor, " time"]:
+    """Return the relative size of a discriminator's gradient with respect to each frame; the mean is 1.
+
+    A frame's value is the 2-norm of `d sum(logits) / d frame_t`, averaged over the batch and divided by its mean over
+    the frames. The discriminator corrects a frame with the value 10 ten times as much as the average frame.
+
+    Args:
+        module: A discriminator of videos. It is evaluated in evaluation mode and not changed.
+        video: Videos `(B, C, T, H, W)` in [-1, 1].
+
+    Returns:
+        `T` numbers >= 0 in at least float32, detached; all 0 if no frame has a gradient.
+
+    Raises:
+        ValueError: If `video` is not a floating-point video.
+        TypeError: If the module returns neither logits nor a pair of logits and features.
+    """
+    check_video("video", video)
+    with torch.inference_mode(False), torch.enable_grad():
+        parameter = next(module.parameters(), video)
+        frames = video.detach().to(parameter.dtype, copy=True).requires_grad_()
+        logits = as_output(_call_in_evaluation_mode(module, frames)).logits
+        (gradient,) = torch.autograd.grad(logits.sum(), frames)
+    by_frame = at_least_float32(gradient).transpose(1, 2).flatten(2)
+    norms = torch.linalg.vector_norm(by_frame, dim=2).mean(0)
+    return norms / norms.mean().clamp_min(torch.finfo(norms.dtype).tiny)
+
+
+def _call_in_evaluation_mode(module: nn.Module, frames: Tensor) -> object:
+    """Return the module's output in evaluation mode, in which no buffer changes, and restore its mode."""
+    mode = module.training
+    try:
+        return module.eval()(frames)
+    finally:
+        module.train(mode)

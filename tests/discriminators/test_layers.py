@@ -1,0 +1,192 @@
+"""Blur, convolutions and space-to-depth down-sampling against loops and PyTorch's layers."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from einops import rearrange
+from torch import nn
+
+from telecine import PatchDiscriminator3D
+from telecine.discriminators import Blur, DiscriminatorBlock3D
+from telecine.discriminators.layers import Conv3d, SpaceToDepthConv, padded_conv3d
+
+MODES = {"both": {}, "space": {"space_only": True}, "time": {"time_only": True}}
+AXES = {"both": (True, True, True), "space": (False, True, True), "time": (True, False, False)}
+
+
+def naive_blur(x, mode):
+    """Sum over a 3 x 3 x 3 neighbourhood, with positions clamped to the video."""
+    out = torch.zeros_like(x)
+    sizes = x.shape[-3:]
+    reaches = [(-1, 0, 1) if active else (0,) for active in AXES[mode]]
+    for position in itertools.product(*map(range, sizes)):
+        weights = 0
+        for shift in itertools.product(*reaches):
+            weight = 1
+            for step, reach in zip(shift, reaches, strict=True):
+                weight *= (2 if step == 0 else 1) if len(reach) == 3 else 1
+            near = [min(max(p + s, 0), size - 1) for p, s, size in zip(position, shift, sizes, strict=True)]
+            out[(..., *position)] += weight * x[(..., *near)]
+            weights += weight
+        out[(..., *position)] /= weights
+    return out
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (2, 3, 4, 3, 5), (1, 2, 2, 1, 4), (1, 1, 1, 5, 2)])
+def test_videos_equal_a_loop(mode, shape):
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64)
+    torch.testing.assert_close(Blur().double()(x, **MODES[mode]), naive_blur(x, mode))
+
+
+@pytest.mark.parametrize("flags", [{}, {"space_only": True}])
+def test_images_are_blurred_in_space(flags):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 5)
+    torch.testing.assert_close(Blur()(x, **flags), naive_blur(x[:, :, None], "space")[:, :, 0])
+
+
+def test_known_values_of_an_impulse():
+    x = torch.zeros(1, 1, 3, 3, 3)
+    x[..., 1, 1, 1] = 64
+    kernel = torch.tensor([1.0, 2.0, 1.0])
+    assert torch.equal(Blur()(x)[0, 0], torch.einsum("i,j,k->ijk", kernel, kernel, kernel))
+    assert torch.equal(Blur()(x, space_only=True)[0, 0, 1], 4 * torch.outer(kernel, kernel))
+    assert torch.equal(Blur()(x, time_only=True)[0, 0, :, 1, 1], 16 * kernel)
+    assert Blur()(x, space_only=True)[0, 0, [0, 2]].abs().sum() == 0
+
+
+def test_edges_are_replicated():
+    ramp = torch.arange(4.0).view(1, 1, 1, 4).expand(1, 1, 4, 4)
+    assert Blur()(ramp)[0, 0, 0].tolist() == [0.25, 1.0, 2.0, 2.75]
+
+
+@pytest.mark.parametrize(
+    ("mode", "dtype"), [("both", torch.float16), ("space", torch.bfloat16), ("time", torch.float32)]
+)
+def test_a_constant_is_not_changed(mode, dtype):
+    x = torch.full((1, 2, 3, 4, 5), 0.5, dtype=dtype)
+    out = Blur()(x, **MODES[mode])
+    assert out.dtype == dtype
+    assert torch.equal(out, x)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradcheck_and_gradgradcheck_of_the_blur(mode):
+    torch.manual_seed(0)
+    x = torch.randn(1, 1, 2, 3, 2, dtype=torch.float64, requires_grad=True)
+    blur = Blur().double()
+    assert torch.autograd.gradcheck(lambda x: blur(x, **MODES[mode]), (x,))
+    # The second derivative of a linear map is zero; that of its square is not.
+    assert torch.autograd.gradgradcheck(lambda x: blur(x, **MODES[mode]) ** 2, (x,))
+
+
+def test_the_kernel_is_in_the_state_dict():
+    assert Blur().state_dict()["f"].tolist() == [1.0, 2.0, 1.0]
+    assert not list(Blur().parameters())
+
+
+def test_errors_of_the_blur():
+    with pytest.raises(
+        ValueError, match=r"`time_only` must be False if `space_only` is set, but got True.*Set neither"
+    ):
+        Blur()(torch.zeros(1, 1, 2, 2, 2), space_only=True, time_only=True)
+    with pytest.raises(
+        ValueError, match=r"`time_only` must be False for images, but got True for shape \(1, 1, 2, 2\)"
+    ):
+        Blur()(torch.zeros(1, 1, 2, 2), time_only=True)
+
+
+# Convolutions
+
+
+@pytest.mark.parametrize("time", [1, 2, 4])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), ((3, 4, 4), (1, 2, 2)), ((3, 4, 4), 2)])
+def test_conv3d_equals_pytorchs(time, kernel, stride):
+    torch.manual_seed(0)
+    conv = Conv3d(2, 3, kernel, stride, padding=1).double()
+    theirs = nn.Conv3d(2, 3, kernel, stride, padding=1).double()
+    theirs.load_state_dict(conv.state_dict())
+    x = torch.randn(2, 2, time, 6, 7, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(conv(x), theirs(x))
+    ours, expected = (torch.autograd.grad(c(x).square().sum(), [x, c.weight, c.bias]) for c in (conv, theirs))
+    torch.testing.assert_close(ours, expected)
+    other = torch.randn_like(conv.weight)
+    expected = nn.functional.conv3d(x, other, conv.bias, conv.stride, conv.padding)
+    torch.testing.assert_close(padded_conv3d(x, conv, other), expected)
+
+
+def fill_memory_with_nan():
+    """Fill the blocks that the allocator returns next with NaN."""
+    blocks = [torch.full((size,), float("nan")) for size in (10**4, 10**5, 3 * 10**5, 10**6, 4 * 10**6) * 2]
+    del blocks
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: DiscriminatorBlock3D(16, 16), lambda: PatchDiscriminator3D(dim=16, num_temporal_layers=0)]
+)
+def test_bfloat16_gradients_of_two_frames_equal_those_of_float32(make):
+    torch.manual_seed(0)
+    network = make()
+    wide = copy.deepcopy(network)
+    channels = 16 if isinstance(network, DiscriminatorBlock3D) else 3
+    x = torch.randn(2, channels, 2, 32, 32, requires_grad=True)
+    for _ in range(3):
+        gradients = []
+        for module, autocast in ((network, True), (wide, False)):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                output = module(x)
+            logits = getattr(output, "logits", output)
+            fill_memory_with_nan()
+            gradients.append(torch.autograd.grad(logits.float().square().mean(), [x, *module.parameters()]))
+        for ours, expected in zip(*gradients, strict=True):
+            assert ours.isfinite().all()
+            assert (ours - expected).norm() <= 0.3 * expected.norm() + 1e-6
+
+
+# Space to depth
+
+CELLS_2D = "b c (h p1) (w p2) -> b (c p1 p2) h w"
+CELLS_3D = "b c (t p1) (h p2) (w p3) -> b (c p1 p2 p3) t h w"
+
+
+def space_to_depth(x, conv):
+    """Rearrange, then mix, as the published code does."""
+    names = ("p1", "p2") if x.ndim == 4 else ("p1", "p2", "p3")
+    return conv(rearrange(x, CELLS_2D if x.ndim == 4 else CELLS_3D, **dict.fromkeys(names, 2)))
+
+
+class TestSpaceToDepthConv:
+    @pytest.mark.parametrize("size", [(2, 2), (4, 6), (2, 4, 6), (8, 2, 2)])
+    def test_equals_rearrangement_and_mixing(self, size):
+        torch.manual_seed(0)
+        layer = SpaceToDepthConv(3, dims=len(size)).double()
+        x = torch.randn(2, 3, *size, dtype=torch.float64)
+        torch.testing.assert_close(layer(x), space_to_depth(x, layer[1]))
+
+    @pytest.mark.parametrize("size", [(1, 1), (3, 4), (4, 5), (1, 2, 3), (3, 3, 3)])
+    def test_odd_axes_repeat_their_last_position(self, size):
+        torch.manual_seed(0)
+        layer = SpaceToDepthConv(2, dims=len(size)).double()
+        x = torch.randn(2, 2, *size, dtype=torch.float64)
+        even = x
+        for axis in range(2, x.ndim):
+            if x.shape[axis] % 2:
+                even = torch.cat([even, even.narrow(axis, even.shape[axis] - 1, 1)], axis)
+        assert layer(x).shape[2:] == tuple((n + 1) // 2 for n in size)
+        torch.testing.assert_close(layer(x), space_to_depth(even, layer[1]))
+
+    @pytest.mark.parametrize("size", [(3, 2), (1, 3), (1, 2, 3), (3, 1, 1)])
+    def test_gradcheck_and_gradgradcheck(self, size):
+        torch.manual_seed(0)
+        layer = SpaceToDepthConv(1, dims=len(size)).double()
+        x = torch.randn(1, 1, *size, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(layer, (x,))
+        assert torch.autograd.gradgradcheck(lambda x: layer(x) ** 2, (x,))
+
+    def test_names_of_published_checkpoints(self):
+        shapes = {name: tuple(tensor.shape) for name, tensor in SpaceToDepthConv(3, dims=3).state_dict().items()}
+        assert shapes == {"1.weight": (3, 24, 1, 1, 1), "1.bias": (3,)}
