@@ -1,0 +1,288 @@
+"""The trainings of `same_bits.py`: every setting is explicit, so that a changed default changes no case."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from telecine.data import sample_videos
+
+Settings = dict[str, Any]
+
+NUM_STEPS = 40
+# A small run on clips of 5 frames of 32 x 32 pixels. The discriminators train from step 5 and count from step 10 on.
+SMALL: Settings = {
+    "val_data": None,
+    "model": None,
+    "batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "seed": 0,
+    "device": "cpu",
+    "mixed_precision": "no",
+    "sharding": "none",
+    "model_gradient_checkpointing": False,
+    "channels_last": False,
+    "dynamo_backend": "no",
+    "log_every": 1,
+    "val_clips": 2,
+    "keep": 1,
+    "best_metric": None,
+    "push_to_hub": False,
+    "hub_model_id": None,
+    "trackers": [],
+    "clips": {
+        "num_frames": 5,
+        "height": 32,
+        "width": 32,
+        "buckets": [],
+        "image_ratio": 0.0,
+        "stride": 1,
+        "random_flip": True,
+        "scale_jitter": 1.5,
+        "num_workers": 0,
+        "cache": False,
+        "val_fraction": 0.2,
+    },
+    "causal_vae": {
+        "time_compression": 4,
+        "spatial_compression": 4,
+        "latent_channels": 4,
+        "patch_size": 2,
+        "base_channels": 8,
+        "channel_multipliers": [1, 1, 2],
+        "blocks_per_level": 1,
+        "time_kernel": 3,
+    },
+    "trainable": {"weights": "all", "patterns": [], "lora_rank": 16, "lora_alpha": 16.0},
+    "objective": {
+        "disc_start": 10,
+        "disc_train_start": 5,
+        "recon_loss": "mse",
+        "nll_reduction": "mean",
+        "learn_logvar": False,
+        "logvar_init": 0.0,
+        "perceptual_weight": 1.0,
+        "perceptual_net": "alex",
+        "perceptual_frames": 1,
+        "perceptual_stride": 1,
+        "perceptual_chunk_size": None,
+        "gram_loss_weight": 0.0,
+        "wavelet_loss_weight": 0.0,
+        "wavelet_levels": 1,
+        "temporal_loss_weight": 0.0,
+        "gan_loss": "hinge",
+        "adversarial_loss_weight": 0.5,
+        "multiscale_adversarial_loss_weight": 0.0,
+        "feature_matching_loss_weight": 0.0,
+        "adaptive_weight_reference": "perceptual",
+        "adaptive_weight_at": "last_layer",
+        "adaptive_weight_min_norm": 1e-3,
+        "adaptive_weight_max": 1e3,
+        "adaptive_weight_decay": 0.0,
+        "eager_gradients": True,
+        "gradient_checkpointing": False,
+        "grad_penalty_loss_weight": 10.0,
+        "grad_penalty": "one_centered",
+        "grad_penalty_every": 4,
+        "lecam_loss_weight": 0.0,
+        "lecam_decay": 0.9,
+        "quantizer_aux_loss_weight": 1e-6,
+    },
+    "discriminator": {
+        "video": "first_frame",
+        "image": "none",
+        "num_scales": 0,
+        "dim": 2,
+        "max_dim": 512,
+        "antialiased_downsample": True,
+        "time_weighting": "positions",
+        "pad_mode": "first",
+        "num_layers": 3,
+        "num_temporal_layers": 2,
+        "norm": "group",
+    },
+    "optimizer": {
+        "lr": 1e-3,
+        "disc_lr": 1e-3,
+        "betas": [0.5, 0.9],
+        "disc_betas": [0.5, 0.9],
+        "weight_decay": 0.01,
+        "warmup_steps": 5,
+        "schedule": "cosine",
+        "grad_clip": 1.0,
+        "ema_decay": 0.9,
+    },
+}
+# The recipe `demo` with a shorter schedule.
+DEMO: Settings = {
+    "data": None,
+    "val_clips": 4,
+    "clips": {"num_frames": 9, "height": 64, "width": 64, "num_workers": 1, "cache": True},
+    "causal_vae": {
+        "latent_channels": 16,
+        "patch_size": 4,
+        "base_channels": 32,
+        "channel_multipliers": [1, 2, 2],
+        "time_kernel": 1,
+    },
+    "objective": {
+        "disc_start": 20,
+        "disc_train_start": 12,
+        "perceptual_weight": 0.25,
+        "perceptual_net": "vgg",
+        "adversarial_loss_weight": 0.1,
+        "grad_penalty_every": 8,
+    },
+    "discriminator": {"dim": 4},
+    "optimizer": {"lr": 4e-3, "disc_lr": 4e-4, "betas": [0.9, 0.99], "weight_decay": 0.0, "ema_decay": 0.99},
+}
+# Every optional term but LeCam, whose own case takes the gradients in another way.
+EVERY_TERM: Settings = {
+    "recon_loss": "charbonnier",
+    "learn_logvar": True,
+    "perceptual_weight": {"weight": 1.0, "start": 0, "steps": 30, "initial": 0.5},
+    "perceptual_frames": 2,
+    "perceptual_stride": 2,
+    "perceptual_chunk_size": 1,
+    "gram_loss_weight": {"weight": 1e-4, "start": 8, "steps": 0, "initial": 0.0},
+    "wavelet_loss_weight": 0.5,
+    "wavelet_levels": 2,
+    "temporal_loss_weight": {"weight": 0.0, "start": 20, "steps": 10, "initial": 0.5},
+    "adversarial_loss_weight": {"weight": 0.5, "start": 10, "steps": 20, "initial": 0.1},
+    "multiscale_adversarial_loss_weight": 0.1,
+    "feature_matching_loss_weight": 0.2,
+    "adaptive_weight_reference": "recon_and_perceptual",
+    "adaptive_weight_decay": 0.9,
+    "quantizer_aux_loss_weight": {"weight": 1e-4, "start": 0, "steps": 40, "initial": 1e-6},
+}
+# The least that a video autoencoder of diffusers has.
+WAN: Settings = {
+    "_class_name": "AutoencoderKLWan",
+    "base_dim": 4,
+    "z_dim": 4,
+    "dim_mult": [1, 1, 1, 1],
+    "num_res_blocks": 1,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training.
+
+    Attributes:
+        changes: What differs from `SMALL`, nested.
+        num_processes: With two, `torchrun` starts them.
+        images: Train on still images as well as on a video.
+        model: The configuration of a diffusers autoencoder, in place of telecine's own.
+    """
+
+    changes: Settings = field(default_factory=dict)
+    num_processes: int = 1
+    images: bool = False
+    model: Settings | None = None
+
+
+CASES: dict[str, Case] = {
+    "demo": Case(DEMO),
+    "every_term": Case(
+        {
+            **DEMO,
+            "clips": {**DEMO["clips"], "num_frames": 5, "height": 48, "width": 48},
+            "objective": {**DEMO["objective"], **EVERY_TERM},
+            "discriminator": {"image": "patch", "num_scales": 1, "dim": 2, "norm": "spectral"},
+        }
+    ),
+    "patch_relativistic_r1_r2": Case(
+        {
+            "objective": {"gan_loss": "relativistic", "grad_penalty": "r1_and_r2", "recon_loss": "l1"},
+            "discriminator": {"video": "patch", "image": "patch", "num_layers": 2},
+        }
+    ),
+    "lecam": Case({"objective": {"lecam_loss_weight": {"weight": 0.1, "start": 8, "steps": 8, "initial": 0.01}}}),
+    "image_batches": Case({"clips": {"image_ratio": 0.4}, "discriminator": {"image": "attention"}}, images=True),
+    "two_processes": Case(
+        {"gradient_accumulation_steps": 2, "batch_size": 1, "discriminator": {"image": "patch"}}, num_processes=2
+    ),
+    "fsdp2": Case({"sharding": "fsdp2", "batch_size": 1}, num_processes=2),
+    "diffusers": Case({"objective": {"adaptive_weight_at": "reconstruction"}}, model=WAN),
+    "whole_graph": Case(
+        {
+            "objective": {
+                "eager_gradients": False,
+                "gradient_checkpointing": True,
+                "gan_loss": "vanilla",
+                "grad_penalty": "wgan_gp",
+                "feature_matching_loss_weight": 0.2,
+            },
+            "discriminator": {"video": "plain"},
+        }
+    ),
+    "bfloat16": Case(
+        {
+            "mixed_precision": "bf16",
+            "objective": {
+                "gan_loss": "least_squares",
+                "grad_penalty": "approximate_r1",
+                "adaptive_weight_reference": "none",
+                "nll_reduction": "sum",
+                "adversarial_loss_weight": 50.0,
+            },
+            "discriminator": {"time_weighting": "frames", "pad_mode": "constant", "antialiased_downsample": False},
+        }
+    ),
+}
+
+
+def prepare(case: Case, folder: Path, num_steps: int, layout: Callable[[Settings], Settings]) -> Path:
+    """Write the data, the model's configuration and the settings of a case, and return the path of the settings.
+
+    Args:
+        case: The training.
+        folder: An empty folder; the run is written to `folder / "run"`.
+        num_steps: Updates of the autoencoder.
+        layout: Translates the settings for the checkout that trains.
+    """
+    settings = merged(SMALL, {"data": str(folder / "data"), **case.changes})
+    settings |= {"output_dir": str(folder / "run"), "steps": num_steps}
+    settings |= {"val_every": num_steps, "save_every": num_steps}
+    if settings["data"] is not None:
+        write_data(folder / "data", images=case.images)
+    if case.model is not None:
+        settings["model"] = str(folder / "config.json")
+        (folder / "config.json").write_text(json.dumps(case.model), encoding="utf-8")
+    path = folder / "settings.yaml"
+    path.write_text(json.dumps(layout(settings), indent=2), encoding="utf-8")  # JSON is YAML
+    return path
+
+
+def write_data(folder: Path, *, images: bool) -> None:
+    """Write a sample video and, if asked for, six still images of two colour ramps."""
+    folder.mkdir()
+    video = sample_videos()[0]
+    shutil.copyfile(video, folder / video.name)
+    if images:
+        red, green = Image.linear_gradient("L"), Image.radial_gradient("L")
+        for index in range(6):
+            picture = Image.merge("RGB", (red, green, red.rotate(90 * index)))
+            picture.resize((64 + 8 * index, 64)).save(folder / f"image{index}.png")
+
+
+def merged(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Return a copy of settings with changes; groups are merged, weights and other values replaced."""
+    result = copy.deepcopy(settings)
+    for name, value in changes.items():
+        is_group = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
+        result[name] = merged(result[name], value) if is_group else copy.deepcopy(value)
+    return result
+
+
+def first_layout(settings: Settings) -> Settings:
+    """Return the settings as telecine 0.1.0 takes them, which is how this file writes them."""
+    return settings

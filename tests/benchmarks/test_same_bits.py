@@ -1,0 +1,143 @@
+"""Two checkouts are compared bit for bit: every setting is explicit, and every difference is found."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from telecine.training import TrainConfig
+from telecine.training.config_file import config_from
+from telecine.training.trainer import as_yaml
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+CASES = [
+    "demo",
+    "every_term",
+    "patch_relativistic_r1_r2",
+    "lecam",
+    "image_batches",
+    "two_processes",
+    "fsdp2",
+    "diffusers",
+    "whole_graph",
+    "bfloat16",
+]
+
+
+@pytest.fixture
+def same_bits(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("same_bits")
+
+
+def names_of(settings, prefix=""):
+    """Return the dotted names of all settings; a weight that changes over the steps is one of them."""
+    names = set()
+    for name, value in settings.items():
+        is_group = isinstance(value, dict) and "initial" not in value
+        names |= names_of(value, f"{prefix}{name}.") if is_group else {prefix + name}
+    return names
+
+
+def test_every_case_sets_every_setting(same_bits, tmp_path):
+    assert list(same_bits.CASES) == CASES
+    expected = names_of(yaml.safe_load(as_yaml(TrainConfig())))
+    for name, case in same_bits.CASES.items():
+        (tmp_path / name).mkdir()
+        path = same_bits.prepare(case, tmp_path / name, 40, same_bits.layout_of(same_bits.SRC))
+        settings = yaml.safe_load(path.read_text())
+        assert names_of(settings) == expected, name
+        assert config_from(settings).steps == 40
+    assert len(list((tmp_path / "image_batches" / "data").glob("*.png"))) == 6
+
+
+def test_the_committed_hashes_are_of_every_case():
+    recorded = json.loads((FOLDER / "results" / "same_bits.json").read_text())
+    assert recorded["made"].keys() >= {"command", "commit", "processor", "pytorch", "steps"}
+    assert sorted(recorded["cases"]) == sorted(CASES)
+    for files in recorded["cases"].values():
+        assert {"metrics.jsonl", "objective.safetensors", "optimizer.safetensors", "random.safetensors"} < set(files)
+        assert {len(sha256) for sha256 in files.values()} == {64}
+
+
+@pytest.mark.slow
+def test_recorded_hashes_are_compared(same_bits, cached_weights, monkeypatch, capsys, tmp_path):
+    ours, theirs = str(tmp_path / "ours.json"), tmp_path / "theirs.json"
+
+    def main(*arguments):
+        monkeypatch.setattr("sys.argv", ["same_bits.py", *arguments])
+        return same_bits.main(), capsys.readouterr().out
+
+    status, printed = main("record", "--cases", "patch_relativistic_r1_r2", "--steps", "2", "-o", ours)
+    assert status == 0
+    assert printed.startswith("patch_relativistic_r1_r2: 7 files")
+    assert main("compare", ours, ours) == (0, "patch_relativistic_r1_r2: the same in 7 files\n")
+    changed = json.loads(Path(ours).read_text())
+    changed["cases"]["patch_relativistic_r1_r2"]["metrics.jsonl"] = 64 * "0"
+    changed["made"]["processor"] = "another"
+    theirs.write_text(json.dumps(changed))
+    status, printed = main("compare", ours, str(theirs))
+    assert status == 1
+    assert printed.splitlines() == [
+        f"not comparable: processor is {same_bits.processor()} and another",
+        "patch_relativistic_r1_r2: 1 differences in 7 files",
+        "  metrics.jsonl differs",
+    ]
+
+
+def write_run(folder, tensor, **metrics):
+    """Write the files of a run that are compared, and return its folder."""
+    checkpoint = folder / "checkpoints" / "step-00000001"
+    checkpoint.mkdir(parents=True)
+    save_file({"weight": tensor, "bias": torch.ones(2)}, checkpoint / "objective.safetensors")
+    lines = [{"step": 0, "val/psnr": 1.0}, {"step": 1, "train/clips_per_second": torch.rand(()).item(), **metrics}]
+    (folder / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    return folder
+
+
+def test_clocks_and_the_order_of_values_do_not_count(same_bits, tmp_path):
+    one = write_run(tmp_path / "one", torch.zeros(2), a=1.0, b=float("nan"))
+    other = write_run(tmp_path / "other", torch.zeros(2), b=float("nan"), a=1.0)
+    assert same_bits.digests(one) == same_bits.digests(other)
+    assert list(same_bits.differences(one, other)) == []
+
+
+@pytest.mark.parametrize(
+    ("tensor", "metrics", "expected"),
+    [
+        (torch.tensor([0.0, -0.0]), {"a": 1.0}, "objective.safetensors: weight differs by 0"),
+        (torch.tensor([0.0, 0.5]), {"a": 1.0}, "objective.safetensors: weight differs by 0.5"),
+        (torch.zeros(1), {"a": 1.0}, "objective.safetensors: weight differs in shape"),
+        (torch.zeros(2, dtype=torch.float64), {"a": 1.0}, "objective.safetensors: weight differs by 0"),
+        (torch.zeros(2), {"a": 1.0 + 2**-50}, f"metrics.jsonl: a is 1.0 and {1.0 + 2**-50} at step 1"),
+        (torch.zeros(2), {}, "metrics.jsonl: a is 1.0 and None at step 1"),
+    ],
+)
+def test_every_difference_is_named(same_bits, tmp_path, tensor, metrics, expected):
+    one, other = write_run(tmp_path / "one", torch.zeros(2), a=1.0), write_run(tmp_path / "other", tensor, **metrics)
+    assert list(same_bits.differences(one, other)) == [expected]
+    ours, theirs = same_bits.digests(one), same_bits.digests(other)
+    assert [name for name in ours if ours[name] != theirs[name]] == [expected.partition(":")[0]]
+
+
+def test_missing_tensors_files_and_lines_are_named(same_bits, tmp_path):
+    one, other = (write_run(tmp_path / name, torch.zeros(2)) for name in ("one", "other"))
+    (folder,) = (other / "checkpoints").iterdir()
+    save_file({"bias": torch.ones(2)}, folder / "objective.safetensors")
+    save_file({}, folder / "optimizer.safetensors")
+    (other / "metrics.jsonl").write_text('{"step": 0, "val/psnr": 1.0}')
+    assert list(same_bits.differences(one, other)) == [
+        "metrics.jsonl: 2 lines and 1",
+        "objective.safetensors: weight only in this checkout",
+        "optimizer.safetensors: only in the other checkout",
+    ]
+
+
+def test_another_package_is_refused(same_bits, tmp_path):
+    same_bits.check_package(same_bits.SRC)
+    with pytest.raises(ValueError, match="--src must be the folder that holds the package"):
+        same_bits.check_package(tmp_path)
