@@ -29,8 +29,8 @@ from telecine.data import (
     VideoInfo,
     index_video,
     iterate_frames,
-    members_of,
     sample_videos,
+    tar_members,
     whole_video,
 )
 
@@ -63,7 +63,7 @@ def datasets_of(path: Path, folder: Path, config: ClipConfig) -> dict[str, ClipD
     copy = folder / path.name
     if copy != path:
         copy.write_bytes(path.read_bytes())
-    (member,) = members_of(pack(copy))
+    (member,) = tar_members(pack(copy))
     infos = {"file": index_video(copy), "tar file": index_video(member), "memory": index_video(copy)}
     return {
         place: ClipDataset([whole_video(info)], replace(config, cache=place == "memory"))

@@ -63,7 +63,7 @@ def test_help_has_the_texts_of_the_fields(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "Step from which the adversarial terms and feature matching count" in text
     assert "each weight is a number, or changes over the steps" in text
-    assert "Frames in a clip." in text
+    assert "Frames per clip." in text
 
 
 @pytest.mark.parametrize("module", ["telecine.cli", "telecine"])
@@ -193,7 +193,7 @@ def test_data_that_cannot_be_trained_on(capsys, tmp_path, what):
 
 def test_clips_longer_than_every_video_are_refused(capsys, tmp_path):
     error = error_of(capsys, "train", "--output_dir", str(tmp_path / "run"), "--clips.num_frames", "1001")
-    assert "1001 frames needed" in error
+    assert "long enough for a clip of 1001 frames" in error
     assert not (tmp_path / "run").exists()
 
 

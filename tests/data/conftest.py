@@ -1,4 +1,4 @@
-"""Two short videos, and the parts of them that are drawn from."""
+"""Two short videos, and a span of each."""
 
 from __future__ import annotations
 

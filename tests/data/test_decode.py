@@ -1,4 +1,4 @@
-"""Frames are exactly those asked for, in every container and codec at hand."""
+"""Clips have exactly the requested frames, for all tested containers and codecs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,16 @@ from torch import Tensor
 
 from telecine.data import DecodeError, VideoInfo, index_video, iterate_clips, iterate_frames, read_clip
 
-from .videos import damage, moving_frames, numbered_frames, numbers_of, show_by, turn_right, write_greys, write_video
+from .videos import (
+    damage,
+    moving_frames,
+    numbered_frames,
+    numbers_of,
+    rotate_clockwise,
+    set_display_matrix,
+    write_greys,
+    write_video,
+)
 
 NUM_FRAMES = 60
 OPEN_GOP = {"x264_params": "open-gop=1:keyint=10:bframes=3:b-adapt=0"}
@@ -26,7 +35,7 @@ LOSSLESS = {
     "single_keyframe.mp4": {"g": "600"},
     "uneven.mp4": {"g": "10", "bf": "2", "pts": UNEVEN_PTS},
     "fragmented.mp4": {"g": "10", "container_options": {"movflags": "frag_keyframe+empty_moov"}},
-    "no_time_stamps.h264": {"g": "10", "bf": "2", "container_format": "h264"},
+    "no_timestamps.h264": {"g": "10", "bf": "2", "container_format": "h264"},
     "b_frames.avi": {"g": "10", "bf": "2"},
     "b_frames.ts": {"g": "10", "bf": "3"},
 }
@@ -77,7 +86,7 @@ def test_random_access_equals_decoding_in_order(tmp_path: Path, name: str) -> No
         assert torch.equal(read_clip(info, start, 4, stride), whole[start : start + 3 * stride + 1 : stride])
 
 
-def test_a_wrong_duration_does_not_matter(tmp_path: Path) -> None:
+def test_a_wrong_duration_is_ignored(tmp_path: Path) -> None:
     path = write_video(tmp_path / "lies.mkv", numbered_frames(30), g="10")
     content = path.read_bytes()
     # EBML: the element 0x4489 is the duration, here an eight-byte float.
@@ -88,7 +97,7 @@ def test_a_wrong_duration_does_not_matter(tmp_path: Path) -> None:
     assert numbers_of(read_clip(info, 25, 5)) == [25, 26, 27, 28, 29]
 
 
-def test_a_title_that_is_not_utf8_does_not_matter(tmp_path: Path) -> None:
+def test_a_title_that_is_not_utf8_is_ignored(tmp_path: Path) -> None:
     path = write_video(tmp_path / "title.mp4", numbered_frames(3), title="a caf?")
     content = path.read_bytes()
     assert content.count(b"caf?") == 1
@@ -104,7 +113,7 @@ def test_sizes(tmp_path: Path, shape: tuple[int, int]) -> None:
     assert read_clip(info, 1, 3, size=(33, 21)).shape == (3, 33, 21, 3)
 
 
-def test_resizing_is_near_an_antialiased_reference(tmp_path: Path) -> None:
+def test_resizing_is_close_to_an_antialiased_reference(tmp_path: Path) -> None:
     frames = moving_frames(2, 120, 160)
     info = index_video(write_video(tmp_path / "large.mp4", frames))
     resized = read_clip(info, 0, 2, size=(30, 40)).float()
@@ -114,7 +123,7 @@ def test_resizing_is_near_an_antialiased_reference(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("matrix", [Colorspace.ITU709, Colorspace.ITU601])
-def test_colours_follow_the_matrix_that_the_file_names(tmp_path: Path, matrix: Colorspace) -> None:
+def test_colours_follow_the_colour_matrix_of_the_file(tmp_path: Path, matrix: Colorspace) -> None:
     colours = torch.tensor([200, 40, 90], dtype=torch.uint8).expand(2, 48, 64, 3).contiguous()
     path = write_video(tmp_path / "tagged.mp4", colours, "libx264", matrix=matrix, crf="1")
     error = (read_clip(index_video(path), 0, 2).int() - colours.int()).abs().max()
@@ -122,7 +131,7 @@ def test_colours_follow_the_matrix_that_the_file_names(tmp_path: Path, matrix: C
 
 
 @pytest.mark.parametrize("size", [None, (24, 32), (46, 62), (96, 128)])
-def test_greys_are_exact_whatever_the_chroma(tmp_path: Path, size: tuple[int, int] | None) -> None:
+def test_greys_are_exact_for_all_chroma_formats(tmp_path: Path, size: tuple[int, int] | None) -> None:
     lumas = [16, 50, 81, 125, 126, 180, 210, 235]
     exact = (torch.tensor(lumas) - 16)[:, None, None, None] * 255 / 219
     for pixel_format in ("yuv420p", "yuv422p", "yuv444p"):
@@ -132,7 +141,7 @@ def test_greys_are_exact_whatever_the_chroma(tmp_path: Path, size: tuple[int, in
 
 def test_rotation_is_applied(tmp_path: Path) -> None:
     frames = moving_frames(4)
-    info = index_video(turn_right(write_video(tmp_path / "phone.mp4", frames)))
+    info = index_video(rotate_clockwise(write_video(tmp_path / "phone.mp4", frames)))
     assert (info.height, info.width) == (64, 48)
     upright = torch.rot90(frames, -1, (1, 2))
     assert torch.equal(read_clip(info, 0, 4), upright)
@@ -149,53 +158,53 @@ MIRRORED = {
 
 
 @pytest.mark.parametrize("matrix", MIRRORED)
-def test_mirrored_videos_are_shown_so(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
+def test_mirroring_is_applied(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
     frames = moving_frames(2)
-    info = index_video(show_by(write_video(tmp_path / "selfie.mp4", frames), matrix))
+    info = index_video(set_display_matrix(write_video(tmp_path / "selfie.mp4", frames), matrix))
     assert torch.equal(read_clip(info, 0, 2), MIRRORED[matrix](frames))
 
 
-def _reads(info: VideoInfo, position: int, expected: Tensor) -> bool:
-    """Say whether a frame can be read; if it can, it must be right."""
+def _is_readable(info: VideoInfo, index: int, expected: Tensor) -> bool:
+    """Return whether a frame can be read. If so, it must be correct."""
     try:
-        frame = read_clip(info, position, 1)[0]
+        frame = read_clip(info, index, 1)[0]
     except DecodeError:
         return False
     assert torch.equal(frame, expected)
     return True
 
 
-def test_a_damaged_part_raises_and_the_rest_is_right(tmp_path: Path) -> None:
+def test_a_damaged_part_raises_and_the_rest_is_correct(tmp_path: Path) -> None:
     path = write_video(tmp_path / "damaged.mp4", moving_frames(60), "libx264", g="10")
     whole = torch.stack(list(iterate_frames(path)))
     info = index_video(damage(path, 0.45, 0.6))
-    broken = [position for position in range(60) if not _reads(info, position, whole[position])]
-    assert broken
-    assert len(broken) < 40
+    corrupt = [index for index in range(60) if not _is_readable(info, index, whole[index])]
+    assert corrupt
+    assert len(corrupt) < 40
     with pytest.raises(DecodeError, match=r"damaged\.mp4"):
-        read_clip(info, broken[0], 1)
+        read_clip(info, corrupt[0], 1)
     with pytest.raises(DecodeError, match=r"damaged\.mp4"):
         list(iterate_frames(path))
 
 
-def test_clips_in_order_hold_every_frame_once(tmp_path: Path) -> None:
+def test_consecutive_clips_have_every_frame_once(tmp_path: Path) -> None:
     path = write_video(tmp_path / "video.mp4", numbered_frames(10))
     clips = list(iterate_clips(path, 4, size=(24, 32)))
     assert [clip.shape for clip in clips] == [(4, 24, 32, 3), (4, 24, 32, 3), (2, 24, 32, 3)]
     assert numbers_of(torch.cat(clips)) == list(range(10))
-    with pytest.raises(ValueError, match="`num_frames` must be at least 1"):
+    with pytest.raises(ValueError, match="`num_frames` must be a positive int"):
         next(iterate_clips(path, 0))
 
 
 @pytest.mark.parametrize(("start", "num_frames", "stride"), [(-1, 1, 1), (60, 1, 1), (50, 6, 2), (0, 0, 1), (0, 1, 0)])
-def test_clips_outside_the_video_are_refused(
+def test_clips_outside_the_video_are_rejected(
     lossless: dict[str, VideoInfo], start: int, num_frames: int, stride: int
 ) -> None:
     with pytest.raises(ValueError, match="must be"):
         read_clip(lossless["b_frames.mp4"], start, num_frames, stride)
 
 
-def test_a_file_that_vanished_is_a_decode_error(tmp_path: Path) -> None:
+def test_a_deleted_file_is_a_decode_error(tmp_path: Path) -> None:
     info = index_video(write_video(tmp_path / "gone.mp4", numbered_frames(3)))
     info.path.unlink()
     with pytest.raises(DecodeError, match=r"gone\.mp4: No such file"):

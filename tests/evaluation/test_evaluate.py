@@ -33,7 +33,7 @@ def test_a_model(model_folder, tiny_model, videos):
     assert evaluation.protocol.fps == 25
     clip = evaluation.per_clip[0]
     info = next(info for info in index_videos(find_videos(videos))[0] if str(info.path) == clip["source"])
-    size = ClipConfig(height=32, width=48).main.covered_by(info, 1.0)
+    size = ClipConfig(height=32, width=48).val_bucket.decode_size(info, 1.0)
     frames = read_clip(info, clip["start"], 5, size=size)
     top, left = ((side - kept) // 2 for side, kept in zip(size, (32, 48), strict=True))
     target = video_from_bytes(frames[:, top : top + 32, left : left + 48])[None]

@@ -5,29 +5,34 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from torch import Tensor
 
-from telecine.data.bucket import Bucket
-from telecine.data.config import ClipConfig
+from telecine.checks import argument_error
+from telecine.data.config import Bucket, ClipConfig
 from telecine.data.decode import read_clip
-from telecine.data.errors import DataError, DecodeError
-from telecine.data.progress import with_progress
-from telecine.data.source import Source
-from telecine.data.split import Span
-from telecine.shapes import argument_error
+from telecine.data.index import with_progress
+from telecine.data.source import DataError, DecodeError, Source
+from telecine.data.video_info import Span
 
 logger = logging.getLogger(__name__)
 
-# The rest is for the model, the system, and whoever else is on the machine.
-_SHARE_OF_MEMORY = 0.8
+# The rest is left to the model and to other processes.
+_MAX_MEMORY_FRACTION = 0.8
+
+_Key: TypeAlias = tuple[Source, int, int, int, int]
+"""Source, first and last frame, height and width. A tar member includes its offset, because names may repeat."""
 
 
 class DecodedCache:
     """All frames of some spans as uint8 at each training resolution, decoded once.
 
-    Forked workers share the memory; spawned ones get it through shared memory. A span that cannot be decoded to
-    its end is logged and left out.
+    Worker processes share the memory. A span that cannot be decoded completely is logged and left out.
+
+    Args:
+        spans: The frames to decode.
+        config: The clip settings.
 
     Raises:
         ValueError: the frames do not fit in memory.
@@ -37,11 +42,12 @@ class DecodedCache:
     def __init__(self, spans: Sequence[Span], config: ClipConfig) -> None:
         _check_memory(spans, config)
         self.config = config
-        wanted = [(span, bucket) for bucket in _resolutions(config) for span in spans]
-        decoded = ((_key(*place), _decode(*place, config)) for place in with_progress(wanted, "decoding videos"))
+        items = [(span, bucket) for bucket in _resolutions(config) for span in spans]
+        decoded = ((_key(*item), _decode_span(*item, config)) for item in with_progress(items, "decoding videos"))
         self._frames = {key: frames for key, frames in decoded if frames is not None}
         if not self._frames:
-            raise argument_error("data", "decodable", f"{len(spans)} videos that are not", "See the log.", DataError)
+            got = f"{len(spans)} videos that cannot be decoded"
+            raise argument_error("data", "decodable", got, "See the log for the reasons.", DataError)
 
     @property
     def num_bytes(self) -> int:
@@ -49,7 +55,7 @@ class DecodedCache:
         return sum(frames.numel() for frames in self._frames.values())
 
     def read(self, span: Span, start: int, bucket: Bucket) -> Tensor:
-        """Return the clip that begins at position `start` of the span's video, uint8 `(T, H, W, 3)`, not a copy.
+        """Return the clip that starts at frame `start` of the video, uint8 `(T, H, W, 3)`, as a view of the cache.
 
         Raises:
             DecodeError: the span could not be decoded.
@@ -61,13 +67,23 @@ class DecodedCache:
         return frames[offset : offset + self.config.span_of(bucket) : self.config.stride]
 
 
+def num_cached_bytes(spans: Sequence[Span], config: ClipConfig) -> int:
+    """Return the size of the decoded frames of `spans` in bytes."""
+    sizes = (
+        (span.num_frames, *bucket.decode_size(span.info, config.scale_jitter))
+        for bucket in _resolutions(config)
+        for span in spans
+    )
+    return sum(3 * frames * height * width for frames, height, width in sizes)
+
+
 def _resolutions(config: ClipConfig) -> list[Bucket]:
-    """Return one bucket of each height and width."""
-    return list({(bucket.height, bucket.width): bucket for bucket in config.sizes}.values())
+    """Return one bucket for each height and width."""
+    return list({(bucket.height, bucket.width): bucket for bucket in config.train_buckets}.values())
 
 
-def _decode(span: Span, bucket: Bucket, config: ClipConfig) -> Tensor | None:
-    size = bucket.covered_by(span.info, config.scale_jitter)
+def _decode_span(span: Span, bucket: Bucket, config: ClipConfig) -> Tensor | None:
+    size = bucket.decode_size(span.info, config.scale_jitter)
     try:
         return read_clip(span.info, span.first_frame, span.num_frames, size=size)
     except DecodeError as error:
@@ -75,25 +91,14 @@ def _decode(span: Span, bucket: Bucket, config: ClipConfig) -> Tensor | None:
         return None
 
 
-def _key(span: Span, bucket: Bucket) -> tuple[Source, int, int, int, int]:
-    # The path itself, of which that of a member holds its place: a tar file may hold two of one name.
+def _key(span: Span, bucket: Bucket) -> _Key:
     return span.info.path, span.first_frame, span.last_frame, bucket.height, bucket.width
-
-
-def num_cached_bytes(spans: Sequence[Span], config: ClipConfig) -> int:
-    """Return how many bytes the decoded frames of `spans` take."""
-    sizes = (
-        (span.num_frames, *bucket.covered_by(span.info, config.scale_jitter))
-        for bucket in _resolutions(config)
-        for span in spans
-    )
-    return sum(3 * frames * height * width for frames, height, width in sizes)
 
 
 def _check_memory(spans: Sequence[Span], config: ClipConfig) -> None:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else float("inf")
     needed = num_cached_bytes(spans, config)
-    if needed > _SHARE_OF_MEMORY * memory:
-        contract = f"off for videos that do not fit in {_SHARE_OF_MEMORY:.0%} of {memory / 2**30:.1f} GiB of memory"
-        got = f"{needed / 2**30:.1f} GiB of decoded frames"
+    if needed > _MAX_MEMORY_FRACTION * memory:
+        contract = f"off if frames take more than {_MAX_MEMORY_FRACTION:.0%} of {memory / 2**30:.1f} GiB of memory"
+        got = f"on for {needed / 2**30:.1f} GiB of decoded frames"
         raise argument_error("cache", contract, got, "Turn it off, or train at a smaller size.")

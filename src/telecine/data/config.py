@@ -1,77 +1,157 @@
-"""The settings of clips."""
+"""Clip settings, and the clip sizes (buckets) that a run trains on."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Protocol
 
-from telecine.data.bucket import Bucket, check_count
-from telecine.shapes import argument_error
+import torch
+
+from telecine.checks import argument_error, check_count, check_positive
+from telecine.data.video_info import VideoInfo
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """One clip size, and how often it is trained on."""
+
+    num_frames: int
+    """Frames per clip."""
+    height: int
+    """Height of a clip in pixels."""
+    width: int
+    """Width of a clip in pixels."""
+    weight: float = 1.0
+    """How often steps use this size, relative to the weights of the other buckets."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "height", "width"):
+            check_count(name, getattr(self, name))
+        check_positive("weight", self.weight, remedy="Remove buckets that are not used.")
+
+    def __str__(self) -> str:
+        return f"{self.num_frames}x{self.height}x{self.width}"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Frames, height and width."""
+        return self.num_frames, self.height, self.width
+
+    def as_image(self) -> Bucket:
+        """Return the same height and width with a single frame."""
+        return replace(self, num_frames=1)
+
+    def decode_size(self, info: VideoInfo, max_zoom: float) -> tuple[int, int]:
+        """Return the smallest `(height, width)` of a video that covers the crop, times `max_zoom`."""
+        scale = max_zoom * max(self.height / info.height, self.width / info.width)
+        return max(self.height, round(info.height * scale)), max(self.width, round(info.width * scale))
 
 
 @dataclass(frozen=True)
 class ClipConfig:
-    """Which clips are cut out of the videos, and how they are read."""
+    """Which clips are drawn from the videos, and how they are read."""
 
     num_frames: int = 17
-    """Frames in a clip. Most causal autoencoders want a multiple of 4 or 8, plus 1."""
+    """Frames per clip. Most causal autoencoders need a multiple of 4 or 8, plus 1."""
     height: int = 256
-    """Height of a clip in pixels; videos are resized until they cover it, then cropped."""
+    """Height of a clip in pixels. Videos are resized to cover the clip, then cropped."""
     width: int = 256
     """Width of a clip in pixels."""
     buckets: tuple[Bucket, ...] = ()
-    """Several sizes to train on instead of one, e.g. `[{num_frames: 17, height: 256, width: 256, weight: 3}, ...]`. All
-    clips of a step have the same. One of them must be that of the three settings above, which validation uses."""
+    """Several clip sizes to train on, e.g. `[{num_frames: 17, height: 256, width: 256, weight: 3}, ...]`. All clips of
+    a step have the same size. One bucket must have the size given by the three settings above, used in validation."""
     image_ratio: float = 0.0
-    """Share of the steps that get images instead of clips, if there are both; images are clips of one frame."""
+    """Fraction of the steps that train on images instead of clips, if the data has both. Images are one-frame clips."""
     stride: int = 1
-    """Distance between the frames of a clip: 1 takes every frame of the video, 2 every other."""
+    """Distance between the frames of a clip: 1 takes every frame of the video, 2 every second one."""
     random_flip: bool = True
-    """Mirror half of the training clips left to right."""
+    """Flip training clips left to right with probability 1/2."""
     scale_jitter: float = 1.0
-    """Zoom at random into training clips, from the whole picture at 1 up to this factor; 1 turns it off."""
+    """Zoom into training clips by a random factor from 1 (the whole picture) to this value. 1 turns zooming off."""
     num_workers: int = 2
-    """Processes that read clips beside the training; 0 reads them in the training process."""
+    """Processes that read clips. 0 reads them in the training process."""
     cache: bool = False
-    """Decode every training frame once, before training, and keep it in memory at training resolution."""
+    """Decode all training frames once before training, and keep them in memory at training resolution."""
     val_fraction: float = 0.1
-    """Share of the data that is held out for validation: of the videos, or of each one's frames if they are few."""
+    """Fraction of the data held out for validation: whole videos, or the end of each video if there are few."""
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "height", "width", "stride"):
-            check_count(name, getattr(self, name), least=1)
-        check_count("num_workers", self.num_workers, least=0)
+            check_count(name, getattr(self, name))
+        check_count("num_workers", self.num_workers, at_least=0)
         if not 0.0 <= self.image_ratio <= 1.0:
-            raise argument_error("image_ratio", "from 0 to 1", self.image_ratio, "Use 0 for videos only.")
+            raise argument_error("image_ratio", "from 0 to 1", self.image_ratio, "Use 0 to train on videos only.")
         if not 1.0 <= self.scale_jitter <= 8.0:
             raise argument_error("scale_jitter", "from 1 to 8", self.scale_jitter, "Use 1 for no zoom.")
         if not 0.0 < self.val_fraction <= 0.5:
             remedy = "Use 0.1 to hold out a tenth."
             raise argument_error("val_fraction", "above 0 and at most 0.5", self.val_fraction, remedy)
-
-        if self.buckets and self.main.shape not in {bucket.shape for bucket in self.buckets}:
-            remedy = "Set num_frames, height and width to one of the buckets, the one to validate on."
-            raise argument_error("buckets", f"sizes with {self.main} among them", _listed(self.buckets), remedy)
+        if self.buckets and self.val_bucket.shape not in {bucket.shape for bucket in self.buckets}:
+            contract = f"clip sizes that include {self.val_bucket}"
+            remedy = "Set num_frames, height and width to the bucket to validate on."
+            raise argument_error("buckets", contract, ", ".join(map(str, self.buckets)), remedy)
 
     @property
-    def main(self) -> Bucket:
-        """The size of clips to validate on."""
+    def val_bucket(self) -> Bucket:
+        """The clip size to validate on."""
         return Bucket(self.num_frames, self.height, self.width)
 
     @property
-    def sizes(self) -> tuple[Bucket, ...]:
-        """All sizes of clips to train on."""
-        return self.buckets or (self.main,)
+    def train_buckets(self) -> tuple[Bucket, ...]:
+        """All clip sizes to train on."""
+        return self.buckets or (self.val_bucket,)
 
     @property
     def clip_span(self) -> int:
-        """Frames of the video from the first to the last of a clip of the main size, both counted."""
-        return self.span_of(self.main)
+        """Number of video frames from the first to the last frame of a validation clip, inclusive."""
+        return self.span_of(self.val_bucket)
 
     def span_of(self, bucket: Bucket) -> int:
-        """Return the frames of the video from a clip's first to its last, both counted."""
+        """Return the number of video frames from the first to the last frame of a clip, inclusive."""
         return (bucket.num_frames - 1) * self.stride + 1
 
 
-def _listed(buckets: Sequence[Bucket]) -> str:
-    return ", ".join(map(str, buckets))
+def draw_bucket(buckets: Sequence[Bucket], generator: torch.Generator) -> Bucket:
+    """Draw a bucket with probability proportional to its weight."""
+    ends = list(accumulate(bucket.weight for bucket in buckets))
+    point = float(torch.rand((), generator=generator, dtype=torch.float64)) * ends[-1]
+    return buckets[min(bisect_right(ends, point), len(buckets) - 1)]
+
+
+class SupportsClipSizes(Protocol):
+    """A model that accepts only some clip sizes."""
+
+    def check_clip(self, num_frames: int, height: int, width: int) -> None:
+        """Raise a `ValueError` unless the model reconstructs clips of this size."""
+
+    def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Return the smallest accepted (frames, height, width) that is at least this large."""
+
+
+def check_buckets(buckets: Sequence[Bucket], model: SupportsClipSizes, *, images: bool) -> None:
+    """Check that a model accepts all clip sizes.
+
+    Args:
+        buckets: The clip sizes.
+        model: The model.
+        images: Whether to check single frames of each height and width too.
+
+    Raises:
+        ValueError: the model does not accept a size. The message has that size and the next larger accepted one.
+    """
+    for bucket in buckets:
+        _check_bucket("a clip", bucket, model)
+        if images:
+            _check_bucket("an image", bucket.as_image(), model)
+
+
+def _check_bucket(kind: str, bucket: Bucket, model: SupportsClipSizes) -> None:
+    try:
+        model.check_clip(*bucket.shape)
+    except ValueError as error:
+        covering = "x".join(map(str, model.covering_clip(*bucket.shape)))
+        remedy = f"{error} The next larger accepted size is {covering}."
+        raise argument_error("clips", "of sizes that the model accepts", f"{kind} of {bucket}", remedy) from error

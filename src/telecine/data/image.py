@@ -1,4 +1,4 @@
-"""Still images: clips of one frame."""
+"""Decoding still images, which are clips of one frame."""
 
 from __future__ import annotations
 
@@ -8,49 +8,48 @@ from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from telecine.data.errors import DecodeError
-from telecine.data.info import VideoInfo
-from telecine.data.source import Source, read_bytes
+from telecine.data.source import DecodeError, Source, read_bytes
+from telecine.data.video_info import VideoInfo
 
-# What Pillow raises for files that are broken, cut off, of another kind, or larger than it deems safe.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+# Errors that Pillow raises for files that are damaged, truncated, of another format, or larger than its safety limit.
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 _EXIF_ORIENTATION = 0x0112
-# Those that swap height and width. What is no orientation, of another type even, turns nothing.
-_TURNED = (5, 6, 7, 8)
+# EXIF orientations that swap height and width. Any other value, also one of a wrong type, does not.
+_TRANSPOSED = (5, 6, 7, 8)
 
 
 def index_image(source: Source) -> VideoInfo:
-    """Index an image by its header; whether the rest is whole shows when it is read, except of PNG, which is decoded.
+    """Index an image by its header. Damage after the header is found when the image is read, except in PNG files.
 
     Raises:
-        DecodeError: it cannot be opened, or is no image.
+        DecodeError: it cannot be opened, or is not an image.
     """
-    with _opened(source) as image:
-        turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED
-        width, height = image.size[::-1] if turned else image.size
+    with _open_image(source) as image:
+        transposed = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
+        width, height = image.size[::-1] if transposed else image.size
     return VideoInfo(source, width, height, 1.0, array("q", [0]), array("q", [0]), is_image=True)
 
 
 def read_image(source: Source, size: tuple[int, int] | None = None) -> Tensor:
-    """Decode an image upright as uint8 RGB `(H, W, 3)`; of an animation, its first frame.
+    """Decode an image, or the first frame of an animation, as uint8 RGB `(H, W, 3)`, rotated as its EXIF data says.
 
-    Transparent parts are laid on white, 16 bits are brought to 8, palettes and CMYK are converted.
+    Transparent pixels are composited onto white, 16-bit images are reduced to 8 bits, and palettes and CMYK are
+    converted to RGB.
 
     Args:
-        source: the image.
-        size: `(height, width)` to resize to, with an antialiased bicubic filter; as stored without it.
+        source: The image.
+        size: `(height, width)` to resize to, with an antialiased bicubic filter. The default keeps the size.
 
     Raises:
-        DecodeError: the image is broken.
+        DecodeError: the image is damaged.
     """
-    with _opened(source) as image:
-        upright = _rgb(ImageOps.exif_transpose(image))
+    with _open_image(source) as image:
+        upright = _to_rgb(ImageOps.exif_transpose(image))
         if size is not None and upright.size != size[::-1]:
             upright = upright.resize(size[::-1], Image.Resampling.BICUBIC)
         width, height = upright.size
@@ -58,26 +57,26 @@ def read_image(source: Source, size: tuple[int, int] | None = None) -> Tensor:
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[Any]:
+def _open_image(source: Source) -> Iterator[Image.Image]:
     try:
-        # Of a file of its own, Pillow reads no more than it needs.
+        # Given a path, Pillow reads only the part of the file that it needs.
         with Image.open(source if isinstance(source, Path) else io.BytesIO(read_bytes(source))) as image:
             yield image
-    except _BROKEN as error:
-        raise DecodeError(f"{source}: {_reason(error)}") from error
+    except _DECODE_ERRORS as error:
+        raise DecodeError(f"{source}: {_error_message(error)}") from error
 
 
-def _reason(error: Exception) -> str:
+def _error_message(error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
-        return "is no image that Pillow can read"
+        return "not an image that Pillow can read"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error)
 
 
-def _rgb(image: Any) -> Any:
+def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        # 16-bit grey, which `convert` would clip at 255.
+        # 16-bit grey. `convert("L")` alone would clip it at 255.
         return image.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -1,4 +1,4 @@
-"""Indexing the frames of videos, so that any clip can be read exactly."""
+"""Indexing: find the timestamps and keyframes of all frames, so that any clip can be read exactly."""
 
 from __future__ import annotations
 
@@ -10,43 +10,50 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from os import PathLike
-from typing import Any
+from typing import TypeVar
 
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from rich.console import Console
+from rich.progress import track
+
+from telecine.checks import argument_error
 from telecine.data.decode import decoded_frames, display_size, open_video
-from telecine.data.errors import DataError, DecodeError
 from telecine.data.image import index_image
-from telecine.data.info import VideoInfo
-from telecine.data.progress import with_progress
-from telecine.data.source import Source, TarMember, as_source, is_image
-from telecine.shapes import argument_error
+from telecine.data.source import DataError, DecodeError, Source, TarMember, as_source, is_image
+from telecine.data.video_info import VideoInfo
 
 logger = logging.getLogger(__name__)
 
-# One keyframe in more frames than this makes reading a clip a matter of seconds.
+Item = TypeVar("Item")
+
+# With more frames than this after a single keyframe, reading a clip takes seconds.
 LONG_GOP = 300
-# VP8 stores frames that are never shown as packets of their own.
+# VP8 stores hidden frames in packets of their own.
 _HIDDEN_FRAME_CODECS = frozenset({"vp8"})
+_DEFAULT_FPS = 25.0
 _NUM_REASONS_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A file that was passed over, and why."""
+    """A file or a part of one that is not used, and the reason."""
 
     path: Source
     reason: str
 
 
 def index_video(path: str | PathLike[str] | TarMember) -> VideoInfo:
-    """Index one video by reading its packets and decoding its first frame, or one image by reading its header.
+    """Index a video by reading its packets and decoding its first frame, or an image by reading its header.
 
-    All frames are decoded only where packets do not tell which frames are shown: missing or repeated time stamps,
-    codecs with hidden frames, a beginning that cannot be decoded. What the container says about its duration is
-    not used. Nor can one without a table of frames (Matroska, MPEG-TS) tell that it was cut off: what is there is
-    indexed.
+    All frames are decoded only if the packets do not determine which frames are displayed: if timestamps are missing
+    or repeated, if the codec has hidden frames, or if the first frames cannot be decoded. The duration in the
+    container is not used. Matroska and MPEG-TS files have no table of frames, so a truncated one is not detected: the
+    frames that it still has are indexed.
 
     Raises:
-        DecodeError: the file cannot be read, holds no decodable video, or ends early.
+        DecodeError: the file cannot be read, has no decodable video, or is truncated.
     """
     source = as_source(path)
     if is_image(source):
@@ -54,7 +61,7 @@ def index_video(path: str | PathLike[str] | TarMember) -> VideoInfo:
     first = _first_frame(path)
     scan = _scan_packets(path)
     stamps, seekable = scan.stamps, True
-    if not scan.trusted or stamps[0][0] != first.pts:
+    if not scan.complete or stamps[0][0] != first.pts:
         stamps, seekable = _scan_frames(path)
     height, width = display_size(first)
     info = VideoInfo(
@@ -63,7 +70,7 @@ def index_video(path: str | PathLike[str] | TarMember) -> VideoInfo:
         height=height,
         fps=scan.fps,
         pts=array("q", (pts for pts, _ in stamps)),
-        keyframes=array("q", (position for position, (_, is_key) in enumerate(stamps) if is_key)),
+        keyframes=array("q", (index for index, (_, is_key) in enumerate(stamps) if is_key)),
         seekable=seekable,
         time_base=scan.time_base if seekable else 1 / scan.fps,
     )
@@ -74,27 +81,27 @@ def index_video(path: str | PathLike[str] | TarMember) -> VideoInfo:
 def index_videos(
     paths: Iterable[str | PathLike[str] | TarMember], *, index: Callable[[Source], VideoInfo] = index_video
 ) -> tuple[list[VideoInfo], list[Skipped]]:
-    """Index videos, several at a time, passing over those that cannot be decoded.
+    """Index videos in parallel threads, skipping those that cannot be decoded.
 
     Args:
-        paths: the videos and images.
-        index: what indexes one; another than `index_video` may remember.
+        paths: The videos and images.
+        index: Function that indexes one of them, e.g. `IndexCache.info`.
 
     Returns:
-        The index of each good file, in the order given, and the files passed over, which are logged as well.
+        The infos of all decodable files in the given order, and the skipped files, which are also logged.
 
     Raises:
-        DataError: no file is decodable; the first few reasons are in the message.
+        DataError: no file can be decoded. The message has the first few reasons.
     """
     results = list(_index_all([as_source(path) for path in paths], index))
     infos = [result for result in results if isinstance(result, VideoInfo)]
     skipped = [result for result in results if isinstance(result, Skipped)]
     if not infos:
-        got = f"{len(skipped)} that cannot be decoded: {listed(skipped)}"
+        got = f"{len(skipped)} that cannot be decoded: {format_skipped(skipped)}"
         remedy = "Check that they are complete and play in a video player."
         raise argument_error("data", "at least one decodable video", got, remedy, DataError)
     if skipped:
-        logger.warning("skipped %d of %d videos: %s", len(skipped), len(skipped) + len(infos), listed(skipped))
+        logger.warning("skipped %d of %d videos: %s", len(skipped), len(results), format_skipped(skipped))
     return infos, skipped
 
 
@@ -109,65 +116,81 @@ def _index_all(sources: Sequence[Source], index: Callable[[Source], VideoInfo]) 
         yield from with_progress(pool.map(index_or_skip, sources), "indexing videos", total=len(sources))
 
 
-def listed(skipped: Sequence[Skipped]) -> str:
-    """Name the first few that were passed over, and how many more there are."""
+def format_skipped(skipped: Sequence[Skipped]) -> str:
+    """List the first few skipped files with their reasons, and the number of the others."""
     shown = "; ".join(f"{skip.path} ({skip.reason})" for skip in skipped[:_NUM_REASONS_SHOWN])
     num_more = len(skipped) - _NUM_REASONS_SHOWN
     return f"{shown}; and {num_more} more" if num_more > 0 else shown
 
 
-def _first_frame(path: str | PathLike[str] | TarMember) -> Any:
-    """Decode the first frame that is shown, so that a stream that only looks like a video is noticed."""
+def with_progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """Iterate with a progress bar on standard error that disappears at the end. Only terminals get a bar.
+
+    Args:
+        items: The items to iterate over.
+        description: Text before the bar.
+        total: Number of items, if `items` has no length.
+    """
+    console = Console(stderr=True)
+    return iter(
+        track(items, description, total=total, console=console, transient=True, disable=not console.is_terminal)
+    )
+
+
+def _first_frame(path: str | PathLike[str] | TarMember) -> VideoFrame:
+    """Decode the first displayed frame, to detect streams that cannot be decoded."""
     with open_video(path) as (container, stream):
         frame = next(decoded_frames(container.demux(stream)), None)
     if frame is None:
         raise DecodeError(f"{path}: no frame can be decoded")
     if frame.is_corrupt:
-        raise DecodeError(f"{path}: its first frame is broken")
+        raise DecodeError(f"{path}: its first frame is corrupt")
     return frame
 
 
 @dataclass(frozen=True)
-class _Scan:
-    """What packets tell about a stream's frames, in the order of display."""
+class _PacketScan:
+    """What the packets of a stream tell about its frames."""
 
     stamps: list[tuple[int, bool]]
-    """Time stamp of each frame, and whether it is a keyframe."""
+    """Timestamp of each frame in display order, and whether it is a keyframe."""
     fps: float
     time_base: float
-    trusted: bool
-    """Whether there is a time stamp of its own for every frame that is shown, and for no other."""
+    complete: bool
+    """Whether `stamps` has a distinct timestamp for every displayed frame, and for no other."""
 
 
-def _scan_packets(path: str | PathLike[str] | TarMember) -> _Scan:
-    """Read all packets, keeping none of their bytes."""
+def _scan_packets(path: str | PathLike[str] | TarMember) -> _PacketScan:
+    """Read all packets, without keeping their data."""
     with open_video(path) as (container, stream):
         packets = [
             (packet.pts, packet.is_keyframe, packet.is_discard, packet.is_corrupt)
             for packet in container.demux(stream)
             if packet.size
         ]
-        if not packets or packets[-1][3] or _ends_early(container, stream, len(packets)):
-            raise DecodeError(f"{path}: ends early, after {len(packets)} frames")
-        shown = [(pts, is_key) for pts, is_key, is_discard, _ in packets if not is_discard]
-        stamps = sorted((pts, is_key) for pts, is_key in shown if pts is not None)
-        distinct = len({pts for pts, _ in stamps}) == len(shown)
-        trusted = distinct and stream.codec_context.name not in _HIDDEN_FRAME_CODECS
-        return _Scan(stamps, _frame_rate(stream, stamps), float(stream.time_base), trusted)
+        if not packets or packets[-1][3] or _is_truncated(container, stream, len(packets)):
+            raise DecodeError(f"{path}: truncated after {len(packets)} frames")
+        displayed = [(pts, is_key) for pts, is_key, is_discard, _ in packets if not is_discard]
+        stamps = sorted((pts, is_key) for pts, is_key in displayed if pts is not None)
+        distinct = len({pts for pts, _ in stamps}) == len(displayed)
+        complete = distinct and stream.codec_context.name not in _HIDDEN_FRAME_CODECS
+        assert stream.time_base is not None  # streams of an opened file have one
+        time_base = float(stream.time_base)
+        return _PacketScan(stamps, _frame_rate(stream, stamps, time_base), time_base, complete)
 
 
-def _ends_early(container: Any, stream: Any, num_packets: int) -> bool:
-    """Say whether an MP4 holds fewer frames than its table lists; other containers' counts are only estimates.
+def _is_truncated(container: InputContainer, stream: VideoStream, num_packets: int) -> bool:
+    """Return whether an MP4 file has fewer frames than its table lists. Other containers only estimate the number.
 
-    Of the table, the entries that an edit list leaves out do not count.
+    The entries of the table that an edit list leaves out do not count.
     """
     return "mp4" in container.format.name and num_packets < min(stream.frames, len(stream.index_entries))
 
 
 def _scan_frames(path: str | PathLike[str] | TarMember) -> tuple[list[tuple[int, bool]], bool]:
-    """Decode everything; return each frame's time stamp and whether it is a keyframe, and whether stamps can be used.
+    """Decode all frames. Return each one's timestamp and whether it is a keyframe, and whether timestamps are usable.
 
-    Unless every frame has one that is above the last, numbers take their place.
+    They are usable if every frame has one and they increase. Otherwise the indices of the frames are returned instead.
     """
     with open_video(path) as (container, stream):
         frames = [(frame.pts, bool(frame.key_frame)) for frame in decoded_frames(container.demux(stream))]
@@ -176,20 +199,20 @@ def _scan_frames(path: str | PathLike[str] | TarMember) -> tuple[list[tuple[int,
     return [(stamps[i] if seekable else i, is_key) for i, (_, is_key) in enumerate(frames)], seekable
 
 
-def _frame_rate(stream: Any, stamps: Sequence[tuple[int, bool]]) -> float:
+def _frame_rate(stream: VideoStream, stamps: Sequence[tuple[int, bool]], time_base: float) -> float:
     rate = stream.average_rate or stream.guessed_rate
     if rate:
         return float(rate)
     if len(stamps) < 2 or stamps[0][0] == stamps[-1][0]:
-        return 25.0
-    return (len(stamps) - 1) / (stamps[-1][0] - stamps[0][0]) / float(stream.time_base)
+        return _DEFAULT_FPS
+    return (len(stamps) - 1) / (stamps[-1][0] - stamps[0][0]) / time_base
 
 
 def _warn_if_slow(info: VideoInfo) -> None:
     if info.num_frames <= LONG_GOP or (info.seekable and len(info.keyframes) > 1):
         return
     logger.warning(
-        "%s: %d frames behind a single keyframe, so that a clip takes as long to read as its position is late. "
+        "%s: %d frames after a single keyframe. Reading a clip decodes all frames before it. "
         "Cache decoded frames, or re-encode with a short GOP: `ffmpeg -i IN -c:v libx264 -crf 16 -g 30 OUT.mp4`.",
         info.path,
         info.num_frames,

@@ -1,139 +1,141 @@
-"""Lists of videos and images, as CSV or JSONL, each with the part of it to use."""
+"""CSV and JSONL lists of videos and images, with the part of each to use."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, TypeVar
 
-from telecine.data.errors import DataError
-from telecine.data.info import VideoInfo
-from telecine.data.source import Source
-from telecine.data.split import Span, whole_video
-from telecine.shapes import nearest
+from telecine.checks import suggestion
+from telecine.data.source import DataError, Source
+from telecine.data.video_info import Span, VideoInfo
 
 LIST_SUFFIXES = frozenset({".csv", ".jsonl"})
 _COLUMNS = ("path", "start", "end", "start_frame", "end_frame")
 
+_Row: TypeAlias = dict[str, object]
+_Number = TypeVar("_Number", int, float)
+
 
 @dataclass(frozen=True)
-class Stretch:
-    """A video or an image that was found, and the part of it that is wanted."""
+class Segment:
+    """A video or an image, and the part of it to use. Times and frames count from the video's first frame."""
 
     source: Source
     """The file, or the member of a tar file."""
     start: float | None = None
-    """Seconds from the first frame of the video to the first of the stretch."""
+    """Start in seconds."""
     end: float | None = None
-    """Seconds from the first frame of the video to the end of the stretch, at which no frame belongs to it."""
+    """End in seconds, exclusive."""
     start_frame: int | None = None
-    """Position of the first frame of the stretch."""
+    """Index of the first frame."""
     end_frame: int | None = None
-    """Position of the frame before which the stretch ends."""
+    """Index of the end frame, exclusive."""
 
-    def span_in(self, info: VideoInfo) -> Span | None:
-        """Return the frames of the indexed video, or None if there are none in the stretch."""
-        first, end = self._first_in(info), info.num_frames if self.end_frame is None else self.end_frame
-        end = end if self.end is None else info.position_at(self.end)
-        whole = whole_video(info)
-        return Span(info, first, min(end - 1, whole.last_frame)) if first < min(end, info.num_frames) else None
+    def to_span(self, info: VideoInfo) -> Span | None:
+        """Return the frames of the segment in the indexed video, or None if it has none."""
+        first, end = self._first_frame(info), self.end_frame
+        if self.end is not None:
+            end = info.frame_at(self.end)
+        end = info.num_frames if end is None else min(end, info.num_frames)
+        return Span(info, first, end - 1) if first < end else None
 
-    def why_empty(self, info: VideoInfo) -> str:
-        """Say why no frame of the indexed video is in the stretch."""
+    def empty_reason(self, info: VideoInfo) -> str:
+        """Describe why the segment has no frame of the indexed video."""
         start = f"frame {self.start_frame or 0}" if self.start is None else f"{self.start} s"
-        if self._first_in(info) >= info.num_frames:
-            return f"begins at {start}, after the end of the video"
+        if self._first_frame(info) >= info.num_frames:
+            return f"starts at {start}, after the end of the video"
         end = f"frame {self.end_frame}" if self.end is None else f"{self.end} s"
-        return f"holds no frame from {start} to {end}"
+        return f"no frame from {start} to {end}"
 
-    def _first_in(self, info: VideoInfo) -> int:
-        return (self.start_frame or 0) if self.start is None else info.position_at(self.start)
+    def _first_frame(self, info: VideoInfo) -> int:
+        return (self.start_frame or 0) if self.start is None else info.frame_at(self.start)
 
 
-def read_list(path: Path) -> list[Stretch]:
-    """Read a list: a line for each stretch of a video, or for an image.
+def read_list(path: Path) -> list[Segment]:
+    """Read a list with one video segment or image per line.
 
-    Columns (CSV) or keys (JSONL) are `path`, relative to the list, and where wanted `start` and `end` in seconds or
-    `start_frame` and `end_frame`. A stretch ends before its end, as a slice does.
+    The columns of CSV, or the keys of JSONL, are `path`, relative to the list, and optionally `start` and `end` in
+    seconds, or `start_frame` and `end_frame`. Ends are exclusive.
 
     Raises:
-        DataError: the list cannot be read; the message has the number of the line.
+        DataError: the list cannot be read. The message has the line number.
     """
     read = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
     try:
         rows = list(read(path))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read ({error}). A list is CSV or JSONL in UTF-8.") from error
+        raise DataError(f"{path}: cannot be read ({error}). A list must be CSV or JSONL in UTF-8.") from error
     if not rows:
-        raise DataError(f"{path}: the list is empty. Write a line for each video, with its `path`.")
-    return [_stretch(row, path, f"{path}, line {number}") for number, row in rows]
+        raise DataError(f"{path}: the list is empty. Write one line per video, with its `path`.")
+    return [_parse_segment(row, path, f"{path}, line {number}") for number, row in rows]
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_rows(path: Path) -> Iterator[tuple[int, _Row]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         _check_columns(reader.fieldnames or (), f"{path}, line 1")
         for row in reader:
             if None in row or None in row.values():
-                got = f"{len(reader.fieldnames or ())} columns above and another number here"
-                raise DataError(f"{path}, line {reader.line_num}: {got}. Quote values that hold a comma.")
+                expected = f"must have {len(reader.fieldnames or ())} values, as line 1 does"
+                raise DataError(f"{path}, line {reader.line_num}: {expected}. Quote values that contain a comma.")
             yield reader.line_num, {name: value for name, value in row.items() if value}
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_rows(path: Path) -> Iterator[tuple[int, _Row]]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                row = _parsed(line, f"{path}, line {number}")
+                row = _parse_json(line, f"{path}, line {number}")
                 _check_columns(row, f"{path}, line {number}")
                 yield number, {name: value for name, value in row.items() if value is not None}
 
 
-def _parsed(line: str, where: str) -> dict[str, Any]:
+def _parse_json(line: str, where: str) -> _Row:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: is no JSON ({error}). Write one object a line.") from error
+        raise DataError(f"{where}: not valid JSON ({error}). Write one object per line.") from error
     if not isinstance(row, dict):
-        raise DataError(f'{where}: is {type(row).__name__}, no object. Write one a line, as {{"path": "a.mp4"}}.')
+        example = '{"path": "a.mp4"}'
+        raise DataError(f"{where}: must be a JSON object, but got {type(row).__name__}. Write e.g. {example}.")
     return row
 
 
-def _check_columns(names: Any, where: str) -> None:
+def _check_columns(names: Iterable[str], where: str) -> None:
     for name in names:
         if name not in _COLUMNS:
-            offer = nearest(name, _COLUMNS) or f"Known are {', '.join(_COLUMNS)}."
-            raise DataError(f"{where}: there is no column `{name}`. {offer}")
+            raise DataError(f"{where}: unknown column `{name}`. {suggestion(name, _COLUMNS)}")
     if "path" not in names:
         raise DataError(f"{where}: the column `path` is missing. It names the video, relative to the list.")
 
 
-def _stretch(row: dict[str, Any], path: Path, where: str) -> Stretch:
+def _parse_segment(row: _Row, path: Path, where: str) -> Segment:
     name = row.get("path", "")
     if not isinstance(name, str) or not name.strip():
-        raise DataError(f"{where}: `path` must name a file, but got {name!r}. Leave the line out.")
-    start, end = (_number(row, key, float, where) for key in ("start", "end"))
-    start_frame, end_frame = (_number(row, key, int, where) for key in ("start_frame", "end_frame"))
-    for kind, first, last in (("", start, end), ("_frame", start_frame, end_frame)):
+        raise DataError(f"{where}: `path` must name a file, but got {name!r}. Remove the line.")
+    start, end = (_parse_number(row, key, float, where) for key in ("start", "end"))
+    start_frame, end_frame = (_parse_number(row, key, int, where) for key in ("start_frame", "end_frame"))
+    for unit, first, last in (("", start, end), ("_frame", start_frame, end_frame)):
         if last is not None and last <= (first or 0):
-            raise DataError(f"{where}: `end{kind}` must be after its start ({first or 0}), but got {last}.")
-    for kind in ("start", "end"):
-        if kind in row and f"{kind}_frame" in row:
-            raise DataError(f"{where}: has both `{kind}` and `{kind}_frame`. Give one of them.")
-    return Stretch(path.parent / name, start, end, start_frame, end_frame)
+            raise DataError(f"{where}: `end{unit}` must be greater than the start ({first or 0}), but got {last}.")
+    for key in ("start", "end"):
+        if key in row and f"{key}_frame" in row:
+            raise DataError(f"{where}: has both `{key}` and `{key}_frame`. Remove one of them.")
+    return Segment(path.parent / name, start, end, start_frame, end_frame)
 
 
-def _number(row: dict[str, Any], name: str, kind: type[Any], where: str) -> Any:
+def _parse_number(row: _Row, name: str, parse: Callable[[str], _Number], where: str) -> _Number | None:
     if name not in row:
         return None
     try:
-        value = kind(str(row[name]))
+        value = parse(str(row[name]))
     except ValueError:
-        value = -1
+        value = parse("-1")
     if not 0 <= value < float("inf"):
-        contract = "a whole number" if kind is int else "a number of seconds"
+        contract = "a frame index" if name.endswith("_frame") else "a finite number of seconds"
         raise DataError(f"{where}: `{name}` must be {contract}, at least 0, but got {row[name]!r}.")
     return value

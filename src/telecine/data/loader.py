@@ -1,4 +1,4 @@
-"""The batches of a run, read by worker processes that may die without ending it."""
+"""Batches of clips, read by worker processes. A worker that dies is replaced."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 
-from telecine.data.clips import ClipDataset
-from telecine.data.errors import DataError
-from telecine.shapes import argument_error
+from telecine.checks import argument_error, check_count
+from telecine.data.clip import Clip
+from telecine.data.dataset import ClipDataset
+from telecine.data.source import DataError
 
 logger = logging.getLogger(__name__)
 
-# So often in a row, without a batch in between, workers die of what they read and not of what happens around them.
+# If workers die this often in a row, without a batch in between, the data itself is taken to be the cause.
 MAX_DEATHS = 3
-# How PyTorch begins the error of a loader whose worker, or the thread that reads from dead workers, is gone.
-_SIGNS_OF_DEATH = ("DataLoader worker (pid", "Pin memory thread exited unexpectedly")
+# Beginnings of PyTorch's errors when a worker, or the thread that pins memory, has died.
+_DEATH_MESSAGES = ("DataLoader worker (pid", "Pin memory thread exited unexpectedly")
 
 
 class Batch(TypedDict):
@@ -39,47 +40,47 @@ class Batch(TypedDict):
     source: list[str]
     """The file of each clip."""
     start: Tensor
-    """Position of the first frame of each clip in its file, int64, shape `(B,)`."""
+    """Index of the first frame of each clip in its file, int64, shape `(B,)`."""
 
 
 @dataclass(frozen=True)
-class BatchPlan:
-    """Which items each batch of one process holds.
+class ClipBatchSampler:
+    """The items of each batch of one process.
 
-    The items of a step are numbered through: all those of its first micro-batch, process by process, then those of the
-    second. So the clips of a step are the same whatever the number of processes and micro-batches, as long as their
-    product with `batch_size` is.
+    The items of a step are numbered across processes and micro-batches: first those of the first micro-batch of each
+    process, then those of the second, and so on. A step therefore has the same clips with any number of processes and
+    micro-batches, if the product of both with `batch_size` is the same.
     """
 
-    numbers: range
-    """Numbers of the micro-batches, counted from the beginning of the training."""
+    batches: range
+    """Numbers of the micro-batches, counted from the start of training."""
     batch_size: int
-    """Clips in a batch."""
+    """Clips per batch."""
     num_micro_batches: int
-    """Batches of this process in a step."""
+    """Batches per step of this process."""
     rank: int
-    """Number of this process."""
+    """Rank of this process."""
     num_ranks: int
-    """How many processes there are."""
+    """Number of processes."""
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return map(self.batch, range(len(self)))
+        return map(self.items, range(len(self)))
 
     def step(self, position: int) -> int:
-        """Return the step that the batch at a position of the plan belongs to."""
-        return self.numbers[position] // self.num_micro_batches
+        """Return the step of the batch at a position of this sampler."""
+        return self.batches[position] // self.num_micro_batches
 
-    def batch(self, position: int) -> list[tuple[int, int]]:
-        """Return the items `(step, index)` of the batch at a position of the plan."""
-        first = (self.numbers[position] * self.num_ranks + self.rank) * self.batch_size
+    def items(self, position: int) -> list[tuple[int, int]]:
+        """Return the items `(step, index)` of the batch at a position of this sampler."""
+        first = (self.batches[position] * self.num_ranks + self.rank) * self.batch_size
         return [(self.step(position), first + i) for i in range(self.batch_size)]
 
-    def part(self, start: int, stop: int | None = None) -> BatchPlan:
-        """Return the batches from one position to another, which is not included; to the end without it."""
-        return replace(self, numbers=self.numbers[start:stop])
+    def subset(self, start: int, stop: int | None = None) -> ClipBatchSampler:
+        """Return the sampler of the batches from position `start` to `stop`, exclusive, or to the end."""
+        return replace(self, batches=self.batches[start:stop])
 
 
 def clip_loader(
@@ -92,114 +93,113 @@ def clip_loader(
     rank: int = 0,
     num_ranks: int = 1,
 ) -> ClipLoader:
-    """Return the batches of steps `start_step` to `num_steps` (not included), read by `config.num_workers` processes.
+    """Return a loader of the batches of steps `start_step` to `num_steps`, exclusive.
 
     Args:
-        dataset: where clips come from.
-        batch_size: clips in a batch of one process.
-        start_step: the first step; of a resumed run, the number of steps done.
-        num_steps: steps of the whole run.
-        num_micro_batches: batches of a step, which follow each other; their gradients are to be accumulated.
-        rank: number of this process.
-        num_ranks: how many processes train together; each gets its share of every step.
+        dataset: The clips. Its `config.num_workers` is the number of worker processes.
+        batch_size: Clips per batch of one process.
+        start_step: The first step. When resuming, the number of completed steps.
+        num_steps: Number of steps of the whole run.
+        num_micro_batches: Consecutive batches per step, for gradient accumulation.
+        rank: Rank of this process.
+        num_ranks: Number of processes that train together. Each reads its part of every step.
 
     Raises:
-        ValueError: a number is out of its range.
+        ValueError: a number is out of range.
     """
     if not 0 <= start_step <= num_steps:
-        remedy = "`start_step` is the number of steps done, `num_steps` that of the whole run."
+        remedy = "`start_step` is the number of completed steps, `num_steps` that of the whole run."
         raise argument_error("start_step", f"from 0 to `num_steps` ({num_steps})", start_step, remedy)
-    for name, value in {"batch_size": batch_size, "num_micro_batches": num_micro_batches}.items():
-        if value < 1:
-            raise argument_error(name, "at least 1", value, "Use 1 or more.")
+    check_count("batch_size", batch_size)
+    check_count("num_micro_batches", num_micro_batches)
     if not 0 <= rank < num_ranks:
-        raise argument_error("rank", f"from 0 to below `num_ranks` ({num_ranks})", rank, "Processes count from 0.")
-    numbers = range(start_step * num_micro_batches, num_steps * num_micro_batches)
-    return ClipLoader(dataset, BatchPlan(numbers, batch_size, num_micro_batches, rank, num_ranks))
+        raise argument_error("rank", f"at least 0 and below `num_ranks` ({num_ranks})", rank, "Ranks start at 0.")
+    batches = range(start_step * num_micro_batches, num_steps * num_micro_batches)
+    return ClipLoader(dataset, ClipBatchSampler(batches, batch_size, num_micro_batches, rank, num_ranks))
 
 
 class ClipLoader:
-    """The batches of a plan, in order. Workers that die are replaced, and reading goes on at the batch that is due.
+    """The batches of a sampler, in order. Workers that die are replaced, and reading resumes at the next batch.
 
     Args:
-        dataset: where clips come from; its settings say how many workers read them.
-        plan: which clips.
+        dataset: The clips. Its `config.num_workers` is the number of worker processes.
+        sampler: The items of each batch.
 
     Raises:
         DataError: workers died several times in a row without a batch in between, or the data cannot be used.
     """
 
-    def __init__(self, dataset: ClipDataset, plan: BatchPlan) -> None:
+    def __init__(self, dataset: ClipDataset, sampler: ClipBatchSampler) -> None:
         self.dataset = dataset
-        self.plan = plan
+        self.sampler = sampler
 
     def __len__(self) -> int:
-        return len(self.plan)
+        return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        done = num_deaths = 0
-        while done < len(self.plan):
-            # After a death the batch that is due is read by itself: if it is what kills, nothing else is lost with it.
-            plan = self.plan.part(done, done + 1 if num_deaths else None)
+        num_done = num_deaths = 0
+        while num_done < len(self.sampler):
+            # After a death, read the next batch alone: if it kills its worker again, no other batch is lost.
+            sampler = self.sampler.subset(num_done, num_done + 1 if num_deaths else None)
             try:
-                for batch in _batches(self.dataset, plan):
+                for batch in _read_batches(self.dataset, sampler):
                     yield batch
-                    done, num_deaths = done + 1, 0
+                    num_done, num_deaths = num_done + 1, 0
             except RuntimeError as error:
-                if not str(error).startswith(_SIGNS_OF_DEATH):
+                if not str(error).startswith(_DEATH_MESSAGES):
                     raise
                 num_deaths += 1
-                self._survive(error, done, num_deaths)
+                self._report_death(error, num_done, num_deaths)
 
-    def _survive(self, error: RuntimeError, done: int, num_deaths: int) -> None:
-        """Say that workers died, or raise an error if it keeps happening."""
-        step = self.plan.step(done)
+    def _report_death(self, error: RuntimeError, position: int, num_deaths: int) -> None:
+        """Log that a worker died, or raise an error if it happened too often in a row."""
+        step = self.sampler.step(position)
         if num_deaths < MAX_DEATHS:
-            logger.warning("%s while step %d was read; other workers go on there", error, step)
+            logger.warning("%s while reading step %d; restarting the workers", error, step)
             return
-        sources = sorted({self.dataset.source_of(*item) for item in self.plan.batch(done)})
-        contract = "read by workers that live on"
-        got = f"workers that died {num_deaths} times in a row, when they read step {step}: {error}"
-        remedy = f"Use fewer `num_workers` if memory is short; else a decoder crashes, perhaps on {', '.join(sources)}."
+        files = ", ".join(sorted({self.dataset.source_at(*item) for item in self.sampler.items(position)}))
+        contract = "readable without crashing the worker processes"
+        got = f"workers that died {num_deaths} times in a row while reading step {step}: {error}"
+        remedy = f"Use fewer `num_workers` if memory is short. Otherwise the decoder may crash; check {files}."
         raise argument_error("data", contract, got, remedy, DataError) from error
 
 
-def _batches(dataset: ClipDataset, plan: BatchPlan) -> Iterator[Batch]:
-    loader: DataLoader[Any] = DataLoader(
+def _read_batches(dataset: ClipDataset, sampler: ClipBatchSampler) -> Iterator[Batch]:
+    loader: DataLoader[Clip] = DataLoader(
         dataset,
-        batch_sampler=plan,
+        batch_sampler=sampler,
         num_workers=dataset.config.num_workers,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_signals_to_the_trainer,
-        # A loader draws its workers' seeds when it starts; from a generator of its own, so that a resumed run, which
-        # starts one more loader, still samples as the uninterrupted run does.
+        worker_init_fn=_ignore_stop_signals,
+        # A loader draws the seeds of its workers when it starts. With its own generator it leaves the global one
+        # unchanged, so a resumed run, which starts one more loader, draws the same numbers as an uninterrupted run.
         generator=torch.Generator(),
     )
-    others = set(multiprocessing.active_children())
+    other_processes = set(multiprocessing.active_children())
     batches = iter(loader)
-    _notice_deaths_in_the_loader_alone()
-    # The interpreter would wait for workers that outlive the loop, kept by the traceback of an error or by a variable,
-    # and they do not listen to its signal.
-    workers = set(multiprocessing.active_children()) - others
-    end = partial(_kill, workers)
-    atexit.register(end)
+    _remove_sigchld_handler()
+    # If an error's traceback or a variable keeps the loader alive, the interpreter waits at exit for its workers, which
+    # ignore SIGTERM. Kill them.
+    workers = set(multiprocessing.active_children()) - other_processes
+    kill_workers = partial(_kill, workers)
+    atexit.register(kill_workers)
     try:
         yield from batches
     except (OSError, EOFError) as error:
-        # A worker's connection breaks a little before the worker is seen to be dead.
-        if pids := _ended(workers):
-            raise RuntimeError(f"{_SIGNS_OF_DEATH[0]} {pids}) exited unexpectedly") from error
+        # The connection to a dying worker breaks shortly before PyTorch notices its death.
+        if pids := _dead_pids(workers):
+            raise RuntimeError(f"{_DEATH_MESSAGES[0]} {pids}) exited unexpectedly") from error
         raise
     finally:
-        end()
-        atexit.unregister(end)
+        kill_workers()
+        atexit.unregister(kill_workers)
 
 
-def _ended(workers: Iterable[BaseProcess]) -> str:
-    """Return the numbers of the workers that have ended, or do within a second, as text; nothing if none has."""
-    by_sentinel = {worker.sentinel: worker.pid for worker in workers}
-    ended = wait(by_sentinel, timeout=1) if by_sentinel else []
-    return ", ".join(str(by_sentinel[sentinel]) for sentinel in ended if isinstance(sentinel, int))
+def _dead_pids(workers: Iterable[BaseProcess]) -> str:
+    """Return the comma-separated process ids of the workers that are dead, or die within a second."""
+    pids = {worker.sentinel: worker.pid for worker in workers}
+    ended = wait(pids, timeout=1) if pids else []
+    return ", ".join(str(pids[sentinel]) for sentinel in ended if isinstance(sentinel, int))
 
 
 def _kill(workers: Iterable[BaseProcess]) -> None:
@@ -208,22 +208,22 @@ def _kill(workers: Iterable[BaseProcess]) -> None:
         worker.join()
 
 
-def _notice_deaths_in_the_loader_alone() -> None:
-    """Remove PyTorch's handler of ended child processes, which would raise in the midst of an update.
+def _remove_sigchld_handler() -> None:
+    """Remove PyTorch's handler of dead child processes, which raises an error in the middle of an update.
 
-    Without it a loader notices by itself, when it has waited for a batch for five seconds.
+    Without it, the loader notices a dead worker after it has waited for a batch for five seconds.
     """
-    number = getattr(signal, "SIGCHLD", None)  # not on Windows
+    number = getattr(signal, "SIGCHLD", None)  # does not exist on Windows
     if number is None or threading.current_thread() is not threading.main_thread():
         return
     if getattr(signal.getsignal(number), "__module__", None) == signal_handling.__name__:
         signal.signal(number, signal.SIG_DFL)
 
 
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Let the training process, which gets the same signal, end the update and write a checkpoint first.
+def _ignore_stop_signals(worker: int) -> None:
+    """Ignore SIGINT and SIGTERM in a worker, so that the training process can finish its step and save a checkpoint.
 
-    A worker ends when its loader does, or soon after the training process is gone.
+    The training process gets the same signals. A worker exits with its loader, or soon after the training process.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

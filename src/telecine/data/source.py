@@ -1,4 +1,4 @@
-"""Where the bytes of a video or an image are: a file of its own, or a part of a tar file."""
+"""Where the bytes of a video or an image are, and the errors raised when data cannot be used."""
 
 from __future__ import annotations
 
@@ -16,18 +16,31 @@ VIDEO_SUFFIXES = frozenset(
 )
 
 
+class DataError(ValueError):
+    """The data cannot be used: nothing was found, nothing can be decoded, or everything is too short."""
+
+    def __str__(self) -> str:
+        # A `DataLoader` worker sends its error as the text of a traceback. The message is at its end.
+        text = super().__str__()
+        return text.strip().rpartition(f"{type(self).__name__}: ")[2] if "Original Traceback" in text else text
+
+
+class DecodeError(DataError):
+    """One file, or one part of it, cannot be decoded."""
+
+
 @dataclass(frozen=True)
 class TarMember:
-    """One file inside an uncompressed tar file, which is read without unpacking the others."""
+    """A file inside an uncompressed tar file. It is read in place, without unpacking the archive."""
 
     archive: Path
     """The tar file."""
     name: str
-    """The member's name in it."""
+    """Name of the member in the tar file."""
     offset: int
-    """Where its first byte is in the tar file."""
+    """Offset of its first byte in the tar file."""
     size: int
-    """How many bytes it has."""
+    """Size in bytes."""
 
     def __str__(self) -> str:
         return f"{self.archive}/{self.name}"
@@ -37,21 +50,21 @@ Source: TypeAlias = Path | TarMember
 
 
 def as_source(path: str | PathLike[str] | TarMember) -> Source:
-    """Return a path as a `Path`, and a member of a tar file as it is."""
+    """Convert a path to a `Path`, and return a tar member unchanged."""
     return path if isinstance(path, TarMember) else Path(path)
 
 
-def as_one_name(source: Source) -> Source:
-    """Return a source that is the same by all names of one file: links, and paths that go up and down again."""
+def resolve_source(source: Source) -> Source:
+    """Resolve links and `..`, so that all names of one file compare equal."""
     if isinstance(source, TarMember):
         return replace(source, archive=source.archive.resolve())
     return source.resolve()
 
 
-def url_of(source: Source) -> str:
-    """Return the name by which FFmpeg opens it; its `subfile` protocol reads a part of a file without copying it.
+def ffmpeg_url(source: Source) -> str:
+    """Return the URL by which FFmpeg opens a source. Its `subfile` protocol reads part of a file in place.
 
-    Protocols are named, since FFmpeg takes what stands before a colon in a name for one.
+    The protocol is always given, because FFmpeg takes the part of a name before a colon for a protocol.
     """
     if isinstance(source, Path):
         return f"file:{source}"
@@ -59,7 +72,7 @@ def url_of(source: Source) -> str:
 
 
 def read_bytes(source: Source) -> bytes:
-    """Return the whole content."""
+    """Read the whole content of a source."""
     if isinstance(source, Path):
         return source.read_bytes()
     with source.archive.open("rb") as file:
@@ -68,17 +81,17 @@ def read_bytes(source: Source) -> bytes:
 
 
 def is_image(source: Source) -> bool:
-    """Say whether the suffix is that of a still image."""
+    """Return whether a source has the suffix of an image."""
     return _suffix(source) in IMAGE_SUFFIXES
 
 
-def is_footage(source: Source) -> bool:
-    """Say whether the suffix is that of a video or an image."""
+def is_media(source: Source) -> bool:
+    """Return whether a source has the suffix of a video or an image."""
     return _suffix(source) in VIDEO_SUFFIXES | IMAGE_SUFFIXES
 
 
 def is_hidden(path: PurePosixPath | Path) -> bool:
-    """Say whether a file or a folder above it begins with a dot, as what systems leave behind does."""
+    """Return whether the name of a file, or of a folder above it, begins with a dot."""
     return any(part.startswith(".") for part in path.parts if part != ".")
 
 
@@ -86,17 +99,16 @@ def _suffix(source: Source) -> str:
     return PurePosixPath(source.name).suffix.lower()
 
 
-def members_of(archive: Path) -> Iterator[TarMember]:
-    """Yield the videos and images of a tar file, in its order.
-
-    Only the headers are read.
+def tar_members(archive: Path) -> Iterator[TarMember]:
+    """Yield the videos and images of a tar file in the order of the archive, reading only the headers.
 
     Raises:
         OSError: the file cannot be read.
-        tarfile.TarError: it is no tar file, is compressed, or ends early, after what has been yielded.
+        tarfile.TarError: it is not a tar file, is compressed, or is truncated. Members before a truncated one are
+            yielded first.
     """
     with tarfile.open(archive, "r:") as tar:
         for entry in tar:
             member = TarMember(archive, entry.name, entry.offset_data, entry.size)
-            if entry.isreg() and is_footage(member) and not is_hidden(PurePosixPath(entry.name)):
+            if entry.isreg() and is_media(member) and not is_hidden(PurePosixPath(entry.name)):
                 yield member

@@ -1,71 +1,179 @@
-"""The clips to validate on: the same ones every time."""
+"""Held-out data: which frames are held out from training, and the fixed clips to validate on."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
 
-from telecine.data.bucket import Bucket
-from telecine.data.config import ClipConfig
-from telecine.data.cut import Clip, Cut, finish, read_frames
-from telecine.data.errors import DataError, DecodeError
-from telecine.data.split import Span
-from telecine.shapes import argument_error
+from telecine.checks import argument_error, check_count
+from telecine.data.clip import Clip, ClipSpec, decode_clip, make_clip
+from telecine.data.config import Bucket, ClipConfig
+from telecine.data.source import DataError, DecodeError, Source, resolve_source
+from telecine.data.video_info import Span
 
 logger = logging.getLogger(__name__)
 
+# With this many videos or more, whole videos are held out, instead of the end of each one.
+MIN_VIDEOS_TO_HOLD_OUT_WHOLE = 10
 
-def iterate_validation_clips(spans: Sequence[Span], config: ClipConfig, max_clips: int) -> Iterator[Clip]:
-    """Yield the clips of `validation_clips` one by one, in memory that does not depend on their number."""
-    if max_clips < 1:
-        raise argument_error("max_clips", "at least 1", max_clips, "Ask for one clip or more.")
-    used, bucket = _kind(spans, config)
-    for span, start in _validation_starts(used, config.span_of(bucket), max_clips):
-        clip = _validation_clip(span, start, bucket, config)
-        if clip is not None:
-            yield clip
+
+def split_videos(spans: Sequence[Span], val_fraction: float, clip_span: int) -> tuple[list[Span], list[Span]]:
+    """Split videos into spans to train on and held-out spans. The two have no frame in common.
+
+    Of ten videos or more, whole videos are held out, evenly spaced in the given order, so that a folder sorted by
+    subject is sampled across subjects. Of fewer videos, the end of each is held out, at least one clip long. Videos
+    too short for one clip in each part are used for training only. Images are split separately, and always whole.
+
+    Args:
+        spans: The frames to split. Spans of one video may overlap.
+        val_fraction: Fraction to hold out, above 0 and at most 0.5.
+        clip_span: Frames from the first to the last frame of a validation clip, `(num_frames - 1) * stride + 1`.
+
+    Returns:
+        The training spans, and the held-out spans. Held-out spans of videos are at least one clip long.
+
+    Raises:
+        DataError: no video is long enough for a clip, or for one in each part; or there is only one image.
+    """
+    videos = [span for span in spans if not span.info.is_image]
+    images = [span for span in spans if span.info.is_image]
+    if not videos:
+        return _split_images(images, val_fraction)
+    train, held_out = _split_videos(videos, val_fraction, clip_span)
+    if len(images) > 1:
+        train_images, held_out_images = _hold_out_videos(_group_by_video(images), val_fraction)
+        return train + train_images, held_out + held_out_images
+    return train + images, held_out
+
+
+def _split_images(images: Sequence[Span], val_fraction: float) -> tuple[list[Span], list[Span]]:
+    groups = _group_by_video(images)
+    if len(groups) < 2:
+        got = "one image" if groups else "nothing"
+        raise argument_error("data", "a video or two images", got, "Add some, or set `val_data`.", DataError)
+    return _hold_out_videos(groups, val_fraction)
+
+
+def _split_videos(spans: Sequence[Span], val_fraction: float, clip_span: int) -> tuple[list[Span], list[Span]]:
+    usable = [span for span in spans if span.num_frames >= clip_span]
+    if not usable:
+        raise _too_short(f"long enough for a clip of {clip_span} frames, (num_frames - 1) * stride + 1", spans)
+    # Too short for a validation clip, but perhaps long enough for a training clip of another size.
+    short = [span for span in spans if span.num_frames < clip_span]
+    videos = _group_by_video(usable)
+    if len(videos) >= MIN_VIDEOS_TO_HOLD_OUT_WHOLE:
+        train, held_out = _hold_out_videos(videos, val_fraction)
+    else:
+        train, held_out = _hold_out_ends(videos, val_fraction, clip_span)
+    if not held_out:
+        contract = f"long enough for a training and a held-out clip of {clip_span} frames, {2 * clip_span} together"
+        raise _too_short(contract, usable, f", or {MIN_VIDEOS_TO_HOLD_OUT_WHOLE} videos or more")
+    return train + _without_videos_of(held_out, short), held_out
+
+
+def _too_short(contract: str, spans: Sequence[Span], alternative: str = "") -> Exception:
+    longest = max(spans, key=lambda span: span.num_frames)
+    got = f"at most {longest.num_frames} frames, in {longest.info.path}"
+    remedy = f"Use fewer frames or a smaller stride{alternative}."
+    return argument_error("data", contract, got, remedy, DataError)
+
+
+def _group_by_video(spans: Sequence[Span]) -> list[list[Span]]:
+    """Return the spans of each video as a list, in the order of the videos."""
+    videos: dict[Source, list[Span]] = {}
+    for span in spans:
+        videos.setdefault(resolve_source(span.info.path), []).append(span)
+    return list(videos.values())
+
+
+def _without_videos_of(held_out: Sequence[Span], spans: Sequence[Span]) -> list[Span]:
+    """Return the spans whose video has no held-out span."""
+    taken = {resolve_source(span.info.path) for span in held_out}
+    return [span for span in spans if resolve_source(span.info.path) not in taken]
+
+
+def _hold_out_videos(videos: Sequence[Sequence[Span]], fraction: float) -> tuple[list[Span], list[Span]]:
+    num_held_out = max(1, round(len(videos) * fraction))
+    chosen = set(_middles(len(videos), num_held_out))
+    train = [span for i, spans in enumerate(videos) if i not in chosen for span in spans]
+    return train, [span for i in sorted(chosen) for span in videos[i]]
+
+
+def _hold_out_ends(videos: Sequence[Sequence[Span]], fraction: float, clip_span: int) -> tuple[list[Span], list[Span]]:
+    train: list[Span] = []
+    held_out: list[Span] = []
+    for spans in videos:
+        frames = set().union(*(range(span.first_frame, span.last_frame + 1) for span in spans))
+        num_held_out = max(clip_span, round(len(frames) * fraction))
+        cut = max(span.last_frame for span in spans) + 1 - num_held_out
+        before = [Span(span.info, span.first_frame, min(span.last_frame, cut - 1)) for span in spans]
+        after = [Span(span.info, max(span.first_frame, cut), span.last_frame) for span in spans]
+        if any(span.num_frames >= clip_span for span in before):
+            train += [span for span in before if span.num_frames >= clip_span]
+            held_out += [span for span in after if span.num_frames >= clip_span]
+        else:
+            train += spans
+    return train, held_out
 
 
 def validation_clips(spans: Sequence[Span], config: ClipConfig, max_clips: int) -> list[Clip]:
-    """Read the same clips every time: spread over the spans and evenly spaced in each, centre crop, no flip.
+    """Read the validation clips: the same ones in every call, with a centre crop and no flip.
 
-    All have the main size of `config`. Images are used where there are no videos, or `config.image_ratio` is 1. Clips
-    do not overlap, so there may be fewer than `max_clips`; of more spans than that, evenly spaced ones are used. A
-    clip that cannot be decoded is logged and left out.
+    The clips are distributed over the spans, and evenly spaced in each. They do not overlap, so there may be fewer than
+    `max_clips`. If there are more spans than that, evenly spaced spans are used. All clips have the validation size
+    of `config`. Images are used if there are no videos, or if `config.image_ratio` is 1. A clip that cannot be
+    decoded is logged and skipped.
+
+    Args:
+        spans: The held-out frames.
+        config: The clip settings.
+        max_clips: Largest number of clips.
 
     Raises:
-        DataError: none of the clips can be decoded, or no span is long enough.
+        ValueError: `max_clips` is below 1.
+        DataError: no span is long enough for a clip, or no clip can be decoded.
     """
     clips = list(iterate_validation_clips(spans, config, max_clips))
     if not clips:
         contract = f"held-out videos with a decodable clip of {config.clip_span} frames"
         got = f"{len(spans)} spans without one"
-        raise argument_error("data", contract, got, "Ask for fewer frames, or add videos.", DataError)
+        raise argument_error("data", contract, got, "Use fewer frames, or add videos.", DataError)
     return clips
 
 
-def _kind(spans: Sequence[Span], config: ClipConfig) -> tuple[list[Span], Bucket]:
-    """Return the videos among the spans, or where they are not trained on the images, and the size of clips."""
+def iterate_validation_clips(spans: Sequence[Span], config: ClipConfig, max_clips: int) -> Iterator[Clip]:
+    """Yield the clips of `validation_clips` one by one, in constant memory. Yields nothing if there are none."""
+    check_count("max_clips", max_clips)
+    used, bucket = _spans_and_bucket(spans, config)
+    for span, start in _validation_starts(used, config.span_of(bucket), max_clips):
+        clip = _read_validation_clip(span, start, bucket, config)
+        if clip is not None:
+            yield clip
+
+
+def _spans_and_bucket(spans: Sequence[Span], config: ClipConfig) -> tuple[list[Span], Bucket]:
+    """Return the videos, or the images if no videos are trained on, and the clip size."""
     videos = [span for span in spans if not span.info.is_image]
     if videos and config.image_ratio < 1:
-        return videos, config.main
-    return [span for span in spans if span.info.is_image], config.main.still()
+        return videos, config.val_bucket
+    return [span for span in spans if span.info.is_image], config.val_bucket.as_image()
 
 
-def _validation_clip(span: Span, start: int, bucket: Bucket, config: ClipConfig) -> Clip | None:
-    cut = Cut(span, start, window=config.scale_jitter, top=0.5, left=0.5, flip=False)
+def _read_validation_clip(span: Span, start: int, bucket: Bucket, config: ClipConfig) -> Clip | None:
+    spec = ClipSpec(span, start, crop_scale=config.scale_jitter, top=0.5, left=0.5, flip=False)
     try:
-        return finish(read_frames(cut, bucket, config), cut, bucket)
+        return make_clip(decode_clip(spec, bucket, config), spec, bucket)
     except DecodeError as error:
-        logger.warning("a validation clip is left out: %s", error)
+        logger.warning("skipping a validation clip: %s", error)
         return None
 
 
 def _validation_starts(spans: Sequence[Span], clip_span: int, max_clips: int) -> list[tuple[Span, int]]:
+    """Return the span of each validation clip, and the index of its first frame in the video."""
     spans = [span for span in spans if span.num_starts(clip_span) > 0]
     if len(spans) > max_clips:
-        spans = [spans[(2 * i + 1) * len(spans) // (2 * max_clips)] for i in range(max_clips)]
-    counts = _shares([span.num_frames // clip_span for span in spans], max_clips)
+        spans = [spans[i] for i in _middles(len(spans), max_clips)]
+    counts = _distribute(max_clips, [span.num_frames // clip_span for span in spans])
     return [
         (span, span.first_frame + start)
         for span, count in zip(spans, counts, strict=True)
@@ -73,19 +181,24 @@ def _validation_starts(spans: Sequence[Span], clip_span: int, max_clips: int) ->
     ]
 
 
-def _shares(room: Sequence[int], total: int) -> list[int]:
-    """Deal out `total` one at a time in turn, none getting more than its room."""
-    shares = [0] * len(room)
-    while total > 0 and shares != list(room):
-        for i in range(len(room)):
-            if total > 0 and shares[i] < room[i]:
+def _middles(total: int, count: int) -> list[int]:
+    """Divide the indices from 0 to `total - 1` into `count` equal parts, and return the middle of each."""
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
+def _distribute(total: int, capacities: Sequence[int]) -> list[int]:
+    """Distribute `total` items in turn, so that no share exceeds its capacity."""
+    shares = [0] * len(capacities)
+    while total > 0 and shares != list(capacities):
+        for i in range(len(capacities)):
+            if total > 0 and shares[i] < capacities[i]:
                 shares[i] += 1
                 total -= 1
     return shares
 
 
 def _evenly_spaced(num_starts: int, count: int) -> list[int]:
-    """Return `count` of the positions 0 to `num_starts - 1`: the middle for one, else from the first to the last."""
+    """Return `count` indices from 0 to `num_starts - 1`, both included; the middle one if `count` is 1."""
     if count == 1:
         return [(num_starts - 1) // 2]
     return [i * (num_starts - 1) // (count - 1) for i in range(count)]

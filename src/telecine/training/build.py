@@ -114,7 +114,7 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         ValueError: If the model does not reproduce clips of a size that is asked for.
         DataError: If there is no usable video.
     """
-    check_buckets(config.clips.sizes, model, images=config.clips.image_ratio > 0)
+    check_buckets(config.clips.train_buckets, model, images=config.clips.image_ratio > 0)
     spans, skipped = _demo_spans() if config.data is None else load_spans(config.data)
     if config.val_data is None:
         train, held_out = split_videos(spans, config.clips.val_fraction, config.clips.clip_span)
@@ -123,7 +123,7 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
     # Without zoom, as `telecine evaluate` reads clips, so that their figures can be compared.
     val = validation_clips(held_out, replace(config.clips, scale_jitter=1.0), config.val_clips)
     dataset = ClipDataset(train, config.clips, seed=config.seed)
-    check_buckets(config.clips.sizes, model, images=dataset.image_ratio > 0)  # images alone need no ratio
+    check_buckets(config.clips.train_buckets, model, images=dataset.image_ratio > 0)  # images alone need no ratio
     first_video = min(dataset.spans, key=lambda span: span.info.is_image)
     return Clips(
         train=dataset,

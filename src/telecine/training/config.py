@@ -254,7 +254,7 @@ class TrainConfig:
         if self.sharding != "none" and self.mixed_precision == "fp16":
             remedy = "Use bf16: a loss scale per process would let their weights drift apart."
             raise argument_error("mixed_precision", "no or bf16 with sharded weights", self.mixed_precision, remedy)
-        for bucket in self.clips.sizes:
+        for bucket in self.clips.train_buckets:
             if min(bucket.height, bucket.width) < MIN_SIZE:
                 contract = f"at least {MIN_SIZE} pixels high and wide, which LPIPS needs"
                 raise argument_error("clips", contract, str(bucket), "Use larger clips.")
@@ -303,7 +303,7 @@ class TrainConfig:
         """Raise a `ValueError` where a clip has no patch to judge, which would come out only once judging begins."""
         judges = self.discriminator
         factor = 2**judges.num_scales if judges.video == "patch" else 1
-        smallest = -(-min(min(bucket.height, bucket.width) for bucket in self.clips.sizes) // factor)
+        smallest = -(-min(min(bucket.height, bucket.width) for bucket in self.clips.train_buckets) // factor)
         most = smallest.bit_length() - 1
         if "patch" in (judges.video, judges.image) and judges.num_layers > most:
             contract = f"at most {most}, which halve {smallest} pixels to one"

@@ -226,7 +226,7 @@ class Trainer:
             num_micro_batches=self.config.gradient_accumulation_steps,
         )
         batches: list[MicroBatch] = []
-        for items, batch in zip(loader.plan, loader, strict=True):
+        for items, batch in zip(loader.sampler, loader, strict=True):
             video = batch["video"].to(self.accelerator.device, non_blocking=True)
             batches.append(MicroBatch(video, [index for _, index in items]))
             if len(batches) == self.config.gradient_accumulation_steps:

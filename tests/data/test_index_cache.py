@@ -1,4 +1,4 @@
-"""What indexing found out is kept, and made anew where it no longer holds."""
+"""The index is saved, and videos are indexed again when it no longer matches."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ import pytest
 
 from telecine.data import (
     DecodeError,
-    RememberedIndex,
+    IndexCache,
     VideoInfo,
-    index_path,
+    index_cache,
+    index_cache_path,
     index_video,
     load_spans,
-    members_of,
-    remembered,
+    tar_members,
 )
 
 from .videos import numbered_frames, truncate, write_images, write_shard, write_video
+
+ALL_FILES = ["0.png", "a.mp4", "c.mkv"]
 
 
 @pytest.fixture
@@ -36,62 +38,68 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def indexed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Note which files are really indexed."""
+    """Record the names of the files that are indexed."""
     names: list[str] = []
 
     def index(source: Path) -> VideoInfo:
         names.append(source.name)
         return index_video(source)
 
-    monkeypatch.setattr(remembered, "index_video", index)
+    monkeypatch.setattr(index_cache, "index_video", index)
     return names
 
 
-def start(folder: Path) -> list[VideoInfo]:
+def load(folder: Path) -> list[VideoInfo]:
     return [span.info for span in load_spans(folder)[0]]
 
 
-ALL = ["0.png", "a.mp4", "c.mkv"]
-
-
-def test_the_second_start_indexes_nothing(folder: Path, indexed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    infos = start(folder)
-    assert sorted(indexed) == ALL
-    written = index_path(folder).stat().st_mtime_ns
+def test_nothing_is_indexed_again(folder: Path, indexed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    infos = load(folder)
+    assert sorted(indexed) == ALL_FILES
+    written = index_cache_path(folder).stat().st_mtime_ns
     indexed.clear()
-    monkeypatch.setattr(remembered, "members_of", None)  # nor is a tar file read again
-    assert start(folder) == infos
-    assert [info.path.name for info in infos] == ALL
+    monkeypatch.setattr(index_cache, "tar_members", None)  # tar files are not read again either
+    assert load(folder) == infos
+    assert [info.path.name for info in infos] == ALL_FILES
     assert infos[1:] == [index_video(info.path) for info in infos[1:]]
     assert indexed == []
-    assert index_path(folder) == folder / ".telecine-index"
-    assert index_path(folder).stat().st_mtime_ns == written
+    assert index_cache_path(folder).stat().st_mtime_ns == written
     assert sorted(path.name for path in folder.iterdir()) == [".telecine-index", "0.png", "a.mp4", "b.tar"]
 
 
-def test_only_what_changed_is_indexed_again(folder: Path, indexed: list[str], tmp_path: Path) -> None:
-    start(folder)
+def test_only_changed_files_are_indexed_again(folder: Path, indexed: list[str], tmp_path: Path) -> None:
+    load(folder)
     indexed.clear()
     write_video(folder / "a.mp4", numbered_frames(13))
     write_video(folder / "d.mp4", numbered_frames(3))
-    assert [info.num_frames for info in start(folder)] == [1, 13, 9, 3]
+    assert [info.num_frames for info in load(folder)] == [1, 13, 9, 3]
     assert sorted(indexed) == ["a.mp4", "d.mp4"]
     indexed.clear()
     os.utime(folder / "a.mp4", ns=(1, 1))
     (folder / "d.mp4").unlink()
-    start(folder)
+    load(folder)
     assert indexed == ["a.mp4"]
     indexed.clear()
     write_shard(folder / "b.tar", [tmp_path / "c.mkv", folder / "0.png"])
-    assert [info.path.name for info in start(folder)] == ["0.png", "a.mp4", "c.mkv", "0.png"]
+    assert [info.path.name for info in load(folder)] == ["0.png", "a.mp4", "c.mkv", "0.png"]
     assert sorted(indexed) == ["0.png", "c.mkv"]
 
 
-def test_a_folder_that_moves_keeps_its_index(folder: Path, indexed: list[str]) -> None:
-    start(folder)
+def test_the_same_time_with_another_size_is_a_change(folder: Path, indexed: list[str]) -> None:
+    load(folder)
+    indexed.clear()
+    time = (folder / "a.mp4").stat().st_mtime_ns
+    write_video(folder / "a.mp4", numbered_frames(30))
+    os.utime(folder / "a.mp4", ns=(time, time))
+    load(folder)
+    assert indexed == ["a.mp4"]
+
+
+def test_a_moved_folder_keeps_its_index(folder: Path, indexed: list[str]) -> None:
+    load(folder)
     moved = folder.rename(folder.with_name("moved"))
     indexed.clear()
-    assert [str(info.path) for info in start(moved)] == [f"{moved}/0.png", f"{moved}/a.mp4", f"{moved}/b.tar/c.mkv"]
+    assert [str(info.path) for info in load(moved)] == [f"{moved}/0.png", f"{moved}/a.mp4", f"{moved}/b.tar/c.mkv"]
     assert indexed == []
 
 
@@ -102,7 +110,7 @@ def test_files_that_cannot_be_decoded_are_tried_again(folder: Path, indexed: lis
         assert [skip.path.name for skip in load_spans(folder)[1]] == ["z.mp4"]
         assert "z.mp4" in indexed
     with pytest.raises(DecodeError, match="No such file"):
-        RememberedIndex(folder).info(folder / "y.mp4")
+        IndexCache(folder).info(folder / "y.mp4")
 
 
 def _another_version(path: Path) -> None:
@@ -112,82 +120,84 @@ def _another_version(path: Path) -> None:
         file.write(json.dumps({**header, "format": [0, "little"]}).encode() + b"\n" + rest)
 
 
-def _short(path: Path) -> None:
+def _fewer_numbers(path: Path) -> None:
     content = gzip.decompress(path.read_bytes())
     path.write_bytes(gzip.compress(content[:-8]))
 
 
 DAMAGES = {
-    "cut off": lambda path: truncate(path, 0.5),
-    "no gzip": lambda path: path.write_text("index"),
+    "truncated": lambda path: truncate(path, 0.5),
+    "not gzip": lambda path: path.write_text("index"),
     "empty": lambda path: path.write_bytes(b""),
     "no header": lambda path: path.write_bytes(gzip.compress(b"[1, 2]\n")),
     "other JSON": lambda path: path.write_bytes(gzip.compress(b"{}\n")),
-    "fewer stamps": _short,
-    "flipped": lambda path: path.write_bytes(path.read_bytes()[:-30] + bytes(30)),
+    "fewer numbers": _fewer_numbers,
+    "zeros at the end": lambda path: path.write_bytes(path.read_bytes()[:-30] + bytes(30)),
     "another version": _another_version,
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_or_outdated_file_is_made_anew(
+def test_a_damaged_or_outdated_file_is_replaced(
     folder: Path, indexed: list[str], caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
-    infos = start(folder)
-    DAMAGES[damage](index_path(folder))
+    infos = load(folder)
+    DAMAGES[damage](index_cache_path(folder))
     indexed.clear()
     with caplog.at_level(logging.INFO, "telecine"):
-        assert start(folder) == infos
-    assert sorted(indexed) == ALL
-    assert caplog.text.count("indexed anew") == 1
+        assert load(folder) == infos
+    assert sorted(indexed) == ALL_FILES
+    assert caplog.text.count("indexing the data again") == 1
     indexed.clear()
-    assert start(folder) == infos
+    assert load(folder) == infos
     assert indexed == []
 
 
-def test_places(folder: Path, tmp_path: Path) -> None:
+def test_path_of_the_file(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("path\ndata/a.mp4\n")
-    places = [folder, tmp_path, tmp_path / "list.csv", folder / "b.tar", folder / "{0..1}.tar", tmp_path / "*/a.mp4"]
-    paths = [index_path(place) for place in places]
+    data = [folder, tmp_path, tmp_path / "list.csv", folder / "b.tar", folder / "{0..1}.tar", tmp_path / "*/a.mp4"]
+    paths = [index_cache_path(path) for path in data]
     assert [path.parent for path in paths] == [folder, tmp_path, tmp_path, folder, folder, tmp_path]
+    assert [path.name for path in paths[:2]] == [".telecine-index"] * 2
     assert len(set(paths)) == len(paths)
-    assert all(path.name.startswith(".") and path.name.endswith("telecine-index") for path in paths)
+    assert all(path.name.startswith(".") and path.name.endswith(".telecine-index") for path in paths)
 
 
-def test_a_folder_that_cannot_be_written_to(
-    folder: Path, indexed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_only_folder(folder: Path, indexed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(os, "access", lambda path, mode: not Path(path).is_relative_to(folder))
-    infos = start(folder)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode == os.W_OK and not Path(path).is_relative_to(folder))
+    infos = load(folder)
     assert not (folder / ".telecine-index").exists()
-    assert [path.parent for path in (tmp_path / "cache").rglob("*telecine-index")] == [
-        tmp_path / "cache" / "telecine" / "indices"
-    ]
+    (saved,) = (tmp_path / "cache").rglob("*telecine-index")
+    assert saved.parent == tmp_path / "cache" / "telecine" / "indices"
+    assert index_cache_path(folder) == saved != index_cache_path(folder.parent / "other")
     indexed.clear()
-    assert start(folder) == infos
+    assert load(folder) == infos
     assert indexed == []
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert index_cache_path(folder).parent == tmp_path / ".cache" / "telecine" / "indices"
 
 
-def test_nowhere_to_write_is_said_and_survived(
+def test_failure_to_write_is_logged(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert len(start(folder)) == 3
-    assert "the index of the data is not kept" in caplog.text
+    assert len(load(folder)) == 3
+    assert "the index cannot be saved" in caplog.text
 
 
-def test_a_broken_tar_file_gives_what_comes_before(
+def test_members_before_the_damage_of_a_tar_file_are_used(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.rmtree(folder)
     shard = write_shard(folder / "b.tar", [write_video(tmp_path / f"{i}.mp4", numbered_frames(4)) for i in range(2)])
-    _, last = members_of(shard)
+    _, last = tar_members(shard)
     shard.write_bytes(shard.read_bytes()[: last.offset + 99])
     (folder / "c.tar").write_text("no tar")
-    assert [info.path.name for info in start(folder)] == ["0.mp4"]
-    assert "b.tar: is broken after its first 2 videos and images" in caplog.text
-    assert "c.tar: is broken after its first 0 videos and images" in caplog.text
+    assert [info.path.name for info in load(folder)] == ["0.mp4"]
+    assert "b.tar: damaged after its first 2 videos and images" in caplog.text
+    assert "c.tar: damaged after its first 0 videos and images" in caplog.text
     assert "skipped 1 of 2 videos" in caplog.text

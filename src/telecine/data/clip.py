@@ -1,0 +1,95 @@
+"""From decoded frames to a training clip: crop, flip, and convert to [-1, 1]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from telecine.checks import argument_error
+from telecine.data.config import Bucket, ClipConfig
+from telecine.data.decode import read_clip
+from telecine.data.video_info import Span
+
+
+class Clip(TypedDict):
+    """An item of a `ClipDataset`."""
+
+    video: Tensor
+    """float32 in [-1, 1], shape `(C, T, H, W)`."""
+    source: str
+    """The file it was read from."""
+    start: int
+    """Index of its first frame in that file."""
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """Which frames a clip has, and how they are cropped and flipped."""
+
+    span: Span
+    """The span that the frames come from."""
+    start: int
+    """Index of the first frame in the video."""
+    crop_scale: float
+    """Side of the crop relative to the side of the clip. The crop is resized to the clip."""
+    top: float
+    """Vertical position of the crop, from 0 at the top to 1 at the bottom."""
+    left: float
+    """Horizontal position of the crop, from 0 at the left to 1 at the right."""
+    flip: bool
+    """Whether the clip is flipped left to right."""
+
+
+def decode_clip(spec: ClipSpec, bucket: Bucket, config: ClipConfig) -> Tensor:
+    """Decode the frames of a clip, uint8 `(T, H, W, 3)`, at the size that the crop is taken from.
+
+    Raises:
+        DecodeError: a frame is corrupt or missing.
+    """
+    info = spec.span.info
+    size = bucket.decode_size(info, config.scale_jitter)
+    return read_clip(info, spec.start, bucket.num_frames, config.stride, size)
+
+
+def make_clip(frames: Tensor, spec: ClipSpec, bucket: Bucket) -> Clip:
+    """Crop, flip and convert decoded frames, uint8 `(T, H, W, 3)`."""
+    return {"video": _augment(frames, spec, bucket), "source": str(spec.span.info.path), "start": spec.start}
+
+
+def _augment(frames: Tensor, spec: ClipSpec, bucket: Bucket) -> Tensor:
+    """Return the video `(C, T, H, W)`. It is resized only if the crop is larger than the clip."""
+    size = (bucket.height, bucket.width)
+    height, width = (
+        min(round(side * spec.crop_scale), limit) for side, limit in zip(size, frames.shape[1:3], strict=True)
+    )
+    top = round(spec.top * (frames.shape[1] - height))
+    left = round(spec.left * (frames.shape[2] - width))
+    frames = frames[:, top : top + height, left : left + width]
+    video = video_from_bytes(frames.flip(2) if spec.flip else frames)
+    if (height, width) == size:
+        return video
+    resized = F.interpolate(video.transpose(0, 1), size, mode="bilinear", antialias=True, align_corners=False)
+    return resized.transpose(0, 1).contiguous()
+
+
+def video_from_bytes(frames: Tensor) -> Tensor:
+    """Convert uint8 frames `(..., T, H, W, C)` to float32 video `(..., C, T, H, W)` in [-1, 1]."""
+    if frames.dtype != torch.uint8 or frames.ndim < 4:
+        raise argument_error("frames", "uint8 of shape (..., T, H, W, C)", frames, "Pass decoded frames.")
+    moved = frames.movedim(-1, -4).to(torch.float32, memory_format=torch.contiguous_format)
+    return moved.div_(127.5).sub_(1.0)
+
+
+def bytes_from_video(video: Tensor) -> Tensor:
+    """Convert floating-point video `(..., C, T, H, W)` in [-1, 1] to uint8 frames `(..., T, H, W, C)`.
+
+    Values are rounded and clamped. This is the exact inverse of `video_from_bytes`.
+    """
+    if not video.is_floating_point() or video.ndim < 4:
+        raise argument_error("video", "floating point of shape (..., C, T, H, W)", video, "Pass video in [-1, 1].")
+    scaled = video.detach().float().add(1.0).mul_(127.5).clamp_(0.0, 255.0).round_()
+    return scaled.to(torch.uint8).movedim(-4, -1).contiguous()

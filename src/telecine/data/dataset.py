@@ -1,0 +1,159 @@
+"""Random training clips. Each is a pure function of the seed, the step, and the index of the clip."""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from telecine.checks import argument_error
+from telecine.data.cache import DecodedCache
+from telecine.data.clip import Clip, ClipSpec, decode_clip, make_clip
+from telecine.data.config import Bucket, ClipConfig, draw_bucket
+from telecine.data.source import DataError, DecodeError, Source
+from telecine.data.video_info import Span
+from telecine.randomness import seed_of
+
+logger = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 16
+
+
+class _SpanPool:
+    """The spans that are long enough for a clip.
+
+    Raises:
+        DataError: no span is long enough.
+    """
+
+    def __init__(self, spans: Sequence[Span], clip_span: int) -> None:
+        self.spans = [span for span in spans if span.num_starts(clip_span) > 0]
+        if not self.spans:
+            contract = f"at least one span of {clip_span} frames, (num_frames - 1) * stride + 1"
+            remedy = "Use fewer frames or a smaller stride."
+            raise argument_error("spans", contract, f"{len(spans)} shorter ones", remedy, DataError)
+        self._ends = list(accumulate(span.num_starts(clip_span) for span in self.spans))
+
+    def draw(self, generator: torch.Generator) -> tuple[Span, int]:
+        """Draw a span and the index of a clip's first frame in its video. All positions are equally likely."""
+        position = int(torch.randint(self._ends[-1], (), generator=generator))
+        which = bisect_right(self._ends, position)
+        span = self.spans[which]
+        return span, span.first_frame + position - (self._ends[which - 1] if which else 0)
+
+
+class ClipDataset(Dataset[Clip]):
+    """An infinite sequence of random clips. Item `(step, index)` depends only on the spans, the settings and the seed.
+
+    A run resumed at step N therefore reads the same clips as an uninterrupted run, with any number of workers and
+    processes. The step determines the size of its clips and whether they are images, so that they can be batched. The
+    index determines the rest. `dataset[index]` is `dataset[index, index]`, as in steps of one clip.
+
+    All positions at which a clip can start are equally likely, so a long film is drawn from more often than a short
+    clip, and splitting it into several files changes nothing. All images are equally likely.
+
+    A clip that cannot be decoded is replaced by another draw, which is equally reproducible. Its file is logged once.
+
+    Args:
+        spans: The frames to draw from, of videos, images, or both. If there are only images, all clips are images.
+        config: The clip settings. If `cache` is on, the constructor decodes all frames.
+        seed: Seed of the sequence.
+
+    Raises:
+        DataError: no span is long enough for a clip of one of the sizes, or `config.image_ratio` is above 0 and
+            there are no images.
+    """
+
+    def __init__(self, spans: Sequence[Span], config: ClipConfig, *, seed: int = 0) -> None:
+        videos = [span for span in spans if not span.info.is_image]
+        images = [span for span in spans if span.info.is_image]
+        self.config = config
+        self.seed = seed
+        self.image_ratio = _image_ratio(videos, images, config)
+        lengths = {bucket.num_frames: config.span_of(bucket) for bucket in config.train_buckets if self.image_ratio < 1}
+        self._videos = {num_frames: _SpanPool(videos, clip_span) for num_frames, clip_span in lengths.items()}
+        self._images = _SpanPool(images, clip_span=1) if self.image_ratio > 0 else None
+        self.spans = self._used_spans(spans)
+        self.cache = DecodedCache(self.spans, config) if config.cache else None
+        self._logged: set[Source] = set()
+
+    def __getitem__(self, item: int | tuple[int, int]) -> Clip:
+        step, index = (item, item) if isinstance(item, int) else item
+        pool, bucket = self._draw_pool(step)
+        for attempt in range(MAX_ATTEMPTS):
+            spec = self._draw_spec(pool, index, attempt)
+            frames = self._decode(spec, bucket)
+            if frames is not None:
+                return make_clip(frames, spec, bucket)
+        got = f"{MAX_ATTEMPTS} clips in a row that cannot be decoded"
+        raise argument_error("data", "decodable", got, "Remove the files named in the log.", DataError)
+
+    def bucket_at(self, step: int) -> Bucket:
+        """Return the size of all clips of a step. Images have one frame."""
+        return self._draw_pool(step)[1]
+
+    def source_at(self, step: int, index: int) -> str:
+        """Return the file from which item `(step, index)` is read, unless it has to be replaced."""
+        return str(self._draw_spec(self._draw_pool(step)[0], index, attempt=0).span.info.path)
+
+    def _draw_pool(self, step: int) -> tuple[_SpanPool, Bucket]:
+        generator = _generator(self.seed, "step", step)
+        bucket = draw_bucket(self.config.train_buckets, generator)
+        is_image = float(torch.rand((), generator=generator, dtype=torch.float64)) < self.image_ratio
+        if is_image and self._images is not None:
+            return self._images, bucket.as_image()
+        return self._videos[bucket.num_frames], bucket
+
+    def _used_spans(self, spans: Sequence[Span]) -> list[Span]:
+        pools = [*self._videos.values(), *([self._images] if self._images else [])]
+        used = {id(span) for pool in pools for span in pool.spans}
+        return [span for span in spans if id(span) in used]
+
+    def _decode(self, spec: ClipSpec, bucket: Bucket) -> Tensor | None:
+        try:
+            if self.cache:
+                return self.cache.read(spec.span, spec.start, bucket)
+            return decode_clip(spec, bucket, self.config)
+        except DecodeError as error:
+            self._log_once(spec.span.info.path, error)
+            return None
+
+    def _draw_spec(self, pool: _SpanPool, index: int, attempt: int) -> ClipSpec:
+        generator = _generator(self.seed, index, attempt)
+        span, start = pool.draw(generator)
+        scale, top, left, flip = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+        return ClipSpec(
+            span=span,
+            start=start,
+            crop_scale=1.0 + scale * (self.config.scale_jitter - 1.0),
+            top=top,
+            left=left,
+            flip=self.config.random_flip and flip < 0.5,
+        )
+
+    def _log_once(self, path: Source, error: DecodeError) -> None:
+        if path not in self._logged:
+            self._logged.add(path)
+            logger.warning("replacing clips that cannot be decoded: %s", error)
+
+
+def _image_ratio(videos: Sequence[Span], images: Sequence[Span], config: ClipConfig) -> float:
+    """Return the fraction of steps that train on images: 1 if there are no videos."""
+    if config.image_ratio > 0 and not images:
+        remedy = "Add images to the data, or set it to 0."
+        raise argument_error("image_ratio", "0 for data without images", config.image_ratio, remedy, DataError)
+    if not videos and images:
+        return 1.0
+    if images and config.image_ratio == 0:
+        logger.warning("%d images are not trained on, because `image_ratio` is 0", len(images))
+    return config.image_ratio
+
+
+def _generator(*names: int | str) -> torch.Generator:
+    """Return a generator whose stream depends on all names, and is independent of those of other names."""
+    return torch.Generator().manual_seed(seed_of(*names))

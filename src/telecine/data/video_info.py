@@ -1,0 +1,68 @@
+"""An indexed video, and a range of its frames."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+from telecine.data.source import Source
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """The timestamps and keyframes of a video, as found by `telecine.data.index_video`. An image has one frame."""
+
+    path: Source
+    """The file, or the member of a tar file."""
+    width: int
+    """Width in pixels, as displayed."""
+    height: int
+    """Height in pixels, as displayed."""
+    fps: float
+    """Average number of frames per second; 1 for an image."""
+    pts: array[int] = field(repr=False, hash=False)
+    """Timestamp of each frame in display order, in units of `time_base`. The frame's index if `seekable` is false."""
+    keyframes: array[int] = field(repr=False, hash=False)
+    """Indices of the keyframes, in display order."""
+    seekable: bool = True
+    """Whether frames have timestamps to seek to. Otherwise a clip is read by decoding from the start of the file."""
+    time_base: float = 1.0
+    """Unit of `pts` in seconds."""
+    is_image: bool = False
+    """Whether this is a still image."""
+
+    @property
+    def num_frames(self) -> int:
+        """Number of displayed frames."""
+        return len(self.pts)
+
+    def frame_at(self, seconds: float) -> int:
+        """Return the index of the first frame displayed at or after `seconds`, counted from the first frame."""
+        return bisect_left(self.pts, self.pts[0] + round(seconds / self.time_base))
+
+
+@dataclass(frozen=True)
+class Span:
+    """A range of consecutive frames of a video."""
+
+    info: VideoInfo
+    """The video."""
+    first_frame: int
+    """Index of the first frame."""
+    last_frame: int
+    """Index of the last frame, inclusive."""
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames; 0 or less if the range is empty."""
+        return self.last_frame - self.first_frame + 1
+
+    def num_starts(self, clip_span: int) -> int:
+        """Return the number of frames at which a clip that spans `clip_span` frames can start."""
+        return max(0, self.num_frames - clip_span + 1)
+
+
+def whole_video(info: VideoInfo) -> Span:
+    """Return the range of all frames of a video."""
+    return Span(info, 0, info.num_frames - 1)

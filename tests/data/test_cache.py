@@ -1,0 +1,94 @@
+"""Decoded frames kept in memory."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from telecine.data import (
+    Bucket,
+    ClipConfig,
+    DataError,
+    DecodedCache,
+    DecodeError,
+    Span,
+    index_video,
+    num_cached_bytes,
+    read_clip,
+    tar_members,
+    whole_video,
+)
+
+from .videos import damage, moving_frames, numbered_frames, numbers_of, write_video
+
+CONFIG = ClipConfig(num_frames=3, height=48, width=64, num_workers=0, cache=True)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_cached_clip_equals_a_decoded_one(spans: list[Span], stride: int) -> None:
+    config = replace(CONFIG, height=24, width=30, stride=stride, scale_jitter=1.5)
+    (bucket,) = config.train_buckets
+    cache = DecodedCache(spans, config)
+    for span, start in zip(spans, (5, 20), strict=True):
+        decoded = read_clip(span.info, start, 3, stride, bucket.decode_size(span.info, 1.5))
+        assert torch.equal(cache.read(span, start, bucket), decoded)
+
+
+def test_num_bytes(spans: list[Span]) -> None:
+    buckets = (Bucket(3, 48, 64), Bucket(5, 48, 64), Bucket(3, 24, 32))
+    config = replace(CONFIG, buckets=buckets)
+    short = 12 * 3 * (48 * 64 + 24 * 32)
+    assert DecodedCache(spans[:1], config).num_bytes == num_cached_bytes(spans[:1], config) == short
+    assert DecodedCache(spans, config).num_bytes == num_cached_bytes(spans, config) > short
+
+
+def test_frames_that_do_not_fit_in_memory(spans: list[Span], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"`cache` must be off .* GiB of decoded frames.*Turn it off"):
+        DecodedCache(spans, replace(CONFIG, height=1_000_000, width=1_000_000))
+    # The frames of the short video take 12 * 3 * 48 * 64 = 110592 bytes, 0.8 of 138240.
+    pages = {"SC_PHYS_PAGES": 135, "SC_PAGE_SIZE": 1024}
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    DecodedCache(spans[:1], CONFIG)
+    pages["SC_PHYS_PAGES"] = 134
+    with pytest.raises(ValueError, match=r"more than 80% of 0\.0 GiB of memory, but got on for 0\.0 GiB"):
+        DecodedCache(spans[:1], CONFIG)
+
+
+def test_a_span_that_cannot_be_decoded_is_left_out(
+    tmp_path: Path, spans: list[Span], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_video(tmp_path / "damaged.mp4", moving_frames(60), "libx264", g="10")
+    bad = whole_video(index_video(damage(path, 0.45, 0.6)))
+    cache = DecodedCache([bad, spans[0]], CONFIG)
+    assert "not cached:" in caplog.text
+    (bucket,) = CONFIG.train_buckets
+    assert torch.equal(cache.read(spans[0], 1, bucket), read_clip(spans[0].info, 1, 3))
+    with pytest.raises(DecodeError, match=r"damaged\.mp4: could not be decoded into the cache"):
+        cache.read(bad, 0, bucket)
+    with pytest.raises(DataError, match="`data` must be decodable, but got 1 videos that cannot be decoded"):
+        DecodedCache([bad], CONFIG)
+
+
+def test_tar_members_of_the_same_name_are_cached_separately(tmp_path: Path) -> None:
+    frames = numbered_frames(10)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for first in (0, 5):
+            tar.add(write_video(tmp_path / "source.mp4", frames[first : first + 5]), "same.mp4")
+    members = [whole_video(index_video(member)) for member in tar_members(tmp_path / "a.tar")]
+    cache = DecodedCache(members, CONFIG)
+    (bucket,) = CONFIG.train_buckets
+    assert [numbers_of(cache.read(span, 0, bucket)) for span in members] == [[0, 1, 2], [5, 6, 7]]
+
+
+def test_spans_of_one_video_are_cached_separately(tmp_path: Path) -> None:
+    info = index_video(write_video(tmp_path / "a.mp4", numbered_frames(12)))
+    spans = [Span(info, 0, 4), Span(info, 0, 6), Span(info, 4, 6)]
+    cache = DecodedCache(spans, CONFIG)
+    (bucket,) = CONFIG.train_buckets
+    clips = [cache.read(span, start, bucket) for span, start in zip(spans, (2, 4, 4), strict=True)]
+    assert [numbers_of(clip) for clip in clips] == [[2, 3, 4], [4, 5, 6], [4, 5, 6]]

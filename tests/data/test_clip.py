@@ -1,0 +1,62 @@
+"""From decoded frames to clips."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from telecine.data import Bucket, Span, bytes_from_video, video_from_bytes
+from telecine.data.clip import ClipSpec, make_clip
+
+from .videos import moving_frames
+
+
+def test_bytes_and_video_are_converted_exactly() -> None:
+    frames = torch.arange(256, dtype=torch.uint8).reshape(1, 2, 8, 16, 1).expand(2, -1, -1, -1, 3)
+    video = video_from_bytes(frames)
+    assert video.shape == (2, 3, 2, 8, 16)
+    assert (video.min(), video.max()) == (-1, 1)
+    assert torch.equal(bytes_from_video(video), frames)
+    assert torch.equal(bytes_from_video(video.double()), frames)
+    assert bytes_from_video(torch.tensor([-9.0, 9.0]).reshape(1, 1, 1, 2)).flatten().tolist() == [0, 255]
+    torch.testing.assert_close(video, 2 * frames.movedim(-1, -4).float() / 255 - 1)
+
+
+def test_other_types_and_shapes_are_rejected() -> None:
+    frames = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
+    for wrong in (frames.float(), frames[0]):
+        with pytest.raises(ValueError, match="`frames` must be uint8"):
+            video_from_bytes(wrong)
+    for wrong in (frames, frames[0].float()):
+        with pytest.raises(ValueError, match="`video` must be floating point"):
+            bytes_from_video(wrong)
+
+
+@pytest.mark.parametrize(("top", "left"), [(0.0, 0.0), (0.5, 0.25), (1.0, 1.0)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_crop_position_and_flip(spans: list[Span], top: float, left: float, flip: bool) -> None:
+    frames = moving_frames(2, 48, 64)
+    spec = ClipSpec(spans[0], 3, crop_scale=1.0, top=top, left=left, flip=flip)
+    clip = make_clip(frames, spec, Bucket(2, 32, 40))
+    row, column = round(top * 16), round(left * 24)
+    expected = video_from_bytes(frames[:, row : row + 32, column : column + 40])
+    assert torch.equal(clip["video"], expected.flip(-1) if flip else expected)
+    assert (clip["source"], clip["start"]) == (str(spans[0].info.path), 3)
+
+
+def test_a_larger_crop_is_resized_to_the_clip(spans: list[Span]) -> None:
+    frames = moving_frames(2, 48, 64)
+    video = make_clip(frames, ClipSpec(spans[0], 0, 1.25, 0.5, 0.5, False), Bucket(2, 32, 40))["video"]
+    crop = video_from_bytes(frames[:, 4:44, 7:57]).transpose(0, 1)
+    resized = torch.nn.functional.interpolate(crop, (32, 40), mode="bilinear", antialias=True)
+    assert torch.equal(video, resized.transpose(0, 1))
+    assert video.is_contiguous()
+
+
+def test_a_crop_is_never_larger_than_the_frames(spans: list[Span]) -> None:
+    frames = moving_frames(1, 48, 64)
+    video = make_clip(frames, ClipSpec(spans[0], 0, 9.0, 0.5, 0.5, False), Bucket(1, 48, 32))["video"]
+    whole = torch.nn.functional.interpolate(
+        video_from_bytes(frames).transpose(0, 1), (48, 32), mode="bilinear", antialias=True
+    )
+    assert torch.equal(video, whole.transpose(0, 1))

@@ -1,0 +1,215 @@
+"""A training clip depends only on the seed, the step and the index."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from telecine.data import (
+    Bucket,
+    ClipConfig,
+    ClipDataset,
+    DataError,
+    Span,
+    bytes_from_video,
+    index_image,
+    index_video,
+    read_clip,
+    read_image,
+    video_from_bytes,
+    whole_video,
+)
+
+from .videos import (
+    assert_same_clips,
+    damage,
+    moving_frames,
+    numbered_frames,
+    numbers_of,
+    truncate,
+    write_images,
+    write_video,
+)
+
+CONFIG = ClipConfig(num_frames=5, height=32, width=40, num_workers=0, scale_jitter=1.5)
+BUCKETS = (Bucket(5, 32, 40, weight=3), Bucket(3, 48, 32), Bucket(9, 16, 16))
+SEVERAL = replace(CONFIG, buckets=BUCKETS)
+
+
+def file_names(dataset: ClipDataset, count: int) -> set[str]:
+    """Return the names of the files that the first clips are read from."""
+    return {Path(dataset[i]["source"]).name for i in range(count)}
+
+
+def test_items_depend_only_on_seed_and_index(spans: list[Span]) -> None:
+    dataset, again = ClipDataset(spans, CONFIG, seed=3), ClipDataset(spans, CONFIG, seed=3)
+    items = [dataset[i] for i in (5, 0, 10**12)]
+    assert_same_clips(items, [again[i] for i in (5, 0, 10**12)])
+    assert {item["video"].shape for item in items} == {(3, 5, 32, 40)}
+    assert all(-1 <= item["video"].min() < item["video"].max() <= 1 for item in items)
+    assert [dataset.source_at(i, i) for i in (5, 0, 10**12)] == [item["source"] for item in items]
+    assert_same_clips([dataset[5]], [dataset[5, 5]])
+    other = ClipDataset(spans, CONFIG, seed=4)
+    assert any(not torch.equal(dataset[i]["video"], other[i]["video"]) for i in range(3))
+    assert not torch.equal(dataset[0]["video"], dataset[1]["video"])
+
+
+@pytest.mark.parametrize(("method", "cache"), [("fork", False), pytest.param("spawn", True, marks=pytest.mark.slow)])
+def test_worker_processes_read_the_same_items(spans: list[Span], method: str, cache: bool) -> None:
+    dataset = ClipDataset(spans, replace(CONFIG, cache=cache), seed=1)
+    loader: DataLoader[Any] = DataLoader(
+        dataset, batch_size=None, sampler=range(8), num_workers=1, multiprocessing_context=method
+    )
+    assert_same_clips(list(loader), [dataset[i] for i in range(8)])
+
+
+@pytest.mark.parametrize("config", [replace(CONFIG, stride=2), SEVERAL])
+def test_cached_clips_equal_decoded_ones(spans: list[Span], config: ClipConfig) -> None:
+    cached, decoded = ClipDataset(spans, replace(config, cache=True)), ClipDataset(spans, config)
+    assert cached.cache is not None
+    assert decoded.cache is None
+    assert_same_clips([cached[i] for i in range(8)], [decoded[i] for i in range(8)])
+
+
+def test_clips_stay_inside_their_span(tmp_path: Path) -> None:
+    info = index_video(write_video(tmp_path / "numbered.mp4", numbered_frames(40), g="10"))
+    config = ClipConfig(num_frames=3, stride=4, height=48, width=64, num_workers=0)
+    dataset = ClipDataset([Span(info, 10, 20)], config)
+    starts = set()
+    for i in range(40):
+        numbers = numbers_of(bytes_from_video(dataset[i]["video"]))
+        assert numbers == [numbers[0], numbers[0] + 4, numbers[0] + 8]
+        starts.add(numbers[0])
+    assert starts == {10, 11, 12}
+
+
+def test_all_positions_are_equally_likely(spans: list[Span]) -> None:
+    dataset = ClipDataset(spans, CONFIG)
+    specs = [dataset._draw_spec(dataset._videos[5], i, 0) for i in range(3600)]
+    counts = Counter((spec.span.info.path.name, spec.start) for spec in specs)
+    assert set(counts) == {("short.mp4", i) for i in range(8)} | {("long.mp4", i) for i in range(4, 32)}
+    assert 50 < min(counts.values()) <= max(counts.values()) < 150
+    assert 1650 < sum(spec.flip for spec in specs) < 1950
+    for values, low, high in (
+        ([spec.crop_scale for spec in specs], 1.0, 1.5),
+        ([spec.top for spec in specs], 0.0, 1.0),
+        ([spec.left for spec in specs], 0.0, 1.0),
+    ):
+        margin = 0.01 * (high - low)
+        assert low <= min(values) < low + margin
+        assert high - margin < max(values) <= high
+
+
+def test_flip_and_zoom_can_be_turned_off(spans: list[Span]) -> None:
+    config = ClipConfig(num_frames=5, height=48, width=64, random_flip=False, num_workers=0)
+    dataset = ClipDataset(spans[:1], config)
+    for i in range(4):
+        frames = read_clip(spans[0].info, dataset[i]["start"], 5)
+        assert torch.equal(dataset[i]["video"], video_from_bytes(frames))
+
+
+def test_each_step_has_one_size(spans: list[Span]) -> None:
+    dataset, again = ClipDataset(spans, SEVERAL, seed=2), ClipDataset(spans, SEVERAL, seed=2)
+    steps = range(100)
+    assert {dataset.bucket_at(step) for step in steps} == set(BUCKETS)
+    assert [dataset.bucket_at(step) for step in steps] == [again.bucket_at(step) for step in steps]
+    other = ClipDataset(spans, SEVERAL, seed=3)
+    assert [dataset.bucket_at(step) for step in steps] != [other.bucket_at(step) for step in steps]
+    for step in range(8):
+        for index in (7, 8):
+            assert dataset[step, index]["video"].shape == (3, *dataset.bucket_at(step).shape)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_clips_of_each_size_stay_inside_their_span(spans: list[Span], stride: int) -> None:
+    dataset = ClipDataset(spans, replace(SEVERAL, stride=stride))
+    last = {str(span.info.path): span.last_frame for span in spans}
+    for step in range(30):
+        clip = dataset[step]
+        assert clip["start"] + (clip["video"].shape[1] - 1) * stride <= last[clip["source"]]
+
+
+def test_spans_shorter_than_a_clip(spans: list[Span]) -> None:
+    dataset = ClipDataset(spans, replace(CONFIG, num_frames=13))
+    assert dataset.spans == spans[1:]
+    assert file_names(dataset, 8) == {"long.mp4"}
+    with pytest.raises(DataError, match="at least one span of 33 frames"):
+        ClipDataset(spans, replace(CONFIG, num_frames=33))
+    with pytest.raises(DataError, match="at least one span of 65 frames"):
+        ClipDataset(spans, replace(CONFIG, buckets=(*BUCKETS, Bucket(65, 16, 16))))
+    # A span that is long enough for one of the sizes is used.
+    assert ClipDataset(spans, replace(CONFIG, buckets=(*BUCKETS, Bucket(13, 16, 16)))).spans == spans
+
+
+def test_corrupt_clips_are_replaced_and_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_video(tmp_path / "damaged.mp4", moving_frames(60), "libx264", g="10")
+    span = whole_video(index_video(damage(path, 0.45, 0.6)))
+    config = ClipConfig(num_frames=2, height=32, width=32, num_workers=0)
+    dataset, again = ClipDataset([span], config), ClipDataset([span], config)
+    items = [dataset[i] for i in range(20)]
+    assert caplog.text.count("damaged.mp4") == 1
+    assert_same_clips(items, [again[i] for i in range(20)])
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_files_that_disappear(tmp_path: Path, spans: list[Span], cache: bool) -> None:
+    gone = whole_video(index_video(write_video(tmp_path / "gone.mp4", moving_frames(20))))
+    (tmp_path / "gone.mp4").unlink()
+    config = replace(CONFIG, cache=cache)
+    with pytest.raises(DataError, match=r"`data` must be decodable, but got (16 clips in a row|1 videos) that cannot"):
+        ClipDataset([gone], config)[0]
+    assert file_names(ClipDataset([gone, spans[0]], config), 8) == {"short.mp4"}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Span]:
+    return [whole_video(index_image(path)) for path in write_images(tmp_path / "images", 4)]
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_images_are_clips_of_one_frame(images: list[Span], cache: bool) -> None:
+    config = ClipConfig(num_frames=17, height=48, width=64, num_workers=0, random_flip=False, cache=cache)
+    dataset = ClipDataset(images, config)
+    assert dataset.bucket_at(0) == Bucket(1, 48, 64)
+    assert file_names(dataset, 24) == {"0.png", "1.png", "2.png", "3.png"}
+    clip = dataset[0]
+    assert torch.equal(clip["video"], video_from_bytes(read_image(Path(clip["source"]))[None]))
+
+
+@pytest.mark.parametrize("ratio", [0.25, 1.0])
+def test_image_ratio_is_the_fraction_of_steps_with_images(images: list[Span], spans: list[Span], ratio: float) -> None:
+    buckets = (Bucket(5, 32, 40), Bucket(9, 16, 16))
+    dataset = ClipDataset(spans + images, replace(CONFIG, image_ratio=ratio, buckets=buckets))
+    sizes = [dataset.bucket_at(step) for step in range(1000)]
+    assert ratio - 0.05 < sum(size.num_frames == 1 for size in sizes) / 1000 < ratio + 0.05
+    assert {size.shape for size in sizes if size.num_frames == 1} == {(1, 32, 40), (1, 16, 16)}
+    for step in range(12):
+        assert (Path(dataset[step]["source"]).suffix == ".png") == (sizes[step].num_frames == 1)
+
+
+def test_a_clip_of_several_frames_is_not_needed_if_all_steps_have_images(images: list[Span], spans: list[Span]) -> None:
+    dataset = ClipDataset(spans + images, replace(CONFIG, num_frames=100, image_ratio=1.0))
+    assert dataset.spans == images
+
+
+def test_images_that_are_not_trained_on_are_logged(
+    images: list[Span], spans: list[Span], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert ClipDataset(images + spans, CONFIG).spans == spans
+    assert "4 images are not trained on, because `image_ratio` is 0" in caplog.text
+    with pytest.raises(DataError, match=r"`image_ratio` must be 0 for data without images, but got 0\.5"):
+        ClipDataset(spans, replace(CONFIG, image_ratio=0.5))
+
+
+def test_a_damaged_image_is_replaced_and_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = write_images(tmp_path, 2)
+    paths.append(truncate(write_images(tmp_path / "cut", 1, ".jpg", 400, 400)[0], 0.6))
+    dataset = ClipDataset([whole_video(index_image(path)) for path in paths], CONFIG)
+    assert {Path(dataset[i]["source"]).suffix for i in range(20)} == {".png"}
+    assert caplog.text.count(".jpg") == 1
