@@ -1,4 +1,4 @@
-"""The commands of docs/data.md run, on small clips and for one step."""
+"""The commands of docs/data.md run, with small clips and for one step."""
 
 import re
 import runpy
@@ -18,7 +18,7 @@ from telecine.data import read_list, sample_videos
 PAGE = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")
 NO_PICTURES = runpy.run_path(str(Path(__file__).parent / "training" / "no_pictures.py"))
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()]
-# The size of a test, and nothing that the page speaks of.
+# Settings that make a run small. None of them is a subject of the page.
 SMALL = """
 steps: 1
 batch_size: 1
@@ -35,14 +35,14 @@ SMALLER = {"256": "32", "384": "48", "128": "32", "192": "40", "17": "5", "33": 
 
 
 def block(kind):
-    """Return the page's one block of a kind."""
+    """Return the only block of a language in the page."""
     (text,) = re.findall(rf"```{kind}\n(.*?)```", PAGE, flags=re.DOTALL)
     return text
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Have what the page speaks of in the working directory."""
+    """Change to a directory with the files that the page names."""
     face, street, _ = sample_videos()
     for name in ("my_videos", "my_images"):
         (tmp_path / name).mkdir()
@@ -61,7 +61,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def run(command):
-    """Run a line of the page as a shell would, and a training with the size of a test."""
+    """Run a command of the page. Training commands get the settings of a small run."""
     words = shlex.split(command)
     if words[:2] == ["telecine", "train"]:
         assert main(["train", "--config", "small.yaml", *words[2:]]) == 0, command
@@ -69,6 +69,7 @@ def run(command):
         subprocess.run(words, check=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_commands(folder, cached_weights):
     assert len(COMMANDS) == 12
     before = torch.get_num_threads()
@@ -83,6 +84,6 @@ def test_the_commands(folder, cached_weights):
     assert [size["num_frames"] for size in sizes] == [5, 9, 1]
 
 
-def test_the_lists_agree(folder):
-    assert [stretch.start for stretch in read_list(folder / "scenes.csv")] == [0.0, 4.2, None]
-    assert [stretch.end_frame for stretch in read_list(folder / "scenes.jsonl")] == [60, None]
+def test_the_lists_are_valid(folder):
+    assert [segment.start for segment in read_list(folder / "scenes.csv")] == [0.0, 4.2, None]
+    assert [segment.end_frame for segment in read_list(folder / "scenes.jsonl")] == [60, None]
