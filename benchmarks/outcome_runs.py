@@ -25,9 +25,10 @@ from telecine.files import read_json, write_json
 from telecine.perceptual import LPIPS
 from telecine.shapes import argument_error
 from telecine.training import TrainConfig, TrainingError
-from telecine.training.build import Clips, build_accelerator, build_autoencoder, build_clips, build_players
-from telecine.training.health import Health
-from telecine.training.step import MicroBatch, Players
+from telecine.training.build import Clips, build_accelerator, build_autoencoder, build_clips, build_state
+from telecine.training.diagnostics import Diagnostics
+from telecine.training.state import TrainState
+from telecine.training.step import MicroBatch
 from training import demo_config, train
 
 BUILT_IN = ("psnr", "ssim", "flicker", "sharpness")
@@ -51,13 +52,13 @@ class Outcome:
 
 
 class Run:
-    """The trainer's updates and its health rules, without its checkpoints and its report."""
+    """The trainer's updates and its diagnostic rules, without its checkpoints and its report."""
 
     def __init__(self, config: TrainConfig, clips: ClipDataset, folder: Path) -> None:
         set_seed(config.seed)
         self.config, self.clips = config, clips
-        self.players = build_players(config, build_accelerator(config), build_autoencoder(config))
-        self.health = Health(folder, config, Console(quiet=True), step=-1, writes=True)
+        self.train_state = build_state(config, build_accelerator(config), build_autoencoder(config))
+        self.diagnostics = Diagnostics(folder, config, Console(quiet=True), step=-1, enabled=True)
         self.logs: list[dict[str, float]] = []
 
     def go_on(self, first: int, last: int) -> None:
@@ -68,28 +69,30 @@ class Run:
         """
         loader = clip_loader(self.clips, batch_size=self.config.batch_size, start_step=first, num_steps=last)
         for step, (items, batch) in enumerate(zip(loader.plan, loader, strict=True), first):
-            video = batch["video"].to(self.players.accelerator.device)
-            self.logs.append(train(self.players, MicroBatch(video, [index for _, index in items]), self.config, step))
+            video = batch["video"].to(self.train_state.accelerator.device)
+            self.logs.append(
+                train(self.train_state, MicroBatch(video, [index for _, index in items]), self.config, step)
+            )
             if (step + 1) % self.config.log_every == 0:
-                self.health.look(step + 1, means(self.logs[-self.config.log_every :]))
+                self.diagnostics.check(step + 1, means(self.logs[-self.config.log_every :]))
 
     def state(self) -> dict[str, Any]:
-        """Return a copy of the autoencoder, of its optimizer and of its moving average, and of what health goes by."""
-        model, optimizer, ema = self.players.autoencoder, self.players.optimizer, self.players.ema
+        """Return a copy of the autoencoder, its optimizer, its moving average and the state of the diagnostics."""
+        model, optimizer, ema = self.train_state.autoencoder, self.train_state.optimizer, self.train_state.ema
         state = {"weights": model.state_dict(), "optimizer": optimizer.state_dict(), "averages": ema.averages}
-        seen = {"history": self.health.history, "spoken": self.health.spoken}
+        seen = {"history": self.diagnostics.history, "spoken": self.diagnostics.warned}
         return copy.deepcopy(state | {"num_updates": ema.num_updates} | seen)
 
     @torch.no_grad()
     def take(self, state: dict[str, Any]) -> None:
         """Go on from a state of another run; the discriminators stay."""
-        state, players = copy.deepcopy(state), self.players
-        players.autoencoder.load_state_dict(state["weights"])
-        players.optimizer.load_state_dict(state["optimizer"])
-        for name, average in players.ema.averages.items():
+        state, train_state = copy.deepcopy(state), self.train_state
+        train_state.autoencoder.load_state_dict(state["weights"])
+        train_state.optimizer.load_state_dict(state["optimizer"])
+        for name, average in train_state.ema.averages.items():
             average.copy_(state["averages"][name])
-        players.ema.num_updates = state["num_updates"]
-        self.health.history, self.health.spoken = state["history"], state["spoken"]
+        train_state.ema.num_updates = state["num_updates"]
+        self.diagnostics.history, self.diagnostics.warned = state["history"], state["spoken"]
 
 
 def means(logs: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -106,13 +109,13 @@ class HeldOut:
     perceptual: dict[str, nn.Module]
 
     @torch.no_grad()
-    def measure(self, players: Players) -> tuple[dict[str, float], Tensor]:
+    def measure(self, state: TrainState) -> tuple[dict[str, float], Tensor]:
         """Return the metrics of the averaged weights, and the frames that are shown of them."""
         metrics = ReconstructionMetrics(self.perceptual, metrics=BUILT_IN)
-        model, reconstructions = players.autoencoder.eval(), []
-        with players.ema.applied():
+        model, reconstructions = state.autoencoder.eval(), []
+        with state.ema.applied():
             for clip in self.clips:
-                target = clip["video"][None].to(players.accelerator.device)
+                target = clip["video"][None].to(state.accelerator.device)
                 reconstructions.append(model(target, sample_posterior=False).video)
                 metrics.update(reconstruction=reconstructions[-1], target=target)
         return metrics.compute(), self.shown([video[0] for video in reconstructions])
@@ -214,8 +217,8 @@ class Seed:
                 run.go_on(self.config.objective.disc_train_start if shares else 0, config.steps)
             except TrainingError:
                 return Outcome(plain(config), {}, [DIVERGED]), None
-            metrics, frames = self.held_out.measure(run.players)
-            return Outcome(plain(config), metrics, sorted(run.health.spoken)), frames
+            metrics, frames = self.held_out.measure(run.train_state)
+            return Outcome(plain(config), metrics, sorted(run.diagnostics.warned)), frames
 
 
 def plain(config: TrainConfig) -> dict[str, Any]:

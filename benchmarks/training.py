@@ -25,10 +25,10 @@ from timing import machine, wait_for_device
 from telecine.cli import recipe
 from telecine.data import clip_loader
 from telecine.training import TrainConfig
-from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_players
+from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_state
 from telecine.training.config_file import config_from
-from telecine.training.schedule import lr_scale, set_lr
-from telecine.training.step import MicroBatch, Players, update
+from telecine.training.state import TrainState
+from telecine.training.step import MicroBatch, set_learning_rates, train_step
 
 SMOKE: dict[str, Any] = {
     "clips": {"num_frames": 5, "height": 32, "width": 32},
@@ -81,15 +81,15 @@ def phases_of(config: TrainConfig) -> list[Phase]:
 
 
 def measure(
-    players: Players, batches: Iterator[Any], config: TrainConfig, phase: Phase, *, num_updates: int, warmup: int
+    state: TrainState, batches: Iterator[Any], config: TrainConfig, phase: Phase, *, num_updates: int, warmup: int
 ) -> Cost:
     """Run updates of one phase and return what they took, without the first ones."""
     seconds = waited = 0.0
     for index in range(warmup + num_updates):
         start = time.perf_counter()
-        video = next(batches)["video"].to(players.accelerator.device, non_blocking=True)
+        video = next(batches)["video"].to(state.accelerator.device, non_blocking=True)
         got = time.perf_counter()
-        train(players, MicroBatch(video, range(len(video))), config, phase.step(index))
+        train(state, MicroBatch(video, range(len(video))), config, phase.step(index))
         wait_for_device()
         if index >= warmup:
             seconds += time.perf_counter() - start
@@ -97,13 +97,11 @@ def measure(
     return Cost(num_updates, seconds, waited)
 
 
-def train(players: Players, batch: MicroBatch, config: TrainConfig, step: int) -> dict[str, float]:
+def train(state: TrainState, batch: MicroBatch, config: TrainConfig, step: int) -> dict[str, float]:
     """Do what the trainer does with a batch: update both networks at the step's learning rates; return the log."""
-    scale = lr_scale(config.optimizer, step, config.steps)
-    set_lr(players.optimizer, config.optimizer.lr * scale)
-    if players.disc_optimizer is not None:
-        set_lr(players.disc_optimizer, config.optimizer.disc_lr * scale)
-    return update(players, [batch], step)
+    state.step = step
+    set_learning_rates(state, config.optimizer, config.steps)
+    return train_step(state, [batch])
 
 
 def rows(phases: list[Phase], costs: list[Cost]) -> list[list[str]]:
@@ -141,12 +139,12 @@ def main() -> None:
     set_seed(config.seed)
     model = build_autoencoder(config)
     dataset = build_clips(config, model).train
-    players = build_players(config, build_accelerator(config), model)
+    state = build_state(config, build_accelerator(config), model)
     phases = phases_of(config)
     each = arguments.warmup + arguments.updates
     batches = iter(clip_loader(dataset, batch_size=config.batch_size, start_step=0, num_steps=each * len(phases)))
     counts = {"num_updates": arguments.updates, "warmup": arguments.warmup}
-    costs = [measure(players, batches, config, phase, **counts) for phase in phases]
+    costs = [measure(state, batches, config, phase, **counts) for phase in phases]
     print(f"{config.batch_size} clips of {config.clips.num_frames} frames of {config.clips.width} px; {machine()}\n")
     print(table(["phase", "steps of the demo", "updates / s", "waited for data"], rows(phases, costs)))
 

@@ -9,7 +9,7 @@ import torch
 
 from telecine import VideoAutoencoderLoss
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES
-from telecine.training.health import RULES
+from telecine.training.diagnostic_rules import RULES
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))

@@ -77,8 +77,8 @@ second.take(first.state())
 for run, steps in ((first, (2, 4)), (second, (2, 3))):
     run.go_on(*steps)
 name = "train/perceptual_loss"
-assert len(first.health.history.first(name)) == 4
-assert second.health.history.first(name) == first.health.history.first(name)[:3]
+assert len(first.diagnostics.history.first(name)) == 4
+assert second.diagnostics.history.first(name) == first.diagnostics.history.first(name)[:3]
 print("equal")
 """
     assert run("-c", code).endswith("equal\n")

@@ -1,16 +1,17 @@
-"""The command line without what people look at, the slow part of a tiny run: `no_pictures.py train ...`."""
+"""The command line without pictures, which take most of the time of a tiny run: `no_pictures.py train ...`."""
 
 import sys
 
 from telecine import cli
-from telecine.training import journal, trainer
+from telecine.training import logging, trainer, validation
 
 
 def leave_pictures_out(setattr):
-    """Replace what only draws and encodes."""
-    for name in ("draw_curves", "write_mp4", "write_clips", "write_report"):
-        setattr(trainer, name, lambda *_, **__: None)
-    setattr(journal, "log_preview", lambda *_, **__: None)
+    """Replace the functions that draw and encode by ones that do nothing."""
+    for name in ("draw_curves", "write_mp4", "write_clips"):
+        setattr(validation, name, lambda *_, **__: None)
+    setattr(trainer, "write_report", lambda *_, **__: None)
+    setattr(logging, "log_preview", lambda *_, **__: None)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from telecine.discriminators import (
 )
 from telecine.objective.schedule import Ramp
 from telecine.training import DiscriminatorConfig, ObjectiveConfig, build
-from telecine.training.build import build_accelerator, build_autoencoder, build_objective, build_players
-from telecine.training.schedule import set_lr
+from telecine.training.build import build_accelerator, build_autoencoder, build_objective, build_state
+from telecine.training.optim import set_lr
 
 
 def test_every_setting_reaches_the_loss(tiny, everything, monkeypatch):
@@ -81,11 +81,11 @@ def test_settings_of_single_kinds_reach_them(tiny):
 def test_what_the_loss_learns_is_trained_with_the_autoencoder_but_not_decayed(tiny):
     settings = replace(tiny().optimizer, weight_decay=0.1)
     config = tiny(objective=ObjectiveConfig(learn_logvar=True), optimizer=settings)
-    players = build_players(config, build_accelerator(config), build_autoencoder(config))
-    network, own = players.optimizer.param_groups
-    assert own["params"] == [players.objective.logvar]
+    state = build_state(config, build_accelerator(config), build_autoencoder(config))
+    network, own = state.optimizer.param_groups
+    assert own["params"] == [state.objective.logvar]
     assert (network["weight_decay"], own["weight_decay"]) == (0.1, 0.0)
-    set_lr(players.optimizer, 0.25)
+    set_lr(state.optimizer, 0.25)
     assert (network["lr"], own["lr"]) == (0.25, 0.25)
-    judges = {id(weight) for group in players.disc_optimizer.param_groups for weight in group["params"]}
-    assert id(players.objective.logvar) not in judges
+    judges = {id(weight) for group in state.disc_optimizer.param_groups for weight in group["params"]}
+    assert id(state.objective.logvar) not in judges

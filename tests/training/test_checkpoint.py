@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from telecine.runs import BEST, CHECKPOINTS, STATE_FILE, checkpoints, find_checkpoint
-from telecine.training.checkpoint import (
+from telecine.training.checkpoint_files import (
     load_optimizer,
     optimizer_tensors,
     random_states,
@@ -114,7 +114,7 @@ def test_a_damaged_file_says_what_to_do(tmp_path):
     path = tmp_path / "optimizer.safetensors"
     save(optimizer, path)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"optimizer.safetensors` must be a whole file.*Delete .*goes on from"):
+    with pytest.raises(ValueError, match=r"optimizer.safetensors` must be a complete file.*Delete .*resumes from"):
         load_optimizer(optimizer, path)
 
 

@@ -18,8 +18,8 @@ from telecine.objective.balance import Anchor, Reference
 from telecine.objective.schedule import Ramp
 from telecine.perceptual.backbones import BACKBONES
 from telecine.training import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from telecine.training.checkpoint import as_yaml
 from telecine.training.config import Weight
-from telecine.training.trainer import as_yaml
 
 WRONG = [
     ({"steps": 0}, "`steps` must be at least 1"),

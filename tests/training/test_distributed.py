@@ -1,243 +1,109 @@
-"""Two processes train as one does: the same losses, the same weights, the same run after an interruption."""
+"""Communication between processes, and sharding: outputs and gradients equal those of whole weights."""
 
-import os
+import copy
 import runpy
-import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan, AutoModel
-from rich.console import Console
-from safetensors.torch import load_file
+from torch import distributed as dist
+from torch import nn
 
-from telecine.data import ClipConfig
-from telecine.report.records import read_records
-from telecine.runs import checkpoints
-from telecine.training import Interrupted, ObjectiveConfig, OptimizerConfig, TrainableConfig, train
-from telecine.training.trainer import Trainer, as_yaml
+from telecine.autoencoders.diffusers import DiffusersAutoencoder
+from telecine.training import TrainableConfig, TrainConfig
+from telecine.training.distributed import describe_processes, fsdp_blocks, full_tensor, local_shard, shard
+from telecine.training.trainable import select_trainable
 
-tiny_models = runpy.run_path(str(Path(__file__).parent.parent / "autoencoders" / "tiny_models.py"))
-no_pictures = runpy.run_path(str(Path(__file__).with_name("no_pictures.py")))
-
-NUM_STEPS = 5
-# Two processes stop after so many steps; a resumed run goes on in them, the one that crosses over in one process.
-STOP_AFTER = {"fsdp2_resumed": 2, "long_resumed": 10, "crossing": 3}
-LONG_STEPS = 20
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+models = runpy.run_path(str(Path(__file__).parent.parent / "autoencoders" / "tiny_models.py"))
+TINY_MODELS, tiny_clip, tiny_model = (models[name] for name in ("TINY_MODELS", "tiny_clip", "tiny_model"))
+WITH_SCALAR = "ltx_video_with_timestep"  # it has a weight without dimensions
+SHARDED = [name for name in TINY_MODELS if name != WITH_SCALAR]
 
 
-class AfterOne:
-    """Asks a trainer to stop after its first update."""
-
-    def __init__(self, trainer):
-        self.trainer = trainer
-
-    @property
-    def is_set(self):
-        return self.trainer.done >= 1
-
-
-def train_one_step(config):
-    trainer = Trainer(config, Console(quiet=True))
-    with pytest.raises(Interrupted):
-        trainer.run(AfterOne(trainer))
-
-
-def launch(*arguments):
-    """Run a script, or a module after "-m", in two processes and return what they printed."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
+@pytest.mark.parametrize(
+    ("environment", "warns"),
+    [
+        ({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1"}, True),
+        ({"ACCELERATE_USE_CPU": "True"}, False),  # one process was requested
+        ({"ACCELERATE_USE_CPU": "False", "MASTER_ADDR": "127.0.0.1"}, False),
+        ({"MASTER_ADDR": "127.0.0.1"}, False),
+    ],
+)
+def test_a_launcher_that_starts_one_process_of_several_is_reported(monkeypatch, environment, warns):
+    for name in ("ACCELERATE_USE_CPU", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    accelerator = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
+    first, *rest = describe_processes(TrainConfig(), accelerator)
+    assert first == "computing on cpu, mixed precision: no"
+    assert ["starts one process for any --num_processes; use `torchrun`" in line for line in rest] == [True] * warns
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, cached_weights, tiny_config):
-    """Return the settings of every run by name, after all of them have been trained, and what two processes printed."""
-    folder = tmp_path_factory.mktemp("runs")
-    objective = ObjectiveConfig(
-        disc_start=1,
-        disc_train_start=0,
-        grad_penalty_every=2,
-        perceptual_net="alex",
-        perceptual_frames=2,
-        adversarial_loss_weight=0.5,
-        lecam_loss_weight=0.01,
-        quantizer_aux_loss_weight=1e-3,
-    )
-    base = replace(
-        tiny_config(folder),
-        steps=NUM_STEPS,
-        log_every=1,
-        val_every=NUM_STEPS,
-        val_clips=3,
-        save_every=NUM_STEPS,
-        clips=ClipConfig(num_frames=5, height=32, width=32, num_workers=1),
-        objective=objective,
-        optimizer=OptimizerConfig(lr=2e-4, disc_lr=2e-4, betas=(0.9, 0.99), warmup_steps=0, ema_decay=0.9),
-    )
-
-    def named(name, **changes):
-        return replace(base, output_dir=str(folder / name), **changes)
-
-    # The adaptive weight and LeCam's averages are of each micro-batch.
-    fixed = replace(objective, adaptive_weight_reference="none", lecam_loss_weight=0.0)
-    # Of a single frame, Wan leaves the weights that mix frames without a gradient.
-    for name in ("cogvideox", "wan"):
-        tiny_models["tiny_model"](name).save_pretrained(folder / name)
-    still = ClipConfig(num_frames=1, height=32, width=32, num_workers=1)
-    # Where a gradient is almost 0, Adam's step follows its rounding, which is another with other kernels.
-    slow = {"objective": fixed, "optimizer": replace(base.optimizer, lr=2e-5, disc_lr=2e-5)}
-    images = {"model": str(folder / "wan"), "clips": still, **slow}
-    cogvideox = {"model": str(folder / "cogvideox"), "clips": replace(still, num_frames=9), **slow}
-    lora = {"model": str(folder / "wan"), "trainable": TrainableConfig(weights="lora", lora_rank=2), **slow}
-    alone = {
-        "one_images": named("one_images", batch_size=2, **images),
-        "one_cogvideox": named("one_cogvideox", batch_size=4, **cogvideox),
-        "one_lora": named("one_lora", batch_size=4, **lora),
-        "one": named("one", batch_size=4),
-        "one_fixed": named("one_fixed", batch_size=4, objective=fixed),
-        "accumulated": named("accumulated", batch_size=1, gradient_accumulation_steps=4, objective=fixed),
-    }
-    long = {"batch_size": 1, "steps": LONG_STEPS, "val_every": LONG_STEPS // 2, "save_every": LONG_STEPS}
-    together = {
-        "ddp": named("ddp", batch_size=2),
-        "ddp_accumulated": named("ddp_accumulated", batch_size=1, gradient_accumulation_steps=2, objective=fixed),
-        "long": named("long", **long),
-        "long_resumed": named("long_resumed", **long),
-        "images": named("images", batch_size=1, **images),
-        "sharded_cogvideox": named("sharded_cogvideox", batch_size=2, sharding="fsdp2", **cogvideox),
-        "sharded_lora": named("sharded_lora", batch_size=2, sharding="fsdp2", **lora),
-        "crossing": named("crossing", batch_size=2, sharding="fsdp2"),
-        "fsdp2": named("fsdp2", batch_size=2, sharding="fsdp2"),
-        "fsdp2_resumed": named("fsdp2_resumed", batch_size=2, sharding="fsdp2"),
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        no_pictures["leave_pictures_out"](patch.setattr)
-        for config in alone.values():
-            train(config, console=Console(quiet=True))
-        crossing = replace(together["crossing"], batch_size=4, sharding="none")
-        train_one_step(crossing)
-        for name, config in together.items():
-            if name in STOP_AFTER:
-                (folder / f"{name}.{STOP_AFTER[name]}.yaml").write_text(as_yaml(config))
-            if name != "crossing":
-                (folder / f"{name}.yaml").write_text(as_yaml(config))
-        printed = launch(str(Path(__file__).with_name("two_ranks.py")), str(folder))
-        train(crossing, console=Console(quiet=True))
-    return alone | together, printed
+def one_rank():
+    """Create a process group of one process: weights are sharded and gathered as with several processes."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
 
 
-def losses(config):
-    """Return every value of every step, and of the validations, that means the same however clips are spread."""
-    # Spreads and norms of parts of a batch are not those of the whole, and their means are not either.
-    own = ("clips_per_second", "_std", "frame_gradient", "adversarial_gradient_share")
-    records = read_records(Path(config.output_dir) / "metrics.jsonl")
-    return [{k: v for k, v in record.items() if not any(part in k for part in own)} for record in records]
+def adapter(name, weights):
+    model = DiffusersAutoencoder(tiny_model(name))
+    select_trainable(model, TrainableConfig(weights=weights, lora_rank=2))
+    return model
 
 
-def weights(config, name):
-    (path,) = (checkpoints(Path(config.output_dir))[-1][1] / name).glob("*.safetensors")
-    return load_file(path)
+def output_and_gradients(model, video):
+    torch.manual_seed(0)  # for Allegro's dropout
+    output = model(video, sample_posterior=False).video
+    output.sin().sum().backward()
+    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    return output.detach(), {name: full_tensor(gradient) for name, gradient in gradients.items()}
 
 
-def tensors(config):
-    folder = checkpoints(Path(config.output_dir))[-1][1]
-    return {str(path.relative_to(folder)): load_file(path) for path in sorted(folder.rglob("*.safetensors"))}
+def test_every_class_is_sharded():
+    assert len(SHARDED) == 20
 
 
-def of_gradients(name):
-    """Say whether a value is of gradients, or a small difference of large values.
-
-    Gradients jump where an activation changes its side, which rounding decides.
-    """
-    return any(part in name for part in ("adaptive_weight", "grad_norm", "update_ratio", "ema_psnr_behind"))
-
-
-@pytest.mark.parametrize(
-    ("name", "reference", "tolerance"),
-    [
-        ("ddp", "one", 1e-5),
-        ("fsdp2", "one", 1e-5),
-        ("sharded_cogvideox", "one_cogvideox", 1e-5),
-        ("sharded_lora", "one_lora", 1e-4),
-        ("crossing", "one", 1e-5),
-        ("images", "one_images", 1e-5),
-        ("accumulated", "one_fixed", 1e-4),
-        ("ddp_accumulated", "one_fixed", 1e-4),
-    ],
-)
-def test_the_same_clips_give_the_same_losses_and_weights(runs, name, reference, tolerance):
-    configs, _ = runs
-    ours, theirs = losses(configs[reference]), losses(configs[name])
-    assert [record["step"] for record in ours] == [0, 1, 2, 3, 4, 5, 5]
-    assert len(ours[3]) > 15, "both steps, the penalty included"
-    assert "train/grad_penalty_loss" in ours[3]
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.keys() == other.keys()
-        first_steps = one["step"] <= 2
-        exact = {key for key in one if "train/" in key and (first_steps or not of_gradients(key))}
-        expected = {key: one[key] for key in exact}
-        assert {key: other[key] for key in exact} == pytest.approx(expected, rel=tolerance, abs=tolerance)
-        assert other == pytest.approx(one, rel=1e-2, abs=1e-5)
-    if reference == "one":
-        assert ours[2]["train/adaptive_weight"] > 0, "the first step of the adversarial term"
-    for kind in ("model", "ema"):
-        one, other = weights(configs[reference], kind), weights(configs[name], kind)
-        assert one.keys() == other.keys()
-        assert max((one[key] - other[key]).abs().max().item() for key in one) < tolerance
-    one, other = (tensors(configs[n])["objective.safetensors"] for n in (reference, name))
-    assert max((one[key] - other[key]).abs().max().item() for key in one) < tolerance
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize(("name", "weights"), [*((name, "all") for name in SHARDED), ("wan", "lora")])
+def test_outputs_and_gradients_equal_those_of_whole_weights(name, weights):
+    whole, video = adapter(name, weights), tiny_clip(name)
+    sharded = copy.deepcopy(whole)
+    assert any(True for _ in fsdp_blocks(sharded)), "more than one unit"
+    shard(sharded)
+    (expected, ours), (output, theirs) = (output_and_gradients(model, video) for model in (whole, sharded))
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+    assert ours.keys() == theirs.keys()
+    # The gradients of all weights together: some are 0 up to rounding.
+    difference = torch.stack([(theirs[key] - gradient).norm() for key, gradient in ours.items()]).norm()
+    assert difference < 1e-5 * torch.stack([gradient.norm() for gradient in ours.values()]).norm()
 
 
-@pytest.mark.parametrize("name", ["long", "fsdp2"])
-def test_going_on_equals_going_straight_bit_for_bit(runs, name):
-    configs, _ = runs
-    straight, resumed = tensors(configs[name]), tensors(configs[f"{name}_resumed"])
-    assert len(straight) == 6
-    assert straight.keys() == resumed.keys()
-    for file, by_name in straight.items():
-        for key, tensor in by_name.items():
-            assert torch.equal(tensor, resumed[file][key]), f"{file}: {key}"
-    assert losses(configs[name]) == losses(configs[f"{name}_resumed"])
+@pytest.mark.usefixtures("one_rank")
+@torch.no_grad()
+def test_weights_that_change_between_two_passes_are_used():
+    """Validation swaps the averaged weights in between two passes."""
+    model, video = adapter("cogvideox", "all"), tiny_clip("cogvideox")
+    name = next(name for name, weight in model.named_parameters() if weight is model.last_layer)
+    shard(model)
+    weights = dict(model.named_parameters())  # as a moving average and an optimizer hold them
+    assert model(video, sample_posterior=False).video[0, 0].std() > 1e-3
+    local_shard(weights[name]).zero_()
+    assert model(video, sample_posterior=False).video[0, 0].std() < 1e-6, "only its bias is left"
 
 
-@pytest.mark.parametrize(
-    ("name", "cls"), [("sharded_cogvideox", AutoencoderKLCogVideoX), ("sharded_lora", AutoencoderKLWan)]
-)
-def test_what_was_trained_in_shards_is_loaded_by_diffusers(runs, name, cls):
-    configs, _ = runs
-    for kind in ("model", "ema"):
-        loaded = AutoModel.from_pretrained(str(checkpoints(Path(configs[name].output_dir))[-1][1] / kind))
-        assert isinstance(loaded, cls)
-        tensors, saved = loaded.state_dict(), weights(configs[name], kind)
-        assert tensors.keys() == saved.keys()
-        assert all(torch.equal(tensor, saved[key]) for key, tensor in tensors.items())
+@pytest.mark.usefixtures("one_rank")
+def test_a_weight_without_dimensions_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"`sharding` must be none for .* got .*timestep_scale_multiplier"):
+        shard(adapter(WITH_SCALAR, "all"))
 
 
-def test_the_state_of_every_process_is_saved(runs):
-    configs, _ = runs
-    states = tensors(configs["ddp"])["random.safetensors"]
-    assert sorted(states) == ["0.cpu", "1.cpu"]
-
-
-def test_only_one_process_speaks(runs):
-    _, printed = runs
-    assert printed.count("computing on cpu in each of 2 processes, mixed precision: no") == 5 + 1
-    assert printed.count("weights sharded by fsdp2") == 5 + 1
-
-
-def test_going_on_with_another_number_of_processes_says_what_is_not_exact(runs, tmp_path, capsys):
-    configs, _ = runs
-    config = replace(configs["ddp"], batch_size=4, steps=NUM_STEPS + 1)
-    train(config)
-    assert "now 1 processes instead of 2: clips and the noise drawn for them stay the same" in one_line(capsys)
-    train(replace(config, batch_size=2, steps=NUM_STEPS + 2))
-    assert "an update now has 2 clips instead of 4" in one_line(capsys)
-
-
-def one_line(capsys):
-    return " ".join(capsys.readouterr().out.split())
+def test_containers_without_forward_or_weights_are_no_blocks():
+    container = nn.Module()
+    container.parts = nn.ModuleList([nn.Linear(1, 1), nn.GELU()])
+    model = nn.Module()
+    model.levels = nn.ModuleList([container, nn.Conv1d(1, 1, 1)])
+    assert list(fsdp_blocks(model)) == [container.parts[0], model.levels[1]]

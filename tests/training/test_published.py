@@ -56,13 +56,13 @@ def test_there_is_a_model_of_every_class():
 def test_a_full_update_and_back_to_diffusers(published, name):
     config = published(name)
     trainer = Trainer(config, quiet())
-    before = {key: weight.clone() for key, weight in trainer.players.autoencoder.state_dict().items()}
+    before = {key: weight.clone() for key, weight in trainer.state.autoencoder.state_dict().items()}
     trainer.run(StopRequest())
-    adapter = trainer.players.autoencoder.eval()
+    adapter = trainer.state.autoencoder.eval()
     moved = [key for key, weight in adapter.state_dict().items() if not torch.equal(weight, before[key])]
     assert any("encoder" in key for key in moved)
     assert any("decoder" in key for key in moved)
-    text = trainer.journal.path.read_text()
+    text = trainer.logger.path.read_text()
     assert all(f"train/{term}" in text for term in ("perceptual_loss", "gen_loss", "discr_loss", "grad_penalty_loss"))
     loaded = AutoModel.from_pretrained(str(checkpoints(Path(config.output_dir))[-1][1] / "model"))
     assert type(loaded) is type(adapter.module)
@@ -86,20 +86,20 @@ def test_with_the_decoder_alone_the_latents_stay_the_same_bit_for_bit(published,
     config = published(name, trainable=TrainableConfig(weights="decoder"), steps=2)
     clip = torch.rand(1, 3, config.clips.num_frames, config.clips.height, config.clips.width) * 2 - 1
     trainer = Trainer(config, quiet())
-    in_memory(trainer.players.autoencoder)
+    in_memory(trainer.state.autoencoder)
     with torch.no_grad():
-        before = trainer.players.autoencoder.encode(clip).mode()
+        before = trainer.state.autoencoder.encode(clip).mode()
     trainer.run(StopRequest())
     adapter = DiffusersAutoencoder.from_pretrained(checkpoints(Path(config.output_dir))[-1][1] / "ema")
     in_memory(adapter)
     with torch.no_grad():
         assert torch.equal(adapter.encode(clip).mode(), before)
-    assert trainer.players.last_layer is adapter.last_layer or trainer.players.last_layer.requires_grad
+    assert trainer.state.last_layer is adapter.last_layer or trainer.state.last_layer.requires_grad
 
 
 def stop_after(trainer, steps):
     class Stop:
-        is_set = property(lambda self: trainer.done >= steps)
+        is_set = property(lambda self: trainer.state.step >= steps)
 
     with pytest.raises(Interrupted):
         trainer.run(Stop())
@@ -128,7 +128,7 @@ def test_the_base_model_may_move(published, tmp_path):
     (tmp_path / "wan").rename(tmp_path / "moved")
     console = Console(record=True, width=1000, file=StringIO())
     trainer = Trainer(replace(config, model=f"{tmp_path / 'moved'}/", steps=2), console)
-    assert trainer.done == 1
+    assert trainer.state.step == 1
     assert f"instead of {config.model}" in console.export_text()
 
 
@@ -151,7 +151,7 @@ def test_low_rank_updates_refuse_a_base_that_has_changed(published, tmp_path):
     with torch.no_grad():
         other.encoder.conv_in.bias += 1
     other.save_pretrained(config.model)
-    with pytest.raises(ValueError, match="`model` must be the one whose low-rank updates"):
+    with pytest.raises(ValueError, match="`model` must be the base model of the run's LoRA updates"):
         Trainer(replace(config, steps=2), quiet())
 
 
@@ -159,7 +159,7 @@ def test_an_image_batch_leaves_weights_unused_and_trains_all_the_same(published)
     clips = ClipConfig(num_frames=1, height=32, width=32, num_workers=0)
     trainer = Trainer(published("wan", clips=clips), quiet())
     trainer.run(StopRequest())
-    assert trainer.done == 1
+    assert trainer.state.step == 1
 
 
 def test_gradient_checkpointing_is_compared_and_refused_where_it_is_wrong(published):

@@ -3,20 +3,19 @@ import math
 import pytest
 import torch
 
-from telecine.training.build import build_accelerator, build_autoencoder, build_players
+from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.config import DiscriminatorConfig, ObjectiveConfig
-from telecine.training.step import MicroBatch, TrainingError, finite_values
-from telecine.training.step import update as update_on
+from telecine.training.step import MicroBatch, TrainingError, finite_values, train_step
 
 
 @pytest.fixture
-def players(tiny):
-    def build(**changes):
+def build(tiny):
+    def make(**changes):
         torch.manual_seed(0)
         config = tiny(**changes)
-        return build_players(config, build_accelerator(config), build_autoencoder(config))
+        return build_state(config, build_accelerator(config), build_autoencoder(config))
 
-    return build
+    return make
 
 
 @pytest.fixture
@@ -25,8 +24,9 @@ def video():
     return torch.rand(2, 3, 5, 32, 32, generator=generator) * 2 - 1
 
 
-def update(networks, video, step):
-    return update_on(networks, [MicroBatch(video, range(len(video)))], step)
+def update(state, video, step):
+    state.step = step
+    return train_step(state, [MicroBatch(video, range(len(video)))])
 
 
 def snapshot(parameters):
@@ -37,84 +37,84 @@ def changed(before, parameters):
     return [not torch.equal(old, new) for old, new in zip(before, parameters, strict=True)]
 
 
-def test_both_networks_learn_from_one_forward_of_the_autoencoder(players, video):
-    networks = players()
+def test_both_state_learn_from_one_forward_of_the_autoencoder(build, video):
+    state = build()
     calls = []
-    networks.model.register_forward_hook(lambda *_: calls.append(1))
-    before = snapshot(networks.model.parameters()), snapshot(networks.objective.get_trainable_parameters())
-    update(networks, video, step=3)  # residual branches start at zero, so some weights only move from the second on
-    values = update(networks, video, step=4)
+    state.model.register_forward_hook(lambda *_: calls.append(1))
+    before = snapshot(state.model.parameters()), snapshot(state.objective.get_trainable_parameters())
+    update(state, video, step=3)  # residual branches start at zero, so some weights only move from the second on
+    values = update(state, video, step=4)
     assert len(calls) == 2
-    assert all(changed(before[0], networks.model.parameters()))
-    assert any(changed(before[1], networks.objective.get_trainable_parameters()))
+    assert all(changed(before[0], state.model.parameters()))
+    assert any(changed(before[1], state.objective.get_trainable_parameters()))
     for name in ("total_loss", "gen_loss", "adaptive_weight", "grad_norm", "discr_loss", "disc_grad_norm"):
         assert math.isfinite(values[f"train/{name}"])
     assert values["train/gen_loss"] != 0
     assert values["train/grad_penalty_loss"] > 0
-    assert "train/grad_penalty_loss" not in update(networks, video, step=5), "computed on every second step only"
+    assert "train/grad_penalty_loss" not in update(state, video, step=5), "computed on every second step only"
 
 
-def test_discriminators_rest_before_they_train(players, video):
-    networks = players()
-    before = snapshot(networks.objective.get_trainable_parameters())
-    values = update(networks, video, step=0)
-    assert not any(changed(before, networks.objective.get_trainable_parameters()))
+def test_discriminators_rest_before_they_train(build, video):
+    state = build()
+    before = snapshot(state.objective.get_trainable_parameters())
+    values = update(state, video, step=0)
+    assert not any(changed(before, state.objective.get_trainable_parameters()))
     assert "train/discr_loss" not in values
 
 
-def test_without_an_adversarial_term_there_is_no_second_step(players, video):
-    networks = players(
+def test_without_an_adversarial_term_there_is_no_second_step(build, video):
+    state = build(
         objective=ObjectiveConfig(adversarial_loss_weight=0.0), discriminator=DiscriminatorConfig(video="none")
     )
-    assert networks.disc_optimizer is None
-    assert "train/discr_loss" not in update(networks, video, step=0)
+    assert state.disc_optimizer is None
+    assert "train/discr_loss" not in update(state, video, step=0)
 
 
-def test_all_discriminators_train_together(players, video):
-    networks = players(
+def test_all_discriminators_train_together(build, video):
+    state = build(
         objective=ObjectiveConfig(disc_start=0, disc_train_start=0, multiscale_adversarial_loss_weight=0.1),
         discriminator=DiscriminatorConfig(video="plain", image="attention", num_scales=1, dim=1),
     )
-    values = update(networks, video, step=0)
+    values = update(state, video, step=0)
     for name in ("discr", "discr_3d", "multiscale_discrs.0"):
         assert f"train/adaptive_weight_{name}" in values
         assert f"train/discr_loss_{name}" in values
 
 
-def test_the_average_follows(players, video):
-    networks = players()
+def test_the_average_follows(build, video):
+    state = build()
     for step in range(3):
-        update(networks, video, step)
-    name = next(name for name, weight in networks.model.named_parameters() if weight is networks.last_layer)
-    averaged, current = networks.ema.averages[name], networks.last_layer
+        update(state, video, step)
+    name = next(name for name, weight in state.model.named_parameters() if weight is state.last_layer)
+    averaged, current = state.ema.averages[name], state.last_layer
     assert not torch.equal(averaged, current)
     assert (averaged - current).abs().max() < 0.1
 
 
-def test_gradients_are_clipped(players, video):
-    networks = players()
-    networks.grad_clip = 1e-3
+def test_gradients_are_clipped(build, video):
+    state = build()
+    state.grad_clip = 1e-3
     norms = []
-    networks.optimizer.register_step_pre_hook(
-        lambda *_: norms.append(torch.stack([p.grad.norm() for p in networks.model.parameters()]).norm().item())
+    state.optimizer.register_step_pre_hook(
+        lambda *_: norms.append(torch.stack([p.grad.norm() for p in state.model.parameters()]).norm().item())
     )
-    values = update(networks, video, step=0)
+    values = update(state, video, step=0)
     assert norms == [pytest.approx(1e-3, rel=1e-3)]
     assert values["train/grad_norm"] > 1e-2, "what is logged is the norm before clipping"
-    assert all(p.grad is None for p in networks.model.parameters()), "nothing is left to be counted again"
+    assert all(p.grad is None for p in state.model.parameters()), "nothing is left to be counted again"
 
 
-def test_what_the_loss_learns_is_trained_and_clipped_with_the_autoencoder(players, video):
-    networks = players(objective=ObjectiveConfig(disc_start=0, disc_train_start=0, learn_logvar=True, logvar_init=-3.0))
-    networks.grad_clip = 1e-3
-    logvar = networks.objective.logvar
-    weights = [*networks.model.parameters(), logvar]
+def test_what_the_loss_learns_is_trained_and_clipped_with_the_autoencoder(build, video):
+    state = build(objective=ObjectiveConfig(disc_start=0, disc_train_start=0, learn_logvar=True, logvar_init=-3.0))
+    state.grad_clip = 1e-3
+    logvar = state.objective.logvar
+    weights = [*state.model.parameters(), logvar]
     norms = []
-    networks.optimizer.register_step_pre_hook(
+    state.optimizer.register_step_pre_hook(
         lambda *_: norms.append(torch.stack([weight.grad.norm() for weight in weights]).norm().item())
     )
     before = logvar.item()
-    values = update(networks, video, step=0)
+    values = update(state, video, step=0)
     assert norms == [pytest.approx(1e-3, rel=1e-3)]
     assert logvar.item() > before, "the error is far larger than exp(-3)"
     assert logvar.grad is None
@@ -122,16 +122,16 @@ def test_what_the_loss_learns_is_trained_and_clipped_with_the_autoencoder(player
 
 
 @pytest.mark.parametrize("recon_loss", ["mse", "l1", "charbonnier"])
-def test_the_squared_error_is_logged_whatever_is_trained_on(players, video, recon_loss):
-    networks = players(objective=ObjectiveConfig(recon_loss=recon_loss))
-    values = update(networks, video, step=0)
+def test_the_squared_error_is_logged_whatever_is_trained_on(build, video, recon_loss):
+    state = build(objective=ObjectiveConfig(recon_loss=recon_loss))
+    values = update(state, video, step=0)
     assert 0.1 < values["train/mse"] < 2
     assert (values["train/recon_loss"] == pytest.approx(values["train/mse"], rel=1e-5)) == (recon_loss == "mse")
 
 
-def test_terms_that_are_off_at_a_step_are_not_in_its_log(players, video, everything):
-    networks = players(**everything)
-    first, later, last = (update(networks, video, step) for step in (0, 1, 3))
+def test_terms_that_are_off_at_a_step_are_not_in_its_log(build, video, everything):
+    state = build(**everything)
+    first, later, last = (update(state, video, step) for step in (0, 1, 3))
     assert "train/gram_loss" not in first
     assert "train/feature_matching_loss" not in first
     assert {"train/gram_loss", "train/feature_matching_loss", "train/temporal_loss"} <= set(later)
@@ -142,13 +142,13 @@ def test_terms_that_are_off_at_a_step_are_not_in_its_log(players, video, everyth
     assert "train/wavelet_loss_weight" not in first, "it does not change"
 
 
-def test_nan_in_the_data_is_named_and_nothing_changes(players, video):
-    networks = players()
-    before = snapshot(networks.model.parameters())
+def test_nan_in_the_data_is_named_and_nothing_changes(build, video):
+    state = build()
+    before = snapshot(state.model.parameters())
     video[1, 0, 2, 5, 5] = float("nan")
     with pytest.raises(TrainingError, match=r"`data` must be finite, but got nan at step 4.*last checkpoint"):
-        update(networks, video, step=4)
-    assert not any(changed(before, networks.model.parameters()))
+        update(state, video, step=4)
+    assert not any(changed(before, state.model.parameters()))
 
 
 def test_the_term_that_is_not_finite_is_named_before_the_total():
@@ -158,34 +158,34 @@ def test_the_term_that_is_not_finite_is_named_before_the_total():
         finite_values(log, 9)
 
 
-def test_a_spoiled_discriminator_is_named(players, video):
-    networks = players()
+def test_a_spoiled_discriminator_is_named(build, video):
+    state = build()
     with torch.no_grad():
-        networks.objective.discr_3d.to_logits[3].bias.fill_(float("nan"))
-    before = snapshot(networks.model.parameters())
+        state.objective.discr_3d.to_logits[3].bias.fill_(float("nan"))
+    before = snapshot(state.model.parameters())
     with pytest.raises(TrainingError, match="gen_loss"):
-        update(networks, video, step=4)
-    assert not any(changed(before, networks.model.parameters()))
+        update(state, video, step=4)
+    assert not any(changed(before, state.model.parameters()))
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_optimizer(players, video):
-    networks = players()
-    networks.model.last_layer.register_hook(lambda gradient: gradient * float("inf"))
-    before = snapshot(networks.model.parameters())
+def test_a_gradient_that_is_not_finite_stops_before_the_optimizer(build, video):
+    state = build()
+    state.model.last_layer.register_hook(lambda gradient: gradient * float("inf"))
+    before = snapshot(state.model.parameters())
     with pytest.raises(TrainingError, match="`train/grad_norm` must be finite"):
-        update(networks, video, step=0)
-    assert not any(changed(before, networks.model.parameters()))
+        update(state, video, step=0)
+    assert not any(changed(before, state.model.parameters()))
 
 
-def test_a_loss_scale_changes_nothing_and_is_updated_once(players, video):
+def test_a_loss_scale_changes_nothing_and_is_updated_once(build, video):
     """As in float16 on a GPU: both optimizers' gradients have one scale, and it changes after both have stepped."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1)
     results = []
     for used in (None, scaler):
-        networks = players()
-        networks.accelerator.scaler = used
-        values = [update(networks, video, step) for step in (3, 4)]
-        results.append((values, snapshot([*networks.model.parameters(), *networks.objective.parameters()])))
+        state = build()
+        state.accelerator.scaler = used
+        values = [update(state, video, step) for step in (3, 4)]
+        results.append((values, snapshot([*state.model.parameters(), *state.objective.parameters()])))
     assert scaler.get_scale() == 2.0**12, "twice as large after each update, not after each optimizer"
     (ours, weights), (theirs, others) = results
     for one, other in zip(ours, theirs, strict=True):
@@ -194,49 +194,50 @@ def test_a_loss_scale_changes_nothing_and_is_updated_once(players, video):
     torch.testing.assert_close(others, weights, rtol=1e-4, atol=1e-6)
 
 
-def test_an_overflow_under_a_loss_scale_skips_that_step_and_lowers_the_scale(players, video):
-    networks = players()
-    networks.accelerator.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
-    networks.model.last_layer.register_hook(lambda gradient: gradient * float("inf"))
-    before = snapshot(networks.model.parameters()), snapshot(networks.objective.get_trainable_parameters())
-    values = update(networks, video, step=4)
-    assert not any(changed(before[0], networks.model.parameters()))
-    assert any(changed(before[1], networks.objective.get_trainable_parameters())), "its gradients were finite"
+def test_an_overflow_under_a_loss_scale_skips_that_step_and_lowers_the_scale(build, video):
+    state = build()
+    state.accelerator.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    state.model.last_layer.register_hook(lambda gradient: gradient * float("inf"))
+    before = snapshot(state.model.parameters()), snapshot(state.objective.get_trainable_parameters())
+    values = update(state, video, step=4)
+    assert not any(changed(before[0], state.model.parameters()))
+    assert any(changed(before[1], state.objective.get_trainable_parameters())), "its gradients were finite"
     assert scaler.get_scale() == 2.0**9
     assert "train/grad_norm" not in values
     assert values["train/disc_grad_norm"] > 0
 
 
-def test_how_long_an_update_is_is_measured_when_asked_for(players, video):
-    networks = players()
-    weights = [*networks.model.parameters()], networks.objective.get_trainable_parameters()
+def test_how_long_an_update_is_is_measured_when_asked_for(build, video):
+    state = build()
+    weights = [*state.model.parameters()], state.objective.get_trainable_parameters()
     before = [torch.cat([weight.detach().flatten() for weight in of]) for of in weights]
-    values = update_on(networks, [MicroBatch(video, range(len(video)))], 3, measures_update=True)
+    state.step = 3
+    values = train_step(state, [MicroBatch(video, range(len(video)))], measure_update_ratio=True)
     for prefix, of, old in zip(("", "disc_"), weights, before, strict=True):
         new = torch.cat([weight.detach().flatten() for weight in of])
         assert values[f"train/{prefix}update_ratio"] == pytest.approx(
             ((new - old).norm() / new.norm()).item(), rel=1e-4
         )
-    assert "train/update_ratio" not in update(networks, video, step=4)
+    assert "train/update_ratio" not in update(state, video, step=4)
 
 
-def test_clipping_and_overflow_are_counted(players, video):
-    networks = players()
-    networks.grad_clip = 1e-3
-    values = update(networks, video, step=3)
+def test_clipping_and_overflow_are_counted(build, video):
+    state = build()
+    state.grad_clip = 1e-3
+    values = update(state, video, step=3)
     assert values["train/grad_clipped"] == values["train/disc_grad_clipped"] == 1.0
     assert "train/grad_overflow" not in values, "without a scaler it is an error"
-    networks.grad_clip = 1e9
-    networks.accelerator.scaler = torch.amp.GradScaler("cpu")
-    values = update(networks, video, step=4)
-    networks.accelerator.scaler = None
+    state.grad_clip = 1e9
+    state.accelerator.scaler = torch.amp.GradScaler("cpu")
+    values = update(state, video, step=4)
+    state.accelerator.scaler = None
     assert values["train/grad_clipped"] == values["train/grad_overflow"] == values["train/disc_grad_overflow"] == 0.0
 
 
-def test_every_frame_and_the_discriminators_have_a_share_of_the_gradient(players, video):
-    values = update(players(), video, step=3)
+def test_every_frame_and_the_discriminators_have_a_share_of_the_gradient(build, video):
+    values = update(build(), video, step=3)
     shares = [values[f"train/frame_gradient_{frame:03d}"] for frame in range(5)]
     assert sum(shares) == pytest.approx(5, rel=1e-5)
     assert min(shares) > 0
     assert 0 < values["train/adversarial_gradient_share"] < 1
-    assert "train/adversarial_gradient_share" not in update(players(), video, step=0)
+    assert "train/adversarial_gradient_share" not in update(build(), video, step=0)

@@ -10,7 +10,7 @@ from torch import nn
 
 from telecine.autoencoders import CausalVAE, CausalVAEConfig, load_autoencoder
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
-from telecine.training.ema import MovingAverage
+from telecine.training.optim import MovingAverage
 from telecine.training.trainable import TrainableConfig, select_trainable
 
 SMALL = CausalVAEConfig(2, 4, latent_channels=3, base_channels=8, channel_multipliers=(1, 2), blocks_per_level=1)

@@ -26,8 +26,10 @@ from telecine.report.records import read_records, validations
 from telecine.runs import BEST, CHECKPOINTS, checkpoints, find_checkpoint
 from telecine.training import Interrupted, OptimizerConfig, train
 from telecine.training.build import build_accelerator
+from telecine.training.checkpoint import as_yaml
 from telecine.training.interrupt import StopRequest
-from telecine.training.trainer import Trainer, as_yaml, looped
+from telecine.training.trainer import Trainer
+from telecine.training.validation import repeat_short_video
 
 
 class StopAfter:
@@ -38,7 +40,7 @@ class StopAfter:
 
     @property
     def is_set(self):
-        return self.trainer.done >= self.num_steps
+        return self.trainer.state.step >= self.num_steps
 
 
 def quiet():
@@ -257,8 +259,8 @@ def test_terms_without_tensors_may_be_switched_on_and_off(tiny):
     )
     trainer = Trainer(tiny(objective=objective, steps=3), quiet())
     trainer.run(StopRequest())
-    assert trainer.done == 3
-    assert "train/gram_loss" in trainer.journal.path.read_text()
+    assert trainer.state.step == 3
+    assert "train/gram_loss" in trainer.logger.path.read_text()
 
 
 def test_settings_that_are_not_architecture_may_change(tiny):
@@ -268,7 +270,7 @@ def test_settings_that_are_not_architecture_may_change(tiny):
     trainer = Trainer(config, quiet())
     trainer.run(StopRequest())
     assert "lr: 0.0001" in (trainer.folder / "config.yaml").read_text()
-    (ours,), (theirs,) = trainer.players.optimizer.param_groups, trainer.players.disc_optimizer.param_groups
+    (ours,), (theirs,) = trainer.state.optimizer.param_groups, trainer.state.disc_optimizer.param_groups
     assert (ours["betas"], ours["weight_decay"], ours["lr"]) == ((0.1, 0.2), 0.5, 1e-4)
     assert theirs["betas"] == (0.3, 0.4)
 
@@ -281,7 +283,7 @@ def test_what_changed_is_said(tiny, tmp_path):
     config = tiny(seed=7, optimizer=replace(tiny().optimizer, lr=1e-4), output_dir=str(tmp_path / "moved"))
     (tmp_path / "run").rename(tmp_path / "moved")
     Trainer(config, said)
-    assert "settings changed since then: seed 0 -> 7, optimizer.lr 0.001 -> 0.0001\n" in said.export_text()
+    assert "settings changed since the checkpoint: seed 0 -> 7, optimizer.lr 0.001 -> 0.0001\n" in said.export_text()
 
 
 WHOLE = "objective.safetensors optimizer.safetensors random.safetensors state.json config.yaml"
@@ -293,7 +295,7 @@ def test_a_damaged_checkpoint_is_named(tiny, file):
     run_to(tiny(), 1)
     folder = checkpoints(Path(tiny().output_dir))[-1][1]
     (folder / file).write_bytes((folder / file).read_bytes()[:4])
-    with pytest.raises(ValueError, match=f"{file}` must be a whole file, but got .*Delete {folder}: the run goes on"):
+    with pytest.raises(ValueError, match=f"{file}` must be a complete file.*Delete {folder}: the run resumes"):
         train(tiny(), console=quiet())
 
 
@@ -320,9 +322,9 @@ def test_a_tracker_that_is_not_installed_is_named(tiny):
 
 def test_short_clips_are_repeated_to_be_watched():
     clip = torch.arange(9, dtype=torch.uint8)[:, None, None, None]
-    assert len(looped(clip, 30.0)) == 126
-    assert torch.equal(looped(clip, 30.0)[9:18], clip)
-    assert len(looped(clip, 1.0)) == 9
+    assert len(repeat_short_video(clip, 30.0)) == 126
+    assert torch.equal(repeat_short_video(clip, 30.0)[9:18], clip)
+    assert len(repeat_short_video(clip, 1.0)) == 9
 
 
 def test_clips_that_do_not_fit_the_model_are_refused_before_anything_is_written(tiny):
@@ -419,7 +421,7 @@ def another_precision():
 def test_training_computes_in_bfloat16_and_validation_does_not(tiny, another_precision):
     trainer = Trainer(tiny(mixed_precision="bf16", steps=3), quiet())
     types = set()
-    trainer.players.autoencoder.decoder.register_forward_hook(
+    trainer.state.autoencoder.decoder.register_forward_hook(
         lambda module, _, out: types.add((module.training, out.dtype))
     )
     trainer.run(StopRequest())

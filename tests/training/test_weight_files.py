@@ -48,7 +48,7 @@ def test_another_base_is_refused():
     _, files = adapted(0)
     adapted(0)[1].check_base(files.base)
     adapted(1)[1].check_base(None)  # of a checkpoint that does not say
-    with pytest.raises(ValueError, match=r"`model` must be the one whose low-rank updates .* other weights"):
+    with pytest.raises(ValueError, match=r"`model` must be the base model of the run's LoRA updates.*other weights"):
         adapted(1)[1].check_base(files.base)
 
 

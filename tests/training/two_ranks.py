@@ -28,7 +28,7 @@ class StopAfter:
 
     @property
     def is_set(self):
-        return self.trainer.done >= self.num_steps and dist.get_rank() == dist.get_world_size() - 1
+        return self.trainer.state.step >= self.num_steps and dist.get_rank() == dist.get_world_size() - 1
 
 
 def train(path):

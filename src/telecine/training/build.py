@@ -40,10 +40,9 @@ from telecine.runs import find_checkpoint
 from telecine.shapes import argument_error
 from telecine.training.acceleration import accelerate_networks
 from telecine.training.config import DiscriminatorConfig, OptimizerConfig, TrainConfig
-from telecine.training.ema import MovingAverage
-from telecine.training.ranks import same_on_all_ranks
-from telecine.training.sharding import shard
-from telecine.training.step import Players
+from telecine.training.distributed import broadcast_module, shard
+from telecine.training.optim import MovingAverage
+from telecine.training.state import TrainState
 from telecine.training.trainable import select_trainable
 
 
@@ -195,7 +194,7 @@ def _patch_sizes(settings: DiscriminatorConfig) -> dict[str, Any]:
     }
 
 
-def build_players(config: TrainConfig, accelerator: Accelerator, model: VideoAutoencoder) -> Players:
+def build_state(config: TrainConfig, accelerator: Accelerator, model: VideoAutoencoder) -> TrainState:
     """Return networks, optimizers and moving average on the accelerator's device, the same on every process.
 
     Args:
@@ -213,15 +212,15 @@ def build_players(config: TrainConfig, accelerator: Accelerator, model: VideoAut
         dynamo_backend=config.dynamo_backend,
         device=accelerator.device,
     )
-    same_on_all_ranks(objective)
+    broadcast_module(objective)
     model.to(accelerator.device)
     last_layer = anchor_of(model, config)
-    same_on_all_ranks(model)
+    broadcast_module(model)
     if config.sharding == "fsdp2":
         shard(model)
     optimizer, disc_optimizer = build_optimizers(config.optimizer, model, objective)
     wrapped = model if config.sharding == "fsdp2" else data_parallel(model, accelerator)
-    return Players(
+    return TrainState(
         accelerator=accelerator,
         model=wrapped,
         autoencoder=model,

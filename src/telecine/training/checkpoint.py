@@ -1,190 +1,218 @@
-"""Checkpoints: a folder each, which appears whole or not at all, and holds no pickled objects."""
+"""Checkpoints: saving and loading the state of a run, and which settings may change when it resumes."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeAlias, TypedDict, cast
 
-import torch
 import yaml
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from torch.optim import Optimizer
+from accelerate import Accelerator
 
-from telecine.autoencoders.pretrained import safetensors_write
-from telecine.runs import BEST, CHECKPOINTS, checkpoint_folder, checkpoints
-from telecine.shapes import argument_error
-from telecine.training.ranks import all_gathered
-from telecine.training.sharding import gathered, scattered
+from telecine.autoencoders import VideoAutoencoder
+from telecine.checks import argument_error, describe
+from telecine.files import read_json
+from telecine.report.settings import flat_settings, read_settings, side_by_side_settings
+from telecine.runs import CONFIG_FILE, STATE_FILE, checkpoint_folder
+from telecine.training.checkpoint_files import (
+    load_optimizer,
+    load_tensors,
+    optimizer_tensors,
+    random_states,
+    save_tensors,
+    set_random_state,
+    write_checkpoint,
+)
+from telecine.training.config import TrainConfig, weight_ramps
+from telecine.training.logging import IntervalMeans
+from telecine.training.state import TrainState
+from telecine.training.validation import best_step
+from telecine.training.weight_files import WeightFiles, check_same_architecture
+
+# Nested settings, as YAML has them.
+Settings: TypeAlias = dict[str, Any]
+# The weights that decide which discriminators exist, and whether averages of their logits are saved.
+DECIDING_WEIGHTS = ("adversarial_loss_weight", "multiscale_adversarial_loss_weight", "lecam_loss_weight")
 
 
-def write_checkpoint(
-    run: Path, step: int, write: Callable[[Path], None], *, keep: int, best: int | None = None
-) -> Path:
-    """Let `write` fill a folder aside, flush it to disk, rename it to its place, and delete older ones.
+class SavedState(TypedDict):
+    """What `state.json` holds."""
+
+    step: int
+    ema_updates: int
+    num_processes: int
+    clips_per_step: int
+    scaler: dict[str, float] | None
+    base: str | None
+    interval: dict[str, tuple[float, int]]
+
+
+class Checkpointer:
+    """Saves and loads the state of a run. Every process has to call its methods.
 
     Args:
-        run: The run's folder.
-        step: Number of updates done.
-        write: Fills the folder that it is given.
-        keep: How many checkpoints stay, the newest ones.
-        best: The step of one that stays whatever its age; `BEST` in the run's folder leads to it, and to none where it
-            is not asked for.
-
-    Returns:
-        The checkpoint's folder.
+        config: The settings of the run; each checkpoint holds them.
+        model: The autoencoder, before it is sharded.
     """
-    final = checkpoint_folder(run, step)
-    aside = final.with_name(f".{final.name}.partial")
-    _remove_leftovers(run)
-    aside.mkdir(parents=True)
-    write(aside)
-    _flush(aside)
-    replaced = final.with_name(f".{final.name}.replaced")
-    if final.exists():
-        os.replace(final, replaced)
-    os.replace(aside, final)
-    if replaced.exists():
-        shutil.rmtree(replaced)
-    if best is not None:
-        point_to(run / BEST, checkpoint_folder(run, best))
-    elif (run / BEST).is_symlink():
-        (run / BEST).unlink()
-    for old_step, old in checkpoints(run)[:-keep]:
-        if old_step != best:
-            _delete(old)
-    return final
+
+    def __init__(self, config: TrainConfig, model: VideoAutoencoder) -> None:
+        self.config = config
+        self.run = Path(config.output_dir)
+        self.weights = WeightFiles(model, is_sharded=config.sharding != "none")
+        self.saved_step: int | None = None
+
+    def save(self, state: TrainState) -> Path:
+        """Write the checkpoint of the present step, unless it exists already, and return its folder."""
+        if self.saved_step != state.step:
+            if state.accelerator.is_main_process:
+                best = best_step(self.run, self.config.best_metric, state.step)
+                keep = self.config.keep
+                write_checkpoint(self.run, state.step, lambda folder: self._write(state, folder), keep=keep, best=best)
+            else:
+                self._write(state, None)
+            state.accelerator.wait_for_everyone()
+            self.saved_step = state.step
+        return checkpoint_folder(self.run, state.step)
+
+    def _write(self, state: TrainState, folder: Path | None) -> None:
+        """Fill the folder of a checkpoint. A process without a folder only takes part in gathering tensors."""
+        self.weights.save(state.autoencoder, folder, "model")
+        with state.ema.applied():
+            self.weights.save(state.autoencoder, folder, "ema")
+        tensors = {
+            "objective": state.objective.state_dict(),
+            "random": random_states(state.accelerator.device),
+            **{name: optimizer_tensors(optimizer) for name, optimizer in state.optimizers.items()},
+        }
+        if folder is None:
+            return
+        for name, by_name in tensors.items():
+            save_tensors(folder / f"{name}.safetensors", by_name)
+        (folder / CONFIG_FILE).write_text(as_yaml(self.config), encoding="utf-8")
+        scaler = state.accelerator.scaler
+        saved: SavedState = {
+            "step": state.step,
+            "ema_updates": state.ema.num_updates,
+            "num_processes": state.accelerator.num_processes,
+            "clips_per_step": clips_per_step(self.config, state.accelerator),
+            "scaler": scaler.state_dict() if scaler else None,
+            "base": self.weights.base,
+            "interval": state.log_means.sums,
+        }
+        (folder / STATE_FILE).write_text(json.dumps(saved, indent=2), encoding="utf-8")
+
+    def load(self, state: TrainState, folder: Path) -> list[str]:
+        """Load a checkpoint into `state`, and return notes for the user: what differs, and what is not exact.
+
+        Raises:
+            ValueError: The checkpoint is of another model.
+        """
+        saved = cast(SavedState, read_json(folder / STATE_FILE))
+        check_same_architecture(state.autoencoder, folder / "model", self.config.model or "causal_vae")
+        self.weights.check_base(saved["base"])
+        with state.ema.applied():
+            self.weights.load(state.autoencoder, folder / "ema")
+        state.ema.num_updates = saved["ema_updates"]
+        self.weights.load(state.autoencoder, folder / "model")
+        state.objective.load_state_dict(load_tensors(folder / "objective.safetensors"))
+        for name, optimizer in state.optimizers.items():
+            load_optimizer(optimizer, folder / f"{name}.safetensors")
+        accelerator = state.accelerator
+        if accelerator.scaler and saved["scaler"]:
+            accelerator.scaler.load_state_dict(saved["scaler"])
+        random = load_tensors(folder / "random.safetensors")
+        set_random_state(random, accelerator.process_index, accelerator.device)
+        state.log_means = IntervalMeans(saved["interval"])
+        state.step = self.saved_step = saved["step"]
+        return resume_notes(self.config, accelerator, saved, folder)
 
 
-def point_to(link: Path, folder: Path) -> None:
-    """Let `link` lead to `folder`, a neighbour or below one, whatever it led to before.
+def clips_per_step(config: TrainConfig, accelerator: Accelerator) -> int:
+    """Return the number of clips in an update, over all processes."""
+    return config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
 
-    A folder in its place, which a copy without links has made of one, is removed.
+
+def resume_notes(config: TrainConfig, accelerator: Accelerator, saved: SavedState, folder: Path) -> list[str]:
+    """Return lines for the user about a run that resumes: what changed, and what is not exact after the change.
+
+    A resumed run is exact with the same number of processes and of clips in an update.
     """
-    aside = link.with_name(f".{link.name}.partial")
-    aside.unlink(missing_ok=True)
-    aside.symlink_to(folder.relative_to(link.parent), target_is_directory=True)
-    if link.is_dir() and not link.is_symlink():
-        _delete(link)
-    os.replace(aside, link)
+    notes = [f"resuming from {folder}"]
+    model = saved_settings(folder)["model"]
+    if model != config.model:
+        notes.append(f"the model is now {config.model} instead of {model}; its weights are those of the checkpoint")
+    num_clips, num_processes = clips_per_step(config, accelerator), accelerator.num_processes
+    if saved["clips_per_step"] != num_clips:
+        notes.append(
+            f"an update now has {num_clips} clips instead of {saved['clips_per_step']}: the order of the clips changes "
+            "from here on, and the learning rates may need to change"
+        )
+    elif saved["num_processes"] != num_processes:
+        notes.append(
+            f"now {num_processes} processes instead of {saved['num_processes']}: the clips and the noise drawn for "
+            "them stay the same, but sums are rounded differently, and random numbers inside a model, such as for "
+            "dropout, differ"
+        )
+    if changed := changed_settings(config, folder):
+        notes.append(f"settings changed since the checkpoint: {', '.join(changed)}")
+    return notes
 
 
-def _remove_leftovers(run: Path) -> None:
-    for leftover in (run / CHECKPOINTS).glob(".step-*"):
-        shutil.rmtree(leftover)
+def as_yaml(config: TrainConfig) -> str:
+    """Return the settings as YAML that `--config` reads."""
+    return yaml.safe_dump(_plain(config), sort_keys=False)
 
 
-def _delete(folder: Path) -> None:
-    """Take a checkpoint out of sight first, so that one deleted half way is never mistaken for a whole one."""
-    hidden = folder.with_name(f".{folder.name}.deleted")
-    if hidden.exists():  # as of one that was deleted half way
-        shutil.rmtree(hidden)
-    os.replace(folder, hidden)
-    shutil.rmtree(hidden)
+def _plain(config: TrainConfig) -> Settings:
+    """Return the settings as they come back from a file: tuples become lists."""
+    return cast(Settings, json.loads(json.dumps(asdict(config))))
 
 
-def _flush(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def saved_settings(folder: Path) -> Settings:
+    """Return the settings that a checkpoint was written with."""
+    return cast(Settings, yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")))
 
 
-def check_whole(folder: Path) -> None:
-    """Raise a `ValueError` if one of a checkpoint's files is damaged, as by a disk that was full or a copy cut off."""
-    for path in sorted(folder.rglob("*")):
-        _check_whole_file(path, folder)
+def changed_settings(config: TrainConfig, folder: Path) -> list[str]:
+    """Return "name old -> new" for each setting that differs from a checkpoint's, but for the model and the folder."""
+    settings = side_by_side_settings([read_settings(folder), flat_settings(_plain(config))])
+    return [
+        f"{setting.name} {setting.values[0]} -> {setting.values[1]}"
+        for setting in settings
+        if setting.differs and setting.name not in ("model", "output_dir")
+    ]
 
 
-def _check_whole_file(path: Path, folder: Path) -> None:
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt"):  # reads what should be there, and sees whether it is
-                pass
-        elif path.suffix == ".json":
-            json.loads(path.read_text(encoding="utf-8"))
-        elif path.suffix == ".yaml" and not isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict):
-            raise ValueError("no settings in it")
-    except (SafetensorError, ValueError, yaml.YAMLError) as error:
-        raise _damaged(path, folder, error) from error
-
-
-def _damaged(path: Path, folder: Path, error: Exception) -> Exception:
-    remedy = f"Delete {folder}: the run goes on from the checkpoint before, if there is one."
-    return argument_error(str(path), "a whole file", f"a damaged one ({error})", remedy)
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors by name as safetensors.
+def check_same_networks(config: TrainConfig, folder: Path) -> None:
+    """Check that the settings build the networks of a checkpoint.
 
     Raises:
-        OSError: If the file cannot be written.
+        ValueError: A setting differs that changes the networks.
     """
-    with safetensors_write(path):
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    saved = network_settings(saved_settings(folder))
+    for name, value in network_settings(_plain(config)).items():
+        if saved.get(name) != value:
+            remedy = "Use the previous value, or another --output_dir."
+            raise argument_error(name, f"{saved.get(name)!r} as in {folder}", describe(value), remedy)
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Return what `save_tensors` wrote.
-
-    Raises:
-        ValueError: If the file is missing or damaged.
-    """
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise _damaged(path, path.parent, error) from error
-
-
-def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """Return the tensors that an optimizer has gathered, by parameter and name; its settings are the run's.
-
-    Where they are sharded, every process has to call this.
-    """
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{name}": gathered(torch.as_tensor(value))
-        for index, values in state.items()
-        for name, value in values.items()
+def network_settings(settings: Settings) -> Settings:
+    """Return the settings that decide which weights exist, and their shapes, by their dotted names."""
+    networks = {
+        f"{group}.{name}": value
+        for group in ("causal_vae", "discriminator", "trainable")
+        for name, value in settings[group].items()
     }
-
-
-def load_optimizer(optimizer: Optimizer, path: Path) -> None:
-    """Restore `optimizer_tensors` from a file into an optimizer of the same parameters, which keeps its settings.
-
-    Where the parameters are sharded, so are the tensors that belong to them.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in load_tensors(path).items():
-        index, _, name = key.partition(".")
-        parameter = parameters[int(index)]
-        belongs = tensor.shape == parameter.shape and tensor.ndim > 0
-        state.setdefault(int(index), {})[name] = scattered(tensor, like=parameter) if belongs else tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def random_states(device: torch.device) -> dict[str, Tensor]:
-    """Return the state of PyTorch's generators on every process, by rank and device; every process has to call this."""
-    own = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        own["cuda"] = torch.cuda.get_rng_state(device)
-    return {
-        f"{rank}.{name}": state.cpu()
-        for name, mine in own.items()
-        for rank, state in enumerate(all_gathered(mine.to(device)))
+    # The path of a base model may change. `check_same_architecture` compares the models once they are loaded.
+    networks["model"] = "left out" if settings["model"] is None else "given"
+    # The discriminators' linear heads depend on the size of the clips, and only discriminators with a weight are built.
+    clips = {f"clips.{name}": settings["clips"][name] for name in ("num_frames", "height", "width")}
+    objective = settings["objective"]
+    ramps = weight_ramps(objective)
+    weights = {f"objective.{name} > 0": name in ramps and ramps[name].is_ever_on for name in DECIDING_WEIGHTS}
+    averages = {
+        "objective.learn_logvar": objective.get("learn_logvar", False),
+        "objective.adaptive_weight_decay > 0": objective.get("adaptive_weight_decay", 0.0) > 0,
     }
-
-
-def set_random_state(states: Mapping[str, Tensor], rank: int, device: torch.device) -> None:
-    """Restore this process' part of what `random_states` returned; a process that was not there keeps its own."""
-    if f"{rank}.cpu" in states:
-        torch.set_rng_state(states[f"{rank}.cpu"])
-    if f"{rank}.cuda" in states and device.type == "cuda":
-        torch.cuda.set_rng_state(states[f"{rank}.cuda"], device)
+    return networks | clips | weights | averages

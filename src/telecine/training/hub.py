@@ -10,8 +10,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from telecine.autoencoders.load import is_hub_name
 from telecine.autoencoders.pretrained import CONFIG_FILE
+from telecine.checks import argument_error
 from telecine.files import read_json
-from telecine.shapes import argument_error
 from telecine.training.config import TrainConfig
 
 # The key of a configuration that diffusers alone writes.

@@ -11,12 +11,12 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop, and can go on
-    """The run was asked to stop; a checkpoint was written."""
+class Interrupted(Exception):  # noqa: N818 - not an error: the run can be resumed
+    """The run was interrupted by a signal; its checkpoint is written."""
 
 
 class StopRequest:
-    """Whether the run has been asked to stop."""
+    """Whether the run should stop after the current update."""
 
     def __init__(self) -> None:
         self.is_set = False
@@ -24,9 +24,9 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a request; a second one acts at once, as usual.
+    """Turn the first SIGINT or SIGTERM into a `StopRequest`. A second signal acts at once, as usual.
 
-    Outside the main thread, where Python lets nobody handle signals, the request never comes.
+    Python handles signals in the main thread only: in other threads the request is never set.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -38,12 +38,12 @@ def stop_on_signal() -> Iterator[StopRequest]:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def set_request(number: int, frame: FrameType | None) -> None:
         request.is_set = True
         restore()
 
     for number in SIGNALS:
-        signal.signal(number, ask)
+        signal.signal(number, set_request)
     try:
         yield request
     finally:

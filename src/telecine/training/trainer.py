@@ -1,78 +1,44 @@
-"""The training run: validate, update, record, save, until the last step or until asked to stop."""
+"""The training loop: update, log, validate, save, until the last step or until the run is interrupted."""
 
 from __future__ import annotations
 
 import gc
-import json
-import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
 from accelerate.utils import broadcast_object_list, set_seed
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 from telecine.data import clip_loader
 from telecine.evaluation.metrics import mean_over_clips
-from telecine.files import read_json
 from telecine.perceptual import LPIPS
-from telecine.report.clips import write_clips
-from telecine.report.curves import draw_curves
 from telecine.report.environment import write_environment
 from telecine.report.page import write_report
-from telecine.report.records import read_records, validations
-from telecine.report.settings import flat_settings, read_settings, side_by_side_settings
-from telecine.report.video import write_mp4
-from telecine.runs import (
-    CONFIG_FILE,
-    CURVES_FILE,
-    METRICS_FILE,
-    REPORT_FILE,
-    STATE_FILE,
-    VIDEO_FILE,
-    checkpoint_folder,
-    checkpoints,
-)
-from telecine.shapes import argument_error, describe
-from telecine.training.build import Clips, build_accelerator, build_autoencoder, build_clips, build_players
-from telecine.training.checkpoint import (
-    check_whole,
-    load_optimizer,
-    load_tensors,
-    optimizer_tensors,
-    random_states,
-    save_tensors,
-    set_random_state,
-    write_checkpoint,
-)
-from telecine.training.config import TrainConfig, weight_ramps
-from telecine.training.console import Monitor
-from telecine.training.health import EMA_BEHIND, Health
+from telecine.runs import CONFIG_FILE, CURVES_FILE, METRICS_FILE, REPORT_FILE, VIDEO_FILE, checkpoints
+from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_state
+from telecine.training.checkpoint import Checkpointer, as_yaml, check_same_networks, clips_per_step
+from telecine.training.checkpoint_files import check_complete
+from telecine.training.config import TrainConfig
+from telecine.training.diagnostic_rules import EMA_BEHIND
+from telecine.training.diagnostics import Diagnostics
+from telecine.training.distributed import any_rank, describe_processes
 from telecine.training.hub import create_repository, upload
 from telecine.training.interrupt import Interrupted, StopRequest, stop_on_signal
-from telecine.training.journal import Journal, best_validation
-from telecine.training.ranks import any_rank, is_left_alone
-from telecine.training.schedule import lr_scale, set_lr
-from telecine.training.step import MicroBatch, update
-from telecine.training.validation import Validation, validate
-from telecine.training.weight_files import WeightFiles, check_same_architecture
+from telecine.training.logging import MetricsLogger, Monitor
+from telecine.training.step import MicroBatch, set_learning_rates, train_step
+from telecine.training.validation import Validation, best_step, first_and_last, validate, write_pictures
 
-# Folder of a run in which its trackers keep what they need.
+# Subfolder of a run for the files of its trackers.
 TRACKER_PROJECT = "tensorboard"
-# The weights that decide which discriminators there are, and whether averages of their logits are kept.
-DECIDING_WEIGHTS = ("adversarial_loss_weight", "multiscale_adversarial_loss_weight", "lecam_loss_weight")
-# Clips on which the raw weights are compared with the averaged ones at each validation.
+# Clips on which each validation compares the raw weights with the averaged ones.
 NUM_COMPARED = 4
-# A clip of a third of a second is a flash; it is repeated.
-MIN_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Where a run is and what it reached."""
+    """The folder of a run, and its first and last validation."""
 
     run: Path
     """The run's folder."""
@@ -84,7 +50,7 @@ class TrainResult:
     """Metrics of the last validation."""
 
     def files(self) -> dict[str, Path]:
-        """Return the files worth looking at, by what they show."""
+        """Return the run's main files, by what they show."""
         return {
             "report": self.run / REPORT_FILE,
             "side by side": self.run / VIDEO_FILE,
@@ -96,23 +62,23 @@ class TrainResult:
 
 
 def train(config: TrainConfig, *, autoencoder: nn.Module | None = None, console: Console | None = None) -> TrainResult:
-    """Train an autoencoder as `config` says; where the run's folder holds a checkpoint, go on from there.
+    """Train an autoencoder. If the run's folder holds a checkpoint, resume from the last one.
 
-    Launched in several processes, as by `torchrun`, every one of them calls this and gets the result.
+    If several processes were launched, for example by `torchrun`, each of them has to call this and gets the result.
 
     Args:
         config: The settings; they are written to the run's folder.
-        autoencoder: A module of your own to train in place of what `config.model` names; see `as_video_autoencoder`.
-        console: Where progress is shown; standard output by default. Only the first process shows any.
+        autoencoder: A custom module to train instead of the model that `config.model` names.
+        console: Where to show progress; standard output by default. Only the first process prints.
 
     Returns:
         The run's folder and its first and last validation.
 
     Raises:
-        ValueError: If a setting, the data or the checkpoint does not fit.
-        TypeError: If a module of your own returns something else than video.
-        TrainingError: If the data, a term of the loss or a gradient stops being finite.
-        Interrupted: If the run was asked to stop; the checkpoint is written then.
+        ValueError: A setting, the data or the checkpoint is wrong.
+        TypeError: A custom module does not return video.
+        TrainingError: The data, a term of the loss or a gradient is not finite.
+        Interrupted: The run was interrupted by a signal; its checkpoint is written.
     """
     trainer = Trainer(config, console or Console(markup=False, highlight=False), autoencoder)
     try:
@@ -124,102 +90,88 @@ def train(config: TrainConfig, *, autoencoder: nn.Module | None = None, console:
 
 
 class Trainer:
-    """A run and its state: players, clips, journal, and the number of updates done."""
+    """A training run: its state, clips, logs and checkpoints."""
 
     def __init__(self, config: TrainConfig, console: Console, autoencoder: nn.Module | None = None) -> None:
         self.config = config
         self.folder = Path(config.output_dir)
-        self.done = 0
-        self.saved: int | None = None
         found = checkpoints(self.folder)
         if found:
-            check_whole(found[-1][1])
+            check_complete(found[-1][1])
             check_same_networks(config, found[-1][1])
         set_seed(config.seed)
         self.accelerator = build_accelerator(config)
-        self.console = console if self.accelerator.is_main_process else Console(quiet=True)
-        self._say_where()
-        uploads = config.push_to_hub and self.accelerator.is_main_process
-        self.hub_repository = create_repository(config) if uploads else None
+        self.is_main = self.accelerator.is_main_process
+        self.console = console if self.is_main else Console(quiet=True)
+        for line in describe_processes(config, self.accelerator):
+            self.console.print(line)
+        self.hub_repository = create_repository(config) if config.push_to_hub and self.is_main else None
         model = build_autoencoder(config, autoencoder)
-        with self.accelerator.main_process_first():  # which indexes the videos; the others read its index
+        with self.accelerator.main_process_first():  # the first process indexes the videos, the others read its index
             self.clips = build_clips(config, model)
-        self.weights = WeightFiles(model, is_sharded=config.sharding != "none")
-        self.players = build_players(config, self.accelerator, model)
+        self.checkpointer = Checkpointer(config, model)
+        self.state = build_state(config, self.accelerator, model)
         self.perceptual: dict[str, nn.Module] = {"lpips_alex": LPIPS("alex").to(self.accelerator.device)}
-        self._describe()
-        interval = self._load(*found[-1]) if found else {}
-        if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if self.done < config.steps:  # else nothing is trained with these settings
-                (self.folder / CONFIG_FILE).write_text(as_yaml(config), encoding="utf-8")
-            write_environment(self.folder, self.accelerator.device)
-        # TensorBoard forgets what a run that was cut off had shown after its last checkpoint.
-        purge = {"tensorboard": {"purge_step": self.done + 1}} if found else {}
-        self.accelerator.init_trackers(TRACKER_PROJECT, init_kwargs=purge)
-        step = self.done if found else -1
-        is_first = self.accelerator.is_main_process
-        self.journal = Journal(self.folder, self.accelerator, step=step, interval=interval)
-        self.health = Health(self.folder, config, self.console, step=step, writes=is_first)
+        videos = f"{self.clips.num_videos} videos" + (f", {n} skipped" if (n := self.clips.num_skipped) else "")
+        self.console.print(f"{self.state.describe_size()}; {videos}, {len(self.clips.val)} held-out clips")
+        for note in self.checkpointer.load(self.state, found[-1][1]) if found else ():
+            self.console.print(note, soft_wrap=True)
+        self._open_logs(resumed=bool(found))
 
-    @property
-    def clips_per_step(self) -> int:
-        """Clips of an update, over all processes."""
-        return self.config.batch_size * self.config.gradient_accumulation_steps * self.accelerator.num_processes
+    def _open_logs(self, *, resumed: bool) -> None:
+        step = self.state.step
+        if self.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if step < self.config.steps:  # otherwise nothing is trained with these settings
+                (self.folder / CONFIG_FILE).write_text(as_yaml(self.config), encoding="utf-8")
+            write_environment(self.folder, self.accelerator.device)
+        # TensorBoard drops what an interrupted run logged after its last checkpoint.
+        purge = {"tensorboard": {"purge_step": step + 1}} if resumed else {}
+        self.accelerator.init_trackers(TRACKER_PROJECT, init_kwargs=purge)
+        kept = step if resumed else -1
+        self.logger = MetricsLogger(self.folder, self.accelerator, step=kept)
+        self.diagnostics = Diagnostics(self.folder, self.config, self.console, step=kept, enabled=self.is_main)
 
     def run(self, stop: StopRequest) -> None:
-        """Train from the last checkpoint to the last step, then write the report and upload what was asked for.
+        """Train up to the last step, then write the report and upload the weights if `push_to_hub` is set.
 
         Raises:
-            Interrupted: If asked to stop.
+            Interrupted: `stop` was set on a process.
         """
-        if self.done < self.config.steps:
+        if self.state.step < self.config.steps:
             self._train(stop)
         else:
-            self.console.print(f"already trained for {self.done} steps; a larger --steps goes on")
+            self.console.print(f"already trained for {self.state.step} steps; use a larger --steps to train further")
         self._publish()
 
     def _train(self, stop: StopRequest) -> None:
-        if self.done == 0:
+        """The training loop."""
+        config = self.config
+        if self.state.step == 0:
             self._validate()
-        monitor = Monitor(self.console, num_steps=self.config.steps, start=self.done, batch_size=self.clips_per_step)
-        with monitor:
-            for batches in self._steps():
-                self._step(batches, monitor)
-                if any_rank(stop.is_set, self.accelerator.device) and self.done < self.config.steps:
-                    raise Interrupted(self._save())
+        num_clips = clips_per_step(config, self.accelerator)
+        with Monitor(self.console, num_steps=config.steps, start=self.state.step, batch_size=num_clips) as monitor:
+            for batches in self._batches():
+                lr = set_learning_rates(self.state, config.optimizer, config.steps)
+                values = train_step(self.state, batches, measure_update_ratio=self._is_due(config.log_every, ahead=1))
+                self.state.log_means.add(values)
+                monitor.show(self.state.step, values)
+                if self._is_due(config.log_every):
+                    self._log({"train/lr": lr, "train/clips_per_second": monitor.clips_per_second})
+                if self._is_due(config.val_every):
+                    self._validate()
+                if self._is_due(config.save_every):
+                    self.checkpointer.save(self.state)
+                monitor.restart_clock()
+                if any_rank(stop.is_set, self.accelerator.device) and self.state.step < config.steps:
+                    raise Interrupted(self.checkpointer.save(self.state))
 
-    def _publish(self) -> None:
-        """Write the report and upload the weights; a run that had failed at that does it when it is called again."""
-        if self.accelerator.is_main_process:
-            write_report([self.folder])
-        if self.hub_repository is not None:
-            last = self._read_result()
-            upload(self.hub_repository, last.checkpoint, self.config, last.last, steps=self.done)
-
-    def result(self) -> TrainResult:
-        """Return where the run is and what it reached; every process has to call this."""
-        results = [self._read_result() if self.accelerator.is_main_process else None]
-        (result,) = broadcast_object_list(results)
-        assert result is not None
-        return result
-
-    def close(self) -> None:
-        """Write what the trackers still hold, and let go of the networks, then of the other processes.
-
-        Gloo's threads may outlive the interpreter's teardown where the wrapper of a model does.
-        """
-        del self.players
-        self.accelerator.free_memory()
-        gc.collect()
-        self.accelerator.end_training()
-
-    def _steps(self) -> Iterator[list[MicroBatch]]:
-        """Yield the micro-batches of each step that is left, on this process' device."""
+    def _batches(self) -> Iterator[list[MicroBatch]]:
+        """Yield the micro-batches of each remaining step, on this process' device."""
         loader = clip_loader(
             self.clips.train,
             batch_size=self.config.batch_size,
-            start_step=self.done,
+            start_step=self.state.step,
             num_steps=self.config.steps,
             rank=self.accelerator.process_index,
             num_ranks=self.accelerator.num_processes,
@@ -233,253 +185,69 @@ class Trainer:
                 yield batches
                 batches = []
 
-    def _step(self, batches: list[MicroBatch], monitor: Monitor) -> None:
-        settings = self.config.optimizer
-        scale = lr_scale(settings, self.done, self.config.steps)
-        set_lr(self.players.optimizer, settings.lr * scale)
-        if self.players.disc_optimizer is not None:
-            set_lr(self.players.disc_optimizer, settings.disc_lr * scale)
-        values = update(self.players, batches, self.done, measures_update=self._due(self.config.log_every, 1))
-        self.done += 1
-        self.journal.collect(values)
-        monitor.show(self.done, values)
-        if self._due(self.config.log_every):
-            speed = {"train/lr": settings.lr * scale, "train/clips_per_second": monitor.clips_per_second}
-            self.health.look(self.done, self.journal.write_means(self.done, **speed))
-        if self._due(self.config.val_every):
-            self._validate()
-        if self._due(self.config.save_every):
-            self._save()
-        monitor.rest()
+    def _is_due(self, every: int, *, ahead: int = 0) -> bool:
+        step = self.state.step + ahead
+        return step % every == 0 or step == self.config.steps
 
-    def _due(self, every: int, ahead: int = 0) -> bool:
-        done = self.done + ahead
-        return done % every == 0 or done == self.config.steps
+    def _log(self, speed: dict[str, float]) -> None:
+        """Record the means of the updates since the last record, and check them."""
+        record = self.state.log_means.pop() | speed
+        self.logger.write(self.state.step, record)
+        self.diagnostics.check(self.state.step, record)
 
     def _validate(self) -> None:
+        """Validate the averaged weights, record the result, and save a checkpoint if it is the best one."""
         rank, num_ranks = self.accelerator.process_index, self.accelerator.num_processes
-        with self.players.ema.applied():
-            result = validate(self.players.autoencoder, self.clips.val, self.perceptual, rank=rank, num_ranks=num_ranks)
-        gap = self._raw_gain(result)
-        if self.accelerator.is_main_process:
-            self._record(result, gap)
-        is_best = self.accelerator.is_main_process and self.done > 0 and self._best_step() == self.done
+        with self.state.ema.applied():
+            result = validate(self.state.autoencoder, self.clips.val, self.perceptual, rank=rank, num_ranks=num_ranks)
+        lag: dict[str, float] = {}
+        if self.state.step > 0:
+            few = self.clips.val[:NUM_COMPARED]
+            raw = validate(self.state.autoencoder, few, {}, rank=rank, num_ranks=num_ranks).metrics["psnr"]
+            lag = {EMA_BEHIND: raw - mean_over_clips(result.per_clip[: len(few)])["psnr"]}
+        if self.is_main:
+            self._record(result, lag)
+        is_best = self.is_main and self.state.step > 0 and self._best_step() == self.state.step
         if any_rank(is_best, self.accelerator.device):
-            self._save()
-
-    def _raw_gain(self, averaged: Validation) -> dict[str, float]:
-        """Return by how much a few clips are better without the moving average, once there is one."""
-        if self.done == 0:
-            return {}
-        rank, num_ranks = self.accelerator.process_index, self.accelerator.num_processes
-        few = self.clips.val[:NUM_COMPARED]
-        raw = validate(self.players.autoencoder, few, {}, rank=rank, num_ranks=num_ranks).metrics["psnr"]
-        return {EMA_BEHIND: raw - mean_over_clips(averaged.per_clip[: len(few)])["psnr"]}
-
-    def _record(self, result: Validation, gap: dict[str, float]) -> None:
-        self.journal.write(self.done, {f"val/{name}": value for name, value in result.metrics.items()} | gap)
-        self.health.look(self.done, gap)
-        self.journal.preview(self.done, result.picture, self.clips.fps)
-        write_clips(self.folder, self.done, result.clips, fps=self.clips.fps)
-        write_mp4(self.folder / VIDEO_FILE, looped(result.picture, self.clips.fps), self.clips.fps)
-        draw_curves(read_records(self.folder / METRICS_FILE), self.folder / CURVES_FILE)
-        numbers = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
-        self.console.print(f"step {self.done}: held-out {numbers}")
+            self.checkpointer.save(self.state)
 
     def _best_step(self) -> int | None:
-        """Return the step of the best validation after the start, by the metric that the run was asked to go by.
+        return best_step(self.folder, self.config.best_metric, self.state.step)
 
-        It is one of those whose checkpoint is there, or the present one: others were not kept, as nobody had asked.
-        """
-        if self.config.best_metric is None:
-            return None
-        kept = {step for step, _ in checkpoints(self.folder)} | {self.done}
-        records = [record for record in read_records(self.folder / METRICS_FILE) if record["step"] in kept]
-        best = best_validation(records, self.config.best_metric)
-        return None if best is None else int(best["step"])
+    def _record(self, result: Validation, lag: dict[str, float]) -> None:
+        step, fps = self.state.step, self.clips.fps
+        self.logger.write(step, {f"val/{name}": value for name, value in result.metrics.items()} | lag)
+        self.diagnostics.check(step, lag)
+        self.logger.preview(step, result.picture, fps)
+        write_pictures(self.folder, step, result, fps=fps)
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
+        self.console.print(f"step {step}: held-out {numbers}")
 
-    def _save(self) -> Path:
-        """Write the checkpoint of this step, unless it has been written already, and return its folder."""
-        folder = checkpoint_folder(self.folder, self.done)
-        if self.saved != self.done:
-            if self.accelerator.is_main_process:
-                keep, best = self.config.keep, self._best_step()
-                write_checkpoint(self.folder, self.done, self._write, keep=keep, best=best)
-            else:
-                self._write(None)
-            self.accelerator.wait_for_everyone()
-            self.saved = self.done
-        return folder
+    def _publish(self) -> None:
+        """Write the report and upload the weights. A finished run that is started again does both again."""
+        if self.is_main:
+            write_report([self.folder])
+        if self.hub_repository is not None:
+            result = self._read_result()
+            upload(self.hub_repository, result.checkpoint, self.config, result.last, steps=self.state.step)
 
-    def _write(self, folder: Path | None) -> None:
-        """Write everything that the run goes on from; a process without a folder hands in its part alone."""
-        players = self.players
-        self.weights.save(players.autoencoder, folder, "model")
-        with players.ema.applied():
-            self.weights.save(players.autoencoder, folder, "ema")
-        tensors = {
-            "objective": players.objective.state_dict(),
-            "random": random_states(self.accelerator.device),
-            **{name: optimizer_tensors(optimizer) for name, optimizer in self._optimizers().items()},
-        }
-        if folder is None:
-            return
-        for name, by_name in tensors.items():
-            save_tensors(folder / f"{name}.safetensors", by_name)
-        (folder / CONFIG_FILE).write_text(as_yaml(self.config), encoding="utf-8")
-        scaler = self.accelerator.scaler
-        state = {
-            "step": self.done,
-            "ema_updates": players.ema.num_updates,
-            "num_processes": self.accelerator.num_processes,
-            "clips_per_step": self.clips_per_step,
-            "scaler": scaler.state_dict() if scaler else None,
-            "base": self.weights.base,
-            "interval": self.journal.interval,
-        }
-        (folder / STATE_FILE).write_text(json.dumps(state, indent=2), encoding="utf-8")
-
-    def _load(self, step: int, folder: Path) -> dict[str, tuple[float, int]]:
-        """Go on from a checkpoint, and return what was collected for the next record."""
-        players = self.players
-        state = read_json(folder / STATE_FILE)
-        check_same_architecture(players.autoencoder, folder / "model", self.config.model or "causal_vae")
-        self.weights.check_base(state.get("base"))
-        with players.ema.applied():
-            self.weights.load(players.autoencoder, folder / "ema")
-        players.ema.num_updates = state["ema_updates"]
-        self.weights.load(players.autoencoder, folder / "model")
-        players.objective.load_state_dict(load_tensors(folder / "objective.safetensors"))
-        for name, optimizer in self._optimizers().items():
-            load_optimizer(optimizer, folder / f"{name}.safetensors")
-        if self.accelerator.scaler and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        states = load_tensors(folder / "random.safetensors")
-        set_random_state(states, self.accelerator.process_index, self.accelerator.device)
-        self.done = self.saved = step
-        self.console.print(f"going on from {folder}", soft_wrap=True)
-        self._say_what_differs(state, saved_settings(folder))
-        if changed := changed_settings(self.config, folder):
-            self.console.print(f"settings changed since then: {', '.join(changed)}", soft_wrap=True)
-        interval: dict[str, tuple[float, int]] = state.get("interval", {})
-        return interval
-
-    def _say_what_differs(self, state: dict[str, Any], settings: dict[str, Any]) -> None:
-        """Say which model's weights are gone on with, and where that is not exact.
-
-        It takes the same processes and clips of a step.
-        """
-        if settings["model"] != self.config.model:
-            self.console.print(
-                f"the model is now {self.config.model} instead of {settings['model']}: the run goes on with its own "
-                "weights",
-                soft_wrap=True,
-            )
-        if state["clips_per_step"] != self.clips_per_step:
-            self.console.print(
-                f"an update now has {self.clips_per_step} clips instead of {state['clips_per_step']}: the order of "
-                "clips goes on from another place, and the learning rates may need to change"
-            )
-        elif state["num_processes"] != self.accelerator.num_processes:
-            self.console.print(
-                f"now {self.accelerator.num_processes} processes instead of {state['num_processes']}: clips and the "
-                "noise drawn for them stay the same; sums are rounded differently, and a model's own randomness, such "
-                "as dropout, is another"
-            )
-
-    def _optimizers(self) -> dict[str, Any]:
-        optimizers = {"optimizer": self.players.optimizer, "disc_optimizer": self.players.disc_optimizer}
-        return {name: optimizer for name, optimizer in optimizers.items() if optimizer is not None}
+    def result(self) -> TrainResult:
+        """Return the folder of the run and its first and last validation; every process has to call this."""
+        results = [self._read_result() if self.is_main else None]
+        (result,) = broadcast_object_list(results)
+        assert result is not None
+        return result
 
     def _read_result(self) -> TrainResult:
-        records = validations(read_records(self.folder / METRICS_FILE))
-        if not records:
-            remedy = "Give the run another folder, or a larger --steps."
-            raise argument_error(str(self.folder / METRICS_FILE), "a file with a validation", "none", remedy)
-        first, last = (
-            {name.removeprefix("val/"): value for name, value in record.items() if name.startswith("val/")}
-            for record in (records[0], records[-1])
-        )
+        first, last = first_and_last(self.folder)
         return TrainResult(self.folder, checkpoints(self.folder)[-1][1], first, last)
 
-    def _say_where(self) -> None:
-        accelerator, sharding = self.accelerator, self.config.sharding
-        several = f" in each of {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
-        spread = f", weights sharded by {sharding}" if sharding != "none" else ""
-        self.console.print(
-            f"computing on {accelerator.device.type}{several}{spread}, mixed precision: {self.config.mixed_precision}"
-        )
-        if is_left_alone():
-            self.console.print(
-                "`accelerate launch --cpu` starts one process, however many it is asked for; `torchrun` starts several"
-            )
+    def close(self) -> None:
+        """Flush the trackers, and free the networks before the process group ends.
 
-    def _describe(self) -> None:
-        """Say what is trained on what."""
-        players = self.players
-        model = sum(weight.numel() for weight in players.autoencoder.parameters())
-        trained = sum(weight.numel() for weight in players.autoencoder.parameters() if weight.requires_grad)
-        judges = sum(weight.numel() for weight in players.objective.get_trainable_parameters())
-        clips: Clips = self.clips
-        part = "" if trained == model else f" ({trained / 1e6:.2f} M of them trained)"
-        skipped = f", {clips.num_skipped} skipped" if clips.num_skipped else ""
-        self.console.print(
-            f"{model / 1e6:.2f} M parameters{part}, {judges / 1e6:.2f} M in discriminators; "
-            f"{clips.num_videos} videos{skipped}, {len(clips.val)} held-out clips"
-        )
-
-
-def looped(frames: Tensor, fps: float) -> Tensor:
-    """Repeat a short clip until it is long enough to be watched."""
-    return frames.repeat(max(1, math.ceil(MIN_SECONDS * fps / len(frames))), 1, 1, 1)
-
-
-def as_yaml(config: TrainConfig) -> str:
-    """Return the settings as YAML that `--config` reads."""
-    return yaml.safe_dump(json.loads(json.dumps(asdict(config))), sort_keys=False)
-
-
-def saved_settings(folder: Path) -> dict[str, Any]:
-    """Return the settings that a checkpoint was written with."""
-    settings: dict[str, Any] = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    return settings
-
-
-def changed_settings(config: TrainConfig, folder: Path) -> list[str]:
-    """Say what each setting was in a checkpoint and is now, where the two differ; the model has a line of its own."""
-    settings = side_by_side_settings([read_settings(folder), flat_settings(yaml.safe_load(as_yaml(config)))])
-    return [
-        f"{setting.name} {setting.values[0]} -> {setting.values[1]}"
-        for setting in settings
-        if setting.differs and setting.name not in ("model", "output_dir")
-    ]
-
-
-def check_same_networks(config: TrainConfig, folder: Path) -> None:
-    """Raise a `ValueError` that names the first setting in which the networks differ from a checkpoint's."""
-    saved = network_settings(saved_settings(folder))
-    for name, value in network_settings(yaml.safe_load(as_yaml(config))).items():
-        if saved.get(name) != value:
-            remedy = "Give the run another folder with --output_dir, or go back to the old setting."
-            raise argument_error(name, f"{saved.get(name)!r} as in {folder}", describe(value), remedy)
-
-
-def network_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that decide which weights there are, of what shape, by their dotted names."""
-    networks = {
-        f"{group}.{name}": value
-        for group in ("causal_vae", "discriminator", "trainable")
-        for name, value in settings[group].items()
-    }
-    # A base model may have moved; whether it is the same comes out when it is there.
-    networks["model"] = "left out" if settings["model"] is None else "given"
-    # The discriminators' linear heads are built for the clips, and only those with a weight are built at all.
-    clips = {f"clips.{name}": settings["clips"][name] for name in ("num_frames", "height", "width")}
-    objective = settings["objective"]
-    ramps = weight_ramps(objective)
-    judged = {f"objective.{name} > 0": name in ramps and ramps[name].is_ever_on for name in DECIDING_WEIGHTS}
-    kept = {
-        "objective.learn_logvar": objective.get("learn_logvar", False),
-        "objective.adaptive_weight_decay > 0": objective.get("adaptive_weight_decay", 0.0) > 0,
-    }
-    return networks | clips | judged | kept
+        Gloo's threads can outlive the interpreter if a model's wrapper does.
+        """
+        del self.state
+        self.accelerator.free_memory()
+        gc.collect()
+        self.accelerator.end_training()

@@ -1,22 +1,33 @@
-"""How good the averaged weights are on held-out clips."""
+"""Validation: the quality of the averaged weights on held-out clips, and the files that show it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from telecine.autoencoders import VideoAutoencoder
+from telecine.checks import argument_error
 from telecine.data import Clip, bytes_from_video
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.metrics import mean_over_clips
-from telecine.report.clips import ShownClip
-from telecine.report.video import side_by_side
-from telecine.training.ranks import all_gathered
+from telecine.report.clips import ShownClip, write_clips
+from telecine.report.curves import draw_curves
+from telecine.report.records import read_records, validations
+from telecine.report.video import side_by_side, write_mp4
+from telecine.runs import CURVES_FILE, METRICS_FILE, VIDEO_FILE, checkpoints
+from telecine.training.distributed import all_gather
 
-MAX_SHOWN = 4
-MAX_KEPT = 16
+# Clips in the side-by-side video.
+NUM_SHOWN = 4
+# Clips that are kept for the report.
+NUM_KEPT = 16
+# A clip lasts a third of a second or so; the side-by-side video repeats it until it lasts this long.
+MIN_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
@@ -24,71 +35,135 @@ class Validation:
     """The result of one validation."""
 
     metrics: dict[str, float]
-    """Mean over the clips of each metric."""
+    """Mean of each metric over the clips."""
     per_clip: list[dict[str, float]]
-    """Every clip's metrics, in order."""
+    """The metrics of every clip, in order."""
     picture: Tensor
     """Side-by-side video of a few clips, uint8 `(T, H, W, 3)`."""
     clips: list[ShownClip]
-    """Clips for the report, as many as `MAX_KEPT`."""
+    """Up to `NUM_KEPT` clips for the report."""
 
 
 @torch.no_grad()
 def validate(
-    model: nn.Module, clips: Sequence[Clip], perceptual: dict[str, nn.Module], *, rank: int = 0, num_ranks: int = 1
+    model: VideoAutoencoder,
+    clips: Sequence[Clip],
+    perceptual: dict[str, nn.Module],
+    *,
+    rank: int = 0,
+    num_ranks: int = 1,
 ) -> Validation:
-    """Reconstruct every clip from the mode of its posterior and measure it.
+    """Reconstruct every clip from the mode of its posterior, and measure it.
 
     Args:
         model: An autoencoder; it is in eval mode meanwhile.
-        clips: Held-out clips, the same on every process. Each process takes every `num_ranks`-th of them.
+        clips: Held-out clips, the same on every process. Each process measures every `num_ranks`-th of them.
         perceptual: Perceptual distances by name.
-        rank: Of this process.
-        num_ranks: How many processes call this, all of them with the same clips.
+        rank: Rank of this process.
+        num_ranks: Number of processes; all of them have to call this.
 
     Returns:
-        The same metrics on every process; the picture shows clips of its own.
+        Metrics of all clips, the same on every process, and pictures of this process' clips.
     """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     metrics = ReconstructionMetrics(perceptual)
-    mine = share_of(len(clips), rank, num_ranks)
-    kept = set(spread(len(mine), MAX_KEPT))
+    indices = clips_of_rank(len(clips), rank, num_ranks)
+    kept = set(evenly_spaced(len(indices), NUM_KEPT))
     shown: list[ShownClip] = []
-    for place, index in enumerate(mine):
+    for position, index in enumerate(indices):
         target = clips[index]["video"][None].to(device)
         reconstruction = model(target, sample_posterior=False).video
         metrics.update(reconstruction=reconstruction, target=target)
-        if place in kept:
+        if position in kept:
             frames = bytes_from_video(target[0]).cpu(), bytes_from_video(reconstruction[0]).cpu()
-            figures = metrics.per_clip()[-1]
-            shown.append(ShownClip(*frames, figures, clips[index]["source"], clips[index]["start"]))
+            shown.append(ShownClip(*frames, metrics.per_clip()[-1], clips[index]["source"], clips[index]["start"]))
     model.train(was_training)
-    per_clip = of_all_ranks(metrics.per_clip(), len(clips), device)
-    few = [shown[place] for place in spread(len(shown), MAX_SHOWN)]
+    per_clip = gather_metrics(metrics.per_clip(), len(clips), device)
+    few = [shown[position] for position in evenly_spaced(len(shown), NUM_SHOWN)]
     picture = side_by_side(inputs=[clip.target for clip in few], reconstructions=[clip.reconstruction for clip in few])
     return Validation(mean_over_clips(per_clip), per_clip, picture, shown)
 
 
-def share_of(num_clips: int, rank: int, num_ranks: int) -> list[int]:
-    """Return which clips a process measures: as many on each, since sharded models compute together.
+def clips_of_rank(num_clips: int, rank: int, num_ranks: int) -> list[int]:
+    """Return the indices of the clips that a process measures, equally many on each: sharded models compute together.
 
-    Where the clips do not divide evenly, some are measured twice, and counted once.
+    If the clips do not divide evenly, some are measured on two processes; `gather_metrics` counts them once.
     """
     return [index % num_clips for index in range(rank, num_ranks * -(-num_clips // num_ranks), num_ranks)]
 
 
-def of_all_ranks(
+def gather_metrics(
     per_clip: Sequence[Mapping[str, float]], num_clips: int, device: torch.device
 ) -> list[dict[str, float]]:
-    """Return each clip's values, in order, from every process' share of them."""
-    own = torch.tensor([list(values.values()) for values in per_clip], dtype=torch.float64, device=device)
-    in_order = torch.stack(all_gathered(own), dim=1).flatten(0, 1)[:num_clips]
+    """Return the metrics of all clips, in order, from those that each process has measured."""
+    values = torch.tensor([list(clip.values()) for clip in per_clip], dtype=torch.float64, device=device)
+    in_order = torch.stack(all_gather(values), dim=1).flatten(0, 1)[:num_clips]
     return [dict(zip(per_clip[0], row, strict=True)) for row in in_order.tolist()]
 
 
-def spread(total: int, count: int) -> list[int]:
+def evenly_spaced(total: int, count: int) -> list[int]:
     """Return up to `count` indices below `total`, evenly spaced."""
     count = min(total, count)
     return [index * total // count for index in range(count)]
+
+
+def write_pictures(run: Path, step: int, validation: Validation, *, fps: float) -> None:
+    """Write the clips for the report, the side-by-side video and the curves into a run's folder.
+
+    Args:
+        run: The run's folder.
+        step: Updates done.
+        validation: The result.
+        fps: Frames per second of the clips.
+    """
+    write_clips(run, step, validation.clips, fps=fps)
+    write_mp4(run / VIDEO_FILE, repeat_short_video(validation.picture, fps), fps)
+    draw_curves(read_records(run / METRICS_FILE), run / CURVES_FILE)
+
+
+def repeat_short_video(frames: Tensor, fps: float) -> Tensor:
+    """Repeat a video `(T, ...)` a whole number of times, so that it lasts at least `MIN_SECONDS`."""
+    return frames.repeat(max(1, math.ceil(MIN_SECONDS * fps / len(frames))), 1, 1, 1)
+
+
+def first_and_last(run: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the metrics of a run's first and last validation.
+
+    Raises:
+        ValueError: The run has recorded no validation.
+    """
+    records = validations(read_records(run / METRICS_FILE))
+    if not records:
+        remedy = "Use another --output_dir, or a larger --steps."
+        raise argument_error(str(run / METRICS_FILE), "a file with a validation", "none", remedy)
+    first, last = (
+        {name.removeprefix("val/"): value for name, value in record.items() if name.startswith("val/")}
+        for record in (records[0], records[-1])
+    )
+    return first, last
+
+
+def best_step(run: Path, metric: str | None, step: int) -> int | None:
+    """Return the step of a run's best validation by `metric`, or None without a metric or before training.
+
+    Only steps with a checkpoint, and the present one, count: others cannot be kept any more.
+    """
+    if metric is None:
+        return None
+    candidates = {saved for saved, _ in checkpoints(run)} | {step}
+    records = [record for record in read_records(run / METRICS_FILE) if record["step"] in candidates]
+    best = best_validation(records, metric)
+    return None if best is None else int(best["step"])
+
+
+def best_validation(records: list[dict[str, float]], metric: str) -> dict[str, float] | None:
+    """Return the record of the best validation after step 0, the earliest of equals, or None if there is none.
+
+    LPIPS is better when smaller, other metrics when larger. Values that are not finite are skipped.
+    """
+    name = f"val/{metric}"
+    trained = [record for record in validations(records) if record["step"] > 0 and math.isfinite(record[name])]
+    sign = -1 if "lpips" in metric else 1
+    return max(trained, key=lambda record: sign * record[name], default=None)

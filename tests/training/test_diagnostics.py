@@ -15,7 +15,8 @@ from telecine.report.records import read_lines, read_records
 from telecine.report.run import read_run
 from telecine.runs import HEALTH_FILE, METRICS_FILE
 from telecine.training import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig
-from telecine.training.health import EMA_BEHIND, LONG, RECENT, RULES, Health, History
+from telecine.training.diagnostic_rules import EMA_BEHIND, LONG, RECENT, RULES, History
+from telecine.training.diagnostics import Diagnostics
 from telecine.training.interrupt import StopRequest
 from telecine.training.trainer import Trainer
 
@@ -79,7 +80,7 @@ def test_a_healthy_run_is_silent(run):
 
 
 def test_a_discriminator_that_wins_and_an_autoencoder_that_rests(run, caplog):
-    caplog.set_level(logging.WARNING, logger="telecine.training.health")
+    caplog.set_level(logging.WARNING, logger="telecine.training.diagnostics")
     wrong = {"objective": {"grad_penalty_loss_weight": 0.0}, "optimizer": {"lr": 1e-10, "disc_lr": 1e-3}}
     config, said, text = run(30, **wrong)
     assert set(said) == {"discriminator_saturated", "learns_nothing", "perceptual_flat"}
@@ -104,7 +105,7 @@ def test_an_adversarial_term_without_measure(run):
     objective = {"adversarial_loss_weight": 1e6, "adaptive_weight_max": 1e-3}
     _, said, _ = run(RECENT + 4, objective=objective)
     assert {"adversarial_dominates", "adaptive_weight_at_bound"} <= set(said)
-    assert "cap" in said["adaptive_weight_at_bound"]["message"]
+    assert "maximum" in said["adaptive_weight_at_bound"]["message"]
 
 
 def test_a_learning_rate_out_of_range(run):
@@ -117,7 +118,7 @@ def test_a_frame_without_gradient_and_an_average_that_lags(run):
     torch.manual_seed(0)
 
     def long_ago(trainer):
-        trainer.players.ema.num_updates = 10**6  # past its own warm-up, as late in a run whose data has changed
+        trainer.state.ema.num_updates = 10**6  # past its own warm-up, as late in a run whose data has changed
 
     _, said, _ = run(
         24,
@@ -170,7 +171,7 @@ def alarms(records, config):
     history = History()
     for record in records:
         history.add(record["step"], {name: value for name, value in record.items() if name != "step"})
-    found = {rule.name: rule.found(history, config) for rule in RULES}
+    found = {rule.name: rule.check(history, config) for rule in RULES}
     return {name: message for name, message in found.items() if message is not None}
 
 
@@ -229,17 +230,17 @@ def test_warnings_after_the_checkpoint_are_dropped_and_may_come_again(tiny, tmp_
     (tmp_path / HEALTH_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
     records = [{"step": step, "val/psnr": 1.0, EMA_BEHIND: 2.0} for step in (100, 110, 120)]
     (tmp_path / METRICS_FILE).write_text("".join(json.dumps(record) + "\n" for record in records))
-    health = Health(tmp_path, tiny(), Console(quiet=True), step=105, writes=True)
+    diagnostics = Diagnostics(tmp_path, tiny(), Console(quiet=True), step=105, enabled=True)
     assert read_lines(tmp_path / HEALTH_FILE) == lines[:1]
-    assert health.spoken == {"x"}
-    health.look(130, {EMA_BEHIND: 2.0})
-    health.look(131, {EMA_BEHIND: 3.0})
+    assert diagnostics.warned == {"x"}
+    diagnostics.check(130, {EMA_BEHIND: 2.0})
+    diagnostics.check(131, {EMA_BEHIND: 3.0})
     (_, again) = read_lines(tmp_path / HEALTH_FILE)
     assert (again["step"], again["rule"]) == (130, "ema_behind")
 
 
 def test_only_the_first_process_looks(tiny, tmp_path):
-    health = Health(tmp_path, tiny(), Console(quiet=True), step=-1, writes=False)
+    diagnostics = Diagnostics(tmp_path, tiny(), Console(quiet=True), step=-1, enabled=False)
     for record in steady(ema_psnr_behind=9.0):
-        health.look(record["step"], {"train/ema_psnr_behind": 9.0})
+        diagnostics.check(record["step"], {"train/ema_psnr_behind": 9.0})
     assert not (tmp_path / HEALTH_FILE).exists()

@@ -1,0 +1,195 @@
+"""Files of a checkpoint: a folder that appears complete or not at all, and tensors in it without pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from telecine.autoencoders.pretrained import safetensors_write
+from telecine.checks import argument_error
+from telecine.runs import BEST, CHECKPOINTS, checkpoint_folder, checkpoints
+from telecine.training.distributed import all_gather, full_tensor, place_like
+from telecine.training.optim import parameters_of
+
+
+def write_checkpoint(
+    run: Path, step: int, write: Callable[[Path], None], *, keep: int, best: int | None = None
+) -> Path:
+    """Write a checkpoint to a temporary folder, flush it to disk, rename it, and delete older checkpoints.
+
+    Args:
+        run: The run's folder.
+        step: Number of updates done.
+        write: Called with the temporary folder, which it fills.
+        keep: Number of checkpoints to keep, the newest ones.
+        best: The step of a checkpoint to keep at any age. The link `BEST` in the run's folder points to it; without
+            `best` the link is removed.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    final = checkpoint_folder(run, step)
+    temporary = final.with_name(f".{final.name}.partial")
+    _remove_leftovers(run)
+    temporary.mkdir(parents=True)
+    write(temporary)
+    _flush(temporary)
+    replaced = final.with_name(f".{final.name}.replaced")
+    if final.exists():
+        os.replace(final, replaced)
+    os.replace(temporary, final)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+    if best is not None:
+        point_to(run / BEST, checkpoint_folder(run, best))
+    elif (run / BEST).is_symlink():
+        (run / BEST).unlink()
+    for old_step, old in checkpoints(run)[:-keep]:
+        if old_step != best:
+            _delete(old)
+    return final
+
+
+def point_to(link: Path, folder: Path) -> None:
+    """Make `link` a relative symbolic link to `folder`, which is below the folder of the link. Replace an old link.
+
+    A folder in place of the link is removed: copying a run without symbolic links creates one.
+    """
+    temporary = link.with_name(f".{link.name}.partial")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(folder.relative_to(link.parent), target_is_directory=True)
+    if link.is_dir() and not link.is_symlink():
+        _delete(link)
+    os.replace(temporary, link)
+
+
+def _remove_leftovers(run: Path) -> None:
+    """Remove what an interrupted write or deletion has left."""
+    for leftover in (run / CHECKPOINTS).glob(".step-*"):
+        shutil.rmtree(leftover)
+
+
+def _delete(folder: Path) -> None:
+    """Rename a folder, then delete it, so that a partly deleted checkpoint is not mistaken for a complete one."""
+    hidden = folder.with_name(f".{folder.name}.deleted")
+    if hidden.exists():  # an earlier deletion was interrupted
+        shutil.rmtree(hidden)
+    os.replace(folder, hidden)
+    shutil.rmtree(hidden)
+
+
+def _flush(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def check_complete(folder: Path) -> None:
+    """Check that every file of a checkpoint can be read.
+
+    Raises:
+        ValueError: A file is damaged, for example because the disk was full or a copy was interrupted.
+    """
+    for path in sorted(folder.rglob("*")):
+        _check_file(path, folder)
+
+
+def _check_file(path: Path, folder: Path) -> None:
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt"):  # reads the header, and compares the size of the file with it
+                pass
+        elif path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+        elif path.suffix == ".yaml" and not isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict):
+            raise ValueError("it holds no settings")
+    except (SafetensorError, ValueError, yaml.YAMLError) as error:
+        raise _damaged(path, folder, error) from error
+
+
+def _damaged(path: Path, folder: Path, error: Exception) -> Exception:
+    remedy = f"Delete {folder}: the run resumes from the checkpoint before it, or starts again if there is none."
+    return argument_error(str(path), "a complete file", f"a damaged one ({error})", remedy)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors by name as safetensors.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    with safetensors_write(path):
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors that `save_tensors` wrote.
+
+    Raises:
+        ValueError: The file is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, path.parent, error) from error
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return an optimizer's state by "index of the parameter.name"; its hyperparameters are settings of the run.
+
+    If the state is sharded, every process has to call this.
+    """
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": full_tensor(torch.as_tensor(value))
+        for index, values in state.items()
+        for name, value in values.items()
+    }
+
+
+def load_optimizer(optimizer: Optimizer, path: Path) -> None:
+    """Load a file of `optimizer_tensors` into an optimizer of the same parameters, which keeps its hyperparameters.
+
+    Tensors of a parameter's shape are sharded as the parameter is.
+    """
+    parameters = parameters_of(optimizer)
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in load_tensors(path).items():
+        index, _, name = key.partition(".")
+        parameter = parameters[int(index)]
+        is_elementwise = tensor.shape == parameter.shape and tensor.ndim > 0
+        state.setdefault(int(index), {})[name] = place_like(tensor, parameter) if is_elementwise else tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of PyTorch's global generators by "rank.device"; every process has to call this."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return {
+        f"{rank}.{name}": gathered.cpu()
+        for name, state in states.items()
+        for rank, gathered in enumerate(all_gather(state.to(device)))
+    }
+
+
+def set_random_state(states: Mapping[str, Tensor], rank: int, device: torch.device) -> None:
+    """Restore this process' part of `random_states`. A rank that is not in `states` keeps its present state."""
+    if f"{rank}.cpu" in states:
+        torch.set_rng_state(states[f"{rank}.cpu"])
+    if f"{rank}.cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states[f"{rank}.cuda"], device)

@@ -1,0 +1,186 @@
+"""What a run logs while it trains: records in `metrics.jsonl` and trackers, progress on the console."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from accelerate import Accelerator
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from telecine.files import write_aside
+from telecine.report.curves import FRAME_GRADIENT, psnr_of_mse
+from telecine.report.records import read_records
+from telecine.report.trackers import log_preview
+from telecine.runs import METRICS_FILE
+
+ADVERSARIAL_SHARE = "train/adversarial_gradient_share"
+# Without a terminal, a line of progress is printed this often.
+SECONDS_BETWEEN_LINES = 30.0
+# Weight of the newest update in the moving average of the time that an update takes.
+NEWEST_WEIGHT = 0.05
+
+
+class IntervalMeans:
+    """Means of the logged values over the updates since the last record.
+
+    Args:
+        sums: Sum and number of values by name, as a checkpoint inside an interval has saved them.
+    """
+
+    def __init__(self, sums: Mapping[str, tuple[float, int]] | None = None) -> None:
+        self.sums = {name: (total, count) for name, (total, count) in (sums or {}).items()}
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Add the values of one update. Not every update needs to have every value."""
+        for name, value in values.items():
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = (total + value, count + 1)
+
+    def pop(self) -> dict[str, float]:
+        """Return the mean of each value, and start the next interval."""
+        means = {name: total / count for name, (total, count) in self.sums.items()}
+        self.sums = {}
+        return means
+
+
+class MetricsLogger:
+    """Appends records to `metrics.jsonl` and passes them to Accelerate's trackers. Only the first process writes.
+
+    Args:
+        run: The run's folder.
+        accelerator: Its trackers must be initialised.
+        step: Records of later steps are dropped: an interrupted run wrote them after its last checkpoint.
+    """
+
+    def __init__(self, run: Path, accelerator: Accelerator, *, step: int) -> None:
+        self.path = run / METRICS_FILE
+        self.accelerator = accelerator
+        if accelerator.is_main_process:
+            kept = [record for record in read_records(self.path) if record["step"] <= step]
+            text = "".join(json.dumps(record) + "\n" for record in kept)
+            write_aside(self.path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Log values at a step."""
+        if not self.accelerator.is_main_process:
+            return
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        self.accelerator.log(dict(values), step=step)
+
+    def preview(self, step: int, frames: Tensor, fps: float) -> None:
+        """Log video frames `(T, H, W, 3)`, uint8, to the trackers that can show them."""
+        log_preview(self.accelerator.trackers, step, frames, fps)
+
+
+class Monitor:
+    """Shows progress: a bar on a terminal, otherwise a line every `SECONDS_BETWEEN_LINES`.
+
+    Args:
+        console: Where to print.
+        num_steps: Updates of the whole run.
+        start: Updates done before.
+        batch_size: Clips in an update, over all processes.
+    """
+
+    def __init__(self, console: Console, *, num_steps: int, start: int, batch_size: int) -> None:
+        self.console = console
+        self.num_steps = num_steps
+        self.batch_size = batch_size
+        self.clips_per_second = 0.0
+        self._seconds = 0.0
+        self._last_update = time.perf_counter()
+        self._last_line = time.monotonic()
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            expand=True,
+        )
+        self._task = self._progress.add_task("", total=num_steps, completed=start, numbers="")
+
+    def __enter__(self) -> Monitor:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def restart_clock(self) -> None:
+        """Exclude the time since the last update, which validation or a checkpoint took, from the speed."""
+        self._last_update = time.perf_counter()
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        """Show the values of the latest update; `step` updates are done."""
+        now = time.perf_counter()
+        seconds, self._last_update = now - self._last_update, now
+        self._seconds = seconds if self._seconds == 0 else (1 - NEWEST_WEIGHT) * self._seconds + NEWEST_WEIGHT * seconds
+        self.clips_per_second = self.batch_size / self._seconds
+        numbers = self._numbers(values)
+        self._progress.update(self._task, completed=step, numbers=numbers)
+        if not self.console.is_terminal and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            left = (self.num_steps - step) * self._seconds
+            self.console.print(f"step {step}/{self.num_steps}  {numbers}  {left / 60:.1f} min left")
+
+    def _numbers(self, values: Mapping[str, float]) -> str:
+        psnr = psnr_of_mse(values["train/mse"])
+        numbers = f"loss {values['train/total_loss']:.3f}  psnr {psnr:.1f} dB"
+        numbers += f"  w {values['train/adaptive_weight']:.2f}" if values["train/adaptive_weight"] else ""
+        return f"{numbers}  {self.clips_per_second:.1f} clips/s"
+
+
+class ReconstructionGradient:
+    """Logs the gradient at the reconstruction: the share of each frame, and the share of the discriminators.
+
+    Hooks measure the gradient while a backward computes it. The adaptive weight runs backwards of its own first; the
+    log is that of the last backward. It takes the memory of one video and does not wait for an accelerator.
+
+    Args:
+        reconstruction: `(B, C, T, H, W)` with a graph.
+    """
+
+    def __init__(self, reconstruction: Tensor) -> None:
+        self.log: dict[str, Tensor] = {}
+        self._adversarial: Tensor | None = None
+        reconstruction.register_hook(self._measure)
+
+    def adversarial_hook(self, gradient: Tensor) -> None:
+        """Keep the gradient of the adversarial terms. The backward of the whole loss comes after it."""
+        self._adversarial = gradient.detach()
+
+    @torch.no_grad()
+    def _measure(self, gradient: Tensor) -> None:
+        by_frame = frame_norms(gradient)
+        shares = by_frame / by_frame.mean() if len(by_frame) > 1 else ()
+        self.log = {f"{FRAME_GRADIENT}{index:03d}": share for index, share in enumerate(shares)}
+        if self._adversarial is not None:
+            adversarial = frame_norms(self._adversarial).norm()
+            rest = frame_norms(gradient.float() - self._adversarial.float()).norm()
+            self.log[ADVERSARIAL_SHARE] = adversarial / (adversarial + rest)
+            self._adversarial = None
+
+
+def frame_norms(gradient: Tensor) -> Tensor:
+    """Return the 2-norm of each frame's part of a gradient `(B, C, T, H, W)`, in float32, `(T,)`."""
+    return torch.linalg.vector_norm(gradient.detach().float(), dim=(0, 1, 3, 4))
+
+
+def is_gradient_share(name: str) -> bool:
+    """Return whether a log key is of `ReconstructionGradient`, whose values are NaN where the gradient is 0."""
+    return name == ADVERSARIAL_SHARE or name.startswith(FRAME_GRADIENT)

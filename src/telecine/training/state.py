@@ -1,0 +1,94 @@
+"""The state of a training run: networks, optimizers, moving average, number of updates."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from telecine.autoencoders import VideoAutoencoder
+from telecine.objective import VideoAutoencoderLoss
+from telecine.objective.layer_uses import LayerUses
+from telecine.training.logging import IntervalMeans
+from telecine.training.optim import MovingAverage, parameters_of
+
+
+@runtime_checkable
+class ShardedModule(Protocol):
+    """What FSDP2 adds to a module that it has sharded."""
+
+    def set_requires_gradient_sync(self, requires_gradient_sync: bool) -> None:
+        """Set whether a backward averages the gradients over the processes."""
+
+
+@dataclass
+class TrainState:
+    """Everything that training changes. A checkpoint saves it.
+
+    The discriminators have no data-parallel wrapper: their gradients are complete before the backward of the
+    autoencoder starts, so there is nothing to overlap with communication, and they are averaged afterwards.
+    """
+
+    accelerator: Accelerator
+    model: nn.Module
+    """The autoencoder as training calls it: sharded, or in the wrapper that averages gradients over processes, if
+    there are several."""
+    autoencoder: VideoAutoencoder
+    """The autoencoder without a wrapper."""
+    objective: VideoAutoencoderLoss
+    optimizer: Optimizer
+    """Updates the autoencoder's trained weights and the parameters that the objective learns with them."""
+    disc_optimizer: Optimizer | None
+    """Updates the discriminators; None if there is none."""
+    ema: MovingAverage
+    last_layer: Tensor | LayerUses | None
+    """Where the adaptive weight compares gradients; None if it compares none, or at the reconstruction."""
+    grad_clip: float
+    """Largest 2-norm of each network's gradient."""
+    seed: int
+    """Seed of the random numbers that are drawn for each clip."""
+    step: int = 0
+    """Number of updates done."""
+    log_means: IntervalMeans = field(default_factory=IntervalMeans)
+    """Logged values since the last record."""
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that the autoencoder's step trains."""
+        return parameters_of(self.optimizer)
+
+    @property
+    def optimizers(self) -> dict[str, Optimizer]:
+        """The optimizers, by the name of their file in a checkpoint."""
+        optimizers = {"optimizer": self.optimizer, "disc_optimizer": self.disc_optimizer}
+        return {name: optimizer for name, optimizer in optimizers.items() if optimizer is not None}
+
+    @property
+    def trains_discriminators(self) -> bool:
+        """Whether the discriminators train at this step."""
+        return self.disc_optimizer is not None and self.step >= self.objective.disc_train_start
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the autoencoder's weights are sharded over processes."""
+        return isinstance(self.model, ShardedModule)
+
+    def no_sync(self, enabled: bool) -> AbstractContextManager[None]:
+        """Return a context in which, if `enabled`, a backward does not average the autoencoder's gradients."""
+        if isinstance(self.model, ShardedModule):
+            self.model.set_requires_gradient_sync(not enabled)
+            return nullcontext()
+        return self.accelerator.no_sync(self.model) if enabled else nullcontext()
+
+    def describe_size(self) -> str:
+        """Return the number of parameters, for the console."""
+        weights = list(self.autoencoder.parameters())
+        total = sum(weight.numel() for weight in weights)
+        trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+        discriminators = sum(weight.numel() for weight in self.objective.get_trainable_parameters())
+        part = "" if trained == total else f" ({trained / 1e6:.2f} M of them trained)"
+        return f"{total / 1e6:.2f} M parameters{part}, {discriminators / 1e6:.2f} M in discriminators"

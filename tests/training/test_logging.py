@@ -1,0 +1,121 @@
+import json
+import math
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from telecine.report.records import read_records
+from telecine.runs import METRICS_FILE
+from telecine.training.logging import (
+    ADVERSARIAL_SHARE,
+    IntervalMeans,
+    MetricsLogger,
+    ReconstructionGradient,
+    is_gradient_share,
+)
+
+
+@pytest.fixture
+def logger(tmp_path):
+    def open_at(step):
+        accelerator = Accelerator(cpu=True, log_with=["tensorboard"], project_dir=str(tmp_path))
+        accelerator.init_trackers("tensorboard")
+        return MetricsLogger(tmp_path, accelerator, step=step)
+
+    return open_at
+
+
+def test_means_are_over_the_updates_that_have_the_value():
+    means = IntervalMeans()
+    for value in (1.0, 2.0, 6.0):
+        means.add({"loss": value})
+    means.add({"rare": 5.0})
+    assert means.pop() == {"loss": 3.0, "rare": 5.0}
+    means.add({"loss": 10.0})
+    assert means.pop() == {"loss": 10.0}
+
+
+def test_an_interrupted_interval_continues():
+    means = IntervalMeans()
+    means.add({"loss": 1.0})
+    means.add({"loss": 2.0, "rare": 3.0})
+    saved = json.loads(json.dumps(means.sums))
+    means.add({"loss": 100.0})  # after the checkpoint
+    resumed = IntervalMeans(saved)
+    resumed.add({"loss": 6.0})
+    assert resumed.pop() == {"loss": 3.0, "rare": 3.0}
+
+
+def test_records_after_the_checkpoint_are_dropped(logger, tmp_path):
+    first = logger(0)
+    for step in (1, 2, 3, 4):
+        first.write(step, {"val/psnr": float(step)})
+    logger(2).write(3, {"val/psnr": 7.0})
+    assert read_records(tmp_path / METRICS_FILE) == [
+        {"step": 1, "val/psnr": 1.0},
+        {"step": 2, "val/psnr": 2.0},
+        {"step": 3, "val/psnr": 7.0},
+    ]
+
+
+def test_tensorboard_gets_scalars_and_a_video(logger, tmp_path, with_pictures):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    metrics = logger(0)
+    metrics.write(3, {"train/total_loss": 0.5})
+    metrics.preview(3, torch.randint(0, 255, (4, 16, 16, 3), dtype=torch.uint8), 25.0)
+    metrics.accelerator.end_training()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/total_loss")] == [(3, 0.5)]
+    (image,) = events.Images("val/side_by_side")
+    assert image.encoded_image_string.startswith(b"GIF8")
+    assert (image.width, image.height) == (16, 16)
+
+
+def video(num_frames=4):
+    return torch.rand(2, 3, num_frames, 8, 8, requires_grad=True) * 1.0
+
+
+def test_the_gradient_of_each_frame_is_relative_to_the_mean():
+    x = video()
+    gradient = ReconstructionGradient(x)
+    (x * torch.tensor([0.0, 1.0, 1.0, 2.0])[:, None, None]).sum().backward()
+    assert list(gradient.log) == [f"train/frame_gradient_{frame:03d}" for frame in range(4)]
+    assert [value.item() for value in gradient.log.values()] == pytest.approx([0.0, 1.0, 1.0, 2.0])
+
+
+def test_the_log_is_of_the_last_backward():
+    x = video()
+    gradient = ReconstructionGradient(x)
+    torch.autograd.grad(x[:, :, 0].sum(), x, retain_graph=True)
+    x.sum().backward()
+    assert [value.item() for value in gradient.log.values()] == pytest.approx([1.0] * 4)
+
+
+def test_a_single_frame_has_no_share():
+    x = video(num_frames=1)
+    gradient = ReconstructionGradient(x)
+    x.sum().backward()
+    assert gradient.log == {}
+
+
+def test_the_share_of_the_discriminators():
+    x = video()
+    gradient = ReconstructionGradient(x)
+    discriminated = x.view_as(x)
+    discriminated.register_hook(gradient.adversarial_hook)
+    (3 * discriminated + x).sum().backward(retain_graph=True)
+    assert gradient.log[ADVERSARIAL_SHARE].item() == pytest.approx(0.75)
+    x.sum().backward()
+    assert ADVERSARIAL_SHARE not in gradient.log, "it belongs to one backward"
+
+
+def test_a_gradient_of_zero_has_shares_that_are_not_finite():
+    x = video()
+    gradient = ReconstructionGradient(x)
+    (0 * x).sum().backward()
+    assert all(math.isnan(value) for value in gradient.log.values())
+    assert all(is_gradient_share(name) for name in [*gradient.log, ADVERSARIAL_SHARE])
+    assert not is_gradient_share("train/grad_norm")
