@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import TypeGuard, TypeVar, cast
 
 from torch import Tensor
 
@@ -47,7 +47,7 @@ def suggestion(word: object, known: Iterable[str]) -> str:
     return nearest(str(word), known) or f"Use one of: {', '.join(known)}."
 
 
-def check_count(name: str, value: Any, *, at_least: int = 1, remedy: str = "") -> int:
+def check_count(name: str, value: object, *, at_least: int = 1, remedy: str = "") -> int:
     """Return an int that is at least `at_least`; raise a `ValueError` for anything else, bools included."""
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         contract = "a positive int" if at_least == 1 else f"an int of at least {at_least}"
@@ -55,65 +55,66 @@ def check_count(name: str, value: Any, *, at_least: int = 1, remedy: str = "") -
     return value
 
 
-def check_counts(**counts: Any) -> None:
-    """Check that every keyword argument is a positive int, as `check_count` does."""
+def check_counts(**counts: object) -> None:
+    """Raise a `ValueError` that names the first keyword argument which is not a positive int."""
     for name, value in counts.items():
         check_count(name, value)
 
 
-def check_step(name: str, value: Any, *, remedy: str = "Use 0 to start at the first step.") -> int:
+def check_step(name: str, value: object, *, remedy: str = "Use 0 to start at the first step.") -> int:
     """Return a whole number >= 0 as an int; a float such as 1e4, as YAML files contain it, is accepted."""
     if not _is_number(value) or not 0 <= value < math.inf or value % 1:
         raise argument_error(name, "a whole number of steps >= 0", describe(value), remedy)
     return int(value)
 
 
-def check_finite(name: str, value: Any, *, remedy: str = "Use 0 to turn it off.") -> float:
-    """Return a finite number as a float."""
+def check_finite(name: str, value: object, *, remedy: str = "Use 0 to turn it off.") -> float:
+    """Return a finite number as a float; raise a `ValueError` for anything else."""
     if not _is_number(value) or not math.isfinite(value):
         raise argument_error(name, "a finite number", describe(value), remedy)
     return float(value)
 
 
-def check_positive(name: str, value: Any, *, remedy: str = "Leave it out for the default.") -> float:
-    """Return a finite number above 0 as a float."""
+def check_positive(name: str, value: object, *, remedy: str = "Leave it out for the default.") -> float:
+    """Return a finite number above 0 as a float; raise a `ValueError` for anything else."""
     if not _is_number(value) or not 0 < value < math.inf:
         raise argument_error(name, "a finite number above 0", describe(value), remedy)
     return float(value)
 
 
-def check_weight(name: str, value: Any, *, remedy: str = "Use 0 to turn the term off.") -> float:
-    """Return a finite number >= 0 as a float."""
+def check_weight(name: str, value: object, *, remedy: str = "Use 0 to turn the term off.") -> float:
+    """Return a finite number >= 0 as a float; raise a `ValueError` for anything else."""
     if not _is_number(value) or not 0 <= value < math.inf:
         raise argument_error(name, "a finite number >= 0", describe(value), remedy)
     return float(value)
 
 
-def check_fraction(name: str, value: Any, *, remedy: str = "Use 0 for no averaging.") -> float:
+def check_fraction(name: str, value: object, *, remedy: str = "Use 0 for no averaging.") -> float:
     """Return a number from 0 to below 1, such as the decay of an average, as a float."""
     if not _is_number(value) or not 0 <= value < 1:
         raise argument_error(name, "a number from 0 to below 1", describe(value), remedy)
     return float(value)
 
 
-def check_choice(name: str, value: Any, choices: Iterable[T], *, remedy: str = "") -> T:
+def check_choice(name: str, value: object, choices: Iterable[T], *, remedy: str = "") -> T:
     """Return `value` if it is one of `choices`; the error suggests the nearest of them."""
     choices = list(choices)
-    if value not in choices:
-        known = ", ".join(map(repr, choices))
-        raise argument_error(name, f"one of {known}", describe(value), remedy or suggestion(value, map(str, choices)))
-    return value
+    for choice in choices:
+        if value == choice:
+            return choice
+    known = ", ".join(map(repr, choices))
+    raise argument_error(name, f"one of {known}", describe(value), remedy or suggestion(value, map(str, choices)))
 
 
-def choose(name: str, value: Any, known: Mapping[str, T]) -> T:
+def choose(name: str, value: object, known: Mapping[str, T]) -> T:
     """Return what `value` names in `known`, or `value` itself if callable; the error suggests the nearest name."""
     if isinstance(value, str) and value in known:
         return known[value]
     if not isinstance(value, str) and callable(value):
-        return value
+        return cast(T, value)
     contract = f"one of {', '.join(map(repr, known))}, or a function"
     raise argument_error(name, contract, describe(value), suggestion(value, known))
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,32 +16,39 @@ from torch import Tensor
 from telecine.checks import argument_error
 
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
+"""PyTorch's default generator, one generator, or one per clip."""
+
+Draw: TypeAlias = Callable[[tuple[int, ...], torch.Generator | None], Tensor]
 
 
 def rand(
     shape: Sequence[int], *, generator: Generators, device: torch.device, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Return uniform numbers in [0, 1) of `shape`, `(B, ...)`."""
-    return _draw(torch.rand, shape, generator, device=device, dtype=dtype)
+    return _draw(
+        lambda size, each: torch.rand(size, generator=each, device=device, dtype=dtype), shape, generator, device
+    )
 
 
 def randn(
     shape: Sequence[int], *, generator: Generators, device: torch.device, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Return standard normal numbers of `shape`, `(B, ...)`."""
-    return _draw(torch.randn, shape, generator, device=device, dtype=dtype)
+    return _draw(
+        lambda size, each: torch.randn(size, generator=each, device=device, dtype=dtype), shape, generator, device
+    )
 
 
 def randint(high: int, shape: Sequence[int], *, generator: Generators, device: torch.device) -> Tensor:
     """Return uniform integers in [0, high) of `shape`, `(B, ...)`."""
-    return _draw(lambda size, **options: torch.randint(high, size, **options), shape, generator, device=device)
+    return _draw(lambda size, each: torch.randint(high, size, generator=each, device=device), shape, generator, device)
 
 
-def _draw(make: Callable[..., Tensor], shape: Sequence[int], generator: Generators, **options: Any) -> Tensor:
+def _draw(make: Draw, shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:
     if generator is None or isinstance(generator, torch.Generator):
-        return make(tuple(shape), generator=generator, **options)
-    check_generators(generator, shape[0], options["device"])
-    return torch.stack([make(tuple(shape[1:]), generator=each, **options) for each in generator])
+        return make(tuple(shape), generator)
+    check_generators(generator, shape[0], device)
+    return torch.stack([make(tuple(shape[1:]), each) for each in generator])
 
 
 def check_generators(generator: Generators, num_clips: int, device: torch.device) -> None:

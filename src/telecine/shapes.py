@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -21,7 +21,7 @@ VALUE_RANGE = (-1.0, 1.0)
 RANGE_TOLERANCE = 0.05
 
 
-def check_video(name: str, value: Any) -> None:
+def check_video(name: str, value: object) -> None:
     """Raise a `ValueError` unless `value` is a floating-point tensor `(B, C, T, H, W)` without empty axes."""
     contract = "a floating-point tensor of shape (B, C, T, H, W)"
     if not isinstance(value, Tensor):
@@ -35,7 +35,7 @@ def check_video(name: str, value: Any) -> None:
         raise argument_error(name, f"{contract} without empty axes", value, "Drop empty batches before the loss.")
 
 
-def check_frames(name: str, value: Any) -> None:
+def check_frames(name: str, value: object) -> None:
     """Raise a `ValueError` unless `value` is a floating-point tensor `(N, C, H, W)`."""
     contract = "a floating-point tensor of shape (N, C, H, W)"
     if not isinstance(value, Tensor) or value.ndim != 4:

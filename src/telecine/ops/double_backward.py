@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.graph import Node
 from torch.nn import functional as F
 
 from telecine.ops.convolution_kernels import Geometry, convolution, convolution_backward, has_faster_kernel
@@ -55,9 +55,18 @@ def convolve(
     return (F.conv2d if x.ndim == 4 else F.conv3d)(x, weight, bias, tuple(stride), tuple(padding))
 
 
+class _Context(FunctionCtx):
+    """The attributes of a context that the functions below use."""
+
+    geometry: Geometry
+    needs_input_grad: tuple[bool, ...]
+    next_functions: tuple[tuple[Node | None, int], ...]
+    saved_tensors: tuple[Tensor, ...]
+
+
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+    def forward(ctx: _Context, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
         # Only the weight's gradient depends on the values of `x`, and a frozen weight needs none.
         needs_values = ctx.needs_input_grad[1] or not has_faster_kernel(x)
         ctx.save_for_backward(x if needs_values else x.new_zeros(()).expand(x.shape), weight)
@@ -65,12 +74,12 @@ class _Convolution(torch.autograd.Function):
         return convolution(x, weight, bias, geometry)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         return (*_ConvolutionBackward.apply(grad_output, x, weight, ctx.geometry, _output_mask(ctx)), None)
 
 
-def _output_mask(ctx: Any) -> list[bool]:
+def _output_mask(ctx: _Context) -> list[bool]:
     """Return whether the present backward needs the gradients of input, weight and bias.
 
     `torch.autograd.grad` with respect to an input alone, as a penalty calls it, does not need the weights' gradients.
@@ -80,7 +89,8 @@ def _output_mask(ctx: Any) -> list[bool]:
     nodes = [node for node, _ in ctx.next_functions[1:]]  # one per tensor: a bias of None has no node
     nodes += [None] * (len(needs_parameters) - len(nodes))
     needed = [
-        needs and torch._C._will_engine_execute_node(node) for needs, node in zip(needs_parameters, nodes, strict=True)
+        needs and node is not None and torch._C._will_engine_execute_node(node)
+        for needs, node in zip(needs_parameters, nodes, strict=True)
     ]
     return [needs_input, *needed]
 
@@ -88,7 +98,7 @@ def _output_mask(ctx: Any) -> list[bool]:
 class _ConvolutionBackward(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, grad_output: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, output_mask: list[bool]
+        ctx: _Context, grad_output: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, output_mask: list[bool]
     ) -> tuple[Tensor | None, ...]:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(grad_output, x, weight)
@@ -98,7 +108,7 @@ class _ConvolutionBackward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, grad_grad_input: Tensor | None, grad_grad_weight: Tensor | None, grad_grad_bias: Tensor | None
+        ctx: _Context, grad_grad_input: Tensor | None, grad_grad_weight: Tensor | None, grad_grad_bias: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         """Return the gradients of `grad_output`, `x` and `weight`.
 

