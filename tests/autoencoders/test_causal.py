@@ -1,4 +1,4 @@
-"""The causal VAE: shapes, causality, gradients everywhere, and clear refusals."""
+"""The causal VAE: shapes, causality, gradients, and errors."""
 
 import copy
 import itertools
@@ -10,7 +10,7 @@ import torch
 from telecine.autoencoders import CausalVAE, CausalVAEConfig
 from telecine.losses.divergence import kl_to_standard_normal
 
-# Compression of time and space, side of the patch.
+# Time compression, spatial compression, patch size.
 COMPRESSIONS = [(4, 8, 2), (4, 4, 4), (2, 8, 4), (1, 8, 2), (4, 8, 8), (1, 1, 1), (8, 4, 2)]
 
 
@@ -22,7 +22,7 @@ def config(time=4, space=4, patch=2, **settings):
 
 
 def model(*, trained=True, **settings):
-    """A small model; `trained` moves the residual branches off zero, so that they take part."""
+    """Return a small model; `trained` makes the residual branches, which start at 0, contribute."""
     torch.manual_seed(0)
     vae = CausalVAE(config(**settings))
     if trained:
@@ -38,17 +38,16 @@ def clip(batch=2, frames=9, height=16, width=8, dtype=torch.float32):
 
 class TestShapes:
     @pytest.mark.parametrize(("time", "space", "patch"), COMPRESSIONS)
-    @pytest.mark.parametrize("frames", [1, 5, 9, 17])
-    def test_every_compression_and_length(self, time, space, patch, frames):
-        if (frames - 1) % time:
-            frames = 1 + time
+    @pytest.mark.parametrize("num_latent_frames", [1, 3])
+    def test_every_compression(self, time, space, patch, num_latent_frames):
+        frames = 1 + time * (num_latent_frames - 1)
         vae, video = model(time=time, space=space, patch=patch), clip(batch=1, frames=frames)
         latent = vae.encode(video).mode()
-        assert latent.shape == (1, 3, 1 + (frames - 1) // time, 16 // space, 8 // space)
+        assert latent.shape == (1, 3, num_latent_frames, 16 // space, 8 // space)
         assert vae.decode(latent).shape == video.shape
 
-    @pytest.mark.parametrize(("height", "width"), [(4, 4), (8, 32), (20, 12)])
-    def test_every_size(self, height, width):
+    @pytest.mark.parametrize(("height", "width"), [(4, 4), (20, 12)])
+    def test_multiples_of_the_compression(self, height, width):
         video = clip(batch=1, frames=5, height=height, width=width)
         assert model()(video).video.shape == video.shape
 
@@ -62,15 +61,14 @@ class TestShapes:
 
 class TestCausality:
     @pytest.mark.parametrize(("time", "space", "patch"), COMPRESSIONS)
-    def test_a_latent_frame_sees_no_later_frame(self, time, space, patch):
+    def test_a_latent_frame_depends_on_frames_up_to_its_own(self, time, space, patch):
         vae, video = model(time=time, space=space, patch=patch).double(), clip(1, dtype=torch.float64).requires_grad_()
         for index, frame in enumerate(vae.encode(video).mean.unbind(2)):
             (gradient,) = torch.autograd.grad(frame.sum(), video, retain_graph=True)
-            reach = gradient.abs().amax(dim=(0, 1, 3, 4)).nonzero().max().item()
-            assert reach == time * index
+            assert gradient.abs().amax(dim=(0, 1, 3, 4)).nonzero().max().item() == time * index
 
     @pytest.mark.parametrize(("time", "space", "patch"), COMPRESSIONS)
-    def test_an_output_frame_sees_no_later_latent(self, time, space, patch):
+    def test_an_output_frame_depends_on_latents_up_to_its_own(self, time, space, patch):
         vae, video = model(time=time, space=space, patch=patch).double(), clip(1, dtype=torch.float64)
         latent = vae.encode(video).mode().detach().requires_grad_()
         for index, frame in enumerate(vae.decode(latent).unbind(2)):
@@ -78,14 +76,14 @@ class TestCausality:
             assert gradient.abs().amax(dim=(0, 1, 3, 4)).nonzero().max().item() == math.ceil(index / time)
 
     @pytest.mark.parametrize("time_kernel", [1, 2])
-    def test_shorter_kernels_are_causal_too(self, time_kernel):
+    def test_shorter_kernels_are_causal(self, time_kernel):
         vae, video = model(time_kernel=time_kernel).double(), clip(1, dtype=torch.float64).requires_grad_()
         frames = vae(video, sample_posterior=False).video
         (gradient,) = torch.autograd.grad(frames[:, :, :5].sum(), video)
         assert (gradient[:, :, 5:] == 0).all()
         assert (gradient[:, :, :5] != 0).any()
 
-    def test_changing_later_frames_changes_no_earlier_bit(self):
+    def test_later_frames_do_not_change_earlier_bits(self):
         vae, video = model(), clip()
         changed = video.clone()
         changed[:, :, 5:] = -changed[:, :, 5:]
@@ -98,7 +96,7 @@ class TestCausality:
         alone = vae(video[:, :, :1], sample_posterior=False).video
         torch.testing.assert_close(vae(video, sample_posterior=False).video[:, :, :1], alone)
 
-    def test_clips_of_a_batch_do_not_meet(self):
+    def test_clips_of_a_batch_are_independent(self):
         vae, video = model().double(), clip(batch=3, dtype=torch.float64)
         together = vae(video, sample_posterior=False).video
         apart = torch.cat([vae(each[None], sample_posterior=False).video for each in video])
@@ -135,7 +133,7 @@ class TestForward:
             assert parameter.grad.abs().max() > 0, name
         assert (video.grad != 0).all()
 
-    def test_gradient_lives_out_of_range(self):
+    def test_values_outside_the_range_have_gradients(self):
         vae = model()
         with torch.no_grad():
             vae.decoder[-1].conv.bias += 10
@@ -143,7 +141,7 @@ class TestForward:
         assert output.min() > 1
         assert torch.autograd.grad(output.mean(), vae.last_layer)[0].abs().max() > 0
 
-    def test_the_last_layer_makes_the_output(self):
+    def test_the_last_layer_computes_the_output(self):
         vae = model()
         assert any(vae.last_layer is parameter for parameter in vae.parameters())
         with torch.no_grad():
@@ -162,17 +160,21 @@ class TestForward:
         torch.testing.assert_close(output.video.float(), exact.video, rtol=0.1, atol=0.1)
         assert vae.last_layer.grad.isfinite().all()
 
-    def test_runs_in_bfloat16_altogether(self):
+    def test_runs_with_bfloat16_weights(self):
         assert model().bfloat16()(clip().bfloat16()).video.dtype == torch.bfloat16
 
-    def test_a_copy_after_a_step_is_equal_and_apart(self):
+    def test_a_copy_after_a_step_is_independent(self):
         vae, video = model(), clip()
         vae(video).video.mean().backward()
-        twin = copy.deepcopy(vae)
+        copied = copy.deepcopy(vae)
         expected = vae(video, sample_posterior=False).video
         with torch.no_grad():
             vae.last_layer.zero_()
-        torch.testing.assert_close(twin(video, sample_posterior=False).video, expected, rtol=0, atol=0)
+        torch.testing.assert_close(copied(video, sample_posterior=False).video, expected, rtol=0, atol=0)
+
+    def test_gradient_checkpointing_is_not_supported(self):
+        with pytest.raises(ValueError, match=r"`model_gradient_checkpointing` must be false .* got true for CausalVAE"):
+            model().enable_gradient_checkpointing()
 
     def test_learns_one_clip(self):
         vae, video = model(trained=False, latent_channels=8, base_channels=16), clip(1, frames=5, height=8)
@@ -188,27 +190,25 @@ class TestForward:
 
 
 class TestClips:
-    @pytest.mark.parametrize(
-        ("frames", "nearest"), [(16, 17), (15, 17), (14, 13), (2, 1), (0, 1), (-3, 1), (18, 17), (19, 21)]
-    )
-    def test_refused_lengths_name_the_nearest(self, frames, nearest):
+    @pytest.mark.parametrize(("frames", "nearest"), [(16, 17), (14, 13), (0, 1), (-3, 1)])
+    def test_the_error_contains_the_nearest_number_of_frames(self, frames, nearest):
         with pytest.raises(ValueError, match=rf"4k\+1 for this model, but got {frames}. Use {nearest},"):
             model().check_clip(frames, 16, 16)
 
-    @pytest.mark.parametrize(("height", "nearest"), [(62, 64), (61, 60), (1, 4), (0, 4)])
-    def test_refused_sizes_name_the_nearest(self, height, nearest):
+    @pytest.mark.parametrize(("height", "nearest"), [(62, 64), (61, 60), (0, 4)])
+    def test_the_error_contains_the_nearest_size(self, height, nearest):
         with pytest.raises(ValueError, match=f"`height` .* a multiple of 4 .* got {height}. Use {nearest},"):
             model().check_clip(17, height, 16)
         with pytest.raises(ValueError, match=f"`width` .* a multiple of 4 .* got {height}. Use {nearest},"):
             model().check_clip(17, 16, height)
 
-    @pytest.mark.parametrize(("frames", "height", "width"), list(itertools.product((1, 5, 17), (4, 64), (8, 256))))
-    def test_accepted_sizes_pass(self, frames, height, width):
-        model().check_clip(frames, height, width)
+    @pytest.mark.parametrize(("time", "frames"), [(4, 1), (4, 17), (1, 2)])
+    def test_accepted_sizes(self, time, frames):
+        model(time=time).check_clip(frames, 4, 256)
 
-    def test_any_length_fits_without_time_compression(self):
-        for frames in range(1, 9):
-            model(time=1).check_clip(frames, 8, 8)
+    @pytest.mark.parametrize(("size", "covering"), [((1, 1, 8), (1, 4, 8)), ((6, 5, 9), (9, 8, 12))])
+    def test_the_smallest_size_that_covers(self, size, covering):
+        assert model().covering_clip(*size) == covering
 
     @pytest.mark.parametrize(
         ("video", "message"),
@@ -219,12 +219,12 @@ class TestClips:
             (torch.zeros(1, 3, 9, 18, 16), "got 18. Use 20,"),
         ],
     )
-    def test_forward_refuses_them_too(self, video, message):
+    def test_forward_refuses_invalid_videos(self, video, message):
         with pytest.raises(ValueError, match=message):
             model()(video)
 
     @pytest.mark.parametrize("shape", [(3, 1, 2, 2), (1, 4, 1, 2, 2)])
-    def test_decode_refuses_other_latents(self, shape):
+    def test_decode_refuses_invalid_latents(self, shape):
         with pytest.raises(ValueError, match="`latent` must be"):
             model().decode(torch.zeros(shape))
 
@@ -248,7 +248,7 @@ class TestConfig:
             ({"channel_multipliers": (16, 1, 1)}, "change by at most 8 where"),
         ],
     )
-    def test_refuses(self, settings, message):
+    def test_invalid_settings(self, settings, message):
         with pytest.raises(ValueError, match=message):
             CausalVAEConfig(**settings)
 
@@ -261,7 +261,6 @@ class TestConfig:
         pairs = itertools.pairwise(body)
         documented = [a.target.id for a, b in pairs if isinstance(a, ast.AnnAssign) and isinstance(b, ast.Expr)]
         assert documented == [field.name for field in fields(CausalVAEConfig)]
-        assert len(documented) == 8
 
-    def test_a_list_of_multipliers_is_made_hashable(self):
+    def test_a_list_of_multipliers_becomes_a_tuple(self):
         assert hash(CausalVAEConfig(channel_multipliers=[1, 2, 4])) == hash(CausalVAEConfig())

@@ -1,4 +1,4 @@
-"""The parts of the causal autoencoder, each on its own."""
+"""The layers of the causal autoencoder."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from telecine.autoencoders.causal_blocks import (
     unfold,
 )
 
-FACTORS = [(1, 1), (1, 2), (2, 1), (2, 2), (4, 4)]
+FACTORS = [(1, 1), (1, 2), (2, 1), (4, 4)]
 
 
 def video(channels=4, frames=9, size=8):
@@ -23,18 +23,18 @@ def video(channels=4, frames=9, size=8):
 
 
 @pytest.mark.parametrize(("time", "space"), FACTORS)
-def test_unfold_undoes_fold(time, space):
+def test_unfold_inverts_fold(time, space):
     folded = fold(video(), time, space)
     assert folded.shape == (2, 4 * time * space**2, 1 + 8 // time, 8 // space, 8 // space)
     torch.testing.assert_close(unfold(folded, time, space), video(), rtol=0, atol=0)
 
 
-def test_fold_puts_copies_of_the_first_frame_first():
+def test_fold_repeats_the_first_frame():
     first = fold(video(channels=1), 2, 1)[:, :, 0]
     torch.testing.assert_close(first[:, 0], first[:, 1], rtol=0, atol=0)
 
 
-def test_repeating_no_frame_copies_nothing():
+def test_the_first_frame_is_repeated_without_a_copy_for_a_count_of_0():
     clip = video()
     assert repeat_first_frame(clip, 0) is clip
     torch.testing.assert_close(repeat_first_frame(clip, 2)[:, :, :3], clip[:, :, :1].expand(-1, -1, 3, -1, -1))
@@ -53,7 +53,7 @@ def test_convolution_equals_a_sum_over_taps(time_stride):
     torch.testing.assert_close(layer(clip), expected)
 
 
-def test_norm_gives_every_position_root_mean_square_1():
+def test_norm_scales_every_position_to_a_root_mean_square_of_1():
     normed = ChannelNorm(4).double()(video() * 37)
     torch.testing.assert_close(normed.square().mean(1), torch.ones(2, 9, 8, 8, dtype=torch.float64))
 
@@ -71,7 +71,7 @@ def test_a_residual_block_starts_as_the_identity():
 
 
 @pytest.mark.parametrize(("time", "space"), [(2, 1), (1, 2), (2, 2)])
-@pytest.mark.parametrize(("outer", "inner"), [(4, 4), (4, 8), (8, 4)])
+@pytest.mark.parametrize(("outer", "inner"), [(4, 8), (8, 4)])
 def test_downsample_and_upsample_shapes(time, space, outer, inner):
     down = Downsample(outer, inner, time=time, space=space).double()
     up = Upsample(inner, outer, time=time, space=space).double()
