@@ -232,20 +232,17 @@ def test_diffusers_loads_saved_models_and_computes_the_same(name, tmp_path):
     assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in model.state_dict().items())
 
 
-@every_model
-def test_a_copy_can_be_made_before_and_after_a_step(name):
+@pytest.mark.parametrize("name", [pytest.param("magvit", marks=pytest.mark.slow), "qwen_image", "vidtok", "wan"])
+def test_a_model_that_caches_frames_can_be_copied_during_and_after_a_step(name):
     model, video = adapter(name), tiny_clip(name)
-    before = copy.deepcopy(model)
-    torch.manual_seed(0)  # for Allegro's dropout
     output = model(video, sample_posterior=False)
     during = copy.deepcopy(model)
     output.video.mean().backward()
     after = copy.deepcopy(model)
-    for copied in (before, during, after):
+    for copied in (during, after):
         assert copied.last_layer is not model.last_layer
         assert copied.sizes.reconstruct.module is copied.module
         assert all(torch.equal(tensor, copied.state_dict()[key]) for key, tensor in model.state_dict().items())
-    torch.manual_seed(0)
     assert torch.equal(after(video, sample_posterior=False).video, output.video)
 
 

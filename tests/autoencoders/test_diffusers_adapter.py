@@ -158,6 +158,35 @@ def test_an_unknown_class_works(cls, tmp_path):
     assert torch.equal(loaded(video, False).video, model(video, False).video)
 
 
+class PlainFrames(Bare):
+    """An image autoencoder without variance."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Conv2d(3, 4, 2, stride=2)
+        self.decoder = nn.ConvTranspose2d(4, 3, 2, stride=2)
+
+
+def test_an_unknown_class_of_images_works():
+    model, video = DiffusersAutoencoder(PlainFrames()), torch.rand(2, 3, 3, 8, 6)
+    output = model(video)
+    assert output.aux == {}
+    expected = model.module.decoder(model.module.encoder(video[:, :, 1]))
+    torch.testing.assert_close(output.video[:, :, 1], expected)
+
+
+class CropsLargeFrames(Plain):
+    def decode(self, z):
+        return DecoderOutput(sample=self.decoder(z)[..., :128])
+
+
+def test_another_size_for_large_frames_only_is_an_error():
+    model = DiffusersAutoencoder(CropsLargeFrames())
+    model(torch.zeros(1, 3, 1, 128, 128))
+    with pytest.raises(ValueError, match=r"video's shape \(1, 3, 1, 2, 130\), but got .* from CropsLargeFrames"):
+        model(torch.zeros(1, 3, 1, 2, 130))
+
+
 def test_probing_does_not_change_buffers():
     model = DiffusersAutoencoder(WithBatchNorm())
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}

@@ -42,9 +42,18 @@ def test_a_folder_that_does_not_exist(tmp_path):
             load_autoencoder(name)
 
 
-def test_a_folder_without_a_model(tmp_path):
+@pytest.mark.parametrize("subfolder", [None, "another"])
+def test_a_folder_without_a_model(tmp_path, subfolder):
     with pytest.raises(ValueError, match=r"a folder with config\.json, a pipeline with vae/config\.json"):
-        load_autoencoder(tmp_path)
+        load_autoencoder(tmp_path, subfolder=subfolder)
+
+
+def test_a_configuration_gives_random_weights(tmp_path):
+    values = {"_class_name": "AutoencoderKLWan", "base_dim": 4, "z_dim": 4, "dim_mult": [1, 1, 1, 1]}
+    (tmp_path / "wan.json").write_text(json.dumps(values))
+    first, second = (load_autoencoder(tmp_path / "wan.json") for _ in range(2))
+    assert first.module.config.base_dim == 4
+    assert not torch.equal(first.last_layer, second.last_layer)
 
 
 @pytest.mark.parametrize(

@@ -168,8 +168,6 @@ class ClipSizes:
     def _frames_error(self, num_frames: int) -> Exception:
         below = list(islice(filter(self.reproduces_length, range(num_frames - 1, 0, -1)), 1))
         around = below + list(islice(self._lengths_from(max(num_frames, 1)), 3 - len(below)))
-        if not around:
-            around = [self.smallest[0]]
         nearest = min(around, key=lambda length: abs(length - num_frames))
         return size_error("num_frames", num_frames, accepted=describe_lengths(around), nearest=nearest)
 
