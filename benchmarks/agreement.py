@@ -31,8 +31,7 @@ from telecine import LPIPS
 from telecine.data import index_video, read_clip, sample_videos, video_from_bytes
 from telecine.evaluation.frechet import frechet_distance
 from telecine.evaluation.grid import grid_excess
-from telecine.evaluation.motion import flicker
-from telecine.evaluation.pixels import ms_ssim, psnr, sharpness, ssim
+from telecine.evaluation.pixel_metrics import flicker, ms_ssim, psnr, sharpness, ssim
 from telecine.perceptual import load_backbone
 
 Pair = tuple[Tensor, Tensor]

@@ -23,8 +23,8 @@ __version__ = "0.1.0"
 
 # What the extra brings is imported when it is asked for: the objective works without.
 _EXTRA = {
-    "EvaluateConfig": "telecine.evaluation.evaluate",
-    "ReconstructConfig": "telecine.evaluation.reconstruct",
+    "EvaluateConfig": "telecine.evaluation.config",
+    "ReconstructConfig": "telecine.evaluation.config",
     "TrainConfig": "telecine.training",
     "evaluate": "telecine.evaluation.evaluate",
     "reconstruct": "telecine.evaluation.reconstruct",

@@ -16,10 +16,10 @@ from rich.table import Table
 
 from telecine import __version__
 from telecine.evaluation.compare import Comparison, compare
-from telecine.evaluation.config import EvaluateConfig
+from telecine.evaluation.config import EvaluateConfig, ReconstructConfig
 from telecine.evaluation.difference import CONFIDENCE
 from telecine.evaluation.evaluate import Evaluation, evaluate
-from telecine.evaluation.reconstruct import ReconstructConfig, reconstruct
+from telecine.evaluation.reconstruct import reconstruct
 from telecine.perceptual import weights
 from telecine.report.page import write_report
 from telecine.shapes import argument_error, nearest
@@ -48,7 +48,7 @@ def run_evaluate(settings: Namespace, config: EvaluateConfig) -> None:
         raise argument_error("checkpoint", "given", "nothing", "Name a run, a model or a folder of reconstructions.")
     else:
         evaluation = evaluate(settings.checkpoint, config, output=settings.output)
-        if not evaluation.is_first:
+        if not evaluation.is_main_process:
             return
         print_evaluation(evaluation)
     if settings.output is not None:
@@ -290,7 +290,7 @@ def print_comparison(comparison: Comparison) -> None:
     title = f"{comparison.num_clips} clips, {CONFIDENCE:.0%} intervals"
     table = Table("metric", "A", "B", "B - A", "better", title=title)
     for item in comparison.differences:
-        table.add_row(item.name, f"{item.first:.4f}", f"{item.second:.4f}", item.in_words(), item.verdict)
+        table.add_row(item.name, f"{item.first:.4f}", f"{item.second:.4f}", item.text(), item.better)
     console.print(table)
     for warning in comparison.warnings:
         console.print(f"differs: {warning}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""A tiny autoencoder, videos that move, and the same videos as a reconstruction might leave them."""
+"""A tiny autoencoder, moving videos, and noisy copies of them as reconstructions."""
 
 import shutil
 
@@ -22,8 +22,8 @@ TINY = CausalVAEConfig(
 )
 
 
-class StandIn(nn.Module):
-    """Called as the published I3D is; its features are means of the input, so that what it saw can be told."""
+class FakeI3D(nn.Module):
+    """Has the signature of the published I3D. Its 4 features are means of parts of the input."""
 
     def forward(self, x: Tensor, rescale: bool, resize: bool, return_features: bool) -> Tensor:
         assert not rescale
@@ -49,7 +49,7 @@ def model_folder(tiny_model, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def videos(tmp_path_factory):
-    """A folder of three videos of 26 frames of 48 x 64, one of them in a folder below."""
+    """A folder of three videos of 26 frames of 48 x 64, one of them in a subfolder."""
     folder = tmp_path_factory.mktemp("videos")
     for seed, name in enumerate(("one.mp4", "two.mp4", "below/three.mp4")):
         write_mp4(folder / name, waves(seed=seed), fps=25, crf=4)
@@ -58,7 +58,7 @@ def videos(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def reconstructions(videos, tmp_path_factory):
-    """Folders of the same videos with little and with much noise; in the second, the suffixes are others."""
+    """Folders of the same videos with little and with much noise. In the second, a video has another suffix."""
     folders = {}
     for label, scale in (("little", 4.0), ("much", 16.0)):
         folders[label] = tmp_path_factory.mktemp(label)
@@ -69,7 +69,8 @@ def reconstructions(videos, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def stand_in(tmp_path_factory):
-    path = tmp_path_factory.mktemp("i3d") / "stand_in.pt"
-    torch.jit.script(StandIn()).save(str(path))
+def fake_i3d(tmp_path_factory):
+    """The path of `FakeI3D` as TorchScript."""
+    path = tmp_path_factory.mktemp("i3d") / "fake_i3d.pt"
+    torch.jit.script(FakeI3D()).save(str(path))
     return path

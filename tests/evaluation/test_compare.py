@@ -1,4 +1,4 @@
-"""Two evaluations side by side, and protocols that do not agree."""
+"""Comparison of two evaluations, and protocols that do not match."""
 
 import json
 import shutil
@@ -7,105 +7,131 @@ import pytest
 import torch
 from PIL import Image
 
-from telecine.evaluation.compare import MUST_AGREE, check_protocols, compare
-from telecine.evaluation.config import EvaluateConfig
-from telecine.evaluation.evaluate import evaluate
+from telecine.evaluation import EvaluationProtocol, mean_over_clips
+from telecine.evaluation.compare import MUST_MATCH, check_protocols, compare
+from telecine.evaluation.evaluate import Evaluation
+
+METRICS = ("psnr", "ssim", "lpips_alex", "grid_4")
+NUM_CLIPS = 15
+
+
+def write_evaluation(folder, psnr):
+    """Write the files of an evaluation with this mean PSNR, as `evaluate` does."""
+    folder.mkdir()
+    noise = torch.randn(NUM_CLIPS, generator=torch.Generator().manual_seed(0)).tolist()
+    clips = [
+        {"psnr": psnr + value, "ssim": psnr / 50, "lpips_alex": 1 - psnr / 50, "grid_4": 30 - psnr} for value in noise
+    ]
+    protocol = EvaluationProtocol(
+        data="videos",
+        num_clips=NUM_CLIPS,
+        num_frames=2,
+        height=48,
+        width=64,
+        resize="none",
+        crop="none",
+        metrics=METRICS,
+        clips_sha256="1234",
+        backbones=(("lpips_alex", f"sha256 {'1' * 64}"),),
+    )
+    rows = [{"source": "a.mp4", "start": index, **clip} for index, clip in enumerate(clips)]
+    per_frame = {name: [clips[0][name]] * 2 for name in ("psnr", "ssim", "lpips_alex")}
+    Evaluation(mean_over_clips(clips), rows, per_frame, protocol).write(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def evaluations(videos, reconstructions, tmp_path_factory, cached_weights):
-    """The output folders of two evaluations of the same clips."""
-    folders = {}
-    for label, reconstruction in reconstructions.items():
-        folders[label] = tmp_path_factory.mktemp("evaluation") / label
-        config = EvaluateConfig(data=str(videos), num_frames=5, device="cpu")
-        evaluate(reconstruction, config, output=folders[label])
-    return folders
+def worse(tmp_path_factory):
+    return write_evaluation(tmp_path_factory.mktemp("evaluations") / "worse", 20.0)
 
 
-def changed(folder, tmp_path, **fields):
+@pytest.fixture(scope="module")
+def better(tmp_path_factory):
+    return write_evaluation(tmp_path_factory.mktemp("evaluations") / "better", 30.0)
+
+
+def read_protocol(folder):
+    return json.loads((folder / "protocol.json").read_text())
+
+
+def with_protocol(folder, copy, **fields):
     """Copy an evaluation and change its protocol."""
-    copy = shutil.copytree(folder, tmp_path / "changed")
-    protocol = json.loads((copy / "protocol.json").read_text())
-    (copy / "protocol.json").write_text(json.dumps(protocol | fields))
+    shutil.copytree(folder, copy)
+    (copy / "protocol.json").write_text(json.dumps(read_protocol(folder) | fields))
     return copy
 
 
-def test_less_noise_is_better(evaluations, tmp_path):
-    comparison = compare(evaluations["much"], evaluations["little"], output=tmp_path)
-    verdicts = {item.name: item.verdict for item in comparison.differences}
-    assert verdicts["psnr"] == verdicts["ssim"] == verdicts["lpips_alex"] == verdicts["flicker"] == "B"
-    assert len(verdicts) == 10
-    assert (comparison.num_clips, comparison.warnings) == (15, [])
-    stated = json.loads((tmp_path / "comparison.json").read_text())
-    assert stated["metrics"]["psnr"]["mean"] > 5
-    assert (stated["A"], stated["B"]) == (str(evaluations["much"]), str(evaluations["little"]))
-    assert (stated["confidence"], stated["num_clips"]) == (0.95, 15)
+def test_the_better_evaluation_is_named_and_written(worse, better, tmp_path):
+    comparison = compare(worse, better, output=tmp_path)
+    assert {item.name: item.better for item in comparison.differences} == {
+        "psnr": "B",
+        "ssim": "B",
+        "lpips_alex": "B",
+        "|grid_4|": "B",
+    }
+    assert (comparison.num_clips, comparison.warnings) == (NUM_CLIPS, [])
+    written = json.loads((tmp_path / "comparison.json").read_text())
+    assert (written["A"], written["B"]) == (str(worse), str(better))
+    assert (written["confidence"], written["num_clips"]) == (0.95, NUM_CLIPS)
+    psnr = written["metrics"]["psnr"]
+    assert (psnr["mean"], psnr["verdict"]) == (pytest.approx(10), "B")
     for name in ("comparison.png", "comparison_frames.png"):
         with Image.open(tmp_path / name) as picture:
             assert len(set(picture.convert("L").tobytes())) > 20
 
 
-def test_the_difference_is_that_of_the_means(evaluations):
-    comparison = compare(evaluations["much"], evaluations["little"])
-    means = [json.loads((evaluations[label] / "metrics.json").read_text())["psnr"] for label in ("much", "little")]
-    (psnr,) = [item for item in comparison.differences if item.name == "psnr"]
+def test_the_difference_is_that_of_the_means(worse, better):
+    (psnr, *_) = compare(worse, better).differences
+    means = [json.loads((folder / "metrics.json").read_text())["psnr"] for folder in (worse, better)]
     assert (psnr.first, psnr.second) == pytest.approx(tuple(means))
     assert psnr.mean == pytest.approx(means[1] - means[0])
-    assert psnr.interval[0] < psnr.mean < psnr.interval[1]
 
 
-def test_the_same_twice_is_undecided(evaluations):
-    comparison = compare(evaluations["much"], evaluations["much"])
-    assert {item.verdict for item in comparison.differences} == {"undecided"}
+def test_an_evaluation_compared_with_itself_is_undecided(worse):
+    assert {item.better for item in compare(worse, worse).differences} == {"undecided"}
 
 
-@pytest.mark.parametrize("name", MUST_AGREE)
-def test_other_clips_or_settings_are_refused_and_named(evaluations, tmp_path, name):
-    other = changed(evaluations["little"], tmp_path, **{name: "something else"})
-    with pytest.raises(ValueError, match=rf"two evaluations by one protocol, but got {name}: .* and something else"):
-        compare(evaluations["much"], other)
+def test_different_clips_or_settings_raise(worse):
+    protocol = read_protocol(worse)
+    for name in MUST_MATCH:
+        with pytest.raises(ValueError, match=rf"with the same protocol, but got {name}: .* and something else"):
+            check_protocols(protocol, protocol | {name: "something else"})
 
 
-def test_the_same_metric_by_another_network_is_refused(evaluations, tmp_path):
-    backbones = {"lpips_vgg": "sha256 0", "lpips_alex": "sha256 1"}
-    other = changed(evaluations["little"], tmp_path, backbones=backbones)
-    with pytest.raises(ValueError, match=r"backbones\.lpips_vgg: sha256 \w+\.\.\. and sha256 0"):
-        compare(evaluations["much"], other)
+def test_different_networks_raise(worse, better, tmp_path):
+    other = with_protocol(better, tmp_path / "other", backbones={"lpips_alex": "sha256 0"})
+    with pytest.raises(ValueError, match=r"backbones\.lpips_alex: sha256 1+\.\.\. and sha256 0"):
+        compare(worse, other)
 
 
-def test_what_does_little_harm_is_a_warning(evaluations, tmp_path):
-    other = changed(evaluations["little"], tmp_path, data="elsewhere", versions={"torch": "1"})
-    warnings = compare(evaluations["much"], other).warnings
-    assert warnings[0].endswith("and elsewhere")
-    assert f"torch {torch.__version__.split('+')[0]}" in warnings[1]
-    assert len(warnings) == 2
+def test_other_differences_are_warnings(worse, better, tmp_path):
+    other = with_protocol(better, tmp_path / "other", data="elsewhere", versions={"torch": "1"})
+    data, versions = compare(worse, other).warnings
+    assert data == "data: videos and elsewhere"
+    assert f"torch {torch.__version__.split('+')[0]}" in versions
 
 
-def test_metrics_that_one_lacks_are_named(evaluations, tmp_path):
-    protocol = json.loads((evaluations["little"] / "protocol.json").read_text())
-    fewer = {name: text for name, text in protocol["metrics"].items() if name in ("psnr", "ssim")}
-    comparison = compare(evaluations["much"], changed(evaluations["little"], tmp_path, metrics=fewer))
+def test_metrics_of_only_one_evaluation_are_a_warning(worse, better, tmp_path):
+    protocol = read_protocol(better)
+    fewer = {name: protocol["metrics"][name] for name in ("psnr", "ssim")}
+    comparison = compare(worse, with_protocol(better, tmp_path / "other", metrics=fewer))
     assert [item.name for item in comparison.differences] == ["psnr", "ssim"]
-    assert comparison.warnings == [
-        "only one has flicker, grid_16, grid_2, grid_4, grid_8, lpips_alex, lpips_vgg, sharpness"
-    ]
+    assert comparison.warnings == ["only one has grid_4, lpips_alex"]
     with pytest.raises(ValueError, match="share a metric"):
         check_protocols(protocol, protocol | {"metrics": {}})
 
 
-def test_a_figure_of_the_whole_set_is_compared_without_interval(evaluations, tmp_path):
+def test_frechet_distances_are_compared_without_an_interval(worse, better, tmp_path):
     folders = []
-    for label, value in (("much", 90.0), ("little", 70.0)):
-        protocol = json.loads((evaluations[label] / "protocol.json").read_text())
-        metrics = protocol["metrics"] | {"fvd": "of 15 clips"}
-        folders.append(changed(evaluations[label], tmp_path / label, metrics=metrics))
+    for folder, value in ((worse, 90.0), (better, 70.0)):
+        metrics = read_protocol(folder)["metrics"] | {"fvd": "of 15 clips"}
+        folders.append(with_protocol(folder, tmp_path / folder.name, metrics=metrics))
         figures = json.loads((folders[-1] / "metrics.json").read_text()) | {"fvd": value}
         (folders[-1] / "metrics.json").write_text(json.dumps(figures))
     last = compare(*folders, output=tmp_path / "out").differences[-1]
     assert (last.name, last.mean, last.interval) == ("fvd", -20, None)
 
 
-def test_a_folder_that_is_no_evaluation(evaluations, tmp_path):
+def test_a_folder_without_an_evaluation_raises(worse, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"protocol\.json"):
-        compare(evaluations["much"], tmp_path)
+        compare(worse, tmp_path)

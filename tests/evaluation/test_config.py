@@ -1,9 +1,29 @@
+"""Settings of evaluations and reconstructions."""
+
 from pathlib import Path
 
-from telecine.evaluation.config import EvaluateConfig
+import pytest
+
+from telecine.evaluation.config import EvaluateConfig, ReconstructConfig
 
 
-def test_home_is_meant_where_no_shell_has_said_so():
+def test_the_home_folder_is_expanded():
     config = EvaluateConfig(data="~/videos", features="~/i3d.pt")
     assert (config.data, config.features) == (str(Path.home() / "videos"), str(Path.home() / "i3d.pt"))
     assert EvaluateConfig(features="transnetv2").features == "transnetv2"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tile": 0}, "`tile` must be a positive int"),
+        ({"tile": 32, "tile_overlap": 32}, "`tile_overlap` must be at least 0 and below the tile's 32 pixels"),
+        ({"tile": 32, "tile_overlap": -1}, "`tile_overlap` must be at least 0"),
+        ({"overlap_frames": 17}, "`overlap_frames` must be at least 0 and below the chunk's 17 frames"),
+        ({"overlap_frames": -1}, "`overlap_frames` must be at least 0"),
+        ({"height": 0}, "`height` must be a positive int"),
+    ],
+)
+def test_invalid_reconstruction_settings_raise(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ReconstructConfig(**settings)

@@ -1,4 +1,4 @@
-"""Differences with their intervals."""
+"""Differences of evaluations and their confidence intervals."""
 
 import math
 
@@ -7,7 +7,13 @@ import pytest
 import torch
 from scipy.stats import bootstrap
 
-from telecine.evaluation.difference import bootstrap_interval, comparable, paired_differences, set_difference, title
+from telecine.evaluation.difference import (
+    bootstrap_interval,
+    comparison_name,
+    comparison_value,
+    paired_differences,
+    set_difference,
+)
 
 
 def clips(name, values):
@@ -18,7 +24,7 @@ def draws(num=60, seed=0, offset=0.0):
     return (torch.randn(num, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + offset).tolist()
 
 
-def test_equals_scipys_bootstrap():
+def test_the_interval_equals_scipy():
     values = torch.tensor(draws(offset=0.3))
     low, high = bootstrap_interval(values[:, None])
     reference = bootstrap(
@@ -27,7 +33,7 @@ def test_equals_scipys_bootstrap():
     assert (low.item(), high.item()) == pytest.approx((reference.low, reference.high), abs=0.01)
 
 
-def test_is_the_same_at_every_call_and_for_each_column_alone():
+def test_the_interval_is_deterministic_and_independent_for_each_column():
     values = torch.tensor([draws(seed=0), draws(seed=1)]).T
     low, high = bootstrap_interval(values)
     again = bootstrap_interval(values[:, 1:])
@@ -35,7 +41,7 @@ def test_is_the_same_at_every_call_and_for_each_column_alone():
     assert all(map(torch.equal, bootstrap_interval(values), (low, high)))
 
 
-def test_holds_the_mean_in_19_of_20_cases():
+def test_the_interval_covers_the_mean_in_19_of_20_cases():
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(40, 400, generator=generator, dtype=torch.float64)
     low, high = bootstrap_interval(values)
@@ -44,7 +50,7 @@ def test_holds_the_mean_in_19_of_20_cases():
 
 
 @pytest.mark.parametrize(
-    ("name", "shift", "verdict"),
+    ("name", "shift", "better"),
     [
         ("psnr", 1.0, "B"),
         ("psnr", -1.0, "A"),
@@ -57,44 +63,47 @@ def test_holds_the_mean_in_19_of_20_cases():
         ("grid_8", -1.2, "A"),
     ],
 )
-def test_says_which_is_better(name, shift, verdict):
+def test_which_evaluation_is_better(name, shift, better):
     first = [0.5 + 0.01 * value for value in draws()]
     second = [0.5 + shift + 0.01 * value for value in draws(seed=1)]
     (difference,) = paired_differences(clips(name, first), clips(name, second), names=[name])
-    assert difference.verdict == verdict
+    assert difference.better == better
     assert difference.mean == pytest.approx(difference.second - difference.first)
     assert difference.interval[0] < difference.mean < difference.interval[1]
 
 
-def test_pairs_remove_what_clips_have_in_common():
-    """Clips differ by 10 dB, the two evaluations by 0.1 on each."""
+def test_pairing_removes_the_variance_between_clips():
+    """Clips differ by 10 dB, the two evaluations of each clip by 0.1."""
     first = [30 + 10 * value for value in draws()]
     (difference,) = paired_differences(
         clips("psnr", first), clips("psnr", [value + 0.1 for value in first]), names=["psnr"]
     )
     assert difference.interval == pytest.approx((0.1, 0.1))
-    assert difference.verdict == "B"
+    assert difference.better == "B"
 
 
 def test_a_single_clip_has_no_interval():
     (difference,) = paired_differences(clips("psnr", [30.0]), clips("psnr", [31.0]), names=["psnr"])
-    assert (difference.interval, difference.verdict, difference.in_words()) == (None, "undecided", "+1")
+    assert (difference.interval, difference.better, difference.text()) == (None, "undecided", "+1")
 
 
-def test_figures_of_the_whole_set_have_no_interval():
+def test_frechet_distances_have_no_interval():
     difference = set_difference("fvd", {"fvd": 90.0}, {"fvd": 80.0})
-    assert (difference.mean, difference.interval, difference.verdict) == (-10, None, "undecided")
+    assert (difference.mean, difference.interval, difference.better) == (-10, None, "undecided")
 
 
-def test_metrics_that_are_best_in_between_are_compared_by_their_distance():
-    assert [comparable("sharpness", 0.8), comparable("grid_4", -0.5), comparable("psnr", 30.0)] == pytest.approx(
-        [0.2, 0.5, 30.0]
-    )
-    assert [title(name) for name in ("sharpness", "grid_4", "psnr")] == ["|sharpness - 1|", "|grid_4|", "psnr"]
+def test_metrics_that_are_best_near_a_number_are_compared_by_their_distance_from_it():
+    assert [comparison_value("sharpness", 0.8), comparison_value("grid_4", -0.5)] == pytest.approx([0.2, 0.5])
+    assert comparison_value("psnr", 30.0) == 30.0
+    assert [comparison_name(name) for name in ("sharpness", "grid_4", "psnr")] == [
+        "|sharpness - 1|",
+        "|grid_4|",
+        "psnr",
+    ]
 
 
-def test_nan_decides_nothing():
+def test_nan_is_undecided():
     first, second = clips("psnr", [30.0, 31.0]), clips("psnr", [math.nan, 32.0])
     (difference,) = paired_differences(first, second, names=["psnr"])
     assert math.isnan(difference.mean)
-    assert difference.verdict == "undecided"
+    assert difference.better == "undecided"

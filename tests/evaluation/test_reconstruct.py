@@ -1,72 +1,73 @@
-"""Whole videos through an autoencoder: length, size, bounds, and what overlaps do."""
+"""Reconstruction of whole videos: length, size, bounded inputs, and overlaps."""
 
 import pytest
 import torch
 
 from telecine.data import index_video, iterate_frames
-from telecine.evaluation.model import load_model
-from telecine.evaluation.reconstruct import ReconstructConfig, reconstruct, reconstructed
+from telecine.evaluation.config import ReconstructConfig
+from telecine.evaluation.reconstruct import output_size, reconstruct, reconstruct_frames
+from telecine.evaluation.source import load_model
 
 CPU = torch.device("cpu")
 
 
-class Watched(torch.nn.Module):
-    """Passes everything on and remembers the shapes that went through."""
+class Recorder(torch.nn.Module):
+    """Forwards to a model and records the shapes of its inputs."""
 
     def __init__(self, model):
         super().__init__()
-        self.model, self.seen = model, []
+        self.model, self.shapes = model, []
         self.covering_clip = model.covering_clip
 
     def forward(self, video, sample_posterior=True):
-        self.seen.append(tuple(video.shape))
+        self.shapes.append(tuple(video.shape))
         return self.model(video, sample_posterior=sample_posterior)
 
 
 def run(model, info, **settings):
-    pairs = list(reconstructed(model, info, ReconstructConfig(**settings), CPU))
+    pairs = list(reconstruct_frames(model, info, ReconstructConfig(**settings), CPU))
     return tuple(torch.cat(parts) for parts in zip(*pairs, strict=True))
 
 
-@pytest.mark.parametrize("overlap_frames", [0, 2])
-@pytest.mark.parametrize("tile", [None, 32])
-def test_every_frame_is_reconstructed_in_bounded_calls(tiny_model, videos, tile, overlap_frames):
+@pytest.mark.parametrize(("overlap_frames", "tile"), [(0, None), (2, 32)])
+def test_every_frame_is_reconstructed_from_bounded_inputs(tiny_model, videos, tile, overlap_frames):
     info = index_video(videos / "one.mp4")
-    model = Watched(tiny_model)
+    model = Recorder(tiny_model)
     settings = {"num_frames": 5, "tile": tile, "tile_overlap": 8, "overlap_frames": overlap_frames}
     frames, reconstruction = run(model, info, **settings)
     assert torch.equal(frames, torch.stack(list(iterate_frames(info.path))))
     assert reconstruction.shape == (26, 3, 48, 64)
     assert reconstruction.abs().max() <= 1
-    largest = (1, 3, 5, 48, 64) if tile is None else (1, 3, 5, 32, 32)
-    assert max(model.seen) == largest
-    whole = Watched(tiny_model)
-    _, larger = run(whole, info, **settings, height=96, width=128)
-    assert larger.shape == (26, 3, 96, 128)
-    if tile is not None:
-        assert max(whole.seen) == largest
+    assert max(model.shapes) == ((1, 3, 5, 48, 64) if tile is None else (1, 3, 5, 32, 32))
 
 
-def test_tiles_that_cover_all_and_no_overlap_change_nothing(tiny_model, videos):
+def test_tiles_stay_small_for_larger_frames(tiny_model, videos):
+    model = Recorder(tiny_model)
+    _, reconstruction = run(model, index_video(videos / "one.mp4"), num_frames=13, tile=32, height=96, width=128)
+    assert reconstruction.shape == (26, 3, 96, 128)
+    assert max(model.shapes) == (1, 3, 13, 32, 32)
+
+
+def test_a_tile_as_large_as_the_frame_changes_nothing(tiny_model, videos):
     info = index_video(videos / "one.mp4")
     _, plain = run(tiny_model, info, num_frames=9)
     _, tiled = run(tiny_model, info, num_frames=9, tile=64)
     assert torch.equal(plain, tiled)
 
 
-def test_chunks_that_overlap_begin_as_those_that_do_not(tiny_model, videos):
+def test_overlapping_chunks_differ_only_after_the_first_overlap(tiny_model, videos):
     info = index_video(videos / "one.mp4")
     _, plain = run(tiny_model, info, num_frames=9)
-    _, faded = run(tiny_model, info, num_frames=9, overlap_frames=2)
-    assert torch.equal(plain[:7], faded[:7])
-    assert not torch.equal(plain[7:], faded[7:])
+    _, blended = run(tiny_model, info, num_frames=9, overlap_frames=2)
+    assert torch.equal(plain[:7], blended[:7])
+    assert not torch.equal(plain[7:], blended[7:])
 
 
 def test_writes_a_video_and_returns_its_psnr(model_folder, videos, tmp_path):
-    out = tmp_path / "out.mp4"
+    output = tmp_path / "out.mp4"
     config = ReconstructConfig(num_frames=9, tile=32, tile_overlap=8, overlap_frames=2, device="cpu")
-    psnr = reconstruct(model_folder, videos / "one.mp4", out, config)
-    info = index_video(out)
+    psnr = reconstruct(model_folder, videos / "one.mp4", output, config)
+    info = index_video(output)
     assert (info.num_frames, info.height, info.width, info.fps) == (26, 48, 64, 25)
     frames, reconstruction = run(load_model(model_folder, "ema", CPU), index_video(videos / "one.mp4"), **vars(config))
     target = frames.movedim(-1, 1).double() / 127.5 - 1
@@ -74,16 +75,30 @@ def test_writes_a_video_and_returns_its_psnr(model_folder, videos, tmp_path):
     assert psnr == pytest.approx((10 * torch.log10(4 / error)).mean().item(), abs=1e-4)
 
 
+def test_side_by_side_output(model_folder, videos, tmp_path):
+    output = tmp_path / "out.mp4"
+    reconstruct(model_folder, videos / "one.mp4", output, ReconstructConfig(compare=True, device="cpu"))
+    info = index_video(output)
+    assert info.num_frames == 26
+    assert info.width > 3 * 64
+
+
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "size"),
     [
-        ({"tile": 0}, "`tile` must be at least 1"),
-        ({"tile": 32, "tile_overlap": 32}, "below the tile's 32 pixels"),
-        ({"overlap_frames": 17}, "below the chunk's 17 frames"),
-        ({"overlap_frames": -1}, "`overlap_frames` must be at least 0"),
-        ({"height": 0}, "`height` must be at least 1"),
+        ({}, (48, 64)),
+        ({"height": 24}, (24, 32)),
+        ({"width": 96}, (72, 96)),
+        ({"height": 10, "width": 20}, (10, 20)),
     ],
 )
-def test_refusals(settings, message):
-    with pytest.raises(ValueError, match=message):
-        ReconstructConfig(**settings)
+def test_a_single_side_keeps_the_aspect_ratio(videos, settings, size):
+    assert output_size(index_video(videos / "one.mp4"), ReconstructConfig(**settings)) == size
+
+
+def test_an_output_that_cannot_be_written_raises(model_folder, videos, tmp_path):
+    video = videos / "one.mp4"
+    with pytest.raises(ValueError, match="`output` must be the name of an MP4, but got the folder"):
+        reconstruct(model_folder, video, tmp_path)
+    with pytest.raises(ValueError, match="`output` must be another file than the video"):
+        reconstruct(model_folder, video, video)

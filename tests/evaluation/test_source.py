@@ -1,16 +1,32 @@
-"""What a run has trained on says how its clips are measured, as far as it may."""
+"""Which clips are measured, and where their reconstructions come from."""
+
+import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from telecine.data import ClipConfig, find_videos, index_videos
+from telecine.evaluation import source
 from telecine.evaluation.config import EvaluateConfig
-from telecine.evaluation.evaluate import evaluate
-from telecine.evaluation.source import model_source
+from telecine.evaluation.source import (
+    contains_videos,
+    match_videos,
+    model_source,
+    read_span,
+    select_clips,
+    video_source,
+)
+from telecine.report.video import write_mp4
 from telecine.runs import checkpoint_folder
 
+from .videos import waves
+
+CPU = torch.device("cpu")
 MAIN = {"num_frames": 5, "height": 32, "width": 48}
-TRAINING = {
+TRAINING_ONLY = {
     "buckets": [{**MAIN, "weight": 3.0}, {"num_frames": 1, "height": 64, "width": 64}],
     "image_ratio": 1.0,
     "scale_jitter": 2.0,
@@ -18,34 +34,151 @@ TRAINING = {
 }
 
 
+@pytest.fixture(scope="module")
+def infos(videos):
+    return index_videos(find_videos(videos))[0]
+
+
 @pytest.fixture
-def trained(tiny_model, tmp_path):
-    """Return a function that writes what `model_source` reads of a run whose clips have these settings too."""
-
-    def write(**clips):
-        checkpoint = checkpoint_folder(tmp_path, 1)
-        tiny_model.save_pretrained(checkpoint / "ema")
-        (checkpoint / "state.json").write_text("{}")
-        (checkpoint / "config.yaml").write_text(yaml.safe_dump({"clips": {**MAIN, **clips}}))
-        return tmp_path
-
-    return write
+def copied_videos(videos, tmp_path):
+    return shutil.copytree(videos, tmp_path / "copy")
 
 
-def test_the_size_is_that_of_the_run_and_what_is_for_training_alone_is_left_out(trained):
-    clips = model_source(trained(stride=2, **TRAINING), EvaluateConfig(), torch.device("cpu")).clips
-    assert (clips.num_frames, clips.height, clips.width, clips.stride) == (5, 32, 48, 2)
-    assert (clips.buckets, clips.image_ratio, clips.scale_jitter, clips.cache) == ((), 0.0, 1.0, False)
+class TestSelection:
+    def starts(self, spans):
+        return [(span.info.path.stem, span.first_frame) for span in spans]
+
+    def test_all_clips_without_overlap(self, infos):
+        spans = select_clips(infos, ClipConfig(num_frames=5, stride=2, height=32, width=32), 100)
+        assert self.starts(spans) == [(name, start) for name in ("three", "one", "two") for start in (0, 9)]
+
+    def test_fewer_clips_are_spread_evenly(self, infos):
+        config = ClipConfig(num_frames=5, height=32, width=32)
+        assert self.starts(select_clips(infos, config, 3)) == [("three", 10), ("one", 10), ("two", 10)]
+        assert self.starts(select_clips(infos, config, 1)) == [("one", 10)]
+
+    def test_a_span_is_read_at_its_position_and_size(self, infos):
+        config = ClipConfig(num_frames=5, stride=2, height=32, width=32)
+        clip = read_span(select_clips(infos, config, 100)[3], config)
+        assert (clip["source"], clip["start"]) == (str(infos[1].path), 9)
+        assert clip["video"].shape == (3, 5, 32, 32)
+
+    @pytest.mark.parametrize(
+        ("num_frames", "max_clips", "message"), [(27, 1, "at least 27 frames.*at most 26"), (5, 0, "`max_clips` must")]
+    )
+    def test_no_clip_raises(self, infos, num_frames, max_clips, message):
+        with pytest.raises(ValueError, match=message):
+            select_clips(infos, ClipConfig(num_frames=num_frames), max_clips)
 
 
-def test_a_size_that_is_no_bucket_may_be_asked_for(trained):
-    config = EvaluateConfig(num_frames=1, height=16, width=32)
-    clips = model_source(trained(**TRAINING), config, torch.device("cpu")).clips
-    assert (clips.num_frames, clips.height, clips.width) == (1, 16, 32)
+class TestModelSource:
+    @pytest.fixture
+    def run(self, tiny_model, tmp_path):
+        """Return a function that writes a run with a checkpoint and these clip settings."""
+
+        def write(**clips):
+            checkpoint = checkpoint_folder(tmp_path, 1)
+            tiny_model.save_pretrained(checkpoint / "ema")
+            (checkpoint / "state.json").write_text("{}")
+            (checkpoint / "config.yaml").write_text(yaml.safe_dump({"clips": {**MAIN, **clips}}))
+            return tmp_path
+
+        return write
+
+    def test_clips_have_the_size_of_the_run_without_training_only_settings(self, run):
+        folder = run(stride=2, **TRAINING_ONLY)
+        opened = model_source(folder, EvaluateConfig(), CPU)
+        clips = opened.clips
+        assert (clips.num_frames, clips.height, clips.width, clips.stride) == (5, 32, 48, 2)
+        assert (clips.buckets, clips.image_ratio, clips.scale_jitter, clips.cache) == ((), 0.0, 1.0, False)
+        assert opened.title == f"{folder}, weights ema"
+
+    def test_the_size_may_differ_from_all_buckets(self, run):
+        config = EvaluateConfig(num_frames=1, height=16, width=32)
+        clips = model_source(run(**TRAINING_ONLY), config, CPU).clips
+        assert (clips.num_frames, clips.height, clips.width) == (1, 16, 32)
 
 
-@pytest.mark.usefixtures("cached_weights")
-def test_what_was_trained_on_images_is_measured_on_videos(trained, videos):
-    config = EvaluateConfig(data=str(videos / "one.mp4"), max_clips=1, device="cpu")
-    evaluation = evaluate(trained(image_ratio=1.0), config)
-    assert (evaluation.protocol.num_clips, evaluation.protocol.num_frames) == (1, 5)
+class TestVideoSource:
+    def open(self, reconstructions, data, **settings):
+        infos, _ = index_videos(find_videos(data))
+        return infos, video_source(reconstructions, infos, EvaluateConfig(**settings), data)
+
+    def test_clips_have_the_size_of_the_videos(self, videos, reconstructions):
+        infos, opened = self.open(reconstructions["little"], videos, num_frames=4)
+        assert (opened.clips.num_frames, opened.clips.height, opened.clips.width) == (4, 48, 64)
+        span = select_clips(infos, opened.clips, 1)[0]
+        target = read_span(span, opened.clips)["video"][None]
+        reconstruction = opened.reconstruct(span, target)
+        assert reconstruction.shape == target.shape
+        assert 0 < (reconstruction - target).abs().mean() < 0.1
+
+    def test_several_sizes_need_a_size(self, copied_videos):
+        write_mp4(copied_videos / "wide.mp4", waves(width=96), fps=25)
+        with pytest.raises(ValueError, match="`data` must be videos of one size, but got 2 sizes, from 48 x 64 to 48"):
+            self.open(copied_videos, copied_videos)
+        _, opened = self.open(copied_videos, copied_videos, height=32, width=32)
+        assert (opened.clips.height, opened.clips.width) == (32, 32)
+
+    def test_a_broken_reconstruction_raises(self, videos, reconstructions, monkeypatch):
+        infos, opened = self.open(reconstructions["little"], videos, num_frames=20)
+        span = select_clips(infos, opened.clips, 1)[0]
+        target = read_span(span, opened.clips)["video"][None]
+        monkeypatch.setattr(source, "read_span", lambda span, config: None)
+        with pytest.raises(ValueError, match=r"`checkpoint` must be decodable where `data` is, but got .*are broken"):
+            opened.reconstruct(span, target)
+
+
+class TestMatching:
+    def match(self, data, reconstructions):
+        infos, _ = index_videos(find_videos(data))
+        return match_videos(infos, data=data, reconstructions=reconstructions)
+
+    def test_by_relative_path_without_the_suffix(self, videos, reconstructions):
+        matches = self.match(videos, reconstructions["much"])
+        names = {Path(path).relative_to(videos).as_posix(): info.path.name for path, info in matches.items()}
+        assert names == {"one.mp4": "one.m4v", "two.mp4": "two.mp4", "below/three.mp4": "three.mp4"}
+
+    def test_single_files_match_with_any_names(self, videos, copied_videos):
+        renamed = (copied_videos / "one.mp4").rename(copied_videos / "other.mp4")
+        matches = self.match(videos / "one.mp4", renamed)
+        assert [info.path for info in matches.values()] == [renamed]
+
+    def test_missing_and_extra_names_are_listed(self, videos, copied_videos):
+        (copied_videos / "two.mp4").rename(copied_videos / "zwei.mp4")
+        with pytest.raises(ValueError, match=r"copy lacks two; .* lacks zwei\. Rename or remove"):
+            self.match(videos, copied_videos)
+
+    def test_long_lists_of_names_are_cut(self, tmp_path, videos):
+        many = tmp_path / "many"
+        for number in range(2):
+            shutil.copytree(videos, many / str(number))
+        with pytest.raises(ValueError, match="lacks 0/below/three, 0/one, 0/two and 3 more"):
+            self.match(many, videos)
+
+    def test_a_name_with_two_suffixes_raises(self, videos, copied_videos):
+        shutil.copy(copied_videos / "one.mp4", copied_videos / "one.mkv")
+        with pytest.raises(ValueError, match="Rename one: suffixes do not count"):
+            self.match(copied_videos, videos)
+
+    @pytest.mark.parametrize(
+        ("frames", "message"),
+        [(waves(20), "26 frames of 48 x 64, .* got 20 frames of 48 x 64"), (waves(26, 32), "got 26 frames of 32 x 64")],
+    )
+    def test_another_length_or_size_raises(self, videos, copied_videos, frames, message):
+        write_mp4(copied_videos / "one.mp4", frames, fps=25)
+        with pytest.raises(ValueError, match=message):
+            self.match(videos, copied_videos)
+
+
+def test_folders_of_videos_are_told_from_models(videos, model_folder, copied_videos, tmp_path):
+    assert contains_videos(videos)
+    assert contains_videos(videos / "one.mp4")
+    assert contains_videos(videos / "below")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "linked").symlink_to(videos)
+    assert contains_videos(tmp_path / "links")
+    assert not contains_videos(model_folder)
+    assert not contains_videos(tmp_path / "nowhere")
+    (copied_videos / "config.yaml").write_text(json.dumps({}))  # a run with its side_by_side.mp4
+    assert not contains_videos(copied_videos)

@@ -1,10 +1,10 @@
-"""Frames that move, and what noise makes of them."""
+"""Synthetic frames, and noisy copies of them."""
 
 import torch
 
 
 def waves(num_frames=26, height=48, width=64, seed=0):
-    """Return uint8 `(T, H, W, 3)`: a smooth pattern that moves."""
+    """Return uint8 `(T, H, W, 3)`: a smooth moving pattern."""
     phase = torch.rand(3, 1, 1, 1, generator=torch.Generator().manual_seed(seed)) * 6
     time = torch.arange(num_frames).view(1, -1, 1, 1) * 0.3
     rows, columns = torch.arange(height).view(1, 1, -1, 1) / 8, torch.arange(width).view(1, 1, 1, -1) / 6
@@ -13,6 +13,6 @@ def waves(num_frames=26, height=48, width=64, seed=0):
 
 
 def noisy(frames, scale, seed=0):
-    """Return frames with noise."""
+    """Return the frames with Gaussian noise."""
     noise = torch.randn(frames.shape, generator=torch.Generator().manual_seed(seed)) * scale
     return (frames + noise).clamp(0, 255).round().to(torch.uint8)

@@ -1,3 +1,5 @@
+"""The clips of validations in a run's folder."""
+
 import json
 import math
 from dataclasses import replace
@@ -10,41 +12,38 @@ from telecine.data import index_video, read_clip
 from telecine.report.clips import KEYFRAME_EVERY, MAX_PSNR, frame_psnr, read_validations, write_clips
 from telecine.runs import validation_folders
 
-from .runs import FPS, real_clip, shown_clips
+from .runs import FPS, real_clip, validation_clips
 
 
-def test_clips_come_back_as_they_were(tmp_path):
-    clips = shown_clips(noise=5.0)
+def test_clips_are_written_and_read(tmp_path):
+    clips = validation_clips(noise=5.0)
     folder = write_clips(tmp_path, 20, clips, fps=FPS)
     assert sorted(path.name for path in folder.iterdir()) == ["clip-00.mp4", "clip-01.mp4", "clip-02.mp4", "clips.json"]
-    (kept,) = read_validations(tmp_path)
-    assert (kept.step, kept.fps, kept.amplification, kept.folder) == (20, FPS, 4.0, folder)
-    assert [clip.source for clip in kept.clips] == [clip.source for clip in clips]
-    assert [clip.start for clip in kept.clips] == [0, 10, 20]
-    assert [clip.metrics for clip in kept.clips] == [pytest.approx(clip.metrics) for clip in clips]
-    assert [clip.num_frames for clip in kept.clips] == [12, 9, 9]
-    assert [(clip.height, clip.width) for clip in kept.clips] == [(48, 64), (64, 64), (64, 64)]
+    (saved,) = read_validations(tmp_path)
+    assert (saved.step, saved.fps, saved.amplification, saved.folder) == (20, FPS, 4.0, folder)
+    assert [clip.source for clip in saved.clips] == [clip.source for clip in clips]
+    assert [clip.start for clip in saved.clips] == [0, 10, 20]
+    assert [clip.metrics for clip in saved.clips] == [pytest.approx(clip.metrics) for clip in clips]
+    assert [clip.num_frames for clip in saved.clips] == [12, 9, 9]
+    assert [(clip.height, clip.width) for clip in saved.clips] == [(48, 64), (64, 64), (64, 64)]
 
 
 def test_the_video_has_three_panes_of_the_clip(tmp_path):
-    clip = shown_clips(noise=8.0)[1]
+    clip = validation_clips(noise=8.0)[1]
     folder = write_clips(tmp_path, 0, [clip], fps=FPS)
     back = read_clip(index_video(folder / "clip-00.mp4"), 0, 9)
-    assert back.shape == (9, 128, 3 * 128, 3)  # twice as large
+    assert back.shape == (9, 128, 3 * 128, 3)  # enlarged by 2
     panes = [pane[:, ::2, ::2].float() for pane in back.split(128, dim=2)]
     difference = ((clip.target.float() - clip.reconstruction.float()).abs() * 4).clamp(max=255)
-    for pane, meant in zip(panes, (clip.target, clip.reconstruction, difference), strict=True):
-        assert (pane - meant.float()).abs().mean() < 7
-        assert (pane - meant.float()).mean().abs() < 0.3
+    for pane, expected in zip(panes, (clip.target, clip.reconstruction, difference), strict=True):
+        assert (pane - expected.float()).abs().mean() < 7
+        assert (pane - expected.float()).mean().abs() < 0.3
 
 
-def test_every_frame_is_near_a_keyframe_and_none_waits_for_a_later_one(tmp_path):
-    folder = write_clips(
-        tmp_path,
-        0,
-        [replace(shown_clips(1.0)[1], target=long, reconstruction=long) for long in [real_clip(num_frames=33)]],
-        fps=FPS,
-    )
+def test_keyframes_are_frequent_and_no_frame_depends_on_a_later_one(tmp_path):
+    frames = real_clip(num_frames=33)
+    clip = replace(validation_clips(1.0)[1], target=frames, reconstruction=frames)
+    folder = write_clips(tmp_path, 0, [clip], fps=FPS)
     with av.open(str(folder / "clip-00.mp4")) as container:
         packets = [packet for packet in container.demux(video=0) if packet.size]
     assert len(packets) == 33
@@ -65,17 +64,17 @@ def test_psnr_of_each_frame():
     )
 
 
-def test_only_the_first_validation_and_the_newest_are_kept(tmp_path):
-    clip = shown_clips(1.0)[0]
-    for step in (0, 10, 20, 30, 20):  # the last one after a run that was cut off went on from step 10
+def test_only_the_first_and_the_last_validation_are_kept(tmp_path):
+    clip = validation_clips(1.0)[0]
+    for step in (0, 10, 20, 30, 20):  # the last one after resuming from step 10
         write_clips(tmp_path, step, [clip], fps=FPS)
-        kept = [found for found, _ in validation_folders(tmp_path)]
-        assert kept == sorted({0, step})
-    assert len(list((tmp_path / "validation").iterdir())) == 2
+        assert [found for found, _ in validation_folders(tmp_path)] == sorted({0, step})
+    names = {path.name for path in (tmp_path / "validation").iterdir()}
+    assert names == {"step-00000000", "step-00000020"}
 
 
-def test_a_failure_leaves_what_was_there(tmp_path):
-    clips = shown_clips(1.0)
+def test_a_failure_keeps_the_previous_clips(tmp_path):
+    clips = validation_clips(1.0)
     write_clips(tmp_path, 0, clips[:1], fps=FPS)
     with pytest.raises(ValueError, match="`inputs` and `reconstructions` must be all of shape"):
         write_clips(tmp_path, 0, [clips[0], replace(clips[1], reconstruction=clips[0].target)], fps=FPS)
@@ -86,12 +85,12 @@ def test_a_failure_leaves_what_was_there(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [{"clips": 3}, {"clips": [{"video": "x"}]}, {"fps": None}])
-def test_a_damaged_description_is_named(tmp_path, damage):
-    folder = write_clips(tmp_path, 0, shown_clips(1.0)[:1], fps=FPS)
+def test_a_damaged_description_raises(tmp_path, damage):
+    folder = write_clips(tmp_path, 0, validation_clips(1.0)[:1], fps=FPS)
     values = json.loads((folder / "clips.json").read_text()) | damage
     values = {name: value for name, value in values.items() if value is not None}
     (folder / "clips.json").write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=r"clips.json` must be what a validation wrote, but got .*Remove"):
+    with pytest.raises(ValueError, match=r"clips.json` must be the description of a validation, but got .*Remove"):
         read_validations(tmp_path)
 
 

@@ -1,16 +1,15 @@
-"""The page as a file: what is in it, what lies beside it, what is refused."""
+"""The page as a file: its content, its videos, and invalid arguments."""
 
 import json
 import math
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 import torch
 
-from telecine.report.clips import ShownClip, write_clips
+from telecine.report.clips import ValidationClip, write_clips
 from telecine.report.page import write_report
 from telecine.report.video import write_mp4
 
@@ -23,18 +22,18 @@ EVIL = "</script><script>alert(1)</script><!--&\u2028'\""
 def runs(tmp_path_factory):
     """Two runs with clips, a warning and different settings."""
     folder = tmp_path_factory.mktemp("runs")
-    made = [
+    runs = [
         write_run(folder / name, records(60, every=every), f"steps: 60\nname: {name}\n")
         for name, every in (("first", 1), ("second", 2))
     ]
-    for run in made:
+    for run in runs:
         write_clips_of(run)
-    (made[0] / "health.jsonl").write_text(
+    (runs[0] / "health.jsonl").write_text(
         json.dumps({"step": 9, "rule": "saturated", "message": "The <b>discriminator</b> won.", "remedy": "Wait."})
         + "\n"
     )
-    (made[1] / "environment.json").write_text('{"torch": "2.13"}')
-    return made
+    (runs[1] / "environment.json").write_text('{"torch": "2.13"}')
+    return runs
 
 
 def data_of(page):
@@ -43,14 +42,14 @@ def data_of(page):
 
 
 def text_of(page):
-    """Return the words that are shown, without tags and scripts."""
+    """Return the visible text, without tags and scripts."""
     return " ".join(
         re.sub(r"<style.*?</style>|<script.*?</script>|<[^>]+>", " ", page.read_text(), flags=re.DOTALL).split()
     )
 
 
 class Tags(HTMLParser):
-    """Sees that elements are closed, and collects their identifiers and addresses."""
+    """Checks that elements are closed, and collects their ids and URLs."""
 
     VOID = frozenset({"meta", "link", "input"})
 
@@ -70,7 +69,7 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_one_page_with_its_videos_beside_it(runs, tmp_path):
+def test_the_videos_are_beside_the_page(runs, tmp_path):
     page = write_report(runs, tmp_path / "new" / "a page.html")
     assert page == tmp_path / "new" / "a page.html"
     assert sorted(path.name for path in page.parent.iterdir()) == ["a page.html", "a page_videos"]
@@ -79,7 +78,7 @@ def test_one_page_with_its_videos_beside_it(runs, tmp_path):
     assert all((page.parent / unquote(url)).is_file() for url in urls)
 
 
-def test_it_is_sound_html_that_asks_for_nothing_else(runs, tmp_path):
+def test_the_page_is_valid_html_without_external_resources(runs, tmp_path):
     page = write_report(runs, tmp_path / "report.html")
     tags = Tags()
     tags.feed(page.read_text(encoding="utf-8"))
@@ -97,10 +96,10 @@ def test_runs_are_compared(runs, tmp_path):
     page = write_report(runs, tmp_path / "report.html")
     text = text_of(page)
     assert "first · second" in text
-    assert "What differs first second name , differs first second" in text
+    assert "Different settings first second name , differs first second" in text
     assert "The <b>discriminator</b> won. Wait. saturated, step 9" in text.replace("&lt;", "<").replace("&gt;", ">")
     assert "Warnings (1) Settings" in text
-    assert "this run kept no health log" in text
+    assert "This run did not record warnings." in text
     assert "torch , differs not set 2.13" in text
     data = data_of(page)
     assert data["runs"] == ["first", "second"]
@@ -110,19 +109,19 @@ def test_runs_are_compared(runs, tmp_path):
         (1, 0, 3),
         (1, 60, 3),
     ]
-    assert data["validations"][1]["standingOut"][:2] == [["best psnr", 0], ["worst psnr", 2]]
+    assert data["validations"][1]["best_and_worst"][:2] == [["best psnr", 0], ["worst psnr", 2]]
 
 
-def test_one_run_has_its_page_in_its_folder(runs):
+def test_the_page_of_one_run_is_in_its_folder(runs):
     page = write_report(runs[:1])
     assert page == runs[0] / "report.html"
     text = text_of(page)
-    assert "What differs" not in text
+    assert "Different settings" not in text
     assert "All 2 settings" in text
-    assert "No environment.json was kept." in text
+    assert "The run has no environment.json." in text
 
 
-def test_several_runs_have_theirs_here(runs, tmp_path, monkeypatch):
+def test_the_page_of_several_runs_is_in_the_current_folder(runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_report(runs)
     assert (tmp_path / "report.html").is_file()
@@ -137,25 +136,25 @@ def test_a_second_report_replaces_the_first(runs, tmp_path):
     assert "mine.mp4" in names
 
 
-def test_an_older_run_shows_its_one_picture(tmp_path):
+def test_a_run_without_clips_shows_its_side_by_side_video(tmp_path):
     run = write_run(tmp_path / "run", records(60))
     write_mp4(run / "side_by_side.mp4", torch.zeros(7, 64, 96, 3, dtype=torch.uint8), 10)
     (validation,) = data_of(write_report([run]))["validations"]
     (clip,) = validation["clips"]
-    assert (validation["step"], validation["amplification"], validation["standingOut"]) == (60, None, [])
-    assert (clip["panes"], clip["numFrames"], clip["fps"], clip["height"], clip["width"]) == (1, 7, 10.0, 64, 96)
+    assert (validation["step"], validation["amplification"], validation["best_and_worst"]) == (60, None, [])
+    assert (clip["panes"], clip["num_frames"], clip["fps"], clip["height"], clip["width"]) == (1, 7, 10.0, 64, 96)
     assert (run / clip["url"]).read_bytes() == (run / "side_by_side.mp4").read_bytes()
 
 
-def test_a_figure_that_is_not_finite_is_left_out(tmp_path):
+def test_metrics_that_are_not_finite_are_left_out(tmp_path):
     run = write_run(tmp_path / "run", records(20))
-    clip = ShownClip(stamped(2), stamped(2), {"psnr": math.nan, "ssim": math.inf, "lpips_alex": 0.5}, "a.mp4", 0)
+    clip = ValidationClip(stamped(2), stamped(2), {"psnr": math.nan, "ssim": math.inf, "lpips_alex": 0.5}, "a.mp4", 0)
     write_clips(run, 20, [clip], fps=FPS)
     (validation,) = data_of(write_report([run]))["validations"]
     assert validation["clips"][0]["metrics"] == {"psnr": None, "ssim": None, "lpips_alex": 0.5}
 
 
-def test_a_page_is_written_though_a_video_is_gone(tmp_path):
+def test_a_missing_video_does_not_stop_the_page(tmp_path):
     run = write_run(tmp_path / "run", records(20))
     write_clips_of(run, steps=(20,))
     videos = sorted(path for path in run.rglob("clip-*.mp4"))
@@ -166,18 +165,18 @@ def test_a_page_is_written_though_a_video_is_gone(tmp_path):
     assert f"run-0-step-00000020-{videos[0].name}" in page.read_text(encoding="utf-8")
 
 
-def test_a_run_that_has_just_begun_says_what_is_missing(tmp_path):
+def test_a_run_that_has_just_started_tells_what_is_missing(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").touch()
     text = text_of(write_report([run]))
-    for said in ("Nothing has been validated yet.", "Nothing has been logged yet.", "No config.yaml was kept."):
-        assert said in text
+    for message in ("No validation yet.", "No logged values yet.", "The run has no config.yaml."):
+        assert message in text
     assert 'id="player"' not in (run / "report.html").read_text()
     assert not (run / "report_videos").exists()
 
 
-def test_no_name_breaks_out_of_its_place(tmp_path):
+def test_names_are_escaped(tmp_path):
     run = write_run(tmp_path / "<b>run", [{"step": 1, f"train/{EVIL}": 1.0}], json.dumps({"data": EVIL}))
     page = write_report([run])
     text = page.read_text(encoding="utf-8")
@@ -186,24 +185,19 @@ def test_no_name_breaks_out_of_its_place(tmp_path):
     assert data_of(page)["plots"][0]["title"] == EVIL
 
 
-def test_a_long_run_stays_small(tmp_path):
+def test_the_page_of_a_long_run_is_small(tmp_path):
     lines = [{"step": step, **{f"train/value_{n}": 0.1234567 * step + n for n in range(30)}} for step in range(5_000)]
     page = write_report([write_run(tmp_path / "run", lines)])
     assert page.stat().st_size < 2_000_000
 
 
 @pytest.mark.parametrize("output", ["page.txt", "folder.html"])
-def test_a_page_that_cannot_be_written_is_refused(runs, tmp_path, output):
+def test_an_output_that_is_no_html_file_raises(runs, tmp_path, output):
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(ValueError, match=r"`output` must be the name of an \.html file"):
         write_report(runs, tmp_path / output)
 
 
-def test_no_run_is_refused():
+def test_no_run_raises():
     with pytest.raises(ValueError, match="`runs` must be at least one run's folder"):
         write_report([])
-
-
-def test_templates_are_shipped():
-    folder = Path(write_report.__code__.co_filename).parent / "templates"
-    assert len(list(folder.glob("*"))) == 10

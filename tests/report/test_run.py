@@ -1,96 +1,118 @@
+"""The content of a run's folder."""
+
+import json
 from pathlib import Path
 
 import pytest
 
-from telecine.report.clips import KeptClip
-from telecine.report.run import Warned, best_and_worst, read_run, run_names
+from telecine.report.clips import SavedClip
+from telecine.report.run import (
+    TrainingWarning,
+    best_and_worst,
+    read_lines,
+    read_records,
+    read_run,
+    run_names,
+    validations,
+)
 
 from .runs import records, write_clips_of, write_run
 
 
-def kept(**metrics):
-    return KeptClip("clip.mp4", "a.mp4", 0, 9, 64, 64, metrics, [20.0] * 9)
+class TestRecords:
+    def test_are_read_in_order_without_an_unfinished_line(self, tmp_path):
+        path = tmp_path / "metrics.jsonl"
+        lines = [{"step": 1}, {"step": 2, "val/psnr": 3.0}]
+        path.write_text("\n\n".join(json.dumps(line) for line in lines) + '\n{"step": 3, "lo')
+        assert read_records(path) == lines
+        assert validations(lines) == lines[1:]
+
+    def test_a_missing_file_has_no_lines(self, tmp_path):
+        assert read_lines(tmp_path / "none.jsonl") == []
+
+    @pytest.mark.parametrize("line", ["{broken", "[1]"])
+    def test_a_damaged_line_raises(self, tmp_path, line):
+        path = tmp_path / "metrics.jsonl"
+        path.write_text(f'{{"step": 1}}\n{line}\n')
+        with pytest.raises(ValueError, match=r"metrics.jsonl, line 2` must be a JSON object, but .*Remove the line"):
+            read_records(path)
 
 
-def test_a_run_is_read_whole(tmp_path):
-    folder = write_run(tmp_path / "run", records(60))
-    write_clips_of(folder)
-    (folder / "health.jsonl").write_text('{"step": 7, "rule": "a", "message": "b", "remedy": "c"}\n')
-    run = read_run(folder, "name")
-    assert run.steps == 60
-    assert run.settings == {"steps": "60", "clips.height": "64"}
-    assert run.held_out() == [("psnr", 11.0, 21.0), ("ssim", 0.04, 0.5), ("lpips_alex", 0.97, 0.0)]
-    assert run.warnings == [Warned(7, "a", "b", "c")]
-    assert [validation.step for validation in run.validations] == [0, 60]
-    assert run.environment == {}
-    assert run.video() is None
+class TestReadRun:
+    def test_reads_all_files(self, tmp_path):
+        folder = write_run(tmp_path / "run", records(60))
+        write_clips_of(folder)
+        (folder / "health.jsonl").write_text('{"step": 7, "rule": "a", "message": "b", "remedy": "c"}\n')
+        run = read_run(folder, "name")
+        assert run.steps == 60
+        assert run.settings == {"steps": "60", "clips.height": "64"}
+        assert run.held_out() == [("psnr", 11.0, 21.0), ("ssim", 0.04, 0.5), ("lpips_alex", 0.97, 0.0)]
+        assert run.warnings == [TrainingWarning(7, "a", "b", "c")]
+        assert [validation.step for validation in run.validations] == [0, 60]
+        assert run.environment == {}
+        assert run.side_by_side_video() is None
+
+    def test_a_missing_warnings_file_differs_from_an_empty_one(self, tmp_path):
+        folder = write_run(tmp_path / "run", [])
+        assert read_run(folder, "x").warnings is None
+        (folder / "health.jsonl").touch()
+        run = read_run(folder, "x")
+        assert run.warnings == []
+        assert (run.steps, run.held_out()) == (0, [])
+
+    def test_a_warning_without_a_remedy_raises(self, tmp_path):
+        folder = write_run(tmp_path / "run", [])
+        (folder / "health.jsonl").write_text('{"step": 7, "rule": "a", "message": "b"}\n')
+        with pytest.raises(ValueError, match=r"health\.jsonl` must be lines with step, rule, message and remedy, but"):
+            read_run(folder, "x")
+
+    def test_another_folder_raises(self, tmp_path):
+        with pytest.raises(ValueError, match=r"`runs` must be folders of runs, with metrics.jsonl, .*which has none"):
+            read_run(tmp_path, "x")
+        with pytest.raises(ValueError, match=r"which is not a folder"):
+            read_run(tmp_path / "nowhere", "x")
 
 
-def test_no_health_log_is_not_an_empty_one(tmp_path):
-    folder = write_run(tmp_path / "run", [])
-    assert read_run(folder, "x").warnings is None
-    (folder / "health.jsonl").touch()
-    run = read_run(folder, "x")
-    assert run.warnings == []
-    assert (run.steps, run.held_out()) == (0, [])
+class TestRunNames:
+    @pytest.mark.parametrize(
+        ("folders", "names"),
+        [
+            (["runs/a"], ["a"]),
+            (["runs/a", "runs/b"], ["a", "b"]),
+            (["x/a/run", "x/b/run"], ["a/run", "b/run"]),
+            (["x/a", "y/b/a", "c"], ["x/a", "b/a", "report/c"]),
+        ],
+    )
+    def test_are_unique(self, monkeypatch, folders, names):
+        monkeypatch.setattr(Path, "resolve", lambda path: Path("/report") / path)
+        assert run_names([Path(folder) for folder in folders]) == names
+
+    def test_the_same_run_twice_raises(self, tmp_path):
+        with pytest.raises(ValueError, match="`runs` must be different folders"):
+            run_names([tmp_path, tmp_path / "." / ""])
 
 
-def test_a_warning_without_its_remedy_is_named(tmp_path):
-    folder = write_run(tmp_path / "run", [])
-    (folder / "health.jsonl").write_text('{"step": 7, "rule": "a", "message": "b"}\n')
-    with pytest.raises(ValueError, match=r"health\.jsonl` must be lines with step, rule, message and remedy, but got"):
-        read_run(folder, "x")
+class TestBestAndWorst:
+    def clip(self, **metrics):
+        return SavedClip("clip.mp4", "a.mp4", 0, 9, 64, 64, metrics, [20.0] * 9)
 
+    def test_by_psnr_and_lpips(self):
+        clips = [
+            self.clip(psnr=20.0, ssim=0.5, lpips_alex=0.1),
+            self.clip(psnr=30.0, ssim=0.1, lpips_alex=0.3),
+            self.clip(psnr=25.0, ssim=0.2, lpips_alex=0.2),
+        ]
+        expected = [("best psnr", 1), ("worst psnr", 0), ("best lpips_alex", 0), ("worst lpips_alex", 1)]
+        assert best_and_worst(clips) == expected
+        assert best_and_worst(clips[:1]) == []
+        assert best_and_worst([]) == []
 
-@pytest.mark.parametrize("what", ["none", "empty"])
-def test_what_is_no_run_is_refused(tmp_path, what):
-    folder = tmp_path / what
-    if what == "empty":
-        folder.mkdir()
-    with pytest.raises(ValueError, match=r"`runs` must be folders of runs, with metrics.jsonl, but got .*which"):
-        read_run(folder, "x")
-
-
-@pytest.mark.parametrize(
-    ("folders", "names"),
-    [
-        (["runs/a"], ["a"]),
-        (["runs/a", "runs/b"], ["a", "b"]),
-        (["x/a/run", "x/b/run"], ["a/run", "b/run"]),
-        (["x/a", "y/b/a", "c"], ["x/a", "b/a", "report/c"]),
-    ],
-)
-def test_names_tell_runs_apart(monkeypatch, folders, names):
-    monkeypatch.setattr(Path, "resolve", lambda path: Path("/report") / path)
-    assert run_names([Path(folder) for folder in folders]) == names
-
-
-def test_the_same_run_twice_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="`runs` must be different folders"):
-        run_names([tmp_path, tmp_path / "." / ""])
-
-
-def test_best_and_worst_by_psnr_and_lpips():
-    clips = [
-        kept(psnr=20.0, ssim=0.5, lpips_alex=0.1),
-        kept(psnr=30.0, ssim=0.1, lpips_alex=0.3),
-        kept(psnr=25.0, ssim=0.2, lpips_alex=0.2),
-    ]
-    expected = [("best psnr", 1), ("worst psnr", 0), ("best lpips_alex", 0), ("worst lpips_alex", 1)]
-    assert best_and_worst(clips) == expected
-    assert best_and_worst(clips[:1]) == []
-
-
-def test_what_is_not_finite_does_not_stand_out():
-    nan = float("nan")
-    clips = [
-        kept(psnr=nan, lpips_alex=nan),
-        kept(psnr=20.0, lpips_alex=0.1),
-        kept(psnr=30.0, lpips_alex=nan),
-        kept(psnr=float("-inf"), lpips_alex=nan),
-    ]
-    assert best_and_worst(clips) == [("best psnr", 2), ("worst psnr", 1)], "one LPIPS is neither best nor worst"
-
-
-def test_a_figure_that_one_clip_lacks_does_not_stand_out():
-    assert best_and_worst([kept(psnr=1.0, lpips_alex=0.1), kept(psnr=2.0)]) == [("best psnr", 1), ("worst psnr", 0)]
+    def test_ignores_values_that_are_missing_or_not_finite(self):
+        nan = float("nan")
+        clips = [
+            self.clip(psnr=nan, lpips_alex=nan),
+            self.clip(psnr=20.0, lpips_alex=0.1),
+            self.clip(psnr=30.0),
+            self.clip(psnr=float("-inf"), lpips_alex=nan),
+        ]
+        assert best_and_worst(clips) == [("best psnr", 2), ("worst psnr", 1)], "a single LPIPS is not compared"

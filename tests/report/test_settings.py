@@ -1,34 +1,93 @@
+"""Settings and environments of runs."""
+
+import shutil
+import subprocess
+
 import pytest
+import torch
 
-from telecine.report.settings import ABSENT, read_settings, side_by_side_settings
-
-
-def test_settings_have_the_names_of_the_command_line(tmp_path):
-    (tmp_path / "config.yaml").write_text("data: null\nclips:\n  height: 64\n  cache: true\nmodel:\n  levels: [1, 2]\n")
-    expected = {"data": "null", "clips.height": "64", "clips.cache": "true", "model.levels": "[1, 2]"}
-    assert read_settings(tmp_path) == expected
-
-
-def test_what_differs_is_told():
-    rows = side_by_side_settings([{"a": "1", "b": "2"}, {"b": "3", "a": "1", "c": "4"}])
-    assert [(row.name, row.values, row.differs) for row in rows] == [
-        ("a", ["1", "1"], False),
-        ("b", ["2", "3"], True),
-        ("c", [ABSENT, "4"], True),
-    ]
+from telecine.report import settings as module
+from telecine.report.settings import (
+    ABSENT,
+    environment,
+    git_revision,
+    read_environment,
+    read_settings,
+    side_by_side_settings,
+    write_environment,
+)
 
 
-def test_a_run_without_settings_has_none(tmp_path):
-    assert read_settings(tmp_path) == {}
+class TestSettings:
+    def test_are_read_as_text_by_their_dotted_names(self, tmp_path):
+        (tmp_path / "config.yaml").write_text(
+            "data: null\nclips:\n  height: 64\n  cache: true\nlevels: [1, 2]\ndate: 2024-01-31\n"
+        )
+        expected = {"data": "null", "clips.height": "64", "clips.cache": "true", "levels": "[1, 2]"}
+        assert read_settings(tmp_path) == expected | {"date": '"2024-01-31"'}
+
+    def test_differences_are_marked(self):
+        rows = side_by_side_settings([{"a": "1", "b": "2"}, {"b": "3", "a": "1", "c": "4"}])
+        assert [(row.name, row.values, row.differs) for row in rows] == [
+            ("a", ["1", "1"], False),
+            ("b", ["2", "3"], True),
+            ("c", [ABSENT, "4"], True),
+        ]
+
+    def test_a_run_without_the_file_has_none(self, tmp_path):
+        assert read_settings(tmp_path) == {}
+
+    @pytest.mark.parametrize(("text", "contract"), [("a: [", "YAML"), ("- 1", "a YAML mapping")])
+    def test_a_damaged_file_raises(self, tmp_path, text, contract):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(ValueError, match=rf"config.yaml` must be {contract}, but got"):
+            read_settings(tmp_path)
 
 
-@pytest.mark.parametrize(("text", "contract"), [("a: [", "YAML"), ("- 1", "a YAML mapping")])
-def test_a_damaged_file_is_named(tmp_path, text, contract):
-    (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(ValueError, match=rf"config.yaml` must be {contract}, but got"):
-        read_settings(tmp_path)
+class TestEnvironment:
+    def test_is_written_and_read(self, tmp_path):
+        write_environment(tmp_path, torch.device("cpu"))
+        values = read_environment(tmp_path)
+        assert values == environment(torch.device("cpu"))
+        assert values["torch"] == torch.__version__
+        assert values["device"].endswith("cores (cpu)")
+        assert {"python", "telecine", "platform", "threads"} <= set(values)
+        assert all(values.values())
+
+    def test_a_run_without_the_file_has_none(self, tmp_path):
+        assert read_environment(tmp_path) == {}
+
+    def test_packages_that_are_not_installed_are_left_out(self, monkeypatch):
+        monkeypatch.setattr(module, "PACKAGES", ("torch", "a-package-that-does-not-exist"))
+        values = environment(torch.device("cpu"))
+        assert "torch" in values
+        assert "a-package-that-does-not-exist" not in values
+
+    def test_other_devices_are_named(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Fast One")
+        assert environment(torch.device("cuda"))["device"] == "Fast One (cuda)"
+        assert environment(torch.device("mps"))["device"] == "mps"
 
 
-def test_a_value_that_json_has_no_type_for_is_shown_as_it_is(tmp_path):
-    (tmp_path / "config.yaml").write_text("name: 2024-01-31\n")
-    assert read_settings(tmp_path) == {"name": '"2024-01-31"'}
+def git(folder, *arguments):
+    identity = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_git_revision_tells_changed_files(tmp_path):
+    assert git_revision(tmp_path) == ""
+    git(tmp_path, "init")
+    (tmp_path / "file").write_text("a")
+    git(tmp_path, "add", "file")
+    git(tmp_path, "commit", "-m", "a")
+    revision = git_revision(tmp_path)
+    assert len(revision) == 40
+    (tmp_path / "file").write_text("b")
+    assert git_revision(tmp_path) == f"{revision} + changes"
+
+
+def test_without_git_there_is_no_revision(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    assert git_revision(tmp_path) == ""
+    assert "git revision" not in environment(torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Videos for people: they play, they show what they should, and nothing half-written is left."""
+"""Encoded videos and side-by-side layouts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from telecine.report.video import Mp4Writer, gif_bytes, mp4_bytes, panes, side_b
 
 
 def _frames(num_frames: int, height: int, width: int) -> Tensor:
-    """Return a smooth moving picture with saturated colours in its corners."""
+    """Return a smooth moving pattern with saturated colours in its corners."""
     time = torch.arange(num_frames).view(-1, 1, 1) * 0.2
     rows, columns = torch.arange(height).view(1, -1, 1) / 12, torch.arange(width).view(1, 1, -1) / 9
     channels = [128 + 110 * torch.sin(rows + time), 128 + 110 * torch.cos(columns - time), 255 * (rows + columns) / 20]
@@ -47,34 +47,33 @@ def test_mp4_plays_in_browsers(tmp_path: Path, size: tuple[int, int]) -> None:
     assert (back.float() - frames.float()).mean(dim=(0, 1, 2)).abs().max() < 1.5
 
 
-def test_frames_can_come_in_parts(tmp_path: Path) -> None:
+def test_frames_can_be_added_in_parts(tmp_path: Path) -> None:
     frames = _frames(20, 32, 32)
-    # Lossless, because what a lossy encoder decides may differ from run to run with the number of its threads.
+    # Lossless, because the result of lossy encoding may depend on the number of threads.
     write_mp4(tmp_path / "whole.mp4", frames, 25, crf=0)
     _write_parts(tmp_path / "parts.mp4", frames.split(7))
     whole, parts = (read_clip(index_video(tmp_path / name), 0, 20) for name in ("whole.mp4", "parts.mp4"))
     assert torch.equal(whole, parts)
 
 
-def test_quality_is_set_by_crf(tmp_path: Path) -> None:
+def test_crf_sets_the_quality(tmp_path: Path) -> None:
     for crf in (0, 40):
         write_mp4(tmp_path / f"{crf}.mp4", _frames(10, 64, 64), 25, crf=crf)
     assert (tmp_path / "40.mp4").stat().st_size < (tmp_path / "0.mp4").stat().st_size / 3
 
 
 @pytest.mark.parametrize(("every", "longest"), [(None, 10), (1, 1), (4, 4)])
-def test_keyframes_come_as_often_as_asked(tmp_path: Path, every: int | None, longest: int) -> None:
+def test_the_distance_of_keyframes(tmp_path: Path, every: int | None, longest: int) -> None:
     with Mp4Writer(tmp_path / "video.mp4", 25, keyframe_every=every) as writer:
         writer.add(_frames(10, 32, 32))
     with av.open(str(tmp_path / "video.mp4")) as container:
         keys = [index for index, frame in enumerate(container.decode(video=0)) if frame.key_frame]
-    # The encoder may add some, where the picture changes much.
     assert keys[0] == 0
     assert max(after - before for before, after in pairwise([*keys, 10])) == longest
 
 
-def test_a_distance_of_keyframes_is_at_least_one(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="`keyframe_every` must be at least 1"):
+def test_an_invalid_distance_of_keyframes_raises(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`keyframe_every` must be a positive int"):
         Mp4Writer(tmp_path / "video.mp4", 25, keyframe_every=0)
 
 
@@ -89,7 +88,7 @@ def _interrupted(part: Tensor) -> Iterator[Tensor]:
     raise KeyboardInterrupt
 
 
-def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+def test_a_failure_keeps_the_old_file_and_no_other(tmp_path: Path) -> None:
     path = tmp_path / "video.mp4"
     path.write_bytes(b"old")
     good, other = _frames(3, 32, 32), _frames(3, 32, 34)
@@ -103,26 +102,26 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(("fps", "crf", "name"), [(0, 18, "fps"), (-1, 18, "fps"), (25, 52, "crf"), (25, -1, "crf")])
-def test_writer_settings_are_checked(tmp_path: Path, fps: float, crf: int, name: str) -> None:
+@pytest.mark.parametrize(("fps", "crf", "name"), [(0, 18, "fps"), (25, 52, "crf"), (25, -1, "crf")])
+def test_invalid_settings_raise(tmp_path: Path, fps: float, crf: int, name: str) -> None:
     with pytest.raises(ValueError, match=f"`{name}` must be"):
         Mp4Writer(tmp_path / "video.mp4", fps, crf=crf)
 
 
 @pytest.mark.parametrize("frames", [torch.zeros(2, 3, 8, 8), torch.zeros(0, 8, 8, 3, dtype=torch.uint8)])
-def test_only_uint8_frames_are_written(tmp_path: Path, frames: Tensor) -> None:
+def test_other_frames_than_uint8_raise(tmp_path: Path, frames: Tensor) -> None:
     with pytest.raises(ValueError, match=r"`frames` must be uint8 of shape \(T, H, W, 3\)"):
         write_mp4(tmp_path / "video.mp4", frames, 25)
     with pytest.raises(ValueError, match="`frames` must be uint8"):
         gif_bytes(frames, 25)
 
 
-def test_side_by_side_shows_all_three() -> None:
+def test_side_by_side_shows_input_reconstruction_and_difference() -> None:
     inputs = _frames(4, 65, 80)
     reconstructions = inputs.clone()
     reconstructions[:, 10:20, 30:40] = 0
     picture = side_by_side(inputs=[inputs, inputs], reconstructions=[reconstructions, inputs], amplification=2)
-    # 65 rows need a factor of 3; bar, two rows and the gap between them; three panels and two gaps.
+    # 65 rows are enlarged by 3. Vertically: labels, clip, gap, clip. Horizontally: three panels and two gaps.
     assert picture.shape == (4, 26 + 195 + 4 + 195, 3 * 240 + 2 * 4, 3)
     assert picture.dtype == torch.uint8
     left, middle, right = (picture[:, 26:221, x : x + 240] for x in (0, 244, 488))
@@ -137,7 +136,7 @@ def test_side_by_side_shows_all_three() -> None:
     assert all(bar[x : x + 100].max() > 200 for x in (0, 244, 488))
 
 
-def test_panes_can_be_cut_apart() -> None:
+def test_panes_are_thirds_of_the_width() -> None:
     target = _frames(2, 193, 33)
     reconstruction = target.clone()
     reconstruction[:, :4] = 0
@@ -149,12 +148,12 @@ def test_panes_can_be_cut_apart() -> None:
     assert torch.equal(right[:, :4, :33].int(), (target[:, :4].int() * 3).clamp(max=255))
     assert right[:, 4:].max() == 0
     small = panes(target=target[:, :65], reconstruction=target[:, :65])
-    assert small.shape == (2, 130, 3 * 66, 3)  # doubled
+    assert small.shape == (2, 130, 3 * 66, 3)  # enlarged by 2
     with pytest.raises(ValueError, match="all of shape"):
         panes(target=target, reconstruction=target[:1])
 
 
-def test_a_video_in_memory() -> None:
+def test_mp4_bytes() -> None:
     content = mp4_bytes(_frames(3, 32, 32), 25)
     with av.open(io.BytesIO(content)) as container:
         assert sum(1 for _ in container.decode(video=0)) == 3
@@ -169,7 +168,7 @@ def test_side_by_side_of_large_clips_is_not_enlarged(tmp_path: Path) -> None:
     assert index_video(tmp_path / "video.mp4").num_frames == 2
 
 
-def test_side_by_side_refuses_what_does_not_fit() -> None:
+def test_clips_that_do_not_match_raise() -> None:
     clip = _frames(2, 16, 16)
     with pytest.raises(ValueError, match="1 inputs and 2 reconstructions"):
         side_by_side(inputs=[clip], reconstructions=[clip, clip])
@@ -181,7 +180,7 @@ def test_side_by_side_refuses_what_does_not_fit() -> None:
         side_by_side(inputs=[clip.float()], reconstructions=[clip])
 
 
-def test_gif_moves_and_repeats() -> None:
+def test_gifs_are_animated_and_loop() -> None:
     frames = _frames(6, 32, 48)
     with Image.open(io.BytesIO(gif_bytes(frames, 10))) as image:
         assert (image.format, image.n_frames, image.size) == ("GIF", 6, (48, 32))

@@ -11,8 +11,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from telecine.report.records import read_lines, read_records
-from telecine.report.run import read_run
+from telecine.report.run import read_lines, read_records, read_run
 from telecine.runs import HEALTH_FILE, METRICS_FILE
 from telecine.training import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig
 from telecine.training.diagnostic_rules import EMA_BEHIND, LONG, RECENT, RULES, History

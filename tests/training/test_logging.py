@@ -5,7 +5,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from telecine.report.records import read_records
+from telecine.report.run import read_records
 from telecine.runs import METRICS_FILE
 from telecine.training.logging import (
     ADVERSARIAL_SHARE,

@@ -22,7 +22,7 @@ from telecine.autoencoders import CausalVAE
 from telecine.data import ClipConfig
 from telecine.objective.schedule import Ramp
 from telecine.report.curves import draw_curves
-from telecine.report.records import read_records, validations
+from telecine.report.run import read_records, validations
 from telecine.runs import BEST, CHECKPOINTS, checkpoints, find_checkpoint
 from telecine.training import Interrupted, OptimizerConfig, train
 from telecine.training.build import build_accelerator

@@ -14,7 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from telecine.data import ClipConfig
-from telecine.report.records import read_records
+from telecine.report.run import read_records
 from telecine.runs import checkpoints
 from telecine.training import Interrupted, ObjectiveConfig, OptimizerConfig, TrainableConfig, train
 from telecine.training.checkpoint import as_yaml

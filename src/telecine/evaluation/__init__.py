@@ -1,4 +1,4 @@
-"""Quality of reconstructions, with the protocol that a figure was measured by."""
+"""Reconstruction quality of video autoencoders, with the protocol of each measurement."""
 
 from telecine.evaluation.definitions import METRIC_DEFINITIONS
 from telecine.evaluation.metrics import ReconstructionMetrics, mean_over_clips

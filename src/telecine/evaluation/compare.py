@@ -1,4 +1,4 @@
-"""Compare two evaluations of the same clips."""
+"""Comparison of two evaluations of the same clips."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from telecine.checks import argument_error
 from telecine.evaluation.difference import (
     CONFIDENCE,
     NUM_RESAMPLES,
@@ -16,13 +16,12 @@ from telecine.evaluation.difference import (
     paired_differences,
     set_difference,
 )
-from telecine.evaluation.draw import draw_differences, draw_frames
 from telecine.evaluation.evaluate import CLIPS_FILE, FRAMES_FILE, METRICS_FILE, PROTOCOL_FILE
+from telecine.evaluation.plots import plot_differences, plot_frames
 from telecine.files import read_json, write_json
-from telecine.shapes import argument_error
 
-# Where these differ, the figures are of different things.
-MUST_AGREE = (
+# Fields of the protocol that must be equal, or the figures do not compare.
+MUST_MATCH = (
     "num_clips",
     "num_frames",
     "height",
@@ -34,29 +33,30 @@ MUST_AGREE = (
     "reconstruction",
     "clips_sha256",
 )
-MAX_SHOWN = 60
-# Where these differ, the same clips may still have been measured in the same way.
-SHOULD_AGREE = ("data", "fps", "versions")
+# Fields whose difference is a warning: the same clips may still have been measured in the same way.
+SHOULD_MATCH = ("data", "fps", "versions")
+# Maximum length of a value in an error.
+MAX_VALUE_LENGTH = 60
 COMPARISON_FILE = "comparison.json"
-COMPARISON_PICTURE = "comparison.png"
-FRAMES_PICTURE = "comparison_frames.png"
+COMPARISON_PLOT = "comparison.png"
+FRAMES_PLOT = "comparison_frames.png"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All differences of two evaluations."""
+    """The differences of two evaluations."""
 
     differences: list[Difference]
-    """One for each metric that both have."""
+    """One for each metric of both evaluations."""
     warnings: list[str]
-    """What differs between their protocols without making them incomparable."""
+    """Differences of the protocols that do not make the figures incomparable."""
     num_clips: int
-    """Over how many clips."""
+    """Number of clips."""
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON."""
+    def as_dict(self) -> dict[str, object]:
+        """Return the content of `comparison.json`."""
         settings = {"confidence": CONFIDENCE, "num_resamples": NUM_RESAMPLES, "seed": SEED}
-        metrics = {item.name: asdict(item) | {"verdict": item.verdict} for item in self.differences}
+        metrics = {item.name: asdict(item) | {"verdict": item.better} for item in self.differences}
         return {"num_clips": self.num_clips, **settings, "warnings": self.warnings, "metrics": metrics}
 
 
@@ -65,22 +65,22 @@ def compare(first: str | Path, second: str | Path, *, output: str | Path | None 
 
     Args:
         first: The output folder of one evaluation, A.
-        second: That of the other, B.
-        output: A folder for comparison.json, comparison.png, and comparison_frames.png, the course of both over the
-            frames of a clip.
+        second: The output folder of the other, B.
+        output: A folder for comparison.json, comparison.png, and comparison_frames.png (both evaluations by frame
+            position in a clip).
 
     Returns:
-        The differences B - A with 95 % intervals (percentile bootstrap over clips, seeded: the same at every call).
+        The differences B - A with 95 % intervals (percentile bootstrap over clips with a fixed seed).
 
     Raises:
-        FileNotFoundError: a folder lacks a file of an evaluation.
-        ValueError: the two did not measure the same clips in the same way; the message names what differs.
+        FileNotFoundError: A folder lacks a file of an evaluation.
+        ValueError: The two did not measure the same clips in the same way. The message names what differs.
     """
     folders = (Path(first), Path(second))
     protocols = [read_json(folder / PROTOCOL_FILE) for folder in folders]
     warnings = check_protocols(*protocols)
     names = [name for name in protocols[0]["metrics"] if name in protocols[1]["metrics"]]
-    clips = [_read_clips(folder / CLIPS_FILE) for folder in folders]
+    clips = [json.loads((folder / CLIPS_FILE).read_text(encoding="utf-8")) for folder in folders]
     figures = [read_json(folder / METRICS_FILE) for folder in folders]
     paired = [name for name in names if name in clips[0][0]]
     differences = paired_differences(*clips, names=paired)
@@ -91,46 +91,59 @@ def compare(first: str | Path, second: str | Path, *, output: str | Path | None 
     return comparison
 
 
-def check_protocols(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Return what differs without harm, or raise a `ValueError` that names what makes two protocols incomparable."""
-    apart = [name for name in MUST_AGREE if first.get(name) != second.get(name)]
-    shared = [name for name in first["metrics"] if name in second["metrics"]]
-    for table in ("metrics", "backbones"):
-        apart += [f"{table}.{name}" for name in shared if first[table].get(name) != second[table].get(name)]
-    if apart:
-        got = "; ".join(f"{name}: {_shown(first, name)} and {_shown(second, name)}" for name in apart)
+def check_protocols(first: Mapping[str, object], second: Mapping[str, object]) -> list[str]:
+    """Return the harmless differences of two protocols.
+
+    Raises:
+        ValueError: A difference makes the figures incomparable, or no metric is in both.
+    """
+    metrics = [_table(protocol, "metrics") for protocol in (first, second)]
+    shared = [name for name in metrics[0] if name in metrics[1]]
+    differing = [
+        (name, first.get(name), second.get(name)) for name in MUST_MATCH if first.get(name) != second.get(name)
+    ]
+    for field in ("metrics", "backbones"):
+        a, b = _table(first, field), _table(second, field)
+        differing += [(f"{field}.{name}", a.get(name), b.get(name)) for name in shared if a.get(name) != b.get(name)]
+    if differing:
+        got = "; ".join(f"{name}: {_shortened(a)} and {_shortened(b)}" for name, a, b in differing)
         remedy = "Evaluate both on the same clips with the same settings."
-        raise argument_error("compare", "two evaluations by one protocol", got, remedy)
+        raise argument_error("compare", "two evaluations with the same protocol", got, remedy)
     if not shared:
         raise argument_error("compare", "two evaluations that share a metric", "none", "Evaluate both again.")
-    warnings = [_warning(name, first, second) for name in SHOULD_AGREE if first.get(name) != second.get(name)]
-    alone = sorted(first["metrics"].keys() ^ second["metrics"].keys())
-    return [*warnings, f"only one has {', '.join(alone)}"] if alone else warnings
+    warnings = [_warning(name, first.get(name), second.get(name)) for name in SHOULD_MATCH]
+    unshared = sorted(metrics[0].keys() ^ metrics[1].keys())
+    warnings.append(f"only one has {', '.join(unshared)}" if unshared else "")
+    return [warning for warning in warnings if warning]
 
 
-def _read_clips(path: Path) -> list[dict[str, Any]]:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _table(protocol: Mapping[str, object], field: str) -> Mapping[str, object]:
+    """Return a field of a protocol that maps metrics to text."""
+    table = protocol[field]
+    assert isinstance(table, dict)
+    return table
 
 
-def _shown(protocol: Mapping[str, Any], name: str) -> str:
-    table, _, key = name.partition(".")
-    value = str(protocol.get(table, {}).get(key) if key else protocol.get(name))
-    return value if len(value) <= MAX_SHOWN else f"{value[:MAX_SHOWN]}..."
+def _shortened(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= MAX_VALUE_LENGTH else f"{text[:MAX_VALUE_LENGTH]}..."
 
 
-def _warning(name: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
-    ours, theirs = first.get(name), second.get(name)
-    if not isinstance(ours, dict) or not isinstance(theirs, dict):
-        return f"{name}: {ours} and {theirs}"
-    keys = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
-    return f"{name}: " + ", ".join(f"{key} {ours.get(key)} and {theirs.get(key)}" for key in sorted(keys))
+def _warning(name: str, first: object, second: object) -> str:
+    """Return a warning if a field differs, else an empty text."""
+    if first == second:
+        return ""
+    if not isinstance(first, dict) or not isinstance(second, dict):
+        return f"{name}: {first} and {second}"
+    keys = sorted(key for key in first.keys() | second.keys() if first.get(key) != second.get(key))
+    return f"{name}: " + ", ".join(f"{key} {first.get(key)} and {second.get(key)}" for key in keys)
 
 
 def _write(comparison: Comparison, folders: Sequence[Path], output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    stated = {"A": str(folders[0]), "B": str(folders[1])} | comparison.as_dict()
-    write_json(output / COMPARISON_FILE, stated)
-    words = f"B - A over {comparison.num_clips} clips, {CONFIDENCE:.0%} intervals; right of the line, B is better"
-    draw_differences(comparison.differences, words, output / COMPARISON_PICTURE)
+    header = {"A": str(folders[0]), "B": str(folders[1])}
+    write_json(output / COMPARISON_FILE, header | comparison.as_dict())
+    title = f"B - A over {comparison.num_clips} clips, {CONFIDENCE:.0%} intervals; B is better to the right of 0"
+    plot_differences(comparison.differences, title, output / COMPARISON_PLOT)
     curves = {label: read_json(folder / FRAMES_FILE) for label, folder in zip("AB", folders, strict=True)}
-    draw_frames(curves, output / FRAMES_PICTURE)
+    plot_frames(curves, output / FRAMES_PLOT)

@@ -1,47 +1,94 @@
-"""The settings of an evaluation."""
+"""Settings of `telecine evaluate` and `telecine reconstruct`."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
 
+from telecine.checks import check_count
 from telecine.data import ClipConfig
 from telecine.devices import DeviceName
+from telecine.evaluation.tiling import Tiling, check_overlap
 from telecine.runs import Weights
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What is measured on what."""
+    """Which clips are measured, and with which metrics."""
 
     data: str | None = None
-    """A folder of videos (searched with its subfolders) or one video: the inputs. Needed, except with --compare."""
+    """The input videos: a folder (searched recursively) or one video. Required unless --compare is given."""
     weights: Weights = "ema"
-    """The averaged weights, or the raw ones ("model")."""
+    """Weights of a checkpoint: the moving average ("ema") or the trained ones ("model")."""
     max_clips: int = 100
-    """How many clips to measure, spread over the videos."""
+    """Maximum number of clips to measure. They are spread evenly over the videos."""
     num_frames: int | None = None
-    """Frames in a clip; those of the training run by default, else 17."""
+    """Frames in a clip. Default: as in the training run, or 17 without a run."""
     height: int | None = None
-    """Height of a clip; that of the training run by default, of the videos where reconstructions are given as videos,
+    """Height of a clip. Default: as in the training run; the videos' height if reconstructions are given as videos;
     else 256."""
     width: int | None = None
-    """Width of a clip; as `height`."""
+    """Width of a clip. Default: like `height`."""
     stride: int | None = None
-    """Distance between the frames of a clip; that of the training run by default, else 1."""
+    """Distance between the frames of a clip. Default: as in the training run, or 1 without a run."""
     features: str | None = None
-    """Network of a Frechet distance over the whole set: the path of an I3D as TorchScript (reported as fvd), or
-    "transnetv2" (reported as frechet_transnetv2; needs telecine[frechet]). Needs more clips than it has features."""
+    """Network of the Frechet distance between all reconstructions and all inputs: the path of an I3D as TorchScript
+    (reported as fvd), or "transnetv2" (reported as frechet_transnetv2; needs telecine[frechet]). Needs more clips than
+    the network has features."""
     device: DeviceName = "auto"
-    """Where to compute."""
+    """Device to compute on."""
 
     def __post_init__(self) -> None:
-        for name in ("data", "features"):  # as behind `=`, where a shell leaves `~` alone
+        for name in ("data", "features"):  # a shell does not expand the `~` of `--data=~/videos`
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
 
-    def applied_to(self, clips: ClipConfig) -> ClipConfig:
-        """Return `clips` with the frames, size and stride that are given here, and without what only training needs."""
-        given = {name: getattr(self, name) for name in ("num_frames", "height", "width", "stride")}
-        given = {name: value for name, value in given.items() if value is not None}
-        return replace(clips, **given, buckets=(), image_ratio=0.0, scale_jitter=1.0, cache=False)
+    def clip_config(self, base: ClipConfig) -> ClipConfig:
+        """Return `base` with the length, size and stride that are set here, and without training-only settings."""
+        values = {name: getattr(self, name) for name in ("num_frames", "height", "width", "stride")}
+        values = {name: value for name, value in values.items() if value is not None}
+        return replace(base, **values, buckets=(), image_ratio=0.0, scale_jitter=1.0, cache=False)
+
+
+@dataclass(frozen=True)
+class ReconstructConfig:
+    """How a video is reconstructed."""
+
+    num_frames: int = 17
+    """Frames in a chunk, which the autoencoder processes at once. Rounded up to a number that it accepts."""
+    overlap_frames: int = 0
+    """Frames that consecutive chunks share and are blended over. 0: chunks are independent."""
+    tile: int | None = None
+    """Height and width of the tiles that the autoencoder processes one by one, which bounds memory for large frames.
+    Rounded up to a size that it accepts. Default: whole frames."""
+    tile_overlap: int | None = None
+    """Pixels that neighbouring tiles share and are blended over. Rounded up to a multiple of the autoencoder's stride.
+    Default: a quarter of the tile."""
+    height: int | None = None
+    """Height to resize the video to. Default: the video's height, or from its aspect ratio if `width` is given."""
+    width: int | None = None
+    """Width to resize the video to. Default: like `height`."""
+    compare: bool = False
+    """Write input, reconstruction and difference side by side."""
+    weights: Weights = "ema"
+    """Weights of a checkpoint: the moving average ("ema") or the trained ones ("model")."""
+    device: DeviceName = "auto"
+    """Device to compute on."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "height", "width"):
+            value = getattr(self, name)
+            if value is not None:
+                check_count(name, value, remedy="Leave it out for the default.")
+        check_overlap(self.num_frames, self.overlap_frames)
+        self.tiling()
+
+    def tiling(self) -> Tiling:
+        """Return how frames are cut into tiles.
+
+        Raises:
+            ValueError: The tile is smaller than 1, or not larger than its overlap.
+        """
+        if self.tile is None:
+            return Tiling()
+        return Tiling(self.tile, self.tile // 4 if self.tile_overlap is None else self.tile_overlap)

@@ -1,22 +1,22 @@
-"""What each metric is: the text that stands in a protocol, which way is better, and what it needs of a clip."""
+"""Definition of each metric: its description in protocols, which values are better, and the clip size it needs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-# Identical clips would have an infinite PSNR, which no mean survives; rounding to 8 bits alone gives 59 dB.
+# Identical clips have an infinite PSNR, which would make every mean infinite. Rounding to 8 bits alone gives 59 dB.
 MAX_PSNR = 100.0
 SSIM_SIGMA = 1.5
 SSIM_WINDOW = 11
 MS_SSIM_BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-# The smallest side that torchmetrics takes: the window has to fit after four halvings.
+# The smallest side that torchmetrics accepts: the window must fit after four halvings.
 MS_SSIM_SIDE = 16 * SSIM_WINDOW
-# Strides of the autoencoders that exist.
+# Spatial strides of common autoencoders.
 GRID_PERIODS = (2, 4, 8, 16)
 GRID_PATCH = 32
-FLAT_SHARE = 0.25
-# Variance of rounding to 8 bits, for values in [-1, 1]: below it there is nothing to compare.
+FLAT_FRACTION = 0.25
+# Variance of rounding to 8 bits, for values in [-1, 1]. Smaller variances carry no information.
 ROUNDING_VARIANCE = (2 / 255) ** 2 / 12
 
 Better = Literal["larger", "smaller", "nearest to 0", "nearest to 1"]
@@ -24,22 +24,22 @@ Better = Literal["larger", "smaller", "nearest to 0", "nearest to 1"]
 
 @dataclass(frozen=True)
 class Definition:
-    """One metric."""
+    """Definition of one metric."""
 
     text: str
-    """Formula, settings, source, and how it is averaged."""
+    """Formula, settings, source and averaging."""
     better: Better
     """Which values are better."""
     min_side: int = 1
     """Smallest height and width of a frame."""
     min_frames: int = 1
-    """Fewest frames of a clip."""
+    """Minimum number of frames of a clip."""
 
     def __str__(self) -> str:
         return f"{self.text}; {self.better} is better"
 
-    def obstacle(self, num_frames: int, height: int, width: int) -> str | None:
-        """Say why clips of this size have no such metric; None where they have."""
+    def unavailable_reason(self, num_frames: int, height: int, width: int) -> str | None:
+        """Return why the metric is undefined for clips of this size, or None if it is defined."""
         if min(height, width) < self.min_side:
             return f"needs frames of at least {self.min_side} x {self.min_side}, not {height} x {width}"
         if num_frames < self.min_frames:
@@ -56,8 +56,8 @@ def _grid(period: int) -> Definition:
     text = (
         f"dB; spectral power of grey rows and columns at a period of {period} pixels over the geometric mean of that "
         "at the frequencies beside it, in the reconstruction, over the same in the input; "
-        f"mean over the {FLAT_SHARE:.0%} flattest patches of {GRID_PATCH} x {GRID_PATCH} of the input's frames (less "
-        "their mean and slope), then clips"
+        f"mean over the {FLAT_FRACTION:.0%} flattest patches of {GRID_PATCH} x {GRID_PATCH} of the input's frames "
+        "(less their mean and slope), then clips"
     )
     return Definition(text, "nearest to 0", min_side=GRID_PATCH)
 

@@ -1,167 +1,135 @@
-"""Measure reconstructions of a set of videos."""
+"""Evaluation of the reconstructions of a set of videos."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from telecine.data import Span, VideoInfo, bytes_from_video, find_videos, index_videos, with_progress
-from telecine.evaluation.clips import PLACES, plan_clips, read_place
+from telecine.checks import argument_error
+from telecine.data import Span, VideoInfo, find_videos, index_videos
 from telecine.evaluation.config import EvaluateConfig
-from telecine.evaluation.draw import draw_frames
-from telecine.evaluation.features import VideoFeatures
+from telecine.evaluation.measure import (
+    ClipResult,
+    MetricSet,
+    combined_sha256,
+    frechet_of_clips,
+    load_metrics,
+    mean_per_frame,
+    measure_clips,
+)
 from telecine.evaluation.metrics import mean_over_clips
-from telecine.evaluation.networks import Networks, load_networks
-from telecine.evaluation.pairs import holds_videos
+from telecine.evaluation.plots import plot_frames
+from telecine.evaluation.processes import process_group
 from telecine.evaluation.protocol import EvaluationProtocol
-from telecine.evaluation.ranks import Ranks, joined_ranks
-from telecine.evaluation.results import ClipResult, hash_of_clips, mean_curves, set_distance
-from telecine.evaluation.source import Source, model_source, video_source
+from telecine.evaluation.source import (
+    CLIP_SELECTION,
+    ReconstructionSource,
+    contains_videos,
+    model_source,
+    select_clips,
+    video_source,
+)
 from telecine.files import write_json
-from telecine.shapes import VALUE_RANGE, argument_error
 
 METRICS_FILE = "metrics.json"
 CLIPS_FILE = "clips.json"
 FRAMES_FILE = "frames.json"
-FRAMES_PICTURE = "frames.png"
+FRAMES_PLOT = "frames.png"
 PROTOCOL_FILE = "protocol.json"
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The figures and how they were measured."""
+    """The results of an evaluation and its protocol."""
 
     metrics: dict[str, float]
-    """Mean over clips of each metric, and the Frechet distance of the whole set."""
-    per_clip: list[dict[str, Any]]
-    """Each clip's metrics, with its source and first frame."""
+    """Each metric's mean over clips, and the Frechet distance of the whole set."""
+    per_clip: list[dict[str, str | int | float]]
+    """Each clip's metrics, with its file (`source`) and first frame (`start`)."""
     per_frame: dict[str, list[float]]
-    """Mean over clips at each position in a clip, of PSNR (of each frame alone) and of the metrics of frames."""
+    """Mean over clips at each frame position, of PSNR (of that frame alone), SSIM and LPIPS."""
     protocol: EvaluationProtocol
-    """How they were measured."""
-    is_first: bool = True
-    """False in all but one of several processes, which all return the same figures."""
+    """What was measured and how."""
+    is_main_process: bool = True
+    """True in one of several processes. All of them return the same results."""
 
     def write(self, folder: Path) -> None:
-        """Write the figures, the picture of their course over the frames, and the protocol into a folder."""
+        """Write metrics.json, clips.json, frames.json, frames.png and protocol.json into a folder."""
         write_json(folder / METRICS_FILE, self.metrics)
         write_json(folder / CLIPS_FILE, self.per_clip)
         write_json(folder / FRAMES_FILE, self.per_frame)
-        draw_frames({"": self.per_frame}, folder / FRAMES_PICTURE)
+        plot_frames({"": self.per_frame}, folder / FRAMES_PLOT)
         self.protocol.write(folder / PROTOCOL_FILE)
 
 
 def evaluate(checkpoint: str | Path, config: EvaluateConfig, *, output: str | Path | None = None) -> Evaluation:
-    """Reconstruct clips of `config.data` from the mode of their posterior, or read them from videos, and measure them.
+    """Measure reconstructions of clips of `config.data`, computed by an autoencoder or read from videos.
 
-    Under `torchrun` the processes share the clips; all return the same, and the first one writes.
+    An autoencoder reconstructs the mode of each clip's posterior. Under `torchrun` the processes share the clips; all
+    of them return the same results, and the main process writes the files.
 
     Args:
-        checkpoint: A run's folder (its last checkpoint), a checkpoint's, that of a saved autoencoder, or a folder of
-            videos (or one video) that hold the reconstructions of those in `config.data`, by the same names.
-        config: What is measured.
-        output: A folder for metrics.json (the whole set), clips.json (each clip), frames.json and frames.png (each
-            position in a clip), and protocol.json (how they were measured).
+        checkpoint: Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder; or a folder of
+            videos (or one video) that are the reconstructions of the videos of the same names in `config.data`.
+        config: The settings.
+        output: A folder for metrics.json (the whole set), clips.json (each clip), frames.json and frames.png (by frame
+            position in a clip), and protocol.json (what was measured and how).
 
     Returns:
-        The means over clips, each clip's and each position's figures, and the protocol.
+        The metrics of the set, of each clip and of each frame position, and the protocol.
 
     Raises:
-        ValueError: If the checkpoint, the data or a size does not fit.
+        ValueError: The checkpoint, the data or the size of the clips does not fit.
     """
-    with joined_ranks() as ranks:
-        device = ranks.device(config.device)
+    with process_group() as processes:
+        device = processes.device(config.device)
         source, infos = open_source(Path(checkpoint), config, device)
-        places = plan_clips(infos, source.clips, config.max_clips)
-        networks = load_networks(source.clips, config.features, device)
+        spans = select_clips(infos, source.clips, config.max_clips)
+        metric_set = load_metrics(source.clips, config.features, device)
         if output is not None:
             Path(output).mkdir(parents=True, exist_ok=True)
-        results = ranks.gather(measure(source, networks, places, ranks, device))
+        results = processes.gather(measure_clips(source, metric_set, spans, processes, device))
+        if not results:
+            got = f"{len(spans)} clips that cannot be decoded"
+            raise argument_error("data", "videos with a decodable clip", got, "See the log.")
         results.sort(key=lambda result: result.index)
-        check_any(results, places)
-        evaluation = summarise(results, networks, source, places, str(config.data))
-        if output is not None and ranks.is_first:
+        evaluation = _summarize(results, metric_set, source, spans, str(config.data))
+        if output is not None and processes.is_main:
             evaluation.write(Path(output))
-        return replace(evaluation, is_first=ranks.is_first)
+        return replace(evaluation, is_main_process=processes.is_main)
 
 
-def open_source(checkpoint: Path, config: EvaluateConfig, device: torch.device) -> tuple[Source, list[VideoInfo]]:
-    """Return where reconstructions come from, and the indexed videos of the data."""
+def open_source(
+    checkpoint: Path, config: EvaluateConfig, device: torch.device
+) -> tuple[ReconstructionSource, list[VideoInfo]]:
+    """Return the source of the reconstructions, and the videos of `config.data`."""
     if config.data is None:
         raise argument_error("data", "a folder of videos, or one video", "nothing", "Add `--data my_videos/`.")
-    if holds_videos(checkpoint):
+    if contains_videos(checkpoint):
         infos, _ = index_videos(find_videos(config.data))
-        return video_source(checkpoint, infos, config, config.data), infos
+        return video_source(checkpoint, infos, config, Path(config.data)), infos
     source = model_source(checkpoint, config, device)
     infos, _ = index_videos(find_videos(config.data))
     return source, infos
 
 
-@torch.no_grad()
-def measure(
-    source: Source, networks: Networks, places: Sequence[Span], ranks: Ranks, device: torch.device
-) -> list[ClipResult]:
-    """Measure this process' share of the clips: every n-th of n processes', so that the shares are alike."""
-    results = []
-    for index in shown(range(ranks.rank, len(places), ranks.count), ranks):
-        clip = read_place(places[index], source.clips)
-        if clip is None:
-            continue
-        target = clip["video"][None].to(device)
-        reconstruction = source.reconstruct(places[index], target).clamp(*VALUE_RANGE)
-        metrics = networks.accumulator()
-        metrics.update(reconstruction=reconstruction, target=target)
-        result = ClipResult(
-            index=index,
-            source=clip["source"],
-            start=clip["start"],
-            values=metrics.per_clip()[0],
-            curves=metrics.per_frame()[0],
-            sha256=hash_of_pixels(clip["video"]),
-            features=vectors(networks.features, reconstruction, target),
-        )
-        results.append(result)
-    return results
-
-
-def shown(indices: Sequence[int], ranks: Ranks) -> Iterable[int]:
-    """Iterate with a progress bar in the first process."""
-    return with_progress(indices, "measuring") if ranks.is_first else indices
-
-
-def vectors(network: VideoFeatures | None, reconstruction: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return the features `(D,)` of both videos `(1, 3, T, H, W)`, where there is a network for them."""
-    return None if network is None else (network(reconstruction)[0].cpu(), network(target)[0].cpu())
-
-
-def hash_of_pixels(video: Tensor) -> str:
-    """Return the hash of a clip `(3, T, H, W)` at 8 bits."""
-    return hashlib.sha256(bytes_from_video(video).numpy().tobytes()).hexdigest()
-
-
-def check_any(results: Sequence[ClipResult], places: Sequence[Span]) -> None:
-    """Raise a `ValueError` unless a clip was measured."""
-    if not results:
-        got = f"{len(places)} clips that cannot be decoded"
-        raise argument_error("data", "videos with a decodable clip", got, "See the log.")
-
-
-def summarise(
-    results: Sequence[ClipResult], networks: Networks, source: Source, places: Sequence[Span], data: str
+def _summarize(
+    results: Sequence[ClipResult],
+    metric_set: MetricSet,
+    source: ReconstructionSource,
+    spans: Sequence[Span],
+    data: str,
 ) -> Evaluation:
-    """Return the figures of the whole set, with their protocol."""
-    metrics = mean_over_clips([result.values for result in results])
-    absent = dict(networks.absent)
-    if networks.features is not None:
-        distance, reason = set_distance(results, networks.features)
+    """Return the results of the whole set, with the protocol."""
+    metrics = mean_over_clips([result.metrics for result in results])
+    absent = dict(metric_set.absent)
+    if metric_set.features is not None:
+        distance, reason = frechet_of_clips(results, metric_set.features)
         metrics, absent = metrics | distance, absent | reason
-    rates = {place.info.fps for place in places}
+    frame_rates = {span.info.fps for span in spans}
     protocol = EvaluationProtocol(
         data=data,
         subject=source.title,
@@ -172,13 +140,13 @@ def summarise(
         width=source.clips.width,
         resize="the smallest size that covers the crop, aspect kept, antialiased bicubic",
         crop="center",
-        places=PLACES,
-        clips_sha256=hash_of_clips(results),
+        places=CLIP_SELECTION,
+        clips_sha256=combined_sha256(results),
         metrics=tuple(metrics),
-        fps=rates.pop() / source.clips.stride if len(rates) == 1 else None,
+        fps=frame_rates.pop() / source.clips.stride if len(frame_rates) == 1 else None,
         frame_stride=source.clips.stride,
-        backbones=tuple(networks.backbones.items()),
-        definitions=networks.definitions(len(results)),
+        backbones=tuple(metric_set.backbones.items()),
+        definitions=metric_set.definitions(len(results)),
         absent=tuple(absent.items()),
     )
-    return Evaluation(metrics, [result.as_row() for result in results], mean_curves(results), protocol)
+    return Evaluation(metrics, [result.as_row() for result in results], mean_per_frame(results), protocol)

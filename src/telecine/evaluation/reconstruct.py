@@ -1,68 +1,23 @@
-"""Send a whole video through an autoencoder and write what comes out."""
+"""Reconstruction of a whole video with an autoencoder, written as an MP4."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from telecine.autoencoders import VideoAutoencoder
+from telecine.checks import argument_error
 from telecine.data import VideoInfo, bytes_from_video, index_video, iterate_frames, video_from_bytes, with_progress
-from telecine.devices import DeviceName, pick_device
-from telecine.evaluation.chunks import blended_chunks, check_overlap, count_chunks, overlapping
-from telecine.evaluation.model import load_model
-from telecine.evaluation.pixels import psnr
-from telecine.evaluation.tiles import Tiling, reconstruct_tiled
+from telecine.devices import pick_device
+from telecine.evaluation.config import ReconstructConfig
+from telecine.evaluation.pixel_metrics import psnr
+from telecine.evaluation.source import load_model
+from telecine.evaluation.tiling import blended_chunks, count_chunks, overlapping_chunks, reconstruct_tiled
 from telecine.report.video import Mp4Writer, side_by_side
-from telecine.runs import Weights
-from telecine.shapes import VALUE_RANGE, argument_error
-
-
-@dataclass(frozen=True)
-class ReconstructConfig:
-    """How a video is reconstructed."""
-
-    num_frames: int = 17
-    """Frames that go through the autoencoder at once, rounded up to what it accepts."""
-    overlap_frames: int = 0
-    """Frames that each such chunk shares with the one before, which fades into it; 0: chunks do not see each other."""
-    tile: int | None = None
-    """Height and width of the tiles that go through the autoencoder one by one, which bounds memory for large frames;
-    rounded up to what it accepts. Whole frames by default."""
-    tile_overlap: int | None = None
-    """Pixels that neighbouring tiles share and are blended over, rounded up to the autoencoder's stride; a quarter of
-    the tile by default."""
-    height: int | None = None
-    """Height to resize the video to; its own by default, or by its aspect if `width` is given."""
-    width: int | None = None
-    """Width to resize the video to; as `height`."""
-    compare: bool = False
-    """Write input, reconstruction and difference side by side."""
-    weights: Weights = "ema"
-    """The averaged weights, or the raw ones ("model")."""
-    device: DeviceName = "auto"
-    """Where to compute."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_frames", "height", "width"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise argument_error(name, "at least 1", value, "Leave it out for the default.")
-        check_overlap(self.num_frames, self.overlap_frames)
-        self.tiling()
-
-    def tiling(self) -> Tiling:
-        """Return how frames are cut.
-
-        Raises:
-            ValueError: the tile and its overlap do not go together.
-        """
-        if self.tile is None:
-            return Tiling()
-        return Tiling(self.tile, self.tile // 4 if self.tile_overlap is None else self.tile_overlap)
+from telecine.shapes import VALUE_RANGE
 
 
 def reconstruct(
@@ -70,58 +25,59 @@ def reconstruct(
 ) -> float:
     """Reconstruct `video` chunk by chunk and tile by tile, and write an MP4.
 
-    The autoencoder never sees more than `num_frames` frames of one tile, however long and large the video is. Frames
-    and sizes that do not fit its strides are extended by repeating the last frame, row and column, and cut again.
+    The autoencoder processes at most `num_frames` frames of one tile at once, for videos of any length and size. Chunks
+    and tiles are padded to sizes that it accepts by repeating the last frame, row and column, and cropped afterwards.
 
     Args:
-        checkpoint: A run's folder (its last checkpoint), a checkpoint's, or that of a saved autoencoder.
+        checkpoint: Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder.
         video: The file.
         output: The MP4 to write.
-        config: How.
+        config: The settings.
 
     Returns:
-        The mean over all frames of the PSNR in dB.
+        The mean PSNR of all frames, in dB.
 
     Raises:
-        ValueError: If the checkpoint or the video cannot be read.
+        ValueError: The checkpoint or the video cannot be read, or the output is a folder or the video itself.
     """
     config = config or ReconstructConfig()
-    check_output(Path(output), Path(video))
+    _check_output(Path(output), Path(video))
     device = pick_device(config.device)
     model = load_model(checkpoint, config.weights, device)
     info = index_video(video)
-    values: list[Tensor] = []
+    frame_psnr: list[Tensor] = []
     with Mp4Writer(output, info.fps) as writer:
-        for frames, reconstruction in reconstructed(model, info, config, device):
+        for frames, reconstruction in reconstruct_frames(model, info, config, device):
             target = video_from_bytes(frames).to(device).transpose(0, 1)
-            values.append(psnr(reconstruction=reconstruction, target=target).cpu())
-            out = bytes_from_video(reconstruction.transpose(0, 1)).cpu()
-            writer.add(side_by_side(inputs=[frames], reconstructions=[out]) if config.compare else out)
-    return float(torch.cat(values).mean())
+            frame_psnr.append(psnr(reconstruction=reconstruction, target=target).cpu())
+            recon_frames = bytes_from_video(reconstruction.transpose(0, 1)).cpu()
+            if config.compare:
+                recon_frames = side_by_side(inputs=[frames], reconstructions=[recon_frames])
+            writer.add(recon_frames)
+    return float(torch.cat(frame_psnr).mean())
 
 
-def reconstructed(
+def reconstruct_frames(
     model: VideoAutoencoder, info: VideoInfo, config: ReconstructConfig, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield a video's frames, uint8 `(T, H, W, 3)`, and their reconstructions, `(T, 3, H, W)` in [-1, 1]."""
     size = output_size(info, config)
-    tiling = config.tiling().fitted_to(model)
+    tiling = config.tiling().rounded_for(model)
     num_frames, _, _ = model.covering_clip(config.num_frames, *size)
     overlap = config.overlap_frames
     assert isinstance(info.path, Path)
-    path = info.path
 
-    def pass_through(frames: Tensor) -> Tensor:
-        whole = reconstruct_tiled(model, video_from_bytes(frames).to(device), tiling)
-        return whole.clamp_(*VALUE_RANGE).transpose(0, 1)
+    def reconstruct_chunk(frames: Tensor) -> Tensor:
+        reconstruction = reconstruct_tiled(model, video_from_bytes(frames).to(device), tiling)
+        return reconstruction.clamp_(*VALUE_RANGE).transpose(0, 1)
 
-    chunks = overlapping(iterate_frames(path, size), num_frames, overlap)
+    chunks = overlapping_chunks(iterate_frames(info.path, size), num_frames, overlap)
     total = count_chunks(info.num_frames, num_frames, overlap)
-    return blended_chunks(with_progress(chunks, "reconstructing", total=total), overlap, pass_through)
+    return blended_chunks(with_progress(chunks, "reconstructing", total=total), overlap, reconstruct_chunk)
 
 
-def check_output(output: Path, video: Path) -> None:
-    """Raise a `ValueError` before any work is done if the result cannot be written or would replace the video."""
+def _check_output(output: Path, video: Path) -> None:
+    """Raise a `ValueError` before any work is done if the output cannot be written or would replace the video."""
     if output.is_dir():
         raise argument_error("output", "the name of an MP4", f"the folder {output}", "Add a file name.")
     if output.resolve() == video.resolve():

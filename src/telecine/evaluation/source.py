@@ -1,26 +1,61 @@
-"""Where reconstructions come from: an autoencoder, or videos that one has written."""
+"""Selection of the clips to measure, and their reconstructions: from an autoencoder, or read from videos."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
 import yaml
-from torch import nn
 
-from telecine.data import ClipConfig, Span, VideoInfo
-from telecine.evaluation.clips import read_place
+from telecine.autoencoders import VideoAutoencoder, load_autoencoder
+from telecine.checks import argument_error, check_count
+from telecine.data import Clip, ClipConfig, Span, VideoInfo, find_videos, index_videos, iterate_validation_clips
+from telecine.data.find import files_below
+from telecine.data.source import VIDEO_SUFFIXES
 from telecine.evaluation.config import EvaluateConfig
-from telecine.evaluation.model import load_model
-from telecine.evaluation.pairs import match_videos
-from telecine.runs import CONFIG_FILE, find_checkpoint
-from telecine.shapes import Video, argument_error
+from telecine.runs import CONFIG_FILE, Weights, find_checkpoint
+from telecine.shapes import Video
+
+CLIP_SELECTION = "clips without overlap from each video's first frame on, evenly spaced among all of them"
+# A folder with one of these files is a run, a checkpoint or a model, even if it contains videos.
+MODEL_FILES = ("config.yaml", "config.json", "state.json", "model_index.json")
+# How many names an error lists.
+MAX_NAMES_LISTED = 3
+# The key of a video that is given as a file instead of a folder.
+SINGLE_FILE = "(a single file)"
 
 
-class Source(Protocol):
+def select_clips(infos: Sequence[VideoInfo], config: ClipConfig, max_clips: int) -> list[Span]:
+    """Return up to `max_clips` clips of the videos, always the same ones: see `CLIP_SELECTION`.
+
+    Raises:
+        ValueError: `max_clips` is below 1, or no video is long enough for a clip.
+    """
+    check_count("max_clips", max_clips)
+    length = config.clip_span
+    longest = max(infos, key=lambda info: info.num_frames)
+    if longest.num_frames < length:
+        got = f"at most {longest.num_frames}, in {longest.path}"
+        remedy = "Set a smaller `num_frames` or `stride`."
+        raise argument_error("data", f"videos of at least {length} frames", got, remedy)
+    spans = [
+        Span(info, start, start + length - 1)
+        for info in infos
+        for start in range(0, info.num_frames - length + 1, length)
+    ]
+    count = min(max_clips, len(spans))
+    return [spans[(2 * index + 1) * len(spans) // (2 * count)] for index in range(count)]
+
+
+def read_span(span: Span, config: ClipConfig) -> Clip | None:
+    """Return the clip of a span, resized and center-cropped. Log and return None if it cannot be decoded."""
+    return next(iterate_validation_clips([span], config, 1), None)
+
+
+class ReconstructionSource(Protocol):
     """Reconstructs clips."""
 
     @property
@@ -29,83 +64,163 @@ class Source(Protocol):
 
     @property
     def title(self) -> str:
-        """What the protocol says about the source."""
+        """The description of the source in the protocol."""
 
-    def reconstruct(self, place: Span, target: Video) -> Video:
-        """Return the reconstruction of the clip at a place, whose pixels are `target` `(1, 3, T, H, W)`."""
+    def reconstruct(self, span: Span, target: Video) -> Video:
+        """Return the reconstruction of a clip, given its span and its pixels `(1, 3, T, H, W)`."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Sends each clip through an autoencoder."""
+    """Reconstructs clips with an autoencoder."""
 
-    model: nn.Module
-    """A `VideoAutoencoder` in eval mode."""
+    model: VideoAutoencoder
+    """In eval mode."""
     clips: ClipConfig
     """How clips are read."""
     title: str
-    """Where the model is, and which of its weights."""
+    """The folder of the model, and which of its weights."""
 
-    def reconstruct(self, place: Span, target: Video) -> Video:
+    def reconstruct(self, span: Span, target: Video) -> Video:
         """Return the reconstruction from the mode of the clip's posterior."""
         return self.model(target, sample_posterior=False).video
 
 
 @dataclass(frozen=True)
 class VideoSource:
-    """Reads each clip's place in another video."""
+    """Reads the reconstruction of each clip from another video."""
 
     matches: Mapping[str, VideoInfo]
-    """The reconstruction of each video, by its path."""
+    """The reconstruction of each video, by the path of the video."""
     clips: ClipConfig
     """How both are read."""
     title: str
-    """Where the reconstructions are."""
+    """The folder of the reconstructions."""
 
-    def reconstruct(self, place: Span, target: Video) -> Video:
-        """Return the same frames of the video's match, resized and cropped in the same way."""
-        match = self.matches[str(place.info.path)]
-        clip = read_place(replace(place, info=match), self.clips)
+    def reconstruct(self, span: Span, target: Video) -> Video:
+        """Return the same frames of the matching video, resized and cropped in the same way.
+
+        Raises:
+            ValueError: These frames cannot be decoded.
+        """
+        match = self.matches[str(span.info.path)]
+        clip = read_span(replace(span, info=match), self.clips)
         if clip is None:
-            got = f"{match.path}, whose frames {place.first_frame} to {place.last_frame} are broken"
+            got = f"{match.path}, whose frames {span.first_frame} to {span.last_frame} are broken"
             raise argument_error("checkpoint", "decodable where `data` is", got, "Write that video again.")
         return clip["video"][None].to(target)
 
 
 def model_source(checkpoint: Path, config: EvaluateConfig, device: torch.device) -> ModelSource:
-    """Load an autoencoder, to be measured on clips like those of its run, or on the default ones if it has none.
+    """Load an autoencoder, to be measured on clips of its run's size, or of the default size without a run.
 
     Raises:
-        ValueError: there is no model, or it does not reproduce clips of this size.
+        ValueError: There is no model, or it does not accept clips of this size.
     """
     model = load_model(checkpoint, config.weights, device)
     found = find_checkpoint(checkpoint)
     saved = yaml.safe_load((found / CONFIG_FILE).read_text(encoding="utf-8"))["clips"] if found else {}
-    clips = config.applied_to(ClipConfig(**{**saved, "buckets": ()}))  # they are for training alone
+    clips = config.clip_config(ClipConfig(**{**saved, "buckets": ()}))  # buckets only matter for training
     model.check_clip(clips.num_frames, clips.height, clips.width)
     return ModelSource(model, clips, f"{checkpoint}, weights {config.weights}" if found else str(checkpoint))
 
 
-def video_source(
-    reconstructions: Path, infos: Sequence[VideoInfo], config: EvaluateConfig, data: str | Path
-) -> VideoSource:
-    """Match reconstructions to the videos they are of, to be measured at their own size where no other is given.
+def load_model(checkpoint: str | Path, weights: Weights, device: torch.device) -> VideoAutoencoder:
+    """Return the autoencoder of a run (its last checkpoint), of a checkpoint, or of a saved model, in eval mode.
 
     Raises:
-        ValueError: the two do not match, or have several sizes and none is given.
+        FileNotFoundError: The folder does not exist.
+        ValueError: It contains no model.
     """
-    matches = match_videos(infos, data=Path(data), reconstructions=reconstructions)
-    clips = config.applied_to(ClipConfig())
+    found = find_checkpoint(Path(checkpoint))
+    return load_autoencoder(checkpoint if found is None else found / weights).to(device).eval()
+
+
+def video_source(reconstructions: Path, infos: Sequence[VideoInfo], config: EvaluateConfig, data: Path) -> VideoSource:
+    """Match reconstructions with the videos of `data`. Their clips have the videos' size unless `config` has another.
+
+    Raises:
+        ValueError: The two do not match, or have several sizes and `config` has none.
+    """
+    matches = match_videos(infos, data=data, reconstructions=reconstructions)
+    clips = config.clip_config(ClipConfig())
     if config.height is None or config.width is None:
-        height, width = _one_size(infos)
-        clips = config.applied_to(replace(clips, height=height, width=width))
+        height, width = _common_size(infos)
+        clips = config.clip_config(replace(clips, height=height, width=width))
     return VideoSource(matches, clips, f"{reconstructions}, as videos")
 
 
-def _one_size(infos: Sequence[VideoInfo]) -> tuple[int, int]:
+def _common_size(infos: Sequence[VideoInfo]) -> tuple[int, int]:
     sizes = sorted({(info.height, info.width) for info in infos})
     if len(sizes) > 1:
         got = f"{len(sizes)} sizes, from {sizes[0][0]} x {sizes[0][1]} to {sizes[-1][0]} x {sizes[-1][1]}"
-        remedy = "Give `height` and `width`, to which all are resized and cropped."
+        remedy = "Set `height` and `width`, to which all videos are resized and cropped."
         raise argument_error("data", "videos of one size", got, remedy)
     return sizes[0]
+
+
+def contains_videos(path: Path) -> bool:
+    """Whether `path` is a video, or a folder of videos rather than of a model."""
+    if path.is_file():
+        return path.suffix.lower() in VIDEO_SUFFIXES
+    if not path.is_dir() or any((path / name).is_file() for name in MODEL_FILES):
+        return False
+    return any(file.suffix.lower() in VIDEO_SUFFIXES for file in files_below(path))
+
+
+def match_videos(infos: Sequence[VideoInfo], *, data: Path, reconstructions: Path) -> dict[str, VideoInfo]:
+    """Return the reconstruction of each video of `data`, by the path of the video.
+
+    Videos in folders match by their relative path without the suffix. Two single files match with any names.
+
+    Raises:
+        ValueError: A video has no match, or one of another length or size.
+    """
+    inputs = _by_name(infos, data)
+    others = _by_name(index_videos(find_videos(reconstructions, name="checkpoint"))[0], reconstructions)
+    _check_names(inputs, others, data=data, reconstructions=reconstructions)
+    for name, info in inputs.items():
+        _check_same_size(info, others[name])
+    return {str(info.path): others[name] for name, info in inputs.items()}
+
+
+def _by_name(infos: Iterable[VideoInfo], root: Path) -> dict[str, VideoInfo]:
+    if root.is_file():
+        (info,) = infos
+        return {SINGLE_FILE: info}
+    by_name: dict[str, VideoInfo] = {}
+    for info in infos:
+        name = Path(str(info.path)).relative_to(root).with_suffix("").as_posix()
+        if name in by_name:
+            got = f"{by_name[name].path} and {info.path}"
+            remedy = "Rename one: suffixes do not count."
+            raise argument_error("data", "videos of different names", got, remedy)
+        by_name[name] = info
+    return by_name
+
+
+def _check_names(
+    inputs: Mapping[str, VideoInfo], others: Mapping[str, VideoInfo], *, data: Path, reconstructions: Path
+) -> None:
+    missing, extra = sorted(inputs.keys() - others.keys()), sorted(others.keys() - inputs.keys())
+    if not missing and not extra:
+        return
+    parts = [(missing, f"{reconstructions} lacks"), (extra, f"{data} lacks")]
+    got = "; ".join(f"{prefix} {_listed(names)}" for names, prefix in parts if names)
+    contract = "videos of the same names as `data` (suffixes do not count)"
+    raise argument_error("checkpoint", contract, got, "Rename or remove files until both have the same names.")
+
+
+def _listed(names: Sequence[str]) -> str:
+    listed = ", ".join(names[:MAX_NAMES_LISTED])
+    num_more = len(names) - MAX_NAMES_LISTED
+    return f"{listed} and {num_more} more" if num_more > 0 else listed
+
+
+def _check_same_size(info: VideoInfo, other: VideoInfo) -> None:
+    expected, actual = ((video.num_frames, video.height, video.width) for video in (info, other))
+    if actual != expected:
+        contract = f"of {expected[0]} frames of {expected[1]} x {expected[2]}, as {info.path}"
+        got = f"{actual[0]} frames of {actual[1]} x {actual[2]} in {other.path}"
+        remedy = "Write the reconstructions at the length and size of `data`."
+        raise argument_error("checkpoint", contract, got, remedy)

@@ -1,1 +1,1 @@
-"""What a person looks at: videos and curves."""
+"""Reports of runs: videos, plots and an HTML page."""

@@ -1,6 +1,6 @@
-"""The clips of a validation, kept for people to look at: a video each, and what was measured on it.
+"""The clips of a validation as videos with their metrics, written for the report.
 
-A run keeps those of its first validation and of its newest one.
+A run keeps the clips of its first and of its last validation.
 """
 
 from __future__ import annotations
@@ -14,126 +14,128 @@ from pathlib import Path
 
 from torch import Tensor
 
+from telecine.checks import argument_error
 from telecine.files import read_json, write_json
 from telecine.report.video import Mp4Writer, panes
 from telecine.runs import CLIPS_FILE, validation_folder, validation_folders
-from telecine.shapes import argument_error
 
 AMPLIFICATION = 4.0
-# What the eye is to blame the autoencoder for must not come from this encoder.
+# High quality, so that visible artifacts come from the autoencoder and not from this encoder.
 CRF = 12
-# A browser decodes from the last keyframe up to the frame that it shows.
+# To show a frame, a browser decodes all frames from the last keyframe on.
 KEYFRAME_EVERY = 8
-# Identical frames would have an infinite PSNR.
+# Identical frames have an infinite PSNR.
 MAX_PSNR = 100.0
 
 
 @dataclass(frozen=True)
-class ShownClip:
-    """One validated clip, as it is to be shown."""
+class ValidationClip:
+    """One clip of a validation, to be written."""
 
     target: Tensor
-    """What went in, uint8 `(T, H, W, 3)`; `telecine.data.bytes_from_video` makes it."""
+    """The input, uint8 `(T, H, W, 3)`, e.g. from `telecine.data.bytes_from_video`."""
     reconstruction: Tensor
-    """What came out, of the same shape."""
+    """The reconstruction, of the same shape."""
     metrics: Mapping[str, float]
-    """Its figures by name, e.g. a row of `ReconstructionMetrics.per_clip()`."""
+    """Its metrics by name, e.g. an item of `ReconstructionMetrics.per_clip()`."""
     source: str
     """The file that it is from."""
     start: int
-    """Position of its first frame in that file."""
+    """Position of its first frame in the file."""
 
 
 @dataclass(frozen=True)
-class KeptClip:
-    """One clip of a validation as it lies in a run's folder."""
+class SavedClip:
+    """One clip of a validation, as read from a run's folder."""
 
     video: str
-    """File name of its panes: input, reconstruction and amplified difference from left to right, a third each."""
+    """File name of the video: input, reconstruction and amplified difference from left to right, of equal widths."""
     source: str
     """The file that it is from."""
     start: int
-    """Position of its first frame in that file."""
+    """Position of its first frame in the file."""
     num_frames: int
     height: int
-    """In pixels; the video of a small clip has twice as many."""
+    """Height of the clip in pixels. In the video, small clips are enlarged by 2."""
     width: int
     metrics: dict[str, float]
-    """Its figures by name."""
+    """Its metrics by name."""
     frame_psnr: list[float]
-    """PSNR in dB of each frame."""
+    """PSNR of each frame in dB."""
 
 
 @dataclass(frozen=True)
-class KeptValidation:
+class SavedValidation:
     """The clips of one validation."""
 
     step: int
-    """Updates done before it."""
+    """The step of the validation."""
     fps: float
-    """Frames a second of the videos."""
+    """Frames per second of the videos."""
     amplification: float
-    """What the difference of input and reconstruction is multiplied with in the videos."""
-    clips: list[KeptClip]
+    """The factor of the difference in the videos."""
+    clips: list[SavedClip]
     folder: Path
-    """Where the videos are."""
+    """The folder of the videos."""
 
 
-def write_clips(run: Path, step: int, clips: Iterable[ShownClip], *, fps: float) -> Path:
-    """Write the clips of the validation at `step`, and remove those of all others but the first.
+def write_clips(run: Path, step: int, clips: Iterable[ValidationClip], *, fps: float) -> Path:
+    """Write the clips of the validation at `step`, then remove those of all other validations except the first.
 
     Args:
         run: The run's folder.
-        step: Updates done before the validation.
-        clips: At least one; taken one by one, so that a generator keeps memory small.
-        fps: Frames a second.
+        step: The step of the validation.
+        clips: One or more clips. A generator keeps only one clip in memory.
+        fps: Frames per second.
 
     Returns:
-        `run/validation/step-XXXXXXXX`, which appears whole or not at all: `clip-YY.mp4` and `clips.json`.
+        `run/validation/step-XXXXXXXX`, with `clip-YY.mp4` and `clips.json`. The folder is written atomically.
 
     Raises:
-        ValueError: If there is no clip, or its frames do not fit.
+        ValueError: There is no clip, or the shapes of a clip differ.
     """
     folder = validation_folder(run, step)
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    aside.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
     try:
-        kept = [_write_clip(aside, index, clip, fps) for index, clip in enumerate(clips)]
-        if not kept:
-            raise argument_error("clips", "at least one clip", "none", "Validate on a clip or more.")
+        saved = [_write_clip(partial, index, clip, fps) for index, clip in enumerate(clips)]
+        if not saved:
+            raise argument_error("clips", "at least one clip", "none", "Validate on at least one clip.")
         header = {"step": step, "fps": fps, "amplification": AMPLIFICATION}
-        write_json(aside / CLIPS_FILE, {**header, "clips": [asdict(clip) for clip in kept]})
-        shutil.rmtree(folder, ignore_errors=True)  # of this step, from a run that was cut off
-        os.replace(aside, folder)
+        write_json(partial / CLIPS_FILE, {**header, "clips": [asdict(clip) for clip in saved]})
+        shutil.rmtree(folder, ignore_errors=True)  # the folder of this step from before the run was resumed
+        os.replace(partial, folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)  # there is none after success
-    _forget_between(run, step)
+        shutil.rmtree(partial, ignore_errors=True)
+    for other_step, other_folder in validation_folders(run)[1:]:
+        if other_step != step:
+            shutil.rmtree(other_folder)
     return folder
 
 
-def read_validations(run: Path) -> list[KeptValidation]:
-    """Return the validations whose clips a run has kept, oldest first.
+def read_validations(run: Path) -> list[SavedValidation]:
+    """Return the validations whose clips are in a run's folder, oldest first.
 
     Raises:
-        ValueError: If a file that describes them was damaged.
+        ValueError: A `clips.json` is damaged.
     """
     return [_read_validation(folder) for _, folder in validation_folders(run)]
 
 
 def frame_psnr(*, target: Tensor, reconstruction: Tensor) -> list[float]:
-    """Return the PSNR in dB of each of two uint8 clips' frames `(T, H, W, 3)`, at most `MAX_PSNR`; larger is better."""
+    """Return the PSNR of each frame of two uint8 clips `(T, H, W, 3)`, in dB, at most `MAX_PSNR`; larger is better."""
     errors = (target.float() - reconstruction.float()).square().flatten(1).mean(1).tolist()
-    least = 255**2 * 10 ** (-MAX_PSNR / 10)
-    return [10 * math.log10(255**2 / max(error, least)) for error in errors]
+    min_error = 255**2 * 10 ** (-MAX_PSNR / 10)
+    return [10 * math.log10(255**2 / max(error, min_error)) for error in errors]
 
 
-def _write_clip(folder: Path, index: int, clip: ShownClip, fps: float) -> KeptClip:
+def _write_clip(folder: Path, index: int, clip: ValidationClip, fps: float) -> SavedClip:
     name = f"clip-{index:02d}.mp4"
     frames = panes(target=clip.target, reconstruction=clip.reconstruction, amplification=AMPLIFICATION)
     with Mp4Writer(folder / name, fps, crf=CRF, keyframe_every=KEYFRAME_EVERY) as writer:
         writer.add(frames)
     num_frames, height, width, _ = clip.target.shape
-    return KeptClip(
+    return SavedClip(
         video=name,
         source=clip.source,
         start=clip.start,
@@ -145,19 +147,12 @@ def _write_clip(folder: Path, index: int, clip: ShownClip, fps: float) -> KeptCl
     )
 
 
-def _forget_between(run: Path, step: int) -> None:
-    """Remove the clips of every validation but the first and the one of `step`."""
-    others = [folder for other, folder in validation_folders(run)[1:] if other != step]
-    for folder in others:
-        shutil.rmtree(folder)
-
-
-def _read_validation(folder: Path) -> KeptValidation:
+def _read_validation(folder: Path) -> SavedValidation:
     path = folder / CLIPS_FILE
     values = read_json(path)
     try:
-        clips = [KeptClip(**clip) for clip in values["clips"]]
-        return KeptValidation(values["step"], values["fps"], values["amplification"], clips, folder)
+        clips = [SavedClip(**clip) for clip in values["clips"]]
+        return SavedValidation(values["step"], values["fps"], values["amplification"], clips, folder)
     except (KeyError, TypeError) as error:
-        got = f"something else ({error})"
-        raise argument_error(str(path), "what a validation wrote", got, f"Remove {folder}.") from error
+        got = f"other content ({error})"
+        raise argument_error(str(path), "the description of a validation", got, f"Remove {folder}.") from error

@@ -1,32 +1,47 @@
-"""The curves of a run on one picture."""
+"""The panels in which the logged values of a run are plotted, and a PNG of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from telecine.files import write_aside
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 Record = Mapping[str, float]
+Transform = Callable[[float], float]
+
+# Prefix of the logged gradient of each frame; the page plots all of them together.
+FRAME_GRADIENT = "train/frame_gradient_"
+NUM_COLUMNS = 3
+# Maximum ratio of values that is readable on a linear axis.
+MAX_LINEAR_RATIO = 100
+# A symmetric logarithmic axis is linear around 0.
+LINEAR_BELOW = 1e-3
+# A legend with more entries has two columns.
+MAX_LEGEND_ROWS = 5
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot: a title, and series as label -> (name in the record, transformation)."""
+    """One plot of several logged values."""
 
     title: str
-    series: Mapping[str, tuple[str, Callable[[float], float]]]
+    series: Mapping[str, tuple[str, Transform]]
+    """For each label, the name in the records and a transformation of the values."""
     scale: Literal["linear", "log", "wide"] = "linear"
-    """"log" leaves out what is not above 0; "wide" is linear where that will do, and else logarithmic on both sides of
-    0."""
-    empty: str = "no data yet"
-    """What stands in it without data."""
+    """The vertical axis. "log" leaves out values that are not positive. "wide" is linear if the values are similar, and
+    else logarithmic on both sides of 0."""
+    empty_text: str = "no data yet"
+    """The text of a panel without data."""
 
 
-def _same(value: float) -> float:
+def _identity(value: float) -> float:
     return value
 
 
@@ -35,146 +50,131 @@ def psnr_of_mse(mse: float) -> float:
     return 10 * math.log10(4 / max(mse, 1e-10))
 
 
-def _by_name(*names: str) -> dict[str, tuple[str, Callable[[float], float]]]:
-    """Return series that are labelled as the log names them."""
-    return {name: (f"train/{name}", _same) for name in names}
+def plain_series(names: Iterable[str]) -> dict[str, tuple[str, Transform]]:
+    """Return series without a transformation, labelled with the names in the records less "train/"."""
+    return {name.removeprefix("train/"): (name, _identity) for name in names}
 
 
-# What an objective may have besides; only what is logged is drawn. Likelihoods may be negative.
-OTHER_TERMS = (
-    "gram_loss",
-    "wavelet_loss",
-    "temporal_loss",
-    "feature_matching_loss",
-    "lecam_loss",
-    "nll_loss",
-    "logvar",
-    "kl_loss",
-)
-# The weights of the objective, which are logged where they change over the steps.
-WEIGHTS = (
-    "perceptual_weight",
-    "gram_loss_weight",
-    "wavelet_loss_weight",
-    "temporal_loss_weight",
-    "adversarial_loss_weight",
-    "multiscale_adversarial_loss_weight",
-    "feature_matching_loss_weight",
-    "grad_penalty_loss_weight",
-    "lecam_loss_weight",
-    "quantizer_aux_loss_weight",
-)
-PANELS = (
+FIXED_PANELS = (
     Panel(
         "PSNR (dB), larger is better",
-        {"training": ("train/mse", psnr_of_mse), "held out": ("val/psnr", _same)},
+        {"training": ("train/mse", psnr_of_mse), "held out": ("val/psnr", _identity)},
     ),
     Panel(
         "LPIPS, smaller is better",
-        {"training": ("train/perceptual_loss", _same), "held out, Alex": ("val/lpips_alex", _same)},
+        {"training": ("train/perceptual_loss", _identity), "held out, Alex": ("val/lpips_alex", _identity)},
     ),
-    Panel("SSIM, larger is better", {"held out": ("val/ssim", _same)}),
+    Panel("SSIM, larger is better", {"held out": ("val/ssim", _identity)}),
     Panel(
         "discriminator: mean logits",
         {
-            "real": ("train/logits_real", _same),
-            "reconstruction": ("train/logits_fake", _same),
-            "spread, real": ("train/logits_real_std", _same),
-            "spread, reconstruction": ("train/logits_fake_std", _same),
+            "real": ("train/logits_real", _identity),
+            "reconstruction": ("train/logits_fake", _identity),
+            "std, real": ("train/logits_real_std", _identity),
+            "std, reconstruction": ("train/logits_fake_std", _identity),
         },
     ),
     Panel(
-        "discriminator: share judged right",
+        "discriminator: accuracy",
         {
-            "real": ("train/accuracy_real", _same),
-            "reconstruction": ("train/accuracy_fake", _same),
-            "hinge that is active": ("train/hinge_active", _same),
+            "real": ("train/accuracy_real", _identity),
+            "reconstruction": ("train/accuracy_fake", _identity),
+            "active hinge": ("train/hinge_active", _identity),
         },
     ),
     Panel(
-        "adversarial term",
+        "adversarial losses",
         {
-            "generator loss": ("train/gen_loss", _same),
-            "discriminator loss": ("train/discr_loss", _same),
-            "gradient penalty": ("train/grad_penalty_loss", _same),
+            "generator loss": ("train/gen_loss", _identity),
+            "discriminator loss": ("train/discr_loss", _identity),
+            "gradient penalty": ("train/grad_penalty_loss", _identity),
         },
     ),
     Panel(
         "adaptive weight and gradient norms",
         {
-            "adaptive weight": ("train/adaptive_weight", _same),
-            "autoencoder's gradient": ("train/grad_norm", _same),
-            "discriminators' gradient": ("train/disc_grad_norm", _same),
+            "adaptive weight": ("train/adaptive_weight", _identity),
+            "autoencoder's gradient": ("train/grad_norm", _identity),
+            "discriminators' gradient": ("train/disc_grad_norm", _identity),
         },
         scale="log",
     ),
     Panel(
-        "update over weights",
+        "update norm / weight norm",
         {
-            "autoencoder": ("train/update_ratio", _same),
-            "discriminators": ("train/disc_update_ratio", _same),
+            "autoencoder": ("train/update_ratio", _identity),
+            "discriminators": ("train/disc_update_ratio", _identity),
         },
         scale="log",
     ),
     Panel(
-        "gradients: share of ...",
+        "gradients: fraction of ...",
         {
-            "the adversarial terms": ("train/adversarial_gradient_share", _same),
-            "updates clipped, autoencoder": ("train/grad_clipped", _same),
-            "updates clipped, discriminators": ("train/disc_grad_clipped", _same),
-            "updates skipped, autoencoder": ("train/grad_overflow", _same),
-            "updates skipped, discriminators": ("train/disc_grad_overflow", _same),
+            "adversarial terms": ("train/adversarial_gradient_share", _identity),
+            "clipped updates, autoencoder": ("train/grad_clipped", _identity),
+            "clipped updates, discriminators": ("train/disc_grad_clipped", _identity),
+            "skipped updates, autoencoder": ("train/grad_overflow", _identity),
+            "skipped updates, discriminators": ("train/disc_grad_overflow", _identity),
         },
     ),
-    Panel("other terms, without their weights", _by_name(*OTHER_TERMS), scale="wide"),
-    Panel("weights that change", _by_name(*WEIGHTS), scale="wide", empty="none changes"),
-    Panel("learning rate", {"autoencoder": ("train/lr", _same)}),
+    Panel("learning rate", {"autoencoder": ("train/lr", _identity)}),
 )
-# The gradient of each frame is one value a frame; the page has them on one plot.
-FRAME_GRADIENT = "train/frame_gradient_"
-NUM_COLUMNS = 3
-# Largest ratio of two values that can be told on a linear axis.
-LINEAR_RANGE = 100
-# A logarithmic axis on both sides of 0 has to be linear around it.
-LINEAR_BELOW = 1e-3
-# More series than this need a legend in two columns.
-LONG_LEGEND = 5
+FIXED_NAMES = frozenset(name for panel in FIXED_PANELS for name, _ in panel.series.values())
+# The sum of all terms, and a term that the PSNR already shows.
+NOT_OTHER_LOSSES = frozenset({"train/total_loss", "train/recon_loss"})
+
+
+def panels(names: Collection[str]) -> list[Panel]:
+    """Return the panels for the logged names: fixed ones, one of all other losses, and one of the scheduled weights."""
+    others = sorted(name for name in names if name.startswith("train/") and name not in FIXED_NAMES)
+    losses = [
+        name for name in others if name not in NOT_OTHER_LOSSES and (name.endswith("_loss") or name == "train/logvar")
+    ]
+    weights = [name for name in others if name.endswith("_weight")]
+    *first, learning_rate = FIXED_PANELS
+    return [
+        *first,
+        Panel("other losses, unweighted", plain_series(losses), scale="wide"),
+        Panel("scheduled weights", plain_series(weights), scale="wide", empty_text="no weight changes"),
+        learning_rate,
+    ]
 
 
 def draw_curves(records: Sequence[Record], path: Path) -> None:
-    """Draw metrics, logits, losses, weights, gradient norms and the learning rate over the steps into a PNG.
+    """Plot metrics, logits, losses, weights, gradient norms and the learning rate over the steps, as a PNG.
 
     Args:
-        records: Lines of `metrics.jsonl`; a panel without data stays empty and says so.
-        path: Where the picture goes; written aside and renamed.
+        records: The records of `metrics.jsonl`. A panel without data contains a text.
+        path: The PNG, written atomically.
     """
-    from matplotlib.figure import Figure  # a second to import, so not with the command line
+    from matplotlib.figure import Figure  # takes a second to import, which `telecine --help` must not spend
 
-    num_rows = -(-len(PANELS) // NUM_COLUMNS)
+    drawn = panels({name for record in records for name in record})
+    num_rows = -(-len(drawn) // NUM_COLUMNS)
     figure = Figure(figsize=(5 * NUM_COLUMNS, 3.4 * num_rows), dpi=100, layout="constrained")
-    for panel, axes in zip(PANELS, figure.subplots(num_rows, NUM_COLUMNS).flat, strict=True):
-        _draw(panel, axes, records)
-    write_aside(path, lambda aside: figure.savefig(aside, format="png"))
+    for panel, axes in zip(drawn, figure.subplots(num_rows, NUM_COLUMNS).flat, strict=True):
+        _draw_panel(panel, axes, records)
+    write_aside(path, lambda partial: figure.savefig(partial, format="png"))
 
 
-def _draw(panel: Panel, axes: Any, records: Sequence[Record]) -> None:
+def _draw_panel(panel: Panel, axes: Axes, records: Sequence[Record]) -> None:
     axes.set_title(panel.title, fontsize=10)
     axes.set_xlabel("step", fontsize=9)
     axes.grid(alpha=0.3)
     drawn = [_draw_series(axes, label, records, *series, panel) for label, series in panel.series.items()]
     values = [value for series in drawn for value in series]
     if values:
-        axes.set_yscale(**_scale(panel, values))
-        is_long = sum(map(bool, drawn)) > LONG_LEGEND
+        _set_scale(axes, panel, values)
+        is_long = sum(map(bool, drawn)) > MAX_LEGEND_ROWS
         axes.legend(fontsize=7 if is_long else 8, ncols=2 if is_long else 1, framealpha=0.6)
     else:
-        axes.text(0.5, 0.5, panel.empty, ha="center", va="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, panel.empty_text, ha="center", va="center", transform=axes.transAxes)
 
 
 def _draw_series(
-    axes: Any, label: str, records: Sequence[Record], name: str, transform: Callable[[float], float], panel: Panel
+    axes: Axes, label: str, records: Sequence[Record], name: str, transform: Transform, panel: Panel
 ) -> list[float]:
-    """Draw one series and return its values, none if there are none."""
+    """Draw the finite values of one series and return them."""
     points = [
         (record["step"], transform(record[name])) for record in records if math.isfinite(record.get(name, math.nan))
     ]
@@ -186,11 +186,12 @@ def _draw_series(
     return [value for _, value in points]
 
 
-def _scale(panel: Panel, values: Sequence[float]) -> dict[str, Any]:
-    """Return the arguments of the vertical axis' scale."""
-    if panel.scale != "wide":
-        return {"value": panel.scale}
+def _set_scale(axes: Axes, panel: Panel, values: Sequence[float]) -> None:
+    """Set the vertical axis' scale."""
     sizes = [abs(value) for value in values if value != 0]
-    if max(sizes, default=1) <= LINEAR_RANGE * min(sizes, default=1):
-        return {"value": "linear"}
-    return {"value": "symlog", "linthresh": LINEAR_BELOW}
+    if panel.scale != "wide":
+        axes.set_yscale(panel.scale)
+    elif max(sizes, default=1) <= MAX_LINEAR_RATIO * min(sizes, default=1):
+        axes.set_yscale("linear")
+    else:
+        axes.set_yscale("symlog", linthresh=LINEAR_BELOW)

@@ -1,27 +1,27 @@
-"""Everything that the folder of a run holds for the page."""
+"""The content of a run's folder, as the report shows it."""
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from telecine.report.clips import KeptClip, KeptValidation, read_validations
-from telecine.report.environment import read_environment
-from telecine.report.records import read_lines, read_records, validations
-from telecine.report.settings import read_settings
+from telecine.checks import argument_error
+from telecine.report.clips import SavedClip, SavedValidation, read_validations
+from telecine.report.settings import read_environment, read_settings
 from telecine.runs import HEALTH_FILE, METRICS_FILE, VIDEO_FILE
-from telecine.shapes import argument_error
 
 
 @dataclass(frozen=True)
-class Warned:
-    """One warning that training gave."""
+class TrainingWarning:
+    """One warning of a training run."""
 
     step: int
     rule: str
     message: str
-    """What was seen."""
+    """What was observed."""
     remedy: str
     """What to try."""
 
@@ -31,33 +31,33 @@ class ReportedRun:
     """A run as the page shows it."""
 
     name: str
-    """Tells it from the others."""
+    """A name that is unique on the page."""
     folder: Path
     records: list[dict[str, float]]
-    """Lines of `metrics.jsonl`."""
+    """The records of `metrics.jsonl`."""
     settings: dict[str, str]
     environment: dict[str, str]
-    warnings: list[Warned] | None
-    """What training warned of; None if nobody looked."""
-    validations: list[KeptValidation]
-    """Those whose clips are kept, oldest first."""
+    warnings: list[TrainingWarning] | None
+    """The warnings of the run; None if it has no `health.jsonl`."""
+    validations: list[SavedValidation]
+    """The validations whose clips were kept, oldest first."""
 
     @property
     def steps(self) -> int:
-        """The last step on record."""
+        """The last step in the records."""
         return max((int(record["step"]) for record in self.records), default=0)
 
     def held_out(self) -> list[tuple[str, float, float]]:
-        """Return each held-out metric with its first and its last value."""
-        measured = validations(self.records)
-        if not measured:
+        """Return each metric of the held-out clips with its first and its last value."""
+        validated = validations(self.records)
+        if not validated:
             return []
-        first, last = measured[0], measured[-1]
+        first, last = validated[0], validated[-1]
         names = [name for name in first if name.startswith("val/") and name in last]
         return [(name.removeprefix("val/"), first[name], last[name]) for name in names]
 
-    def video(self) -> Path | None:
-        """Return the picture that validation wrote of a few clips, or None."""
+    def side_by_side_video(self) -> Path | None:
+        """Return the side-by-side video of the last validation, or None."""
         path = self.folder / VIDEO_FILE
         return path if path.is_file() else None
 
@@ -66,11 +66,11 @@ def read_run(folder: Path, name: str) -> ReportedRun:
     """Read the folder of a run.
 
     Raises:
-        ValueError: If it is not that of a run, or if one of its files was damaged.
+        ValueError: It is not the folder of a run, or one of its files is damaged.
     """
     if not (folder / METRICS_FILE).is_file():
         got = f"{str(folder)!r}, which {'has none' if folder.is_dir() else 'is not a folder'}"
-        raise argument_error("runs", f"folders of runs, with {METRICS_FILE}", got, "Pass what `--output_dir` was.")
+        raise argument_error("runs", f"folders of runs, with {METRICS_FILE}", got, "Pass the run's `--output_dir`.")
     return ReportedRun(
         name=name,
         folder=folder,
@@ -82,23 +82,63 @@ def read_run(folder: Path, name: str) -> ReportedRun:
     )
 
 
-def run_names(folders: list[Path]) -> list[str]:
-    """Return the shortest ends of the folders' paths that tell them apart.
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON objects of a file with one per line, or nothing if the file does not exist.
+
+    A last line without a newline is dropped: its writing was interrupted.
 
     Raises:
-        ValueError: If a folder is given twice.
+        ValueError: Another line is not a JSON object.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [_parse_line(path, number, line) for number, line in enumerate(lines[:-1], 1) if line]
+
+
+def _parse_line(path: Path, number: int, line: str) -> dict[str, Any]:
+    remedy = "Remove the line."
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        got = f"invalid JSON ({error})"
+        raise argument_error(f"{path}, line {number}", "a JSON object", got, remedy) from error
+    if not isinstance(value, dict):
+        raise argument_error(f"{path}, line {number}", "a JSON object", value, remedy)
+    return value
+
+
+def read_records(path: Path) -> list[dict[str, float]]:
+    """Return the records of a run's `metrics.jsonl`, oldest first: `step`, and the logged values by name.
+
+    Raises:
+        ValueError: A line is not a JSON object.
+    """
+    return read_lines(path)
+
+
+def validations(records: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Return the records of validations."""
+    return [record for record in records if "val/psnr" in record]
+
+
+def run_names(folders: list[Path]) -> list[str]:
+    """Return the last parts of each folder's path, as many as make the names unique.
+
+    Raises:
+        ValueError: A folder is given twice.
     """
     parts = [folder.resolve().parts for folder in folders]
     if len(set(parts)) < len(parts):
-        raise argument_error("runs", "different folders", f"{[str(f) for f in folders]}", "Name each of them once.")
+        raise argument_error("runs", "different folders", str([str(f) for f in folders]), "Pass each folder once.")
     length = next(n for n in range(1, max(map(len, parts)) + 1) if len({p[-n:] for p in parts}) == len(parts))
     return ["/".join(part[-length:]) for part in parts]
 
 
-def best_and_worst(clips: list[KeptClip]) -> list[tuple[str, int]]:
-    """Return which clips stand out, as (what for, index): by PSNR, where larger is better, and LPIPS, where smaller.
+def best_and_worst(clips: list[SavedClip]) -> list[tuple[str, int]]:
+    """Return the best and worst clips by PSNR and each LPIPS, as ("best psnr", index) and so on.
 
-    Figures that are not finite are left out, and nothing stands out where fewer than two clips have one.
+    Only finite values are compared. A metric is left out if fewer than two clips have one.
     """
     if not clips:
         return []
@@ -113,11 +153,13 @@ def best_and_worst(clips: list[KeptClip]) -> list[tuple[str, int]]:
     return found
 
 
-def _read_warnings(path: Path) -> list[Warned] | None:
+def _read_warnings(path: Path) -> list[TrainingWarning] | None:
     if not path.exists():
         return None
     try:
-        return [Warned(line["step"], line["rule"], line["message"], line["remedy"]) for line in read_lines(path)]
+        return [
+            TrainingWarning(line["step"], line["rule"], line["message"], line["remedy"]) for line in read_lines(path)
+        ]
     except KeyError as error:
         contract = "lines with step, rule, message and remedy"
-        raise argument_error(str(path), contract, f"one without {error}", "Remove the line.") from error
+        raise argument_error(str(path), contract, f"a line without {error}", "Remove the line.") from error

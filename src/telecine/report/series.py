@@ -1,18 +1,18 @@
-"""Curves as data for the page: every logged value of several runs, short enough for a browser."""
+"""Logged values of several runs as plain data for the page, reduced to a size that a browser handles."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TypedDict
 
-from telecine.report.curves import FRAME_GRADIENT, PANELS, Panel, Record
+from telecine.report.curves import FRAME_GRADIENT, Panel, Record, Transform, panels, plain_series
 
-# Points of one curve; a screen is hardly wider. A bucket has four numbers.
+# Maximum number of points of one curve, about the width of a screen. A bucket of values is one point.
 MAX_POINTS = 600
-# A float32 has seven digits; nobody reads more than these off a curve.
+# Significant digits of the values; float32 has seven.
 DIGITS = 6
 
 Points = list[tuple[int, float]]
@@ -20,21 +20,21 @@ Points = list[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Curve:
-    """The values of one name in one run, as they were or in buckets of neighbours."""
+    """The values of one name in one run, or the means of buckets of them."""
 
     run: int
-    """Which of the runs."""
+    """The index of the run."""
     steps: list[int]
     values: list[float]
-    """Each value, or the mean of each bucket."""
+    """The values, or the mean of each bucket."""
     low: list[float] = field(default_factory=list)
-    """The least value of each bucket; empty where there are no buckets."""
+    """The minimum of each bucket; empty without buckets."""
     high: list[float] = field(default_factory=list)
-    """The greatest value of each bucket; empty where there are no buckets."""
+    """The maximum of each bucket; empty without buckets."""
     ends: list[float] = field(default_factory=list)
-    """The first and the last value; empty where there are no buckets."""
+    """The first and the last value; empty without buckets."""
     num_left_out: int = 0
-    """How many values were not finite and have no place on a curve."""
+    """How many values were left out because they are not finite."""
 
     @property
     def first(self) -> float:
@@ -53,44 +53,58 @@ class Series:
 
     label: str
     name: str
-    """Its key in `metrics.jsonl`."""
+    """Its name in `metrics.jsonl`."""
     curves: list[Curve]
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot with what was logged for it."""
+    """A plot with its data."""
 
     title: str
     scale: str
-    """As `Panel.scale`."""
+    """Like `Panel.scale`."""
     series: list[Series]
 
 
+class TableRow(TypedDict):
+    """One curve as a row of the table on the page."""
+
+    plot: str
+    series: str
+    run: str
+    first: float
+    last: float
+    min: float
+    max: float
+    num_left_out: int
+
+
 def plots(runs: Sequence[Iterable[Record]]) -> list[Plot]:
-    """Return the plots that have data: all loss terms together, those of `PANELS`, the gradients of all frames
-    together, and one for each other value.
+    """Return the plots that have data: one of all losses, the `panels`, one of all frames' gradients, and one for each
+    other name.
     """
     columns = [_columns(records) for records in runs]
     names = sorted(set().union(*columns))
-    in_panels = {name for panel in PANELS for name, _ in panel.series.values()}
-    terms = Panel("every loss term, on one scale", _unchanged(filter(_is_term, names)), scale="wide")
-    by_frame = [name for name in names if name.startswith(FRAME_GRADIENT)]
-    frames = Panel("gradient of each frame, 1 is an even share", _unchanged(by_frame))
-    others = [name for name in names if name not in {*in_panels, *by_frame} and not _is_term(name)]
-    singles = [Panel(name.removeprefix("train/"), _unchanged([name])) for name in others]
-    drawn = (_plot(panel, columns) for panel in (terms, *PANELS, frames, *singles))
-    return [plot for plot in drawn if plot.series]
+    grouped = panels(names)
+    in_panels = {name for panel in grouped for name, _ in panel.series.values()}
+    losses = Panel("all losses", plain_series(filter(_is_loss, names)), scale="wide")
+    frame_names = [name for name in names if name.startswith(FRAME_GRADIENT)]
+    frames = Panel("gradient of each frame / mean", plain_series(frame_names))
+    others = [name for name in names if name not in {*in_panels, *frame_names} and not _is_loss(name)]
+    singles = [Panel(name.removeprefix("train/"), plain_series([name])) for name in others]
+    all_plots = (_plot(panel, columns) for panel in (losses, *grouped, frames, *singles))
+    return [plot for plot in all_plots if plot.series]
 
 
-def as_curve(run: int, points: Points, transform: Callable[[float], float], max_points: int = MAX_POINTS) -> Curve:
-    """Return (step, value) pairs as a curve of at most `max_points` points, which keeps every extreme.
+def as_curve(run: int, points: Points, transform: Transform, max_points: int = MAX_POINTS) -> Curve:
+    """Return (step, value) pairs as a curve of at most `max_points` points that keeps all extremes.
 
     Args:
-        run: Which of the runs.
-        points: In the order of steps.
+        run: The index of the run.
+        points: Pairs in the order of steps.
         transform: Applied to each value.
-        max_points: Where there are more, neighbours share a bucket with their mean, least and greatest value.
+        max_points: With more values, neighbours are reduced to a bucket with their mean, minimum and maximum.
     """
     finite = [(step, transform(value)) for step, value in points if math.isfinite(value)]
     steps, values = [step for step, _ in finite], [value for _, value in finite]
@@ -108,6 +122,26 @@ def as_curve(run: int, points: Points, transform: Callable[[float], float], max_
         _rounded([values[0], values[-1]]),
         num_left_out,
     )
+
+
+def table(all_plots: Sequence[Plot], run_names: Sequence[str]) -> list[TableRow]:
+    """Return the curves as rows of a table, for readers who do not see the plots."""
+    return [
+        {
+            "plot": plot.title,
+            "series": series.label,
+            "run": run_names[curve.run],
+            "first": curve.first,
+            "last": curve.last,
+            "min": min(curve.low or curve.values),
+            "max": max(curve.high or curve.values),
+            "num_left_out": curve.num_left_out,
+        }
+        for plot in all_plots
+        for series in plot.series
+        for curve in series.curves
+        if curve.values
+    ]
 
 
 def _plot(panel: Panel, columns: Sequence[Mapping[str, Points]]) -> Plot:
@@ -130,33 +164,9 @@ def _columns(records: Iterable[Record]) -> dict[str, Points]:
     return columns
 
 
-def _is_term(name: str) -> bool:
+def _is_loss(name: str) -> bool:
     return name == "train/mse" or (name.startswith("train/") and "loss" in name and not name.endswith("_weight"))
-
-
-def _unchanged(names: Iterable[str]) -> dict[str, tuple[str, Callable[[float], float]]]:
-    return {name.removeprefix("train/"): (name, lambda value: value) for name in names}
 
 
 def _rounded(values: Iterable[float]) -> list[float]:
     return [float(f"{value:.{DIGITS}g}") for value in values]
-
-
-def table(drawn: Sequence[Plot], run_names: Sequence[str]) -> list[dict[str, Any]]:
-    """Return what the curves show as rows of plain values, for those who do not see them."""
-    return [
-        {
-            "plot": plot.title,
-            "series": series.label,
-            "run": run_names[curve.run],
-            "first": curve.first,
-            "last": curve.last,
-            "least": min(curve.low or curve.values),
-            "greatest": max(curve.high or curve.values),
-            "left_out": curve.num_left_out,
-        }
-        for plot in drawn
-        for series in plot.series
-        for curve in series.curves
-        if curve.values
-    ]

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from telecine.files import write_aside
-from telecine.report.records import read_lines, read_records
+from telecine.report.run import read_lines, read_records
 from telecine.runs import HEALTH_FILE, METRICS_FILE
 from telecine.training.config import TrainConfig
 from telecine.training.diagnostic_rules import RULES, History

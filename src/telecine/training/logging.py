@@ -16,7 +16,7 @@ from torch import Tensor
 
 from telecine.files import write_aside
 from telecine.report.curves import FRAME_GRADIENT, psnr_of_mse
-from telecine.report.records import read_records
+from telecine.report.run import read_records
 from telecine.report.trackers import log_preview
 from telecine.runs import METRICS_FILE
 

@@ -14,8 +14,8 @@ from torch import nn
 from telecine.data import clip_loader
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.perceptual import LPIPS
-from telecine.report.environment import write_environment
 from telecine.report.page import write_report
+from telecine.report.settings import write_environment
 from telecine.runs import CONFIG_FILE, CURVES_FILE, METRICS_FILE, REPORT_FILE, VIDEO_FILE, checkpoints
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_state
 from telecine.training.checkpoint import Checkpointer, as_yaml, check_same_networks, clips_per_step

@@ -15,9 +15,9 @@ from telecine.checks import argument_error
 from telecine.data import Clip, bytes_from_video
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.metrics import mean_over_clips
-from telecine.report.clips import ShownClip, write_clips
+from telecine.report.clips import ValidationClip, write_clips
 from telecine.report.curves import draw_curves
-from telecine.report.records import read_records, validations
+from telecine.report.run import read_records, validations
 from telecine.report.video import side_by_side, write_mp4
 from telecine.runs import CURVES_FILE, METRICS_FILE, VIDEO_FILE, checkpoints
 from telecine.training.distributed import all_gather
@@ -40,7 +40,7 @@ class Validation:
     """The metrics of every clip, in order."""
     picture: Tensor
     """Side-by-side video of a few clips, uint8 `(T, H, W, 3)`."""
-    clips: list[ShownClip]
+    clips: list[ValidationClip]
     """Up to `NUM_KEPT` clips for the report."""
 
 
@@ -71,14 +71,14 @@ def validate(
     metrics = ReconstructionMetrics(perceptual)
     indices = clips_of_rank(len(clips), rank, num_ranks)
     kept = set(evenly_spaced(len(indices), NUM_KEPT))
-    shown: list[ShownClip] = []
+    shown: list[ValidationClip] = []
     for position, index in enumerate(indices):
         target = clips[index]["video"][None].to(device)
         reconstruction = model(target, sample_posterior=False).video
         metrics.update(reconstruction=reconstruction, target=target)
         if position in kept:
             frames = bytes_from_video(target[0]).cpu(), bytes_from_video(reconstruction[0]).cpu()
-            shown.append(ShownClip(*frames, metrics.per_clip()[-1], clips[index]["source"], clips[index]["start"]))
+            shown.append(ValidationClip(*frames, metrics.per_clip()[-1], clips[index]["source"], clips[index]["start"]))
     model.train(was_training)
     per_clip = gather_metrics(metrics.per_clip(), len(clips), device)
     few = [shown[position] for position in evenly_spaced(len(shown), NUM_SHOWN)]

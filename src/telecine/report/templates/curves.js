@@ -1,23 +1,23 @@
 const COLOURS = Array.from({ length: 8 }, (_, index) => `var(--c${index})`);
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "4 2", "1 3", "12 4", "7 2 2 2 2 2"];
 const HEIGHT = 200;
-// The first plot, which has the most curves, has a row to itself.
+// The first plot has the most curves and fills a row.
 const FIRST_HEIGHT = 300;
 const MARGIN = { left: 48, right: 8, top: 8, bottom: 22 };
-// Curves of few points get a mark on each.
+// Curves with fewer points have a mark at each.
 const FEW_POINTS = 40;
-// With smoothing, this share of the raw values at either end may leave the plot.
+// With smoothing, this fraction of the raw values may lie outside of the plot at either end.
 const OUTLIERS = 0.02;
 
 const shown = { smoothing: 0.6, scale: "auto", step: null, hiddenRuns: new Set() };
 const severalRuns = DATA.runs.length > 1;
 
-/** Return a pattern of dashes; where the colours begin again, the patterns are others. */
+/** Return a dash pattern. Indices of the same colour have different patterns. */
 function dashOf(index) {
   return DASHES[(index + 3 * Math.floor(index / COLOURS.length)) % DASHES.length];
 }
 
-/** Exponential moving average that does not lean towards where it began (arXiv 1412.6980, section 3). */
+/** Exponential moving average with bias correction (arXiv 1412.6980, section 3). */
 function smoothed(values, weight) {
   let sum = 0;
   let total = 0;
@@ -28,7 +28,7 @@ function smoothed(values, weight) {
   });
 }
 
-/** Return the index of the step that is nearest. */
+/** Return the index of the nearest step. */
 function nearestIndex(steps, step) {
   let low = 0;
   let high = steps.length - 1;
@@ -44,9 +44,9 @@ function extent(values) {
   return values.reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
 }
 
-function quantiles(values, share) {
+function quantiles(values, fraction) {
   const sorted = Float64Array.from(values).sort();
-  return [sorted[Math.floor(share * (sorted.length - 1))], sorted[Math.ceil((1 - share) * (sorted.length - 1))]];
+  return [sorted[Math.floor(fraction * (sorted.length - 1))], sorted[Math.ceil((1 - fraction) * (sorted.length - 1))]];
 }
 
 class Chart {
@@ -81,7 +81,7 @@ class Chart {
 
   makeLegend() {
     this.entries = this.plot.series.map((series) => {
-      const stroke = severalRuns ? { ...this.style(series, 0), stroke: "var(--quiet)" } : this.style(series, 0);
+      const stroke = severalRuns ? { ...this.style(series, 0), stroke: "var(--muted)" } : this.style(series, 0);
       const sample = svg("svg", { viewBox: "0 0 22 8", "aria-hidden": "true" });
       sample.append(svg("line", { x1: 0, x2: 22, y1: 4, y2: 4, "stroke-width": 2, ...stroke }));
       const values = html("span");
@@ -98,7 +98,7 @@ class Chart {
     this.draw();
   }
 
-  /** Return what is to be drawn, with the smoothed values; a validation's few values stay as they are. */
+  /** Return the visible curves with their smoothed values. Validations have few values and are not smoothed. */
   curves() {
     const found = [];
     for (const series of this.plot.series) {
@@ -128,8 +128,8 @@ class Chart {
     if (kind === "log") ends = this.drawn.flatMap((curve) => [...curve.values, ...curve.line].filter((value) => value > 0));
     this.svg.setAttribute("viewBox", `0 0 ${width} ${this.height}`);
     this.svg.replaceChildren();
-    const [least, greatest] = ends.length ? extent(ends) : [1, 2];
-    this.y = makeScale(kind, [least, greatest], [this.height - MARGIN.bottom, MARGIN.top]);
+    const [min, max] = ends.length ? extent(ends) : [1, 2];
+    this.y = makeScale(kind, [min, max], [this.height - MARGIN.bottom, MARGIN.top]);
     this.x = makeScale("linear", extent(this.allSteps), [MARGIN.left, width - MARGIN.right]);
     this.drawGrid(width);
     const inside = svg("svg", { x: MARGIN.left, width: width - MARGIN.left - MARGIN.right, height: this.height, viewBox: `${MARGIN.left} 0 ${width - MARGIN.left - MARGIN.right} ${this.height}` });
@@ -179,9 +179,9 @@ class Chart {
   listen() {
     const at = (event) => {
       const box = this.svg.getBoundingClientRect();
-      const share = (event.clientX - box.left - MARGIN.left) / (box.width - MARGIN.left - MARGIN.right);
+      const position = (event.clientX - box.left - MARGIN.left) / (box.width - MARGIN.left - MARGIN.right);
       const [first, last] = extent(this.allSteps);
-      setCursor(this.stepNear(first + share * (last - first)));
+      setCursor(this.stepNear(first + position * (last - first)));
     };
     this.svg.addEventListener("pointermove", at);
     this.svg.addEventListener("pointerdown", at);
@@ -190,7 +190,7 @@ class Chart {
     this.svg.addEventListener("keydown", (event) => this.onKey(event));
   }
 
-  /** Return the steps at which something of this plot was logged. */
+  /** Return the steps at which this plot has values. */
   steps() {
     const all = this.drawn.flatMap((curve) => curve.steps);
     return [...new Set(all)].sort((a, b) => a - b);
@@ -222,7 +222,7 @@ class Chart {
     return curve.line[shown.step === null ? curve.line.length - 1 : nearestIndex(curve.steps, shown.step)];
   }
 
-  /** Mark the step that is pointed at, and write the values there, or the last ones, beside the names. */
+  /** Mark the step at the cursor, and show the values there (or the last values) in the legend. */
   showCursor() {
     if (!this.drawn) return;
     this.cursor.replaceChildren();

@@ -4,7 +4,7 @@ function byId(id) {
   return document.getElementById(id);
 }
 
-/** Make an HTML element; children may be texts, which are never parsed as HTML. */
+/** Make an HTML element. Children may be elements or text, which is not parsed as HTML. */
 function html(name, attributes = {}, ...children) {
   const element = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
@@ -20,24 +20,24 @@ function svg(name, attributes = {}, text = null) {
   return element;
 }
 
-/** Write a number short: four digits, a power of ten only where there is no other way. */
+/** Format a number with four significant digits, in scientific notation if it is very small or large. */
 function short(value) {
   const size = Math.abs(value);
   if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2).replace("-", "−").replace("-", "−");
   return String(Number(value.toPrecision(4))).replace("-", "−");
 }
 
-/** Write a number for a column, or a dash for none: all of about one size have as many digits. */
+/** Format a number for a column, with the same number of digits for values of similar size; a dash for null. */
 function even(value) {
   if (value === null) return "–";
   return value.toFixed(Math.abs(value) < 10 ? 4 : 2).replace("-", "−");
 }
 
-function clamp(value, least, greatest) {
-  return Math.min(Math.max(value, least), greatest);
+function clamp(value, min, max) {
+  return Math.min(Math.max(value, min), max);
 }
 
-/** Call `draw` once the element has a width, and whenever that changes. */
+/** Call `draw` once the element has a size, and whenever it changes. */
 function onResize(element, draw) {
   new ResizeObserver(() => draw()).observe(element);
 }

@@ -1,13 +1,13 @@
-// Memory for the frames of one video that were decoded once.
+// Maximum memory for decoded frames of one video.
 const CACHE_BYTES = 192 * 2 ** 20;
-// A browser that finds nothing new in a frame, or does not show the page, may not say that it presents it.
+// Browsers may not report the presentation of a frame that equals the previous one, or on a hidden page.
 const PRESENTATION_MS = 500;
 
 /**
- * The frames of a video by their number, exactly.
+ * Decodes exact frames of a video by number.
  *
- * A playing <video> shows what it pleases. So it is only ever asked for the middle of one frame, and what it shows then
- * is kept; the clock is the player's. All panes are cut from one picture, so that they cannot drift apart.
+ * A playing <video> does not tell exactly which frame it shows. So it stays paused: each frame is decoded by seeking to
+ * its middle, and the player keeps the time. All panes are cut from one picture, so they are always in sync.
  */
 class FrameStore {
   constructor(clip) {
@@ -24,17 +24,17 @@ class FrameStore {
     this.video.load();
   }
 
-  /** Return a canvas with frame `number`; requests are met one after the other. */
+  /** Return a canvas with frame `number`. Requests are processed one after the other. */
   async get(number) {
     const request = this.last.then(() => this.kept.get(number) ?? this.decode(number));
-    this.last = request.catch(() => {}); // whoever asked is told; the next request starts afresh
+    this.last = request.catch(() => {}); // the caller gets the error; the next request tries again
     return request;
   }
 
   async decode(number) {
     await this.ready;
     const { video } = this;
-    // Once a video has sought, it may still give the frame before to a canvas, until it has presented the new one.
+    // After `seeked`, a canvas may still get the previous frame until the new one has been presented.
     const presented = this.presented(number);
     await new Promise((resolve) => {
       video.addEventListener("seeked", resolve, { once: true });
@@ -42,28 +42,28 @@ class FrameStore {
     });
     const late = new Promise((resolve) => { setTimeout(resolve, PRESENTATION_MS, false); });
     const isPresented = await Promise.race([presented, late]);
-    video.cancelVideoFrameCallback?.(this.asked);
+    video.cancelVideoFrameCallback?.(this.callback);
     const canvas = html("canvas", { width: video.videoWidth, height: video.videoHeight });
     canvas.getContext("2d").drawImage(video, 0, 0);
-    if (isPresented) this.keep(number, canvas); // else it may be another one, and is looked for again the next time
+    if (isPresented) this.keep(number, canvas); // otherwise it may be another frame: decode it again next time
     return canvas;
   }
 
-  /** Resolve to true when the browser says that it presents frame `number`. */
+  /** Resolve to true when the browser reports that it presents frame `number`. */
   presented(number) {
     const { video, clip } = this;
     return new Promise((resolve) => {
-      const look = (_, { mediaTime }) => {
+      const check = (_, { mediaTime }) => {
         if (Math.floor(mediaTime * clip.fps + 0.25) === number) resolve(true);
-        else this.asked = video.requestVideoFrameCallback(look);
+        else this.callback = video.requestVideoFrameCallback(check);
       };
-      this.asked = video.requestVideoFrameCallback?.(look);
+      this.callback = video.requestVideoFrameCallback?.(check);
     });
   }
 
   keep(number, canvas) {
-    const most = Math.max(2, Math.floor(CACHE_BYTES / (4 * canvas.width * canvas.height)));
-    if (this.kept.size >= most) this.kept.delete(this.kept.keys().next().value);
+    const maxFrames = Math.max(2, Math.floor(CACHE_BYTES / (4 * canvas.width * canvas.height)));
+    if (this.kept.size >= maxFrames) this.kept.delete(this.kept.keys().next().value);
     this.kept.set(number, canvas);
   }
 

@@ -1,7 +1,7 @@
 const PANE_NAMES = ["Input", "Reconstruction", "Amplified difference"];
-// A clip of a third of a second is a flash; it is slowed down until it lasts this long.
+// Shorter clips are slowed down by default until they last this long.
 const MIN_SECONDS = 1.5;
-// Less is no difference to look at.
+// Minimum range of the PSNR axis: smaller differences are not visible.
 const MIN_DECIBELS = 2;
 const TIMELINE_HEIGHT = 84;
 const TIMELINE_MARGIN = { left: 40, right: 12, top: 10, bottom: 8 };
@@ -25,7 +25,7 @@ class Player {
     this.listen();
     this.listValidations();
     const runs = DATA.validations.map(({ run }) => run);
-    this.choose(runs.lastIndexOf(runs[0])); // the newest of the first run
+    this.selectValidation(runs.lastIndexOf(runs[0])); // the last one of the first run
   }
 
   makeActions() {
@@ -34,7 +34,7 @@ class Player {
       back: () => this.stopAt(this.frame - 1),
       play: () => (this.playing ? this.pause() : this.play()),
       forward: () => this.stopAt(this.frame + 1),
-      last: () => this.stopAt(this.clip.numFrames - 1),
+      last: () => this.stopAt(this.clip.num_frames - 1),
       loop: () => this.setLoop(!this.loop),
       in: () => this.view.zoomBy(1.5),
       out: () => this.view.zoomBy(1 / 1.5),
@@ -52,7 +52,7 @@ class Player {
     }
     this.root.addEventListener("keydown", (event) => this.onKey(event));
     this.speed.addEventListener("change", () => this.restartClock());
-    byId("validation").addEventListener("change", ({ target }) => this.choose(Number(target.value)));
+    byId("validation").addEventListener("change", ({ target }) => this.selectValidation(Number(target.value)));
     this.timeline = byId("timeline");
     const seek = (event) => event.buttons && this.stopAt(this.frameAt(event));
     this.timeline.addEventListener("pointerdown", (event) => {
@@ -66,7 +66,7 @@ class Player {
 
   onKey(event) {
     if (event.target.matches("select, summary") || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key === " " && event.target.matches("button")) return; // which it presses
+    if (event.key === " " && event.target.matches("button")) return; // the space key presses the button
     const action = event.shiftKey && event.key.startsWith("Arrow") ? () => this.pan(event.key) : this.actions[KEYS[event.key.toLowerCase()]];
     if (!action) return;
     event.preventDefault();
@@ -78,7 +78,7 @@ class Player {
     this.view.moveTo(this.view.x + (0.1 * x) / this.view.zoom, this.view.y + (0.1 * y) / this.view.zoom);
   }
 
-  // ---- which clip
+  // ---- selection of the clip
 
   listValidations() {
     DATA.validations.forEach(({ run, step }, index) => {
@@ -87,24 +87,24 @@ class Player {
     });
   }
 
-  /** Show another validation; the clip and the frame stay, so that the two can be compared. */
-  choose(index) {
+  /** Show another validation at the same clip and frame, so that the two can be compared. */
+  selectValidation(index) {
     this.validation = DATA.validations[index];
     byId("validation").value = String(index);
     byId("amplification").textContent = this.validation.amplification ?? "";
-    this.listStandingOut();
+    this.listBestAndWorst();
     this.makeTable();
-    const worst = this.validation.standingOut.find(([what]) => what === "worst psnr")?.[1] ?? 0;
+    const worst = this.validation.best_and_worst.find(([label]) => label === "worst psnr")?.[1] ?? 0;
     this.open(Math.min(this.index ?? worst, this.validation.clips.length - 1), this.frame);
   }
 
-  listStandingOut() {
-    const buttons = this.validation.standingOut.map(([what, index]) => {
-      const button = html("button", { type: "button" }, capital(spoken(what)));
+  listBestAndWorst() {
+    const buttons = this.validation.best_and_worst.map(([label, index]) => {
+      const button = html("button", { type: "button" }, capitalized(readable(label)));
       button.addEventListener("click", () => this.open(index, 0));
       return button;
     });
-    byId("standing-out").replaceChildren(...buttons);
+    byId("best-and-worst").replaceChildren(...buttons);
   }
 
   openNeighbour(by) {
@@ -125,11 +125,11 @@ class Player {
     this.panes.classList.toggle("whole", this.clip.panes === 1);
     this.panes.querySelectorAll("figure").forEach((figure, pane) => { figure.hidden = pane >= this.clip.panes; });
     this.panes.style.setProperty("--aspect", this.clip.width / this.clip.height);
-    this.timeline.setAttribute("aria-valuemax", this.clip.numFrames);
+    this.timeline.setAttribute("aria-valuemax", this.clip.num_frames);
     this.setDefaultSpeed();
     this.markRow();
     this.drawTimeline();
-    return this.show(clamp(frame, 0, this.clip.numFrames - 1));
+    return this.show(clamp(frame, 0, this.clip.num_frames - 1));
   }
 
   makeTable() {
@@ -143,7 +143,7 @@ class Player {
       return head;
     });
     const table = byId("clip-table");
-    table.tHead.replaceChildren(html("tr", {}, ...heads, html("th", { scope: "col" }, "Stands out")));
+    table.tHead.replaceChildren(html("tr", {}, ...heads, html("th", { scope: "col" }, "Best or worst")));
     this.rows = clips.map((clip, index) => this.makeRow(clip, index, metrics));
     table.tBodies[0].replaceChildren(...this.rows);
     table.hidden = clips.length < 2;
@@ -152,7 +152,7 @@ class Player {
   makeRow(clip, index, metrics) {
     const button = html("button", { type: "button" }, clip.title);
     button.addEventListener("click", () => this.open(index, 0));
-    const badges = this.validation.standingOut.filter(([, which]) => which === index).map(([what]) => html("span", { class: `badge ${what.split(" ")[0]}` }, spoken(what)));
+    const badges = this.validation.best_and_worst.filter(([, other]) => other === index).map(([label]) => html("span", { class: `badge ${label.split(" ")[0]}` }, readable(label)));
     const cells = metrics.map((name) => html("td", {}, even(clip.metrics[name])));
     return html("tr", {}, html("th", { scope: "row" }, button), ...cells, html("td", {}, ...badges));
   }
@@ -163,7 +163,7 @@ class Player {
     head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
     const keys = this.validation.clips.map(key);
     const compare = (a, b) => (keys[a] === null) - (keys[b] === null) || (keys[a] < keys[b] ? -1 : 1) * (ascending ? 1 : -1);
-    const order = [...keys.keys()].sort(compare); // what was not measured comes last either way
+    const order = [...keys.keys()].sort(compare); // missing values come last in both orders
     byId("clip-table").tBodies[0].replaceChildren(...order.map((index) => this.rows[index]));
   }
 
@@ -174,14 +174,14 @@ class Player {
     });
   }
 
-  // ---- which frame
+  // ---- selection of the frame
 
   stopAt(number) {
     this.pause();
-    return this.show(clamp(number, 0, this.clip.numFrames - 1));
+    return this.show(clamp(number, 0, this.clip.num_frames - 1));
   }
 
-  /** Show a frame once it is decoded, unless another was asked for in the meantime. */
+  /** Show a frame once it is decoded, unless another one was requested in the meantime. */
   async show(number) {
     this.frame = number;
     this.report();
@@ -204,8 +204,8 @@ class Player {
   }
 
   report() {
-    const psnr = this.clip.framePsnr[this.frame];
-    const place = `frame ${this.frame + 1} of ${this.clip.numFrames}`;
+    const psnr = this.clip.frame_psnr[this.frame];
+    const place = `frame ${this.frame + 1} of ${this.clip.num_frames}`;
     const text = [place, `${(this.frame / this.clip.fps).toFixed(2)} s`, ...(psnr === undefined ? [] : [`${psnr.toFixed(2)} dB`])].join(", ");
     byId("frame-readout").textContent = text;
     this.timeline.setAttribute("aria-valuenow", this.frame + 1);
@@ -213,10 +213,10 @@ class Player {
     this.moveTimelineCursor();
   }
 
-  // ---- time
+  // ---- playback
 
   play() {
-    if (this.frame === this.clip.numFrames - 1) this.frame = 0;
+    if (this.frame === this.clip.num_frames - 1) this.frame = 0;
     this.setPlaying(true);
     this.restartClock();
     this.tick(this.round);
@@ -228,10 +228,10 @@ class Player {
 
   setPlaying(playing) {
     this.playing = playing;
-    this.round = {}; // what an earlier round still waits for does not go on
+    this.round = {}; // pending ticks of earlier rounds end
     this.root.classList.toggle("playing", playing);
     this.root.querySelector("[data-do=play]").setAttribute("aria-label", playing ? "Pause" : "Play");
-    // Nobody wants to hear every frame of a playing clip.
+    // Screen readers must not read out every frame during playback.
     byId("frame-readout").setAttribute("aria-live", playing ? "off" : "polite");
   }
 
@@ -244,7 +244,7 @@ class Player {
     if (round !== this.round) return;
     const elapsed = (performance.now() - this.startTime) / 1000;
     const number = this.startFrame + Math.floor(elapsed * this.clip.fps * Number(this.speed.value));
-    const { numFrames } = this.clip;
+    const { num_frames: numFrames } = this.clip;
     if (number >= numFrames && !this.loop) {
       this.stopAt(numFrames - 1);
       return;
@@ -261,7 +261,7 @@ class Player {
   }
 
   setDefaultSpeed() {
-    const seconds = this.clip.numFrames / this.clip.fps;
+    const seconds = this.clip.num_frames / this.clip.fps;
     const speeds = [...this.speed.options].map((option) => Number(option.value)).filter((speed) => speed <= 1);
     this.speed.value = String(Math.max(...speeds.filter((speed) => seconds / speed >= MIN_SECONDS), speeds[0]));
   }
@@ -271,12 +271,12 @@ class Player {
     this.restartClock();
   }
 
-  // ---- pictures
+  // ---- drawing
 
   draw() {
     byId("zoom").textContent = `${Number(this.view.zoom.toFixed(1))} ×`;
     if (!this.picture) return;
-    const { panes, width, height, numFrames } = this.clip;
+    const { panes, width, height, num_frames: numFrames } = this.clip;
     const paneWidth = this.picture.width / panes;
     const size = { width: paneWidth / this.view.zoom, height: this.picture.height / this.view.zoom };
     const left = this.view.x * paneWidth - size.width / 2;
@@ -284,31 +284,31 @@ class Player {
     this.canvases.slice(0, panes).forEach((canvas, pane) => {
       fit(canvas);
       const context = canvas.getContext("2d");
-      // Enlarged pixels are squares: an interpolation would hide what is to be judged.
+      // Do not interpolate enlarged pixels, because that would hide artifacts.
       context.imageSmoothingEnabled = canvas.width < size.width;
       context.drawImage(this.picture, pane * paneWidth + left, top, size.width, size.height, 0, 0, canvas.width, canvas.height);
       canvas.setAttribute("aria-label", `${panes === 1 ? "Input, reconstruction and difference" : PANE_NAMES[pane]}, ${width} by ${height} pixels, frame ${this.frame + 1} of ${numFrames}`);
     });
   }
 
-  // ---- the curve of the frames
+  // ---- timeline with the PSNR of each frame
 
   frameAt(event) {
     const box = this.timeline.getBoundingClientRect();
-    const share = (event.clientX - box.left - TIMELINE_MARGIN.left) / (box.width - TIMELINE_MARGIN.left - TIMELINE_MARGIN.right);
-    return Math.round(share * (this.clip.numFrames - 1));
+    const position = (event.clientX - box.left - TIMELINE_MARGIN.left) / (box.width - TIMELINE_MARGIN.left - TIMELINE_MARGIN.right);
+    return Math.round(position * (this.clip.num_frames - 1));
   }
 
   drawTimeline() {
     const width = this.timeline.clientWidth;
     if (!width) return;
-    const { framePsnr, numFrames } = this.clip;
+    const { frame_psnr: framePsnr, num_frames: numFrames } = this.clip;
     const bottom = TIMELINE_HEIGHT - TIMELINE_MARGIN.bottom;
     this.timeline.setAttribute("viewBox", `0 0 ${width} ${TIMELINE_HEIGHT}`);
     this.frameX = (number) => TIMELINE_MARGIN.left + (number / Math.max(numFrames - 1, 1)) * (width - TIMELINE_MARGIN.left - TIMELINE_MARGIN.right);
-    const [least, greatest] = framePsnr.length ? extent(framePsnr) : [0, 1];
-    const room = Math.max(0, MIN_DECIBELS - (greatest - least)) / 2;
-    const y = makeScale("linear", [least - room, greatest + room], [bottom, TIMELINE_MARGIN.top]);
+    const [min, max] = framePsnr.length ? extent(framePsnr) : [0, 1];
+    const margin = Math.max(0, MIN_DECIBELS - (max - min)) / 2;
+    const y = makeScale("linear", [min - margin, max + margin], [bottom, TIMELINE_MARGIN.top]);
     this.timeline.replaceChildren();
     for (const value of framePsnr.length ? y.ticks : []) {
       this.timeline.append(svg("line", { class: "grid", x1: TIMELINE_MARGIN.left, x2: width - TIMELINE_MARGIN.right, y1: y.place(value), y2: y.place(value) }));
@@ -340,7 +340,7 @@ const KEYS = {
   "[": "slower", "]": "faster", p: "previous", n: "next", "+": "in", "=": "in", "-": "out", "0": "whole",
 };
 
-/** Give a canvas as many pixels as it covers on the screen. */
+/** Set a canvas' resolution to the number of pixels that it covers on the screen. */
 function fit(canvas) {
   const box = canvas.getBoundingClientRect();
   const [width, height] = [box.width, box.height].map((side) => Math.max(1, Math.round(side * devicePixelRatio)));
@@ -348,13 +348,13 @@ function fit(canvas) {
   if (canvas.height !== height) canvas.height = height;
 }
 
-/** "worst lpips_alex" as people say it. */
-function spoken(what) {
-  const [which, metric] = what.split(" ");
-  return `${which} ${nameOf(metric)}`;
+/** Return "worst lpips_alex" with the metric's readable name. */
+function readable(label) {
+  const [rank, metric] = label.split(" ");
+  return `${rank} ${nameOf(metric)}`;
 }
 
-function capital(text) {
+function capitalized(text) {
   return text[0].toUpperCase() + text.slice(1);
 }
 

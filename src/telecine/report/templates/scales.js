@@ -1,9 +1,9 @@
-// A logarithmic axis on both sides of 0 has to be linear around it.
+// A symmetric logarithmic axis is linear around 0.
 const LINEAR_BELOW = 1e-3;
-// Pixels between two lines that have a number.
+// Minimum distance of two labelled grid lines, in pixels.
 const MIN_DISTANCE = 14;
-// Largest ratio of two values that can be told on a linear axis.
-const LINEAR_RANGE = 100;
+// Maximum ratio of values that is readable on a linear axis.
+const MAX_LINEAR_RATIO = 100;
 
 const FORWARD = {
   linear: (value) => value,
@@ -11,33 +11,33 @@ const FORWARD = {
   symlog: (value) => Math.sign(value) * Math.log10(1 + Math.abs(value) / LINEAR_BELOW),
 };
 
-/** Choose the axis of values from what the reader asked for ("auto", "linear", "log") and what the plot prefers. */
-function kindOfScale(asked, preferred, values) {
-  if (asked === "linear") return "linear";
-  if (asked === "log") return values.every((value) => value > 0) ? "log" : "symlog";
+/** Return the kind of scale for the reader's choice ("auto", "linear", "log") and the plot's default. */
+function kindOfScale(choice, preferred, values) {
+  if (choice === "linear") return "linear";
+  if (choice === "log") return values.every((value) => value > 0) ? "log" : "symlog";
   if (preferred === "log") return "log";
   if (preferred !== "wide") return "linear";
   const sizes = values.map(Math.abs).filter((size) => size > 0);
-  if (Math.max(...sizes, 0) <= LINEAR_RANGE * Math.min(...sizes)) return "linear";
+  if (Math.max(...sizes, 0) <= MAX_LINEAR_RATIO * Math.min(...sizes)) return "linear";
   return values.every((value) => value > 0) ? "log" : "symlog";
 }
 
-/** Return a function from values to pixels, and the values that get a line. */
-function makeScale(kind, [least, greatest], [from, to]) {
+/** Return a function from values to pixels, and the values of the grid lines. */
+function makeScale(kind, [min, max], [from, to]) {
   const forward = FORWARD[kind];
-  let low = forward(least);
-  let high = forward(greatest);
+  let low = forward(min);
+  let high = forward(max);
   if (high - low < 1e-12) {
-    const room = kind === "linear" ? Math.abs(high) * 0.05 || 1 : 0.5;
-    [low, high] = [low - room, high + room];
+    const margin = kind === "linear" ? Math.abs(high) * 0.05 || 1 : 0.5;
+    [low, high] = [low - margin, high + margin];
   }
   const place = (value) => from + ((forward(value) - low) / (high - low)) * (to - from);
-  const margin = 1e-9 * (high - low);
-  const inside = (value) => forward(value) >= low - margin && forward(value) <= high + margin;
+  const tolerance = 1e-9 * (high - low);
+  const inside = (value) => forward(value) >= low - tolerance && forward(value) <= high + tolerance;
   return { place, ticks: apart(ticksOf(kind, low, high).filter(inside), place) };
 }
 
-/** Leave out values whose lines would be closer than their numbers are high. */
+/** Leave out values whose labels would overlap. */
 function apart(values, place) {
   const kept = [];
   for (const value of values) {
@@ -68,8 +68,8 @@ function decades(low, high) {
   return thin(Array.from({ length: Math.max(1, Math.floor(high + 1e-9) - first + 1) }, (_, i) => 10 ** (first + i)), 5);
 }
 
-/** Keep every n-th value so that there are not more than `most`. */
-function thin(values, most) {
-  const every = Math.ceil(values.length / most);
+/** Keep every n-th value so that at most `maxValues` remain. */
+function thin(values, maxValues) {
+  const every = Math.ceil(values.length / maxValues);
   return values.filter((_, index) => index % every === 0);
 }

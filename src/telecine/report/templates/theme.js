@@ -1,6 +1,6 @@
 "use strict";
 
-// "System" follows `prefers-color-scheme`; the two others win over it.
+// "System" follows `prefers-color-scheme`; the others override it.
 document.getElementById("theme").addEventListener("change", ({ target }) => {
   document.documentElement.dataset.theme = target.value;
 });

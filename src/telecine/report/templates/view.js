@@ -1,7 +1,7 @@
 const MAX_ZOOM = 16;
 const WHEEL_FACTOR = 1.0015;
 
-/** Which part of the frame all panes show: how much it is enlarged, and where its middle is, from 0 to 1. */
+/** The part of the frame that all panes show: its zoom, and its centre from 0 to 1. */
 class View {
   constructor(panes, onChange) {
     this.panes = panes;
@@ -16,7 +16,7 @@ class View {
     for (const end of ["pointerup", "pointercancel"]) panes.addEventListener(end, (event) => this.pointers.delete(event.pointerId));
   }
 
-  /** Enlarge by a factor around a place of the frame, which stays where it is. */
+  /** Zoom by a factor around a point of the frame, which keeps its position on the screen. */
   zoomBy(factor, at = { x: this.x, y: this.y }) {
     const zoom = clamp(this.zoom * factor, 1, MAX_ZOOM);
     const kept = this.zoom / zoom;
@@ -36,18 +36,18 @@ class View {
     this.moveTo(0.5, 0.5, 1);
   }
 
-  /** Return the place of the frame that an event points at, and the size of the pane, or nothing beside the panes. */
+  /** Return the point of the frame at an event, and the box of its pane; null outside of the panes. */
   placeOf(event) {
     const canvas = event.target.closest("canvas");
     if (!canvas) return null;
     const box = canvas.getBoundingClientRect();
-    const share = { x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height };
-    return { x: this.x + (share.x - 0.5) / this.zoom, y: this.y + (share.y - 0.5) / this.zoom, box };
+    const position = { x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height };
+    return { x: this.x + (position.x - 0.5) / this.zoom, y: this.y + (position.y - 0.5) / this.zoom, box };
   }
 
   onWheel(event) {
     const place = this.placeOf(event);
-    // The page scrolls on, unless a pane was chosen or the reader pinches a touch pad, which reads as Ctrl.
+    // Scroll the page unless the panes have the focus or Ctrl is set, as browsers do for a pinch on a touch pad.
     if (!place || !(event.ctrlKey || event.metaKey || document.activeElement === this.panes)) return;
     event.preventDefault();
     this.zoomBy(WHEEL_FACTOR ** -event.deltaY, place);
@@ -67,9 +67,9 @@ class View {
     const other = [...this.pointers].find(([id]) => id !== event.pointerId)?.[1];
     const now = { x: event.clientX, y: event.clientY };
     if (other) this.zoomBy(distance(now, other) / Math.max(distance(before, other), 1), place);
-    const share = other ? 0.5 : 1; // of two fingers each moves the middle by half
+    const weight = other ? 0.5 : 1; // each of two fingers moves the centre by half of its way
     const step = { x: (now.x - before.x) / place.box.width, y: (now.y - before.y) / place.box.height };
-    this.moveTo(this.x - (share * step.x) / this.zoom, this.y - (share * step.y) / this.zoom);
+    this.moveTo(this.x - (weight * step.x) / this.zoom, this.y - (weight * step.y) / this.zoom);
     this.pointers.set(event.pointerId, now);
   }
 }

@@ -1,4 +1,4 @@
-"""The pictures show what they are given."""
+"""Plots contain the given data."""
 
 import numpy as np
 import pytest
@@ -6,26 +6,26 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from telecine.evaluation.difference import Difference
-from telecine.evaluation.draw import draw_differences, draw_frames
+from telecine.evaluation.plots import plot_differences, plot_frames
 
 
 @pytest.fixture
 def figures(monkeypatch):
     """Collect the figures that are saved."""
-    seen = []
+    saved = []
     save = Figure.savefig
 
-    def remember(figure, *arguments, **options):
-        seen.append(figure)
+    def record(figure, *arguments, **options):
+        saved.append(figure)
         save(figure, *arguments, **options)
 
-    monkeypatch.setattr(Figure, "savefig", remember)
-    return seen
+    monkeypatch.setattr(Figure, "savefig", record)
+    return saved
 
 
-def test_a_panel_for_each_metric_and_a_line_for_each_evaluation(figures, tmp_path):
+def test_one_panel_per_metric_and_one_line_per_evaluation(figures, tmp_path):
     curves = {"A": {"psnr": [30.0, 29.0], "ssim": [0.9, 0.8]}, "B": {"psnr": [31.0, 30.5]}}
-    draw_frames(curves, tmp_path / "frames.png")
+    plot_frames(curves, tmp_path / "frames.png")
     psnr, ssim = figures[0].axes
     assert [line.get_label() for line in psnr.lines] == ["A", "B"]
     assert [list(line.get_ydata()) for line in psnr.lines] == [[30.0, 29.0], [31.0, 30.5]]
@@ -35,8 +35,8 @@ def test_a_panel_for_each_metric_and_a_line_for_each_evaluation(figures, tmp_pat
         assert picture.width > picture.height
 
 
-def test_differences_that_nobody_sees_look_small(figures, tmp_path):
-    draw_frames({"": {"psnr": [30.0, 30.01], "ssim": [0.5, 0.9]}}, tmp_path / "frames.png")
+def test_the_value_range_has_a_minimum(figures, tmp_path):
+    plot_frames({"": {"psnr": [30.0, 30.01], "ssim": [0.5, 0.9]}}, tmp_path / "frames.png")
     heights = [np.ptp(axes.get_ylim()) for axes in figures[0].axes]
     assert heights == pytest.approx([1.0, 0.44])
 
@@ -50,9 +50,9 @@ def test_differences_that_nobody_sees_look_small(figures, tmp_path):
         (True, None, "#707070"),
     ],
 )
-def test_right_of_the_line_means_that_b_is_better(figures, tmp_path, larger_is_better, interval, colour):
+def test_b_is_better_to_the_right_of_0(figures, tmp_path, larger_is_better, interval, colour):
     difference = Difference("psnr", 30.0, 32.0, 2.0, interval, larger_is_better)
-    draw_differences([difference], "a title", tmp_path / "differences.png")
+    plot_differences([difference], "a title", tmp_path / "differences.png")
     (axes,) = figures[0].axes
     zero, bar, point = axes.lines
     place = axes.transData.transform
@@ -60,11 +60,11 @@ def test_right_of_the_line_means_that_b_is_better(figures, tmp_path, larger_is_b
     assert tuple(bar.get_xdata()) == (interval or (2.0, 2.0))
     assert (list(point.get_xdata()), list(zero.get_xdata())) == ([2.0], [0, 0])
     assert point.get_color() == colour
-    assert axes.texts[0].get_text() == difference.in_words()
+    assert axes.texts[0].get_text() == difference.text()
 
 
 @pytest.mark.parametrize("value", [0.0, float("nan")])
-def test_equal_figures_and_nan_are_drawn(tmp_path, value):
-    draw_differences([Difference("psnr", 30.0, value, value, (value, value), True)], "a title", tmp_path / "one.png")
+def test_equal_figures_and_nan_are_plotted(tmp_path, value):
+    plot_differences([Difference("psnr", 30.0, value, value, (value, value), True)], "a title", tmp_path / "one.png")
     with Image.open(tmp_path / "one.png") as picture:
         assert picture.width == 800

@@ -1,0 +1,164 @@
+"""Measurement of clips: the metrics that are defined for their size, and the values of each clip."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from telecine.checks import argument_error
+from telecine.data import ClipConfig, Span, bytes_from_video, with_progress
+from telecine.evaluation.frechet import FeatureNetwork, frechet_distance, load_feature_network, min_samples
+from telecine.evaluation.metrics import BUILT_IN_METRICS, ReconstructionMetrics, available_metrics
+from telecine.evaluation.processes import Processes
+from telecine.evaluation.source import ReconstructionSource, read_span
+from telecine.perceptual import LPIPS, load_backbone
+from telecine.perceptual.weights import tensor_sha256
+from telecine.shapes import VALUE_RANGE
+
+LPIPS_BACKBONES = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
+
+
+@dataclass(frozen=True)
+class MetricSet:
+    """The metrics of one evaluation, with their networks."""
+
+    built_in: Sequence[str]
+    """Names of built-in metrics."""
+    perceptual: Mapping[str, nn.Module]
+    """LPIPS modules by metric name."""
+    features: FeatureNetwork | None
+    """The network of the Frechet distance."""
+    backbones: Mapping[str, str]
+    """The weights of each network, by metric name."""
+    absent: Mapping[str, str]
+    """Metrics that are undefined for clips of this size, with the reason."""
+
+    def definitions(self, num_clips: int) -> tuple[tuple[str, str], ...]:
+        """Return name and definition of the Frechet distance over `num_clips` clips, or nothing without a network."""
+        if self.features is None:
+            return ()
+        return ((self.features.name, f"{self.features.definition}; {num_clips} clips; smaller is better"),)
+
+
+def load_metrics(clips: ClipConfig, features: str | None, device: torch.device) -> MetricSet:
+    """Load all metrics that are defined for clips of this length and size.
+
+    Raises:
+        ValueError: A network cannot be loaded, or the clips are too short for that of the Frechet distance.
+    """
+    names, absent = available_metrics(
+        [*BUILT_IN_METRICS, *LPIPS_BACKBONES], num_frames=clips.num_frames, height=clips.height, width=clips.width
+    )
+    weights = {name: load_backbone(net) for name, net in LPIPS_BACKBONES.items() if name in names}
+    perceptual = {name: LPIPS(LPIPS_BACKBONES[name], weights=tensors).to(device) for name, tensors in weights.items()}
+    backbones = {name: f"sha256 {tensor_sha256(tensors)}" for name, tensors in weights.items()}
+    network = None if features is None else load_feature_network(features, device)
+    if network is not None:
+        _check_length(network, clips.num_frames)
+        backbones[network.name] = network.source
+    built_in = [name for name in names if name not in LPIPS_BACKBONES]
+    return MetricSet(built_in, perceptual, network, backbones, absent)
+
+
+def _check_length(network: FeatureNetwork, num_frames: int) -> None:
+    if num_frames < network.min_frames:
+        remedy = "Set a larger `num_frames`, or leave `features` out."
+        raise argument_error("num_frames", f"at least {network.min_frames} for {network.name}", num_frames, remedy)
+
+
+@dataclass(frozen=True)
+class ClipResult:
+    """The measurements of one clip."""
+
+    index: int
+    """Its position among the selected clips."""
+    source: str
+    """The file it comes from."""
+    start: int
+    """Position of its first frame in the file."""
+    metrics: Mapping[str, float]
+    """Its metrics."""
+    per_frame: Mapping[str, list[float]]
+    """The values of its frames, for metrics that are computed frame by frame."""
+    sha256: str
+    """Hash of its input's pixels at 8 bits."""
+    features: tuple[Tensor, Tensor] | None = None
+    """Feature vectors `(D,)` of reconstruction and input, if a Frechet distance is computed."""
+
+    def as_row(self) -> dict[str, str | int | float]:
+        """Return its entry in `clips.json`."""
+        return {"source": self.source, "start": self.start, **self.metrics}
+
+
+@torch.no_grad()
+def measure_clips(
+    source: ReconstructionSource,
+    metric_set: MetricSet,
+    spans: Sequence[Span],
+    processes: Processes,
+    device: torch.device,
+) -> list[ClipResult]:
+    """Measure this process' clips: of N processes, process i measures the clips i, i + N, i + 2N, ..."""
+    indices: Iterable[int] = range(processes.rank, len(spans), processes.world_size)
+    if processes.is_main:
+        indices = with_progress(indices, "measuring")
+    results = (_measure_clip(index, source, metric_set, spans[index], device) for index in indices)
+    return [result for result in results if result is not None]
+
+
+def _measure_clip(
+    index: int, source: ReconstructionSource, metric_set: MetricSet, span: Span, device: torch.device
+) -> ClipResult | None:
+    """Return the measurements of one clip, or None if it cannot be decoded."""
+    clip = read_span(span, source.clips)
+    if clip is None:
+        return None
+    target = clip["video"][None].to(device)
+    reconstruction = source.reconstruct(span, target).clamp(*VALUE_RANGE)
+    metrics = ReconstructionMetrics(metric_set.perceptual, metrics=metric_set.built_in)
+    metrics.update(reconstruction=reconstruction, target=target)
+    features = None
+    if metric_set.features is not None:
+        features = metric_set.features(reconstruction)[0].cpu(), metric_set.features(target)[0].cpu()
+    return ClipResult(
+        index=index,
+        source=clip["source"],
+        start=clip["start"],
+        metrics=metrics.per_clip()[0],
+        per_frame=metrics.per_frame()[0],
+        sha256=hashlib.sha256(bytes_from_video(clip["video"]).numpy().tobytes()).hexdigest(),
+        features=features,
+    )
+
+
+def combined_sha256(results: Sequence[ClipResult]) -> str:
+    """Return one hash of the pixels of all clips, in order. Equal hashes mean equal inputs."""
+    return hashlib.sha256("\n".join(result.sha256 for result in results).encode()).hexdigest()
+
+
+def mean_per_frame(results: Sequence[ClipResult]) -> dict[str, list[float]]:
+    """Return the mean over clips at each frame position, for metrics that are computed frame by frame."""
+    names = results[0].per_frame
+    columns = {name: zip(*(result.per_frame[name] for result in results), strict=True) for name in names}
+    return {name: [sum(column) / len(column) for column in positions] for name, positions in columns.items()}
+
+
+def frechet_of_clips(results: Sequence[ClipResult], network: FeatureNetwork) -> tuple[dict[str, float], dict[str, str]]:
+    """Return the Frechet distance by its name, or else, by the same name, the reason why it is undefined."""
+    pairs = [result.features for result in results if result.features is not None]
+    features, reference = (torch.stack(column) for column in zip(*pairs, strict=True))
+    num_needed = min_samples(features.shape[1])
+    if len(features) < num_needed:
+        reason = (
+            f"needs at least {num_needed} clips, not {len(features)}: with fewer, the covariance of its "
+            f"{features.shape[1]} features is singular"
+        )
+        return {}, {network.name: reason}
+    if not (features.isfinite().all() and reference.isfinite().all()):
+        reason = "its features are not finite: the reconstructions contain NaN, or the network overflows"
+        return {}, {network.name: reason}
+    return {network.name: frechet_distance(features=features, reference=reference)}, {}

@@ -1,0 +1,118 @@
+"""Metrics computed on pixel values: PSNR, SSIM, MS-SSIM, sharpness and flicker."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from telecine.checks import argument_error
+from telecine.evaluation.definitions import (
+    MAX_PSNR,
+    MS_SSIM_BETAS,
+    MS_SSIM_SIDE,
+    ROUNDING_VARIANCE,
+    SSIM_SIGMA,
+    SSIM_WINDOW,
+)
+from telecine.losses import temporal_difference
+from telecine.shapes import VALUE_RANGE, Frames, Video
+
+
+def psnr(*, reconstruction: Tensor, target: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio of each clip or frame, `(B,)` in dB, at most 100; larger is better.
+
+    The mean squared error is taken over all pixels of a clip, so the PSNR of a clip is not the mean of the PSNRs of its
+    frames. The peak is the width of the value range [-1, 1], which is 2. NaN stays NaN.
+    """
+    peak = VALUE_RANGE[1] - VALUE_RANGE[0]
+    error = (reconstruction - target).square().flatten(1).mean(1)
+    return 10 * torch.log10(peak**2 / error.clamp(min=peak**2 * 10 ** (-MAX_PSNR / 10)))
+
+
+def ssim(*, reconstruction: Frames, target: Frames) -> Tensor:
+    """Return the structural similarity of each frame, `(N,)` in [-1, 1], 1 for identical frames; larger is better.
+
+    Frames in [-1, 1] are mapped to [0, 1] first, because SSIM's luminance term depends on offsets and published values
+    are of non-negative images (Wang et al., doi 10.1109/TIP.2003.819861). As in torchmetrics, every pixel counts and
+    the border is reflected. The paper and scikit-image leave out a border of 5 pixels instead.
+
+    Raises:
+        ValueError: A frame is smaller than the 11 x 11 window.
+    """
+    # Importing torchmetrics takes three seconds, which `telecine --help` must not spend.
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    _check_side(target, SSIM_WINDOW)
+    # Releases of torchmetrics differ in whether the border counts. The mean over the whole map does not.
+    _, ssim_map = structural_similarity_index_measure(
+        _to_unit_range(reconstruction),
+        _to_unit_range(target),
+        sigma=SSIM_SIGMA,
+        reduction="none",
+        data_range=1.0,
+        return_full_image=True,
+    )
+    return ssim_map.flatten(1).mean(1)
+
+
+def ms_ssim(*, reconstruction: Frames, target: Frames) -> Tensor:
+    """Return the multi-scale structural similarity of each frame, `(N,)` in [0, 1]; larger is better.
+
+    Computed by torchmetrics (Wang et al., doi 10.1109/ACSSC.2003.1292216): contrast and structure at five scales, each
+    half the size of the previous one, and luminance at the last, multiplied with the paper's exponents. Negative terms
+    count as 0, because they have no real power. Frames are mapped to [0, 1] first.
+
+    Raises:
+        ValueError: A frame is smaller than 176 x 176, where the window does not fit the last scale.
+    """
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+    _check_side(target, MS_SSIM_SIDE)
+    return multiscale_structural_similarity_index_measure(
+        _to_unit_range(reconstruction),
+        _to_unit_range(target),
+        sigma=SSIM_SIGMA,
+        kernel_size=SSIM_WINDOW,
+        reduction="none",
+        data_range=1.0,
+        betas=MS_SSIM_BETAS,
+        normalize="relu",
+    )
+
+
+def sharpness(*, reconstruction: Video, target: Video) -> Tensor:
+    """Return the edge power of each reconstruction divided by that of its target, `(B,)`; nearest to 1 is better.
+
+    Edge power is the mean square of the differences between neighbouring pixels, along rows and columns. Below 1 the
+    reconstruction is blurrier than the target. Above 1 it contains noise, ringing or invented detail. The rounding
+    variance is added to both powers, so that flat clips have a finite value.
+    """
+    return (_edge_power(reconstruction) + ROUNDING_VARIANCE) / (_edge_power(target) + ROUNDING_VARIANCE)
+
+
+def flicker(*, reconstruction: Video, target: Video) -> Tensor:
+    """Return `telecine.losses.temporal_difference` of each clip, `(B,)` in [0, 4]; smaller is better.
+
+    It is 0 if both clips change equally from frame to frame.
+
+    Raises:
+        ValueError: The clips have one frame.
+    """
+    if target.shape[2] < 2:
+        raise argument_error("target", "clips of at least 2 frames", target, "Leave `flicker` out for images.")
+    pairs = zip(reconstruction.split(1), target.split(1), strict=True)
+    return torch.stack([temporal_difference(reconstruction=recon, target=clip) for recon, clip in pairs])
+
+
+def _edge_power(video: Video) -> Tensor:
+    return video.diff(dim=-2).square().flatten(1).mean(1) + video.diff(dim=-1).square().flatten(1).mean(1)
+
+
+def _to_unit_range(frames: Frames) -> Frames:
+    return 0.5 * (frames + 1)
+
+
+def _check_side(target: Frames, min_side: int) -> None:
+    if min(target.shape[-2:]) < min_side:
+        remedy = "Evaluate at a larger size."
+        raise argument_error("target", f"frames of at least {min_side} x {min_side}", target, remedy)

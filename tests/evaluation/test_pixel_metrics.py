@@ -1,0 +1,178 @@
+"""Pixel metrics against independent implementations."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from telecine.evaluation.definitions import MS_SSIM_BETAS
+from telecine.evaluation.pixel_metrics import flicker, ms_ssim, psnr, sharpness, ssim
+
+
+def frames(num=2, side=176, noise=0.3, seed=0):
+    """Return noisy frames `(N, 3, side, side + 8)` and the frames without noise."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(num, 3, side // 8, side // 8, generator=generator)
+    target = torch.nn.functional.interpolate(coarse, (side, side + 8), mode="bicubic").clamp(0, 1) * 2 - 1
+    return (target + noise * torch.randn(target.shape, generator=generator)).clamp(-1, 1), target
+
+
+def in_numpy(image):
+    return (image.double().numpy() + 1) / 2
+
+
+class TestPsnr:
+    def test_equals_scikit_image(self):
+        recon, target = frames()
+        expected = [
+            peak_signal_noise_ratio(b.double().numpy(), a.double().numpy(), data_range=2.0)
+            for a, b in zip(recon, target, strict=True)
+        ]
+        assert psnr(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-4)
+
+    def test_known_values(self):
+        target = torch.zeros(1, 3, 2, 16, 16)
+        assert psnr(reconstruction=target + 0.2, target=target).item() == pytest.approx(20.0, abs=1e-4)
+        assert psnr(reconstruction=target, target=target).item() == pytest.approx(100.0, abs=1e-4)
+
+
+def numpy_ssim(x, y):
+    """Equation 13 of Wang et al. 2004 at every pixel with reflected borders, in float64."""
+    x, y = (np.pad(image, ((0, 0), (5, 5), (5, 5)), mode="reflect") for image in (x, y))
+    taps = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    window = np.outer(taps, taps) / taps.sum() ** 2
+    c1, c2 = 0.01**2, 0.03**2
+    values = []
+    for channel in range(x.shape[0]):
+        for row in range(x.shape[1] - 10):
+            for column in range(x.shape[2] - 10):
+                a, b = (image[channel, row : row + 11, column : column + 11] for image in (x, y))
+                mu_a, mu_b = (window * a).sum(), (window * b).sum()
+                var_a, var_b = (window * a * a).sum() - mu_a**2, (window * b * b).sum() - mu_b**2
+                cov = (window * a * b).sum() - mu_a * mu_b
+                numerator = (2 * mu_a * mu_b + c1) * (2 * cov + c2)
+                values.append(numerator / ((mu_a**2 + mu_b**2 + c1) * (var_a + var_b + c2)))
+    return float(np.mean(values))
+
+
+class TestSsim:
+    def test_equals_the_definition(self):
+        generator = torch.Generator().manual_seed(0)
+        target = torch.rand(2, 3, 13, 12, generator=generator) * 1.6 - 0.8
+        recon = target + 0.2 * torch.rand(target.shape, generator=generator) - 0.1
+        expected = [numpy_ssim(in_numpy(a), in_numpy(b)) for a, b in zip(recon, target, strict=True)]
+        assert ssim(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-5)
+
+    def test_equals_scikit_image_for_flat_borders(self):
+        """The two treat borders differently, which does not matter if they are flat."""
+        recon, target = frames(num=1, side=48)
+        recon, target = (torch.nn.functional.pad(image, (12, 12, 12, 12), value=0.5) for image in (recon, target))
+        expected = structural_similarity(
+            in_numpy(target[0]),
+            in_numpy(recon[0]),
+            channel_axis=0,
+            data_range=1.0,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            full=True,
+        )[1].mean()
+        assert ssim(reconstruction=recon, target=target).item() == pytest.approx(expected, abs=1e-5)
+
+    def test_identical_frames_score_1(self):
+        _, target = frames(side=16)
+        assert ssim(reconstruction=target, target=target).tolist() == pytest.approx([1.0, 1.0], abs=1e-5)
+
+    def test_small_frames_raise(self):
+        small = torch.zeros(1, 3, 10, 16)
+        with pytest.raises(ValueError, match="at least 11 x 11"):
+            ssim(reconstruction=small, target=small)
+
+
+def numpy_ms_ssim(x, y):
+    """Equation 7 of Wang et al. 2003 with the borders of torchmetrics: only the last scale counts them."""
+    means = []
+    for scale in range(5):
+        mu_x, mu_y = _blur(x), _blur(y)
+        var_x, var_y, cov = _blur(x * x) - mu_x**2, _blur(y * y) - mu_y**2, _blur(x * y) - mu_x * mu_y
+        contrast = (2 * cov + 0.03**2) / (var_x + var_y + 0.03**2)
+        luminance = (2 * mu_x * mu_y + 0.01**2) / (mu_x**2 + mu_y**2 + 0.01**2)
+        means.append((luminance * contrast).mean() if scale == 4 else contrast[:, 5:-5, 5:-5].mean())
+        x, y = (_halve(image) for image in (x, y))
+    return float(np.prod(np.maximum(means, 0) ** np.array(MS_SSIM_BETAS)))
+
+
+def _blur(images):
+    return gaussian_filter(images, sigma=(0, 1.5, 1.5), truncate=3.5, mode="mirror")
+
+
+def _halve(images):
+    channels, rows, columns = images.shape
+    even = images[:, : rows // 2 * 2, : columns // 2 * 2]
+    return even.reshape(channels, rows // 2, 2, columns // 2, 2).mean((2, 4))
+
+
+class TestMsSsim:
+    def test_equals_the_definition(self):
+        recon, target = frames()
+        expected = [numpy_ms_ssim(in_numpy(a), in_numpy(b)) for a, b in zip(recon, target, strict=True)]
+        assert ms_ssim(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-5)
+
+    def test_identical_frames_score_1_and_opposite_ones_0(self):
+        _, target = frames(num=1)
+        assert ms_ssim(reconstruction=target, target=target).item() == pytest.approx(1.0, abs=1e-5)
+        assert ms_ssim(reconstruction=-target, target=target).item() == 0.0
+
+    def test_more_noise_scores_lower(self):
+        scores = [ms_ssim(reconstruction=a, target=b).mean() for a, b in (frames(noise=n) for n in (0.1, 0.3, 0.9))]
+        assert scores[0] > scores[1] > scores[2]
+
+    def test_small_frames_raise(self):
+        small = torch.zeros(1, 3, 175, 176)
+        with pytest.raises(ValueError, match="at least 176 x 176"):
+            ms_ssim(reconstruction=small, target=small)
+
+
+class TestSharpness:
+    def test_equals_numpy(self):
+        recon, target = (clip[None].transpose(1, 2) for clip in frames(side=32))
+
+        def power(video):
+            return sum((np.diff(video.double().numpy(), axis=axis) ** 2).mean() for axis in (-1, -2))
+
+        value = sharpness(reconstruction=recon, target=target).item()
+        assert value == pytest.approx(power(recon) / power(target), rel=1e-3)
+
+    def test_blur_is_below_1_and_noise_above(self):
+        recon, target = (clip[None].transpose(1, 2) for clip in frames(side=32))
+        blurred = torch.nn.functional.avg_pool3d(recon, (1, 3, 3), stride=1, padding=(0, 1, 1), count_include_pad=False)
+        assert sharpness(reconstruction=blurred, target=recon) < 0.5
+        assert sharpness(reconstruction=recon, target=target) > 1.5
+        assert sharpness(reconstruction=target, target=target) == 1
+
+    def test_flat_clips_score_1(self):
+        flat = torch.zeros(2, 3, 2, 16, 16)
+        assert sharpness(reconstruction=flat, target=flat).tolist() == [1, 1]
+
+
+class TestFlicker:
+    def test_equals_a_loop_over_clips(self):
+        generator = torch.Generator().manual_seed(0)
+        recon, target = torch.rand(2, 2, 3, 4, 8, 8, generator=generator) * 2 - 1
+        expected = []
+        for a, b in zip(recon.double().numpy(), target.double().numpy(), strict=True):
+            steps = [abs((a[:, t + 1] - a[:, t]) - (b[:, t + 1] - b[:, t])) for t in range(3)]
+            expected.append(np.mean(steps))
+        assert flicker(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-6)
+
+    def test_a_constant_offset_does_not_count(self):
+        target = torch.zeros(1, 3, 4, 8, 8)
+        alternating = torch.tensor([0.1, -0.1, 0.1, -0.1]).view(1, 1, 4, 1, 1).expand_as(target)
+        assert flicker(reconstruction=target + 0.5, target=target).item() == 0
+        assert flicker(reconstruction=alternating, target=target).item() == pytest.approx(0.2)
+
+    def test_images_raise(self):
+        image = torch.zeros(1, 3, 1, 8, 8)
+        with pytest.raises(ValueError, match="at least 2 frames"):
+            flicker(reconstruction=image, target=image)

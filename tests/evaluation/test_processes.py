@@ -1,0 +1,67 @@
+"""The processes that share an evaluation. `test_evaluate.py` runs two real ones."""
+
+import pytest
+import torch
+from torch import distributed as dist
+
+from telecine.evaluation.processes import Processes, process_group
+
+
+def test_one_process_needs_no_group(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with process_group() as processes:
+        assert processes == Processes(rank=0, world_size=1)
+        assert processes.is_main
+        assert processes.gather([1, 2]) == [1, 2]
+        assert processes.device("cpu") == torch.device("cpu")
+        assert not dist.is_initialized()
+
+
+def test_an_existing_group_is_used_and_not_destroyed(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        with process_group() as processes:
+            assert processes == Processes(rank=0, world_size=1)
+        assert dist.is_initialized()
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture
+def second_of_two(monkeypatch):
+    """Fake a process group in which this process has rank 1 of 2; return the list of calls."""
+    calls = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(dist, "init_process_group", calls.append)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: calls.append("destroyed"))
+    return calls
+
+
+def test_an_initialized_group_is_destroyed_after_an_error(second_of_two):
+    def fail():
+        with process_group() as processes:
+            assert (processes.rank, processes.world_size, processes.is_main) == (1, 2, False)
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        fail()
+    assert second_of_two == ["gloo", "destroyed"]
+
+
+def test_items_are_gathered_in_rank_order(second_of_two, monkeypatch):
+    def all_gather(gathered, items):
+        gathered[:] = [["first"], items]
+
+    monkeypatch.setattr(dist, "all_gather_object", all_gather)
+    with process_group() as processes:
+        assert processes.gather(["second", "third"]) == ["first", "second", "third"]
+
+
+def test_each_process_gets_a_different_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert Processes(rank=3, world_size=4).device("cuda") == torch.device("cuda", 1)
+    assert Processes().device("cuda") == torch.device("cuda")

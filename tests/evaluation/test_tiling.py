@@ -1,0 +1,192 @@
+"""Chunks and tiles: bounded size, aligned with the latent grid, and equal to whole videos where possible."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from telecine.autoencoders import Reconstruction
+from telecine.evaluation.tiling import (
+    Tiling,
+    blended_chunks,
+    count_chunks,
+    overlapping_chunks,
+    pad_to,
+    ramp,
+    reconstruct_tiled,
+    tile_starts,
+)
+
+
+def numbered(count):
+    return [torch.full((2, 2, 3), number, dtype=torch.uint8) for number in range(count)]
+
+
+def numbers(chunk):
+    return chunk[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("total", "overlap", "expected"),
+    [
+        (10, 0, [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]),
+        (8, 0, [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        (10, 1, [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9]]),
+        (9, 2, [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7], [6, 7, 8]]),
+        (5, 3, [[0, 1, 2, 3], [1, 2, 3, 4]]),
+        (2, 3, [[0, 1]]),
+        (0, 1, []),
+    ],
+)
+def test_chunks_overlap(total, overlap, expected):
+    chunks = [numbers(chunk) for chunk in overlapping_chunks(numbered(total), 4, overlap)]
+    assert chunks == expected
+    if total:
+        assert count_chunks(total, 4, overlap) == len(expected)
+
+
+@pytest.mark.parametrize("overlap", range(4))
+def test_blended_chunks_yield_every_frame_once_with_its_reconstruction(overlap):
+    for total in range(1, 15):
+        chunks = overlapping_chunks(numbered(total), 4, overlap)
+        pairs = list(blended_chunks(chunks, overlap, lambda chunk: chunk.float() + 0.5))
+        frames, reconstructions = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        assert numbers(frames) == list(range(total))
+        torch.testing.assert_close(reconstructions, frames.float() + 0.5)
+
+
+def test_overlapping_chunks_are_blended_linearly():
+    levels = iter([0.0, 1.0])
+    chunks = overlapping_chunks(numbered(9), 6, 3)
+    pairs = blended_chunks(chunks, 3, lambda chunk: torch.full(chunk.shape, next(levels)))
+    values = torch.cat([reconstruction for _, reconstruction in pairs])[:, 0, 0, 0]
+    assert values.tolist() == pytest.approx([0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1])
+
+
+@pytest.mark.parametrize("overlap", [-1, 4])
+def test_an_overlap_as_long_as_the_chunk_raises(overlap):
+    with pytest.raises(ValueError, match="`overlap_frames` must be at least 0 and below the chunk's 4"):
+        list(overlapping_chunks(numbered(9), 4, overlap))
+
+
+class CellMeans(nn.Module):
+    """An autoencoder whose receptive field is one 4 x 4 cell: it returns the means of cells. Records input shapes."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def forward(self, video, sample_posterior=True):
+        assert not sample_posterior
+        self.shapes.append(tuple(video.shape))
+        means = F.avg_pool3d(video, (1, 4, 4))
+        return Reconstruction(means.repeat_interleave(4, 3).repeat_interleave(4, 4), {})
+
+    def covering_clip(self, num_frames, height, width):
+        return 1 + 4 * -(-(num_frames - 1) // 4), 4 * -(-height // 4), 4 * -(-width // 4)
+
+
+def random_clip(frames=5, height=40, width=56):
+    return torch.rand(3, frames, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def reconstruct_whole(model, video):
+    return reconstruct_tiled(model, video, Tiling())
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "tile", "overlap"),
+    [(40, 56, 16, 0), (40, 56, 16, 12), (41, 55, 16, 4), (40, 56, 24, 7), (3, 70, 8, 4)],
+)
+def test_tiles_equal_whole_frames_if_the_receptive_field_is_one_cell(height, width, tile, overlap):
+    model, video = CellMeans(), random_clip(height=height, width=width)
+    tiled = reconstruct_tiled(model, video, Tiling(tile, overlap).rounded_for(model))
+    assert tiled.shape == video.shape
+    torch.testing.assert_close(tiled, reconstruct_whole(CellMeans(), video), atol=1e-6, rtol=0)
+    assert len(model.shapes) > 1
+
+
+@pytest.mark.parametrize("size", [(16, 16), (13, 9), (4, 16)])
+def test_a_frame_that_fits_into_one_tile_is_not_tiled(tiny_model, size):
+    video = random_clip(4, *size)
+    assert torch.equal(reconstruct_tiled(tiny_model, video, Tiling(16, 8)), reconstruct_whole(tiny_model, video))
+
+
+def test_the_model_never_gets_more_than_a_tile():
+    for height, width in ((40, 56), (90, 400)):
+        model = CellMeans()
+        reconstruct_tiled(model, random_clip(6, height, width), Tiling(32, 8).rounded_for(model))
+        assert set(model.shapes) == {(1, 3, 9, 32, 32)}
+
+
+@pytest.fixture(scope="module")
+def random_model(tiny_model):
+    """The tiny model with noise on all weights, because its residual branches are initialized to 0."""
+    model = copy.deepcopy(tiny_model)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def receptive_radius(model, side=192):
+    """Return the distance in columns at which a change of one cell still changes the output."""
+    video = random_clip(1, 8, side)
+    changed = video.clone()
+    changed[..., side // 2 : side // 2 + 4] += 1.0
+    difference = (reconstruct_whole(model, changed) - reconstruct_whole(model, video)).abs()
+    columns = difference.amax((0, 1, 2)).gt(1e-6).nonzero()[:, 0]
+    return int(max(side // 2 - columns.min(), columns.max() - side // 2 - 3))
+
+
+def test_tiles_equal_whole_frames_outside_an_overlap_as_wide_as_the_receptive_field(random_model):
+    assert 8 < receptive_radius(random_model) <= 64
+    tiling = Tiling(128, 64).rounded_for(random_model)
+    video = random_clip(5, 16, 192)
+    assert tile_starts(192, tiling) == [0, 64]
+    expected = reconstruct_whole(random_model, video)
+    difference = (reconstruct_tiled(random_model, video, tiling) - expected).abs()
+    outside = torch.cat([difference[..., :64], difference[..., 128:]], dim=-1)
+    assert outside.max() < 1e-5
+    # In the overlap, the padding at the tiles' edges matters: 2 % of the standard deviation for this model.
+    assert difference[..., 64:128].mean() < 0.03 * expected.std()
+
+
+def test_wider_overlaps_reduce_the_error(random_model):
+    video = random_clip(1, 16, 144)
+    expected = reconstruct_whole(random_model, video)
+    errors = [
+        (reconstruct_tiled(random_model, video, Tiling(96, overlap)) - expected).square().mean()
+        for overlap in (0, 16, 48)
+    ]
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_tiling_is_rounded_for_the_model():
+    assert Tiling(30, 5).rounded_for(CellMeans()) == Tiling(32, 8)
+    assert Tiling(8, 7).rounded_for(CellMeans()) == Tiling(8, 4)
+    assert Tiling(3, 0).rounded_for(CellMeans()) == Tiling(4, 0)
+    assert Tiling().rounded_for(CellMeans()) == Tiling()
+
+
+@pytest.mark.parametrize(("side", "expected"), [(16, [0]), (20, [0, 4]), (28, [0, 12]), (30, [0, 12, 14])])
+def test_the_last_tile_ends_with_the_frame(side, expected):
+    assert tile_starts(side, Tiling(16, 4)) == expected
+
+
+def test_weights_add_up_to_1_in_an_overlap():
+    total = torch.zeros(28)
+    total[:16] += ramp(0, 16, 28, 4)
+    total[12:] += ramp(12, 16, 28, 4)
+    torch.testing.assert_close(total, torch.ones(28))
+
+
+def test_padding_repeats_the_last_frame_row_and_column():
+    video = random_clip(2, 3, 5)
+    padded = pad_to(video, (5, 4, 8))
+    assert padded.shape == (3, 5, 4, 8)
+    assert torch.equal(padded[:, :2, :3, :5], video)
+    assert torch.equal(padded[:, 4, 3, 7], video[:, 1, 2, 4])

@@ -1,0 +1,72 @@
+"""Helpers for tests of the page in a real browser."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, Page
+
+from .runs import number_of
+
+
+@dataclass
+class Opened:
+    """A page in the browser, with the messages of its console and its requests."""
+
+    page: Page
+    messages: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+
+def open_page(browser: Browser, path: Path) -> Opened:
+    """Open a file in a new tab."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    opened = Opened(page)
+    page.on("console", lambda message: opened.messages.append(message.text))
+    page.on("pageerror", lambda error: opened.messages.append(str(error)))
+    page.on("request", lambda request: opened.requests.append(request.url))
+    page.goto(path.as_uri())
+    return opened
+
+
+def check_page(browser: Browser, path: Path, check: Callable[[Page], None]) -> list[str]:
+    """Open a file, call `check` with its page, and return the messages of its console."""
+    opened = open_page(browser, path)
+    check(opened.page)
+    opened.page.close()
+    return opened.messages
+
+
+def wait_for_frame(page: Page, number: int) -> None:
+    """Wait until the player shows a frame."""
+    # A function is evaluated at every frame of the screen, a selector only twice a second.
+    page.wait_for_function("n => document.getElementById('player').dataset.shown === n", arg=str(number))
+
+
+def pane_image(page: Page, pane: int) -> Image.Image:
+    """Return what a pane shows, without its border, which may be covered by the focus ring."""
+    content = page.locator("#panes canvas").nth(pane).screenshot()
+    image = Image.open(io.BytesIO(content)).convert("RGB")
+    return image.crop((8, 8, image.width - 8, image.height - 8))
+
+
+def shown_number(page: Page, pane: int = 0) -> int:
+    """Return the number of the stamped frame in the pixels of a pane."""
+    image = pane_image(page, pane)
+    return number_of(image.getpixel((image.width // 2, image.height // 2))[0])
+
+
+def stable_box(page: Page, selector: str) -> dict[str, float]:
+    """Return the bounding box of an element after scrolling it into view."""
+    element = page.locator(selector).first
+    element.scroll_into_view_if_needed()
+    return element.bounding_box()
+
+
+def evaluate(page: Page, selector: str, expression: str) -> object:
+    """Return the value of a JavaScript function of the first matching element."""
+    return page.locator(selector).first.evaluate(expression)

@@ -1,0 +1,65 @@
+"""A browser (Debian's Chromium, driven by playwright, which needs no browser of its own) and a page in it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from telecine.report.page import write_report
+
+from .runs import records, write_clips_of, write_run
+
+FLAGS = [
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="session")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory):
+    """The page of two runs. The frames of the clip that opens first are stamped with their numbers."""
+    folder = tmp_path_factory.mktemp("report")
+    runs = [write_run(folder / name, records(80, val_every=20), f"name: {name}") for name in ("first", "second")]
+    for run in runs:
+        write_clips_of(run)
+    (runs[0] / "environment.json").write_text(json.dumps({"torch": "2.13"}))
+    return write_report(runs, folder / "report.html")
+
+
+@pytest.fixture(scope="module")
+def opened(browser, report):
+    """The page in the browser, with its messages and requests."""
+    from .browser import open_page
+
+    opened = open_page(browser, report)
+    yield opened
+    opened.page.close()
+
+
+@pytest.fixture
+def page(opened):
+    """The page, showing the first frame of the stamped clip."""
+    from .browser import wait_for_frame
+
+    opened.page.select_option("#validation", "1")
+    opened.page.click("#clip-table tbody tr:first-child button")
+    wait_for_frame(opened.page, 0)
+    return opened.page

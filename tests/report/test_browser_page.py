@@ -1,0 +1,196 @@
+"""Curves, tables, themes and accessibility of the page in a real browser."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+pytest.importorskip("playwright.sync_api")
+
+from playwright.sync_api import Page
+
+from telecine.report.clips import ValidationClip, write_clips
+from telecine.report.page import write_report
+
+from .browser import check_page, evaluate, wait_for_frame
+from .runs import FPS, records, stamped, write_run
+
+pytestmark = pytest.mark.slow
+
+
+def test_it_opens_from_a_file_without_network_or_messages(opened, page, report):
+    assert page.title() == "first, second: telecine report"
+    assert opened.messages == []
+    folder = report.parent.as_uri()
+    assert len(opened.requests) > 2
+    assert [url for url in opened.requests if not url.startswith((folder, "data:"))] == []
+    assert page.locator("#charts figure").count() == 8
+
+
+def test_clips_are_sorted_and_the_best_and_worst_are_linked(page):
+    page.locator("#clip-table").get_by_role("button", name="PSNR").first.click()
+    titles = page.locator("#clip-table tbody th").all_inner_texts()
+    assert titles == ["clip 2.mp4, frame 20", "clip 1.mp4, frame 10", "clip 0.mp4, frame 0"]
+    page.locator("#best-and-worst").get_by_role("button", name="worst PSNR").click()
+    assert page.inner_text("#clip-title") == "clip 2.mp4, frame 20"
+    assert page.inner_text("#clip-table tr[aria-current] th") == "clip 2.mp4, frame 20"
+    page.select_option("#validation", "0")
+    assert page.inner_text("#clip-title") == "clip 2.mp4, frame 20", "the same clip of the first validation"
+    page.locator("#clip-table").get_by_role("button", name="Clip", exact=True).click()
+
+
+def test_missing_values_are_a_dash_and_sorted_last(browser, tmp_path):
+    run = write_run(tmp_path / "run", records(20))
+    values = {"high": 30.0, "none": math.nan, "low": 20.0}
+    clips = [ValidationClip(stamped(2), stamped(2), {"psnr": value}, name, 0) for name, value in values.items()]
+    write_clips(run, 20, clips, fps=FPS)
+
+    def check(page: Page) -> None:
+        wait_for_frame(page, 0)
+        cells = page.locator("#clip-table tbody tr td:nth-child(2)")
+        assert cells.all_inner_texts() == ["30.00", "\u2013", "20.00"]
+        page.click("#clip-table thead th:nth-child(2) button")
+        assert cells.all_inner_texts() == ["20.00", "30.00", "\u2013"]
+        page.click("#clip-table thead th:nth-child(2) button")
+        assert cells.all_inner_texts() == ["30.00", "20.00", "\u2013"]
+
+    assert check_page(browser, write_report([run]), check) == []
+
+
+def curve(page: Page, title: str) -> str:
+    chart = page.locator("#charts figure").filter(has=page.get_by_role("heading", name=title))
+    return chart.locator("path.line").first.get_attribute("d")
+
+
+def test_smoothing_and_scale_change_the_curves(page):
+    title = "discriminator: mean logits"
+    before = curve(page, title)
+    page.locator("#smoothing").fill("0.95")
+    assert page.inner_text("#smoothing-value") == "0.95"
+    smooth = curve(page, title)
+    page.get_by_label("Log", exact=True).check()
+    assert len({before, smooth, curve(page, title)}) == 3
+    page.get_by_label("Auto", exact=True).check()
+    assert curve(page, title) == smooth
+    page.locator("#smoothing").fill("0.6")
+    assert curve(page, title) == before
+
+
+def test_curves_and_runs_can_be_hidden(page):
+    chart = page.locator("#charts figure").filter(has=page.get_by_role("heading", name="mean logits"))
+    assert chart.locator("path.line").count() == 4
+    chart.get_by_role("button", name="real").click()
+    assert chart.locator("path.line").count() == 2
+    page.locator("#run-legend").get_by_role("button", name="second").click()
+    assert chart.locator("path.line").count() == 1
+    chart.get_by_role("button", name="real").click()
+    page.locator("#run-legend").get_by_role("button", name="second").click()
+    lines = chart.locator("path.line").all()
+    assert len({(line.get_attribute("stroke"), line.get_attribute("stroke-dasharray")) for line in lines}) == 4
+
+
+def test_values_are_shown_by_pointer_and_keyboard(page):
+    chart = page.locator("#charts figure").nth(1)
+    plot = chart.locator("> svg")
+    plot.hover()
+    assert chart.locator("g text", has_text="step ").count() == 1
+    plot.focus()
+    page.keyboard.press("Home")
+    text = page.text_content("#curve-readout")
+    assert text.startswith("PSNR (dB), larger is better, step 0:")
+    assert "held out of second 11" in text
+    page.keyboard.press("ArrowRight")
+    assert page.text_content("#curve-readout") != text
+    page.keyboard.press("Escape")
+    assert chart.locator("g text").count() == 0
+
+
+def luminance(page: Page, selector: str, name: str) -> float:
+    """Return the relative luminance (WCAG 2.2) of a computed colour."""
+    text = evaluate(page, selector, f"e => getComputedStyle(e)['{name}']")
+    values = [int(value) / 255 for value in text[text.index("(") + 1 : -1].split(",")[:3]]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in values]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: float, other: float) -> float:
+    return (max(one, other) + 0.05) / (min(one, other) + 0.05)
+
+
+TEXTS = [
+    "h1",
+    ".hint",
+    "nav a",
+    "#clip-table tbody button",
+    ".badge.best",
+    ".badge.worst",
+    ".chart b",
+    "#frame-readout",
+]
+
+
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+def test_light_and_dark_have_enough_contrast(page, theme):
+    page.get_by_label(theme, exact=True).check()
+    background = luminance(page, "body", "backgroundColor")
+    assert (background < 0.1) == (theme == "Dark")
+    surface = luminance(page, "#player", "backgroundColor")
+    for selector in TEXTS:
+        assert min(contrast(luminance(page, selector, "color"), back) for back in (background, surface)) >= 4.5, (
+            selector
+        )
+    primary = [luminance(page, "button.primary", name) for name in ("color", "backgroundColor")]
+    assert contrast(*primary) >= 4.5
+    page.get_by_label("System").check()
+
+
+def test_the_default_follows_the_system(page):
+    backgrounds = []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        backgrounds.append(luminance(page, "body", "backgroundColor"))
+    page.emulate_media(color_scheme="light", reduced_motion="reduce")
+    assert evaluate(page, "html", "e => getComputedStyle(e).scrollBehavior") == "auto"
+    page.emulate_media(reduced_motion="no-preference")
+    assert backgrounds[0] > 0.8
+    assert backgrounds[1] < 0.05
+
+
+def test_every_control_has_a_name_and_a_tab_stop(page):
+    controls = page.evaluate(
+        """() => [...document.querySelectorAll("button, select, input, a, summary, [tabindex='0']")].map(
+            (e) => e.ariaLabel || e.innerText || e.labels?.[0]?.innerText
+                || document.getElementById(e.getAttribute("aria-labelledby"))?.innerText || `none: ${e.outerHTML}`)"""
+    )
+    assert len(controls) > 60
+    assert [name for name in controls if name.startswith("none")] == []
+    roles = ["banner", "navigation", "main", "contentinfo"]
+    assert [page.get_by_role(role).count() for role in roles] == [1, 1, 1, 1]
+    page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
+    reached = set()
+    for _ in range(90):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.dataset.do || ''"))
+    assert {"validation", "panes", "timeline", "play", "loop", "speed", "zoom", "smoothing"} <= reached
+    page.focus("#panes")
+    page.keyboard.press("Tab")
+    assert evaluate(page, "#timeline", "e => getComputedStyle(e).outlineStyle") == "solid", "the focus is visible"
+
+
+def test_a_narrow_page_does_not_scroll_horizontally(page):
+    page.set_viewport_size({"width": 360, "height": 740})
+    for selector in ("#settings summary", "#curves summary", "#keys summary"):
+        page.locator(selector).click()
+    width = page.evaluate("document.documentElement.scrollWidth")
+    for selector in ("#settings summary", "#curves summary", "#keys summary"):
+        page.locator(selector).click()
+    page.set_viewport_size({"width": 1280, "height": 900})
+    assert width == 360
+
+
+def test_a_run_without_videos_or_metrics_opens(browser, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").touch()
+    assert check_page(browser, write_report([run]), lambda page: page.get_by_role("main").wait_for()) == []

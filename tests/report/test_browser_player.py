@@ -1,0 +1,199 @@
+"""The player of the page in a real browser."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+pytest.importorskip("playwright.sync_api")
+
+from playwright.sync_api import Page
+
+from telecine.report.page import write_report
+
+from .browser import check_page, evaluate, pane_image, shown_number, stable_box, wait_for_frame
+from .runs import STAMPED_FRAMES, records, write_clips_of, write_run
+
+pytestmark = pytest.mark.slow
+TIMES = "\u00d7"
+
+
+def test_each_step_is_exactly_one_frame(page):
+    shown = [(shown_number(page, 0), shown_number(page, 1))]
+    for number in range(1, STAMPED_FRAMES):
+        page.get_by_role("button", name="One frame forward").click()
+        wait_for_frame(page, number)
+        shown.append((shown_number(page, 0), shown_number(page, 1)))
+    assert shown == [(number, number) for number in range(STAMPED_FRAMES)]
+    page.get_by_role("button", name="One frame forward").click()
+    assert shown_number(page) == STAMPED_FRAMES - 1, "there is no frame after the last"
+    for number in (STAMPED_FRAMES - 2, STAMPED_FRAMES - 3):
+        page.get_by_role("button", name="One frame back").click()
+        wait_for_frame(page, number)
+        assert shown_number(page) == number
+    page.get_by_role("button", name="First frame").click()
+    wait_for_frame(page, 0)
+    assert shown_number(page) == 0
+    page.get_by_role("button", name="Last frame").click()
+    wait_for_frame(page, STAMPED_FRAMES - 1)
+
+
+def test_a_frame_is_drawn_after_the_browser_presents_it(page):
+    """After `seeked`, drawing a video on a canvas gave the previous frame once in 3000 times."""
+    result = page.evaluate(
+        """async () => {
+            const store = new FrameStore(DATA.validations[1].clips[0]);
+            await store.get(0);
+            const { video } = store;
+            const callbacks = [];
+            video.requestVideoFrameCallback = (callback) => callbacks.push(callback);
+            let isDrawn = false;
+            const frame = store.get(3).then(() => { isDrawn = true; });
+            const seeked = new Promise((resolve) => video.addEventListener("seeked", resolve, { once: true }));
+            await seeked.then(() => new Promise((resolve) => { setTimeout(resolve, 100); }));
+            const isEarly = isDrawn;
+            const first = callbacks.splice(0);
+            first[0](0, { mediaTime: 2 / store.clip.fps });
+            callbacks[0](0, { mediaTime: 3 / store.clip.fps });
+            await frame;
+            await store.get(5); // its presentation is not reported
+            const kept = [...store.kept.keys()].filter((number) => number > 0);
+            store.close();
+            return [isEarly, first.length, kept];
+        }"""
+    )
+    assert result == [False, 1, [3]], "drawn early, one callback, and kept only if presented"
+
+
+def test_frames_are_exact_in_any_order(page):
+    timeline = page.locator("#timeline")
+    box = stable_box(page, "#timeline")
+    for number in (7, 2, 11, 0, 8, 3):
+        x = 40 + number / (STAMPED_FRAMES - 1) * (box["width"] - 52)
+        timeline.click(position={"x": x, "y": 40})  # waits until the page is stable, unlike `page.mouse`
+        wait_for_frame(page, number)
+        assert shown_number(page) == number
+
+
+def test_it_plays_and_pauses(page):
+    page.select_option("#speed", "0.25")  # 160 ms per frame, so that each is observed
+    page.get_by_role("button", name="Play").click()
+    for number in (3, STAMPED_FRAMES - 1, 1):  # it loops
+        wait_for_frame(page, number)
+    assert evaluate(page, "#frame-readout", "e => e.ariaLive") == "off"
+    page.get_by_role("button", name="Pause").click()
+    requested = page.get_attribute("#timeline", "aria-valuenow")
+    wait_for_frame(page, int(requested) - 1)  # its decoding may not have ended yet
+    number = int(page.get_attribute("#player", "data-shown"))
+    assert shown_number(page) == number
+    assert evaluate(page, "#frame-readout", "e => e.ariaLive") == "polite"
+    page.wait_for_timeout(200)
+    assert int(page.get_attribute("#player", "data-shown")) == number
+
+
+def test_without_loop_it_ends_at_the_last_frame(page):
+    page.get_by_role("button", name="Loop").click()
+    page.select_option("#speed", "2")
+    page.get_by_role("button", name="Play").click()
+    wait_for_frame(page, STAMPED_FRAMES - 1)
+    page.get_by_role("button", name="Play").wait_for()
+    assert shown_number(page) == STAMPED_FRAMES - 1
+    page.get_by_role("button", name="Loop").click()
+
+
+def test_every_action_has_a_key(page):
+    page.focus("#panes")
+    expected = [("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("End", STAMPED_FRAMES - 1), ("Home", 0)]
+    for key, number in expected:
+        page.keyboard.press(key)
+        wait_for_frame(page, number)
+        assert shown_number(page) == number
+    page.focus("#timeline")
+    page.keyboard.press("ArrowRight")
+    wait_for_frame(page, 1)
+    assert page.get_attribute("#timeline", "aria-valuetext") == "frame 2 of 12, 0.04 s, 100.00 dB"
+    assert page.inner_text("#frame-readout") == "frame 2 of 12, 0.04 s, 100.00 dB"
+    page.keyboard.press("Space")
+    page.get_by_role("button", name="Pause").wait_for()
+    page.keyboard.press("Space")
+    page.get_by_role("button", name="Play").wait_for()
+    before = page.input_value("#speed")
+    page.keyboard.press("]")
+    assert float(page.input_value("#speed")) > float(before)
+    page.keyboard.press("[")
+    page.keyboard.press("l")
+    assert page.get_by_role("button", name="Loop").get_attribute("aria-pressed") == "false"
+    page.keyboard.press("l")
+    page.keyboard.press("n")
+    assert page.inner_text("#clip-title") == "clip 1.mp4, frame 10"
+    page.keyboard.press("p")
+    assert page.inner_text("#clip-title") == "clip 0.mp4, frame 0"
+
+
+def test_all_panes_zoom_and_move_together(page):
+    page.locator("#best-and-worst").get_by_role("button", name="worst PSNR").click()
+    wait_for_frame(page, 0)
+    whole = [pane_image(page, pane).tobytes() for pane in range(3)]
+    page.get_by_role("button", name="Zoom in").click()
+    page.get_by_role("button", name="Zoom in").click()
+    assert page.inner_text("#zoom") == f"2.3 {TIMES}"
+    zoomed = [pane_image(page, pane).tobytes() for pane in range(3)]
+    page.focus("#panes")
+    page.keyboard.press("Shift+ArrowRight")
+    moved = [pane_image(page, pane).tobytes() for pane in range(3)]
+    for images in zip(whole, zoomed, moved, strict=True):
+        assert len(set(images)) == 3
+    box = stable_box(page, "#panes canvas")
+    page.mouse.move(box["x"] + 50, box["y"] + 50)
+    page.mouse.wheel(0, -400)
+    page.wait_for_function("document.getElementById('zoom').textContent !== '2.3 \u00d7'")
+    page.mouse.down()
+    page.mouse.move(box["x"] + 90, box["y"] + 80, steps=3)
+    page.mouse.up()
+    assert pane_image(page, 0).tobytes() not in {*whole, *zoomed, *moved}
+    page.keyboard.press("0")
+    assert page.inner_text("#zoom") == f"1 {TIMES}"
+    assert [pane_image(page, pane).tobytes() for pane in range(3)] == whole
+
+
+def test_pinching_zooms(page):
+    page.focus("#panes")
+    session = page.context.new_cdp_session(page)
+    box = stable_box(page, "#panes canvas")
+    middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    for kind, distance in (("touchStart", 20), ("touchMove", 30), ("touchMove", 40), ("touchEnd", None)):
+        fingers = [] if distance is None else [{"x": middle[0] + side * distance, "y": middle[1]} for side in (-1, 1)]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": fingers})
+    page.wait_for_function("document.getElementById('zoom').textContent === '2 \u00d7'")
+    page.keyboard.press("0")
+
+
+def test_a_run_without_clips_plays_its_side_by_side_video(browser, tmp_path):
+    run = write_run(tmp_path / "run", records(20))
+    write_clips_of(run, steps=(20,))
+    shutil.copyfile(run / "validation" / "step-00000020" / "clip-00.mp4", run / "side_by_side.mp4")
+    shutil.rmtree(run / "validation")
+
+    def check(page: Page) -> None:
+        wait_for_frame(page, 0)
+        page.focus("#panes")
+        page.keyboard.press("End")
+        wait_for_frame(page, STAMPED_FRAMES - 1)
+        assert page.locator("#panes canvas:visible").count() == 1
+        assert not page.is_visible("#clip-table")
+
+    assert check_page(browser, write_report([run]), check) == []
+
+
+def test_a_missing_video_shows_an_error(browser, tmp_path):
+    run = write_run(tmp_path / "run", records(20))
+    write_clips_of(run, steps=(20,))
+    page = write_report([run])
+    shutil.rmtree(tmp_path / "run" / "report_videos")
+
+    def check(opened: Page) -> None:
+        opened.wait_for_selector("#player-error:visible")
+        assert "cannot be played. Is the folder of videos beside this page?" in opened.inner_text("#player-error")
+
+    check_page(browser, page, check)
