@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from telecine.checks import argument_error
 from telecine.objective import VideoAutoencoderLoss
-from telecine.shapes import argument_error
 
 
 def accelerate_networks(
