@@ -1,7 +1,7 @@
-"""Shape types are checked at run time, in tests only.
+"""Fixtures of all tests, and the run-time check of shape types, which exists in tests only.
 
-`telecine.perceptual` is left out: its functions raise errors of their own, which are tested, for the very arguments
-that the shape types refuse, and the checker would speak first.
+`telecine.perceptual` is not checked: its tests of errors pass arguments of wrong types, for which the check would raise
+before the functions do.
 """
 
 import gc
@@ -19,25 +19,25 @@ assert not any(name.startswith("telecine") for name in sys.modules), "telecine w
 install_import_hook(list(CHECKED), "beartype.beartype")
 
 
-settings.register_profile("same every time", derandomize=True, database=None)
-settings.load_profile("same every time")
+settings.register_profile("deterministic", derandomize=True, database=None)
+settings.load_profile("deterministic")
 
 
 def pytest_collection_finish():
-    """Let no later collection of garbage look at what the imports have made, as the end of each training asks for."""
+    """Exclude the objects of the imports from garbage collection, which each training run starts at its end."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Let the fixtures that several tests share be the same, whichever test comes first."""
+    """Seed before each test, so that shared fixtures do not depend on the test that creates them."""
     _seed()
 
 
 @pytest.fixture(autouse=True)
-def same_numbers_in_any_order():
-    """Draw the same numbers in a test whatever ran before it in the same process."""
+def seed_each_test():
+    """Seed each test, so that its random numbers do not depend on earlier tests in the process."""
     _seed()
 
 
@@ -48,7 +48,7 @@ def _seed():
 
 @pytest.fixture(scope="session")
 def cached_weights():
-    """Have the real weights in the cache; where they cannot be had, each test that needs them fails and says why."""
+    """Fetch the real weights into the cache; without them, each test that needs them fails with the reason."""
     from telecine.perceptual import fetch
 
     return {net: fetch(net) for net in ("vgg", "alex")}
