@@ -51,7 +51,7 @@ def test_the_nearest_word_is_suggested():
     ("check", "accepted", "rejected", "contract"),
     [
         (check_count, {1: 1, 16: 16}, (0, -1, 1.0, INF), "a positive int"),
-        (check_step, {0: 0, 1e4: 10000}, (-1, 0.5, INF, NAN), "a whole number of steps >= 0"),
+        (check_step, {0: 0, 1: 1, 1e4: 10000}, (-1, 0.5, INF, NAN), "a whole number of steps >= 0"),
         (check_finite, {0: 0.0, -1.5: -1.5}, (INF, -INF, NAN), "a finite number"),
         (check_positive, {1: 1.0, 1e-8: 1e-8}, (0, -1.0, INF, NAN), "a finite number above 0"),
         (check_weight, {0: 0.0, 2: 2.0}, (-1e-8, INF, NAN), "a finite number >= 0"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from telecine.files import read_json, write_aside, write_json
+from telecine.files import atomic_write, read_json, write_json
 
 
 def test_json_round_trip(tmp_path):
@@ -17,12 +17,12 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "text"
     path.write_text("old")
 
-    def fail(aside):
-        aside.write_text("ne")
+    def fail(partial):
+        partial.write_text("ne")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        write_aside(path, fail)
+        atomic_write(path, fail)
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["text"]
 

@@ -12,22 +12,22 @@ from typing import Any
 from telecine.checks import argument_error
 
 
-def write_aside(path: Path, write: Callable[[Path], object]) -> None:
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path in the same folder, then rename that file to `path`.
 
     Readers see the old file or the new one, never a part of it. Nothing remains if `write` fails.
     """
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        write(aside)
-        os.replace(aside, path)
+        write(partial)
+        os.replace(partial, path)
     finally:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:
     """Write plain values as JSON, atomically."""
-    write_aside(path, lambda aside: aside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
+    atomic_write(path, lambda partial: partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

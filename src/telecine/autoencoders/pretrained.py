@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from telecine.checks import argument_error, nearest
-from telecine.files import read_json, write_aside
+from telecine.files import atomic_write, read_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -34,8 +34,8 @@ def save_model(model: nn.Module, config: Mapping[str, object], folder: str | Pat
     weights = {name: tensor.contiguous() for name, tensor in without_shared_memory(model.state_dict()).items()}
     text = json.dumps({CLASS_KEY: type(model).__name__, **config}, indent=2) + "\n"
     with safetensors_write(path):
-        write_aside(path / WEIGHTS_FILE, lambda aside: save_file(weights, aside, metadata={"format": "pt"}))
-    write_aside(path / CONFIG_FILE, lambda aside: aside.write_text(text, encoding="utf-8"))
+        atomic_write(path / WEIGHTS_FILE, lambda partial: save_file(weights, partial, metadata={"format": "pt"}))
+    atomic_write(path / CONFIG_FILE, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 @contextmanager

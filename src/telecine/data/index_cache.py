@@ -20,7 +20,7 @@ from typing import TypeAlias, TypedDict
 from telecine.data.index import index_video
 from telecine.data.source import Source, TarMember, tar_members
 from telecine.data.video_info import VideoInfo
-from telecine.files import write_aside
+from telecine.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class IndexCache:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_aside(self.path, self._write)
+            atomic_write(self.path, self._write)
         except OSError as error:
             logger.warning("the index cannot be saved, so the next run indexes the data again: %s", error)
 

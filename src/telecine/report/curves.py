@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from telecine.files import write_aside
+from telecine.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -154,7 +154,7 @@ def draw_curves(records: Sequence[Record], path: Path) -> None:
     figure = Figure(figsize=(5 * NUM_COLUMNS, 3.4 * num_rows), dpi=100, layout="constrained")
     for panel, axes in zip(drawn, figure.subplots(num_rows, NUM_COLUMNS).flat, strict=True):
         _draw_panel(panel, axes, records)
-    write_aside(path, lambda partial: figure.savefig(partial, format="png"))
+    atomic_write(path, lambda partial: figure.savefig(partial, format="png"))
 
 
 def _draw_panel(panel: Panel, axes: Axes, records: Sequence[Record]) -> None:

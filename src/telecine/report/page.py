@@ -17,7 +17,7 @@ from markupsafe import Markup
 from telecine import __version__
 from telecine.checks import argument_error
 from telecine.data import index_video
-from telecine.files import write_aside
+from telecine.files import atomic_write
 from telecine.report.clips import SavedClip, SavedValidation
 from telecine.report.run import ReportedRun, best_and_worst, read_run, run_names
 from telecine.report.series import Plot, plots, table
@@ -89,7 +89,7 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -
     videos = VideoFolder(page)
     validations = [item for index, run in enumerate(reported) for item in _validations(index, run, videos)]
     html = render(reported, validations)
-    write_aside(page, lambda partial: partial.write_text(html, encoding="utf-8"))
+    atomic_write(page, lambda partial: partial.write_text(html, encoding="utf-8"))
     videos.remove_others()
     return page
 
@@ -105,7 +105,7 @@ class VideoFolder:
         """Copy a video and return its relative URL. The player shows an error for a missing video."""
         self.path.mkdir(exist_ok=True)
         if source.is_file():
-            write_aside(self.path / name, lambda partial: shutil.copyfile(source, partial))
+            atomic_write(self.path / name, lambda partial: shutil.copyfile(source, partial))
             self._names.add(name)
         return quote(f"{self.path.name}/{name}")
 

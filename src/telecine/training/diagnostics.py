@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from telecine.files import write_aside
+from telecine.files import atomic_write
 from telecine.report.run import read_lines, read_records
 from telecine.runs import HEALTH_FILE, METRICS_FILE
 from telecine.training.config import TrainConfig
@@ -82,4 +82,4 @@ class Diagnostics:
         kept = [line for line in read_lines(self.path) if line["step"] <= step]
         self.warned = {line["rule"] for line in kept}
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        write_aside(self.path, lambda aside: aside.write_text(text, encoding="utf-8"))
+        atomic_write(self.path, lambda partial: partial.write_text(text, encoding="utf-8"))

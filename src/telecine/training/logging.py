@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from telecine.files import write_aside
+from telecine.files import atomic_write
 from telecine.report.curves import FRAME_GRADIENT, psnr_of_mse
 from telecine.report.run import read_records
 from telecine.report.trackers import log_preview
@@ -65,7 +65,7 @@ class MetricsLogger:
         if accelerator.is_main_process:
             kept = [record for record in read_records(self.path) if record["step"] <= step]
             text = "".join(json.dumps(record) + "\n" for record in kept)
-            write_aside(self.path, lambda aside: aside.write_text(text, encoding="utf-8"))
+            atomic_write(self.path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log values at a step."""
