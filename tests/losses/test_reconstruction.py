@@ -1,215 +1,178 @@
-"""The pixel losses against loops, finite differences, and known values."""
+"""The pixel losses equal loops over single values, and the likelihood equals that of PyTorch's distributions."""
 
 import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 from torch.distributions import Laplace, Normal
 from torch.nn import functional as F
 
 from telecine.losses import RECONSTRUCTION_LOSSES, charbonnier, gaussian_nll, l1, mse
 
+from .harness import LossCase, LossTester, random
+
 EPSILON = 1e-3
-ERRORS = {
-    "mse": lambda d: d * d,
-    "l1": abs,
-    "charbonnier": lambda d: math.sqrt(d * d + EPSILON * EPSILON),
-}
-losses = pytest.mark.parametrize("name", sorted(RECONSTRUCTION_LOSSES))
+ERRORS = {"mse": lambda d: d * d, "l1": abs, "charbonnier": lambda d: math.sqrt(d * d + EPSILON * EPSILON)}
+SHAPES = [(3, 2, 4), (2, 3, 2, 3, 4), (4,), (1, 3, 1, 2, 2), (2, 1), (1, 5)]
+VIDEO = (2, 3, 2, 4, 4)
 
 
-def pair(shape, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.rand(shape, generator=generator, dtype=dtype) * 2 - 1 for _ in range(2)]
+def pair(shape, seed=0):
+    return {"reconstruction": random(shape, seed), "target": random(shape, seed + 100)}
 
 
-def naive(name, x, y, weight=None):
-    weight = [1.0] * len(x) if weight is None else weight.tolist()
-    samples = []
-    for a, b, w in zip(x, y, weight, strict=True):
-        errors = [ERRORS[name](p - q) for p, q in zip(a.flatten().tolist(), b.flatten().tolist(), strict=True)]
-        samples.append(w * sum(errors) / len(errors))
-    return sum(samples) / len(samples)
+def example(seed):
+    """Return a pair without sample weights for an even seed, with them for an odd one."""
+    shape = SHAPES[seed % len(SHAPES)]
+    weight = 1 + random(shape[:1], seed + 200) if seed % 2 else None
+    return {**pair(shape, seed), "weight": weight}
 
 
-def test_every_loss_is_tested():
-    assert sorted(RECONSTRUCTION_LOSSES) == sorted(ERRORS) == ["charbonnier", "l1", "mse"]
-    assert (RECONSTRUCTION_LOSSES["mse"], RECONSTRUCTION_LOSSES["l1"]) == (mse, l1)
-    assert RECONSTRUCTION_LOSSES["charbonnier"] is charbonnier
+def loop_over_values(error):
+    def reference(reconstruction, target, weight=None):
+        weights = [1.0] * len(target) if weight is None else weight.tolist()
+        samples = []
+        for x, y, w in zip(reconstruction, target, weights, strict=True):
+            errors = [error(p - q) for p, q in zip(x.flatten().tolist(), y.flatten().tolist(), strict=True)]
+            samples.append(w * sum(errors) / len(errors))
+        return sum(samples) / len(samples)
+
+    return reference
 
 
-@losses
-@settings(max_examples=20, deadline=None)
-@given(shape=st.lists(st.integers(1, 4), min_size=1, max_size=5), seed=st.integers(0, 99), weighted=st.booleans())
-def test_equals_a_loop(name, shape, seed, weighted):
-    x, y = pair(shape, seed)
-    weight = torch.rand(shape[0], generator=torch.Generator().manual_seed(seed)) if weighted else None
-    value = RECONSTRUCTION_LOSSES[name](reconstruction=x, target=y, weight=weight)
-    assert value.shape == ()
-    assert value.item() == pytest.approx(naive(name, x, y, weight), rel=1e-12)
+def filled(value, shape=VIDEO):
+    return torch.full(shape, value, dtype=torch.float64)
+
+
+def pixel_case(name, *, maximum, minimum=0.0, errors=()):
+    """Return the case of a pixel loss, given its value for errors of 2 and of 0."""
+    identical = [filled(-1.0), filled(0.0), filled(1.0), random(VIDEO, 0)]
+    return LossCase(
+        name=name,
+        loss=RECONSTRUCTION_LOSSES[name],
+        example=example,
+        reference=loop_over_values(ERRORS[name]),
+        learns=("reconstruction", "target", "weight"),
+        known=(
+            ({"reconstruction": filled(1.0), "target": filled(-1.0)}, maximum),
+            # Weights are not divided by their sum.
+            ({"reconstruction": filled(1.0), "target": filled(-1.0), "weight": torch.full((2,), 0.5)}, maximum / 2),
+            ({"reconstruction": filled(1.0), "target": filled(-1.0), "weight": torch.tensor([0, 3])}, maximum * 1.5),
+            (
+                {"reconstruction": filled(1.0), "target": filled(-1.0), "weight": torch.tensor([True, False])},
+                maximum / 2,
+            ),
+        ),
+        optima=tuple(({"reconstruction": x, "target": x}, minimum) for x in identical),
+        increasing=tuple({"reconstruction": random(VIDEO, 0) * scale, "target": filled(0.0)} for scale in (0, 0.1, 1)),
+        large={"reconstruction": filled(4e4, (4, 100)), "target": filled(-4e4, (4, 100)), "weight": torch.ones(4)},
+        errors=(
+            *errors,
+            (
+                {"reconstruction": torch.zeros(1, 2, 4)},
+                "`reconstruction` must be of `target`'s shape (3, 2, 4), but got a torch.float32 tensor of shape "
+                "(1, 2, 4) on cpu. Crop or pad one to match the other.",
+            ),
+            *(
+                (
+                    {"weight": torch.ones(shape)},
+                    f"`weight` must be of shape (3,), but got a torch.float32 tensor of shape {shape} on cpu. "
+                    "Pass one weight per sample.",
+                )
+                for shape in ((2,), (3, 1), ())
+            ),
+        ),
+    )
+
+
+class TestReconstruction(LossTester):
+    cases = (
+        pixel_case("mse", maximum=4.0),
+        pixel_case("l1", maximum=2.0),
+        pixel_case(
+            "charbonnier",
+            maximum=2.0000002499999843,
+            minimum=EPSILON,
+            errors=tuple(
+                (
+                    {"epsilon": value},
+                    f"`epsilon` must be above 0, but got {value} (float). Use `l1` for the limit at 0.",
+                )
+                for value in (0.0, -1e-3, math.nan)
+            ),
+        ),
+        LossCase(
+            name="gaussian_nll",
+            loss=gaussian_nll,
+            example=lambda seed: {"distance": 1.5 + random((), seed), "logvar": 8 * random((), seed + 100)},
+            reference=lambda distance, logvar: distance.item() / math.exp(logvar.item()) + logvar.item(),
+            learns=("distance", "logvar"),
+            known=(
+                ({"distance": torch.tensor(2.0), "logvar": torch.tensor(4.0).log()}, 0.5 + math.log(4)),
+                ({"distance": torch.tensor(0.3), "logvar": torch.tensor(0.0)}, 0.3),
+            ),
+            large={"distance": torch.tensor(0.5), "logvar": torch.tensor(-12.0)},
+        ),
+    )
+
+    def test_every_loss_has_a_case(self):
+        tested = {case.name: case.loss for case in self.cases}
+        assert tested == {**RECONSTRUCTION_LOSSES, "gaussian_nll": gaussian_nll}
+        assert (RECONSTRUCTION_LOSSES["mse"], RECONSTRUCTION_LOSSES["l1"]) == (mse, l1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_mse_without_weights_is_pytorchs_to_the_bit(dtype):
-    x, y = pair((2, 3, 4, 7, 5), dtype=dtype)
-    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    value = mse(reconstruction=ours, target=y)
-    expected = F.mse_loss(
-        theirs.float() if dtype == torch.float16 else theirs, y.float() if dtype == torch.float16 else y
-    )
+def test_mse_without_weights_has_the_bits_of_pytorch(dtype):
+    inputs = {name: tensor.to(dtype) for name, tensor in pair((2, 3, 4, 7, 5)).items()}
+    ours, theirs = (inputs["reconstruction"].clone().requires_grad_() for _ in range(2))
+    wide = torch.promote_types(dtype, torch.float32)
+    value = mse(reconstruction=ours, target=inputs["target"])
+    expected = F.mse_loss(theirs.to(wide), inputs["target"].to(wide))
     value.backward()
     expected.backward()
     assert torch.equal(value, expected)
     assert torch.equal(ours.grad, theirs.grad)
 
 
-@pytest.mark.parametrize(("name", "expected"), [("mse", 4.0), ("l1", 2.0), ("charbonnier", 2.0000002499999843)])
-def test_the_largest_error_of_a_video(name, expected):
-    x = torch.ones(1, 3, 2, 4, 4, dtype=torch.float64)
-    assert RECONSTRUCTION_LOSSES[name](reconstruction=x, target=-x).item() == pytest.approx(expected, rel=1e-14)
+@pytest.mark.parametrize("loss", RECONSTRUCTION_LOSSES.values(), ids=RECONSTRUCTION_LOSSES)
+def test_a_sample_of_weight_0_gets_no_gradient(loss):
+    inputs = pair((3, 2, 4))
+    inputs["reconstruction"].requires_grad_()
+    loss(**inputs, weight=torch.tensor([1.0, 0.0, 1.0])).backward()
+    assert inputs["reconstruction"].grad.flatten(1).abs().sum(1).gt(0).tolist() == [True, False, True]
 
 
-@losses
-@pytest.mark.parametrize("fill", [-1.0, 0.0, 1.0, "noise"])
-def test_identical_videos_lose_the_least_with_a_gradient_of_zero(name, fill):
-    x = pair((2, 3, 2, 4, 4))[0] if fill == "noise" else torch.full((2, 3, 2, 4, 4), fill, dtype=torch.float64)
-    reconstruction = x.clone().requires_grad_()
-    value = RECONSTRUCTION_LOSSES[name](reconstruction=reconstruction, target=x)
-    value.backward()
-    assert value.item() == pytest.approx(EPSILON if name == "charbonnier" else 0.0, rel=1e-12, abs=0)
-    assert torch.equal(reconstruction.grad, torch.zeros_like(x))
-
-
-@losses
-def test_symmetry_and_order(name):
-    x, y = pair((2, 3, 2, 4, 4))
-    loss = RECONSTRUCTION_LOSSES[name]
-    assert loss(reconstruction=x, target=y) == loss(reconstruction=y, target=x)
-    worse = [loss(reconstruction=x + scale * (y - x), target=x).item() for scale in (0, 0.01, 0.1, 1)]
-    assert worse == sorted(worse)
-    assert worse[0] < worse[1]
-
-
-def test_charbonnier_lies_between_l1_and_l1_plus_epsilon_and_has_the_slope_of_mse_at_zero():
-    x, y = pair((4, 5))
-    below = l1(reconstruction=x, target=y)
-    assert below < charbonnier(reconstruction=x, target=y, epsilon=0.1) < below + 0.1
+def test_charbonnier_is_bounded_by_l1_and_has_the_slope_of_mse_at_0():
+    inputs = pair((4, 5))
+    lower = l1(**inputs)
+    assert lower < charbonnier(**inputs, epsilon=0.1) < lower + 0.1
     small = torch.tensor([1e-6], dtype=torch.float64, requires_grad=True)
     charbonnier(reconstruction=small, target=torch.zeros(1, dtype=torch.float64)).backward()
     assert small.grad.item() == pytest.approx(1e-6 / EPSILON, rel=1e-6)
 
 
-@pytest.mark.parametrize("epsilon", [0.0, -1e-3, float("nan")])
-def test_epsilon_must_be_above_0(epsilon):
-    with pytest.raises(ValueError, match="`epsilon` must be above 0"):
-        charbonnier(reconstruction=torch.zeros(1), target=torch.zeros(1), epsilon=epsilon)
-
-
-@losses
-def test_weights_multiply_and_are_not_divided_by_their_sum(name):
-    x, y = pair((3, 2, 4))
-    loss = RECONSTRUCTION_LOSSES[name]
-    full = loss(reconstruction=x, target=y)
-    half = loss(reconstruction=x, target=y, weight=torch.full((3,), 0.5))
-    assert half.item() == pytest.approx(full.item() / 2, rel=1e-12)
-    alone = loss(reconstruction=x, target=y, weight=torch.tensor([0.0, 3.0, 0.0]))
-    assert alone.item() == pytest.approx(loss(reconstruction=x[1:2], target=y[1:2]).item(), rel=1e-12)
-    assert loss(reconstruction=x, target=y, weight=torch.ones(3)).item() == pytest.approx(full.item(), rel=1e-12)
-
-
-@losses
-def test_a_sample_of_weight_0_gets_no_gradient(name):
-    x, y = pair((3, 2, 4))
-    x.requires_grad_()
-    RECONSTRUCTION_LOSSES[name](reconstruction=x, target=y, weight=torch.tensor([1.0, 0.0, 1.0])).backward()
-    assert x.grad.flatten(1).abs().sum(1).gt(0).tolist() == [True, False, True]
-
-
-@losses
-def test_wrong_shapes(name):
-    x, y = pair((3, 2, 4))
-    loss = RECONSTRUCTION_LOSSES[name]
-    with pytest.raises(ValueError, match=r"`reconstruction` must be of `target`'s shape \(3, 2, 4\)"):
-        loss(reconstruction=x[:1], target=y)
-    for weight in (torch.ones(2), torch.ones(3, 1), torch.ones(())):
-        with pytest.raises(ValueError, match=r"`weight` must be of shape \(3,\)"):
-            loss(reconstruction=x, target=y, weight=weight)
-    with pytest.raises(TypeError):
-        loss(x, y)
-
-
-@losses
-def test_gradcheck(name):
-    x, y = (tensor.requires_grad_() for tensor in pair((2, 2, 3)))
-    weight = torch.tensor([0.5, 2.0], dtype=torch.float64, requires_grad=True)
-    loss = RECONSTRUCTION_LOSSES[name]
-    assert torch.autograd.gradcheck(lambda a, b: loss(reconstruction=a, target=b), (x, y))
-    assert torch.autograd.gradcheck(lambda a, b, w: loss(reconstruction=a, target=b, weight=w), (x, y, weight))
-
-
-@losses
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_at_least_float32_also_under_autocast(name, dtype, weighted):
-    x, y = pair((2, 3, 2, 3, 4), dtype=dtype)
-    weight = torch.tensor([0.25, 2.0], dtype=dtype) if weighted else None
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = RECONSTRUCTION_LOSSES[name](reconstruction=x, target=y, weight=weight)
-    assert value.dtype == torch.promote_types(dtype, torch.float32)
-    assert value.item() == pytest.approx(naive(name, x, y, weight), rel=1e-5)
-
-
-@losses
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_widened_first(name, dtype):
-    x = torch.full((4, 100), 200.0, dtype=dtype)  # the square, 160000, is out of float16's range
-    for weight in (None, torch.ones(4, dtype=dtype)):
-        value = RECONSTRUCTION_LOSSES[name](reconstruction=x, target=-x, weight=weight)
-        assert value.item() == pytest.approx(160_000 if name == "mse" else 400, rel=1e-6)
-
-
-def test_the_wider_of_two_types_counts_and_a_weights_type_does_not():
+def test_the_result_has_the_wider_input_type_whatever_the_type_of_the_weight():
     x, y = torch.rand(3), torch.rand(3, dtype=torch.float64)
     assert mse(reconstruction=x, target=y).dtype == torch.float64
     assert mse(reconstruction=x.bfloat16(), target=x).dtype == torch.float32
     assert mse(reconstruction=x, target=x, weight=y).dtype == torch.float32
-    chosen = torch.tensor([True, False, True])
-    assert l1(reconstruction=x, target=x + 1, weight=chosen).item() == pytest.approx(2 / 3)
-
-
-@losses
-def test_nothing_waits_for_the_device(name):
-    x, y = (torch.empty(2, 3, 4, device="meta", requires_grad=True) for _ in range(2))
-    for weight in (None, torch.empty(2, device="meta")):
-        value = RECONSTRUCTION_LOSSES[name](reconstruction=x, target=y, weight=weight)
-        value.backward()
-        assert (value.shape, value.device.type) == ((), "meta")
-
-
-def test_nll_by_hand():
-    value = gaussian_nll(distance=torch.tensor(2.0), logvar=torch.tensor(math.log(4.0)))
-    assert value.item() == pytest.approx(0.5 + math.log(4.0))
-    assert gaussian_nll(distance=torch.tensor(0.3), logvar=torch.tensor(0.0)).item() == pytest.approx(0.3)
 
 
 def test_nll_of_l1_is_that_of_a_laplace_distribution():
-    x, y = pair((2, 3, 4))
-    logvar = torch.tensor(-0.7, dtype=torch.float64)
-    expected = -Laplace(x, logvar.exp()).log_prob(y).mean() - math.log(2)
-    torch.testing.assert_close(gaussian_nll(distance=l1(reconstruction=x, target=y), logvar=logvar), expected)
+    inputs, logvar = pair((2, 3, 4)), torch.tensor(-0.7, dtype=torch.float64)
+    expected = -Laplace(inputs["reconstruction"], logvar.exp()).log_prob(inputs["target"]).mean() - math.log(2)
+    torch.testing.assert_close(gaussian_nll(distance=l1(**inputs), logvar=logvar), expected)
 
 
 def test_nll_of_mse_is_twice_that_of_a_gaussian():
-    x, y = pair((2, 3, 4))
-    logvar = torch.tensor(-0.7, dtype=torch.float64)
-    expected = -2 * Normal(x, (0.5 * logvar).exp()).log_prob(y).mean() - math.log(2 * math.pi)
-    torch.testing.assert_close(gaussian_nll(distance=mse(reconstruction=x, target=y), logvar=logvar), expected)
+    inputs, logvar = pair((2, 3, 4)), torch.tensor(-0.7, dtype=torch.float64)
+    gaussian = Normal(inputs["reconstruction"], (0.5 * logvar).exp())
+    expected = -2 * gaussian.log_prob(inputs["target"]).mean() - math.log(2 * math.pi)
+    torch.testing.assert_close(gaussian_nll(distance=mse(**inputs), logvar=logvar), expected)
 
 
-def test_nll_is_least_where_logvar_is_the_log_of_the_distance():
+def test_nll_is_smallest_where_logvar_is_the_log_of_the_distance():
     distance = torch.tensor(0.05, dtype=torch.float64)
     logvar = distance.log().requires_grad_()
     value = gaussian_nll(distance=distance, logvar=logvar)
@@ -218,19 +181,6 @@ def test_nll_is_least_where_logvar_is_the_log_of_the_distance():
     assert logvar.grad.item() == pytest.approx(0, abs=1e-12)
     for step in (-0.1, 0.1):
         assert gaussian_nll(distance=distance, logvar=logvar + step) > value
-
-
-def test_nll_gradcheck_dtypes_and_meta():
-    numbers = [torch.tensor(number, dtype=torch.float64, requires_grad=True) for number in (0.3, -0.4)]
-    assert torch.autograd.gradcheck(lambda d, v: gaussian_nll(distance=d, logvar=v), numbers)
-    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        distance, logvar = torch.tensor(0.5, dtype=dtype), torch.tensor(-12.0, dtype=dtype)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            value = gaussian_nll(distance=distance, logvar=logvar)  # 0.5 * exp(12) is out of float16's range
-        assert value.dtype == torch.promote_types(dtype, torch.float32)
-        assert value.item() == pytest.approx(0.5 * math.exp(12) - 12, rel=1e-6)
-    meta = torch.empty((), device="meta")
-    assert gaussian_nll(distance=meta, logvar=meta).shape == ()
 
 
 def test_shape_types_are_checked_in_tests():

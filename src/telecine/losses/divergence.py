@@ -1,67 +1,71 @@
-"""How far a diagonal Gaussian posterior is from the standard normal."""
+"""KL divergence of a diagonal Gaussian posterior from the standard normal distribution."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from torch import Tensor
 
+from telecine.checks import argument_error, describe
 from telecine.precision import at_least_float32, autocast_off
-from telecine.shapes import Scalar, argument_error, describe
+from telecine.shapes import Scalar, check_same_shape
 
 Reduction: TypeAlias = Literal["mean", "sum"]
 
 
 def kl_to_standard_normal(*, mean: Tensor, logvar: Tensor, reduction: Reduction = "mean") -> Scalar:
-    """Return KL(N(mean, exp(logvar)) || N(0, 1)) of a batch; the graph is kept.
+    """Return KL(N(mean, exp(logvar)) || N(0, 1)) of a batch, in nats; the graph is kept.
 
-    Per element `(mean^2 + exp(logvar) - 1 - logvar) / 2`, in nats: the negative of equation 10's first term in
-    arXiv 1312.6114 (appendix B). Zero exactly at mean 0 and logvar 0, never negative; smaller is closer.
+    One element contributes `(mean^2 + exp(logvar) - 1 - logvar) / 2`, the negative of the first term of equation 10 in
+    arXiv:1312.6114 (appendix B).
 
-    By default it is averaged over batch, channels and positions, so a weight means the same at any resolution, length
-    and latent width. "sum" is the convention of latent diffusion's code (and diffusers'): summed over the latent of a
-    clip, averaged over the batch. It is the mean times the number of latent elements per clip. Their reconstruction is
-    a sum as well: a `kl_weight` of 1e-6 there, on a 4 x 32 x 32 latent of a 3 x 256 x 256 image, corresponds to
-    1e-6 * 4096 / 196608 = 2e-8 beside a reconstruction that is averaged over pixels.
+    The default, "mean", averages over batch, channels and positions, so that a weight means the same at any
+    resolution, length and number of latent channels. "sum" is the convention of latent diffusion's code and of
+    diffusers: the sum over a clip's latent, averaged over the batch. It equals the mean times the number of latent
+    elements per clip. That code also sums the reconstruction error. Its `kl_weight` of 1e-6 for a 4 x 32 x 32 latent of
+    a 3 x 256 x 256 image therefore corresponds to 1e-6 * 4096 / 196608 = 2e-8 with a reconstruction error averaged over
+    pixels.
 
     Args:
-        mean: any shape, e.g. `(batch, channel, time, height, width)`.
-        logvar: logarithm of the variance, of the same shape.
-        reduction: "mean" over every element, or "sum" over each sample's and mean over the batch.
+        mean: Any shape with the batch first, e.g. `(B, C, T, H, W)`.
+        logvar: Logarithm of the variance, same shape.
+        reduction: "mean" over all elements, or "sum" over the elements of a sample and mean over the batch.
 
     Returns:
-        A 0-d tensor, at least float32 (float64 stays float64), also under autocast.
+        A 0-d tensor >= 0 in float32 or float64, also under autocast. It is 0 only if mean and logvar are 0 everywhere;
+        smaller is closer.
 
     Raises:
-        ValueError: the shapes differ, or the reduction is unknown.
+        ValueError: If the shapes differ or the reduction is unknown.
     """
-    if mean.shape != logvar.shape:
-        raise argument_error("logvar", f"of `mean`'s shape {tuple(mean.shape)}", logvar, "Pass one pair per element.")
+    check_same_shape("logvar", logvar, "mean", mean, remedy="Pass one mean and one logvar per element.")
     if reduction not in ("mean", "sum"):
         raise argument_error("reduction", '"mean" or "sum"', describe(reduction), "Both average over the batch.")
     with autocast_off(mean.device):
         mu, log_var = at_least_float32(mean), at_least_float32(logvar)
-        # expm1 keeps the digits that exp(x) - 1 loses near the optimum.
+        # expm1 keeps the digits that exp(x) - 1 loses near x = 0.
         elements = mu.square() + log_var.expm1() - log_var
         return 0.5 * (elements.mean() if reduction == "mean" else elements.sum() / len(elements))
 
 
-def posterior_kl(posterior: Any, reduction: Reduction = "mean") -> Scalar:
-    """Return the divergence of a posterior from N(0, 1): `kl_to_standard_normal` of its moments.
+def posterior_kl(posterior: object, reduction: Reduction = "mean") -> Scalar:
+    """Return the KL divergence of a posterior from N(0, 1): `kl_to_standard_normal` of its mean and log-variance.
 
-    Of use for latents of any number of axes: the `kl()` of diffusers' own class sums over the axes 1, 2 and 3, which
-    leaves the width of a video's latent `(B, C, T, H, W)` unsummed.
+    It works for latents with any number of axes. The `kl()` method of diffusers' class sums over axes 1, 2 and 3 only,
+    and so does not sum over the width of a video's latent `(B, C, T, H, W)`.
 
     Args:
         posterior: An object with tensors `mean` and `logvar`, such as diffusers' `DiagonalGaussianDistribution`.
         reduction: As in `kl_to_standard_normal`.
 
     Raises:
-        ValueError: If it lacks one of the two, as the distribution of an autoencoder without noise does.
+        ValueError: If `mean` or `logvar` is missing, as in the distribution of a deterministic autoencoder.
     """
-    missing = [name for name in ("mean", "logvar") if not isinstance(getattr(posterior, name, None), Tensor)]
-    if missing:
-        got = f"{type(posterior).__name__} without {' and '.join(f'`{name}`' for name in missing)}"
+    mean, logvar = getattr(posterior, "mean", None), getattr(posterior, "logvar", None)
+    if not isinstance(mean, Tensor) or not isinstance(logvar, Tensor):
+        found = {"mean": mean, "logvar": logvar}
+        missing = [f"`{name}`" for name, value in found.items() if not isinstance(value, Tensor)]
+        got = f"{type(posterior).__name__} without {' and '.join(missing)}"
         remedy = "Such a posterior has no divergence; pass `aux_losses=None`."
         raise argument_error("posterior", "a diagonal Gaussian with tensors `mean` and `logvar`", got, remedy)
-    return kl_to_standard_normal(mean=posterior.mean, logvar=posterior.logvar, reduction=reduction)
+    return kl_to_standard_normal(mean=mean, logvar=logvar, reduction=reduction)

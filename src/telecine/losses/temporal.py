@@ -1,4 +1,4 @@
-"""How differently two videos move."""
+"""Difference between the frame-to-frame changes of two videos."""
 
 from __future__ import annotations
 
@@ -12,33 +12,32 @@ from telecine.shapes import Scalar, Video
 def temporal_difference(
     *, reconstruction: Video, target: Video, weight: Tensor | None = None, mask: Tensor | None = None
 ) -> Scalar:
-    """Return the mean of `|(x[t+1] - x[t]) - (y[t+1] - y[t])|` over every step from frame to frame.
+    """Return the mean of `|(x[t+1] - x[t]) - (y[t+1] - y[t])|` over all pairs of consecutive frames.
 
-    It sees flicker, which a loss over single frames spreads evenly, and is blind to an error that stays the same in
-    every frame. The graph is kept.
+    The loss penalises flicker, and ignores an error that is the same in every frame. The graph is kept.
 
     Args:
         reconstruction: x, `(B, C, T, H, W)`.
         target: y, same shape.
-        weight: Non-negative weights of the samples, `(B,)`: see `weighted_mean`.
-        mask: Bool, broadcasts to the videos. A step counts where it is True in both frames, and the mean is over those
-            of all samples; where none counts the result is 0.
+        weight: Non-negative sample weights `(B,)`, see `weighted_mean`.
+        mask: Bool, broadcasts to the videos. A change counts if the mask is True in both of its frames. The mean is
+            over the changes that count, of all samples; it is 0 if none counts.
 
     Returns:
-        A 0-d tensor in [0, 4] for values in [-1, 1], at least float32; smaller is better. For one frame it is exactly
-        0 and so is its gradient.
+        A 0-d tensor in [0, 4] for values in [-1, 1], at least float32; smaller is better. For a single frame the value
+        and its gradient are exactly 0.
 
     Raises:
         ValueError: If the shapes differ, or `weight` is not `(B,)`.
     """
-    # Both differences are linear: the steps of x - y are those of x minus those of y.
-    steps = difference(reconstruction=reconstruction, target=target).diff(dim=2)
-    if steps.shape[2] == 0:
-        return steps.sum()  # a mean over no step would be NaN; the sum is 0 and has a graph
+    # Taking changes is linear: the changes of x - y are those of x minus those of y.
+    changes = difference(reconstruction=reconstruction, target=target).diff(dim=2)
+    if changes.shape[2] == 0:
+        return changes.sum()  # a mean over no elements would be NaN; the sum is 0 and has a graph
     if mask is None:
-        return weighted_mean(steps.abs(), weight)
+        return weighted_mean(changes.abs(), weight)
     mask = mask.expand_as(reconstruction)
     counts = mask[:, :, 1:] & mask[:, :, :-1]
-    share = counts.to(steps.dtype).mean()
-    mean = weighted_mean(torch.where(counts, steps.abs(), torch.zeros_like(steps)), weight)
-    return mean / torch.where(share > 0, share, torch.ones_like(share))
+    fraction = counts.to(changes.dtype).mean()
+    mean = weighted_mean(torch.where(counts, changes.abs(), torch.zeros_like(changes)), weight)
+    return mean / torch.where(fraction > 0, fraction, torch.ones_like(fraction))
