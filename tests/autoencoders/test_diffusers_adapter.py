@@ -230,8 +230,8 @@ def test_a_model_without_encode_or_decode_is_refused(build, message):
     ("build", "message"),
     [
         (Audio, "Audio, which reproduces no size"),
-        (EncodesToDict, "reproduces no size.*the output of `encode`` must be"),
-        (DecodesToDict, "the output of `decode`` must be"),
+        pytest.param(EncodesToDict, "reproduces no size.*the output of `encode`` must be", marks=slow),
+        pytest.param(DecodesToDict, "the output of `decode`` must be", marks=slow),
     ],
 )
 def test_the_error_for_another_kind_of_model_contains_its_last_error(build, message):

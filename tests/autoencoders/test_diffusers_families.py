@@ -13,8 +13,12 @@ from telecine.autoencoders.diffusers.reconstruct import encode
 
 from .tiny_models import CLIPS, ltx_video, qwen_image21, tiny_clip, tiny_model
 
+slow = pytest.mark.slow
 
-@pytest.mark.parametrize("name", ["wan", "wan_residual", "qwen_image", "qwen_image21"])
+
+@pytest.mark.parametrize(
+    "name", ["wan", *(pytest.param(name, marks=slow) for name in ("wan_residual", "qwen_image", "qwen_image21"))]
+)
 def test_decoders_that_clamp_do_not(name):
     raw, video = tiny_model(name), tiny_clip(name)
     model = DiffusersAutoencoder(raw)
@@ -25,6 +29,7 @@ def test_decoders_that_clamp_do_not(name):
     assert model.decode(latent).abs().max() > 1
 
 
+@slow
 def test_hunyuan_video_is_not_tiled_in_time_above_16_frames():
     raw, video = tiny_model("hunyuan_video"), torch.rand(1, 3, 33, 16, 16) * 2 - 1
     tiled = raw(video).sample
@@ -43,6 +48,7 @@ def test_hunyuan_video15_supports_batches():
     assert both.shape == video.shape
 
 
+@slow
 def test_minimax_h3_does_not_tile_large_frames():
     raw, video = tiny_model("minimax_h3"), torch.rand(1, 3, 22, 64, 64) * 2 - 1
     raw.tile_sample_min_height = raw.tile_sample_min_width = 32
@@ -54,6 +60,7 @@ def test_minimax_h3_does_not_tile_large_frames():
     assert (raw.encode(video).latent_dist.mode() - tiled).abs().max() > 1e-3
 
 
+@slow
 def test_minimax_h3_has_colours_normalised_with_imagenets_statistics():
     raw = tiny_model("minimax_h3")
     model = DiffusersAutoencoder(raw)
@@ -81,12 +88,14 @@ def test_vidtok_does_not_cache_tensors_of_the_graph():
     copy.deepcopy(DiffusersAutoencoder(raw))
 
 
+@slow
 def test_vidtok_pads_with_the_first_frame_before_encode():
     raw, video = tiny_model("vidtok"), tiny_clip("vidtok")
     assert raw.decode(raw.encode(video).latent_dist.mode()).shape != video.shape
     assert DiffusersAutoencoder(raw)(video).video.shape == video.shape
 
 
+@slow
 def test_vidtok_without_causality_supports_multiples_of_16_frames():
     raw = diffusers.AutoencoderVidTok(ch=8, ch_mult=[1, 1, 1, 1], num_res_blocks=1, is_causal=False)
     model = DiffusersAutoencoder(raw)
