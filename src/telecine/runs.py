@@ -1,4 +1,4 @@
-"""Where things lie in the folder of a run."""
+"""Names of the files and folders in the folder of a run."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ METRICS_FILE = "metrics.jsonl"
 VIDEO_FILE = "side_by_side.mp4"
 CURVES_FILE = "curves.png"
 CHECKPOINTS = "checkpoints"
-# Leads to the checkpoint that validated best, where the run was asked for it.
+# Symbolic link to the checkpoint with the best validation, with `best_metric`.
 BEST = "best"
 VALIDATIONS = "validation"
 CLIPS_FILE = "clips.json"
 ENVIRONMENT_FILE = "environment.json"
 HEALTH_FILE = "health.jsonl"
 REPORT_FILE = "report.html"
-# The autoencoder's averaged and raw weights, each a folder that `from_pretrained` loads.
+# The averaged and the raw weights, each in a folder of a checkpoint that `from_pretrained` loads.
 Weights = Literal["ema", "model"]
 
 _STEP_NAME = re.compile(r"step-(\d+)")
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
-    """Return the folder of the checkpoint of `step`."""
+    """Return the folder of the checkpoint at `step`."""
     return run / CHECKPOINTS / f"step-{step:08d}"
 
 
 def checkpoints(run: Path) -> list[tuple[int, Path]]:
-    """Return (step, folder) of every checkpoint of a run, oldest first; unfinished ones are not among them."""
+    """Return (step, folder) of every complete checkpoint of a run, oldest first."""
     folders = (run / CHECKPOINTS).glob("step-*")
     return _by_step(folder for folder in folders if _is_checkpoint(folder))
 
 
 def validation_folder(run: Path, step: int) -> Path:
-    """Return the folder of the clips that were validated at `step`."""
+    """Return the folder of the clips of the validation at `step`."""
     return run / VALIDATIONS / f"step-{step:08d}"
 
 
 def validation_folders(run: Path) -> list[tuple[int, Path]]:
-    """Return (step, folder) of every validation whose clips are kept, oldest first; unfinished ones are not there."""
+    """Return (step, folder) of every validation with complete clips, oldest first."""
     folders = (run / VALIDATIONS).glob("step-*")
     return _by_step(folder for folder in folders if (folder / CLIPS_FILE).is_file())
 
@@ -58,7 +58,7 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 def find_checkpoint(path: Path) -> Path | None:
-    """Return `path` if it is a checkpoint, the last one of `path` if that is a run, else None."""
+    """Return `path` if it is a checkpoint, its last checkpoint if it is a run, otherwise None."""
     if _is_checkpoint(path):
         return path
     found = checkpoints(path)

@@ -187,7 +187,7 @@ def test_a_module_that_is_all_frozen_is_refused():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_weights_in_half_precision_are_not_trained(dtype):
-    with pytest.raises(ValueError, match=rf"must be float32, but got decoder.1.weight in {dtype}. Call its `.float"):
+    with pytest.raises(ValueError, match=rf"must be float32, but got decoder.1.weight in {dtype}. Call `.float"):
         select_trainable(Frozen().to(dtype), TrainableConfig())
     mixed = Frozen()
     mixed.encoder.to(dtype)
@@ -195,7 +195,7 @@ def test_weights_in_half_precision_are_not_trained(dtype):
 
 
 def test_a_model_without_a_decoder_says_so():
-    with pytest.raises(ValueError, match="whose decoder is called `decoder`, but got Sequential with 0"):
+    with pytest.raises(ValueError, match="a model with a module `decoder`, but got Sequential with 0"):
         select_trainable(nn.Sequential(nn.Conv3d(3, 3, 1)), TrainableConfig(weights="decoder"))
 
 

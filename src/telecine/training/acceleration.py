@@ -1,4 +1,4 @@
-"""Faster networks of the objective: their memory layout, and compilation."""
+"""Memory layout and compilation of the objective's networks."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from telecine.objective import VideoAutoencoderLoss
 def accelerate_networks(
     loss: VideoAutoencoderLoss, *, channels_last: bool, dynamo_backend: str, device: torch.device
 ) -> None:
-    """Change layout and code of the discriminators and of LPIPS in place; values stay the same up to rounding.
+    """Change the layout of the discriminators and of LPIPS in place, and compile them; results change by rounding only.
 
     Args:
         loss: The objective.
-        channels_last: Lay weights out with channels last, which convolutions hand on to their outputs.
-        dynamo_backend: What `torch.compile` compiles with; "no" for not at all.
-        device: Where the objective will run.
+        channels_last: Store weights with channels last; convolutions then return outputs in this layout.
+        dynamo_backend: Backend of `torch.compile`; "no" compiles nothing.
+        device: The device of the objective.
 
     Raises:
-        ValueError: If the gradient penalty is a gradient of a gradient, and compiled code or the CPU's channels-last
-            convolutions cannot compute it.
+        ValueError: The gradient penalty needs a double backward, which compiled code, and convolutions with channels
+            last on the CPU, do not support.
     """
     differentiates_twice = loss.weights["grad_penalty_loss_weight"].is_ever_on and loss.grad_penalty.double_backward
     remedy = "Use `objective.grad_penalty: approximate_r1`, or turn the penalty off."
@@ -36,12 +36,12 @@ def accelerate_networks(
             raise argument_error("dynamo_backend", "no with an exact gradient penalty", dynamo_backend, remedy)
         for network in networks(loss):
             network.compile(backend=dynamo_backend)
-        # A term's gradients are taken one by one through the same graph, whose buffers must outlive the first.
+        # Gradients of several terms are computed through the same graph, so the first must not free its buffers.
         torch._functorch.config.donated_buffer = False
 
 
 def networks(loss: VideoAutoencoderLoss) -> list[nn.Module]:
-    """Return the networks that the objective runs."""
+    """Return the networks of the objective: discriminators, and LPIPS if it is used."""
     judges = [critic.module for critic in loss.critics + loss.multiscale_critics]
     return judges if loss.perceptual_model is None else [*judges, loss.perceptual_model.distance]
 

@@ -1,4 +1,4 @@
-"""The averaged weights on the Hugging Face Hub, where diffusers loads them from by name."""
+"""Uploading the averaged weights to the Hugging Face Hub, from which diffusers loads them by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from telecine.checks import argument_error
 from telecine.files import read_json
 from telecine.training.config import TrainConfig
 
-# The key of a configuration that diffusers alone writes.
+# Only diffusers writes this key into a configuration.
 DIFFUSERS_KEY = "_diffusers_version"
 CARD = """---
 library_name: {library}
@@ -36,30 +36,30 @@ Averaged weights after {steps} updates.
 
 
 def create_repository(config: TrainConfig) -> str:
-    """Create the repository that a run uploads to, if it is not there yet, and return its full name.
+    """Create the repository for the upload, if it does not exist, and return its full name.
 
-    A run does so before it trains: a missing token is better known at the start.
+    A run calls this before it trains, so that a missing token is reported at the start.
 
     Raises:
-        ValueError: If the Hub cannot be reached, or refuses.
+        ValueError: The Hub cannot be reached, or refuses.
     """
     name = config.hub_model_id or Path(config.output_dir).resolve().name
     try:
         return create_repo(name, exist_ok=True).repo_id
     except (LocalTokenNotFoundError, HfHubHTTPError, OSError) as error:
-        remedy = "Log in with `hf auth login` or set HF_TOKEN, and check `hub_model_id`; or leave `push_to_hub` out."
+        remedy = "Log in with `hf auth login` or set HF_TOKEN, and check `hub_model_id`; or turn `push_to_hub` off."
         raise argument_error("push_to_hub", "possible", f"{type(error).__name__}: {error}", remedy) from error
 
 
 def upload(repo_id: str, checkpoint: Path, config: TrainConfig, metrics: Mapping[str, float], *, steps: int) -> None:
-    """Upload a checkpoint's averaged weights, with a card that says what they are and how they validated.
+    """Upload a checkpoint's averaged weights and a model card with their metrics.
 
     Args:
         repo_id: The repository's full name.
         checkpoint: Folder of the checkpoint.
         config: The run's settings.
-        metrics: Figures of the held-out clips.
-        steps: Updates done.
+        metrics: Metrics of the last validation.
+        steps: Number of updates done.
     """
     folder = checkpoint / "ema"
     figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
@@ -71,11 +71,11 @@ def upload(repo_id: str, checkpoint: Path, config: TrainConfig, metrics: Mapping
 
 
 def library_of(folder: Path) -> str:
-    """Return the library that loads the model in a folder: diffusers where it has written its version there."""
+    """Return the library that loads the model in a folder: diffusers if it has written its version there."""
     config = folder / CONFIG_FILE
     return "diffusers" if config.is_file() and DIFFUSERS_KEY in read_json(config) else "telecine"
 
 
 def base_of(model: str | None) -> str:
-    """Say from which model of the Hub a run started; paths on this machine are nobody else's business."""
+    """Return " from <model>" if a run started from a model of the Hub. Local paths are private."""
     return f" from {model}" if model and is_hub_name(model) and not Path(model).exists() else ""
