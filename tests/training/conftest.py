@@ -1,4 +1,4 @@
-"""Runs small enough for a test: 5 frames of 32 x 32 pixels of a real clip."""
+"""Settings of tiny runs: 5 frames of 32 x 32 pixels of a real clip."""
 
 import runpy
 from dataclasses import replace
@@ -14,7 +14,7 @@ from telecine.training import DiscriminatorConfig, ObjectiveConfig, OptimizerCon
 
 leave_pictures_out = runpy.run_path(str(Path(__file__).with_name("no_pictures.py")))["leave_pictures_out"]
 
-# Every term, and every option that keeps something from step to step; the weights change in various ways.
+# Every term, and every option with a state between steps. The weights change in various ways.
 EVERY_TERM = ObjectiveConfig(
     disc_start=1,
     disc_train_start=0,
@@ -44,12 +44,12 @@ EVERY_TERM = ObjectiveConfig(
     lecam_decay=0.9,
     quantizer_aux_loss_weight=Ramp(1e-4, steps=4, initial=1e-6),
 )
-EVERY_JUDGE = DiscriminatorConfig(video="first_frame", image="patch", num_scales=1, dim=2, norm="spectral")
+EVERY_DISCRIMINATOR = DiscriminatorConfig(video="first_frame", image="patch", num_scales=1, dim=2, norm="spectral")
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Sums in one order, so that runs can be compared bit for bit."""
+    """Use one thread: sums have one order, so that runs can be compared bit for bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -58,19 +58,19 @@ def one_thread():
 
 @pytest.fixture
 def with_pictures():
-    """Let the runs of a test draw and encode what people look at."""
+    """Make the runs of a test draw and encode pictures."""
 
 
 @pytest.fixture(autouse=True)
 def without_pictures(request, monkeypatch):
-    """Leave out what people look at, the slow part of a tiny run, unless a test asks for `with_pictures`."""
+    """Skip pictures, which take most of the time of a tiny run, except in tests that use `with_pictures`."""
     if "with_pictures" not in request.fixturenames:
         leave_pictures_out(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="session")
 def tiny_config():
-    """Return a function that makes the settings of a tiny run below a folder."""
+    """Return a function that creates the settings of a tiny run in a folder."""
 
     def make(folder):
         return TrainConfig(
@@ -103,7 +103,7 @@ def tiny_config():
 
 @pytest.fixture
 def tiny(tmp_path, cached_weights, tiny_config):
-    """Return a function that makes the settings of a tiny run, with changes."""
+    """Return a function that creates the settings of a tiny run, with changes."""
 
     def make(**changes):
         return replace(tiny_config(tmp_path), **changes)
@@ -113,5 +113,5 @@ def tiny(tmp_path, cached_weights, tiny_config):
 
 @pytest.fixture
 def everything():
-    """Return the settings of an objective with every term on."""
-    return {"objective": EVERY_TERM, "discriminator": EVERY_JUDGE}
+    """Return settings that turn every term on."""
+    return {"objective": EVERY_TERM, "discriminator": EVERY_DISCRIMINATOR}

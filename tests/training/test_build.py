@@ -12,7 +12,7 @@ from telecine.discriminators import (
 )
 from telecine.objective.schedule import Ramp
 from telecine.training import DiscriminatorConfig, ObjectiveConfig, build
-from telecine.training.build import build_accelerator, build_autoencoder, build_objective, build_state
+from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_objective, build_state
 from telecine.training.optim import set_lr
 
 
@@ -89,3 +89,11 @@ def test_what_the_loss_learns_is_trained_with_the_autoencoder_but_not_decayed(ti
     assert (network["lr"], own["lr"]) == (0.25, 0.25)
     judges = {id(weight) for group in state.disc_optimizer.param_groups for weight in group["params"]}
     assert id(state.objective.logvar) not in judges
+
+
+def test_validation_clips_from_separate_videos(tiny):
+    model = build_autoencoder(tiny())
+    held_out, separate = build_clips(tiny(), model), build_clips(tiny(val_data=tiny().data), model)
+    num_frames = [sum(span.num_frames for span in clips.train.spans) for clips in (held_out, separate)]
+    assert num_frames[0] < num_frames[1], "nothing is held out"
+    assert len(separate.val) == 2

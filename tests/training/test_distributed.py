@@ -67,6 +67,7 @@ def test_every_class_is_sharded():
     assert len(SHARDED) == 20
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize(("name", "weights"), [*((name, "all") for name in SHARDED), ("wan", "lora")])
 def test_outputs_and_gradients_equal_those_of_whole_weights(name, weights):

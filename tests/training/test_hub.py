@@ -1,4 +1,4 @@
-"""What is uploaded, and when; the Hub itself is stood in for, as no test may reach it."""
+"""What is uploaded, and when. No test reaches the Hub: a fake replaces it."""
 
 import base64
 import json
@@ -18,8 +18,8 @@ from telecine.training import hub, train
 
 
 @pytest.fixture
-def the_hub(monkeypatch):
-    """Stand in for the Hub: return what was created and the files of what was uploaded."""
+def fake_hub(monkeypatch):
+    """Replace the Hub; return the created repositories and the uploaded files."""
     created, uploaded = [], []
 
     def create_repo(name, *, exist_ok):
@@ -37,8 +37,9 @@ def the_hub(monkeypatch):
     return created, uploaded
 
 
-def test_the_averaged_weights_are_uploaded_with_a_card(tiny, the_hub):
-    created, uploaded = the_hub
+@pytest.mark.slow
+def test_the_averaged_weights_are_uploaded_with_a_card(tiny, fake_hub):
+    created, uploaded = fake_hub
     train(tiny(steps=1, push_to_hub=True, hub_model_id="faces"), console=Console(quiet=True))
     assert created == ["faces"]
     ((name, files, message, card),) = uploaded
@@ -48,8 +49,9 @@ def test_the_averaged_weights_are_uploaded_with_a_card(tiny, the_hub):
     assert "| psnr | " in card
 
 
-def test_a_finished_run_uploads_what_could_not_be_uploaded(tiny, the_hub, monkeypatch):
-    _, uploaded = the_hub
+@pytest.mark.slow
+def test_a_finished_run_repeats_an_upload_that_failed(tiny, fake_hub, monkeypatch):
+    _, uploaded = fake_hub
     config = tiny(steps=1, push_to_hub=True)
     upload_folder = hub.upload_folder
 
@@ -71,7 +73,7 @@ def test_a_finished_run_uploads_what_could_not_be_uploaded(tiny, the_hub, monkey
     ("written", "library"),
     [({"_class_name": "CausalVAE"}, "telecine"), ({"_diffusers_version": "0.35.0"}, "diffusers"), (None, "telecine")],
 )
-def test_the_card_says_what_loads_the_model_and_no_path(tiny, tmp_path, monkeypatch, written, library, model, base):
+def test_the_card_names_the_library_and_no_local_path(tiny, tmp_path, monkeypatch, written, library, model, base):
     cards = []
     monkeypatch.setattr(hub, "upload_folder", lambda folder_path, **_: cards.append(folder_path / "README.md"))
     (tmp_path / "ema").mkdir()
@@ -87,13 +89,13 @@ def test_the_card_says_what_loads_the_model_and_no_path(tiny, tmp_path, monkeypa
     assert "config.yaml" not in text, "it is not uploaded"
 
 
-def test_the_repository_is_named_after_the_run(tiny, the_hub):
-    created, _ = the_hub
+def test_the_repository_is_named_after_the_run(tiny, fake_hub):
+    created, _ = fake_hub
     assert hub.create_repository(tiny()) == "me/run"
     assert created == ["run"]
 
 
-def test_a_missing_token_is_known_before_anything_is_trained(tiny, monkeypatch):
+def test_a_missing_token_is_reported_before_training(tiny, monkeypatch):
     def refuse(*_, **__):
         raise LocalTokenNotFoundError("no token")
 
@@ -104,7 +106,7 @@ def test_a_missing_token_is_known_before_anything_is_trained(tiny, monkeypatch):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Answers what the Hub does to the few requests of an upload, and keeps them on its server."""
+    """Answers the requests of an upload as the Hub does, and records them on its server."""
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -135,7 +137,7 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    """Let huggingface_hub speak to a server of this process, and return that."""
+    """Start a server in this process, to which huggingface_hub connects."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         server.url, server.requests = f"http://127.0.0.1:{server.server_port}", []
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -145,8 +147,8 @@ def server(monkeypatch):
         server.shutdown()
 
 
-def test_what_the_hub_is_sent(tiny, server, tmp_path):
-    """`huggingface_hub` itself makes the requests; a model of a few kilobytes goes along with its commit."""
+def test_the_requests_of_an_upload(tiny, server, tmp_path):
+    """`huggingface_hub` sends a model of a few kilobytes inside the commit."""
     config = tiny(hub_model_id="faces")
     CausalVAE(config.causal_vae).save_pretrained(tmp_path / "ema")
     repository = hub.create_repository(config)

@@ -8,7 +8,7 @@ from telecine.training.interrupt import SIGNALS, stop_on_signal
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_the_first_signal_asks_and_the_handlers_come_back(number):
+def test_the_first_signal_sets_the_request_and_restores_the_handlers(number):
     before = signal.getsignal(number)
     with stop_on_signal() as stop:
         assert not stop.is_set
@@ -19,14 +19,14 @@ def test_the_first_signal_asks_and_the_handlers_come_back(number):
 
 
 @pytest.fixture
-def pythons_own_handler():
-    """Have Ctrl-C interrupt, as it does not where the tests were started in the background."""
+def default_handler():
+    """Make Ctrl-C raise: a shell that starts the tests in the background makes Python ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.usefixtures("pythons_own_handler")
+@pytest.mark.usefixtures("default_handler")
 def test_a_second_ctrl_c_interrupts():
     with stop_on_signal():
         os.kill(os.getpid(), signal.SIGINT)
@@ -34,7 +34,7 @@ def test_a_second_ctrl_c_interrupts():
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_outside_the_main_thread_signals_are_left_to_it():
+def test_other_threads_leave_signals_to_the_main_thread():
     before = {number: signal.getsignal(number) for number in SIGNALS}
 
     def enter():

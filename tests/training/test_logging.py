@@ -51,6 +51,8 @@ def test_records_after_the_checkpoint_are_dropped(logger, tmp_path):
     first = logger(0)
     for step in (1, 2, 3, 4):
         first.write(step, {"val/psnr": float(step)})
+    with (tmp_path / METRICS_FILE).open("a") as file:
+        file.write('{"step": 5, "val')  # the run crashed while it wrote
     logger(2).write(3, {"val/psnr": 7.0})
     assert read_records(tmp_path / METRICS_FILE) == [
         {"step": 1, "val/psnr": 1.0},

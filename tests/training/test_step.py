@@ -37,12 +37,12 @@ def changed(before, parameters):
     return [not torch.equal(old, new) for old, new in zip(before, parameters, strict=True)]
 
 
-def test_both_state_learn_from_one_forward_of_the_autoencoder(build, video):
+def test_both_networks_train_on_one_forward_of_the_autoencoder(build, video):
     state = build()
     calls = []
     state.model.register_forward_hook(lambda *_: calls.append(1))
     before = snapshot(state.model.parameters()), snapshot(state.objective.get_trainable_parameters())
-    update(state, video, step=3)  # residual branches start at zero, so some weights only move from the second on
+    update(state, video, step=3)  # residual branches start at zero: some weights change from the second update on
     values = update(state, video, step=4)
     assert len(calls) == 2
     assert all(changed(before[0], state.model.parameters()))
@@ -54,7 +54,7 @@ def test_both_state_learn_from_one_forward_of_the_autoencoder(build, video):
     assert "train/grad_penalty_loss" not in update(state, video, step=5), "computed on every second step only"
 
 
-def test_discriminators_rest_before_they_train(build, video):
+def test_discriminators_do_not_train_before_their_start(build, video):
     state = build()
     before = snapshot(state.objective.get_trainable_parameters())
     values = update(state, video, step=0)
@@ -62,7 +62,7 @@ def test_discriminators_rest_before_they_train(build, video):
     assert "train/discr_loss" not in values
 
 
-def test_without_an_adversarial_term_there_is_no_second_step(build, video):
+def test_without_an_adversarial_term_there_is_no_discriminator_step(build, video):
     state = build(
         objective=ObjectiveConfig(adversarial_loss_weight=0.0), discriminator=DiscriminatorConfig(video="none")
     )
@@ -81,7 +81,7 @@ def test_all_discriminators_train_together(build, video):
         assert f"train/discr_loss_{name}" in values
 
 
-def test_the_average_follows(build, video):
+def test_the_moving_average_is_updated(build, video):
     state = build()
     for step in range(3):
         update(state, video, step)
@@ -101,10 +101,10 @@ def test_gradients_are_clipped(build, video):
     values = update(state, video, step=0)
     assert norms == [pytest.approx(1e-3, rel=1e-3)]
     assert values["train/grad_norm"] > 1e-2, "what is logged is the norm before clipping"
-    assert all(p.grad is None for p in state.model.parameters()), "nothing is left to be counted again"
+    assert all(p.grad is None for p in state.model.parameters()), "gradients are freed"
 
 
-def test_what_the_loss_learns_is_trained_and_clipped_with_the_autoencoder(build, video):
+def test_parameters_of_the_loss_are_trained_and_clipped_with_the_autoencoder(build, video):
     state = build(objective=ObjectiveConfig(disc_start=0, disc_train_start=0, learn_logvar=True, logvar_init=-3.0))
     state.grad_clip = 1e-3
     logvar = state.objective.logvar
@@ -118,18 +118,18 @@ def test_what_the_loss_learns_is_trained_and_clipped_with_the_autoencoder(build,
     assert norms == [pytest.approx(1e-3, rel=1e-3)]
     assert logvar.item() > before, "the error is far larger than exp(-3)"
     assert logvar.grad is None
-    assert values["train/logvar"] == before, "the log is of the step, not of what comes after it"
+    assert values["train/logvar"] == before, "the log is of the value before the update"
 
 
 @pytest.mark.parametrize("recon_loss", ["mse", "l1", "charbonnier"])
-def test_the_squared_error_is_logged_whatever_is_trained_on(build, video, recon_loss):
+def test_the_squared_error_is_logged_for_any_reconstruction_loss(build, video, recon_loss):
     state = build(objective=ObjectiveConfig(recon_loss=recon_loss))
     values = update(state, video, step=0)
     assert 0.1 < values["train/mse"] < 2
     assert (values["train/recon_loss"] == pytest.approx(values["train/mse"], rel=1e-5)) == (recon_loss == "mse")
 
 
-def test_terms_that_are_off_at_a_step_are_not_in_its_log(build, video, everything):
+def test_terms_without_a_weight_at_a_step_are_not_logged(build, video, everything):
     state = build(**everything)
     first, later, last = (update(state, video, step) for step in (0, 1, 3))
     assert "train/gram_loss" not in first
@@ -142,7 +142,7 @@ def test_terms_that_are_off_at_a_step_are_not_in_its_log(build, video, everythin
     assert "train/wavelet_loss_weight" not in first, "it does not change"
 
 
-def test_nan_in_the_data_is_named_and_nothing_changes(build, video):
+def test_nan_in_the_data_is_named_and_no_weight_changes(build, video):
     state = build()
     before = snapshot(state.model.parameters())
     video[1, 0, 2, 5, 5] = float("nan")
@@ -158,7 +158,7 @@ def test_the_term_that_is_not_finite_is_named_before_the_total():
         finite_values(log, 9)
 
 
-def test_a_spoiled_discriminator_is_named(build, video):
+def test_nan_in_a_discriminator_is_named(build, video):
     state = build()
     with torch.no_grad():
         state.objective.discr_3d.to_logits[3].bias.fill_(float("nan"))
@@ -168,7 +168,7 @@ def test_a_spoiled_discriminator_is_named(build, video):
     assert not any(changed(before, state.model.parameters()))
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_optimizer(build, video):
+def test_a_gradient_that_is_not_finite_raises_before_the_optimizer_steps(build, video):
     state = build()
     state.model.last_layer.register_hook(lambda gradient: gradient * float("inf"))
     before = snapshot(state.model.parameters())
@@ -177,8 +177,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_optimizer(build, video):
     assert not any(changed(before, state.model.parameters()))
 
 
-def test_a_loss_scale_changes_nothing_and_is_updated_once(build, video):
-    """As in float16 on a GPU: both optimizers' gradients have one scale, and it changes after both have stepped."""
+def test_a_loss_scale_does_not_change_the_update_and_is_updated_once(build, video):
+    """As in float16 on a GPU: both optimizers share a scale, which changes after both have stepped."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1)
     results = []
     for used in (None, scaler):
@@ -207,7 +207,7 @@ def test_an_overflow_under_a_loss_scale_skips_that_step_and_lowers_the_scale(bui
     assert values["train/disc_grad_norm"] > 0
 
 
-def test_how_long_an_update_is_is_measured_when_asked_for(build, video):
+def test_the_update_ratio_is_logged_on_request(build, video):
     state = build()
     weights = [*state.model.parameters()], state.objective.get_trainable_parameters()
     before = [torch.cat([weight.detach().flatten() for weight in of]) for of in weights]
@@ -226,7 +226,7 @@ def test_clipping_and_overflow_are_counted(build, video):
     state.grad_clip = 1e-3
     values = update(state, video, step=3)
     assert values["train/grad_clipped"] == values["train/disc_grad_clipped"] == 1.0
-    assert "train/grad_overflow" not in values, "without a scaler it is an error"
+    assert "train/grad_overflow" not in values, "without a scaler an overflow is an error"
     state.grad_clip = 1e9
     state.accelerator.scaler = torch.amp.GradScaler("cpu")
     values = update(state, video, step=4)
@@ -234,7 +234,7 @@ def test_clipping_and_overflow_are_counted(build, video):
     assert values["train/grad_clipped"] == values["train/grad_overflow"] == values["train/disc_grad_overflow"] == 0.0
 
 
-def test_every_frame_and_the_discriminators_have_a_share_of_the_gradient(build, video):
+def test_the_gradient_at_the_reconstruction_is_logged(build, video):
     values = update(build(), video, step=3)
     shares = [values[f"train/frame_gradient_{frame:03d}"] for frame in range(5)]
     assert sum(shares) == pytest.approx(5, rel=1e-5)

@@ -1,4 +1,4 @@
-"""What is chosen is trained, and nothing else moves."""
+"""The chosen weights are trained, and all others keep their values."""
 
 import copy
 
@@ -14,7 +14,7 @@ from telecine.training.optim import MovingAverage
 from telecine.training.trainable import TrainableConfig, select_trainable
 
 SMALL = CausalVAEConfig(2, 4, latent_channels=3, base_channels=8, channel_multipliers=(1, 2), blocks_per_level=1)
-KINDS = ("causal", "wan", "hunyuan_video")
+KINDS = ("causal", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("wan", "hunyuan_video")))
 
 
 def build(kind):
@@ -37,7 +37,7 @@ def clip():
 
 
 def train(model, weights, num_steps=3):
-    """Take large steps, with weight decay, in training mode."""
+    """Train with large steps and weight decay, in training mode."""
     optimizer = torch.optim.AdamW(weights, lr=0.05, weight_decay=0.1)
     model.train()
     for _ in range(num_steps):
@@ -56,15 +56,15 @@ def changed(model, before):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_is_the_default(kind):
+def test_all_weights_are_trained_by_default(kind):
     model = build(kind)
     assert select_trainable(model, TrainableConfig()) == list(model.parameters())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_decoder_alone_leaves_the_latents_as_they_are_bit_for_bit(kind):
+def test_training_the_decoder_alone_keeps_the_latents_bit_for_bit(kind):
     model = build(kind)
-    # PyTorch may choose another kernel, which rounds otherwise, for a frozen weight: so it is frozen for both.
+    # Freeze first: for a frozen weight PyTorch may choose a kernel that rounds differently.
     weights = select_trainable(model, TrainableConfig(weights="decoder"))
     before, latent = tensors(model), model.encode(clip())
     train(model, weights)
@@ -76,7 +76,7 @@ def test_the_decoder_alone_leaves_the_latents_as_they_are_bit_for_bit(kind):
 
 
 class Drifting(nn.Module):
-    """An autoencoder whose encoder has everything that changes without a gradient."""
+    """An autoencoder whose encoder has every kind of state that changes without a gradient."""
 
     def __init__(self):
         super().__init__()
@@ -95,7 +95,7 @@ class Drifting(nn.Module):
         return self.decoder(self.encoder(video))
 
 
-def test_frozen_normalisations_and_dropout_cannot_drift():
+def test_frozen_normalisation_and_dropout_stay_in_eval_mode():
     torch.manual_seed(0)
     model, video = Drifting(), torch.rand(2, 3, 2, 4, 4)
     weights = select_trainable(model, TrainableConfig(weights="decoder"))
@@ -127,7 +127,7 @@ def test_frozen_normalisations_and_dropout_cannot_drift():
         ("decoder", ("*.conv_in.bias",), ["decoder.conv_in.bias"]),
     ],
 )
-def test_patterns_choose_names(weights, patterns, expected):
+def test_patterns_choose_weights_by_name(weights, patterns, expected):
     model = build("wan")
     chosen = select_trainable(model, TrainableConfig(weights=weights, patterns=patterns))
     names = {id(weight): name for name, weight in model.module.named_parameters()}
@@ -144,12 +144,12 @@ def test_patterns_choose_names(weights, patterns, expected):
         (TrainableConfig(weights="lora", patterns=("decoder.conv_uot",)), "Did you mean `decoder.conv_out`"),
     ],
 )
-def test_a_pattern_without_a_match_names_the_nearest(config, says):
+def test_a_pattern_without_a_match_suggests_the_nearest_name(config, says):
     with pytest.raises(ValueError, match=says):
         select_trainable(build("wan"), config)
 
 
-def test_bad_settings_are_refused():
+def test_invalid_settings_are_refused():
     with pytest.raises(ValueError, match='"all", "decoder" or "lora"'):
         TrainableConfig(weights="encoder")
     with pytest.raises(ValueError, match="`lora_rank` must be a positive int"):
@@ -157,7 +157,7 @@ def test_bad_settings_are_refused():
 
 
 class Frozen(nn.Module):
-    """As one whose user trains a new layer over a published network."""
+    """A pretrained network with a new layer, which alone is trained."""
 
     def __init__(self):
         super().__init__()
@@ -174,13 +174,13 @@ class Frozen(nn.Module):
         (TrainableConfig(patterns=("encoder.*",)), ["encoder.weight", "encoder.bias"]),
     ],
 )
-def test_what_a_module_keeps_frozen_stays_so_unless_it_is_named(config, expected):
+def test_frozen_weights_stay_frozen_unless_a_pattern_names_them(config, expected):
     model = Frozen()
     select_trainable(model, config)
     assert [name for name, weight in model.named_parameters() if weight.requires_grad] == expected
 
 
-def test_a_module_that_is_all_frozen_is_refused():
+def test_a_module_with_frozen_weights_only_is_refused():
     with pytest.raises(ValueError, match=r"`trainable` must be .* but got Frozen, all of which are frozen. .*patterns"):
         select_trainable(Frozen().requires_grad_(False), TrainableConfig())
 
@@ -191,16 +191,16 @@ def test_weights_in_half_precision_are_not_trained(dtype):
         select_trainable(Frozen().to(dtype), TrainableConfig())
     mixed = Frozen()
     mixed.encoder.to(dtype)
-    assert len(select_trainable(mixed, TrainableConfig())) == 2, "a frozen one may be"
+    assert len(select_trainable(mixed, TrainableConfig())) == 2, "frozen weights may be in half precision"
 
 
-def test_a_model_without_a_decoder_says_so():
+def test_a_model_without_a_decoder_is_refused():
     with pytest.raises(ValueError, match="a model with a module `decoder`, but got Sequential with 0"):
         select_trainable(nn.Sequential(nn.Conv3d(3, 3, 1)), TrainableConfig(weights="decoder"))
 
 
 @pytest.mark.parametrize("patterns", [(), ("decoder",)])
-def test_low_rank_updates_of_nothing_are_refused(patterns):
+def test_lora_of_a_model_without_suitable_layers_is_refused(patterns):
     model = nn.Module()
     model.decoder = model.last_layer = nn.ConvTranspose3d(3, 3, 1)
     with pytest.raises(ValueError, match=r'`weights` must be "all" or "decoder" for a model without .* but got "lora"'):
@@ -212,7 +212,7 @@ def lora(**changes):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_low_rank_updates_start_at_nothing_and_train(kind):
+def test_lora_updates_start_at_zero_and_train(kind):
     model = build(kind)
     expected = model(clip(), sample_posterior=False).video
     weights = select_trainable(model, lora())
@@ -229,7 +229,7 @@ def test_low_rank_updates_start_at_nothing_and_train(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_low_rank_updates_are_merged_where_they_are_saved(kind, tmp_path):
+def test_lora_updates_are_merged_when_they_are_saved(kind, tmp_path):
     model = build(kind)
     names = set(model.state_dict())
     train(model, select_trainable(model, lora()))
@@ -249,7 +249,7 @@ def test_low_rank_updates_are_merged_where_they_are_saved(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_low_rank_updates_are_averaged_and_go_on(kind, tmp_path):
+def test_lora_updates_are_averaged_and_resumed(kind, tmp_path):
     model = build(kind)
     weights = select_trainable(model, lora())
     average = MovingAverage(model, 0.0)
@@ -269,7 +269,7 @@ def test_low_rank_updates_are_averaged_and_go_on(kind, tmp_path):
     assert torch.equal(resumed(clip(), sample_posterior=False).video, model(clip(), sample_posterior=False).video)
 
 
-def test_merged_weights_do_not_load_under_updates(tmp_path):
+def test_merged_weights_cannot_be_loaded_below_lora_updates(tmp_path):
     model = build("wan")
     select_trainable(model, lora())
     model.save_pretrained(tmp_path)
@@ -278,7 +278,7 @@ def test_merged_weights_do_not_load_under_updates(tmp_path):
 
 
 @pytest.mark.parametrize(("patterns", "last"), [(("encoder.*",), False), (("decoder.conv_*",), True)])
-def test_layers_of_low_rank_updates_by_pattern(patterns, last):
+def test_patterns_choose_layers_of_lora_updates(patterns, last):
     model = build("hunyuan_video")
     select_trainable(model, lora(patterns=(*patterns, "*.conv_in.conv")))
     trained = [name for name, weight in model.module.named_parameters() if weight.requires_grad]

@@ -1,4 +1,4 @@
-"""Low-rank updates go on from a file of their own, on the base that they were trained on."""
+"""LoRA updates are resumed from a separate file, on the base model that they were trained on."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from telecine.training.weight_files import WeightFiles
 
 
 class Normalised(nn.Module):
-    """An autoencoder whose decoder has statistics without weights, and a layer of two names."""
+    """An autoencoder whose decoder has statistics without weights, and a layer with two names."""
 
     def __init__(self):
         super().__init__()
@@ -30,7 +30,7 @@ def adapted(seed):
     return model, WeightFiles(model, is_sharded=False)
 
 
-def test_updates_and_statistics_go_on(tmp_path):
+def test_updates_and_statistics_are_restored(tmp_path):
     model, files = adapted(0)
     with torch.no_grad():
         for weight in model.parameters():
@@ -44,19 +44,19 @@ def test_updates_and_statistics_go_on(tmp_path):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in other.state_dict().items())
 
 
-def test_another_base_is_refused():
+def test_another_base_model_is_refused():
     _, files = adapted(0)
     adapted(0)[1].check_base(files.base)
-    adapted(1)[1].check_base(None)  # of a checkpoint that does not say
+    adapted(1)[1].check_base(None)  # without LoRA
     with pytest.raises(ValueError, match=r"`model` must be the base model of the run's LoRA updates.*other weights"):
         adapted(1)[1].check_base(files.base)
 
 
-def test_what_is_saved_whole_has_no_base():
+def test_without_lora_there_is_no_base():
     assert WeightFiles(CustomAutoencoder(Normalised()), is_sharded=False).base is None
 
 
-def test_a_complete_autoencoder_of_ones_own_is_given_its_updates_merged(tmp_path):
+def test_a_custom_save_pretrained_gets_merged_updates(tmp_path):
     class Complete(Normalised):
         def save_pretrained(self, folder):
             folder.mkdir()

@@ -1,7 +1,7 @@
-"""One of two processes that train together: `torchrun two_ranks.py FOLDER`; runs the settings in FOLDER/NAME.yaml.
+"""One of two processes that train together: `torchrun two_ranks.py FOLDER` trains with all FOLDER/NAME.yaml.
 
-Each run is a file of settings and how far to go: `NAME.2.yaml` stops after two steps, as if interrupted, and
-`NAME.yaml` goes on to the end. All share one process group, since to start one takes longer than to train.
+`NAME.2.yaml` stops after two steps, as if interrupted, and `NAME.yaml` trains up to the end. All runs share one process
+group, since starting one takes longer than training.
 """
 
 import gc
@@ -21,7 +21,7 @@ no_pictures = runpy.run_path(str(Path(__file__).with_name("no_pictures.py")))
 
 
 class StopAfter:
-    """Asks a trainer to stop once it has done so many updates; only the last process is asked."""
+    """Stops a trainer once it has done a number of updates; only the last process is asked to stop."""
 
     def __init__(self, trainer, num_steps):
         self.trainer, self.num_steps = trainer, num_steps
@@ -46,7 +46,7 @@ def train(path):
 
 def main(folder):
     no_pictures["leave_pictures_out"](setattr)
-    gc.freeze()  # what the imports have made is not looked at after each run
+    gc.freeze()  # exclude the imported modules from the garbage collections after each run
     for path in sorted(folder.glob("*.yaml")):
         train(path)
         gc.collect()

@@ -1,4 +1,4 @@
-"""Two processes train as one does: the same losses, the same weights, the same run after an interruption."""
+"""Two processes give the same losses and weights as one, and resume to the same bits."""
 
 import os
 import runpy
@@ -20,18 +20,20 @@ from telecine.training import Interrupted, ObjectiveConfig, OptimizerConfig, Tra
 from telecine.training.checkpoint import as_yaml
 from telecine.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 tiny_models = runpy.run_path(str(Path(__file__).parent.parent / "autoencoders" / "tiny_models.py"))
 no_pictures = runpy.run_path(str(Path(__file__).with_name("no_pictures.py")))
 
 NUM_STEPS = 5
-# Two processes stop after so many steps; a resumed run goes on in them, the one that crosses over in one process.
+# Two processes stop after this many steps. "crossing" resumes in one process, the others in two.
 STOP_AFTER = {"fsdp2_resumed": 2, "long_resumed": 10, "crossing": 3}
 LONG_STEPS = 20
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 class AfterOne:
-    """Asks a trainer to stop after its first update."""
+    """Stops a trainer after its first update."""
 
     def __init__(self, trainer):
         self.trainer = trainer
@@ -57,7 +59,7 @@ def launch(*arguments):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, cached_weights, tiny_config):
-    """Return the settings of every run by name, after all of them have been trained, and what two processes printed."""
+    """Train all runs; return their settings by name, and what the two processes printed."""
     folder = tmp_path_factory.mktemp("runs")
     objective = ObjectiveConfig(
         disc_start=1,
@@ -84,13 +86,13 @@ def runs(tmp_path_factory, cached_weights, tiny_config):
     def named(name, **changes):
         return replace(base, output_dir=str(folder / name), **changes)
 
-    # The adaptive weight and LeCam's averages are of each micro-batch.
+    # The adaptive weight and LeCam's averages are computed for each micro-batch.
     fixed = replace(objective, adaptive_weight_reference="none", lecam_loss_weight=0.0)
-    # Of a single frame, Wan leaves the weights that mix frames without a gradient.
+    # With single frames, the weights of Wan that mix frames get no gradient.
     for name in ("cogvideox", "wan"):
         tiny_models["tiny_model"](name).save_pretrained(folder / name)
     still = ClipConfig(num_frames=1, height=32, width=32, num_workers=1)
-    # Where a gradient is almost 0, Adam's step follows its rounding, which is another with other kernels.
+    # Where a gradient is almost 0, Adam's step depends on its rounding, which differs between kernels.
     slow = {"objective": fixed, "optimizer": replace(base.optimizer, lr=2e-5, disc_lr=2e-5)}
     images = {"model": str(folder / "wan"), "clips": still, **slow}
     cogvideox = {"model": str(folder / "cogvideox"), "clips": replace(still, num_frames=9), **slow}
@@ -133,11 +135,11 @@ def runs(tmp_path_factory, cached_weights, tiny_config):
 
 
 def losses(config):
-    """Return every value of every step, and of the validations, that means the same however clips are spread."""
-    # Spreads and norms of parts of a batch are not those of the whole, and their means are not either.
-    own = ("clips_per_second", "_std", "frame_gradient", "adversarial_gradient_share")
+    """Return the records without the values that depend on how clips are distributed over processes."""
+    # Standard deviations and norms over parts of a batch differ from those of the whole batch, and so do their means.
+    excluded = ("clips_per_second", "_std", "frame_gradient", "adversarial_gradient_share")
     records = read_records(Path(config.output_dir) / "metrics.jsonl")
-    return [{k: v for k, v in record.items() if not any(part in k for part in own)} for record in records]
+    return [{k: v for k, v in record.items() if not any(part in k for part in excluded)} for record in records]
 
 
 def weights(config, name):
@@ -150,10 +152,10 @@ def tensors(config):
     return {str(path.relative_to(folder)): load_file(path) for path in sorted(folder.rglob("*.safetensors"))}
 
 
-def of_gradients(name):
-    """Say whether a value is of gradients, or a small difference of large values.
+def depends_on_gradients(name):
+    """Return whether a value depends on gradients, or is a small difference of large values.
 
-    Gradients jump where an activation changes its side, which rounding decides.
+    Gradients jump where rounding changes the sign of an activation.
     """
     return any(part in name for part in ("adaptive_weight", "grad_norm", "update_ratio", "ema_psnr_behind"))
 
@@ -180,7 +182,7 @@ def test_the_same_clips_give_the_same_losses_and_weights(runs, name, reference, 
     for one, other in zip(ours, theirs, strict=True):
         assert one.keys() == other.keys()
         first_steps = one["step"] <= 2
-        exact = {key for key in one if "train/" in key and (first_steps or not of_gradients(key))}
+        exact = {key for key in one if "train/" in key and (first_steps or not depends_on_gradients(key))}
         expected = {key: one[key] for key in exact}
         assert {key: other[key] for key in exact} == pytest.approx(expected, rel=tolerance, abs=tolerance)
         assert other == pytest.approx(one, rel=1e-2, abs=1e-5)
@@ -195,7 +197,7 @@ def test_the_same_clips_give_the_same_losses_and_weights(runs, name, reference, 
 
 
 @pytest.mark.parametrize("name", ["long", "fsdp2"])
-def test_going_on_equals_going_straight_bit_for_bit(runs, name):
+def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(runs, name):
     configs, _ = runs
     straight, resumed = tensors(configs[name]), tensors(configs[f"{name}_resumed"])
     assert len(straight) == 6
@@ -209,7 +211,7 @@ def test_going_on_equals_going_straight_bit_for_bit(runs, name):
 @pytest.mark.parametrize(
     ("name", "cls"), [("sharded_cogvideox", AutoencoderKLCogVideoX), ("sharded_lora", AutoencoderKLWan)]
 )
-def test_what_was_trained_in_shards_is_loaded_by_diffusers(runs, name, cls):
+def test_diffusers_loads_weights_that_were_trained_sharded(runs, name, cls):
     configs, _ = runs
     for kind in ("model", "ema"):
         loaded = AutoModel.from_pretrained(str(checkpoints(Path(configs[name].output_dir))[-1][1] / kind))
@@ -219,19 +221,19 @@ def test_what_was_trained_in_shards_is_loaded_by_diffusers(runs, name, cls):
         assert all(torch.equal(tensor, saved[key]) for key, tensor in tensors.items())
 
 
-def test_the_state_of_every_process_is_saved(runs):
+def test_the_random_state_of_every_process_is_saved(runs):
     configs, _ = runs
     states = tensors(configs["ddp"])["random.safetensors"]
     assert sorted(states) == ["0.cpu", "1.cpu"]
 
 
-def test_only_one_process_speaks(runs):
+def test_only_the_first_process_prints(runs):
     _, printed = runs
     assert printed.count("computing on cpu in each of 2 processes, mixed precision: no") == 5 + 1
     assert printed.count("weights sharded by fsdp2") == 5 + 1
 
 
-def test_going_on_with_another_number_of_processes_says_what_is_not_exact(runs, tmp_path, capsys):
+def test_resuming_with_another_number_of_processes_prints_what_is_not_exact(runs, tmp_path, capsys):
     configs, _ = runs
     config = replace(configs["ddp"], batch_size=4, steps=NUM_STEPS + 1)
     train(config)

@@ -1,0 +1,223 @@
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from telecine.runs import BEST, CHECKPOINTS, STATE_FILE, checkpoints, find_checkpoint
+from telecine.training.checkpoint_files import (
+    check_complete,
+    load_optimizer,
+    optimizer_tensors,
+    random_states,
+    save_tensors,
+    set_random_state,
+    write_checkpoint,
+)
+
+
+def write_state(folder):
+    (folder / STATE_FILE).write_text("{}")
+    (folder / "ema").mkdir()
+
+
+def test_a_checkpoint_appears_under_its_step(tmp_path):
+    folder = write_checkpoint(tmp_path, 7, write_state, keep=2)
+    assert checkpoints(tmp_path) == [(7, folder)]
+    assert find_checkpoint(tmp_path) == folder
+    assert find_checkpoint(folder) == folder
+
+
+def test_a_checkpoint_that_fails_half_way_never_appears_and_keeps_the_old_one(tmp_path):
+    old = write_checkpoint(tmp_path, 1, write_state, keep=2)
+
+    def fail(folder):
+        write_state(folder)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_checkpoint(tmp_path, 2, fail, keep=2)
+    assert checkpoints(tmp_path) == [(1, old)]
+    assert write_checkpoint(tmp_path, 3, write_state, keep=2).is_dir()
+    assert sorted(path.name for path in (tmp_path / CHECKPOINTS).iterdir()) == ["step-00000001", "step-00000003"]
+
+
+def test_a_folder_without_its_state_file_is_no_checkpoint(tmp_path):
+    (tmp_path / CHECKPOINTS / "step-00000009").mkdir(parents=True)
+    assert checkpoints(tmp_path) == []
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    for step in (1, 2, 10, 3):
+        write_checkpoint(tmp_path, step, write_state, keep=2)
+    assert [step for step, _ in checkpoints(tmp_path)] == [3, 10]
+
+
+def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
+    write_checkpoint(tmp_path, 1, write_state, keep=2)
+
+    def write_more(folder):
+        write_state(folder)
+        (folder / "new").touch()
+
+    assert (write_checkpoint(tmp_path, 1, write_more, keep=2) / "new").exists()
+    assert len(checkpoints(tmp_path)) == 1
+
+
+def test_a_replacement_that_fails_keeps_the_old_checkpoint(tmp_path):
+    old = write_checkpoint(tmp_path, 1, write_state, keep=1)
+    (old / "old").touch()
+
+    def fail(folder):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_checkpoint(tmp_path, 1, fail, keep=1)
+    assert (old / "old").exists()
+    assert checkpoints(tmp_path) == [(1, old)]
+
+
+def save(optimizer, path):
+    save_tensors(path, optimizer_tensors(optimizer))
+
+
+def trained(seed, num_steps):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), 0.1, betas=(0.5, 0.9))
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        model(torch.ones(2, 3)).square().sum().backward()
+        optimizer.step()
+    return model, optimizer
+
+
+def test_an_optimizer_resumes_bit_for_bit_with_new_hyperparameters(tmp_path):
+    model, optimizer = trained(0, 3)
+    save(optimizer, tmp_path / "optimizer.safetensors")
+    other, restored = trained(0, 0)
+    restored.param_groups[0]["weight_decay"] = 0.25
+    other.load_state_dict(model.state_dict())
+    load_optimizer(restored, tmp_path / "optimizer.safetensors")
+    for network, opt in ((model, optimizer), (other, restored)):
+        opt.zero_grad()
+        network(torch.ones(2, 3)).square().sum().backward()
+        opt.step()
+    ours, theirs = optimizer.state_dict()["state"], restored.state_dict()["state"]
+    assert len(ours) == 4
+    for index, state in ours.items():
+        assert all(torch.equal(state[name], theirs[index][name]) for name in ("step", "exp_avg"))
+    assert restored.param_groups[0]["weight_decay"] == 0.25, "hyperparameters are settings of the resumed run"
+
+
+def test_the_error_of_a_damaged_file_has_a_remedy(tmp_path):
+    _, optimizer = trained(0, 1)
+    path = tmp_path / "optimizer.safetensors"
+    save(optimizer, path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"optimizer.safetensors` must be a complete file.*Delete .*resumes from"):
+        load_optimizer(optimizer, path)
+
+
+def test_a_full_disk_raises_an_oserror(tmp_path):
+    """A missing folder stands in for the full disk: safetensors raises the same."""
+    path = tmp_path / "missing" / "random.safetensors"
+    with pytest.raises(OSError, match=rf"cannot write weights to {path}: .*No such file"):
+        save_tensors(path, {"weight": torch.zeros(2)})
+
+
+def test_an_optimizer_that_never_stepped_is_restored_without_state(tmp_path):
+    _, optimizer = trained(0, 0)
+    save(optimizer, tmp_path / "optimizer.safetensors")
+    _, restored = trained(1, 2)
+    load_optimizer(restored, tmp_path / "optimizer.safetensors")
+    assert restored.state_dict()["state"] == {}
+
+
+def test_the_random_state_is_restored():
+    cpu = torch.device("cpu")
+    torch.manual_seed(3)
+    states = random_states(cpu)
+    assert list(states) == ["0.cpu"]
+    first = torch.rand(4)
+    torch.rand(5)
+    set_random_state(states, 0, cpu)
+    assert torch.equal(torch.rand(4), first)
+
+
+def test_a_rank_without_a_saved_random_state_keeps_its_own():
+    cpu = torch.device("cpu")
+    states = random_states(cpu)
+    torch.manual_seed(4)
+    set_random_state(states, 1, cpu)
+    after = torch.rand(4)
+    torch.manual_seed(4)
+    assert torch.equal(torch.rand(4), after)
+
+
+def test_the_best_checkpoint_is_kept_and_linked(tmp_path):
+    write_checkpoint(tmp_path, 1, write_state, keep=1, best=1)
+    for step in (2, 3):
+        write_checkpoint(tmp_path, step, write_state, keep=1, best=1)
+    assert [step for step, _ in checkpoints(tmp_path)] == [1, 3]
+    assert (tmp_path / BEST).resolve() == checkpoints(tmp_path)[0][1].resolve()
+    assert find_checkpoint(tmp_path / BEST) == tmp_path / BEST
+    write_checkpoint(tmp_path, 4, write_state, keep=1, best=4)
+    assert [step for step, _ in checkpoints(tmp_path)] == [4]
+    assert (tmp_path / BEST).resolve() == checkpoints(tmp_path)[0][1].resolve()
+
+
+def test_without_a_best_checkpoint_the_link_is_removed(tmp_path):
+    """It would dangle once that checkpoint is deleted."""
+    write_checkpoint(tmp_path, 1, write_state, keep=1, best=1)
+    write_checkpoint(tmp_path, 2, write_state, keep=1)
+    assert not (tmp_path / BEST).is_symlink()
+
+
+def test_a_folder_in_place_of_the_link_to_the_best_is_replaced(tmp_path):
+    write_checkpoint(tmp_path / "run", 1, write_state, keep=1, best=1)
+    shutil.copytree(tmp_path / "run", tmp_path / "copied")
+    copied = tmp_path / "copied"
+    assert not (copied / BEST).is_symlink()
+    write_checkpoint(copied, 2, write_state, keep=1, best=2)
+    assert (copied / BEST).resolve() == checkpoints(copied)[0][1].resolve()
+    assert sorted(path.name for path in copied.iterdir()) == [BEST, CHECKPOINTS]
+
+
+def test_what_an_interrupted_deletion_left_is_removed(tmp_path):
+    write_checkpoint(tmp_path, 1, write_state, keep=1)
+    (tmp_path / CHECKPOINTS / ".step-00000001.deleted" / "ema").mkdir(parents=True)
+    (tmp_path / ".best.deleted").mkdir()
+    (tmp_path / BEST).mkdir()
+    write_checkpoint(tmp_path, 2, write_state, keep=1, best=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [BEST, CHECKPOINTS]
+    assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["step-00000002"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("state.json", '{"step": '), ("config.yaml", "- a list"), ("random.safetensors", "1234")]
+)
+def test_a_damaged_file_of_any_kind_is_named(tmp_path, name, text):
+    save_tensors(tmp_path / "objective.safetensors", {"weight": torch.zeros(2)})
+    (tmp_path / "config.yaml").write_text("steps: 3\n")
+    (tmp_path / "state.json").write_text("{}")
+    check_complete(tmp_path)
+    (tmp_path / "ema").mkdir()
+    path = tmp_path / "ema" / name
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"{path}` must be a complete file.*Delete {tmp_path}: the run resumes"):
+        check_complete(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_state_tensor_of_a_scalar_parameter_is_restored(tmp_path, shape):
+    weight = nn.Parameter(torch.ones(shape))
+    optimizer = torch.optim.AdamW([weight])
+    weight.square().sum().backward()
+    optimizer.step()
+    save(optimizer, tmp_path / "optimizer.safetensors")
+    restored = torch.optim.AdamW([weight])
+    load_optimizer(restored, tmp_path / "optimizer.safetensors")
+    ours, theirs = optimizer.state[weight], restored.state[weight]
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)

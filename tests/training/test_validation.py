@@ -1,0 +1,95 @@
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from telecine.autoencoders import Reconstruction
+from telecine.training.validation import (
+    NUM_KEPT,
+    NUM_SHOWN,
+    best_validation,
+    clips_of_rank,
+    evenly_spaced,
+    first_and_last,
+    repeat_short_video,
+    validate,
+)
+
+
+class Halves(nn.Module):
+    """Reconstructs half of the input, or something else if it samples or trains."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, video, sample_posterior=True):
+        assert not sample_posterior
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        return Reconstruction(video=video * self.scale, aux={})
+
+
+def clip(value, index):
+    return {"video": torch.full((3, 2, 16, 16), value), "source": f"video {index}", "start": index}
+
+
+def test_every_clip_is_measured_and_up_to_some_are_kept():
+    model = Halves()
+    clips = [clip(0.1 * index / NUM_KEPT, index) for index in range(1, NUM_KEPT + 3)]
+    result = validate(model, clips, {})
+    assert model.training
+    assert len(result.per_clip) == len(clips)
+    for index, metrics in enumerate(result.per_clip, 1):
+        half = 0.1 * index / NUM_KEPT / 2
+        assert metrics["psnr"] == pytest.approx(10 * torch.log10(torch.tensor(4 / half**2)).item(), rel=1e-4)
+    assert result.metrics["psnr"] == pytest.approx(sum(m["psnr"] for m in result.per_clip) / len(clips))
+    assert [shown.source for shown in result.clips] == [f"video {1 + i}" for i in evenly_spaced(len(clips), NUM_KEPT)]
+    assert result.clips[-1].metrics == result.per_clip[evenly_spaced(len(clips), NUM_KEPT)[-1]]
+    few = validate(model.eval(), clips[:1], {})
+    assert not model.training
+    assert result.picture.shape[1] - few.picture.shape[1] > 16 * (NUM_SHOWN - 2), "one row for each clip shown"
+
+
+def test_each_process_measures_equally_many_clips():
+    assert [clips_of_rank(5, rank, 2) for rank in (0, 1)] == [[0, 2, 4], [1, 3, 0]]
+    assert clips_of_rank(4, 1, 2) == [1, 3]
+    assert clips_of_rank(3, 0, 1) == [0, 1, 2]
+
+
+def test_indices_are_evenly_spaced():
+    assert evenly_spaced(10, 4) == [0, 2, 5, 7]
+    assert evenly_spaced(3, 4) == [0, 1, 2]
+
+
+def test_a_short_video_is_repeated():
+    video = torch.arange(9, dtype=torch.uint8)[:, None, None, None]
+    assert len(repeat_short_video(video, 30.0)) == 126
+    assert torch.equal(repeat_short_video(video, 30.0)[9:18], video)
+    assert len(repeat_short_video(video, 1.0)) == 9
+
+
+@pytest.mark.parametrize(("metric", "best"), [("psnr", 2), ("lpips_alex", 3)])
+def test_the_best_validation_is_finite_and_after_the_start(metric, best):
+    figures = [(0, 50.0, 0.0), (1, float("nan"), float("nan")), (2, 30.0, 0.4), (3, 20.0, 0.3), (4, float("inf"), -0.0)]
+    records = [{"step": step, "val/psnr": psnr, "val/lpips_alex": lpips} for step, psnr, lpips in figures]
+    records[-1]["val/lpips_alex"] = float("-inf")
+    assert best_validation(records, metric)["step"] == best
+    assert best_validation(records[:2], metric) is None
+
+
+def test_the_metrics_of_the_first_and_the_last_validation(tmp_path):
+    lines = [{"step": step, "val/psnr": float(step), "train/ema_psnr_behind": 0.0} for step in (0, 5, 9)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert first_and_last(tmp_path) == ({"psnr": 0.0}, {"psnr": 9.0})
+
+
+def test_a_finished_run_without_records_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"metrics.jsonl` must be a file with a validation, but got none"):
+        first_and_last(tmp_path)
+
+
+def test_the_earliest_of_equal_validations_is_the_best():
+    records = [{"step": step, "val/psnr": 30.0} for step in (1, 2)]
+    assert best_validation(records, "psnr") is records[0]
