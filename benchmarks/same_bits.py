@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from same_bits_cases import CASES, NUM_STEPS, Case, Settings, first_layout, prepare
+from same_bits_cases import CASES, NUM_STEPS, Case, Settings, first_layout, prepare, present_layout
 from torch import Tensor
 
 SRC = Path(__file__).resolve().parents[1] / "src"
@@ -78,7 +78,8 @@ def run_python(arguments: list[str], src: Path, folder: Path) -> str:
 
 def layout_of(src: Path) -> Callable[[Settings], Settings]:
     """Return the function that translates the settings for the version in `src`."""
-    return first_layout
+    is_first = not (src / "telecine" / "objective" / "config.py").is_file()
+    return first_layout if is_first else present_layout
 
 
 def check_package(src: Path) -> None:

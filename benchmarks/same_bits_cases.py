@@ -63,37 +63,31 @@ SMALL: Settings = {
     "trainable": {"weights": "all", "patterns": [], "lora_rank": 16, "lora_alpha": 16.0},
     "objective": {
         "disc_start": 10,
-        "disc_train_start": 5,
-        "recon_loss": "mse",
-        "nll_reduction": "mean",
-        "learn_logvar": False,
-        "logvar_init": 0.0,
         "perceptual_weight": 1.0,
-        "perceptual_net": "alex",
-        "perceptual_frames": 1,
-        "perceptual_stride": 1,
-        "perceptual_chunk_size": None,
-        "gram_loss_weight": 0.0,
-        "wavelet_loss_weight": 0.0,
-        "wavelet_levels": 1,
-        "temporal_loss_weight": 0.0,
-        "gan_loss": "hinge",
         "adversarial_loss_weight": 0.5,
         "multiscale_adversarial_loss_weight": 0.0,
-        "feature_matching_loss_weight": 0.0,
-        "adaptive_weight_reference": "perceptual",
-        "adaptive_weight_at": "last_layer",
-        "adaptive_weight_min_norm": 1e-3,
-        "adaptive_weight_max": 1e3,
-        "adaptive_weight_decay": 0.0,
+        "grad_penalty_loss_weight": 10.0,
+        "quantizer_aux_loss_weight": 1e-6,
+        "reconstruction": {"loss": "mse", "nll_reduction": "mean", "learn_logvar": False, "logvar_init": 0.0},
+        "perceptual": {"net": "alex", "num_frames": 1, "stride": 1, "chunk_size": None},
+        "gan": {
+            "loss": "hinge",
+            "disc_train_start": 5,
+            "feature_matching_loss_weight": 0.0,
+            "lecam_loss_weight": 0.0,
+            "lecam_decay": 0.9,
+        },
+        "penalty": {"kind": "one_centered", "every": 4},
+        "adaptive_weight": {
+            "reference": "perceptual",
+            "at": "last_layer",
+            "min_norm": 1e-3,
+            "max": 1e3,
+            "decay": 0.0,
+        },
+        "terms": {},
         "eager_gradients": True,
         "gradient_checkpointing": False,
-        "grad_penalty_loss_weight": 10.0,
-        "grad_penalty": "one_centered",
-        "grad_penalty_every": 4,
-        "lecam_loss_weight": 0.0,
-        "lecam_decay": 0.9,
-        "quantizer_aux_loss_weight": 1e-6,
     },
     "discriminator": {
         "video": "first_frame",
@@ -134,33 +128,35 @@ DEMO: Settings = {
     },
     "objective": {
         "disc_start": 20,
-        "disc_train_start": 12,
         "perceptual_weight": 0.25,
-        "perceptual_net": "vgg",
         "adversarial_loss_weight": 0.1,
-        "grad_penalty_every": 8,
+        "perceptual": {"net": "vgg"},
+        "gan": {"disc_train_start": 12},
+        "penalty": {"every": 8},
     },
     "discriminator": {"dim": 4},
     "optimizer": {"lr": 4e-3, "disc_lr": 4e-4, "betas": [0.9, 0.99], "weight_decay": 0.0, "ema_decay": 0.99},
 }
 # Every optional term but LeCam, whose own case takes the gradients in another way.
 EVERY_TERM: Settings = {
-    "recon_loss": "charbonnier",
-    "learn_logvar": True,
-    "perceptual_weight": {"weight": 1.0, "start": 0, "steps": 30, "initial": 0.5},
-    "perceptual_frames": 2,
-    "perceptual_stride": 2,
-    "perceptual_chunk_size": 1,
-    "gram_loss_weight": {"weight": 1e-4, "start": 8, "steps": 0, "initial": 0.0},
-    "wavelet_loss_weight": 0.5,
-    "wavelet_levels": 2,
-    "temporal_loss_weight": {"weight": 0.0, "start": 20, "steps": 10, "initial": 0.5},
-    "adversarial_loss_weight": {"weight": 0.5, "start": 10, "steps": 20, "initial": 0.1},
-    "multiscale_adversarial_loss_weight": 0.1,
-    "feature_matching_loss_weight": 0.2,
-    "adaptive_weight_reference": "recon_and_perceptual",
-    "adaptive_weight_decay": 0.9,
-    "quantizer_aux_loss_weight": {"weight": 1e-4, "start": 0, "steps": 40, "initial": 1e-6},
+    "objective": {
+        "perceptual_weight": {"weight": 1.0, "start": 0, "steps": 30, "initial": 0.5},
+        "adversarial_loss_weight": {"weight": 0.5, "start": 10, "steps": 20, "initial": 0.1},
+        "multiscale_adversarial_loss_weight": 0.1,
+        "quantizer_aux_loss_weight": {"weight": 1e-4, "start": 0, "steps": 40, "initial": 1e-6},
+        "reconstruction": {"loss": "charbonnier", "learn_logvar": True},
+        "perceptual": {"num_frames": 2, "stride": 2, "chunk_size": 1},
+        "gan": {"feature_matching_loss_weight": 0.2},
+        "adaptive_weight": {"reference": "recon_and_perceptual", "decay": 0.9},
+        # In the order in which the first version adds them.
+        "terms": {
+            "gram": {"target": "gram", "weight": {"weight": 1e-4, "start": 8, "steps": 0, "initial": 0.0}},
+            "wavelet": {"target": "wavelet", "weight": 0.5, "params": {"levels": 2}},
+            "temporal": {"target": "temporal", "weight": {"weight": 0.0, "start": 20, "steps": 10, "initial": 0.5}},
+        },
+    },
+    "clips": {"num_frames": 5, "height": 48, "width": 48},
+    "discriminator": {"image": "patch", "num_scales": 1, "dim": 2, "norm": "spectral"},
 }
 # The least that a video autoencoder of diffusers has.
 WAN: Settings = {
@@ -189,37 +185,44 @@ class Case:
     model: Settings | None = None
 
 
+def merged(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Return a copy of settings with changes; groups are merged, weights and other values replaced."""
+    result = copy.deepcopy(settings)
+    for name, value in changes.items():
+        is_group = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
+        result[name] = merged(result[name], value) if is_group else copy.deepcopy(value)
+    return result
+
+
 CASES: dict[str, Case] = {
     "demo": Case(DEMO),
-    "every_term": Case(
-        {
-            **DEMO,
-            "clips": {**DEMO["clips"], "num_frames": 5, "height": 48, "width": 48},
-            "objective": {**DEMO["objective"], **EVERY_TERM},
-            "discriminator": {"image": "patch", "num_scales": 1, "dim": 2, "norm": "spectral"},
-        }
-    ),
+    "every_term": Case(merged(DEMO, EVERY_TERM)),
     "patch_relativistic_r1_r2": Case(
         {
-            "objective": {"gan_loss": "relativistic", "grad_penalty": "r1_and_r2", "recon_loss": "l1"},
+            "objective": {
+                "reconstruction": {"loss": "l1"},
+                "gan": {"loss": "relativistic"},
+                "penalty": {"kind": "r1_and_r2"},
+            },
             "discriminator": {"video": "patch", "image": "patch", "num_layers": 2},
         }
     ),
-    "lecam": Case({"objective": {"lecam_loss_weight": {"weight": 0.1, "start": 8, "steps": 8, "initial": 0.01}}}),
+    "lecam": Case(
+        {"objective": {"gan": {"lecam_loss_weight": {"weight": 0.1, "start": 8, "steps": 8, "initial": 0.01}}}}
+    ),
     "image_batches": Case({"clips": {"image_ratio": 0.4}, "discriminator": {"image": "attention"}}, images=True),
     "two_processes": Case(
         {"gradient_accumulation_steps": 2, "batch_size": 1, "discriminator": {"image": "patch"}}, num_processes=2
     ),
     "fsdp2": Case({"sharding": "fsdp2", "batch_size": 1}, num_processes=2),
-    "diffusers": Case({"objective": {"adaptive_weight_at": "reconstruction"}}, model=WAN),
+    "diffusers": Case({"objective": {"adaptive_weight": {"at": "reconstruction"}}}, model=WAN),
     "whole_graph": Case(
         {
             "objective": {
                 "eager_gradients": False,
                 "gradient_checkpointing": True,
-                "gan_loss": "vanilla",
-                "grad_penalty": "wgan_gp",
-                "feature_matching_loss_weight": 0.2,
+                "gan": {"loss": "vanilla", "feature_matching_loss_weight": 0.2},
+                "penalty": {"kind": "wgan_gp"},
             },
             "discriminator": {"video": "plain"},
         }
@@ -228,11 +231,11 @@ CASES: dict[str, Case] = {
         {
             "mixed_precision": "bf16",
             "objective": {
-                "gan_loss": "least_squares",
-                "grad_penalty": "approximate_r1",
-                "adaptive_weight_reference": "none",
-                "nll_reduction": "sum",
                 "adversarial_loss_weight": 50.0,
+                "reconstruction": {"nll_reduction": "sum"},
+                "gan": {"loss": "least_squares"},
+                "penalty": {"kind": "approximate_r1"},
+                "adaptive_weight": {"reference": "none"},
             },
             "discriminator": {"time_weighting": "frames", "pad_mode": "constant", "antialiased_downsample": False},
         }
@@ -274,15 +277,50 @@ def write_data(folder: Path, *, images: bool) -> None:
             picture.resize((64 + 8 * index, 64)).save(folder / f"image{index}.png")
 
 
-def merged(settings: Settings, changes: Mapping[str, Any]) -> Settings:
-    """Return a copy of settings with changes; groups are merged, weights and other values replaced."""
-    result = copy.deepcopy(settings)
-    for name, value in changes.items():
-        is_group = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
-        result[name] = merged(result[name], value) if is_group else copy.deepcopy(value)
-    return result
+def present_layout(settings: Settings) -> Settings:
+    """Return the settings as this file writes them."""
+    return settings
+
+
+# The names of the objective's settings in telecine 0.1.0, where no group held them.
+FIRST_NAMES = {
+    "reconstruction": {
+        "loss": "recon_loss",
+        "nll_reduction": "nll_reduction",
+        "learn_logvar": "learn_logvar",
+        "logvar_init": "logvar_init",
+    },
+    "perceptual": {
+        "net": "perceptual_net",
+        "num_frames": "perceptual_frames",
+        "stride": "perceptual_stride",
+        "chunk_size": "perceptual_chunk_size",
+    },
+    "gan": {
+        "loss": "gan_loss",
+        "disc_train_start": "disc_train_start",
+        "feature_matching_loss_weight": "feature_matching_loss_weight",
+        "lecam_loss_weight": "lecam_loss_weight",
+        "lecam_decay": "lecam_decay",
+    },
+    "penalty": {"kind": "grad_penalty", "every": "grad_penalty_every"},
+    "adaptive_weight": {
+        "reference": "adaptive_weight_reference",
+        "at": "adaptive_weight_at",
+        "min_norm": "adaptive_weight_min_norm",
+        "max": "adaptive_weight_max",
+        "decay": "adaptive_weight_decay",
+    },
+}
 
 
 def first_layout(settings: Settings) -> Settings:
-    """Return the settings as telecine 0.1.0 takes them, which is how this file writes them."""
-    return settings
+    """Return the settings as telecine 0.1.0 reads them."""
+    objective = dict(settings["objective"])
+    terms = objective.pop("terms")
+    for group, names in FIRST_NAMES.items():
+        objective |= {names[name]: value for name, value in objective.pop(group).items()}
+    for name in ("gram", "wavelet", "temporal"):
+        objective[f"{name}_loss_weight"] = terms.get(name, {}).get("weight", 0.0)
+    objective["wavelet_levels"] = terms.get("wavelet", {}).get("params", {}).get("levels", 1)
+    return {**settings, "objective": objective}

@@ -50,7 +50,8 @@ def test_every_case_sets_every_setting(same_bits, tmp_path):
         (tmp_path / name).mkdir()
         path = same_bits.prepare(case, tmp_path / name, 40, same_bits.layout_of(same_bits.SRC))
         settings = yaml.safe_load(path.read_text())
-        assert names_of(settings) == expected, name
+        names = {setting for setting in names_of(settings) if not setting.startswith("objective.terms.")}
+        assert names == expected, name
         assert config_from(settings).steps == 40
     assert len(list((tmp_path / "image_batches" / "data").glob("*.png"))) == 6
 
