@@ -99,6 +99,7 @@ def first_to_others(make, time, seeds=3):
     return total / seeds
 
 
+@pytest.mark.slow
 def test_the_first_frame_as_published_and_with_both_options():
     """As published, the first frame alone is one of two positions and has over ten times the gradient (17 frames)."""
     ratios = [

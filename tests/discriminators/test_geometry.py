@@ -96,6 +96,7 @@ class TestAnyHeightAndWidth:
         check_every_pixel_counts(build(IMAGE_PATCHES["none"]), (2, 3, *size))
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     make=st.sampled_from(list(SIZED.values())),

@@ -198,7 +198,9 @@ class TestNorms:
 
 class TestDoubleBackward:
     @pytest.mark.parametrize("cls", [PatchDiscriminator, pytest.param(PatchDiscriminator3D, marks=pytest.mark.slow)])
-    @every_norm
+    @pytest.mark.parametrize(
+        "norm", ["none", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("group", "spectral"))]
+    )
     def test_gradcheck_and_gradgradcheck(self, cls, norm):
         network = build(cls, dim=1, norm=norm, num_layers=1, channels=1)
         names, parameters = zip(*network.named_parameters(), strict=True)

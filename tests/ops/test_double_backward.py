@@ -45,7 +45,7 @@ def theirs(x, weight, bias, *, stride, padding):
 @pytest.mark.parametrize(
     ("case", "with_bias"),
     [
-        (CASES[0], True),
+        pytest.param(CASES[0], True, marks=pytest.mark.slow),
         (CASES[1], False),
         pytest.param(CASES[2], False, marks=pytest.mark.slow),
         (CASES[3], True),

@@ -1,5 +1,6 @@
 """Real weights and real frames for the tests of the perceptual loss."""
 
+import functools
 import importlib.metadata
 from contextlib import contextmanager
 
@@ -37,8 +38,8 @@ def models(cached_weights):
 
 @pytest.fixture(scope="session")
 def references(cached_weights):
-    """Return the original package's modules with the same backbone weights, by net."""
-    return {net: reference(net) for net in NETS}
+    """Return a function that returns the original package's module of a net, with the same backbone weights."""
+    return functools.cache(reference)
 
 
 def reference(net):

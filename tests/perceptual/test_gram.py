@@ -108,7 +108,7 @@ def noisy(frames, amount):
 @pytest.mark.parametrize("net", [pytest.param("vgg", marks=pytest.mark.slow), "alex"])
 def test_gram_equals_that_of_the_published_packages_features(net, models, references, real_frames):
     pair = real_frames["bikes.mp4"][:2], real_frames["bikes.mp4"][2:]
-    x, y = (references[net].net(references[net].scaling_layer(frames)) for frames in pair)
+    x, y = (references(net).net(references(net).scaling_layer(frames)) for frames in pair)
     assert len(x) == len(y) == 5
     expected = torch.zeros(2, dtype=torch.float64)
     for frame, (x_l, y_l) in itertools.product(range(2), zip(x, y, strict=True)):

@@ -155,6 +155,7 @@ def peak_bytes(compute):
     return max(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
+@pytest.mark.slow
 def test_the_backward_recomputes_one_chunk_at_a_time(random_models):
     def peak(num_frames, chunk_size):
         x, y = frame_pair(num_frames, dtype=torch.float32)

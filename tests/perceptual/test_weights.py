@@ -66,7 +66,7 @@ def test_shapes_are_those_of_torchvision(net):
     assert len(expected) == {"vgg": 26, "alex": 10}[net]
 
 
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", [pytest.param("vgg", marks=pytest.mark.slow), "alex"])
 def test_state_dict(net):
     state = random_state(net)
     loaded = load_backbone(net, {**state, "classifier.6.bias": torch.zeros(1000)})
@@ -213,6 +213,7 @@ def test_missing_cache(empty_cache):
         verify("vgg")
 
 
+@pytest.mark.slow
 def test_fetch_replaces_a_damaged_file_with_one_download_for_both(filled_cache, monkeypatch):
     real, downloads = {net: load_backbone(net) for net in NETS}, []
     monkeypatch.setattr(weights, "download_convolutions", lambda: downloads.append(1) or real)
@@ -222,6 +223,7 @@ def test_fetch_replaces_a_damaged_file_with_one_download_for_both(filled_cache, 
     assert len(downloads) == 1
 
 
+@pytest.mark.slow
 def test_fetch_leaves_a_verified_file_as_it_is(filled_cache, monkeypatch):
     real = {net: load_backbone(net) for net in NETS}
     monkeypatch.setattr(weights, "download_convolutions", lambda: real)
