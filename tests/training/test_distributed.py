@@ -11,8 +11,19 @@ from torch import distributed as dist
 from torch import nn
 
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
-from telecine.training import TrainableConfig, TrainConfig
-from telecine.training.distributed import describe_processes, fsdp_blocks, full_tensor, local_shard, shard
+from telecine.training import TrainableConfig, TrainConfig, distributed
+from telecine.training.distributed import (
+    all_gather,
+    any_rank,
+    average_gradients,
+    broadcast_module,
+    copy_weights,
+    describe_processes,
+    fsdp_blocks,
+    full_tensor,
+    local_shard,
+    shard,
+)
 from telecine.training.trainable import select_trainable
 
 models = runpy.run_path(str(Path(__file__).parent.parent / "autoencoders" / "tiny_models.py"))
@@ -39,6 +50,72 @@ def test_a_launcher_that_starts_one_process_of_several_is_reported(monkeypatch, 
     first, *rest = describe_processes(TrainConfig(), accelerator)
     assert first == "computing on cpu, mixed precision: no"
     assert ["starts one process for any --num_processes; use `torchrun`" in line for line in rest] == [True] * warns
+
+
+def test_processes_and_sharding_are_printed():
+    accelerator = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
+    (line,) = describe_processes(TrainConfig(sharding="fsdp2", mixed_precision="bf16"), accelerator)
+    assert line == "computing on cpu in each of 2 processes, weights sharded by fsdp2, mixed precision: bf16"
+
+
+class OtherRank:
+    """Replaces the collectives of two processes: this one, and another whose tensors are those of this one plus 1."""
+
+    def __init__(self, monkeypatch):
+        self.num_messages = 0
+        monkeypatch.setattr(distributed, "num_ranks", lambda: 2)
+        for name in ("all_reduce", "all_gather", "broadcast"):
+            monkeypatch.setattr(dist, name, getattr(self, name))
+
+    def all_reduce(self, tensor):
+        self.num_messages += 1
+        tensor += tensor + 1
+
+    def all_gather(self, tensors, tensor):
+        tensors[0].copy_(tensor)
+        tensors[1].copy_(tensor + 1)
+
+    def broadcast(self, tensor, src):
+        assert src == 0
+        tensor += 1
+
+
+@pytest.fixture
+def other_rank(monkeypatch):
+    return OtherRank(monkeypatch)
+
+
+def test_gradients_are_averaged_over_processes_in_buckets(other_rank, monkeypatch):
+    monkeypatch.setattr(distributed, "BUCKET_BYTES", 8)
+    values = [(torch.float32, 1), (torch.float32, 1), (torch.float32, 3), (torch.float64, 1), (torch.float64, 2)]
+    weights = [nn.Parameter(torch.zeros(size, 1, dtype=dtype)) for dtype, size in values]
+    for index, weight in enumerate(weights):
+        weight.grad = torch.full_like(weight, float(index))
+    average_gradients([weights[0], nn.Parameter(torch.zeros(1)), *weights[1:]])
+    for index, weight in enumerate(weights):
+        assert torch.equal(weight.grad, torch.full_like(weight, index + 0.5))
+    assert other_rank.num_messages == 4, "2, 1, 1 and 1 gradients"
+
+
+def test_one_process_sends_nothing():
+    weight = nn.Parameter(torch.zeros(1))
+    weight.grad = torch.ones(1)
+    average_gradients([weight])
+    assert weight.grad.item() == 1
+    broadcast_module(nn.Linear(1, 1))
+    assert all_gather(weight.grad) == [weight.grad]
+    assert [any_rank(value, torch.device("cpu")) for value in (True, False)] == [True, False]
+
+
+def test_the_first_process_decides_parameters_and_buffers(other_rank):
+    module = nn.BatchNorm1d(2)
+    broadcast_module(module)
+    assert module.weight.tolist() == module.running_var.tolist() == [2, 2]
+
+
+def test_tensors_and_flags_of_all_processes(other_rank):
+    assert [part.tolist() for part in all_gather(torch.tensor([1.0, 2.0]))] == [[1, 2], [2, 3]]
+    assert any_rank(False, torch.device("cpu")), "the other process has 0 + 1"
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +171,49 @@ def test_weights_that_change_between_two_passes_are_used():
     assert model(video, sample_posterior=False).video[0, 0].std() > 1e-3
     local_shard(weights[name]).zero_()
     assert model(video, sample_posterior=False).video[0, 0].std() < 1e-6, "only its bias is left"
+
+
+class Caches(nn.Module):
+    """A block that caches its input in a list, as Wan's do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x, cache, *, more):
+        cache[0], previous = x, cache[0]
+        more.append(x)
+        return self.layer(x if previous is None else x + previous)
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_a_sharded_block_changes_the_callers_lists():
+    model = nn.Module()
+    model.blocks = nn.ModuleList([Caches()])
+    whole = copy.deepcopy(model)
+    shard(model)
+    x = torch.ones(1, 2, requires_grad=True) * 2
+    for current in (whole, model):
+        cache, more = [None], []
+        first = current.blocks[0](x, cache, more=more)
+        second = current.blocks[0](x, cache, more=more)
+        assert torch.equal(cache[0], x)
+        assert len(more) == 2
+        assert not torch.equal(first, second)
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_weights_are_copied_between_whole_and_sharded_models():
+    torch.manual_seed(0)
+    whole, other = (nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)) for _ in range(2))
+    sharded = copy.deepcopy(other)
+    shard(sharded)
+    assert not torch.equal(full_tensor(sharded[0].weight), whole[0].weight)
+    whole[1].running_mean += 1
+    copy_weights(whole, into=sharded)
+    copy_weights(sharded, into=other)
+    ours, theirs = whole.state_dict(), other.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
 @pytest.mark.usefixtures("one_rank")

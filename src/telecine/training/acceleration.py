@@ -42,8 +42,8 @@ def accelerate_networks(
 
 def networks(loss: VideoAutoencoderLoss) -> list[nn.Module]:
     """Return the networks of the objective: discriminators, and LPIPS if it is used."""
-    judges = [critic.module for critic in loss.critics + loss.multiscale_critics]
-    return judges if loss.perceptual_model is None else [*judges, loss.perceptual_model.distance]
+    discriminators = [critic.module for critic in loss.critics + loss.multiscale_critics]
+    return discriminators if loss.perceptual_model is None else [*discriminators, loss.perceptual_model.distance]
 
 
 def _with_channels_last(tensor: Tensor) -> Tensor:

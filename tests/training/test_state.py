@@ -1,0 +1,59 @@
+"""When gradients are averaged over processes."""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+from torch import nn
+
+from telecine.training.state import TrainState
+
+
+class Sharded(nn.Module):
+    """Has FSDP2's switch."""
+
+    def __init__(self):
+        super().__init__()
+        self.syncs = []
+
+    def set_requires_gradient_sync(self, requires_gradient_sync):
+        self.syncs.append(requires_gradient_sync)
+
+
+def state_of(model, accelerator=None):
+    names = ("autoencoder", "objective", "optimizer", "disc_optimizer", "ema", "last_layer", "grad_clip", "seed")
+    return TrainState(accelerator=accelerator, model=model, **dict.fromkeys(names))
+
+
+def test_a_sharded_model_averages_gradients_unless_told_otherwise():
+    state = state_of(Sharded())
+    for enabled in (True, False):
+        with state.no_sync(enabled):
+            pass
+    assert state.model.syncs == [False, True]
+    assert state.is_sharded
+    assert not state_of(nn.Linear(1, 1)).is_sharded
+
+
+def test_a_wrapped_model_averages_gradients_unless_told_otherwise():
+    inside = []
+
+    @contextmanager
+    def no_sync(model):
+        inside.append(model)
+        yield
+
+    state = state_of(nn.Linear(1, 1), SimpleNamespace(no_sync=no_sync))
+    with state.no_sync(False):
+        assert inside == []
+    with state.no_sync(True):
+        assert inside == [state.model]
+
+
+def test_the_size_counts_trained_weights_and_discriminators():
+    state = state_of(None)
+    state.autoencoder = nn.Sequential(nn.Linear(1000, 2000, bias=False), nn.Linear(1000, 1000, bias=False))
+    discriminator = nn.Linear(1000, 500, bias=False)
+    state.objective = SimpleNamespace(get_trainable_parameters=lambda: list(discriminator.parameters()))
+    assert state.describe_size() == "3.00 M parameters, 0.50 M in discriminators"
+    state.autoencoder[0].requires_grad_(False)
+    assert state.describe_size() == "3.00 M parameters (1.00 M of them trained), 0.50 M in discriminators"
