@@ -3,7 +3,20 @@
 import pytest
 import torch
 
-from telecine.evaluation.measure import ClipResult, combined_sha256, frechet_of_clips, mean_per_frame
+from telecine.data import find_videos, index_videos
+from telecine.evaluation.config import EvaluateConfig
+from telecine.evaluation.measure import (
+    ClipResult,
+    combined_sha256,
+    frechet_of_clips,
+    load_metrics,
+    mean_per_frame,
+    measure_clips,
+)
+from telecine.evaluation.processes import Processes
+from telecine.evaluation.source import select_clips, video_source
+
+CPU = torch.device("cpu")
 
 
 class FakeNetwork:
@@ -60,3 +73,15 @@ def test_the_hash_depends_on_every_clip_and_their_order():
 
 def test_a_row_of_clips_json():
     assert results(2)[1].as_row() == {"source": "clip.mp4", "start": 1, "psnr": 1.0}
+
+
+def test_each_process_measures_different_clips(videos):
+    infos, _ = index_videos(find_videos(videos))
+    source = video_source(videos, infos, EvaluateConfig(num_frames=5, height=12, width=12), videos)
+    spans = select_clips(infos, source.clips, 5)
+    metric_set = load_metrics(source.clips, None, CPU)
+    indices = [
+        [result.index for result in measure_clips(source, metric_set, spans, Processes(rank, 2), CPU)]
+        for rank in range(2)
+    ]
+    assert indices == [[0, 2, 4], [1, 3]]

@@ -58,7 +58,7 @@ def test_a_frame_is_drawn_after_the_browser_presents_it(page):
             callbacks[0](0, { mediaTime: 3 / store.clip.fps });
             await frame;
             await store.get(5); // its presentation is not reported
-            const kept = [...store.kept.keys()].filter((number) => number > 0);
+            const kept = [...store.cache.keys()].filter((number) => number > 0);
             store.close();
             return [isEarly, first.length, kept];
         }"""

@@ -9,7 +9,7 @@ const FEW_POINTS = 40;
 // With smoothing, this fraction of the raw values may lie outside of the plot at either end.
 const OUTLIERS = 0.02;
 
-const shown = { smoothing: 0.6, scale: "auto", step: null, hiddenRuns: new Set() };
+const state = { smoothing: 0.6, scale: "auto", step: null, hiddenRuns: new Set() };
 const severalRuns = DATA.runs.length > 1;
 
 /** Return a dash pattern. Indices of the same colour have different patterns. */
@@ -104,8 +104,8 @@ class Chart {
     for (const series of this.plot.series) {
       if (this.hidden.has(series)) continue;
       for (const curve of series.curves) {
-        if (!curve.values || shown.hiddenRuns.has(curve.run)) continue;
-        const weight = series.name.startsWith("val/") ? 0 : shown.smoothing;
+        if (!curve.values || state.hiddenRuns.has(curve.run)) continue;
+        const weight = series.name.startsWith("val/") ? 0 : state.smoothing;
         found.push({ series, ...curve, weight, line: weight ? smoothed(curve.values, weight) : curve.values });
       }
     }
@@ -124,7 +124,7 @@ class Chart {
     if (!width) return;
     this.drawn = this.curves();
     let ends = this.range(this.drawn);
-    const kind = kindOfScale(shown.scale, this.plot.scale, ends);
+    const kind = kindOfScale(state.scale, this.plot.scale, ends);
     if (kind === "log") ends = this.drawn.flatMap((curve) => [...curve.values, ...curve.line].filter((value) => value > 0));
     this.svg.setAttribute("viewBox", `0 0 ${width} ${this.height}`);
     this.svg.replaceChildren();
@@ -142,14 +142,14 @@ class Chart {
 
   drawGrid(width) {
     for (const value of this.y.ticks) {
-      const y = this.y.place(value);
+      const y = this.y.toPixels(value);
       this.svg.append(svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y, y2: y }));
       this.svg.append(svg("text", { x: MARGIN.left - 6, y: y + 4, "text-anchor": "end" }, short(value)));
     }
     this.svg.append(svg("text", { x: MARGIN.left - 6, y: this.height - 6, "text-anchor": "end" }, "step"));
     for (const value of this.x.ticks) {
-      const anchor = this.x.place(value) > width - 30 ? "end" : "middle";
-      this.svg.append(svg("text", { x: this.x.place(value), y: this.height - 6, "text-anchor": anchor }, short(value)));
+      const anchor = this.x.toPixels(value) > width - 30 ? "end" : "middle";
+      this.svg.append(svg("text", { x: this.x.toPixels(value), y: this.height - 6, "text-anchor": anchor }, short(value)));
     }
   }
 
@@ -173,7 +173,7 @@ class Chart {
 
   points(steps, values, positive) {
     const pairs = steps.map((step, index) => [step, values[index]]).filter(([, value]) => positive(value));
-    return pairs.map(([step, value]) => [this.x.place(step), this.y.place(value)]);
+    return pairs.map(([step, value]) => [this.x.toPixels(step), this.y.toPixels(value)]);
   }
 
   listen() {
@@ -203,12 +203,12 @@ class Chart {
 
   onKey(event) {
     const steps = this.steps();
-    const here = shown.step === null ? -1 : nearestIndex(steps, shown.step);
+    const here = state.step === null ? -1 : nearestIndex(steps, state.step);
     const targets = { ArrowLeft: Math.max(here - 1, 0), ArrowRight: Math.min(here + 1, steps.length - 1), Home: 0, End: steps.length - 1, Escape: -1 };
     if (!(event.key in targets) || !steps.length) return;
     event.preventDefault();
     setCursor(steps[targets[event.key]] ?? null);
-    byId("curve-readout").textContent = shown.step === null ? "" : `${this.plot.title}, step ${shown.step}: ${this.readout().join(", ")}`;
+    byId("curve-readout").textContent = state.step === null ? "" : `${this.plot.title}, step ${state.step}: ${this.readout().join(", ")}`;
   }
 
   readout() {
@@ -219,18 +219,18 @@ class Chart {
   }
 
   valueAt(curve) {
-    return curve.line[shown.step === null ? curve.line.length - 1 : nearestIndex(curve.steps, shown.step)];
+    return curve.line[state.step === null ? curve.line.length - 1 : nearestIndex(curve.steps, state.step)];
   }
 
   /** Mark the step at the cursor, and show the values there (or the last values) in the legend. */
   showCursor() {
     if (!this.drawn) return;
     this.cursor.replaceChildren();
-    if (shown.step !== null) {
-      const x = this.x.place(shown.step);
+    if (state.step !== null) {
+      const x = this.x.toPixels(state.step);
       this.cursor.append(svg("line", { class: "cursor", x1: x, x2: x, y1: MARGIN.top, y2: this.height - MARGIN.bottom }));
       const anchor = x > this.svg.clientWidth / 2 ? "end" : "start";
-      this.cursor.append(svg("text", { x: x + (anchor === "end" ? -5 : 5), y: MARGIN.top + 9, "text-anchor": anchor }, `step ${shown.step}`));
+      this.cursor.append(svg("text", { x: x + (anchor === "end" ? -5 : 5), y: MARGIN.top + 9, "text-anchor": anchor }, `step ${state.step}`));
     }
     for (const { series, values } of this.entries) {
       const curves = this.drawn.filter((curve) => curve.series === series);
@@ -250,8 +250,8 @@ function path(points) {
 const charts = [];
 
 function setCursor(step) {
-  if (step === shown.step) return;
-  shown.step = step;
+  if (step === state.step) return;
+  state.step = step;
   charts.forEach((chart) => chart.showCursor());
 }
 
@@ -266,8 +266,8 @@ function makeRunLegend() {
     sample.append(svg("line", { x1: 0, x2: 22, y1: 4, y2: 4, "stroke-width": 3, stroke: COLOURS[run % COLOURS.length], "stroke-dasharray": dashOf(run) }));
     const button = html("button", { type: "button", "aria-pressed": "true" }, sample, html("span", { class: "name" }, name));
     button.addEventListener("click", () => {
-      if (!shown.hiddenRuns.delete(run)) shown.hiddenRuns.add(run);
-      button.setAttribute("aria-pressed", String(!shown.hiddenRuns.has(run)));
+      if (!state.hiddenRuns.delete(run)) state.hiddenRuns.add(run);
+      button.setAttribute("aria-pressed", String(!state.hiddenRuns.has(run)));
       redraw();
     });
     byId("run-legend").append(button);
@@ -284,12 +284,12 @@ function makeCharts() {
   });
   makeRunLegend();
   byId("smoothing").addEventListener("input", ({ target }) => {
-    shown.smoothing = Number(target.value);
-    byId("smoothing-value").textContent = shown.smoothing.toFixed(2);
+    state.smoothing = Number(target.value);
+    byId("smoothing-value").textContent = state.smoothing.toFixed(2);
     redraw();
   });
   byId("scale").addEventListener("change", ({ target }) => {
-    shown.scale = target.value;
+    state.scale = target.value;
     redraw();
   });
 }

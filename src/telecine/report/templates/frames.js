@@ -12,7 +12,7 @@ const PRESENTATION_MS = 500;
 class FrameStore {
   constructor(clip) {
     this.clip = clip;
-    this.kept = new Map();
+    this.cache = new Map();
     this.last = Promise.resolve();
     this.video = html("video", { preload: "auto", playsinline: "" });
     this.video.muted = true;
@@ -26,7 +26,7 @@ class FrameStore {
 
   /** Return a canvas with frame `number`. Requests are processed one after the other. */
   async get(number) {
-    const request = this.last.then(() => this.kept.get(number) ?? this.decode(number));
+    const request = this.last.then(() => this.cache.get(number) ?? this.decode(number));
     this.last = request.catch(() => {}); // the caller gets the error; the next request tries again
     return request;
   }
@@ -63,13 +63,13 @@ class FrameStore {
 
   keep(number, canvas) {
     const maxFrames = Math.max(2, Math.floor(CACHE_BYTES / (4 * canvas.width * canvas.height)));
-    if (this.kept.size >= maxFrames) this.kept.delete(this.kept.keys().next().value);
-    this.kept.set(number, canvas);
+    if (this.cache.size >= maxFrames) this.cache.delete(this.cache.keys().next().value);
+    this.cache.set(number, canvas);
   }
 
   close() {
     this.video.removeAttribute("src");
     this.video.load();
-    this.kept.clear();
+    this.cache.clear();
   }
 }

@@ -205,8 +205,8 @@ class Player {
 
   report() {
     const psnr = this.clip.frame_psnr[this.frame];
-    const place = `frame ${this.frame + 1} of ${this.clip.num_frames}`;
-    const text = [place, `${(this.frame / this.clip.fps).toFixed(2)} s`, ...(psnr === undefined ? [] : [`${psnr.toFixed(2)} dB`])].join(", ");
+    const position = `frame ${this.frame + 1} of ${this.clip.num_frames}`;
+    const text = [position, `${(this.frame / this.clip.fps).toFixed(2)} s`, ...(psnr === undefined ? [] : [`${psnr.toFixed(2)} dB`])].join(", ");
     byId("frame-readout").textContent = text;
     this.timeline.setAttribute("aria-valuenow", this.frame + 1);
     this.timeline.setAttribute("aria-valuetext", text);
@@ -305,29 +305,29 @@ class Player {
     const { frame_psnr: framePsnr, num_frames: numFrames } = this.clip;
     const bottom = TIMELINE_HEIGHT - TIMELINE_MARGIN.bottom;
     this.timeline.setAttribute("viewBox", `0 0 ${width} ${TIMELINE_HEIGHT}`);
-    this.frameX = (number) => TIMELINE_MARGIN.left + (number / Math.max(numFrames - 1, 1)) * (width - TIMELINE_MARGIN.left - TIMELINE_MARGIN.right);
+    this.xOfFrame = (number) => TIMELINE_MARGIN.left + (number / Math.max(numFrames - 1, 1)) * (width - TIMELINE_MARGIN.left - TIMELINE_MARGIN.right);
     const [min, max] = framePsnr.length ? extent(framePsnr) : [0, 1];
     const margin = Math.max(0, MIN_DECIBELS - (max - min)) / 2;
     const y = makeScale("linear", [min - margin, max + margin], [bottom, TIMELINE_MARGIN.top]);
     this.timeline.replaceChildren();
     for (const value of framePsnr.length ? y.ticks : []) {
-      this.timeline.append(svg("line", { class: "grid", x1: TIMELINE_MARGIN.left, x2: width - TIMELINE_MARGIN.right, y1: y.place(value), y2: y.place(value) }));
-      this.timeline.append(svg("text", { x: TIMELINE_MARGIN.left - 6, y: y.place(value) + 4, "text-anchor": "end" }, short(value)));
+      this.timeline.append(svg("line", { class: "grid", x1: TIMELINE_MARGIN.left, x2: width - TIMELINE_MARGIN.right, y1: y.toPixels(value), y2: y.toPixels(value) }));
+      this.timeline.append(svg("text", { x: TIMELINE_MARGIN.left - 6, y: y.toPixels(value) + 4, "text-anchor": "end" }, short(value)));
     }
-    const points = Array.from({ length: numFrames }, (_, number) => [this.frameX(number), framePsnr.length ? y.place(framePsnr[number]) : bottom]);
+    const points = Array.from({ length: numFrames }, (_, number) => [this.xOfFrame(number), framePsnr.length ? y.toPixels(framePsnr[number]) : bottom]);
     this.timeline.append(svg("path", { class: "line", stroke: "var(--c0)", d: path(points) }));
     if (numFrames < FEW_POINTS) this.timeline.append(...points.map(([cx, cy]) => svg("circle", { cx, cy, r: 2.5, fill: "var(--c0)" })));
     this.points = points;
-    this.mark = svg("g");
-    this.mark.append(svg("line", { class: "cursor", y1: 2, y2: TIMELINE_HEIGHT - 2 }), svg("circle", { r: 5, fill: "var(--accent)" }));
-    this.timeline.append(this.mark);
+    this.cursor = svg("g");
+    this.cursor.append(svg("line", { class: "cursor", y1: 2, y2: TIMELINE_HEIGHT - 2 }), svg("circle", { r: 5, fill: "var(--accent)" }));
+    this.timeline.append(this.cursor);
     this.moveTimelineCursor();
   }
 
   moveTimelineCursor() {
     const point = this.points?.[this.frame];
     if (!point) return;
-    const [line, dot] = this.mark.children;
+    const [line, dot] = this.cursor.children;
     line.setAttribute("x1", point[0]);
     line.setAttribute("x2", point[0]);
     dot.setAttribute("cx", point[0]);

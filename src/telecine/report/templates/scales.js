@@ -31,17 +31,17 @@ function makeScale(kind, [min, max], [from, to]) {
     const margin = kind === "linear" ? Math.abs(high) * 0.05 || 1 : 0.5;
     [low, high] = [low - margin, high + margin];
   }
-  const place = (value) => from + ((forward(value) - low) / (high - low)) * (to - from);
+  const toPixels = (value) => from + ((forward(value) - low) / (high - low)) * (to - from);
   const tolerance = 1e-9 * (high - low);
   const inside = (value) => forward(value) >= low - tolerance && forward(value) <= high + tolerance;
-  return { place, ticks: apart(ticksOf(kind, low, high).filter(inside), place) };
+  return { toPixels, ticks: withoutOverlaps(ticksOf(kind, low, high).filter(inside), toPixels) };
 }
 
 /** Leave out values whose labels would overlap. */
-function apart(values, place) {
+function withoutOverlaps(values, toPixels) {
   const kept = [];
   for (const value of values) {
-    if (kept.every((other) => Math.abs(place(other) - place(value)) >= MIN_DISTANCE)) kept.push(value);
+    if (kept.every((other) => Math.abs(toPixels(other) - toPixels(value)) >= MIN_DISTANCE)) kept.push(value);
   }
   return kept;
 }
@@ -50,7 +50,7 @@ function ticksOf(kind, low, high) {
   if (kind === "linear") return linearTicks(low, high, 5);
   if (kind === "log") return high - low > 1.2 ? decades(low, high) : linearTicks(10 ** low, 10 ** high, 5);
   const tops = [low, high].map((end) => Math.ceil(Math.log10(LINEAR_BELOW * 10 ** Math.abs(end))));
-  const sizes = thin(decades(Math.log10(LINEAR_BELOW), Math.max(...tops)), 4);
+  const sizes = thinned(decades(Math.log10(LINEAR_BELOW), Math.max(...tops)), 4);
   return [0, ...sizes, ...sizes.map((size) => -size)];
 }
 
@@ -65,11 +65,11 @@ function linearTicks(low, high, count) {
 
 function decades(low, high) {
   const first = Math.ceil(low - 1e-9);
-  return thin(Array.from({ length: Math.max(1, Math.floor(high + 1e-9) - first + 1) }, (_, i) => 10 ** (first + i)), 5);
+  return thinned(Array.from({ length: Math.max(1, Math.floor(high + 1e-9) - first + 1) }, (_, i) => 10 ** (first + i)), 5);
 }
 
 /** Keep every n-th value so that at most `maxValues` remain. */
-function thin(values, maxValues) {
+function thinned(values, maxValues) {
   const every = Math.ceil(values.length / maxValues);
   return values.filter((_, index) => index % every === 0);
 }

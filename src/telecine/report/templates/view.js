@@ -19,8 +19,8 @@ class View {
   /** Zoom by a factor around a point of the frame, which keeps its position on the screen. */
   zoomBy(factor, at = { x: this.x, y: this.y }) {
     const zoom = clamp(this.zoom * factor, 1, MAX_ZOOM);
-    const kept = this.zoom / zoom;
-    this.moveTo(at.x + (this.x - at.x) * kept, at.y + (this.y - at.y) * kept, zoom);
+    const ratio = this.zoom / zoom;
+    this.moveTo(at.x + (this.x - at.x) * ratio, at.y + (this.y - at.y) * ratio, zoom);
   }
 
   moveTo(x, y, zoom = this.zoom) {
@@ -37,7 +37,7 @@ class View {
   }
 
   /** Return the point of the frame at an event, and the box of its pane; null outside of the panes. */
-  placeOf(event) {
+  pointAt(event) {
     const canvas = event.target.closest("canvas");
     if (!canvas) return null;
     const box = canvas.getBoundingClientRect();
@@ -46,29 +46,29 @@ class View {
   }
 
   onWheel(event) {
-    const place = this.placeOf(event);
+    const point = this.pointAt(event);
     // Scroll the page unless the panes have the focus or Ctrl is set, as browsers do for a pinch on a touch pad.
-    if (!place || !(event.ctrlKey || event.metaKey || document.activeElement === this.panes)) return;
+    if (!point || !(event.ctrlKey || event.metaKey || document.activeElement === this.panes)) return;
     event.preventDefault();
-    this.zoomBy(WHEEL_FACTOR ** -event.deltaY, place);
+    this.zoomBy(WHEEL_FACTOR ** -event.deltaY, point);
   }
 
   onDown(event) {
-    const place = this.placeOf(event);
-    if (!place) return;
+    const point = this.pointAt(event);
+    if (!point) return;
     this.pointers.set(event.pointerId, { x: event.clientX, y: event.clientY });
     event.target.setPointerCapture(event.pointerId);
   }
 
   onMove(event) {
     const before = this.pointers.get(event.pointerId);
-    const place = this.placeOf(event);
-    if (!before || !place) return;
+    const point = this.pointAt(event);
+    if (!before || !point) return;
     const other = [...this.pointers].find(([id]) => id !== event.pointerId)?.[1];
     const now = { x: event.clientX, y: event.clientY };
-    if (other) this.zoomBy(distance(now, other) / Math.max(distance(before, other), 1), place);
+    if (other) this.zoomBy(distance(now, other) / Math.max(distance(before, other), 1), point);
     const weight = other ? 0.5 : 1; // each of two fingers moves the centre by half of its way
-    const step = { x: (now.x - before.x) / place.box.width, y: (now.y - before.y) / place.box.height };
+    const step = { x: (now.x - before.x) / point.box.width, y: (now.y - before.y) / point.box.height };
     this.moveTo(this.x - (weight * step.x) / this.zoom, this.y - (weight * step.y) / this.zoom);
     this.pointers.set(event.pointerId, now);
   }
