@@ -37,6 +37,21 @@ def test_they_are_the_same_classes():
         assert getattr(cogvideo, name) is getattr(telecine, name)
 
 
+@pytest.mark.parametrize("name", ["Discriminator", "Discriminator3D", "Discriminator3DWithfirstframe"])
+def test_the_discriminators_defaults_are_the_seeds(name):
+    """Published checkpoints only fit networks with these defaults."""
+    parameters = inspect.signature(getattr(cogvideo, name)).parameters
+    seed = {
+        "channels": 3,
+        "max_dim": 512,
+        "linear_attn_dim_head": 8,
+        "linear_attn_heads": 16,
+        "ff_mult": 4,
+        "antialiased_downsample": False,
+    }
+    assert {key: parameters[key].default for key in seed} == seed
+
+
 def test_the_signature_is_the_seeds():
     parameters = inspect.signature(cogvideo.VideoAutoencoderLoss).parameters
     positional = {n: p.default for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
