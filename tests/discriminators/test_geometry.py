@@ -142,6 +142,12 @@ def test_images_are_independent(make):
     check_independence(build(make), (3, 3, 20, 19))
 
 
+@pytest.mark.parametrize("cls", [Discriminator, Discriminator3D, Discriminator3DWithfirstframe])
+def test_independence_is_declared(cls):
+    """One backward serves both steps only for discriminators whose samples are independent."""
+    assert cls.samples_are_independent
+
+
 @pytest.mark.parametrize("size", [4, 15, (8, 64)])
 @pytest.mark.parametrize("cls", [Discriminator, Discriminator3D, Discriminator3DWithfirstframe])
 def test_networks_for_tiny_images(cls, size):

@@ -89,7 +89,7 @@ def test_arguments_without_effect_are_accepted(name):
     assert shapes[0] == shapes[1]
 
 
-@pytest.mark.parametrize("name", ["dim", "channels", "max_dim"])
+@pytest.mark.parametrize("name", ["dim", "channels", "ff_mult", "linear_attn_dim_head", "linear_attn_heads"])
 def test_error_for_a_count(name):
     with pytest.raises(ValueError, match=f"`{name}` must be a positive int, but got 0"):
         Discriminator(**{"dim": 1, "image_size": 16, name: 0})

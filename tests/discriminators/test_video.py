@@ -95,7 +95,9 @@ def test_blur_over_time_is_an_option(cls):
 
 
 @both
-@pytest.mark.parametrize("name", ["dim", "frame_num", "channels", "max_dim"])
+@pytest.mark.parametrize(
+    "name", ["dim", "frame_num", "max_dim", "ff_mult", "linear_attn_dim_head", "linear_attn_heads"]
+)
 def test_error_for_a_count(cls, name):
     with pytest.raises(ValueError, match=f"`{name}` must be a positive int, but got 0"):
         cls(**{"dim": 1, "image_size": 16, "frame_num": 4, name: 0})
