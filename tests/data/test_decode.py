@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import av
 import pytest
 import torch
 from av.video.reformatter import Colorspace
@@ -12,7 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from telecine.data import DecodeError, VideoInfo, index_video, iterate_clips, iterate_frames, read_clip
+from telecine.data import DecodeError, VideoInfo, decode, index_video, iterate_clips, iterate_frames, read_clip
+from telecine.data.decode import _check_intact, _keyframes_before, _seek
 
 from .videos import (
     damage,
@@ -209,3 +215,54 @@ def test_a_deleted_file_is_a_decode_error(tmp_path: Path) -> None:
     info.path.unlink()
     with pytest.raises(DecodeError, match=r"gone\.mp4: No such file"):
         read_clip(info, 0, 1)
+
+
+def test_a_missing_frame_is_a_decode_error(tmp_path: Path) -> None:
+    info = index_video(write_video(tmp_path / "video.mp4", numbered_frames(6)))
+    for index, offset in ((2, 1), (5, 1000)):
+        pts = info.pts[:]
+        pts[index] += offset
+        with pytest.raises(DecodeError, match=rf"video\.mp4: frame {index} is missing"):
+            read_clip(replace(info, pts=pts), index, 1)
+
+
+def test_a_frame_with_concealed_errors_is_a_decode_error() -> None:
+    good, bad = (SimpleNamespace(is_corrupt=is_corrupt, pts=7) for is_corrupt in (False, True))
+    assert _check_intact(good, "a.mp4") is good
+    with pytest.raises(DecodeError, match=r"a\.mp4: the frame with timestamp 7 is corrupt"):
+        _check_intact(bad, "a.mp4")
+
+
+def test_a_file_that_lost_its_packets_is_a_decode_error(tmp_path: Path) -> None:
+    info = index_video(write_video(tmp_path / "video.mkv", numbered_frames(30), g="5"))
+    content = info.path.read_bytes()
+    info.path.write_bytes(content[: content.index(bytes.fromhex("1f43b675"))])  # up to the first EBML cluster
+    with pytest.raises(DecodeError, match=r"video\.mkv: frame 20 is missing"):
+        read_clip(info, 20, 1)
+
+
+def test_a_codec_without_a_decoder_is_a_decode_error(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "video.mkv", numbered_frames(3))
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"V_MPEG4/ISO/AVC", b"V_MPEG4/ISO/XYZ"))
+    with pytest.raises(DecodeError, match=r"video\.mkv: no decoder for its codec is available"):
+        index_video(path)
+
+
+def test_a_container_that_cannot_seek_is_read_from_the_start(lossless: dict[str, VideoInfo], monkeypatch: Any) -> None:
+    monkeypatch.setattr(decode, "_seek", lambda *arguments: iter(()))
+    assert numbers_of(read_clip(lossless["b_frames.mp4"], 33, 3)) == [33, 34, 35]
+
+
+def test_a_failed_seek_yields_no_packets() -> None:
+    def seek(pts: int, stream: Any) -> None:
+        raise av.error.PermissionError(1, "not permitted")
+
+    assert list(_seek(SimpleNamespace(seek=seek), None, 0)) == []
+
+
+def test_seeks_try_two_keyframes_before_the_start_of_the_file() -> None:
+    info = VideoInfo(Path("a.mp4"), 64, 48, 25.0, array("q", range(60)), array("q", range(0, 60, 10)))
+    for start, keyframes in ((0, []), (9, []), (10, [10]), (19, [10]), (35, [30, 20]), (59, [50, 40])):
+        assert list(_keyframes_before(info, start)) == [*keyframes, None]
+    assert list(_keyframes_before(replace(info, seekable=False), 35)) == [None]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from telecine.data import DataError, DecodeError, index_video, index_videos, read_clip, with_progress
+from telecine.data import DataError, DecodeError, index, index_video, index_videos, read_clip, with_progress
 from telecine.data.index import _frame_rate
 
 from .videos import damage, moving_frames, numbered_frames, numbers_of, truncate, write_audio, write_video
@@ -58,6 +58,18 @@ def test_errors_give_the_reason(tmp_path: Path, name: str) -> None:
     path = make(tmp_path / name)
     with pytest.raises(DecodeError, match=f"{name}: .*({reason})"):
         index_video(path)
+
+
+@pytest.mark.parametrize(
+    ("frames", "reason"),
+    [([], "no frame can be decoded"), ([SimpleNamespace(is_corrupt=True)], "its first frame is corrupt")],
+)
+def test_the_first_frame_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frames: list[Any], reason: str
+) -> None:
+    monkeypatch.setattr(index, "decoded_frames", lambda packets: iter(frames))
+    with pytest.raises(DecodeError, match=rf"video\.mp4: {reason}"):
+        index_video(write_video(tmp_path / "video.mp4", numbered_frames(3)))
 
 
 def _trim(path: Path) -> Path:

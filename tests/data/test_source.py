@@ -25,7 +25,7 @@ from telecine.data import (
     tar_members,
     whole_video,
 )
-from telecine.data.source import as_source, is_hidden, is_image, is_media
+from telecine.data.source import as_source, is_hidden, is_image, is_media, read_bytes
 
 from .videos import (
     assert_same_clips,
@@ -64,6 +64,7 @@ def test_members_are_listed(shard: Path, files: list[Path]) -> None:
     content = shard.read_bytes()
     for member, file in zip(members, files, strict=True):
         assert content[member.offset : member.offset + member.size] == file.read_bytes()
+        assert read_bytes(member) == read_bytes(file) == file.read_bytes()
     assert str(members[0]) == f"{shard}/front.mp4"
     assert as_source(members[0]) is members[0]
     assert pickle.loads(pickle.dumps(members[0])) == members[0]

@@ -231,14 +231,14 @@ def _packets_from_keyframe(info: VideoInfo, start: int) -> Generator[Packet[Vide
     """
     for keyframe in _keyframes_before(info, start):
         with open_video(info.path) as (container, stream):
-            packets = container.demux(stream) if keyframe is None else _seek(container, stream, info.pts[keyframe])
+            if keyframe is None:
+                yield from container.demux(stream)
+                return
+            packets = _seek(container, stream, info.pts[keyframe])
             first = next(packets, None)
-            if first is None:
-                continue
-            if keyframe is None or (first.is_keyframe and first.pts is not None and first.pts <= info.pts[start]):
+            if first is not None and first.is_keyframe and first.pts is not None and first.pts <= info.pts[start]:
                 yield from chain((first,), packets)
                 return
-    raise DecodeError(f"{info.path}: the file no longer has any packets")
 
 
 def _keyframes_before(info: VideoInfo, start: int) -> Iterator[int | None]:
