@@ -91,6 +91,12 @@ def test_the_buckets_must_include_the_validation_size() -> None:
         ClipConfig(buckets=BUCKETS)
 
 
+def test_images_zoom_and_cache_are_off_by_default() -> None:
+    config = ClipConfig()
+    assert (config.image_ratio, config.stride, config.random_flip, config.scale_jitter) == (0, 1, True, 1)
+    assert not config.cache
+
+
 def test_clip_span() -> None:
     config = ClipConfig(num_frames=5, stride=3)
     assert config.clip_span == 13

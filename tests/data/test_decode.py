@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from telecine.data import DecodeError, VideoInfo, decode, index_video, iterate_clips, iterate_frames, read_clip
-from telecine.data.decode import _check_intact, _keyframes_before, _seek
+from telecine.data.decode import _check_intact, _decode_needed, _keyframes_before, _seek, open_video
 
 from .videos import (
     damage,
@@ -50,6 +50,8 @@ LOSSY = {
     "packed.avi": ("mpeg4", {"g": "10", "bf": "2", "qmin": "1", "qmax": "2"}),
     "hidden_frames.webm": ("libvpx", {"g": "20", "auto_alt_ref": "1", "lag_in_frames": "16"}),
     "vp9.webm": ("libvpx-vp9", {"g": "20", "b": "1M"}),
+    # Lossless H.264 has no frames on which no other depends.
+    "skippable_frames.mp4": ("libx264", {"g": "10", "bf": "3"}),
     "program.mpg": ("mpeg2video", {"g": "10", "bf": "2"}),
 }
 
@@ -266,3 +268,11 @@ def test_seeks_try_two_keyframes_before_the_start_of_the_file() -> None:
     for start, keyframes in ((0, []), (9, []), (10, [10]), (19, [10]), (35, [30, 20]), (59, [50, 40])):
         assert list(_keyframes_before(info, start)) == [*keyframes, None]
     assert list(_keyframes_before(replace(info, seekable=False), 35)) == [None]
+
+
+def test_frames_that_are_not_needed_are_not_decoded(tmp_path: Path) -> None:
+    info = index_video(write_video(tmp_path / "video.mp4", moving_frames(40), "libx264", g="40", bf="3"))
+    with open_video(info.path) as (container, stream):
+        frames = [frame.pts for frame in _decode_needed(container.demux(stream), set(info.pts[17:20]))]
+    assert set(info.pts[17:20]) < set(frames)
+    assert len(frames) < 35
