@@ -166,7 +166,9 @@ def test_residual():
 
 def test_names_of_published_checkpoints():
     names = {f"attn.{name}.0.weight" for name in ("to_q", "to_kv", "to_out")} | {"norm.gamma"}
-    assert set(LinearSpaceAttention(dim=4).state_dict()) == names
+    state = LinearSpaceAttention(dim=4).state_dict()
+    assert set(state) == names
+    assert state["attn.to_q.0.weight"].shape == (8 * 8, 4)
     assert set(FeedForward(4).state_dict()) == {
         "norm.gamma",
         *(f"net.{i}.{p}" for i in (0, 2) for p in ("weight", "bias")),

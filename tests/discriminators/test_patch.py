@@ -70,7 +70,7 @@ class TestLayers:
 
     @both
     def test_kernels_and_channels(self, cls):
-        network = cls(dim=64, channels=1, num_layers=4)
+        network = cls(channels=1, num_layers=4)
         convs = [layer[0] for layer in network.blocks] + [network.to_logits]
         assert [conv.out_channels for conv in convs] == [64, 128, 256, 512, 512, 1]
         assert [conv.in_channels for conv in convs] == [1, 64, 128, 256, 512, 512]
