@@ -8,12 +8,13 @@ import av
 import pytest
 import torch
 
+from telecine import Ramp
 from telecine.autoencoders import CausalVAE, CausalVAEConfig
-from telecine.cli import COMMANDS, RECIPES, Command, main, setting_names, with_config_first
+from telecine.cli import COMMANDS, Command, main, setting_names, with_config_first
 from telecine.data import sample_videos
 from telecine.evaluation import METRIC_DEFINITIONS
-from telecine.objective.schedule import Ramp
 from telecine.training import TrainConfig
+from telecine.training.config_file import RECIPES
 
 pytestmark = pytest.mark.usefixtures("cached_weights")
 
@@ -62,7 +63,7 @@ def test_help_has_the_texts_of_the_fields(capsys):
         main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "Step from which the adversarial terms and feature matching count" in text
-    assert "each weight is a number, or changes over the steps" in text
+    assert "A weight is a number or a ramp" in text
     assert "Frames per clip." in text
 
 
@@ -79,28 +80,34 @@ def test_runs_as_a_module(module):
         (["train", "--data", "x", "--stepz", "3"], "Did you mean `steps`?"),
         (["train", "--data", "x", "--objective.disc_strat", "3"], "Did you mean `objective.disc_start`?"),
         (["train", "--data", "x", "--steps", "many"], 'key "steps"'),
-        (["train", "--data", "x", "--steps", "0"], "`steps` must be at least 1, but got 0"),
+        (["train", "--data", "x", "--steps", "0"], "`steps` must be a positive int, but got 0"),
         (["train", "--data", "x", "--device", "tpu"], "tpu"),
         (["train", "--config", "no/such/file.yaml"], "no/such/file.yaml"),
         (["train", "--dat", "x"], "--dat"),
-        (["train", "--data", "x", "--objective.perceptual_frames", "every"], "objective.perceptual_frames"),
+        (["train", "--data", "x", "--objective.perceptual.num_frames", "every"], "objective.perceptual.num_frames"),
         (
-            ["train", "--data", "x", "--objective.gan_loss", "hing"],
+            ["train", "--data", "x", "--objective.gan.loss", "hing"],
             "'hinge', 'vanilla', 'least_squares', 'relativistic'",
         ),
-        (["train", "--data", "x", "--objective.recon_loss", "l2"], "'mse', 'l1', 'charbonnier'"),
-        (["train", "--data", "x", "--objective.grad_penalty", "r3"], "'r1_and_r2'"),
+        (["train", "--data", "x", "--objective.reconstruction.loss", "l2"], "'mse', 'l1', 'charbonnier'"),
+        (["train", "--data", "x", "--objective.penalty.kind", "r3"], "'r1_and_r2'"),
         (["train", "--data", "x", "--discriminator.video", "patches"], "'first_frame', 'plain', 'patch', 'none'"),
         (
-            ["train", "--data", "x", "--objective.gram_loss_weight", "-1"],
-            "`objective.gram_loss_weight` must be a finite",
+            ["train", "--data", "x", "--objective.quantizer_aux_loss_weight", "-1"],
+            "`quantizer_aux_loss_weight` must be a finite",
         ),
-        (["train", "--data", "x", "--objective.gram_loss_weight", "much"], 'key "objective.gram_loss_weight"'),
-        (["train", "--data", "x", "--objective.gram_loss_weight.stat", "3"], "Option 'stat' is not accepted"),
-        (["train", "--data", "x", "--objective.gram_loss_weight.start", "3"], "required: weight"),
+        (
+            ["train", "--data", "x", "--objective.quantizer_aux_loss_weight", "much"],
+            'key "objective.quantizer_aux_loss_weight"',
+        ),
+        (["train", "--data", "x", "--objective.quantizer_aux_loss_weight.stat", "3"], "Option 'stat' is not accepted"),
+        (["train", "--data", "x", "--objective.quantizer_aux_loss_weight.start", "3"], "required: weight"),
         (["train", "--data", "x", "--val_data", "y"], "a list or tar files, but got x, which does not exist"),
-        (["reconstruct", "x", "y", "-o", "z.mp4", "--num_frames=-5"], "`num_frames` must be at least 1, but got -5"),
-        (["evaluate", "nowhere", "--data", "x"], "Check its spelling: no such folder exists"),
+        (
+            ["reconstruct", "x", "y", "-o", "z.mp4", "--num_frames=-5"],
+            "`num_frames` must be a positive int, but got -5",
+        ),
+        (["evaluate", "nowhere", "--data", "x"], "which does not exist. Check the spelling"),
         (["report", "nowhere"], "`runs` must be folders of runs, with metrics.jsonl, but got 'nowhere'"),
         (["report"], "runs"),
         (["evaluate", "nowhere"], "`data` must be a folder of videos, or one video, but got nothing"),
@@ -127,17 +134,22 @@ def settings_of(monkeypatch, *arguments):
 @pytest.mark.parametrize(
     ("typed", "meant"),
     [
-        (["--objective.gram_loss_weight", "2"], 2.0),
+        (["--objective.quantizer_aux_loss_weight", "2"], 2.0),
         (
-            ["--objective.gram_loss_weight.weight", "0.5", "--objective.gram_loss_weight.start", "100"],
+            [
+                "--objective.quantizer_aux_loss_weight.weight",
+                "0.5",
+                "--objective.quantizer_aux_loss_weight.start",
+                "100",
+            ],
             Ramp(0.5, start=100),
         ),
-        (["--objective.gram_loss_weight", "{weight: 1, start: 10, steps: 5}"], Ramp(1.0, start=10, steps=5)),
-        (["--objective.gram_loss_weight", "{weight: 0, initial: 1}"], Ramp(0.0, initial=1.0)),
+        (["--objective.quantizer_aux_loss_weight", "{weight: 1, start: 10, steps: 5}"], Ramp(1.0, start=10, steps=5)),
+        (["--objective.quantizer_aux_loss_weight", "{weight: 0, initial: 1}"], Ramp(0.0, initial=1.0)),
     ],
 )
 def test_a_weight_is_a_number_or_a_ramp(monkeypatch, typed, meant):
-    assert settings_of(monkeypatch, *typed).objective.gram_loss_weight == meant
+    assert settings_of(monkeypatch, *typed).objective.quantizer_aux_loss_weight == meant
 
 
 def test_a_ramp_in_a_file_can_be_changed_beside_it(monkeypatch, tmp_path):
@@ -151,7 +163,7 @@ def test_a_ramp_in_a_file_can_be_changed_beside_it(monkeypatch, tmp_path):
 
 def test_ramps_are_explained(capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["train", "--objective.gram_loss_weight.help"])
+        main(["train", "--objective.quantizer_aux_loss_weight.help"])
     assert stop.value.code == 0
     assert "Step at which it begins to change" in capsys.readouterr().out
 
@@ -227,6 +239,7 @@ def test_a_truncated_file_among_good_ones_is_skipped_named_and_counted(tmp_path,
 
 
 DEMO = f"--config={RECIPES / 'demo.yaml'}"
+GPU = f"--config={RECIPES / 'gpu.yaml'}"
 
 
 @pytest.mark.parametrize(
@@ -234,8 +247,8 @@ DEMO = f"--config={RECIPES / 'demo.yaml'}"
     [
         (["train"], ["train", DEMO]),
         (["train", "--output_dir", "x"], ["train", DEMO, "--output_dir", "x"]),
-        (["train", "--data", "x"], ["train", "--data", "x"]),
-        (["train", "--data=x"], ["train", "--data=x"]),
+        (["train", "--data", "x"], ["train", GPU, "--data", "x"]),
+        (["train", "--data=x"], ["train", GPU, "--data=x"]),
         (["train", "--data", "x", "--config=demo"], ["train", DEMO, "--data", "x"]),
         (["train", "--output_dir", "x", "--config", "demo"], ["train", DEMO, "--output_dir", "x"]),
         (["train", "--config", "mine.yaml"], ["train", "--config=mine.yaml"]),

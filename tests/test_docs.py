@@ -1,61 +1,94 @@
-"""The pages under docs/: their code runs, their links lead somewhere, and they speak of what exists."""
+"""The pages under docs/: their code runs, their links exist, and their tables are those of the config classes."""
 
-import inspect
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from telecine import VideoAutoencoderLoss
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES
+from telecine.objective import ObjectiveConfig, Term
+from telecine.objective.terms import TERMS
+from telecine.training import TrainConfig
 from telecine.training.diagnostic_rules import RULES
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-# Of the pages about the loss; the code and the commands of the others are run by tests of their own.
-NUM_BLOCKS = {"choosing.md": 1, "extending.md": 3}
+# Of the pages about the loss; other tests run the code and the commands of the other pages.
+NUM_BLOCKS = {"choosing.md": 1, "extending.md": 4}
 OTHERS = {"data.md", "evaluation.md", "fine-tuning.md", "health.md", "many-gpus.md", "own-model.md", "report.md"}
 
 
-def test_every_page_is_looked_at():
+GROUPS = {"reconstruction", "perceptual", "gan", "penalty", "adaptive_weight"}
+
+
+def test_every_page_is_tested():
     assert {page.name for page in PAGES} == set(NUM_BLOCKS) | OTHERS
 
 
 @pytest.mark.parametrize("name", NUM_BLOCKS)
-def test_the_code_runs(name, cached_weights):
+def test_code_runs(name, cached_weights):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(encoding="utf-8"), flags=re.DOTALL)
     assert len(blocks) == NUM_BLOCKS[name]
     torch.manual_seed(0)
-    names = {"x": torch.rand(2, 3, 4, 32, 32) * 2 - 1, "y": torch.rand(2, 3, 4, 32, 32, requires_grad=True)}
+    x, y = torch.rand(2, 3, 4, 32, 32) * 2 - 1, torch.rand(2, 3, 4, 32, 32, requires_grad=True)
+    names = {"x": x, "y": y}
     for block in blocks:
         exec(compile(block, name, "exec"), names)
-        assert names["total"].isfinite()
-        assert names["total"].requires_grad
-        names["total"].backward()
-        for index in (0, 1):
-            total, _ = names["loss"](names["x"], names["y"], index, 30_000)
+        loss = names["loss"]
+        for index in (0, 1) if loss.discriminators else (0,):
+            total, _ = loss(x, y, index, 30_000)
             assert total.isfinite()
             total.backward()
+        if "update" in names:
+            assert names.pop("update").disc_loss.isfinite()
+
+
+def test_the_term_that_is_added_counts(cached_weights):
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    names = {"x": torch.zeros(1, 3, 1, 32, 32), "y": torch.rand(1, 3, 1, 32, 32, requires_grad=True)}
+    exec(re.search(r"```python\n(.*?)```", page, flags=re.DOTALL).group(1), names)
+    edges = names["edges"](names["y"], names["x"])
+    torch.testing.assert_close(names["log"]["train/edges_loss"], edges.detach())
+    others = names["log"]["train/recon_loss"] + names["log"]["train/perceptual_loss"]
+    torch.testing.assert_close(names["total"], others + 0.1 * edges)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
+def test_links_exist(page):
     links = [link for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")) if "://" not in link]
     assert links
     assert [link for link in links if not (page.parent / link.partition("#")[0]).exists()] == []
 
 
-def test_how_to_choose_speaks_of_every_option():
-    text = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
-    options = set(inspect.signature(VideoAutoencoderLoss).parameters)
-    words = options | set(RECONSTRUCTION_LOSSES) | set(GAN_LOSSES) | set(GRAD_PENALTIES)
-    assert len(words) > 45
-    assert [word for word in sorted(words) if not re.search(rf"`[^`]*\b{word}\b[^`]*`", text)] == []
-    mentioned = set(re.findall(r"`(\w+_(?:weight|loss|every|start|frames|stride|decay|levels|kwargs))`", text))
-    call = set(inspect.signature(VideoAutoencoderLoss.forward).parameters)
-    logged = {"recon_loss", "gen_loss", "discr_loss", "perceptual_loss", "adaptive_weight", "kl_loss"}
-    assert mentioned <= options | call | logged | {f"{name.removesuffix('_weight')}" for name in options}
+def settings_tables():
+    spec = importlib.util.spec_from_file_location("settings_tables", ROOT / "docs" / "settings_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_of_settings_are_up_to_date():
+    page = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
+    assert page.count("<!-- settings: ") == 7
+    assert settings_tables().with_tables(page) == page, "run `python docs/settings_tables.py`"
+
+
+def test_tables_have_every_setting_of_the_objective():
+    page = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
+    groups = {"": ObjectiveConfig(), "discriminator.": TrainConfig().discriminator}
+    groups |= {f"{name}.": getattr(ObjectiveConfig(), name) for name in GROUPS}
+    settings = {f"{prefix}{name}" for prefix, group in groups.items() for name in vars(group)} - GROUPS
+    assert len(settings) >= 40
+    assert [name for name in sorted(settings) if f"| `{name}` |" not in page] == []
+    choices = set(RECONSTRUCTION_LOSSES) | set(GAN_LOSSES) | set(GRAD_PENALTIES) | set(TERMS)
+    assert [name for name in sorted(choices) if f'"{name}"' not in page] == []
+
+
+def test_a_setting_without_a_source_is_an_error():
+    with pytest.raises(ValueError, match=r"Term\.target.*Source"):
+        settings_tables().table(Term)
 
 
 def test_health_speaks_of_every_rule_and_value():

@@ -1,6 +1,6 @@
-"""telecine: the training objective of video autoencoders done right, and everything around it.
+"""telecine trains video autoencoders: an objective, and the training run around it.
 
-The names below are the public door. `train`, `evaluate` and `reconstruct` need the extra `telecine[train]`.
+The names below are the public API. `train`, `evaluate` and `reconstruct` need the extra `telecine[train]`.
 """
 
 from importlib import import_module
@@ -16,17 +16,18 @@ from telecine.discriminators import (
     frame_gradients,
 )
 from telecine.losses import gradient_penalty, kl_to_standard_normal, mse
-from telecine.objective import Ramp, VideoAutoencoderLoss
+from telecine.objective import Ramp, Term, VideoAutoencoderLoss
 from telecine.perceptual import LPIPS
 
 __version__ = "0.1.0"
 
-# What the extra brings is imported when it is asked for: the objective works without.
+# Imported on first use, since the objective works without the extra.
 _EXTRA = {
     "EvaluateConfig": "telecine.evaluation.config",
     "ReconstructConfig": "telecine.evaluation.config",
     "TrainConfig": "telecine.training",
     "evaluate": "telecine.evaluation.evaluate",
+    "read_config": "telecine.training",
     "reconstruct": "telecine.evaluation.reconstruct",
     "train": "telecine.training",
 }
@@ -40,6 +41,7 @@ __all__ = [
     "PatchDiscriminator",
     "PatchDiscriminator3D",
     "Ramp",
+    "Term",
     "VideoAutoencoderLoss",
     "frame_gradients",
     "gradient_penalty",

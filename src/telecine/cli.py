@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from accelerate import PartialState
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from telecine import __version__
+from telecine.checks import argument_error, nearest
 from telecine.evaluation.compare import Comparison, compare
 from telecine.evaluation.config import EvaluateConfig, ReconstructConfig
 from telecine.evaluation.difference import CONFIDENCE
@@ -22,30 +22,33 @@ from telecine.evaluation.evaluate import Evaluation, evaluate
 from telecine.evaluation.reconstruct import reconstruct
 from telecine.perceptual import weights
 from telecine.report.page import write_report
-from telecine.shapes import argument_error, nearest
 from telecine.training import Interrupted, TrainConfig, TrainingError, TrainResult, train
-from telecine.training.config_file import check_groups
+from telecine.training.config_file import check_groups, find_recipe
 
 USER_ERROR = 2
 INTERRUPTED = 130
-RECIPES = Path(__file__).parent / "recipes"
+
+CONFIG_HELP = (
+    "A YAML file of settings, or a recipe: demo (CPU, a few minutes) or gpu (training from scratch). It can be given "
+    "several times: later ones override earlier ones, and settings typed beside it override both."
+)
 
 console = Console(markup=False, highlight=False)  # paths may hold brackets
 
 
 def run_train(settings: Namespace, config: TrainConfig) -> None:
-    """Train a video autoencoder; run the same command again to go on from the last checkpoint."""
+    """Train a video autoencoder. Run the same command again to resume from the last checkpoint."""
     result = train(config, console=console)
     if PartialState().is_main_process:
         print_result(result)
 
 
 def run_evaluate(settings: Namespace, config: EvaluateConfig) -> None:
-    """Measure reconstructions, of an autoencoder or given as videos; or compare two evaluations."""
+    """Measure the reconstructions of an autoencoder, or given videos; or compare two evaluations."""
     if settings.compare is not None:
         print_comparison(compare(*settings.compare, output=settings.output))
     elif settings.checkpoint is None:
-        raise argument_error("checkpoint", "given", "nothing", "Name a run, a model or a folder of reconstructions.")
+        raise argument_error("checkpoint", "given", "nothing", "Pass a run, a model or a folder of reconstructions.")
     else:
         evaluation = evaluate(settings.checkpoint, config, output=settings.output)
         if not evaluation.is_main_process:
@@ -56,19 +59,19 @@ def run_evaluate(settings: Namespace, config: EvaluateConfig) -> None:
 
 
 def run_reconstruct(settings: Namespace, config: ReconstructConfig) -> None:
-    """Send a video through an autoencoder and write the result."""
+    """Encode and decode a video with an autoencoder, and write the result."""
     psnr = reconstruct(settings.checkpoint, settings.video, settings.output, config)
     console.print(f"wrote {settings.output}, PSNR {psnr:.2f} dB", soft_wrap=True)
 
 
 def run_report(settings: Namespace, config: None) -> None:
-    """Show runs on one page: their clips, curves, settings and warnings; works without network."""
+    """Write a page about runs: their clips, curves, settings and warnings. It needs no network."""
     page = write_report(settings.runs, settings.output)
     console.print(f"written to {page}; open it in a browser", soft_wrap=True)
 
 
 def run_weights(settings: Namespace, config: None) -> None:
-    """Fetch, verify or list the frozen networks of LPIPS."""
+    """Download, verify or list the frozen networks of LPIPS."""
     nets = settings.nets or ["vgg", "alex"]
     if settings.action == "list":
         return print_weights()
@@ -80,7 +83,7 @@ def run_weights(settings: Namespace, config: None) -> None:
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument that is not a setting."""
+    """A command-line argument that is not a setting."""
 
     names: tuple[str, ...]
     help: str
@@ -89,19 +92,19 @@ class Argument:
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: what runs it, the dataclass of its settings, and its other arguments."""
+    """A subcommand: its function, the dataclass of its settings, and its other arguments."""
 
     run: Callable[[Namespace, Any], None]
     settings: type | None
     arguments: tuple[Argument, ...] = ()
 
     def parser(self) -> ArgumentParser:
-        """Return the parser of its arguments; the texts of the settings' fields are their help."""
+        """Return its parser; the docstrings of the settings' fields are their help."""
         parser = ArgumentParser(description=self.run.__doc__, exit_on_error=False, allow_abbrev=False)
         for argument in self.arguments:
             parser.add_argument(*argument.names, help=argument.help, **argument.extra)
         if self.settings is not None:
-            parser.add_argument("--config", action="config", help="A YAML file of settings, or a recipe: demo.")
+            parser.add_argument("--config", action="config", help=CONFIG_HELP)
             parser.add_class_arguments(self.settings)
         return parser
 
@@ -111,18 +114,18 @@ CHECKPOINT = Argument(
 )
 SUBJECT = Argument(
     ("checkpoint",),
-    "What is measured: folder of a run (its last checkpoint), of a checkpoint or of a saved autoencoder; or a folder "
-    "of videos, the reconstructions of those in --data by the same names.",
+    "Folder of a run (its last checkpoint), of a checkpoint or of a saved autoencoder; or a folder of videos, the "
+    "reconstructions of those in --data with the same names.",
     {"nargs": "?"},
 )
 FIGURES = Argument(
     ("-o", "--output"),
     "Folder for metrics.json (the whole set), clips.json, frames.json and frames.png (by position in a clip) and "
-    "protocol.json (how it was measured); with --compare, for comparison.json and its pictures.",
+    "protocol.json (how it was measured); with --compare, for comparison.json and its plots.",
 )
 COMPARE = Argument(
     ("--compare",),
-    "Compare two evaluations, given by their output folders, instead of measuring.",
+    "Compare two evaluations, given by their output folders.",
     {"nargs": 2, "metavar": ("A", "B")},
 )
 COMMANDS = {
@@ -141,11 +144,11 @@ COMMANDS = {
         run_report,
         None,
         (
-            Argument(("runs",), "Folders of runs, to be shown over each other.", {"nargs": "+"}),
+            Argument(("runs",), "Folders of runs; their curves are drawn over each other.", {"nargs": "+"}),
             Argument(
                 ("-o", "--output"),
-                "The page, an .html file; its videos lie in a folder beside it. By default report.html, in the run's "
-                "folder if it is one run, in the current one otherwise.",
+                "The page, an .html file; its videos are in a folder beside it. By default report.html, in the run's "
+                "folder for one run, in the current folder for several.",
             ),
         ),
     ),
@@ -161,7 +164,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, 2 after a mistake that has a remedy, 130 after an interruption."""
+    """Run a command and return its exit code: 0, 2 after a user error, 130 after an interruption."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parsers = {name: command.parser() for name, command in COMMANDS.items()}
     try:
@@ -171,10 +174,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ArgumentError as error:
         return fail(with_suggestion(" ".join(str(error).split())))
     except (ValueError, OSError, TrainingError) as error:
-        return fail(" ".join(str(error).split()))  # in one line, also where jsonargparse wraps an error of ours
+        return fail(" ".join(str(error).split()))  # one line, also if jsonargparse wraps the error
     except Interrupted as interruption:
         if PartialState().is_main_process:
-            console.print(f"stopped; saved {interruption}. Run the same command again to go on.", soft_wrap=True)
+            console.print(f"stopped; saved {interruption}. Run the same command again to resume.", soft_wrap=True)
         return INTERRUPTED
     except KeyboardInterrupt:
         console.print("interrupted")
@@ -183,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(command: Command, parser: ArgumentParser, settings: Namespace) -> None:
-    """Build the command's settings and run it."""
+    """Build the settings of a command and run it."""
     config = None
     if command.settings is not None:
         check_groups(command.settings, settings)
@@ -208,15 +211,16 @@ def root_parser(parsers: dict[str, ArgumentParser]) -> ArgumentParser:
 
 
 def with_config_first(arguments: Sequence[str]) -> list[str]:
-    """Put `--config` before all other settings, so that those typed beside it win, wherever it stands.
+    """Move `--config` before all other settings, so that those override it, and replace recipes by their paths.
 
-    `--config NAME` may mean a recipe that ships with telecine; `train` without data or settings is the demo.
+    `train` without `--config` uses the recipe "gpu", and "demo" if there is no `--data` either.
     """
     command, typed = list(arguments[:1]), list(arguments[1:])
     asks_for_help = {"-h", "--help"} & set(typed)
     given = {argument.partition("=")[0] for argument in typed}
-    if command == ["train"] and not asks_for_help and not {"--data", "--config"} & given:
-        return [*command, f"--config={recipe('demo')}", *typed]
+    if command == ["train"] and not asks_for_help and "--config" not in given:
+        recipe = "gpu" if "--data" in given else "demo"
+        return [*command, f"--config={find_recipe(recipe)}", *typed]
     configs, others = [], []
     while typed:
         argument = typed.pop(0)
@@ -224,16 +228,10 @@ def with_config_first(arguments: Sequence[str]) -> list[str]:
         if name != "--config":
             others.append(argument)
         elif value or not typed:
-            configs.append(f"--config={recipe(value)}" if value else argument)
+            configs.append(f"--config={find_recipe(value)}" if value else argument)
         else:
-            configs.append(f"--config={recipe(typed.pop(0))}")
+            configs.append(f"--config={find_recipe(typed.pop(0))}")
     return [*command, *configs, *others]
-
-
-def recipe(name: str) -> str:
-    """Return the path of the recipe of that name, or the name itself where there is none."""
-    path = RECIPES / f"{name}.yaml"
-    return str(path) if path.is_file() else name
 
 
 def fail(message: str) -> int:
@@ -243,7 +241,7 @@ def fail(message: str) -> int:
 
 
 def with_suggestion(message: str) -> str:
-    """Add the nearest setting to the message about one that does not exist."""
+    """Add the nearest setting to the message about an unknown one."""
     if "not accept option" not in message and "unrecognized" not in message:
         return message
     known = sorted({name for command in COMMANDS.values() for name in setting_names(command.settings)})
@@ -255,7 +253,7 @@ def with_suggestion(message: str) -> str:
 
 
 def setting_names(settings: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted names of a dataclass's fields and of those in it."""
+    """Yield the dotted names of a dataclass's fields, nested ones included."""
     if is_dataclass(settings):
         hints = get_type_hints(settings)
         for item in fields(settings):
@@ -264,7 +262,7 @@ def setting_names(settings: Any, prefix: str = "") -> Iterator[str]:
 
 
 def print_result(result: TrainResult) -> None:
-    """Show what a run reached and where its files are."""
+    """Print the metrics before and after, and the files of a run."""
     table = Table("held-out clips", "before", "after", title="training finished")
     for name, before in result.first.items():
         table.add_row(name, f"{before:.4f}", f"{result.last[name]:.4f}")
@@ -274,7 +272,7 @@ def print_result(result: TrainResult) -> None:
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """Show the figures, which way is better, and what could not be measured."""
+    """Print the metrics, which direction is better, and what could not be measured."""
     protocol = evaluation.protocol
     size = f"{protocol.num_frames} frames of {protocol.height} x {protocol.width}"
     table = Table("metric", "mean", "better", title=f"{protocol.num_clips} clips, {size}")
@@ -286,7 +284,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Show every difference with its interval, and which of the two is better."""
+    """Print every difference with its confidence interval, and which of the two is better."""
     title = f"{comparison.num_clips} clips, {CONFIDENCE:.0%} intervals"
     table = Table("metric", "A", "B", "B - A", "better", title=title)
     for item in comparison.differences:
@@ -297,7 +295,7 @@ def print_comparison(comparison: Comparison) -> None:
 
 
 def print_weights() -> None:
-    """Show which networks are in the cache."""
+    """Print which networks are in the cache."""
     table = Table("net", "status", "source", "file")
     for entry in weights.listing():
         table.add_row(entry.net, entry.status, entry.source or "", str(entry.path))

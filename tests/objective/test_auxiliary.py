@@ -113,7 +113,7 @@ class TestAPosteriorOfDiffusers:
         assert total.item() == pytest.approx(0.5 * expected.item())
 
     def test_the_sum_over_the_latent_goes_with_the_sum_over_pixels(self, make_loss, clip):
-        loss = make_loss(perceptual_weight=0, quantizer_aux_loss_weight=1, nll_reduction="sum")
+        loss = make_loss(perceptual_weight=0, quantizer_aux_loss_weight=1, reconstruction={"nll_reduction": "sum"})
         posterior = gaussian()
         total, log = loss(clip(), clip(seed=2), 0, 0, posterior)
         (kl,) = named_aux_losses(posterior, None, "cpu", "sum").values()

@@ -78,7 +78,7 @@ def test_line_02_the_adaptive_weight_multiplies_each_adversarial_term(make_loss,
         multiscale_adversarial_loss_weight=0.25,
         discr_3d_kwargs=make_judge(5),
         multiscale_discr_kwargs=[make_judge(-3)],
-        perceptual_frames="all",
+        perceptual={"num_frames": "all"},
     )
     real = clip()
     fake = autoencoder(real)
@@ -137,7 +137,9 @@ def test_line_03_the_multiscale_weight_counts(make_loss, make_judge, clip):
 def test_line_03_vgg_weights_decide_what_lpips_is(make_loss, vgg, clip):
     other = {name: tensor.flip(0) * 0.9 for name, tensor in vgg.items()}
     logs = [
-        make_loss(vgg_weights=weights, perceptual_frames="all")(clip(), clip(seed=2), 0, 0)[1]["train/perceptual_loss"]
+        make_loss(vgg_weights=weights, perceptual={"num_frames": "all"})(clip(), clip(seed=2), 0, 0)[1][
+            "train/perceptual_loss"
+        ]
         for weights in (vgg, other, vgg)
     ]
     assert logs[0] == logs[2]
@@ -231,7 +233,7 @@ def test_line_06_a_batch_made_in_inference_mode_trains_both_networks(make_loss, 
 
 
 def test_line_07_the_perceptual_loss_is_not_random_in_training_mode(make_loss, clip):
-    loss = make_loss(perceptual_frames="all")
+    loss = make_loss(perceptual={"num_frames": "all"})
     values = []
     for mode in (True, True, False, True):
         loss.train(mode)
@@ -246,7 +248,7 @@ def test_line_07_the_perceptual_loss_is_not_random_in_training_mode(make_loss, c
 
 def test_line_08_frames_without_any_feature_have_a_finite_gradient(make_loss, vgg, clip):
     no_bias = {name: tensor * (not name.endswith("bias")) for name, tensor in vgg.items()}
-    loss = make_loss(vgg_weights=no_bias, perceptual_frames="all")
+    loss = make_loss(vgg_weights=no_bias, perceptual={"num_frames": "all"})
     # The colour that LPIPS subtracts: every feature is exactly zero.
     mean = torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1, 1).expand(1, 3, 2, 16, 16).contiguous()
     for real, fake in ((clip((1, 3, 2, 16, 16)), mean), (mean, mean)):
@@ -260,7 +262,7 @@ def test_line_08_frames_without_any_feature_have_a_finite_gradient(make_loss, vg
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_line_08_large_features_do_not_overflow_in_half_precision(make_loss, vgg, clip, dtype):
     large = {name: tensor * (1e4 if name.startswith("features.0.") else 1) for name, tensor in vgg.items()}
-    loss = make_loss(vgg_weights=large, perceptual_frames="all")
+    loss = make_loss(vgg_weights=large, perceptual={"num_frames": "all"})
     real, fake = clip(dtype=dtype), clip(seed=2, dtype=dtype)
     expected = loss(real.float(), fake.float(), 0, 0)[1]["train/perceptual_loss"]
     fake.requires_grad_()
@@ -283,7 +285,7 @@ def test_line_09_every_loss_is_float32_under_autocast(make_loss, make_judge, cli
             adversarial_loss_weight=1,
             discr_3d_kwargs=make_judge(7),
             grad_penalty_loss_weight=1,
-            perceptual_frames="all",
+            perceptual={"num_frames": "all"},
         )
         fake = autoencoder(clip())
         with torch.autocast("cpu", dtype, enabled=enabled):
@@ -467,7 +469,7 @@ def test_line_15_the_detector_detects():
 def test_line_15_no_value_is_read_on_the_host(make_loss, clip, autoencoder, device):
     """On the meta device there are no values to read, and whatever comes from the CPU shows as a move."""
     loss = make_loss(
-        perceptual_frames=2,
+        perceptual={"num_frames": 2},
         adversarial_loss_weight=1,
         multiscale_adversarial_loss_weight=1,
         grad_penalty_loss_weight=1,

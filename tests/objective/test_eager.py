@@ -77,7 +77,7 @@ def test_under_autocast(autocast, build, autoencoder, clip):
     real = clip((2, 3, 3, 16, 16))
     results = []
     for eager in (True, False):
-        loss = build("eager_gradients", eager, grad_penalty_every=2)
+        loss = build("eager_gradients", eager, penalty={"every": 2})
         results.append(both_steps(loss, autoencoder, real, 1, scale=2.0**12, autocast=autocast))
     assert_same(*results, rtol=2e-2 if autocast else 1e-4, atol=1e-2 if autocast else 1e-5)
 
@@ -125,11 +125,11 @@ def count_passes(loss, autoencoder, clip, **call):
         ({}, 2),  # reconstructions once, real clips once
         ({"grad_penalty_loss_weight": 1}, 2),
         ({"eager_gradients": False}, 3),
-        ({"lecam_loss_weight": 1}, 3),
-        ({"grad_penalty_loss_weight": 1, "grad_penalty": "r2"}, 3),
-        ({"gan_loss": "relativistic"}, 4),
-        ({"feature_matching_loss_weight": 1}, 3),
-        ({"disc_train_start": 1}, 1),
+        ({"gan": {"lecam_loss_weight": 1}}, 3),
+        ({"grad_penalty_loss_weight": 1, "penalty": {"kind": "r2"}}, 3),
+        ({"gan": {"loss": "relativistic"}}, 4),
+        ({"gan": {"feature_matching_loss_weight": 1}}, 3),
+        ({"gan": {"disc_train_start": 1}}, 1),
         ({"disc_start": 1}, 2),
     ],
 )
@@ -176,7 +176,7 @@ def test_memory_does_not_grow_with_the_number_of_frames(make_loss, clip):
     real, fake = clip((1, 3, 16, 32, 32)), clip((1, 3, 16, 32, 32), seed=2).requires_grad_()
 
     def peak(eager, frames):
-        return saved_bytes(make_loss(perceptual_frames=frames, eager_gradients=eager), real, fake, 0, 0)
+        return saved_bytes(make_loss(perceptual={"num_frames": frames}, eager_gradients=eager), real, fake, 0, 0)
 
     assert peak(eager=True, frames=16) <= peak(eager=True, frames=1) + 3 * 4 * fake.numel()
     assert peak(eager=False, frames=16) > 8 * peak(eager=True, frames=16)

@@ -41,7 +41,7 @@ def test_they_are_averaged_over_ranks():
 
 
 def test_in_the_loss(make_loss, clip):
-    loss = make_loss(perceptual_weight=0, lecam_loss_weight=3.0, discr_3d_kwargs=VIDEO)
+    loss = make_loss(perceptual_weight=0, gan={"lecam_loss_weight": 3.0}, discr_3d_kwargs=VIDEO)
     total, log = loss(clip(), clip(seed=2), 1, 0)
     assert log["train/lecam_loss"] > 0
     expected = log["train/discr_loss"] + 3 * log["train/lecam_loss"]

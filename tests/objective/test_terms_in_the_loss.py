@@ -13,14 +13,11 @@ VIDEO = {"dim": 1, "image_size": 16, "frame_num": 4, "linear_attn_heads": 2}
 IMAGE = {"dim": 1, "image_size": 16, "linear_attn_heads": 2}
 WEIGHTS = {
     "perceptual_weight": 0.7,
-    "gram_loss_weight": 0.6,
-    "wavelet_loss_weight": 0.5,
-    "temporal_loss_weight": 0.4,
-    "feature_matching_loss_weight": 0.3,
+    "terms": {"gram": 0.6, "wavelet": 0.5, "temporal": 0.4},
+    "gan": {"feature_matching_loss_weight": 0.3, "lecam_loss_weight": 0.25},
     "adversarial_loss_weight": 0.2,
     "quantizer_aux_loss_weight": 0.1,
     "grad_penalty_loss_weight": 1.5,
-    "lecam_loss_weight": 0.25,
 }
 
 
@@ -76,7 +73,7 @@ class TestTheSum:
         assert {"perceptual_loss", "gen_loss", "aux_losses"} <= logged
 
     def test_what_is_off_is_neither_computed_nor_logged(self, make_loss, pair):
-        loss = make_loss(disc_start=9, **WEIGHTS | {"gram_loss_weight": 0}, discr_3d_kwargs=(judge := Elementwise()))
+        loss = make_loss(disc_start=9, **WEIGHTS | {"terms": {"gram": 0}}, discr_3d_kwargs=(judge := Elementwise()))
         log = loss(*pair, 0, 0)[1]
         assert not judge.calls
         assert not {"train/gram_loss", "train/feature_matching_loss", "train/lecam_loss", "train/logvar"} & set(log)
@@ -92,24 +89,28 @@ class TestReconstruction:
         ],
     )
     def test_pixel_losses(self, make_loss, pair, name, by_hand):
-        total, log = make_loss(perceptual_weight=0, recon_loss=name)(*pair, 0, 0)
+        total, log = make_loss(perceptual_weight=0, reconstruction={"loss": name})(*pair, 0, 0)
         assert total.item() == log["train/recon_loss"].item() == pytest.approx(by_hand(*pair).item(), rel=1e-6)
 
     def test_wavelet_and_temporal(self, make_loss, pair):
-        loss = make_loss(perceptual_weight=0, wavelet_loss_weight=2, wavelet_levels=2, temporal_loss_weight=3)
+        loss = make_loss(perceptual_weight=0, terms={"wavelet": {"weight": 2, "params": {"levels": 2}}, "temporal": 3})
         log = loss(*pair, 0, 0)[1]
         x, y = pair
         assert log["train/wavelet_loss"].item() == wavelet_l1(reconstruction=y, target=x, levels=2).item()
         assert log["train/temporal_loss"].item() == temporal_difference(reconstruction=y, target=x).item()
 
     def test_the_sum_mode_multiplies_by_the_elements_of_a_clip(self, make_loss, pair):
-        weights = {"recon_loss": "l1", "perceptual_frames": "all"}
+        weights = {"reconstruction": {"loss": "l1"}, "perceptual": {"num_frames": "all"}}
         mean = make_loss(**weights)(*pair, 0, 0)[0]
-        summed = make_loss(**weights, nll_reduction="sum")(*pair, 0, 0)[0]
+        summed = make_loss(**weights, reconstruction={"nll_reduction": "sum"})(*pair, 0, 0)[0]
         torch.testing.assert_close(summed, mean * 3 * 4 * 16 * 16)
 
     def test_the_learned_variance(self, make_loss, pair):
-        loss = make_loss(perceptual_frames="all", learn_logvar=True, logvar_init=0.5, temporal_loss_weight=1)
+        loss = make_loss(
+            perceptual={"num_frames": "all"},
+            reconstruction={"learn_logvar": True, "logvar_init": 0.5},
+            terms={"temporal": 1},
+        )
         total, log = loss(*pair, 0, 0)
         distance = log["train/recon_loss"] + log["train/perceptual_loss"]
         nll = distance * torch.tensor(-0.5).exp() + 0.5
@@ -121,7 +122,7 @@ class TestReconstruction:
         assert "logvar" in loss.state_dict()
 
     def test_at_its_optimum_the_variance_is_the_error(self, make_loss, clip):
-        loss = make_loss(perceptual_weight=0, learn_logvar=True)
+        loss = make_loss(perceptual_weight=0, reconstruction={"learn_logvar": True})
         optimizer = torch.optim.Adam(loss.get_trainable_autoencoder_parameters(), 0.05)
         for _ in range(300):
             optimizer.zero_grad()
@@ -131,7 +132,7 @@ class TestReconstruction:
         assert loss.logvar.exp().item() == pytest.approx(log["train/recon_loss"].item(), rel=1e-2)
 
     def test_a_constant_variance_is_not_saved_and_moves_along(self, make_loss, pair):
-        loss = make_loss(perceptual_weight=0, logvar_init=-1.0)
+        loss = make_loss(perceptual_weight=0, reconstruction={"logvar_init": -1.0})
         assert loss.get_trainable_autoencoder_parameters() == []
         assert "logvar" not in loss.state_dict()
         total, log = loss(*pair, 0, 0)
@@ -139,7 +140,7 @@ class TestReconstruction:
         assert loss.to("meta").logvar.device.type == "meta"
 
     def test_the_discriminators_optimizer_does_not_get_it(self, make_loss):
-        loss = make_loss(learn_logvar=True, discr_3d_kwargs=VIDEO)
+        loss = make_loss(reconstruction={"learn_logvar": True}, discr_3d_kwargs=VIDEO)
         assert not any(weight is loss.logvar for weight in loss.get_trainable_parameters())
 
 
@@ -150,7 +151,7 @@ class TestPerceptual:
         frames = {"reconstruction": y.transpose(1, 2).flatten(0, 1), "target": x.transpose(1, 2).flatten(0, 1)}
         expected = lpips(**frames).mean()
         for net in ("alex", lpips):
-            loss = VideoAutoencoderLoss(0, perceptual_net=net, perceptual_frames="all")
+            loss = VideoAutoencoderLoss(0, perceptual={"net": net, "num_frames": "all"})
             log = loss(x, y, 0, 0)[1]
             torch.testing.assert_close(log["train/perceptual_loss"], expected)
 
@@ -158,7 +159,7 @@ class TestPerceptual:
         def distance(*, reconstruction, target):
             return (reconstruction - target).abs().mean((1, 2, 3))
 
-        loss = VideoAutoencoderLoss(0, perceptual_net=distance, perceptual_frames="all", perceptual_weight=2)
+        loss = VideoAutoencoderLoss(0, perceptual={"net": distance, "num_frames": "all"}, perceptual_weight=2)
         total, log = loss(*pair, 0, 0)
         torch.testing.assert_close(log["train/perceptual_loss"], F.l1_loss(*pair).detach())
         torch.testing.assert_close(total, log["train/recon_loss"] + 2 * log["train/perceptual_loss"])
@@ -168,7 +169,7 @@ class TestPerceptual:
         module = nn.Module()
         module.net = net
         module.forward = lambda *, reconstruction, target: (net(reconstruction) - net(target)).abs().mean((1, 2, 3))
-        loss = VideoAutoencoderLoss(0, perceptual_net=module)
+        loss = VideoAutoencoderLoss(0, perceptual={"net": module})
         loss(clip(), clip(seed=2).requires_grad_(), 0, 0)[0].backward()
         assert net.weight.grad is None
         assert loss.state_dict() == {}
@@ -176,32 +177,36 @@ class TestPerceptual:
 
     def test_gram_of_a_distance_without_features(self, make_loss):
         with pytest.raises(ValueError, match="`gram_loss_weight` must be 0 for a perceptual loss without features"):
-            VideoAutoencoderLoss(0, perceptual_net=lambda *, reconstruction, target: 0, gram_loss_weight=1)
+            VideoAutoencoderLoss(0, perceptual={"net": lambda *, reconstruction, target: 0}, terms={"gram": 1})
 
     def test_weights_of_vgg_for_another_network_are_refused(self, vgg):
         for net in ("alex", lambda *, reconstruction, target: 0):
             with pytest.raises(ValueError, match="`vgg_weights` must be left out where `perceptual_net` is not"):
-                VideoAutoencoderLoss(0, perceptual_net=net, vgg_weights=vgg)
+                VideoAutoencoderLoss(0, perceptual={"net": net}, vgg_weights=vgg)
 
     def test_options_are_checked_where_the_term_is_off_too(self):
-        for option in ({"perceptual_frames": -3}, {"perceptual_stride": 0}, {"lecam_decay": "x"}):
+        for option in (
+            {"perceptual": {"num_frames": -3}},
+            {"perceptual": {"stride": 0}},
+            {"gan": {"lecam_decay": "x"}},
+        ):
             (name,) = option
             with pytest.raises(ValueError, match=f"`{name}` must be"):
                 VideoAutoencoderLoss(0, perceptual_weight=0, **option)
 
     def test_gram_alone_builds_the_network(self, make_loss, pair):
-        total, log = make_loss(perceptual_weight=0, gram_loss_weight=2)(*pair, 0, 0)
+        total, log = make_loss(perceptual_weight=0, terms={"gram": 2})(*pair, 0, 0)
         torch.testing.assert_close(total, log["train/recon_loss"] + 2 * log["train/gram_loss"])
         assert log["train/gram_loss"] > 0
 
     def test_chunks_and_strides(self, make_loss, pair):
-        whole = make_loss(perceptual_frames="all", gram_loss_weight=1)(*pair, 0, 0)[0]
-        chunks = make_loss(perceptual_frames="all", gram_loss_weight=1, perceptual_chunk_size=3)(*pair, 0, 0)[0]
+        whole = make_loss(perceptual={"num_frames": "all"}, terms={"gram": 1})(*pair, 0, 0)[0]
+        chunks = make_loss(perceptual={"num_frames": "all", "chunk_size": 3}, terms={"gram": 1})(*pair, 0, 0)[0]
         torch.testing.assert_close(chunks, whole)
         (expected,) = torch.autograd.grad(whole, pair[1])
         torch.testing.assert_close(torch.autograd.grad(chunks, pair[1])[0], expected)
         seen = []
-        loss = make_loss(perceptual_frames="all", perceptual_stride=2)
+        loss = make_loss(perceptual={"num_frames": "all", "stride": 2})
         loss.perceptual_model.register_forward_pre_hook(
             lambda module, args, kwargs: seen.append(len(kwargs["reconstruction"])), with_kwargs=True
         )
@@ -213,7 +218,9 @@ class TestAdversarial:
     def test_relativistic_pairs(self, make_loss, pair):
         x, y = pair
         judge = Elementwise()
-        loss = make_loss(perceptual_weight=0, adversarial_loss_weight=1, gan_loss="relativistic", discr_3d_kwargs=judge)
+        loss = make_loss(
+            perceptual_weight=0, adversarial_loss_weight=1, gan={"loss": "relativistic"}, discr_3d_kwargs=judge
+        )
         log = loss(x, y, 0, 0)[1]
         real, fake = (2 * video.flatten(1).mean(1) for video in (x, y))
         torch.testing.assert_close(log["train/gen_loss"], F.softplus(real - fake).mean().detach())
@@ -224,7 +231,7 @@ class TestAdversarial:
     @pytest.mark.parametrize("gan_loss", ["hinge", "vanilla", "least_squares"])
     def test_real_clips_are_not_judged_where_the_autoencoders_loss_does_not_need_them(self, make_loss, pair, gan_loss):
         judge = Elementwise()
-        loss = make_loss(perceptual_weight=0, adversarial_loss_weight=1, gan_loss=gan_loss, discr_3d_kwargs=judge)
+        loss = make_loss(perceptual_weight=0, adversarial_loss_weight=1, gan={"loss": gan_loss}, discr_3d_kwargs=judge)
         loss(*pair, 0, 0)
         assert len(judge.calls) == 1
 
@@ -233,7 +240,7 @@ class TestAdversarial:
             return Duel(discriminator=fake.mean() - real.mean(), generator=-fake.mean())
 
         loss = make_loss(
-            perceptual_weight=0, adversarial_loss_weight=1, gan_loss=wasserstein, discr_3d_kwargs=Elementwise()
+            perceptual_weight=0, adversarial_loss_weight=1, gan={"loss": wasserstein}, discr_3d_kwargs=Elementwise()
         )
         x, y = pair
         torch.testing.assert_close(loss(x, y, 0, 0)[1]["train/gen_loss"], -2 * y.mean().detach())
@@ -242,7 +249,7 @@ class TestAdversarial:
     def test_feature_matching(self, make_loss, pair):
         x, y = pair
         judge = Elementwise()
-        loss = make_loss(perceptual_weight=0, feature_matching_loss_weight=3, discr_3d_kwargs=judge)
+        loss = make_loss(perceptual_weight=0, gan={"feature_matching_loss_weight": 3}, discr_3d_kwargs=judge)
         total, log = loss(x, y, 0, 0)
         expected = (2 * F.l1_loss(x, y) + 6 * F.l1_loss(x, y)) / 2
         torch.testing.assert_close(log["train/feature_matching_loss"], expected.detach())
@@ -252,7 +259,7 @@ class TestAdversarial:
         assert judge.scale.grad is None
 
     def test_feature_matching_needs_features(self, make_loss, make_judge, pair):
-        loss = make_loss(perceptual_weight=0, feature_matching_loss_weight=3, discr_3d_kwargs=make_judge())
+        loss = make_loss(perceptual_weight=0, gan={"feature_matching_loss_weight": 3}, discr_3d_kwargs=make_judge())
         with pytest.raises(ValueError, match="features"):
             loss(*pair, 0, 0)
 
@@ -290,7 +297,7 @@ class TestPenalty:
             def forward(self, x):
                 return (self.weight * x**3).flatten(1).sum(1)
 
-        options |= {"perceptual_weight": 0, "grad_penalty_loss_weight": 2, "grad_penalty": penalty}
+        options |= {"perceptual_weight": 0, "grad_penalty_loss_weight": 2, "penalty": {"kind": penalty}}
         return make_loss(**options, discr_3d_kwargs=Cubic())
 
     @pytest.mark.parametrize("penalty", ["one_centered", "r1", "r2", "r1_and_r2"])
@@ -341,7 +348,9 @@ class TestPenalty:
 
 class TestAdaptiveWeight:
     def weight(self, make_loss, pair, autoencoder, **options):
-        loss = make_loss(perceptual_frames="all", adversarial_loss_weight=0.5, discr_3d_kwargs=Elementwise(), **options)
+        loss = make_loss(
+            perceptual={"num_frames": "all"}, adversarial_loss_weight=0.5, discr_3d_kwargs=Elementwise(), **options
+        )
         real = pair[0]
         fake = autoencoder(real)
         total, log = loss(real, fake, 0, 0, last_layer=autoencoder.last_layer)
@@ -355,7 +364,7 @@ class TestAdaptiveWeight:
 
     def test_against_reconstruction_and_perceptual(self, make_loss, pair, autoencoder):
         terms, _, total, weight = self.weight(
-            make_loss, pair, autoencoder, adaptive_weight_reference="recon_and_perceptual", perceptual_weight=0.3
+            make_loss, pair, autoencoder, adaptive_weight={"reference": "recon_and_perceptual"}, perceptual_weight=0.3
         )
         layer = autoencoder.last_layer
         both = terms["recon"] + 0.3 * terms["lpips"]
@@ -364,29 +373,33 @@ class TestAdaptiveWeight:
 
     def test_at_the_reconstruction(self, make_loss, pair, autoencoder):
         terms, fake, _, weight = self.weight(
-            make_loss, pair, autoencoder, adaptive_weight_at="reconstruction", adaptive_weight_min_norm=1e-9
+            make_loss, pair, autoencoder, adaptive_weight={"at": "reconstruction", "min_norm": 1e-9}
         )
         assert weight == pytest.approx(self.norm(terms["lpips"], fake) / self.norm(terms["g"], fake), rel=1e-4)
 
     def test_at_the_reconstruction_no_layer_is_needed(self, make_loss, pair):
-        loss = make_loss(adversarial_loss_weight=1, adaptive_weight_at="reconstruction", discr_3d_kwargs=Elementwise())
+        loss = make_loss(
+            adversarial_loss_weight=1, adaptive_weight={"at": "reconstruction"}, discr_3d_kwargs=Elementwise()
+        )
         assert loss(*pair, 0, 0)[1]["train/adaptive_weight"] not in (0, 1)
 
     def test_none(self, make_loss, pair, autoencoder):
-        assert self.weight(make_loss, pair, autoencoder, adaptive_weight_reference="none")[-1] == 1
+        assert self.weight(make_loss, pair, autoencoder, adaptive_weight={"reference": "none"})[-1] == 1
 
     def test_without_a_perceptual_weight_it_is_one_though_features_are_compared(self, make_loss, pair, autoencoder):
         for weight in (0, Ramp(1, start=5)):
-            options = {"perceptual_weight": weight, "gram_loss_weight": 1}
+            options = {"perceptual_weight": weight, "terms": {"gram": 1}}
             assert self.weight(make_loss, pair, autoencoder, **options)[-1] == 1
 
     def test_a_sum_over_pixels_is_compared_as_a_sum(self, make_loss, pair, autoencoder):
-        mean = self.weight(make_loss, pair, autoencoder, adaptive_weight_max=1e9)[-1]
-        summed = self.weight(make_loss, pair, autoencoder, adaptive_weight_max=1e9, nll_reduction="sum")[-1]
+        mean = self.weight(make_loss, pair, autoencoder, adaptive_weight={"max": 1e9})[-1]
+        summed = self.weight(
+            make_loss, pair, autoencoder, adaptive_weight={"max": 1e9}, reconstruction={"nll_reduction": "sum"}
+        )[-1]
         assert summed == pytest.approx(mean * pair[0][0].numel(), rel=1e-4)
 
     def test_a_step_that_is_not_finite_leaves_the_moving_average_alone(self, make_loss, pair, autoencoder):
-        loss = make_loss(adversarial_loss_weight=1, adaptive_weight_decay=0.9, discr_3d_kwargs=Elementwise())
+        loss = make_loss(adversarial_loss_weight=1, adaptive_weight={"decay": 0.9}, discr_3d_kwargs=Elementwise())
 
         def step(real):
             torch.manual_seed(0)
@@ -399,10 +412,9 @@ class TestAdaptiveWeight:
 
     def test_small_gradients_of_half_precision_are_compared_in_float32(self, make_loss, clip):
         loss = make_loss(
-            perceptual_frames="all",
+            perceptual={"num_frames": "all"},
             adversarial_loss_weight=1,
-            adaptive_weight_at="reconstruction",
-            adaptive_weight_min_norm=1e-12,
+            adaptive_weight={"at": "reconstruction", "min_norm": 1e-12},
             discr_3d_kwargs=Elementwise(1e-4),
         )
         real = clip((1, 3, 4, 64, 64)).half()
@@ -413,13 +425,13 @@ class TestAdaptiveWeight:
         assert weights[0] == pytest.approx(weights[1], rel=1e-3)
 
     def test_cap_and_epsilon(self, make_loss, pair, autoencoder):
-        assert self.weight(make_loss, pair, autoencoder, adaptive_weight_max=1e-3)[-1] == pytest.approx(1e-3)
-        terms, _, _, weight = self.weight(make_loss, pair, autoencoder, adaptive_weight_min_norm=1e4)
+        assert self.weight(make_loss, pair, autoencoder, adaptive_weight={"max": 1e-3})[-1] == pytest.approx(1e-3)
+        terms, _, _, weight = self.weight(make_loss, pair, autoencoder, adaptive_weight={"min_norm": 1e4})
         assert weight == pytest.approx(self.norm(terms["lpips"], autoencoder.last_layer) / 1e4, rel=1e-4)
 
     def test_the_moving_average_is_saved_and_goes_on(self, make_loss, clip, autoencoder):
         def make():
-            return make_loss(adversarial_loss_weight=1, adaptive_weight_decay=0.5, discr_3d_kwargs=Elementwise())
+            return make_loss(adversarial_loss_weight=1, adaptive_weight={"decay": 0.5}, discr_3d_kwargs=Elementwise())
 
         def step(loss, seed):
             real = clip(seed=seed)
@@ -442,7 +454,9 @@ class TestAdaptiveWeight:
 
 
 def test_a_distance_of_ones_own_that_returns_something_else(make_loss, pair):
-    loss = VideoAutoencoderLoss(0, perceptual_net=lambda *, reconstruction, target: (reconstruction - target).square())
+    loss = VideoAutoencoderLoss(
+        0, perceptual={"net": lambda *, reconstruction, target: (reconstruction - target).square()}
+    )
     with pytest.raises(ValueError, match="`net` must be"):
         loss(*pair, 0, 0)
 
@@ -450,8 +464,8 @@ def test_a_distance_of_ones_own_that_returns_something_else(make_loss, pair):
 def test_a_loss_with_everything_on_survives_copies(make_loss, pair, tmp_path):
     options = {
         **WEIGHTS,
-        "learn_logvar": True,
-        "adaptive_weight_decay": 0.9,
+        "reconstruction": {"learn_logvar": True},
+        "adaptive_weight": {"decay": 0.9},
         "adversarial_loss_weight": Ramp(1, steps=2),
     }
     loss = make_loss(**options, discr_3d_kwargs=VIDEO, multiscale_discr_kwargs=[VIDEO])

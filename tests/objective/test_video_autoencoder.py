@@ -78,7 +78,11 @@ def autoencoder_step_by_hand(loss, vgg, real, fake, aux, last_layer):
         norm = torch.autograd.grad(g, last_layer, retain_graph=True)[0].float().norm()
         weights.append(min((reference / max(norm, 1e-3)).item(), 1e3))
         total = total + term_weight * weights[-1] * g
-    return total, {"recon_loss": recon, "perceptual_loss": perceptual, "adaptive_weight": sum(weights) / 3}
+    return total, {
+        "reconstruction": {"loss": recon},
+        "perceptual_loss": perceptual,
+        "adaptive_weight": sum(weights) / 3,
+    }
 
 
 def discriminator_step_by_hand(loss, real, fake):
@@ -249,7 +253,9 @@ class TestAdaptiveWeight:
         """D and 8 D pull equally hard."""
         gradients = []
         for scale in (1.0, 8.0):
-            loss = make_loss(adversarial_loss_weight=1, discr_3d_kwargs=make_judge(scale), perceptual_frames="all")
+            loss = make_loss(
+                adversarial_loss_weight=1, discr_3d_kwargs=make_judge(scale), perceptual={"num_frames": "all"}
+            )
             total, _ = loss(clip(), autoencoder(clip()), 0, 0, last_layer=autoencoder.last_layer)
             gradients.append(torch.autograd.grad(total, autoencoder.last_layer)[0])
         torch.testing.assert_close(*gradients)
@@ -265,7 +271,7 @@ class TestAdaptiveWeight:
 class TestOptions:
     @pytest.mark.parametrize(("frames", "expected"), [(1, 1), (3, 3), ("all", 5), (99, 5)])
     def test_perceptual_frames(self, make_loss, clip, frames, expected):
-        loss = make_loss(perceptual_frames=frames)
+        loss = make_loss(perceptual={"num_frames": frames})
         seen = []
         loss.perceptual_model.register_forward_pre_hook(
             lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
@@ -283,7 +289,7 @@ class TestOptions:
 
     def test_all_frames_give_the_mean_of_all(self, make_loss, clip, vgg):
         real, fake = clip((1, 3, 3, 16, 16)), clip((1, 3, 3, 16, 16), seed=2)
-        _, log = make_loss(perceptual_frames="all")(real, fake, 0, 0)
+        _, log = make_loss(perceptual={"num_frames": "all"})(real, fake, 0, 0)
         expected = sum(lpips_by_hand(vgg, fake[0, :, t], real[0, :, t]) for t in range(3)) / 3
         assert log["train/perceptual_loss"].item() == pytest.approx(expected.item(), rel=1e-4)
 
@@ -316,7 +322,7 @@ class TestOptions:
         assert len({loss(clip(), clip(seed=2), 0, 0)[1]["train/perceptual_loss"].item() for _ in range(8)}) > 1
 
     def test_disc_train_start(self, make_loss, clip):
-        loss = make_loss(**{**EVERYTHING, "disc_train_start": 3})
+        loss = make_loss(**{**EVERYTHING, "gan": {"disc_train_start": 3}})
         for step, trains in ((0, False), (2, False), (3, True), (4, True)):
             total, log = loss(clip(), clip(seed=2), 1, step)
             assert (total != 0) == trains
@@ -331,7 +337,7 @@ class TestOptions:
 
     @pytest.mark.parametrize("every", [1, 4])
     def test_grad_penalty_every(self, make_loss, clip, every):
-        loss = make_loss(discr_3d_kwargs=VIDEO, grad_penalty_loss_weight=2, grad_penalty_every=every)
+        loss = make_loss(discr_3d_kwargs=VIDEO, grad_penalty_loss_weight=2, penalty={"every": every})
         for step in range(9):
             total, log = loss(clip(), clip(seed=2), 1, step)
             penalty = log["train/grad_penalty_loss"]
@@ -419,7 +425,7 @@ class TestPromises:
 
     @pytest.mark.parametrize("way", ["deepcopy", "pickle", "torch.save"])
     def test_copies(self, make_loss, clip, way):
-        loss = make_loss(**{**EVERYTHING, "perceptual_frames": "all"})
+        loss = make_loss(**{**EVERYTHING, "perceptual": {"num_frames": "all"}})
         loss(clip(), clip(seed=2), 1, 0)[0].backward()
         if way == "deepcopy":
             copied = copy.deepcopy(loss)

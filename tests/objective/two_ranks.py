@@ -30,7 +30,7 @@ def setting():
         adversarial_loss_weight=1.0,
         vgg_weights=helpers["random_vgg"](),
         discr_3d_kwargs={"dim": 1, "image_size": 16, "frame_num": 4, "linear_attn_heads": 2},
-        perceptual_frames="all",
+        perceptual={"num_frames": "all"},
     )
     return loss, autoencoder
 
@@ -41,13 +41,12 @@ def averaging_setting():
     return VideoAutoencoderLoss(
         disc_start=0,
         adversarial_loss_weight=1.0,
-        lecam_loss_weight=0.1,
-        learn_logvar=True,
-        adaptive_weight_at="reconstruction",
-        adaptive_weight_decay=0.5,
+        gan={"lecam_loss_weight": 0.1},
+        reconstruction={"learn_logvar": True},
+        adaptive_weight={"at": "reconstruction", "decay": 0.5},
         vgg_weights=helpers["random_vgg"](),
         discr_3d_kwargs={"dim": 1, "image_size": 16, "frame_num": 4, "linear_attn_heads": 2},
-        perceptual_frames="all",
+        perceptual={"num_frames": "all"},
     )
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from telecine import Ramp
 from telecine.autoencoders import CausalVAEConfig
 from telecine.data import ClipConfig, sample_videos
-from telecine.objective.schedule import Ramp
 from telecine.training import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 
 leave_pictures_out = runpy.run_path(str(Path(__file__).with_name("no_pictures.py")))["leave_pictures_out"]
@@ -17,31 +17,26 @@ leave_pictures_out = runpy.run_path(str(Path(__file__).with_name("no_pictures.py
 # Every term, and every option with a state between steps. The weights change in various ways.
 EVERY_TERM = ObjectiveConfig(
     disc_start=1,
-    disc_train_start=0,
-    recon_loss="l1",
-    learn_logvar=True,
-    logvar_init=-0.5,
+    gan={
+        "disc_train_start": 0,
+        "loss": "relativistic",
+        "feature_matching_loss_weight": 0.2,
+        "lecam_loss_weight": Ramp(0.1, steps=2, initial=0.05),
+        "lecam_decay": 0.9,
+    },
+    reconstruction={"loss": "l1", "learn_logvar": True, "logvar_init": -0.5},
     perceptual_weight=Ramp(1.0, steps=3, initial=0.5),
-    perceptual_net="alex",
-    perceptual_frames=2,
-    perceptual_stride=2,
-    perceptual_chunk_size=1,
-    gram_loss_weight=Ramp(1e-4, start=1),
-    wavelet_loss_weight=0.5,
-    wavelet_levels=2,
-    temporal_loss_weight=Ramp(0.0, start=3, initial=0.5),
-    gan_loss="relativistic",
+    perceptual={"net": "alex", "num_frames": 2, "stride": 2, "chunk_size": 1},
+    terms={
+        "gram": Ramp(1e-4, start=1),
+        "wavelet": {"weight": 0.5, "params": {"levels": 2}},
+        "temporal": Ramp(0.0, start=3, initial=0.5),
+    },
     adversarial_loss_weight=Ramp(0.5, steps=2, initial=0.1),
     multiscale_adversarial_loss_weight=0.1,
-    feature_matching_loss_weight=0.2,
-    adaptive_weight_reference="recon_and_perceptual",
-    adaptive_weight_at="reconstruction",
-    adaptive_weight_decay=0.9,
+    adaptive_weight={"reference": "recon_and_perceptual", "at": "reconstruction", "decay": 0.9},
     grad_penalty_loss_weight=Ramp(10.0, steps=4, initial=1.0),
-    grad_penalty="r1_and_r2",
-    grad_penalty_every=2,
-    lecam_loss_weight=Ramp(0.1, steps=2, initial=0.05),
-    lecam_decay=0.9,
+    penalty={"kind": "r1_and_r2", "every": 2},
     quantizer_aux_loss_weight=Ramp(1e-4, steps=4, initial=1e-6),
 )
 EVERY_DISCRIMINATOR = DiscriminatorConfig(video="first_frame", image="patch", num_scales=1, dim=2, norm="spectral")
@@ -93,7 +88,15 @@ def tiny_config():
                 channel_multipliers=(1, 1, 2),
                 blocks_per_level=1,
             ),
-            objective=ObjectiveConfig(disc_start=2, disc_train_start=1, grad_penalty_every=2, perceptual_net="alex"),
+            objective=ObjectiveConfig(
+                disc_start=2,
+                adversarial_loss_weight=0.5,
+                grad_penalty_loss_weight=10.0,
+                quantizer_aux_loss_weight=1e-6,
+                gan={"disc_train_start": 1},
+                penalty={"every": 2},
+                perceptual={"net": "alex"},
+            ),
             discriminator=DiscriminatorConfig(dim=2),
             optimizer=OptimizerConfig(lr=1e-3, warmup_steps=2, ema_decay=0.9),
         )

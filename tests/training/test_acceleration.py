@@ -14,7 +14,7 @@ def build(**options):
     return VideoAutoencoderLoss(
         0,
         **{"adversarial_loss_weight": 1, "discr_3d_kwargs": VIDEO, **options},
-        adaptive_weight_at="reconstruction",
+        adaptive_weight={"at": "reconstruction"},
     )
 
 
@@ -49,7 +49,7 @@ def test_losses_and_gradients_are_the_same(plain, options):
     loss = build()
     accelerate_networks(loss, **options, device=torch.device("cpu"))
     torch.testing.assert_close(figures(loss), plain, rtol=1e-3, atol=1e-5)
-    weights = [*loss.parameters(), *loss.perceptual_model.distance._frozen.values()]
+    weights = [*loss.parameters(), *loss.perceptual.distance.distance._frozen.values()]
     laid_out = [w for w in weights if w.ndim == 4 and w.is_contiguous(memory_format=torch.channels_last)]
     laid_out += [w for w in weights if w.ndim == 5 and w.is_contiguous(memory_format=torch.channels_last_3d)]
     assert (len(laid_out) == len([w for w in weights if w.ndim > 3])) == options["channels_last"]
@@ -64,6 +64,6 @@ def test_an_exact_penalty_is_refused(cached_weights):
         accelerate_networks(exact, channels_last=True, dynamo_backend="no", device=cpu)
     with pytest.raises(ValueError, match=r"`dynamo_backend` must be no with an exact .*approximate_r1"):
         accelerate_networks(exact, channels_last=False, dynamo_backend="aot_eager", device=cpu)
-    approximate = build(grad_penalty_loss_weight=1, grad_penalty="approximate_r1")
+    approximate = build(grad_penalty_loss_weight=1, penalty={"kind": "approximate_r1"})
     accelerate_networks(approximate, channels_last=True, dynamo_backend="no", device=cpu)
     assert all(torch.isfinite(figure).all() for figure in figures(approximate))

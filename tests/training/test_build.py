@@ -1,8 +1,9 @@
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
 
+from telecine import Ramp
 from telecine.discriminators import (
     Discriminator,
     Discriminator3D,
@@ -10,20 +11,17 @@ from telecine.discriminators import (
     PatchDiscriminator,
     PatchDiscriminator3D,
 )
-from telecine.objective.schedule import Ramp
-from telecine.training import DiscriminatorConfig, ObjectiveConfig, build
+from telecine.training import DiscriminatorConfig, ObjectiveConfig
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_objective, build_state
 from telecine.training.optim import set_lr
 
 
-def test_every_setting_reaches_the_loss(tiny, everything, monkeypatch):
-    monkeypatch.setattr(build, "VideoAutoencoderLoss", lambda **options: options)
+def test_every_setting_reaches_the_loss(tiny, everything):
     objective = replace(
-        everything["objective"], nll_reduction="sum", adaptive_weight_min_norm=0.1, adaptive_weight_max=7.0
+        everything["objective"], reconstruction={"nll_reduction": "sum"}, adaptive_weight={"min_norm": 0.1, "max": 7.0}
     )
-    options = build_objective(tiny(objective=objective, discriminator=everything["discriminator"]))
-    reached = {item.name for item in fields(objective) if options[item.name] == getattr(objective, item.name)}
-    assert len(reached) == len(fields(ObjectiveConfig)) >= 30
+    loss = build_objective(tiny(objective=objective, discriminator=everything["discriminator"]))
+    assert loss.config == objective != ObjectiveConfig()
 
 
 VIDEO = {
@@ -37,7 +35,7 @@ IMAGE = {"attention": Discriminator, "patch": PatchDiscriminator, "none": type(N
 
 @pytest.mark.parametrize("video", VIDEO)
 @pytest.mark.parametrize("image", IMAGE)
-def test_every_kind_of_discriminator_judges_clips(tiny, video, image):
+def test_every_kind_of_discriminator_returns_logits(tiny, video, image):
     num_scales = int(video != "none")
     weight = 0.5 if {video, image} != {"none"} else 0.0
     config = tiny(
@@ -49,46 +47,49 @@ def test_every_kind_of_discriminator_judges_clips(tiny, video, image):
     assert type(loss.discr) is IMAGE[image]
     assert [type(module) for module in loss.multiscale_discrs] == [VIDEO[video]] * num_scales
     clip = torch.rand(2, 3, 5, 32, 32)
-    judged = loss.critics + loss.multiscale_critics
-    assert len(judged) == 2 * num_scales + (image != "none")
-    for critic in judged:
-        logits = critic.judge(critic.see(clip, torch.zeros(2, 1, dtype=torch.long))).logits
+    discriminators = loss.discriminators + loss.multiscale_discriminators
+    assert len(discriminators) == 2 * num_scales + (image != "none")
+    for discriminator in discriminators:
+        logits = discriminator.logits(discriminator.input_of(clip, torch.zeros(2, 1, dtype=torch.long)))
         assert len(logits) == 2
         assert logits.isfinite().all()
 
 
-def test_a_weight_that_only_comes_later_builds_its_discriminator(tiny):
+def test_a_weight_that_starts_later_builds_its_discriminator(tiny):
     objective = ObjectiveConfig(adversarial_loss_weight=Ramp(0.5, start=1000))
     assert build_objective(tiny(objective=objective)).discr_3d is not None
     objective = ObjectiveConfig(adversarial_loss_weight=Ramp(0.0, start=1000))
     assert build_objective(tiny(objective=objective)).discr_3d is None
 
 
-def test_settings_of_single_kinds_reach_them(tiny):
+def test_settings_of_one_kind_reach_it(tiny):
     first_frame = DiscriminatorConfig(time_weighting="frames", pad_mode="constant", dim=2)
-    judge = build_objective(tiny(discriminator=first_frame)).discr_3d
-    assert judge.time_weighting == "frames"
-    assert {block.net[0].pad_mode for block in judge.blocks[: judge.temporal_num_layers]} == {"constant"}
+    discriminator = build_objective(tiny(discriminator=first_frame)).discr_3d
+    assert discriminator.time_weighting == "frames"
+    assert {block.net[0].pad_mode for block in discriminator.blocks[: discriminator.temporal_num_layers]} == {
+        "constant"
+    }
     patch = DiscriminatorConfig(video="patch", image="patch", dim=2, num_layers=2, num_temporal_layers=0, norm="none")
     loss = build_objective(tiny(discriminator=patch))
     assert loss.discr_3d(torch.zeros(1, 3, 5, 32, 32)).logits.shape == (1, 5, 8, 8), "every frame, every 4 x 4 pixels"
     assert loss.discr(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 8, 8)
-    for judge in (loss.discr_3d, loss.discr):
-        assert judge.blocks[0][0].out_channels == 8, "`dim` is a quarter of it, as for the other kinds"
-        assert not [module for module in judge.modules() if isinstance(module, torch.nn.GroupNorm)]
+    for discriminator in (loss.discr_3d, loss.discr):
+        assert discriminator.blocks[0][0].out_channels == 8, "`dim` is a quarter of it, as for the other kinds"
+        assert not [module for module in discriminator.modules() if isinstance(module, torch.nn.GroupNorm)]
 
 
-def test_what_the_loss_learns_is_trained_with_the_autoencoder_but_not_decayed(tiny):
+def test_logvar_is_trained_with_the_autoencoder_without_weight_decay(tiny):
     settings = replace(tiny().optimizer, weight_decay=0.1)
-    config = tiny(objective=ObjectiveConfig(learn_logvar=True), optimizer=settings)
+    objective = ObjectiveConfig(adversarial_loss_weight=0.5, reconstruction={"learn_logvar": True})
+    config = tiny(objective=objective, optimizer=settings)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
-    network, own = state.optimizer.param_groups
-    assert own["params"] == [state.objective.logvar]
-    assert (network["weight_decay"], own["weight_decay"]) == (0.1, 0.0)
+    network, logvar = state.optimizer.param_groups
+    assert logvar["params"] == [state.objective.logvar]
+    assert (network["weight_decay"], logvar["weight_decay"]) == (0.1, 0.0)
     set_lr(state.optimizer, 0.25)
-    assert (network["lr"], own["lr"]) == (0.25, 0.25)
-    judges = {id(weight) for group in state.disc_optimizer.param_groups for weight in group["params"]}
-    assert id(state.objective.logvar) not in judges
+    assert (network["lr"], logvar["lr"]) == (0.25, 0.25)
+    discriminators = {id(weight) for group in state.disc_optimizer.param_groups for weight in group["params"]}
+    assert id(state.objective.logvar) not in discriminators
 
 
 def test_validation_clips_from_separate_videos(tiny):

@@ -21,7 +21,15 @@ from telecine.training.trainer import Trainer
 
 DEMO = Path(__file__).parent / "demo_metrics.jsonl"
 # Settings of each tiny run below, except for what makes it fail: a cheap perceptual network, a record each update.
-OBJECTIVE = ObjectiveConfig(disc_start=0, disc_train_start=0, perceptual_net="alex", grad_penalty_every=2)
+OBJECTIVE = ObjectiveConfig(
+    disc_start=0,
+    adversarial_loss_weight=0.5,
+    grad_penalty_loss_weight=10.0,
+    quantizer_aux_loss_weight=1e-6,
+    gan={"disc_train_start": 0},
+    perceptual={"net": "alex"},
+    penalty={"every": 2},
+)
 OPTIMIZER = OptimizerConfig(lr=5e-3, disc_lr=1e-4, warmup_steps=2, ema_decay=0.9, betas=(0.9, 0.99))
 NO_DISCRIMINATOR = {"adversarial_loss_weight": 0.0}
 
@@ -95,7 +103,7 @@ def test_a_discriminator_that_wins_and_an_autoencoder_that_does_not_learn(run, c
 
 @pytest.mark.slow
 def test_a_discriminator_that_does_not_learn_and_has_no_effect(run):
-    objective = {"adaptive_weight_min_norm": 1e9}
+    objective = {"adaptive_weight": {"min_norm": 1e9}}
     _, warned, _ = run(LONG + 4, objective=objective, optimizer={"disc_lr": 1e-10, "grad_clip": 1e-3})
     expected = {"discriminator_collapsed", "learns_nothing", "adaptive_weight_at_bound", "always_clipped"}
     assert set(warned) == expected
@@ -105,7 +113,7 @@ def test_a_discriminator_that_does_not_learn_and_has_no_effect(run):
 
 @pytest.mark.slow
 def test_an_adversarial_term_that_is_too_strong(run):
-    objective = {"adversarial_loss_weight": 1e6, "adaptive_weight_max": 1e-3}
+    objective = {"adversarial_loss_weight": 1e6, "adaptive_weight": {"max": 1e-3}}
     _, warned, _ = run(RECENT + 4, objective=objective)
     assert {"adversarial_dominates", "adaptive_weight_at_bound"} <= set(warned)
     assert "maximum" in warned["adaptive_weight_at_bound"]["message"]
@@ -147,7 +155,7 @@ def test_gradients_that_overflow(run):
 
     config, warned, _ = run(
         RECENT + 2,
-        objective={**NO_DISCRIMINATOR, "nll_reduction": "sum"},
+        objective={**NO_DISCRIMINATOR, "reconstruction": {"nll_reduction": "sum"}},
         discriminator=DiscriminatorConfig("none"),
         prepare=scale,
     )
@@ -166,7 +174,13 @@ def test_no_rule_fires_on_the_records_of_the_demo_run(tiny):
     """The records hold the values that the rules use, of the 600 updates of `telecine train`."""
     config = tiny(
         steps=600,
-        objective=ObjectiveConfig(disc_start=300, disc_train_start=260),
+        objective=ObjectiveConfig(
+            disc_start=300,
+            adversarial_loss_weight=0.5,
+            grad_penalty_loss_weight=10.0,
+            quantizer_aux_loss_weight=1e-6,
+            gan={"disc_train_start": 260},
+        ),
         optimizer=OptimizerConfig(lr=4e-3, disc_lr=4e-4, warmup_steps=20),
     )
     records = read_records(DEMO)

@@ -72,7 +72,14 @@ def test_without_an_adversarial_term_there_is_no_discriminator_step(build, video
 
 def test_all_discriminators_train_together(build, video):
     state = build(
-        objective=ObjectiveConfig(disc_start=0, disc_train_start=0, multiscale_adversarial_loss_weight=0.1),
+        objective=ObjectiveConfig(
+            disc_start=0,
+            adversarial_loss_weight=0.5,
+            grad_penalty_loss_weight=10.0,
+            quantizer_aux_loss_weight=1e-6,
+            gan={"disc_train_start": 0},
+            multiscale_adversarial_loss_weight=0.1,
+        ),
         discriminator=DiscriminatorConfig(video="plain", image="attention", num_scales=1, dim=1),
     )
     values = update(state, video, step=0)
@@ -105,7 +112,16 @@ def test_gradients_are_clipped(build, video):
 
 
 def test_parameters_of_the_loss_are_trained_and_clipped_with_the_autoencoder(build, video):
-    state = build(objective=ObjectiveConfig(disc_start=0, disc_train_start=0, learn_logvar=True, logvar_init=-3.0))
+    state = build(
+        objective=ObjectiveConfig(
+            disc_start=0,
+            adversarial_loss_weight=0.5,
+            grad_penalty_loss_weight=10.0,
+            quantizer_aux_loss_weight=1e-6,
+            gan={"disc_train_start": 0},
+            reconstruction={"learn_logvar": True, "logvar_init": -3.0},
+        )
+    )
     state.grad_clip = 1e-3
     logvar = state.objective.logvar
     weights = [*state.model.parameters(), logvar]
@@ -123,7 +139,7 @@ def test_parameters_of_the_loss_are_trained_and_clipped_with_the_autoencoder(bui
 
 @pytest.mark.parametrize("recon_loss", ["mse", "l1", "charbonnier"])
 def test_the_squared_error_is_logged_for_any_reconstruction_loss(build, video, recon_loss):
-    state = build(objective=ObjectiveConfig(recon_loss=recon_loss))
+    state = build(objective=ObjectiveConfig(reconstruction={"loss": recon_loss}))
     values = update(state, video, step=0)
     assert 0.1 < values["train/mse"] < 2
     assert (values["train/recon_loss"] == pytest.approx(values["train/mse"], rel=1e-5)) == (recon_loss == "mse")

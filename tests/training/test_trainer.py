@@ -17,9 +17,9 @@ from accelerate.state import AcceleratorState
 from rich.console import Console
 from safetensors.torch import load_file
 
+from telecine import Ramp
 from telecine.autoencoders import CausalVAE
 from telecine.data import ClipConfig
-from telecine.objective.schedule import Ramp
 from telecine.report.curves import draw_curves
 from telecine.report.run import read_records, validations
 from telecine.runs import BEST, CHECKPOINTS, checkpoints, find_checkpoint
@@ -158,7 +158,7 @@ def test_every_term_is_recorded_and_can_be_drawn(tiny, everything, tmp_path):
     result = train(tiny(steps=3, log_every=3, **everything), console=quiet())
     records = read_records(result.run / "metrics.jsonl")
     (means,) = (record for record in records if "train/total_loss" in record)
-    judges = ("discr", "discr_3d", "multiscale_discrs.0")
+    discriminators = ("discr", "discr_3d", "multiscale_discrs.0")
     terms = (
         "total_loss recon_loss mse perceptual_loss gram_loss wavelet_loss temporal_loss nll_loss logvar kl_loss",
         "aux_losses gen_loss feature_matching_loss adaptive_weight",
@@ -169,10 +169,12 @@ def test_every_term_is_recorded_and_can_be_drawn(tiny, everything, tmp_path):
         "adversarial_gradient_share",
         *(f"frame_gradient_{frame:03d}" for frame in range(5)),
     )
-    standing = ("logits_real", "logits_fake", "logits_real_std", "logits_fake_std", "accuracy_real", "accuracy_fake")
-    of_each = ("gen_loss", "adaptive_weight", "discr_loss", *standing)
-    terms += standing
-    expected = {name for line in terms for name in line.split()} | {f"{name}_{d}" for name in of_each for d in judges}
+    statistics = ("logits_real", "logits_fake", "logits_real_std", "logits_fake_std", "accuracy_real", "accuracy_fake")
+    of_each = ("gen_loss", "adaptive_weight", "discr_loss", *statistics)
+    terms += statistics
+    expected = {name for line in terms for name in line.split()} | {
+        f"{name}_{d}" for name in of_each for d in discriminators
+    }
     assert set(means) == {"step"} | {f"train/{name}" for name in expected}
     assert means["train/perceptual_weight"] == pytest.approx((0.5 + 2 / 3 + 5 / 6) / 3)
     assert 0 < means["train/mse"] < means["train/recon_loss"], "absolute errors below 1 are larger than squared ones"
@@ -212,11 +214,10 @@ def test_terms_without_saved_tensors_may_be_switched_on_and_off(tiny):
     run_to(tiny(), 2)
     objective = replace(
         tiny().objective,
-        recon_loss="charbonnier",
-        perceptual_net="vgg",
-        gan_loss="vanilla",
-        feature_matching_loss_weight=1.0,
-        gram_loss_weight=Ramp(1.0, start=2),
+        reconstruction={"loss": "charbonnier"},
+        perceptual={"net": "vgg"},
+        gan={"loss": "vanilla", "feature_matching_loss_weight": 1.0},
+        terms={"gram": Ramp(1.0, start=2)},
         adversarial_loss_weight=Ramp(0.5, steps=9),
     )
     trainer = Trainer(tiny(objective=objective, steps=3), quiet())

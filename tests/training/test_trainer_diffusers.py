@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.data import ClipConfig
-from telecine.objective.layer_uses import LayerUses
+from telecine.objective.layer_activations import LayerActivations
 from telecine.runs import checkpoints
 from telecine.training import DiscriminatorConfig, Interrupted, ObjectiveConfig, TrainableConfig, train
 from telecine.training.build import owner_of
@@ -23,7 +23,15 @@ from telecine.training.trainer import Trainer
 
 models = runpy.run_path(str(Path(__file__).parent.parent / "autoencoders" / "tiny_models.py"))
 TINY_MODELS, CLIPS, tiny_model = (models[name] for name in ("TINY_MODELS", "CLIPS", "tiny_model"))
-FULL = ObjectiveConfig(disc_start=0, disc_train_start=0, grad_penalty_every=1, perceptual_net="alex")
+FULL = ObjectiveConfig(
+    disc_start=0,
+    adversarial_loss_weight=0.5,
+    grad_penalty_loss_weight=10.0,
+    quantizer_aux_loss_weight=1e-6,
+    gan={"disc_train_start": 0},
+    penalty={"every": 1},
+    perceptual={"net": "alex"},
+)
 MIN_SIZE = 32  # LPIPS accepts nothing smaller
 
 
@@ -180,9 +188,9 @@ def test_gradient_checkpointing_with_wrong_gradients_is_refused(diffusers_config
 
 def test_the_adaptive_weight_cannot_compare_gradients_at_a_frozen_last_layer(diffusers_config):
     trainable = TrainableConfig(weights="all", patterns=("decoder.conv_in.*",))
-    with pytest.raises(ValueError, match=r"`objective.adaptive_weight_at` must be `reconstruction`"):
+    with pytest.raises(ValueError, match=r"`objective.adaptive_weight.at` must be `reconstruction`"):
         Trainer(diffusers_config("wan", trainable=trainable), quiet())
-    objective = replace(FULL, adaptive_weight_at="reconstruction")
+    objective = replace(FULL, adaptive_weight={"at": "reconstruction"})
     Trainer(diffusers_config("wan", trainable=trainable, objective=objective), quiet())
 
 
@@ -197,7 +205,7 @@ def test_a_size_that_the_model_does_not_reproduce_is_refused(diffusers_config):
 def test_the_activations_of_the_last_layer_give_the_gradient_of_its_weight(name):
     """This replaces the gradient of a sharded weight. Wan runs its last layer once for each chunk of frames."""
     adapter = DiffusersAutoencoder(tiny_model(name))
-    uses = LayerUses(owner_of(adapter.last_layer, adapter))
+    uses = LayerActivations(owner_of(adapter.last_layer, adapter))
     frames, height, width = CLIPS[name]
     output = adapter(torch.rand(1, 3, frames, height, width) * 2 - 1).video
     loss = output.sin().sum()

@@ -63,12 +63,11 @@ def runs(tmp_path_factory, cached_weights, tiny_config):
     folder = tmp_path_factory.mktemp("runs")
     objective = ObjectiveConfig(
         disc_start=1,
-        disc_train_start=0,
-        grad_penalty_every=2,
-        perceptual_net="alex",
-        perceptual_frames=2,
+        gan={"disc_train_start": 0, "lecam_loss_weight": 0.01},
+        penalty={"every": 2},
+        perceptual={"net": "alex", "num_frames": 2},
         adversarial_loss_weight=0.5,
-        lecam_loss_weight=0.01,
+        grad_penalty_loss_weight=10.0,
         quantizer_aux_loss_weight=1e-3,
     )
     base = replace(
@@ -87,7 +86,7 @@ def runs(tmp_path_factory, cached_weights, tiny_config):
         return replace(base, output_dir=str(folder / name), **changes)
 
     # The adaptive weight and LeCam's averages are computed for each micro-batch.
-    fixed = replace(objective, adaptive_weight_reference="none", lecam_loss_weight=0.0)
+    fixed = replace(objective, adaptive_weight={"reference": "none"}, gan={"lecam_loss_weight": 0.0})
     # With single frames, the weights of Wan that mix frames get no gradient.
     for name in ("cogvideox", "wan"):
         tiny_models["tiny_model"](name).save_pretrained(folder / name)

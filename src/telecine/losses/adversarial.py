@@ -1,113 +1,175 @@
-"""What the discriminator and the generator lose to each other, as functions of the logits.
+"""GAN losses on logits, and what stabilises them: feature matching and LeCam regularisation.
 
-One function is one GAN loss, with both sides of it. Larger logits mean "more real" in all of them.
+A GAN loss is one function that returns the losses of both sides. Larger logits mean "more real" in all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+import functools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from telecine.precision import at_least_float32
-from telecine.shapes import Scalar, argument_error
+from telecine.shapes import Scalar, argument_error, describe
 
 
-class Duel(NamedTuple):
-    """What both sides lose: 0-d tensors in at least float32, each with its graph; each side minimises its own."""
+class GANLosses(NamedTuple):
+    """The losses of both sides, 0-d tensors in at least float32 with their graphs. Each side minimises its own."""
 
     discriminator: Scalar
     generator: Scalar
 
 
-GANLoss: TypeAlias = Callable[..., Duel]
+@runtime_checkable
+class GANLossFunction(Protocol):
+    """Maps logits of real samples and of reconstructions to the losses of both sides."""
+
+    def __call__(self, *, real: Tensor, fake: Tensor) -> GANLosses:
+        """Return both losses."""
 
 
-def hinge(*, real: Tensor, fake: Tensor) -> Duel:
+class GANLoss:
+    """A GAN loss together with what it declares about itself.
+
+    The declarations decide how gradients are taken and which statistics are logged. The defaults hold for any
+    function: they are always right and never the fastest.
+
+    Args:
+        function: Called with the keyword arguments `real` and `fake`, logits of any shape. Returns `GANLosses`.
+        is_separable: The discriminator's loss is a function of the real logits plus a function of the fake logits.
+            The gradients of the two parts are then taken one after the other, which needs less memory.
+        uses_real: The generator's loss depends on the real logits. They are computed in the autoencoder's step
+            only then.
+        boundary: Logits above this value mean "real". For the logged accuracies.
+        margin: Beyond this distance from 0 a logit has no gradient, as with the hinge loss; `None` if it always has
+            one. For the logged `hinge_active`.
+    """
+
+    def __init__(
+        self,
+        function: GANLossFunction,
+        *,
+        is_separable: bool = False,
+        uses_real: bool = True,
+        boundary: float = 0.0,
+        margin: float | None = None,
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.is_separable = is_separable
+        self.uses_real = uses_real
+        self.boundary = boundary
+        self.margin = margin
+
+    def __call__(self, *, real: Tensor, fake: Tensor) -> GANLosses:
+        """Return both losses."""
+        return self.function(real=real, fake=fake)
+
+
+def gan_loss(
+    *, is_separable: bool, uses_real: bool, boundary: float = 0.0, margin: float | None = None
+) -> Callable[[GANLossFunction], GANLoss]:
+    """Return a decorator that declares what `GANLoss` says about a function."""
+    return functools.partial(GANLoss, is_separable=is_separable, uses_real=uses_real, boundary=boundary, margin=margin)
+
+
+def as_gan_loss(function: GANLossFunction) -> GANLoss:
+    """Return a function as a `GANLoss`; one that declares nothing gets the defaults."""
+    return function if isinstance(function, GANLoss) else GANLoss(function)
+
+
+@gan_loss(is_separable=True, uses_real=False, margin=1.0)
+def hinge(*, real: Tensor, fake: Tensor) -> GANLosses:
     """Return the hinge losses.
 
-    Those of Geometric GAN (Lim & Ye, arXiv:1705.02894), section 3, and of spectral normalisation (Miyato et al.,
+    Geometric GAN (Lim & Ye, arXiv:1705.02894), section 3, and spectral normalisation (Miyato et al.,
     arXiv:1802.05957), equations 16 and 17.
 
     Args:
         real: Logits of real samples, any shape.
-        fake: Logits of reconstructions, any shape, which may differ from that of `real`.
+        fake: Logits of reconstructions, any shape.
 
     Returns:
-        The discriminator's is >= 0: 2 where all logits are 0, 0 where it separates by the whole margin. The
-        generator's is unbounded: the smaller, the more the discriminator takes the fakes for real.
+        The discriminator's loss is >= 0: 2 if all logits are 0, and 0 if it separates by the whole margin. The
+        generator's loss is unbounded; smaller means that the discriminator takes the fakes for real.
     """
     real, fake = at_least_float32(real), at_least_float32(fake)
-    return Duel(
+    return GANLosses(
         discriminator=(1 - real).relu().mean() + (1 + fake).relu().mean(),  # equation 16
         generator=-fake.mean(),  # equation 17
     )
 
 
-def vanilla(*, real: Tensor, fake: Tensor) -> Duel:
-    """Return the losses of the first GAN (Goodfellow et al., arXiv:1406.2661), the generator's not saturating.
+@gan_loss(is_separable=True, uses_real=False)
+def vanilla(*, real: Tensor, fake: Tensor) -> GANLosses:
+    """Return the losses of the original GAN (Goodfellow et al., arXiv:1406.2661), non-saturating for the generator.
 
-    The discriminator's is the negative of equation 1. The generator maximises log D(G(z)) instead of minimising
-    log(1 - D(G(z))), as section 3 advises: its gradient does not vanish where the discriminator wins.
+    The discriminator's loss is the negative of equation 1. The generator maximises log D(G(z)) instead of minimising
+    log(1 - D(G(z))), as section 3 recommends: its gradient does not vanish when the discriminator wins.
 
     Args:
-        real: Logits of real samples, any shape: D is their sigmoid.
+        real: Logits of real samples, any shape. D is their sigmoid.
         fake: Logits of reconstructions, any shape.
 
     Returns:
-        Both in nats and >= 0; 2 log 2 and log 2 where all logits are 0.
+        Both in nats and >= 0; 2 log 2 and log 2 if all logits are 0.
     """
     real, fake = at_least_float32(real), at_least_float32(fake)
-    # -log(sigmoid(x)) = softplus(-x) and -log(1 - sigmoid(x)) = softplus(x), without the overflow.
-    return Duel(
+    # -log(sigmoid(x)) = softplus(-x) and -log(1 - sigmoid(x)) = softplus(x), without overflow.
+    return GANLosses(
         discriminator=F.softplus(-real).mean() + F.softplus(fake).mean(),
         generator=F.softplus(-fake).mean(),
     )
 
 
-def least_squares(*, real: Tensor, fake: Tensor) -> Duel:
-    """Return the losses of LSGAN (Mao et al., arXiv:1611.04076), equation 9: labels 0 and 1, with the factors 1/2.
+@gan_loss(is_separable=True, uses_real=False, boundary=0.5)
+def least_squares(*, real: Tensor, fake: Tensor) -> GANLosses:
+    """Return the losses of LSGAN (Mao et al., arXiv:1611.04076), equation 9, with labels 0 and 1.
 
     Args:
         real: Logits of real samples, any shape.
         fake: Logits of reconstructions, any shape.
 
     Returns:
-        Both >= 0; 1/2 each where all logits are 0. The discriminator's is 0 where it says 1 and 0, the generator's
-        where its fakes are said to be 1.
+        Both >= 0; 1/2 each if all logits are 0. The discriminator's loss is 0 if it outputs 1 for real samples and 0
+        for fakes, the generator's if the discriminator outputs 1 for fakes.
     """
     real, fake = at_least_float32(real), at_least_float32(fake)
     # Equation 9
-    return Duel(
+    return GANLosses(
         discriminator=0.5 * (real - 1).square().mean() + 0.5 * fake.square().mean(),
         generator=0.5 * (fake - 1).square().mean(),
     )
 
 
-def relativistic(*, real: Tensor, fake: Tensor) -> Duel:
-    """Return the losses of relativistic pairing: only how much more real the real one looks than its partner counts.
+@gan_loss(is_separable=False, uses_real=True)
+def relativistic(*, real: Tensor, fake: Tensor) -> GANLosses:
+    """Return the losses of the relativistic pairing GAN: the logit of a real sample minus that of its partner.
 
     R3GAN (Huang et al., arXiv:2501.05441) with the loss of RSGAN (Jolicoeur-Martineau, arXiv:1807.00734). The pairs
-    are those of the batch: each clip and its reconstruction, or the patches of both at the same place.
+    are a clip and its reconstruction, or the patches of both at the same position.
 
     Args:
         real: Logits of real samples, any shape.
         fake: Logits of their reconstructions, of the same shape.
 
     Returns:
-        Both in nats and >= 0, log 2 where all pairs are equal; one falls as the other rises.
+        Both in nats and >= 0; log 2 if all pairs are equal. One falls as the other rises.
 
     Raises:
-        ValueError: If the shapes differ, so that there are no pairs.
+        ValueError: If the shapes differ.
     """
     if fake.shape != real.shape:
         contract = f"of `real`'s shape {tuple(real.shape)}"
-        raise argument_error("fake", contract, fake, "Show the discriminator as many real samples as fakes.")
-    lead = at_least_float32(real) - at_least_float32(fake)
-    return Duel(discriminator=F.softplus(-lead).mean(), generator=F.softplus(lead).mean())
+        raise argument_error("fake", contract, fake, "Pass as many real samples as fakes to the discriminator.")
+    relativistic_logits = at_least_float32(real) - at_least_float32(fake)
+    return GANLosses(
+        discriminator=F.softplus(-relativistic_logits).mean(), generator=F.softplus(relativistic_logits).mean()
+    )
 
 
 GAN_LOSSES: dict[str, GANLoss] = {
@@ -118,33 +180,57 @@ GAN_LOSSES: dict[str, GANLoss] = {
 }
 
 
-def generator_needs_real(gan_loss: GANLoss) -> bool:
-    """Say whether the generator's loss depends on the logits of real samples, which then have to be computed for it.
+def feature_matching(*, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Scalar:
+    """Return the mean over layers of the mean absolute difference of a discriminator's feature maps.
 
-    Found out by calls with other real logits: NaN, which arithmetic carries into whatever depends on them, and values
-    on both sides of the fake ones, for comparisons. They run on the CPU, so nothing waits for a device.
+    pix2pixHD (Wang et al., arXiv:1711.11585), equation 4, divided by the number of layers, so that a weight means the
+    same for discriminators of any depth. Only `fake` gets a gradient.
+
+    Args:
+        real: Feature maps of the real samples, one per layer, of any shape.
+        fake: Feature maps of the reconstructions, of the same shapes.
+
+    Returns:
+        A 0-d tensor >= 0, at least float32; 0 for equal features, smaller is closer.
+
+    Raises:
+        ValueError: If there are no layers, or the numbers of layers or the shapes of a layer differ.
     """
-    fake = torch.linspace(-2.3, 2.1, 6, device="cpu")
-    with torch.no_grad():
-        unknown, low, high = (
-            gan_loss(real=torch.full_like(fake, real), fake=fake).generator for real in (torch.nan, -3.7, 2.9)
-        )
-    return not (bool(torch.isfinite(unknown)) and torch.equal(unknown, low) and torch.equal(unknown, high))
+    if len(real) == 0:
+        raise argument_error("real", "one feature map per layer", "none", "Return features from the discriminator.")
+    if len(fake) != len(real):
+        contract = f"as long as `real`, {len(real)} feature maps"
+        raise argument_error("fake", contract, str(len(fake)), "Take both from the same discriminator.")
+    # Equation 4
+    return torch.stack(
+        [_layer_distance(index, x, y) for index, (x, y) in enumerate(zip(real, fake, strict=True))]
+    ).mean()
 
 
-def is_separable(gan_loss: GANLoss) -> bool:
-    """Say whether the discriminator's loss is a part of the real logits plus a part of the fake ones.
+def _layer_distance(index: int, real: Tensor, fake: Tensor) -> Scalar:
+    if fake.shape != real.shape:
+        contract = f"of `real[{index}]`'s shape {tuple(real.shape)}"
+        raise argument_error(f"fake[{index}]", contract, describe(fake), "Pass both sides through the same layers.")
+    return F.l1_loss(at_least_float32(fake), at_least_float32(real.detach()))
 
-    Each part's gradient can then be taken without the other side's logits. Found out by trying whether either gradient
-    changes with the other side's logits, on the CPU.
+
+def lecam(*, real: Tensor, fake: Tensor, real_average: Scalar, fake_average: Scalar) -> Scalar:
+    """Return `mean(relu(real - fake_average)^2) + mean(relu(real_average - fake)^2)`; the graph is kept.
+
+    LeCam regularisation (Tseng et al., arXiv:2104.03310), equation 3 with the relu of the authors' code: a logit is
+    pulled towards the moving average of the other side, real logits only down, fake logits only up. It slows down a
+    discriminator that overfits to little data, and does nothing to one that confuses real and fake.
+
+    Args:
+        real: Logits of real samples, any shape.
+        fake: Logits of reconstructions, any shape.
+        real_average: Moving average of the mean of `real`, 0-d; it gets no gradient.
+        fake_average: Moving average of the mean of `fake`, likewise.
+
+    Returns:
+        A 0-d tensor >= 0, at least float32, which belongs to the discriminator's loss.
     """
-    return all(_gradient_stays(gan_loss, *sides) for sides in (("real", "fake"), ("fake", "real")))
-
-
-def _gradient_stays(gan_loss: GANLoss, side: str, other: str) -> bool:
-    own = torch.linspace(-2.3, 2.1, 6, device="cpu", dtype=torch.float64, requires_grad=True)
-    others = [torch.zeros_like(own), torch.linspace(3.7, -2.9, 6, device="cpu", dtype=torch.float64)]
-    with torch.enable_grad():
-        losses = [gan_loss(**{side: own, other: logits.detach()}).discriminator for logits in others]
-        first, second = (torch.autograd.grad(loss, own)[0] for loss in losses)
-    return torch.equal(first, second)
+    real, fake = at_least_float32(real), at_least_float32(fake)
+    alpha_r, alpha_f = at_least_float32(real_average).detach(), at_least_float32(fake_average).detach()
+    # Equation 3
+    return (real - alpha_f).relu().square().mean() + (alpha_r - fake).relu().square().mean()

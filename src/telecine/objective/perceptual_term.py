@@ -1,84 +1,94 @@
-"""The perceptual term: which frames are compared, how many at a time, and with which weight each clip counts."""
+"""The perceptual term: LPIPS, or another distance of frames, of frames sampled from each clip."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import VGG16_Weights
 
-from telecine.objective.arguments import check_frames, check_interval
-from telecine.objective.carry import carry
-from telecine.objective.region import frame_weights
+from telecine.checks import argument_error, describe
+from telecine.objective.batch import Batch, frame_weights
+from telecine.objective.config import ObjectiveConfig
+from telecine.objective.eager import eager_backward
+from telecine.objective.terms import Term
+from telecine.objective.weights import Weights, WeightSchedule
 from telecine.perceptual import Perceptual, in_chunks, pick_frames, sample_frame_indices
 from telecine.precision import at_least_float32
-from telecine.randomness import Generators
-from telecine.shapes import Scalar, Video
+from telecine.shapes import Scalar
 
 
 class PerceptualTerm(nn.Module):
-    """LPIPS, or another distance of frames, of frames sampled from each clip.
+    """The mean distance over the sampled frames, and further terms of the same features.
 
     Args:
-        net: "vgg", "alex", an `LPIPS`, or a callable, as `Perceptual` takes it.
-        weights: The weights of "vgg".
-        num_frames: How many frames of each clip, or "all".
-        stride: Choose among every n-th frame.
-        chunk_size: How many frames at a time; `None` for all at once.
+        objective: Its settings of the perceptual loss and its terms.
+        vgg_weights: The weights of "vgg", as `LPIPS` takes them.
+        schedule: Decides whether the network is needed at any step.
+
+    Raises:
+        ValueError: If `vgg_weights` are given for another network, or a term needs features of one without.
     """
 
-    def __init__(
-        self, net: Any, weights: Any, *, num_frames: int | Literal["all"], stride: int, chunk_size: int | None
-    ) -> None:
+    def __init__(self, objective: ObjectiveConfig, vgg_weights: Any, schedule: WeightSchedule) -> None:
         super().__init__()
-        self.num_frames = check_frames(num_frames)
-        self.stride = check_interval("perceptual_stride", stride)
-        self.chunk_size = chunk_size if chunk_size is None else check_interval("perceptual_chunk_size", chunk_size)
-        self.distance = Perceptual(net, weights=weights if net == "vgg" else None)
-
-    @property
-    def has_features(self) -> bool:
-        """Whether there are features to take Gram matrices of."""
-        return self.distance.has_features
+        self.config = config = objective.perceptual
+        if config.net != "vgg" and vgg_weights is not VGG16_Weights.DEFAULT:
+            contract = 'left out unless `perceptual.net` is "vgg"'
+            remedy = "Load another network's weights with `net=LPIPS('alex', weights=...)`."
+            raise argument_error("vgg_weights", contract, describe(config.net), remedy)
+        feature_terms = [name for name, term in objective.named_terms.items() if term.uses_features]
+        is_needed = schedule.is_ever_on("perceptual_weight") or any(map(schedule.is_term_ever_on, feature_terms))
+        weights = vgg_weights if config.net == "vgg" else None
+        self.distance = Perceptual(config.net, weights=weights) if is_needed else None
+        if self.distance is not None and feature_terms and not self.distance.has_features:
+            contract = "without terms of features for a distance that has none"
+            raise argument_error("terms", contract, repr(feature_terms[0]), 'Use "vgg" or "alex" as `perceptual.net`.')
 
     def forward(
-        self,
-        *,
-        reconstruction: Video,
-        target: Video,
-        weight: Tensor | None,
-        gram: bool,
-        generator: Generators,
-        eager: bool,
-    ) -> tuple[Scalar, Scalar]:
-        """Return the mean distance over the sampled frames, and that of their Gram matrices, 0 unless `gram`.
+        self, batch: Batch, weights: Weights, terms: Mapping[str, Term], *, eager: bool
+    ) -> tuple[Scalar, dict[str, Scalar]]:
+        """Return the distance and the terms of features by name; those of weight 0 are 0 and left out.
 
         Args:
-            reconstruction: Video `(B, C, T, H, W)`.
-            target: Video of the same shape.
-            weight: Weight of each clip `(B,)`, or None for 1.
-            gram: Compare Gram matrices as well.
-            generator: Source of the random frames.
-            eager: Take each chunk's gradient before the next chunk's turn; without a `chunk_size`, a chunk is then
-                one frame of each clip.
+            batch: Both videos.
+            weights: Of this step.
+            terms: All additional terms of the objective.
+            eager: Compute each chunk's gradient before the next chunk; without `chunk_size`, a chunk is then one frame
+                of each clip.
         """
-        indices = sample_frame_indices(reconstruction, self.num_frames, generator, stride=self.stride)
-        # In float32, as they are compared: splitting half precision has a backward that CPU autocast refuses.
-        frames, targets = (at_least_float32(pick_frames(video, indices)) for video in (reconstruction, target))
-        shares = frame_weights(weight, indices)
-
-        def term(x: Tensor, y: Tensor, share: Tensor) -> tuple[Scalar, ...]:
-            distance = in_chunks(
-                partial(self.distance, gram=gram), reconstruction=x, target=y, chunk_size=self.chunk_size
-            )
-            return tuple((share * value).sum() for value in (distance if gram else distance[:1]))
-
-        size = (self.chunk_size or len(indices)) if eager else len(frames)
-        chunks = zip(frames.split(size), targets.split(size), shares.split(size), strict=True)
+        used = {name: term for name, term in terms.items() if term.uses_features and weights.terms[name] > 0}
+        zero = torch.zeros((), device=batch.real.device)
+        if self.distance is None or not (weights.perceptual > 0 or used):
+            return zero, {}
+        config = self.config
+        indices = sample_frame_indices(batch.fake, config.num_frames, batch.generator, stride=config.stride)
+        # In float32, as they are compared: the backward of splitting half precision fails under CPU autocast.
+        frames, targets = (at_least_float32(pick_frames(video, indices)) for video in (batch.fake, batch.real))
+        frame_weight = frame_weights(batch.clip_weight, indices)
+        size = (config.chunk_size or len(indices)) if eager else len(frames)
+        chunks = zip(frames.split(size), targets.split(size), frame_weight.split(size), strict=True)
+        compare = partial(self._compare, feature_terms=[term.function for term in used.values()])
         if eager:
-            values = [carry(partial(term, y=y, share=share), x) for x, y, share in chunks]
+            values = [eager_backward(partial(compare, target=y, weight=w), x) for x, y, w in chunks]
         else:
-            values = [term(x, y, share) for x, y, share in chunks]
+            values = [compare(x, target=y, weight=w) for x, y, w in chunks]
         lpips, *rest = (torch.stack(column).sum() for column in zip(*values, strict=True))
-        return lpips, rest[0] if rest else torch.zeros_like(lpips)
+        return (lpips if weights.perceptual > 0 else zero), dict(zip(used, rest, strict=True))
+
+    def _compare(
+        self, frames: Tensor, *, target: Tensor, weight: Tensor, feature_terms: Sequence[Callable[..., Tensor]]
+    ) -> tuple[Scalar, ...]:
+        assert self.distance is not None
+        compare = partial(self.distance, feature_terms=feature_terms)
+        distances = in_chunks(compare, reconstruction=frames, target=target, chunk_size=self.config.chunk_size)
+        return tuple((weight * distance).sum() for distance in distances)
+
+
+def drop_perceptual_weights(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Remove the frozen LPIPS from a state dict of the reference; a hook that runs before it is loaded."""
+    for key in [key for key in state_dict if key.startswith(f"{prefix}perceptual_model.")]:
+        del state_dict[key]

@@ -1,67 +1,167 @@
-"""How terms are added up and named in the log."""
+"""Additional terms of the autoencoder's loss: a function of both videos, and its weight."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from telecine.shapes import Scalar, argument_error
+from telecine.checks import argument_error, describe, suggestion
+from telecine.losses import temporal_difference, wavelet_l1
+from telecine.objective.batch import Batch
+from telecine.objective.weights import Weight, as_ramp
+from telecine.perceptual import gram
+from telecine.shapes import Scalar
 
-Log = dict[str, Tensor]
+# The built-in terms, which a name alone stands for.
+TERMS: dict[str, Callable[..., Tensor]] = {"wavelet": wavelet_l1, "temporal": temporal_difference, "gram": gram}
+VIDEOS = ("reconstruction", "target", "weight", "mask")
+FEATURES = ("reconstruction_features", "target_features")
+# The log keys `{name}_loss` and the weights that the objective has without terms.
+RESERVED = ("total", "recon", "perceptual", "gen", "nll", "feature_matching", "lecam", "adversarial", "quantizer_aux")
+
+
+@dataclass(frozen=True)
+class Term:
+    """A function and its weight: `Term(edges, weight=0.1)` adds `0.1 * edges(reconstruction=..., target=...)`.
+
+    The function is called with those of these arguments that it has parameters for:
+
+    - `reconstruction`, `target`: videos `(B, C, T, H, W)`, floating point, in [-1, 1]; masked-out pixels are equal;
+    - `weight`: the weight of each clip `(B,)`, or `None` for 1. The result is multiplied by it;
+    - `mask`: bool, broadcasts to the videos, or `None`. A function without this parameter may average over all pixels:
+      its `weight` is then divided by the fraction that the mask keeps.
+
+    It returns a 0-d tensor with its graph. A function of `reconstruction_features` and `target_features` is called
+    instead with lists of the perceptual network's feature maps `(N, C, H, W)` of the sampled frames, and returns one
+    value per frame `(N,)`.
+
+    Raises:
+        ValueError: If there is no such function, it needs another argument, or the weight is invalid.
+    """
+
+    target: str | Callable[..., Tensor] | None = None
+    """The function, its dotted path, or the name of a built-in term; by default the term's own name."""
+    weight: Weight = 1.0
+    """A number, or a ramp."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """Further keyword arguments of the function, such as `{levels: 2}` of "wavelet"."""
+
+    def __post_init__(self) -> None:
+        as_ramp("weight", self.weight)
+        if self.target is not None:
+            self.arguments  # noqa: B018 - checks the function
+
+    @cached_property
+    def function(self) -> Callable[..., Tensor]:
+        """The function with its further arguments."""
+        assert self.target is not None
+        found = self.target if callable(self.target) else _import(self.target)
+        return partial(found, **self.params) if self.params else found
+
+    @cached_property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of what the function is called with."""
+        parameters = inspect.signature(self.function).parameters.values()
+        names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        available = FEATURES if set(FEATURES) & set(names) else VIDEOS
+        variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        required = [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
+        if unknown := [name for name in required if name not in available]:
+            contract = f"a function of {', '.join(map(repr, VIDEOS))} or of {', '.join(map(repr, FEATURES))}"
+            remedy = "Give the others as `params`, or default values."
+            raise argument_error("target", contract, f"one that needs {', '.join(map(repr, unknown))}", remedy)
+        return tuple(name for name in available if name in names)
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether the function compares features of the perceptual network."""
+        return bool(set(FEATURES) & set(self.arguments))
+
+    def __call__(self, batch: Batch) -> Scalar:
+        """Return the term of a batch, a 0-d tensor with its graph.
+
+        Raises:
+            ValueError: If the function returns anything else.
+        """
+        given = {
+            "reconstruction": batch.fake,
+            "target": batch.real,
+            "weight": batch.sample_weight if "mask" in self.arguments else batch.clip_weight,
+            "mask": batch.mask,
+        }
+        value = self.function(**{name: given[name] for name in self.arguments})
+        if not isinstance(value, Tensor) or value.ndim != 0:
+            name = getattr(self.target, "__name__", self.target)
+            remedy = "Reduce it with `.mean()`."
+            raise argument_error(f"the result of {name}", "a 0-d tensor", describe(value), remedy)
+        return value
+
+
+def _import(path: str) -> Callable[..., Tensor]:
+    if path in TERMS:
+        return TERMS[path]
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        contract = f"one of {', '.join(map(repr, TERMS))}, or the dotted path of a function"
+        remedy = f"{suggestion(path, TERMS)} Importing it failed: {error}."
+        raise argument_error("target", contract, repr(path), remedy) from error
+    if not callable(found):
+        raise argument_error("target", "the dotted path of a function", f"{path!r}, {describe(found)}", "Correct it.")
+    return found
+
+
+def as_terms(terms: Mapping[str, Any] | None) -> dict[str, Term]:
+    """Return additional terms by name.
+
+    Args:
+        terms: By name a `Term`, a mapping of its fields, or a weight (a number or a `Ramp`) of the built-in term of
+            that name. `target` is the name if left out.
+
+    Raises:
+        ValueError: If a name is in use, or a term is invalid.
+    """
+    return {name: _as_term(name, value) for name, value in (terms or {}).items()}
+
+
+def _as_term(name: str, value: Any) -> Term:
+    if not name.isidentifier() or name in RESERVED:
+        contract = f"an identifier other than {', '.join(RESERVED)}"
+        raise argument_error("terms", f"named by {contract}", repr(name), "Rename the term.")
+    if not isinstance(value, Term):
+        value = _from_mapping(name, value if isinstance(value, Mapping) else {"weight": value})
+    return value if value.target is not None else replace(value, target=name)
+
+
+def _from_mapping(name: str, value: Mapping[str, Any]) -> Term:
+    known = [item.name for item in fields(Term)]
+    for key in value:
+        if key not in known:
+            got, remedy = describe(value[key]), suggestion(key, known)
+            raise argument_error(f"terms.{name}.{key}", "a field of a term", got, remedy)
+    return Term(**value)
 
 
 def total(terms: Iterable[Scalar], *, like: Tensor) -> Scalar:
-    """Return the sum of the terms, a 0 on `like`'s device if there are none."""
+    """Return the sum of the terms, 0 on `like`'s device if there are none."""
     terms = list(terms)
     return torch.stack(terms).sum() if terms else torch.zeros((), device=like.device)
 
 
 def mean(terms: Iterable[Scalar], *, like: Tensor) -> Scalar:
-    """Return the mean of the terms, a 0 on `like`'s device if there are none."""
+    """Return the mean of the terms, 0 on `like`'s device if there are none."""
     terms = list(terms)
     return total(terms, like=like) / max(len(terms), 1)
 
 
 def weighted(*terms: tuple[float, Scalar | None]) -> Scalar | float:
-    """Return the sum of weight times term, without those that are None or of weight 0, whose NaN would count."""
+    """Return the sum of weight times term. Skip zero weights: 0 * NaN is NaN."""
     return sum((weight * term for weight, term in terms if term is not None and weight != 0), 0.0)
-
-
-def only_if(computed: object, **terms: Tensor) -> Log:
-    """Return the terms to log where they were computed, and nothing where they were not."""
-    return terms if computed else {}
-
-
-def scheduled(names: Iterable[str], weights: Mapping[str, float], *, like: Tensor) -> Log:
-    """Return the present weight of each term that has a schedule, by the argument's name."""
-    return {name: torch.full((), weights[name], device=like.device) for name in names}
-
-
-def with_aux(log: Log, aux: Log) -> Log:
-    """Return the log together with the named auxiliary losses.
-
-    Raises:
-        ValueError: If one of them has the name of a term, which would hide it.
-    """
-    for name in aux:
-        if name in log:
-            remedy = f"Rename it, for instance to 'quantizer_{name}'."
-            raise argument_error("aux_losses", "named unlike the objective's own terms", repr(name), remedy)
-    return {**{name: value for name, value in aux.items() if name}, **log}
-
-
-def each(name: str, terms: Log) -> Log:
-    """Return `{name}_{critic}` for every critic, where there are several; the sum alone says it for one."""
-    return {f"{name}_{critic}": term for critic, term in terms.items()} if len(terms) > 1 else {}
-
-
-def by_critic(terms: Mapping[str, Log], name: str) -> Log:
-    """Return one term of every critic that has it, by the critic's name."""
-    return {critic: log[name] for critic, log in terms.items() if name in log}
-
-
-def named(log: Log, split: str) -> Log:
-    """Return the log as callers get it: copies in float32, detached, each name with the split before it."""
-    return {f"{split}/{name}": value.detach().to(torch.float32, copy=True) for name, value in log.items()}

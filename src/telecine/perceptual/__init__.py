@@ -2,7 +2,7 @@
 
 from telecine.perceptual.distance import CustomDistance, Perceptual
 from telecine.perceptual.frames import check_num_frames, in_chunks, pick_frames, sample_frame_indices
-from telecine.perceptual.lpips import LPIPS, PerceptualDistance, gram_distance, gram_matrix
+from telecine.perceptual.lpips import LPIPS, FeatureTerm, gram, gram_distance, gram_matrix
 from telecine.perceptual.weights import (
     CachedWeights,
     CorruptWeightsError,
@@ -19,12 +19,13 @@ __all__ = [
     "CachedWeights",
     "CorruptWeightsError",
     "CustomDistance",
+    "FeatureTerm",
     "Perceptual",
-    "PerceptualDistance",
     "WeightsNotFoundError",
     "WeightsSource",
     "check_num_frames",
     "fetch",
+    "gram",
     "gram_distance",
     "gram_matrix",
     "in_chunks",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from telecine.checks import argument_error, describe, nearest
 from telecine.perceptual.backbones import BACKBONES
 from telecine.perceptual.frames import check_frame_pair
 from telecine.perceptual.frozen import Frozen
-from telecine.perceptual.lpips import LPIPS, PerceptualDistance
+from telecine.perceptual.lpips import LPIPS, FeatureTerm
 from telecine.perceptual.weights import WeightsSource
 from telecine.precision import at_least_float32, autocast_off
 from telecine.shapes import Frames
@@ -42,26 +42,25 @@ class Perceptual(nn.Module):
 
     @property
     def has_features(self) -> bool:
-        """Whether the distance computes feature maps, whose Gram matrices can be compared as well."""
+        """Whether the distance computes feature maps, which further terms can compare."""
         return isinstance(self.distance, LPIPS)
 
-    def forward(self, *, reconstruction: Frames, target: Frames, gram: bool = False) -> PerceptualDistance:
-        """Return the distances of each frame, `(N,)`, at least float32; `.gram` is zero unless `gram` is set.
+    def forward(
+        self, *, reconstruction: Frames, target: Frames, feature_terms: Sequence[FeatureTerm] = ()
+    ) -> tuple[Float[Tensor, " frame"], ...]:
+        """Return the distance of each frame, `(N,)`, at least float32, and what each function of the features returns.
 
         Both are `(N, 3, H, W)` in [-1, 1], of one shape and device. The graph is kept.
 
         Raises:
-            ValueError: The two are not such frames, or `gram` is set for a distance without features.
+            ValueError: The two are not such frames, or a function is given for a distance without features.
         """
-        if gram:
-            return self._with_features().compare(reconstruction=reconstruction, target=target)
-        distance = self.distance(reconstruction=reconstruction, target=target)
-        return PerceptualDistance(distance, torch.zeros_like(distance))
-
-    def _with_features(self) -> LPIPS:
+        if not feature_terms:
+            return (self.distance(reconstruction=reconstruction, target=target),)
         if not isinstance(self.distance, LPIPS):
-            raise argument_error("gram", "False for a distance without features", True, 'Use "vgg" or "alex".')
-        return self.distance
+            remedy = 'Use "vgg" or "alex".'
+            raise argument_error("feature_terms", "empty for a distance without features", list(feature_terms), remedy)
+        return self.distance.compare(reconstruction=reconstruction, target=target, feature_terms=feature_terms)
 
 
 class CustomDistance(Frozen):

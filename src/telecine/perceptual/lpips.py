@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from importlib import resources
-from typing import NamedTuple
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -28,13 +28,14 @@ _SCALE = (0.458, 0.448, 0.450)
 _EPSILON = 1e-8
 
 
-class PerceptualDistance(NamedTuple):
-    """Distances of each frame of a reconstruction to its target; larger is worse, 0 for equal frames."""
+@runtime_checkable
+class FeatureTerm(Protocol):
+    """Compares the feature maps `(N, C, H, W)` of both videos' frames, one per stage, and returns a value per frame."""
 
-    lpips: Float[Tensor, " frame"]
-    """LPIPS, or the custom distance that replaces it; `(N,)`, at least float32."""
-    gram: Float[Tensor, " frame"]
-    """Squared Frobenius norm of the difference of the Gram matrices, summed over the stages; `(N,)`, as `lpips`."""
+    def __call__(
+        self, *, reconstruction_features: Sequence[FeatureMap], target_features: Sequence[FeatureMap]
+    ) -> Float[Tensor, " frame"]:
+        """Return `(N,)`."""
 
 
 class LPIPS(Frozen):
@@ -83,22 +84,23 @@ class LPIPS(Frozen):
         with autocast_off(reconstruction.device):
             return _sum(feature_distance(*stage) for stage in self._stages(reconstruction, target))
 
-    def compare(self, *, reconstruction: Frames, target: Frames) -> PerceptualDistance:
-        """Return LPIPS, as `forward` does, and the distance of the Gram matrices of the same features.
+    def compare(
+        self, *, reconstruction: Frames, target: Frames, feature_terms: Sequence[FeatureTerm]
+    ) -> tuple[Float[Tensor, " frame"], ...]:
+        """Return LPIPS, as `forward` does, and one value per frame of each function of the same features.
 
-        The Gram matrices are computed from the features themselves, not from the unit vectors that LPIPS compares.
-        Their distance is `gram_distance`, summed over the five stages.
+        The functions get the features themselves, not the unit vectors that LPIPS compares.
 
         Raises:
             ValueError: As for `forward`.
         """
         self._check(reconstruction, target)
         with autocast_off(reconstruction.device):
-            stages = [
-                (feature_distance(x, y, head), gram_distance(x, y))
-                for x, y, head in self._stages(reconstruction, target)
-            ]
-        return PerceptualDistance(*map(_sum, zip(*stages, strict=True)))
+            stages = list(self._stages(reconstruction, target))
+            lpips = _sum(feature_distance(*stage) for stage in stages)
+            reconstruction_features, target_features = [x for x, _, _ in stages], [y for _, y, _ in stages]
+            features = {"reconstruction_features": reconstruction_features, "target_features": target_features}
+            return (lpips, *(term(**features) for term in feature_terms))
 
     def _check(self, reconstruction: Frames, target: Frames) -> None:
         check_frame_pair(reconstruction=reconstruction, target=target)
@@ -173,6 +175,13 @@ def gram_distance(x: FeatureMap, y: FeatureMap) -> Float[Tensor, " frame"]:
         squared, so the gradient is finite where the two are equal or all features are zero.
     """
     return (gram_matrix(x) - gram_matrix(y)).square().sum(dim=(1, 2))
+
+
+def gram(
+    *, reconstruction_features: Sequence[FeatureMap], target_features: Sequence[FeatureMap]
+) -> Float[Tensor, " frame"]:
+    """Return `gram_distance` summed over the feature maps of a network, one value per frame `(N,)`."""
+    return _sum(gram_distance(x, y) for x, y in zip(reconstruction_features, target_features, strict=True))
 
 
 def _scaling() -> dict[str, Tensor]:

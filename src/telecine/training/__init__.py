@@ -1,11 +1,7 @@
 """The training run around the objective. Needs `pip install "telecine[train]"`."""
 
-from telecine.training.config import (
-    DiscriminatorConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
+from telecine.training.config import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from telecine.training.config_file import read_config
 from telecine.training.interrupt import Interrupted
 from telecine.training.step import TrainingError
 from telecine.training.trainable import TrainableConfig
@@ -20,5 +16,6 @@ __all__ = [
     "TrainResult",
     "TrainableConfig",
     "TrainingError",
+    "read_config",
     "train",
 ]

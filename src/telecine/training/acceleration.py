@@ -12,20 +12,20 @@ from telecine.objective import VideoAutoencoderLoss
 def accelerate_networks(
     loss: VideoAutoencoderLoss, *, channels_last: bool, dynamo_backend: str, device: torch.device
 ) -> None:
-    """Change the layout of the discriminators and of LPIPS in place, and compile them; results change by rounding only.
+    """Change the memory layout of discriminators and LPIPS and compile them, in place; values change by rounding only.
 
     Args:
         loss: The objective.
-        channels_last: Store weights with channels last; convolutions then return outputs in this layout.
-        dynamo_backend: Backend of `torch.compile`; "no" compiles nothing.
-        device: The device of the objective.
+        channels_last: Use the channels-last layout for weights; convolutions then use it for their outputs.
+        dynamo_backend: Backend of `torch.compile`; "no" does not compile.
+        device: Where the objective will run.
 
     Raises:
-        ValueError: The gradient penalty needs a double backward, which compiled code, and convolutions with channels
-            last on the CPU, do not support.
+        ValueError: If the gradient penalty needs a double backward, which compiled code and the CPU's channels-last
+            convolutions do not support.
     """
-    differentiates_twice = loss.weights["grad_penalty_loss_weight"].is_ever_on and loss.grad_penalty.double_backward
-    remedy = "Use `objective.grad_penalty: approximate_r1`, or turn the penalty off."
+    differentiates_twice = loss.weights.is_ever_on("grad_penalty_loss_weight") and loss.penalty.double_backward
+    remedy = "Use `objective.penalty.kind: approximate_r1`, or turn the penalty off."
     if channels_last:
         if differentiates_twice and device.type == "cpu":
             # PyTorch 2.13 with oneDNN corrupts the heap there, with several threads and odd batches of three and more.
@@ -36,14 +36,15 @@ def accelerate_networks(
             raise argument_error("dynamo_backend", "no with an exact gradient penalty", dynamo_backend, remedy)
         for network in networks(loss):
             network.compile(backend=dynamo_backend)
-        # Gradients of several terms are computed through the same graph, so the first must not free its buffers.
+        # The gradients of several terms are taken through the same graph, so its buffers must outlive the first.
         torch._functorch.config.donated_buffer = False
 
 
 def networks(loss: VideoAutoencoderLoss) -> list[nn.Module]:
-    """Return the networks of the objective: discriminators, and LPIPS if it is used."""
-    discriminators = [critic.module for critic in loss.critics + loss.multiscale_critics]
-    return discriminators if loss.perceptual_model is None else [*discriminators, loss.perceptual_model.distance]
+    """Return the networks that the objective runs."""
+    discriminators = [d.module for d in loss.discriminators + loss.multiscale_discriminators]
+    perceptual = loss.perceptual.distance
+    return discriminators if perceptual is None else [*discriminators, perceptual.distance]
 
 
 def _with_channels_last(tensor: Tensor) -> Tensor:

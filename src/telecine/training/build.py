@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ from telecine.discriminators import (
     PatchDiscriminator3D,
 )
 from telecine.objective import VideoAutoencoderLoss
-from telecine.objective.layer_uses import LayerUses
+from telecine.objective.layer_activations import LayerActivations
+from telecine.objective.weights import WeightSchedule
 from telecine.runs import find_checkpoint
 from telecine.shapes import argument_error
 from telecine.training.acceleration import accelerate_networks
@@ -140,13 +141,13 @@ def _demo_spans() -> tuple[list[Span], list[Skipped]]:
 
 def build_objective(config: TrainConfig) -> VideoAutoencoderLoss:
     """Return the loss with the discriminators that have a weight, built for the size of the clips."""
-    is_on = {name: ramp.is_ever_on for name, ramp in config.objective.ramps().items()}
-    judged, scaled = is_on["adversarial_loss_weight"], is_on["multiscale_adversarial_loss_weight"]
-    scales = range(1, config.discriminator.num_scales + 1) if scaled else ()
+    is_on = WeightSchedule(config.objective).is_ever_on
+    has_adversarial, has_scales = is_on("adversarial_loss_weight"), is_on("multiscale_adversarial_loss_weight")
+    scales = range(1, config.discriminator.num_scales + 1) if has_scales else ()
     return VideoAutoencoderLoss(
-        **{item.name: getattr(config.objective, item.name) for item in fields(config.objective)},
-        discr_kwargs=image_discriminator(config) if judged else None,
-        discr_3d_kwargs=video_discriminator(config, 1) if judged else None,
+        **config.objective.arguments(),
+        discr_kwargs=image_discriminator(config) if has_adversarial else None,
+        discr_3d_kwargs=video_discriminator(config, 1) if has_adversarial else None,
         multiscale_discr_kwargs=[video_discriminator(config, 2**scale) for scale in scales],
     )
 
@@ -214,7 +215,7 @@ def build_state(config: TrainConfig, accelerator: Accelerator, model: VideoAutoe
     )
     broadcast_module(objective)
     model.to(accelerator.device)
-    last_layer = anchor_of(model, config)
+    last_layer = last_layer_of(model, config)
     broadcast_module(model)
     if config.sharding == "fsdp2":
         shard(model)
@@ -246,22 +247,22 @@ def data_parallel(model: nn.Module, accelerator: Accelerator) -> nn.Module:
     return DistributedDataParallel(model, device_ids=devices)
 
 
-def anchor_of(model: VideoAutoencoder, config: TrainConfig) -> Tensor | LayerUses | None:
-    """Return where the adaptive weight compares gradients: the last layer's weight, or, if sharded, its uses.
+def last_layer_of(model: VideoAutoencoder, config: TrainConfig) -> Tensor | LayerActivations | None:
+    """Return where the adaptive weight compares gradients: the last layer's weight, or, if sharded, its activations.
 
     Raises:
-        ValueError: If gradients are to be compared at a layer that is not trained, and so has none.
+        ValueError: If gradients are compared at a layer that is not trained, and so has none.
     """
-    objective = config.objective
-    if objective.adaptive_weight_reference == "none" or objective.adaptive_weight_at != "last_layer":
+    settings = config.objective.adaptive_weight
+    if settings.reference == "none" or settings.at != "last_layer":
         return None
     weight = model.last_layer
     if config.sharding != "none":
-        return LayerUses(owner_of(weight, model))
+        return LayerActivations(owner_of(weight, model))
     if not weight.requires_grad:
+        contract, got = "`reconstruction` if the last layer is frozen", settings.at
         remedy = "Set it to `reconstruction`, which needs no layer."
-        got = f"{objective.adaptive_weight_at} with the last layer frozen"
-        raise argument_error("objective.adaptive_weight_at", "`reconstruction` where it is", got, remedy)
+        raise argument_error("objective.adaptive_weight.at", contract, got, remedy)
     return weight
 
 

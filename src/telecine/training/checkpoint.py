@@ -13,6 +13,8 @@ from accelerate import Accelerator
 from telecine.autoencoders import VideoAutoencoder
 from telecine.checks import argument_error, describe
 from telecine.files import read_json
+from telecine.objective.config import ObjectiveConfig, as_config
+from telecine.objective.weights import WeightSchedule
 from telecine.report.settings import flat_settings, read_settings, side_by_side_settings
 from telecine.runs import CONFIG_FILE, STATE_FILE, checkpoint_folder
 from telecine.training.checkpoint_files import (
@@ -24,7 +26,7 @@ from telecine.training.checkpoint_files import (
     set_random_state,
     write_checkpoint,
 )
-from telecine.training.config import TrainConfig, weight_ramps
+from telecine.training.config import TrainConfig
 from telecine.training.logging import IntervalMeans
 from telecine.training.state import TrainState
 from telecine.training.validation import best_step
@@ -33,7 +35,11 @@ from telecine.training.weight_files import WeightFiles, check_same_architecture
 # Nested settings, as YAML has them.
 Settings: TypeAlias = dict[str, Any]
 # The weights that decide which discriminators exist, and whether averages of their logits are saved.
-DECIDING_WEIGHTS = ("adversarial_loss_weight", "multiscale_adversarial_loss_weight", "lecam_loss_weight")
+DECIDING_WEIGHTS = {
+    "adversarial_loss_weight": "adversarial_loss_weight",
+    "multiscale_adversarial_loss_weight": "multiscale_adversarial_loss_weight",
+    "gan.lecam_loss_weight": "lecam_loss_weight",
+}
 
 
 class SavedState(TypedDict):
@@ -166,7 +172,16 @@ def as_yaml(config: TrainConfig) -> str:
 
 def _plain(config: TrainConfig) -> Settings:
     """Return the settings as they come back from a file: tuples become lists."""
-    return cast(Settings, json.loads(json.dumps(asdict(config))))
+    return cast(Settings, json.loads(json.dumps(asdict(config), default=_dotted_path)))
+
+
+def _dotted_path(function: object) -> str:
+    """Return the path from which a function among the settings, such as a term's, is imported again."""
+    name = getattr(function, "__qualname__", "<none>")
+    if "<" in name or getattr(function, "__module__", "__main__") == "__main__":
+        remedy = "Move it to the top level of a module that can be imported."
+        raise argument_error("a setting", "a plain value or an importable function", describe(function), remedy)
+    return f"{function.__module__}.{name}"
 
 
 def saved_settings(folder: Path) -> Settings:
@@ -190,7 +205,11 @@ def check_same_networks(config: TrainConfig, folder: Path) -> None:
     Raises:
         ValueError: A setting differs that changes the networks.
     """
-    saved = network_settings(saved_settings(folder))
+    settings = saved_settings(folder)
+    if "gan" not in settings["objective"]:
+        contract, got = "a new folder or a run of this version", f"{folder}, written by telecine 0.1"
+        raise argument_error("output_dir", contract, got, "Use another --output_dir.")
+    saved = network_settings(settings)
     for name, value in network_settings(_plain(config)).items():
         if saved.get(name) != value:
             remedy = "Use the previous value, or another --output_dir."
@@ -208,11 +227,11 @@ def network_settings(settings: Settings) -> Settings:
     networks["model"] = "left out" if settings["model"] is None else "given"
     # The discriminators' linear heads depend on the size of the clips, and only discriminators with a weight are built.
     clips = {f"clips.{name}": settings["clips"][name] for name in ("num_frames", "height", "width")}
-    objective = settings["objective"]
-    ramps = weight_ramps(objective)
-    weights = {f"objective.{name} > 0": name in ramps and ramps[name].is_ever_on for name in DECIDING_WEIGHTS}
+    objective = as_config(ObjectiveConfig, "objective", settings["objective"])
+    schedule = WeightSchedule(objective)
+    weights = {f"objective.{name} > 0": schedule.is_ever_on(argument) for name, argument in DECIDING_WEIGHTS.items()}
     averages = {
-        "objective.learn_logvar": objective.get("learn_logvar", False),
-        "objective.adaptive_weight_decay > 0": objective.get("adaptive_weight_decay", 0.0) > 0,
+        "objective.reconstruction.learn_logvar": objective.reconstruction.learn_logvar,
+        "objective.adaptive_weight.decay > 0": objective.adaptive_weight.decay > 0,
     }
     return networks | clips | weights | averages

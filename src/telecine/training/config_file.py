@@ -1,4 +1,4 @@
-"""Settings of a run from a YAML file, such as the `config.yaml` that every run writes."""
+"""Settings of a run from a YAML file: the `config.yaml` that every run writes, or a recipe."""
 
 from __future__ import annotations
 
@@ -12,28 +12,39 @@ from typing import Any, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from telecine.shapes import argument_error
+import telecine
+from telecine.checks import argument_error
 from telecine.training.config import TrainConfig
+
+RECIPES = Path(telecine.__file__).parent / "recipes"
 
 
 def read_config(path: str | PathLike[str]) -> TrainConfig:
-    """Return the settings in a YAML file; what it leaves out has its default.
+    """Return the settings in a YAML file, or of a recipe: "demo" for a CPU, "gpu" for training from scratch on a GPU.
+
+    Settings that the file leaves out have their defaults. Change some with `dataclasses.replace`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a setting is unknown or of another kind.
+        ValueError: If a setting is unknown or of the wrong type.
     """
-    return config_from(yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {})
+    return config_from(yaml.safe_load(find_recipe(path).read_text(encoding="utf-8")) or {})
+
+
+def find_recipe(name: str | PathLike[str]) -> Path:
+    """Return the path of the recipe of that name, or the name itself as a path if there is none."""
+    path = RECIPES / f"{name}.yaml"
+    return path if path.is_file() else Path(name)
 
 
 def config_from(settings: Mapping[str, Any]) -> TrainConfig:
-    """Return the settings of nested plain values, as they stand in YAML.
+    """Return the settings in nested plain values, as YAML has them.
 
     Raises:
-        ValueError: If a setting is unknown or of another kind.
+        ValueError: If a setting is unknown or of the wrong type.
     """
     if not isinstance(settings, Mapping):
-        raise argument_error("settings", "`key: value` lines", settings, "Write one setting a line.")
+        raise argument_error("settings", "`key: value` lines", settings, "Write one setting per line.")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TrainConfig)
     try:
@@ -46,7 +57,7 @@ def config_from(settings: Mapping[str, Any]) -> TrainConfig:
 
 
 def check_groups(options: type, settings: Namespace) -> None:
-    """Raise a `ValueError` where one value stands for a whole group of settings."""
+    """Raise a `ValueError` if a single value is given for a group of settings."""
     for name, kind in get_type_hints(options).items():
         if is_dataclass(kind) and not isinstance(settings[name], Namespace):
             raise argument_error(name, "a group of settings", settings[name], "Indent `key: value` lines below it.")

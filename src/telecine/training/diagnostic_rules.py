@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TypeAlias
 
+from telecine.objective.weights import WeightSchedule
 from telecine.report.curves import FRAME_GRADIENT
 from telecine.training.config import TrainConfig
 from telecine.training.logging import ADVERSARIAL_SHARE
@@ -123,8 +124,8 @@ def rule(remedy: str) -> Callable[[Check], Check]:
 
 
 @rule(
-    "Lower `optimizer.disc_lr`, raise `objective.grad_penalty_loss_weight` or set a `lecam_loss_weight`, use a smaller "
-    "`discriminator.dim`, or start the discriminators later (`objective.disc_train_start`)."
+    "Lower `optimizer.disc_lr`, raise `objective.grad_penalty_loss_weight` or set `objective.gan.lecam_loss_weight`, "
+    "use a smaller `discriminator.dim`, or start the discriminators later (`objective.gan.disc_train_start`)."
 )
 def discriminator_saturated(history: History, config: TrainConfig) -> str | None:
     """A discriminator that is always correct gives the autoencoder little information (arXiv:1701.04862)."""
@@ -159,8 +160,8 @@ def discriminator_collapsed(history: History, config: TrainConfig) -> str | None
 
 
 @rule(
-    "Lower `objective.adversarial_loss_weight`, use the adaptive weight (`objective.adaptive_weight_reference: "
-    "perceptual`), or lower `objective.adaptive_weight_max`."
+    "Lower `objective.adversarial_loss_weight`, use the adaptive weight (`objective.adaptive_weight.reference: "
+    "perceptual`), or lower `objective.adaptive_weight.max`."
 )
 def adversarial_dominates(history: History, config: TrainConfig) -> str | None:
     """The autoencoder follows the discriminators instead of its input."""
@@ -171,14 +172,14 @@ def adversarial_dominates(history: History, config: TrainConfig) -> str | None:
 
 
 @rule(
-    "At the maximum: check the discriminators' accuracy and gradient, lower `objective.adaptive_weight_max`, or raise "
+    "At the maximum: check the discriminators' accuracy and gradient, lower `objective.adaptive_weight.max`, or raise "
     "`objective.grad_penalty_loss_weight`. Near 0: raise `objective.perceptual_weight`, or choose another "
-    "`objective.adaptive_weight_reference`."
+    "`objective.adaptive_weight.reference`."
 )
 def adaptive_weight_at_bound(history: History, config: TrainConfig) -> str | None:
     """At the maximum the weight amplifies noise; near 0 the discriminators have no effect."""
     weights = history.last("train/adaptive_weight", after=config.objective.disc_start)
-    maximum = config.objective.adaptive_weight_max
+    maximum = config.objective.adaptive_weight.max
     if 0.0 in history.last("train/gen_loss"):  # there is no adversarial term yet
         return None
     if weights and min(weights) >= AT_MAXIMUM * maximum:
@@ -189,15 +190,16 @@ def adaptive_weight_at_bound(history: History, config: TrainConfig) -> str | Non
 
 
 @rule(
-    "Raise `objective.perceptual_weight` or `objective.perceptual_frames`, or `optimizer.lr` if the other terms do not "
-    "fall either. Check that the clips are in [-1, 1] and that `trainable` names the right weights."
+    "Raise `objective.perceptual_weight` or `objective.perceptual.num_frames`, or `optimizer.lr` if the other terms do "
+    "not fall either. Check that the clips are in [-1, 1] and that `trainable` names the right weights."
 )
 def perceptual_flat(history: History, config: TrainConfig) -> str | None:
     """Reconstructions look no better than at the start, long after the warm-up."""
     name = "train/perceptual_loss"
     patience = config.optimizer.warmup_steps + int(PERCEPTUAL_PATIENCE * config.steps)
     last = history.last(name, after=patience) if history.count(name) == LONG else []
-    weights = history.last("train/perceptual_weight", 1) or [config.objective.ramps()["perceptual_weight"].weight]
+    final_weight = WeightSchedule(config.objective).ramps["perceptual_weight"].weight
+    weights = history.last("train/perceptual_weight", 1) or [final_weight]
     if not last or weights[0] <= 0:
         return None
     first, now = fmean(history.first(name)), fmean(last)
@@ -208,7 +210,7 @@ def perceptual_flat(history: History, config: TrainConfig) -> str | None:
 
 @rule(
     "Check whether the model copies these frames from its input; otherwise set `discriminator.time_weighting: frames` "
-    "and raise `objective.perceptual_frames`."
+    "and raise `objective.perceptual.num_frames`."
 )
 def frames_without_gradient(history: History, config: TrainConfig) -> str | None:
     """Frames without a gradient do not improve."""

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.objective import VideoAutoencoderLoss
-from telecine.objective.layer_uses import LayerUses
+from telecine.objective.layer_activations import LayerActivations
 from telecine.training.logging import IntervalMeans
 from telecine.training.optim import MovingAverage, parameters_of
 
@@ -45,7 +45,7 @@ class TrainState:
     disc_optimizer: Optimizer | None
     """Updates the discriminators; None if there is none."""
     ema: MovingAverage
-    last_layer: Tensor | LayerUses | None
+    last_layer: Tensor | LayerActivations | None
     """Where the adaptive weight compares gradients; None if it compares none, or at the reconstruction."""
     grad_clip: float
     """Largest 2-norm of each network's gradient."""
@@ -70,7 +70,7 @@ class TrainState:
     @property
     def trains_discriminators(self) -> bool:
         """Whether the discriminators train at this step."""
-        return self.disc_optimizer is not None and self.step >= self.objective.disc_train_start
+        return self.disc_optimizer is not None and self.objective.weights.at(self.step).discriminators_train
 
     @property
     def is_sharded(self) -> bool:

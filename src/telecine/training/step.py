@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from telecine.losses import mse
-from telecine.objective.balance import average_over_ranks
-from telecine.objective.layer_uses import LayerUses
+from telecine.objective.batch import BatchOptions
+from telecine.objective.layer_activations import LayerActivations
+from telecine.objective.running import average_over_ranks
 from telecine.randomness import clip_generators
 from telecine.training.config import OptimizerConfig
 from telecine.training.distributed import average_gradients
@@ -105,25 +106,23 @@ def compute_losses(
     The first loss is the autoencoder's, the second, if any, the discriminators'.
     """
     objective, last_layer = state.objective, state.last_layer
-    objective.generator = generators = clip_generators(state.seed, batch.clips, batch.video.device)
-    if isinstance(last_layer, LayerUses):
-        last_layer.forget()
+    generators = clip_generators(state.seed, batch.clips, batch.video.device)
+    if isinstance(last_layer, LayerActivations):
+        last_layer.clear()
     with state.accelerator.autocast():
         output = state.model(batch.video, generator=generators)
         gradient = ReconstructionGradient(output.video)
-        objective.watch = gradient.adversarial_hook
-        arguments = (batch.video, output.video)
+        options = BatchOptions(generator=generators, grad_hook=gradient.adversarial_hook)
         if state.trains_discriminators:
-            both = objective.update(*arguments, state.step, output.aux, last_layer)
+            both = objective.update(batch.video, output.video, state.step, output.aux, last_layer, **options)
             losses, log = [both.loss, both.disc_loss], both.log | both.disc_log
         else:
-            loss, log = objective(*arguments, 0, state.step, output.aux, last_layer)
+            loss, log = objective(batch.video, output.video, 0, state.step, output.aux, last_layer, **options)
             losses = [loss]
-    if not objective.penalises(state.step):
+    if objective.weights.at(state.step).penalty == 0:
         log.pop("train/grad_penalty_loss", None)  # its 0 was not computed and would distort the mean
     # A PSNR is computed from the mean squared error, which the reconstruction loss need not be.
     error = mse(reconstruction=output.video.detach(), target=batch.video)
-    objective.watch = None
     return losses, {"data": batch.video.mean(), **log, "train/mse": error}, gradient
 
 

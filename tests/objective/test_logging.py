@@ -70,7 +70,7 @@ def test_what_the_discriminators_cause_can_be_watched(eager):
         perceptual_weight=0,
         adversarial_loss_weight=0.5,
         discr_3d_kwargs={"dim": 2, "image_size": 16, "frame_num": 5},
-        adaptive_weight_reference="none",
+        adaptive_weight={"reference": "none"},
         eager_gradients=eager,
     )
     real, fake = torch.rand(2, 2, 3, 5, 16, 16) * 2 - 1

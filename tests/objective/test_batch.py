@@ -8,12 +8,10 @@ from telecine.objective.region import clip_weights, frame_weights, share, within
 
 EVERYTHING = {
     "adversarial_loss_weight": 0.5,
-    "feature_matching_loss_weight": 0.5,
-    "wavelet_loss_weight": 0.5,
-    "temporal_loss_weight": 0.5,
-    "gram_loss_weight": 0.5,
-    "adaptive_weight_reference": "none",
-    "perceptual_frames": "all",
+    "gan": {"feature_matching_loss_weight": 0.5},
+    "terms": {"wavelet": 0.5, "temporal": 0.5, "gram": 0.5},
+    "adaptive_weight": {"reference": "none"},
+    "perceptual": {"num_frames": "all"},
     "discr_3d_kwargs": {"dim": 1, "image_size": 16, "frame_num": 4},
 }
 
@@ -67,7 +65,7 @@ def test_frame_weights():
 def test_errors_are_means_over_what_counts(make_loss, clip, recon_loss):
     x, y = clip(), clip(seed=2)
     mask = torch.rand(2, 1, 4, 16, 16, generator=torch.Generator().manual_seed(0)) > 0.7
-    loss = make_loss(perceptual_weight=0, recon_loss=recon_loss)
+    loss = make_loss(perceptual_weight=0, reconstruction={"loss": recon_loss})
     counted = mask.expand_as(x)
     error = {"mse": F.mse_loss, "l1": F.l1_loss}.get(recon_loss, lambda a, b: ((a - b) ** 2 + 1e-6).sqrt().mean())
     got = loss(x, y, 0, 0, mask=mask)[1]["train/recon_loss"].item()
@@ -76,7 +74,7 @@ def test_errors_are_means_over_what_counts(make_loss, clip, recon_loss):
 
 
 def test_weights_multiply_each_clips_errors(make_loss, clip):
-    arguments = {**EVERYTHING, "adversarial_loss_weight": 0, "feature_matching_loss_weight": 0}
+    arguments = {**EVERYTHING, "adversarial_loss_weight": 0, "gan": {"feature_matching_loss_weight": 0}}
     del arguments["discr_3d_kwargs"]
     loss = make_loss(**arguments)
     x, y = clip(), clip(seed=2)
@@ -95,7 +93,7 @@ def test_a_mask_of_everything_changes_nothing(make_loss, clip):
 
 
 def test_a_mask_of_nothing_is_no_error(make_loss, clip):
-    loss = make_loss(temporal_loss_weight=1, wavelet_loss_weight=1, gram_loss_weight=1)
+    loss = make_loss(terms={"temporal": 1, "wavelet": 1, "gram": 1})
     y = clip(seed=2).requires_grad_()
     total, _ = loss(clip(), y, 0, 0, mask=torch.zeros(1, 1, 1, 1, 1, dtype=torch.bool))
     total.backward()
@@ -126,7 +124,9 @@ def test_bad_weights_of_clips(make_loss, clip, weight):
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("recon_loss", ["mse", "l1"])
 def test_frames_that_are_masked_out_might_as_well_be_cut_off(make_loss, clip, reduction, recon_loss):
-    loss = make_loss(perceptual_weight=0, recon_loss=recon_loss, temporal_loss_weight=1, nll_reduction=reduction)
+    loss = make_loss(
+        perceptual_weight=0, reconstruction={"loss": recon_loss, "nll_reduction": reduction}, terms={"temporal": 1}
+    )
     x, y = clip(), clip(seed=2)
     mask = (torch.arange(4) < 2).view(1, 1, 4, 1, 1)
     total, log = loss(x, y, 0, 0, mask=mask, sample_weight=torch.tensor([0.5, 2.0]))
@@ -137,7 +137,11 @@ def test_frames_that_are_masked_out_might_as_well_be_cut_off(make_loss, clip, re
 
 def test_the_adaptive_weight_at_a_masked_reconstruction(make_loss, clip):
     """Gradients are compared at the whole reconstruction, of which the masked part has none."""
-    options = {"adversarial_loss_weight": 1, "adaptive_weight_at": "reconstruction", "perceptual_frames": "all"}
+    options = {
+        "adversarial_loss_weight": 1,
+        "adaptive_weight": {"at": "reconstruction"},
+        "perceptual": {"num_frames": "all"},
+    }
     loss = make_loss(**options, discr_3d_kwargs={"dim": 1, "image_size": 16, "frame_num": 4})
     x, y = clip(), clip(seed=2).requires_grad_()
     weight = loss(x, y, 0, 0, mask=left_half(x))[1]["train/adaptive_weight"]

@@ -1,0 +1,109 @@
+"""The adaptive weight: it makes the gradient of an adversarial term as large as that of a reference loss.
+
+As in VQGAN (Esser et al., arXiv:2012.09841, equation 7), by default with the perceptual loss as the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from telecine.objective.config import AdaptiveWeightConfig
+from telecine.objective.eager import gradients_of
+from telecine.objective.layer_activations import LayerActivations
+from telecine.objective.running import RunningMean, average_over_ranks
+from telecine.shapes import Scalar
+
+
+class AdaptiveWeight(nn.Module):
+    """The adaptive weights of all adversarial terms.
+
+    Args:
+        names: The discriminators, as keys of a `ModuleDict`.
+        config: Its settings. The moving averages, if any, are saved with the loss.
+    """
+
+    def __init__(self, names: Iterable[str], config: AdaptiveWeightConfig) -> None:
+        super().__init__()
+        self.config = config
+        averaged = names if config.decay > 0 else ()
+        self.averages = nn.ModuleDict({name: RunningMean(config.decay) for name in averaged})
+
+    def forward(
+        self, losses: Mapping[str, Tensor], references: Mapping[str, Scalar], grad_at: Tensor | LayerActivations | None
+    ) -> dict[str, Tensor]:
+        """Return the weight of each generator loss by name; 1 if there are no gradients to compare.
+
+        Args:
+            losses: Generator losses by discriminator.
+            references: The losses whose gradient may be compared with, by the name in the settings.
+            grad_at: Where gradients are compared: the last layer's weight or activations, or the reconstruction.
+        """
+        reference = references.get(self.config.reference)
+        comparable = grad_at is not None and grad_at.requires_grad and reference is not None and reference.requires_grad
+        if not losses or not comparable:
+            return {name: torch.ones_like(loss) for name, loss in losses.items()}
+        assert grad_at is not None
+        assert reference is not None
+        norm_of: Callable[..., Scalar] = (
+            layer_gradient_norm if self.config.at == "last_layer" else reconstruction_gradient_norm
+        )
+        reference_norm = norm_of(reference, grad_at)
+        return {
+            name: finite_or_one(self._averaged(name, self._ratio(reference_norm, norm_of(loss, grad_at))))
+            for name, loss in losses.items()
+        }
+
+    def _ratio(self, reference_norm: Scalar, norm: Scalar) -> Scalar:
+        """Return `min(reference_norm / max(norm, min_norm), max)`, NaN if the quotient is not finite."""
+        ratio = (reference_norm / norm.clamp(min=self.config.min_norm)).detach()
+        return torch.where(torch.isfinite(ratio), ratio.clamp(max=self.config.max), torch.nan)
+
+    def _averaged(self, name: str, ratio: Scalar) -> Scalar:
+        if not self.averages:
+            return ratio
+        average = self.averages[name.replace(".", "_")]
+        assert isinstance(average, RunningMean)
+        if self.training:
+            average.update(ratio)
+        # Before the first finite ratio there is no average.
+        return torch.where(average.num_values > 0, average(), torch.nan)
+
+
+def finite_or_one(weight: Scalar) -> Scalar:
+    """Return the weight, or 1 if it is not finite."""
+    return torch.where(torch.isfinite(weight), weight, torch.ones_like(weight))
+
+
+def layer_gradient_norm(loss: Scalar, last_layer: Tensor | LayerActivations) -> Scalar:
+    """Return the float32 2-norm of `d loss / d last_layer`; the gradient is averaged over ranks first.
+
+    This is an extra backward from the loss to the last layer. The graph is kept.
+
+    Raises:
+        ValueError: If the loss does not depend on the last layer.
+    """
+    if isinstance(last_layer, LayerActivations):
+        gradient = last_layer.weight_gradient(loss)
+    else:
+        (gradient,) = gradients_of(loss, [last_layer], retain_graph=True)
+    if gradient is None:
+        raise ValueError(
+            "`last_layer` must be a parameter that `reconstructions` were computed with, but they do not depend on "
+            f"this one of shape {tuple(last_layer.shape)}. Pass the weight of the decoder's last layer, e.g. "
+            "`model.decoder.conv_out.weight`."
+        )
+    return torch.linalg.vector_norm(average_over_ranks(gradient.detach().float()))
+
+
+def reconstruction_gradient_norm(loss: Scalar, reconstructions: Tensor) -> Scalar:
+    """Return the float32 2-norm of `d loss / d reconstructions`; its square is averaged over ranks.
+
+    Ranks have different clips, so the squares add up. This is an extra backward from the loss to the reconstruction.
+    The graph is kept.
+    """
+    (gradient,) = gradients_of(loss, [reconstructions], retain_graph=True)
+    assert gradient is not None
+    return average_over_ranks(gradient.detach().float().square().sum()).sqrt()

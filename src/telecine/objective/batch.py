@@ -1,0 +1,218 @@
+"""The arguments of a call, checked: videos, masks, sample weights, auxiliary losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+
+from telecine.checks import argument_error, describe
+from telecine.losses import Reduction, posterior_kl
+from telecine.objective.layer_activations import LayerActivations
+from telecine.precision import at_least_float32
+from telecine.randomness import Generators
+from telecine.shapes import Scalar, Video, check_range, check_video
+
+if TYPE_CHECKING:
+    from telecine.objective.config import ObjectiveConfig
+
+
+class Batch(NamedTuple):
+    """The arguments of one call."""
+
+    real: Video
+    fake: Video
+    """The reconstructions in at least float32. Masked-out pixels are those of `real`: no term sees or trains them."""
+    mask: Tensor | None
+    sample_weight: Tensor | None
+    clip_weight: Tensor | None
+    """Weight of each clip's error `(B,)`, or `None` for 1: `sample_weight` over the fraction of pixels that count."""
+    num_elements: Tensor | float
+    """Factor of the negative log-likelihood: the number of values of a clip that count, or 1 for a mean."""
+    aux: dict[str, Scalar]
+    """The auxiliary losses by name; an empty name for an unnamed one."""
+    grad_at: Tensor | LayerActivations | None
+    """Where the adaptive weight compares gradients."""
+    generator: Generators
+    grad_hook: Callable[[Tensor], None] | None
+
+
+class BatchOptions(TypedDict, total=False):
+    """The optional arguments of a call."""
+
+    regularization_log: Mapping[str, Any] | None
+    """Replaces `aux_losses` in sgm-style engines: its entries that are named "...loss" or "loss/..."."""
+    mask: Tensor | None
+    """Bool, broadcasts to the videos. Where it is False the reconstruction counts as perfect in every term of both
+    steps, and reconstruction errors are means over the rest."""
+    sample_weight: Tensor | None
+    """`(B,)`, multiplies each clip's reconstruction and perceptual errors."""
+    generator: Generators
+    """Source of the random frames and of a penalty's noise, on the videos' device: one, or one for each clip."""
+    grad_hook: Callable[[Tensor], None] | None
+    """Called in the backward with the part of the gradient at the reconstructions that the discriminators cause."""
+
+
+def make_batch(
+    config: ObjectiveConfig,
+    inputs: Any,
+    reconstructions: Any,
+    aux_losses: Any,
+    last_layer: Any,
+    *,
+    regularization_log: Mapping[str, Any] | None = None,
+    mask: Any = None,
+    sample_weight: Any = None,
+    generator: Generators = None,
+    grad_hook: Callable[[Tensor], None] | None = None,
+) -> Batch:
+    """Check the arguments of a call and return what the terms need.
+
+    Raises:
+        ValueError: If an argument breaks the contract of `VideoAutoencoderLoss.forward`.
+    """
+    check_videos(inputs, reconstructions)
+    check_mask(mask, inputs)
+    check_sample_weight(sample_weight, inputs)
+    check_last_layer(last_layer)
+    mask, sample_weight = (None if x is None else without_inference_mode(x) for x in (mask, sample_weight))
+    real = without_inference_mode(inputs.detach())
+    # In float32, where the gradients of all terms are added: half precision would round small ones to zero.
+    reconstructions = fake = at_least_float32(without_inference_mode(reconstructions))
+    reduction = config.reconstruction.nll_reduction
+    fraction: Tensor | float = 1.0
+    if mask is not None:
+        # A masked-out target that is not finite would reach every term.
+        real = torch.where(mask | torch.isfinite(real), real, torch.zeros_like(real))
+        fake = torch.where(mask, reconstructions, real.to(reconstructions.dtype))
+        fraction = mask.expand_as(real).float().mean()
+    return Batch(
+        real=real,
+        fake=fake,
+        mask=mask,
+        sample_weight=sample_weight,
+        clip_weight=clip_weights(fraction, sample_weight, like=real),
+        num_elements=fake[0].numel() * fraction if reduction == "sum" else 1,
+        aux=named_aux_losses(aux_losses, regularization_log, real.device, reduction),
+        grad_at=last_layer if config.adaptive_weight.at == "last_layer" else reconstructions,
+        generator=generator,
+        grad_hook=grad_hook,
+    )
+
+
+def clip_weights(fraction: Tensor | float, sample_weight: Tensor | None, *, like: Video) -> Tensor | None:
+    """Return the weight of each clip's error, `(B,)` in float32, or `None` if all are 1.
+
+    An error is averaged over a whole video, of which only a fraction can differ from 0. Divided by that fraction it is
+    the mean over what counts. If nothing counts, the weights are 0.
+    """
+    if isinstance(fraction, float) and sample_weight is None:
+        return None
+    weight = torch.ones(len(like), device=like.device) if sample_weight is None else sample_weight.float()
+    if isinstance(fraction, float):
+        return weight
+    return weight * torch.where(fraction > 0, 1 / fraction, torch.zeros_like(fraction))
+
+
+def frame_weights(clip_weight: Tensor | None, indices: Tensor) -> Tensor:
+    """Return the weight `(B k,)` of each sampled frame, `indices` (B, k), such that the weighted sum is the mean."""
+    batch, num_frames = indices.shape
+    if clip_weight is None:
+        return torch.full((batch * num_frames,), 1 / (batch * num_frames), device=indices.device)
+    return (clip_weight / (batch * num_frames)).repeat_interleave(num_frames)
+
+
+def named_aux_losses(
+    aux_losses: Any, regularization_log: Mapping[str, Any] | None, device: torch.device, kl_reduction: Reduction
+) -> dict[str, Scalar]:
+    """Return the auxiliary losses by name as 0-d tensors in at least float32; the graph is kept.
+
+    Args:
+        aux_losses: A tensor of one element, a number, a posterior with `mean` and `logvar` (as diffusers has), `None`,
+            or a mapping of names to such.
+        regularization_log: The log of an sgm-style engine's regulariser. If `aux_losses` is `None`, its entries whose
+            names end in "loss" or start with "loss/" are used instead.
+        device: The device of numbers.
+        kl_reduction: Reduction of a posterior's divergence.
+
+    Raises:
+        ValueError: If an auxiliary loss has more than one element or another type.
+    """
+    if aux_losses is None:
+        log = regularization_log or {}
+        aux_losses = {name: value for name, value in log.items() if name.endswith("loss") or name.startswith("loss/")}
+    if not isinstance(aux_losses, Mapping):
+        aux_losses = {"kl_loss" if _is_posterior(aux_losses) else "": aux_losses}
+    return {str(name): _aux_loss(name, value, device, kl_reduction) for name, value in aux_losses.items()}
+
+
+def _is_posterior(value: Any) -> bool:
+    return not isinstance(value, (Tensor, int, float, str)) and hasattr(value, "mean")
+
+
+def _aux_loss(name: str, value: Any, device: torch.device, kl_reduction: Reduction) -> Scalar:
+    argument = f"aux_losses[{name!r}]" if name else "aux_losses"
+    contract = "a number, a floating-point tensor of one element, or a posterior with `mean` and `logvar`"
+    if _is_posterior(value):
+        return posterior_kl(value, reduction=kl_reduction)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return torch.full((), float(value), device=device)  # `torch.tensor` would synchronise with the device
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise argument_error(argument, contract, describe(value), "Pass a dict to name several losses.")
+    if value.numel() != 1:
+        raise argument_error(argument, contract, value, "Reduce it first, for instance with `.mean()`.")
+    return value.reshape(()).to(device, torch.promote_types(value.dtype, torch.float32))
+
+
+def without_inference_mode(tensor: Tensor) -> Tensor:
+    """Return a tensor that autograd can record: a copy of one that was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
+
+
+def check_videos(inputs: Any, reconstructions: Any) -> None:
+    """Raise a `ValueError` unless both are videos `(B, C, T, H, W)` of one shape and device, `inputs` in [-1, 1].
+
+    Reconstructions may leave the range, as those of an untrained decoder do.
+    """
+    check_video("inputs", inputs)
+    check_video("reconstructions", reconstructions)
+    if inputs.shape != reconstructions.shape:
+        contract = f"of the same shape as `inputs`, {tuple(inputs.shape)}"
+        remedy = "An autoencoder that changes the number of frames or the size needs clips that fit its strides."
+        raise argument_error("reconstructions", contract, reconstructions, remedy)
+    if inputs.device != reconstructions.device:
+        contract = f"on the same device as `inputs`, {inputs.device}"
+        raise argument_error("reconstructions", contract, reconstructions, "Move one of them with `.to(device)`.")
+    check_range("inputs", inputs)
+
+
+def check_mask(mask: Any, like: Video) -> None:
+    """Raise a `ValueError` unless it is `None` or a bool tensor that broadcasts to the videos' shape."""
+    if mask is None:
+        return
+    contract = f"a bool tensor that broadcasts to {tuple(like.shape)} on {like.device}, True for what counts"
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.device != like.device:
+        raise argument_error("mask", contract, describe(mask), "Make one with, for instance, `weights > 0`.")
+    fits = mask.ndim == like.ndim and all(size in (1, full) for size, full in zip(mask.shape, like.shape, strict=True))
+    if not fits:
+        remedy = "Keep all five axes: (B, 1, T, 1, 1) masks frames, (B, 1, T, H, W) masks pixels."
+        raise argument_error("mask", contract, mask, remedy)
+
+
+def check_sample_weight(weight: Any, like: Video) -> None:
+    """Raise a `ValueError` unless it is `None` or a floating-point tensor `(B,)`."""
+    if weight is None:
+        return
+    fits = isinstance(weight, Tensor) and weight.shape == like.shape[:1] and weight.is_floating_point()
+    if not fits or weight.device != like.device:
+        contract = f"a floating-point tensor of shape ({len(like)},) on {like.device}"
+        raise argument_error("sample_weight", contract, describe(weight), "Pass one weight per clip.")
+
+
+def check_last_layer(value: Any) -> None:
+    """Raise a `ValueError` unless it is a tensor, the activations of a layer, or `None`."""
+    if value is not None and not isinstance(value, (Tensor, LayerActivations)):
+        remedy = "Pass the weight itself, e.g. `model.decoder.conv_out.weight`."
+        raise argument_error("last_layer", "a tensor or None", f"a {type(value).__name__}", remedy)

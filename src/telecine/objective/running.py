@@ -1,0 +1,92 @@
+"""Running averages that are saved with the loss and are equal on every rank, and LeCam, which uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from telecine.losses import lecam
+from telecine.shapes import Scalar
+
+
+def average_over_ranks(tensor: Tensor) -> Tensor:
+    """Return the mean of `tensor` over the ranks of the default process group, or `tensor` if there is none."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+def with_averaged_gradient(parameter: Tensor) -> Tensor:
+    """Return the parameter's value; its gradient is averaged over ranks before it reaches the parameter."""
+    value = parameter * 1
+    if value.requires_grad:
+        value.register_hook(average_over_ranks)
+    return value
+
+
+class RunningMean(nn.Module):
+    """An exponential moving average: `m <- decay * m + (1 - decay) * value`.
+
+    The first values are averaged evenly until the decay takes over, so there is no bias towards 0. Values that are not
+    finite are ignored. No host-device synchronisation.
+
+    Args:
+        decay: From 0 (the newest value only) to below 1.
+    """
+
+    mean: Tensor
+    num_values: Tensor
+
+    def __init__(self, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("num_values", torch.zeros(()))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningMean:
+        """Move with the module, but stay in float32: half precision would round small updates to zero."""
+        kept = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, moved in self._buffers.items():
+            if moved is not None and moved.dtype not in (torch.float32, torch.float64):
+                self._buffers[name] = kept[name].to(moved.device)  # type: ignore[union-attr]
+        return self
+
+    @torch.no_grad()
+    def update(self, value: Scalar) -> None:
+        """Add a value."""
+        value = value.detach().to(self.mean.dtype)
+        is_finite = torch.isfinite(value)
+        self.num_values += is_finite
+        fraction = (1 / self.num_values.clamp(min=1)).clamp(min=1 - self.decay)
+        self.mean.lerp_(torch.where(is_finite, value, self.mean), fraction)
+
+    def forward(self) -> Scalar:
+        """Return a copy of the mean; 0 before the first value."""
+        return self.mean.clone()
+
+
+class LeCam(nn.Module):
+    """LeCam regularisation (Tseng et al., arXiv:2104.03310) with its running means of the logits.
+
+    Args:
+        decay: Decay of the running means.
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__()
+        self.real = RunningMean(decay)
+        self.fake = RunningMean(decay)
+
+    def forward(self, *, real: Tensor, fake: Tensor) -> Scalar:
+        """Return the regulariser of a batch of logits. In training mode the means are updated first."""
+        if self.training and torch.is_grad_enabled():
+            means = average_over_ranks(torch.stack([real.detach().float().mean(), fake.detach().float().mean()]))
+            self.real.update(means[0])
+            self.fake.update(means[1])
+        return lecam(real=real, fake=fake, real_average=self.real(), fake_average=self.fake())

@@ -1,0 +1,95 @@
+"""A discriminator together with the part of a video that is its input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from telecine.checks import argument_error
+from telecine.discriminators import DiscriminatorOutput, as_output
+from telecine.objective.weights import WeightSchedule
+from telecine.perceptual import pick_frames
+from telecine.precision import at_least_float32
+from telecine.shapes import Video
+
+
+@dataclass(frozen=True)
+class VideoDiscriminator:
+    """A discriminator together with the part of a video that is its input."""
+
+    name: str
+    module: nn.Module
+    sees: str
+    """"frames": one frame of each clip, `(B, C, H, W)`; "video": the clips, `(B, C, T, H, W)`."""
+    factor: int = 1
+    """Height and width are divided by this factor first."""
+
+    @property
+    def key(self) -> str:
+        """The name as a key of a `ModuleDict`."""
+        return self.name.replace(".", "_")
+
+    @property
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters that require gradients."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+    def input_of(self, video: Video, frame_indices: Tensor) -> Tensor:
+        """Return the discriminator's input; `frame_indices` is `(B, 1)`."""
+        if self.factor > 1:
+            # Half-precision pooling of volumes is not implemented on the CPU.
+            video = F.avg_pool3d(at_least_float32(video), (1, self.factor, self.factor), ceil_mode=True)
+        return pick_frames(video, frame_indices) if self.sees == "frames" else video
+
+    def __call__(self, x: Tensor) -> DiscriminatorOutput:
+        """Return logits and features of an input, which is cast to the parameters' dtype."""
+        parameter = next(self.module.parameters(), x)
+        return as_output(self.module(x.to(parameter.dtype)))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits of an input."""
+        return self(x).logits
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Make the module keep less for the backward.
+
+        Raises:
+            ValueError: If it has no such method.
+        """
+        enable = getattr(self.module, "enable_gradient_checkpointing", None)
+        if enable is None:
+            remedy = "Give the module a method `enable_gradient_checkpointing`, or turn it off."
+            got = f"a {type(self.module).__name__} as `{self.name}`"
+            raise argument_error("gradient_checkpointing", "False for discriminators without support", got, remedy)
+        enable()
+
+
+def check_discriminators(
+    discriminators: Sequence[VideoDiscriminator], multiscale: Sequence[VideoDiscriminator], weights: WeightSchedule
+) -> None:
+    """Check that the discriminators are of the right kind, and that there is one for every weight.
+
+    Raises:
+        ValueError: If a discriminator declares another input than it gets, or a weight needs one that is not there.
+    """
+    for d in discriminators:
+        declared = getattr(d.module, "sees", d.sees)
+        if declared != d.sees:
+            contract = f"a discriminator of {d.sees}"
+            got = f"a {type(d.module).__name__}, which is one of {declared}"
+            remedy = "Pass one of single frames as `discr_kwargs`, one of whole videos as `discr_3d_kwargs`."
+            raise argument_error(f"{d.name}_kwargs", contract, got, remedy)
+    every = [*discriminators, *multiscale]
+    needed = {
+        "adversarial_loss_weight": (discriminators, "`discr_3d_kwargs` or `discr_kwargs`"),
+        "multiscale_adversarial_loss_weight": (multiscale, "`multiscale_discr_kwargs`"),
+        "feature_matching_loss_weight": (every, "`discr_3d_kwargs`"),
+        "lecam_loss_weight": (every, "`discr_3d_kwargs`"),
+    }
+    for name, (given, argument) in needed.items():
+        if weights.is_ever_on(name) and not given:
+            weight = weights.ramps[name].weight
+            raise argument_error(name, "0 without a discriminator", weight, f"Pass one as {argument}.")
