@@ -34,10 +34,10 @@ from telecine.shapes import Scalar, Video
 
 
 class GradientMode(Enum):
-    """How a call takes the gradients of its terms."""
+    """How a call takes the gradients of the discriminators' losses."""
 
     GRAPH = auto()
-    """By the caller's `backward()`, through an ordinary graph of all terms."""
+    """By the caller's `backward()`, through an ordinary graph."""
     JOINT = auto()
     """With the values; real and fake part of a discriminator's loss together, because one depends on the other."""
     SPLIT = auto()
@@ -77,18 +77,17 @@ class AdversarialLosses:
     weights: Weights
     eager: InitVar[bool]
     both_steps: InitVar[bool]
+    is_eager: bool = field(init=False)
+    """Whether the terms of the autoencoder's loss compute their gradients together with their values."""
     mode: GradientMode = field(init=False)
     updates: dict[str, DiscriminatorUpdate] = field(default_factory=dict, init=False)
 
     def __post_init__(self, eager: bool, both_steps: bool) -> None:
         if not (self.weights.penalty > 0 and torch.is_grad_enabled()):
             self.penalty = None
+        # float16 gradients would underflow: only the caller's scaler knows a suitable loss scale.
+        self.is_eager = eager and autocast_dtype(self.batch.fake.device) != torch.float16
         self.mode = gradient_mode(self, eager=eager, both_steps=both_steps)
-
-    @property
-    def is_eager(self) -> bool:
-        """Whether terms compute their gradients together with their values."""
-        return self.mode is not GradientMode.GRAPH
 
     @property
     def every(self) -> list[VideoDiscriminator]:
@@ -273,7 +272,7 @@ class AdversarialLosses:
 
 
 def gradient_mode(losses: AdversarialLosses, *, eager: bool, both_steps: bool) -> GradientMode:
-    """Return how a call takes its gradients.
+    """Return how a call takes the gradients of the discriminators' losses.
 
     Args:
         losses: The batch, weights, discriminators, GAN loss and penalty of the call.
@@ -282,14 +281,14 @@ def gradient_mode(losses: AdversarialLosses, *, eager: bool, both_steps: bool) -
     """
     gan_loss, penalty, weights, fake = losses.gan_loss, losses.penalty, losses.weights, losses.batch.fake
     autocast_to = autocast_dtype(fake.device)
-    # float16 gradients would underflow: only the caller's scaler knows a suitable loss scale. Hooks on parameters would
-    # run for the eager gradients and again in the caller's backward.
+    # A double backward turns autocast off for the discriminators' step, but not for the autoencoder's.
+    is_float32 = autocast_to is None or (penalty is not None and penalty.double_backward)
+    # Hooks on parameters would run for the eager gradients and again in the caller's backward.
     has_hooks = any(parameter._backward_hooks for d in losses.every for parameter in d.module.parameters())
-    if not eager or has_hooks or autocast_to == torch.float16:
+    if not eager or has_hooks or (autocast_to == torch.float16 and not is_float32):
         return GradientMode.GRAPH
     if not gan_loss.is_separable or weights.lecam > 0 or (penalty is not None and penalty.uses_fake):
         return GradientMode.JOINT
     both_train = both_steps and fake.requires_grad and weights.discriminators_train and torch.is_grad_enabled()
-    # A double backward runs without autocast, the autoencoder step with it.
-    same_precision = penalty is None or not penalty.double_backward or autocast_to is None
+    same_precision = autocast_to is None or not is_float32
     return GradientMode.SHARED if both_train and same_precision else GradientMode.SPLIT
