@@ -23,8 +23,11 @@ from telecine.shapes import Scalar
 TERMS: dict[str, Callable[..., Tensor]] = {"wavelet": wavelet_l1, "temporal": temporal_difference, "gram": gram}
 VIDEOS = ("reconstruction", "target", "weight", "mask")
 FEATURES = ("reconstruction_features", "target_features")
-# The log keys `{name}_loss` and the weights that the objective has without terms.
-RESERVED = ("total", "recon", "perceptual", "gen", "nll", "feature_matching", "lecam", "adversarial", "quantizer_aux")
+# The log keys `{name}_loss` and the weights `{name}_loss_weight` that the objective has without terms.
+RESERVED = (
+    *("total", "recon", "perceptual", "nll", "gen", "adversarial", "multiscale_adversarial", "feature_matching"),
+    *("quantizer_aux", "total_disc", "discr", "grad_penalty", "lecam"),
+)
 
 
 @dataclass(frozen=True)
