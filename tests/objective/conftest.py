@@ -1,4 +1,4 @@
-"""A seeded VGG16 without training, a tiny autoencoder, and clips, for the tests of the objective."""
+"""Fixtures of the objective's tests: an untrained VGG16, small networks, and random clips."""
 
 import copy
 
@@ -16,7 +16,7 @@ VGG16 = (
 
 
 def random_vgg(seed=0):
-    """Return a state dict of torchvision's shape whose activations neither vanish nor explode."""
+    """Return a state dict in torchvision's format whose activations neither vanish nor explode."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for position, chan_in, chan_out in VGG16:
@@ -26,14 +26,14 @@ def random_vgg(seed=0):
     return state
 
 
-def narrowed(tensor, share=8):
-    """Return a share of the features of one of LPIPS's tensors, scaled so that sums over them stay what they were."""
-    if len(tensor) == 1:  # of the colours
+def narrowed(tensor, factor=8):
+    """Return the first 1/factor of the features of a tensor of LPIPS, scaled so that sums over them keep their size."""
+    if len(tensor) == 1:  # shift and scale of the colours
         return tensor
     if tensor.dim() == 1:
-        return tensor[: len(tensor) // share].clone()
-    chan_in = max(3, tensor.shape[1] // share)
-    return tensor[: len(tensor) // share, :chan_in] * (tensor.shape[1] / chan_in) ** 0.5
+        return tensor[: len(tensor) // factor].clone()
+    chan_in = max(3, tensor.shape[1] // factor)
+    return tensor[: len(tensor) // factor, :chan_in] * (tensor.shape[1] / chan_in) ** 0.5
 
 
 class Decoder(nn.Module):
@@ -47,7 +47,7 @@ class Decoder(nn.Module):
 
 
 class TinyAutoencoder(nn.Module):
-    """Sees each frame by itself, so a still video stays still."""
+    """Processes each frame separately, so that a still video stays still."""
 
     def __init__(self, seed=0):
         super().__init__()
@@ -63,18 +63,36 @@ class TinyAutoencoder(nn.Module):
         return self.decoder.conv_out.weight
 
 
-class Judge(nn.Module):
-    """A discriminator made of elementwise operations: `scale * mean(weight * x)` a clip, and a count of its calls."""
+class MeanDiscriminator(nn.Module):
+    """`D(x) = scale * mean(weight * x)` of elementwise operations; records its inputs and has no features."""
 
     def __init__(self, scale=1.0):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
         self.scale = scale
-        self.seen = []
+        self.inputs = []
 
     def forward(self, x):
-        self.seen.append(x)
+        self.inputs.append(x)
         return self.scale * (self.weight * x).flatten(1).mean(1)
+
+
+class FeatureDiscriminator(nn.Module):
+    """`D(x) = mean(scale * x)` with the features `scale * x` and `3 * scale * x`; records its inputs."""
+
+    sees = "video"
+
+    def __init__(self, scale=2.0):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+        self.inputs = []
+        self.grad_enabled = []
+
+    def forward(self, x):
+        self.inputs.append(x)
+        self.grad_enabled.append(torch.is_grad_enabled())
+        y = self.scale * x
+        return y.flatten(1).mean(1), (y, 3 * y)
 
 
 def random_clip(shape=(2, 3, 4, 16, 16), seed=1, dtype=torch.float32):
@@ -94,20 +112,22 @@ def wide_lpips(vgg):
 
 @pytest.fixture
 def narrow_lpips(wide_lpips):
-    """Return LPIPS with an eighth of VGG16's features, for what is run hundreds of times."""
+    """Return LPIPS with an eighth of VGG16's features, for speed."""
     distance = copy.copy(wide_lpips)
     distance._frozen = {name: narrowed(tensor) for name, tensor in wide_lpips._frozen.items()}
     return distance
 
 
 @pytest.fixture
-def make_loss(vgg):
-    """Build the loss with the seeded VGG16; the adversarial terms count from step 0 unless told otherwise."""
+def make_loss(narrow_lpips):
+    """Return a function that builds the loss, by default with the narrow LPIPS and `disc_start=0`."""
     from telecine import VideoAutoencoderLoss
 
     def make(seed=0, **arguments):
         torch.manual_seed(seed)
-        return VideoAutoencoderLoss(**{"disc_start": 0, "vgg_weights": vgg, **arguments})
+        if "vgg_weights" not in arguments:
+            arguments["perceptual"] = {"net": narrow_lpips, **arguments.get("perceptual", {})}
+        return VideoAutoencoderLoss(**{"disc_start": 0, **arguments})
 
     return make
 
@@ -118,10 +138,21 @@ def autoencoder():
 
 
 @pytest.fixture
-def make_judge():
-    return Judge
+def make_discriminator():
+    return MeanDiscriminator
+
+
+@pytest.fixture
+def make_feature_discriminator():
+    return FeatureDiscriminator
 
 
 @pytest.fixture
 def clip():
     return random_clip
+
+
+@pytest.fixture
+def pair():
+    """Return real clips and reconstructions that require gradients."""
+    return random_clip(), random_clip(seed=2).requires_grad_()

@@ -1,10 +1,164 @@
-"""Masks and the weights of clips, in every term."""
+"""The arguments of a call: checks of the videos, masks, sample weights, auxiliary losses."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from telecine.objective.region import clip_weights, frame_weights, share, within
+from telecine.objective.batch import (
+    check_last_layer,
+    check_videos,
+    clip_weights,
+    frame_weights,
+    make_batch,
+    named_aux_losses,
+    without_inference_mode,
+)
+from telecine.objective.config import ObjectiveConfig
+
+SHAPE = (2, 3, 4, 8, 8)
+VIDEO = {"dim": 1, "image_size": 16, "frame_num": 4, "linear_attn_heads": 2}
+
+
+def zeros(*shape, **options):
+    return torch.zeros(shape or SHAPE, **options)
+
+
+class TestChecks:
+    @pytest.mark.parametrize(
+        ("inputs", "reconstructions", "message"),
+        [
+            (zeros(3, 4, 8, 8), zeros(), r"`inputs` must be .*\(B, C, T, H, W\), but got .*\(3, 4, 8, 8\).*\[None\]"),
+            (zeros(), zeros(3, 4, 8, 8), r"`reconstructions` must be .*\(B, C, T, H, W\), but got .*\[None\]"),
+            (zeros(dtype=torch.uint8), zeros(), r"`inputs` must be a floating-point.*torch.uint8.*float\(\) / 127.5"),
+            (zeros(), zeros(dtype=torch.int64), r"`reconstructions` must be a floating-point.*torch.int64.*127.5"),
+            (zeros(), zeros(2, 3, 5, 8, 8), r"`reconstructions` must be .*same shape as `inputs`.*5, 8, 8\).*strides"),
+            (zeros(), zeros(1, 3, 4, 8, 8), r"`reconstructions` must be of the same shape"),
+            (zeros(device="meta"), zeros(), r"`reconstructions` must be on the same device as `inputs`, meta.*cpu"),
+            (zeros(), zeros(device="meta"), r"`reconstructions` must be on the same device.*, cpu.*meta.*\.to\("),
+            (zeros() + 255, zeros(), r"`inputs` must be in the range \[-1, 1\], but got values from 255 to 255. Map"),
+            (zeros() - 1.2, zeros(), r"`inputs` must be in the range \[-1, 1\], but got values from -1.2"),
+            (zeros(0, 3, 4, 8, 8), zeros(0, 3, 4, 8, 8), r"`inputs` must be .*without empty axes.*Drop empty"),
+            (None, zeros(), r"`inputs` must be .*but got None.*as_tensor"),
+            (zeros(), [[0.0]], r"`reconstructions` must be .*but got \[\[0.0\]\].*as_tensor"),
+        ],
+    )
+    def test_bad_videos(self, inputs, reconstructions, message):
+        with pytest.raises(ValueError, match=message):
+            check_videos(inputs, reconstructions)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+    def test_good_videos(self, dtype):
+        check_videos(zeros(dtype=dtype), zeros())
+        check_videos(zeros() + 1, zeros() + 300)  # an untrained decoder leaves the range
+
+    @pytest.mark.parametrize("value", [torch.nn.Linear(1, 1), "decoder.conv_out", 3])
+    def test_bad_last_layers(self, value):
+        with pytest.raises(ValueError, match=r"`last_layer` must be a tensor or None, but got a .*conv_out.weight"):
+            check_last_layer(value)
+
+    @pytest.mark.parametrize(
+        ("mask", "message"),
+        [
+            (torch.ones(2, 1, 4, 8, 8), r"`mask` must be a bool tensor that broadcasts to \(2, 3, 4, 8, 8\) on cpu"),
+            (torch.ones(4, 8, 8, dtype=torch.bool), "`mask` must be .*Keep all five axes"),
+            (torch.ones(2, 1, 3, 8, 8, dtype=torch.bool), "`mask` must be .*Keep all five axes"),
+            (torch.ones(2, 1, 4, 8, 8, dtype=torch.bool, device="meta"), "`mask` must be a bool tensor"),
+            ([True], "`mask` must be a bool tensor"),
+        ],
+    )
+    def test_bad_masks(self, mask, message):
+        with pytest.raises(ValueError, match=message):
+            build(mask=mask)
+
+    @pytest.mark.parametrize(
+        "weight",
+        [
+            torch.ones(3),
+            torch.ones(2, 1),
+            torch.ones(2, dtype=torch.int64),
+            torch.ones(2, device="meta"),
+            [1.0, 2.0],
+            1.0,
+        ],
+    )
+    def test_bad_sample_weights(self, weight):
+        with pytest.raises(ValueError, match=r"`sample_weight` must be a floating-point tensor of shape \(2,\) on cpu"):
+            build(sample_weight=weight)
+
+    @pytest.mark.parametrize("step", [0, 1, "update"])
+    def test_the_loss_checks_its_arguments(self, make_loss, make_discriminator, clip, autoencoder, step):
+        loss = make_loss(adversarial_loss_weight=1.0, discr_3d_kwargs=make_discriminator())
+
+        def run(*videos, **options):
+            return loss.update(*videos, 0, **options) if step == "update" else loss(*videos, step, 0, **options)
+
+        for arguments, options, name in (
+            ((torch.zeros(2, 3, 4, 16, 16, dtype=torch.uint8), clip()), {}, "inputs"),
+            ((clip(), clip()), {"mask": 3}, "mask"),
+            ((clip(), clip()), {"sample_weight": 3}, "sample_weight"),
+            ((clip(), clip()), {"last_layer": autoencoder.decoder.conv_out}, "last_layer"),
+            ((clip(), clip()), {"aux_losses": "kl"}, "aux_losses"),
+        ):
+            with pytest.raises(ValueError, match=f"`{name}` must be a"):
+                run(*arguments, **options)
+
+    def test_a_generator_on_another_device(self, make_loss):
+        x = zeros(2, 3, 4, 16, 16, device="meta")
+        with pytest.raises(ValueError, match=r"`generator` must be on meta.*Create it with"):
+            make_loss().to("meta")(x, x, 0, 0, generator=torch.Generator())
+
+    def test_a_last_layer_of_another_model(self, make_loss, make_discriminator, clip, autoencoder):
+        loss = make_loss(adversarial_loss_weight=1.0, discr_3d_kwargs=make_discriminator())
+        other = torch.nn.Parameter(torch.ones(3, 4, 1, 3, 3))
+        with pytest.raises(ValueError, match=r"`last_layer` must be a parameter that `reconstructions` were computed"):
+            loss(clip(), autoencoder(clip()), 0, 0, last_layer=other)
+
+
+def build(real=None, fake=None, *, config=None, aux_losses=None, last_layer=None, **options):
+    real, fake = zeros() if real is None else real, zeros() if fake is None else fake
+    return make_batch(ObjectiveConfig(**config or {}), real, fake, aux_losses, last_layer, **options)
+
+
+class TestMakeBatch:
+    def test_reconstructions_are_at_least_float32(self):
+        for dtype, expected in ((torch.float16, torch.float32), (torch.float64, torch.float64)):
+            assert build(fake=zeros(dtype=dtype)).fake.dtype == expected
+
+    def test_real_videos_get_no_gradient(self):
+        assert not build(zeros(requires_grad=True)).real.requires_grad
+
+    def test_num_elements(self):
+        mask = torch.arange(4).view(1, 1, 4, 1, 1) < 1
+        assert build(mask=mask).num_elements == 1
+        config = {"reconstruction": {"nll_reduction": "sum"}}
+        assert build(config=config).num_elements == 3 * 4 * 8 * 8
+        assert build(config=config, mask=mask).num_elements.item() == 3 * 8 * 8
+
+    def test_where_gradients_are_compared(self):
+        layer, fake, mask = torch.ones(2), zeros(), torch.zeros(1, 1, 1, 1, 1, dtype=torch.bool)
+        assert build(fake=fake, last_layer=layer).grad_at is layer
+        config = {"adaptive_weight": {"at": "reconstruction"}}
+        assert build(fake=fake, last_layer=layer, config=config, mask=mask).grad_at is fake, "before it is masked"
+
+    def test_only_inference_tensors_are_copied(self):
+        x = torch.zeros(2)
+        assert without_inference_mode(x) is x
+        with torch.inference_mode():
+            y = torch.ones(2)
+            assert without_inference_mode(y) is y
+        assert not without_inference_mode(y).is_inference()
+        assert torch.equal(without_inference_mode(y), y)
+
+    def test_masks_and_weights_made_in_inference_mode(self, make_loss, make_discriminator, pair):
+        with torch.inference_mode():
+            mask, weight = torch.ones(2, 1, 4, 1, 1, dtype=torch.bool), torch.ones(2)
+        loss = make_loss(perceptual_weight=0, adversarial_loss_weight=1, discr_3d_kwargs=make_discriminator())
+        for options in ({"mask": mask}, {"sample_weight": weight}):
+            loss(*pair, 0, 0, **options)[0].backward()
+            torch.testing.assert_close(loss(*pair, 0, 0, **options)[0], loss(*pair, 0, 0)[0])
+
 
 EVERYTHING = {
     "adversarial_loss_weight": 0.5,
@@ -12,7 +166,7 @@ EVERYTHING = {
     "terms": {"wavelet": 0.5, "temporal": 0.5, "gram": 0.5},
     "adaptive_weight": {"reference": "none"},
     "perceptual": {"num_frames": "all"},
-    "discr_3d_kwargs": {"dim": 1, "image_size": 16, "frame_num": 4},
+    "discr_3d_kwargs": VIDEO,
 }
 
 
@@ -22,132 +176,193 @@ def left_half(like):
     return mask
 
 
-def test_outside_of_the_mask_the_reconstruction_is_the_input():
-    x, y = torch.zeros(2, 3, 2, 4, 4), torch.ones(2, 3, 2, 4, 4)
-    seen = within(left_half(x), reconstruction=y, target=x)
-    assert torch.equal(seen[..., :2], y[..., :2])
-    assert torch.equal(seen[..., 2:], x[..., 2:])
-    assert within(None, reconstruction=y, target=x) is y
+class TestMasksAndWeights:
+    def test_masked_out_pixels_are_those_of_the_input(self):
+        fake = zeros() + 1
+        batch = build(fake=fake, mask=left_half(fake))
+        assert torch.equal(batch.fake[..., :4], fake[..., :4])
+        assert torch.equal(batch.fake[..., 4:], batch.real[..., 4:])
+        assert build(fake=fake).fake is fake
+
+    def test_masked_out_targets_that_are_not_finite_become_0(self):
+        real = zeros() + 0.5
+        real[..., 3:6] = float("nan")
+        batch = build(real, mask=left_half(real))
+        assert batch.real[..., 3].isnan().all(), "this one counts"
+        assert batch.real[..., 4:6].eq(0).all()
+        assert batch.real[..., 6:].eq(0.5).all()
+
+    def test_masked_out_nan_does_not_matter(self, make_loss, clip):
+        x, y = clip(), clip(seed=2)
+        x[..., 9:] = y[..., 8:] = float("nan")
+        y.requires_grad_()
+        loss = make_loss(**EVERYTHING)
+        total, _ = loss(x, y, 0, 0, mask=left_half(x))
+        total.backward()
+        assert total.isfinite()
+        assert y.grad.isfinite().all()
+        assert (y.grad[..., 8:] == 0).all()
+        assert (y.grad[..., :8] != 0).any()
+        assert loss(x, y, 1, 0, mask=left_half(x))[0].isfinite()
+
+    def test_clip_weights(self):
+        given = torch.tensor([1.0, 3.0])
+        half, nothing = left_half(zeros()), torch.zeros_like(left_half(zeros()))
+        assert build().clip_weight is None
+        assert build(sample_weight=given).clip_weight.tolist() == [1, 3]
+        assert build(sample_weight=given, mask=half).clip_weight.tolist() == [2, 6]
+        assert build(mask=half).clip_weight.tolist() == [2, 2]
+        assert build(sample_weight=given, mask=nothing).clip_weight.tolist() == [0, 0]
+        assert clip_weights(1.0, given.half(), like=zeros()).dtype == torch.float32
+
+    def test_frame_weights(self):
+        indices = torch.tensor([[0, 3], [1, 2]])
+        assert frame_weights(None, indices).tolist() == [0.25] * 4
+        assert frame_weights(torch.tensor([2.0, 0.5]), indices).tolist() == [0.5, 0.5, 0.125, 0.125]
+
+    @pytest.mark.parametrize("recon_loss", ["mse", "l1", "charbonnier"])
+    def test_errors_are_means_over_what_counts(self, make_loss, clip, recon_loss):
+        x, y = clip(), clip(seed=2)
+        mask = torch.rand(2, 1, 4, 16, 16, generator=torch.Generator().manual_seed(0)) > 0.7
+        loss = make_loss(perceptual_weight=0, reconstruction={"loss": recon_loss})
+        counted = mask.expand_as(x)
+        error = {"mse": F.mse_loss, "l1": F.l1_loss}.get(recon_loss, lambda a, b: ((a - b) ** 2 + 1e-6).sqrt().mean())
+        found = loss(x, y, 0, 0, mask=mask)[1]["train/recon_loss"].item()
+        floor = 1e-3 * (~counted).sum() / counted.sum() if recon_loss == "charbonnier" else 0.0
+        assert found == pytest.approx(float(error(x[counted], y[counted]) + floor), rel=1e-5)
+
+    def test_weights_multiply_each_clips_errors(self, make_loss, clip):
+        terms = {"wavelet": 0.5, "temporal": 0.5, "gram": 0.5}
+        loss = make_loss(terms=terms, perceptual={"num_frames": "all"})
+        x, y = clip(), clip(seed=2)
+        alone = [loss(x[b : b + 1], y[b : b + 1], 0, 0)[0] for b in range(2)]
+        weighted = loss(x, y, 0, 0, sample_weight=torch.tensor([0.5, 3.0]))[0]
+        torch.testing.assert_close(weighted, (0.5 * alone[0] + 3 * alone[1]) / 2)
+        torch.testing.assert_close(loss(x, y, 0, 0, sample_weight=torch.ones(2))[0], loss(x, y, 0, 0)[0])
+
+    def test_a_mask_of_everything_changes_nothing(self, make_loss, clip):
+        loss = make_loss(**EVERYTHING)
+        mask = torch.ones(1, 1, 1, 1, 1, dtype=torch.bool)
+        for index in (0, 1):
+            masked, plain = (loss(clip(), clip(seed=2), index, 0, mask=m)[0] for m in (mask, None))
+            torch.testing.assert_close(masked, plain)
+
+    def test_a_mask_of_nothing_gives_0(self, make_loss, clip):
+        loss = make_loss(terms={"temporal": 1, "wavelet": 1, "gram": 1})
+        y = clip(seed=2).requires_grad_()
+        total, _ = loss(clip(), y, 0, 0, mask=torch.zeros(1, 1, 1, 1, 1, dtype=torch.bool))
+        total.backward()
+        assert total.item() == 0
+        assert (y.grad == 0).all()
+
+    @pytest.mark.parametrize("reduction", ["mean", "sum"])
+    @pytest.mark.parametrize("recon_loss", ["mse", "l1"])
+    def test_masking_frames_is_the_same_as_cutting_them_off(self, make_loss, clip, reduction, recon_loss):
+        reconstruction = {"loss": recon_loss, "nll_reduction": reduction}
+        loss = make_loss(perceptual_weight=0, reconstruction=reconstruction, terms={"temporal": 1})
+        x, y = clip(), clip(seed=2)
+        mask = (torch.arange(4) < 2).view(1, 1, 4, 1, 1)
+        total, log = loss(x, y, 0, 0, mask=mask, sample_weight=torch.tensor([0.5, 2.0]))
+        expected, log_2 = loss(x[:, :, :2], y[:, :, :2], 0, 0, sample_weight=torch.tensor([0.5, 2.0]))
+        torch.testing.assert_close(total, expected)
+        torch.testing.assert_close(log, log_2)
+
+    def test_the_adaptive_weight_at_a_masked_reconstruction(self, make_loss, clip):
+        """Gradients are compared at the whole reconstruction; those of the masked-out part are 0."""
+        settings = {"adaptive_weight": {"at": "reconstruction"}, "perceptual": {"num_frames": "all"}}
+        loss = make_loss(adversarial_loss_weight=1, discr_3d_kwargs=VIDEO, **settings)
+        x, y = clip(), clip(seed=2).requires_grad_()
+        weight = loss(x, y, 0, 0, mask=left_half(x))[1]["train/adaptive_weight"]
+        composed = torch.where(left_half(x), y.detach(), x).requires_grad_()
+        frames = [video.transpose(1, 2).flatten(0, 1) for video in (composed, x)]
+        (lpips,) = loss.perceptual.distance(reconstruction=frames[0], target=frames[1])
+        g = -loss.discr_3d(composed).logits.mean()
+        norms = [torch.autograd.grad(t, composed)[0][..., :8].norm() for t in (2 * lpips.mean(), g)]
+        torch.testing.assert_close(weight, norms[0] / norms[1].clamp(min=1e-3), rtol=1e-4, atol=1e-6)
 
 
-def test_nan_outside_of_the_mask_does_not_matter(make_loss, clip):
-    x, y = clip(), clip(seed=2)
-    x[..., 9:] = y[..., 8:] = float("nan")
-    y.requires_grad_()
-    loss = make_loss(**EVERYTHING)
-    total, _ = loss(x, y, 0, 0, mask=left_half(x))
-    total.backward()
-    assert total.isfinite()
-    assert y.grad.isfinite().all()
-    assert (y.grad[..., 8:] == 0).all()
-    assert (y.grad[..., :8] != 0).any()
-    assert loss(x, y, 1, 0, mask=left_half(x))[0].isfinite()
+def aux(value, log=None, reduction="mean"):
+    return named_aux_losses(value, log, torch.device("cpu"), reduction)
 
 
-def test_weights_of_clips():
-    like = torch.zeros(2, 3, 2, 4, 4)
-    given = torch.tensor([1.0, 3.0])
-    half, nothing = left_half(like), torch.zeros_like(left_half(like))
-    assert clip_weights(share(None, like=like), None, like=like) is None
-    assert clip_weights(share(None, like=like), given, like=like).tolist() == [1, 3]
-    assert clip_weights(share(half, like=like), given, like=like).tolist() == [2, 6]
-    assert clip_weights(share(half, like=like), None, like=like).tolist() == [2, 2]
-    assert clip_weights(share(nothing, like=like), given, like=like).tolist() == [0, 0]
+def posterior(shape=(2, 4, 2, 3, 3)):
+    """Return a diagonal Gaussian with the attributes of diffusers' class."""
+    generator = torch.Generator().manual_seed(0)
+    mean, logvar = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+    return SimpleNamespace(mean=mean, logvar=logvar, std=(logvar / 2).exp())
 
 
-def test_frame_weights():
-    indices = torch.tensor([[0, 3], [1, 2]])
-    assert frame_weights(None, indices).tolist() == [0.25] * 4
-    assert frame_weights(torch.tensor([2.0, 0.5]), indices).tolist() == [0.5, 0.5, 0.125, 0.125]
+class TestAuxLosses:
+    @pytest.mark.parametrize("value", [2, 2.0, torch.tensor(2.0), torch.tensor([[2.0]]), torch.tensor(2.0).bfloat16()])
+    def test_one(self, value):
+        (loss,) = aux(value).values()
+        assert loss.shape == ()
+        assert loss.dtype == torch.float32
+        assert loss.item() == 2
 
+    def test_none(self):
+        assert aux(None) == {}
+        assert aux(None, {}) == {}
 
-@pytest.mark.parametrize("recon_loss", ["mse", "l1", "charbonnier"])
-def test_errors_are_means_over_what_counts(make_loss, clip, recon_loss):
-    x, y = clip(), clip(seed=2)
-    mask = torch.rand(2, 1, 4, 16, 16, generator=torch.Generator().manual_seed(0)) > 0.7
-    loss = make_loss(perceptual_weight=0, reconstruction={"loss": recon_loss})
-    counted = mask.expand_as(x)
-    error = {"mse": F.mse_loss, "l1": F.l1_loss}.get(recon_loss, lambda a, b: ((a - b) ** 2 + 1e-6).sqrt().mean())
-    got = loss(x, y, 0, 0, mask=mask)[1]["train/recon_loss"].item()
-    floor = 1e-3 * (~counted).sum() / counted.sum() if recon_loss == "charbonnier" else 0.0
-    assert got == pytest.approx(float(error(x[counted], y[counted]) + floor), rel=1e-5)
+    def test_several_keep_their_names_and_graphs(self):
+        kl = torch.ones((), dtype=torch.float64, requires_grad=True)
+        losses = aux({"kl": kl, "commit": 0.5})
+        assert list(losses) == ["kl", "commit"]
+        assert losses["kl"].dtype == torch.float64
+        assert losses["kl"].requires_grad
 
+    def test_the_log_of_an_engines_regulariser(self):
+        log = {"kl_loss": torch.tensor(1.0), "loss/vq": 2.0, "perplexity": torch.ones(9), "indices": "none"}
+        assert list(aux(None, log)) == ["kl_loss", "loss/vq"]
+        assert list(aux(3.0, log)) == [""]
 
-def test_weights_multiply_each_clips_errors(make_loss, clip):
-    arguments = {**EVERYTHING, "adversarial_loss_weight": 0, "gan": {"feature_matching_loss_weight": 0}}
-    del arguments["discr_3d_kwargs"]
-    loss = make_loss(**arguments)
-    x, y = clip(), clip(seed=2)
-    alone = [loss(x[b : b + 1], y[b : b + 1], 0, 0)[0] for b in range(2)]
-    weighted = loss(x, y, 0, 0, sample_weight=torch.tensor([0.5, 3.0]))[0]
-    torch.testing.assert_close(weighted, (0.5 * alone[0] + 3 * alone[1]) / 2)
-    torch.testing.assert_close(loss(x, y, 0, 0, sample_weight=torch.ones(2))[0], loss(x, y, 0, 0)[0])
-
-
-def test_a_mask_of_everything_changes_nothing(make_loss, clip):
-    loss = make_loss(**EVERYTHING)
-    x, y = clip(), clip(seed=2)
-    mask = torch.ones(1, 1, 1, 1, 1, dtype=torch.bool)
-    for index in (0, 1):
-        torch.testing.assert_close(loss(x, y, index, 0, mask=mask)[0], loss(x, y, index, 0)[0])
-
-
-def test_a_mask_of_nothing_is_no_error(make_loss, clip):
-    loss = make_loss(terms={"temporal": 1, "wavelet": 1, "gram": 1})
-    y = clip(seed=2).requires_grad_()
-    total, _ = loss(clip(), y, 0, 0, mask=torch.zeros(1, 1, 1, 1, 1, dtype=torch.bool))
-    total.backward()
-    assert total.item() == 0
-    assert (y.grad == 0).all()
-
-
-@pytest.mark.parametrize(
-    ("mask", "message"),
-    [
-        (torch.ones(2, 1, 4, 16, 16), r"`mask` must be a bool tensor that broadcasts to \(2, 3, 4, 16, 16\)"),
-        (torch.ones(4, 16, 16, dtype=torch.bool), "`mask` must be .*Keep all five axes"),
-        (torch.ones(2, 1, 3, 16, 16, dtype=torch.bool), "`mask` must be .*Keep all five axes"),
-        ([True], "`mask` must be a bool tensor"),
-    ],
-)
-def test_bad_masks(make_loss, clip, mask, message):
-    with pytest.raises(ValueError, match=message):
-        make_loss()(clip(), clip(), 0, 0, mask=mask)
-
-
-@pytest.mark.parametrize("weight", [torch.ones(3), torch.ones(2, 1), torch.ones(2, dtype=torch.int64), [1.0, 2.0], 1.0])
-def test_bad_weights_of_clips(make_loss, clip, weight):
-    with pytest.raises(ValueError, match=r"`sample_weight` must be a floating-point tensor of shape \(2,\)"):
-        make_loss()(clip(), clip(), 0, 0, sample_weight=weight)
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-@pytest.mark.parametrize("recon_loss", ["mse", "l1"])
-def test_frames_that_are_masked_out_might_as_well_be_cut_off(make_loss, clip, reduction, recon_loss):
-    loss = make_loss(
-        perceptual_weight=0, reconstruction={"loss": recon_loss, "nll_reduction": reduction}, terms={"temporal": 1}
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            (torch.zeros(3), r"`aux_losses` must be a number, a floating-point tensor of one element.*\(3,\).*mean"),
+            (torch.zeros(0), r"`aux_losses` must be .*\(0,\)"),
+            ("kl", r"`aux_losses` must be a number, .*'kl' \(str\).*dict"),
+            (True, r"`aux_losses` must be a number, .*True"),
+            (torch.tensor(1), r"`aux_losses` must be .*torch.int64"),
+            ([torch.tensor(1.0)], r"`aux_losses` must be .*list"),
+            ({"kl": torch.zeros(2)}, r"`aux_losses\['kl'\]` must be .*\(2,\).*mean\(\)"),
+            ({"kl": None}, r"`aux_losses\['kl'\]` must be .*None"),
+        ],
     )
-    x, y = clip(), clip(seed=2)
-    mask = (torch.arange(4) < 2).view(1, 1, 4, 1, 1)
-    total, log = loss(x, y, 0, 0, mask=mask, sample_weight=torch.tensor([0.5, 2.0]))
-    expected, log_2 = loss(x[:, :, :2], y[:, :, :2], 0, 0, sample_weight=torch.tensor([0.5, 2.0]))
-    torch.testing.assert_close(total, expected)
-    torch.testing.assert_close(log, log_2)
+    def test_bad_ones(self, value, message):
+        with pytest.raises(ValueError, match=message):
+            aux(value)
 
+    def test_the_divergence_of_a_posterior(self):
+        given = posterior()
+        normal = torch.distributions.Normal(given.mean, given.std)
+        expected = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0))
+        torch.testing.assert_close(aux(given), {"kl_loss": expected.mean()})
+        torch.testing.assert_close(aux(given, None, "sum"), {"kl_loss": expected.sum() / 2})
+        assert list(aux({"kl": given, "commit": 1.0})) == ["kl", "commit"]
 
-def test_the_adaptive_weight_at_a_masked_reconstruction(make_loss, clip):
-    """Gradients are compared at the whole reconstruction, of which the masked part has none."""
-    options = {
-        "adversarial_loss_weight": 1,
-        "adaptive_weight": {"at": "reconstruction"},
-        "perceptual": {"num_frames": "all"},
-    }
-    loss = make_loss(**options, discr_3d_kwargs={"dim": 1, "image_size": 16, "frame_num": 4})
-    x, y = clip(), clip(seed=2).requires_grad_()
-    weight = loss(x, y, 0, 0, mask=left_half(x))[1]["train/adaptive_weight"]
-    composed = torch.where(left_half(x), y.detach(), x).requires_grad_()
-    frames = [video.transpose(1, 2).flatten(0, 1) for video in (composed, x)]
-    lpips = 2 * loss.perceptual_model(reconstruction=frames[0], target=frames[1]).lpips.mean()
-    g = -loss.discr_3d(composed).logits.mean()
-    norms = [torch.autograd.grad(t, composed)[0][..., :8].norm() for t in (lpips, g)]
-    torch.testing.assert_close(weight, norms[0] / norms[1].clamp(min=1e-3), rtol=1e-4, atol=1e-6)
+    @pytest.mark.slow  # the import
+    def test_the_posterior_of_diffusers(self):
+        from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+        given = posterior()
+        theirs = DiagonalGaussianDistribution(torch.cat([given.mean, given.logvar], dim=1))
+        torch.testing.assert_close(aux(theirs), aux(given))
+
+    def test_a_posterior_in_the_loss(self, make_loss, clip):
+        total, log = make_loss(perceptual_weight=0, quantizer_aux_loss_weight=2)(clip(), clip(), 0, 0, posterior())
+        expected = aux(posterior())["kl_loss"].item()
+        assert log["train/kl_loss"].item() == pytest.approx(expected)
+        assert total.item() == pytest.approx(2 * expected)
+
+    def test_sums_over_pixels_go_with_a_sum_over_the_latent(self, make_loss, clip):
+        loss = make_loss(perceptual_weight=0, quantizer_aux_loss_weight=1, reconstruction={"nll_reduction": "sum"})
+        total, log = loss(clip(), clip(seed=2), 0, 0, posterior())
+        squares = (clip() - clip(seed=2)).double().square().sum() / 2
+        expected = squares + aux(posterior(), None, "sum")["kl_loss"]
+        assert total.item() == pytest.approx(expected.item(), rel=1e-5)
+        assert log["train/recon_loss"].item() == pytest.approx(squares.item() / clip()[0].numel(), rel=1e-5)
+
+    def test_a_distribution_without_variance(self):
+        with pytest.raises(ValueError, match="logvar"):
+            aux(SimpleNamespace(mean=torch.zeros(1)))

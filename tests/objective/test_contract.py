@@ -54,37 +54,40 @@ def assert_every_pixel_counts(network, shape):
 # 1. The gate is inverted there: the adversarial term is on only before `disc_start`.
 
 
-def test_line_01_the_adversarial_term_is_on_from_disc_start_and_off_before(make_loss, make_judge, clip):
+def test_line_01_the_adversarial_term_is_on_from_disc_start_and_off_before(make_loss, make_discriminator, clip):
     for training in (True, False):
-        loss = make_loss(disc_start=5, adversarial_loss_weight=2, discr_3d_kwargs=make_judge(3), perceptual_weight=0)
+        loss = make_loss(
+            disc_start=5, adversarial_loss_weight=2, discr_3d_kwargs=make_discriminator(3), perceptual_weight=0
+        )
         loss.train(training)
         real, fake = clip(), clip(seed=2)
         mse = (real - fake).square().mean().item()
         for step, on in ((0, False), (4, False), (5, True), (1000, True)):
-            loss.discr_3d.seen.clear()
+            loss.discr_3d.inputs.clear()
             total, log = loss(real, fake, 0, step)
             g = -3 * fake.mean().item() if on else 0
             assert log["train/gen_loss"].item() == pytest.approx(g, rel=1e-4)
             assert total.item() == pytest.approx(mse + 2 * g, rel=1e-5)
-            assert len(loss.discr_3d.seen) == on, "nothing of the term is computed before `disc_start`"
+            assert len(loss.discr_3d.inputs) == on, "nothing of the term is computed before `disc_start`"
 
 
 # 2. The adaptive weight is computed, paid for, logged, and never multiplied in.
 
 
-def test_line_02_the_adaptive_weight_multiplies_each_adversarial_term(make_loss, make_judge, clip, autoencoder):
+def test_line_02_the_adaptive_weight_multiplies_each_adversarial_term(make_loss, make_discriminator, clip, autoencoder):
     loss = make_loss(
         adversarial_loss_weight=0.5,
         multiscale_adversarial_loss_weight=0.25,
-        discr_3d_kwargs=make_judge(5),
-        multiscale_discr_kwargs=[make_judge(-3)],
+        discr_3d_kwargs=make_discriminator(5),
+        multiscale_discr_kwargs=[make_discriminator(-3)],
         perceptual={"num_frames": "all"},
     )
     real = clip()
     fake = autoencoder(real)
     total, log = loss(real, fake, 0, 0, last_layer=autoencoder.last_layer)
     frames = [video.transpose(1, 2).flatten(0, 1) for video in (fake, real)]
-    perceptual = loss.perceptual_model(reconstruction=frames[0], target=frames[1]).lpips.mean()
+    (lpips,) = loss.perceptual.distance(reconstruction=frames[0], target=frames[1])
+    perceptual = lpips.mean()
     terms = [-5 * fake.mean(), 3 * fake.mean()]
     weights = [ratio_by_hand(perceptual, g, autoencoder.last_layer) for g in terms]
     assert all(
@@ -121,11 +124,13 @@ def test_line_03_the_2d_discriminator_is_called_in_both_steps_and_trained(make_l
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in (loss.discr.blocks[0][0].net[0].weight,))
 
 
-def test_line_03_the_multiscale_weight_counts(make_loss, make_judge, clip):
+def test_line_03_the_multiscale_weight_counts(make_loss, make_discriminator, clip):
     totals = []
     for weight in (0, 1, 3):
         loss = make_loss(
-            multiscale_adversarial_loss_weight=weight, multiscale_discr_kwargs=[make_judge()], perceptual_weight=0
+            multiscale_adversarial_loss_weight=weight,
+            multiscale_discr_kwargs=[make_discriminator()],
+            perceptual_weight=0,
         )
         totals.append(loss(clip(), clip(seed=2), 0, 0)[0].item())
     assert totals[1] - totals[0] == pytest.approx(-clip(seed=2).mean().item(), rel=1e-3)
@@ -239,7 +244,7 @@ def test_line_07_the_perceptual_loss_is_not_random_in_training_mode(make_loss, c
         loss.train(mode)
         assert loss.training == mode
         values.append(loss(clip(), clip(seed=2), 0, 0)[1]["train/perceptual_loss"].item())
-        assert not loss.perceptual_model.distance.training
+        assert not loss.perceptual.distance.distance.training
     assert len(set(values)) == 1
 
 
@@ -277,13 +282,13 @@ def test_line_08_large_features_do_not_overflow_in_half_precision(make_loss, vgg
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_line_09_every_loss_is_float32_under_autocast(make_loss, make_judge, clip, autoencoder, dtype):
+def test_line_09_every_loss_is_float32_under_autocast(make_loss, make_discriminator, clip, autoencoder, dtype):
     """The judges compute elementwise, which autocast leaves alone: all that may differ are the losses themselves."""
     logs, gradients = [], []
     for enabled in (False, True):
         loss = make_loss(
             adversarial_loss_weight=1,
-            discr_3d_kwargs=make_judge(7),
+            discr_3d_kwargs=make_discriminator(7),
             grad_penalty_loss_weight=1,
             perceptual={"num_frames": "all"},
         )
@@ -412,9 +417,11 @@ def test_line_13_the_loss_takes_them_too(make_loss, clip, autoencoder):
 
 def test_line_14_a_missing_discriminator_is_named(make_loss, clip):
     for name in ("adversarial_loss_weight", "multiscale_adversarial_loss_weight"):
-        with pytest.raises(ValueError, match=f"`{name}` must be 0 where no discriminator is given.*Give one"):
+        with pytest.raises(ValueError, match=f"`{name}` must be 0 without a discriminator.*Pass one as"):
             make_loss(**{name: 0.5})
-    with pytest.raises(ValueError, match=r"`optimizer_idx` must be 0 for a loss without discriminators.*Build it with"):
+    with pytest.raises(
+        ValueError, match=r"`optimizer_idx` must be 0 for a loss without discriminators.*Build the loss with"
+    ):
         make_loss()(clip(), clip(), 1, 0)
 
 
@@ -540,7 +547,8 @@ def test_line_17_the_adaptive_weight_is_that_of_rank_averaged_gradients(two_rank
         real = script["batch"](rank)
         fake = autoencoder(real)
         frames = [video.transpose(1, 2).flatten(0, 1) for video in (fake, real)]
-        perceptual = loss.perceptual_model(reconstruction=frames[0], target=frames[1]).lpips.mean()
+        (lpips,) = loss.perceptual.distance(reconstruction=frames[0], target=frames[1])
+        perceptual = lpips.mean()
         g = -loss.discr_3d(fake).logits.mean()
         gradients.append(
             [torch.autograd.grad(t, autoencoder.last_layer, retain_graph=True)[0] for t in (perceptual, g)]

@@ -1,316 +1,259 @@
-"""Eager gradients and an ordinary graph: the same values and the same gradients, over every value of every option."""
+"""Eager gradients: those of autograd, for any incoming gradient, with no graph kept; the shared backward."""
 
-import runpy
-from pathlib import Path
+import gc
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
-from telecine import VideoAutoencoderLoss
-
-options = runpy.run_path(str(Path(__file__).with_name("test_options.py")))
-VIDEO, settings = options["VIDEO"], options["settings"]
-CASES = [(name, value) for name, value in options["CASES"] if name != "eager_gradients"]
-
-
-@pytest.fixture
-def build(vgg, narrow_lpips, cached_weights):
-    """Return a function that makes the loss of a case."""
-
-    def make(name, value, **more):
-        torch.manual_seed(0)
-        return VideoAutoencoderLoss(**settings(name, value, vgg, narrow_lpips), **more)
-
-    return make
-
-
-def both_steps(loss, autoencoder, real, step, scale=1.0, autocast=None):
-    """Return totals, logs and gradients of both steps; `scale` stands for a gradient scaler's."""
-    results = []
-    parameters = [*autoencoder.parameters(), *loss.parameters()]
-    torch.manual_seed(step)
-    for index in (0, 1):
-        with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
-            fake = autoencoder(real)
-            aux = {"kl_loss": autoencoder.encoder.weight.square().mean(), "codebook_loss": 0.1}
-            total, log = loss(real, fake, index, step, aux, autoencoder.last_layer)
-        for parameter in parameters:
-            parameter.grad = None
-        (scale * total).backward()
-        gradients = [None if parameter.grad is None else parameter.grad / scale for parameter in parameters]
-        results.append((total.detach(), log, gradients))
-    return results
-
-
-def assert_same(ours, theirs, rtol, atol):
-    for (total, log, gradients), (total_2, log_2, gradients_2) in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(total, total_2, rtol=rtol, atol=atol)
-        torch.testing.assert_close(log, log_2, rtol=max(rtol, 1e-6), atol=max(atol, 1e-6))  # logs are float32
-        assert [gradient is None for gradient in gradients] == [gradient is None for gradient in gradients_2]
-        for gradient, gradient_2 in zip(gradients, gradients_2, strict=True):
-            if gradient is not None:
-                torch.testing.assert_close(gradient, gradient_2, rtol=rtol, atol=atol)
-
-
-def test_how_many_cases_there_are():
-    assert len(CASES) == 118
-
-
-@pytest.mark.parametrize(("name", "value"), CASES, ids=[f"{name}-{index}" for index, (name, _) in enumerate(CASES)])
-def test_every_option(name, value, build, autoencoder, clip):
-    autoencoder.double()
-    size = 32 if name == "perceptual_net" else 16
-    real = clip((2, 3, 3, size, size), dtype=torch.float64)
-    results = []
-    for eager in (True, False):
-        loss = build(name, value, eager_gradients=eager).double()
-        results.append([both_steps(loss, autoencoder, real, step, scale=2.0**10) for step in (0, 3)])
-    for ours, theirs in zip(*results, strict=True):
-        # Adaptive weights are ratios of float32 norms.
-        assert_same(ours, theirs, rtol=1e-5, atol=1e-8)
-
-
-@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
-def test_under_autocast(autocast, build, autoencoder, clip):
-    """In float32 and bfloat16 gradients are eager; in float16 the graph is an ordinary one, for the caller's scale."""
-    real = clip((2, 3, 3, 16, 16))
-    results = []
-    for eager in (True, False):
-        loss = build("eager_gradients", eager, penalty={"every": 2})
-        results.append(both_steps(loss, autoencoder, real, 1, scale=2.0**12, autocast=autocast))
-    assert_same(*results, rtol=2e-2 if autocast else 1e-4, atol=1e-2 if autocast else 1e-5)
-
-
-def update(loss, autoencoder, real, step):
-    torch.manual_seed(step)
-    fake = autoencoder(real)
-    aux = {"kl_loss": autoencoder.encoder.weight.square().mean(), "codebook_loss": 0.1}
-    both = loss.update(real, fake, step, aux, autoencoder.last_layer)
-    results = []
-    parameters = [*autoencoder.parameters(), *loss.parameters()]
-    for total, log in (both[:2], both[2:]):
-        for parameter in parameters:
-            parameter.grad = None
-        total.backward()
-        results.append((total.detach(), log, [parameter.grad for parameter in parameters]))
-    return results
-
-
-@pytest.mark.parametrize(("name", "value"), CASES, ids=[f"{name}-{index}" for index, (name, _) in enumerate(CASES)])
-def test_an_update_is_both_steps(name, value, build, autoencoder, clip):
-    """One frame a clip, so that the discriminators of frames see the same ones; spectral norms move in every pass."""
-    autoencoder.double()
-    size = 32 if name == "perceptual_net" else 16
-    real = clip((2, 3, 1, size, size), dtype=torch.float64)
-    results = []
-    for run in (both_steps, update):
-        loss = build(name, value).double().eval()
-        results.append([run(loss, autoencoder, real, step) for step in (0, 3)])
-    for ours, theirs in zip(*results, strict=True):
-        assert_same(ours, theirs, rtol=1e-5, atol=1e-8)
-
-
-def count_passes(loss, autoencoder, clip, **call):
-    passes = []
-    loss.discr_3d.register_forward_hook(lambda *_: passes.append(1))
-    real = clip((2, 3, 3, 16, 16))
-    loss.update(real, autoencoder(real), call.get("step", 0), last_layer=autoencoder.last_layer)
-    return len(passes)
-
-
-@pytest.mark.parametrize(
-    ("more", "expected"),
-    [
-        ({}, 2),  # reconstructions once, real clips once
-        ({"grad_penalty_loss_weight": 1}, 2),
-        ({"eager_gradients": False}, 3),
-        ({"gan": {"lecam_loss_weight": 1}}, 3),
-        ({"grad_penalty_loss_weight": 1, "penalty": {"kind": "r2"}}, 3),
-        ({"gan": {"loss": "relativistic"}}, 4),
-        ({"gan": {"feature_matching_loss_weight": 1}}, 3),
-        ({"gan": {"disc_train_start": 1}}, 1),
-        ({"disc_start": 1}, 2),
-    ],
+from telecine import Discriminator, PatchDiscriminator
+from telecine.losses import GAN_LOSSES, gan_loss
+from telecine.objective.eager import (
+    can_share_backward,
+    cotangents,
+    eager_backward,
+    gradients_of,
+    shared_backward,
+    with_gradient_hook,
+    with_gradients,
 )
-def test_how_often_a_discriminator_is_run(make_loss, autoencoder, clip, more, expected):
-    loss = make_loss(**{"adversarial_loss_weight": 1, "discr_3d_kwargs": VIDEO, **more})
-    assert count_passes(loss, autoencoder, clip) == expected
 
 
-def saved_bytes(loss, *call, **more):
-    """Return the most memory that the graphs of a step hold at once, weights left out, in bytes."""
-    weights = [*loss.parameters(), *loss.perceptual_model.distance._frozen.values()]
-    ignored = {weight.untyped_storage().data_ptr() for weight in weights}
-    alive, peak = {}, 0
+class TestEagerBackward:
+    @staticmethod
+    def terms(x):
+        return (x.square().sum(), x.sin().sum(), torch.tensor(3.0))
 
-    def pack(tensor):
-        nonlocal peak
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() in ignored:
-            return tensor
-        alive.setdefault(storage.data_ptr(), [0, storage.nbytes()])[0] += 1
-        peak = max(peak, sum(size for _, size in alive.values()))
-        return Saved(tensor, alive)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+    def test_values_and_gradients_are_those_of_the_term(self, dtype):
+        x = torch.linspace(-1, 1, 7).to(dtype).requires_grad_()
+        wide = x.detach().float() if dtype.itemsize == 2 else x.detach()
+        ours = eager_backward(self.terms, x)
+        assert [value.requires_grad for value in ours] == [True, True, False]
+        torch.testing.assert_close(torch.stack(ours[:2]), torch.stack(self.terms(wide)[:2]))
+        (gradient,) = torch.autograd.grad(2 * ours[0] - 3 * ours[1], x)
+        assert gradient.dtype == dtype
+        torch.testing.assert_close(gradient, (4 * wide - 3 * wide.cos()).to(dtype), rtol=2e-2, atol=1e-2)
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: getattr(saved, "tensor", saved)):
-        loss(*call, **more)[0].backward()
-    return peak
+    def test_the_loss_scale_is_applied_before_a_gradient_is_rounded_to_half_precision(self):
+        x = torch.ones(3, dtype=torch.float16, requires_grad=True)
+        (value,) = eager_backward(lambda x: [1e-9 * x.sum()], x)
+        (gradient,) = torch.autograd.grad(2.0**16 * value, x)
+        assert (gradient > 6e-5).all()
+
+    def test_gradients_flow_on_into_the_callers_graph(self):
+        w = nn.Parameter(torch.tensor([1.0, 2.0]))
+        (value,) = eager_backward(lambda x: [x.square().sum()], 3 * w)
+        value.backward()
+        assert w.grad.tolist() == [18.0, 36.0]
+
+    def test_without_gradients_it_is_a_plain_call(self):
+        inputs = []
+        x = torch.ones(2)
+        eager_backward(lambda y: [inputs.append(y) or y.sum()], x)
+        with torch.no_grad():
+            eager_backward(lambda y: [inputs.append(y) or y.sum()], x.requires_grad_())
+        assert all(y is x for y in inputs)
+
+    def test_the_graph_of_the_term_is_freed(self):
+        activations = []
+
+        def term(x):
+            y = x.exp()
+            activations.append(weakref.ref(y))
+            return [y.sum()]
+
+        x = torch.ones(5, requires_grad=True)
+        values = eager_backward(term, x)
+        gc.collect()
+        assert activations[0]() is None
+        assert values[0].requires_grad
+
+    def test_two_backwards_through_a_kept_graph(self):
+        x = torch.ones(2, requires_grad=True)
+        (value,) = eager_backward(lambda x: [x.square().sum()], x)
+        first, second = (torch.autograd.grad(value, x, retain_graph=True)[0] for _ in range(2))
+        assert torch.equal(first, second)
+
+    def test_second_derivatives_raise(self):
+        x = torch.ones(2, requires_grad=True)
+        (value,) = eager_backward(lambda x: [x.square().sum()], x)
+        incoming = torch.ones((), requires_grad=True)
+        (gradient,) = torch.autograd.grad(value, x, incoming, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            gradient.sum().backward()
 
 
-class Saved:
-    """A saved tensor that says when its graph lets it go."""
-
-    def __init__(self, tensor, alive):
-        self.tensor, self.alive = tensor, alive
-
-    def __del__(self):
-        pointer = self.tensor.untyped_storage().data_ptr()
-        entry = self.alive[pointer]
-        entry[0] -= 1
-        if entry[0] == 0:
-            del self.alive[pointer]
+def test_an_input_without_a_gradient():
+    a, b = torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)
+    value = with_gradients(torch.tensor(5.0), [a, b], [torch.tensor([1.0, 2.0]), None])
+    (2 * value).backward()
+    assert value.item() == 5
+    assert a.grad.tolist() == [2, 4]
+    assert b.grad is None
 
 
-def test_memory_does_not_grow_with_the_number_of_frames(make_loss, clip):
-    real, fake = clip((1, 3, 16, 32, 32)), clip((1, 3, 16, 32, 32), seed=2).requires_grad_()
+class TestGradientsOf:
+    def test_autocast_is_off(self):
+        w = torch.randn(8, 8, requires_grad=True)
+        x = torch.randn(4, 8)
+        value = (x @ w).square().sum()
+        with torch.autocast("cpu", torch.bfloat16):
+            (inside,) = gradients_of(value, [w], retain_graph=True)
+        assert torch.equal(inside, torch.autograd.grad(value, w)[0])
 
-    def peak(eager, frames):
-        return saved_bytes(make_loss(perceptual={"num_frames": frames}, eager_gradients=eager), real, fake, 0, 0)
+    def test_they_are_added_to_known_ones_which_are_freed(self):
+        a, b, c = (torch.ones(2, requires_grad=True) for _ in range(3))
+        known = [torch.full((2,), 5.0), None, torch.full((2,), 7.0)]
+        first, last = weakref.ref(known[0]), known[2]
+        found = gradients_of((2 * a + 3 * b).sum(), [a, b, c], add_to=known)
+        assert [x.tolist() for x in found] == [[7, 7], [3, 3], [7, 7]]
+        assert first() is None, "the sum and its part would take twice the memory"
+        assert found[2] is last
+        assert (a.grad, b.grad, c.grad) == (None, None, None)
+        (again,) = gradients_of(a.sum(), [a])
+        assert again.tolist() == [1, 1], "the hooks are removed"
 
-    assert peak(eager=True, frames=16) <= peak(eager=True, frames=1) + 3 * 4 * fake.numel()
-    assert peak(eager=False, frames=16) > 8 * peak(eager=True, frames=16)
+    def test_known_gradients_may_share_memory(self):
+        a, b = (torch.ones(2, 3, requires_grad=True) for _ in range(2))
+        known = list(gradients_of((a + b).square().sum(), [a, b]))
+        assert known[0].data_ptr() == known[1].data_ptr(), "as PyTorch returns them for a sum"
+        found = gradients_of((3 * (a + b)).sum(), [a, b], add_to=known)
+        assert [x.tolist() for x in found] == [[[7.0] * 3] * 2] * 2
+
+    def test_known_gradients_may_be_expanded(self):
+        a = torch.ones(2, 3, requires_grad=True)
+        known = list(gradients_of(a.sum(), [a]))
+        assert known[0].stride() == (0, 0)
+        assert gradients_of(2 * a.sum(), [a], add_to=known)[0].tolist() == [[3.0] * 3] * 2
+
+    def test_a_function_that_returns_no_gradient_adds_nothing(self):
+        class NoGradient(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx, x):
+                return x.clone()
+
+            @staticmethod
+            def backward(ctx, gradient):
+                return None
+
+        a = torch.ones(2, requires_grad=True)
+        assert gradients_of(NoGradient.apply(a).sum(), [a], add_to=[torch.full((2,), 5.0)])[0].tolist() == [5, 5]
+
+    def test_a_value_that_does_not_depend_on_the_inputs(self):
+        a = torch.ones(2, requires_grad=True)
+        assert gradients_of(a.sum(), []) == []
+        assert gradients_of(a.detach().sum(), [a]) == [None]
+        assert gradients_of(a.detach().sum(), [a], add_to=[torch.ones(2)])[0].tolist() == [1, 1]
 
 
-def test_memory_is_that_of_the_largest_term(make_loss, autoencoder, clip):
-    real = clip((1, 3, 4, 32, 32))
+class TestGradientHook:
+    def test_it_gets_only_what_flows_through_the_view(self):
+        x = torch.ones(2, requires_grad=True)
+        gradients = []
+        view = with_gradient_hook(x, gradients.append)
+        (3 * view + 5 * x).sum().backward()
+        assert [gradient.tolist() for gradient in gradients] == [[3, 3]]
+        assert x.grad.tolist() == [8, 8]
 
-    def peak(eager):
-        network = {**VIDEO, "dim": 8, "image_size": 32}
-        loss = make_loss(adversarial_loss_weight=1, discr_3d_kwargs=network, eager_gradients=eager)
-        return saved_bytes(loss, real, autoencoder(real), 0, 0, last_layer=autoencoder.last_layer)
+    def test_there_is_nothing_to_hook(self):
+        x = torch.ones(2, requires_grad=True)
+        assert with_gradient_hook(x, None) is x
+        y = x.detach()
+        assert with_gradient_hook(y, print) is y
 
-    assert peak(eager=True) < 0.7 * peak(eager=False)
 
-
-class Judge(nn.Module):
-    """A discriminator of somebody's own, whose weight is a sum as reparametrisations have it."""
+class TanhDiscriminator(nn.Module):
+    """Discriminates frames (3, 8, 8); adds a fixed bias to each sample's logit."""
 
     samples_are_independent = True
 
-    def __init__(self):
+    def __init__(self, biases):
         super().__init__()
-        torch.manual_seed(1)
-        self.base = nn.Parameter(0.2 * torch.randn(6, 3, 3, 3, 3))
-        self.delta = nn.Parameter(torch.zeros(6, 3, 3, 3, 3))
-        self.positions = nn.Parameter(torch.zeros(1, 3, 4, 16, 16))
-        self.out = nn.Linear(6, 1)
+        self.net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 36, 1))
+        self.biases = torch.tensor(biases)
 
     def forward(self, x):
-        y = nn.functional.conv3d(x + self.positions, self.base + self.delta)
-        return self.out(y.relu().mean((2, 3, 4))).squeeze(1)
+        return self.net(x).flatten() + self.biases.to(x.dtype)
 
 
-def judged(judge, **more):
-    weights = {"perceptual_weight": 0, "adversarial_loss_weight": 1.0}
-    return VideoAutoencoderLoss(0, discr_3d_kwargs=judge, **{**weights, **more})
+class TestSharedBackward:
+    def two_backwards(self, loss, discriminator, x):
+        logits = discriminator(x)
+        losses = loss(real=logits.detach(), fake=logits)
+        (grad_x,) = torch.autograd.grad(losses.generator, x, retain_graph=True)
+        return grad_x, torch.autograd.grad(losses.discriminator, list(discriminator.parameters()))
 
+    # Beyond the hinge's margin, as -3 and -9 are, the discriminator's loss has no gradient, the generator's has one.
+    @pytest.mark.parametrize("biases", [[0.0, 0.5, 2.0], [0.0, -3.0, -9.0], [-3.0, -9.0, -4.0], [9.0, 40.0, -40.0]])
+    @pytest.mark.parametrize("name", ["hinge", "vanilla", "least_squares"])
+    @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+    def test_both_gradients_are_those_of_two_backwards(self, name, biases, dtype, rtol):
+        torch.manual_seed(0)
+        discriminator = TanhDiscriminator(biases).to(dtype)
+        x = torch.randn(3, 3, 8, 8, dtype=dtype, requires_grad=True)
+        parameters = list(discriminator.parameters())
+        expected_x, expected = self.two_backwards(GAN_LOSSES[name], discriminator, x)
+        grad_x, found = shared_backward(GAN_LOSSES[name], discriminator(x), x, parameters, retain_graph=False)
+        cancelled = rtol * expected_x.abs().max().item()  # elements that are small differences of large ones
+        torch.testing.assert_close(grad_x, expected_x, rtol=rtol, atol=cancelled)
+        largest = max(gradient.abs().max().item() for gradient in expected)
+        assert (largest > 0) == (name != "hinge" or max(biases) > -1)
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=rtol, atol=1e-10)
 
-def discriminators_gradients(loss, real, fake, step=0):
-    """Return them by the discriminators' step, and by an update of both."""
-    found = []
-    for take in (lambda: loss(real, fake, 1, step)[0], lambda: loss.update(real, fake, step).disc_loss):
-        loss.zero_grad()
-        take().backward()
-        found.append([parameter.grad for parameter in loss.get_trainable_parameters()])
-    return found
+    def test_known_gradients_are_added(self):
+        discriminator = TanhDiscriminator([0.0, 2.0])
+        x = torch.randn(2, 3, 8, 8, requires_grad=True)
+        parameters = [*discriminator.parameters(), unused := nn.Parameter(torch.ones(2))]
+        plain = shared_backward(GAN_LOSSES["hinge"], discriminator(x), x, parameters, retain_graph=False)[1]
+        known = [torch.full_like(parameter, 5.0) for parameter in parameters]
+        added = shared_backward(GAN_LOSSES["hinge"], discriminator(x), x, parameters, retain_graph=False, add_to=known)[
+            1
+        ]
+        assert plain[-1] is None
+        torch.testing.assert_close(added, [*(gradient + 5 for gradient in plain[:-1]), torch.full_like(unused, 5.0)])
 
+    def test_no_gradient_of_either_loss(self):
+        @gan_loss(is_separable=True, uses_real=False)
+        def constant(*, real, fake):
+            return GAN_LOSSES["least_squares"](real=0 * real, fake=0 * fake)
 
-@pytest.fixture
-def pair(clip):
-    real = clip((2, 3, 4, 16, 16))
-    return real, (0.9 * real + 0.05).requires_grad_()
+        discriminator = TanhDiscriminator([0.0, 1.0])
+        x = torch.randn(2, 3, 8, 8, requires_grad=True)
+        grad_x, gradients = shared_backward(
+            constant, discriminator(x), x, list(discriminator.parameters()), retain_graph=False
+        )
+        assert grad_x.eq(0).all()
+        assert all(gradient.eq(0).all() for gradient in gradients)
 
+    def test_known_cotangents_of_the_hinge(self):
+        generator, discriminator = cotangents(GAN_LOSSES["hinge"], torch.tensor([0.0, -2.0]))
+        assert generator.tolist() == [-0.5, -0.5]
+        assert discriminator.tolist() == [0.5, 0.0]
 
-@pytest.mark.parametrize("weight", [0.0, 10.0])
-def test_weights_that_are_a_sum(weight, pair):
-    more = {"grad_penalty_loss_weight": weight}
-    expected = discriminators_gradients(judged(Judge(), eager_gradients=False, **more), *pair)
-    found = discriminators_gradients(judged(Judge(), **more), *pair)
-    assert all(gradient.abs().max() > 0 for gradient in expected[0][:2])
-    torch.testing.assert_close(found, expected)
+    @pytest.mark.parametrize("retain_graph", [False, True])
+    def test_retain_graph(self, retain_graph):
+        discriminator = TanhDiscriminator([0.0])
+        x = torch.randn(1, 3, 8, 8, requires_grad=True)
+        logits = discriminator(x)
+        parameters = list(discriminator.parameters())
+        shared_backward(GAN_LOSSES["hinge"], logits, x, parameters, retain_graph=retain_graph)
+        if retain_graph:
+            logits.sum().backward()
+            assert x.grad.abs().max() > 0
+        else:
+            with pytest.raises(RuntimeError, match="second time"):
+                logits.sum().backward()
 
-
-def test_hooks_on_parameters_are_called_once(pair):
-    judges = Judge(), Judge()
-    calls = []
-    for judge in judges:
-        judge.out.weight.register_hook(lambda gradient: calls.append(0) or 0.5 * gradient)
-    expected = discriminators_gradients(judged(judges[0], eager_gradients=False), *pair)
-    assert len(calls) == 2
-    torch.testing.assert_close(discriminators_gradients(judged(judges[1]), *pair), expected)
-    assert len(calls) == 4
-
-
-@pytest.mark.parametrize("eager", [False, True])
-def test_a_discriminator_that_does_not_train(eager, pair):
-    loss = judged(Judge().requires_grad_(False), eager_gradients=eager)
-    assert discriminators_gradients(loss, *pair) == [[None] * 5] * 2
-    total, log = loss(*pair, 1, 0)
-    assert total.item() == log["train/total_disc_loss"].item() > 0
-
-
-@pytest.mark.parametrize("eager", [False, True])
-def test_an_update_without_gradients_for_the_autoencoder(eager, pair):
-    """As with a frozen autoencoder, while discriminators warm up."""
-    real, fake = pair[0], pair[1].detach()
-    loss = judged(Judge(), learn_logvar=True, eager_gradients=eager)
-    both = loss.update(real, fake, 0)
-    both.loss.backward()
-    assert loss.logvar.grad is not None
-    assert all(parameter.grad is None for parameter in loss.discr_3d.parameters())
-    both.disc_loss.backward()
-    found = [parameter.grad.clone() for parameter in loss.discr_3d.parameters()]
-    loss.zero_grad()
-    loss(real, fake, 1, 0)[0].backward()
-    torch.testing.assert_close(found, [parameter.grad for parameter in loss.discr_3d.parameters()])
-
-
-def test_a_discriminator_that_has_nothing_to_learn_gets_no_gradient_at_all(pair):
-    """Where the hinge is satisfied; only the generator's loss still pulls."""
-
-    class Sure(nn.Module):
-        samples_are_independent = True
-
-        def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(3, 1, bias=False)
-            nn.init.constant_(self.linear.weight, 10.0)
-
-        def forward(self, x):
-            return self.linear(x.mean((2, 3, 4))).squeeze(1)
-
-    real = torch.full_like(pair[0], 0.5)
-    found = discriminators_gradients(judged(Sure(), grad_penalty_loss_weight=0.0), real, (-real).requires_grad_())
-    assert [gradients[0].tolist() for gradients in found] == [[[0.0] * 3]] * 2
-
-
-def test_kept_logs_do_not_change(pair):
-    real, fake = pair
-    loss, aux = judged(Judge(), learn_logvar=True), torch.tensor(1.0)
-    total, log = loss(real, fake, 0, 0, {"commitment": aux})
-    before = {name: value.item() for name, value in log.items()}
-    with torch.no_grad():
-        loss.logvar.add_(5.0)
-        aux.add_(3.0)
-    total /= 4
-    assert {name: value.item() for name, value in log.items()} == before
-
-
-def test_masks_and_weights_of_inference_mode(pair):
-    with torch.inference_mode():
-        mask, weight = torch.ones(2, 1, 4, 1, 1, dtype=torch.bool), torch.ones(2)
-    loss = judged(Judge())
-    for more in ({"mask": mask}, {"sample_weight": weight}):
-        loss(*pair, 0, 0, **more)[0].backward()
-        torch.testing.assert_close(loss(*pair, 0, 0, **more)[0], loss(*pair, 0, 0)[0])
+    def test_when_it_applies(self):
+        x = torch.randn(2, 3, 16, 16, requires_grad=True)
+        discriminator = Discriminator(dim=1, image_size=16, linear_attn_heads=2)
+        logits = discriminator(x).logits
+        assert can_share_backward(discriminator, logits, x)
+        assert not can_share_backward(discriminator, logits, x.detach()), "the input gets no gradient"
+        assert not can_share_backward(discriminator, logits.half(), x), "a tiny cotangent would underflow"
+        assert not can_share_backward(nn.BatchNorm2d(3), logits, x), "samples may depend on each other"
+        patches = PatchDiscriminator(dim=1, num_layers=1)
+        assert not can_share_backward(patches, patches(x).logits, x), "a sample has several logits"

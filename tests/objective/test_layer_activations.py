@@ -1,4 +1,4 @@
-"""The gradient of a layer's weight from what went in and came out, as autograd has it."""
+"""The gradient of a layer's weight from the layer's inputs and outputs equals autograd's."""
 
 import copy
 import pickle
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.objective.layer_uses import LayerUses
+from telecine.objective.layer_activations import LayerActivations
 
 LAYERS = [
     (lambda: nn.Conv3d(2, 3, 3, padding=1), (2, 2, 3, 4, 4)),
@@ -18,64 +18,95 @@ LAYERS = [
 
 
 @pytest.mark.parametrize(("make", "shape"), LAYERS)
-def test_it_is_that_of_the_weight(make, shape):
+def test_the_gradient_is_that_of_the_weight(make, shape):
     torch.manual_seed(0)
     layer = make().double()
-    uses = LayerUses(layer)
+    activations = LayerActivations(layer)
     x = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
     loss = (layer(2 * x).sin().sum() + layer(x).square().sum()) * 3  # the layer runs twice
     (expected,) = torch.autograd.grad(loss, layer.weight, retain_graph=True)
-    torch.testing.assert_close(uses.gradient(loss), expected)
-    torch.testing.assert_close(uses.gradient(loss), expected)  # the graph is kept, nothing is recorded twice
-    assert uses.shape == layer.weight.shape
+    torch.testing.assert_close(activations.weight_gradient(loss), expected)
+    torch.testing.assert_close(activations.weight_gradient(loss), expected)  # the graph is kept, nothing is added
+    assert activations.shape == layer.weight.shape
     loss.backward()
     assert x.grad.abs().max() > 0
 
 
 class Causal(nn.Conv1d):
-    """A convolution that is handed the frames before, as those of chunked decoders are."""
+    """A convolution that takes the frames before its input as a second argument, as in chunked decoders."""
 
     def forward(self, x, *, before=None):
         return super().forward(x if before is None else torch.cat([before, x], dim=-1))
 
 
-def test_all_that_a_layer_is_given_counts():
+def test_keyword_arguments_count():
     layer = Causal(2, 3, 2).double()
-    uses = LayerUses(layer)
+    activations = LayerActivations(layer)
     x = torch.randn(1, 2, 6, dtype=torch.float64)
     loss = layer(x).sin().sum() + layer(x, before=x[..., :1]).square().sum()
     (expected,) = torch.autograd.grad(loss, layer.weight, retain_graph=True)
-    torch.testing.assert_close(uses.gradient(loss), expected)
+    torch.testing.assert_close(activations.weight_gradient(loss), expected)
 
 
-def test_only_the_calls_since_it_forgot_count():
+def test_only_calls_since_clear_count():
     layer = nn.Linear(2, 2)
-    uses = LayerUses(layer)
-    assert not uses.requires_grad
+    activations = LayerActivations(layer)
+    assert not activations.requires_grad
     first = layer(torch.ones(1, 2)).sum()
-    assert uses.requires_grad
-    uses.forget()
-    assert not uses.requires_grad
+    assert activations.requires_grad
+    activations.clear()
+    assert not activations.requires_grad
     second = layer(torch.ones(1, 2)).sum()
-    assert uses.gradient(second).eq(1).all()
-    assert uses.gradient(first) is None, "it does not depend on the call that is known"
+    assert activations.weight_gradient(second).eq(1).all()
+    assert activations.weight_gradient(first) is None, "it does not depend on the recorded call"
 
 
-def test_calls_without_a_graph_are_not_kept():
+def test_calls_without_a_graph_are_not_recorded():
     layer = nn.Linear(2, 2)
-    uses = LayerUses(layer)
+    activations = LayerActivations(layer)
     with torch.no_grad():
         layer(torch.ones(1, 2))
-    assert not uses.requires_grad
+    assert not activations.requires_grad
+    layer.requires_grad_(False)
+    layer(torch.ones(1, 2))
+    assert not activations.requires_grad
+    assert activations.weight_gradient(torch.ones((), requires_grad=True)) is None
 
 
-def test_a_copied_layer_leaves_the_calls_behind():
-    """Averages of weights are a copy of the model, which nobody would tell to forget."""
+def test_half_precision_layers_get_a_gradient_of_the_outputs_type():
     layer = nn.Linear(2, 2)
-    uses = LayerUses(layer)
+    activations = LayerActivations(layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = layer(torch.ones(1, 2)).sum()
+    gradient = activations.weight_gradient(loss)
+    assert gradient.dtype == torch.bfloat16
+    assert gradient.eq(1).all()
+
+
+def test_a_copied_layer_records_nothing():
+    """An averaged model is a copy; nothing would ever clear its calls."""
+    layer = nn.Linear(2, 2)
+    activations = LayerActivations(layer)
     y = layer(torch.ones(1, 2)).sum()
-    copies = copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))
-    for other in copies:
-        with_graph = weakref.ref(other(torch.ones(1, 2)))
-        assert with_graph() is None, "nothing keeps it"
-    assert uses.gradient(y).eq(1).all()
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        output = weakref.ref(other(torch.ones(1, 2)))
+        assert output() is None, "nothing keeps the output"
+    copied = copy.deepcopy(activations)
+    assert not copied.requires_grad
+    assert copied.weight_gradient(y) is None
+    assert activations.weight_gradient(y).eq(1).all()
+
+
+def test_it_replaces_the_weight_as_last_layer(make_loss, make_discriminator, autoencoder, clip):
+    loss = make_loss(
+        adversarial_loss_weight=1, discr_3d_kwargs=make_discriminator(3.0), perceptual={"num_frames": "all"}
+    )
+    activations = LayerActivations(autoencoder.decoder.conv_out)
+    logs = []
+    for last_layer in (autoencoder.last_layer, activations):
+        activations.clear()
+        logs.append(loss(clip(), autoencoder(clip()), 0, 0, last_layer=last_layer)[1])
+    torch.testing.assert_close(*logs)
+    assert logs[0]["train/adaptive_weight"] != 1
+    activations.clear()
+    assert loss(clip(), autoencoder(clip()).detach(), 0, 0, last_layer=activations)[1]["train/adaptive_weight"] == 1

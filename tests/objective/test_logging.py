@@ -1,22 +1,22 @@
+"""The statistics of logits, and which values are logged under which names."""
+
 import pytest
 import torch
 
-from telecine.losses import GAN_LOSSES, hinge, is_separable
-from telecine.objective.standing import mean_standing, standing
-from telecine.objective.video_autoencoder import VideoAutoencoderLoss
+from telecine.losses import GAN_LOSSES, GANLoss, hinge
+from telecine.objective.logging import STATISTICS, discriminator_log, logit_statistics, named
 
 REAL = torch.tensor([[2.0, 0.7], [0.2, -1.0]])
 FAKE = torch.tensor([[-2.0, -0.5], [0.6, -1.5]])
 
 
-def of(gan_loss, real=REAL, fake=FAKE):
-    loss = GAN_LOSSES[gan_loss]
-    log = standing(real=real, fake=fake, gan_loss=loss, is_separable=is_separable(loss))
+def statistics(gan_loss, real=REAL, fake=FAKE):
+    log = logit_statistics(real=real, fake=fake, gan_loss=GAN_LOSSES.get(gan_loss, gan_loss))
     return {name: value.item() for name, value in log.items()}
 
 
 def test_known_values_of_the_hinge():
-    assert of("hinge") == pytest.approx(
+    assert statistics("hinge") == pytest.approx(
         {
             "logits_real": 0.475,
             "logits_fake": -0.85,
@@ -33,52 +33,88 @@ def test_known_values_of_the_hinge():
     ("gan_loss", "real", "fake"),
     [("hinge", 0.75, 0.75), ("vanilla", 0.75, 0.75), ("least_squares", 0.5, 0.75), ("relativistic", 0.75, 0.75)],
 )
-def test_what_is_right_depends_on_the_loss(gan_loss, real, fake):
-    log = of(gan_loss)
+def test_accuracies_depend_on_the_loss(gan_loss, real, fake):
+    log = statistics(gan_loss)
     assert (log["accuracy_real"], log["accuracy_fake"]) == (real, fake)
     assert ("hinge_active" in log) == (gan_loss == "hinge")
+    assert {"hinge", "vanilla", "least_squares", "relativistic"} == set(GAN_LOSSES)
 
 
-def test_every_loss_is_tried():
-    assert set(GAN_LOSSES) == {"hinge", "vanilla", "least_squares", "relativistic"}
+def test_logits_are_paired_if_the_loss_is_not_separable():
+    assert statistics("relativistic", REAL + 9, FAKE + 9)["accuracy_fake"] == 0.75
+    assert statistics("hinge", REAL + 9, FAKE + 9)["accuracy_fake"] == 0.0
+    assert statistics("relativistic", REAL, FAKE[:1])["accuracy_fake"] == 1.0, "there are no pairs"
 
 
-def test_a_partner_counts_only_where_the_loss_pairs():
-    assert of("relativistic", REAL + 9, FAKE + 9)["accuracy_fake"] == 0.75
-    assert of("hinge", REAL + 9, FAKE + 9)["accuracy_fake"] == 0.0
+def test_a_function_declares_boundary_and_margin():
+    loss = GANLoss(hinge.function, is_separable=True, boundary=0.65, margin=2.0)
+    log = statistics(loss)
+    assert (log["accuracy_real"], log["accuracy_fake"]) == (0.5, 1.0)
+    assert log["hinge_active"] == pytest.approx((3 / 4 + 3 / 4) / 2)
 
 
 def test_a_single_logit_has_no_spread():
-    assert of("hinge", torch.ones(1), torch.ones(1))["logits_real_std"] == 0.0
+    assert statistics("hinge", torch.ones(1), torch.ones(1))["logits_real_std"] == 0.0
 
 
-def test_there_is_a_mean_and_each_one_by_name():
-    log = standing(real=REAL, fake=FAKE, gan_loss=hinge, is_separable=True)
-    other = standing(real=FAKE, fake=REAL, gan_loss=hinge, is_separable=True)
-    means = mean_standing({"discr": log, "discr_3d": other}, like=REAL)
-    assert len(means) == 3 * 7
-    assert means["accuracy_real"].item() == (0.75 + 0.25) / 2
-    assert means["accuracy_real_discr_3d"].item() == 0.25
-    assert set(mean_standing({"discr": log}, like=REAL)) == set(log)
-    assert set(mean_standing({}, like=REAL)) == {"logits_real", "logits_fake"}
+def test_half_precision_and_graphs():
+    real = REAL.half().requires_grad_()
+    log = logit_statistics(real=real, fake=FAKE.half(), gan_loss=hinge)
+    assert {value.dtype for value in log.values()} == {torch.float32}
+    assert not any(value.requires_grad for value in log.values())
 
 
-@pytest.mark.parametrize("eager", [True, False])
-def test_what_the_discriminators_cause_can_be_watched(eager):
-    loss = VideoAutoencoderLoss(
-        0,
-        perceptual_weight=0,
-        adversarial_loss_weight=0.5,
-        discr_3d_kwargs={"dim": 2, "image_size": 16, "frame_num": 5},
-        adaptive_weight={"reference": "none"},
-        eager_gradients=eager,
-    )
-    real, fake = torch.rand(2, 2, 3, 5, 16, 16) * 2 - 1
-    fake.requires_grad_()
-    seen = []
-    loss.watch = seen.append
-    total, _ = loss(real, fake, 0, 1)
-    total.backward()
-    of_error = 2 * (fake - real).detach() / fake.numel()
-    torch.testing.assert_close(seen[-1], fake.grad - of_error)
-    assert seen[-1].abs().sum() > 0
+def step_log(real, fake, **terms):
+    terms = {name: torch.tensor(value) for name, value in terms.items()}
+    return {**terms, **logit_statistics(real=real, fake=fake, gan_loss=hinge)}
+
+
+def test_sums_means_and_each_discriminator():
+    first = step_log(REAL, FAKE, discr_loss=1.0, grad_penalty_loss=2.0, lecam_loss=3.0)
+    second = step_log(FAKE, REAL, discr_loss=10.0, grad_penalty_loss=20.0, lecam_loss=30.0)
+    log = discriminator_log({"discr": first, "discr_3d": second}, like=REAL)
+    log = {name: value.item() for name, value in log.items()}
+    assert (log["discr_loss"], log["discr_loss_discr"], log["discr_loss_discr_3d"]) == (11, 1, 10)
+    assert (log["grad_penalty_loss"], log["lecam_loss"]) == (22, 33)
+    assert (log["accuracy_real"], log["accuracy_real_discr"], log["accuracy_real_discr_3d"]) == (0.5, 0.75, 0.25)
+    names = {f"{name}{of}" for name in (*STATISTICS, "discr_loss") for of in ("", "_discr", "_discr_3d")}
+    assert set(log) == {*names, "grad_penalty_loss", "lecam_loss"}
+
+
+def test_one_discriminator_and_none():
+    log = discriminator_log({"discr": step_log(REAL, FAKE, discr_loss=1.0)}, like=REAL)
+    assert set(log) == {"discr_loss", "grad_penalty_loss", *STATISTICS}
+    log = discriminator_log({}, like=REAL)
+    assert log == {"discr_loss": 0, "grad_penalty_loss": 0, "logits_real": 0, "logits_fake": 0}
+
+
+def test_the_callers_log_holds_detached_copies_in_float32():
+    value = torch.ones((), dtype=torch.float64, requires_grad=True)
+    copied = torch.ones(())
+    log = named({"recon_loss": value, "logvar": copied}, "val")
+    assert list(log) == ["val/recon_loss", "val/logvar"]
+    assert log["val/recon_loss"].dtype == torch.float32
+    assert not log["val/recon_loss"].requires_grad
+    copied += 1
+    assert log["val/logvar"] == 1
+
+
+@pytest.mark.parametrize("name", ["recon_loss", "total_loss", "aux_losses", "gen_loss", "temporal_loss"])
+def test_auxiliary_losses_that_would_hide_a_term(make_loss, clip, name):
+    loss = make_loss(perceptual_weight=0, terms={"temporal": 1})
+    with pytest.raises(
+        ValueError, match=rf"`aux_losses` must be named unlike .*'{name}'. Rename it.*'quantizer_{name}"
+    ):
+        loss(clip(), clip(), 0, 0, aux_losses={name: 1.0})
+
+
+def test_logged_values_do_not_change_afterwards(make_loss, pair):
+    loss = make_loss(perceptual_weight=0, reconstruction={"learn_logvar": True})
+    aux = torch.tensor(1.0)
+    total, log = loss(*pair, 0, 0, {"commitment": aux})
+    before = {name: value.item() for name, value in log.items()}
+    with torch.no_grad():
+        loss.logvar.add_(5.0)
+        aux.add_(3.0)
+    total /= 4
+    assert {name: value.item() for name, value in log.items()} == before

@@ -1,6 +1,6 @@
-"""Every value of every option is stepped in both steps, forward and backward, in float32 and under bf16 autocast."""
+"""Every value of every option: eager gradients equal those of a graph, an update equals two calls, bfloat16 trains."""
 
-import inspect
+from dataclasses import fields
 from functools import partial
 from typing import Literal, Union, get_args, get_origin, get_type_hints
 
@@ -10,35 +10,33 @@ from torch import nn
 from torch.nn import functional as F
 
 from telecine import Discriminator3DWithfirstframe, PatchDiscriminator, PatchDiscriminator3D, Ramp, VideoAutoencoderLoss
-from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES, Duel, Penalty, approximate_r1, mse, r1
-from telecine.objective.balance import average_over_ranks
+from telecine.losses import (
+    GAN_LOSSES,
+    GRAD_PENALTIES,
+    RECONSTRUCTION_LOSSES,
+    GANLosses,
+    Penalty,
+    approximate_r1,
+    mse,
+    r1,
+)
+from telecine.objective.config import ObjectiveConfig
+from telecine.objective.terms import TERMS, Term
 from telecine.perceptual import LPIPS
 
 IMAGE = {"dim": 1, "image_size": 16, "linear_attn_heads": 2}
 VIDEO = {**IMAGE, "frame_num": 4}
-# Every term that the reference has, so that an option which changes one has something to change.
-BASE = {
-    "disc_start": 0,
-    "perceptual_weight": 0.7,
-    "adversarial_loss_weight": 0.3,
-    "multiscale_adversarial_loss_weight": 0.2,
-    "grad_penalty_loss_weight": 1.5,
-    "quantizer_aux_loss_weight": 0.9,
-    "discr_kwargs": IMAGE,
-    "discr_3d_kwargs": VIDEO,
-    "multiscale_discr_kwargs": (VIDEO,),
-}
 
 
 def wasserstein(*, real, fake):
-    return Duel(discriminator=fake.mean() - real.mean(), generator=-fake.mean())
+    return GANLosses(discriminator=fake.mean() - real.mean(), generator=-fake.mean())
 
 
 def frame_distance(*, reconstruction, target):
     return F.l1_loss(reconstruction, target)
 
 
-class OwnDistance(nn.Module):
+class CustomDistance(nn.Module):
     def __init__(self):
         super().__init__()
         self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
@@ -47,7 +45,7 @@ class OwnDistance(nn.Module):
         return (self.features(reconstruction) - self.features(target)).square().mean((1, 2, 3))
 
 
-class OwnJudge(nn.Module):
+class CustomDiscriminator(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv = nn.Conv3d(3, 2, 3, padding=1)
@@ -56,19 +54,42 @@ class OwnJudge(nn.Module):
         return self.conv(x).tanh().mean((1, 2, 3, 4))
 
 
-WEIGHTS = (0, 0.5, Ramp(0.5, steps=2), {"weight": 0.0, "initial": 0.5, "start": 1})
+class SmallDiscriminator(nn.Module):
+    """One convolution of frames or videos, with one feature map and one logit per sample."""
+
+    samples_are_independent = True
+
+    def __init__(self, num_dims):
+        super().__init__()
+        conv = nn.Conv2d if num_dims == 2 else nn.Conv3d
+        self.conv, self.out = conv(3, 4, 3, padding=1), nn.Linear(4, 1)
+
+    def forward(self, x):
+        y = self.conv(x).tanh()
+        return self.out(y.flatten(2).mean(2)).squeeze(1), (y,)
+
+
+# Every term of the reference, so that each option has something to change.
+BASE = {
+    "disc_start": 0,
+    "perceptual_weight": 0.7,
+    "adversarial_loss_weight": 0.3,
+    "multiscale_adversarial_loss_weight": 0.2,
+    "grad_penalty_loss_weight": 1.5,
+    "quantizer_aux_loss_weight": 0.9,
+    "discr_kwargs": partial(SmallDiscriminator, 2),
+    "discr_3d_kwargs": partial(SmallDiscriminator, 3),
+    "multiscale_discr_kwargs": (partial(SmallDiscriminator, 3),),
+}
+WEIGHTS = (0, Ramp(0.5, steps=2), {"weight": 0.0, "initial": 0.5, "start": 1})
+# The values of each option that differ from the base; a dot separates a group from its field.
 OPTIONS = {
-    "disc_start": (0, 2),
+    "disc_start": (2,),
     "perceptual_weight": WEIGHTS,
     "adversarial_loss_weight": WEIGHTS,
     "multiscale_adversarial_loss_weight": WEIGHTS,
     "grad_penalty_loss_weight": WEIGHTS,
     "quantizer_aux_loss_weight": WEIGHTS,
-    "gram_loss_weight": WEIGHTS,
-    "wavelet_loss_weight": WEIGHTS,
-    "temporal_loss_weight": WEIGHTS,
-    "feature_matching_loss_weight": WEIGHTS,
-    "lecam_loss_weight": WEIGHTS,
     "discr_kwargs": (IMAGE, partial(PatchDiscriminator, dim=2)),
     "discr_3d_kwargs": (
         VIDEO,
@@ -77,126 +98,245 @@ OPTIONS = {
         partial(Discriminator3DWithfirstframe, **VIDEO, time_weighting="frames"),
         partial(PatchDiscriminator3D, dim=2, norm="none"),
         partial(PatchDiscriminator3D, dim=2, norm="spectral"),
-        OwnJudge,
+        CustomDiscriminator,
     ),
-    "multiscale_discr_kwargs": ((VIDEO,), (VIDEO, VIDEO), (partial(PatchDiscriminator, dim=2, num_layers=2),)),
-    "recon_loss": ("mse", "l1", "charbonnier", mse),
-    "nll_reduction": ("mean", "sum"),
-    "learn_logvar": (False, True),
-    "logvar_init": (0.0, -1.0),
-    "wavelet_levels": (1, 3),
-    "perceptual_net": ("vgg", "alex", partial(LPIPS, "alex"), frame_distance, OwnDistance),
-    "perceptual_frames": (1, 3, "all"),
-    "perceptual_stride": (1, 2),
-    "perceptual_chunk_size": (None, 1, 3),
-    "gan_loss": ("hinge", "vanilla", "least_squares", "relativistic", wasserstein),
-    "lecam_decay": (0.0, 0.999),
-    "disc_train_start": (0, 1),
-    "grad_penalty": (
-        *("one_centered", "r1", "r2", "r1_and_r2", "wgan_gp", "approximate_r1"),
+    "multiscale_discr_kwargs": ((VIDEO, VIDEO), (partial(PatchDiscriminator, dim=2, num_layers=2),)),
+    "reconstruction.loss": ("l1", "charbonnier", mse),
+    "reconstruction.nll_reduction": ("sum",),
+    "reconstruction.learn_logvar": (True,),
+    "reconstruction.logvar_init": (-1.0,),
+    "perceptual.net": ("vgg", "alex", partial(LPIPS, "alex"), frame_distance, CustomDistance),
+    "perceptual.num_frames": (3, "all"),
+    "perceptual.stride": (2,),
+    "perceptual.chunk_size": (1, 3),
+    "gan.loss": ("vanilla", "least_squares", "relativistic", wasserstein),
+    "gan.disc_train_start": (1,),
+    "gan.feature_matching_loss_weight": (0.5, *WEIGHTS[1:]),
+    "gan.lecam_loss_weight": (0.5, *WEIGHTS[1:]),
+    "gan.lecam_decay": (0.0,),
+    "penalty.kind": (
+        *("r1", "r2", "r1_and_r2", "wgan_gp", "approximate_r1"),
         r1,
         Penalty(
             partial(approximate_r1, sigma=0.1),
-            of_real=False,
-            of_fake=False,
+            differentiates_real=False,
+            differentiates_fake=False,
             double_backward=False,
-            sees_fake=False,
+            uses_fake=False,
         ),
     ),
-    "grad_penalty_every": (1, 2),
-    "adaptive_weight_reference": ("perceptual", "recon_and_perceptual", "none"),
-    "adaptive_weight_at": ("last_layer", "reconstruction"),
-    "adaptive_weight_min_norm": (1e-3, 1e-8),
-    "adaptive_weight_max": (1e3, 1.0),
-    "adaptive_weight_decay": (0.0, 0.9),
-    "aux_loss_weights": (None, {"kl_loss": 0.5}, {"codebook_loss": Ramp(1.0, steps=2), "kl_loss": 0}),
-    "eager_gradients": (True, False),
-    "gradient_checkpointing": (False, True),
-    "generator": (None, lambda: torch.Generator().manual_seed(3)),
-    "reduce": (average_over_ranks, lambda: lambda tensor: 2 * tensor),
+    "penalty.every": (2,),
+    "adaptive_weight.reference": ("recon_and_perceptual", "none"),
+    "adaptive_weight.at": ("reconstruction",),
+    "adaptive_weight.min_norm": (1e-8,),
+    "adaptive_weight.max": (1.0,),
+    "adaptive_weight.decay": (0.9,),
+    "terms": (
+        *({name: 0.5} for name in TERMS),
+        *({"wavelet": Ramp(0.5, steps=2), "gram": {"weight": weight}} for weight in WEIGHTS[1:]),
+        {"wavelet": {"weight": 0.5, "params": {"levels": 3}}},
+        {"frames": Term(frame_distance, weight=0.1), "gram": 0.2, "temporal": 0.3, "wavelet": 0.4},
+    ),
+    "eager_gradients": (False,),
+    "gradient_checkpointing": (True,),
 }
 # What an option needs that the base does not have.
 NEEDS = {
-    "wavelet_levels": {"wavelet_loss_weight": 0.5},
-    "lecam_decay": {"lecam_loss_weight": 0.5},
-    "logvar_init": {"learn_logvar": True},
+    "gan.lecam_decay": {"lecam_loss_weight": 0.5},
+    "reconstruction.logvar_init": {"learn_logvar": True},
+    "perceptual.chunk_size": {"num_frames": "all"},
 }
-# A discriminator without features cannot be matched; everything else goes with everything.
-MODULES = (partial, type)
-CASES = [(name, value) for name, values in OPTIONS.items() for value in values]
+NEEDS_NETWORKS = {
+    "gradient_checkpointing": {"discr_kwargs": IMAGE, "discr_3d_kwargs": VIDEO, "multiscale_discr_kwargs": (VIDEO,)},
+}
+CASES = [("base", None), *((name, value) for name, values in OPTIONS.items() for value in values)]
+# What is decided anew in an update, or differs with the step.
+OF_AN_UPDATE = ("base", "disc", "adv", "multi", "grad_penalty", "gan.", "penalty.", "adaptive_weight.", "gradient_")
+OF_A_STEP = ("disc_start", "gan.disc_train_start", "gan.lecam_decay", "penalty.every", "adaptive_weight.decay")
 
 
-def is_recipe(name, value):
-    """Whether a value has to be made anew for each test: a class, or a function that makes an object."""
-    if isinstance(value, MODULES):
-        return True
-    return name in ("generator", "reduce") and getattr(value, "__name__", "") == "<lambda>"
+def of_cases(cases):
+    return pytest.mark.parametrize(
+        ("name", "value"), cases, ids=[f"{name}-{index}" for index, (name, _) in enumerate(cases)]
+    )
 
 
-def made(name, value):
+def made(value):
+    """Return the value of a case; classes and partial functions are called, so that each test has its own object."""
     if isinstance(value, tuple):
-        return [made(name, one) for one in value]
-    return value() if is_recipe(name, value) else value
+        return [made(one) for one in value]
+    is_class = isinstance(value, type) or (isinstance(value, partial) and isinstance(value.func, type))
+    return value() if is_class else value
 
 
-def settings(name, value, vgg, lpips):
-    """Return the arguments of a case: LPIPS is a narrow one, except where the network is what the case is about."""
-    network = {"vgg_weights": vgg} if value == "vgg" else {"perceptual_net": lpips}
-    return {**BASE, **network, **NEEDS.get(name, {}), name: made(name, value)}
+def changes(name, value):
+    """Return whether a case depends on the step."""
+    ramps = (name.endswith("_weight") and value != 0) or "gram" in (value if name == "terms" else ())
+    return ramps or name in OF_A_STEP
 
 
-def literal_values(hint):
+def steps_of(name, value):
+    """Return the steps to run: at 0, ramps are at their start; at 3, at their end."""
+    return (0, 3) if changes(name, value) else (0,)
+
+
+@pytest.fixture
+def build(vgg, narrow_lpips, cached_weights):
+    """Return a function that builds the loss of a case: LPIPS is narrow unless the case is about the network."""
+
+    def make(name, value, **more):
+        torch.manual_seed(0)
+        networks = {key: made(spec) for key, spec in {**BASE, **NEEDS_NETWORKS.get(name, {})}.items()}
+        settings = {**networks, **more, "perceptual": {"net": narrow_lpips}}
+        group, _, field = name.partition(".")
+        if field:
+            settings[group] = {**settings.get(group, {}), **NEEDS.get(name, {}), field: made(value)}
+        elif name != "base":
+            settings[name] = made(value)
+        if value == "vgg":
+            settings["vgg_weights"] = vgg
+        return VideoAutoencoderLoss(**settings)
+
+    return make
+
+
+def clip_of(name, clip, frames=3, dtype=torch.float64):
+    size = 32 if name == "perceptual.net" else 16  # the smallest of AlexNet is 31
+    return clip((2, 3, frames, size, size), dtype=dtype)
+
+
+def literals(hint):
+    """Return all values that a type hint lists."""
     if get_origin(hint) is Literal:
         return set(get_args(hint))
-    if get_origin(hint) is None or not (get_origin(hint) is Union or "UnionType" in type(hint).__name__):
-        return set()
-    return set().union(*(literal_values(part) for part in get_args(hint)))
+    if get_origin(hint) is Union or "UnionType" in type(hint).__name__:
+        return set().union(*(literals(part) for part in get_args(hint)))
+    return set()
 
 
 def test_every_option_has_all_of_its_values_here():
-    hints = get_type_hints(VideoAutoencoderLoss.__init__)
-    options = set(inspect.signature(VideoAutoencoderLoss).parameters) - {"vgg_weights"}
+    groups = {"reconstruction", "perceptual", "gan", "penalty", "adaptive_weight"}
+    options, values = {"discr_kwargs", "discr_3d_kwargs", "multiscale_discr_kwargs"}, {}
+    defaults = ObjectiveConfig()
+    for item in fields(ObjectiveConfig):
+        if item.name not in groups:
+            options.add(item.name)
+            continue
+        cls = type(getattr(defaults, item.name))
+        for name, hint in get_type_hints(cls).items():
+            options.add(f"{item.name}.{name}")
+            values[f"{item.name}.{name}"] = (literals(hint), getattr(defaults, item.name).__getattribute__(name))
     assert options == set(OPTIONS)
-    num_literals = 0
-    for name in options:
-        words = literal_values(hints[name])
-        num_literals += len(words)
-        assert words <= set(value for value in OPTIONS[name] if isinstance(value, str)), name
-    assert num_literals == 23
-    assert set(RECONSTRUCTION_LOSSES) == literal_values(hints["recon_loss"])
-    assert set(GAN_LOSSES) == literal_values(hints["gan_loss"])
-    assert set(GRAD_PENALTIES) == literal_values(hints["grad_penalty"])
-    assert len(CASES) == 120
+    for name, (words, default) in values.items():
+        assert words <= {default} | {value for value in OPTIONS[name] if isinstance(value, str)}, name
+    assert set(RECONSTRUCTION_LOSSES) == values["reconstruction.loss"][0]
+    assert set(GAN_LOSSES) == values["gan.loss"][0]
+    assert set(GRAD_PENALTIES) == values["penalty.kind"][0]
+    assert sum(len(words) for words, _ in values.values()) == 23
 
 
-@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bf16"])
-@pytest.mark.parametrize(("name", "value"), CASES, ids=[f"{name}-{index}" for index, (name, _) in enumerate(CASES)])
-def test_it_trains_both_networks(name, value, autocast, vgg, narrow_lpips, cached_weights, autoencoder, clip):
-    torch.manual_seed(0)
-    loss = VideoAutoencoderLoss(**settings(name, value, vgg, narrow_lpips))
-    size = 32 if name == "perceptual_net" else 16
-    real = clip((2, 3, 3, size, size))
-    # At step 0 what starts late or ramps up is off, and what goes away is on; at step 3 it is the other way round.
-    assert sum(both_steps(loss, autoencoder, real, step, autocast) for step in (0, 3)) == 4
+def aux_of(autoencoder):
+    return {"kl_loss": autoencoder.encoder.weight.square().mean(), "codebook_loss": 0.1}
 
 
-def both_steps(loss, autoencoder, real, step, autocast):
-    """Run both steps, check what they leave behind, and return how many were run."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        fake = autoencoder(real)
-        aux = {"kl_loss": autoencoder.encoder.weight.square().mean(), "codebook_loss": 0.1}
-        total, log = loss(real, fake, 0, step, aux, autoencoder.last_layer)
-    check_finite(total, log)
-    parameters = [*autoencoder.parameters(), *loss.get_trainable_autoencoder_parameters()]
-    descend(total, parameters)
-    assert all(weight.grad is None for weight in loss.get_trainable_parameters())
+def gradients_of_backward(totals_and_logs, parameters):
+    results = []
+    for total, log in totals_and_logs:
+        for parameter in parameters:
+            parameter.grad = None
+        total.backward()
+        results.append((total.detach(), log, [parameter.grad for parameter in parameters]))
+    return results
 
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        total, log = loss(real, fake.detach(), 1, step)
-    check_finite(total, log)
-    if step >= loss.disc_train_start:
-        descend(total, loss.get_trainable_parameters())
-    return 2
+
+def two_calls(loss, autoencoder, real, step):
+    """Return totals, logs and gradients of both steps."""
+    torch.manual_seed(step)
+    parameters = [*autoencoder.parameters(), *loss.parameters()]
+    calls = (loss(real, autoencoder(real), i, step, aux_of(autoencoder), autoencoder.last_layer) for i in (0, 1))
+    return gradients_of_backward(calls, parameters)
+
+
+def one_update(loss, autoencoder, real, step):
+    torch.manual_seed(step)
+    parameters = [*autoencoder.parameters(), *loss.parameters()]
+    both = loss.update(real, autoencoder(real), step, aux_of(autoencoder), autoencoder.last_layer)
+    return gradients_of_backward((both[:2], both[2:]), parameters)
+
+
+def assert_same(ours, theirs, rtol=1e-5, atol=1e-8):
+    for (total, log, gradients), (total_2, log_2, gradients_2) in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(total, total_2, rtol=rtol, atol=atol)
+        torch.testing.assert_close(log, log_2, rtol=max(rtol, 1e-6), atol=max(atol, 1e-6))  # logs are float32
+        assert [gradient is None for gradient in gradients] == [gradient is None for gradient in gradients_2]
+        for gradient, gradient_2 in zip(gradients, gradients_2, strict=True):
+            if gradient is not None:
+                torch.testing.assert_close(gradient, gradient_2, rtol=rtol, atol=atol)
+
+
+@pytest.mark.slow
+@of_cases([case for case in CASES if case[0] != "eager_gradients"])
+def test_eager_gradients_are_those_of_a_graph(name, value, build, autoencoder, clip):
+    """In float64; adaptive weights are ratios of float32 norms."""
+    autoencoder.double()
+    results = []
+    for eager in (True, False):
+        loss = build(name, value, eager_gradients=eager).double()
+        results.append([two_calls(loss, autoencoder, clip_of(name, clip), step) for step in steps_of(name, value)])
+    for ours, theirs in zip(*results, strict=True):
+        assert_same(ours, theirs)
+
+
+@pytest.mark.slow
+@of_cases([case for case in CASES if case[0].startswith(OF_AN_UPDATE)])
+def test_an_update_is_two_calls(name, value, build, autoencoder, clip):
+    """With one frame per clip, since discriminators of frames would see others; spectral norms change in each pass."""
+    autoencoder.double()
+    results = []
+    for run in (two_calls, one_update):
+        loss = build(name, value).double().eval()
+        real = clip_of(name, clip, frames=1)
+        results.append([run(loss, autoencoder, real, step) for step in steps_of(name, value)])
+    for ours, theirs in zip(*results, strict=True):
+        assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
+def test_eager_gradients_under_autocast(autocast, build, autoencoder, clip):
+    """In float16 the autoencoder's graph is an ordinary one, for the caller's loss scale."""
+    real = clip_of("", clip, dtype=torch.float32)
+    results = []
+    for eager in (True, False):
+        loss = build("penalty.every", 2, eager_gradients=eager)
+        with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+            torch.manual_seed(0)
+            steps = [loss(real, autoencoder(real), i, 1, aux_of(autoencoder), autoencoder.last_layer) for i in (0, 1)]
+        scaled = [(2.0**12 * total, log) for total, log in steps]
+        results.append(gradients_of_backward(scaled, [*autoencoder.parameters(), *loss.parameters()]))
+    results = [
+        [(total / 2**12, log, [g if g is None else g / 2**12 for g in gradients]) for total, log, gradients in result]
+        for result in results
+    ]
+    assert_same(*results, rtol=2e-2 if autocast else 1e-4, atol=1e-2 if autocast else 1e-5)
+
+
+@pytest.mark.slow
+@of_cases([case for case in CASES if not case[0].endswith("_weight")])
+def test_bfloat16_autocast_trains_both_networks(name, value, build, autoencoder, clip):
+    loss = build(name, value)
+    real = clip_of(name, clip, dtype=torch.float32)
+    for step in steps_of(name, value):
+        with torch.autocast("cpu", torch.bfloat16):
+            fake = autoencoder(real)
+            total, log = loss(real, fake, 0, step, aux_of(autoencoder), autoencoder.last_layer)
+        check_finite(total, log)
+        optimizer_step(total, [*autoencoder.parameters(), *loss.get_trainable_autoencoder_parameters()])
+        assert all(parameter.grad is None for parameter in loss.get_trainable_parameters())
+        with torch.autocast("cpu", torch.bfloat16):
+            total, log = loss(real, fake.detach(), 1, step)
+        check_finite(total, log)
+        if loss.weights.at(step).discriminators_train:
+            optimizer_step(total, loss.get_trainable_parameters())
 
 
 def check_finite(total, log):
@@ -208,15 +348,15 @@ def check_finite(total, log):
         assert value.dtype == torch.float32, name
 
 
-def descend(total, parameters):
-    """Go one step down, after a look at every gradient."""
+def optimizer_step(total, parameters):
+    """Check every gradient and subtract a multiple of it."""
     total.backward()
     assert parameters
-    for weight in parameters:
-        assert weight.grad is not None
-        assert weight.grad.isfinite().all()
-    assert any((weight.grad != 0).any() for weight in parameters)
+    for parameter in parameters:
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
+    assert any((parameter.grad != 0).any() for parameter in parameters)
     with torch.no_grad():
-        for weight in parameters:
-            weight -= 1e-3 * weight.grad
-            weight.grad = None
+        for parameter in parameters:
+            parameter -= 1e-3 * parameter.grad
+            parameter.grad = None

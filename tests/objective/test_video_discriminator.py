@@ -1,29 +1,34 @@
-"""What each discriminator is shown."""
+"""The input of each discriminator, and the checks that every weight has a discriminator of the right kind."""
 
 import pytest
 import torch
 from torch import nn
 
-from telecine import Discriminator, Discriminator3D, PatchDiscriminator
-from telecine.objective.critics import Critic, build_critic, one_frame, scaled_down, view_of, whole_video
+from telecine import PatchDiscriminator, PatchDiscriminator3D
+from telecine.objective.video_discriminator import VideoDiscriminator
+
+INDICES = torch.tensor([[2], [0], [3]])
 
 
-def test_the_whole_video():
-    x = torch.randn(2, 3, 4, 5, 6)
-    assert whole_video(x, torch.zeros(2, 1, dtype=torch.int64)) is x
+def build(module=None, sees="video", factor=1, name="discr_3d"):
+    return VideoDiscriminator(name, nn.Flatten() if module is None else module, sees, factor)
+
+
+def test_whole_videos():
+    x = torch.randn(3, 2, 4, 5, 6)
+    assert build().input_of(x, INDICES) is x
 
 
 def test_one_frame_of_each_clip():
     x = torch.randn(3, 2, 4, 5, 6)
-    frames = one_frame(x, torch.tensor([[2], [0], [3]]))
+    frames = build(sees="frames").input_of(x, INDICES)
     assert torch.equal(frames, torch.stack([x[0, :, 2], x[1, :, 0], x[2, :, 3]]))
 
 
-@pytest.mark.parametrize("factor", [2, 4])
-@pytest.mark.parametrize("size", [(8, 8), (7, 9), (16, 5)])
-def test_scaled_down_are_means_of_cells(factor, size):
+@pytest.mark.parametrize(("factor", "size"), [(2, (8, 8)), (2, (7, 9)), (4, (16, 5))])
+def test_down_scaled_videos_are_means_of_cells(factor, size):
     x = torch.randn(2, 3, 2, *size, dtype=torch.float64)
-    small = scaled_down(factor)(x, torch.zeros(2, 1, dtype=torch.int64))
+    small = build(factor=factor).input_of(x, INDICES[:2])
     assert small.shape == (2, 3, 2, *(-(-n // factor) for n in size))
     for row in range(small.shape[-2]):
         for column in range(small.shape[-1]):
@@ -33,44 +38,83 @@ def test_scaled_down_are_means_of_cells(factor, size):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_videos_are_scaled_down(dtype):
-    assert scaled_down(2)(torch.ones(1, 3, 1, 4, 4, dtype=dtype), None).eq(1).all()
+    small = build(factor=2).input_of(torch.ones(1, 3, 1, 4, 4, dtype=dtype), INDICES[:1])
+    assert small.dtype == torch.float32
+    assert small.eq(1).all()
 
 
-def test_a_view_is_cast_to_the_parameters_type():
-    critic = Critic("discr", nn.Linear(4, 1).double(), whole_video)
-    assert critic.judge(torch.zeros(1, 4, dtype=torch.bfloat16)).logits.dtype == torch.float64
-    assert Critic("discr", nn.Flatten(), whole_video).judge(torch.zeros(1, 4).half()).logits.dtype == torch.float16
+def test_one_frame_of_the_down_scaled_video():
+    x = torch.randn(3, 3, 4, 8, 8)
+    small = build(factor=2).input_of(x, INDICES)
+    frames = build(sees="frames", factor=2).input_of(x, INDICES)
+    assert torch.equal(frames, torch.stack([small[0, :, 2], small[1, :, 0], small[2, :, 3]]))
 
 
-def test_one_frame_of_the_scaled_video():
-    x = torch.randn(2, 3, 4, 8, 8)
-    indices = torch.tensor([[3], [1]])
-    seen = scaled_down(2, one_frame)(x, indices)
-    torch.testing.assert_close(seen, scaled_down(2)(one_frame(x, indices)[:, :, None], indices)[:, :, 0])
+def test_inputs_are_cast_to_the_parameters_type():
+    x = torch.zeros(1, 4)
+    assert build(nn.Linear(4, 1).double())(x.bfloat16()).logits.dtype == torch.float64
+    assert build().logits(x.half()).dtype == torch.float16, "there are no parameters"
 
 
-def test_the_view_that_a_discriminator_asks_for():
-    assert view_of(PatchDiscriminator(dim=1)) is one_frame
-    assert view_of(Discriminator3D(dim=1, image_size=16, frame_num=2)) is whole_video
-    assert view_of(nn.Flatten()) is whole_video
+def test_parameters_that_require_gradients():
+    module = nn.Linear(4, 1)
+    module.bias.requires_grad_(False)
+    (weight,) = build(module).trainable
+    assert weight is module.weight
 
 
-def test_a_discriminator_of_the_wrong_kind_is_refused():
-    frames = {"default": Discriminator, "name": "discr_kwargs", "sees": "frames"}
-    assert build_critic(None, **frames) is None
-    assert isinstance(build_critic({"dim": 1, "image_size": 16}, **frames), Discriminator)
-    own = nn.Flatten()
-    assert build_critic(own, **frames) is own
+def test_names(make_loss, make_discriminator):
+    class Frames(make_discriminator):
+        sees = "frames"
+
+    loss = make_loss(
+        discr_kwargs=make_discriminator(),
+        discr_3d_kwargs=make_discriminator(),
+        multiscale_discr_kwargs=[make_discriminator(), Frames()],
+    )
+    every = loss.discriminators + loss.multiscale_discriminators
+    assert [(d.name, d.key, d.sees, d.factor) for d in every] == [
+        ("discr", "discr", "frames", 1),
+        ("discr_3d", "discr_3d", "video", 1),
+        ("multiscale_discrs.0", "multiscale_discrs_0", "video", 2),
+        ("multiscale_discrs.1", "multiscale_discrs_1", "frames", 4),
+    ]
+
+
+def test_a_discriminator_of_the_wrong_kind(make_loss):
     with pytest.raises(ValueError, match=r"`discr_kwargs` must be a discriminator of frames, .*PatchDiscriminator3D"):
-        build_critic({"target": "telecine.PatchDiscriminator3D", "params": {"dim": 1}}, **frames)
+        make_loss(discr_kwargs={"target": "telecine.PatchDiscriminator3D", "params": {"dim": 1}})
     with pytest.raises(ValueError, match=r"`discr_3d_kwargs` must be a discriminator of video, .*one of frames"):
-        build_critic(PatchDiscriminator(dim=1), default=Discriminator3D, name="discr_3d_kwargs", sees="video")
+        make_loss(discr_3d_kwargs=PatchDiscriminator(dim=1))
+    assert isinstance(make_loss(discr_3d_kwargs=PatchDiscriminator3D(dim=1)).discr_3d, PatchDiscriminator3D)
 
 
-def test_a_key_of_a_module_dict():
-    assert Critic("multiscale_discrs.0", nn.Flatten(), whole_video).key == "multiscale_discrs_0"
+@pytest.mark.parametrize(
+    ("weight", "argument"),
+    [
+        ("adversarial_loss_weight", "`discr_3d_kwargs` or `discr_kwargs`"),
+        ("multiscale_adversarial_loss_weight", "`multiscale_discr_kwargs`"),
+        ("feature_matching_loss_weight", "`discr_3d_kwargs`"),
+        ("lecam_loss_weight", "`discr_3d_kwargs`"),
+    ],
+)
+def test_a_weight_without_a_discriminator(make_loss, weight, argument):
+    options = {weight: 0.5} if "adversarial" in weight else {"gan": {weight: 0.5}}
+    message = rf"`{weight}` must be 0 without a discriminator, but got 0.5 \(float\). Pass one as {argument}."
+    with pytest.raises(ValueError, match=message):
+        make_loss(**options)
 
 
-def test_a_discriminator_that_cannot_keep_less(make_loss, make_judge):
-    with pytest.raises(ValueError, match=r"`gradient_checkpointing` must be False .*a Judge as `discr_3d`"):
-        make_loss(gradient_checkpointing=True, discr_3d_kwargs=make_judge())
+def test_each_argument_of_a_discriminator_is_named(make_loss):
+    for name in ("discr_kwargs", "discr_3d_kwargs"):
+        message = rf"`{name}` must be arguments of .*'imagesize'.*Did you mean `image_size`"
+        with pytest.raises(ValueError, match=message):
+            make_loss(**{name: {"imagesize": 16}})
+    with pytest.raises(ValueError, match=r"`multiscale_discr_kwargs\[0\]` must be arguments of .*'imagesize'"):
+        make_loss(multiscale_discr_kwargs=[{"imagesize": 16}])
+
+
+def test_a_discriminator_without_gradient_checkpointing(make_loss, make_discriminator):
+    message = r"`gradient_checkpointing` must be False .*a MeanDiscriminator as `discr_3d`"
+    with pytest.raises(ValueError, match=message):
+        make_loss(gradient_checkpointing=True, discr_3d_kwargs=make_discriminator())

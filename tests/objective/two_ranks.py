@@ -16,7 +16,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from telecine import VideoAutoencoderLoss
-from telecine.objective.balance import average_over_ranks
+from telecine.objective.running import average_over_ranks
 
 helpers = runpy.run_path(str(Path(__file__).with_name("conftest.py")))
 

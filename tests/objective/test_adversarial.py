@@ -1,0 +1,545 @@
+"""The GAN: both sides' losses, feature matching and penalties in the loss, and the gradient mode of each situation."""
+
+import copy
+import pickle
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from telecine.losses import (
+    GAN_LOSSES,
+    GRAD_PENALTIES,
+    GANLoss,
+    GANLosses,
+    Penalty,
+    approximate_r1,
+    as_gan_loss,
+    as_penalty,
+    gan_loss,
+    r1,
+)
+from telecine.losses.penalty import gradient_penalty
+from telecine.objective.adversarial import GradientMode
+from telecine.objective.batch import make_batch
+from telecine.objective.eager import shared_backward
+
+VIDEO = {"dim": 1, "image_size": 16, "frame_num": 4, "linear_attn_heads": 2}
+
+
+def wasserstein(*, real, fake):
+    """Return the losses of a Wasserstein GAN; the function declares nothing."""
+    return GANLosses(discriminator=fake.mean() - real.mean(), generator=-fake.mean())
+
+
+def doubling(*, real, fake):
+    """Double the real part of the discriminator's loss once `fake.mean() > 4`."""
+    factor = torch.where(fake.detach().mean() > 4, 2.0, 1.0)
+    return GANLosses(discriminator=fake.mean() - factor * real.mean(), generator=-fake.mean())
+
+
+def discriminator_gradients(loss, real, fake, **options):
+    """Return the gradients of the discriminators, first of their step alone, then of `update`."""
+    found = []
+    for run in (lambda: loss(real, fake, 1, 0, **options)[0], lambda: loss.update(real, fake, 0, **options).disc_loss):
+        loss.zero_grad()
+        run().backward()
+        found.append([parameter.grad for parameter in loss.get_trainable_parameters()])
+    return found
+
+
+class TestGANLosses:
+    @pytest.mark.parametrize("eager", [True, False])
+    def test_a_part_that_depends_on_the_other_sides_logits(self, make_loss, make_discriminator, eager):
+        """The discriminator gets the whole gradient of the real part, whatever the fake logits were before."""
+        loss = make_loss(
+            perceptual_weight=0,
+            adversarial_loss_weight=1,
+            gan={"loss": doubling},
+            discr_3d_kwargs=make_discriminator(10.0),
+            eager_gradients=eager,
+        )
+        real = torch.full((2, 3, 4, 16, 16), -0.3)
+        fake = torch.full_like(real, 0.5, requires_grad=True)  # logits 5, real ones -3
+        for gradients in discriminator_gradients(loss, real, fake):
+            assert gradients[0].item() == pytest.approx(5 + 2 * 3)
+
+    def test_relativistic(self, make_loss, make_feature_discriminator, pair):
+        x, y = pair
+        discriminator = make_feature_discriminator()
+        options = {"gan": {"loss": "relativistic"}, "discr_3d_kwargs": discriminator}
+        loss = make_loss(perceptual_weight=0, adversarial_loss_weight=1, **options)
+        log = loss(x, y, 0, 0)[1]
+        real, fake = (2 * video.flatten(1).mean(1) for video in (x, y))
+        torch.testing.assert_close(log["train/gen_loss"], F.softplus(real - fake).mean().detach())
+        assert discriminator.grad_enabled == [True, False], "no graph of the real clips"
+        log = loss(x, y, 1, 0)[1]
+        torch.testing.assert_close(log["train/discr_loss"], F.softplus(fake - real).mean().detach())
+
+    @pytest.mark.parametrize("name", ["hinge", "vanilla", "least_squares"])
+    def test_the_generator_does_not_need_real_logits(self, make_loss, make_discriminator, pair, name):
+        discriminator = make_discriminator()
+        options = {"gan": {"loss": name}, "discr_3d_kwargs": discriminator}
+        make_loss(perceptual_weight=0, adversarial_loss_weight=1, **options)(*pair, 0, 0)
+        assert len(discriminator.inputs) == 1
+        assert not GAN_LOSSES[name].uses_real
+
+    @pytest.mark.parametrize("eager", [True, False])
+    def test_a_function_that_declares_nothing(self, make_loss, make_feature_discriminator, pair, eager):
+        options = {"gan": {"loss": wasserstein}, "discr_3d_kwargs": make_feature_discriminator()}
+        loss = make_loss(perceptual_weight=0, adversarial_loss_weight=1, eager_gradients=eager, **options)
+        x, y = pair
+        torch.testing.assert_close(loss(x, y, 0, 0)[1]["train/gen_loss"], -2 * y.mean().detach())
+        total, log = loss(x, y, 1, 0)
+        torch.testing.assert_close(total, 2 * y.mean().detach() - 2 * x.mean())
+        assert "train/hinge_active" not in log
+        for gradients in discriminator_gradients(loss, x, y):
+            torch.testing.assert_close(gradients, [y.mean().detach() - x.mean()])
+
+    def test_the_generators_gradient(self, make_loss, make_discriminator, pair):
+        loss = make_loss(perceptual_weight=0, adversarial_loss_weight=0.5, discr_3d_kwargs=make_discriminator(3.0))
+        total, log = loss(*pair, 0, 0)
+        expected = F.mse_loss(*pair) - 0.5 * 3 * pair[1].mean()
+        torch.testing.assert_close(total, expected)
+        gradients = [torch.autograd.grad(t, pair[1])[0] for t in (total, expected)]
+        torch.testing.assert_close(*gradients)
+        assert log["train/gen_loss"].item() == pytest.approx(-3 * pair[1].mean().item())
+
+    @pytest.mark.parametrize("eager", [False, True])
+    def test_a_discriminator_without_trainable_parameters(self, make_loss, make_discriminator, pair, eager):
+        options = {"discr_3d_kwargs": make_discriminator().requires_grad_(False), "eager_gradients": eager}
+        loss = make_loss(perceptual_weight=0, adversarial_loss_weight=1, **options)
+        assert discriminator_gradients(loss, *pair) == [[None]] * 2
+        total, log = loss(*pair, 1, 0)
+        assert total.item() == log["train/total_disc_loss"].item() > 0
+
+    def test_beyond_the_margin_the_hinge_has_no_gradient(self, make_loss, make_discriminator):
+        class Confident(make_discriminator):
+            samples_are_independent = True
+
+        options = {"perceptual_weight": 0, "adversarial_loss_weight": 1}
+        loss = make_loss(**options, discr_3d_kwargs=Confident(10.0))
+        real = torch.full((2, 3, 4, 16, 16), 0.5)
+        found = discriminator_gradients(loss, real, (-real).requires_grad_())
+        assert [[gradient.item() for gradient in gradients] for gradients in found] == [[0.0]] * 2
+
+    @pytest.mark.parametrize("loss", [*GAN_LOSSES.values(), as_gan_loss(wasserstein), GANLoss(partial(wasserstein))])
+    def test_copies(self, loss):
+        """A decorated function is found by its name; any other is pickled with what it declares."""
+        for copied in (pickle.loads(pickle.dumps(loss)), copy.deepcopy(loss)):
+            assert (copied is loss) == (loss in GAN_LOSSES.values())
+            assert copied.is_separable == loss.is_separable
+            assert copied(real=torch.ones(2), fake=torch.zeros(2)) == loss(real=torch.ones(2), fake=torch.zeros(2))
+
+
+class TestFeatureMatching:
+    def test_value_and_gradients(self, make_loss, make_feature_discriminator, pair):
+        x, y = pair
+        discriminator = make_feature_discriminator()
+        loss = make_loss(perceptual_weight=0, gan={"feature_matching_loss_weight": 3}, discr_3d_kwargs=discriminator)
+        total, log = loss(x, y, 0, 0)
+        expected = (2 * F.l1_loss(x, y) + 6 * F.l1_loss(x, y)) / 2
+        torch.testing.assert_close(log["train/feature_matching_loss"], expected.detach())
+        torch.testing.assert_close(total, F.mse_loss(x, y) + 3 * expected)
+        assert log["train/gen_loss"] == 0
+        torch.testing.assert_close(*(torch.autograd.grad(t, y)[0] for t in (total, F.mse_loss(x, y) + 3 * expected)))
+        assert discriminator.scale.grad is None
+
+    def test_the_mean_over_all_discriminators(self, make_loss, make_feature_discriminator, pair):
+        loss = make_loss(
+            perceptual_weight=0,
+            adversarial_loss_weight=1,
+            gan={"feature_matching_loss_weight": 3},
+            discr_3d_kwargs=make_feature_discriminator(),
+            multiscale_discr_kwargs=[make_feature_discriminator(0.0)],
+        )
+        log = loss(*pair, 0, 0)[1]
+        torch.testing.assert_close(log["train/feature_matching_loss"], 4 * F.l1_loss(*pair).detach() / 2)
+        assert log["train/gen_loss"].item() == pytest.approx(-2 * pair[1].mean().item()), (
+            "multi-scale ones have no weight"
+        )
+
+    def test_it_is_off_before_disc_start(self, make_loss, make_feature_discriminator, pair):
+        discriminator = make_feature_discriminator()
+        gan = {"feature_matching_loss_weight": 1}
+        log = make_loss(disc_start=1, gan=gan, discr_3d_kwargs=discriminator)(*pair, 0, 0)[1]
+        assert not discriminator.inputs
+        assert "train/feature_matching_loss" not in log
+
+    def test_it_needs_features(self, make_loss, make_discriminator, pair):
+        gan = {"feature_matching_loss_weight": 3}
+        loss = make_loss(perceptual_weight=0, gan=gan, discr_3d_kwargs=make_discriminator())
+        with pytest.raises(ValueError, match="features"):
+            loss(*pair, 0, 0)
+
+
+class Cubic(nn.Module):
+    """`D(x) = sum(weight * x^3)`, whose gradient with respect to x is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x):
+        return (self.weight * x**3).flatten(1).sum(1)
+
+
+class TestPenalty:
+    def build(self, make_loss, kind, **options):
+        options = {"perceptual_weight": 0, "grad_penalty_loss_weight": 2, "discr_3d_kwargs": Cubic(), **options}
+        return make_loss(penalty={"kind": kind}, **options)
+
+    @pytest.mark.parametrize("kind", ["one_centered", "r1", "r2", "r1_and_r2"])
+    @pytest.mark.parametrize("eager", [True, False])
+    def test_known_values(self, make_loss, pair, kind, eager):
+        loss = self.build(make_loss, kind, eager_gradients=eager)
+        total, log = loss(*pair, 1, 0)
+        weight = loss.discr_3d.weight
+        slopes = [(3 * weight * video.detach() ** 2).flatten(1).square().sum(1) for video in pair]
+        expected = {
+            "one_centered": (slopes[0].sqrt() - 1).square().mean(),
+            "r1": slopes[0].mean() / 2,
+            "r2": slopes[1].mean() / 2,
+            "r1_and_r2": (slopes[0] + slopes[1]).mean() / 2,
+        }[kind]
+        torch.testing.assert_close(log["train/grad_penalty_loss"], expected.detach())
+        torch.testing.assert_close(total.detach(), log["train/discr_loss"] + 2 * expected.detach())
+        real, fake = (loss.discr_3d(video.detach()) for video in pair)
+        hinge = GAN_LOSSES["hinge"](real=real, fake=fake).discriminator
+        torch.testing.assert_close(*(torch.autograd.grad(t, weight)[0] for t in (total, hinge + 2 * expected)))
+
+    @pytest.mark.parametrize("kind", ["wgan_gp", "approximate_r1"])
+    def test_noise_comes_from_the_generator(self, make_loss, pair, kind):
+        loss = self.build(make_loss, kind)
+        values = [
+            loss(*pair, 1, 0, generator=torch.Generator().manual_seed(seed))[1]["train/grad_penalty_loss"].item()
+            for seed in (0, 0, 1)
+        ]
+        assert values[0] == values[1] != values[2]
+
+    def test_the_approximation_needs_no_double_backward(self, make_loss, pair, monkeypatch):
+        def refuse(*_, **__):
+            raise AssertionError("autograd.grad was called")
+
+        approximate, exact = (self.build(make_loss, kind, eager_gradients=False) for kind in ("approximate_r1", "r1"))
+        monkeypatch.setattr(torch.autograd, "grad", refuse)
+        approximate(*pair, 1, 0)[0].backward()
+        with pytest.raises(AssertionError, match=r"autograd.grad was called"):
+            exact(*pair, 1, 0)
+
+    def test_a_function_gets_everything(self, make_loss, pair):
+        given = {}
+
+        def zero_centered(**arguments):
+            given.update(arguments)
+            return gradient_penalty(real=arguments["real"], logits=arguments["real_logits"], center=0.0)
+
+        loss = self.build(make_loss, zero_centered)
+        generator = torch.Generator()
+        log = loss(*pair, 1, 0, generator=generator)[1]
+        expected = (3 * pair[0] ** 2).flatten(1).square().sum(1).mean()
+        torch.testing.assert_close(log["train/grad_penalty_loss"], expected)
+        assert set(given) == {"discriminator", "real", "fake", "real_logits", "fake_logits", "generator"}
+        assert given["generator"] is generator
+        for side, video in zip(("real", "fake"), pair, strict=True):
+            assert torch.equal(given[side], video)
+            assert given[side].requires_grad
+            torch.testing.assert_close(given["discriminator"](given[side]), given[f"{side}_logits"])
+
+    @pytest.mark.parametrize("every", [1, 4])
+    def test_every_n_th_step_with_n_times_the_weight(self, make_loss, pair, every):
+        loss = make_loss(
+            perceptual_weight=0, grad_penalty_loss_weight=2, penalty={"every": every}, discr_3d_kwargs=Cubic()
+        )
+        for step in range(5):
+            total, log = loss(*pair, 1, step)
+            penalty = log["train/grad_penalty_loss"]
+            assert (penalty > 0) == (step % every == 0)
+            assert (total - log["train/discr_loss"]).item() == pytest.approx(2 * every * penalty.item(), rel=1e-5)
+
+    def test_a_weight_of_0_computes_nothing(self, make_loss, pair):
+        log = self.build(make_loss, "r1", grad_penalty_loss_weight=0)(*pair, 1, 0)[1]
+        assert log["train/grad_penalty_loss"] == 0
+
+    def test_what_a_penalty_declares(self):
+        def function(**_):
+            return 0
+
+        assert as_penalty(GRAD_PENALTIES["r1"]) is GRAD_PENALTIES["r1"]
+        assert as_penalty(function) == Penalty(function)
+        wider = as_penalty(partial(approximate_r1, sigma=0.1))
+        assert (wider.differentiates_real, wider.double_backward) == (False, False)
+        assert wider.function.keywords == {"sigma": 0.1}
+
+
+class Independent(nn.Module):
+    """A discriminator of videos whose weight is a sum, as reparametrisations have it."""
+
+    samples_are_independent = True
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.base = nn.Parameter(0.2 * torch.randn(6, 3, 3, 3, 3))
+        self.delta = nn.Parameter(torch.zeros(6, 3, 3, 3, 3))
+        self.positions = nn.Parameter(torch.zeros(1, 3, 4, 16, 16))
+        self.out = nn.Linear(6, 1)
+
+    def forward(self, x):
+        y = F.conv3d(x + self.positions, self.base + self.delta)
+        return self.out(y.relu().mean((2, 3, 4))).squeeze(1)
+
+
+@gan_loss(is_separable=True, uses_real=False)
+def declared(*, real, fake):
+    return wasserstein(real=real, fake=fake)
+
+
+GRAPH, JOINT, SPLIT, SHARED = GradientMode
+PENALTY = {"grad_penalty_loss_weight": 1}
+
+
+class TestGradientMode:
+    def modes(self, make_loss, pair, *, step=0, autocast=None, discriminator=None, **options):
+        """Return the modes of the discriminators' step and of an update."""
+        discriminator = discriminator or Independent()
+        loss = make_loss(
+            **{"perceptual_weight": 0, "adversarial_loss_weight": 1, "discr_3d_kwargs": discriminator, **options}
+        )
+        batch = make_batch(loss.config, *pair, None, None)
+        with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+            return tuple(
+                loss._adversarial(batch, loss.weights.at(step), both_steps=both_steps).mode
+                for both_steps in (False, True)
+            )
+
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            ({}, (SPLIT, SHARED)),
+            (PENALTY, (SPLIT, SHARED)),
+            ({"disc_start": 9}, (SPLIT, SHARED)),
+            ({"gan": {"loss": "vanilla"}}, (SPLIT, SHARED)),
+            ({"gan": {"loss": declared}}, (SPLIT, SHARED)),
+            ({**PENALTY, "penalty": {"kind": "approximate_r1"}}, (SPLIT, SHARED)),
+            # the discriminators do not train
+            ({"gan": {"disc_train_start": 1}}, (SPLIT, SPLIT)),
+            # one part depends on the other
+            ({"gan": {"loss": "relativistic"}}, (JOINT, JOINT)),
+            ({"gan": {"loss": wasserstein}}, (JOINT, JOINT)),
+            ({"gan": {"lecam_loss_weight": 0.1}}, (JOINT, JOINT)),
+            ({**PENALTY, "penalty": {"kind": "r2"}}, (JOINT, JOINT)),
+            ({**PENALTY, "penalty": {"kind": "wgan_gp"}}, (JOINT, JOINT)),
+            ({**PENALTY, "penalty": {"kind": r1}}, (JOINT, JOINT)),  # a function that declares nothing
+            # it is off
+            ({"penalty": {"kind": "r2"}}, (SPLIT, SHARED)),
+            ({"eager_gradients": False}, (GRAPH, GRAPH)),
+            ({"eager_gradients": False, "gan": {"loss": "relativistic"}}, (GRAPH, GRAPH)),
+        ],
+    )
+    def test_of_the_settings(self, make_loss, pair, options, expected):
+        assert self.modes(make_loss, pair, **options) == expected
+
+    def test_of_the_step(self, make_loss, pair):
+        options = {**PENALTY, "penalty": {"kind": "r2", "every": 2}}
+        assert self.modes(make_loss, pair, step=1, **options) == (SPLIT, SHARED)
+        lecam = {"gan": {"lecam_loss_weight": {"weight": 1, "start": 2}}}
+        assert self.modes(make_loss, pair, step=1, **lecam) == (SPLIT, SHARED)
+        assert self.modes(make_loss, pair, step=2, **lecam) == (JOINT, JOINT)
+
+    def test_of_the_batch(self, make_loss, pair):
+        assert self.modes(make_loss, (pair[0], pair[1].detach())) == (SPLIT, SPLIT)
+        with torch.no_grad():
+            assert self.modes(make_loss, pair, grad_penalty_loss_weight=1) == (SPLIT, SPLIT)
+
+    @pytest.mark.parametrize(
+        ("autocast", "penalty", "expected"),
+        [
+            (torch.bfloat16, None, (SPLIT, SHARED)),
+            (torch.bfloat16, "approximate_r1", (SPLIT, SHARED)),
+            (torch.bfloat16, "r1", (SPLIT, SPLIT)),  # a double backward runs in float32
+            (torch.float16, None, (GRAPH, GRAPH)),
+            (torch.float16, "approximate_r1", (GRAPH, GRAPH)),
+            (torch.float16, "r1", (SPLIT, SPLIT)),
+        ],
+    )
+    def test_under_autocast(self, make_loss, pair, autocast, penalty, expected):
+        options = {**PENALTY, "penalty": {"kind": penalty}} if penalty else {}
+        assert self.modes(make_loss, pair, autocast=autocast, **options) == expected
+
+    def test_of_hooks_on_parameters(self, make_loss, pair):
+        discriminator = Independent()
+        hook = discriminator.out.weight.register_hook(lambda gradient: gradient)
+        assert self.modes(make_loss, pair, discriminator=discriminator) == (GRAPH, GRAPH)
+        hook.remove()
+        assert self.modes(make_loss, pair, discriminator=discriminator) == (SPLIT, SHARED)
+
+    @pytest.mark.parametrize(
+        ("autocast", "eager", "expected"),
+        [(None, True, True), (None, False, False), (torch.bfloat16, True, True), (torch.float16, True, False)],
+    )
+    def test_the_autoencoders_terms_are_eager_except_in_float16(self, make_loss, pair, autocast, eager, expected):
+        """Neither hooks nor penalties change that."""
+        discriminator = Independent()
+        discriminator.out.weight.register_hook(lambda gradient: gradient)
+        loss = make_loss(**PENALTY, discr_3d_kwargs=discriminator, eager_gradients=eager)
+        batch = make_batch(loss.config, *pair, None, None)
+        with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+            assert loss._adversarial(batch, loss.weights.at(0), both_steps=True).is_eager == expected
+
+    @pytest.mark.parametrize(
+        "options", [{}, PENALTY, {"gan": {"loss": "relativistic"}}, {"gan": {"loss": wasserstein}}]
+    )
+    def test_every_mode_has_the_same_gradients(self, make_loss, pair, options):
+        fake = (0.9 * pair[0] + 0.05).requires_grad_()
+
+        def build(**more):
+            settings = {"perceptual_weight": 0, "adversarial_loss_weight": 1, **options, **more}
+            return make_loss(**settings, discr_3d_kwargs=Independent())
+
+        expected = discriminator_gradients(build(eager_gradients=False), pair[0], fake)
+        assert all(gradient.abs().max() > 0 for gradient in expected[0][:2])
+        torch.testing.assert_close(discriminator_gradients(build(), pair[0], fake), expected)
+
+    @pytest.mark.parametrize(
+        ("options", "expected"),
+        [
+            ({}, 2),  # reconstructions once, real clips once
+            (PENALTY, 2),
+            ({"eager_gradients": False}, 3),
+            ({"gan": {"lecam_loss_weight": 1}}, 3),
+            ({**PENALTY, "penalty": {"kind": "r2"}}, 3),
+            ({"gan": {"loss": "relativistic"}}, 4),
+            ({"gan": {"feature_matching_loss_weight": 1}}, 3),
+            ({"gan": {"disc_train_start": 1}}, 1),
+            ({"disc_start": 1}, 2),
+        ],
+    )
+    def test_number_of_passes_in_an_update(self, make_loss, pair, options, expected):
+        settings = {"perceptual_weight": 0, "adversarial_loss_weight": 1, "discr_3d_kwargs": VIDEO}
+        loss = make_loss(**{**settings, **options})
+        passes = []
+        loss.discr_3d.register_forward_hook(lambda *_: passes.append(1))
+        loss.update(*pair, 0)
+        assert len(passes) == expected
+
+    @pytest.mark.parametrize("features", [0, 1])
+    def test_one_backward_serves_both_steps(self, make_loss, pair, make_feature_discriminator, features, monkeypatch):
+        """With one logit per sample, unless the generator needs the real logits."""
+
+        class Discriminator(make_feature_discriminator):
+            samples_are_independent = True
+
+        for name, expected in (("hinge", 1), ("relativistic", 0)):
+            calls = []
+            monkeypatch.setattr(
+                "telecine.objective.adversarial.shared_backward",
+                lambda *args, calls=calls, **options: (
+                    calls.append(options["retain_graph"]) or shared_backward(*args, **options)
+                ),
+            )
+            gan = {"loss": name, "feature_matching_loss_weight": features}
+            loss = make_loss(adversarial_loss_weight=1, gan=gan, discr_3d_kwargs=Discriminator())
+            loss.update(*pair, 0)
+            assert calls == [bool(features)] * expected
+
+
+class TestCallArguments:
+    """`generator` and `grad_hook` belong to a call."""
+
+    def test_hooks_on_parameters_are_called_once(self, make_loss, pair):
+        discriminators = Independent(), Independent()
+        calls = []
+        for discriminator in discriminators:
+            discriminator.out.weight.register_hook(lambda gradient: calls.append(0) or 0.5 * gradient)
+
+        def gradients(discriminator, **options):
+            settings = {"perceptual_weight": 0, "adversarial_loss_weight": 1, "discr_3d_kwargs": discriminator}
+            return discriminator_gradients(make_loss(**settings, **options), *pair)
+
+        expected = gradients(discriminators[0], eager_gradients=False)
+        assert len(calls) == 2
+        torch.testing.assert_close(gradients(discriminators[1]), expected)
+        assert len(calls) == 4
+
+    @pytest.mark.parametrize("eager", [True, False])
+    @pytest.mark.parametrize("update", [False, True])
+    def test_grad_hook_gets_the_discriminators_part_of_the_gradient(self, make_loss, pair, eager, update):
+        loss = make_loss(
+            perceptual_weight=0,
+            adversarial_loss_weight=0.5,
+            discr_3d_kwargs=VIDEO,
+            adaptive_weight={"reference": "none"},
+            eager_gradients=eager,
+        )
+        real, fake = pair
+        gradients = []
+        if update:
+            total = loss.update(real, fake, 0, grad_hook=gradients.append).loss
+        else:
+            total, _ = loss(real, fake, 0, 0, grad_hook=gradients.append)
+        total.backward()
+        of_error = 2 * (fake - real).detach() / fake.numel()
+        torch.testing.assert_close(gradients[-1], fake.grad - of_error)
+        assert gradients[-1].abs().sum() > 0
+
+    def test_the_generator_decides_which_frames_are_seen(self, make_loss, make_discriminator, clip):
+        loss = make_loss(discr_kwargs=make_discriminator(), perceptual_weight=0, adversarial_loss_weight=1)
+
+        def frames(step, seed):
+            loss.discr.inputs.clear()
+            loss(clip(), clip(), step, 0, generator=torch.Generator().manual_seed(seed))
+            return torch.cat(loss.discr.inputs)
+
+        for step in (0, 1):
+            seeds = [frames(step, seed) for seed in (0, 0, 1, 2, 3)]
+            assert torch.equal(seeds[0], seeds[1])
+            assert not all(torch.equal(seeds[0], other) for other in seeds[2:])
+
+    def test_one_generator_for_each_clip(self, make_loss, make_discriminator, clip):
+        loss = make_loss(discr_kwargs=make_discriminator())
+        generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+        loss(clip(), clip(), 1, 0, generator=generators)
+        both = loss.discr.inputs[-1]
+        loss(clip()[1:], clip()[1:], 1, 0, generator=[torch.Generator().manual_seed(4)])
+        assert torch.equal(loss.discr.inputs[-1], both[1:])
+
+    def test_real_clips_and_reconstructions_are_compared_on_the_same_frame(self, make_loss, make_discriminator, clip):
+        loss = make_loss(perceptual_weight=0, adversarial_loss_weight=1, discr_kwargs=make_discriminator())
+        x = clip()
+        for run in (lambda: loss(x, -x, 1, 0), lambda: loss.update(x, (-x).requires_grad_(), 0)):
+            for _ in range(5):
+                run()
+                real, fake = loss.discr.inputs[-2:]
+                assert real.shape == (2, 3, 16, 16)
+                assert torch.equal(real, -fake)
+
+    def test_every_frame_is_drawn_independently_for_each_clip(self, make_loss, make_discriminator):
+        loss = make_loss(perceptual_weight=0, adversarial_loss_weight=1, discr_kwargs=make_discriminator())
+        x = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(2, 3, 4, 16, 16) / 10
+        for _ in range(100):
+            loss(x, x, 0, 0)
+        pairs = {tuple(round(10 * frame.mean().item()) for frame in frames) for frames in loss.discr.inputs}
+        assert pairs == {(i, j) for i in range(4) for j in range(4)}
+
+    def test_a_discriminator_of_frames_of_down_scaled_videos(self, make_loss, make_feature_discriminator, pair):
+        class Frames(make_feature_discriminator):
+            sees = "frames"
+
+        discriminators = Frames(), Frames()
+        loss = make_loss(
+            perceptual_weight=0, multiscale_adversarial_loss_weight=1, multiscale_discr_kwargs=discriminators
+        )
+        for index in (0, 1):
+            loss(*pair, index, 0)
+        for discriminator, size in zip(discriminators, (8, 4), strict=True):
+            assert [tuple(x.shape) for x in discriminator.inputs] == [(2, 3, size, size)] * 3
+
+    def test_a_loss_without_discriminators_has_no_step_for_them(self, make_loss, pair):
+        loss = make_loss(perceptual_weight=0)
+        message = r"`optimizer_idx` must be 0 for a loss without discriminators, but got 1.*`discr_3d_kwargs`"
+        for run in (lambda: loss(*pair, 1, 0), lambda: loss.update(*pair, 0)):
+            with pytest.raises(ValueError, match=message):
+                run()

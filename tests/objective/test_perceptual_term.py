@@ -1,0 +1,138 @@
+"""The perceptual term: its network, the frames that it compares, chunks, and terms of its features."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from telecine import VideoAutoencoderLoss
+from telecine.perceptual import LPIPS
+
+
+def absolute_distance(*, reconstruction, target):
+    return (reconstruction - target).abs().mean((1, 2, 3))
+
+
+def inputs_of(distance):
+    """Return a list that collects the frames of every call."""
+    calls = []
+    distance.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
+    return calls
+
+
+class TestNetworks:
+    @pytest.mark.slow
+    def test_alex_by_name_and_as_an_object(self, cached_weights, clip):
+        x, y = clip((1, 3, 2, 32, 32)), clip((1, 3, 2, 32, 32), seed=2)
+        lpips = LPIPS("alex")
+        expected = lpips(reconstruction=y.transpose(1, 2).flatten(0, 1), target=x.transpose(1, 2).flatten(0, 1)).mean()
+        for net in ("alex", lpips):
+            loss = VideoAutoencoderLoss(0, perceptual={"net": net, "num_frames": "all"})
+            log = loss(x, y, 0, 0)[1]
+            torch.testing.assert_close(log["train/perceptual_loss"], expected)
+
+    def test_a_function(self, pair):
+        perceptual = {"net": absolute_distance, "num_frames": "all"}
+        loss = VideoAutoencoderLoss(0, perceptual=perceptual, perceptual_weight=2)
+        total, log = loss(*pair, 0, 0)
+        torch.testing.assert_close(log["train/perceptual_loss"], F.l1_loss(*pair).detach())
+        torch.testing.assert_close(total, F.mse_loss(*pair) + 2 * F.l1_loss(*pair))
+
+    def test_a_function_that_returns_something_else(self, pair):
+        def distance(*, reconstruction, target):
+            return (reconstruction - target).square()
+
+        with pytest.raises(ValueError, match="`net` must be"):
+            VideoAutoencoderLoss(0, perceptual={"net": distance})(*pair, 0, 0)
+
+    def test_a_module_is_frozen_and_not_saved(self, pair):
+        net = nn.Conv2d(3, 4, 3)
+        module = nn.Module()
+        module.net = net
+        module.forward = lambda *, reconstruction, target: (net(reconstruction) - net(target)).abs().mean((1, 2, 3))
+        loss = VideoAutoencoderLoss(0, perceptual={"net": module})
+        loss(*pair, 0, 0)[0].backward()
+        assert net.weight.grad is None
+        assert loss.state_dict() == {}
+        assert list(loss.parameters()) == []
+
+    def test_a_term_of_features_needs_a_network_with_features(self):
+        message = r'`terms` must be without terms of features .*but got \'gram\'. Use "vgg" or "alex"'
+        with pytest.raises(ValueError, match=message):
+            VideoAutoencoderLoss(0, perceptual={"net": absolute_distance}, terms={"wavelet": 1, "gram": 1})
+        loss = VideoAutoencoderLoss(0, perceptual={"net": absolute_distance}, terms={"wavelet": 1})
+        assert not loss.perceptual.distance.has_features
+
+    @pytest.mark.parametrize("net", ["alex", absolute_distance])
+    def test_weights_of_vgg_for_another_network(self, vgg, net):
+        with pytest.raises(
+            ValueError, match=r'`vgg_weights` must be left out unless `perceptual.net` is "vgg", but got'
+        ):
+            VideoAutoencoderLoss(0, perceptual={"net": net}, vgg_weights=vgg)
+
+    def test_without_a_weight_no_network_is_built(self):
+        loss = VideoAutoencoderLoss(0, perceptual_weight=0, vgg_weights="nowhere.pth", terms={"gram": 0})
+        assert loss.perceptual.distance is None
+        x = torch.zeros(1, 1, 2, 8, 8)
+        assert loss(x, x + 1, 0, 0)[0] == 1
+
+    def test_a_term_of_features_alone_builds_it(self, make_loss, pair):
+        total, log = make_loss(perceptual_weight=0, terms={"gram": 2})(*pair, 0, 0)
+        torch.testing.assert_close(total, log["train/recon_loss"] + 2 * log["train/gram_loss"])
+        assert log["train/gram_loss"] > 0
+        assert log["train/perceptual_loss"] == 0
+
+    def test_a_weight_of_0_at_this_step_computes_nothing(self, make_loss, pair):
+        loss = make_loss(
+            perceptual_weight={"weight": 1, "start": 5}, terms={"gram": {"weight": {"weight": 1, "start": 3}}}
+        )
+        calls = inputs_of(loss.perceptual.distance)
+        assert [len(calls) for step in (0, 2, 3, 5) if loss(*pair, 0, step)] == [0, 0, 1, 2]
+
+
+class TestFrames:
+    @pytest.mark.parametrize(("frames", "expected"), [(1, 1), (3, 3), ("all", 5), (99, 5)])
+    @pytest.mark.parametrize("eager", [True, False])
+    def test_number(self, make_loss, clip, frames, expected, eager):
+        loss = make_loss(perceptual={"num_frames": frames}, eager_gradients=eager)
+        calls = inputs_of(loss.perceptual.distance)
+        real, fake = clip((2, 3, 5, 16, 16)), clip((2, 3, 5, 16, 16), seed=2)
+        loss(real, fake, 0, 0)
+        assert len(calls) == (expected if eager else 1), "one frame of each clip at a time"
+        frames = {side: torch.cat([call[side] for call in calls]) for side in ("target", "reconstruction")}
+        assert frames["target"].shape == (2 * expected, 3, 16, 16)
+        for b in range(2):
+            chosen, partners = (frames[side][b * expected : (b + 1) * expected] for side in frames)
+            indices = [[torch.equal(frame, real[b, :, t]) for t in range(5)].index(True) for frame in chosen]
+            assert len(set(indices)) == expected
+            assert all(torch.equal(p, fake[b, :, t]) for p, t in zip(partners, indices, strict=True))
+
+    def test_stride(self, make_loss, pair):
+        loss = make_loss(perceptual={"num_frames": "all", "stride": 2})
+        calls = inputs_of(loss.perceptual.distance)
+        loss(*pair, 0, 0)
+        assert sum(len(call["target"]) for call in calls) == 2 * 2
+
+    @pytest.mark.parametrize("eager", [True, False])
+    def test_chunks_change_nothing(self, make_loss, pair, eager):
+        def run(chunk_size):
+            perceptual = {"num_frames": "all", "chunk_size": chunk_size}
+            loss = make_loss(perceptual=perceptual, terms={"gram": 1}, eager_gradients=eager)
+            calls = inputs_of(loss.perceptual.distance)
+            total, _ = loss(*pair, 0, 0)
+            return [len(call["target"]) for call in calls], total, torch.autograd.grad(total, pair[1])[0]
+
+        whole, chunks = run(None), run(3)
+        assert whole[0] == ([2] * 4 if eager else [8])
+        assert chunks[0] == [3, 3, 2]
+        torch.testing.assert_close(chunks[1:], whole[1:])
+
+    def test_half_precision_videos_are_compared_in_float32(self, make_loss, clip):
+        loss = make_loss(perceptual={"num_frames": "all"})
+        real, fake = clip(dtype=torch.bfloat16), clip(seed=2, dtype=torch.bfloat16).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            total, log = loss(real, fake, 0, 0)
+        total.backward()
+        expected = loss(real.float(), fake.detach().float(), 0, 0)[1]["train/perceptual_loss"]
+        torch.testing.assert_close(log["train/perceptual_loss"], expected)
+        assert fake.grad.isfinite().all()

@@ -1,0 +1,245 @@
+"""Additional terms: how they are given, what their functions are called with, and the terms that are built in."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from telecine import Ramp
+from telecine.losses import temporal_difference, wavelet_l1
+from telecine.objective.batch import make_batch
+from telecine.objective.config import ObjectiveConfig
+from telecine.objective.terms import RESERVED, TERMS, Term, as_terms, mean, total, weighted
+from telecine.perceptual import gram, gram_distance
+
+
+def edges(*, reconstruction, target, power=1.0):
+    """Compare differences of neighbouring columns."""
+    return ((reconstruction.diff(dim=-1) - target.diff(dim=-1)).abs() ** power).mean()
+
+
+def term_of(value, name="edges"):
+    return as_terms({name: value})[name]
+
+
+class TestForms:
+    @pytest.mark.parametrize(
+        ("value", "function", "weight"),
+        [
+            (0.5, wavelet_l1, 0.5),
+            (2, wavelet_l1, 2),
+            (Ramp(0.5, steps=2), wavelet_l1, Ramp(0.5, steps=2)),
+            ({"weight": 0.5}, wavelet_l1, 0.5),
+            ({"weight": {"weight": 0.5, "start": 3}}, wavelet_l1, {"weight": 0.5, "start": 3}),
+            ({"target": "temporal"}, temporal_difference, 1.0),
+            ({"target": "telecine.losses.temporal_difference", "weight": 2}, temporal_difference, 2),
+            ({"target": edges}, edges, 1.0),
+            (Term(edges, weight=0.1), edges, 0.1),
+            (Term("gram"), gram, 1.0),
+        ],
+    )
+    def test_each(self, value, function, weight):
+        term = term_of(value, "wavelet")
+        assert isinstance(term, Term)
+        assert term.function is function
+        assert term.weight == weight
+
+    def test_parameters(self):
+        term = term_of({"target": edges, "params": {"power": 2.0}})
+        assert term.function.func is edges
+        assert term.function.keywords == {"power": 2.0}
+        assert term.arguments == ("reconstruction", "target")
+        assert Term("wavelet", params={"levels": 2}).function.keywords == {"levels": 2}
+
+    def test_the_built_in_ones(self):
+        assert {"wavelet": wavelet_l1, "temporal": temporal_difference, "gram": gram} == TERMS
+        assert {name: term.function for name, term in as_terms(dict.fromkeys(TERMS, 1.0)).items()} == TERMS
+        assert as_terms(None) == {}
+
+    def test_the_order_is_kept(self):
+        assert list(as_terms({"temporal": 1, "edges": Term(edges), "gram": 2})) == ["temporal", "edges", "gram"]
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [
+            ("edgez", 0.5, r"`target` must be one of 'wavelet', 'temporal', 'gram', or the dotted path .*'edgez'.*Use"),
+            ("wavelets", 0.5, r"`target` must be one of .*but got 'wavelets'. Did you mean `wavelet`\?"),
+            ("x", {"target": "nowhere.edges"}, r"`target` must be .*'nowhere.edges'.*No module named 'nowhere'"),
+            ("x", {"target": "telecine.losses.edges"}, r"`target` must be .*has no attribute 'edges'"),
+            ("x", {"target": "telecine.losses"}, r"`target` must be the dotted path of a function, but got .*module"),
+            ("x", {"target": edges, "wieght": 1}, r"`terms.x.wieght` must be a field of a term.*Did you mean `weight`"),
+            ("x", {"target": edges, "weight": -1}, r"`weight` must be a finite number >= 0, but got -1"),
+            ("wavelet", -1, r"`weight` must be a finite number >= 0, but got -1"),
+            ("wavelet", "much", r"`weight` must be a finite number >= 0, but got 'much'"),
+            ("two words", {"target": edges}, r"`terms` must be named by an identifier .*but got 'two words'. Rename"),
+        ],
+    )
+    def test_each(self, name, value, message):
+        with pytest.raises(ValueError, match=message):
+            as_terms({name: value})
+
+    @pytest.mark.parametrize("name", RESERVED)
+    def test_names_that_are_in_use(self, name):
+        with pytest.raises(ValueError, match=rf"`terms` must be named by .* other than .*, but got '{name}'"):
+            as_terms({name: Term(edges)})
+
+    def test_every_log_key_and_weight_of_the_objective_is_reserved(self, make_loss, make_feature_discriminator, pair):
+        loss = make_loss(
+            adversarial_loss_weight=Ramp(1.0, steps=1),
+            quantizer_aux_loss_weight=Ramp(1.0, steps=1),
+            gan={"feature_matching_loss_weight": 1, "lecam_loss_weight": 1},
+            reconstruction={"learn_logvar": True},
+            discr_3d_kwargs=make_feature_discriminator(),
+        )
+        logs = [loss(*pair, index, 1)[1] for index in (0, 1)]
+        names = [name.removeprefix("train/") for log in logs for name in log] + list(loss.weights.ramps)
+        names = [name.removesuffix("_weight") for name in names]
+        assert {name.removesuffix("_loss") for name in names if name.endswith("_loss")} == set(RESERVED)
+
+    @pytest.mark.parametrize(
+        ("function", "needed"),
+        [
+            (lambda *, reconstruction, target, latent: 0, "'latent'"),
+            (lambda x, y: 0, "'x', 'y'"),
+            (lambda *, reconstruction_features, target: 0, "'target'"),
+        ],
+    )
+    def test_functions_that_need_other_arguments(self, function, needed):
+        message = rf"`target` must be a function of 'reconstruction', 'target', .*but got one that needs {needed}. Give"
+        with pytest.raises(ValueError, match=message):
+            Term(function)
+
+    @pytest.mark.parametrize(("result", "got"), [(torch.ones(2), r"shape \(2,\)"), (1.0, r"1.0 \(float\)")])
+    def test_results_that_are_not_scalars(self, make_loss, pair, result, got):
+        def edges(*, reconstruction, target):
+            return result
+
+        loss = make_loss(perceptual_weight=0, terms={"mine": Term(edges)})
+        message = rf"`the result of edges` must be a 0-d tensor, but got .*{got}.*`.mean\(\)`"
+        with pytest.raises(ValueError, match=message):
+            loss(*pair, 0, 0)
+
+
+OPTIONS = {"mask": torch.arange(4).view(1, 1, 4, 1, 1) < 1, "sample_weight": torch.tensor([1.0, 3.0])}
+
+
+class TestArguments:
+    """What a function is called with: the arguments that it has parameters for."""
+
+    def call(self, function, **options):
+        given = {}
+        real, fake = torch.zeros(2, 3, 4, 8, 8), torch.ones(2, 3, 4, 8, 8)
+        batch = make_batch(ObjectiveConfig(), real, fake, None, None, **options)
+        Term(function(given))(batch)
+        return given, batch
+
+    def test_both_videos(self):
+        def function(given):
+            return lambda *, reconstruction, target: given.update(r=reconstruction, t=target) or torch.zeros(())
+
+        given, batch = self.call(function, **OPTIONS)
+        assert given["r"] is batch.fake
+        assert given["t"] is batch.real
+
+    def test_without_the_mask_a_weight_accounts_for_its_fraction(self):
+        def function(given):
+            return lambda reconstruction, target, weight: given.update(w=weight) or torch.zeros(())
+
+        assert self.call(function, **OPTIONS)[0]["w"].tolist() == [4, 12]
+        assert self.call(function)[0]["w"] is None
+
+    def test_with_the_mask_a_weight_does_not(self):
+        def function(given):
+            return lambda target, *, weight, mask, other=3: given.update(w=weight, m=mask) or torch.zeros(())
+
+        given, _ = self.call(function, **OPTIONS)
+        assert given["w"].tolist() == [1, 3]
+        assert given["m"] is OPTIONS["mask"]
+
+    def test_variadic_parameters_get_nothing(self):
+        def function(given):
+            return lambda *args, target, **kwargs: given.update(a=args, k=kwargs) or torch.zeros(())
+
+        assert self.call(function)[0] == {"a": (), "k": {}}
+
+    def test_features(self):
+        def compare(*, reconstruction_features, target_features):
+            return torch.zeros(())
+
+        assert Term(compare).arguments == ("reconstruction_features", "target_features")
+        assert Term(compare).uses_features
+        assert Term(lambda *, target_features: 0).uses_features
+        assert not Term(edges).uses_features
+
+
+class TestInTheLoss:
+    def test_a_function_and_its_weight_are_all_that_a_term_needs(self, make_loss, pair):
+        loss = make_loss(perceptual_weight=0, terms={"edges": Term(edges, weight=0.1, params={"power": 2.0})})
+        total_loss, log = loss(*pair, 0, 0)
+        real, fake = pair
+        expected = edges(reconstruction=fake, target=real, power=2.0)
+        torch.testing.assert_close(log["train/edges_loss"], expected.detach())
+        torch.testing.assert_close(total_loss, F.mse_loss(fake, real) + 0.1 * expected)
+        gradients = [torch.autograd.grad(t, fake)[0] for t in (total_loss, F.mse_loss(fake, real) + 0.1 * expected)]
+        torch.testing.assert_close(*gradients)
+
+    def test_a_ramp_is_logged_and_a_term_of_weight_0_is_not_computed(self, make_loss, pair):
+        calls = []
+
+        def counted(*, reconstruction, target):
+            calls.append(1)
+            return edges(reconstruction=reconstruction, target=target)
+
+        loss = make_loss(perceptual_weight=0, terms={"edges": {"target": counted, "weight": Ramp(2.0, 1, steps=2)}})
+        for step, weight in enumerate((0.0, 0.0, 1.0, 2.0)):
+            calls.clear()
+            total_loss, log = loss(*pair, 0, step)
+            assert log["train/edges_loss_weight"] == weight
+            assert len(calls) == (weight > 0) == ("train/edges_loss" in log)
+            term = weight * log["train/edges_loss"] if weight else 0
+            torch.testing.assert_close(total_loss.detach(), log["train/recon_loss"] + term)
+
+    def test_wavelet_and_temporal(self, make_loss, pair):
+        terms = {"wavelet": {"weight": 2, "params": {"levels": 2}}, "temporal": 3}
+        total_loss, log = make_loss(perceptual_weight=0, terms=terms)(*pair, 0, 0)
+        x, y = pair
+        expected = wavelet_l1(reconstruction=y, target=x, levels=2), temporal_difference(reconstruction=y, target=x)
+        assert log["train/wavelet_loss"].item() == expected[0].item()
+        assert log["train/temporal_loss"].item() == expected[1].item()
+        torch.testing.assert_close(total_loss, F.mse_loss(x, y) + 2 * expected[0] + 3 * expected[1])
+
+    def test_features_of_the_sampled_frames(self, make_loss, pair):
+        def gram_of(*, reconstruction_features, target_features):
+            distances = [gram_distance(x, y) for x, y in zip(reconstruction_features, target_features, strict=True)]
+            return torch.stack(distances).sum(0)
+
+        terms = {"gram": 1.0, "mine": Term(gram_of, weight=2.0)}
+        total_loss, log = make_loss(perceptual_weight=0, perceptual={"num_frames": "all"}, terms=terms)(*pair, 0, 0)
+        assert log["train/gram_loss"] > 0
+        torch.testing.assert_close(log["train/mine_loss"], log["train/gram_loss"])
+        assert log["train/perceptual_loss"] == 0
+        torch.testing.assert_close(total_loss.detach(), log["train/recon_loss"] + 3 * log["train/gram_loss"])
+
+    def test_the_loss_is_not_changed_by_a_term_of_weight_0_that_is_nan(self, make_loss, pair):
+        def nan(*, reconstruction, target):
+            return reconstruction.sum() * float("nan")
+
+        total_loss, _ = make_loss(perceptual_weight=0, terms={"nan": Term(nan, weight=0)})(*pair, 0, 0)
+        assert total_loss.isfinite()
+
+
+class TestSums:
+    def test_total_and_mean(self):
+        terms = [torch.tensor(1.0), torch.tensor(4.0)]
+        like = torch.zeros(3, device="meta")
+        assert total(iter(terms), like=like).item() == 5
+        assert mean(iter(terms), like=like).item() == 2.5
+        for empty in (total([], like=like), mean([], like=like)):
+            assert (empty.shape, empty.device.type) == ((), "meta")
+        assert total([], like=terms[0]) == mean([], like=terms[0]) == 0
+
+    def test_weighted(self):
+        nan = torch.tensor(float("nan"))
+        assert weighted((2.0, torch.tensor(3.0)), (0.0, nan), (1.0, None), (0.5, torch.tensor(4.0))).item() == 8
+        assert weighted() == 0
