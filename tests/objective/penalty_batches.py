@@ -1,8 +1,7 @@
-"""Double backward through both forms of the attention in float32, `penalty_batches.py BATCH...`; prints JSON lines.
+"""Double backward through both forms of attention in float32: `penalty_batches.py BATCH...` prints JSON lines.
 
-Each batch has a process of its own, which a heap error ends; all are copies of one that has only imported. With one
-thread the heap of a discriminator whose attention hands on a channels-last layout stays whole, so several are asked for
-whatever the environment says.
+A heap error ends the process, so each batch size runs in a fork of a process that has only imported. The error needs
+more than one thread, so the number of threads is set here.
 """
 
 import collections
@@ -23,12 +22,12 @@ NETWORKS = {
     "both": {"dim": 2, "image_size": 32, "linear_attn_heads": 4},
     "default": {"dim": 2, "image_size": 32},
 }
-# The penalties that differentiate a gradient: of the real view; of both views, and of a view of its own.
+# The penalties with a double backward: at real samples, at both, and at points between them.
 CASES = [("one_centered", name) for name in NETWORKS] + [("r1_and_r2", "both"), ("wgan_gp", "both")]
 
 
 def count_forms():
-    """Count the calls of each form from here on."""
+    """Count the calls of each form from now on."""
     calls = collections.Counter()
     for form in ("_quadratic_attention", "_linear_attention"):
         original = getattr(attention, form)

@@ -179,4 +179,7 @@ def test_the_loss_has_the_same_arguments_and_defaults():
     assert arguments.pop("terms").default is None
     for name, argument in arguments.items():
         assert argument.default == getattr(settings, name), name
-    assert VideoAutoencoderLoss(0, perceptual_weight=0).config == ObjectiveConfig(perceptual_weight=0)
+    settings = ObjectiveConfig(
+        disc_start=3, perceptual_weight=0, gan=GANConfig(lecam_decay=0.5), terms={"wavelet": 0.1}
+    )
+    assert VideoAutoencoderLoss(**settings.arguments()).config == settings

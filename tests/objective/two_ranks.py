@@ -1,7 +1,6 @@
-"""One of two processes that share what is averaged: `two_ranks.py RANK INIT_METHOD`; prints its logs as JSON.
+"""One of two processes that average over ranks: `two_ranks.py RANK INIT_METHOD` prints its logs as JSON.
 
-`setting`, `averaging_setting` and `batch` are read by the test as well, which computes in one process what must
-come out.
+The test also uses the functions below: it computes the expected values in one process.
 """
 
 import gc
@@ -17,26 +16,33 @@ from torch.nn.parallel import DistributedDataParallel
 
 from telecine import VideoAutoencoderLoss
 from telecine.objective.running import average_over_ranks
+from telecine.perceptual import LPIPS
 
 helpers = runpy.run_path(str(Path(__file__).with_name("conftest.py")))
 
 
-def setting():
+def perceptual():
+    """Return settings of a small LPIPS that compares all frames."""
+    lpips = LPIPS("vgg", weights=helpers["random_vgg"]())
+    lpips._frozen = {name: helpers["narrowed"](tensor) for name, tensor in lpips._frozen.items()}
+    return {"net": lpips, "num_frames": "all"}
+
+
+def build_loss_and_autoencoder():
     """Return the loss and the autoencoder, the same on every rank."""
     autoencoder = helpers["TinyAutoencoder"](seed=0)
     torch.manual_seed(0)
     loss = VideoAutoencoderLoss(
         disc_start=0,
         adversarial_loss_weight=1.0,
-        vgg_weights=helpers["random_vgg"](),
         discr_3d_kwargs={"dim": 1, "image_size": 16, "frame_num": 4, "linear_attn_heads": 2},
-        perceptual={"num_frames": "all"},
+        perceptual=perceptual(),
     )
     return loss, autoencoder
 
 
-def averaging_setting():
-    """Return a loss in which everything that ranks must agree on is on: weights of samples, averages, a parameter."""
+def build_averaging_loss():
+    """Return a loss with everything that ranks must agree on: an adaptive weight, running averages, a parameter."""
     torch.manual_seed(0)
     return VideoAutoencoderLoss(
         disc_start=0,
@@ -44,14 +50,13 @@ def averaging_setting():
         gan={"lecam_loss_weight": 0.1},
         reconstruction={"learn_logvar": True},
         adaptive_weight={"at": "reconstruction", "decay": 0.5},
-        vgg_weights=helpers["random_vgg"](),
         discr_3d_kwargs={"dim": 1, "image_size": 16, "frame_num": 4, "linear_attn_heads": 2},
-        perceptual={"num_frames": "all"},
+        perceptual=perceptual(),
     )
 
 
 def averaged(loss, real, fake):
-    """Return what the ranks must agree on after both steps."""
+    """Return the values after both steps that must be equal on every rank."""
     total, log = loss(real, fake, 0, 0)
     total.backward()
     loss(real, fake, 1, 0)
@@ -63,33 +68,33 @@ def averaged(loss, real, fake):
 
 
 def discriminator_gradients(loss, wrapped, real, fake):
-    """Return the gradients of a discriminators' step through the wrapper, an autoencoder's step having gone before."""
+    """Return the norms of the discriminators' gradients through the wrapper, after a step of the autoencoder."""
     loss(real, fake, 0, 0)[0].backward()
     wrapped(real, fake, 1, 0)[0].backward()
     return [weight.grad.double().norm().item() for weight in loss.get_trainable_parameters()]
 
 
 def batch(rank):
-    """Return the rank's own clips."""
+    """Return the clips of a rank."""
     return helpers["random_clip"]((2, 3, 3, 16, 16), seed=10 + rank) * (0.2 + rank) / 1.2
 
 
 def main(rank, init_method):
     dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=2, timeout=timedelta(seconds=120))
-    loss, autoencoder = setting()
+    loss, autoencoder = build_loss_and_autoencoder()
     total, log = loss(batch(rank), autoencoder(batch(rank)), 0, 0, last_layer=autoencoder.last_layer)
     total.backward()
     result = {name: value.item() for name, value in log.items()}
-    own = torch.tensor([1.0 + rank, 10.0])
-    result["average"] = average_over_ranks(own).tolist()
-    assert own.tolist() == [1.0 + rank, 10.0]
-    averaging, real = averaging_setting(), batch(rank)
+    values = torch.tensor([1.0 + rank, 10.0])
+    result["average"] = average_over_ranks(values).tolist()
+    assert values.tolist() == [1.0 + rank, 10.0], "it is not changed in place"
+    averaging, real = build_averaging_loss(), batch(rank)
     result["averaged"] = averaged(averaging, real, (0.5 * real).requires_grad_())
-    wrapped = DistributedDataParallel(parallel := averaging_setting())
+    wrapped = DistributedDataParallel(parallel := build_averaging_loss())
     result["gradients"] = [
         discriminator_gradients(parallel, wrapped, real, (0.5 * real).requires_grad_()) for _ in range(2)
     ]
-    # Gloo's threads may outlive the interpreter's teardown where tensors of the graph do.
+    # Free the graphs before the interpreter ends: Gloo's threads may still use their tensors.
     del loss, autoencoder, averaging, wrapped, parallel, total, log
     gc.collect()
     dist.barrier()
