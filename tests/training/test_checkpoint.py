@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from torch import nn
 
 from telecine import Ramp
-from telecine.training.checkpoint import as_yaml, check_same_networks, resume_notes
+from telecine.training.checkpoint import Checkpointer, as_yaml, check_same_networks, resume_notes
 from telecine.training.config import TrainConfig
 
 
@@ -65,6 +66,12 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(tiny, saved):
     (saved / "config.yaml").write_text(yaml.safe_dump(settings))
     with pytest.raises(ValueError, match=r"must be .* of this version, but got .*0\.1\. Use another --output_dir"):
         check_same_networks(tiny(), saved)
+
+
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
+def test_only_sharded_weights_are_gathered_in_a_copy(tiny, sharding):
+    checkpointer = Checkpointer(tiny(sharding=sharding), nn.Linear(1, 1))
+    assert (checkpointer.weights.unsharded is not None) == (sharding != "none")
 
 
 def notes(config: TrainConfig, folder, num_processes=1, **state):

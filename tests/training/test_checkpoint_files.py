@@ -1,3 +1,4 @@
+import os
 import shutil
 
 import pytest
@@ -221,3 +222,28 @@ def test_a_state_tensor_of_a_scalar_parameter_is_restored(tmp_path, shape):
     ours, theirs = optimizer.state[weight], restored.state[weight]
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_every_file_is_flushed_and_closed(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(os, "fsync", flushed.append)
+
+    def lowest_free_descriptor():
+        descriptor = os.open(tmp_path, os.O_RDONLY)
+        os.close(descriptor)
+        return descriptor
+
+    before = lowest_free_descriptor()
+    write_checkpoint(tmp_path, 1, write_state, keep=1)
+    assert len(flushed) == 3, "a file, a folder, and the folder of the checkpoint"
+    assert lowest_free_descriptor() == before
+
+
+def test_the_random_state_of_a_gpu_is_restored(monkeypatch):
+    restored = []
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *arguments: restored.append(arguments))
+    states = {"0.cuda": torch.zeros(1), "1.cuda": torch.ones(1)}
+    for rank in (1, 2):
+        set_random_state(states, rank, torch.device("cuda"))
+    set_random_state(states, 0, torch.device("cpu"))
+    assert restored == [(states["1.cuda"], torch.device("cuda"))]

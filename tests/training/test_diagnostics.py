@@ -240,6 +240,38 @@ def test_each_threshold_has_a_case():
     assert {name for name, _, _ in CASES} == {rule.name for rule in RULES}
 
 
+EXACTLY = [
+    ("discriminator_saturated", {"accuracy_real": 0.99, "accuracy_fake": 0.99, "hinge_active": 0.05}),
+    ("discriminator_saturated", {"accuracy_real": 0.99, "accuracy_fake": 1.0, "discr_loss": 0.1}),
+    ("adversarial_dominates", {"adversarial_gradient_share": 0.95}),
+    ("adaptive_weight_at_bound", {"adaptive_weight": 990.0}),
+    ("adaptive_weight_at_bound", {"adaptive_weight": 1e-5}),
+    ("ema_behind", {"ema_psnr_behind": 1.0}),
+    ("always_clipped", {"grad_clipped": 0.98, "grad_norm": 10.0}),
+    ("gradients_overflow", {"grad_overflow": 0.5}),
+    ("learns_nothing", {"update_ratio": 1e-6}),
+    ("learns_too_fast", {"update_ratio": 0.1}),
+]
+
+
+@pytest.mark.parametrize(("name", "values"), EXACTLY)
+def test_rules_fire_exactly_at_their_threshold(tiny, name, values):
+    assert set(fired(steady(**values), tiny())) == {name}
+
+
+@pytest.mark.parametrize("missing", PERFECT)
+def test_rules_need_all_of_their_values(tiny, missing):
+    values = {name: value for name, value in PERFECT.items() if name != missing}
+    assert fired(steady(**values), tiny()) == {}
+
+
+def test_perceptual_loss_has_a_twentieth_of_the_run_to_fall(tiny):
+    assert set(fired(steady(perceptual_loss=0.5), tiny(steps=2100))) == {"perceptual_flat"}
+    assert fired(steady(perceptual_loss=0.5), tiny(steps=2200)) == {}
+    falling = steady(perceptual_loss=0.5)[:10] + steady(perceptual_loss=0.485)
+    assert fired(falling, tiny()) == {}, "by 3 %"
+
+
 def test_no_rule_fires_during_the_warmup(tiny):
     config = tiny(steps=10_000, optimizer=OptimizerConfig(warmup_steps=500))
     assert fired(steady(**CLIPPED, update_ratio=1e-8, perceptual_loss=0.5), config) == {}
@@ -247,18 +279,21 @@ def test_no_rule_fires_during_the_warmup(tiny):
 
 def test_warnings_after_the_checkpoint_are_dropped_and_may_be_given_again(tiny, tmp_path):
     lines = [
-        {"step": step, "rule": rule, "message": "", "remedy": ""} for step, rule in ((5, "x"), (130, "ema_behind"))
+        {"step": step, "rule": rule, "message": "", "remedy": ""} for step, rule in ((105, "x"), (130, "ema_behind"))
     ]
     (tmp_path / HEALTH_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
     records = [{"step": step, "val/psnr": 1.0, EMA_BEHIND: 2.0} for step in (100, 110, 120)]
     (tmp_path / METRICS_FILE).write_text("".join(json.dumps(record) + "\n" for record in records))
-    diagnostics = Diagnostics(tmp_path, tiny(), Console(quiet=True), step=105, enabled=True)
+    console = Console(record=True, width=1000, file=io.StringIO())
+    diagnostics = Diagnostics(tmp_path, tiny(), console, step=105, enabled=True)
     assert read_lines(tmp_path / HEALTH_FILE) == lines[:1]
     assert diagnostics.warned == {"x"}
     diagnostics.check(130, {EMA_BEHIND: 2.0})
     diagnostics.check(131, {EMA_BEHIND: 3.0})
     (_, again) = read_lines(tmp_path / HEALTH_FILE)
     assert (again["step"], again["rule"]) == (130, "ema_behind")
+    (line,) = console.export_text().splitlines()
+    assert line.startswith(f"warning: step 130: {again['message']} (ema_behind). Lower `optimizer.ema_decay`")
 
 
 def test_only_the_first_process_warns(tiny, tmp_path):

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.training import TrainableConfig, TrainConfig, distributed
+from telecine.training.checkpoint_files import load_optimizer, optimizer_tensors, save_tensors
 from telecine.training.distributed import (
     all_gather,
     any_rank,
@@ -24,6 +26,7 @@ from telecine.training.distributed import (
     local_shard,
     shard,
 )
+from telecine.training.optim import clip_gradients
 from telecine.training.trainable import select_trainable
 
 models = runpy.run_path(str(Path(__file__).parent.parent / "autoencoders" / "tiny_models.py"))
@@ -214,6 +217,34 @@ def test_weights_are_copied_between_whole_and_sharded_models():
     copy_weights(sharded, into=other)
     ours, theirs = whole.state_dict(), other.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_gradients_of_whole_and_sharded_weights_are_clipped_together():
+    sharded, whole = nn.Linear(2, 2, bias=False), nn.Parameter(torch.zeros(1))
+    shard(sharded)
+    sharded(torch.tensor([[3.0, 0.0]])).sum().backward()
+    whole.grad = torch.tensor([4.0])
+    norm = (9 + 9 + 16) ** 0.5
+    assert full_tensor(clip_gradients([sharded.weight, whole], norm / 2)).item() == pytest.approx(norm)
+    assert whole.grad.item() == pytest.approx(2.0)
+    assert full_tensor(sharded.weight.grad)[:, 0].tolist() == pytest.approx([1.5, 1.5])
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_the_optimizer_of_sharded_weights_is_restored(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 2))
+    shard(model)
+    optimizer, restored = torch.optim.AdamW(model.parameters()), torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    save_tensors(tmp_path / "optimizer.safetensors", optimizer_tensors(optimizer))
+    load_optimizer(restored, tmp_path / "optimizer.safetensors")
+    for weight in model.parameters():
+        ours, theirs = optimizer.state[weight], restored.state[weight]
+        assert isinstance(theirs["exp_avg"], DTensor)
+        assert not isinstance(theirs["step"], DTensor)
+        assert all(torch.equal(full_tensor(ours[name]), full_tensor(theirs[name])) for name in ours)
 
 
 @pytest.mark.usefixtures("one_rank")

@@ -1,16 +1,21 @@
+import io
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
+from rich.console import Console
 
 from telecine.report.run import read_records
 from telecine.runs import METRICS_FILE
+from telecine.training import logging
 from telecine.training.logging import (
     ADVERSARIAL_SHARE,
     IntervalMeans,
     MetricsLogger,
+    Monitor,
     ReconstructionGradient,
     is_gradient_share,
 )
@@ -76,6 +81,52 @@ def test_tensorboard_gets_scalars_and_a_video(logger, tmp_path, with_pictures):
     assert (image.width, image.height) == (16, 16)
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """Replace the clock of the progress by one that a test sets."""
+    clock = SimpleNamespace(now=100.0)
+    clocks = {"perf_counter": lambda: clock.now, "monotonic": lambda: clock.now}
+    monkeypatch.setattr(logging, "time", SimpleNamespace(**clocks))
+    return clock
+
+
+VALUES = {"train/total_loss": 0.5, "train/mse": 0.04, "train/adaptive_weight": 0.0}
+
+
+def test_progress_without_a_terminal_is_a_line_every_half_minute(clock):
+    console = Console(record=True, width=1000, file=io.StringIO())
+    with Monitor(console, num_steps=100, start=0, batch_size=4) as monitor:
+        for step in range(1, 5):
+            clock.now += 16.0
+            monitor.show(step, VALUES | {"train/adaptive_weight": 2.0 * (step == 4)})
+    assert console.export_text().splitlines() == [
+        "step 2/100  loss 0.500  psnr 20.0 dB  0.2 clips/s  26.1 min left",
+        "step 4/100  loss 0.500  psnr 20.0 dB  w 2.00  0.2 clips/s  25.6 min left",
+    ]
+
+
+def test_progress_on_a_terminal_is_a_bar(clock):
+    console = Console(record=True, width=200, force_terminal=True, file=io.StringIO())
+    with Monitor(console, num_steps=9, start=3, batch_size=4) as monitor:
+        clock.now += 60.0
+        monitor.show(5, VALUES)
+    text = console.export_text()
+    assert "5/9 loss 0.500  psnr 20.0 dB  0.1 clips/s" in text
+    assert "min left" not in text
+
+
+def test_the_speed_is_averaged_and_excludes_validation(clock):
+    monitor = Monitor(Console(quiet=True), num_steps=9, start=0, batch_size=4)
+    clock.now += 2.0
+    monitor.show(1, VALUES)
+    assert monitor.clips_per_second == pytest.approx(4 / 2)
+    clock.now += 50.0
+    monitor.restart_clock()
+    clock.now += 4.0
+    monitor.show(2, VALUES)
+    assert monitor.clips_per_second == pytest.approx(4 / (0.95 * 2 + 0.05 * 4))
+
+
 def video(num_frames=4):
     return torch.rand(2, 3, num_frames, 8, 8, requires_grad=True) * 1.0
 
@@ -94,6 +145,13 @@ def test_the_log_is_of_the_last_backward():
     torch.autograd.grad(x[:, :, 0].sum(), x, retain_graph=True)
     x.sum().backward()
     assert [value.item() for value in gradient.log.values()] == pytest.approx([1.0] * 4)
+
+
+def test_two_frames_have_shares():
+    x = video(num_frames=2)
+    gradient = ReconstructionGradient(x)
+    x.sum().backward()
+    assert [value.item() for value in gradient.log.values()] == pytest.approx([1.0, 1.0])
 
 
 def test_a_single_frame_has_no_share():

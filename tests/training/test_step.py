@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
-from telecine.training.config import DiscriminatorConfig, ObjectiveConfig
-from telecine.training.step import MicroBatch, TrainingError, finite_values, train_step
+from telecine.training.config import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig
+from telecine.training.step import MicroBatch, TrainingError, finite_values, set_learning_rates, train_step
 
 
 @pytest.fixture
@@ -60,6 +60,18 @@ def test_discriminators_do_not_train_before_their_start(build, video):
     values = update(state, video, step=0)
     assert not any(changed(before, state.objective.get_trainable_parameters()))
     assert "train/discr_loss" not in values
+
+
+def test_both_learning_rates_follow_the_schedule(build):
+    state = build()
+    assert state.step == 0
+    settings = OptimizerConfig(lr=1.0, disc_lr=3.0, warmup_steps=4)
+    assert set_learning_rates(state, settings, num_steps=10) == 0.25
+    state.step = 1
+    assert set_learning_rates(state, settings, num_steps=10) == 0.5
+    assert [optimizer.param_groups[0]["lr"] for optimizer in (state.optimizer, state.disc_optimizer)] == [0.5, 1.5]
+    state.disc_optimizer = None
+    assert set_learning_rates(state, settings, num_steps=10) == 0.5
 
 
 def test_without_an_adversarial_term_there_is_no_discriminator_step(build, video):
