@@ -19,11 +19,11 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
+from telecine.checks import argument_error
 from telecine.data import Clip, ClipDataset, bytes_from_video, clip_loader
 from telecine.evaluation import ReconstructionMetrics
 from telecine.files import read_json, write_json
 from telecine.perceptual import LPIPS
-from telecine.shapes import argument_error
 from telecine.training import TrainConfig, TrainingError
 from telecine.training.build import Clips, build_accelerator, build_autoencoder, build_clips, build_state
 from telecine.training.diagnostics import Diagnostics

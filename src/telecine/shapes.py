@@ -9,7 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from telecine.checks import argument_error, describe
-from telecine.checks import nearest as nearest  # until every module imports it from `checks`
 
 Video: TypeAlias = Float[Tensor, "batch channel time height width"]
 Frames: TypeAlias = Float[Tensor, "frame channel height width"]

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from telecine.checks import argument_error, describe
 from telecine.precision import at_least_float32
-from telecine.shapes import Scalar, argument_error, describe
+from telecine.shapes import Scalar
 
 
 class GANLosses(NamedTuple):

@@ -21,10 +21,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from telecine.checks import argument_error
 from telecine.ops.double_backward import differentiated_twice
 from telecine.precision import at_least_float32, autocast_off
 from telecine.randomness import Generators, rand, randn
-from telecine.shapes import Scalar, argument_error
+from telecine.shapes import Scalar
 
 LogitsFunction: TypeAlias = Callable[[Tensor], Tensor]
 

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from telecine.autoencoders import CausalVAE, VideoAutoencoder, as_video_autoencoder, load_autoencoder
+from telecine.checks import argument_error
 from telecine.data import (
     Clip,
     ClipDataset,
@@ -38,7 +39,6 @@ from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.weights import WeightSchedule
 from telecine.runs import find_checkpoint
-from telecine.shapes import argument_error
 from telecine.training.acceleration import accelerate_networks
 from telecine.training.config import DiscriminatorConfig, OptimizerConfig, TrainConfig
 from telecine.training.distributed import broadcast_module, shard
