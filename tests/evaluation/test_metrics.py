@@ -113,7 +113,7 @@ class TestInvalidArguments:
             (torch.zeros(3, 2, 16, 16), torch.zeros(1, 3, 2, 16, 16), "`reconstruction` must be a floating-point"),
             (torch.zeros(1, 3, 2, 16, 16), torch.zeros(1, 3, 2, 16, 16).byte(), "`target` must be a floating-point"),
             (torch.zeros(1, 1, 2, 16, 16), torch.zeros(1, 1, 2, 16, 16), "`target` must be RGB"),
-            (torch.zeros(1, 3, 1, 16, 16), torch.zeros(1, 3, 2, 16, 16), "`reconstruction` must be of the target's"),
+            (torch.zeros(1, 3, 1, 16, 16), torch.zeros(1, 3, 2, 16, 16), "`reconstruction` must be of `target`'s"),
             (torch.zeros(1, 3, 2, 16, 16), torch.full((1, 3, 2, 16, 16), 255.0), r"`target` must be in the range"),
         ],
     )

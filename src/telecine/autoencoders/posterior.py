@@ -6,11 +6,10 @@ from typing import Protocol
 
 from torch import Tensor
 
-from telecine.checks import argument_error
 from telecine.losses.divergence import kl_to_standard_normal
 from telecine.precision import at_least_float32
 from telecine.randomness import Generators, randn
-from telecine.shapes import Scalar
+from telecine.shapes import Scalar, check_same_shape
 
 # exp(20) and its square are finite in float32, and so is 1 / exp(-30).
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -44,9 +43,8 @@ class DiagonalGaussian:
     """
 
     def __init__(self, *, mean: Tensor, logvar: Tensor) -> None:
-        if mean.shape != logvar.shape:
-            remedy = "Split the encoder's output into two equal halves."
-            raise argument_error("logvar", f"of `mean`'s shape {tuple(mean.shape)}", logvar, remedy)
+        remedy = "Split the encoder's output into two equal halves."
+        check_same_shape("logvar", logvar, "mean", mean, remedy=remedy)
         self.mean = at_least_float32(mean)
         self.logvar = at_least_float32(logvar).clamp(*LOGVAR_RANGE)
 

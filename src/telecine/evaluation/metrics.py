@@ -15,7 +15,7 @@ from telecine.evaluation.definitions import DEFINITIONS, GRID_PERIODS
 from telecine.evaluation.grid import grid_excess
 from telecine.evaluation.pixel_metrics import flicker, ms_ssim, psnr, sharpness, ssim
 from telecine.precision import at_least_float32, autocast_off
-from telecine.shapes import VALUE_RANGE, Frames, Video, check_range, check_video
+from telecine.shapes import VALUE_RANGE, Frames, Video, check_range, check_same_shape, check_video
 
 Value = TypeVar("Value")
 
@@ -181,9 +181,8 @@ def _check_pair(*, reconstruction: Video, target: Video) -> None:
     check_video("target", target)
     if target.shape[1] != 3:
         raise argument_error("target", "RGB video of shape (B, 3, T, H, W)", target, "Repeat a grey channel 3 times.")
-    if reconstruction.shape != target.shape:
-        remedy = "Crop both to the same frames and size."
-        raise argument_error("reconstruction", f"of the target's shape {tuple(target.shape)}", reconstruction, remedy)
+    remedy = "Crop both to the same frames and size."
+    check_same_shape("reconstruction", reconstruction, "target", target, remedy=remedy)
     check_range("target", target)
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.checks import argument_error, describe
+from telecine.checks import argument_error
 from telecine.precision import at_least_float32
-from telecine.shapes import Scalar
+from telecine.shapes import Scalar, check_same_shape
 
 
 class GANLosses(NamedTuple):
@@ -171,9 +171,8 @@ def relativistic(*, real: Tensor, fake: Tensor) -> GANLosses:
     Raises:
         ValueError: If the shapes differ.
     """
-    if fake.shape != real.shape:
-        contract = f"of `real`'s shape {tuple(real.shape)}"
-        raise argument_error("fake", contract, fake, "Pass as many real samples as fakes to the discriminator.")
+    remedy = "Pass as many real samples as fakes to the discriminator."
+    check_same_shape("fake", fake, "real", real, remedy=remedy)
     relativistic_logits = at_least_float32(real) - at_least_float32(fake)
     return GANLosses(
         discriminator=F.softplus(-relativistic_logits).mean(), generator=F.softplus(relativistic_logits).mean()
@@ -216,9 +215,8 @@ def feature_matching(*, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Scala
 
 
 def _layer_distance(index: int, real: Tensor, fake: Tensor) -> Scalar:
-    if fake.shape != real.shape:
-        contract = f"of `real[{index}]`'s shape {tuple(real.shape)}"
-        raise argument_error(f"fake[{index}]", contract, describe(fake), "Pass both sides through the same layers.")
+    remedy = "Pass both sides through the same layers."
+    check_same_shape(f"fake[{index}]", fake, f"real[{index}]", real, remedy=remedy)
     return F.l1_loss(at_least_float32(fake), at_least_float32(real.detach()))
 
 

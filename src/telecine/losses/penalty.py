@@ -25,7 +25,7 @@ from telecine.checks import argument_error
 from telecine.ops.double_backward import differentiated_twice
 from telecine.precision import at_least_float32, autocast_off
 from telecine.randomness import Generators, rand, randn
-from telecine.shapes import Scalar
+from telecine.shapes import Scalar, check_same_shape
 
 LogitsFunction: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -104,9 +104,8 @@ def wgan_gp(
         ValueError: If the shapes differ.
     """
     x, x_tilde = real.detach(), fake.detach()
-    if x.shape != x_tilde.shape:
-        contract = f"of `real`'s shape {tuple(x.shape)}"
-        raise argument_error("fake", contract, x_tilde, "Pass as many real samples as fakes to the discriminator.")
+    remedy = "Pass as many real samples as fakes to the discriminator."
+    check_same_shape("fake", x_tilde, "real", x, remedy=remedy)
     one_each = (len(x), *[1] * (x.ndim - 1))
     epsilon = rand(one_each, generator=generator, device=x.device, dtype=at_least_float32(x).dtype)
     # Algorithm 1, line 6

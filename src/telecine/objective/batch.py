@@ -13,7 +13,7 @@ from telecine.losses import Reduction, posterior_kl
 from telecine.objective.layer_activations import LayerActivations
 from telecine.precision import at_least_float32
 from telecine.randomness import Generators
-from telecine.shapes import Scalar, Video, check_range, check_video
+from telecine.shapes import Scalar, Video, check_range, check_same_device, check_same_shape, check_video
 
 if TYPE_CHECKING:
     from telecine.objective.config import ObjectiveConfig
@@ -178,13 +178,9 @@ def check_videos(inputs: Any, reconstructions: Any) -> None:
     """
     check_video("inputs", inputs)
     check_video("reconstructions", reconstructions)
-    if inputs.shape != reconstructions.shape:
-        contract = f"of the same shape as `inputs`, {tuple(inputs.shape)}"
-        remedy = "An autoencoder that changes the number of frames or the size needs clips that fit its strides."
-        raise argument_error("reconstructions", contract, reconstructions, remedy)
-    if inputs.device != reconstructions.device:
-        contract = f"on the same device as `inputs`, {inputs.device}"
-        raise argument_error("reconstructions", contract, reconstructions, "Move one of them with `.to(device)`.")
+    remedy = "An autoencoder that changes the number of frames or the size needs clips that fit its strides."
+    check_same_shape("reconstructions", reconstructions, "inputs", inputs, remedy=remedy)
+    check_same_device("reconstructions", reconstructions, "inputs", inputs)
     check_range("inputs", inputs)
 
 
