@@ -224,8 +224,10 @@ def compare(arguments: argparse.Namespace) -> bool:
         if one["made"][key] != other["made"][key]:
             print(f"not comparable: {key} is {one['made'][key]} and {other['made'][key]}")
     all_same = True
-    for name in sorted(one["cases"].keys() | other["cases"].keys()):
-        ours, theirs = one["cases"].get(name, {}), other["cases"].get(name, {})
+    for name in sorted(one["cases"].keys() ^ other["cases"].keys()):
+        print(f"{name}: only in one of the files")
+    for name in sorted(one["cases"].keys() & other["cases"].keys()):
+        ours, theirs = one["cases"][name], other["cases"][name]
         files = sorted(ours.keys() | theirs.keys())
         lines = [f"{file} differs" for file in files if ours.get(file) != theirs.get(file)]
         all_same &= report(name, lines, f"{len(files)} files")

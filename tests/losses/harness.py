@@ -41,7 +41,7 @@ class LossCase:
     """Changes of the inputs of seed 0, and the whole message of the `ValueError`."""
     num_examples: int = 6
     half_rel: float = 1e-5
-    """Relative tolerance for half-precision inputs, and under autocast."""
+    """Relative tolerance for inputs of other dtypes, and under autocast; infinite to check only the dtype."""
     function: Callable[..., Any] | None = None
     """The public function, if `loss` is an adapter of it. If it has several arguments, they are keyword-only."""
     unchecked: Callable[..., Tensor] | None = None

@@ -1,35 +1,34 @@
-"""Each GAN loss against a loop over single logits, finite differences, and known values."""
+"""GAN losses, feature matching and LeCam equal loops over single logits; what a GAN loss declares is true of it."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from telecine.losses import (
     GAN_LOSSES,
-    Duel,
-    adversarial,
-    generator_needs_real,
+    GANLoss,
+    GANLosses,
+    as_gan_loss,
+    feature_matching,
+    gan_loss,
     hinge,
-    is_separable,
-    least_squares,
+    lecam,
     relativistic,
     vanilla,
 )
 
-numbers = st.floats(-5, 5, width=32)
-pairs = st.lists(st.tuples(numbers, numbers), min_size=1, max_size=9).map(
-    lambda values: torch.tensor(values, dtype=torch.float64).unbind(1)
-)
-logits = st.lists(numbers, min_size=1, max_size=9).map(lambda values: torch.tensor(values, dtype=torch.float64))
-UNPAIRED = ("hinge", "least_squares", "vanilla")
+from .harness import LossCase, LossTester, normal, random
+
+SHAPES = [((6,), (4,)), ((2, 1, 3, 4), (3, 1, 2)), ((1,), (5,)), ((2, 3), (2, 3))]
+MAPS = [(2, 3, 4, 5), (2, 6, 2, 2), (2, 7)]
 losses = pytest.mark.parametrize("name", sorted(GAN_LOSSES))
 
 
 def log_sigmoid(x):
-    return -math.log1p(math.exp(-x))
+    return -math.log1p(math.exp(-x)) if x > -700 else x
 
 
 def average(function, logits):
@@ -37,7 +36,8 @@ def average(function, logits):
     return sum(function(value) for value in values) / len(values)
 
 
-def naive(name, real, fake):
+def loop_over_logits(name, real, fake):
+    """Return the losses of the discriminator and of the generator."""
     if name == "hinge":
         discriminator = average(lambda x: max(0.0, 1 - x), real) + average(lambda x: max(0.0, 1 + x), fake)
         return discriminator, average(lambda x: -x, fake)
@@ -47,218 +47,316 @@ def naive(name, real, fake):
     if name == "vanilla":  # the cross-entropy of a sigmoid, log(1 - sigmoid(x)) = log(sigmoid(-x))
         discriminator = -average(log_sigmoid, real) - average(lambda x: log_sigmoid(-x), fake)
         return discriminator, -average(log_sigmoid, fake)
-    leads = real - fake
-    return -average(log_sigmoid, leads), -average(lambda x: log_sigmoid(-x), leads)
+    gaps = real - fake
+    return -average(log_sigmoid, gaps), -average(lambda x: log_sigmoid(-x), gaps)
 
 
-def assert_equals_the_loop(name, real, fake, rel=1e-10):
-    duel = GAN_LOSSES[name](real=real, fake=fake)
-    assert isinstance(duel, Duel)
-    assert [side.shape for side in duel] == [(), ()]
-    expected = naive(name, real, fake)
-    assert duel.discriminator.item() == pytest.approx(expected[0], rel=rel, abs=1e-12)
-    assert duel.generator.item() == pytest.approx(expected[1], rel=rel, abs=1e-12)
+def gan_example(name):
+    def example(seed):
+        real, fake = SHAPES[seed % len(SHAPES)]
+        return {
+            "real": 2 * normal(real, seed),
+            "fake": 2 * normal(real if name == "relativistic" else fake, seed + 100),
+        }
+
+    return example
 
 
-def test_every_loss_is_tested():
-    assert sorted(GAN_LOSSES) == ["hinge", "least_squares", "relativistic", "vanilla"]
-    assert all(GAN_LOSSES[name] is getattr(adversarial, name) for name in GAN_LOSSES)
+# Real and fake logits, the discriminator's loss, and the generator's.
+KNOWN = {
+    "hinge": [(0, 0, 2, 0), (1, -1, 0, 1), (3, -3, 0, 3), (-1, 1, 4, -1), (0.5, -0.25, 1.25, 0.25)],
+    "vanilla": [(0, 0, 2 * math.log(2), math.log(2))],
+    "least_squares": [(0, 0, 0.5, 0.5), (1, 0, 0, 0.5), (0, 1, 1, 0), (3, -1, 2.5, 2)],
+    "relativistic": [(7, 7, math.log(2), math.log(2)), (1, 0, math.log1p(math.exp(-1)), math.log1p(math.e))],
+}
+# Logits at which a side has nothing left to gain.
+OPTIMA = {
+    ("hinge", "discriminator"): (2.0, -2.0),
+    ("least_squares", "discriminator"): (1.0, 0.0),
+    ("least_squares", "generator"): (5.0, 1.0),
+}
+# Half precision cannot exceed its range in the generator's losses that are at most the largest logit.
+IN_RANGE = {("hinge", "generator"), ("vanilla", "generator")}
 
 
-@losses
-@settings(max_examples=25, deadline=None)
-@given(pair=pairs)
-def test_equals_a_loop_over_pairs(name, pair):
-    assert_equals_the_loop(name, *pair)
+def logits(real, fake, num=3):
+    return {"real": torch.full((num,), float(real)), "fake": torch.full((num,), float(fake))}
 
 
-@pytest.mark.parametrize("name", UNPAIRED)
-@settings(max_examples=15, deadline=None)
-@given(real=logits, fake=logits)
-def test_equals_a_loop_over_logits_of_different_number(name, real, fake):
-    assert_equals_the_loop(name, real, fake)
+def gan_case(name, side):
+    index = GANLosses._fields.index(side)
+    gaps = (0.9, 0.0, -1.0)  # the larger, the better for the discriminator
+    real = torch.zeros(2, 1, 4)
+    message = (
+        "`fake` must be of `real`'s shape {}, but got a torch.float32 tensor of shape {} on cpu. "
+        "Pass as many real samples as fakes to the discriminator."
+    )
+    optimum = OPTIMA.get((name, side))
+    return LossCase(
+        name=f"{name}-{side}",
+        loss=lambda real, fake: getattr(GAN_LOSSES[name](real=real, fake=fake), side),
+        example=gan_example(name),
+        reference=lambda real, fake: loop_over_logits(name, real, fake)[index],
+        learns=("real", "fake") if side == "discriminator" or name == "relativistic" else ("fake",),
+        known=tuple((logits(r, f), values[index]) for r, f, *values in KNOWN[name]),
+        optima=() if optimum is None else ((logits(*optimum), 0.0),),
+        increasing=tuple(logits(gap, -gap) for gap in (gaps if side == "discriminator" else gaps[::-1])),
+        large=None
+        if (name, side) in IN_RANGE
+        else (logits(-6e4, 6e4) if side == "discriminator" else logits(6e4, -6e4)),
+        errors=()
+        if name != "relativistic"
+        else tuple(
+            ({"real": real, "fake": torch.zeros(shape)}, message.format((2, 1, 4), shape))
+            for shape in ((2, 4), (1, 1, 4), (2, 1, 1))
+        ),
+        function=GAN_LOSSES[name],
+    )
 
 
-@losses
-def test_maps_of_logits_count_each_logit(name):
-    generator = torch.Generator().manual_seed(0)
-    real, fake = torch.randn(2, 2, 1, 3, 4, generator=generator, dtype=torch.float64)
-    assert_equals_the_loop(name, real, fake)
+class TestGANLosses(LossTester):
+    cases = tuple(gan_case(name, side) for name in sorted(GAN_LOSSES) for side in GANLosses._fields)
 
+    def test_every_loss_has_a_case(self):
+        assert sorted(GAN_LOSSES) == sorted(KNOWN) == ["hinge", "least_squares", "relativistic", "vanilla"]
+        assert len(self.cases) == 8
 
-@pytest.mark.parametrize(
-    ("name", "real", "fake", "discriminator", "generator"),
-    [
-        ("hinge", 0.0, 0.0, 2.0, 0.0),
-        ("hinge", 1.0, -1.0, 0.0, 1.0),
-        ("hinge", 3.0, -3.0, 0.0, 3.0),
-        ("hinge", -1.0, 1.0, 4.0, -1.0),
-        ("hinge", 0.5, -0.25, 1.25, 0.25),
-        ("vanilla", 0.0, 0.0, 2 * math.log(2), math.log(2)),
-        ("least_squares", 0.0, 0.0, 0.5, 0.5),
-        ("least_squares", 1.0, 0.0, 0.0, 0.5),
-        ("least_squares", 0.0, 1.0, 1.0, 0.0),
-        ("least_squares", 3.0, -1.0, 2.5, 2.0),
-        ("relativistic", 7.0, 7.0, math.log(2), math.log(2)),
-        ("relativistic", 1.0, 0.0, math.log(1 + math.exp(-1)), math.log(1 + math.e)),
-    ],
-)
-def test_known_values(name, real, fake, discriminator, generator):
-    duel = GAN_LOSSES[name](real=torch.tensor([real]), fake=torch.tensor([fake]))
-    assert duel.discriminator.item() == pytest.approx(discriminator)
-    assert duel.generator.item() == pytest.approx(generator)
-
-
-@losses
-def test_each_side_pulls_its_way(name):
-    real, fake = torch.zeros(4, requires_grad=True), torch.zeros(4, requires_grad=True)
-    duel = GAN_LOSSES[name](real=real, fake=fake)
-    of_real, of_fake = torch.autograd.grad(duel.discriminator, (real, fake), allow_unused=True)
-    # At 0, the label of fakes, least squares has nothing to teach about them.
-    assert of_real.lt(0).all()
-    assert of_fake.ge(0).all() if name == "least_squares" else of_fake.gt(0).all()
-    (of_generator,) = torch.autograd.grad(duel.generator, fake)
-    assert of_generator.lt(0).all()
-
-
-def test_the_hinge_generator_pulls_every_logit_alike():
-    fake = torch.tensor([-9.0, 0.0, 1.0, 9.0], requires_grad=True)
-    GAN_LOSSES["hinge"](real=fake.detach(), fake=fake).generator.backward()
-    assert fake.grad.tolist() == [-0.25] * 4
-
-
-def test_the_vanilla_generator_does_not_saturate_where_it_loses():
-    fake = torch.tensor([-30.0], requires_grad=True)
-    GAN_LOSSES["vanilla"](real=fake.detach(), fake=fake).generator.backward()
-    assert fake.grad.item() == pytest.approx(-1.0)
-
-
-def test_relativistic_sees_only_the_lead_within_each_pair():
-    generator = torch.Generator().manual_seed(0)
-    real, fake, shift = (torch.randn(6, generator=generator, dtype=torch.float64) for _ in range(3))
-    duel, shifted = relativistic(real=real, fake=fake), relativistic(real=real + shift, fake=fake + shift)
-    torch.testing.assert_close(tuple(shifted), tuple(duel))
-    assert relativistic(real=real.flip(0), fake=fake).discriminator != duel.discriminator
-    swapped = relativistic(real=fake, fake=real)
-    torch.testing.assert_close(tuple(swapped), (duel.generator, duel.discriminator))
-
-
-@pytest.mark.parametrize("shapes", [((3,), (2,)), ((2, 1, 4), (2, 4)), ((3,), (1,))])
-def test_relativistic_needs_pairs(shapes):
-    real, fake = (torch.zeros(shape) for shape in shapes)
-    with pytest.raises(ValueError, match="`fake` must be of `real`'s shape"):
-        relativistic(real=real, fake=fake)
+    @losses
+    def test_the_result_names_both_sides(self, name):
+        result = GAN_LOSSES[name](**logits(1, 0))
+        assert isinstance(result, GANLosses)
+        assert result == (result.discriminator, result.generator)
 
 
 @losses
-def test_gradcheck(name):
-    torch.manual_seed(0)
-    real, fake = (torch.randn(6, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    for side in Duel._fields:
-        assert torch.autograd.gradcheck(lambda r, f: getattr(GAN_LOSSES[name](real=r, fake=f), side), (real, fake))  # noqa: B023
-
-
-@losses
-@pytest.mark.parametrize("level", [-1e4, -1.0, 0.0, 1.0, 1e4])
-def test_gradients_of_constant_logits_are_finite(name, level):
-    real, fake = (torch.full((3,), level, requires_grad=True) for _ in range(2))
-    duel = GAN_LOSSES[name](real=real, fake=-fake)
-    for side in duel:
+@pytest.mark.parametrize("level", [-1e4, 1e4])
+def test_gradients_of_extreme_logits_are_finite(name, level):
+    real, fake = (torch.full((3,), sign * level, requires_grad=True) for sign in (1, -1))
+    for side in GAN_LOSSES[name](real=real, fake=fake):
         assert side.isfinite()
         gradients = torch.autograd.grad(side, (real, fake), retain_graph=True, allow_unused=True)
         assert all(gradient is None or gradient.isfinite().all() for gradient in gradients)
 
 
 @losses
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_at_least_float32_also_under_autocast(name, dtype):
-    # 1 + 1/512 is no bfloat16, and the mean of these is none either.
-    real = torch.tensor([1.0, 1 / 128, -1 / 64], dtype=dtype)
-    fake = torch.tensor([1 / 128, -1 / 64, 1.0], dtype=dtype)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        duel = GAN_LOSSES[name](real=real, fake=fake)
-    assert [side.dtype for side in duel] == [torch.promote_types(dtype, torch.float32)] * 2
-    assert tuple(side.item() for side in duel) == pytest.approx(naive(name, real, fake), rel=1e-6)
+def test_each_side_pulls_logits_its_way(name):
+    real, fake = torch.zeros(4, requires_grad=True), torch.full((4,), 0.1, requires_grad=True)
+    result = GAN_LOSSES[name](real=real, fake=fake)
+    grad_real, grad_fake = torch.autograd.grad(result.discriminator, (real, fake))
+    assert grad_real.lt(0).all()
+    assert grad_fake.gt(0).all()
+    assert torch.autograd.grad(result.generator, fake)[0].lt(0).all()
+
+
+def test_the_hinge_generator_pulls_every_logit_alike():
+    fake = torch.tensor([-9.0, 0.0, 1.0, 9.0], requires_grad=True)
+    hinge(real=fake.detach(), fake=fake).generator.backward()
+    assert fake.grad.tolist() == [-0.25] * 4
+
+
+def test_the_vanilla_generator_does_not_saturate_where_it_loses():
+    fake = torch.tensor([-30.0], requires_grad=True)
+    vanilla(real=fake.detach(), fake=fake).generator.backward()
+    assert fake.grad.item() == pytest.approx(-1.0)
+
+
+def test_the_relativistic_loss_depends_only_on_the_gap_within_each_pair():
+    real, fake, shift = (normal((6,), seed) for seed in range(3))
+    result, shifted = relativistic(real=real, fake=fake), relativistic(real=real + shift, fake=fake + shift)
+    torch.testing.assert_close(tuple(shifted), tuple(result))
+    assert relativistic(real=real.flip(0), fake=fake).discriminator != result.discriminator
+    swapped = relativistic(real=fake, fake=real)
+    torch.testing.assert_close(tuple(swapped), (result.generator, result.discriminator))
+
+
+# What a loss declares decides how its gradients are taken, so that a false declaration would train the wrong way.
+
+
+def gradient(name, side, of, **inputs):
+    inputs = {key: value.clone().requires_grad_() for key, value in inputs.items()}
+    (result,) = torch.autograd.grad(getattr(GAN_LOSSES[name](**inputs), side), inputs[of], allow_unused=True)
+    return torch.zeros_like(inputs[of]) if result is None else result
 
 
 @losses
-def test_half_precision_does_not_overflow(name):
-    half = torch.full((100,), 6e4, dtype=torch.float16)
-    duel = GAN_LOSSES[name](real=half, fake=-half)
-    assert all(side.isfinite() for side in duel)
-    assert duel.generator.item() == pytest.approx(
-        {"least_squares": 1.8e9, "relativistic": 1.2e5}.get(name, 6e4), rel=1e-3
+def test_separable_losses_are_those_whose_gradient_on_one_side_ignores_the_other(name):
+    real, fake, other = (normal((6,), seed) for seed in range(3))
+    same = [
+        torch.equal(
+            gradient(name, "discriminator", "real", real=real, fake=fake),
+            gradient(name, "discriminator", "real", real=real, fake=other),
+        ),
+        torch.equal(
+            gradient(name, "discriminator", "fake", real=real, fake=fake),
+            gradient(name, "discriminator", "fake", real=other, fake=fake),
+        ),
+    ]
+    assert same == [GAN_LOSSES[name].is_separable] * 2
+
+
+@losses
+def test_losses_use_real_logits_if_the_generator_changes_with_them(name):
+    fake = normal((6,), 0)
+    values = [GAN_LOSSES[name](real=normal((6,), seed), fake=fake).generator for seed in (1, 2)]
+    assert (values[0] != values[1]) == GAN_LOSSES[name].uses_real
+
+
+@losses
+def test_the_boundary_is_where_real_and_fake_are_equally_likely(name):
+    boundary = GAN_LOSSES[name].boundary
+    for distance in (0.3, 2.0):
+        above, below = (logits(x, x) for x in (boundary + distance, boundary - distance))
+        torch.testing.assert_close(GAN_LOSSES[name](**above).discriminator, GAN_LOSSES[name](**below).discriminator)
+    assert relativistic.boundary == 0
+
+
+@losses
+def test_the_margin_is_where_the_gradient_ends(name):
+    margin = GAN_LOSSES[name].margin
+    assert (margin is None) == (name != "hinge")
+    for logit in (0.9, 1.1) if margin is not None else (0.9, 10.0):
+        inputs = {"real": torch.tensor([logit]), "fake": torch.tensor([-logit])}
+        for of in ("real", "fake"):
+            has_gradient = gradient(name, "discriminator", of, **inputs).ne(0).all()
+            assert has_gradient == (margin is None or logit < margin)
+
+
+def means(*, real, fake):
+    """The Wasserstein losses."""
+    return GANLosses(discriminator=fake.mean() - real.mean(), generator=-fake.mean())
+
+
+def test_a_function_that_declares_nothing_gets_the_declarations_that_always_hold():
+    loss = as_gan_loss(means)
+    assert (loss.is_separable, loss.uses_real, loss.boundary, loss.margin) == (False, True, 0.0, None)
+    assert loss(**logits(2, 5)) == (3, -5)
+    assert as_gan_loss(loss) is loss
+
+
+def test_the_decorator_declares_and_keeps_name_and_docstring():
+    loss = gan_loss(is_separable=True, uses_real=False, boundary=0.5, margin=2.0)(means)
+    assert isinstance(loss, GANLoss)
+    assert (loss.is_separable, loss.uses_real, loss.boundary, loss.margin) == (True, False, 0.5, 2.0)
+    assert (loss.__name__, loss.__doc__) == ("means", "The Wasserstein losses.")
+    assert loss(**logits(2, 5)) == (3, -5)
+    default = gan_loss(is_separable=False, uses_real=True)(means)
+    assert (default.is_separable, default.uses_real, default.boundary, default.margin) == (False, True, 0.0, None)
+
+
+@losses
+def test_a_declared_loss_is_pickled_by_name(name):
+    loss = GAN_LOSSES[name]
+    assert pickle.loads(pickle.dumps(loss)) is loss
+    assert copy.deepcopy(loss) is loss
+
+
+def test_a_wrapped_function_is_copied_with_its_declarations():
+    loss = GANLoss(means, is_separable=True, uses_real=False, boundary=0.5, margin=2.0)
+    for other in (copy.deepcopy(loss), copy.copy(loss)):
+        assert other is not loss
+        assert vars(other) == vars(loss)
+        assert other(**logits(2, 5)) == (3, -5)
+
+
+def maps(seed):
+    return [normal(shape, seed + index) for index, shape in enumerate(MAPS)]
+
+
+def loop_over_layers(real, fake):
+    layers = []
+    for x, y in zip(real, fake, strict=True):
+        errors = [abs(a - b) for a, b in zip(x.flatten().tolist(), y.flatten().tolist(), strict=True)]
+        layers.append(sum(errors) / len(errors))
+    return sum(layers) / len(layers)
+
+
+def loop_over_averages(real, fake, real_average, fake_average):
+    def squared(values):
+        positive = [max(0.0, value) ** 2 for value in values]
+        return sum(positive) / len(positive)
+
+    a, b = real_average.item(), fake_average.item()
+    return squared([x - b for x in real.flatten().tolist()]) + squared([a - x for x in fake.flatten().tolist()])
+
+
+def averages(real, fake, real_average, fake_average):
+    return {
+        **logits(real, fake),
+        "real_average": torch.tensor(real_average),
+        "fake_average": torch.tensor(fake_average),
+    }
+
+
+class TestStabilisers(LossTester):
+    cases = (
+        LossCase(
+            name="feature_matching",
+            loss=feature_matching,
+            example=lambda seed: {"real": maps(seed), "fake": maps(seed + 100)},
+            reference=loop_over_layers,
+            learns=("fake",),
+            known=(
+                # Every layer counts the same, whatever its size.
+                (
+                    {
+                        "real": [torch.zeros(1, 100), torch.zeros(1, 2)],
+                        "fake": [torch.full((1, 100), 0.5), torch.tensor([[2.0, -1.0]])],
+                    },
+                    (0.5 + 1.5) / 2,
+                ),
+            ),
+            optima=(
+                ({"real": maps(0), "fake": maps(0)}, 0.0),
+                ({"real": [torch.ones(2)], "fake": [torch.ones(2)]}, 0.0),
+            ),
+            increasing=tuple({"real": [0 * x for x in maps(0)], "fake": [k * x for x in maps(0)]} for k in (0, 0.1, 1)),
+            large={"real": [torch.full((9,), 6e4)], "fake": [torch.full((9,), -6e4)]},
+            errors=(
+                (
+                    {"real": [], "fake": []},
+                    "`real` must be one feature map per layer, but got none. Return features from the discriminator.",
+                ),
+                (
+                    {"fake": maps(0)[:2]},
+                    "`fake` must be as long as `real`, 3 feature maps, but got 2. "
+                    "Take both from the same discriminator.",
+                ),
+                (
+                    {"fake": [maps(0)[0], maps(0)[2], maps(0)[1]]},
+                    "`fake[1]` must be of `real[1]`'s shape (2, 6, 2, 2), but got a torch.float64 tensor of shape "
+                    "(2, 7) on cpu. Pass both sides through the same layers.",
+                ),
+            ),
+        ),
+        LossCase(
+            name="lecam",
+            loss=lecam,
+            example=lambda seed: {
+                **gan_example("lecam")(seed),
+                "real_average": random((), seed + 200),
+                "fake_average": random((), seed + 300),
+            },
+            reference=loop_over_averages,
+            learns=("real", "fake"),
+            known=(
+                (averages(2.0, -1.0, 1.0, -0.5), 2.5**2 + 2.0**2),
+                (averages(1.0, 1.0, 0.0, 0.0), 1.0),
+                (averages(-1.0, -1.0, 0.0, 0.0), 1.0),
+            ),
+            # A discriminator that confuses real and fake is not regularised.
+            optima=((averages(-1.0, 1.0, 0.0, 0.0), 0.0), (averages(0.0, 0.0, 0.0, 0.0), 0.0)),
+            increasing=tuple(averages(x, -x, 0.0, 0.0) for x in (0, 0.1, 1)),
+            large=averages(300.0, -300.0, 1.0, -1.0),
+        ),
     )
 
 
-@losses
-def test_pairs_are_named_so_that_they_cannot_be_swapped(name):
-    with pytest.raises(TypeError):
-        GAN_LOSSES[name](torch.zeros(1), torch.zeros(1))
-
-
-@losses
-def test_nothing_waits_for_the_device(name):
-    real, fake = (torch.empty(2, 3, device="meta", requires_grad=True) for _ in range(2))
-    duel = GAN_LOSSES[name](real=real, fake=fake)
-    duel.discriminator.backward(retain_graph=True)
-    duel.generator.backward()
-    assert fake.grad.shape == (2, 3)
-
-
-def only_the_lead_of_means(*, real, fake):
-    lead = real.mean() - fake.mean()
-    return Duel(discriminator=-lead, generator=lead)
-
-
-def wasserstein(*, real, fake):
-    return Duel(discriminator=fake.mean() - real.mean(), generator=-fake.mean())
-
-
-@pytest.mark.parametrize(
-    ("gan_loss", "needs"),
-    [
-        *((GAN_LOSSES[name], False) for name in UNPAIRED),
-        (GAN_LOSSES["relativistic"], True),
-        (only_the_lead_of_means, True),
-        (wasserstein, False),
-    ],
-)
-def test_whether_the_generator_needs_the_real_logits(gan_loss, needs):
-    assert generator_needs_real(gan_loss) is needs
-
-
-def test_the_probe_runs_on_the_cpu_whatever_the_default_device():
-    seen = []
-
-    def spy(*, real, fake):
-        seen.append((real, fake))
-        return wasserstein(real=real, fake=fake)
-
-    with torch.device("meta"):
-        assert generator_needs_real(spy) is False
-        assert is_separable(spy) is True
-    assert len(seen) == 3 + 4
-    assert all(logits.device.type == "cpu" for pair in seen for logits in pair)
-
-
-def test_a_loss_that_only_compares_with_the_real_logits_needs_them():
-    def compares(*, real, fake):
-        return Duel(fake.mean() - real.mean(), torch.where(real > fake, -fake, torch.zeros_like(fake)).mean())
-
-    assert generator_needs_real(compares)
-
-
-@pytest.mark.parametrize(
-    ("loss", "separable"), [(hinge, True), (vanilla, True), (least_squares, True), (relativistic, False)]
-)
-def test_which_losses_are_a_part_of_the_real_and_a_part_of_the_fake_logits(loss, separable):
-    assert is_separable(loss) == separable
-
-
-def test_a_loss_of_which_one_side_looks_at_the_other_is_not_separable():
-    def centered(*, real, fake):
-        discriminator, generator = hinge(real=real - fake.mean().detach(), fake=fake)
-        return Duel(discriminator, generator)
-
-    assert not is_separable(centered)
+def test_lecam_pulls_logits_to_the_average_of_the_other_side():
+    inputs = averages(0, 0, 1.0, -1.0)
+    inputs |= {
+        side: torch.tensor(values, requires_grad=True)
+        for side, values in (("real", [3.0, -3.0]), ("fake", [-3.0, 3.0]))
+    }
+    lecam(**inputs).backward()
+    assert inputs["real"].grad.tolist() == [4.0, 0.0]  # only down, from above the average of the fakes
+    assert inputs["fake"].grad.tolist() == [-4.0, 0.0]  # only up
