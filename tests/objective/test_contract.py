@@ -441,7 +441,7 @@ def test_line_14_a_missing_discriminator_is_named(make_loss, clip):
 
 @pytest.mark.parametrize("value", [2, -1, "0", None])
 def test_line_14_an_unknown_optimizer_idx_raises(make_loss, clip, value):
-    with pytest.raises(ValueError, match=r"`optimizer_idx` must be 0 \(autoencoder\) or 1 \(discriminators\), but got"):
+    with pytest.raises(ValueError, match=r"`optimizer_idx` must be one of 0, 1, but got"):
         make_loss()(clip(), clip(), value, 0)
 
 

@@ -3,7 +3,7 @@
 from telecine.discriminators.attention import FeedForward, LinearSpaceAttention
 from telecine.discriminators.base import DiscriminatorOutput, as_output, frame_gradients, frozen
 from telecine.discriminators.blocks import DiscriminatorBlock, DiscriminatorBlock3D
-from telecine.discriminators.build import build_discriminator
+from telecine.discriminators.build import DiscriminatorSpec, build_discriminator
 from telecine.discriminators.first_frame import CausalConv3d, DiscriminatorBlock3DWithfirstframe, DownSample3D
 from telecine.discriminators.image import Discriminator
 from telecine.discriminators.layers import Blur
@@ -20,6 +20,7 @@ __all__ = [
     "DiscriminatorBlock3D",
     "DiscriminatorBlock3DWithfirstframe",
     "DiscriminatorOutput",
+    "DiscriminatorSpec",
     "DownSample3D",
     "FeedForward",
     "LinearSpaceAttention",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Mapping
+from typing import TypeAlias
 
 from torch import nn
 
@@ -12,6 +13,7 @@ from telecine.checks import argument_error, describe, suggestion
 from telecine.discriminators.image import Discriminator
 from telecine.discriminators.video import Discriminator3D, Discriminator3DWithfirstframe
 
+DiscriminatorSpec: TypeAlias = nn.Module | Mapping[str, object]
 CLASSES: dict[str, type[nn.Module]] = {
     cls.__name__: cls for cls in (Discriminator, Discriminator3D, Discriminator3DWithfirstframe)
 }

@@ -50,12 +50,12 @@ class Penalty:
         return self.function(**arguments)
 
 
-def one_centered(*, real: Tensor, real_logits: Tensor, **_: Any) -> Scalar:
+def one_centered(*, real: Tensor, real_logits: Tensor, **_: object) -> Scalar:
     """Return `mean_b (||grad D(real_b)||_2 - 1)^2`: see `gradient_penalty`."""
     return gradient_penalty(real=real, logits=real_logits)
 
 
-def r1(*, real: Tensor, real_logits: Tensor, **_: Any) -> Scalar:
+def r1(*, real: Tensor, real_logits: Tensor, **_: object) -> Scalar:
     """Return `1/2 mean_b ||grad D(real_b)||_2^2`, a 0-d tensor >= 0 with its graph (a double backward).
 
     Mescheder et al. (arXiv:1801.04406), equation 9 without gamma, which is the weight of the penalty.
@@ -66,7 +66,7 @@ def r1(*, real: Tensor, real_logits: Tensor, **_: Any) -> Scalar:
     return _half_mean_square(real, real_logits)
 
 
-def r2(*, fake: Tensor, fake_logits: Tensor, **_: Any) -> Scalar:
+def r2(*, fake: Tensor, fake_logits: Tensor, **_: object) -> Scalar:
     """Return `1/2 mean_b ||grad D(fake_b)||_2^2`: `r1` of the fakes (arXiv:1801.04406, equation 10 without gamma).
 
     Raises:
@@ -75,7 +75,7 @@ def r2(*, fake: Tensor, fake_logits: Tensor, **_: Any) -> Scalar:
     return _half_mean_square(fake, fake_logits)
 
 
-def r1_and_r2(*, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: Tensor, **_: Any) -> Scalar:
+def r1_and_r2(*, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: Tensor, **_: object) -> Scalar:
     """Return `r1 + r2`, as R3GAN (Huang et al., arXiv:2501.05441) needs both; the weight is its gamma.
 
     Raises:
@@ -85,7 +85,7 @@ def r1_and_r2(*, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: T
 
 
 def wgan_gp(
-    *, discriminator: LogitsFunction, real: Tensor, fake: Tensor, generator: Generators = None, **_: Any
+    *, discriminator: LogitsFunction, real: Tensor, fake: Tensor, generator: Generators = None, **_: object
 ) -> Scalar:
     """Return `mean_b (||grad D(x_hat_b)||_2 - 1)^2` at random points between real samples and fakes.
 
@@ -123,7 +123,7 @@ def approximate_r1(
     real_logits: Tensor,
     generator: Generators = None,
     sigma: float = 0.01,
-    **_: Any,
+    **_: object,
 ) -> Scalar:
     """Return `1/2 mean_b ((D(real_b + sigma n) - D(real_b)) / sigma)^2` with noise n ~ N(0, 1), a finite difference.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
@@ -39,10 +39,21 @@ class Batch(NamedTuple):
     grad_hook: Callable[[Tensor], None] | None
 
 
+class DiagonalGaussian(Protocol):
+    """A posterior, such as diffusers' `DiagonalGaussianDistribution`."""
+
+    mean: Tensor
+    logvar: Tensor
+
+
+AuxLoss: TypeAlias = Tensor | float | DiagonalGaussian
+AuxLosses: TypeAlias = AuxLoss | Mapping[str, AuxLoss] | None
+
+
 class BatchOptions(TypedDict, total=False):
     """The optional arguments of a call."""
 
-    regularization_log: Mapping[str, Any] | None
+    regularization_log: Mapping[str, AuxLoss] | None
     """Replaces `aux_losses` in sgm-style engines: its entries that are named "...loss" or "loss/..."."""
     mask: Tensor | None
     """Bool, broadcasts to the videos. Where it is False the reconstruction counts as perfect in every term of both
@@ -57,14 +68,14 @@ class BatchOptions(TypedDict, total=False):
 
 def make_batch(
     config: ObjectiveConfig,
-    inputs: Any,
-    reconstructions: Any,
-    aux_losses: Any,
-    last_layer: Any,
+    inputs: Tensor,
+    reconstructions: Tensor,
+    aux_losses: AuxLosses,
+    last_layer: Tensor | LayerActivations | None,
     *,
-    regularization_log: Mapping[str, Any] | None = None,
-    mask: Any = None,
-    sample_weight: Any = None,
+    regularization_log: Mapping[str, AuxLoss] | None = None,
+    mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
     generator: Generators = None,
     grad_hook: Callable[[Tensor], None] | None = None,
 ) -> Batch:
@@ -125,7 +136,10 @@ def frame_weights(clip_weight: Tensor | None, indices: Tensor) -> Tensor:
 
 
 def named_aux_losses(
-    aux_losses: Any, regularization_log: Mapping[str, Any] | None, device: torch.device, kl_reduction: Reduction
+    aux_losses: AuxLosses,
+    regularization_log: Mapping[str, AuxLoss] | None,
+    device: torch.device,
+    kl_reduction: Reduction,
 ) -> dict[str, Scalar]:
     """Return the auxiliary losses by name as 0-d tensors in at least float32; the graph is kept.
 
@@ -148,11 +162,11 @@ def named_aux_losses(
     return {str(name): _aux_loss(name, value, device, kl_reduction) for name, value in aux_losses.items()}
 
 
-def _is_posterior(value: Any) -> bool:
+def _is_posterior(value: object) -> bool:
     return not isinstance(value, (Tensor, int, float, str)) and hasattr(value, "mean")
 
 
-def _aux_loss(name: str, value: Any, device: torch.device, kl_reduction: Reduction) -> Scalar:
+def _aux_loss(name: str, value: object, device: torch.device, kl_reduction: Reduction) -> Scalar:
     argument = f"aux_losses[{name!r}]" if name else "aux_losses"
     contract = "a number, a floating-point tensor of one element, or a posterior with `mean` and `logvar`"
     if _is_posterior(value):
@@ -171,7 +185,7 @@ def without_inference_mode(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
 
 
-def check_videos(inputs: Any, reconstructions: Any) -> None:
+def check_videos(inputs: Tensor, reconstructions: Tensor) -> None:
     """Raise a `ValueError` unless both are videos `(B, C, T, H, W)` of one shape and device, `inputs` in [-1, 1].
 
     Reconstructions may leave the range, as those of an untrained decoder do.
@@ -184,7 +198,7 @@ def check_videos(inputs: Any, reconstructions: Any) -> None:
     check_range("inputs", inputs)
 
 
-def check_mask(mask: Any, like: Video) -> None:
+def check_mask(mask: object, like: Video) -> None:
     """Raise a `ValueError` unless it is `None` or a bool tensor that broadcasts to the videos' shape."""
     if mask is None:
         return
@@ -197,17 +211,17 @@ def check_mask(mask: Any, like: Video) -> None:
         raise argument_error("mask", contract, mask, remedy)
 
 
-def check_sample_weight(weight: Any, like: Video) -> None:
+def check_sample_weight(weight: object, like: Video) -> None:
     """Raise a `ValueError` unless it is `None` or a floating-point tensor `(B,)`."""
     if weight is None:
         return
-    fits = isinstance(weight, Tensor) and weight.shape == like.shape[:1] and weight.is_floating_point()
-    if not fits or weight.device != like.device:
+    fits = isinstance(weight, Tensor) and weight.is_floating_point() and weight.shape == like.shape[:1]
+    if not fits or (isinstance(weight, Tensor) and weight.device != like.device):
         contract = f"a floating-point tensor of shape ({len(like)},) on {like.device}"
         raise argument_error("sample_weight", contract, describe(weight), "Pass one weight per clip.")
 
 
-def check_last_layer(value: Any) -> None:
+def check_last_layer(value: object) -> None:
     """Raise a `ValueError` unless it is a tensor, the activations of a layer, or `None`."""
     if value is not None and not isinstance(value, (Tensor, LayerActivations)):
         remedy = "Pass the weight itself, e.g. `model.decoder.conv_out.weight`."

@@ -361,7 +361,7 @@ class ObjectiveConfig:
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
-def as_config(cls: type[C], name: str, value: Any) -> C:
+def as_config(cls: type[C], name: str, value: object) -> C:
     """Return the settings `value`: an instance of `cls`, or a mapping of its fields, as from a YAML file.
 
     Raises:

@@ -6,7 +6,7 @@ adaptive weight accepts either as `last_layer`.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from telecine.objective.eager import gradients_of
 from telecine.shapes import Scalar
 
 # The arguments of a call, which may include frames that a causal layer cached in the call before.
-Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+Inputs: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
 
 
 class LayerActivations:
@@ -37,7 +37,7 @@ class LayerActivations:
         """Drop the recorded calls. Call it before each forward pass of the autoencoder."""
         self._calls = []
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Leave the recorded calls out of copies and pickles."""
         return {**vars(self), "_calls": None}
 
@@ -77,7 +77,7 @@ class LayerActivations:
         (gradient,) = torch.autograd.grad(output, zeros["weight"], grad_outputs=grad_output)
         return gradient
 
-    def _record(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+    def _record(self, layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor) -> None:
         # In `functional_call` above, the weight is a plain tensor; that call is not recorded.
         is_forward = isinstance(layer.weight, nn.Parameter)
         if is_forward and self._calls is not None and torch.is_grad_enabled():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from telecine.objective.config import ObjectiveConfig
 from telecine.objective.eager import eager_backward
 from telecine.objective.terms import Term
 from telecine.objective.weights import Weights, WeightSchedule
-from telecine.perceptual import Perceptual, in_chunks, pick_frames, sample_frame_indices
+from telecine.perceptual import Perceptual, WeightsSource, in_chunks, pick_frames, sample_frame_indices
 from telecine.precision import at_least_float32
 from telecine.shapes import Scalar
 
@@ -33,7 +32,7 @@ class PerceptualTerm(nn.Module):
         ValueError: If `vgg_weights` are given for another network, or a term needs features of one without.
     """
 
-    def __init__(self, objective: ObjectiveConfig, vgg_weights: Any, schedule: WeightSchedule) -> None:
+    def __init__(self, objective: ObjectiveConfig, vgg_weights: WeightsSource, schedule: WeightSchedule) -> None:
         super().__init__()
         self.config = config = objective.perceptual
         if config.net != "vgg" and vgg_weights is not VGG16_Weights.DEFAULT:
@@ -88,7 +87,7 @@ class PerceptualTerm(nn.Module):
         return tuple((weight * distance).sum() for distance in distances)
 
 
-def drop_perceptual_weights(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+def drop_perceptual_weights(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Remove the frozen LPIPS from a state dict of the reference; a hook that runs before it is loaded."""
     for key in [key for key in state_dict if key.startswith(f"{prefix}perceptual_model.")]:
         del state_dict[key]

@@ -53,7 +53,7 @@ class Term:
     """The function, its dotted path, or the name of a built-in term; by default the term's own name."""
     weight: Weight = 1.0
     """A number, or a ramp."""
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, object] = field(default_factory=dict)
     """Further keyword arguments of the function, such as `{levels: 2}` of "wavelet"."""
 
     def __post_init__(self) -> None:
@@ -122,7 +122,7 @@ def _import(path: str) -> Callable[..., Tensor]:
     return found
 
 
-def as_terms(terms: Mapping[str, Any] | None) -> dict[str, Term]:
+def as_terms(terms: Mapping[str, object] | None) -> dict[str, Term]:
     """Return additional terms by name.
 
     Args:
@@ -135,7 +135,7 @@ def as_terms(terms: Mapping[str, Any] | None) -> dict[str, Term]:
     return {name: _as_term(name, value) for name, value in (terms or {}).items()}
 
 
-def _as_term(name: str, value: Any) -> Term:
+def _as_term(name: str, value: object) -> Term:
     if not name.isidentifier() or name in RESERVED:
         contract = f"an identifier other than {', '.join(RESERVED)}"
         raise argument_error("terms", f"named by {contract}", repr(name), "Rename the term.")

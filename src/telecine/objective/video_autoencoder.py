@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torchvision.models import VGG16_Weights
 from typing_extensions import Unpack
 
-from telecine.checks import argument_error, choose, describe
-from telecine.discriminators import Discriminator, Discriminator3D, build_discriminator
+from telecine.checks import check_choice, choose
+from telecine.discriminators import Discriminator, Discriminator3D, DiscriminatorSpec, build_discriminator
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES, as_gan_loss, as_penalty, gaussian_nll
 from telecine.objective.adaptive_weight import AdaptiveWeight
 from telecine.objective.adversarial import AdversarialLosses
-from telecine.objective.batch import Batch, BatchOptions, make_batch
+from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
 from telecine.objective.config import (
     AdaptiveWeightConfig,
     GANConfig,
@@ -32,6 +32,7 @@ from telecine.objective.running import LeCam, with_averaged_gradient
 from telecine.objective.terms import Term, mean, total, weighted
 from telecine.objective.video_discriminator import VideoDiscriminator, check_discriminators
 from telecine.objective.weights import Weight, Weights, WeightSchedule
+from telecine.perceptual import WeightsSource
 from telecine.shapes import Scalar
 
 
@@ -99,17 +100,17 @@ class VideoAutoencoderLoss(nn.Module):
         multiscale_adversarial_loss_weight: Weight = ObjectiveConfig.multiscale_adversarial_loss_weight,
         grad_penalty_loss_weight: Weight = ObjectiveConfig.grad_penalty_loss_weight,
         quantizer_aux_loss_weight: Weight = ObjectiveConfig.quantizer_aux_loss_weight,
-        vgg_weights: Any = VGG16_Weights.DEFAULT,
-        discr_kwargs: Any = None,
-        discr_3d_kwargs: Any = None,
+        vgg_weights: WeightsSource = VGG16_Weights.DEFAULT,
+        discr_kwargs: DiscriminatorSpec | None = None,
+        discr_3d_kwargs: DiscriminatorSpec | None = None,
         *,
-        multiscale_discr_kwargs: Sequence[Any] = (),
-        reconstruction: ReconstructionConfig | Mapping[str, Any] = ReconstructionConfig(),
-        perceptual: PerceptualConfig | Mapping[str, Any] = PerceptualConfig(),
-        gan: GANConfig | Mapping[str, Any] = GANConfig(),
-        penalty: PenaltyConfig | Mapping[str, Any] = PenaltyConfig(),
-        adaptive_weight: AdaptiveWeightConfig | Mapping[str, Any] = AdaptiveWeightConfig(),
-        terms: Mapping[str, Term | Weight | Mapping[str, Any]] | None = None,
+        multiscale_discr_kwargs: Sequence[DiscriminatorSpec] = (),
+        reconstruction: ReconstructionConfig | Mapping[str, object] = ReconstructionConfig(),
+        perceptual: PerceptualConfig | Mapping[str, object] = PerceptualConfig(),
+        gan: GANConfig | Mapping[str, object] = GANConfig(),
+        penalty: PenaltyConfig | Mapping[str, object] = PenaltyConfig(),
+        adaptive_weight: AdaptiveWeightConfig | Mapping[str, object] = AdaptiveWeightConfig(),
+        terms: Mapping[str, Term | Weight | Mapping[str, object]] | None = None,
         eager_gradients: bool = ObjectiveConfig.eager_gradients,
         gradient_checkpointing: bool = ObjectiveConfig.gradient_checkpointing,
     ) -> None:
@@ -185,7 +186,7 @@ class VideoAutoencoderLoss(nn.Module):
         reconstructions: Tensor,
         optimizer_idx: int,
         global_step: int,
-        aux_losses: Any = None,
+        aux_losses: AuxLosses = None,
         last_layer: Tensor | LayerActivations | None = None,
         split: str = "train",
         **options: Unpack[BatchOptions],
@@ -209,9 +210,8 @@ class VideoAutoencoderLoss(nn.Module):
         Raises:
             ValueError: If an argument is not as above. No argument is mutated.
         """
-        if optimizer_idx not in (0, 1):
-            got, remedy = describe(optimizer_idx), "Call once with each in an update."
-            raise argument_error("optimizer_idx", "0 (autoencoder) or 1 (discriminators)", got, remedy)
+        remedy = "0 is the step of the autoencoder, 1 that of the discriminators."
+        check_choice("optimizer_idx", optimizer_idx, (0, 1), remedy=remedy)
         batch = make_batch(self.config, inputs, reconstructions, aux_losses, last_layer, **options)
         weights = self.weights.at(global_step)
         step = self.discriminator_step if optimizer_idx else self.autoencoder_step
@@ -223,7 +223,7 @@ class VideoAutoencoderLoss(nn.Module):
         inputs: Tensor,
         reconstructions: Tensor,
         global_step: int,
-        aux_losses: Any = None,
+        aux_losses: AuxLosses = None,
         last_layer: Tensor | LayerActivations | None = None,
         split: str = "train",
         **options: Unpack[BatchOptions],
@@ -296,5 +296,5 @@ class VideoAutoencoderLoss(nn.Module):
         )
 
 
-def _build(name: str, spec: Any, default: type[nn.Module]) -> nn.Module | None:
+def _build(name: str, spec: DiscriminatorSpec | None, default: type[nn.Module]) -> nn.Module | None:
     return None if spec is None else build_discriminator(spec, default=default, name=name)

@@ -87,7 +87,7 @@ class WeightSchedule:
         self.disc_train_start = check_step("gan.disc_train_start", config.gan.disc_train_start)
         self.penalty_every = config.penalty.every
         self.terms = {name: f"{name}_loss_weight" for name in config.named_terms}
-        given: dict[str, Any] = {
+        given: dict[str, object] = {
             "perceptual_weight": config.perceptual_weight,
             "adversarial_loss_weight": config.adversarial_loss_weight,
             "multiscale_adversarial_loss_weight": config.multiscale_adversarial_loss_weight,
@@ -135,7 +135,7 @@ class WeightSchedule:
         )
 
 
-def as_ramp(name: str, value: Any, start: int = 0) -> Ramp:
+def as_ramp(name: str, value: object, start: int = 0) -> Ramp:
     """Return a weight as a `Ramp`.
 
     Args:
@@ -153,7 +153,7 @@ def as_ramp(name: str, value: Any, start: int = 0) -> Ramp:
     return replace(value, start=start if value.start is None else value.start)
 
 
-def _from_mapping(name: str, value: Mapping[Any, Any]) -> Ramp:
+def _from_mapping(name: str, value: Mapping[str, Any]) -> Ramp:
     known = [field.name for field in fields(Ramp)]
     for key in value:
         if key not in known:

@@ -148,7 +148,7 @@ def build_objective(config: TrainConfig) -> VideoAutoencoderLoss:
         **config.objective.arguments(),
         discr_kwargs=image_discriminator(config) if has_adversarial else None,
         discr_3d_kwargs=video_discriminator(config, 1) if has_adversarial else None,
-        multiscale_discr_kwargs=[video_discriminator(config, 2**scale) for scale in scales],
+        multiscale_discr_kwargs=[d for scale in scales if (d := video_discriminator(config, 2**scale)) is not None],
     )
 
 
