@@ -5,8 +5,9 @@ import math
 import pytest
 from matplotlib.figure import Figure
 
+from telecine.objective.config import ObjectiveConfig
+from telecine.objective.weights import WeightSchedule
 from telecine.report.curves import FIXED_PANELS, NUM_COLUMNS, draw_curves, panels
-from telecine.training import ObjectiveConfig
 
 OTHER_LOSSES = "other losses, unweighted"
 WEIGHTS = "scheduled weights"
@@ -41,9 +42,10 @@ def test_panels_fill_all_rows():
 
 
 def test_other_losses_and_weights_have_their_panels():
-    weights = {f"train/{name}" for name in ObjectiveConfig().ramps()}
+    weights = {f"train/{name}" for name in WeightSchedule(ObjectiveConfig()).ramps}
     losses = {"train/edges_loss", "train/gram_loss", "train/logvar"}
-    shown = {"train/mse", "train/gen_loss", "train/adaptive_weight", "train/total_loss", "train/recon_loss", "val/psnr"}
+    shown = {"train/mse", "train/gen_loss", "train/adaptive_weight", "train/recon_loss", "val/psnr"}
+    shown |= {"train/total_loss", "train/total_disc_loss"}
     found = {panel.title: {name for name, _ in panel.series.values()} for panel in panels(weights | losses | shown)}
     assert found[OTHER_LOSSES] == losses
     assert found[WEIGHTS] == weights

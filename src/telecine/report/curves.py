@@ -120,8 +120,8 @@ FIXED_PANELS = (
     Panel("learning rate", {"autoencoder": ("train/lr", _identity)}),
 )
 FIXED_NAMES = frozenset(name for panel in FIXED_PANELS for name, _ in panel.series.values())
-# The sum of all terms, and a term that the PSNR already shows.
-NOT_OTHER_LOSSES = frozenset({"train/total_loss", "train/recon_loss"})
+# Sums of terms, and a term that the PSNR already shows.
+NOT_OTHER_LOSSES = frozenset({"train/total_loss", "train/total_disc_loss", "train/recon_loss"})
 
 
 def panels(names: Collection[str]) -> list[Panel]:
