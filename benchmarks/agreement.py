@@ -1,10 +1,10 @@
-"""How far the metrics are from implementations that others wrote: a Markdown table, on real clips made worse by hand.
+"""Differences between telecine's metrics and other implementations, on degraded real clips: a Markdown table.
 
     python benchmarks/agreement.py
 
-Needs the extras `train`, `demo` and `dev`. The first of each real clip's frames are blurred and get noise; each metric
-is computed by telecine and by another implementation, in its own precision, and the largest difference over the clips
-is shown. What nobody else has is compared with the formula in NumPy, in float64.
+Needs the extras `train`, `demo` and `dev`. The first frames of each sample clip are blurred and get noise. Telecine and
+another implementation compute each metric, each in its usual precision, and the table has the largest difference over
+the clips. Metrics without another implementation are compared with their formula in NumPy, in float64.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ Pair = tuple[Tensor, Tensor]
 Score = Callable[[Tensor, Tensor], float]
 
 
-def pairs(num_frames: int, height: int, width: int) -> list[Pair]:
+def degraded_clips(num_frames: int, height: int, width: int) -> list[Pair]:
     """Return (reconstruction, target) for each real clip, `(T, 3, H, W)` in [-1, 1]."""
-    found = []
+    pairs = []
     for index, path in enumerate(sample_videos()):
         frames = read_clip(index_video(path), 0, num_frames, size=(height, width))
         target = video_from_bytes(frames).transpose(0, 1)
         noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(index))
         blurred = F.avg_pool2d(target, 3, stride=1, padding=1, count_include_pad=False)
-        found.append(((blurred + 0.05 * noise).clamp(-1, 1), target))
-    return found
+        pairs.append(((blurred + 0.05 * noise).clamp(-1, 1), target))
+    return pairs
 
 
 def in_0_1(frames: Tensor) -> Tensor:
@@ -55,8 +55,8 @@ def in_0_1(frames: Tensor) -> Tensor:
     return (frames + 1) / 2
 
 
-def of_clip(metric: Callable[..., Tensor], **settings: int) -> Score:
-    """Return a metric of clips as a function of two clips' frames."""
+def clip_score(metric: Callable[..., Tensor], **settings: int) -> Score:
+    """Return a metric of videos as a function of frames `(T, 3, H, W)`."""
 
     def score(x: Tensor, y: Tensor) -> float:
         video, target = (frames.transpose(0, 1)[None] for frames in (x, y))
@@ -65,13 +65,13 @@ def of_clip(metric: Callable[..., Tensor], **settings: int) -> Score:
     return score
 
 
-def of_frames(metric: Callable[..., Tensor]) -> Score:
-    """Return the mean of a metric over frames as a function of two clips' frames."""
+def frame_score(metric: Callable[..., Tensor]) -> Score:
+    """Return the mean over frames of a metric of images."""
     return lambda x, y: float(metric(reconstruction=x, target=y).mean())
 
 
 def skimage_ssim(x: Tensor, y: Tensor) -> float:
-    """Return scikit-image's SSIM without the border of 5 pixels, where it mirrors differently."""
+    """Return scikit-image's SSIM, which pads the borders differently."""
     maps = [
         structural_similarity(
             *(in_0_1(frame).double().numpy() for frame in frames),
@@ -88,7 +88,7 @@ def skimage_ssim(x: Tensor, y: Tensor) -> float:
 
 
 def published_lpips(net: str) -> Score:
-    """Return LPIPS as its authors' package computes it, with the same backbone."""
+    """Return LPIPS of its authors' package with the same weights of the backbone."""
     module = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
     weights = load_backbone(net)
     state = {key: weights[f"features.{key.split('.', 1)[1]}"] for key in module.net.state_dict()}
@@ -102,13 +102,13 @@ def published_lpips(net: str) -> Score:
 
 
 def numpy_flicker(x: Tensor, y: Tensor) -> float:
-    """Return the mean absolute difference of frame-to-frame differences."""
+    """Return the mean absolute difference between the frame-to-frame differences of both clips."""
     a, b = (np.diff(frames.double().numpy(), axis=0) for frames in (x, y))
     return float(np.abs(a - b).mean())
 
 
 def numpy_sharpness(x: Tensor, y: Tensor) -> float:
-    """Return the ratio of the mean squared differences of neighbours."""
+    """Return the ratio of the mean squared differences of neighbouring pixels."""
 
     def power(frames: Tensor) -> float:
         rounding = (2 / 255) ** 2 / 12
@@ -118,14 +118,14 @@ def numpy_sharpness(x: Tensor, y: Tensor) -> float:
 
 
 def numpy_grid(x: Tensor, y: Tensor) -> float:
-    """Return the excess of a grid of 8 pixels, by a full Fourier transform of each patch."""
+    """Return the excess of a grid of 8 pixels from a full Fourier transform of each patch."""
     size = 32
     patches: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    for frames, kept in zip((x, y), patches, strict=True):
+    for frames, found in zip((x, y), patches, strict=True):
         grey = frames.double().numpy().mean(1)
         for frame in grey:
             for top in range(0, frame.shape[0] - size + 1, size):
-                kept += [frame[top : top + size, left : left + size] for left in range(0, frame.shape[1] - 31, size)]
+                found += [frame[top : top + size, left : left + size] for left in range(0, frame.shape[1] - 31, size)]
     order = np.argsort([patch.var() for patch in patches[1]])[: round(len(patches[1]) / 4)]
 
     def prominence(patch: np.ndarray) -> float:
@@ -141,52 +141,52 @@ def numpy_grid(x: Tensor, y: Tensor) -> float:
     return float(np.mean(10 * np.log10(ratios)))
 
 
-def vectors(frames: Tensor) -> Tensor:
-    """Return a vector for each of many patches of frames, to have samples for a Frechet distance."""
+def patch_vectors(frames: Tensor) -> Tensor:
+    """Return the 4 x 4 patches of all frames as vectors `(N, 48)`, as samples of a Frechet distance."""
     return F.unfold(frames, 4, stride=4).transpose(1, 2).reshape(-1, 48)
 
 
 def scipy_frechet(x: Tensor, y: Tensor) -> float:
-    """Return the Frechet distance with scipy's root of a product."""
-    a, b = (vectors(frames).double().numpy() for frames in (x, y))
+    """Return the Frechet distance with SciPy's matrix square root."""
+    a, b = (patch_vectors(frames).double().numpy() for frames in (x, y))
     s, r = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(s + r - 2 * scipy.linalg.sqrtm(s @ r).real))
 
 
-def rows() -> list[tuple[str, Score, str, Score]]:
-    """Return each comparison: metric, telecine's, the name of the other, the other."""
+def comparisons() -> list[tuple[str, Score, str, Score]]:
+    """Return the comparisons: name of the metric, telecine's function, name of the other, its function."""
     settings = {"sigma": 1.5, "kernel_size": 11, "data_range": 1.0}
     return [
-        ("psnr", of_clip(psnr), "torchmetrics", lambda x, y: float(torchmetrics_psnr(x, y, data_range=2.0))),
+        ("psnr", clip_score(psnr), "torchmetrics", lambda x, y: float(torchmetrics_psnr(x, y, data_range=2.0))),
         (
             "psnr",
-            of_clip(psnr),
+            clip_score(psnr),
             "scikit-image",
             lambda x, y: float(peak_signal_noise_ratio(y.double().numpy(), x.double().numpy(), data_range=2.0)),
         ),
         (
             "ssim",
-            of_frames(ssim),
+            frame_score(ssim),
             "torchmetrics",
             lambda x, y: float(structural_similarity_index_measure(in_0_1(x), in_0_1(y), **settings)),
         ),
-        ("ssim", of_frames(ssim), "scikit-image (other borders)", skimage_ssim),
+        ("ssim", frame_score(ssim), "scikit-image (other borders)", skimage_ssim),
         (
             "ms_ssim",
-            of_frames(ms_ssim),
+            frame_score(ms_ssim),
             "torchmetrics",
             lambda x, y: float(multiscale_structural_similarity_index_measure(in_0_1(x), in_0_1(y), **settings)),
         ),
         *(
-            (f"lpips_{net}", of_frames(LPIPS(net)), "lpips, the authors' package", published_lpips(net))
+            (f"lpips_{net}", frame_score(LPIPS(net)), "lpips, the authors' package", published_lpips(net))
             for net in ("vgg", "alex")
         ),
-        ("flicker", of_clip(flicker), "NumPy", numpy_flicker),
-        ("sharpness", of_clip(sharpness), "NumPy", numpy_sharpness),
-        ("grid_8", of_clip(grid_excess, period=8), "NumPy", numpy_grid),
+        ("flicker", clip_score(flicker), "NumPy", numpy_flicker),
+        ("sharpness", clip_score(sharpness), "NumPy", numpy_sharpness),
+        ("grid_8", clip_score(grid_excess, period=8), "NumPy", numpy_grid),
         (
             "Frechet distance",
-            lambda x, y: frechet_distance(features=vectors(x), reference=vectors(y)),
+            lambda x, y: frechet_distance(features=patch_vectors(x), reference=patch_vectors(y)),
             "SciPy's sqrtm",
             scipy_frechet,
         ),
@@ -196,13 +196,13 @@ def rows() -> list[tuple[str, Score, str, Score]]:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="Two frames of the smallest size, to see that it runs.")
+    parser.add_argument("--smoke", action="store_true", help="two frames of the smallest size, to test the command")
     smoke = parser.parse_args().smoke
-    clips = pairs(2, 176, 176) if smoke else pairs(5, 256, 256)
+    clips = degraded_clips(2, 176, 176) if smoke else degraded_clips(5, 256, 256)
     print("| metric | telecine, mean over clips | other implementation | largest difference |")
     print("|---|---|---|---|")
-    for name, ours, other, theirs in rows():
-        values = [(ours(*pair), theirs(*pair)) for pair in clips]
+    for name, score, other, other_score in comparisons():
+        values = [(score(*pair), other_score(*pair)) for pair in clips]
         mean = sum(value for value, _ in values) / len(values)
         print(f"| {name} | {mean:.4f} | {other} | {max(abs(a - b) for a, b in values):.1e} |")
 

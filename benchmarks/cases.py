@@ -1,7 +1,7 @@
-"""What is compared: ours, its plain twin and magvit2-pytorch's discriminator, as the steps of an update on one batch.
+"""The compared implementations of the objective, and the steps that `objective.py` and `scaling.py` measure.
 
-The decoder is one convolution whose weight is the last layer, so that the objective is what is measured. As in
-training, gradients are there only from a step's backward to its end; nothing is optimised.
+The decoder is a single convolution whose weight is the last layer, so that a step measures the objective. Gradients
+are freed at the end of each step, as in training, and no optimizer runs.
 """
 
 from __future__ import annotations
@@ -16,207 +16,218 @@ from typing import Any, Protocol
 
 import torch
 import yaml
-from timing import Step, device
+from baseline import BaselineLoss
+from baseline_discriminators import BASELINE_DISCRIMINATORS
+from measure import Step, device
 from torch import Tensor, nn
 from torch.nn import functional as F
-from twin import TWINS, TwinLoss
 
 import telecine
 from telecine import VideoAutoencoderLoss
 
-OURS, TWIN, MAGVIT2 = "ours", "twin", "magvit2-pytorch"
-AUTOENCODER = "autoencoder's step"
-DISCRIMINATORS = "discriminators' step"
-DISCRIMINATORS_PENALTY = "discriminators' step, penalty"
+TELECINE, BASELINE, MAGVIT2 = "telecine", "baseline", "magvit2-pytorch"
+AUTOENCODER = "autoencoder step"
+DISCRIMINATOR = "discriminator step"
+DISCRIMINATOR_PENALTY = "discriminator step, penalty"
 UPDATE = "update"
 UPDATE_PENALTY = "update, penalty"
-VIDEO_STEPS = (AUTOENCODER, DISCRIMINATORS, DISCRIMINATORS_PENALTY, UPDATE, UPDATE_PENALTY)
+VIDEO_STEPS = (AUTOENCODER, DISCRIMINATOR, DISCRIMINATOR_PENALTY, UPDATE, UPDATE_PENALTY)
 FRAME_STEPS = VIDEO_STEPS[:3]
 
-SINGLE_FRAMES = 4
+NUM_SINGLE_FRAMES = 4
 ADVERSARIAL_WEIGHT = 0.5
 PENALTY_WEIGHT = 10.0
-# What the comparison decides; the twin could not follow an option of these.
+# Telecine computes the penalty at step 0 and not at step 1. The baseline takes it as an argument of the call.
+PENALTY_EVERY = 16
+PENALTY_STEP, PLAIN_STEP = 0, 1
+# Settings that all implementations share; `--option` cannot change them.
 FIXED = {
     "disc_start",
     "discr_kwargs",
     "discr_3d_kwargs",
     "perceptual_weight",
-    "perceptual_frames",
+    "perceptual",
+    "perceptual.num_frames",
     "adversarial_loss_weight",
     "grad_penalty_loss_weight",
-    "grad_penalty_every",
+    "penalty",
+    "penalty.every",
 }
-# Ours computes the penalty at step 0 and not at step 1; the twin, which is asked, does the same.
-LAZY = 16
-PENALTY_STEP, PLAIN_STEP = 0, 1
 
 
 @dataclass(frozen=True)
 class Setup:
-    """One size of networks and clips, and the options of our loss."""
+    """The size of networks and clips, and telecine's settings."""
 
     dim: int
     """A quarter of the channels of the discriminator's first block."""
     size: int
     """Height and width of the clips."""
-    frames: int
-    batch: int
-    perceptual_frames: int = 1
-    discriminator: str = "Discriminator3D"
-    """Of whole videos, as telecine names it; or "Discriminator", which sees `SINGLE_FRAMES`, without LPIPS."""
+    num_frames: int
+    batch_size: int
+    num_perceptual_frames: int = 1
+    discriminator_name: str = "Discriminator3D"
+    """A discriminator class of telecine. "Discriminator" gets `NUM_SINGLE_FRAMES` clips of one frame, without LPIPS."""
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Arguments of `VideoAutoencoderLoss` that stand in place of the defaults, on our side alone."""
+    """Settings of `VideoAutoencoderLoss` that differ from the defaults, for telecine only; see `nested`."""
 
     @property
-    def sees_frames(self) -> bool:
-        """Whether the discriminator is the one of single frames."""
-        return self.discriminator == "Discriminator"
+    def is_image(self) -> bool:
+        """Whether the discriminator sees single frames."""
+        return self.discriminator_name == "Discriminator"
 
     @property
     def title(self) -> str:
-        """Say what it is."""
-        return f"dim {self.dim}, {self.size} px, {self.frames} frames, batch {self.batch}"
+        """The size, as a title."""
+        return f"dim {self.dim}, {self.size} px, {self.num_frames} frames, batch {self.batch_size}"
 
     @property
-    def clips(self) -> tuple[int, int, int, int, int]:
-        """Return the shape of the videos; where single frames are judged, each is a clip of its own."""
-        batch, frames = (SINGLE_FRAMES, 1) if self.sees_frames else (self.batch, self.frames)
-        return batch, 3, frames, self.size, self.size
+    def video_shape(self) -> tuple[int, int, int, int, int]:
+        """The shape of the videos `(B, C, T, H, W)`."""
+        batch_size, num_frames = (NUM_SINGLE_FRAMES, 1) if self.is_image else (self.batch_size, self.num_frames)
+        return batch_size, 3, num_frames, self.size, self.size
 
     @property
-    def judge_arguments(self) -> dict[str, int]:
-        """Return the arguments of the discriminator's class."""
+    def discriminator_kwargs(self) -> dict[str, int]:
+        """The arguments of the discriminator class."""
         sizes = {"dim": self.dim, "image_size": self.size}
-        return sizes if self.sees_frames else {**sizes, "frame_num": self.frames}
+        return sizes if self.is_image else {**sizes, "frame_num": self.num_frames}
 
-    def judge(self) -> nn.Module:
-        """Return our discriminator; what it is measured against starts from its weights."""
+    def build_discriminator(self) -> nn.Module:
+        """Return telecine's discriminator. The other implementations copy its weights."""
         torch.manual_seed(0)
-        return getattr(telecine, self.discriminator)(**self.judge_arguments)
+        return getattr(telecine, self.discriminator_name)(**self.discriminator_kwargs)
 
 
-class Contestant(Protocol):
-    """An objective in two steps."""
+class Implementation(Protocol):
+    """An objective with both steps."""
 
     def autoencoder_loss(self, real: Tensor, fake: Tensor, last_layer: Tensor) -> Tensor:
-        """Return the loss of the autoencoder's step."""
+        """Return the loss of the autoencoder step."""
 
     def discriminator_loss(self, real: Tensor, fake: Tensor, *, penalty: bool) -> Tensor:
-        """Return the loss of the discriminators' step."""
+        """Return the loss of the discriminator step."""
 
     def update(self, real: Tensor, fake: Tensor, last_layer: Tensor, *, penalty: bool) -> None:
-        """Run both steps with their backwards."""
+        """Run forward and backward of both steps."""
 
     def parameters(self) -> Iterable[nn.Parameter]:
-        """Return what the discriminators' step trains."""
+        """Return the parameters of the discriminators."""
 
 
-class Separate:
-    """An update in two calls, one after the other's backward."""
-
-    def update(self: Contestant, real: Tensor, fake: Tensor, last_layer: Tensor, *, penalty: bool) -> None:
-        """Run both steps with their backwards."""
-        self.autoencoder_loss(real, fake, last_layer).backward()
-        let_go(self.parameters())  # an unfrozen discriminator has gradients now that nobody asked for
-        self.discriminator_loss(real, fake.detach(), penalty=penalty).backward()
-
-
-class Ours:
+class Telecine:
     """`VideoAutoencoderLoss`."""
 
     def __init__(self, setup: Setup) -> None:
-        judged: dict[str, Any] = (
-            {"discr_kwargs": setup.judge(), "perceptual_weight": 0}
-            if setup.sees_frames
-            else {"discr_3d_kwargs": setup.judge(), "perceptual_frames": setup.perceptual_frames}
+        networks: dict[str, Any] = (
+            {"discr_kwargs": setup.build_discriminator(), "perceptual_weight": 0}
+            if setup.is_image
+            else {"discr_3d_kwargs": setup.build_discriminator(), "perceptual.num_frames": setup.num_perceptual_frames}
         )
-        weights = {"adversarial_loss_weight": ADVERSARIAL_WEIGHT, "grad_penalty_loss_weight": PENALTY_WEIGHT}
-        given = {"disc_start": 0, "grad_penalty_every": LAZY, **weights, **judged, **setup.options}
-        self.loss = VideoAutoencoderLoss(**given).to(device())
-        assert self.loss.penalises(PENALTY_STEP)
-        assert not self.loss.penalises(PLAIN_STEP)
+        settings = {
+            "disc_start": 0,
+            "adversarial_loss_weight": ADVERSARIAL_WEIGHT,
+            "grad_penalty_loss_weight": PENALTY_WEIGHT,
+            "penalty.every": PENALTY_EVERY,
+        }
+        self.loss = VideoAutoencoderLoss(**nested({**settings, **networks, **setup.options})).to(device())
+        assert self.loss.weights.at(PENALTY_STEP).penalty > 0
+        assert self.loss.weights.at(PLAIN_STEP).penalty == 0
 
     def autoencoder_loss(self, real: Tensor, fake: Tensor, last_layer: Tensor) -> Tensor:
-        """Return the loss of the autoencoder's step."""
+        """Return the loss of the autoencoder step."""
         return self.loss(real, fake, 0, PLAIN_STEP, last_layer=last_layer)[0]
 
     def discriminator_loss(self, real: Tensor, fake: Tensor, *, penalty: bool) -> Tensor:
-        """Return the loss of the discriminators' step."""
+        """Return the loss of the discriminator step."""
         return self.loss(real, fake, 1, PENALTY_STEP if penalty else PLAIN_STEP)[0]
 
     def update(self, real: Tensor, fake: Tensor, last_layer: Tensor, *, penalty: bool) -> None:
-        """Run both steps with their backwards, in the loss' own call for both."""
+        """Run forward and backward of both steps, with `VideoAutoencoderLoss.update`."""
         both = self.loss.update(real, fake, PENALTY_STEP if penalty else PLAIN_STEP, last_layer=last_layer)
         both.loss.backward()
         both.disc_loss.backward()
 
     def parameters(self) -> Iterable[nn.Parameter]:
-        """Return what the discriminators' step trains."""
+        """Return the parameters of the discriminators."""
         return self.loss.get_trainable_parameters()
 
 
-class Twin(Separate):
-    """`TwinLoss`."""
+class SeparateSteps:
+    """An update as two calls, each followed by its backward."""
+
+    def update(self: Implementation, real: Tensor, fake: Tensor, last_layer: Tensor, *, penalty: bool) -> None:
+        """Run forward and backward of both steps."""
+        self.autoencoder_loss(real, fake, last_layer).backward()
+        clear_gradients(self.parameters())  # a discriminator that is not frozen got gradients that are not used
+        self.discriminator_loss(real, fake.detach(), penalty=penalty).backward()
+
+
+class Baseline(SeparateSteps):
+    """`BaselineLoss`."""
 
     def __init__(self, setup: Setup) -> None:
-        judge = TWINS[setup.discriminator](**setup.judge_arguments)
-        judge.load_state_dict(setup.judge().state_dict(), strict=True)
-        judged = (
-            {"discr": judge, "perceptual_weight": 0.0}
-            if setup.sees_frames
-            else {"discr_3d": judge, "perceptual_frames": setup.perceptual_frames}
+        discriminator = BASELINE_DISCRIMINATORS[setup.discriminator_name](**setup.discriminator_kwargs)
+        discriminator.load_state_dict(setup.build_discriminator().state_dict(), strict=True)
+        networks = (
+            {"discr": discriminator, "perceptual_weight": 0.0}
+            if setup.is_image
+            else {"discr_3d": discriminator, "num_perceptual_frames": setup.num_perceptual_frames}
         )
-        self.loss = TwinLoss(
-            **judged, adversarial_loss_weight=ADVERSARIAL_WEIGHT, grad_penalty_loss_weight=PENALTY_WEIGHT
+        self.loss = BaselineLoss(
+            **networks, adversarial_loss_weight=ADVERSARIAL_WEIGHT, grad_penalty_loss_weight=PENALTY_WEIGHT
         ).to(device())
 
     def autoencoder_loss(self, real: Tensor, fake: Tensor, last_layer: Tensor) -> Tensor:
-        """Return the loss of the autoencoder's step."""
+        """Return the loss of the autoencoder step."""
         return self.loss.autoencoder_step(real, fake, last_layer)[0]
 
     def discriminator_loss(self, real: Tensor, fake: Tensor, *, penalty: bool) -> Tensor:
-        """Return the loss of the discriminators' step."""
+        """Return the loss of the discriminator step."""
         return self.loss.discriminator_step(real, fake, penalty=penalty)[0]
 
     def parameters(self) -> Iterable[nn.Parameter]:
-        """Return what the discriminators' step trains."""
+        """Return the parameters of the discriminators."""
         return self.loss.parameters()
 
 
-class Magvit2(Separate):
-    """magvit2-pytorch's own discriminator of frames, hinge losses and penalty."""
+class Magvit2(SeparateSteps):
+    """magvit2-pytorch's discriminator of single frames, with its hinge losses and its penalty."""
 
     def __init__(self, setup: Setup) -> None:
-        package = magvit2()
+        package = import_magvit2()
         assert package is not None
         self.package = package
-        self.judge = package.Discriminator(**setup.judge_arguments)
-        self.judge.load_state_dict(setup.judge().state_dict(), strict=True)
-        self.judge.to(device())
+        self.discriminator = package.Discriminator(**setup.discriminator_kwargs)
+        self.discriminator.load_state_dict(setup.build_discriminator().state_dict(), strict=True)
+        self.discriminator.to(device())
 
     def autoencoder_loss(self, real: Tensor, fake: Tensor, last_layer: Tensor) -> Tensor:
-        """Return the loss of the autoencoder's step."""
-        g = self.package.hinge_gen_loss(self.judge(fake.squeeze(2)))
+        """Return the loss of the autoencoder step."""
+        g = self.package.hinge_gen_loss(self.discriminator(fake.squeeze(2)))
         return F.mse_loss(fake, real) + ADVERSARIAL_WEIGHT * g
 
     def discriminator_loss(self, real: Tensor, fake: Tensor, *, penalty: bool) -> Tensor:
-        """Return the loss of the discriminators' step."""
+        """Return the loss of the discriminator step."""
         real = real.squeeze(2).clone().requires_grad_(penalty)
-        d_real, d_fake = self.judge(real), self.judge(fake.squeeze(2))
+        d_real, d_fake = self.discriminator(real), self.discriminator(fake.squeeze(2))
         loss = self.package.hinge_discr_loss(d_fake, d_real)
         return loss + PENALTY_WEIGHT * self.package.gradient_penalty(real, d_real, center=1.0) if penalty else loss
 
     def parameters(self) -> Iterable[nn.Parameter]:
-        """Return what the discriminators' step trains."""
-        return self.judge.parameters()
+        """Return the parameters of the discriminator."""
+        return self.discriminator.parameters()
 
 
-CONTESTANTS: dict[str, type[Ours] | type[Twin] | type[Magvit2]] = {OURS: Ours, TWIN: Twin, MAGVIT2: Magvit2}
+IMPLEMENTATIONS: dict[str, type[Telecine] | type[Baseline] | type[Magvit2]] = {
+    TELECINE: Telecine,
+    BASELINE: Baseline,
+    MAGVIT2: Magvit2,
+}
 
 
-def magvit2() -> ModuleType | None:
-    """Return magvit2-pytorch's module, or None where it is not installed."""
+def import_magvit2() -> ModuleType | None:
+    """Return the module of magvit2-pytorch, or `None` if it is not installed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -226,67 +237,76 @@ def magvit2() -> ModuleType | None:
     return magvit2_pytorch
 
 
-def contestants_of(setup: Setup) -> list[str]:
-    """Return who can do the work: magvit2-pytorch has a discriminator of single frames alone."""
-    return [OURS, TWIN, *([MAGVIT2] if setup.sees_frames and magvit2() else [])]
+def implementations_of(setup: Setup) -> list[str]:
+    """Return the implementations that support a setup. magvit2-pytorch has a discriminator of single frames only."""
+    return [TELECINE, BASELINE, *([MAGVIT2] if setup.is_image and import_magvit2() else [])]
 
 
 def steps_of(name: str, setup: Setup) -> dict[str, Step]:
-    """Return the steps of a contestant by title; all share one batch and one set of networks."""
-    contestant = CONTESTANTS[name](setup)
+    """Return the steps of an implementation by title. All use the same batch and the same networks."""
+    implementation = IMPLEMENTATIONS[name](setup)
     generator = torch.Generator().manual_seed(0)
-    real = (torch.rand(setup.clips, generator=generator) * 2 - 1).to(device())
+    real = (torch.rand(setup.video_shape, generator=generator) * 2 - 1).to(device())
     torch.manual_seed(0)
     decoder = nn.Conv3d(3, 3, 1).to(device())
     with torch.no_grad():
         fake = decoder(real)
 
     def autoencoder() -> None:
-        contestant.autoencoder_loss(real, decoder(real), decoder.weight).backward()
-        finish()
+        implementation.autoencoder_loss(real, decoder(real), decoder.weight).backward()
+        clear()
 
-    def discriminators(penalty: bool) -> None:
-        contestant.discriminator_loss(real, fake, penalty=penalty).backward()
-        finish()
+    def discriminator(penalty: bool) -> None:
+        implementation.discriminator_loss(real, fake, penalty=penalty).backward()
+        clear()
 
     def update(penalty: bool) -> None:
-        contestant.update(real, decoder(real), decoder.weight, penalty=penalty)
-        finish()
+        implementation.update(real, decoder(real), decoder.weight, penalty=penalty)
+        clear()
 
-    def finish() -> None:
-        let_go([*contestant.parameters(), *decoder.parameters()])
+    def clear() -> None:
+        clear_gradients([*implementation.parameters(), *decoder.parameters()])
 
-    video = {UPDATE: partial(update, False), UPDATE_PENALTY: partial(update, True)}
+    updates = {UPDATE: partial(update, False), UPDATE_PENALTY: partial(update, True)}
     return {
         AUTOENCODER: autoencoder,
-        DISCRIMINATORS: partial(discriminators, False),
-        DISCRIMINATORS_PENALTY: partial(discriminators, True),
-        **({} if setup.sees_frames else video),
+        DISCRIMINATOR: partial(discriminator, False),
+        DISCRIMINATOR_PENALTY: partial(discriminator, True),
+        **({} if setup.is_image else updates),
     }
 
 
 def step_of(name: str, setup: Setup, title: str) -> Step:
-    """Return one step of a contestant."""
+    """Return one step of an implementation."""
     return steps_of(name, setup)[title]
 
 
-def let_go(parameters: Iterable[nn.Parameter]) -> None:
-    """Drop the gradients."""
+def clear_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Free the gradients."""
     for parameter in parameters:
         parameter.grad = None
 
 
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with dotted names as groups: `{"penalty.every": 2}` as `{"penalty": {"every": 2}}`."""
+    groups: dict[str, Any] = {}
+    for name, value in settings.items():
+        group, _, key = name.rpartition(".")
+        (groups.setdefault(group, {}) if group else groups)[key] = value
+    return groups
+
+
 def parse_setup(text: str) -> Setup:
-    """Read `dim,size,frames,batch`."""
+    """Parse `dim,size,frames,batch`."""
     try:
-        dim, size, frames, batch = (int(number) for number in text.split(","))
+        dim, size, num_frames, batch_size = (int(number) for number in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be dim,size,frames,batch, but got {text!r}") from None
-    return Setup(dim, size, frames, batch)
+    return Setup(dim, size, num_frames, batch_size)
 
 
 def parse_option(text: str) -> tuple[str, Any]:
-    """Read `key=value`, the value as YAML."""
+    """Parse `key=value` or `group.key=value` with the value as YAML."""
     key, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"must be key=value, but got {text!r}")

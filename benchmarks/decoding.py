@@ -1,11 +1,11 @@
-"""How many training clips a second one core reads: a Markdown table.
+"""Training clips per second that one core reads: a Markdown table.
 
     python benchmarks/decoding.py
 
-Random clips of 17 frames of 256 x 256 pixels from H.264, on one thread, from file to float tensor: the sample clips as
-they are, and encoded again with a keyframe every 30 frames; each as a file of its own, as a member of a tar file, and
-from decoded frames in memory. Each round reads the same number of other clips from every place, one place after the
-other; figures are medians over rounds, of the process's own time, so that what else the machine does hardly counts.
+The command reads random clips of 17 frames of 256 x 256 pixels on one thread, from H.264 to float tensors. The videos
+are the sample clips, unchanged and encoded again with a keyframe every 30 frames. Each is read from a file, from a
+member of a tar file, and from decoded frames in memory. Each round reads new clips from every source, the sources one
+after the other. Figures are medians over rounds of the process's CPU time, so other processes have little effect.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 import av
 import torch
-from timing import Step, interleaved
+from measure import Step, interleaved
 
 from telecine.data import (
     ClipConfig,
@@ -35,11 +35,11 @@ from telecine.data import (
 )
 
 SHORT_GOP = 30
-PLACES = ("file", "tar file", "memory")
+SOURCES = ("file", "tar file", "memory")
 
 
-def encode_again(info: VideoInfo, path: Path) -> Path:
-    """Encode a video as H.264 with short groups of pictures, with x264's defaults otherwise."""
+def reencode(info: VideoInfo, path: Path) -> Path:
+    """Encode a video as H.264 with a keyframe every 30 frames."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(info.fps).limit_denominator(1001))
         stream.width, stream.height, stream.pix_fmt = info.width, info.height, "yuv420p"
@@ -51,7 +51,7 @@ def encode_again(info: VideoInfo, path: Path) -> Path:
 
 
 def pack(path: Path) -> Path:
-    """Put a file into a tar file beside it."""
+    """Return a new tar file beside a file, which contains it."""
     archive = path.with_suffix(".tar")
     with tarfile.open(archive, "w") as tar:
         tar.add(path, arcname=path.name)
@@ -59,20 +59,20 @@ def pack(path: Path) -> Path:
 
 
 def datasets_of(path: Path, folder: Path, config: ClipConfig) -> dict[str, ClipDataset]:
-    """Return the same clips from each place."""
+    """Return datasets of the same clips by source."""
     copy = folder / path.name
     if copy != path:
         copy.write_bytes(path.read_bytes())
     (member,) = tar_members(pack(copy))
     infos = {"file": index_video(copy), "tar file": index_video(member), "memory": index_video(copy)}
     return {
-        place: ClipDataset([whole_video(info)], replace(config, cache=place == "memory"))
-        for place, info in infos.items()
+        source: ClipDataset([whole_video(info)], replace(config, cache=source == "memory"))
+        for source, info in infos.items()
     }
 
 
 def reader(dataset: ClipDataset, num_clips: int) -> Step:
-    """Return what reads the next clips each time it is called."""
+    """Return a step that reads the next clips."""
     indices = iter(range(10**9))
 
     def read() -> None:
@@ -83,20 +83,20 @@ def reader(dataset: ClipDataset, num_clips: int) -> Step:
 
 
 def describe(info: VideoInfo) -> str:
-    """Name a video, its size, and the mean distance of its keyframes."""
+    """Return the name and size of a video, and the mean interval of its keyframes."""
     gop = info.num_frames / len(info.keyframes)
     return f"{info.path.name}, {info.width}x{info.height}, a keyframe every {gop:.0f} frames"
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description="Print how many clips a second one core reads.")
-    parser.add_argument("--frames", type=int, default=17, help="frames of a clip")
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="Print the clips per second that one core reads.")
+    parser.add_argument("--frames", type=int, default=17, help="number of frames of a clip")
     parser.add_argument("--size", type=int, default=256, help="height and width of the clips")
-    parser.add_argument("--clips", type=int, default=20, help="clips from each place in a round")
-    parser.add_argument("--rounds", type=int, default=5, help="measured rounds")
-    parser.add_argument("--videos", type=int, default=3, help="how many of the sample clips, the smallest first")
-    parser.add_argument("--smoke", action="store_true", help="one small clip of one video, to see that it runs")
+    parser.add_argument("--clips", type=int, default=20, help="number of clips from each source in a round")
+    parser.add_argument("--rounds", type=int, default=5, help="number of measured rounds")
+    parser.add_argument("--videos", type=int, default=3, help="number of sample clips, the smallest first")
+    parser.add_argument("--smoke", action="store_true", help="one small clip of one video, to test the command")
     arguments = parser.parse_args()
     if arguments.smoke:
         arguments.frames, arguments.size, arguments.clips, arguments.rounds, arguments.videos = 2, 16, 1, 1, 1
@@ -109,16 +109,16 @@ def main() -> None:
     torch.set_num_threads(1)
     config = ClipConfig(num_frames=arguments.frames, height=arguments.size, width=arguments.size, num_workers=0)
     size = f"{arguments.frames} frames of {arguments.size} px"
-    print(f"{size}, one thread, PyAV {av.__version__}; clips a second of one core from\n")
-    print(f"| video | {' | '.join(PLACES)} |\n|---|---|---|---|")
+    print(f"{size}, one thread, PyAV {av.__version__}; clips per second of one core\n")
+    print(f"| video | {' | '.join(SOURCES)} |\n|---|---|---|---|")
     for sample in sample_videos()[: arguments.videos]:
         with tempfile.TemporaryDirectory() as folder:
-            short = encode_again(index_video(sample), Path(folder) / f"{sample.stem}-short.mp4")
+            short = reencode(index_video(sample), Path(folder) / f"{sample.stem}-short.mp4")
             for path in (sample, short):
                 datasets = datasets_of(path, Path(folder), config)
-                steps = {place: reader(dataset, arguments.clips) for place, dataset in datasets.items()}
+                steps = {source: reader(dataset, arguments.clips) for source, dataset in datasets.items()}
                 seconds = interleaved(steps, rounds=arguments.rounds, clock=time.process_time)
-                speeds = [arguments.clips / statistics.median(seconds[place]) for place in PLACES]
+                speeds = [arguments.clips / statistics.median(seconds[source]) for source in SOURCES]
                 columns = " | ".join(f"{speed:.1f}" for speed in speeds)
                 print(f"| {describe(datasets['file'].spans[0].info)} | {columns} |")
 

@@ -1,11 +1,12 @@
-"""How far `telecine train --model` gets in three minutes with small models of two published classes: a Markdown table.
+"""Held-out PSNR and LPIPS before and after a short fine-tuning of two published model classes: a Markdown table.
 
     python benchmarks/fine_tuning.py
 
-A model of each class is made with random weights, small enough for two CPU cores, and saved as diffusers saves it.
-Their variance is 1 / fan-in: with PyTorch's own, a third of it, what comes out of Wan's class hardly depends on the
-clip, and some 200 updates pass before it learns more than one colour. The command line then fine-tunes it from that
-folder on the three sample videos, with the whole objective, and validates it on their held-out ends before and after.
+The models are small enough for two CPU cores, have random weights, and are saved with diffusers. `telecine train
+--model` fine-tunes each on the three sample videos with the whole objective, and validates on their held-out ends.
+
+The variance of the initial weights is 1 / fan-in. With a third of it, PyTorch's default, the output of Wan's class
+hardly depends on its input, and training takes about 200 updates to learn more than one colour.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from typing import Any
 
 import diffusers
 import torch
-from tables import table
-from timing import machine
+from measure import machine, table
 from torch import nn
+
+from telecine.data import sample_videos
 
 CLASSES: dict[str, Callable[[], Any]] = {
     "AutoencoderKLCogVideoX": lambda: diffusers.AutoencoderKLCogVideoX(
@@ -45,30 +47,24 @@ SETTINGS = (
     "--clips.cache=true",
     "--clips.num_workers=1",
     "--val_clips=6",
-    "--objective.disc_train_start=20",
+    "--objective.gan.disc_train_start=20",
     "--objective.disc_start=40",
     "--discriminator.dim=4",
     "--optimizer.lr=2e-3",
     "--optimizer.warmup_steps=10",
     "--optimizer.ema_decay=0.98",
 )
+SMOKE = (
+    *("--clips.height=32", "--clips.width=32", "--clips.cache=false", "--val_clips=1", "--discriminator.dim=1"),
+    *("--objective.perceptual.net=alex", "--objective.gan.disc_train_start=4", "--objective.disc_start=8"),
+)
 
 
-def sample_folder(place: Path) -> Path:
-    """Return a folder with links to the sample videos."""
-    from telecine.data import sample_videos
-
-    folder = place / "samples"
+def link_samples(folder: Path) -> None:
+    """Fill a new folder with links to the sample videos."""
     folder.mkdir()
     for path in sample_videos():
         (folder / path.name).symlink_to(path)
-    return folder
-
-
-SMALL = (
-    *("--clips.height=32", "--clips.width=32", "--clips.cache=false", "--val_clips=1", "--discriminator.dim=1"),
-    "--objective.perceptual_net=alex",
-)
 
 
 def build(name: str) -> Any:
@@ -82,14 +78,14 @@ def build(name: str) -> Any:
     return model
 
 
-def fine_tune(name: str, steps: int, place: Path, extra: Sequence[str]) -> list[str]:
-    """Train a model of a class by the command line and return a line of the table."""
-    build(name).save_pretrained(place / name)
-    run = place / "runs" / name
+def fine_tune(name: str, steps: int, folder: Path, extra: Sequence[str]) -> list[str]:
+    """Train a model of a class with the command line, and return its row of the table."""
+    build(name).save_pretrained(folder / name)
+    run = folder / "runs" / name
     command = [sys.executable, "-m", "telecine", "train", *SETTINGS, f"--model={name}", f"--output_dir={run}"]
     every = [f"--{option}={steps}" for option in ("steps", "val_every", "save_every")]
     start = time.perf_counter()
-    subprocess.run([*command, *every, *extra], cwd=place, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([*command, *every, *extra], cwd=folder, check=True, stdout=subprocess.DEVNULL)
     seconds = time.perf_counter() - start
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     first, last = (record for record in records if "val/psnr" in record)
@@ -99,14 +95,14 @@ def fine_tune(name: str, steps: int, place: Path, extra: Sequence[str]) -> list[
 
 def main() -> None:
     """Fine-tune each class and print the table."""
-    parser = argparse.ArgumentParser(description="Print what a few minutes of fine-tuning do to published classes.")
-    parser.add_argument("--steps", type=int, default=250, help="updates of each")
-    parser.add_argument("--smoke", action="store_true", help="a few updates of small clips, to see that it runs")
+    parser = argparse.ArgumentParser(description="Print the effect of a short fine-tuning of published model classes.")
+    parser.add_argument("--steps", type=int, default=250, help="number of updates")
+    parser.add_argument("--smoke", action="store_true", help="a few updates of small clips, to test the command")
     arguments = parser.parse_args()
     header = ["class", "updates", "seconds", "PSNR before", "after", "LPIPS-Alex before", "after"]
     with tempfile.TemporaryDirectory() as folder:
-        sample_folder(Path(folder))
-        steps, extra = (30, SMALL) if arguments.smoke else (arguments.steps, ())
+        link_samples(Path(folder) / "samples")
+        steps, extra = (16, SMOKE) if arguments.smoke else (arguments.steps, ())
         rows = [fine_tune(name, steps, Path(folder), extra) for name in CLASSES]
     print(f"clips of 9 frames of 64 px; {machine()}\n")
     print(table(header, rows))

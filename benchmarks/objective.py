@@ -1,14 +1,16 @@
-"""Time, extra peak memory and work of the objective's steps, ours against a plain twin: Markdown tables.
+"""Time, extra peak memory and operations of the objective's steps, of telecine and a plain baseline: Markdown tables.
 
     python benchmarks/objective.py
 
-Each size has five steps of a discriminator of videos with LPIPS on a frame of each clip (the autoencoder's, the
-discriminators' with and without the gradient penalty, and an update of both) and three of the discriminator of single
-frames on four of them, without LPIPS. The twin (`twin.py`) computes the same in the plain way; for single
-frames magvit2-pytorch's own discriminator and penalty stand beside it where that package is installed.
+For each size the tables have five steps of a video discriminator with LPIPS on one frame of each clip (autoencoder
+step, discriminator step with and without gradient penalty, and an update of both, with and without), and three steps of
+the discriminator of single frames on four frames, without LPIPS. The baseline (`baseline.py`) computes the same
+equations in the plain way. If magvit2-pytorch is installed, its discriminator and penalty of single frames are
+measured too.
 
-Times are medians of interleaved rounds, ratios medians of the rounds' ratios. Memory is the peak of a step above what
-was there before it, in a process of its own. `--option` sets an argument of our loss, so that variants can be compared.
+Times are medians of interleaved rounds, and ratios are medians of the ratios of each round. Memory is the peak of a
+step above the memory before it, in a new process. `--option` changes a setting of telecine, to compare variants. To
+compare two checkouts, run the command in each.
 """
 
 from __future__ import annotations
@@ -17,52 +19,60 @@ import argparse
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 from cases import (
     AUTOENCODER,
+    BASELINE,
     FRAME_STEPS,
-    LAZY,
     MAGVIT2,
-    OURS,
-    SINGLE_FRAMES,
-    TWIN,
+    NUM_SINGLE_FRAMES,
+    PENALTY_EVERY,
+    TELECINE,
     UPDATE,
     UPDATE_PENALTY,
     VIDEO_STEPS,
     Setup,
-    contestants_of,
+    implementations_of,
     parse_option,
     parse_setup,
     step_of,
     steps_of,
 )
-from memory import extra_peak
-from tables import NOTHING, table, times
-from timing import interleaved, machine, median_ratio
-from work import count_flops, share_outside
+from measure import (
+    NOT_AVAILABLE,
+    count_flops,
+    extra_peak,
+    fraction_outside,
+    interleaved,
+    machine,
+    median_ratio,
+    ratio,
+    table,
+)
 
 SETUPS = ("16,64,8,2", "16,64,8,4", "8,128,8,1", "16,128,16,1")
 SMOKE = "1,16,4,1"
-PARTS = ("time", "memory", "work")
-# For each step, for each contestant, one figure or one a round.
+TABLES = ("time", "memory", "work")
+# By step and implementation: the seconds of each round, and the extra peak in bytes.
 Seconds = Mapping[str, Mapping[str, list[float]]]
 Peaks = Mapping[str, Mapping[str, int]]
 OUTSIDE = "time outside convolutions and matrix products"
-PROFILED_ROUNDS = 3
-LAZY_ROW = f"update, penalty at every {LAZY}th step of ours, every step of the twin"
+MAX_PROFILED_ROUNDS = 3
+LAZY_PENALTY = f"update, penalty on every {PENALTY_EVERY}th step of {TELECINE}, every step of the {BASELINE}"
 
 
 def both_kinds(setup: Setup) -> list[tuple[Setup, Sequence[str], str]]:
-    """Return the setups of videos and of single frames, the steps of each, and what stands before these in a row."""
-    frames = replace(setup, discriminator="Discriminator")
-    return [(setup, VIDEO_STEPS, ""), (frames, FRAME_STEPS, f"{SINGLE_FRAMES} single frames: ")]
+    """Return the setups of videos and of single frames, each with its steps and the prefix of their titles."""
+    single_frames = replace(setup, discriminator_name="Discriminator")
+    return [(setup, VIDEO_STEPS, ""), (single_frames, FRAME_STEPS, f"{NUM_SINGLE_FRAMES} single frames: ")]
 
 
 def measure_times(setup: Setup, rounds: int) -> Seconds:
-    """Return the seconds of each round by step and contestant."""
+    """Return the seconds of each round by step and implementation."""
     seconds: dict[str, dict[str, list[float]]] = {}
     for kind, titles, prefix in both_kinds(setup):
-        steps = {name: steps_of(name, kind) for name in contestants_of(kind)}
+        steps = {name: steps_of(name, kind) for name in implementations_of(kind)}
         measured = interleaved({(title, name): steps[name][title] for title in titles for name in steps}, rounds=rounds)
         for (title, name), values in measured.items():
             seconds.setdefault(prefix + title, {})[name] = values
@@ -70,109 +80,119 @@ def measure_times(setup: Setup, rounds: int) -> Seconds:
 
 
 def with_lazy_penalty(seconds: Seconds) -> Seconds:
-    """Add the row in which ours computes the penalty at one of many steps, and the twin at each."""
-    pairs = zip(seconds[UPDATE][OURS], seconds[UPDATE_PENALTY][OURS], strict=True)
-    lazy = [((LAZY - 1) * without + penalised) / LAZY for without, penalised in pairs]
-    return {**seconds, LAZY_ROW: {OURS: lazy, TWIN: seconds[UPDATE_PENALTY][TWIN]}}
+    """Add an update with the mean cost of telecine's lazy penalty, and the baseline's penalty on every step."""
+    pairs = zip(seconds[UPDATE][TELECINE], seconds[UPDATE_PENALTY][TELECINE], strict=True)
+    lazy = [((PENALTY_EVERY - 1) * without + with_penalty) / PENALTY_EVERY for without, with_penalty in pairs]
+    return {**seconds, LAZY_PENALTY: {TELECINE: lazy, BASELINE: seconds[UPDATE_PENALTY][BASELINE]}}
 
 
 def time_table(seconds: Seconds) -> str:
-    """Return the seconds of each step, and how many times as long the others take as ours."""
+    """Return the seconds of each step, and the ratio of the others to telecine."""
     rows = []
     for title, by_name in seconds.items():
-        ratios = {name: times(median_ratio(values, by_name[OURS])) for name, values in by_name.items()}
+        ratios = {name: ratio(median_ratio(values, by_name[TELECINE])) for name, values in by_name.items()}
         cells = {name: f"{statistics.median(values):#.3g}" for name, values in by_name.items()}
         rows.append(row(title, cells, ratios))
-    return table(["seconds", OURS, TWIN, "twin / ours", MAGVIT2, f"{MAGVIT2} / ours"], rows)
+    return table(["seconds", TELECINE, BASELINE, f"{BASELINE} / {TELECINE}", MAGVIT2, f"{MAGVIT2} / {TELECINE}"], rows)
+
+
+@cache
+def peak_of(name: str, setup: Setup, title: str) -> int:
+    """Return the extra peak of a step in bytes. Two tables use some of them."""
+    return extra_peak(step_of, name, setup, title)
 
 
 def measure_memory(setup: Setup) -> Peaks:
-    """Return the extra peak of each step in bytes by step and contestant."""
+    """Return the extra peak in bytes by step and implementation."""
     return {
-        prefix + title: {name: extra_peak(step_of, name, kind, title) for name in contestants_of(kind)}
+        prefix + title: {name: peak_of(name, kind, title) for name in implementations_of(kind)}
         for kind, titles, prefix in both_kinds(setup)
         for title in titles
     }
 
 
 def memory_table(peaks: Peaks) -> str:
-    """Return the extra peak of each step, and what part of the others' ours is."""
+    """Return the extra peak of each step, and the ratio of telecine to the others."""
     rows = []
     for title, by_name in peaks.items():
-        ratios = {name: times(by_name[OURS] / peak) for name, peak in by_name.items()}
+        ratios = {name: ratio(by_name[TELECINE] / peak) for name, peak in by_name.items()}
         rows.append(row(title, {name: megabytes(peak) for name, peak in by_name.items()}, ratios))
-    return table(["extra peak, MB", OURS, TWIN, "ours / twin", MAGVIT2, f"ours / {MAGVIT2}"], rows)
+    header = ["extra peak, MB", TELECINE, BASELINE, f"{TELECINE} / {BASELINE}", MAGVIT2, f"{TELECINE} / {MAGVIT2}"]
+    return table(header, rows)
 
 
 def row(title: str, cells: Mapping[str, str], ratios: Mapping[str, str]) -> list[str]:
-    """Return a line: ours, then each other with its ratio."""
-    others = [cell for name in (TWIN, MAGVIT2) for cell in (cells.get(name, NOTHING), ratios.get(name, NOTHING))]
-    return [title, cells[OURS], *others]
+    """Return a row: telecine, then each of the others with its ratio."""
+    pairs = [(cells.get(name, NOT_AVAILABLE), ratios.get(name, NOT_AVAILABLE)) for name in (BASELINE, MAGVIT2)]
+    return [title, cells[TELECINE], *pairs[0], *pairs[1]]
 
 
 def megabytes(size: int) -> str:
-    """Return bytes as a cell."""
+    """Return a number of bytes as a cell."""
     return f"{size / 1e6:.1f}" if size >= 1e7 else f"{size / 1e6:#.3g}"
 
 
 def work_table(setup: Setup, rounds: int) -> str:
-    """Return the operations of each step of videos, and the share of time outside convolutions and matrix products."""
-    steps = {name: steps_of(name, setup) for name in (OURS, TWIN)}
+    """Return the operations of each step of videos, and the fraction of its time outside the heavy operators."""
+    steps = {name: steps_of(name, setup) for name in (TELECINE, BASELINE)}
     rows = []
     for title in VIDEO_STEPS:
         flops = [count_flops(steps[name][title]) for name in steps]
-        shares = [statistics.median(share_outside(steps[name][title]) for _ in range(rounds)) for name in steps]
+        fractions = [statistics.median(fraction_outside(steps[name][title]) for _ in range(rounds)) for name in steps]
         cells = [f"{count / 1e9:.3f}" for count in flops]
-        rows.append([title, *cells, times(flops[0] / flops[1]), *(f"{share:.0%}" for share in shares)])
-    return table(["GFLOP", OURS, TWIN, "ours / twin", f"{OURS}, {OUTSIDE}", f"{TWIN}, {OUTSIDE}"], rows)
+        rows.append([title, *cells, ratio(flops[0] / flops[1]), *(f"{fraction:.0%}" for fraction in fractions)])
+    columns = [TELECINE, BASELINE, f"{TELECINE} / {BASELINE}", f"{TELECINE}, {OUTSIDE}", f"{BASELINE}, {OUTSIDE}"]
+    return table(["GFLOP", *columns], rows)
 
 
 def perceptual_table(setup: Setup) -> str:
-    """Return how the extra peak grows from one perceptual frame to all frames of the clips."""
-    many = replace(setup, perceptual_frames=setup.frames)
+    """Return the extra peak with one perceptual frame, and with all frames of the clips."""
+    all_frames = replace(setup, num_perceptual_frames=setup.num_frames)
     rows = []
     for title in (AUTOENCODER, UPDATE):
-        for name in (OURS, TWIN):
-            peaks = [extra_peak(step_of, name, frames, title) for frames in (setup, many)]
-            rows.append([f"{name}, {title}", *map(megabytes, peaks), times(peaks[1] / peaks[0])])
-    counts = ["1", str(setup.frames), f"{setup.frames} / 1"]
+        for name in (TELECINE, BASELINE):
+            peaks = [peak_of(name, either, title) for either in (setup, all_frames)]
+            rows.append([f"{name}, {title}", *map(megabytes, peaks), ratio(peaks[1] / peaks[0])])
+    counts = ["1", str(setup.num_frames), f"{setup.num_frames} / 1"]
     return table(["extra peak, MB, by perceptual frames", *counts], rows)
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description="Print what the objective's steps cost, against a plain twin.")
-    parser.add_argument("--configs", nargs="+", type=parse_setup, metavar="DIM,SIZE,FRAMES,BATCH", help="sizes to run")
-    parser.add_argument("--discriminator", default="Discriminator3D", help="of videos, as telecine names its class")
-    parser.add_argument("--rounds", type=int, default=7, help="measured rounds")
-    parser.add_argument("--only", choices=PARTS, help="one of the tables, instead of all")
-    parser.add_argument("--option", action="append", type=parse_option, default=[], metavar="KEY=VALUE")
-    parser.add_argument("--smoke", action="store_true", help="one tiny size and one round, to see that it runs")
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="Print the cost of the objective's steps, with a plain baseline's.")
+    parser.add_argument("--configs", nargs="+", type=parse_setup, metavar="DIM,SIZE,FRAMES,BATCH", help="the sizes")
+    parser.add_argument(
+        "--discriminator", default="Discriminator3D", help="telecine's class of the video discriminator"
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="number of measured rounds")
+    parser.add_argument("--only", choices=TABLES, help="print one of the tables instead of all")
+    parser.add_argument("--option", action="append", type=parse_option, default=[], metavar="[GROUP.]KEY=VALUE")
+    parser.add_argument("--smoke", action="store_true", help="one tiny size and one round, to test the command")
     arguments = parser.parse_args()
     if arguments.smoke:
         arguments.rounds = 1
     setups = arguments.configs or [parse_setup(text) for text in ([SMOKE] if arguments.smoke else SETUPS)]
-    changes = {"discriminator": arguments.discriminator, "options": dict(arguments.option)}
+    changes = {"discriminator_name": arguments.discriminator, "options": dict(arguments.option)}
     arguments.setups = [replace(setup, **changes) for setup in setups]
     return arguments
 
 
 def main() -> None:
-    """Measure all sizes and print their tables, each as soon as it is there."""
+    """Measure all sizes and print each table when it is complete."""
     arguments = parse_arguments()
-    parts: dict[str, Callable[[Setup], str]] = {
+    tables: dict[str, Callable[[Setup], str]] = {
         "time": lambda setup: time_table(with_lazy_penalty(measure_times(setup, arguments.rounds))),
         "memory": lambda setup: memory_table(measure_memory(setup)),
-        "work": lambda setup: work_table(setup, min(arguments.rounds, PROFILED_ROUNDS)),
+        "work": lambda setup: work_table(setup, min(arguments.rounds, MAX_PROFILED_ROUNDS)),
     }
-    wanted = [arguments.only] if arguments.only else PARTS
+    selected = [arguments.only] if arguments.only else TABLES
     options = "".join(f", {key}={value!r}" for key, value in arguments.option)
     print(f"{arguments.discriminator}{options}; {machine()}")
     for setup in arguments.setups:
         print(f"\n## {setup.title}")
-        for part in wanted:
-            print(f"\n{parts[part](setup)}", flush=True)
-    if "memory" in wanted:
+        for name in selected:
+            print(f"\n{tables[name](setup)}", flush=True)
+    if "memory" in selected:
         print(f"\n## More perceptual frames: {arguments.setups[-1].title}")
         print(f"\n{perceptual_table(arguments.setups[-1])}")
 

@@ -1,113 +1,102 @@
-"""What each option of the objective costs in time, relative to the defaults: a Markdown table.
+"""Time of each option of the objective relative to the defaults: a Markdown table.
 
     python benchmarks/options.py
 
-Forward and backward of both steps, on a reconstruction that requires a gradient, as an autoencoder would hand over. The
-reference is LPIPS on one frame, a video discriminator with hinge losses, the penalty at every step, and the adaptive
-weight. Where an option needs another to be on, that one is part of its row. Each round runs the reference and all
-options once; figures are medians over rounds of the ratio to the reference of the same round.
+The measured steps are forward and backward, on a reconstruction that requires a gradient, as an autoencoder's does. The
+reference is LPIPS on one frame, a video discriminator with hinge losses, the penalty on every step, and the adaptive
+weight. Each round runs the reference and all options once; figures are medians over rounds of the ratio to the
+reference of the same round.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
-from timing import Step, interleaved, machine, median_ratio
-from torch import Tensor, nn
+from cases import nested
+from measure import Step, interleaved, machine, median_ratio, ratio, table_row
+from torch import nn
 
-from telecine import LPIPS, Discriminator3DWithfirstframe, PatchDiscriminator3D, VideoAutoencoderLoss
+from telecine import LPIPS, VideoAutoencoderLoss
 
 REFERENCE: dict[str, Any] = {
     "disc_start": 0,
     "adversarial_loss_weight": 0.5,
     "grad_penalty_loss_weight": 10,
 }
+# Settings that differ from the reference, by the title of the row. Dotted names are those of groups.
 OPTIONS: dict[str, dict[str, Any]] = {
-    '`recon_loss="l1"`': {"recon_loss": "l1"},
-    '`recon_loss="charbonnier"`': {"recon_loss": "charbonnier"},
-    "`learn_logvar`": {"learn_logvar": True},
-    "`wavelet_loss_weight`": {"wavelet_loss_weight": 0.1},
-    "`wavelet_loss_weight`, `wavelet_levels=3`": {"wavelet_loss_weight": 0.1, "wavelet_levels": 3},
-    "`temporal_loss_weight`": {"temporal_loss_weight": 0.1},
-    '`perceptual_net="alex"`': {"perceptual_net": "alex"},
-    '`perceptual_frames="all"`': {"perceptual_frames": "all"},
-    '`perceptual_frames="all"`, `perceptual_stride=4`': {"perceptual_frames": "all", "perceptual_stride": 4},
-    '`perceptual_frames="all"`, `perceptual_chunk_size=4`': {"perceptual_frames": "all", "perceptual_chunk_size": 4},
-    "`gram_loss_weight`": {"gram_loss_weight": 0.1},
-    '`gan_loss="vanilla"`': {"gan_loss": "vanilla"},
-    '`gan_loss="least_squares"`': {"gan_loss": "least_squares"},
-    '`gan_loss="relativistic"`': {"gan_loss": "relativistic"},
-    "`feature_matching_loss_weight`": {"feature_matching_loss_weight": 1.0},
-    "`lecam_loss_weight`": {"lecam_loss_weight": 0.001},
-    "no penalty (15 of 16 steps with `grad_penalty_every=16`)": {"grad_penalty_loss_weight": 0},
-    '`grad_penalty="r1"`': {"grad_penalty": "r1"},
-    '`grad_penalty="r2"`': {"grad_penalty": "r2"},
-    '`grad_penalty="r1_and_r2"`': {"grad_penalty": "r1_and_r2"},
-    '`grad_penalty="wgan_gp"`': {"grad_penalty": "wgan_gp"},
-    '`grad_penalty="approximate_r1"`': {"grad_penalty": "approximate_r1"},
-    '`adaptive_weight_reference="recon_and_perceptual"`': {"adaptive_weight_reference": "recon_and_perceptual"},
-    '`adaptive_weight_reference="none"`': {"adaptive_weight_reference": "none"},
-    '`adaptive_weight_at="reconstruction"`': {"adaptive_weight_at": "reconstruction"},
-    "`adaptive_weight_decay`": {"adaptive_weight_decay": 0.9},
-    "`discr_kwargs` as well": {"discr_kwargs": "image"},
-    "`multiscale_discr_kwargs`, one scale, as well": {
-        "multiscale_adversarial_loss_weight": 0.5,
-        "multiscale_discr_kwargs": "half",
-    },
-    "`Discriminator3DWithfirstframe`": {"discr_3d_kwargs": Discriminator3DWithfirstframe},
-    "`PatchDiscriminator3D`": {"discr_3d_kwargs": PatchDiscriminator3D},
-    "no discriminator": {"adversarial_loss_weight": 0, "discr_3d_kwargs": None},
+    '`reconstruction.loss="l1"`': {"reconstruction.loss": "l1"},
+    '`reconstruction.loss="charbonnier"`': {"reconstruction.loss": "charbonnier"},
+    "`reconstruction.learn_logvar`": {"reconstruction.learn_logvar": True},
+    "`terms.wavelet`": {"terms.wavelet": 0.1},
+    "`terms.wavelet`, 3 levels": {"terms.wavelet": {"weight": 0.1, "params": {"levels": 3}}},
+    "`terms.temporal`": {"terms.temporal": 0.1},
+    '`perceptual.net="alex"`': {"perceptual.net": "alex"},
+    '`perceptual.num_frames="all"`': {"perceptual.num_frames": "all"},
+    '`perceptual.num_frames="all"`, `stride=4`': {"perceptual.num_frames": "all", "perceptual.stride": 4},
+    '`perceptual.num_frames="all"`, `chunk_size=4`': {"perceptual.num_frames": "all", "perceptual.chunk_size": 4},
+    "`terms.gram`": {"terms.gram": 0.1},
+    '`gan.loss="vanilla"`': {"gan.loss": "vanilla"},
+    '`gan.loss="least_squares"`': {"gan.loss": "least_squares"},
+    '`gan.loss="relativistic"`': {"gan.loss": "relativistic"},
+    "`gan.feature_matching_loss_weight`": {"gan.feature_matching_loss_weight": 1.0},
+    "`gan.lecam_loss_weight`": {"gan.lecam_loss_weight": 0.001},
+    "no penalty (15 of 16 steps with `penalty.every=16`)": {"grad_penalty_loss_weight": 0},
+    '`penalty.kind="r1"`': {"penalty.kind": "r1"},
+    '`penalty.kind="r2"`': {"penalty.kind": "r2"},
+    '`penalty.kind="r1_and_r2"`': {"penalty.kind": "r1_and_r2"},
+    '`penalty.kind="wgan_gp"`': {"penalty.kind": "wgan_gp"},
+    '`penalty.kind="approximate_r1"`': {"penalty.kind": "approximate_r1"},
+    '`adaptive_weight.reference="recon_and_perceptual"`': {"adaptive_weight.reference": "recon_and_perceptual"},
+    '`adaptive_weight.reference="none"`': {"adaptive_weight.reference": "none"},
+    '`adaptive_weight.at="reconstruction"`': {"adaptive_weight.at": "reconstruction"},
+    "`adaptive_weight.decay`": {"adaptive_weight.decay": 0.9},
 }
-
-
-class LastLayer(nn.Module):
-    """Stands for a decoder: a convolution that makes the reconstruction, so that the adaptive weight has its layer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv3d(3, 3, 1)
-
-    def forward(self, video: Tensor) -> Tensor:
-        """Map a video to a reconstruction of its shape."""
-        return self.conv(video)
 
 
 @cache
 def lpips(net: str) -> LPIPS:
-    """Return LPIPS, one for all rows: it holds nothing but what never changes."""
+    """Return LPIPS. All rows share it, because it does not change."""
     return LPIPS(net)
 
 
-def build(options: dict[str, Any], arguments: argparse.Namespace) -> VideoAutoencoderLoss:
-    """Build the loss of a row, its discriminators of the size that the command line asks for."""
+def networks(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return the settings of the rows with other discriminators, by title."""
     image = {"dim": arguments.dim, "image_size": arguments.size}
     video = {**image, "frame_num": arguments.frames}
-    given = {"discr_3d_kwargs": video, **options}
-    if given.get("discr_kwargs") == "image":
-        given["discr_kwargs"] = image
-    if given.get("multiscale_discr_kwargs") == "half":
-        given["multiscale_discr_kwargs"] = [{**video, "image_size": arguments.size // 2}]
-    if given["discr_3d_kwargs"] is PatchDiscriminator3D:
-        given["discr_3d_kwargs"] = PatchDiscriminator3D(dim=4 * arguments.dim)
-    if given["discr_3d_kwargs"] is Discriminator3DWithfirstframe:
-        given["discr_3d_kwargs"] = Discriminator3DWithfirstframe(**video)
+    first_frame = {"target": "telecine.Discriminator3DWithfirstframe", "params": video}
+    patch = {"target": "telecine.PatchDiscriminator3D", "params": {"dim": 4 * arguments.dim}}
+    return {
+        "`discr_kwargs` as well": {"discr_kwargs": image},
+        "`multiscale_discr_kwargs`, one scale, as well": {
+            "multiscale_adversarial_loss_weight": 0.5,
+            "multiscale_discr_kwargs": [{**video, "image_size": arguments.size // 2}],
+        },
+        "`Discriminator3DWithfirstframe`": {"discr_3d_kwargs": first_frame},
+        "`PatchDiscriminator3D`": {"discr_3d_kwargs": patch},
+        "no discriminator": {"adversarial_loss_weight": 0, "discr_3d_kwargs": None},
+    }
+
+
+def build(options: dict[str, Any], arguments: argparse.Namespace) -> VideoAutoencoderLoss:
+    """Return the loss of a row."""
+    video = {"dim": arguments.dim, "image_size": arguments.size, "frame_num": arguments.frames}
+    net = lpips(options.get("perceptual.net", "vgg"))
     torch.manual_seed(0)
-    return VideoAutoencoderLoss(**{**REFERENCE, **given, "perceptual_net": lpips(given.get("perceptual_net", "vgg"))})
+    return VideoAutoencoderLoss(**nested({**REFERENCE, "discr_3d_kwargs": video, **options, "perceptual.net": net}))
 
 
 def steps_of(loss: VideoAutoencoderLoss, arguments: argparse.Namespace) -> tuple[Step, Step]:
-    """Return both steps, forward and backward, on one batch."""
+    """Return forward and backward of the autoencoder step and of the discriminator step, on one batch."""
     real = torch.rand(arguments.batch, 3, arguments.frames, arguments.size, arguments.size) * 2 - 1
-    decoder = LastLayer()
+    decoder = nn.Conv3d(3, 3, 1)
 
     def autoencoder_step() -> None:
-        total, _ = loss(real, decoder(real), 0, 0, last_layer=decoder.conv.weight)
-        total.backward()
+        loss(real, decoder(real), 0, 0, last_layer=decoder.weight)[0].backward()
 
     def discriminator_step() -> None:
         if loss.get_trainable_parameters():
@@ -116,20 +105,17 @@ def steps_of(loss: VideoAutoencoderLoss, arguments: argparse.Namespace) -> tuple
     return autoencoder_step, discriminator_step
 
 
-def row(name: str, columns: list[str]) -> str:
-    """Return a line of the table."""
-    return f"| {' | '.join([name, *columns])} |"
-
-
 def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description="Print what each option costs relative to the defaults.")
-    parser.add_argument("--dim", type=int, default=16, help="a quarter of the discriminator's first block's channels")
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="Print the time of each option relative to the defaults.")
+    parser.add_argument(
+        "--dim", type=int, default=16, help="a quarter of the channels of the discriminator's 1st block"
+    )
     parser.add_argument("--size", type=int, default=64, help="height and width of the clips")
-    parser.add_argument("--frames", type=int, default=8, help="frames of a clip")
-    parser.add_argument("--batch", type=int, default=2, help="clips in a batch")
-    parser.add_argument("--rounds", type=int, default=7, help="measured rounds")
-    parser.add_argument("--smoke", action="store_true", help="tiny networks and one round, to see that it runs")
+    parser.add_argument("--frames", type=int, default=8, help="number of frames of a clip")
+    parser.add_argument("--batch", type=int, default=2, help="number of clips in a batch")
+    parser.add_argument("--rounds", type=int, default=7, help="number of measured rounds")
+    parser.add_argument("--smoke", action="store_true", help="tiny networks and one round, to test the command")
     arguments = parser.parse_args()
     if arguments.smoke:
         arguments.dim, arguments.size, arguments.frames, arguments.batch, arguments.rounds = 1, 32, 4, 1, 1
@@ -140,21 +126,25 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure all rows and print the table."""
     arguments = parse_arguments()
-    timed: dict[str, dict[str, list[float]]] = {}
-    losses = {name: build(options, arguments) for name, options in {"reference": {}, **OPTIONS}.items()}
-    for index, step in enumerate(("autoencoder", "discriminators")):
-        steps: dict[str, Callable[[], None]] = {name: steps_of(loss, arguments)[index] for name, loss in losses.items()}
-        timed[step] = interleaved(steps, rounds=arguments.rounds, warmup=arguments.warmup)
+    rows = {"reference": {}, **OPTIONS, **networks(arguments)}
+    losses = {title: build(options, arguments) for title, options in rows.items()}
+    steps = {title: steps_of(loss, arguments) for title, loss in losses.items()}
+    seconds = [
+        interleaved(
+            {title: pair[index] for title, pair in steps.items()}, rounds=arguments.rounds, warmup=arguments.warmup
+        )
+        for index in (0, 1)
+    ]
     print(
         f"dim {arguments.dim}, {arguments.size} px, {arguments.frames} frames, batch {arguments.batch}; {machine()}\n"
     )
-    print(row("option", ["autoencoder's step", "discriminators' step"]))
-    print(row("---", ["---", "---"]))
-    print(row("reference", [f"{statistics.median(times['reference']):.3f} s" for times in timed.values()]))
-    for name in OPTIONS:
-        columns = [f"{median_ratio(times[name], times['reference']):.2f} x" for times in timed.values()]
-        trains = bool(losses[name].get_trainable_parameters())
-        print(row(name, columns if trains else [columns[0], "-"]))
+    print(table_row(["option", "autoencoder step", "discriminator step"]))
+    print(table_row(["---", "---", "---"]))
+    print(table_row(["reference", *(f"{statistics.median(by_title['reference']):.3f} s" for by_title in seconds)]))
+    for title in list(rows)[1:]:
+        cells = [ratio(median_ratio(by_title[title], by_title["reference"])) for by_title in seconds]
+        trains = bool(losses[title].get_trainable_parameters())
+        print(table_row([title, *(cells if trains else [cells[0], "-"])]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The picture of `outcome.py`: what each run reached, and what its reconstructions look like."""
+"""The picture of `outcome.py`: the metrics of each run, and frames of its reconstructions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-# Told apart by people who do not see red and green alike (Okabe and Ito), and in grey by their marks.
+# Colours of Okabe and Ito, which colour-blind people can distinguish. The markers differ as well.
 STYLES = (
     ("#707070", "X"),
     ("#000000", "s"),
@@ -24,17 +24,17 @@ Points = Mapping[tuple[str, int], Mapping[str, float]]
 
 
 def draw(
-    points: Points, pictures: Mapping[str, Any], path: str, *, base: str, far: Collection[str], tolerance: float
+    points: Points, pictures: Mapping[str, Any], path: str, *, base: str, outliers: Collection[str], tolerance: float
 ) -> None:
-    """Draw every run as a point, and below a column of frames for each objective.
+    """Draw every run as a point, and below them a column of frames for each objective.
 
     Args:
         points: Metrics by objective and seed.
-        pictures: Frames below each other by the column's title; None where there are none.
-        path: The picture to write.
-        base: The objective that others are compared with, seed by seed.
-        far: Those that are too far from it to be shown beside the others.
-        tolerance: How much PSNR may fall.
+        pictures: A column of frames by its title, or `None` if there are none.
+        path: Path of the picture.
+        base: The objective that the right panel compares the others with, seed by seed.
+        outliers: Objectives that are left out of the right panel.
+        tolerance: Acceptable loss of PSNR, in dB.
     """
     figure = Figure(figsize=(11, 9), dpi=100, layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[1, 1])
@@ -44,15 +44,15 @@ def draw(
     draw_runs(left, points, styles)
     left.set_title("every run", fontsize=10)
     left.legend(fontsize=8)
-    draw_runs(right, differences(points, base), {name: styles[name] for name in names if name not in (base, *far)})
+    draw_runs(right, differences(points, base), {name: styles[name] for name in names if name not in (base, *outliers)})
     right.set_title(f"difference to {base} with the same seed; large: mean", fontsize=10)
-    mark_aim(right, tolerance)
+    shade_goal(right, tolerance)
     draw_frames(below, pictures)
     figure.savefig(path)
 
 
 def differences(points: Points, base: str) -> Points:
-    """Return each run's metrics less those of the base with the same seed, where there are both."""
+    """Return each run's metrics minus those of the base with the same seed, for seeds that have both."""
     return {
         (name, seed): {metric: run[metric] - points[base, seed][metric] for metric in (X, Y)}
         for (name, seed), run in points.items()
@@ -61,10 +61,10 @@ def differences(points: Points, base: str) -> Points:
 
 
 def draw_runs(axes: Any, points: Points, styles: Mapping[str, tuple[str, str]]) -> None:
-    """Draw each run of the objectives small, and the mean of each objective large."""
+    """Draw each run as a small point, and the mean of each objective as a large one."""
     for name, (colour, marker) in styles.items():
-        own = [(run[X], run[Y]) for (objective, _), run in points.items() if objective == name]
-        xs, ys = zip(*own, strict=True)
+        pairs = [(run[X], run[Y]) for (objective, _), run in points.items() if objective == name]
+        xs, ys = zip(*pairs, strict=True)
         style = {"color": colour, "marker": marker}
         axes.scatter(xs, ys, s=22, alpha=0.5, linewidths=0, **style)
         axes.scatter(
@@ -75,8 +75,8 @@ def draw_runs(axes: Any, points: Points, styles: Mapping[str, tuple[str, str]]) 
     axes.grid(alpha=0.3)
 
 
-def mark_aim(axes: Any, tolerance: float) -> None:
-    """Shade where LPIPS falls and PSNR hardly does."""
+def shade_goal(axes: Any, tolerance: float) -> None:
+    """Shade the region where LPIPS falls and PSNR falls by at most the tolerance."""
     for line in (axes.axhline, axes.axvline):
         line(0, color="black", linewidth=0.8)
     axes.margins(0.1)
@@ -87,7 +87,7 @@ def mark_aim(axes: Any, tolerance: float) -> None:
 
 
 def draw_frames(figure: Any, pictures: Mapping[str, Any]) -> None:
-    """Draw a column of frames for each picture."""
+    """Draw each column of frames."""
     for axes, (title, picture) in zip(figure.subplots(1, len(pictures)), pictures.items(), strict=True):
         axes.set_title(title.replace(", ", ",\n"), fontsize=8)
         axes.set_axis_off()

@@ -1,9 +1,10 @@
-"""How time and memory of an update grow with frames, pixels, batch and perceptual frames: a Markdown table and a plot.
+"""Time and memory of an update over frames, pixels, batch size and perceptual frames: a Markdown table and a plot.
 
     python benchmarks/scaling.py -o scaling.png
 
-Each is varied alone, from the same base. An update is both steps with the gradient penalty, the largest there is;
-`--step` takes another. Times are medians of interleaved rounds of ours and of the plain twin, memory is the extra peak.
+Each is varied alone, from the same base. The measured step is an update with the gradient penalty, the most expensive
+one; `--step` selects another. Times are medians of interleaved rounds of telecine and of the plain baseline. Memory is
+the extra peak.
 """
 
 from __future__ import annotations
@@ -15,104 +16,102 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from cases import OURS, TWIN, UPDATE_PENALTY, VIDEO_STEPS, Setup, parse_option, step_of
+from cases import BASELINE, TELECINE, UPDATE_PENALTY, VIDEO_STEPS, Setup, parse_option, step_of
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
-from memory import extra_peak
-from tables import table, times
-from timing import interleaved, machine, median_ratio
+from measure import extra_peak, interleaved, machine, median_ratio, ratio, table, table_row
 
-BASE = Setup(dim=8, size=64, frames=16, batch=1)
-SMOKE = Setup(dim=1, size=16, frames=4, batch=1)
-# The twin's double backward is not safe at all odd batches, see `twin.py`.
+BASE = Setup(dim=8, size=64, num_frames=16, batch_size=1)
+SMOKE = Setup(dim=1, size=16, num_frames=4, batch_size=1)
+# The baseline is not safe at all odd batch sizes, see `baseline_discriminators.py`.
 AXES: dict[str, Sequence[int]] = {
-    "frames": (4, 8, 16, 32),
+    "num_frames": (4, 8, 16, 32),
     "size": (32, 64, 128),
-    "batch": (1, 2, 4, 8),
-    "perceptual_frames": (1, 2, 4, 8, 16),
+    "batch_size": (1, 2, 4, 8),
+    "num_perceptual_frames": (1, 2, 4, 8, 16),
 }
 SMOKE_AXES: dict[str, Sequence[int]] = {
-    "frames": (2, 4),
+    "num_frames": (2, 4),
     "size": (16, 32),
-    "batch": (1, 2),
-    "perceptual_frames": (1, 4),
+    "batch_size": (1, 2),
+    "num_perceptual_frames": (1, 4),
 }
 LABELS = {
-    "frames": "frames",
+    "num_frames": "frames",
     "size": "height and width, pixels",
-    "batch": "clips in a batch",
-    "perceptual_frames": "perceptual frames of a clip",
+    "batch_size": "clips in a batch",
+    "num_perceptual_frames": "perceptual frames of a clip",
 }
-NAMES = (OURS, TWIN)
+NAMES = (TELECINE, BASELINE)
 
 
 @dataclass(frozen=True)
 class Point:
-    """What an update costs at one size."""
+    """The cost of an update at one size, by implementation."""
 
     seconds: dict[str, list[float]]
-    """Of each round, by contestant."""
+    """Of each round."""
     peak: dict[str, int]
-    """Extra peak in bytes, by contestant."""
+    """Extra peak in bytes."""
 
 
 @cache
 def measure(setup: Setup, step: str, rounds: int) -> Point:
-    """Time ours and the twin, and measure the memory of each; once for the base, which lies on all axes."""
+    """Measure time and memory of both implementations; the base, which is on all axes, only once."""
     seconds = interleaved({name: step_of(name, setup, step) for name in NAMES}, rounds=rounds)
     return Point(seconds, {name: extra_peak(step_of, name, setup, step) for name in NAMES})
 
 
 def row(axis: str, value: int, point: Point) -> list[str]:
-    """Return a line of the table."""
-    time_cells = [f"{statistics.median(point.seconds[name]):#.3g}" for name in NAMES]
-    faster = median_ratio(point.seconds[TWIN], point.seconds[OURS])
-    memory_cells = [f"{point.peak[name] / 1e6:.1f}" for name in NAMES]
-    smaller = point.peak[OURS] / point.peak[TWIN]
-    return [f"{LABELS[axis]}: {value}", *time_cells, times(faster), *memory_cells, times(smaller)]
+    """Return a row of the table."""
+    times = [f"{statistics.median(point.seconds[name]):#.3g}" for name in NAMES]
+    time_ratio = median_ratio(point.seconds[BASELINE], point.seconds[TELECINE])
+    peaks = [f"{point.peak[name] / 1e6:.1f}" for name in NAMES]
+    peak_ratio = point.peak[TELECINE] / point.peak[BASELINE]
+    return [f"{LABELS[axis]}: {value}", *times, ratio(time_ratio), *peaks, ratio(peak_ratio)]
 
 
 def draw(points: dict[str, dict[int, Point]], title: str, path: str) -> None:
-    """Draw time and memory over each of the axes, in logarithms, so that a power law is a straight line."""
+    """Draw time and memory over each axis on logarithmic scales, where a power law is a straight line."""
     figure = Figure(figsize=(4 * len(points), 6.4), dpi=100, layout="constrained")
     figure.suptitle(title, fontsize=11)
-    figures_of: dict[str, Callable[[Point, str], float]] = {
+    quantities: dict[str, Callable[[Point, str], float]] = {
         "seconds": lambda point, name: statistics.median(point.seconds[name]),
         "extra peak memory, MB": lambda point, name: point.peak[name] / 1e6,
     }
     grid = figure.subplots(2, len(points), sharex="col", sharey="row", squeeze=False)
-    for axes_row, (quantity, figure_of) in zip(grid, figures_of.items(), strict=True):
-        axes_row[0].set_ylabel(quantity)
-        for axes, by_value in zip(axes_row, points.values(), strict=True):
-            draw_panel(axes, {name: {v: figure_of(p, name) for v, p in by_value.items()} for name in NAMES})
-    for axes, axis in zip(grid[-1], points, strict=True):
-        axes.set_xlabel(LABELS[axis])
-        axes.set_xticks(list(points[axis]), labels=[str(value) for value in points[axis]])
-        axes.minorticks_off()
+    for panels, (label, quantity) in zip(grid, quantities.items(), strict=True):
+        panels[0].set_ylabel(label)
+        for panel, by_value in zip(panels, points.values(), strict=True):
+            draw_panel(panel, {name: {v: quantity(p, name) for v, p in by_value.items()} for name in NAMES})
+    for panel, axis in zip(grid[-1], points, strict=True):
+        panel.set_xlabel(LABELS[axis])
+        panel.set_xticks(list(points[axis]), labels=[str(value) for value in points[axis]])
+        panel.minorticks_off()
     grid[0, 0].legend()
     figure.savefig(path, format="png")
 
 
-def draw_panel(axes: Any, lines: dict[str, dict[int, float]]) -> None:
-    """Draw one line a contestant."""
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.grid(alpha=0.3)
+def draw_panel(panel: Any, lines: dict[str, dict[int, float]]) -> None:
+    """Draw one line per implementation."""
+    panel.set_xscale("log", base=2)
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_formatter(NullFormatter())
+    panel.grid(alpha=0.3)
     for (name, values), marker in zip(lines.items(), "os", strict=True):
-        axes.plot(list(values), list(values.values()), label=name, marker=marker, markersize=4, linewidth=1.4)
+        panel.plot(list(values), list(values.values()), label=name, marker=marker, markersize=4, linewidth=1.4)
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description="Print and draw how the cost of an update grows.")
-    parser.add_argument("-o", "--output", required=True, help="the PNG to write")
-    parser.add_argument("--step", choices=VIDEO_STEPS, default=UPDATE_PENALTY, help="what is measured")
-    parser.add_argument("--rounds", type=int, default=5, help="measured rounds")
-    parser.add_argument("--option", action="append", type=parse_option, default=[], metavar="KEY=VALUE")
-    parser.add_argument("--smoke", action="store_true", help="tiny networks and one round, to see that it runs")
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description="Print and draw the cost of an update over its sizes.")
+    parser.add_argument("-o", "--output", required=True, help="path of the PNG file")
+    parser.add_argument("--step", choices=VIDEO_STEPS, default=UPDATE_PENALTY, help="the measured step")
+    parser.add_argument("--rounds", type=int, default=5, help="number of measured rounds")
+    parser.add_argument("--option", action="append", type=parse_option, default=[], metavar="[GROUP.]KEY=VALUE")
+    parser.add_argument("--smoke", action="store_true", help="tiny networks and one round, to test the command")
     arguments = parser.parse_args()
     arguments.base, arguments.axes = (SMOKE, SMOKE_AXES) if arguments.smoke else (BASE, AXES)
     arguments.base = replace(arguments.base, options=dict(arguments.option))
@@ -121,19 +120,18 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Measure along all axes, print a line as soon as it is there, and draw them."""
+    """Measure along all axes, print each row when it is complete, and draw the plot."""
     arguments = parse_arguments()
     options = "".join(f", {key}={value!r}" for key, value in arguments.option)
     title = f"{arguments.step}; {arguments.base.title}{options}; {machine()}"
     print(f"{title}\n")
-    header = ["", "ours, s", "twin, s", "twin / ours", "ours, MB", "twin, MB", "ours / twin"]
-    print(table(header, []))
+    seconds, peaks = ([f"{name}, {unit}" for name in NAMES] for unit in ("s", "MB"))
+    print(table(["", *seconds, f"{BASELINE} / {TELECINE}", *peaks, f"{TELECINE} / {BASELINE}"], []))
     points: dict[str, dict[int, Point]] = {axis: {} for axis in arguments.axes}
     for axis, values in arguments.axes.items():
         for value in values:
-            setup = replace(arguments.base, **{axis: value})
-            points[axis][value] = measure(setup, arguments.step, arguments.rounds)
-            print(f"| {' | '.join(row(axis, value, points[axis][value]))} |", flush=True)
+            points[axis][value] = measure(replace(arguments.base, **{axis: value}), arguments.step, arguments.rounds)
+            print(table_row(row(axis, value, points[axis][value])), flush=True)
     draw(points, title, arguments.output)
 
 

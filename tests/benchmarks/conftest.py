@@ -12,11 +12,12 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
+NO_PICTURES = runpy.run_path(str(Path(__file__).parents[1] / "training" / "no_pictures.py"))
 
 
 @pytest.fixture
 def run(cached_weights):
-    """Return a function that runs a script of `benchmarks/`, or Python in its folder, on one thread."""
+    """Return a function that runs a script of `benchmarks/`, or `-c CODE` in its folder, on one thread."""
 
     def run_script(*arguments, returns=0):
         done = subprocess.run(
@@ -36,9 +37,9 @@ def run(cached_weights):
 
 @pytest.fixture
 def run_here(cached_weights, monkeypatch, capsys):
-    """Return a function that runs a script of `benchmarks/` in this process, where most of its imports are made.
+    """Return a function that runs a script of `benchmarks/` in this process, which saves the time of imports.
 
-    Only what measures memory, or is to be stopped, needs a process of its own.
+    Scripts that measure memory need a new process, see `run`.
     """
 
     def run_script(name, *arguments, returns=0):
@@ -59,27 +60,32 @@ def run_here(cached_weights, monkeypatch, capsys):
 
 @pytest.fixture
 def tables_in():
-    """Return a function that finds the tables of a text: each as its header and the cells of its lines by the first."""
+    """Return a function that finds the Markdown tables in a text, each as header and rows of cells."""
 
     def find(text):
-        found, previous = [], ""
+        blocks, previous = [], ""
         for line in text.splitlines():
             if line.startswith("|"):
-                first, *others = [cell.strip() for cell in line.strip("|").split("|")]
                 if not previous.startswith("|"):
-                    found.append(([first, *others], {}))
-                elif first != "---":
-                    assert first not in found[-1][1], "a line says what it is about"
-                    assert len(others) == len(found[-1][0]) - 1
-                    found[-1][1][first] = others
+                    blocks.append([])
+                blocks[-1].append([cell.strip() for cell in line.strip("|").split("|")])
             previous = line
-        return found
+        for header, rule, *rows in blocks:
+            assert {cell.strip(":") for cell in rule} == {"---"}
+            assert all(len(row) == len(header) for row in rows)
+        return [(header, rows) for header, _, *rows in blocks]
 
     return find
 
 
 @pytest.fixture
-def twin(monkeypatch):
-    """Return the module `benchmarks/twin.py`."""
+def benchmark_module(monkeypatch):
+    """Return a function that imports a module of `benchmarks/`."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    return importlib.import_module("twin")
+    return importlib.import_module
+
+
+@pytest.fixture
+def without_pictures(monkeypatch):
+    """Let trainings in this process draw and encode nothing, which takes most of the time of a tiny run."""
+    NO_PICTURES["leave_pictures_out"](monkeypatch.setattr)

@@ -1,12 +1,10 @@
-"""The tables of what the objective's steps cost are printed, and complete."""
-
 import importlib.util
 
 import pytest
 
-VIDEO = ["autoencoder's step", "discriminators' step", "discriminators' step, penalty", "update", "update, penalty"]
+VIDEO = ["autoencoder step", "discriminator step", "discriminator step, penalty", "update", "update, penalty"]
 FRAMES = [f"4 single frames: {title}" for title in VIDEO[:3]]
-LAZY = "update, penalty at every 16th step of ours, every step of the twin"
+LAZY_PENALTY = "update, penalty on every 16th step of telecine, every step of the baseline"
 HAS_MAGVIT2 = importlib.util.find_spec("magvit2_pytorch") is not None
 
 
@@ -20,53 +18,56 @@ def about(ratio):
     return pytest.approx(ratio, rel=0.2, abs=0.02)
 
 
-def assert_compared(header, lines, ratio):
-    """Check that ours and the twin are everywhere, and the other package where it can do the work."""
-    assert header[1:3] == ["ours", "twin"]
-    for title, (ours, twin, to_twin, other, to_other) in lines.items():
-        assert factor(to_twin) == about(ratio(float(ours), float(twin)))
+def assert_ratios(header, rows, ratio):
+    """Assert that the ratios fit the figures, and that magvit2-pytorch is in the rows of single frames only."""
+    assert header[1:3] == ["telecine", "baseline"]
+    for title, telecine, baseline, to_baseline, other, to_other in rows:
+        assert factor(to_baseline) == about(ratio(float(telecine), float(baseline)))
         if title in FRAMES and HAS_MAGVIT2:
-            assert factor(to_other) == about(ratio(float(ours), float(other)))
+            assert factor(to_other) == about(ratio(float(telecine), float(other)))
         else:
             assert other == to_other == "n/a"
 
 
-def test_the_tables(run, tables_in):
+@pytest.mark.slow
+def test_tables(run, tables_in):
     text = run("objective.py", "--smoke")
     assert text.startswith("Discriminator3D; ")
     assert "\n## dim 1, 16 px, 4 frames, batch 1\n" in text
     times, memory, work, frames = tables_in(text)
 
-    assert times[0] == ["seconds", "ours", "twin", "twin / ours", "magvit2-pytorch", "magvit2-pytorch / ours"]
-    assert list(times[1]) == [*VIDEO, *FRAMES, LAZY]
-    assert_compared(*times, ratio=lambda ours, other: other / ours)
-    lazy, plain, penalised = (float(times[1][title][0]) for title in (LAZY, "update", "update, penalty"))
-    assert lazy == pytest.approx((15 * plain + penalised) / 16, rel=0.02)
-    assert times[1][LAZY][1] == times[1]["update, penalty"][1]
+    assert times[0][3:] == ["baseline / telecine", "magvit2-pytorch", "magvit2-pytorch / telecine"]
+    assert [title for title, *_ in times[1]] == [*VIDEO, *FRAMES, LAZY_PENALTY]
+    assert_ratios(*times, ratio=lambda telecine, other: other / telecine)
+    by_title = {title: cells for title, *cells in times[1]}
+    lazy, plain, with_penalty = (float(by_title[title][0]) for title in (LAZY_PENALTY, "update", "update, penalty"))
+    assert lazy == pytest.approx((15 * plain + with_penalty) / 16, rel=0.02)
+    assert by_title[LAZY_PENALTY][1] == by_title["update, penalty"][1]
 
     assert memory[0][0] == "extra peak, MB"
-    assert list(memory[1]) == [*VIDEO, *FRAMES]
-    assert_compared(*memory, ratio=lambda ours, other: ours / other)
+    assert [title for title, *_ in memory[1]] == [*VIDEO, *FRAMES]
+    assert_ratios(*memory, ratio=lambda telecine, other: telecine / other)
 
-    assert list(work[1]) == VIDEO
-    for ours, twin, ratio, *shares in work[1].values():
-        assert factor(ratio) == about(float(ours) / float(twin))
-        assert all(0 < int(share.removesuffix("%")) < 100 for share in shares)
+    assert [title for title, *_ in work[1]] == VIDEO
+    for _, telecine, baseline, ratio, *fractions in work[1]:
+        assert factor(ratio) == about(float(telecine) / float(baseline))
+        assert all(0 < int(fraction.removesuffix("%")) < 100 for fraction in fractions)
 
     assert frames[0][1:] == ["1", "4", "4 / 1"]
-    assert list(frames[1]) == [
-        f"{name}, {title}" for title in ("autoencoder's step", "update") for name in ("ours", "twin")
+    assert [title for title, *_ in frames[1]] == [
+        f"{name}, {title}" for title in ("autoencoder step", "update") for name in ("telecine", "baseline")
     ]
-    for one, all_frames, ratio in frames[1].values():
+    for _, one, all_frames, ratio in frames[1]:
         assert factor(ratio) == about(float(all_frames) / float(one))
 
 
-def test_other_sizes_parts_and_options(run_here, tables_in):
+@pytest.mark.slow
+def test_other_sizes_tables_and_options(run_here, tables_in):
     text = run_here(
         *("objective.py", "--smoke", "--configs", "1,16,2,2", "1,16,5,1", "--only", "time"),
-        *("--discriminator", "Discriminator3DWithfirstframe", "--option", "perceptual_chunk_size=1"),
+        *("--discriminator", "Discriminator3DWithfirstframe", "--option", "perceptual.chunk_size=1"),
     )
-    assert text.startswith("Discriminator3DWithfirstframe, perceptual_chunk_size=1; ")
+    assert text.startswith("Discriminator3DWithfirstframe, perceptual.chunk_size=1; ")
     assert [line for line in text.splitlines() if line.startswith("##")] == [
         "## dim 1, 16 px, 2 frames, batch 2",
         "## dim 1, 16 px, 5 frames, batch 1",
@@ -74,13 +75,23 @@ def test_other_sizes_parts_and_options(run_here, tables_in):
     assert len(tables_in(text)) == 2
 
 
+def test_options_reach_the_loss(benchmark_module, cached_weights):
+    cases = benchmark_module("cases")
+    options = dict(map(cases.parse_option, ("gan.loss=vanilla", "perceptual.chunk_size=1", "eager_gradients=false")))
+    setup = cases.Setup(dim=1, size=16, num_frames=4, batch_size=1, num_perceptual_frames=2, options=options)
+    config = cases.Telecine(setup).loss.config
+    assert config.gan.loss == "vanilla"
+    assert (config.perceptual.num_frames, config.perceptual.chunk_size) == (2, 1)
+    assert not config.eager_gradients
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
         (["--configs", "1,16"], "must be dim,size,frames,batch, but got '1,16'"),
-        (["--option", "perceptual_chunk_size"], "must be key=value, but got 'perceptual_chunk_size'"),
-        (["--option", "disc_start=3"], "but got disc_start"),
+        (["--option", "perceptual.chunk_size"], "must be key=value, but got 'perceptual.chunk_size'"),
+        (["--option", "penalty.every=3"], "but got penalty.every"),
     ],
 )
-def test_mistakes(run_here, arguments, error):
+def test_invalid_arguments(run_here, arguments, error):
     assert error in run_here("objective.py", *arguments, returns=2)

@@ -1,14 +1,38 @@
-"""The table of what each option costs is printed, and complete."""
-
 import re
 
+import pytest
 
-def test_the_table(run_here):
-    title, _, *lines = run_here("options.py", "--smoke").splitlines()
-    assert title.startswith("dim 1, 32 px, 4 frames, batch 1; ")
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert rows[2][0] == "reference"
-    assert all(re.fullmatch(r"\d+\.\d+ s", cell) for cell in rows[2][1:])
-    assert len({name for name, *_ in rows[3:]}) == len(rows[3:]) == 31
-    assert all(re.fullmatch(r"\d+\.\d+ x|-", cell) for _, *cells in rows[3:] for cell in cells)
+
+@pytest.mark.slow
+def test_table(run_here, tables_in):
+    text = run_here("options.py", "--smoke")
+    assert text.startswith("dim 1, 32 px, 4 frames, batch 1; ")
+    ((_, [reference, *rows]),) = tables_in(text)
+    assert reference[0] == "reference"
+    assert all(re.fullmatch(r"\d+\.\d+ s", cell) for cell in reference[1:])
+    assert all(re.fullmatch(r"\d+\.\d+ x", cell) for _, *cells in rows[:-1] for cell in cells)
+    assert rows[-1][0] == "no discriminator"
     assert rows[-1][2] == "-"
+
+
+def test_every_setting_is_measured(benchmark_module):
+    """Settings without a row change neither the terms nor how they are computed."""
+    measured = {name for options in benchmark_module("options").OPTIONS.values() for name in options}
+    config = benchmark_module("telecine.objective.config")
+    groups = {
+        "reconstruction": config.ReconstructionConfig,
+        "perceptual": config.PerceptualConfig,
+        "gan": config.GANConfig,
+        "penalty": config.PenaltyConfig,
+        "adaptive_weight": config.AdaptiveWeightConfig,
+    }
+    names = {f"{group}.{name}" for group, cls in groups.items() for name in cls.__dataclass_fields__}
+    assert names - measured == {
+        "reconstruction.nll_reduction",
+        "reconstruction.logvar_init",
+        "gan.disc_train_start",
+        "gan.lecam_decay",
+        "penalty.every",
+        "adaptive_weight.min_norm",
+        "adaptive_weight.max",
+    }

@@ -1,13 +1,11 @@
-"""A plain twin of the objective, to measure ours against: the same equations, written as the published reference is.
+"""Plain discriminators that `VideoAutoencoderLoss`'s are measured against, written as in the published reference.
 
-Every discriminator has the parameters of ours by the same names, so that one state dict fits both. Space is moved into
-channels by a copy and mixed by a 1x1 convolution, activations keep their inputs, attention always takes the linear
-form, and the graph is autograd's own: one more backward through each loss for the adaptive weight, gradients of the
-discriminators' weights in the autoencoder's step, a second forward of the reconstruction in the discriminators' step.
+Each has the parameters of telecine's class under the same names, so one state dict fits both. A copy moves space into
+channels and a 1x1 convolution mixes them, activations keep their inputs, and attention always uses the linear form.
 
-Only what the comparison needs is here: the default terms, heights and widths that every halving divides, and any dtype
-but no autocast. On the CPU in float32, the double backward of attention in this form has corrupted the heap at batches
-of 3, 5 and 7 (PyTorch 2.13 with oneDNN), so the benchmarks stay away from these.
+They support what the comparison needs: heights and widths that every halving divides, and any dtype without autocast.
+On the CPU in float32, the double backward of this attention has corrupted the heap at batch sizes of 3, 5 and 7
+(PyTorch 2.13 with oneDNN). The benchmarks avoid these.
 """
 
 from __future__ import annotations
@@ -21,14 +19,9 @@ from einops.layers.torch import Rearrange
 from torch import Tensor, einsum, nn
 from torch.nn import functional as F
 
-from telecine.perceptual import LPIPS
-
-MIN_NORM = 1e-3
-MAX_WEIGHT = 1e3
-
 
 class Blur(nn.Module):
-    """Smooth height and width by [1, 2, 1] / 4 each, edges replicated: one depthwise convolution."""
+    """Blur height and width with [1, 2, 1] / 4 in one depthwise convolution; edges are replicated."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,7 +37,7 @@ class Blur(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Divide the channels of each position by their norm and scale them."""
+    """Divide the channels of each position by their root mean square, and scale them."""
 
     def __init__(self, dim: int, axis: int) -> None:
         super().__init__()
@@ -70,7 +63,7 @@ class Residual(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """Attention through the features of `1 + s + s^2 / 2`, as contractions over the heads, however few the tokens."""
+    """Attention with the kernel `1 + s + s^2 / 2`, always computed from features of queries and keys."""
 
     def __init__(self, dim: int, dim_head: int, heads: int) -> None:
         super().__init__()
@@ -84,22 +77,22 @@ class LinearAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens `(B, N, C)` to the same shape."""
-        q = expanded(self.to_q(x) * self.scale)
+        q = kernel_features(self.to_q(x) * self.scale)
         k, v = self.to_kv(x)
-        k = expanded(k)
+        k = kernel_features(k)
         numerator = einsum("b h n f, b h f e -> b h n e", q, einsum("b h n f, b h n e -> b h f e", k, v))
         denominator = einsum("b h n f, b h f -> b h n", q, k.sum(dim=2))
         return self.to_out(rearrange(numerator / denominator[..., None], "b h n d -> b n (h d)"))
 
 
-def expanded(x: Tensor) -> Tensor:
-    """Map `(..., D)` to the features `(..., 1 + D + D^2)` whose inner products are `1 + s + s^2 / 2`."""
+def kernel_features(x: Tensor) -> Tensor:
+    """Map `(..., D)` to features `(..., 1 + D + D^2)` with the inner products `1 + s + s^2 / 2`."""
     squares = einsum("... i, ... j -> ... i j", x, x) * 0.5**0.5
     return torch.cat([torch.ones_like(x[..., :1]), x, rearrange(squares, "... i j -> ... (i j)")], dim=-1)
 
 
 class SpaceAttention(nn.Module):
-    """Norm and attention among the positions of each image."""
+    """Norm, and attention between the positions of each image."""
 
     def __init__(self, dim: int, dim_head: int, heads: int) -> None:
         super().__init__()
@@ -113,7 +106,7 @@ class SpaceAttention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """Gate one half of the channels with the GELU of the other."""
+    """Multiply the first half of the channels by the GELU of the second."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, 2 C, H, W)` to `(B, C, H, W)`."""
@@ -191,7 +184,7 @@ class VideoBlock(nn.Module):
 
 
 class CausalConv(nn.Module):
-    """3x3x3 convolution of a video that begins with its first frame twice more."""
+    """3x3x3 convolution of a video padded with two copies of its first frame."""
 
     def __init__(self, chan_in: int, chan_out: int) -> None:
         super().__init__()
@@ -203,7 +196,7 @@ class CausalConv(nn.Module):
 
 
 class DownSample(nn.Module):
-    """Pool pairs of frames after the first, then halve each frame by a strided convolution."""
+    """Average pairs of frames after the first, then halve height and width with a strided convolution."""
 
     def __init__(self, chan_in: int, chan_out: int) -> None:
         super().__init__()
@@ -221,7 +214,7 @@ class DownSample(nn.Module):
 
 
 class FirstFrameBlock(nn.Module):
-    """Two causal convolutions beside a skip, both halved."""
+    """Two causal convolutions beside a skip connection. Both are halved in time, height and width."""
 
     def __init__(self, chan_in: int, chan_out: int, blur: bool) -> None:
         super().__init__()
@@ -240,8 +233,11 @@ class FirstFrameBlock(nn.Module):
         return (self.downsample(x) + skip) * 2**-0.5
 
 
-class _Judge(nn.Module):
-    """Blocks of video while time lasts, then blocks of images with attention, and one logit a sample."""
+class BaselineDiscriminator(nn.Module):
+    """Baseline of `telecine.Discriminator`: blocks of images with attention, and one logit per sample.
+
+    A subclass has blocks of videos before these; their output is averaged over time.
+    """
 
     video_block: type[VideoBlock] | type[FirstFrameBlock] | None = None
 
@@ -290,140 +286,20 @@ class _Judge(nn.Module):
         return self.to_logits(x)
 
 
-class TwinDiscriminator(_Judge):
-    """Twin of `telecine.Discriminator`."""
-
-
-class TwinDiscriminator3D(_Judge):
-    """Twin of `telecine.Discriminator3D`."""
+class BaselineDiscriminator3D(BaselineDiscriminator):
+    """Baseline of `telecine.Discriminator3D`."""
 
     video_block = VideoBlock
 
 
-class TwinDiscriminator3DWithfirstframe(_Judge):
-    """Twin of `telecine.Discriminator3DWithfirstframe`."""
+class BaselineDiscriminator3DWithfirstframe(BaselineDiscriminator):
+    """Baseline of `telecine.Discriminator3DWithfirstframe`."""
 
     video_block = FirstFrameBlock
 
 
-TWINS: dict[str, type[_Judge]] = {
-    "Discriminator": TwinDiscriminator,
-    "Discriminator3D": TwinDiscriminator3D,
-    "Discriminator3DWithfirstframe": TwinDiscriminator3DWithfirstframe,
+BASELINE_DISCRIMINATORS: dict[str, type[BaselineDiscriminator]] = {
+    "Discriminator": BaselineDiscriminator,
+    "Discriminator3D": BaselineDiscriminator3D,
+    "Discriminator3DWithfirstframe": BaselineDiscriminator3DWithfirstframe,
 }
-
-
-class TwinLoss(nn.Module):
-    """Twin of `VideoAutoencoderLoss`: mean squared error, LPIPS, hinge losses with adaptive weight, gradient penalty.
-
-    Random frames are drawn in the order of ours from PyTorch's default generator.
-
-    Args:
-        discr: The discriminator of single frames, or None.
-        discr_3d: The discriminator of whole videos, or None.
-        perceptual_weight: Weight of LPIPS; at 0 it is not built.
-        perceptual_frames: How many random frames of each clip LPIPS looks at.
-        adversarial_loss_weight: Weight of the adversarial terms.
-        grad_penalty_loss_weight: Weight of the gradient penalty.
-    """
-
-    def __init__(
-        self,
-        *,
-        discr: nn.Module | None = None,
-        discr_3d: nn.Module | None = None,
-        perceptual_weight: float = 1.0,
-        perceptual_frames: int = 1,
-        adversarial_loss_weight: float = 0.5,
-        grad_penalty_loss_weight: float = 10.0,
-    ) -> None:
-        super().__init__()
-        self.discr = discr
-        self.discr_3d = discr_3d
-        self.perceptual_weight = perceptual_weight
-        self.perceptual_frames = perceptual_frames
-        self.adversarial_loss_weight = adversarial_loss_weight
-        self.grad_penalty_loss_weight = grad_penalty_loss_weight
-        self.lpips = LPIPS("vgg") if perceptual_weight > 0 else None
-
-    def autoencoder_step(
-        self, real: Tensor, fake: Tensor, last_layer: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-        """Return the total, the terms and the adaptive weights by discriminator; without LPIPS these are 1."""
-        terms = {"recon_loss": F.mse_loss(fake, real)}
-        total = terms["recon_loss"]
-        if self.lpips is not None:
-            index = random_frames(real, self.perceptual_frames)
-            perceptual = self.lpips(reconstruction=frames_of(fake, index), target=frames_of(real, index)).mean()
-            terms["perceptual_loss"] = perceptual
-            total = total + self.perceptual_weight * perceptual
-        weights = {}
-        for name, (judge, view) in self._views(fake).items():
-            g = -judge(view).mean()
-            weights[name] = torch.ones_like(g)
-            if self.lpips is not None:
-                weights[name] = adaptive_weight(terms["perceptual_loss"], g, last_layer)
-            terms[f"gen_loss_{name}"] = g
-            total = total + self.adversarial_loss_weight * weights[name] * g
-        return total, terms, weights
-
-    def discriminator_step(self, real: Tensor, fake: Tensor, *, penalty: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the total and the terms; `penalty` says whether the gradient penalty is one of them."""
-        fake = fake.detach()
-        terms, total = {}, torch.zeros((), device=real.device, dtype=real.dtype)
-        for name, (judge, of_real, of_fake) in self._pairs(real, fake).items():
-            of_real = of_real.detach().clone().requires_grad_(penalty)
-            d_real, d_fake = judge(of_real), judge(of_fake)
-            terms[f"discr_loss_{name}"] = F.relu(1 + d_fake).mean() + F.relu(1 - d_real).mean()
-            total = total + terms[f"discr_loss_{name}"]
-            if penalty:
-                terms[f"grad_penalty_loss_{name}"] = gradient_penalty(of_real, d_real)
-                total = total + self.grad_penalty_loss_weight * terms[f"grad_penalty_loss_{name}"]
-        return total, terms
-
-    def _views(self, video: Tensor) -> dict[str, tuple[nn.Module, Tensor]]:
-        """Return each discriminator and what it sees of a video; a frame is drawn where one is needed."""
-        views: dict[str, tuple[nn.Module, Tensor]] = {}
-        if self.discr is not None:
-            views["discr"] = self.discr, frames_of(video, random_frames(video, 1))
-        if self.discr_3d is not None:
-            views["discr_3d"] = self.discr_3d, video
-        return views
-
-    def _pairs(self, real: Tensor, fake: Tensor) -> dict[str, tuple[nn.Module, Tensor, Tensor]]:
-        """Return each discriminator and what it sees of both videos: the same frames."""
-        pairs: dict[str, tuple[nn.Module, Tensor, Tensor]] = {}
-        if self.discr is not None:
-            index = random_frames(real, 1)
-            pairs["discr"] = self.discr, frames_of(real, index), frames_of(fake, index)
-        if self.discr_3d is not None:
-            pairs["discr_3d"] = self.discr_3d, real, fake
-        return pairs
-
-
-def random_frames(video: Tensor, num_frames: int) -> Tensor:
-    """Draw the indices `(B, k)` of frames of each clip; all of them, undrawn, where there are no more."""
-    batch, _, time = video.shape[:3]
-    if num_frames >= time:
-        return torch.arange(time, device=video.device).expand(batch, time)
-    return torch.rand(batch, time, device=video.device).topk(num_frames, dim=1).indices
-
-
-def frames_of(video: Tensor, index: Tensor) -> Tensor:
-    """Return the frames `index` of each clip as one batch `(B * k, C, H, W)`."""
-    frames = rearrange(video, "b c t h w -> b t c h w")
-    clip = torch.arange(len(video), device=video.device)[:, None]
-    return rearrange(frames[clip, index], "b k c h w -> (b k) c h w")
-
-
-def adaptive_weight(perceptual: Tensor, g: Tensor, last_layer: Tensor) -> Tensor:
-    """Return how much stronger the perceptual loss pulls at the last layer: one backward through each of both."""
-    norms = [torch.autograd.grad(loss, last_layer, retain_graph=True)[0].norm() for loss in (perceptual, g)]
-    return (norms[0] / norms[1].clamp(min=MIN_NORM)).clamp(max=MAX_WEIGHT).detach()
-
-
-def gradient_penalty(real: Tensor, logits: Tensor) -> Tensor:
-    """Return the mean squared distance from 1 of the norms of the logits' gradients."""
-    ones = torch.ones_like(logits)
-    (gradient,) = torch.autograd.grad(logits, real, grad_outputs=ones, create_graph=True, retain_graph=True)
-    return (rearrange(gradient, "b ... -> b (...)").norm(dim=1) - 1).square().mean()

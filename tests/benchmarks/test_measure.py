@@ -1,0 +1,56 @@
+import sys
+
+import pytest
+import torch
+
+MEASURE = """
+from functools import partial
+import os, torch
+from measure import extra_peak
+if __name__ == "__main__":
+    print(extra_peak(partial, torch.ones, 5_000_000))
+    print(extra_peak(partial, torch.ones, 25_000_000))
+    print(extra_peak(partial, abs, 1))
+    try:
+        extra_peak(partial, os._exit, 3)
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="without CUDA, only Linux can reset a peak")
+def test_extra_peak_is_what_a_step_allocates(run):
+    small, large, nothing, error = run("-c", MEASURE).splitlines()
+    assert int(small) == pytest.approx(20e6, abs=3e6)
+    assert int(large) == pytest.approx(100e6, rel=0.02)
+    assert int(nothing) < 2e6
+    assert "ended with exit code 3" in error
+
+
+def test_interleaved_runs_all_steps_in_each_round(benchmark_module):
+    calls = []
+    steps = {name: lambda name=name: calls.append(name) for name in "ab"}
+    ticks = iter(range(100))
+    seconds = benchmark_module("measure").interleaved(steps, rounds=2, warmup=1, clock=lambda: next(ticks))
+    assert calls == ["a", "b"] * 3
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
+    assert set(seconds["a"] + seconds["b"]) == {1}
+
+
+def test_median_ratio_compares_within_rounds(benchmark_module):
+    assert benchmark_module("measure").median_ratio([2.0, 8.0, 3.0], [1.0, 2.0, 3.0]) == 2
+
+
+def test_flops_include_gradients_taken_in_the_step(benchmark_module):
+    x, w = torch.ones(2, 3), torch.ones(3, 5, requires_grad=True)
+    count = benchmark_module("measure").count_flops(lambda: torch.autograd.grad((x @ w).sum(), w))
+    assert count == 2 * (2 * 2 * 3 * 5)  # the product and its gradient
+
+
+def test_heavy_operators(benchmark_module):
+    is_heavy = benchmark_module("measure").is_heavy
+    assert is_heavy("aten::addmm")
+    assert is_heavy("aten::convolution_backward")
+    assert not is_heavy("aten::add")
+    assert not is_heavy("autograd::engine::evaluate_function: ConvolutionBackward0")
