@@ -80,3 +80,9 @@ def test_bad_arguments(arguments, message):
 def test_bad_clips(shape):
     with pytest.raises(ValueError, match=r"`video` must be of 1 \+ 4 k frames, and of multiples of 4 pixels"):
         LinearAutoencoder(4, 4, 3)(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("given", [[], [torch.zeros(2, 3, 1, 8, 8)]])
+def test_no_clips(given):
+    with pytest.raises(ValueError, match="`clips` must be at least one clip of several frames"):
+        LinearAutoencoder(4, 4, 3).fit(given)

@@ -33,21 +33,21 @@ class PatchPCA(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("components", torch.zeros(num_components, dim))
-        self._count = 0
+        self.count = 0
         self._sum = torch.zeros(dim, dtype=torch.float64)
         self._products = torch.zeros(dim, dim, dtype=torch.float64)
 
     def add(self, patches: Patches) -> None:
         """Add patches to the statistics."""
         rows = patches.flatten(0, -2).double().cpu()
-        self._count += len(rows)
+        self.count += len(rows)
         self._sum += rows.sum(0)
         self._products += rows.T @ rows
 
     def fit(self) -> None:
         """Set the mean and the components of all patches that were added."""
-        mean = self._sum / self._count
-        covariance = self._products / self._count - mean.outer(mean)
+        mean = self._sum / self.count
+        covariance = self._products / self.count - mean.outer(mean)
         _, vectors = torch.linalg.eigh(covariance)  # ascending eigenvalues
         self.mean.copy_(mean)
         self.components.copy_(vectors.flip(1)[:, : len(self.components)].T)
@@ -94,11 +94,17 @@ class LinearAutoencoder(nn.Module):
         self.rest = PatchPCA(self.time * frame_dim, channels)
 
     def fit(self, clips: Iterable[Video]) -> LinearAutoencoder:
-        """Fit to clips `(B, 3, T, H, W)`, each of 1 + k * `time_compression` frames, and return `self`. Streaming."""
+        """Fit to clips `(B, 3, T, H, W)`, each of 1 + k * `time_compression` frames, and return `self`. Streaming.
+
+        Raises:
+            ValueError: If there is no clip of more than one frame.
+        """
         for clip in clips:
             first, rest = self._patches(clip)
             self.first.add(first)
             self.rest.add(rest)
+        if self.rest.count == 0:
+            raise argument_error("clips", "at least one clip of several frames", "none", "Pass training clips.")
         self.first.fit()
         self.rest.fit()
         return self
