@@ -51,7 +51,7 @@ def assert_every_pixel_counts(network, shape):
     assert (gradient != 0).all()
 
 
-# 1. The gate is inverted there: the adversarial term is on only before `disc_start`.
+# 1. The gate is inverted: the adversarial term is on only before `disc_start`.
 
 
 def test_line_01_the_adversarial_term_is_on_from_disc_start_and_off_before(make_loss, make_discriminator, clip):
@@ -71,7 +71,7 @@ def test_line_01_the_adversarial_term_is_on_from_disc_start_and_off_before(make_
             assert len(loss.discr_3d.inputs) == on, "nothing of the term is computed before `disc_start`"
 
 
-# 2. The adaptive weight is computed, paid for, logged, and never multiplied in.
+# 2. The adaptive weight is computed and logged, but nothing is multiplied by it.
 
 
 def test_line_02_the_adaptive_weight_multiplies_each_adversarial_term(make_loss, make_discriminator, clip, autoencoder):
@@ -154,7 +154,7 @@ def test_line_03_vgg_weights_decide_what_lpips_is(make_loss, vgg, clip):
         make_loss(vgg_weights="/nowhere/vgg16.pth")
 
 
-# 4. `Blur` raises in every mode but time-only; 3D blocks are meant to blur space only.
+# 4. `Blur` raises in every mode but time-only; 3D blocks should blur space only.
 
 
 @pytest.mark.parametrize("flags", [{}, {"space_only": True}, {"time_only": True}])
@@ -284,7 +284,7 @@ def test_line_08_large_features_do_not_overflow_in_half_precision(make_loss, vgg
     assert fake.grad.isfinite().all()
 
 
-# 9. Hinge, norms, LPIPS and penalty must be float32 under autocast.
+# 9. Hinge, norms, LPIPS and penalty are computed in half precision under autocast.
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -349,8 +349,7 @@ def test_line_10_the_autoencoder_step_leaves_the_discriminators_alone(make_loss,
     assert all(parameter.grad.abs().sum() > 0 for parameter in autoencoder.parameters())
 
 
-# 11. `Discriminator3D`: 5, 9, 17, 49 frames raise; 16 where 8 were built mixes frames and batch; 1 frame raises; 32 px
-# with 16 frames raises.
+# 11. `Discriminator3D`: 1, 5, 9, 17, 49 frames raise, and 16 frames of 32 px; 16 frames in a network for 8 mix clips.
 
 
 @pytest.mark.slow
@@ -451,11 +450,11 @@ def test_line_14_aux_losses_may_be_a_float(make_loss, clip):
     assert log["train/aux_losses"] == 1.5
 
 
-# 15. No host-device sync in the steps.
+# 15. The steps synchronise host and device.
 
 
 class NoSync(TorchDispatchMode):
-    """Raise where the host would wait for the device: a value is read, a shape depends on values, devices differ."""
+    """Raise if the host would wait for the device: a value is read, a shape depends on values, devices differ."""
 
     READS = ("_local_scalar_dense", "item", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2", "unique_dim")
 
@@ -489,7 +488,7 @@ def test_line_15_the_detector_works():
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_line_15_no_value_is_read_on_the_host(make_loss, clip, autoencoder, device):
-    """On the meta device there are no values to read, and whatever comes from the CPU shows as a move."""
+    """The meta device has no values to read, and a tensor from the CPU is detected as a move between devices."""
     loss = make_loss(
         perceptual={"num_frames": 2},
         adversarial_loss_weight=1,
@@ -514,7 +513,7 @@ def test_line_15_no_value_is_read_on_the_host(make_loss, clip, autoencoder, devi
     assert mode.count > 800
 
 
-# 16. Frozen LPIPS weights sit in the state dict.
+# 16. The state dict contains the frozen weights of LPIPS.
 
 
 def test_line_16_the_state_dict_holds_no_lpips(make_loss):
@@ -527,7 +526,7 @@ def test_line_16_the_state_dict_holds_no_lpips(make_loss):
     assert num_values == sum(p.numel() for d in (loss.discr, loss.discr_3d) for p in d.parameters())
 
 
-# 17. The adaptive weight must be the same on every rank.
+# 17. The adaptive weight differs between ranks.
 
 
 @pytest.fixture(scope="module")
@@ -721,8 +720,7 @@ def test_line_19_double_backward_through_both_attentions_at_every_batch(penalise
     names = ("quadratic", "linear", "both", "default")
     cases = [["one_centered", name] for name in names] + [["r1_and_r2", "both"], ["wgan_gp", "both"]]
     assert report["finished"] == cases
-    # Real and fake, for the last penalty also what lies between them, through 3 + 3 + 4 + 4 blocks, then 4 and 4: which
-    # form each of them takes is known.
+    # Two batches (wgan_gp: three) run through the blocks of each network. Per network, these blocks use each form:
     quadratic, linear = 2 * (3 + 0 + 3 + 3) + (2 + 3) * 3, 2 * (0 + 3 + 1 + 1) + (2 + 3) * 1
     assert report["calls"] == {"_quadratic_attention": quadratic, "_linear_attention": linear}
 

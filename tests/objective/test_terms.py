@@ -35,6 +35,7 @@ class TestForms:
             ({"target": edges}, edges, 1.0),
             (Term(edges, weight=0.1), edges, 0.1),
             (Term("gram"), gram, 1.0),
+            (Term(weight=0.5), wavelet_l1, 0.5),
         ],
     )
     def test_each(self, value, function, weight):
