@@ -506,9 +506,17 @@ class TestCallArguments:
         loss(clip()[1:], clip()[1:], 1, 0, generator=[torch.Generator().manual_seed(4)])
         assert torch.equal(loss.discr.inputs[-1], both[1:])
 
-    def test_real_clips_and_reconstructions_are_compared_on_the_same_frame(self, make_loss, make_discriminator, clip):
-        loss = make_loss(perceptual_weight=0, adversarial_loss_weight=1, discr_kwargs=make_discriminator())
-        x = clip()
+    @pytest.mark.parametrize("options", [{}, {"gan": {"loss": "relativistic"}}, {"eager_gradients": False}])
+    def test_real_clips_and_reconstructions_are_compared_on_the_same_frame(
+        self, make_loss, make_discriminator, clip, options
+    ):
+        options = {
+            "perceptual_weight": 0,
+            "adversarial_loss_weight": 1,
+            "discr_kwargs": make_discriminator(),
+            **options,
+        }
+        loss, x = make_loss(**options), clip()
         for run in (lambda: loss(x, -x, 1, 0), lambda: loss.update(x, (-x).requires_grad_(), 0)):
             for _ in range(5):
                 run()
