@@ -259,6 +259,27 @@ class TestPenalty:
             assert (penalty > 0) == (step % every == 0)
             assert (total - log["train/discr_loss"]).item() == pytest.approx(2 * every * penalty.item(), rel=1e-5)
 
+    @pytest.mark.parametrize(
+        ("kind", "autocast"),
+        [("one_centered", {False}), ("r2", {False}), ("approximate_r1", {True, False})],  # it compares in float32
+    )
+    @pytest.mark.parametrize("eager", [True, False])
+    def test_a_double_backward_turns_autocast_off(self, make_loss, pair, kind, autocast, eager):
+        class Recorded(Cubic):
+            def forward(self, x):
+                recorded.append(torch.is_autocast_enabled("cpu"))
+                return super().forward(x)
+
+        recorded = []
+        options = {"discr_3d_kwargs": Recorded(), "penalty": {"kind": kind, "every": 2}, "eager_gradients": eager}
+        loss = make_loss(perceptual_weight=0, grad_penalty_loss_weight=1, **options)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss(*pair, 1, 0)
+            assert set(recorded) == autocast
+            recorded.clear()
+            loss(*pair, 1, 1)
+        assert recorded == [True, True], "this step has no penalty"
+
     def test_a_weight_of_0_computes_nothing(self, make_loss, pair):
         log = self.build(make_loss, "r1", grad_penalty_loss_weight=0)(*pair, 1, 0)[1]
         assert log["train/grad_penalty_loss"] == 0

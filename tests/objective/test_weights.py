@@ -1,5 +1,7 @@
 """Weights that start late or change linearly, in every form, and all weights at a step."""
 
+from dataclasses import FrozenInstanceError
+
 import pytest
 
 from telecine import Ramp, VideoAutoencoderLoss
@@ -19,6 +21,12 @@ from telecine.objective.weights import WeightSchedule, as_ramp
 )
 def test_values_of_a_ramp(ramp, expected):
     assert {step: ramp.at(step) for step in expected} == pytest.approx(expected)
+
+
+def test_a_ramp_cannot_be_changed():
+    ramp = Ramp(1.0)
+    with pytest.raises(FrozenInstanceError):
+        ramp.weight = 2.0
 
 
 def test_is_ever_on():
