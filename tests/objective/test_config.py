@@ -123,7 +123,9 @@ def test_settings_cannot_be_changed(cls):
 
 
 def test_values_are_checked_even_if_their_term_is_off():
-    with pytest.raises(ValueError, match=r"`perceptual.num_frames` must be"):
+    with pytest.raises(
+        ValueError, match=r'`perceptual.num_frames` must be .*but got -3 \(int\). Use "all" for every frame'
+    ):
         VideoAutoencoderLoss(0, perceptual_weight=0, perceptual={"num_frames": -3})
 
 
