@@ -96,9 +96,10 @@ class LPIPS(Frozen):
         """
         self._check(reconstruction, target)
         with autocast_off(reconstruction.device):
-            stages = list(self._stages(reconstruction, target))
-            lpips = _sum(feature_distance(*stage) for stage in stages)
-            reconstruction_features, target_features = [x for x, _, _ in stages], [y for _, y, _ in stages]
+            # One stage after the other, as in `forward`: the order in which autograd adds gradients is that of the calls.
+            stages = [(feature_distance(*stage), *stage) for stage in self._stages(reconstruction, target)]
+            lpips = _sum(distance for distance, *_ in stages)
+            reconstruction_features, target_features = [x for _, x, _, _ in stages], [y for _, _, y, _ in stages]
             features = {"reconstruction_features": reconstruction_features, "target_features": target_features}
             return (lpips, *(term(**features) for term in feature_terms))
 
