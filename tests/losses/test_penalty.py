@@ -408,6 +408,21 @@ def test_interpolates_lie_between_real_and_fake_with_one_position_per_sample():
     assert position[:, 0].std().item() == pytest.approx(3**-0.5, abs=0.06)
 
 
+@pytest.mark.parametrize("name", RANDOM)
+def test_penalties_at_further_inputs_give_the_given_inputs_no_gradient(name):
+    inputs = example(0)
+    real, fake = inputs["real"].requires_grad_(), inputs["fake"].requires_grad_()
+    hidden = inputs["hidden"].requires_grad_()
+    discriminator = discriminator_of(hidden, inputs["bias"], inputs["out"])
+    real_logits, fake_logits = discriminator(real.detach()), discriminator(fake.detach())
+    GRAD_PENALTIES[name](
+        discriminator=discriminator, real=real, fake=fake, real_logits=real_logits, fake_logits=fake_logits
+    ).backward()
+    assert hidden.grad.ne(0).any()
+    assert real.grad is None
+    assert fake.grad is None
+
+
 def test_interpolates_have_the_wider_input_type():
     seen = []
 

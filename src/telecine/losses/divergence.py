@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from telecine.checks import argument_error, describe
-from telecine.precision import at_least_float32, autocast_off
+from telecine.precision import at_least_float32
 from telecine.shapes import Scalar, check_same_shape
 
 Reduction: TypeAlias = Literal["mean", "sum"]
@@ -41,11 +41,10 @@ def kl_to_standard_normal(*, mean: Tensor, logvar: Tensor, reduction: Reduction 
     check_same_shape("logvar", logvar, "mean", mean, remedy="Pass one mean and one logvar per element.")
     if reduction not in ("mean", "sum"):
         raise argument_error("reduction", '"mean" or "sum"', describe(reduction), "Both average over the batch.")
-    with autocast_off(mean.device):
-        mu, log_var = at_least_float32(mean), at_least_float32(logvar)
-        # expm1 keeps the digits that exp(x) - 1 loses near x = 0.
-        elements = mu.square() + log_var.expm1() - log_var
-        return 0.5 * (elements.mean() if reduction == "mean" else elements.sum() / len(elements))
+    mu, log_var = at_least_float32(mean), at_least_float32(logvar)
+    # expm1 keeps the digits that exp(x) - 1 loses near x = 0.
+    elements = mu.square() + log_var.expm1() - log_var
+    return 0.5 * (elements.mean() if reduction == "mean" else elements.sum() / len(elements))
 
 
 def posterior_kl(posterior: object, reduction: Reduction = "mean") -> Scalar:

@@ -96,7 +96,7 @@ class LPIPS(Frozen):
         """
         self._check(reconstruction, target)
         with autocast_off(reconstruction.device):
-            # One stage after the other, as in `forward`: the order in which autograd adds gradients is that of the calls.
+            # Stage by stage, as in `forward`: autograd adds gradients in the order of the calls.
             stages = [(feature_distance(*stage), *stage) for stage in self._stages(reconstruction, target)]
             lpips = _sum(distance for distance, *_ in stages)
             reconstruction_features, target_features = [x for _, x, _, _ in stages], [y for _, _, y, _ in stages]
