@@ -58,7 +58,7 @@ def test_linked_folders_are_searched_once(tmp_path: Path) -> None:
 
 
 def test_no_videos(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"must be a video file or a folder, but got .*nowhere, which does not exist"):
+    with pytest.raises(DataError, match=r"`data` must be a video file or a folder, but got .*nowhere, which does not"):
         find_videos(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"`val_data` must be a folder with videos .*\.mp4.*, which has none.*Subfold"):
         find_videos(tmp_path, name="val_data")

@@ -7,6 +7,7 @@ import logging
 import struct
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -143,6 +144,30 @@ def test_facts_about_a_video(tmp_path: Path) -> None:
     raw = index_video(write_video(tmp_path / "raw.h264", numbered_frames(12), g="5", container_format="h264"))
     assert list(raw.pts) == list(range(12))
     assert raw.time_base == 1 / raw.fps
+
+
+def _scan(monkeypatch: pytest.MonkeyPatch, codec: str, packets: list[tuple[int | None, bool, bool]]) -> Any:
+    """Scan packets, each given by its timestamp, whether it is a keyframe, and whether it is discarded."""
+    names = ("pts", "is_keyframe", "is_discard")
+    read = [SimpleNamespace(size=9, is_corrupt=False, **dict(zip(names, packet, strict=True))) for packet in packets]
+    read.append(SimpleNamespace(size=0, pts=None))  # the flush packet at the end of a file
+    container = SimpleNamespace(demux=lambda stream: read, format=SimpleNamespace(name="matroska"))
+    stream = SimpleNamespace(codec_context=SimpleNamespace(name=codec), time_base=0.001, average_rate=25)
+    monkeypatch.setattr(index, "open_video", lambda path: nullcontext((container, stream)))
+    return index._scan_packets("a.mkv")
+
+
+def test_packets_are_scanned_in_display_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    packets = [(0, True, True), (40, True, False), (120, False, False), (80, False, False)]
+    scan = _scan(monkeypatch, "h264", packets)
+    assert scan.stamps == [(40, True), (80, False), (120, False)]
+    assert scan.complete
+    assert not _scan(monkeypatch, "vp8", packets).complete
+
+
+@pytest.mark.parametrize("pts", [None, 0])
+def test_missing_and_repeated_timestamps_are_detected(monkeypatch: pytest.MonkeyPatch, pts: int | None) -> None:
+    assert not _scan(monkeypatch, "h264", [(0, True, False), (pts, True, False), (40, False, False)]).complete
 
 
 @pytest.mark.parametrize(

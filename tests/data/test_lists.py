@@ -24,7 +24,7 @@ INFO = VideoInfo(Path("a.mp4"), 64, 48, 25.0, array("q", range(100, 1100, 10)), 
         ),
         (
             "list.JSONL",
-            '{"path": "a.mp4"}\n\n{"path": "b/c.mp4", "start": 1.5, "end": 3}\n'
+            '\ufeff{"path": "a.mp4"}\n\n{"path": "b/c.mp4", "start": 1.5, "end": 3}\n'
             '{"path": "/d.mp4", "start_frame": 4, "end": null}\n{"path": "e,f.png", "end_frame": 9}',
         ),
     ],
