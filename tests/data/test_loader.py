@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -19,7 +20,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from telecine.data import Bucket, Clip, ClipBatchSampler, ClipConfig, ClipDataset, DataError, Span, clip_loader
+from telecine.data import (
+    Batch,
+    Bucket,
+    Clip,
+    ClipBatchSampler,
+    ClipConfig,
+    ClipDataset,
+    DataError,
+    Span,
+    clip_loader,
+    loader,
+)
 
 CONFIG = ClipConfig(num_frames=5, height=32, width=40, num_workers=0)
 
@@ -91,6 +103,11 @@ def test_numbers_out_of_range(spans: list[Span], changes: dict[str, int], messag
         clip_loader(ClipDataset(spans, CONFIG), **{"batch_size": 1, "start_step": 0, "num_steps": 3, **changes})
 
 
+def test_a_finished_run_has_no_batches(spans: list[Span]) -> None:
+    batches = clip_loader(ClipDataset(spans, CONFIG), batch_size=1, start_step=3, num_steps=3)
+    assert len(batches) == len(list(batches)) == 0
+
+
 @pytest.fixture
 def short_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make loaders check their workers after waiting half a second, instead of five."""
@@ -142,6 +159,22 @@ def test_a_broken_connection_to_a_dead_worker_is_a_death(
     seen = list(clip_loader(dataset, batch_size=1, start_step=0, num_steps=4))
     assert [torch.equal(batch["video"][0], dataset[i]["video"]) for i, batch in enumerate(seen)] == [True] * 4
     assert caplog.text.count("exited unexpectedly") == 1
+
+
+def test_a_dead_pin_memory_thread_is_a_death(spans: list[Span], monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch pins memory only if there is an accelerator, so its error is raised here."""
+    read, calls = loader._read_batches, 0
+
+    def fail_once(dataset: ClipDataset, sampler: ClipBatchSampler) -> Iterator[Batch]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise RuntimeError("Pin memory thread exited unexpectedly")
+        yield from read(dataset, sampler)
+
+    monkeypatch.setattr(loader, "_read_batches", fail_once)
+    assert len(list(clip_loader(ClipDataset(spans, CONFIG), batch_size=1, start_step=0, num_steps=3))) == 3
+    assert calls == 3  # the failed one, the next batch alone, and the rest
 
 
 class Crashing(ClipDataset):
