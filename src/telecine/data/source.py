@@ -92,7 +92,7 @@ def is_media(source: Source) -> bool:
 
 def is_hidden(path: PurePosixPath | Path) -> bool:
     """Return whether the name of a file, or of a folder above it, begins with a dot."""
-    return any(part.startswith(".") for part in path.parts if part != ".")
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _suffix(source: Source) -> str:
