@@ -201,6 +201,7 @@ def test_consecutive_clips_have_every_frame_once(tmp_path: Path) -> None:
     clips = list(iterate_clips(path, 4, size=(24, 32)))
     assert [clip.shape for clip in clips] == [(4, 24, 32, 3), (4, 24, 32, 3), (2, 24, 32, 3)]
     assert numbers_of(torch.cat(clips)) == list(range(10))
+    assert [len(clip) for clip in iterate_clips(path, 5)] == [5, 5]
     with pytest.raises(ValueError, match="`num_frames` must be a positive int"):
         next(iterate_clips(path, 0))
 
