@@ -45,8 +45,8 @@ def quiet():
     return Console(quiet=True)
 
 
-def run_to(config, num_steps):
-    trainer = Trainer(config, quiet())
+def run_to(config, num_steps, console=None):
+    trainer = Trainer(config, console or quiet())
     with pytest.raises(Interrupted):
         trainer.run(StopAfter(trainer, num_steps))
 
@@ -183,8 +183,13 @@ def test_every_term_is_recorded_and_can_be_drawn(tiny, everything, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_not_trained_again_but_can_be_extended(tiny):
+def test_a_finished_run_is_not_trained_again_but_can_be_extended(tiny, monkeypatch):
+    closed = []
+    monkeypatch.setattr(
+        Trainer, "close", lambda self, close=Trainer.close: closed.append(self.state.step) or close(self)
+    )
     first = train(tiny(), console=quiet())
+    assert closed == [6]
     before = tensors(first.checkpoint)
     again = train(tiny(), console=quiet())
     assert again == first
@@ -241,9 +246,10 @@ def test_settings_that_do_not_change_the_networks_may_change(tiny):
 
 @pytest.mark.slow
 def test_a_resumed_run_prints_what_changed_and_refuses_what_does_not_fit(tiny):
-    run_to(tiny(), 1)
-    folder = checkpoints(Path(tiny().output_dir))[-1][1]
     console = Console(record=True, width=1000, file=io.StringIO())
+    run_to(tiny(), 1, console)
+    assert "\nstep 0: held-out psnr " in console.export_text()
+    folder = checkpoints(Path(tiny().output_dir))[-1][1]
     Trainer(tiny(seed=7), console)
     assert f"resuming from {folder}\nsettings changed since the checkpoint: seed 0 -> 7\n" in console.export_text()
     before = tensors(folder)
