@@ -205,9 +205,9 @@ def test_a_size_that_the_model_does_not_reproduce_is_refused(diffusers_config):
 def test_the_activations_of_the_last_layer_give_the_gradient_of_its_weight(name):
     """This replaces the gradient of a sharded weight. Wan runs its last layer once for each chunk of frames."""
     adapter = DiffusersAutoencoder(tiny_model(name))
-    uses = LayerActivations(owner_of(adapter.last_layer, adapter))
+    activations = LayerActivations(owner_of(adapter.last_layer, adapter))
     frames, height, width = CLIPS[name]
     output = adapter(torch.rand(1, 3, frames, height, width) * 2 - 1).video
     loss = output.sin().sum()
     (expected,) = torch.autograd.grad(loss, adapter.last_layer, retain_graph=True)
-    torch.testing.assert_close(uses.gradient(loss), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(activations.weight_gradient(loss), expected, rtol=1e-4, atol=1e-5)
