@@ -5,9 +5,12 @@ import torch
 from torch import nn
 
 from telecine.autoencoders import Reconstruction
+from telecine.runs import checkpoint_folder
+from telecine.training import validation
 from telecine.training.validation import (
     NUM_KEPT,
     NUM_SHOWN,
+    best_step,
     best_validation,
     clips_of_rank,
     evenly_spaced,
@@ -88,6 +91,30 @@ def test_the_metrics_of_the_first_and_the_last_validation(tmp_path):
 def test_a_finished_run_without_records_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"metrics.jsonl` must be a file with a validation, but got none"):
         first_and_last(tmp_path)
+
+
+def test_only_validations_with_a_checkpoint_can_be_the_best(tmp_path):
+    lines = [{"step": step, "val/psnr": psnr} for step, psnr in ((1, 40.0), (2, 30.0), (3, 20.0))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert best_step(tmp_path, "psnr", 3) == 3
+    folder = checkpoint_folder(tmp_path, 2)
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text("{}")
+    assert best_step(tmp_path, "psnr", 3) == 2
+    assert best_step(tmp_path, None, 3) is None
+    assert best_step(tmp_path / "empty", "psnr", 3) is None
+
+
+def test_pictures_are_written_into_the_run(tmp_path, monkeypatch):
+    calls = {}
+    for name in ("write_clips", "write_mp4", "draw_curves"):
+        monkeypatch.setattr(validation, name, lambda *args, name=name, **options: calls.update({name: args}))
+    picture = torch.zeros(1, 2, 2, 3, dtype=torch.uint8)
+    validation.write_pictures(tmp_path, 7, validation.Validation({}, [], picture, []), fps=5.0)
+    assert calls["write_clips"] == (tmp_path, 7, [])
+    path, frames, fps = calls["write_mp4"]
+    assert (path, len(frames), fps) == (tmp_path / "side_by_side.mp4", 20, 5.0)
+    assert calls["draw_curves"] == ([], tmp_path / "curves.png")
 
 
 def test_the_earliest_of_equal_validations_is_the_best():

@@ -1,13 +1,16 @@
-"""LoRA updates are resumed from a separate file, on the base model that they were trained on."""
+"""Weights are saved and restored, LoRA updates in a separate file and on the same base model."""
+
+import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from telecine.autoencoders import CustomAutoencoder
+from telecine.autoencoders import CausalVAE, CausalVAEConfig, CustomAutoencoder
 from telecine.autoencoders.lora import add_low_rank
 from telecine.training.trainable import TrainableConfig, select_trainable
-from telecine.training.weight_files import WeightFiles
+from telecine.training.weight_files import WeightFiles, check_same_architecture, digest_of_frozen
 
 
 class Normalised(nn.Module):
@@ -66,3 +69,41 @@ def test_a_custom_save_pretrained_gets_merged_updates(tmp_path):
     add_low_rank(model, ["decoder.0"], rank=2, alpha=1.0)
     WeightFiles(model, is_sharded=False).save(model, tmp_path, "model")
     assert (tmp_path / "model" / "names").read_text().split() == sorted(Normalised().state_dict())
+
+
+def test_the_digest_is_of_the_names_and_values_of_frozen_weights():
+    def digest(name="a", frozen=0.0, trained=0.0):
+        layers = {name: nn.Linear(1, 1, bias=False), "trained": nn.Linear(1, 1, bias=False)}
+        layers[name].weight.data.fill_(frozen)
+        layers[name].requires_grad_(False)
+        layers["trained"].weight.data.fill_(trained)
+        return digest_of_frozen(nn.ModuleDict(layers))
+
+    assert digest() == digest(trained=1.0)
+    assert len({digest(), digest(frozen=1.0), digest(name="b")}) == 3
+
+
+def test_weights_pass_through_an_unsharded_copy(tmp_path):
+    torch.manual_seed(0)
+    model, other = CustomAutoencoder(Normalised()), CustomAutoencoder(Normalised())
+    files = WeightFiles(model, is_sharded=True)
+    with torch.no_grad():
+        model.module.last.bias.fill_(3.0)
+    files.save(model, tmp_path, "model")
+    files.load(other, tmp_path / "model")
+    expected = model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in other.state_dict().items())
+
+
+def test_another_architecture_is_refused_by_its_setting(tmp_path):
+    small = CausalVAEConfig(2, 4, latent_channels=3, base_channels=8, channel_multipliers=(1, 2), blocks_per_level=1)
+    CausalVAE(small).save_pretrained(tmp_path)
+    check_same_architecture(CausalVAE(small), tmp_path, "causal_vae")
+    other = CausalVAE(replace(small, latent_channels=4))
+    with pytest.raises(ValueError, match=r"`latent_channels of causal_vae` must be 3 as in .*, but got 4"):
+        check_same_architecture(other, tmp_path, "causal_vae")
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["latent_channels"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    check_same_architecture(other, tmp_path, "causal_vae")
+    check_same_architecture(CustomAutoencoder(Normalised()), tmp_path, "custom")
