@@ -53,6 +53,12 @@ def test_a_function_declares_boundary_and_margin():
     assert log["hinge_active"] == pytest.approx((3 / 4 + 3 / 4) / 2)
 
 
+@pytest.mark.parametrize("gan_loss", ["hinge", "relativistic"])
+def test_logits_on_the_boundary_are_wrong(gan_loss):
+    log = statistics(gan_loss, torch.zeros(2), torch.zeros(2))
+    assert (log["accuracy_real"], log["accuracy_fake"]) == (0, 0)
+
+
 def test_a_single_logit_has_no_spread():
     assert statistics("hinge", torch.ones(1), torch.ones(1))["logits_real_std"] == 0.0
 
