@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.perceptual import CustomDistance, Perceptual, PerceptualDistance, in_chunks
+from telecine.perceptual import CustomDistance, Perceptual, gram, in_chunks
 
 NETS = ("vgg", "alex")
 NUM_FRAMES = 3
@@ -266,27 +266,34 @@ def mean_square(*, reconstruction, target):
     return (reconstruction - target).square().mean((1, 2, 3))
 
 
+def mean_of_first_stage(*, reconstruction_features, target_features):
+    return (reconstruction_features[0] - target_features[0]).mean((1, 2, 3))
+
+
 @pytest.mark.parametrize("net", [pytest.param("vgg", marks=pytest.mark.slow), "alex"])
 def test_a_name_is_lpips_with_the_given_weights(net, random_models):
     state = {name: tensor for name, tensor in random_models[net]._frozen.items() if name.startswith("features")}
     perceptual = Perceptual(net, weights=state)
     assert perceptual.has_features
     x, y = frame_pair(size=(32, 32))
-    expected = random_models[net].compare(reconstruction=x, target=y)
-    actual = perceptual(reconstruction=x, target=y, gram=True)
-    assert isinstance(actual, PerceptualDistance)
-    assert torch.equal(actual.lpips, expected.lpips)
-    assert torch.equal(actual.gram, expected.gram)
-    without = perceptual(reconstruction=x, target=y)
-    assert torch.equal(without.lpips, expected.lpips)
-    assert torch.equal(without.gram, torch.zeros(3))
+    (expected,) = perceptual(reconstruction=x, target=y)
+    assert torch.equal(expected, random_models[net](reconstruction=x, target=y))
+    (expected_gram,) = random_models[net].compare(reconstruction=x, target=y, feature_terms=[gram])[1:]
+    distance, *terms = perceptual(reconstruction=x, target=y, feature_terms=[mean_of_first_stage, gram])
+    assert torch.equal(distance, expected)
+    assert [term.shape for term in terms] == [(NUM_FRAMES,)] * 2
+    assert torch.equal(terms[1], expected_gram)
+    assert (terms[1] > 0).all()
+    (swapped,) = perceptual(reconstruction=y, target=x, feature_terms=[mean_of_first_stage])[1:]
+    torch.testing.assert_close(swapped, -terms[0])
 
 
 def test_the_default_is_vgg_with_torchvisions_weights(models):
     x, y = frame_pair(size=(32, 32))
     perceptual = Perceptual()
     assert perceptual.distance.net == "vgg"
-    assert torch.equal(perceptual(reconstruction=x, target=y).lpips, models["vgg"](reconstruction=x, target=y))
+    (distance,) = perceptual(reconstruction=x, target=y)
+    assert torch.equal(distance, models["vgg"](reconstruction=x, target=y))
 
 
 def test_an_instance_of_lpips_is_used_itself(random_models):
@@ -306,9 +313,9 @@ def test_the_published_package_as_a_custom_distance(net, models, references, rea
     for perceptual in (ours, theirs):
         x = frames[:2].clone().requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            distance = in_chunks(perceptual, reconstruction=x, target=frames[2:], chunk_size=1)
-        distance.lpips.sum().backward()
-        distances.append(distance.lpips.detach())
+            (distance,) = in_chunks(perceptual, reconstruction=x, target=frames[2:], chunk_size=1)
+        distance.sum().backward()
+        distances.append(distance.detach())
         gradients.append(x.grad)
     torch.testing.assert_close(*distances, rtol=1e-5, atol=1e-6)
     assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[0].norm()
@@ -319,24 +326,27 @@ def test_a_function_has_no_features(random_models):
     assert isinstance(perceptual.distance, CustomDistance)
     assert not perceptual.has_features
     x, y = frame_pair(size=(32, 32))
-    distance = perceptual(reconstruction=x, target=y)
-    assert torch.equal(distance.lpips, mean_square(reconstruction=x, target=y))
-    assert torch.equal(distance.gram, torch.zeros(3))
-    with pytest.raises(ValueError, match=r'`gram` must be False for .* without features, but got True .*"vgg"'):
-        perceptual(reconstruction=x, target=y, gram=True)
+    (distance,) = perceptual(reconstruction=x, target=y)
+    assert torch.equal(distance, mean_square(reconstruction=x, target=y))
+    with pytest.raises(
+        ValueError, match=r'`feature_terms` must be empty for .* without features, but got \[.* gram .*"vgg"'
+    ):
+        perceptual(reconstruction=x, target=y, feature_terms=[gram])
 
 
+@pytest.mark.parametrize("feature_terms", [(), (gram,)])
 @pytest.mark.parametrize("chunk_size", [None, 2])
-def test_gradients_in_chunks_with_and_without_gram(chunk_size, random_models):
-    perceptual = Perceptual(random_models["alex"])
+def test_gradients_in_chunks_with_and_without_gram(chunk_size, feature_terms, random_models):
+    compare = functools.partial(Perceptual(random_models["alex"]), feature_terms=feature_terms)
     x, y = frame_pair(size=(32, 32))
     x.requires_grad_()
-    without = in_chunks(perceptual, reconstruction=x, target=y, chunk_size=chunk_size)
-    assert without.lpips.requires_grad
-    assert not without.gram.requires_grad
-    (gradient,) = torch.autograd.grad((without.lpips + without.gram).sum(), x)
-    expected = torch.autograd.grad(random_models["alex"](reconstruction=x, target=y).sum(), x)[0]
-    torch.testing.assert_close(gradient, expected)
+    actual = in_chunks(compare, reconstruction=x, target=y, chunk_size=chunk_size)
+    expected = (random_models["alex"](reconstruction=x, target=y),)
+    if feature_terms:
+        expected = random_models["alex"].compare(reconstruction=x, target=y, feature_terms=feature_terms)
+    for ours, theirs in zip(actual, expected, strict=True):
+        gradients = [torch.autograd.grad(values.sum(), x, retain_graph=True)[0] for values in (ours, theirs)]
+        torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("kind", ["lpips", "function", "module"])
@@ -358,7 +368,8 @@ def test_every_kind_is_frozen_and_moves(kind, random_models):
     parent.train().to("meta")
     assert not parent["perceptual"].distance.training
     x, y = (frames.to("meta") for frames in frame_pair(size=(32, 32)))
-    assert parent["perceptual"](reconstruction=x, target=y).lpips.device.type == "meta"
+    (distance,) = parent["perceptual"](reconstruction=x, target=y)
+    assert distance.device.type == "meta"
     assert network.weight.device.type == ("meta" if kind == "module" else "cpu")
 
 

@@ -1,11 +1,12 @@
 """Gram matrices, their distance, and `LPIPS.compare`: known value, sums over pixels, gradients, precision, memory."""
 
+import functools
 import itertools
 
 import pytest
 import torch
 
-from telecine.perceptual import gram_distance, gram_matrix
+from telecine.perceptual import gram, gram_distance, gram_matrix
 from telecine.perceptual.backbones import BACKBONES
 
 NETS = ("vgg", "alex")
@@ -23,11 +24,11 @@ def test_known_value():
 
 def test_equals_sums_over_pixels():
     x = features(2, 3, 4, 5)
-    gram = gram_matrix(x)
-    assert gram.shape == (2, 3, 3)
+    matrix = gram_matrix(x)
+    assert matrix.shape == (2, 3, 3)
     for frame, i, j in itertools.product(range(2), range(3), range(3)):
         products = [x[frame, i, h, w] * x[frame, j, h, w] for h in range(4) for w in range(5)]
-        assert gram[frame, i, j].item() == pytest.approx(sum(map(float, products)) / (3 * 4 * 5), rel=1e-12)
+        assert matrix[frame, i, j].item() == pytest.approx(sum(map(float, products)) / (3 * 4 * 5), rel=1e-12)
 
 
 def test_distance_is_the_squared_frobenius_norm_per_frame():
@@ -100,6 +101,10 @@ def test_the_graph_holds_no_copy_of_the_features(saved_storages):
 # LPIPS.compare
 
 
+def lpips_and_gram(model, x, y):
+    return model.compare(reconstruction=x, target=y, feature_terms=[gram])
+
+
 def noisy(frames, amount):
     noise = torch.randn(frames.shape, generator=torch.Generator().manual_seed(0))
     return (frames + amount * noise).clamp(-1, 1)
@@ -114,26 +119,41 @@ def test_gram_equals_that_of_the_published_packages_features(net, models, refere
     for frame, (x_l, y_l) in itertools.product(range(2), zip(x, y, strict=True)):
         f_x, f_y = (features[frame].flatten(1).double() for features in (x_l, y_l))
         expected[frame] += ((f_x @ f_x.T - f_y @ f_y.T) / f_x.numel()).pow(2).sum()
-    actual = models[net].compare(reconstruction=pair[0], target=pair[1])
-    torch.testing.assert_close(actual.gram.double(), expected, rtol=1e-4, atol=0)
-    assert torch.equal(actual.lpips, models[net](reconstruction=pair[0], target=pair[1]))
+    lpips, actual = lpips_and_gram(models[net], *pair)
+    torch.testing.assert_close(actual.double(), expected, rtol=1e-4, atol=0)
+    assert torch.equal(lpips, models[net](reconstruction=pair[0], target=pair[1]))
+
+
+@pytest.mark.parametrize("net", [pytest.param("vgg", marks=pytest.mark.slow), "alex"])
+def test_feature_terms_do_not_change_a_bit_of_the_distances_gradient(net, random_models):
+    """Autograd adds the gradients of a feature map in the order of the calls, so `compare` must keep the order."""
+    x, y = (features(2, 3, 48, 48, seed=seed, dtype=torch.float32) * 2 - 1 for seed in (0, 1))
+    inputs = (x.requires_grad_(), y.requires_grad_())
+    plain = random_models[net](reconstruction=x, target=y)
+    expected = torch.autograd.grad(plain.sum(), inputs)
+    for feature_terms in ([], [gram], [gram, gram]):
+        distance, *_ = random_models[net].compare(reconstruction=x, target=y, feature_terms=feature_terms)
+        assert torch.equal(distance, plain)
+        for actual, gradient in zip(torch.autograd.grad(distance.sum(), inputs), expected, strict=True):
+            assert gradient.abs().max() > 0
+            assert torch.equal(actual, gradient)
 
 
 def test_gram_is_zero_for_equal_frames_and_grows_with_noise(models, real_frames):
     frames = real_frames["bikes.mp4"][:1]
     noises = (0, 0.05, 0.1, 0.3)
-    distances = [models["alex"].compare(reconstruction=noisy(frames, a), target=frames) for a in noises]
+    distances = [lpips_and_gram(models["alex"], noisy(frames, amount), frames) for amount in noises]
     assert distances[0] == (torch.zeros(1), torch.zeros(1))
     for less, more in itertools.pairwise(distances):
-        assert less.lpips < more.lpips
-        assert less.gram < more.gram
+        assert all(a < b for a, b in zip(less, more, strict=True))
 
 
 @pytest.mark.parametrize("net", NETS)
 def test_compare_runs_the_backbone_once_and_forward_computes_no_gram(net, random_models, no_sync):
     frames = torch.rand(1, 3, 32, 32) * 2 - 1
     num_layers = len(BACKBONES[net].tensor_shapes()) // 2
-    for call, num_products in ((random_models[net], 0), (random_models[net].compare, 10)):
+    compare = functools.partial(random_models[net].compare, feature_terms=[gram])
+    for call, num_products in ((random_models[net], 0), (compare, 10)):
         with no_sync() as mode:
             call(reconstruction=frames, target=-frames)
         assert mode.calls.count("convolution") == 2 * num_layers
@@ -146,19 +166,15 @@ def test_gradcheck_of_both_in_float64(net, random_models):
     size = BACKBONES[net].minimum_size
     pair = [torch.rand(1, 3, size, size, generator=generator, dtype=torch.float64) * 2 - 1 for _ in range(2)]
     inputs = [frames.requires_grad_() for frames in pair]
-
-    def both(x, y):
-        return random_models[net].compare(reconstruction=x, target=y)
-
-    assert torch.autograd.gradcheck(both, inputs, fast_mode=True)
+    assert torch.autograd.gradcheck(functools.partial(lpips_and_gram, random_models[net]), inputs, fast_mode=True)
 
 
 def test_gradients_of_both_are_finite_on_flat_and_equal_frames(models):
     flat = torch.tensor([-1.0, 0.0, 1.0]).view(3, 1, 1, 1).expand(-1, 3, 32, 32)
     x, y = flat.repeat(3, 1, 1, 1).requires_grad_(), flat.repeat_interleave(3, dim=0)
-    distance = models["alex"].compare(reconstruction=x, target=y)
-    (gradient,) = torch.autograd.grad(sum(distance).sum(), x)
-    for values in (*distance, gradient):
+    distances = lpips_and_gram(models["alex"], x, y)
+    (gradient,) = torch.autograd.grad(sum(distances).sum(), x)
+    for values in (*distances, gradient):
         assert values.isfinite().all()
 
 
@@ -166,9 +182,9 @@ def test_gradients_of_both_are_finite_on_flat_and_equal_frames(models):
 def test_both_are_at_least_float32_also_under_autocast(dtype, random_models, real_frames):
     x, y = (frames.to(dtype) for frames in real_frames["carphone_pristine.mp4"][:2].split(1))
     widest = torch.promote_types(dtype, torch.float32)
-    expected = random_models["alex"].compare(reconstruction=x.to(widest), target=y.to(widest))
+    expected = lpips_and_gram(random_models["alex"], x.to(widest), y.to(widest))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        actual = random_models["alex"].compare(reconstruction=x, target=y)
+        actual = lpips_and_gram(random_models["alex"], x, y)
     for ours, theirs in zip(actual, expected, strict=True):
         assert ours.dtype == widest
         assert torch.equal(ours, theirs)

@@ -1,6 +1,7 @@
 """`in_chunks` against one plain call: values, gradients, memory, and number of forwards."""
 
 import copy
+import functools
 import gc
 import itertools
 from typing import NamedTuple
@@ -8,7 +9,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from telecine.perceptual import PerceptualDistance, in_chunks
+from telecine.perceptual import gram, in_chunks
 
 NUM_FRAMES = 5
 
@@ -41,11 +42,9 @@ class Counted:
 def test_changes_neither_values_nor_gradients(chunk_size, model):
     x, y = frame_pair()
     y.requires_grad_()
-    expected, actual = (
-        model.compare(reconstruction=x, target=y),
-        in_chunks(model.compare, reconstruction=x, target=y, chunk_size=chunk_size),
-    )
-    assert isinstance(actual, PerceptualDistance)
+    compare = functools.partial(model.compare, feature_terms=[gram])
+    expected = compare(reconstruction=x, target=y)
+    actual = in_chunks(compare, reconstruction=x, target=y, chunk_size=chunk_size)
     cotangents = torch.linspace(1, 2, NUM_FRAMES, dtype=torch.float64), torch.linspace(3, 1, NUM_FRAMES).double()
     for ours, theirs, cotangent in zip(actual, expected, cotangents, strict=True):
         assert ours.shape == (NUM_FRAMES,)
@@ -72,6 +71,9 @@ def test_returns_the_type_that_the_distance_returns(make):
     actual = in_chunks(compare, reconstruction=x, target=y, chunk_size=2)
     assert type(actual) is type(expected)
     torch.testing.assert_close(actual, expected)
+    for ours, theirs in zip(actual, expected, strict=True):
+        gradients = [torch.autograd.grad(values.sum(), x, retain_graph=True)[0] for values in (ours, theirs)]
+        torch.testing.assert_close(*gradients)
 
 
 # Number of forwards, and memory
@@ -125,14 +127,15 @@ def test_gradient_of_a_layer_before_the_frames(model):
 
 def test_saved_tensors_do_not_grow_with_the_number_of_frames(random_models, saved_storages):
     model = random_models["alex"]
+    compare = functools.partial(model.compare, feature_terms=[gram])
     frozen = {tensor.untyped_storage().data_ptr() for tensor in model._frozen.values()}
 
     def kept(num_frames, chunk_size):
         x, y = frame_pair(num_frames, dtype=torch.float32)
         frames = {tensor.untyped_storage().data_ptr() for tensor in (x, y)}
         with saved_storages() as sizes:
-            distance = in_chunks(model.compare, reconstruction=x, target=y, chunk_size=chunk_size)
-        assert distance.gram.requires_grad
+            distances = in_chunks(compare, reconstruction=x, target=y, chunk_size=chunk_size)
+        assert all(distance.requires_grad for distance in distances)
         return sum(size for pointer, size in sizes.items() if pointer not in frames | frozen)
 
     plain, chunked = ([kept(num_frames, size) for num_frames in (4, 8, 16)] for size in (None, 2))
@@ -159,9 +162,9 @@ def peak_bytes(compute):
 def test_the_backward_recomputes_one_chunk_at_a_time(random_models):
     def peak(num_frames, chunk_size):
         x, y = frame_pair(num_frames, dtype=torch.float32)
-        compare = random_models["alex"].compare
+        compare = functools.partial(random_models["alex"].compare, feature_terms=[gram])
         return peak_bytes(
-            lambda: in_chunks(compare, reconstruction=x, target=y, chunk_size=chunk_size).lpips.sum().backward()
+            lambda: in_chunks(compare, reconstruction=x, target=y, chunk_size=chunk_size)[0].sum().backward()
         )
 
     few, many, plain = peak(4, 2), peak(16, 2), peak(16, None)
