@@ -7,7 +7,8 @@ import pytest
 import yaml
 from torch import nn
 
-from telecine import Ramp
+from telecine import Ramp, Term
+from telecine.losses import mse
 from telecine.training.checkpoint import Checkpointer, as_yaml, check_same_networks, resume_notes
 from telecine.training.config import TrainConfig
 
@@ -66,6 +67,28 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(tiny, saved):
     (saved / "config.yaml").write_text(yaml.safe_dump(settings))
     with pytest.raises(ValueError, match=r"must be .* of this version, but got .*0\.1\. Use another --output_dir"):
         check_same_networks(tiny(), saved)
+
+
+def with_term(config, function):
+    return replace(config, objective=replace(config.objective, terms={"extra": Term(function, weight=0.1)}))
+
+
+def test_functions_are_saved_by_the_path_that_imports_them(tiny):
+    saved = yaml.safe_load(as_yaml(with_term(tiny(), mse)))["objective"]["terms"]["extra"]
+    assert saved["target"] == f"{mse.__module__}.mse"
+    assert saved["weight"] == 0.1
+
+
+def test_functions_that_cannot_be_imported_are_refused(tiny):
+    def of_a_script(reconstruction, target):
+        return mse(reconstruction=reconstruction, target=target)
+
+    of_a_script.__qualname__ = "of_a_script"
+    as_yaml(with_term(tiny(), of_a_script))
+    of_a_script.__module__ = "__main__"
+    for function in (of_a_script, lambda reconstruction, target: mse(reconstruction=reconstruction, target=target)):
+        with pytest.raises(ValueError, match="must be a plain value or an importable function, but got <function"):
+            as_yaml(with_term(tiny(), function))
 
 
 @pytest.mark.parametrize("sharding", ["none", "fsdp2"])
