@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.checks import argument_error
+from telecine.checks import argument_error, describe
 from telecine.precision import at_least_float32
 from telecine.shapes import Scalar, check_same_shape
 
@@ -46,7 +46,8 @@ class GANLoss:
             The gradients of the two parts are then taken one after the other, which needs less memory.
         uses_real: The generator's loss depends on the real logits. They are computed in the autoencoder's step
             only then.
-        boundary: Logits above this value mean "real". For the logged accuracies.
+        boundary: Logits above this value mean "real", for the logged accuracies. With `None` a pair of a real sample
+            and its reconstruction is right if the real logit is larger.
         margin: Beyond this distance from 0 a logit has no gradient, as with the hinge loss; `None` if it always has
             one. For the logged `hinge_active`.
     """
@@ -57,7 +58,7 @@ class GANLoss:
         *,
         is_separable: bool = False,
         uses_real: bool = True,
-        boundary: float = 0.0,
+        boundary: float | None = 0.0,
         margin: float | None = None,
     ) -> None:
         functools.update_wrapper(self, function)
@@ -68,8 +69,17 @@ class GANLoss:
         self.margin = margin
 
     def __call__(self, *, real: Tensor, fake: Tensor) -> GANLosses:
-        """Return both losses."""
-        return self.function(real=real, fake=fake)
+        """Return both losses.
+
+        Raises:
+            TypeError: If the function returns anything else than a pair of 0-d tensors.
+        """
+        losses = self.function(real=real, fake=fake)
+        if not isinstance(losses, GANLosses) or any(loss.ndim != 0 for loss in losses):
+            name, got = getattr(self, "__name__", "the GAN loss"), describe(losses)
+            remedy = "Return `GANLosses(discriminator=..., generator=...)` and reduce both with `.mean()`."
+            raise argument_error(f"the result of {name}", "`GANLosses` of two 0-d tensors", got, remedy, TypeError)
+        return losses
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
         """Pickle a decorated function by its name, as functions are; under that name, pickle finds this object."""
@@ -79,7 +89,7 @@ class GANLoss:
 
 
 def gan_loss(
-    *, is_separable: bool, uses_real: bool, boundary: float = 0.0, margin: float | None = None
+    *, is_separable: bool, uses_real: bool, boundary: float | None = 0.0, margin: float | None = None
 ) -> Callable[[GANLossFunction], GANLoss]:
     """Return a decorator that declares what `GANLoss` says about a function."""
     return functools.partial(GANLoss, is_separable=is_separable, uses_real=uses_real, boundary=boundary, margin=margin)
@@ -154,7 +164,7 @@ def least_squares(*, real: Tensor, fake: Tensor) -> GANLosses:
     )
 
 
-@gan_loss(is_separable=False, uses_real=True)
+@gan_loss(is_separable=False, uses_real=True, boundary=None)
 def relativistic(*, real: Tensor, fake: Tensor) -> GANLosses:
     """Return the losses of the relativistic pairing GAN: the logit of a real sample minus that of its partner.
 

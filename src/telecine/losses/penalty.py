@@ -1,6 +1,6 @@
 """Penalties on the gradient of the discriminator with respect to its input.
 
-Every penalty is called with the same keyword arguments and uses those that it needs:
+A penalty is a function of those of these keyword arguments that it needs:
 
 - `discriminator`: maps an input `(B, ...)` to logits, for penalties that evaluate it at further points;
 - `real`, `fake`: the discriminator's inputs `(B, ...)`; they require gradients if the penalty differentiates them;
@@ -14,6 +14,7 @@ each other, as they do with batch normalisation.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -35,7 +36,7 @@ class Penalty:
     """A penalty function together with what it needs. The defaults hold for any function."""
 
     function: Callable[..., Scalar]
-    """Called with `discriminator=, real=, fake=, real_logits=, fake_logits=, generator=`."""
+    """A function of any of `discriminator`, `real`, `fake`, `real_logits`, `fake_logits` and `generator`, by name."""
     differentiates_real: bool = True
     """`real` must require gradients before its logits are computed."""
     differentiates_fake: bool = True
@@ -46,16 +47,18 @@ class Penalty:
     """The penalty depends on `fake` or its logits. If not, it is computed before they are."""
 
     def __call__(self, **arguments: Any) -> Scalar:
-        """Return the penalty, a 0-d tensor with its graph."""
-        return self.function(**arguments)
+        """Return the penalty, a 0-d tensor with its graph. The function gets those arguments that it has."""
+        parameters = inspect.signature(self.function).parameters
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        return self.function(**{name: x for name, x in arguments.items() if takes_all or name in parameters})
 
 
-def one_centered(*, real: Tensor, real_logits: Tensor, **_: object) -> Scalar:
+def one_centered(*, real: Tensor, real_logits: Tensor) -> Scalar:
     """Return `mean_b (||grad D(real_b)||_2 - 1)^2`: see `gradient_penalty`."""
     return gradient_penalty(real=real, logits=real_logits)
 
 
-def r1(*, real: Tensor, real_logits: Tensor, **_: object) -> Scalar:
+def r1(*, real: Tensor, real_logits: Tensor) -> Scalar:
     """Return `1/2 mean_b ||grad D(real_b)||_2^2`, a 0-d tensor >= 0 with its graph (a double backward).
 
     Mescheder et al. (arXiv:1801.04406), equation 9 without gamma, which is the weight of the penalty.
@@ -66,7 +69,7 @@ def r1(*, real: Tensor, real_logits: Tensor, **_: object) -> Scalar:
     return _half_mean_square(real, real_logits)
 
 
-def r2(*, fake: Tensor, fake_logits: Tensor, **_: object) -> Scalar:
+def r2(*, fake: Tensor, fake_logits: Tensor) -> Scalar:
     """Return `1/2 mean_b ||grad D(fake_b)||_2^2`: `r1` of the fakes (arXiv:1801.04406, equation 10 without gamma).
 
     Raises:
@@ -75,7 +78,7 @@ def r2(*, fake: Tensor, fake_logits: Tensor, **_: object) -> Scalar:
     return _half_mean_square(fake, fake_logits)
 
 
-def r1_and_r2(*, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: Tensor, **_: object) -> Scalar:
+def r1_and_r2(*, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: Tensor) -> Scalar:
     """Return `r1 + r2`, as R3GAN (Huang et al., arXiv:2501.05441) needs both; the weight is its gamma.
 
     Raises:
@@ -84,9 +87,7 @@ def r1_and_r2(*, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: T
     return _half_mean_square(real, real_logits) + _half_mean_square(fake, fake_logits)
 
 
-def wgan_gp(
-    *, discriminator: LogitsFunction, real: Tensor, fake: Tensor, generator: Generators = None, **_: object
-) -> Scalar:
+def wgan_gp(*, discriminator: LogitsFunction, real: Tensor, fake: Tensor, generator: Generators = None) -> Scalar:
     """Return `mean_b (||grad D(x_hat_b)||_2 - 1)^2` at random points between real samples and fakes.
 
     Gulrajani et al. (arXiv:1704.00028), equation 3. The discriminator is evaluated on a third batch.
@@ -123,7 +124,6 @@ def approximate_r1(
     real_logits: Tensor,
     generator: Generators = None,
     sigma: float = 0.01,
-    **_: object,
 ) -> Scalar:
     """Return `1/2 mean_b ((D(real_b + sigma n) - D(real_b)) / sigma)^2` with noise n ~ N(0, 1), a finite difference.
 

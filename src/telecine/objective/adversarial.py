@@ -160,8 +160,8 @@ class AdversarialLosses:
             ValueError: If there are no discriminators.
         """
         if not self.every:
-            remedy = "Build the loss with `discr_3d_kwargs` or `discr_kwargs`."
-            raise argument_error("optimizer_idx", "0 for a loss without discriminators", 1, remedy)
+            remedy = "Build the loss with `discr_3d_kwargs` or `discr_kwargs`, or call it with `optimizer_idx=0`."
+            raise argument_error("the step of the discriminators", "left out of a loss without any", "called", remedy)
         batch, penalty = self.batch, self.penalty
         # Neither a penalty's double backward nor the logits that it differentiates run under autocast.
         with autocast_off(batch.real.device) if penalty and penalty.double_backward else nullcontext():

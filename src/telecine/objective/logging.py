@@ -94,7 +94,7 @@ def logit_statistics(*, real: Tensor, fake: Tensor, gan_loss: GANLoss) -> Log:
     Args:
         real: Logits of real samples, any shape.
         fake: Logits of reconstructions.
-        gan_loss: Declares the boundary between real and fake, and the margin. If it is not separable, a pair of a real
+        gan_loss: Declares the boundary between real and fake, and the margin. Without a boundary, a pair of a real
             sample and its reconstruction is right if the real logit is larger, and both accuracies are equal.
 
     Returns:
@@ -102,9 +102,8 @@ def logit_statistics(*, real: Tensor, fake: Tensor, gan_loss: GANLoss) -> Log:
         with a margin also `hinge_active` in [0, 1], the fraction of logits that have a gradient.
     """
     real, fake = real.detach().float(), fake.detach().float()
-    is_paired = not gan_loss.is_separable and real.shape == fake.shape
     boundary = gan_loss.boundary
-    right_real, right_fake = (real > fake, real > fake) if is_paired else (real > boundary, fake < boundary)
+    right_real, right_fake = (real > fake,) * 2 if boundary is None else (real > boundary, fake < boundary)
     log = {
         "logits_real": real.mean(),
         "logits_fake": fake.mean(),

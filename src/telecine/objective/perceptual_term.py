@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -70,7 +70,7 @@ class PerceptualTerm(nn.Module):
         frame_weight = frame_weights(batch.clip_weight, indices)
         size = (config.chunk_size or len(indices)) if eager else len(frames)
         chunks = zip(frames.split(size), targets.split(size), frame_weight.split(size), strict=True)
-        compare = partial(self._compare, feature_terms=[term.function for term in used.values()])
+        compare = partial(self._compare, terms=used)
         if eager:
             values = [eager_backward(partial(compare, target=y, weight=w), x) for x, y, w in chunks]
         else:
@@ -79,11 +79,18 @@ class PerceptualTerm(nn.Module):
         return (lpips if weights.perceptual > 0 else zero), dict(zip(used, rest, strict=True))
 
     def _compare(
-        self, frames: Tensor, *, target: Tensor, weight: Tensor, feature_terms: Sequence[Callable[..., Tensor]]
+        self, frames: Tensor, *, target: Tensor, weight: Tensor, terms: Mapping[str, Term]
     ) -> tuple[Scalar, ...]:
         assert self.distance is not None
-        compare = partial(self.distance, feature_terms=feature_terms)
+        compare = partial(self.distance, feature_terms=[term.function for term in terms.values()])
         distances = in_chunks(compare, reconstruction=frames, target=target, chunk_size=self.config.chunk_size)
+        for name, distance in zip(terms, distances[1:], strict=True):
+            if distance.shape != frames.shape[:1]:
+                contract, remedy = (
+                    f"of shape ({len(frames)},), one value per frame",
+                    "Average what belongs to one frame.",
+                )
+                raise argument_error(f"the result of the term {name}", contract, distance, remedy)
         return tuple((weight * distance).sum() for distance in distances)
 
 

@@ -10,12 +10,12 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from telecine.checks import argument_error, describe, suggestion
 from telecine.losses import temporal_difference, wavelet_l1
 from telecine.objective.batch import Batch
-from telecine.objective.weights import Weight, as_ramp
+from telecine.objective.weights import Ramp, Weight, as_ramp
 from telecine.perceptual import gram
 from telecine.shapes import Scalar
 
@@ -37,9 +37,9 @@ class Term:
     The function is called with those of these arguments that it has parameters for:
 
     - `reconstruction`, `target`: videos `(B, C, T, H, W)`, floating point, in [-1, 1]; masked-out pixels are equal;
-    - `weight`: the weight of each clip `(B,)`, or `None` for 1. The result is multiplied by it;
-    - `mask`: bool, broadcasts to the videos, or `None`. A function without this parameter may average over all pixels:
-      its `weight` is then divided by the fraction that the mask keeps.
+    - `weight`: the weight of each clip `(B,)` by which its error is multiplied, or `None` for 1. If the function has no
+      parameter `mask`, it is divided by the fraction that a mask keeps, so that a mean over all pixels is right;
+    - `mask`: bool, broadcasts to the videos, or `None`.
 
     It returns a 0-d tensor with its graph. A function of `reconstruction_features` and `target_features` is called
     instead with lists of the perceptual network's feature maps `(N, C, H, W)` of the sampled frames, and returns one
@@ -66,19 +66,29 @@ class Term:
         """The function with its further arguments."""
         assert self.target is not None
         found = self.target if callable(self.target) else _import(self.target)
+        if isinstance(found, type):
+            raise argument_error(
+                "target", "a function or an instance", describe(found), f"Pass `{found.__name__}(...)`."
+            )
+        parameters = _signature(found).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        for name, value in self.params.items():
+            if name not in parameters and not takes_any:
+                contract = f"a parameter of {_name(found)}"
+                raise argument_error(f"params.{name}", contract, describe(value), suggestion(name, parameters))
         return partial(found, **self.params) if self.params else found
 
     @cached_property
     def arguments(self) -> tuple[str, ...]:
         """The names of what the function is called with."""
-        parameters = inspect.signature(self.function).parameters.values()
+        parameters = _signature(self.function).parameters.values()
         names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         available = FEATURES if set(FEATURES) & set(names) else VIDEOS
         variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         required = [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
         if unknown := [name for name in required if name not in available]:
-            contract = f"a function of {', '.join(map(repr, VIDEOS))} or of {', '.join(map(repr, FEATURES))}"
-            remedy = "Give the others as `params`, or default values."
+            contract = f"a function of {', '.join(map(repr, VIDEOS))}, or of {', '.join(map(repr, FEATURES))} alone"
+            remedy = "Give the others default values or `params`, or wrap it in a function with these names."
             raise argument_error("target", contract, f"one that needs {', '.join(map(repr, unknown))}", remedy)
         return tuple(name for name in available if name in names)
 
@@ -91,8 +101,13 @@ class Term:
         """Return the term of a batch, a 0-d tensor with its graph.
 
         Raises:
-            ValueError: If the function returns anything else.
+            ValueError: If the function returns anything else, or cannot take the mask or the weights of this call.
         """
+        if "weight" not in self.arguments and batch.clip_weight is not None:
+            contract = "a function with the parameter `weight` in a call with `mask` or `sample_weight`"
+            raise argument_error(
+                _name(self.function), contract, "one without", "Multiply the error of each clip by it."
+            )
         given = {
             "reconstruction": batch.fake,
             "target": batch.real,
@@ -101,10 +116,20 @@ class Term:
         }
         value = self.function(**{name: given[name] for name in self.arguments})
         if not isinstance(value, Tensor) or value.ndim != 0:
-            name = getattr(self.target, "__name__", self.target)
-            remedy = "Reduce it with `.mean()`."
-            raise argument_error(f"the result of {name}", "a 0-d tensor", describe(value), remedy)
+            remedy = "Reduce it with `.mean()`, without `.item()`."
+            raise argument_error(f"the result of {_name(self.function)}", "a 0-d tensor", describe(value), remedy)
         return value
+
+
+def _signature(function: Callable[..., object]) -> inspect.Signature:
+    """Return the signature of a function, or of the `forward` of a module."""
+    return inspect.signature(function.forward if isinstance(function, nn.Module) else function)
+
+
+def _name(function: Callable[..., object]) -> str:
+    if isinstance(function, partial):
+        return _name(function.func)
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _import(path: str) -> Callable[..., Tensor]:
@@ -132,6 +157,8 @@ def as_terms(terms: Mapping[str, object] | None) -> dict[str, Term]:
     Raises:
         ValueError: If a name is in use, or a term is invalid.
     """
+    if not isinstance(terms, Mapping | None):
+        raise argument_error("terms", "a dict of terms by name", describe(terms), "Write {'edges': Term(edges, 0.1)}.")
     return {name: _as_term(name, value) for name, value in (terms or {}).items()}
 
 
@@ -139,6 +166,9 @@ def _as_term(name: str, value: object) -> Term:
     if not name.isidentifier() or name in RESERVED:
         contract = f"an identifier other than {', '.join(RESERVED)}"
         raise argument_error("terms", f"named by {contract}", repr(name), "Rename the term.")
+    if not isinstance(value, Term | Mapping | Ramp | float | int):
+        remedy = f"Write Term({name}, weight=0.1)."
+        raise argument_error(f"terms.{name}", "a `Term`, a dict of its fields, or a weight", describe(value), remedy)
     if not isinstance(value, Term):
         value = _from_mapping(name, value if isinstance(value, Mapping) else {"weight": value})
     return value if value.target is not None else replace(value, target=name)
@@ -150,6 +180,7 @@ def _from_mapping(name: str, value: Mapping[str, Any]) -> Term:
         if key not in known:
             got, remedy = describe(value[key]), suggestion(key, known)
             raise argument_error(f"terms.{name}.{key}", "a field of a term", got, remedy)
+    as_ramp(f"terms.{name}.weight", value.get("weight", 1.0))
     return Term(**value)
 
 

@@ -85,7 +85,7 @@ class VideoAutoencoderLoss(nn.Module):
         eager_gradients, gradient_checkpointing: How gradients are computed, see `ObjectiveConfig`.
 
     Raises:
-        ValueError: If a setting is invalid, or a weight is set for which there is no discriminator.
+        ValueError: If a setting is invalid, or an adversarial weight has no discriminator.
         FileNotFoundError: If the weights of LPIPS cannot be found.
     """
 
