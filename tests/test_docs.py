@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from telecine.cli import setting_names
+from telecine.evaluation.config import EvaluateConfig
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES
 from telecine.objective import ObjectiveConfig, Term
 from telecine.objective.terms import TERMS
@@ -16,7 +18,7 @@ from telecine.training.diagnostic_rules import RULES
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 # Of the pages about the loss; other tests run the code and the commands of the other pages.
-NUM_BLOCKS = {"choosing.md": 1, "extending.md": 4}
+NUM_BLOCKS = {"choosing.md": 1, "extending.md": 5}
 OTHERS = {"data.md", "evaluation.md", "fine-tuning.md", "health.md", "many-gpus.md", "own-model.md", "report.md"}
 
 
@@ -60,6 +62,15 @@ def test_links_exist(page):
     links = [link for link in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")) if "://" not in link]
     assert links
     assert [link for link in links if not (page.parent / link.partition("#")[0]).exists()] == []
+
+
+def test_settings_in_the_docs_exist():
+    text = "".join(page.read_text(encoding="utf-8") for page in (*PAGES, ROOT / "README.md"))
+    known = set(setting_names(TrainConfig)) | set(setting_names(EvaluateConfig))
+    found = set(re.findall(r"--([a-z_]+(?:\.[a-z_]+)+)", text))
+    found |= set(re.findall(r"`((?:objective|discriminator|optimizer|clips|trainable)\.[a-z_.]+)[:`]", text))
+    assert len(found) > 15
+    assert sorted(found - known) == []
 
 
 def settings_tables():

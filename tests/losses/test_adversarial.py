@@ -204,10 +204,12 @@ def test_losses_use_real_logits_if_the_generator_changes_with_them(name):
 @losses
 def test_the_boundary_is_where_real_and_fake_are_equally_likely(name):
     boundary = GAN_LOSSES[name].boundary
+    if name == "relativistic":
+        assert boundary is None, "it compares pairs"
+        return
     for distance in (0.3, 2.0):
         above, below = (logits(x, x) for x in (boundary + distance, boundary - distance))
         torch.testing.assert_close(GAN_LOSSES[name](**above).discriminator, GAN_LOSSES[name](**below).discriminator)
-    assert relativistic.boundary == 0
 
 
 @losses

@@ -99,7 +99,7 @@ class TestChecks:
             ((clip(), clip()), {"mask": 3}, "mask"),
             ((clip(), clip()), {"sample_weight": 3}, "sample_weight"),
             ((clip(), clip()), {"last_layer": autoencoder.decoder.conv_out}, "last_layer"),
-            ((clip(), clip()), {"aux_losses": "kl"}, "aux_losses"),
+            *([((clip(), clip()), {"aux_losses": "kl"}, "aux_losses")] if step != 1 else []),  # not used in step 1
         ):
             with pytest.raises(ValueError, match=f"`{name}` must be a"):
                 run(*arguments, **options)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from telecine import Ramp
@@ -70,9 +71,12 @@ class TestMistakes:
             ("x", {"target": "telecine.losses.edges"}, r"`target` must be .*has no attribute 'edges'"),
             ("x", {"target": "telecine.losses"}, r"`target` must be the dotted path of a function, but got .*module"),
             ("x", {"target": edges, "wieght": 1}, r"`terms.x.wieght` must be a field of a term.*Did you mean `weight`"),
-            ("x", {"target": edges, "weight": -1}, r"`weight` must be a finite number >= 0, but got -1"),
-            ("wavelet", -1, r"`weight` must be a finite number >= 0, but got -1"),
-            ("wavelet", "much", r"`weight` must be a finite number >= 0, but got 'much'"),
+            ("x", {"target": edges, "weight": -1}, r"`terms.x.weight` must be a finite number >= 0, but got -1"),
+            ("wavelet", -1, r"`terms.wavelet.weight` must be a finite number >= 0, but got -1"),
+            ("wavelet", "much", r"`terms.wavelet` must be a `Term`, a dict of its fields, or a weight, but got 'much'"),
+            ("x", edges, r"but got <function .*Write Term\(x, weight=0.1\)"),
+            ("x", {"target": nn.ReLU}, r"`target` must be a function or a module, .*Pass an instance, `ReLU\(...\)`"),
+            ("x", {"target": "wavelet", "params": {"level": 2}}, r"`params.level` must be a parameter of wavelet_l1"),
             ("two words", {"target": edges}, r"`terms` must be named by an identifier .*but got 'two words'. Rename"),
         ],
     )
@@ -139,9 +143,25 @@ class TestArguments:
         def function(given):
             return lambda *, reconstruction, target: given.update(r=reconstruction, t=target) or torch.zeros(())
 
-        given, batch = self.call(function, **OPTIONS)
+        given, batch = self.call(function)
         assert given["r"] is batch.fake
         assert given["t"] is batch.real
+
+    @pytest.mark.parametrize("option", OPTIONS)
+    def test_a_mask_or_weights_need_a_function_with_weights(self, option):
+        def function(given):
+            return lambda *, reconstruction, target, mask=None: torch.zeros(())
+
+        with pytest.raises(ValueError, match="must be a function with the parameter `weight` if a call has `mask` or"):
+            self.call(function, **{option: OPTIONS[option]})
+
+    def test_a_module(self):
+        class Half(nn.Module):
+            def forward(self, reconstruction, target):
+                return 0.5 * (reconstruction - target).abs().mean()
+
+        _, batch = self.call(lambda given: lambda reconstruction: torch.zeros(()))
+        assert Term(Half())(batch) == 0.5 * (batch.fake - batch.real).abs().mean()
 
     def test_without_the_mask_a_weight_accounts_for_its_fraction(self):
         def function(given):

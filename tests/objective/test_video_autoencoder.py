@@ -371,7 +371,7 @@ class TestLog:
 class TestCalls:
     @pytest.mark.parametrize("value", [2, -1, "0", None, 0.5])
     def test_a_bad_optimizer_idx(self, make_loss, clip, value):
-        with pytest.raises(ValueError, match=rf"`optimizer_idx` must be one of 0, 1, but got {value!r}.*0 is the step"):
+        with pytest.raises(ValueError, match=rf"`optimizer_idx` must be one of 0, 1, but got {value!r}.*0 trains"):
             make_loss(perceptual_weight=0)(clip(), clip(), value, 0)
 
     def test_an_unknown_option(self, make_loss, clip):

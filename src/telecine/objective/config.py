@@ -39,8 +39,8 @@ class ReconstructionConfig:
     "charbonnier" does not reach 0.
     """
     nll_reduction: Literal["mean", "sum"] = "mean"
-    """"sum" multiplies pixel and perceptual loss by the number of values of a clip, and sums a posterior's KL over the
-    latent. Published weights such as a KL weight of 1e-6 belong to this convention.
+    """"mean" averages; "sum" multiplies pixel and perceptual loss by the number of values of a clip, and sums a
+    posterior's KL over the latent. Use "sum" with published weights, such as a KL weight of 1e-6.
 
     Source: "sum" in latent diffusion and VidTok. With "mean" a weight means the same at any resolution.
 
@@ -94,7 +94,7 @@ class PerceptualConfig:
 
     Source: telecine; neighbouring frames are similar.
 
-    Fails: a stride as long as the clip leaves one frame.
+    Fails: with a stride as long as the clip, only one frame remains.
     """
     chunk_size: int | None = None
     """Number of frames that are compared at a time. Limits memory; with `eager_gradients` nothing is computed twice,
@@ -102,7 +102,7 @@ class PerceptualConfig:
 
     Source: telecine; by default one frame of each clip with `eager_gradients`, else all frames.
 
-    Fails: small chunks use a GPU badly.
+    Fails: small chunks leave a GPU idle.
     """
 
     def __post_init__(self) -> None:
@@ -124,13 +124,13 @@ class GANConfig:
 
     loss: Literal["hinge", "vanilla", "least_squares", "relativistic"] | Callable[..., Any] = "hinge"
     """The GAN loss: "hinge" has no gradient beyond its margin, "vanilla" (non-saturating) always has one,
-    "least_squares" pulls logits to 0 and 1, "relativistic" compares each clip with its own reconstruction. Or a
+    "least_squares" pulls logits to 0 and 1, "relativistic" compares each clip with its reconstruction. Or a
     function of `real` and `fake` logits that returns `GANLosses`, see `GANLoss`.
 
     Source: "hinge" in CogVideo and most others; "relativistic" in R3GAN.
 
-    Fails: "hinge": a discriminator that separates by the margin has no gradient. "vanilla" overshoots without a
-    penalty. "relativistic" is proven with the penalty "r1_and_r2" only.
+    Fails: "hinge" stops training a discriminator that separates all clips by the margin. "vanilla" overshoots without a
+    penalty. "relativistic" has a convergence proof only with the penalty "r1_and_r2".
     """
     disc_train_start: int = 0
     """Step from which the discriminators train. Set it some thousand steps before `disc_start`.
@@ -204,8 +204,8 @@ class AdaptiveWeightConfig:
     """The adaptive weight of the adversarial terms."""
 
     reference: Literal["perceptual", "recon_and_perceptual", "none"] = "perceptual"
-    """The loss whose gradient each adversarial term is made as large as: LPIPS, pixel loss and LPIPS together, or
-    "none" for weights of 1.
+    """Each adversarial term is scaled so that its gradient is as large as that of this loss: LPIPS, or pixel loss and
+    LPIPS together. "none" sets the weights to 1.
 
     Source: "perceptual" in CogVideo; "recon_and_perceptual" in VQGAN's code.
 
@@ -221,7 +221,8 @@ class AdaptiveWeightConfig:
     lower `min_norm`.
     """
     min_norm: float = 1e-3
-    """Smallest norm of the adversarial gradient that the reference's is divided by.
+    """The weight is the norm of the reference's gradient divided by that of the adversarial gradient, or by this number
+    if that norm is smaller.
 
     Source: 1e-3 in CogVideo.
 
@@ -261,7 +262,7 @@ class ObjectiveConfig:
     disc_start: int = 0
     """Step from which the adversarial terms and feature matching count.
 
-    Source: 20 001 in VidTok, 0 to 10 000 in TATS; required by CogVideo.
+    Source: 20 001 in VidTok, 0 to 10 000 in TATS; a required argument in CogVideo.
 
     Fails: too early, the discriminator is untrained and misleads the autoencoder.
     """
@@ -282,9 +283,9 @@ class ObjectiveConfig:
     multiscale_adversarial_loss_weight: Weight = 0.0
     """Weight of the adversarial terms of the discriminators of down-scaled clips: for large shapes.
 
-    Source: CogVideo, where it is not used.
+    Source: an argument of CogVideo without effect there.
 
-    Fails: costs little and helps little on small crops.
+    Fails: has little effect on small crops.
     """
     grad_penalty_loss_weight: Weight = 0.0
     """Weight of the gradient penalty, which limits the discriminators' slope.
@@ -296,9 +297,9 @@ class ObjectiveConfig:
     quantizer_aux_loss_weight: Weight = 0.0
     """Weight of the autoencoder's auxiliary losses: a quantizer's, or the KL divergence per latent element.
 
-    Source: 0 in CogVideo; a KL weight of 1e-6, of sums, in VidTok, WF-VAE and Cosmos.
+    Source: 0 in CogVideo; VidTok, WF-VAE and Cosmos multiply a sum over the latent by 1e-6.
 
-    Fails: at 0 the posterior's variance goes to zero and its mean drifts.
+    Fails: at 0, nothing limits a KL autoencoder: the posterior's variance goes to zero and its mean drifts.
     """
     reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
     """The pixel loss."""
@@ -316,12 +317,12 @@ class ObjectiveConfig:
 
     Source: wavelet 0.1 in WF-VAE and Open-Sora-Plan; gram 0.06 in Cosmos.
 
-    Fails: large weights of "wavelet" sharpen noise, those of "temporal" ignore slow drifts; "gram" alone does not care
-    where things are.
+    Fails: a large weight of "wavelet" sharpens noise. "temporal" does not see slow drifts. "gram" does not see positions.
+    Compare the logged values before choosing weights: those of "gram" are much larger.
     """
     eager_gradients: bool = True
     """Compute each term's gradient together with its value, so that memory is that of the largest term. Values and
-    gradients are the same as with an ordinary graph, which float16 autocast always gets.
+    gradients are the same as with an ordinary graph. Under float16 autocast the graph is always an ordinary one.
 
     Source: telecine.
 

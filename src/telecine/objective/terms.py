@@ -67,9 +67,8 @@ class Term:
         assert self.target is not None
         found = self.target if callable(self.target) else _import(self.target)
         if isinstance(found, type):
-            raise argument_error(
-                "target", "a function or an instance", describe(found), f"Pass `{found.__name__}(...)`."
-            )
+            remedy = f"Pass an instance, `{found.__name__}(...)`."
+            raise argument_error("target", "a function or a module", describe(found), remedy)
         parameters = _signature(found).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for name, value in self.params.items():
@@ -104,10 +103,9 @@ class Term:
             ValueError: If the function returns anything else, or cannot take the mask or the weights of this call.
         """
         if "weight" not in self.arguments and batch.clip_weight is not None:
-            contract = "a function with the parameter `weight` in a call with `mask` or `sample_weight`"
-            raise argument_error(
-                _name(self.function), contract, "one without", "Multiply the error of each clip by it."
-            )
+            contract = "a function with the parameter `weight` if a call has `mask` or `sample_weight`"
+            remedy = "Add it, and multiply the error of each clip by it."
+            raise argument_error(_name(self.function), contract, "one without", remedy)
         given = {
             "reconstruction": batch.fake,
             "target": batch.real,

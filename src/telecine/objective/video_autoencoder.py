@@ -210,8 +210,8 @@ class VideoAutoencoderLoss(nn.Module):
         Raises:
             ValueError: If an argument is not as above. No argument is mutated.
         """
-        remedy = "0 is the step of the autoencoder, 1 that of the discriminators."
-        check_choice("optimizer_idx", optimizer_idx, (0, 1), remedy=remedy)
+        check_choice("optimizer_idx", optimizer_idx, (0, 1), remedy="0 trains the autoencoder, 1 the discriminators.")
+        aux_losses = aux_losses if optimizer_idx == 0 else {}
         batch = make_batch(self.config, inputs, reconstructions, aux_losses, last_layer, **options)
         weights = self.weights.at(global_step)
         step = self.discriminator_step if optimizer_idx else self.autoencoder_step

@@ -28,7 +28,7 @@ class DiscriminatorConfig:
 
     Source: "first_frame" and "plain" in CogVideo; "patch" in VidTok and Open-Sora-Plan.
 
-    Fails: built too large, it wins: logits part, and the generator loss rises.
+    Fails: a discriminator that is too large wins: real and fake logits separate, and the generator loss rises.
     """
     image: Literal["attention", "patch", "none"] = "none"
     """The discriminator of single frames, which sees a random one of each clip: with attention ("attention"), fully
@@ -42,38 +42,38 @@ class DiscriminatorConfig:
     """Number of discriminators of the clip at 1/2, 1/4, ... of its height and width, of the kind of `video`. They need
     `objective.multiscale_adversarial_loss_weight`.
 
-    Source: CogVideo, where they are not used.
+    Source: an argument of CogVideo without effect there.
 
-    Fails: costs little and helps little on small crops.
+    Fails: has little effect on small crops.
     """
     dim: int = 32
     """A quarter of the channels of the first block.
 
     Source: telecine.
 
-    Fails: too many, and the discriminator wins.
+    Fails: with too many channels the discriminator wins.
     """
     max_dim: int = 512
     """Largest number of channels of a block.
 
     Source: 512 in CogVideo.
 
-    Fails: as for `dim`.
+    Fails: with too many channels the discriminator wins.
     """
     antialiased_downsample: bool = True
     """Blur before each stride. "patch" does not use it.
 
-    Source: CogVideo, where it raises.
+    Source: an option of CogVideo that raises an error there.
 
     Fails: costs a few per cent of the time.
     """
     time_weighting: Literal["positions", "frames"] = "positions"
-    """What has equal weight in the mean over time of "first_frame": the remaining positions, one of which is the first
-    frame's, or the frames.
+    """How "first_frame" averages over time after its convolutions. "positions": every temporal position has the same
+    weight, and the first frame has a position to itself. "frames": every frame has the same weight.
 
     Source: "positions" in CogVideo.
 
-    Fails: with "positions", the first frame of a long clip weighs as much as several others.
+    Fails: with "positions", the first frame weighs as much as all frames of another position together.
     """
     pad_mode: Literal["first", "constant"] = "first"
     """What the convolutions of "first_frame" see before the clip: its first frame, or zeros.
@@ -87,14 +87,14 @@ class DiscriminatorConfig:
 
     Source: 3 in PatchGAN (arXiv:1611.07004).
 
-    Fails: each layer doubles the smallest clip.
+    Fails: the smallest accepted clip doubles with each layer.
     """
     num_temporal_layers: int = 2
     """Number of these layers that halve time as well.
 
     Source: telecine.
 
-    Fails: short clips have one position in time.
+    Fails: with many, a short clip has a single logit over time.
     """
     norm: Literal["group", "none", "spectral"] = "group"
     """Normalisation of "patch": groups of channels, none, or spectral normalisation of its weights.
