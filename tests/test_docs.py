@@ -70,7 +70,7 @@ def test_settings_in_the_docs_exist():
     found = set(re.findall(r"--([a-z_]+(?:\.[a-z_]+)+)", text))
     found |= set(re.findall(r"`((?:objective|discriminator|optimizer|clips|trainable)\.[a-z_.]+)[:`]", text))
     assert len(found) > 15
-    assert sorted(found - known) == []
+    assert sorted(found - known - {"clips.json"}) == []
 
 
 def settings_tables():

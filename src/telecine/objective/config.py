@@ -317,7 +317,7 @@ class ObjectiveConfig:
 
     Source: wavelet 0.1 in WF-VAE and Open-Sora-Plan; gram 0.06 in Cosmos.
 
-    Fails: a large weight of "wavelet" sharpens noise. "temporal" does not see slow drifts. "gram" does not see positions.
+    Fails: a large weight of "wavelet" sharpens noise. "temporal" does not see slow drifts, and "gram" no positions.
     Compare the logged values before choosing weights: those of "gram" are much larger.
     """
     eager_gradients: bool = True
