@@ -135,6 +135,15 @@ def test_mse_without_weights_has_the_bits_of_pytorch(dtype):
     assert torch.equal(ours.grad, theirs.grad)
 
 
+def test_mse_without_weights_saves_only_its_inputs_for_the_backward():
+    inputs = pair((2, 3))
+    inputs["reconstruction"].requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.data_ptr()), lambda _: None):
+        mse(**inputs)
+    assert set(saved) == {tensor.data_ptr() for tensor in inputs.values()}
+
+
 @pytest.mark.parametrize("loss", RECONSTRUCTION_LOSSES.values(), ids=RECONSTRUCTION_LOSSES)
 def test_a_sample_of_weight_0_gets_no_gradient(loss):
     inputs = pair((3, 2, 4))
