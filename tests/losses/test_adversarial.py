@@ -1,6 +1,7 @@
 """GAN losses, feature matching and LeCam equal loops over single logits; what a GAN loss declares is true of it."""
 
 import copy
+import functools
 import math
 import pickle
 
@@ -243,6 +244,34 @@ def test_the_decorator_declares_and_keeps_name_and_docstring():
     assert loss(**logits(2, 5)) == (3, -5)
     default = gan_loss(is_separable=False, uses_real=True)(means)
     assert (default.is_separable, default.uses_real, default.boundary, default.margin) == (False, True, 0.0, None)
+
+
+@pytest.mark.parametrize(
+    ("result", "got"),
+    [
+        ((torch.zeros(()), torch.zeros(())), "(tensor(0.), tensor(0.)) (tuple)"),
+        (
+            GANLosses(torch.zeros(2), torch.zeros(())),
+            "GANLosses(discriminator=tensor([0., 0.]), generator=tensor(0.)) (GANLosses)",
+        ),
+        (
+            GANLosses(torch.zeros(()), torch.zeros(2)),
+            "GANLosses(discriminator=tensor(0.), generator=tensor([0., 0.])) (GANLosses)",
+        ),
+    ],
+)
+def test_a_function_must_return_two_scalars(result, got):
+    def custom(*, real, fake):
+        return result
+
+    with pytest.raises(TypeError, match="must be") as error:
+        GANLoss(custom)(**logits(1, 0))
+    assert str(error.value) == (
+        f"`the result of custom` must be `GANLosses` of two 0-d tensors, but got {got}. "
+        "Return `GANLosses(discriminator=..., generator=...)` and reduce both with `.mean()`."
+    )
+    with pytest.raises(TypeError, match="`the result of the GAN loss` must be"):
+        GANLoss(functools.partial(custom))(**logits(1, 0))
 
 
 @losses
