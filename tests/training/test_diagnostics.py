@@ -270,6 +270,8 @@ def test_perceptual_loss_has_a_twentieth_of_the_run_to_fall(tiny):
     assert fired(steady(perceptual_loss=0.5), tiny(steps=2200)) == {}
     falling = steady(perceptual_loss=0.5)[:10] + steady(perceptual_loss=0.485)
     assert fired(falling, tiny()) == {}, "by 3 %"
+    exactly = steady(perceptual_loss=0.5)[:10] + steady(perceptual_loss=0.98 * 0.5)
+    assert set(fired(exactly, tiny())) == {"perceptual_flat"}, "by 2 %"
 
 
 def test_no_rule_fires_during_the_warmup(tiny):

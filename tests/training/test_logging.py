@@ -111,6 +111,7 @@ def test_progress_on_a_terminal_is_a_bar(clock):
         clock.now += 60.0
         monitor.show(5, VALUES)
     text = console.export_text()
+    assert "3/9" in text, "a resumed run starts there"
     assert "5/9 loss 0.500  psnr 20.0 dB  0.1 clips/s" in text
     assert "min left" not in text
 

@@ -60,6 +60,17 @@ def test_discriminators_do_not_train_before_their_start(build, video):
     values = update(state, video, step=0)
     assert not any(changed(before, state.objective.get_trainable_parameters()))
     assert "train/discr_loss" not in values
+    assert "data" not in values
+    assert state.step == 1
+
+
+def test_random_numbers_depend_on_the_clips_alone(build, video):
+    logs = []
+    for seed in (1, 2):
+        state = build()
+        torch.manual_seed(seed)
+        logs.append(update(state, video, step=4))
+    assert logs[0] == logs[1]
 
 
 def test_both_learning_rates_follow_the_schedule(build):

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from rich.console import Console
 from safetensors.torch import load_file
@@ -74,6 +75,7 @@ def test_a_run_writes_all_its_files(tiny, with_pictures):
         "validation",
     }
     assert all(path.exists() for path in result.files().values())
+    assert list(result.files()) == ["report", "side by side", "curves", "figures", "settings", "checkpoint"]
     assert set(result.first) == set(result.last) == {"psnr", "ssim", "lpips_alex"}
     assert [step for step, _ in checkpoints(result.run)] == [2, 4]
     suffixes = {path.suffix for path in (result.run / CHECKPOINTS).rglob("*") if path.is_file()}
@@ -247,13 +249,17 @@ def test_settings_that_do_not_change_the_networks_may_change(tiny):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_prints_what_changed_and_refuses_what_does_not_fit(tiny):
+def test_a_resumed_run_prints_what_changed_and_refuses_what_does_not_fit(tiny, monkeypatch):
     console = Console(record=True, width=1000, file=io.StringIO())
     run_to(tiny(), 1, console)
     assert re.search(r"\nstep 0: held-out psnr [\d.]+  ssim [\d.]+  lpips_alex [\d.]+\n", console.export_text())
     folder = checkpoints(Path(tiny().output_dir))[-1][1]
     console = Console(record=True, width=40, file=io.StringIO())  # long lines are not wrapped
-    Trainer(tiny(seed=7), console)
+    trackers = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Accelerator, "init_trackers", lambda _, name, init_kwargs: trackers.append((name, init_kwargs)))
+        Trainer(tiny(seed=7), console)
+    assert trackers == [("tensorboard", {"tensorboard": {"purge_step": 2}})], "TensorBoard drops later records"
     assert f"resuming from {folder}\nsettings changed since the checkpoint: seed 0 -> 7\n" in console.export_text()
     before = tensors(folder)
     with pytest.raises(ValueError, match=r"`discriminator\.dim` must be 2 as in"):

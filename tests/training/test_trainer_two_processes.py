@@ -27,8 +27,8 @@ no_pictures = runpy.run_path(str(Path(__file__).with_name("no_pictures.py")))
 
 NUM_STEPS = 5
 # Two processes stop after this many steps. "crossing" resumes in one process, the others in two.
-STOP_AFTER = {"fsdp2_resumed": 2, "long_resumed": 10, "crossing": 3}
-LONG_STEPS = 20
+STOP_AFTER = {"fsdp2_resumed": 2, "long_resumed": 5, "crossing": 3}
+LONG_STEPS = 10
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
