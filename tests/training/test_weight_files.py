@@ -10,7 +10,7 @@ from torch import nn
 from telecine.autoencoders import CausalVAE, CausalVAEConfig, CustomAutoencoder
 from telecine.autoencoders.lora import add_low_rank
 from telecine.training.trainable import TrainableConfig, select_trainable
-from telecine.training.weight_files import WeightFiles, check_same_architecture, digest_of_frozen
+from telecine.training.weight_files import WeightFiles, architecture_of, check_same_architecture, digest_of_frozen
 
 
 class Normalised(nn.Module):
@@ -87,6 +87,8 @@ def test_weights_pass_through_an_unsharded_copy(tmp_path):
     torch.manual_seed(0)
     model, other = CustomAutoencoder(Normalised()), CustomAutoencoder(Normalised())
     files = WeightFiles(model, is_sharded=True)
+    assert files.unsharded is not None
+    assert WeightFiles(model, is_sharded=False).unsharded is None
     with torch.no_grad():
         model.module.last.bias.fill_(3.0)
     files.save(model, tmp_path, "model")
@@ -107,3 +109,11 @@ def test_another_architecture_is_refused_by_its_setting(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     check_same_architecture(other, tmp_path, "causal_vae")
     check_same_architecture(CustomAutoencoder(Normalised()), tmp_path, "custom")
+
+
+def test_the_version_of_diffusers_is_no_part_of_the_architecture():
+    class Printable(nn.Module):
+        def to_json_string(self):
+            return json.dumps({"_class_name": "Printable", "_diffusers_version": "0.36.0", "dim": 3})
+
+    assert architecture_of(Printable()) == {"_class_name": "Printable", "dim": 3}
