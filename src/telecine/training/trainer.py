@@ -197,22 +197,19 @@ class Trainer:
 
     def _validate(self) -> None:
         """Validate the averaged weights, record the result, and save a checkpoint if it is the best one."""
-        rank, num_ranks = self.accelerator.process_index, self.accelerator.num_processes
+        step, rank, num_ranks = self.state.step, self.accelerator.process_index, self.accelerator.num_processes
         with self.state.ema.applied():
             result = validate(self.state.autoencoder, self.clips.val, self.perceptual, rank=rank, num_ranks=num_ranks)
         lag: dict[str, float] = {}
-        if self.state.step > 0:
+        if step > 0:
             few = self.clips.val[:NUM_COMPARED]
             raw = validate(self.state.autoencoder, few, {}, rank=rank, num_ranks=num_ranks).metrics["psnr"]
             lag = {EMA_BEHIND: raw - mean_over_clips(result.per_clip[: len(few)])["psnr"]}
         if self.is_main:
             self._record(result, lag)
-        is_best = self.is_main and self.state.step > 0 and self._best_step() == self.state.step
+        is_best = self.is_main and step > 0 and best_step(self.folder, self.config.best_metric, step) == step
         if any_rank(is_best, self.accelerator.device):
             self.checkpointer.save(self.state)
-
-    def _best_step(self) -> int | None:
-        return best_step(self.folder, self.config.best_metric, self.state.step)
 
     def _record(self, result: Validation, lag: dict[str, float]) -> None:
         step, fps = self.state.step, self.clips.fps
