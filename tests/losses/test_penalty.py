@@ -1,5 +1,6 @@
 """The gradient penalties equal loops over samples and differences of logits; what they declare is true of them."""
 
+import dataclasses
 import functools
 import inspect
 import math
@@ -21,6 +22,7 @@ from telecine.losses import (
     sample_norms,
     wgan_gp,
 )
+from telecine.ops.double_backward import is_differentiated_twice
 
 from .harness import LossCase, LossTester, normal, random
 
@@ -325,6 +327,11 @@ def test_a_function_gets_the_declarations_that_always_hold():
     assert as_penalty(functools.partial(custom)).differentiates_fake
 
 
+def test_declarations_cannot_be_changed_afterwards():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        GRAD_PENALTIES["r1"].uses_fake = True
+
+
 def test_a_partial_of_a_known_penalty_keeps_its_declarations():
     function = functools.partial(approximate_r1, sigma=0.1)
     penalty, known = as_penalty(function), GRAD_PENALTIES["approximate_r1"]
@@ -423,16 +430,48 @@ def test_penalties_at_further_inputs_give_the_given_inputs_no_gradient(name):
     assert fake.grad is None
 
 
-def test_interpolates_have_the_wider_input_type():
+@pytest.mark.parametrize(
+    ("name", "real", "fake", "expected"),
+    [
+        ("wgan_gp", torch.float32, torch.bfloat16, torch.float32),
+        ("wgan_gp", torch.bfloat16, torch.bfloat16, torch.bfloat16),
+        ("wgan_gp", torch.bfloat16, torch.float64, torch.float64),
+        ("approximate_r1", torch.bfloat16, torch.float32, torch.bfloat16),
+    ],
+)
+def test_further_inputs_have_the_type_of_the_given_ones(name, real, fake, expected):
     seen = []
 
     def discriminator(x):
         seen.append(x.dtype)
         return x.flatten(1).sum(1)
 
-    for real, fake in ((torch.float32, torch.bfloat16), (torch.bfloat16,) * 2, (torch.bfloat16, torch.float64)):
-        wgan_gp(discriminator=discriminator, real=torch.ones(2, 3, dtype=real), fake=torch.ones(2, 3, dtype=fake))
-    assert seen == [torch.float32, torch.bfloat16, torch.float64]
+    call(GRAD_PENALTIES[name], discriminator, torch.ones(2, 3, dtype=real), torch.ones(2, 3, dtype=fake))
+    assert seen == [real, fake, expected]
+
+
+def test_interpolates_of_half_precision_lie_at_float32_positions():
+    seen = []
+
+    def discriminator(x):
+        seen.append(x.detach())
+        return x.sum(1)
+
+    real, fake = torch.ones(50, 1, dtype=torch.bfloat16), torch.zeros(50, 1, dtype=torch.bfloat16)
+    wgan_gp(discriminator=discriminator, real=real, fake=fake, generator=torch.Generator().manual_seed(SEED))
+    positions = torch.rand((50, 1), generator=torch.Generator().manual_seed(SEED))
+    assert torch.equal(seen[0], positions.bfloat16())
+
+
+def test_interpolates_are_prepared_for_a_double_backward():
+    seen = []
+
+    def discriminator(x):
+        seen.append(is_differentiated_twice())
+        return x.sum(1)
+
+    wgan_gp(discriminator=discriminator, real=torch.ones(2, 3), fake=torch.zeros(2, 3))
+    assert seen == [True]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
