@@ -30,12 +30,11 @@ def assert_ratios(header, rows, ratio):
 
 
 @pytest.mark.slow
-def test_tables(run, tables_in):
-    text = run("objective.py", "--smoke")
+def test_times(run_here, tables_in):
+    text = run_here("objective.py", "--smoke", "--only", "time")
     assert text.startswith("Discriminator3D; ")
     assert "\n## dim 1, 16 px, 4 frames, batch 1\n" in text
-    times, memory, work, frames = tables_in(text)
-
+    (times,) = tables_in(text)
     assert times[0][3:] == ["baseline / telecine", "magvit2-pytorch", "magvit2-pytorch / telecine"]
     assert [title for title, *_ in times[1]] == [*VIDEO, *FRAMES, LAZY_PENALTY]
     assert_ratios(*times, ratio=lambda telecine, other: other / telecine)
@@ -44,21 +43,14 @@ def test_tables(run, tables_in):
     assert lazy == pytest.approx((15 * plain + with_penalty) / 16, rel=0.02)
     assert by_title[LAZY_PENALTY][1] == by_title["update, penalty"][1]
 
-    assert memory[0][0] == "extra peak, MB"
-    assert [title for title, *_ in memory[1]] == [*VIDEO, *FRAMES]
-    assert_ratios(*memory, ratio=lambda telecine, other: telecine / other)
 
+@pytest.mark.slow
+def test_work(run_here, tables_in):
+    (work,) = tables_in(run_here("objective.py", "--smoke", "--only", "work"))
     assert [title for title, *_ in work[1]] == VIDEO
     for _, telecine, baseline, ratio, *fractions in work[1]:
         assert factor(ratio) == about(float(telecine) / float(baseline))
         assert all(0 < int(fraction.removesuffix("%")) < 100 for fraction in fractions)
-
-    assert frames[0][1:] == ["1", "4", "4 / 1"]
-    assert [title for title, *_ in frames[1]] == [
-        f"{name}, {title}" for title in ("autoencoder step", "update") for name in ("telecine", "baseline")
-    ]
-    for _, one, all_frames, ratio in frames[1]:
-        assert factor(ratio) == about(float(all_frames) / float(one))
 
 
 @pytest.mark.slow

@@ -56,6 +56,13 @@ class TestNetworks:
         assert loss.state_dict() == {}
         assert list(loss.parameters()) == []
 
+    def test_a_term_of_features_returns_one_value_per_frame(self, make_loss, clip):
+        def mean(reconstruction_features, target_features):
+            return (reconstruction_features[0] - target_features[0]).abs().mean()
+
+        with pytest.raises(ValueError, match=r"the result of the term x` must be of shape \(2,\), one value per frame"):
+            make_loss(terms={"x": {"target": mean}})(clip(), clip(seed=2), 0, 0)
+
     def test_a_term_of_features_needs_a_network_with_features(self):
         message = r'`terms` must be without terms of features .*but got \'gram\'. Use "vgg" or "alex"'
         with pytest.raises(ValueError, match=message):

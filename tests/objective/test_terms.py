@@ -264,3 +264,8 @@ class TestSums:
         nan = torch.tensor(float("nan"))
         assert weighted((2.0, torch.tensor(3.0)), (0.0, nan), (1.0, None), (0.5, torch.tensor(4.0))).item() == 8
         assert weighted() == 0
+
+
+def test_terms_are_a_dict():
+    with pytest.raises(ValueError, match="`terms` must be a dict of terms by name, but got"):
+        as_terms([Term(edges)])
