@@ -67,6 +67,7 @@ def test_help_has_the_texts_of_the_fields(capsys):
     assert "Frames per clip." in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["telecine.cli", "telecine"])
 def test_runs_as_a_module(module):
     command = [sys.executable, "-m", module, "train", "--help"]
@@ -209,6 +210,7 @@ def test_clips_longer_than_every_video_are_refused(capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_truncated_file_among_good_ones_is_skipped_named_and_counted(tmp_path, capsys, caplog):
     folder = tmp_path / "data"
     folder.mkdir()
@@ -320,6 +322,7 @@ def test_evaluate_writes_figures_and_protocol(model_folder, tmp_path, capsys):
     assert "no ms_ssim: needs frames of at least 176 x 176" in out
 
 
+@pytest.mark.slow
 def test_evaluate_compares(model_folder, tmp_path, capsys):
     size = ["--num_frames", "5", "--height", "32", "--width", "48", "--max_clips", "2", "--device", "cpu"]
     for name in ("first", "second"):

@@ -71,6 +71,7 @@ def changed(before, after):
     return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
 
 
+@pytest.mark.slow
 def test_fine_tuning(folder, cached_weights):
     tiny = runpy.run_path(str(ROOT / "tests" / "autoencoders" / "tiny_models.py"))["TINY_MODELS"]
     torch.manual_seed(0)
@@ -97,6 +98,7 @@ def test_fine_tuning(folder, cached_weights):
     assert type(names["vae"]) is type(model)
 
 
+@pytest.mark.slow
 def test_many_gpus(folder, cached_weights):
     lines = commands("many-gpus.md")
     assert [line[0] for line in lines] == ["torchrun", "accelerate", "telecine", "telecine"]
@@ -122,6 +124,7 @@ def test_many_gpus(folder, cached_weights):
     assert max((two[name] - sharded[name]).abs().max().item() for name in two) < 1e-5
 
 
+@pytest.mark.slow
 def test_own_model(folder, cached_weights, monkeypatch):
     def small(config, **options):
         clips = ClipConfig(num_frames=5, height=32, width=32, num_workers=0)

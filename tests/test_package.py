@@ -61,6 +61,7 @@ def run(code, *arguments):
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_objective_works_without_the_extra():
     blocked = "import sys\n" + "".join(f"sys.modules[{name!r}] = None\n" for name in EXTRA)
     code = f"""{blocked}
@@ -89,6 +90,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_the_command_line_without_the_extra_says_how_to_install_it():
     names = ["accelerate", "av", "jinja2", "jsonargparse", "rich", "yaml"]
     done = run(WITHOUT, *names)

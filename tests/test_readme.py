@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -28,6 +29,7 @@ class Model(nn.Module):
         return self.decoder(self.encoder(video))
 
 
+@pytest.mark.slow
 def test_the_example_trains_a_model(cached_weights):
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len([line for line in code.splitlines() if line.strip()]) <= 12

@@ -56,6 +56,7 @@ def _ranges(spans: list[Span]) -> list[tuple[int, int]]:
     fraction=st.floats(0.01, 0.5),
     clip_span=st.integers(1, 20),
 )
+@pytest.mark.slow
 def test_spans_are_disjoint_and_long_enough(lengths: list[int], fraction: float, clip_span: int) -> None:
     videos = _videos(lengths)
     try:
