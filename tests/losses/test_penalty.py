@@ -457,10 +457,10 @@ def test_interpolates_of_half_precision_lie_at_float32_positions():
         seen.append(x.detach())
         return x.sum(1)
 
-    real, fake = torch.ones(50, 1, dtype=torch.bfloat16), torch.zeros(50, 1, dtype=torch.bfloat16)
+    real, fake = torch.full((50, 1), 3.0).bfloat16(), torch.full((50, 1), -1.0).bfloat16()
     wgan_gp(discriminator=discriminator, real=real, fake=fake, generator=torch.Generator().manual_seed(SEED))
     positions = torch.rand((50, 1), generator=torch.Generator().manual_seed(SEED))
-    assert torch.equal(seen[0], positions.bfloat16())
+    assert torch.equal(seen[0], (positions * real + (1 - positions) * fake).bfloat16())
 
 
 def test_interpolates_are_prepared_for_a_double_backward():

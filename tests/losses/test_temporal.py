@@ -24,7 +24,9 @@ def example(seed):
     if seed % 2:
         inputs["weight"] = 1 + random(shape[:1], seed + 200)
     if seed % 4 > 1:
-        inputs["mask"] = random((shape[0], 1, *shape[2:]), seed + 300) > -0.8
+        # Of every frame, or of every pixel.
+        mask_shape = (shape[0], 1, *shape[2:]) if seed % 2 else (1, 1, 1, *shape[3:])
+        inputs["mask"] = random(mask_shape, seed + 300) > -0.8
     return inputs
 
 
