@@ -75,7 +75,7 @@ class GANLoss:
             TypeError: If the function returns anything else than a pair of 0-d tensors.
         """
         losses = self.function(real=real, fake=fake)
-        if not isinstance(losses, GANLosses) or any(loss.ndim != 0 for loss in losses):
+        if not isinstance(losses, GANLosses) or any(not isinstance(x, Tensor) or x.ndim != 0 for x in losses):
             name, got = getattr(self, "__name__", "the GAN loss"), describe(losses)
             remedy = "Return `GANLosses(discriminator=..., generator=...)` and reduce both with `.mean()`."
             raise argument_error(f"the result of {name}", "`GANLosses` of two 0-d tensors", got, remedy, TypeError)
