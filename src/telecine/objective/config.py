@@ -20,7 +20,7 @@ from telecine.checks import (
 )
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES
 from telecine.objective.terms import Term, as_terms
-from telecine.objective.weights import Ramp, Weight, as_ramp
+from telecine.objective.weights import Weight, as_ramp
 
 C = TypeVar("C")
 
@@ -381,15 +381,3 @@ def as_config(cls: type[C], name: str, value: object) -> C:
                 f"{name}.{key}", f"a field of {cls.__name__}", describe(value[key]), suggestion(key, known)
             )
     return cls(**value)
-
-
-__all__ = [
-    "AdaptiveWeightConfig",
-    "GANConfig",
-    "ObjectiveConfig",
-    "PenaltyConfig",
-    "PerceptualConfig",
-    "Ramp",
-    "ReconstructionConfig",
-    "as_config",
-]
