@@ -37,6 +37,8 @@ SMALL: Settings = {
     "push_to_hub": False,
     "hub_model_id": None,
     "trackers": [],
+    "linear_baseline": False,
+    "linear_start": False,
     "clips": {
         "num_frames": 5,
         "height": 32,
@@ -56,9 +58,9 @@ SMALL: Settings = {
         "latent_channels": 4,
         "patch_size": 2,
         "base_channels": 8,
-        "channel_multipliers": [1, 1, 2],
+        "channel_multipliers": [1, 2],
         "blocks_per_level": 1,
-        "time_kernel": 3,
+        "time_kernel": 2,
     },
     "trainable": {"weights": "all", "patterns": [], "lora_rank": 16, "lora_alpha": 16.0},
     "objective": {
@@ -117,15 +119,11 @@ SMALL: Settings = {
 # The recipe `demo` with a shorter schedule.
 DEMO: Settings = {
     "data": None,
+    "linear_baseline": True,
+    "linear_start": True,
     "val_clips": 4,
     "clips": {"num_frames": 9, "height": 64, "width": 64, "num_workers": 1, "cache": True},
-    "causal_vae": {
-        "latent_channels": 16,
-        "patch_size": 4,
-        "base_channels": 32,
-        "channel_multipliers": [1, 2, 2],
-        "time_kernel": 1,
-    },
+    "causal_vae": {"spatial_compression": 8, "latent_channels": 16, "patch_size": 4, "base_channels": 64},
     "objective": {
         "disc_start": 20,
         "perceptual_weight": 0.25,

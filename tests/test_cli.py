@@ -29,7 +29,6 @@ def model_folder(tmp_path_factory):
         latent_channels=4,
         patch_size=2,
         base_channels=8,
-        channel_multipliers=(1, 1, 2),
         blocks_per_level=1,
     )
     CausalVAE(config).save_pretrained(folder)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from telecine.autoencoders.linear import LinearAutoencoder
+from telecine.autoencoders import LinearAutoencoder, linear
 
 
 def clips(num=6, frames=5, size=8, seed=0):
@@ -32,7 +32,7 @@ def test_all_components_reconstruct_exactly():
 def test_the_error_is_the_variance_that_is_left():
     video = clips(20, frames=3, size=4)
     model = LinearAutoencoder(2, 2, 3).fit([video])
-    patches = model._patches(video)[1].flatten(0, -2).double()
+    patches = model.encoder.patches(video)[1].flatten(0, -2).double()
     singular = torch.linalg.svdvals(patches - patches.mean(0))
     left = singular[3:].square().sum() / patches.numel()
     measured = (model(video)[:, :, 1:] - video[:, :, 1:]).square().mean()
@@ -63,17 +63,52 @@ def test_a_latent_frame_depends_on_its_own_frames():
     assert not torch.equal(before[:, :, 2], after[:, :, 2])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((0, 8, 4), "`time_compression` must be a positive int"),
-        ((4, 2, 13), "`latent_channels` must be at most 12"),
-        ((8, 32, 128), "`the patch` must be of at most 4096 values, but got 8 x 32 x 32 pixels, 24576 values"),
-    ],
-)
-def test_bad_arguments(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        LinearAutoencoder(*arguments)
+def test_the_latent_has_unit_variance():
+    video = clips(40, frames=5)
+    latent = LinearAutoencoder(4, 4, 5).fit([video]).encode(video)
+    for part in (latent[:, :, :1], latent[:, :, 1:]):
+        rows = part.transpose(0, 1).flatten(1)
+        torch.testing.assert_close(rows.mean(1), torch.zeros(5), rtol=0, atol=1e-3)
+        torch.testing.assert_close(rows.std(1), torch.ones(5), rtol=1e-2, atol=0)
+
+
+def test_more_channels_than_values_of_a_patch():
+    video = clips(40, frames=3, size=4)
+    model = LinearAutoencoder(2, 2, 14).fit([video])
+    assert (model.encode(video)[:, 12:, 0] == 0).all()
+    torch.testing.assert_close(model(video)[:, :, 0], video[:, :, 0], rtol=0, atol=1e-4)
+
+
+def test_of_a_large_clip_a_random_part_is_kept(monkeypatch):
+    monkeypatch.setattr(linear, "VALUES_PER_CLIP", 48 * 10)
+    rows = torch.arange(30.0)[:, None].expand(30, 48)
+    kept = linear.random_rows(rows, torch.Generator().manual_seed(0))[:, 0]
+    assert len(kept.unique()) == 10
+    torch.testing.assert_close(linear.random_rows(rows[:10], torch.Generator()), rows[:10])
+
+
+def test_large_patches_of_few_clips():
+    video = clips(3, frames=9, size=32)
+    model = LinearAutoencoder(8, 32, 5).fit([video])
+    # Three patches of 24576 values span two directions around their mean.
+    torch.testing.assert_close(model(video)[:, :, 1:], video[:, :, 1:], rtol=0, atol=1e-2)
+
+
+def test_images_alone():
+    images = clips(40, frames=1)
+    assert error(LinearAutoencoder(4, 4, 48).fit([images]), images) < 1e-6
+
+
+def test_fitting_keeps_the_random_state():
+    model = LinearAutoencoder(4, 4, 5)
+    before = torch.get_rng_state()
+    model.fit([clips(2)])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="`time_compression` must be a positive int"):
+        LinearAutoencoder(0, 8, 4)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4, 8, 8), (1, 3, 5, 6, 8), (1, 3, 5, 8, 6)])
@@ -82,7 +117,6 @@ def test_bad_clips(shape):
         LinearAutoencoder(4, 4, 3)(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("given", [[], [torch.zeros(2, 3, 1, 8, 8)]])
-def test_no_clips(given):
-    with pytest.raises(ValueError, match="`clips` must be at least one clip of several frames"):
-        LinearAutoencoder(4, 4, 3).fit(given)
+def test_no_clips():
+    with pytest.raises(ValueError, match="`clips` must be at least one clip, but got none"):
+        LinearAutoencoder(4, 4, 3).fit([])

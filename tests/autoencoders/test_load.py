@@ -11,7 +11,7 @@ from telecine.autoencoders import CausalVAE, CausalVAEConfig, load_autoencoder
 
 from .tiny_models import tiny_clip, tiny_model
 
-SMALL = CausalVAEConfig(2, 4, latent_channels=3, base_channels=8, channel_multipliers=(1, 2), blocks_per_level=1)
+SMALL = CausalVAEConfig(2, 4, 3, patch_size=2, base_channels=8, blocks_per_level=1)
 
 
 def test_a_causal_vae(tmp_path):

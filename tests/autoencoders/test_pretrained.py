@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from telecine.autoencoders import CausalVAE, CausalVAEConfig, pretrained
 
-SMALL = CausalVAEConfig(2, 4, latent_channels=3, base_channels=8, channel_multipliers=(1, 2), blocks_per_level=1)
+SMALL = CausalVAEConfig(2, 4, 3, patch_size=2, base_channels=8, blocks_per_level=1)
 
 
 @pytest.fixture
@@ -102,14 +102,14 @@ def test_the_error_for_other_weights_lists_the_first_few(folder):
     weights = load_file(folder / "model.safetensors")
     renamed = {name.replace("encoder", "coder"): tensor for name, tensor in weights.items()}
     save_file(renamed, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"no encoder\.0\.conv\.weight; no .*; no .* and \d+ more") as caught:
+    with pytest.raises(ValueError, match=r"no encoder\.linear\.first\.weight; no .*; no .* and \d+ more") as caught:
         CausalVAE.from_pretrained(folder)
     assert len(str(caught.value)) < 600
 
 
 def test_the_error_for_another_shape_contains_both(folder):
     edit_config(folder, latent_channels=4)
-    with pytest.raises(ValueError, match=r"decoder\.0\.conv\.weight of shape \(16, 3, 3, 3, 3\) instead of \(16, 4"):
+    with pytest.raises(ValueError, match=r"encoder\.linear\.first\.weight of shape \(3, 48\) instead of \(4, 48\)"):
         CausalVAE.from_pretrained(folder)
 
 

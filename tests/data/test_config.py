@@ -127,7 +127,6 @@ def test_a_model_is_checked_for_every_bucket() -> None:
             latent_channels=4,
             patch_size=2,
             base_channels=8,
-            channel_multipliers=(1, 1, 2),
             blocks_per_level=1,
         )
     )

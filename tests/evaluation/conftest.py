@@ -17,7 +17,6 @@ TINY = CausalVAEConfig(
     latent_channels=4,
     patch_size=2,
     base_channels=8,
-    channel_multipliers=(1, 1, 2),
     blocks_per_level=1,
 )
 

@@ -46,7 +46,11 @@ class TestReadRun:
         run = read_run(folder, "name")
         assert run.steps == 60
         assert run.settings == {"steps": "60", "clips.height": "64"}
-        assert run.held_out() == [("psnr", 11.0, 21.0), ("ssim", 0.04, 0.5), ("lpips_alex", 0.97, 0.0)]
+        assert run.held_out() == [
+            ("psnr", 11.0, 21.0, 25.4),
+            ("ssim", 0.04, 0.5, None),
+            ("lpips_alex", 0.97, 0.0, None),
+        ]
         assert run.warnings == [TrainingWarning(7, "a", "b", "c")]
         assert [validation.step for validation in run.validations] == [0, 60]
         assert run.environment == {}

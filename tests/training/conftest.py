@@ -79,13 +79,14 @@ def tiny_config():
             val_clips=2,
             save_every=3,
             clips=ClipConfig(num_frames=5, height=32, width=32, num_workers=0),
+            linear_baseline=False,
+            linear_start=False,
             causal_vae=CausalVAEConfig(
                 time_compression=4,
                 spatial_compression=4,
                 latent_channels=4,
                 patch_size=2,
                 base_channels=8,
-                channel_multipliers=(1, 1, 2),
                 blocks_per_level=1,
             ),
             objective=ObjectiveConfig(

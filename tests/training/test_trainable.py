@@ -13,7 +13,7 @@ from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.training.optim import MovingAverage
 from telecine.training.trainable import TrainableConfig, select_trainable
 
-SMALL = CausalVAEConfig(2, 4, latent_channels=3, base_channels=8, channel_multipliers=(1, 2), blocks_per_level=1)
+SMALL = CausalVAEConfig(2, 4, 3, patch_size=2, base_channels=8, blocks_per_level=1)
 KINDS = ("causal", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("wan", "hunyuan_video")))
 
 

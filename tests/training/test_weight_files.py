@@ -98,7 +98,7 @@ def test_weights_pass_through_an_unsharded_copy(tmp_path):
 
 
 def test_another_architecture_is_refused_by_its_setting(tmp_path):
-    small = CausalVAEConfig(2, 4, latent_channels=3, base_channels=8, channel_multipliers=(1, 2), blocks_per_level=1)
+    small = CausalVAEConfig(2, 4, 3, patch_size=2, base_channels=8, blocks_per_level=1)
     CausalVAE(small).save_pretrained(tmp_path)
     check_same_architecture(CausalVAE(small), tmp_path, "causal_vae")
     other = CausalVAE(replace(small, latent_channels=4))

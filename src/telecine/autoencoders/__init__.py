@@ -6,6 +6,7 @@
 from telecine.autoencoders.causal import CausalVAE, CausalVAEConfig
 from telecine.autoencoders.custom import CustomAutoencoder, as_video_autoencoder
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder
+from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.autoencoders.load import load_autoencoder
 from telecine.autoencoders.posterior import DeterministicPosterior, DiagonalGaussian, Posterior
 
@@ -15,6 +16,7 @@ __all__ = [
     "CustomAutoencoder",
     "DeterministicPosterior",
     "DiagonalGaussian",
+    "LinearAutoencoder",
     "Posterior",
     "Reconstruction",
     "VideoAutoencoder",

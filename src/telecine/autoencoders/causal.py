@@ -1,4 +1,4 @@
-"""telecine's own autoencoder: a small causal 3D VAE that treats the first frame as an image."""
+"""telecine's own autoencoder: a causal 3D VAE that starts from the best linear one and learns what is left."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from os import PathLike
-from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from telecine.autoencoders.causal_blocks import (
@@ -18,10 +16,12 @@ from telecine.autoencoders.causal_blocks import (
     ResidualBlock,
     Upsample,
     fold,
+    init_zero,
     unfold,
 )
 from telecine.autoencoders.clip_sizes import ceil_div, check_multiple
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, check_input
+from telecine.autoencoders.linear import LinearAutoencoder, PatchDecoder, PatchEncoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.posterior import DiagonalGaussian
 from telecine.autoencoders.pretrained import load_config, load_weights, save_model
@@ -29,18 +29,12 @@ from telecine.checks import argument_error, check_count, describe
 from telecine.randomness import Generators
 from telecine.shapes import Video, check_video
 
-# The initial standard deviation of the posterior is exp(-3) = 0.05. With 1, the noise hides the untrained mean, and the
-# decoder learns to ignore the latent for the first few hundred steps.
+# The initial standard deviation of the posterior is exp(-3) = 0.05, that of the means 1. With more noise, the decoder
+# learns to ignore the latent for the first few hundred steps.
 INITIAL_LOGVAR = -6.0
-
-
-class Level(NamedTuple):
-    """One change of resolution: channels outside and inside, and the factors in time and space."""
-
-    outer: int
-    inner: int
-    time: int
-    space: int
+# Key and value in `config.json`. Telecine 0.1 wrote none: its models have other layers.
+ARCHITECTURE_KEY = "_architecture"
+ARCHITECTURE = 2
 
 
 @dataclass(frozen=True)
@@ -57,18 +51,18 @@ class CausalVAEConfig:
     """Pixels per latent position along height and along width, a power of two."""
     latent_channels: int = 16
     """Channels of the latent. More channels keep more detail and compress less."""
-    patch_size: int = 2
-    """Side of the pixel blocks that are folded into channels before the first layer. Larger is faster and coarser."""
-    base_channels: int = 96
-    """Channels at full resolution."""
-    channel_multipliers: tuple[int, ...] = (1, 2, 4)
-    """Channels of each level divided by `base_channels`, powers of two, full resolution first. The number of levels is
-    1 + max(log2(spatial_compression / patch_size), log2(time_compression))."""
+    patch_size: int = 4
+    """Side of the pixel blocks that are folded into channels before the first layer, with all frames of a latent frame.
+    Larger is faster and coarser."""
+    base_channels: int = 128
+    """Channels at the highest resolution."""
+    channel_multipliers: tuple[int, ...] = (1, 2)
+    """Channels of each level divided by `base_channels`, powers of two, the highest resolution first. The number of
+    levels is 1 + log2(spatial_compression / patch_size)."""
     blocks_per_level: int = 2
     """Residual blocks at each level, in the encoder and in the decoder."""
-    time_kernel: int = 3
-    """Frames that the first convolution of a residual block sees: the current and earlier ones. With 1, which halves
-    the cost, only the layers between levels see motion."""
+    time_kernel: int = 2
+    """Latent frames that a residual block of the lowest resolution sees, the current and earlier ones."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.channel_multipliers, (list, tuple)):
@@ -88,31 +82,30 @@ class CausalVAEConfig:
         if self.patch_size > self.spatial_compression:
             remedy = f"Use {self.spatial_compression} or less."
             raise argument_error("patch_size", "at most `spatial_compression`", self.patch_size, remedy)
-        if len(self.channel_multipliers) != self.num_halvings + 1:
-            example = (*(2**i for i in range(self.num_halvings)), 2 ** max(self.num_halvings - 1, 0))
-            contract = f"{self.num_halvings + 1} values for {self.num_halvings} halvings"
+        num_halvings = (self.spatial_compression // self.patch_size).bit_length() - 1
+        if len(self.channel_multipliers) != num_halvings + 1:
+            example = tuple(2**i for i in range(num_halvings + 1))
+            contract = f"one value for each level, of which there are {num_halvings + 1}"
             raise argument_error("channel_multipliers", contract, self.channel_multipliers, f"Use {example}.")
-        for level in self.levels():
-            self._check_shortcut(level)
-
-    def _check_shortcut(self, level: Level) -> None:
-        factor = level.time * level.space**2
-        if level.inner > level.outer * factor or level.outer > level.inner * factor:
-            contract = f"values that change by at most {factor} where {factor} positions become one"
-            remedy = "Use smaller steps between levels."
-            raise argument_error("channel_multipliers", contract, self.channel_multipliers, remedy)
+        for outer, inner in self.halvings():
+            if max(outer, inner) > 4 * min(outer, inner):
+                contract = "values that change by at most 4 where 2 x 2 positions become one"
+                remedy = "Use smaller steps between levels."
+                raise argument_error("channel_multipliers", contract, self.channel_multipliers, remedy)
 
     @property
-    def num_halvings(self) -> int:
-        """Number of times that the encoder halves a size. It halves time and space together while both remain."""
-        return max(log2(self.spatial_compression // self.patch_size), log2(self.time_compression))
+    def channels(self) -> list[int]:
+        """Channels of each level, the highest resolution first."""
+        return [self.base_channels * multiplier for multiplier in self.channel_multipliers]
 
-    def levels(self) -> Iterator[Level]:
-        """Yield the changes of resolution, full resolution first. Time is compressed early, which is cheapest."""
-        space_steps, time_steps = log2(self.spatial_compression // self.patch_size), log2(self.time_compression)
-        channels = [self.base_channels * multiplier for multiplier in self.channel_multipliers]
-        for index, (outer, inner) in enumerate(itertools.pairwise(channels)):
-            yield Level(outer, inner, time=2 if index < time_steps else 1, space=2 if index < space_steps else 1)
+    @property
+    def folded_channels(self) -> int:
+        """Values of a patch: the channels before the first layer and after the last."""
+        return 3 * self.time_compression * self.patch_size**2
+
+    def halvings(self) -> Iterator[tuple[int, int]]:
+        """Yield the channels before and after each halving of height and width, the highest resolution first."""
+        return itertools.pairwise(self.channels)
 
 
 def check_power_of_two(name: str, value: object) -> None:
@@ -121,47 +114,54 @@ def check_power_of_two(name: str, value: object) -> None:
         raise argument_error(name, "a power of two", describe(value), "Use for example 1, 2, 4 or 8.")
 
 
-def log2(power_of_two: int) -> int:
-    """Return the exponent of a power of two."""
-    return power_of_two.bit_length() - 1
+def residual_blocks(config: CausalVAEConfig, level: int) -> list[ResidualBlock]:
+    """Return the residual blocks of a level."""
+    channels = config.channels
+    time_kernel = config.time_kernel if level == len(channels) - 1 else 1
+    return [ResidualBlock(channels[level], time_kernel) for _ in range(config.blocks_per_level)]
 
 
-def residual_blocks(config: CausalVAEConfig, num_channels: int) -> list[nn.Module]:
-    """Return one level's residual blocks."""
-    return [ResidualBlock(num_channels, config.time_kernel) for _ in range(config.blocks_per_level)]
+class Encoder(nn.Module):
+    """From video to the posterior's mean and logvar: a linear map of patches, and a network that is 0 at the start."""
+
+    def __init__(self, config: CausalVAEConfig) -> None:
+        super().__init__()
+        self.patch = (config.time_compression, config.patch_size)
+        self.linear = PatchEncoder(config.time_compression, config.spatial_compression, config.latent_channels)
+        channels = config.channels
+        layers: list[nn.Module] = [CausalConv3d(config.folded_channels, channels[0], (1, 3))]
+        for level, (outer, inner) in enumerate(config.halvings()):
+            layers += [*residual_blocks(config, level), Downsample(outer, inner)]
+        layers += [*residual_blocks(config, len(channels) - 1), ChannelNorm(channels[-1]), nn.SiLU()]
+        last = init_zero(CausalConv3d(channels[-1], 2 * config.latent_channels, (1, 1)))
+        nn.init.constant_(last.conv.bias[config.latent_channels :], INITIAL_LOGVAR)  # type: ignore[index]
+        self.network = nn.Sequential(*layers, last)
+
+    def forward(self, video: Video) -> tuple[Tensor, Tensor]:
+        """Return mean and logvar, each `(B, latent_channels, 1 + k, h, w)`."""
+        residual, logvar = self.network(fold(video, *self.patch)).chunk(2, dim=1)
+        return self.linear(video) + residual, logvar
 
 
-def build_encoder(config: CausalVAEConfig) -> nn.Sequential:
-    """Return the layers from folded pixels `(B, 3 * patch^2, T, H, W)` to the posterior's mean and logvar."""
-    first = config.base_channels
-    layers: list[nn.Module] = [CausalConv3d(3 * config.patch_size**2, first, (1, 3))]
-    for level in config.levels():
-        layers += residual_blocks(config, level.outer)
-        layers.append(Downsample(level.outer, level.inner, time=level.time, space=level.space))
-    last = first * config.channel_multipliers[-1]
-    layers += [*residual_blocks(config, last), ChannelNorm(last), nn.SiLU()]
-    return nn.Sequential(*layers, init_logvar(CausalConv3d(last, 2 * config.latent_channels, (1, 1))))
+class Decoder(nn.Module):
+    """From a latent to video: a linear map to patches, and a network that is 0 at the start."""
 
+    def __init__(self, config: CausalVAEConfig) -> None:
+        super().__init__()
+        self.patch = (config.time_compression, config.patch_size)
+        self.linear = PatchDecoder(config.time_compression, config.spatial_compression, config.latent_channels)
+        channels = config.channels
+        layers: list[nn.Module] = [CausalConv3d(config.latent_channels, channels[-1], (1, 3))]
+        for level, (outer, inner) in reversed(list(enumerate(config.halvings()))):
+            layers += [*residual_blocks(config, level + 1), Upsample(inner, outer)]
+        layers += [*residual_blocks(config, 0), ChannelNorm(channels[0]), nn.SiLU()]
+        last = init_zero(CausalConv3d(channels[0], config.folded_channels, (1, 3)))
+        self.network = nn.Sequential(*layers, last)
 
-def init_logvar(layer: CausalConv3d) -> CausalConv3d:
-    """Initialise the logvar half of the encoder's output near `INITIAL_LOGVAR`."""
-    half = layer.conv.out_channels // 2
-    with torch.no_grad():
-        layer.conv.weight[half:] *= 0.1
-        layer.conv.bias[half:] = INITIAL_LOGVAR  # type: ignore[index]
-    return layer
-
-
-def build_decoder(config: CausalVAEConfig) -> nn.Sequential:
-    """Return the layers from a latent to folded pixels. The last one is a convolution without activation."""
-    deepest = config.base_channels * config.channel_multipliers[-1]
-    layers: list[nn.Module] = [CausalConv3d(config.latent_channels, deepest, (3, 3))]
-    for level in reversed(list(config.levels())):
-        layers += residual_blocks(config, level.inner)
-        layers.append(Upsample(level.inner, level.outer, time=level.time, space=level.space))
-    first = config.base_channels
-    layers += [*residual_blocks(config, first), ChannelNorm(first), nn.SiLU()]
-    return nn.Sequential(*layers, CausalConv3d(first, 3 * config.patch_size**2, (1, 3)))
+    def forward(self, latent: Tensor) -> Video:
+        """Return the video of a latent `(B, latent_channels, 1 + k, h, w)`."""
+        video: Video = self.linear(latent) + unfold(self.network(latent), *self.patch)
+        return video
 
 
 class CausalVAE(VideoAutoencoder):
@@ -172,6 +172,11 @@ class CausalVAE(VideoAutoencoder):
     output frame `j` on latent frames up to `ceil(j / t)`. The output has no activation and is not clamped. The clips of
     a batch are independent.
 
+    Encoder and decoder are each a linear map of patches plus a residual network, whose last layer is 0 at the start.
+    After `start_from`, the model is the best linear autoencoder of its latent, whose channels have unit variance, and
+    training improves on that. The networks fold patches of `t` frames into channels and work on latent frames;
+    they halve height and width with the shortcuts of DC-AE (arXiv:2410.10733).
+
     Args:
         config: The architecture. The default is meant for a GPU and clips of 17 x 256 x 256.
     """
@@ -179,8 +184,8 @@ class CausalVAE(VideoAutoencoder):
     def __init__(self, config: CausalVAEConfig | None = None) -> None:
         super().__init__()
         self.config = config or CausalVAEConfig()
-        self.encoder = build_encoder(self.config)
-        self.decoder = build_decoder(self.config)
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
 
     def forward(self, video: Video, sample_posterior: bool = True, generator: Generators = None) -> Reconstruction:
         """Encode, sample (or take the mode) and decode.
@@ -203,7 +208,7 @@ class CausalVAE(VideoAutoencoder):
             ValueError: The video is not `(B, 3, T, H, W)`, or `check_clip` raises.
         """
         check_input(self, video)
-        mean, logvar = self.encoder(fold(video, 1, self.config.patch_size)).chunk(2, dim=1)
+        mean, logvar = self.encoder(video)
         return DiagonalGaussian(mean=mean, logvar=logvar)
 
     def decode(self, latent: Tensor) -> Video:
@@ -216,16 +221,33 @@ class CausalVAE(VideoAutoencoder):
         if latent.shape[1] != self.config.latent_channels:
             contract = f"of shape (B, {self.config.latent_channels}, T, H, W)"
             raise argument_error("latent", contract, latent, "Pass the output of `encode(...).sample()`.")
-        return unfold(self.decoder(latent.to(self.last_layer.dtype)), 1, self.config.patch_size)
+        video: Video = self.decoder(latent.to(self.last_layer.dtype))
+        return video
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute the inside of the residual blocks in the backward pass: less memory, more time."""
+        for module in self.modules():
+            if isinstance(module, ResidualBlock):
+                module.gradient_checkpointing = True
 
     @property
     def last_layer(self) -> nn.Parameter:
-        """Weight of the decoder's last convolution."""
-        last = self.decoder[-1]
+        """Weight of the last convolution of the decoder's network."""
+        last = self.decoder.network[-1]
         assert isinstance(last, CausalConv3d)
         weight = last.conv.weight
         assert isinstance(weight, nn.Parameter)
         return weight
+
+    def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder:
+        """Return a linear autoencoder with the same latent, for clips of any size; it is not fitted."""
+        config = self.config
+        return LinearAutoencoder(config.time_compression, config.spatial_compression, config.latent_channels)
+
+    def start_from(self, linear: LinearAutoencoder) -> None:
+        """Copy a fitted `linear_autoencoder`, which the model equals until it is trained."""
+        self.encoder.linear.load_state_dict(linear.encoder.state_dict())
+        self.decoder.linear.load_state_dict(linear.decoder.state_dict())
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
         """Raise a `ValueError` with the nearest accepted value unless the model reproduces clips of this size."""
@@ -245,15 +267,16 @@ class CausalVAE(VideoAutoencoder):
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors` atomically, low-rank updates merged into the weights."""
-        save_model(merge_low_rank(self), asdict(self.config), folder)
+        save_model(merge_low_rank(self), {ARCHITECTURE_KEY: ARCHITECTURE, **asdict(self.config)}, folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy the weights that `save_pretrained` wrote into this model, which stays on its device.
 
         Raises:
-            FileNotFoundError: There are no weights.
-            ValueError: They are damaged, or names or shapes differ from the model's.
+            FileNotFoundError: A file is missing.
+            ValueError: They are damaged, names or shapes differ from the model's, or telecine 0.1 wrote them.
         """
+        saved_config(folder)
         load_weights(self, folder)
 
     @classmethod
@@ -262,9 +285,23 @@ class CausalVAE(VideoAutoencoder):
 
         Raises:
             FileNotFoundError: A file is missing.
-            ValueError: The configuration is invalid, or the weights do not match it.
+            ValueError: The configuration is invalid, the weights do not match it, or telecine 0.1 wrote them.
         """
-        known = [field.name for field in fields(CausalVAEConfig)]
-        model = cls(CausalVAEConfig(**load_config(folder, cls.__name__, known)))
+        model = cls(saved_config(folder))
         load_weights(model, folder)
         return model
+
+
+def saved_config(folder: str | PathLike[str]) -> CausalVAEConfig:
+    """Return the configuration in a model's folder.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is invalid, or of a model of telecine 0.1.
+    """
+    known = [ARCHITECTURE_KEY, *(field.name for field in fields(CausalVAEConfig))]
+    values = load_config(folder, CausalVAE.__name__, known)
+    if (found := values.pop(ARCHITECTURE_KEY, 1)) != ARCHITECTURE:
+        contract, got = f"a CausalVAE with `{ARCHITECTURE_KEY}` {ARCHITECTURE}", f"{found} (1 is telecine 0.1's)"
+        raise argument_error("folder", contract, got, "Its layers differ: train it again, or use that version.")
+    return CausalVAEConfig(**values)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from telecine.shapes import Video
 
@@ -37,26 +38,23 @@ def unfold(video: Video, time: int, space: int) -> Video:
 class CausalConv3d(nn.Module):
     """A convolution whose output at a frame depends on that frame and earlier ones; space is padded with zeros.
 
-    Time is padded with copies of the first frame, so that an image equals a still video. A `stride` of 2 in time maps
-    `1 + 2k` frames to `1 + k`: output `i` depends on inputs up to `2i`.
+    Time is padded with copies of the first frame, so that an image equals a still video.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         kernel: Size in time, and in height and width (odd).
-        stride: Stride in time, and in height and width.
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel: tuple[int, int], stride: tuple[int, int] = (1, 1)
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int]) -> None:
         super().__init__()
         self.num_repeats = kernel[0] - 1
-        sizes, steps = (kernel[0], kernel[1], kernel[1]), (stride[0], stride[1], stride[1])
-        self.conv = nn.Conv3d(in_channels, out_channels, sizes, steps, (0, kernel[1] // 2, kernel[1] // 2))
+        self.conv = nn.Conv3d(
+            in_channels, out_channels, (kernel[0], kernel[1], kernel[1]), padding=(0, kernel[1] // 2, kernel[1] // 2)
+        )
 
     def forward(self, video: Video) -> Video:
-        """Map `(B, in_channels, T, H, W)` to `(B, out_channels, T', H', W')`."""
+        """Map `(B, in_channels, T, H, W)` to `(B, out_channels, T, H, W)`."""
         return self.conv(repeat_first_frame(video, self.num_repeats))
 
 
@@ -73,10 +71,16 @@ class ChannelNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """`x + f(x)`, `f` being a causal convolution over space and time, then one over space; `f` is 0 at the start."""
+    """`x + f(x)`, `f` being a causal convolution over space and time, then one over space; `f` is 0 at the start.
 
-    def __init__(self, num_channels: int, time_kernel: int = 3) -> None:
+    Args:
+        num_channels: Channels of the input and the output.
+        time_kernel: Frames that the first convolution sees: the current one and earlier ones.
+    """
+
+    def __init__(self, num_channels: int, time_kernel: int = 1) -> None:
         super().__init__()
+        self.gradient_checkpointing = False
         self.branch = nn.Sequential(
             ChannelNorm(num_channels),
             nn.SiLU(),
@@ -88,53 +92,47 @@ class ResidualBlock(nn.Module):
 
     def forward(self, video: Video) -> Video:
         """Return a video of the same shape."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return video + checkpoint(self.branch, video, use_reentrant=False)
         return video + self.branch(video)
 
 
 def init_zero(layer: CausalConv3d) -> CausalConv3d:
-    """Set a layer's parameters to 0, so that its residual block starts as the identity (arXiv:1706.02677)."""
+    """Set a layer's parameters to 0, so that what it is added to is unchanged at the start (arXiv:1706.02677)."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
 
 
 class Downsample(nn.Module):
-    """A strided causal convolution plus a shortcut that folds positions into channels and averages groups of them.
+    """Fold 2 x 2 positions into channels and mix these, plus a shortcut that averages groups of them.
 
-    The shortcut is the residual autoencoding of DC-AE (arXiv:2410.10733, section 3.2), with a separate first frame.
+    The shortcut is the residual autoencoding of DC-AE (arXiv:2410.10733, section 3.2).
 
     Args:
         in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        time: 1 or 2; 2 maps `1 + 2k` frames to `1 + k`.
-        space: 1 or 2.
+        out_channels: Channels of the output, a divisor of four times as many.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *, time: int, space: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.time, self.space, self.out_channels = time, space, out_channels
-        self.conv = CausalConv3d(in_channels, out_channels, (2 * time - 1, 3), (time, space))
+        self.out_channels = out_channels
+        self.conv = CausalConv3d(4 * in_channels, out_channels, (1, 1))
 
     def forward(self, video: Video) -> Video:
-        """Map `(B, in_channels, 1 + time * k, H, W)` to `(B, out_channels, 1 + k, H / space, W / space)`."""
-        folded = fold(video, self.time, self.space)
-        return self.conv(video) + folded.unflatten(1, (self.out_channels, -1)).mean(2)
+        """Map `(B, in_channels, T, H, W)` to `(B, out_channels, T, H / 2, W / 2)`."""
+        folded = fold(video, 1, 2)
+        return self.conv(folded) + folded.unflatten(1, (self.out_channels, -1)).mean(2)
 
 
 class Upsample(nn.Module):
-    """The inverse of `Downsample`: a 1 x 1 x 1 convolution plus a shortcut that repeats channels, then `unfold`.
+    """The inverse of `Downsample`: mix the channels, plus a shortcut that repeats them, and unfold 2 x 2 positions."""
 
-    It convolves at the low resolution, which costs 27 times less than a convolution after nearest upsampling.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, *, time: int, space: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.time, self.space = time, space
-        num_folded = out_channels * time * space**2
-        self.num_repeats = num_folded // in_channels
-        self.conv = CausalConv3d(in_channels, num_folded, (1, 1))
+        self.num_repeats = 4 * out_channels // in_channels
+        self.conv = CausalConv3d(in_channels, 4 * out_channels, (1, 1))
 
     def forward(self, video: Video) -> Video:
-        """Map `(B, in_channels, 1 + k, H, W)` to `(B, out_channels, 1 + time * k, H * space, W * space)`."""
-        shortcut = video.repeat_interleave(self.num_repeats, dim=1)
-        return unfold(self.conv(video) + shortcut, self.time, self.space)
+        """Map `(B, in_channels, T, H, W)` to `(B, out_channels, T, 2 * H, 2 * W)`."""
+        return unfold(self.conv(video) + video.repeat_interleave(self.num_repeats, dim=1), 1, 2)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from telecine.autoencoders.clip_sizes import ClipSizes, find_last_layer
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, checkpointing_error
+from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import load_weights, save_model
 from telecine.checks import argument_error, describe
@@ -48,6 +49,7 @@ class CustomAutoencoder(VideoAutoencoder):
       Default: run tiny clips through the module, see `ClipSizes`.
     - `save_pretrained(folder)` and `load_weights(folder)`. Default: the state dict as safetensors.
     - `enable_gradient_checkpointing()`. Default: not supported.
+    - `linear_autoencoder(num_frames, height, width)`: see `VideoAutoencoder`. Default: None.
 
     Args:
         module: The autoencoder.
@@ -88,6 +90,11 @@ class CustomAutoencoder(VideoAutoencoder):
         """Return the smallest accepted (frames, height, width) that is at least this large."""
         cover = getattr(self.module, "covering_clip", self.sizes.cover)
         return cover(num_frames, height, width)
+
+    def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
+        """Return what the module's `linear_autoencoder` returns, or None if it has no such method."""
+        linear = getattr(self.module, "linear_autoencoder", None)
+        return None if linear is None else linear(num_frames, height, width)
 
     def enable_gradient_checkpointing(self) -> None:
         """Call the module's `enable_gradient_checkpointing`.

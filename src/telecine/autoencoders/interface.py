@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
+from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.checks import argument_error
 from telecine.randomness import Generators
 from telecine.shapes import Video, check_video
@@ -63,6 +64,13 @@ class VideoAutoencoder(nn.Module, ABC):
     @abstractmethod
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy the weights that `save_pretrained` wrote into this model, to resume a run."""
+
+    def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
+        """Return a linear autoencoder with the latent that this model has for clips of this size; it is not fitted.
+
+        None, the default, if the latent is not known or its positions are not those of patches.
+        """
+        return None
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass to save memory.

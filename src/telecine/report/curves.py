@@ -58,13 +58,21 @@ def plain_series(names: Iterable[str]) -> dict[str, tuple[str, Transform]]:
 FIXED_PANELS = (
     Panel(
         "PSNR (dB), larger is better",
-        {"training": ("train/mse", psnr_of_mse), "held out": ("val/psnr", _identity)},
+        {
+            "training": ("train/mse", psnr_of_mse),
+            "held out": ("val/psnr", _identity),
+            "linear": ("linear/psnr", _identity),
+        },
     ),
     Panel(
         "LPIPS, smaller is better",
-        {"training": ("train/perceptual_loss", _identity), "held out, Alex": ("val/lpips_alex", _identity)},
+        {
+            "training": ("train/perceptual_loss", _identity),
+            "held out, Alex": ("val/lpips_alex", _identity),
+            "linear, Alex": ("linear/lpips_alex", _identity),
+        },
     ),
-    Panel("SSIM, larger is better", {"held out": ("val/ssim", _identity)}),
+    Panel("SSIM, larger is better", {"held out": ("val/ssim", _identity), "linear": ("linear/ssim", _identity)}),
     Panel(
         "discriminator: mean logits",
         {
@@ -182,7 +190,8 @@ def _draw_series(
         points = [(step, value) for step, value in points if value > 0]
     if points:
         marker = "o" if name.startswith("val/") else None
-        axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=3, linewidth=1.2)
+        style = "--" if name.startswith("linear/") else "-"
+        axes.plot(*zip(*points, strict=True), style, label=label, marker=marker, markersize=3, linewidth=1.2)
     return [value for _, value in points]
 
 

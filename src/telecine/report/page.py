@@ -19,7 +19,7 @@ from telecine.checks import argument_error
 from telecine.data import index_video
 from telecine.files import atomic_write
 from telecine.report.clips import SavedClip, SavedValidation
-from telecine.report.run import ReportedRun, best_and_worst, read_run, run_names
+from telecine.report.run import HeldOutMetric, ReportedRun, best_and_worst, read_run, run_names
 from telecine.report.series import Plot, plots, table
 from telecine.report.settings import side_by_side_settings
 from telecine.runs import REPORT_FILE
@@ -58,10 +58,12 @@ class ValidationData(TypedDict):
 
 
 class MetricTable(TypedDict):
-    """First and last values of each metric (column) of each run (row)."""
+    """The values of each metric (column) of each run (row)."""
 
     labels: list[str]
-    rows: list[list[tuple[float, float] | None]]
+    rows: list[list[HeldOutMetric | None]]
+    has_linear: bool
+    """Whether any run measured the linear baseline."""
 
 
 def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -> Path:
@@ -145,12 +147,13 @@ def render(runs: Sequence[ReportedRun], validations: Sequence[ValidationData]) -
 
 
 def metric_table(runs: Sequence[ReportedRun]) -> MetricTable:
-    """Return the metrics of the held-out clips: first and last value for each run, None for a metric it lacks."""
-    by_run = [{name: (first, last) for name, first, last in run.held_out()} for run in runs]
+    """Return the metrics of the held-out clips of each run, None for a metric it lacks."""
+    by_run = [{metric.name: metric for metric in run.held_out()} for run in runs]
     names = list(dict.fromkeys(name for values in by_run for name in values))
     return {
         "labels": [METRIC_LABELS.get(name, name) for name in names],
         "rows": [[values.get(name) for name in names] for values in by_run],
+        "has_linear": any(metric.linear is not None for values in by_run for metric in values.values()),
     }
 
 

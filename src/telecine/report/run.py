@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from telecine.checks import argument_error
 from telecine.report.clips import SavedClip, SavedValidation, read_validations
@@ -24,6 +24,18 @@ class TrainingWarning:
     """What was observed."""
     remedy: str
     """What to try."""
+
+
+class HeldOutMetric(NamedTuple):
+    """A metric of the held-out clips."""
+
+    name: str
+    first: float
+    """At the first validation."""
+    last: float
+    """At the last validation."""
+    linear: float | None
+    """That of the linear baseline; None if the run did not measure it."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +59,16 @@ class ReportedRun:
         """The last step in the records."""
         return max((int(record["step"]) for record in self.records), default=0)
 
-    def held_out(self) -> list[tuple[str, float, float]]:
-        """Return each metric of the held-out clips with its first and its last value."""
+    def held_out(self) -> list[HeldOutMetric]:
+        """Return the metrics of the held-out clips."""
         validated = validations(self.records)
         if not validated:
             return []
         first, last = validated[0], validated[-1]
-        names = [name for name in first if name.startswith("val/") and name in last]
-        return [(name.removeprefix("val/"), first[name], last[name]) for name in names]
+        names = [name.removeprefix("val/") for name in first if name.startswith("val/") and name in last]
+        return [
+            HeldOutMetric(name, first[f"val/{name}"], last[f"val/{name}"], last.get(f"linear/{name}")) for name in names
+        ]
 
     def side_by_side_video(self) -> Path | None:
         """Return the side-by-side video of the last validation, or None."""

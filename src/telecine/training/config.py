@@ -191,6 +191,12 @@ class TrainConfig:
     hub_model_id: str | None = None
     """The repository to upload to; by default the name of the run's folder, under the user's name. The token is that
     of `hf auth login` or of `HF_TOKEN`: settings are saved in the run, where secrets do not belong."""
+    linear_baseline: bool = True
+    """Also measure the best linear autoencoder with the same latent on the validation clips, and show it beside every
+    validation. It is fitted to 300 training clips, which takes seconds."""
+    linear_start: bool = True
+    """Start telecine's own autoencoder as that linear one, instead of at random. Other models start from their
+    weights."""
     trackers: tuple[str, ...] = ("tensorboard",)
     """Accelerate trackers that get scalars and previews, besides the run's folder."""
     clips: ClipConfig = field(default_factory=ClipConfig)

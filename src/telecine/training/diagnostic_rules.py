@@ -222,6 +222,24 @@ def frames_without_gradient(history: History, config: TrainConfig) -> str | None
     return f"frames {poor} of {len(means)}, counted from 0, get less than {MIN_FRAME_GRADIENT:g} of the mean gradient"
 
 
+@rule(
+    "Train for longer, or raise `optimizer.lr`; with telecine's own autoencoder, start from the baseline "
+    "(`linear_start: true`). If only PSNR is below, the perceptual and adversarial weights may be too large."
+)
+def below_linear(history: History, config: TrainConfig) -> str | None:
+    """At the end of a run the model is worse than a matrix that was fitted in seconds."""
+    names = ("psnr", "ssim", "lpips_alex")
+    ours, linear = (
+        {name: value for name in names for value in history.last(f"{kind}/{name}", 1, after=config.steps - 1)}
+        for kind in ("val", "linear")
+    )
+    worse = [name for name in linear if (ours[name] > linear[name]) == name.startswith("lpips")]
+    if not worse:
+        return None
+    values = ", ".join(f"{name} {ours[name]:.4g} against {linear[name]:.4g}" for name in worse)
+    return f"the model is worse than the linear baseline of the same latent: {values}"
+
+
 @rule("Lower `optimizer.ema_decay`: the average should span a small part of the run; 0.999 spans about 1000 updates.")
 def ema_behind(history: History, config: TrainConfig) -> str | None:
     """Evaluation and export use the averaged weights, which are the worse ones."""

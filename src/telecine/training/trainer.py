@@ -11,12 +11,14 @@ from accelerate.utils import broadcast_object_list, set_seed
 from rich.console import Console
 from torch import nn
 
+from telecine.autoencoders import CausalVAE
 from telecine.data import clip_loader
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.perceptual import LPIPS
 from telecine.report.page import write_report
 from telecine.report.settings import write_environment
 from telecine.runs import CONFIG_FILE, CURVES_FILE, METRICS_FILE, REPORT_FILE, VIDEO_FILE, checkpoints
+from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_state
 from telecine.training.checkpoint import Checkpointer, as_yaml, check_same_networks, clips_per_step
 from telecine.training.checkpoint_files import check_complete
@@ -109,9 +111,14 @@ class Trainer:
         model = build_autoencoder(config, autoencoder)
         with self.accelerator.main_process_first():  # the first process indexes the videos, the others read its index
             self.clips = build_clips(config, model)
+        self.perceptual: dict[str, nn.Module] = {"lpips_alex": LPIPS("alex").to(self.accelerator.device)}
+        self.linear = recorded_linear(self.folder)
+        if self.is_main and not found:  # the other processes get the weights that it starts from
+            own = model if isinstance(model, CausalVAE) and autoencoder is None and config.model is None else None
+            device = self.accelerator.device
+            self.linear = prepare_linear(config, model, self.clips, self.perceptual, console, device=device, start=own)
         self.checkpointer = Checkpointer(config, model)
         self.state = build_state(config, self.accelerator, model)
-        self.perceptual: dict[str, nn.Module] = {"lpips_alex": LPIPS("alex").to(self.accelerator.device)}
         videos = f"{self.clips.num_videos} videos" + (f", {n} skipped" if (n := self.clips.num_skipped) else "")
         self.console.print(f"{self.state.describe_size()}; {videos}, {len(self.clips.val)} held-out clips")
         for note in self.checkpointer.load(self.state, found[-1][1]) if found else ():
@@ -213,12 +220,12 @@ class Trainer:
 
     def _record(self, result: Validation, lag: dict[str, float]) -> None:
         step, fps = self.state.step, self.clips.fps
-        self.logger.write(step, {f"val/{name}": value for name, value in result.metrics.items()} | lag)
-        self.diagnostics.check(step, lag)
+        values = {f"val/{name}": value for name, value in result.metrics.items()} | self.linear | lag
+        self.logger.write(step, values)
+        self.diagnostics.check(step, values)
         self.logger.preview(step, result.picture, fps)
         write_pictures(self.folder, step, result, fps=fps)
-        numbers = "  ".join(f"{name} {value:.4g}" for name, value in result.metrics.items())
-        self.console.print(f"step {step}: held-out {numbers}")
+        self.console.print(f"step {step}: held-out {describe_metrics(result.metrics)}")
 
     def _publish(self) -> None:
         """Write the report and upload the weights. A finished run that is started again does both again."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from telecine.autoencoders.clip_sizes import ClipSizes, find_last_layer
+from telecine.autoencoders.clip_sizes import ClipSizes, find_last_layer, output_shape
 from telecine.autoencoders.diffusers.checkpointing import enable_checked
 from telecine.autoencoders.diffusers.families import (
     DiffusersModel,
@@ -19,8 +19,9 @@ from telecine.autoencoders.diffusers.families import (
     prepare_for_training,
 )
 from telecine.autoencoders.diffusers.loading import build_module, copy_weights, load_module
-from telecine.autoencoders.diffusers.reconstruct import Reconstruct, clear_caches, decode, encode
+from telecine.autoencoders.diffusers.reconstruct import Encode, Reconstruct, clear_caches, decode, encode
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, check_input
+from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import safetensors_write
 from telecine.checks import argument_error
@@ -116,6 +117,22 @@ class DiffusersAutoencoder(VideoAutoencoder):
             ValueError: The model does not support clips this long, e.g. because it is for images.
         """
         return self.sizes.cover(num_frames, height, width)
+
+    def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
+        """Return a linear autoencoder with as many latent values for clips of this size; it is not fitted.
+
+        The latent's size is found by encoding a clip of the smallest frames that the model accepts. None if the frames
+        after the first, or the pixels, do not divide evenly over its positions.
+        """
+        _, side, _ = self.sizes.smallest
+        size = (num_frames, side, side)
+        _, channels, latent_frames, rows, _ = output_shape(
+            Encode(self.module, self.family), size, on_meta=self.sizes.on_meta
+        )
+        following = max(latent_frames - 1, 1)
+        if side % rows or (num_frames - 1) % following or (num_frames > 1) != (latent_frames > 1):
+            return None
+        return LinearAutoencoder(max((num_frames - 1) // following, 1), side // rows, channels)
 
     def enable_gradient_checkpointing(self) -> None:
         """Keep only the outputs of the model's blocks, and recompute their activations in the backward pass.

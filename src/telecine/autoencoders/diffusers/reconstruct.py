@@ -82,3 +82,11 @@ class Reconstruct(nn.Module):
         """Return the reconstruction from the mode of the posterior."""
         latent = encode(self.module, self.family, video).mode()
         return decode(self.module, self.family, latent).video
+
+
+class Encode(Reconstruct):
+    """As `Reconstruct`, from a video to the mode of its posterior."""
+
+    def forward(self, video: Video) -> Tensor:
+        """Return the latent `(B, C, t, h, w)`."""
+        return encode(self.module, self.family, video).mode()

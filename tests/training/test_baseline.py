@@ -1,0 +1,124 @@
+"""The linear baseline of a run, and the start of telecine's own autoencoder from it."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from telecine.autoencoders import CausalVAE, CustomAutoencoder, LinearAutoencoder
+from telecine.evaluation import ReconstructionMetrics
+from telecine.report.run import read_records, read_run
+from telecine.training import Interrupted, train
+from telecine.training.baseline import fit_linear, measure_linear, recorded_linear, training_clips
+from telecine.training.build import build_autoencoder, build_clips
+from telecine.training.trainer import Trainer
+
+
+@pytest.fixture
+def config(tiny):
+    return tiny(linear_baseline=True, linear_start=True, steps=2, val_every=2, save_every=1, log_every=1, trackers=())
+
+
+@pytest.fixture
+def few_clips(monkeypatch):
+    """Fit to a few clips only."""
+    monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 12)
+
+
+class Repeats(torch.nn.Module):
+    """Reconstructs itself: a module of whose latent nothing is known."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+        self.decoder = torch.nn.Conv3d(3, 3, 1)
+
+    def forward(self, video):
+        return self.decoder(self.scale * video)
+
+
+def test_it_is_fitted_to_the_first_training_clips_and_measured_on_the_held_out_ones(config):
+    model = build_autoencoder(config)
+    clips = build_clips(config, model)
+    linear = fit_linear(model, clips, num_clips=12)
+    expected = LinearAutoencoder(4, 4, 4).fit(clips.train[i]["video"][None] for i in range(12))
+    video = clips.val[0]["video"][None]
+    torch.testing.assert_close(linear(video), expected(video), rtol=0, atol=0)
+    assert len(list(training_clips(clips, 3))) == 3
+    metrics = ReconstructionMetrics()
+    with torch.no_grad():
+        for clip in clips.val:
+            metrics.update(reconstruction=expected(clip["video"][None]), target=clip["video"][None])
+    measured = measure_linear(linear, clips.val, {}, torch.device("cpu"))
+    assert measured == {name: pytest.approx(value) for name, value in metrics.compute().items()}
+
+
+@pytest.mark.slow
+def test_a_run_starts_as_the_baseline_and_shows_it_everywhere(config, few_clips):
+    console = Console(record=True, width=200, file=io.StringIO(), highlight=False)
+    result = train(config, console=console)
+    before, *_, after = [record for record in read_records(result.run / "metrics.jsonl") if "val/psnr" in record]
+    for name in ("psnr", "ssim", "lpips_alex"):
+        assert before[f"val/{name}"] == pytest.approx(before[f"linear/{name}"], rel=1e-4)
+        assert after[f"linear/{name}"] == before[f"linear/{name}"]
+        assert after[f"val/{name}"] != before[f"val/{name}"]
+    assert f"linear baseline: held-out psnr {before['linear/psnr']:.4g}" in console.export_text()
+    assert read_run(result.run, "run").held_out()[0].linear == before["linear/psnr"]
+
+
+def test_settings_switch_the_measurement_and_the_start_off(config, few_clips):
+    for baseline in (False, True):
+        for start in (False, True):
+            changed = replace(config, linear_baseline=baseline, linear_start=start)
+            trainer = Trainer(changed, Console(quiet=True))
+            assert bool(trainer.linear) == baseline
+            components = trainer.state.autoencoder.encoder.linear.rest.weight
+            unfitted = 1 / components.shape[1] ** 0.5  # the bound of PyTorch's initial weights
+            assert (components.abs().max() <= unfitted) == (not start)
+            trainer.close()
+
+
+@pytest.mark.slow
+def test_a_resumed_run_reads_the_baseline_and_keeps_its_weights(config, few_clips, monkeypatch):
+    class AtOnce:
+        is_set = True
+
+    trainer = Trainer(config, Console(quiet=True))
+    with pytest.raises(Interrupted):
+        trainer.run(AtOnce)
+    before = trainer.linear
+    trainer.close()
+    monkeypatch.setattr("telecine.training.trainer.prepare_linear", None)
+    assert recorded_linear(Path(config.output_dir)) == before
+    result = train(config, console=Console(quiet=True))
+    assert read_records(result.run / "metrics.jsonl")[-1]["linear/psnr"] == before["linear/psnr"]
+
+
+@pytest.mark.slow
+def test_a_custom_model_has_none_and_the_console_says_so(config):
+    console = Console(record=True, width=200, file=io.StringIO())
+    train(config, autoencoder=Repeats(), console=console)
+    text = console.export_text()
+    assert "no linear baseline: the positions of this model's latent are not those of patches" in text
+    assert recorded_linear(Path(config.output_dir)) == {}
+
+
+def test_a_given_model_of_ours_keeps_its_weights(config, few_clips):
+    model = CausalVAE(config.causal_vae)
+    expected = {name: weight.clone() for name, weight in model.state_dict().items()}
+    trainer = Trainer(config, Console(quiet=True), model)
+    torch.testing.assert_close(model.state_dict(), expected, rtol=0, atol=0)
+    assert trainer.linear
+    trainer.close()
+
+
+def test_a_custom_module_may_declare_one():
+    class Declares(Repeats):
+        def linear_autoencoder(self, num_frames, height, width):
+            return LinearAutoencoder(1, 2, num_frames)
+
+    assert CustomAutoencoder(Repeats()).linear_autoencoder(9, 8, 8) is None
+    assert CustomAutoencoder(Declares()).linear_autoencoder(9, 8, 8).encoder.rest.out_features == 9
