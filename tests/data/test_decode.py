@@ -29,6 +29,7 @@ from .videos import (
     set_display_matrix,
     truncate,
     write_greys,
+    write_packed,
     write_video,
 )
 
@@ -277,3 +278,13 @@ def test_frames_that_are_not_needed_are_not_decoded(tmp_path: Path) -> None:
         frames = [frame.pts for frame in _decode_needed(container.demux(stream), set(info.pts[17:20]))]
     assert set(info.pts[17:20]) < set(frames)
     assert len(frames) < 35
+
+
+def test_a_divx_file_whose_packets_hold_two_frames(tmp_path: Path) -> None:
+    frames = moving_frames(11)
+    info = index_video(write_packed(tmp_path / "packed.avi", frames))
+    assert (info.num_frames, info.seekable) == (11, False)
+    for index in (0, 3, 4, 9):
+        decoded = read_clip(info, start=index, num_frames=1)[0].float()
+        errors = [(decoded - frame.float()).abs().mean() for frame in frames]
+        assert errors.index(min(errors)) == index

@@ -165,3 +165,29 @@ def write_shard(path: Path, files: list[Path]) -> Path:
         for file in files:
             writer.write({"__key__": file.stem, file.suffix[1:]: file.read_bytes(), "txt": file.stem})
     return path
+
+
+def write_packed(path: Path, frames: Tensor) -> Path:
+    """Write an AVI as DivX does: each P-frame in a packet with the B-frame before it, then an empty frame."""
+    encoder = av.CodecContext.create("mpeg4", "w")
+    encoder.height, encoder.width = frames.shape[1:3]
+    encoder.pix_fmt, encoder.time_base, encoder.framerate = "yuv420p", Fraction(1, 25), Fraction(25)
+    encoder.options = {"bf": "1", "sc_threshold": "1000000000"}
+    encoder.gop_size, encoder.bit_rate = len(frames), 2_000_000
+    encoded = [
+        bytes(packet) for frame in frames for packet in encoder.encode(av.VideoFrame.from_ndarray(frame.numpy()))
+    ]
+    first, *others = [*encoded, *(bytes(packet) for packet in encoder.encode(None))]
+    empty = b"\x00\x00\x01\xb6\x51\x00\x00"
+    packets = [(encoder.extradata or b"") + b"\x00\x00\x01\xb2DivX503b1393p" + first]
+    for index in range(0, len(others), 2):
+        packets += [b"".join(others[index : index + 2]), empty][: len(others[index : index + 2])]
+    with av.open(path, "w", format="avi") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.height, stream.width, stream.pix_fmt = encoder.height, encoder.width, "yuv420p"
+        for index, data in enumerate(packets):
+            packet = av.Packet(data)
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, index, index, Fraction(1, 25)
+            packet.is_keyframe = index == 0
+            container.mux(packet)
+    return path

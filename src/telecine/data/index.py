@@ -32,6 +32,9 @@ Item = TypeVar("Item")
 LONG_GOP = 300
 # VP8 stores hidden frames in packets of their own.
 _HIDDEN_FRAME_CODECS = frozenset({"vp8"})
+# DivX and XviD store a P-frame and the B-frame before it in one packet, then an empty one of a few bytes (FFmpeg's
+# `mpeg4_unpack_bframes` takes up to 19 for empty): frames leave the decoder with each other's timestamps.
+_MAX_EMPTY_FRAME = 19
 _DEFAULT_FPS = 25.0
 _NUM_REASONS_SHOWN = 3
 
@@ -164,16 +167,18 @@ def _scan_packets(path: str | PathLike[str] | TarMember) -> _PacketScan:
     """Read all packets, without keeping their data."""
     with open_video(path) as (container, stream):
         packets = [
-            (packet.pts, packet.is_keyframe, packet.is_discard, packet.is_corrupt)
+            (packet.pts, packet.is_keyframe, packet.is_discard, packet.is_corrupt, packet.size)
             for packet in container.demux(stream)
             if packet.size
         ]
         if not packets or packets[-1][3] or _is_truncated(container, stream, len(packets)):
             raise DecodeError(f"{path}: truncated after {len(packets)} frames")
-        displayed = [(pts, is_key) for pts, is_key, is_discard, _ in packets if not is_discard]
+        displayed = [(pts, is_key) for pts, is_key, is_discard, _, _ in packets if not is_discard]
         stamps = sorted((pts, is_key) for pts, is_key in displayed if pts is not None)
         distinct = len({pts for pts, _ in stamps}) == len(displayed)
-        complete = distinct and stream.codec_context.name not in _HIDDEN_FRAME_CODECS
+        codec = stream.codec_context.name
+        is_packed = codec == "mpeg4" and min(size for *_, size in packets) <= _MAX_EMPTY_FRAME
+        complete = distinct and not is_packed and codec not in _HIDDEN_FRAME_CODECS
         assert stream.time_base is not None  # streams of an opened file have one
         time_base = float(stream.time_base)
         return _PacketScan(stamps, _frame_rate(stream, stamps, time_base), time_base, complete)

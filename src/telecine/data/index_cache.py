@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 INDEX_NAME = ".telecine-index"
 # Increase the number when the content of the file, or what `index_video` finds, changes. Older files are then ignored.
-_FORMAT = [2, sys.byteorder]
+_FORMAT = [3, sys.byteorder]
 _FIELDS = ("width", "height", "fps", "seekable", "time_base", "is_image")
 
 Fingerprint: TypeAlias = tuple[int, ...]
