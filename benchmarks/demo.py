@@ -1,0 +1,109 @@
+"""The demo, with several seeds, against the linear baseline of its latent.
+
+    python benchmarks/demo.py                                            # three seeds, a few minutes each
+    python benchmarks/demo.py --unseen vtest.avi tree.avi -o figures/    # also on clips of other videos
+    python benchmarks/demo.py --config long.yaml --seeds 0               # other settings of the same kind
+
+Trains telecine's own autoencoder on the settings of a recipe or a YAML file, once for each seed, and prints the
+metrics of the averaged weights and of the baseline on the held-out clips and on clips of each other video. Draws the
+middle frames of clips for the first seed: a row of inputs, one of the linear baseline, one of the autoencoder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from measure import machine, table, table_row
+from rich.console import Console
+from torch import Tensor, nn
+from torchvision.utils import save_image
+
+from telecine.autoencoders import CausalVAE, load_autoencoder
+from telecine.data import Clip, index_videos, validation_clips, whole_video
+from telecine.evaluation import ReconstructionMetrics
+from telecine.evaluation.metrics import mean_over_clips
+from telecine.perceptual import LPIPS
+from telecine.training import TrainConfig, read_config, train
+from telecine.training.baseline import NUM_CLIPS, fit_linear
+from telecine.training.build import build_clips
+
+METRICS = {"psnr": "PSNR", "ssim": "SSIM", "lpips_alex": "LPIPS-Alex", "lpips_vgg": "LPIPS-VGG"}
+# Clips of a picture, the size of their pixels, and the gap around them.
+NUM_SHOWN = 5
+SCALE = 3
+GAP = 4
+
+Reconstruct = Callable[[Tensor], Tensor]
+
+
+@torch.no_grad()
+def measure(reconstruct: Reconstruct, clips: Sequence[Clip], perceptual: dict[str, nn.Module]) -> list[str]:
+    """Return the mean metrics on clips as cells of a table."""
+    metrics = ReconstructionMetrics(perceptual)
+    for clip in clips:
+        target = clip["video"][None]
+        metrics.update(reconstruction=reconstruct(target), target=target)
+    means = mean_over_clips(metrics.per_clip())
+    return [f"{means[name]:.2f}" if name == "psnr" else f"{means[name]:.3f}" for name in METRICS]
+
+
+@torch.no_grad()
+def draw(models: Sequence[Reconstruct], clips: Sequence[Clip], path: Path) -> None:
+    """Write the middle frames of a few clips, a row for each model."""
+    shown = [clips[index * len(clips) // NUM_SHOWN]["video"][None] for index in range(min(NUM_SHOWN, len(clips)))]
+    frames = [model(video)[0, :, video.shape[2] // 2] for model in models for video in shown]
+    large = torch.stack(frames).clamp(-1, 1).repeat_interleave(SCALE, 2).repeat_interleave(SCALE, 3)
+    save_image((large + 1) / 2, path, nrow=len(shown), padding=GAP, pad_value=1)
+
+
+def reconstruct_with(model: CausalVAE) -> Reconstruct:
+    """Return the reconstruction from the mode of the posterior."""
+    return lambda video: model(video, sample_posterior=False).video
+
+
+def clip_sets(config: TrainConfig, unseen: Sequence[Path]) -> dict[str, list[Clip]]:
+    """Return the held-out clips, and as many of each other video, cut in the same way."""
+    found = {"held out": build_clips(config, CausalVAE(config.causal_vae)).val}
+    for info in index_videos(unseen)[0]:
+        clips = validation_clips([whole_video(info)], replace(config.clips, scale_jitter=1.0), config.val_clips)
+        found[Path(str(info.path)).name] = clips
+    return found
+
+
+def main() -> None:
+    """Train and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--config", default="demo", help="A recipe or a YAML file of settings.")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--unseen", nargs="+", type=Path, default=[], help="Other videos to measure on.")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("runs/demo_seeds"), help="Folder of runs and pictures."
+    )
+    arguments = parser.parse_args()
+    config = read_config(arguments.config)
+    sets = clip_sets(config, arguments.unseen)
+    perceptual: dict[str, nn.Module] = {f"lpips_{net}": LPIPS(net) for net in ("alex", "vgg")}
+    linear = fit_linear(CausalVAE(config.causal_vae), build_clips(config, CausalVAE(config.causal_vae)), NUM_CLIPS)
+    assert linear is not None
+    rows = [["linear baseline", name, *measure(linear, clips, perceptual)] for name, clips in sets.items()]
+    for seed in arguments.seeds:
+        run = arguments.output / f"seed-{seed}"
+        result = train(replace(config, seed=seed, output_dir=str(run)), console=Console(quiet=True))
+        model = load_autoencoder(result.checkpoint / "ema").eval()
+        assert isinstance(model, CausalVAE)
+        ours = reconstruct_with(model)
+        for name, clips in sets.items():
+            rows.append([f"seed {seed}", name, *measure(ours, clips, perceptual)])
+            print(table_row(rows[-1]), flush=True)
+            if seed == arguments.seeds[0]:
+                draw([lambda video: video, linear, ours], clips, arguments.output / f"{name.replace(' ', '_')}.png")
+    print(f"\n{machine()}; {config.steps} updates\n")
+    print(table(["model", "clips", *METRICS.values()], rows))
+
+
+if __name__ == "__main__":
+    main()
