@@ -220,20 +220,34 @@ def test_a_file_may_give_part_of_a_ramp(tmp_path):
 
 
 def test_every_recipe_is_valid():
-    recipes = sorted(RECIPES.glob("*.yaml"))
-    assert [path.stem for path in recipes] == ["demo", "gpu"]
     assert RECIPES.is_relative_to(Path(telecine.__file__).parent), "recipes must ship with the package"
-    for path in recipes:
+    for path in (RECIPES / "demo.yaml", RECIPES / "gpu.yaml"):
         config = read_config(path.stem)
         assert config == parse_config(path)
         given = yaml.safe_load(path.read_text())["objective"]
         assert config.objective.adversarial_loss_weight == given["adversarial_loss_weight"] > 0
 
 
-def test_the_demo_turns_the_gan_on_in_its_second_half():
+@pytest.mark.parametrize(("latent", "channels"), [("4x8x8", 16), ("4x16x16", 48), ("8x32x32", 128)])
+def test_the_recipes_of_sizes_have_the_latents_of_published_models(latent, channels):
+    sizes = []
+    for size in ("tiny", "small", "base", "large"):
+        path = RECIPES / f"{size}_{latent}.yaml"
+        assert yaml.safe_load(path.read_text()).keys() == {"causal_vae"}, (
+            "other settings are those of the recipe before"
+        )
+        config = read_config(path.stem).causal_vae
+        compression = (config.time_compression, config.spatial_compression, config.spatial_compression)
+        assert ("x".join(map(str, compression)), config.latent_channels) == (latent, channels)
+        sizes.append((config.base_channels, config.blocks_per_level))
+    assert sizes == sorted(set(sizes))
+    assert len(list(RECIPES.glob("*.yaml"))) == 2 + 4 * 3
+
+
+def test_the_demo_turns_the_gan_on_in_its_last_third():
     config = read_config("demo")
     assert config.data is None
-    assert 0 < config.objective.disc_start <= config.steps / 2
+    assert config.objective.disc_start == config.steps * 2 / 3
 
 
 def test_paths_may_begin_with_the_users_folder(monkeypatch):
