@@ -4,7 +4,7 @@ The names below are the public API. `train`, `evaluate` and `reconstruct` need t
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from telecine.discriminators import (
     Discriminator,
@@ -16,16 +16,20 @@ from telecine.discriminators import (
     frame_gradients,
 )
 from telecine.losses import gradient_penalty, kl_to_standard_normal, mse
-from telecine.objective import Ramp, Term, VideoAutoencoderLoss
+from telecine.objective import Ramp, Term
 from telecine.perceptual import LPIPS
+
+if TYPE_CHECKING:
+    from telecine.objective import VideoAutoencoderLoss
 
 __version__ = "0.1.0"
 
-# Imported on first use, since the objective works without the extra.
-_EXTRA = {
+# Imported on first use: the objective needs torchvision, which is slow to import, and the others need the extra.
+_ON_FIRST_USE = {
     "EvaluateConfig": "telecine.evaluation.config",
     "ReconstructConfig": "telecine.evaluation.config",
     "TrainConfig": "telecine.training",
+    "VideoAutoencoderLoss": "telecine.objective",
     "evaluate": "telecine.evaluation.evaluate",
     "read_config": "telecine.training",
     "reconstruct": "telecine.evaluation.reconstruct",
@@ -51,10 +55,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _EXTRA:
+    if name not in _ON_FIRST_USE:
         raise AttributeError(f"module 'telecine' has no attribute {name!r}")
-    return getattr(import_module(_EXTRA[name]), name)
+    return getattr(import_module(_ON_FIRST_USE[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_EXTRA})
+    return sorted({*globals(), *_ON_FIRST_USE})

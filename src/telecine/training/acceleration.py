@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from telecine.checks import argument_error
-from telecine.objective import VideoAutoencoderLoss
+
+if TYPE_CHECKING:
+    from telecine.objective import VideoAutoencoderLoss
 
 
 def accelerate_networks(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -35,7 +35,6 @@ from telecine.discriminators import (
     PatchDiscriminator,
     PatchDiscriminator3D,
 )
-from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.weights import WeightSchedule
 from telecine.runs import find_checkpoint
@@ -45,6 +44,9 @@ from telecine.training.distributed import broadcast_module, shard
 from telecine.training.optim import MovingAverage
 from telecine.training.state import TrainState
 from telecine.training.trainable import select_trainable
+
+if TYPE_CHECKING:
+    from telecine.objective import VideoAutoencoderLoss
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,8 @@ def _demo_spans() -> tuple[list[Span], list[Skipped]]:
 
 def build_objective(config: TrainConfig) -> VideoAutoencoderLoss:
     """Return the loss with the discriminators that have a weight, built for the size of the clips."""
+    from telecine.objective import VideoAutoencoderLoss  # slow to import
+
     is_on = WeightSchedule(config.objective).is_ever_on
     has_adversarial, has_scales = is_on("adversarial_loss_weight"), is_on("multiscale_adversarial_loss_weight")
     scales = range(1, config.discriminator.num_scales + 1) if has_scales else ()

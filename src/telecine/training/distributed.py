@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from telecine.checks import argument_error
 from telecine.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 # Gradients are averaged in buckets of this size: one message for each small weight costs more in latency than in bytes.
 BUCKET_BYTES = 25 * 2**20
@@ -154,20 +157,29 @@ def _list_arguments(args: tuple[object, ...], kwargs: Mapping[str, object]) -> l
     return [value for value in (*args, *kwargs.values()) if isinstance(value, list)]
 
 
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Return whether a tensor is sharded over the processes."""
+    from torch.distributed.tensor import DTensor  # slow to import
+
+    return isinstance(tensor, DTensor)
+
+
 def local_shard(tensor: Tensor) -> Tensor:
     """Return this process' shard of a sharded tensor, which shares its memory. Return other tensors unchanged."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
     """Gather a sharded tensor; every process has to call this. Return other tensors unchanged."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def place_like(tensor: Tensor, other: Tensor) -> Tensor:
     """Move a whole tensor, the same on every process, to the device of `other`, and shard it if `other` is sharded."""
+    from torch.distributed.tensor import distribute_tensor
+
     moved = tensor.to(other.device)
-    return distribute_tensor(moved, other.device_mesh, other.placements) if isinstance(other, DTensor) else moved
+    return distribute_tensor(moved, other.device_mesh, other.placements) if is_sharded(other) else moved
 
 
 @torch.no_grad()

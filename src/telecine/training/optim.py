@@ -8,11 +8,10 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from telecine.training.config import OptimizerConfig
-from telecine.training.distributed import full_tensor, local_shard
+from telecine.training.distributed import full_tensor, is_sharded, local_shard
 
 # The cosine schedule ends at this fraction of the learning rate.
 FINAL_LR_SCALE = 0.05
@@ -59,7 +58,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
 
 def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Return the total 2-norm of whole and sharded tensors. If some are sharded, every process has to call this."""
-    groups = ([x for x in tensors if isinstance(x, DTensor)], [x for x in tensors if not isinstance(x, DTensor)])
+    groups = ([x for x in tensors if is_sharded(x)], [x for x in tensors if not is_sharded(x)])
     norms = [full_tensor(nn.utils.get_total_norm(group)) for group in groups if group]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 

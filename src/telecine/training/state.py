@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from telecine.autoencoders import VideoAutoencoder
-from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.layer_activations import LayerActivations
 from telecine.training.logging import IntervalMeans
 from telecine.training.optim import MovingAverage, parameters_of
+
+if TYPE_CHECKING:
+    from telecine.objective import VideoAutoencoderLoss
 
 
 @runtime_checkable
