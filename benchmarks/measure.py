@@ -120,9 +120,10 @@ def extra_peak(make: Callable[..., Step], *arguments: Any) -> int:
 
 @cache
 def _fork_server() -> ForkServerContext:
-    """Start a process that has imported the script and done nothing else; new processes are forked from it."""
+    """Start a process that has imported packages and done nothing else; new processes are forked from it."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "telecine"])
+    # Python before 3.14 does not preload the script itself, so name what scripts import.
+    context.set_forkserver_preload(["__main__", "telecine.objective.video_autoencoder", "matplotlib.figure"])
     before = dict(os.environ)
     os.environ.update(TRIMMING)
     forkserver.ensure_running()
