@@ -172,11 +172,11 @@ class SeedRuns:
         seed: Seed of the weights, the clips and all sampling.
         num_steps: Number of updates of each run. The discriminators start after the same fraction of them as in the
             demo.
-        changes: Other differences to the demo's settings, by group.
+        changes: Other differences to the demo's settings, those of a group as a dict.
         base: The variant that the shared part is trained with.
     """
 
-    def __init__(self, seed: int, num_steps: int, changes: Mapping[str, Mapping[str, Any]], base: Variant) -> None:
+    def __init__(self, seed: int, num_steps: int, changes: Mapping[str, Any], base: Variant) -> None:
         demo = demo_config(changes)
         objective = replace(
             demo.objective,

@@ -25,7 +25,9 @@ from telecine.training.build import build_accelerator, build_autoencoder, build_
 from telecine.training.state import TrainState
 from telecine.training.step import MicroBatch, set_learning_rates, train_step
 
-SMOKE: dict[str, dict[str, Any]] = {
+SMOKE: dict[str, Any] = {
+    "val_clips": 3,
+    "objective": {"perceptual": {"net": "alex"}},
     "clips": {"num_frames": 5, "height": 32, "width": 32},
     "causal_vae": {"base_channels": 4, "latent_channels": 2},
     "discriminator": {"dim": 1},
@@ -57,10 +59,14 @@ class Cost:
     """Seconds in which the next batch was not ready."""
 
 
-def demo_config(changes: Mapping[str, Mapping[str, Any]]) -> TrainConfig:
-    """Return the demo's settings with changes by group."""
+def demo_config(changes: Mapping[str, Any]) -> TrainConfig:
+    """Return the demo's settings with changes, those of a group as a dict."""
     config = read_config("demo")
-    return replace(config, **{group: replace(getattr(config, group), **values) for group, values in changes.items()})
+    return replace(config, **{name: _changed(getattr(config, name), value) for name, value in changes.items()})
+
+
+def _changed(setting: Any, value: Any) -> Any:
+    return replace(setting, **value) if isinstance(value, dict) else value
 
 
 def phases_of(config: TrainConfig) -> list[Phase]:
