@@ -9,6 +9,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from telecine.cli import main
 from telecine.training import TrainConfig
 from telecine.training.config_file import config_from
 from telecine.training.trainer import as_yaml
@@ -65,23 +66,43 @@ def test_the_committed_hashes_are_of_every_case():
         assert {len(sha256) for sha256 in files.values()} == {64}
 
 
+@pytest.fixture
+def trained_here(same_bits, monkeypatch, without_pictures, capsys):
+    """Train in this process, which saves the time of imports; other commands still run in a new one."""
+    run_python = same_bits.run_python
+
+    def run(arguments, src, folder):
+        if arguments[:3] != ["-m", "telecine", "train"]:
+            return run_python(arguments, src, folder)
+        assert src == same_bits.SRC
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        with monkeypatch.context() as patch:
+            patch.chdir(folder)
+            assert main(arguments[2:]) == 0
+        torch.set_num_threads(num_threads)
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(same_bits, "run_python", run)
+
+
 @pytest.mark.slow
-def test_recorded_hashes_are_compared(same_bits, cached_weights, monkeypatch, capsys, tmp_path):
+def test_recorded_hashes_are_compared(same_bits, trained_here, cached_weights, monkeypatch, capsys, tmp_path):
     ours, theirs = str(tmp_path / "ours.json"), tmp_path / "theirs.json"
 
-    def main(*arguments):
+    def run(*arguments):
         monkeypatch.setattr("sys.argv", ["same_bits.py", *arguments])
         return same_bits.main(), capsys.readouterr().out
 
-    status, printed = main("record", "--cases", "patch_relativistic_r1_r2", "--steps", "2", "-o", ours)
+    status, printed = run("record", "--cases", "patch_relativistic_r1_r2", "--steps", "2", "-o", ours)
     assert status == 0
     assert printed.startswith("patch_relativistic_r1_r2: 7 files")
-    assert main("compare", ours, ours) == (0, "patch_relativistic_r1_r2: the same in 7 files\n")
+    assert run("compare", ours, ours) == (0, "patch_relativistic_r1_r2: the same in 7 files\n")
     changed = json.loads(Path(ours).read_text())
     changed["cases"]["patch_relativistic_r1_r2"]["metrics.jsonl"] = 64 * "0"
     changed["made"]["processor"] = "another"
     theirs.write_text(json.dumps(changed))
-    status, printed = main("compare", ours, str(theirs))
+    status, printed = run("compare", ours, str(theirs))
     assert status == 1
     assert printed.splitlines() == [
         f"not comparable: processor is {same_bits.processor()} and another",
