@@ -532,25 +532,12 @@ def test_line_16_the_state_dict_holds_no_lpips(make_loss):
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     """Return the logs of two processes with different batches."""
-    script, meeting = str(HERE / "two_ranks.py"), f"file://{tmp_path_factory.mktemp('ranks') / 'meeting'}"
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), meeting],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=900) for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    for process, (_, errors) in zip(ranks, outputs, strict=True):
-        assert process.returncode == 0, errors
-    return [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, str(HERE / "two_ranks.py"), str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.mark.slow

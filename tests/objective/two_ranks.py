@@ -1,4 +1,4 @@
-"""One of two processes that average over ranks: `two_ranks.py RANK INIT_METHOD` prints its logs as JSON.
+"""Two processes that average over ranks: `two_ranks.py FOLDER` writes their logs to FOLDER/RANK.json.
 
 The test also uses the functions below: it computes the expected values in one process.
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import distributed as dist
+from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from telecine import VideoAutoencoderLoss
@@ -79,8 +80,9 @@ def batch(rank):
     return helpers["random_clip"]((2, 3, 3, 16, 16), seed=10 + rank) * (0.2 + rank) / 1.2
 
 
-def main(rank, init_method):
-    dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=2, timeout=timedelta(seconds=120))
+def main(rank, folder):
+    meeting = f"file://{folder / 'meeting'}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=120))
     loss, autoencoder = build_loss_and_autoencoder()
     total, log = loss(batch(rank), autoencoder(batch(rank)), 0, 0, last_layer=autoencoder.last_layer)
     total.backward()
@@ -99,9 +101,10 @@ def main(rank, init_method):
     gc.collect()
     dist.barrier()
     dist.destroy_process_group()
-    print(json.dumps(result))
+    (folder / f"{rank}.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(int(sys.argv[1]), sys.argv[2])
+    # Forked, so that only one process imports.
+    multiprocessing.start_processes(main, args=(Path(sys.argv[1]),), nprocs=2, start_method="fork")
