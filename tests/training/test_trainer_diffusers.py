@@ -12,6 +12,7 @@ from diffusers import AutoModel
 from rich.console import Console
 from safetensors.torch import load_file
 
+from telecine.autoencoders.clip_sizes import ClipSizes
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.data import ClipConfig
 from telecine.objective.layer_activations import LayerActivations
@@ -33,6 +34,20 @@ FULL = ObjectiveConfig(
     perceptual={"net": "alex"},
 )
 MIN_SIZE = 32  # LPIPS accepts nothing smaller
+PROBED = {}
+
+
+@pytest.fixture(autouse=True)
+def probe_each_configuration_once(monkeypatch):
+    """Let models with the same configuration share the sizes that they reproduce. `tests/autoencoders` tests these."""
+
+    def reproduces(self, size, probe=ClipSizes.reproduces):
+        known = PROBED.setdefault((type(self.model), str(self.model.config)), {})
+        self._cache = known | self._cache
+        known[size] = probe(self, size)
+        return known[size]
+
+    monkeypatch.setattr(ClipSizes, "reproduces", reproduces)
 
 
 @pytest.fixture
