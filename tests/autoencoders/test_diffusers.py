@@ -197,6 +197,12 @@ def test_the_meta_device_computes_the_same_shapes(name):
     assert all(weight.device.type == "cpu" for weight in shared(name).parameters())
 
 
+def assert_same_state(module, expected):
+    state = module.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[key], tensor) for key, tensor in expected.items())
+
+
 def by_diffusers(module, name, video):
     """Reconstruct with the class's own `forward`, from the mode of the posterior."""
     if name == "temporal_decoder":
@@ -229,7 +235,7 @@ def test_diffusers_loads_saved_models_and_computes_the_same(name, tmp_path):
     torch.testing.assert_close(found, expected.clamp(-1, 1) if name in CLAMPED else expected, rtol=1e-4, atol=1e-5)
     again = DiffusersAutoencoder.from_pretrained(tmp_path)
     assert again.training
-    assert all(torch.equal(tensor, again.state_dict()[key]) for key, tensor in model.state_dict().items())
+    assert_same_state(again, model.state_dict())
 
 
 @pytest.mark.parametrize("name", [pytest.param("magvit", marks=pytest.mark.slow), "qwen_image", "vidtok", "wan"])
@@ -242,7 +248,7 @@ def test_a_model_that_caches_frames_can_be_copied_during_and_after_a_step(name):
     for copied in (during, after):
         assert copied.last_layer is not model.last_layer
         assert copied.sizes.reconstruct.module is copied.module
-        assert all(torch.equal(tensor, copied.state_dict()[key]) for key, tensor in model.state_dict().items())
+        assert_same_state(copied, model.state_dict())
     assert torch.equal(after(video, sample_posterior=False).video, output.video)
 
 
@@ -293,7 +299,7 @@ def test_probing_changes_no_state(name):
     with pytest.raises(ValueError, match="height"):
         model.check_clip(CLIPS[name][0], 15, 15)
     assert torch.equal(torch.get_rng_state(), random)
-    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert_same_state(model, before)
     assert all(module.training for module in model.modules())
     assert not any(module._forward_pre_hooks for module in model.modules())
 
