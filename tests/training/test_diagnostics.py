@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from telecine.data import ClipConfig
 from telecine.report.run import read_lines, read_records, read_run
 from telecine.runs import HEALTH_FILE, METRICS_FILE
 from telecine.training import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig
@@ -52,6 +53,7 @@ def run(tiny):
     def start(steps, *, objective=None, optimizer=None, prepare=None, autoencoder=None, **changes):
         config = tiny(
             steps=steps,
+            clips=ClipConfig(num_frames=5, height=32, width=32, num_workers=0, cache=True),
             log_every=1,
             val_clips=1,
             save_every=steps,

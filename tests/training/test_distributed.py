@@ -34,6 +34,8 @@ TINY_MODELS, tiny_clip, tiny_model = (models[name] for name in ("TINY_MODELS", "
 WITH_SCALAR = "ltx_video_with_timestep"  # it has a weight without dimensions
 SHARDED = [name for name in TINY_MODELS if name != WITH_SCALAR]
 
+pytestmark = pytest.mark.usefixtures("probe_each_configuration_once")
+
 
 @pytest.mark.parametrize(
     ("environment", "warns"),

@@ -12,7 +12,6 @@ from diffusers import AutoModel
 from rich.console import Console
 from safetensors.torch import load_file
 
-from telecine.autoencoders.clip_sizes import ClipSizes
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.data import ClipConfig
 from telecine.objective.layer_activations import LayerActivations
@@ -34,21 +33,8 @@ FULL = ObjectiveConfig(
     perceptual={"net": "alex"},
 )
 MIN_SIZE = 32  # LPIPS accepts nothing smaller
-PROBED = {}
 
-
-@pytest.fixture(autouse=True)
-def probe_each_configuration_once(monkeypatch):
-    """Let models with the same configuration share the sizes that they reproduce. `tests/autoencoders` tests these."""
-
-    def reproduces(self, size, probe=ClipSizes.reproduces):
-        settings = {name: value for name, value in self.model.config.items() if not name.startswith("_")}
-        known = PROBED.setdefault((type(self.model), str(settings)), {})
-        self._cache = known | self._cache
-        known[size] = probe(self, size)
-        return known[size]
-
-    monkeypatch.setattr(ClipSizes, "reproduces", reproduces)
+pytestmark = pytest.mark.usefixtures("probe_each_configuration_once")
 
 
 @pytest.fixture
