@@ -55,8 +55,9 @@ SETTINGS = (
     "--optimizer.ema_decay=0.98",
 )
 SMOKE = (
-    *("--clips.height=32", "--clips.width=32", "--clips.cache=false", "--val_clips=1", "--discriminator.dim=1"),
-    *("--objective.perceptual.net=alex", "--objective.gan.disc_train_start=4", "--objective.disc_start=8"),
+    *("--clips.height=32", "--clips.width=32", "--clips.num_workers=0", "--clips.cache=false", "--val_clips=1"),
+    *("--objective.perceptual.net=alex", "--objective.gan.disc_train_start=2", "--objective.disc_start=4"),
+    *("--discriminator.dim=1", "--optimizer.lr=4e-3", "--optimizer.warmup_steps=2"),
 )
 
 
@@ -102,7 +103,7 @@ def main() -> None:
     header = ["class", "updates", "seconds", "PSNR before", "after", "LPIPS-Alex before", "after"]
     with tempfile.TemporaryDirectory() as folder:
         link_samples(Path(folder) / "samples")
-        steps, extra = (16, SMOKE) if arguments.smoke else (arguments.steps, ())
+        steps, extra = (8, SMOKE) if arguments.smoke else (arguments.steps, ())
         rows = [fine_tune(name, steps, Path(folder), extra) for name in CLASSES]
     print(f"clips of 9 frames of 64 px; {machine()}\n")
     print(table(header, rows))
