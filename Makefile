@@ -29,10 +29,10 @@ weights: $(VENV)/.installed
 demo: weights
 	$(BIN)/telecine train
 
-# A thread each: two processes that share two cores slow each other's OpenMP threads down more than twice. By stealing
-# work they get whole files, but for a few, and set up once what a file's tests share.
+# A thread each: two processes that share two cores slow each other's OpenMP threads down more than twice. Each gets whole
+# files, and sets up once what a file's tests share; `tests/conftest.py` decides their order.
 test: weights $(VENV)/.reference $(VENV)/.browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -23,6 +23,13 @@ settings.register_profile("deterministic", derandomize=True, database=None)
 settings.load_profile("deterministic")
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Put files with slow tests first: with a file to a process, the short ones then fill up the end."""
+    with_slow_tests = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in with_slow_tests)
+
+
 def pytest_collection_finish():
     """Exclude the objects of the imports from garbage collection, which each training run starts at its end."""
     gc.collect()
