@@ -30,6 +30,7 @@ def test_every_page_is_tested():
 
 
 @pytest.mark.parametrize("name", NUM_BLOCKS)
+@pytest.mark.slow
 def test_code_runs(name, cached_weights):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(encoding="utf-8"), flags=re.DOTALL)
     assert len(blocks) == NUM_BLOCKS[name]

@@ -98,12 +98,12 @@ class Command:
     settings: type | None
     arguments: tuple[Argument, ...] = ()
 
-    def parser(self) -> ArgumentParser:
-        """Return its parser; the docstrings of the settings' fields are their help."""
+    def parser(self, *, with_settings: bool = True) -> ArgumentParser:
+        """Return its parser; the docstrings of the settings' fields are their help, and take a while to read."""
         parser = ArgumentParser(description=self.run.__doc__, exit_on_error=False, allow_abbrev=False)
         for argument in self.arguments:
             parser.add_argument(*argument.names, help=argument.help, **argument.extra)
-        if self.settings is not None:
+        if self.settings is not None and with_settings:
             parser.add_argument("--config", action="config", help=CONFIG_HELP)
             parser.add_class_arguments(self.settings)
         return parser
@@ -166,9 +166,10 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2 after a user error, 130 after an interruption."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parsers = {name: command.parser() for name, command in COMMANDS.items()}
+    typed = sys.argv[1:] if arguments is None else arguments
+    parsers = {name: command.parser(with_settings=name in typed) for name, command in COMMANDS.items()}
     try:
-        settings = root_parser(parsers).parse_args(with_config_first(sys.argv[1:] if arguments is None else arguments))
+        settings = root_parser(parsers).parse_args(with_config_first(typed))
         name = settings.subcommand
         run(COMMANDS[name], parsers[name], settings[name])
     except ArgumentError as error:

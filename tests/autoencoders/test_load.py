@@ -22,6 +22,7 @@ def test_a_causal_vae(tmp_path):
 
 
 @pytest.mark.parametrize("subfolder", [None, "vae", "another"])
+@pytest.mark.slow
 def test_a_diffusers_model(tmp_path, subfolder):
     from telecine.autoencoders.diffusers import DiffusersAutoencoder
 

@@ -153,6 +153,7 @@ def test_autoencoder_step(benchmark_module, cached_weights, discriminators, num_
 
 @pytest.mark.parametrize("discriminators", DISCRIMINATORS)
 @pytest.mark.parametrize("penalty", [True, False])
+@pytest.mark.slow
 def test_discriminator_step(benchmark_module, cached_weights, discriminators, penalty):
     pair = Pair(benchmark_module, discriminators)
     fake = pair.autoencoder(pair.real).detach()
@@ -171,6 +172,7 @@ def test_discriminator_step(benchmark_module, cached_weights, discriminators, pe
 
 @pytest.mark.parametrize("discriminators", ["video", "first frame"])
 @pytest.mark.parametrize("penalty", [True, False])
+@pytest.mark.slow
 def test_update(benchmark_module, cached_weights, discriminators, penalty):
     """Both steps in one call of telecine. Random frames are drawn for LPIPS only."""
     pair = Pair(benchmark_module, discriminators)

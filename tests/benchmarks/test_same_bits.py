@@ -44,6 +44,7 @@ def names_of(settings, prefix=""):
     return names
 
 
+@pytest.mark.slow
 def test_every_case_sets_every_setting(same_bits, tmp_path):
     assert list(same_bits.CASES) == CASES
     expected = names_of(yaml.safe_load(as_yaml(TrainConfig())))

@@ -187,6 +187,7 @@ class Crashing(ClipDataset):
 
 
 @pytest.mark.usefixtures("short_timeout")
+@pytest.mark.slow
 def test_workers_that_keep_dying_end_the_run(spans: list[Span], caplog: pytest.LogCaptureFixture) -> None:
     dataset = Crashing(spans, replace(CONFIG, num_workers=1))
     batches = iter(clip_loader(dataset, batch_size=1, start_step=0, num_steps=3))
@@ -209,6 +210,7 @@ class Failing(ClipDataset):
 # A connection to a dying worker raises an `OSError`, of which `FileNotFoundError` is a subclass.
 @pytest.mark.parametrize("error", [RuntimeError, FileNotFoundError])
 @pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.slow
 def test_other_errors_are_raised(spans: list[Span], num_workers: int, error: type[Exception]) -> None:
     dataset = Failing(spans, replace(CONFIG, num_workers=num_workers))
     dataset.error = error

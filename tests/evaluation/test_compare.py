@@ -61,6 +61,7 @@ def with_protocol(folder, copy, **fields):
     return copy
 
 
+@pytest.mark.slow
 def test_the_better_evaluation_is_named_and_written(worse, better, tmp_path):
     comparison = compare(worse, better, output=tmp_path)
     assert {item.name: item.better for item in comparison.differences} == {

@@ -50,6 +50,7 @@ def test_images_have_no_flicker(model_folder, videos):
 
 
 @pytest.mark.usefixtures("cached_weights")
+@pytest.mark.slow
 def test_files_are_written(model_folder, videos, tmp_path):
     evaluation = evaluate(model_folder, EvaluateConfig(data=str(videos), max_clips=2, **SMALL), output=tmp_path)
     assert set(evaluation.metrics) == {*BUILT_IN_METRICS, "lpips_vgg", "lpips_alex"} - {"ms_ssim"}
@@ -83,6 +84,7 @@ def test_videos_are_measured_at_their_size(videos, reconstructions):
 
 
 @pytest.mark.usefixtures("cached_weights")
+@pytest.mark.slow
 def test_large_frames_have_every_metric(videos, reconstructions):
     config = EvaluateConfig(data=str(videos), num_frames=2, height=176, width=176, max_clips=1, device="cpu")
     evaluation = evaluate(reconstructions["little"], config)

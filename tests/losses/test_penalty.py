@@ -144,6 +144,10 @@ class TestPenalties(LossTester):
         ),
     )
 
+    @pytest.mark.slow  # third derivatives
+    def test_gradcheck(self, case):
+        super().test_gradcheck(case)
+
     def test_every_penalty_has_a_case(self):
         assert sorted(GRAD_PENALTIES) == NAMES
         for name, penalty in GRAD_PENALTIES.items():

@@ -304,6 +304,7 @@ def test_an_instance_of_lpips_is_used_itself(random_models):
 
 @pytest.mark.filterwarnings("ignore:.*'pretrained'.*", "ignore:Arguments other than a weight enum")
 @pytest.mark.parametrize("net", [pytest.param("vgg", marks=pytest.mark.slow), "alex"])
+@pytest.mark.slow
 def test_the_published_package_as_a_custom_distance(net, models, references, real_frames):
     theirs, ours = Perceptual(copy.deepcopy(references(net))), Perceptual(models[net])
     assert sum(weight.numel() for weight in references(net).parameters()) > 2_000_000

@@ -111,6 +111,7 @@ def noisy(frames, amount):
 
 
 @pytest.mark.parametrize("net", [pytest.param("vgg", marks=pytest.mark.slow), "alex"])
+@pytest.mark.slow
 def test_gram_equals_that_of_the_published_packages_features(net, models, references, real_frames):
     pair = real_frames["bikes.mp4"][:2], real_frames["bikes.mp4"][2:]
     x, y = (references(net).net(references(net).scaling_layer(frames)) for frames in pair)

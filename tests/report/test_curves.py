@@ -30,6 +30,7 @@ def labels(axes):
     return [line.get_label() for line in axes.lines]
 
 
+@pytest.mark.slow
 def test_a_png_is_written(tmp_path):
     draw_curves([{"step": 1, "train/mse": 0.1, "train/lr": 1.0}], tmp_path / "curves.png")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")

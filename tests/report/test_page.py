@@ -69,6 +69,7 @@ class Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
+@pytest.mark.slow
 def test_the_videos_are_beside_the_page(runs, tmp_path):
     page = write_report(runs, tmp_path / "new" / "a page.html")
     assert page == tmp_path / "new" / "a page.html"

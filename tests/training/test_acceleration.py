@@ -57,6 +57,7 @@ def test_losses_and_gradients_are_the_same(plain, options):
     assert compiled == [options["dynamo_backend"] != "no"] * 2
 
 
+@pytest.mark.slow
 def test_an_exact_penalty_is_refused(cached_weights):
     exact = build(grad_penalty_loss_weight=1)
     cpu = torch.device("cpu")

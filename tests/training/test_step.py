@@ -93,6 +93,7 @@ def test_without_an_adversarial_term_there_is_no_discriminator_step(build, video
     assert "train/discr_loss" not in update(state, video, step=0)
 
 
+@pytest.mark.slow
 def test_all_discriminators_train_together(build, video):
     state = build(
         objective=ObjectiveConfig(
@@ -168,6 +169,7 @@ def test_the_squared_error_is_logged_for_any_reconstruction_loss(build, video, r
     assert (values["train/recon_loss"] == pytest.approx(values["train/mse"], rel=1e-5)) == (recon_loss == "mse")
 
 
+@pytest.mark.slow
 def test_terms_without_a_weight_at_a_step_are_not_logged(build, video, everything):
     state = build(**everything)
     first, later, last = (update(state, video, step) for step in (0, 1, 3))
