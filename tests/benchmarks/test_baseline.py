@@ -126,8 +126,9 @@ class TestGolden:
 # The number of frames that LPIPS compares does not depend on the discriminators.
 @pytest.mark.parametrize(
     ("discriminators", "num_perceptual_frames"),
-    [*((name, 1) for name in DISCRIMINATORS), *(pytest.param("video", k, marks=pytest.mark.slow) for k in (3, 8))],
+    [*((name, 1) for name in DISCRIMINATORS), ("video", 3), ("video", 8)],
 )
+@pytest.mark.slow
 def test_autoencoder_step(benchmark_module, cached_weights, discriminators, num_perceptual_frames):
     pair = Pair(benchmark_module, discriminators, num_perceptual_frames)
     torch.manual_seed(5)

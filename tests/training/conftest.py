@@ -1,7 +1,9 @@
 """Settings of tiny runs: 5 frames of 32 x 32 pixels of a real clip."""
 
+import gc
 import runpy
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,15 @@ EVERY_TERM = ObjectiveConfig(
     quantizer_aux_loss_weight=Ramp(1e-4, steps=4, initial=1e-6),
 )
 EVERY_DISCRIMINATOR = DiscriminatorConfig(video="first_frame", image="patch", num_scales=1, dim=2, norm="spectral")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def frozen_imports():
+    """Exclude what the first run imports from garbage collection, see `pytest_collection_finish`."""
+    import_module("telecine.objective.video_autoencoder")
+    import_module("torchmetrics")
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
