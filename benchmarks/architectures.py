@@ -1,7 +1,7 @@
 """Autoencoders with about the same number of weights, trained from scratch for the same time with the same objective.
 
     python benchmarks/architectures.py                                     # every model, 5 minutes each
-    python benchmarks/architectures.py --models telecine wan --lr 3e-3 --minutes 1 -o figures/
+    python benchmarks/architectures.py --models wan wan22 --lr 3e-3 --minutes 1 -o figures/
 
 Trains telecine's `CausalVAE` and the classes of CogVideoX, Wan 2.1 and Wan 2.2 in diffusers, small and with random
 weights, on the clips of the demo with the demo's objective without a GAN. The learning rate falls as half a cosine over
@@ -41,7 +41,7 @@ WARMUP_STEPS = 20
 
 def telecine() -> CausalVAE:
     """Return the demo's autoencoder."""
-    return CausalVAE(read_config("demo").causal_vae)
+    return CausalVAE(read_config("tiny_4x8x8").causal_vae)
 
 
 def telecine_16() -> CausalVAE:
@@ -197,9 +197,10 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--minutes", type=float, default=5.0, help="Time to train each model, without validations.")
     parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--config", default="demo", help="A recipe or a YAML file: clips, batch size and objective.")
     parser.add_argument("-o", "--output", type=Path, default=Path("."), help="Folder of the JSON file and the plot.")
     arguments = parser.parse_args()
-    config = read_config("demo")
+    config = read_config(arguments.config)
     perceptual: dict[str, nn.Module] = {f"lpips_{net}": LPIPS(net) for net in ("alex", "vgg")}
     clips = build_clips(config, telecine())
     results = []

@@ -50,6 +50,31 @@ def test_the_smallest_size_that_covers(name, size, covering):
     shared(name).check_clip(*covering)
 
 
+@pytest.mark.parametrize(
+    ("name", "frames", "sizes"),
+    [
+        ("wan", 9, (4, 8, 4)),
+        ("wan", 1, (1, 8, 4)),
+        ("cogvideox", 9, (4, 8, 4)),
+        ("cogvideox", 8, (7, 8, 4)),  # two latent frames, as for the first frame and seven others
+        pytest.param("mochi", 7, (6, 8, 4), marks=slow),
+    ],
+)
+def test_the_linear_autoencoder_has_as_many_latent_values(name, frames, sizes):
+    model = shared(name)
+    linear = model.linear_autoencoder(frames, 32, 32)
+    assert (linear.encoder.time, linear.encoder.space, linear.encoder.rest.out_features) == sizes
+    video = torch.zeros(1, 3, frames, *model.covering_clip(frames, 16, 16)[1:])
+    with torch.no_grad():
+        assert linear.encode(video).shape == model.encode(video).mode().shape
+
+
+@slow
+def test_there_is_no_linear_autoencoder_if_latent_frames_do_not_divide_the_others():
+    assert shared("allegro").linear_autoencoder(8, 16, 16) is not None
+    assert shared("minimax_h3").linear_autoencoder(39, 32, 32) is None
+
+
 @slow
 def test_no_clip_covers_two_frames_for_an_image_model():
     with pytest.raises(ValueError, match=r"got 2\. Use 1,"):

@@ -14,7 +14,7 @@ from torch import nn
 from telecine.data import ClipConfig
 from telecine.report.run import read_lines, read_records, read_run
 from telecine.runs import HEALTH_FILE, METRICS_FILE
-from telecine.training import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig
+from telecine.training import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig, read_config
 from telecine.training.diagnostic_rules import EMA_BEHIND, LONG, RECENT, RULES, History
 from telecine.training.diagnostics import Diagnostics
 from telecine.training.interrupt import StopRequest
@@ -166,27 +166,28 @@ def test_gradients_that_overflow(run):
     assert all("train/grad_norm" not in r for r in records if r.get("train/grad_overflow") == 1)
 
 
+@pytest.mark.slow
+def test_a_model_that_starts_at_random_and_ends_below_the_linear_baseline(run, monkeypatch):
+    monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 12)
+    _, warned, text = run(
+        2, linear_baseline=True, objective=NO_DISCRIMINATOR, discriminator=DiscriminatorConfig("none")
+    )
+    assert set(warned) == {"below_linear"}
+    assert warned["below_linear"]["step"] == 2
+    assert "the model is worse than the linear baseline of the same latent: psnr" in text
+
+
 def test_every_rule_fires_in_a_run_above():
     source = Path(__file__).read_text().partition("def test_every_rule")[0]
-    assert len(RULES) == 11
+    assert len(RULES) == 12
     assert [rule.name for rule in RULES if f'"{rule.name}"' not in source] == []
 
 
-def test_no_rule_fires_on_the_records_of_the_demo_run(tiny):
-    """The records hold the values that the rules use, of the 600 updates of `telecine train`."""
-    config = tiny(
-        steps=600,
-        objective=ObjectiveConfig(
-            disc_start=300,
-            adversarial_loss_weight=0.5,
-            grad_penalty_loss_weight=10.0,
-            quantizer_aux_loss_weight=1e-6,
-            gan={"disc_train_start": 260},
-        ),
-        optimizer=OptimizerConfig(lr=4e-3, disc_lr=4e-4, warmup_steps=20),
-    )
+def test_no_rule_fires_on_the_records_of_the_demo_run():
+    """The records hold the values that the rules use, of the 2100 updates of `telecine train`."""
+    config = read_config("demo")
     records = read_records(DEMO)
-    assert len(records) == 120
+    assert len(records) == 217
     assert fired(records, config) == {}
 
 
@@ -239,7 +240,26 @@ def test_each_rule_at_its_threshold(tiny, name, wrong, right):
 
 
 def test_each_threshold_has_a_case():
-    assert {name for name, _, _ in CASES} == {rule.name for rule in RULES}
+    assert {name for name, _, _ in CASES} | {"below_linear"} == {rule.name for rule in RULES}
+
+
+def test_the_linear_baseline_counts_at_the_last_step(tiny):
+    config = tiny(steps=200)
+    linear = {"linear/psnr": 25.0, "linear/ssim": 0.8, "linear/lpips_alex": 0.2}
+    better = {"val/psnr": 25.1, "val/ssim": 0.81, "val/lpips_alex": 0.19}
+    for changed, message in (
+        ({}, None),
+        ({"val/psnr": 24.9}, "psnr 24.9 against 25"),
+        ({"val/ssim": 0.79}, "ssim 0.79 against 0.8"),
+        ({"val/lpips_alex": 0.21}, "lpips_alex 0.21 against 0.2"),
+        ({"val/psnr": 24.9, "val/ssim": 0.7}, "psnr 24.9 against 25, ssim 0.7 against 0.8"),
+    ):
+        values = {**linear, **better, **changed}
+        assert fired([{"step": 199, **values}], config) == {}
+        found = fired([{"step": 200, **values}], config)
+        assert list(found) == ([] if message is None else ["below_linear"])
+        assert message is None or found["below_linear"].endswith(f": {message}")
+    assert fired([{"step": 200, **better}], config) == {}, "a run without a baseline"
 
 
 EXACTLY = [

@@ -1,0 +1,36 @@
+import pytest
+from PIL import Image
+
+from telecine.data import sample_videos
+
+SMALL = """
+steps: 2
+val_every: 2
+save_every: 2
+log_every: 1
+batch_size: 1
+val_clips: 1
+device: cpu
+trackers: []
+linear_baseline: false
+clips: {num_frames: 5, height: 32, width: 32, num_workers: 0, cache: true}
+causal_vae: {base_channels: 8, blocks_per_level: 1}
+objective: {perceptual_weight: 0}
+"""
+
+
+@pytest.mark.slow
+def test_each_seed_is_compared_with_the_baseline_on_each_set_of_clips(run_here, tables_in, tmp_path, monkeypatch):
+    monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 12)
+    (tmp_path / "small.yaml").write_text(SMALL)
+    face = sample_videos()[0]
+    arguments = ["--config", str(tmp_path / "small.yaml"), "--unseen", str(face), "-o", str(tmp_path / "runs")]
+    header, rows = tables_in(run_here("demo.py", "--seeds", "3", "4", *arguments))[-1]
+    assert header == ["model", "clips", "PSNR", "SSIM", "LPIPS-Alex", "LPIPS-VGG"]
+    assert [row[:2] for row in rows] == [
+        [model, clips] for model in ("linear baseline", "seed 3", "seed 4") for clips in ("held out", face.name)
+    ]
+    assert rows[2][2:] != rows[4][2:]
+    assert float(rows[0][2]) == pytest.approx(float(rows[2][2]), abs=1.0)
+    with Image.open(tmp_path / "runs" / "held_out.png") as picture:
+        assert picture.height // picture.width == 1 or picture.height > 3 * 32
