@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from telecine.autoencoders import CausalVAE, CustomAutoencoder, LinearAutoencoder
+from telecine.data.config import Bucket
 from telecine.evaluation import ReconstructionMetrics
 from telecine.report.run import read_records, read_run
 from telecine.training import Interrupted, train
@@ -54,6 +55,20 @@ def test_it_is_fitted_to_the_first_training_clips_and_measured_on_the_held_out_o
             metrics.update(reconstruction=expected(clip["video"][None]), target=clip["video"][None])
     measured = measure_linear(linear, clips.val, {}, torch.device("cpu"))
     assert measured == {name: pytest.approx(value) for name, value in metrics.compute().items()}
+
+
+@pytest.mark.parametrize(("time", "has_one"), [(4, True), (7, False)])
+def test_clips_of_every_size_must_consist_of_its_patches(config, time, has_one):
+    class Declares(Repeats):
+        def linear_autoencoder(self, num_frames, height, width):
+            return LinearAutoencoder(time, 4, 4)
+
+    num_frames = time + 1
+    buckets = (Bucket(num_frames, 32, 32), Bucket(17, 32, 32))
+    sizes = replace(config.clips, num_frames=num_frames, buckets=buckets)
+    model = CustomAutoencoder(Declares())
+    clips = build_clips(replace(config, clips=sizes), model)
+    assert (fit_linear(model, clips, num_clips=3) is not None) == has_one
 
 
 @pytest.mark.slow

@@ -43,10 +43,13 @@ class PatchEncoder(nn.Module):
         self.first = nn.Linear(3 * self.space**2, channels)
         self.rest = nn.Linear(3 * self.time * self.space**2, channels)
 
+    def accepts(self, num_frames: int, height: int, width: int) -> bool:
+        """Return whether clips of this size consist of patches."""
+        return not ((num_frames - 1) % self.time or height % self.space or width % self.space)
+
     def patches(self, video: Video) -> tuple[Patches, Patches]:
         """Return the patches of the first frame and those of the others."""
-        _, _, frames, height, width = video.shape
-        if (frames - 1) % self.time or height % self.space or width % self.space:
+        if not self.accepts(*video.shape[2:]):
             contract = f"of 1 + {self.time} k frames, and of multiples of {self.space} pixels"
             raise argument_error("video", contract, video, "Crop it.")
         pattern = "b c (t p) (h q) (w r) -> b t h w (c p q r)"

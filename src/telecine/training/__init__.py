@@ -5,7 +5,8 @@ from telecine.training.config_file import read_config
 from telecine.training.interrupt import Interrupted
 from telecine.training.step import TrainingError
 from telecine.training.trainable import TrainableConfig
-from telecine.training.trainer import TrainResult, train
+from telecine.training.trainer import train
+from telecine.training.validation import TrainResult
 
 __all__ = [
     "DiscriminatorConfig",

@@ -31,11 +31,11 @@ def prepare_linear(
     clips: Clips,
     perceptual: Mapping[str, nn.Module],
     console: Console,
-    *,
     device: torch.device,
-    start: CausalVAE | None,
+    *,
+    may_start: bool,
 ) -> dict[str, float]:
-    """Fit the baseline, start telecine's own model from it, and measure it, each if `config` says so.
+    """Fit the baseline, start telecine's own autoencoder from it, and measure it, each if `config` says so.
 
     Args:
         config: The settings.
@@ -44,20 +44,21 @@ def prepare_linear(
         perceptual: Perceptual distances by name.
         console: Where to print the result.
         device: Where to measure.
-        start: telecine's own autoencoder, if it is to be trained from scratch.
+        may_start: Whether `model` was built from `config`, so that its weights may be set.
 
     Returns:
         The baseline's metrics, to be logged with each validation; nothing if it is not measured.
     """
-    start = start if config.linear_start else None
-    if not config.linear_baseline and start is None:
+    starts = may_start and config.linear_start and config.model is None
+    own = model if starts and isinstance(model, CausalVAE) else None
+    if own is None and not config.linear_baseline:
         return {}
     linear = fit_linear(model, clips, NUM_CLIPS)
     if linear is None:
         console.print("no linear baseline: the positions of this model's latent are not those of patches")
         return {}
-    if start is not None:
-        start.start_from(linear)
+    if own is not None:
+        own.start_from(linear)
     if not config.linear_baseline:
         return {}
     metrics = measure_linear(linear, clips.val, perceptual, device)
@@ -68,10 +69,14 @@ def prepare_linear(
 def fit_linear(model: VideoAutoencoder, clips: Clips, num_clips: int) -> LinearAutoencoder | None:
     """Return the linear autoencoder with the model's latent, fitted to the first training clips on the CPU.
 
-    None if there is no such latent, see `VideoAutoencoder.linear_autoencoder`.
+    None if there is no such latent, see `VideoAutoencoder.linear_autoencoder`, or clips of a size do not consist of its
+    patches.
     """
     linear = model.linear_autoencoder(*clips.val[0]["video"].shape[1:])
-    return None if linear is None else linear.fit(training_clips(clips, num_clips))
+    sizes = [bucket.shape for bucket in clips.train.config.train_buckets]
+    if linear is None or not all(linear.encoder.accepts(*size) for size in sizes):
+        return None
+    return linear.fit(training_clips(clips, num_clips))
 
 
 def training_clips(clips: Clips, num_clips: int) -> Iterator[Video]:

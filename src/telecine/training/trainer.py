@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list, set_seed
 from rich.console import Console
 from torch import nn
 
-from telecine.autoencoders import CausalVAE
 from telecine.data import clip_loader
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.perceptual import LPIPS
 from telecine.report.page import write_report
 from telecine.report.settings import write_environment
-from telecine.runs import CONFIG_FILE, CURVES_FILE, METRICS_FILE, REPORT_FILE, VIDEO_FILE, checkpoints
+from telecine.runs import CONFIG_FILE, checkpoints
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_state
 from telecine.training.checkpoint import Checkpointer, as_yaml, check_same_networks, clips_per_step
@@ -30,37 +28,12 @@ from telecine.training.hub import create_repository, upload
 from telecine.training.interrupt import Interrupted, StopRequest, stop_on_signal
 from telecine.training.logging import MetricsLogger, Monitor
 from telecine.training.step import MicroBatch, set_learning_rates, train_step
-from telecine.training.validation import Validation, best_step, first_and_last, validate, write_pictures
+from telecine.training.validation import TrainResult, Validation, best_step, read_result, validate, write_pictures
 
 # Subfolder of a run for the files of its trackers.
 TRACKER_PROJECT = "tensorboard"
 # Clips on which each validation compares the raw weights with the averaged ones.
 NUM_COMPARED = 4
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """The folder of a run, and its first and last validation."""
-
-    run: Path
-    """The run's folder."""
-    checkpoint: Path
-    """The last checkpoint."""
-    first: dict[str, float]
-    """Metrics of the first validation, before training."""
-    last: dict[str, float]
-    """Metrics of the last validation."""
-
-    def files(self) -> dict[str, Path]:
-        """Return the run's main files, by what they show."""
-        return {
-            "report": self.run / REPORT_FILE,
-            "side by side": self.run / VIDEO_FILE,
-            "curves": self.run / CURVES_FILE,
-            "figures": self.run / METRICS_FILE,
-            "settings": self.run / CONFIG_FILE,
-            "checkpoint": self.checkpoint,
-        }
 
 
 def train(config: TrainConfig, *, autoencoder: nn.Module | None = None, console: Console | None = None) -> TrainResult:
@@ -114,9 +87,15 @@ class Trainer:
         self.perceptual: dict[str, nn.Module] = {"lpips_alex": LPIPS("alex").to(self.accelerator.device)}
         self.linear = recorded_linear(self.folder)
         if self.is_main and not found:  # the other processes get the weights that it starts from
-            own = model if isinstance(model, CausalVAE) and autoencoder is None and config.model is None else None
-            device = self.accelerator.device
-            self.linear = prepare_linear(config, model, self.clips, self.perceptual, console, device=device, start=own)
+            self.linear = prepare_linear(
+                config,
+                model,
+                self.clips,
+                self.perceptual,
+                console,
+                self.accelerator.device,
+                may_start=autoencoder is None,
+            )
         self.checkpointer = Checkpointer(config, model)
         self.state = build_state(config, self.accelerator, model)
         videos = f"{self.clips.num_videos} videos" + (f", {n} skipped" if (n := self.clips.num_skipped) else "")
@@ -232,19 +211,15 @@ class Trainer:
         if self.is_main:
             write_report([self.folder])
         if self.hub_repository is not None:
-            result = self._read_result()
+            result = read_result(self.folder)
             upload(self.hub_repository, result.checkpoint, self.config, result.last, steps=self.state.step)
 
     def result(self) -> TrainResult:
         """Return the folder of the run and its first and last validation; every process has to call this."""
-        results = [self._read_result() if self.is_main else None]
+        results = [read_result(self.folder) if self.is_main else None]
         (result,) = broadcast_object_list(results)
         assert result is not None
         return result
-
-    def _read_result(self) -> TrainResult:
-        first, last = first_and_last(self.folder)
-        return TrainResult(self.folder, checkpoints(self.folder)[-1][1], first, last)
 
     def close(self) -> None:
         """Flush the trackers, and free the networks before the process group ends.

@@ -19,7 +19,7 @@ from telecine.report.clips import ValidationClip, write_clips
 from telecine.report.curves import draw_curves
 from telecine.report.run import read_records, validations
 from telecine.report.video import side_by_side, write_mp4
-from telecine.runs import CURVES_FILE, METRICS_FILE, VIDEO_FILE, checkpoints
+from telecine.runs import CONFIG_FILE, CURVES_FILE, METRICS_FILE, REPORT_FILE, VIDEO_FILE, checkpoints
 from telecine.training.distributed import all_gather
 
 # Clips in the side-by-side video.
@@ -126,6 +126,41 @@ def write_pictures(run: Path, step: int, validation: Validation, *, fps: float) 
 def repeat_short_video(frames: Tensor, fps: float) -> Tensor:
     """Repeat a video `(T, ...)` a whole number of times, so that it lasts at least `MIN_SECONDS`."""
     return frames.repeat(max(1, math.ceil(MIN_SECONDS * fps / len(frames))), 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The folder of a run, and its first and last validation."""
+
+    run: Path
+    """The run's folder."""
+    checkpoint: Path
+    """The last checkpoint."""
+    first: dict[str, float]
+    """Metrics of the first validation, before training."""
+    last: dict[str, float]
+    """Metrics of the last validation."""
+
+    def files(self) -> dict[str, Path]:
+        """Return the run's main files, by what they show."""
+        return {
+            "report": self.run / REPORT_FILE,
+            "side by side": self.run / VIDEO_FILE,
+            "curves": self.run / CURVES_FILE,
+            "figures": self.run / METRICS_FILE,
+            "settings": self.run / CONFIG_FILE,
+            "checkpoint": self.checkpoint,
+        }
+
+
+def read_result(run: Path) -> TrainResult:
+    """Return the result in the folder of a run.
+
+    Raises:
+        ValueError: The run has recorded no validation.
+    """
+    first, last = first_and_last(run)
+    return TrainResult(run, checkpoints(run)[-1][1], first, last)
 
 
 def first_and_last(run: Path) -> tuple[dict[str, float], dict[str, float]]:
