@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLCogVideoX, AutoencoderKLWan
 from matplotlib.figure import Figure
-from measure import machine, table, table_row
+from measure import machine, table
 from torch import nn
 
 from telecine.autoencoders import CausalVAE, CausalVAEConfig, VideoAutoencoder, as_video_autoencoder
@@ -206,7 +206,7 @@ def main() -> None:
     results = []
     for name in arguments.models:
         results.append(run(name, clips, config, perceptual, arguments.lr, 60 * arguments.minutes))
-        print(table_row(results[-1].row()), flush=True)
+        print("  ".join(results[-1].row()), flush=True)
     arguments.output.mkdir(parents=True, exist_ok=True)
     text = json.dumps([asdict(result) for result in results], indent=1)
     (arguments.output / "architectures.json").write_text(text + "\n", encoding="utf-8")

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from measure import machine, table, table_row
+from measure import machine, table
 from rich.console import Console
 from torch import Tensor, nn
 from torchvision.utils import save_image
@@ -98,7 +98,7 @@ def main() -> None:
         ours = reconstruct_with(model)
         for name, clips in sets.items():
             rows.append([f"seed {seed}", name, *measure(ours, clips, perceptual)])
-            print(table_row(rows[-1]), flush=True)
+            print("  ".join(rows[-1]), flush=True)
             if seed == arguments.seeds[0]:
                 draw([lambda video: video, linear, ours], clips, arguments.output / f"{name.replace(' ', '_')}.png")
     print(f"\n{machine()}; {config.steps} updates\n")

@@ -18,12 +18,14 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
+from telecine.autoencoders import CausalVAE
 from telecine.checks import argument_error
-from telecine.data import Clip, ClipDataset, bytes_from_video, clip_loader
+from telecine.data import Clip, bytes_from_video, clip_loader
 from telecine.evaluation import ReconstructionMetrics
 from telecine.files import read_json, write_json
 from telecine.perceptual import LPIPS
 from telecine.training import TrainConfig, TrainingError
+from telecine.training.baseline import NUM_CLIPS, fit_linear
 from telecine.training.build import Clips, build_accelerator, build_autoencoder, build_clips, build_state
 from telecine.training.diagnostics import Diagnostics
 from telecine.training.state import TrainState
@@ -52,10 +54,15 @@ class Outcome:
 class Run:
     """The trainer's updates and its diagnostics, without checkpoints and report."""
 
-    def __init__(self, config: TrainConfig, clips: ClipDataset, folder: Path) -> None:
+    def __init__(self, config: TrainConfig, clips: Clips, folder: Path) -> None:
         set_seed(config.seed)
-        self.config, self.clips = config, clips
-        self.state = build_state(config, build_accelerator(config), build_autoencoder(config))
+        self.config, self.clips = config, clips.train
+        model = build_autoencoder(config)
+        linear = fit_linear(model, clips, NUM_CLIPS)
+        assert isinstance(model, CausalVAE)
+        assert linear is not None
+        model.start_from(linear)
+        self.state = build_state(config, build_accelerator(config), model)
         self.diagnostics = Diagnostics(folder, config, Console(quiet=True), step=-1, enabled=True)
 
     def train_until(self, step: int) -> None:
@@ -203,7 +210,7 @@ class SeedRuns:
     def shared_start(self) -> dict[str, Any]:
         """The state of the base at the step at which the discriminators start to train."""
         with tempfile.TemporaryDirectory() as folder:
-            run = Run(self.base(self.config), self.clips.train, Path(folder))
+            run = Run(self.base(self.config), self.clips, Path(folder))
             run.train_until(self.config.objective.gan.disc_train_start)
             return run.save()
 
@@ -216,7 +223,7 @@ class SeedRuns:
         """
         config = variant(self.config)
         with tempfile.TemporaryDirectory() as folder:
-            run = Run(config, self.clips.train, Path(folder))
+            run = Run(config, self.clips, Path(folder))
             try:
                 if share_start:
                     run.load(self.shared_start)

@@ -64,7 +64,7 @@ def test_diagnostics_include_the_shared_start(benchmark_module, cached_weights, 
     outcome, runs = benchmark_module("outcome"), benchmark_module("outcome_runs")
     seed = runs.SeedRuns(3, 4, outcome.SMOKE, outcome.without_gan)
     config = replace(outcome.without_gan(seed.config), log_every=2)
-    first, second = (runs.Run(config, seed.clips.train, tmp_path) for _ in range(2))
+    first, second = (runs.Run(config, seed.clips, tmp_path) for _ in range(2))
     first.train_until(1)
     second.load(first.save())
     for run in (first, second):
