@@ -10,7 +10,8 @@ and `metrics.jsonl` without clocks.
 
 `against` holds on any machine, and names the tensors and the values that differ. Hashes that were recorded hold for one
 kind of processor and one version of PyTorch: others round sums differently. `results/same_bits.json` has those of the
-first version; its entry `made` says with what and on what they were made. Exit status 0: the same; 1: not the same.
+second version of the autoencoder; its entry `made` says with what and on what they were made. Exit status 0: the same;
+1: not the same.
 """
 
 from __future__ import annotations
