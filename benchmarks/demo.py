@@ -65,10 +65,13 @@ def reconstruct_with(model: CausalVAE) -> Reconstruct:
     return lambda video: model(video, sample_posterior=False).video
 
 
-def clip_sets(config: TrainConfig, unseen: Sequence[Path]) -> dict[str, list[Clip]]:
+def clip_sets(config: TrainConfig, held_out: list[Clip], unseen: Sequence[Path]) -> dict[str, list[Clip]]:
     """Return the held-out clips, and as many of each other video, cut in the same way."""
-    found = {"held out": build_clips(config, CausalVAE(config.causal_vae)).val}
-    for info in index_videos(unseen)[0]:
+    found = {"held out": held_out}
+    infos, skipped = index_videos(unseen) if unseen else ([], [])
+    if skipped:
+        raise SystemExit(f"cannot read {skipped}")
+    for info in infos:
         clips = validation_clips([whole_video(info)], replace(config.clips, scale_jitter=1.0), config.val_clips)
         found[Path(str(info.path)).name] = clips
     return found
@@ -85,9 +88,11 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     config = read_config(arguments.config)
-    sets = clip_sets(config, arguments.unseen)
+    untrained = CausalVAE(config.causal_vae)
+    clips_of_run = build_clips(config, untrained)
+    sets = clip_sets(config, clips_of_run.val, arguments.unseen)
     perceptual: dict[str, nn.Module] = {f"lpips_{net}": LPIPS(net) for net in ("alex", "vgg")}
-    linear = fit_linear(CausalVAE(config.causal_vae), build_clips(config, CausalVAE(config.causal_vae)), NUM_CLIPS)
+    linear = fit_linear(untrained, clips_of_run, NUM_CLIPS)
     assert linear is not None
     rows = [["linear baseline", name, *measure(linear, clips, perceptual)] for name, clips in sets.items()]
     for seed in arguments.seeds:

@@ -1,11 +1,14 @@
 from pathlib import Path
 
+import pytest
+
 from telecine.autoencoders import CausalVAE
 from telecine.training import read_config
 
 PAGE = Path(__file__).parents[2] / "docs" / "autoencoder.md"
 
 
+@pytest.mark.slow
 def test_the_table_of_the_page(run_here, tables_in):
     text = run_here("sizes.py")
     ((header, rows),) = tables_in(text)

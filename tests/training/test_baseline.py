@@ -84,6 +84,7 @@ def test_a_run_starts_as_the_baseline_and_shows_it_everywhere(config, few_clips)
     assert read_run(result.run, "run").held_out()[0].linear == before["linear/psnr"]
 
 
+@pytest.mark.slow
 def test_settings_switch_the_measurement_and_the_start_off(config, few_clips):
     for baseline in (False, True):
         for start in (False, True):
