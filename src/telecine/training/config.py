@@ -166,8 +166,8 @@ class TrainConfig:
     """With several processes: replicate the autoencoder ("none"), or shard its weights, gradients and optimizer states
     ("fsdp2")."""
     model_gradient_checkpointing: bool = False
-    """Recompute the inside of the autoencoder's blocks in the backward: less memory, more time. The
-    gradients of diffusers' models are compared with the ordinary ones at the start."""
+    """Recompute the inside of the autoencoder's blocks in the backward: less memory, more time. For diffusers' models,
+    the gradients are compared with the ordinary ones at the start."""
     channels_last: bool = False
     """Store the weights of discriminators and LPIPS in channels-last layout, which tensor cores prefer. Not on the CPU
     with an exact gradient penalty."""
