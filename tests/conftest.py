@@ -6,7 +6,10 @@ before the functions do.
 
 import gc
 import random
+import runpy
 import sys
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +22,9 @@ assert not any(name.startswith("telecine") for name in sys.modules), "telecine w
 install_import_hook(list(CHECKED), "beartype.beartype")
 
 
+ForkServer = runpy.run_path(str(Path(__file__).with_name("forks.py")))["ForkServer"]
+FORK_SERVER = pytest.StashKey()
+
 settings.register_profile("deterministic", derandomize=True, database=None)
 settings.load_profile("deterministic")
 
@@ -30,10 +36,27 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path not in with_slow_tests)
 
 
-def pytest_collection_finish():
+def pytest_collection_finish(session):
     """Exclude the objects of the imports from garbage collection, which each training run starts at its end."""
+    needs_forks = any("forks" in getattr(item, "fixturenames", ()) for item in session.items)
+    if needs_forks:
+        import_module("telecine.objective.video_autoencoder")
+        import_module("torchmetrics")
     gc.collect()
     gc.freeze()
+    if needs_forks:
+        session.config.stash[FORK_SERVER] = ForkServer()
+
+
+def pytest_unconfigure(config):
+    if FORK_SERVER in config.stash:
+        config.stash[FORK_SERVER].close()
+
+
+@pytest.fixture(scope="session")
+def forks(pytestconfig):
+    """Run Python's command line in forks of a copy of this process, see `forks.py`."""
+    return pytestconfig.stash[FORK_SERVER]
 
 
 @pytest.hookimpl(tryfirst=True)

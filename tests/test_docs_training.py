@@ -4,8 +4,6 @@ import re
 import runpy
 import shlex
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,7 +99,7 @@ def test_fine_tuning(folder, cached_weights):
 
 
 @pytest.mark.slow
-def test_many_gpus(folder, cached_weights):
+def test_many_gpus(folder, cached_weights, forks):
     lines = commands("many-gpus.md")
     assert [line[0] for line in lines] == ["torchrun", "accelerate", "telecine", "telecine"]
     small = ["--config", "small.yaml"]
@@ -114,8 +112,7 @@ def test_many_gpus(folder, cached_weights):
         start = line.index("-m")
         assert line[start : start + 3] == ["-m", "telecine", "train"]
         command = [*launchers[" ".join(launcher)], *line[:start], str(NO_PICTURES), *line[start + 2 :], *small]
-        command = [sys.executable, "-m", *command]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+        done = forks.run("-m", *command)
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("in each of 2 processes") == done.stdout.count("training finished") == 1
     for line in lines[2:]:

@@ -1,17 +1,13 @@
 """Evaluations of models and of videos, in one process and in two."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-import telecine
 from telecine.data import ClipConfig, find_videos, index_videos, read_clip, video_from_bytes
 from telecine.evaluation import ReconstructionMetrics, measure
 from telecine.evaluation.config import EvaluateConfig
@@ -144,18 +140,16 @@ def test_clips_that_cannot_be_decoded_are_left_out(model_folder, videos, monkeyp
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cached_weights")
-def test_two_processes_give_the_same_figures(model_folder, videos, fake_i3d, tmp_path):
+def test_two_processes_give_the_same_figures(model_folder, videos, fake_i3d, tmp_path, forks):
     """Evaluates 5 clips, so that the processes get different numbers of them."""
     settings = {"data": str(videos), "num_frames": 13, "height": 32, "width": 48, "max_clips": 5, "device": "cpu"}
     settings["features"] = str(fake_i3d)
     alone = evaluate(model_folder, EvaluateConfig(**settings))
     (line,) = re.findall(r"^torchrun (.*) evaluate ", PAGE, flags=re.MULTILINE)
-    command = [sys.executable, "-m", "torch.distributed.run", *line.split()]
+    command = ["-m", "torch.distributed.run", *line.split()]
     command += ["evaluate", str(model_folder), "--output", str(tmp_path)]
     command += [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    source = str(Path(telecine.__file__).parents[1])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([source, os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = forks.run(*command)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("lpips_alex") == 1, "one process prints"
     metrics = json.loads((tmp_path / "metrics.json").read_text())

@@ -530,12 +530,11 @@ def test_line_16_the_state_dict_holds_no_lpips(make_loss):
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory):
+def two_ranks(tmp_path_factory, forks):
     """Return the logs of two processes with different batches."""
     folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, str(HERE / "two_ranks.py"), str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
+    launched = ("-m", "torch.distributed.run", "--nproc-per-node", "2", str(HERE / "two_ranks.py"), str(folder))
+    done = forks.run(*launched)
     assert done.returncode == 0, done.stderr
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 

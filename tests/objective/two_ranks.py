@@ -1,4 +1,4 @@
-"""Two processes that average over ranks: `two_ranks.py FOLDER` writes their logs to FOLDER/RANK.json.
+"""Processes of `torchrun` that average over ranks: `two_ranks.py FOLDER` writes their logs to FOLDER/RANK.json.
 
 The test also uses the functions below: it computes the expected values in one process.
 """
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from torch import distributed as dist
-from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 from telecine import VideoAutoencoderLoss
@@ -80,9 +79,9 @@ def batch(rank):
     return helpers["random_clip"]((2, 3, 3, 16, 16), seed=10 + rank) * (0.2 + rank) / 1.2
 
 
-def main(rank, folder):
-    meeting = f"file://{folder / 'meeting'}"
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=120))
+def main(folder):
+    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
+    rank = dist.get_rank()
     loss, autoencoder = build_loss_and_autoencoder()
     total, log = loss(batch(rank), autoencoder(batch(rank)), 0, 0, last_layer=autoencoder.last_layer)
     total.backward()
@@ -105,6 +104,4 @@ def main(rank, folder):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    # Forked, so that only one process imports.
-    multiprocessing.start_processes(main, args=(Path(sys.argv[1]),), nprocs=2, start_method="fork")
+    main(Path(sys.argv[1]))

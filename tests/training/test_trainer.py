@@ -5,8 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from importlib.util import find_spec
@@ -321,21 +319,18 @@ def test_a_missing_folder_is_named_before_anything_is_written(tiny, tmp_path):
 def command(config, folder):
     path = folder / "settings.yaml"
     path.write_text(as_yaml(config))
-    return [sys.executable, str(Path(__file__).with_name("no_pictures.py")), "train", "--config", str(path)]
+    return [str(Path(__file__).with_name("no_pictures.py")), "train", "--config", str(path)]
 
 
-def wait_for_checkpoint(process, config, step):
+def wait_for_checkpoint(run, config, step):
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         found = checkpoints(Path(config.output_dir))
         if found and found[-1][0] >= step:
             return
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert not run.has_ended(), "the run ended before it could be killed"
         time.sleep(0.05)
     raise AssertionError("no checkpoint appeared")
-
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def long_run(tiny):
@@ -344,11 +339,12 @@ def long_run(tiny):
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_from_its_last_checkpoint(tiny, tmp_path):
+def test_a_killed_run_resumes_from_its_last_checkpoint(tiny, tmp_path, forks):
     config = long_run(tiny)
-    with subprocess.Popen(command(config, tmp_path), stdout=subprocess.DEVNULL, env=ENVIRONMENT) as process:
-        wait_for_checkpoint(process, config, 4)
-        process.send_signal(signal.SIGKILL)
+    run = forks.start(*command(config, tmp_path))
+    wait_for_checkpoint(run, config, 4)
+    os.kill(run.pid, signal.SIGKILL)
+    assert run.wait().returncode == -signal.SIGKILL
     done = checkpoints(Path(config.output_dir))[-1][0]
     assert done >= 4
     console = Console(record=True, file=io.StringIO())
@@ -361,22 +357,15 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_signal_saves_a_checkpoint_and_prints_how_to_resume(tiny, tmp_path):
+def test_a_signal_saves_a_checkpoint_and_prints_how_to_resume(tiny, tmp_path, forks):
     config = long_run(tiny)
-    with subprocess.Popen(
-        command(config, tmp_path),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=ENVIRONMENT,
-        start_new_session=True,
-    ) as process:
-        wait_for_checkpoint(process, config, 2)
-        os.killpg(process.pid, signal.SIGTERM)  # also to the workers, as a terminal or a cluster does
-        out, err = process.communicate(timeout=600)
-    assert process.returncode == 130, err
-    assert "Run the same command again" in out
-    assert "Traceback" not in err
+    run = forks.start(*command(config, tmp_path))
+    wait_for_checkpoint(run, config, 2)
+    os.killpg(run.pid, signal.SIGTERM)  # also to the workers, as a terminal or a cluster does
+    done = run.wait()
+    assert done.returncode == 130, done.stderr
+    assert "Run the same command again" in done.stdout
+    assert "Traceback" not in done.stderr
     state = json.loads((checkpoints(Path(config.output_dir))[-1][1] / "state.json").read_text())
     assert state["step"] == checkpoints(Path(config.output_dir))[-1][0]
 

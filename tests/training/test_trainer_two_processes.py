@@ -1,9 +1,7 @@
 """Two processes give the same losses and weights as one, and resume to the same bits."""
 
-import os
+import pickle
 import runpy
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +15,6 @@ from telecine.data import ClipConfig
 from telecine.report.run import read_records
 from telecine.runs import checkpoints
 from telecine.training import Interrupted, ObjectiveConfig, OptimizerConfig, TrainableConfig, train
-from telecine.training.checkpoint import as_yaml
 from telecine.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
@@ -28,7 +25,6 @@ no_pictures = runpy.run_path(str(Path(__file__).with_name("no_pictures.py")))
 NUM_STEPS = 3
 # Two processes stop after this many steps. "crossing" resumes in one process, the others in two.
 STOP_AFTER = {"ddp_resumed": 2, "fsdp2_resumed": 2, "crossing": 2}
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 class AfterOne:
@@ -48,16 +44,8 @@ def train_one_step(config):
         trainer.run(AfterOne(trainer))
 
 
-def train_in_two_processes(folder):
-    """Train with all settings in a folder and return what both processes printed."""
-    command = [sys.executable, str(Path(__file__).with_name("two_ranks.py")), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, cached_weights, tiny_config):
+def runs(tmp_path_factory, cached_weights, tiny_config, forks):
     """Train all runs; return their settings by name, and what the two processes printed."""
     folder = tmp_path_factory.mktemp("runs")
     objective = ObjectiveConfig(
@@ -122,12 +110,14 @@ def runs(tmp_path_factory, cached_weights, tiny_config):
         train_one_step(crossing)
         for name, config in together.items():
             if name in STOP_AFTER:
-                (folder / f"{name}.{STOP_AFTER[name]}.yaml").write_text(as_yaml(config))
+                (folder / f"{name}.{STOP_AFTER[name]}.pickle").write_bytes(pickle.dumps(config))
             if name != "crossing":
-                (folder / f"{name}.yaml").write_text(as_yaml(config))
-        printed = train_in_two_processes(folder)
+                (folder / f"{name}.pickle").write_bytes(pickle.dumps(config))
+        script = str(Path(__file__).with_name("two_ranks.py"))
+        done = forks.run("-m", "torch.distributed.run", "--nproc-per-node", "2", script, str(folder))
+        assert done.returncode == 0, done.stderr[-4000:]
         train(crossing, console=Console(quiet=True))
-    return alone | together, printed
+    return alone | together, done.stdout
 
 
 def losses(config):

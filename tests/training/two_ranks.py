@@ -1,25 +1,19 @@
-"""Two processes that train together: `two_ranks.py FOLDER` trains with all FOLDER/NAME.yaml.
+"""Processes of `torchrun` that train together: `two_ranks.py FOLDER` trains with all FOLDER/NAME.pickle.
 
-`NAME.2.yaml` stops after two steps, as if interrupted, and `NAME.yaml` trains up to the end. All runs share one process
-group, and the processes are forked from one that has imported, since both take longer than training.
+`NAME.2.pickle` stops after two steps, as if interrupted, and `NAME.pickle` trains up to the end. All runs share one
+process group, since starting one takes longer than training.
 """
 
 import gc
-import os
+import pickle
 import runpy
-import socket
 import sys
 from pathlib import Path
 
-import torch
-import torchmetrics  # noqa: F401  before the fork
 from rich.console import Console
 from torch import distributed as dist
-from torch import multiprocessing
 
-from telecine.objective import VideoAutoencoderLoss  # noqa: F401  before the fork
 from telecine.training import Interrupted, trainer
-from telecine.training.config_file import read_config
 from telecine.training.interrupt import StopRequest
 
 no_pictures = runpy.run_path(str(Path(__file__).with_name("no_pictures.py")))
@@ -37,7 +31,7 @@ class StopAfter:
 
 
 def train(path):
-    run = trainer.Trainer(read_config(path), Console(markup=False, highlight=False))
+    run = trainer.Trainer(pickle.loads(path.read_bytes()), Console(markup=False, highlight=False))
     _, *stop, _ = path.name.split(".")
     if not stop:
         run.run(StopRequest())
@@ -49,24 +43,9 @@ def train(path):
     raise AssertionError("it was not stopped")
 
 
-def main(rank, folder, port):
-    """Train with everything in a folder; the environment is that of `torchrun`."""
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
-    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
-    for path in sorted(folder.glob("*.yaml")):
+if __name__ == "__main__":
+    no_pictures["leave_pictures_out"](setattr)
+    for path in sorted(Path(sys.argv[1]).glob("*.pickle")):
         train(path)
         gc.collect()
     dist.destroy_process_group()
-
-
-def free_port():
-    with socket.socket() as opened:
-        opened.bind(("localhost", 0))
-        return opened.getsockname()[1]
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    no_pictures["leave_pictures_out"](setattr)
-    gc.freeze()  # exclude the imported modules from the garbage collections after each run
-    multiprocessing.start_processes(main, args=(Path(sys.argv[1]), free_port()), nprocs=2, start_method="fork")

@@ -1,0 +1,121 @@
+"""Python's command line in forks of the test process, which need not import again what the tests have imported.
+
+The forks are made by a copy of the test process from before its first test: a process can no longer be forked after a
+backward on a machine with a GPU, or after a computation on several threads.
+"""
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from signal import SIGKILL
+
+import jaxtyping
+import torch
+from torch.distributed.launcher import api
+
+CONTEXT = multiprocessing.get_context("fork")
+
+
+@dataclass
+class Fork:
+    """A running command. Its process leads a process group, and `pid` is the number of both."""
+
+    words: tuple[str, ...]
+    pid: int
+    connection: Connection
+    folder: tempfile.TemporaryDirectory
+
+    def has_ended(self):
+        return self.connection.poll()
+
+    def wait(self, timeout=900):
+        """Return the exit code and what was printed."""
+        if not self.connection.poll(timeout):
+            os.killpg(self.pid, SIGKILL)
+        code = self.connection.recv()
+        with self.folder:
+            printed = [Path(self.folder.name, name).read_text(encoding="utf-8") for name in ("out", "err")]
+        return subprocess.CompletedProcess(self.words, code, *printed)
+
+
+class ForkServer:
+    """Runs commands one after the other, each in a fork on one thread."""
+
+    def __init__(self):
+        self._connection, theirs = CONTEXT.Pipe()
+        self._process = CONTEXT.Process(target=_serve, args=(theirs, self._connection))
+        self._process.start()
+        theirs.close()
+
+    def start(self, *words):
+        """Start what `python WORDS` would, in the current folder."""
+        folder = tempfile.TemporaryDirectory()
+        self._connection.send((words, folder.name, os.getcwd(), dict(os.environ)))
+        return Fork(words, self._connection.recv(), self._connection, folder)
+
+    def run(self, *words):
+        """Run what `python WORDS` would, and return the exit code and what was printed."""
+        return self.start(*words).wait()
+
+    def close(self):
+        self._connection.close()
+        self._process.join()
+
+
+def _serve(connection, other_end):
+    other_end.close()  # so that the end of the test process ends this one
+    with suppress(EOFError):
+        while True:
+            process = CONTEXT.Process(target=_run, args=connection.recv())
+            process.start()
+            connection.send(process.pid)
+            process.join()
+            connection.send(process.exitcode)
+
+
+def _run(words, folder, working_directory, environment):
+    os.setsid()
+    for descriptor, name in ((1, "out"), (2, "err")):
+        with open(Path(folder, name), "wb") as file:
+            os.dup2(file.fileno(), descriptor)
+    sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", encoding="utf-8") for descriptor in (1, 2))
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(working_directory)
+    torch.set_num_threads(1)
+    jaxtyping.config.update("jaxtyping_disable", True)  # commands run as for their users
+    api.launch_agent = _fork_workers
+    _command_line(*words)
+
+
+def _command_line(first, *words):
+    """Do what `python FIRST WORDS` does."""
+    if first == "-m":
+        sys.argv = list(words)
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = [first, *words]
+        sys.path.insert(0, str(Path(first).parent))
+        runpy.run_path(first, run_name="__main__")
+
+
+def _fork_workers(config, entrypoint, words, start=api.launch_agent, **options):
+    """Do what `torchrun` and `accelerate launch` do, but fork the processes instead of starting Python."""
+    assert (entrypoint, words[0]) == (sys.executable, "-u")
+    config.start_method = "fork"
+    return start(config, _worker, words[1:], **options)
+
+
+def _worker(*words):
+    try:
+        _command_line(*words)
+    except SystemExit as stop:
+        if stop.code:
+            raise RuntimeError(f"ended with {stop.code}") from stop
