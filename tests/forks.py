@@ -10,7 +10,6 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -50,8 +49,10 @@ class ForkServer:
 
     def __init__(self):
         self._connection, theirs = CONTEXT.Pipe()
-        self._process = CONTEXT.Process(target=_serve, args=(theirs, self._connection))
-        self._process.start()
+        self._pid = os.fork()  # not a `Process`, which tests of worker processes would find among theirs
+        if self._pid == 0:
+            self._connection.close()  # so that the end of the test process ends this one
+            _serve(theirs)
         theirs.close()
 
     def start(self, *words):
@@ -66,18 +67,19 @@ class ForkServer:
 
     def close(self):
         self._connection.close()
-        self._process.join()
+        os.waitpid(self._pid, 0)
 
 
-def _serve(connection, other_end):
-    other_end.close()  # so that the end of the test process ends this one
-    with suppress(EOFError):
+def _serve(connection):
+    try:
         while True:
             process = CONTEXT.Process(target=_run, args=connection.recv())
             process.start()
             connection.send(process.pid)
             process.join()
             connection.send(process.exitcode)
+    finally:
+        os._exit(0)
 
 
 def _run(words, folder, working_directory, environment):
