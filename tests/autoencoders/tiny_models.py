@@ -252,9 +252,11 @@ every_model = pytest.mark.parametrize(
 
 @cache
 def shared(name: str) -> DiffusersAutoencoder:
-    """Return a model for tests that do not change it. Its accepted sizes are probed only once."""
+    """Return a model for tests that do not change it. Its accepted sizes are probed only once, which draws nothing."""
     model = DiffusersAutoencoder(tiny_model(name))
+    before = torch.get_rng_state()
     model.check_clip(*CLIPS[name])
+    assert torch.equal(torch.get_rng_state(), before)
     return model
 
 
