@@ -1,9 +1,7 @@
 """Running a benchmark as its user does, and reading the tables that it prints."""
 
 import importlib
-import os
 import runpy
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,31 +14,8 @@ NO_PICTURES = runpy.run_path(str(Path(__file__).parents[1] / "training" / "no_pi
 
 
 @pytest.fixture
-def run(cached_weights):
-    """Return a function that runs a script of `benchmarks/`, or `-c CODE` in its folder, on one thread."""
-
-    def run_script(*arguments, returns=0):
-        done = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=FOLDER,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=900,
-            check=False,
-        )
-        assert done.returncode == returns, done.stderr
-        return done.stdout if returns == 0 else done.stderr
-
-    return run_script
-
-
-@pytest.fixture
 def run_here(cached_weights, monkeypatch, capsys):
-    """Return a function that runs a script of `benchmarks/` in this process, which saves the time of imports.
-
-    Scripts that measure memory need a new process, see `run`.
-    """
+    """Return a function that runs a script of `benchmarks/` in this process, which saves the time of imports."""
 
     def run_script(name, *arguments, returns=0):
         monkeypatch.syspath_prepend(str(FOLDER))

@@ -20,6 +20,7 @@ objective: {perceptual_weight: 0}
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
 def test_each_seed_is_compared_with_the_baseline_on_each_set_of_clips(run_here, tables_in, tmp_path, monkeypatch):
     monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 12)
     (tmp_path / "small.yaml").write_text(SMALL)

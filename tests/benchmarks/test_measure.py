@@ -1,31 +1,20 @@
+import os
 import sys
+from functools import partial
 
 import pytest
 import torch
 
-MEASURE = """
-from functools import partial
-import os, torch
-from measure import extra_peak
-if __name__ == "__main__":
-    print(extra_peak(partial, torch.ones, 5_000_000))
-    print(extra_peak(partial, torch.ones, 25_000_000))
-    print(extra_peak(partial, abs, 1))
-    try:
-        extra_peak(partial, os._exit, 3)
-    except RuntimeError as error:
-        print(error)
-"""
-
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="without CUDA, only Linux can reset a peak")
-def test_extra_peak_is_what_a_step_allocates(run):
-    small, large, nothing, error = run("-c", MEASURE).splitlines()
-    assert int(small) == pytest.approx(20e6, abs=3e6)
-    assert int(large) == pytest.approx(100e6, rel=0.02)
-    assert int(nothing) < 2e6
-    assert "ended with exit code 3" in error
+def test_extra_peak_is_what_a_step_allocates(benchmark_module):
+    extra_peak = benchmark_module("measure").extra_peak
+    assert extra_peak(partial, torch.ones, 5_000_000) == pytest.approx(20e6, abs=3e6)
+    assert extra_peak(partial, torch.ones, 25_000_000) == pytest.approx(100e6, rel=0.02)
+    assert extra_peak(partial, abs, 1) < 2e6
+    with pytest.raises(RuntimeError, match="ended with exit code 3"):
+        extra_peak(partial, os._exit, 3)
 
 
 def test_interleaved_runs_all_steps_in_each_round(benchmark_module):

@@ -3,9 +3,9 @@ from PIL import Image
 
 
 @pytest.mark.slow
-def test_table_and_plot(run, tables_in, tmp_path):
+def test_table_and_plot(run_here, tables_in, tmp_path):
     plot = tmp_path / "scaling.png"
-    text = run("scaling.py", "--smoke", "-o", str(plot))
+    text = run_here("scaling.py", "--smoke", "-o", str(plot))
     assert text.startswith("update, penalty; dim 1, 16 px, 4 frames, batch 1; ")
     ((header, rows),) = tables_in(text)
     columns = ["telecine, s", "baseline, s", "baseline / telecine", "telecine, MB", "baseline, MB"]
