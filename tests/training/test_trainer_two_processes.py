@@ -64,7 +64,7 @@ def runs(tmp_path_factory, cached_weights, tiny_config, forks):
         val_every=NUM_STEPS,
         val_clips=3,
         save_every=NUM_STEPS,
-        clips=ClipConfig(num_frames=5, height=32, width=32, num_workers=1),
+        clips=ClipConfig(num_frames=5, height=32, width=32, num_workers=0),
         objective=objective,
         optimizer=OptimizerConfig(lr=2e-4, disc_lr=2e-4, betas=(0.9, 0.99), warmup_steps=0, ema_decay=0.9),
     )
@@ -91,10 +91,11 @@ def runs(tmp_path_factory, cached_weights, tiny_config, forks):
         "one_fixed": named("one_fixed", batch_size=4, objective=fixed),
         "accumulated": named("accumulated", batch_size=1, gradient_accumulation_steps=4, objective=fixed),
     }
+    workers = {"clips": replace(base.clips, num_workers=1)}
     together = {
-        "ddp": named("ddp", batch_size=2),
+        "ddp": named("ddp", batch_size=2, **workers),
         "ddp_accumulated": named("ddp_accumulated", batch_size=1, gradient_accumulation_steps=2, objective=fixed),
-        "ddp_resumed": named("ddp_resumed", batch_size=2),
+        "ddp_resumed": named("ddp_resumed", batch_size=2, **workers),
         "images": named("images", batch_size=1, **images),
         "sharded_cogvideox": named("sharded_cogvideox", batch_size=2, sharding="fsdp2", **cogvideox),
         "sharded_lora": named("sharded_lora", batch_size=2, sharding="fsdp2", **lora),
