@@ -193,6 +193,7 @@ class TestForward:
         torch.testing.assert_close(same, gradients, rtol=0, atol=0)
         assert few < 0.6 * kept
 
+    @pytest.mark.slow
     def test_learns_one_clip(self):
         vae, video = model(trained=False, latent_channels=8, base_channels=16), clip(1, frames=5, height=8)
         optimizer = torch.optim.Adam(vae.parameters(), lr=3e-3)

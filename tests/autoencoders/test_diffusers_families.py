@@ -73,6 +73,7 @@ def test_minimax_h3_has_colours_normalised_with_imagenets_statistics():
     torch.testing.assert_close(model(video).video, video)
 
 
+@pytest.mark.slow
 def test_allegro_works_without_tiles():
     raw, video = tiny_model("allegro"), tiny_clip("allegro")
     with pytest.raises(NotImplementedError):

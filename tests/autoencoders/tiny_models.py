@@ -243,8 +243,8 @@ def tiny_clip(name: str, batch: int = 1, seed: int = 0) -> torch.Tensor:
     return 2 * torch.rand(batch, 3, *CLIPS[name], generator=generator) - 1
 
 
-# Models for `pytest -m "not slow"`: one that decodes in chunks, and one that clamps and caches frames.
-FAST = ("cogvideox", "wan")
+# The model for `pytest -m "not slow"`: it clamps, and caches frames.
+FAST = ("wan",)
 every_model = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in sorted(TINY_MODELS)]
 )

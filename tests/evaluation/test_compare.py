@@ -122,6 +122,7 @@ def test_metrics_of_only_one_evaluation_are_a_warning(worse, better, tmp_path):
         check_protocols(protocol, protocol | {"metrics": {}})
 
 
+@pytest.mark.slow
 def test_frechet_distances_are_compared_without_an_interval(worse, better, tmp_path):
     folders = []
     for folder, value in ((worse, 90.0), (better, 70.0)):

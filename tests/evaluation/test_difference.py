@@ -41,6 +41,7 @@ def test_the_interval_is_deterministic_and_independent_for_each_column():
     assert all(map(torch.equal, bootstrap_interval(values), (low, high)))
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_mean_in_19_of_20_cases():
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(40, 400, generator=generator, dtype=torch.float64)

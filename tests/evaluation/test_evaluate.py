@@ -88,6 +88,7 @@ def test_large_frames_have_every_metric(videos, reconstructions):
     assert evaluation.protocol.absent == ()
 
 
+@pytest.mark.slow
 def test_the_frechet_distance_is_reported_with_its_network(videos, reconstructions, fake_i3d):
     settings = {**TINY, "num_frames": 10, "data": str(videos), "features": str(fake_i3d)}
     much = evaluate(reconstructions["much"], EvaluateConfig(**settings))

@@ -75,6 +75,7 @@ def test_writes_a_video_and_returns_its_psnr(model_folder, videos, tmp_path):
     assert psnr == pytest.approx((10 * torch.log10(4 / error)).mean().item(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_side_by_side_output(model_folder, videos, tmp_path):
     output = tmp_path / "out.mp4"
     reconstruct(model_folder, videos / "one.mp4", output, ReconstructConfig(compare=True, device="cpu"))

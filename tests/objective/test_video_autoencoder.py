@@ -585,6 +585,7 @@ def saved_bytes(loss, *call, **more):
 
 
 class TestMemory:
+    @pytest.mark.slow
     def test_it_does_not_grow_with_the_number_of_frames(self, make_loss, clip):
         real, fake = clip((1, 3, 16, 32, 32)), clip((1, 3, 16, 32, 32), seed=2).requires_grad_()
 

@@ -186,6 +186,7 @@ def test_names_are_escaped(tmp_path):
     assert data_of(page)["plots"][0]["title"] == EVIL
 
 
+@pytest.mark.slow
 def test_the_page_of_a_long_run_is_small(tmp_path):
     lines = [{"step": step, **{f"train/value_{n}": 0.1234567 * step + n for n in range(30)}} for step in range(5_000)]
     page = write_report([write_run(tmp_path / "run", lines)])

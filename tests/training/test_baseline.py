@@ -41,6 +41,7 @@ class Repeats(torch.nn.Module):
         return self.decoder(self.scale * video)
 
 
+@pytest.mark.slow
 def test_it_is_fitted_to_the_first_training_clips_and_measured_on_the_held_out_ones(config):
     model = build_autoencoder(config)
     clips = build_clips(config, model)
@@ -122,6 +123,7 @@ def test_a_custom_model_has_none_and_the_console_says_so(config):
     assert recorded_linear(Path(config.output_dir)) == {}
 
 
+@pytest.mark.slow
 def test_a_given_model_of_ours_keeps_its_weights(config, few_clips):
     model = CausalVAE(config.causal_vae)
     expected = {name: weight.clone() for name, weight in model.state_dict().items()}

@@ -167,6 +167,7 @@ def test_outputs_and_gradients_equal_those_of_whole_weights(name, weights):
 
 @pytest.mark.usefixtures("one_rank")
 @torch.no_grad()
+@pytest.mark.slow
 def test_weights_that_change_between_two_passes_are_used():
     """Validation swaps the averaged weights in between two passes."""
     model, video = adapter("cogvideox", "all"), tiny_clip("cogvideox")

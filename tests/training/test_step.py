@@ -37,6 +37,7 @@ def changed(before, parameters):
     return [not torch.equal(old, new) for old, new in zip(before, parameters, strict=True)]
 
 
+@pytest.mark.slow
 def test_both_networks_train_on_one_forward_of_the_autoencoder(build, video):
     state = build()
     calls = []
@@ -219,6 +220,7 @@ def test_a_gradient_that_is_not_finite_raises_before_the_optimizer_steps(build, 
     assert not any(changed(before, state.model.parameters()))
 
 
+@pytest.mark.slow
 def test_a_loss_scale_does_not_change_the_update_and_is_updated_once(build, video):
     """As in float16 on a GPU: both optimizers share a scale, which changes after both have stepped."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1)

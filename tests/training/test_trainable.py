@@ -283,6 +283,7 @@ def test_merged_weights_cannot_be_loaded_below_lora_updates(tmp_path):
 
 
 @pytest.mark.parametrize(("patterns", "last"), [(("encoder.*",), False), (("decoder.conv_*",), True)])
+@pytest.mark.slow
 def test_patterns_choose_layers_of_lora_updates(patterns, last):
     model = build("hunyuan_video")
     select_trainable(model, lora(patterns=(*patterns, "*.conv_in.conv")))

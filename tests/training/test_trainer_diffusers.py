@@ -194,6 +194,7 @@ def test_the_adaptive_weight_cannot_compare_gradients_at_a_frozen_last_layer(dif
     Trainer(diffusers_config("wan", trainable=trainable, objective=objective), quiet())
 
 
+@pytest.mark.slow
 def test_a_size_that_the_model_does_not_reproduce_is_refused(diffusers_config):
     clips = ClipConfig(num_frames=16, height=32, width=32, num_workers=0)
     with pytest.raises(ValueError, match="Use 17, the nearest"):
