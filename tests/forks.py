@@ -10,6 +10,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,24 +25,36 @@ CONTEXT = multiprocessing.get_context("fork")
 
 @dataclass
 class Fork:
-    """A running command. Its process leads a process group, and `pid` is the number of both."""
+    """A running command. Its process leads a process group, and `pid` is the number of both.
+
+    It is killed at the end of a `with` statement that has not waited for it.
+    """
 
     words: tuple[str, ...]
     pid: int
     connection: Connection
     folder: tempfile.TemporaryDirectory
+    done: subprocess.CompletedProcess | None = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.done is None:
+            self.wait(timeout=0)
 
     def has_ended(self):
         return self.connection.poll()
 
     def wait(self, timeout=900):
-        """Return the exit code and what was printed."""
+        """Return the exit code and what was printed; after `timeout` seconds, the command is killed."""
         if not self.connection.poll(timeout):
             os.killpg(self.pid, SIGKILL)
         code = self.connection.recv()
         with self.folder:
             printed = [Path(self.folder.name, name).read_text(encoding="utf-8") for name in ("out", "err")]
-        return subprocess.CompletedProcess(self.words, code, *printed)
+        self.done = subprocess.CompletedProcess(self.words, code, *printed)
+        return self.done
 
 
 class ForkServer:
@@ -67,27 +80,34 @@ class ForkServer:
 
     def close(self):
         self._connection.close()
-        os.waitpid(self._pid, 0)
+        _, status = os.waitpid(self._pid, 0)
+        assert status == 0, "the server of forks has failed"
 
 
 def _serve(connection):
+    """Run commands until the connection is closed, and never return to the copied tests."""
+    code = 1
     try:
         while True:
-            process = CONTEXT.Process(target=_run, args=connection.recv())
+            process = CONTEXT.Process(target=_run, args=(connection, *connection.recv()))
             process.start()
-            connection.send(process.pid)
             process.join()
             connection.send(process.exitcode)
+    except EOFError:
+        code = 0
     finally:
-        os._exit(0)
+        if code != 0:
+            traceback.print_exc()
+        os._exit(code)
 
 
-def _run(words, folder, working_directory, environment):
+def _run(connection, words, folder, working_directory, environment):
     os.setsid()
     for descriptor, name in ((1, "out"), (2, "err")):
         with open(Path(folder, name), "wb") as file:
             os.dup2(file.fileno(), descriptor)
     sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", encoding="utf-8") for descriptor in (1, 2))
+    connection.send(os.getpid())
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(working_directory)

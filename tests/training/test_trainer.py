@@ -341,10 +341,10 @@ def long_run(tiny):
 @pytest.mark.slow
 def test_a_killed_run_resumes_from_its_last_checkpoint(tiny, tmp_path, forks):
     config = long_run(tiny)
-    run = forks.start(*command(config, tmp_path))
-    wait_for_checkpoint(run, config, 4)
-    os.kill(run.pid, signal.SIGKILL)
-    assert run.wait().returncode == -signal.SIGKILL
+    with forks.start(*command(config, tmp_path)) as run:
+        wait_for_checkpoint(run, config, 4)
+        os.kill(run.pid, signal.SIGKILL)
+        assert run.wait().returncode == -signal.SIGKILL
     done = checkpoints(Path(config.output_dir))[-1][0]
     assert done >= 4
     console = Console(record=True, file=io.StringIO())
@@ -359,10 +359,10 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tiny, tmp_path, forks):
 @pytest.mark.slow
 def test_a_signal_saves_a_checkpoint_and_prints_how_to_resume(tiny, tmp_path, forks):
     config = long_run(tiny)
-    run = forks.start(*command(config, tmp_path))
-    wait_for_checkpoint(run, config, 2)
-    os.killpg(run.pid, signal.SIGTERM)  # also to the workers, as a terminal or a cluster does
-    done = run.wait()
+    with forks.start(*command(config, tmp_path)) as run:
+        wait_for_checkpoint(run, config, 2)
+        os.killpg(run.pid, signal.SIGTERM)  # also to the workers, as a terminal or a cluster does
+        done = run.wait()
     assert done.returncode == 130, done.stderr
     assert "Run the same command again" in done.stdout
     assert "Traceback" not in done.stderr
