@@ -32,8 +32,8 @@ AXES: dict[str, Sequence[int]] = {
 }
 SMOKE_AXES: dict[str, Sequence[int]] = {
     "num_frames": (2, 4),
-    "size": (16, 32),
-    "batch_size": (1, 2),
+    "size": (16,),
+    "batch_size": (1,),
     "num_perceptual_frames": (1, 4),
 }
 LABELS = {
