@@ -3,7 +3,7 @@
     python benchmarks/fine_tuning.py
 
 The models are small enough for two CPU cores, have random weights, and are saved with diffusers. `telecine train
---model` fine-tunes each on the three sample videos with the whole objective, and validates on their held-out ends.
+--model` fine-tunes each on the sample videos with the whole objective, and validates on their held-out ends.
 
 The variance of the initial weights is 1 / fan-in. With a third of it, PyTorch's default, the output of Wan's class
 hardly depends on its input, and training takes about 200 updates to learn more than one colour.

