@@ -7,18 +7,22 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from os import PathLike
 
+import torch
 from torch import Tensor, nn
 
 from telecine.autoencoders.causal_blocks import (
     CausalConv3d,
+    CausalSequential,
     ChannelNorm,
     Downsample,
+    EarlierFrames,
     ResidualBlock,
     Upsample,
     fold,
     init_zero,
     unfold,
 )
+from telecine.ops.checkpointing import checkpoint_call
 from telecine.autoencoders.clip_sizes import ceil_div, check_multiple
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, check_input
 from telecine.autoencoders.linear import LinearAutoencoder, PatchDecoder, PatchEncoder
@@ -121,6 +125,18 @@ def residual_blocks(config: CausalVAEConfig, level: int) -> list[ResidualBlock]:
     return [ResidualBlock(channels[level], time_kernel) for _ in range(config.blocks_per_level)]
 
 
+def in_chunks(network: CausalSequential, video: Video, size: int) -> Video:
+    """Return `network(video)`; for a `size` above 0, computed in chunks of as many frames.
+
+    The values are the same. The activations of a chunk are computed again in the backward pass, which goes through the
+    chunks from the last to the first: memory holds those of one chunk, and what the layers keep between chunks.
+    """
+    if size == 0:
+        return network(video)
+    earlier: EarlierFrames = {}
+    return torch.cat([checkpoint_call(network, chunk, earlier) for chunk in video.split(size, dim=2)], dim=2)
+
+
 class Encoder(nn.Module):
     """From video to the posterior's mean and logvar: a linear map of patches, and a network that is 0 at the start."""
 
@@ -135,11 +151,12 @@ class Encoder(nn.Module):
         layers += [*residual_blocks(config, len(channels) - 1), ChannelNorm(channels[-1]), nn.SiLU()]
         last = init_zero(CausalConv3d(channels[-1], 2 * config.latent_channels, (1, 1)))
         nn.init.constant_(last.conv.bias[config.latent_channels :], INITIAL_LOGVAR)  # type: ignore[index]
-        self.network = nn.Sequential(*layers, last)
+        self.network = CausalSequential(*layers, last)
+        self.chunk_size = 0  # latent frames; 0 for whole clips
 
     def forward(self, video: Video) -> tuple[Tensor, Tensor]:
         """Return mean and logvar, each `(B, latent_channels, 1 + k, h, w)`."""
-        residual, logvar = self.network(fold(video, *self.patch)).chunk(2, dim=1)
+        residual, logvar = in_chunks(self.network, fold(video, *self.patch), self.chunk_size).chunk(2, dim=1)
         return self.linear(video) + residual, logvar
 
 
@@ -156,11 +173,13 @@ class Decoder(nn.Module):
             layers += [*residual_blocks(config, level + 1), Upsample(inner, outer)]
         layers += [*residual_blocks(config, 0), ChannelNorm(channels[0]), nn.SiLU()]
         last = init_zero(CausalConv3d(channels[0], config.folded_channels, (1, 3)))
-        self.network = nn.Sequential(*layers, last)
+        self.network = CausalSequential(*layers, last)
+        self.chunk_size = 0  # latent frames; 0 for whole clips
 
     def forward(self, latent: Tensor) -> Video:
         """Return the video of a latent `(B, latent_channels, 1 + k, h, w)`."""
-        video: Video = self.linear(latent) + unfold(self.network(latent), *self.patch)
+        residual = in_chunks(self.network, latent, self.chunk_size)
+        video: Video = self.linear(latent) + unfold(residual, *self.patch)
         return video
 
 
@@ -229,6 +248,15 @@ class CausalVAE(VideoAutoencoder):
         for module in self.modules():
             if isinstance(module, ResidualBlock):
                 module.gradient_checkpointing = True
+
+    def enable_temporal_chunks(self, num_frames: int) -> None:
+        """Compute the networks in chunks of as many frames, a multiple of `time_compression`, see `in_chunks`.
+
+        Raises:
+            ValueError: It is not a multiple.
+        """
+        check_multiple("temporal_chunk", num_frames, step=self.config.time_compression)
+        self.encoder.chunk_size = self.decoder.chunk_size = num_frames // self.config.time_compression
 
     @property
     def last_layer(self) -> nn.Parameter:

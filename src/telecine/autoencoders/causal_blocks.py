@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor, nn
 
+from telecine.ops.checkpointing import checkpoint_call
 from telecine.shapes import Video
+
+EarlierFrames: TypeAlias = dict[nn.Module, Tensor]
+"""The last input frames of each layer that needs them for the next chunk of a clip; empty before the first chunk."""
 
 
 def repeat_first_frame(video: Video, count: int) -> Video:
@@ -53,9 +57,29 @@ class CausalConv3d(nn.Module):
             in_channels, out_channels, (kernel[0], kernel[1], kernel[1]), padding=(0, kernel[1] // 2, kernel[1] // 2)
         )
 
-    def forward(self, video: Video) -> Video:
-        """Map `(B, in_channels, T, H, W)` to `(B, out_channels, T, H, W)`."""
-        return self.conv(repeat_first_frame(video, self.num_repeats))
+    def forward(self, video: Video, earlier: EarlierFrames | None = None) -> Video:
+        """Map `(B, in_channels, T, H, W)` to `(B, out_channels, T, H, W)`.
+
+        Args:
+            video: A clip, or the next chunk of it.
+            earlier: What the layers keep between the chunks of a clip; changed. None for a whole clip.
+        """
+        if earlier is None or self.num_repeats == 0:
+            return self.conv(repeat_first_frame(video, self.num_repeats))
+        before = earlier.get(self)
+        padded = repeat_first_frame(video, self.num_repeats) if before is None else torch.cat([before, video], dim=2)
+        earlier[self] = padded[:, :, -self.num_repeats :].clone()  # a view would keep the whole chunk
+        return self.conv(padded)
+
+
+class CausalSequential(nn.Sequential):
+    """Layers in order; those that look back in time get what they keep between the chunks of a clip."""
+
+    def forward(self, video: Video, earlier: EarlierFrames | None = None) -> Video:
+        """Map a clip, or the next chunk of it, see `CausalConv3d`."""
+        for layer in self:
+            video = layer(video, earlier) if isinstance(layer, (CausalConv3d, ResidualBlock)) else layer(video)
+        return video
 
 
 class ChannelNorm(nn.Module):
@@ -81,7 +105,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, num_channels: int, time_kernel: int = 1) -> None:
         super().__init__()
         self.gradient_checkpointing = False
-        self.branch = nn.Sequential(
+        self.branch = CausalSequential(
             ChannelNorm(num_channels),
             nn.SiLU(),
             CausalConv3d(num_channels, num_channels, (time_kernel, 3)),
@@ -90,11 +114,11 @@ class ResidualBlock(nn.Module):
             init_zero(CausalConv3d(num_channels, num_channels, (1, 3))),
         )
 
-    def forward(self, video: Video) -> Video:
-        """Return a video of the same shape."""
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return video + checkpoint(self.branch, video, use_reentrant=False)
-        return video + self.branch(video)
+    def forward(self, video: Video, earlier: EarlierFrames | None = None) -> Video:
+        """Return a video of the same shape, see `CausalConv3d`."""
+        if self.gradient_checkpointing:
+            return video + checkpoint_call(self.branch, video, earlier)
+        return video + self.branch(video, earlier)
 
 
 def init_zero(layer: CausalConv3d) -> CausalConv3d:

@@ -9,7 +9,7 @@ from os import PathLike
 from torch import Tensor, nn
 
 from telecine.autoencoders.clip_sizes import ClipSizes, find_last_layer
-from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, checkpointing_error
+from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, checkpointing_error, chunks_error
 from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import load_weights, save_model
@@ -48,7 +48,7 @@ class CustomAutoencoder(VideoAutoencoder):
     - `check_clip(num_frames, height, width)` and `covering_clip(num_frames, height, width)`: see `VideoAutoencoder`.
       Default: run tiny clips through the module, see `ClipSizes`.
     - `save_pretrained(folder)` and `load_weights(folder)`. Default: the state dict as safetensors.
-    - `enable_gradient_checkpointing()`. Default: not supported.
+    - `enable_gradient_checkpointing()` and `enable_temporal_chunks(num_frames)`. Default: not supported.
     - `linear_autoencoder(num_frames, height, width)`: see `VideoAutoencoder`. Default: None.
 
     Args:
@@ -106,6 +106,17 @@ class CustomAutoencoder(VideoAutoencoder):
         if enable is None:
             raise checkpointing_error(self.module)
         enable()
+
+    def enable_temporal_chunks(self, num_frames: int) -> None:
+        """Call the module's `enable_temporal_chunks`.
+
+        Raises:
+            ValueError: The module has no such method.
+        """
+        enable = getattr(self.module, "enable_temporal_chunks", None)
+        if enable is None:
+            raise chunks_error(self.module)
+        enable(num_frames)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write the module's weights, low-rank updates merged, with its own `save_pretrained` if it has one."""

@@ -80,6 +80,16 @@ class VideoAutoencoder(nn.Module, ABC):
         """
         raise checkpointing_error(self)
 
+    def enable_temporal_chunks(self, num_frames: int) -> None:
+        """Compute clips in chunks of as many frames, with the activations of one chunk in memory at a time.
+
+        The results, and in the backward pass the gradients, are those of whole clips.
+
+        Raises:
+            ValueError: The model does not support it, which is the default, or not with as many frames.
+        """
+        raise chunks_error(self)
+
 
 def check_input(model: VideoAutoencoder, video: Video) -> None:
     """Raise a `ValueError` unless `video` is `(B, 3, T, H, W)` of a size that the model accepts."""
@@ -94,3 +104,13 @@ def checkpointing_error(model: nn.Module) -> Exception:
     remedy = "Set it to false, or give the model a method `enable_gradient_checkpointing`."
     contract = "false for a model without gradient checkpointing"
     return argument_error("model_gradient_checkpointing", contract, f"true for {type(model).__name__}", remedy)
+
+
+def chunks_error(model: nn.Module) -> Exception:
+    """Return the error for temporal chunks of a model that does not support them."""
+    remedy = (
+        "Leave it out and use `model_gradient_checkpointing` or shorter clips, or give the model a method "
+        "`enable_temporal_chunks`."
+    )
+    contract = "left out for a model that does not keep frames between chunks"
+    return argument_error("temporal_chunk", contract, f"a number for {type(model).__name__}", remedy)

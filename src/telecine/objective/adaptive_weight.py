@@ -5,7 +5,7 @@ As in VQGAN (Esser et al., arXiv:2012.09841, equation 7), by default with the pe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,13 +47,13 @@ class AdaptiveWeight(nn.Module):
             return {name: torch.ones_like(loss) for name, loss in losses.items()}
         assert grad_at is not None
         assert reference is not None
-        norm_of: Callable[..., Scalar] = (
-            layer_gradient_norm if self.config.at == "last_layer" else reconstruction_gradient_norm
+        norms_of: Callable[..., list[Scalar]] = (
+            layer_gradient_norms if self.config.at == "last_layer" else reconstruction_gradient_norms
         )
-        reference_norm = norm_of(reference, grad_at)
+        reference_norm, *norms = norms_of([reference, *losses.values()], grad_at)
         return {
-            name: finite_or_one(self._averaged(name, self._ratio(reference_norm, norm_of(loss, grad_at))))
-            for name, loss in losses.items()
+            name: finite_or_one(self._averaged(name, self._ratio(reference_norm, norm)))
+            for name, norm in zip(losses, norms, strict=True)
         }
 
     def _ratio(self, reference_norm: Scalar, norm: Scalar) -> Scalar:
@@ -77,33 +77,39 @@ def finite_or_one(weight: Scalar) -> Scalar:
     return torch.where(torch.isfinite(weight), weight, torch.ones_like(weight))
 
 
-def layer_gradient_norm(loss: Scalar, last_layer: Tensor | LayerActivations) -> Scalar:
-    """Return the float32 2-norm of `d loss / d last_layer`; the gradient is averaged over ranks first.
+def layer_gradient_norms(losses: Sequence[Scalar], last_layer: Tensor | LayerActivations) -> list[Scalar]:
+    """Return the float32 2-norm of `d loss / d last_layer` for each loss; gradients are averaged over ranks first.
 
-    This is an extra backward from the loss to the last layer. The graph is kept.
+    This is an extra backward from each loss to the last layer. The graphs are kept.
 
     Raises:
-        ValueError: If the loss does not depend on the last layer.
+        ValueError: If a loss does not depend on the last layer.
     """
     if isinstance(last_layer, LayerActivations):
-        gradient = last_layer.weight_gradient(loss)
+        gradients = last_layer.weight_gradients(losses)
     else:
-        (gradient,) = gradients_of(loss, [last_layer], retain_graph=True)
-    if gradient is None:
-        raise ValueError(
-            "`last_layer` must be a parameter that `reconstructions` were computed with, but they do not depend on "
-            f"this one of shape {tuple(last_layer.shape)}. Pass the weight of the decoder's last layer, e.g. "
-            "`model.decoder.conv_out.weight`."
-        )
-    return torch.linalg.vector_norm(average_over_ranks(gradient.detach().float()))
+        gradients = [gradients_of(loss, [last_layer], retain_graph=True)[0] for loss in losses]
+    norms = []
+    for gradient in gradients:
+        if gradient is None:
+            raise ValueError(
+                "`last_layer` must be a parameter that `reconstructions` were computed with, but they do not depend on "
+                f"this one of shape {tuple(last_layer.shape)}. Pass the weight of the decoder's last layer, e.g. "
+                "`model.decoder.conv_out.weight`."
+            )
+        norms.append(torch.linalg.vector_norm(average_over_ranks(gradient.detach().float())))
+    return norms
 
 
-def reconstruction_gradient_norm(loss: Scalar, reconstructions: Tensor) -> Scalar:
-    """Return the float32 2-norm of `d loss / d reconstructions`; its square is averaged over ranks.
+def reconstruction_gradient_norms(losses: Sequence[Scalar], reconstructions: Tensor) -> list[Scalar]:
+    """Return the float32 2-norm of `d loss / d reconstructions` for each loss; its square is averaged over ranks.
 
-    Ranks have different clips, so the squares add up. This is an extra backward from the loss to the reconstruction.
-    The graph is kept.
+    Ranks have different clips, so the squares add up. This is an extra backward from each loss to the reconstruction.
+    The graphs are kept.
     """
-    (gradient,) = gradients_of(loss, [reconstructions], retain_graph=True)
-    assert gradient is not None
-    return average_over_ranks(gradient.detach().float().square().sum()).sqrt()
+    norms = []
+    for loss in losses:
+        (gradient,) = gradients_of(loss, [reconstructions], retain_graph=True)
+        assert gradient is not None
+        norms.append(average_over_ranks(gradient.detach().float().square().sum()).sqrt())
+    return norms

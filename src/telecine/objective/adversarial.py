@@ -28,8 +28,9 @@ from telecine.objective.terms import weighted
 from telecine.objective.video_discriminator import VideoDiscriminator
 from telecine.objective.weights import Weights
 from telecine.ops.double_backward import differentiated_twice
-from telecine.perceptual import sample_frame_indices
+from telecine.perceptual import pick_frames, sample_frame_indices
 from telecine.precision import autocast_dtype, autocast_off
+from telecine.randomness import randint
 from telecine.shapes import Scalar, Video
 
 
@@ -269,6 +270,22 @@ class AdversarialLosses:
 
     def _in_training(self) -> list[VideoDiscriminator]:
         return self.every if self.weights.discriminators_train else []
+
+
+def windowed(batch: Batch, num_frames: int | None) -> Batch:
+    """Return the batch with `num_frames` consecutive frames of each clip, from a random one on, if it has more.
+
+    The gradient hook still sees the gradient at the whole reconstruction.
+    """
+    starts = batch.real.shape[2] - num_frames + 1 if num_frames is not None else 1
+    if num_frames is None or starts <= 1:
+        return batch
+    device = batch.real.device
+    first = randint(starts, (len(batch.real), 1), generator=batch.generator, device=device)
+    indices = first + torch.arange(num_frames, device=device)
+    fake = with_gradient_hook(batch.fake, batch.grad_hook)
+    real, fake = (pick_frames(x, indices).unflatten(0, (len(x), -1)).transpose(1, 2) for x in (batch.real, fake))
+    return batch._replace(real=real, fake=fake, grad_hook=None)
 
 
 def gradient_mode(losses: AdversarialLosses, *, eager: bool, both_steps: bool) -> GradientMode:

@@ -139,6 +139,14 @@ class GANConfig:
 
     Fails: a discriminator that is untrained at `disc_start` misleads the autoencoder.
     """
+    window: int | None = None
+    """Frames that the discriminators see of each longer clip, from a random frame on; the same ones of the clip and of
+    its reconstruction. All frames by default.
+
+    Source: ours, for long clips; a discriminator of DVD-GAN (arXiv:1907.06571) sees eight random frames.
+
+    Fails: a short window hides slow flicker from the discriminators. Frames near the ends are drawn less often.
+    """
     feature_matching_loss_weight: Weight = 0.0
     """Weight of the mean absolute difference of the discriminators' features, from `disc_start` on. Stabilises a GAN.
 
@@ -164,6 +172,8 @@ class GANConfig:
     def __post_init__(self) -> None:
         choose("gan.loss", self.loss, GAN_LOSSES)
         check_step("gan.disc_train_start", self.disc_train_start)
+        if self.window is not None:
+            check_count("gan.window", self.window, remedy="Use None for all frames.")
         as_ramp("gan.feature_matching_loss_weight", self.feature_matching_loss_weight)
         as_ramp("gan.lecam_loss_weight", self.lecam_loss_weight)
         check_fraction("gan.lecam_decay", self.lecam_decay)

@@ -6,6 +6,9 @@ adaptive weight accepts either as `last_layer`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import TypeAlias
 
 import torch
@@ -14,14 +17,26 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
 from telecine.objective.eager import gradients_of
+from telecine.ops.checkpointing import CheckpointedCall
 from telecine.shapes import Scalar
 
-# The arguments of a call, which may include frames that a causal layer cached in the call before.
 Inputs: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
+"""The arguments of a call, which may include frames that a causal layer cached in the call before."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of the layer."""
+
+    source: Inputs | CheckpointedCall
+    """The layer's arguments; or, if its activations are not kept, the call around it, which computes them again."""
+    output: Tensor
 
 
 class LayerActivations:
     """The inputs and outputs of a linear or convolution layer since `clear()`; replaces its weight as `last_layer`.
+
+    Inputs that the autoencoder computes again in the backward pass are computed again here, too.
 
     Args:
         layer: The module that owns `weight`. Its output must be linear in the weight, as it is for convolutions.
@@ -30,7 +45,7 @@ class LayerActivations:
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
         # None in a copy, such as an averaged model: nothing would ever clear its calls.
-        self._calls: list[tuple[Inputs, Tensor]] | None = []
+        self._calls: list[Call] | None = []
         layer.register_forward_hook(self._record, with_kwargs=True)
 
     def clear(self) -> None:
@@ -44,7 +59,7 @@ class LayerActivations:
     @property
     def requires_grad(self) -> bool:
         """Whether any recorded output has a graph."""
-        return any(output.requires_grad for _, output in self._calls or [])
+        return any(call.output.requires_grad for call in self._calls or [])
 
     @property
     def shape(self) -> torch.Size:
@@ -53,16 +68,41 @@ class LayerActivations:
         assert isinstance(weight, Tensor)
         return weight.shape
 
-    def weight_gradient(self, loss: Scalar) -> Tensor | None:
-        """Return `d loss / d weight`, `None` if the loss does not depend on it. The graph of the loss is kept."""
-        calls = [call for call in self._calls or [] if call[1].requires_grad]
-        output_gradients = gradients_of(loss, [output for _, output in calls], retain_graph=True)
-        parts = [
-            self._weight_gradient_of_call(inputs, gradient)
-            for (inputs, _), gradient in zip(calls, output_gradients, strict=True)
-            if gradient is not None
-        ]
-        return sum(parts[1:], parts[0]) if parts else None
+    def weight_gradients(self, losses: Sequence[Scalar]) -> list[Tensor | None]:
+        """Return `d loss / d weight` for each loss, `None` if it does not depend on it. The graphs are kept."""
+        calls = [call for call in self._calls or [] if call.output.requires_grad]
+        outputs = [call.output for call in calls]
+        gradients = [gradients_of(loss, outputs, retain_graph=True) for loss in losses]
+        found: list[Tensor | None] = [None] * len(losses)
+        for inputs, *output_gradients in zip(self._inputs(calls), *gradients, strict=True):
+            for index, gradient in enumerate(output_gradients):
+                if gradient is not None:
+                    part, sum_before = self._weight_gradient_of_call(inputs, gradient), found[index]
+                    found[index] = part if sum_before is None else sum_before + part
+        return found
+
+    def _inputs(self, calls: Sequence[Call]) -> Iterator[Inputs]:
+        """Yield the layer's arguments in each call; those of one checkpointed call are in memory at a time."""
+        for _, group in groupby(calls, key=lambda call: id(call.source)):
+            same = list(group)
+            if isinstance(same[0].source, CheckpointedCall):
+                yield from self._inputs_in(same[0].source, len(same))
+            else:
+                yield same[0].source
+
+    def _inputs_in(self, checkpointed: CheckpointedCall, expected: int) -> list[Inputs]:
+        """Run a checkpointed call again, and return the layer's arguments in it."""
+        found: list[Inputs] = []
+        hook = self.layer.register_forward_pre_hook(
+            lambda _, args, kwargs: found.append((args, kwargs)), with_kwargs=True
+        )
+        try:
+            with torch.no_grad():
+                checkpointed.run()
+        finally:
+            hook.remove()
+        assert len(found) == expected
+        return found
 
     def _weight_gradient_of_call(self, inputs: Inputs, grad_output: Tensor) -> Tensor:
         """Return one call's part. The layer is linear in its weight, so zeros do as its value."""
@@ -80,5 +120,7 @@ class LayerActivations:
     def _record(self, layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor) -> None:
         # In `functional_call` above, the weight is a plain tensor; that call is not recorded.
         is_forward = isinstance(layer.weight, nn.Parameter)
-        if is_forward and self._calls is not None and torch.is_grad_enabled():
-            self._calls.append(((args, kwargs), output))
+        around = CheckpointedCall.running()
+        is_again = around is not None and not around.is_first_run  # in the backward pass
+        if is_forward and not is_again and self._calls is not None and torch.is_grad_enabled():
+            self._calls.append(Call(around or (args, kwargs), output))

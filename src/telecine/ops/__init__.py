@@ -1,1 +1,1 @@
-"""Convolutions for training on the CPU: the fastest kernel for each shape, and a fast double backward."""
+"""Operations below the networks: fast convolutions for the CPU, their double backward, checkpointed calls."""

@@ -105,6 +105,8 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
         model = load_autoencoder(config.model if checkpoint is None else checkpoint / "ema")
     if config.model_gradient_checkpointing:
         model.enable_gradient_checkpointing()
+    if config.temporal_chunk is not None:
+        model.enable_temporal_chunks(config.temporal_chunk)
     select_trainable(model, config.trainable)
     return model.train()
 
@@ -252,7 +254,9 @@ def data_parallel(model: nn.Module, accelerator: Accelerator) -> nn.Module:
 
 
 def last_layer_of(model: VideoAutoencoder, config: TrainConfig) -> Tensor | LayerActivations | None:
-    """Return where the adaptive weight compares gradients: the last layer's weight, or, if sharded, its activations.
+    """Return where the adaptive weight compares gradients: the last layer's weight, or its activations.
+
+    The weight would not do if it is sharded, or if its gradient needed the activations of all temporal chunks at once.
 
     Raises:
         ValueError: If gradients are compared at a layer that is not trained, and so has none.
@@ -267,7 +271,7 @@ def last_layer_of(model: VideoAutoencoder, config: TrainConfig) -> Tensor | Laye
         contract, got = "`reconstruction` if the last layer is frozen", settings.at
         remedy = "Set it to `reconstruction`, which needs no layer."
         raise argument_error("objective.adaptive_weight.at", contract, got, remedy)
-    return weight
+    return weight if config.temporal_chunk is None else LayerActivations(owner_of(weight, model))
 
 
 def owner_of(weight: nn.Parameter, model: nn.Module) -> nn.Module:

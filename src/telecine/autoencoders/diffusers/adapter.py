@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from telecine.autoencoders.clip_sizes import ClipSizes, find_last_layer, output_shape
 from telecine.autoencoders.diffusers.checkpointing import enable_checked
+from telecine.autoencoders.diffusers.chunks import enable_chunks
 from telecine.autoencoders.diffusers.families import (
     DiffusersModel,
     LatentPosterior,
@@ -143,6 +144,16 @@ class DiffusersAutoencoder(VideoAutoencoder):
             ValueError: The class does not support it, fails with it, or computes other gradients. It is disabled then.
         """
         enable_checked(self.module, self.sizes)
+
+    def enable_temporal_chunks(self, num_frames: int) -> None:
+        """Compute clips in chunks of `num_frames` frames, with the activations of one chunk in memory at a time.
+
+        The accepted sizes are those of whole clips.
+
+        Raises:
+            ValueError: The class does not keep frames between chunks, or not for chunks of this length.
+        """
+        self.family = enable_chunks(self.module, self.family, num_frames)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write configuration and weights, low-rank updates merged, as diffusers writes them.

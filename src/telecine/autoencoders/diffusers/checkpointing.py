@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
+from telecine.ops.checkpointing import checkpoint_module, undo_checkpoint
 from telecine.autoencoders.clip_sizes import ClipSizes, Size
 from telecine.autoencoders.diffusers.families import DiffusersModel
 from telecine.autoencoders.diffusers.reconstruct import clear_caches
@@ -18,6 +21,32 @@ MAX_DIFFERENCE = 1e-2
 NUM_FRAMES = 5
 
 
+@dataclass(frozen=True)
+class CachedBlocks:
+    """The blocks of a class that keeps frames for the next chunk, which its own checkpointing does not support."""
+
+    names: tuple[str, ...]
+    """Their classes."""
+    cache_name: str = ""
+    """The attribute of their layers that holds the frames; empty if they are in lists or dicts among the arguments."""
+
+
+CACHED_BLOCKS = {
+    "AutoencoderKLKVAEVideo": CachedBlocks(
+        ("KVAECachedResnetBlock3D", "KVAECachedPXSDownsample", "KVAECachedPXSUpsample")
+    ),
+    "AutoencoderKLMagvit": CachedBlocks(
+        ("EasyAnimateResidualBlock3D", "EasyAnimateDownsampler3D", "EasyAnimateUpsampler3D"), "prev_features"
+    ),
+    "AutoencoderKLQwenImage": CachedBlocks(("QwenImageResidualBlock", "QwenImageAttentionBlock", "QwenImageResample")),
+    "AutoencoderKLQwenImage21": CachedBlocks(
+        ("QwenImage21ResidualBlock", "QwenImage21AttentionBlock", "QwenImage21Resample")
+    ),
+    "AutoencoderKLWan": CachedBlocks(("WanResidualBlock", "WanAttentionBlock", "WanResample")),
+    "Kandinsky6SRVAE": CachedBlocks(("Kandinsky6SRResnetBlock3D", "Kandinsky6SRDownsample", "Kandinsky6SRUpsample")),
+}
+
+
 def enable_checked(module: DiffusersModel, sizes: ClipSizes) -> None:
     """Enable a diffusers model's gradient checkpointing if its gradients for a tiny clip stay the same.
 
@@ -28,7 +57,7 @@ def enable_checked(module: DiffusersModel, sizes: ClipSizes) -> None:
         raise unsupported(module, "one without it")
     plain = gradients(sizes)
     try:
-        module.enable_gradient_checkpointing()
+        enable(module)
     except ValueError as error:
         raise unsupported(module, "one that does not support it") from error
     try:
@@ -41,10 +70,30 @@ def enable_checked(module: DiffusersModel, sizes: ClipSizes) -> None:
         raise unsupported(module, f"one whose gradients change by {difference:.0%} with it")
 
 
+def enable(module: DiffusersModel) -> None:
+    """Enable checkpointing: the class's own, or ours of the blocks of `CACHED_BLOCKS`."""
+    blocks = CACHED_BLOCKS.get(type(module).__name__)
+    if blocks is None:
+        module.enable_gradient_checkpointing()
+        return
+    for block in cached_blocks(module, blocks):
+        checkpoint_module(block, blocks.cache_name)
+
+
 def disable(module: DiffusersModel) -> None:
     """Disable checkpointing, and clear the caches that a failed backward pass left."""
-    module.disable_gradient_checkpointing()
+    blocks = CACHED_BLOCKS.get(type(module).__name__)
+    if blocks is None:
+        module.disable_gradient_checkpointing()
+    else:
+        for block in cached_blocks(module, blocks):
+            undo_checkpoint(block)
     clear_caches(module)
+
+
+def cached_blocks(module: nn.Module, blocks: CachedBlocks) -> list[nn.Module]:
+    """Return the blocks of a model."""
+    return [block for block in module.modules() if type(block).__name__ in blocks.names]
 
 
 def unsupported(module: DiffusersModel, got: str) -> Exception:

@@ -1,0 +1,120 @@
+"""Gradient checkpointing (arXiv:1604.06174) of calls that keep frames for the next call, as causal models do.
+
+Such a call reads and changes caches: lists and dicts among its arguments, or attributes of its layers. To compute it
+again in the backward pass, it has to find them as they were. So the caches before the call are an input of what is
+computed again, the caches after it an output, and gradients flow through both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+class CheckpointedCall:
+    """A call of a function whose activations are not kept; it can be run any number of times, with the same results.
+
+    Args:
+        forward: The function. It may change lists and dicts among its arguments, also nested ones.
+        args, kwargs: Its arguments.
+        cached_in: The layers that keep tensors in an attribute.
+        cache_name: The name of that attribute.
+    """
+
+    _running: ContextVar[CheckpointedCall | None] = ContextVar("running", default=None)
+
+    def __init__(
+        self,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        cached_in: Iterable[nn.Module],
+        cache_name: str,
+    ) -> None:
+        self.forward = forward
+        self.args, self.kwargs = _copy(args), _copy(kwargs)
+        self.layers, self.cache_name = list(cached_in), cache_name
+        self.before = self._cached()
+        self.is_first_run = True
+
+    @classmethod
+    def running(cls) -> CheckpointedCall | None:
+        """Return the outermost of the calls that are running, if any."""
+        return cls._running.get()
+
+    def run(self) -> tuple[Any, list[Any], list[Any]]:
+        """Return the output, the arguments with what changed in them, and the layers' tensors after the call."""
+        args, kwargs = _copy(self.args), _copy(self.kwargs)
+        outside = self._cached()
+        self._set_cached(self.before)
+        token = self._running.set(self._running.get() or self)
+        try:
+            output = self.forward(*args, **kwargs)
+            return output, [*args, *kwargs.values()], self._cached()
+        finally:  # also when the recomputation stops early
+            self._running.reset(token)
+            self._set_cached(outside)
+            self.is_first_run = False
+
+    def _cached(self) -> list[Any]:
+        return [getattr(layer, self.cache_name) for layer in self.layers]
+
+    def _set_cached(self, values: list[Any]) -> None:
+        for layer, value in zip(self.layers, values, strict=True):
+            setattr(layer, self.cache_name, value)
+
+
+def checkpoint_call(
+    forward: Callable[..., Any], *args: Any, cached_in: Iterable[nn.Module] = (), cache_name: str = "", **kwargs: Any
+) -> Any:
+    """Return `forward(*args, **kwargs)`, whose activations are computed again in the backward pass.
+
+    The caches that it reads and changes may hold tensors with gradients. Without gradients this is a plain call.
+    Arguments as for `CheckpointedCall`.
+    """
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    call = CheckpointedCall(forward, args, kwargs, cached_in, cache_name)
+    # The arguments say which device's random state is kept.
+    output, changed, cached = checkpoint(lambda *_: call.run(), *args, use_reentrant=False)
+    for value, new in zip((*args, *kwargs.values()), changed, strict=True):
+        _overwrite(value, new)
+    call._set_cached(cached)
+    return output
+
+
+def checkpoint_module(module: nn.Module, cache_name: str = "") -> None:
+    """Make `module` compute its activations again in the backward pass, see `checkpoint_call`.
+
+    Args:
+        module: The module; its `forward` is replaced.
+        cache_name: The attribute in which its layers keep tensors between calls, if any.
+    """
+    cached_in = [layer for layer in module.modules() if cache_name and hasattr(layer, cache_name)]
+    module.forward = partial(checkpoint_call, module.forward, cached_in=cached_in, cache_name=cache_name)
+
+
+def undo_checkpoint(module: nn.Module) -> None:
+    """Give a module its own `forward` back."""
+    del module.forward
+
+
+def _copy(value: Any) -> Any:
+    """Return the value with new lists and dicts, which hold the same tensors."""
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    return type(value)(map(_copy, value)) if type(value) in (list, tuple) else value
+
+
+def _overwrite(value: Any, by: Any) -> None:
+    """Give a list or a dict the contents of another one."""
+    if isinstance(value, dict):
+        value.update(by)
+    elif isinstance(value, list):
+        value[:] = by
