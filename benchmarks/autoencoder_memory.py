@@ -3,15 +3,15 @@
     python benchmarks/autoencoder_memory.py checkpointing    # Wan 2.1 in its published size, minutes
     python benchmarks/autoencoder_memory.py chunks -o .      # clips of 17 to 129 frames, and a plot
 
-Prints by how much the peak of one forward and backward, or of a whole update, exceeds the memory in use before. The
-gradients of the weights exist before, and do not count.
+Prints by how much the peak of one forward and backward, or of a whole update, exceeds the memory in use before, less
+the gradients of the autoencoder's weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -55,7 +55,8 @@ def causal_vae() -> VideoAutoencoder:
     return CausalVAE(CausalVAEConfig(base_channels=128, blocks_per_level=2))
 
 
-MODELS = {"Wan 2.1": wan, "Wan 2.1, base_dim 32": small_wan, "CausalVAE small": causal_vae}
+SMALL = {"CausalVAE small": causal_vae, "Wan 2.1, base_dim 32": small_wan}
+MODELS = {"Wan 2.1": wan, **SMALL}
 
 
 def make_backward(name: str, num_frames: int, size: int, checkpointing: bool) -> Step:
@@ -67,6 +68,7 @@ def make_backward(name: str, num_frames: int, size: int, checkpointing: bool) ->
     video = clip(num_frames, size)
 
     def step() -> None:
+        model.zero_grad()
         model(video).video.square().mean().backward()
 
     return step
@@ -88,6 +90,7 @@ def make_update(name: str, num_frames: int, size: int, chunk: int | None) -> Ste
     video = clip(num_frames, size)
 
     def step() -> None:
+        model.zero_grad()
         activations.clear()
         output = model(video)
         both = loss.update(video, output.video, 0, output.aux, activations)
@@ -95,6 +98,12 @@ def make_update(name: str, num_frames: int, size: int, chunk: int | None) -> Ste
         both.disc_loss.backward()
 
     return step
+
+
+def peak_of(make: Callable[..., Step], name: str, *arguments: int | None) -> int:
+    """Return the extra peak of a step less the gradients of the weights, which the step makes."""
+    weights = MODELS[name]().parameters()
+    return extra_peak(make, name, *arguments) - sum(weight.nbytes for weight in weights)
 
 
 def clip(num_frames: int, size: int) -> Tensor:
@@ -151,7 +160,7 @@ def compare_checkpointing() -> None:
     """Print the table of gradient checkpointing."""
     rows = []
     for num_frames, size in ((9, 64), (17, 96)):
-        plain, less = (extra_peak(make_backward, "Wan 2.1", num_frames, size, on) for on in (False, True))
+        plain, less = (peak_of(make_backward, "Wan 2.1", num_frames, size, on) for on in (False, True))
         rows.append([f"{num_frames} x {size} x {size}", in_mib(plain), in_mib(less), f"{less / plain:.2f}"])
         print("  ".join(rows[-1]), flush=True)
     print(table(["Wan 2.1, 127 M", "plain, MiB", "checkpointing, MiB", "ratio"], rows))
@@ -165,10 +174,10 @@ def compare_chunks(names: Sequence[str], size: int, folder: Path) -> None:
     }
     rows = []
     for num_frames in LENGTHS:
-        objective = extra_peak(make_update, "none", num_frames, size, None)
-        peaks["the videos and the objective"].append(objective)
+        objective = peak_of(make_update, "none", num_frames, size, None)
+        peaks[videos].append(objective)
         for name in names:
-            whole, chunks = (extra_peak(make_update, name, num_frames, size, chunk) for chunk in (None, CHUNK))
+            whole, chunks = (peak_of(make_update, name, num_frames, size, chunk) for chunk in (None, CHUNK))
             held = held_between_chunks(name, num_frames, size, CHUNK)
             for kind, peak in zip(KINDS, (whole, chunks), strict=True):
                 peaks[f"{name}, {kind}"].append(peak)
@@ -176,7 +185,7 @@ def compare_chunks(names: Sequence[str], size: int, folder: Path) -> None:
             rows.append([name, str(num_frames), *map(in_mib, cells)])
             print("  ".join(rows[-1]), flush=True)
     print(f"\n{machine()}; MiB; clips of {size} x {size}, chunks of {CHUNK} frames\n")
-    print(table(["model", "frames", *KINDS, "videos and objective", "kept between chunks", "rest"], rows))
+    print(table(["model", "frames", *KINDS, videos, "kept between chunks", "rest"], rows))
     draw(peaks, folder / "temporal_chunks.png")
 
 

@@ -97,6 +97,27 @@ class TestCausality:
             chunk = vae.encode(video[:, :, :frames]).mode()
             torch.testing.assert_close(chunk, whole[:, :, : chunk.shape[2]])
 
+    @pytest.mark.parametrize("blocks_too", [False, True])
+    @pytest.mark.parametrize("chunk", [4, 8])
+    def test_temporal_chunks_have_the_gradients_of_whole_clips(self, chunk, blocks_too):
+        vae, video = model().double(), clip(frames=21, dtype=torch.float64)
+
+        def gradients():
+            output = vae(video, sample_posterior=False)
+            loss = output.video.square().mean() + output.aux["kl_loss"]
+            return [output.video, *torch.autograd.grad(loss, list(vae.parameters()))]
+
+        whole = gradients()
+        vae.enable_temporal_chunks(chunk)
+        if blocks_too:
+            vae.enable_gradient_checkpointing()
+        for found, expected in zip(gradients(), whole, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
+
+    def test_a_temporal_chunk_is_a_multiple_of_the_time_compression(self):
+        with pytest.raises(ValueError, match=r"`temporal_chunk` must be a multiple of 4 .* got 6\. Use 8"):
+            model().enable_temporal_chunks(6)
+
     def test_the_first_frame_is_an_image(self):
         vae, video = model().double(), clip(dtype=torch.float64)
         alone = vae(video[:, :, :1], sample_posterior=False).video

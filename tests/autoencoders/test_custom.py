@@ -140,6 +140,15 @@ def test_gradient_checkpointing_without_support_is_refused():
         CustomAutoencoder(Compressor()).enable_gradient_checkpointing()
 
 
+def test_temporal_chunks_need_support():
+    with pytest.raises(ValueError, match=r"`temporal_chunk` must be left out .* got a number for Compressor"):
+        CustomAutoencoder(Compressor()).enable_temporal_chunks(8)
+    module = Compressor()
+    module.enable_temporal_chunks = lambda num_frames: setattr(module, "chunk", num_frames)
+    CustomAutoencoder(module).enable_temporal_chunks(8)
+    assert module.chunk == 8
+
+
 @pytest.mark.parametrize(("cls", "load"), [(Compressor, load_file), (SavesItself, torch.load)])
 def test_saved_weights_contain_the_low_rank_updates(cls, load, tmp_path):
     model = CustomAutoencoder(cls())

@@ -572,3 +572,60 @@ class TestCallArguments:
         for run in (lambda: loss(*pair, 1, 0), lambda: loss.update(*pair, 0)):
             with pytest.raises(ValueError, match=message):
                 run()
+
+
+class TestWindow:
+    """The discriminators see some consecutive frames of a long clip."""
+
+    def seen(self, make_loss, make_discriminator, *, step, seed, window=2):
+        loss = make_loss(
+            discr_3d_kwargs=make_discriminator(),
+            perceptual_weight=0,
+            adversarial_loss_weight=1,
+            gan={"window": window},
+        )
+        # Frame t of clip b is t + 10 b, negative in the reconstruction.
+        real = (torch.arange(6.0)[:, None, None] + 10 * torch.arange(2.0).view(2, 1, 1, 1, 1)) / 20
+        real = real.expand(2, 3, 6, 4, 4)
+        fake = (-real).clone().requires_grad_()
+        total, _ = loss(real, fake, step, 0, generator=torch.Generator().manual_seed(seed))
+        if step == 0:
+            total.backward()
+        return [20 * x[:, 0, :, 0, 0] for x in loss.discr_3d.inputs], fake
+
+    def test_real_and_reconstruction_have_the_same_consecutive_frames(self, make_loss, make_discriminator):
+        firsts = set()
+        for seed in range(20):
+            (real, fake), _ = self.seen(make_loss, make_discriminator, step=1, seed=seed)
+            assert real.shape == (2, 2)
+            torch.testing.assert_close(fake, -real)
+            torch.testing.assert_close(real[:, 1] - real[:, 0], torch.ones(2))
+            firsts |= {round(first) for first in (real[:, 0] - torch.tensor([0.0, 10.0])).tolist()}
+        assert firsts == {0, 1, 2, 3, 4}, "every frame is seen"
+
+    def test_only_frames_in_the_window_get_its_gradient(self, make_loss, make_discriminator):
+        inputs, fake = self.seen(make_loss, make_discriminator, step=0, seed=1)
+        error = 2 * (2 * fake).detach() / fake.numel()  # of the mean squared error
+        adversarial = (fake.grad - error).abs().sum((1, 3, 4))
+        frames = (-inputs[0] - torch.tensor([[0.0], [10.0]])).round().long()
+        expected = torch.zeros(2, 6, dtype=torch.bool).scatter(1, frames, True)
+        assert torch.equal(adversarial > 1e-6, expected)
+
+    def test_a_clip_that_is_not_longer_is_seen_whole(self, make_loss, make_discriminator):
+        (real, _), _ = self.seen(make_loss, make_discriminator, step=1, seed=0, window=6)
+        assert real.shape == (2, 6)
+
+    def test_the_gradient_hook_sees_the_whole_video(self, make_loss, make_discriminator, clip):
+        loss = make_loss(
+            discr_3d_kwargs=make_discriminator(), perceptual_weight=0, adversarial_loss_weight=1, gan={"window": 1}
+        )
+        gradients = []
+        real, fake = clip(), clip(seed=2).requires_grad_()
+        loss.update(real, fake, 0, grad_hook=gradients.append).loss.backward()
+        assert gradients[-1].shape == fake.shape
+        of_error = 2 * (fake - real).detach() / fake.numel()
+        torch.testing.assert_close(gradients[-1], fake.grad - of_error)
+
+    def test_a_window_that_is_no_number_of_frames(self, make_loss):
+        with pytest.raises(ValueError, match=r"`gan.window` must be a positive int.*Use None for all frames"):
+            make_loss(gan={"window": 0})

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from telecine.objective.layer_activations import LayerActivations
+from telecine.ops.checkpointing import checkpoint_call
 
 LAYERS = [
     (lambda: nn.Conv3d(2, 3, 3, padding=1), (2, 2, 3, 4, 4)),
@@ -115,3 +116,35 @@ def test_it_replaces_the_weight_as_last_layer(make_loss, make_discriminator, aut
     assert logs[0]["train/adaptive_weight"] != 1
     activations.clear()
     assert loss(clip(), autoencoder(clip()).detach(), 0, 0, last_layer=activations)[1]["train/adaptive_weight"] == 1
+
+
+def test_inputs_that_are_not_kept_are_computed_again():
+    """As for the temporal chunks of a decoder: each call has two layers, and takes what the call before left."""
+    torch.manual_seed(0)
+    first, last = nn.Linear(3, 3).double(), nn.Linear(3, 2).double()
+    activations = LayerActivations(last)
+
+    def decode(x, cache):
+        hidden = first(x).tanh() if cache[0] is None else (first(x) + cache[0]).tanh()
+        cache[0] = hidden
+        return torch.cat([last(hidden), last(hidden.square())])
+
+    x = torch.randn(4, 3, dtype=torch.float64)
+    cache = [None]
+    output = torch.cat([checkpoint_call(decode, part, cache) for part in x.split(1)])
+    losses = [output.sin().sum(), output.square().sum(), torch.ones((), requires_grad=True)]
+    expected = [torch.autograd.grad(loss, last.weight, retain_graph=True)[0] for loss in losses[:2]]
+    assert output.requires_grad
+    *found, unrelated = activations.weight_gradients(losses)
+    torch.testing.assert_close(found, expected)
+    assert unrelated is None
+    losses[0].backward()
+    assert activations.requires_grad
+    torch.testing.assert_close(activations.weight_gradients(losses[1:2]), expected[1:])
+
+
+def test_the_backward_of_a_checkpointed_call_is_not_recorded():
+    layer = nn.Linear(2, 2)
+    activations = LayerActivations(layer)
+    checkpoint_call(lambda x: layer(x).sin(), torch.ones(1, 2)).sum().backward()
+    assert len(activations._calls) == 1

@@ -11,14 +11,16 @@ import torch
 from diffusers import AutoModel
 from rich.console import Console
 from safetensors.torch import load_file
+from torch.nn.utils import parameters_to_vector
 
-from telecine.autoencoders.diffusers import DiffusersAutoencoder
+from telecine.autoencoders.diffusers import DiffusersAutoencoder, checkpointing
 from telecine.data import ClipConfig
 from telecine.objective.layer_activations import LayerActivations
 from telecine.runs import checkpoints
 from telecine.training import DiscriminatorConfig, Interrupted, ObjectiveConfig, TrainableConfig, train
 from telecine.training.build import owner_of
 from telecine.training.interrupt import StopRequest
+from telecine.training.step import MicroBatch, train_step
 from telecine.training.trainer import Trainer
 
 models = runpy.run_path(str(Path(__file__).parent.parent / "autoencoders" / "tiny_models.py"))
@@ -180,10 +182,32 @@ def test_a_batch_of_images_that_leaves_weights_unused_trains(diffusers_config):
 
 
 @pytest.mark.slow
-def test_gradient_checkpointing_with_wrong_gradients_is_refused(diffusers_config):
+def test_gradient_checkpointing_with_wrong_gradients_is_refused(diffusers_config, monkeypatch):
     Trainer(diffusers_config("cogvideox", model_gradient_checkpointing=True), quiet())
+    monkeypatch.setattr(checkpointing, "CACHED_BLOCKS", {})
     with pytest.raises(ValueError, match="gradients stay the same"):
         Trainer(diffusers_config("kvae_video", model_gradient_checkpointing=True), quiet())
+
+
+@pytest.mark.slow
+def test_temporal_chunks_train_the_same_weights(diffusers_config):
+    """Five updates with the adversarial term and its adaptive weight."""
+
+    def trained(temporal_chunk):
+        clips = ClipConfig(num_frames=13, height=32, width=32, num_workers=0)
+        trainer = Trainer(diffusers_config("wan", clips=clips, temporal_chunk=temporal_chunk), quiet())
+        losses, before = [], parameters_to_vector(trainer.state.trained)
+        for step in range(5):
+            video = 2 * torch.rand(1, 3, 13, 32, 32, generator=torch.Generator().manual_seed(step)) - 1
+            log = train_step(trainer.state, [MicroBatch(video, [step])])
+            losses.append([log["train/total_loss"], log["train/adaptive_weight"]])
+        return losses, parameters_to_vector(trainer.state.trained) - before
+
+    losses, change = trained(None)
+    assert all(loss[1] not in (0, 1) for loss in losses), "the adaptive weight is computed"
+    losses_of_chunks, change_of_chunks = trained(4)
+    assert losses_of_chunks == [pytest.approx(loss, rel=1e-4) for loss in losses]
+    assert (change_of_chunks - change).norm() < 1e-2 * change.norm()
 
 
 def test_the_adaptive_weight_cannot_compare_gradients_at_a_frozen_last_layer(diffusers_config):

@@ -22,7 +22,6 @@ from telecine.autoencoders.causal_blocks import (
     init_zero,
     unfold,
 )
-from telecine.ops.checkpointing import checkpoint_call
 from telecine.autoencoders.clip_sizes import ceil_div, check_multiple
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, check_input
 from telecine.autoencoders.linear import LinearAutoencoder, PatchDecoder, PatchEncoder
@@ -30,6 +29,7 @@ from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.posterior import DiagonalGaussian
 from telecine.autoencoders.pretrained import load_config, load_weights, save_model
 from telecine.checks import argument_error, check_count, describe
+from telecine.ops.checkpointing import checkpoint_call
 from telecine.randomness import Generators
 from telecine.shapes import Video, check_video
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from telecine.ops.checkpointing import checkpoint_module, undo_checkpoint
 from telecine.autoencoders.clip_sizes import ClipSizes, Size
 from telecine.autoencoders.diffusers.families import DiffusersModel
 from telecine.autoencoders.diffusers.reconstruct import clear_caches
 from telecine.checks import argument_error
+from telecine.ops.checkpointing import checkpoint_module, undo_checkpoint
 from telecine.precision import autocast_off
 
 # Relative difference of all gradients that rounding may cause. The wrong ones found differ by 0.5 and more.

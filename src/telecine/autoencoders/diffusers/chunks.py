@@ -14,13 +14,13 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from telecine.ops.checkpointing import checkpoint_module
 from telecine.autoencoders.clip_sizes import check_multiple, size_error
 from telecine.autoencoders.diffusers.checkpointing import CACHED_BLOCKS
 from telecine.autoencoders.diffusers.families import Decoded, DiffusersModel, Family, LatentPosterior
 from telecine.autoencoders.interface import chunks_error
 from telecine.autoencoders.posterior import DiagonalGaussian
 from telecine.checks import check_count
+from telecine.ops.checkpointing import checkpoint_module
 from telecine.shapes import Video
 
 # Frames of a latent frame of Wan, QwenImage and Magvit.
@@ -71,15 +71,15 @@ def use_magvit(module: DiffusersModel, family: Family, num_frames: int) -> Famil
     return family
 
 
-def use_wan(module: DiffusersModel, family: Family, num_frames: int, **first_chunk: bool) -> Family:
+def use_wan(module: DiffusersModel, family: Family, num_frames: int, *, has_first_chunk: bool = True) -> Family:
     """Call encoder and decoder with larger chunks than the class does.
 
-    `first_chunk` is the decoder's argument for the first latent frame; QwenImage has none.
+    QwenImage's decoder, a copy of an earlier Wan's, has no argument `first_chunk`.
     """
     return replace(
         family,
         encode=partial(encode_wan, num_frames=num_frames),
-        decode=partial(decode_wan, num_frames=num_frames // TIME_COMPRESSION, **first_chunk),
+        decode=partial(decode_wan, num_frames=num_frames // TIME_COMPRESSION, has_first_chunk=has_first_chunk),
     )
 
 
@@ -93,11 +93,12 @@ def encode_wan(module: DiffusersModel, video: Video, *, num_frames: int) -> Late
     return DiagonalGaussian(mean=mean, logvar=logvar)
 
 
-def decode_wan(module: DiffusersModel, latent: Tensor, *, num_frames: int, **first_chunk: bool) -> Decoded:
+def decode_wan(module: DiffusersModel, latent: Tensor, *, num_frames: int, has_first_chunk: bool) -> Decoded:
     """Decode the first latent frame, then chunks of `num_frames` latent frames."""
     first, *chunks = first_and_chunks(module.post_quant_conv(latent), num_frames)
     earlier = [None] * module._cached_conv_counts["decoder"]
-    parts = [module.decoder(first, feat_cache=earlier, feat_idx=[0], **first_chunk)]
+    is_first = {"first_chunk": True} if has_first_chunk else {}
+    parts = [module.decoder(first, feat_cache=earlier, feat_idx=[0], **is_first)]
     parts += [module.decoder(z, feat_cache=earlier, feat_idx=[0]) for z in chunks]
     video = torch.cat(parts, dim=2)
     if patch := getattr(module.config, "patch_size", None):
@@ -114,7 +115,7 @@ CHUNKS = {
     "AutoencoderKLCogVideoX": Chunks(8),
     "AutoencoderKLKVAEVideo": Chunks(16),
     "AutoencoderKLMagvit": Chunks(4, use_magvit),
-    "AutoencoderKLQwenImage": Chunks(4, use_wan),
-    "AutoencoderKLWan": Chunks(4, partial(use_wan, first_chunk=True)),
+    "AutoencoderKLQwenImage": Chunks(4, partial(use_wan, has_first_chunk=False)),
+    "AutoencoderKLWan": Chunks(4, use_wan),
     "Kandinsky6SRVAE": Chunks(16),
 }

@@ -1,0 +1,129 @@
+"""Checkpointed calls compute the values and gradients of plain ones, also where they keep tensors between calls."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from telecine.ops.checkpointing import CheckpointedCall, checkpoint_call, checkpoint_module, undo_checkpoint
+
+
+class Recurrent(nn.Module):
+    """Adds what it keeps of the call before: in a list, a nested dict, or an attribute."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.where = where
+        self.kept = None
+        self.num_calls = 0
+
+    def forward(self, x, cache=None):
+        self.num_calls += 1
+        before = self.kept if self.where == "attribute" else cache[0] if self.where == "list" else cache["a"]["b"]
+        y = self.layer(x).tanh() if before is None else self.layer(x + before).tanh()
+        after = y.square()
+        if self.where == "attribute":
+            self.kept = after
+        elif self.where == "list":
+            cache[0] = after
+        else:
+            cache["a"]["b"] = after
+        return y
+
+
+def outputs(module, x, where):
+    cache = {"attribute": None, "list": [None], "dict": {"a": {"b": None}}}[where]
+    module.kept = None
+    return torch.cat([module(part, cache=cache) for part in x.split(1)])
+
+
+@pytest.mark.parametrize("where", ["attribute", "list", "dict"])
+def test_what_a_call_keeps_is_an_input_of_the_next(where):
+    torch.manual_seed(0)
+    module = Recurrent(where).double()
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    expected = outputs(module, x, where)
+    inputs = [x, *module.parameters()]
+    expected_gradients = torch.autograd.grad(expected.square().sum(), inputs)
+    checkpoint_module(module, "kept" if where == "attribute" else "")
+    module.num_calls = 0
+    found = outputs(module, x, where)
+    assert module.num_calls == 4
+    after = module.kept
+    assert torch.equal(found, expected)
+    gradients = torch.autograd.grad(found.square().sum(), inputs)
+    assert module.num_calls == 8, "each call is computed once more"
+    assert module.kept is after, "the backward pass leaves what the layers keep as it is"
+    for gradient, reference in zip(gradients, expected_gradients, strict=True):
+        assert torch.equal(gradient, reference)
+    with torch.no_grad():
+        assert torch.equal(outputs(module, x, where), expected)
+    undo_checkpoint(module)
+    assert "forward" not in vars(module)
+
+
+def test_checkpointed_calls_can_be_nested():
+    torch.manual_seed(0)
+    inner = Recurrent("list").double()
+    x = torch.randn(4, 3, dtype=torch.float64)
+    expected = torch.autograd.grad(outputs(inner, x, "list").square().sum(), inner.layer.weight)[0]
+    outer = copy.deepcopy(inner)
+    checkpoint_module(outer)
+
+    def both(x, cache):
+        return torch.cat([outer(part, cache=cache) for part in x.split(1)])
+
+    cache = [None]
+    found = torch.cat([checkpoint_call(both, part, cache) for part in x.split(2)])
+    gradient = torch.autograd.grad(found.square().sum(), outer.layer.weight)[0]
+    torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=0)
+
+
+def test_a_copy_of_the_module_is_independent():
+    module = Recurrent("list")
+    checkpoint_module(module)
+    other = copy.deepcopy(module)
+    with torch.no_grad():
+        other.layer.weight.zero_()
+        other.layer.bias.zero_()
+    assert outputs(other, torch.ones(2, 3), "list").eq(0).all()
+    assert outputs(module, torch.ones(2, 3), "list").ne(0).any()
+
+
+def test_layers_keep_their_tensors_after_an_error():
+    module = Recurrent("attribute")
+    module.kept = torch.ones(1, 3)
+    checkpoint_module(module, "kept")
+    kept = module.kept
+    with pytest.raises(RuntimeError, match="must match the size"):
+        module(torch.ones(1, 5))
+    assert module.kept is kept
+    assert CheckpointedCall.running() is None
+
+
+def test_random_numbers_are_the_same_again():
+    torch.manual_seed(0)
+    x = torch.ones(1000, requires_grad=True)
+    y = checkpoint_call(nn.functional.dropout, x.sin())
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(gradient != 0, y != 0)
+
+
+def test_the_backward_pass_computes_one_call_after_the_other_again():
+    events = []
+
+    def forward(x, cache, number):
+        events.append(f"forward {number}")
+        cache[0] = x.exp() if cache[0] is None else (x + cache[0]).exp()
+        return cache[0].sin()
+
+    parts = [torch.zeros(8, requires_grad=True) for _ in range(3)]
+    for number, part in enumerate(parts):
+        part.register_hook(lambda _, number=number: events.append(f"backward {number}"))
+    cache = [None]
+    total = sum(checkpoint_call(forward, part, cache, number).sum() for number, part in enumerate(parts))
+    events.clear()
+    total.backward()
+    assert events == ["forward 2", "backward 2", "forward 1", "backward 1", "forward 0", "backward 0"]
