@@ -92,7 +92,7 @@ def test_gradients_that_are_not_needed_are_not_computed(with_bias, twice, monkey
     y.backward(retain_graph=True)
     y.backward(inputs=[x])
     everything = [True, True, with_bias]
-    assert masks == [[True, False, False], [True, True, False], everything, everything, [True, False, False]]
+    assert masks == [[True, False, False], [False, True, False], everything, everything, [True, False, False]]
 
 
 def test_threads_are_independent():

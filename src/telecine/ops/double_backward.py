@@ -50,8 +50,8 @@ def convolve(
     is_plain = autocast_dtype(x.device) is None and not torch.compiler.is_compiling()
     if is_plain and (is_differentiated_twice() or has_faster_kernel(x)):
         # Views, because the engine does not report whether a leaf's gradient is needed.
-        parameters = weight.view_as(weight), None if bias is None else bias.view_as(bias)
-        return _Convolution.apply(x, *parameters, Geometry(tuple(stride), tuple(padding)))
+        inputs = [None if tensor is None else tensor.view_as(tensor) for tensor in (x, weight, bias)]
+        return _Convolution.apply(*inputs, Geometry(tuple(stride), tuple(padding)))
     return (F.conv2d if x.ndim == 4 else F.conv3d)(x, weight, bias, tuple(stride), tuple(padding))
 
 
@@ -82,17 +82,16 @@ class _Convolution(torch.autograd.Function):
 def _output_mask(ctx: _Context) -> list[bool]:
     """Return whether the present backward needs the gradients of input, weight and bias.
 
-    `torch.autograd.grad` with respect to an input alone, as a penalty calls it, does not need the weights' gradients.
+    `torch.autograd.grad` with respect to an input alone, as a penalty calls it, does not need the weights' gradients,
+    and the discriminator's step does not need those of the real videos, which a penalty differentiates with respect to.
     PyTorch's own operators know this; a function written in Python has to ask about the next nodes of the graph.
     """
-    needs_input, *needs_parameters = ctx.needs_input_grad[:3]
-    nodes = [node for node, _ in ctx.next_functions[1:]]  # one per tensor: a bias of None has no node
-    nodes += [None] * (len(needs_parameters) - len(nodes))
-    needed = [
+    nodes = [node for node, _ in ctx.next_functions]  # one per tensor: a bias of None has no node
+    nodes += [None] * (3 - len(nodes))
+    return [
         needs and node is not None and torch._C._will_engine_execute_node(node)
-        for needs, node in zip(needs_parameters, nodes, strict=True)
+        for needs, node in zip(ctx.needs_input_grad[:3], nodes, strict=True)
     ]
-    return [needs_input, *needed]
 
 
 class _ConvolutionBackward(torch.autograd.Function):
