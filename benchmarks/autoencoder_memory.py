@@ -32,6 +32,8 @@ from telecine.randomness import Generators
 from telecine.training.build import owner_of
 
 MIB = 2**20
+# Frames, and height and width, of the clips of `checkpointing`; frames of those of `chunks`.
+SIZES = ((9, 64), (17, 96))
 LENGTHS = (17, 33, 65, 129)
 CHUNK = 8
 # Frames that the discriminator sees, and LPIPS.
@@ -82,7 +84,7 @@ def make_update(name: str, num_frames: int, size: int, chunk: int | None) -> Ste
         model.enable_temporal_chunks(chunk)
     loss = VideoAutoencoderLoss(
         disc_start=0,
-        discr_3d_kwargs={"dim": 16},
+        discr_3d_kwargs={"dim": 16, "image_size": size, "frame_num": WINDOW},
         perceptual={"net": "alex", "num_frames": NUM_LPIPS_FRAMES},
         gan={"window": WINDOW},
     ).to(device())
@@ -159,7 +161,7 @@ def held_between_chunks(name: str, num_frames: int, size: int, chunk: int) -> in
 def compare_checkpointing() -> None:
     """Print the table of gradient checkpointing."""
     rows = []
-    for num_frames, size in ((9, 64), (17, 96)):
+    for num_frames, size in SIZES:
         plain, less = (peak_of(make_backward, "Wan 2.1", num_frames, size, on) for on in (False, True))
         rows.append([f"{num_frames} x {size} x {size}", in_mib(plain), in_mib(less), f"{less / plain:.2f}"])
         print("  ".join(rows[-1]), flush=True)

@@ -1,6 +1,7 @@
 """Checkpointed calls compute the values and gradients of plain ones, also where they keep tensors between calls."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -127,3 +128,20 @@ def test_the_backward_pass_computes_one_call_after_the_other_again():
     events.clear()
     total.backward()
     assert events == ["forward 2", "backward 2", "forward 1", "backward 1", "forward 0", "backward 0"]
+
+
+def test_a_graph_without_a_backward_pass_is_freed():
+    """What a call keeps for the next must not tie its graph to itself."""
+    alive = weakref.WeakSet()
+
+    class Layer(nn.Linear):
+        def forward(self, x, cache):
+            alive.add(CheckpointedCall.running())
+            cache[0] = super().forward(x if cache[0] is None else x + cache[0])
+            return cache[0].sin()
+
+    layer, cache = Layer(3, 3), [None]
+    output = [checkpoint_call(layer, part, cache) for part in torch.ones(4, 3).split(1)]
+    assert len(alive) == 4
+    del output, cache
+    assert len(alive) == 0

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
@@ -81,8 +81,10 @@ def checkpoint_call(
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     call = CheckpointedCall(forward, args, kwargs, cached_in, cache_name)
-    # The arguments say which device's random state is kept.
-    output, changed, cached = checkpoint(lambda *_: call.run(), *args, use_reentrant=False)
+    # The tensors say which device's random state is kept. The caches would tie the graph to what comes after the call,
+    # and so to itself.
+    tensors = [value for value in args if isinstance(value, Tensor)]
+    output, changed, cached = checkpoint(lambda *_: call.run(), *tensors, use_reentrant=False)
     for value, new in zip((*args, *kwargs.values()), changed, strict=True):
         _overwrite(value, new)
     call._set_cached(cached)
