@@ -151,6 +151,7 @@ def held_between_chunks(name: str, num_frames: int, size: int, chunk: int) -> in
     model = MODELS[name]().to(device())
     model.enable_temporal_chunks(chunk)
     video = clip(num_frames, size)
+    gc.collect()  # the calls of an earlier measurement
     output = model(video)
     calls = [item for item in gc.get_objects() if isinstance(item, CheckpointedCall)]
     kept = [leaf for call in calls for leaf in tree_leaves((call.args[1:], call.kwargs)) if isinstance(leaf, Tensor)]
@@ -170,10 +171,8 @@ def compare_checkpointing() -> None:
 
 def compare_chunks(names: Sequence[str], size: int, folder: Path) -> None:
     """Print the table of temporal chunks, and draw it."""
-    peaks: dict[str, list[int]] = {
-        "the videos and the objective": [],
-        **{f"{n}, {k}": [] for n in names for k in KINDS},
-    }
+    videos = "videos and objective"
+    peaks: dict[str, list[int]] = {videos: [], **{f"{name}, {kind}": [] for name in names for kind in KINDS}}
     rows = []
     for num_frames in LENGTHS:
         objective = peak_of(make_update, "none", num_frames, size, None)
