@@ -3,15 +3,15 @@
     python benchmarks/autoencoder_memory.py checkpointing    # Wan 2.1 in its published size, minutes
     python benchmarks/autoencoder_memory.py chunks -o .      # clips of 17 to 129 frames, and a plot
 
-Prints by how much the peak of one forward and backward, or of a whole update, exceeds the memory in use before, less
-the gradients of the autoencoder's weights.
+Prints by how much the peak of one forward and backward, or of a whole update, exceeds the memory in use before. This
+memory includes the gradients of the step before, which the step frees first: the gradients do not count.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -102,12 +102,6 @@ def make_update(name: str, num_frames: int, size: int, chunk: int | None) -> Ste
     return step
 
 
-def peak_of(make: Callable[..., Step], name: str, *arguments: int | None) -> int:
-    """Return the extra peak of a step less the gradients of the weights, which the step makes."""
-    weights = MODELS[name]().parameters()
-    return extra_peak(make, name, *arguments) - sum(weight.nbytes for weight in weights)
-
-
 def clip(num_frames: int, size: int) -> Tensor:
     """Return a random clip in [-1, 1]."""
     return 2 * torch.rand(1, 3, num_frames, size, size, device=device()) - 1
@@ -163,7 +157,7 @@ def compare_checkpointing() -> None:
     """Print the table of gradient checkpointing."""
     rows = []
     for num_frames, size in SIZES:
-        plain, less = (peak_of(make_backward, "Wan 2.1", num_frames, size, on) for on in (False, True))
+        plain, less = (extra_peak(make_backward, "Wan 2.1", num_frames, size, on) for on in (False, True))
         rows.append([f"{num_frames} x {size} x {size}", in_mib(plain), in_mib(less), f"{less / plain:.2f}"])
         print("  ".join(rows[-1]), flush=True)
     print(table(["Wan 2.1, 127 M", "plain, MiB", "checkpointing, MiB", "ratio"], rows))
@@ -175,10 +169,10 @@ def compare_chunks(names: Sequence[str], size: int, folder: Path) -> None:
     peaks: dict[str, list[int]] = {videos: [], **{f"{name}, {kind}": [] for name in names for kind in KINDS}}
     rows = []
     for num_frames in LENGTHS:
-        objective = peak_of(make_update, "none", num_frames, size, None)
+        objective = extra_peak(make_update, "none", num_frames, size, None)
         peaks[videos].append(objective)
         for name in names:
-            whole, chunks = (peak_of(make_update, name, num_frames, size, chunk) for chunk in (None, CHUNK))
+            whole, chunks = (extra_peak(make_update, name, num_frames, size, chunk) for chunk in (None, CHUNK))
             held = held_between_chunks(name, num_frames, size, CHUNK)
             for kind, peak in zip(KINDS, (whole, chunks), strict=True):
                 peaks[f"{name}, {kind}"].append(peak)
