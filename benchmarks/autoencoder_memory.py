@@ -84,7 +84,7 @@ def make_update(name: str, num_frames: int, size: int, chunk: int | None) -> Ste
         model.enable_temporal_chunks(chunk)
     loss = VideoAutoencoderLoss(
         disc_start=0,
-        discr_3d_kwargs={"dim": 16, "image_size": size, "frame_num": WINDOW},
+        discr_3d_kwargs={"dim": 4, "image_size": size, "frame_num": WINDOW},
         perceptual={"net": "alex", "num_frames": NUM_LPIPS_FRAMES},
         gan={"window": WINDOW},
     ).to(device())
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument(
         "--models", nargs="+", choices=list(MODELS), default=["CausalVAE small", "Wan 2.1, base_dim 32"]
     )
-    parser.add_argument("--size", type=int, default=64, help="Height and width of the clips of `chunks`.")
+    parser.add_argument("--size", type=int, default=96, help="Height and width of the clips of `chunks`.")
     parser.add_argument("-o", "--output", type=Path, default=Path(), help="Folder of the plot.")
     arguments = parser.parse_args()
     if arguments.what == "checkpointing":
