@@ -1,4 +1,4 @@
-"""The command line: `telecine train | evaluate | reconstruct | report | weights`."""
+"""The command line: `telecine train | plan | evaluate | reconstruct | report | weights`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from telecine import __version__
-from telecine.checks import argument_error, nearest
+from telecine.checks import argument_error, check_count, nearest
 from telecine.evaluation.compare import Comparison, compare
 from telecine.evaluation.config import EvaluateConfig, ReconstructConfig
 from telecine.evaluation.difference import CONFIDENCE
@@ -23,6 +23,7 @@ from telecine.evaluation.reconstruct import reconstruct
 from telecine.perceptual import weights
 from telecine.report.page import write_report
 from telecine.training import Interrupted, TrainConfig, TrainingError, TrainResult, train
+from telecine.training.capacity import USED_FRACTION, Plan, advice, gigabytes, make_plan, parse_memory
 from telecine.training.config_file import check_groups, find_recipe
 
 USER_ERROR = 2
@@ -41,6 +42,13 @@ def run_train(settings: Namespace, config: TrainConfig) -> None:
     result = train(config, console=console)
     if PartialState().is_main_process:
         print_result(result)
+
+
+def run_plan(settings: Namespace, config: TrainConfig) -> None:
+    """Print the memory, operations and time of a training run, and what fits a device; nothing is trained."""
+    memory = None if settings.memory is None else parse_memory(settings.memory)
+    check_count("num_processes", settings.num_processes)
+    print_plan(make_plan(config, memory, settings.num_processes))
 
 
 def run_evaluate(settings: Namespace, config: EvaluateConfig) -> None:
@@ -128,8 +136,15 @@ COMPARE = Argument(
     "Compare two evaluations, given by their output folders.",
     {"nargs": 2, "metavar": ("A", "B")},
 )
+MEMORY = Argument(
+    ("--memory",), "Memory of the device to plan for, e.g. 80GiB. By default what is free on the device at hand."
+)
+PROCESSES = Argument(
+    ("--num_processes",), "Number of processes that sharding is planned for.", {"type": int, "default": 8}
+)
 COMMANDS = {
     "train": Command(run_train, TrainConfig),
+    "plan": Command(run_plan, TrainConfig, (MEMORY, PROCESSES)),
     "evaluate": Command(run_evaluate, EvaluateConfig, (SUBJECT, FIGURES, COMPARE)),
     "reconstruct": Command(
         run_reconstruct,
@@ -214,12 +229,12 @@ def root_parser(parsers: dict[str, ArgumentParser]) -> ArgumentParser:
 def with_config_first(arguments: Sequence[str]) -> list[str]:
     """Move `--config` before all other settings, so that those override it, and replace recipes by their paths.
 
-    `train` without `--config` uses the recipe "gpu", and "demo" if there is no `--data` either.
+    `train` and `plan` without `--config` use the recipe "gpu", and "demo" if there is no `--data` either.
     """
     command, typed = list(arguments[:1]), list(arguments[1:])
     asks_for_help = {"-h", "--help"} & set(typed)
     given = {argument.partition("=")[0] for argument in typed}
-    if command == ["train"] and not asks_for_help and "--config" not in given:
+    if command in (["train"], ["plan"]) and not asks_for_help and "--config" not in given:
         recipe = "gpu" if "--data" in given else "demo"
         return [*command, f"--config={find_recipe(recipe)}", *typed]
     configs, others = [], []
@@ -270,6 +285,25 @@ def print_result(result: TrainResult) -> None:
     console.print(table)
     for name, path in result.files().items():
         console.print(f"{name:<13} {path}", soft_wrap=True)
+
+
+def print_plan(plan: Plan) -> None:
+    """Print the bytes of each part, the time, and what fits."""
+    update = plan.update
+    table = Table("part", "between updates", "at the peak", "at most", title=f"{plan.title}: bytes per process")
+    for part, most in update.largest.items():
+        cells = (update.held.get(part, 0), update.at_peak.get(part, 0), most)
+        table.add_row(part, *(gigabytes(size) if size else "" for size in cells))
+    table.add_row("all", gigabytes(update.between), gigabytes(update.peak), "", style="bold")
+    console.print(table)
+    console.print(plan.speed.describe(), soft_wrap=True)
+    usable = f"{gigabytes(plan.memory)}, of which {USED_FRACTION:.0%} are used"
+    fits = Table("settings", "largest batch", "longest clip", "one clip needs", title=f"what fits {usable}")
+    for fit in plan.fits:
+        length = f"about {fit.num_frames} frames" if fit.num_frames else "none"
+        fits.add_row(fit.title, str(fit.batch_size or "none"), length, gigabytes(fit.one_clip))
+    console.print(fits)
+    console.print(advice(update), soft_wrap=True)
 
 
 def print_evaluation(evaluation: Evaluation) -> None:

@@ -7,6 +7,7 @@ from typing import TypeAlias
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from telecine.checks import argument_error, describe
 
@@ -62,9 +63,9 @@ def check_same_device(name: str, value: Tensor, other_name: str, other: Tensor) 
 def check_range(name: str, value: Tensor) -> None:
     """Raise a `ValueError` if a CPU tensor exceeds [-1, 1]; NaN passes, and so do tensors on other devices.
 
-    Reading a value from an accelerator would make the host wait for it in every step.
+    Reading a value from an accelerator would make the host wait for it in every step. Fake tensors have no values.
     """
-    if value.device.type != "cpu" or torch.compiler.is_compiling():
+    if value.device.type != "cpu" or torch.compiler.is_compiling() or isinstance(value, FakeTensor):
         return
     low, high = (float(bound.float().numpy()) for bound in torch.aminmax(value.detach()))
     if low < VALUE_RANGE[0] - RANGE_TOLERANCE or high > VALUE_RANGE[1] + RANGE_TOLERANCE:

@@ -136,7 +136,7 @@ class Checkpointer:
 
 def clips_per_step(config: TrainConfig, accelerator: Accelerator) -> int:
     """Return the number of clips in an update, over all processes."""
-    return config.batch_size * config.gradient_accumulation_steps * accelerator.num_processes
+    return config.clips_per_pass * config.gradient_accumulation_steps * accelerator.num_processes
 
 
 def resume_notes(config: TrainConfig, accelerator: Accelerator, saved: SavedState, folder: Path) -> list[str]:

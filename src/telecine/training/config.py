@@ -152,8 +152,9 @@ class TrainConfig:
     """Folder of the run. If it holds a checkpoint, the run resumes from it."""
     steps: int = 100_000
     """Total number of updates of the autoencoder."""
-    batch_size: int = 4
-    """Clips per forward pass in each process."""
+    batch_size: int | Literal["auto"] = 4
+    """Clips per forward pass in each process; "auto" plans the largest number that fits the device's free memory, and
+    the run's `config.yaml` holds that number."""
     gradient_accumulation_steps: int = 1
     """Number of such batches per update."""
     seed: int = 0
@@ -220,7 +221,9 @@ class TrainConfig:
         for name in ("data", "val_data", "model", "output_dir"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
-        counts = ("steps", "batch_size", "gradient_accumulation_steps", "val_clips", "keep")
+        if self.batch_size != "auto":
+            check_count("batch_size", self.batch_size, remedy='Use 1 or more, or "auto".')
+        counts = ("steps", "gradient_accumulation_steps", "val_clips", "keep")
         for name in (*counts, "log_every", "val_every", "save_every"):
             check_count(name, getattr(self, name))
         check_count("optimizer.warmup_steps", self.optimizer.warmup_steps, at_least=0)
@@ -239,6 +242,12 @@ class TrainConfig:
             if min(bucket.height, bucket.width) < MIN_SIZE:
                 contract = f"at least {MIN_SIZE} pixels high and wide, which LPIPS needs"
                 raise argument_error("clips", contract, str(bucket), "Use larger clips.")
+
+    @property
+    def clips_per_pass(self) -> int:
+        """`batch_size` as a number; "auto" must have been replaced by one."""
+        assert isinstance(self.batch_size, int)
+        return self.batch_size
 
     def _check_discriminators(self) -> None:
         """Raise a `ValueError` if the discriminators, their weights and their steps contradict each other."""

@@ -156,7 +156,7 @@ class Trainer:
         """Yield the micro-batches of each remaining step, on this process' device."""
         loader = clip_loader(
             self.clips.train,
-            batch_size=self.config.batch_size,
+            batch_size=self.config.clips_per_pass,
             start_step=self.state.step,
             num_steps=self.config.steps,
             rank=self.accelerator.process_index,

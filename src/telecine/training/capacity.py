@@ -1,0 +1,394 @@
+"""What fits into a memory: the largest batch and the longest clip, with and without the switches that save memory."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch import Tensor, nn
+
+from telecine.autoencoders import VideoAutoencoder
+from telecine.checks import argument_error
+from telecine.devices import pick_device
+from telecine.training.config import TrainConfig
+from telecine.training.distributed import all_gather, fsdp_blocks
+from telecine.training.plan import (
+    AUTOENCODER,
+    AVERAGE,
+    DATA,
+    FROZEN,
+    GRADIENTS,
+    HALF,
+    LOSSES,
+    OPTIMIZER,
+    PARAMETERS,
+    PERCEPTUAL,
+    DeviceType,
+    UpdatePlan,
+    fake_autoencoder,
+    plan_update,
+)
+
+UNITS = {"MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30}
+# The rest is for what a plan does not see: workspaces of kernels, fragmentation, the context of a GPU.
+USED_FRACTION = 0.9
+# The switches that save memory. What fits is listed for each of them, and for all.
+SWITCHES: Mapping[str, Mapping[str, Any]] = {
+    "--model_gradient_checkpointing true": {"model_gradient_checkpointing": True},
+    "--mixed_precision bf16": {"mixed_precision": "bf16"},
+}
+SHARDING = "--sharding fsdp2 with more processes, or --trainable.weights lora"
+SMALLER = "a smaller --batch_size, or smaller clips"
+# What helps if a part is the largest.
+REMEDIES = {
+    AUTOENCODER: f"--model_gradient_checkpointing true, --mixed_precision bf16, {SMALLER}",
+    PERCEPTUAL: f"fewer --objective.perceptual.num_frames, {SMALLER}",
+    DATA: SMALLER,
+    LOSSES: SMALLER,
+    FROZEN: "--objective.perceptual.net alex",
+    **dict.fromkeys((PARAMETERS, GRADIENTS, OPTIMIZER, AVERAGE), SHARDING),
+}
+DISCRIMINATOR_REMEDY = (
+    f"--discriminator.video patch, --objective.gradient_checkpointing true, a smaller --discriminator.dim, {SMALLER}"
+)
+# Stop searching for the largest batch when the next step adds less than this fraction.
+TOLERANCE = 0.02
+# The convolution of the calibration: channels and positions of the input, and for how long it is repeated.
+CALIBRATION_SHAPE = (1, 128, 5, 32, 32)
+CALIBRATION_SECONDS = 1.0
+
+
+def parse_memory(text: str) -> int:
+    """Return the bytes that a text such as "80GiB" names.
+
+    Raises:
+        ValueError: It is not a number with one of the units.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    unit = next((unit for unit in UNITS if found and unit.lower() == found[2].lower()), None)
+    if found is None or unit is None or float(found[1]) == 0:
+        number = re.search(r"\d+(?:\.\d+)?", text)
+        example = f"{number[0]}GiB" if number and float(number[0]) > 0 else "80GiB"
+        raise argument_error("memory", f"a number with a unit ({', '.join(UNITS)})", repr(text), f"Use {example}.")
+    return int(float(found[1]) * UNITS[unit])
+
+
+def gigabytes(size: float) -> str:
+    """Return a number of bytes in GiB, with three digits."""
+    return f"{size / UNITS['GiB']:.3g} GiB"
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that are free on a device; on the CPU, those of the machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    return int(psutil.virtual_memory().available)
+
+
+def device_type_of(device: torch.device) -> DeviceType:
+    """Return which of the kinds of devices that a plan knows is the nearest."""
+    return "cpu" if device.type == "cpu" else "cuda"
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one configuration needs for any number of clips, from the plan of one update.
+
+    The peak is the largest of several moments, each of which is linear in the number of clips. So a line through the
+    planned peak and a bound at 0 clips is never below the peak: what it says that fits, fits.
+    """
+
+    plan: UpdatePlan
+    batch_size: int
+    saved: int = 0
+    """Bytes that are saved whatever the number of clips, below 0 for more."""
+
+    def of(self, batch_size: int) -> int:
+        """Return the bytes that an update with this many clips needs at most."""
+        at_zero = self._at_zero(more=batch_size >= self.batch_size)
+        return round(at_zero + (self.plan.peak - self.saved - at_zero) * batch_size / self.batch_size)
+
+    def largest_batch(self, memory: int) -> int:
+        """Return how many clips fit into this many bytes."""
+        peak = self.plan.peak - self.saved
+        at_zero = self._at_zero(more=memory >= peak)
+        return max((memory - at_zero) * self.batch_size // max(peak - at_zero, 1), 0)
+
+    def _at_zero(self, *, more: bool) -> int:
+        """Return a bound of all moments at 0 clips: from below for more clips than planned, from above for fewer."""
+        at_zero = self.plan.between if more else min(self.plan.without_clips, self.plan.peak)
+        return at_zero - self.saved
+
+
+@dataclass(frozen=True)
+class Length:
+    """How the memory that one clip needs grows with its frames, from the plans of two lengths."""
+
+    num_frames: int
+    """The configured length."""
+    shortest: int
+    step: int
+    """The model reproduces `shortest + k * step` frames."""
+    per_frame: float
+    """Bytes that one more frame needs, relative to what a clip of the configured length needs."""
+
+    def longest(self, need: Need, memory: int) -> int:
+        """Return about how many frames of one clip fit, 0 if not even the shortest clip does."""
+        room = memory - need.of(1)
+        if self.per_frame == 0:
+            return self.num_frames if room >= 0 else 0
+        frames = self.num_frames + room / (self.per_frame * clip_bytes(need))
+        return self.shortest + int(frames - self.shortest) // self.step * self.step if frames >= self.shortest else 0
+
+
+def clip_bytes(need: Need) -> int:
+    """Return how much of what one clip needs depends on the clip."""
+    return max(need.of(1) - (need.of(0)), 1)
+
+
+def length_of(config: TrainConfig, model: VideoAutoencoder, need: Need, device: DeviceType) -> Length:
+    """Plan a shorter clip, and compare it with the configured one."""
+    clips = config.clips
+    if clips.num_frames == 1:
+        return Length(1, 1, 1, 0.0)
+    size = (clips.height, clips.width)
+    shortest = model.covering_clip(1, *size)[0]
+    step = model.covering_clip(shortest + 1, *size)[0] - shortest
+    half = shortest + (clips.num_frames - shortest) // step // 2 * step
+    other = half if half < clips.num_frames else half + step
+    changed = replace(config, clips=replace(clips, num_frames=other, buckets=()))
+    shorter = Need(plan_update(changed, model, device_type=device), need.batch_size)
+    per_frame = (need.of(1) - shorter.of(1)) / (clips.num_frames - other)
+    return Length(clips.num_frames, shortest, step, per_frame / clip_bytes(need))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What fits with some switches."""
+
+    title: str
+    batch_size: int
+    """Clips of the configured size in each process; 0 if not one fits."""
+    num_frames: int
+    """About the frames of the longest clip of the configured height and width, one at a time; 0 if none fits."""
+    one_clip: int
+    """Bytes that an update with one clip needs at most."""
+
+
+def what_fits(
+    config: TrainConfig,
+    model: VideoAutoencoder,
+    plan: UpdatePlan,
+    *,
+    memory: int,
+    num_processes: int,
+    device: DeviceType,
+) -> list[Fit]:
+    """Return what fits as configured, with each switch that is not set, and with all of them; then both ends sharded.
+
+    Args:
+        config: The settings.
+        model: See `fake_autoencoder`.
+        plan: Of these settings.
+        memory: Bytes of a device, of which `USED_FRACTION` is used.
+        num_processes: Over how many processes sharding distributes the autoencoder.
+        device: The kind of the device.
+    """
+    usable = int(memory * USED_FRACTION)
+    needs = {"as configured": Need(plan, config.clips_per_pass)}
+    length = length_of(config, model, needs["as configured"], device)
+    for title, changes in switches_of(config).items():
+        changed = replace(config, **changes)
+        switched = fake_autoencoder(changed) if "model_gradient_checkpointing" in changes else model
+        needs[title] = Need(plan_update(changed, switched, device_type=device), config.clips_per_pass)
+    saved = saved_by_sharding(model, num_processes)
+    for title in list(needs)[:: max(len(needs) - 1, 1)]:
+        sharded = f"{title}, --sharding fsdp2 over {num_processes} processes"
+        needs[sharded] = replace(needs[title], saved=saved)
+    return [
+        Fit(title, need.largest_batch(usable), length.longest(need, usable), need.of(1))
+        for title, need in needs.items()
+    ]
+
+
+def switches_of(config: TrainConfig) -> dict[str, Mapping[str, Any]]:
+    """Return the switches that are not set yet, by title, and all of them if there are several."""
+    unset = {
+        title: changes
+        for title, changes in SWITCHES.items()
+        if any(getattr(config, name) != value for name, value in changes.items())
+    }
+    every = {name: value for changes in unset.values() for name, value in changes.items()}
+    return {**unset, "all of these": every} if len(unset) > 1 else unset
+
+
+def saved_by_sharding(model: nn.Module, num_processes: int) -> int:
+    """Return the bytes that sharding over so many processes saves, an estimate.
+
+    A process holds its share of the weights, of two optimizer states for each, and of their average, and gathers the
+    weights of two blocks at a time, beside the gradients of one.
+    """
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    frozen = [weight for weight in model.parameters() if not weight.requires_grad]
+    sharded = 4 * bytes_of(weights) + bytes_of(frozen)
+    largest = max((bytes_of(block.parameters()) for block in fsdp_blocks(model)), default=0)
+    return round(sharded * (1 - 1 / num_processes)) - 3 * largest
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `telecine plan` prints."""
+
+    title: str
+    update: UpdatePlan
+    speed: Speed
+    memory: int
+    fits: list[Fit]
+
+
+def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Plan:
+    """Plan a run; nothing is trained.
+
+    Args:
+        config: The settings. With a given memory and `device` "auto", the plan is for a GPU.
+        memory: Bytes of the device to plan for; None for what is free on the device at hand.
+        num_processes: Over how many processes sharding is planned.
+
+    Raises:
+        ValueError: A setting is wrong, or not even one clip fits with any of the switches.
+    """
+    at_hand = pick_device("auto" if memory is not None else config.device)
+    if memory is None:
+        memory, device = free_memory(at_hand), device_type_of(at_hand)
+    else:
+        device = "cpu" if config.device == "cpu" else "cuda"
+    config = replace(config, batch_size=1) if config.batch_size == "auto" else config
+    model = fake_autoencoder(config)
+    update = plan_update(config, model, device_type=device)
+    is_lazy = config.objective.penalty.every > 1
+    without_penalty = plan_update(config, model, device_type=device, with_penalty=False) if is_lazy else update
+    speed = speed_of(config, update, without_penalty, at_hand)
+    fits = what_fits(config, model, update, memory=memory, num_processes=num_processes, device=device)
+    if not any(fit.batch_size for fit in fits):
+        smallest = min(fits, key=lambda fit: fit.one_clip)
+        got = f"{gigabytes(memory)}, and one clip needs {gigabytes(smallest.one_clip / USED_FRACTION)} {smallest.title}"
+        raise argument_error("memory", "enough for one clip", got, advice(update))
+    clips = config.clips
+    title = f"{config.clips_per_pass} x {clips.num_frames} x {clips.height} x {clips.width}, {config.mixed_precision}"
+    return Plan(title, update, speed, memory, fits)
+
+
+def with_batch_size(config: TrainConfig, accelerator: Accelerator) -> TrainConfig:
+    """Return the settings with the largest batch size that fits, the same on every process.
+
+    Raises:
+        ValueError: Not one clip fits.
+    """
+    device = accelerator.device
+    share = accelerator.num_processes if device.type == "cpu" else 1  # of the memory of this machine
+    free = torch.tensor(free_memory(device) // share, device=device)
+    memory = min(int(each) for each in all_gather(free))
+    found = [largest_batch(config, memory, device_type_of(device)) if accelerator.is_main_process else 0]
+    broadcast_object_list(found)
+    return replace(config, batch_size=found[0])
+
+
+def largest_batch(config: TrainConfig, memory: int, device: DeviceType) -> int:
+    """Return how many clips fit into this many bytes, of which `USED_FRACTION` is used.
+
+    Raises:
+        ValueError: Not one clip fits; the message says what would.
+    """
+    usable = int(memory * USED_FRACTION)
+    model = fake_autoencoder(config)
+    planned, found = 0, 1
+    while found > planned * (1 + TOLERANCE):
+        planned = found
+        need = Need(plan_update(replace(config, batch_size=planned), model, device_type=device), planned)
+        found = need.largest_batch(usable)
+        if found == 0:
+            raise nothing_fits(config, need, memory)
+    return found
+
+
+def nothing_fits(config: TrainConfig, need: Need, memory: int) -> Exception:
+    """Return the error for a memory in which not one clip fits."""
+    smallest = gigabytes(need.of(1) / USED_FRACTION)
+    got = f"{gigabytes(memory)}, and one clip needs {smallest}"
+    return argument_error("memory", "enough for one clip", got, advice(need.plan))
+
+
+def advice(plan: UpdatePlan) -> str:
+    """Return which part of an update is the largest, and what helps."""
+    part, size = max(plan.at_peak.items(), key=lambda item: item[1])
+    remedy = REMEDIES.get(part, DISCRIMINATOR_REMEDY)
+    whole = f"{gigabytes(size)} of {gigabytes(plan.peak)}"
+    return f"The largest part of an update is by its plan: {part}, {whole}. What helps: {remedy}."
+
+
+@dataclass(frozen=True)
+class Speed:
+    """An estimate of the time of a run, from the speed of one kind of layer on the device at hand."""
+
+    flops_per_second: float
+    """Of a 3D convolution and its backward."""
+    flops: float
+    """Of an update with discriminators, the mean over updates with and without the gradient penalty."""
+    hours: float
+    """Of the whole run; discriminators count from the step at which they train."""
+
+    device: str
+    """What was measured."""
+
+    def describe(self) -> str:
+        """Return a sentence for the console."""
+        seconds = self.flops / self.flops_per_second
+        return (
+            f"{self.flops / 1e12:.3g} TFLOP an update. Estimate: {seconds:.2g} s an update, {self.hours:.2g} h for the "
+            f"run, if all of it were as fast as a 3D convolution on {self.device}, "
+            f"{self.flops_per_second / 1e12:.3g} TFLOP/s. Real updates are slower."
+        )
+
+
+def speed_of(config: TrainConfig, plan: UpdatePlan, without_penalty: UpdatePlan, device: torch.device) -> Speed:
+    """Measure the device for about a second, and divide the operations of a run by the result."""
+    dtype = HALF.get(config.mixed_precision, torch.float32)
+    per_second = measured_flops(device, dtype)
+    every = config.objective.penalty.every
+    flops, without = (sum(each.flops.values()) for each in (plan, without_penalty))
+    mean = without + (flops - without) / every
+    num_without = min(config.objective.gan.disc_train_start, config.steps)
+    total = config.steps * mean - num_without * (mean - without + without_penalty.discriminator_flops)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine's {device.type}"
+    return Speed(per_second, mean, total / per_second / 3600, f"{name} in {dtype}".replace("torch.", ""))
+
+
+def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the floating-point operations a second of a 3D convolution and its backward on a device."""
+    channels = CALIBRATION_SHAPE[1]
+    x = torch.randn(CALIBRATION_SHAPE, device=device, dtype=dtype, requires_grad=True)
+    layer = nn.Conv3d(channels, channels, 3, padding=1, device=device, dtype=dtype)
+    flops = 3 * 2 * 27 * channels * x.numel()
+    num_passes, seconds = -1, 0.0
+    while seconds < CALIBRATION_SECONDS:
+        if num_passes == 0:  # the first pass also chooses a kernel
+            start = time.perf_counter()
+        layer(x).sum().backward()
+        float(x.grad[0, 0, 0, 0, 0])  # type: ignore[index] - wait for the device
+        num_passes += 1
+        seconds = time.perf_counter() - start if num_passes > 0 else 0.0
+    return flops * num_passes / seconds
