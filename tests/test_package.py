@@ -11,7 +11,18 @@ import pytest
 import telecine
 
 SOURCE = Path(telecine.__file__).parent
-EXTRA = ("accelerate", "av", "jinja2", "jsonargparse", "matplotlib", "rich", "tensorboard", "torchmetrics", "yaml")
+EXTRA = (
+    "accelerate",
+    "av",
+    "jinja2",
+    "jsonargparse",
+    "matplotlib",
+    "psutil",
+    "rich",
+    "tensorboard",
+    "torchmetrics",
+    "yaml",
+)
 # From the bottom up: a module imports from its own line or from lines above.
 LAYERS = (
     {"checks", "shapes", "precision", "files", "devices", "randomness", "ops"},

@@ -290,8 +290,8 @@ def print_result(result: TrainResult) -> None:
 def print_plan(plan: Plan) -> None:
     """Print the bytes of each part, the time, and what fits."""
     update = plan.update
-    table = Table("part", "between updates", "at the peak", "at most", title=f"{plan.title}: bytes per process")
-    for part, most in update.largest.items():
+    table = Table("part", "between updates", "at the peak", "at most", title=f"memory of a process, {plan.title}")
+    for part, most in sorted(update.largest.items(), key=lambda item: -item[1]):
         cells = (update.held.get(part, 0), update.at_peak.get(part, 0), most)
         table.add_row(part, *(gigabytes(size) if size else "" for size in cells))
     table.add_row("all", gigabytes(update.between), gigabytes(update.peak), "", style="bold")

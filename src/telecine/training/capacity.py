@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -35,24 +36,26 @@ from telecine.training.plan import (
     fake_autoencoder,
     plan_update,
 )
+from telecine.training.step import TrainingError
 
 UNITS = {"MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30}
 # The rest is for what a plan does not see: workspaces of kernels, fragmentation, the context of a GPU.
 USED_FRACTION = 0.9
-# The switches that save memory. What fits is listed for each of them, and for all.
-SWITCHES: Mapping[str, Mapping[str, Any]] = {
-    "--model_gradient_checkpointing true": {"model_gradient_checkpointing": True},
-    "--mixed_precision bf16": {"mixed_precision": "bf16"},
+# The switches that save memory, by their dotted names. What fits is listed with each added to those before it.
+SWITCHES: Mapping[str, Any] = {
+    "model_gradient_checkpointing": True,
+    "objective.gradient_checkpointing": True,
+    "mixed_precision": "bf16",
 }
-SHARDING = "--sharding fsdp2 with more processes, or --trainable.weights lora"
 SMALLER = "a smaller --batch_size, or smaller clips"
+SHARDING = f"--sharding fsdp2 with more processes, --trainable.weights lora, {SMALLER}"
 # What helps if a part is the largest.
 REMEDIES = {
     AUTOENCODER: f"--model_gradient_checkpointing true, --mixed_precision bf16, {SMALLER}",
     PERCEPTUAL: f"fewer --objective.perceptual.num_frames, {SMALLER}",
     DATA: SMALLER,
     LOSSES: SMALLER,
-    FROZEN: "--objective.perceptual.net alex",
+    FROZEN: f"--objective.perceptual.net alex, {SMALLER}",
     **dict.fromkeys((PARAMETERS, GRADIENTS, OPTIMIZER, AVERAGE), SHARDING),
 }
 DISCRIMINATOR_REMEDY = (
@@ -62,7 +65,7 @@ DISCRIMINATOR_REMEDY = (
 TOLERANCE = 0.02
 # The convolution of the calibration: channels and positions of the input, and for how long it is repeated.
 CALIBRATION_SHAPE = (1, 128, 5, 32, 32)
-CALIBRATION_SECONDS = 1.0
+CALIBRATION_SECONDS = 0.5
 
 
 def parse_memory(text: str) -> int:
@@ -81,8 +84,8 @@ def parse_memory(text: str) -> int:
 
 
 def gigabytes(size: float) -> str:
-    """Return a number of bytes in GiB, with three digits."""
-    return f"{size / UNITS['GiB']:.3g} GiB"
+    """Return a number of bytes in GiB."""
+    return f"{size / UNITS['GiB']:.2f} GiB"
 
 
 def free_memory(device: torch.device) -> int:
@@ -152,7 +155,7 @@ class Length:
 
 def clip_bytes(need: Need) -> int:
     """Return how much of what one clip needs depends on the clip."""
-    return max(need.of(1) - (need.of(0)), 1)
+    return max(need.of(1) - need.plan.between + need.saved, 1)
 
 
 def length_of(config: TrainConfig, model: VideoAutoencoder, need: Need, device: DeviceType) -> Length:
@@ -193,7 +196,7 @@ def what_fits(
     num_processes: int,
     device: DeviceType,
 ) -> list[Fit]:
-    """Return what fits as configured, with each switch that is not set, and with all of them; then both ends sharded.
+    """Return what fits as configured, with each switch that is not set added to those before it, and sharded.
 
     Args:
         config: The settings.
@@ -206,29 +209,29 @@ def what_fits(
     usable = int(memory * USED_FRACTION)
     needs = {"as configured": Need(plan, config.clips_per_pass)}
     length = length_of(config, model, needs["as configured"], device)
-    for title, changes in switches_of(config).items():
-        changed = replace(config, **changes)
-        switched = fake_autoencoder(changed) if "model_gradient_checkpointing" in changes else model
-        needs[title] = Need(plan_update(changed, switched, device_type=device), config.clips_per_pass)
+    for name, value in SWITCHES.items():
+        if setting(config, name) != value:
+            config = with_setting(config, name, value)
+            model = fake_autoencoder(config) if name.startswith("model_") else model
+            title = f"and --{name} {value}".lower()
+            needs[title] = Need(plan_update(config, model, device_type=device), config.clips_per_pass)
     saved = saved_by_sharding(model, num_processes)
-    for title in list(needs)[:: max(len(needs) - 1, 1)]:
-        sharded = f"{title}, --sharding fsdp2 over {num_processes} processes"
-        needs[sharded] = replace(needs[title], saved=saved)
+    needs[f"and --sharding fsdp2, {num_processes} processes"] = replace(list(needs.values())[-1], saved=saved)
     return [
         Fit(title, need.largest_batch(usable), length.longest(need, usable), need.of(1))
         for title, need in needs.items()
     ]
 
 
-def switches_of(config: TrainConfig) -> dict[str, Mapping[str, Any]]:
-    """Return the switches that are not set yet, by title, and all of them if there are several."""
-    unset = {
-        title: changes
-        for title, changes in SWITCHES.items()
-        if any(getattr(config, name) != value for name, value in changes.items())
-    }
-    every = {name: value for changes in unset.values() for name, value in changes.items()}
-    return {**unset, "all of these": every} if len(unset) > 1 else unset
+def setting(config: Any, name: str) -> Any:
+    """Return the setting of a dotted name."""
+    return functools.reduce(getattr, name.split("."), config)
+
+
+def with_setting(config: Any, name: str, value: Any) -> Any:
+    """Return the settings with the one of a dotted name changed."""
+    group, _, rest = name.partition(".")
+    return replace(config, **{group: with_setting(getattr(config, group), rest, value) if rest else value})
 
 
 def saved_by_sharding(model: nn.Module, num_processes: int) -> int:
@@ -332,6 +335,21 @@ def nothing_fits(config: TrainConfig, need: Need, memory: int) -> Exception:
     return argument_error("memory", "enough for one clip", got, advice(need.plan))
 
 
+def out_of_memory(config: TrainConfig, step: int, *, is_own: bool) -> TrainingError:
+    """Return the error for a device that is out of memory: which part is the largest, and what helps.
+
+    Args:
+        config: The settings of the run.
+        step: The updates done.
+        is_own: Whether the autoencoder is a custom module, which cannot be planned.
+    """
+    if is_own:
+        return TrainingError(f"out of memory at step {step}. What helps: {SMALLER}.")
+    plan = plan_update(config, fake_autoencoder(config), device_type="cpu" if config.device == "cpu" else "cuda")
+    text = f"out of memory at step {step} with a batch size of {config.batch_size}. {advice(plan)}"
+    return TrainingError(f"{text} `telecine plan` with the same settings shows what fits.")
+
+
 def advice(plan: UpdatePlan) -> str:
     """Return which part of an update is the largest, and what helps."""
     part, size = max(plan.at_peak.items(), key=lambda item: item[1])
@@ -388,7 +406,8 @@ def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
         if num_passes == 0:  # the first pass also chooses a kernel
             start = time.perf_counter()
         layer(x).sum().backward()
-        float(x.grad[0, 0, 0, 0, 0])  # type: ignore[index] - wait for the device
+        assert x.grad is not None
+        float(x.grad[0, 0, 0, 0, 0])  # wait for the device
         num_passes += 1
         seconds = time.perf_counter() - start if num_passes > 0 else 0.0
     return flops * num_passes / seconds

@@ -1,4 +1,4 @@
-"""Memory and operations of one update, counted from the shapes of its tensors: nothing is computed, little allocated."""
+"""Memory and operations of one update, counted from the shapes of its tensors, without their values."""
 
 from __future__ import annotations
 
@@ -215,13 +215,12 @@ def _in_float32(operator: Callable[..., Any], *, converts: bool) -> Callable[...
 @contextmanager
 def without_onednn() -> Iterator[None]:
     """Switch oneDNN off: with it, the objective copies the inputs of its convolutions."""
-    onednn = torch.backends.mkldnn
-    before = onednn.enabled
-    onednn.enabled = False
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
     try:
         yield
     finally:
-        onednn.enabled = before
+        torch._C._set_mkldnn_enabled(before)
 
 
 @contextmanager
@@ -372,8 +371,8 @@ def hold_networks(state: TrainState, counter: MemoryCounter) -> None:
         return tensor
 
     validation = fake_lpips("alex")
-    for network in (state.objective.perceptual, validation):
-        network._apply(hold)  # a frozen network shows its tensors to nothing else
+    for frozen in (state.objective.perceptual, validation):
+        frozen._apply(hold)  # a frozen network shows its tensors to nothing else
     state.objective.add_module("validation", validation)  # keep it
 
 
@@ -382,6 +381,8 @@ def create_optimizer_states(state: TrainState, counter: MemoryCounter) -> None:
     for optimizer in state.optimizers.values():
         for weight in parameters_of(optimizer):
             weight.grad = torch.empty_like(weight)
+        for group in optimizer.param_groups:
+            group["foreach"] = True
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         counter.hold(OPTIMIZER, tensors_of(optimizer))

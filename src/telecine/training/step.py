@@ -23,7 +23,7 @@ from telecine.training.state import TrainState
 
 
 class TrainingError(RuntimeError):
-    """Training diverged. The last checkpoint is complete."""
+    """Training cannot go on: it diverged, or the device is out of memory. The last checkpoint is complete."""
 
 
 @dataclass(frozen=True)

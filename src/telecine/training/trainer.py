@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from accelerate.utils import broadcast_object_list, set_seed
 from rich.console import Console
 from torch import nn
 
+from telecine.checks import argument_error
 from telecine.data import clip_loader
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.perceptual import LPIPS
@@ -18,7 +21,8 @@ from telecine.report.settings import write_environment
 from telecine.runs import CONFIG_FILE, checkpoints
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_state
-from telecine.training.checkpoint import Checkpointer, as_yaml, check_same_networks, clips_per_step
+from telecine.training.capacity import out_of_memory, with_batch_size
+from telecine.training.checkpoint import Checkpointer, as_yaml, check_same_networks, clips_per_step, saved_settings
 from telecine.training.checkpoint_files import check_complete
 from telecine.training.config import TrainConfig
 from telecine.training.diagnostic_rules import EMA_BEHIND
@@ -52,7 +56,7 @@ def train(config: TrainConfig, *, autoencoder: nn.Module | None = None, console:
     Raises:
         ValueError: A setting, the data or the checkpoint is wrong.
         TypeError: A custom module does not return video.
-        TrainingError: The data, a term of the loss or a gradient is not finite.
+        TrainingError: The data, a term of the loss or a gradient is not finite, or the device is out of memory.
         Interrupted: The run was interrupted by a signal; its checkpoint is written.
     """
     trainer = Trainer(config, console or Console(markup=False, highlight=False), autoencoder)
@@ -60,6 +64,8 @@ def train(config: TrainConfig, *, autoencoder: nn.Module | None = None, console:
         with stop_on_signal() as stop:
             trainer.run(stop)
         return trainer.result()
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(trainer.config, trainer.state.step, is_own=autoencoder is not None) from error
     finally:
         trainer.close()
 
@@ -68,7 +74,6 @@ class Trainer:
     """A training run: its state, clips, logs and checkpoints."""
 
     def __init__(self, config: TrainConfig, console: Console, autoencoder: nn.Module | None = None) -> None:
-        self.config = config
         self.folder = Path(config.output_dir)
         found = checkpoints(self.folder)
         if found:
@@ -80,6 +85,7 @@ class Trainer:
         self.console = console if self.is_main else Console(quiet=True)
         for line in describe_processes(config, self.accelerator):
             self.console.print(line)
+        self.config = config = self._with_batch_size(config, found, is_own=autoencoder is not None)
         self.hub_repository = create_repository(config) if config.push_to_hub and self.is_main else None
         model = build_autoencoder(config, autoencoder)
         with self.accelerator.main_process_first():  # the first process indexes the videos, the others read its index
@@ -103,6 +109,22 @@ class Trainer:
         for note in self.checkpointer.load(self.state, found[-1][1]) if found else ():
             self.console.print(note, soft_wrap=True)
         self._open_logs(resumed=bool(found))
+
+    def _with_batch_size(self, config: TrainConfig, found: Sequence[tuple[int, Path]], *, is_own: bool) -> TrainConfig:
+        """Replace a batch size of "auto" by the checkpoint's, or by the largest that fits.
+
+        Raises:
+            ValueError: Not one clip fits, or the autoencoder is a custom module, which cannot be planned.
+        """
+        if config.batch_size != "auto":
+            return config
+        if found:
+            return replace(config, batch_size=saved_settings(found[-1][1])["batch_size"])
+        if is_own:
+            raise argument_error("batch_size", "a number for a custom module", '"auto"', "Choose one.")
+        config = with_batch_size(config, self.accelerator)
+        self.console.print(f"batch size {config.batch_size} in each process, the largest that fits by the plan")
+        return config
 
     def _open_logs(self, *, resumed: bool) -> None:
         step = self.state.step

@@ -1,0 +1,114 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+
+from telecine.runs import CONFIG_FILE
+from telecine.training import ObjectiveConfig, TrainingError, capacity, read_config, train, trainer
+from telecine.training.capacity import Need, largest_batch, make_plan, parse_memory
+from telecine.training.plan import UpdatePlan, fake_autoencoder, plan_update
+
+MB = 10**6
+
+
+@pytest.fixture
+def light(tiny):
+    """Return a function that creates settings without discriminators, which take the most time to plan."""
+
+    def make(**changes):
+        return tiny(objective=ObjectiveConfig(perceptual={"net": "alex"}), **changes)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("80GiB", 80 * 2**30), ("80 gib", 80 * 2**30), ("1.5GB", 1_500_000_000), ("7MB", 7 * MB), ("2MiB", 2**21)],
+)
+def test_memory_is_read_with_its_unit(text, size):
+    assert parse_memory(text) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"), [("80", "Use 80GiB"), ("80G", "Use 80GiB"), ("much", "Use 80GiB"), ("0GB", "Use 80GiB")]
+)
+def test_a_malformed_memory_names_one_that_works(text, remedy):
+    with pytest.raises(ValueError, match=f"memory.*{remedy}"):
+        parse_memory(text)
+
+
+def update_plan(peak):
+    held = {"parameters": 10, "optimizer states": 20}
+    return UpdatePlan(held, {**held, "autoencoder": peak - 30}, {**held, "gradients": 10}, {})
+
+
+def test_the_largest_batch_follows_a_line_through_the_peak():
+    need = Need(update_plan(130), batch_size=10)
+    assert need.of(10) == 130
+    assert need.of(20) == 230
+    assert need.of(5) == 85  # with the gradients, which need not be there at the peak
+    assert [need.largest_batch(memory) for memory in (30, 49, 50, 85, 130, 229, 230)] == [0, 1, 1, 5, 10, 19, 20]
+    assert replace(need, saved=20).largest_batch(210) == 20
+
+
+def test_the_largest_batch_fits_and_is_not_far_from_the_limit(light):
+    config = light(batch_size="auto")
+    memory = 100 * MB
+    found = largest_batch(config, memory, "cpu")
+    peak = plan_update(replace(config, batch_size=found), fake_autoencoder(config), device_type="cpu").peak
+    assert 0.85 * memory < peak <= 0.9 * memory
+
+
+def test_a_memory_that_nothing_fits_names_the_smallest(light):
+    with pytest.raises(ValueError, match=r"`memory` must be enough for one clip.*needs 0\.0\d GiB.*largest part"):
+        largest_batch(light(), 5 * MB, "cpu")
+    with pytest.raises(ValueError, match=r"enough for one clip"):
+        make_plan(light(), 5 * MB, 2)
+
+
+def test_switches_and_sharding_are_listed_once_each(light):
+    fits = make_plan(light(batch_size="auto", mixed_precision="bf16"), 200 * MB, 4).fits
+    titles = ["as configured", "model_gradient", "objective.gradient", "sharding fsdp2, 4 processes"]
+    assert len(fits) == len(titles)
+    assert all(title in fit.title for title, fit in zip(titles, fits, strict=True))
+    plain, recomputed = fits[:2]
+    assert 0 < plain.batch_size < recomputed.batch_size
+    assert 5 < plain.num_frames < recomputed.num_frames
+    assert plain.num_frames % 4 == 1, "a length that the model reproduces"
+
+
+def test_the_estimate_of_the_time_names_what_was_measured(light):
+    speed = make_plan(light(), 200 * MB, 2).speed
+    assert speed.flops_per_second > 1e8
+    assert "Estimate" in speed.describe()
+    assert "cpu in float32" in speed.describe()
+
+
+def test_an_automatic_batch_size_is_recorded_and_kept(light, monkeypatch):
+    config = light(batch_size="auto", steps=1)
+    monkeypatch.setattr(capacity, "free_memory", lambda device: 60 * MB)
+    result = train(config, console=Console(quiet=True))
+    chosen = read_config(result.run / CONFIG_FILE).batch_size
+    assert chosen == largest_batch(config, 60 * MB, "cpu") > 1
+    monkeypatch.setattr(capacity, "free_memory", lambda device: 90 * MB)
+    resumed = train(replace(config, steps=2), console=Console(quiet=True))
+    assert read_config(resumed.run / CONFIG_FILE).batch_size == chosen
+
+
+def test_an_automatic_batch_size_needs_a_model_by_name(tiny):
+    config = tiny(batch_size="auto")
+    with pytest.raises(ValueError, match="batch_size.*a number for a custom module"):
+        train(config, autoencoder=torch.nn.Conv3d(3, 3, 1), console=Console(quiet=True))
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_out_of_memory_ends_with_what_helps(light, monkeypatch, is_own):
+    def step(state, batches, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer, "train_step", step)
+    own = torch.nn.Conv3d(3, 3, 1) if is_own else None
+    with pytest.raises(TrainingError, match=r"out of memory at step 0.*What helps: .*smaller") as raised:
+        train(light(), autoencoder=own, console=Console(quiet=True))
+    assert isinstance(raised.value.__cause__, torch.OutOfMemoryError)

@@ -1,0 +1,190 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from telecine.autoencoders import CausalVAE
+from telecine.training import DiscriminatorConfig, ObjectiveConfig
+from telecine.training.build import build_accelerator, build_autoencoder, build_state
+from telecine.training.plan import (
+    AUTOENCODER,
+    AVERAGE,
+    DATA,
+    FROZEN,
+    GRADIENTS,
+    OPTIMIZER,
+    PARAMETERS,
+    MemoryCounter,
+    busiest_step,
+    fake_autoencoder,
+    fake_lpips,
+    float32_as_on_cuda,
+    plan_update,
+)
+from telecine.training.step import MicroBatch, train_step
+
+
+@pytest.fixture
+def light(tiny):
+    """Return a function that creates settings without discriminators, which take the most time to plan."""
+
+    def make(**changes):
+        return tiny(objective=ObjectiveConfig(perceptual={"net": "alex"}), **changes)
+
+    return make
+
+
+def plan(config, device_type="cpu"):
+    return plan_update(config, fake_autoencoder(config), device_type=device_type)
+
+
+def bytes_of(tensors):
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def count(step, *held):
+    """Return a counter after `step`, before which the tensors in `held` existed."""
+    counter = MemoryCounter()
+    with counter:
+        counter.hold(PARAMETERS, held)
+        counter.restart()
+        step()
+    return counter
+
+
+def test_live_tensors_are_counted_once_and_freed():
+    weight = torch.ones(100, 100)
+
+    def step():
+        first = weight * 2
+        view = first.view(-1)
+        del first
+        second = view + 1
+        del view
+        second.add_(1)
+
+    counter = count(step, weight)
+    assert counter.at_peak == {PARAMETERS: 40_000, "losses": 80_000}
+    assert counter.by_part == {PARAMETERS: 40_000, "losses": 0}
+
+
+def test_activations_are_those_that_autograd_saves():
+    layers = nn.Sequential(nn.Linear(8, 16), nn.SiLU(), nn.Linear(16, 4))
+    x = torch.randn(5, 8)
+    saved = []
+
+    def keep(tensor):
+        saved.append(tensor)
+        return tensor
+
+    def step():
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            results.append(layers(x))
+
+    results = []
+    counter = count(step, x, *layers.parameters())
+    known = {id(tensor.untyped_storage()) for tensor in (x, *layers.parameters())}
+    new = {id(s): s.nbytes() for s in (tensor.untyped_storage() for tensor in saved) if id(s) not in known}
+    output = bytes_of(results)
+    assert sum(new.values()) == 2 * 5 * 16 * 4, "the inputs of SiLU and of the last layer"
+    assert counter.by_part["losses"] == sum(new.values()) + output
+
+
+def test_operations_are_two_for_each_product():
+    x, weight = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
+    counter = count(lambda: F.conv2d(x, weight, padding=1))
+    assert counter.flops.total() == 2 * (2 * 4 * 8 * 8) * (3 * 3 * 3)
+
+
+def test_known_bytes_of_networks_and_optimizers(tiny):
+    config = tiny()
+    found = plan(config)
+    state = build_state(config, build_accelerator(config), build_autoencoder(config))
+    trained = bytes_of(state.autoencoder.parameters())
+    discriminators = bytes_of(state.objective.get_trainable_parameters())
+    buffers = bytes_of(state.objective.buffers())
+    num_tensors = len(list(state.autoencoder.parameters())) + len(state.objective.get_trainable_parameters())
+    lpips = bytes_of(fake_lpips("alex")._frozen.values())
+    assert found.held[PARAMETERS] == trained + discriminators + buffers
+    assert found.held[OPTIMIZER] == 2 * (trained + discriminators) + 4 * num_tensors  # and a count of the steps
+    assert found.held[AVERAGE] == trained
+    assert found.held[FROZEN] == 2 * lpips, "that of the objective, and that of validation"
+    assert found.largest[GRADIENTS] == trained + discriminators
+    assert found.largest[DATA] == 4 * config.batch_size * 3 * 5 * 32 * 32
+
+
+def test_the_fake_update_allocates_what_a_real_one_does(tiny):
+    config = tiny(discriminator=DiscriminatorConfig(video="patch", image="patch", dim=2))
+    found = plan(config)
+    state = build_state(config, build_accelerator(config), build_autoencoder(config))
+    video = torch.rand(2, 3, 5, 32, 32) * 2 - 1
+    step = busiest_step(state.objective.weights)
+
+    def update():
+        state.step = step
+        train_step(state, [MicroBatch(video, range(2))])
+
+    update()  # creates the states of the optimizers
+    held = [*state.autoencoder.state_dict().values(), *state.objective.state_dict().values(), video]
+    held += [x for optimizer in state.optimizers.values() for s in optimizer.state.values() for x in s.values()]
+    counter = count(update, *held, *state.ema.averages.values())
+    assert counter.flops.total() == sum(found.flops.values())
+    real = sum(counter.at_peak.values()) - bytes_of(held) - bytes_of(state.ema.averages.values())
+    assert found.peak - found.between - found.at_peak[DATA] == pytest.approx(real, rel=0.05)
+
+
+@pytest.mark.parametrize("changes", [{}, {"model_gradient_checkpointing": True}, {"mixed_precision": "bf16"}])
+def test_what_depends_on_clips_grows_with_the_batch(light, changes):
+    one, two, four = (plan(light(batch_size=size, **changes)) for size in (1, 2, 4))
+    assert one.held == two.held == four.held
+    assert one.peak < two.peak < four.peak
+    assert sum(four.flops.values()) == pytest.approx(2 * sum(two.flops.values()), rel=0.01)
+
+
+def test_checkpointing_lowers_the_peak_of_the_autoencoder(light):
+    config = light(batch_size=8)
+    plain, recomputed = plan(config), plan(replace(config, model_gradient_checkpointing=True))
+    assert recomputed.largest[AUTOENCODER] < 0.9 * plain.largest[AUTOENCODER]
+    assert recomputed.flops[AUTOENCODER] > plain.flops[AUTOENCODER]
+
+
+def test_accumulated_micro_batches_are_all_on_the_device(light):
+    one, three = plan(light()), plan(light(gradient_accumulation_steps=3))
+    assert three.largest[DATA] == 3 * one.largest[DATA]
+    assert sum(three.flops.values()) == pytest.approx(3 * sum(one.flops.values()))
+
+
+def test_every_term_and_discriminator_can_be_planned(tiny, everything):
+    found = plan(tiny(**everything))
+    assert {"image discriminator", "video discriminator", "discriminator at 1/2"} <= set(found.largest)
+    assert found.discriminator_flops > 0
+
+
+def test_a_saved_model_is_planned_from_its_configuration(light, tmp_path):
+    config = light()
+    model = CausalVAE(config.causal_vae)
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    assert plan(replace(config, model=str(tmp_path / "model"))) == plan(config)
+
+
+def test_a_size_that_the_model_does_not_reproduce(light):
+    config = light()
+    with pytest.raises(ValueError, match=r"num_frames.*Use 5, the nearest"):
+        plan(replace(config, clips=replace(config.clips, num_frames=6)))
+
+
+def test_autocast_computes_in_float32_what_cuda_does():
+    x = torch.randn(2, 4, 8)
+
+    def dtypes():
+        with torch.autocast("cpu", torch.bfloat16):
+            y = F.conv1d(x, torch.randn(4, 4, 1))
+            return [z.dtype for z in (y, F.group_norm(y, 2), y.softmax(1), y.sum(), F.normalize(y), F.silu(y))]
+
+    before = dtypes()
+    with float32_as_on_cuda():
+        assert dtypes() == [torch.bfloat16, *[torch.float32] * 4, torch.bfloat16]
+    assert dtypes() == before == [torch.bfloat16] * 6
