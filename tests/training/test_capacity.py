@@ -98,7 +98,7 @@ def test_an_automatic_batch_size_is_recorded_and_kept(light, monkeypatch):
 
 def test_an_automatic_batch_size_needs_a_model_by_name(tiny):
     config = tiny(batch_size="auto")
-    with pytest.raises(ValueError, match="batch_size.*a number for a custom module"):
+    with pytest.raises(ValueError, match=r"batch_size.*a number for a custom module"):
         train(config, autoencoder=torch.nn.Conv3d(3, 3, 1), console=Console(quiet=True))
 
 
