@@ -379,3 +379,32 @@ def test_setting_names_reach_into_groups():
     names = list(setting_names(TrainConfig))
     assert {"steps", "clips", "clips.num_frames", "objective.disc_start", "causal_vae.base_channels"} <= set(names)
     assert Path(names[0]).name == "data"
+
+
+@pytest.mark.slow
+def test_plan_prints_what_fits(capsys):
+    small = [
+        "--clips.num_frames",
+        "5",
+        "--clips.height",
+        "32",
+        "--clips.width",
+        "32",
+        "--causal_vae.base_channels",
+        "8",
+    ]
+    assert main(["plan", *small, "--memory", "1GiB", "--device", "cpu"]) == 0
+    text = capsys.readouterr().out
+    for word in (
+        "optimizer states",
+        "video discriminator",
+        "Estimate",
+        "largest batch",
+        "longest clip",
+        "as configured",
+    ):
+        assert word in text
+
+
+def test_plan_refuses_a_memory_without_a_unit(capsys):
+    assert "Use 80GiB." in error_of(capsys, "plan", "--memory", "80")

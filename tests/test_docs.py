@@ -24,6 +24,7 @@ OTHERS = {
     "data.md",
     "evaluation.md",
     "fine-tuning.md",
+    "hardware.md",
     "health.md",
     "many-gpus.md",
     "own-model.md",

@@ -143,3 +143,11 @@ def test_own_model(folder, cached_weights, monkeypatch):
     exec(compile(code[2], "own-model.md", "exec"), names)
     assert names["both"].disc_loss.isfinite()
     assert names["model"].decoder.weight.grad.abs().max() > 0
+
+
+@pytest.mark.slow
+def test_hardware(folder, capsys):
+    (command,) = commands("hardware.md")
+    assert command[:2] == ["telecine", "plan"]
+    assert main([*command[1:], "--config", "small.yaml"]) == 0
+    assert "what fits 80.00 GiB" in capsys.readouterr().out

@@ -52,6 +52,7 @@ def test_the_largest_batch_follows_a_line_through_the_peak():
     assert replace(need, saved=20).largest_batch(210) == 20
 
 
+@pytest.mark.slow
 def test_the_largest_batch_fits_and_is_not_far_from_the_limit(light):
     config = light(batch_size="auto")
     memory = 100 * MB
@@ -60,6 +61,7 @@ def test_the_largest_batch_fits_and_is_not_far_from_the_limit(light):
     assert 0.85 * memory < peak <= 0.9 * memory
 
 
+@pytest.mark.slow
 def test_a_memory_that_nothing_fits_names_the_smallest(light):
     with pytest.raises(ValueError, match=r"`memory` must be enough for one clip.*needs 0\.0\d GiB.*largest part"):
         largest_batch(light(), 5 * MB, "cpu")
@@ -67,6 +69,7 @@ def test_a_memory_that_nothing_fits_names_the_smallest(light):
         make_plan(light(), 5 * MB, 2)
 
 
+@pytest.mark.slow
 def test_switches_and_sharding_are_listed_once_each(light):
     fits = make_plan(light(batch_size="auto", mixed_precision="bf16"), 200 * MB, 4).fits
     titles = ["as configured", "model_gradient", "objective.gradient", "sharding fsdp2, 4 processes"]
@@ -78,6 +81,7 @@ def test_switches_and_sharding_are_listed_once_each(light):
     assert plain.num_frames % 4 == 1, "a length that the model reproduces"
 
 
+@pytest.mark.slow
 def test_the_estimate_of_the_time_names_what_was_measured(light):
     speed = make_plan(light(), 200 * MB, 2).speed
     assert speed.flops_per_second > 1e8
@@ -85,6 +89,7 @@ def test_the_estimate_of_the_time_names_what_was_measured(light):
     assert "cpu in float32" in speed.describe()
 
 
+@pytest.mark.slow
 def test_an_automatic_batch_size_is_recorded_and_kept(light, monkeypatch):
     config = light(batch_size="auto", steps=1)
     monkeypatch.setattr(capacity, "free_memory", lambda device: 60 * MB)
@@ -102,6 +107,7 @@ def test_an_automatic_batch_size_needs_a_model_by_name(tiny):
         train(config, autoencoder=torch.nn.Conv3d(3, 3, 1), console=Console(quiet=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_own", [False, True])
 def test_out_of_memory_ends_with_what_helps(light, monkeypatch, is_own):
     def step(state, batches, **options):

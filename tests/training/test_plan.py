@@ -98,6 +98,7 @@ def test_operations_are_two_for_each_product():
     assert counter.flops.total() == 2 * (2 * 4 * 8 * 8) * (3 * 3 * 3)
 
 
+@pytest.mark.slow
 def test_known_bytes_of_networks_and_optimizers(tiny):
     config = tiny()
     found = plan(config)
@@ -115,6 +116,7 @@ def test_known_bytes_of_networks_and_optimizers(tiny):
     assert found.largest[DATA] == 4 * config.batch_size * 3 * 5 * 32 * 32
 
 
+@pytest.mark.slow
 def test_the_fake_update_allocates_what_a_real_one_does(tiny):
     config = tiny(discriminator=DiscriminatorConfig(video="patch", image="patch", dim=2))
     found = plan(config)
@@ -135,6 +137,7 @@ def test_the_fake_update_allocates_what_a_real_one_does(tiny):
     assert found.peak - found.between - found.at_peak[DATA] == pytest.approx(real, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"model_gradient_checkpointing": True}, {"mixed_precision": "bf16"}])
 def test_what_depends_on_clips_grows_with_the_batch(light, changes):
     one, two, four = (plan(light(batch_size=size, **changes)) for size in (1, 2, 4))
@@ -143,6 +146,7 @@ def test_what_depends_on_clips_grows_with_the_batch(light, changes):
     assert sum(four.flops.values()) == pytest.approx(2 * sum(two.flops.values()), rel=0.01)
 
 
+@pytest.mark.slow
 def test_checkpointing_lowers_the_peak_of_the_autoencoder(light):
     config = light(batch_size=8)
     plain, recomputed = plan(config), plan(replace(config, model_gradient_checkpointing=True))
@@ -150,12 +154,14 @@ def test_checkpointing_lowers_the_peak_of_the_autoencoder(light):
     assert recomputed.flops[AUTOENCODER] > plain.flops[AUTOENCODER]
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_are_all_on_the_device(light):
     one, three = plan(light()), plan(light(gradient_accumulation_steps=3))
     assert three.largest[DATA] == 3 * one.largest[DATA]
     assert sum(three.flops.values()) == pytest.approx(3 * sum(one.flops.values()))
 
 
+@pytest.mark.slow
 def test_every_term_and_discriminator_can_be_planned(tiny, everything):
     found = plan(tiny(**everything))
     assert {"image discriminator", "video discriminator", "discriminator at 1/2"} <= set(found.largest)

@@ -234,6 +234,15 @@ def with_setting(config: Any, name: str, value: Any) -> Any:
     return replace(config, **{group: with_setting(getattr(config, group), rest, value) if rest else value})
 
 
+def saved_by_processes(config: TrainConfig, model: nn.Module, num_processes: int) -> int:
+    """Return the bytes that several processes save; below 0 without sharding, as DDP copies the gradients."""
+    if num_processes == 1:
+        return 0
+    if config.sharding != "none":
+        return saved_by_sharding(model, num_processes)
+    return -bytes_of(weight for weight in model.parameters() if weight.requires_grad)
+
+
 def saved_by_sharding(model: nn.Module, num_processes: int) -> int:
     """Return the bytes that sharding over so many processes saves, an estimate.
 
@@ -305,12 +314,14 @@ def with_batch_size(config: TrainConfig, accelerator: Accelerator) -> TrainConfi
     share = accelerator.num_processes if device.type == "cpu" else 1  # of the memory of this machine
     free = torch.tensor(free_memory(device) // share, device=device)
     memory = min(int(each) for each in all_gather(free))
-    found = [largest_batch(config, memory, device_type_of(device)) if accelerator.is_main_process else 0]
+    found = [0]
+    if accelerator.is_main_process:
+        found = [largest_batch(config, memory, device_type_of(device), num_processes=accelerator.num_processes)]
     broadcast_object_list(found)
     return replace(config, batch_size=found[0])
 
 
-def largest_batch(config: TrainConfig, memory: int, device: DeviceType) -> int:
+def largest_batch(config: TrainConfig, memory: int, device: DeviceType, *, num_processes: int = 1) -> int:
     """Return how many clips fit into this many bytes, of which `USED_FRACTION` is used.
 
     Raises:
@@ -318,10 +329,11 @@ def largest_batch(config: TrainConfig, memory: int, device: DeviceType) -> int:
     """
     usable = int(memory * USED_FRACTION)
     model = fake_autoencoder(config)
+    saved = saved_by_processes(config, model, num_processes)
     planned, found = 0, 1
     while found > planned * (1 + TOLERANCE):
         planned = found
-        need = Need(plan_update(replace(config, batch_size=planned), model, device_type=device), planned)
+        need = Need(plan_update(replace(config, batch_size=planned), model, device_type=device), planned, saved)
         found = need.largest_batch(usable)
         if found == 0:
             raise nothing_fits(config, need, memory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +35,9 @@ from telecine.training.step import MicroBatch, accumulate_gradients
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+# Sizes that a model does not reproduce are found by errors, which PyTorch would print one by one.
+logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
 
 DeviceType = Literal["cpu", "cuda"]
 
