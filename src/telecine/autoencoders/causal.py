@@ -249,6 +249,11 @@ class CausalVAE(VideoAutoencoder):
             if isinstance(module, ResidualBlock):
                 module.gradient_checkpointing = True
 
+    @property
+    def smallest_temporal_chunk(self) -> int:
+        """The frames of a latent frame."""
+        return self.config.time_compression
+
     def enable_temporal_chunks(self, num_frames: int) -> None:
         """Compute the networks in chunks of as many frames, a multiple of `time_compression`, see `in_chunks`.
 

@@ -80,6 +80,11 @@ class VideoAutoencoder(nn.Module, ABC):
         """
         raise checkpointing_error(self)
 
+    @property
+    def smallest_temporal_chunk(self) -> int | None:
+        """The fewest frames that `enable_temporal_chunks` accepts; None, the default, if it is not supported."""
+        return None
+
     def enable_temporal_chunks(self, num_frames: int) -> None:
         """Compute clips in chunks of as many frames, with the activations of one chunk in memory at a time.
 

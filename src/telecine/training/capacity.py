@@ -208,19 +208,27 @@ def what_fits(
     """
     usable = int(memory * USED_FRACTION)
     needs = {"as configured": Need(plan, config.clips_per_pass)}
-    length = length_of(config, model, needs["as configured"], device)
+    lengths = {"as configured": length_of(config, model, needs["as configured"], device)}
     for name, value in SWITCHES.items():
         if setting(config, name) != value:
             config = with_setting(config, name, value)
             model = fake_autoencoder(config) if name.startswith("model_") else model
             title = f"and --{name} {value}".lower()
             needs[title] = Need(plan_update(config, model, device_type=device), config.clips_per_pass)
+    chunk = None if config.temporal_chunk is not None else model.smallest_temporal_chunk
+    if chunk is not None:
+        config = replace(config, temporal_chunk=chunk)
+        model = fake_autoencoder(config)
+        need = Need(plan_update(config, model, device_type=device), config.clips_per_pass)
+        lengths[title := f"and --temporal_chunk {chunk}"] = length_of(config, model, need, device)
+        needs[title] = need
     saved = saved_by_sharding(model, num_processes)
     needs[f"and --sharding fsdp2, {num_processes} processes"] = replace(list(needs.values())[-1], saved=saved)
-    return [
-        Fit(title, need.largest_batch(usable), length.longest(need, usable), need.of(1))
-        for title, need in needs.items()
-    ]
+    fits, length = [], lengths["as configured"]
+    for title, need in needs.items():
+        length = lengths.get(title, length)
+        fits.append(Fit(title, need.largest_batch(usable), length.longest(need, usable), need.of(1)))
+    return fits
 
 
 def setting(config: Any, name: str) -> Any:

@@ -314,8 +314,14 @@ def enable_gradient_checkpointing(model: VideoAutoencoder) -> None:
     Raises:
         ValueError: The model does not support it.
     """
-    wrapped = cast(VideoAutoencoder, getattr(model, "module", model))
-    wrapped.enable_gradient_checkpointing()
+    if isinstance(model, CausalVAE):
+        model.enable_gradient_checkpointing()
+        return
+    from telecine.autoencoders.diffusers import DiffusersAutoencoder
+    from telecine.autoencoders.diffusers.checkpointing import enable
+
+    assert isinstance(model, DiffusersAutoencoder)
+    enable(model.module)
 
 
 def fake_mode_of(model: nn.Module) -> FakeTensorMode:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from telecine.autoencoders.clip_sizes import ClipSizes, find_last_layer, output_shape
 from telecine.autoencoders.diffusers.checkpointing import enable_checked
-from telecine.autoencoders.diffusers.chunks import enable_chunks
+from telecine.autoencoders.diffusers.chunks import CHUNKS, enable_chunks
 from telecine.autoencoders.diffusers.families import (
     DiffusersModel,
     LatentPosterior,
@@ -144,6 +144,12 @@ class DiffusersAutoencoder(VideoAutoencoder):
             ValueError: The class does not support it, fails with it, or computes other gradients. It is disabled then.
         """
         enable_checked(self.module, self.sizes)
+
+    @property
+    def smallest_temporal_chunk(self) -> int | None:
+        """The frames of the class's own chunks; None if it does not keep frames from one to the next."""
+        chunks = CHUNKS.get(type(self.module).__name__)
+        return None if chunks is None else chunks.num_frames
 
     def enable_temporal_chunks(self, num_frames: int) -> None:
         """Compute clips in chunks of `num_frames` frames, with the activations of one chunk in memory at a time.
