@@ -72,7 +72,13 @@ def test_a_memory_that_nothing_fits_names_the_smallest(light):
 @pytest.mark.slow
 def test_switches_and_sharding_are_listed_once_each(light):
     fits = make_plan(light(batch_size="auto", mixed_precision="bf16"), 200 * MB, 4).fits
-    titles = ["as configured", "model_gradient", "objective.gradient", "sharding fsdp2, 4 processes"]
+    titles = [
+        "as configured",
+        "model_gradient",
+        "objective.gradient",
+        "temporal_chunk 4",
+        "sharding fsdp2, 4 processes",
+    ]
     assert len(fits) == len(titles)
     assert all(title in fit.title for title, fit in zip(titles, fits, strict=True))
     plain, recomputed = fits[:2]
