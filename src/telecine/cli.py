@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 from accelerate import PartialState
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from telecine import __version__
 from telecine.checks import argument_error, check_count, nearest
@@ -298,7 +298,13 @@ def print_plan(plan: Plan) -> None:
     console.print(table)
     console.print(plan.speed.describe(), soft_wrap=True)
     usable = f"{gigabytes(plan.memory)}, of which {USED_FRACTION:.0%} are used"
-    fits = Table("settings", "largest batch", "longest clip", "one clip needs", title=f"what fits {usable}")
+    fits = Table(
+        Column("settings", overflow="fold"),
+        "largest batch",
+        "longest clip",
+        "one clip needs",
+        title=f"what fits {usable}",
+    )
     for fit in plan.fits:
         length = f"about {fit.num_frames} frames" if fit.num_frames else "none"
         fits.add_row(fit.title, str(fit.batch_size or "none"), length, gigabytes(fit.one_clip))

@@ -305,7 +305,8 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Pl
     fits = what_fits(config, model, update, memory=memory, num_processes=num_processes, device=device)
     if not any(fit.batch_size for fit in fits):
         smallest = min(fits, key=lambda fit: fit.one_clip)
-        got = f"{gigabytes(memory)}, and one clip needs {gigabytes(smallest.one_clip / USED_FRACTION)} {smallest.title}"
+        need = gigabytes(smallest.one_clip / USED_FRACTION)
+        got = f"{gigabytes(memory)}, and one clip needs {need} with every switch that saves memory"
         raise argument_error("memory", "enough for one clip", got, advice(update))
     clips = config.clips
     title = f"{config.clips_per_pass} x {clips.num_frames} x {clips.height} x {clips.width}, {config.mixed_precision}"
