@@ -48,8 +48,8 @@ def wan() -> VideoAutoencoder:
 
 
 def small_wan() -> VideoAutoencoder:
-    """Return Wan 2.1 with a third of its channels."""
-    return DiffusersAutoencoder(diffusers.AutoencoderKLWan(base_dim=32))
+    """Return Wan 2.1 with a sixth of its channels."""
+    return DiffusersAutoencoder(diffusers.AutoencoderKLWan(base_dim=16))
 
 
 def causal_vae() -> VideoAutoencoder:
@@ -57,7 +57,7 @@ def causal_vae() -> VideoAutoencoder:
     return CausalVAE(CausalVAEConfig(base_channels=128, blocks_per_level=2))
 
 
-SMALL = {"CausalVAE small": causal_vae, "Wan 2.1, base_dim 32": small_wan}
+SMALL = {"CausalVAE small": causal_vae, "Wan 2.1, base_dim 16": small_wan}
 MODELS = {"Wan 2.1": wan, **SMALL}
 
 
@@ -207,9 +207,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("what", choices=("checkpointing", "chunks"))
     parser.add_argument(
-        "--models", nargs="+", choices=list(MODELS), default=["CausalVAE small", "Wan 2.1, base_dim 32"]
+        "--models", nargs="+", choices=list(MODELS), default=["CausalVAE small", "Wan 2.1, base_dim 16"]
     )
-    parser.add_argument("--size", type=int, default=96, help="Height and width of the clips of `chunks`.")
+    parser.add_argument("--size", type=int, default=64, help="Height and width of the clips of `chunks`.")
     parser.add_argument("-o", "--output", type=Path, default=Path(), help="Folder of the plot.")
     arguments = parser.parse_args()
     if arguments.what == "checkpointing":

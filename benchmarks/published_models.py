@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import NOT_AVAILABLE, Step, extra_peak, machine, table
+from measure import Step, extra_peak, machine, table
 
 from telecine.training import DiscriminatorConfig, TrainConfig, read_config
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
@@ -90,24 +90,12 @@ def planned_rows(folder: Path, names: list[str]) -> Iterator[list[str]]:
         config = with_size(config, model.covering_clip(*PLANNED_SIZE))
         num_weights = sum(weight.numel() for weight in model.parameters())
         plan = plan_update(config, model, device_type="cuda")
-        peaks = [gibibytes(plan.peak)]
-        for title, changes in SWITCHES.items():
-            if changes:
-                peaks.append(peak_with(config, changes, title))
+        switched = [plan_of(replace(config, **changes), "cuda") for changes in SWITCHES.values() if changes]
+        peaks = [gibibytes(each.peak) for each in (plan, *switched)]
         clips = config.clips
         size = f"{clips.num_frames} x {clips.height} x {clips.width}"
         flops = f"{sum(plan.flops.values()) / 1e12:.1f}"
         yield [name, size, f"{num_weights / 1e6:.0f}", gibibytes(plan.between), *peaks, flops]
-
-
-def peak_with(config: TrainConfig, changes: Mapping[str, Any], title: str) -> str:
-    """Return the planned peak with some switches, or that the class has no checkpointing."""
-    try:
-        return gibibytes(plan_of(replace(config, **changes), "cuda").peak)
-    except ValueError:
-        if "model_gradient_checkpointing" not in changes:
-            raise
-        return NOT_AVAILABLE
 
 
 def gibibytes(size: int) -> str:
