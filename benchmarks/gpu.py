@@ -26,6 +26,7 @@ from typing import Any
 
 import diffusers
 import torch
+from accelerate.state import AcceleratorState
 from cases import BASELINE, TELECINE, UPDATE, UPDATE_PENALTY, Setup, steps_of
 from measure import (
     NOT_AVAILABLE,
@@ -165,6 +166,7 @@ def update_row(run: Run, rate: float, folder: Path, *, rounds: int, warmup: int)
             json.dumps({"_class_name": run.diffusers_class, **dict(run.arguments)}), encoding="utf-8"
         )
         config = replace(config, model=str(folder / "config.json"))
+    AcceleratorState._reset_state(reset_partial_state=True)  # its precision is that of the first run otherwise
     try:
         state = build_state(config, build_accelerator(config), build_autoencoder(config))
         clips = config.clips

@@ -28,6 +28,7 @@ SMALL: Settings = {
     "mixed_precision": "no",
     "sharding": "none",
     "model_gradient_checkpointing": False,
+    "temporal_chunk": None,
     "channels_last": False,
     "dynamo_backend": "no",
     "log_every": 1,
@@ -75,6 +76,7 @@ SMALL: Settings = {
         "gan": {
             "loss": "hinge",
             "disc_train_start": 5,
+            "window": None,
             "feature_matching_loss_weight": 0.0,
             "lecam_loss_weight": 0.0,
             "lecam_decay": 0.9,
@@ -313,12 +315,13 @@ FIRST_NAMES = {
 
 
 def first_layout(settings: Settings) -> Settings:
-    """Return the settings as telecine 0.1.0 reads them."""
+    """Return the settings as telecine 0.1.0 reads them; later ones, which no case sets, are left out."""
     objective = dict(settings["objective"])
     terms = objective.pop("terms")
     for group, names in FIRST_NAMES.items():
-        objective |= {names[name]: value for name, value in objective.pop(group).items()}
+        objective |= {names[name]: value for name, value in objective.pop(group).items() if name in names}
     for name in ("gram", "wavelet", "temporal"):
         objective[f"{name}_loss_weight"] = terms.get(name, {}).get("weight", 0.0)
     objective["wavelet_levels"] = terms.get("wavelet", {}).get("params", {}).get("levels", 1)
+    settings = {name: value for name, value in settings.items() if name != "temporal_chunk"}
     return {**settings, "objective": objective}

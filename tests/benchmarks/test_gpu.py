@@ -1,8 +1,16 @@
 import pytest
+from accelerate.state import AcceleratorState
+
+
+@pytest.fixture
+def own_accelerator():
+    """Leave no precision behind for the other tests of this process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.slow
-def test_tables(run_here, tables_in):
+def test_tables(run_here, tables_in, own_accelerator):
     text = run_here("gpu.py", "--smoke")
     (header, rows), (_, updates) = tables_in(text)
     assert header[2:5] == ["telecine, s", "baseline, s", "ratio"]

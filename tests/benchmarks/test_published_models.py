@@ -12,9 +12,9 @@ def test_plans_of_telecines_own_model(run_here, tables_in):
 
 
 @pytest.mark.slow
-def test_a_plan_is_near_the_measured_peak(run, tables_in):
+def test_a_plan_is_near_the_measured_peak(run_here, tables_in):
     name = "demo, 2 x 9 x 64 x 64"
-    ((header, rows),) = tables_in(run("published_models.py", "measured", "--only", name))
+    ((header, rows),) = tables_in(run_here("published_models.py", "measured", "--only", name))
     assert header[-1] == "planned / measured"
     ((title, *numbers),) = rows
     assert title == name

@@ -53,6 +53,7 @@ def function(**_):
             {
                 "loss": ("relativistic", function),
                 "disc_train_start": (1000, 1e3),
+                "window": (None, 17),
                 "feature_matching_loss_weight": (4, Ramp(4.0, start=3), {"weight": 4.0}),
                 "lecam_loss_weight": (0.1, Ramp(0.1), {"weight": 0.1, "steps": 3}),
                 "lecam_decay": (0, 0.5),
@@ -96,6 +97,7 @@ def test_a_group_is_a_class_or_a_dict(group, values):
         ("perceptual", "chunk_size", (0, 1.5), "a positive int"),
         ("gan", "loss", ("hing", 3), "one of 'hinge', 'vanilla', 'least_squares', 'relativistic', or a function"),
         ("gan", "disc_train_start", (-1, 0.5), "a whole number of steps >= 0"),
+        ("gan", "window", (0, 1.5), "a positive int"),
         ("gan", "feature_matching_loss_weight", (-1.0, "x"), "a finite number >= 0"),
         ("gan", "lecam_loss_weight", (-1.0, True), "a finite number >= 0"),
         ("gan", "lecam_decay", (-0.1, 1, "x"), "a number from 0 to below 1"),

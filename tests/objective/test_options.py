@@ -111,6 +111,7 @@ OPTIONS = {
     "perceptual.chunk_size": (1, 3),
     "gan.loss": ("vanilla", "least_squares", "relativistic", wasserstein),
     "gan.disc_train_start": (1,),
+    "gan.window": (2,),
     "gan.feature_matching_loss_weight": (0.5, *WEIGHTS[1:]),
     "gan.lecam_loss_weight": (0.5, *WEIGHTS[1:]),
     "gan.lecam_decay": (0.0,),
