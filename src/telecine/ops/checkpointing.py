@@ -52,20 +52,21 @@ class CheckpointedCall:
         """Return the output, the arguments with what changed in them, and the layers' tensors after the call."""
         args, kwargs = _copy(self.args), _copy(self.kwargs)
         outside = self._cached()
-        self._set_cached(self.before)
+        self.set_cached(self.before)
         token = self._running.set(self._running.get() or self)
         try:
             output = self.forward(*args, **kwargs)
             return output, [*args, *kwargs.values()], self._cached()
         finally:  # also when the recomputation stops early
             self._running.reset(token)
-            self._set_cached(outside)
+            self.set_cached(outside)
             self.is_first_run = False
 
     def _cached(self) -> list[Any]:
         return [getattr(layer, self.cache_name) for layer in self.layers]
 
-    def _set_cached(self, values: list[Any]) -> None:
+    def set_cached(self, values: list[Any]) -> None:
+        """Give the layers these tensors to keep."""
         for layer, value in zip(self.layers, values, strict=True):
             setattr(layer, self.cache_name, value)
 
@@ -87,7 +88,7 @@ def checkpoint_call(
     output, changed, cached = checkpoint(lambda *_: call.run(), *tensors, use_reentrant=False)
     for value, new in zip((*args, *kwargs.values()), changed, strict=True):
         _overwrite(value, new)
-    call._set_cached(cached)
+    call.set_cached(cached)
     return output
 
 
