@@ -103,7 +103,7 @@ def main() -> None:
     header = ["class", "updates", "seconds", "PSNR before", "after", "LPIPS-Alex before", "after"]
     with tempfile.TemporaryDirectory() as folder:
         link_samples(Path(folder) / "samples")
-        steps, extra = (8, SMOKE) if arguments.smoke else (arguments.steps, ())
+        steps, extra = (6, SMOKE) if arguments.smoke else (arguments.steps, ())
         rows = [fine_tune(name, steps, Path(folder), extra) for name in CLASSES]
     print(f"clips of 9 frames of 64 px; {machine()}\n")
     print(table(header, rows))

@@ -71,9 +71,9 @@ def test_help_has_the_texts_of_the_fields(capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("module", ["telecine.cli", "telecine"])
-def test_runs_as_a_module(module):
-    command = [sys.executable, "-m", module, "train", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+def test_runs_as_a_module(forks, module):
+    done = forks.run("-m", module, "train", "--help")
+    assert done.returncode == 0
     assert "--objective.disc_start" in done.stdout
 
 

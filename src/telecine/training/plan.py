@@ -103,6 +103,8 @@ class MemoryCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        if func is torch.ops.prim.device.default:  # most calls: a fake tensor is asked where it is
+            return out
         for tensor in (out,) if isinstance(out, Tensor) else tree_leaves(out):
             if isinstance(tensor, Tensor) and id(storage := tensor.untyped_storage()) not in self._parts:
                 self._track(storage, self.part)
