@@ -1,8 +1,6 @@
 """Commands as a user types them."""
 
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import av

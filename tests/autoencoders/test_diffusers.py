@@ -146,7 +146,7 @@ def test_low_rank_updates_compute_the_same_before_and_after_merging(name):
     updated = model(video, sample_posterior=False).video
     assert (updated - expected).abs().max() > 1e-3
     merged = merge_low_rank(model)
-    assert set(merged.state_dict()) == set(adapter(name).state_dict())
+    assert set(merged.state_dict()) == set(shared(name).state_dict())
     torch.testing.assert_close(merged(video, sample_posterior=False).video, updated, rtol=1e-3, atol=1e-4)
 
 

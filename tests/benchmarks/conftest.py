@@ -9,8 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from telecine.data import find
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 NO_PICTURES = runpy.run_path(str(Path(__file__).parents[1] / "training" / "no_pictures.py"))
+
+
+@pytest.fixture(autouse=True)
+def two_small_samples(monkeypatch):
+    """Decode only the smaller of the sample videos."""
+    smaller = dict(list(find.SAMPLE_VIDEOS.items())[:2])
+    monkeypatch.setattr(find, "SAMPLE_VIDEOS", smaller)
 
 
 @pytest.fixture

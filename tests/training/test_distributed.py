@@ -11,7 +11,6 @@ from torch import distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.training import TrainableConfig, TrainConfig, distributed
 from telecine.training.checkpoint_files import load_optimizer, optimizer_tensors, save_tensors
 from telecine.training.distributed import (
@@ -30,7 +29,7 @@ from telecine.training.optim import clip_gradients
 from telecine.training.trainable import select_trainable
 
 models = runpy.run_path(str(Path(__file__).parent.parent / "autoencoders" / "tiny_models.py"))
-TINY_MODELS, tiny_clip, tiny_model = (models[name] for name in ("TINY_MODELS", "tiny_clip", "tiny_model"))
+TINY_MODELS, tiny_clip = models["TINY_MODELS"], models["tiny_clip"]
 WITH_SCALAR = "ltx_video_with_timestep"  # it has a weight without dimensions
 SHARDED = [name for name in TINY_MODELS if name != WITH_SCALAR]
 
@@ -132,7 +131,7 @@ def one_rank():
 
 
 def adapter(name, weights):
-    model = DiffusersAutoencoder(tiny_model(name))
+    model = models["adapter"](name)
     select_trainable(model, TrainableConfig(weights=weights, lora_rank=2))
     return model
 
