@@ -12,7 +12,9 @@ from telecine.autoencoders import CausalVAE, CausalVAEConfig
 from telecine.cli import COMMANDS, Command, main, setting_names, with_config_first
 from telecine.data import sample_videos
 from telecine.evaluation import METRIC_DEFINITIONS
+from telecine.runs import STATE_FILE, checkpoints
 from telecine.training import TrainConfig
+from telecine.training.checkpoint_files import write_checkpoint
 from telecine.training.config_file import RECIPES
 
 NO_PICTURES = runpy.run_path(str(Path(__file__).parent / "training" / "no_pictures.py"))
@@ -406,3 +408,16 @@ def test_plan_prints_what_fits(capsys):
 
 def test_plan_refuses_a_memory_without_a_unit(capsys):
     assert "Use 80GiB." in error_of(capsys, "plan", "--memory", "80")
+
+
+def test_checkpoints_are_verified(tmp_path, capsys):
+    for step in (1, 2):
+        write_checkpoint(tmp_path, step, lambda folder: (folder / STATE_FILE).write_text("{}"), keep=2)
+    assert main(["checkpoint", "verify", str(tmp_path)]) == 0
+    first, second = (folder for _, folder in checkpoints(tmp_path))
+    assert capsys.readouterr().out == f"{first}: intact\n{second}: intact\n"
+    (second / STATE_FILE).write_text("[]")
+    message = error_of(capsys, "checkpoint", "verify", str(tmp_path))
+    assert f"`{second / STATE_FILE}` must be as it was written" in message
+    assert main(["checkpoint", "verify", str(first)]) == 0
+    assert "must be the folder of a run" in error_of(capsys, "checkpoint", "verify", str(tmp_path / "no"))

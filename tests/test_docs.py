@@ -28,6 +28,7 @@ OTHERS = {
     "health.md",
     "many-gpus.md",
     "own-model.md",
+    "reliability.md",
     "report.md",
 }
 

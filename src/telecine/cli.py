@@ -1,4 +1,4 @@
-"""The command line: `telecine train | plan | evaluate | reconstruct | report | weights`."""
+"""The command line: `telecine train | plan | evaluate | reconstruct | report | checkpoint | weights`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from accelerate import PartialState
@@ -20,8 +21,10 @@ from telecine.evaluation.config import EvaluateConfig, ReconstructConfig
 from telecine.evaluation.difference import CONFIDENCE
 from telecine.evaluation.evaluate import Evaluation, evaluate
 from telecine.evaluation.reconstruct import reconstruct
+from telecine.manifest import DamagedError, damage_of
 from telecine.perceptual import weights
 from telecine.report.page import write_report
+from telecine.runs import checkpoints, is_checkpoint
 from telecine.training import Interrupted, TrainConfig, TrainingError, TrainResult, train
 from telecine.training.capacity import USED_FRACTION, Plan, advice, gigabytes, make_plan, parse_memory
 from telecine.training.config_file import check_groups, find_recipe
@@ -38,8 +41,8 @@ console = Console(markup=False, highlight=False)  # paths may hold brackets
 
 
 def run_train(settings: Namespace, config: TrainConfig) -> None:
-    """Train a video autoencoder. Run the same command again to resume from the last checkpoint."""
-    result = train(config, console=console)
+    """Train a video autoencoder. Run the same command again to resume from the newest checkpoint."""
+    result = train(config, console=console, steal_lock=settings.steal_lock)
     if PartialState().is_main_process:
         print_result(result)
 
@@ -76,6 +79,19 @@ def run_report(settings: Namespace, config: None) -> None:
     """Write a page about runs: their clips, curves, settings and warnings. It needs no network."""
     page = write_report(settings.runs, settings.output)
     console.print(f"written to {page}; open it in a browser", soft_wrap=True)
+
+
+def run_checkpoint(settings: Namespace, config: None) -> None:
+    """Verify that the files of a run's checkpoints are those that were written."""
+    run = Path(settings.run)
+    folders = [run] if is_checkpoint(run) else [folder for _, folder in checkpoints(run)]
+    if not folders:
+        raise argument_error("run", "the folder of a run or of a checkpoint", str(run), "Check the spelling.")
+    damage = {folder: damage_of(folder) for folder in folders}
+    for folder, found in damage.items():
+        console.print(f"{folder}: {'intact' if found is None else 'damaged'}", soft_wrap=True)
+    if errors := [found for found in damage.values() if found is not None]:
+        raise DamagedError(" ".join(map(str, errors)))
 
 
 def run_weights(settings: Namespace, config: None) -> None:
@@ -142,8 +158,13 @@ MEMORY = Argument(
 PROCESSES = Argument(
     ("--num_processes",), "Number of processes that sharding is planned for.", {"type": int, "default": 8}
 )
+STEAL_LOCK = Argument(
+    ("--steal_lock",),
+    "Train although another process seems to train in the same folder: it is gone, with its machine.",
+    {"action": "store_true"},
+)
 COMMANDS = {
-    "train": Command(run_train, TrainConfig),
+    "train": Command(run_train, TrainConfig, (STEAL_LOCK,)),
     "plan": Command(run_plan, TrainConfig, (MEMORY, PROCESSES)),
     "evaluate": Command(run_evaluate, EvaluateConfig, (SUBJECT, FIGURES, COMPARE)),
     "reconstruct": Command(
@@ -165,6 +186,14 @@ COMMANDS = {
                 "The page, an .html file; its videos are in a folder beside it. By default report.html, in the run's "
                 "folder for one run, in the current folder for several.",
             ),
+        ),
+    ),
+    "checkpoint": Command(
+        run_checkpoint,
+        None,
+        (
+            Argument(("action",), "What to do.", {"choices": ["verify"]}),
+            Argument(("run",), "Folder of a run, or of one of its checkpoints."),
         ),
     ),
     "weights": Command(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from telecine.autoencoders import CausalVAE, CausalVAEConfig, load_autoencoder
+from telecine.manifest import write_manifest
 
 from .tiny_models import tiny_clip, tiny_model
 
@@ -85,3 +86,16 @@ except ImportError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 'pip install "telecine[diffusers]"' in done.stdout
+
+
+def test_weights_of_a_checkpoint_that_were_changed_since(tmp_path):
+    folder = tmp_path / "step-00000003"
+    CausalVAE(CausalVAEConfig(base_channels=4, blocks_per_level=1)).save_pretrained(folder / "ema")
+    write_manifest(folder, 3)
+    load_autoencoder(folder / "ema")
+    path = folder / "ema" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{path}` must be as it was written, but got other bytes"):
+        load_autoencoder(folder / "ema")

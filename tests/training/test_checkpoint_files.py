@@ -7,12 +7,14 @@ from torch import nn
 
 from telecine.runs import BEST, CHECKPOINTS, STATE_FILE, checkpoints, find_checkpoint
 from telecine.training.checkpoint_files import (
-    check_complete,
+    check_header,
     load_optimizer,
+    newest_intact,
     optimizer_tensors,
     random_states,
     save_tensors,
     set_random_state,
+    tidy,
     write_checkpoint,
 )
 
@@ -116,7 +118,7 @@ def test_the_error_of_a_damaged_file_has_a_remedy(tmp_path):
     path = tmp_path / "optimizer.safetensors"
     save(optimizer, path)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"optimizer.safetensors` must be a complete file.*Delete .*resumes from"):
+    with pytest.raises(ValueError, match=r"optimizer.safetensors` must be a safetensors file.*Use another checkpoint"):
         load_optimizer(optimizer, path)
 
 
@@ -195,19 +197,78 @@ def test_what_an_interrupted_deletion_left_is_removed(tmp_path):
     assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["step-00000002"]
 
 
-@pytest.mark.parametrize(
-    ("name", "text"), [("state.json", '{"step": '), ("config.yaml", "- a list"), ("random.safetensors", "1234")]
-)
-def test_a_damaged_file_of_any_kind_is_named(tmp_path, name, text):
-    save_tensors(tmp_path / "objective.safetensors", {"weight": torch.zeros(2)})
-    (tmp_path / "config.yaml").write_text("steps: 3\n")
-    (tmp_path / "state.json").write_text("{}")
-    check_complete(tmp_path)
-    (tmp_path / "ema").mkdir()
-    path = tmp_path / "ema" / name
-    path.write_text(text)
-    with pytest.raises(ValueError, match=f"{path}` must be a complete file.*Delete {tmp_path}: the run resumes"):
-        check_complete(tmp_path)
+def flip_a_bit(path):
+    """Change one bit in the middle of a file, which keeps its size."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def write_tensors(folder):
+    write_state(folder)
+    save_tensors(folder / "optimizer.safetensors", {"weight": torch.zeros(8)})
+
+
+def test_the_newest_intact_checkpoint_is_used_and_damaged_ones_are_kept_aside(tmp_path):
+    folders = [write_checkpoint(tmp_path, step, write_tensors, keep=4) for step in (1, 2, 3)]
+    assert newest_intact(tmp_path) == (folders[2], [])
+    for folder in folders[1:]:
+        flip_a_bit(folder / "optimizer.safetensors")
+    found, notes = newest_intact(tmp_path)
+    assert found == folders[0]
+    assert len(notes) == 2
+    for folder, note in zip(folders[:0:-1], notes, strict=True):
+        aside = folder.with_name(f"damaged-{folder.name}")
+        assert f"{folder}/optimizer.safetensors` must be as it was written" in note
+        assert note.endswith(f"It is now {aside}.")
+        assert (aside / "optimizer.safetensors").is_file()
+    assert newest_intact(tmp_path) == (folders[0], [])
+
+
+def test_without_an_intact_checkpoint_nothing_is_moved(tmp_path):
+    folder = write_checkpoint(tmp_path, 1, write_tensors, keep=4)
+    (folder / STATE_FILE).unlink()
+    with pytest.raises(ValueError, match=rf"No checkpoint of {tmp_path} is intact.*state.json.*a missing one.*move"):
+        newest_intact(tmp_path)
+    assert folder.is_dir()
+
+
+def test_a_second_damaged_checkpoint_of_a_step_gets_another_name(tmp_path):
+    for number in (0, 1):
+        write_checkpoint(tmp_path, 1, write_tensors, keep=4)
+        flip_a_bit(write_checkpoint(tmp_path, 2, write_tensors, keep=4) / "optimizer.safetensors")
+        newest_intact(tmp_path)
+        aside = [path.name for path in (tmp_path / CHECKPOINTS).glob("damaged-*")]
+        assert sorted(aside) == ["damaged-step-00000002", "damaged-step-00000002-1"][: number + 1]
+
+
+def test_a_file_that_was_not_written_whole_is_no_checkpoint(tmp_path):
+    old = write_checkpoint(tmp_path, 1, write_tensors, keep=1)
+
+    def write_half(folder):
+        write_tensors(folder)
+        path = folder / "optimizer.safetensors"
+        path.write_bytes(path.read_bytes()[:-4])
+
+    with pytest.raises(OSError, match=r"optimizer.safetensors was not written whole"):
+        write_checkpoint(tmp_path, 2, write_half, keep=1)
+    assert checkpoints(tmp_path) == [(1, old)]
+
+
+def test_the_header_of_a_whole_file_is_accepted(tmp_path):
+    save_tensors(tmp_path / "weights.safetensors", {"weight": torch.zeros(8)})
+    check_header(tmp_path / "weights.safetensors")
+
+
+def test_what_interrupted_writes_left_is_removed(tmp_path):
+    write_checkpoint(tmp_path, 1, write_state, keep=1)
+    (tmp_path / ".curves.png.1234.partial").touch()
+    for step, name in ((1, "clips.json"), (2, "clip.mp4")):
+        (tmp_path / "validation" / f"step-{step:08d}").mkdir(parents=True)
+        (tmp_path / "validation" / f"step-{step:08d}" / name).touch()
+    tidy(tmp_path, keep=1, best=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [BEST, CHECKPOINTS, "validation"]
+    assert [path.name for path in (tmp_path / "validation").iterdir()] == ["step-00000001"]
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])
@@ -235,7 +296,7 @@ def test_every_file_is_flushed_and_closed(tmp_path, monkeypatch):
 
     before = lowest_free_descriptor()
     write_checkpoint(tmp_path, 1, write_state, keep=1)
-    assert len(flushed) == 3, "a file, a folder, and the folder of the checkpoint"
+    assert len(flushed) == 4 + 2, "two files, a folder, that of the checkpoint; then those in which it was renamed"
     assert lowest_free_descriptor() == before
 
 

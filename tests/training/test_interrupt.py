@@ -4,18 +4,30 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from telecine.training.interrupt import SIGNALS, stop_on_signal
+from telecine.data.loader import STOP_SIGNALS
+from telecine.training.interrupt import stop_on_signal
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_the_first_signal_sets_the_request_and_restores_the_handlers(number):
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_the_first_signal_sets_the_request_and_restores_its_handler(number):
     before = signal.getsignal(number)
+    other = next(each for each in STOP_SIGNALS if each != number)
     with stop_on_signal() as stop:
         assert not stop.is_set
         os.kill(os.getpid(), number)
         assert stop.is_set
-        assert signal.getsignal(number) == before, "a second signal must act at once"
+        assert signal.getsignal(number) == before, "a second one must act at once"
+        os.kill(os.getpid(), other)
+        assert stop.is_set, "one of another kind, as schedulers send them one after the other, does not"
     assert signal.getsignal(number) == before
+
+
+def test_a_hangup_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stop_on_signal() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.is_set
+    assert signal.signal(signal.SIGHUP, before) == signal.SIG_IGN
 
 
 @pytest.fixture
@@ -35,11 +47,11 @@ def test_a_second_ctrl_c_interrupts():
 
 
 def test_other_threads_leave_signals_to_the_main_thread():
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
     def enter():
         with stop_on_signal() as stop:
-            return stop.is_set, {number: signal.getsignal(number) for number in SIGNALS}
+            return stop.is_set, {number: signal.getsignal(number) for number in STOP_SIGNALS}
 
     with ThreadPoolExecutor(1) as threads:
         assert threads.submit(enter).result() == (False, before)

@@ -20,11 +20,12 @@ from safetensors.torch import load_file
 
 from telecine import Ramp
 from telecine.autoencoders import CausalVAE
-from telecine.data import ClipConfig
+from telecine.data import ClipConfig, DataError
+from telecine.data.dataset import ClipDataset
 from telecine.report.curves import draw_curves
 from telecine.report.run import read_records, validations
 from telecine.runs import BEST, CHECKPOINTS, checkpoints, find_checkpoint
-from telecine.training import Interrupted, OptimizerConfig, train, trainer
+from telecine.training import Interrupted, OptimizerConfig, TrainingError, train, trainer
 from telecine.training.build import build_accelerator
 from telecine.training.checkpoint import as_yaml
 from telecine.training.interrupt import StopRequest
@@ -265,8 +266,88 @@ def test_a_resumed_run_prints_what_changed_and_refuses_what_does_not_fit(tiny, m
     after = tensors(folder)
     assert all(torch.equal(before[file][key], after[file][key]) for file in before for key in before[file])
     (folder / "state.json").write_text("{")
-    with pytest.raises(ValueError, match=r"state.json` must be a complete file"):
+    with pytest.raises(ValueError, match=r"No checkpoint .* is intact.*state.json` must be a file of \d+ bytes"):
         train(tiny(), console=quiet())
+
+
+def long_name(config, step):
+    return Path(config.output_dir) / CHECKPOINTS / f"step-{step:08d}"
+
+
+@pytest.mark.slow
+def test_a_run_goes_back_to_the_newest_checkpoint_that_is_not_damaged(tiny, tmp_path):
+    steps = {"steps": 3, "val_every": 3, "save_every": 1, "keep": 3}
+    straight, damaged = (tiny(output_dir=str(tmp_path / name), **steps) for name in ("straight", "damaged"))
+    train(straight, console=quiet())
+    run_to(damaged, 2)
+    path = long_name(damaged, 2) / "optimizer.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 64
+    path.write_bytes(content)
+    console = Console(record=True, width=1000, file=io.StringIO())
+    train(damaged, console=console)
+    text = console.export_text()
+    assert f"warning: `{path}` must be as it was written, but got other bytes" in text
+    assert f"resuming from {long_name(damaged, 1)}\n" in text
+    assert_equal_runs(straight, damaged)
+    assert (long_name(damaged, 2).with_name("damaged-step-00000002") / "optimizer.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_state_that_is_not_finite_is_never_saved(tiny):
+    trainer = Trainer(tiny(steps=4, save_every=1), quiet())
+    with pytest.raises(Interrupted):
+        trainer.run(StopAfter(trainer, 1))
+    with torch.no_grad():
+        trainer.state.last_layer.view(-1)[3] = float("nan")
+    trainer.state.step += 1
+    name = next(n for n, w in trainer.state.autoencoder.named_parameters() if w is trainer.state.last_layer)
+    expected = rf"`{name}` is not finite after step 2. No checkpoint was written. .*lower .*goes on from step 1\."
+    with pytest.raises(TrainingError, match=expected):
+        trainer._save()
+    assert [step for step, _ in checkpoints(trainer.folder)] == [1]
+
+
+@pytest.mark.parametrize("error", [DataError("deleted"), OSError("unmounted"), RuntimeError("no shared memory")])
+def test_errors_of_reading_are_returned(error):
+    def batches():
+        yield [1]
+        raise error
+
+    iterator = batches()
+    assert trainer.read_next(iterator) == ([1], None)
+    assert trainer.read_next(iterator) == ([], error)
+
+
+@pytest.mark.slow
+def test_when_a_batch_cannot_be_read_what_is_trained_is_saved(tiny, monkeypatch):
+    def read(dataset, item, decode=ClipDataset.__getitem__):
+        if item[0] == 2:
+            raise DataError("deleted")
+        return decode(dataset, item)
+
+    config = tiny(steps=4, save_every=4)
+    console = Console(record=True, width=1000, file=io.StringIO())
+    with monkeypatch.context() as patch:
+        patch.setattr(ClipDataset, "__getitem__", read)
+        with pytest.raises(DataError, match="deleted"):
+            train(config, console=console)
+    assert f"cannot read the clips of step 2; saved {long_name(config, 2)}" in console.export_text()
+    assert [step for step, _ in checkpoints(Path(config.output_dir))] == [2]
+
+
+@pytest.mark.slow
+def test_the_link_to_the_best_checkpoint_is_mended_at_the_start(tiny):
+    config = tiny(steps=2, val_every=1, save_every=1, best_metric="psnr", keep=4)
+    result = train(config, console=quiet())
+    best = (result.run / BEST).resolve()
+    other = next(folder for _, folder in checkpoints(result.run) if folder.resolve() != best)
+    (result.run / BEST).unlink()
+    (result.run / BEST).symlink_to(other.relative_to(result.run))
+    (result.run / CHECKPOINTS / ".step-00000009.partial").mkdir()
+    train(config, console=quiet())
+    assert (result.run / BEST).resolve() == best
+    assert not list((result.run / CHECKPOINTS).glob(".*"))
 
 
 class CalledError(Exception):
@@ -336,6 +417,16 @@ def wait_for_checkpoint(run, config, step):
 def long_run(tiny):
     clips = ClipConfig(num_frames=5, height=32, width=32, num_workers=1)
     return tiny(steps=100_000, save_every=2, val_every=100_000, clips=clips)
+
+
+@pytest.mark.slow
+def test_two_runs_in_one_folder_are_refused(tiny, tmp_path, forks):
+    config = long_run(tiny)
+    with forks.start(*command(config, tmp_path)) as run:
+        wait_for_checkpoint(run, config, 2)
+        with pytest.raises(ValueError, match=rf"used by one run at a time.*process {run.pid} on"):
+            train(config, console=quiet())
+        assert not run.has_ended()
 
 
 @pytest.mark.slow

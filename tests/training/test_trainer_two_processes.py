@@ -42,6 +42,7 @@ def train_one_step(config):
     trainer = Trainer(config, Console(quiet=True))
     with pytest.raises(Interrupted):
         trainer.run(AfterOne(trainer))
+    trainer.close()
 
 
 @pytest.fixture(scope="module")

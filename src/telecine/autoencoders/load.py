@@ -10,6 +10,8 @@ from telecine.autoencoders.causal import CausalVAE
 from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, WEIGHTS_FILE
 from telecine.checks import argument_error
 from telecine.files import read_json
+from telecine.manifest import check_manifest
+from telecine.runs import MANIFEST_FILE
 
 if TYPE_CHECKING:
     from telecine.autoencoders.diffusers import DiffusersAutoencoder
@@ -29,10 +31,13 @@ def load_autoencoder(
 
     Raises:
         FileNotFoundError: The folder does not exist or contains no weights.
-        ValueError: There is no configuration, its class is unknown, or the weights do not match it.
+        ValueError: There is no configuration, its class is unknown, or the weights do not match it; or the folder is
+            part of a checkpoint and was changed since (a `DamagedError`).
         ImportError: The model needs diffusers, which is not installed.
     """
     folder = Path(name_or_folder) / (subfolder or "")
+    if (folder.parent / MANIFEST_FILE).is_file():
+        check_manifest(folder.parent, part=folder.name)
     if is_causal_vae(folder):
         return CausalVAE.from_pretrained(folder)
     is_config = folder.suffix == ".json"

@@ -28,6 +28,11 @@ logger = logging.getLogger(__name__)
 
 # If workers die this often in a row, without a batch in between, the data itself is taken to be the cause.
 MAX_DEATHS = 3
+# What ends a run with a checkpoint: Ctrl-C, a scheduler's end, a closed terminal, Slurm's `--signal=USR1`. Windows has
+# the first two only.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+)
 # Beginnings of PyTorch's errors when a worker, or the thread that pins memory, has died.
 _DEATH_MESSAGES = ("DataLoader worker (pid", "Pin memory thread exited unexpectedly")
 
@@ -221,9 +226,9 @@ def _remove_sigchld_handler() -> None:
 
 
 def _ignore_stop_signals(worker: int) -> None:
-    """Ignore SIGINT and SIGTERM in a worker, so that the training process can finish its step and save a checkpoint.
+    """Ignore `STOP_SIGNALS` in a worker, so that the training process can finish its step and save a checkpoint.
 
     The training process gets the same signals. A worker exits with its loader, or soon after the training process.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -7,8 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, cast
 
+import torch
 import yaml
 from accelerate import Accelerator
+from torch import Tensor
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.checks import argument_error, describe
@@ -16,7 +18,7 @@ from telecine.files import read_json
 from telecine.objective.config import ObjectiveConfig, as_config
 from telecine.objective.weights import WeightSchedule
 from telecine.report.settings import flat_settings, read_settings, side_by_side_settings
-from telecine.runs import CONFIG_FILE, STATE_FILE, checkpoint_folder
+from telecine.runs import CONFIG_FILE, STATE_FILE, checkpoint_folder, checkpoints
 from telecine.training.checkpoint_files import (
     load_optimizer,
     load_tensors,
@@ -27,8 +29,10 @@ from telecine.training.checkpoint_files import (
     write_checkpoint,
 )
 from telecine.training.config import TrainConfig
+from telecine.training.distributed import any_rank, local_shard
 from telecine.training.logging import IntervalMeans
 from telecine.training.state import TrainState
+from telecine.training.step import TrainingError
 from telecine.training.validation import best_step
 from telecine.training.weight_files import WeightFiles, check_same_architecture
 
@@ -69,8 +73,13 @@ class Checkpointer:
         self.saved_step: int | None = None
 
     def save(self, state: TrainState) -> Path:
-        """Write the checkpoint of the present step, unless it exists already, and return its folder."""
+        """Write the checkpoint of the present step, unless it exists already, and return its folder.
+
+        Raises:
+            TrainingError: A value of the state is not finite. Nothing is written.
+        """
         if self.saved_step != state.step:
+            self._check_finite(state)
             if state.accelerator.is_main_process:
                 best = best_step(self.run, self.config.best_metric, state.step)
                 keep = self.config.keep
@@ -80,6 +89,15 @@ class Checkpointer:
             state.accelerator.wait_for_everyone()
             self.saved_step = state.step
         return checkpoint_folder(self.run, state.step)
+
+    def _check_finite(self, state: TrainState) -> None:
+        name = first_not_finite(state)
+        if any_rank(name is not None, state.accelerator.device):
+            saved = checkpoints(self.run)
+            remedy = "Run the same command with lower learning rates"
+            remedy += f": it goes on from step {saved[-1][0]}." if saved else "."
+            where = f"`{name}`" if name else "A value of another process"
+            raise TrainingError(f"{where} is not finite after step {state.step}. No checkpoint was written. {remedy}")
 
     def _write(self, state: TrainState, folder: Path | None) -> None:
         """Fill the folder of a checkpoint. A process without a folder only takes part in gathering tensors."""
@@ -132,6 +150,25 @@ class Checkpointer:
         state.log_means = IntervalMeans(saved["interval"])
         state.step = self.saved_step = saved["step"]
         return resume_notes(self.config, accelerator, saved, folder)
+
+
+def first_not_finite(state: TrainState) -> str | None:
+    """Return the name of a value of this process' part of the state that is not finite, or None. Host sync."""
+    tensors = {
+        **state.autoencoder.state_dict(),
+        **{f"average of {name}": average for name, average in state.ema.averages.items()},
+        **state.objective.state_dict(),
+        **{
+            f"state of {title}": value
+            for title, optimizer in state.optimizers.items()
+            for values in optimizer.state.values()
+            for value in values.values()
+            if isinstance(value, Tensor)
+        },
+    }
+    local = {name: local_shard(tensor) for name, tensor in tensors.items() if tensor.is_floating_point()}
+    finite = torch.stack([tensor.isfinite().all().to(state.accelerator.device) for tensor in local.values()]).tolist()
+    return next((name for name, is_finite in zip(local, finite, strict=True) if not is_finite), None)
 
 
 def clips_per_step(config: TrainConfig, accelerator: Accelerator) -> int:

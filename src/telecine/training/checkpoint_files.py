@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
-import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -17,7 +15,8 @@ from torch.optim import Optimizer
 
 from telecine.autoencoders.pretrained import safetensors_write
 from telecine.checks import argument_error
-from telecine.runs import BEST, CHECKPOINTS, checkpoint_folder, checkpoints
+from telecine.manifest import DamagedError, damage_of, write_manifest
+from telecine.runs import BEST, CHECKPOINTS, CLIPS_FILE, DAMAGED, VALIDATIONS, checkpoint_folder, checkpoints
 from telecine.training.distributed import all_gather, full_tensor, place_like
 from telecine.training.optim import parameters_of
 
@@ -40,16 +39,27 @@ def write_checkpoint(
     """
     final = checkpoint_folder(run, step)
     temporary = final.with_name(f".{final.name}.partial")
-    _remove_leftovers(run)
+    remove_leftovers(run)
     temporary.mkdir(parents=True)
     write(temporary)
-    _flush(temporary)
+    for path in temporary.rglob("*.safetensors"):
+        check_header(path)
+    write_manifest(temporary, step)
+    flush([*temporary.rglob("*"), temporary])
     replaced = final.with_name(f".{final.name}.replaced")
     if final.exists():
         os.replace(final, replaced)
     os.replace(temporary, final)
+    flush([final.parent, run])
     if replaced.exists():
         shutil.rmtree(replaced)
+    tidy(run, keep=keep, best=best)
+    return final
+
+
+def tidy(run: Path, *, keep: int, best: int | None) -> None:
+    """Remove what is left of interrupted writes, point the link `BEST` to the best checkpoint, and delete old ones."""
+    remove_leftovers(run)
     if best is not None:
         point_to(run / BEST, checkpoint_folder(run, best))
     elif (run / BEST).is_symlink():
@@ -57,7 +67,35 @@ def write_checkpoint(
     for old_step, old in checkpoints(run)[:-keep]:
         if old_step != best:
             _delete(old)
-    return final
+
+
+def newest_intact(run: Path) -> tuple[Path | None, list[str]]:
+    """Return the newest checkpoint whose files are those that were written, and notes about damaged newer ones.
+
+    These are moved aside, to names that begin with `DAMAGED`.
+
+    Raises:
+        DamagedError: There are checkpoints, but all are damaged. They stay where they are.
+    """
+    damaged: dict[Path, DamagedError] = {}
+    for _, folder in reversed(checkpoints(run)):
+        error = damage_of(folder)
+        if error is None:
+            return folder, [f"{each} It is now {set_aside(bad)}." for bad, each in damaged.items()]
+        damaged[folder] = error
+    if damaged:
+        remedy = f"To start again, move {run / CHECKPOINTS} away."
+        raise DamagedError(f"No checkpoint of {run} is intact. {' '.join(map(str, damaged.values()))} {remedy}")
+    return None, []
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a damaged checkpoint, so that it no longer counts as one, and return its new path."""
+    taken = {path.name for path in folder.parent.iterdir()}
+    names = (f"{DAMAGED}{folder.name}" + (f"-{number}" if number else "") for number in range(len(taken) + 1))
+    aside = folder.with_name(next(name for name in names if name not in taken))
+    os.replace(folder, aside)
+    return aside
 
 
 def point_to(link: Path, folder: Path) -> None:
@@ -73,10 +111,15 @@ def point_to(link: Path, folder: Path) -> None:
     os.replace(temporary, link)
 
 
-def _remove_leftovers(run: Path) -> None:
+def remove_leftovers(run: Path) -> None:
     """Remove what an interrupted write or deletion has left."""
     for leftover in (run / CHECKPOINTS).glob(".step-*"):
         shutil.rmtree(leftover)
+    for leftover in run.glob(".*.partial"):
+        leftover.unlink()
+    for folder in (run / VALIDATIONS).glob("step-*"):
+        if not (folder / CLIPS_FILE).is_file():
+            shutil.rmtree(folder)
 
 
 def _delete(folder: Path) -> None:
@@ -88,8 +131,9 @@ def _delete(folder: Path) -> None:
     shutil.rmtree(hidden)
 
 
-def _flush(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
+def flush(paths: Iterable[Path]) -> None:
+    """Write files and folders to the disk: a power failure then loses none of them."""
+    for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -97,32 +141,17 @@ def _flush(folder: Path) -> None:
             os.close(descriptor)
 
 
-def check_complete(folder: Path) -> None:
-    """Check that every file of a checkpoint can be read.
+def check_header(path: Path) -> None:
+    """Check that a safetensors file has the size that its header states.
 
     Raises:
-        ValueError: A file is damaged, for example because the disk was full or a copy was interrupted.
+        OSError: It has not; the disk may be full.
     """
-    for path in sorted(folder.rglob("*")):
-        _check_file(path, folder)
-
-
-def _check_file(path: Path, folder: Path) -> None:
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt"):  # reads the header, and compares the size of the file with it
-                pass
-        elif path.suffix == ".json":
-            json.loads(path.read_text(encoding="utf-8"))
-        elif path.suffix == ".yaml" and not isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict):
-            raise ValueError("it holds no settings")
-    except (SafetensorError, ValueError, yaml.YAMLError) as error:
-        raise _damaged(path, folder, error) from error
-
-
-def _damaged(path: Path, folder: Path, error: Exception) -> Exception:
-    remedy = f"Delete {folder}: the run resumes from the checkpoint before it, or starts again if there is none."
-    return argument_error(str(path), "a complete file", f"a damaged one ({error})", remedy)
+        with safe_open(path, "pt"):
+            pass
+    except SafetensorError as error:
+        raise OSError(f"{path} was not written whole: {error}") from error
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -139,12 +168,13 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors that `save_tensors` wrote.
 
     Raises:
-        ValueError: The file is missing or damaged.
+        DamagedError: The file is missing or damaged.
     """
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise _damaged(path, path.parent, error) from error
+        contract, got = "a safetensors file", f"a missing or damaged one ({error})"
+        raise argument_error(str(path), contract, got, "Use another checkpoint.", DamagedError) from error
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

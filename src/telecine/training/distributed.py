@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeGuard
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeGuard, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch import distributed as dist
 
@@ -16,6 +17,8 @@ from telecine.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
+
+T = TypeVar("T")
 
 # Gradients are averaged in buckets of this size: one message for each small weight costs more in latency than in bytes.
 BUCKET_BYTES = 25 * 2**20
@@ -70,6 +73,21 @@ def any_rank(value: bool, device: torch.device) -> bool:
     """Return whether `value` is true on at least one process. Every process gets the same answer."""
     flags = all_gather(torch.tensor(float(value), device=device)) if num_ranks() > 1 else [value]
     return any(flags)
+
+
+def on_first_process(call: Callable[[], T], accelerator: Accelerator) -> T:
+    """Call a function in the first process only, and return its result, or raise its error, in every process."""
+    outcome: list[T | ValueError | OSError | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            outcome = [call()]
+        except (ValueError, OSError) as error:
+            outcome = [error]
+    broadcast_object_list(outcome)
+    (result,) = outcome
+    if isinstance(result, (ValueError, OSError)):
+        raise result
+    return cast(T, result)
 
 
 def all_gather(tensor: Tensor) -> list[Tensor]:

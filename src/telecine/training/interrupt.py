@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run after the current update, with a checkpoint."""
+"""Signals such as that of Ctrl-C end a run after the current update, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from telecine.data.loader import STOP_SIGNALS
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run can be resumed
@@ -24,27 +24,28 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a `StopRequest`. A second signal acts at once, as usual.
+    """Turn the first of each of `STOP_SIGNALS` into a `StopRequest`. A second of the same acts at once, as usual.
 
-    Python handles signals in the main thread only: in other threads the request is never set.
+    A SIGHUP that is ignored, as below `nohup`, stays so. Python handles signals in the main thread only: in other
+    threads the request is never set.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    previous = {number: signal.getsignal(number) for number in SIGNALS}
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    hangup = getattr(signal, "SIGHUP", None)  # does not exist on Windows
+    if previous.get(hangup) == signal.SIG_IGN:
+        del previous[hangup]
 
     def set_request(number: int, frame: FrameType | None) -> None:
         request.is_set = True
-        restore()
+        signal.signal(number, previous[signal.Signals(number)])
 
-    for number in SIGNALS:
+    for number in previous:
         signal.signal(number, set_request)
     try:
         yield request
     finally:
-        restore()
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,23 +13,24 @@ from rich.console import Console
 from torch import nn
 
 from telecine.checks import argument_error
-from telecine.data import clip_loader
+from telecine.data import DataError, clip_loader
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.perceptual import LPIPS
 from telecine.report.page import write_report
 from telecine.report.settings import write_environment
-from telecine.runs import CONFIG_FILE, checkpoints
+from telecine.runs import CONFIG_FILE, HEALTH_FILE, METRICS_FILE
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_state
 from telecine.training.capacity import out_of_memory, with_batch_size
 from telecine.training.checkpoint import Checkpointer, as_yaml, check_same_networks, clips_per_step, saved_settings
-from telecine.training.checkpoint_files import check_complete
+from telecine.training.checkpoint_files import flush, newest_intact, tidy
 from telecine.training.config import TrainConfig
 from telecine.training.diagnostic_rules import EMA_BEHIND
 from telecine.training.diagnostics import Diagnostics
-from telecine.training.distributed import any_rank, describe_processes
+from telecine.training.distributed import any_rank, describe_processes, on_first_process
 from telecine.training.hub import create_repository, upload
 from telecine.training.interrupt import Interrupted, StopRequest, stop_on_signal
+from telecine.training.lock import RunLock
 from telecine.training.logging import MetricsLogger, Monitor
 from telecine.training.step import MicroBatch, set_learning_rates, train_step
 from telecine.training.validation import TrainResult, Validation, best_step, read_result, validate, write_pictures
@@ -40,8 +41,14 @@ TRACKER_PROJECT = "tensorboard"
 NUM_COMPARED = 4
 
 
-def train(config: TrainConfig, *, autoencoder: nn.Module | None = None, console: Console | None = None) -> TrainResult:
-    """Train an autoencoder. If the run's folder holds a checkpoint, resume from the last one.
+def train(
+    config: TrainConfig,
+    *,
+    autoencoder: nn.Module | None = None,
+    console: Console | None = None,
+    steal_lock: bool = False,
+) -> TrainResult:
+    """Train an autoencoder. If the run's folder holds checkpoints, resume from the newest one that is not damaged.
 
     If several processes were launched, for example by `torchrun`, each of them has to call this and gets the result.
 
@@ -49,17 +56,19 @@ def train(config: TrainConfig, *, autoencoder: nn.Module | None = None, console:
         config: The settings; they are written to the run's folder.
         autoencoder: A custom module to train instead of the model that `config.model` names.
         console: Where to show progress; standard output by default. Only the first process prints.
+        steal_lock: Train although another process seems to train in the same folder: it is gone, with its machine.
 
     Returns:
         The run's folder and its first and last validation.
 
     Raises:
-        ValueError: A setting, the data or the checkpoint is wrong.
+        ValueError: A setting or the data is wrong, no checkpoint is intact, or another process trains in the folder.
         TypeError: A custom module does not return video.
         TrainingError: The data, a term of the loss or a gradient is not finite, or the device is out of memory.
         Interrupted: The run was interrupted by a signal; its checkpoint is written.
     """
-    trainer = Trainer(config, console or Console(markup=False, highlight=False), autoencoder)
+    console = console or Console(markup=False, highlight=False)
+    trainer = Trainer(config, console, autoencoder, steal_lock=steal_lock)
     try:
         with stop_on_signal() as stop:
             trainer.run(stop)
@@ -73,18 +82,43 @@ def train(config: TrainConfig, *, autoencoder: nn.Module | None = None, console:
 class Trainer:
     """A training run: its state, clips, logs and checkpoints."""
 
-    def __init__(self, config: TrainConfig, console: Console, autoencoder: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        console: Console,
+        autoencoder: nn.Module | None = None,
+        *,
+        steal_lock: bool = False,
+    ) -> None:
         self.folder = Path(config.output_dir)
-        found = checkpoints(self.folder)
-        if found:
-            check_complete(found[-1][1])
-            check_same_networks(config, found[-1][1])
         set_seed(config.seed)
         self.accelerator = build_accelerator(config)
         self.is_main = self.accelerator.is_main_process
         self.console = console if self.is_main else Console(quiet=True)
         for line in describe_processes(config, self.accelerator):
             self.console.print(line)
+        self.lock: RunLock | None = None
+        on_first_process(lambda: self._take_lock(steal=steal_lock), self.accelerator)
+        try:
+            self._build(config, autoencoder)
+        except BaseException:
+            self._release_lock()
+            raise
+
+    def _take_lock(self, *, steal: bool) -> None:
+        self.lock = RunLock(self.folder, steal=steal)
+
+    def _release_lock(self) -> None:
+        if self.lock is not None:
+            self.lock.release()
+
+    def _build(self, config: TrainConfig, autoencoder: nn.Module | None) -> None:
+        """Build everything that the run needs, and load the newest checkpoint that is not damaged."""
+        found, notes = on_first_process(lambda: newest_intact(self.folder), self.accelerator)
+        for note in notes:
+            self.console.print(f"warning: {note}", soft_wrap=True)
+        if found is not None:
+            check_same_networks(config, found)
         self.config = config = self._with_batch_size(config, found, is_own=autoencoder is not None)
         self.hub_repository = create_repository(config) if config.push_to_hub and self.is_main else None
         model = build_autoencoder(config, autoencoder)
@@ -92,13 +126,13 @@ class Trainer:
             self.clips = build_clips(config, model)
         self.perceptual: dict[str, nn.Module] = {"lpips_alex": LPIPS("alex").to(self.accelerator.device)}
         self.linear = recorded_linear(self.folder)
-        if self.is_main and not found:  # the other processes get the weights that it starts from
+        if self.is_main and found is None:  # the other processes get the weights that it starts from
             self.linear = prepare_linear(
                 config,
                 model,
                 self.clips,
                 self.perceptual,
-                console,
+                self.console,
                 self.accelerator.device,
                 may_start=autoencoder is None,
             )
@@ -106,11 +140,14 @@ class Trainer:
         self.state = build_state(config, self.accelerator, model)
         videos = f"{self.clips.num_videos} videos" + (f", {n} skipped" if (n := self.clips.num_skipped) else "")
         self.console.print(f"{self.state.describe_size()}; {videos}, {len(self.clips.val)} held-out clips")
-        for note in self.checkpointer.load(self.state, found[-1][1]) if found else ():
+        for note in self.checkpointer.load(self.state, found) if found is not None else ():
             self.console.print(note, soft_wrap=True)
-        self._open_logs(resumed=bool(found))
+        self.is_resumed = found is not None
+        self._open_logs()
+        if self.is_main:
+            tidy(self.folder, keep=config.keep, best=best_step(self.folder, config.best_metric, self.state.step))
 
-    def _with_batch_size(self, config: TrainConfig, found: Sequence[tuple[int, Path]], *, is_own: bool) -> TrainConfig:
+    def _with_batch_size(self, config: TrainConfig, found: Path | None, *, is_own: bool) -> TrainConfig:
         """Replace a batch size of "auto" by the checkpoint's, or by the largest that fits.
 
         Raises:
@@ -118,15 +155,15 @@ class Trainer:
         """
         if config.batch_size != "auto":
             return config
-        if found:
-            return replace(config, batch_size=saved_settings(found[-1][1])["batch_size"])
+        if found is not None:
+            return replace(config, batch_size=saved_settings(found)["batch_size"])
         if is_own:
             raise argument_error("batch_size", "a number for a custom module", '"auto"', "Choose one.")
         config = with_batch_size(config, self.accelerator)
         self.console.print(f"batch size {config.batch_size} in each process, the largest that fits by the plan")
         return config
 
-    def _open_logs(self, *, resumed: bool) -> None:
+    def _open_logs(self) -> None:
         step = self.state.step
         if self.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -134,9 +171,9 @@ class Trainer:
                 (self.folder / CONFIG_FILE).write_text(as_yaml(self.config), encoding="utf-8")
             write_environment(self.folder, self.accelerator.device)
         # TensorBoard drops what an interrupted run logged after its last checkpoint.
-        purge = {"tensorboard": {"purge_step": step + 1}} if resumed else {}
+        purge = {"tensorboard": {"purge_step": step + 1}} if self.is_resumed else {}
         self.accelerator.init_trackers(TRACKER_PROJECT, init_kwargs=purge)
-        kept = step if resumed else -1
+        kept = step if self.is_resumed else -1
         self.logger = MetricsLogger(self.folder, self.accelerator, step=kept)
         self.diagnostics = Diagnostics(self.folder, self.config, self.console, step=kept, enabled=self.is_main)
 
@@ -155,11 +192,11 @@ class Trainer:
     def _train(self, stop: StopRequest) -> None:
         """The training loop."""
         config = self.config
-        if self.state.step == 0:
+        if not self.is_resumed:
             self._validate()
         num_clips = clips_per_step(config, self.accelerator)
         with Monitor(self.console, num_steps=config.steps, start=self.state.step, batch_size=num_clips) as monitor:
-            for batches in self._batches():
+            for batches in self._batches_until(stop):
                 lr = set_learning_rates(self.state, config.optimizer, config.steps)
                 values = train_step(self.state, batches, measure_update_ratio=self._is_due(config.log_every, ahead=1))
                 self.state.log_means.add(values)
@@ -169,10 +206,33 @@ class Trainer:
                 if self._is_due(config.val_every):
                     self._validate()
                 if self._is_due(config.save_every):
-                    self.checkpointer.save(self.state)
+                    self._save()
                 monitor.restart_clock()
-                if any_rank(stop.is_set, self.accelerator.device) and self.state.step < config.steps:
-                    raise Interrupted(self.checkpointer.save(self.state))
+
+    def _batches_until(self, stop: StopRequest) -> Iterator[list[MicroBatch]]:
+        """Yield the micro-batches of each remaining step; before each update, save and raise if a process has to stop.
+
+        Raises:
+            Interrupted: `stop` was set on a process, or another process could not read its batch.
+            DataError, OSError, RuntimeError: This process could not read its batch.
+        """
+        batches = self._batches()
+        while self.state.step < self.config.steps:
+            batch, error = read_next(batches)
+            if any_rank(stop.is_set or error is not None, self.accelerator.device):
+                saved = self._save()
+                if error is not None:
+                    note = f"cannot read the clips of step {self.state.step}; saved {saved}"
+                    self.console.print(note, soft_wrap=True)
+                raise error or Interrupted(saved)
+            yield batch
+
+    def _save(self) -> Path:
+        """Save a checkpoint, and see to it that the records up to it survive a power failure as well."""
+        folder = self.checkpointer.save(self.state)
+        if self.is_main:
+            flush([self.folder / METRICS_FILE, self.folder / HEALTH_FILE])
+        return folder
 
     def _batches(self) -> Iterator[list[MicroBatch]]:
         """Yield the micro-batches of each remaining step, on this process' device."""
@@ -217,7 +277,7 @@ class Trainer:
             self._record(result, lag)
         is_best = self.is_main and step > 0 and best_step(self.folder, self.config.best_metric, step) == step
         if any_rank(is_best, self.accelerator.device):
-            self.checkpointer.save(self.state)
+            self._save()
 
     def _record(self, result: Validation, lag: dict[str, float]) -> None:
         step, fps = self.state.step, self.clips.fps
@@ -252,3 +312,12 @@ class Trainer:
         self.accelerator.free_memory()
         gc.collect()
         self.accelerator.end_training()
+        self._release_lock()
+
+
+def read_next(batches: Iterator[list[MicroBatch]]) -> tuple[list[MicroBatch], Exception | None]:
+    """Return the next micro-batches, or the error for which they cannot be read."""
+    try:
+        return next(batches), None
+    except (DataError, OSError, RuntimeError) as error:
+        return [], error

@@ -1,0 +1,117 @@
+"""A lock on the folder of a run: one process at a time trains in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from telecine.checks import argument_error
+
+LOCK_FILE = ".lock"
+REMEDY = "Use another --output_dir, or wait. If that process is gone, add --steal_lock."
+# A lock without contents is older than this only if its process ended before it wrote them.
+SECONDS_TO_WRITE = 10.0
+# Another process can have the number of one that has ended, but not its start; clocks are adjusted by less than this.
+CLOCK_TOLERANCE = 5.0
+
+
+class RunLock:
+    """The lock on a folder, from its creation to `release`.
+
+    A file that names its holder, created exclusively: that also works on file systems without `flock`. The lock of a
+    process of this machine that has ended, or of this process itself, is taken over.
+
+    Args:
+        run: The run's folder, which is created.
+        steal: Take over the lock of any process, for example of a machine that is gone.
+
+    Raises:
+        ValueError: Another process holds the lock.
+    """
+
+    def __init__(self, run: Path, *, steal: bool = False) -> None:
+        self.path = run / LOCK_FILE
+        run.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": started_at(os.getpid())})
+        while not create(self.path, text):
+            found = read(self.path)
+            if found is None:
+                time.sleep(0.1)
+                continue
+            if found and not (steal or is_over(found)):
+                raise argument_error("output_dir", "used by one run at a time", f"{run}, {describe(found)}", REMEDY)
+            # Renaming succeeds in one process only.
+            stale = self.path.with_name(f"{LOCK_FILE}.{uuid.uuid4().hex}.partial")
+            if move(self.path, stale):
+                stale.unlink()
+
+    def release(self) -> None:
+        """Remove the lock, and the folder if nothing was written into it."""
+        self.path.unlink(missing_ok=True)
+        if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
+            self.path.parent.rmdir()
+
+
+def create(path: Path, text: str) -> bool:
+    """Create a file with this text, and return whether that succeeded: not if it exists."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        return False
+    return True
+
+
+def move(path: Path, target: Path) -> bool:
+    """Rename a file, and return whether it existed."""
+    try:
+        path.rename(target)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """Return the holder of a lock; None if it was just removed or is being written, nothing if it never was written."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        is_new = time.time() - path.stat().st_mtime < SECONDS_TO_WRITE
+    except FileNotFoundError:
+        return None
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None if is_new else {}
+    return found if isinstance(found, dict) and {"host", "pid", "started"} <= found.keys() else {}
+
+
+def is_over(holder: dict[str, Any]) -> bool:
+    """Return whether the holder of a lock is this process, or one of this machine that has ended."""
+    if holder["host"] != socket.gethostname():
+        return False
+    started = started_at(holder["pid"])
+    is_gone = started is None or abs(started - holder["started"]) > CLOCK_TOLERANCE
+    return is_gone or holder["pid"] == os.getpid()
+
+
+def started_at(pid: int) -> float | None:
+    """Return when a process of this machine started, in seconds since the epoch; None if there is none."""
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return None
+
+
+def describe(holder: dict[str, Any]) -> str:
+    """Return who holds a lock, in words."""
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["started"]))
+    return f"in which process {holder['pid']} on {holder['host']} trains, started {since}"

@@ -1,0 +1,90 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from telecine.training import lock
+from telecine.training.lock import LOCK_FILE, RunLock, started_at
+
+
+def write(run, **holder):
+    """Write the lock of another process."""
+    run.mkdir(exist_ok=True)
+    present = {"host": socket.gethostname(), "pid": os.getppid(), "started": started_at(os.getppid())}
+    (run / LOCK_FILE).write_text(json.dumps(present | holder))
+
+
+def test_a_second_process_is_refused_in_one_line_that_names_the_first(tmp_path):
+    write(tmp_path)
+    expected = rf"process {os.getppid()} on {socket.gethostname()} trains, started 20\d\d-.*--steal_lock"
+    with pytest.raises(ValueError, match=expected) as error:
+        RunLock(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_the_lock_of_another_machine_can_only_be_stolen(tmp_path):
+    write(tmp_path, host="elsewhere", pid=1)
+    with pytest.raises(ValueError, match="process 1 on elsewhere"):
+        RunLock(tmp_path)
+    RunLock(tmp_path, steal=True)
+    assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
+
+
+def ended():
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    return done.pid
+
+
+@pytest.mark.parametrize("change", [lambda: {"pid": ended()}, lambda: {"started": 1e9}, lambda: {"pid": os.getpid()}])
+def test_the_lock_of_a_process_that_is_gone_is_taken_over(tmp_path, change):
+    """Its number may belong to another process by now, or to this one: then it is one of an earlier run here."""
+    write(tmp_path, **change())
+    RunLock(tmp_path).release()
+    assert not tmp_path.exists(), "nothing was written into it"
+
+
+def test_a_lock_that_was_never_written_is_taken_over_after_a_while(tmp_path, monkeypatch):
+    path = tmp_path / LOCK_FILE
+    path.touch()
+    os.utime(path, (time.time() - 60,) * 2)
+    RunLock(tmp_path)
+    assert json.loads(path.read_text())["pid"] == os.getpid()
+    path.write_text("")
+    waited = []
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: (waited.append(seconds), write(tmp_path)))
+    with pytest.raises(ValueError, match="used by one run at a time"):
+        RunLock(tmp_path)
+    assert waited == [0.1], "its process was just writing it"
+
+
+def test_only_an_empty_folder_is_removed(tmp_path):
+    held = RunLock(tmp_path / "new" / "run")
+    (tmp_path / "new" / "run" / "metrics.jsonl").touch()
+    held.release()
+    assert [path.name for path in (tmp_path / "new" / "run").iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.slow
+def test_of_two_processes_that_start_together_one_gets_the_lock(tmp_path):
+    """Both find the lock of a process that is gone."""
+    write(tmp_path, pid=ended())
+    code = "import sys, time; from telecine.training.lock import RunLock; from pathlib import Path\n"
+    code += "RunLock(Path(sys.argv[1])); print('locked', flush=True); time.sleep(float(sys.argv[2]))"
+    command = [sys.executable, "-c", code, str(tmp_path), "20"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    try:
+        deadline = time.monotonic() + 60
+        while all(process.poll() is None for process in both) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        refused = [process for process in both if process.poll() is not None]
+        assert len(refused) == 1
+        assert b"used by one run at a time" in refused[0].communicate()[1]
+    finally:
+        for process in both:
+            process.kill()
+            process.communicate()
