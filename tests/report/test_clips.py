@@ -94,5 +94,24 @@ def test_a_damaged_description_raises(tmp_path, damage):
         read_validations(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["/etc/passwd", "../clip-00.mp4", "sub/clip-00.mp4", ""])
+def test_a_description_that_names_a_file_elsewhere_raises(tmp_path, name):
+    """The report copies the files that it names."""
+    folder = write_clips(tmp_path, 0, validation_clips(noise=5.0)[:1], fps=FPS)
+    values = json.loads((folder / "clips.json").read_text())
+    values["clips"][0]["video"] = name
+    (folder / "clips.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"clips.json` must be the description of a validation.*a file of its folder"):
+        read_validations(tmp_path)
+
+
+def test_a_link_to_a_file_elsewhere_raises(tmp_path):
+    folder = write_clips(tmp_path, 0, validation_clips(noise=5.0)[:1], fps=FPS)
+    (folder / "clip-00.mp4").unlink()
+    (folder / "clip-00.mp4").symlink_to("/etc/passwd")
+    with pytest.raises(ValueError, match=r"a file of its folder"):
+        read_validations(tmp_path)
+
+
 def test_a_run_without_clips_has_no_validation(tmp_path):
     assert read_validations(tmp_path) == []

@@ -152,7 +152,14 @@ def _read_validation(folder: Path) -> SavedValidation:
     values = read_json(path)
     try:
         clips = [SavedClip(**clip) for clip in values["clips"]]
+        if outside := [clip.video for clip in clips if not _is_inside(folder, clip.video)]:
+            raise TypeError(f"{outside[0]!r} is not a file of its folder")
         return SavedValidation(values["step"], values["fps"], values["amplification"], clips, folder)
     except (KeyError, TypeError) as error:
         got = f"other content ({error})"
         raise argument_error(str(path), "the description of a validation", got, f"Remove {folder}.") from error
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    """Return whether `name` is that of a file in the folder itself: the report copies it."""
+    return Path(name).name == name and (folder / name).resolve().parent == folder.resolve()

@@ -117,7 +117,8 @@ def _git(folder: Path, *arguments: str) -> str:
     if git is None:
         return ""
     variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}  # otherwise `status` writes the index
-    done = subprocess.run([git, *arguments], cwd=folder, env=variables, capture_output=True, text=True, check=False)
+    command = [git, "-c", "core.fsmonitor=false", *arguments]  # a program that the repository names
+    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else ""
 
 

@@ -117,8 +117,8 @@ def remove_leftovers(run: Path) -> None:
         shutil.rmtree(leftover)
     for leftover in run.glob(".*.partial"):
         leftover.unlink()
-    for folder in (run / VALIDATIONS).glob("step-*"):
-        if not (folder / CLIPS_FILE).is_file():
+    for folder in (run / VALIDATIONS).iterdir() if (run / VALIDATIONS).is_dir() else ():
+        if not (folder / CLIPS_FILE).is_file() or folder.name.startswith("."):
             shutil.rmtree(folder)
 
 
