@@ -27,12 +27,12 @@ from telecine.training.checkpoint_files import flush, newest_intact, tidy
 from telecine.training.config import TrainConfig
 from telecine.training.diagnostic_rules import EMA_BEHIND
 from telecine.training.diagnostics import Diagnostics
-from telecine.training.distributed import any_rank, describe_processes, on_first_process
+from telecine.training.distributed import any_rank, describe_processes, lost_process, on_first_process
 from telecine.training.hub import create_repository, upload
 from telecine.training.interrupt import Interrupted, StopRequest, stop_on_signal
 from telecine.training.lock import RunLock
 from telecine.training.logging import MetricsLogger, Monitor
-from telecine.training.step import MicroBatch, set_learning_rates, train_step
+from telecine.training.step import MicroBatch, TrainingError, set_learning_rates, train_step
 from telecine.training.validation import TrainResult, Validation, best_step, read_result, validate, write_pictures
 
 # Subfolder of a run for the files of its trackers.
@@ -64,7 +64,8 @@ def train(
     Raises:
         ValueError: A setting or the data is wrong, no checkpoint is intact, or another process trains in the folder.
         TypeError: A custom module does not return video.
-        TrainingError: The data, a term of the loss or a gradient is not finite, or the device is out of memory.
+        TrainingError: The data, a term of the loss or a gradient is not finite, the device is out of memory, or another
+            process of the run was lost.
         Interrupted: The run was interrupted by a signal; its checkpoint is written.
     """
     console = console or Console(markup=False, highlight=False)
@@ -75,6 +76,12 @@ def train(
         return trainer.result()
     except torch.OutOfMemoryError as error:
         raise out_of_memory(trainer.config, trainer.state.step, is_own=autoencoder is not None) from error
+    except RuntimeError as error:
+        if not lost_process(error):
+            raise
+        message = f"process {trainer.accelerator.process_index} lost another process of the run at step "
+        message += f"{trainer.state.step}. See what ended it, then run the same command again: it resumes from the "
+        raise TrainingError(f"{message}newest checkpoint.") from error
     finally:
         trainer.close()
 
