@@ -8,6 +8,16 @@ from telecine.data.loader import STOP_SIGNALS
 from telecine.training.interrupt import stop_on_signal
 
 
+@pytest.fixture
+def raising_handlers():
+    """Make every signal raise: whoever starts the tests in the background makes Python ignore some."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("raising_handlers")
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_the_first_signal_sets_the_request_and_restores_its_handler(number):
     before = signal.getsignal(number)
@@ -30,15 +40,7 @@ def test_a_hangup_that_is_ignored_stays_ignored():
     assert signal.signal(signal.SIGHUP, before) == signal.SIG_IGN
 
 
-@pytest.fixture
-def default_handler():
-    """Make Ctrl-C raise: a shell that starts the tests in the background makes Python ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("default_handler")
+@pytest.mark.usefixtures("raising_handlers")
 def test_a_second_ctrl_c_interrupts():
     with stop_on_signal():
         os.kill(os.getpid(), signal.SIGINT)

@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -69,22 +70,28 @@ def test_only_an_empty_folder_is_removed(tmp_path):
     assert [path.name for path in (tmp_path / "new" / "run").iterdir()] == ["metrics.jsonl"]
 
 
-@pytest.mark.slow
+def take(run, connection):
+    """Take the lock, send the error or None, and hold the lock until told to end."""
+    try:
+        RunLock(run)
+        connection.send(None)
+    except ValueError as error:
+        connection.send(str(error))
+    connection.recv()
+
+
 def test_of_two_processes_that_start_together_one_gets_the_lock(tmp_path):
     """Both find the lock of a process that is gone."""
     write(tmp_path, pid=ended())
-    code = "import sys, time; from telecine.training.lock import RunLock; from pathlib import Path\n"
-    code += "RunLock(Path(sys.argv[1])); print('locked', flush=True); time.sleep(float(sys.argv[2]))"
-    command = [sys.executable, "-c", code, str(tmp_path), "20"]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
-    try:
-        deadline = time.monotonic() + 60
-        while all(process.poll() is None for process in both) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        refused = [process for process in both if process.poll() is not None]
-        assert len(refused) == 1
-        assert b"used by one run at a time" in refused[0].communicate()[1]
-    finally:
-        for process in both:
-            process.kill()
-            process.communicate()
+    context = multiprocessing.get_context("fork")
+    pipes = [context.Pipe() for _ in range(2)]
+    both = [context.Process(target=take, args=(tmp_path, theirs)) for _, theirs in pipes]
+    for process in both:
+        process.start()
+    errors = [ours.recv() for ours, _ in pipes if ours.poll(60)]
+    for (ours, _), process in zip(pipes, both, strict=True):
+        ours.send("end")
+        process.join()
+    assert errors.count(None) == 1
+    (refused,) = [error for error in errors if error is not None]
+    assert "used by one run at a time" in refused
