@@ -392,6 +392,10 @@ def test_plan_prints_what_fits(capsys):
         "32",
         "--causal_vae.base_channels",
         "8",
+        "--discriminator.dim",
+        "1",
+        "--objective.grad_penalty_loss_weight",
+        "0",
     ]
     assert main(["plan", *small, "--memory", "1GiB", "--device", "cpu"]) == 0
     text = capsys.readouterr().out

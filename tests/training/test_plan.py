@@ -140,9 +140,9 @@ def test_the_fake_update_allocates_what_a_real_one_does(tiny):
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"model_gradient_checkpointing": True}, {"mixed_precision": "bf16"}])
 def test_what_depends_on_clips_grows_with_the_batch(light, changes):
-    one, two, four = (plan(light(batch_size=size, **changes)) for size in (1, 2, 4))
-    assert one.held == two.held == four.held
-    assert one.peak < two.peak < four.peak
+    two, four = (plan(light(batch_size=size, **changes)) for size in (2, 4))
+    assert two.held == four.held
+    assert two.peak < four.peak
     assert sum(four.flops.values()) == pytest.approx(2 * sum(two.flops.values()), rel=0.01)
 
 
