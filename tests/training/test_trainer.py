@@ -298,15 +298,21 @@ def test_a_run_goes_back_to_the_newest_checkpoint_that_is_not_damaged(tiny, tmp_
 def test_a_state_that_is_not_finite_is_never_saved(tiny):
     trainer = Trainer(tiny(steps=4, save_every=1), quiet())
     with pytest.raises(Interrupted):
-        trainer.run(StopAfter(trainer, 1))
-    with torch.no_grad():
-        trainer.state.last_layer.view(-1)[3] = float("nan")
+        trainer.run(StopAfter(trainer, 2))
     trainer.state.step += 1
-    name = next(n for n, w in trainer.state.autoencoder.named_parameters() if w is trainer.state.last_layer)
-    expected = rf"`{name}` is not finite after step 2. No checkpoint was written. .*lower .*goes on from step 1\."
-    with pytest.raises(TrainingError, match=expected):
-        trainer._save()
-    assert [step for step, _ in checkpoints(trainer.folder)] == [1]
+    state = trainer.state
+    weight = next(iter(state.autoencoder.parameters()))
+    discriminator = state.objective.get_trainable_parameters()[0]
+    moment = state.disc_optimizer.state[discriminator]["exp_avg_sq"]
+    for tensor in (weight.data, next(iter(state.ema.averages.values())), discriminator.data, moment):
+        value = tensor.view(-1)[0].item()
+        tensor.view(-1)[0] = float("nan")
+        expected = r"` is not finite after step 3. No checkpoint was written. .*lower .*goes on from step 2\."
+        with pytest.raises(TrainingError, match=expected):
+            trainer._save()
+        tensor.view(-1)[0] = value
+    assert [step for step, _ in checkpoints(trainer.folder)] == [1, 2]
+    assert trainer._save().name == "step-00000003"
 
 
 @pytest.mark.parametrize("error", [DataError("deleted"), OSError("unmounted"), RuntimeError("no shared memory")])

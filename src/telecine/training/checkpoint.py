@@ -11,6 +11,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from torch import Tensor
+from torch.optim import Optimizer
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.checks import argument_error, describe
@@ -154,21 +155,30 @@ class Checkpointer:
 
 def first_not_finite(state: TrainState) -> str | None:
     """Return the name of a value of this process' part of the state that is not finite, or None. Host sync."""
-    tensors = {
-        **state.autoencoder.state_dict(),
-        **{f"average of {name}": average for name, average in state.ema.averages.items()},
-        **state.objective.state_dict(),
-        **{
-            f"state of {title}": value
-            for title, optimizer in state.optimizers.items()
-            for values in optimizer.state.values()
-            for value in values.values()
-            if isinstance(value, Tensor)
-        },
+    groups: list[tuple[str, dict[str, Tensor]]] = [
+        ("{}", state.autoencoder.state_dict()),
+        ("average of {}", state.ema.averages),
+        ("{} of the objective", state.objective.state_dict()),
+        *((f"{{}} of {name}", optimizer_tensors_here(optimizer)) for name, optimizer in state.optimizers.items()),
+    ]
+    named = [
+        (title.format(name), local_shard(tensor))
+        for title, tensors in groups
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point()
+    ]
+    finite = torch.stack([tensor.isfinite().all().to(state.accelerator.device) for _, tensor in named]).tolist()
+    return next((name for (name, _), is_finite in zip(named, finite, strict=True) if not is_finite), None)
+
+
+def optimizer_tensors_here(optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return this process' part of an optimizer's state, by the index of the parameter and the name of the value."""
+    return {
+        f"{index}.{name}": value
+        for index, values in enumerate(optimizer.state.values())
+        for name, value in values.items()
+        if isinstance(value, Tensor)
     }
-    local = {name: local_shard(tensor) for name, tensor in tensors.items() if tensor.is_floating_point()}
-    finite = torch.stack([tensor.isfinite().all().to(state.accelerator.device) for tensor in local.values()]).tolist()
-    return next((name for name, is_finite in zip(local, finite, strict=True) if not is_finite), None)
 
 
 def clips_per_step(config: TrainConfig, accelerator: Accelerator) -> int:
