@@ -1,5 +1,6 @@
 import os
 import shutil
+import time
 
 import pytest
 import torch
@@ -262,12 +263,15 @@ def test_the_header_of_a_whole_file_is_accepted(tmp_path):
 
 def test_what_interrupted_writes_left_is_removed(tmp_path):
     write_checkpoint(tmp_path, 1, write_state, keep=1)
-    (tmp_path / ".curves.png.1234.partial").touch()
+    for name, age in ((".curves.png.1234.partial", 7200), (".report.html.5678.partial", 0)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
     for step, name in ((1, "clips.json"), (2, "clip.mp4")):
         (tmp_path / "validation" / f"step-{step:08d}").mkdir(parents=True)
         (tmp_path / "validation" / f"step-{step:08d}" / name).touch()
     tidy(tmp_path, keep=1, best=1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [BEST, CHECKPOINTS, "validation"]
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".report.html.5678.partial", BEST, CHECKPOINTS, "validation"], "a report may be being written"
     assert [path.name for path in (tmp_path / "validation").iterdir()] == ["step-00000001"]
 
 

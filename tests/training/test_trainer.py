@@ -307,7 +307,7 @@ def test_a_state_that_is_not_finite_is_never_saved(tiny):
     for tensor in (weight.data, next(iter(state.ema.averages.values())), discriminator.data, moment):
         value = tensor.view(-1)[0].item()
         tensor.view(-1)[0] = float("nan")
-        expected = r"` is not finite after step 3. No checkpoint was written. .*lower .*goes on from step 2\."
+        expected = r"` is not finite after step 3. No checkpoint was written. .*lower .*resumes from step 2\."
         with pytest.raises(TrainingError, match=expected):
             trainer._save()
         tensor.view(-1)[0] = value

@@ -96,7 +96,7 @@ class Checkpointer:
         if any_rank(name is not None, state.accelerator.device):
             saved = checkpoints(self.run)
             remedy = "Run the same command with lower learning rates"
-            remedy += f": it goes on from step {saved[-1][0]}." if saved else "."
+            remedy += f": it resumes from step {saved[-1][0]}." if saved else "."
             where = f"`{name}`" if name else "A value of another process"
             raise TrainingError(f"{where} is not finite after step {state.step}. No checkpoint was written. {remedy}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from telecine.manifest import DamagedError, damage_of, write_manifest
 from telecine.runs import BEST, CHECKPOINTS, CLIPS_FILE, DAMAGED, VALIDATIONS, checkpoint_folder, checkpoints
 from telecine.training.distributed import all_gather, full_tensor, place_like
 from telecine.training.optim import parameters_of
+
+# No file in a run's folder takes longer to write. `telecine report` writes there while the run trains.
+SECONDS_TO_WRITE = 3600.0
 
 
 def write_checkpoint(
@@ -116,7 +120,8 @@ def remove_leftovers(run: Path) -> None:
     for leftover in (run / CHECKPOINTS).glob(".step-*"):
         shutil.rmtree(leftover)
     for leftover in run.glob(".*.partial"):
-        leftover.unlink()
+        if time.time() - leftover.lstat().st_mtime > SECONDS_TO_WRITE:
+            leftover.unlink()
     for folder in (run / VALIDATIONS).iterdir() if (run / VALIDATIONS).is_dir() else ():
         if not (folder / CLIPS_FILE).is_file() or folder.name.startswith("."):
             shutil.rmtree(folder)
