@@ -63,6 +63,13 @@ def test_a_lock_that_was_never_written_is_taken_over_after_a_while(tmp_path, mon
     assert waited == [0.1], "its process was just writing it"
 
 
+def test_a_stolen_lock_is_not_released_by_its_former_holder(tmp_path):
+    former = RunLock(tmp_path)
+    write(tmp_path)
+    former.release()
+    assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getppid()
+
+
 def test_only_an_empty_folder_is_removed(tmp_path):
     held = RunLock(tmp_path / "new" / "run")
     (tmp_path / "new" / "run" / "metrics.jsonl").touch()

@@ -39,8 +39,8 @@ class RunLock:
     def __init__(self, run: Path, *, steal: bool = False) -> None:
         self.path = run / LOCK_FILE
         run.mkdir(parents=True, exist_ok=True)
-        text = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": started_at(os.getpid())})
-        while not create(self.path, text):
+        self.holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": started_at(os.getpid())}
+        while not create(self.path, json.dumps(self.holder)):
             found = read(self.path)
             if found is None:
                 time.sleep(0.1)
@@ -53,8 +53,9 @@ class RunLock:
                 stale.unlink()
 
     def release(self) -> None:
-        """Remove the lock, and the folder if nothing was written into it."""
-        self.path.unlink(missing_ok=True)
+        """Remove the lock, unless it was stolen, and the folder if nothing was written into it."""
+        if read(self.path) == self.holder:
+            self.path.unlink()
         if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
             self.path.parent.rmdir()
 
