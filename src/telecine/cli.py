@@ -16,6 +16,7 @@ from rich.table import Column, Table
 
 from telecine import __version__
 from telecine.checks import argument_error, check_count, nearest
+from telecine.devices import gigabytes, parse_memory
 from telecine.evaluation.compare import Comparison, compare
 from telecine.evaluation.config import EvaluateConfig, ReconstructConfig
 from telecine.evaluation.difference import CONFIDENCE
@@ -26,7 +27,7 @@ from telecine.perceptual import weights
 from telecine.report.page import write_report
 from telecine.runs import checkpoints, is_checkpoint
 from telecine.training import Interrupted, TrainConfig, TrainingError, TrainResult, train
-from telecine.training.capacity import USED_FRACTION, Plan, advice, gigabytes, make_plan, parse_memory
+from telecine.training.capacity import USED_FRACTION, Plan, advice, make_plan
 from telecine.training.config_file import check_groups, find_recipe
 
 USER_ERROR = 2

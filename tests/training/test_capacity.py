@@ -6,7 +6,7 @@ from rich.console import Console
 
 from telecine.runs import CONFIG_FILE
 from telecine.training import ObjectiveConfig, TrainingError, capacity, read_config, train, trainer
-from telecine.training.capacity import Need, largest_batch, make_plan, parse_memory
+from telecine.training.capacity import Need, largest_batch, make_plan
 from telecine.training.plan import UpdatePlan, fake_autoencoder, plan_update
 
 MB = 10**6
@@ -20,22 +20,6 @@ def light(tiny):
         return tiny(objective=ObjectiveConfig(perceptual={"net": "alex"}), **changes)
 
     return make
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("80GiB", 80 * 2**30), ("80 gib", 80 * 2**30), ("1.5GB", 1_500_000_000), ("7MB", 7 * MB), ("2MiB", 2**21)],
-)
-def test_memory_is_read_with_its_unit(text, size):
-    assert parse_memory(text) == size
-
-
-@pytest.mark.parametrize(
-    ("text", "remedy"), [("80", "Use 80GiB"), ("80G", "Use 80GiB"), ("much", "Use 80GiB"), ("0GB", "Use 80GiB")]
-)
-def test_a_malformed_memory_names_one_that_works(text, remedy):
-    with pytest.raises(ValueError, match=f"memory.*{remedy}"):
-        parse_memory(text)
 
 
 def update_plan(peak):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Iterable, Mapping
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -16,7 +18,8 @@ from torch import Tensor, nn
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.checks import argument_error
-from telecine.devices import pick_device
+from telecine.data.index import with_progress
+from telecine.devices import free_memory, gigabytes, pick_device
 from telecine.training.config import TrainConfig
 from telecine.training.distributed import all_gather, fsdp_blocks
 from telecine.training.plan import (
@@ -37,7 +40,6 @@ from telecine.training.plan import (
 from telecine.training.speed import Speed, speed_of
 from telecine.training.step import TrainingError
 
-UNITS = {"MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30}
 # The rest is for what a plan does not see: workspaces of kernels, fragmentation, the context of a GPU.
 USED_FRACTION = 0.9
 # The switches that save memory, by their dotted names. What fits is listed with each added to those before it.
@@ -46,6 +48,7 @@ SWITCHES: Mapping[str, Any] = {
     "objective.gradient_checkpointing": True,
     "mixed_precision": "bf16",
 }
+AS_CONFIGURED = "as configured"
 SMALLER = "a smaller --batch_size, or smaller clips"
 SHARDING = f"--sharding fsdp2 with more processes, --trainable.weights lora, {SMALLER}"
 # What helps if a part is the largest.
@@ -62,35 +65,6 @@ DISCRIMINATOR_REMEDY = (
 )
 # Stop searching for the largest batch when the next step adds less than this fraction.
 TOLERANCE = 0.02
-
-
-def parse_memory(text: str) -> int:
-    """Return the bytes that a text such as "80GiB" names.
-
-    Raises:
-        ValueError: It is not a number with one of the units.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    unit = next((unit for unit in UNITS if found and unit.lower() == found[2].lower()), None)
-    if found is None or unit is None or float(found[1]) == 0:
-        number = re.search(r"\d+(?:\.\d+)?", text)
-        example = f"{number[0]}GiB" if number and float(number[0]) > 0 else "80GiB"
-        raise argument_error("memory", f"a number with a unit ({', '.join(UNITS)})", repr(text), f"Use {example}.")
-    return int(float(found[1]) * UNITS[unit])
-
-
-def gigabytes(size: float) -> str:
-    """Return a number of bytes in GiB."""
-    return f"{size / UNITS['GiB']:.2f} GiB"
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the bytes that are free on a device; on the CPU, those of the machine."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if device.type == "mps":
-        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
-    return int(psutil.virtual_memory().available)
 
 
 def device_type_of(device: torch.device) -> DeviceType:
@@ -154,20 +128,16 @@ def clip_bytes(need: Need) -> int:
     return max(need.of(1) - need.plan.between + need.saved, 1)
 
 
-def length_of(config: TrainConfig, model: VideoAutoencoder, need: Need, device: DeviceType) -> Length:
-    """Plan a shorter clip, and compare it with the configured one."""
+def lengths_of(config: TrainConfig, model: VideoAutoencoder) -> tuple[int, int, int]:
+    """Return the frames of the shortest clip, those from one length to the next, and another length to plan.
+
+    The other length is about half of the configured one, or longer if that is the shortest.
+    """
     clips = config.clips
-    if clips.num_frames == 1:
-        return Length(1, 1, 1, 0.0)
-    size = (clips.height, clips.width)
-    shortest = model.covering_clip(1, *size)[0]
-    step = model.covering_clip(shortest + 1, *size)[0] - shortest
+    shortest = model.covering_clip(1, clips.height, clips.width)[0]
+    step = model.covering_clip(shortest + 1, clips.height, clips.width)[0] - shortest
     half = shortest + (clips.num_frames - shortest) // step // 2 * step
-    other = half if half < clips.num_frames else half + step
-    changed = replace(config, clips=replace(clips, num_frames=other, buckets=()))
-    shorter = Need(plan_update(changed, model, device_type=device), need.batch_size)
-    per_frame = (need.of(1) - shorter.of(1)) / (clips.num_frames - other)
-    return Length(clips.num_frames, shortest, step, per_frame / clip_bytes(need))
+    return shortest, step, half if half < clips.num_frames else half + step
 
 
 @dataclass(frozen=True)
@@ -183,46 +153,82 @@ class Fit:
     """Bytes that an update with one clip needs at most."""
 
 
+def configurations(config: TrainConfig, model: VideoAutoencoder) -> dict[tuple[str, int], TrainConfig]:
+    """Return what to plan, by its title and the frames of its clips.
+
+    These are the settings as configured, and with each switch that is not set added to those before it. Where memory
+    grows with the frames in another way than before, there are clips of another length, too.
+    """
+    num_frames = config.clips.num_frames
+    rows, growing = {AS_CONFIGURED: config}, [AS_CONFIGURED]
+    for name, value in SWITCHES.items():
+        if setting(config, name) != value:
+            rows[f"and --{name} {value}".lower()] = config = with_setting(config, name, value)
+    chunk = model.smallest_temporal_chunk
+    if chunk is not None and config.temporal_chunk is None:
+        growing.append(title := f"and --temporal_chunk {chunk}")
+        rows[title] = replace(config, temporal_chunk=chunk)
+    found = {(title, num_frames): row for title, row in rows.items()}
+    if num_frames > 1:
+        _, _, other = lengths_of(config, model)
+        for title in growing:
+            clips = replace(rows[title].clips, num_frames=other, buckets=())
+            found[title, other] = replace(rows[title], clips=clips)
+    return found
+
+
+def plan_updates(configs: Sequence[TrainConfig], device: DeviceType) -> list[UpdatePlan]:
+    """Plan an update of each configuration; on Linux, in a process for each processor.
+
+    The first is planned alone: the processes inherit what PyTorch then remembers of operators and shapes.
+    """
+    plan = functools.partial(plan_from_shapes, device=device)
+    first, *others = configs
+    plans, title = [plan(first)], "planning updates"
+    if sys.platform != "linux" or not others:
+        return plans + list(with_progress(map(plan, others), title, total=len(others)))
+    num_processes = min(len(os.sched_getaffinity(0)), len(others))
+    fork = multiprocessing.get_context("fork")
+    # PyTorch's threads do not survive a fork.
+    with ProcessPoolExecutor(num_processes, fork, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return plans + list(with_progress(pool.map(plan, others), title, total=len(others)))
+
+
+def plan_from_shapes(config: TrainConfig, *, device: DeviceType) -> UpdatePlan:
+    """Plan an update of the autoencoder that the settings name."""
+    return plan_update(config, fake_autoencoder(config), device_type=device)
+
+
 def what_fits(
     config: TrainConfig,
     model: VideoAutoencoder,
-    plan: UpdatePlan,
+    plans: Mapping[tuple[str, int], UpdatePlan],
     *,
     memory: int,
     num_processes: int,
-    device: DeviceType,
 ) -> list[Fit]:
-    """Return what fits as configured, with each switch that is not set added to those before it, and sharded.
+    """Return what fits in each of the configurations, and in the last one sharded.
 
     Args:
         config: The settings.
         model: See `fake_autoencoder`.
-        plan: Of these settings.
+        plans: Those of `configurations`.
         memory: Bytes of a device, of which `USED_FRACTION` is used.
         num_processes: Over how many processes sharding distributes the autoencoder.
-        device: The kind of the device.
     """
     usable = int(memory * USED_FRACTION)
-    needs = {"as configured": Need(plan, config.clips_per_pass)}
-    lengths = {"as configured": length_of(config, model, needs["as configured"], device)}
-    for name, value in SWITCHES.items():
-        if setting(config, name) != value:
-            config = with_setting(config, name, value)
-            model = fake_autoencoder(config) if name.startswith("model_") else model
-            title = f"and --{name} {value}".lower()
-            needs[title] = Need(plan_update(config, model, device_type=device), config.clips_per_pass)
-    chunk = None if config.temporal_chunk is not None else model.smallest_temporal_chunk
-    if chunk is not None:
-        config = replace(config, temporal_chunk=chunk)
-        model = fake_autoencoder(config)
-        need = Need(plan_update(config, model, device_type=device), config.clips_per_pass)
-        lengths[title := f"and --temporal_chunk {chunk}"] = length_of(config, model, need, device)
-        needs[title] = need
+    num_frames = config.clips.num_frames
+    shortest, step, other = lengths_of(config, model)
+    length = Length(num_frames, shortest, step, per_frame=0.0)
+    needs = {title: Need(plan, config.clips_per_pass) for (title, size), plan in plans.items() if size == num_frames}
     saved = saved_by_sharding(model, num_processes)
     needs[f"and --sharding fsdp2, {num_processes} processes"] = replace(list(needs.values())[-1], saved=saved)
-    fits, length = [], lengths["as configured"]
+    fits = []
     for title, need in needs.items():
-        length = lengths.get(title, length)
+        if (title, other) in plans:
+            shorter = Need(plans[title, other], need.batch_size)
+            per_frame = (need.of(1) - shorter.of(1)) / (num_frames - other)
+            length = replace(length, per_frame=per_frame / clip_bytes(need))
         fits.append(Fit(title, need.largest_batch(usable), length.longest(need, usable), need.of(1)))
     return fits
 
@@ -294,11 +300,13 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Pl
         device = "cpu" if config.device == "cpu" else "cuda"
     config = replace(config, batch_size=1) if config.batch_size == "auto" else config
     model = fake_autoencoder(config)
-    update = plan_update(config, model, device_type=device)
+    to_plan = configurations(config, model)
     is_lazy = config.objective.penalty.every > 1
-    without_penalty = plan_update(config, model, device_type=device, with_penalty=False) if is_lazy else update
+    others = [with_setting(config, "objective.grad_penalty_loss_weight", 0.0)] if is_lazy else []
+    found = plan_updates([*to_plan.values(), *others], device)
+    update, without_penalty = found[0], found[-1 if is_lazy else 0]
     speed = speed_of(config, update, without_penalty, at_hand)
-    fits = what_fits(config, model, update, memory=memory, num_processes=num_processes, device=device)
+    fits = what_fits(config, model, dict(zip(to_plan, found, strict=False)), memory=memory, num_processes=num_processes)
     if not any(fit.batch_size for fit in fits):
         smallest = min(fits, key=lambda fit: fit.one_clip)
         need = gigabytes(smallest.one_clip / USED_FRACTION)

@@ -101,10 +101,10 @@ class MemoryCounter(TorchDispatchMode):
         self.largest = Counter(self.by_part)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default:  # most calls: a fake tensor is asked where it is
+            return args[0].fake_device
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if func is torch.ops.prim.device.default:  # most calls: a fake tensor is asked where it is
-            return out
         for tensor in (out,) if isinstance(out, Tensor) else tree_leaves(out):
             if isinstance(tensor, Tensor) and id(storage := tensor.untyped_storage()) not in self._parts:
                 self._track(storage, self.part)
@@ -239,9 +239,7 @@ def as_on(device_type: DeviceType) -> Iterator[None]:
             yield
 
 
-def plan_update(
-    config: TrainConfig, model: VideoAutoencoder, *, device_type: DeviceType, with_penalty: bool = True
-) -> UpdatePlan:
+def plan_update(config: TrainConfig, model: VideoAutoencoder, *, device_type: DeviceType) -> UpdatePlan:
     """Return the memory and the operations of one update in which every term is on.
 
     The update itself runs, with tensors that have shapes but no values: what it allocates is exact.
@@ -250,7 +248,6 @@ def plan_update(
         config: The settings; `batch_size` must be a number.
         model: The autoencoder, see `fake_autoencoder`.
         device_type: The device to plan for.
-        with_penalty: Whether it has the gradient penalty, if that is on in some steps only.
 
     Raises:
         ValueError: The model does not reproduce clips of this size, or a setting is wrong.
@@ -260,7 +257,6 @@ def plan_update(
     counter = MemoryCounter()
     with fake_mode_of(model), counter, as_on(device_type):
         state = fake_state(config, model, counter)
-        state.step += 0 if with_penalty else 1
         hold_networks(state, counter)
         create_optimizer_states(state, counter)
         held = dict(counter.by_part)
