@@ -381,35 +381,6 @@ def test_setting_names_reach_into_groups():
     assert Path(names[0]).name == "data"
 
 
-@pytest.mark.slow
-def test_plan_prints_what_fits(capsys):
-    small = [
-        "--clips.num_frames",
-        "5",
-        "--clips.height",
-        "32",
-        "--clips.width",
-        "32",
-        "--causal_vae.base_channels",
-        "8",
-        "--discriminator.dim",
-        "1",
-        "--objective.grad_penalty_loss_weight",
-        "0",
-    ]
-    assert main(["plan", *small, "--memory", "1GiB", "--device", "cpu"]) == 0
-    text = capsys.readouterr().out
-    for word in (
-        "optimizer states",
-        "video discriminator",
-        "Estimate",
-        "largest batch",
-        "longest clip",
-        "as configured",
-    ):
-        assert word in text
-
-
 def test_plan_refuses_a_memory_without_a_unit(capsys):
     assert "Use 80GiB." in error_of(capsys, "plan", "--memory", "80")
 

@@ -42,7 +42,7 @@ def plain(cached_weights):
     "options",
     [
         {"channels_last": True, "dynamo_backend": "no"},
-        pytest.param({"channels_last": False, "dynamo_backend": "aot_eager"}, marks=pytest.mark.slow),
+        pytest.param({"channels_last": False, "dynamo_backend": "eager"}, marks=pytest.mark.slow),
     ],
 )
 def test_losses_and_gradients_are_the_same(plain, options):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from telecine.data import ClipConfig
 from telecine.runs import CONFIG_FILE
 from telecine.training import ObjectiveConfig, TrainingError, capacity, read_config, train, trainer
 from telecine.training.capacity import Need, largest_batch, make_plan
@@ -50,8 +51,9 @@ def test_a_memory_that_nothing_fits_names_the_smallest(light, monkeypatch):
     monkeypatch.setattr(capacity, "SWITCHES", {})
     with pytest.raises(ValueError, match=r"`memory` must be enough for one clip.*needs 0\.0\d GiB.*largest part"):
         largest_batch(light(), 5 * MB, "cpu")
+    image = light(clips=ClipConfig(num_frames=1, height=32, width=32))
     with pytest.raises(ValueError, match=r"enough for one clip"):
-        make_plan(light(), 5 * MB, 2)
+        make_plan(replace(image, temporal_chunk=4), 5 * MB, 2)
 
 
 @pytest.mark.slow
