@@ -25,7 +25,7 @@ EXTRA = (
 )
 # From the bottom up: a module imports from its own line or from lines above.
 LAYERS = (
-    {"checks", "shapes", "precision", "files", "devices", "randomness", "ops"},
+    {"checks", "shapes", "precision", "files", "imports", "devices", "randomness", "ops"},
     {"losses", "perceptual", "discriminators", "runs", "manifest"},
     {"objective", "autoencoders", "data"},
     {"cogvideo", "report", "evaluation"},

@@ -15,6 +15,7 @@ from telecine.discriminators import (
     PatchDiscriminator3D,
     frame_gradients,
 )
+from telecine.imports import allow_code
 from telecine.losses import gradient_penalty, kl_to_standard_normal, mse
 from telecine.objective import Ramp, Term
 from telecine.perceptual import LPIPS
@@ -47,6 +48,7 @@ __all__ = [
     "Ramp",
     "Term",
     "VideoAutoencoderLoss",
+    "allow_code",
     "frame_gradients",
     "gradient_penalty",
     "kl_to_standard_normal",

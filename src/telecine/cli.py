@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -22,13 +23,14 @@ from telecine.evaluation.config import EvaluateConfig, ReconstructConfig
 from telecine.evaluation.difference import CONFIDENCE
 from telecine.evaluation.evaluate import Evaluation, evaluate
 from telecine.evaluation.reconstruct import reconstruct
+from telecine.imports import allow_code
 from telecine.manifest import DamagedError, damage_of
 from telecine.perceptual import weights
 from telecine.report.page import write_report
 from telecine.runs import checkpoints, is_checkpoint
 from telecine.training import Interrupted, TrainConfig, TrainingError, TrainResult, train
 from telecine.training.capacity import USED_FRACTION, Plan, advice, make_plan
-from telecine.training.config_file import check_groups, find_recipe
+from telecine.training.config_file import check_groups, clear_message, find_recipe, restrict_imports
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -164,9 +166,14 @@ STEAL_LOCK = Argument(
     "Train although another process seems to train in the same folder: it is gone, with its machine.",
     {"action": "store_true"},
 )
+ALLOW_CODE = Argument(
+    ("--allow_code",),
+    "A package whose functions the settings may name, besides telecine; can be given several times. Its code is run.",
+    {"action": "append", "metavar": "PACKAGE"},
+)
 COMMANDS = {
-    "train": Command(run_train, TrainConfig, (STEAL_LOCK,)),
-    "plan": Command(run_plan, TrainConfig, (MEMORY, PROCESSES)),
+    "train": Command(run_train, TrainConfig, (STEAL_LOCK, ALLOW_CODE)),
+    "plan": Command(run_plan, TrainConfig, (MEMORY, PROCESSES, ALLOW_CODE)),
     "evaluate": Command(run_evaluate, EvaluateConfig, (SUBJECT, FIGURES, COMPARE)),
     "reconstruct": Command(
         run_reconstruct,
@@ -214,13 +221,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     typed = sys.argv[1:] if arguments is None else arguments
     parsers = {name: command.parser(with_settings=name in typed) for name, command in COMMANDS.items()}
     try:
+        allow_code(*typed_values("--allow_code", typed))
+        restrict_imports()
         settings = root_parser(parsers).parse_args(with_config_first(typed))
         name = settings.subcommand
         run(COMMANDS[name], parsers[name], settings[name])
     except ArgumentError as error:
-        return fail(with_suggestion(" ".join(str(error).split())))
+        return fail(with_suggestion(clear_message(error)))
     except (ValueError, OSError, TrainingError) as error:
-        return fail(" ".join(str(error).split()))  # one line, also if jsonargparse wraps the error
+        return fail(clear_message(error))
     except Interrupted as interruption:
         if PartialState().is_main_process:
             console.print(f"stopped; saved {interruption}. Run the same command again to resume.", soft_wrap=True)
@@ -278,6 +287,13 @@ def with_config_first(arguments: Sequence[str]) -> list[str]:
         else:
             configs.append(f"--config={find_recipe(typed.pop(0))}")
     return [*command, *configs, *others]
+
+
+def typed_values(option: str, arguments: Sequence[str]) -> list[str]:
+    """Return the values of an option on the command line. Those in a settings file are not among them."""
+    following = pairwise(arguments)
+    apart = [value for name, value in following if name == option]
+    return apart + [argument.removeprefix(f"{option}=") for argument in arguments if argument.startswith(f"{option}=")]
 
 
 def fail(message: str) -> int:

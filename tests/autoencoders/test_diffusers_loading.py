@@ -42,6 +42,8 @@ def test_from_config_accepts_a_file_a_folder_or_values(tmp_path):
         ({"bse_dim": 4}, "`bse_dim` must be one of .*Did you mean `base_dim`"),
         ({"_class_name": "AutoencoderKLWn"}, "Did you mean `AutoencoderKLWan`"),
         ({"_class_name": "zzz"}, "update diffusers"),
+        ({"_class_name": "DiffusionPipeline"}, "a model class of diffusers, but got 'DiffusionPipeline'"),
+        ({"_class_name": "utils"}, "a model class of diffusers, but got 'utils'"),
         ({"_class_name": None}, "a configuration with `_class_name`"),
     ],
 )

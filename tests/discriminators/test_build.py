@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.discriminators import Discriminator, Discriminator3D, Discriminator3DWithfirstframe
+from telecine.discriminators import (
+    Discriminator,
+    Discriminator3D,
+    Discriminator3DWithfirstframe,
+    PatchDiscriminator3D,
+)
 from telecine.discriminators.build import CLASSES, build_discriminator, resolve_class
 
 PARAMS = {"dim": 1, "image_size": 16, "frame_num": 4}
@@ -71,13 +76,14 @@ def test_a_list_is_a_size():
 
 
 def test_params_may_be_missing_or_empty():
-    for spec in ({"target": "torch.nn.Identity"}, {"target": "torch.nn.Identity", "params": None}):
-        assert isinstance(build(spec), nn.Identity)
+    target = "telecine.PatchDiscriminator3D"
+    for spec in ({"target": target}, {"target": target, "params": None}):
+        assert isinstance(build(spec), PatchDiscriminator3D)
 
 
 def test_a_class_with_var_keyword_receives_any_argument(monkeypatch):
-    monkeypatch.setattr("telecine.cogvideo.Discriminator", Custom)
-    module = build({"target": "telecine.cogvideo.Discriminator", "params": {"x": 1}})
+    monkeypatch.setattr("telecine.imports._allowed", {__name__})
+    module = build({"target": f"{__name__}.Custom", "params": {"x": 1}})
     assert module.anything == {"x": 1}
 
 
@@ -117,13 +123,14 @@ def test_error_for_another_type(spec):
             r"`discr_3d_kwargs.target` must be a discriminator of sgm.*4D'. Did you mean `Discriminator3D`\?",
         ),
         ({"target": "telecine.Nowhere"}, r"`discr_3d_kwargs.target` must be importable, but got 'telecine.Nowhere' \("),
-        ({"target": "no_such_package.D"}, r"must be importable, but got 'no_such_package.D' .*full dotted path"),
+        ({"target": "telecine.no_such_module.D"}, r"must be importable, but got .*no_such_module.* .*full dotted path"),
         ({"target": "Discriminator3D"}, r"must be importable, but got 'Discriminator3D' .*full dotted path"),
         (
-            {"target": "math.sqrt"},
-            r"`discr_3d_kwargs.target` must be a subclass of nn.Module, but got 'math.sqrt', which is",
+            {"target": "telecine.mse"},
+            r"`discr_3d_kwargs.target` must be a subclass of nn.Module, but got 'telecine.mse', which is",
         ),
-        ({"target": "builtins.dict"}, r"must be a subclass of nn.Module, but got 'builtins.dict'"),
+        ({"target": "telecine.Ramp"}, r"must be a subclass of nn.Module, but got 'telecine.Ramp'"),
+        ({"target": "math.sqrt"}, r"must be in telecine or in a package that you allow, but got 'math.sqrt'. If you"),
     ],
 )
 def test_mistakes(spec, message):

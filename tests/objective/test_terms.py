@@ -67,7 +67,13 @@ class TestMistakes:
         [
             ("edgez", 0.5, r"`target` must be one of 'wavelet', 'temporal', 'gram', or the dotted path .*'edgez'.*Use"),
             ("wavelets", 0.5, r"`target` must be one of .*but got 'wavelets'. Did you mean `wavelet`\?"),
-            ("x", {"target": "nowhere.edges"}, r"`target` must be .*'nowhere.edges'.*No module named 'nowhere'"),
+            ("x", {"target": "nowhere.edges"}, r"`target` must be in telecine or .*'nowhere.edges'. If you trust it"),
+            (
+                "x",
+                {"target": "telecine.x.edges"},
+                r"'telecine.x.edges'. Importing it failed: No module named",
+            ),
+            ("x", {"target": lambda **kwargs: 0}, r"`target` must be a function of 'reconstruction', .*one of none"),
             ("x", {"target": "telecine.losses.edges"}, r"`target` must be .*has no attribute 'edges'"),
             ("x", {"target": "telecine.losses"}, r"`target` must be the dotted path of a function, but got .*module"),
             ("x", {"target": edges, "wieght": 1}, r"`terms.x.wieght` must be a field of a term.*Did you mean `weight`"),

@@ -69,6 +69,18 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(tiny, saved):
         check_same_networks(tiny(), saved)
 
 
+def test_a_run_with_functions_of_the_user_may_be_resumed(tiny, tmp_path):
+    def of_another_package(real, fake):
+        return mse(reconstruction=fake, target=real)
+
+    of_another_package.__module__, of_another_package.__qualname__ = "other_package.losses", "mine"
+    terms = {"extra": Term(lambda reconstruction, target: target.mean(), weight=0.1)}
+    terms["extra"].target.__module__, terms["extra"].target.__qualname__ = "other_package.losses", "extra"
+    config = tiny(objective=replace(tiny().objective, gan={"loss": of_another_package}, terms=terms))
+    (tmp_path / "config.yaml").write_text(as_yaml(config))
+    check_same_networks(config, tmp_path)
+
+
 def with_term(config, function):
     return replace(config, objective=replace(config.objective, terms={"extra": Term(function, weight=0.1)}))
 

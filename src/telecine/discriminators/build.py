@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping
 from typing import TypeAlias
@@ -12,6 +11,7 @@ from torch import nn
 from telecine.checks import argument_error, describe, suggestion
 from telecine.discriminators.image import Discriminator
 from telecine.discriminators.video import Discriminator3D, Discriminator3DWithfirstframe
+from telecine.imports import import_allowed
 
 DiscriminatorSpec: TypeAlias = nn.Module | Mapping[str, object]
 CLASSES: dict[str, type[nn.Module]] = {
@@ -58,7 +58,7 @@ def resolve_class(target: str, name: str) -> type[nn.Module]:
     """Return the class at a dotted path; CogVideo's paths return telecine's classes.
 
     Raises:
-        ValueError: If there is no such class, or it is not an `nn.Module`.
+        ValueError: If there is no such class, it is not an `nn.Module`, or its package is not allowed.
     """
     module_name, _, class_name = str(target).rpartition(".")
     if module_name.removeprefix("sat.") == REFERENCE_MODULE:
@@ -67,8 +67,8 @@ def resolve_class(target: str, name: str) -> type[nn.Module]:
             raise argument_error(f"{name}.target", contract, repr(class_name), suggestion(class_name, CLASSES))
         return CLASSES[class_name]
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
+        found = import_allowed(str(target), f"{name}.target")
+    except (ImportError, AttributeError) as error:
         remedy = "Use the full dotted path of a class, such as 'telecine.Discriminator3D'."
         raise argument_error(f"{name}.target", "importable", f"{target!r} ({error})", remedy) from error
     if not (isinstance(found, type) and issubclass(found, nn.Module)):

@@ -119,8 +119,9 @@ def check_protocols(first: Mapping[str, object], second: Mapping[str, object]) -
 
 def _table(protocol: Mapping[str, object], field: str) -> Mapping[str, object]:
     """Return a field of a protocol that maps metrics to text."""
-    table = protocol[field]
-    assert isinstance(table, dict)
+    table = protocol.get(field)
+    if not isinstance(table, dict):
+        raise argument_error("compare", f"evaluations with `{field}` in their protocol", repr(table), "Evaluate again.")
     return table
 
 

@@ -101,7 +101,8 @@ class LayerActivations:
                 checkpointed.run()
         finally:
             hook.remove()
-        assert len(found) == expected
+        if len(found) != expected:
+            raise RuntimeError(f"{type(self.layer).__name__} was called {len(found)} times instead of {expected}")
         return found
 
     def _weight_gradient_of_call(self, inputs: Inputs, grad_output: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from telecine.checks import argument_error, describe, suggestion
+from telecine.imports import import_allowed
 from telecine.losses import temporal_difference, wavelet_l1
 from telecine.objective.batch import Batch
 from telecine.objective.weights import Ramp, Weight, as_ramp
@@ -85,11 +85,15 @@ class Term:
         available = FEATURES if set(FEATURES) & set(names) else VIDEOS
         variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         required = [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
+        contract = f"a function of {', '.join(map(repr, VIDEOS))}, or of {', '.join(map(repr, FEATURES))} alone"
         if unknown := [name for name in required if name not in available]:
-            contract = f"a function of {', '.join(map(repr, VIDEOS))}, or of {', '.join(map(repr, FEATURES))} alone"
             remedy = "Give the others default values or `params`, or wrap it in a function with these names."
             raise argument_error("target", contract, f"one that needs {', '.join(map(repr, unknown))}", remedy)
-        return tuple(name for name in available if name in names)
+        found = tuple(name for name in available if name in names)
+        if not found:
+            remedy = "Add a parameter `reconstruction`."
+            raise argument_error("target", contract, "one of none of them", remedy)
+        return found
 
     @property
     def uses_features(self) -> bool:
@@ -133,12 +137,13 @@ def _name(function: Callable[..., object]) -> str:
 def _import(path: str) -> Callable[..., Tensor]:
     if path in TERMS:
         return TERMS[path]
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    if "." not in path:
         contract = f"one of {', '.join(map(repr, TERMS))}, or the dotted path of a function"
-        remedy = f"{suggestion(path, TERMS)} Importing it failed: {error}."
+        raise argument_error("target", contract, repr(path), suggestion(path, TERMS))
+    try:
+        found = import_allowed(path, "target")
+    except (ImportError, AttributeError) as error:
+        contract, remedy = "the dotted path of a function", f"Importing it failed: {error}."
         raise argument_error("target", contract, repr(path), remedy) from error
     if not callable(found):
         raise argument_error("target", "the dotted path of a function", f"{path!r}, {describe(found)}", "Correct it.")

@@ -16,8 +16,7 @@ from torch.optim import Optimizer
 from telecine.autoencoders import VideoAutoencoder
 from telecine.checks import argument_error, describe
 from telecine.files import read_json
-from telecine.objective.config import ObjectiveConfig, as_config
-from telecine.objective.weights import WeightSchedule
+from telecine.objective.weights import as_ramp
 from telecine.report.settings import flat_settings, read_settings, side_by_side_settings
 from telecine.runs import CONFIG_FILE, STATE_FILE, checkpoint_folder, checkpoints
 from telecine.training.checkpoint_files import (
@@ -39,12 +38,6 @@ from telecine.training.weight_files import WeightFiles, check_same_architecture
 
 # Nested settings, as YAML has them.
 Settings: TypeAlias = dict[str, Any]
-# The weights that decide which discriminators exist, and whether averages of their logits are saved.
-DECIDING_WEIGHTS = {
-    "adversarial_loss_weight": "adversarial_loss_weight",
-    "multiscale_adversarial_loss_weight": "multiscale_adversarial_loss_weight",
-    "gan.lecam_loss_weight": "lecam_loss_weight",
-}
 
 
 class SavedState(TypedDict):
@@ -274,11 +267,17 @@ def network_settings(settings: Settings) -> Settings:
     networks["model"] = "left out" if settings["model"] is None else "given"
     # The discriminators' linear heads depend on the size of the clips, and only discriminators with a weight are built.
     clips = {f"clips.{name}": settings["clips"][name] for name in ("num_frames", "height", "width")}
-    objective = as_config(ObjectiveConfig, "objective", settings["objective"])
-    schedule = WeightSchedule(objective)
-    weights = {f"objective.{name} > 0": schedule.is_ever_on(argument) for name, argument in DECIDING_WEIGHTS.items()}
-    averages = {
-        "objective.reconstruction.learn_logvar": objective.reconstruction.learn_logvar,
-        "objective.adaptive_weight.decay > 0": objective.adaptive_weight.decay > 0,
+    # The weights that decide which discriminators exist, and whether averages of their logits are saved.
+    # Plain values: functions of the user's that a saved file names are not imported.
+    objective = settings["objective"]
+    weights = {
+        "adversarial_loss_weight": objective["adversarial_loss_weight"],
+        "multiscale_adversarial_loss_weight": objective["multiscale_adversarial_loss_weight"],
+        "gan.lecam_loss_weight": objective["gan"]["lecam_loss_weight"],
     }
-    return networks | clips | weights | averages
+    are_on = {f"objective.{name} > 0": as_ramp(name, weight).is_ever_on for name, weight in weights.items()}
+    averages = {
+        "objective.reconstruction.learn_logvar": objective["reconstruction"]["learn_logvar"],
+        "objective.adaptive_weight.decay > 0": objective["adaptive_weight"]["decay"] > 0,
+    }
+    return networks | clips | are_on | averages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentError
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -10,13 +11,18 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 import telecine
 from telecine.checks import argument_error
+from telecine.imports import allowed_code, not_allowed_error
 from telecine.training.config import TrainConfig
 
 RECIPES = Path(telecine.__file__).parent / "recipes"
+# How jsonargparse says that a value must not be imported, and which setting it is about.
+_DENIED = re.compile(r"Importing '([^']+)' is not allowed")
+_NOT_ALLOWED = re.compile(r"`[\w.]+` must be in telecine or .*? `telecine\.allow_code\('\w+'\)`\.")
+_SETTING = re.compile(r'(?:key|argument|option) ["\']([\w.]+)["\']')
 
 
 def read_config(path: str | PathLike[str]) -> TrainConfig:
@@ -45,15 +51,36 @@ def config_from(settings: Mapping[str, Any]) -> TrainConfig:
     """
     if not isinstance(settings, Mapping):
         raise argument_error("settings", "`key: value` lines", settings, "Write one setting per line.")
+    restrict_imports()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(TrainConfig)
     try:
         parsed = parser.parse_object(dict(settings))
-    except ArgumentError as error:
-        raise ValueError(" ".join(str(error).split())) from error
-    check_groups(TrainConfig, parsed)
-    values = parser.instantiate(parsed)
+        check_groups(TrainConfig, parsed)
+        values = parser.instantiate(parsed)
+    except (ArgumentError, ValueError) as error:
+        raise ValueError(clear_message(error)) from error
     return TrainConfig(**{item.name: values[item.name] for item in fields(TrainConfig)})
+
+
+def restrict_imports() -> None:
+    """Let jsonargparse import only what settings may name, in all parsers of the process."""
+    set_parsing_settings(
+        import_path_denylist=["*"],
+        import_path_allowlist=allowed_code(),
+        instantiate_subclass_spec_in_any=False,
+    )
+
+
+def clear_message(error: Exception) -> str:
+    """Return an error's message in one line, and in telecine's words if it is about code that is not allowed."""
+    message = " ".join(str(error).split())
+    if found := _NOT_ALLOWED.search(message):
+        return found[0]
+    denied, setting = _DENIED.search(message), _SETTING.search(message)
+    if denied is None:
+        return message
+    return str(not_allowed_error(setting[1] if setting else "a setting", denied[1]))
 
 
 def check_groups(options: type, settings: Namespace) -> None:

@@ -97,7 +97,7 @@ def class_of(config: Mapping[str, Any], source: str) -> Any:
         raise argument_error(source, f"a configuration with `{CLASS_KEY}`", f"one without ({sorted(config)})", remedy)
     imported = {cls.__name__: cls for cls in subclasses(ModelMixin)}
     found = imported.get(name) or getattr(diffusers, name, None)
-    if found is None:
+    if not (isinstance(found, type) and issubclass(found, ModelMixin)):
         known = [word for word in dir(diffusers) if "Autoencoder" in word or "VAE" in word]
         remedy = (
             nearest(name, known) or f"Import the module that defines it, or update diffusers {diffusers.__version__}."
