@@ -51,6 +51,7 @@ SMALL: Settings = {
         "scale_jitter": 1.5,
         "num_workers": 0,
         "cache": False,
+        "max_pixels": 2**26,
         "val_fraction": 0.2,
     },
     "causal_vae": {

@@ -64,6 +64,8 @@ def test_invalid_bucket(name: str, value: Any) -> None:
         ("width", -4),
         ("stride", 0),
         ("num_workers", -1),
+        ("max_pixels", 0),
+        ("max_pixels", 178_956_971),
         ("scale_jitter", 0.9),
         ("scale_jitter", 8.1),
         ("scale_jitter", float("nan")),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import struct
+import zlib
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from telecine.data import DecodeError, index_image, index_video, read_clip, read_image
+from telecine.data import DecodeError, TarMember, index_image, index_video, load_spans, read_clip, read_image
 
 from .videos import moving_frames, truncate, write_images
 
@@ -124,3 +126,47 @@ def test_a_size_above_the_safety_limit_is_an_error(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(DecodeError, match="decompression bomb"):
         read_image(path)
+
+
+def png_header(width: int, height: int) -> bytes:
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + struct.pack(">I", 9) + b"IDAT"
+    return b"\x89PNG\r\n\x1a\n" + chunks + bytes(13)
+
+
+@pytest.mark.parametrize(
+    ("size", "reason"),
+    [
+        ((8192, 8193), r"8192 x 8193 pixels, more than the 67108864 of `clips.max_pixels`"),
+        ((100_000_000, 1), r"100000000 x 1 pixels, more than"),
+        ((1010, 10), r"1010 x 10 pixels, but one side may be at most 100 times the other"),
+        ((10, 1010), r"10 x 1010 pixels, but one side"),
+    ],
+)
+def test_images_of_extreme_sizes_are_refused_by_their_header(
+    tmp_path: Path, size: tuple[int, int], reason: str
+) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(png_header(*size))
+    with pytest.raises(DecodeError, match=rf"^{path}: {reason}"):
+        index_video(path)
+
+
+def test_the_limit_is_a_setting(tmp_path: Path) -> None:
+    small, large = (save(Image.new("L", (width, 100)), tmp_path / f"{width}.png") for width in (100, 101))
+    assert index_image(large).width == 101
+    for attempt in ("first", "from the index"):
+        spans, skipped = load_spans(tmp_path, max_pixels=10_000)
+        assert [span.info.path for span in spans] == [small], attempt
+        assert [skip.path for skip in skipped] == [large], attempt
+        assert len(load_spans(tmp_path)[0]) == 2
+
+
+def test_a_large_member_of_a_tar_file_is_not_read(tmp_path: Path) -> None:
+    archive = tmp_path / "a.tar"
+    archive.touch()
+    os.truncate(archive, 2**40)  # sparse
+    with pytest.raises(
+        DecodeError, match=r"a.tar/b.png: 536870913 bytes, more than the 536870912 of an image in a tar"
+    ):
+        index_video(TarMember(archive, "b.png", 512, 2**29 + 1))

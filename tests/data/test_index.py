@@ -198,3 +198,10 @@ def test_progress_is_shown_on_terminals(monkeypatch: pytest.MonkeyPatch, termina
     monkeypatch.setenv("TERM", "xterm")
     assert list(with_progress(iter(range(3)), "counting", total=3)) == [0, 1, 2]
     assert ("counting" in file.getvalue()) == terminal
+
+
+def test_large_frames_of_a_video_are_refused(tmp_path: Path) -> None:
+    path = write_video(tmp_path / "a.mp4", numbered_frames(2))
+    with pytest.raises(DecodeError, match=rf"^{path}: 64 x 48 pixels, more than the 3071 of `clips.max_pixels`"):
+        index_video(path, max_pixels=64 * 48 - 1)
+    assert index_video(path, max_pixels=64 * 48).width == 64

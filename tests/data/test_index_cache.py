@@ -41,7 +41,7 @@ def indexed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record the names of the files that are indexed."""
     names: list[str] = []
 
-    def index(source: Path) -> VideoInfo:
+    def index(source: Path, max_pixels: int) -> VideoInfo:
         names.append(source.name)
         return index_video(source)
 

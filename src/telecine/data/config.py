@@ -11,7 +11,9 @@ from typing import Protocol
 import torch
 
 from telecine.checks import argument_error, check_count, check_positive
-from telecine.data.video_info import VideoInfo
+from telecine.data.video_info import MAX_PIXELS, VideoInfo
+
+PILLOW_MAX_PIXELS = 178_956_970
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,9 @@ class ClipConfig:
     """Processes that read clips. 0 reads them in the training process."""
     cache: bool = False
     """Decode all training frames once before training, and keep them in memory at training resolution."""
+    max_pixels: int = MAX_PIXELS
+    """Largest height times width of an image or of a video's frames, by default that of 8192 x 8192. Larger files are
+    skipped before they are decoded."""
     val_fraction: float = 0.1
     """Fraction of the data held out for validation: whole videos, or the end of each video if there are few."""
 
@@ -82,6 +87,9 @@ class ClipConfig:
         for name in ("num_frames", "height", "width", "stride"):
             check_count(name, getattr(self, name))
         check_count("num_workers", self.num_workers, at_least=0)
+        if check_count("max_pixels", self.max_pixels) > PILLOW_MAX_PIXELS:
+            contract = f"at most {PILLOW_MAX_PIXELS}, the limit of Pillow"
+            raise argument_error("max_pixels", contract, self.max_pixels, "Resize larger images before.")
         if not 0.0 <= self.image_ratio <= 1.0:
             raise argument_error("image_ratio", "from 0 to 1", self.image_ratio, "Use 0 to train on videos only.")
         if not 1.0 <= self.scale_jitter <= 8.0:

@@ -7,6 +7,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from glob import glob, has_magic
 from importlib import metadata
 from itertools import chain
@@ -26,7 +27,7 @@ from telecine.data.source import (
     is_image,
     is_media,
 )
-from telecine.data.video_info import Span
+from telecine.data.video_info import MAX_PIXELS, Span
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +48,15 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 ListMembers = Callable[[Path], Iterable[TarMember]]
 
 
-def load_spans(path: str | PathLike[str], *, name: str = "data") -> tuple[list[Span], list[Skipped]]:
+def load_spans(
+    path: str | PathLike[str], *, name: str = "data", max_pixels: int = MAX_PIXELS
+) -> tuple[list[Span], list[Skipped]]:
     """Find and index the videos and images at `path`. The index is cached for the next run.
 
     Args:
         path: A video, an image, a folder, a list (`.csv` or `.jsonl`), a tar file, or a pattern for several of them.
         name: Name of the argument in error messages.
+        max_pixels: Largest height times width of an image or a frame. Larger ones are skipped.
 
     Returns:
         The frames of each video or image, or of each line of a list, in order; and the skipped files and lines, which
@@ -64,7 +68,8 @@ def load_spans(path: str | PathLike[str], *, name: str = "data") -> tuple[list[S
     cache = IndexCache(Path(path))
     segments = find_segments(path, cache.members, name=name)
     try:
-        infos, skipped = index_videos(dict.fromkeys(segment.source for segment in segments), index=cache.info)
+        sources = dict.fromkeys(segment.source for segment in segments)
+        infos, skipped = index_videos(sources, index=partial(cache.info, max_pixels=max_pixels))
     finally:
         cache.save()  # also after an interrupt, so that finished work is kept
     by_source = {info.path: info for info in infos}

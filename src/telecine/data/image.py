@@ -13,23 +13,26 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from telecine.data.source import DecodeError, Source, read_bytes
-from telecine.data.video_info import VideoInfo
+from telecine.data.source import DecodeError, Source, TarMember, read_bytes
+from telecine.data.video_info import MAX_PIXELS, VideoInfo, check_frame_size
 
 # Errors that Pillow raises for files that are damaged, truncated, of another format, or larger than its safety limit.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+# An image in a tar file is read whole before its header is parsed.
+MAX_MEMBER_BYTES = 2**29
 _EXIF_ORIENTATION = 0x0112
 # EXIF orientations that swap height and width. Any other value, also one of a wrong type, does not.
 _TRANSPOSED = (5, 6, 7, 8)
 
 
-def index_image(source: Source) -> VideoInfo:
+def index_image(source: Source, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     """Index an image by its header. Damage after the header is found when the image is read, except in PNG files.
 
     Raises:
-        DecodeError: it cannot be opened, or is not an image.
+        DecodeError: it cannot be opened, is not an image, or is too large.
     """
     with _open_image(source) as image:
+        check_frame_size(source, *image.size, max_pixels)
         transposed = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
         width, height = image.size[::-1] if transposed else image.size
     return VideoInfo(source, width, height, 1.0, array("q", [0]), array("q", [0]), is_image=True)
@@ -49,7 +52,8 @@ def read_image(source: Source, size: tuple[int, int] | None = None) -> Tensor:
         DecodeError: the image is damaged.
     """
     with _open_image(source) as image:
-        upright = _to_rgb(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image takes much memory
+        upright = _to_rgb(image)
         if size is not None and upright.size != size[::-1]:
             upright = upright.resize(size[::-1], Image.Resampling.BICUBIC)
         width, height = upright.size
@@ -58,10 +62,14 @@ def read_image(source: Source, size: tuple[int, int] | None = None) -> Tensor:
 
 @contextmanager
 def _open_image(source: Source) -> Iterator[Image.Image]:
+    if isinstance(source, TarMember) and source.size > MAX_MEMBER_BYTES:
+        raise DecodeError(f"{source}: {source.size} bytes, more than the {MAX_MEMBER_BYTES} of an image in a tar file")
     try:
         # Given a path, Pillow reads only the part of the file that it needs.
         with Image.open(source if isinstance(source, Path) else io.BytesIO(read_bytes(source))) as image:
             yield image
+    except DecodeError:
+        raise
     except _DECODE_ERRORS as error:
         raise DecodeError(f"{source}: {_error_message(error)}") from error
 
@@ -82,4 +90,4 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

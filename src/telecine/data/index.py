@@ -22,7 +22,7 @@ from telecine.checks import argument_error
 from telecine.data.decode import decoded_frames, display_size, open_video
 from telecine.data.image import index_image
 from telecine.data.source import DataError, DecodeError, Source, TarMember, as_source, is_image
-from telecine.data.video_info import VideoInfo
+from telecine.data.video_info import MAX_PIXELS, VideoInfo, check_frame_size
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Skipped:
     reason: str
 
 
-def index_video(path: str | PathLike[str] | TarMember) -> VideoInfo:
+def index_video(path: str | PathLike[str] | TarMember, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     """Index a video by reading its packets and decoding its first frame, or an image by reading its header.
 
     All frames are decoded only if the packets do not determine which frames are displayed: if timestamps are missing
@@ -55,13 +55,17 @@ def index_video(path: str | PathLike[str] | TarMember) -> VideoInfo:
     container is not used. Matroska and MPEG-TS files have no table of frames, so a truncated one is not detected: the
     frames that it still has are indexed.
 
+    Args:
+        path: The file or tar member.
+        max_pixels: Largest height times width of a frame.
+
     Raises:
-        DecodeError: the file cannot be read, has no decodable video, or is truncated.
+        DecodeError: the file cannot be read, has no decodable video, is truncated, or has frames that are too large.
     """
     source = as_source(path)
     if is_image(source):
-        return index_image(source)
-    first = _first_frame(path)
+        return index_image(source, max_pixels)
+    first = _first_frame(source, max_pixels)
     scan = _scan_packets(path)
     stamps, seekable = scan.stamps, True
     if not scan.complete or stamps[0][0] != first.pts:
@@ -140,9 +144,11 @@ def with_progress(items: Iterable[Item], description: str, total: int | None = N
     )
 
 
-def _first_frame(path: str | PathLike[str] | TarMember) -> VideoFrame:
+def _first_frame(path: Source, max_pixels: int) -> VideoFrame:
     """Decode the first displayed frame, to detect streams that cannot be decoded."""
     with open_video(path) as (container, stream):
+        check_frame_size(path, stream.codec_context.width or 1, stream.codec_context.height or 1, max_pixels)
+        stream.codec_context.options = {"max_pixels": str(max_pixels)}  # where the container has another size
         frame = next(decoded_frames(container.demux(stream)), None)
     if frame is None:
         raise DecodeError(f"{path}: no frame can be decoded")

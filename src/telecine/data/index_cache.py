@@ -19,7 +19,7 @@ from typing import TypeAlias, TypedDict
 
 from telecine.data.index import index_video
 from telecine.data.source import Source, TarMember, tar_members
-from telecine.data.video_info import VideoInfo
+from telecine.data.video_info import MAX_PIXELS, VideoInfo, check_frame_size
 from telecine.files import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -73,20 +73,21 @@ class IndexCache:
         self._used_archives[key] = fingerprint, locations
         return [TarMember(archive, *location) for location in locations]
 
-    def info(self, source: Source) -> VideoInfo:
+    def info(self, source: Source, max_pixels: int = MAX_PIXELS) -> VideoInfo:
         """Return the index of a video or an image.
 
         Raises:
-            DecodeError: it is not in the cache, and cannot be decoded.
+            DecodeError: it is not in the cache, and cannot be decoded; or its frames are too large.
         """
         try:
             fingerprint = _fingerprint(source)
         except OSError:
-            return index_video(source)  # raises an error with the reason
+            return index_video(source, max_pixels)  # raises an error with the reason
         key = self._key(source)
         saved_fingerprint, info = self._infos.get(key, (None, None))
         if info is None or saved_fingerprint != fingerprint:
-            info = replace(index_video(source), path=Path(key))
+            info = replace(index_video(source, max_pixels), path=Path(key))
+        check_frame_size(source, info.width, info.height, max_pixels)
         self._used_infos[key] = fingerprint, info
         return replace(info, path=source)
 

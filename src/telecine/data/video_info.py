@@ -6,7 +6,12 @@ from array import array
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
-from telecine.data.source import Source
+from telecine.data.source import DecodeError, Source
+
+# 8192 x 8192: twice a frame of 8K video. Decoding an image takes up to 16 bytes a pixel.
+MAX_PIXELS = 2**26
+# A clip covers its crop: an image of 1 x 100 000 would be enlarged to 256 x 25 600 000.
+MAX_ASPECT_RATIO = 100
 
 
 @dataclass(frozen=True)
@@ -66,3 +71,12 @@ class Span:
 def whole_video(info: VideoInfo) -> Span:
     """Return the range of all frames of a video."""
     return Span(info, 0, info.num_frames - 1)
+
+
+def check_frame_size(source: Source, width: int, height: int, max_pixels: int) -> None:
+    """Raise a `DecodeError` if decoding such frames, or resizing them to cover a clip, would take too much memory."""
+    if width * height > max_pixels:
+        raise DecodeError(f"{source}: {width} x {height} pixels, more than the {max_pixels} of `clips.max_pixels`")
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        limit = f"one side may be at most {MAX_ASPECT_RATIO} times the other"
+        raise DecodeError(f"{source}: {width} x {height} pixels, but {limit}")

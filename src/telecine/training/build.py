@@ -119,11 +119,12 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         DataError: If there is no usable video.
     """
     check_buckets(config.clips.train_buckets, model, images=config.clips.image_ratio > 0)
-    spans, skipped = _demo_spans() if config.data is None else load_spans(config.data)
+    max_pixels = config.clips.max_pixels
+    spans, skipped = _demo_spans() if config.data is None else load_spans(config.data, max_pixels=max_pixels)
     if config.val_data is None:
         train, held_out = split_videos(spans, config.clips.val_fraction, config.clips.clip_span)
     else:
-        train, (held_out, _) = spans, load_spans(config.val_data, name="val_data")
+        train, (held_out, _) = spans, load_spans(config.val_data, name="val_data", max_pixels=max_pixels)
     # Without zoom, as `telecine evaluate` reads clips, so that their figures can be compared.
     val = validation_clips(held_out, replace(config.clips, scale_jitter=1.0), config.val_clips)
     dataset = ClipDataset(train, config.clips, seed=config.seed)
