@@ -33,3 +33,15 @@ def test_other_content(text, contract, tmp_path):
     path.write_text(text)
     with pytest.raises(ValueError, match=f"`.*values.json` must be {contract}.* Write it again"):
         read_json(path)
+
+
+def test_a_temporary_file_has_a_name_of_its_own_and_is_never_a_link(tmp_path, monkeypatch):
+    path, names = tmp_path / "a.txt", []
+    for _ in range(2):
+        atomic_write(path, lambda partial: (names.append(partial.name), partial.write_text("new")))
+    assert len(set(names)) == 2
+    monkeypatch.setattr("telecine.files.partial_path", lambda path: tmp_path / "guessed")
+    (tmp_path / "guessed").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileExistsError):
+        atomic_write(path, lambda partial: partial.write_text("x"))
+    assert not (tmp_path / "elsewhere").exists()

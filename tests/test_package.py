@@ -25,8 +25,8 @@ EXTRA = (
 )
 # From the bottom up: a module imports from its own line or from lines above.
 LAYERS = (
-    {"checks", "shapes", "precision", "files", "imports", "devices", "randomness", "ops"},
-    {"losses", "perceptual", "discriminators", "runs", "manifest"},
+    {"checks", "shapes", "precision", "files", "imports", "terminal", "devices", "randomness", "ops"},
+    {"losses", "perceptual", "discriminators", "runs", "manifest", "settings_file"},
     {"objective", "autoencoders", "data"},
     {"cogvideo", "report", "evaluation"},
     {"training"},

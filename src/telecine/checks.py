@@ -20,8 +20,14 @@ def describe(value: object) -> str:
     """Describe a value for an error: a tensor by dtype, shape and device, anything else by its `repr` and type."""
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
-    text = repr(value)
-    return f"{text if len(text) <= 80 else text[:77] + '...'} ({type(value).__name__})"
+    if isinstance(value, int) and value.bit_length() > 300:
+        return f"an integer of {value.bit_length()} bits"  # Python refuses to write integers of thousands of digits
+    return f"{shorten(repr(value))} ({type(value).__name__})"
+
+
+def shorten(text: str) -> str:
+    """Return a text for an error, cut after 80 characters."""
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def argument_error(

@@ -12,7 +12,6 @@ from typing import Any, get_type_hints
 
 from accelerate import PartialState
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
-from rich.console import Console
 from rich.table import Column, Table
 
 from telecine import __version__
@@ -28,6 +27,8 @@ from telecine.manifest import DamagedError, damage_of
 from telecine.perceptual import weights
 from telecine.report.page import write_report
 from telecine.runs import checkpoints, is_checkpoint
+from telecine.settings_file import check_yaml
+from telecine.terminal import PlainConsole, escape_logs, printable
 from telecine.training import Interrupted, TrainConfig, TrainingError, TrainResult, train
 from telecine.training.capacity import USED_FRACTION, Plan, advice, make_plan
 from telecine.training.config_file import check_groups, clear_message, find_recipe, restrict_imports
@@ -40,7 +41,7 @@ CONFIG_HELP = (
     "several times: later ones override earlier ones, and settings typed beside it override both."
 )
 
-console = Console(markup=False, highlight=False)  # paths may hold brackets
+console = PlainConsole()
 
 
 def run_train(settings: Namespace, config: TrainConfig) -> None:
@@ -217,6 +218,7 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2 after a user error, 130 after an interruption."""
+    escape_logs()
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     typed = sys.argv[1:] if arguments is None else arguments
     parsers = {name: command.parser(with_settings=name in typed) for name, command in COMMANDS.items()}
@@ -283,10 +285,18 @@ def with_config_first(arguments: Sequence[str]) -> list[str]:
         if name != "--config":
             others.append(argument)
         elif value or not typed:
-            configs.append(f"--config={find_recipe(value)}" if value else argument)
+            configs.append(f"--config={config_path(value)}" if value else argument)
         else:
-            configs.append(f"--config={find_recipe(typed.pop(0))}")
+            configs.append(f"--config={config_path(typed.pop(0))}")
     return [*command, *configs, *others]
+
+
+def config_path(name: str) -> Path:
+    """Return the path of a recipe or a settings file; raise a `ValueError` if the file is harmful to parse."""
+    path = find_recipe(name)
+    if path.is_file():
+        check_yaml(path)
+    return path
 
 
 def typed_values(option: str, arguments: Sequence[str]) -> list[str]:
@@ -298,7 +308,7 @@ def typed_values(option: str, arguments: Sequence[str]) -> list[str]:
 
 def fail(message: str) -> int:
     """Print one error on standard error and return its exit code."""
-    print(f"telecine: error: {message}", file=sys.stderr)
+    print(f"telecine: error: {printable(message)}", file=sys.stderr)
     return USER_ERROR
 
 

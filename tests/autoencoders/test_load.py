@@ -99,3 +99,25 @@ def test_weights_of_a_checkpoint_that_were_changed_since(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"{path}` must be as it was written, but got other bytes"):
         load_autoencoder(folder / "ema")
+
+
+def test_a_configuration_that_is_far_larger_than_the_weights(tmp_path):
+    CausalVAE(SMALL).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "base_channels": 2**16, "latent_channels": 2**16}))
+    with pytest.raises(ValueError, match=r"must be a configuration that its weights belong to, but got one of \d{12,}"):
+        load_autoencoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "must be JSON, but got other text .*recursion"),
+        ('{"_class_name": "AutoencoderKLWan", "num_res_blocks": 10000000}', "`num_res_blocks in .* at most 65536"),
+        ('{"_class_name": "AutoencoderKLWan", "dim_mult": [1, 10000000]}', "`dim_mult in .* at most 65536"),
+    ],
+)
+def test_configurations_that_would_take_forever(text, message, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_autoencoder(tmp_path / "config.json")

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -117,7 +118,12 @@ def _another_version(path: Path) -> None:
     with gzip.open(path) as file:
         header, rest = json.loads(file.readline()), file.read()
     with gzip.open(path, "wb") as file:
-        file.write(json.dumps({**header, "format": [0, "little"]}).encode() + b"\n" + rest)
+        file.write(json.dumps([0, *header[1:]]).encode() + b"\n" + rest)
+
+
+def _rows(*rows: str) -> Callable[[Path], object]:
+    header = json.dumps([*index_cache._FORMAT, 0, len(rows)])
+    return lambda path: path.write_bytes(gzip.compress("\n".join([header, *rows]).encode()))
 
 
 def _fewer_numbers(path: Path) -> None:
@@ -134,6 +140,12 @@ DAMAGES = {
     "fewer numbers": _fewer_numbers,
     "zeros at the end": lambda path: path.write_bytes(path.read_bytes()[:-30] + bytes(30)),
     "another version": _another_version,
+    "nested brackets": _rows("[" * 30_000),
+    "one long line": _rows("[" + "[], " * 10**6 + "1]"),
+    "zeros without end": lambda path: path.write_bytes(gzip.compress(b'[4, "little", 0, 0]\n' + bytes(2**24))),
+    "no frames": _rows('["a.mp4", [1, 2], [64, 48, 25.0, true, 0.04, false], 0, 0]'),
+    "text for a number": _rows('["a.mp4", [1, 2], ["x", 48, 25.0, true, 0.04, false], 1, 1]'),
+    "a number of thousands of digits": _rows("[" + "9" * 5000 + "]"),
 }
 
 

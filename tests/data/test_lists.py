@@ -39,7 +39,7 @@ def test_formats(tmp_path: Path, name: str, text: str) -> None:
     ]
 
 
-SECONDS = "`start` must be a finite number of seconds, at least 0, but got"
+SECONDS = "`start` must be a number of seconds, at least 0 and at most 1000000000, but got"
 BAD_LISTS: dict[str, tuple[str, str | bytes, str]] = {
     "similar column": (
         "a.csv",
@@ -56,8 +56,8 @@ BAD_LISTS: dict[str, tuple[str, str | bytes, str]] = {
     "few columns": ("a.csv", "path,start\nx\n", "line 2: must have 2 values, as line 1 does"),
     "not a number": ("a.csv", "path,start\nx,1\ny,1:30\n", f"line 3: {SECONDS} '1:30'"),
     "negative": ("a.csv", "path,start\nx,-1\n", f"line 2: {SECONDS} '-1'"),
-    "nan": ("a.csv", "path,end\nx,nan\n", "line 2: `end` must be a finite number of seconds"),
-    "infinite": ("a.csv", "path,end\nx,inf\n", "line 2: `end` must be a finite number of seconds"),
+    "nan": ("a.csv", "path,end\nx,nan\n", "line 2: `end` must be a number of seconds"),
+    "infinite": ("a.csv", "path,end\nx,inf\n", "line 2: `end` must be a number of seconds"),
     "half a frame": ("a.csv", "path,end_frame\nx,1.5\n", "line 2: `end_frame` must be a frame index"),
     "end before start": (
         "a.csv",
@@ -83,6 +83,21 @@ BAD_LISTS: dict[str, tuple[str, str | bytes, str]] = {
     "JSON number": ("a.jsonl", '{"path": "x", "start": true}', f"line 1: {SECONDS} True"),
     "not JSON": ("a.jsonl", '{"path": "x"}\n\npath: x', "line 3: not valid JSON"),
     "JSON list": ("a.jsonl", '["x"]', "line 1: must be a JSON object, but got list"),
+    "large seconds": ("a.jsonl", '{"path": "x", "start": 1e308}', f"line 1: {SECONDS} 1e.308"),
+    "large seconds in CSV": ("a.csv", "path,start\nx,1e308\n", f"line 2: {SECONDS} '1e308'"),
+    "large frame": ("a.csv", "path,end_frame\nx,1000000001\n", "line 2: `end_frame` must be a frame index"),
+    "long number": ("a.jsonl", f'{{"path": "x", "start": {"9" * 5000}}}', "line 1: not valid JSON"),
+    "long text of a number": ("a.csv", f"path,start\nx,{'9' * 5000}\n", f"line 2: {SECONDS} '9{{76}}... .str.[.]$"),
+    "long integer": (
+        "a.jsonl",
+        f'{{"path": "x", "start": {"9" * 4000}}}',
+        "line 1: .* an integer of 13288 bits",
+    ),
+    "NUL": ("a.jsonl", '{"path": "x"}\n{"path": "a\\u0000"}', r"line 2: `path` must name a file, but got 'a\\x00'"),
+    "surrogate": ("a.jsonl", '{"path": "\\ud800"}', r"line 1: `path` must name a file, but got '\\ud800'"),
+    "long path": ("a.jsonl", f'{{"path": "{"a" * 5000}"}}', "line 1: `path` must name a file, but got 'a{76}[.]{3} "),
+    "brackets": ("a.jsonl", '{"path": "x"}\n' + "[" * 100_000, "line 2: not valid JSON .*recursion"),
+    "long value": ("a.csv", f"path\nx\n{'a' * 200_000}\n", r"a\.csv, after line 2: cannot be read .*field limit"),
     "no lines": ("a.jsonl", "\n", "the list is empty"),
 }
 

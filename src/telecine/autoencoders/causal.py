@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from os import PathLike
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, ch
 from telecine.autoencoders.linear import LinearAutoencoder, PatchDecoder, PatchEncoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.posterior import DiagonalGaussian
-from telecine.autoencoders.pretrained import load_config, load_weights, save_model
+from telecine.autoencoders.pretrained import WEIGHTS_FILE, load_config, load_weights, require_file, save_model
 from telecine.checks import argument_error, check_count, describe
 from telecine.ops.checkpointing import checkpoint_call
 from telecine.randomness import Generators
@@ -36,6 +37,8 @@ from telecine.shapes import Video, check_video
 # The initial standard deviation of the posterior is exp(-3) = 0.05, that of the means 1. With more noise, the decoder
 # learns to ignore the latent for the first few hundred steps.
 INITIAL_LOGVAR = -6.0
+# Configurations come from others, too: larger networks would take hours to build.
+LARGEST = {"latent_channels": 2**16, "base_channels": 2**16, "blocks_per_level": 256, "time_kernel": 256}
 # Key and value in `config.json`. Telecine 0.1 wrote none: its models have other layers.
 ARCHITECTURE_KEY = "_architecture"
 ARCHITECTURE = 2
@@ -75,7 +78,8 @@ class CausalVAEConfig:
             )
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
         for name in ("latent_channels", "base_channels", "blocks_per_level", "time_kernel"):
-            check_count(name, getattr(self, name))
+            if check_count(name, getattr(self, name)) > LARGEST[name]:
+                raise argument_error(name, f"at most {LARGEST[name]}", getattr(self, name), "Use less.")
         for name in ("time_compression", "spatial_compression", "patch_size"):
             check_power_of_two(name, getattr(self, name))
         for multiplier in self.channel_multipliers:
@@ -113,9 +117,9 @@ class CausalVAEConfig:
 
 
 def check_power_of_two(name: str, value: object) -> None:
-    """Raise a `ValueError` unless `value` is 1, 2, 4, 8, ..."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1 or value & (value - 1):
-        raise argument_error(name, "a power of two", describe(value), "Use for example 1, 2, 4 or 8.")
+    """Raise a `ValueError` unless `value` is 1, 2, 4, 8, ... 256."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 256 or value & (value - 1):
+        raise argument_error(name, "a power of two up to 256", describe(value), "Use for example 1, 2, 4 or 8.")
 
 
 def residual_blocks(config: CausalVAEConfig, level: int) -> list[ResidualBlock]:
@@ -320,7 +324,14 @@ class CausalVAE(VideoAutoencoder):
             FileNotFoundError: A file is missing.
             ValueError: The configuration is invalid, the weights do not match it, or telecine 0.1 wrote them.
         """
-        model = cls(saved_config(folder))
+        config = saved_config(folder)
+        size = require_file(Path(folder) / WEIGHTS_FILE).stat().st_size
+        with torch.device("meta"):  # without memory: a configuration from others may be of any size
+            num_weights = sum(weight.numel() for weight in cls(config).parameters())
+        if num_weights > size:
+            got = f"one of {num_weights} weights, with a file of {size} bytes"
+            raise argument_error(str(folder), "a configuration that its weights belong to", got, "Copy it again.")
+        model = cls(config)
         load_weights(model, folder)
         return model
 

@@ -14,7 +14,7 @@ from itertools import chain
 from os import PathLike
 from pathlib import Path
 
-from telecine.checks import argument_error
+from telecine.checks import argument_error, shorten
 from telecine.data.index import Skipped, format_skipped, index_videos
 from telecine.data.index_cache import IndexCache
 from telecine.data.lists import LIST_SUFFIXES, Segment, read_list
@@ -23,6 +23,7 @@ from telecine.data.source import (
     VIDEO_SUFFIXES,
     DataError,
     TarMember,
+    is_file_name,
     is_hidden,
     is_image,
     is_media,
@@ -130,6 +131,8 @@ def find_segments(path: str | PathLike[str], list_members: ListMembers, *, name:
     Raises:
         DataError: nothing is found at `path`, or a list is not valid.
     """
+    if not is_file_name(str(path)):
+        raise argument_error(name, "a path", shorten(repr(str(path))), "Check the spelling.", DataError)
     _check_local(str(path), name)
     paths = [Path(path)] if Path(path).exists() else _match_pattern(str(path), name)
     segments = list(chain.from_iterable(_segments_at(match, list_members) for match in paths))

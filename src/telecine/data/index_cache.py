@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from glob import has_magic
 from pathlib import Path
-from typing import TypeAlias, TypedDict
+from typing import Any, TypeAlias
 
 from telecine.data.index import index_video
 from telecine.data.source import Source, TarMember, tar_members
@@ -26,7 +26,10 @@ logger = logging.getLogger(__name__)
 
 INDEX_NAME = ".telecine-index"
 # Increase the number when the content of the file, or what `index_video` finds, changes. Older files are then ignored.
-_FORMAT = [3, sys.byteorder]
+_FORMAT = [4, sys.byteorder]
+# A file that was not written by telecine may unpack to any size. Indices take 4 to 8 times their size, in lines of
+# a few hundred bytes.
+_MAX_RATIO, _MAX_LINE = 64, 2**16
 _FIELDS = ("width", "height", "fps", "seekable", "time_base", "is_image")
 
 Fingerprint: TypeAlias = tuple[int, ...]
@@ -35,16 +38,8 @@ MemberLocation: TypeAlias = tuple[str, int, int]
 """Name, offset and size of a tar member."""
 Archives: TypeAlias = dict[str, tuple[Fingerprint, list[MemberLocation]]]
 Infos: TypeAlias = dict[str, tuple[Fingerprint, VideoInfo]]
-_InfoRow: TypeAlias = tuple[str, list[int], tuple[int, int, float, bool, float, bool], int, int]
-"""Path, fingerprint, `_FIELDS`, and numbers of timestamps and of keyframes."""
-
-
-class _Header(TypedDict):
-    """The first line of the file, as JSON. After it come the timestamps and keyframes as 64-bit integers."""
-
-    format: list[int | str]
-    archives: list[tuple[str, list[int], list[MemberLocation]]]
-    infos: list[_InfoRow]
+_Row: TypeAlias = tuple[str, Fingerprint, VideoInfo, int, int]
+"""Path, fingerprint, the info without its numbers, and how many timestamps and keyframes it has."""
 
 
 class IndexCache:
@@ -105,16 +100,16 @@ class IndexCache:
         return os.path.relpath(str(source), self._root)
 
     def _write(self, path: Path) -> None:
-        header = {
-            "format": _FORMAT,
-            "archives": [[key, *entry] for key, entry in self._used_archives.items()],
-            "infos": [
-                [key, fingerprint, [getattr(info, name) for name in _FIELDS], len(info.pts), len(info.keyframes)]
-                for key, (fingerprint, info) in self._used_infos.items()
-            ],
-        }
+        """Write one line of JSON for the format, each archive, member and video, then the 64-bit timestamps."""
+        rows: list[object] = [[*_FORMAT, len(self._used_archives), len(self._used_infos)]]
+        for key, (fingerprint, locations) in self._used_archives.items():
+            rows += [[key, fingerprint, len(locations)], *locations]
+        for key, (fingerprint, info) in self._used_infos.items():
+            fields = [getattr(info, name) for name in _FIELDS]
+            rows.append([key, fingerprint, fields, len(info.pts), len(info.keyframes)])
         with gzip.open(path, "wb", compresslevel=1) as file:
-            file.write(json.dumps(header).encode() + b"\n")
+            for row in rows:
+                file.write(json.dumps(row).encode() + b"\n")
             for _, info in self._used_infos.values():
                 file.write(info.pts.tobytes() + info.keyframes.tobytes())
 
@@ -164,34 +159,67 @@ def _load(path: Path) -> tuple[Archives, Infos]:
         return {}, {}
     try:
         with gzip.open(path, "rb") as file:
-            header: _Header = json.loads(file.readline())
-            if header["format"] != _FORMAT:
+            lines = _Lines(file, max_bytes=2**20 + _MAX_RATIO * path.stat().st_size)
+            byte_format, byte_order, num_archives, num_infos = lines.next()
+            if [byte_format, byte_order] != _FORMAT:
                 logger.info("%s has another format version; indexing the data again", path)
                 return {}, {}
-            numbers = array("q")
-            numbers.frombytes(file.read())
-            return _parse_archives(header), dict(_parse_infos(header["infos"], numbers))
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+            archives = dict(_parse_archive(lines) for _ in range(num_archives))
+            rows = [_parse_info(*lines.next()) for _ in range(num_infos)]
+            return archives, dict(_with_numbers(rows, lines.numbers()))
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
         logger.warning("%s is damaged (%s); indexing the data again", path, error)
         return {}, {}
 
 
-def _parse_archives(header: _Header) -> Archives:
-    return {
-        key: (tuple(fingerprint), [(name, offset, size) for name, offset, size in locations])
-        for key, fingerprint, locations in header["archives"]
-    }
+class _Lines:
+    """The lines of an index, up to a size."""
+
+    def __init__(self, file: gzip.GzipFile, max_bytes: int) -> None:
+        self.file = file
+        self.left = max_bytes
+
+    def next(self) -> Any:
+        """Return the values in the next line."""
+        line = self.file.readline(_MAX_LINE)
+        self.left -= len(line)
+        if self.left < 0:
+            raise ValueError("it unpacks to more than an index has")
+        return json.loads(line)
+
+    def numbers(self) -> array[int]:
+        """Return the 64-bit integers after the lines."""
+        content = self.file.read(self.left + 1)
+        if len(content) > self.left:
+            raise ValueError("it unpacks to more than an index has")
+        found = array("q")
+        found.frombytes(content)
+        return found
 
 
-def _parse_infos(rows: list[_InfoRow], numbers: array[int]) -> Iterator[tuple[str, tuple[Fingerprint, VideoInfo]]]:
+def _parse_archive(lines: _Lines) -> tuple[str, tuple[Fingerprint, list[MemberLocation]]]:
+    key, fingerprint, num_members = lines.next()
+    members = [lines.next() for _ in range(num_members)]
+    return str(key), (tuple(fingerprint), [(str(name), int(offset), int(size)) for name, offset, size in members])
+
+
+def _parse_info(key: str, fingerprint: list[int], fields: list[Any], num_pts: int, num_keyframes: int) -> _Row:
+    width, height, fps, seekable, time_base, is_image = fields
+    empty: array[int] = array("q")
+    numbers = (int(width), int(height), float(fps))
+    info = VideoInfo(Path(key), *numbers, empty, empty, bool(seekable), float(time_base), bool(is_image))
+    if min(info.width, info.height, num_pts) < 1 or num_keyframes < 0:
+        raise ValueError(f"{key!r} has no frames")
+    return key, tuple(fingerprint), info, num_pts, num_keyframes
+
+
+def _with_numbers(rows: list[_Row], numbers: array[int]) -> Iterator[tuple[str, tuple[Fingerprint, VideoInfo]]]:
     """Yield the saved infos. `numbers` has the timestamps and keyframes of each, one after the other."""
     begin = 0
-    for key, fingerprint, fields, num_pts, num_keyframes in rows:
+    for key, fingerprint, info, num_pts, num_keyframes in rows:
         middle = begin + num_pts
         end = middle + num_keyframes
-        width, height, fps, seekable, time_base, is_image = fields
-        pts, keyframes, begin = numbers[begin:middle], numbers[middle:end], end
-        info = VideoInfo(Path(key), width, height, fps, pts, keyframes, seekable, time_base, is_image)
-        yield key, (tuple(fingerprint), info)
+        yield key, (fingerprint, replace(info, pts=numbers[begin:middle], keyframes=numbers[middle:end]))
+        begin = end
     if begin != len(numbers):
         raise ValueError(f"expected {begin} timestamps and keyframes, but found {len(numbers)}")

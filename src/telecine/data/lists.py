@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from telecine.checks import suggestion
-from telecine.data.source import DataError, Source
+from telecine.checks import describe, shorten, suggestion
+from telecine.data.source import DataError, Source, is_file_name
 from telecine.data.video_info import Span, VideoInfo
 
 LIST_SUFFIXES = frozenset({".csv", ".jsonl"})
 _COLUMNS = ("path", "start", "end", "start_frame", "end_frame")
+# Thirty years in seconds, or a year at 30 frames per second.
+_MAX_NUMBER = 10**9
+_MAX_NUMBER_LENGTH = 40
 
 _Row: TypeAlias = dict[str, object]
 _Number = TypeVar("_Number", int, float)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A video or an image, and the part of it to use. Times and frames count from the video's first frame."""
 
@@ -65,77 +68,102 @@ def read_list(path: Path) -> list[Segment]:
         DataError: the list cannot be read. The message has the line number.
     """
     read = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
+    segments: list[Segment] = []
+    sources: dict[str, Path] = {}  # a list of scenes names each video many times
+    number = 0
     try:
-        rows = list(read(path))
+        for number, row in read(path):  # noqa: B007 - the errors below name it
+            name = _parse_path(row)
+            source = sources.get(name) or sources.setdefault(name, path.parent / name)
+            segments.append(_parse_segment(row, source))
+    except _RowError as error:
+        raise DataError(f"{path}, line {error.number or number}: {error}") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read ({error}). A list must be CSV or JSONL in UTF-8.") from error
-    if not rows:
+        where = f"{path}, after line {number}" if number else path
+        raise DataError(f"{where}: cannot be read ({error}). A list must be CSV or JSONL in UTF-8.") from error
+    if not segments:
         raise DataError(f"{path}: the list is empty. Write one line per video, with its `path`.")
-    return [_parse_segment(row, path, f"{path}, line {number}") for number, row in rows]
+    return segments
+
+
+class _RowError(ValueError):
+    """A line is wrong: the one that was read last, or `number`."""
+
+    def __init__(self, message: str, number: int | None = None) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, _Row]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        _check_columns(reader.fieldnames or (), f"{path}, line 1")
-        for row in reader:
-            if None in row or None in row.values():
-                expected = f"must have {len(reader.fieldnames or ())} values, as line 1 does"
-                raise DataError(f"{path}, line {reader.line_num}: {expected}. Quote values that contain a comma.")
-            yield reader.line_num, {name: value for name, value in row.items() if value}
+        reader = csv.reader(file)
+        names = next(reader, [])
+        _check_columns(names, 1)
+        for values in reader:
+            if values and len(values) != len(names):
+                expected = f"must have {len(names)} values, as line 1 does"
+                raise _RowError(f"{expected}. Quote values that contain a comma.", reader.line_num)
+            if values:
+                yield reader.line_num, {name: value for name, value in zip(names, values, strict=True) if value}
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, _Row]]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
-            if line.strip():
-                row = _parse_json(line, f"{path}, line {number}")
-                _check_columns(row, f"{path}, line {number}")
+            if not line.isspace():
+                row = _parse_json(line, number)
+                _check_columns(row, number)
                 yield number, {name: value for name, value in row.items() if value is not None}
 
 
-def _parse_json(line: str, where: str) -> _Row:
+def _parse_json(line: str, number: int) -> _Row:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not valid JSON ({error}). Write one object per line.") from error
+    except (ValueError, RecursionError) as error:  # also for integers of thousands of digits
+        raise _RowError(f"not valid JSON ({error}). Write one object per line.", number) from error
     if not isinstance(row, dict):
         example = '{"path": "a.mp4"}'
-        raise DataError(f"{where}: must be a JSON object, but got {type(row).__name__}. Write e.g. {example}.")
+        raise _RowError(f"must be a JSON object, but got {type(row).__name__}. Write e.g. {example}.", number)
     return row
 
 
-def _check_columns(names: Iterable[str], where: str) -> None:
+def _check_columns(names: Collection[str], number: int) -> None:
     for name in names:
         if name not in _COLUMNS:
-            raise DataError(f"{where}: unknown column `{name}`. {suggestion(name, _COLUMNS)}")
+            raise _RowError(f"unknown column `{shorten(name)}`. {suggestion(name[:100], _COLUMNS)}", number)
     if "path" not in names:
-        raise DataError(f"{where}: the column `path` is missing. It names the video, relative to the list.")
+        raise _RowError("the column `path` is missing. It names the video, relative to the list.", number)
 
 
-def _parse_segment(row: _Row, path: Path, where: str) -> Segment:
+def _parse_path(row: _Row) -> str:
     name = row.get("path", "")
-    if not isinstance(name, str) or not name.strip():
-        raise DataError(f"{where}: `path` must name a file, but got {name!r}. Remove the line.")
-    start, end = (_parse_number(row, key, float, where) for key in ("start", "end"))
-    start_frame, end_frame = (_parse_number(row, key, int, where) for key in ("start_frame", "end_frame"))
+    if not isinstance(name, str) or not name.strip() or not is_file_name(name):
+        raise _RowError(f"`path` must name a file, but got {describe(name)}. Remove the line.")
+    return name
+
+
+def _parse_segment(row: _Row, source: Path) -> Segment:
+    start, end = _parse_number(row, "start", float), _parse_number(row, "end", float)
+    start_frame, end_frame = _parse_number(row, "start_frame", int), _parse_number(row, "end_frame", int)
     for unit, first, last in (("", start, end), ("_frame", start_frame, end_frame)):
         if last is not None and last <= (first or 0):
-            raise DataError(f"{where}: `end{unit}` must be greater than the start ({first or 0}), but got {last}.")
+            raise _RowError(f"`end{unit}` must be greater than the start ({first or 0}), but got {last}.")
     for key in ("start", "end"):
         if key in row and f"{key}_frame" in row:
-            raise DataError(f"{where}: has both `{key}` and `{key}_frame`. Remove one of them.")
-    return Segment(path.parent / name, start, end, start_frame, end_frame)
+            raise _RowError(f"has both `{key}` and `{key}_frame`. Remove one of them.")
+    return Segment(source, start, end, start_frame, end_frame)
 
 
-def _parse_number(row: _Row, name: str, parse: Callable[[str], _Number], where: str) -> _Number | None:
+def _parse_number(row: _Row, name: str, parse: Callable[[str], _Number]) -> _Number | None:
     if name not in row:
         return None
     try:
-        value = parse(str(row[name]))
+        text = str(row[name])
+        value = parse(text) if len(text) <= _MAX_NUMBER_LENGTH else None
     except ValueError:
-        value = parse("-1")
-    if not 0 <= value < float("inf"):
-        contract = "a frame index" if name.endswith("_frame") else "a finite number of seconds"
-        raise DataError(f"{where}: `{name}` must be {contract}, at least 0, but got {row[name]!r}.")
+        value = None
+    if value is None or not 0 <= value <= _MAX_NUMBER:
+        contract = "a frame index" if name.endswith("_frame") else "a number of seconds"
+        got = describe(row[name])
+        raise _RowError(f"`{name}` must be {contract}, at least 0 and at most {_MAX_NUMBER}, but got {got}.")
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +15,9 @@ VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".h264", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"}
     | {".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"}
 )
+
+
+MAX_PATH_BYTES = 4096
 
 
 class DataError(ValueError):
@@ -78,6 +82,14 @@ def read_bytes(source: Source) -> bytes:
     with source.archive.open("rb") as file:
         file.seek(source.offset)
         return file.read(source.size)
+
+
+def is_file_name(text: str) -> bool:
+    """Return whether a file can have this path: it is short, and has neither NUL nor half of a surrogate pair."""
+    try:
+        return "\0" not in text and len(os.fsencode(text)) < MAX_PATH_BYTES
+    except UnicodeEncodeError:
+        return False
 
 
 def is_image(source: Source) -> bool:

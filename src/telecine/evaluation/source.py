@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-import yaml
 
 from telecine.autoencoders import VideoAutoencoder, load_autoencoder
 from telecine.checks import argument_error, check_count
@@ -17,6 +16,7 @@ from telecine.data.find import files_below
 from telecine.data.source import VIDEO_SUFFIXES
 from telecine.evaluation.config import EvaluateConfig
 from telecine.runs import CONFIG_FILE, Weights, find_checkpoint
+from telecine.settings_file import read_yaml
 from telecine.shapes import Video
 
 CLIP_SELECTION = "clips without overlap from each video's first frame on, evenly spaced among all of them"
@@ -119,7 +119,7 @@ def model_source(checkpoint: Path, config: EvaluateConfig, device: torch.device)
     """
     model = load_model(checkpoint, config.weights, device)
     found = find_checkpoint(checkpoint)
-    saved = yaml.safe_load((found / CONFIG_FILE).read_text(encoding="utf-8"))["clips"] if found else {}
+    saved = read_yaml(found / CONFIG_FILE)["clips"] if found else {}
     clips = config.clip_config(ClipConfig(**{**saved, "buckets": ()}))  # buckets only matter for training
     model.check_clip(clips.num_frames, clips.height, clips.width)
     return ModelSource(model, clips, f"{checkpoint}, weights {config.weights}" if found else str(checkpoint))

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from telecine.checks import argument_error
-from telecine.files import read_json, write_json
+from telecine.files import partial_path, read_json, write_json
 from telecine.report.video import Mp4Writer, panes
 from telecine.runs import CLIPS_FILE, validation_folder, validation_folders
 
@@ -95,8 +95,8 @@ def write_clips(run: Path, step: int, clips: Iterable[ValidationClip], *, fps: f
         ValueError: There is no clip, or the shapes of a clip differ.
     """
     folder = validation_folder(run, step)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(folder)
+    partial.mkdir(parents=True)
     try:
         saved = [_write_clip(partial, index, clip, fps) for index, clip in enumerate(clips)]
         if not saved:

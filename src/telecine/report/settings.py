@@ -13,11 +13,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-import yaml
 
 from telecine.checks import argument_error
 from telecine.files import read_json, write_json
 from telecine.runs import CONFIG_FILE, ENVIRONMENT_FILE
+from telecine.settings_file import read_yaml
 
 ABSENT = "not set"
 PACKAGES = ("telecine", "torch", "torchvision", "torchmetrics", "accelerate", "diffusers", "av", "jsonargparse")
@@ -47,13 +47,9 @@ def read_settings(run: Path) -> dict[str, str]:
     path = run / CONFIG_FILE
     if not path.exists():
         return {}
-    remedy = "Copy the file from a checkpoint of the run."
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise argument_error(str(path), "YAML", f"invalid text ({error})", remedy) from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
-        raise argument_error(str(path), "a YAML mapping", values, remedy)
+        raise argument_error(str(path), "a YAML mapping", values, "Copy the file from a checkpoint of the run.")
     return flat_settings(values)
 
 

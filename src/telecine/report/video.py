@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from telecine.checks import argument_error, check_count
+from telecine.files import partial_path
 
 # BT.709 as numbered in H.273. Players guess the colour space of files that do not state it, by the frame size.
 _BT709 = 1
@@ -65,7 +66,7 @@ class Mp4Writer:
 
     def __enter__(self) -> Mp4Writer:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._partial = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
+        self._partial = partial_path(self.path)
         # Put the index first, so that browsers play the file while it loads.
         options = {"movflags": "+faststart"}
         self._container = av.open(str(self._partial), "w", format="mp4", options=options)

@@ -19,6 +19,7 @@ from telecine.files import read_json
 from telecine.objective.weights import as_ramp
 from telecine.report.settings import flat_settings, read_settings, side_by_side_settings
 from telecine.runs import CONFIG_FILE, STATE_FILE, checkpoint_folder, checkpoints
+from telecine.settings_file import read_yaml
 from telecine.training.checkpoint_files import (
     load_optimizer,
     load_tensors,
@@ -226,7 +227,7 @@ def _dotted_path(function: object) -> str:
 
 def saved_settings(folder: Path) -> Settings:
     """Return the settings that a checkpoint was written with."""
-    return cast(Settings, yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8")))
+    return cast(Settings, read_yaml(folder / CONFIG_FILE))
 
 
 def changed_settings(config: TrainConfig, folder: Path) -> list[str]:

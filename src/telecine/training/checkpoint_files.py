@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from telecine.autoencoders.pretrained import safetensors_write
 from telecine.checks import argument_error
+from telecine.files import partial_path
 from telecine.manifest import DamagedError, damage_of, write_manifest
 from telecine.runs import BEST, CHECKPOINTS, CLIPS_FILE, DAMAGED, VALIDATIONS, checkpoint_folder, checkpoints
 from telecine.training.distributed import all_gather, full_tensor, place_like
@@ -42,7 +43,7 @@ def write_checkpoint(
         The checkpoint's folder.
     """
     final = checkpoint_folder(run, step)
-    temporary = final.with_name(f".{final.name}.partial")
+    temporary = partial_path(final)
     remove_leftovers(run)
     temporary.mkdir(parents=True)
     write(temporary)
@@ -107,8 +108,7 @@ def point_to(link: Path, folder: Path) -> None:
 
     A folder in place of the link is removed: copying a run without symbolic links creates one.
     """
-    temporary = link.with_name(f".{link.name}.partial")
-    temporary.unlink(missing_ok=True)
+    temporary = partial_path(link)
     temporary.symlink_to(folder.relative_to(link.parent), target_is_directory=True)
     if link.is_dir() and not link.is_symlink():
         _delete(link)

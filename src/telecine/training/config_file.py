@@ -10,12 +10,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 import telecine
 from telecine.checks import argument_error
 from telecine.imports import allowed_code, not_allowed_error
+from telecine.settings_file import read_yaml
 from telecine.training.config import TrainConfig
 
 RECIPES = Path(telecine.__file__).parent / "recipes"
@@ -34,7 +34,7 @@ def read_config(path: str | PathLike[str]) -> TrainConfig:
         FileNotFoundError: If there is no such file.
         ValueError: If a setting is unknown or of the wrong type.
     """
-    return config_from(yaml.safe_load(find_recipe(path).read_text(encoding="utf-8")) or {})
+    return config_from(read_yaml(find_recipe(path)) or {})
 
 
 def find_recipe(name: str | PathLike[str]) -> Path:

@@ -19,6 +19,7 @@ from telecine.perceptual import LPIPS
 from telecine.report.page import write_report
 from telecine.report.settings import write_environment
 from telecine.runs import CONFIG_FILE, HEALTH_FILE, METRICS_FILE
+from telecine.terminal import PlainConsole
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_state
 from telecine.training.capacity import out_of_memory, with_batch_size
@@ -68,7 +69,7 @@ def train(
             process of the run was lost.
         Interrupted: The run was interrupted by a signal; its checkpoint is written.
     """
-    console = console or Console(markup=False, highlight=False)
+    console = console or PlainConsole()
     trainer = Trainer(config, console, autoencoder, steal_lock=steal_lock)
     try:
         with stop_on_signal() as stop:

@@ -13,7 +13,7 @@ from torch import nn
 
 from telecine.autoencoders.diffusers.families import DiffusersModel
 from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, MAX_LISTED, check_known_keys, copy_state
-from telecine.checks import argument_error, nearest
+from telecine.checks import argument_error, describe, nearest
 from telecine.files import read_json
 
 try:
@@ -23,6 +23,8 @@ except ImportError as missing:
     raise ImportError('This model needs diffusers: run `pip install "telecine[diffusers]"`.') from missing
 
 PIPELINE_SUBFOLDER = "vae"
+# Larger than any number of channels, layers or pixels in the configurations of diffusers' autoencoders.
+MAX_SIZE = 2**16
 
 
 def load_module(
@@ -68,7 +70,7 @@ def read_config_at(name_or_folder: str | PathLike[str], subfolder: str | None, r
     """
     try:
         config: Any = AutoencoderConfig.load_config(str(name_or_folder), subfolder=subfolder, revision=revision)
-    except OSError as error:
+    except (OSError, RecursionError) as error:
         contract = f"a folder with {CONFIG_FILE}, a pipeline with {PIPELINE_SUBFOLDER}/{CONFIG_FILE}, or a Hub name"
         remedy = "Set `subfolder` if the model is in another subfolder."
         raise argument_error("name_or_folder", contract, f"{str(name_or_folder)!r}", remedy) from error
@@ -91,6 +93,7 @@ def class_of(config: Mapping[str, Any], source: str) -> Any:
     Raises:
         ValueError: It names no class, or an unknown one.
     """
+    check_sizes(config, source)
     name = config.get(CLASS_KEY)
     if not isinstance(name, str):
         remedy = f'Add for example "{CLASS_KEY}": "AutoencoderKLWan".'
@@ -104,6 +107,14 @@ def class_of(config: Mapping[str, Any], source: str) -> Any:
         )
         raise argument_error(f"{CLASS_KEY} in {source}", "a model class of diffusers", repr(name), remedy)
     return found
+
+
+def check_sizes(config: Mapping[str, Any], source: str) -> None:
+    """Raise a `ValueError` if a number in a configuration would build networks without end."""
+    for name, value in config.items():
+        numbers = value if isinstance(value, list) else [value]
+        if any(isinstance(number, int) and number > MAX_SIZE for number in numbers):
+            raise argument_error(f"{name} in {source}", f"at most {MAX_SIZE}", describe(value), "Correct it.")
 
 
 def subclasses(cls: type) -> list[type]:
