@@ -293,16 +293,14 @@ def with_config_first(arguments: Sequence[str]) -> list[str]:
 
 def config_path(name: str) -> Path:
     """Return the path of a recipe or a settings file; raise a `ValueError` if the file is harmful to parse."""
-    path = find_recipe(name)
-    if path.is_file():
+    if (path := find_recipe(name)).is_file():
         check_yaml(path)
     return path
 
 
 def typed_values(option: str, arguments: Sequence[str]) -> list[str]:
     """Return the values of an option on the command line. Those in a settings file are not among them."""
-    following = pairwise(arguments)
-    apart = [value for name, value in following if name == option]
+    apart = [value for name, value in pairwise(arguments) if name == option]
     return apart + [argument.removeprefix(f"{option}=") for argument in arguments if argument.startswith(f"{option}=")]
 
 
