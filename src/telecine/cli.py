@@ -22,7 +22,6 @@ from telecine.evaluation.config import EvaluateConfig, ReconstructConfig
 from telecine.evaluation.difference import CONFIDENCE
 from telecine.evaluation.evaluate import Evaluation, evaluate
 from telecine.evaluation.reconstruct import reconstruct
-from telecine.imports import allow_code
 from telecine.manifest import DamagedError, damage_of
 from telecine.perceptual import weights
 from telecine.report.page import write_report
@@ -223,8 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     typed = sys.argv[1:] if arguments is None else arguments
     parsers = {name: command.parser(with_settings=name in typed) for name, command in COMMANDS.items()}
     try:
-        allow_code(*typed_values("--allow_code", typed))
-        restrict_imports()
+        restrict_imports(typed_values("--allow_code", typed))
         settings = root_parser(parsers).parse_args(with_config_first(typed))
         name = settings.subcommand
         run(COMMANDS[name], parsers[name], settings[name])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentError
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from os import PathLike
 from pathlib import Path
@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 import telecine
 from telecine.checks import argument_error
-from telecine.imports import allowed_code, not_allowed_error
+from telecine.imports import allow_code, allowed_code, not_allowed_error
 from telecine.settings_file import read_yaml
 from telecine.training.config import TrainConfig
 
@@ -63,8 +63,9 @@ def config_from(settings: Mapping[str, Any]) -> TrainConfig:
     return TrainConfig(**{item.name: values[item.name] for item in fields(TrainConfig)})
 
 
-def restrict_imports() -> None:
-    """Let jsonargparse import only what settings may name, in all parsers of the process."""
+def restrict_imports(allowed: Iterable[str] = ()) -> None:
+    """Let jsonargparse import only what settings may name, in all parsers of the process; also what is in `allowed`."""
+    allow_code(*allowed)
     set_parsing_settings(
         import_path_denylist=["*"],
         import_path_allowlist=allowed_code(),
