@@ -103,10 +103,10 @@ def test_functions_that_cannot_be_imported_are_refused(tiny):
             as_yaml(with_term(tiny(), function))
 
 
-@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
-def test_only_sharded_weights_are_gathered_in_a_copy(tiny, sharding):
-    checkpointer = Checkpointer(tiny(sharding=sharding), nn.Linear(1, 1))
-    assert (checkpointer.weights.unsharded is not None) == (sharding != "none")
+@pytest.mark.parametrize(("sharding", "is_main"), [("none", False), ("none", True), ("fsdp2", False)])
+def test_only_the_first_process_has_a_copy_of_the_weights_unless_they_are_sharded(tiny, sharding, is_main):
+    checkpointer = Checkpointer(tiny(sharding=sharding), nn.Linear(1, 1), is_main=is_main)
+    assert (checkpointer.weights.copy is not None) == (is_main or sharding != "none")
 
 
 def notes(config: TrainConfig, folder, num_processes=1, **state):

@@ -4,7 +4,9 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
+import threading
 import time
 from dataclasses import replace
 from importlib.util import find_spec
@@ -22,12 +24,14 @@ from telecine import Ramp
 from telecine.autoencoders import CausalVAE
 from telecine.data import ClipConfig, DataError
 from telecine.data.dataset import ClipDataset
+from telecine.manifest import write_manifest
 from telecine.report.curves import draw_curves
 from telecine.report.run import read_records, validations
 from telecine.runs import BEST, CHECKPOINTS, checkpoints, find_checkpoint
 from telecine.training import Interrupted, OptimizerConfig, TrainingError, train, trainer
 from telecine.training.build import build_accelerator
 from telecine.training.checkpoint import as_yaml
+from telecine.training.checkpoint_files import newest_intact
 from telecine.training.interrupt import StopRequest
 from telecine.training.trainer import Trainer
 
@@ -307,12 +311,78 @@ def test_a_state_that_is_not_finite_is_never_saved(tiny):
     for tensor in (weight.data, next(iter(state.ema.averages.values())), discriminator.data, moment):
         value = tensor.view(-1)[0].item()
         tensor.view(-1)[0] = float("nan")
+        trainer.checkpointer.save(state)
+        tensor.view(-1)[0] = value  # what is saved is what counts, not what has become of it
         expected = r"` is not finite after step 3. No checkpoint was written. .*lower .*resumes from step 2\."
         with pytest.raises(TrainingError, match=expected):
-            trainer._save()
-        tensor.view(-1)[0] = value
+            trainer.checkpointer.wait()
     assert [step for step, _ in checkpoints(trainer.folder)] == [1, 2]
-    assert trainer._save().name == "step-00000003"
+    assert trainer.checkpointer.save(state).name == "step-00000003"
+    trainer.checkpointer.wait()
+    assert [step for step, _ in checkpoints(trainer.folder)] == [2, 3]
+
+
+class Gate:
+    """Holds the thread that writes checkpoints, before the manifest, until it is opened."""
+
+    def __init__(self, monkeypatch):
+        self.opened, self.reached = threading.Event(), threading.Event()
+        monkeypatch.setattr("telecine.training.checkpoint_files.write_manifest", self._wait)
+
+    def _wait(self, folder, step):
+        self.reached.set()
+        assert self.opened.wait(60), "training waited for the checkpoint"
+        write_manifest(folder, step)
+
+
+@pytest.mark.slow
+def test_training_continues_while_a_checkpoint_is_written(tiny, tmp_path, monkeypatch):
+    trainer = Trainer(tiny(steps=4, save_every=1), quiet())
+    with pytest.raises(Interrupted):
+        trainer.run(StopAfter(trainer, 2))
+    state, checkpointer = trainer.state, trainer.checkpointer
+    gate = Gate(monkeypatch)
+    state.step = 3
+    expected = {name: weight.clone() for name, weight in state.autoencoder.state_dict().items()}
+    moments = [values["exp_avg"].clone() for values in state.disc_optimizer.state.values()]
+    checkpointer.save(state)
+    assert gate.reached.wait(60)
+    # Training continues meanwhile. If the machine crashed, the checkpoint before would be used.
+    for tensor in (*state.autoencoder.parameters(), *state.ema.averages.values()):
+        tensor.data.add_(1)
+    for values in state.disc_optimizer.state.values():
+        values["exp_avg"].add_(1)
+    shutil.copytree(trainer.folder, tmp_path / "crashed")
+    found, damaged = newest_intact(tmp_path / "crashed")
+    assert (found.name, damaged) == ("step-00000002", [])
+    gate.opened.set()
+    checkpointer.wait()
+    saved = tensors(long_name(trainer.config, 3))
+    assert all(torch.equal(saved["model/model.safetensors"][name], expected[name]) for name in expected)
+    assert all(
+        torch.equal(saved["disc_optimizer.safetensors"][f"{index}.exp_avg"], moment)
+        for index, moment in enumerate(moments)
+    )
+
+
+@pytest.mark.slow
+def test_one_checkpoint_is_written_at_a_time_and_its_error_ends_the_run(tiny, monkeypatch):
+    """The disk is full while the checkpoint of step 1 is written. Every way out of the run waits for the thread."""
+    steps = []
+
+    def fail(folder, step):
+        steps.append(step)
+        raise OSError(f"no space for step {step}")
+
+    monkeypatch.setattr("telecine.training.checkpoint_files.write_manifest", fail)
+    with pytest.raises(OSError, match="no space for step 1"):
+        train(tiny(steps=3, save_every=1, val_every=3), console=quiet())
+    assert steps == [1]
+    console = Console(record=True, width=1000, file=io.StringIO())
+    run = Trainer(tiny(), console)
+    run.checkpointer.save(run.state)
+    run.close()  # as after another error
+    assert "warning: no space for step 0\n" in console.export_text()
 
 
 @pytest.mark.parametrize("error", [DataError("deleted"), OSError("unmounted"), RuntimeError("no shared memory")])

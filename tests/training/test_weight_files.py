@@ -30,7 +30,7 @@ def adapted(seed):
     torch.manual_seed(seed)
     model = CustomAutoencoder(Normalised())
     select_trainable(model, TrainableConfig(weights="lora", lora_rank=2))
-    return model, WeightFiles(model, is_sharded=False)
+    return model, WeightFiles(model, is_main=True, is_sharded=False)
 
 
 def test_updates_and_statistics_are_restored(tmp_path):
@@ -40,7 +40,8 @@ def test_updates_and_statistics_are_restored(tmp_path):
             if weight.requires_grad:
                 weight.normal_()
     model.train()(torch.rand(2, 3, 2, 4, 4))
-    files.save(model, tmp_path, "model")
+    files.update_copy(model)
+    files.save(tmp_path, "model")
     other, others = adapted(0)
     others.load(other, tmp_path / "model")
     expected = model.state_dict()
@@ -56,7 +57,7 @@ def test_another_base_model_is_refused():
 
 
 def test_without_lora_there_is_no_base():
-    assert WeightFiles(CustomAutoencoder(Normalised()), is_sharded=False).base is None
+    assert WeightFiles(CustomAutoencoder(Normalised()), is_main=True, is_sharded=False).base is None
 
 
 def test_a_custom_save_pretrained_gets_merged_updates(tmp_path):
@@ -67,7 +68,7 @@ def test_a_custom_save_pretrained_gets_merged_updates(tmp_path):
 
     model = Complete()
     add_low_rank(model, ["decoder.0"], rank=2, alpha=1.0)
-    WeightFiles(model, is_sharded=False).save(model, tmp_path, "model")
+    WeightFiles(model, is_main=True, is_sharded=False).save(tmp_path, "model")
     assert (tmp_path / "model" / "names").read_text().split() == sorted(Normalised().state_dict())
 
 
@@ -83,18 +84,32 @@ def test_the_digest_is_of_the_names_and_values_of_frozen_weights():
     assert len({digest(), digest(frozen=1.0), digest(name="b")}) == 3
 
 
-def test_weights_pass_through_an_unsharded_copy(tmp_path):
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_weights_are_saved_from_a_copy(tmp_path, is_sharded):
     torch.manual_seed(0)
     model, other = CustomAutoencoder(Normalised()), CustomAutoencoder(Normalised())
-    files = WeightFiles(model, is_sharded=True)
-    assert files.unsharded is not None
-    assert WeightFiles(model, is_sharded=False).unsharded is None
+    files = WeightFiles(model, is_main=True, is_sharded=is_sharded)
     with torch.no_grad():
         model.module.last.bias.fill_(3.0)
-    files.save(model, tmp_path, "model")
+    files.update_copy(model)
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        model.module.last.bias.fill_(4.0)
+    files.save(tmp_path, "model")
     files.load(other, tmp_path / "model")
-    expected = model.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in other.state_dict().items())
+    files.put_into_copy({"module.encoder.bias": torch.full((4,), 5.0)})
+    files.save(tmp_path, "ema")
+    files.load(other, tmp_path / "ema")
+    changed = {name for name, tensor in other.state_dict().items() if not torch.equal(tensor, expected[name])}
+    assert changed == {"module.encoder.bias"}
+
+
+def test_a_module_that_cannot_be_copied_is_refused():
+    model = CustomAutoencoder(Normalised())
+    model.module.opened = (each for each in ())
+    with pytest.raises(ValueError, match=r"`autoencoder` must be a module that `copy.deepcopy` copies.*generator"):
+        WeightFiles(model, is_main=True, is_sharded=False)
 
 
 def test_another_architecture_is_refused_by_its_setting(tmp_path):

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, cast
 
-import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from torch.optim import Optimizer
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.checks import argument_error, describe
 from telecine.files import read_json
 from telecine.objective.weights import as_ramp
 from telecine.report.settings import flat_settings, read_settings, side_by_side_settings
-from telecine.runs import CONFIG_FILE, STATE_FILE, checkpoint_folder, checkpoints
+from telecine.runs import CONFIG_FILE, HEALTH_FILE, METRICS_FILE, STATE_FILE, checkpoint_folder, checkpoints
 from telecine.settings_file import read_yaml
 from telecine.training.checkpoint_files import (
+    flush,
     load_optimizer,
     load_tensors,
     optimizer_tensors,
@@ -30,7 +33,7 @@ from telecine.training.checkpoint_files import (
     write_checkpoint,
 )
 from telecine.training.config import TrainConfig
-from telecine.training.distributed import any_rank, local_shard
+from telecine.training.host_copy import HostCopy
 from telecine.training.logging import IntervalMeans
 from telecine.training.state import TrainState
 from telecine.training.step import TrainingError
@@ -39,6 +42,11 @@ from telecine.training.weight_files import WeightFiles, check_same_architecture
 
 # Nested settings, as YAML has them.
 Settings: TypeAlias = dict[str, Any]
+
+
+# Names of the parts of a state in errors; "optimizer" and the like are also those of their files.
+MODEL = "model"
+AVERAGES = "averaged weights"
 
 
 class SavedState(TypedDict):
@@ -54,71 +62,123 @@ class SavedState(TypedDict):
 
 
 class Checkpointer:
-    """Saves and loads the state of a run. Every process has to call its methods.
+    """Saves and loads the state of a run. Every process has to call its methods, except `close`.
+
+    Saving copies the state to the memory of the host. The first process writes the copy in a thread while training
+    continues, one checkpoint at a time. An error of the thread is raised by the next `save` or `wait`.
 
     Args:
         config: The settings of the run; each checkpoint holds them.
         model: The autoencoder, before it is sharded.
+        is_main: Whether this is the first process.
     """
 
-    def __init__(self, config: TrainConfig, model: VideoAutoencoder) -> None:
+    def __init__(self, config: TrainConfig, model: VideoAutoencoder, *, is_main: bool) -> None:
         self.config = config
         self.run = Path(config.output_dir)
-        self.weights = WeightFiles(model, is_sharded=config.sharding != "none")
+        self.weights = WeightFiles(model, is_main=is_main, is_sharded=config.sharding != "none")
         self.saved_step: int | None = None
+        self._is_main = is_main
+        self._copies: defaultdict[str, HostCopy] = defaultdict(lambda: HostCopy(is_main=is_main))
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._written: Future[None] | None = None
+        self._is_pending = False
 
     def save(self, state: TrainState) -> Path:
-        """Write the checkpoint of the present step, unless it exists already, and return its folder.
+        """Copy the state and begin to write the checkpoint of the present step, unless it has been; return its folder.
 
         Raises:
-            TrainingError: A value of the state is not finite. Nothing is written.
+            TrainingError: A value of the last save's state was not finite; its checkpoint was not written.
+            OSError: The last save's checkpoint could not be written.
         """
         if self.saved_step != state.step:
-            self._check_finite(state)
-            if state.accelerator.is_main_process:
-                best = best_step(self.run, self.config.best_metric, state.step)
-                keep = self.config.keep
-                write_checkpoint(self.run, state.step, lambda folder: self._write(state, folder), keep=keep, best=best)
-            else:
-                self._write(state, None)
-            state.accelerator.wait_for_everyone()
+            self.wait()
+            self._copy(state)
+            if self._is_main:
+                self._written = self._executor.submit(self._write, self._saved_state(state))
+            self._is_pending = True
             self.saved_step = state.step
         return checkpoint_folder(self.run, state.step)
 
-    def _check_finite(self, state: TrainState) -> None:
-        name = first_not_finite(state)
-        if any_rank(name is not None, state.accelerator.device):
-            saved = checkpoints(self.run)
-            remedy = "Run the same command with lower learning rates"
-            remedy += f": it resumes from step {saved[-1][0]}." if saved else "."
-            where = f"`{name}`" if name else "A value of another process"
-            raise TrainingError(f"{where} is not finite after step {state.step}. No checkpoint was written. {remedy}")
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last save has ended with an error, which `wait` raises. Other processes do not know."""
+        return self._written is not None and self._written.done() and self._written.exception() is not None
 
-    def _write(self, state: TrainState, folder: Path | None) -> None:
-        """Fill the folder of a checkpoint. A process without a folder only takes part in gathering tensors."""
-        self.weights.save(state.autoencoder, folder, "model")
-        with state.ema.applied():
-            self.weights.save(state.autoencoder, folder, "ema")
+    def wait(self) -> None:
+        """Wait until the last save is on the disk.
+
+        Raises:
+            TrainingError, OSError: As `save`, on every process.
+        """
+        if not self._is_pending:
+            return
+        outcome = [self.close()]
+        broadcast_object_list(outcome)
+        self._is_pending = False
+        if outcome[0] is not None:
+            self.saved_step = None
+            raise outcome[0]
+
+    def close(self) -> BaseException | None:
+        """Wait until the thread is done, and return the error that `wait` has not raised yet."""
+        if self._written is None:
+            return None
+        error, self._written = self._written.exception(), None
+        return error
+
+    def _copy(self, state: TrainState) -> None:
+        self.weights.update_copy(state.autoencoder)
         tensors = {
+            AVERAGES: state.ema.averages,
             "objective": state.objective.state_dict(),
             "random": random_states(state.accelerator.device),
             **{name: optimizer_tensors(optimizer) for name, optimizer in state.optimizers.items()},
         }
-        if folder is None:
-            return
         for name, by_name in tensors.items():
-            save_tensors(folder / f"{name}.safetensors", by_name)
-        (folder / CONFIG_FILE).write_text(as_yaml(self.config), encoding="utf-8")
+            self._copies[name].update(by_name)
+
+    def _saved_state(self, state: TrainState) -> SavedState:
         scaler = state.accelerator.scaler
-        saved: SavedState = {
+        return {
             "step": state.step,
             "ema_updates": state.ema.num_updates,
             "num_processes": state.accelerator.num_processes,
             "clips_per_step": clips_per_step(self.config, state.accelerator),
             "scaler": scaler.state_dict() if scaler else None,
             "base": self.weights.base,
-            "interval": state.log_means.sums,
+            "interval": dict(state.log_means.sums),
         }
+
+    def _write(self, saved: SavedState) -> None:
+        """Write a checkpoint from the copies, in a thread. The records up to its step are on the disk before it."""
+        self._check_finite(saved["step"])
+        flush([self.run / METRICS_FILE, self.run / HEALTH_FILE])
+        best = best_step(self.run, self.config.best_metric, saved["step"])
+        keep = self.config.keep
+        write_checkpoint(self.run, saved["step"], lambda folder: self._fill(folder, saved), keep=keep, best=best)
+
+    def _check_finite(self, step: int) -> None:
+        assert self.weights.copy is not None
+        groups = {MODEL: self.weights.copy.state_dict(), **{name: copy.tensors for name, copy in self._copies.items()}}
+        name = first_not_finite(groups)
+        if name is not None:
+            raise TrainingError(f"`{name}` is not finite after step {step}. No checkpoint was written. {self.remedy()}")
+
+    def remedy(self) -> str:
+        """Return what helps after a divergence."""
+        saved = checkpoints(self.run)
+        resumes = f": it resumes from step {saved[-1][0]}." if saved else "."
+        return f"Run the same command with lower learning rates{resumes}"
+
+    def _fill(self, folder: Path, saved: SavedState) -> None:
+        self.weights.save(folder, MODEL)
+        self.weights.put_into_copy(self._copies[AVERAGES].tensors)
+        self.weights.save(folder, "ema")
+        for name, copy in self._copies.items():
+            if name != AVERAGES:
+                save_tensors(folder / f"{name}.safetensors", copy.tensors)
+        (folder / CONFIG_FILE).write_text(as_yaml(self.config), encoding="utf-8")
         (folder / STATE_FILE).write_text(json.dumps(saved, indent=2), encoding="utf-8")
 
     def load(self, state: TrainState, folder: Path) -> list[str]:
@@ -147,32 +207,13 @@ class Checkpointer:
         return resume_notes(self.config, accelerator, saved, folder)
 
 
-def first_not_finite(state: TrainState) -> str | None:
-    """Return the name of a value of this process' part of the state that is not finite, or None. Host sync."""
-    groups: list[tuple[str, dict[str, Tensor]]] = [
-        ("{}", state.autoencoder.state_dict()),
-        ("average of {}", state.ema.averages),
-        ("{} of the objective", state.objective.state_dict()),
-        *((f"{{}} of {name}", optimizer_tensors_here(optimizer)) for name, optimizer in state.optimizers.items()),
-    ]
-    named = [
-        (title.format(name), local_shard(tensor))
-        for title, tensors in groups
-        for name, tensor in tensors.items()
-        if tensor.is_floating_point()
-    ]
-    finite = torch.stack([tensor.isfinite().all().to(state.accelerator.device) for _, tensor in named]).tolist()
-    return next((name for (name, _), is_finite in zip(named, finite, strict=True) if not is_finite), None)
-
-
-def optimizer_tensors_here(optimizer: Optimizer) -> dict[str, Tensor]:
-    """Return this process' part of an optimizer's state, by the index of the parameter and the name of the value."""
-    return {
-        f"{index}.{name}": value
-        for index, values in enumerate(optimizer.state.values())
-        for name, value in values.items()
-        if isinstance(value, Tensor)
-    }
+def first_not_finite(groups: Mapping[str, Mapping[str, Tensor]]) -> str | None:
+    """Return "name of group" for the first value that is not finite, or None."""
+    for group, tensors in groups.items():
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                return f"{name} of the {group}"
+    return None
 
 
 def clips_per_step(config: TrainConfig, accelerator: Accelerator) -> int:

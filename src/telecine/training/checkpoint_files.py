@@ -19,7 +19,7 @@ from telecine.checks import argument_error
 from telecine.files import partial_path
 from telecine.manifest import DamagedError, damage_of, write_manifest
 from telecine.runs import BEST, CHECKPOINTS, CLIPS_FILE, DAMAGED, VALIDATIONS, checkpoint_folder, checkpoints
-from telecine.training.distributed import all_gather, full_tensor, place_like
+from telecine.training.distributed import all_gather, place_like
 from telecine.training.optim import parameters_of
 
 # No file in a run's folder takes longer to write. `telecine report` writes there while the run trains.
@@ -44,7 +44,7 @@ def write_checkpoint(
     """
     final = checkpoint_folder(run, step)
     temporary = partial_path(final)
-    remove_leftovers(run)
+    _remove_partial_checkpoints(run)
     temporary.mkdir(parents=True)
     write(temporary)
     for path in temporary.rglob("*.safetensors"):
@@ -58,13 +58,20 @@ def write_checkpoint(
     flush([final.parent, run])
     if replaced.exists():
         shutil.rmtree(replaced)
-    tidy(run, keep=keep, best=best)
+    _keep_newest(run, keep=keep, best=best)
     return final
 
 
 def tidy(run: Path, *, keep: int, best: int | None) -> None:
-    """Remove what is left of interrupted writes, point the link `BEST` to the best checkpoint, and delete old ones."""
+    """Remove what is left of interrupted writes, point the link `BEST` to the best checkpoint, and delete old ones.
+
+    For the start of a run: what it is writing just then would be removed as well.
+    """
     remove_leftovers(run)
+    _keep_newest(run, keep=keep, best=best)
+
+
+def _keep_newest(run: Path, *, keep: int, best: int | None) -> None:
     if best is not None:
         point_to(run / BEST, checkpoint_folder(run, best))
     elif (run / BEST).is_symlink():
@@ -117,14 +124,18 @@ def point_to(link: Path, folder: Path) -> None:
 
 def remove_leftovers(run: Path) -> None:
     """Remove what an interrupted write or deletion has left."""
-    for leftover in (run / CHECKPOINTS).glob(".step-*"):
-        shutil.rmtree(leftover)
+    _remove_partial_checkpoints(run)
     for leftover in run.glob(".*.partial"):
         if time.time() - leftover.lstat().st_mtime > SECONDS_TO_WRITE:
             leftover.unlink()
     for folder in (run / VALIDATIONS).iterdir() if (run / VALIDATIONS).is_dir() else ():
         if not (folder / CLIPS_FILE).is_file() or folder.name.startswith("."):
             shutil.rmtree(folder)
+
+
+def _remove_partial_checkpoints(run: Path) -> None:
+    for leftover in (run / CHECKPOINTS).glob(".step-*"):
+        shutil.rmtree(leftover)
 
 
 def _delete(folder: Path) -> None:
@@ -183,13 +194,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """Return an optimizer's state by "index of the parameter.name"; its hyperparameters are settings of the run.
-
-    If the state is sharded, every process has to call this.
-    """
+    """Return an optimizer's state by "index of the parameter.name"; its hyperparameters are settings of the run."""
     state = optimizer.state_dict()["state"]
     return {
-        f"{index}.{name}": full_tensor(torch.as_tensor(value))
+        f"{index}.{name}": torch.as_tensor(value)
         for index, values in state.items()
         for name, value in values.items()
     }

@@ -220,4 +220,5 @@ def copy_weights(source: nn.Module, *, into: nn.Module) -> None:
     """
     tensors = source.state_dict()
     for name, tensor in into.state_dict().items():
-        tensor.copy_(place_like(full_tensor(tensors[name]), tensor))
+        whole = full_tensor(tensors[name])
+        tensor.copy_(place_like(whole, tensor) if is_sharded(tensor) else whole)

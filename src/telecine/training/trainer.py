@@ -18,13 +18,13 @@ from telecine.evaluation.metrics import mean_over_clips
 from telecine.perceptual import LPIPS
 from telecine.report.page import write_report
 from telecine.report.settings import write_environment
-from telecine.runs import CONFIG_FILE, HEALTH_FILE, METRICS_FILE
+from telecine.runs import CONFIG_FILE
 from telecine.terminal import PlainConsole
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_state
 from telecine.training.capacity import out_of_memory, with_batch_size
 from telecine.training.checkpoint import Checkpointer, as_yaml, check_same_networks, clips_per_step, saved_settings
-from telecine.training.checkpoint_files import flush, newest_intact, tidy
+from telecine.training.checkpoint_files import newest_intact, tidy
 from telecine.training.config import TrainConfig
 from telecine.training.diagnostic_rules import EMA_BEHIND
 from telecine.training.diagnostics import Diagnostics
@@ -144,7 +144,7 @@ class Trainer:
                 self.accelerator.device,
                 may_start=autoencoder is None,
             )
-        self.checkpointer = Checkpointer(config, model)
+        self.checkpointer = Checkpointer(config, model, is_main=self.is_main)
         self.state = build_state(config, self.accelerator, model)
         videos = f"{self.clips.num_videos} videos" + (f", {n} skipped" if (n := self.clips.num_skipped) else "")
         self.console.print(f"{self.state.describe_size()}; {videos}, {len(self.clips.val)} held-out clips")
@@ -193,6 +193,7 @@ class Trainer:
         """
         if self.state.step < self.config.steps:
             self._train(stop)
+            self.checkpointer.wait()
         else:
             self.console.print(f"already trained for {self.state.step} steps; use a larger --steps to train further")
         self._publish()
@@ -214,7 +215,7 @@ class Trainer:
                 if self._is_due(config.val_every):
                     self._validate()
                 if self._is_due(config.save_every):
-                    self._save()
+                    self.checkpointer.save(self.state)
                 monitor.restart_clock()
 
     def _batches_until(self, stop: StopRequest) -> Iterator[list[MicroBatch]]:
@@ -227,20 +228,15 @@ class Trainer:
         batches = self._batches()
         while self.state.step < self.config.steps:
             batch, error = read_next(batches)
-            if any_rank(stop.is_set or error is not None, self.accelerator.device):
-                saved = self._save()
+            has_to_stop = stop.is_set or error is not None or self.checkpointer.has_failed
+            if any_rank(has_to_stop, self.accelerator.device):
+                saved = self.checkpointer.save(self.state)
+                self.checkpointer.wait()
                 if error is not None:
                     note = f"cannot read the clips of step {self.state.step}; saved {saved}"
                     self.console.print(note, soft_wrap=True)
                 raise error or Interrupted(saved)
             yield batch
-
-    def _save(self) -> Path:
-        """Save a checkpoint, and see to it that the records up to it survive a power failure as well."""
-        folder = self.checkpointer.save(self.state)
-        if self.is_main:
-            flush([self.folder / METRICS_FILE, self.folder / HEALTH_FILE])
-        return folder
 
     def _batches(self) -> Iterator[list[MicroBatch]]:
         """Yield the micro-batches of each remaining step, on this process' device."""
@@ -283,9 +279,11 @@ class Trainer:
             lag = {EMA_BEHIND: raw - mean_over_clips(result.per_clip[: len(few)])["psnr"]}
         if self.is_main:
             self._record(result, lag)
+        if self.config.best_metric is not None:
+            self.checkpointer.wait()  # the checkpoint that is being written may be the best one so far
         is_best = self.is_main and step > 0 and best_step(self.folder, self.config.best_metric, step) == step
         if any_rank(is_best, self.accelerator.device):
-            self._save()
+            self.checkpointer.save(self.state)
 
     def _record(self, result: Validation, lag: dict[str, float]) -> None:
         step, fps = self.state.step, self.clips.fps
@@ -312,10 +310,12 @@ class Trainer:
         return result
 
     def close(self) -> None:
-        """Flush the trackers, and free the networks before the process group ends.
+        """Wait for the last checkpoint, flush the trackers, and free the networks before the process group ends.
 
         Gloo's threads can outlive the interpreter if a model's wrapper does.
         """
+        if (error := self.checkpointer.close()) is not None:  # another error ended the run before this one was raised
+            self.console.print(f"warning: {error}", soft_wrap=True)
         del self.state
         self.accelerator.free_memory()
         gc.collect()

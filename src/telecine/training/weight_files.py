@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict
 from hashlib import sha256
@@ -32,32 +33,44 @@ class HasJSONConfig(Protocol):
 class WeightFiles:
     """Saves and loads an autoencoder's weights.
 
+    Weights are saved from a copy of the autoencoder in the host's memory, while the autoencoder itself trains.
+
     LoRA updates are merged into the weights that other programs load. To resume, a run needs them separately, so they
     are also saved in a file beside the folder. The frozen weights below them are not in that file; `base` is a digest
     of these, by which a resumed run recognises another base model. Without LoRA it is None.
 
     Args:
         model: The autoencoder, before it is sharded.
-        is_sharded: Whether it will be sharded. Weights are then gathered in an unsharded copy on the CPU.
+        is_main: Whether this process writes the files.
+        is_sharded: Whether the autoencoder will be sharded. Every process then has a copy, to load weights with.
+
+    Raises:
+        ValueError: The autoencoder cannot be copied.
     """
 
-    def __init__(self, model: VideoAutoencoder, *, is_sharded: bool) -> None:
-        self.unsharded = deepcopy(model).cpu() if is_sharded else None
+    def __init__(self, model: VideoAutoencoder, *, is_main: bool, is_sharded: bool) -> None:
+        self.is_sharded = is_sharded
+        self.copy = copy_of(model) if is_main or is_sharded else None
         self.base = digest_of_frozen(model) if low_rank_layers(model) else None
 
-    def save(self, model: VideoAutoencoder, folder: Path | None, name: str) -> None:
-        """Write `model` into `folder / name`. A process without a folder only takes part in gathering the weights.
+    def update_copy(self, model: VideoAutoencoder) -> None:
+        """Copy the weights of `model`; if it is sharded, every process has to call this."""
+        if self.copy is not None:
+            copy_weights(model, into=self.copy)
 
-        If the model is sharded, every process has to call this.
-        """
-        if self.unsharded is not None:
-            copy_weights(model, into=self.unsharded)
-            model = self.unsharded
-        if folder is None:
-            return
-        merge_low_rank(model).save_pretrained(folder / name)
-        if low_rank_layers(model):
-            save_tensors(_updates_file(folder / name), without_shared_memory(_trained_and_buffers(model)))
+    def save(self, folder: Path, name: str) -> None:
+        """Write the copy into `folder / name`."""
+        assert self.copy is not None
+        merge_low_rank(self.copy).save_pretrained(folder / name)
+        if low_rank_layers(self.copy):
+            save_tensors(_updates_file(folder / name), without_shared_memory(_trained_and_buffers(self.copy)))
+
+    @torch.no_grad()
+    def put_into_copy(self, weights: Mapping[str, Tensor]) -> None:
+        """Replace some of the copy's weights, by name."""
+        assert self.copy is not None
+        for name, weight in weights.items():
+            self.copy.get_parameter(name).copy_(weight)
 
     def check_base(self, saved: str | None) -> None:
         """Raise a `ValueError` if LoRA updates with the digest `saved` were trained on another base model."""
@@ -73,13 +86,28 @@ class WeightFiles:
             FileNotFoundError: There are no weights.
             ValueError: They are damaged, or of another model.
         """
-        target = model if self.unsharded is None else self.unsharded
+        target = self.copy if self.is_sharded else model
+        assert target is not None
         if low_rank_layers(target):
             load_updates(target, _updates_file(folder))
         else:
             target.load_weights(folder)
         if target is not model:
             copy_weights(target, into=model)
+
+
+def copy_of(model: VideoAutoencoder) -> VideoAutoencoder:
+    """Return a copy of a model on the CPU.
+
+    Raises:
+        ValueError: It cannot be copied, as a module with `torch.nn.utils.weight_norm` cannot.
+    """
+    try:
+        return deepcopy(model).cpu()
+    except (RuntimeError, TypeError) as error:  # PyTorch's for tensors with a graph, Python's for everything else
+        remedy = "Use `torch.nn.utils.parametrizations` in the place of `weight_norm`, and keep no open files in it."
+        contract, got = "a module that `copy.deepcopy` copies", f"one with which it fails ({error})"
+        raise argument_error("autoencoder", contract, got, remedy) from error
 
 
 def check_same_architecture(model: VideoAutoencoder, folder: Path, name: str) -> None:
