@@ -31,6 +31,7 @@ from telecine.terminal import PlainConsole, escape_logs, printable
 from telecine.training import Interrupted, TrainConfig, TrainingError, TrainResult, train
 from telecine.training.capacity import USED_FRACTION, Plan, advice, make_plan
 from telecine.training.config_file import check_groups, clear_message, find_recipe, restrict_imports
+from telecine.training.plan import HOST_COPY
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -348,6 +349,9 @@ def print_plan(plan: Plan) -> None:
         table.add_row(part, *(gigabytes(size) if size else "" for size in cells))
     table.add_row("all", gigabytes(update.between), gigabytes(update.peak), "", style="bold")
     console.print(table)
+    if HOST_COPY not in update.held:
+        host = f"memory of the first process' host: {gigabytes(update.checkpoint)} for the {HOST_COPY}"
+        console.print(host, soft_wrap=True)
     console.print(plan.speed.describe(), soft_wrap=True)
     usable = f"{gigabytes(plan.memory)}, of which {USED_FRACTION:.0%} are used"
     fits = Table(

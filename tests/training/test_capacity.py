@@ -25,7 +25,7 @@ def light(tiny):
 
 def update_plan(peak):
     held = {"parameters": 10, "optimizer states": 20}
-    return UpdatePlan(held, {**held, "autoencoder": peak - 30}, {**held, "gradients": 10}, {})
+    return UpdatePlan(held, {**held, "autoencoder": peak - 30}, {**held, "gradients": 10}, {}, 0)
 
 
 def test_the_largest_batch_follows_a_line_through_the_peak():

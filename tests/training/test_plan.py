@@ -8,12 +8,14 @@ from torch.nn import functional as F
 from telecine.autoencoders import CausalVAE
 from telecine.training import DiscriminatorConfig, ObjectiveConfig
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
+from telecine.training.checkpoint import Checkpointer
 from telecine.training.plan import (
     AUTOENCODER,
     AVERAGE,
     DATA,
     FROZEN,
     GRADIENTS,
+    HOST_COPY,
     OPTIMIZER,
     PARAMETERS,
     MemoryCounter,
@@ -135,6 +137,14 @@ def test_the_fake_update_allocates_what_a_real_one_does(tiny):
     assert counter.flops.total() == sum(found.flops.values())
     real = sum(counter.at_peak.values()) - bytes_of(held) - bytes_of(state.ema.averages.values())
     assert found.peak - found.between - found.at_peak[DATA] == pytest.approx(real, rel=0.05)
+    checkpointer = Checkpointer(config, state.autoencoder, is_main=True)
+    checkpointer._copy(state)
+    copied = [*checkpointer.weights.copy.state_dict().values()]
+    copied += [x for name, copy in checkpointer._copies.items() if name != "random" for x in copy.tensors.values()]
+    assert found.held[HOST_COPY] == found.checkpoint == bytes_of(copied)
+    on_gpu = plan(config, "cuda")
+    assert HOST_COPY not in on_gpu.held
+    assert on_gpu.checkpoint == found.checkpoint
 
 
 @pytest.mark.slow

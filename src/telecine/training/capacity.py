@@ -28,6 +28,7 @@ from telecine.training.plan import (
     DATA,
     FROZEN,
     GRADIENTS,
+    HOST_COPY,
     LOSSES,
     OPTIMIZER,
     PARAMETERS,
@@ -58,7 +59,7 @@ REMEDIES = {
     DATA: SMALLER,
     LOSSES: SMALLER,
     FROZEN: f"--objective.perceptual.net alex, {SMALLER}",
-    **dict.fromkeys((PARAMETERS, GRADIENTS, OPTIMIZER, AVERAGE), SHARDING),
+    **dict.fromkeys((PARAMETERS, GRADIENTS, OPTIMIZER, AVERAGE, HOST_COPY), SHARDING),
 }
 DISCRIMINATOR_REMEDY = (
     f"--discriminator.video patch, --objective.gradient_checkpointing true, a smaller --discriminator.dim, {SMALLER}"

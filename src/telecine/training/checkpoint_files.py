@@ -197,9 +197,7 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """Return an optimizer's state by "index of the parameter.name"; its hyperparameters are settings of the run."""
     state = optimizer.state_dict()["state"]
     return {
-        f"{index}.{name}": torch.as_tensor(value)
-        for index, values in state.items()
-        for name, value in values.items()
+        f"{index}.{name}": torch.as_tensor(value) for index, values in state.items() for name, value in values.items()
     }
 
 

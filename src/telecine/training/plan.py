@@ -51,6 +51,9 @@ DATA = "data"
 AUTOENCODER = "autoencoder"
 PERCEPTUAL = "perceptual network"
 LOSSES = "losses"
+HOST_COPY = "copy for checkpoints"
+# The parts that a checkpoint saves.
+SAVED = (PARAMETERS, OPTIMIZER, AVERAGE)
 DISCRIMINATORS = {"discr": "image discriminator", "discr_3d": "video discriminator"}
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -141,6 +144,9 @@ class UpdatePlan:
     """The most that each part holds at any time, not all at once."""
     flops: dict[str, int]
     """Floating-point operations of matrix products and convolutions by part, twice the number of multiplications."""
+    checkpoint: int
+    """The copy of the state from which checkpoints are written, in the memory of the first process' host. A plan for
+    the CPU counts it among the parts."""
 
     @property
     def peak(self) -> int:
@@ -259,7 +265,10 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder, *, device_type: De
         state = fake_state(config, model, counter)
         hold_networks(state, counter)
         create_optimizer_states(state, counter)
-        held = dict(counter.by_part)
+        checkpoint = sum(counter.by_part[part] for part in SAVED)
+        counter.part = HOST_COPY
+        copy = torch.empty(checkpoint if device_type == "cpu" else 0, dtype=torch.uint8)
+        held = {part: size for part, size in counter.by_part.items() if size}
         hooks = list(switch_parts(state, counter))
         counter.restart()
         counter.part = DATA
@@ -272,7 +281,8 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder, *, device_type: De
         update_weights(state, device_type)
         for hook in hooks:
             hook.remove()
-    return UpdatePlan(held, counter.at_peak, dict(counter.largest), dict(counter.flops))
+        del copy
+    return UpdatePlan(held, counter.at_peak, dict(counter.largest), dict(counter.flops), checkpoint)
 
 
 def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
