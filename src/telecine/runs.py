@@ -39,6 +39,11 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
+def step_of(folder: Path) -> int:
+    """Return the step of a checkpoint from its folder's name."""
+    return int(folder.name.removeprefix("step-"))
+
+
 def checkpoints(run: Path) -> list[tuple[int, Path]]:
     """Return (step, folder) of every complete checkpoint of a run, oldest first."""
     folders = (run / CHECKPOINTS).glob("step-*")

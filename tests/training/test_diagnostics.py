@@ -18,6 +18,8 @@ from telecine.training import DiscriminatorConfig, ObjectiveConfig, OptimizerCon
 from telecine.training.diagnostic_rules import EMA_BEHIND, LONG, RECENT, RULES, History
 from telecine.training.diagnostics import Diagnostics
 from telecine.training.interrupt import StopRequest
+from telecine.training.records import keep_records
+from telecine.training.rollback import Rollback
 from telecine.training.trainer import Trainer
 
 DEMO = Path(__file__).parent / "demo_metrics.jsonl"
@@ -309,7 +311,8 @@ def test_warnings_after_the_checkpoint_are_dropped_and_may_be_given_again(tiny, 
     records = [{"step": step, "val/psnr": 1.0, EMA_BEHIND: 2.0} for step in (100, 110, 120)]
     (tmp_path / METRICS_FILE).write_text("".join(json.dumps(record) + "\n" for record in records))
     console = Console(record=True, width=1000, file=io.StringIO())
-    diagnostics = Diagnostics(tmp_path, tiny(), console, step=105, enabled=True)
+    keep_records(tmp_path, 105)
+    diagnostics = Diagnostics(tmp_path, tiny(), console, enabled=True)
     assert read_lines(tmp_path / HEALTH_FILE) == lines[:1]
     assert diagnostics.warned == {"x"}
     diagnostics.check(130, {EMA_BEHIND: 2.0})
@@ -320,8 +323,21 @@ def test_warnings_after_the_checkpoint_are_dropped_and_may_be_given_again(tiny, 
     assert line.startswith(f"warning: step 130: {again['message']} (ema_behind). Lower `optimizer.ema_decay`")
 
 
+def test_rollbacks_are_lines_that_the_checkpoint_gives(tiny, tmp_path):
+    lines = [{"step": step, "rule": str(step), "message": "", "remedy": ""} for step in (10, 30)]
+    (tmp_path / HEALTH_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rollbacks = [Rollback(25, 20, "a"), Rollback(29, 20, "b")]
+    for _ in range(2):
+        Diagnostics(tmp_path, tiny(), Console(quiet=True), enabled=True, rollbacks=rollbacks)
+        first, one, two, last = read_lines(tmp_path / HEALTH_FILE)
+        assert [first, last] == lines
+        assert one["message"] == "`a` was not finite after step 25; went back to step 20, learning rates times 0.5"
+        assert two["message"].endswith("learning rates times 0.25")
+        assert (one["step"], two["step"], one["rule"], two["rule"]) == (20, 20, "rolled_back", "rolled_back")
+
+
 def test_only_the_first_process_warns(tiny, tmp_path):
-    diagnostics = Diagnostics(tmp_path, tiny(), Console(quiet=True), step=-1, enabled=False)
+    diagnostics = Diagnostics(tmp_path, tiny(), Console(quiet=True), enabled=False)
     for record in steady(ema_psnr_behind=9.0):
         diagnostics.check(record["step"], {"train/ema_psnr_behind": 9.0})
     assert not (tmp_path / HEALTH_FILE).exists()

@@ -19,14 +19,16 @@ from telecine.training.logging import (
     ReconstructionGradient,
     is_gradient_share,
 )
+from telecine.training.records import keep_records
 
 
 @pytest.fixture
 def logger(tmp_path):
     def open_at(step):
+        keep_records(tmp_path, step)
         accelerator = Accelerator(cpu=True, log_with=["tensorboard"], project_dir=str(tmp_path))
         accelerator.init_trackers("tensorboard")
-        return MetricsLogger(tmp_path, accelerator, step=step)
+        return MetricsLogger(tmp_path, accelerator)
 
     return open_at
 

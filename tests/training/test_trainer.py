@@ -26,13 +26,14 @@ from telecine.data import ClipConfig, DataError
 from telecine.data.dataset import ClipDataset
 from telecine.manifest import write_manifest
 from telecine.report.curves import draw_curves
-from telecine.report.run import read_records, validations
-from telecine.runs import BEST, CHECKPOINTS, checkpoints, find_checkpoint
+from telecine.report.run import read_records, read_run, validations
+from telecine.runs import BEST, CHECKPOINTS, HEALTH_FILE, METRICS_FILE, checkpoints, find_checkpoint
 from telecine.training import Interrupted, OptimizerConfig, TrainingError, train, trainer
 from telecine.training.build import build_accelerator
 from telecine.training.checkpoint import as_yaml
 from telecine.training.checkpoint_files import newest_intact
 from telecine.training.interrupt import StopRequest
+from telecine.training.step import DivergenceError, divergence_error, train_step
 from telecine.training.trainer import Trainer
 
 
@@ -258,13 +259,19 @@ def test_a_resumed_run_prints_what_changed_and_refuses_what_does_not_fit(tiny, m
     run_to(tiny(), 1, console)
     assert re.search(r"\nstep 0: held-out psnr [\d.]+  ssim [\d.]+  lpips_alex [\d.]+\n", console.export_text())
     folder = checkpoints(Path(tiny().output_dir))[-1][1]
+    records = Path(tiny().output_dir) / METRICS_FILE
+    records.write_bytes(b"\0" * len(records.read_bytes()[:-1]) + b"\n")  # as after a power failure
     console = Console(record=True, width=40, file=io.StringIO())  # long lines are not wrapped
     trackers = []
     with monkeypatch.context() as patch:
         patch.setattr(Accelerator, "init_trackers", lambda _, name, init_kwargs: trackers.append((name, init_kwargs)))
         Trainer(tiny(seed=7), console)
     assert trackers == [("tensorboard", {"tensorboard": {"purge_step": 2}})], "TensorBoard drops later records"
-    assert f"resuming from {folder}\nsettings changed since the checkpoint: seed 0 -> 7\n" in console.export_text()
+    assert f"resuming from {folder}\nsettings changed since the checkpoint: seed 0 -> 7\n" in (
+        text := console.export_text()
+    )
+    assert f"warning: {records}: 1 lines could not be read and are dropped\n" in text
+    assert f"warning: {records}: 0 records up to the checkpoint instead of 1; the curves have a gap\n" in text
     before = tensors(folder)
     with pytest.raises(ValueError, match=r"`discriminator\.dim` must be 2 as in"):
         train(tiny(discriminator=replace(tiny().discriminator, dim=4)), console=quiet())
@@ -313,8 +320,7 @@ def test_a_state_that_is_not_finite_is_never_saved(tiny):
         tensor.view(-1)[0] = float("nan")
         trainer.checkpointer.save(state)
         tensor.view(-1)[0] = value  # what is saved is what counts, not what has become of it
-        expected = r"` is not finite after step 3. No checkpoint was written. .*lower .*resumes from step 2\."
-        with pytest.raises(TrainingError, match=expected):
+        with pytest.raises(DivergenceError, match=r"` is not finite after step 3. No checkpoint was written."):
             trainer.checkpointer.wait()
     assert [step for step, _ in checkpoints(trainer.folder)] == [1, 2]
     assert trainer.checkpointer.save(state).name == "step-00000003"
@@ -383,6 +389,66 @@ def test_one_checkpoint_is_written_at_a_time_and_its_error_ends_the_run(tiny, mo
     run.checkpointer.save(run.state)
     run.close()  # as after another error
     assert "warning: no space for step 0\n" in console.export_text()
+
+
+def diverge(monkeypatch, has_diverged, name="train/grad_norm"):
+    """Make an update fail after it has changed the state, if `has_diverged(state)`."""
+
+    def step(state, *arguments, update=train_step, **options):
+        values = update(state, *arguments, **options)
+        if has_diverged(state):
+            state.step -= 1
+            raise divergence_error(name, float("nan"), state.step)
+        return values
+
+    monkeypatch.setattr(trainer, "train_step", step)
+
+
+class StopAfterRollback(StopAfter):
+    """Stops only once the run has gone back."""
+
+    @property
+    def is_set(self):
+        return bool(self.trainer.state.rollbacks) and super().is_set
+
+
+@pytest.mark.slow
+def test_after_a_divergence_the_run_goes_back_and_lowers_the_learning_rates(tiny, tmp_path, monkeypatch):
+    diverge(monkeypatch, lambda state: state.step == 4 and not state.rollbacks)
+    settings = {"steps": 5, "log_every": 1, "val_every": 5, "save_every": 2, "on_divergence": "rollback"}
+    straight, resumed = (tiny(output_dir=str(tmp_path / name), **settings) for name in ("straight", "resumed"))
+    console = Console(record=True, width=1000, file=io.StringIO())
+    train(straight, console=console)
+    text = "`train/grad_norm` was not finite after step 3; went back to step 2, learning rates times 0.5"
+    assert f"warning: {text}\n" in console.export_text()
+    rates = {r["step"]: r["train/lr"] for r in read_records(tmp_path / "straight" / METRICS_FILE) if "train/lr" in r}
+    assert rates == {1: 5e-4, 2: 1e-3, 3: 5e-4, 4: 5e-4, 5: 5e-4}, "warm-up, then half"
+    (warning,) = read_run(tmp_path / "straight", "straight").warnings
+    assert (warning.step, warning.rule, warning.message) == (2, "rolled_back", text)
+    interrupted = Trainer(resumed, quiet())
+    with pytest.raises(Interrupted):
+        interrupted.run(StopAfterRollback(interrupted, 3))
+    train(resumed, console=quiet())
+    assert_equal_runs(straight, resumed)
+    assert (tmp_path / "resumed" / HEALTH_FILE).read_text() == (tmp_path / "straight" / HEALTH_FILE).read_text()
+
+
+@pytest.mark.slow
+def test_a_divergence_that_ends_the_run_says_how_to_resume(tiny, monkeypatch):
+    helps = r"Run the same command with --optimizer.lr 0.0005 --optimizer.disc_lr 5e-05: it "
+    with monkeypatch.context() as patch:
+        diverge(patch, lambda state: True)
+        with pytest.raises(TrainingError, match=rf"grad_norm.*at step 0.*{helps}starts again"):
+            train(tiny(on_divergence="rollback"), console=quiet())
+    run_to(tiny(save_every=1), 1)
+    for settings, past in (({}, ""), ({"on_divergence": "rollback"}, "It went back 3 times already. ")):
+        with monkeypatch.context() as patch:
+            diverge(patch, lambda state: True)
+            with pytest.raises(TrainingError, match=rf"grad_norm.*at step 1.*off\. {past}{helps}resumes from step 1\."):
+                train(tiny(**settings), console=quiet())
+            diverge(patch, lambda state: True, name="data")
+            with pytest.raises(TrainingError, match=r"`data` must be finite.*Check the videos"):
+                train(tiny(**settings), console=quiet())
 
 
 @pytest.mark.parametrize("error", [DataError("deleted"), OSError("unmounted"), RuntimeError("no shared memory")])

@@ -20,7 +20,7 @@ from telecine.checks import argument_error, describe
 from telecine.files import read_json
 from telecine.objective.weights import as_ramp
 from telecine.report.settings import flat_settings, read_settings, side_by_side_settings
-from telecine.runs import CONFIG_FILE, HEALTH_FILE, METRICS_FILE, STATE_FILE, checkpoint_folder, checkpoints
+from telecine.runs import CONFIG_FILE, HEALTH_FILE, METRICS_FILE, STATE_FILE, checkpoint_folder
 from telecine.settings_file import read_yaml
 from telecine.training.checkpoint_files import (
     flush,
@@ -35,8 +35,9 @@ from telecine.training.checkpoint_files import (
 from telecine.training.config import TrainConfig
 from telecine.training.host_copy import HostCopy
 from telecine.training.logging import IntervalMeans
+from telecine.training.rollback import Rollback
 from telecine.training.state import TrainState
-from telecine.training.step import TrainingError
+from telecine.training.step import DivergenceError
 from telecine.training.validation import best_step
 from telecine.training.weight_files import WeightFiles, check_same_architecture
 
@@ -59,6 +60,8 @@ class SavedState(TypedDict):
     scaler: dict[str, float] | None
     base: str | None
     interval: dict[str, tuple[float, int]]
+    num_records: int
+    rollbacks: list[Rollback]
 
 
 class Checkpointer:
@@ -88,7 +91,7 @@ class Checkpointer:
         """Copy the state and begin to write the checkpoint of the present step, unless it has been; return its folder.
 
         Raises:
-            TrainingError: A value of the last save's state was not finite; its checkpoint was not written.
+            DivergenceError: A value of the last save's state was not finite; its checkpoint was not written.
             OSError: The last save's checkpoint could not be written.
         """
         if self.saved_step != state.step:
@@ -109,19 +112,25 @@ class Checkpointer:
         """Wait until the last save is on the disk.
 
         Raises:
-            TrainingError, OSError: As `save`, on every process.
+            DivergenceError, OSError: As `save`, on every process.
         """
+        if (error := self.wait_for_error()) is not None:
+            raise error
+
+    def wait_for_error(self) -> BaseException | None:
+        """Wait until the last save is on the disk, and return its error, on every process."""
         if not self._is_pending:
-            return
+            return None
         outcome = [self.close()]
         broadcast_object_list(outcome)
+        (error,) = outcome
         self._is_pending = False
-        if outcome[0] is not None:
+        if error is not None:
             self.saved_step = None
-            raise outcome[0]
+        return error
 
     def close(self) -> BaseException | None:
-        """Wait until the thread is done, and return the error that `wait` has not raised yet."""
+        """Wait until the thread is done, and return the error that nothing has raised yet."""
         if self._written is None:
             return None
         error, self._written = self._written.exception(), None
@@ -148,6 +157,8 @@ class Checkpointer:
             "scaler": scaler.state_dict() if scaler else None,
             "base": self.weights.base,
             "interval": dict(state.log_means.sums),
+            "num_records": state.num_records,
+            "rollbacks": list(state.rollbacks),
         }
 
     def _write(self, saved: SavedState) -> None:
@@ -163,13 +174,8 @@ class Checkpointer:
         groups = {MODEL: self.weights.copy.state_dict(), **{name: copy.tensors for name, copy in self._copies.items()}}
         name = first_not_finite(groups)
         if name is not None:
-            raise TrainingError(f"`{name}` is not finite after step {step}. No checkpoint was written. {self.remedy()}")
-
-    def remedy(self) -> str:
-        """Return what helps after a divergence."""
-        saved = checkpoints(self.run)
-        resumes = f": it resumes from step {saved[-1][0]}." if saved else "."
-        return f"Run the same command with lower learning rates{resumes}"
+            message = f"`{name}` is not finite after step {step}. No checkpoint was written."
+            raise DivergenceError(message, name)
 
     def _fill(self, folder: Path, saved: SavedState) -> None:
         self.weights.save(folder, MODEL)
@@ -197,12 +203,15 @@ class Checkpointer:
         state.objective.load_state_dict(load_tensors(folder / "objective.safetensors"))
         for name, optimizer in state.optimizers.items():
             load_optimizer(optimizer, folder / f"{name}.safetensors")
+            optimizer.zero_grad(set_to_none=True)  # an update that failed has left gradients
         accelerator = state.accelerator
         if accelerator.scaler and saved["scaler"]:
             accelerator.scaler.load_state_dict(saved["scaler"])
         random = load_tensors(folder / "random.safetensors")
         set_random_state(random, accelerator.process_index, accelerator.device)
         state.log_means = IntervalMeans(saved["interval"])
+        state.num_records = saved["num_records"]
+        state.rollbacks = [Rollback(*each) for each in saved["rollbacks"]]
         state.step = self.saved_step = saved["step"]
         return resume_notes(self.config, accelerator, saved, folder)
 

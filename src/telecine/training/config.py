@@ -191,6 +191,9 @@ class TrainConfig:
     """Number of checkpoints to keep, the newest ones."""
     best_metric: Literal["psnr", "ssim", "lpips_alex"] | None = None
     """Also keep the checkpoint with the best validation by this metric, as `best` in the run's folder."""
+    on_divergence: Literal["stop", "rollback"] = "stop"
+    """When a value is not finite: end the run with what helps ("stop"), or go back to the last checkpoint and train on
+    with half the learning rates ("rollback"), at most three times in a run."""
     push_to_hub: bool = False
     """Upload the averaged weights to the Hub when training ends."""
     hub_model_id: str | None = None

@@ -14,9 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from telecine.files import atomic_write
 from telecine.report.curves import FRAME_GRADIENT, psnr_of_mse
-from telecine.report.run import read_records
 from telecine.report.trackers import log_preview
 from telecine.runs import METRICS_FILE
 
@@ -56,16 +54,11 @@ class MetricsLogger:
     Args:
         run: The run's folder.
         accelerator: Its trackers must be initialised.
-        step: Records of later steps are dropped: an interrupted run wrote them after its last checkpoint.
     """
 
-    def __init__(self, run: Path, accelerator: Accelerator, *, step: int) -> None:
+    def __init__(self, run: Path, accelerator: Accelerator) -> None:
         self.path = run / METRICS_FILE
         self.accelerator = accelerator
-        if accelerator.is_main_process:
-            kept = [record for record in read_records(self.path) if record["step"] <= step]
-            text = "".join(json.dumps(record) + "\n" for record in kept)
-            atomic_write(self.path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log values at a step."""

@@ -14,6 +14,7 @@ from telecine.autoencoders import VideoAutoencoder
 from telecine.objective.layer_activations import LayerActivations
 from telecine.training.logging import IntervalMeans
 from telecine.training.optim import MovingAverage, parameters_of
+from telecine.training.rollback import Rollback
 
 if TYPE_CHECKING:
     from telecine.objective import VideoAutoencoderLoss
@@ -57,6 +58,10 @@ class TrainState:
     """Number of updates done."""
     log_means: IntervalMeans = field(default_factory=IntervalMeans)
     """Logged values since the last record."""
+    num_records: int = 0
+    """Number of records in `metrics.jsonl`."""
+    rollbacks: list[Rollback] = field(default_factory=list)
+    """How often the run went back after a divergence."""
 
     @property
     def trained(self) -> list[nn.Parameter]:

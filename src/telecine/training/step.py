@@ -19,11 +19,28 @@ from telecine.training.config import OptimizerConfig
 from telecine.training.distributed import average_gradients
 from telecine.training.logging import ReconstructionGradient, is_gradient_share
 from telecine.training.optim import clip_gradients, lr_scale, parameters_of, set_lr, update_ratio
+from telecine.training.rollback import lr_factor
 from telecine.training.state import TrainState
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on: it diverged, or the device is out of memory. The last checkpoint is complete."""
+
+
+class DivergenceError(TrainingError):
+    """A value that training computes is not finite.
+
+    Args:
+        message: The error, without what helps.
+        value: The name of the value.
+    """
+
+    def __init__(self, message: str, value: str) -> None:
+        super().__init__(message, value)
+        self.value = value
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 @dataclass(frozen=True)
@@ -75,7 +92,7 @@ def train_step(
 
 def set_learning_rates(state: TrainState, settings: OptimizerConfig, num_steps: int) -> float:
     """Set both optimizers' learning rates for the next update, and return that of the autoencoder."""
-    scale = lr_scale(settings, state.step, num_steps)
+    scale = lr_scale(settings, state.step, num_steps) * lr_factor(state.rollbacks)
     set_lr(state.optimizer, settings.lr * scale)
     if state.disc_optimizer is not None:
         set_lr(state.disc_optimizer, settings.disc_lr * scale)
@@ -179,9 +196,10 @@ def finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
 
 
 def divergence_error(name: str, value: float, step: int) -> TrainingError:
-    """Return the error for a value that is not finite."""
-    return TrainingError(
-        f"`{name}` must be finite, but got {value} at step {step}. The weights were not updated with it. If it is "
-        "`data`, check the videos; otherwise lower the learning rate or the weight of that term, or turn mixed "
-        "precision off. Then run the same command again: it resumes from the last checkpoint."
-    )
+    """Return the error for a value that is not finite; no learning rate helps if it is one of the clips."""
+    problem = f"`{name}` must be finite, but got {value} at step {step}. The weights were not updated with it."
+    if name == "data":
+        remedy = "Check the videos. Then run the same command again: it resumes from the last checkpoint."
+        return TrainingError(f"{problem} {remedy}")
+    remedy = "Lower the learning rates or the weight of that term, or turn mixed precision off."
+    return DivergenceError(f"{problem} {remedy}", name)

@@ -18,7 +18,7 @@ from telecine.evaluation.metrics import mean_over_clips
 from telecine.perceptual import LPIPS
 from telecine.report.page import write_report
 from telecine.report.settings import write_environment
-from telecine.runs import CONFIG_FILE
+from telecine.runs import CONFIG_FILE, step_of
 from telecine.terminal import PlainConsole
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_state
@@ -33,7 +33,9 @@ from telecine.training.hub import create_repository, upload
 from telecine.training.interrupt import Interrupted, StopRequest, stop_on_signal
 from telecine.training.lock import RunLock
 from telecine.training.logging import MetricsLogger, Monitor
-from telecine.training.step import MicroBatch, TrainingError, set_learning_rates, train_step
+from telecine.training.records import keep_records, missing_records
+from telecine.training.rollback import MAX_ROLLBACKS, Rollback, remedy
+from telecine.training.step import DivergenceError, MicroBatch, TrainingError, set_learning_rates, train_step
 from telecine.training.validation import TrainResult, Validation, best_step, read_result, validate, write_pictures
 
 # Subfolder of a run for the files of its trackers.
@@ -65,8 +67,8 @@ def train(
     Raises:
         ValueError: A setting or the data is wrong, no checkpoint is intact, or another process trains in the folder.
         TypeError: A custom module does not return video.
-        TrainingError: The data, a term of the loss or a gradient is not finite, the device is out of memory, or another
-            process of the run was lost.
+        TrainingError: The data, a term of the loss, a gradient or a weight is not finite, the device is out of memory,
+            or another process of the run was lost.
         Interrupted: The run was interrupted by a signal; its checkpoint is written.
     """
     console = console or PlainConsole()
@@ -133,7 +135,7 @@ class Trainer:
         with self.accelerator.main_process_first():  # the first process indexes the videos, the others read its index
             self.clips = build_clips(config, model)
         self.perceptual: dict[str, nn.Module] = {"lpips_alex": LPIPS("alex").to(self.accelerator.device)}
-        self.linear = recorded_linear(self.folder)
+        self.linear: dict[str, float] = {}
         if self.is_main and found is None:  # the other processes get the weights that it starts from
             self.linear = prepare_linear(
                 config,
@@ -152,6 +154,8 @@ class Trainer:
             self.console.print(note, soft_wrap=True)
         self.is_resumed = found is not None
         self._open_logs()
+        if self.is_resumed:
+            self.linear = recorded_linear(self.folder)
         if self.is_main:
             tidy(self.folder, keep=config.keep, best=best_step(self.folder, config.best_metric, self.state.step))
 
@@ -181,9 +185,20 @@ class Trainer:
         # TensorBoard drops what an interrupted run logged after its last checkpoint.
         purge = {"tensorboard": {"purge_step": step + 1}} if self.is_resumed else {}
         self.accelerator.init_trackers(TRACKER_PROJECT, init_kwargs=purge)
-        kept = step if self.is_resumed else -1
-        self.logger = MetricsLogger(self.folder, self.accelerator, step=kept)
-        self.diagnostics = Diagnostics(self.folder, self.config, self.console, step=kept, enabled=self.is_main)
+        self._continue_records()
+
+    def _continue_records(self) -> None:
+        """Drop the records after the present step, which an interrupted run or a rollback has left."""
+        if self.is_main:
+            num_kept, notes = keep_records(self.folder, self.state.step if self.is_resumed else -1)
+            for note in (*notes, *missing_records(self.folder, expected=self.state.num_records, found=num_kept)):
+                self.console.print(f"warning: {note}", soft_wrap=True)
+            self.state.num_records = num_kept
+        self.logger = MetricsLogger(self.folder, self.accelerator)
+        rollbacks = self.state.rollbacks
+        self.diagnostics = Diagnostics(
+            self.folder, self.config, self.console, enabled=self.is_main, rollbacks=rollbacks
+        )
 
     def run(self, stop: StopRequest) -> None:
         """Train up to the last step, then write the report and upload the weights if `push_to_hub` is set.
@@ -191,14 +206,43 @@ class Trainer:
         Raises:
             Interrupted: `stop` was set on a process.
         """
-        if self.state.step < self.config.steps:
-            self._train(stop)
-            self.checkpointer.wait()
-        else:
+        if self.state.step >= self.config.steps:
             self.console.print(f"already trained for {self.state.step} steps; use a larger --steps to train further")
+        while self.state.step < self.config.steps:
+            self._train(stop)
         self._publish()
 
     def _train(self, stop: StopRequest) -> None:
+        """Train up to the last step, or to a divergence after which the run goes back."""
+        try:
+            self._update_until_the_end(stop)
+            self.checkpointer.wait()
+        except DivergenceError as error:
+            self._go_back(error)
+
+    def _go_back(self, error: DivergenceError) -> None:
+        """Load the newest checkpoint and lower the learning rates, if `on_divergence` says so.
+
+        Raises:
+            TrainingError: It does not, there is no checkpoint, or the run went back as often as it may.
+        """
+        failed = self.checkpointer.wait_for_error()
+        if failed is not None and not isinstance(failed, DivergenceError):
+            raise failed
+        found, notes = on_first_process(lambda: newest_intact(self.folder), self.accelerator)
+        for note in notes:
+            self.console.print(f"warning: {note}", soft_wrap=True)
+        past, step = self.state.rollbacks, self.state.step
+        if self.config.on_divergence == "stop" or found is None or len(past) == MAX_ROLLBACKS:
+            to = None if found is None else step_of(found)
+            raise TrainingError(f"{error} {remedy(self.config.optimizer, to, past)}") from error
+        self.checkpointer.load(self.state, found)
+        self.state.rollbacks = [*past, Rollback(step, self.state.step, error.value)]
+        self.console.print(f"warning: {self.state.rollbacks[-1].describe(len(past) + 1)}", soft_wrap=True)
+        self.is_resumed = True
+        self._continue_records()
+
+    def _update_until_the_end(self, stop: StopRequest) -> None:
         """The training loop."""
         config = self.config
         if not self.is_resumed:
@@ -263,9 +307,12 @@ class Trainer:
 
     def _log(self, speed: dict[str, float]) -> None:
         """Record the means of the updates since the last record, and check them."""
-        record = self.state.log_means.pop() | speed
+        self._add_record(self.state.log_means.pop() | speed)
+
+    def _add_record(self, record: dict[str, float]) -> None:
         self.logger.write(self.state.step, record)
         self.diagnostics.check(self.state.step, record)
+        self.state.num_records += 1
 
     def _validate(self) -> None:
         """Validate the averaged weights, record the result, and save a checkpoint if it is the best one."""
@@ -288,8 +335,7 @@ class Trainer:
     def _record(self, result: Validation, lag: dict[str, float]) -> None:
         step, fps = self.state.step, self.clips.fps
         values = {f"val/{name}": value for name, value in result.metrics.items()} | self.linear | lag
-        self.logger.write(step, values)
-        self.diagnostics.check(step, values)
+        self._add_record(values)
         self.logger.preview(step, result.picture, fps)
         write_pictures(self.folder, step, result, fps=fps)
         self.console.print(f"step {step}: held-out {describe_metrics(result.metrics)}")
