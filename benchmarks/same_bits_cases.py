@@ -35,6 +35,7 @@ SMALL: Settings = {
     "val_clips": 2,
     "keep": 1,
     "best_metric": None,
+    "on_divergence": "stop",
     "push_to_hub": False,
     "hub_model_id": None,
     "trackers": [],
