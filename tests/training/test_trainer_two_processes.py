@@ -1,5 +1,6 @@
 """Two processes give the same losses and weights as one, and resume to the same bits."""
 
+import json
 import pickle
 import runpy
 from dataclasses import replace
@@ -97,6 +98,9 @@ def runs(tmp_path_factory, cached_weights, tiny_config, forks):
         "images": named("images", batch_size=1, **images),
         "sharded_lora": named("sharded_lora", batch_size=2, sharding="fsdp2", **lora),
         "crossing": named("crossing", batch_size=2, sharding="fsdp2"),
+        "rolled_back": named(
+            "rolled_back", batch_size=1, sharding="fsdp2", on_divergence="rollback", save_every=1, keep=3
+        ),
         "fsdp2": named("fsdp2", batch_size=2, sharding="fsdp2"),
         "fsdp2_resumed": named("fsdp2_resumed", batch_size=2, sharding="fsdp2"),
     }
@@ -191,6 +195,15 @@ def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(runs, name):
     assert losses(configs[name]) == losses(configs[f"{name}_resumed"])
 
 
+def test_every_process_goes_back_if_the_first_one_finds_a_checkpoint_that_is_not_finite(runs):
+    configs, printed = runs
+    folder = Path(configs["rolled_back"].output_dir)
+    assert [step for step, _ in checkpoints(folder)] == [1, 2, 3]
+    ((step, to, value),) = json.loads((checkpoints(folder)[-1][1] / "state.json").read_text())["rollbacks"]
+    assert (step in (2, 3), to, value) == (True, 1, "a weight")
+    assert printed.count("`a weight` was not finite after step") == 1
+
+
 def test_diffusers_loads_weights_that_were_trained_sharded(runs):
     configs, _ = runs
     name = "sharded_lora"
@@ -211,7 +224,7 @@ def test_the_random_state_of_every_process_is_saved(runs):
 def test_only_the_first_process_prints(runs):
     _, printed = runs
     assert printed.count("computing on cpu in each of 2 processes, mixed precision: no") == 4 + 1
-    assert printed.count("weights sharded by fsdp2") == 4 + 1
+    assert printed.count("weights sharded by fsdp2") == 5 + 1
 
 
 def test_resuming_with_another_number_of_processes_prints_what_is_not_exact(runs, tmp_path, capsys):

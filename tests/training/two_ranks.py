@@ -1,5 +1,6 @@
 """Processes of `torchrun` that train together: `two_ranks.py FOLDER` trains with all FOLDER/NAME.pickle.
 
+`rolled_back` has a checkpoint of step 2 that the first process finds to be not finite, once.
 `NAME.2.pickle` stops after two steps, as if interrupted, and `NAME.pickle` trains up to the end. All runs share one
 process group, since starting one takes longer than training.
 """
@@ -8,6 +9,7 @@ import gc
 import pickle
 import runpy
 import sys
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +17,7 @@ from torch import distributed as dist
 
 from telecine.training import Interrupted, trainer
 from telecine.training.interrupt import StopRequest
+from telecine.training.step import DivergenceError
 
 no_pictures = runpy.run_path(str(Path(__file__).with_name("no_pictures.py")))
 
@@ -30,9 +33,16 @@ class StopAfter:
         return self.trainer.state.step >= self.num_steps and dist.get_rank() == dist.get_world_size() - 1
 
 
+def fail_once(run, step):
+    if step == 2 and not run.state.rollbacks:
+        raise DivergenceError("not finite", "a weight")
+
+
 def train(path):
     run = trainer.Trainer(pickle.loads(path.read_bytes()), Console(markup=False, highlight=False))
-    _, *stop, _ = path.name.split(".")
+    name, *stop, _ = path.name.split(".")
+    if name == "rolled_back":
+        run.checkpointer._check_finite = partial(fail_once, run)
     if not stop:
         run.run(StopRequest())
         return run.result()
