@@ -4,8 +4,8 @@
     python benchmarks/checkpoint.py --config tiny_4x8x8 --repeats 1
 
 Saves the state of a run with telecine's own autoencoder of a recipe's size, with the states of its optimizer and the
-average of its weights, several times, and prints medians. Training waits only for the copy. The first copy takes longer,
-as its memory is new.
+average of its weights, several times, and prints medians. Training waits only for the copy. The first copy takes
+longer: its memory is new.
 """
 
 from __future__ import annotations
