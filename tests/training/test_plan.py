@@ -143,7 +143,7 @@ def test_the_fake_update_allocates_what_a_real_one_does(tiny):
     copied += [x for name, copy in checkpointer._copies.items() if name != "random" for x in copy.tensors.values()]
     assert found.held[HOST_COPY] == found.checkpoint == bytes_of(copied)
     on_gpu = plan(config, "cuda")
-    assert HOST_COPY not in on_gpu.held
+    assert HOST_COPY not in on_gpu.largest
     assert on_gpu.checkpoint == found.checkpoint
 
 

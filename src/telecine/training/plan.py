@@ -267,8 +267,8 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder, *, device_type: De
         create_optimizer_states(state, counter)
         checkpoint = sum(counter.by_part[part] for part in SAVED)
         counter.part = HOST_COPY
-        copy = torch.empty(checkpoint if device_type == "cpu" else 0, dtype=torch.uint8)
-        held = {part: size for part, size in counter.by_part.items() if size}
+        copy = torch.empty(checkpoint, dtype=torch.uint8) if device_type == "cpu" else None
+        held = dict(counter.by_part)
         hooks = list(switch_parts(state, counter))
         counter.restart()
         counter.part = DATA
