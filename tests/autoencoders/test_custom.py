@@ -120,6 +120,25 @@ def test_a_generator_is_passed_to_a_forward_that_accepts_it():
     assert first.aux["noise_loss"].dtype == torch.float32
 
 
+def test_a_latent_and_a_decoder_are_handed_on():
+    class WithLatent(Compressor):
+        def forward(self, video):
+            latent = self.encoder(video)
+            return self.decoder(latent), {}, latent.half()
+
+        def decode(self, latent):
+            return self.decoder(latent)
+
+    module = WithLatent()
+    output = CustomAutoencoder(module)(clip())
+    torch.testing.assert_close(output.latent, module.encoder(clip()), rtol=1e-2, atol=1e-2)
+    assert output.latent.dtype == torch.float32
+    assert torch.equal(CustomAutoencoder(module).decode(module.encoder(clip())), output.video)
+    assert CustomAutoencoder(Compressor())(clip()).latent is None
+    with pytest.raises(ValueError, match=r"`decode` must be a method of the model, .*CustomAutoencoder without"):
+        CustomAutoencoder(Compressor()).decode(output.latent)
+
+
 def test_sizes_are_probed_without_sampling():
     class Sampled(Compressor):
         def forward(self, video, sample_posterior=True):

@@ -98,6 +98,7 @@ def test_latents_do_not_depend_on_the_decoder_and_the_video_on_nothing_else(name
     decoder = [key for key in named if key.split(".")[0] in DECODER]
     rest = [key for key in named if key not in decoder]
     latent = model.encode(tiny_clip(name)).mode()
+    assert torch.equal(model(tiny_clip(name), sample_posterior=False).latent, latent)
     video = model.decode(latent.detach().requires_grad_())
     assert used_of(latent, named, decoder) == used_of(video, named, rest) == []
     assert used_of(video, named, decoder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from os import PathLike
 from pathlib import Path
 
@@ -25,11 +25,20 @@ from telecine.autoencoders.causal_blocks import (
 )
 from telecine.autoencoders.clip_sizes import ceil_div, check_multiple
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, check_input
+from telecine.autoencoders.latent_statistics import NORMALISATION_KEYS, LatentStatistics
 from telecine.autoencoders.linear import LinearAutoencoder, PatchDecoder, PatchEncoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.posterior import DiagonalGaussian
-from telecine.autoencoders.pretrained import WEIGHTS_FILE, load_config, load_weights, require_file, save_model
+from telecine.autoencoders.pretrained import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    load_config,
+    load_weights,
+    require_file,
+    save_model,
+)
 from telecine.checks import argument_error, check_count, describe
+from telecine.files import read_json
 from telecine.ops.checkpointing import checkpoint_call
 from telecine.randomness import Generators
 from telecine.shapes import Video, check_video
@@ -42,6 +51,7 @@ LARGEST = {"latent_channels": 2**16, "base_channels": 2**16, "blocks_per_level":
 # Key and value in `config.json`. Telecine 0.1 wrote none: its models have other layers.
 ARCHITECTURE_KEY = "_architecture"
 ARCHITECTURE = 2
+STATISTICS_KEYS = NORMALISATION_KEYS[:2]
 
 
 @dataclass(frozen=True)
@@ -209,20 +219,21 @@ class CausalVAE(VideoAutoencoder):
         self.config = config or CausalVAEConfig()
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
+        self.latent_statistics: LatentStatistics | None = None
 
     def forward(self, video: Video, sample_posterior: bool = True, generator: Generators = None) -> Reconstruction:
         """Encode, sample (or take the mode) and decode.
 
         Returns:
-            The reconstruction, of the input's shape, and `{"kl_loss": KL divergence per latent element}`; the graph is
-            kept.
+            The reconstruction, of the input's shape, `{"kl_loss": KL divergence per latent element}`, and the latent;
+            the graph is kept.
 
         Raises:
             ValueError: The video is not `(B, 3, T, H, W)`, or `check_clip` raises.
         """
         posterior = self.encode(video)
         latent = posterior.sample(generator) if sample_posterior else posterior.mode()
-        return Reconstruction(video=self.decode(latent), aux=posterior.aux())
+        return Reconstruction(video=self.decode(latent), aux=posterior.aux(), latent=latent)
 
     def encode(self, video: Video) -> DiagonalGaussian:
         """Return the posterior of `(B, 3, T, H, W)`, in float32 at least.
@@ -302,9 +313,21 @@ class CausalVAE(VideoAutoencoder):
             space * ceil_div(width, space),
         )
 
+    def latent_normalisation(self) -> dict[str, float | list[float] | None]:
+        """Return `latents_mean` and `latents_std`, by which `(z - mean) / std` is normalised; None before training."""
+        known = self.latent_statistics
+        return (
+            dict.fromkeys(STATISTICS_KEYS) if known is None else dict(zip(STATISTICS_KEYS, astuple(known), strict=True))
+        )
+
+    def set_latent_statistics(self, statistics: LatentStatistics) -> None:
+        """Replace these numbers."""
+        self.latent_statistics = statistics
+
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors` atomically, low-rank updates merged into the weights."""
-        save_model(merge_low_rank(self), {ARCHITECTURE_KEY: ARCHITECTURE, **asdict(self.config)}, folder)
+        config = {ARCHITECTURE_KEY: ARCHITECTURE, **asdict(self.config)}
+        save_model(merge_low_rank(self), config | self.latent_normalisation(), folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy the weights that `save_pretrained` wrote into this model, which stays on its device.
@@ -332,6 +355,7 @@ class CausalVAE(VideoAutoencoder):
             got = f"one of {num_weights} weights, with a file of {size} bytes"
             raise argument_error(str(folder), "a configuration that its weights belong to", got, "Copy it again.")
         model = cls(config)
+        model.latent_statistics = saved_statistics(folder)
         load_weights(model, folder)
         return model
 
@@ -343,9 +367,18 @@ def saved_config(folder: str | PathLike[str]) -> CausalVAEConfig:
         FileNotFoundError: There is none.
         ValueError: It is invalid, or of a model of telecine 0.1.
     """
-    known = [ARCHITECTURE_KEY, *(field.name for field in fields(CausalVAEConfig))]
+    known = [ARCHITECTURE_KEY, *STATISTICS_KEYS, *(field.name for field in fields(CausalVAEConfig))]
     values = load_config(folder, CausalVAE.__name__, known)
+    for key in STATISTICS_KEYS:
+        values.pop(key, None)
     if (found := values.pop(ARCHITECTURE_KEY, 1)) != ARCHITECTURE:
         contract, got = f"a CausalVAE with `{ARCHITECTURE_KEY}` {ARCHITECTURE}", f"{found} (1 is telecine 0.1's)"
         raise argument_error("folder", contract, got, "Its layers differ: train it again, or use that version.")
     return CausalVAEConfig(**values)
+
+
+def saved_statistics(folder: str | PathLike[str]) -> LatentStatistics | None:
+    """Return the statistics of the latent in a model's folder, or None if it has none."""
+    config = read_json(Path(folder) / CONFIG_FILE)
+    mean, std = (config.get(key) for key in STATISTICS_KEYS)
+    return None if mean is None or std is None else LatentStatistics(mean, std)

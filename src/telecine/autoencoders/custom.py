@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from telecine.autoencoders.clip_sizes import ClipSizes, find_last_layer
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, checkpointing_error, chunks_error
+from telecine.autoencoders.latent_statistics import LatentStatistics
 from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import load_weights, save_model
 from telecine.checks import argument_error, describe
+from telecine.precision import at_least_float32
 from telecine.randomness import Generators
 from telecine.shapes import Video
 
@@ -37,10 +39,10 @@ class CustomAutoencoder(VideoAutoencoder):
     """A user's module that reconstructs video, with the methods that training needs.
 
     The module's `forward(video)` maps `(B, 3, T, H, W)` in [-1, 1] to a reconstruction of the same shape, which is not
-    clamped, or to a pair of the reconstruction and a dict of auxiliary losses by name, 0-d tensors such as
-    `{"kl_loss": ...}`. If `forward` has a parameter `sample_posterior` or `generator`, it is passed:
-    `sample_posterior` is false in validation; `generator` holds one generator for each clip, so that a run draws the
-    same noise on one device and on many.
+    clamped; or to a tuple of the reconstruction, a dict of auxiliary losses by name, 0-d tensors such as
+    `{"kl_loss": ...}`, and, if terms of the loss shall look at it, the latent `(B, C, t, h, w)`. If `forward` has a
+    parameter `sample_posterior` or `generator`, it is passed: `sample_posterior` is false in validation; `generator`
+    holds one generator for each clip, so that a run draws the same noise on one device and on many.
 
     Optional members of the module replace the defaults:
 
@@ -48,6 +50,9 @@ class CustomAutoencoder(VideoAutoencoder):
     - `check_clip(num_frames, height, width)` and `covering_clip(num_frames, height, width)`: see `VideoAutoencoder`.
       Default: run tiny clips through the module, see `ClipSizes`.
     - `save_pretrained(folder)` and `load_weights(folder)`. Default: the state dict as safetensors.
+    - `decode(latent)`: the video of a latent, for terms of the loss that decode a changed latent. Default: not
+      supported.
+    - `latent_normalisation()` and `set_latent_statistics(statistics)`: see `VideoAutoencoder`. Default: none.
     - `enable_gradient_checkpointing()` and `enable_temporal_chunks(num_frames)`. Default: not supported.
     - `linear_autoencoder(num_frames, height, width)`: see `VideoAutoencoder`. Default: None.
 
@@ -90,6 +95,26 @@ class CustomAutoencoder(VideoAutoencoder):
         """Return the smallest accepted (frames, height, width) that is at least this large."""
         cover = getattr(self.module, "covering_clip", self.sizes.cover)
         return cover(num_frames, height, width)
+
+    def decode(self, latent: Tensor) -> Video:
+        """Return what the module's `decode` returns.
+
+        Raises:
+            ValueError: The module has no such method.
+        """
+        decode = getattr(self.module, "decode", None)
+        return super().decode(latent) if decode is None else decode(latent)
+
+    def latent_normalisation(self) -> dict[str, float | list[float] | None]:
+        """Return what the module's `latent_normalisation` returns, or nothing if it has no such method."""
+        read = getattr(self.module, "latent_normalisation", None)
+        return super().latent_normalisation() if read is None else read()
+
+    def set_latent_statistics(self, statistics: LatentStatistics) -> None:
+        """Call the module's `set_latent_statistics`, if it has one."""
+        write = getattr(self.module, "set_latent_statistics", None)
+        if write is not None:
+            write(statistics)
 
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
         """Return what the module's `linear_autoencoder` returns, or None if it has no such method."""
@@ -154,14 +179,16 @@ class _Reconstruct(nn.Module):
 
 
 def as_reconstruction(output: object) -> Reconstruction:
-    """Return a module's output, a video or a pair of a video and a dict of losses, as a `Reconstruction`.
+    """Return a module's output, a video or a tuple that begins with it, as a `Reconstruction`.
 
     Raises:
         TypeError: It is neither. (A `ValueError` would mean an unsupported clip size while sizes are probed.)
     """
-    video, losses = output if isinstance(output, tuple) and len(output) == 2 else (output, {})
-    if not isinstance(video, Tensor) or not isinstance(losses, Mapping):
-        remedy = "Return the reconstruction, or (reconstruction, {name: loss})."
-        contract = "a video, or a video and a dict"
+    parts = output if isinstance(output, tuple) and 2 <= len(output) <= 3 else (output, {})
+    video, losses, latent = parts if len(parts) == 3 else (*parts, None)
+    if not isinstance(video, Tensor) or not isinstance(losses, Mapping) or not isinstance(latent, Tensor | None):
+        remedy = "Return the reconstruction, (reconstruction, {name: loss}) or (reconstruction, {name: loss}, latent)."
+        contract = "a video, or a tuple of a video, a dict and a latent"
         raise argument_error("the module's output", contract, describe(output), remedy, TypeError)
-    return Reconstruction(video=video, aux={name: loss.float() for name, loss in losses.items()})
+    latent = None if latent is None else at_least_float32(latent)
+    return Reconstruction(video=video, aux={name: loss.float() for name, loss in losses.items()}, latent=latent)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
+from telecine.autoencoders.latent_statistics import LatentStatistics
 from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.checks import argument_error
 from telecine.randomness import Generators
@@ -21,6 +22,9 @@ class Reconstruction(NamedTuple):
     """The reconstruction, of the input's shape; near [-1, 1] but not clamped, so that no gradient is cut off."""
     aux: dict[str, Tensor]
     """Auxiliary losses by name, 0-d and float32, e.g. `{"kl_loss": ...}`. The objective multiplies them by a weight."""
+    latent: Tensor | None = None
+    """What was decoded, `(B, C, t, h, w)` in at least float32, with its graph: a sample of the posterior, or its mode.
+    None if the model does not offer it; terms of the loss that look at the latent then raise an error."""
 
 
 class VideoAutoencoder(nn.Module, ABC):
@@ -65,12 +69,31 @@ class VideoAutoencoder(nn.Module, ABC):
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy the weights that `save_pretrained` wrote into this model, to resume a run."""
 
+    def decode(self, latent: Tensor) -> Video:
+        """Return the video of a latent `(B, C, t, h, w)`, not clamped; the latent may have another height and width.
+
+        Raises:
+            ValueError: The model cannot decode a latent by itself, which is the default.
+        """
+        remedy = "Give the module a method `decode(latent)`, or leave out what decodes a changed latent."
+        raise argument_error("decode", "a method of the model", f"{type(self).__name__} without it", remedy)
+
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
         """Return a linear autoencoder with the latent that this model has for clips of this size; it is not fitted.
 
         None, the default, if the latent is not known or its positions are not those of patches.
         """
         return None
+
+    def latent_normalisation(self) -> dict[str, float | list[float] | None]:
+        """Return the numbers that normalise the latent in what `save_pretrained` writes, by name.
+
+        Empty, the default, if the model has no place for them.
+        """
+        return {}
+
+    def set_latent_statistics(self, statistics: LatentStatistics) -> None:
+        """Replace these numbers by the statistics, in the form that the model has; by default nothing happens."""
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass to save memory.

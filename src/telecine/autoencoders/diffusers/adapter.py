@@ -20,8 +20,10 @@ from telecine.autoencoders.diffusers.families import (
     prepare_for_training,
 )
 from telecine.autoencoders.diffusers.loading import build_module, copy_weights, load_module
+from telecine.autoencoders.diffusers.normalisation import read_normalisation, write_normalisation
 from telecine.autoencoders.diffusers.reconstruct import Encode, Reconstruct, clear_caches, decode, encode
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, check_input
+from telecine.autoencoders.latent_statistics import LatentStatistics
 from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import safetensors_write
@@ -62,7 +64,8 @@ class DiffusersAutoencoder(VideoAutoencoder):
 
         Returns:
             The reconstruction, of the input's shape; and as `aux` `{"kl_loss": KL divergence per latent element}`, a
-            quantizer's losses, or nothing, e.g. for Cosmos, KVAE and finite scalar quantization. The graph is kept.
+            quantizer's losses, or nothing, e.g. for Cosmos, KVAE and finite scalar quantization; and the latent. The
+            graph is kept.
 
         Raises:
             ValueError: The video is not `(B, 3, T, H, W)`, `check_clip` raises, or the output has another size.
@@ -75,7 +78,7 @@ class DiffusersAutoencoder(VideoAutoencoder):
             got = f"{tuple(decoded.shape)} from {type(self.module).__name__}"
             raise argument_error("the reconstruction", f"of the video's shape {tuple(video.shape)}", got, remedy)
         aux = {**posterior.aux(), **losses}
-        return Reconstruction(video=decoded, aux={name: loss.float() for name, loss in aux.items()})
+        return Reconstruction(video=decoded, aux={name: loss.float() for name, loss in aux.items()}, latent=latent)
 
     def encode(self, video: Video) -> LatentPosterior:
         """Return the posterior of `(B, 3, T, H, W)`, with a latent `(B, C, t, h, w)` in float32 at least.
@@ -134,6 +137,14 @@ class DiffusersAutoencoder(VideoAutoencoder):
         if side % rows or (num_frames - 1) % following or (num_frames > 1) != (latent_frames > 1):
             return None
         return LinearAutoencoder(max((num_frames - 1) // following, 1), side // rows, channels)
+
+    def latent_normalisation(self) -> dict[str, float | list[float] | None]:
+        """Return `latents_mean` and `latents_std`, or `scaling_factor` and `shift_factor`, as the class has them."""
+        return read_normalisation(self.module)
+
+    def set_latent_statistics(self, statistics: LatentStatistics) -> None:
+        """Replace these numbers."""
+        write_normalisation(self.module, statistics)
 
     def enable_gradient_checkpointing(self) -> None:
         """Keep only the outputs of the model's blocks, and recompute their activations in the backward pass.

@@ -1,0 +1,82 @@
+"""What normalises the latent of each diffusers class is declared, and replaced in the class's own form."""
+
+import inspect
+from types import SimpleNamespace
+
+import diffusers
+import pytest
+import torch
+from diffusers import AutoModel
+
+from telecine.autoencoders.diffusers import DiffusersAutoencoder
+from telecine.autoencoders.diffusers.normalisation import (
+    NORMALISATIONS,
+    Normalisation,
+    normalisation_of,
+    read_normalisation,
+    write_normalisation,
+)
+from telecine.autoencoders.latent_statistics import LatentStatistics
+
+from .tiny_models import TINY_MODELS, tiny_model
+
+STATISTICS = LatentStatistics(mean=[0.5, -1.0, 0.0, 2.0], std=[1.0, 2.0, 0.5, 0.25])
+
+
+def test_every_class_is_declared_as_its_constructor_and_buffers_say():
+    for name, kind in NORMALISATIONS.items():
+        parameters = set(inspect.signature(getattr(diffusers, name).__init__).parameters)
+        found = {
+            Normalisation.CHANNELS: {"latents_mean", "latents_std"} <= parameters,
+            Normalisation.FACTOR: "scaling_factor" in parameters,
+            Normalisation.BUFFERS: "latents_mean" not in parameters,
+            Normalisation.NONE: not {"latents_mean", "scaling_factor"} & parameters,
+        }
+        assert found[kind], name
+    models = {name.removeprefix("Autoencoder") for name in NORMALISATIONS}
+    assert len(models) == 22
+
+
+@pytest.mark.slow
+def test_every_tested_class_is_declared():
+    names = {type(tiny_model(name)).__name__ for name in TINY_MODELS}
+    assert len(names) > 15
+    assert names <= set(NORMALISATIONS)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("wan", {"latents_mean": STATISTICS.mean, "latents_std": STATISTICS.std}),
+        ("cogvideox", {"scaling_factor": 1 / STATISTICS.overall_std, "shift_factor": None}),
+        pytest.param(
+            "ltx_video",
+            {"latents_mean": 2 * STATISTICS.mean, "latents_std": 2 * STATISTICS.std},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("vidtok", {}, marks=pytest.mark.slow),
+    ],
+)
+def test_the_statistics_are_saved_in_the_form_of_the_class(name, expected, tmp_path):
+    model = DiffusersAutoencoder(tiny_model(name))
+    statistics = STATISTICS
+    if name == "ltx_video":  # has 8 channels
+        statistics = LatentStatistics(2 * STATISTICS.mean, 2 * STATISTICS.std)
+    model.set_latent_statistics(statistics)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(str(tmp_path))
+    assert read_normalisation(loaded) == model.latent_normalisation() == expected
+
+
+def test_a_shift_factor_is_replaced_if_there_is_one():
+    written = {}
+    config = {"scaling_factor": 0.5, "shift_factor": 0.1}
+    module = type("AutoencoderKL", (SimpleNamespace,), {})(config=config, register_to_config=written.update)
+    write_normalisation(module, STATISTICS)
+    assert written == {"scaling_factor": 1 / STATISTICS.overall_std, "shift_factor": 0.375}
+
+
+def test_a_subclass_is_normalised_as_its_class_and_others_not():
+    mine = type("Mine", (diffusers.AutoencoderKLWan,), {})
+    assert normalisation_of(mine.__new__(mine)) is Normalisation.CHANNELS
+    assert normalisation_of(torch.nn.Identity()) is Normalisation.NONE
