@@ -5,7 +5,8 @@
 The measured steps are forward and backward, on a reconstruction that requires a gradient, as an autoencoder's does. The
 reference is LPIPS on one frame, a video discriminator with hinge losses, the penalty on every step, and the adaptive
 weight. Each round runs the reference and all options once; figures are medians over rounds of the ratio to the
-reference of the same round.
+reference of the same round. Terms of the latent are measured in a step of a small autoencoder and the objective without
+a discriminator, relative to that step: what most of them cost is a pass of its decoder.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from measure import Step, interleaved, machine, median_ratio, ratio, table_row
 from torch import nn
 
 from telecine import LPIPS, VideoAutoencoderLoss
+from telecine.autoencoders import CausalVAE, CausalVAEConfig
 
 REFERENCE: dict[str, Any] = {
     "disc_start": 0,
@@ -56,6 +58,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     '`adaptive_weight.reference="none"`': {"adaptive_weight.reference": "none"},
     '`adaptive_weight.at="reconstruction"`': {"adaptive_weight.at": "reconstruction"},
     "`adaptive_weight.decay`": {"adaptive_weight.decay": 0.9},
+}
+
+# Measured with `autoencoder_step_of`.
+LATENT_TERMS: dict[str, dict[str, Any]] = {
+    "`terms.equivariance`": {"terms.equivariance": 0.25},
+    "`terms.scale_equivariance`": {"terms.scale_equivariance": 0.25},
+    "`terms.local_correlation`": {"terms.local_correlation": 0.1},
+    "`terms.latent_masking`": {"terms.latent_masking": 0.25},
+    "`terms.latent_noise`": {"terms.latent_noise": 0.25},
+    "`terms.alignment`, AlexNet": {"terms.alignment": {"weight": 0.1, "params": {"latent_channels": 16}}},
 }
 
 
@@ -106,6 +118,22 @@ def steps_of(loss: VideoAutoencoderLoss, arguments: argparse.Namespace) -> tuple
     return autoencoder_step, discriminator_step
 
 
+def autoencoder_step_of(options: dict[str, Any], arguments: argparse.Namespace) -> Step:
+    """Return forward and backward of a small autoencoder and of its step, without a discriminator."""
+    torch.manual_seed(0)
+    autoencoder = CausalVAE(CausalVAEConfig(base_channels=arguments.dim * 4, blocks_per_level=1))
+    loss = VideoAutoencoderLoss(**nested({"disc_start": 0, "perceptual.net": lpips("vgg"), **options}))
+    size = max(arguments.size, 64)  # AlexNet and four positions of the latent
+    real = torch.rand(arguments.batch, 3, 1 + arguments.frames // 4 * 4, size, size) * 2 - 1
+
+    def step() -> None:
+        output = autoencoder(real)
+        loss(real, output.video, 0, 0, output.aux, latent=output.latent, decode=autoencoder.decode)[0].backward()
+        autoencoder.zero_grad()
+
+    return step
+
+
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description="Print the time of each option relative to the defaults.")
@@ -146,6 +174,14 @@ def main() -> None:
         cells = [ratio(median_ratio(by_title[title], by_title["reference"])) for by_title in seconds]
         trains = bool(losses[title].get_trainable_parameters())
         print(table_row([title, *(cells if trains else [cells[0], "-"])]))
+    latent = {"no term": {}, **LATENT_TERMS}
+    step_of = {title: autoencoder_step_of(options, arguments) for title, options in latent.items()}
+    by_title = interleaved(step_of, rounds=arguments.rounds, warmup=arguments.warmup)
+    print("\n" + table_row(["term of the latent", "step of the autoencoder and the objective"]))
+    print(table_row(["---", "---"]))
+    print(table_row(["no term", f"{statistics.median(by_title['no term']):.3f} s"]))
+    for title in LATENT_TERMS:
+        print(table_row([title, ratio(median_ratio(by_title[title], by_title["no term"]))]))
 
 
 if __name__ == "__main__":

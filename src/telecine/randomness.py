@@ -7,6 +7,7 @@ that computes it, so a run draws the same numbers on one device as on many.
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
@@ -42,6 +43,20 @@ def randn(
 def randint(high: int, shape: Sequence[int], *, generator: Generators, device: torch.device) -> Tensor:
     """Return uniform integers in [0, high) of `shape`, `(B, ...)`."""
     return _draw(lambda size, each: torch.randint(high, size, generator=each, device=device), shape, generator, device)
+
+
+def host_rand(count: int, generator: Generators) -> list[float]:
+    """Return uniform numbers in [0, 1) for choices of the host, such as of a size, which hold for the whole batch.
+
+    Of several generators, the seed of the first decides, and their own numbers stay the same. A single one on an
+    accelerator costs a host sync.
+    """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        source = random.Random(seed_of(generator[0].initial_seed(), "host"))
+        return [source.random() for _ in range(count)]
+    device = "cpu" if generator is None else generator.device
+    numbers: list[float] = torch.rand(count, generator=generator, device=device, dtype=torch.float64).tolist()
+    return numbers
 
 
 def _draw(make: Draw, shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:

@@ -7,7 +7,9 @@ import pytest
 def test_table(run_here, tables_in):
     text = run_here("options.py", "--smoke")
     assert text.startswith("dim 1, 32 px, 4 frames, batch 1; ")
-    ((_, [reference, *rows]),) = tables_in(text)
+    (_, [reference, *rows]), (_, latent) = tables_in(text)
+    assert len(latent) == 7
+    assert all(re.fullmatch(r"\d+\.\d+ x", cell) for _, cell in latent[1:])
     assert reference[0] == "reference"
     assert all(re.fullmatch(r"\d+\.\d+ s", cell) for cell in reference[1:])
     assert all(re.fullmatch(r"\d+\.\d+ x", cell) for _, *cells in rows[:-1] for cell in cells)
@@ -17,7 +19,11 @@ def test_table(run_here, tables_in):
 
 def test_every_setting_is_measured(benchmark_module):
     """Settings without a row change neither the terms nor how they are computed."""
-    measured = {name for options in benchmark_module("options").OPTIONS.values() for name in options}
+    module = benchmark_module("options")
+    measured = {name for options in module.OPTIONS.values() for name in options}
+    rows = [*module.OPTIONS.values(), *module.LATENT_TERMS.values()]
+    terms = {name.removeprefix("terms.") for options in rows for name in options if name.startswith("terms.")}
+    assert terms == set(benchmark_module("telecine.objective.terms").TERMS)
     config = benchmark_module("telecine.objective.config")
     groups = {
         "reconstruction": config.ReconstructionConfig,

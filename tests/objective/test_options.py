@@ -1,5 +1,6 @@
 """Every value of every option: eager gradients equal those of a graph, an update equals two calls, bfloat16 trains."""
 
+import inspect
 from dataclasses import fields
 from functools import partial
 from typing import Literal, Union, get_args, get_origin, get_type_hints
@@ -69,6 +70,13 @@ class SmallDiscriminator(nn.Module):
         return self.out(y.flatten(2).mean(2)).squeeze(1), (y,)
 
 
+def frame_features(frames):
+    return F.avg_pool2d(frames, 4)
+
+
+ALIGNMENT = {"weight": 0.5, "params": {"latent_channels": 4, "net": frame_features}}
+PARAMETERS = {name: inspect.signature(getattr(term, "forward", term)).parameters for name, term in TERMS.items()}
+LATENT_TERMS = [name for name, parameters in PARAMETERS.items() if "latent" in parameters]
 # Every term of the reference, so that each option has something to change.
 BASE = {
     "disc_start": 0,
@@ -133,7 +141,8 @@ OPTIONS = {
     "adaptive_weight.max": (1.0,),
     "adaptive_weight.decay": (0.9,),
     "terms": (
-        *({name: 0.5} for name in TERMS),
+        *({name: 0.5} for name in TERMS if name not in LATENT_TERMS),
+        {name: 0.5 for name in LATENT_TERMS} | {"alignment": ALIGNMENT},
         *({"wavelet": Ramp(0.5, steps=2), "gram": {"weight": weight}} for weight in WEIGHTS[1:]),
         {"wavelet": {"weight": 0.5, "params": {"levels": 3}}},
         {"frames": Term(frame_distance, weight=0.1), "gram": 0.2, "temporal": 0.3, "wavelet": 0.4},
@@ -254,14 +263,24 @@ def two_calls(loss, autoencoder, real, step):
     """Return totals, logs and gradients of both steps."""
     torch.manual_seed(step)
     parameters = [*autoencoder.parameters(), *loss.parameters()]
-    calls = (loss(real, autoencoder(real), i, step, aux_of(autoencoder), autoencoder.last_layer) for i in (0, 1))
+    calls = (call(loss, autoencoder, real, i, step) for i in (0, 1))
     return gradients_of_backward(calls, parameters)
+
+
+def call(loss, autoencoder, real, index, step):
+    latent = autoencoder.encoder(real)
+    options = {"latent": latent, "decode": autoencoder.decoder}
+    fake = autoencoder.decoder(latent)
+    return loss(real, fake, index, step, aux_of(autoencoder), autoencoder.last_layer, **options)
 
 
 def one_update(loss, autoencoder, real, step):
     torch.manual_seed(step)
     parameters = [*autoencoder.parameters(), *loss.parameters()]
-    both = loss.update(real, autoencoder(real), step, aux_of(autoencoder), autoencoder.last_layer)
+    latent = autoencoder.encoder(real)
+    options = {"latent": latent, "decode": autoencoder.decoder}
+    fake = autoencoder.decoder(latent)
+    both = loss.update(real, fake, step, aux_of(autoencoder), autoencoder.last_layer, **options)
     return gradients_of_backward((both[:2], both[2:]), parameters)
 
 
@@ -328,8 +347,9 @@ def test_bfloat16_autocast_trains_both_networks(name, value, build, autoencoder,
     real = clip_of(name, clip, dtype=torch.float32)
     for step in steps_of(name, value):
         with torch.autocast("cpu", torch.bfloat16):
-            fake = autoencoder(real)
-            total, log = loss(real, fake, 0, step, aux_of(autoencoder), autoencoder.last_layer)
+            latent = autoencoder.encoder(real)
+            fake, options = autoencoder.decoder(latent), {"latent": latent, "decode": autoencoder.decoder}
+            total, log = loss(real, fake, 0, step, aux_of(autoencoder), autoencoder.last_layer, **options)
         check_finite(total, log)
         optimizer_step(total, [*autoencoder.parameters(), *loss.get_trainable_autoencoder_parameters()])
         assert all(parameter.grad is None for parameter in loss.get_trainable_parameters())

@@ -1,21 +1,40 @@
 """Additional terms: how they are given, what their functions are called with, and the terms that are built in."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from telecine import Ramp
-from telecine.losses import temporal_difference, wavelet_l1
+from telecine import Ramp, VideoAutoencoderLoss
+from telecine.losses import (
+    equivariance,
+    latent_masking,
+    latent_noise,
+    local_correlation,
+    scale_equivariance,
+    temporal_difference,
+    wavelet_l1,
+)
 from telecine.objective.batch import make_batch
 from telecine.objective.config import ObjectiveConfig
 from telecine.objective.terms import RESERVED, TERMS, Term, as_terms, mean, total, weighted
-from telecine.perceptual import gram, gram_distance
+from telecine.perceptual import Alignment, gram, gram_distance
 
 
 def edges(*, reconstruction, target, power=1.0):
     """Compare differences of neighbouring columns."""
     return ((reconstruction.diff(dim=-1) - target.diff(dim=-1)).abs() ** power).mean()
+
+
+class Half(nn.Module):
+    def __init__(self, factor=0.5):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor))
+
+    def forward(self, reconstruction, target):
+        return self.factor * (reconstruction - target).abs().mean()
 
 
 def term_of(value, name="edges"):
@@ -53,8 +72,20 @@ class TestForms:
         assert Term("wavelet", params={"levels": 2}).function.keywords == {"levels": 2}
 
     def test_the_built_in_ones(self):
-        assert {"wavelet": wavelet_l1, "temporal": temporal_difference, "gram": gram} == TERMS
-        assert {name: term.function for name, term in as_terms(dict.fromkeys(TERMS, 1.0)).items()} == TERMS
+        assert {
+            "wavelet": wavelet_l1,
+            "temporal": temporal_difference,
+            "gram": gram,
+            "equivariance": equivariance,
+            "scale_equivariance": scale_equivariance,
+            "local_correlation": local_correlation,
+            "latent_masking": latent_masking,
+            "latent_noise": latent_noise,
+            "alignment": Alignment,
+        } == TERMS
+        functions = {name: function for name, function in TERMS.items() if not isinstance(function, type)}
+        assert len(functions) == 8
+        assert {name: term.function for name, term in as_terms(dict.fromkeys(functions, 1.0)).items()} == functions
         assert as_terms(None) == {}
 
     def test_the_order_is_kept(self):
@@ -65,7 +96,11 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("name", "value", "message"),
         [
-            ("edgez", 0.5, r"`target` must be one of 'wavelet', 'temporal', 'gram', or the dotted path .*'edgez'.*Use"),
+            (
+                "edgez",
+                0.5,
+                r"`target` must be one of 'wavelet', 'temporal', 'gram', .*, or the dotted path .*'edgez'.*Use",
+            ),
             ("wavelets", 0.5, r"`target` must be one of .*but got 'wavelets'. Did you mean `wavelet`\?"),
             ("x", {"target": "nowhere.edges"}, r"`target` must be in telecine or .*'nowhere.edges'. If you trust it"),
             (
@@ -81,7 +116,17 @@ class TestMistakes:
             ("wavelet", -1, r"`terms.wavelet.weight` must be a finite number >= 0, but got -1"),
             ("wavelet", "much", r"`terms.wavelet` must be a `Term`, a dict of its fields, or a weight, but got 'much'"),
             ("x", edges, r"but got <function .*Write Term\(x, weight=0.1\)"),
-            ("x", {"target": nn.ReLU}, r"`target` must be a function or a module, .*Pass an instance, `ReLU\(...\)`"),
+            ("x", {"target": Ramp}, r"`target` must be a function, a module or a .*Pass an instance, `Ramp\("),
+            (
+                "x",
+                {"target": Half, "params": {"facto": 2}},
+                r"`params.facto` must .* of Half.*Did you mean `factor`",
+            ),
+            (
+                "alignment",
+                0.5,
+                r"`params` must be the arguments of Alignment, .* without 'latent_channels'",
+            ),
             ("x", {"target": "wavelet", "params": {"level": 2}}, r"`params.level` must be a parameter of wavelet_l1"),
             ("two words", {"target": edges}, r"`terms` must be named by an identifier .*but got 'two words'. Rename"),
         ],
@@ -111,7 +156,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("function", "needed"),
         [
-            (lambda *, reconstruction, target, latent: 0, "'latent'"),
+            (lambda *, reconstruction, target, codes: 0, "'codes'"),
             (lambda x, y: 0, "'x', 'y'"),
             (lambda *, reconstruction_features, target: 0, "'target'"),
         ],
@@ -162,12 +207,10 @@ class TestArguments:
             self.call(function, **{option: OPTIONS[option]})
 
     def test_a_module(self):
-        class Half(nn.Module):
-            def forward(self, reconstruction, target):
-                return 0.5 * (reconstruction - target).abs().mean()
-
         _, batch = self.call(lambda given: lambda reconstruction: torch.zeros(()))
-        assert Term(Half())(batch) == 0.5 * (batch.fake - batch.real).abs().mean()
+        for term in (Term(Half()), Term(Half, params={"factor": 0.5})):
+            assert term(batch) == 0.5 * (batch.fake - batch.real).abs().mean()
+            assert term.function is term.function
 
     def test_without_the_mask_a_weight_accounts_for_its_fraction(self):
         def function(given):
@@ -198,6 +241,72 @@ class TestArguments:
         assert Term(compare).uses_features
         assert Term(lambda *, target_features: 0).uses_features
         assert not Term(edges).uses_features
+
+
+class TestLatent:
+    """Terms of the latent are an ordinary part of the graph, up to the encoder."""
+
+    def test_the_gradient_reaches_encoder_and_decoder(self, make_loss, autoencoder, clip):
+        def energy(*, latent, decode, generator):
+            return latent.square().mean() + decode(2 * latent).mean()
+
+        real = clip()
+        latent = autoencoder.encoder(real)
+        fake = autoencoder.decoder(latent)
+        loss = make_loss(perceptual_weight=0, terms={"energy": Term(energy, weight=0.1)})
+        total_loss, log = loss(real, fake, 0, 0, latent=latent, decode=autoencoder.decoder)
+        expected = latent.square().mean() + autoencoder.decoder(2 * latent).mean()
+        torch.testing.assert_close(log["train/energy_loss"], expected.detach())
+        weights = list(autoencoder.parameters())
+        ours, theirs = (
+            torch.autograd.grad(x, weights, retain_graph=True)
+            for x in (total_loss, F.mse_loss(fake, real) + 0.1 * expected)
+        )
+        torch.testing.assert_close(ours, theirs)
+
+    @pytest.mark.parametrize("missing", ["latent", "decode"])
+    def test_a_call_without_them_is_an_error(self, make_loss, autoencoder, pair, missing):
+        given = {"latent": pair[0], "decode": autoencoder.decoder, missing: None}
+        loss = make_loss(perceptual_weight=0, terms={"latent_noise": 1.0})
+        message = rf"`{missing}` must be given for latent_noise, but got None. Pass `{missing}=` of the autoencoder"
+        with pytest.raises(ValueError, match=message):
+            loss(*pair, 0, 0, **given)
+
+    @pytest.mark.parametrize("latent", [torch.zeros(3, 4), torch.zeros(2, 4, dtype=torch.int64), "z"])
+    def test_a_latent_of_other_clips_is_an_error(self, make_loss, pair, latent):
+        with pytest.raises(ValueError, match=r"`latent` must be a floating-point tensor of 2 clips on cpu, but got"):
+            make_loss(perceptual_weight=0)(*pair, 0, 0, latent=latent)
+
+    def test_sample_weights_without_the_mask_for_what_does_not_look_at_pixels(self):
+        seen = {}
+
+        def energy(*, latent, weight=None):
+            seen["weight"] = weight
+            return latent.mean()
+
+        real, fake, latent = torch.zeros(2, 3, 4, 8, 8), torch.ones(2, 3, 4, 8, 8), torch.zeros(2, 4)
+        Term(energy)(make_batch(ObjectiveConfig(), real, fake, None, None, latent=latent, **OPTIONS))
+        assert seen["weight"].tolist() == [1, 3]
+
+    def test_the_weights_of_a_module_are_trained_and_saved(self, make_loss, pair):
+        loss = make_loss(perceptual_weight=0, terms={"half": {"target": Half, "params": {"factor": 2.0}}})
+        (factor,) = loss.get_trainable_autoencoder_parameters()
+        assert loss.state_dict()["term_modules.half_loss.factor"] == 2
+        total_loss, log = loss(*pair, 0, 0)
+        total_loss.backward()
+        torch.testing.assert_close(factor.grad, log["train/half_loss"] / 2)
+        assert loss._ddp_params_and_buffers_to_ignore == [
+            "term_modules.half_loss.factor",
+            ".term_modules.half_loss.factor",
+        ]
+
+    def test_every_loss_builds_its_own_module(self, make_loss):
+        config = make_loss(perceptual_weight=0, terms={"half": {"target": Half}}).config
+        first, second = (VideoAutoencoderLoss(**config.arguments()) for _ in range(2))
+        assert first.term_modules["half_loss"] is first.terms["half"].function
+        assert first.term_modules["half_loss"] is not second.term_modules["half_loss"]
+        copied = copy.deepcopy(first)
+        assert copied.term_modules["half_loss"] is copied.terms["half"].function
 
 
 class TestInTheLoss:

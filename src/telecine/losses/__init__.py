@@ -15,6 +15,14 @@ from telecine.losses.adversarial import (
     vanilla,
 )
 from telecine.losses.divergence import Reduction, kl_to_standard_normal, posterior_kl
+from telecine.losses.latent import (
+    Decode,
+    equivariance,
+    latent_masking,
+    latent_noise,
+    local_correlation,
+    scale_equivariance,
+)
 from telecine.losses.penalty import (
     GRAD_PENALTIES,
     Penalty,
@@ -43,6 +51,7 @@ __all__ = [
     "GAN_LOSSES",
     "GRAD_PENALTIES",
     "RECONSTRUCTION_LOSSES",
+    "Decode",
     "GANLoss",
     "GANLossFunction",
     "GANLosses",
@@ -53,6 +62,7 @@ __all__ = [
     "as_gan_loss",
     "as_penalty",
     "charbonnier",
+    "equivariance",
     "feature_matching",
     "gan_loss",
     "gaussian_nll",
@@ -61,8 +71,11 @@ __all__ = [
     "hinge",
     "kl_to_standard_normal",
     "l1",
+    "latent_masking",
+    "latent_noise",
     "least_squares",
     "lecam",
+    "local_correlation",
     "mse",
     "one_centered",
     "posterior_kl",
@@ -71,6 +84,7 @@ __all__ = [
     "r2",
     "relativistic",
     "sample_norms",
+    "scale_equivariance",
     "temporal_difference",
     "vanilla",
     "wavelet_l1",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from telecine.checks import argument_error, describe
-from telecine.losses import Reduction, posterior_kl
+from telecine.losses import Decode, Reduction, posterior_kl
 from telecine.objective.layer_activations import LayerActivations
 from telecine.precision import at_least_float32
 from telecine.randomness import Generators
@@ -37,6 +37,8 @@ class Batch(NamedTuple):
     """Where the adaptive weight compares gradients."""
     generator: Generators
     grad_hook: Callable[[Tensor], None] | None
+    latent: Tensor | None
+    decode: Decode | None
 
 
 class DiagonalGaussian(Protocol):
@@ -64,6 +66,11 @@ class BatchOptions(TypedDict, total=False):
     """Source of the random frames and of a penalty's noise, on the videos' device: one, or one for each clip."""
     grad_hook: Callable[[Tensor], None] | None
     """Called in the backward with the part of the gradient at the reconstructions that the discriminators cause."""
+    latent: Tensor | None
+    """The latent `(B, ...)` that `reconstructions` were decoded from, for terms that look at it. Unlike the gradients
+    of other terms, theirs are computed by the caller's `backward()`."""
+    decode: Decode | None
+    """The decoder, a function of a latent, for terms that decode a changed one."""
 
 
 def make_batch(
@@ -78,6 +85,8 @@ def make_batch(
     sample_weight: Tensor | None = None,
     generator: Generators = None,
     grad_hook: Callable[[Tensor], None] | None = None,
+    latent: Tensor | None = None,
+    decode: Decode | None = None,
 ) -> Batch:
     """Check the arguments of a call and return what the terms need.
 
@@ -88,6 +97,7 @@ def make_batch(
     check_mask(mask, inputs)
     check_sample_weight(sample_weight, inputs)
     check_last_layer(last_layer)
+    check_latent(latent, inputs)
     mask, sample_weight = (None if x is None else without_inference_mode(x) for x in (mask, sample_weight))
     real = without_inference_mode(inputs.detach())
     # In float32, where the gradients of all terms are added: half precision would round small ones to zero.
@@ -110,6 +120,8 @@ def make_batch(
         grad_at=last_layer if config.adaptive_weight.at == "last_layer" else reconstructions,
         generator=generator,
         grad_hook=grad_hook,
+        latent=latent,
+        decode=decode,
     )
 
 
@@ -219,6 +231,16 @@ def check_sample_weight(weight: object, like: Video) -> None:
     if not fits or (isinstance(weight, Tensor) and weight.device != like.device):
         contract = f"a floating-point tensor of shape ({len(like)},) on {like.device}"
         raise argument_error("sample_weight", contract, describe(weight), "Pass one weight per clip.")
+
+
+def check_latent(latent: object, like: Video) -> None:
+    """Raise a `ValueError` unless it is `None` or a floating-point tensor `(B, ...)` on the videos' device."""
+    if latent is None:
+        return
+    fits = isinstance(latent, Tensor) and latent.is_floating_point() and latent.shape[:1] == like.shape[:1]
+    if not fits or (isinstance(latent, Tensor) and latent.device != like.device):
+        contract = f"a floating-point tensor of {len(like)} clips on {like.device}"
+        raise argument_error("latent", contract, describe(latent), "Pass the autoencoder's `output.latent`.")
 
 
 def check_last_layer(value: object) -> None:

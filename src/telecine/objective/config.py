@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from telecine.checks import (
@@ -323,9 +323,11 @@ class ObjectiveConfig:
     """The adaptive weight."""
     terms: dict[str, float | Term] = field(default_factory=dict)
     """Additional terms by name: `{edges: {target: my_package.edges, weight: 0.1}}`. A number is the weight of a
-    built-in term: "wavelet" (3D Haar coefficients), "temporal" (frame-to-frame changes), "gram" (textures).
+    built-in term: "wavelet" (3D Haar coefficients), "temporal" (frame-to-frame changes), "gram" (textures), or one of
+    the latent: "equivariance", "scale_equivariance", "local_correlation", "latent_masking", "latent_noise",
+    "alignment".
 
-    Source: wavelet 0.1 in WF-VAE and Open-Sora-Plan; gram 0.06 in Cosmos.
+    Source: wavelet 0.1 in WF-VAE and Open-Sora-Plan; gram 0.06 in Cosmos; for those of the latent see below.
 
     Fails: a large weight of "wavelet" sharpens noise. "temporal" does not see slow drifts, and "gram" no positions.
     Compare the logged values before choosing weights: those of "gram" are much larger.
@@ -364,8 +366,8 @@ class ObjectiveConfig:
 
     @property
     def named_terms(self) -> dict[str, Term]:
-        """`terms`, each as a `Term`."""
-        return as_terms(self.terms)
+        """`terms`, each as a new `Term`, so that every objective builds its own modules."""
+        return {name: replace(term) for name, term in as_terms(self.terms).items()}
 
     def arguments(self) -> dict[str, Any]:
         """Return the constructor arguments of `VideoAutoencoderLoss`."""

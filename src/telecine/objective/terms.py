@@ -1,4 +1,4 @@
-"""Additional terms of the autoencoder's loss: a function of both videos, and its weight."""
+"""Additional terms of the autoencoder's loss: a function of the videos or of the latent, and its weight."""
 
 from __future__ import annotations
 
@@ -6,22 +6,42 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from telecine.checks import argument_error, describe, suggestion
 from telecine.imports import import_allowed
-from telecine.losses import temporal_difference, wavelet_l1
+from telecine.losses import (
+    equivariance,
+    latent_masking,
+    latent_noise,
+    local_correlation,
+    scale_equivariance,
+    temporal_difference,
+    wavelet_l1,
+)
 from telecine.objective.batch import Batch
+from telecine.objective.running import with_averaged_gradient
 from telecine.objective.weights import Ramp, Weight, as_ramp
-from telecine.perceptual import gram
+from telecine.perceptual import Alignment, gram
 from telecine.shapes import Scalar
 
 # The built-in terms, which a name alone stands for.
-TERMS: dict[str, Callable[..., Tensor]] = {"wavelet": wavelet_l1, "temporal": temporal_difference, "gram": gram}
-VIDEOS = ("reconstruction", "target", "weight", "mask")
+TERMS: dict[str, Callable[..., Any]] = {
+    "wavelet": wavelet_l1,
+    "temporal": temporal_difference,
+    "gram": gram,
+    "equivariance": equivariance,
+    "scale_equivariance": scale_equivariance,
+    "local_correlation": local_correlation,
+    "latent_masking": latent_masking,
+    "latent_noise": latent_noise,
+    "alignment": Alignment,
+}
+VIDEOS = ("reconstruction", "target", "weight", "mask", "latent", "decode", "generator")
 FEATURES = ("reconstruction_features", "target_features")
 # The log keys `{name}_loss` and the weights `{name}_loss_weight` that the objective has without terms.
 RESERVED = (
@@ -34,12 +54,17 @@ RESERVED = (
 class Term:
     """A function and its weight: `Term(edges, weight=0.1)` adds `0.1 * edges(reconstruction=..., target=...)`.
 
+    A class of modules is called with `params`, when the term is first used; the parameters of a module are trained and
+    saved with the objective, unless they are frozen.
+
     The function is called with those of these arguments that it has parameters for:
 
     - `reconstruction`, `target`: videos `(B, C, T, H, W)`, floating point, in [-1, 1]; masked-out pixels are equal;
     - `weight`: the weight of each clip `(B,)` by which its error is multiplied, or `None` for 1. If the function has no
       parameter `mask`, it is divided by the fraction that a mask keeps, so that a mean over all pixels is right;
-    - `mask`: bool, broadcasts to the videos, or `None`.
+    - `mask`: bool, broadcasts to the videos, or `None`;
+    - `latent`, `decode`: the latent `(B, ...)`, with the graph to the encoder, and the decoder, see `BatchOptions`;
+    - `generator`: the source of random numbers of this call.
 
     It returns a 0-d tensor with its graph. A function of `reconstruction_features` and `target_features` is called
     instead with lists of the perceptual network's feature maps `(N, C, H, W)` of the sampled frames, and returns one
@@ -54,7 +79,7 @@ class Term:
     weight: Weight = 1.0
     """A number, or a ramp."""
     params: Mapping[str, object] = field(default_factory=dict)
-    """Further keyword arguments of the function, such as `{levels: 2}` of "wavelet"."""
+    """Further keyword arguments of the function, such as `{levels: 2}` of "wavelet", or of the class."""
 
     def __post_init__(self) -> None:
         as_ramp("weight", self.weight)
@@ -63,24 +88,39 @@ class Term:
 
     @cached_property
     def function(self) -> Callable[..., Tensor]:
-        """The function with its further arguments."""
+        """The function with its further arguments, or the module that its class builds."""
+        found = self._found
+        if isinstance(found, type):
+            return cast(Callable[..., Tensor], found(**self.params))
+        return partial(found, **self.params) if self.params else found
+
+    @cached_property
+    def _found(self) -> Callable[..., Any]:
+        """The function or class without its further arguments, which are checked."""
         assert self.target is not None
         found = self.target if callable(self.target) else _import(self.target)
-        if isinstance(found, type):
+        if isinstance(found, type) and not issubclass(found, nn.Module):
             remedy = f"Pass an instance, `{found.__name__}(...)`."
-            raise argument_error("target", "a function or a module", describe(found), remedy)
-        parameters = _signature(found).parameters
+            raise argument_error("target", "a function, a module or a class of modules", describe(found), remedy)
+        parameters = inspect.signature(found).parameters if isinstance(found, type) else _signature(found).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         for name, value in self.params.items():
             if name not in parameters and not takes_any:
                 contract = f"a parameter of {_name(found)}"
                 raise argument_error(f"params.{name}", contract, describe(value), suggestion(name, parameters))
-        return partial(found, **self.params) if self.params else found
+        if isinstance(found, type):
+            for name, parameter in parameters.items():
+                if parameter.default is parameter.empty and name not in self.params and not takes_any:
+                    got = f"params without {name!r}"
+                    raise argument_error("params", f"the arguments of {_name(found)}", got, f"Add `params.{name}`.")
+        return found
 
     @cached_property
     def arguments(self) -> tuple[str, ...]:
         """The names of what the function is called with."""
-        parameters = _signature(self.function).parameters.values()
+        signature = _signature(self._found)
+        given = () if isinstance(self._found, type) else self.params
+        parameters = [p for p in signature.parameters.values() if p.name not in given]
         names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         available = FEATURES if set(FEATURES) & set(names) else VIDEOS
         variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -100,31 +140,61 @@ class Term:
         """Whether the function compares features of the perceptual network."""
         return bool(set(FEATURES) & set(self.arguments))
 
+    @property
+    def is_module(self) -> bool:
+        """Whether the function is a module, which may have weights of its own."""
+        return isinstance(self._found, (type, nn.Module))
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the function decodes a latent."""
+        return "decode" in self.arguments
+
     def __call__(self, batch: Batch) -> Scalar:
         """Return the term of a batch, a 0-d tensor with its graph.
 
         Raises:
-            ValueError: If the function returns anything else, or cannot take the mask or the weights of this call.
+            ValueError: If the function returns anything else, cannot take the mask or the weights of this call, or
+                needs a latent or a decoder that this call does not have.
         """
         if "weight" not in self.arguments and batch.clip_weight is not None:
             contract = "a function with the parameter `weight` if a call has `mask` or `sample_weight`"
             remedy = "Add it, and multiply the error of each clip by it."
             raise argument_error(_name(self.function), contract, "one without", remedy)
+        compares_pixels = bool({"reconstruction", "target"} & set(self.arguments))
         given = {
             "reconstruction": batch.fake,
             "target": batch.real,
-            "weight": batch.sample_weight if "mask" in self.arguments else batch.clip_weight,
+            "weight": batch.sample_weight if "mask" in self.arguments or not compares_pixels else batch.clip_weight,
             "mask": batch.mask,
+            "latent": batch.latent,
+            "decode": batch.decode,
+            "generator": batch.generator,
         }
-        value = self.function(**{name: given[name] for name in self.arguments})
+        for name in ("latent", "decode"):
+            if name in self.arguments and given[name] is None:
+                remedy = f"Pass `{name}=` of the autoencoder. A custom module returns its latent, and has a `decode`."
+                raise argument_error(name, f"given for {_name(self.function)}", "None", remedy)
+        value = self._call({name: given[name] for name in self.arguments})
         if not isinstance(value, Tensor) or value.ndim != 0:
             remedy = "Reduce it with `.mean()`, without `.item()`."
             raise argument_error(f"the result of {_name(self.function)}", "a 0-d tensor", describe(value), remedy)
         return value
 
+    def _call(self, given: Mapping[str, object]) -> object:
+        """Call the function. Gradients of a module's weights are averaged over ranks."""
+        function = self.function
+        if not (isinstance(function, nn.Module) and any(p.requires_grad for p in function.parameters())):
+            return function(**given)
+        weights = {name: with_averaged_gradient(weight) for name, weight in function.named_parameters()}
+        return functional_call(function, weights, (), dict(given))
+
 
 def _signature(function: Callable[..., object]) -> inspect.Signature:
-    """Return the signature of a function, or of the `forward` of a module."""
+    """Return the signature of a function, or of the `forward` of a module or a class of modules."""
+    if isinstance(function, type):
+        bound = inspect.signature(function.forward)  # type: ignore[attr-defined]
+        return bound.replace(parameters=list(bound.parameters.values())[1:])  # without `self`
     return inspect.signature(function.forward if isinstance(function, nn.Module) else function)
 
 
@@ -134,7 +204,7 @@ def _name(function: Callable[..., object]) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _import(path: str) -> Callable[..., Tensor]:
+def _import(path: str) -> Callable[..., Any]:
     if path in TERMS:
         return TERMS[path]
     if "." not in path:
@@ -185,6 +255,12 @@ def _from_mapping(name: str, value: Mapping[str, Any]) -> Term:
             raise argument_error(f"terms.{name}.{key}", "a field of a term", got, remedy)
     as_ramp(f"terms.{name}.weight", value.get("weight", 1.0))
     return Term(**value)
+
+
+def modules_of(terms: Mapping[str, Term]) -> nn.ModuleDict:
+    """Return the terms that are modules, named as their losses in the log."""
+    modules = {name: term.function for name, term in terms.items() if term.is_module}
+    return nn.ModuleDict({f"{name}_loss": cast(nn.Module, module) for name, module in modules.items()})
 
 
 def total(terms: Iterable[Scalar], *, like: Tensor) -> Scalar:

@@ -29,7 +29,7 @@ from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.logging import Log, autoencoder_log, discriminator_log, named
 from telecine.objective.perceptual_term import PerceptualTerm, drop_perceptual_weights
 from telecine.objective.running import LeCam, with_averaged_gradient
-from telecine.objective.terms import Term, mean, total, weighted
+from telecine.objective.terms import Term, mean, modules_of, total, weighted
 from telecine.objective.video_discriminator import VideoDiscriminator, check_discriminators
 from telecine.objective.weights import Weight, Weights, WeightSchedule
 from telecine.perceptual import WeightsSource
@@ -63,8 +63,8 @@ class VideoAutoencoderLoss(nn.Module):
     `gp = mean_b (|d sum D(real) / d real_b| - 1)^2`.
 
     `update` computes both on one batch and is faster than two calls. A weight is a number, a `Ramp`, or a dict of a
-    ramp's fields; a term is not computed while its weight is 0. The state dict holds the discriminators, `logvar` and
-    the running averages. It loads checkpoints of the reference, whose frozen LPIPS is skipped.
+    ramp's fields; a term is not computed while its weight is 0. The state dict holds what is learned and the running
+    averages. It loads checkpoints of the reference, whose frozen LPIPS is skipped.
 
     Args:
         disc_start: Step from which the adversarial terms and feature matching count.
@@ -80,8 +80,7 @@ class VideoAutoencoderLoss(nn.Module):
         multiscale_discr_kwargs: Discriminators of the video at 1/2, 1/4, ... of its height and width, each likewise.
         reconstruction: The pixel loss: a `ReconstructionConfig`, or a dict of its fields.
         perceptual, gan, penalty, adaptive_weight: Likewise, with the class of that name.
-        terms: Additional terms by name: a `Term`, a dict of its fields, or the weight of a built-in term ("wavelet",
-            "temporal", "gram"). Logged as `{name}_loss`.
+        terms: By name a `Term`, a dict of its fields, or the weight of a term of `TERMS`. Logged as `{name}_loss`.
         eager_gradients, gradient_checkpointing: How gradients are computed, see `ObjectiveConfig`.
 
     Raises:
@@ -134,11 +133,12 @@ class VideoAutoencoderLoss(nn.Module):
         self.config = config = as_config(ObjectiveConfig, "objective", settings)
         self.weights = WeightSchedule(config)
         self.terms = config.named_terms
+        self.term_modules = modules_of(self.terms)
         self.recon_loss = choose("reconstruction.loss", config.reconstruction.loss, RECONSTRUCTION_LOSSES)
         logvar = torch.full((), config.reconstruction.logvar_init)
         self.logvar = nn.Parameter(logvar) if config.reconstruction.learn_logvar else None
-        # It has no gradient in the discriminators' step. DDP looks the name up with a leading dot and without.
-        self._ddp_params_and_buffers_to_ignore = ["logvar", ".logvar"]
+        # They have no gradient in the discriminators' step. DDP looks names up with a leading dot and without.
+        self._ddp_params_and_buffers_to_ignore = [dot + n for n, _ in self.named_parameters() for dot in ("", ".")]
         self.perceptual = PerceptualTerm(config, vgg_weights, self.weights)
         self.register_load_state_dict_pre_hook(drop_perceptual_weights)
 
@@ -177,8 +177,8 @@ class VideoAutoencoderLoss(nn.Module):
         return [p for d in self.discriminators + self.multiscale_discriminators for p in d.module.parameters()]
 
     def get_trainable_autoencoder_parameters(self) -> list[nn.Parameter]:
-        """Return what the loss itself learns in the autoencoder's step, for the first optimizer: `logvar`, if any."""
-        return [] if self.logvar is None else [self.logvar]
+        """Return what the first optimizer trains besides the autoencoder: `logvar`, and the weights of terms."""
+        return [p for p in (self.logvar, *self.term_modules.parameters()) if p is not None and p.requires_grad]
 
     def forward(
         self,
@@ -202,7 +202,7 @@ class VideoAutoencoderLoss(nn.Module):
                 as diffusers has (its divergence is logged as `kl_loss`), or a dict of them, each logged.
             last_layer: Weight of the decoder's last layer, for the adaptive weight; if sharded, its `LayerActivations`.
             split: Prefix of the log's keys.
-            options: `mask`, `sample_weight`, `generator`, `grad_hook` and `regularization_log`, see `BatchOptions`.
+            options: `mask`, `sample_weight`, `generator`, `latent`, `decode` and others, see `BatchOptions`.
 
         Returns:
             The loss, a 0-d tensor to call `backward()` on, and a log of 0-d detached float32 tensors.

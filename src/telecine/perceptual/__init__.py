@@ -1,5 +1,6 @@
 """The perceptual loss: LPIPS or a custom distance, which frames it compares, and where its weights come from."""
 
+from telecine.perceptual.alignment import Alignment
 from telecine.perceptual.distance import CustomDistance, Perceptual
 from telecine.perceptual.frames import check_num_frames, in_chunks, pick_frames, sample_frame_indices
 from telecine.perceptual.lpips import LPIPS, FeatureTerm, gram, gram_distance, gram_matrix
@@ -16,6 +17,7 @@ from telecine.perceptual.weights import (
 
 __all__ = [
     "LPIPS",
+    "Alignment",
     "CachedWeights",
     "CorruptWeightsError",
     "CustomDistance",

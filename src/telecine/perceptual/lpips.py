@@ -18,7 +18,7 @@ from telecine.perceptual.frames import check_frame_pair
 from telecine.perceptual.frozen import Frozen
 from telecine.perceptual.weights import WeightsSource, load_backbone
 from telecine.precision import at_least_float32, autocast_off
-from telecine.shapes import Frames
+from telecine.shapes import Frames, check_frames
 
 # Map [-1, 1] to the statistics that the backbones were trained with.
 _SHIFT = (-0.030, -0.088, -0.188)
@@ -102,6 +102,21 @@ class LPIPS(Frozen):
             reconstruction_features, target_features = [x for _, x, _, _ in stages], [y for _, _, y, _ in stages]
             features = {"reconstruction_features": reconstruction_features, "target_features": target_features}
             return (lpips, *(term(**features) for term in feature_terms))
+
+    def features(self, frames: Frames) -> list[FeatureMap]:
+        """Return the feature maps of frames `(N, 3, H, W)` in [-1, 1], of each stage; the graph is kept.
+
+        Raises:
+            ValueError: They are not such frames, or too small.
+        """
+        check_frames("frames", frames)
+        _check_fits("frames", frames, self._backbone)
+        weights = self._weights_for(frames.dtype)
+        features = [standardise(frames, weights)]
+        with autocast_off(frames.device):
+            for stage in self._backbone.stages:
+                features.append(run_stage(stage, weights, features[-1]))
+        return features[1:]
 
     def _check(self, reconstruction: Frames, target: Frames) -> None:
         check_frame_pair(reconstruction=reconstruction, target=target)

@@ -1,0 +1,277 @@
+"""Regularisers of the latent, which make it easier to generate: equivariance, local correlation, masking, noise.
+
+All but `local_correlation` decode a changed latent, besides the decoder's pass for the reconstruction. The time and the
+activations of that second pass are their cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from telecine.checks import argument_error, check_count, check_fraction, check_positive, choose
+from telecine.losses.reconstruction import RECONSTRUCTION_LOSSES, weighted_mean
+from telecine.precision import at_least_float32, autocast_off
+from telecine.randomness import Generators, host_rand, rand, randn
+from telecine.shapes import Scalar, Video, check_video
+
+# Of a norm and a standard deviation that may be 0.
+EPSILON = 1e-6
+
+
+Decode: TypeAlias = Callable[[Tensor], Tensor]
+"""A decoder: from a latent `(B, C, t, h, w)` of any height and width to its video `(B, 3, T, H, W)`, not clamped."""
+
+
+def equivariance(
+    *,
+    latent: Tensor,
+    decode: Decode,
+    target: Video,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    generator: Generators = None,
+    min_scale: float = 0.25,
+    loss: str = "mse",
+) -> Scalar:
+    """Return the error of the decoded latent, rotated and down-scaled, against the video, changed in the same way.
+
+    EQ-VAE (Kouzelis et al., arXiv:2502.09509): `d(tau(x), D(tau(z)))`. Here `d` is a pixel loss alone, and
+    the pair without a change, which the paper trains on in half of the steps, is the objective's reconstruction.
+    `tau` is one for the whole batch: one to three quarter turns, and independent scales of height and width. It costs
+    a pass of the decoder over a latent of `scale_h * scale_w` of the size, 37 % on average with `min_scale` 1/4.
+
+    Args:
+        latent: z, `(B, C, t, h, w)`; the graph is kept.
+        decode: D. The graph is kept.
+        target: x, `(B, 3, T, H, W)` in [-1, 1].
+        weight: Non-negative sample weights `(B,)`, see `weighted_mean`.
+        mask: Bool, broadcasts to `target`. A pixel counts if all pixels that it was made of do.
+        generator: Source of the transformation. One on an accelerator costs a host sync; of several, the first counts.
+        min_scale: Smallest scale, in (0, 1]. The largest is just below 1; with 1, nothing is scaled.
+        loss: The pixel loss: "mse", "l1" or "charbonnier".
+
+    Returns:
+        A 0-d tensor, at least float32; smaller is better.
+
+    Raises:
+        ValueError: An argument is out of range, or the decoded video is not a scaled `target`.
+    """
+    check_video("latent", latent)
+    if not 0 < min_scale <= 1:
+        raise argument_error("min_scale", "above 0 and at most 1", min_scale, "Use 0.25, as the paper does.")
+    turn, *sides = host_rand(3, generator)
+    rotate = partial(torch.rot90, k=1 + int(3 * turn), dims=(-2, -1))
+    turned = rotate(latent)
+    size = [_random_side(side, min_scale, draw) for side, draw in zip(turned.shape[-2:], sides, strict=True)]
+    decoded = decode(resized(turned, size))
+    kept = None if mask is None else rotate(mask.expand_as(target))
+    return _compare(decoded, rotate(target), kept, weight, loss)
+
+
+def scale_equivariance(
+    *,
+    latent: Tensor,
+    decode: Decode,
+    target: Video,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    generator: Generators = None,
+    factors: tuple[int, ...] = (2, 4),
+    loss: str = "mse",
+) -> Scalar:
+    """Return the error of the decoded down-scaled latent against the down-scaled video.
+
+    "Improving the Diffusability of Autoencoders" (Skorokhodov et al., arXiv:2502.14831). Height and width
+    are divided by one of `factors`, drawn for the whole batch. It costs a pass of the decoder over a latent of 1/4 or
+    1/16 of the size. Arguments, errors and result are those of `equivariance`, and:
+
+    Args:
+        latent: z, `(B, C, t, h, w)`.
+        decode: The decoder.
+        target: `(B, 3, T, H, W)` in [-1, 1].
+        weight: Non-negative sample weights `(B,)`.
+        mask: Bool, broadcasts to `target`.
+        generator: Source of the factor.
+        factors: Whole numbers; a latent that is smaller than a factor becomes one position.
+        loss: The pixel loss.
+    """
+    check_video("latent", latent)
+    for factor in factors:
+        check_count("factors", factor)
+    (draw,) = host_rand(1, generator)
+    factor = factors[int(len(factors) * draw)]
+    decoded = decode(resized(latent, [max(side // factor, 1) for side in latent.shape[-2:]]))
+    return _compare(decoded, target, mask, weight, loss)
+
+
+def latent_masking(
+    *,
+    latent: Tensor,
+    decode: Decode,
+    target: Video,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    generator: Generators = None,
+    max_ratio: float = 0.75,
+    block: int = 1,
+    loss: str = "mse",
+) -> Scalar:
+    """Return the error of the video that is decoded from a latent with masked positions.
+
+    The latent masked reconstruction of SSVAE (Liu et al., arXiv:2512.05394), which draws ratios of 0, 1/4, 1/2 and 3/4.
+    Here each clip has a ratio from 0 to `max_ratio`, each position is masked with that probability, and a masked one
+    gets the clip's mean of its channel, where the paper learns a token. It costs a full pass of the decoder. Arguments,
+    errors and result are those of `equivariance`, and:
+
+    Args:
+        latent: z, `(B, C, t, h, w)`.
+        decode: The decoder.
+        target: `(B, 3, T, H, W)` in [-1, 1].
+        weight: Non-negative sample weights `(B,)`.
+        mask: Bool, broadcasts to `target`: the pixels that count.
+        generator: Source of the masked positions.
+        max_ratio: Largest fraction of masked positions, below 1.
+        block: Side of the cubes of positions that are masked together.
+        loss: The pixel loss.
+    """
+    check_video("latent", latent)
+    check_fraction("max_ratio", max_ratio, remedy="Use 0.75, as the paper does.")
+    check_count("block", block)
+    batch, device = len(latent), latent.device
+    ratio = max_ratio * rand((batch, 1, 1, 1, 1), generator=generator, device=device)
+    cells = rand((batch, 1, *(-(-size // block) for size in latent.shape[2:])), generator=generator, device=device)
+    is_masked = cells < ratio
+    for axis, size in zip((2, 3, 4), latent.shape[2:], strict=True):
+        is_masked = is_masked.repeat_interleave(block, axis).narrow(axis, 0, size)
+    mean, _ = channel_statistics(latent)
+    decoded = decode(torch.where(is_masked, mean.to(latent.dtype), latent))
+    return _compare(decoded, target, mask, weight, loss)
+
+
+def latent_noise(
+    *,
+    latent: Tensor,
+    decode: Decode,
+    target: Video,
+    weight: Tensor | None = None,
+    mask: Tensor | None = None,
+    generator: Generators = None,
+    scale: float = 0.2,
+    loss: str = "mse",
+) -> Scalar:
+    """Return the error of the video that is decoded from a latent with noise, as a generator's latents have it.
+
+    The noise-augmented decoding of "Diffusion Transformers with Representation Autoencoders" (Zheng et al.,
+    arXiv:2510.11690): the noise of each clip has a standard deviation `|n|` with `n ~ N(0, scale^2)`, in units of the
+    standard deviation of each channel of the clip. It costs a full pass of the decoder. Arguments, errors and result
+    are those of `equivariance`, and:
+
+    Args:
+        latent: z, `(B, C, t, h, w)`.
+        decode: The decoder.
+        target: `(B, 3, T, H, W)` in [-1, 1].
+        weight: Non-negative sample weights `(B,)`.
+        mask: Bool, broadcasts to `target`.
+        generator: Source of the noise.
+        scale: Above 0; 0.8 in the paper, whose latents are of high dimension.
+        loss: The pixel loss.
+    """
+    check_video("latent", latent)
+    check_positive("scale", scale, remedy="Set the term's weight to 0 for no noise.")
+    draw = partial(randn, generator=generator, device=latent.device, dtype=latent.dtype)
+    _, std = channel_statistics(latent)
+    size = scale * draw((len(latent), 1, 1, 1, 1)).abs()
+    decoded = decode(latent + size * std.to(latent.dtype) * draw(latent.shape))
+    return _compare(decoded, target, mask, weight, loss)
+
+
+def local_correlation(*, latent: Tensor, weight: Tensor | None = None, threshold: float = 0.75) -> Scalar:
+    """Return how far the correlation of neighbouring latent positions is below `threshold`.
+
+    The local correlation regularisation of SSVAE (Liu et al., arXiv:2512.05394): channels are normalised over the
+    clip, and positions correlated (Pearson, over channels) with the others of their window of 2 x 2 x 2, or 2 x 2 in
+    the first frame. The mean over the first frame's windows and that over the others count the same. The paper
+    correlates posterior means, has no gradient of the normalisation, and trains with one clip to a batch; here `latent`
+    may be a sample, the gradient is exact, and each clip is compared. It costs next to nothing.
+
+    Args:
+        latent: `(B, C, t, h, w)` with h and w at least 2; the graph is kept. What exceeds whole windows is left out.
+        weight: Non-negative sample weights `(B,)`, see `weighted_mean`.
+        threshold: The correlation that is enough, from 0 to below 1; 0.75 in the paper.
+
+    Returns:
+        A 0-d tensor in [0, 1 + threshold], at least float32; smaller is better, 0 at and above the threshold.
+
+    Raises:
+        ValueError: The latent is too small, or an argument is out of range.
+    """
+    check_video("latent", latent)
+    check_fraction("threshold", threshold, remedy="Use 0.75, as the paper does.")
+    if min(latent.shape[-2:]) < 2:
+        raise argument_error("latent", "at least 2 positions high and wide", latent, "Use larger clips.")
+    mean, std = channel_statistics(latent)
+    with autocast_off(latent.device):
+        z = (at_least_float32(latent) - mean) / std
+        first, rest = z[:, :, :1], z[:, :, 1:]
+        parts = [window_correlation(first, 1)]
+        if rest.shape[2] > 0:
+            parts.append(window_correlation(rest, min(2, rest.shape[2])))
+        return weighted_mean(torch.relu(threshold - torch.stack(parts).mean(0)), weight)
+
+
+def window_correlation(latent: Tensor, num_frames: int) -> Tensor:
+    """Return the mean correlation `(B,)` of pairs of positions in windows of `num_frames` x 2 x 2."""
+    windows = latent.unfold(2, num_frames, num_frames).unfold(3, 2, 2).unfold(4, 2, 2)  # (B, C, t, h, w, n, 2, 2)
+    vectors = windows.movedim(1, -1).flatten(1, 3).flatten(2, -2)  # (B, window, position, C)
+    vectors = vectors - vectors.mean(-1, keepdim=True)
+    unit = vectors * (vectors.square().sum(-1, keepdim=True) + EPSILON**2).rsqrt()
+    # The mean over pairs of different positions: of all n^2 products, without the n of a position with itself.
+    n = unit.shape[2]
+    products = unit.sum(2).square().sum(-1) - unit.square().sum((2, 3))
+    return products.mean(1) / (n * (n - 1))
+
+
+def channel_statistics(latent: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each clip's channels, `(B, C, 1, 1, 1)`, at least float32, with a graph.
+
+    They are those of a clip, not of the batch, so that clips do not depend on each other.
+    """
+    values, axes = at_least_float32(latent), (2, 3, 4)
+    mean = values.mean(axes, keepdim=True)
+    # The gradient is finite for a constant channel, too.
+    return mean, ((values - mean).square().mean(axes, keepdim=True) + EPSILON**2).sqrt()
+
+
+def resized(video: Tensor, size: list[int]) -> Tensor:
+    """Return a video or a latent with frames resized to (height, width), bilinearly and antialiased."""
+    frames = at_least_float32(video).transpose(1, 2).flatten(0, 1)
+    frames = F.interpolate(frames, size=size, mode="bilinear", antialias=True)
+    return frames.unflatten(0, (len(video), -1)).transpose(1, 2)
+
+
+def _random_side(side: int, min_scale: float, draw: float) -> int:
+    """Return a number of positions from `min_scale` of a side up to one less than it, `draw` being in [0, 1)."""
+    low = max(int(min_scale * side), 1)
+    return low + int(draw * (max(side - 1, low) - low + 1))
+
+
+def _compare(decoded: Tensor, target: Tensor, mask: Tensor | None, weight: Tensor | None, loss: str) -> Scalar:
+    """Return the error of a decoded video against the target, resized to its size, over the pixels that count."""
+    distance = choose("loss", loss, RECONSTRUCTION_LOSSES)
+    size = list(decoded.shape[-2:])
+    with autocast_off(decoded.device):
+        fake = at_least_float32(decoded)
+        real = target if list(target.shape[-2:]) == size else resized(target, size)
+        if mask is None:
+            return distance(reconstruction=fake, target=real, weight=weight)
+        mask = mask.expand_as(target)
+        kept = mask if real is target else resized(mask.to(fake.dtype), size) > 1 - EPSILON
+        fraction = kept.to(fake.dtype).mean()
+        value = distance(reconstruction=torch.where(kept, fake, real.to(fake.dtype)), target=real, weight=weight)
+        return value / torch.where(fraction > 0, fraction, torch.ones_like(fraction))

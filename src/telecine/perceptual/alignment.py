@@ -1,0 +1,222 @@
+"""Alignment of the latent with the features of a frozen network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from telecine.checks import argument_error, check_count, check_fraction, describe, suggestion
+from telecine.imports import import_allowed
+from telecine.perceptual.backbones import BACKBONES
+from telecine.perceptual.frames import pick_frames
+from telecine.perceptual.frozen import Frozen
+from telecine.perceptual.lpips import LPIPS
+from telecine.perceptual.weights import WeightsSource
+from telecine.precision import at_least_float32, autocast_off
+from telecine.randomness import Generators, rand
+from telecine.shapes import Frames, Scalar, Video, check_video
+
+# Side of the frames from which the number of features is read if no `size` is given.
+PROBED_SIZE = 64
+EPSILON = 1e-6
+
+
+class Alignment(nn.Module):
+    """How far a linear map of the latent is from the features of a frozen network, as VA-VAE has it.
+
+    The two losses of VA-VAE (Yao et al., arXiv:2501.01423), added up: `relu(1 - cos_margin -
+    cos(Wz, f))` of each position, and `relu(|cos(Wz_i, Wz_j) - cos(f_i, f_j)| - distance_margin)` of each pair of
+    positions of a frame. W is trained with the autoencoder and saved with the objective; the network is neither. The
+    paper's adaptive weight is left out. A call compares one random latent frame of each clip with the last video frame
+    that it was encoded from, and costs a pass of the network over that frame, without a backward.
+
+    Args:
+        latent_channels: Channels of the latent.
+        net: The network: "alex" or "vgg", with the weights of LPIPS; a function or module of frames `(N, 3, H, W)` in
+            [-1, 1] that returns features `(N, F, h, w)`; or the dotted path of a module, or of a class or function
+            that builds one without arguments.
+        weights: The path of a state dict for `net`, `.safetensors` or `.pt`; for "alex" and "vgg" as `LPIPS` has it.
+        size: Height and width to which frames are resized for the network, e.g. 224. Default: those of the video.
+        cos_margin: The m1 of the paper.
+        distance_margin: The m2 of the paper.
+
+    Raises:
+        ValueError: An argument is invalid, or `net` does not return features.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int,
+        net: str | Callable[[Frames], Tensor] = "alex",
+        weights: str | None = None,
+        size: int | None = None,
+        cos_margin: float = 0.5,
+        distance_margin: float = 0.25,
+    ) -> None:
+        super().__init__()
+        check_count("latent_channels", latent_channels)
+        self.size = None if size is None else check_count("size", size)
+        self.cos_margin = check_fraction("cos_margin", cos_margin, remedy="Use 0.5, as the paper does.")
+        self.distance_margin = check_fraction("distance_margin", distance_margin, remedy="Use 0.25, as the paper does.")
+        self.network = FrozenNetwork(build_network(net, weights))
+        num_features = self.network(torch.zeros(1, 3, *[self.size or PROBED_SIZE] * 2)).shape[1]
+        self.projection = nn.Conv2d(latent_channels, num_features, 1)
+
+    def forward(
+        self, *, latent: Tensor, target: Video, weight: Tensor | None = None, generator: Generators = None
+    ) -> Scalar:
+        """Return the sum of both losses, 0-d, at least float32; smaller is better. The graph reaches latent and W.
+
+        Args:
+            latent: `(B, latent_channels, t, h, w)`.
+            target: The encoded video `(B, 3, T, H, W)` in [-1, 1].
+            weight: Non-negative sample weights `(B,)`.
+            generator: Source of the compared frames.
+
+        Raises:
+            ValueError: The latent has other channels.
+        """
+        check_video("latent", latent)
+        if latent.shape[1] != self.projection.in_channels:
+            contract = f"of {self.projection.in_channels} channels, as `latent_channels` says"
+            raise argument_error("latent", contract, latent, f"Set `latent_channels` to {latent.shape[1]}.")
+        num_latent, num_frames = latent.shape[2], target.shape[2]
+        draw = rand((len(latent), 1), generator=generator, device=latent.device)
+        index = (num_latent * draw).long().clamp(max=num_latent - 1)
+        # Causal models encode the first frame alone, and 1 + k latent frames end with the frames 0, n, ..., k n.
+        last = (index * ((num_frames - 1) / max(num_latent - 1, 1))).round().long()
+        frames = pick_frames(target, last)
+        if self.size is not None:
+            frames = F.interpolate(frames, size=(self.size, self.size), mode="bilinear", antialias=True)
+        with autocast_off(latent.device):
+            z = self.projection(at_least_float32(pick_frames(latent, index)).to(self.projection.weight.dtype))
+            features = F.interpolate(self.network(frames).to(z.dtype), size=z.shape[-2:], mode="bilinear")
+            z, f = (unit_vectors(x.flatten(2)) for x in (z, features))
+            point = torch.relu(1 - self.cos_margin - (z * f).sum(1)).mean(1)
+            distance = (z.transpose(1, 2) @ z - f.transpose(1, 2) @ f).abs()
+            pair = torch.relu(distance - self.distance_margin).mean((1, 2))
+            total = point + pair
+            return (total if weight is None else weight.to(total.dtype) * total).mean()
+
+
+class FrozenNetwork(Frozen):
+    """A network of frames `(N, 3, H, W)` whose features have no gradient.
+
+    Args:
+        net: A function, or a module, which is frozen in place; it keeps its precision, float32 at least.
+    """
+
+    def __init__(self, net: Callable[[Frames], Tensor]) -> None:
+        super().__init__()
+        self._hidden = (net,)  # PyTorch does not find a module inside a tuple
+        if isinstance(net, nn.Module):
+            for parameter in net.parameters():  # scripted modules do not support `net.requires_grad_`
+                parameter.requires_grad_(False)
+            net._apply(at_least_float32)
+
+    @torch.no_grad()
+    def forward(self, frames: Frames) -> Tensor:
+        """Return features `(N, F, h, w)`.
+
+        Raises:
+            ValueError: The network returns something else.
+        """
+        (net,) = self._hidden
+        if isinstance(net, nn.Module):
+            net.eval()  # in each call: the module may also belong to a model that is in training mode
+        features = net(frames)
+        if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != len(frames):
+            contract = f"features of shape ({len(frames)}, F, h, w) for frames of shape {tuple(frames.shape)}"
+            remedy = "Wrap it in a function that returns such a map, e.g. of a transformer's tokens."
+            raise argument_error("the result of `net`", contract, describe(features), remedy)
+        return features
+
+    def _move(self, fn: Callable[[Tensor], Tensor]) -> None:
+        (net,) = self._hidden
+        if isinstance(net, nn.Module):
+            net._apply(fn)
+
+
+class BackboneFeatures(nn.Module):
+    """The last feature map of LPIPS' backbone.
+
+    Args:
+        net: "alex" or "vgg".
+        weights: As `LPIPS` has them.
+    """
+
+    def __init__(self, net: str, weights: WeightsSource) -> None:
+        super().__init__()
+        self.lpips = LPIPS(net, weights=weights)
+
+    def forward(self, frames: Frames) -> Tensor:
+        """Return the features of frames in [-1, 1]."""
+        return self.lpips.features(frames)[-1]
+
+
+def build_network(net: str | Callable[[Frames], Tensor], weights: str | None) -> Callable[[Frames], Tensor]:
+    """Return the network that `net` names, with its weights, see `Alignment`.
+
+    Raises:
+        ValueError: There is no such network, or the weights do not fit it.
+    """
+    if isinstance(net, str) and net in BACKBONES:
+        return BackboneFeatures(net, weights)
+    found = import_network(net) if isinstance(net, str) else net
+    if not callable(found):
+        raise argument_error("net", 'a function, a module, "alex" or "vgg"', describe(found), "Pass one.")
+    if weights is None:
+        return found
+    if not isinstance(found, nn.Module):
+        raise argument_error("weights", "left out for a function", repr(weights), "Load them in the function.")
+    load_state(found, Path(weights))
+    return found
+
+
+def import_network(path: str) -> Callable[[Frames], Tensor]:
+    """Return the module at a dotted path, or the one that the class or function there builds.
+
+    Raises:
+        ValueError: There is no network at the path, or its package is not allowed.
+    """
+    if "." not in path:
+        contract = f"one of {', '.join(map(repr, BACKBONES))}, or a dotted path"
+        raise argument_error("net", contract, repr(path), suggestion(path, BACKBONES))
+    try:
+        found = import_allowed(path, "net")
+    except (ImportError, AttributeError) as error:
+        remedy = f"Importing it failed: {error}."
+        raise argument_error("net", "the dotted path of a network", repr(path), remedy) from error
+    built = found() if callable(found) and not isinstance(found, nn.Module) else found
+    if not isinstance(built, nn.Module):
+        contract, got = "the path of a module, or of what builds one", f"{path!r}, {describe(built)}"
+        raise argument_error("net", contract, got, "Return a `torch.nn.Module` from it.")
+    return built
+
+
+def load_state(module: nn.Module, path: Path) -> None:
+    """Load a state dict from a file, without executing pickled code.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: Its names or shapes are not the module's.
+    """
+    if not path.is_file():
+        raise argument_error("weights", "a file", repr(str(path)), "Check the path.", FileNotFoundError)
+    is_safetensors = path.suffix == ".safetensors"
+    state: Mapping[str, Tensor] = load_file(path) if is_safetensors else torch.load(path, "cpu", weights_only=True)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        contract, got = f"those of {type(module).__name__}", " ".join(str(error).split())
+        raise argument_error("weights", contract, got, "Use the file of this net.") from error
+
+
+def unit_vectors(x: Tensor) -> Tensor:
+    """Return `x` divided by its 2-norm over axis 1; the gradient is finite at 0."""
+    return x * (x.square().sum(1, keepdim=True) + EPSILON**2).rsqrt()

@@ -1,0 +1,270 @@
+"""Regularisers of the latent: known values, references, gradients, and decoders without the error."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from telecine.losses import (
+    equivariance,
+    latent_masking,
+    latent_noise,
+    local_correlation,
+    mse,
+    scale_equivariance,
+)
+from telecine.losses.latent import resized
+
+from .harness import LossCase, LossTester, random
+
+SEED = 5
+
+
+def example(seed):
+    """Return a latent and a video of twice its size; with weights for seed 1, with a mask for seeds 2 and 3."""
+    inputs = {"latent": random((2, 1, 1, 2, 4), seed), "target": random((2, 1, 1, 4, 8), seed + 100)}
+    if seed % 2:
+        inputs["weight"] = 1 + random((2,), seed + 200)
+    if seed % 4 > 1:
+        inputs["mask"] = random((2, 1, 1, 4, 8) if seed % 2 else (1, 1, 1, 4, 1), seed + 300) > -0.9
+    return inputs
+
+
+def up(latent):
+    """Decode each position to 2 x 2 pixels of a nonlinear function of its channels."""
+    return latent.sin().repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+
+def seeded(loss, **options):
+    """Return a loss that draws the same numbers in each call, and decodes with `up`."""
+
+    def call(**inputs):
+        torch.manual_seed(SEED)
+        inputs["target"] = inputs["target"].detach()
+        # Tensors without values have no generator.
+        generator = None if inputs["latent"].device.type == "meta" else torch.Generator().manual_seed(SEED)
+        return loss(decode=up, generator=generator, **{**options, **inputs})
+
+    return call
+
+
+def error(fake, real, weight=None, kept=None):
+    kept = torch.ones_like(real, dtype=torch.bool) if kept is None else kept
+    weights = torch.ones(len(real)) if weight is None else weight
+    each = ((fake - real) ** 2 * kept).flatten(1).mean(1) * weights
+    return each.mean() / max(kept.double().mean(), 1e-12)
+
+
+def changed_pair(change, latent, target, weight=None, mask=None):
+    """Return the error between what is decoded from a changed latent and the video, changed in the same way."""
+    z = change(latent, 1)
+    kept = None if mask is None else change(mask.expand_as(target).double(), 2) > 1 - 1e-6
+    return error(up(z), change(target, 2), weight, kept)
+
+
+def turned_and_scaled(x, factor):
+    """The transformation that `equivariance` draws from the seed."""
+    turn, *sides = torch.rand(3, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64).tolist()
+    turned = torch.rot90(x, 1 + int(3 * turn), (-2, -1))
+    positions = [size // factor for size in turned.shape[-2:]]
+    # 1, 2 or 3 of 4 positions, and 1 of 2.
+    size = [1 + int(3 * side) if count == 4 else 1 for count, side in zip(positions, sides, strict=True)]
+    return resized(turned, [factor * count for count in size])
+
+
+def halved(x, factor):
+    return resized(x, [size // 2 for size in x.shape[-2:]])
+
+
+def masked(latent, target, weight=None, mask=None):
+    generator = torch.Generator().manual_seed(SEED)
+    ratio = 0.75 * torch.rand(2, 1, 1, 1, 1, generator=generator)
+    mean = latent.mean((2, 3, 4), keepdim=True)
+    z = torch.where(torch.rand(2, 1, 1, 2, 4, generator=generator) < ratio, mean, latent)
+    return error(up(z), target, weight, None if mask is None else mask.expand_as(target))
+
+
+def noised(latent, target, weight=None, mask=None):
+    draw = partial(torch.randn, generator=torch.Generator().manual_seed(SEED), dtype=torch.float64)
+    std = latent.std((2, 3, 4), correction=0, keepdim=True)
+    z = latent + 0.2 * draw(2, 1, 1, 1, 1).abs() * std * draw(2, 1, 1, 2, 4)
+    return error(up(z), target, weight, None if mask is None else mask.expand_as(target))
+
+
+def correlation_of_pairs(latent, weight=None, threshold=0.75):
+    """Loop over windows and pairs."""
+    axes = (2, 3, 4)
+    z = (latent - latent.mean(axes, keepdim=True)) / latent.std(axes, keepdim=True, correction=0)
+    total = 0.0
+    for index, clip in enumerate(z):
+        parts = []
+        for start, frames in ((0, 1), (1, min(2, clip.shape[1] - 1))):
+            found = []
+            for t in range(start, clip.shape[1] - frames + 1 if start else 1, max(frames, 1)):
+                for h in range(0, clip.shape[2] - 1, 2):
+                    for w in range(0, clip.shape[3] - 1, 2):
+                        window = clip[:, t : t + frames, h : h + 2, w : w + 2].flatten(1).T
+                        r = torch.corrcoef(window)
+                        found.append(r[~torch.eye(len(r), dtype=torch.bool)].mean())
+            if frames:
+                parts.append(torch.stack(found).mean())
+        value = torch.relu(threshold - torch.stack(parts).mean())
+        total += value * (1 if weight is None else weight[index])
+    return total / len(z)
+
+
+def correlation_example(seed):
+    shape = [(2, 3, 3, 2, 3), (1, 3, 1, 2, 2), (2, 3, 2, 3, 2)][seed % 3]
+    inputs = {"latent": random(shape, seed)}
+    if seed % 2:
+        inputs["weight"] = 1 + random(shape[:1], seed + 200)
+    return inputs
+
+
+class TestRegularisers(LossTester):
+    cases = (
+        *(
+            LossCase(
+                name=loss.__name__,
+                loss=seeded(loss, **options),
+                example=example,
+                reference=reference,
+                learns=("latent", "weight"),
+                num_examples=4,
+                half_rel=float("inf") if loss is latent_noise else 2e-2,
+                function=loss,
+                errors=errors,
+            )
+            for loss, options, reference, errors in (
+                (
+                    equivariance,
+                    {},
+                    partial(changed_pair, turned_and_scaled),
+                    (
+                        (
+                            {"min_scale": 0.0},
+                            "`min_scale` must be above 0 and at most 1, but got 0.0 (float). "
+                            "Use 0.25, as the paper does.",
+                        ),
+                    ),
+                ),
+                (scale_equivariance, {"factors": (2,)}, partial(changed_pair, halved), ()),
+                (latent_masking, {}, masked, ()),
+                (latent_noise, {}, noised, ()),
+            )
+        ),
+        LossCase(
+            name="local_correlation",
+            loss=local_correlation,
+            example=correlation_example,
+            reference=correlation_of_pairs,
+            learns=("latent", "weight"),
+            known=(
+                # Channel values (1, -1) and (-1, 1) alternate like a checkerboard: of 6 pairs, 2 are equal, 4 opposite.
+                (
+                    {"latent": torch.tensor([[[1, -1], [-1, 1]], [[-1, 1], [1, -1]]]).double()[None, :, None]},
+                    0.75 + 2 / 6,
+                ),
+                ({"latent": torch.tensor([[[1, 1]] * 2, [[-1, -1]] * 2]).double()[None, :, None]}, 0.75),
+            ),
+            half_rel=5e-2,
+            errors=(
+                (
+                    {"latent": torch.zeros(1, 2, 1, 1, 4)},
+                    "`latent` must be at least 2 positions high and wide, but got a torch.float32 tensor of shape "
+                    "(1, 2, 1, 1, 4) on cpu. Use larger clips.",
+                ),
+            ),
+        ),
+    )
+
+
+def double(latent):
+    """A decoder that only scales up, so that it is equivariant."""
+    frames = latent.transpose(1, 2).flatten(0, 1)
+    frames = F.interpolate(frames, scale_factor=2, mode="nearest")
+    return frames.unflatten(0, (len(latent), -1)).transpose(1, 2)
+
+
+def test_an_equivariant_decoder_has_no_error_and_another_has_one():
+    latent = random((1, 3, 2, 4, 2), 0)
+    turns = set()
+
+    def decode(latent):
+        turns.add(tuple(latent.shape[-2:]))
+        return double(latent)
+
+    for seed in range(6):
+        given = {"latent": latent, "target": double(latent), "min_scale": 1.0}
+        assert equivariance(decode=decode, generator=torch.Generator().manual_seed(seed), **given) == 0
+        # It adds a gradient from left to right, whatever the orientation of the latent.
+        assert equivariance(decode=lambda z: double(z) + torch.arange(2 * z.shape[-1]), **given) > 1
+    assert turns == {(4, 2), (2, 4)}
+
+
+def test_a_factor_is_drawn_and_small_latents_become_one_position():
+    sizes = set()
+
+    def decode(latent):
+        sizes.add(tuple(latent.shape[-2:]))
+        return double(latent)
+
+    given = {"latent": random((1, 3, 1, 2, 9), 0), "target": random((1, 3, 1, 4, 18), 1), "decode": decode}
+    for _ in range(20):
+        scale_equivariance(**given)
+    assert sizes == {(1, 4), (1, 2)}
+    sizes.clear()
+    for _ in range(60):
+        equivariance(**given, min_scale=0.5)
+    assert {side for size in sizes for side in size} == {1, 4, 5, 6, 7, 8}
+
+
+def test_one_generator_for_each_clip():
+    """The first one's seed decides about the transformation, and its numbers stay the same."""
+    given = {"latent": random((2, 3, 1, 4, 4), 0), "target": random((2, 3, 1, 8, 8), 1), "decode": double}
+
+    def value(*seeds):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        states = [generator.get_state() for generator in generators]
+        result = equivariance(**given, generator=generators)
+        assert all(torch.equal(g.get_state(), state) for g, state in zip(generators, states, strict=True))
+        return result.item()
+
+    assert value(1, 2) == value(1, 3)
+    assert len({value(seed, 0) for seed in range(8)}) > 4
+
+
+def test_masking_by_blocks():
+    def decode(latent):
+        changed.append((latent != given["latent"]).any(1)[0])
+        return double(latent)
+
+    changed, given = [], {"latent": random((1, 3, 3, 6, 6), 0), "target": random((1, 3, 3, 12, 12), 1)}
+    for _ in range(20):
+        latent_masking(**given, decode=decode, block=3, max_ratio=0.9)
+    assert 0.2 < torch.stack(changed).double().mean() < 0.8
+    blocks = [block for mask in changed for rows in mask.split(3, 1) for block in rows.split(3, 2)]
+    assert len(blocks) == 80
+    assert all(block.unique().numel() == 1 for block in blocks)
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "message"),
+    [
+        (latent_masking, {"max_ratio": 1.0}, "`max_ratio` must be a number from 0 to below 1"),
+        (latent_noise, {"scale": 0.0}, "`scale` must be a finite number above 0"),
+        (scale_equivariance, {"factors": (0,)}, "`factors` must be a positive int"),
+        (latent_noise, {"loss": "mes"}, "`loss` must be one of 'mse', 'l1', 'charbonnier'"),
+    ],
+)
+def test_bad_options(loss, options, message):
+    with pytest.raises(ValueError, match=message):
+        loss(**example(0), decode=up, **options)
+
+
+def test_the_pixel_loss_can_be_chosen():
+    given = {"latent": random((2, 3, 1, 4, 4), 0), "target": torch.zeros(2, 3, 1, 8, 8).double(), "factors": (1,)}
+    values = {loss: scale_equivariance(**given, decode=double, loss=loss).item() for loss in ("mse", "l1")}
+    expected = mse(reconstruction=given["latent"], target=torch.zeros_like(given["latent"])).item()
+    assert values == {"mse": pytest.approx(expected), "l1": pytest.approx(given["latent"].abs().mean().item())}

@@ -1,0 +1,143 @@
+"""Alignment of the latent with a frozen network's features: values, gradients, and where networks come from."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+
+from telecine.perceptual import Alignment
+from telecine.perceptual.alignment import build_network
+
+
+def colours(frames):
+    """Return mean colours of 4 x 4 pixels as features `(N, 3, h, w)`."""
+    return F.avg_pool2d(frames, 4)
+
+
+class Net(nn.Module):
+    """Features that depend on weights."""
+
+    def __init__(self, features=5):
+        super().__init__()
+        self.conv = nn.Conv2d(3, features, 4, 4)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, frames):
+        return self.drop(self.conv(frames))
+
+
+def no_map(frames):
+    return frames.mean((2, 3))
+
+
+def clips(frames=5):
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(2, 3, frames, 8, 8, generator=generator, dtype=torch.float64) * 2 - 1
+
+
+def identity(**options):
+    """An alignment whose projection is the identity."""
+    term = Alignment(3, net=colours, **options).double()
+    with torch.no_grad():
+        term.projection.weight.copy_(torch.eye(3)[:, :, None, None])
+        term.projection.bias.zero_()
+    return term
+
+
+def latent_of(video):
+    """Return the features of the frames 0, 4, ... of clips, which an alignment compares with the latent."""
+    return F.avg_pool3d(video[:, :, ::4], (1, 4, 4))
+
+
+def test_known_values():
+    video = clips()
+    assert identity(cos_margin=0.0, distance_margin=0.0)(latent=latent_of(video), target=video).abs() < 1e-9
+    # Opposite features: the cosine is -1 everywhere, and distances within a frame are the same.
+    assert identity()(latent=-latent_of(video), target=video).item() == pytest.approx(1.5)
+    weight = torch.tensor([1.0, 3.0]).double()
+    assert identity()(latent=-latent_of(video), target=video, weight=weight).item() == pytest.approx(3.0)
+    # One direction at every position: point terms are relu(0.5 - cos), pair terms relu(|1 - cos(f_i, f_j)| - 0.25).
+    z, f = torch.zeros(2, 3, 1, 2, 2).double(), F.normalize(latent_of(video[:, :, :1]), dim=1)
+    z[:, 0] = 2
+    cosines = torch.einsum("bcthw,bctij->bthwij", f, f).flatten(1)
+    expected = F.relu(0.5 - f[:, 0]).mean() + F.relu((1 - cosines).abs() - 0.25).mean()
+    assert identity()(latent=z, target=video[:, :, :1]).item() == pytest.approx(expected.item())
+
+
+def test_gradcheck():
+    term, video = identity(), clips(1)
+    latent = torch.rand(2, 3, 1, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda z: term(latent=z, target=video), latent.requires_grad_())
+    term(latent=latent, target=video).backward()
+    assert term.projection.weight.grad.any()
+
+
+def test_the_compared_frame_is_drawn():
+    video, term = clips(9), identity(cos_margin=0.0, distance_margin=0.0)
+    latent = latent_of(video)
+    latent[:, :, 1] *= -1  # the frame whose features are wrong
+    generators = [torch.Generator().manual_seed(seed) for seed in range(30)]
+    values = [term(latent=latent, target=video, generator=generator).item() for generator in generators]
+    assert {round(value, 6) for value in values} == {0.0, 1.0, 2.0}  # of two clips, none, one or both
+
+
+def test_the_network_is_frozen_and_hidden():
+    net = Net()
+    term = Alignment(4, net=net, size=16)
+    assert (
+        {name for name, _ in term.named_parameters()}
+        == set(term.state_dict())
+        == {
+            "projection.weight",
+            "projection.bias",
+        }
+    )
+    assert not any(weight.requires_grad for weight in net.parameters())
+    assert term.projection.weight.shape == (5, 4, 1, 1)
+    term.train()
+    features = [term.network(torch.ones(1, 3, 16, 16)) for _ in range(2)]
+    assert torch.equal(*features)
+    term.double()
+    assert net.conv.weight.dtype == torch.float64
+
+
+def test_networks_by_name_with_weights_by_path(tmp_path, cached_weights, monkeypatch):
+    here = f"{__name__}.Net"
+    with pytest.raises(ValueError, match="`net` must be in telecine or in a package that you allow"):
+        build_network(here, None)
+    monkeypatch.setattr("telecine.imports._allowed", {"telecine", __name__})
+    net = Net()
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    torch.save(net.state_dict(), tmp_path / "net.pt")
+    for name in ("net.safetensors", "net.pt"):
+        assert torch.equal(build_network(here, str(tmp_path / name)).conv.weight, net.conv.weight)
+    save_file(Net(features=2).state_dict(), tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"`weights` must be those of Net, but got .*size mismatch for conv.weight"):
+        build_network(here, str(tmp_path / "other.safetensors"))
+    with pytest.raises(FileNotFoundError, match="`weights` must be a file, but got"):
+        build_network(here, str(tmp_path / "none.pt"))
+    assert build_network("alex", None)(torch.zeros(2, 3, 64, 64)).shape == (2, 256, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"net": "alx"}, r"`net` must be one of 'vgg', 'alex', or a dotted path, but got 'alx'. Did you mean `alex`"),
+        ({"net": "telecine.nowhere"}, "`net` must be the dotted path of a network, but got 'telecine.nowhere'"),
+        ({"net": "telecine.__version__"}, "`net` must be the path of a module, or of what builds one"),
+        ({"net": 3}, '`net` must be a function, a module, "alex" or "vgg", but got 3'),
+        ({"net": no_map}, r"`the result of `net`` must be features of shape \(1, F, h, w\) .*of shape \(1, 3\)"),
+        ({"net": colours, "weights": "x.pt"}, "`weights` must be left out for a function"),
+        ({"net": colours, "cos_margin": 1}, "`cos_margin` must be a number from 0 to below 1"),
+        ({"net": colours, "size": 0}, "`size` must be a positive int"),
+    ],
+)
+def test_bad_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        Alignment(3, **options)
+
+
+def test_another_number_of_channels():
+    with pytest.raises(ValueError, match=r"`latent` must be of 3 channels, .* Set `latent_channels` to 2\."):
+        identity()(latent=torch.zeros(2, 2, 1, 2, 2), target=clips())
