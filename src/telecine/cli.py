@@ -1,4 +1,4 @@
-"""The command line: `telecine train | plan | evaluate | reconstruct | report | checkpoint | weights`."""
+"""The command line: `telecine train | plan | evaluate | latents | reconstruct | report | checkpoint | weights`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ from telecine import __version__
 from telecine.checks import argument_error, check_count, nearest
 from telecine.devices import gigabytes, parse_memory
 from telecine.evaluation.compare import Comparison, compare
-from telecine.evaluation.config import EvaluateConfig, ReconstructConfig
+from telecine.evaluation.config import EvaluateConfig, LatentsConfig, ReconstructConfig
 from telecine.evaluation.difference import CONFIDENCE
 from telecine.evaluation.evaluate import Evaluation, evaluate
+from telecine.evaluation.latent_page import write_latents
+from telecine.evaluation.latents import LatentReport, describe, measure_latent_spaces
 from telecine.evaluation.reconstruct import reconstruct
 from telecine.manifest import DamagedError, damage_of
 from telecine.perceptual import weights
@@ -71,6 +73,14 @@ def run_evaluate(settings: Namespace, config: EvaluateConfig) -> None:
         print_evaluation(evaluation)
     if settings.output is not None:
         console.print(f"written to {settings.output}", soft_wrap=True)
+
+
+def run_latents(settings: Namespace, config: LatentsConfig) -> None:
+    """Measure the latent space of autoencoders: channels, spectrum, equivariance, noise, drift; write a page."""
+    report = measure_latent_spaces(settings.models, config)
+    print_latents(report)
+    page = write_latents(report, Path(settings.output))
+    console.print(f"written to {page.parent}; open {page} in a browser", soft_wrap=True)
 
 
 def run_reconstruct(settings: Namespace, config: ReconstructConfig) -> None:
@@ -176,6 +186,19 @@ COMMANDS = {
     "train": Command(run_train, TrainConfig, (STEAL_LOCK, ALLOW_CODE)),
     "plan": Command(run_plan, TrainConfig, (MEMORY, PROCESSES, ALLOW_CODE)),
     "evaluate": Command(run_evaluate, EvaluateConfig, (SUBJECT, FIGURES, COMPARE)),
+    "latents": Command(
+        run_latents,
+        LatentsConfig,
+        (
+            Argument(
+                ("models",),
+                "Folders of runs (their last checkpoints), of checkpoints or of saved autoencoders, or names on the "
+                "Hub; several are shown side by side.",
+                {"nargs": "+"},
+            ),
+            Argument(("-o", "--output"), "Folder for latents.html and latents.json.", {"default": "latents"}),
+        ),
+    ),
     "reconstruct": Command(
         run_reconstruct,
         ReconstructConfig,
@@ -378,6 +401,15 @@ def print_evaluation(evaluation: Evaluation) -> None:
     console.print(table)
     for name, reason in protocol.absent:
         console.print(f"no {name}: {reason}", soft_wrap=True)
+
+
+def print_latents(report: LatentReport) -> None:
+    """Print a few numbers about each model."""
+    lines = [describe(space) for space in report.models]
+    table = Table("latent", *(Column(space.title, overflow="fold") for space in report.models))
+    for name in dict.fromkeys(name for line in lines for name in line):
+        table.add_row(name, *(f"{line[name]:.4g}" if name in line else "-" for line in lines))
+    console.print(table)
 
 
 def print_comparison(comparison: Comparison) -> None:

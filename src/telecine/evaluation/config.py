@@ -1,4 +1,4 @@
-"""Settings of `telecine evaluate` and `telecine reconstruct`."""
+"""Settings of `telecine evaluate`, `telecine latents` and `telecine reconstruct`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from telecine.runs import Weights
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
-    """Which clips are measured, and with which metrics."""
+class MeasuredClips:
+    """Which clips are measured, and with which weights of a run."""
 
     data: str | None = None
-    """The input videos: a folder (searched recursively) or one video. Required unless --compare is given."""
+    """The input videos: a folder (searched recursively) or one video. Required to measure."""
     weights: Weights = "ema"
     """Weights of a checkpoint: the moving average ("ema") or the trained ones ("model")."""
     max_clips: int = 100
@@ -31,16 +31,12 @@ class EvaluateConfig:
     """Width of a clip. Default: like `height`."""
     stride: int | None = None
     """Distance between the frames of a clip. Default: as in the training run, or 1 without a run."""
-    features: str | None = None
-    """Network of the Frechet distance between all reconstructions and all inputs: the path of an I3D as TorchScript
-    (reported as fvd), or "transnetv2" (reported as frechet_transnetv2; needs telecine[frechet]). Needs more clips than
-    the network has features."""
     device: DeviceName = "auto"
     """Device to compute on."""
 
     def __post_init__(self) -> None:
-        for name in ("data", "features"):  # a shell does not expand the `~` of `--data=~/videos`
-            if getattr(self, name) is not None:
+        for name in ("data", "features", "base"):  # a shell does not expand the `~` of `--data=~/videos`
+            if getattr(self, name, None) is not None:
                 object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
 
     def clip_config(self, base: ClipConfig) -> ClipConfig:
@@ -48,6 +44,25 @@ class EvaluateConfig:
         values = {name: getattr(self, name) for name in ("num_frames", "height", "width", "stride")}
         values = {name: value for name, value in values.items() if value is not None}
         return replace(base, **values, buckets=(), image_ratio=0.0, scale_jitter=1.0, cache=False)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(MeasuredClips):
+    """Which clips are measured, and with which metrics."""
+
+    features: str | None = None
+    """Network of the Frechet distance between all reconstructions and all inputs: the path of an I3D as TorchScript
+    (reported as fvd), or "transnetv2" (reported as frechet_transnetv2; needs telecine[frechet]). Needs more clips than
+    the network has features."""
+
+
+@dataclass(frozen=True)
+class LatentsConfig(MeasuredClips):
+    """Which clips are encoded, and the model whose latents they are compared with."""
+
+    base: str | None = None
+    """Measure the drift from this model's latents: a run, a checkpoint or a saved autoencoder, e.g. the one that was
+    fine-tuned."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from telecine.checks import argument_error, check_count
 from telecine.data import Clip, ClipConfig, Span, VideoInfo, find_videos, index_videos, iterate_validation_clips
 from telecine.data.find import files_below
 from telecine.data.source import VIDEO_SUFFIXES
-from telecine.evaluation.config import EvaluateConfig
+from telecine.evaluation.config import EvaluateConfig, MeasuredClips
 from telecine.runs import CONFIG_FILE, Weights, find_checkpoint
 from telecine.settings_file import read_yaml
 from telecine.shapes import Video
@@ -111,7 +111,7 @@ class VideoSource:
         return clip["video"][None].to(target)
 
 
-def model_source(checkpoint: Path, config: EvaluateConfig, device: torch.device) -> ModelSource:
+def model_source(checkpoint: Path, config: MeasuredClips, device: torch.device) -> ModelSource:
     """Load an autoencoder, to be measured on clips of its run's size, or of the default size without a run.
 
     Raises:

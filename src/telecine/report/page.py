@@ -120,6 +120,28 @@ class VideoFolder:
 
 def render(runs: Sequence[ReportedRun], validations: Sequence[ValidationData]) -> str:
     """Return the page as HTML."""
+    all_plots = plots([run.records for run in runs])
+    names = [run.name for run in runs]
+    data = {"runs": names, "plots": [_plot_data(plot) for plot in all_plots], "validations": validations}
+    return (
+        page_environment()
+        .get_template("page.html")
+        .render(
+            runs=runs,
+            data=data,
+            metrics=metric_table(runs),
+            table=table(all_plots, names),
+            settings=side_by_side_settings([run.settings for run in runs]),
+            environment=side_by_side_settings([run.environment for run in runs]),
+            num_warnings=sum(len(run.warnings or ()) for run in runs),
+            version=__version__,
+            made=timestamp(),
+        )
+    )
+
+
+def page_environment() -> Environment:
+    """Return what renders the templates of this package."""
     environment = Environment(
         loader=PackageLoader("telecine.report"),
         autoescape=True,
@@ -130,20 +152,12 @@ def render(runs: Sequence[ReportedRun], validations: Sequence[ValidationData]) -
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters |= {"short": short, "even": even}
     environment.globals["asset"] = lambda name: Markup(_source(environment, name))
-    all_plots = plots([run.records for run in runs])
-    names = [run.name for run in runs]
-    data = {"runs": names, "plots": [_plot_data(plot) for plot in all_plots], "validations": validations}
-    return environment.get_template("page.html").render(
-        runs=runs,
-        data=data,
-        metrics=metric_table(runs),
-        table=table(all_plots, names),
-        settings=side_by_side_settings([run.settings for run in runs]),
-        environment=side_by_side_settings([run.environment for run in runs]),
-        num_warnings=sum(len(run.warnings or ()) for run in runs),
-        version=__version__,
-        made=f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC",
-    )
+    return environment
+
+
+def timestamp() -> str:
+    """Return the present time, for the foot of a page."""
+    return f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"
 
 
 def metric_table(runs: Sequence[ReportedRun]) -> MetricTable:

@@ -1,0 +1,88 @@
+"""Measures of latents: known values of latents whose properties are known."""
+
+import math
+
+import pytest
+import torch
+
+from telecine.evaluation.latent_measures import (
+    autocorrelation,
+    covariance_eigenvalues,
+    dead_channels,
+    effective_rank,
+    high_frequency_share,
+    kurtosis,
+    radial_spectrum,
+    scaled_video,
+    summary,
+)
+
+
+def noise(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def wave(frequency, size=16):
+    """A latent of one channel whose rows are a cosine of so many cycles per position."""
+    return torch.cos(2 * math.pi * frequency * torch.arange(size)).expand(1, 1, 1, size, size)
+
+
+def test_kurtosis_of_a_normal_a_uniform_and_a_constant_channel():
+    latents = torch.cat([noise(4, 1, 2, 32, 32), torch.rand(4, 1, 2, 32, 32) * 5 + 1, torch.ones(4, 1, 2, 32, 32)], 1)
+    assert kurtosis(latents) == pytest.approx([3.0, 1.8, 0.0], abs=0.15)
+
+
+def test_dead_channels():
+    assert dead_channels([1.0, 0.005, 0.02, 0.0]) == [1, 3]
+
+
+def test_eigenvalues_and_effective_rank():
+    z = noise(2, 2, 3, 32, 32)
+    three = torch.cat([2 * z[:, :1], z[:, 1:], 2 * z[:, :1]], 1)  # the third channel repeats the first
+    first, second, third = covariance_eigenvalues(three)
+    assert (first, second, third) == pytest.approx((8, 1, 0), abs=0.4)
+    assert effective_rank([1.0, 1.0, 1.0, 0.0]) == pytest.approx(3)
+    assert effective_rank([5.0, 0.0]) == pytest.approx(1)
+    p = (0.8, 0.2)
+    assert effective_rank([8.0, 2.0]) == pytest.approx(math.exp(-sum(x * math.log(x) for x in p)))
+
+
+@pytest.mark.parametrize("frequency", [1 / 16, 3 / 16, 6 / 16])
+def test_the_spectrum_of_a_wave_is_one_line(frequency):
+    frequencies, shares = radial_spectrum(wave(frequency))
+    assert frequencies[:3] == [1 / 16, 2 / 16, 3 / 16]
+    assert sum(shares) == pytest.approx(1)
+    assert shares[frequencies.index(frequency)] == pytest.approx(1)
+    assert high_frequency_share(wave(frequency)) == pytest.approx(float(frequency > 0.25), abs=1e-9)
+
+
+def test_white_noise_has_the_share_of_high_frequencies_of_the_area():
+    # All frequencies but those in a circle of radius 1/4.
+    assert high_frequency_share(noise(8, 2, 2, 32, 32)) == pytest.approx(1 - math.pi / 16, abs=0.03)
+    assert high_frequency_share(torch.ones(1, 2, 1, 4, 4)) == 0
+
+
+def test_autocorrelation():
+    z = noise(2, 2, 3, 32, 32)
+    assert autocorrelation(z, (3, 4), 3) == pytest.approx([0, 0, 0], abs=0.03)
+    still = noise(2, 1, 1, 32, 32).expand(-1, -1, 4, -1, -1)
+    assert autocorrelation(still, (2,), 8) == pytest.approx([1, 1, 1])
+    # Of a wave along the width, constant along the height: the mean of both directions.
+    assert autocorrelation(wave(0.25), (3, 4), 2) == pytest.approx([0.5 * (1 + 0), 0.5 * (1 - 1)], abs=0.1)
+    assert autocorrelation(z[:, :, :1], (2,), 8) == []
+
+
+def test_the_video_at_the_size_of_its_latent():
+    video = torch.arange(9.0).view(1, 1, 9, 1, 1).expand(1, 3, 9, 8, 16)
+    small = scaled_video(video, torch.zeros(1, 4, 3, 2, 4))
+    assert small.shape == (1, 3, 3, 2, 4)
+    assert small[0, 0, :, 0, 0].tolist() == pytest.approx([0, 4, 8])
+    assert scaled_video(video[:, :, :1], torch.zeros(1, 4, 1, 2, 4)).shape == (1, 3, 1, 2, 4)
+
+
+def test_the_summary():
+    found = summary(torch.cat([2 * noise(4, 1, 2, 16, 16), torch.zeros(4, 1, 2, 16, 16)], 1))
+    assert found["std"] == pytest.approx(1, rel=0.05)
+    assert found["dead_channels"] == 1
+    assert found["effective_rank"] == pytest.approx(1)
+    assert 0.7 < found["high_frequencies"] < 0.9
