@@ -64,6 +64,7 @@ def settings(recipe: str, folder: Path) -> TrainConfig:
         val_clips=1,
         clips=clips,
         linear_baseline=False,
+        latent_clips=0,
         linear_start=False,
         objective=ObjectiveConfig(perceptual_weight=0.0, adversarial_loss_weight=0.0),
         discriminator=DiscriminatorConfig(video="none"),

@@ -210,6 +210,7 @@ def tiny(output: Path) -> TrainConfig:
         val_clips=1,
         save_every=1,
         linear_baseline=False,
+        latent_clips=2,
         linear_start=False,
         clips=ClipConfig(num_frames=5, height=32, width=32, num_workers=1),
         causal_vae=CausalVAEConfig(

@@ -57,7 +57,13 @@ SETTINGS = (
 SMOKE = (
     *("--clips.height=32", "--clips.width=32", "--clips.num_workers=0", "--clips.cache=false", "--val_clips=1"),
     *("--objective.perceptual.net=alex", "--objective.gan.disc_train_start=2", "--objective.disc_start=4"),
-    *("--discriminator.dim=1", "--optimizer.lr=4e-3", "--optimizer.warmup_steps=2", "--linear_baseline=false"),
+    *(
+        "--discriminator.dim=1",
+        "--optimizer.lr=4e-3",
+        "--optimizer.warmup_steps=2",
+        "--linear_baseline=false",
+        "--latent_clips=2",
+    ),
 )
 
 

@@ -113,9 +113,13 @@ def as_bytes(tensor: Tensor) -> bytes:
 
 
 def records(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of `metrics.jsonl` without clocks."""
+    """Return the lines of `metrics.jsonl` without clocks, and without what some versions do not measure."""
     lines = (run / METRICS).read_text(encoding="utf-8").splitlines()
-    return [{name: value for name, value in json.loads(line).items() if CLOCK not in name} for line in lines]
+    left_out = (CLOCK, "latent/")
+    return [
+        {name: value for name, value in json.loads(line).items() if not any(part in name for part in left_out)}
+        for line in lines
+    ]
 
 
 def digests(run: Path) -> dict[str, str]:

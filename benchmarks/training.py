@@ -27,6 +27,7 @@ from telecine.training.step import MicroBatch, set_learning_rates, train_step
 
 SMOKE: dict[str, Any] = {
     "val_clips": 3,
+    "latent_clips": 2,
     "objective": {"perceptual": {"net": "alex"}},
     "clips": {"num_frames": 5, "height": 32, "width": 32},
     "causal_vae": {"base_channels": 4, "latent_channels": 2},

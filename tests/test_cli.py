@@ -189,6 +189,7 @@ def test_a_value_in_place_of_a_group_is_named(capsys, tmp_path):
 def test_a_run_that_cannot_be_written_is_one_clear_line(capsys, tmp_path):
     (tmp_path / "file").touch()
     size = ["--clips.height", "32", "--clips.width", "32", "--discriminator.dim", "1", "--linear_baseline", "false"]
+    size += ["--latent_clips", "2"]
     size += ["--clips.cache", "false", "--linear_start", "false"]
     error = error_of(capsys, "train", "--output_dir", str(tmp_path / "file" / "run"), "--config", "demo", *size)
     assert str(tmp_path / "file") in error
@@ -236,7 +237,7 @@ def test_a_truncated_file_among_good_ones_is_skipped_named_and_counted(tmp_path,
     small = ["--clips.height", "32", "--clips.width", "32", "--clips.num_workers", "0", "--val_clips", "1"]
     small += ["--clips.cache", "false"]
     tiny = ["--causal_vae.base_channels", "8", "--batch_size", "1", "--device", "cpu", "--discriminator.dim", "1"]
-    tiny += ["--linear_baseline", "false", "--linear_start", "false"]
+    tiny += ["--linear_baseline", "false", "--linear_start", "false", "--latent_clips", "2"]
     assert main([*arguments, *small, *tiny]) == 0
     out = capsys.readouterr().out
     assert "1 videos, 1 skipped" in out

@@ -13,6 +13,7 @@ val_clips: 1
 device: cpu
 trackers: []
 linear_baseline: false
+latent_clips: 2
 clips: {num_frames: 5, height: 32, width: 32, num_workers: 0, cache: true}
 causal_vae: {base_channels: 8, blocks_per_level: 1}
 objective: {perceptual_weight: 0}

@@ -110,6 +110,7 @@ def tiny_config():
             val_every=3,
             val_clips=2,
             save_every=3,
+            latent_clips=2,
             clips=ClipConfig(num_frames=5, height=32, width=32, num_workers=0),
             linear_baseline=False,
             linear_start=False,

@@ -13,6 +13,7 @@ from telecine.discriminators import (
 )
 from telecine.training import DiscriminatorConfig, ObjectiveConfig
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_objective, build_state
+from telecine.training.checkpoint_files import save_tensors
 from telecine.training.optim import set_lr
 
 
@@ -98,3 +99,57 @@ def test_validation_clips_from_separate_videos(tiny):
     num_frames = [sum(span.num_frames for span in clips.train.spans) for clips in (held_out, separate)]
     assert num_frames[0] < num_frames[1], "nothing is held out"
     assert len(separate.val) == 2
+
+
+@pytest.fixture
+def other_run(tiny, tmp_path):
+    """Return a function that writes a checkpoint of another run with these discriminators, and returns both."""
+
+    def write(**settings):
+        torch.manual_seed(1)
+        weight = 0.0 if settings.get("video") == "none" else 0.5
+        objective = ObjectiveConfig(adversarial_loss_weight=weight, perceptual={"net": "alex"})
+        loss = build_objective(tiny(discriminator=DiscriminatorConfig(**settings), objective=objective))
+        folder = tmp_path / "other" / "checkpoints" / "step-00000002"
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text("{}")
+        save_tensors(folder / "objective.safetensors", loss.state_dict())
+        return loss, str(tmp_path / "other")
+
+    return write
+
+
+def with_discriminators_of(tiny, run, **settings):
+    config = tiny(discriminator=DiscriminatorConfig(init=run, **settings))
+    return build_state(config, build_accelerator(config), build_autoencoder(config)).objective
+
+
+def test_discriminators_of_another_run(tiny, other_run):
+    theirs, run = other_run(dim=2)
+    ours = with_discriminators_of(tiny, run, dim=2)
+    expected = theirs.discr_3d.state_dict()
+    assert len(expected) > 5
+    assert all(torch.equal(weight, expected[name]) for name, weight in ours.discr_3d.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "message"),
+    [
+        (
+            {"dim": 2},
+            {"dim": 4},
+            r"a run with the same discriminators, but got discr_3d\..* instead of .* and \d+ more",
+        ),
+        ({"dim": 2, "video": "patch"}, {"dim": 2}, "a run with the same discriminators, but got no discr_3d"),
+        ({"video": "none"}, {"dim": 2}, "given with discriminators of .*other, but got none"),
+    ],
+)
+def test_discriminators_that_do_not_fit(tiny, other_run, theirs, ours, message):
+    _, run = other_run(**theirs)
+    with pytest.raises(ValueError, match=rf"`discriminator.init` must be {message}"):
+        with_discriminators_of(tiny, run, **ours)
+
+
+def test_discriminators_of_no_run(tiny, tmp_path):
+    with pytest.raises(ValueError, match=r"`discriminator.init` must be a run with a checkpoint, .*, without one"):
+        with_discriminators_of(tiny, str(tmp_path / "nothing"), dim=2)

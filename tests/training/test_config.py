@@ -256,3 +256,11 @@ def test_paths_may_begin_with_the_users_folder(monkeypatch):
     config = TrainConfig(**{name: f"~/{name}" for name in names})
     assert [getattr(config, name) for name in names] == [f"/users/me/{name}" for name in names]
     assert TrainConfig(data="a/~/b").data == "a/~/b"
+
+
+def test_terms_that_decode_do_not_go_with_sharded_weights():
+    objective = ObjectiveConfig(terms={"local_correlation": 0.1})
+    assert TrainConfig(sharding="fsdp2", objective=objective).sharding == "fsdp2"
+    objective = ObjectiveConfig(terms={"latent_noise": 0.1})
+    with pytest.raises(ValueError, match=r'`sharding` must be "none" with terms that decode, but got .*latent_noise'):
+        TrainConfig(sharding="fsdp2", objective=objective)

@@ -86,6 +86,28 @@ def test_an_update_with_every_network_and_back_to_diffusers(diffusers_config, na
         ours = adapter(clip, sample_posterior=False).video
         theirs = DiffusersAutoencoder(loaded).eval()(clip, sample_posterior=False).video
     assert torch.equal(ours, theirs)
+    check_statistics(trainer, config)
+
+
+def check_statistics(trainer, config):
+    """Compare the statistics in the saved model with its latents of the clips that they were measured on."""
+    folder = checkpoints(Path(config.output_dir))[-1][1] / "ema"
+    model = DiffusersAutoencoder(AutoModel.from_pretrained(str(folder))).eval()
+    with torch.no_grad():
+        clips = [trainer.clips.train[index]["video"][None] for index in range(config.latent_clips)]
+        latents = torch.cat([model.encode(clip).mode() for clip in clips])
+    saved = model.latent_normalisation()
+    if "latents_mean" in saved:
+        mean, std = (torch.tensor(saved[key]).view(1, -1, 1, 1, 1) for key in ("latents_mean", "latents_std"))
+        normalised = (latents - mean) / std  # as a pipeline does
+        assert normalised.mean((0, 2, 3, 4)).tolist() == pytest.approx([0.0] * mean.numel(), abs=0.01)
+        assert normalised.std((0, 2, 3, 4), correction=0).tolist() == pytest.approx([1.0] * mean.numel(), rel=0.01)
+        torch.testing.assert_close(normalised * std + mean, latents)
+    elif saved:
+        assert (latents * saved["scaling_factor"]).std(correction=0).item() == pytest.approx(1.0, rel=0.01)
+        assert saved["scaling_factor"] != trainer.normalisation["scaling_factor"]
+    else:
+        assert type(model.module).__name__ in ("AutoencoderKLKVAEVideo", "AutoencoderVidTok")
 
 
 def copy_into_memory(model):
@@ -108,6 +130,9 @@ def test_training_the_decoder_alone_keeps_the_latents_bit_for_bit(diffusers_conf
     copy_into_memory(adapter)
     with torch.no_grad():
         assert torch.equal(adapter.encode(clip).mode(), before)
+    kept = DiffusersAutoencoder(tiny_model(name)).latent_normalisation()
+    assert kept
+    assert adapter.latent_normalisation() == kept
     assert trainer.state.last_layer is adapter.last_layer or trainer.state.last_layer.requires_grad
 
 

@@ -76,6 +76,9 @@ def runs(tmp_path_factory, cached_weights, tiny_config, forks):
 
     # The adaptive weight and LeCam's averages are computed for each micro-batch.
     fixed = replace(objective, adaptive_weight={"reference": "none"}, gan={"lecam_loss_weight": 0.0})
+    # The decoder runs twice in the graph, outside of its wrapper, and the objective has weights of its own.
+    alignment = {"weight": 0.1, "params": {"latent_channels": 4}}
+    noisy = replace(fixed, terms={"latent_noise": 0.1, "alignment": alignment})
     # With single frames, the weights of Wan that mix frames get no gradient.
     tiny_models["tiny_model"]("wan").save_pretrained(folder / "wan")
     still = ClipConfig(num_frames=1, height=32, width=32, num_workers=0)
@@ -87,13 +90,13 @@ def runs(tmp_path_factory, cached_weights, tiny_config, forks):
         "one_images": named("one_images", batch_size=2, **images),
         "one_lora": named("one_lora", batch_size=4, **lora),
         "one": named("one", batch_size=4),
-        "one_fixed": named("one_fixed", batch_size=4, objective=fixed),
-        "accumulated": named("accumulated", batch_size=1, gradient_accumulation_steps=4, objective=fixed),
+        "one_fixed": named("one_fixed", batch_size=4, objective=noisy),
+        "accumulated": named("accumulated", batch_size=1, gradient_accumulation_steps=4, objective=noisy),
     }
     workers = {"clips": replace(base.clips, num_workers=1)}
     together = {
         "ddp": named("ddp", batch_size=2, **workers),
-        "ddp_accumulated": named("ddp_accumulated", batch_size=1, gradient_accumulation_steps=2, objective=fixed),
+        "ddp_accumulated": named("ddp_accumulated", batch_size=1, gradient_accumulation_steps=2, objective=noisy),
         "ddp_resumed": named("ddp_resumed", batch_size=2, **workers),
         "images": named("images", batch_size=1, **images),
         "sharded_lora": named("sharded_lora", batch_size=2, sharding="fsdp2", **lora),
@@ -133,6 +136,11 @@ def losses(config):
 def weights(config, name):
     (path,) = (checkpoints(Path(config.output_dir))[-1][1] / name).glob("*.safetensors")
     return load_file(path)
+
+
+def latents(config):
+    """Return the statistics of the latent."""
+    return json.loads((checkpoints(Path(config.output_dir))[-1][1] / "state.json").read_text())["latents"]
 
 
 def tensors(config):
@@ -179,6 +187,12 @@ def test_the_same_clips_give_the_same_losses_and_weights(runs, name, reference, 
         one, other = weights(configs[reference], kind), weights(configs[name], kind)
         assert one.keys() == other.keys()
         assert max((one[key] - other[key]).abs().max().item() for key in one) < tolerance
+    one, other = (latents(configs[n]) for n in (reference, name))
+    assert (one is None) == (name == "sharded_lora")
+    if one is not None:
+        assert one.pop("mean") == pytest.approx(other.pop("mean"), rel=1e-3, abs=1e-4)
+        assert one.pop("std") == pytest.approx(other.pop("std"), rel=1e-3)
+        assert one == other == {"step": NUM_STEPS, "num_clips": 2}
     one, other = (tensors(configs[n])["objective.safetensors"] for n in (reference, name))
     assert max((one[key] - other[key]).abs().max().item() for key in one) < tolerance
 

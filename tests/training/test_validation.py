@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from telecine.autoencoders import Reconstruction
+from telecine.evaluation.latent_measures import summary
 from telecine.runs import checkpoint_folder
 from telecine.training import validation
 from telecine.training.validation import (
@@ -53,6 +54,20 @@ def test_every_clip_is_measured_and_up_to_some_are_kept():
     few = validate(model.eval(), clips[:1], {})
     assert not model.training
     assert result.picture.shape[1] - few.picture.shape[1] > 16 * (NUM_SHOWN - 2), "one row for each clip shown"
+
+
+class WithLatent(Halves):
+    def forward(self, video, sample_posterior=True):
+        return super().forward(video, sample_posterior)._replace(latent=video[:, :2] * 3)
+
+
+def test_the_latents_of_all_clips_are_summed_up():
+    generator = torch.Generator().manual_seed(0)
+    clips = [{**clip(0.0, 0), "video": torch.rand(3, 2, 16, 16, generator=generator)} for _ in range(3)]
+    assert validate(Halves(), clips, {}).latent == {}
+    expected = summary(torch.stack([3 * each["video"][:2] for each in clips]))
+    assert set(expected) == {"std", "dead_channels", "effective_rank", "high_frequencies"}
+    assert validate(WithLatent(), clips, {}).latent == pytest.approx(expected)
 
 
 def test_each_process_measures_equally_many_clips():
@@ -110,7 +125,7 @@ def test_pictures_are_written_into_the_run(tmp_path, monkeypatch):
     for name in ("write_clips", "write_mp4", "draw_curves"):
         monkeypatch.setattr(validation, name, lambda *args, name=name, **options: calls.update({name: args}))
     picture = torch.zeros(1, 2, 2, 3, dtype=torch.uint8)
-    validation.write_pictures(tmp_path, 7, validation.Validation({}, [], picture, []), fps=5.0)
+    validation.write_pictures(tmp_path, 7, validation.Validation({}, [], {}, picture, []), fps=5.0)
     assert calls["write_clips"] == (tmp_path, 7, [])
     path, frames, fps = calls["write_mp4"]
     assert (path, len(frames), fps) == (tmp_path / "side_by_side.mp4", 20, 5.0)

@@ -126,9 +126,11 @@ def test_another_architecture_is_refused_by_its_setting(tmp_path):
     check_same_architecture(CustomAutoencoder(Normalised()), tmp_path, "custom")
 
 
-def test_the_version_of_diffusers_is_no_part_of_the_architecture():
+def test_the_version_of_diffusers_and_the_statistics_are_no_part_of_the_architecture():
     class Printable(nn.Module):
         def to_json_string(self):
-            return json.dumps({"_class_name": "Printable", "_diffusers_version": "0.36.0", "dim": 3})
+            return json.dumps(
+                {"_class_name": "Printable", "_diffusers_version": "0.36.0", "dim": 3, "latents_std": [2.0]}
+            )
 
     assert architecture_of(Printable()) == {"_class_name": "Printable", "dim": 3}

@@ -16,6 +16,8 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from telecine.autoencoders import VideoAutoencoder
+from telecine.autoencoders.latent_statistics import LatentStatistics
+from telecine.autoencoders.pretrained import mismatches
 from telecine.checks import argument_error, describe
 from telecine.files import read_json
 from telecine.objective.weights import as_ramp
@@ -50,6 +52,16 @@ MODEL = "model"
 AVERAGES = "averaged weights"
 
 
+class SavedStatistics(TypedDict):
+    """The statistics of the latent that the saved models carry."""
+
+    step: int
+    """At which they were measured, with the averaged weights: not that of the checkpoint if the run was interrupted."""
+    num_clips: int
+    mean: list[float]
+    std: list[float]
+
+
 class SavedState(TypedDict):
     """What `state.json` holds."""
 
@@ -62,6 +74,8 @@ class SavedState(TypedDict):
     interval: dict[str, tuple[float, int]]
     num_records: int
     rollbacks: list[Rollback]
+    latents: SavedStatistics | None
+    """None if the encoder is not trained, or before the first measurement."""
 
 
 class Checkpointer:
@@ -81,11 +95,19 @@ class Checkpointer:
         self.run = Path(config.output_dir)
         self.weights = WeightFiles(model, is_main=is_main, is_sharded=config.sharding != "none")
         self.saved_step: int | None = None
+        self.latents: SavedStatistics | None = None
         self._is_main = is_main
         self._copies: defaultdict[str, HostCopy] = defaultdict(lambda: HostCopy(is_main=is_main))
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._written: Future[None] | None = None
         self._is_pending = False
+
+    def set_latent_statistics(self, state: TrainState, statistics: LatentStatistics) -> None:
+        """Set the statistics of the latent, measured now, that the saved models carry from the next save on."""
+        self.latents = SavedStatistics(
+            step=state.step, num_clips=self.config.latent_clips, mean=statistics.mean, std=statistics.std
+        )
+        state.autoencoder.set_latent_statistics(statistics)
 
     def save(self, state: TrainState) -> Path:
         """Copy the state and begin to write the checkpoint of the present step, unless it has been; return its folder.
@@ -138,6 +160,8 @@ class Checkpointer:
 
     def _copy(self, state: TrainState) -> None:
         self.weights.update_copy(state.autoencoder)
+        if self.latents is not None and self.weights.copy is not None:
+            self.weights.copy.set_latent_statistics(statistics_of(self.latents))
         tensors = {
             AVERAGES: state.ema.averages,
             "objective": state.objective.state_dict(),
@@ -159,6 +183,7 @@ class Checkpointer:
             "interval": dict(state.log_means.sums),
             "num_records": state.num_records,
             "rollbacks": list(state.rollbacks),
+            "latents": self.latents,
         }
 
     def _write(self, saved: SavedState) -> None:
@@ -200,7 +225,11 @@ class Checkpointer:
             self.weights.load(state.autoencoder, folder / "ema")
         state.ema.num_updates = saved["ema_updates"]
         self.weights.load(state.autoencoder, folder / "model")
-        state.objective.load_state_dict(load_tensors(folder / "objective.safetensors"))
+        saved_objective = load_tensors(folder / "objective.safetensors")
+        if problems := mismatches(state.objective.state_dict(), saved_objective):
+            remedy = "Use the previous `objective.terms`, or another --output_dir."
+            raise argument_error("objective", f"that of {folder}, whose terms have weights", problems[0], remedy)
+        state.objective.load_state_dict(saved_objective)
         for name, optimizer in state.optimizers.items():
             load_optimizer(optimizer, folder / f"{name}.safetensors")
             optimizer.zero_grad(set_to_none=True)  # an update that failed has left gradients
@@ -212,8 +241,16 @@ class Checkpointer:
         state.log_means = IntervalMeans(saved["interval"])
         state.num_records = saved["num_records"]
         state.rollbacks = [Rollback(*each) for each in saved["rollbacks"]]
+        self.latents = saved["latents"]
+        if self.latents is not None:
+            state.autoencoder.set_latent_statistics(statistics_of(self.latents))
         state.step = self.saved_step = saved["step"]
         return resume_notes(self.config, accelerator, saved, folder)
+
+
+def statistics_of(saved: SavedStatistics) -> LatentStatistics:
+    """Return the statistics of the latent in `state.json`."""
+    return LatentStatistics(saved["mean"], saved["std"])
 
 
 def first_not_finite(groups: Mapping[str, Mapping[str, Tensor]]) -> str | None:
@@ -314,6 +351,7 @@ def network_settings(settings: Settings) -> Settings:
         for group in ("causal_vae", "discriminator", "trainable")
         for name, value in settings[group].items()
     }
+    networks.pop("discriminator.init", None)  # where they started; theirs are now those of the checkpoint
     # The path of a base model may change. `check_same_architecture` compares the models once they are loaded.
     networks["model"] = "left out" if settings["model"] is None else "given"
     # The discriminators' linear heads depend on the size of the clips, and only discriminators with a weight are built.

@@ -96,6 +96,14 @@ class DiscriminatorConfig:
 
     Fails: with many, a short clip has a single logit over time.
     """
+    init: str | None = None
+    """Start from the discriminators of another run: its folder, or that of a checkpoint. Their kinds and sizes must be
+    the same. By default they start at random.
+
+    Source: `--disc-pretrained-ckpt` of REPA-E.
+
+    Fails: a discriminator that knows other data better than the autoencoder is strict from the first step.
+    """
     norm: Literal["group", "none", "spectral"] = "group"
     """Normalisation of "patch": groups of channels, none, or spectral normalisation of its weights.
 
@@ -103,6 +111,10 @@ class DiscriminatorConfig:
 
     Fails: "none" needs a penalty.
     """
+
+    def __post_init__(self) -> None:
+        if self.init is not None:
+            object.__setattr__(self, "init", os.path.expanduser(self.init))
 
 
 @dataclass(frozen=True)
@@ -189,6 +201,10 @@ class TrainConfig:
     """Steps between two checkpoints."""
     keep: int = 2
     """Number of checkpoints to keep, the newest ones."""
+    latent_clips: int = 128
+    """Training clips over which mean and standard deviation of the latent are measured before a checkpoint, if the
+    encoder is trained. The saved models carry them as `latents_mean` and `latents_std`, or as `scaling_factor`, as
+    their class has it; pipelines of diffusers normalise with them. 0 keeps those of the base model."""
     best_metric: Literal["psnr", "ssim", "lpips_alex"] | None = None
     """Also keep the checkpoint with the best validation by this metric, as `best` in the run's folder."""
     on_divergence: Literal["stop", "rollback"] = "stop"
@@ -229,6 +245,7 @@ class TrainConfig:
         counts = ("steps", "gradient_accumulation_steps", "val_clips", "keep")
         for name in (*counts, "log_every", "val_every", "save_every"):
             check_count(name, getattr(self, name))
+        check_count("latent_clips", self.latent_clips, at_least=0)
         check_count("optimizer.warmup_steps", self.optimizer.warmup_steps, at_least=0)
         check_count("discriminator.num_scales", self.discriminator.num_scales, at_least=0)
         check_count("discriminator.num_layers", self.discriminator.num_layers)
@@ -238,13 +255,22 @@ class TrainConfig:
         check_fraction("optimizer.ema_decay", self.optimizer.ema_decay, remedy=remedy)
         self._check_discriminators()
         self._check_patches()
-        if self.sharding != "none" and self.mixed_precision == "fp16":
-            remedy = "Use bf16: with a loss scale per process the weights would diverge."
-            raise argument_error("mixed_precision", "no or bf16 with sharded weights", self.mixed_precision, remedy)
+        if self.sharding != "none":
+            self._check_sharding()
         for bucket in self.clips.train_buckets:
             if min(bucket.height, bucket.width) < MIN_SIZE:
                 contract = f"at least {MIN_SIZE} pixels high and wide, which LPIPS needs"
                 raise argument_error("clips", contract, str(bucket), "Use larger clips.")
+
+    def _check_sharding(self) -> None:
+        """Raise a `ValueError` if a setting does not go with sharded weights."""
+        decodes = [name for name, term in self.objective.named_terms.items() if term.decodes]
+        if decodes:
+            remedy = "Leave the term out, or replicate the weights: the decoder alone does not gather sharded ones."
+            raise argument_error("sharding", '"none" with terms that decode', f"fsdp2 with {decodes[0]}", remedy)
+        if self.mixed_precision == "fp16":
+            remedy = "Use bf16: with a loss scale per process the weights would diverge."
+            raise argument_error("mixed_precision", "no or bf16 with sharded weights", self.mixed_precision, remedy)
 
     @property
     def clips_per_pass(self) -> int:

@@ -129,7 +129,12 @@ def compute_losses(
     with state.accelerator.autocast():
         output = state.model(batch.video, generator=generators)
         gradient = ReconstructionGradient(output.video)
-        options = BatchOptions(generator=generators, grad_hook=gradient.adversarial_hook)
+        options = BatchOptions(
+            generator=generators,
+            grad_hook=gradient.adversarial_hook,
+            latent=output.latent,
+            decode=state.autoencoder.decode,
+        )
         if state.trains_discriminators:
             both = objective.update(batch.video, output.video, state.step, output.aux, last_layer, **options)
             losses, log = [both.loss, both.disc_loss], both.log | both.disc_log

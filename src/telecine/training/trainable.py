@@ -64,6 +64,13 @@ def select_trainable(autoencoder: VideoAutoencoder, config: TrainableConfig) -> 
     return chosen
 
 
+def trains_encoder(autoencoder: VideoAutoencoder) -> bool:
+    """Return whether a trained weight may change the latent: one that is not in the decoder."""
+    model: nn.Module = getattr(autoencoder, "module", autoencoder)
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    return any(name.split(".")[0] not in DECODER for name in trained)
+
+
 def _select(model: nn.Module, autoencoder: VideoAutoencoder, config: TrainableConfig) -> list[nn.Parameter]:
     if config.weights == "lora":
         return _select_low_rank(model, autoencoder.last_layer, config)

@@ -31,11 +31,13 @@ from telecine.training.diagnostics import Diagnostics
 from telecine.training.distributed import any_rank, describe_processes, lost_process, on_first_process
 from telecine.training.hub import create_repository, upload
 from telecine.training.interrupt import Interrupted, StopRequest, stop_on_signal
+from telecine.training.latents import describe_change, measure_latents
 from telecine.training.lock import RunLock
 from telecine.training.logging import MetricsLogger, Monitor
 from telecine.training.records import keep_records, missing_records
 from telecine.training.rollback import MAX_ROLLBACKS, Rollback, remedy
 from telecine.training.step import DivergenceError, MicroBatch, TrainingError, set_learning_rates, train_step
+from telecine.training.trainable import trains_encoder
 from telecine.training.validation import TrainResult, Validation, best_step, read_result, validate, write_pictures
 
 # Subfolder of a run for the files of its trackers.
@@ -146,6 +148,7 @@ class Trainer:
                 self.accelerator.device,
                 may_start=autoencoder is None,
             )
+        self.normalisation = model.latent_normalisation()
         self.checkpointer = Checkpointer(config, model, is_main=self.is_main)
         self.state = build_state(config, self.accelerator, model)
         videos = f"{self.clips.num_videos} videos" + (f", {n} skipped" if (n := self.clips.num_skipped) else "")
@@ -259,6 +262,7 @@ class Trainer:
                 if self._is_due(config.val_every):
                     self._validate()
                 if self._is_due(config.save_every):
+                    self._measure_latents()
                     self.checkpointer.save(self.state)
                 monitor.restart_clock()
 
@@ -330,15 +334,34 @@ class Trainer:
             self.checkpointer.wait()  # the checkpoint that is being written may be the best one so far
         is_best = self.is_main and step > 0 and best_step(self.folder, self.config.best_metric, step) == step
         if any_rank(is_best, self.accelerator.device):
+            self._measure_latents()
             self.checkpointer.save(self.state)
+
+    def _measure_latents(self) -> None:
+        """If the encoder is trained, measure the latent of the averaged weights, which the next checkpoint carries."""
+        state, num_clips = self.state, self.config.latent_clips
+        known = self.checkpointer.latents
+        if num_clips == 0 or not trains_encoder(state.autoencoder) or (known and known["step"] == state.step):
+            return
+        with state.ema.applied():
+            statistics = measure_latents(state.autoencoder, self.clips.train, num_clips, self.accelerator)
+        if statistics is None:
+            return
+        self.checkpointer.set_latent_statistics(state, statistics)
+        if state.step == self.config.steps:
+            change = describe_change(self.normalisation, state.autoencoder.latent_normalisation())
+            self.console.print(f"normalisation of the latent over {num_clips} clips: {change}", soft_wrap=True)
 
     def _record(self, result: Validation, lag: dict[str, float]) -> None:
         step, fps = self.state.step, self.clips.fps
         values = {f"val/{name}": value for name, value in result.metrics.items()} | self.linear | lag
+        values |= {f"latent/{name}": value for name, value in result.latent.items()}
         self._add_record(values)
         self.logger.preview(step, result.picture, fps)
         write_pictures(self.folder, step, result, fps=fps)
         self.console.print(f"step {step}: held-out {describe_metrics(result.metrics)}")
+        if result.latent:
+            self.console.print(f"step {step}: latent {describe_metrics(result.latent)}")
 
     def _publish(self) -> None:
         """Write the report and upload the weights. A finished run that is started again does both again."""

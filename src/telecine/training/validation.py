@@ -14,6 +14,7 @@ from telecine.autoencoders import VideoAutoencoder
 from telecine.checks import argument_error
 from telecine.data import Clip, bytes_from_video
 from telecine.evaluation import ReconstructionMetrics
+from telecine.evaluation.latent_measures import summary
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.report.clips import ValidationClip, write_clips
 from telecine.report.curves import draw_curves
@@ -38,6 +39,8 @@ class Validation:
     """Mean of each metric over the clips."""
     per_clip: list[dict[str, float]]
     """The metrics of every clip, in order."""
+    latent: dict[str, float]
+    """Numbers about the latents of all clips, see `summary`; empty if the model does not offer its latent."""
     picture: Tensor
     """Side-by-side video of a few clips, uint8 `(T, H, W, 3)`."""
     clips: list[ValidationClip]
@@ -72,9 +75,12 @@ def validate(
     indices = clips_of_rank(len(clips), rank, num_ranks)
     kept = set(evenly_spaced(len(indices), NUM_KEPT))
     shown: list[ValidationClip] = []
+    latents: list[Tensor] = []
     for position, index in enumerate(indices):
         target = clips[index]["video"][None].to(device)
-        reconstruction = model(target, sample_posterior=False).video
+        output = model(target, sample_posterior=False)
+        reconstruction = output.video
+        latents += [] if output.latent is None else [output.latent[0]]
         metrics.update(reconstruction=reconstruction, target=target)
         if position in kept:
             frames = bytes_from_video(target[0]).cpu(), bytes_from_video(reconstruction[0]).cpu()
@@ -83,7 +89,8 @@ def validate(
     per_clip = gather_metrics(metrics.per_clip(), len(clips), device)
     few = [shown[position] for position in evenly_spaced(len(shown), NUM_SHOWN)]
     picture = side_by_side(inputs=[clip.target for clip in few], reconstructions=[clip.reconstruction for clip in few])
-    return Validation(mean_over_clips(per_clip), per_clip, picture, shown)
+    latent = summary(in_order(torch.stack(latents), len(clips)).cpu()) if latents else {}
+    return Validation(mean_over_clips(per_clip), per_clip, latent, picture, shown)
 
 
 def clips_of_rank(num_clips: int, rank: int, num_ranks: int) -> list[int]:
@@ -99,8 +106,12 @@ def gather_metrics(
 ) -> list[dict[str, float]]:
     """Return the metrics of all clips, in order, from those that each process has measured."""
     values = torch.tensor([list(clip.values()) for clip in per_clip], dtype=torch.float64, device=device)
-    in_order = torch.stack(all_gather(values), dim=1).flatten(0, 1)[:num_clips]
-    return [dict(zip(per_clip[0], row, strict=True)) for row in in_order.tolist()]
+    return [dict(zip(per_clip[0], row, strict=True)) for row in in_order(values, num_clips).tolist()]
+
+
+def in_order(values: Tensor, num_clips: int) -> Tensor:
+    """Return one row for each clip, in order, from those of the clips of each process."""
+    return torch.stack(all_gather(values), dim=1).flatten(0, 1)[:num_clips]
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from telecine.autoencoders import CausalVAE, VideoAutoencoder
+from telecine.autoencoders.latent_statistics import NORMALISATION_KEYS
 from telecine.autoencoders.lora import low_rank_layers, merge_low_rank
 from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, mismatches, without_shared_memory
 from telecine.checks import argument_error, describe
@@ -132,7 +133,10 @@ def check_same_architecture(model: VideoAutoencoder, folder: Path, name: str) ->
 
 
 def architecture_of(model: VideoAutoencoder) -> dict[str, object]:
-    """Return the settings that a model saves with its weights; nothing for a custom module."""
+    """Return the settings that a model saves with its weights; nothing for a custom module.
+
+    What normalises the latent is left out: training changes it.
+    """
     module: object = getattr(model, "module", model)
     if isinstance(module, CausalVAE):
         values = json.loads(json.dumps(asdict(module.config)))
@@ -140,7 +144,8 @@ def architecture_of(model: VideoAutoencoder) -> dict[str, object]:
         values = json.loads(module.to_json_string())
     else:
         return {}
-    return {key: value for key, value in values.items() if key == CLASS_KEY or not key.startswith("_")}
+    values = {key: value for key, value in values.items() if key == CLASS_KEY or not key.startswith("_")}
+    return {key: value for key, value in values.items() if key not in NORMALISATION_KEYS}
 
 
 @torch.no_grad()
