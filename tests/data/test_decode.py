@@ -29,23 +29,25 @@ from .videos import (
     set_display_matrix,
     truncate,
     write_greys,
+    write_in_decoding_order,
     write_packed,
     write_video,
 )
 
 NUM_FRAMES = 60
-OPEN_GOP = {"x264_params": "open-gop=1:keyint=10:bframes=3:b-adapt=0"}
+# Without loss there are no B-frames.
+OPEN_GOP = {"crf": "1", "x264_params": "open-gop=1:keyint=10:bframes=3:b-adapt=0"}
 UNEVEN_PTS = [40 * i + 9 * (i % 3) + (500 if i > 30 else 0) for i in range(NUM_FRAMES)]
 LOSSLESS = {
-    "b_frames.mp4": {"g": "10", "bf": "3"},
+    "b_frames.mp4": {"g": "10", "bf": "3", "crf": "1"},
     "open_gop.mp4": OPEN_GOP,
     "open_gop.mkv": OPEN_GOP,
     "single_keyframe.mp4": {"g": "600"},
-    "uneven.mp4": {"g": "10", "bf": "2", "pts": UNEVEN_PTS},
+    "uneven.mp4": {"g": "10", "bf": "2", "crf": "1", "pts": UNEVEN_PTS},
     "fragmented.mp4": {"g": "10", "container_options": {"movflags": "frag_keyframe+empty_moov"}},
-    "no_timestamps.h264": {"g": "10", "bf": "2", "container_format": "h264"},
-    "b_frames.avi": {"g": "10", "bf": "2"},
-    "b_frames.ts": {"g": "10", "bf": "3"},
+    "no_timestamps.h264": {"g": "10", "bf": "2", "crf": "1", "container_format": "h264"},
+    "b_frames.avi": {"g": "10", "bf": "2", "crf": "1"},
+    "b_frames.ts": {"g": "10", "bf": "3", "crf": "1"},
 }
 LOSSY = {
     "packed.avi": ("mpeg4", {"g": "10", "bf": "2", "qmin": "1", "qmax": "2"}),
@@ -68,7 +70,8 @@ def lossless(tmp_path_factory: pytest.TempPathFactory) -> dict[str, VideoInfo]:
 def test_every_frame_is_indexed(lossless: dict[str, VideoInfo], name: str) -> None:
     info = lossless[name]
     assert (info.num_frames, info.height, info.width, info.fps > 0) == (NUM_FRAMES, 48, 64, True)
-    assert all(a < b for a, b in pairwise(info.pts))
+    assert all(a < b for a, b in pairwise(info.pts)) == (info.path.suffix != ".avi")
+    assert len(set(info.pts)) == NUM_FRAMES
     assert info.keyframes[0] == 0
     assert len(info.keyframes) == (1 if "single" in name else 6)
     assert info.seekable == (info.path.suffix != ".h264")
@@ -288,3 +291,14 @@ def test_a_divx_file_whose_packets_hold_two_frames(tmp_path: Path) -> None:
         decoded = read_clip(info, start=index, num_frames=1)[0].float()
         errors = [(decoded - frame.float()).abs().mean() for frame in frames]
         assert errors.index(min(errors)) == index
+
+
+def test_timestamps_in_decoding_order_only_tell_frames_apart(tmp_path: Path) -> None:
+    info = index_video(write_in_decoding_order(tmp_path / "vlc.mp4", numbered_frames(40), g="20"))
+    assert (info.num_frames, info.seekable, list(info.keyframes)) == (40, True, [0, 20])
+    assert list(info.pts) != sorted(info.pts)
+    assert numbers_of(torch.stack(list(iterate_frames(info.path)))) == list(range(40))
+    for start, num_frames, stride in ((0, 40, 1), (1, 9, 1), (17, 3, 2), (25, 8, 1), (39, 1, 1)):
+        expected = list(range(start, start + num_frames * stride, stride))
+        assert numbers_of(read_clip(info, start, num_frames, stride)) == expected
+    assert [info.frame_at(seconds) for seconds in (0.0, 0.4, 0.41, 1.56, 9.0)] == [0, 10, 11, 39, 40]

@@ -83,7 +83,7 @@ def _trim(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("options", [{"g": "5"}, {"g": "5", "bf": "2"}])
+@pytest.mark.parametrize("options", [{"g": "5"}, {"g": "5", "bf": "2", "crf": "1"}])
 def test_frames_left_out_by_an_edit_list_are_not_indexed(tmp_path: Path, options: dict[str, str]) -> None:
     info = index_video(_trim(write_video(tmp_path / "trimmed.mp4", numbered_frames(25), **options)))
     assert info.num_frames == 13
@@ -149,10 +149,12 @@ def test_facts_about_a_video(tmp_path: Path) -> None:
 def _scan(monkeypatch: pytest.MonkeyPatch, codec: str, packets: list[tuple[int | None, bool, bool]]) -> Any:
     """Scan packets, each given by its timestamp, whether it is a keyframe, and whether it is discarded."""
     names = ("pts", "is_keyframe", "is_discard")
-    read = [SimpleNamespace(size=9, is_corrupt=False, **dict(zip(names, packet, strict=True))) for packet in packets]
+    fixed = {"size": 9, "is_corrupt": False, "dts": 0}
+    read = [SimpleNamespace(**fixed, **dict(zip(names, packet, strict=True))) for packet in packets]
     read.append(SimpleNamespace(size=0, pts=None))  # the flush packet at the end of a file
     container = SimpleNamespace(demux=lambda stream: read, format=SimpleNamespace(name="matroska"))
-    stream = SimpleNamespace(codec_context=SimpleNamespace(name=codec), time_base=0.001, average_rate=25)
+    decoder = SimpleNamespace(name=codec, has_b_frames=False)
+    stream = SimpleNamespace(codec_context=decoder, time_base=0.001, average_rate=25)
     monkeypatch.setattr(index, "open_video", lambda path: nullcontext((container, stream)))
     return index._scan_packets("a.mkv")
 

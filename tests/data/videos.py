@@ -58,7 +58,7 @@ def write_video(
     title: str | None = None,
     **options: str,
 ) -> Path:
-    """Encode uint8 frames, by default as lossless RGB H.264. `pts` is in milliseconds."""
+    """Encode uint8 frames, by default as lossless RGB H.264, which has no B-frames. `pts` is in milliseconds."""
     if codec == "libx264rgb":
         options = {"crf": "0", **options}
     with av.open(str(path), "w", format=container_format, options=container_options or {}) as container:
@@ -189,5 +189,19 @@ def write_packed(path: Path, frames: Tensor) -> Path:
             packet = av.Packet(data)
             packet.stream, packet.pts, packet.dts, packet.time_base = stream, index, index, Fraction(1, 25)
             packet.is_keyframe = index == 0
+            container.mux(packet)
+    return path
+
+
+def write_in_decoding_order(path: Path, frames: Tensor, **options: str) -> Path:
+    """Write an MP4 with B-frames whose timestamps are in the order in which frames are decoded, as some muxers do."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264rgb", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "rgb24"
+        stream.options = {"crf": "1", "x264-params": "bframes=3:b-adapt=0:b-pyramid=normal", **options}
+        pictures = [av.VideoFrame.from_ndarray(pixels.numpy(), format="rgb24") for pixels in frames]
+        packets = [packet for picture in [*pictures, None] for packet in stream.encode(picture)]
+        for number, packet in enumerate(packets):
+            packet.pts, packet.dts, packet.time_base = number, number, Fraction(1, 25)
             container.mux(packet)
     return path

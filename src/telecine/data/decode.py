@@ -34,6 +34,8 @@ _FULL_CHROMA, _ACCURATE_ROUNDING = 1 << 13, 1 << 18
 INTERPOLATION = int(Interpolation.BICUBIC) | _FULL_CHROMA | _ACCURATE_ROUNDING
 # Codecs whose packets say whether another frame depends on them. The decoder can skip those on which none depends.
 _CODECS_WITH_REFERENCE_FLAGS = frozenset({"h264"})
+# Of so many frames after a clip, the decoder skips some but not all: the first of them tells that a frame is missing.
+_MAX_SKIPPED = 32
 # PyAV before 19 by default refuses files with metadata that is not UTF-8. PyAV 19 has no such option.
 _OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
@@ -199,12 +201,14 @@ def _select_frames(
     else:
         # Without usable timestamps, decoding starts at the first frame, and `pts` holds the index of each frame.
         stamped = enumerate(decoded_frames(packets))
+    first, end = indices[0], min(indices[-1] + 1 + _MAX_SKIPPED, info.num_frames)
+    index_of = {info.pts[index]: index for index in range(first, end)}
+    numbered = ((index_of.get(stamp, -1), frame) for stamp, frame in stamped)
     for index in indices:
-        timestamp = info.pts[index]
-        found = next(((stamp, frame) for stamp, frame in stamped if stamp >= timestamp), None)
-        if found is None or found[0] != timestamp:
+        found, frame = next(((number, frame) for number, frame in numbered if number >= index), (-1, None))
+        if frame is None or found != index:
             raise DecodeError(f"{info.path}: frame {index} is missing")
-        yield _check_intact(found[1], info.path)
+        yield _check_intact(frame, info.path)
 
 
 def _decode_needed(packets: Iterable[Packet[VideoStream]], timestamps: Container[int]) -> Iterator[VideoFrame]:
@@ -229,14 +233,16 @@ def _packets_from_keyframe(info: VideoInfo, start: int) -> Generator[Packet[Vide
     Containers seek by decoding time or by byte position, so a seek may end after the requested frame. The first packet
     is therefore checked. If it is too late, an earlier keyframe is tried, then the start of the file.
     """
+    latest: int | None = None
     for keyframe in _keyframes_before(info, start):
         with open_video(info.path) as (container, stream):
             if keyframe is None:
                 yield from container.demux(stream)
                 return
+            latest = info.pts[keyframe] if latest is None else latest
             packets = _seek(container, stream, info.pts[keyframe])
             first = next(packets, None)
-            if first is not None and first.is_keyframe and first.pts is not None and first.pts <= info.pts[start]:
+            if first is not None and first.is_keyframe and first.pts is not None and first.pts <= latest:
                 yield from chain((first,), packets)
                 return
 

@@ -35,6 +35,8 @@ _HIDDEN_FRAME_CODECS = frozenset({"vp8"})
 # DivX and XviD store a P-frame and the B-frame before it in one packet, then an empty one of a few bytes (FFmpeg's
 # `mpeg4_unpack_bframes` takes up to 19 for empty): frames leave the decoder with each other's timestamps.
 _MAX_EMPTY_FRAME = 19
+# A decoder of these gives each frame the timestamp of its packet, also after seeking.
+_CODECS_WITH_A_PACKET_FOR_EACH_FRAME = frozenset({"h264", "hevc"})
 _DEFAULT_FPS = 25.0
 _NUM_REASONS_SHOWN = 3
 
@@ -50,10 +52,10 @@ class Skipped:
 def index_video(path: str | PathLike[str] | TarMember, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     """Index a video by reading its packets and decoding its first frame, or an image by reading its header.
 
-    All frames are decoded only if the packets do not determine which frames are displayed: if timestamps are missing
-    or repeated, if the codec has hidden frames, or if the first frames cannot be decoded. The duration in the
-    container is not used. Matroska and MPEG-TS files have no table of frames, so a truncated one is not detected: the
-    frames that it still has are indexed.
+    All frames are decoded only if the packets do not determine which frames are displayed, and in which order: if
+    timestamps are missing, repeated or in decoding order, if the codec has hidden frames, or if the first frames cannot
+    be decoded. The duration in the container is not used. Matroska and MPEG-TS files have no table of frames, so a
+    truncated one is not detected: the frames that it still has are indexed.
 
     Args:
         path: The file or tar member.
@@ -166,25 +168,29 @@ class _PacketScan:
     fps: float
     time_base: float
     complete: bool
-    """Whether `stamps` has a distinct timestamp for every displayed frame, and for no other."""
+    """Whether `stamps` has a distinct timestamp for every displayed frame, and for no other, in display order."""
 
 
 def _scan_packets(path: str | PathLike[str] | TarMember) -> _PacketScan:
     """Read all packets, without keeping their data."""
     with open_video(path) as (container, stream):
         packets = [
-            (packet.pts, packet.is_keyframe, packet.is_discard, packet.is_corrupt, packet.size)
+            (packet.pts, packet.is_keyframe, packet.is_discard, packet.is_corrupt, packet.size, packet.dts)
             for packet in container.demux(stream)
             if packet.size
         ]
         if not packets or packets[-1][3] or _is_truncated(container, stream, len(packets)):
             raise DecodeError(f"{path}: truncated after {len(packets)} frames")
-        displayed = [(pts, is_key) for pts, is_key, is_discard, _, _ in packets if not is_discard]
+        displayed = [(pts, is_key) for pts, is_key, is_discard, *_ in packets if not is_discard]
         stamps = sorted((pts, is_key) for pts, is_key in displayed if pts is not None)
         distinct = len({pts for pts, _ in stamps}) == len(displayed)
         codec = stream.codec_context.name
-        is_packed = codec == "mpeg4" and min(size for *_, size in packets) <= _MAX_EMPTY_FRAME
-        complete = distinct and not is_packed and codec not in _HIDDEN_FRAME_CODECS
+        is_packed = codec == "mpeg4" and min(size for *_, size, _ in packets) <= _MAX_EMPTY_FRAME
+        # AVI has no display times, and some muxers write none: frames of H.264 would get each other's.
+        reorders = stream.codec_context.has_b_frames
+        delays = {pts - dts for pts, *_, dts in packets if pts is not None and dts is not None}
+        in_display_order = not is_packed and not (reorders and len(delays) == 1)
+        complete = distinct and in_display_order and codec not in _HIDDEN_FRAME_CODECS
         assert stream.time_base is not None  # streams of an opened file have one
         time_base = float(stream.time_base)
         return _PacketScan(stamps, _frame_rate(stream, stamps, time_base), time_base, complete)
@@ -201,12 +207,15 @@ def _is_truncated(container: InputContainer, stream: VideoStream, num_packets: i
 def _scan_frames(path: str | PathLike[str] | TarMember) -> tuple[list[tuple[int, bool]], bool]:
     """Decode all frames. Return each one's timestamp and whether it is a keyframe, and whether timestamps are usable.
 
-    They are usable if every frame has one and they increase. Otherwise the indices of the frames are returned instead.
+    They are usable if every frame has one of its own, and they increase or are known to stay with their frames.
+    Otherwise the indices of the frames are returned instead.
     """
     with open_video(path) as (container, stream):
+        stays_with_frame = stream.codec_context.name in _CODECS_WITH_A_PACKET_FOR_EACH_FRAME
         frames = [(frame.pts, bool(frame.key_frame)) for frame in decoded_frames(container.demux(stream))]
     stamps = [pts for pts, _ in frames if pts is not None]
-    seekable = len(stamps) == len(frames) and all(a < b for a, b in pairwise(stamps))
+    increase = all(a < b for a, b in pairwise(stamps))
+    seekable = len(set(stamps)) == len(frames) and (increase or stays_with_frame)
     return [(stamps[i] if seekable else i, is_key) for i, (_, is_key) in enumerate(frames)], seekable
 
 

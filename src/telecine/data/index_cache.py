@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 INDEX_NAME = ".telecine-index"
 # Increase the number when the content of the file, or what `index_video` finds, changes. Older files are then ignored.
-_FORMAT = [4, sys.byteorder]
+_FORMAT = [5, sys.byteorder]
 # A file that was not written by telecine may unpack to any size. Indices take 4 to 8 times their size, in lines of
 # a few hundred bytes.
 _MAX_RATIO, _MAX_LINE = 64, 2**16

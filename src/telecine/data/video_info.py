@@ -27,7 +27,9 @@ class VideoInfo:
     fps: float
     """Average number of frames per second; 1 for an image."""
     pts: array[int] = field(repr=False, hash=False)
-    """Timestamp of each frame in display order, in units of `time_base`. The frame's index if `seekable` is false."""
+    """Timestamp of each frame in display order, in units of `time_base`. The frame's index if `seekable` is false.
+
+    Some files have timestamps in decoding order. Then these do not increase, and only tell frames apart."""
     keyframes: array[int] = field(repr=False, hash=False)
     """Indices of the keyframes, in display order."""
     seekable: bool = True
@@ -44,7 +46,7 @@ class VideoInfo:
 
     def frame_at(self, seconds: float) -> int:
         """Return the index of the first frame displayed at or after `seconds`, counted from the first frame."""
-        return bisect_left(self.pts, self.pts[0] + round(seconds / self.time_base))
+        return bisect_left(sorted(self.pts), min(self.pts) + round(seconds / self.time_base))
 
 
 @dataclass(frozen=True)
