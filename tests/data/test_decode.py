@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import replace
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -160,6 +161,22 @@ def test_rotation_is_applied(tmp_path: Path) -> None:
     assert torch.equal(read_clip(info, 0, 4), upright)
     assert torch.equal(torch.stack(list(iterate_frames(info.path))), upright)
     assert read_clip(info, 0, 4, size=(32, 20)).shape == (4, 32, 20, 3)
+
+
+@pytest.mark.parametrize(
+    ("aspect", "displayed", "turned"), [(Fraction(4, 3), (48, 85), (85, 48)), (Fraction(3, 4), (64, 64), (64, 64))]
+)
+def test_pixels_that_are_not_square(
+    tmp_path: Path, aspect: Fraction, displayed: tuple[int, int], turned: tuple[int, int]
+) -> None:
+    path = write_video(tmp_path / "dvd.mp4", numbered_frames(3), aspect=aspect)
+    info = index_video(path)
+    assert (info.height, info.width) == displayed
+    assert info.stored_size == (48, 64)
+    assert read_clip(info, 1, 1).shape == (1, *displayed, 3)
+    assert next(iterate_frames(path)).shape == (*displayed, 3)
+    upright = index_video(rotate_clockwise(path))
+    assert ((upright.height, upright.width), upright.stored_size) == (turned, (64, 48))
 
 
 MIRRORED = {

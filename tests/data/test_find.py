@@ -64,12 +64,13 @@ def test_no_videos(tmp_path: Path) -> None:
         find_videos(tmp_path, name="val_data")
 
 
-def test_a_folder_with_all_kinds_of_files(tmp_path: Path) -> None:
+def test_a_folder_with_all_kinds_of_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     media = ["a.jpg", "b.MP4", "deep/c.WebP", "deep/d.jpeg", "e.png"]
-    touch(tmp_path, *media, "n.txt", "list.csv", ".x/f.png", "._g.png", "s.TAR")
+    touch(tmp_path, *media, "n.txt", "m.GIF", "LICENSE", "list.csv", ".x/f.png", "._g.png", "s.TAR")
     member = TarMember(tmp_path / "s.TAR", "t.mp4", 512, 3)
     found = [segment.source for segment in find_segments(tmp_path, lambda archive: [member])]
     assert found == [*(tmp_path / name for name in media), member]
+    assert f"ignored in {tmp_path}: 1 .csv, 1 .gif, 1 .txt, 1 file without suffix" in caplog.text
 
 
 def names(path: Path | str, folder: Path) -> list[str]:

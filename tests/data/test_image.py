@@ -171,3 +171,19 @@ def test_a_large_member_of_a_tar_file_is_not_read(tmp_path: Path) -> None:
         DecodeError, match=r"a.tar/b.png: 536870913 bytes, more than the 536870912 of an image in a tar"
     ):
         index_video(TarMember(archive, "b.png", 512, 2**29 + 1))
+
+
+@pytest.mark.parametrize("name", ["moving.gif", "moving.webp", "moving.png", "moving.mp4"])
+def test_animated_images_are_not_read(tmp_path: Path, name: str) -> None:
+    frames = [Image.fromarray(frame.numpy()) for frame in moving_frames(3)]
+    path = tmp_path / name
+    kind = "GIF" if name == "moving.mp4" else None
+    frames[0].save(path, kind, save_all=True, append_images=frames[1:])
+    with pytest.raises(DecodeError, match=f"{name}: an animated image"):
+        index_video(path)
+
+
+def test_of_several_pictures_in_a_photo_the_first_is_read(tmp_path: Path) -> None:
+    first, second = (Image.fromarray(frame.numpy()) for frame in moving_frames(2))
+    first.save(tmp_path / "photo.jpg", "MPO", save_all=True, append_images=[second], quality=95)
+    assert (read_image(tmp_path / "photo.jpg").int() - PIXELS.int()).abs().float().mean() < 5

@@ -6,6 +6,7 @@ import io
 import logging
 import struct
 import sys
+from array import array
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,7 +15,18 @@ from typing import Any
 
 import pytest
 
-from telecine.data import DataError, DecodeError, index, index_video, index_videos, read_clip, with_progress
+from telecine.data import (
+    DataError,
+    DecodeError,
+    Span,
+    VideoInfo,
+    index,
+    index_video,
+    index_videos,
+    log_too_short,
+    read_clip,
+    with_progress,
+)
 from telecine.data.index import _frame_rate
 
 from .videos import damage, moving_frames, numbered_frames, numbers_of, truncate, write_audio, write_video
@@ -207,3 +219,16 @@ def test_large_frames_of_a_video_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DecodeError, match=rf"^{path}: 64 x 48 pixels, more than the 3071 of `clips.max_pixels`"):
         index_video(path, max_pixels=64 * 48 - 1)
     assert index_video(path, max_pixels=64 * 48).width == 64
+
+
+def test_videos_that_are_too_short_are_counted_and_named(caplog: pytest.LogCaptureFixture) -> None:
+    def spans(name: str, *lengths: int, **facts: Any) -> list[Span]:
+        info = VideoInfo(Path(name), 8, 8, 25.0, array("q", range(99)), array("q", [0]), **facts)
+        return [Span(info, 10, 9 + length) for length in lengths]
+
+    parts = [*spans("a.mp4", 3, 8), *spans("b.mp4", 3, 9), *spans("c.mp4", 1), *spans("d.png", 1, is_image=True)]
+    assert log_too_short(parts, 9) == 2
+    assert "2 of 3 videos are shorter than 9 frames, and not used: a.mp4 (8 frames); c.mp4 (1 frames)" in caplog.text
+    caplog.clear()
+    assert log_too_short(parts, 1) == 0
+    assert not caplog.text

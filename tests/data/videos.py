@@ -56,6 +56,7 @@ def write_video(
     container_options: dict[str, str] | None = None,
     matrix: Colorspace | None = None,
     title: str | None = None,
+    aspect: Fraction = Fraction(1),
     **options: str,
 ) -> Path:
     """Encode uint8 frames, by default as lossless RGB H.264, which has no B-frames. `pts` is in milliseconds."""
@@ -69,6 +70,7 @@ def write_video(
         stream.pix_fmt = "rgb24" if codec == "libx264rgb" else "yuv420p"
         stream.options = {key.replace("_", "-"): value for key, value in options.items()}
         stream.codec_context.thread_count = 1
+        stream.codec_context.sample_aspect_ratio = aspect
         if matrix is not None:
             stream.codec_context.colorspace = int(matrix)
         for number, pixels in enumerate(frames):

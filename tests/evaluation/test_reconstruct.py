@@ -1,5 +1,8 @@
 """Reconstruction of whole videos: length, size, bounded inputs, and overlaps."""
 
+from fractions import Fraction
+
+import av
 import pytest
 import torch
 
@@ -7,6 +10,8 @@ from telecine.data import index_video, iterate_frames
 from telecine.evaluation.config import ReconstructConfig
 from telecine.evaluation.reconstruct import output_size, reconstruct, reconstruct_frames
 from telecine.evaluation.source import load_model
+
+from .videos import waves
 
 CPU = torch.device("cpu")
 
@@ -75,6 +80,29 @@ def test_writes_a_video_and_returns_its_psnr(model_folder, videos, tmp_path):
     assert psnr == pytest.approx((10 * torch.log10(4 / error)).mean().item(), abs=1e-4)
 
 
+def test_times_and_shape_of_pixels_are_kept(model_folder, tmp_path):
+    times = [0, 40, 80, 200, 210, 900, 1000, 1001, 1500]
+    video, output = tmp_path / "phone.mkv", tmp_path / "out.mp4"
+    with av.open(str(video), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(16, 15)
+        stream.codec_context.time_base = Fraction(1, 1000)
+        stream.options = {"bf": "2"}
+        for frame, time in zip(waves(len(times)), times, strict=True):
+            picture = av.VideoFrame.from_ndarray(frame.numpy(), format="rgb24")
+            picture.pts, picture.time_base = 70 + time, Fraction(1, 1000)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    reconstruct(model_folder, video, output, ReconstructConfig(num_frames=5, device="cpu"))
+    info = index_video(output)
+    assert [round(1000 * pts * info.time_base) for pts in info.pts] == times
+    assert (info.height, info.width, info.stored_size) == (48, 68, (48, 64))
+    reconstruct(model_folder, video, output, ReconstructConfig(num_frames=5, width=34, device="cpu"))
+    info = index_video(output)
+    assert (info.height, info.width, info.stored_size) == (24, 34, (24, 34))
+
+
 @pytest.mark.slow
 def test_side_by_side_output(model_folder, videos, tmp_path):
     output = tmp_path / "out.mp4"
@@ -103,3 +131,5 @@ def test_an_output_that_cannot_be_written_raises(model_folder, videos, tmp_path)
         reconstruct(model_folder, video, tmp_path)
     with pytest.raises(ValueError, match="`output` must be another file than the video"):
         reconstruct(model_folder, video, video)
+    with pytest.raises(ValueError, match=r"which ends in .mp4, but got .*out\.webm\. Use .*out\.mp4"):
+        reconstruct(model_folder, video, tmp_path / "out.webm")

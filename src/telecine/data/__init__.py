@@ -7,7 +7,7 @@ from telecine.data.dataset import ClipDataset
 from telecine.data.decode import iterate_clips, iterate_frames, read_clip
 from telecine.data.find import find_segments, find_videos, load_spans, sample_videos
 from telecine.data.image import index_image, read_image
-from telecine.data.index import Skipped, index_video, index_videos, with_progress
+from telecine.data.index import Skipped, index_video, index_videos, log_too_short, with_progress
 from telecine.data.index_cache import IndexCache, index_cache_path
 from telecine.data.lists import Segment, read_list
 from telecine.data.loader import Batch, ClipBatchSampler, ClipLoader, clip_loader
@@ -46,6 +46,7 @@ __all__ = [
     "iterate_frames",
     "iterate_validation_clips",
     "load_spans",
+    "log_too_short",
     "num_cached_bytes",
     "read_clip",
     "read_image",

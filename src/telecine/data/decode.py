@@ -6,6 +6,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Container, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from fractions import Fraction
 from itertools import chain
 from os import PathLike
 from typing import Any
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from telecine.checks import argument_error, check_count
 from telecine.data.image import read_image
-from telecine.data.source import DecodeError, TarMember, as_source, ffmpeg_url
+from telecine.data.source import ANIMATED, DecodeError, TarMember, as_source, ffmpeg_url
 from telecine.data.video_info import VideoInfo
 
 # swscale's bicubic filter widens when it shrinks, so it does not alias, and it is the closest of swscale's filters to
@@ -36,6 +37,8 @@ INTERPOLATION = int(Interpolation.BICUBIC) | _FULL_CHROMA | _ACCURATE_ROUNDING
 _CODECS_WITH_REFERENCE_FLAGS = frozenset({"h264"})
 # Of so many frames after a clip, the decoder skips some but not all: the first of them tells that a frame is missing.
 _MAX_SKIPPED = 32
+# FFmpeg reads these as videos. They are treated as images, of which only still ones are used.
+_ANIMATED_IMAGES = frozenset({"gif", "apng"})
 # PyAV before 19 by default refuses files with metadata that is not UTF-8. PyAV 19 has no such option.
 _OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
@@ -56,9 +59,12 @@ def open_video(path: str | PathLike[str] | TarMember) -> Iterator[tuple[InputCon
     thread, and the context manager closes the file.
 
     Raises:
-        DecodeError: the file cannot be opened, has no video stream, or FFmpeg fails inside the `with` block.
+        DecodeError: the file cannot be opened, is an animated image, has no video stream, or FFmpeg fails inside the
+            `with` block.
     """
     with _ffmpeg_errors_as_decode_errors(path), av.open(ffmpeg_url(as_source(path)), **_OPEN_OPTIONS) as container:
+        if container.format.name in _ANIMATED_IMAGES:
+            raise DecodeError(f"{path}: {ANIMATED}")
         stream = next(iter(container.streams.video), None)
         if stream is None:
             raise DecodeError(f"{path}: has no video stream")
@@ -90,22 +96,37 @@ def _is_mirrored(frame: VideoFrame) -> bool:
     return bool(a * d < b * c)
 
 
-def display_size(frame: VideoFrame) -> tuple[int, int]:
-    """Return `(height, width)` after rotation. Pixels are taken as square."""
-    return (frame.width, frame.height) if _num_quarter_turns(frame) % 2 else (frame.height, frame.width)
+def sample_aspect_ratio(stream: VideoStream) -> Fraction:
+    """Return the width of a stored pixel divided by its height; 1 if the file does not say it."""
+    return stream.sample_aspect_ratio or Fraction(1)
 
 
-def rgb_frames(frames: Iterable[VideoFrame], size: tuple[int, int] | None = None) -> Iterator[Tensor]:
+def displayed(frame: VideoFrame, aspect: Fraction) -> tuple[int, int, float]:
+    """Return height and width in square pixels after rotation, and the aspect ratio of the stored pixels then.
+
+    The longer side of a pixel is kept: no stored row or column is lost.
+    """
+    height, width = frame.height, frame.width
+    if _num_quarter_turns(frame) % 2:
+        height, width, aspect = width, height, 1 / aspect
+    ratio = float(aspect)
+    return round(height * max(1 / ratio, 1)), round(width * max(ratio, 1)), ratio
+
+
+def rgb_frames(
+    frames: Iterable[VideoFrame], size: tuple[int, int] | None = None, aspect: Fraction = Fraction(1)
+) -> Iterator[Tensor]:
     """Convert decoded frames of one stream to uint8 RGB `(H, W, 3)`, rotated and mirrored for display.
 
     Args:
         frames: Decoded frames of one stream.
-        size: `(height, width)` of the result. The default is the size of the first frame. Later frames are resized
-            to it if the stream changes its resolution.
+        size: `(height, width)` of the result. The default is the displayed size of the first frame. Later frames are
+            resized to it if the stream changes its resolution.
+        aspect: Width of a stored pixel divided by its height, for the default size.
     """
     reformatter = VideoReformatter()  # shared by all frames, because it keeps the scaler's tables
     for frame in frames:
-        size = size or display_size(frame)
+        size = size or displayed(frame, aspect)[:2]
         height, width = size[::-1] if _num_quarter_turns(frame) % 2 else size
         # PyAV before 17 confuses BT.709, the colour matrix of HD video, with BT.601.
         rgb = reformatter.reformat(
@@ -132,7 +153,7 @@ def iterate_frames(path: str | PathLike[str] | TarMember, size: tuple[int, int] 
     """
     with open_video(path) as (container, stream):
         frames = (_check_intact(frame, path) for frame in decoded_frames(container.demux(stream)))
-        yield from rgb_frames(frames, size)
+        yield from rgb_frames(frames, size, sample_aspect_ratio(stream))
 
 
 def iterate_clips(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from glob import glob, has_magic
@@ -111,11 +111,13 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[Path]:
     if not path.is_dir():
         got = f"{path}, which does not exist"
         raise argument_error(name, "a video file or a folder", got, "Check the path.", DataError)
-    videos = [file for file in files_below(path) if is_media(file) and not is_image(file)]
+    files = files_below(path)
+    videos = [file for file in files if is_media(file) and not is_image(file)]
     if not videos:
         contract = f"a folder with videos ({', '.join(sorted(VIDEO_SUFFIXES))})"
         remedy = "Check the path. Subfolders are searched too."
         raise argument_error(name, contract, f"{path}, which has none", remedy, DataError)
+    _log_ignored(path, files, videos)
     return videos
 
 
@@ -146,15 +148,25 @@ def find_segments(path: str | PathLike[str], list_members: ListMembers, *, name:
 def _segments_at(path: Path, list_members: ListMembers) -> Iterator[Segment]:
     suffix = path.suffix.lower()
     if path.is_dir():
-        for file in files_below(path):
-            if is_media(file) or file.suffix.lower() in ARCHIVE_SUFFIXES:
-                yield from _segments_at(file, list_members)
+        files = files_below(path)
+        used = [file for file in files if is_media(file) or file.suffix.lower() in ARCHIVE_SUFFIXES]
+        _log_ignored(path, files, used)
+        for file in used:
+            yield from _segments_at(file, list_members)
     elif suffix in LIST_SUFFIXES:
         yield from read_list(path)
     elif suffix in ARCHIVE_SUFFIXES:
         yield from map(Segment, list_members(path))
     else:
         yield Segment(path)
+
+
+def _log_ignored(folder: Path, files: Iterable[Path], used: Iterable[Path]) -> None:
+    """Log how many files of which suffix are not used."""
+    suffixes = Counter(file.suffix.lower() or "file without suffix" for file in set(files) - set(used))
+    if suffixes:
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
+        logger.warning("ignored in %s: %s", folder, counts)
 
 
 def files_below(folder: Path) -> list[Path]:

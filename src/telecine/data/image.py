@@ -13,13 +13,15 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from telecine.data.source import DecodeError, Source, TarMember, read_bytes
+from telecine.data.source import ANIMATED, DecodeError, Source, TarMember, read_bytes
 from telecine.data.video_info import MAX_PIXELS, VideoInfo, check_frame_size
 
 # Errors that Pillow raises for files that are damaged, truncated, of another format, or larger than its safety limit.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 # An image in a tar file is read whole before its header is parsed.
 MAX_MEMBER_BYTES = 2**29
+# The formats of animations. A JPEG of a phone may hold several pictures, too, of which the first is the photo.
+_MAY_BE_ANIMATED = ("GIF", "PNG", "WEBP")
 _EXIF_ORIENTATION = 0x0112
 # EXIF orientations that swap height and width. Any other value, also one of a wrong type, does not.
 _TRANSPOSED = (5, 6, 7, 8)
@@ -29,7 +31,7 @@ def index_image(source: Source, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     """Index an image by its header. Damage after the header is found when the image is read, except in PNG files.
 
     Raises:
-        DecodeError: it cannot be opened, is not an image, or is too large.
+        DecodeError: it cannot be opened, is animated, is not an image, or is too large.
     """
     with _open_image(source) as image:
         check_frame_size(source, *image.size, max_pixels)
@@ -39,7 +41,7 @@ def index_image(source: Source, max_pixels: int = MAX_PIXELS) -> VideoInfo:
 
 
 def read_image(source: Source, size: tuple[int, int] | None = None) -> Tensor:
-    """Decode an image, or the first frame of an animation, as uint8 RGB `(H, W, 3)`, rotated as its EXIF data says.
+    """Decode an image as uint8 RGB `(H, W, 3)`, rotated as its EXIF data says.
 
     Transparent pixels are composited onto white, 16-bit images are reduced to 8 bits, and palettes and CMYK are
     converted to RGB.
@@ -49,7 +51,7 @@ def read_image(source: Source, size: tuple[int, int] | None = None) -> Tensor:
         size: `(height, width)` to resize to, with an antialiased bicubic filter. The default keeps the size.
 
     Raises:
-        DecodeError: the image is damaged.
+        DecodeError: the image is damaged or animated.
     """
     with _open_image(source) as image:
         ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image takes much memory
@@ -67,6 +69,8 @@ def _open_image(source: Source) -> Iterator[Image.Image]:
     try:
         # Given a path, Pillow reads only the part of the file that it needs.
         with Image.open(source if isinstance(source, Path) else io.BytesIO(read_bytes(source))) as image:
+            if image.format in _MAY_BE_ANIMATED and getattr(image, "is_animated", False):
+                raise ValueError(ANIMATED)
             yield image
     except DecodeError:
         raise

@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from os import PathLike
 from typing import TypeVar
@@ -19,10 +20,10 @@ from rich.console import Console
 from rich.progress import track
 
 from telecine.checks import argument_error
-from telecine.data.decode import decoded_frames, display_size, open_video
+from telecine.data.decode import decoded_frames, displayed, open_video, sample_aspect_ratio
 from telecine.data.image import index_image
 from telecine.data.source import DataError, DecodeError, Source, TarMember, as_source, is_image
-from telecine.data.video_info import MAX_PIXELS, VideoInfo, check_frame_size
+from telecine.data.video_info import MAX_PIXELS, Span, VideoInfo, check_frame_size
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +68,13 @@ def index_video(path: str | PathLike[str] | TarMember, max_pixels: int = MAX_PIX
     source = as_source(path)
     if is_image(source):
         return index_image(source, max_pixels)
-    first = _first_frame(source, max_pixels)
+    first, aspect = _first_frame(source, max_pixels)
     scan = _scan_packets(path)
     stamps, seekable = scan.stamps, True
     if not scan.complete or stamps[0][0] != first.pts:
         stamps, seekable = _scan_frames(path)
-    height, width = display_size(first)
+    height, width, aspect_as_displayed = displayed(first, aspect)
+    check_frame_size(source, width, height, max_pixels)
     info = VideoInfo(
         path=source,
         width=width,
@@ -82,6 +84,7 @@ def index_video(path: str | PathLike[str] | TarMember, max_pixels: int = MAX_PIX
         keyframes=array("q", (index for index, (_, is_key) in enumerate(stamps) if is_key)),
         seekable=seekable,
         time_base=scan.time_base if seekable else 1 / scan.fps,
+        sample_aspect_ratio=aspect_as_displayed,
     )
     _warn_if_slow(info)
     return info
@@ -132,6 +135,19 @@ def format_skipped(skipped: Sequence[Skipped]) -> str:
     return f"{shown}; and {num_more} more" if num_more > 0 else shown
 
 
+def log_too_short(spans: Iterable[Span], clip_span: int) -> int:
+    """Log and count the videos of which no part is long enough for a clip of `clip_span` frames."""
+    longest: dict[Source, int] = {}
+    for span in spans:
+        if not span.info.is_image:
+            longest[span.info.path] = max(span.num_frames, longest.get(span.info.path, 0))
+    short = [Skipped(path, f"{frames} frames") for path, frames in longest.items() if frames < clip_span]
+    if short:
+        text = "%d of %d videos are shorter than %d frames, and not used: %s"
+        logger.warning(text, len(short), len(longest), clip_span, format_skipped(short))
+    return len(short)
+
+
 def with_progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
     """Iterate with a progress bar on standard error that disappears at the end. Only terminals get a bar.
 
@@ -146,17 +162,17 @@ def with_progress(items: Iterable[Item], description: str, total: int | None = N
     )
 
 
-def _first_frame(path: Source, max_pixels: int) -> VideoFrame:
-    """Decode the first displayed frame, to detect streams that cannot be decoded."""
+def _first_frame(path: Source, max_pixels: int) -> tuple[VideoFrame, Fraction]:
+    """Decode the first displayed frame, to detect streams that cannot be decoded. Also return its pixels' aspect."""
     with open_video(path) as (container, stream):
         check_frame_size(path, stream.codec_context.width or 1, stream.codec_context.height or 1, max_pixels)
         stream.codec_context.options = {"max_pixels": str(max_pixels)}  # where the container has another size
-        frame = next(decoded_frames(container.demux(stream)), None)
+        frame, aspect = next(decoded_frames(container.demux(stream)), None), sample_aspect_ratio(stream)
     if frame is None:
         raise DecodeError(f"{path}: no frame can be decoded")
     if frame.is_corrupt:
         raise DecodeError(f"{path}: its first frame is corrupt")
-    return frame
+    return frame, aspect
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ _FORMAT = [5, sys.byteorder]
 # A file that was not written by telecine may unpack to any size. Indices take 4 to 8 times their size, in lines of
 # a few hundred bytes.
 _MAX_RATIO, _MAX_LINE = 64, 2**16
-_FIELDS = ("width", "height", "fps", "seekable", "time_base", "is_image")
+_FIELDS = ("width", "height", "fps", "seekable", "time_base", "is_image", "sample_aspect_ratio")
 
 Fingerprint: TypeAlias = tuple[int, ...]
 """Identifies the content of a source: size and modification time in ns, and offset and size of a tar member."""
@@ -204,11 +204,12 @@ def _parse_archive(lines: _Lines) -> tuple[str, tuple[Fingerprint, list[MemberLo
 
 
 def _parse_info(key: str, fingerprint: list[int], fields: list[Any], num_pts: int, num_keyframes: int) -> _Row:
-    width, height, fps, seekable, time_base, is_image = fields
+    width, height, fps, seekable, time_base, is_image, aspect = fields
     empty: array[int] = array("q")
     numbers = (int(width), int(height), float(fps))
-    info = VideoInfo(Path(key), *numbers, empty, empty, bool(seekable), float(time_base), bool(is_image))
-    if min(info.width, info.height, num_pts) < 1 or num_keyframes < 0:
+    others = (bool(seekable), float(time_base), bool(is_image), float(aspect))
+    info = VideoInfo(Path(key), *numbers, empty, empty, *others)
+    if min(info.width, info.height, num_pts) < 1 or num_keyframes < 0 or not info.sample_aspect_ratio > 0:
         raise ValueError(f"{key!r} has no frames")
     return key, tuple(fingerprint), info, num_pts, num_keyframes
 

@@ -21,9 +21,9 @@ class VideoInfo:
     path: Source
     """The file, or the member of a tar file."""
     width: int
-    """Width in pixels, as displayed."""
+    """Width in square pixels, as displayed."""
     height: int
-    """Height in pixels, as displayed."""
+    """Height in square pixels, as displayed."""
     fps: float
     """Average number of frames per second; 1 for an image."""
     pts: array[int] = field(repr=False, hash=False)
@@ -38,11 +38,19 @@ class VideoInfo:
     """Unit of `pts` in seconds."""
     is_image: bool = False
     """Whether this is a still image."""
+    sample_aspect_ratio: float = 1.0
+    """Width of a stored pixel divided by its height, after rotation; above 1 if `width` is stretched for display."""
 
     @property
     def num_frames(self) -> int:
         """Number of displayed frames."""
         return len(self.pts)
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """Height and width in stored pixels, after rotation."""
+        aspect = self.sample_aspect_ratio
+        return round(self.height * min(aspect, 1)), round(self.width * min(1 / aspect, 1))
 
     def frame_at(self, seconds: float) -> int:
         """Return the index of the first frame displayed at or after `seconds`, counted from the first frame."""

@@ -80,7 +80,8 @@ class ReconstructConfig:
     """Pixels that neighbouring tiles share and are blended over. Rounded up to a multiple of the autoencoder's stride.
     Default: a quarter of the tile."""
     height: int | None = None
-    """Height to resize the video to. Default: the video's height, or from its aspect ratio if `width` is given."""
+    """Height to resize the video to, in square pixels. Default: the video's height, or from its aspect ratio if `width`
+    is given."""
     width: int | None = None
     """Width to resize the video to. Default: like `height`."""
     compare: bool = False

@@ -23,7 +23,7 @@ from telecine.shapes import VALUE_RANGE
 def reconstruct(
     checkpoint: str | Path, video: str | Path, output: str | Path, config: ReconstructConfig | None = None
 ) -> float:
-    """Reconstruct `video` chunk by chunk and tile by tile, and write an MP4.
+    """Reconstruct `video` chunk by chunk and tile by tile, and write an MP4 with frames at the same times.
 
     The autoencoder processes at most `num_frames` frames of one tile at once, for videos of any length and size. Chunks
     and tiles are padded to sizes that it accepts by repeating the last frame, row and column, and cropped afterwards.
@@ -38,15 +38,22 @@ def reconstruct(
         The mean PSNR of all frames, in dB.
 
     Raises:
-        ValueError: The checkpoint or the video cannot be read, or the output is a folder or the video itself.
+        ValueError: The checkpoint or the video cannot be read, or the output is not an MP4, a folder or the video.
     """
     config = config or ReconstructConfig()
     _check_output(Path(output), Path(video))
     device = pick_device(config.device)
     model = load_model(checkpoint, config.weights, device)
     info = index_video(video)
+    pts = sorted(info.pts)
     frame_psnr: list[Tensor] = []
-    with Mp4Writer(output, info.fps) as writer:
+    with Mp4Writer(
+        output,
+        info.fps,
+        pts=[each - pts[0] for each in pts],
+        time_base=info.time_base,
+        sample_aspect_ratio=info.sample_aspect_ratio if keeps_pixels(config) else 1.0,
+    ) as writer:
         for frames, reconstruction in reconstruct_frames(model, info, config, device):
             target = video_from_bytes(frames).to(device).transpose(0, 1)
             frame_psnr.append(psnr(reconstruction=reconstruction, target=target).cpu())
@@ -80,16 +87,25 @@ def _check_output(output: Path, video: Path) -> None:
     """Raise a `ValueError` before any work is done if the output cannot be written or would replace the video."""
     if output.is_dir():
         raise argument_error("output", "the name of an MP4", f"the folder {output}", "Add a file name.")
+    if output.suffix.lower() != ".mp4":
+        remedy = f"Use {output.with_suffix('.mp4')}."
+        raise argument_error("output", "the name of an MP4, which ends in .mp4", str(output), remedy)
     if output.resolve() == video.resolve():
         raise argument_error("output", "another file than the video", f"{output} for both", "Choose another name.")
 
 
+def keeps_pixels(config: ReconstructConfig) -> bool:
+    """Return whether the output has the stored pixels of the video, which need not be square."""
+    return config.height is None and config.width is None
+
+
 def output_size(info: VideoInfo, config: ReconstructConfig) -> tuple[int, int]:
     """Return the height and width at which a video is reconstructed."""
+    if keeps_pixels(config):
+        return info.stored_size
     if config.height and config.width:
         return config.height, config.width
     if config.height:
         return config.height, round(info.width * config.height / info.height)
-    if config.width:
-        return round(info.height * config.width / info.width), config.width
-    return info.height, info.width
+    assert config.width is not None
+    return round(info.height * config.width / info.width), config.width

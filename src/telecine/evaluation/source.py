@@ -11,7 +11,17 @@ import torch
 
 from telecine.autoencoders import VideoAutoencoder, load_autoencoder
 from telecine.checks import argument_error, check_count
-from telecine.data import Clip, ClipConfig, Span, VideoInfo, find_videos, index_videos, iterate_validation_clips
+from telecine.data import (
+    Clip,
+    ClipConfig,
+    Span,
+    VideoInfo,
+    find_videos,
+    index_videos,
+    iterate_validation_clips,
+    log_too_short,
+    whole_video,
+)
 from telecine.data.find import files_below
 from telecine.data.source import VIDEO_SUFFIXES
 from telecine.evaluation.config import EvaluateConfig, MeasuredClips
@@ -41,6 +51,7 @@ def select_clips(infos: Sequence[VideoInfo], config: ClipConfig, max_clips: int)
         got = f"at most {longest.num_frames}, in {longest.path}"
         remedy = "Set a smaller `num_frames` or `stride`."
         raise argument_error("data", f"videos of at least {length} frames", got, remedy)
+    log_too_short(map(whole_video, infos), length)
     spans = [
         Span(info, start, start + length - 1)
         for info in infos

@@ -43,10 +43,21 @@ class Mp4Writer:
         crf: Quality, from 0 (lossless) to 51; 18 is visually lossless.
         keyframe_every: Distance of keyframes, at which decoding can start; two seconds by default. If set, no frame
             depends on a later one. Small values make seeking fast and the file large.
+        pts: When each frame is displayed, in units of `time_base`, from 0; a multiple of `1 / fps` by default.
+        time_base: The unit of `pts` in seconds.
+        sample_aspect_ratio: Width of a pixel divided by its height when the file is displayed.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], fps: float, *, crf: int = 18, keyframe_every: int | None = None
+        self,
+        path: str | os.PathLike[str],
+        fps: float,
+        *,
+        crf: int = 18,
+        keyframe_every: int | None = None,
+        pts: Sequence[int] | None = None,
+        time_base: float | None = None,
+        sample_aspect_ratio: float = 1.0,
     ) -> None:
         if not fps > 0:
             raise argument_error("fps", "above 0", fps, "Use 25 if it is unknown.")
@@ -57,6 +68,9 @@ class Mp4Writer:
         self.path = Path(path)
         # Exact for 30000/1001.
         self._rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
+        self._time_base = 1 / self._rate if time_base is None else Fraction(time_base).limit_denominator(1_000_000)
+        self._pts = pts
+        self._aspect = Fraction(sample_aspect_ratio).limit_denominator(255)
         self._crf = crf
         self._keyframe_every = keyframe_every
         self._size: tuple[int, int] | None = None
@@ -104,7 +118,8 @@ class Mp4Writer:
         yuv = self._reformatter.reformat(
             rgb, format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG, threads=1
         )
-        yuv.pts, yuv.time_base = self._num_frames, 1 / self._rate
+        yuv.pts = self._num_frames if self._pts is None else self._pts[self._num_frames]
+        yuv.time_base = self._time_base
         self._num_frames += 1
         return yuv
 
@@ -114,6 +129,8 @@ class Mp4Writer:
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": str(self._crf)}
         context = stream.codec_context
+        context.time_base = self._time_base
+        context.sample_aspect_ratio = self._aspect
         context.gop_size = self._keyframe_every or max(1, round(2 * self._rate))
         if self._keyframe_every is not None:
             context.max_b_frames = 0

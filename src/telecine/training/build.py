@@ -23,6 +23,7 @@ from telecine.data import (
     check_buckets,
     index_videos,
     load_spans,
+    log_too_short,
     sample_videos,
     split_videos,
     validation_clips,
@@ -64,7 +65,9 @@ class Clips:
     fps: float
     """Frames a second of clips of the first video, for previews."""
     num_videos: int
+    """Videos and images that are used."""
     num_skipped: int
+    """Files that cannot be decoded or are shorter than a clip, and lines of a list without frames."""
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
@@ -127,6 +130,7 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
     check_buckets(config.clips.train_buckets, model, images=config.clips.image_ratio > 0)
     max_pixels = config.clips.max_pixels
     spans, skipped = _demo_spans() if config.data is None else load_spans(config.data, max_pixels=max_pixels)
+    num_short = log_too_short(spans, min(map(config.clips.span_of, config.clips.train_buckets)))
     if config.val_data is None:
         train, held_out = split_videos(spans, config.clips.val_fraction, config.clips.clip_span)
     else:
@@ -140,8 +144,8 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         train=dataset,
         val=val,
         fps=first_video.info.fps / config.clips.stride,
-        num_videos=len({span.info.path for span in spans}),
-        num_skipped=len(skipped),
+        num_videos=len({span.info.path for span in spans}) - num_short,
+        num_skipped=len(skipped) + num_short,
     )
 
 
