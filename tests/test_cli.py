@@ -7,7 +7,7 @@ import av
 import pytest
 import torch
 
-from telecine import Ramp
+from telecine import Ramp, __version__
 from telecine.autoencoders import CausalVAE, CausalVAEConfig
 from telecine.cli import COMMANDS, Command, main, setting_names, with_config_first
 from telecine.data import sample_videos
@@ -80,12 +80,22 @@ def test_runs_as_a_module(forks, module):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--data", "x", "--stepz", "3"], "Did you mean `steps`?"),
-        (["train", "--data", "x", "--objective.disc_strat", "3"], "Did you mean `objective.disc_start`?"),
-        (["train", "--data", "x", "--steps", "many"], 'key "steps"'),
+        (["train", "--data", "x", "--stepz", "3"], "Did you mean `--steps`?"),
+        (["train", "--data", "x", "--objective.disc_strat", "3"], "Did you mean `--objective.disc_start`?"),
+        (["train", "--data", "x", "--steps", "many"], "`--steps` must be a whole number, but got many."),
         (["train", "--data", "x", "--steps", "0"], "`steps` must be a positive int, but got 0"),
         (["train", "--data", "x", "--device", "tpu"], "tpu"),
-        (["train", "--config", "no/such/file.yaml"], "no/such/file.yaml"),
+        (["train", "--config", "no/such/file.yaml"], "no/such/file.yaml, which does not exist"),
+        (["train", "--config", "dmeo"], "Did you mean `demo`?"),
+        (["train", "--config", "x"], "a recipe (base_4x16x16, "),
+        (["train", "--data", "x", "--clips", "3"], "settings such as `{num_frames: ...}` (of num_frames, height"),
+        (["train", "--optimizer.betas", "3"], "must be a list of 2 values in brackets, each a number, but got 3."),
+        (["train", "--data", "x", "--optimizer.lr", "3e38"], "`optimizer.lr` must be at most 10.0, but got 3e+38"),
+        (["train", "--batch_size", "huge"], "must be a whole number or one of 'auto', but got huge."),
+        (
+            ["train", "--output_dir", "/proc/x"],
+            "`output_dir` must be a folder that can be made, but got /proc/x (No such",
+        ),
         (["train", "--dat", "x"], "--dat"),
         (["train", "--data", "x", "--objective.perceptual.num_frames", "every"], "objective.perceptual.num_frames"),
         (
@@ -101,10 +111,10 @@ def test_runs_as_a_module(forks, module):
         ),
         (
             ["train", "--data", "x", "--objective.quantizer_aux_loss_weight", "much"],
-            'key "objective.quantizer_aux_loss_weight"',
+            "must be a number or settings such as `{weight: ...}` (of weight, start, steps, initial), but got much.",
         ),
-        (["train", "--data", "x", "--objective.quantizer_aux_loss_weight.stat", "3"], "Option 'stat' is not accepted"),
-        (["train", "--data", "x", "--objective.quantizer_aux_loss_weight.start", "3"], "required: weight"),
+        (["train", "--data", "x", "--objective.quantizer_aux_loss_weight.stat", "3"], "got `stat: 3`"),
+        (["train", "--data", "x", "--objective.quantizer_aux_loss_weight.start", "3"], "got one without `weight`"),
         (["train", "--data", "x", "--val_data", "y"], "a list or tar files, but got x, which does not exist"),
         (
             ["reconstruct", "x", "y", "-o", "z.mp4", "--num_frames=-5"],
@@ -112,14 +122,15 @@ def test_runs_as_a_module(forks, module):
         ),
         (["evaluate", "nowhere", "--data", "x"], "which does not exist. Check the spelling"),
         (["report", "nowhere"], "`runs` must be folders of runs, with metrics.jsonl, but got 'nowhere'"),
-        (["report"], "runs"),
+        (["report"], "required: runs"),
         (["evaluate", "nowhere"], "`data` must be a folder of videos, or one video, but got nothing"),
         (["evaluate", "--data", "x"], "`checkpoint` must be given"),
         (["evaluate", "--compare", "x"], "--compare"),
         (["evaluate", "--compare", "x", "y"], "protocol.json"),
         (["reconstruct", "x", "y", "-o", "z.mp4", "--tile=8", "--tile_overlap=8"], "`tile_overlap` must be at least"),
-        (["fly"], "fly"),
-        ([], "subcommand"),
+        (["fly"], "`fly` is not a command. Use one of: train, plan"),
+        (["tarin"], "Did you mean `telecine train`?"),
+        ([], "a command is missing"),
     ],
 )
 def test_mistakes_get_one_clear_line(capsys, arguments, message):
@@ -176,7 +187,7 @@ def test_an_unknown_key_in_a_file_is_named_with_the_nearest(capsys, tmp_path):
     path.write_text("data: x\nobjective:\n  perceptual_wieght: 1.0\n")
     error = error_of(capsys, "train", "--config", str(path))
     assert "perceptual_wieght" in error
-    assert "Did you mean `objective.perceptual_weight`?" in error
+    assert "Did you mean `--objective.perceptual_weight`?" in error
 
 
 def test_a_value_in_place_of_a_group_is_named(capsys, tmp_path):
@@ -248,28 +259,65 @@ def test_a_truncated_file_among_good_ones_is_skipped_named_and_counted(tmp_path,
         assert (tmp_path / "run" / name).is_file()
 
 
-DEMO = f"--config={RECIPES / 'demo.yaml'}"
-GPU = f"--config={RECIPES / 'gpu.yaml'}"
+DEMO, GPU = RECIPES / "demo.yaml", RECIPES / "gpu.yaml"
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"),
+    ("typed", "files", "others"),
     [
-        (["train"], ["train", DEMO]),
-        (["train", "--output_dir", "x"], ["train", DEMO, "--output_dir", "x"]),
-        (["train", "--data", "x"], ["train", GPU, "--data", "x"]),
-        (["train", "--data=x"], ["train", GPU, "--data=x"]),
-        (["train", "--data", "x", "--config=demo"], ["train", DEMO, "--data", "x"]),
-        (["train", "--output_dir", "x", "--config", "demo"], ["train", DEMO, "--output_dir", "x"]),
-        (["train", "--config", "mine.yaml"], ["train", "--config=mine.yaml"]),
-        (["train", "--config"], ["train", "--config"]),
-        (["train", "--help"], ["train", "--help"]),
-        (["weights", "list"], ["weights", "list"]),
-        ([], []),
+        (["train"], [DEMO], []),
+        (["plan", "--output_dir", "x"], [DEMO], ["--output_dir", "x"]),
+        (["train", "--data", "x"], [GPU], ["--data", "x"]),
+        (["train", "--data=x"], [GPU], ["--data=x"]),
+        (["train", "--data", "x", "--config=demo"], [DEMO], ["--data", "x"]),
+        (["train", "--output_dir", "x", "--config", "demo"], [DEMO], ["--output_dir", "x"]),
+        (["train", "--config", "gpu", "--config", str(DEMO)], [GPU, DEMO], []),
+        (["train", "--config"], [], ["--config"]),
+        (["train", "--help"], [DEMO], ["--help"]),
+        (["evaluate", "x"], [], ["x"]),
+        (["weights", "list"], [], ["list"]),
     ],
 )
-def test_a_config_stands_first_and_may_be_a_recipe(typed, meant):
-    assert with_config_first(typed) == meant
+def test_a_config_stands_first_and_may_be_a_recipe(typed, files, others):
+    assert with_config_first(typed[0], typed[1:]) == ([*(f"--config={file}" for file in files), *others], files)
+
+
+@pytest.mark.parametrize(
+    ("typed", "steps"), [([], 2400), (["--data", "x"], 100000), (["--config", "demo_long"], 12000)]
+)
+def test_help_shows_the_values_that_are_used(capsys, typed, steps):
+    with pytest.raises(SystemExit):
+        main(["plan", *typed, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"Total number of updates of the autoencoder. (type: int, default: {steps})" in text
+
+
+def test_the_demo_is_announced(monkeypatch, capsys):
+    monkeypatch.setitem(COMMANDS, "train", Command(lambda *_: None, TrainConfig))
+    for typed, announced in (
+        ([], True),
+        (["--steps", "3"], True),
+        (["--data", "x"], False),
+        (["--config", "demo"], False),
+    ):
+        assert main(["train", *typed]) == 0
+        assert ("without --data and --config: the demo" in capsys.readouterr().out) == announced
+
+
+def test_a_package_that_is_missing_is_one_clear_line(capsys, monkeypatch):
+    def run(*_):
+        raise ImportError('This model needs diffusers: run `pip install "telecine[diffusers]"`.', name="diffusers")
+
+    monkeypatch.setitem(COMMANDS, "train", Command(run, TrainConfig))
+    assert 'run `pip install "telecine[diffusers]"`' in error_of(capsys, "train", "--data", "x")
+
+
+@pytest.mark.parametrize(("typed", "printed"), [("--version", __version__), ("--help", "reconstruct")])
+def test_without_a_command(capsys, typed, printed):
+    with pytest.raises(SystemExit) as stop:
+        main([typed])
+    assert stop.value.code == 0
+    assert printed in capsys.readouterr().out
 
 
 def test_reconstruct_keeps_length_size_and_rate(model_folder, tmp_path, capsys):
@@ -280,7 +328,7 @@ def test_reconstruct_keeps_length_size_and_rate(model_folder, tmp_path, capsys):
     assert "PSNR" in capsys.readouterr().out
     with av.open(str(out)) as made, av.open(str(video)) as source:
         ours, theirs = made.streams.video[0], source.streams.video[0]
-        assert (ours.height, ours.width) == (50, 62)  # 61 by the aspect of 176 x 144; odd sizes grow by one
+        assert (ours.height, ours.width) == (50, 68)  # 67 by the aspect of 193 x 144; odd sizes grow by one
         assert ours.average_rate == theirs.average_rate
         assert sum(1 for _ in made.decode(video=0)) == sum(1 for _ in source.decode(video=0))
 

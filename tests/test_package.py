@@ -26,7 +26,7 @@ EXTRA = (
 # From the bottom up: a module imports from its own line or from lines above.
 LAYERS = (
     {"checks", "shapes", "precision", "files", "imports", "terminal", "devices", "randomness", "ops"},
-    {"losses", "perceptual", "discriminators", "runs", "manifest", "settings_file"},
+    {"argument_errors", "commands", "losses", "perceptual", "discriminators", "runs", "manifest", "settings_file"},
     {"objective", "autoencoders", "data"},
     {"cogvideo", "report", "evaluation"},
     {"training"},
@@ -91,11 +91,13 @@ loss(x, x, 1, 0)[0].backward()
 # Starts the command line without each of the packages in turn, in a copy of a process that has imported none of them.
 WITHOUT = """
 import os, sys
+import torch
 from telecine.__main__ import main
 for name in sys.argv[1:]:
     assert name not in sys.modules, name
     if os.fork() == 0:
         sys.modules[name] = None
+        sys.argv = ["telecine", "train"]
         sys.exit(main())
     print(name, os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
 """

@@ -6,31 +6,53 @@ The names below are the public API. `train`, `evaluate` and `reconstruct` need t
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from telecine.discriminators import (
-    Discriminator,
-    Discriminator3D,
-    Discriminator3DWithfirstframe,
-    DiscriminatorOutput,
-    PatchDiscriminator,
-    PatchDiscriminator3D,
-    frame_gradients,
-)
-from telecine.imports import allow_code
-from telecine.losses import gradient_penalty, kl_to_standard_normal, mse
-from telecine.objective import Ramp, Term
-from telecine.perceptual import LPIPS
-
 if TYPE_CHECKING:
-    from telecine.objective import VideoAutoencoderLoss
+    from telecine.discriminators import Discriminator as Discriminator
+    from telecine.discriminators import Discriminator3D as Discriminator3D
+    from telecine.discriminators import Discriminator3DWithfirstframe as Discriminator3DWithfirstframe
+    from telecine.discriminators import DiscriminatorOutput as DiscriminatorOutput
+    from telecine.discriminators import PatchDiscriminator as PatchDiscriminator
+    from telecine.discriminators import PatchDiscriminator3D as PatchDiscriminator3D
+    from telecine.discriminators import frame_gradients as frame_gradients
+    from telecine.evaluation.config import EvaluateConfig as EvaluateConfig
+    from telecine.evaluation.config import ReconstructConfig as ReconstructConfig
+    from telecine.evaluation.evaluate import evaluate as evaluate
+    from telecine.evaluation.reconstruct import reconstruct as reconstruct
+    from telecine.imports import allow_code as allow_code
+    from telecine.losses import gradient_penalty as gradient_penalty
+    from telecine.losses import kl_to_standard_normal as kl_to_standard_normal
+    from telecine.losses import mse as mse
+    from telecine.objective import Ramp as Ramp
+    from telecine.objective import Term as Term
+    from telecine.objective import VideoAutoencoderLoss as VideoAutoencoderLoss
+    from telecine.perceptual import LPIPS as LPIPS
+    from telecine.training import TrainConfig as TrainConfig
+    from telecine.training import read_config as read_config
+    from telecine.training import train as train
 
 __version__ = "0.1.0"
 
-# Imported on first use: the objective needs torchvision, which is slow to import, and the others need the extra.
-_ON_FIRST_USE = {
+# The module of each name, which is imported on first use: `telecine --version` need not wait for PyTorch, the objective
+# needs torchvision, and the last ones need the extra.
+_MODULES = {
+    "LPIPS": "telecine.perceptual",
+    "Discriminator": "telecine.discriminators",
+    "Discriminator3D": "telecine.discriminators",
+    "Discriminator3DWithfirstframe": "telecine.discriminators",
+    "DiscriminatorOutput": "telecine.discriminators",
+    "PatchDiscriminator": "telecine.discriminators",
+    "PatchDiscriminator3D": "telecine.discriminators",
+    "Ramp": "telecine.objective",
+    "Term": "telecine.objective",
+    "VideoAutoencoderLoss": "telecine.objective",
+    "allow_code": "telecine.imports",
+    "frame_gradients": "telecine.discriminators",
+    "gradient_penalty": "telecine.losses",
+    "kl_to_standard_normal": "telecine.losses",
+    "mse": "telecine.losses",
     "EvaluateConfig": "telecine.evaluation.config",
     "ReconstructConfig": "telecine.evaluation.config",
     "TrainConfig": "telecine.training",
-    "VideoAutoencoderLoss": "telecine.objective",
     "evaluate": "telecine.evaluation.evaluate",
     "read_config": "telecine.training",
     "reconstruct": "telecine.evaluation.reconstruct",
@@ -57,10 +79,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ON_FIRST_USE:
+    if name not in _MODULES:
         raise AttributeError(f"module 'telecine' has no attribute {name!r}")
-    return getattr(import_module(_ON_FIRST_USE[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ON_FIRST_USE})
+    return sorted({*globals(), *_MODULES})

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import sys
 
+from telecine.commands import INTERRUPTED, answer, fail
+
 
 def main() -> int:
     """Run the command line, or say how to install what it needs."""
     try:
-        from telecine import cli
+        code = answer(sys.argv[1:])
+        if code is not None:
+            return code
+        from telecine import cli  # takes seconds
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "telecine":
             raise
-        print(f'telecine: error: {error}. Run `pip install "telecine[train]"`.', file=sys.stderr)
-        return 2
+        return fail(f'{error}. Run `pip install "telecine[train]"`.')
+    except KeyboardInterrupt:
+        print("interrupted")
+        return INTERRUPTED
     return cli.main()
 
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from accelerate import PartialState
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 from rich.table import Column, Table
 
-from telecine import __version__
-from telecine.checks import argument_error, check_count, nearest
+from telecine.argument_errors import plain, setting_names
+from telecine.checks import argument_error, check_count
+from telecine.commands import INTERRUPTED, SUMMARIES, answer, fail
 from telecine.devices import gigabytes, parse_memory
 from telecine.evaluation.compare import Comparison, compare
 from telecine.evaluation.config import EvaluateConfig, LatentsConfig, ReconstructConfig
@@ -29,19 +29,20 @@ from telecine.perceptual import weights
 from telecine.report.page import write_report
 from telecine.runs import checkpoints, is_checkpoint
 from telecine.settings_file import check_yaml
-from telecine.terminal import PlainConsole, escape_logs, printable
+from telecine.terminal import PlainConsole, escape_logs
 from telecine.training import Interrupted, TrainConfig, TrainingError, TrainResult, train
 from telecine.training.capacity import USED_FRACTION, Plan, advice, make_plan
-from telecine.training.config_file import check_groups, clear_message, find_recipe, restrict_imports
+from telecine.training.config_file import RECIPES, check_groups, clear_message, find_recipe, restrict_imports
 from telecine.training.plan import HOST_COPY
-
-USER_ERROR = 2
-INTERRUPTED = 130
 
 CONFIG_HELP = (
     "A YAML file of settings, or a recipe: demo (CPU, a few minutes) or gpu (training from scratch). It can be given "
-    "several times: later ones override earlier ones, and settings typed beside it override both."
+    "several times: later ones override earlier ones, and settings typed beside it override both. Without it, gpu is "
+    "used with --data, and demo otherwise; the help shows the values of the one that is used."
 )
+
+# What `train` and `plan` do without `--data` and `--config`.
+DEMO = RECIPES / "demo.yaml"
 
 console = PlainConsole()
 
@@ -136,12 +137,28 @@ class Command:
     settings: type | None
     arguments: tuple[Argument, ...] = ()
 
-    def parser(self, *, with_settings: bool = True) -> ArgumentParser:
-        """Return its parser; the docstrings of the settings' fields are their help, and take a while to read."""
-        parser = ArgumentParser(description=self.run.__doc__, exit_on_error=False, allow_abbrev=False)
+    @property
+    def options(self) -> list[str]:
+        """The names of its arguments that are not settings, without dashes."""
+        return [name.removeprefix("--") for argument in self.arguments for name in argument.names]
+
+    def parser(self, name: str, *, values: Sequence[Path] = ()) -> ArgumentParser:
+        """Return its parser.
+
+        Args:
+            name: The command.
+            values: Settings files whose values the help shows as defaults.
+        """
+        parser = ArgumentParser(
+            prog=f"telecine {name}",
+            description=SUMMARIES[name],
+            exit_on_error=False,
+            allow_abbrev=False,
+            default_config_files=[str(path) for path in values],
+        )
         for argument in self.arguments:
             parser.add_argument(*argument.names, help=argument.help, **argument.extra)
-        if self.settings is not None and with_settings:
+        if self.settings is not None:
             parser.add_argument("--config", action="config", help=CONFIG_HELP)
             parser.add_class_arguments(self.settings)
         return parser
@@ -241,27 +258,45 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, 2 after a user error, 130 after an interruption."""
-    escape_logs()
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    typed = sys.argv[1:] if arguments is None else arguments
-    parsers = {name: command.parser(with_settings=name in typed) for name, command in COMMANDS.items()}
+    typed = sys.argv[1:] if arguments is None else list(arguments)
     try:
+        code = answer(typed)
+        if code is not None:
+            return code
+        escape_logs()
         restrict_imports(typed_values("--allow_code", typed))
-        settings = root_parser(parsers).parse_args(with_config_first(typed))
-        name = settings.subcommand
-        run(COMMANDS[name], parsers[name], settings[name])
+        run_command(typed[0], typed[1:])
     except ArgumentError as error:
-        return fail(with_suggestion(clear_message(error)))
+        command = COMMANDS[typed[0]]
+        known = [*setting_names(command.settings), *command.options]
+        return fail(plain(clear_message(error), command.settings, known=known))
     except (ValueError, OSError, TrainingError) as error:
+        return fail(clear_message(error))
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "telecine":
+            raise
         return fail(clear_message(error))
     except Interrupted as interruption:
         if PartialState().is_main_process:
-            console.print(f"stopped; saved {interruption}. Run the same command again to resume.", soft_wrap=True)
+            console.print(str(interruption), soft_wrap=True)
         return INTERRUPTED
     except KeyboardInterrupt:
         console.print("interrupted")
         return INTERRUPTED
     return 0
+
+
+def run_command(name: str, typed: Sequence[str]) -> None:
+    """Parse the arguments of a command and run it."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    command = COMMANDS[name]
+    arguments, files = with_config_first(name, typed)
+    asks_for_help = bool({"-h", "--help"} & set(typed))
+    parser = command.parser(name, values=files if asks_for_help else ())
+    settings = parser.parse_args(arguments)
+    if files == [DEMO] and arguments[1:] == list(typed):
+        console.print("without --data and --config: the demo, on four sample videos")
+    run(command, parser, settings)
 
 
 def run(command: Command, parser: ArgumentParser, settings: Namespace) -> None:
@@ -274,49 +309,39 @@ def run(command: Command, parser: ArgumentParser, settings: Namespace) -> None:
     command.run(settings, config)
 
 
-def root_parser(parsers: dict[str, ArgumentParser]) -> ArgumentParser:
-    """Return the parser of `telecine` itself."""
-    parser = ArgumentParser(
-        prog="telecine",
-        description="Train, evaluate and use video autoencoders.",
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subcommands(title="commands", metavar="COMMAND")
-    for name, subparser in parsers.items():
-        commands.add_subcommand(name, subparser, help=COMMANDS[name].run.__doc__)
-    return parser
-
-
-def with_config_first(arguments: Sequence[str]) -> list[str]:
+def with_config_first(name: str, typed: Sequence[str]) -> tuple[list[str], list[Path]]:
     """Move `--config` before all other settings, so that those override it, and replace recipes by their paths.
 
     `train` and `plan` without `--config` use the recipe "gpu", and "demo" if there is no `--data` either.
+
+    Args:
+        name: The command.
+        typed: Its arguments.
+
+    Returns:
+        The arguments, and the settings files among them.
+
+    Raises:
+        FileNotFoundError: There is no such file or recipe.
     """
-    command, typed = list(arguments[:1]), list(arguments[1:])
-    asks_for_help = {"-h", "--help"} & set(typed)
-    given = {argument.partition("=")[0] for argument in typed}
-    if command in (["train"], ["plan"]) and not asks_for_help and "--config" not in given:
-        recipe = "gpu" if "--data" in given else "demo"
-        return [*command, f"--config={find_recipe(recipe)}", *typed]
-    configs, others = [], []
-    while typed:
-        argument = typed.pop(0)
-        name, _, value = argument.partition("=")
-        if name != "--config":
-            others.append(argument)
-        elif value or not typed:
-            configs.append(f"--config={config_path(value)}" if value else argument)
+    rest, configs, others = list(typed), [], []
+    while rest:
+        argument = rest.pop(0)
+        option, _, value = argument.partition("=")
+        if option == "--config" and (value or rest):
+            configs.append(config_path(value or rest.pop(0)))
         else:
-            configs.append(f"--config={config_path(typed.pop(0))}")
-    return [*command, *configs, *others]
+            others.append(argument)
+    given = {argument.partition("=")[0] for argument in others}
+    if COMMANDS[name].settings is TrainConfig and not configs and "--config" not in given:
+        configs.append(find_recipe("gpu" if "--data" in given else "demo"))
+    return [*(f"--config={path}" for path in configs), *others], configs
 
 
 def config_path(name: str) -> Path:
     """Return the path of a recipe or a settings file; raise a `ValueError` if the file is harmful to parse."""
-    if (path := find_recipe(name)).is_file():
-        check_yaml(path)
+    path = find_recipe(name)
+    check_yaml(path)
     return path
 
 
@@ -324,33 +349,6 @@ def typed_values(option: str, arguments: Sequence[str]) -> list[str]:
     """Return the values of an option on the command line. Those in a settings file are not among them."""
     apart = [value for name, value in pairwise(arguments) if name == option]
     return apart + [argument.removeprefix(f"{option}=") for argument in arguments if argument.startswith(f"{option}=")]
-
-
-def fail(message: str) -> int:
-    """Print one error on standard error and return its exit code."""
-    print(f"telecine: error: {printable(message)}", file=sys.stderr)
-    return USER_ERROR
-
-
-def with_suggestion(message: str) -> str:
-    """Add the nearest setting to the message about an unknown one."""
-    if "not accept option" not in message and "unrecognized" not in message:
-        return message
-    known = sorted({name for command in COMMANDS.values() for name in setting_names(command.settings)})
-    for words in re.findall(r"--([\w.]+)|'([\w.]+)'", message):
-        word = "".join(words)
-        if word not in COMMANDS and word not in known and nearest(word, known):
-            return f"{message.rstrip('.')}. {nearest(word, known)}"
-    return message
-
-
-def setting_names(settings: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted names of a dataclass's fields, nested ones included."""
-    if is_dataclass(settings):
-        hints = get_type_hints(settings)
-        for item in fields(settings):
-            yield prefix + item.name
-            yield from setting_names(hints[item.name], f"{prefix}{item.name}.")
 
 
 def print_result(result: TrainResult) -> None:

@@ -7,6 +7,7 @@ import json
 import diffusers
 import pytest
 import torch
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
@@ -55,6 +56,27 @@ def test_an_invalid_config_is_refused(changes, message):
 def test_a_missing_config_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="none"):
         DiffusersAutoencoder.from_config(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("raised", "error", "message"),
+    [
+        (LocalEntryNotFoundError("no"), ConnectionError, "which is not in the cache, and the Hub cannot be reached"),
+        (
+            RepositoryNotFoundError.__new__(RepositoryNotFoundError),
+            ValueError,
+            "which the Hub does not have or does not",
+        ),
+        (EntryNotFoundError("no"), ValueError, "Set `subfolder` if the model is in another subfolder"),
+    ],
+)
+def test_a_model_that_the_hub_does_not_give_is_named(monkeypatch, raised, error, message):
+    def download(*_, **__):
+        raise raised
+
+    monkeypatch.setattr("diffusers.configuration_utils.hf_hub_download", download)
+    with pytest.raises(error, match=f"'owner/name'.*{message}"):
+        DiffusersAutoencoder.from_pretrained("owner/name")
 
 
 def test_load_weights_copies_in_place(tmp_path):

@@ -8,7 +8,7 @@ import yaml
 
 import telecine
 from telecine import Ramp, Term
-from telecine.cli import COMMANDS, root_parser, run
+from telecine.cli import COMMANDS, run
 from telecine.data import ClipConfig
 from telecine.discriminators.first_frame import PAD_MODES
 from telecine.discriminators.patch import NORMS
@@ -165,9 +165,9 @@ def parse_config(path):
     """Return the settings that the command line builds from a file."""
     seen = []
     command = COMMANDS["train"]
-    parser = command.parser()
-    settings = root_parser({"train": parser}).parse_args(["train", "--config", str(path)])
-    run(replace(command, run=lambda _, config: seen.append(config)), parser, settings["train"])
+    parser = command.parser("train")
+    settings = parser.parse_args(["--config", str(path)])
+    run(replace(command, run=lambda _, config: seen.append(config)), parser, settings)
     return seen[0]
 
 

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalTokenNotFoundError
 from rich.console import Console
 
@@ -49,6 +50,12 @@ def test_the_averaged_weights_are_uploaded_with_a_card(tiny, fake_hub):
     assert "| psnr | " in card
 
 
+def test_a_hub_that_cannot_be_reached_is_one_error(tiny, monkeypatch):
+    monkeypatch.setattr(hub, "create_repo", HfApi(endpoint="http://127.0.0.1:1", token="hf_x").create_repo)
+    with pytest.raises(ValueError, match=r"`push_to_hub` must be possible, but got ConnectError: .*refused"):
+        hub.create_repository(tiny())
+
+
 @pytest.mark.slow
 def test_a_finished_run_repeats_an_upload_that_failed(tiny, fake_hub, monkeypatch):
     _, uploaded = fake_hub
@@ -59,7 +66,7 @@ def test_a_finished_run_repeats_an_upload_that_failed(tiny, fake_hub, monkeypatc
         raise OSError("the network is down")
 
     monkeypatch.setattr(hub, "upload_folder", fail)
-    with pytest.raises(OSError, match="the network is down"):
+    with pytest.raises(ValueError, match=r"the network is down.*The run is complete.*same command again"):
         train(config, console=Console(quiet=True))
     monkeypatch.setattr(hub, "upload_folder", upload_folder)
     train(config, console=Console(quiet=True))

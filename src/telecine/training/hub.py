@@ -14,6 +14,8 @@ from telecine.checks import argument_error
 from telecine.files import read_json
 from telecine.training.config import TrainConfig
 
+# All errors of requests. Those of the network have the base class of `HfHubHTTPError`, which differs between versions.
+HUB_ERRORS: tuple[type[Exception], ...] = (LocalTokenNotFoundError, *HfHubHTTPError.__bases__, OSError)
 # Only diffusers writes this key into a configuration.
 DIFFUSERS_KEY = "_diffusers_version"
 CARD = """---
@@ -46,7 +48,7 @@ def create_repository(config: TrainConfig) -> str:
     name = config.hub_model_id or Path(config.output_dir).resolve().name
     try:
         return create_repo(name, exist_ok=True).repo_id
-    except (LocalTokenNotFoundError, HfHubHTTPError, OSError) as error:
+    except HUB_ERRORS as error:
         remedy = "Log in with `hf auth login` or set HF_TOKEN, and check `hub_model_id`; or turn `push_to_hub` off."
         raise argument_error("push_to_hub", "possible", f"{type(error).__name__}: {error}", remedy) from error
 
@@ -60,6 +62,9 @@ def upload(repo_id: str, checkpoint: Path, config: TrainConfig, metrics: Mapping
         config: The run's settings.
         metrics: Metrics of the last validation.
         steps: Number of updates done.
+
+    Raises:
+        ValueError: The Hub cannot be reached, or refuses.
     """
     folder = checkpoint / "ema"
     figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
@@ -67,7 +72,11 @@ def upload(repo_id: str, checkpoint: Path, config: TrainConfig, metrics: Mapping
         library=library_of(folder), name=repo_id, base=base_of(config.model), figures=figures, steps=steps
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
-    upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"Weights after {steps} updates")
+    try:
+        upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"Weights after {steps} updates")
+    except HUB_ERRORS as error:
+        remedy = f"The run is complete, with the weights in {folder}. Run the same command again to upload them."
+        raise argument_error("push_to_hub", "possible", f"{type(error).__name__}: {error}", remedy) from error
 
 
 def library_of(folder: Path) -> str:

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 from telecine.data.loader import STOP_SIGNALS
 
+# Standard error, which a handler may write to while the program is writing to it, too.
+STDERR = 2
+ACKNOWLEDGED = "\nstopping after this update or validation clip, and saving; again to stop now\n"
+
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run can be resumed
-    """The run was interrupted by a signal; its checkpoint is written."""
+    """The run was interrupted by a signal; its checkpoint is written.
+
+    Args:
+        saved: Folder of the checkpoint; None before the first update, when there is nothing to save.
+    """
+
+    def __init__(self, saved: Path | None) -> None:
+        super().__init__(saved)
+        self.saved = saved
+
+    def __str__(self) -> str:
+        if self.saved is None:
+            return "stopped before the first update; run the same command again to start"
+        return f"stopped; saved {self.saved}. Run the same command again to resume."
 
 
 class StopRequest:
@@ -23,8 +42,10 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[StopRequest]:
+def stop_on_signal(*, acknowledge: bool = True) -> Iterator[StopRequest]:
     """Turn the first of each of `STOP_SIGNALS` into a `StopRequest`. A second of the same acts at once, as usual.
+
+    With `acknowledge`, standard error says so at once.
 
     A SIGHUP that is ignored, as below `nohup`, stays so. Python handles signals in the main thread only: in other
     threads the request is never set.
@@ -39,6 +60,8 @@ def stop_on_signal() -> Iterator[StopRequest]:
         del previous[hangup]
 
     def set_request(number: int, frame: FrameType | None) -> None:
+        if acknowledge and not request.is_set:
+            os.write(STDERR, ACKNOWLEDGED.encode())
         request.is_set = True
         signal.signal(number, previous[signal.Signals(number)])
 

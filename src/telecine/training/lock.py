@@ -38,7 +38,11 @@ class RunLock:
 
     def __init__(self, run: Path, *, steal: bool = False) -> None:
         self.path = run / LOCK_FILE
-        run.mkdir(parents=True, exist_ok=True)
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            got = f"{run} ({error.strerror})"
+            raise argument_error("output_dir", "a folder that can be made", got, "Choose another one.") from error
         self.holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": started_at(os.getpid())}
         while not create(self.path, json.dumps(self.holder)):
             found = read(self.path)

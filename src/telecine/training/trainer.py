@@ -17,8 +17,9 @@ from telecine.data import DataError, clip_loader
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.perceptual import LPIPS
 from telecine.report.page import write_report
+from telecine.report.run import read_records, validations
 from telecine.report.settings import write_environment
-from telecine.runs import CONFIG_FILE, step_of
+from telecine.runs import CONFIG_FILE, METRICS_FILE, step_of
 from telecine.terminal import PlainConsole
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_state
@@ -76,8 +77,9 @@ def train(
     console = console or PlainConsole()
     trainer = Trainer(config, console, autoencoder, steal_lock=steal_lock)
     try:
-        with stop_on_signal() as stop:
+        with stop_on_signal(acknowledge=trainer.is_main) as stop:
             trainer.run(stop)
+        trainer.publish()
         return trainer.result()
     except torch.OutOfMemoryError as error:
         raise out_of_memory(trainer.config, trainer.state.step, is_own=autoencoder is not None) from error
@@ -134,6 +136,7 @@ class Trainer:
         self.config = config = self._with_batch_size(config, found, is_own=autoencoder is not None)
         self.hub_repository = create_repository(config) if config.push_to_hub and self.is_main else None
         model = build_autoencoder(config, autoencoder)
+        self.console.print("reading the videos, and decoding them" if config.clips.cache else "reading the videos")
         with self.accelerator.main_process_first():  # the first process indexes the videos, the others read its index
             self.clips = build_clips(config, model)
         self.perceptual: dict[str, nn.Module] = {"lpips_alex": LPIPS("alex").to(self.accelerator.device)}
@@ -204,16 +207,31 @@ class Trainer:
         )
 
     def run(self, stop: StopRequest) -> None:
-        """Train up to the last step, then write the report and upload the weights if `push_to_hub` is set.
+        """Train up to the last step.
 
         Raises:
             Interrupted: `stop` was set on a process.
         """
+        if not self._is_validated():
+            self.console.print(f"validating on {len(self.clips.val)} clips")
+            self._validate(stop)
+            if (
+                self.is_main and self.is_resumed
+            ):  # the checkpoint was saved before this validation could call it the best
+                best = best_step(self.folder, self.config.best_metric, self.state.step)
+                tidy(self.folder, keep=self.config.keep, best=best)
         if self.state.step >= self.config.steps:
             self.console.print(f"already trained for {self.state.step} steps; use a larger --steps to train further")
         while self.state.step < self.config.steps:
             self._train(stop)
-        self._publish()
+
+    def _is_validated(self) -> bool:
+        """Return whether the present step needs no validation, or had it before the run was interrupted."""
+        step = self.state.step
+        if step > 0 and not self._is_due(self.config.val_every):
+            return True
+        validated = [record["step"] for record in validations(read_records(self.folder / METRICS_FILE))]
+        return any_rank(self.is_main and step in validated, self.accelerator.device)
 
     def _train(self, stop: StopRequest) -> None:
         """Train up to the last step, or to a divergence after which the run goes back."""
@@ -248,8 +266,6 @@ class Trainer:
     def _update_until_the_end(self, stop: StopRequest) -> None:
         """The training loop."""
         config = self.config
-        if not self.is_resumed:
-            self._validate()
         num_clips = clips_per_step(config, self.accelerator)
         with Monitor(self.console, num_steps=config.steps, start=self.state.step, batch_size=num_clips) as monitor:
             for batches in self._batches_until(stop):
@@ -260,7 +276,7 @@ class Trainer:
                 if self._is_due(config.log_every):
                     self._log({"train/lr": lr, "train/clips_per_second": monitor.clips_per_second})
                 if self._is_due(config.val_every):
-                    self._validate()
+                    self._validate(stop)
                 if self._is_due(config.save_every):
                     self._measure_latents()
                     self.checkpointer.save(self.state)
@@ -318,15 +334,31 @@ class Trainer:
         self.diagnostics.check(self.state.step, record)
         self.state.num_records += 1
 
-    def _validate(self) -> None:
-        """Validate the averaged weights, record the result, and save a checkpoint if it is the best one."""
+    def _validate(self, stop: StopRequest) -> None:
+        """Validate the averaged weights, record the result, and save a checkpoint if it is the best one.
+
+        Raises:
+            Interrupted: `stop` was set on a process. When the run resumes, it starts with this validation.
+        """
+
+        def check_stop() -> None:
+            if any_rank(stop.is_set, self.accelerator.device):
+                raise Interrupted(None)
+
         step, rank, num_ranks = self.state.step, self.accelerator.process_index, self.accelerator.num_processes
-        with self.state.ema.applied():
-            result = validate(self.state.autoencoder, self.clips.val, self.perceptual, rank=rank, num_ranks=num_ranks)
+        ranks = {"rank": rank, "num_ranks": num_ranks}
+        try:
+            with self.state.ema.applied():
+                clips, perceptual = self.clips.val, self.perceptual
+                result = validate(self.state.autoencoder, clips, perceptual, before_each=check_stop, **ranks)
+        except Interrupted:
+            saved = self.checkpointer.save(self.state) if step > 0 else None
+            self.checkpointer.wait()
+            raise Interrupted(saved) from None
         lag: dict[str, float] = {}
         if step > 0:
             few = self.clips.val[:NUM_COMPARED]
-            raw = validate(self.state.autoencoder, few, {}, rank=rank, num_ranks=num_ranks).metrics["psnr"]
+            raw = validate(self.state.autoencoder, few, {}, **ranks).metrics["psnr"]
             lag = {EMA_BEHIND: raw - mean_over_clips(result.per_clip[: len(few)])["psnr"]}
         if self.is_main:
             self._record(result, lag)
@@ -363,8 +395,8 @@ class Trainer:
         if result.latent:
             self.console.print(f"step {step}: latent {describe_metrics(result.latent)}")
 
-    def _publish(self) -> None:
-        """Write the report and upload the weights. A finished run that is started again does both again."""
+    def publish(self) -> None:
+        """Write the report, and upload the weights if `push_to_hub` is set; a finished run does so each time."""
         if self.is_main:
             write_report([self.folder])
         if self.hub_repository is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +55,7 @@ def validate(
     *,
     rank: int = 0,
     num_ranks: int = 1,
+    before_each: Callable[[], None] = lambda: None,
 ) -> Validation:
     """Reconstruct every clip from the mode of its posterior, and measure it.
 
@@ -64,6 +65,7 @@ def validate(
         perceptual: Perceptual distances by name.
         rank: Rank of this process.
         num_ranks: Number of processes; all of them have to call this.
+        before_each: Called before each clip, on every process equally often. Its errors end the validation.
 
     Returns:
         Metrics of all clips, the same on every process, and pictures of this process' clips.
@@ -77,6 +79,7 @@ def validate(
     shown: list[ValidationClip] = []
     latents: list[Tensor] = []
     for position, index in enumerate(indices):
+        before_each()
         target = clips[index]["video"][None].to(device)
         output = model(target, sample_posterior=False)
         reconstruction = output.video

@@ -19,6 +19,7 @@ from telecine.files import read_json
 try:
     import diffusers
     from diffusers import ConfigMixin, ModelMixin
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 except ImportError as missing:
     raise ImportError('This model needs diffusers: run `pip install "telecine[diffusers]"`.') from missing
 
@@ -66,14 +67,24 @@ def read_config_at(name_or_folder: str | PathLike[str], subfolder: str | None, r
     """Return the configuration in a subfolder of a folder or a Hub model.
 
     Raises:
-        ValueError: There is no configuration.
+        ConnectionError: The Hub cannot be reached.
+        ValueError: There is no configuration, or no such model on the Hub.
     """
     try:
         config: Any = AutoencoderConfig.load_config(str(name_or_folder), subfolder=subfolder, revision=revision)
     except (OSError, RecursionError) as error:
+        source = f"{str(name_or_folder)!r}"
+        if isinstance(error.__context__, LocalEntryNotFoundError):
+            got = f"{source}, which is not in the cache, and the Hub cannot be reached"
+            remedy = "Check the network, or download the model and use its folder."
+            raise argument_error("name_or_folder", "a folder or a Hub name", got, remedy, ConnectionError) from error
+        if isinstance(error.__context__, RepositoryNotFoundError):
+            got = f"{source}, which the Hub does not have or does not show you"
+            remedy = "Check the spelling, or log in with `hf auth login`."
+            raise argument_error("name_or_folder", "a folder or a Hub name", got, remedy) from error
         contract = f"a folder with {CONFIG_FILE}, a pipeline with {PIPELINE_SUBFOLDER}/{CONFIG_FILE}, or a Hub name"
         remedy = "Set `subfolder` if the model is in another subfolder."
-        raise argument_error("name_or_folder", contract, f"{str(name_or_folder)!r}", remedy) from error
+        raise argument_error("name_or_folder", contract, source, remedy) from error
     return dict(config)
 
 
