@@ -1,5 +1,7 @@
 """Checks of videos, frames and pairs of tensors."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -64,3 +66,12 @@ def test_check_same_shape_and_device():
         check_same_shape("x", x, "y", x[:, :1])
     with pytest.raises(ValueError, match=r"`x` must be on the same device as `y`, meta, but got .* on cpu. Move"):
         check_same_device("x", x, "y", x.to("meta"))
+
+
+def test_a_batch_that_may_be_meant_for_another_range_is_warned_of():
+    with pytest.warns(UserWarning, match=r"`x` has no value below 0. If its range is \[0, 1\]"):
+        check_range("x", torch.rand(1, 3, 2, 4, 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_range("x", torch.rand(1, 3, 2, 4, 4) - 0.5)
+        check_range("x", torch.zeros(1, 3, 2, 4, 4))

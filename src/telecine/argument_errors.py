@@ -21,6 +21,7 @@ WORDS: Mapping[Any, str] = {
     NoneType: "null",
 }
 _GOT = re.compile(r"Got value: (.*)$|Given value type: .* Given value: (.*)$")
+_UNKNOWN = re.compile(r"Option '([\w.]+)' is not accepted|Group '([\w.]+)' does not accept option '([\w.]+)'")
 _NESTED = re.compile(r"NestedArg\(key='(.*)', val='(.*)'\)")
 
 
@@ -40,8 +41,8 @@ def plain(message: str, settings: type | None, *, known: Sequence[str], prefix: 
     kind = None if name is None else type_of(settings, name[1])
     if name is not None and kind is not None:
         return f"`{prefix}{name[1]}` must be {describe_type(kind)}, but got {value_in(message)}."
-    if key := re.search(r"Key '([\w.]+)' is not expected|[Oo]ption '([\w.]+)' is not accepted", message):
-        word = key[1] or key[2]
+    if key := _UNKNOWN.search(message):
+        word = key[1] or f"{key[2]}.{key[3]}"
         return f"`{word}` is not a setting. {suggest(word, known, prefix)}".rstrip()
     return message.removeprefix('Parser key "config": ')
 

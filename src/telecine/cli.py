@@ -49,7 +49,7 @@ console = PlainConsole()
 
 def run_train(settings: Namespace, config: TrainConfig) -> None:
     """Train a video autoencoder. Run the same command again to resume from the newest checkpoint."""
-    result = train(config, console=console, steal_lock=settings.steal_lock)
+    result = train(config, console=console, steal_lock=settings.steal_lock, change_data=settings.change_data)
     if PartialState().is_main_process:
         print_result(result)
 
@@ -199,8 +199,13 @@ ALLOW_CODE = Argument(
     "A package whose functions the settings may name, besides telecine; can be given several times. Its code is run.",
     {"action": "append", "metavar": "PACKAGE"},
 )
+CHANGE_DATA = Argument(
+    ("--change_data",),
+    "Resume although --data is other data than before. Without it, such a run is refused.",
+    {"action": "store_true"},
+)
 COMMANDS = {
-    "train": Command(run_train, TrainConfig, (STEAL_LOCK, ALLOW_CODE)),
+    "train": Command(run_train, TrainConfig, (STEAL_LOCK, CHANGE_DATA, ALLOW_CODE)),
     "plan": Command(run_plan, TrainConfig, (MEMORY, PROCESSES, ALLOW_CODE)),
     "evaluate": Command(run_evaluate, EvaluateConfig, (SUBJECT, FIGURES, COMPARE)),
     "latents": Command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TypeAlias
 
 import torch
@@ -63,6 +64,7 @@ def check_same_device(name: str, value: Tensor, other_name: str, other: Tensor) 
 def check_range(name: str, value: Tensor) -> None:
     """Raise a `ValueError` if a CPU tensor exceeds [-1, 1]; NaN passes, and so do tensors on other devices.
 
+    Warn once if it may have been meant for [0, 1], because no value is below 0.
     Reading a value from an accelerator would make the host wait for it in every step. Fake tensors have no values.
     """
     if value.device.type != "cpu" or torch.compiler.is_compiling() or isinstance(value, FakeTensor):
@@ -71,3 +73,6 @@ def check_range(name: str, value: Tensor) -> None:
     if low < VALUE_RANGE[0] - RANGE_TOLERANCE or high > VALUE_RANGE[1] + RANGE_TOLERANCE:
         remedy = "Map [0, 1] with `x * 2 - 1`, bytes with `x / 127.5 - 1`."
         raise argument_error(name, "in the range [-1, 1]", f"values from {low:.4g} to {high:.4g}", remedy)
+    if 0 <= low < high:
+        text = f"`{name}` has no value below 0. If its range is [0, 1] instead of [-1, 1], map it with `x * 2 - 1`."
+        warnings.warn(text, stacklevel=2)

@@ -1,5 +1,7 @@
 """The adaptive weight: the ratio, its bounds, where gradients are compared, and its value if they cannot be."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -269,3 +271,15 @@ class TestInTheLoss:
         assert weight(make(float("nan")), last_layer=layer) == 1
         with torch.no_grad():
             assert weight(loss, last_layer=layer) == 1
+
+
+def test_without_a_layer_the_weight_is_1_and_a_warning_tells():
+    x = torch.ones(3, requires_grad=True)
+    losses, references = {"d": (2 * x).sum()}, {"perceptual": x.sum()}
+    with pytest.warns(UserWarning, match="`last_layer` is None, so that the adaptive weight is 1"):
+        assert AdaptiveWeight(["d"], AdaptiveWeightConfig())(losses, references, None)["d"] == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AdaptiveWeight(["d"], AdaptiveWeightConfig(reference="none"))(losses, references, None)
+        AdaptiveWeight(["d"], AdaptiveWeightConfig())({}, references, None)
+        AdaptiveWeight(["d"], AdaptiveWeightConfig())(losses, {"perceptual": x.sum().detach()}, None)

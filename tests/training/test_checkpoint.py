@@ -9,7 +9,7 @@ from torch import nn
 
 from telecine import Ramp, Term
 from telecine.losses import mse
-from telecine.training.checkpoint import Checkpointer, as_yaml, check_same_networks, resume_notes
+from telecine.training.checkpoint import Checkpointer, as_yaml, check_same_data, check_same_networks, resume_notes
 from telecine.training.config import TrainConfig
 
 
@@ -133,3 +133,16 @@ def test_the_notes_of_a_resumed_run_say_what_is_not_exact(tiny, saved):
     assert note.startswith("an update now has 4 clips instead of 2: ")
     (_, note) = notes(tiny(), saved, clips_per_step=4, num_processes=2)
     assert note.startswith("now 2 processes instead of 1: the clips and the noise drawn for them stay the same, ")
+
+
+@pytest.mark.parametrize(("before", "now"), [("a", "b"), (None, "a"), ("a", None)])
+def test_other_data_is_refused(tmp_path, before, now):
+    (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(data=before)))
+    with pytest.raises(ValueError, match=f"`data` must be {before!r} as in .*, but got {now!r}. .*--change_data"):
+        check_same_data(TrainConfig(data=now), tmp_path)
+
+
+@pytest.mark.parametrize(("before", "now"), [("a", "./a/"), ("b/../a", "a"), (None, None)])
+def test_the_same_data_may_be_named_in_another_way(tmp_path, before, now):
+    (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(data=before)))
+    check_same_data(TrainConfig(data=now), tmp_path)

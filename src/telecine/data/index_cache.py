@@ -207,8 +207,8 @@ def _parse_info(key: str, fingerprint: list[int], fields: list[Any], num_pts: in
     width, height, fps, seekable, time_base, is_image, aspect = fields
     empty: array[int] = array("q")
     numbers = (int(width), int(height), float(fps))
-    others = (bool(seekable), float(time_base), bool(is_image), float(aspect))
-    info = VideoInfo(Path(key), *numbers, empty, empty, *others)
+    facts = (bool(seekable), float(time_base), bool(is_image))
+    info = VideoInfo(Path(key), *numbers, empty, empty, *facts, sample_aspect_ratio=float(aspect))
     if min(info.width, info.height, num_pts) < 1 or num_keyframes < 0 or not info.sample_aspect_ratio > 0:
         raise ValueError(f"{key!r} has no frames")
     return key, tuple(fingerprint), info, num_pts, num_keyframes

@@ -5,16 +5,23 @@ As in VQGAN (Esser et al., arXiv:2012.09841, equation 7), by default with the pe
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from telecine.objective.config import AdaptiveWeightConfig
 from telecine.objective.eager import gradients_of
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.running import RunningMean, average_over_ranks
 from telecine.shapes import Scalar
+
+NO_LAYER = (
+    "`last_layer` is None, so that the adaptive weight is 1 instead of the ratio of two gradients. Pass the weight of the "
+    'decoder\'s last layer, or choose `adaptive_weight={"at": "reconstruction"}` or `{"reference": "none"}`.'
+)
 
 
 class AdaptiveWeight(nn.Module):
@@ -42,6 +49,8 @@ class AdaptiveWeight(nn.Module):
             grad_at: Where gradients are compared: the last layer's weight or activations, or the reconstruction.
         """
         reference = references.get(self.config.reference)
+        if grad_at is None and losses and reference is not None and reference.requires_grad and not is_compiling():
+            warnings.warn(NO_LAYER, stacklevel=2)
         comparable = grad_at is not None and grad_at.requires_grad and reference is not None and reference.requires_grad
         if not losses or not comparable:
             return {name: torch.ones_like(loss) for name, loss in losses.items()}

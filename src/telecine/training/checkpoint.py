@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -325,6 +326,22 @@ def changed_settings(config: TrainConfig, folder: Path) -> list[str]:
         for setting in settings
         if setting.differs and setting.name not in ("model", "output_dir")
     ]
+
+
+def check_same_data(config: TrainConfig, folder: Path) -> None:
+    """Check that the settings name the data of a checkpoint: another data set is rarely meant to continue a run.
+
+    Raises:
+        ValueError: `data` differs.
+    """
+    saved = saved_settings(folder)["data"]
+    if saved is None or config.data is None:
+        is_same = saved is config.data
+    else:
+        is_same = os.path.realpath(saved) == os.path.realpath(config.data)
+    if not is_same:
+        remedy = "Use another --output_dir for another run, or add --change_data to train this one on other data."
+        raise argument_error("data", f"{saved!r} as in {folder}", repr(config.data), remedy)
 
 
 def check_same_networks(config: TrainConfig, folder: Path) -> None:

@@ -24,9 +24,17 @@ from telecine.terminal import PlainConsole
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_state
 from telecine.training.capacity import out_of_memory, with_batch_size
-from telecine.training.checkpoint import Checkpointer, as_yaml, check_same_networks, clips_per_step, saved_settings
+from telecine.training.checkpoint import (
+    Checkpointer,
+    as_yaml,
+    check_same_data,
+    check_same_networks,
+    clips_per_step,
+    saved_settings,
+)
 from telecine.training.checkpoint_files import newest_intact, tidy
 from telecine.training.config import TrainConfig
+from telecine.training.cpu import describe_on_cpu
 from telecine.training.diagnostic_rules import EMA_BEHIND
 from telecine.training.diagnostics import Diagnostics
 from telecine.training.distributed import any_rank, describe_processes, lost_process, on_first_process
@@ -53,6 +61,7 @@ def train(
     autoencoder: nn.Module | None = None,
     console: Console | None = None,
     steal_lock: bool = False,
+    change_data: bool = False,
 ) -> TrainResult:
     """Train an autoencoder. If the run's folder holds checkpoints, resume from the newest one that is not damaged.
 
@@ -63,6 +72,7 @@ def train(
         autoencoder: A custom module to train instead of the model that `config.model` names.
         console: Where to show progress; standard output by default. Only the first process prints.
         steal_lock: Train although another process seems to train in the same folder: it is gone, with its machine.
+        change_data: Resume although `config.data` is other data than that of the checkpoint.
 
     Returns:
         The run's folder and its first and last validation.
@@ -75,7 +85,7 @@ def train(
         Interrupted: The run was interrupted by a signal; its checkpoint is written.
     """
     console = console or PlainConsole()
-    trainer = Trainer(config, console, autoencoder, steal_lock=steal_lock)
+    trainer = Trainer(config, console, autoencoder, steal_lock=steal_lock, change_data=change_data)
     try:
         with stop_on_signal(acknowledge=trainer.is_main) as stop:
             trainer.run(stop)
@@ -103,6 +113,7 @@ class Trainer:
         autoencoder: nn.Module | None = None,
         *,
         steal_lock: bool = False,
+        change_data: bool = False,
     ) -> None:
         self.folder = Path(config.output_dir)
         set_seed(config.seed)
@@ -114,7 +125,7 @@ class Trainer:
         self.lock: RunLock | None = None
         on_first_process(lambda: self._take_lock(steal=steal_lock), self.accelerator)
         try:
-            self._build(config, autoencoder)
+            self._build(config, autoencoder, change_data=change_data)
         except BaseException:
             self._release_lock()
             raise
@@ -126,16 +137,21 @@ class Trainer:
         if self.lock is not None:
             self.lock.release()
 
-    def _build(self, config: TrainConfig, autoencoder: nn.Module | None) -> None:
+    def _build(self, config: TrainConfig, autoencoder: nn.Module | None, *, change_data: bool) -> None:
         """Build everything that the run needs, and load the newest checkpoint that is not damaged."""
         found, notes = on_first_process(lambda: newest_intact(self.folder), self.accelerator)
         for note in notes:
             self.console.print(f"warning: {note}", soft_wrap=True)
         if found is not None:
             check_same_networks(config, found)
+            if not change_data:
+                check_same_data(config, found)
         self.config = config = self._with_batch_size(config, found, is_own=autoencoder is not None)
         self.hub_repository = create_repository(config) if config.push_to_hub and self.is_main else None
         model = build_autoencoder(config, autoencoder)
+        if found is None and autoencoder is None and self.accelerator.device.type == "cpu":
+            line = describe_on_cpu(config, model, num_processes=self.accelerator.num_processes)
+            self.console.print(line or "", end="\n" if line else "", soft_wrap=True)
         self.console.print("reading the videos, and decoding them" if config.clips.cache else "reading the videos")
         with self.accelerator.main_process_first():  # the first process indexes the videos, the others read its index
             self.clips = build_clips(config, model)

@@ -1,0 +1,55 @@
+"""A run that is too large for a CPU says so before it starts."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from telecine.data import ClipConfig
+from telecine.training import TrainConfig, cpu, train
+from telecine.training.config_file import read_config
+from telecine.training.plan import UpdatePlan
+
+GIB = 2**30
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """Give every plan a peak of 6 GiB and 4 TFLOP, on a CPU with 0.1 TFLOP/s and 20 GiB."""
+    plan = UpdatePlan(held={}, at_peak={"autoencoder": 6 * GIB}, largest={}, flops={"a": 3 * 10**12, "b": 10**12})
+    monkeypatch.setattr(cpu, "plan_update", lambda *_, **__: plan)
+    monkeypatch.setattr(cpu, "fake_autoencoder", lambda config: None)
+    monkeypatch.setattr(cpu, "measured_flops", lambda device, dtype: 1e11)
+    monkeypatch.setattr(cpu, "free_memory", lambda device: 20 * GIB)
+
+
+def model_of(num_weights):
+    return nn.ParameterList([torch.empty(num_weights, device="meta")])
+
+
+@pytest.mark.usefixtures("planned")
+def test_need_and_time_are_said_and_days_are_warned_of():
+    config = TrainConfig(steps=900)
+    text = "on this CPU an update needs 6.00 GiB and about 40 s, the run 10 hours"
+    assert cpu.describe_on_cpu(config, model_of(10**7), num_processes=1) == text
+    text = cpu.describe_on_cpu(replace(config, steps=100_000), model_of(10**7), num_processes=3)
+    assert text.startswith("warning: on this CPU an update needs 6.00 GiB and about 40 s, the run 46 days. `--config")
+    with pytest.raises(ValueError, match=r"`memory` must be enough .* but got 5.00 GiB, and an update needs 6.00"):
+        cpu.describe_on_cpu(config, model_of(10**7), num_processes=4)
+
+
+def test_small_runs_are_not_planned():
+    assert cpu.describe_on_cpu(read_config("demo"), model_of(1_400_000), num_processes=1) is None
+    assert cpu.describe_on_cpu(read_config("demo_long"), model_of(3_000_000), num_processes=1) is None
+    config = TrainConfig(batch_size=3, gradient_accumulation_steps=2, clips=ClipConfig(5, 40, 50))
+    assert cpu.pixels_of_update(config) == 6 * 5 * 40 * 50
+
+
+@pytest.mark.slow
+def test_a_run_is_refused_before_its_videos_are_read(tiny, monkeypatch):
+    monkeypatch.setattr(cpu, "free_memory", lambda device: 2**20)
+    monkeypatch.setattr(cpu, "SMALLEST_TO_PLAN", 1)
+    with pytest.raises(ValueError, match=r"but got 0\.00 GiB, and an update needs .*`--config demo` is sized"):
+        train(tiny(data="no/such/folder"), console=Console(quiet=True))
