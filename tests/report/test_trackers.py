@@ -1,10 +1,12 @@
 """Video previews in experiment trackers."""
 
+import io
 import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from telecine.report.trackers import PREVIEW, log_preview
 
@@ -54,3 +56,14 @@ def test_previews_are_logged_to_tensorboard_and_wandb(tmp_path, wandb):
     assert (list(values), step) == ([PREVIEW], 3)
     assert values[PREVIEW].format == "mp4"
     assert values[PREVIEW].content[4:8] == b"ftyp"
+
+
+def test_tensorboard_gets_a_small_preview(tmp_path):
+    logged = []
+    writer = SimpleNamespace(file_writer=SimpleNamespace(add_summary=lambda *each: logged.append(each)), flush=int)
+    frames = torch.randint(0, 255, (20, 806, 584, 3), dtype=torch.uint8)
+    log_preview([SimpleNamespace(name="tensorboard", writer=writer)], 3, frames, 30.0)
+    ((summary, _),) = logged
+    with Image.open(io.BytesIO(summary.value[0].image.encoded_image_string)) as image:
+        assert (image.size, image.n_frames, image.info["duration"]) == ((185, 256), 7, 100)
+    assert summary.ByteSize() < 400_000, "noise is the worst case"

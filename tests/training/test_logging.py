@@ -118,6 +118,17 @@ def test_progress_on_a_terminal_is_a_bar(clock):
     assert "min left" not in text
 
 
+def test_step_loss_psnr_and_time_left_are_whole_in_80_columns(clock):
+    console = Console(record=True, width=80, force_terminal=True, file=io.StringIO())
+    with Monitor(console, num_steps=100_000, start=0, batch_size=4) as monitor:
+        for step in (1, 2, 3):
+            clock.now += 10.0
+            monitor._progress.get_time = lambda: clock.now
+            monitor.show(step, VALUES | {"train/total_loss": 12345.678, "train/adaptive_weight": 3.0})
+    text = console.export_text()
+    assert "3/100000 loss 12345.678  psnr 20.0 dB 277:46:10 left ━" in text
+
+
 def test_the_speed_is_averaged_and_excludes_validation(clock):
     monitor = Monitor(Console(quiet=True), num_steps=9, start=0, batch_size=4)
     clock.now += 2.0

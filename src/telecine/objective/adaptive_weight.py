@@ -19,8 +19,8 @@ from telecine.objective.running import RunningMean, average_over_ranks
 from telecine.shapes import Scalar
 
 NO_LAYER = (
-    "`last_layer` is None, so that the adaptive weight is 1 instead of the ratio of two gradients. Pass the weight of the "
-    'decoder\'s last layer, or choose `adaptive_weight={"at": "reconstruction"}` or `{"reference": "none"}`.'
+    "`last_layer` is None, so that the adaptive weight is 1 instead of the ratio of two gradients. Pass the weight of "
+    'the decoder\'s last layer, or choose `adaptive_weight={"at": "reconstruction"}` or `{"reference": "none"}`.'
 )
 
 

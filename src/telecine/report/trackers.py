@@ -6,18 +6,22 @@ import io
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from telecine.report.video import gif_bytes, mp4_bytes
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
 
+# TensorBoard keeps every preview in its file, and shows it small: a GIF of this many pixels a side, frames and colours.
+MAX_SIDE, MAX_FRAMES, NUM_COLOURS = 256, 9, 64
 PREVIEW = "val/side_by_side"
 
 
 def log_preview(trackers: Iterable[GeneralTracker], step: int, frames: Tensor, fps: float) -> None:
-    """Log a video preview to TensorBoard and Weights & Biases; other trackers are skipped.
+    """Log a video preview to TensorBoard (reduced) and Weights & Biases; other trackers are skipped.
 
     Args:
         trackers: The trackers of Accelerate, e.g. `accelerator.trackers`.
@@ -36,10 +40,23 @@ def _log_to_tensorboard(tracker: GeneralTracker, frames: Tensor, fps: float, ste
     # `SummaryWriter.add_video` needs moviepy. An image summary may contain any GIF.
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    _, height, width, channels = frames.shape
-    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=gif_bytes(frames, fps))
+    skip = -(-len(frames) // MAX_FRAMES)
+    small = shrink(frames[::skip], MAX_SIDE)
+    _, height, width, channels = small.shape
+    gif = gif_bytes(small, fps / skip, num_colours=NUM_COLOURS)
+    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=gif)
     tracker.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=PREVIEW, image=image)]), step)
     tracker.writer.flush()
+
+
+def shrink(frames: Tensor, max_side: int) -> Tensor:
+    """Return uint8 frames `(T, H, W, 3)`, resized if a side has more than `max_side` pixels."""
+    scale = max_side / max(frames.shape[1:3])
+    if scale >= 1:
+        return frames
+    size = [max(1, round(side * scale)) for side in frames.shape[1:3]]
+    small = interpolate(frames.movedim(-1, 1).float(), size, mode="area")
+    return small.round().to(torch.uint8).movedim(1, -1)
 
 
 def _log_to_wandb(tracker: GeneralTracker, frames: Tensor, fps: float, step: int) -> None:

@@ -153,13 +153,13 @@ def mp4_bytes(frames: Tensor, fps: float) -> bytes:
         return path.read_bytes()
 
 
-def gif_bytes(frames: Tensor, fps: float) -> bytes:
+def gif_bytes(frames: Tensor, fps: float, *, num_colours: int = 256) -> bytes:
     """Encode uint8 frames `(T, H, W, 3)` as a looping GIF, as TensorBoard shows it.
 
-    For previews only: a GIF has 256 colours per frame and times in hundredths of a second.
+    For previews only: a GIF has up to 256 colours per frame, and times in hundredths of a second.
     """
     _check_frames("frames", frames)
-    images = [Image.fromarray(frame.numpy()).quantize(256) for frame in frames.cpu()]
+    images = [Image.fromarray(frame.numpy()).quantize(num_colours) for frame in frames.cpu()]
     buffer = io.BytesIO()
     milliseconds = max(20, round(1000 / fps))
     images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=milliseconds, loop=0)

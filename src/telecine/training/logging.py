@@ -19,6 +19,8 @@ from telecine.report.trackers import log_preview
 from telecine.runs import METRICS_FILE
 
 ADVERSARIAL_SHARE = "train/adversarial_gradient_share"
+# With fewer columns than this, the bar has the most important numbers only.
+WIDE = 110
 # Without a terminal, a line of progress is printed this often.
 SECONDS_BETWEEN_LINES = 30.0
 # Weight of the newest update in the moving average of the time that an update takes.
@@ -91,14 +93,15 @@ class Monitor:
         self._seconds = 0.0
         self._last_update = time.perf_counter()
         self._last_line = time.monotonic()
+        is_wide = console.width >= WIDE
+        others = (TimeElapsedColumn(),) if is_wide else ()
         self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(bar_width=None),
             TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
+            *others,
             TimeRemainingColumn(),
+            TextColumn("left"),
+            BarColumn(bar_width=None),
             console=console,
             disable=not console.is_terminal,
             expand=True,
@@ -124,16 +127,19 @@ class Monitor:
         seconds, self._last_update = now - self._last_update, now
         self._seconds = seconds if self._seconds == 0 else (1 - NEWEST_WEIGHT) * self._seconds + NEWEST_WEIGHT * seconds
         self.clips_per_second = self.batch_size / self._seconds
-        numbers = self._numbers(values)
+        is_short = self.console.is_terminal and self.console.width < WIDE
+        numbers = self._numbers(values, is_short=is_short)
         self._progress.update(self._task, completed=step, numbers=numbers)
         if not self.console.is_terminal and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             left = (self.num_steps - step) * self._seconds
             self.console.print(f"step {step}/{self.num_steps}  {numbers}  {left / 60:.1f} min left")
 
-    def _numbers(self, values: Mapping[str, float]) -> str:
+    def _numbers(self, values: Mapping[str, float], *, is_short: bool) -> str:
         psnr = psnr_of_mse(values["train/mse"])
         numbers = f"loss {values['train/total_loss']:.3f}  psnr {psnr:.1f} dB"
+        if is_short:
+            return numbers
         numbers += f"  w {values['train/adaptive_weight']:.2f}" if values["train/adaptive_weight"] else ""
         return f"{numbers}  {self.clips_per_second:.1f} clips/s"
 
