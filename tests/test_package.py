@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from mypy import api
 
 import telecine
 
@@ -131,3 +132,38 @@ def test_one_version():
 
 def test_types_are_shipped():
     assert (SOURCE / "py.typed").exists()
+
+
+SCRIPT = """
+from telecine import EvaluateConfig, TrainConfig, VideoAutoencoderLoss, evaluate, read_config, reconstruct, train
+
+result = train(TrainConfig(data="my_videos", steps=1000))
+psnr: float = result.last["psnr"]
+loss = VideoAutoencoderLoss(5000, adversarial_loss_weight=0.5)
+metrics: dict[str, float] = evaluate(result.checkpoint, EvaluateConfig(data="my_videos")).metrics
+quality: float = reconstruct(result.run, "in.mp4", "out.mp4")
+train(read_config("demo"), steps=3)
+"""
+
+
+@pytest.mark.slow
+def test_a_type_checker_finds_the_mistake_of_a_script(tmp_path, monkeypatch):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    monkeypatch.setenv("MYPYPATH", str(SOURCE.parent))
+    # PyTorch is not read, which would take a minute.
+    options = ["--no-site-packages", "--ignore-missing-imports", "--follow-imports=silent", "--config-file="]
+    said, problems, code = api.run([*options, "--cache-dir", str(tmp_path), str(tmp_path / "script.py")])
+    assert not problems
+    assert code == 1
+    assert said.count("error:") == 1
+    assert 'script.py:9: error: Unexpected keyword argument "steps" for "train"' in said
+
+
+def test_names_have_the_same_modules_for_a_type_checker():
+    (block,) = [node for node in ast.parse((SOURCE / "__init__.py").read_text()).body if isinstance(node, ast.If)]
+    assert {item.names[0].name: item.module for item in block.body} == telecine._MODULES
+
+
+def test_the_command_line_starts_without_pytorch():
+    done = run("import sys, telecine, telecine.__main__; print('torch' in sys.modules, 'av' in sys.modules)")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "False False\n", "")
