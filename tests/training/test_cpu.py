@@ -48,8 +48,9 @@ def test_small_runs_are_not_planned():
 
 
 @pytest.mark.slow
-def test_a_run_is_refused_before_its_videos_are_read(tiny, monkeypatch):
+def test_a_run_is_refused_before_it_computes(tiny, monkeypatch):
     monkeypatch.setattr(cpu, "free_memory", lambda device: 2**20)
     monkeypatch.setattr(cpu, "SMALLEST_TO_PLAN", 1)
+    monkeypatch.setattr("telecine.training.trainer.prepare_linear", None)
     with pytest.raises(ValueError, match=r"but got 0\.00 GiB, and an update needs .*`--config demo` is sized"):
-        train(tiny(data="no/such/folder"), console=Console(quiet=True))
+        train(tiny(linear_baseline=True), console=Console(quiet=True))

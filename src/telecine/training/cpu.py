@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from telecine.checks import argument_error
-from telecine.training.capacity import free_memory, gigabytes
+from telecine.devices import free_memory, gigabytes
 from telecine.training.config import TrainConfig
 from telecine.training.plan import fake_autoencoder, plan_update
 from telecine.training.speed import measured_flops

@@ -149,12 +149,13 @@ class Trainer:
         self.config = config = self._with_batch_size(config, found, is_own=autoencoder is not None)
         self.hub_repository = create_repository(config) if config.push_to_hub and self.is_main else None
         model = build_autoencoder(config, autoencoder)
-        if found is None and autoencoder is None and self.accelerator.device.type == "cpu":
-            line = describe_on_cpu(config, model, num_processes=self.accelerator.num_processes)
-            self.console.print(line or "", end="\n" if line else "", soft_wrap=True)
         self.console.print("reading the videos, and decoding them" if config.clips.cache else "reading the videos")
         with self.accelerator.main_process_first():  # the first process indexes the videos, the others read its index
             self.clips = build_clips(config, model)
+        if found is None and autoencoder is None and self.accelerator.device.type == "cpu":
+            line = describe_on_cpu(config, model, num_processes=self.accelerator.num_processes)
+            if line is not None:
+                self.console.print(line, soft_wrap=True)
         self.perceptual: dict[str, nn.Module] = {"lpips_alex": LPIPS("alex").to(self.accelerator.device)}
         self.linear: dict[str, float] = {}
         if self.is_main and found is None:  # the other processes get the weights that it starts from
