@@ -26,8 +26,8 @@ EXTRA = (
 )
 # From the bottom up: a module imports from its own line or from lines above.
 LAYERS = (
-    {"checks", "shapes", "precision", "files", "imports", "terminal", "devices", "randomness", "ops"},
-    {"argument_errors", "commands", "losses", "perceptual", "discriminators", "runs", "manifest", "settings_file"},
+    {"checks", "shapes", "precision", "files", "commands", "imports", "terminal", "devices", "randomness", "ops"},
+    {"argument_errors", "losses", "perceptual", "discriminators", "runs", "manifest", "settings_file"},
     {"objective", "autoencoders", "data"},
     {"cogvideo", "report", "evaluation"},
     {"training"},
@@ -106,7 +106,7 @@ for name in sys.argv[1:]:
 
 @pytest.mark.slow
 def test_the_command_line_without_the_extra_says_how_to_install_it():
-    names = ["accelerate", "av", "jsonargparse", "yaml"]
+    names = ["accelerate", "av", "jsonargparse", "rich", "yaml"]
     done = run(WITHOUT, *names)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"{name} 2" for name in names]

@@ -50,7 +50,12 @@ def answer(typed: Sequence[str]) -> int | None:
 
 def fail(message: str) -> int:
     """Print one error on standard error and return its exit code."""
-    from telecine.terminal import printable  # not for `--help` and `--version`, which start at once
-
     print(f"telecine: error: {printable(message)}", file=sys.stderr)
     return USER_ERROR
+
+
+def printable(text: str) -> str:
+    """Return a text with control characters, halves of surrogate pairs and the like as escapes, such as `\\x1b`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

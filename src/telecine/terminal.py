@@ -8,12 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-
-def printable(text: str) -> str:
-    """Return a text with control characters, halves of surrogate pairs and the like as escapes, such as `\\x1b`."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+from telecine.commands import printable
 
 
 class PlainConsole(Console):
