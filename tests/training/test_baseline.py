@@ -100,12 +100,12 @@ def test_settings_switch_the_measurement_and_the_start_off(config, few_clips):
 
 @pytest.mark.slow
 def test_a_resumed_run_reads_the_baseline_and_keeps_its_weights(config, few_clips, monkeypatch):
-    class AtOnce:
-        is_set = True
+    class AfterAnUpdate:
+        is_set = property(lambda self: trainer.state.step > 0)
 
     trainer = Trainer(config, Console(quiet=True))
     with pytest.raises(Interrupted):
-        trainer.run(AtOnce)
+        trainer.run(AfterAnUpdate())
     before = trainer.linear
     trainer.close()
     monkeypatch.setattr("telecine.training.trainer.prepare_linear", None)

@@ -516,7 +516,7 @@ def test_each_process_trains_and_validates_on_its_part_of_the_clips(tiny, monkey
     run.accelerator = SimpleNamespace(process_index=1, num_processes=3)
     monkeypatch.setattr(trainer, "clip_loader", fail)
     monkeypatch.setattr(trainer, "validate", fail)
-    for call in (lambda: next(run._batches()), run._validate):
+    for call in (lambda: next(run._batches()), lambda: run._validate(StopRequest())):
         with pytest.raises(CalledError) as error:
             call()
         assert (error.value.args[0]["rank"], error.value.args[0]["num_ranks"]) == (1, 3)
