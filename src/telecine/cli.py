@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from rich.table import Column, Table
 
 from telecine.argument_errors import plain, setting_names
 from telecine.checks import argument_error, check_count
-from telecine.commands import INTERRUPTED, SUMMARIES, answer, fail
+from telecine.commands import INTERRUPTED, SUMMARIES, answer, fail, typed_values
 from telecine.devices import gigabytes, parse_memory
 from telecine.evaluation.compare import Comparison, compare
 from telecine.evaluation.config import EvaluateConfig, LatentsConfig, ReconstructConfig
@@ -348,12 +347,6 @@ def config_path(name: str) -> Path:
     path = find_recipe(name)
     check_yaml(path)
     return path
-
-
-def typed_values(option: str, arguments: Sequence[str]) -> list[str]:
-    """Return the values of an option on the command line. Those in a settings file are not among them."""
-    apart = [value for name, value in pairwise(arguments) if name == option]
-    return apart + [argument.removeprefix(f"{option}=") for argument in arguments if argument.startswith(f"{option}=")]
 
 
 def print_result(result: TrainResult) -> None:

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 
 from telecine import __version__
 
@@ -46,6 +47,12 @@ def answer(typed: Sequence[str]) -> int | None:
     similar = difflib.get_close_matches(typed[0], SUMMARIES, n=1, cutoff=0.5)
     remedy = f"Did you mean `telecine {similar[0]}`?" if similar else f"Use one of: {', '.join(SUMMARIES)}."
     return fail(f"`{typed[0]}` is not a command. {remedy}")
+
+
+def typed_values(option: str, arguments: Sequence[str]) -> list[str]:
+    """Return the values of an option on the command line. Those in a settings file are not among them."""
+    apart = [value for name, value in pairwise(arguments) if name == option]
+    return apart + [argument.removeprefix(f"{option}=") for argument in arguments if argument.startswith(f"{option}=")]
 
 
 def fail(message: str) -> int:

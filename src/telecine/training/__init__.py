@@ -3,9 +3,9 @@
 from telecine.training.config import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from telecine.training.config_file import read_config
 from telecine.training.interrupt import Interrupted
+from telecine.training.run import train
 from telecine.training.step import TrainingError
 from telecine.training.trainable import TrainableConfig
-from telecine.training.trainer import train
 from telecine.training.validation import TrainResult
 
 __all__ = [

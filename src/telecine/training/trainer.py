@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from accelerate.utils import broadcast_object_list, set_seed
 from rich.console import Console
 from torch import nn
@@ -20,10 +19,9 @@ from telecine.report.page import write_report
 from telecine.report.run import read_records, validations
 from telecine.report.settings import write_environment
 from telecine.runs import CONFIG_FILE, METRICS_FILE, step_of
-from telecine.terminal import PlainConsole
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_state
-from telecine.training.capacity import out_of_memory, with_batch_size
+from telecine.training.capacity import with_batch_size
 from telecine.training.checkpoint import (
     Checkpointer,
     as_yaml,
@@ -37,9 +35,9 @@ from telecine.training.config import TrainConfig
 from telecine.training.cpu import describe_on_cpu
 from telecine.training.diagnostic_rules import EMA_BEHIND
 from telecine.training.diagnostics import Diagnostics
-from telecine.training.distributed import any_rank, describe_processes, lost_process, on_first_process
+from telecine.training.distributed import any_rank, describe_processes, on_first_process
 from telecine.training.hub import create_repository, upload
-from telecine.training.interrupt import Interrupted, StopRequest, stop_on_signal
+from telecine.training.interrupt import Interrupted, StopRequest
 from telecine.training.latents import describe_change, measure_latents
 from telecine.training.lock import RunLock
 from telecine.training.logging import MetricsLogger, Monitor
@@ -53,54 +51,6 @@ from telecine.training.validation import TrainResult, Validation, best_step, rea
 TRACKER_PROJECT = "tensorboard"
 # Clips on which each validation compares the raw weights with the averaged ones.
 NUM_COMPARED = 4
-
-
-def train(
-    config: TrainConfig,
-    *,
-    autoencoder: nn.Module | None = None,
-    console: Console | None = None,
-    steal_lock: bool = False,
-    change_data: bool = False,
-) -> TrainResult:
-    """Train an autoencoder. If the run's folder holds checkpoints, resume from the newest one that is not damaged.
-
-    If several processes were launched, for example by `torchrun`, each of them has to call this and gets the result.
-
-    Args:
-        config: The settings; they are written to the run's folder.
-        autoencoder: A custom module to train instead of the model that `config.model` names.
-        console: Where to show progress; standard output by default. Only the first process prints.
-        steal_lock: Train although another process seems to train in the same folder: it is gone, with its machine.
-        change_data: Resume although `config.data` is other data than that of the checkpoint.
-
-    Returns:
-        The run's folder and its first and last validation.
-
-    Raises:
-        ValueError: A setting or the data is wrong, no checkpoint is intact, or another process trains in the folder.
-        TypeError: A custom module does not return video.
-        TrainingError: The data, a term of the loss, a gradient or a weight is not finite, the device is out of memory,
-            or another process of the run was lost.
-        Interrupted: The run was interrupted by a signal; its checkpoint is written.
-    """
-    console = console or PlainConsole()
-    trainer = Trainer(config, console, autoencoder, steal_lock=steal_lock, change_data=change_data)
-    try:
-        with stop_on_signal(acknowledge=trainer.is_main) as stop:
-            trainer.run(stop)
-        trainer.publish()
-        return trainer.result()
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(trainer.config, trainer.state.step, is_own=autoencoder is not None) from error
-    except RuntimeError as error:
-        if not lost_process(error):
-            raise
-        message = f"process {trainer.accelerator.process_index} lost another process of the run at step "
-        message += f"{trainer.state.step}. See what ended it, then run the same command again: it resumes from the "
-        raise TrainingError(f"{message}newest checkpoint.") from error
-    finally:
-        trainer.close()
 
 
 class Trainer:

@@ -1,0 +1,64 @@
+"""A training run from its settings to its result, and the errors that end it."""
+
+from __future__ import annotations
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from telecine.terminal import PlainConsole
+from telecine.training.capacity import out_of_memory
+from telecine.training.config import TrainConfig
+from telecine.training.distributed import lost_process
+from telecine.training.interrupt import stop_on_signal
+from telecine.training.step import TrainingError
+from telecine.training.trainer import Trainer
+from telecine.training.validation import TrainResult
+
+
+def train(
+    config: TrainConfig,
+    *,
+    autoencoder: nn.Module | None = None,
+    console: Console | None = None,
+    steal_lock: bool = False,
+    change_data: bool = False,
+) -> TrainResult:
+    """Train an autoencoder. If the run's folder holds checkpoints, resume from the newest one that is not damaged.
+
+    If several processes were launched, for example by `torchrun`, each of them has to call this and gets the result.
+
+    Args:
+        config: The settings; they are written to the run's folder.
+        autoencoder: A custom module to train instead of the model that `config.model` names.
+        console: Where to show progress; standard output by default. Only the first process prints.
+        steal_lock: Train although another process seems to train in the same folder: it is gone, with its machine.
+        change_data: Resume although `config.data` is other data than that of the checkpoint.
+
+    Returns:
+        The run's folder and its first and last validation.
+
+    Raises:
+        ValueError: A setting or the data is wrong, no checkpoint is intact, or another process trains in the folder.
+        TypeError: A custom module does not return video.
+        TrainingError: The data, a term of the loss, a gradient or a weight is not finite, the device is out of memory,
+            or another process of the run was lost.
+        Interrupted: The run was interrupted by a signal; its checkpoint is written.
+    """
+    console = console or PlainConsole()
+    trainer = Trainer(config, console, autoencoder, steal_lock=steal_lock, change_data=change_data)
+    try:
+        with stop_on_signal(acknowledge=trainer.is_main) as stop:
+            trainer.run(stop)
+        trainer.publish()
+        return trainer.result()
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(trainer.config, trainer.state.step, is_own=autoencoder is not None) from error
+    except RuntimeError as error:
+        if not lost_process(error):
+            raise
+        message = f"process {trainer.accelerator.process_index} lost another process of the run at step "
+        message += f"{trainer.state.step}. See what ended it, then run the same command again: it resumes from the "
+        raise TrainingError(f"{message}newest checkpoint.") from error
+    finally:
+        trainer.close()
