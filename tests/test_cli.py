@@ -10,6 +10,7 @@ import torch
 from telecine import Ramp, __version__
 from telecine.autoencoders import CausalVAE, CausalVAEConfig
 from telecine.cli import COMMANDS, Command, main, setting_names, with_config_first
+from telecine.commands import SUMMARIES
 from telecine.data import sample_videos
 from telecine.evaluation import METRIC_DEFINITIONS
 from telecine.runs import STATE_FILE, checkpoints
@@ -310,6 +311,10 @@ def test_a_package_that_is_missing_is_one_clear_line(capsys, monkeypatch):
 
     monkeypatch.setitem(COMMANDS, "train", Command(run, TrainConfig))
     assert 'run `pip install "telecine[diffusers]"`' in error_of(capsys, "train", "--data", "x")
+
+
+def test_the_start_knows_every_command():
+    assert {name: command.run.__doc__ for name, command in COMMANDS.items()} == SUMMARIES
 
 
 @pytest.mark.parametrize(("typed", "printed"), [("--version", __version__), ("--help", "reconstruct")])

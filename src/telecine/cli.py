@@ -76,7 +76,7 @@ def run_evaluate(settings: Namespace, config: EvaluateConfig) -> None:
 
 
 def run_latents(settings: Namespace, config: LatentsConfig) -> None:
-    """Measure the latent space of autoencoders: channels, spectrum, equivariance, noise, drift; write a page."""
+    """Measure the latent spaces of autoencoders (channels, spectrum, equivariance, noise, drift), on a page."""
     report = measure_latent_spaces(settings.models, config)
     print_latents(report)
     page = write_latents(report, Path(settings.output))

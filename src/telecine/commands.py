@@ -18,6 +18,7 @@ SUMMARIES = {
     "plan": "Print the memory, operations and time of a training run, and what fits a device; nothing is trained.",
     "evaluate": "Measure the reconstructions of an autoencoder, or given videos; or compare two evaluations.",
     "reconstruct": "Encode and decode a video with an autoencoder, and write the result.",
+    "latents": "Measure the latent spaces of autoencoders (channels, spectrum, equivariance, noise, drift), on a page.",
     "report": "Write a page about runs: their clips, curves, settings and warnings. It needs no network.",
     "checkpoint": "Verify that the files of a run's checkpoints are those that were written.",
     "weights": "Download, verify or list the frozen networks of LPIPS.",
