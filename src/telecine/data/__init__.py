@@ -10,7 +10,7 @@ from telecine.data.image import index_image, read_image
 from telecine.data.index import Skipped, index_video, index_videos, log_too_short, with_progress
 from telecine.data.index_cache import IndexCache, index_cache_path
 from telecine.data.lists import Segment, read_list
-from telecine.data.loader import Batch, ClipBatchSampler, ClipLoader, clip_loader
+from telecine.data.loader import Batch, ClipBatchSampler, ClipLoader, ReadingStopped, clip_loader
 from telecine.data.source import DataError, DecodeError, TarMember, tar_members
 from telecine.data.validation import iterate_validation_clips, split_videos, validation_clips
 from telecine.data.video_info import Span, VideoInfo, whole_video
@@ -23,6 +23,7 @@ __all__ = [
     "ClipConfig",
     "ClipDataset",
     "ClipLoader",
+    "ReadingStopped",
     "DataError",
     "DecodeError",
     "DecodedCache",

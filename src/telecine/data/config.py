@@ -75,6 +75,8 @@ class ClipConfig:
     """Zoom into training clips by a random factor from 1 (the whole picture) to this value. 1 turns zooming off."""
     num_workers: int = 2
     """Processes that read clips. 0 reads them in the training process."""
+    timeout: float = 180.0
+    """Seconds that training waits for a batch before it replaces these processes. Slow disks may need more."""
     cache: bool = False
     """Decode all training frames once before training, and keep them in memory at training resolution."""
     max_pixels: int = MAX_PIXELS
@@ -90,6 +92,7 @@ class ClipConfig:
         if check_count("max_pixels", self.max_pixels) > PILLOW_MAX_PIXELS:
             contract = f"at most {PILLOW_MAX_PIXELS}, the limit of Pillow"
             raise argument_error("max_pixels", contract, self.max_pixels, "Resize larger images before.")
+        check_positive("timeout", self.timeout, remedy="Use the seconds that the slowest batch may take.")
         if not 0.0 <= self.image_ratio <= 1.0:
             raise argument_error("image_ratio", "from 0 to 1", self.image_ratio, "Use 0 to train on videos only.")
         if not 1.0 <= self.scale_jitter <= 8.0:

@@ -1,13 +1,17 @@
-"""Batches of clips, read by worker processes. A worker that dies is replaced."""
+"""Batches of clips, read by worker processes. Workers that die or do not answer are replaced."""
 
 from __future__ import annotations
 
 import atexit
+import ctypes
 import logging
+import math
 import multiprocessing
+import os
 import signal
+import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import wait
@@ -16,7 +20,7 @@ from typing import TypedDict
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from telecine.checks import argument_error, check_count
@@ -26,15 +30,35 @@ from telecine.data.source import DataError
 
 logger = logging.getLogger(__name__)
 
-# If workers die this often in a row, without a batch in between, the data itself is taken to be the cause.
-MAX_DEATHS = 3
+# If workers fail this often in a row, without a batch in between, the data itself is taken to be the cause.
+MAX_FAILURES = 3
+# Seconds between two looks, while waiting for a batch, at the workers and at signals.
+POLL_SECONDS = 1.0
+# A killed process ends at once, unless the kernel waits for a disk.
+KILL_SECONDS = 5.0
 # What ends a run with a checkpoint: Ctrl-C, a scheduler's end, a closed terminal, Slurm's `--signal=USR1`. Windows has
 # the first two only.
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
 )
-# Beginnings of PyTorch's errors when a worker, or the thread that pins memory, has died.
+# Beginnings of PyTorch's errors when a worker, or the thread that pins memory, has died, and when a wait is over.
 _DEATH_MESSAGES = ("DataLoader worker (pid", "Pin memory thread exited unexpectedly")
+_WAIT_MESSAGE = "DataLoader timed out after"
+# From Linux' <sys/prctl.h>: the signal that a process gets when its parent ends.
+_PR_SET_PDEATHSIG = 1
+
+
+class ReadingStopped(Exception):  # noqa: N818 - not an error: it was asked for
+    """Waiting for a batch was stopped by `should_stop`."""
+
+
+class WorkerError(RuntimeError):
+    """Workers have died, or have not sent a batch in time."""
+
+
+def never() -> bool:
+    """Return false."""
+    return False
 
 
 class Batch(TypedDict):
@@ -97,6 +121,7 @@ def clip_loader(
     num_micro_batches: int = 1,
     rank: int = 0,
     num_ranks: int = 1,
+    should_stop: Callable[[], bool] = never,
 ) -> ClipLoader:
     """Return a loader of the batches of steps `start_step` to `num_steps`, exclusive.
 
@@ -108,6 +133,7 @@ def clip_loader(
         num_micro_batches: Consecutive batches per step, for gradient accumulation.
         rank: Rank of this process.
         num_ranks: Number of processes that train together. Each reads its part of every step.
+        should_stop: Whether to stop waiting for a batch, asked once a second while waiting.
 
     Raises:
         ValueError: a number is out of range.
@@ -120,62 +146,90 @@ def clip_loader(
     if not 0 <= rank < num_ranks:
         raise argument_error("rank", f"at least 0 and below `num_ranks` ({num_ranks})", rank, "Ranks start at 0.")
     batches = range(start_step * num_micro_batches, num_steps * num_micro_batches)
-    return ClipLoader(dataset, ClipBatchSampler(batches, batch_size, num_micro_batches, rank, num_ranks))
+    sampler = ClipBatchSampler(batches, batch_size, num_micro_batches, rank, num_ranks)
+    return ClipLoader(dataset, sampler, should_stop)
 
 
 class ClipLoader:
-    """The batches of a sampler, in order. Workers that die are replaced, and reading resumes at the next batch.
+    """The batches of a sampler, in order. Workers that die or do not answer are replaced, and the next batch is read.
+
+    Clips depend on their number only, so what replaced workers read is the same.
 
     Args:
-        dataset: The clips. Its `config.num_workers` is the number of worker processes.
+        dataset: The clips. Its `config` has the number of worker processes and the time limit for a batch.
         sampler: The items of each batch.
+        should_stop: Whether to stop waiting for a batch.
 
     Raises:
-        DataError: workers died several times in a row without a batch in between, or the data cannot be used.
+        DataError: workers failed several times in a row without a batch in between, or the data cannot be used.
+        ReadingStopped: `should_stop` returned true.
     """
 
-    def __init__(self, dataset: ClipDataset, sampler: ClipBatchSampler) -> None:
+    def __init__(self, dataset: ClipDataset, sampler: ClipBatchSampler, should_stop: Callable[[], bool]) -> None:
         self.dataset = dataset
         self.sampler = sampler
+        self.should_stop = should_stop
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        num_done = num_deaths = 0
+        num_done = num_failures = 0
         while num_done < len(self.sampler):
-            # After a death, read the next batch alone: if it kills its worker again, no other batch is lost.
-            sampler = self.sampler.subset(num_done, num_done + 1 if num_deaths else None)
+            # After a failure, read the next batch alone: if its workers fail again, no other batch is lost.
+            sampler = self.sampler.subset(num_done, num_done + 1 if num_failures else None)
+            reading = _Reading(self.dataset)
             try:
-                for batch in _read_batches(self.dataset, sampler):
+                for batch in _read_batches(reading, sampler, self.should_stop):
                     yield batch
-                    num_done, num_deaths = num_done + 1, 0
-            except RuntimeError as error:
-                if not str(error).startswith(_DEATH_MESSAGES):
-                    raise
-                num_deaths += 1
-                self._report_death(error, num_done, num_deaths)
+                    num_done, num_failures = num_done + 1, 0
+            except WorkerError as error:
+                num_failures += 1
+                self._report_failure(error, num_done, num_failures, reading)
 
-    def _report_death(self, error: RuntimeError, position: int, num_deaths: int) -> None:
-        """Log that a worker died, or raise an error if it happened too often in a row."""
-        step = self.sampler.step(position)
-        if num_deaths < MAX_DEATHS:
-            logger.warning("%s while reading step %d; restarting the workers", error, step)
+    def _report_failure(self, error: WorkerError, position: int, num_failures: int, reading: _Reading) -> None:
+        """Log that workers failed, or raise an error if it happened too often in a row."""
+        step, items = self.sampler.step(position), self.sampler.items(position)
+        files = ", ".join(sorted({self.dataset.source_at(*item) for item in reading.of(items)}))
+        if num_failures < MAX_FAILURES:
+            logger.warning("%s while reading step %d, %s; restarting the workers", error, step, files)
             return
-        files = ", ".join(sorted({self.dataset.source_at(*item) for item in self.sampler.items(position)}))
-        contract = "readable without crashing the worker processes"
-        got = f"workers that died {num_deaths} times in a row while reading step {step}: {error}"
-        remedy = f"Use fewer `num_workers` if memory is short. Otherwise the decoder may crash; check {files}."
+        contract = "readable by the worker processes"
+        got = f"workers that failed {num_failures} times in a row while reading step {step}: {error}"
+        remedy = f"Check {files}: the decoder may crash, or the disk not answer. Use fewer `clips.num_workers` if "
+        remedy += "memory is short, a larger `clips.timeout` if the disk is slow."
         raise argument_error("data", contract, got, remedy, DataError) from error
 
 
-def _read_batches(dataset: ClipDataset, sampler: ClipBatchSampler) -> Iterator[Batch]:
+class _Reading(Dataset[Clip]):
+    """A dataset that notes, in shared memory, which item each worker reads."""
+
+    def __init__(self, dataset: ClipDataset) -> None:
+        self.dataset = dataset
+        self._items = torch.full((dataset.config.num_workers, 2), -1).share_memory_()
+
+    def __getitem__(self, item: tuple[int, int]) -> Clip:
+        worker = get_worker_info()
+        if worker is not None:
+            self._items[worker.id] = torch.tensor(item)
+        return self.dataset[item]
+
+    def of(self, items: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Return those of the items of a batch that are being read; all of them if its reading has not begun."""
+        being_read = self._items.tolist()
+        return [item for item in items if list(item) in being_read] or items
+
+
+def _read_batches(dataset: _Reading, sampler: ClipBatchSampler, should_stop: Callable[[], bool]) -> Iterator[Batch]:
+    config = dataset.dataset.config
+    poll = min(POLL_SECONDS, config.timeout)
     loader: DataLoader[Clip] = DataLoader(
         dataset,
         batch_sampler=sampler,
-        num_workers=dataset.config.num_workers,
+        num_workers=config.num_workers,
+        timeout=poll if config.num_workers > 0 else 0,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_ignore_stop_signals,
+        worker_init_fn=partial(_initialise_worker, os.getpid()),
         # A loader draws the seeds of its workers when it starts. With its own generator it leaves the global one
         # unchanged, so a resumed run, which starts one more loader, draws the same numbers as an uninterrupted run.
         generator=torch.Generator(),
@@ -189,15 +243,31 @@ def _read_batches(dataset: ClipDataset, sampler: ClipBatchSampler) -> Iterator[B
     kill_workers = partial(_kill, workers)
     atexit.register(kill_workers)
     try:
-        yield from batches
+        for _ in range(len(sampler)):
+            yield _next_batch(batches, math.ceil(config.timeout / poll), config.timeout, should_stop)
     except (OSError, EOFError) as error:
         # The connection to a dying worker breaks shortly before PyTorch notices its death.
         if pids := _dead_pids(workers):
-            raise RuntimeError(f"{_DEATH_MESSAGES[0]} {pids}) exited unexpectedly") from error
+            raise WorkerError(f"{_DEATH_MESSAGES[0]} {pids}) exited unexpectedly") from error
         raise
     finally:
         kill_workers()
         atexit.unregister(kill_workers)
+
+
+def _next_batch(batches: Iterator[Batch], num_waits: int, timeout: float, should_stop: Callable[[], bool]) -> Batch:
+    """Return the next batch. PyTorch's loader raises an error after each wait, and can be asked again."""
+    for _ in range(num_waits):
+        try:
+            return next(batches)
+        except RuntimeError as error:
+            if str(error).startswith(_DEATH_MESSAGES):
+                raise WorkerError(str(error)) from error
+            if not str(error).startswith(_WAIT_MESSAGE):
+                raise
+        if should_stop():
+            raise ReadingStopped
+    raise WorkerError(f"no batch in {timeout:g} seconds")
 
 
 def _dead_pids(workers: Iterable[BaseProcess]) -> str:
@@ -210,7 +280,10 @@ def _dead_pids(workers: Iterable[BaseProcess]) -> str:
 def _kill(workers: Iterable[BaseProcess]) -> None:
     for worker in workers:
         worker.kill()
-        worker.join()
+    for worker in workers:
+        worker.join(KILL_SECONDS)
+        if worker.is_alive():
+            logger.warning("worker %s cannot be ended: a disk or a device does not answer", worker.pid)
 
 
 def _remove_sigchld_handler() -> None:
@@ -225,10 +298,15 @@ def _remove_sigchld_handler() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-def _ignore_stop_signals(worker: int) -> None:
-    """Ignore `STOP_SIGNALS` in a worker, so that the training process can finish its step and save a checkpoint.
+def _initialise_worker(parent: int, worker: int) -> None:
+    """Let a worker ignore `STOP_SIGNALS`, and end with the training process, however that ends.
 
-    The training process gets the same signals. A worker exits with its loader, or soon after the training process.
+    The training process gets the same signals, and can then finish its step and save a checkpoint. A worker ends with
+    its loader. PyTorch's workers look for their parent every five seconds; a stopped worker never does.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before
+            os._exit(1)

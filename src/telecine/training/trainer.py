@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import nn
 
 from telecine.checks import argument_error
-from telecine.data import DataError, clip_loader
+from telecine.data import DataError, ReadingStopped, clip_loader
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.perceptual import LPIPS
 from telecine.report.page import write_report
@@ -256,7 +256,7 @@ class Trainer:
             Interrupted: `stop` was set on a process, or another process could not read its batch.
             DataError, OSError, RuntimeError: This process could not read its batch.
         """
-        batches = self._batches()
+        batches = self._batches(stop)
         while self.state.step < self.config.steps:
             batch, error = read_next(batches)
             has_to_stop = stop.is_set or error is not None or self.checkpointer.has_failed
@@ -269,8 +269,12 @@ class Trainer:
                 raise error or Interrupted(saved)
             yield batch
 
-    def _batches(self) -> Iterator[list[MicroBatch]]:
-        """Yield the micro-batches of each remaining step, on this process' device."""
+    def _batches(self, stop: StopRequest) -> Iterator[list[MicroBatch]]:
+        """Yield the micro-batches of each remaining step, on this process' device.
+
+        Raises:
+            ReadingStopped: `stop` was set while a batch was waited for.
+        """
         loader = clip_loader(
             self.clips.train,
             batch_size=self.config.clips_per_pass,
@@ -279,6 +283,7 @@ class Trainer:
             rank=self.accelerator.process_index,
             num_ranks=self.accelerator.num_processes,
             num_micro_batches=self.config.gradient_accumulation_steps,
+            should_stop=lambda: stop.is_set,
         )
         batches: list[MicroBatch] = []
         for items, batch in zip(loader.sampler, loader, strict=True):
@@ -392,8 +397,10 @@ class Trainer:
 
 
 def read_next(batches: Iterator[list[MicroBatch]]) -> tuple[list[MicroBatch], Exception | None]:
-    """Return the next micro-batches, or the error for which they cannot be read."""
+    """Return the next micro-batches, or the error for which they cannot be read; neither if reading was stopped."""
     try:
         return next(batches), None
+    except ReadingStopped:
+        return [], None
     except (DataError, OSError, RuntimeError) as error:
         return [], error
