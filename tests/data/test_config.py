@@ -66,6 +66,7 @@ def test_invalid_bucket(name: str, value: Any) -> None:
         ("num_workers", -1),
         ("max_pixels", 0),
         ("max_pixels", 178_956_971),
+        ("timeout", 0.0),
         ("scale_jitter", 0.9),
         ("scale_jitter", 8.1),
         ("scale_jitter", float("nan")),

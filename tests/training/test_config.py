@@ -26,6 +26,11 @@ WRONG = [
     ({"steps": 0}, "`steps` must be a positive int"),
     ({"batch_size": -1}, "`batch_size` must be a positive int"),
     ({"keep": 0}, "`keep` must be a positive int"),
+    ({"process_timeout": 0}, "`process_timeout` must be .*Use some minutes"),
+    (
+        {"process_timeout": 540.0},
+        r"`process_timeout` must be more than 3 times `clips.timeout`, 540 seconds, but got 540",
+    ),
     ({"optimizer": OptimizerConfig(lr=0.0)}, "`optimizer.lr` must be a finite number above 0"),
     ({"optimizer": OptimizerConfig(warmup_steps=-1)}, "`optimizer.warmup_steps` must be an int of at least 0"),
     ({"optimizer": OptimizerConfig(ema_decay=1.0)}, "`optimizer.ema_decay` must be a number from 0 to below 1"),

@@ -62,19 +62,6 @@ def test_processes_and_sharding_are_printed():
     assert line == "computing on cpu in each of 2 processes, weights sharded by fsdp2, mixed precision: bf16"
 
 
-@pytest.mark.parametrize(
-    ("error", "is_lost"),
-    [
-        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:6041"), True),
-        (dist.DistBackendError("NCCL error"), True),
-        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
-    ],
-)
-def test_an_error_that_says_that_another_process_is_lost(monkeypatch, error, is_lost):
-    monkeypatch.setattr(distributed, "num_ranks", lambda: 2)
-    assert distributed.lost_process(error) == is_lost
-
-
 class OtherRank:
     """Replaces the collectives of two processes: this one, and another whose tensors are those of this one plus 1."""
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from telecine import Ramp
 from telecine.autoencoders import CausalVAE
-from telecine.data import ClipConfig, DataError
+from telecine.data import ClipConfig, DataError, ReadingStopped
 from telecine.data.dataset import ClipDataset
 from telecine.manifest import write_manifest
 from telecine.report.curves import draw_curves
@@ -473,6 +473,14 @@ def test_errors_of_reading_are_returned(error):
     assert trainer.read_next(iterator) == ([], error)
 
 
+def test_reading_that_was_stopped_is_no_error():
+    def stopped():
+        raise ReadingStopped
+        yield
+
+    assert trainer.read_next(stopped()) == ([], None)
+
+
 @pytest.mark.slow
 def test_when_a_batch_cannot_be_read_what_is_trained_is_saved(tiny, monkeypatch):
     def read(dataset, item, decode=ClipDataset.__getitem__):
@@ -516,7 +524,7 @@ def test_each_process_trains_and_validates_on_its_part_of_the_clips(tiny, monkey
     run.accelerator = SimpleNamespace(process_index=1, num_processes=3)
     monkeypatch.setattr(trainer, "clip_loader", fail)
     monkeypatch.setattr(trainer, "validate", fail)
-    for call in (lambda: next(run._batches()), lambda: run._validate(StopRequest())):
+    for call in (lambda: next(run._batches(StopRequest())), lambda: run._validate(StopRequest())):
         with pytest.raises(CalledError) as error:
             call()
         assert (error.value.args[0]["rank"], error.value.args[0]["num_ranks"]) == (1, 3)

@@ -45,6 +45,7 @@ from telecine.training.checkpoint_files import load_tensors
 from telecine.training.config import DiscriminatorConfig, OptimizerConfig, TrainConfig
 from telecine.training.distributed import broadcast_module, shard
 from telecine.training.optim import MovingAverage
+from telecine.training.process_group import answer_questions, process_group_settings
 from telecine.training.state import TrainState
 from telecine.training.trainable import select_trainable
 
@@ -82,7 +83,9 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         mixed_precision=config.mixed_precision,
         log_with=list(config.trackers) or None,
         project_dir=config.output_dir,
+        kwargs_handlers=[process_group_settings(config.process_timeout)],
     )
+    answer_questions()
     if accelerator.device.type != device.type:
         got = f"{device.type} after {accelerator.device.type} in the same process"
         raise argument_error("device", "the same for all runs of a process", got, "Start another process.")

@@ -9,6 +9,7 @@ from typing import Literal
 from telecine.autoencoders import CausalVAEConfig
 from telecine.checks import argument_error, check_count, check_fraction, check_positive
 from telecine.data import ClipConfig
+from telecine.data.loader import MAX_FAILURES
 from telecine.devices import DeviceName
 from telecine.objective import ObjectiveConfig
 from telecine.objective.weights import WeightSchedule
@@ -180,6 +181,9 @@ class TrainConfig:
     sharding: Literal["none", "fsdp2"] = "none"
     """With several processes: replicate the autoencoder ("none"), or shard its weights, gradients and optimizer states
     ("fsdp2")."""
+    process_timeout: float = 900.0
+    """Seconds that each of several processes waits for the others before the run ends with an error. The longest pause
+    of one of them has to be shorter: indexing new videos, saving a checkpoint."""
     model_gradient_checkpointing: bool = False
     """Recompute the inside of the autoencoder's blocks in the backward: less memory, more time. For diffusers' models,
     the gradients are compared with the ordinary ones at the start."""
@@ -255,6 +259,7 @@ class TrainConfig:
         check_positive("optimizer.grad_clip", self.optimizer.grad_clip, remedy="Use a small number.")
         remedy = "Use 0.999, or 0 to evaluate the raw weights."
         check_fraction("optimizer.ema_decay", self.optimizer.ema_decay, remedy=remedy)
+        self._check_process_timeout()
         self._check_discriminators()
         self._check_patches()
         if self.sharding != "none":
@@ -286,6 +291,16 @@ class TrainConfig:
             if value > MAX_LR:
                 remedy = "AdamW changes each weight by about as much in an update."
                 raise argument_error(f"optimizer.{name}", f"at most {MAX_LR}", value, remedy)
+
+    def _check_process_timeout(self) -> None:
+        """Raise a `ValueError` if a process would be given up while it replaces workers that do not answer."""
+        check_positive("process_timeout", self.process_timeout, remedy="Use some minutes, in seconds.")
+        shortest = MAX_FAILURES * self.clips.timeout
+        if self.process_timeout <= shortest:
+            contract = f"more than {MAX_FAILURES} times `clips.timeout`, {shortest:g} seconds"
+            raise argument_error(
+                "process_timeout", contract, self.process_timeout, "Lower `clips.timeout`, or raise it."
+            )
 
     def _check_discriminators(self) -> None:
         """Raise a `ValueError` if the discriminators, their weights and their steps contradict each other."""

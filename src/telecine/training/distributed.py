@@ -14,21 +14,14 @@ from torch import distributed as dist
 
 from telecine.checks import argument_error
 from telecine.training.config import TrainConfig
+from telecine.training.process_group import num_ranks
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
-# Parts of Gloo's errors about a process that has ended or does not answer.
-LOST_MESSAGES = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Application timeout")
-
 # Gradients are averaged in buckets of this size: one message for each small weight costs more in latency than in bytes.
 BUCKET_BYTES = 25 * 2**20
-
-
-def num_ranks() -> int:
-    """Return the number of processes that train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def describe_processes(config: TrainConfig, accelerator: Accelerator) -> list[str]:
@@ -69,16 +62,6 @@ def broadcast_module(module: nn.Module) -> None:
     if num_ranks() > 1:
         for tensor in module.state_dict().values():
             dist.broadcast(tensor.detach(), src=0)
-
-
-def lost_process(error: RuntimeError) -> bool:
-    """Return whether an error of a collective says that another process has ended or does not answer.
-
-    NCCL's errors have a class. Gloo's are plain `RuntimeError`s, known by their words.
-    """
-    if isinstance(error, dist.DistError):
-        return True
-    return num_ranks() > 1 and any(words in str(error) for words in LOST_MESSAGES)
 
 
 def any_rank(value: bool, device: torch.device) -> bool:

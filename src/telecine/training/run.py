@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 from rich.console import Console
 from torch import nn
@@ -9,8 +12,8 @@ from torch import nn
 from telecine.terminal import PlainConsole
 from telecine.training.capacity import out_of_memory
 from telecine.training.config import TrainConfig
-from telecine.training.distributed import lost_process
 from telecine.training.interrupt import stop_on_signal
+from telecine.training.process_group import describe_lost, is_lost
 from telecine.training.step import TrainingError
 from telecine.training.trainer import Trainer
 from telecine.training.validation import TrainResult
@@ -46,19 +49,31 @@ def train(
         Interrupted: The run was interrupted by a signal; its checkpoint is written.
     """
     console = console or PlainConsole()
-    trainer = Trainer(config, console, autoencoder, steal_lock=steal_lock, change_data=change_data)
+    with lost_process_named(config, lambda: "while it started"):
+        trainer = Trainer(config, console, autoencoder, steal_lock=steal_lock, change_data=change_data)
     try:
-        with stop_on_signal(acknowledge=trainer.is_main) as stop:
+        # `torchrun` sends SIGTERM to all processes when one has ended: also while its number is found.
+        with stop_on_signal(acknowledge=trainer.is_main) as stop, lost_process_named(config, lambda: at_step(trainer)):
             trainer.run(stop)
         trainer.publish()
         return trainer.result()
     except torch.OutOfMemoryError as error:
         raise out_of_memory(trainer.config, trainer.state.step, is_own=autoencoder is not None) from error
-    except RuntimeError as error:
-        if not lost_process(error):
-            raise
-        message = f"process {trainer.accelerator.process_index} lost another process of the run at step "
-        message += f"{trainer.state.step}. See what ended it, then run the same command again: it resumes from the "
-        raise TrainingError(f"{message}newest checkpoint.") from error
     finally:
         trainer.close()
+
+
+def at_step(trainer: Trainer) -> str:
+    """Return where a run is, for an error."""
+    return f"at step {trainer.state.step}"
+
+
+@contextmanager
+def lost_process_named(config: TrainConfig, where: Callable[[], str]) -> Iterator[None]:
+    """Turn an error about another process, which has ended or does not answer, into one line that names it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_lost(error):
+            raise
+        raise TrainingError(describe_lost(where(), config.process_timeout)) from error
