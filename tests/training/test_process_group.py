@@ -95,9 +95,11 @@ def test_the_processes_that_do_not_answer_are_named(three_ranks, monkeypatch, an
             thread.join()
 
 
-def test_if_the_store_is_gone_no_process_is_named(three_ranks, monkeypatch):
+@pytest.mark.parametrize(("by_torchrun", "lost"), [("True", "another process"), ("False", "process 0")])
+def test_the_store_is_gone_with_torchrun_or_with_the_first_process(three_ranks, monkeypatch, by_torchrun, lost):
     def fail(timeout):
         raise dist.DistNetworkError("cannot connect")
 
     monkeypatch.setattr(process_group, "open_store", fail)
-    assert describe_lost("at step 7", 900.0).startswith("process 0 lost another process at step 7")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", by_torchrun)
+    assert describe_lost("at step 7", 900.0).startswith(f"process 0 lost {lost} at step 7")

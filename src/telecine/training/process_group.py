@@ -94,7 +94,8 @@ def describe_lost(where: str, timeout: float) -> str:
 def silent_ranks() -> list[int] | None:
     """Ask all processes whether they still run, and return the ranks of those that do not answer.
 
-    None means that they cannot be asked: the process that holds their store has ended.
+    None means that they cannot be asked, because `torchrun`, which holds their store, has ended. Without it, the first
+    process holds the store.
     """
     try:
         store = open_store(timedelta(seconds=SECONDS_TO_ANSWER))
@@ -104,5 +105,5 @@ def silent_ranks() -> list[int] | None:
             time.sleep(0.1)
             silent = [rank for rank in silent if not store.check([f"{ANSWER}/{rank}"])]
     except dist.DistError:
-        return None
+        return None if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else [0]
     return silent

@@ -1,0 +1,189 @@
+"""Faults of files: a crash at each operation, damage to each file, a disk that takes no more."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from resource import RLIMIT_FSIZE, getrlimit, setrlimit
+
+import torch
+from faults_row import Row
+
+from telecine.manifest import DamagedError
+from telecine.runs import MANIFEST_FILE, STATE_FILE, checkpoint_folder, checkpoints
+from telecine.training.checkpoint_files import newest_intact, save_tensors, write_checkpoint
+
+# What Python reports of operations that change files.
+OPERATIONS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink")
+
+
+class CrashError(BaseException):
+    """Takes the place of a crash: nothing in telecine catches it."""
+
+
+class Crash:
+    """Raises at an operation on files, counted from 1 from when it is armed. An audit hook cannot be removed again."""
+
+    def __init__(self) -> None:
+        self.left = 0
+        sys.addaudithook(self._count)
+
+    def _count(self, event: str, arguments: tuple[object, ...]) -> None:
+        if self.left == 0 or event not in OPERATIONS:
+            return
+        self.left -= 1
+        if self.left == 0:
+            raise CrashError(event)
+
+
+def fill(seed: int) -> Callable[[Path], None]:
+    """Return a function that fills the folder of a checkpoint with what depends on a seed."""
+
+    def write(folder: Path) -> None:
+        for name in ("ema", "model"):
+            (folder / name).mkdir()
+            save_tensors(folder / name / "model.safetensors", {"weight": torch.full((64,), float(seed))})
+            (folder / name / "config.json").write_text(f'{{"seed": {seed}}}', encoding="utf-8")
+        save_tensors(folder / "optimizer.safetensors", {"0.exp_avg": torch.full((64,), float(seed))})
+        (folder / STATE_FILE).write_text(f'{{"step": {seed}}}', encoding="utf-8")
+
+    return write
+
+
+def crashes(folder: Path) -> Row:
+    """Stop the write of a third checkpoint at each operation; the newest must be intact and the next write work."""
+    row = Row("after a crash at any operation on files, the newest checkpoint is intact")
+    crash = Crash()
+    for operation in range(1, 10_000):
+        run = folder / f"crash-{operation}"
+        for step in (1, 2):
+            write_checkpoint(run, step, fill(step), keep=2, best=1)
+        crash.left = operation
+        try:
+            write_checkpoint(run, 3, fill(3), keep=1, best=3)
+        except CrashError:
+            is_over = False
+        else:
+            is_over, crash.left = True, 0
+        found, damaged = newest_intact(run)
+        has_newest = found in (checkpoint_folder(run, 2), checkpoint_folder(run, 3)) and not damaged
+        write_checkpoint(run, 4, fill(4), keep=1, best=4)
+        is_clean = sorted(path.name for path in run.iterdir()) == ["best", "checkpoints"]
+        held = has_newest and is_clean and [step for step, _ in checkpoints(run)] == [4]
+        shutil.rmtree(run)
+        if is_over:
+            return row
+        row.add(held=held, what=f"operation {operation}")
+    raise AssertionError("the write never ended")
+
+
+def flip_a_bit(path: Path, older: Path) -> None:
+    """Change one bit in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def clear_half(path: Path, older: Path) -> None:
+    """Replace the second half by zeros, as after a power failure."""
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[: size // 2] + bytes(size - size // 2))
+
+
+def cut(path: Path, older: Path) -> None:
+    """Remove the last byte."""
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def empty(path: Path, older: Path) -> None:
+    """Remove the contents."""
+    path.write_bytes(b"")
+
+
+def append(path: Path, older: Path) -> None:
+    """Add a byte."""
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def remove(path: Path, older: Path) -> None:
+    """Remove the file."""
+    path.unlink()
+
+
+def use_older(path: Path, older: Path) -> None:
+    """Replace the file by that of an older checkpoint."""
+    shutil.copyfile(older, path)
+
+
+WAYS = (flip_a_bit, clear_half, cut, empty, append, remove, use_older)
+
+
+def damage(folder: Path) -> Row:
+    """Damage each file of the newest checkpoint in each way: it must be named, set aside, and the older one be used."""
+    row = Row("a damaged file is named, the checkpoint is kept aside, and the one before it is used")
+    names = [
+        *(f"{part}/{file}" for part in ("ema", "model") for file in ("model.safetensors", "config.json")),
+        *("optimizer.safetensors", STATE_FILE, MANIFEST_FILE),
+    ]
+    for name in names:
+        for way in WAYS:
+            run = folder / "damage"
+            first, second = (write_checkpoint(run, step, fill(step), keep=2) for step in (1, 2))
+            way(second / name, first / name)
+            found, notes = newest_intact(run)
+            aside = second.with_name(f"damaged-{second.name}")
+            held = found == first and len(notes) == 1 and str(second) in notes[0] and aside.is_dir()
+            row.add(held=held, what=f"{name}: {way.__name__}")
+            shutil.rmtree(run)
+    return row
+
+
+def all_damaged(folder: Path) -> Row:
+    """Without an intact checkpoint a run must refuse to start again by itself."""
+    row = Row("if every checkpoint is damaged, the run stops with one line and moves nothing")
+    for way in WAYS:
+        run = folder / "all"
+        first, second = (write_checkpoint(run, step, fill(step), keep=2) for step in (1, 2))
+        for checkpoint in (first, second):
+            way(checkpoint / "model" / "model.safetensors", checkpoint / "optimizer.safetensors")
+        try:
+            newest_intact(run)
+        except DamagedError as error:
+            row.add(held="\n" not in str(error) and first.is_dir() and second.is_dir(), what=way.__name__)
+        else:
+            row.add(held=False, what=way.__name__)
+        shutil.rmtree(run)
+    return row
+
+
+def full_disk(folder: Path) -> Row:
+    """Let files take only so many bytes: the write of a checkpoint must fail with an `OSError`, and lose nothing.
+
+    A limit on the size of files stands in for a full disk, for which one would have to be root.
+    """
+    row = Row("a full disk ends the write of a checkpoint, and the newest one stays intact")
+    limits = getrlimit(RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing raises an error
+    try:
+        for size in (*range(0, 400, 50), *range(400, 1400, 100)):
+            run = folder / f"full-{size}"
+            first = write_checkpoint(run, 1, fill(1), keep=2)
+            setrlimit(RLIMIT_FSIZE, (size, limits[1]))
+            try:
+                write_checkpoint(run, 2, fill(2), keep=2)
+            except OSError:
+                is_full = True
+            else:
+                is_full = False
+            finally:
+                setrlimit(RLIMIT_FSIZE, limits)
+            found, damaged = newest_intact(run)
+            held = found == (first if is_full else checkpoint_folder(run, 2)) and not damaged
+            write_checkpoint(run, 3, fill(3), keep=1)
+            row.add(held=held and [step for step, _ in checkpoints(run)] == [3], what=f"{size} bytes")
+    finally:
+        signal.signal(signal.SIGXFSZ, handler)
+    return row

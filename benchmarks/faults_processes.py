@@ -1,0 +1,266 @@
+"""Faults of processes that train: kills, signals, a second run in the folder, and two ranks of which one is lost."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+
+import torch
+from faults_row import Row
+from safetensors.torch import load_file
+
+from telecine import cli
+from telecine.autoencoders import CausalVAEConfig
+from telecine.data import ClipConfig, sample_videos
+from telecine.runs import METRICS_FILE, checkpoints
+from telecine.training import DiscriminatorConfig, ObjectiveConfig, TrainConfig
+from telecine.training.checkpoint import as_yaml
+from telecine.training.interrupt import STOP_SIGNALS
+
+FORK = multiprocessing.get_context("fork")
+NUM_STEPS = 12
+# Seconds after a step within which a signal is sent; about as long as a step takes.
+WITHIN = 0.5
+# Seconds that a process may take for its whole run, on a busy machine.
+LIMIT = 400.0
+
+
+def tiny(output: Path) -> TrainConfig:
+    """Return the settings of a run of a few seconds, with discriminators."""
+    return TrainConfig(
+        data=str(sample_videos()[0]),
+        output_dir=str(output),
+        steps=NUM_STEPS,
+        batch_size=1,
+        device="cpu",
+        trackers=(),
+        log_every=1,
+        val_every=NUM_STEPS,
+        val_clips=1,
+        save_every=1,
+        linear_baseline=False,
+        linear_start=False,
+        process_timeout=40.0,
+        clips=ClipConfig(num_frames=5, height=32, width=32, num_workers=1, timeout=10.0),
+        causal_vae=CausalVAEConfig(
+            time_compression=4,
+            spatial_compression=4,
+            latent_channels=4,
+            patch_size=2,
+            base_channels=8,
+            blocks_per_level=1,
+        ),
+        objective=ObjectiveConfig(disc_start=0, perceptual_weight=0.0, adversarial_loss_weight=0.5),
+        discriminator=DiscriminatorConfig(video="patch", dim=2),
+    )
+
+
+@dataclass
+class Run:
+    """A process that trains: a fork of this one, which has imported everything."""
+
+    process: ForkProcess
+    config: TrainConfig
+    log: Path
+
+    def step(self) -> int:
+        """Return the last step that was recorded."""
+        path = Path(self.config.output_dir) / METRICS_FILE
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        # The last line may be incomplete.
+        found = [int(match[1]) for line in lines if (match := re.match(r'{"step": (\d+),.*}$', line))]
+        return max(found, default=0)
+
+    def wait_for(self, step: int) -> bool:
+        """Wait until a step is recorded, and return whether the process still runs."""
+        while self.process.is_alive() and self.step() < step:
+            time.sleep(0.02)
+        return self.process.is_alive()
+
+    def send(self, number: int) -> None:
+        """Send a signal to the process alone."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def end(self) -> tuple[int | None, str]:
+        """Wait for the end, and return the exit code and the errors. None is the code of one that had to be killed."""
+        self.process.join(LIMIT)
+        code = self.process.exitcode
+        if code is None:
+            self.process.kill()
+            self.process.join()
+        return code, self.log.with_suffix(".err").read_text(encoding="utf-8")
+
+
+def start(config: TrainConfig, name: str = "process", environment: Mapping[str, str] | None = None) -> Run:
+    """Start a process that trains."""
+    folder = Path(config.output_dir)
+    settings, log = (folder.with_name(f"{folder.name}.{suffix}") for suffix in ("yaml", name))
+    settings.write_text(as_yaml(config), encoding="utf-8")
+    process = FORK.Process(target=_train, args=(settings, log, environment or {}))
+    process.start()
+    return Run(process, config, log)
+
+
+def _train(settings: Path, log: Path, environment: Mapping[str, str]) -> None:
+    os.setsid()
+    for number, suffix in ((1, ".out"), (2, ".err")):
+        os.dup2(os.open(log.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    sys.exit(cli.main(["train", "--config", str(settings)]))
+
+
+def is_one_line(errors: str, *words: str) -> bool:
+    """Return whether there is one error of telecine with these words, and no traceback."""
+    ours = [line for line in errors.splitlines() if line.startswith("telecine: error: ")]
+    return len(ours) == 1 and "Traceback" not in errors and all(word in ours[0] for word in words)
+
+
+def result(config: TrainConfig) -> dict[str, torch.Tensor]:
+    """Return all tensors of a run's last checkpoint, and its step."""
+    step, folder = checkpoints(Path(config.output_dir))[-1]
+    return {"step": torch.tensor(step)} | {
+        f"{path.relative_to(folder)}: {name}": tensor
+        for path in sorted(folder.rglob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
+
+
+def is_equal(config: TrainConfig, expected: dict[str, torch.Tensor]) -> bool:
+    """Return whether a run ended with these bits."""
+    found = result(config)
+    return found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
+
+
+def straight(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the result of a run without faults."""
+    config = tiny(folder / "straight")
+    code, errors = start(config).end()
+    assert code == 0, errors
+    return result(config)
+
+
+def kills(folder: Path, number: int, expected: dict[str, torch.Tensor]) -> Row:
+    """Kill a run at random moments until it is done, and compare it; then begin the next one."""
+    row = Row("a run that was killed at any moment ends with the same bits as one that was not")
+    interrupt_all(row, folder / "killed", number, expected, lambda chance: signal.SIGKILL, save_every=1)
+    return row
+
+
+def signals(folder: Path, number: int, expected: dict[str, torch.Tensor]) -> Row:
+    """Interrupt a run at random moments until it is done, and compare it; then begin the next one."""
+    row = Row("a run that got a signal at any moment saves, exits with code 130, and ends with the same bits")
+    # Without other checkpoints: what is not saved at the signal is lost.
+    interrupt_all(row, folder / "signalled", number, expected, lambda chance: chance.choice(STOP_SIGNALS), NUM_STEPS)
+    return row
+
+
+def interrupt_all(
+    row: Row,
+    folder: Path,
+    number: int,
+    expected: dict[str, torch.Tensor],
+    choose: Callable[[random.Random], int],
+    save_every: int,
+) -> None:
+    """Send signals to runs at random moments until a number of them has been sent and the last run is done."""
+    chance, attempt = random.Random(0), 0
+    config = replace(tiny(folder), save_every=save_every)
+    pending: list[bool] = []
+    while row.tried < number:
+        run = start(config)
+        saved = checkpoints(folder)
+        begun_at = saved[-1][0] if saved else 0
+        step = chance.randint(begun_at, NUM_STEPS - 1)
+        is_last = row.tried + len(pending) == number
+        if not is_last and run.wait_for(step + 1 if step > begun_at else 0):
+            time.sleep(chance.uniform(0, WITHIN))
+            sent = choose(chance)
+            run.send(sent)
+            code, errors = run.end()
+            pending.append(is_way_out(run, code, errors, sent, trained=step > begun_at))
+            if code != 0:
+                continue
+        else:
+            code, errors = run.end()
+        same = code == 0 and is_equal(config, expected)
+        for held in pending:
+            row.add(held=held and same, what=f"run {attempt}, equal: {same}, last errors: {errors}")
+        pending, attempt = [], attempt + 1
+        shutil.rmtree(folder)
+
+
+def is_way_out(run: Run, code: int | None, errors: str, sent: int, *, trained: bool) -> bool:
+    """Return whether a process ended as it should after a signal: with a checkpoint of its last step, without noise."""
+    if sent == signal.SIGKILL:
+        return code == -sent
+    if code == 0:  # the last step was done
+        return True
+    if not trained and code == -sent:  # a signal while it starts acts as usual
+        return True
+    return code == cli.INTERRUPTED and errors == "" and (not trained or run.step() == result(run.config)["step"])
+
+
+def two_runs(folder: Path, number: int, expected: dict[str, torch.Tensor]) -> Row:
+    """Start a second run in the folder of one that trains."""
+    row = Row("a second run in one folder is refused with one line, and the first ends with the same bits")
+    chance = random.Random(0)
+    for attempt in range(number):
+        first = start(tiny(folder / f"two-{attempt}"), "first")
+        if first.wait_for(chance.randint(1, NUM_STEPS // 2)):
+            code, errors = start(first.config, "second").end()
+            refused = code == cli.USER_ERROR and is_one_line(errors, f"process {first.process.pid} on", "--steal_lock")
+            held = refused and first.end()[0] == 0 and is_equal(first.config, expected)
+            row.add(held=held, what=f"attempt {attempt}: {code}, {errors}")
+        first.end()
+    return row
+
+
+def ranks(folder: Path, number: int) -> Row:
+    """Kill or stop either of two processes that train together, at random moments; then train to the end."""
+    row = Row("a killed or stopped rank is named by the other in one line; the run ends with the same bits")
+    config = tiny(folder / "ranks")
+    for run in start_two(config):
+        code, errors = run.end()
+        assert code == 0, errors
+    expected = result(config)
+    chance = random.Random(0)
+    for attempt in range(number):
+        config = tiny(folder / f"ranks-{attempt}")
+        runs, lost = start_two(config), attempt % 2
+        sent = (signal.SIGKILL, signal.SIGSTOP)[attempt // 2 % 2]
+        assert runs[0].wait_for(chance.randint(1, NUM_STEPS - 2))
+        time.sleep(chance.uniform(0, WITHIN))
+        runs[lost].send(sent)
+        code, errors = runs[1 - lost].end()
+        runs[lost].send(signal.SIGKILL)
+        runs[lost].end()
+        named = code == cli.USER_ERROR and is_one_line(errors, f"process {1 - lost} lost process {lost} at step")
+        codes = [run.end()[0] for run in start_two(config)]
+        what = f"rank {lost}, signal {sent}: {code}, {errors[-600:]}, then {codes}"
+        row.add(held=named and codes == [0, 0] and is_equal(config, expected), what=what)
+    return row
+
+
+def start_two(config: TrainConfig) -> list[Run]:
+    """Start two processes that train together, without a launcher that would end one with the other."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        start(config, f"rank{rank}", {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in (0, 1)
+    ]
