@@ -2,12 +2,9 @@
 
 import io
 import json
-import os
 import re
 import shutil
-import signal
 import threading
-import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +27,6 @@ from telecine.report.run import read_records, read_run, validations
 from telecine.runs import BEST, CHECKPOINTS, HEALTH_FILE, METRICS_FILE, checkpoints, find_checkpoint
 from telecine.training import Interrupted, OptimizerConfig, TrainingError, train, trainer
 from telecine.training.build import build_accelerator
-from telecine.training.checkpoint import as_yaml
 from telecine.training.checkpoint_files import newest_intact
 from telecine.training.interrupt import StopRequest
 from telecine.training.step import DivergenceError, divergence_error, train_step
@@ -557,70 +553,6 @@ def test_a_missing_folder_is_named_before_anything_is_written(tiny, tmp_path):
     with pytest.raises(ValueError, match="nothing, which does not exist"):
         train(config, console=quiet())
     assert not Path(config.output_dir).exists()
-
-
-def command(config, folder):
-    path = folder / "settings.yaml"
-    path.write_text(as_yaml(config))
-    return [str(Path(__file__).with_name("no_pictures.py")), "train", "--config", str(path)]
-
-
-def wait_for_checkpoint(run, config, step):
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        found = checkpoints(Path(config.output_dir))
-        if found and found[-1][0] >= step:
-            return
-        assert not run.has_ended(), "the run ended before it could be killed"
-        time.sleep(0.05)
-    raise AssertionError("no checkpoint appeared")
-
-
-def long_run(tiny):
-    clips = ClipConfig(num_frames=5, height=32, width=32, num_workers=1)
-    return tiny(steps=100_000, save_every=2, val_every=100_000, clips=clips)
-
-
-@pytest.mark.slow
-def test_two_runs_in_one_folder_are_refused(tiny, tmp_path, forks):
-    config = long_run(tiny)
-    with forks.start(*command(config, tmp_path)) as run:
-        wait_for_checkpoint(run, config, 2)
-        with pytest.raises(ValueError, match=rf"used by one run at a time.*process {run.pid} on"):
-            train(config, console=quiet())
-        assert not run.has_ended()
-
-
-@pytest.mark.slow
-def test_a_killed_run_resumes_from_its_last_checkpoint(tiny, tmp_path, forks):
-    config = long_run(tiny)
-    with forks.start(*command(config, tmp_path)) as run:
-        wait_for_checkpoint(run, config, 4)
-        os.kill(run.pid, signal.SIGKILL)
-        assert run.wait().returncode == -signal.SIGKILL
-    done = checkpoints(Path(config.output_dir))[-1][0]
-    assert done >= 4
-    console = Console(record=True, file=io.StringIO())
-    train(replace(config, steps=done + 2), console=console)
-    assert f"step-{done:08d}" in console.export_text().replace("\n", "")
-    assert checkpoints(Path(config.output_dir))[-1][0] == done + 2
-    records = read_records(Path(config.output_dir) / "metrics.jsonl")
-    steps = [record["step"] for record in records if "train/total_loss" in record]
-    assert steps == sorted(set(steps)), "no step twice"
-
-
-@pytest.mark.slow
-def test_a_signal_saves_a_checkpoint_and_prints_how_to_resume(tiny, tmp_path, forks):
-    config = long_run(tiny)
-    with forks.start(*command(config, tmp_path)) as run:
-        wait_for_checkpoint(run, config, 2)
-        os.killpg(run.pid, signal.SIGTERM)  # also to the workers, as a terminal or a cluster does
-        done = run.wait()
-    assert done.returncode == 130, done.stderr
-    assert "Run the same command again" in done.stdout
-    assert "Traceback" not in done.stderr
-    state = json.loads((checkpoints(Path(config.output_dir))[-1][1] / "state.json").read_text())
-    assert state["step"] == checkpoints(Path(config.output_dir))[-1][0]
 
 
 @pytest.fixture

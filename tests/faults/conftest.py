@@ -1,0 +1,7 @@
+"""Settings of tiny runs, those of the tests of training."""
+
+import runpy
+from pathlib import Path
+
+training = runpy.run_path(str(Path(__file__).parents[1] / "training" / "conftest.py"))
+tiny, tiny_config, one_thread = (training[name] for name in ("tiny", "tiny_config", "one_thread"))

@@ -1,0 +1,25 @@
+"""The long form, `benchmarks/faults.py`, with few attempts."""
+
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "faults.py"
+FEW = {"kills": 3, "signals": 2, "two_runs": 1, "ranks": 1, "media": 35, "lists": 0}
+
+
+def test_every_promise_is_kept(forks):
+    done = forks.run(str(SCRIPT), *(word for name, number in FEW.items() for word in (f"--{name}", str(number))))
+    assert done.returncode == 0, done.stderr[-2000:]
+    header, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines() if line[:1] == "|"
+    )
+    assert header == ["promise", "tried", "held", "fell"]
+    assert [row for row in rows if row[3] != "0"] == [], done.stderr
+    tried = [int(row[1]) for row in rows]
+    assert tried[:6] == [FEW["media"], FEW["lists"], FEW["kills"], FEW["signals"], FEW["two_runs"], FEW["ranks"]]
+    assert min(tried[6:]) >= 7
+    assert len(tried) == 10
+    assert tried[9] > 50, "operations on files"

@@ -1,0 +1,99 @@
+"""Two processes of `torchrun`, of which one is killed or stopped."""
+
+import json
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from telecine.data import ClipConfig
+from telecine.runs import checkpoints
+from telecine.training.checkpoint import as_yaml
+from telecine.training.lock import LOCK_FILE
+
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
+
+NO_PICTURES = Path(__file__).parents[1] / "training" / "no_pictures.py"
+NUM_STEPS = 8
+
+
+def command(config, *options):
+    settings = Path(config.output_dir).with_suffix(".yaml")
+    settings.write_text(as_yaml(config))
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", *options)
+    return [*torchrun, str(NO_PICTURES), "train", "--config", str(settings)]
+
+
+@pytest.fixture(scope="module")
+def make_config(tmp_path_factory, cached_weights, tiny_config):
+    """Return a function that creates the settings of a run of two processes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    clips = ClipConfig(num_frames=5, height=32, width=32, num_workers=1, timeout=5.0)
+    base = replace(tiny_config(folder), clips=clips, steps=NUM_STEPS, save_every=1, val_every=NUM_STEPS, val_clips=1)
+
+    def make(name, **changes):
+        return replace(base, output_dir=str(folder / name), process_timeout=20.0, **changes)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def straight(make_config, forks):
+    """Train without faults; return the bits."""
+    config = make_config("straight")
+    done = forks.run(*command(config))
+    assert done.returncode == 0, done.stderr[-2000:]
+    return bits(config)
+
+
+def bits(config):
+    step, folder = checkpoints(Path(config.output_dir))[-1]
+    assert step == NUM_STEPS
+    return {path.relative_to(folder): load_file(path) for path in sorted(folder.rglob("*.safetensors"))}
+
+
+def ranks_after(run, config, step):
+    """Wait for a checkpoint, and return the processes of both ranks."""
+    deadline = time.monotonic() + 240
+    while not any(found >= step for found, _ in checkpoints(Path(config.output_dir))):
+        assert not run.has_ended(), "it ended before the fault"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    first = json.loads((Path(config.output_dir) / LOCK_FILE).read_text())["pid"]
+    (second,) = (child for child in psutil.Process(run.pid).children() if child.pid != first)
+    return psutil.Process(first), second
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_torchrun_restarts_a_run_of_which_a_process_was_killed(make_config, straight, forks, rank):
+    config = make_config(f"killed-{rank}")
+    with forks.start(*command(config, "--max-restarts", "1")) as run:
+        ranks_after(run, config, 3)[rank].kill()
+        done = run.wait()
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "resuming from" in done.stdout
+    found = bits(config)
+    assert len(found) == len(straight) > 3
+    for path, tensors in straight.items():
+        assert all(torch.equal(tensor, found[path][name]) for name, tensor in tensors.items()), path
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stopped_process_is_named(make_config, forks, rank):
+    config = make_config(f"stopped-{rank}", steps=100_000, val_every=100_000)
+    with forks.start(*command(config)) as run:
+        processes = ranks_after(run, config, 2)
+        processes[rank].send_signal(signal.SIGSTOP)
+        # `torchrun` asks the stopped one to end for half a minute.
+        processes[1 - rank].wait(timeout=120)
+        processes[rank].kill()
+        done = run.wait()
+    expected = f"telecine: error: process {1 - rank} lost process {rank} at step "
+    (line,) = (line for line in done.stderr.splitlines() if "telecine: error: " in line)
+    assert line.startswith(expected)
+    assert "run the same command again: it resumes from the newest checkpoint." in line

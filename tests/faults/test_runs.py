@@ -1,0 +1,97 @@
+"""Runs that are killed, get signals, or share a folder: whole processes with a tiny model on a real clip."""
+
+import io
+import json
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+from rich.console import Console
+
+from telecine.data import ClipConfig
+from telecine.report.run import read_records
+from telecine.runs import checkpoints
+from telecine.training import train
+from telecine.training.checkpoint import as_yaml
+
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
+
+NO_PICTURES = Path(__file__).parents[1] / "training" / "no_pictures.py"
+
+
+def command(config, folder):
+    path = folder / "settings.yaml"
+    path.write_text(as_yaml(config))
+    return [str(NO_PICTURES), "train", "--config", str(path)]
+
+
+def wait_for_checkpoint(run, config, step):
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        found = checkpoints(Path(config.output_dir))
+        if found and found[-1][0] >= step:
+            return
+        assert not run.has_ended(), "the run ended before it could be killed"
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint appeared")
+
+
+def long_run(tiny):
+    clips = ClipConfig(num_frames=5, height=32, width=32, num_workers=1)
+    return tiny(steps=100_000, save_every=2, val_every=100_000, clips=clips)
+
+
+def test_two_runs_in_one_folder_are_refused(tiny, tmp_path, forks):
+    config = long_run(tiny)
+    with forks.start(*command(config, tmp_path)) as run:
+        wait_for_checkpoint(run, config, 2)
+        with pytest.raises(ValueError, match=rf"used by one run at a time.*process {run.pid} on"):
+            train(config, console=Console(quiet=True))
+        assert not run.has_ended()
+
+
+def test_a_killed_run_resumes_from_its_last_checkpoint(tiny, tmp_path, forks):
+    config = long_run(tiny)
+    with forks.start(*command(config, tmp_path)) as run:
+        wait_for_checkpoint(run, config, 4)
+        os.kill(run.pid, signal.SIGKILL)
+        assert run.wait().returncode == -signal.SIGKILL
+    done = checkpoints(Path(config.output_dir))[-1][0]
+    assert done >= 4
+    console = Console(record=True, file=io.StringIO())
+    train(replace(config, steps=done + 2), console=console)
+    assert f"step-{done:08d}" in console.export_text().replace("\n", "")
+    assert checkpoints(Path(config.output_dir))[-1][0] == done + 2
+    records = read_records(Path(config.output_dir) / "metrics.jsonl")
+    steps = [record["step"] for record in records if "train/total_loss" in record]
+    assert steps == sorted(set(steps)), "no step twice"
+
+
+def test_a_signal_saves_a_checkpoint_and_prints_how_to_resume(tiny, tmp_path, forks):
+    config = long_run(tiny)
+    with forks.start(*command(config, tmp_path)) as run:
+        wait_for_checkpoint(run, config, 2)
+        os.killpg(run.pid, signal.SIGTERM)  # also to the workers, as a terminal or a cluster does
+        done = run.wait()
+    assert done.returncode == 130, done.stderr
+    assert "Run the same command again" in done.stdout
+    assert "Traceback" not in done.stderr
+    state = json.loads((checkpoints(Path(config.output_dir))[-1][1] / "state.json").read_text())
+    assert state["step"] == checkpoints(Path(config.output_dir))[-1][0]
+
+
+def test_a_signal_ends_the_wait_for_a_stopped_worker(tiny, tmp_path, forks):
+    config = long_run(tiny)
+    with forks.start(*command(config, tmp_path)) as run:
+        wait_for_checkpoint(run, config, 2)
+        (worker,) = psutil.Process(run.pid).children()
+        worker.send_signal(signal.SIGSTOP)
+        time.sleep(2)  # until it waits for a batch
+        os.kill(run.pid, signal.SIGTERM)
+        done = run.wait(timeout=config.clips.timeout / 2)
+    assert done.returncode == 130, done.stderr
+    assert "Run the same command again" in done.stdout

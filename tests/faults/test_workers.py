@@ -1,0 +1,99 @@
+"""Worker processes that crash, and processes that end before their workers."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from telecine.data import (
+    Clip,
+    ClipConfig,
+    ClipDataset,
+    DataError,
+    Span,
+    clip_loader,
+    index_video,
+    sample_videos,
+    whole_video,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
+
+CONFIG = ClipConfig(num_frames=5, height=32, width=40)
+
+
+@pytest.fixture(scope="module")
+def spans() -> list[Span]:
+    return [whole_video(index_video(sample_videos()[0]))]
+
+
+class Crashing(ClipDataset):
+    """Kills the worker that reads a certain item, like a decoder that crashes."""
+
+    def __getitem__(self, item: Any) -> Clip:
+        if item == (1, 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(item)
+
+
+def test_workers_that_keep_dying_end_the_run(spans: list[Span], caplog: pytest.LogCaptureFixture) -> None:
+    dataset = Crashing(spans, replace(CONFIG, num_workers=1))
+    batches = iter(clip_loader(dataset, batch_size=1, start_step=0, num_steps=3))
+    assert torch.equal(next(batches)["video"][0], dataset[0]["video"])
+    message = r"workers that failed 3 times in a row while reading step 1: .*Check \S+\.mp4: the decoder"
+    with pytest.raises(DataError, match=message):
+        next(batches)
+    assert len(re.findall(r"while reading step 1, \S+\.mp4; restarting the workers", caplog.text)) == 2
+
+
+KILLED_PARENT = """
+import multiprocessing, os, signal, sys
+from telecine.data import ClipConfig, ClipDataset, clip_loader, index_video, whole_video
+config = ClipConfig(num_frames=5, height=32, width=40, num_workers=2)
+dataset = ClipDataset([whole_video(index_video(sys.argv[1]))], config)
+batches = iter(clip_loader(dataset, batch_size=1, start_step=0, num_steps=100))
+next(batches)
+running, stopped = (worker.pid for worker in multiprocessing.active_children())
+os.kill(stopped, signal.SIGSTOP)
+print(running, stopped, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_killed_parent(spans: list[Span]) -> None:
+    command = [sys.executable, "-c", KILLED_PARENT, str(spans[0].info.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+        parent.wait()
+        gone, alive = psutil.wait_procs(workers, timeout=3)
+        for worker in alive:
+            worker.kill()
+    assert (len(gone), alive) == (2, []), "PyTorch's own workers look for their parent every 5 seconds"
+
+
+OPEN_LOADER = """
+import sys
+from telecine.data import ClipConfig, ClipDataset, clip_loader, index_video, whole_video
+config = ClipConfig(num_frames=5, height=32, width=40, num_workers=2)
+dataset = ClipDataset([whole_video(index_video(sys.argv[1]))], config)
+batches = iter(clip_loader(dataset, batch_size=1, start_step=0, num_steps=100))
+next(batches)
+raise SystemError("with a loader that is still open")
+"""
+
+
+def test_an_error_with_an_open_loader_exits_the_process(spans: list[Span]) -> None:
+    command = [sys.executable, "-c", OPEN_LOADER, str(spans[0].info.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 1
+    assert "SystemError: with a loader that is still open" in done.stderr
