@@ -51,6 +51,7 @@ def tiny(output: Path) -> TrainConfig:
         val_clips=1,
         save_every=1,
         linear_baseline=False,
+        latent_clips=2,
         linear_start=False,
         process_timeout=40.0,
         clips=ClipConfig(num_frames=5, height=32, width=32, num_workers=1, timeout=10.0),

@@ -37,7 +37,7 @@ def make_config(tmp_path_factory, cached_weights, tiny_config):
     base = replace(tiny_config(folder), clips=clips, steps=NUM_STEPS, save_every=1, val_every=NUM_STEPS, val_clips=1)
 
     def make(name, **changes):
-        return replace(base, output_dir=str(folder / name), process_timeout=20.0, **changes)
+        return replace(base, output_dir=str(folder / name), **changes)
 
     return make
 
@@ -85,7 +85,7 @@ def test_torchrun_restarts_a_run_of_which_a_process_was_killed(make_config, stra
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_stopped_process_is_named(make_config, forks, rank):
-    config = make_config(f"stopped-{rank}", steps=100_000, val_every=100_000)
+    config = make_config(f"stopped-{rank}", steps=100_000, val_every=100_000, process_timeout=30.0)
     with forks.start(*command(config)) as run:
         processes = ranks_after(run, config, 2)
         processes[rank].send_signal(signal.SIGSTOP)
