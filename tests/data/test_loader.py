@@ -190,6 +190,7 @@ def test_a_stopped_worker_is_replaced(spans: list[Span], caplog: pytest.LogCaptu
     for batch in clip_loader(dataset, batch_size=1, start_step=0, num_steps=8):
         seen.append(batch)
         if len(seen) == 2:
+            time.sleep(0.5)  # the next batches are done, but their memory is still to be handed over
             os.kill(the_worker().pid or 0, signal.SIGSTOP)
     assert [torch.equal(batch["video"][0], dataset[i]["video"]) for i, batch in enumerate(seen)] == [True] * 8
     assert re.search(r"no batch in 0\.3 seconds while reading step \d, \S+\.mp4; restarting the workers", caplog.text)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import atexit
 import ctypes
 import logging
-import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import wait
@@ -242,32 +242,89 @@ def _read_batches(dataset: _Reading, sampler: ClipBatchSampler, should_stop: Cal
     workers = set(multiprocessing.active_children()) - other_processes
     kill_workers = partial(_kill, workers)
     atexit.register(kill_workers)
+    watch = _Watch(workers, poll, config.timeout, should_stop)
     try:
         for _ in range(len(sampler)):
-            yield _next_batch(batches, math.ceil(config.timeout / poll), config.timeout, should_stop)
-    except (OSError, EOFError) as error:
+            with watch.waiting():
+                batch = _next_batch(batches, watch)
+            yield batch
+    except (OSError, EOFError, WorkerError) as error:
+        if watch.error is not None:
+            raise watch.error from error
         # The connection to a dying worker breaks shortly before PyTorch notices its death.
-        if pids := _dead_pids(workers):
+        if not isinstance(error, WorkerError) and (pids := _dead_pids(workers)):
             raise WorkerError(f"{_DEATH_MESSAGES[0]} {pids}) exited unexpectedly") from error
         raise
     finally:
+        watch.close()
         kill_workers()
         atexit.unregister(kill_workers)
 
 
-def _next_batch(batches: Iterator[Batch], num_waits: int, timeout: float, should_stop: Callable[[], bool]) -> Batch:
-    """Return the next batch. PyTorch's loader raises an error after each wait, and can be asked again."""
-    for _ in range(num_waits):
-        try:
-            return next(batches)
-        except RuntimeError as error:
-            if str(error).startswith(_DEATH_MESSAGES):
-                raise WorkerError(str(error)) from error
-            if not str(error).startswith(_WAIT_MESSAGE):
-                raise
-        if should_stop():
-            raise ReadingStopped
-    raise WorkerError(f"no batch in {timeout:g} seconds")
+def _next_batch(batches: Iterator[Batch], watch: _Watch) -> Batch:
+    """Return the next batch; raise the error of the watch if it has one."""
+    while watch.error is None:
+        batch = _poll(batches)
+        if batch is not None:
+            return batch
+    raise watch.error
+
+
+def _poll(batches: Iterator[Batch]) -> Batch | None:
+    """Return the next batch, or None if it did not come within `POLL_SECONDS`: PyTorch's loader can be asked again."""
+    try:
+        return next(batches)
+    except RuntimeError as error:
+        if str(error).startswith(_DEATH_MESSAGES):
+            raise WorkerError(str(error)) from error
+        if not str(error).startswith(_WAIT_MESSAGE):
+            raise
+        return None
+
+
+class _Watch:
+    """Kills workers when no batch has come in time, or when waiting should stop, and keeps the error of that.
+
+    It runs in a thread: PyTorch waits without a limit for a worker that is stopped before it has handed over the memory
+    of a batch. Only a killed one ends that.
+    """
+
+    def __init__(
+        self, workers: Iterable[BaseProcess], poll: float, timeout: float, should_stop: Callable[[], bool]
+    ) -> None:
+        self.error: WorkerError | ReadingStopped | None = None
+        self._workers = list(workers)
+        self._poll, self._timeout, self._should_stop = poll, timeout, should_stop
+        self._num_changes = 0  # beginnings and ends of waits, so that it is odd while one lasts
+        self._is_closed = threading.Event()
+        if self._workers:
+            threading.Thread(target=self._run, name="telecine workers", daemon=True).start()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Mark the wait for a batch."""
+        self._num_changes += 1
+        yield
+        self._num_changes += 1
+
+    def close(self) -> None:
+        """End the thread."""
+        self._is_closed.set()
+
+    def _run(self) -> None:
+        # Looks are counted, not seconds: this process may itself have been stopped.
+        num_looks = known = 0
+        while self.error is None and not self._is_closed.wait(self._poll):
+            is_waiting = self._num_changes % 2 == 1
+            num_looks = num_looks + 1 if is_waiting and self._num_changes == known else 0
+            known = self._num_changes
+            if is_waiting and self._should_stop():
+                self.error = ReadingStopped()
+            elif num_looks * self._poll >= self._timeout:
+                self.error = WorkerError(f"no batch in {self._timeout:g} seconds")
+        if self.error is not None:
+            for worker in self._workers:
+                worker.kill()
 
 
 def _dead_pids(workers: Iterable[BaseProcess]) -> str:
