@@ -10,7 +10,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import av
@@ -153,7 +153,7 @@ def lists(folder: Path, number: int) -> Row:
 
 def is_refused(words: list[str], names: Sequence[str]) -> bool:
     """Return whether a command ends with one error that has one of these names."""
-    with redirect_stderr(io.StringIO()) as errors:
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as errors:
         code = cli.main(words)
     lines = [line for line in errors.getvalue().splitlines() if "error: " in line]
     is_named = any(name in line for line in lines for name in names if name)
