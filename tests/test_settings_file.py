@@ -16,6 +16,8 @@ BAD = {
     "digits": ("steps: " + "9" * 5000, "must be YAML in UTF-8, but got other text .*digits"),
     "size": ("#" * (MAX_BYTES + 1), "at most 1048576 bytes, but got 1048577 bytes"),
     "tag": ("a: !!python/object/apply:os.system [true]", "must be YAML in UTF-8, but got other text"),
+    "list": ("- a\n- b\n", "`key: value` lines, but got a list in line 1"),
+    "text": ("\nsettings\n", "`key: value` lines, but got text in line 2"),
     "NUL": ("a: \0", "must be YAML in UTF-8"),
 }
 
@@ -29,6 +31,13 @@ def test_what_is_refused(case, tmp_path):
         read_yaml(path)
     assert str(path) in str(found.value)
     assert len(str(found.value)) < 400
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n"])
+def test_a_file_without_settings_is_read(tmp_path, text):
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    assert read_yaml(path) is None
 
 
 def test_other_settings_are_read(tmp_path):

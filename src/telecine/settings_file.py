@@ -36,7 +36,7 @@ def check_yaml(path: Path) -> str:
 
     Raises:
         OSError: If it cannot be read.
-        ValueError: If it is not YAML in UTF-8, too large, nested too deeply, or has an alias.
+        ValueError: If it is not `key: value` lines of YAML in UTF-8, too large, nested too deeply, or has an alias.
     """
     size = path.stat().st_size
     if size > MAX_BYTES:
@@ -46,6 +46,10 @@ def check_yaml(path: Path) -> str:
         text = path.read_text(encoding="utf-8")
         for event in yaml.parse(text, Loader=_LOADER):
             line = f"line {event.start_mark.line + 1}"
+            is_list = isinstance(event, yaml.SequenceStartEvent)
+            if depth == 0 and (is_list or (isinstance(event, yaml.ScalarEvent) and event.value)):
+                got = f"{'a list' if is_list else 'text'} in {line}"
+                raise argument_error(str(path), "`key: value` lines", got, "Write one setting per line.")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
                 contract = f"settings that are nested at most {MAX_DEPTH} deep"
