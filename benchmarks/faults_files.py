@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import sys
@@ -70,6 +71,8 @@ def crashes(folder: Path) -> Row:
             is_over, crash.left = True, 0
         found, damaged = newest_intact(run)
         has_newest = found in (checkpoint_folder(run, 2), checkpoint_folder(run, 3)) and not damaged
+        for leftover in run.glob(".*.partial"):  # fresh ones may be those of another command
+            os.utime(leftover, (0, 0), follow_symlinks=False)
         write_checkpoint(run, 4, fill(4), keep=1, best=4)
         is_clean = sorted(path.name for path in run.iterdir()) == ["best", "checkpoints"]
         held = has_newest and is_clean and [step for step, _ in checkpoints(run)] == [4]

@@ -180,7 +180,7 @@ def interrupt_all(
     """Send signals to runs at random moments until a number of them has been sent and the last run is done."""
     chance, attempt = random.Random(0), 0
     config = replace(tiny(folder), save_every=save_every)
-    pending: list[bool] = []
+    pending: list[tuple[bool, str]] = []
     while row.tried < number:
         run = start(config)
         saved = checkpoints(folder)
@@ -192,14 +192,15 @@ def interrupt_all(
             sent = choose(chance)
             run.send(sent)
             code, errors = run.end()
-            pending.append(is_way_out(run, code, errors, sent, trained=step > begun_at))
+            held = is_way_out(run, code, errors, sent, trained=step > begun_at)
+            pending.append((held, f"run {attempt}, signal {sent} after step {step}, at {run.step()}: {code}, {errors}"))
             if code != 0:
                 continue
         else:
             code, errors = run.end()
         same = code == 0 and is_equal(config, expected)
-        for held in pending:
-            row.add(held=held and same, what=f"run {attempt}, equal: {same}, last errors: {errors}")
+        for held, what in pending:
+            row.add(held=held and same, what=f"{what}; ended with {code}, equal: {same}, {errors}")
         pending, attempt = [], attempt + 1
         shutil.rmtree(folder)
 
@@ -210,7 +211,7 @@ def is_way_out(run: Run, code: int | None, errors: str, sent: int, *, trained: b
         return code == -sent
     if code == 0:  # the last step was done
         return True
-    if not trained and code == -sent:  # a signal while it starts acts as usual
+    if code == -sent and (not trained or run.step() == NUM_STEPS):  # as usual, while it starts or when it is done
         return True
     return code == cli.INTERRUPTED and errors == "" and (not trained or run.step() == result(run.config)["step"])
 
