@@ -450,3 +450,11 @@ def test_checkpoints_are_verified(tmp_path, capsys):
     assert f"`{second / STATE_FILE}` must be as it was written" in message
     assert main(["checkpoint", "verify", str(first)]) == 0
     assert "must be the folder of a run" in error_of(capsys, "checkpoint", "verify", str(tmp_path / "no"))
+
+
+def test_ctrl_c_while_the_command_line_starts_prints_no_traceback(monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Command, "parser", interrupt)
+    assert main(["train"]) == 130
