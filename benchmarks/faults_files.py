@@ -15,7 +15,7 @@ from faults_row import Row
 
 from telecine.manifest import DamagedError
 from telecine.runs import MANIFEST_FILE, STATE_FILE, checkpoint_folder, checkpoints
-from telecine.training.checkpoint_files import newest_intact, save_tensors, write_checkpoint
+from telecine.training.checkpoint_files import newest_intact, remove_leftovers, save_tensors, write_checkpoint
 
 # What Python reports of operations that change files.
 OPERATIONS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink")
@@ -73,6 +73,7 @@ def crashes(folder: Path) -> Row:
         has_newest = found in (checkpoint_folder(run, 2), checkpoint_folder(run, 3)) and not damaged
         for leftover in run.glob(".*.partial"):  # fresh ones may be those of another command
             os.utime(leftover, (0, 0), follow_symlinks=False)
+        remove_leftovers(run)  # as a run does when it starts
         write_checkpoint(run, 4, fill(4), keep=1, best=4)
         is_clean = sorted(path.name for path in run.iterdir()) == ["best", "checkpoints"]
         held = has_newest and is_clean and [step for step, _ in checkpoints(run)] == [4]
