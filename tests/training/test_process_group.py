@@ -1,6 +1,7 @@
 """Processes find each other after a restart, and name the one that was lost. `tests/faults` kills real ones."""
 
 import threading
+import time
 from datetime import timedelta
 
 import pytest
@@ -95,9 +96,15 @@ def test_the_processes_that_do_not_answer_are_named(three_ranks, monkeypatch, an
             thread.join()
 
 
+@pytest.mark.parametrize("is_stopped", [False, True])
 @pytest.mark.parametrize(("by_torchrun", "lost"), [("True", "another process"), ("False", "process 0")])
-def test_the_store_is_gone_with_torchrun_or_with_the_first_process(three_ranks, monkeypatch, by_torchrun, lost):
+def test_the_store_is_gone_with_torchrun_or_with_the_first_process(
+    three_ranks, monkeypatch, by_torchrun, lost, is_stopped
+):
     def fail(timeout):
+        if is_stopped:  # connecting to a stopped process takes for ever
+            time.sleep(2)
+            return three_ranks
         raise dist.DistNetworkError("cannot connect")
 
     monkeypatch.setattr(process_group, "open_store", fail)

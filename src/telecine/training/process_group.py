@@ -97,6 +97,18 @@ def silent_ranks() -> list[int] | None:
     None means that they cannot be asked, because `torchrun`, which holds their store, has ended. Without it, the first
     process holds the store.
     """
+    answers: list[list[int]] = []
+    # In a thread: PyTorch has no time limit for the connection to a process that is stopped.
+    thread = threading.Thread(target=_ask, args=(answers,), daemon=True)
+    thread.start()
+    thread.join(2 * SECONDS_TO_ANSWER)
+    if answers:
+        return answers[0]
+    return None if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else [0]
+
+
+def _ask(answers: list[list[int]]) -> None:
+    """Append the ranks that do not answer; nothing if the store does not."""
     try:
         store = open_store(timedelta(seconds=SECONDS_TO_ANSWER))
         store.set(QUESTION, "")
@@ -105,5 +117,5 @@ def silent_ranks() -> list[int] | None:
             time.sleep(0.1)
             silent = [rank for rank in silent if not store.check([f"{ANSWER}/{rank}"])]
     except dist.DistError:
-        return None if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else [0]
-    return silent
+        return
+    answers.append(silent)
