@@ -39,13 +39,14 @@ SOURCES = ("file", "tar file", "memory")
 
 
 def reencode(info: VideoInfo, path: Path) -> Path:
-    """Encode a video as H.264 with a keyframe every 30 frames."""
+    """Encode a video as H.264 with a keyframe every 30 frames. Its sides are rounded down to even numbers."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(info.fps).limit_denominator(1001))
-        stream.width, stream.height, stream.pix_fmt = info.width, info.height, "yuv420p"
+        width, height = info.width // 2 * 2, info.height // 2 * 2
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"crf": "16", "g": str(SHORT_GOP)}
         for pixels in iterate_frames(info.path):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels.numpy(), format="rgb24")))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels[:height, :width].numpy(), format="rgb24")))
         container.mux(stream.encode())
     return path
 

@@ -28,6 +28,7 @@ from telecine.training import TrainConfig, TrainingError
 from telecine.training.baseline import NUM_CLIPS, fit_linear
 from telecine.training.build import Clips, build_accelerator, build_autoencoder, build_clips, build_state
 from telecine.training.diagnostics import Diagnostics
+from telecine.training.records import keep_records
 from telecine.training.state import TrainState
 from telecine.training.step import MicroBatch, set_learning_rates, train_step
 from training import demo_config
@@ -63,7 +64,8 @@ class Run:
         assert linear is not None
         model.start_from(linear)
         self.state = build_state(config, build_accelerator(config), model)
-        self.diagnostics = Diagnostics(folder, config, Console(quiet=True), step=-1, enabled=True)
+        keep_records(folder, step=-1)
+        self.diagnostics = Diagnostics(folder, config, Console(quiet=True), enabled=True)
 
     def train_until(self, step: int) -> None:
         """Run the updates up to a step, which is excluded.

@@ -155,7 +155,7 @@ def test_hardware(folder, capsys):
     for words in (
         "what fits 80.00 GiB",
         "optimizer states",
-        "for the copy for checkpoints",
+        "copy for checkpoints",
         "Estimate",
         "largest batch",
         "longest clip",

@@ -97,7 +97,9 @@ def test_latents_do_not_depend_on_the_decoder_and_the_video_on_nothing_else(name
     named = dict(model.module.named_parameters())
     decoder = [key for key in named if key.split(".")[0] in DECODER]
     rest = [key for key in named if key not in decoder]
+    torch.manual_seed(0)  # for Allegro's dropout
     latent = model.encode(tiny_clip(name)).mode()
+    torch.manual_seed(0)
     assert torch.equal(model(tiny_clip(name), sample_posterior=False).latent, latent)
     video = model.decode(latent.detach().requires_grad_())
     assert used_of(latent, named, decoder) == used_of(video, named, rest) == []

@@ -200,8 +200,7 @@ class VideoAutoencoderLoss(nn.Module):
             global_step: Number of autoencoder updates so far.
             aux_losses: The quantizer's or posterior's loss: a tensor, a number, a posterior with `mean` and `logvar`
                 as diffusers has (its divergence is logged as `kl_loss`), or a dict of them, each logged.
-            last_layer: Weight of the decoder's last layer, for the adaptive weight; if sharded, its `LayerActivations`.
-                Without it that weight is 1, with a warning.
+            last_layer: Weight of the decoder's last layer, or its `LayerActivations`. Without it `w` is 1.
             split: Prefix of the log's keys.
             options: `mask`, `sample_weight`, `generator`, `latent`, `decode` and others, see `BatchOptions`.
 

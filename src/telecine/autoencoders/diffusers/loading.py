@@ -26,6 +26,8 @@ except ImportError as missing:
 PIPELINE_SUBFOLDER = "vae"
 # Larger than any number of channels, layers or pixels in the configurations of diffusers' autoencoders.
 MAX_SIZE = 2**16
+# Numbers that no layer is built from.
+NO_SIZES = ("codebook_size",)
 
 
 def load_module(
@@ -124,7 +126,7 @@ def check_sizes(config: Mapping[str, Any], source: str) -> None:
     """Raise a `ValueError` if a number in a configuration would build networks without end."""
     for name, value in config.items():
         numbers = value if isinstance(value, list) else [value]
-        if any(isinstance(number, int) and number > MAX_SIZE for number in numbers):
+        if name not in NO_SIZES and any(isinstance(number, int) and number > MAX_SIZE for number in numbers):
             raise argument_error(f"{name} in {source}", f"at most {MAX_SIZE}", describe(value), "Correct it.")
 
 
