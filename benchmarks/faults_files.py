@@ -122,7 +122,49 @@ def use_older(path: Path, older: Path) -> None:
     shutil.copyfile(older, path)
 
 
-WAYS = (flip_a_bit, clear_half, cut, empty, append, remove, use_older)
+def flip_the_first(path: Path, older: Path) -> None:
+    """Change one bit of the first byte."""
+    content = path.read_bytes()
+    path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+
+
+def flip_the_last(path: Path, older: Path) -> None:
+    """Change one bit of the last byte."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def cut_half(path: Path, older: Path) -> None:
+    """Remove the second half."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def reverse(path: Path, older: Path) -> None:
+    """Keep the size and every byte, in another order."""
+    path.write_bytes(path.read_bytes()[::-1])
+
+
+def repeat(path: Path, older: Path) -> None:
+    """Write the contents twice."""
+    path.write_bytes(2 * path.read_bytes())
+
+
+def use_folder(path: Path, older: Path) -> None:
+    """Put a folder in the place of the file."""
+    path.unlink()
+    path.mkdir()
+
+
+def use_link(path: Path, older: Path) -> None:
+    """Put a link to nothing in the place of the file."""
+    path.unlink()
+    path.symlink_to("nowhere")
+
+
+WAYS = (
+    *(flip_a_bit, flip_the_first, flip_the_last, clear_half, cut, cut_half, empty, append, reverse, repeat),
+    *(remove, use_older, use_folder, use_link),
+)
 
 
 def damage(folder: Path) -> Row:
