@@ -7,7 +7,8 @@ import pytest
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "faults.py"
-FEW = {"kills": 3, "signals": 2, "two_runs": 1, "ranks": 1, "media": 35, "lists": 0}
+# `test_ranks.py` has the ranks, and the command line is slow to refuse lists.
+FEW = {"kills": 2, "signals": 1, "two_runs": 1, "ranks": 0, "media": 28, "lists": 0}
 
 
 def test_every_promise_is_kept(forks):
