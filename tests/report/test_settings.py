@@ -37,7 +37,9 @@ class TestSettings:
     def test_a_run_without_the_file_has_none(self, tmp_path):
         assert read_settings(tmp_path) == {}
 
-    @pytest.mark.parametrize(("text", "contract"), [("a: [", "YAML in UTF-8"), ("- 1", "`key: value` lines"), ("", "a YAML mapping")])
+    @pytest.mark.parametrize(
+        ("text", "contract"), [("a: [", "YAML in UTF-8"), ("- 1", "`key: value` lines"), ("", "a YAML mapping")]
+    )
     def test_a_damaged_file_raises(self, tmp_path, text, contract):
         (tmp_path / "config.yaml").write_text(text)
         with pytest.raises(ValueError, match=rf"config.yaml` must be {contract}, but got"):
