@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from accelerate.utils import broadcast_object_list, set_seed
@@ -103,8 +104,9 @@ class Trainer:
         with self.accelerator.main_process_first():  # the first process indexes the videos, the others read its index
             self.clips = build_clips(config, model)
         if found is None and autoencoder is None and self.accelerator.device.type == "cpu":
-            line = describe_on_cpu(config, model, num_processes=self.accelerator.num_processes)
-            if line is not None:
+            num_processes = self.accelerator.num_processes
+            describe = partial(describe_on_cpu, config, model, num_processes=num_processes)
+            if (line := on_first_process(describe, self.accelerator)) is not None:
                 self.console.print(line, soft_wrap=True)
         self.perceptual: dict[str, nn.Module] = {"lpips_alex": LPIPS("alex").to(self.accelerator.device)}
         self.linear: dict[str, float] = {}
@@ -182,9 +184,7 @@ class Trainer:
         if not self._is_validated():
             self.console.print(f"validating on {len(self.clips.val)} clips")
             self._validate(stop)
-            if (
-                self.is_main and self.is_resumed
-            ):  # the checkpoint was saved before this validation could call it the best
+            if self.is_main and self.is_resumed:  # this validation may show that the checkpoint is the best
                 best = best_step(self.folder, self.config.best_metric, self.state.step)
                 tidy(self.folder, keep=self.config.keep, best=best)
         if self.state.step >= self.config.steps:
