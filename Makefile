@@ -29,14 +29,17 @@ weights: $(VENV)/.installed
 demo: weights
 	$(BIN)/telecine train
 
+# Compiled files are kept, so that the processes that tests start do not compile everything again.
+TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
+
 # A thread each: two processes that share two cores slow each other's OpenMP threads down more than twice. Each gets whole
 # files, and sets up once what a file's tests share; `tests/conftest.py` decides their order.
 test: weights $(VENV)/.reference $(VENV)/.browser
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Runs that are killed, stopped and given damaged files, see docs/reliability.md.
 faults: weights
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m faults tests/faults
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m faults tests/faults
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

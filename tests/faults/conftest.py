@@ -4,4 +4,5 @@ import runpy
 from pathlib import Path
 
 training = runpy.run_path(str(Path(__file__).parents[1] / "training" / "conftest.py"))
-tiny, tiny_config, one_thread = (training[name] for name in ("tiny", "tiny_config", "one_thread"))
+small_video, tiny, tiny_config = (training[name] for name in ("small_video", "tiny", "tiny_config"))
+one_thread = training["one_thread"]

@@ -12,7 +12,8 @@ import torch
 from telecine import Ramp
 from telecine.autoencoders import CausalVAEConfig
 from telecine.autoencoders.clip_sizes import ClipSizes
-from telecine.data import ClipConfig, sample_videos
+from telecine.data import ClipConfig, index_video, read_clip, sample_videos
+from telecine.report.video import write_mp4
 from telecine.training import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 
 leave_pictures_out = runpy.run_path(str(Path(__file__).with_name("no_pictures.py")))["leave_pictures_out"]
@@ -96,12 +97,21 @@ def known_sizes():
 
 
 @pytest.fixture(scope="session")
-def tiny_config():
+def small_video(tmp_path_factory):
+    """Return a real video of 60 frames at 64 x 48 pixels, which takes a small part of the time to decode."""
+    path = tmp_path_factory.mktemp("video") / "face.mp4"
+    frames = read_clip(index_video(sample_videos()[0]), 0, 60, size=(48, 64))
+    write_mp4(path, frames, fps=25)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_config(small_video):
     """Return a function that creates the settings of a tiny run in a folder."""
 
     def make(folder):
         return TrainConfig(
-            data=str(sample_videos()[0]),
+            data=str(small_video),
             output_dir=str(folder / "run"),
             steps=6,
             batch_size=2,

@@ -159,7 +159,17 @@ def draw_curves(records: Sequence[Record], path: Path) -> None:
 
     drawn = panels({name for record in records for name in record})
     num_rows = -(-len(drawn) // NUM_COLUMNS)
-    figure = Figure(figsize=(5 * NUM_COLUMNS, 3.4 * num_rows), dpi=100, layout="constrained")
+    width, height = 5 * NUM_COLUMNS, 3.4 * num_rows
+    figure = Figure(figsize=(width, height), dpi=100)
+    # In inches, the same for every number of rows. A computed layout takes as long as the drawing.
+    figure.subplots_adjust(
+        left=0.7 / width,
+        right=1 - 0.15 / width,
+        bottom=0.5 / height,
+        top=1 - 0.35 / height,
+        wspace=0.2,
+        hspace=0.35,
+    )
     for panel, axes in zip(drawn, figure.subplots(num_rows, NUM_COLUMNS).flat, strict=True):
         _draw_panel(panel, axes, records)
     atomic_write(path, lambda partial: figure.savefig(partial, format="png"))
