@@ -116,6 +116,7 @@ def verify(net: str) -> CachedWeights:
     path = cache_path(net)
     if not path.exists():
         raise WeightsNotFoundError(f"{path} does not exist. Run `telecine weights fetch`.")
+    _intact.pop(path, None)
     _, metadata = _read_cache(net)
     return CachedWeights(net, path, "verified", metadata["source"], metadata["sha256"])
 
@@ -149,6 +150,10 @@ def tensor_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 # The cache: files that contain the hash of their tensors
 
+# The files whose hash was found to be right in this process, each with its inode, size and time of change then. Training,
+# validation and the latents each read the weights, and hashing takes longer than reading.
+_intact: dict[Path, tuple[int, int, int]] = {}
+
 
 def _status(net: str) -> CachedWeights:
     try:
@@ -163,15 +168,20 @@ def _read_cache(net: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     path = cache_path(net)
     remedy = "Delete the file and run `telecine weights fetch`."
     try:
+        status = path.stat()
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
         tensors = load_file(path)
     except SafetensorError as error:
         raise CorruptWeightsError(f"{path} cannot be read ({error}). {remedy}") from error
+    version = (status.st_ino, status.st_size, status.st_mtime_ns)
+    if _intact.get(path) == version:
+        return _select(backbone_of(net), tensors, str(path)), metadata
     source, recorded, actual = metadata.get("source"), metadata.get("sha256"), tensor_sha256(tensors)
     expected = _PACKAGE_INDEX_SHA256[net] if source == _PACKAGE_INDEX else recorded
     if source is None or not actual == recorded == expected:
         raise CorruptWeightsError(f"{path} must hold tensors with SHA-256 {expected}, but theirs is {actual}. {remedy}")
+    _intact[path] = version
     return _select(backbone_of(net), tensors, str(path)), metadata
 
 

@@ -6,6 +6,7 @@ import re
 from argparse import ArgumentError
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -62,8 +63,7 @@ def config_from(settings: Mapping[str, Any]) -> TrainConfig:
     if not isinstance(settings, Mapping):
         raise argument_error("settings", "`key: value` lines", settings, "Write one setting per line.")
     restrict_imports()
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(TrainConfig)
+    parser = _parser()
     try:
         parsed = parser.parse_object(dict(settings))
         check_groups(TrainConfig, parsed)
@@ -72,6 +72,14 @@ def config_from(settings: Mapping[str, Any]) -> TrainConfig:
         known = list(setting_names(TrainConfig))
         raise ValueError(plain(clear_message(error), TrainConfig, known=known, prefix="")) from error
     return TrainConfig(**{item.name: values[item.name] for item in fields(TrainConfig)})
+
+
+@cache
+def _parser() -> ArgumentParser:
+    """Return the parser of `TrainConfig`; building it takes longer than parsing."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TrainConfig)
+    return parser
 
 
 def restrict_imports(allowed: Iterable[str] = ()) -> None:
