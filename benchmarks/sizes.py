@@ -2,6 +2,7 @@
 
     python benchmarks/sizes.py                          # clips of 17 x 256 x 256
     python benchmarks/sizes.py --clip 33 512 512
+    python benchmarks/sizes.py tiny_4x8x8 small_4x8x8
 
 Computed from shapes, without a device: operations of the forward pass of encoder and decoder, and activations in
 float32 that a backward pass keeps, with and without gradient checkpointing.
@@ -17,7 +18,6 @@ from measure import count_flops, table
 
 from telecine.autoencoders import CausalVAE
 from telecine.training import read_config
-from telecine.training.config_file import RECIPES
 
 SIZES = ("tiny", "small", "base", "large")
 LATENTS = ("4x8x8", "4x16x16", "8x32x32")
@@ -58,13 +58,13 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--clip", nargs=3, type=int, default=(17, 256, 256), metavar=("FRAMES", "HEIGHT", "WIDTH"))
-    clip = tuple(parser.parse_args().clip)
-    names = [f"{size}_{latent}" for latent in LATENTS for size in SIZES]
-    assert all((RECIPES / f"{name}.yaml").is_file() for name in names)
+    parser.add_argument("recipes", nargs="*", default=[f"{size}_{latent}" for latent in LATENTS for size in SIZES])
+    arguments = parser.parse_args()
+    clip = tuple(arguments.clip)
     memory = ["kept, GB", "kept with checkpointing, GB"]
     header = ["recipe", "latent", "weights, M", "encode, GFLOP", "decode, GFLOP", *memory]
     print(f"one clip of {' x '.join(map(str, clip))}\n")
-    print(table(header, [row(name, clip) for name in names]))
+    print(table(header, [row(name, clip) for name in arguments.recipes]))
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def seed_each_test():
 
 
 def _seed():
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # `torch.manual_seed` also records the call stack for each kind of device
     random.seed(0)
 
 

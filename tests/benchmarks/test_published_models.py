@@ -1,12 +1,15 @@
 import pytest
 
+from telecine.training import read_config
+
 
 @pytest.mark.slow
-def test_plans_of_telecines_own_model(run_here, tables_in):
-    ((header, rows),) = tables_in(run_here("published_models.py", "planned", "--only", "telecine (gpu)"))
-    assert header[:4] == ["GiB", "clip", "million weights", "between updates"]
-    ((name, clip, *numbers),) = rows
-    assert (name, clip) == ("telecine (gpu)", "17 x 256 x 256")
+def test_the_plan_of_a_model(benchmark_module, monkeypatch, tmp_path):
+    module = benchmark_module("published_models")
+    monkeypatch.setattr(module, "read_config", lambda name: read_config("demo"))
+    monkeypatch.setattr(module, "PLANNED_SIZE", (17, 1024, 1024))
+    ((name, clip, *numbers),) = module.planned_rows(tmp_path, ["telecine (gpu)"])
+    assert (name, clip) == ("telecine (gpu)", "17 x 1024 x 1024")
     plain, recomputed, half, both = (float(number) for number in numbers[2:6])
     assert both <= recomputed < half < plain
 
