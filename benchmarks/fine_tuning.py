@@ -104,7 +104,7 @@ def main() -> None:
     """Fine-tune each class and print the table."""
     parser = argparse.ArgumentParser(description="Print the effect of a short fine-tuning of published model classes.")
     parser.add_argument("--steps", type=int, default=250, help="number of updates")
-    parser.add_argument("--smoke", action="store_true", help="one class, a few updates of small clips, to test the command")
+    parser.add_argument("--smoke", action="store_true", help="one class, a few updates, to test the command")
     arguments = parser.parse_args()
     header = ["class", "updates", "seconds", "PSNR before", "after", "LPIPS-Alex before", "after"]
     with tempfile.TemporaryDirectory() as folder:

@@ -150,8 +150,8 @@ def tensor_sha256(tensors: Mapping[str, Tensor]) -> str:
 
 # The cache: files that contain the hash of their tensors
 
-# The files whose hash was found to be right in this process, each with its inode, size and time of change then. Training,
-# validation and the latents each read the weights, and hashing takes longer than reading.
+# The files whose hash was found to be right in this process, each with its inode, size and time of change then.
+# Training, validation and the latents each read the weights, and hashing takes longer than reading.
 _intact: dict[Path, tuple[int, int, int]] = {}
 
 
