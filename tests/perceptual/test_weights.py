@@ -196,6 +196,20 @@ def test_damaged_cache(how, filled_cache):
     ]
 
 
+def test_a_file_is_hashed_once_in_a_process_and_again_after_a_change(filled_cache, monkeypatch):
+    hashed = []
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "tensor_sha256", lambda tensors: hashed.append(1) or KNOWN["alex"])
+        for _ in range(2):
+            load_backbone("alex")
+        assert len(hashed) == 1
+        verify("alex")
+        assert len(hashed) == 2, "what verifies always hashes"
+    damage(weights.cache_path("alex"), "one bit")
+    with pytest.raises(CorruptWeightsError):
+        load_backbone("alex")
+
+
 def test_cache_with_another_networks_values(filled_cache):
     """The hash in the file is not trusted if the true one is known."""
     source = verify("alex").source
