@@ -21,6 +21,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 NUM_BLOCKS = {"choosing.md": 1, "extending.md": 6}
 OTHERS = {
     "autoencoder.md",
+    "comparison.md",
     "data.md",
     "evaluation.md",
     "fine-tuning.md",
@@ -28,9 +29,12 @@ OTHERS = {
     "health.md",
     "latents.md",
     "many-gpus.md",
+    "objective.md",
     "own-model.md",
     "reliability.md",
     "report.md",
+    "start.md",
+    "troubleshooting.md",
 }
 
 

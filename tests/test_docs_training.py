@@ -73,6 +73,19 @@ def changed(before, after):
 
 
 @pytest.mark.slow
+def test_start(folder, cached_weights, monkeypatch):
+    train, reconstruct, evaluate = commands("start.md")
+    assert train[:2] == ["telecine", "train"]
+    assert main([*train[1:], "--config", "small.yaml", "--clips.cache=false"]) == 0
+    monkeypatch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)
+    size = ["--num_frames=5", "--height=32", "--width=32", "--max_clips=1"]
+    assert main([*evaluate[1:], *size]) == 0
+    assert main(reconstruct[1:]) == 0
+    assert Path("figures", "protocol.json").is_file()
+    assert Path("out.mp4").is_file()
+
+
+@pytest.mark.slow
 def test_fine_tuning(folder, cached_weights):
     tiny = runpy.run_path(str(ROOT / "tests" / "autoencoders" / "tiny_models.py"))["TINY_MODELS"]
     torch.manual_seed(0)
