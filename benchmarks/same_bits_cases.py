@@ -51,6 +51,7 @@ SMALL: Settings = {
         "image_ratio": 0.0,
         "stride": 1,
         "random_flip": True,
+        "random_orientation": False,
         "scale_jitter": 1.5,
         "num_workers": 0,
         "timeout": 180.0,

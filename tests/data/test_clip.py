@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -42,6 +44,20 @@ def test_crop_position_and_flip(spans: list[Span], top: float, left: float, flip
     expected = video_from_bytes(frames[:, row : row + 32, column : column + 40])
     assert torch.equal(clip["video"], expected.flip(-1) if flip else expected)
     assert (clip["source"], clip["start"]) == (str(spans[0].info.path), 3)
+
+
+def test_the_eight_orientations_of_a_square(spans: list[Span]) -> None:
+    frames = moving_frames(2, 48, 64)
+    whole = video_from_bytes(frames[:, 8:40, 16:48])
+    turned = [torch.rot90(whole, quarters, (-2, -1)) for quarters in range(4)]
+    expected = turned + [video.flip(-1) for video in turned]
+    found = [
+        make_clip(frames, ClipSpec(spans[0], 0, 1.0, 0.5, 0.5, *flips), Bucket(2, 32, 32))["video"]
+        for flips in product((False, True), repeat=3)
+    ]
+    matches = [[torch.equal(video, each) for each in expected].index(True) for video in found]
+    assert sorted(matches) == list(range(8))
+    assert all(video.is_contiguous() for video in found)
 
 
 def test_a_larger_crop_is_resized_to_the_clip(spans: list[Span]) -> None:

@@ -106,6 +106,16 @@ def test_all_positions_are_equally_likely(spans: list[Span]) -> None:
         assert high - margin < max(values) <= high
 
 
+def test_orientations_are_equally_likely_and_leave_the_other_draws(spans: list[Span]) -> None:
+    square = replace(CONFIG, height=32, width=32)
+    plain, turned = ClipDataset(spans, square), ClipDataset(spans, replace(square, random_orientation=True))
+    before, after = ([each._draw_spec(each._videos[5], i, 0) for i in range(1600)] for each in (plain, turned))
+    assert [replace(spec, upside_down=False, transpose=False) for spec in after] == before
+    counts = Counter((spec.flip, spec.upside_down, spec.transpose) for spec in after)
+    assert len(counts) == 8
+    assert 150 < min(counts.values()) <= max(counts.values()) < 250
+
+
 def test_flip_and_zoom_can_be_turned_off(spans: list[Span]) -> None:
     config = ClipConfig(num_frames=5, height=48, width=64, random_flip=False, num_workers=0)
     dataset = ClipDataset(spans[:1], config)

@@ -1,4 +1,4 @@
-"""From decoded frames to a training clip: crop, flip, and convert to [-1, 1]."""
+"""From decoded frames to a training clip: crop, flip, turn, and convert to [-1, 1]."""
 
 from __future__ import annotations
 
@@ -42,6 +42,10 @@ class ClipSpec:
     """Horizontal position of the crop, from 0 at the left to 1 at the right."""
     flip: bool
     """Whether the clip is flipped left to right."""
+    upside_down: bool = False
+    """Whether it is flipped top to bottom."""
+    transpose: bool = False
+    """Whether its rows and columns are then exchanged."""
 
 
 def decode_clip(spec: ClipSpec, bucket: Bucket, config: ClipConfig) -> Tensor:
@@ -69,8 +73,10 @@ def _augment(frames: Tensor, spec: ClipSpec, bucket: Bucket) -> Tensor:
     top = round(spec.top * (frames.shape[1] - height))
     left = round(spec.left * (frames.shape[2] - width))
     frames = frames[:, top : top + height, left : left + width]
-    video = video_from_bytes(frames.flip(2) if spec.flip else frames)
-    if (height, width) == size:
+    axes = [axis for axis, is_flipped in ((1, spec.upside_down), (2, spec.flip)) if is_flipped]
+    frames = frames.flip(axes) if axes else frames
+    video = video_from_bytes(frames.transpose(1, 2) if spec.transpose else frames)
+    if video.shape[2:] == size:
         return video
     resized = F.interpolate(video.transpose(0, 1), size, mode="bilinear", antialias=True, align_corners=False)
     return resized.transpose(0, 1).contiguous()

@@ -71,6 +71,9 @@ class ClipConfig:
     """Distance between the frames of a clip: 1 takes every frame of the video, 2 every second one."""
     random_flip: bool = True
     """Flip training clips left to right with probability 1/2."""
+    random_orientation: bool = False
+    """Turn training clips to one of the eight orientations of a square: rows and columns are also exchanged, and rows
+    reversed, each with probability 1/2. It varies a small data set. Clips must be square."""
     scale_jitter: float = 1.0
     """Zoom into training clips by a random factor from 1 (the whole picture) to this value. 1 turns zooming off."""
     num_workers: int = 2
@@ -100,6 +103,9 @@ class ClipConfig:
         if not 0.0 < self.val_fraction <= 0.5:
             remedy = "Use 0.1 to hold out a tenth."
             raise argument_error("val_fraction", "above 0 and at most 0.5", self.val_fraction, remedy)
+        if self.random_orientation and any(bucket.height != bucket.width for bucket in self.train_buckets):
+            contract = "false for clips that are not square"
+            raise argument_error("random_orientation", contract, True, "Use the same height and width.")
         if self.buckets and self.val_bucket.shape not in {bucket.shape for bucket in self.buckets}:
             contract = f"clip sizes that include {self.val_bucket}"
             remedy = "Set num_frames, height and width to the bucket to validate on."

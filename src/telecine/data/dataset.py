@@ -127,6 +127,7 @@ class ClipDataset(Dataset[Clip]):
         generator = _generator(self.seed, index, attempt)
         span, start = pool.draw(generator)
         scale, top, left, flip = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+        turns = torch.rand(2, generator=generator) < 0.5 if self.config.random_orientation else (False, False)
         return ClipSpec(
             span=span,
             start=start,
@@ -134,6 +135,8 @@ class ClipDataset(Dataset[Clip]):
             top=top,
             left=left,
             flip=self.config.random_flip and flip < 0.5,
+            upside_down=bool(turns[0]),
+            transpose=bool(turns[1]),
         )
 
     def _log_once(self, path: Source, error: DecodeError) -> None:
