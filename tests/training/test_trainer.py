@@ -273,6 +273,11 @@ def test_a_resumed_run_prints_what_changed_and_refuses_what_does_not_fit(tiny, m
         train(tiny(discriminator=replace(tiny().discriminator, dim=4)), console=quiet())
     after = tensors(folder)
     assert all(torch.equal(before[file][key], after[file][key]) for file in before for key in before[file])
+    (folder / "state.json").write_text('{"step": 1}')
+    (folder / "manifest.json").unlink()
+    write_manifest(folder, step=1)
+    with pytest.raises(ValueError, match=r"state.json` must be that of a checkpoint of this version.*clips_per_step"):
+        train(tiny(), console=quiet())
     (folder / "state.json").write_text("{")
     with pytest.raises(ValueError, match=r"No checkpoint .* is intact.*state.json` must be a file of \d+ bytes"):
         train(tiny(), console=quiet())

@@ -219,7 +219,7 @@ class Checkpointer:
         Raises:
             ValueError: The checkpoint is of another model.
         """
-        saved = cast(SavedState, read_json(folder / STATE_FILE))
+        saved = read_state(folder)
         check_same_architecture(state.autoencoder, folder / "model", self.config.model or "causal_vae")
         self.weights.check_base(saved["base"])
         with state.ema.applied():
@@ -247,6 +247,16 @@ class Checkpointer:
             state.autoencoder.set_latent_statistics(statistics_of(self.latents))
         state.step = self.saved_step = saved["step"]
         return resume_notes(self.config, accelerator, saved, folder)
+
+
+def read_state(folder: Path) -> SavedState:
+    """Return what `state.json` of a checkpoint holds; raise a `ValueError` if another version wrote it."""
+    saved = read_json(folder / STATE_FILE)
+    if missing := sorted(set(SavedState.__annotations__) - set(saved)):
+        contract, got = "that of a checkpoint of this version", f"one without {', '.join(missing)}"
+        remedy = "Resume with the version that wrote it, or pass the run as --model with another --output_dir."
+        raise argument_error(str(folder / STATE_FILE), contract, got, remedy)
+    return cast(SavedState, saved)
 
 
 def statistics_of(saved: SavedStatistics) -> LatentStatistics:
