@@ -21,6 +21,7 @@ NUM_STEPS = 40
 SMALL: Settings = {
     "val_data": None,
     "model": None,
+    "random_weights": False,
     "batch_size": 2,
     "gradient_accumulation_steps": 1,
     "seed": 0,

@@ -13,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from telecine.autoencoders import CausalVAE, VideoAutoencoder, as_video_autoencoder, load_autoencoder
+from telecine.autoencoders.causal import saved_config
+from telecine.autoencoders.load import is_causal_vae
 from telecine.autoencoders.pretrained import MAX_LISTED, mismatches
 from telecine.checks import argument_error
 from telecine.data import (
@@ -110,8 +112,8 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
     """
     if own is not None:
         model: VideoAutoencoder = as_video_autoencoder(own)
-    elif config.model is None:
-        model = CausalVAE(config.causal_vae)
+    elif config.model is None or config.random_weights:
+        model = without_weights(config)
     else:
         checkpoint = find_checkpoint(Path(config.model))
         model = load_autoencoder(config.model if checkpoint is None else checkpoint / "ema")
@@ -123,6 +125,23 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
     return model.train()
 
 
+def without_weights(config: TrainConfig) -> VideoAutoencoder:
+    """Return the autoencoder that `config` names, with random weights: only its configuration is read."""
+    if config.model is None:
+        return CausalVAE(config.causal_vae)
+    checkpoint = find_checkpoint(Path(config.model))
+    source = config.model if checkpoint is None else str(checkpoint / "ema")
+    if is_causal_vae(Path(source)):
+        return CausalVAE(saved_config(source))
+    from telecine.autoencoders.diffusers import DiffusersAutoencoder
+    from telecine.autoencoders.diffusers.loading import find_config
+
+    is_file = source.endswith(".json")
+    return DiffusersAutoencoder.from_config(
+        source if is_file else find_config(source, subfolder=None, revision=None)[0]
+    )
+
+
 def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
     """Find, index and split the videos, and read the validation clips.
 
@@ -131,25 +150,49 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         DataError: If there is no usable video.
     """
     check_buckets(config.clips.train_buckets, model, images=config.clips.image_ratio > 0)
-    max_pixels = config.clips.max_pixels
-    spans, skipped = _demo_spans() if config.data is None else load_spans(config.data, max_pixels=max_pixels)
-    num_short = log_too_short(spans, min(map(config.clips.span_of, config.clips.train_buckets)))
-    if config.val_data is None:
-        train, held_out = split_videos(spans, config.clips.val_fraction, config.clips.clip_span)
-    else:
-        train, (held_out, _) = spans, load_spans(config.val_data, name="val_data", max_pixels=max_pixels)
+    spans = find_spans(config)
     # Without zoom, as `telecine evaluate` reads clips, so that their figures can be compared.
-    val = validation_clips(held_out, replace(config.clips, scale_jitter=1.0), config.val_clips)
-    dataset = ClipDataset(train, config.clips, seed=config.seed)
+    val = validation_clips(spans.held_out, replace(config.clips, scale_jitter=1.0), config.val_clips)
+    dataset = ClipDataset(spans.train, config.clips, seed=config.seed)
     check_buckets(config.clips.train_buckets, model, images=dataset.image_ratio > 0)  # images alone need no ratio
     first_video = min(dataset.spans, key=lambda span: span.info.is_image)
     return Clips(
         train=dataset,
         val=val,
         fps=first_video.info.fps / config.clips.stride,
-        num_videos=len({span.info.path for span in spans}) - num_short,
-        num_skipped=len(skipped) + num_short,
+        num_videos=len({span.info.path for span in spans.found}) - spans.num_short,
+        num_skipped=len(spans.skipped) + spans.num_short,
     )
+
+
+@dataclass(frozen=True)
+class Spans:
+    """The frames of a data set."""
+
+    found: list[Span]
+    """Of all videos and images that can be decoded, in order."""
+    train: list[Span]
+    held_out: list[Span]
+    skipped: list[Skipped]
+    """What cannot be decoded, and lines of a list without frames."""
+    num_short: int
+    """How many videos are shorter than a clip."""
+
+
+def find_spans(config: TrainConfig) -> Spans:
+    """Find, index and split the videos and images.
+
+    Raises:
+        DataError: If there is no usable video.
+    """
+    max_pixels = config.clips.max_pixels
+    found, skipped = _demo_spans() if config.data is None else load_spans(config.data, max_pixels=max_pixels)
+    num_short = log_too_short(found, min(map(config.clips.span_of, config.clips.train_buckets)))
+    if config.val_data is None:
+        train, held_out = split_videos(found, config.clips.val_fraction, config.clips.clip_span)
+    else:
+        train, (held_out, _) = found, load_spans(config.val_data, name="val_data", max_pixels=max_pixels)
+    return Spans(found, train, held_out, skipped, num_short)
 
 
 def _demo_spans() -> tuple[list[Span], list[Skipped]]:

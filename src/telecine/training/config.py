@@ -163,6 +163,8 @@ class TrainConfig:
     model: str | None = None
     """The autoencoder to fine-tune: a folder or a Hub id of diffusers, of a whole pipeline or of its VAE; a run of
     telecine; or a diffusers `config.json` to train from scratch. Without it, telecine's own, see `causal_vae`."""
+    random_weights: bool = False
+    """Train `model` from scratch: only its configuration is read. Without `model`, it is so anyway."""
     output_dir: str = "runs/train"
     """Folder of the run. If it holds a checkpoint, the run resumes from it."""
     steps: int = 100_000

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -20,14 +19,17 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from telecine.autoencoders import CausalVAE, VideoAutoencoder
-from telecine.autoencoders.causal import saved_config
-from telecine.autoencoders.load import is_causal_vae
 from telecine.objective.weights import WeightSchedule
 from telecine.perceptual import LPIPS
 from telecine.perceptual.backbones import BACKBONES, backbone_of
 from telecine.precision import at_least_float32
-from telecine.runs import find_checkpoint
-from telecine.training.build import build_autoencoder, build_objective, build_optimizers, last_layer_of
+from telecine.training.build import (
+    build_autoencoder,
+    build_objective,
+    build_optimizers,
+    last_layer_of,
+    without_weights,
+)
 from telecine.training.config import TrainConfig
 from telecine.training.optim import MovingAverage, clip_gradients, parameters_of
 from telecine.training.state import TrainState
@@ -297,23 +299,6 @@ def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
         if config.model_gradient_checkpointing:
             enable_gradient_checkpointing(model)
         return model
-
-
-def without_weights(config: TrainConfig) -> VideoAutoencoder:
-    """Return the autoencoder that `config` names; of a saved one, only the configuration is read."""
-    if config.model is None:
-        return CausalVAE(config.causal_vae)
-    checkpoint = find_checkpoint(Path(config.model))
-    source = config.model if checkpoint is None else str(checkpoint / "ema")
-    if is_causal_vae(Path(source)):
-        return CausalVAE(saved_config(source))
-    from telecine.autoencoders.diffusers import DiffusersAutoencoder
-    from telecine.autoencoders.diffusers.loading import find_config
-
-    is_file = source.endswith(".json")
-    return DiffusersAutoencoder.from_config(
-        source if is_file else find_config(source, subfolder=None, revision=None)[0]
-    )
 
 
 def enable_gradient_checkpointing(model: VideoAutoencoder) -> None:

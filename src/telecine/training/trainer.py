@@ -13,7 +13,6 @@ from rich.console import Console
 from torch import nn
 
 from telecine.checks import argument_error
-from telecine.data import DataError, ReadingStopped, clip_loader
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.perceptual import LPIPS
 from telecine.report.page import write_report
@@ -21,6 +20,7 @@ from telecine.report.run import read_records, validations
 from telecine.report.settings import write_environment
 from telecine.runs import CONFIG_FILE, METRICS_FILE, step_of
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
+from telecine.training.batches import micro_batches, read_next
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_state
 from telecine.training.capacity import with_batch_size
 from telecine.training.checkpoint import (
@@ -183,7 +183,7 @@ class Trainer:
         """
         if not self._is_validated():
             self.console.print(f"validating on {len(self.clips.val)} clips")
-            self._validate(stop)
+            self.validate(stop)
             if self.is_main and self.is_resumed:  # this validation may show that the checkpoint is the best
                 best = best_step(self.folder, self.config.best_metric, self.state.step)
                 tidy(self.folder, keep=self.config.keep, best=best)
@@ -243,7 +243,7 @@ class Trainer:
                 if self._is_due(config.log_every):
                     self._log({"train/lr": lr, "train/clips_per_second": monitor.clips_per_second})
                 if self._is_due(config.val_every):
-                    self._validate(stop)
+                    self.validate(stop)
                 if self._is_due(config.save_every):
                     self._measure_latents()
                     self.checkpointer.save(self.state)
@@ -256,7 +256,7 @@ class Trainer:
             Interrupted: `stop` was set on a process, or another process could not read its batch.
             DataError, OSError, RuntimeError: This process could not read its batch.
         """
-        batches = self._batches(stop)
+        batches = self.batches(stop)
         while self.state.step < self.config.steps:
             batch, error = read_next(batches)
             has_to_stop = stop.is_set or error is not None or self.checkpointer.has_failed
@@ -269,29 +269,11 @@ class Trainer:
                 raise error or Interrupted(saved)
             yield batch
 
-    def _batches(self, stop: StopRequest) -> Iterator[list[MicroBatch]]:
-        """Yield the micro-batches of each remaining step, on this process' device.
-
-        Raises:
-            ReadingStopped: `stop` was set while a batch was waited for.
-        """
-        loader = clip_loader(
-            self.clips.train,
-            batch_size=self.config.clips_per_pass,
-            start_step=self.state.step,
-            num_steps=self.config.steps,
-            rank=self.accelerator.process_index,
-            num_ranks=self.accelerator.num_processes,
-            num_micro_batches=self.config.gradient_accumulation_steps,
-            should_stop=lambda: stop.is_set,
+    def batches(self, stop: StopRequest) -> Iterator[list[MicroBatch]]:
+        """Yield the micro-batches of each remaining step, see `micro_batches`."""
+        return micro_batches(
+            self.clips.train, self.config, start_step=self.state.step, accelerator=self.accelerator, stop=stop
         )
-        batches: list[MicroBatch] = []
-        for items, batch in zip(loader.sampler, loader, strict=True):
-            video = batch["video"].to(self.accelerator.device, non_blocking=True)
-            batches.append(MicroBatch(video, [index for _, index in items]))
-            if len(batches) == self.config.gradient_accumulation_steps:
-                yield batches
-                batches = []
 
     def _is_due(self, every: int, *, ahead: int = 0) -> bool:
         step = self.state.step + ahead
@@ -306,7 +288,7 @@ class Trainer:
         self.diagnostics.check(self.state.step, record)
         self.state.num_records += 1
 
-    def _validate(self, stop: StopRequest) -> None:
+    def validate(self, stop: StopRequest) -> None:
         """Validate the averaged weights, record the result, and save a checkpoint if it is the best one.
 
         Raises:
@@ -394,13 +376,3 @@ class Trainer:
         gc.collect()
         self.accelerator.end_training()
         self._release_lock()
-
-
-def read_next(batches: Iterator[list[MicroBatch]]) -> tuple[list[MicroBatch], Exception | None]:
-    """Return the next micro-batches, or the error for which they cannot be read; neither if reading was stopped."""
-    try:
-        return next(batches), None
-    except ReadingStopped:
-        return [], None
-    except (DataError, OSError, RuntimeError) as error:
-        return [], error
