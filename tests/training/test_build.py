@@ -153,3 +153,17 @@ def test_discriminators_that_do_not_fit(tiny, other_run, theirs, ours, message):
 def test_discriminators_of_no_run(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"`discriminator.init` must be a run with a checkpoint, .*, without one"):
         with_discriminators_of(tiny, str(tmp_path / "nothing"), dim=2)
+
+
+def test_random_weights_are_those_of_no_saved_model(tiny, tmp_path):
+    saved = build_autoencoder(tiny())
+    saved.save_pretrained(tmp_path / "model")
+    torch.manual_seed(1)
+    loaded, fresh = (
+        build_autoencoder(tiny(model=str(tmp_path / "model"), random_weights=random)) for random in (False, True)
+    )
+    assert loaded.config == fresh.config == saved.config
+    same = [torch.equal(a, b) for a, b in zip(saved.parameters(), loaded.parameters(), strict=True)]
+    assert all(same)
+    same = [torch.equal(a, b) for a, b in zip(saved.parameters(), fresh.parameters(), strict=True)]
+    assert not all(same)

@@ -127,6 +127,7 @@ def render(runs: Sequence[ReportedRun], validations: Sequence[ValidationData]) -
         page_environment()
         .get_template("page.html")
         .render(
+            titles=names,
             runs=runs,
             data=data,
             metrics=metric_table(runs),
