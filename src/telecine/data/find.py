@@ -149,7 +149,7 @@ def _segments_at(path: Path, list_members: ListMembers) -> Iterator[Segment]:
     suffix = path.suffix.lower()
     if path.is_dir():
         files = files_below(path)
-        used = [file for file in files if is_media(file) or file.suffix.lower() in ARCHIVE_SUFFIXES]
+        used = [file for file in files if _is_used(file)]
         _log_ignored(path, files, used)
         for file in used:
             yield from _segments_at(file, list_members)
@@ -161,10 +161,22 @@ def _segments_at(path: Path, list_members: ListMembers) -> Iterator[Segment]:
         yield Segment(path)
 
 
+def ignored_suffixes(folder: Path) -> Counter[str]:
+    """Return how many files of which suffix in a folder and its subfolders are neither videos, images nor tar files."""
+    return _suffixes(file for file in files_below(folder) if not _is_used(file))
+
+
+def _is_used(file: Path) -> bool:
+    return is_media(file) or file.suffix.lower() in ARCHIVE_SUFFIXES
+
+
+def _suffixes(files: Iterable[Path]) -> Counter[str]:
+    return Counter(file.suffix.lower() or "file without suffix" for file in files)
+
+
 def _log_ignored(folder: Path, files: Iterable[Path], used: Iterable[Path]) -> None:
     """Log how many files of which suffix are not used."""
-    suffixes = Counter(file.suffix.lower() or "file without suffix" for file in set(files) - set(used))
-    if suffixes:
+    if suffixes := _suffixes(set(files) - set(used)):
         counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
         logger.warning("ignored in %s: %s", folder, counts)
 

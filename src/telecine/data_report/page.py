@@ -1,0 +1,150 @@
+"""The page about a data set, in the look of the report, with its video and a JSON of all values."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from telecine import __version__
+from telecine.data_report.inspect import DataReport, SampledClip
+from telecine.data_report.measures import DEFINITIONS
+from telecine.devices import gigabytes
+from telecine.files import atomic_write, write_json
+from telecine.report.page import page_environment, timestamp
+from telecine.report.video import write_mp4
+
+JSON_FILE = "data.json"
+PAGE_FILE = "data.html"
+VIDEO_FILE = "clips.mp4"
+# The page shows so many files; the JSON has all.
+MAX_ROWS = 200
+# Pixels of the longer side of a frame on the contact sheet, and of a clip in the video.
+SHEET_SIDE = 160
+VIDEO_SIDE = 192
+VIDEO_COLUMNS = 6
+# A short clip is repeated, so that the video lasts for at least so many seconds.
+MIN_SECONDS = 4.0
+
+
+class ClipFigure(TypedDict):
+    """A clip on the contact sheet."""
+
+    number: int
+    jpeg: str
+    """Its first, middle and last frame, base64."""
+    width: int
+    height: int
+    source: str
+    start: int
+    shape: str
+    remarks: tuple[str, ...]
+
+
+def write_data(report: DataReport, folder: Path) -> Path:
+    """Write data.json, clips.mp4 and data.html into a folder, which is created if needed; return the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / JSON_FILE, report.as_dict())
+    write_mp4(folder / VIDEO_FILE, moving_sheet(report.clips, report.fps), report.fps)
+    html = render(report)
+    atomic_write(folder / PAGE_FILE, lambda partial: partial.write_text(html, encoding="utf-8"))
+    return folder / PAGE_FILE
+
+
+def render(report: DataReport) -> str:
+    """Return the page as HTML."""
+    unused = [row for row in report.files if not row.is_used]
+    used = [row for row in report.files if row.is_used]
+    environment = page_environment()
+    environment.filters["below"] = lambda path: path.removeprefix(f"{report.data.rstrip('/')}/")
+    return environment.get_template("data.html").render(
+        titles=[report.data],
+        summary=summary(report),
+        advice=report.advice,
+        clips=[figure(number, clip) for number, clip in enumerate(report.clips, 1)],
+        video=VIDEO_FILE,
+        used=used[:MAX_ROWS],
+        num_used=len(used),
+        unused=unused[:MAX_ROWS],
+        num_unused=len(unused),
+        ignored=report.ignored,
+        copies=report.copies,
+        definitions=DEFINITIONS,
+        version=__version__,
+        made=timestamp(),
+    )
+
+
+def summary(report: DataReport) -> list[tuple[str, str]]:
+    """Return the most important values, for the page and the console."""
+    num_used = sum(row.is_used for row in report.files)
+    remarks = [remark.partition(" ")[0] for clip in report.clips for remark in set(clip.remarks)]
+    return [
+        ("files used", f"{num_used} of {len(report.files)}"),
+        ("frames to train on", f"{report.num_train:,}"),
+        ("frames held out", f"{report.num_held_out:,}"),
+        ("clips read", str(len(report.clips))),
+        *((f"{word} among them", str(remarks.count(word))) for word in ("black", "static", "cut")),
+        ("groups of copies", str(len(report.copies))),
+        ("clips a core reads in a second", f"{report.clips_per_second:.3g}"),
+        ("decoded, at the size of clips", gigabytes(report.cache_bytes)),
+    ]
+
+
+def figure(number: int, clip: SampledClip) -> ClipFigure:
+    """Return a clip for the contact sheet."""
+    last = len(clip.frames) - 1
+    chosen = clip.frames[sorted({0, last // 2, last})]
+    small = scaled(chosen, SHEET_SIDE)
+    strip = torch.cat(list(small), dim=1)
+    text = io.BytesIO()
+    Image.fromarray(strip.numpy()).save(text, "JPEG", quality=85)
+    return {
+        "number": number,
+        "jpeg": base64.b64encode(text.getvalue()).decode("ascii"),
+        "width": strip.shape[1],
+        "height": strip.shape[0],
+        "source": Path(clip.source).name,
+        "start": clip.start,
+        "shape": " x ".join(map(str, clip.frames.shape[:3])),
+        "remarks": clip.remarks,
+    }
+
+
+def moving_sheet(clips: list[SampledClip], fps: float) -> Tensor:
+    """Return a grid of all clips, each repeated to the length of the longest, uint8 `(T, H, W, 3)`."""
+    small = [scaled(clip.frames, VIDEO_SIDE) for clip in clips]
+    height, width = (max(clip.shape[axis] for clip in small) for axis in (1, 2))
+    length = max(*(len(clip) for clip in small), 1)
+    length *= max(1, round(MIN_SECONDS * fps / length))
+    rows = []
+    for first in range(0, len(small), VIDEO_COLUMNS):
+        cells = [padded(clip, length, height, width) for clip in small[first : first + VIDEO_COLUMNS]]
+        missing = min(VIDEO_COLUMNS, len(small)) - len(cells)
+        rows.append(torch.cat([*cells, *[torch.zeros_like(cells[0])] * missing], dim=2))
+    return torch.cat(rows, dim=1)
+
+
+def scaled(frames: Tensor, side: int) -> Tensor:
+    """Scale uint8 frames `(T, H, W, 3)` so that their longer side has at most `side` pixels."""
+    height, width = frames.shape[1:3]
+    factor = min(1.0, side / max(height, width))
+    size = (max(1, round(height * factor)), max(1, round(width * factor)))
+    if factor == 1.0:
+        return frames
+    small = F.interpolate(frames.movedim(-1, 1).float(), size, mode="bilinear", antialias=True, align_corners=False)
+    return small.round().clamp(0, 255).to(torch.uint8).movedim(1, -1).contiguous()
+
+
+def padded(frames: Tensor, length: int, height: int, width: int) -> Tensor:
+    """Repeat frames `(T, H, W, 3)` to a length, and put them into the middle of a black picture."""
+    repeated = frames[torch.arange(length) % len(frames)]
+    top, left = (height - frames.shape[1]) // 2, (width - frames.shape[2]) // 2
+    sides = (0, 0, left, width - frames.shape[2] - left, top, height - frames.shape[1] - top)
+    return F.pad(repeated, sides)

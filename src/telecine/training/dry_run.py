@@ -1,0 +1,83 @@
+"""A dry run: all that a run does up to its first update, one update with every term on, and nothing is kept."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from telecine.objective.weights import WeightSchedule
+from telecine.terminal import PlainConsole
+from telecine.training.batches import read_next
+from telecine.training.capacity import out_of_memory
+from telecine.training.config import TrainConfig
+from telecine.training.interrupt import Interrupted, StopRequest, stop_on_signal
+from telecine.training.lock import RunLock
+from telecine.training.plan import busiest_step
+from telecine.training.step import set_learning_rates, train_step
+from telecine.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a dry run has found."""
+
+    step: int
+    """The step whose update was computed: the first one at which every term that the run will have is on."""
+    seconds: float
+    """Of the update. The first one of a process is slower than the others."""
+    peak_memory: int | None
+    """Bytes of all tensors on an accelerator at the peak; None on a CPU."""
+    values: dict[str, float]
+    """What the update would have logged, by name."""
+
+
+def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, console: Console | None = None) -> DryRun:
+    """Check the output folder, build everything, validate, and compute one update in which every term is on.
+
+    Whatever the run would write goes to a temporary folder, which is removed; nothing is uploaded, and no tracker
+    starts. A checkpoint in the output folder is not read.
+
+    Args:
+        config: The settings.
+        autoencoder: As in `train`.
+        console: As in `train`.
+
+    Raises:
+        ValueError: A setting or the data is wrong, or another process trains in the output folder.
+        TypeError: A custom module does not return video.
+        TrainingError: A value is not finite, or the device is out of memory.
+        Interrupted: The run was interrupted by a signal.
+    """
+    RunLock(Path(config.output_dir)).release()
+    with TemporaryDirectory(prefix="telecine-dry-run-") as folder:
+        tried = replace(config, output_dir=folder, push_to_hub=False, trackers=())
+        trainer = Trainer(tried, console or PlainConsole(), autoencoder)
+        try:
+            with stop_on_signal(acknowledge=trainer.is_main) as stop:
+                trainer.validate(stop)
+                return _update(trainer, stop)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(trainer.config, trainer.state.step, is_own=autoencoder is not None) from error
+        finally:
+            trainer.close()
+
+
+def _update(trainer: Trainer, stop: StopRequest) -> DryRun:
+    config, device = trainer.config, trainer.accelerator.device
+    step = min(busiest_step(WeightSchedule(config.objective)), config.steps - 1)
+    trainer.state.step = step
+    batches, error = read_next(trainer.batches(stop))
+    if error is not None or not batches:
+        raise error or Interrupted(None)
+    set_learning_rates(trainer.state, config.optimizer, config.steps)
+    start = time.perf_counter()
+    values = train_step(trainer.state, batches, measure_update_ratio=True)  # waits for the device
+    seconds = time.perf_counter() - start
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return DryRun(step, seconds, peak, values)

@@ -1,0 +1,74 @@
+"""What a run will see is what the report shows."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from telecine.data import ClipDataset, DataError, bytes_from_video
+from telecine.data_report import inspect
+from telecine.data_report.inspect import advice, inspect_data
+from telecine.training.build import find_spans
+
+
+def test_the_clips_are_the_first_ones_of_training(report, config):
+    dataset = ClipDataset(find_spans(config).train, config.clips, seed=config.seed)
+    items = [(0, 0), (0, 1), (1, 2), (1, 3), (2, 4)]  # batches of two
+    for clip, item in zip(report.clips, items, strict=False):
+        assert torch.equal(clip.frames, bytes_from_video(dataset[item]["video"]))
+    assert len(report.clips) == 20
+    assert all(clip.frames.shape == (5, 32, 40, 3) for clip in report.clips)
+
+
+def test_unusual_clips_are_remarked(report):
+    for clip in report.clips:
+        assert clip.remarks == {"still.mp4": ("static",), "black.mp4": ("black",)}.get(Path(clip.source).name, ())
+    assert {remark for clip in report.clips for remark in clip.remarks} == {"static", "black"}
+
+
+def test_every_file_is_listed_with_its_use(report, data):
+    rows = {Path(row.path).name: row for row in report.files}
+    assert set(rows) == {path.name for path in data.glob("*.mp4")}
+    scene = rows["scene.mp4"]
+    assert (scene.codec, scene.width, scene.height, scene.fps) == ("h264", 64, 48, 25.0)
+    assert (scene.num_frames, scene.keyframe_distance) == (40, 10)
+    assert scene.num_bytes == (data / "scene.mp4").stat().st_size
+    assert rows["other.mp4"].keyframe_distance == 90
+    assert (scene.is_used, scene.use) == (True, "training and held out")
+    assert (rows["short.mp4"].is_used, rows["short.mp4"].use) == (False, "3 frames; a clip needs 5")
+    assert not rows["broken.mp4"].is_used
+    assert "Invalid data" in rows["broken.mp4"].use
+    assert report.ignored == {".txt": 1}
+
+
+def test_copies_are_listed_once(report):
+    groups = [sorted(Path(path).name for path in group) for group in report.copies]
+    assert sorted(groups) == [["again.mp4", "copy.mp4"], ["copy.mp4", "scene.mp4"]]
+
+
+def test_frames_are_counted(report):
+    assert report.num_train + report.num_held_out == 5 * 40 + 90
+    assert report.cache_bytes == 3 * report.num_train * 32 * 43
+
+
+def test_the_advice_follows_from_the_values(report, config, monkeypatch):
+    lines = list(advice(report, config))
+    assert lines == report.advice
+    assert lines[0].startswith(f"One core reads {report.clips_per_second:.3g} clips a second; 3 workers")
+    assert lines[1].startswith("More than 60 frames between keyframes: 1 of 6 videos.")
+    assert "`--clips.cache true`" in lines[2]
+    assert "Black, static or with a cut: " in lines[3]
+    assert lines[4].startswith("Groups of files that are copies: 2.")
+    monkeypatch.setattr(inspect, "CACHE_FRACTION", 0.0)
+    quiet = replace(report, clips=[replace(clip, remarks=()) for clip in report.clips], files=[], copies=[])
+    lines = list(advice(quiet, config))
+    assert len(lines) == 2
+    assert "too much for `--clips.cache`" in lines[1]
+
+
+def test_errors(config, tmp_path):
+    with pytest.raises(ValueError, match="`num_clips` must be a positive int"):
+        inspect_data(config, num_clips=0)
+    with pytest.raises(DataError, match="does not exist"):
+        inspect_data(replace(config, data=str(tmp_path / "none")))

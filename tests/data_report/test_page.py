@@ -1,0 +1,52 @@
+"""The page, the video and the JSON of a data set."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from telecine.cli import main
+from telecine.data import index_video
+from telecine.data_report.page import figure, moving_sheet, render, scaled
+
+
+def test_the_page_shows_clips_and_files_and_needs_no_network(report):
+    page = render(report)
+    assert page.count('<img src="data:image/jpeg;base64,') == 20
+    assert page.count('<span class="badge worst">') == sum(bool(clip.remarks) for clip in report.clips)
+    for row in report.files:
+        assert f'<th scope="row">{Path(row.path).name}</th>' in page
+    assert "Files of other kinds: 1 .txt." in page
+    assert "http" not in page
+    assert "Not used" not in render(replace(report, files=report.files[:1], ignored={}))
+
+
+def test_names_are_escaped(report):
+    row = replace(report.files[0], path="<script>alert(1)</script>.mp4")
+    assert "<script>alert" not in render(replace(report, files=[row], data="<b>x</b>"))
+
+
+def test_the_command_writes_a_page_a_video_and_a_json(data, tmp_path, capsys):
+    size = ["--clips.num_frames=5", "--clips.height=32", "--clips.width=40"]
+    assert main(["data", str(data), "-o", str(tmp_path / "out"), "--num_clips=6", *size]) == 0
+    assert "a core reads in a second" in capsys.readouterr().out
+    written = json.loads((tmp_path / "out" / "data.json").read_text())
+    assert len(written["clips"]) == 6
+    assert written["clips"][0]["shape"] == [5, 32, 40, 3]
+    assert len(written["files"]) == 8
+    video = index_video(tmp_path / "out" / "clips.mp4")
+    assert (video.height, video.width, video.num_frames) == (32, 6 * 40, 100)
+    assert (tmp_path / "out" / "data.html").read_text().startswith("<!doctype html>")
+
+
+def test_clips_of_several_sizes_share_a_picture(report):
+    small, large = (
+        report.clips[0],
+        replace(report.clips[1], frames=torch.full((1, 400, 300, 3), 200, dtype=torch.uint8)),
+    )
+    sheet = moving_sheet([small, large], fps=2.0)
+    assert sheet.shape == (10, 192, 2 * 144, 3)
+    assert torch.equal(sheet[5, 80:112, 52:92], small.frames[0]), "repeated, in the middle"
+    assert figure(2, large)["shape"] == "1 x 400 x 300"
+    assert scaled(large.frames, 100).shape == (1, 100, 75, 3)

@@ -1,0 +1,53 @@
+"""A dry run computes an update with every term on, and keeps nothing."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from telecine.cli import main
+from telecine.training.checkpoint import as_yaml
+from telecine.training.dry_run import dry_run
+
+
+def files_below(folder):
+    return sorted(Path(folder).rglob("*"))
+
+
+def test_the_update_has_every_term_and_nothing_is_kept(tiny, tmp_path, everything, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    config = tiny(**everything, trackers=("tensorboard",), push_to_hub=True)
+    checkpoint = Path(config.output_dir) / "checkpoints" / "step-00000001"  # a run would set it aside as damaged
+    checkpoint.mkdir(parents=True)
+    before = files_below(tmp_path)
+    console = Console(record=True, width=200, file=io.StringIO())
+    result = dry_run(config, console=console)
+    assert files_below(tmp_path) == before
+    assert result.step == 4, "the ramps end at step 4, and the penalty is on"
+    assert result.seconds > 0
+    assert result.peak_memory is None
+    assert {"train/gram_loss", "train/gen_loss", "train/grad_penalty_loss", "train/total_disc_loss"} <= set(
+        result.values
+    )
+    assert "held-out" in console.export_text(), "it validates, as a run does"
+
+
+def test_a_short_run_is_tried_at_its_last_step(tiny):
+    assert dry_run(tiny(steps=2), console=Console(quiet=True)).step == 1
+
+
+def test_an_output_folder_that_cannot_be_used_is_found(tiny, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"`output_dir` must be a folder that can be made"):
+        dry_run(tiny(output_dir=str(tmp_path / "file" / "run")), console=Console(quiet=True))
+
+
+@pytest.mark.slow
+def test_the_command(tiny, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text(as_yaml(tiny()))
+    assert main(["train", "--config", str(tmp_path / "config.yaml"), "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert "an update of step 2" in out
+    assert "total_loss" in out
+    assert not (tmp_path / "run").exists()
