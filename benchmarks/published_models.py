@@ -1,10 +1,12 @@
 """Memory and operations of an update of published autoencoders as planned, and plans against measured peaks.
 
     python benchmarks/published_models.py planned
+    python benchmarks/published_models.py recipes
     python benchmarks/published_models.py measured
 
 Weights are random. `planned` takes the default arguments of diffusers' classes, the recipe `gpu` with the discriminator
-"patch" and a batch of one clip, and plans for a GPU. `measured` runs real updates of small clips on this machine, each
+"patch" and a batch of one clip, and plans for a GPU. `recipes` plans the recipes of these models, to fine-tune all
+weights on each kind of hardware. `measured` runs real updates of small clips on this machine, each
 in a new process, and compares the peak above the memory before with the plan for it.
 """
 
@@ -49,6 +51,17 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "Mochi": {"_class_name": "AutoencoderKLMochi"},
     "Allegro": {"_class_name": "AutoencoderKLAllegro"},
 }
+# The recipe of each, and the kinds of hardware that there are recipes for.
+RECIPES = {
+    "CogVideoX": "cogvideox",
+    "Wan 2.1": "wan2.1",
+    "Wan 2.2": "wan2.2",
+    "LTX": "ltx",
+    "HunyuanVideo": "hunyuanvideo",
+    "Cosmos": "cosmos",
+    "Mochi": "mochi",
+}
+HARDWARE: Mapping[str, DeviceType] = {"cpu": "cpu", "24gb": "cuda", "80gb": "cuda"}
 PLANNED_SIZE = (17, 256, 256)
 SWITCHES: Mapping[str, Mapping[str, Any]] = {
     "as it is": {},
@@ -96,6 +109,17 @@ def planned_rows(folder: Path, names: list[str]) -> Iterator[list[str]]:
         size = f"{clips.num_frames} x {clips.height} x {clips.width}"
         flops = f"{sum(plan.flops.values()) / 1e12:.1f}"
         yield [name, size, f"{num_weights / 1e6:.0f}", gibibytes(plan.between), *peaks, flops]
+
+
+def recipe_rows(folder: Path, names: list[str]) -> Iterator[list[str]]:
+    """Yield a row for each published model: the peak of an update with the recipes of each kind of hardware."""
+    for name in names:
+        row = [name]
+        for hardware, device_type in HARDWARE.items():
+            config = with_model(read_config(RECIPES[name], "whole", hardware), PUBLISHED[name], folder)
+            row += [f"{config.clips.num_frames} x {config.clips.height} x {config.clips.width}"]
+            row += [gibibytes(plan_of(config, device_type).peak)]
+        yield row
 
 
 def gibibytes(size: int) -> str:
@@ -156,7 +180,7 @@ def measured_rows(cases: Mapping[str, TrainConfig]) -> Iterator[list[str]]:
 def main() -> None:
     """Print one of the tables, a row as soon as it is known."""
     parser = argparse.ArgumentParser(description="Print plans of published models, or plans against measured peaks.")
-    parser.add_argument("table", choices=("planned", "measured"))
+    parser.add_argument("table", choices=("planned", "recipes", "measured"))
     parser.add_argument("--only", nargs="+", help="names of rows")
     arguments = parser.parse_args()
     print(f"{machine()}\n", flush=True)
@@ -165,6 +189,9 @@ def main() -> None:
             peaks = [f"peak, {title}" for title in SWITCHES]
             header = ["GiB", "clip", "million weights", "between updates", *peaks, "TFLOP"]
             rows = planned_rows(Path(folder), arguments.only or list(PUBLISHED))
+        elif arguments.table == "recipes":
+            header = ["GiB", *(cell for name in HARDWARE for cell in ("clip", name))]
+            rows = recipe_rows(Path(folder), arguments.only or list(RECIPES))
         else:
             header = ["MB", "between updates", "planned extra peak", "measured", "planned / measured"]
             cases = measured_cases(Path(folder))

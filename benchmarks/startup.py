@@ -19,6 +19,7 @@ COMMANDS = {
     "`telecine --version`": ["-m", "telecine", "--version"],
     "`telecine --help`": ["-m", "telecine", "--help"],
     "`telecine train --help`": ["-m", "telecine", "train", "--help"],
+    "`telecine train --help=all`": ["-m", "telecine", "train", "--help=all"],
     "`import torch`": ["-c", "import torch"],
     "`import telecine`": ["-c", "import telecine"],
     "`from telecine import Discriminator`": ["-c", "from telecine import Discriminator"],

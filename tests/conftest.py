@@ -82,3 +82,26 @@ def cached_weights():
     from telecine.perceptual import fetch
 
     return {net: fetch(net) for net in ("vgg", "alex")}
+
+
+@pytest.fixture
+def probe_each_configuration_once(monkeypatch, known_sizes):
+    """Let models with the same configuration share the sizes that they reproduce. `tests/autoencoders` tests these."""
+    from telecine.autoencoders.clip_sizes import ClipSizes
+
+    find = ClipSizes.reproduces
+
+    def reproduces(self, size):
+        settings = {name: value for name, value in self.model.config.items() if not name.startswith("_")}
+        known = known_sizes.setdefault((type(self.model), str(settings)), {})
+        self._cache = known | self._cache
+        known[size] = find(self, size)
+        return known[size]
+
+    monkeypatch.setattr(ClipSizes, "reproduces", reproduces)
+
+
+@pytest.fixture(scope="session")
+def known_sizes():
+    """Return what `probe_each_configuration_once` has found."""
+    return {}

@@ -21,6 +21,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 NUM_BLOCKS = {"choosing.md": 1, "extending.md": 6}
 OTHERS = {
     "autoencoder.md",
+    "command-line.md",
     "comparison.md",
     "data.md",
     "evaluation.md",

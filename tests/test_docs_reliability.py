@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from telecine.cli import COMMANDS
+from telecine.cli import command_parser
 
 PAGE = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text(encoding="utf-8")
 
@@ -33,4 +33,4 @@ def test_the_script_for_slurm_continues_what_a_signal_has_stopped(tmp_path, code
 def test_the_command_that_verifies_is_one_of_the_command_line():
     (line,) = re.findall(r"```\n(telecine .*?)\n```", PAGE)
     _, command, *words = shlex.split(line)
-    assert COMMANDS[command].parser(command).parse_args(words).action == "verify"
+    assert command_parser(command).parse_args(words).action == "verify"

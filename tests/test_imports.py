@@ -90,7 +90,7 @@ def test_the_command_line_allows_it_and_a_file_does_not(package, tmp_path, capsy
     path.write_text(f"objective: {{gan: {{loss: {name}.my_loss}}}}\n")
     given = []
     monkeypatch.setattr("telecine.cli.train", lambda config, **_: given.append(config))
-    monkeypatch.setattr("telecine.cli.print_result", lambda result: None)
+    monkeypatch.setattr("telecine.cli.print_result", lambda *_: None)
     assert main(["train", "--config", str(path), "--allow_code", "json", f"--allow_code={name}"]) == 0
     assert given[0].objective.gan.loss.__name__ == "my_loss"
 

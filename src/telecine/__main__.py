@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from telecine.commands import INTERRUPTED, answer, fail
+from telecine.commands import INTERRUPTED, fail
 
 
 def main() -> int:
     """Run the command line, or say how to install what it needs."""
     try:
+        from telecine.start import answer
+
         code = answer(sys.argv[1:])
         if code is not None:
             return code
@@ -18,6 +20,8 @@ def main() -> int:
         if (error.name or "").partition(".")[0] == "telecine":
             raise
         return fail(f'{error}. Run `pip install "telecine[train]"`.')
+    except (ValueError, OSError) as error:
+        return fail(" ".join(str(error).split()))
     except KeyboardInterrupt:
         print("interrupted")
         return INTERRUPTED

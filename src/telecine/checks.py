@@ -11,13 +11,13 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TypeGuard, TypeVar, cast
 
-from torch import Tensor
-
 T = TypeVar("T")
 
 
 def describe(value: object) -> str:
     """Describe a value for an error: a tensor by dtype, shape and device, anything else by its `repr` and type."""
+    from torch import Tensor  # takes a second to import, which `telecine --help` must not spend
+
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
     if isinstance(value, int) and value.bit_length() > 300:

@@ -11,7 +11,6 @@ import torch
 
 from telecine import Ramp
 from telecine.autoencoders import CausalVAEConfig
-from telecine.autoencoders.clip_sizes import ClipSizes
 from telecine.data import ClipConfig, index_video, read_clip, sample_videos
 from telecine.report.video import write_mp4
 from telecine.training import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
@@ -74,26 +73,6 @@ def without_pictures(request, monkeypatch):
     """Skip pictures, which take most of the time of a tiny run, except in tests that use `with_pictures`."""
     if "with_pictures" not in request.fixturenames:
         leave_pictures_out(monkeypatch.setattr)
-
-
-@pytest.fixture
-def probe_each_configuration_once(monkeypatch, known_sizes):
-    """Let models with the same configuration share the sizes that they reproduce. `tests/autoencoders` tests these."""
-
-    def reproduces(self, size, probe=ClipSizes.reproduces):
-        settings = {name: value for name, value in self.model.config.items() if not name.startswith("_")}
-        known = known_sizes.setdefault((type(self.model), str(settings)), {})
-        self._cache = known | self._cache
-        known[size] = probe(self, size)
-        return known[size]
-
-    monkeypatch.setattr(ClipSizes, "reproduces", reproduces)
-
-
-@pytest.fixture(scope="session")
-def known_sizes():
-    """Return what `probe_each_configuration_once` has found."""
-    return {}
 
 
 @pytest.fixture(scope="session")

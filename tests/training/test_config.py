@@ -8,7 +8,7 @@ import yaml
 
 import telecine
 from telecine import Ramp, Term
-from telecine.cli import COMMANDS, run
+from telecine.cli import build_settings, command_parser
 from telecine.data import ClipConfig
 from telecine.discriminators.first_frame import PAD_MODES
 from telecine.discriminators.patch import NORMS
@@ -17,9 +17,10 @@ from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES, h
 from telecine.objective import GANConfig, PenaltyConfig, PerceptualConfig, ReconstructionConfig, VideoAutoencoderLoss
 from telecine.objective.weights import Weight
 from telecine.perceptual.backbones import BACKBONES
+from telecine.recipes import RECIPES
 from telecine.training import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from telecine.training.checkpoint import as_yaml
-from telecine.training.config_file import RECIPES, read_config
+from telecine.training.config_file import read_config
 
 GAN = {"objective": ObjectiveConfig(adversarial_loss_weight=0.5)}
 WRONG = [
@@ -168,12 +169,8 @@ def test_every_weight_can_be_a_ramp():
 
 def parse_config(path):
     """Return the settings that the command line builds from a file."""
-    seen = []
-    command = COMMANDS["train"]
-    parser = command.parser("train")
-    settings = parser.parse_args(["--config", str(path)])
-    run(replace(command, run=lambda _, config: seen.append(config)), parser, settings)
-    return seen[0]
+    parser = command_parser("train")
+    return build_settings(TrainConfig, parser, parser.parse_args(["--config", str(path)]))
 
 
 def test_the_command_line_reads_what_a_run_writes(tmp_path):
@@ -237,7 +234,7 @@ def test_every_recipe_is_valid():
 def test_the_recipes_of_sizes_have_the_latents_of_published_models(latent, channels):
     sizes = []
     for size in ("tiny", "small", "base", "large"):
-        path = RECIPES / f"{size}_{latent}.yaml"
+        path = RECIPES / "sizes" / f"{size}_{latent}.yaml"
         assert yaml.safe_load(path.read_text()).keys() == {"causal_vae"}, (
             "other settings are those of the recipe before"
         )
@@ -246,7 +243,7 @@ def test_the_recipes_of_sizes_have_the_latents_of_published_models(latent, chann
         assert ("x".join(map(str, compression)), config.latent_channels) == (latent, channels)
         sizes.append((config.base_channels, config.blocks_per_level))
     assert sizes == sorted(set(sizes))
-    assert len(list(RECIPES.glob("*.yaml"))) == 3 + 4 * 3
+    assert len(list((RECIPES / "sizes").glob("*.yaml"))) == 4 * 3
 
 
 def test_the_demo_turns_the_gan_on_in_its_last_third():

@@ -74,7 +74,7 @@ class Term:
         ValueError: If there is no such function, it needs another argument, or the weight is invalid.
     """
 
-    target: str | Callable[..., Tensor] | None = None
+    target: str | Callable[..., Any] | None = None
     """The function, its dotted path, or the name of a built-in term; by default the term's own name."""
     weight: Weight = 1.0
     """A number, or a ramp."""

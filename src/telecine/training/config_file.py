@@ -8,65 +8,51 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from os import PathLike
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-import telecine
 from telecine.argument_errors import plain, setting_names
-from telecine.checks import argument_error, nearest
+from telecine.checks import argument_error
 from telecine.imports import allow_code, allowed_code, not_allowed_error
+from telecine.recipes import find_recipe
 from telecine.settings_file import read_yaml
 from telecine.training.config import TrainConfig
 
-RECIPES = Path(telecine.__file__).parent / "recipes"
 # How jsonargparse says that a value must not be imported, and which setting it is about.
 _DENIED = re.compile(r"Importing '([^']+)' is not allowed")
 _NOT_ALLOWED = re.compile(r"`[\w.]+` must be in telecine or .*? `telecine\.allow_code\('\w+'\)`\.")
 _SETTING = re.compile(r'(?:key|argument|option) ["\']([\w.]+)["\']')
 
 
-def read_config(path: str | PathLike[str]) -> TrainConfig:
-    """Return the settings in a YAML file, or of a recipe: "demo" for a CPU, "gpu" for training from scratch on a GPU.
+def read_config(path: str | PathLike[str], *others: str | PathLike[str]) -> TrainConfig:
+    """Return the settings in a YAML file, or of a recipe, such as "demo" for a CPU or "gpu" for training from scratch.
 
-    Settings that the file leaves out have their defaults. Change some with `dataclasses.replace`.
+    Of several files, later ones override earlier ones: `read_config("wan2.1", "decoder", "24gb")`. Settings that they
+    leave out have their defaults. Change some with `dataclasses.replace`.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If a setting is unknown or of the wrong type.
     """
-    return config_from(read_yaml(find_recipe(path)) or {})
+    return config_from(*(read_yaml(find_recipe(each)) or {} for each in (path, *others)))
 
 
-def find_recipe(name: str | PathLike[str]) -> Path:
-    """Return the path of the recipe of that name, or the name itself if it is that of a file.
-
-    Raises:
-        FileNotFoundError: If there is neither.
-    """
-    recipe, path = RECIPES / f"{name}.yaml", Path(name)
-    if recipe.is_file() or path.is_file():
-        return recipe if recipe.is_file() else path
-    known = sorted(each.stem for each in RECIPES.glob("*.yaml"))
-    contract = f"a YAML file or a recipe ({', '.join(known)})"
-    remedy = nearest(str(name), known) or "Check the spelling."
-    raise argument_error("config", contract, f"{name}, which does not exist", remedy, FileNotFoundError)
-
-
-def config_from(settings: Mapping[str, Any]) -> TrainConfig:
-    """Return the settings in nested plain values, as YAML has them.
+def config_from(*settings: Mapping[str, Any]) -> TrainConfig:
+    """Return the settings in nested plain values, as YAML has them; later ones override earlier ones.
 
     Raises:
         ValueError: If a setting is unknown or of the wrong type.
     """
-    if not isinstance(settings, Mapping):
-        raise argument_error("settings", "`key: value` lines", settings, "Write one setting per line.")
     restrict_imports()
     parser = _parser()
     try:
-        parsed = parser.parse_object(dict(settings))
-        check_groups(TrainConfig, parsed)
+        parsed = parser.get_defaults()
+        for each in settings:
+            if not isinstance(each, Mapping):
+                raise argument_error("settings", "`key: value` lines", each, "Write one setting per line.")
+            parsed = parser.parse_object(dict(each), parsed)
+            check_groups(TrainConfig, parsed)
         values = parser.instantiate(parsed)
     except (ArgumentError, ValueError) as error:
         known = list(setting_names(TrainConfig))

@@ -1,0 +1,38 @@
+"""The commands of docs/command-line.md exist, and their recipes and settings are valid."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from telecine.cli import build_settings, command_parser, main, settings_class
+from telecine.recipes import RECIPES, with_config_first
+
+PAGE = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text(encoding="utf-8")
+COMMANDS = [
+    shlex.split(line) for block in re.findall(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()
+]
+
+
+def test_the_commands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    parsed = []
+    for program, name, *words in COMMANDS:
+        assert program == "telecine"
+        if settings_class(name) is None:
+            assert main([name, *words]) == 0
+        else:
+            parser = command_parser(name)
+            settings = parser.parse_args(with_config_first(name, words)[0])
+            parsed.append((name, build_settings(settings_class(name), parser, settings)))
+    assert [name for name, _ in parsed] == ["train", "train", "data", "plan", "train"]
+    assert "valid: wan2.1 my_decoder.yaml 24gb" in capsys.readouterr().out
+    assert all(config.trainable.weights == "decoder" for name, config in parsed if name != "data")
+
+
+@pytest.mark.parametrize("group", ["models", "stages", "hardware"])
+def test_the_table_names_every_recipe(group):
+    (row,) = [line for line in PAGE.splitlines() if line.startswith("| cogvideox")]
+    names = {path.stem for path in (RECIPES / group).glob("*.yaml")}
+    assert names <= set(re.findall(r"[\w.]+", row))
