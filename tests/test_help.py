@@ -11,6 +11,9 @@ from telecine.help import arguments_of, help_of
 from telecine.settings_source import as_typed, read_settings
 
 
+NAMES = ("train", "evaluate", "reconstruct", "latents")
+
+
 def words(text):
     return " ".join(text.split())
 
@@ -25,7 +28,11 @@ def shown(text):
     return re.findall(r"^  --([\w.]+)(?: |$)", text, flags=re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.settings])
+def test_every_class_of_settings_is_tested():
+    assert {COMMANDS[name].settings for name in NAMES} == {command.settings for command in COMMANDS.values()} - {None}
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_settings_are_those_of_the_parser(name):
     parser = command_parser(name, with_texts=True)
     explained, defaults = letters(parser.format_help()), parser.get_defaults()

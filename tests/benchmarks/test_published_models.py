@@ -1,5 +1,6 @@
 import pytest
 
+from telecine.recipes import RECIPES
 from telecine.training import read_config
 
 
@@ -12,6 +13,20 @@ def test_the_plan_of_a_model(benchmark_module, monkeypatch, tmp_path):
     assert (name, clip) == ("telecine (gpu)", "17 x 1024 x 1024")
     plain, recomputed, half, both = (float(number) for number in numbers[2:6])
     assert both <= recomputed < half < plain
+
+
+@pytest.mark.slow
+def test_plans_of_recipes(benchmark_module, monkeypatch, tmp_path):
+    module = benchmark_module("published_models")
+    seen = []
+    monkeypatch.setattr(module, "read_config", lambda *names: seen.append(names) or read_config("demo"))
+    monkeypatch.setattr(module, "PUBLISHED", {"Cosmos": {}})
+    monkeypatch.setattr(module, "HARDWARE", {"24gb": "cuda"})
+    ((name, clip, peak),) = module.recipe_rows(tmp_path, ["Cosmos"])
+    assert (name, clip) == ("Cosmos", "9 x 64 x 64")
+    assert float(peak) > 0
+    assert seen == [("cosmos", "whole", "24gb")]
+    assert set(module.RECIPES.values()) == {path.stem for path in (RECIPES / "models").glob("*.yaml")}
 
 
 @pytest.mark.slow
