@@ -10,7 +10,6 @@ from telecine.commands import COMMANDS
 from telecine.help import arguments_of, help_of
 from telecine.settings_source import as_typed, read_settings
 
-
 NAMES = ("train", "evaluate", "reconstruct", "latents")
 
 
