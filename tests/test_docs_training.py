@@ -74,7 +74,9 @@ def changed(before, after):
 
 @pytest.mark.slow
 def test_start(folder, cached_weights, monkeypatch):
-    train, reconstruct, evaluate = commands("start.md")
+    data, train, reconstruct, evaluate = commands("start.md")
+    assert main([*data[1:], "--config", "small.yaml", "--num_clips=2"]) == 0
+    assert Path("my_data", "data.html").is_file()
     assert train[:2] == ["telecine", "train"]
     assert main([*train[1:], "--config", "small.yaml", "--clips.cache=false"]) == 0
     monkeypatch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)
