@@ -94,13 +94,15 @@ def test_fine_tuning(folder, cached_weights):
     shutil.copy(Path(HUB_NAME, "config.json"), "my_config.json")
     size = ["--clips.num_frames=9", "--clips.height=32", "--clips.width=32"]
     lines = commands("fine-tuning.md")
-    assert len(lines) == 5
+    assert len(lines) == 6
     for line in lines:
         assert line[:2] == ["telecine", "train"]
         assert main(["train", "--config", "small.yaml", *line[2:], *size]) == 0
+    assert list(Path("latents").glob("latents-*.safetensors"))
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     assert changed(before, weights("cogvideox")) == {"encoder", "decoder"}
     assert changed(before, weights("decoder")) == {"decoder"}
+    assert changed(weights("decoder"), weights("cached")) == set()
     moved = {name for name, weight in weights("last").items() if not torch.equal(weight, before[name])}
     assert moved
     assert all(name.startswith(("decoder.conv_out.", "decoder.norm_out.")) for name in moved)

@@ -64,6 +64,7 @@ def test_invalid_bucket(name: str, value: Any) -> None:
         ("width", -4),
         ("stride", 0),
         ("num_workers", -1),
+        ("num_clips", 0),
         ("max_pixels", 0),
         ("max_pixels", 178_956_971),
         ("timeout", 0.0),

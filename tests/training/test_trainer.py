@@ -19,13 +19,13 @@ from safetensors.torch import load_file
 
 from telecine import Ramp
 from telecine.autoencoders import CausalVAE
-from telecine.data import ClipConfig, DataError, ReadingStopped
+from telecine.data import ClipConfig, DataError
 from telecine.data.dataset import ClipDataset
 from telecine.manifest import write_manifest
 from telecine.report.curves import draw_curves
 from telecine.report.run import read_records, read_run, validations
 from telecine.runs import BEST, CHECKPOINTS, HEALTH_FILE, METRICS_FILE, checkpoints, find_checkpoint
-from telecine.training import Interrupted, OptimizerConfig, TrainingError, train, trainer
+from telecine.training import Interrupted, OptimizerConfig, TrainingError, batches, train, trainer
 from telecine.training.build import build_accelerator
 from telecine.training.checkpoint_files import newest_intact
 from telecine.training.interrupt import StopRequest
@@ -463,25 +463,6 @@ def test_a_divergence_that_ends_the_run_says_how_to_resume(tiny, monkeypatch):
     assert run.state.rollbacks == []
 
 
-@pytest.mark.parametrize("error", [DataError("deleted"), OSError("unmounted"), RuntimeError("no shared memory")])
-def test_errors_of_reading_are_returned(error):
-    def batches():
-        yield [1]
-        raise error
-
-    iterator = batches()
-    assert trainer.read_next(iterator) == ([1], None)
-    assert trainer.read_next(iterator) == ([], error)
-
-
-def test_reading_that_was_stopped_is_no_error():
-    def stopped():
-        raise ReadingStopped
-        yield
-
-    assert trainer.read_next(stopped()) == ([], None)
-
-
 @pytest.mark.slow
 def test_when_a_batch_cannot_be_read_what_is_trained_is_saved(tiny, monkeypatch):
     def read(dataset, item, decode=ClipDataset.__getitem__):
@@ -523,9 +504,9 @@ def test_each_process_trains_and_validates_on_its_part_of_the_clips(tiny, monkey
 
     run = Trainer(tiny(), quiet())
     run.accelerator = SimpleNamespace(process_index=1, num_processes=3)
-    monkeypatch.setattr(trainer, "clip_loader", fail)
+    monkeypatch.setattr(batches, "clip_loader", fail)
     monkeypatch.setattr(trainer, "validate", fail)
-    for call in (lambda: next(run._batches(StopRequest())), lambda: run._validate(StopRequest())):
+    for call in (lambda: next(run._batches_until(StopRequest())), lambda: run._validate(StopRequest())):
         with pytest.raises(CalledError) as error:
             call()
         assert (error.value.args[0]["rank"], error.value.args[0]["num_ranks"]) == (1, 3)
