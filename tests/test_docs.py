@@ -23,6 +23,7 @@ OTHERS = {
     "autoencoder.md",
     "comparison.md",
     "data.md",
+    "distillation.md",
     "evaluation.md",
     "fine-tuning.md",
     "hardware.md",

@@ -1,4 +1,4 @@
-"""The command line: `telecine train | plan | evaluate | latents | reconstruct | report | checkpoint | weights`."""
+"""The command line: `telecine train`, `distill`, `plan`, `evaluate`, `latents`, `reconstruct`, `report` and others."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from telecine.terminal import PlainConsole, escape_logs
 from telecine.training import Interrupted, TrainConfig, TrainingError, TrainResult, train
 from telecine.training.capacity import USED_FRACTION, Plan, advice, make_plan
 from telecine.training.config_file import RECIPES, check_groups, clear_message, find_recipe, restrict_imports
+from telecine.training.distillation import DistillConfig, distill
 from telecine.training.plan import HOST_COPY
 
 CONFIG_HELP = (
@@ -49,6 +50,13 @@ console = PlainConsole()
 def run_train(settings: Namespace, config: TrainConfig) -> None:
     """Train a video autoencoder. Run the same command again to resume from the newest checkpoint."""
     result = train(config, console=console, steal_lock=settings.steal_lock, change_data=settings.change_data)
+    if PartialState().is_main_process:
+        print_result(result)
+
+
+def run_distill(settings: Namespace, config: DistillConfig) -> None:
+    """Train a small decoder, or autoencoder, for the latents of another one; otherwise as `train`."""
+    result = distill(config, console=console, steal_lock=settings.steal_lock, change_data=settings.change_data)
     if PartialState().is_main_process:
         print_result(result)
 
@@ -205,6 +213,7 @@ CHANGE_DATA = Argument(
 )
 COMMANDS = {
     "train": Command(run_train, TrainConfig, (STEAL_LOCK, CHANGE_DATA, ALLOW_CODE)),
+    "distill": Command(run_distill, DistillConfig, (STEAL_LOCK, CHANGE_DATA, ALLOW_CODE)),
     "plan": Command(run_plan, TrainConfig, (MEMORY, PROCESSES, ALLOW_CODE)),
     "evaluate": Command(run_evaluate, EvaluateConfig, (SUBJECT, FIGURES, COMPARE)),
     "latents": Command(
@@ -316,7 +325,7 @@ def run(command: Command, parser: ArgumentParser, settings: Namespace) -> None:
 def with_config_first(name: str, typed: Sequence[str]) -> tuple[list[str], list[Path]]:
     """Move `--config` before all other settings, so that those override it, and replace recipes by their paths.
 
-    `train` and `plan` without `--config` use the recipe "gpu", and "demo" if there is no `--data` either.
+    `train`, `distill` and `plan` without `--config` use the recipe "gpu", and "demo" if there is no `--data` either.
 
     Args:
         name: The command.
@@ -337,7 +346,7 @@ def with_config_first(name: str, typed: Sequence[str]) -> tuple[list[str], list[
         else:
             others.append(argument)
     given = {argument.partition("=")[0] for argument in others}
-    if COMMANDS[name].settings is TrainConfig and not configs and "--config" not in given:
+    if COMMANDS[name].settings in (TrainConfig, DistillConfig) and not configs and "--config" not in given:
         configs.append(find_recipe("gpu" if "--data" in given else "demo"))
     return [*(f"--config={path}" for path in configs), *others], configs
 

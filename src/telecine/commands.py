@@ -15,6 +15,7 @@ INTERRUPTED = 130
 
 SUMMARIES = {
     "train": "Train a video autoencoder. Run the same command again to resume from the newest checkpoint.",
+    "distill": "Train a small decoder, or autoencoder, for the latents of another one; otherwise as `train`.",
     "plan": "Print the memory, operations and time of a training run, and what fits a device; nothing is trained.",
     "evaluate": "Measure the reconstructions of an autoencoder, or given videos; or compare two evaluations.",
     "reconstruct": "Encode and decode a video with an autoencoder, and write the result.",

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from telecine.autoencoders import CausalVAE, VideoAutoencoder, as_video_autoencoder, load_autoencoder
+from telecine.autoencoders import CausalVAE, VideoAutoencoder, as_video_autoencoder
+from telecine.autoencoders.load import load_model_or_run
 from telecine.autoencoders.pretrained import MAX_LISTED, mismatches
 from telecine.checks import argument_error
 from telecine.data import (
@@ -113,8 +114,7 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
     elif config.model is None:
         model = CausalVAE(config.causal_vae)
     else:
-        checkpoint = find_checkpoint(Path(config.model))
-        model = load_autoencoder(config.model if checkpoint is None else checkpoint / "ema")
+        model = load_model_or_run(config.model)
     if config.model_gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if config.temporal_chunk is not None:
