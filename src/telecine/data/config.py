@@ -126,6 +126,11 @@ class ClipConfig:
         return self.buckets or (self.val_bucket,)
 
     @property
+    def augments(self) -> bool:
+        """Whether the pixels of training clips are varied."""
+        return self.random_flip or self.random_orientation or self.scale_jitter > 1
+
+    @property
     def clip_span(self) -> int:
         """Number of video frames from the first to the last frame of a validation clip, inclusive."""
         return self.span_of(self.val_bucket)

@@ -300,7 +300,7 @@ def fill(
         return
     found = missing.num_needed - missing.num_clips
     console.print(f"{missing.num_needed} clips, the latents of {found} of them in {cache.folder}", soft_wrap=True)
-    if config.clips.num_clips is not None and (config.clips.random_flip or config.clips.scale_jitter > 1):
+    if config.clips.num_clips is not None and config.clips.augments:
         console.print("augmentation is on: each of these clips keeps the crop and the flip that were drawn for it")
     own = replace(sampler, batches=missing.batches[rank::num_ranks])
     videos = iter(ClipLoader(clips, own, never))
