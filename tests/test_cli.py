@@ -111,7 +111,7 @@ def test_runs_as_a_module(forks, module):
         (["evaluate", "--compare", "x"], "--compare"),
         (["evaluate", "--compare", "x", "y"], "protocol.json"),
         (["reconstruct", "x", "y", "-o", "z.mp4", "--tile=8", "--tile_overlap=8"], "`tile_overlap` must be at least"),
-        (["fly"], "`fly` is not a command. Use one of: train, plan"),
+        (["fly"], "`fly` is not a command. Use one of: train, distill"),
         (["tarin"], "Did you mean `telecine train`?"),
         ([], "a command is missing"),
     ],

@@ -24,6 +24,7 @@ OTHERS = {
     "command-line.md",
     "comparison.md",
     "data.md",
+    "distillation.md",
     "evaluation.md",
     "fine-tuning.md",
     "hardware.md",

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from telecine import training
 from telecine.cli import main
 from telecine.data import ClipConfig, sample_videos
+from telecine.report.run import read_records
 from telecine.runs import checkpoints
 from telecine.training import ObjectiveConfig
 
@@ -96,13 +98,15 @@ def test_fine_tuning(folder, cached_weights):
     shutil.copy(Path(HUB_NAME, "config.json"), "my_config.json")
     size = ["--clips.num_frames=9", "--clips.height=32", "--clips.width=32"]
     lines = commands("fine-tuning.md")
-    assert len(lines) == 5
+    assert len(lines) == 6
     for line in lines:
         assert line[:2] == ["telecine", "train"]
         assert main(["train", "--config", "small.yaml", *line[2:], *size]) == 0
+    assert list(Path("latents").glob("latents-*.safetensors"))
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     assert changed(before, weights("cogvideox")) == {"encoder", "decoder"}
     assert changed(before, weights("decoder")) == {"decoder"}
+    assert changed(weights("decoder"), weights("cached")) == set()
     moved = {name for name, weight in weights("last").items() if not torch.equal(weight, before[name])}
     assert moved
     assert all(name.startswith(("decoder.conv_out.", "decoder.norm_out.")) for name in moved)
@@ -112,6 +116,23 @@ def test_fine_tuning(folder, cached_weights):
     (code,) = blocks("fine-tuning.md", "python")
     exec(compile(code, "fine-tuning.md", "exec"), names)
     assert type(names["vae"]) is type(model)
+
+
+@pytest.mark.slow
+def test_distillation(folder, cached_weights):
+    teacher = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    diffusers.AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1).save_pretrained(teacher)
+    lines = commands("distillation.md")
+    assert [line[:4] for line in lines] == 2 * [["telecine", "distill", "--teacher", teacher]]
+    for line in lines:
+        assert main([*line[1:], "--config", "small.yaml"]) == 0
+    assert {name.split(".")[0] for name in weights("student")} == {"decoder"}
+    assert {name.split(".")[0] for name in weights("both")} == {"encoder", "decoder"}
+    assert any("train/teacher_latent_loss" in record for record in read_records(Path("runs/both/metrics.jsonl")))
+    names = {}
+    (code,) = blocks("distillation.md", "python")
+    exec(compile(code, "distillation.md", "exec"), names)
+    assert names["video"].shape == (1, 3, 5, 64, 64)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from telecine.commands import COMMANDS
 from telecine.help import arguments_of, help_of
 from telecine.settings_source import as_typed, read_settings
 
-NAMES = ("train", "evaluate", "reconstruct", "latents")
+NAMES = ("train", "evaluate", "reconstruct", "latents", "distill")
 
 
 def words(text):

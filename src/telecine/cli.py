@@ -44,6 +44,7 @@ from telecine.terminal import PlainConsole, escape_logs
 from telecine.training import Interrupted, TrainConfig, TrainingError, train
 from telecine.training.capacity import make_plan
 from telecine.training.config_file import check_groups, clear_message, read_config, restrict_imports
+from telecine.training.distillation import DistillConfig, distill
 from telecine.training.dry_run import dry_run
 
 # What `train` and `plan` do without `--data` and `--config`.
@@ -60,6 +61,13 @@ def run_train(settings: Namespace, config: TrainConfig) -> None:
             print_dry_run(console, config, tried)
         return
     result = train(config, console=console, steal_lock=settings.steal_lock, change_data=settings.change_data)
+    if PartialState().is_main_process:
+        print_result(console, result)
+
+
+def run_distill(settings: Namespace, config: DistillConfig) -> None:
+    """Train a small decoder, or autoencoder, for the latents of another one; otherwise as `train`."""
+    result = distill(config, console=console, steal_lock=settings.steal_lock, change_data=settings.change_data)
     if PartialState().is_main_process:
         print_result(console, result)
 
@@ -151,6 +159,7 @@ def run_weights(settings: Namespace, config: None) -> None:
 
 RUN: dict[str, Callable[[Namespace, Any], None]] = {
     "train": run_train,
+    "distill": run_distill,
     "plan": run_plan,
     "data": run_data,
     "evaluate": run_evaluate,

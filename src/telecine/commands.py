@@ -41,7 +41,7 @@ class Command:
     @property
     def trains(self) -> bool:
         """Whether its settings are those of a training run, for which there are recipes."""
-        return self.settings == TRAIN_CONFIG
+        return self.settings in (TRAIN_CONFIG, DISTILL_CONFIG)
 
     @property
     def config(self) -> Argument:
@@ -50,6 +50,7 @@ class Command:
 
 
 TRAIN_CONFIG = "telecine.training.config.TrainConfig"
+DISTILL_CONFIG = "telecine.training.distillation.DistillConfig"
 SEVERAL = "It can be given several times: later ones override earlier ones, and settings typed beside it override both."
 FILES_HELP = f"A YAML file of settings. {SEVERAL}"
 RECIPES_HELP = (
@@ -74,20 +75,22 @@ MOST_USED = (
     "optimizer.lr",
     "mixed_precision",
 )
+STEAL_LOCK = Argument(
+    ("--steal_lock",),
+    "Train although another process seems to train in the same folder: it is gone, with its machine.",
+    {"action": "store_true"},
+)
+CHANGE_DATA = Argument(
+    ("--change_data",),
+    "Resume although --data is other data than before. Without it, such a run is refused.",
+    {"action": "store_true"},
+)
 COMMANDS = {
     "train": Command(
         "Train a video autoencoder. Run the same command again to resume from the newest checkpoint.",
         (
-            Argument(
-                ("--steal_lock",),
-                "Train although another process seems to train in the same folder: it is gone, with its machine.",
-                {"action": "store_true"},
-            ),
-            Argument(
-                ("--change_data",),
-                "Resume although --data is other data than before. Without it, such a run is refused.",
-                {"action": "store_true"},
-            ),
+            STEAL_LOCK,
+            CHANGE_DATA,
             Argument(
                 ("--dry_run",),
                 "Do all that the run would do up to its first update, and one update with every term on; print its "
@@ -98,6 +101,12 @@ COMMANDS = {
         ),
         TRAIN_CONFIG,
         MOST_USED,
+    ),
+    "distill": Command(
+        "Train a small decoder, or autoencoder, for the latents of another one; otherwise as `train`.",
+        (STEAL_LOCK, CHANGE_DATA, ALLOW_CODE),
+        DISTILL_CONFIG,
+        ("teacher", "student", *(name for name in MOST_USED if name != "model")),
     ),
     "plan": Command(
         "Print the memory, operations and time of a training run, and what fits a device; nothing is trained.",

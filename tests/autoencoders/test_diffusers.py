@@ -18,7 +18,7 @@ from telecine.autoencoders.clip_sizes import output_shape
 from telecine.autoencoders.diffusers import DiffusersAutoencoder, checkpointing
 from telecine.autoencoders.diffusers.chunks import CHUNKS
 from telecine.autoencoders.lora import LAYERS, add_low_rank, low_rank_layers, merge_low_rank
-from telecine.training.trainable import DECODER
+from telecine.autoencoders.pretrained import DECODER
 
 from .tiny_models import CLIPS, FAST, TINY_MODELS, adapter, every_model, shared, tiny_clip, tiny_model
 

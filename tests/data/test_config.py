@@ -64,6 +64,7 @@ def test_invalid_bucket(name: str, value: Any) -> None:
         ("width", -4),
         ("stride", 0),
         ("num_workers", -1),
+        ("num_clips", 0),
         ("max_pixels", 0),
         ("max_pixels", 178_956_971),
         ("timeout", 0.0),
@@ -177,3 +178,9 @@ def test_the_decode_size_covers_the_crop(size: tuple[int, int], crop: tuple[int,
     assert height <= crop[0] * zoom + 1 or width <= crop[1] * zoom + 1
     # The aspect ratio stays, up to rounding.
     assert abs(height * size[1] - width * size[0]) <= max(size) + 1 or height == crop[0] or width == crop[1]
+
+
+def test_whether_pixels_are_varied() -> None:
+    assert not ClipConfig(random_flip=False).augments
+    for change in ({"random_flip": True}, {"random_orientation": True}, {"scale_jitter": 1.5}):
+        assert ClipConfig(**{"random_flip": False, **change}).augments

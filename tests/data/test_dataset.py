@@ -223,3 +223,18 @@ def test_a_damaged_image_is_replaced_and_logged_once(tmp_path: Path, caplog: pyt
     dataset = ClipDataset([whole_video(index_image(path)) for path in paths], CONFIG)
     assert {Path(dataset[i]["source"]).suffix for i in range(20)} == {".png"}
     assert caplog.text.count(".jpg") == 1
+
+
+def test_a_number_of_clips_comes_again(spans: list[Span]) -> None:
+    config = replace(CONFIG, num_clips=3, buckets=(Bucket(5, 32, 40), Bucket(2, 32, 40)))
+    dataset, endless = ClipDataset(spans, config), ClipDataset(spans, replace(config, num_clips=None))
+    steps = {dataset.bucket_at(step): step for step in range(9)}
+    assert len(steps) == 2
+    for step in steps.values():
+        assert torch.equal(dataset[step, 7]["video"], endless[step, 1]["video"])
+        assert not torch.equal(dataset[step, 7]["video"], endless[step, 7]["video"])
+    names = [dataset.names_at(step, range(7)) for step in steps.values()]
+    assert [len({*each}) for each in names] == [3, 3]
+    assert len({*names[0], *names[1]}) == 6
+    assert names[0][1] == f"video-{dataset.bucket_at(next(iter(steps.values())))}-1"
+    assert len({*endless.names_at(0, range(7))}) == 7

@@ -28,13 +28,12 @@ from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, ch
 from telecine.autoencoders.latent_statistics import NORMALISATION_KEYS, LatentStatistics
 from telecine.autoencoders.linear import LinearAutoencoder, PatchDecoder, PatchEncoder
 from telecine.autoencoders.lora import merge_low_rank
-from telecine.autoencoders.posterior import DiagonalGaussian
+from telecine.autoencoders.posterior import DiagonalGaussian, Posterior
 from telecine.autoencoders.pretrained import (
     CONFIG_FILE,
-    WEIGHTS_FILE,
+    check_num_weights,
     load_config,
     load_weights,
-    require_file,
     save_model,
 )
 from telecine.checks import argument_error, check_count, describe
@@ -196,6 +195,22 @@ class Decoder(nn.Module):
         video: Video = self.linear(latent) + unfold(residual, *self.patch)
         return video
 
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the last convolution of the network."""
+        last = self.network[-1]
+        assert isinstance(last, CausalConv3d)
+        weight = last.conv.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+
+def enable_block_checkpointing(network: nn.Module) -> None:
+    """Recompute the inside of the residual blocks in the backward pass."""
+    for module in network.modules():
+        if isinstance(module, ResidualBlock):
+            module.gradient_checkpointing = True
+
 
 class CausalVAE(VideoAutoencoder):
     """A causal 3D VAE (arXiv:1312.6114) that encodes the first frame separately, as MAGVIT-v2 does (arXiv:2310.05737).
@@ -221,7 +236,13 @@ class CausalVAE(VideoAutoencoder):
         self.decoder = Decoder(self.config)
         self.latent_statistics: LatentStatistics | None = None
 
-    def forward(self, video: Video, sample_posterior: bool = True, generator: Generators = None) -> Reconstruction:
+    def forward(
+        self,
+        video: Video,
+        sample_posterior: bool = True,
+        generator: Generators = None,
+        posterior: Posterior | None = None,
+    ) -> Reconstruction:
         """Encode, sample (or take the mode) and decode.
 
         Returns:
@@ -231,7 +252,7 @@ class CausalVAE(VideoAutoencoder):
         Raises:
             ValueError: The video is not `(B, 3, T, H, W)`, or `check_clip` raises.
         """
-        posterior = self.encode(video)
+        posterior = posterior or self.encode(video)
         latent = posterior.sample(generator) if sample_posterior else posterior.mode()
         return Reconstruction(video=self.decode(latent), aux=posterior.aux(), latent=latent)
 
@@ -260,9 +281,7 @@ class CausalVAE(VideoAutoencoder):
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the inside of the residual blocks in the backward pass: less memory, more time."""
-        for module in self.modules():
-            if isinstance(module, ResidualBlock):
-                module.gradient_checkpointing = True
+        enable_block_checkpointing(self)
 
     @property
     def smallest_temporal_chunk(self) -> int:
@@ -281,11 +300,7 @@ class CausalVAE(VideoAutoencoder):
     @property
     def last_layer(self) -> nn.Parameter:
         """Weight of the last convolution of the decoder's network."""
-        last = self.decoder.network[-1]
-        assert isinstance(last, CausalConv3d)
-        weight = last.conv.weight
-        assert isinstance(weight, nn.Parameter)
-        return weight
+        return self.decoder.last_layer
 
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder:
         """Return a linear autoencoder with the same latent, for clips of any size; it is not fitted."""
@@ -348,12 +363,7 @@ class CausalVAE(VideoAutoencoder):
             ValueError: The configuration is invalid, the weights do not match it, or telecine 0.1 wrote them.
         """
         config = saved_config(folder)
-        size = require_file(Path(folder) / WEIGHTS_FILE).stat().st_size
-        with torch.device("meta"):  # without memory: a configuration from others may be of any size
-            num_weights = sum(weight.numel() for weight in cls(config).parameters())
-        if num_weights > size:
-            got = f"one of {num_weights} weights, with a file of {size} bytes"
-            raise argument_error(str(folder), "a configuration that its weights belong to", got, "Copy it again.")
+        check_num_weights(lambda: cls(config), folder)
         model = cls(config)
         model.latent_statistics = saved_statistics(folder)
         load_weights(model, folder)

@@ -13,6 +13,7 @@ from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, ch
 from telecine.autoencoders.latent_statistics import LatentStatistics
 from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.autoencoders.lora import merge_low_rank
+from telecine.autoencoders.posterior import Posterior
 from telecine.autoencoders.pretrained import load_weights, save_model
 from telecine.checks import argument_error, describe
 from telecine.precision import at_least_float32
@@ -66,13 +67,22 @@ class CustomAutoencoder(VideoAutoencoder):
         self.options = {"sample_posterior", "generator"} & set(inspect.signature(module.forward).parameters)
         self.sizes = ClipSizes(_Reconstruct(module, self.options), module)
 
-    def forward(self, video: Video, sample_posterior: bool = True, generator: Generators = None) -> Reconstruction:
+    def forward(
+        self,
+        video: Video,
+        sample_posterior: bool = True,
+        generator: Generators = None,
+        posterior: Posterior | None = None,
+    ) -> Reconstruction:
         """Return the reconstruction and the auxiliary losses.
 
         Raises:
             TypeError: The module's output is not a video, with or without a dict of losses.
-            ValueError: The reconstruction's shape differs from the video's.
+            ValueError: The reconstruction's shape differs from the video's, or a posterior is given.
         """
+        if posterior is not None:
+            remedy = "Leave it out: the module's `forward` encodes."
+            raise argument_error("posterior", "None for a custom module", describe(posterior), remedy)
         arguments = {"sample_posterior": sample_posterior, "generator": generator}
         result = as_reconstruction(self.module(video, **{name: arguments[name] for name in self.options}))
         if result.video.shape != video.shape:

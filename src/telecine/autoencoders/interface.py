@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from telecine.autoencoders.latent_statistics import LatentStatistics
 from telecine.autoencoders.linear import LinearAutoencoder
+from telecine.autoencoders.posterior import Posterior
 from telecine.checks import argument_error
 from telecine.randomness import Generators
 from telecine.shapes import Video, check_video
@@ -35,17 +36,30 @@ class VideoAutoencoder(nn.Module, ABC):
 
     if TYPE_CHECKING:  # `nn.Module.__call__` is untyped
 
-        def __call__(self, video: Video, sample_posterior: bool = True, generator: Generators = None) -> Reconstruction:
+        def __call__(
+            self,
+            video: Video,
+            sample_posterior: bool = True,
+            generator: Generators = None,
+            posterior: Posterior | None = None,
+        ) -> Reconstruction:
             """See `forward`."""
 
     @abstractmethod
-    def forward(self, video: Video, sample_posterior: bool = True, generator: Generators = None) -> Reconstruction:
+    def forward(
+        self,
+        video: Video,
+        sample_posterior: bool = True,
+        generator: Generators = None,
+        posterior: Posterior | None = None,
+    ) -> Reconstruction:
         """Encode, sample and decode in one call, because DDP only synchronises gradients of its `forward`.
 
         Args:
             video: `(B, 3, T, H, W)` in [-1, 1].
             sample_posterior: False uses the mode of the posterior, as validation does.
             generator: One generator, or one for each clip; PyTorch's default generator if None.
+            posterior: What `latent_model.encode(video)` returns, if it is known: the encoder does not run again.
         """
 
     @property
@@ -68,6 +82,20 @@ class VideoAutoencoder(nn.Module, ABC):
     @abstractmethod
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy the weights that `save_pretrained` wrote into this model, to resume a run."""
+
+    @property
+    def latent_model(self) -> VideoAutoencoder:
+        """The autoencoder whose encoder gives the latent that is decoded: by default this one."""
+        return self
+
+    def encode(self, video: Video) -> Posterior:
+        """Return the posterior of `(B, 3, T, H, W)`.
+
+        Raises:
+            ValueError: The model cannot encode by itself, which is the default; or the video does not fit.
+        """
+        contract, got = "a method of the model", f"{type(self).__name__} without it"
+        raise argument_error("encode", contract, got, "Leave out what needs the encoder alone.")
 
     def decode(self, latent: Tensor) -> Video:
         """Return the video of a latent `(B, C, t, h, w)`, not clamped; the latent may have another height and width.

@@ -21,6 +21,8 @@ OVERSAMPLING = 2
 ITERATIONS = 4
 # Directions without variance are not scaled up. One grey level of 255 is 8e-3.
 SMALLEST_STD = 1e-4
+# Keeps the normal equations of a latent with dead channels solvable, times their mean diagonal.
+RIDGE = 1e-9
 
 Patches = Float[Tensor, "batch frame row column value"]
 Latent = Float[Tensor, "batch channel time height width"]
@@ -52,15 +54,19 @@ class PatchEncoder(nn.Module):
         if not self.accepts(*video.shape[2:]):
             contract = f"of 1 + {self.time} k frames, and of multiples of {self.space} pixels"
             raise argument_error("video", contract, video, "Crop it.")
-        pattern = "b c (t p) (h q) (w r) -> b t h w (c p q r)"
-        sizes = {"q": self.space, "r": self.space}
-        first = rearrange(video[:, :, :1], pattern, p=1, **sizes)
-        return first, rearrange(video[:, :, 1:], pattern, p=self.time, **sizes)
+        return split_patches(video, self.time, self.space)
 
     def forward(self, video: Video) -> Latent:
         """Return the latent `(B, C, 1 + (T - 1) / time, H / space, W / space)`."""
         first, rest = self.patches(video)
         return rearrange(torch.cat([self.first(first), self.rest(rest)], dim=1), "b t h w c -> b c t h w")
+
+
+def split_patches(video: Video, time: int, space: int) -> tuple[Patches, Patches]:
+    """Return the patches of `space` pixels squared of the first frame, and those of `time` frames of the others."""
+    pattern = "b c (t p) (h q) (w r) -> b t h w (c p q r)"
+    first = rearrange(video[:, :, :1], pattern, p=1, q=space, r=space)
+    return first, rearrange(video[:, :, 1:], pattern, p=time, q=space, r=space)
 
 
 class PatchDecoder(nn.Module):
@@ -159,6 +165,33 @@ def set_to_components(encoder: nn.Linear, decoder: nn.Linear, patches: Float[Ten
     encoder.bias.copy_(-to_latent @ mean)
     decoder.weight.copy_(components * std)
     decoder.bias.copy_(mean)
+
+
+@torch.no_grad()
+def fit_decoder(decoder: PatchDecoder, pairs: Iterable[tuple[Latent, Video]]) -> None:
+    """Set a decoder's maps to those with the smallest squared error for latents that another encoder has made.
+
+    The normal equations are summed in float64 on the CPU.
+
+    Args:
+        decoder: Changed in place. Without a clip of several frames, only the map of the first frame is set.
+        pairs: Each a latent `(B, C, 1 + k, h, w)` and its video.
+    """
+    layers = (decoder.first, decoder.rest)
+    sums = [torch.zeros(1 + layer.in_features, 1 + layer.in_features + layer.out_features).double() for layer in layers]
+    for latent, video in pairs:
+        z_of_frames = rearrange(latent, "b c t h w -> b t h w c").split([1, latent.shape[2] - 1], dim=1)
+        patches_of_frames = split_patches(video, decoder.time, decoder.space)
+        for total, z, patches in zip(sums, z_of_frames, patches_of_frames, strict=True):
+            rows = F.pad(z.flatten(0, -2), (1, 0), value=1.0).cpu().double()
+            total += rows.T @ torch.cat([rows, patches.flatten(0, -2).cpu().double()], dim=1)
+    for layer, total in zip(layers, sums, strict=True):
+        gram, products = total.split([len(total), layer.out_features], dim=1)
+        if gram[0, 0] > 0:
+            ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).double()
+            solution = torch.linalg.solve(gram + ridge, products)
+            layer.bias.copy_(solution[0])
+            layer.weight.copy_(solution[1:].T)
 
 
 def random_rows(rows: Tensor, generator: torch.Generator) -> Tensor:

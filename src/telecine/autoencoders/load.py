@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from telecine.autoencoders.causal import CausalVAE
+from telecine.autoencoders.interface import VideoAutoencoder
 from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, WEIGHTS_FILE
+from telecine.autoencoders.student import StudentAutoencoder
 from telecine.checks import argument_error
 from telecine.files import read_json
 from telecine.manifest import check_manifest
-from telecine.runs import MANIFEST_FILE
+from telecine.runs import MANIFEST_FILE, find_checkpoint
 
 if TYPE_CHECKING:
     from telecine.autoencoders.diffusers import DiffusersAutoencoder
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 def load_autoencoder(
     name_or_folder: str | PathLike[str], *, subfolder: str | None = None, revision: str | None = None
-) -> CausalVAE | DiffusersAutoencoder:
+) -> CausalVAE | StudentAutoencoder | DiffusersAutoencoder:
     """Return the autoencoder of a folder or a Hub name, on the CPU, in float32 and training mode.
 
     Args:
@@ -40,6 +42,8 @@ def load_autoencoder(
         check_manifest(folder.parent, part=folder.name)
     if is_causal_vae(folder):
         return CausalVAE.from_pretrained(folder)
+    if class_in(folder) == StudentAutoencoder.__name__:
+        return StudentAutoencoder.from_pretrained(folder, load_model_or_run)
     is_config = folder.suffix == ".json"
     if not is_config and not Path(name_or_folder).is_dir() and not is_hub_name(str(name_or_folder)):
         contract = f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or a Hub name such as `owner/name`"
@@ -52,10 +56,21 @@ def load_autoencoder(
     return DiffusersAutoencoder.from_pretrained(name_or_folder, subfolder=subfolder, revision=revision)
 
 
+def load_model_or_run(name: str) -> VideoAutoencoder:
+    """Return the averaged weights of a run's last checkpoint, or of a checkpoint; or `load_autoencoder(name)`."""
+    checkpoint = find_checkpoint(Path(name))
+    return load_autoencoder(name if checkpoint is None else checkpoint / "ema")
+
+
 def is_causal_vae(folder: Path) -> bool:
     """Return whether a folder contains a `CausalVAE`."""
+    return class_in(folder) == CausalVAE.__name__
+
+
+def class_in(folder: Path) -> object:
+    """Return the class name in a folder's configuration, or None if it has none."""
     config = folder / CONFIG_FILE
-    return config.is_file() and read_json(config).get(CLASS_KEY) == CausalVAE.__name__
+    return read_json(config).get(CLASS_KEY) if config.is_file() else None
 
 
 def is_hub_name(text: str) -> bool:

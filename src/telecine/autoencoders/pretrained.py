@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,6 +21,8 @@ from telecine.files import atomic_write, read_json
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CLASS_KEY = "_class_name"
+# Modules that turn a latent into video; all others of an autoencoder compute the latent.
+DECODER = ("decoder", "post_quant_conv")
 # How many missing or mismatched weights an error lists.
 MAX_LISTED = 3
 
@@ -94,6 +98,25 @@ def load_weights(model: nn.Module, folder: str | PathLike[str]) -> None:
     copy_state(weights, into=model, source=str(path))
 
 
+def check_num_weights(build: Callable[[], nn.Module], folder: str | PathLike[str]) -> None:
+    """Check that a model has no more weights than the file in a folder has bytes.
+
+    Args:
+        build: Builds the model. It is built without memory: a configuration from others may be of any size.
+        folder: The folder.
+
+    Raises:
+        FileNotFoundError: There are no weights.
+        ValueError: It has more.
+    """
+    size = require_file(Path(folder) / WEIGHTS_FILE).stat().st_size
+    with torch.device("meta"):
+        num_weights = sum(weight.numel() for weight in build().parameters())
+    if num_weights > size:
+        got = f"one of {num_weights} weights, with a file of {size} bytes"
+        raise argument_error(str(folder), "a configuration that its weights belong to", got, "Copy it again.")
+
+
 def copy_state(weights: Mapping[str, Tensor], *, into: nn.Module, source: str) -> None:
     """Copy weights by name into a model.
 
@@ -110,6 +133,22 @@ def copy_state(weights: Mapping[str, Tensor], *, into: nn.Module, source: str) -
         remedy = "Use the configuration that they were saved with, and load them before adding low-rank updates."
         raise argument_error(source, "the model's weights", "; ".join(problems[:MAX_LISTED]) + more, remedy)
     into.load_state_dict(weights)
+
+
+def digest_of_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Return a digest of names and values."""
+    digest = sha256()
+    for name, tensor in tensors:
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def digest_of_encoder(autoencoder: nn.Module) -> str:
+    """Return a digest of the weights and buffers that decide the latent of an autoencoder."""
+    model: nn.Module = getattr(autoencoder, "module", autoencoder)
+    state = model.state_dict()
+    return digest_of_tensors((name, state[name]) for name in state if name.split(".")[0] not in DECODER)
 
 
 def mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:

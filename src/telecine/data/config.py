@@ -76,6 +76,8 @@ class ClipConfig:
     reversed, each with probability 1/2. It varies a small data set. Clips must be square."""
     scale_jitter: float = 1.0
     """Zoom into training clips by a random factor from 1 (the whole picture) to this value. 1 turns zooming off."""
+    num_clips: int | None = None
+    """Train on this many clips over and over: each keeps its place, crop and flip. By default each draw is another."""
     num_workers: int = 2
     """Processes that read clips. 0 reads them in the training process."""
     timeout: float = 180.0
@@ -91,6 +93,8 @@ class ClipConfig:
     def __post_init__(self) -> None:
         for name in ("num_frames", "height", "width", "stride"):
             check_count(name, getattr(self, name))
+        if self.num_clips is not None:
+            check_count("num_clips", self.num_clips)
         check_count("num_workers", self.num_workers, at_least=0)
         if check_count("max_pixels", self.max_pixels) > PILLOW_MAX_PIXELS:
             contract = f"at most {PILLOW_MAX_PIXELS}, the limit of Pillow"
@@ -120,6 +124,11 @@ class ClipConfig:
     def train_buckets(self) -> tuple[Bucket, ...]:
         """All clip sizes to train on."""
         return self.buckets or (self.val_bucket,)
+
+    @property
+    def augments(self) -> bool:
+        """Whether the pixels of training clips are varied."""
+        return self.random_flip or self.random_orientation or self.scale_jitter > 1
 
     @property
     def clip_span(self) -> int:

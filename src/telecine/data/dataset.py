@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 import torch
@@ -52,7 +52,8 @@ class ClipDataset(Dataset[Clip]):
 
     A run resumed at step N therefore reads the same clips as an uninterrupted run, with any number of workers and
     processes. The step determines the size of its clips and whether they are images, so that they can be batched. The
-    index determines the rest. `dataset[index]` is `dataset[index, index]`, as in steps of one clip.
+    index determines the rest. `dataset[index]` is `dataset[index, index]`, as in steps of one clip. With
+    `config.num_clips`, the index counts modulo that number.
 
     All positions at which a clip can start are equally likely, so a long film is drawn from more often than a short
     clip, and splitting it into several files changes nothing. All images are equally likely.
@@ -97,6 +98,12 @@ class ClipDataset(Dataset[Clip]):
         """Return the size of all clips of a step. Images have one frame."""
         return self._draw_pool(step)[1]
 
+    def names_at(self, step: int, indices: Iterable[int]) -> list[str]:
+        """Return names of items of a step. Items of one name are the same clip."""
+        pool, bucket = self._draw_pool(step)
+        kind = "image" if pool is self._images else "video"
+        return [f"{kind}-{bucket}-{self._number(index)}" for index in indices]
+
     def source_at(self, step: int, index: int) -> str:
         """Return the file from which item `(step, index)` is read, unless it has to be replaced."""
         return str(self._draw_spec(self._draw_pool(step)[0], index, attempt=0).span.info.path)
@@ -124,7 +131,7 @@ class ClipDataset(Dataset[Clip]):
             return None
 
     def _draw_spec(self, pool: _SpanPool, index: int, attempt: int) -> ClipSpec:
-        generator = _generator(self.seed, index, attempt)
+        generator = _generator(self.seed, self._number(index), attempt)
         span, start = pool.draw(generator)
         scale, top, left, flip = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
         turns = torch.rand(2, generator=generator) < 0.5 if self.config.random_orientation else (False, False)
@@ -138,6 +145,10 @@ class ClipDataset(Dataset[Clip]):
             upside_down=bool(turns[0]),
             transpose=bool(turns[1]),
         )
+
+    def _number(self, index: int) -> int:
+        """Return the number that determines a clip: with `num_clips`, the same ones come again."""
+        return index if self.config.num_clips is None else index % self.config.num_clips
 
     def _log_once(self, path: Source, error: DecodeError) -> None:
         if path not in self._logged:

@@ -61,7 +61,7 @@ class IndexCache:
 
     def members(self, archive: Path) -> list[TarMember]:
         """Return the videos and images of a tar file. If the file is damaged, return those before the damage."""
-        key, fingerprint = self._key(archive), _fingerprint(archive)
+        key, fingerprint = self._key(archive), fingerprint_of(archive)
         saved_fingerprint, locations = self._archives.get(key, (None, []))
         if saved_fingerprint != fingerprint:
             locations = _scan_archive(archive)
@@ -75,7 +75,7 @@ class IndexCache:
             DecodeError: it is not in the cache, and cannot be decoded; or its frames are too large.
         """
         try:
-            fingerprint = _fingerprint(source)
+            fingerprint = fingerprint_of(source)
         except OSError:
             return index_video(source, max_pixels)  # raises an error with the reason
         key = self._key(source)
@@ -135,9 +135,10 @@ def _short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _fingerprint(source: Source) -> Fingerprint:
+def fingerprint_of(source: Source) -> Fingerprint:
+    """Return what identifies the content of a source, see `Fingerprint`."""
     if isinstance(source, TarMember):
-        return *_fingerprint(source.archive), source.offset, source.size
+        return *fingerprint_of(source.archive), source.offset, source.size
     status = source.stat()
     return status.st_size, status.st_mtime_ns
 

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -81,7 +81,7 @@ class ClipBatchSampler:
     micro-batches, if the product of both with `batch_size` is the same.
     """
 
-    batches: range
+    batches: Sequence[int]
     """Numbers of the micro-batches, counted from the start of training."""
     batch_size: int
     """Clips per batch."""

@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import nn
 
 from telecine.autoencoders import CausalVAE, LinearAutoencoder, VideoAutoencoder
+from telecine.autoencoders.student import StudentAutoencoder
 from telecine.data import Clip, with_progress
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.metrics import mean_over_clips
@@ -35,7 +36,7 @@ def prepare_linear(
     *,
     may_start: bool,
 ) -> dict[str, float]:
-    """Fit the baseline, start telecine's own autoencoder from it, and measure it, each if `config` says so.
+    """Fit the baseline, start telecine's own autoencoder or a student, and measure it, each if `config` says so.
 
     Args:
         config: The settings.
@@ -49,6 +50,9 @@ def prepare_linear(
     Returns:
         The baseline's metrics, to be logged with each validation; nothing if it is not measured.
     """
+    if config.linear_start and isinstance(model, StudentAutoencoder):
+        console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")
+        model.to(device).start_from(training_clips(clips, NUM_CLIPS))
     starts = may_start and config.linear_start and config.model is None
     own = model if starts and isinstance(model, CausalVAE) else None
     if own is None and not config.linear_baseline:

@@ -1,31 +1,38 @@
-"""The micro-batches of each update, on the device of a process."""
+"""The micro-batches that a process trains on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from accelerate import Accelerator
 
 from telecine.data import ClipDataset, DataError, ReadingStopped, clip_loader
 from telecine.training.config import TrainConfig
-from telecine.training.interrupt import StopRequest
+from telecine.training.latent_cache import LatentCache, names_of
 from telecine.training.step import MicroBatch
 
 
-def micro_batches(
-    clips: ClipDataset, config: TrainConfig, *, start_step: int, accelerator: Accelerator, stop: StopRequest
+def read_batches(
+    clips: ClipDataset,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    *,
+    start_step: int,
+    latents: LatentCache | None,
+    should_stop: Callable[[], bool],
 ) -> Iterator[list[MicroBatch]]:
-    """Yield the micro-batches of each remaining step, on this process' device.
+    """Yield the micro-batches of each remaining step, on the device of this process.
 
     Args:
         clips: The training clips.
-        config: The settings.
-        start_step: The first step to read.
+        config: The settings of the run.
         accelerator: Of this process.
-        stop: Ends the wait for a batch.
+        start_step: Number of updates done.
+        latents: The posteriors of all these clips; None if the encoder computes them.
+        should_stop: Whether to stop waiting for a batch, asked once a second while waiting.
 
     Raises:
-        ReadingStopped: `stop` was set while a batch was waited for.
+        ReadingStopped: `should_stop` returned true while a batch was waited for.
     """
     loader = clip_loader(
         clips,
@@ -35,12 +42,13 @@ def micro_batches(
         rank=accelerator.process_index,
         num_ranks=accelerator.num_processes,
         num_micro_batches=config.gradient_accumulation_steps,
-        should_stop=lambda: stop.is_set,
+        should_stop=should_stop,
     )
     batches: list[MicroBatch] = []
     for items, batch in zip(loader.sampler, loader, strict=True):
         video = batch["video"].to(accelerator.device, non_blocking=True)
-        batches.append(MicroBatch(video, [index for _, index in items]))
+        posterior = None if latents is None else latents.read(names_of(clips, items), accelerator.device)
+        batches.append(MicroBatch(video, [index for _, index in items], posterior))
         if len(batches) == config.gradient_accumulation_steps:
             yield batches
             batches = []

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from telecine.autoencoders import CausalVAE, VideoAutoencoder, as_video_autoencoder, load_autoencoder
+from telecine.autoencoders import CausalVAE, VideoAutoencoder, as_video_autoencoder
 from telecine.autoencoders.causal import saved_config
-from telecine.autoencoders.load import is_causal_vae
+from telecine.autoencoders.load import is_causal_vae, load_model_or_run
 from telecine.autoencoders.pretrained import MAX_LISTED, mismatches
 from telecine.checks import argument_error
 from telecine.data import (
@@ -115,8 +115,7 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
     elif config.model is None or config.random_weights:
         model = without_weights(config)
     else:
-        checkpoint = find_checkpoint(Path(config.model))
-        model = load_autoencoder(config.model if checkpoint is None else checkpoint / "ema")
+        model = load_model_or_run(config.model)
     if config.model_gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if config.temporal_chunk is not None:

@@ -213,6 +213,10 @@ class TrainConfig:
     """Training clips over which mean and standard deviation of the latent are measured before a checkpoint, if the
     encoder is trained. The saved models carry them as `latents_mean` and `latents_std`, or as `scaling_factor`, as
     their class has it; pipelines of diffusers normalise with them. 0 keeps those of the base model."""
+    latent_cache: str | None = None
+    """Folder that keeps the latents of training clips, if the encoder is frozen: it then runs once for each clip, for
+    all runs with this encoder and these clips. With `clips.num_clips` clips come again within a run. Left out, the
+    encoder runs in every update."""
     best_metric: Literal["psnr", "ssim", "lpips_alex"] | None = None
     """Also keep the checkpoint with the best validation by this metric, as `best` in the run's folder."""
     on_divergence: Literal["stop", "rollback"] = "stop"
@@ -245,7 +249,7 @@ class TrainConfig:
     """How weights are updated."""
 
     def __post_init__(self) -> None:
-        for name in ("data", "val_data", "model", "output_dir"):
+        for name in ("data", "val_data", "model", "output_dir", "latent_cache"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
         if self.batch_size != "auto":
@@ -277,6 +281,9 @@ class TrainConfig:
         if decodes:
             remedy = "Leave the term out, or replicate the weights: the decoder alone does not gather sharded ones."
             raise argument_error("sharding", '"none" with terms that decode', f"fsdp2 with {decodes[0]}", remedy)
+        if self.latent_cache is not None:
+            remedy = "Replicate the weights: the encoder alone does not gather sharded ones."
+            raise argument_error("latent_cache", "left out with sharded weights", repr(self.latent_cache), remedy)
         if self.mixed_precision == "fp16":
             remedy = "Use bf16: with a loss scale per process the weights would diverge."
             raise argument_error("mixed_precision", "no or bf16 with sharded weights", self.mixed_precision, remedy)

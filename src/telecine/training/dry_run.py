@@ -56,7 +56,7 @@ def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, consol
     """
     RunLock(Path(config.output_dir)).release()
     with TemporaryDirectory(prefix="telecine-dry-run-") as folder:
-        tried = replace(config, output_dir=folder, push_to_hub=False, trackers=())
+        tried = replace(config, output_dir=folder, push_to_hub=False, trackers=(), latent_cache=None)
         trainer = Trainer(tried, console or PlainConsole(), autoencoder)
         try:
             with stop_on_signal(acknowledge=trainer.is_main) as stop:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from telecine.autoencoders import Posterior
 from telecine.losses import mse
 from telecine.objective.batch import BatchOptions
 from telecine.objective.layer_activations import LayerActivations
@@ -51,6 +52,8 @@ class MicroBatch:
     """`(B, 3, T, H, W)` in [-1, 1]."""
     clips: Sequence[int]
     """The number of each clip in the run, which seeds all random numbers drawn for it."""
+    posterior: Posterior | None = None
+    """Of the clips' latents, if it is known; otherwise the encoder computes it."""
 
     @property
     def is_image(self) -> bool:
@@ -127,7 +130,8 @@ def compute_losses(
     if isinstance(last_layer, LayerActivations):
         last_layer.clear()
     with state.accelerator.autocast():
-        output = state.model(batch.video, generator=generators)
+        known = {} if batch.posterior is None else {"posterior": batch.posterior}
+        output = state.model(batch.video, generator=generators, **known)
         gradient = ReconstructionGradient(output.video)
         options = BatchOptions(
             generator=generators,

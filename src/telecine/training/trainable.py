@@ -12,10 +12,8 @@ from torch import nn
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.lora import LAYERS, add_low_rank
+from telecine.autoencoders.pretrained import DECODER
 from telecine.checks import argument_error, check_count, describe, nearest
-
-# Modules that turn a latent into video; all others of an autoencoder compute the latent.
-DECODER = ("decoder", "post_quant_conv")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from telecine.report.run import read_records, validations
 from telecine.report.settings import write_environment
 from telecine.runs import CONFIG_FILE, METRICS_FILE, step_of
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
-from telecine.training.batches import micro_batches, read_next
+from telecine.training.batches import read_batches, read_next
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_state
 from telecine.training.capacity import with_batch_size
 from telecine.training.checkpoint import (
@@ -39,6 +40,7 @@ from telecine.training.diagnostics import Diagnostics
 from telecine.training.distributed import any_rank, describe_processes, on_first_process
 from telecine.training.hub import create_repository, upload
 from telecine.training.interrupt import Interrupted, StopRequest
+from telecine.training.latent_cache import fill, open_cache
 from telecine.training.latents import describe_change, measure_latents
 from telecine.training.lock import RunLock
 from telecine.training.logging import MetricsLogger, Monitor
@@ -127,6 +129,7 @@ class Trainer:
         self.console.print(f"{self.state.describe_size()}; {videos}, {len(self.clips.val)} held-out clips")
         for note in self.checkpointer.load(self.state, found) if found is not None else ():
             self.console.print(note, soft_wrap=True)
+        self.latents = open_cache(config, model, self.clips.train, self.accelerator)
         self.is_resumed = found is not None
         self._open_logs()
         if self.is_resumed:
@@ -189,8 +192,30 @@ class Trainer:
                 tidy(self.folder, keep=self.config.keep, best=best)
         if self.state.step >= self.config.steps:
             self.console.print(f"already trained for {self.state.step} steps; use a larger --steps to train further")
+        if self.latents is not None:
+            with self._saved_if_stopped(stop) as check_stop:
+                fill(self.latents, self.state, self.clips.train, self.config, self.console, before_each=check_stop)
         while self.state.step < self.config.steps:
             self._train(stop)
+
+    @contextmanager
+    def _saved_if_stopped(self, stop: StopRequest) -> Iterator[Callable[[], None]]:
+        """Yield a function that ends the block if a process has to stop; the state is saved then.
+
+        Raises:
+            Interrupted: `stop` was set on a process.
+        """
+
+        def check_stop() -> None:
+            if any_rank(stop.is_set, self.accelerator.device):
+                raise Interrupted(None)
+
+        try:
+            yield check_stop
+        except Interrupted:
+            saved = self.checkpointer.save(self.state) if self.state.step > 0 else None
+            self.checkpointer.wait()
+            raise Interrupted(saved) from None
 
     def _is_validated(self) -> bool:
         """Return whether the present step needs no validation, or had it before the run was interrupted."""
@@ -270,9 +295,14 @@ class Trainer:
             yield batch
 
     def batches(self, stop: StopRequest) -> Iterator[list[MicroBatch]]:
-        """Yield the micro-batches of each remaining step, see `micro_batches`."""
-        return micro_batches(
-            self.clips.train, self.config, start_step=self.state.step, accelerator=self.accelerator, stop=stop
+        """Yield the micro-batches of each remaining step, see `read_batches`."""
+        return read_batches(
+            self.clips.train,
+            self.config,
+            self.accelerator,
+            start_step=self.state.step,
+            latents=self.latents,
+            should_stop=lambda: stop.is_set,
         )
 
     def _is_due(self, every: int, *, ahead: int = 0) -> bool:
@@ -294,21 +324,11 @@ class Trainer:
         Raises:
             Interrupted: `stop` was set on a process. When the run resumes, it starts with this validation.
         """
-
-        def check_stop() -> None:
-            if any_rank(stop.is_set, self.accelerator.device):
-                raise Interrupted(None)
-
         step, rank, num_ranks = self.state.step, self.accelerator.process_index, self.accelerator.num_processes
         ranks = {"rank": rank, "num_ranks": num_ranks}
-        try:
-            with self.state.ema.applied():
-                clips, perceptual = self.clips.val, self.perceptual
-                result = validate(self.state.autoencoder, clips, perceptual, before_each=check_stop, **ranks)
-        except Interrupted:
-            saved = self.checkpointer.save(self.state) if step > 0 else None
-            self.checkpointer.wait()
-            raise Interrupted(saved) from None
+        with self._saved_if_stopped(stop) as check_stop, self.state.ema.applied():
+            clips, perceptual = self.clips.val, self.perceptual
+            result = validate(self.state.autoencoder, clips, perceptual, before_each=check_stop, **ranks)
         lag: dict[str, float] = {}
         if step > 0:
             few = self.clips.val[:NUM_COMPARED]

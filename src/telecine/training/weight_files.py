@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -16,7 +15,13 @@ from torch import Tensor, nn
 from telecine.autoencoders import CausalVAE, VideoAutoencoder
 from telecine.autoencoders.latent_statistics import NORMALISATION_KEYS
 from telecine.autoencoders.lora import low_rank_layers, merge_low_rank
-from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, mismatches, without_shared_memory
+from telecine.autoencoders.pretrained import (
+    CLASS_KEY,
+    CONFIG_FILE,
+    digest_of_tensors,
+    mismatches,
+    without_shared_memory,
+)
 from telecine.checks import argument_error, describe
 from telecine.files import read_json
 from telecine.training.checkpoint_files import load_tensors, save_tensors
@@ -170,12 +175,7 @@ def _trained_and_buffers(model: VideoAutoencoder) -> dict[str, Tensor]:
 
 def digest_of_frozen(model: nn.Module) -> str:
     """Return a digest of the names and values of the frozen weights."""
-    digest = sha256()
-    for name, weight in model.named_parameters():
-        if not weight.requires_grad:
-            digest.update(name.encode())
-            digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return digest_of_tensors((name, weight) for name, weight in model.named_parameters() if not weight.requires_grad)
 
 
 def _updates_file(folder: Path) -> Path:

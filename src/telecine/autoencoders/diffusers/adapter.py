@@ -26,6 +26,7 @@ from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, ch
 from telecine.autoencoders.latent_statistics import LatentStatistics
 from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.autoencoders.lora import merge_low_rank
+from telecine.autoencoders.posterior import Posterior
 from telecine.autoencoders.pretrained import safetensors_write
 from telecine.checks import argument_error
 from telecine.randomness import Generators
@@ -59,7 +60,13 @@ class DiffusersAutoencoder(VideoAutoencoder):
         self.sizes = ClipSizes(Reconstruct(module, self.family), module)
         self._last_layer = ""
 
-    def forward(self, video: Video, sample_posterior: bool = True, generator: Generators = None) -> Reconstruction:
+    def forward(
+        self,
+        video: Video,
+        sample_posterior: bool = True,
+        generator: Generators = None,
+        posterior: Posterior | None = None,
+    ) -> Reconstruction:
         """Encode, sample (or take the mode) and decode.
 
         Returns:
@@ -70,7 +77,7 @@ class DiffusersAutoencoder(VideoAutoencoder):
         Raises:
             ValueError: The video is not `(B, 3, T, H, W)`, `check_clip` raises, or the output has another size.
         """
-        posterior = self.encode(video)
+        posterior = posterior or self.encode(video)
         latent = posterior.sample(generator) if sample_posterior else posterior.mode()
         decoded, losses = decode(self.module, self.family, latent)
         if decoded.shape != video.shape:

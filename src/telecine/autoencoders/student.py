@@ -1,0 +1,331 @@
+"""A small causal decoder for the latents of another autoencoder, its teacher."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from telecine.autoencoders.causal import CausalVAEConfig, Decoder, enable_block_checkpointing
+from telecine.autoencoders.causal_blocks import CausalConv3d
+from telecine.autoencoders.clip_sizes import check_multiple
+from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder
+from telecine.autoencoders.latent_statistics import NORMALISATION_KEYS, ChannelMoments
+from telecine.autoencoders.linear import LinearAutoencoder, fit_decoder
+from telecine.autoencoders.lora import merge_low_rank
+from telecine.autoencoders.posterior import Posterior
+from telecine.autoencoders.pretrained import (
+    CLASS_KEY,
+    check_known_keys,
+    check_num_weights,
+    digest_of_encoder,
+    load_config,
+    load_weights,
+    save_model,
+)
+from telecine.checks import argument_error, describe
+from telecine.perceptual.frozen import Frozen
+from telecine.randomness import Generators
+from telecine.settings_file import read_yaml
+from telecine.shapes import Video, check_video
+
+# Decoders by name: those of the recipes of the same names for `CausalVAE`.
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"base_channels": 64, "blocks_per_level": 1},
+    "small": {"base_channels": 128, "blocks_per_level": 2},
+}
+LARGEST_PATCH = 4
+LARGEST_MULTIPLIER = 4
+# What a teacher decides.
+COMPRESSION = ("time_compression", "spatial_compression", "latent_channels")
+DECODER_KEY, TEACHER_KEY, DIGEST_KEY = "decoder", "teacher", "teacher_encoder_sha256"
+
+LoadTeacher = Callable[[str], VideoAutoencoder]
+
+
+class FrozenAutoencoder(Frozen):
+    """An autoencoder that is not trained: hidden from optimizers, checkpoints and data-parallel wrappers.
+
+    Args:
+        autoencoder: It is frozen in place.
+    """
+
+    def __init__(self, autoencoder: VideoAutoencoder) -> None:
+        super().__init__()
+        self._hidden = (autoencoder.requires_grad_(False).eval(),)  # PyTorch does not find a module inside a tuple
+
+    @property
+    def autoencoder(self) -> VideoAutoencoder:
+        """The autoencoder, in evaluation mode."""
+        return self._hidden[0]
+
+    def _move(self, fn: Callable[[Tensor], Tensor]) -> None:
+        self.autoencoder._apply(fn)
+
+
+class StudentAutoencoder(VideoAutoencoder):
+    """The encoder of a teacher, which is frozen, and a decoder of the kind that `CausalVAE` has, which is trained.
+
+    The latents are those of the teacher: `decode` takes what a generator makes for the teacher's decoder. Saved models
+    hold the decoder, the name of the teacher and a digest of its encoder. A model that was loaded decodes without the
+    teacher, which it loads when the first video is encoded.
+
+    Args:
+        config: The decoder, see `student_config`.
+        teacher: Name of the teacher: a folder or a Hub name.
+        load: Loads an autoencoder by its name.
+        digest: Digest of the teacher's encoder, see `digest_of_encoder`.
+        normalisation: The teacher's `latent_normalisation`.
+    """
+
+    def __init__(
+        self,
+        config: CausalVAEConfig,
+        teacher: str,
+        load: LoadTeacher,
+        *,
+        digest: str,
+        normalisation: dict[str, float | list[float] | None],
+    ) -> None:
+        super().__init__()
+        self.config, self.teacher, self.digest, self.normalisation = config, teacher, digest, normalisation
+        self.decoder = Decoder(config)
+        self._load = load
+        self._frozen: FrozenAutoencoder | None = None
+
+    @classmethod
+    def of(
+        cls, loaded: VideoAutoencoder, teacher: str, load: LoadTeacher, config: CausalVAEConfig
+    ) -> StudentAutoencoder:
+        """Return a new student of a teacher that is loaded and will be frozen in place; other arguments as above."""
+        if isinstance(loaded, StudentAutoencoder):
+            teacher = loaded.teacher
+        source = loaded.latent_model
+        digest, normalisation = digest_of_encoder(source), loaded.latent_normalisation()
+        student = cls(config, teacher, load, digest=digest, normalisation=normalisation)
+        student._frozen = FrozenAutoencoder(source)
+        return student
+
+    @property
+    def latent_model(self) -> VideoAutoencoder:
+        """The teacher.
+
+        Raises:
+            ValueError: It is loaded now, and has another encoder than the one that the student was trained with.
+        """
+        if self._frozen is None:
+            loaded = self._load(self.teacher)
+            if isinstance(loaded, StudentAutoencoder) or digest_of_encoder(loaded) != self.digest:
+                contract, got = (
+                    "the teacher that the student was trained with",
+                    f"{self.teacher}, whose encoder differs",
+                )
+                raise argument_error("teacher", contract, got, f"Set `{TEACHER_KEY}` in its config.json to that one.")
+            self._frozen = FrozenAutoencoder(loaded).to(self.last_layer.device)
+        return self._frozen.autoencoder
+
+    def forward(
+        self,
+        video: Video,
+        sample_posterior: bool = True,
+        generator: Generators = None,
+        posterior: Posterior | None = None,
+    ) -> Reconstruction:
+        """Encode with the teacher, sample (or take the mode) and decode.
+
+        Returns:
+            The reconstruction, of the input's shape; no auxiliary losses, as the encoder is frozen; and the latent.
+            The graph is kept.
+
+        Raises:
+            ValueError: The teacher does not accept the video, or the reconstruction has another size.
+        """
+        posterior = self.encode(video) if posterior is None else posterior
+        latent = posterior.sample(generator) if sample_posterior else posterior.mode()
+        reconstruction = self.decode(latent)
+        if reconstruction.shape != video.shape:
+            contract, got = f"of the video's shape {tuple(video.shape)}", tuple(reconstruction.shape)
+            remedy = "The teacher does not encode the first frame apart and the others evenly."
+            raise argument_error("the reconstruction", contract, got, remedy)
+        return Reconstruction(video=reconstruction, aux={}, latent=latent)
+
+    @torch.no_grad()
+    def encode(self, video: Video) -> Posterior:
+        """Return the teacher's posterior, without a graph."""
+        return self.latent_model.encode(video)
+
+    def decode(self, latent: Tensor) -> Video:
+        """Return the video of a latent of the teacher's, `(B, C, 1 + k, h, w)`, not clamped.
+
+        Raises:
+            ValueError: The latent has another number of axes.
+        """
+        check_video("latent", latent)
+        video: Video = self.decoder(latent.to(self.last_layer.dtype))
+        return video
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the last convolution of the decoder."""
+        return self.decoder.last_layer
+
+    def check_clip(self, num_frames: int, height: int, width: int) -> None:
+        """Raise a `ValueError` unless the teacher accepts clips of this size."""
+        self.latent_model.check_clip(num_frames, height, width)
+
+    def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Return the smallest (frames, height, width) that the teacher accepts and that is at least this large."""
+        return self.latent_model.covering_clip(num_frames, height, width)
+
+    def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder:
+        """Return a linear autoencoder with as many latent values; it is not fitted."""
+        return LinearAutoencoder(*(getattr(self.config, name) for name in COMPRESSION))
+
+    @torch.no_grad()
+    def start_from(self, videos: Iterable[Video]) -> None:
+        """Set the linear map of the decoder to the best one for these clips, which the network adds 0 to at the start.
+
+        The network's first layer is scaled to latents of the mean and the standard deviation of these clips.
+        """
+        moments = ChannelMoments()
+
+        def pairs() -> Iterable[tuple[Tensor, Video]]:
+            for video in videos:
+                latent = self.encode(video.to(self.last_layer.device)).mode()
+                moments.add(latent)
+                yield latent, video
+
+        fit_decoder(self.decoder.linear, pairs())
+        statistics = moments.statistics()
+        first = self.decoder.network[0]
+        assert isinstance(first, CausalConv3d)
+        assert first.conv.bias is not None
+        weight = first.conv.weight
+        mean, std = (weight.new_tensor(values).view(1, -1, 1, 1, 1) for values in (statistics.mean, statistics.std))
+        weight /= std
+        first.conv.bias -= (weight * mean).sum((1, 2, 3, 4))
+
+    def latent_normalisation(self) -> dict[str, float | list[float] | None]:
+        """Return the teacher's."""
+        return self.normalisation
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute the inside of the decoder's blocks in the backward pass."""
+        enable_block_checkpointing(self.decoder)
+
+    @property
+    def smallest_temporal_chunk(self) -> int:
+        """The frames of a latent frame."""
+        return self.config.time_compression
+
+    def enable_temporal_chunks(self, num_frames: int) -> None:
+        """Decode in chunks of as many frames, a multiple of the time compression; the teacher encodes whole clips.
+
+        Raises:
+            ValueError: It is not a multiple.
+        """
+        check_multiple("temporal_chunk", num_frames, step=self.config.time_compression)
+        self.decoder.chunk_size = num_frames // self.config.time_compression
+
+    def to_json_string(self) -> str:
+        """Return what a run must not change when it resumes: the decoder, and the digest of the teacher's encoder."""
+        return json.dumps({CLASS_KEY: type(self).__name__, DECODER_KEY: asdict(self.config), DIGEST_KEY: self.digest})
+
+    def save_pretrained(self, folder: str | PathLike[str]) -> None:
+        """Write `config.json` and the decoder's weights atomically, low-rank updates merged into the weights."""
+        settings: dict[str, Any] = {
+            DECODER_KEY: asdict(self.config),
+            TEACHER_KEY: self.teacher,
+            DIGEST_KEY: self.digest,
+        }
+        save_model(merge_low_rank(self), settings | self.normalisation, folder)
+
+    def load_weights(self, folder: str | PathLike[str]) -> None:
+        """Copy the decoder's weights that `save_pretrained` wrote into this model.
+
+        Raises:
+            FileNotFoundError: There are no weights.
+            ValueError: They are damaged, or names or shapes differ.
+        """
+        load_weights(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | PathLike[str], load: LoadTeacher) -> StudentAutoencoder:
+        """Return the model that `save_pretrained` wrote, on the CPU; the teacher is not loaded yet.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            ValueError: The configuration is invalid, or the weights do not match it.
+        """
+        known = (DECODER_KEY, TEACHER_KEY, DIGEST_KEY)
+        values = load_config(folder, cls.__name__, [*known, *NORMALISATION_KEYS])
+        for key in known:
+            if key not in values:
+                raise argument_error(str(folder), f"a student's, with `{key}`", "one without it", "Copy it again.")
+        settings, teacher, digest = (values.pop(key) for key in known)
+        check_known_keys(settings, sorted(field.name for field in fields(CausalVAEConfig)))
+        config = CausalVAEConfig(**settings)
+        check_num_weights(lambda: Decoder(config), folder)
+        model = cls(config, teacher, load, digest=digest, normalisation=values)
+        load_weights(model, folder)
+        return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for a copy, from which checkpoints are written: without the teacher."""
+        modules = {name: module for name, module in self._modules.items() if name != "_frozen"}
+        return {**self.__dict__, "_modules": modules, "_frozen": None}
+
+
+def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> CausalVAEConfig:
+    """Return the settings of a student's decoder, with the compression and the channels of its teacher.
+
+    Args:
+        size: One of `SIZES`, or a YAML or JSON file with settings of `CausalVAEConfig`.
+        teacher: The teacher.
+        clip: Frames, height and width of the clips.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A setting is wrong, or `CausalVAE` cannot have the teacher's compression.
+    """
+    teacher.check_clip(*clip)
+    linear = teacher.linear_autoencoder(*clip)
+    compression = None if linear is None else (linear.encoder.time, linear.encoder.space)
+    if linear is None or compression is None or any(factor & (factor - 1) for factor in compression):
+        got = f"{compression[0]} x {compression[1]} x {compression[1]}" if compression else "another one"
+        contract = (
+            "an autoencoder that makes a latent frame of the first frame, and of every 1, 2, 4, ... others, with "
+        )
+        contract += "positions of 1, 2, 4, ... pixels squared"
+        raise argument_error("teacher", contract, got, "`telecine train --trainable.weights decoder` trains its own.")
+    found = dict(zip(COMPRESSION, (*compression, linear.encoder.first.out_features), strict=True))
+    settings = SIZES[size] if size in SIZES else read_settings(size)
+    for name, value in found.items():
+        if settings.get(name, value) != value:
+            got = describe(settings[name])
+            raise argument_error(f"{name} of {size}", f"{value}, the teacher's", got, "Leave it out.")
+    patch = settings.get("patch_size", min(found["spatial_compression"], LARGEST_PATCH))
+    num_levels = (found["spatial_compression"] // patch).bit_length() if isinstance(patch, int) and patch > 0 else 1
+    multipliers = tuple(min(2**level, LARGEST_MULTIPLIER) for level in range(num_levels))
+    return CausalVAEConfig(**{"patch_size": patch, "channel_multipliers": multipliers, **settings, **found})
+
+
+def read_settings(path: str) -> dict[str, Any]:
+    """Return the settings of a decoder in a file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It has something else, or an unknown setting.
+    """
+    if not Path(path).is_file():
+        contract = f"one of {', '.join(SIZES)}, or a YAML or JSON file"
+        raise argument_error("student", contract, repr(path), "Check the spelling.", FileNotFoundError)
+    values = read_yaml(Path(path)) or {}
+    check_known_keys(values, sorted(field.name for field in fields(CausalVAEConfig)))
+    return values

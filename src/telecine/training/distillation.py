@@ -1,0 +1,158 @@
+"""Distillation: a run that trains a small autoencoder for the latent space of another one, its teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+from accelerate.utils import set_seed
+from rich.console import Console
+from torch import Tensor, nn
+
+from telecine.autoencoders.load import load_model_or_run
+from telecine.autoencoders.student import FrozenAutoencoder, StudentAutoencoder, student_config
+from telecine.checks import argument_error, check_positive, check_weight
+from telecine.losses import l1
+from telecine.losses.reconstruction import weighted_mean
+from telecine.objective.terms import Term
+from telecine.shapes import Scalar, Video
+from telecine.training.config import TrainConfig
+from telecine.training.run import train
+from telecine.training.validation import TrainResult
+
+
+@dataclass(frozen=True)
+class DistillConfig(TrainConfig):
+    """The settings of a run that trains a student. `model` and `causal_vae` follow from teacher and student."""
+
+    teacher: str | None = None
+    """The autoencoder to learn from, which is frozen: a folder or a Hub id of diffusers, of a whole pipeline or of its
+    VAE; or a run of telecine."""
+    student: str = "small"
+    """The student's decoder: "small", "tiny", or a YAML or JSON file with settings of `causal_vae`."""
+    train_encoder: bool = False
+    """Train an encoder of the same size, too, instead of keeping the teacher's."""
+    latent_weight: float = 1.0
+    """With `train_encoder`: weight of the error of its latent against the teacher's, in units of its variance."""
+    teacher_weight: float = 0.0
+    """Weight of the mean absolute error against the teacher's reconstruction, beside the terms against the video."""
+
+
+class Options(TypedDict):
+    """Arguments of `train` that `distill` passes on."""
+
+    console: Console | None
+    steal_lock: bool
+    change_data: bool
+
+
+class TeacherReconstruction(nn.Module):
+    """The mean absolute error against what a frozen teacher decodes from the same latent.
+
+    Args:
+        teacher: See `DistillConfig.teacher`.
+    """
+
+    def __init__(self, teacher: str) -> None:
+        super().__init__()
+        self.teacher = FrozenAutoencoder(load_model_or_run(teacher))
+
+    def forward(self, *, reconstruction: Video, latent: Tensor, weight: Tensor | None = None) -> Scalar:
+        """Return the error, 0-d, at least float32; smaller is better. The graph reaches the reconstruction.
+
+        Args:
+            reconstruction: `(B, 3, T, H, W)`.
+            latent: What it was decoded from.
+            weight: Non-negative sample weights `(B,)`.
+        """
+        with torch.no_grad():
+            target = self.teacher.autoencoder.decode(latent)
+        return l1(reconstruction=reconstruction, target=target, weight=weight)
+
+
+class TeacherLatent(nn.Module):
+    """The mean squared error of a latent against a frozen teacher's, each channel in units of its variance.
+
+    The variance is that of the teacher's latent over the batch. Without knowledge of the video the term is at least 1.
+
+    Args:
+        teacher: See `DistillConfig.teacher`.
+    """
+
+    def __init__(self, teacher: str) -> None:
+        super().__init__()
+        self.teacher = FrozenAutoencoder(load_model_or_run(teacher))
+
+    def forward(self, *, latent: Tensor, target: Video, weight: Tensor | None = None) -> Scalar:
+        """Return the error, 0-d, float32; smaller is better. The graph reaches the latent.
+
+        Args:
+            latent: `(B, C, t, h, w)`.
+            target: The encoded video `(B, 3, T, H, W)` in [-1, 1].
+            weight: Non-negative sample weights `(B,)`.
+        """
+        with torch.no_grad():
+            of_teacher = self.teacher.autoencoder.encode(target).mode()
+            variance = of_teacher.var((0, 2, 3, 4), correction=0, keepdim=True).clamp_min(1e-6)
+        return weighted_mean((latent - of_teacher).square() / variance, weight)
+
+
+def distill(
+    config: DistillConfig, *, console: Console | None = None, steal_lock: bool = False, change_data: bool = False
+) -> TrainResult:
+    """Train a student of a teacher, as `train` does: the same objective, checkpoints and report.
+
+    The reconstruction terms compare with the video. By default the student is the teacher's encoder and a small
+    decoder; the teacher is frozen and in no checkpoint. With an encoder it is a `CausalVAE`, which needs the teacher
+    in training only.
+
+    Args:
+        config: The settings.
+        console: See `train`.
+        steal_lock: See `train`.
+        change_data: See `train`.
+
+    Raises:
+        ValueError: A setting or the data is wrong, or the student cannot have the teacher's compression.
+        TrainingError, Interrupted: See `train`.
+    """
+    if config.teacher is None:
+        raise argument_error("teacher", "a model or a run", "nothing", "Add `--teacher MODEL`.")
+    name = absolute(config.teacher)
+    teacher = load_model_or_run(name)
+    architecture = student_config(config.student, teacher, config.clips.val_bucket.shape)
+    terms: dict[str, float | Term] = {**config.objective.named_terms, **teacher_terms(config, name)}
+    objective = replace(config.objective, terms=terms)
+    config = replace(config, teacher=name, causal_vae=architecture, objective=objective)
+    options: Options = {"console": console, "steal_lock": steal_lock, "change_data": change_data}
+    if config.train_encoder:
+        return train(replace(config, model=None), **options)
+    set_seed(config.seed)
+    student = StudentAutoencoder.of(teacher, name, load_model_or_run, architecture)
+    return train(replace(config, model=name), autoencoder=student, **options)
+
+
+def absolute(name: str) -> str:
+    """Return the absolute path of a folder, so that what a run saves finds it from elsewhere; or a Hub id as it is."""
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name
+
+
+def teacher_terms(config: DistillConfig, name: str) -> dict[str, Term]:
+    """Return the terms of the loss that compare with the teacher.
+
+    Raises:
+        ValueError: A weight is out of range.
+    """
+    check_positive("latent_weight", config.latent_weight, remedy="Without it, the latent would be another one.")
+    check_weight("teacher_weight", config.teacher_weight)
+    terms = {}
+    if config.train_encoder:
+        terms["teacher_latent"] = Term(f"{__name__}.TeacherLatent", config.latent_weight, {"teacher": name})
+    if config.teacher_weight > 0:
+        terms["teacher_reconstruction"] = Term(
+            f"{__name__}.TeacherReconstruction", config.teacher_weight, {"teacher": name}
+        )
+    return terms

@@ -1,0 +1,220 @@
+"""Students: a small decoder for the latents of a teacher."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from telecine.autoencoders import CausalVAE, CausalVAEConfig, LinearAutoencoder, load_autoencoder
+from telecine.autoencoders.causal import Decoder
+from telecine.autoencoders.linear import PatchDecoder, fit_decoder
+from telecine.autoencoders.load import load_model_or_run
+from telecine.autoencoders.student import SIZES, FrozenAutoencoder, StudentAutoencoder, student_config
+
+from .tiny_models import CLIPS, adapter
+
+SETTINGS = "base_channels: 8\nblocks_per_level: 1\npatch_size: 2\n"
+CLIP = (5, 32, 32)
+
+
+def teacher(seed=0):
+    torch.manual_seed(seed)
+    config = CausalVAEConfig(
+        spatial_compression=4, latent_channels=4, patch_size=2, base_channels=8, blocks_per_level=1
+    )
+    return CausalVAE(config)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Return the folder of a saved teacher."""
+    teacher().save_pretrained(tmp_path / "teacher")
+    return tmp_path / "teacher"
+
+
+def student_of(folder, size="tiny"):
+    loaded = load_model_or_run(str(folder))
+    return StudentAutoencoder.of(loaded, str(folder), load_model_or_run, student_config(size, loaded, CLIP))
+
+
+def video(num_clips=2):
+    return torch.rand(num_clips, 3, *CLIP) * 2 - 1
+
+
+def test_the_best_linear_decoder_of_given_latents():
+    """It recovers the maps that have made the videos, and has the smallest error where there are none."""
+    truth, found = PatchDecoder(2, 4, 3), PatchDecoder(2, 4, 3)
+    latents = torch.randn(4, 3, 3, 5, 5)
+    with torch.no_grad():
+        fit_decoder(found, [(z[None], truth(z[None])) for z in latents])
+        torch.testing.assert_close(found(latents), truth(latents), rtol=1e-4, atol=1e-4)
+        noisy = truth(latents) + torch.randn_like(truth(latents))
+        fit_decoder(found, [(latents, noisy)])
+        best = (found(latents) - noisy).square().mean()
+        for weight in found.parameters():
+            for change in (1e-2, -1e-2):
+                weight += change
+                assert (found(latents) - noisy).square().mean() > best
+                weight -= change
+
+
+def test_a_clip_of_one_frame_sets_the_first_map_alone():
+    decoder = PatchDecoder(2, 4, 3)
+    before = {name: weight.clone() for name, weight in decoder.named_parameters()}
+    fit_decoder(decoder, [(torch.randn(1, 3, 1, 5, 5), torch.randn(1, 3, 1, 20, 20))])
+    assert {name.split(".")[0] for name, weight in decoder.named_parameters() if (weight != before[name]).any()} == {
+        "first"
+    }
+
+
+def test_a_student_has_the_encoder_of_its_teacher_and_a_decoder(saved):
+    student, reference = student_of(saved), teacher()
+    x = video()
+    assert torch.equal(student.encode(x).mean, reference.encode(x).mean)
+    assert student.latent_model is student.latent_model
+    assert {name.split(".")[0] for name in student.state_dict()} == {"decoder"}
+    output = student(x, sample_posterior=False)
+    assert output.video.shape == x.shape
+    assert output.aux == {}
+    assert torch.equal(output.latent, reference.encode(x).mode())
+    output.video.sum().backward()
+    assert student.last_layer.grad is not None
+    assert not any(weight.requires_grad for weight in student.latent_model.parameters())
+    assert not student.train().latent_model.training
+    posterior = student.encode(x)
+    known = student(x, generator=torch.Generator().manual_seed(1), posterior=posterior)
+    torch.testing.assert_close(known.video, student(x, generator=torch.Generator().manual_seed(1)).video)
+    assert student.double().latent_model.last_layer.dtype == torch.float64
+    assert student.covering_clip(4, 30, 30) == (5, 32, 32)
+    student.enable_gradient_checkpointing()
+    whole = student.double().decode(output.latent.double())
+    student.enable_temporal_chunks(student.smallest_temporal_chunk)
+    torch.testing.assert_close(student.decode(output.latent.double()), whole)
+
+
+def test_it_starts_as_the_best_linear_map_of_the_latents(saved):
+    student = student_of(saved)
+    clips = [video(1) for _ in range(4)]
+    latent = torch.cat([student.encode(clip).mode() for clip in clips])
+    student.start_from(clips)
+    linear = PatchDecoder(4, 4, 4)
+    fit_decoder(linear, [(latent, torch.cat(clips))])
+    torch.testing.assert_close(student.decode(latent), linear(latent), rtol=1e-4, atol=1e-4)
+    first = student.decoder.network[0](latent)
+    normalised = (latent - latent.mean((0, 2, 3, 4), True)) / latent.std((0, 2, 3, 4), keepdim=True)
+    fresh = student_of(saved).decoder.network[0]
+    assert first.shape == fresh(normalised).shape
+    assert 0.2 < first.std() < 1.2
+
+
+def test_saved_and_loaded_without_the_teacher(saved, tmp_path):
+    student = student_of(saved)
+    torch.nn.init.normal_(student.last_layer)
+    x = video()
+    expected = student(x, sample_posterior=False).video
+    latent = student.encode(x).mode()
+    folder = tmp_path / "student"
+    copy.deepcopy(student).save_pretrained(folder)
+    assert set(load_file(folder / "model.safetensors")) == set(student.state_dict())
+    loaded = load_autoencoder(folder)
+    moved = saved.rename(tmp_path / "moved")
+    assert torch.equal(loaded.decode(latent), student.decode(latent))
+    with pytest.raises(FileNotFoundError, match="teacher"):
+        loaded(x)
+    moved.rename(saved)
+    assert torch.equal(loaded(x, sample_posterior=False).video, expected)
+    assert loaded.latent_normalisation() == student.latent_normalisation()
+    assert json.loads(loaded.to_json_string()) == json.loads(student.to_json_string())
+    loaded.load_weights(folder)
+    teacher(seed=1).save_pretrained(saved)
+    with pytest.raises(
+        ValueError, match=r"`teacher` must be the teacher that the student was trained with, .* differs"
+    ):
+        load_autoencoder(folder).encode(x)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "decoder": {**config["decoder"], "base_channels": 4096}}))
+    with pytest.raises(ValueError, match="must be a configuration that its weights belong to"):
+        load_autoencoder(folder)
+    del config["teacher"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="a student's, with `teacher`, but got one without it"):
+        load_autoencoder(folder)
+
+
+def test_a_student_of_a_student_has_the_same_teacher(saved, tmp_path):
+    folder = tmp_path / "student"
+    student_of(saved).save_pretrained(folder)
+    again = student_of(folder)
+    assert again.teacher == str(saved)
+    again.save_pretrained(tmp_path / "again")
+    assert load_autoencoder(tmp_path / "again")(video()).video.shape == video().shape
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "teacher": str(folder)}))
+    with pytest.raises(ValueError, match="must be the teacher that the student was trained with"):
+        load_autoencoder(folder).encode(video())
+
+
+def test_the_copy_for_checkpoints_has_no_teacher(saved):
+    student = student_of(saved)
+    assert [type(module) for module in student.modules()].count(FrozenAutoencoder) == 1
+    assert not any(isinstance(module, FrozenAutoencoder) for module in copy.deepcopy(student).modules())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ltx_video", "temporal_decoder"])
+def test_the_compression_of_published_classes(name):
+    model = adapter(name)
+    config = student_config("tiny", model, CLIPS[name])
+    student = StudentAutoencoder.of(model, name, load_model_or_run, config)
+    frames, height, width = CLIPS[name]
+    x = torch.rand(1, 3, frames, height, width) * 2 - 1
+    assert student(x).video.shape == x.shape
+    assert student.latent_normalisation() == model.latent_normalisation()
+
+
+def test_the_settings_of_a_student(tmp_path):
+    model = teacher()
+    small = student_config("small", model, CLIP)
+    assert (small.time_compression, small.spatial_compression, small.latent_channels) == (4, 4, 4)
+    assert (small.patch_size, small.channel_multipliers, small.base_channels) == (
+        4,
+        (1,),
+        SIZES["small"]["base_channels"],
+    )
+    path = tmp_path / "student.yaml"
+    path.write_text(SETTINGS)
+    own = student_config(str(path), model, CLIP)
+    assert (own.patch_size, own.channel_multipliers, own.base_channels) == (2, (1, 2), 8)
+    path.write_text("latent_channels: 8\n")
+    with pytest.raises(ValueError, match=r"`latent_channels of .*` must be 4, the teacher's, but got 8"):
+        student_config(str(path), model, CLIP)
+    path.write_text("base_channel: 8\n")
+    with pytest.raises(ValueError, match="base_channels"):
+        student_config(str(path), model, CLIP)
+    with pytest.raises(FileNotFoundError, match="`student` must be one of tiny, small, or a YAML"):
+        student_config("large", model, CLIP)
+    with pytest.raises(ValueError, match="num_frames"):
+        student_config("tiny", model, (4, 32, 32))
+    model.linear_autoencoder = lambda *_: None
+    with pytest.raises(ValueError, match="`teacher` must be an autoencoder that makes a latent frame of the first"):
+        student_config("tiny", model, CLIP)
+    model.linear_autoencoder = lambda *_: LinearAutoencoder(6, 8, 12)  # Mochi's
+    with pytest.raises(ValueError, match=r"but got 6 x 8 x 8\. `telecine train --trainable.weights decoder`"):
+        student_config("tiny", model, CLIP)
+
+
+def test_the_numbers_of_weights_in_the_docs():
+    page = (Path(__file__).parents[2] / "docs" / "distillation.md").read_text(encoding="utf-8")
+    model = teacher()
+    model.check_clip = lambda *_: None
+    for size in SIZES:
+        cells = []
+        for compression in ((4, 8, 16), (4, 16, 48), (8, 32, 128)):
+            with torch.device("meta"):
+                model.linear_autoencoder = lambda *_, c=compression: LinearAutoencoder(*c)
+                decoder = Decoder(student_config(size, model, CLIP))
+            cells.append(f"{sum(weight.numel() for weight in decoder.parameters()) / 1e6:.2f}")
+        assert f"| {size} | {' | '.join(cells)} |" in page

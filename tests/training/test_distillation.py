@@ -1,0 +1,128 @@
+"""Distillation from a tiny Wan, end to end, and the terms that look at a teacher."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from telecine.autoencoders import load_autoencoder
+from telecine.autoencoders.diffusers import DiffusersAutoencoder
+from telecine.autoencoders.student import StudentAutoencoder
+from telecine.cli import main
+from telecine.data import sample_videos
+from telecine.report.run import read_records
+from telecine.runs import checkpoints
+from telecine.training.distillation import DistillConfig, TeacherLatent, TeacherReconstruction, absolute, distill
+
+models = runpy.run_path(str(Path(__file__).parent.parent / "autoencoders" / "tiny_models.py"))
+SETTINGS = """
+steps: 2
+batch_size: 1
+save_every: 1
+val_clips: 1
+device: cpu
+trackers: []
+clips: {num_frames: 5, height: 32, width: 32, num_workers: 0, num_clips: 2}
+latent_clips: 1
+linear_baseline: false
+objective: {disc_start: 0, adversarial_loss_weight: 0.1, perceptual_weight: 0, grad_penalty_loss_weight: 0,
+  gan: {disc_train_start: 0}, terms: {wavelet: 0.1}}
+discriminator: {video: patch, dim: 1, num_layers: 2}
+student: student.yaml
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, cached_weights):
+    """Have a tiny Wan, a video and the settings in the working directory."""
+    models["tiny_model"]("wan").save_pretrained(tmp_path / "wan")
+    (tmp_path / "distill.yaml").write_text(SETTINGS + f"data: {sample_videos()[0]}\n")
+    (tmp_path / "student.yaml").write_text("base_channels: 8\nblocks_per_level: 1\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 2)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_a_decoder_for_a_tiny_wan(folder, capsys):
+    command = [
+        "distill",
+        "--config",
+        "distill.yaml",
+        "--teacher",
+        "wan",
+        "--output_dir",
+        "run",
+        "--latent_cache",
+        "latents",
+    ]
+    assert main([*command, "--teacher_weight", "0.5", "--steps", "1"]) == 0
+    assert main([*command, "--teacher_weight", "0.5"]) == 0
+    assert "resuming from" in capsys.readouterr().out
+    assert len(list(Path("latents").glob("*.safetensors"))) == 2, "a clip was encoded in each run"
+    run = folder / "run"
+    (means,) = (
+        record for record in read_records(run / "metrics.jsonl") if record.get("step") == 2 and "train/lr" in record
+    )
+    assert {"train/teacher_reconstruction_loss", "train/wavelet_loss", "train/gen_loss"} < set(means)
+    checkpoint = checkpoints(run)[-1][1]
+    config = json.loads((checkpoint / "ema" / "config.json").read_text())
+    wan = DiffusersAutoencoder.from_pretrained("wan")
+    assert config["teacher"] == str(folder / "wan")
+    assert config["latents_mean"] == list(wan.module.config.latents_mean)
+    of_student = {"decoder"}
+    for name in ("ema", "model"):
+        assert {key.split(".")[0] for key in load_file(checkpoint / name / "model.safetensors")} == of_student
+    assert not any("teacher" in key for key in load_file(checkpoint / "objective.safetensors"))
+    loaded = load_autoencoder(checkpoint / "ema")
+    assert isinstance(loaded, StudentAutoencoder)
+    latent = wan.encode(torch.zeros(1, 3, 5, 32, 32)).mode()
+    assert loaded.decode(latent).shape == (1, 3, 5, 32, 32)
+    assert (
+        main(["reconstruct", "run", str(sample_videos()[0]), "-o", "out.mp4", "--device", "cpu", "--height", "32"]) == 0
+    )
+
+
+def test_the_term_of_the_latent_is_0_for_the_teachers_and_1_for_its_mean(folder):
+    term = TeacherLatent("wan")
+    assert list(term.parameters()) == []
+    assert term.state_dict() == {}
+    target = torch.rand(2, 3, 5, 32, 32) * 2 - 1
+    of_teacher = DiffusersAutoencoder.from_pretrained("wan").encode(target).mode().detach()
+    mean = of_teacher.mean((0, 2, 3, 4), keepdim=True).expand_as(of_teacher)
+    assert term(latent=of_teacher, target=target) == pytest.approx(0.0, abs=1e-8)
+    assert term(latent=mean, target=target) == pytest.approx(1.0, rel=1e-3)
+    half = term(latent=mean, target=target, weight=torch.tensor([0.5, 0.5]))
+    assert half == pytest.approx(0.5, rel=1e-3)
+    latent = mean.clone().requires_grad_()
+    term(latent=latent, target=target).backward()
+    assert latent.grad.abs().sum() > 0
+
+
+def test_the_term_of_the_reconstruction(folder):
+    term = TeacherReconstruction("wan")
+    wan = DiffusersAutoencoder.from_pretrained("wan")
+    latent = torch.randn(2, 4, 2, 4, 4)
+    decoded = wan.decode(latent).detach()
+    assert term(reconstruction=decoded, latent=latent) == 0
+    x = (decoded + 0.25).requires_grad_()
+    loss = term(reconstruction=x, latent=latent)
+    assert loss.item() == pytest.approx(0.25, rel=1e-5)
+    loss.backward()
+    torch.testing.assert_close(x.grad, torch.full_like(x, 1 / x.numel()))
+
+
+def test_errors(folder):
+    with pytest.raises(
+        ValueError, match=r"`teacher` must be a model or a run, but got nothing\. Add `--teacher MODEL`"
+    ):
+        distill(DistillConfig())
+    clips = {"clips": DistillConfig().clips.__class__(num_frames=5, height=32, width=32)}
+    with pytest.raises(ValueError, match="`teacher_weight` must be a finite number >= 0"):
+        distill(DistillConfig(teacher="wan", teacher_weight=-1.0, **clips))
+    with pytest.raises(ValueError, match="`latent_weight` must be a finite number above 0"):
+        distill(DistillConfig(teacher="wan", latent_weight=0.0, **clips))
+    assert absolute("owner/name") == "owner/name"
