@@ -25,7 +25,7 @@ def test_it_opens_from_a_file_without_network_or_messages(opened, page, report):
     folder = report.parent.as_uri()
     assert len(opened.requests) > 2
     assert [url for url in opened.requests if not url.startswith((folder, "data:"))] == []
-    assert page.locator("#charts figure").count() == 8
+    assert page.locator("#charts figure").count() == 9
 
 
 def test_clips_are_sorted_and_the_best_and_worst_are_linked(page):
@@ -64,7 +64,7 @@ def curve(page: Page, title: str) -> str:
 
 
 def test_smoothing_and_scale_change_the_curves(page):
-    title = "discriminator: mean logits"
+    title = "discriminator: logits"
     before = curve(page, title)
     page.locator("#smoothing").fill("0.95")
     assert page.inner_text("#smoothing-value") == "0.95"
@@ -78,13 +78,13 @@ def test_smoothing_and_scale_change_the_curves(page):
 
 
 def test_curves_and_runs_can_be_hidden(page):
-    chart = page.locator("#charts figure").filter(has=page.get_by_role("heading", name="mean logits"))
+    chart = page.locator("#charts figure").filter(has=page.get_by_role("heading", name="discriminator: logits"))
     assert chart.locator("path.line").count() == 4
-    chart.get_by_role("button", name="real").click()
+    chart.get_by_role("button", name="mean logit, real").click()
     assert chart.locator("path.line").count() == 2
     page.locator("#run-legend").get_by_role("button", name="second").click()
     assert chart.locator("path.line").count() == 1
-    chart.get_by_role("button", name="real").click()
+    chart.get_by_role("button", name="mean logit, real").click()
     page.locator("#run-legend").get_by_role("button", name="second").click()
     lines = chart.locator("path.line").all()
     assert len({(line.get_attribute("stroke"), line.get_attribute("stroke-dasharray")) for line in lines}) == 4
@@ -99,7 +99,7 @@ def test_values_are_shown_by_pointer_and_keyboard(page):
     page.keyboard.press("Home")
     text = page.text_content("#curve-readout")
     assert text.startswith("PSNR (dB), larger is better, step 0:")
-    assert "held out of second 11" in text
+    assert "PSNR, held out of second 11" in text
     page.keyboard.press("ArrowRight")
     assert page.text_content("#curve-readout") != text
     page.keyboard.press("Escape")

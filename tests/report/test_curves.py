@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from telecine.objective.config import ObjectiveConfig
 from telecine.objective.weights import WeightSchedule
-from telecine.report.curves import FIXED_PANELS, NUM_COLUMNS, draw_curves, panels
+from telecine.report.curves import columns_of, draw_curves, duplicates, panels
 
 OTHER_LOSSES = "other losses, unweighted"
 WEIGHTS = "scheduled weights"
@@ -17,10 +17,10 @@ WEIGHTS = "scheduled weights"
 def axes_of(tmp_path, monkeypatch):
     """Return a function that draws records without rendering, and returns the axes by their titles."""
 
-    def draw(records):
+    def draw(records, perceptual_net=None):
         figures = []
         monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: (figures.append(figure), path.touch()))
-        draw_curves(records, tmp_path / "curves.png")
+        draw_curves(records, tmp_path / "curves.png", perceptual_net)
         return {axes.get_title(): axes for axes in figures[0].axes}
 
     return draw
@@ -37,25 +37,45 @@ def test_a_png_is_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["curves.png"]
 
 
-def test_panels_fill_all_rows():
-    assert len(panels([])) % NUM_COLUMNS == 0
-    assert len(panels([])) == len(FIXED_PANELS) + 2
-
-
 def test_other_losses_and_weights_have_their_panels():
     weights = {f"train/{name}" for name in WeightSchedule(ObjectiveConfig()).ramps}
-    losses = {"train/edges_loss", "train/gram_loss", "train/logvar"}
-    shown = {"train/mse", "train/gen_loss", "train/adaptive_weight", "train/recon_loss", "val/psnr"}
+    losses = {"train/edges_loss", "train/gram_loss", "train/logvar", "train/recon_loss"}
+    shown = {"train/mse", "train/gen_loss", "train/adaptive_weight", "val/psnr"}
     shown |= {"train/total_loss", "train/total_disc_loss"}
-    found = {panel.title: {name for name, _ in panel.series.values()} for panel in panels(weights | losses | shown)}
+    found = {panel.title: set(panel.names) for panel in panels(weights | losses | shown)}
     assert found[OTHER_LOSSES] == losses
     assert found[WEIGHTS] == weights
 
 
-def test_panels_without_data_contain_a_text(axes_of):
-    texts = {title: axes.texts[0].get_text() for title, axes in axes_of([]).items()}
-    assert texts.pop(WEIGHTS) == "no weight changes"
-    assert set(texts.values()) == {"no data yet"}
+def test_panels_without_data_are_not_drawn(axes_of, tmp_path):
+    assert list(axes_of([{"step": 1, "train/lr": 1.0, "train/grad_norm": 0.0, "train/logvar": math.nan}])) == [
+        "learning rate"
+    ]
+    draw_curves([], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_lpips_of_two_networks_has_two_panels(axes_of):
+    record = {"step": 1, "train/perceptual_loss": 0.3, "val/lpips_alex": 0.2, "linear/lpips_alex": 0.25}
+    other = {title: labels(axes) for title, axes in axes_of([record], "vgg").items()}
+    held_out = ["LPIPS (Alex), held out", "LPIPS (Alex), linear baseline"]
+    assert other == {
+        "LPIPS (Alex), smaller is better": held_out,
+        "LPIPS (VGG), smaller is better": ["LPIPS (VGG), training"],
+    }
+    same = {title: labels(axes) for title, axes in axes_of([record], "alex").items()}
+    assert same == {"LPIPS (Alex), smaller is better": ["LPIPS (Alex), training", *held_out]}
+
+
+def test_a_sum_of_one_term_is_a_duplicate():
+    def found(**values):
+        return duplicates(columns_of([{"step": 2, **{f"train/{name}": x for name, x in values.items()}}], None))
+
+    assert found(mse=0.5, recon_loss=0.5000001) == {"train/recon_loss"}
+    assert found(mse=0.5, recon_loss=0.6) == set()
+    assert found(kl_loss=2.0, aux_losses=2.0) == {"train/aux_losses"}
+    assert found(kl_loss=2.0, commitment_loss=1.0, aux_losses=3.0) == set()
+    assert found(discr_loss=1.0, total_disc_loss=1.0, gen_loss=1.0) == {"train/total_disc_loss"}
 
 
 def test_values_are_drawn_at_the_steps_that_logged_them(axes_of):
@@ -66,9 +86,9 @@ def test_values_are_drawn_at_the_steps_that_logged_them(axes_of):
         ]
     )
     losses = plots[OTHER_LOSSES]
-    assert labels(losses) == ["gram_loss", "kl_loss", "logvar"]
+    assert labels(losses) == ["gram loss", "KL loss", "log variance"]
     assert [list(line.get_xdata()) for line in losses.lines] == [[2], [1], [1, 2]]
-    assert labels(plots[WEIGHTS]) == ["gram_loss_weight"]
+    assert labels(plots[WEIGHTS]) == ["gram loss weight"]
     (psnr,) = plots["PSNR (dB), larger is better"].lines
     assert list(psnr.get_ydata()) == [20.0]
 
@@ -85,7 +105,7 @@ def test_axes_are_logarithmic_where_needed(axes_of):
         OTHER_LOSSES
     ]
     assert axes.get_yscale() == "symlog"
-    assert labels(axes) == names
+    assert labels(axes) == [f"{letter} loss" for letter in "abcdef"]
     bottom, top = axes.get_ylim()
     assert bottom < -1
     assert top >= -(10.0 ** (1 - len(names)))

@@ -2,23 +2,28 @@
 
 import math
 import random
+from pathlib import Path
 
 import pytest
 
-from telecine.report.curves import FIXED_PANELS
-from telecine.report.series import MAX_POINTS, as_curve, plots, table
+from telecine.report.run import ReportedRun
+from telecine.report.series import MAX_POINTS, as_curve, table
+from telecine.report.series import plots as plots_of_runs
 
 from .runs import records
 
 
-def identity(value):
-    return value
+def plots(runs, nets=None):
+    """Return the plots of runs with these records, and these networks of the perceptual loss."""
+    settings = [{} if net is None else {"objective.perceptual.net": net} for net in nets or [None] * len(runs)]
+    pairs = zip(runs, settings, strict=True)
+    return plots_of_runs([ReportedRun("", Path(), lines, values, {}, None, []) for lines, values in pairs])
 
 
 class TestCurves:
     def test_few_points_stay_unchanged(self):
-        curve = as_curve(1, [(0, 1.0), (5, 2.123456), (7, -3.0)], lambda value: 2 * value)
-        assert (curve.run, curve.steps, curve.values) == (1, [0, 5, 7], [2.0, 4.24691, -6.0])
+        curve = as_curve(1, [(0, 1.0), (5, 2.123456), (7, -3.0)])
+        assert (curve.run, curve.steps, curve.values) == (1, [0, 5, 7], [1.0, 2.12346, -3.0])
         assert (curve.low, curve.high, curve.ends, curve.num_left_out) == ([], [], [], 0)
 
     def test_many_points_become_buckets_that_keep_extremes(self):
@@ -26,7 +31,7 @@ class TestCurves:
         points = [(step, rng.gauss(0, 1)) for step in range(10_007)]
         points[5_000] = (5_000, 99.0)
         points[7_001] = (7_001, -99.0)
-        curve = as_curve(0, points, identity)
+        curve = as_curve(0, points)
         assert len(curve.steps) == len(curve.values) == len(curve.low) == len(curve.high) == MAX_POINTS
         assert curve.steps == sorted(curve.steps)
         assert (max(curve.high), min(curve.low)) == (99.0, -99.0)
@@ -37,7 +42,7 @@ class TestCurves:
         assert sum(curve.values) / MAX_POINTS == pytest.approx(mean, abs=0.01)
 
     def test_values_that_are_not_finite_are_counted(self):
-        curve = as_curve(0, [(0, 1.0), (1, math.nan), (2, math.inf)], identity)
+        curve = as_curve(0, [(0, 1.0), (1, math.nan), (2, math.inf)])
         assert (curve.steps, curve.values, curve.num_left_out) == ([0], [1.0], 2)
 
 
@@ -46,19 +51,39 @@ class TestPlots:
         lines = [*records(40), {"step": 41, "train/kl_loss": 2.0, "health/accuracy_real": 0.5}]
         all_plots = {plot.title: plot for plot in plots([lines])}
         logged = {name for line in lines for name in line} - {"step"}
-        assert {series.name for plot in all_plots.values() for series in plot.series} == logged
+        assert logged - {series.key for plot in all_plots.values() for series in plot.series} == {"train/recon_loss"}
         assert "scheduled weights" not in all_plots, "plots without data are left out"
-        fixed = [panel.title for panel in FIXED_PANELS if panel.title in all_plots]
-        assert [title for title in all_plots if title in fixed] == fixed
         losses = all_plots["all losses"]
         assert next(iter(all_plots)) == losses.title
-        assert [series.label for series in losses.series] == ["kl_loss", "mse", "perceptual_loss", "recon_loss"]
-        assert all_plots["health/accuracy_real"].series[0].curves[0].values == [0.5]
+        assert [series.label for series in losses.series] == ["KL loss", "mean squared error", "perceptual loss"]
+        assert all_plots["health accuracy real"].series[0].curves[0].values == [0.5]
+
+    def test_a_value_has_one_label_in_all_plots(self):
+        found = {}
+        for plot in plots([records(40)], ["alex"]):
+            for series in plot.series:
+                found.setdefault((series.key, series.curves[0].last), set()).add(series.label)
+        assert len(found) > 8
+        assert [labels for labels in found.values() if len(labels) > 1] == []
+
+    def test_lpips_of_different_networks_is_never_on_one_axis(self):
+        lines = [{"step": 1, "train/perceptual_loss": 0.3, "train/mse": 0.1, "val/lpips_alex": 0.2}]
+        for plot in (same := plots([lines], ["alex"])) + plots([lines, lines], ["vgg", "alex"]):
+            assert len({s.label.partition(",")[0] for s in plot.series if "LPIPS" in s.label}) < 2, plot.title
+        assert [s.label for s in same[0].series] == ["mean squared error", "LPIPS (Alex), training"]
+
+    def test_a_sum_is_plotted_if_it_differs_in_a_run(self):
+        lines = [{"step": 1, "train/mse": 0.1, "train/recon_loss": value} for value in (0.1, 0.3)]
+        labels = [[s.label for s in plots(runs)[0].series] for runs in ([lines[:1]], [lines[:1], lines[1:]])]
+        assert labels == [["mean squared error"], ["mean squared error", "reconstruction loss"]]
+
+    def test_a_value_that_is_never_finite_has_no_plot(self):
+        assert plots([[{"step": 1, "train/lr": math.nan}]]) == []
 
     def test_gradients_of_frames_share_a_plot(self):
         (plot,) = plots([[{"step": 1, "train/frame_gradient_000": 0.9, "train/frame_gradient_001": 1.1}]])
         assert plot.title == "gradient of each frame / mean"
-        assert [series.label for series in plot.series] == ["frame_gradient_000", "frame_gradient_001"]
+        assert [series.label for series in plot.series] == ["frame 0", "frame 1"]
 
     def test_several_runs_share_plots(self):
         all_plots = plots([records(5), records(8), [{"step": 1, "other": 1.0}]])
@@ -75,7 +100,7 @@ class TestTable:
     def test_rows_describe_the_curves(self):
         rows = table(plots([[{"step": step, "train/lr": float(step)} for step in (3, 9, 5)]]), ["name"])
         expected = {"first": 3.0, "last": 5.0, "min": 3.0, "max": 9.0, "num_left_out": 0, "run": "name"}
-        assert rows == [{"plot": "learning rate", "series": "autoencoder", **expected}]
+        assert rows == [{"plot": "learning rate", "series": "learning rate", "key": "train/lr", **expected}]
 
     def test_curves_in_buckets_have_exact_ends(self):
         num = 3 * MAX_POINTS

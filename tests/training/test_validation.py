@@ -129,7 +129,7 @@ def test_pictures_are_written_into_the_run(tmp_path, monkeypatch):
     assert calls["write_clips"] == (tmp_path, 7, [])
     path, frames, fps = calls["write_mp4"]
     assert (path, len(frames), fps) == (tmp_path / "side_by_side.mp4", 20, 5.0)
-    assert calls["draw_curves"] == ([], tmp_path / "curves.png")
+    assert calls["draw_curves"] == ([], tmp_path / "curves.png", None)
 
 
 def test_the_earliest_of_equal_validations_is_the_best():

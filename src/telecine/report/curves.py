@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from telecine.files import atomic_write
+from telecine.report.names import (
+    PERCEPTUAL_LOSS,
+    TRAIN_LPIPS,
+    TRAIN_PSNR,
+    label_of,
+    metric_label,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Record = Mapping[str, float]
-Transform = Callable[[float], float]
+Points = list[tuple[int, float]]
+Columns = dict[str, Points]
 
-# Prefix of the logged gradient of each frame; the page plots all of them together.
-FRAME_GRADIENT = "train/frame_gradient_"
 NUM_COLUMNS = 3
 # Maximum ratio of values that is readable on a linear axis.
 MAX_LINEAR_RATIO = 100
@@ -25,6 +31,8 @@ MAX_LINEAR_RATIO = 100
 LINEAR_BELOW = 1e-3
 # A legend with more entries has two columns.
 MAX_LEGEND_ROWS = 5
+# Relative difference of values that are the same but for the order in which they were summed.
+SAME = 1e-5
 
 
 @dataclass(frozen=True)
@@ -32,17 +40,11 @@ class Panel:
     """One plot of several logged values."""
 
     title: str
-    series: Mapping[str, tuple[str, Transform]]
-    """For each label, the name in the records and a transformation of the values."""
+    names: Sequence[str]
+    """The values, as `columns_of` names them."""
     scale: Literal["linear", "log", "wide"] = "linear"
     """The vertical axis. "log" leaves out values that are not positive. "wide" is linear if the values are similar, and
     else logarithmic on both sides of 0."""
-    empty_text: str = "no data yet"
-    """The text of a panel without data."""
-
-
-def _identity(value: float) -> float:
-    return value
 
 
 def psnr_of_mse(mse: float) -> float:
@@ -50,114 +52,142 @@ def psnr_of_mse(mse: float) -> float:
     return 10 * math.log10(4 / max(mse, 1e-10))
 
 
-def plain_series(names: Iterable[str]) -> dict[str, tuple[str, Transform]]:
-    """Return series without a transformation, labelled with the names in the records less "train/"."""
-    return {name.removeprefix("train/"): (name, _identity) for name in names}
-
-
-FIXED_PANELS = (
+PSNR_PANEL = Panel("PSNR (dB), larger is better", (TRAIN_PSNR, "val/psnr", "linear/psnr"))
+TRAINING_PANELS = (
+    Panel("SSIM, larger is better", ("val/ssim", "linear/ssim")),
     Panel(
-        "PSNR (dB), larger is better",
-        {
-            "training": ("train/mse", psnr_of_mse),
-            "held out": ("val/psnr", _identity),
-            "linear": ("linear/psnr", _identity),
-        },
+        "discriminator: logits",
+        ("train/logits_real", "train/logits_fake", "train/logits_real_std", "train/logits_fake_std"),
     ),
-    Panel(
-        "LPIPS, smaller is better",
-        {
-            "training": ("train/perceptual_loss", _identity),
-            "held out, Alex": ("val/lpips_alex", _identity),
-            "linear, Alex": ("linear/lpips_alex", _identity),
-        },
-    ),
-    Panel("SSIM, larger is better", {"held out": ("val/ssim", _identity), "linear": ("linear/ssim", _identity)}),
-    Panel(
-        "discriminator: mean logits",
-        {
-            "real": ("train/logits_real", _identity),
-            "reconstruction": ("train/logits_fake", _identity),
-            "std, real": ("train/logits_real_std", _identity),
-            "std, reconstruction": ("train/logits_fake_std", _identity),
-        },
-    ),
-    Panel(
-        "discriminator: accuracy",
-        {
-            "real": ("train/accuracy_real", _identity),
-            "reconstruction": ("train/accuracy_fake", _identity),
-            "active hinge": ("train/hinge_active", _identity),
-        },
-    ),
-    Panel(
-        "adversarial losses",
-        {
-            "generator loss": ("train/gen_loss", _identity),
-            "discriminator loss": ("train/discr_loss", _identity),
-            "gradient penalty": ("train/grad_penalty_loss", _identity),
-        },
-    ),
+    Panel("discriminator: fractions", ("train/accuracy_real", "train/accuracy_fake", "train/hinge_active")),
+    Panel("adversarial losses", ("train/gen_loss", "train/discr_loss", "train/grad_penalty_loss")),
     Panel(
         "adaptive weight and gradient norms",
-        {
-            "adaptive weight": ("train/adaptive_weight", _identity),
-            "autoencoder's gradient": ("train/grad_norm", _identity),
-            "discriminators' gradient": ("train/disc_grad_norm", _identity),
-        },
+        ("train/adaptive_weight", "train/grad_norm", "train/disc_grad_norm"),
         scale="log",
     ),
+    Panel("update norm / weight norm", ("train/update_ratio", "train/disc_update_ratio"), scale="log"),
     Panel(
-        "update norm / weight norm",
-        {
-            "autoencoder": ("train/update_ratio", _identity),
-            "discriminators": ("train/disc_update_ratio", _identity),
-        },
-        scale="log",
+        "fraction of the gradient, of the updates",
+        (
+            "train/adversarial_gradient_share",
+            "train/grad_clipped",
+            "train/disc_grad_clipped",
+            "train/grad_overflow",
+            "train/disc_grad_overflow",
+        ),
     ),
-    Panel(
-        "gradients: fraction of ...",
-        {
-            "adversarial terms": ("train/adversarial_gradient_share", _identity),
-            "clipped updates, autoencoder": ("train/grad_clipped", _identity),
-            "clipped updates, discriminators": ("train/disc_grad_clipped", _identity),
-            "skipped updates, autoencoder": ("train/grad_overflow", _identity),
-            "skipped updates, discriminators": ("train/disc_grad_overflow", _identity),
-        },
-    ),
-    Panel("learning rate", {"autoencoder": ("train/lr", _identity)}),
 )
-FIXED_NAMES = frozenset(name for panel in FIXED_PANELS for name, _ in panel.series.values())
-# Sums of terms, and a term that the PSNR already shows.
-NOT_OTHER_LOSSES = frozenset({"train/total_loss", "train/total_disc_loss", "train/recon_loss"})
+LEARNING_RATE_PANEL = Panel("learning rate", ("train/lr",))
+FIXED_NAMES = frozenset(name for panel in (PSNR_PANEL, *TRAINING_PANELS, LEARNING_RATE_PANEL) for name in panel.names)
+# Sums of terms; the page shows them among all losses.
+TOTALS = frozenset({"train/total_loss", "train/total_disc_loss"})
 
 
 def panels(names: Collection[str]) -> list[Panel]:
-    """Return the panels for the logged names: fixed ones, one of all other losses, and one of the scheduled weights."""
+    """Return the panels for the plotted names.
+
+    They are fixed ones, one of LPIPS for each network, one of all other losses, and one of the scheduled weights.
+    """
     others = sorted(name for name in names if name.startswith("train/") and name not in FIXED_NAMES)
-    losses = [
-        name for name in others if name not in NOT_OTHER_LOSSES and (name.endswith("_loss") or name == "train/logvar")
-    ]
+    losses = [name for name in others if is_loss(name) and name not in {"train/mse", *TOTALS}]
     weights = [name for name in others if name.endswith("_weight")]
-    *first, learning_rate = FIXED_PANELS
-    return [
-        *first,
-        Panel("other losses, unweighted", plain_series(losses), scale="wide"),
-        Panel("scheduled weights", plain_series(weights), scale="wide", empty_text="no weight changes"),
-        learning_rate,
+    metrics = sorted({name.partition("/")[2] for name in names if is_lpips(name)})
+    lpips = [Panel(f"{metric_label(metric)}, smaller is better", by_source(metric)) for metric in metrics]
+    every = [
+        PSNR_PANEL,
+        *lpips,
+        *TRAINING_PANELS,
+        Panel("other losses, unweighted", losses, scale="wide"),
+        Panel("scheduled weights", weights, scale="wide"),
+        LEARNING_RATE_PANEL,
     ]
+    return [panel for panel in every if not set(panel.names).isdisjoint(names)]
 
 
-def draw_curves(records: Sequence[Record], path: Path) -> None:
+def by_source(metric: str) -> tuple[str, str, str]:
+    """Return the names of a metric of the training clips, the held-out clips and the linear baseline."""
+    return (f"train/{metric}", f"val/{metric}", f"linear/{metric}")
+
+
+def is_lpips(name: str) -> bool:
+    """Return whether a value is an LPIPS. Those of different networks do not compare, and are never on one axis."""
+    return name.startswith((TRAIN_LPIPS, "val/lpips_", "linear/lpips_"))
+
+
+def is_loss(name: str) -> bool:
+    """Return whether a plotted value is a loss without its weight, LPIPS aside."""
+    prefix, _, rest = name.partition("/")
+    return prefix == "train" and (
+        rest in ("mse", "logvar", "aux_losses") or ("loss" in rest and not rest.endswith("_weight"))
+    )
+
+
+def columns_of(records: Iterable[Record], perceptual_net: str | None) -> Columns:
+    """Return the finite and other (step, value) pairs of every name.
+
+    Args:
+        records: The records of a run.
+        perceptual_net: The network of its perceptual loss, "vgg", "alex" or another; None if it is not known.
+    """
+    columns: Columns = {}
+    for record in records:
+        step = int(record["step"])
+        for name, value in record.items():
+            if name == PERCEPTUAL_LOSS and perceptual_net is not None:
+                name = f"{TRAIN_LPIPS}{perceptual_net}"
+            if name != "step":
+                columns.setdefault(name, []).append((step, float(value)))
+    if "train/mse" in columns:
+        columns[TRAIN_PSNR] = [(step, psnr_of_mse(mse)) for step, mse in columns["train/mse"]]
+    return columns
+
+
+def duplicates(columns: Columns) -> set[str]:
+    """Return the names of sums whose only term is logged, too: the term is plotted, and the sum is not.
+
+    These are the reconstruction loss if it is the mean squared error, the auxiliary losses if there is one, and the
+    discriminators' total without a penalty.
+    """
+    terms = [name for name in columns if name.startswith("train/") and name.endswith("_loss") and name not in TOTALS]
+    candidates = {
+        "train/recon_loss": ["train/mse"],
+        "train/total_disc_loss": ["train/discr_loss"],
+        "train/aux_losses": terms,
+    }
+    return {
+        name
+        for name, others in candidates.items()
+        if any(_is_same(columns[name], columns.get(other, [])) for other in others if name in columns)
+    }
+
+
+def _is_same(some: Points, others: Points) -> bool:
+    return len(some) == len(others) and all(
+        a == b and math.isclose(x, y, rel_tol=SAME) for (a, x), (b, y) in zip(some, others, strict=True)
+    )
+
+
+def draw_curves(records: Sequence[Record], path: Path, perceptual_net: str | None = None) -> None:
     """Plot metrics, logits, losses, weights, gradient norms and the learning rate over the steps, as a PNG.
 
     Args:
-        records: The records of `metrics.jsonl`. A panel without data contains a text.
+        records: The records of `metrics.jsonl`. Panels without data are left out; without any, no file is written.
         path: The PNG, written atomically.
+        perceptual_net: See `columns_of`.
     """
     from matplotlib.figure import Figure  # takes a second to import, which `telecine --help` must not spend
 
-    drawn = panels({name for record in records for name in record})
+    columns = columns_of(records, perceptual_net)
+    left_out = duplicates(columns)
+    finite = {
+        name: [(step, value) for step, value in points if math.isfinite(value)]
+        for name, points in columns.items()
+        if name not in left_out
+    }
+    drawn = [(panel, lines) for panel in panels(finite) if (lines := _lines(panel, finite))]
+    if not drawn:
+        return
     num_rows = -(-len(drawn) // NUM_COLUMNS)
     width, height = 5 * NUM_COLUMNS, 3.4 * num_rows
     figure = Figure(figsize=(width, height), dpi=100)
@@ -170,39 +200,30 @@ def draw_curves(records: Sequence[Record], path: Path) -> None:
         wspace=0.2,
         hspace=0.35,
     )
-    for panel, axes in zip(drawn, figure.subplots(num_rows, NUM_COLUMNS).flat, strict=True):
-        _draw_panel(panel, axes, records)
+    for index, (panel, lines) in enumerate(drawn, 1):
+        _draw_panel(panel, figure.add_subplot(num_rows, NUM_COLUMNS, index), lines)
     atomic_write(path, lambda partial: figure.savefig(partial, format="png"))
 
 
-def _draw_panel(panel: Panel, axes: Axes, records: Sequence[Record]) -> None:
+def _lines(panel: Panel, columns: Columns) -> Columns:
+    """Return the points of a panel that its axis can show."""
+    shown = {name: columns[name] for name in panel.names if name in columns}
+    if panel.scale == "log":
+        shown = {name: [(step, value) for step, value in points if value > 0] for name, points in shown.items()}
+    return {name: points for name, points in shown.items() if points}
+
+
+def _draw_panel(panel: Panel, axes: Axes, lines: Columns) -> None:
     axes.set_title(panel.title, fontsize=10)
     axes.set_xlabel("step", fontsize=9)
     axes.grid(alpha=0.3)
-    drawn = [_draw_series(axes, label, records, *series, panel) for label, series in panel.series.items()]
-    values = [value for series in drawn for value in series]
-    if values:
-        _set_scale(axes, panel, values)
-        is_long = sum(map(bool, drawn)) > MAX_LEGEND_ROWS
-        axes.legend(fontsize=7 if is_long else 8, ncols=2 if is_long else 1, framealpha=0.6)
-    else:
-        axes.text(0.5, 0.5, panel.empty_text, ha="center", va="center", transform=axes.transAxes)
-
-
-def _draw_series(
-    axes: Axes, label: str, records: Sequence[Record], name: str, transform: Transform, panel: Panel
-) -> list[float]:
-    """Draw the finite values of one series and return them."""
-    points = [
-        (record["step"], transform(record[name])) for record in records if math.isfinite(record.get(name, math.nan))
-    ]
-    if panel.scale == "log":
-        points = [(step, value) for step, value in points if value > 0]
-    if points:
+    for name, points in lines.items():
         marker = "o" if name.startswith("val/") else None
         style = "--" if name.startswith("linear/") else "-"
-        axes.plot(*zip(*points, strict=True), style, label=label, marker=marker, markersize=3, linewidth=1.2)
-    return [value for _, value in points]
+        axes.plot(*zip(*points, strict=True), style, label=label_of(name), marker=marker, markersize=3, linewidth=1.2)
+    _set_scale(axes, panel, [value for points in lines.values() for _, value in points])
+    is_long = len(lines) > MAX_LEGEND_ROWS
+    axes.legend(fontsize=7 if is_long else 8, ncols=2 if is_long else 1, framealpha=0.6)
 
 
 def _set_scale(axes: Axes, panel: Panel, values: Sequence[float]) -> None:

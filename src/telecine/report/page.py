@@ -19,18 +19,11 @@ from telecine.checks import argument_error
 from telecine.data import index_video
 from telecine.files import atomic_write
 from telecine.report.clips import SavedClip, SavedValidation
+from telecine.report.names import METRICS, metric_label
 from telecine.report.run import HeldOutMetric, ReportedRun, best_and_worst, read_run, run_names
 from telecine.report.series import Plot, plots, table
 from telecine.report.settings import side_by_side_settings
 from telecine.runs import REPORT_FILE
-
-# Metrics without a label are shown with the name that they were logged under.
-METRIC_LABELS = {
-    "psnr": "PSNR, dB ↑",
-    "ssim": "SSIM ↑",
-    "lpips_alex": "LPIPS, Alex ↓",
-    "lpips_vgg": "LPIPS, VGG ↓",
-}
 
 
 class ClipData(TypedDict):
@@ -120,9 +113,14 @@ class VideoFolder:
 
 def render(runs: Sequence[ReportedRun], validations: Sequence[ValidationData]) -> str:
     """Return the page as HTML."""
-    all_plots = plots([run.records for run in runs])
+    all_plots = plots(runs)
     names = [run.name for run in runs]
-    data = {"runs": names, "plots": [_plot_data(plot) for plot in all_plots], "validations": validations}
+    data = {
+        "runs": names,
+        "metrics": METRICS,
+        "plots": [_plot_data(plot) for plot in all_plots],
+        "validations": validations,
+    }
     return (
         page_environment()
         .get_template("page.html")
@@ -166,10 +164,15 @@ def metric_table(runs: Sequence[ReportedRun]) -> MetricTable:
     by_run = [{metric.name: metric for metric in run.held_out()} for run in runs]
     names = list(dict.fromkeys(name for values in by_run for name in values))
     return {
-        "labels": [METRIC_LABELS.get(name, name) for name in names],
+        "labels": [f"{metric_label(name)} {_arrow(name)}".strip() for name in names],
         "rows": [[values.get(name) for name in names] for values in by_run],
         "has_linear": any(metric.linear is not None for values in by_run for metric in values.values()),
     }
+
+
+def _arrow(metric: str) -> str:
+    """Return the direction in which a built-in metric is better."""
+    return "" if metric not in METRICS else "↓" if metric.startswith("lpips") else "↑"
 
 
 def short(value: float) -> str:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from telecine.checks import argument_error
 from telecine.report.clips import SavedClip, SavedValidation, read_validations
-from telecine.report.settings import read_environment, read_settings
+from telecine.report.settings import perceptual_net, read_environment, read_settings
 from telecine.runs import HEALTH_FILE, METRICS_FILE, VIDEO_FILE
 
 
@@ -53,6 +53,11 @@ class ReportedRun:
     """The warnings of the run; None if it has no `health.jsonl`."""
     validations: list[SavedValidation]
     """The validations whose clips were kept, oldest first."""
+
+    @property
+    def perceptual_net(self) -> str | None:
+        """The network of the perceptual loss, or None if its settings do not say."""
+        return perceptual_net(self.settings)
 
     @property
     def steps(self) -> int:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TypedDict
 
-from telecine.report.curves import FRAME_GRADIENT, Panel, Record, Transform, panels, plain_series
+from telecine.report.curves import Columns, Panel, Points, columns_of, duplicates, is_loss, is_lpips, panels
+from telecine.report.names import FRAME_GRADIENT, TRAIN_LPIPS, key_of, label_of
+from telecine.report.run import ReportedRun
 
 # Maximum number of points of one curve, about the width of a screen. A bucket of values is one point.
 MAX_POINTS = 600
 # Significant digits of the values; float32 has seven.
 DIGITS = 6
-
-Points = list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Series:
     """One label of a plot, with a curve for each run that logged it."""
 
     label: str
-    name: str
+    key: str
     """Its name in `metrics.jsonl`."""
     curves: list[Curve]
 
@@ -72,6 +72,7 @@ class TableRow(TypedDict):
 
     plot: str
     series: str
+    key: str
     run: str
     first: float
     last: float
@@ -80,33 +81,37 @@ class TableRow(TypedDict):
     num_left_out: int
 
 
-def plots(runs: Sequence[Iterable[Record]]) -> list[Plot]:
+def plots(runs: Sequence[ReportedRun]) -> list[Plot]:
     """Return the plots that have data: one of all losses, the `panels`, one of all frames' gradients, and one for each
-    other name.
+    other name. A curve is left out if every run that has it also has its `duplicates`.
     """
-    columns = [_columns(records) for records in runs]
-    names = sorted(set().union(*columns))
+    columns = [columns_of(run.records, run.perceptual_net) for run in runs]
+    same = [duplicates(of_run) for of_run in columns]
+    distinct = {name for of_run, left_out in zip(columns, same, strict=True) for name in of_run.keys() - left_out}
+    names = sorted(name for name in distinct if any(_is_finite(of_run.get(name, [])) for of_run in columns))
     grouped = panels(names)
-    in_panels = {name for panel in grouped for name, _ in panel.series.values()}
-    losses = Panel("all losses", plain_series(filter(_is_loss, names)), scale="wide")
-    frame_names = [name for name in names if name.startswith(FRAME_GRADIENT)]
-    frames = Panel("gradient of each frame / mean", plain_series(frame_names))
-    others = [name for name in names if name not in {*in_panels, *frame_names} and not _is_loss(name)]
-    singles = [Panel(name.removeprefix("train/"), plain_series([name])) for name in others]
-    all_plots = (_plot(panel, columns) for panel in (losses, *grouped, frames, *singles))
+    lpips = [name for name in names if name.startswith(TRAIN_LPIPS)]
+    losses = Panel("all losses", [*filter(is_loss, names), *(lpips if len(lpips) == 1 else [])], scale="wide")
+    frames = Panel("gradient of each frame / mean", [name for name in names if name.startswith(FRAME_GRADIENT)])
+    in_plots = {name for panel in (losses, *grouped, frames) for name in panel.names}
+    singles = [Panel(label_of(name), [name]) for name in names if name not in in_plots and not is_lpips(name)]
+    all_plots = (_plot(panel, columns, set(names)) for panel in (losses, *grouped, frames, *singles))
     return [plot for plot in all_plots if plot.series]
 
 
-def as_curve(run: int, points: Points, transform: Transform, max_points: int = MAX_POINTS) -> Curve:
+def _is_finite(points: Points) -> bool:
+    return any(math.isfinite(value) for _, value in points)
+
+
+def as_curve(run: int, points: Points, max_points: int = MAX_POINTS) -> Curve:
     """Return (step, value) pairs as a curve of at most `max_points` points that keeps all extremes.
 
     Args:
         run: The index of the run.
         points: Pairs in the order of steps.
-        transform: Applied to each value.
         max_points: With more values, neighbours are reduced to a bucket with their mean, minimum and maximum.
     """
-    finite = [(step, transform(value)) for step, value in points if math.isfinite(value)]
+    finite = [(step, value) for step, value in points if math.isfinite(value)]
     steps, values = [step for step, _ in finite], [value for _, value in finite]
     num_left_out = len(points) - len(finite)
     if len(values) <= max_points:
@@ -130,6 +135,7 @@ def table(all_plots: Sequence[Plot], run_names: Sequence[str]) -> list[TableRow]
         {
             "plot": plot.title,
             "series": series.label,
+            "key": series.key,
             "run": run_names[curve.run],
             "first": curve.first,
             "last": curve.last,
@@ -144,28 +150,13 @@ def table(all_plots: Sequence[Plot], run_names: Sequence[str]) -> list[TableRow]
     ]
 
 
-def _plot(panel: Panel, columns: Sequence[Mapping[str, Points]]) -> Plot:
+def _plot(panel: Panel, columns: Sequence[Columns], names: set[str]) -> Plot:
     series = []
-    for label, (name, transform) in panel.series.items():
-        curves = [as_curve(run, of_run[name], transform) for run, of_run in enumerate(columns) if name in of_run]
-        if curves:
-            series.append(Series(label, name, curves))
+    for name in panel.names:
+        curves = [as_curve(run, of_run[name]) for run, of_run in enumerate(columns) if name in of_run]
+        if name in names and curves:
+            series.append(Series(label_of(name), key_of(name), curves))
     return Plot(panel.title, panel.scale, series)
-
-
-def _columns(records: Iterable[Record]) -> dict[str, Points]:
-    """Return the (step, value) pairs of every name."""
-    columns: dict[str, Points] = {}
-    for record in records:
-        step = int(record["step"])
-        for name, value in record.items():
-            if name != "step":
-                columns.setdefault(name, []).append((step, float(value)))
-    return columns
-
-
-def _is_loss(name: str) -> bool:
-    return name == "train/mse" or (name.startswith("train/") and "loss" in name and not name.endswith("_weight"))
 
 
 def _rounded(values: Iterable[float]) -> list[float]:

@@ -58,6 +58,12 @@ def flat_settings(values: Mapping[str, object]) -> dict[str, str]:
     return dict(_flatten(values, ""))
 
 
+def perceptual_net(settings: Mapping[str, str]) -> str | None:
+    """Return the network of the perceptual loss from a run's settings as text, or None if they do not say."""
+    name = "objective.perceptual.net"
+    return settings.get(name) or settings.get(f"{name}.target")
+
+
 def _flatten(values: Mapping[str, object], prefix: str) -> Iterator[tuple[str, str]]:
     for name, value in values.items():
         if isinstance(value, dict):

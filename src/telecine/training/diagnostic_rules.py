@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import TypeAlias
 
 from telecine.objective.weights import WeightSchedule
-from telecine.report.curves import FRAME_GRADIENT
+from telecine.report.names import FRAME_GRADIENT
 from telecine.training.config import TrainConfig
 from telecine.training.logging import ADVERSARIAL_SHARE
 

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from telecine.report.curves import FRAME_GRADIENT, psnr_of_mse
+from telecine.report.curves import psnr_of_mse
+from telecine.report.names import FRAME_GRADIENT
 from telecine.report.trackers import log_preview
 from telecine.runs import METRICS_FILE
 

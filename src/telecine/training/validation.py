@@ -19,6 +19,7 @@ from telecine.evaluation.metrics import mean_over_clips
 from telecine.report.clips import ValidationClip, write_clips
 from telecine.report.curves import draw_curves
 from telecine.report.run import read_records, validations
+from telecine.report.settings import perceptual_net, read_settings
 from telecine.report.video import side_by_side, write_mp4
 from telecine.runs import CONFIG_FILE, CURVES_FILE, METRICS_FILE, REPORT_FILE, VIDEO_FILE, checkpoints
 from telecine.training.distributed import all_gather
@@ -134,7 +135,7 @@ def write_pictures(run: Path, step: int, validation: Validation, *, fps: float) 
     """
     write_clips(run, step, validation.clips, fps=fps)
     write_mp4(run / VIDEO_FILE, repeat_short_video(validation.picture, fps), fps)
-    draw_curves(read_records(run / METRICS_FILE), run / CURVES_FILE)
+    draw_curves(read_records(run / METRICS_FILE), run / CURVES_FILE, perceptual_net(read_settings(run)))
 
 
 def repeat_short_video(frames: Tensor, fps: float) -> Tensor:

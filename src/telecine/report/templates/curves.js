@@ -85,7 +85,7 @@ class Chart {
       const sample = svg("svg", { viewBox: "0 0 22 8", "aria-hidden": "true" });
       sample.append(svg("line", { x1: 0, x2: 22, y1: 4, y2: 4, "stroke-width": 2, ...stroke }));
       const values = html("span");
-      const button = html("button", { type: "button", "aria-pressed": "true" }, sample, html("span", {}, series.label), values);
+      const button = html("button", { type: "button", "aria-pressed": "true", title: `${series.key} in metrics.jsonl` }, sample, html("span", {}, series.label), values);
       button.addEventListener("click", () => this.toggle(series, button));
       this.legend.append(button);
       return { series, values };
@@ -98,14 +98,14 @@ class Chart {
     this.draw();
   }
 
-  /** Return the visible curves with their smoothed values. Validations have few values and are not smoothed. */
+  /** Return the visible curves with their smoothed values. Validations have few values: only training is smoothed. */
   curves() {
     const found = [];
     for (const series of this.plot.series) {
       if (this.hidden.has(series)) continue;
       for (const curve of series.curves) {
         if (!curve.values || state.hiddenRuns.has(curve.run)) continue;
-        const weight = series.name.startsWith("val/") ? 0 : state.smoothing;
+        const weight = series.key.startsWith("train/") ? state.smoothing : 0;
         found.push({ series, ...curve, weight, line: weight ? smoothed(curve.values, weight) : curve.values });
       }
     }
@@ -214,7 +214,7 @@ class Chart {
   readout() {
     return this.drawn.map((curve) => {
       const run = severalRuns ? ` of ${DATA.runs[curve.run]}` : "";
-      return `${curve.series.label}${run} ${short(this.valueAt(curve))}`;
+      return `${curve.series.label}${run} ${short(this.valueAt(curve))}${curve.weight ? " smoothed" : ""}`;
     });
   }
 
@@ -238,7 +238,7 @@ class Chart {
         const value = html("b", {}, short(this.valueAt(curve)));
         if (severalRuns) value.style.color = this.style(series, curve.run).stroke;
         return [" ", value];
-      }));
+      }), curves.some(({ weight }) => weight) ? html("i", {}, " smoothed") : "");
     }
   }
 }

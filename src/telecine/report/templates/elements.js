@@ -23,7 +23,7 @@ function svg(name, attributes = {}, text = null) {
 /** Format a number with four significant digits, in scientific notation if it is very small or large. */
 function short(value) {
   const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2).replace("-", "−").replace("-", "−");
+  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2).replace(/\.?0+e/, "e").replaceAll("-", "−");
   return String(Number(value.toPrecision(4))).replace("-", "−");
 }
 

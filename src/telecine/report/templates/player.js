@@ -5,10 +5,9 @@ const MIN_SECONDS = 1.5;
 const MIN_DECIBELS = 2;
 const TIMELINE_HEIGHT = 84;
 const TIMELINE_MARGIN = { left: 40, right: 12, top: 10, bottom: 8 };
-const SHORT_NAMES = { psnr: "PSNR", ssim: "SSIM", lpips_alex: "LPIPS Alex", lpips_vgg: "LPIPS VGG" };
 
 function nameOf(metric) {
-  return SHORT_NAMES[metric] ?? metric;
+  return DATA.metrics[metric] ?? metric;
 }
 
 class Player {
