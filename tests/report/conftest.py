@@ -56,10 +56,11 @@ def opened(browser, report):
 
 @pytest.fixture
 def page(opened):
-    """The page, showing the first frame of the stamped clip."""
+    """The page, showing the first frame of the stamped clip of the last validation, compared with nothing."""
     from .browser import wait_for_frame
 
-    opened.page.select_option("#validation", "1")
+    opened.page.select_option("#run-1", "")
+    opened.page.select_option("#run-0", "0")
     opened.page.click("#clip-table tbody tr:first-child button")
     wait_for_frame(opened.page, 0)
     return opened.page

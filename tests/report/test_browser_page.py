@@ -35,7 +35,9 @@ def test_clips_are_sorted_and_the_best_and_worst_are_linked(page):
     page.locator("#best-and-worst").get_by_role("button", name="worst PSNR").click()
     assert page.inner_text("#clip-title") == "clip 2.mp4, frame 20"
     assert page.inner_text("#clip-table tr[aria-current] th") == "clip 2.mp4, frame 20"
-    page.select_option("#validation", "0")
+    page.focus("#step-0")
+    page.keyboard.press("Home")
+    assert page.get_attribute("#step-0", "aria-valuetext") == "step 0"
     assert page.inner_text("#clip-title") == "clip 2.mp4, frame 20", "the same clip of the first validation"
     page.locator("#clip-table").get_by_role("button", name="Clip", exact=True).click()
 
@@ -172,7 +174,7 @@ def test_every_control_has_a_name_and_a_tab_stop(page):
     for _ in range(90):
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.dataset.do || ''"))
-    assert {"validation", "panes", "timeline", "play", "loop", "speed", "zoom", "smoothing"} <= reached
+    assert {"run-0", "step-0", "run-1", "panes", "timeline", "play", "loop", "speed", "zoom", "smoothing"} <= reached
     page.focus("#panes")
     page.keyboard.press("Tab")
     assert evaluate(page, "#timeline", "e => getComputedStyle(e).outlineStyle") == "solid", "the focus is visible"

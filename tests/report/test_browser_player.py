@@ -169,6 +169,33 @@ def test_pinching_zooms(page):
     page.keyboard.press("0")
 
 
+def test_two_runs_play_the_same_clip_in_step(page):
+    page.select_option("#run-1", "1")
+    assert page.locator("#panes figcaption").all_inner_texts() == [
+        "Input",
+        "first, step 60 PSNR 40.00, SSIM 0.9000, LPIPS (Alex) 0.1000",
+        "second, step 60 PSNR 40.00, SSIM 0.9000, LPIPS (Alex) 0.1000",
+        f"first, step 60 Difference {TIMES} 4",
+        f"second, step 60 Difference {TIMES} 4",
+    ]
+    page.focus("#panes")
+    for key, number in (("End", STAMPED_FRAMES - 1), ("ArrowLeft", STAMPED_FRAMES - 2)):
+        page.keyboard.press(key)
+        wait_for_frame(page, number)
+        assert [shown_number(page, pane) for pane in range(3)] == [number] * 3
+    assert page.inner_text("#frame-readout").endswith("100.00 dB, 100.00 dB")
+    page.focus("#step-1")
+    page.keyboard.press("Home")
+    wait_for_frame(page, STAMPED_FRAMES - 2)
+    assert page.inner_text("#panes figcaption b >> nth=1") == "second, step 0"
+    assert page.locator("#timeline path").count() == 2
+    page.evaluate("DATA.validations[2].clips[0].sha256 = ''")  # as if the run had another clip
+    page.select_option("#run-0", "0")
+    assert page.inner_text("#source-note") == "second, step 0: this clip is not among those of this validation."
+    assert page.locator("#panes canvas").count() == 3
+    page.evaluate("DATA.validations[2].clips[0].sha256 = DATA.validations[3].clips[0].sha256")
+
+
 def test_a_run_without_clips_plays_its_side_by_side_video(browser, tmp_path):
     run = write_run(tmp_path / "run", records(20))
     write_clips_of(run, steps=(20,))

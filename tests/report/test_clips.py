@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from telecine.data import index_video, read_clip
-from telecine.report.clips import KEYFRAME_EVERY, MAX_PSNR, frame_psnr, read_validations, write_clips
-from telecine.runs import validation_folders
+from telecine.report.clips import KEYFRAME_EVERY, MAX_PSNR, frame_psnr, pixels_sha256, read_validations, write_clips
 
 from .runs import FPS, real_clip, validation_clips
 
@@ -64,13 +63,16 @@ def test_psnr_of_each_frame():
     )
 
 
-def test_only_the_first_and_the_last_validation_are_kept(tmp_path):
-    clip = validation_clips(1.0)[0]
-    for step in (0, 10, 20, 30, 20):  # the last one after resuming from step 10
-        write_clips(tmp_path, step, [clip], fps=FPS)
-        assert [found for found, _ in validation_folders(tmp_path)] == sorted({0, step})
-    names = {path.name for path in (tmp_path / "validation").iterdir()}
-    assert names == {"step-00000000", "step-00000020"}
+def test_every_validation_is_kept(tmp_path):
+    clips = validation_clips(1.0)[:1]
+    for step in (0, 10, 20, 10):  # the last one after resuming
+        write_clips(tmp_path, step, clips, fps=FPS)
+    saved = read_validations(tmp_path)
+    assert [validation.step for validation in saved] == [0, 10, 20]
+    assert {validation.clips[0].sha256 for validation in saved} == {pixels_sha256(clips[0].target)}
+    other = clips[0].target.clone()
+    other[0, 0, 0, 0] += 1
+    assert pixels_sha256(other) != pixels_sha256(clips[0].target)
 
 
 def test_a_failure_keeps_the_previous_clips(tmp_path):

@@ -3,7 +3,7 @@
 import json
 
 from telecine.report.run import read_lines
-from telecine.runs import HEALTH_FILE, METRICS_FILE
+from telecine.runs import CLIPS_FILE, HEALTH_FILE, METRICS_FILE, validation_folder, validation_folders
 from telecine.training.records import keep_records, missing_records
 
 
@@ -11,7 +11,12 @@ def test_records_up_to_the_checkpoint_are_kept(tmp_path):
     for name in (METRICS_FILE, HEALTH_FILE):
         lines = [json.dumps({"step": step}) for step in (0, 10, 20, 30)]
         (tmp_path / name).write_text("\n".join(lines) + '\n{"step": 30, "val')
+    for step in (0, 20, 30):
+        folder = validation_folder(tmp_path, step)
+        folder.mkdir(parents=True)
+        (folder / CLIPS_FILE).touch()
     assert keep_records(tmp_path, 20) == (3, [])
+    assert [step for step, _ in validation_folders(tmp_path)] == [0, 20]
     for name in (METRICS_FILE, HEALTH_FILE):
         assert [line["step"] for line in read_lines(tmp_path / name)] == [0, 10, 20]
 

@@ -1,10 +1,11 @@
 """The clips of a validation as videos with their metrics, written for the report.
 
-A run keeps the clips of its first and of its last validation.
+A run keeps the clips of all its validations.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import shutil
@@ -62,6 +63,8 @@ class SavedClip:
     """Its metrics by name."""
     frame_psnr: list[float]
     """PSNR of each frame in dB."""
+    sha256: str = ""
+    """Hash of the input's pixels, by which the same clip is found in other validations; empty before telecine 0.2."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class SavedValidation:
 
 
 def write_clips(run: Path, step: int, clips: Iterable[ValidationClip], *, fps: float) -> Path:
-    """Write the clips of the validation at `step`, then remove those of all other validations except the first.
+    """Write the clips of the validation at `step`.
 
     Args:
         run: The run's folder.
@@ -107,9 +110,6 @@ def write_clips(run: Path, step: int, clips: Iterable[ValidationClip], *, fps: f
         os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for other_step, other_folder in validation_folders(run)[1:]:
-        if other_step != step:
-            shutil.rmtree(other_folder)
     return folder
 
 
@@ -129,6 +129,11 @@ def frame_psnr(*, target: Tensor, reconstruction: Tensor) -> list[float]:
     return [10 * math.log10(255**2 / max(error, min_error)) for error in errors]
 
 
+def pixels_sha256(frames: Tensor) -> str:
+    """Return the hash of uint8 frames `(T, H, W, 3)`, as evaluations record it."""
+    return hashlib.sha256(frames.cpu().numpy().tobytes()).hexdigest()
+
+
 def _write_clip(folder: Path, index: int, clip: ValidationClip, fps: float) -> SavedClip:
     name = f"clip-{index:02d}.mp4"
     frames = panes(target=clip.target, reconstruction=clip.reconstruction, amplification=AMPLIFICATION)
@@ -144,6 +149,7 @@ def _write_clip(folder: Path, index: int, clip: ValidationClip, fps: float) -> S
         width=width,
         metrics={name: round(value, 5) for name, value in clip.metrics.items()},
         frame_psnr=[round(value, 3) for value in frame_psnr(target=clip.target, reconstruction=clip.reconstruction)],
+        sha256=pixels_sha256(clip.target),
     )
 
 

@@ -38,6 +38,8 @@ class ClipData(TypedDict):
     width: int
     metrics: dict[str, float | None]
     frame_psnr: list[float]
+    sha256: str
+    """Clips of equal hashes have the same input; empty if it is not known."""
 
 
 class ValidationData(TypedDict):
@@ -227,6 +229,7 @@ def _clip(run: int, saved: SavedValidation, number: int, clip: SavedClip, videos
         "width": clip.width,
         "metrics": {name: value if math.isfinite(value) else None for name, value in clip.metrics.items()},
         "frame_psnr": clip.frame_psnr,
+        "sha256": clip.sha256,
     }
 
 
@@ -243,4 +246,5 @@ def _side_by_side(run: int, step: int, video: Path, videos: VideoFolder) -> Clip
         "width": info.width,
         "metrics": {},
         "frame_psnr": [],
+        "sha256": "",
     }

@@ -1,18 +1,19 @@
-"""The records of a run that resumes: those up to its checkpoint are kept, and what is missing is said."""
+"""What a run that resumes has recorded: that up to its checkpoint is kept, and what is missing is said."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from telecine.files import atomic_write
-from telecine.runs import HEALTH_FILE, METRICS_FILE
+from telecine.runs import HEALTH_FILE, METRICS_FILE, validation_folders
 
 
 def keep_records(run: Path, step: int) -> tuple[int, list[str]]:
-    """Keep the records up to a checkpoint; the run writes the later ones again.
+    """Keep the records and the clips of validations up to a checkpoint; the run writes the later ones again.
 
     Lines that cannot be read are dropped: after a power failure, a file may have a part that was never written.
 
@@ -23,6 +24,9 @@ def keep_records(run: Path, step: int) -> tuple[int, list[str]]:
     Returns:
         The number of records in `metrics.jsonl`, and a note for each file with lines that could not be read.
     """
+    for later, folder in validation_folders(run):
+        if later > step:
+            shutil.rmtree(folder)
     counts, notes = [], []
     for path in (run / METRICS_FILE, run / HEALTH_FILE):
         path.touch()

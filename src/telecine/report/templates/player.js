@@ -1,4 +1,4 @@
-const PANE_NAMES = ["Input", "Reconstruction", "Amplified difference"];
+const PANE_NAMES = ["input", "reconstruction", "amplified difference"];
 // Shorter clips are slowed down by default until they last this long.
 const MIN_SECONDS = 1.5;
 // Minimum range of the PSNR axis: smaller differences are not visible.
@@ -14,7 +14,8 @@ class Player {
   constructor() {
     this.root = byId("player");
     this.panes = byId("panes");
-    this.canvases = [...this.panes.querySelectorAll("canvas")];
+    this.canvases = [];
+    this.shown = [];
     this.speed = byId("speed");
     this.playing = false;
     this.loop = true;
@@ -22,9 +23,13 @@ class Player {
     this.view = new View(this.panes, () => this.draw());
     this.actions = this.makeActions();
     this.listen();
-    this.listValidations();
-    const runs = DATA.validations.map(({ run }) => run);
-    this.selectValidation(runs.lastIndexOf(runs[0])); // the last one of the first run
+    this.sources = makeSources(() => this.selectValidation());
+    this.selectValidation();
+  }
+
+  /** The clip that is shown, whose frames all others have in common. */
+  get clip() {
+    return this.shown[0].clip;
   }
 
   makeActions() {
@@ -51,7 +56,6 @@ class Player {
     }
     this.root.addEventListener("keydown", (event) => this.onKey(event));
     this.speed.addEventListener("change", () => this.restartClock());
-    byId("validation").addEventListener("change", ({ target }) => this.selectValidation(Number(target.value)));
     this.timeline = byId("timeline");
     const seek = (event) => event.buttons && this.stopAt(this.frameAt(event));
     this.timeline.addEventListener("pointerdown", (event) => {
@@ -60,7 +64,6 @@ class Player {
     });
     this.timeline.addEventListener("pointermove", seek);
     onResize(this.timeline, () => this.drawTimeline());
-    this.canvases.forEach((canvas) => onResize(canvas, () => this.draw()));
   }
 
   onKey(event) {
@@ -79,22 +82,14 @@ class Player {
 
   // ---- selection of the clip
 
-  listValidations() {
-    DATA.validations.forEach(({ run, step }, index) => {
-      const name = DATA.runs.length > 1 ? `${DATA.runs[run]}, step ${step}` : `step ${step}`;
-      byId("validation").append(html("option", { value: index }, name));
-    });
-  }
-
   /** Show another validation at the same clip and frame, so that the two can be compared. */
-  selectValidation(index) {
-    this.validation = DATA.validations[index];
-    byId("validation").value = String(index);
-    byId("amplification").textContent = this.validation.amplification ?? "";
+  selectValidation() {
+    this.validation = this.sources[0].validation;
     this.listBestAndWorst();
     this.makeTable();
+    const same = this.shown.length ? this.validation.clips.findIndex((clip) => isSame(clip, this.clip)) : -1;
     const worst = this.validation.best_and_worst.find(([label]) => label === "worst psnr")?.[1] ?? 0;
-    this.open(Math.min(this.index ?? worst, this.validation.clips.length - 1), this.frame);
+    this.open(same < 0 ? worst : same, this.frame);
   }
 
   listBestAndWorst() {
@@ -112,23 +107,51 @@ class Player {
 
   open(index, frame) {
     this.pause();
-    this.store?.close();
+    this.shown.forEach(({ store }) => store.close());
     this.index = index;
-    this.clip = this.validation.clips[index];
-    this.store = new FrameStore(this.clip);
-    this.picture = null;
+    this.shown = this.clipsToShow(this.validation.clips[index]).map(([source, clip]) => ({
+      name: source.name, amplification: source.validation.amplification, clip, store: new FrameStore(clip), picture: null,
+    }));
     this.points = null;
     delete this.root.dataset.shown;
     byId("player-error").hidden = true;
     byId("clip-title").textContent = this.clip.title;
-    this.panes.classList.toggle("whole", this.clip.panes === 1);
-    this.panes.querySelectorAll("figure").forEach((figure, pane) => { figure.hidden = pane >= this.clip.panes; });
-    this.panes.style.setProperty("--aspect", this.clip.width / this.clip.height);
+    this.makePanes();
     this.timeline.setAttribute("aria-valuemax", this.clip.num_frames);
     this.setDefaultSpeed();
     this.markRow();
     this.drawTimeline();
     return this.show(clamp(frame, 0, this.clip.num_frames - 1));
+  }
+
+  /** Return the clip with its source, and the same clip of the validation that it is compared with, if it has it. */
+  clipsToShow(clip) {
+    const [source, other] = this.sources;
+    const found = other.validation?.clips.find((candidate) => isSame(candidate, clip));
+    byId("source-note").hidden = !other.validation || found !== undefined;
+    byId("source-note").textContent = other.validation ? `${other.name}: this clip is not among those of this validation.` : "";
+    return [[source, clip], ...(found ? [[other, found]] : [])];
+  }
+
+  /** Make a pane for the input, and one for the reconstruction and the difference of each clip that is shown. */
+  makePanes() {
+    const isPair = this.shown.length > 1;
+    const columns = [...Array(this.clip.panes).keys()];
+    this.layout = columns.flatMap((column) => (column ? this.shown : [this.shown[0]]).map((shown) => ({ shown, column })));
+    if (this.canvases.length !== this.layout.length) {
+      this.canvases = this.layout.map(() => html("canvas", { role: "img" }));
+      this.panes.replaceChildren(...this.canvases.map((canvas) => html("figure", {}, html("figcaption"), canvas)));
+      this.canvases.forEach((canvas) => onResize(canvas, () => this.draw()));
+    }
+    this.panes.classList.toggle("whole", this.clip.panes === 1);
+    this.panes.classList.toggle("pair", isPair);
+    this.panes.style.setProperty("--aspect", this.clip.width / this.clip.height);
+    this.layout.forEach(({ shown, column }, pane) => {
+      const text = ["Input", "Reconstruction", `Difference × ${shown.amplification}`][column];
+      const metrics = isPair && column === 1 ? Object.entries(shown.clip.metrics).map(([name, value]) => `${nameOf(name)} ${even(value)}`).join(", ") : "";
+      const caption = isPair && column ? [html("b", { class: `curve-${this.shown.indexOf(shown)}` }, shown.name), ` ${column === 1 ? metrics : text}`] : [text];
+      this.canvases[pane].previousSibling.replaceChildren(...caption);
+    });
   }
 
   makeTable() {
@@ -184,15 +207,15 @@ class Player {
   async show(number) {
     this.frame = number;
     this.report();
-    const { store } = this;
+    const { shown } = this;
     try {
-      const picture = await store.get(number);
-      if (store !== this.store || number !== this.frame) return;
-      this.picture = picture;
+      const pictures = await Promise.all(shown.map(({ store }) => store.get(number)));
+      if (shown !== this.shown || number !== this.frame) return;
+      shown.forEach((each, index) => { each.picture = pictures[index]; });
       this.draw();
       this.root.dataset.shown = number;
     } catch (error) {
-      if (store === this.store) this.fail(error);
+      if (shown === this.shown) this.fail(error);
     }
   }
 
@@ -203,9 +226,9 @@ class Player {
   }
 
   report() {
-    const psnr = this.clip.frame_psnr[this.frame];
+    const psnr = this.shown.flatMap(({ clip }) => clip.frame_psnr.slice(this.frame, this.frame + 1));
     const position = `frame ${this.frame + 1} of ${this.clip.num_frames}`;
-    const text = [position, `${(this.frame / this.clip.fps).toFixed(2)} s`, ...(psnr === undefined ? [] : [`${psnr.toFixed(2)} dB`])].join(", ");
+    const text = [position, `${(this.frame / this.clip.fps).toFixed(2)} s`, ...psnr.map((value) => `${value.toFixed(2)} dB`)].join(", ");
     byId("frame-readout").textContent = text;
     this.timeline.setAttribute("aria-valuenow", this.frame + 1);
     this.timeline.setAttribute("aria-valuetext", text);
@@ -249,7 +272,7 @@ class Player {
       return;
     }
     const wanted = number % numFrames;
-    if (wanted !== this.frame || !this.picture) await this.show(wanted);
+    if (wanted !== this.frame || !this.shown[0].picture) await this.show(wanted);
     if (round === this.round) requestAnimationFrame(() => this.tick(round));
   }
 
@@ -274,19 +297,20 @@ class Player {
 
   draw() {
     byId("zoom").textContent = `${Number(this.view.zoom.toFixed(1))} ×`;
-    if (!this.picture) return;
-    const { panes, width, height, num_frames: numFrames } = this.clip;
-    const paneWidth = this.picture.width / panes;
-    const size = { width: paneWidth / this.view.zoom, height: this.picture.height / this.view.zoom };
-    const left = this.view.x * paneWidth - size.width / 2;
-    const top = this.view.y * this.picture.height - size.height / 2;
-    this.canvases.slice(0, panes).forEach((canvas, pane) => {
+    if (!this.shown[0].picture) return;
+    this.layout.forEach(({ shown: { picture, clip, name }, column }, pane) => {
+      const paneWidth = picture.width / clip.panes;
+      const size = { width: paneWidth / this.view.zoom, height: picture.height / this.view.zoom };
+      const left = this.view.x * paneWidth - size.width / 2;
+      const top = this.view.y * picture.height - size.height / 2;
+      const canvas = this.canvases[pane];
       fit(canvas);
       const context = canvas.getContext("2d");
       // Do not interpolate enlarged pixels, because that would hide artifacts.
       context.imageSmoothingEnabled = canvas.width < size.width;
-      context.drawImage(this.picture, pane * paneWidth + left, top, size.width, size.height, 0, 0, canvas.width, canvas.height);
-      canvas.setAttribute("aria-label", `${panes === 1 ? "Input, reconstruction and difference" : PANE_NAMES[pane]}, ${width} by ${height} pixels, frame ${this.frame + 1} of ${numFrames}`);
+      context.drawImage(picture, column * paneWidth + left, top, size.width, size.height, 0, 0, canvas.width, canvas.height);
+      const what = clip.panes === 1 ? "input, reconstruction and difference" : PANE_NAMES[column];
+      canvas.setAttribute("aria-label", `${name}: ${what}, ${clip.width} by ${clip.height} pixels, frame ${this.frame + 1} of ${clip.num_frames}`);
     });
   }
 
@@ -301,36 +325,40 @@ class Player {
   drawTimeline() {
     const width = this.timeline.clientWidth;
     if (!width) return;
-    const { frame_psnr: framePsnr, num_frames: numFrames } = this.clip;
+    const { num_frames: numFrames } = this.clip;
+    const all = this.shown.flatMap(({ clip }) => clip.frame_psnr);
     const bottom = TIMELINE_HEIGHT - TIMELINE_MARGIN.bottom;
     this.timeline.setAttribute("viewBox", `0 0 ${width} ${TIMELINE_HEIGHT}`);
-    this.xOfFrame = (number) => TIMELINE_MARGIN.left + (number / Math.max(numFrames - 1, 1)) * (width - TIMELINE_MARGIN.left - TIMELINE_MARGIN.right);
-    const [min, max] = framePsnr.length ? extent(framePsnr) : [0, 1];
+    const x = (number) => TIMELINE_MARGIN.left + (number / Math.max(numFrames - 1, 1)) * (width - TIMELINE_MARGIN.left - TIMELINE_MARGIN.right);
+    const [min, max] = all.length ? extent(all) : [0, 1];
     const margin = Math.max(0, MIN_DECIBELS - (max - min)) / 2;
     const y = makeScale("linear", [min - margin, max + margin], [bottom, TIMELINE_MARGIN.top]);
     this.timeline.replaceChildren();
-    for (const value of framePsnr.length ? y.ticks : []) {
+    for (const value of all.length ? y.ticks : []) {
       this.timeline.append(svg("line", { class: "grid", x1: TIMELINE_MARGIN.left, x2: width - TIMELINE_MARGIN.right, y1: y.toPixels(value), y2: y.toPixels(value) }));
       this.timeline.append(svg("text", { x: TIMELINE_MARGIN.left - 6, y: y.toPixels(value) + 4, "text-anchor": "end" }, short(value)));
     }
-    const points = Array.from({ length: numFrames }, (_, number) => [this.xOfFrame(number), framePsnr.length ? y.toPixels(framePsnr[number]) : bottom]);
-    this.timeline.append(svg("path", { class: "line", stroke: "var(--c0)", d: path(points) }));
-    if (numFrames < FEW_POINTS) this.timeline.append(...points.map(([cx, cy]) => svg("circle", { cx, cy, r: 2.5, fill: "var(--c0)" })));
-    this.points = points;
+    this.points = this.shown.map(({ clip }) => Array.from({ length: numFrames }, (_, number) => [x(number), clip.frame_psnr.length ? y.toPixels(clip.frame_psnr[number]) : bottom]));
+    this.points.forEach((points, index) => {
+      this.timeline.append(svg("path", { class: "line", stroke: COLOURS[index], "stroke-dasharray": DASHES[index], d: path(points) }));
+      if (numFrames < FEW_POINTS) this.timeline.append(...points.map(([cx, cy]) => svg("circle", { cx, cy, r: 2.5, fill: COLOURS[index] })));
+    });
     this.cursor = svg("g");
-    this.cursor.append(svg("line", { class: "cursor", y1: 2, y2: TIMELINE_HEIGHT - 2 }), svg("circle", { r: 5, fill: "var(--accent)" }));
+    this.cursor.append(svg("line", { class: "cursor", y1: 2, y2: TIMELINE_HEIGHT - 2 }), ...this.points.map((_, index) => svg("circle", { r: 5, fill: COLOURS[index] })));
     this.timeline.append(this.cursor);
     this.moveTimelineCursor();
   }
 
   moveTimelineCursor() {
-    const point = this.points?.[this.frame];
-    if (!point) return;
-    const [line, dot] = this.cursor.children;
-    line.setAttribute("x1", point[0]);
-    line.setAttribute("x2", point[0]);
-    dot.setAttribute("cx", point[0]);
-    dot.setAttribute("cy", point[1]);
+    if (!this.points) return;
+    const [line, ...dots] = this.cursor.children;
+    dots.forEach((dot, index) => {
+      const [cx, cy] = this.points[index][this.frame];
+      line.setAttribute("x1", cx);
+      line.setAttribute("x2", cx);
+      dot.setAttribute("cx", cx);
+      dot.setAttribute("cy", cy);
+    });
   }
 }
 
@@ -345,6 +373,11 @@ function fit(canvas) {
   const [width, height] = [box.width, box.height].map((side) => Math.max(1, Math.round(side * devicePixelRatio)));
   if (canvas.width !== width) canvas.width = width;
   if (canvas.height !== height) canvas.height = height;
+}
+
+/** Return whether two clips of validations have the same frames of the same video as input. */
+function isSame(clip, other) {
+  return clip === other || (clip.sha256 !== "" && clip.sha256 === other.sha256);
 }
 
 /** Return "worst lpips_alex" with the metric's readable name. */
