@@ -22,6 +22,7 @@ VALIDATIONS = "validation"
 CLIPS_FILE = "clips.json"
 ENVIRONMENT_FILE = "environment.json"
 HEALTH_FILE = "health.jsonl"
+SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.html"
 # The averaged and the raw weights, each in a folder of a checkpoint that `from_pretrained` loads.
 Weights = Literal["ema", "model"]

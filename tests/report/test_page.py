@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
@@ -11,9 +12,11 @@ import torch
 
 from telecine.report.clips import ValidationClip, write_clips
 from telecine.report.page import write_report
+from telecine.report.summary import write_summary
 from telecine.report.video import write_mp4
 
 from .runs import FPS, records, stamped, write_clips_of, write_run
+from .test_summary import CLIPS, SUMMARY
 
 EVIL = "</script><script>alert(1)</script><!--&\u2028'\""
 
@@ -111,6 +114,17 @@ def test_runs_are_compared(runs, tmp_path):
         (1, 60, 3),
     ]
     assert data["validations"][1]["best_and_worst"][:2] == [["best psnr", 0], ["worst psnr", 2]]
+
+
+def test_runs_on_other_held_out_clips_are_marked(tmp_path):
+    runs = [write_run(tmp_path / name, records(20)) for name in "ab"]
+    for run, clips in zip(runs, (CLIPS, replace(CLIPS, width=96)), strict=True):
+        write_summary(run, replace(SUMMARY, validation=clips))
+    text = text_of(write_report(runs, tmp_path / "report.html"))
+    assert "Not comparable: a and b: width 80 and 96." in text
+    assert "wall time 1 min 15 s 1 min 15 s" in text
+    write_summary(runs[1], SUMMARY)
+    assert "Not comparable" not in text_of(write_report(runs, tmp_path / "report.html"))
 
 
 def test_the_page_of_one_run_is_in_its_folder(runs):

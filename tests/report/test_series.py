@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from telecine.report.series import MAX_POINTS, as_curve, table
 from telecine.report.series import plots as plots_of_runs
 
 from .runs import records
+from .test_summary import CLIPS, SUMMARY
 
 
 def plots(runs, nets=None):
@@ -76,6 +78,17 @@ class TestPlots:
         lines = [{"step": 1, "train/mse": 0.1, "train/recon_loss": value} for value in (0.1, 0.3)]
         labels = [[s.label for s in plots(runs)[0].series] for runs in ([lines[:1]], [lines[:1], lines[1:]])]
         assert labels == [["mean squared error"], ["mean squared error", "reconstruction loss"]]
+
+    def test_held_out_values_of_other_clips_are_marked(self):
+        lines = [{"step": 1, "val/psnr": 20.0, "train/lr": 0.1}]
+        summaries = [SUMMARY, replace(SUMMARY, validation=replace(CLIPS, num_clips=3))]
+        runs = [ReportedRun(n, Path(), lines, {}, {}, None, [], s) for n, s in zip("ab", summaries, strict=True)]
+        notes = {plot.title: plot.note for plot in plots_of_runs(runs)}
+        assert notes == {
+            "PSNR (dB), larger is better": "Held-out values do not compare. a and b: num_clips 12 and 3.",
+            "learning rate": "",
+        }
+        assert {plot.note for plot in plots_of_runs([runs[0], replace(runs[1], summary=SUMMARY)])} == {""}
 
     def test_a_value_that_is_never_finite_has_no_plot(self):
         assert plots([[{"step": 1, "train/lr": math.nan}]]) == []

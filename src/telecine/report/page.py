@@ -23,7 +23,11 @@ from telecine.report.names import METRICS, metric_label
 from telecine.report.run import HeldOutMetric, ReportedRun, best_and_worst, read_run, run_names
 from telecine.report.series import Plot, plots, table
 from telecine.report.settings import side_by_side_settings
+from telecine.report.summary import describe_summary, not_comparable
 from telecine.runs import REPORT_FILE
+
+# In the folder of videos: tells an open page that it was written again.
+VERSION_FILE = "version.js"
 
 
 class ClipData(TypedDict):
@@ -131,6 +135,8 @@ def render(runs: Sequence[ReportedRun], validations: Sequence[ValidationData]) -
             runs=runs,
             data=data,
             metrics=metric_table(runs),
+            not_comparable=not_comparable(names, [run.summary for run in runs]),
+            training=side_by_side_settings([describe_summary(run.summary, run.records) for run in runs]),
             table=table(all_plots, names),
             settings=side_by_side_settings([run.settings for run in runs]),
             environment=side_by_side_settings([run.environment for run in runs]),

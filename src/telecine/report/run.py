@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from telecine.checks import argument_error
 from telecine.report.clips import SavedClip, SavedValidation, read_validations
 from telecine.report.settings import perceptual_net, read_environment, read_settings
+from telecine.report.summary import RunSummary, read_summary
 from telecine.runs import HEALTH_FILE, METRICS_FILE, VIDEO_FILE
 
 
@@ -53,6 +54,8 @@ class ReportedRun:
     """The warnings of the run; None if it has no `health.jsonl`."""
     validations: list[SavedValidation]
     """The validations whose clips were kept, oldest first."""
+    summary: RunSummary | None = None
+    """None if the run has no `summary.json`."""
 
     @property
     def perceptual_net(self) -> str | None:
@@ -98,6 +101,7 @@ def read_run(folder: Path, name: str) -> ReportedRun:
         environment=read_environment(folder),
         warnings=_read_warnings(folder / HEALTH_FILE),
         validations=read_validations(folder),
+        summary=read_summary(folder),
     )
 
 

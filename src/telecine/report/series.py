@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TypedDict
 
 from telecine.report.curves import Columns, Panel, Points, columns_of, duplicates, is_loss, is_lpips, panels
 from telecine.report.names import FRAME_GRADIENT, TRAIN_LPIPS, key_of, label_of
 from telecine.report.run import ReportedRun
+from telecine.report.summary import not_comparable
 
 # Maximum number of points of one curve, about the width of a screen. A bucket of values is one point.
 MAX_POINTS = 600
+# Prefixes of values of the held-out clips.
+HELD_OUT = ("val/", "linear/", "latent/")
 # Significant digits of the values; float32 has seven.
 DIGITS = 6
 
@@ -65,6 +68,8 @@ class Plot:
     scale: str
     """Like `Panel.scale`."""
     series: list[Series]
+    note: str = ""
+    """Why its curves do not compare; empty if they do."""
 
 
 class TableRow(TypedDict):
@@ -96,7 +101,14 @@ def plots(runs: Sequence[ReportedRun]) -> list[Plot]:
     in_plots = {name for panel in (losses, *grouped, frames) for name in panel.names}
     singles = [Panel(label_of(name), [name]) for name in names if name not in in_plots and not is_lpips(name)]
     all_plots = (_plot(panel, columns, set(names)) for panel in (losses, *grouped, frames, *singles))
-    return [plot for plot in all_plots if plot.series]
+    notes = not_comparable([run.name for run in runs], [run.summary for run in runs]) if runs else []
+    return [replace(plot, note=_note(plot, notes)) for plot in all_plots if plot.series]
+
+
+def _note(plot: Plot, notes: Sequence[str]) -> str:
+    """Return a note if a plot has held-out values of runs that do not compare."""
+    compares = any(series.key.startswith(HELD_OUT) and len(series.curves) > 1 for series in plot.series)
+    return f"Held-out values do not compare. {'; '.join(notes)}." if notes and compares else ""
 
 
 def _is_finite(points: Points) -> bool:

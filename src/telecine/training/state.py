@@ -91,11 +91,15 @@ class TrainState:
             return nullcontext()
         return self.accelerator.no_sync(self.model) if enabled else nullcontext()
 
-    def describe_size(self) -> str:
-        """Return the number of parameters, for the console."""
+    def sizes(self) -> tuple[int, int, int]:
+        """Return the number of the autoencoder's parameters, of those that are trained, and of the discriminators'."""
         weights = list(self.autoencoder.parameters())
-        total = sum(weight.numel() for weight in weights)
         trained = sum(weight.numel() for weight in weights if weight.requires_grad)
         discriminators = sum(weight.numel() for weight in self.objective.get_trainable_parameters())
+        return sum(weight.numel() for weight in weights), trained, discriminators
+
+    def describe_size(self) -> str:
+        """Return the number of parameters, for the console."""
+        total, trained, discriminators = self.sizes()
         part = "" if trained == total else f" ({trained / 1e6:.2f} M of them trained)"
         return f"{total / 1e6:.2f} M parameters{part}, {discriminators / 1e6:.2f} M in discriminators"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -47,6 +48,7 @@ from telecine.training.logging import MetricsLogger, Monitor
 from telecine.training.records import keep_records, missing_records
 from telecine.training.rollback import MAX_ROLLBACKS, Rollback, remedy
 from telecine.training.step import DivergenceError, MicroBatch, TrainingError, set_learning_rates, train_step
+from telecine.training.summary import SummaryWriter
 from telecine.training.trainable import trains_encoder
 from telecine.training.validation import TrainResult, Validation, best_step, read_result, validate, write_pictures
 
@@ -68,6 +70,7 @@ class Trainer:
         steal_lock: bool = False,
         change_data: bool = False,
     ) -> None:
+        self.start = time.monotonic()
         self.folder = Path(config.output_dir)
         set_seed(config.seed)
         self.accelerator = build_accelerator(config)
@@ -160,6 +163,8 @@ class Trainer:
             if step < self.config.steps:  # otherwise nothing is trained with these settings
                 (self.folder / CONFIG_FILE).write_text(as_yaml(self.config), encoding="utf-8")
             write_environment(self.folder, self.accelerator.device)
+            clips = clips_per_step(self.config, self.accelerator)
+            self.summary = SummaryWriter(self.folder, self.state, self.clips, clips, self.start, self.is_resumed)
         # TensorBoard drops what an interrupted run logged after its last checkpoint.
         purge = {"tensorboard": {"purge_step": step + 1}} if self.is_resumed else {}
         self.accelerator.init_trackers(TRACKER_PROJECT, init_kwargs=purge)
@@ -317,6 +322,8 @@ class Trainer:
         self.logger.write(self.state.step, record)
         self.diagnostics.check(self.state.step, record)
         self.state.num_records += 1
+        if self.is_main:
+            self.summary.write()
 
     def validate(self, stop: StopRequest) -> None:
         """Validate the averaged weights, record the result, and save a checkpoint if it is the best one.

@@ -60,6 +60,7 @@ class Chart {
     this.legend = html("div", { class: "legend", role: "group", "aria-label": `Curves of ${plot.title}` });
     const title = html("h3", { id: `chart-${index}` }, plot.title);
     this.figure = html("figure", { class: "chart", "aria-labelledby": title.id }, html("figcaption", {}, title), this.svg, this.legend);
+    if (plot.note) this.figure.append(html("p", { class: "hint note bad" }, plot.note));
     this.makeLegend();
     this.listen();
     onResize(this.svg, () => this.draw());

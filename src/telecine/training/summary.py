@@ -1,0 +1,80 @@
+"""Keeps the summary of a run up to date while it trains."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from telecine.data import bytes_from_video
+from telecine.report.clips import pixels_sha256
+from telecine.report.summary import RunSummary, ValidationClips, read_summary, write_summary
+from telecine.training.build import Clips
+from telecine.training.state import TrainState
+
+
+class SummaryWriter:
+    """Writes `summary.json`.
+
+    Args:
+        run: The run's folder.
+        state: The networks.
+        clips: What the run trains and validates on.
+        clips_per_update: Over all processes.
+        start: `time.monotonic()` when the run started.
+        is_resumed: Whether to add the time that the run took before.
+    """
+
+    def __init__(
+        self, run: Path, state: TrainState, clips: Clips, clips_per_update: int, start: float, is_resumed: bool
+    ) -> None:
+        self.run = run
+        self.device = state.accelerator.device
+        self.clips_per_update = clips_per_update
+        self.clips = clips
+        self.sizes = state.sizes()
+        self.validation = validation_clips(clips)
+        before = read_summary(run) if is_resumed else None
+        self.start = start - (0.0 if before is None else before.seconds)
+        self.peak_before = 0 if before is None else before.peak_memory or 0
+
+    def write(self) -> None:
+        """Write the summary with the time and the memory until now."""
+        peak = peak_memory(self.device)
+        spans = self.clips.train.spans
+        num_parameters, num_trained, num_disc_parameters = self.sizes
+        summary = RunSummary(
+            num_parameters=num_parameters,
+            num_trained=num_trained,
+            num_disc_parameters=num_disc_parameters,
+            num_videos=self.clips.num_videos,
+            num_skipped=self.clips.num_skipped,
+            num_frames=sum(span.num_frames for span in spans),
+            clips_per_update=self.clips_per_update,
+            validation=self.validation,
+            seconds=round(time.monotonic() - self.start, 3),
+            peak_memory=None if peak is None else max(peak, self.peak_before),
+        )
+        write_summary(self.run, summary)
+
+
+def validation_clips(clips: Clips) -> ValidationClips:
+    """Return what identifies the clips that a run validates on, with the hash that `telecine evaluate` records."""
+    hashes = [pixels_sha256(bytes_from_video(clip["video"])) for clip in clips.val]
+    _, num_frames, height, width = clips.val[0]["video"].shape
+    combined = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    return ValidationClips(len(hashes), num_frames, height, width, combined)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the bytes at the peak: of a GPU as PyTorch allocated them, of the process on a CPU; None elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "cpu":
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak  # bytes on macOS, else KiB
+    return None

@@ -1,0 +1,52 @@
+"""The summary of a run while it trains."""
+
+import hashlib
+import time
+from types import SimpleNamespace
+
+import torch
+
+from telecine.data import bytes_from_video
+from telecine.report.summary import ValidationClips, read_summary
+from telecine.training import summary as module
+from telecine.training.summary import SummaryWriter, peak_memory, validation_clips
+
+
+def clips(num_val=2):
+    generator = torch.Generator().manual_seed(0)
+    val = [{"video": torch.rand(3, 5, 16, 24, generator=generator)} for _ in range(num_val)]
+    train = SimpleNamespace(spans=[SimpleNamespace(num_frames=30), SimpleNamespace(num_frames=12)])
+    return SimpleNamespace(val=val, train=train, num_videos=2, num_skipped=1)
+
+
+STATE = SimpleNamespace(accelerator=SimpleNamespace(device=torch.device("cpu")), sizes=lambda: (9, 7, 3))
+
+
+def test_the_times_of_a_resumed_run_are_added(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "peak_memory", lambda device: 50)
+    SummaryWriter(tmp_path, STATE, clips(), 4, time.monotonic() - 100, False).write()
+    first = read_summary(tmp_path)
+    assert 100 <= first.seconds < 110
+    assert (first.num_parameters, first.num_trained, first.num_disc_parameters) == (9, 7, 3)
+    assert (first.num_videos, first.num_skipped, first.num_frames, first.clips_per_update) == (2, 1, 42, 4)
+    monkeypatch.setattr(module, "peak_memory", lambda device: 20)
+    SummaryWriter(tmp_path, STATE, clips(), 4, time.monotonic() - 5, True).write()
+    assert 105 <= read_summary(tmp_path).seconds < 115
+    assert read_summary(tmp_path).peak_memory == 50
+    SummaryWriter(tmp_path, STATE, clips(), 4, time.monotonic() - 5, False).write()
+    assert read_summary(tmp_path).seconds < 15, "a new run starts at 0"
+
+
+def test_validation_clips_have_the_hash_of_evaluations():
+    """As `telecine.evaluation.measure.combined_sha256` computes it."""
+    some = clips()
+    hashes = [hashlib.sha256(bytes_from_video(clip["video"]).numpy().tobytes()).hexdigest() for clip in some.val]
+    combined = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+    assert validation_clips(some) == ValidationClips(2, 5, 16, 24, combined)
+    some.val[0]["video"][0, 0, 0, 0] -= 0.5
+    assert validation_clips(some).sha256 != combined
+
+
+def test_the_peak_memory_of_this_process():
+    assert 2**26 < peak_memory(torch.device("cpu")) < 2**40
+    assert peak_memory(torch.device("mps")) is None
