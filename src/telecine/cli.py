@@ -28,6 +28,7 @@ from telecine.manifest import DamagedError, damage_of
 from telecine.perceptual import weights
 from telecine.recipes import RECIPES, config_path, with_config_first
 from telecine.report.page import write_report
+from telecine.report.watch import watch
 from telecine.runs import checkpoints, is_checkpoint
 from telecine.start import answer
 from telecine.tables import (
@@ -118,7 +119,10 @@ def run_reconstruct(settings: Namespace, config: ReconstructConfig) -> None:
 
 def run_report(settings: Namespace, config: None) -> None:
     """Write a page about runs: their clips, curves, settings and warnings. It needs no network."""
-    page = write_report(settings.runs, settings.output)
+    if settings.watch:
+        page = watch(settings.runs, settings.output, lambda page: console.print(f"written to {page}", soft_wrap=True))
+    else:
+        page = write_report(settings.runs, settings.output)
     console.print(f"written to {page}; open it in a browser", soft_wrap=True)
 
 

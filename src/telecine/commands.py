@@ -195,6 +195,12 @@ COMMANDS = {
                 "The page, an .html file; its videos are in a folder beside it. By default report.html, in the run's "
                 "folder for one run, in the current folder for several.",
             ),
+            Argument(
+                ("--watch",),
+                "Write the page again whenever the runs have new values, until they are finished or Ctrl-C; the open "
+                "page shows them by itself.",
+                {"action": "store_true"},
+            ),
         ),
     ),
     "recipes": Command(

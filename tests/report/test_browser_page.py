@@ -196,3 +196,28 @@ def test_a_run_without_videos_or_metrics_opens(browser, tmp_path):
     run.mkdir()
     (run / "metrics.jsonl").touch()
     assert check_page(browser, write_report([run]), lambda page: page.get_by_role("main").wait_for()) == []
+
+
+def test_the_page_of_a_run_that_trains_shows_new_values_by_itself(browser, tmp_path):
+    run = write_run(tmp_path / "run", records(20))
+    write_report([run], is_live=True)
+
+    def check(page: Page) -> None:
+        page.locator("#smoothing").fill("0.9")
+        page.get_by_label("Dark", exact=True).check()
+        page.evaluate("look()")
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 21, "train/lr": 0.5}\n')
+        write_report([run], is_live=True)
+        with page.expect_navigation():
+            page.evaluate("look()")
+        page.locator("#charts").wait_for()
+        assert page.locator("#summary b").first.inner_text() == "21"
+        assert page.input_value("#smoothing") == "0.9"
+        assert evaluate(page, "html", "e => e.dataset.theme") == "dark"
+        write_report([run])
+        with page.expect_navigation():
+            page.evaluate("look()")
+        assert page.evaluate("typeof look") == "undefined", "the last page does not look for others"
+
+    assert check_page(browser, run / "report.html", check) == []

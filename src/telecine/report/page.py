@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -65,13 +66,22 @@ class MetricTable(TypedDict):
     """Whether any run measured the linear baseline."""
 
 
-def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -> Path:
+class LiveData(TypedDict):
+    """How the page of runs that train finds out that it was written again."""
+
+    version: str
+    url: str
+    """A script that calls `pageVersion` with the newest version."""
+
+
+def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *, is_live: bool = False) -> Path:
     """Write a page that shows one run, or compares several: clips, curves, settings, environment, warnings.
 
     Args:
         runs: Folders of runs.
         output: The page, an `.html` file. Its videos are copied to a folder beside it, `report_videos` for
             `report.html`. Default: `report.html`, in the run's folder for one run, in the current folder for several.
+        is_live: Whether the page loads itself again when it is written again.
 
     Returns:
         The path of the page.
@@ -89,8 +99,10 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None) -
     page.parent.mkdir(parents=True, exist_ok=True)
     videos = VideoFolder(page)
     validations = [item for index, run in enumerate(reported) for item in _validations(index, run, videos)]
-    html = render(reported, validations)
+    live = videos.live(uuid.uuid4().hex) if is_live else None
+    html = render(reported, validations, live)
     atomic_write(page, lambda partial: partial.write_text(html, encoding="utf-8"))
+    videos.write_version(live)
     videos.remove_others()
     return page
 
@@ -106,9 +118,22 @@ class VideoFolder:
         """Copy a video and return its relative URL. The player shows an error for a missing video."""
         self.path.mkdir(exist_ok=True)
         if source.is_file():
-            atomic_write(self.path / name, lambda partial: shutil.copyfile(source, partial))
+            if not _is_copy(source, self.path / name):
+                atomic_write(self.path / name, lambda partial: shutil.copy2(source, partial))
             self._names.add(name)
         return quote(f"{self.path.name}/{name}")
+
+    def live(self, version: str) -> LiveData:
+        """Return what the page needs to find out that it was written again."""
+        return {"version": version, "url": quote(f"{self.path.name}/{VERSION_FILE}")}
+
+    def write_version(self, live: LiveData | None) -> None:
+        """Write the script that tells the version of a live page; a last one for those that are still open."""
+        path = self.path / VERSION_FILE
+        if live is not None or path.exists():
+            self.path.mkdir(exist_ok=True)
+            script = f'pageVersion("{live["version"] if live else "finished"}");\n'
+            atomic_write(path, lambda partial: partial.write_text(script, encoding="utf-8"))
 
     def remove_others(self) -> None:
         """Remove the videos that an earlier report of the same name copied and this one did not."""
@@ -117,7 +142,15 @@ class VideoFolder:
                 path.unlink()
 
 
-def render(runs: Sequence[ReportedRun], validations: Sequence[ValidationData]) -> str:
+def _is_copy(source: Path, copy: Path) -> bool:
+    """Return whether a file was copied before: it has the same size and time."""
+    if not copy.exists():
+        return False
+    a, b = source.stat(), copy.stat()
+    return (a.st_size, a.st_mtime_ns) == (b.st_size, b.st_mtime_ns)
+
+
+def render(runs: Sequence[ReportedRun], validations: Sequence[ValidationData], live: LiveData | None = None) -> str:
     """Return the page as HTML."""
     all_plots = plots(runs)
     names = [run.name for run in runs]
@@ -126,6 +159,7 @@ def render(runs: Sequence[ReportedRun], validations: Sequence[ValidationData]) -
         "metrics": METRICS,
         "plots": [_plot_data(plot) for plot in all_plots],
         "validations": validations,
+        "live": live,
     }
     return (
         page_environment()
@@ -136,7 +170,7 @@ def render(runs: Sequence[ReportedRun], validations: Sequence[ValidationData]) -
             data=data,
             metrics=metric_table(runs),
             not_comparable=not_comparable(names, [run.summary for run in runs]),
-            training=side_by_side_settings([describe_summary(run.summary, run.records) for run in runs]),
+            training=side_by_side_settings([describe_summary(run.summary, run.records) for run in runs], "–"),
             table=table(all_plots, names),
             settings=side_by_side_settings([run.settings for run in runs]),
             environment=side_by_side_settings([run.environment for run in runs]),

@@ -390,4 +390,4 @@ function capitalized(text) {
   return text[0].toUpperCase() + text.slice(1);
 }
 
-if (byId("player")) new Player();
+const player = byId("player") ? new Player() : null;

@@ -1,0 +1,77 @@
+"""The report of runs that train."""
+
+import json
+import re
+
+import pytest
+
+from telecine.report import watch as module
+from telecine.report.watch import is_finished, watch
+
+from .runs import records, write_run
+
+
+def live(page):
+    (text,) = re.findall(r'"live":(null|\{.*?\})', page.read_text(encoding="utf-8"))
+    return json.loads(text)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return write_run(tmp_path / "run", [{"step": 0, "val/psnr": 11.0}], "steps: 2\n")
+
+
+def append(run, **record):
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def test_the_page_is_written_until_the_run_is_finished(run, monkeypatch):
+    later = [
+        lambda: None,  # no new values
+        lambda: append(run, step=1, **{"train/lr": 0.1}),
+        lambda: append(run, step=2, **{"val/psnr": 12.0}),
+    ]
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: later.pop(0)())
+    versions = []
+    page = watch([run], None, lambda page: versions.append(live(page)))
+    assert page == run / "report.html"
+    assert len(versions) == 3
+    assert versions[0]["version"] != versions[1]["version"]
+    assert versions[2] is None, "the last page does not load itself again"
+    assert (run / "report_videos" / "version.js").read_text() == 'pageVersion("finished");\n'
+
+
+def test_files_that_disappear_meanwhile_are_read_again(run, monkeypatch):
+    append(run, step=2, **{"val/psnr": 12.0})
+    errors = [FileNotFoundError("clips.json")]
+
+    def write(*arguments, **options):
+        if errors:
+            raise errors.pop()
+        return run / "report.html"
+
+    monkeypatch.setattr(module, "write_report", write)
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    assert watch([run], None, lambda page: None) == run / "report.html"
+    assert errors == []
+
+
+def test_a_run_is_finished_after_its_last_validation(run):
+    append(run, step=2, **{"train/lr": 0.1})
+    assert not is_finished(run)
+    append(run, step=2, **{"val/psnr": 12.0})
+    assert is_finished(run)
+    (run / "config.yaml").unlink()
+    assert not is_finished(run)
+
+
+def test_another_folder_raises(tmp_path):
+    with pytest.raises(ValueError, match=r"`runs` must be folders of runs"):
+        watch([tmp_path], None, lambda page: None)
+
+
+def test_the_page_of_a_finished_run_does_not_load_itself_again(tmp_path):
+    run = write_run(tmp_path / "run", records(60))
+    assert live(watch([run], None, lambda page: None)) is None
+    assert "pageVersion" not in (run / "report.html").read_text()
