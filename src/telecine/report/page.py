@@ -27,6 +27,7 @@ from telecine.report.settings import side_by_side_settings
 from telecine.report.summary import describe_summary, not_comparable
 from telecine.runs import REPORT_FILE
 
+NOT_RECORDED = "not recorded"
 # In the folder of videos: tells an open page that it was written again.
 VERSION_FILE = "version.js"
 
@@ -170,7 +171,7 @@ def render(runs: Sequence[ReportedRun], validations: Sequence[ValidationData], l
             data=data,
             metrics=metric_table(runs),
             not_comparable=not_comparable(names, [run.summary for run in runs]),
-            training=side_by_side_settings([describe_summary(run.summary, run.records) for run in runs], "–"),
+            training=side_by_side_settings([describe_summary(run.summary, run.records) for run in runs], NOT_RECORDED),
             table=table(all_plots, names),
             settings=side_by_side_settings([run.settings for run in runs]),
             environment=side_by_side_settings([run.environment for run in runs]),
