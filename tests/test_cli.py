@@ -385,6 +385,9 @@ def test_report_writes_a_page(tmp_path, capsys):
         (run / "metrics.jsonl").write_text('{"step": 0, "val/psnr": 11.0}\n')
     assert main(["report", str(runs[0])]) == 0
     assert f"written to {runs[0] / 'report.html'}" in capsys.readouterr().out
+    (runs[1] / "config.yaml").write_text("steps: 0\n")
+    assert main(["report", str(runs[1]), "--watch"]) == 0, "it ends, since the run is finished"
+    assert f"written to {runs[1] / 'report.html'}" in capsys.readouterr().out
     assert main(["report", *map(str, runs), "-o", str(tmp_path / "both.html")]) == 0
     assert "a [b] · c" in (tmp_path / "both.html").read_text(encoding="utf-8")
 

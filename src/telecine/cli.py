@@ -119,11 +119,14 @@ def run_reconstruct(settings: Namespace, config: ReconstructConfig) -> None:
 
 def run_report(settings: Namespace, config: None) -> None:
     """Write a page about runs: their clips, curves, settings and warnings. It needs no network."""
+
+    def written(page: Path) -> None:
+        console.print(f"written to {page}; open it in a browser", soft_wrap=True)
+
     if settings.watch:
-        page = watch(settings.runs, settings.output, lambda page: console.print(f"written to {page}", soft_wrap=True))
+        watch(settings.runs, settings.output, written)
     else:
-        page = write_report(settings.runs, settings.output)
-    console.print(f"written to {page}; open it in a browser", soft_wrap=True)
+        written(write_report(settings.runs, settings.output))
 
 
 def run_config(settings: Namespace, config: None) -> None:

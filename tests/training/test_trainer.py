@@ -24,7 +24,8 @@ from telecine.data.dataset import ClipDataset
 from telecine.manifest import write_manifest
 from telecine.report.curves import draw_curves
 from telecine.report.run import read_records, read_run, validations
-from telecine.runs import BEST, CHECKPOINTS, HEALTH_FILE, METRICS_FILE, checkpoints, find_checkpoint
+from telecine.report.summary import read_summary
+from telecine.runs import BEST, CHECKPOINTS, HEALTH_FILE, METRICS_FILE, checkpoints, find_checkpoint, validation_folders
 from telecine.training import Interrupted, OptimizerConfig, TrainingError, train, trainer
 from telecine.training.build import build_accelerator
 from telecine.training.checkpoint_files import newest_intact
@@ -72,6 +73,7 @@ def test_a_run_writes_all_its_files(tiny, with_pictures, monkeypatch):
         "report.html",
         "report_videos",
         "side_by_side.mp4",
+        "summary.json",
         "tensorboard",
         "validation",
     }
@@ -83,6 +85,10 @@ def test_a_run_writes_all_its_files(tiny, with_pictures, monkeypatch):
     assert suffixes == {".json", ".yaml", ".safetensors"}, "nothing pickled"
     records = read_records(result.run / "metrics.jsonl")
     assert [record["step"] for record in validations(records)] == [0, 4]
+    assert [step for step, _ in validation_folders(result.run)] == [0, 4]
+    summary = read_summary(result.run)
+    assert (summary.clips_per_update, summary.validation.num_clips, summary.validation.num_frames) == (2, 1, 5)
+    assert 0 < summary.num_trained == summary.num_parameters
     last = next(record for record in reversed(records) if "train/lr" in record)
     assert last["step"] == 4
     assert {"train/total_loss", "train/adaptive_weight", "train/logits_real", "train/lr"} <= set(last)

@@ -15,16 +15,13 @@ from telecine.runs import HEALTH_FILE, METRICS_FILE, validation_folders
 SECONDS = 15.0
 
 
-def watch(runs: Sequence[str | Path], output: str | Path | None, written: Callable[[Path], object]) -> Path:
+def watch(runs: Sequence[str | Path], output: str | Path | None, written: Callable[[Path], object]) -> None:
     """Write the report again whenever a run has new records, until all runs have made their last validation.
 
     Args:
         runs: Folders of runs.
         output: The page, see `write_report`.
-        written: Called with the page each time that it was written.
-
-    Returns:
-        The path of the page, whose last version does not load itself again.
+        written: Called with the page each time that it was written. The last one does not load itself again.
 
     Raises:
         ValueError: See `write_report`.
@@ -41,7 +38,7 @@ def watch(runs: Sequence[str | Path], output: str | Path | None, written: Callab
             if page is not None:
                 written(page)
                 if not is_live:
-                    return page
+                    return
                 before = state
         time.sleep(SECONDS)
 
