@@ -185,7 +185,7 @@ def interrupt_all(
         run = start(config)
         saved = checkpoints(folder)
         begun_at = saved[-1][0] if saved else 0
-        step = chance.randint(begun_at, NUM_STEPS - 1)
+        step = chance.randint(min(begun_at, NUM_STEPS - 1), NUM_STEPS - 1)  # the run before may have been done in time
         is_last = row.tried + len(pending) == number
         if not is_last and run.wait_for(step + 1 if step > begun_at else 0):
             time.sleep(chance.uniform(0, WITHIN))

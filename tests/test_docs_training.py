@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from telecine import training
 from telecine.cli import main
-from telecine.data import ClipConfig, sample_videos
+from telecine.data import ClipConfig, index_video, read_clip, sample_videos
 from telecine.report.run import read_records
+from telecine.report.video import write_mp4
 from telecine.runs import checkpoints
 from telecine.training import ObjectiveConfig
 
@@ -52,7 +53,8 @@ def commands(page):
 def folder(tmp_path, monkeypatch):
     """Have what the pages speak of in the working directory, the Hub's model among it."""
     (tmp_path / "my_videos").mkdir()
-    shutil.copy(sample_videos()[0], tmp_path / "my_videos" / "face.mp4")
+    frames = read_clip(index_video(sample_videos()[0]), 0, 60, size=(48, 64))
+    write_mp4(tmp_path / "my_videos" / "face.mp4", frames, fps=25)
     (tmp_path / "small.yaml").write_text(SMALL)
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(NO_PICTURES))["leave_pictures_out"](monkeypatch.setattr)
