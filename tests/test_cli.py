@@ -173,6 +173,13 @@ def test_an_unknown_key_in_a_file_is_named_with_the_nearest(capsys, tmp_path):
     assert "Did you mean `--objective.perceptual_weight`?" in error
 
 
+def test_a_file_cannot_allow_code(capsys, tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("data: x\nallow_code: [json]\n")
+    error = error_of(capsys, "train", "--config", str(path))
+    assert "`allow_code` must be an argument of the command, but got ['json'] in a settings file" in error
+
+
 def test_a_value_in_place_of_a_group_is_named(capsys, tmp_path):
     path = tmp_path / "settings.yaml"
     path.write_text("data: x\nclips: 3\n")

@@ -215,6 +215,9 @@ def run_command(name: str, typed: Sequence[str]) -> None:
     # The fields of a ramp are explained by the parser: `--objective.perceptual_weight.help`.
     parser = command_parser(name, with_texts=any(word.endswith(".help") for word in typed))
     settings = parser.parse_args(arguments)
+    if (found := settings.get("allow_code")) and not typed_values("--allow_code", typed):
+        remedy = "Code that settings name is run only if you type it: add `--allow_code PACKAGE`."
+        raise argument_error("allow_code", "an argument of the command", f"{found} in a settings file", remedy)
     if files == [DEMO] and arguments[1:] == list(typed):
         console.print("without --data and --config: the demo, on four sample videos")
     RUN[name](settings, build_settings(settings_class(name), parser, settings))
