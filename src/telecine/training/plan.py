@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import weakref
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -14,9 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import flop_registry
+from torch.utils._pytree import tree_map_only
 
 from telecine.autoencoders import CausalVAE, VideoAutoencoder
 from telecine.objective.weights import WeightSchedule
@@ -31,6 +27,7 @@ from telecine.training.build import (
     without_weights,
 )
 from telecine.training.config import TrainConfig
+from telecine.training.memory_counter import MemoryCounter
 from telecine.training.optim import MovingAverage, clip_gradients, parameters_of
 from telecine.training.state import TrainState
 from telecine.training.step import MicroBatch, accumulate_gradients
@@ -68,70 +65,6 @@ CUDA_CONVERTS = (
     *("upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d"),
 )
 CUDA_RETURNS = ("sum", "sum.dim_IntList", "cumsum", "softmax.int", "log_softmax.int", "linalg_vector_norm")
-
-
-class MemoryCounter(TorchDispatchMode):
-    """Counts the bytes of live tensors by the part that made them, and the operations of matrix products.
-
-    It sees what PyTorch allocates for tensors. It does not see the workspaces of convolution kernels, the context of a
-    GPU and the fragmentation of its memory.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.part = LOSSES
-        """Which part allocates from here on."""
-        self.flops: Counter[str] = Counter()
-        self.by_part: Counter[str] = Counter()
-        self.largest: Counter[str] = Counter()
-        self.at_peak: dict[str, int] = {}
-        self._peak = 0
-        self._parts: dict[int, tuple[str, int]] = {}
-
-    def hold(self, part: str, tensors: Iterable[Tensor]) -> None:
-        """Count tensors that exist already, or that another part made, as those of `part`."""
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            if id(storage) in self._parts:
-                before, size = self._parts[id(storage)]
-                self.by_part[before] -= size
-                self._parts[id(storage)] = (part, size)
-                self._add(part, size)
-            else:
-                self._track(storage, part)
-
-    def restart(self) -> None:
-        """Forget the peak and the operations so far."""
-        self.flops, self._peak, self.at_peak = Counter(), 0, {}
-        self.largest = Counter(self.by_part)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.prim.device.default:  # most calls: a fake tensor is asked where it is
-            return args[0].fake_device
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        for tensor in (out,) if isinstance(out, Tensor) else tree_leaves(out):
-            if isinstance(tensor, Tensor) and id(storage := tensor.untyped_storage()) not in self._parts:
-                self._track(storage, self.part)
-        if (formula := flop_registry.get(func.overloadpacket)) is not None:
-            self.flops[self.part] += formula(*args, **kwargs, out_val=out)
-        return out
-
-    def _track(self, storage: torch.UntypedStorage, part: str) -> None:
-        # PyTorch keeps the Python object of a storage as long as the storage itself, so its end is that of the memory.
-        self._parts[id(storage)] = (part, storage.nbytes())
-        weakref.finalize(storage, self._free, id(storage)).atexit = False
-        self._add(part, storage.nbytes())
-
-    def _add(self, part: str, size: int) -> None:
-        self.by_part[part] += size
-        self.largest[part] = max(self.largest[part], self.by_part[part])
-        if (total := self.by_part.total()) > self._peak:
-            self._peak, self.at_peak = total, dict(self.by_part)
-
-    def _free(self, key: int) -> None:
-        part, size = self._parts.pop(key)
-        self.by_part[part] -= size
 
 
 @dataclass(frozen=True)
@@ -262,7 +195,7 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder, *, device_type: De
     """
     bucket = max(config.clips.train_buckets, key=lambda each: each.num_frames * each.height * each.width)
     model.check_clip(bucket.num_frames, bucket.height, bucket.width)
-    counter = MemoryCounter()
+    counter = MemoryCounter(LOSSES)
     with fake_mode_of(model), counter, as_on(device_type):
         state = fake_state(config, model, counter)
         hold_networks(state, counter)
