@@ -9,6 +9,7 @@ from telecine.autoencoders import CausalVAE
 from telecine.training import DiscriminatorConfig, ObjectiveConfig
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.checkpoint import Checkpointer
+from telecine.training.memory_counter import MemoryCounter
 from telecine.training.plan import (
     AUTOENCODER,
     AVERAGE,
@@ -16,9 +17,9 @@ from telecine.training.plan import (
     FROZEN,
     GRADIENTS,
     HOST_COPY,
+    LOSSES,
     OPTIMIZER,
     PARAMETERS,
-    MemoryCounter,
     busiest_step,
     fake_autoencoder,
     fake_lpips,
@@ -48,7 +49,7 @@ def bytes_of(tensors):
 
 def count(step, *held):
     """Return a counter after `step`, before which the tensors in `held` existed."""
-    counter = MemoryCounter()
+    counter = MemoryCounter(LOSSES)
     with counter:
         counter.hold(PARAMETERS, held)
         counter.restart()
