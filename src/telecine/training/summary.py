@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import resource
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,32 +34,28 @@ class SummaryWriter:
     ) -> None:
         self.run = run
         self.device = state.accelerator.device
-        self.clips_per_update = clips_per_update
-        self.clips = clips
-        self.sizes = state.sizes()
-        self.validation = validation_clips(clips)
+        num_parameters, num_trained, num_disc_parameters = state.sizes()
+        self.summary = RunSummary(
+            num_parameters=num_parameters,
+            num_trained=num_trained,
+            num_disc_parameters=num_disc_parameters,
+            num_videos=clips.num_videos,
+            num_skipped=clips.num_skipped,
+            num_frames=sum(span.num_frames for span in clips.train.spans),
+            clips_per_update=clips_per_update,
+            validation=validation_clips(clips),
+            seconds=0.0,
+            peak_memory=None,
+        )
         before = read_summary(run) if is_resumed else None
         self.start = start - (0.0 if before is None else before.seconds)
         self.peak_before = 0 if before is None else before.peak_memory or 0
 
     def write(self) -> None:
         """Write the summary with the time and the memory until now."""
-        peak = peak_memory(self.device)
-        spans = self.clips.train.spans
-        num_parameters, num_trained, num_disc_parameters = self.sizes
-        summary = RunSummary(
-            num_parameters=num_parameters,
-            num_trained=num_trained,
-            num_disc_parameters=num_disc_parameters,
-            num_videos=self.clips.num_videos,
-            num_skipped=self.clips.num_skipped,
-            num_frames=sum(span.num_frames for span in spans),
-            clips_per_update=self.clips_per_update,
-            validation=self.validation,
-            seconds=round(time.monotonic() - self.start, 3),
-            peak_memory=None if peak is None else max(peak, self.peak_before),
-        )
-        write_summary(self.run, summary)
+        seconds, peak = round(time.monotonic() - self.start, 3), peak_memory(self.device)
+        peak = None if peak is None else max(peak, self.peak_before)
+        write_summary(self.run, replace(self.summary, seconds=seconds, peak_memory=peak))
 
 
 def validation_clips(clips: Clips) -> ValidationClips:
@@ -74,7 +70,9 @@ def peak_memory(device: torch.device) -> int | None:
     """Return the bytes at the peak: of a GPU as PyTorch allocated them, of the process on a CPU; None elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if device.type == "cpu":
+    if device.type == "cpu" and sys.platform != "win32":
+        import resource  # does not exist on Windows
+
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else 1024 * peak  # bytes on macOS, else KiB
     return None
