@@ -20,6 +20,8 @@ from telecine.report.video import write_mp4
 from telecine.runs import checkpoints
 from telecine.training import ObjectiveConfig
 
+from .autoencoders.tiny_models import TINY_MODELS
+
 ROOT = Path(__file__).parent.parent
 NO_PICTURES = ROOT / "tests" / "training" / "no_pictures.py"
 HUB_NAME = "zai-org/CogVideoX-2b"
@@ -93,9 +95,8 @@ def test_start(folder, cached_weights, monkeypatch):
 
 @pytest.mark.slow
 def test_fine_tuning(folder, cached_weights):
-    tiny = runpy.run_path(str(ROOT / "tests" / "autoencoders" / "tiny_models.py"))["TINY_MODELS"]
     torch.manual_seed(0)
-    model = tiny["cogvideox"]()
+    model = TINY_MODELS["cogvideox"]()
     model.save_pretrained(HUB_NAME)  # a folder of the same name is taken for it
     shutil.copy(Path(HUB_NAME, "config.json"), "my_config.json")
     size = ["--clips.num_frames=9", "--clips.height=32", "--clips.width=32"]

@@ -19,7 +19,8 @@ from telecine.training.plan import busiest_step
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.trainable import DECODER
 
-TINY = runpy.run_path(str(Path(__file__).parent / "autoencoders" / "tiny_models.py"))
+from .autoencoders.tiny_models import CLIPS, shared, tiny_model
+
 NO_PICTURES = runpy.run_path(str(Path(__file__).parent / "training" / "no_pictures.py"))
 # The tiny model of the class of each recipe of a model.
 MODELS = {
@@ -86,7 +87,7 @@ def test_the_clips_are_those_that_the_model_reproduces(model):
     }
     assert min(sizes) == 64
     assert all(size % 64 == 0 for size in sizes)
-    TINY["shared"](MODELS[model]).check_clip(values_of(model)["clips"]["num_frames"], 64, 64)
+    shared(MODELS[model]).check_clip(values_of(model)["clips"]["num_frames"], 64, 64)
 
 
 def test_later_recipes_override_earlier_ones():
@@ -113,7 +114,7 @@ RUNS = list(zip(MODELS, islice(cycle(STAGES[:4]), len(MODELS)), islice(cycle(HAR
 
 def small(model):
     """Return settings that make a run of the tiny model of a recipe small."""
-    num_frames, *sides = TINY["CLIPS"][MODELS[model]]
+    num_frames, *sides = CLIPS[MODELS[model]]
     height, width = (max(side, 32) for side in sides)
     return {**SMALL, "clips": {**SMALL["clips"], "num_frames": num_frames, "height": height, "width": width}}
 
@@ -132,7 +133,7 @@ def one_thread():
 @pytest.mark.usefixtures("one_thread", "probe_each_configuration_once")
 @pytest.mark.parametrize(("model", "stage", "hardware"), RUNS)
 def test_an_update_with_the_recipes(model, stage, hardware, tmp_path, cached_weights):
-    published = TINY["tiny_model"](MODELS[model])
+    published = tiny_model(MODELS[model])
     published.save_config(tmp_path)
     values = [*map(values_of, (model, stage, hardware)), small(model), {"model": str(tmp_path / "config.json")}]
     config = config_from(*values)
@@ -154,7 +155,7 @@ def test_an_update_with_the_recipes(model, stage, hardware, tmp_path, cached_wei
 def test_the_second_stage_from_scratch_takes_over_the_first(tmp_path, monkeypatch, cached_weights, capsys):
     monkeypatch.chdir(tmp_path)
     NO_PICTURES["leave_pictures_out"](monkeypatch.setattr)
-    TINY["tiny_model"]("wan").save_pretrained("published")
+    tiny_model("wan").save_pretrained("published")
     Path("small.yaml").write_text(yaml.safe_dump(small("wan2.1")))
     first, second = (
         ["train", "--config=wan2.1", f"--config={stage}", "--config=small.yaml", "--data", str(sample_videos()[0])]

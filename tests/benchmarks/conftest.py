@@ -16,10 +16,11 @@ NO_PICTURES = runpy.run_path(str(Path(__file__).parents[1] / "training" / "no_pi
 
 
 @pytest.fixture(autouse=True)
-def two_small_samples(monkeypatch):
-    """Decode only the smaller of the sample videos."""
+def few_clips(monkeypatch):
+    """Decode only the smaller of the sample videos, and fit linear autoencoders to few clips."""
     smaller = dict(list(find.SAMPLE_VIDEOS.items())[:2])
     monkeypatch.setattr(find, "SAMPLE_VIDEOS", smaller)
+    monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 12)
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ def tiny_config(small_video):
                 penalty={"every": 2},
                 perceptual={"net": "alex"},
             ),
-            discriminator=DiscriminatorConfig(dim=2),
+            discriminator=DiscriminatorConfig(dim=2, video="patch"),
             optimizer=OptimizerConfig(lr=1e-3, warmup_steps=2, ema_decay=0.9),
         )
 

@@ -1,7 +1,6 @@
 """Distillation from a tiny Wan, end to end, and the terms that look at a teacher."""
 
 import json
-import runpy
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,8 @@ from telecine.report.run import read_records
 from telecine.runs import checkpoints
 from telecine.training.distillation import DistillConfig, TeacherLatent, TeacherReconstruction, absolute, distill
 
-models = runpy.run_path(str(Path(__file__).parent.parent / "autoencoders" / "tiny_models.py"))
+from ..autoencoders.tiny_models import tiny_model
+
 SETTINGS = """
 steps: 2
 batch_size: 1
@@ -38,7 +38,7 @@ student: student.yaml
 @pytest.fixture
 def folder(tmp_path, monkeypatch, cached_weights):
     """Have a tiny Wan, a video and the settings in the working directory."""
-    models["tiny_model"]("wan").save_pretrained(tmp_path / "wan")
+    tiny_model("wan").save_pretrained(tmp_path / "wan")
     (tmp_path / "distill.yaml").write_text(SETTINGS + f"data: {sample_videos()[0]}\n")
     (tmp_path / "student.yaml").write_text("base_channels: 8\nblocks_per_level: 1\n")
     monkeypatch.chdir(tmp_path)

@@ -1,8 +1,6 @@
 """Communication between processes, and sharding: outputs and gradients equal those of whole weights."""
 
 import copy
-import runpy
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -28,8 +26,8 @@ from telecine.training.distributed import (
 from telecine.training.optim import clip_gradients
 from telecine.training.trainable import select_trainable
 
-models = runpy.run_path(str(Path(__file__).parent.parent / "autoencoders" / "tiny_models.py"))
-TINY_MODELS, tiny_clip = models["TINY_MODELS"], models["tiny_clip"]
+from ..autoencoders.tiny_models import TINY_MODELS, adapter, tiny_clip
+
 WITH_SCALAR = "ltx_video_with_timestep"  # it has a weight without dimensions
 SHARDED = [name for name in TINY_MODELS if name != WITH_SCALAR]
 
@@ -130,8 +128,8 @@ def one_rank():
     dist.destroy_process_group()
 
 
-def adapter(name, weights):
-    model = models["adapter"](name)
+def trainable_model(name, weights):
+    model = adapter(name)
     select_trainable(model, TrainableConfig(weights=weights, lora_rank=2))
     return model
 
@@ -152,7 +150,7 @@ def test_every_class_is_sharded():
 @pytest.mark.usefixtures("one_rank")
 @pytest.mark.parametrize(("name", "weights"), [*((name, "all") for name in SHARDED), ("wan", "lora")])
 def test_outputs_and_gradients_equal_those_of_whole_weights(name, weights):
-    whole, video = adapter(name, weights), tiny_clip(name)
+    whole, video = trainable_model(name, weights), tiny_clip(name)
     sharded = copy.deepcopy(whole)
     assert any(True for _ in fsdp_blocks(sharded)), "more than one unit"
     shard(sharded)
@@ -169,7 +167,7 @@ def test_outputs_and_gradients_equal_those_of_whole_weights(name, weights):
 @pytest.mark.slow
 def test_weights_that_change_between_two_passes_are_used():
     """Validation swaps the averaged weights in between two passes."""
-    model, video = adapter("cogvideox", "all"), tiny_clip("cogvideox")
+    model, video = trainable_model("cogvideox", "all"), tiny_clip("cogvideox")
     name = next(name for name, weight in model.named_parameters() if weight is model.last_layer)
     shard(model)
     weights = dict(model.named_parameters())  # as a moving average and an optimizer hold them
@@ -253,7 +251,7 @@ def test_the_optimizer_of_sharded_weights_is_restored(tmp_path):
 @pytest.mark.usefixtures("one_rank")
 def test_a_weight_without_dimensions_is_refused_by_name():
     with pytest.raises(ValueError, match=r"`sharding` must be none for .* got .*timestep_scale_multiplier"):
-        shard(adapter(WITH_SCALAR, "all"))
+        shard(trainable_model(WITH_SCALAR, "all"))
 
 
 def test_containers_without_forward_or_weights_are_no_blocks():

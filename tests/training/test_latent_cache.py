@@ -2,9 +2,7 @@
 
 import io
 import json
-import runpy
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -22,7 +20,8 @@ from telecine.training.latent_cache import IDENTITY_FILE, LatentCache, check_dis
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.trainer import Trainer
 
-models = runpy.run_path(str(Path(__file__).parent.parent / "autoencoders" / "tiny_models.py"))
+from ..autoencoders.tiny_models import tiny_model
+
 CLIPS = ClipConfig(num_frames=5, height=32, width=32, num_workers=0, num_clips=3)
 DECODER = TrainableConfig(weights="decoder")
 CPU = torch.device("cpu")
@@ -138,7 +137,7 @@ def test_equal_weights_with_and_without(cached):
 
 @pytest.mark.parametrize("name", ["wan"])
 def test_equal_updates_of_a_published_class(cached, tmp_path, name):
-    models["tiny_model"](name).save_pretrained(tmp_path / name)
+    tiny_model(name).save_pretrained(tmp_path / name)
     config, _ = cached(model=str(tmp_path / name), objective=ObjectiveConfig(perceptual_weight=0.0))
     video = torch.rand(2, 3, 5, 32, 32) * 2 - 1
     weights = []

@@ -18,9 +18,10 @@ from telecine.runs import checkpoints
 from telecine.training import Interrupted, ObjectiveConfig, OptimizerConfig, TrainableConfig, train
 from telecine.training.trainer import Trainer
 
+from ..autoencoders.tiny_models import tiny_model
+
 pytestmark = pytest.mark.slow
 
-tiny_models = runpy.run_path(str(Path(__file__).parent.parent / "autoencoders" / "tiny_models.py"))
 no_pictures = runpy.run_path(str(Path(__file__).with_name("no_pictures.py")))
 
 NUM_STEPS = 3
@@ -83,7 +84,7 @@ def runs(tmp_path_factory, cached_weights, tiny_config, forks):
     alignment = {"weight": 0.1, "params": {"latent_channels": 4}}
     noisy = replace(fixed, terms={"latent_noise": 0.1, "alignment": alignment})
     # With single frames, the weights of Wan that mix frames get no gradient.
-    tiny_models["tiny_model"]("wan").save_pretrained(folder / "wan")
+    tiny_model("wan").save_pretrained(folder / "wan")
     still = ClipConfig(num_frames=1, height=32, width=32, num_workers=0)
     # Where a gradient is almost 0, Adam's step depends on its rounding, which differs between kernels.
     slow = {"objective": fixed, "optimizer": replace(base.optimizer, lr=2e-5, disc_lr=2e-5)}
