@@ -9,6 +9,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.training import TrainableConfig, TrainConfig, distributed
 from telecine.training.checkpoint_files import load_optimizer, optimizer_tensors, save_tensors
 from telecine.training.distributed import (
@@ -26,7 +27,7 @@ from telecine.training.distributed import (
 from telecine.training.optim import clip_gradients
 from telecine.training.trainable import select_trainable
 
-from ..autoencoders.tiny_models import TINY_MODELS, adapter, tiny_clip
+from ..autoencoders.tiny_models import TINY_MODELS, tiny_clip, tiny_model
 
 WITH_SCALAR = "ltx_video_with_timestep"  # it has a weight without dimensions
 SHARDED = [name for name in TINY_MODELS if name != WITH_SCALAR]
@@ -129,7 +130,7 @@ def one_rank():
 
 
 def trainable_model(name, weights):
-    model = adapter(name)
+    model = DiffusersAutoencoder(tiny_model(name))  # whose sizes are not asked for
     select_trainable(model, TrainableConfig(weights=weights, lora_rank=2))
     return model
 

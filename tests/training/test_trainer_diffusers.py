@@ -14,15 +14,13 @@ from torch.nn.utils import parameters_to_vector
 
 from telecine.autoencoders.diffusers import DiffusersAutoencoder, checkpointing
 from telecine.data import ClipConfig
-from telecine.objective.layer_activations import LayerActivations
 from telecine.runs import checkpoints
 from telecine.training import DiscriminatorConfig, Interrupted, ObjectiveConfig, TrainableConfig, train
-from telecine.training.build import owner_of
 from telecine.training.interrupt import StopRequest
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.trainer import Trainer
 
-from ..autoencoders.tiny_models import CLIPS, TINY_MODELS, adapter, tiny_model
+from ..autoencoders.tiny_models import CLIPS, tiny_model
 
 FULL = ObjectiveConfig(
     disc_start=0,
@@ -242,16 +240,3 @@ def test_a_size_that_the_model_does_not_reproduce_is_refused(diffusers_config):
     clips = ClipConfig(num_frames=16, height=32, width=32, num_workers=0)
     with pytest.raises(ValueError, match="Use 17, the nearest"):
         Trainer(diffusers_config("wan", clips=clips), quiet())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", TINY_MODELS)
-def test_the_activations_of_the_last_layer_give_the_gradient_of_its_weight(name):
-    """This replaces the gradient of a sharded weight. Wan runs its last layer once for each chunk of frames."""
-    model = adapter(name)
-    activations = LayerActivations(owner_of(model.last_layer, model))
-    frames, height, width = CLIPS[name]
-    output = model(torch.rand(1, 3, frames, height, width) * 2 - 1).video
-    loss = output.sin().sum()
-    (expected,) = torch.autograd.grad(loss, model.last_layer, retain_graph=True)
-    torch.testing.assert_close(activations.weight_gradients([loss])[0], expected, rtol=1e-4, atol=1e-5)
