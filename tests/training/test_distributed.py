@@ -9,6 +9,7 @@ from torch import distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from telecine.autoencoders import CausalVAE, CausalVAEConfig
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.training import TrainableConfig, TrainConfig, distributed
 from telecine.training.checkpoint_files import load_optimizer, optimizer_tensors, save_tensors
@@ -161,6 +162,35 @@ def test_outputs_and_gradients_equal_those_of_whole_weights(name, weights):
     # The gradients of all weights together: some are 0 up to rounding.
     difference = torch.stack([(theirs[key] - gradient).norm() for key, gradient in ours.items()]).norm()
     assert difference < 1e-5 * torch.stack([gradient.norm() for gradient in ours.values()]).norm()
+
+
+def causal_vae():
+    config = CausalVAEConfig(base_channels=8, blocks_per_level=1)
+    model = CausalVAE(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.02 * torch.randn_like(weight))  # its last layers start at 0
+    return model
+
+
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize(
+    ("make", "chunk", "num_frames"),
+    [
+        (causal_vae, 4, 9),
+        pytest.param(lambda: DiffusersAutoencoder(tiny_model("wan")), 4, 9, marks=pytest.mark.slow),
+        pytest.param(lambda: DiffusersAutoencoder(tiny_model("cogvideox")), 8, 17, marks=pytest.mark.slow),
+    ],
+)
+def test_temporal_chunks_of_sharded_models_are_exact(make, chunk, num_frames):
+    whole = make().double()
+    sharded = copy.deepcopy(whole)
+    sharded.enable_temporal_chunks(chunk)
+    shard(sharded)
+    video = 2 * torch.rand(1, 3, num_frames, 16, 16, dtype=torch.float64) - 1
+    (expected, ours), (output, theirs) = (output_and_gradients(model, video) for model in (whole, sharded))
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(theirs, ours)
 
 
 @pytest.mark.usefixtures("one_rank")

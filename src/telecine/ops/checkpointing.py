@@ -87,7 +87,7 @@ def checkpoint_call(
     tensors = [value for value in args if isinstance(value, Tensor)]
     output, changed, cached = checkpoint(lambda *_: call.run(), *tensors, use_reentrant=False)
     for value, new in zip((*args, *kwargs.values()), changed, strict=True):
-        _overwrite(value, new)
+        overwrite(value, new)
     call.set_cached(cached)
     return output
 
@@ -115,7 +115,7 @@ def _copy(value: Any) -> Any:
     return type(value)(map(_copy, value)) if type(value) in (list, tuple) else value
 
 
-def _overwrite(value: Any, by: Any) -> None:
+def overwrite(value: Any, by: Any) -> None:
     """Give a list or a dict the contents of another one."""
     if isinstance(value, dict):
         value.update(by)

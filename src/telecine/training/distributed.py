@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from telecine.checks import argument_error
+from telecine.ops.checkpointing import overwrite
 from telecine.training.config import TrainConfig
 from telecine.training.process_group import num_ranks
 
@@ -124,7 +125,7 @@ def shard(model: nn.Module) -> None:
             raise argument_error("sharding", "none for a model with a 0-d weight", name, "Train it without sharding.")
     for block in fsdp_blocks(model):
         fully_shard(block)
-        _write_back_lists(block)
+        _write_back_caches(block)
     # By default FSDP2 keeps the root's weights gathered after a forward pass. The next pass would then miss weights
     # that changed in between, for example when validation swaps in the averaged weights.
     fully_shard(model, reshard_after_forward=True)
@@ -146,28 +147,30 @@ def fsdp_blocks(model: nn.Module) -> Iterator[nn.Module]:
                 yield item
 
 
-def _write_back_lists(block: nn.Module) -> None:
-    """Copy the changes that a sharded block makes to its list arguments back to the caller's lists.
+def _write_back_caches(block: nn.Module) -> None:
+    """Copy the changes that a sharded block makes to the lists and dicts among its arguments back to the caller's.
 
-    FSDP2 calls a block with copies of its list arguments when they hold tensors with a graph. Wan's blocks cache
-    frames from chunk to chunk in such a list; without this hook the cache would silently stay empty.
+    FSDP2 calls a block with copies of these when they hold tensors with a graph. Causal models keep frames from chunk
+    to chunk in them, Wan in a list and `CausalVAE` in a dict; without this hook they would silently stay empty.
     """
-    callers_lists: list[list[object]] = []
+    callers: list[list[object] | dict[object, object]] = []
 
     def before(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        callers_lists[:] = _list_arguments(args, kwargs)
+        callers[:] = _cache_arguments(args, kwargs)
 
     def after(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
-        for original, copied in zip(callers_lists, _list_arguments(args, kwargs), strict=True):
-            original[:] = copied
-        callers_lists.clear()
+        for original, copied in zip(callers, _cache_arguments(args, kwargs), strict=True):
+            overwrite(original, copied)
+        callers.clear()
 
     block.register_forward_pre_hook(before, prepend=True, with_kwargs=True)  # before FSDP2's own hook
     block.register_forward_hook(after, with_kwargs=True)
 
 
-def _list_arguments(args: tuple[object, ...], kwargs: Mapping[str, object]) -> list[list[object]]:
-    return [value for value in (*args, *kwargs.values()) if isinstance(value, list)]
+def _cache_arguments(
+    args: tuple[object, ...], kwargs: Mapping[str, object]
+) -> list[list[object] | dict[object, object]]:
+    return [value for value in (*args, *kwargs.values()) if isinstance(value, (list, dict))]
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
