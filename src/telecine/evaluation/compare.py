@@ -105,6 +105,7 @@ def check_protocols(first: Mapping[str, object], second: Mapping[str, object]) -
     for field in ("metrics", "backbones"):
         a, b = _table(first, field), _table(second, field)
         differing += [(f"{field}.{name}", a.get(name), b.get(name)) for name in shared if a.get(name) != b.get(name)]
+    differing += _differing_items(*(_table({"published": {}, **protocol}, "published") for protocol in (first, second)))
     if differing:
         got = "; ".join(f"{name}: {_shortened(a)} and {_shortened(b)}" for name, a, b in differing)
         remedy = "Evaluate both on the same clips with the same settings."
@@ -115,6 +116,12 @@ def check_protocols(first: Mapping[str, object], second: Mapping[str, object]) -
     unshared = sorted(metrics[0].keys() ^ metrics[1].keys())
     warnings.append(f"only one has {', '.join(unshared)}" if unshared else "")
     return [warning for warning in warnings if warning]
+
+
+def _differing_items(a: Mapping[str, object], b: Mapping[str, object]) -> list[tuple[str, object, object]]:
+    """Return what differs between two published protocols, `{}` for none: the name, or items of the same one."""
+    names = [*{**a, **b}] if a.get("name") == b.get("name") else ["name"]
+    return [(f"published.{name}", a.get(name), b.get(name)) for name in names if a.get(name) != b.get(name)]
 
 
 def _table(protocol: Mapping[str, object], field: str) -> Mapping[str, object]:
