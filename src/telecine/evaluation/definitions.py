@@ -141,12 +141,6 @@ DEFINITIONS = {
         "larger",
         min_side=UNIFORM_WINDOW,
     ),
-    "lpips_alex_spatial": Definition(
-        "LPIPS v0.1, arXiv 1801.03924, AlexNet; each stage's map of distances resized to the frame (bilinear) before "
-        "its mean; mean over frames, then clips",
-        "smaller",
-        min_side=31,
-    ),
     "fvd_single": Definition(
         "Frechet distance between sets of one clip each: the squared distance of the two feature vectors; mean over "
         "clips; not FVD of a set",

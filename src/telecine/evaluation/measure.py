@@ -31,7 +31,6 @@ from telecine.perceptual.weights import tensor_sha256
 from telecine.shapes import VALUE_RANGE, Video
 
 LPIPS_BACKBONES = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
-SPATIAL_LPIPS = {"lpips_alex_spatial": "alex"}
 # The names of values that are computed from the features of a clip, or of all clips.
 FRECHET_METRICS = ("fvd", "fvd_single")
 
@@ -80,15 +79,20 @@ def load_metrics(clips: ClipConfig, features: str | None, device: torch.device) 
     names, absent = available_metrics(
         [*BUILT_IN_METRICS, *LPIPS_BACKBONES], num_frames=clips.num_frames, height=clips.height, width=clips.width
     )
-    weights = {name: load_backbone(net) for name, net in LPIPS_BACKBONES.items() if name in names}
-    perceptual = {name: LPIPS(LPIPS_BACKBONES[name], weights=tensors).to(device) for name, tensors in weights.items()}
-    backbones = {name: f"sha256 {tensor_sha256(tensors)}" for name, tensors in weights.items()}
+    perceptual, backbones = _load_lpips(names, device)
     network = None if features is None else load_feature_network(features, device)
     if network is not None:
         _check_length(network, clips.num_frames)
         backbones[network.name] = network.source
     built_in = [name for name in names if name not in LPIPS_BACKBONES]
     return MetricSet(built_in, perceptual, network, backbones, absent)
+
+
+def _load_lpips(names: Sequence[str], device: torch.device) -> tuple[dict[str, LPIPS], dict[str, str]]:
+    """Return the LPIPS modules among these metrics by name, and the hashes of their weights."""
+    weights = {name: load_backbone(net) for name, net in LPIPS_BACKBONES.items() if name in names}
+    modules = {name: LPIPS(LPIPS_BACKBONES[name], weights=tensors).to(device) for name, tensors in weights.items()}
+    return modules, {name: f"sha256 {tensor_sha256(tensors)}" for name, tensors in weights.items()}
 
 
 def load_published_metrics(protocol: PublishedProtocol, features: str | None, device: torch.device) -> MetricSet:
@@ -101,13 +105,7 @@ def load_published_metrics(protocol: PublishedProtocol, features: str | None, de
         got = f"{protocol.name} without the package scikit-image"
         remedy = 'Run `pip install "telecine[protocols]"`.'
         raise argument_error("protocol", "one whose packages are installed", got, remedy)
-    nets = {name: net for name, net in (LPIPS_BACKBONES | SPATIAL_LPIPS).items() if name in protocol.metrics}
-    weights = {name: load_backbone(net) for name, net in nets.items()}
-    perceptual = {
-        name: LPIPS(nets[name], weights=tensors, spatial=name in SPATIAL_LPIPS).to(device)
-        for name, tensors in weights.items()
-    }
-    backbones = {name: f"sha256 {tensor_sha256(tensors)}" for name, tensors in weights.items()}
+    perceptual, backbones = _load_lpips(protocol.metrics, device)
     (frechet,) = (name for name in protocol.metrics if name in FRECHET_METRICS)
     network, absent = None, {frechet: "needs the I3D of StyleGAN-V, i3d_torchscript.pt, as `features`"}
     if features is not None:

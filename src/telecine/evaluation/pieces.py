@@ -95,8 +95,8 @@ class Pieces:
         )
         at_seam = frames[:, None, None] | rows[:, None] | columns
         if not at_seam.any():
-            contract = f"smaller than the clips of {time} x {height} x {width}"
-            raise argument_error("chunk", f"or `tile` {contract}", self.source, "Use smaller pieces, or longer clips.")
+            contract = f"smaller than the clips of {time} x {height} x {width}, or `tile`"
+            raise argument_error("chunk", contract, self.source, "Use smaller pieces, or longer clips.")
         return at_seam
 
 

@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from telecine.checks import argument_error
+
 ProtocolName = Literal["vidtok", "wf_vae_25", "wf_vae_33", "tokenbench", "davis"]
 
 CLIP_CHOICES = {
@@ -22,7 +24,11 @@ VALUES = {
 
 @dataclass(frozen=True)
 class PublishedProtocol:
-    """How published figures were measured. Every field is an item: figures of other items do not compare."""
+    """How published figures were measured. Every field is an item: figures of other items do not compare.
+
+    Raises:
+        ValueError: Items contradict each other.
+    """
 
     name: ProtocolName
     """The name, for `--protocol`."""
@@ -60,6 +66,13 @@ class PublishedProtocol:
     """What the sources do not state, with what is done here."""
     deviations: tuple[str, ...]
     """What the published code does otherwise, with what is done here."""
+
+    def __post_init__(self) -> None:
+        if (self.clips == "whole") != (self.num_frames is None):
+            remedy = "Leave `num_frames` out for whole videos only."
+            raise argument_error("clips", "whole, or of a number of frames", self.clips, remedy)
+        if self.chunk is not None and self.posterior != "mode":
+            raise argument_error("posterior", "the mode in chunks", self.posterior, "Leave `chunk` out.")
 
     def as_items(self) -> dict[str, object]:
         """Return every item but the name, as JSON has it."""
@@ -143,7 +156,7 @@ def wf_vae(name: ProtocolName, num_frames: int, not_stated: tuple[str, ...]) -> 
         posterior="sample",
         chunk=None,
         values="truncated",
-        metrics=("psnr_frames", "ssim_valid", "lpips_alex_spatial", "fvd_single"),
+        metrics=("psnr_frames", "ssim_valid", "lpips_alex", "fvd_single"),
         sources=(
             "arXiv 2411.17459, table 1: the data; figure 1 and table 5: 33 x 256 x 256",
             "github.com/PKU-YuanGroup/WF-VAE, examples/gen_video.sh, eval.sh: frames, size, batches of one clip",
@@ -160,6 +173,7 @@ def wf_vae(name: ProtocolName, num_frames: int, not_stated: tuple[str, ...]) -> 
             DECODER,
             BFLOAT16,
             "inputs and reconstructions are written as MPEG-4 and read again before they are measured; here not",
+            "LPIPS resizes its maps to the frame before their mean; here not, which changes the fifth digit",
             "a video that is too short is replaced by the first one; here it is left out",
             "identical clips have a PSNR of 100, others no limit; here each frame has at most 100",
         ),

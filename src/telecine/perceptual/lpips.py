@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
-from torch.nn import functional as F
 
 from telecine.checks import argument_error
 from telecine.perceptual.backbones import Backbone, FeatureMap, backbone_of, run_stage
@@ -47,8 +46,6 @@ class LPIPS(Frozen):
             AlexNet), the usual metric.
         weights: Source of the backbone's weights, as `load_backbone` accepts it: `None` for torchvision's default, a
             member of torchvision's weights enum, a file, or a state dict. The linear heads are part of telecine.
-        spatial: Resize each stage's map of distances to the frame (bilinear) before its mean, as the authors' package
-            does with `spatial=True`. The edges of a map then have another weight.
 
     The module is deterministic and always in evaluation mode. It has no parameters and no buffers, so it is hidden from
     optimizers, checkpoints and data-parallel wrappers. It moves with `.to(device)` and `.double()`; `.half()` and
@@ -64,10 +61,9 @@ class LPIPS(Frozen):
         torch.Size([8])
     """
 
-    def __init__(self, net: str = "vgg", *, weights: WeightsSource = None, spatial: bool = False) -> None:
+    def __init__(self, net: str = "vgg", *, weights: WeightsSource = None) -> None:
         super().__init__()
         self.net = net
-        self.spatial = spatial
         self._backbone = backbone_of(net)
         # No buffers: data-parallel wrappers broadcast every buffer before each forward, here 59 MB that never change.
         self._frozen = {**load_backbone(net, weights), **load_heads(net), **_scaling()}
@@ -85,9 +81,8 @@ class LPIPS(Frozen):
                 device.
         """
         self._check(reconstruction, target)
-        size = target.shape[2:] if self.spatial else None
         with autocast_off(reconstruction.device):
-            return _sum(feature_distance(*stage, size=size) for stage in self._stages(reconstruction, target))
+            return _sum(feature_distance(*stage) for stage in self._stages(reconstruction, target))
 
     def compare(
         self, *, reconstruction: Frames, target: Frames, feature_terms: Sequence[FeatureTerm]
@@ -102,8 +97,7 @@ class LPIPS(Frozen):
         self._check(reconstruction, target)
         with autocast_off(reconstruction.device):
             # Stage by stage, as in `forward`: autograd adds gradients in the order of the calls.
-            size = target.shape[2:] if self.spatial else None
-            stages = [(feature_distance(*stage, size=size), *stage) for stage in self._stages(reconstruction, target)]
+            stages = [(feature_distance(*stage), *stage) for stage in self._stages(reconstruction, target)]
             lpips = _sum(distance for distance, *_ in stages)
             reconstruction_features, target_features = [x for _, x, _, _ in stages], [y for _, _, y, _ in stages]
             features = {"reconstruction_features": reconstruction_features, "target_features": target_features}
@@ -151,18 +145,9 @@ class LPIPS(Frozen):
         return f"net={self.net!r}"
 
 
-def feature_distance(
-    x: FeatureMap, y: FeatureMap, head: Float[Tensor, " feature"], *, size: Sequence[int] | None = None
-) -> Float[Tensor, " frame"]:
-    """Return the distance `(N,)` of two feature maps `(N, C, H, W)`: unit vectors, squared difference, mean, head.
-
-    The mean is over the map, or over the map resized to `size`.
-    """
-    difference = (_unit_vectors(x) - _unit_vectors(y)).square()
-    if size is None:
-        return difference.mean(dim=(2, 3)) @ head
-    distances = torch.einsum("nchw,c->nhw", difference, head)[:, None]
-    return F.interpolate(distances, tuple(size), mode="bilinear", align_corners=False).mean(dim=(1, 2, 3))
+def feature_distance(x: FeatureMap, y: FeatureMap, head: Float[Tensor, " feature"]) -> Float[Tensor, " frame"]:
+    """Return the distance `(N,)` of two feature maps `(N, C, H, W)`: unit vectors, squared difference, mean, head."""
+    return (_unit_vectors(x) - _unit_vectors(y)).square().mean(dim=(2, 3)) @ head
 
 
 def standardise(frames: Frames, weights: dict[str, Tensor]) -> Frames:
