@@ -1,7 +1,10 @@
 """Published protocols: what they select, read and measure, and that a change of any item is noticed."""
 
 import json
+import re
+import shutil
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -19,12 +22,13 @@ from telecine.evaluation.compare import check_protocols
 from telecine.evaluation.config import EvaluateConfig
 from telecine.evaluation.definitions import DEFINITIONS
 from telecine.evaluation.evaluate import evaluate
-from telecine.evaluation.published import PROTOCOLS, ProtocolName
+from telecine.evaluation.published import CLIP_CHOICES, PROTOCOLS, VALUES, ProtocolName
 from telecine.evaluation.published_clips import measured_values, read_published, select_published
 from telecine.report.video import write_mp4
 
 from .videos import noisy, waves
 
+PAGE = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text(encoding="utf-8")
 NUM_FRAMES = 12
 # At this size, the first of the two videos is enlarged, or left alone, and the second one is made smaller.
 SMALL = {"short_side": 44, "crop": 32, "num_frames": 5}
@@ -200,6 +204,29 @@ def test_the_command_refuses_in_one_line(data, capsys):
         in first
     )
     assert "`data` must be the 30 videos of protocol vidtok (MCL-JCV, 30 videos), but got 2 videos." in second
+
+
+def test_the_command_of_the_page_runs(run, data, fake_i3d, tmp_path, monkeypatch, capsys):
+    page = re.search(r"```\ntelecine (.*--protocol.*)\n```", PAGE).group(1)
+    run(small(PROTOCOLS["davis"]))  # the fakes
+    monkeypatch.setitem(PROTOCOLS, "vidtok", replace(small(VIDTOK), num_frames=10))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(data, "mcl_jcv")
+    shutil.copy(fake_i3d, "i3d_torchscript.pt")
+    assert main(page.split()) == 0, capsys.readouterr().err
+    assert "4 clips, 10 frames of 32 x 32, protocol vidtok" in " ".join(capsys.readouterr().out.split())
+    published = json.loads((tmp_path / "figures" / "vidtok" / "protocol.json").read_text())["published"]
+    assert published["sources"] == list(VIDTOK.sources)
+
+
+def test_the_page_has_every_text():
+    for protocol in PROTOCOLS.values():
+        assert f"`{protocol.name}`" in PAGE
+        texts = (protocol.data, *protocol.sources, *protocol.not_stated, *protocol.deviations, *protocol.metrics)
+        assert [text for text in texts if text not in PAGE] == []
+        assert protocol.describe_resize() in PAGE
+        assert CLIP_CHOICES[protocol.clips] in PAGE
+        assert VALUES[protocol.values] in PAGE
 
 
 def test_names_and_metrics_are_known():
