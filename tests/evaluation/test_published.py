@@ -210,6 +210,7 @@ def test_the_command_of_the_page_runs(run, data, fake_i3d, tmp_path, monkeypatch
     page = re.search(r"```\ntelecine (.*--protocol.*)\n```", PAGE).group(1)
     run(small(PROTOCOLS["davis"]))  # the fakes
     monkeypatch.setitem(PROTOCOLS, "vidtok", replace(small(VIDTOK), num_frames=10))
+    monkeypatch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)  # `test_evaluate.py` tests it
     monkeypatch.chdir(tmp_path)
     shutil.copytree(data, "mcl_jcv")
     shutil.copy(fake_i3d, "i3d_torchscript.pt")

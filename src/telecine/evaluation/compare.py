@@ -99,13 +99,13 @@ def check_protocols(first: Mapping[str, object], second: Mapping[str, object]) -
     """
     metrics = [_table(protocol, "metrics") for protocol in (first, second)]
     shared = [name for name in metrics[0] if name in metrics[1]]
-    differing = [
+    differing = _differing_items(*(_table({"published": {}, **protocol}, "published") for protocol in (first, second)))
+    differing += [
         (name, first.get(name), second.get(name)) for name in MUST_MATCH if first.get(name) != second.get(name)
     ]
     for field in ("metrics", "backbones"):
         a, b = _table(first, field), _table(second, field)
         differing += [(f"{field}.{name}", a.get(name), b.get(name)) for name in shared if a.get(name) != b.get(name)]
-    differing += _differing_items(*(_table({"published": {}, **protocol}, "published") for protocol in (first, second)))
     if differing:
         got = "; ".join(f"{name}: {_shortened(a)} and {_shortened(b)}" for name, a, b in differing)
         remedy = "Evaluate both on the same clips with the same settings."

@@ -138,7 +138,7 @@ class WarpingError:
         """Return both values of a clip, `(1, 3, T, H, W)` in [-1, 1].
 
         Raises:
-            ValueError: T is 1, or H or W is below 32.
+            ValueError: T is 1, or H or W is below 12.
         """
         if target.shape[2] < 2 or min(target.shape[3:]) < FLOW_SIDE:
             contract = f"left out for clips of 1 frame or smaller than {FLOW_SIDE} x {FLOW_SIDE}"

@@ -52,8 +52,8 @@ def psnr_bytes(*, reconstruction: Video, target: Video, modulo: bool = False) ->
     """
     difference = bytes_from_video(reconstruction).int() - bytes_from_video(target).int()
     error = difference.square().remainder(256) if modulo else difference.square()
-    root = error.flatten(1).double().mean(1).sqrt()
-    return (20 * torch.log10(255 / (root + torch.finfo(torch.float32).eps))).to(target)
+    root = error.flatten(1).float().mean(1).sqrt()
+    return 20 * torch.log10(255 / (root + torch.finfo(torch.float32).eps))
 
 
 def ssim(*, reconstruction: Frames, target: Frames) -> Tensor:
