@@ -35,7 +35,7 @@ class PublishedProtocol:
     data: str
     """The videos that the figures are of. They are passed by path."""
     num_videos: int | None
-    """Number of these videos. None: not stated."""
+    """Number of these videos. None: not stated, or not checked."""
     clips: Literal["all", "first", "whole"]
     """Which clips of a video are measured, a key of `CLIP_CHOICES`."""
     num_frames: int | None
@@ -189,7 +189,13 @@ WF_VAE_25 = wf_vae(
 
 
 def cosmos(
-    name: ProtocolName, data: str, max_length: tuple[int, float] | None, short_side: int | None, stated: str
+    name: ProtocolName,
+    data: str,
+    *,
+    max_length: tuple[int, float] | None,
+    short_side: int | None,
+    sources: tuple[str, ...],
+    not_stated: str,
 ) -> PublishedProtocol:
     """Return the protocol of Cosmos for one of its sets of videos."""
     return PublishedProtocol(
@@ -209,13 +215,13 @@ def cosmos(
         values="rounded",
         metrics=("psnr_bytes", "psnr_modulo", "ssim_uniform", "lpips_vgg", "fvd"),
         sources=(
-            "arXiv 2501.03575, section on tokenizers: the sets and metrics",
+            *sources,
             "github.com/NVIDIA/Cosmos-Tokenizer, cosmos_tokenizer/video_lib.py, video_cli.py: chunks of 17 frames",
             "github.com/NVlabs/TokenBench, token_bench/metrics_cli.py, token_bench/fvd.py: metrics over 8-bit videos",
-            *(["github.com/NVlabs/TokenBench, token_bench/video/list.txt, preprocessing_script.py"] * bool(max_length)),
         ),
         not_stated=(
-            stated,
+            not_stated,
+            "what the text of arXiv 2501.03575 adds; these items are those of the published code",
             "`--temporal_window` of the published figures; here its default, 17",
             "the decoded latent: Cosmos has no posterior; here its mode",
         ),
@@ -233,15 +239,20 @@ def cosmos(
 TOKENBENCH = cosmos(
     "tokenbench",
     "TokenBench: videos of BDD100K, EgoExo-4D, BridgeData V2 and Panda-70M, as list.txt names them",
-    (300, 10.0),
-    1080,
-    "whether the figures are of all videos of list.txt; here of those in `data`",
+    max_length=(300, 10.0),
+    short_side=1080,
+    sources=(
+        "github.com/NVlabs/TokenBench, README.md: the sets of videos; PSNR, SSIM and rFVD",
+        "github.com/NVlabs/TokenBench, token_bench/video/list.txt, preprocessing_script.py: videos, length, size",
+    ),
+    not_stated="whether the figures are of all videos of list.txt; here of those in `data`",
 )
 DAVIS = cosmos(
     "davis",
     "DAVIS (Perazzi et al. 2016)",
-    None,
-    None,
-    "which sequences, at which size; here those in `data`, written as videos without loss, whole and at their size",
+    max_length=None,
+    short_side=None,
+    sources=("github.com/NVIDIA/NeMo, nemo/collections/physicalai/Cosmos/cosmos1/models/tokenizer/README.md: DAVIS",),
+    not_stated="which sequences, at which size; here those in `data`, whole, at their size, as videos without loss",
 )
 PROTOCOLS = {protocol.name: protocol for protocol in (VIDTOK, WF_VAE_25, WF_VAE_33, TOKENBENCH, DAVIS)}
