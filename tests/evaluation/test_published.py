@@ -1,5 +1,6 @@
 """Published protocols: what they select, read and measure, and that a change of any item is noticed."""
 
+import importlib.util
 import json
 import re
 import shutil
@@ -185,6 +186,14 @@ def test_evaluations_by_other_protocols_do_not_compare(run):
 def test_settings_that_contradict_a_protocol_are_refused(run, settings, message):
     with pytest.raises(ValueError, match=message):
         run(small(VIDTOK), **settings)
+
+
+def test_tokenbench_without_scikit_image_says_how_to_install_it(run, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        ValueError, match=r'tokenbench without the package scikit-image. Run `pip install "telecine\[pro'
+    ):
+        run(small(TOKENBENCH))
 
 
 def test_settings_that_agree_with_a_protocol_are_accepted(run):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
-from telecine.checks import check_count
+from telecine.checks import argument_error, check_count
 from telecine.data import ClipConfig
 from telecine.devices import DeviceName
 from telecine.evaluation.published import ProtocolName
@@ -83,6 +83,9 @@ class EvaluateConfig(MeasuredClips):
         if self.chunk is not None:
             check_count("chunk", self.chunk, remedy="Leave it out for whole clips.")
             check_overlap(self.chunk, self.overlap_frames)
+        for name, of in (("overlap_frames", "chunk"), ("tile_overlap", "tile")):
+            if getattr(self, name) and getattr(self, of) is None:
+                raise argument_error(name, f"left out without `{of}`", getattr(self, name), f"Set `{of}`, too.")
         self.tiling()
 
     def tiling(self) -> Tiling:
