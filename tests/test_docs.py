@@ -33,6 +33,7 @@ OTHERS = {
     "many-gpus.md",
     "objective.md",
     "own-model.md",
+    "protocols.md",
     "reliability.md",
     "report.md",
     "start.md",

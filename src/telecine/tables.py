@@ -84,8 +84,11 @@ def print_plan(console: Console, plan: Plan) -> None:
 def print_evaluation(console: Console, evaluation: Evaluation) -> None:
     """Print the metrics, which direction is better, and what could not be measured."""
     protocol = evaluation.protocol
-    size = f"{protocol.num_frames} frames of {protocol.height} x {protocol.width}"
-    table = Table("metric", "mean", "better", title=f"{protocol.num_clips} clips, {size}")
+    frames = "whole videos" if protocol.num_frames is None else f"{protocol.num_frames} frames"
+    size = "their size" if protocol.height is None else f"{protocol.height} x {protocol.width}"
+    name = dict(protocol.published).get("name")
+    title = f"{protocol.num_clips} clips, {frames} of {size}{f', protocol {name}' if name else ''}"
+    table = Table("metric", "mean", "better", title=title)
     for name, value in evaluation.metrics.items():
         table.add_row(name, f"{value:.4f}", protocol.better(name))
     console.print(table)

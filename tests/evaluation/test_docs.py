@@ -16,6 +16,24 @@ SMALL = {
     "evaluate": ["--num_frames", "5", "--height", "32", "--width", "32", "--max_clips", "2", "--device", "cpu"],
     # The Frechet distance of I3D's features needs more frames, and more clips than features.
     "--features": ["--num_frames", "13", "--height", "32", "--width", "32", "--max_clips", "5", "--device", "cpu"],
+    "--chunk": [
+        "--num_frames",
+        "9",
+        "--height",
+        "32",
+        "--width",
+        "32",
+        "--max_clips",
+        "1",
+        "--device",
+        "cpu",
+        "--chunk",
+        "5",
+        "--overlap_frames",
+        "1",
+        "--tile",
+        "16",
+    ],
     "reconstruct": ["--device", "cpu"],
 }
 
@@ -38,14 +56,14 @@ def run(line):
     """Run one command of the page at a small size."""
     name, command, *words = shlex.split(line)
     assert name == "telecine"
-    small = SMALL["--features" if "--features" in words else command]
+    small = SMALL[next((option for option in ("--features", "--chunk") if option in words), command)]
     return main([command, *words, *([] if words[0] == "--compare" else small)])
 
 
 @pytest.mark.slow
 def test_the_commands_run(folder, cached_weights, capsys):
     launched = [line for line in COMMANDS if line.startswith("torchrun ")]  # `test_evaluate.py` runs it
-    assert (len(COMMANDS), len(launched)) == (9, 1)
+    assert (len(COMMANDS), len(launched)) == (11, 1)
     for line in [line for line in COMMANDS if line not in launched]:
         assert run(line) == 0, f"{line}\n{capsys.readouterr().err}"
     assert {path.name for path in (folder / "figures" / "difference").iterdir()} == {

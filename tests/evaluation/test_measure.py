@@ -1,5 +1,7 @@
 """The results of clips, and the figures of the whole set."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -63,6 +65,11 @@ def test_features_that_are_not_finite_have_no_frechet_distance():
 
 def test_values_per_frame_are_means_over_clips():
     assert mean_per_frame(results(3)) == {"psnr": pytest.approx([1.0, 2.0])}
+
+
+def test_a_position_that_some_clips_lack_is_the_mean_over_the_others():
+    shorter = replace(results(1)[0], per_frame={"psnr": [4.0]})
+    assert mean_per_frame([shorter, *results(1)]) == {"psnr": pytest.approx([2.0, 2.0])}
 
 
 def test_the_hash_depends_on_every_clip_and_their_order():

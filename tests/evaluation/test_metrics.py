@@ -10,6 +10,7 @@ from torch import nn
 
 from telecine.evaluation import METRIC_DEFINITIONS, ReconstructionMetrics, mean_over_clips
 from telecine.evaluation.metrics import BUILT_IN_METRICS, available_metrics
+from telecine.evaluation.published import PROTOCOLS
 
 
 class MeanDistance(nn.Module):
@@ -168,7 +169,9 @@ def test_available_metrics_depend_on_length_and_size():
 
 
 def test_every_metric_states_which_values_are_better():
-    assert set(METRIC_DEFINITIONS) == {*BUILT_IN_METRICS, "lpips_vgg", "lpips_alex"}
+    published = {name for protocol in PROTOCOLS.values() for name in protocol.metrics} - {"fvd"}
+    requested = {"warping_error", "warping_excess", "pieces_psnr", "seam_psnr"}
+    assert set(METRIC_DEFINITIONS) == {*BUILT_IN_METRICS, "lpips_vgg", "lpips_alex", *published, *requested}
     directions = {text.rpartition("; ")[2] for text in METRIC_DEFINITIONS.values()}
     assert directions == {f"{values} is better" for values in ("larger", "smaller", "nearest to 0", "nearest to 1")}
 

@@ -7,7 +7,17 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from telecine.evaluation.definitions import MS_SSIM_BETAS
-from telecine.evaluation.pixel_metrics import flicker, ms_ssim, psnr, sharpness, ssim
+from telecine.evaluation.pixel_metrics import (
+    flicker,
+    ms_ssim,
+    psnr,
+    psnr_bytes,
+    psnr_frames_epsilon,
+    sharpness,
+    ssim,
+    ssim_uniform,
+    ssim_valid,
+)
 
 
 def frames(num=2, side=176, noise=0.3, seed=0):
@@ -176,3 +186,46 @@ class TestFlicker:
         image = torch.zeros(1, 3, 1, 8, 8)
         with pytest.raises(ValueError, match="at least 2 frames"):
             flicker(reconstruction=image, target=image)
+
+
+class TestPublished:
+    """Definitions of published protocols, against what their code computes."""
+
+    def test_psnr_of_vidtok(self):
+        """`-10 * torch.log10(mse + 1e-8)` of each frame in [0, 1]."""
+        recon, target = frames(side=32)
+        errors = [np.square(in_numpy(a) - in_numpy(b)).mean() for a, b in zip(recon, target, strict=True)]
+        expected = [-10 * np.log10(error + 1e-8) for error in errors]
+        assert psnr_frames_epsilon(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-4)
+        assert psnr_frames_epsilon(reconstruction=target, target=target).tolist() == pytest.approx([80, 80], abs=1e-4)
+
+    def test_psnr_of_tokenbench(self):
+        """`((input0 - input1) ** 2).mean()` of 8-bit arrays, whose operations wrap around at 256."""
+        recon, target = (torch.stack(tuple(part), 1)[None] for part in frames(side=32))
+        a, b = (np.round((video.numpy() + 1) * 127.5).astype(np.uint8) for video in (recon, target))
+        epsilon = np.finfo(np.float32).eps
+        for modulo, mse in (
+            (True, ((a - b) ** 2).mean()),
+            (False, np.square(a.astype(float) - b.astype(float)).mean()),
+        ):
+            expected = 20 * np.log10(255 / (np.sqrt(mse) + epsilon))
+            values = psnr_bytes(reconstruction=recon, target=target, modulo=modulo)
+            assert values.tolist() == pytest.approx([expected], abs=1e-4)
+
+    def test_ssim_of_vidtok_and_wf_vae(self):
+        """scikit-image with the settings of Wang et al. leaves out the same border."""
+        recon, target = frames(side=40)
+        settings = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1.0}
+        expected = [
+            structural_similarity(in_numpy(b), in_numpy(a), channel_axis=0, **settings)
+            for a, b in zip(recon, target, strict=True)
+        ]
+        assert ssim_valid(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-5)
+
+    def test_ssim_of_tokenbench(self):
+        """`structural_similarity(..., data_range=255, channel_axis=-1)` of 8-bit frames."""
+        recon, target = frames(side=40)
+        a, b = ((frame.permute(0, 2, 3, 1).numpy() + 1) * 127.5 for frame in (recon, target))
+        pairs = zip(np.round(a).astype(np.uint8), np.round(b).astype(np.uint8), strict=True)
+        expected = [structural_similarity(*pair, data_range=255.0, channel_axis=-1) for pair in pairs]
+        assert ssim_uniform(reconstruction=recon, target=target).tolist() == pytest.approx(expected, abs=1e-6)

@@ -58,6 +58,17 @@ def test_equals_the_published_package_on_real_frames(net, clip, models, referenc
         assert (our_gradient - their_gradient).norm() < 1e-5 * their_gradient.norm()
 
 
+@pytest.mark.filterwarnings("ignore:.*'pretrained'.*", "ignore:Arguments other than a weight enum")
+def test_maps_resized_to_the_frame_have_nearly_the_same_mean(models, references, real_frames):
+    """WF-VAE measures with `spatial=True`, where only the edges of maps have other weights. The noise is at an edge."""
+    target = real_frames["bikes.mp4"][:2, :, :61, :75]
+    reconstruction = torch.cat([noisy(target[..., :6], 1.0), target[..., 6:]], dim=-1)
+    reference = copy.copy(references("alex"))
+    reference.spatial = True
+    ours = models["alex"](reconstruction=reconstruction, target=target)
+    torch.testing.assert_close(ours, reference(reconstruction, target).mean((1, 2, 3)), rtol=5e-5, atol=0)
+
+
 @pytest.mark.parametrize(
     ("net", "pair", "expected"),
     [

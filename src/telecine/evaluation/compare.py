@@ -99,7 +99,8 @@ def check_protocols(first: Mapping[str, object], second: Mapping[str, object]) -
     """
     metrics = [_table(protocol, "metrics") for protocol in (first, second)]
     shared = [name for name in metrics[0] if name in metrics[1]]
-    differing = [
+    differing = _differing_items(*(_table({"published": {}, **protocol}, "published") for protocol in (first, second)))
+    differing += [
         (name, first.get(name), second.get(name)) for name in MUST_MATCH if first.get(name) != second.get(name)
     ]
     for field in ("metrics", "backbones"):
@@ -115,6 +116,12 @@ def check_protocols(first: Mapping[str, object], second: Mapping[str, object]) -
     unshared = sorted(metrics[0].keys() ^ metrics[1].keys())
     warnings.append(f"only one has {', '.join(unshared)}" if unshared else "")
     return [warning for warning in warnings if warning]
+
+
+def _differing_items(a: Mapping[str, object], b: Mapping[str, object]) -> list[tuple[str, object, object]]:
+    """Return what differs between two published protocols, `{}` for none: the name, or items of the same one."""
+    names = [*{**a, **b}] if a.get("name") == b.get("name") else ["name"]
+    return [(f"published.{name}", a.get(name), b.get(name)) for name in names if a.get(name) != b.get(name)]
 
 
 def _table(protocol: Mapping[str, object], field: str) -> Mapping[str, object]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
-from telecine.checks import check_count
+from telecine.checks import argument_error, check_count
 from telecine.data import ClipConfig
 from telecine.devices import DeviceName
+from telecine.evaluation.published import ProtocolName
 from telecine.evaluation.tiling import Tiling, check_overlap
 from telecine.runs import Weights
+
+DEFAULT_MAX_CLIPS = 100
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,9 @@ class MeasuredClips:
     """The input videos: a folder (searched recursively) or one video. Required to measure."""
     weights: Weights = "ema"
     """Weights of a checkpoint: the moving average ("ema") or the trained ones ("model")."""
-    max_clips: int = 100
-    """Maximum number of clips to measure. They are spread evenly over the videos."""
+    max_clips: int | None = None
+    """Maximum number of clips to measure. They are spread evenly over the videos. Default: 100; with a protocol, those
+    of the protocol."""
     num_frames: int | None = None
     """Frames in a clip. Default: as in the training run, or 17 without a run."""
     height: int | None = None
@@ -35,9 +39,14 @@ class MeasuredClips:
     """Device to compute on."""
 
     def __post_init__(self) -> None:
-        for name in ("data", "features", "base"):  # a shell does not expand the `~` of `--data=~/videos`
+        for name in ("data", "features", "base", "flow"):  # a shell does not expand the `~` of `--data=~/videos`
             if getattr(self, name, None) is not None:
                 object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
+
+    @property
+    def clip_limit(self) -> int:
+        """`max_clips`, or its default."""
+        return DEFAULT_MAX_CLIPS if self.max_clips is None else self.max_clips
 
     def clip_config(self, base: ClipConfig) -> ClipConfig:
         """Return `base` with the length, size and stride that are set here, and without training-only settings."""
@@ -54,6 +63,38 @@ class EvaluateConfig(MeasuredClips):
     """Network of the Frechet distance between all reconstructions and all inputs: the path of an I3D as TorchScript
     (reported as fvd), or "transnetv2" (reported as frechet_transnetv2; needs telecine[frechet]). Needs more clips than
     the network has features."""
+    protocol: ProtocolName | None = None
+    """Measure as published figures were: clips, frame rate, resizing, values and metrics are those of the protocol,
+    other settings that contradict it are refused."""
+    flow: str | None = None
+    """Also measure the warping error, by this optical flow: "dis" (of OpenCV; needs telecine[protocols]) or the path of
+    torchvision's weights of RAFT, large or small."""
+    chunk: int | None = None
+    """Also reconstruct clips in chunks of this many frames, and measure how far they are from whole ones."""
+    overlap_frames: int = 0
+    """Frames that these chunks share and are blended over."""
+    tile: int | None = None
+    """Also reconstruct clips in tiles of this height and width, and measure how far they are from whole ones."""
+    tile_overlap: int | None = None
+    """Pixels that these tiles share and are blended over. Default: a quarter of the tile."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.chunk is not None:
+            check_count("chunk", self.chunk, remedy="Leave it out for whole clips.")
+            check_overlap(self.chunk, self.overlap_frames)
+        for name, of in (("overlap_frames", "chunk"), ("tile_overlap", "tile")):
+            if getattr(self, name) and getattr(self, of) is None:
+                raise argument_error(name, f"left out without `{of}`", getattr(self, name), f"Set `{of}`, too.")
+        self.tiling()
+
+    def tiling(self) -> Tiling:
+        """Return the tiles that are compared with whole frames.
+
+        Raises:
+            ValueError: The tile is smaller than 1, or not larger than its overlap.
+        """
+        return _tiling(self.tile, self.tile_overlap)
 
 
 @dataclass(frozen=True)
@@ -105,6 +146,10 @@ class ReconstructConfig:
         Raises:
             ValueError: The tile is smaller than 1, or not larger than its overlap.
         """
-        if self.tile is None:
-            return Tiling()
-        return Tiling(self.tile, self.tile // 4 if self.tile_overlap is None else self.tile_overlap)
+        return _tiling(self.tile, self.tile_overlap)
+
+
+def _tiling(tile: int | None, overlap: int | None) -> Tiling:
+    if tile is None:
+        return Tiling()
+    return Tiling(tile, tile // 4 if overlap is None else overlap)

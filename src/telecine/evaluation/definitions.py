@@ -9,6 +9,10 @@ from typing import Literal
 MAX_PSNR = 100.0
 SSIM_SIGMA = 1.5
 SSIM_WINDOW = 11
+# The default window of scikit-image's `structural_similarity`.
+UNIFORM_WINDOW = 7
+# VidTok adds it to the mean squared error of a frame in [0, 1].
+PSNR_EPSILON = 1e-8
 MS_SSIM_BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 # The smallest side that torchmetrics accepts: the window must fit after four halvings.
 MS_SSIM_SIDE = 16 * SSIM_WINDOW
@@ -16,6 +20,8 @@ MS_SSIM_SIDE = 16 * SSIM_WINDOW
 GRID_PERIODS = (2, 4, 8, 16)
 GRID_PATCH = 32
 FLAT_FRACTION = 0.25
+# DIS fails for 8 pixels, and finds a shift of one pixel from 12 on.
+FLOW_SIDE = 12
 # Variance of rounding to 8 bits, for values in [-1, 1]. Smaller variances carry no information.
 ROUNDING_VARIANCE = (2 / 255) ** 2 / 12
 
@@ -50,6 +56,16 @@ class Definition:
 def _lpips(network: str, min_side: int) -> Definition:
     text = f"LPIPS v0.1, arXiv 1801.03924, {network}; mean over frames, then clips"
     return Definition(text, "smaller", min_side=min_side)
+
+
+def _warping(text: str, better: Better) -> Definition:
+    full = (
+        "mean squared difference of a frame and the next one, warped to it by the flow between the same frames of the "
+        "input, as arXiv 1808.00449; frames in [0, 1]; pixels that leave the frame, or whose forward and backward flow "
+        "disagree (arXiv 1604.08610, equation 5), are left out; mean over channels and pixels, frames, then clips"
+        f"{text}"
+    )
+    return Definition(full, better, min_side=FLOW_SIDE, min_frames=2)
 
 
 def _grid(period: int) -> Definition:
@@ -95,5 +111,54 @@ DEFINITIONS = {
         min_side=2,
     ),
     **{f"grid_{period}": _grid(period) for period in GRID_PERIODS},
+    # Definitions of published protocols: see `published.py`.
+    "psnr_frames": Definition(
+        f"dB; 10 log10(1 / mean squared error of a frame in [0, 1]), at most {MAX_PSNR:g}; mean over frames, then "
+        "clips",
+        "larger",
+    ),
+    "psnr_frames_epsilon": Definition(
+        f"dB; -10 log10(mean squared error of a frame in [0, 1] + {PSNR_EPSILON:g}); mean over frames, then clips",
+        "larger",
+    ),
+    "psnr_bytes": Definition(
+        "dB; 20 log10(255 / (root mean squared error of a clip in 8 bits + 1.2e-7)); mean over clips", "larger"
+    ),
+    "psnr_modulo": Definition(
+        "dB; as psnr_bytes, but each squared error modulo 256, because the published code subtracts and squares in 8 "
+        "bits; above psnr_bytes where errors exceed 15 levels; mean over clips",
+        "larger",
+    ),
+    "ssim_valid": Definition(
+        f"as ssim, without the border of {SSIM_WINDOW // 2} pixels; mean over channels, pixels, frames, then clips",
+        "larger",
+        min_side=SSIM_WINDOW,
+    ),
+    "ssim_uniform": Definition(
+        f"scikit-image's default; 8-bit RGB frames, uniform window {UNIFORM_WINDOW} x {UNIFORM_WINDOW}, sample "
+        f"covariance, without the border of {UNIFORM_WINDOW // 2} pixels, k1 0.01, k2 0.03; mean over channels, "
+        "pixels, frames, then clips",
+        "larger",
+        min_side=UNIFORM_WINDOW,
+    ),
+    "fvd_single": Definition(
+        "Frechet distance between sets of one clip each: the squared distance of the two feature vectors; mean over "
+        "clips; not FVD of a set",
+        "smaller",
+        min_frames=10,
+    ),
+    # Measured on request.
+    "warping_error": _warping("", "smaller"),
+    "warping_excess": _warping(", less the same of the input", "nearest to 0"),
+    "pieces_psnr": Definition(
+        f"dB; PSNR between the reconstruction of the whole clip and that in pieces, both clamped, at most "
+        f"{MAX_PSNR:g}; mean over clips",
+        "larger",
+    ),
+    "seam_psnr": Definition(
+        "dB; as pieces_psnr, of the worst frame, over its pixels at a seam: where pieces overlap, or the pixels on "
+        "both sides of the edge where they meet; mean over clips",
+        "larger",
+    ),
 }
 METRIC_DEFINITIONS = {name: str(definition) for name, definition in DEFINITIONS.items()}

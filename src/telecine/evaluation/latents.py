@@ -177,7 +177,7 @@ def read_videos(config: LatentsConfig, clips: ClipConfig) -> list[Video]:
     """
     assert config.data is not None
     infos, _ = index_videos(find_videos(config.data))
-    spans = select_clips(infos, clips, config.max_clips)
+    spans = select_clips(infos, clips, config.clip_limit)
     found = [clip for span in with_progress(spans, "reading") if (clip := read_span(span, clips)) is not None]
     if not found:
         raise argument_error("data", "videos with a decodable clip", f"{len(spans)} broken ones", "See the log.")

@@ -13,7 +13,17 @@ from torch import Tensor, nn
 from telecine.checks import argument_error, check_choice, check_count
 from telecine.evaluation.definitions import DEFINITIONS, GRID_PERIODS
 from telecine.evaluation.grid import grid_excess
-from telecine.evaluation.pixel_metrics import flicker, ms_ssim, psnr, sharpness, ssim
+from telecine.evaluation.pixel_metrics import (
+    flicker,
+    ms_ssim,
+    psnr,
+    psnr_bytes,
+    psnr_frames_epsilon,
+    sharpness,
+    ssim,
+    ssim_uniform,
+    ssim_valid,
+)
 from telecine.precision import at_least_float32, autocast_off
 from telecine.shapes import VALUE_RANGE, Frames, Video, check_range, check_same_shape, check_video
 
@@ -33,9 +43,19 @@ CLIP_METRICS: dict[str, Metric] = {
     "flicker": flicker,
     "sharpness": sharpness,
     **{f"grid_{period}": partial(grid_excess, period=period) for period in GRID_PERIODS},
+    "psnr_bytes": psnr_bytes,
+    "psnr_modulo": partial(psnr_bytes, modulo=True),
 }
 # Called with frames (N, 3, H, W), return (N,). The value of a clip is the mean over its frames.
-FRAME_METRICS: dict[str, Metric] = {"ssim": ssim, "ms_ssim": ms_ssim}
+FRAME_METRICS: dict[str, Metric] = {
+    "ssim": ssim,
+    "ms_ssim": ms_ssim,
+    "psnr_frames": psnr,
+    "psnr_frames_epsilon": psnr_frames_epsilon,
+    "ssim_valid": ssim_valid,
+    "ssim_uniform": ssim_uniform,
+}
+# What is measured without a protocol.
 BUILT_IN_METRICS = ("psnr", "ssim", "ms_ssim", "flicker", "sharpness", *(f"grid_{period}" for period in GRID_PERIODS))
 
 
@@ -65,8 +85,7 @@ class ReconstructionMetrics:
     Args:
         perceptual: Distances by the name they are reported under, e.g. `{"lpips_alex": LPIPS(...)}`. Each is called as
             `module(reconstruction=frames, target=frames)` on frames `(N, 3, H, W)` in [-1, 1] and returns `(N,)`.
-        metrics: The built-in metrics to compute, among psnr, ssim, ms_ssim, flicker, sharpness, grid_2, grid_4, grid_8
-            and grid_16.
+        metrics: The built-in metrics to compute: those of `BUILT_IN_METRICS`, or of a published protocol.
         frames_per_chunk: How many frames SSIM, MS-SSIM and the distances process at once. Smaller values need less
             memory.
 
@@ -93,11 +112,12 @@ class ReconstructionMetrics:
         self.frames_per_chunk = check_count("frames_per_chunk", frames_per_chunk)
         self._per_clip: list[dict[str, float]] = []
         self._per_frame: list[dict[str, list[float]]] = []
-        if taken := set(BUILT_IN_METRICS) & self.perceptual.keys():
+        known = [*CLIP_METRICS, *FRAME_METRICS]
+        if taken := {*known} & self.perceptual.keys():
             contract = "distances with other names than the built-in metrics"
             raise argument_error("perceptual", contract, str(sorted(taken)), "Rename it.")
         for name in self.metrics:
-            check_choice("metrics", name, BUILT_IN_METRICS)
+            check_choice("metrics", name, known)
 
     @property
     def names(self) -> tuple[str, ...]:

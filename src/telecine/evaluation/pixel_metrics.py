@@ -1,4 +1,4 @@
-"""Metrics computed on pixel values: PSNR, SSIM, MS-SSIM, sharpness and flicker."""
+"""Metrics computed on pixel values: PSNR, SSIM, MS-SSIM, sharpness and flicker; and PSNR and SSIM of protocols."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import torch
 from torch import Tensor
 
 from telecine.checks import argument_error
+from telecine.data import bytes_from_video
 from telecine.evaluation.definitions import (
     MAX_PSNR,
     MS_SSIM_BETAS,
     MS_SSIM_SIDE,
+    PSNR_EPSILON,
     ROUNDING_VARIANCE,
     SSIM_SIGMA,
     SSIM_WINDOW,
+    UNIFORM_WINDOW,
 )
 from telecine.losses import temporal_difference
 from telecine.shapes import VALUE_RANGE, Frames, Video
@@ -24,9 +27,33 @@ def psnr(*, reconstruction: Tensor, target: Tensor) -> Tensor:
     The mean squared error is taken over all pixels of a clip, so the PSNR of a clip is not the mean of the PSNRs of its
     frames. The peak is the width of the value range [-1, 1], which is 2. NaN stays NaN.
     """
+    return psnr_of_error((reconstruction - target).square().flatten(1).mean(1))
+
+
+def psnr_of_error(error: Tensor) -> Tensor:
+    """Return the PSNR of mean squared errors of values in [-1, 1], in dB, at most 100."""
     peak = VALUE_RANGE[1] - VALUE_RANGE[0]
-    error = (reconstruction - target).square().flatten(1).mean(1)
     return 10 * torch.log10(peak**2 / error.clamp(min=peak**2 * 10 ** (-MAX_PSNR / 10)))
+
+
+def psnr_frames_epsilon(*, reconstruction: Frames, target: Frames) -> Tensor:
+    """Return the PSNR of each frame, `(N,)` in dB, as VidTok: 1e-8 is added to the error in [0, 1]; at most 80."""
+    error = (_to_unit_range(reconstruction) - _to_unit_range(target)).square().flatten(1).mean(1)
+    return -10 * torch.log10(error + PSNR_EPSILON)
+
+
+def psnr_bytes(*, reconstruction: Video, target: Video, modulo: bool = False) -> Tensor:
+    """Return the PSNR of each clip in 8 bits, `(B,)` in dB, as TokenBench: 20 log10(255 / (root mean square + 1.2e-7)).
+
+    Args:
+        reconstruction: `(B, 3, T, H, W)`.
+        target: Of the same shape.
+        modulo: Take each squared error modulo 256, as TokenBench's code does, which computes with 8-bit integers.
+    """
+    difference = bytes_from_video(reconstruction).int() - bytes_from_video(target).int()
+    error = difference.square().remainder(256) if modulo else difference.square()
+    root = error.flatten(1).float().mean(1).sqrt()
+    return 20 * torch.log10(255 / (root + torch.finfo(torch.float32).eps))
 
 
 def ssim(*, reconstruction: Frames, target: Frames) -> Tensor:
@@ -39,11 +66,27 @@ def ssim(*, reconstruction: Frames, target: Frames) -> Tensor:
     Raises:
         ValueError: A frame is smaller than the 11 x 11 window.
     """
+    # Releases of torchmetrics differ in whether the border counts. The mean over the whole map does not.
+    return _ssim_map(reconstruction=reconstruction, target=target).flatten(1).mean(1)
+
+
+def ssim_valid(*, reconstruction: Frames, target: Frames) -> Tensor:
+    """Return `ssim` without the border of 5 pixels, where the window leaves the frame, `(N,)`; as VidTok and WF-VAE.
+
+    Raises:
+        ValueError: A frame is smaller than the 11 x 11 window.
+    """
+    border = SSIM_WINDOW // 2
+    ssim_map = _ssim_map(reconstruction=reconstruction, target=target)
+    return ssim_map[..., border:-border, border:-border].flatten(1).mean(1)
+
+
+def _ssim_map(*, reconstruction: Frames, target: Frames) -> Tensor:
+    """Return the structural similarity of each pixel and channel, `(N, 3, H, W)`."""
     # Importing torchmetrics takes three seconds, which `telecine --help` must not spend.
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     _check_side(target, SSIM_WINDOW)
-    # Releases of torchmetrics differ in whether the border counts. The mean over the whole map does not.
     _, ssim_map = structural_similarity_index_measure(
         _to_unit_range(reconstruction),
         _to_unit_range(target),
@@ -52,7 +95,25 @@ def ssim(*, reconstruction: Frames, target: Frames) -> Tensor:
         data_range=1.0,
         return_full_image=True,
     )
-    return ssim_map.flatten(1).mean(1)
+    return ssim_map
+
+
+def ssim_uniform(*, reconstruction: Frames, target: Frames) -> Tensor:
+    """Return the structural similarity of each frame in 8 bits with scikit-image's default window, `(N,)`.
+
+    As TokenBench: a uniform window of 7 x 7, sample covariance, and no border.
+
+    Raises:
+        ValueError: A frame is smaller than the window.
+        ImportError: scikit-image is not installed.
+    """
+    from skimage.metrics import structural_similarity
+
+    _check_side(target, UNIFORM_WINDOW)
+    images = (bytes_from_video(frames.transpose(0, 1)).numpy(force=True) for frames in (reconstruction, target))
+    settings = {"win_size": UNIFORM_WINDOW, "data_range": 255, "channel_axis": -1}
+    values = [structural_similarity(*pair, **settings) for pair in zip(*images, strict=True)]
+    return target.new_tensor(values)
 
 
 def ms_ssim(*, reconstruction: Frames, target: Frames) -> Tensor:

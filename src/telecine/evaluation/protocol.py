@@ -27,12 +27,12 @@ class EvaluationProtocol:
     """The data set, e.g. its folder."""
     num_clips: int
     """Number of clips that the means are over."""
-    num_frames: int
-    """Frames per clip."""
-    height: int
-    """Height of a frame after resize and crop."""
-    width: int
-    """Width of a frame after resize and crop."""
+    num_frames: int | None
+    """Frames per clip. None: as many as each video has."""
+    height: int | None
+    """Height of a frame after resize and crop. None: that of each video."""
+    width: int | None
+    """Width of a frame after resize and crop. None: that of each video."""
     resize: str
     """How frames were resized, e.g. `shorter side to 256, bilinear with antialias`."""
     crop: str
@@ -57,10 +57,17 @@ class EvaluationProtocol:
     """Pairs of a metric that is not built in and its definition."""
     absent: tuple[tuple[str, str], ...] = ()
     """Pairs of a metric that is not reported and the reason."""
+    reconstruction: str = "clamped to the value range before measuring"
+    """What was done to reconstructions before measuring."""
+    published: tuple[tuple[str, object], ...] = ()
+    """The name of the published protocol that was followed and its items, as pairs."""
 
     def __post_init__(self) -> None:
-        for name in ("num_clips", "num_videos", "num_frames", "height", "width", "frame_stride"):
+        for name in ("num_clips", "num_videos", "frame_stride"):
             check_count(name, getattr(self, name))
+        for name in ("num_frames", "height", "width"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
         if unknown := [name for name in self.metrics if name not in self._definitions()]:
             raise argument_error("metrics", "metrics with a definition", str(unknown), "Add them to `definitions`.")
 
@@ -75,10 +82,9 @@ class EvaluationProtocol:
         """Return the content of `protocol.json`: all fields, the metrics' definitions, the value range and versions."""
         values: dict[str, object] = asdict(self)
         del values["definitions"]
-        values |= {"backbones": dict(self.backbones), "absent": dict(self.absent)}
+        values |= {"backbones": dict(self.backbones), "absent": dict(self.absent), "published": dict(self.published)}
         values["value_range"] = list(VALUE_RANGE)
         values["metrics"] = {name: self._definitions()[name] for name in self.metrics}
-        values["reconstruction"] = "clamped to the value range before measuring"
         versions = {package: version(package) for package in VERSIONED_PACKAGES}
         values["versions"] = {"python": platform.python_version()} | versions
         return values

@@ -67,15 +67,14 @@ def read_span(span: Span, config: ClipConfig) -> Clip | None:
 
 
 class ReconstructionSource(Protocol):
-    """Reconstructs clips."""
-
-    @property
-    def clips(self) -> ClipConfig:
-        """How clips are read."""
+    """Reads clips and their reconstructions."""
 
     @property
     def title(self) -> str:
         """The description of the source in the protocol."""
+
+    def read(self, span: Span) -> Clip | None:
+        """Return the clip of a span, or None if it cannot be decoded."""
 
     def reconstruct(self, span: Span, target: Video) -> Video:
         """Return the reconstruction of a clip, given its span and its pixels `(1, 3, T, H, W)`."""
@@ -91,6 +90,10 @@ class ModelSource:
     """How clips are read."""
     title: str
     """The folder of the model, and which of its weights."""
+
+    def read(self, span: Span) -> Clip | None:
+        """Return the clip of a span, or None if it cannot be decoded."""
+        return read_span(span, self.clips)
 
     def reconstruct(self, span: Span, target: Video) -> Video:
         """Return the reconstruction from the mode of the clip's posterior."""
@@ -108,6 +111,10 @@ class VideoSource:
     title: str
     """The folder of the reconstructions."""
 
+    def read(self, span: Span) -> Clip | None:
+        """Return the clip of a span, or None if it cannot be decoded."""
+        return read_span(span, self.clips)
+
     def reconstruct(self, span: Span, target: Video) -> Video:
         """Return the same frames of the matching video, resized and cropped in the same way.
 
@@ -115,7 +122,7 @@ class VideoSource:
             ValueError: These frames cannot be decoded.
         """
         match = self.matches[str(span.info.path)]
-        clip = read_span(replace(span, info=match), self.clips)
+        clip = self.read(replace(span, info=match))
         if clip is None:
             got = f"{match.path}, whose frames {span.first_frame} to {span.last_frame} are broken"
             raise argument_error("checkpoint", "decodable where `data` is", got, "Write that video again.")

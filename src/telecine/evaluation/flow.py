@@ -1,0 +1,191 @@
+"""Optical flow, and the warping error: how far the frames of a clip are from their neighbours moved by the flow."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from telecine.checks import argument_error
+from telecine.data import bytes_from_video
+from telecine.evaluation.definitions import FLOW_SIDE
+from telecine.shapes import Frames, Video
+
+# torchvision's RAFT needs sides that are multiples of 8 and at least 128.
+RAFT_STRIDE, RAFT_SIDE = 8, 128
+# Channels of the first convolution, by which the weights of RAFT's two sizes are told apart.
+RAFT_CHANNELS = {64: "raft_large", 32: "raft_small"}
+# arXiv 1604.08610, equation 5: a pixel is occluded if |w + w'|^2 exceeds 0.01 (|w|^2 + |w'|^2) + 0.5.
+CONSISTENCY_FACTOR, CONSISTENCY_OFFSET = 0.01, 0.5
+
+
+class OpticalFlow(Protocol):
+    """Finds where the pixels of a frame are in another frame."""
+
+    source: str
+    """The library, the network or method, and the hash of its weights."""
+
+    def __call__(self, first: Frames, second: Frames) -> Tensor:
+        """Return the flow `(N, 2, H, W)` from `first` to `second`, both `(N, 3, H, W)` in [-1, 1].
+
+        Channel 0 is the motion to the right, channel 1 downwards, in pixels.
+        """
+
+
+def load_flow(choice: str, device: torch.device) -> OpticalFlow:
+    """Return DIS of OpenCV for "dis", else torchvision's RAFT with the weights in the file of that path.
+
+    Raises:
+        ValueError: OpenCV is not installed, or the file does not exist or has other weights.
+    """
+    return DISFlow() if choice == "dis" else RAFTFlow(choice, device)
+
+
+class DISFlow:
+    """Flow by dense inverse search (arXiv 1603.03590) of OpenCV, on grey frames, on the CPU. It has no weights.
+
+    Raises:
+        ValueError: OpenCV is not installed.
+    """
+
+    def __init__(self) -> None:
+        if importlib.util.find_spec("cv2") is None:
+            got = '"dis" without the package opencv-python-headless'
+            remedy = 'Run `pip install "telecine[protocols]"`, or pass the path of weights of RAFT.'
+            raise argument_error("flow", "a method that is installed", got, remedy)
+        import cv2
+
+        self._cv2 = cv2
+        self._dis: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self.source = f"DIS (arXiv 1603.03590), preset medium, OpenCV {cv2.__version__}"
+
+    def __call__(self, first: Frames, second: Frames) -> Tensor:
+        """Return the flow `(N, 2, H, W)`, on the device of the frames."""
+        pairs = zip(self._grey(first), self._grey(second), strict=True)
+        flows = [torch.from_numpy(self._dis.calc(a, b, None)) for a, b in pairs]
+        return torch.stack(flows).permute(0, 3, 1, 2).to(first)
+
+    def _grey(self, frames: Frames) -> list:
+        images = bytes_from_video(frames.transpose(0, 1)).numpy(force=True)
+        return [self._cv2.cvtColor(image, self._cv2.COLOR_RGB2GRAY) for image in images]
+
+
+class RAFTFlow:
+    """Flow of RAFT (arXiv 2003.12039), large or small, as torchvision implements it.
+
+    Args:
+        path: The weights, a `.pth` file of torchvision. Only tensors are read from it.
+        device: Where to compute.
+
+    Raises:
+        ValueError: The file does not exist, or its weights are not those of RAFT.
+    """
+
+    def __init__(self, path: str | Path, device: torch.device) -> None:
+        # Importing torchvision takes a second, which `telecine --help` must not spend.
+        from torchvision.models import optical_flow
+
+        path = Path(path)
+        if not path.is_file():
+            remedy = 'Pass the path of weights of RAFT, or "dis".'
+            raise argument_error("flow", "a file of weights", f"{path}, which does not exist", remedy)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            name = RAFT_CHANNELS[len(state["feature_encoder.convnormrelu.0.weight"])]
+            self._network = getattr(optical_flow, name)()
+            self._network.load_state_dict(state)
+        except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError) as error:
+            got = f"{path}, which has others ({type(error).__name__})"
+            remedy = "Download raft_large or raft_small from torchvision."
+            raise argument_error("flow", "weights of torchvision's RAFT", got, remedy) from error
+        self._network.to(device).eval()
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.source = f"{name} (arXiv 2003.12039), torchvision, {path.name}, sha256 {digest}"
+
+    @torch.no_grad()
+    def __call__(self, first: Frames, second: Frames) -> Tensor:
+        """Return the flow `(N, 2, H, W)`. Frames are padded at the end to a size that RAFT accepts."""
+        height, width = first.shape[2:]
+        sides = (max(RAFT_SIDE, -(-side // RAFT_STRIDE) * RAFT_STRIDE) for side in (width, height))
+        right, below = (padded - side for padded, side in zip(sides, (width, height), strict=True))
+        pairs = zip(first.split(1), second.split(1), strict=True)
+        flows = [
+            self._network(*(F.pad(frame, (0, right, 0, below), mode="replicate") for frame in pair)) for pair in pairs
+        ]
+        return torch.cat([flow[-1] for flow in flows])[..., :height, :width]
+
+
+@dataclass(frozen=True)
+class WarpingError:
+    """Measures the warping error of a clip (arXiv 1808.00449), with the flow of the input.
+
+    `warping_error` is the mean squared difference in [0, 1] of a frame and the next one, warped to it; pixels that
+    leave the frame or are occluded are left out; smaller is better. It sees flicker, and objects that move otherwise
+    than in the input. Blur lowers it. `warping_excess` is the same less that of the input: 0 for the input itself,
+    negative for a blurred one, positive for flicker, a frozen or a warped one.
+    """
+
+    flow: OpticalFlow
+
+    def __call__(self, *, reconstruction: Video, target: Video) -> dict[str, float]:
+        """Return both values of a clip, `(1, 3, T, H, W)` in [-1, 1].
+
+        Raises:
+            ValueError: T is 1, or H or W is below 12.
+        """
+        if target.shape[2] < 2 or min(target.shape[3:]) < FLOW_SIDE:
+            contract = f"left out for clips of 1 frame or smaller than {FLOW_SIDE} x {FLOW_SIDE}"
+            raise argument_error("flow", contract, target, "Measure longer or larger clips.")
+        frames = target[0].transpose(0, 1)
+        forward, backward = self.flow(frames[:-1], frames[1:]), self.flow(frames[1:], frames[:-1])
+        visible = visible_pixels(forward, backward)
+        error, of_input = (
+            warping_error(video[0].transpose(0, 1), forward, visible) for video in (reconstruction, target)
+        )
+        return {"warping_error": float(error), "warping_excess": float(error - of_input)}
+
+
+def warping_error(frames: Frames, flow: Tensor, visible: Tensor) -> Tensor:
+    """Return the mean over frame pairs of the mean squared difference in [0, 1] of visible pixels, a scalar.
+
+    Args:
+        frames: `(T, 3, H, W)` in [-1, 1].
+        flow: From each frame to the next, `(T - 1, 2, H, W)`.
+        visible: Pixels of each frame but the last that count, `(T - 1, H, W)`. If none counts, all do.
+    """
+    error = 0.25 * (warp(frames[1:], flow) - frames[:-1]).square().mean(1)
+    visible = torch.where(visible.any(dim=(1, 2), keepdim=True), visible, True)
+    return ((error * visible).sum((1, 2)) / visible.sum((1, 2))).mean()
+
+
+def warp(frames: Frames, flow: Tensor) -> Frames:
+    """Return the value of `frames`, `(N, C, H, W)`, where the flow leads each pixel (bilinear); borders repeat."""
+    height, width = frames.shape[2:]
+    size = torch.tensor([width - 1, height - 1], device=flow.device)
+    grid = 2 * _positions(flow).permute(0, 2, 3, 1) / size - 1
+    return F.grid_sample(frames, grid.to(frames), mode="bilinear", padding_mode="border", align_corners=True)
+
+
+def visible_pixels(forward: Tensor, backward: Tensor) -> Tensor:
+    """Return which pixels stay in the frame and come back by the backward flow, `(N, H, W)`; flows `(N, 2, H, W)`."""
+    height, width = forward.shape[2:]
+    x, y = _positions(forward).unbind(1)
+    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    back = warp(backward, forward)
+    length = forward.square().sum(1) + back.square().sum(1)
+    return inside & ((forward + back).square().sum(1) <= CONSISTENCY_FACTOR * length + CONSISTENCY_OFFSET)
+
+
+def _positions(flow: Tensor) -> Tensor:
+    """Return where the flow leads each pixel, `(N, 2, H, W)`, x before y."""
+    height, width = flow.shape[2:]
+    rows = torch.arange(height, device=flow.device, dtype=flow.dtype)
+    columns = torch.arange(width, device=flow.device, dtype=flow.dtype)
+    return flow + torch.stack(torch.meshgrid(columns, rows, indexing="xy"))

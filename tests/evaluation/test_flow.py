@@ -1,0 +1,169 @@
+"""Optical flow and the warping error of motions that are known."""
+
+import importlib.util
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torchvision.models import optical_flow
+
+from telecine.evaluation import measure
+from telecine.evaluation.config import EvaluateConfig
+from telecine.evaluation.evaluate import evaluate
+from telecine.evaluation.flow import WarpingError, load_flow, visible_pixels, warp, warping_error
+
+CPU = torch.device("cpu")
+NUM_FRAMES, HEIGHT, WIDTH = 5, 64, 96
+# Motion of the picture from frame to frame, in pixels to the right and down.
+MOTION = (-3, -2)
+
+
+def moving_clip():
+    """Return a smooth random picture, of which each frame shows a part 3 pixels further right and 2 further down."""
+    noise = torch.rand(1, 3, 30, 40, generator=torch.Generator().manual_seed(0))
+    picture = F.interpolate(noise, (120, 160), mode="bicubic", align_corners=False)[0].clamp(0, 1) * 2 - 1
+    frames = [picture[:, 20 + 2 * t :, 20 + 3 * t :][:, :HEIGHT, :WIDTH] for t in range(NUM_FRAMES)]
+    return torch.stack(frames, 1)[None]
+
+
+class KnownFlow:
+    """The flow of `moving_clip`."""
+
+    source = "known"
+
+    def __call__(self, first, second):
+        forward = torch.equal(first[0], moving_clip()[0, :, 0])
+        motion = torch.tensor(MOTION, dtype=first.dtype) * (1 if forward else -1)
+        return motion.view(1, 2, 1, 1).expand(len(first), 2, *first.shape[2:])
+
+
+@pytest.fixture(scope="module")
+def dis():
+    return load_flow("dis", CPU)
+
+
+def measured(flow, reconstruction):
+    return WarpingError(flow)(reconstruction=reconstruction, target=moving_clip())
+
+
+def test_dis_finds_a_constant_translation(dis):
+    frames = moving_clip()[0].transpose(0, 1)
+    flow = dis(frames[:-1], frames[1:])
+    assert flow.shape == (NUM_FRAMES - 1, 2, HEIGHT, WIDTH)
+    inner = flow[..., 8:-8, 8:-8]
+    torch.testing.assert_close(inner.mean((0, 2, 3)), torch.tensor(MOTION, dtype=torch.float32), atol=0.02, rtol=0)
+    assert inner.std((0, 2, 3)).max() < 0.05
+    assert dis.source.startswith("DIS (arXiv 1603.03590), preset medium, OpenCV ")
+
+
+def test_a_translation_by_whole_pixels_has_no_error():
+    assert measured(KnownFlow(), moving_clip()) == {"warping_error": pytest.approx(0, abs=1e-10), "warping_excess": 0}
+
+
+def test_flicker_has_the_square_of_its_step():
+    """Every second frame is brighter by 0.2 in [-1, 1], which is 0.1 in [0, 1]."""
+    flickering = moving_clip()
+    flickering[:, :, 1::2] += 0.2
+    assert measured(KnownFlow(), flickering)["warping_error"] == pytest.approx(0.01, abs=1e-6)
+
+
+def test_a_frozen_clip_has_the_error_of_a_picture_and_itself_moved():
+    clip = moving_clip()
+    frozen = clip[:, :, :1].expand_as(clip)
+    shown = clip[0, :, 0] / 2
+    expected = (shown[:, 2:, 3:] - shown[:, :-2, :-3]).square().mean()
+    assert measured(KnownFlow(), frozen)["warping_error"] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_flow_of_dis_tells_them_apart(dis):
+    clip = moving_clip()
+    flickering, wobbling = clip.clone(), clip.clone()
+    flickering[:, :, 1::2] += 0.2
+    wobbling[:, :, 1::2] = torch.roll(clip[:, :, 1::2], 2, -1)
+    same, flicker, frozen, wobble = (
+        measured(dis, each)["warping_error"] for each in (clip, flickering, clip[:, :, :1].expand_as(clip), wobbling)
+    )
+    assert same < 1e-4
+    assert flicker == pytest.approx(0.01, rel=0.01)
+    assert frozen > 0.05
+    assert wobble > 0.02
+    assert measured(dis, clip)["warping_excess"] == 0
+
+
+def test_pixels_that_leave_the_frame_or_are_occluded_are_left_out():
+    forward = torch.zeros(1, 2, 4, 6)
+    forward[:, 0] = 2.0
+    visible = visible_pixels(forward, -forward)[0]
+    assert visible[:, :4].all()
+    assert not visible[:, 4:].any()
+    elsewhere = -forward.clone()
+    elsewhere[..., 1, 3] = 5.0  # the flow back from where the pixel in column 1 leads to
+    assert (~visible_pixels(forward, elsewhere)[0]).nonzero().tolist() == [
+        [row, column] for row in range(4) for column in range(6) if column >= 4 or (row, column) == (1, 1)
+    ]
+
+
+def test_the_error_is_the_mean_of_visible_pixels():
+    frames = torch.zeros(2, 3, 2, 2)
+    frames[1, :, 0, 0] = 1.0
+    visible = torch.tensor([[[True, False], [False, True]]])
+    flow = torch.zeros(1, 2, 2, 2)
+    assert warping_error(frames, flow, visible) == pytest.approx(0.25 / 2)
+    assert warping_error(frames, flow, torch.zeros(1, 2, 2, dtype=torch.bool)) == pytest.approx(0.25 / 4)
+
+
+def test_warping_takes_the_value_where_the_flow_leads():
+    frames = torch.arange(12.0).view(1, 1, 3, 4)
+    flow = torch.zeros(1, 2, 3, 4)
+    flow[:, 0], flow[:, 1] = 0.5, 1.0
+    assert warp(frames, flow)[0, 0].tolist() == [[4.5, 5.5, 6.5, 7], [8.5, 9.5, 10.5, 11], [8.5, 9.5, 10.5, 11]]
+
+
+def test_raft_by_path(tmp_path):
+    torch.save(optical_flow.raft_small().state_dict(), tmp_path / "weights.pth")
+    flow = load_flow(str(tmp_path / "weights.pth"), CPU)
+    assert flow.source.startswith("raft_small (arXiv 2003.12039), torchvision, weights.pth, sha256 ")
+    frames = moving_clip()[0, :, :2, :60].transpose(0, 1)
+    found = flow(frames[:1], frames[1:])
+    assert found.shape == (1, 2, 60, WIDTH)
+    padded = [F.pad(frame[None], (0, 128 - WIDTH, 0, 128 - 60), mode="replicate") for frame in frames]
+    with torch.no_grad():
+        torch.testing.assert_close(found, flow._network(*padded)[-1][..., :60, :WIDTH])
+
+
+def test_other_files_raise(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"`flow` must be a file of weights, but got nowhere\.pth, which does not exist"
+    ):
+        load_flow("nowhere.pth", CPU)
+    (tmp_path / "text.pth").write_text("no weights")
+    torch.save({"feature_encoder.convnormrelu.0.weight": torch.zeros(32, 3, 7, 7)}, tmp_path / "other.pth")
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "unknown.pth")
+    for name, error in (("text", "UnpicklingError"), ("other", "RuntimeError"), ("unknown", "KeyError")):
+        with pytest.raises(ValueError, match=rf"weights of torchvision's RAFT, but got .*others \({error}\)"):
+            load_flow(str(tmp_path / f"{name}.pth"), CPU)
+
+
+def test_dis_without_opencv_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r'Run `pip install "telecine\[protocols\]"`, or pass the path'):
+        load_flow("dis", CPU)
+
+
+def test_small_clips_raise(dis):
+    for size in ((1, 1, 48, 48), (1, 4, 8, 48)):
+        clip = torch.zeros(size[0], 3, *size[1:])
+        with pytest.raises(ValueError, match="`flow` must be left out for clips of 1 frame or smaller than 12 x 12"):
+            WarpingError(dis)(reconstruction=clip, target=clip)
+
+
+def test_an_evaluation_names_the_flow(videos, reconstructions, monkeypatch):
+    monkeypatch.setattr(measure, "LPIPS_BACKBONES", {})
+    settings = {"data": str(videos), "num_frames": 3, "max_clips": 1, "device": "cpu", "flow": "dis"}
+    little, much = (evaluate(reconstructions[name], EvaluateConfig(**settings)) for name in ("little", "much"))
+    assert 0 < little.metrics["warping_error"] < much.metrics["warping_error"] < 0.1
+    assert little.metrics["warping_excess"] > 0
+    assert all("warping_excess" in clip for clip in little.per_clip)
+    described = little.protocol.as_dict()
+    assert described["backbones"]["warping_error"].startswith("DIS (arXiv 1603.03590)")
+    assert "arXiv 1808.00449" in described["metrics"]["warping_error"]

@@ -1,0 +1,355 @@
+"""Published protocols: what they select, read and measure, and that a change of any item is noticed."""
+
+import importlib.util
+import json
+import re
+import shutil
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.transforms import v2
+
+from telecine.autoencoders import Reconstruction
+from telecine.cli import main
+from telecine.data import find_videos, index_videos, read_clip
+from telecine.evaluation import measure, published_clips
+from telecine.evaluation.compare import check_protocols
+from telecine.evaluation.config import EvaluateConfig
+from telecine.evaluation.definitions import DEFINITIONS
+from telecine.evaluation.evaluate import evaluate
+from telecine.evaluation.published import CLIP_CHOICES, PROTOCOLS, VALUES, ProtocolName
+from telecine.evaluation.published_clips import measured_values, read_published, select_published
+from telecine.report.video import write_mp4
+
+from .videos import noisy, waves
+
+PAGE = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text(encoding="utf-8")
+NUM_FRAMES = 12
+# At this size, the first of the two videos is enlarged, or left alone, and the second one is made smaller.
+SMALL = {"short_side": 44, "crop": 32, "num_frames": 5}
+VIDTOK, TOKENBENCH = PROTOCOLS["vidtok"], PROTOCOLS["tokenbench"]
+
+
+class Fake(nn.Module):
+    """An autoencoder that adds the mean of all frames, and noise if the posterior is sampled."""
+
+    def forward(self, video, sample_posterior=True, *, generator=None):
+        noise = torch.randn(video.shape, generator=generator) if sample_posterior else 0.0
+        return Reconstruction(0.8 * video + 0.1 * video.mean(2, keepdim=True) + 0.05 * noise, {})
+
+    def check_clip(self, *size):
+        pass
+
+    def covering_clip(self, *size):
+        return size
+
+
+class Distance(nn.Module):
+    """Stands for LPIPS: the mean absolute difference of each frame."""
+
+    def __init__(self, net, *, weights):
+        super().__init__()
+
+    def forward(self, *, reconstruction, target):
+        return (reconstruction - target).abs().flatten(1).mean(1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two videos of 12 frames, of 40 x 56 and of 64 x 80."""
+    folder = tmp_path_factory.mktemp("published")
+    for seed, (name, height, width) in enumerate((("a.mp4", 40, 56), ("b.mp4", 64, 80))):
+        write_mp4(folder / name, waves(NUM_FRAMES, height, width, seed), fps=25, crf=4)
+    return folder
+
+
+@pytest.fixture
+def infos(data):
+    return index_videos(find_videos(data))[0]
+
+
+@pytest.fixture
+def run(data, monkeypatch):
+    """Return a function that evaluates the fake autoencoder by a protocol, given as it is."""
+    monkeypatch.setattr(published_clips, "load_model", lambda *_: Fake())
+    monkeypatch.setattr(measure, "LPIPS", Distance)
+    monkeypatch.setattr(measure, "load_backbone", lambda net: {})
+
+    def run(protocol, **settings):
+        monkeypatch.setitem(PROTOCOLS, protocol.name, protocol)
+        return evaluate("model", EvaluateConfig(protocol=protocol.name, data=str(data), device="cpu", **settings))
+
+    return run
+
+
+def small(protocol):
+    """Return the protocol for small and short videos; which items are there stays the same."""
+    numbers = {key: value for key, value in SMALL.items() if getattr(protocol, key) is not None}
+    if protocol.max_length is not None:
+        numbers["max_length"] = (8, 0.2)
+    if protocol.num_videos is not None:
+        numbers["num_videos"] = 2
+    if protocol.chunk is not None:
+        numbers["chunk"] = 5
+    return replace(protocol, **numbers)
+
+
+def changes(protocol):
+    """Return another value of each item that a measurement depends on."""
+    return {
+        "num_videos": 3,
+        "clips": "first" if protocol.clips == "all" else "all",
+        "num_frames": 4,
+        "sample_fps": 12.5,
+        "max_length": (4, 0.1),
+        "short_side": 50,
+        "interpolation": "lanczos" if protocol.interpolation == "bilinear" else "bilinear",
+        "enlarge": not protocol.enlarge,
+        "crop": 30,
+        "posterior": "mode" if protocol.posterior == "sample" else "sample",
+        "chunk": 4,
+        "values": "rounded" if protocol.values == "truncated" else "truncated",
+        "metrics": protocol.metrics[1:],
+    }
+
+
+TEXTS = ("data", "sources", "not_stated", "deviations")
+# DAVIS is not resized, so how does not matter.
+WITHOUT_EFFECT = {("davis", "interpolation"), ("davis", "enlarge")}
+
+# Numbers of videos, or clips, that `data` does not have, and items that exclude each other.
+COSMOS_REFUSED = ["num_videos", "clips", "num_frames", "posterior"]
+REFUSED = {
+    "vidtok": ["num_videos", "chunk"],
+    "wf_vae_25": ["num_videos", "max_length", "chunk"],
+    "wf_vae_33": ["num_videos", "max_length", "chunk"],
+    "tokenbench": COSMOS_REFUSED,
+    "davis": COSMOS_REFUSED,
+}
+
+
+def as_json(evaluation):
+    return json.loads(json.dumps(evaluation.protocol.as_dict()))
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_change_of_any_item_is_noticed(name, run):
+    protocol = small(PROTOCOLS[name])
+    base = run(protocol)
+    assert {*changes(protocol), *TEXTS, "name"} == {item.name for item in fields(protocol)}
+    assert check_protocols(as_json(base), as_json(run(protocol))) == []
+    refused = []
+    for item, value in changes(protocol).items():
+        try:
+            other = run(replace(protocol, **{item: value}))
+        except ValueError:
+            refused.append(item)
+            continue
+        with pytest.raises(ValueError, match=rf"with the same protocol, but got .*published\.{item}: "):
+            check_protocols(as_json(base), as_json(other))
+        assert (other.metrics == base.metrics) == ((name, item) in WITHOUT_EFFECT), item
+    assert refused == REFUSED[name]
+    for item in TEXTS:
+        published = as_json(base)["published"] | {item: ["something else"]}
+        with pytest.raises(ValueError, match=rf"published\.{item}: .* and \['something else'\]"):
+            check_protocols(as_json(base), as_json(base) | {"published": published})
+
+
+def test_evaluations_by_other_protocols_do_not_compare(run):
+    first, second = (as_json(run(small(PROTOCOLS[name]))) for name in ("wf_vae_25", "wf_vae_33"))
+    with pytest.raises(ValueError, match=r"published\.name: wf_vae_25 and wf_vae_33"):
+        check_protocols(first, second)
+    with pytest.raises(ValueError, match=r"published\.name: wf_vae_25 and None"):
+        check_protocols(first, {key: value for key, value in first.items() if key != "published"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_frames": 9}, "`num_frames` must be 5 with protocol vidtok, but got 9"),
+        ({"height": 16}, "`height` must be 32 with protocol vidtok"),
+        ({"width": 16}, "`width` must be 32 with protocol vidtok"),
+        ({"stride": 1}, "`stride` must be left out with protocol vidtok"),
+        ({"max_clips": 100}, "`max_clips` must be left out with protocol vidtok"),
+        (
+            {"features": "transnetv2"},
+            "`features` must be the path of i3d_torchscript.pt, or left out, with protocol vid",
+        ),
+    ],
+)
+def test_settings_that_contradict_a_protocol_are_refused(run, settings, message):
+    with pytest.raises(ValueError, match=message):
+        run(small(VIDTOK), **settings)
+
+
+def test_tokenbench_without_scikit_image_says_how_to_install_it(run, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        ValueError, match=r'tokenbench without the package scikit-image. Run `pip install "telecine\[pro'
+    ):
+        run(small(TOKENBENCH))
+
+
+def test_settings_that_agree_with_a_protocol_are_accepted(run):
+    evaluation = run(small(VIDTOK), num_frames=5, height=32, width=32)
+    assert evaluation.protocol.as_dict()["published"]["name"] == "vidtok"
+    assert set(evaluation.metrics) == {"psnr_frames_epsilon", "ssim_valid", "lpips_vgg"}
+    assert "i3d_torchscript.pt" in dict(evaluation.protocol.absent)["fvd"]
+
+
+def test_the_command_refuses_in_one_line(data, capsys):
+    command = ["evaluate", str(data), "--data", str(data), "--protocol", "vidtok"]
+    assert main([*command, "--num_frames", "33"]) == 2
+    assert main(command) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert (
+        "`num_frames` must be 17 with protocol vidtok, but got 33 (int). Leave out `num_frames`, or `protocol`."
+        in first
+    )
+    assert "`data` must be the 30 videos of protocol vidtok (MCL-JCV, 30 videos), but got 2 videos." in second
+
+
+def test_the_command_of_the_page_runs(run, data, fake_i3d, tmp_path, monkeypatch, capsys):
+    page = re.search(r"```\ntelecine (.*--protocol.*)\n```", PAGE).group(1)
+    run(small(PROTOCOLS["davis"]))  # the fakes
+    monkeypatch.setitem(PROTOCOLS, "vidtok", replace(small(VIDTOK), num_frames=10))
+    monkeypatch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)  # `test_evaluate.py` tests it
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(data, "mcl_jcv")
+    shutil.copy(fake_i3d, "i3d_torchscript.pt")
+    assert main(page.split()) == 0, capsys.readouterr().err
+    assert "4 clips, 10 frames of 32 x 32, protocol vidtok" in " ".join(capsys.readouterr().out.split())
+    published = json.loads((tmp_path / "figures" / "vidtok" / "protocol.json").read_text())["published"]
+    assert published["sources"] == list(VIDTOK.sources)
+
+
+def test_the_page_has_every_text():
+    for protocol in PROTOCOLS.values():
+        assert f"`{protocol.name}`" in PAGE
+        texts = (protocol.data, *protocol.sources, *protocol.not_stated, *protocol.deviations, *protocol.metrics)
+        assert [text for text in texts if text not in PAGE] == []
+        assert protocol.describe_resize() in PAGE
+        assert CLIP_CHOICES[protocol.clips] in PAGE
+        assert VALUES[protocol.values] in PAGE
+
+
+def test_names_and_metrics_are_known():
+    assert get_args(ProtocolName) == tuple(PROTOCOLS)
+    assert {key for key, item in PROTOCOLS.items() if key == item.name} == {*PROTOCOLS}
+    for protocol in PROTOCOLS.values():
+        assert {*protocol.metrics} - {"fvd"} <= {*DEFINITIONS}
+
+
+class TestSelection:
+    def starts(self, infos, protocol):
+        return [(span.info.path.stem, span.first_frame, span.last_frame) for span in select_published(infos, protocol)]
+
+    def test_all_clips_with_the_last_one_repeated(self, infos):
+        expected = [(name, *frames) for name in "ab" for frames in ((0, 4), (5, 9), (10, 11))]
+        assert self.starts(infos, small(VIDTOK)) == expected
+        clip = read_published(select_published(infos, small(VIDTOK))[2], small(VIDTOK))["video"]
+        assert clip.shape == (3, 5, 32, 32)
+        assert torch.equal(clip[:, 1:2].expand(-1, 4, -1, -1), clip[:, 1:])
+        assert not torch.equal(clip[:, 0], clip[:, 1])
+
+    def test_the_frame_rate_is_rounded(self, infos):
+        faster = [replace(info, fps=fps) for info, fps in zip(infos, (60.0, 44.0), strict=True)]
+        assert self.starts(faster, small(VIDTOK)) == [
+            ("a", 0, 8), ("a", 10, 11), ("b", 0, 4), ("b", 5, 9), ("b", 10, 11)
+        ]  # fmt: skip
+        with pytest.raises(ValueError, match="at least half of 30 frames a second, but got 14 in"):
+            select_published([replace(info, fps=14.0) for info in infos], small(VIDTOK))
+
+    def test_the_first_clip(self, infos):
+        assert self.starts(infos, small(PROTOCOLS["wf_vae_33"])) == [("a", 0, 4), ("b", 0, 4)]
+        with pytest.raises(ValueError, match="`data` must be videos of at least 33 frames for protocol wf_vae_33"):
+            select_published(infos, PROTOCOLS["wf_vae_33"])
+
+    def test_whole_videos_up_to_a_length(self, infos):
+        assert self.starts(infos, small(TOKENBENCH)) == [("a", 0, 7), ("b", 0, 7)]
+        assert self.starts(infos, PROTOCOLS["davis"]) == [("a", 0, 11), ("b", 0, 11)]
+        assert [TOKENBENCH.length(frames, fps) for frames, fps in ((200, 30), (999, 24), (999, 59.94))] == [
+            200,
+            300,
+            600,
+        ]
+
+
+class TestReading:
+    def test_bilinear_frames_are_those_of_torchvision(self, infos):
+        """As `VidTokValDataset`: frames over 255, `Resize`, `CenterCrop`, `Normalize`."""
+        protocol = small(VIDTOK)
+        frames = read_clip(infos[1], 0, 5).permute(0, 3, 1, 2).float() / 255
+        transform = v2.Compose(
+            [v2.Resize(44, antialias=True), v2.CenterCrop((32, 32)), v2.Normalize([0.5] * 3, [0.5] * 3)]
+        )
+        clip = read_published(select_published(infos, protocol)[3], protocol)
+        torch.testing.assert_close(clip["video"].transpose(0, 1), transform(frames), atol=1e-6, rtol=0)
+        assert clip["source"].endswith("b.mp4")
+
+    def test_lanczos_frames_are_those_of_pillow_and_smaller_ones_stay(self, infos):
+        protocol = small(TOKENBENCH)
+        smaller, larger = (read_published(span, protocol)["video"] for span in select_published(infos, protocol))
+        frame = Image.fromarray(read_clip(infos[1], 0, 1)[0].numpy()).resize((55, 44), Image.Resampling.LANCZOS)
+        assert np.array_equal(((larger[:, 0] + 1) * 127.5).round().permute(1, 2, 0), np.asarray(frame))
+        assert smaller.shape == (3, 8, 40, 56)
+
+    @pytest.mark.parametrize(
+        ("name", "size", "expected"),
+        [
+            ("vidtok", (1080, 1920), (256, 455)),
+            ("vidtok", (1920, 1080), (455, 256)),
+            ("vidtok", (100, 200), (256, 512)),
+            ("tokenbench", (2160, 3841), (1080, 1921)),
+            ("tokenbench", (720, 1280), (720, 1280)),
+            ("davis", (480, 854), (480, 854)),
+        ],
+    )
+    def test_sizes(self, name, size, expected):
+        assert PROTOCOLS[name].size(*size) == expected
+
+    def test_measured_values(self):
+        video = (
+            torch.tensor([-3.0, -1.0, 0.5 / 127.5 - 1 + 1e-4, 0.9999, 3.0]).view(1, 1, 1, 1, 5).expand(1, 3, 1, 1, 5)
+        )
+        levels = {
+            kind: ((measured_values(video, replace(VIDTOK, values=kind))[0, 0, 0, 0] + 1) * 127.5).tolist()
+            for kind in ("float", "rounded", "truncated")
+        }
+        assert levels["float"] == pytest.approx([0, 0, 0.51275, 254.98725, 255], abs=1e-3)
+        assert levels["rounded"] == pytest.approx([0, 0, 1, 255, 255], abs=1e-4)
+        assert levels["truncated"] == pytest.approx([0, 0, 0, 254, 255], abs=1e-4)
+
+
+def test_reconstructions_given_as_videos(run, data, tmp_path):
+    for seed, (name, height, width) in enumerate((("a.mp4", 40, 56), ("b.mp4", 64, 80))):
+        write_mp4(tmp_path / name, noisy(waves(NUM_FRAMES, height, width, seed), 8.0), fps=25, crf=4)
+    settings = {"protocol": "tokenbench", "data": str(data), "device": "cpu"}
+    run(small(TOKENBENCH))  # the fakes
+    evaluation = evaluate(tmp_path, EvaluateConfig(**settings))
+    assert evaluation.protocol.subject == f"{tmp_path}, as videos"
+    assert 25 < evaluation.metrics["psnr_bytes"] < evaluation.metrics["psnr_modulo"] < 40
+    same = evaluate(data, EvaluateConfig(**settings)).metrics
+    assert (same["ssim_uniform"], same["lpips_vgg"]) == (1, 0)
+    assert same["psnr_bytes"] > 180
+    assert {len(values) for values in evaluation.per_frame.values()} == {8}
+    with pytest.raises(
+        ValueError, match="`chunk` must be left out, as `tile`, for reconstructions that are given as v"
+    ):
+        evaluate(tmp_path, EvaluateConfig(**settings, chunk=4))
+
+
+def test_the_frechet_distance_of_single_clips(run, fake_i3d):
+    """Means of the squared distance of `FakeI3D`'s features, as batches of one clip give."""
+    protocol = replace(small(PROTOCOLS["wf_vae_25"]), num_frames=10)
+    evaluation = run(protocol, features=str(fake_i3d))
+    assert list(evaluation.metrics) == ["psnr_frames", "ssim_valid", "lpips_alex", "fvd_single"]
+    assert 0 < evaluation.metrics["fvd_single"] < 1
+    assert evaluation.protocol.as_dict()["backbones"]["fvd_single"].startswith("fake_i3d.pt, sha256 ")
+    assert evaluation.protocol.absent == ()
