@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import diffusers
+import nbformat
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -163,8 +164,10 @@ def test_many_gpus(folder, cached_weights, forks):
     assert max((two[name] - sharded[name]).abs().max().item() for name in two) < 1e-5
 
 
-@pytest.mark.slow
-def test_own_model(folder, cached_weights, monkeypatch):
+@pytest.fixture
+def small_training(monkeypatch):
+    """Let `telecine.train` make two updates with small clips."""
+
     def small(config, **options):
         clips = ClipConfig(num_frames=5, height=32, width=32, num_workers=0)
         objective = ObjectiveConfig(perceptual_weight=0.0)
@@ -172,6 +175,11 @@ def test_own_model(folder, cached_weights, monkeypatch):
 
     train = training.train
     monkeypatch.setattr(training, "train", small)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("folder", "cached_weights", "small_training")
+def test_own_model():
     code = blocks("own-model.md", "python")
     assert len(code) == 3
     torch.manual_seed(0)
@@ -183,6 +191,27 @@ def test_own_model(folder, cached_weights, monkeypatch):
     exec(compile(code[2], "own-model.md", "exec"), names)
     assert names["both"].disc_loss.isfinite()
     assert names["model"].decoder.weight.grad.abs().max() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("folder", "cached_weights", "small_training")
+def test_the_notebook(monkeypatch):
+    monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 12)
+    notebook = nbformat.read(ROOT / "docs" / "own-module.ipynb", as_version=nbformat.NO_CONVERT)
+    nbformat.validate(notebook)
+    names = {"__name__": "__main__"}
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs or "parameters" in cell.metadata.get("tags", []), "run it before it is committed"
+            exec(compile(cell.source, "own-module.ipynb", "exec"), names)
+        if "parameters" in cell.metadata.get("tags", []):
+            names["data"] = "my_videos"
+    assert names["output_dir"] == "runs/own-module"
+    assert names["result"].last["psnr"] > 0
+    assert not torch.equal(
+        names["model"].linear.encoder.rest.weight, weights("own-module")["linear.encoder.rest.weight"]
+    )
+    assert names["update"].disc_loss.isfinite()
 
 
 @pytest.mark.slow
