@@ -34,6 +34,7 @@ MODELS = {
 }
 STAGES = ("whole", "decoder", "lora", "scratch_128", "scratch_256")
 HARDWARE = ("cpu", "24gb", "80gb")
+OBJECTIVES = [f"{name}_objective" for name in ("cogvideo", "cosmos", "magvit2", "open_sora", "vidtok", "wf_vae")]
 
 
 def names_in(group):
@@ -48,6 +49,7 @@ def test_the_recipes_are_those_that_are_tested():
     assert names_in("models") == sorted(MODELS)
     assert names_in("stages") == sorted(STAGES)
     assert names_in("hardware") == sorted(HARDWARE)
+    assert names_in("objectives") == sorted(OBJECTIVES)
     assert {str(path.parent.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml")} == set(GROUPS)
     assert len(recipes()) == len(list(RECIPES.rglob("*.yaml"))), "two recipes have the same name"
 
@@ -58,19 +60,19 @@ def leaves(values, prefix=""):
 
 
 def test_models_stages_and_hardware_set_different_things():
-    names = {name: set(leaves(values_of(name))) for name in (*MODELS, *STAGES, *HARDWARE)}
-    for model, stage, hardware in product(MODELS, STAGES, HARDWARE):
+    names = {name: set(leaves(values_of(name))) for name in (*MODELS, *STAGES, *OBJECTIVES, *HARDWARE)}
+    for model, stage, hardware in product(MODELS, (*STAGES, *OBJECTIVES), HARDWARE):
         of_model, of_stage, of_hardware = names[model], names[stage], names[hardware]
         assert of_model & of_stage <= {"model"}
         assert not of_model & of_hardware
         assert of_stage & of_hardware <= {"clips.height", "clips.width"}
 
 
-@pytest.mark.parametrize("name", [*MODELS, *STAGES, *HARDWARE])
+@pytest.mark.parametrize("name", [*MODELS, *STAGES, *OBJECTIVES, *HARDWARE])
 def test_every_setting_has_its_reason(name):
     first, *lines = find_recipe(name).read_text(encoding="utf-8").splitlines()
     assert first.startswith("# ")
-    settings = [line for line in lines if not line.endswith(":")]
+    settings = [line for line in lines if not line.endswith(":") and not line.startswith("# ")]
     assert len(settings) >= 2
     alone = {line.split(":")[0].strip() for line in settings if " # " not in line}
     assert alone <= {"output_dir", "width"}
@@ -148,6 +150,27 @@ def test_an_update_with_the_recipes(model, stage, hardware, tmp_path, cached_wei
     assert changed
     if stage in ("decoder", "lora"):
         assert all(name.split(".")[1] in DECODER for name in changed)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread", "cached_weights")
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_update_with_the_objectives_of_others(name):
+    size = {"num_frames": 5, "height": 32, "width": 32}
+    model = {"base_channels": 8, "blocks_per_level": 1, "latent_channels": 4}
+    values = {**SMALL, "clips": {**SMALL["clips"], **size}, "causal_vae": model}
+    config = config_from(*map(values_of, ("gpu", name)), values)
+    state = build_state(config, build_accelerator(config), build_autoencoder(config))
+    state.step = busiest_step(WeightSchedule(config.objective))
+    log = train_step(state, [MicroBatch(torch.rand(1, 3, 5, 32, 32) * 2 - 1, [0])])
+    logged = {
+        "adversarial_loss_weight": "gen_loss",
+        "grad_penalty_loss_weight": "grad_penalty_loss",
+        "quantizer_aux_loss_weight": "kl_loss",
+    }
+    objective = values_of(name)["objective"]
+    assert {f"train/{logged[key]}" for key in logged if objective.get(key)} <= log.keys()
+    assert {f"train/{term}_loss" for term in objective.get("terms", {})} <= log.keys()
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ GROUPS = {
     "sizes": "The size and the latent of telecine's own autoencoder, after gpu or one of the stages",
     "models": "Published autoencoders, first",
     "stages": "What is trained, after the model",
+    "objectives": "How others train, after gpu or after the model, instead of a stage",
     "hardware": "What it is trained on, last",
 }
 
