@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from resource import RLIMIT_FSIZE, getrlimit, setrlimit
 
@@ -15,7 +14,13 @@ from faults_row import Row
 
 from telecine.manifest import DamagedError
 from telecine.runs import MANIFEST_FILE, STATE_FILE, checkpoint_folder, checkpoints
-from telecine.training.checkpoint_files import newest_intact, remove_leftovers, save_tensors, write_checkpoint
+from telecine.training.checkpoint_files import (
+    begin_checkpoint,
+    finish_checkpoint,
+    newest_intact,
+    remove_leftovers,
+    save_tensors,
+)
 
 # What Python reports of operations that change files.
 OPERATIONS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink")
@@ -40,18 +45,16 @@ class Crash:
             raise CrashError(event)
 
 
-def fill(seed: int) -> Callable[[Path], None]:
-    """Return a function that fills the folder of a checkpoint with what depends on a seed."""
-
-    def write(folder: Path) -> None:
-        for name in ("ema", "model"):
-            (folder / name).mkdir()
-            save_tensors(folder / name / "model.safetensors", {"weight": torch.full((64,), float(seed))})
-            (folder / name / "config.json").write_text(f'{{"seed": {seed}}}', encoding="utf-8")
-        save_tensors(folder / "optimizer.safetensors", {"0.exp_avg": torch.full((64,), float(seed))})
-        (folder / STATE_FILE).write_text(f'{{"step": {seed}}}', encoding="utf-8")
-
-    return write
+def write_checkpoint(run: Path, step: int, *, keep: int, best: int | None = None) -> Path:
+    """Write a checkpoint whose values depend on its step."""
+    folder = begin_checkpoint(run, step)
+    for name in ("ema", "model"):
+        (folder / name).mkdir()
+        save_tensors(folder / name / "model.safetensors", {"weight": torch.full((64,), float(step))})
+        (folder / name / "config.json").write_text(f'{{"seed": {step}}}', encoding="utf-8")
+    save_tensors(folder / "optimizer.safetensors", {"0.exp_avg": torch.full((64,), float(step))})
+    (folder / STATE_FILE).write_text(f'{{"step": {step}}}', encoding="utf-8")
+    return finish_checkpoint(run, step, folder, keep=keep, best=best)
 
 
 def crashes(folder: Path) -> Row:
@@ -61,10 +64,10 @@ def crashes(folder: Path) -> Row:
     for operation in range(1, 10_000):
         run = folder / f"crash-{operation}"
         for step in (1, 2):
-            write_checkpoint(run, step, fill(step), keep=2, best=1)
+            write_checkpoint(run, step, keep=2, best=1)
         crash.left = operation
         try:
-            write_checkpoint(run, 3, fill(3), keep=1, best=3)
+            write_checkpoint(run, 3, keep=1, best=3)
         except CrashError:
             is_over = False
         else:
@@ -74,7 +77,7 @@ def crashes(folder: Path) -> Row:
         for leftover in run.glob(".*.partial"):  # fresh ones may be those of another command
             os.utime(leftover, (0, 0), follow_symlinks=False)
         remove_leftovers(run)  # as a run does when it starts
-        write_checkpoint(run, 4, fill(4), keep=1, best=4)
+        write_checkpoint(run, 4, keep=1, best=4)
         is_clean = sorted(path.name for path in run.iterdir()) == ["best", "checkpoints"]
         held = has_newest and is_clean and [step for step, _ in checkpoints(run)] == [4]
         shutil.rmtree(run)
@@ -177,7 +180,7 @@ def damage(folder: Path) -> Row:
     for name in names:
         for way in WAYS:
             run = folder / "damage"
-            first, second = (write_checkpoint(run, step, fill(step), keep=2) for step in (1, 2))
+            first, second = (write_checkpoint(run, step, keep=2) for step in (1, 2))
             way(second / name, first / name)
             found, notes = newest_intact(run)
             aside = second.with_name(f"damaged-{second.name}")
@@ -192,7 +195,7 @@ def all_damaged(folder: Path) -> Row:
     row = Row("if every checkpoint is damaged, the run stops with one line and moves nothing")
     for way in WAYS:
         run = folder / "all"
-        first, second = (write_checkpoint(run, step, fill(step), keep=2) for step in (1, 2))
+        first, second = (write_checkpoint(run, step, keep=2) for step in (1, 2))
         for checkpoint in (first, second):
             way(checkpoint / "model" / "model.safetensors", checkpoint / "optimizer.safetensors")
         try:
@@ -216,10 +219,10 @@ def full_disk(folder: Path) -> Row:
     try:
         for size in (*range(0, 400, 50), *range(400, 1400, 100)):
             run = folder / f"full-{size}"
-            first = write_checkpoint(run, 1, fill(1), keep=2)
+            first = write_checkpoint(run, 1, keep=2)
             setrlimit(RLIMIT_FSIZE, (size, limits[1]))
             try:
-                write_checkpoint(run, 2, fill(2), keep=2)
+                write_checkpoint(run, 2, keep=2)
             except OSError:
                 is_full = True
             else:
@@ -228,7 +231,7 @@ def full_disk(folder: Path) -> Row:
                 setrlimit(RLIMIT_FSIZE, limits)
             found, damaged = newest_intact(run)
             held = found == (first if is_full else checkpoint_folder(run, 2)) and not damaged
-            write_checkpoint(run, 3, fill(3), keep=1)
+            write_checkpoint(run, 3, keep=1)
             row.add(held=held and [step for step, _ in checkpoints(run)] == [3], what=f"{size} bytes")
     finally:
         signal.signal(signal.SIGXFSZ, handler)

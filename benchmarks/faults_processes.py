@@ -26,8 +26,8 @@ from telecine.autoencoders import CausalVAEConfig
 from telecine.data import ClipConfig, sample_videos
 from telecine.runs import METRICS_FILE, checkpoints
 from telecine.training import DiscriminatorConfig, ObjectiveConfig, TrainConfig
-from telecine.training.checkpoint import as_yaml
 from telecine.training.interrupt import STOP_SIGNALS
+from telecine.training.saved_settings import as_yaml
 
 FORK = multiprocessing.get_context("fork")
 NUM_STEPS = 12

@@ -20,7 +20,7 @@ from telecine.recipes import RECIPES, recipes, with_config_first
 from telecine.runs import STATE_FILE, checkpoints
 from telecine.start import WITHOUT_PYTORCH
 from telecine.training import TrainConfig
-from telecine.training.checkpoint_files import write_checkpoint
+from telecine.training.checkpoint_files import begin_checkpoint, finish_checkpoint
 
 NO_PICTURES = runpy.run_path(str(Path(__file__).parent / "training" / "no_pictures.py"))
 
@@ -422,7 +422,9 @@ def test_plan_refuses_a_memory_without_a_unit(capsys):
 
 def test_checkpoints_are_verified(tmp_path, capsys):
     for step in (1, 2):
-        write_checkpoint(tmp_path, step, lambda folder: (folder / STATE_FILE).write_text("{}"), keep=2)
+        folder = begin_checkpoint(tmp_path, step)
+        (folder / STATE_FILE).write_text("{}")
+        finish_checkpoint(tmp_path, step, folder, keep=2)
     assert main(["checkpoint", "verify", str(tmp_path)]) == 0
     first, second = (folder for _, folder in checkpoints(tmp_path))
     assert capsys.readouterr().out == f"{first}: intact\n{second}: intact\n"

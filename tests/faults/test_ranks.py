@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from telecine.data import ClipConfig
+from telecine.manifest import damage_of
 from telecine.runs import checkpoints
-from telecine.training.checkpoint import as_yaml
 from telecine.training.lock import LOCK_FILE
+from telecine.training.saved_settings import as_yaml
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
@@ -22,11 +23,11 @@ NO_PICTURES = Path(__file__).parents[1] / "training" / "no_pictures.py"
 NUM_STEPS = 8
 
 
-def command(config, *options):
+def command(config, *options, script=NO_PICTURES):
     settings = Path(config.output_dir).with_suffix(".yaml")
     settings.write_text(as_yaml(config))
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", *options)
-    return [*torchrun, str(NO_PICTURES), "train", "--config", str(settings)]
+    return [*torchrun, str(script), "train", "--config", str(settings)]
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,19 @@ def test_torchrun_restarts_a_run_of_which_a_process_was_killed(make_config, stra
     assert len(found) == len(straight) > 3
     for path, tensors in straight.items():
         assert all(torch.equal(tensor, found[path][name]) for name, tensor in tensors.items()), path
+
+
+def test_a_process_that_is_killed_while_it_saves_its_shard_leaves_the_last_checkpoint(make_config, forks):
+    config = make_config("killed-while-saving", sharding="fsdp2", steps=4, val_every=4)
+    script = Path(__file__).with_name("killed_while_saving.py")
+    done = forks.run(*command(config, "--max-restarts", "1", script=script))
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert f"resuming from {config.output_dir}/checkpoints/step-00000002" in done.stdout
+    folders = dict(checkpoints(Path(config.output_dir)))
+    assert list(folders) == [3, 4]
+    assert [damage_of(folder) for folder in folders.values()] == [None] * 2
+    hidden = [path.name for path in folders[4].parent.iterdir() if path.name.startswith(".")]
+    assert hidden == [], "what the killed process left is removed"
 
 
 @pytest.mark.parametrize("rank", [0, 1])

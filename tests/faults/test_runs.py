@@ -16,7 +16,7 @@ from telecine.data import ClipConfig
 from telecine.report.run import read_records
 from telecine.runs import checkpoints
 from telecine.training import train
-from telecine.training.checkpoint import as_yaml
+from telecine.training.saved_settings import as_yaml
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 

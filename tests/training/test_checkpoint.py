@@ -1,16 +1,14 @@
-"""What may change when a run resumes. Whole runs that resume are in `test_trainer.py`."""
+"""The notes of a run that resumes, and which process copies what. Whole runs that resume are in `test_trainer.py`."""
 
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import yaml
 from torch import nn
 
-from telecine import Ramp, Term
-from telecine.losses import mse
-from telecine.training.checkpoint import Checkpointer, as_yaml, check_same_data, check_same_networks, resume_notes
+from telecine.training.checkpoint import Checkpointer, resume_notes
 from telecine.training.config import TrainConfig
+from telecine.training.saved_settings import as_yaml
 
 
 @pytest.fixture
@@ -20,93 +18,10 @@ def saved(tiny, tmp_path):
     return tmp_path
 
 
-CHANGED_NETWORKS = [
-    (lambda c: {"causal_vae": replace(c.causal_vae, base_channels=16)}, "`causal_vae.base_channels` must be 8 as in"),
-    (lambda c: {"discriminator": replace(c.discriminator, dim=4)}, "`discriminator.dim` must be 2 as in"),
-    (lambda c: {"trainable": replace(c.trainable, weights="decoder")}, "`trainable.weights` must be 'all' as in"),
-    (lambda c: {"model": "a/model"}, "`model` must be 'left out' as in .* but got 'given'"),
-    (lambda c: {"clips": replace(c.clips, num_frames=9)}, "`clips.num_frames` must be 5 as in"),
-    (lambda c: {"clips": replace(c.clips, height=48)}, "`clips.height` must be 32 as in"),
-    (lambda c: {"clips": replace(c.clips, width=48)}, "`clips.width` must be 32 as in"),
-    (
-        lambda c: {"objective": replace(c.objective, adversarial_loss_weight=0.0)},
-        "`objective.adversarial_loss_weight > 0` must be True as in",
-    ),
-    (
-        lambda c: {"objective": replace(c.objective, reconstruction={"learn_logvar": True})},
-        "`objective.reconstruction.learn_logvar` must be False as in",
-    ),
-    (
-        lambda c: {"objective": replace(c.objective, gan={"lecam_loss_weight": Ramp(0.1, start=100)})},
-        "`objective.gan.lecam_loss_weight > 0` must be False as in",
-    ),
-    (
-        lambda c: {"objective": replace(c.objective, adaptive_weight={"decay": 0.9})},
-        "`objective.adaptive_weight.decay > 0` must be False as in",
-    ),
-]
-
-
-@pytest.mark.parametrize(("change", "message"), CHANGED_NETWORKS)
-def test_settings_that_change_the_networks_are_refused(tiny, saved, change, message):
-    check_same_networks(tiny(), saved)
-    with pytest.raises(ValueError, match=message):
-        check_same_networks(replace(tiny(), **change(tiny())), saved)
-
-
-def test_other_settings_may_change(tiny, saved):
-    objective = replace(
-        tiny().objective, terms={"gram": 1.0}, adversarial_loss_weight=0.1, reconstruction={"loss": "l1"}, disc_start=3
-    )
-    check_same_networks(tiny(objective=objective, seed=3, output_dir="elsewhere"), saved)
-
-
-def test_a_checkpoint_of_an_earlier_version_is_refused(tiny, saved):
-    settings = yaml.safe_load((saved / "config.yaml").read_text())
-    settings["objective"] = {"recon_loss": "mse", "disc_train_start": 1}
-    (saved / "config.yaml").write_text(yaml.safe_dump(settings))
-    with pytest.raises(ValueError, match=r"must be .* of this version, but got .*0\.1\. Use another --output_dir"):
-        check_same_networks(tiny(), saved)
-
-
-def test_a_run_with_functions_of_the_user_may_be_resumed(tiny, tmp_path):
-    def of_another_package(real, fake):
-        return mse(reconstruction=fake, target=real)
-
-    of_another_package.__module__, of_another_package.__qualname__ = "other_package.losses", "mine"
-    terms = {"extra": Term(lambda reconstruction, target: target.mean(), weight=0.1)}
-    terms["extra"].target.__module__, terms["extra"].target.__qualname__ = "other_package.losses", "extra"
-    config = tiny(objective=replace(tiny().objective, gan={"loss": of_another_package}, terms=terms))
-    (tmp_path / "config.yaml").write_text(as_yaml(config))
-    check_same_networks(config, tmp_path)
-
-
-def with_term(config, function):
-    return replace(config, objective=replace(config.objective, terms={"extra": Term(function, weight=0.1)}))
-
-
-def test_functions_are_saved_by_the_path_that_imports_them(tiny):
-    saved = yaml.safe_load(as_yaml(with_term(tiny(), mse)))["objective"]["terms"]["extra"]
-    assert saved["target"] == f"{mse.__module__}.mse"
-    assert saved["weight"] == 0.1
-
-
-def test_functions_that_cannot_be_imported_are_refused(tiny):
-    def of_a_script(reconstruction, target):
-        return mse(reconstruction=reconstruction, target=target)
-
-    of_a_script.__qualname__ = "of_a_script"
-    as_yaml(with_term(tiny(), of_a_script))
-    of_a_script.__module__ = "__main__"
-    for function in (of_a_script, lambda reconstruction, target: mse(reconstruction=reconstruction, target=target)):
-        with pytest.raises(ValueError, match="must be a plain value or an importable function, but got <function"):
-            as_yaml(with_term(tiny(), function))
-
-
-@pytest.mark.parametrize(("sharding", "is_main"), [("none", False), ("none", True), ("fsdp2", False)])
-def test_only_the_first_process_has_a_copy_of_the_weights_unless_they_are_sharded(tiny, sharding, is_main):
-    checkpointer = Checkpointer(tiny(sharding=sharding), nn.Linear(1, 1), is_main=is_main)
-    assert (checkpointer.weights.copy is not None) == (is_main or sharding != "none")
+@pytest.mark.parametrize("is_main", [False, True])
+def test_only_the_first_process_has_a_copy_of_the_weights(tiny, is_main):
+    checkpointer = Checkpointer(tiny(), nn.Linear(1, 1), is_main=is_main)
+    assert (checkpointer.weights.copy is not None) == is_main
 
 
 def notes(config: TrainConfig, folder, num_processes=1, **state):
@@ -133,16 +48,3 @@ def test_the_notes_of_a_resumed_run_say_what_is_not_exact(tiny, saved):
     assert note.startswith("an update now has 4 clips instead of 2: ")
     (_, note) = notes(tiny(), saved, clips_per_step=4, num_processes=2)
     assert note.startswith("now 2 processes instead of 1: the clips and the noise drawn for them stay the same, ")
-
-
-@pytest.mark.parametrize(("before", "now"), [("a", "b"), (None, "a"), ("a", None)])
-def test_other_data_is_refused(tmp_path, before, now):
-    (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(data=before)))
-    with pytest.raises(ValueError, match=f"`data` must be {before!r} as in .*, but got {now!r}. .*--change_data"):
-        check_same_data(TrainConfig(data=now), tmp_path)
-
-
-@pytest.mark.parametrize(("before", "now"), [("a", "./a/"), ("b/../a", "a"), (None, None)])
-def test_the_same_data_may_be_named_in_another_way(tmp_path, before, now):
-    (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(data=before)))
-    check_same_data(TrainConfig(data=now), tmp_path)

@@ -8,7 +8,9 @@ from torch import nn
 
 from telecine.runs import BEST, CHECKPOINTS, STATE_FILE, checkpoints, find_checkpoint
 from telecine.training.checkpoint_files import (
+    begin_checkpoint,
     check_header,
+    finish_checkpoint,
     load_optimizer,
     newest_intact,
     optimizer_tensors,
@@ -16,8 +18,14 @@ from telecine.training.checkpoint_files import (
     save_tensors,
     set_random_state,
     tidy,
-    write_checkpoint,
 )
+from telecine.training.shards import saved_tensors
+
+
+def write_checkpoint(run, step, write, **options):
+    folder = begin_checkpoint(run, step)
+    write(folder)
+    return finish_checkpoint(run, step, folder, **options)
 
 
 def write_state(folder):
@@ -102,7 +110,7 @@ def test_an_optimizer_resumes_bit_for_bit_with_new_hyperparameters(tmp_path):
     other, restored = trained(0, 0)
     restored.param_groups[0]["weight_decay"] = 0.25
     other.load_state_dict(model.state_dict())
-    load_optimizer(restored, tmp_path / "optimizer.safetensors")
+    load_optimizer(restored, saved_tensors(tmp_path, "optimizer"))
     for network, opt in ((model, optimizer), (other, restored)):
         opt.zero_grad()
         network(torch.ones(2, 3)).square().sum().backward()
@@ -120,7 +128,7 @@ def test_the_error_of_a_damaged_file_has_a_remedy(tmp_path):
     save(optimizer, path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"optimizer.safetensors` must be a safetensors file.*Use another checkpoint"):
-        load_optimizer(optimizer, path)
+        load_optimizer(optimizer, saved_tensors(tmp_path, "optimizer"))
 
 
 def test_a_full_disk_raises_an_oserror(tmp_path):
@@ -134,7 +142,7 @@ def test_an_optimizer_that_never_stepped_is_restored_without_state(tmp_path):
     _, optimizer = trained(0, 0)
     save(optimizer, tmp_path / "optimizer.safetensors")
     _, restored = trained(1, 2)
-    load_optimizer(restored, tmp_path / "optimizer.safetensors")
+    load_optimizer(restored, saved_tensors(tmp_path, "optimizer"))
     assert restored.state_dict()["state"] == {}
 
 
@@ -283,7 +291,7 @@ def test_a_state_tensor_of_a_scalar_parameter_is_restored(tmp_path, shape):
     optimizer.step()
     save(optimizer, tmp_path / "optimizer.safetensors")
     restored = torch.optim.AdamW([weight])
-    load_optimizer(restored, tmp_path / "optimizer.safetensors")
+    load_optimizer(restored, saved_tensors(tmp_path, "optimizer"))
     ours, theirs = optimizer.state[weight], restored.state[weight]
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -19,8 +19,8 @@ from telecine.objective.weights import Weight
 from telecine.perceptual.backbones import BACKBONES
 from telecine.recipes import RECIPES
 from telecine.training import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
-from telecine.training.checkpoint import as_yaml
 from telecine.training.config_file import read_config
+from telecine.training.saved_settings import as_yaml
 
 GAN = {"objective": ObjectiveConfig(adversarial_loss_weight=0.5)}
 WRONG = [

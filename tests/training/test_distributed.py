@@ -23,9 +23,11 @@ from telecine.training.distributed import (
     fsdp_blocks,
     full_tensor,
     local_shard,
+    on_every_process,
     shard,
 )
 from telecine.training.optim import clip_gradients
+from telecine.training.shards import saved_tensors
 from telecine.training.trainable import select_trainable
 
 from ..autoencoders.tiny_models import TINY_MODELS, tiny_clip, tiny_model
@@ -207,6 +209,17 @@ def test_weights_that_change_between_two_passes_are_used():
     assert model(video, sample_posterior=False).video[0, 0].std() < 1e-6, "only its bias is left"
 
 
+@pytest.mark.usefixtures("one_rank")
+def test_results_and_errors_reach_every_process():
+    def fail():
+        raise OSError("full")
+
+    for group in (None, dist.new_group(backend="gloo")):
+        assert on_every_process(lambda: 3, group) == [3]
+        with pytest.raises(OSError, match="full"):
+            on_every_process(fail, group)
+
+
 class Caches(nn.Module):
     """A block that caches its input in a list, as Wan's do."""
 
@@ -271,7 +284,7 @@ def test_the_optimizer_of_sharded_weights_is_restored(tmp_path):
     optimizer.step()
     whole = {name: full_tensor(tensor) for name, tensor in optimizer_tensors(optimizer).items()}
     save_tensors(tmp_path / "optimizer.safetensors", whole)
-    load_optimizer(restored, tmp_path / "optimizer.safetensors")
+    load_optimizer(restored, saved_tensors(tmp_path, "optimizer"))
     for weight in model.parameters():
         ours, theirs = optimizer.state[weight], restored.state[weight]
         assert isinstance(theirs["exp_avg"], DTensor)

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from telecine.cli import main
-from telecine.training.checkpoint import as_yaml
 from telecine.training.dry_run import dry_run
+from telecine.training.saved_settings import as_yaml
 
 
 def files_below(folder):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import re
 import shutil
 import threading
@@ -435,8 +436,10 @@ def test_after_a_divergence_the_run_goes_back_and_lowers_the_learning_rates(tiny
     steps = {"steps": 4, "log_every": 1, "val_every": 4, "val_clips": 1, "save_every": 1, "keep": 4}
     settings = {"on_divergence": "rollback", **steps}
     straight, resumed = (tiny(output_dir=str(tmp_path / name), **settings) for name in ("straight", "resumed"))
+    straight = replace(straight, clips=replace(straight.clips, num_workers=1))  # the workers of before are replaced
     console = Console(record=True, width=1000, file=io.StringIO())
     train(straight, console=console)
+    assert multiprocessing.active_children() == []
     text = "`train/grad_norm` was not finite after step 2; went back to step 2, learning rates times 0.5"
     assert f"warning: {text}\n" in console.export_text()
     rates = {r["step"]: r["train/lr"] for r in read_records(tmp_path / "straight" / METRICS_FILE) if "train/lr" in r}

@@ -13,9 +13,11 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from telecine.data import ClipConfig
+from telecine.manifest import damage_of
 from telecine.report.run import read_records
 from telecine.runs import checkpoints
 from telecine.training import Interrupted, ObjectiveConfig, OptimizerConfig, TrainableConfig, train
+from telecine.training.shards import saved_tensors
 from telecine.training.trainer import Trainer
 
 from ..autoencoders.tiny_models import tiny_model
@@ -30,6 +32,9 @@ LR = 2e-4
 QUARTER_STEP = LR / 4
 # Two processes stop after this many steps. "crossing" resumes in one process, the others in two.
 STOP_AFTER = {"ddp_resumed": 2, "fsdp2_resumed": 2, "crossing": 2}
+
+
+SHARDS = {"ddp": [], "fsdp2": [f"shards/shard-{rank:05d}-of-00002.safetensors" for rank in range(2)]}
 
 
 class AfterOne:
@@ -205,7 +210,8 @@ def test_the_same_clips_give_the_same_losses_and_weights(runs, name, reference, 
 def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(runs, name):
     configs, _ = runs
     straight, resumed = tensors(configs[name]), tensors(configs[f"{name}_resumed"])
-    assert len(straight) == 6
+    assert [path for path in straight if path.startswith("shards/")] == SHARDS[name]
+    assert len(straight) == 6 + (name == "fsdp2")
     assert straight.keys() == resumed.keys()
     for file, by_name in straight.items():
         for key, tensor in by_name.items():
@@ -213,13 +219,27 @@ def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(runs, name):
     assert losses(configs[name]) == losses(configs[f"{name}_resumed"])
 
 
-def test_every_process_goes_back_if_the_first_one_finds_a_checkpoint_that_is_not_finite(runs):
+def test_every_process_goes_back_if_one_of_them_finds_a_shard_that_is_not_finite(runs):
     configs, printed = runs
     folder = Path(configs["rolled_back"].output_dir)
     assert [step for step, _ in checkpoints(folder)] == [1, 2, 3]
     ((step, to, value),) = json.loads((checkpoints(folder)[-1][1] / "state.json").read_text())["rollbacks"]
     assert (step in (2, 3), to, value) == (True, 1, "a weight")
     assert printed.count("`a weight` was not finite after step") == 1
+
+
+def test_the_weights_that_other_programs_load_are_those_of_the_shards(runs):
+    configs, _ = runs
+    folder = checkpoints(Path(configs["fsdp2"].output_dir))[-1][1]
+    for kind in ("model", "ema"):
+        shards, published = saved_tensors(folder, kind), weights(configs["fsdp2"], kind)
+        assert shards.whole.keys() <= published.keys()
+        assert len(shards.whole) > 10
+        assert all(torch.equal(shards.read(key), published[key]) for key in shards.whole)
+    assert damage_of(folder) is None
+    one, two = (load_file(folder / path) for path in SHARDS["fsdp2"])
+    num_bytes = [sum(tensor.nbytes for key, tensor in part.items()) for part in (one, two)]
+    assert num_bytes[0] == pytest.approx(num_bytes[1], rel=0.1), "each process has half"
 
 
 def test_diffusers_loads_weights_that_were_trained_sharded(runs):

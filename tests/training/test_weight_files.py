@@ -1,14 +1,21 @@
 """Weights are saved and restored, LoRA updates in a separate file and on the same base model."""
 
+import copy
 import json
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from telecine.autoencoders import CausalVAE, CausalVAEConfig, CustomAutoencoder
+from telecine.autoencoders.latent_statistics import LatentStatistics
 from telecine.autoencoders.lora import add_low_rank
+from telecine.training.distributed import copy_weights
+from telecine.training.host_copy import HostCopy
+from telecine.training.shards import SavedTensors, save_shards, shard_file
 from telecine.training.trainable import TrainableConfig, select_trainable
 from telecine.training.weight_files import WeightFiles, architecture_of, check_same_architecture, digest_of_frozen
 
@@ -40,10 +47,10 @@ def test_updates_and_statistics_are_restored(tmp_path):
             if weight.requires_grad:
                 weight.normal_()
     model.train()(torch.rand(2, 3, 2, 4, 4))
-    files.update_copy(model)
-    files.save(tmp_path, "model")
+    copy_weights(model, into=files.copy)
+    files.save(tmp_path, "model", None)
     other, others = adapted(0)
-    others.load(other, tmp_path / "model")
+    others.load(other, tmp_path, "model")
     expected = model.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in other.state_dict().items())
 
@@ -68,7 +75,7 @@ def test_a_custom_save_pretrained_gets_merged_updates(tmp_path):
 
     model = Complete()
     add_low_rank(model, ["decoder.0"], rank=2, alpha=1.0)
-    WeightFiles(model, is_main=True, is_sharded=False).save(tmp_path, "model")
+    WeightFiles(model, is_main=True, is_sharded=False).save(tmp_path, "model", None)
     assert (tmp_path / "model" / "names").read_text().split() == sorted(Normalised().state_dict())
 
 
@@ -84,25 +91,93 @@ def test_the_digest_is_of_the_names_and_values_of_frozen_weights():
     assert len({digest(), digest(frozen=1.0), digest(name="b")}) == 3
 
 
-@pytest.mark.parametrize("is_sharded", [False, True])
-def test_weights_are_saved_from_a_copy(tmp_path, is_sharded):
-    torch.manual_seed(0)
+def changed(model, value):
+    with torch.no_grad():
+        model.module.last.bias.fill_(value)
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def is_equal(model, expected):
+    return all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+def test_weights_are_saved_from_a_copy(tmp_path):
     model, other = CustomAutoencoder(Normalised()), CustomAutoencoder(Normalised())
-    files = WeightFiles(model, is_main=True, is_sharded=is_sharded)
-    with torch.no_grad():
-        model.module.last.bias.fill_(3.0)
-    files.update_copy(model)
-    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with torch.no_grad():
-        model.module.last.bias.fill_(4.0)
-    files.save(tmp_path, "model")
-    files.load(other, tmp_path / "model")
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in other.state_dict().items())
+    files = WeightFiles(model, is_main=True, is_sharded=False)
+    expected = changed(model, 3.0)
+    copy_weights(model, into=files.copy)
+    changed(model, 4.0)
+    files.save(tmp_path, "model", None)
+    files.load(other, tmp_path, "model")
+    assert is_equal(other, expected)
     files.put_into_copy({"module.encoder.bias": torch.full((4,), 5.0)})
-    files.save(tmp_path, "ema")
-    files.load(other, tmp_path / "ema")
-    changed = {name for name, tensor in other.state_dict().items() if not torch.equal(tensor, expected[name])}
-    assert changed == {"module.encoder.bias"}
+    files.save(tmp_path, "ema", None)
+    files.load(other, tmp_path, "ema")
+    different = {name for name, tensor in other.state_dict().items() if not torch.equal(tensor, expected[name])}
+    assert different == {"module.encoder.bias"}
+
+
+def write_shards(folder, groups):
+    copies = {name: HostCopy(is_main=True) for name in groups}
+    folder.mkdir(exist_ok=True)
+    for name, tensors in groups.items():
+        copies[name].update(tensors)
+    save_shards(shard_file(folder, 0, 1), copies)
+
+
+@pytest.mark.parametrize("weights", ["all", "lora"])
+def test_the_folders_that_other_programs_load_are_made_from_shards_one_tensor_at_a_time(tmp_path, weights, monkeypatch):
+    model = CustomAutoencoder(Normalised())
+    select_trainable(model, TrainableConfig(weights=weights, lora_rank=2))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_()
+    files = WeightFiles(model, is_main=True, is_sharded=True)
+    whole = WeightFiles(model, is_main=True, is_sharded=False)
+    held = {tensor.untyped_storage().nbytes() for tensor in files._without_memory.parameters()}
+    assert max(held) == torch.float32.itemsize
+    average = {name: weight + 1 for name, weight in model.named_parameters() if weight.requires_grad}
+    write_shards(tmp_path / "shards", {"model": model.state_dict(), "ema": average})
+    in_memory = weakref.WeakSet()
+
+    def read(self, *arguments, read=SavedTensors.read):
+        assert len(in_memory) == 0
+        tensor = read(self, *arguments).clone()
+        in_memory.add(tensor)
+        return tensor
+
+    monkeypatch.setattr(SavedTensors, "read", read)
+    statistics = LatentStatistics([1.0], [2.0])
+    for name in ("model", "ema"):
+        files.save_from_shards(tmp_path / "shards", name, statistics)
+        whole.save(tmp_path, name, statistics)
+        whole.put_into_copy(average)
+        ours, theirs = (load_file(folder / name / "model.safetensors") for folder in (tmp_path, tmp_path / "shards"))
+        assert ours.keys() == theirs.keys() == CustomAutoencoder(Normalised()).module.state_dict().keys()
+        assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+    assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == ["ema", "model", "shards"]
+    monkeypatch.undo()
+    resumed = copy.deepcopy(model)
+    for name, expected in (("ema", average), ("model", model.state_dict())):
+        files.load(resumed, tmp_path / "shards", name)
+        tensors = resumed.state_dict()
+        assert all(torch.equal(tensors[key], tensor) for key, tensor in expected.items())
+
+
+def test_a_run_that_trains_sharded_resumes_from_whole_weights(tmp_path):
+    model, other = CustomAutoencoder(Normalised()), CustomAutoencoder(Normalised())
+    WeightFiles(model, is_main=True, is_sharded=False).save(tmp_path, "model", None)
+    WeightFiles(other, is_main=False, is_sharded=True).load(other, tmp_path, "model")
+    assert is_equal(other, model.state_dict())
+
+
+def test_shards_of_another_model_are_refused(tmp_path):
+    model = CustomAutoencoder(Normalised())
+    write_shards(tmp_path, {"model": {"module.encoder.bias": torch.zeros(3)}})
+    with pytest.raises(
+        ValueError, match=r"shards` must be the model's weights, but got no module.encoder.weight; .* and \d+ more"
+    ):
+        WeightFiles(model, is_main=True, is_sharded=True).load(model, tmp_path, "model")
 
 
 def test_a_module_that_cannot_be_copied_is_refused():

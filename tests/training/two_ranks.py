@@ -1,6 +1,6 @@
 """Processes of `torchrun` that train together: `two_ranks.py FOLDER` trains with all FOLDER/NAME.pickle.
 
-`rolled_back` has a checkpoint of step 2 that the first process finds to be not finite, once.
+`rolled_back` has a checkpoint of step 2 whose shard in the last process is not finite, once.
 `NAME.2.pickle` stops after two steps, as if interrupted, and `NAME.pickle` trains up to the end. All runs share one
 process group, since starting one takes longer than training.
 """
@@ -41,7 +41,7 @@ def fail_once(run, step):
 def train(path):
     run = trainer.Trainer(pickle.loads(path.read_bytes()), Console(markup=False, highlight=False))
     name, *stop, _ = path.name.split(".")
-    if name == "rolled_back":
+    if name == "rolled_back" and dist.get_rank() == dist.get_world_size() - 1:
         run.checkpointer._check_finite = partial(fail_once, run)
     if not stop:
         run.run(StopRequest())

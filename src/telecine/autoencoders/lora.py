@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 import torch
@@ -73,17 +73,27 @@ def low_rank_layers(model: nn.Module) -> list[nn.Module]:
     return [layer for layer in updates if isinstance(layer.parametrizations["weight"][0], LowRankUpdate)]  # type: ignore[index]
 
 
-@torch.no_grad()
 def merge_low_rank(model: Model) -> Model:
     """Return a copy with low-rank updates merged into the weights, under the original names; `model` if it has none."""
     if not low_rank_layers(model):
         return model
     merged = copy.deepcopy(model)
-    for layer in low_rank_layers(merged):
-        # `remove_parametrizations` would change the class, which the copy shares with the original.
+    merge_in_place(merged)
+    return merged
+
+
+@torch.no_grad()
+def merge_in_place(model: nn.Module, store: Callable[[Tensor], Tensor] | None = None) -> None:
+    """Merge low-rank updates into the weights of a model, which get their original names.
+
+    Args:
+        model: Changed in place.
+        store: Called with each merged weight; returns the tensor that the layer keeps. By default the weight itself.
+    """
+    for layer in low_rank_layers(model):
+        # `remove_parametrizations` would change the class, which a copy shares with the original.
         weight = layer.weight
         assert isinstance(weight, Tensor)
         layer.__class__ = parametrize.type_before_parametrizations(layer)
         del layer.parametrizations
-        layer.weight = nn.Parameter(weight)
-    return merged
+        layer.weight = nn.Parameter(weight if store is None else store(weight))

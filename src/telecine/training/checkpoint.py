@@ -1,31 +1,29 @@
-"""Checkpoints: saving and loading the state of a run, and which settings may change when it resumes."""
+"""Checkpoints: saving and loading the state of a run."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeAlias, TypedDict, cast
+from typing import TypedDict, cast
 
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
+from torch import distributed as dist
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.latent_statistics import LatentStatistics
 from telecine.autoencoders.pretrained import mismatches
-from telecine.checks import argument_error, describe
+from telecine.checks import argument_error
 from telecine.files import read_json
-from telecine.objective.weights import as_ramp
-from telecine.report.settings import flat_settings, read_settings, side_by_side_settings
 from telecine.runs import CONFIG_FILE, HEALTH_FILE, METRICS_FILE, STATE_FILE, checkpoint_folder
-from telecine.settings_file import read_yaml
 from telecine.training.checkpoint_files import (
+    begin_checkpoint,
+    finish_checkpoint,
     flush,
     load_optimizer,
     load_tensors,
@@ -33,24 +31,23 @@ from telecine.training.checkpoint_files import (
     random_states,
     save_tensors,
     set_random_state,
-    write_checkpoint,
 )
 from telecine.training.config import TrainConfig
+from telecine.training.distributed import on_every_process
 from telecine.training.host_copy import HostCopy
 from telecine.training.logging import IntervalMeans
 from telecine.training.rollback import Rollback
+from telecine.training.saved_settings import as_yaml, changed_settings, saved_settings
+from telecine.training.shards import save_shards, saved_tensors, shard_file
 from telecine.training.state import TrainState
 from telecine.training.step import DivergenceError
 from telecine.training.validation import best_step
-from telecine.training.weight_files import WeightFiles, check_same_architecture
+from telecine.training.weight_files import EMA, MODEL, WeightFiles, check_same_architecture
 
-# Nested settings, as YAML has them.
-Settings: TypeAlias = dict[str, Any]
-
-
-# Names of the parts of a state in errors; "optimizer" and the like are also those of their files.
-MODEL = "model"
-AVERAGES = "averaged weights"
+# How errors call the parts of a state.
+NAMES = {EMA: "averaged weights"}
+# The parts of which each process has a shard if the weights are sharded. Other parts are files of the first process.
+SHARDED = (MODEL, EMA, "optimizer")
 
 
 class SavedStatistics(TypedDict):
@@ -83,7 +80,8 @@ class Checkpointer:
     """Saves and loads the state of a run. Every process has to call its methods, except `close`.
 
     Saving copies the state to the memory of the host. The first process writes the copy in a thread while training
-    continues, one checkpoint at a time. An error of the thread is raised by the next `save` or `wait`.
+    continues, one checkpoint at a time. If the weights are sharded, each process copies and writes its shards in a
+    thread of its own, and none gathers them. An error of a thread is raised by the next `save` or `wait`.
 
     Args:
         config: The settings of the run; each checkpoint holds them.
@@ -94,11 +92,16 @@ class Checkpointer:
     def __init__(self, config: TrainConfig, model: VideoAutoencoder, *, is_main: bool) -> None:
         self.config = config
         self.run = Path(config.output_dir)
-        self.weights = WeightFiles(model, is_main=is_main, is_sharded=config.sharding != "none")
         self.saved_step: int | None = None
         self.latents: SavedStatistics | None = None
         self._is_main = is_main
+        self._group: dist.ProcessGroup | None = None
+        if config.sharding != "none":  # in a group of their own, threads communicate while training does
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.process_timeout))
+        self.weights = WeightFiles(model, is_main=is_main, is_sharded=self._group is not None)
         self._copies: defaultdict[str, HostCopy] = defaultdict(lambda: HostCopy(is_main=is_main))
+        if self.weights.copy is not None:
+            self._copies[MODEL] = HostCopy(is_main=is_main, memory=self.weights.copy.state_dict())
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._written: Future[None] | None = None
         self._is_pending = False
@@ -120,7 +123,7 @@ class Checkpointer:
         if self.saved_step != state.step:
             self.wait()
             self._copy(state)
-            if self._is_main:
+            if self._is_main or self._group is not None:
                 self._written = self._executor.submit(self._write, self._saved_state(state))
             self._is_pending = True
             self.saved_step = state.step
@@ -160,11 +163,9 @@ class Checkpointer:
         return error
 
     def _copy(self, state: TrainState) -> None:
-        self.weights.update_copy(state.autoencoder)
-        if self.latents is not None and self.weights.copy is not None:
-            self.weights.copy.set_latent_statistics(statistics_of(self.latents))
         tensors = {
-            AVERAGES: state.ema.averages,
+            MODEL: state.autoencoder.state_dict(),
+            EMA: state.ema.averages,
             "objective": state.objective.state_dict(),
             "random": random_states(state.accelerator.device),
             **{name: optimizer_tensors(optimizer) for name, optimizer in state.optimizers.items()},
@@ -188,27 +189,52 @@ class Checkpointer:
         }
 
     def _write(self, saved: SavedState) -> None:
-        """Write a checkpoint from the copies, in a thread. The records up to its step are on the disk before it."""
-        self._check_finite(saved["step"])
+        """Write a checkpoint from the copies, in a thread."""
+        step = saved["step"]
+        folder, *_ = on_every_process(lambda: self._begin(step), self._group)
+        if self._group is not None:
+            on_every_process(lambda: self._write_shards(folder), self._group)
+        if self._is_main:
+            self._fill(folder, saved)
+            best = best_step(self.run, self.config.best_metric, step)
+            finish_checkpoint(self.run, step, folder, keep=self.config.keep, best=best)
+
+    def _begin(self, step: int) -> Path:
+        """Check the copies, and return the folder to write to, which the first process creates.
+
+        The records up to the checkpoint's step are on the disk before it.
+        """
+        self._check_finite(step)
+        if not self._is_main:
+            return self.run
         flush([self.run / METRICS_FILE, self.run / HEALTH_FILE])
-        best = best_step(self.run, self.config.best_metric, saved["step"])
-        keep = self.config.keep
-        write_checkpoint(self.run, saved["step"], lambda folder: self._fill(folder, saved), keep=keep, best=best)
+        return begin_checkpoint(self.run, step)
 
     def _check_finite(self, step: int) -> None:
-        assert self.weights.copy is not None
-        groups = {MODEL: self.weights.copy.state_dict(), **{name: copy.tensors for name, copy in self._copies.items()}}
+        groups = {NAMES.get(name, name): copy.tensors for name, copy in self._copies.items()}
         name = first_not_finite(groups)
         if name is not None:
             message = f"`{name}` is not finite after step {step}. No checkpoint was written."
             raise DivergenceError(message, name)
 
+    def _write_shards(self, folder: Path) -> None:
+        path = shard_file(folder, dist.get_rank(), dist.get_world_size())
+        save_shards(path, {name: self._copies[name] for name in SHARDED})
+        flush([path])
+
     def _fill(self, folder: Path, saved: SavedState) -> None:
-        self.weights.save(folder, MODEL)
-        self.weights.put_into_copy(self._copies[AVERAGES].tensors)
-        self.weights.save(folder, "ema")
+        """Write what the first process writes."""
+        statistics = statistics_of(saved["latents"])
+        if self._group is None:
+            self.weights.save(folder, MODEL, statistics)
+            self.weights.put_into_copy(self._copies[EMA].tensors)
+            self.weights.save(folder, EMA, statistics)
+        else:
+            for name in (MODEL, EMA):
+                self.weights.save_from_shards(folder, name, statistics)
+        written = (MODEL, EMA) if self._group is None else SHARDED
         for name, copy in self._copies.items():
-            if name != AVERAGES:
+            if name not in written:
                 save_tensors(folder / f"{name}.safetensors", copy.tensors)
         (folder / CONFIG_FILE).write_text(as_yaml(self.config), encoding="utf-8")
         (folder / STATE_FILE).write_text(json.dumps(saved, indent=2), encoding="utf-8")
@@ -223,16 +249,16 @@ class Checkpointer:
         check_same_architecture(state.autoencoder, folder / "model", self.config.model or "causal_vae")
         self.weights.check_base(saved["base"])
         with state.ema.applied():
-            self.weights.load(state.autoencoder, folder / "ema")
+            self.weights.load(state.autoencoder, folder, EMA)
         state.ema.num_updates = saved["ema_updates"]
-        self.weights.load(state.autoencoder, folder / "model")
+        self.weights.load(state.autoencoder, folder, MODEL)
         saved_objective = load_tensors(folder / "objective.safetensors")
         if problems := mismatches(state.objective.state_dict(), saved_objective):
             remedy = "Use the previous `objective.terms`, or another --output_dir."
             raise argument_error("objective", f"that of {folder}, whose terms have weights", problems[0], remedy)
         state.objective.load_state_dict(saved_objective)
         for name, optimizer in state.optimizers.items():
-            load_optimizer(optimizer, folder / f"{name}.safetensors")
+            load_optimizer(optimizer, saved_tensors(folder, name))
             optimizer.zero_grad(set_to_none=True)  # an update that failed has left gradients
         accelerator = state.accelerator
         if accelerator.scaler and saved["scaler"]:
@@ -243,8 +269,8 @@ class Checkpointer:
         state.num_records = saved["num_records"]
         state.rollbacks = [Rollback(*each) for each in saved["rollbacks"]]
         self.latents = saved["latents"]
-        if self.latents is not None:
-            state.autoencoder.set_latent_statistics(statistics_of(self.latents))
+        if (statistics := statistics_of(self.latents)) is not None:
+            state.autoencoder.set_latent_statistics(statistics)
         state.step = self.saved_step = saved["step"]
         return resume_notes(self.config, accelerator, saved, folder)
 
@@ -259,9 +285,9 @@ def read_state(folder: Path) -> SavedState:
     return cast(SavedState, saved)
 
 
-def statistics_of(saved: SavedStatistics) -> LatentStatistics:
-    """Return the statistics of the latent in `state.json`."""
-    return LatentStatistics(saved["mean"], saved["std"])
+def statistics_of(saved: SavedStatistics | None) -> LatentStatistics | None:
+    """Return the statistics of the latent in `state.json`, if there are any."""
+    return None if saved is None else LatentStatistics(saved["mean"], saved["std"])
 
 
 def first_not_finite(groups: Mapping[str, Mapping[str, Tensor]]) -> str | None:
@@ -302,98 +328,3 @@ def resume_notes(config: TrainConfig, accelerator: Accelerator, saved: SavedStat
     if changed := changed_settings(config, folder):
         notes.append(f"settings changed since the checkpoint: {', '.join(changed)}")
     return notes
-
-
-def as_yaml(config: TrainConfig) -> str:
-    """Return the settings as YAML that `--config` reads."""
-    return yaml.safe_dump(_plain(config), sort_keys=False)
-
-
-def _plain(config: TrainConfig) -> Settings:
-    """Return the settings as they come back from a file: tuples become lists."""
-    return cast(Settings, json.loads(json.dumps(asdict(config), default=_dotted_path)))
-
-
-def _dotted_path(function: object) -> str:
-    """Return the path from which a function among the settings, such as a term's, is imported again."""
-    name = getattr(function, "__qualname__", "<none>")
-    if "<" in name or getattr(function, "__module__", "__main__") == "__main__":
-        remedy = "Move it to the top level of a module that can be imported."
-        raise argument_error("a setting", "a plain value or an importable function", describe(function), remedy)
-    return f"{function.__module__}.{name}"
-
-
-def saved_settings(folder: Path) -> Settings:
-    """Return the settings that a checkpoint was written with."""
-    return cast(Settings, read_yaml(folder / CONFIG_FILE))
-
-
-def changed_settings(config: TrainConfig, folder: Path) -> list[str]:
-    """Return "name old -> new" for each setting that differs from a checkpoint's, but for the model and the folder."""
-    settings = side_by_side_settings([read_settings(folder), flat_settings(_plain(config))])
-    return [
-        f"{setting.name} {setting.values[0]} -> {setting.values[1]}"
-        for setting in settings
-        if setting.differs and setting.name not in ("model", "output_dir")
-    ]
-
-
-def check_same_data(config: TrainConfig, folder: Path) -> None:
-    """Check that the settings name the data of a checkpoint: another data set is rarely meant to continue a run.
-
-    Raises:
-        ValueError: `data` differs.
-    """
-    saved = saved_settings(folder)["data"]
-    if saved is None or config.data is None:
-        is_same = saved is config.data
-    else:
-        is_same = os.path.realpath(saved) == os.path.realpath(config.data)
-    if not is_same:
-        remedy = "Use another --output_dir for another run, or add --change_data to train this one on other data."
-        raise argument_error("data", f"{saved!r} as in {folder}", repr(config.data), remedy)
-
-
-def check_same_networks(config: TrainConfig, folder: Path) -> None:
-    """Check that the settings build the networks of a checkpoint.
-
-    Raises:
-        ValueError: A setting differs that changes the networks.
-    """
-    settings = saved_settings(folder)
-    if "gan" not in settings["objective"]:
-        contract, got = "a new folder or a run of this version", f"{folder}, written by telecine 0.1"
-        raise argument_error("output_dir", contract, got, "Use another --output_dir.")
-    saved = network_settings(settings)
-    for name, value in network_settings(_plain(config)).items():
-        if saved.get(name) != value:
-            remedy = "Use the previous value, or another --output_dir."
-            raise argument_error(name, f"{saved.get(name)!r} as in {folder}", describe(value), remedy)
-
-
-def network_settings(settings: Settings) -> Settings:
-    """Return the settings that decide which weights exist, and their shapes, by their dotted names."""
-    networks = {
-        f"{group}.{name}": value
-        for group in ("causal_vae", "discriminator", "trainable")
-        for name, value in settings[group].items()
-    }
-    networks.pop("discriminator.init", None)  # where they started; theirs are now those of the checkpoint
-    # The path of a base model may change. `check_same_architecture` compares the models once they are loaded.
-    networks["model"] = "left out" if settings["model"] is None else "given"
-    # The discriminators' linear heads depend on the size of the clips, and only discriminators with a weight are built.
-    clips = {f"clips.{name}": settings["clips"][name] for name in ("num_frames", "height", "width")}
-    # The weights that decide which discriminators exist, and whether averages of their logits are saved.
-    # Plain values: functions of the user's that a saved file names are not imported.
-    objective = settings["objective"]
-    weights = {
-        "adversarial_loss_weight": objective["adversarial_loss_weight"],
-        "multiscale_adversarial_loss_weight": objective["multiscale_adversarial_loss_weight"],
-        "gan.lecam_loss_weight": objective["gan"]["lecam_loss_weight"],
-    }
-    are_on = {f"objective.{name} > 0": as_ramp(name, weight).is_ever_on for name, weight in weights.items()}
-    averages = {
-        "objective.reconstruction.learn_logvar": objective["reconstruction"]["learn_logvar"],
-        "objective.adaptive_weight.decay > 0": objective["adaptive_weight"]["decay"] > 0,
-    }
-    return networks | clips | are_on | averages

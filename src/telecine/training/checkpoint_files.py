@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -15,26 +15,32 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from telecine.autoencoders.pretrained import safetensors_write
-from telecine.checks import argument_error
 from telecine.files import partial_path
 from telecine.manifest import DamagedError, damage_of, write_manifest
 from telecine.runs import BEST, CHECKPOINTS, CLIPS_FILE, DAMAGED, VALIDATIONS, checkpoint_folder, checkpoints
-from telecine.training.distributed import all_gather, place_like
+from telecine.training.distributed import all_gather, is_sharded, local_shard
 from telecine.training.optim import parameters_of
+from telecine.training.shards import SavedTensors, damage_named
 
 # No file in a run's folder takes longer to write. `telecine report` writes there while the run trains.
 SECONDS_TO_WRITE = 3600.0
 
 
-def write_checkpoint(
-    run: Path, step: int, write: Callable[[Path], None], *, keep: int, best: int | None = None
-) -> Path:
-    """Write a checkpoint to a temporary folder, flush it to disk, rename it, and delete older checkpoints.
+def begin_checkpoint(run: Path, step: int) -> Path:
+    """Create a temporary folder for the files of the checkpoint at `step`, and return it."""
+    temporary = partial_path(checkpoint_folder(run, step))
+    _remove_partial_checkpoints(run)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def finish_checkpoint(run: Path, step: int, temporary: Path, *, keep: int, best: int | None = None) -> Path:
+    """Flush the files of a checkpoint to disk, rename their temporary folder, and delete older checkpoints.
 
     Args:
         run: The run's folder.
         step: Number of updates done.
-        write: Called with the temporary folder, which it fills.
+        temporary: The folder that `begin_checkpoint` returned, with all files.
         keep: Number of checkpoints to keep, the newest ones.
         best: The step of a checkpoint to keep at any age. The link `BEST` in the run's folder points to it; without
             `best` the link is removed.
@@ -43,10 +49,6 @@ def write_checkpoint(
         The checkpoint's folder.
     """
     final = checkpoint_folder(run, step)
-    temporary = partial_path(final)
-    _remove_partial_checkpoints(run)
-    temporary.mkdir(parents=True)
-    write(temporary)
     for path in temporary.rglob("*.safetensors"):
         check_header(path)
     write_manifest(temporary, step)
@@ -186,11 +188,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         DamagedError: The file is missing or damaged.
     """
-    try:
+    with damage_named(path):
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        contract, got = "a safetensors file", f"a missing or damaged one ({error})"
-        raise argument_error(str(path), contract, got, "Use another checkpoint.", DamagedError) from error
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -201,18 +200,23 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     }
 
 
-def load_optimizer(optimizer: Optimizer, path: Path) -> None:
-    """Load a file of `optimizer_tensors` into an optimizer of the same parameters, which keeps its hyperparameters.
+@torch.no_grad()
+def load_optimizer(optimizer: Optimizer, saved: SavedTensors) -> None:
+    """Load what `optimizer_tensors` returned into an optimizer of the same parameters, which keeps its hyperparameters.
 
     Tensors of a parameter's shape are sharded as the parameter is.
     """
     parameters = parameters_of(optimizer)
     state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in load_tensors(path).items():
+    for key, whole in saved.whole.items():
         index, _, name = key.partition(".")
         parameter = parameters[int(index)]
-        is_elementwise = tensor.shape == parameter.shape and tensor.ndim > 0
-        state.setdefault(int(index), {})[name] = place_like(tensor, parameter) if is_elementwise else tensor
+        is_elementwise = whole.shape == parameter.shape and whole.ndim > 0
+        tensor = saved.read(key, like=parameter if is_elementwise else None)
+        if is_elementwise and is_sharded(parameter):
+            shard, tensor = tensor, torch.empty_like(parameter, dtype=tensor.dtype)
+            local_shard(tensor).copy_(shard)
+        state.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -86,6 +86,28 @@ def on_first_process(call: Callable[[], T], accelerator: Accelerator) -> T:
     return cast(T, result)
 
 
+def on_every_process(call: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
+    """Call a function in every process of a group, and return all results, or raise the first error, in each of them.
+
+    Args:
+        call: The function.
+        group: The processes; None for this process alone.
+    """
+    if group is None:
+        return [call()]
+    outcome: T | BaseException
+    try:
+        outcome = call()
+    except (ValueError, OSError, RuntimeError) as error:
+        outcome = error
+    outcomes: list[T | BaseException | None] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(outcomes, outcome, group)
+    for each in outcomes:
+        if isinstance(each, BaseException):
+            raise each
+    return cast("list[T]", outcomes)
+
+
 def all_gather(tensor: Tensor) -> list[Tensor]:
     """Return the tensors of all processes, in order of rank. They must have the same shape and dtype."""
     if num_ranks() == 1:
@@ -183,6 +205,14 @@ def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
 def local_shard(tensor: Tensor) -> Tensor:
     """Return this process' shard of a sharded tensor, which shares its memory. Return other tensors unchanged."""
     return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def offsets_of(tensor: Tensor) -> list[int]:
+    """Return where this process' shard begins in the whole tensor, in each dimension; 0 if it is not sharded."""
+    if not is_sharded(tensor):
+        return [0] * tensor.ndim
+    (chunk,) = tensor.__create_chunk_list__()  # PyTorch's name for what distributed checkpoints need of a tensor
+    return list(chunk.offsets)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

@@ -25,14 +25,7 @@ from telecine.training.baseline import describe_metrics, prepare_linear, recorde
 from telecine.training.batches import read_batches, read_next
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_state
 from telecine.training.capacity import with_batch_size
-from telecine.training.checkpoint import (
-    Checkpointer,
-    as_yaml,
-    check_same_data,
-    check_same_networks,
-    clips_per_step,
-    saved_settings,
-)
+from telecine.training.checkpoint import Checkpointer, clips_per_step
 from telecine.training.checkpoint_files import newest_intact, tidy
 from telecine.training.config import TrainConfig
 from telecine.training.cpu import describe_on_cpu
@@ -47,6 +40,7 @@ from telecine.training.lock import RunLock
 from telecine.training.logging import MetricsLogger, Monitor
 from telecine.training.records import keep_records, missing_records
 from telecine.training.rollback import MAX_ROLLBACKS, Rollback, remedy
+from telecine.training.saved_settings import as_yaml, check_same_data, check_same_networks, saved_settings
 from telecine.training.step import DivergenceError, MicroBatch, TrainingError, set_learning_rates, train_step
 from telecine.training.summary import SummaryWriter
 from telecine.training.trainable import trains_encoder

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from telecine.autoencoders import CausalVAE, VideoAutoencoder
-from telecine.autoencoders.latent_statistics import NORMALISATION_KEYS
-from telecine.autoencoders.lora import low_rank_layers, merge_low_rank
+from telecine.autoencoders.latent_statistics import NORMALISATION_KEYS, LatentStatistics
+from telecine.autoencoders.lora import low_rank_layers, merge_in_place, merge_low_rank
 from telecine.autoencoders.pretrained import (
     CLASS_KEY,
     CONFIG_FILE,
@@ -26,6 +27,10 @@ from telecine.checks import argument_error, describe
 from telecine.files import read_json
 from telecine.training.checkpoint_files import load_tensors, save_tensors
 from telecine.training.distributed import copy_weights
+from telecine.training.shards import SHARDS, saved_tensors
+
+# The names of the raw and of the averaged weights in a checkpoint.
+MODEL, EMA = "model", "ema"
 
 
 @runtime_checkable
@@ -39,16 +44,18 @@ class HasJSONConfig(Protocol):
 class WeightFiles:
     """Saves and loads an autoencoder's weights.
 
-    Weights are saved from a copy of the autoencoder in the host's memory, while the autoencoder itself trains.
+    Weights are saved from a copy of the autoencoder in the host's memory, while the autoencoder itself trains. If the
+    autoencoder is sharded, no process has such a copy: each saves its shards, and the first one makes the folder that
+    other programs load from these, with one tensor at a time in memory.
 
-    LoRA updates are merged into the weights that other programs load. To resume, a run needs them separately, so they
-    are also saved in a file beside the folder. The frozen weights below them are not in that file; `base` is a digest
-    of these, by which a resumed run recognises another base model. Without LoRA it is None.
+    LoRA updates are merged into the weights that other programs load. To resume, a run needs them separately, so
+    without shards they are also saved in a file beside the folder. The frozen weights below them are not in that file;
+    `base` is a digest of these, by which a resumed run recognises another base model. Without LoRA it is None.
 
     Args:
         model: The autoencoder, before it is sharded.
-        is_main: Whether this process writes the files.
-        is_sharded: Whether the autoencoder will be sharded. Every process then has a copy, to load weights with.
+        is_main: Whether this process writes the folders.
+        is_sharded: Whether the autoencoder will be sharded.
 
     Raises:
         ValueError: The autoencoder cannot be copied.
@@ -56,17 +63,15 @@ class WeightFiles:
 
     def __init__(self, model: VideoAutoencoder, *, is_main: bool, is_sharded: bool) -> None:
         self.is_sharded = is_sharded
-        self.copy = copy_of(model) if is_main or is_sharded else None
+        self.copy = copy_of(model).cpu() if is_main and not is_sharded else None
+        self._without_memory = copy_of(model, _without_memory) if is_sharded else None
         self.base = digest_of_frozen(model) if low_rank_layers(model) else None
 
-    def update_copy(self, model: VideoAutoencoder) -> None:
-        """Copy the weights of `model`; if it is sharded, every process has to call this."""
-        if self.copy is not None:
-            copy_weights(model, into=self.copy)
-
-    def save(self, folder: Path, name: str) -> None:
-        """Write the copy into `folder / name`."""
+    def save(self, folder: Path, name: str, statistics: LatentStatistics | None) -> None:
+        """Write the copy into `folder / name`, with the statistics of the latent if there are any."""
         assert self.copy is not None
+        if statistics is not None:
+            self.copy.set_latent_statistics(statistics)
         merge_low_rank(self.copy).save_pretrained(folder / name)
         if low_rank_layers(self.copy):
             save_tensors(_updates_file(folder / name), without_shared_memory(_trained_and_buffers(self.copy)))
@@ -78,6 +83,22 @@ class WeightFiles:
         for name, weight in weights.items():
             self.copy.get_parameter(name).copy_(weight)
 
+    def save_from_shards(self, folder: Path, name: str, statistics: LatentStatistics | None) -> None:
+        """Do what `save` does for the weights whose shards are in `folder`: those of "model", replaced by "ema" for it.
+
+        They pass through temporary files that are mapped into memory, which take as much of the disk as the weights.
+        """
+        assert self._without_memory is not None
+        groups = [saved_tensors(folder, group) for group in dict.fromkeys((MODEL, name))]
+        sources = {key: group for group in groups for key in group.whole}
+        with TemporaryDirectory(dir=folder) as temporary:
+            files = MappedFiles(Path(temporary))
+            model = copy_of(self._without_memory, lambda key, _: files.store(sources[key].read(key)))
+            merge_in_place(model, files.store)
+            if statistics is not None:
+                model.set_latent_statistics(statistics)
+            model.save_pretrained(folder / name)
+
     def check_base(self, saved: str | None) -> None:
         """Raise a `ValueError` if LoRA updates with the digest `saved` were trained on another base model."""
         if saved is not None and saved != self.base:
@@ -85,35 +106,97 @@ class WeightFiles:
             contract = "the base model of the run's LoRA updates"
             raise argument_error("model", contract, "a model with other weights", remedy)
 
-    def load(self, model: VideoAutoencoder, folder: Path) -> None:
-        """Copy the weights in `folder` into `model`; every process has to call this.
+    def load(self, model: VideoAutoencoder, folder: Path, name: str) -> None:
+        """Copy the weights "model" or "ema" of a checkpoint into `model`; every process has to call this.
+
+        From shards, each process reads its own, and of "ema" the trained weights only, which are all that it has.
+        Without shards a process that trains sharded loads the whole model for a moment, as at the start of a run.
 
         Raises:
             FileNotFoundError: There are no weights.
             ValueError: They are damaged, or of another model.
         """
-        target = self.copy if self.is_sharded else model
-        assert target is not None
-        if low_rank_layers(target):
-            load_updates(target, _updates_file(folder))
+        if (folder / SHARDS).is_dir():
+            targets = model.state_dict()
+            if name == EMA:
+                targets = {key: targets[key] for key, weight in model.named_parameters() if weight.requires_grad}
+            saved_tensors(folder, name).copy_into(targets, source=folder / SHARDS)
+        elif self._without_memory is not None:
+            whole = copy_of(self._without_memory, lambda _, tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+            copy_weights(model, into=whole)  # those that are not in the files of LoRA updates
+            load_whole(whole, folder / name)
+            copy_weights(whole, into=model)
         else:
-            target.load_weights(folder)
-        if target is not model:
-            copy_weights(target, into=model)
+            load_whole(model, folder / name)
 
 
-def copy_of(model: VideoAutoencoder) -> VideoAutoencoder:
-    """Return a copy of a model on the CPU.
+def copy_of(model: VideoAutoencoder, make: Callable[[str, Tensor], Tensor] | None = None) -> VideoAutoencoder:
+    """Return a copy of a model.
+
+    Args:
+        model: The model.
+        make: Called with the name and the value of each saved tensor, returns the tensor in the copy. By default
+            tensors are copied.
 
     Raises:
         ValueError: It cannot be copied, as a module with `torch.nn.utils.weight_norm` cannot.
     """
+    memo: dict[int, Any] = {}  # where `deepcopy` looks up what it has copied already
+    if make is not None:
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if id(tensor) not in memo:
+                made = make(name, tensor.detach())
+                is_parameter = isinstance(tensor, nn.Parameter)
+                memo[id(tensor)] = nn.Parameter(made, tensor.requires_grad) if is_parameter else made
     try:
-        return deepcopy(model).cpu()
+        return deepcopy(model, memo)
     except (RuntimeError, TypeError) as error:  # PyTorch's for tensors with a graph, Python's for everything else
         remedy = "Use `torch.nn.utils.parametrizations` in the place of `weight_norm`, and keep no open files in it."
         contract, got = "a module that `copy.deepcopy` copies", f"one with which it fails ({error})"
         raise argument_error("autoencoder", contract, got, remedy) from error
+
+
+def _without_memory(_: str, tensor: Tensor) -> Tensor:
+    """Return a tensor of the same shape, all of whose elements are one."""
+    return torch.empty((), dtype=tensor.dtype).expand(tensor.shape)
+
+
+class MappedFiles:
+    """Tensors in files that are mapped into memory: the system reads what is used, and may drop it again.
+
+    Args:
+        folder: Where the files are. Delete them when the tensors are no longer used.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._num_files = 0
+
+    def store(self, tensor: Tensor) -> Tensor:
+        """Write a tensor to a file, and return it mapped.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        if tensor.numel() == 0:
+            return tensor
+        path = self.folder / str(self._num_files)
+        self._num_files += 1
+        path.write_bytes(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return torch.from_file(str(path), shared=False, size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
+
+
+def load_whole(model: VideoAutoencoder, folder: Path) -> None:
+    """Copy the weights in a folder, or the LoRA updates beside it, into a model that is not sharded.
+
+    Raises:
+        FileNotFoundError: There are no weights.
+        ValueError: They are damaged, or of another model.
+    """
+    if low_rank_layers(model):
+        load_updates(model, _updates_file(folder))
+    else:
+        model.load_weights(folder)
 
 
 def check_same_architecture(model: VideoAutoencoder, folder: Path, name: str) -> None:

@@ -1,0 +1,116 @@
+"""The settings in a checkpoint: how they are written, and which may change when a run resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import yaml
+
+from telecine.checks import argument_error, describe
+from telecine.objective.weights import as_ramp
+from telecine.report.settings import flat_settings, read_settings, side_by_side_settings
+from telecine.runs import CONFIG_FILE
+from telecine.settings_file import read_yaml
+from telecine.training.config import TrainConfig
+
+# Nested settings, as YAML has them.
+Settings: TypeAlias = dict[str, Any]
+
+
+def as_yaml(config: TrainConfig) -> str:
+    """Return the settings as YAML that `--config` reads."""
+    return yaml.safe_dump(_plain(config), sort_keys=False)
+
+
+def _plain(config: TrainConfig) -> Settings:
+    """Return the settings as they come back from a file: tuples become lists."""
+    return cast(Settings, json.loads(json.dumps(asdict(config), default=_dotted_path)))
+
+
+def _dotted_path(function: object) -> str:
+    """Return the path from which a function among the settings, such as a term's, is imported again."""
+    name = getattr(function, "__qualname__", "<none>")
+    if "<" in name or getattr(function, "__module__", "__main__") == "__main__":
+        remedy = "Move it to the top level of a module that can be imported."
+        raise argument_error("a setting", "a plain value or an importable function", describe(function), remedy)
+    return f"{function.__module__}.{name}"
+
+
+def saved_settings(folder: Path) -> Settings:
+    """Return the settings that a checkpoint was written with."""
+    return cast(Settings, read_yaml(folder / CONFIG_FILE))
+
+
+def changed_settings(config: TrainConfig, folder: Path) -> list[str]:
+    """Return "name old -> new" for each setting that differs from a checkpoint's, but for the model and the folder."""
+    settings = side_by_side_settings([read_settings(folder), flat_settings(_plain(config))])
+    return [
+        f"{setting.name} {setting.values[0]} -> {setting.values[1]}"
+        for setting in settings
+        if setting.differs and setting.name not in ("model", "output_dir")
+    ]
+
+
+def check_same_data(config: TrainConfig, folder: Path) -> None:
+    """Check that the settings name the data of a checkpoint: another data set is rarely meant to continue a run.
+
+    Raises:
+        ValueError: `data` differs.
+    """
+    saved = saved_settings(folder)["data"]
+    if saved is None or config.data is None:
+        is_same = saved is config.data
+    else:
+        is_same = os.path.realpath(saved) == os.path.realpath(config.data)
+    if not is_same:
+        remedy = "Use another --output_dir for another run, or add --change_data to train this one on other data."
+        raise argument_error("data", f"{saved!r} as in {folder}", repr(config.data), remedy)
+
+
+def check_same_networks(config: TrainConfig, folder: Path) -> None:
+    """Check that the settings build the networks of a checkpoint.
+
+    Raises:
+        ValueError: A setting differs that changes the networks.
+    """
+    settings = saved_settings(folder)
+    if "gan" not in settings["objective"]:
+        contract, got = "a new folder or a run of this version", f"{folder}, written by telecine 0.1"
+        raise argument_error("output_dir", contract, got, "Use another --output_dir.")
+    saved = network_settings(settings)
+    for name, value in network_settings(_plain(config)).items():
+        if saved.get(name) != value:
+            remedy = "Use the previous value, or another --output_dir."
+            raise argument_error(name, f"{saved.get(name)!r} as in {folder}", describe(value), remedy)
+
+
+def network_settings(settings: Settings) -> Settings:
+    """Return the settings that decide which weights exist, and their shapes, by their dotted names."""
+    networks = {
+        f"{group}.{name}": value
+        for group in ("causal_vae", "discriminator", "trainable")
+        for name, value in settings[group].items()
+    }
+    networks.pop("discriminator.init", None)  # where they started; theirs are now those of the checkpoint
+    # The path of a base model may change. `check_same_architecture` compares the models once they are loaded.
+    networks["model"] = "left out" if settings["model"] is None else "given"
+    # The discriminators' linear heads depend on the size of the clips, and only discriminators with a weight are built.
+    clips = {f"clips.{name}": settings["clips"][name] for name in ("num_frames", "height", "width")}
+    # The weights that decide which discriminators exist, and whether averages of their logits are saved.
+    # Plain values: functions of the user's that a saved file names are not imported.
+    objective = settings["objective"]
+    weights = {
+        "adversarial_loss_weight": objective["adversarial_loss_weight"],
+        "multiscale_adversarial_loss_weight": objective["multiscale_adversarial_loss_weight"],
+        "gan.lecam_loss_weight": objective["gan"]["lecam_loss_weight"],
+    }
+    are_on = {f"objective.{name} > 0": as_ramp(name, weight).is_ever_on for name, weight in weights.items()}
+    averages = {
+        "objective.reconstruction.learn_logvar": objective["reconstruction"]["learn_logvar"],
+        "objective.adaptive_weight.decay > 0": objective["adaptive_weight"]["decay"] > 0,
+    }
+    return networks | clips | are_on | averages
