@@ -25,6 +25,13 @@ def test_the_manifest_lists_every_file(checkpoint):
     assert damage_of(checkpoint) is None
 
 
+def test_digests_that_others_have_computed_are_used(checkpoint):
+    (checkpoint / MANIFEST_FILE).unlink()
+    write_manifest(checkpoint, 7, {checkpoint / "state.json": "0" * 64})
+    with pytest.raises(DamagedError, match=r"state.json` must be as it was written"):
+        check_manifest(checkpoint)
+
+
 def test_a_digest_is_that_of_sha256sum(tmp_path):
     (tmp_path / "abc").write_text("abc")
     assert digest_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

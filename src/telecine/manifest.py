@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
@@ -21,12 +22,20 @@ class DamagedError(ValueError):
     """A checkpoint is not what was written."""
 
 
-def write_manifest(folder: Path, step: int) -> None:
-    """Write the size and the SHA-256 of each file in the folder of a checkpoint, and its step."""
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+def write_manifest(folder: Path, step: int, known: Mapping[Path, str] | None = None) -> None:
+    """Write the size and the SHA-256 of each file in the folder of a checkpoint, and its step.
+
+    Args:
+        folder: The folder of the checkpoint.
+        step: Number of updates done.
+        known: The digests of files that other processes have written.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    of_others = known or {}
+    own = [path for path in paths if path not in of_others]
+    found = {**dict(zip(own, digests(own), strict=True)), **of_others}
     entries = {
-        name: {"size": path.stat().st_size, "sha256": digest}
-        for (name, path), digest in zip(files.items(), digests(list(files.values())), strict=True)
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": found[path]} for path in paths
     }
     manifest = {"format": FORMAT, "step": step, "files": entries}
     (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2), encoding="utf-8")

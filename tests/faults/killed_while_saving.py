@@ -1,4 +1,4 @@
-"""The command line, whose last process is killed once, when it would write its shard of step 3."""
+"""The command line, whose last process is killed once, when it would write its shard of step 2."""
 
 import os
 import runpy
@@ -14,7 +14,7 @@ from telecine.training.checkpoint import save_shards
 def save_or_die(path, groups):
     """Write the shards, or be killed."""
     is_last = dist.get_rank() == dist.get_world_size() - 1
-    if ".step-00000003." in str(path) and is_last and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    if ".step-00000002." in str(path) and is_last and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         os.kill(os.getpid(), signal.SIGKILL)
     save_shards(path, groups)
 

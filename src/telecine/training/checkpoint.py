@@ -20,6 +20,7 @@ from telecine.autoencoders.latent_statistics import LatentStatistics
 from telecine.autoencoders.pretrained import mismatches
 from telecine.checks import argument_error
 from telecine.files import read_json
+from telecine.manifest import digest_of
 from telecine.runs import CONFIG_FILE, HEALTH_FILE, METRICS_FILE, STATE_FILE, checkpoint_folder
 from telecine.training.checkpoint_files import (
     begin_checkpoint,
@@ -192,12 +193,13 @@ class Checkpointer:
         """Write a checkpoint from the copies, in a thread."""
         step = saved["step"]
         folder, *_ = on_every_process(lambda: self._begin(step), self._group)
+        digests: dict[Path, str] = {}
         if self._group is not None:
-            on_every_process(lambda: self._write_shards(folder), self._group)
+            digests = dict(on_every_process(lambda: self._write_shards(folder), self._group))
         if self._is_main:
             self._fill(folder, saved)
             best = best_step(self.run, self.config.best_metric, step)
-            finish_checkpoint(self.run, step, folder, keep=self.config.keep, best=best)
+            finish_checkpoint(self.run, step, folder, keep=self.config.keep, best=best, known=digests)
 
     def _begin(self, step: int) -> Path:
         """Check the copies, and return the folder to write to, which the first process creates.
@@ -217,10 +219,12 @@ class Checkpointer:
             message = f"`{name}` is not finite after step {step}. No checkpoint was written."
             raise DivergenceError(message, name)
 
-    def _write_shards(self, folder: Path) -> None:
+    def _write_shards(self, folder: Path) -> tuple[Path, str]:
+        """Write the file of this process, and return its path and its digest."""
         path = shard_file(folder, dist.get_rank(), dist.get_world_size())
         save_shards(path, {name: self._copies[name] for name in SHARDED})
         flush([path])
+        return path, digest_of(path)
 
     def _fill(self, folder: Path, saved: SavedState) -> None:
         """Write what the first process writes."""

@@ -34,7 +34,15 @@ def begin_checkpoint(run: Path, step: int) -> Path:
     return temporary
 
 
-def finish_checkpoint(run: Path, step: int, temporary: Path, *, keep: int, best: int | None = None) -> Path:
+def finish_checkpoint(
+    run: Path,
+    step: int,
+    temporary: Path,
+    *,
+    keep: int,
+    best: int | None = None,
+    known: Mapping[Path, str] | None = None,
+) -> Path:
     """Flush the files of a checkpoint to disk, rename their temporary folder, and delete older checkpoints.
 
     Args:
@@ -44,6 +52,7 @@ def finish_checkpoint(run: Path, step: int, temporary: Path, *, keep: int, best:
         keep: Number of checkpoints to keep, the newest ones.
         best: The step of a checkpoint to keep at any age. The link `BEST` in the run's folder points to it; without
             `best` the link is removed.
+        known: The digests of files that other processes have written.
 
     Returns:
         The checkpoint's folder.
@@ -51,7 +60,7 @@ def finish_checkpoint(run: Path, step: int, temporary: Path, *, keep: int, best:
     final = checkpoint_folder(run, step)
     for path in temporary.rglob("*.safetensors"):
         check_header(path)
-    write_manifest(temporary, step)
+    write_manifest(temporary, step, known)
     flush([*temporary.rglob("*"), temporary])
     replaced = final.with_name(f".{final.name}.replaced")
     if final.exists():

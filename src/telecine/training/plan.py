@@ -80,8 +80,8 @@ class UpdatePlan:
     flops: dict[str, int]
     """Floating-point operations of matrix products and convolutions by part, twice the number of multiplications."""
     checkpoint: int
-    """The copy of the state from which checkpoints are written, in the memory of the first process' host. A plan for
-    the CPU counts it among the parts."""
+    """The copy of the state from which checkpoints are written, in the memory of the first process' host; if weights
+    are sharded, their copy is divided over the processes. A plan for the CPU counts it among the parts."""
 
     @property
     def peak(self) -> int:

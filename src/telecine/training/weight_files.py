@@ -62,7 +62,6 @@ class WeightFiles:
     """
 
     def __init__(self, model: VideoAutoencoder, *, is_main: bool, is_sharded: bool) -> None:
-        self.is_sharded = is_sharded
         self.copy = copy_of(model).cpu() if is_main and not is_sharded else None
         self._without_memory = copy_of(model, _without_memory) if is_sharded else None
         self.base = digest_of_frozen(model) if low_rank_layers(model) else None
@@ -98,6 +97,8 @@ class WeightFiles:
             if statistics is not None:
                 model.set_latent_statistics(statistics)
             model.save_pretrained(folder / name)
+            for tensor in model.state_dict(keep_vars=True).values():
+                tensor.data = tensor.new_empty(0)  # NFS cannot delete files that are mapped
 
     def check_base(self, saved: str | None) -> None:
         """Raise a `ValueError` if LoRA updates with the digest `saved` were trained on another base model."""
