@@ -34,6 +34,8 @@ from safetensors.torch import load_file
 from same_bits_cases import CASES, NUM_STEPS, Case, Settings, first_layout, prepare, present_layout
 from torch import Tensor
 
+from telecine.training.shards import SHARDS, saved_tensors
+
 SRC = Path(__file__).resolve().parents[1] / "src"
 METRICS = "metrics.jsonl"
 CLOCK = "per_second"
@@ -92,10 +94,15 @@ def check_package(src: Path) -> None:
         raise ValueError(f"--src must be the folder that holds the package `telecine`, but got {src}.")
 
 
-def tensor_files(run: Path) -> dict[str, Path]:
-    """Return the safetensors files of the run's only checkpoint, by their path in it."""
+def tensors_by_file(run: Path) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of the run's only checkpoint by the path of their file; shards of an optimizer are joined."""
     (checkpoint,) = (run / "checkpoints").glob("step-*")
-    return {str(path.relative_to(checkpoint)): path for path in sorted(checkpoint.rglob("*.safetensors"))}
+    paths = [path for path in checkpoint.rglob("*.safetensors") if path.parent.name != SHARDS]
+    found = {str(path.relative_to(checkpoint)): load_file(path) for path in paths}
+    if (checkpoint / SHARDS).is_dir():  # the weights in them are those of "model" and "ema", too
+        optimizer = saved_tensors(checkpoint, "optimizer")
+        found["optimizer.safetensors"] = {name: optimizer.read(name) for name in optimizer.whole}
+    return dict(sorted(found.items()))
 
 
 def digest(tensors: dict[str, Tensor]) -> str:
@@ -126,18 +133,18 @@ def digests(run: Path) -> dict[str, str]:
     """Return the sha256 of the metrics and of every tensor file of a run, by name."""
     metrics = "\n".join(json.dumps(record, sort_keys=True) for record in records(run))
     found = {METRICS: hashlib.sha256(metrics.encode()).hexdigest()}
-    return found | {name: digest(load_file(path)) for name, path in tensor_files(run).items()}
+    return found | {name: digest(tensors) for name, tensors in tensors_by_file(run).items()}
 
 
 def differences(run: Path, other: Path) -> Iterator[str]:
     """Yield a line for each tensor and each metric that differs between two runs, with the first step at which."""
     yield from metric_differences(records(run), records(other))
-    files, others = tensor_files(run), tensor_files(other)
+    files, others = tensors_by_file(run), tensors_by_file(other)
     for name in sorted(files.keys() | others.keys()):
         if name not in files or name not in others:
             yield f"{name}: only in {'the other' if name in others else 'this'} checkout"
         else:
-            for line in tensor_differences(load_file(files[name]), load_file(others[name])):
+            for line in tensor_differences(files[name], others[name]):
                 yield f"{name}: {line}"
 
 

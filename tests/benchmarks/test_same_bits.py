@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 from telecine.cli import main
 from telecine.training import TrainConfig
 from telecine.training.config_file import config_from
-from telecine.training.trainer import as_yaml
+from telecine.training.host_copy import HostCopy
+from telecine.training.saved_settings import as_yaml
+from telecine.training.shards import save_shards, shard_file
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 CASES = [
@@ -158,6 +160,20 @@ def test_missing_tensors_files_and_lines_are_named(same_bits, tmp_path):
         "objective.safetensors: weight only in this checkout",
         "optimizer.safetensors: only in the other checkout",
     ]
+
+
+def test_a_sharded_optimizer_is_compared_with_a_whole_one(same_bits, tmp_path):
+    one, other = (write_run(tmp_path / name, torch.ones(2)) for name in ("one", "other"))
+    whole, sharded = (next((run / "checkpoints").iterdir()) for run in (one, other))
+    save_file({"0.exp_avg": torch.arange(3.0)}, whole / "optimizer.safetensors")
+    for rank, values in enumerate((torch.arange(2.0), torch.tensor([2.0]))):
+        copy = HostCopy(is_main=True)
+        copy.update({"0.exp_avg": values})
+        copy.offsets["0.exp_avg"] = [2 * rank]
+        save_shards(shard_file(sharded, rank, 2), {"optimizer": copy})
+    assert list(same_bits.differences(one, other)) == []
+    save_file({"0.exp_avg": torch.zeros(3)}, whole / "optimizer.safetensors")
+    assert list(same_bits.differences(one, other)) == ["optimizer.safetensors: 0.exp_avg differs by 2"]
 
 
 def test_another_package_is_refused(same_bits, tmp_path):
