@@ -9,6 +9,7 @@ from contextlib import closing, contextmanager
 from fractions import Fraction
 from itertools import chain
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import av
@@ -24,7 +25,8 @@ from torch import Tensor
 
 from telecine.checks import argument_error, check_count
 from telecine.data.image import read_image
-from telecine.data.source import ANIMATED, DecodeError, TarMember, as_source, ffmpeg_url
+from telecine.data.remote import open_local
+from telecine.data.source import ANIMATED, DecodeError, Source, TarMember, as_source, ffmpeg_url
 from telecine.data.video_info import VideoInfo
 
 # swscale's bicubic filter widens when it shrinks, so it does not alias, and it is the closest of swscale's filters to
@@ -44,7 +46,7 @@ _OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__versi
 
 
 @contextmanager
-def _ffmpeg_errors_as_decode_errors(path: str | PathLike[str] | TarMember) -> Iterator[None]:
+def _ffmpeg_errors_as_decode_errors(path: str | PathLike[str] | Source) -> Iterator[None]:
     try:
         yield
     except FFmpegError as error:
@@ -52,7 +54,7 @@ def _ffmpeg_errors_as_decode_errors(path: str | PathLike[str] | TarMember) -> It
 
 
 @contextmanager
-def open_video(path: str | PathLike[str] | TarMember) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(path: str | PathLike[str] | Source) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file or tar member for decoding on one thread, and yield its container and first video stream.
 
     Decoder threads that are still alive when a worker process is forked make that process hang, so there is only one
@@ -62,7 +64,7 @@ def open_video(path: str | PathLike[str] | TarMember) -> Iterator[tuple[InputCon
         DecodeError: the file cannot be opened, is an animated image, has no video stream, or FFmpeg fails inside the
             `with` block.
     """
-    with _ffmpeg_errors_as_decode_errors(path), av.open(ffmpeg_url(as_source(path)), **_OPEN_OPTIONS) as container:
+    with _ffmpeg_errors_as_decode_errors(path), open_local(as_source(path), _open_container) as container:
         if container.format.name in _ANIMATED_IMAGES:
             raise DecodeError(f"{path}: {ANIMATED}")
         stream = next(iter(container.streams.video), None)
@@ -73,6 +75,10 @@ def open_video(path: str | PathLike[str] | TarMember) -> Iterator[tuple[InputCon
         stream.codec_context.thread_count = 1
         stream.codec_context.thread_type = "NONE"
         yield container, stream
+
+
+def _open_container(source: Path | TarMember) -> InputContainer:
+    return av.open(ffmpeg_url(source), **_OPEN_OPTIONS)
 
 
 def decoded_frames(packets: Iterable[Packet[VideoStream]]) -> Iterator[VideoFrame]:
@@ -141,7 +147,7 @@ def rgb_frames(
         yield torch.rot90(pixels.flip(0) if _is_mirrored(frame) else pixels, _num_quarter_turns(frame), (0, 1))
 
 
-def iterate_frames(path: str | PathLike[str] | TarMember, size: tuple[int, int] | None = None) -> Iterator[Tensor]:
+def iterate_frames(path: str | PathLike[str] | Source, size: tuple[int, int] | None = None) -> Iterator[Tensor]:
     """Yield every frame of a video in order as uint8 RGB `(H, W, 3)`, in constant memory.
 
     Args:
@@ -157,7 +163,7 @@ def iterate_frames(path: str | PathLike[str] | TarMember, size: tuple[int, int] 
 
 
 def iterate_clips(
-    path: str | PathLike[str] | TarMember, num_frames: int, size: tuple[int, int] | None = None
+    path: str | PathLike[str] | Source, num_frames: int, size: tuple[int, int] | None = None
 ) -> Iterator[Tensor]:
     """Yield a video in consecutive clips, uint8 RGB `(T, H, W, 3)`, in constant memory.
 
@@ -241,7 +247,7 @@ def _decode_needed(packets: Iterable[Packet[VideoStream]], timestamps: Container
         yield from packet.decode()
 
 
-def _check_intact(frame: VideoFrame, path: str | PathLike[str] | TarMember) -> VideoFrame:
+def _check_intact(frame: VideoFrame, path: str | PathLike[str] | Source) -> VideoFrame:
     """Return the frame, or raise a `DecodeError` if the decoder concealed errors in it."""
     if frame.is_corrupt:
         raise DecodeError(f"{path}: the frame with timestamp {frame.pts} is corrupt")

@@ -8,21 +8,26 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from glob import glob, has_magic
+from glob import glob
 from importlib import metadata
 from itertools import chain
 from os import PathLike
 from pathlib import Path
 
 from telecine.checks import argument_error, shorten
+from telecine.data import remote
 from telecine.data.index import Skipped, format_skipped, index_videos
 from telecine.data.index_cache import IndexCache
 from telecine.data.lists import LIST_SUFFIXES, Segment, read_list
 from telecine.data.source import (
     IMAGE_SUFFIXES,
+    PROTOCOLS,
     VIDEO_SUFFIXES,
     DataError,
+    File,
+    RemotePath,
     TarMember,
+    is_address,
     is_file_name,
     is_hidden,
     is_image,
@@ -46,7 +51,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
-ListMembers = Callable[[Path], Iterable[TarMember]]
+ListMembers = Callable[[File], Iterable[TarMember]]
 
 
 def load_spans(
@@ -55,7 +60,8 @@ def load_spans(
     """Find and index the videos and images at `path`. The index is cached for the next run.
 
     Args:
-        path: A video, an image, a folder, a list (`.csv` or `.jsonl`), a tar file, or a pattern for several of them.
+        path: A video, an image, a folder, a list (`.csv` or `.jsonl`), a tar file, or a pattern for several of them; or
+            the address of one, e.g. `s3://bucket/folder`.
         name: Name of the argument in error messages.
         max_pixels: Largest height times width of an image or a frame. Larger ones are skipped.
 
@@ -66,7 +72,7 @@ def load_spans(
     Raises:
         DataError: nothing is found at `path`, nothing can be decoded, or a list is not valid.
     """
-    cache = IndexCache(Path(path))
+    cache = IndexCache(path)
     segments = find_segments(path, cache.members, name=name)
     try:
         sources = dict.fromkeys(segment.source for segment in segments)
@@ -93,31 +99,32 @@ def load_spans(
     return spans, skipped + empty
 
 
-def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[Path]:
+def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
     """List the video files at `path`: the file itself, or all videos in the folder and its subfolders, sorted.
 
     In a folder, files are selected by their suffix, in upper or lower case. Hidden files are left out.
 
     Args:
-        path: A file or a folder.
+        path: A file or a folder, or the address of one.
         name: Name of the argument in error messages.
 
     Raises:
         DataError: `path` does not exist, or the folder has no video.
     """
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
+    found: list[File] = [*remote.match(str(path))] if is_address(str(path)) else [Path(path)]
+    if len(found) != 1 or not (found[0].is_dir() or found[0].is_file()):
         got = f"{path}, which does not exist"
         raise argument_error(name, "a video file or a folder", got, "Check the path.", DataError)
-    files = files_below(path)
+    (root,) = found
+    if not root.is_dir():
+        return [root]
+    files = files_below(root)
     videos = [file for file in files if is_media(file) and not is_image(file)]
     if not videos:
         contract = f"a folder with videos ({', '.join(sorted(VIDEO_SUFFIXES))})"
         remedy = "Check the path. Subfolders are searched too."
         raise argument_error(name, contract, f"{path}, which has none", remedy, DataError)
-    _log_ignored(path, files, videos)
+    _log_ignored(root, files, videos)
     return videos
 
 
@@ -126,7 +133,8 @@ def find_segments(path: str | PathLike[str], list_members: ListMembers, *, name:
 
     Args:
         path: A video, an image, a folder (searched with its subfolders), a list (`.csv` or `.jsonl`), a tar file, or
-            a pattern with `*`, `?`, `{000..012}` or `{a,b}` for several of them.
+            a pattern with `*`, `?`, `{000..012}` or `{a,b}` for several of them; or the address of one. Patterns of
+            `https://` have braces only.
         list_members: Function that returns the videos and images of a tar file.
         name: Name of the argument in error messages.
 
@@ -135,8 +143,8 @@ def find_segments(path: str | PathLike[str], list_members: ListMembers, *, name:
     """
     if not is_file_name(str(path)):
         raise argument_error(name, "a path", shorten(repr(str(path))), "Check the spelling.", DataError)
-    _check_local(str(path), name)
-    paths = [Path(path)] if Path(path).exists() else _match_pattern(str(path), name)
+    _check_readable(str(path), name)
+    paths = _at(str(path)) if Path(path).exists() else _match_pattern(str(path), name)
     segments = list(chain.from_iterable(_segments_at(match, list_members) for match in paths))
     if not segments:
         suffixes = ", ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES | ARCHIVE_SUFFIXES))
@@ -145,7 +153,7 @@ def find_segments(path: str | PathLike[str], list_members: ListMembers, *, name:
     return segments
 
 
-def _segments_at(path: Path, list_members: ListMembers) -> Iterator[Segment]:
+def _segments_at(path: File, list_members: ListMembers) -> Iterator[Segment]:
     suffix = path.suffix.lower()
     if path.is_dir():
         files = files_below(path)
@@ -161,32 +169,35 @@ def _segments_at(path: Path, list_members: ListMembers) -> Iterator[Segment]:
         yield Segment(path)
 
 
-def ignored_suffixes(folder: Path) -> Counter[str]:
+def ignored_suffixes(path: str | PathLike[str]) -> Counter[str]:
     """Return how many files of which suffix in a folder and its subfolders are neither videos, images nor tar files."""
-    return _suffixes(file for file in files_below(folder) if not _is_used(file))
+    folders = [each for each in _at(str(path)) if each.is_dir()]
+    return _suffixes(file for folder in folders for file in files_below(folder) if not _is_used(file))
 
 
-def _is_used(file: Path) -> bool:
+def _is_used(file: File) -> bool:
     return is_media(file) or file.suffix.lower() in ARCHIVE_SUFFIXES
 
 
-def _suffixes(files: Iterable[Path]) -> Counter[str]:
+def _suffixes(files: Iterable[File]) -> Counter[str]:
     return Counter(file.suffix.lower() or "file without suffix" for file in files)
 
 
-def _log_ignored(folder: Path, files: Iterable[Path], used: Iterable[Path]) -> None:
+def _log_ignored(folder: File, files: Iterable[File], used: Iterable[File]) -> None:
     """Log how many files of which suffix are not used."""
     if suffixes := _suffixes(set(files) - set(used)):
         counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
         logger.warning("ignored in %s: %s", folder, counts)
 
 
-def files_below(folder: Path) -> list[Path]:
+def files_below(folder: File) -> list[File]:
     """List the files in a folder and its subfolders, sorted, without hidden ones.
 
     Links to folders are followed, but each folder is listed once. The files of the folder itself come before those of
     links, so a file found by two paths gets the path without a link.
     """
+    if isinstance(folder, RemotePath):
+        return [*remote.files_below(folder)]
     files: list[Path] = []
     visited: set[tuple[int, int]] = set()
     pending = deque([folder])
@@ -200,29 +211,37 @@ def files_below(folder: Path) -> list[Path]:
             visited.add((status.st_dev, status.st_ino))
             pending += [path for name in folders if (path := Path(current, name)).is_symlink()]
             files += [Path(current, name) for name in names if not is_hidden(Path(name))]
-    return sorted(file for file in files if file.is_file())
+    return [*sorted(file for file in files if file.is_file())]
 
 
-def _check_local(path: str, name: str) -> None:
-    if _URL.match(path) and not Path(path).exists():
-        contract = "on a local disk, because clips are read in random order to make exact resuming possible"
-        remedy = "Download the files, or mount the bucket as a folder."
-        raise argument_error(name, contract, f"{path}, a stream", remedy, DataError)
+def _check_readable(path: str, name: str) -> None:
+    if _URL.match(path) and not is_address(path) and not Path(path).exists():
+        contract = f"a path, or an address that begins with {', '.join(f'{each}://' for each in PROTOCOLS)}"
+        raise argument_error(name, contract, path, "Download the files, or mount the bucket as a folder.", DataError)
     if _COMPRESSED.search(path):
         contract = "an uncompressed tar file, because members are read without unpacking the archive"
         remedy = "Repack it without compression. Videos hardly shrink."
         raise argument_error(name, contract, path, remedy, DataError)
 
 
-def _match_pattern(pattern: str, name: str) -> list[Path]:
-    paths: list[Path] = []
+def _match_pattern(pattern: str, name: str) -> list[File]:
+    paths: list[File] = []
     for part in expand_braces(pattern):
-        matches = sorted(glob(part, recursive=True)) if has_magic(part) else [part]
-        if not matches or not Path(matches[0]).exists():
+        matches = _at(part)
+        if not matches:
             got = f"{part}, which does not exist"
             raise argument_error(name, "a video file, a folder, a list or tar files", got, "Check the path.", DataError)
-        paths += map(Path, matches)
+        paths += matches
     return paths
+
+
+def _at(path: str) -> list[File]:
+    """Return the file or folder at a path or an address, or those that match it as a pattern."""
+    if is_address(path):
+        return [*remote.match(path)]
+    if Path(path).exists():
+        return [Path(path)]
+    return [*map(Path, sorted(glob(path, recursive=True)))]
 
 
 def expand_braces(pattern: str) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from telecine.data.remote import open_local
 from telecine.data.source import ANIMATED, DecodeError, Source, TarMember, read_bytes
 from telecine.data.video_info import MAX_PIXELS, VideoInfo, check_frame_size
 
@@ -67,8 +68,7 @@ def _open_image(source: Source) -> Iterator[Image.Image]:
     if isinstance(source, TarMember) and source.size > MAX_MEMBER_BYTES:
         raise DecodeError(f"{source}: {source.size} bytes, more than the {MAX_MEMBER_BYTES} of an image in a tar file")
     try:
-        # Given a path, Pillow reads only the part of the file that it needs.
-        with Image.open(source if isinstance(source, Path) else io.BytesIO(read_bytes(source))) as image:
+        with open_local(source, _open_file) as image:
             if image.format in _MAY_BE_ANIMATED and getattr(image, "is_animated", False):
                 raise ValueError(ANIMATED)
             yield image
@@ -76,6 +76,11 @@ def _open_image(source: Source) -> Iterator[Image.Image]:
         raise
     except _DECODE_ERRORS as error:
         raise DecodeError(f"{source}: {_error_message(error)}") from error
+
+
+def _open_file(source: Path | TarMember) -> Image.Image:
+    # Given a path, Pillow reads only the part of the file that it needs.
+    return Image.open(source if isinstance(source, Path) else io.BytesIO(read_bytes(source)))
 
 
 def _error_message(error: Exception) -> str:

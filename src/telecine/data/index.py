@@ -22,7 +22,7 @@ from rich.progress import track
 from telecine.checks import argument_error
 from telecine.data.decode import decoded_frames, displayed, open_video, sample_aspect_ratio
 from telecine.data.image import index_image
-from telecine.data.source import DataError, DecodeError, Source, TarMember, as_source, is_image
+from telecine.data.source import DataError, DecodeError, Source, as_source, is_image
 from telecine.data.video_info import MAX_PIXELS, Span, VideoInfo, check_frame_size
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Skipped:
     reason: str
 
 
-def index_video(path: str | PathLike[str] | TarMember, max_pixels: int = MAX_PIXELS) -> VideoInfo:
+def index_video(path: str | PathLike[str] | Source, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     """Index a video by reading its packets and decoding its first frame, or an image by reading its header.
 
     All frames are decoded only if the packets do not determine which frames are displayed, and in which order: if
@@ -91,7 +91,7 @@ def index_video(path: str | PathLike[str] | TarMember, max_pixels: int = MAX_PIX
 
 
 def index_videos(
-    paths: Iterable[str | PathLike[str] | TarMember], *, index: Callable[[Source], VideoInfo] = index_video
+    paths: Iterable[str | PathLike[str] | Source], *, index: Callable[[Source], VideoInfo] = index_video
 ) -> tuple[list[VideoInfo], list[Skipped]]:
     """Index videos in parallel threads, skipping those that cannot be decoded.
 
@@ -187,7 +187,7 @@ class _PacketScan:
     """Whether `stamps` has a distinct timestamp for every displayed frame, and for no other, in display order."""
 
 
-def _scan_packets(path: str | PathLike[str] | TarMember) -> _PacketScan:
+def _scan_packets(path: str | PathLike[str] | Source) -> _PacketScan:
     """Read all packets, without keeping their data."""
     with open_video(path) as (container, stream):
         packets = [
@@ -220,7 +220,7 @@ def _is_truncated(container: InputContainer, stream: VideoStream, num_packets: i
     return "mp4" in container.format.name and num_packets < min(stream.frames, len(stream.index_entries))
 
 
-def _scan_frames(path: str | PathLike[str] | TarMember) -> tuple[list[tuple[int, bool]], bool]:
+def _scan_frames(path: str | PathLike[str] | Source) -> tuple[list[tuple[int, bool]], bool]:
     """Decode all frames. Return each one's timestamp and whether it is a keyframe, and whether timestamps are usable.
 
     They are usable if every frame has one of its own, and they increase or are known to stay with their frames.

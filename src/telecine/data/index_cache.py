@@ -14,11 +14,13 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import replace
 from glob import has_magic
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from telecine.data.index import index_video
-from telecine.data.source import Source, TarMember, tar_members
+from telecine.data.remote import look_up, open_local
+from telecine.data.source import File, RemotePath, Source, TarMember, file_of, is_address, tar_members
 from telecine.data.video_info import MAX_PIXELS, VideoInfo, check_frame_size
 from telecine.files import atomic_write
 
@@ -33,7 +35,9 @@ _MAX_RATIO, _MAX_LINE = 64, 2**16
 _FIELDS = ("width", "height", "fps", "seekable", "time_base", "is_image", "sample_aspect_ratio")
 
 Fingerprint: TypeAlias = tuple[int, ...]
-"""Identifies the content of a source: size and modification time in ns, and offset and size of a tar member."""
+"""Identifies the content of a source: size and modification time in ns, and offset and size of a tar member.
+
+A remote file has a hash of its version instead of a modification time."""
 MemberLocation: TypeAlias = tuple[str, int, int]
 """Name, offset and size of a tar member."""
 Archives: TypeAlias = dict[str, tuple[Fingerprint, list[MemberLocation]]]
@@ -45,21 +49,21 @@ _Row: TypeAlias = tuple[str, Fingerprint, VideoInfo, int, int]
 class IndexCache:
     """Indexes videos, and reuses the saved result if a file's size and modification time are unchanged.
 
-    The file is stored next to the data, or in the user's cache folder if the data is read-only. A damaged file, or one
-    of another format version, is ignored and replaced.
+    The file is stored next to the data, or in the user's cache folder if the data is read-only or remote. A damaged
+    file, or one of another format version, is ignored and replaced.
 
     Args:
         data: The folder, list, tar file or pattern that names the videos.
     """
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: str | PathLike[str]) -> None:
         self.path = index_cache_path(data)
-        self._root = _data_root(data)
+        self._root = self.path.parent if is_address(str(data)) else _data_root(Path(data))
         self._archives, self._infos = _load(self.path)
         self._used_archives: Archives = {}
         self._used_infos: Infos = {}
 
-    def members(self, archive: Path) -> list[TarMember]:
+    def members(self, archive: File) -> list[TarMember]:
         """Return the videos and images of a tar file. If the file is damaged, return those before the damage."""
         key, fingerprint = self._key(archive), fingerprint_of(archive)
         saved_fingerprint, locations = self._archives.get(key, (None, []))
@@ -75,6 +79,7 @@ class IndexCache:
             DecodeError: it is not in the cache, and cannot be decoded; or its frames are too large.
         """
         try:
+            source = look_up(source) if isinstance(source, RemotePath) else source
             fingerprint = fingerprint_of(source)
         except OSError:
             return index_video(source, max_pixels)  # raises an error with the reason
@@ -97,7 +102,7 @@ class IndexCache:
             logger.warning("the index cannot be saved, so the next run indexes the data again: %s", error)
 
     def _key(self, source: Source) -> str:
-        return os.path.relpath(str(source), self._root)
+        return str(source) if isinstance(file_of(source), RemotePath) else os.path.relpath(str(source), self._root)
 
     def _write(self, path: Path) -> None:
         """Write one line of JSON for the format, each archive, member and video, then the 64-bit timestamps."""
@@ -114,14 +119,17 @@ class IndexCache:
                 file.write(info.pts.tobytes() + info.keyframes.tobytes())
 
 
-def index_cache_path(data: Path) -> Path:
+def index_cache_path(data: str | PathLike[str]) -> Path:
     """Return the cache file of a data set: a hidden file next to the data, or in the user's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "telecine" / "indices"
+    if is_address(str(data)):
+        return cache / f"{_short_hash(str(data))}{INDEX_NAME}"
+    data = Path(data)
     root = _data_root(data)
     name = INDEX_NAME if root == data else f".{_short_hash(os.path.relpath(data, root))}{INDEX_NAME}"
     if os.access(root, os.W_OK):
         return root / name
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "telecine" / "indices" / f"{_short_hash(str(data.absolute()))}{INDEX_NAME}"
+    return cache / f"{_short_hash(str(data.absolute()))}{INDEX_NAME}"
 
 
 def _data_root(data: Path) -> Path:
@@ -139,16 +147,23 @@ def fingerprint_of(source: Source) -> Fingerprint:
     """Return what identifies the content of a source, see `Fingerprint`."""
     if isinstance(source, TarMember):
         return *fingerprint_of(source.archive), source.offset, source.size
+    if isinstance(source, RemotePath):
+        known = look_up(source)
+        return known.size or 0, int(hashlib.sha256(known.version.encode()).hexdigest()[:15], 16)
     status = source.stat()
     return status.st_size, status.st_mtime_ns
 
 
-def _scan_archive(archive: Path) -> list[MemberLocation]:
+def _scan_archive(archive: File) -> list[MemberLocation]:
     locations: list[MemberLocation] = []
-    try:
-        for member in tar_members(archive):
+
+    def scan(path: Path) -> None:
+        for member in tar_members(path):
             # Not a comprehension: the members before a damaged one are kept.
             locations.append((member.name, member.offset, member.size))  # noqa: PERF401
+
+    try:
+        open_local(archive, scan)
     except (OSError, tarfile.TarError) as error:
         logger.warning("%s: damaged after its first %d videos and images: %s", archive, len(locations), error)
     return locations

@@ -6,11 +6,12 @@ import csv
 import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeAlias, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import TextIO, TypeAlias, TypeVar
 
 from telecine.checks import describe, shorten, suggestion
-from telecine.data.source import DataError, Source, is_file_name
+from telecine.data.remote import open_local, sibling
+from telecine.data.source import DataError, DecodeError, File, RemotePath, Source, is_address, is_file_name
 from telecine.data.video_info import Span, VideoInfo
 
 LIST_SUFFIXES = frozenset({".csv", ".jsonl"})
@@ -58,27 +59,28 @@ class Segment:
         return (self.start_frame or 0) if self.start is None else info.frame_at(self.start)
 
 
-def read_list(path: Path) -> list[Segment]:
+def read_list(path: File) -> list[Segment]:
     """Read a list with one video segment or image per line.
 
-    The columns of CSV, or the keys of JSONL, are `path`, relative to the list, and optionally `start` and `end` in
-    seconds, or `start_frame` and `end_frame`. Ends are exclusive.
+    The columns of CSV, or the keys of JSONL, are `path`, relative to the list or an address, and optionally `start`
+    and `end` in seconds, or `start_frame` and `end_frame`. Ends are exclusive.
 
     Raises:
         DataError: the list cannot be read. The message has the line number.
     """
     read = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
     segments: list[Segment] = []
-    sources: dict[str, Path] = {}  # a list of scenes names each video many times
+    sources: dict[str, File] = {}  # a list of scenes names each video many times
     number = 0
     try:
-        for number, row in read(path):  # noqa: B007 - the errors below name it
-            name = _parse_path(row)
-            source = sources.get(name) or sources.setdefault(name, path.parent / name)
-            segments.append(_parse_segment(row, source))
+        with open_local(path, _open_text) as file:
+            for number, row in read(file):  # noqa: B007 - the errors below name it
+                name = _parse_path(row)
+                source = sources.get(name) or sources.setdefault(name, _named_file(path, name))
+                segments.append(_parse_segment(row, source))
     except _RowError as error:
         raise DataError(f"{path}, line {error.number or number}: {error}") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error, DecodeError) as error:
         where = f"{path}, after line {number}" if number else path
         raise DataError(f"{where}: cannot be read ({error}). A list must be CSV or JSONL in UTF-8.") from error
     if not segments:
@@ -94,26 +96,40 @@ class _RowError(ValueError):
         self.number = number
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, _Row]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        names = next(reader, [])
-        _check_columns(names, 1)
-        for values in reader:
-            if values and len(values) != len(names):
-                expected = f"must have {len(names)} values, as line 1 does"
-                raise _RowError(f"{expected}. Quote values that contain a comma.", reader.line_num)
-            if values:
-                yield reader.line_num, {name: value for name, value in zip(names, values, strict=True) if value}
+def _open_text(path: Path) -> TextIO:
+    return path.open(encoding="utf-8-sig", newline="")
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, _Row]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.isspace():
-                row = _parse_json(line, number)
-                _check_columns(row, number)
-                yield number, {name: value for name, value in row.items() if value is not None}
+def _named_file(path: File, name: str) -> File:
+    """Return the file that a list names."""
+    if is_address(name):
+        return RemotePath(name)
+    if isinstance(path, Path):
+        return path.parent / name
+    if PurePosixPath(name).is_absolute():
+        got = f"but got {describe(name)}. A list at an address cannot name local files."
+        raise _RowError(f"`path` must be relative to the list, or an address, {got}")
+    return sibling(path, name)
+
+
+def _csv_rows(file: TextIO) -> Iterator[tuple[int, _Row]]:
+    reader = csv.reader(file)
+    names = next(reader, [])
+    _check_columns(names, 1)
+    for values in reader:
+        if values and len(values) != len(names):
+            expected = f"must have {len(names)} values, as line 1 does"
+            raise _RowError(f"{expected}. Quote values that contain a comma.", reader.line_num)
+        if values:
+            yield reader.line_num, {name: value for name, value in zip(names, values, strict=True) if value}
+
+
+def _json_rows(file: TextIO) -> Iterator[tuple[int, _Row]]:
+    for number, line in enumerate(file, start=1):
+        if not line.isspace():
+            row = _parse_json(line, number)
+            _check_columns(row, number)
+            yield number, {name: value for name, value in row.items() if value is not None}
 
 
 def _parse_json(line: str, number: int) -> _Row:
@@ -142,7 +158,7 @@ def _parse_path(row: _Row) -> str:
     return name
 
 
-def _parse_segment(row: _Row, source: Path) -> Segment:
+def _parse_segment(row: _Row, source: File) -> Segment:
     start, end = _parse_number(row, "start", float), _parse_number(row, "end", float)
     start_frame, end_frame = _parse_number(row, "start_frame", int), _parse_number(row, "end_frame", int)
     for unit, first, last in (("", start, end), ("_frame", start_frame, end_frame)):

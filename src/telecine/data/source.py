@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
@@ -21,6 +21,8 @@ ANIMATED = "an animated image, which is not read; convert it to a video, e.g. `f
 
 
 MAX_PATH_BYTES = 4096
+# The beginnings of addresses that are read, see `telecine.data.remote`.
+PROTOCOLS = ("s3", "gs", "hf", "https", "http")
 
 
 class DataError(ValueError):
@@ -37,10 +39,54 @@ class DecodeError(DataError):
 
 
 @dataclass(frozen=True)
+class RemotePath:
+    """A file or a folder at an address such as `s3://bucket/a.mp4`. Two with the same address are equal."""
+
+    url: str
+    """The address."""
+    size: int | None = field(default=None, compare=False)
+    """Size in bytes; None if it has not been asked for."""
+    version: str = field(default="", compare=False)
+    """What the server says of its content: an ETag or a modification time. Empty if it says nothing."""
+    is_folder: bool = field(default=False, compare=False)
+    """Whether it is a folder."""
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def path(self) -> PurePosixPath:
+        """The address without its protocol and its query."""
+        _, _, rest = self.url.partition("://")
+        return PurePosixPath(rest.partition("?")[0] if self.url.startswith("http") else rest)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.name
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of the name, with its dot."""
+        return self.path.suffix
+
+    def is_dir(self) -> bool:
+        """Return whether it is a folder, as `Path.is_dir`."""
+        return self.is_folder
+
+    def is_file(self) -> bool:
+        """Return whether it is a file, as `Path.is_file`."""
+        return not self.is_folder
+
+
+File: TypeAlias = Path | RemotePath
+
+
+@dataclass(frozen=True)
 class TarMember:
     """A file inside an uncompressed tar file. It is read in place, without unpacking the archive."""
 
-    archive: Path
+    archive: File
     """The tar file."""
     name: str
     """Name of the member in the tar file."""
@@ -53,36 +99,51 @@ class TarMember:
         return f"{self.archive}/{self.name}"
 
 
-Source: TypeAlias = Path | TarMember
+Source: TypeAlias = File | TarMember
 
 
-def as_source(path: str | PathLike[str] | TarMember) -> Source:
-    """Convert a path to a `Path`, and return a tar member unchanged."""
-    return path if isinstance(path, TarMember) else Path(path)
+def is_address(text: str) -> bool:
+    """Return whether a text is an address of a protocol that is read, and not a local path."""
+    protocol, separator, _ = text.partition("://")
+    return bool(separator) and protocol in PROTOCOLS
+
+
+def as_source(path: str | PathLike[str] | Source) -> Source:
+    """Convert a path to a `Path`, an address to a `RemotePath`, and return other sources unchanged."""
+    if isinstance(path, (RemotePath, TarMember)):
+        return path
+    return RemotePath(path) if isinstance(path, str) and is_address(path) else Path(path)
+
+
+def file_of(source: Source) -> File:
+    """Return the file that holds a source: the tar file of a member."""
+    return source.archive if isinstance(source, TarMember) else source
 
 
 def resolve_source(source: Source) -> Source:
     """Resolve links and `..`, so that all names of one file compare equal."""
-    if isinstance(source, TarMember):
-        return replace(source, archive=source.archive.resolve())
-    return source.resolve()
+    if isinstance(source, RemotePath):
+        return source
+    if isinstance(source, Path):
+        return source.resolve()
+    return source if isinstance(source.archive, RemotePath) else replace(source, archive=source.archive.resolve())
 
 
 def ffmpeg_url(source: Source) -> str:
-    """Return the URL by which FFmpeg opens a source. Its `subfile` protocol reads part of a file in place.
+    """Return the URL by which FFmpeg opens a local source. Its `subfile` protocol reads part of a file in place.
 
     The protocol is always given, because FFmpeg takes the part of a name before a colon for a protocol.
     """
-    if isinstance(source, Path):
+    if not isinstance(source, TarMember):
         return f"file:{source}"
     return f"subfile,,start,{source.offset},end,{source.offset + source.size},,:file:{source.archive}"
 
 
-def read_bytes(source: Source) -> bytes:
-    """Read the whole content of a source."""
+def read_bytes(source: Path | TarMember) -> bytes:
+    """Read the whole content of a local source."""
     if isinstance(source, Path):
         return source.read_bytes()
-    with source.archive.open("rb") as file:
+    with open(str(source.archive), "rb") as file:
         file.seek(source.offset)
         return file.read(source.size)
 

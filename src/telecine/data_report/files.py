@@ -7,10 +7,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO
 
 from telecine.data import DecodeError, TarMember, VideoInfo, read_clip, with_progress
 from telecine.data.decode import open_video
-from telecine.data.source import Source
+from telecine.data.index_cache import fingerprint_of
+from telecine.data.remote import open_local
+from telecine.data.source import Source, file_of
 from telecine.data_report.measures import copies, frame_hash
 
 # Frames of more videos are not compared: each takes three seeks.
@@ -67,7 +71,7 @@ def codec_of(source: Source) -> str:
 
 def num_bytes(source: Source) -> int:
     """Return the size of a file or of a member of a tar file."""
-    return source.size if isinstance(source, TarMember) else source.stat().st_size
+    return source.size if isinstance(source, TarMember) else fingerprint_of(source)[0]
 
 
 def groups_of_copies(infos: Sequence[VideoInfo]) -> list[list[str]]:
@@ -98,14 +102,18 @@ def same_bytes(sources: Sequence[Source]) -> list[list[Source]]:
 
 def digest(source: Source) -> str:
     """Return the SHA-256 of a file or of a member of a tar file."""
-    path, start = (source.archive, source.offset) if isinstance(source, TarMember) else (source, 0)
     found, left = hashlib.sha256(), num_bytes(source)
-    with path.open("rb") as file:
-        file.seek(start)
+    with open_local(source, open_bytes) as file:
+        file.seek(source.offset if isinstance(source, TarMember) else 0)
         while left and (content := file.read(min(left, 2**20))):
             found.update(content)
             left -= len(content)
     return found.hexdigest()
+
+
+def open_bytes(source: Path | TarMember) -> BinaryIO:
+    """Open the file that holds a local source."""
+    return open(str(file_of(source)), "rb")
 
 
 def hashes_of(info: VideoInfo) -> tuple[int, ...]:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -106,7 +105,7 @@ def inspect_data(config: TrainConfig, num_clips: int = 24) -> DataReport:
         clips=clips,
         fps=first.info.fps / config.clips.stride,
         files=files,
-        ignored=dict(ignored_suffixes(Path(config.data))) if config.data and Path(config.data).is_dir() else {},
+        ignored=dict(ignored_suffixes(config.data)) if config.data else {},
         copies=groups_of_copies(infos),
         num_train=num_frames(dataset.spans),
         num_held_out=num_frames(spans.held_out),

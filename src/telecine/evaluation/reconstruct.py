@@ -72,7 +72,6 @@ def reconstruct_frames(
     tiling = config.tiling().rounded_for(model)
     num_frames, _, _ = model.covering_clip(config.num_frames, *size)
     overlap = config.overlap_frames
-    assert isinstance(info.path, Path)
 
     def reconstruct_chunk(frames: Tensor) -> Tensor:
         reconstruction = reconstruct_tiled(model, video_from_bytes(frames).to(device), tiling)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -23,7 +24,7 @@ from telecine.data import (
     whole_video,
 )
 from telecine.data.find import files_below
-from telecine.data.source import VIDEO_SUFFIXES
+from telecine.data.source import VIDEO_SUFFIXES, as_source
 from telecine.evaluation.config import EvaluateConfig, MeasuredClips
 from telecine.runs import CONFIG_FILE, Weights, find_checkpoint
 from telecine.settings_file import read_yaml
@@ -154,7 +155,9 @@ def load_model(checkpoint: str | Path, weights: Weights, device: torch.device) -
     return load_autoencoder(checkpoint if found is None else found / weights).to(device).eval()
 
 
-def video_source(reconstructions: Path, infos: Sequence[VideoInfo], config: EvaluateConfig, data: Path) -> VideoSource:
+def video_source(
+    reconstructions: Path, infos: Sequence[VideoInfo], config: EvaluateConfig, data: str | Path
+) -> VideoSource:
     """Match reconstructions with the videos of `data`. Their clips have the videos' size unless `config` has another.
 
     Raises:
@@ -186,7 +189,7 @@ def contains_videos(path: Path) -> bool:
     return any(file.suffix.lower() in VIDEO_SUFFIXES for file in files_below(path))
 
 
-def match_videos(infos: Sequence[VideoInfo], *, data: Path, reconstructions: Path) -> dict[str, VideoInfo]:
+def match_videos(infos: Sequence[VideoInfo], *, data: str | Path, reconstructions: Path) -> dict[str, VideoInfo]:
     """Return the reconstruction of each video of `data`, by the path of the video.
 
     Videos in folders match by their relative path without the suffix. Two single files match with any names.
@@ -202,13 +205,12 @@ def match_videos(infos: Sequence[VideoInfo], *, data: Path, reconstructions: Pat
     return {str(info.path): others[name] for name, info in inputs.items()}
 
 
-def _by_name(infos: Iterable[VideoInfo], root: Path) -> dict[str, VideoInfo]:
-    if root.is_file():
-        (info,) = infos
-        return {SINGLE_FILE: info}
+def _by_name(infos: Sequence[VideoInfo], root: str | Path) -> dict[str, VideoInfo]:
+    if [info.path for info in infos] == [as_source(root)]:
+        return {SINGLE_FILE: infos[0]}
     by_name: dict[str, VideoInfo] = {}
     for info in infos:
-        name = Path(str(info.path)).relative_to(root).with_suffix("").as_posix()
+        name = Path(os.path.relpath(str(info.path), str(root))).with_suffix("").as_posix()
         if name in by_name:
             got = f"{by_name[name].path} and {info.path}"
             remedy = "Rename one: suffixes do not count."
@@ -218,7 +220,7 @@ def _by_name(infos: Iterable[VideoInfo], root: Path) -> dict[str, VideoInfo]:
 
 
 def _check_names(
-    inputs: Mapping[str, VideoInfo], others: Mapping[str, VideoInfo], *, data: Path, reconstructions: Path
+    inputs: Mapping[str, VideoInfo], others: Mapping[str, VideoInfo], *, data: str | Path, reconstructions: Path
 ) -> None:
     missing, extra = sorted(inputs.keys() - others.keys()), sorted(others.keys() - inputs.keys())
     if not missing and not extra:

@@ -24,7 +24,6 @@ from telecine.checks import argument_error, describe
 from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, Span, with_progress
 from telecine.data.index_cache import fingerprint_of
 from telecine.data.loader import never
-from telecine.data.source import TarMember
 from telecine.devices import gigabytes
 from telecine.files import atomic_write, read_json, write_json
 from telecine.training.config import TrainConfig
@@ -211,8 +210,7 @@ def digest_of_data(spans: Sequence[Span]) -> str:
     digest = sha256()
     for span in spans:
         source = span.info.path
-        name = source.name if isinstance(source, TarMember) else Path(source).name
-        digest.update(repr((name, fingerprint_of(source), span.first_frame, span.last_frame)).encode())
+        digest.update(repr((source.name, fingerprint_of(source), span.first_frame, span.last_frame)).encode())
     return digest.hexdigest()
 
 

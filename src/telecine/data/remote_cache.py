@@ -1,0 +1,156 @@
+"""Copies of remote files in a local folder of bounded size, which processes share."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock, Timeout
+
+from telecine.checks import argument_error
+from telecine.data.source import IMAGE_SUFFIXES, VIDEO_SUFFIXES, DataError, RemotePath
+
+T = TypeVar("T")
+
+FOLDER_VARIABLE, SIZE_VARIABLE = "TELECINE_REMOTE_CACHE", "TELECINE_REMOTE_CACHE_GB"
+DEFAULT_GB = 50.0
+# Seconds between two looks for room, while other processes fetch files that fill the cache.
+_POLL_SECONDS = 0.1
+# How often a copy may be removed between its arrival and its opening: another process has taken its room.
+_MAX_REMOVALS = 10
+_PARTIAL, _LOCK = ".partial", ".lock"
+
+
+def cache_folder() -> Path:
+    """Return `$TELECINE_REMOTE_CACHE`, or `telecine/remote` in `$XDG_CACHE_HOME` or `~/.cache`; it need not exist."""
+    if chosen := os.environ.get(FOLDER_VARIABLE):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "telecine" / "remote"
+
+
+def max_bytes() -> int:
+    """Return the size of the cache, `$TELECINE_REMOTE_CACHE_GB` in bytes.
+
+    Raises:
+        ValueError: it is not a number above 0.
+    """
+    text = os.environ.get(SIZE_VARIABLE) or str(DEFAULT_GB)
+    try:
+        size = int(float(text) * 1e9)
+    except (ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise argument_error(SIZE_VARIABLE, "a number of gigabytes above 0", text, f"The default is {DEFAULT_GB:g}.")
+    return size
+
+
+def open_cached(file: RemotePath, fetch: Callable[[Path], object], opening: Callable[[Path], T]) -> T:
+    """Call `opening` with the copy of a file whose size and version are known.
+
+    The files that were not used for longest are removed for others. A copy that is open stays readable then. Names in
+    the folder are hashes, so that no address leads out of it.
+
+    Args:
+        file: The file.
+        fetch: Function that writes its content to a path, if there is no copy.
+        opening: Function that opens the copy.
+
+    Raises:
+        DataError: the file is larger than the cache.
+    """
+    folder = cache_folder()
+    identity = f"{file.url}\n{file.size}\n{file.version}"
+    suffix = file.suffix.lower() if file.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES else ""
+    copy = folder / f"{hashlib.sha256(os.fsencode(identity)).hexdigest()}{suffix}"
+    for _ in range(_MAX_REMOVALS):
+        if not _mark_used(copy):
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(_lock_of(copy)):  # other processes that need the file wait for it
+                if not _mark_used(copy):
+                    _fetch(file, copy, fetch)
+        try:
+            return opening(copy)
+        except FileNotFoundError:
+            continue
+    remedy = f"The processes that read need more room: set {SIZE_VARIABLE} higher."
+    raise DataError(f"{file}: was removed from the cache {_MAX_REMOVALS} times before it was opened. {remedy}")
+
+
+def _mark_used(copy: Path) -> bool:
+    """Note that a copy is used now, and return whether it exists."""
+    try:
+        os.utime(copy)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _lock_of(path: Path) -> Path:
+    """Return the lock that is held while a copy is fetched: one of 256, so that they do not accumulate."""
+    return path.with_name(f"{path.name[:2]}{_LOCK}")
+
+
+def _folder_lock(folder: Path) -> FileLock:
+    return FileLock(folder / f"folder{_LOCK}")
+
+
+def _fetch(file: RemotePath, copy: Path, fetch: Callable[[Path], object]) -> None:
+    partial = _reserve(file, copy)
+    try:
+        fetch(partial)
+        with partial.open("rb+") as content:
+            os.fsync(content.fileno())  # a copy must not appear whole and be empty after a power failure
+        with _folder_lock(copy.parent):
+            os.replace(partial, copy)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _reserve(file: RemotePath, copy: Path) -> Path:
+    """Make room for a file, and return the path to write it to, whose name has the reserved size."""
+    assert file.size is not None
+    limit = max_bytes()
+    if file.size > limit:
+        remedy = f"Set {SIZE_VARIABLE} higher, or split the file."
+        raise DataError(f"{file}: {file.size} bytes, more than the {limit} bytes of the cache. {remedy}")
+    partial = copy.with_name(f"{copy.name}.{file.size}{_PARTIAL}")
+    while True:
+        with _folder_lock(copy.parent):
+            partial.unlink(missing_ok=True)
+            if _make_room(limit - file.size, copy):
+                partial.touch()
+                return partial
+        time.sleep(_POLL_SECONDS)
+
+
+def _make_room(left: int, copy: Path) -> bool:
+    """Remove files until the others take at most `left` bytes, and return whether they do."""
+    sizes: dict[Path, int] = {}
+    last_used: dict[Path, float] = {}
+    for path in copy.parent.iterdir():
+        if path.suffix != _LOCK:
+            status = path.stat()
+            sizes[path] = int(path.suffixes[-2][1:]) if path.suffix == _PARTIAL else status.st_size
+            last_used[path] = status.st_mtime
+    for path in sorted(sizes, key=last_used.__getitem__):
+        if sum(sizes.values()) <= left:
+            break
+        if path.suffix != _PARTIAL or _is_abandoned(path, copy):
+            path.unlink(missing_ok=True)
+            del sizes[path]
+    return sum(sizes.values()) <= left
+
+
+def _is_abandoned(partial: Path, copy: Path) -> bool:
+    """Return whether the process that fetched a file has ended. The lock of `copy` is this thread's own."""
+    if _lock_of(partial) == _lock_of(copy):
+        return True
+    try:
+        with FileLock(_lock_of(partial), blocking=False):
+            return True
+    except Timeout:
+        return False
