@@ -204,7 +204,8 @@ def with_retries(address: str, call: Callable[[AbstractFileSystem], T]) -> T:
         except (*temporary, *others) as error:  # noqa: PERF203 - the server is slower
             cause = _cause(error)
             if not isinstance(cause, temporary) or _is_permanent(cause):
-                if isinstance(error, FileNotFoundError) and _status(cause) not in (401, 403):
+                is_answer = cause is error or not isinstance(cause, temporary) or _status(cause) in (404, 410)
+                if isinstance(error, FileNotFoundError) and is_answer:
                     raise
                 remedy = "Check the address and the credentials."
                 raise DataError(f"{address}: cannot be read ({_text(cause)}). {remedy}") from error
