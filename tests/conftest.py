@@ -105,3 +105,26 @@ def probe_each_configuration_once(monkeypatch, known_sizes):
 def known_sizes():
     """Return what `probe_each_configuration_once` has found."""
     return {}
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """Start an S3 server on loopback, see `s3.py`."""
+    module = runpy.run_path(str(Path(__file__).with_name("s3.py")))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in module["ENVIRONMENT"].items():
+            patch.setenv(name, value)
+        server = module["S3"]()
+        patch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+        server.clear()
+        yield server
+        server.clear()
+        server.stop()
+
+
+@pytest.fixture
+def s3(s3_server, tmp_path, monkeypatch):
+    """Return a server with an empty bucket. Indices and copies of its files are kept in `tmp_path / "cache"`."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    yield s3_server
+    s3_server.clear()

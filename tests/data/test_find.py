@@ -107,9 +107,10 @@ def test_braces(pattern: str, expected: list[str]) -> None:
     assert expand_braces(pattern) == expected
 
 
-@pytest.mark.parametrize("path", ["https://host/{0..9}.tar", "pipe:aws s3 cp a.tar -", "hf://d/a.tar"])
-def test_streams_are_rejected(path: str) -> None:
-    with pytest.raises(DataError, match=r"`data` must be on a local disk.*, but got .*, a stream\. Download"):
+@pytest.mark.parametrize("path", ["ftp://host/{0..9}.tar", "pipe:aws s3 cp a.tar -", "simplecache::s3://b/a.tar"])
+def test_other_protocols_are_rejected(path: str) -> None:
+    message = r"`data` must be a path, or an address that begins with s3://.*, but got .*mount the bucket"
+    with pytest.raises(DataError, match=message):
         find_segments(path, no_members)
 
 

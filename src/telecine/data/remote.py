@@ -137,7 +137,10 @@ def open_local(source: Source, opening: Callable[[Any], T]) -> T:
         raise DecodeError(f"{file}: {'a folder' if known.is_folder else 'its server does not tell its size'}")
 
     def fetch(path: Path) -> None:
-        with_retries(file.url, partial(_fetch, known, path))
+        try:
+            with_retries(file.url, partial(_fetch, known, path))
+        except FileNotFoundError as error:
+            raise _changed(known) from error
 
     return open_cached(known, fetch, partial(_open_copy, source, opening))
 
@@ -165,7 +168,7 @@ def _fetch(file: RemotePath, path: Path, fs: AbstractFileSystem) -> None:
 
 
 def _changed(file: RemotePath) -> DataError:
-    return DataError(f"{file}: has changed since it was listed. Run the same command again.")
+    return DataError(f"{file}: was changed or removed after it was listed. Run the same command again.")
 
 
 def _look_up(url: str, fs: AbstractFileSystem) -> RemotePath:

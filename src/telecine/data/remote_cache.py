@@ -40,7 +40,7 @@ def max_bytes() -> int:
     """
     text = os.environ.get(SIZE_VARIABLE) or str(DEFAULT_GB)
     try:
-        size = int(float(text) * 1e9)
+        size = round(float(text) * 1e9)
     except (ValueError, OverflowError):
         size = 0
     if size < 1:

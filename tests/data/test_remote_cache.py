@@ -1,0 +1,160 @@
+"""Copies of remote files are kept in a folder of bounded size."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from telecine.data import DataError, remote_cache
+from telecine.data.remote_cache import _lock_of, cache_folder, max_bytes, open_cached
+from telecine.data.source import RemotePath
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Use an empty cache of 30 bytes."""
+    monkeypatch.setenv("TELECINE_REMOTE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TELECINE_REMOTE_CACHE_GB", "30e-9")
+    return tmp_path / "cache"
+
+
+def file(name: str, size: int = 10) -> RemotePath:
+    return RemotePath(f"s3://bucket/{name}", size, "1")
+
+
+def use(remote: RemotePath, fetched: list[str] | None = None) -> bytes:
+    """Read a file, whose content is its name; note whether it is fetched, and make later uses later ones."""
+
+    def fetch(path: Path) -> None:
+        path.write_bytes(os.fsencode(remote.name.ljust(remote.size or 0)))
+        if fetched is not None:
+            fetched.append(remote.name)
+
+    content = open_cached(remote, fetch, Path.read_bytes)
+    for path in cache_folder().iterdir():
+        status = path.stat()
+        os.utime(path, (status.st_atime - 10, status.st_mtime - 10))
+    return content
+
+
+def copies(cache: Path) -> list[str]:
+    return sorted(path.read_text().strip() for path in cache.iterdir() if path.suffix != ".lock")
+
+
+def test_the_files_that_were_not_used_for_longest_are_removed(cache: Path) -> None:
+    fetched: list[str] = []
+    for name in ("a", "b", "c", "a", "d"):
+        assert use(file(name), fetched).strip() == name.encode()
+    assert copies(cache) == ["a", "c", "d"]
+    use(file("e", 20), fetched)
+    assert copies(cache) == ["d", "e"]
+    assert fetched == ["a", "b", "c", "d", "e"]
+    use(RemotePath("s3://bucket/d", 10, "2"), fetched)
+    assert fetched[-1] == "d", "another version is another file"
+
+
+def test_names_do_not_lead_out_of_the_folder(cache: Path) -> None:
+    for name in ("../../x.mp4", "/etc/passwd", "..", "a\0.mp4", "x.mp4/../../y", "é\udc80.PNG", "x." + "y" * 4000):
+        use(file(name, 1))
+    names = [path.name for path in cache.iterdir() if path.suffix != ".lock"]
+    assert len(names) == 7
+    assert all(re.fullmatch(r"[0-9a-f]{64}(\.mp4|\.png)?", name) for name in names)
+    assert [path.name for path in cache.parent.iterdir()] == ["cache"]
+
+
+def test_a_file_that_is_larger_than_the_cache(cache: Path) -> None:
+    message = r"s3://bucket/a: 31 bytes, more than the 30 bytes of the cache\. Set TELECINE_REMOTE_CACHE_GB higher"
+    with pytest.raises(DataError, match=message):
+        use(file("a", 31))
+
+
+def test_what_a_killed_process_left_is_removed(cache: Path) -> None:
+    use(file("a"))
+    (copy,) = (path for path in cache.iterdir() if path.suffix != ".lock")
+    copy.rename(copy.with_name(f"{copy.name}.10.partial"))
+    (cache / f"{'0' * 64}.mp4.25.partial").touch()
+    assert use(file("a", 10)) == b"a".ljust(10)
+    assert copies(cache) == ["a"]
+
+
+def test_files_that_are_being_fetched_keep_their_room(cache: Path) -> None:
+    use(file("a"))
+    other = cache / f"{'0' * 64}.25.partial"
+    other.touch()
+    with FileLock(_lock_of(other)):
+        thread = threading.Thread(target=use, args=(file("b"),))
+        thread.start()
+        while copies(cache) != [""]:  # `a` is removed, which is not enough
+            time.sleep(0.01)
+        thread.join(0.3)
+        assert thread.is_alive()
+        assert other.exists()
+    thread.join()
+    assert copies(cache) == ["b"]
+
+
+def test_two_that_need_a_file_fetch_it_once(cache: Path) -> None:
+    fetched: list[str] = []
+
+    def fetch(path: Path) -> None:
+        time.sleep(0.1)
+        path.write_bytes(bytes(10))
+        fetched.append("a")
+
+    threads = [threading.Thread(target=open_cached, args=(file("a"), fetch, Path.read_bytes)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert fetched == ["a"]
+
+
+def test_a_copy_that_is_removed_before_it_is_opened_is_fetched_again(cache: Path) -> None:
+    fetched: list[int] = []
+
+    def fetch(path: Path) -> None:
+        path.write_bytes(bytes(10))
+        fetched.append(1)
+
+    def opening(path: Path) -> bytes:
+        if len(fetched) < num_removals:
+            path.unlink()
+        return path.read_bytes()
+
+    num_removals = 3
+    assert open_cached(file("a"), fetch, opening) == bytes(10)
+    assert len(fetched) == 3
+    num_removals = 99
+    with pytest.raises(DataError, match=r"s3://bucket/b: was removed from the cache 10 times .*set TELECINE_REMOTE"):
+        open_cached(file("b"), fetch, opening)
+
+
+def test_nothing_is_left_of_a_failed_fetch(cache: Path) -> None:
+    def fetch(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError("connection lost")
+
+    with pytest.raises(OSError, match="connection lost"):
+        open_cached(file("a"), fetch, Path.read_bytes)
+    assert copies(cache) == []
+
+
+@pytest.mark.parametrize("text", ["many", "0", "-1", "nan", "inf"])
+def test_the_size_is_a_number(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TELECINE_REMOTE_CACHE_GB", text)
+    with pytest.raises(ValueError, match="`TELECINE_REMOTE_CACHE_GB` must be a number of gigabytes above 0, but got"):
+        max_bytes()
+
+
+def test_the_default_folder_and_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("TELECINE_REMOTE_CACHE", "TELECINE_REMOTE_CACHE_GB"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "telecine" / "remote"
+    assert max_bytes() == remote_cache.DEFAULT_GB * 10**9
