@@ -1,0 +1,76 @@
+"""Runs whose data is on an S3 server, which stops in the middle."""
+
+import io
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from telecine.data import ClipDataset, DataError, index_video, read_clip, remote
+from telecine.report.video import write_mp4
+from telecine.runs import checkpoints
+from telecine.training import DiscriminatorConfig, ObjectiveConfig, train
+
+
+@pytest.fixture
+def folder(small_video, tmp_path):
+    """Return a folder with two videos of about the same size."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    shutil.copy(small_video, folder / "a.mp4")
+    write_mp4(folder / "b.mp4", read_clip(index_video(small_video), 0, 60).flip(2), fps=25)
+    return folder
+
+
+def tensors(config):
+    _, checkpoint = checkpoints(Path(config.output_dir))[-1]
+    return {
+        (path.relative_to(checkpoint), name): tensor
+        for path in sorted(checkpoint.rglob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
+
+
+@pytest.mark.slow
+def test_a_run_whose_server_stops_resumes_with_the_weights_of_a_local_run(tiny, folder, tmp_path, s3, monkeypatch):
+    """The cache has room for one of the two videos, so that both are fetched again and again."""
+    few = {"steps": 5, "val_every": 5, "save_every": 5, "val_clips": 1, "latent_clips": 1}
+    objective = ObjectiveConfig(perceptual_weight=0, adversarial_loss_weight=0)
+    few |= {"objective": objective, "discriminator": DiscriminatorConfig(video="none")}
+    local = tiny(data=str(folder), output_dir=str(tmp_path / "local"), **few)
+    there = tiny(data=s3.put(folder, "videos"), output_dir=str(tmp_path / "remote"), **few)
+    size = max(path.stat().st_size for path in folder.glob("*.mp4"))
+    monkeypatch.setenv("TELECINE_REMOTE_CACHE_GB", str(size / 1e9))
+    monkeypatch.setattr(remote, "time", SimpleNamespace(sleep=lambda seconds: None, monotonic=lambda: 0.0))
+    train(local, console=Console(quiet=True))
+
+    read = ClipDataset.__getitem__
+
+    def read_until_step_3(self, item):
+        if item[0] == 3:
+            s3.stop()
+            monkeypatch.setattr(ClipDataset, "__getitem__", read)
+        return read(self, item)
+
+    monkeypatch.setattr(ClipDataset, "__getitem__", read_until_step_3)
+    with pytest.raises(DataError, match=r"^s3://bucket/videos/[ab]\.mp4: cannot be read after 7 attempts"):
+        train(there, console=Console(quiet=True))
+    assert [step for step, _ in checkpoints(Path(there.output_dir))] == [3]
+
+    s3.start()
+    output = io.StringIO()
+    train(there, console=Console(file=output, width=200))
+    assert "resum" in output.getvalue().lower()
+    ours, theirs = tensors(local), tensors(there)
+    assert ours.keys() == theirs.keys()
+    assert len(ours) > 20
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+    other = replace(there, data="s3://bucket/other")
+    with pytest.raises(ValueError, match=r"`data` must be 's3://bucket/videos' as in .*, but got 's3://bucket/other'"):
+        train(other, console=Console(quiet=True))
