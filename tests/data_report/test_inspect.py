@@ -72,3 +72,13 @@ def test_errors(config, tmp_path):
         inspect_data(config, num_clips=0)
     with pytest.raises(DataError, match="does not exist"):
         inspect_data(replace(config, data=str(tmp_path / "none")))
+
+
+def test_data_on_a_server_has_the_same_report(s3, config, data, report):
+    there = inspect_data(replace(config, data=s3.put(data, "videos")), num_clips=2)
+    names = [[Path(row.path).name for row in rows.files] for rows in (report, there)]
+    assert names[0] == names[1]
+    assert [replace(row, path="") for row in there.files] == [replace(row, path="") for row in report.files]
+    assert (there.ignored, there.num_train, len(there.copies)) == ({".txt": 1}, report.num_train, len(report.copies))
+    for clip, expected in zip(there.clips, report.clips, strict=False):
+        assert torch.equal(clip.frames, expected.frames)

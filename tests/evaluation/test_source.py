@@ -139,6 +139,14 @@ class TestMatching:
         names = {Path(path).relative_to(videos).as_posix(): info.path.name for path, info in matches.items()}
         assert names == {"one.mp4": "one.m4v", "two.mp4": "two.mp4", "below/three.mp4": "three.mp4"}
 
+    def test_videos_on_a_server_match_by_the_same_names(self, videos, reconstructions, s3):
+        address = s3.put(videos, "videos")
+        matches = self.match(address, reconstructions["much"])
+        names = {path.removeprefix(f"{address}/"): info.path.name for path, info in matches.items()}
+        assert names == {"one.mp4": "one.m4v", "two.mp4": "two.mp4", "below/three.mp4": "three.mp4"}
+        matches = self.match(f"{address}/one.mp4", reconstructions["much"] / "one.m4v")
+        assert list(matches) == [f"{address}/one.mp4"]
+
     def test_single_files_match_with_any_names(self, videos, copied_videos):
         renamed = (copied_videos / "one.mp4").rename(copied_videos / "other.mp4")
         matches = self.match(videos / "one.mp4", renamed)

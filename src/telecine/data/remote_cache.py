@@ -150,7 +150,7 @@ def _is_abandoned(partial: Path, copy: Path) -> bool:
     if _lock_of(partial) == _lock_of(copy):
         return True
     try:
-        with FileLock(_lock_of(partial), blocking=False):
+        with FileLock(_lock_of(partial), timeout=0):
             return True
     except Timeout:
         return False

@@ -20,7 +20,7 @@ class MeasuredClips:
     """Which clips are measured, and with which weights of a run."""
 
     data: str | None = None
-    """The input videos: a folder (searched recursively) or one video. Required to measure."""
+    """The input videos: a folder (searched recursively) or one video, or the address of one. Required to measure."""
     weights: Weights = "ema"
     """Weights of a checkpoint: the moving average ("ema") or the trained ones ("model")."""
     max_clips: int | None = None

@@ -157,7 +157,7 @@ class TrainConfig:
 
     data: str | None = None
     """Training data: a folder of videos, images and tar files, searched recursively; one such file; a CSV or JSONL
-    list; or a glob pattern. Without it, four short sample videos."""
+    list; or a glob pattern; on a disk or at s3://, gs://, hf:// or https://. Without it, four short sample videos."""
     val_data: str | None = None
     """Validation data, as `data`. Without it, a part of `data` is held out."""
     model: str | None = None
