@@ -199,7 +199,7 @@ def test_a_server_that_does_not_return(s3: Any, folder: Path, sleeps: list[Calla
     with pytest.raises(DataError, match=r"^s3://bucket/set/a\.mp4: cannot be read after 7 attempts .*connect.*network"):
         ClipDataset([span], CONFIG, seed=0)[0]
     assert len(waits) == len(remote.RETRY_SECONDS) == 6
-    assert [path.suffix for path in cache_folder().iterdir()] == [".lock"] * 2
+    assert not [path for path in cache_folder().iterdir() if len(path.name) >= 64]
 
 
 @pytest.mark.parametrize("change", ["written again", "removed"])

@@ -44,7 +44,7 @@ def use(remote: RemotePath, fetched: list[str] | None = None) -> bytes:
 
 
 def copies(cache: Path) -> list[str]:
-    return sorted(path.read_text().strip() for path in cache.iterdir() if path.suffix != ".lock")
+    return sorted(path.read_text().strip() for path in cache.iterdir() if len(path.name) >= 64)
 
 
 def test_the_files_that_were_not_used_for_longest_are_removed(cache: Path) -> None:
@@ -62,7 +62,7 @@ def test_the_files_that_were_not_used_for_longest_are_removed(cache: Path) -> No
 def test_names_do_not_lead_out_of_the_folder(cache: Path) -> None:
     for name in ("../../x.mp4", "/etc/passwd", "..", "a\0.mp4", "x.mp4/../../y", "é\udc80.PNG", "x." + "y" * 4000):
         use(file(name, 1))
-    names = [path.name for path in cache.iterdir() if path.suffix != ".lock"]
+    names = [path.name for path in cache.iterdir() if len(path.name) >= 64]
     assert len(names) == 7
     assert all(re.fullmatch(r"[0-9a-f]{64}(\.mp4|\.png)?", name) for name in names)
     assert [path.name for path in cache.parent.iterdir()] == ["cache"]
@@ -76,9 +76,10 @@ def test_a_file_that_is_larger_than_the_cache(cache: Path) -> None:
 
 def test_what_a_killed_process_left_is_removed(cache: Path) -> None:
     use(file("a"))
-    (copy,) = (path for path in cache.iterdir() if path.suffix != ".lock")
+    (copy,) = (path for path in cache.iterdir() if len(path.name) >= 64)
     copy.rename(copy.with_name(f"{copy.name}.10.partial"))
     (cache / f"{'0' * 64}.mp4.25.partial").touch()
+    (cache / "total").write_text("35")
     assert use(file("a", 10)) == b"a".ljust(10)
     assert copies(cache) == ["a"]
 
@@ -87,12 +88,12 @@ def test_files_that_are_being_fetched_keep_their_room(cache: Path) -> None:
     use(file("a"))
     other = cache / f"{'0' * 64}.25.partial"
     other.touch()
+    (cache / "total").write_text("35")
     with FileLock(_lock_of(other)):
         thread = threading.Thread(target=use, args=(file("b"),))
         thread.start()
-        while copies(cache) != [""]:  # `a` is removed, which is not enough
-            time.sleep(0.01)
         thread.join(0.3)
+        assert copies(cache) == [""], "`a` is removed, which is not enough"
         assert thread.is_alive()
         assert other.exists()
     thread.join()
@@ -143,6 +144,30 @@ def test_nothing_is_left_of_a_failed_fetch(cache: Path) -> None:
     with pytest.raises(OSError, match="connection lost"):
         open_cached(file("a"), fetch, Path.read_bytes)
     assert copies(cache) == []
+
+
+def test_the_folder_is_counted_only_if_it_may_be_full(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    make_room = remote_cache._make_room
+
+    def count(left: int, own: Path) -> int:
+        counted.append(left)
+        return make_room(left, own)
+
+    monkeypatch.setattr(remote_cache, "_make_room", count)
+    for name in ("a", "b", "c"):
+        use(file(name))
+    assert counted == [20], "the first one, before there is a total"
+    for name in ("d", "e"):
+        use(file(name))
+    assert counted == [20, 20, 20]
+    monkeypatch.setenv("TELECINE_REMOTE_CACHE_GB", "2e-6")
+    (cache / "total").write_text("")
+    for number in range(197 + 2):
+        open_cached(file(str(number)), lambda path: path.write_bytes(bytes(10)), Path.read_bytes)
+    assert counted == [20, 20, 20, 1990, 1990], "the first one, without a total, and the first one without room"
+    assert len(copies(cache)) == 200, "two of 200 are removed at once"
+    assert int((cache / "total").read_text()) == 2000
 
 
 @pytest.mark.parametrize("text", ["many", "0", "-1", "nan", "inf"])

@@ -11,7 +11,7 @@ from telecine.data.index import Skipped, index_video, index_videos, log_too_shor
 from telecine.data.index_cache import IndexCache, index_cache_path
 from telecine.data.lists import Segment, read_list
 from telecine.data.loader import Batch, ClipBatchSampler, ClipLoader, ReadingStopped, clip_loader
-from telecine.data.source import DataError, DecodeError, TarMember, tar_members
+from telecine.data.source import DataError, DecodeError, RemotePath, TarMember, tar_members
 from telecine.data.validation import iterate_validation_clips, split_videos, validation_clips
 from telecine.data.video_info import Span, VideoInfo, whole_video
 
@@ -28,6 +28,7 @@ __all__ = [
     "DecodedCache",
     "IndexCache",
     "ReadingStopped",
+    "RemotePath",
     "Segment",
     "Skipped",
     "Span",

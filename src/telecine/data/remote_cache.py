@@ -22,7 +22,7 @@ DEFAULT_GB = 50.0
 _POLL_SECONDS = 0.1
 # How often a copy may be removed between its arrival and its opening: another process has taken its room.
 _MAX_REMOVALS = 10
-_PARTIAL, _LOCK = ".partial", ".lock"
+_PARTIAL, _LOCK, _TOTAL = ".partial", ".lock", "total"
 
 
 def cache_folder() -> Path:
@@ -95,11 +95,18 @@ def _lock_of(path: Path) -> Path:
 
 
 def _folder_lock(folder: Path) -> FileLock:
+    """Return the lock that is held while files of the folder are counted, added or removed."""
     return FileLock(folder / f"folder{_LOCK}")
 
 
 def _fetch(file: RemotePath, copy: Path, fetch: Callable[[Path], object]) -> None:
-    partial = _reserve(file, copy)
+    size, limit = file.size or 0, max_bytes()
+    if size > limit:
+        remedy = f"Set {SIZE_VARIABLE} higher, or split the file."
+        raise DataError(f"{file}: {size} bytes, more than the {limit} bytes of the cache. {remedy}")
+    partial = copy.with_name(f"{copy.name}.{size}{_PARTIAL}")
+    while not _reserve(partial, size, limit):
+        time.sleep(_POLL_SECONDS)
     try:
         fetch(partial)
         with partial.open("rb+") as content:
@@ -107,47 +114,65 @@ def _fetch(file: RemotePath, copy: Path, fetch: Callable[[Path], object]) -> Non
         with _folder_lock(copy.parent):
             os.replace(partial, copy)
     finally:
-        partial.unlink(missing_ok=True)
-
-
-def _reserve(file: RemotePath, copy: Path) -> Path:
-    """Make room for a file, and return the path to write it to, whose name has the reserved size."""
-    assert file.size is not None
-    limit = max_bytes()
-    if file.size > limit:
-        remedy = f"Set {SIZE_VARIABLE} higher, or split the file."
-        raise DataError(f"{file}: {file.size} bytes, more than the {limit} bytes of the cache. {remedy}")
-    partial = copy.with_name(f"{copy.name}.{file.size}{_PARTIAL}")
-    while True:
         with _folder_lock(copy.parent):
-            partial.unlink(missing_ok=True)
-            if _make_room(limit - file.size, copy):
-                partial.touch()
-                return partial
-        time.sleep(_POLL_SECONDS)
+            if partial.exists():
+                partial.unlink()
+                _write_total(copy.parent, (_read_total(copy.parent) or size) - size)
 
 
-def _make_room(left: int, copy: Path) -> bool:
-    """Remove files until the others take at most `left` bytes, and return whether they do."""
+def _reserve(partial: Path, size: int, limit: int) -> bool:
+    """Make room for a file, and create it empty; its name has the size. Return false if there is no room now."""
+    folder = partial.parent
+    with _folder_lock(folder):
+        partial.unlink(missing_ok=True)
+        total = _read_total(folder)
+        if total is None or total + size > limit:
+            total = _make_room(limit - size, partial)
+        if total + size > limit:
+            return False
+        _write_total(folder, total + size)
+        partial.touch()
+        return True
+
+
+def _read_total(folder: Path) -> int | None:
+    """Return the bytes of all files, or None if they must be counted. After a crash it may be more than there are."""
+    try:
+        return int((folder / _TOTAL).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _write_total(folder: Path, total: int) -> None:
+    (folder / _TOTAL).write_text(str(total))
+
+
+def _make_room(left: int, own: Path) -> int:
+    """Remove files until the others take at most `left` bytes, and return how many they take.
+
+    One file in a hundred is removed at least, because counting takes long in a large folder. The lock of the copy that
+    `own` becomes is held by this thread.
+    """
     sizes: dict[Path, int] = {}
     last_used: dict[Path, float] = {}
-    for path in copy.parent.iterdir():
-        if path.suffix != _LOCK:
+    for path in own.parent.iterdir():
+        if path.suffix != _LOCK and path.name != _TOTAL:
             status = path.stat()
             sizes[path] = int(path.suffixes[-2][1:]) if path.suffix == _PARTIAL else status.st_size
             last_used[path] = status.st_mtime
-    for path in sorted(sizes, key=last_used.__getitem__):
-        if sum(sizes.values()) <= left:
+    total, at_least = sum(sizes.values()), len(sizes) // 100
+    for number, path in enumerate(sorted(sizes, key=last_used.__getitem__)):
+        if total <= left and number >= at_least:
             break
-        if path.suffix != _PARTIAL or _is_abandoned(path, copy):
-            path.unlink(missing_ok=True)
-            del sizes[path]
-    return sum(sizes.values()) <= left
+        if path.suffix != _PARTIAL or _is_abandoned(path, own):
+            path.unlink()
+            total -= sizes[path]
+    return total
 
 
-def _is_abandoned(partial: Path, copy: Path) -> bool:
-    """Return whether the process that fetched a file has ended. The lock of `copy` is this thread's own."""
-    if _lock_of(partial) == _lock_of(copy):
+def _is_abandoned(partial: Path, own: Path) -> bool:
+    """Return whether the process that fetched a file has ended."""
+    if _lock_of(partial) == _lock_of(own):
         return True
     try:
         with FileLock(_lock_of(partial), timeout=0):
