@@ -8,7 +8,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from glob import glob
+from glob import glob, has_magic
 from importlib import metadata
 from itertools import chain
 from os import PathLike
@@ -241,7 +241,7 @@ def _at(path: str) -> list[File]:
         return [*remote.match(path)]
     if Path(path).exists():
         return [Path(path)]
-    return [*map(Path, sorted(glob(path, recursive=True)))]
+    return [*map(Path, sorted(glob(path, recursive=True)))] if has_magic(path) else []
 
 
 def expand_braces(pattern: str) -> list[str]:
