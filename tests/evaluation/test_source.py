@@ -11,6 +11,9 @@ import yaml
 from telecine.data import ClipConfig, find_videos, index_videos
 from telecine.evaluation import source
 from telecine.evaluation.config import EvaluateConfig
+from telecine.evaluation.evaluate import open_source
+from telecine.evaluation.published import PROTOCOLS
+from telecine.evaluation.published_clips import open_published
 from telecine.evaluation.source import (
     contains_videos,
     match_videos,
@@ -146,6 +149,12 @@ class TestMatching:
         assert names == {"one.mp4": "one.m4v", "two.mp4": "two.mp4", "below/three.mp4": "three.mp4"}
         matches = self.match(f"{address}/one.mp4", reconstructions["much"] / "one.m4v")
         assert list(matches) == [f"{address}/one.mp4"]
+        config, protocol = EvaluateConfig(data=address, height=32, width=32), next(iter(PROTOCOLS.values()))
+        for _, infos in (
+            open_source(reconstructions["much"], config, CPU),
+            open_published(reconstructions["much"], config, protocol, CPU),
+        ):
+            assert [str(info.path) for info in infos] == list(self.match(address, reconstructions["much"]))
 
     def test_single_files_match_with_any_names(self, videos, copied_videos):
         renamed = (copied_videos / "one.mp4").rename(copied_videos / "other.mp4")

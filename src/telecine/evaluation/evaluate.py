@@ -147,7 +147,7 @@ def open_source(
     checkpoint: Path, config: EvaluateConfig, device: torch.device
 ) -> tuple[ModelSource | VideoSource, list[VideoInfo]]:
     """Return the source of the reconstructions, and the videos of `config.data`."""
-    data = Path(str(config.data))
+    data = str(config.data)
     if contains_videos(checkpoint):
         infos, _ = index_videos(find_videos(data))
         return video_source(checkpoint, infos, config, data), infos

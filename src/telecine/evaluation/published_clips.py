@@ -60,7 +60,7 @@ def open_published(
     Raises:
         ValueError: There is neither a model nor videos that match, or the model does not accept the protocol's clips.
     """
-    data = Path(str(config.data))
+    data = str(config.data)
     if contains_videos(checkpoint):
         infos, _ = index_videos(find_videos(data))
         matches = match_videos(infos, data=data, reconstructions=checkpoint)
