@@ -71,6 +71,11 @@ SMALL: Settings = {
         "channel_multipliers": [1, 2],
         "blocks_per_level": 1,
         "time_kernel": 2,
+        "bottleneck": "gaussian",
+        "fsq_levels": [8, 5, 5, 5],
+        "lfq_bits": 8,
+        "lfq_entropy_weight": 0.1,
+        "lfq_commitment_weight": 0.25,
     },
     "trainable": {"weights": "all", "patterns": [], "lora_rank": 16, "lora_alpha": 16.0},
     "objective": {

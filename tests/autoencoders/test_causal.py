@@ -317,6 +317,24 @@ class TestConfig:
             ({"patch_size": 512}, "`patch_size` must be a power of two up to 256"),
             ({"blocks_per_level": 10**7}, "`blocks_per_level` must be at most 256, but got 10000000"),
             ({"base_channels": 10**7}, "`base_channels` must be at most 65536, but got 10000000"),
+            ({"bottleneck": "vq"}, "`bottleneck` must be one of 'gaussian', 'fsq', 'lfq'"),
+            ({"fsq_levels": 8}, "`fsq_levels` must be a list of numbers of values"),
+            ({"fsq_levels": (8, 2)}, "`fsq_levels` must be an int of at least 3, .* Use 5 or 8, or `bottleneck: lfq`"),
+            ({"lfq_bits": 0}, "`lfq_bits` must be a positive int"),
+            ({"lfq_entropy_weight": -1}, "`lfq_entropy_weight` must be a finite number >= 0"),
+            ({"lfq_commitment_weight": "1"}, "`lfq_commitment_weight` must be a finite number >= 0"),
+            (
+                {"bottleneck": "fsq", "fsq_levels": (8,) * 8},
+                "`fsq_levels` must be those of a codebook of at most 262144",
+            ),
+            (
+                {"bottleneck": "lfq", "lfq_bits": 19},
+                "`lfq_bits` must be those of a codebook of at most 262144, but got one",
+            ),
+            (
+                {"bottleneck": "fsq", "latent_channels": 6},
+                "`latent_channels` must be a multiple of the 4 channels of a code, see `fsq_levels`, but got .* Use 8",
+            ),
             ({"channel_multipliers": (1, 8)}, "change by at most 4 where"),
             ({"channel_multipliers": (8, 1)}, "change by at most 4 where"),
         ],
@@ -337,3 +355,4 @@ class TestConfig:
 
     def test_a_list_of_multipliers_becomes_a_tuple(self):
         assert hash(CausalVAEConfig(channel_multipliers=[1, 2])) == hash(CausalVAEConfig())
+        assert CausalVAEConfig(fsq_levels=[8, 5, 5, 5]) == CausalVAEConfig()

@@ -7,6 +7,7 @@ import torch
 
 from telecine.evaluation.latent_measures import (
     autocorrelation,
+    code_usage,
     covariance_eigenvalues,
     dead_channels,
     effective_rank,
@@ -86,3 +87,18 @@ def test_the_summary():
     assert found["dead_channels"] == 1
     assert found["effective_rank"] == pytest.approx(1)
     assert 0.7 < found["high_frequencies"] < 0.9
+
+
+def test_code_usage():
+    """Of the first code of each position half of the codebook, evenly; of the second, one value."""
+
+    class Codebook:
+        codebook_size = 8
+
+        def indices(self, latents):
+            return latents.long()
+
+    latents = torch.stack([torch.arange(64) % 4, torch.full((64,), 7)]).view(1, 2, 1, 8, 8).double()
+    assert code_usage(None, latents) == {}
+    found = code_usage(Codebook(), latents)
+    assert found == pytest.approx({"codes_used": 5 / 16, "code_entropy": 1.0, "code_perplexity": 2.5})

@@ -52,6 +52,16 @@ def test_settings_that_change_the_networks_are_refused(tiny, saved, change, mess
         check_same_networks(replace(tiny(), **change(tiny())), saved)
 
 
+def test_settings_that_an_older_version_did_not_have_had_their_defaults(tiny, saved):
+    settings = yaml.safe_load((saved / "config.yaml").read_text())
+    del settings["causal_vae"]["bottleneck"]
+    (saved / "config.yaml").write_text(yaml.safe_dump(settings))
+    check_same_networks(tiny(), saved)
+    discrete = replace(tiny().causal_vae, bottleneck="fsq")
+    with pytest.raises(ValueError, match=r"`causal_vae.bottleneck` must be 'gaussian' as in"):
+        check_same_networks(tiny(causal_vae=discrete), saved)
+
+
 def test_other_settings_may_change(tiny, saved):
     objective = replace(
         tiny().objective, terms={"gram": 1.0}, adversarial_loss_weight=0.1, reconstruction={"loss": "l1"}, disc_start=3

@@ -24,6 +24,8 @@ from telecine.training.validation import (
 class Halves(nn.Module):
     """Reconstructs half of the input, or something else if it samples or trains."""
 
+    codebook = None
+
     def __init__(self):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor(0.5))
@@ -68,6 +70,25 @@ def test_the_latents_of_all_clips_are_summed_up():
     expected = summary(torch.stack([3 * each["video"][:2] for each in clips]))
     assert set(expected) == {"std", "dead_channels", "effective_rank", "high_frequencies"}
     assert validate(WithLatent(), clips, {}).latent == pytest.approx(expected)
+
+
+def test_the_codes_of_all_clips_are_counted():
+    """The first clip has one code, the second the other one."""
+
+    class Codebook:
+        codebook_size = 4
+
+        def indices(self, latents):
+            return (latents > 0).long()
+
+    model = WithLatent()
+    model.codebook = Codebook()
+    found = validate(model, [clip(0.5, 0), clip(-0.5, 1)], {}).latent
+    assert {name: found[name] for name in ("codes_used", "code_entropy", "code_perplexity")} == {
+        "codes_used": 0.5,
+        "code_entropy": 1.0,
+        "code_perplexity": 2.0,
+    }
 
 
 def test_each_process_measures_equally_many_clips():

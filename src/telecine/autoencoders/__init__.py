@@ -3,7 +3,8 @@
 `telecine.autoencoders.diffusers` is imported only when a diffusers model is used.
 """
 
-from telecine.autoencoders.causal import CausalVAE, CausalVAEConfig
+from telecine.autoencoders.causal import CausalVAE
+from telecine.autoencoders.causal_config import CausalVAEConfig
 from telecine.autoencoders.custom import CustomAutoencoder, as_video_autoencoder
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder
 from telecine.autoencoders.linear import LinearAutoencoder

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, astuple, fields
 from os import PathLike
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from telecine.autoencoders.bottleneck import Bottleneck, build_bottleneck
 from telecine.autoencoders.causal_blocks import (
     CausalConv3d,
     CausalSequential,
@@ -23,12 +22,13 @@ from telecine.autoencoders.causal_blocks import (
     init_zero,
     unfold,
 )
+from telecine.autoencoders.causal_config import CausalVAEConfig
 from telecine.autoencoders.clip_sizes import ceil_div, check_multiple
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, check_input
 from telecine.autoencoders.latent_statistics import NORMALISATION_KEYS, LatentStatistics
 from telecine.autoencoders.linear import LinearAutoencoder, PatchDecoder, PatchEncoder
 from telecine.autoencoders.lora import merge_low_rank
-from telecine.autoencoders.posterior import DiagonalGaussian, Posterior
+from telecine.autoencoders.posterior import DeterministicPosterior, DiagonalGaussian, Posterior
 from telecine.autoencoders.pretrained import (
     CONFIG_FILE,
     check_num_weights,
@@ -36,7 +36,7 @@ from telecine.autoencoders.pretrained import (
     load_weights,
     save_model,
 )
-from telecine.checks import argument_error, check_count, describe
+from telecine.checks import argument_error
 from telecine.files import read_json
 from telecine.ops.checkpointing import checkpoint_call
 from telecine.randomness import Generators
@@ -45,90 +45,10 @@ from telecine.shapes import Video, check_video
 # The initial standard deviation of the posterior is exp(-3) = 0.05, that of the means 1. With more noise, the decoder
 # learns to ignore the latent for the first few hundred steps.
 INITIAL_LOGVAR = -6.0
-# Configurations come from others, too: larger networks would take hours to build.
-LARGEST = {"latent_channels": 2**16, "base_channels": 2**16, "blocks_per_level": 256, "time_kernel": 256}
 # Key and value in `config.json`. Telecine 0.1 wrote none: its models have other layers.
 ARCHITECTURE_KEY = "_architecture"
 ARCHITECTURE = 2
 STATISTICS_KEYS = NORMALISATION_KEYS[:2]
-
-
-@dataclass(frozen=True)
-class CausalVAEConfig:
-    """Settings of `CausalVAE`. Factors and multipliers are powers of two.
-
-    Raises:
-        ValueError: A setting is invalid; the message contains a valid value.
-    """
-
-    time_compression: int = 4
-    """Frames per latent frame, a power of two. The first frame has its own latent frame: 1 + 4k frames become 1 + k."""
-    spatial_compression: int = 8
-    """Pixels per latent position along height and along width, a power of two."""
-    latent_channels: int = 16
-    """Channels of the latent. More channels keep more detail and compress less."""
-    patch_size: int = 4
-    """Side of the pixel blocks that are folded into channels before the first layer, with all frames of a latent frame.
-    Larger is faster and coarser."""
-    base_channels: int = 128
-    """Channels at the highest resolution."""
-    channel_multipliers: tuple[int, ...] = (1, 2)
-    """Channels of each level divided by `base_channels`, powers of two, the highest resolution first. The number of
-    levels is 1 + log2(spatial_compression / patch_size)."""
-    blocks_per_level: int = 2
-    """Residual blocks at each level, in the encoder and in the decoder."""
-    time_kernel: int = 2
-    """Latent frames that a residual block of the lowest resolution sees, the current and earlier ones."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.channel_multipliers, (list, tuple)):
-            raise argument_error(
-                "channel_multipliers", "a list of powers of two", self.channel_multipliers, "Use (1, 2)."
-            )
-        object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
-        for name in ("latent_channels", "base_channels", "blocks_per_level", "time_kernel"):
-            if check_count(name, getattr(self, name)) > LARGEST[name]:
-                raise argument_error(name, f"at most {LARGEST[name]}", getattr(self, name), "Use less.")
-        for name in ("time_compression", "spatial_compression", "patch_size"):
-            check_power_of_two(name, getattr(self, name))
-        for multiplier in self.channel_multipliers:
-            check_power_of_two("channel_multipliers", multiplier)
-        self._check_levels()
-
-    def _check_levels(self) -> None:
-        if self.patch_size > self.spatial_compression:
-            remedy = f"Use {self.spatial_compression} or less."
-            raise argument_error("patch_size", "at most `spatial_compression`", self.patch_size, remedy)
-        num_halvings = (self.spatial_compression // self.patch_size).bit_length() - 1
-        if len(self.channel_multipliers) != num_halvings + 1:
-            example = tuple(2**i for i in range(num_halvings + 1))
-            contract = f"one value for each level, of which there are {num_halvings + 1}"
-            raise argument_error("channel_multipliers", contract, self.channel_multipliers, f"Use {example}.")
-        for outer, inner in self.halvings():
-            if max(outer, inner) > 4 * min(outer, inner):
-                contract = "values that change by at most 4 where 2 x 2 positions become one"
-                remedy = "Use smaller steps between levels."
-                raise argument_error("channel_multipliers", contract, self.channel_multipliers, remedy)
-
-    @property
-    def channels(self) -> list[int]:
-        """Channels of each level, the highest resolution first."""
-        return [self.base_channels * multiplier for multiplier in self.channel_multipliers]
-
-    @property
-    def folded_channels(self) -> int:
-        """Values of a patch: the channels before the first layer and after the last."""
-        return 3 * self.time_compression * self.patch_size**2
-
-    def halvings(self) -> Iterator[tuple[int, int]]:
-        """Yield the channels before and after each halving of height and width, the highest resolution first."""
-        return itertools.pairwise(self.channels)
-
-
-def check_power_of_two(name: str, value: object) -> None:
-    """Raise a `ValueError` unless `value` is 1, 2, 4, 8, ... 256."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 256 or value & (value - 1):
-        raise argument_error(name, "a power of two up to 256", describe(value), "Use for example 1, 2, 4 or 8.")
 
 
 def residual_blocks(config: CausalVAEConfig, level: int) -> list[ResidualBlock]:
@@ -151,7 +71,10 @@ def in_chunks(network: CausalSequential, video: Video, size: int) -> Video:
 
 
 class Encoder(nn.Module):
-    """From video to the posterior's mean and logvar: a linear map of patches, and a network that is 0 at the start."""
+    """From video to the posterior's mean and logvar: a linear map of patches, and a network that is 0 at the start.
+
+    With a discrete bottleneck there is no logvar, and the mean is what is quantized.
+    """
 
     def __init__(self, config: CausalVAEConfig) -> None:
         super().__init__()
@@ -162,14 +85,17 @@ class Encoder(nn.Module):
         for level, (outer, inner) in enumerate(config.halvings()):
             layers += [*residual_blocks(config, level), Downsample(outer, inner)]
         layers += [*residual_blocks(config, len(channels) - 1), ChannelNorm(channels[-1]), nn.SiLU()]
-        last = init_zero(CausalConv3d(channels[-1], 2 * config.latent_channels, (1, 1)))
-        nn.init.constant_(last.conv.bias[config.latent_channels :], INITIAL_LOGVAR)  # type: ignore[index]
+        self.latent_channels = config.latent_channels
+        num_outputs = self.latent_channels * (2 if config.bottleneck == "gaussian" else 1)
+        last = init_zero(CausalConv3d(channels[-1], num_outputs, (1, 1)))
+        nn.init.constant_(last.conv.bias[self.latent_channels :], INITIAL_LOGVAR)  # type: ignore[index]
         self.network = CausalSequential(*layers, last)
         self.chunk_size = 0  # latent frames; 0 for whole clips
 
     def forward(self, video: Video) -> tuple[Tensor, Tensor]:
-        """Return mean and logvar, each `(B, latent_channels, 1 + k, h, w)`."""
-        residual, logvar = in_chunks(self.network, fold(video, *self.patch), self.chunk_size).chunk(2, dim=1)
+        """Return mean and logvar, each `(B, latent_channels, 1 + k, h, w)`; the latter is empty if there is none."""
+        outputs = in_chunks(self.network, fold(video, *self.patch), self.chunk_size)
+        residual, logvar = outputs.tensor_split([self.latent_channels], dim=1)
         return self.linear(video) + residual, logvar
 
 
@@ -234,6 +160,7 @@ class CausalVAE(VideoAutoencoder):
         self.config = config or CausalVAEConfig()
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
+        self.bottleneck = build_bottleneck(self.config)
         self.latent_statistics: LatentStatistics | None = None
 
     def forward(
@@ -246,8 +173,8 @@ class CausalVAE(VideoAutoencoder):
         """Encode, sample (or take the mode) and decode.
 
         Returns:
-            The reconstruction, of the input's shape, `{"kl_loss": KL divergence per latent element}`, and the latent;
-            the graph is kept.
+            The reconstruction, of the input's shape, `{"kl_loss": KL divergence per latent element}` or the losses of
+            the discrete bottleneck, and the latent; the graph is kept.
 
         Raises:
             ValueError: The video is not `(B, 3, T, H, W)`, or `check_clip` raises.
@@ -256,15 +183,17 @@ class CausalVAE(VideoAutoencoder):
         latent = posterior.sample(generator) if sample_posterior else posterior.mode()
         return Reconstruction(video=self.decode(latent), aux=posterior.aux(), latent=latent)
 
-    def encode(self, video: Video) -> DiagonalGaussian:
-        """Return the posterior of `(B, 3, T, H, W)`, in float32 at least.
+    def encode(self, video: Video) -> DiagonalGaussian | DeterministicPosterior:
+        """Return the posterior of `(B, 3, T, H, W)`, in float32 at least: of the quantized latent if it is discrete.
 
         Raises:
             ValueError: The video is not `(B, 3, T, H, W)`, or `check_clip` raises.
         """
         check_input(self, video)
         mean, logvar = self.encoder(video)
-        return DiagonalGaussian(mean=mean, logvar=logvar)
+        if self.bottleneck is None:
+            return DiagonalGaussian(mean=mean, logvar=logvar)
+        return self.bottleneck.posterior(mean)
 
     def decode(self, latent: Tensor) -> Video:
         """Return the video `(B, 3, 1 + t*k, s*h, s*w)` of a latent `(B, latent_channels, 1 + k, h, w)`, not clamped.
@@ -302,10 +231,17 @@ class CausalVAE(VideoAutoencoder):
         """Weight of the last convolution of the decoder's network."""
         return self.decoder.last_layer
 
+    @property
+    def codebook(self) -> Bottleneck | None:
+        """The discrete bottleneck, if the model has one."""
+        return self.bottleneck
+
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder:
         """Return a linear autoencoder with the same latent, for clips of any size; it is not fitted."""
-        config = self.config
-        return LinearAutoencoder(config.time_compression, config.spatial_compression, config.latent_channels)
+        config, bottleneck = self.config, build_bottleneck(self.config)
+        return LinearAutoencoder(
+            config.time_compression, config.spatial_compression, config.latent_channels, bottleneck=bottleneck
+        )
 
     def start_from(self, linear: LinearAutoencoder) -> None:
         """Copy a fitted `linear_autoencoder`, which the model equals until it is trained."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
+from telecine.autoencoders.bottleneck import Bottleneck
 from telecine.autoencoders.latent_statistics import LatentStatistics
 from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.autoencoders.posterior import Posterior
@@ -111,6 +112,11 @@ class VideoAutoencoder(nn.Module, ABC):
 
         None, the default, if the latent is not known or its positions are not those of patches.
         """
+        return None
+
+    @property
+    def codebook(self) -> Bottleneck | None:
+        """The discrete bottleneck that numbers the codes of the latent; None, the default, if it has none."""
         return None
 
     def latent_normalisation(self) -> dict[str, float | list[float] | None]:

@@ -10,6 +10,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from telecine.autoencoders.bottleneck import Bottleneck
 from telecine.checks import argument_error, check_count
 from telecine.shapes import Video
 
@@ -23,6 +24,8 @@ ITERATIONS = 4
 SMALLEST_STD = 1e-4
 # Keeps the normal equations of a latent with dead channels solvable, times their mean diagonal.
 RIDGE = 1e-9
+# Patches that are converted to float64 at a time.
+ROWS_AT_ONCE = 2**14
 
 Patches = Float[Tensor, "batch frame row column value"]
 Latent = Float[Tensor, "batch channel time height width"]
@@ -99,15 +102,24 @@ class LinearAutoencoder(nn.Module):
         time_compression: Frames per latent frame.
         spatial_compression: Pixels per latent position along height and along width.
         latent_channels: Channels of the latent.
+        bottleneck: Quantizes the components, if the latent is discrete. The decoder is then the best linear map of the
+            codes.
 
     Raises:
         ValueError: If an argument is not a positive int.
     """
 
-    def __init__(self, time_compression: int, spatial_compression: int, latent_channels: int) -> None:
+    def __init__(
+        self,
+        time_compression: int,
+        spatial_compression: int,
+        latent_channels: int,
+        bottleneck: Bottleneck | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = PatchEncoder(time_compression, spatial_compression, latent_channels)
         self.decoder = PatchDecoder(time_compression, spatial_compression, latent_channels)
+        self.bottleneck = None if bottleneck is None else bottleneck.eval()  # no losses
 
     def fit(self, clips: Iterable[Video]) -> LinearAutoencoder:
         """Set the maps to the principal components of clips on the CPU, and return `self`; the random state is kept.
@@ -127,15 +139,26 @@ class LinearAutoencoder(nn.Module):
                 rows.append(random_rows(patches.flatten(0, -2), generator))
         if not kept[0]:
             raise argument_error("clips", "at least one clip", "none", "Pass training clips.")
-        set_to_components(self.encoder.first, self.decoder.first, torch.cat(kept[0]))
+        self._fit_maps(self.encoder.first, self.decoder.first, torch.cat(kept[0]))
         if sum(map(len, kept[1])) > 0:
-            set_to_components(self.encoder.rest, self.decoder.rest, torch.cat(kept[1]))
+            self._fit_maps(self.encoder.rest, self.decoder.rest, torch.cat(kept[1]))
         return self
+
+    @torch.no_grad()
+    def _fit_maps(self, encoder: nn.Linear, decoder: nn.Linear, patches: Float[Tensor, "patch value"]) -> None:
+        set_to_components(encoder, decoder, patches)
+        if self.bottleneck is None:
+            return
+        parts = patches.split(ROWS_AT_ONCE)
+        codes = (self.bottleneck.quantize(encoder(part)[:, :, None, None, None]).flatten(1) for part in parts)
+        sums = sum(normal_equations(z, part) for z, part in zip(codes, parts, strict=True))
+        assert isinstance(sums, Tensor)
+        set_to_least_squares(decoder, sums)
 
     def encode(self, video: Video) -> Latent:
         """Return the latent `(B, C, 1 + (T - 1) / time, H / space, W / space)`."""
         latent: Latent = self.encoder(video)
-        return latent
+        return latent if self.bottleneck is None else self.bottleneck.quantize(latent)
 
     def decode(self, latent: Latent) -> Video:
         """Return the video of a latent."""
@@ -183,15 +206,25 @@ def fit_decoder(decoder: PatchDecoder, pairs: Iterable[tuple[Latent, Video]]) ->
         z_of_frames = rearrange(latent, "b c t h w -> b t h w c").split([1, latent.shape[2] - 1], dim=1)
         patches_of_frames = split_patches(video, decoder.time, decoder.space)
         for total, z, patches in zip(sums, z_of_frames, patches_of_frames, strict=True):
-            rows = F.pad(z.flatten(0, -2), (1, 0), value=1.0).cpu().double()
-            total += rows.T @ torch.cat([rows, patches.flatten(0, -2).cpu().double()], dim=1)
+            total += normal_equations(z.flatten(0, -2), patches.flatten(0, -2))
     for layer, total in zip(layers, sums, strict=True):
-        gram, products = total.split([len(total), layer.out_features], dim=1)
-        if gram[0, 0] > 0:
-            ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).double()
-            solution = torch.linalg.solve(gram + ridge, products)
-            layer.bias.copy_(solution[0])
-            layer.weight.copy_(solution[1:].T)
+        if total[0, 0] > 0:
+            set_to_least_squares(layer, total)
+
+
+def normal_equations(z: Tensor, patches: Tensor) -> Tensor:
+    """Return the sums for a least-squares fit of patches `(N, P)` by an affine map of latents `(N, C)`, in float64."""
+    rows = F.pad(z, (1, 0), value=1.0).cpu().double()
+    return rows.T @ torch.cat([rows, patches.cpu().double()], dim=1)
+
+
+def set_to_least_squares(layer: nn.Linear, sums: Tensor) -> None:
+    """Set a map to the solution of `normal_equations`."""
+    gram, products = sums.split([len(sums), layer.out_features], dim=1)
+    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).double()
+    solution = torch.linalg.solve(gram + ridge, products)
+    layer.bias.copy_(solution[0])
+    layer.weight.copy_(solution[1:].T)
 
 
 def random_rows(rows: Tensor, generator: torch.Generator) -> Tensor:

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from telecine.autoencoders.causal import CausalVAEConfig, Decoder, enable_block_checkpointing
+from telecine.autoencoders.bottleneck import Bottleneck
+from telecine.autoencoders.causal import Decoder, enable_block_checkpointing
 from telecine.autoencoders.causal_blocks import CausalConv3d
+from telecine.autoencoders.causal_config import CausalVAEConfig
 from telecine.autoencoders.clip_sizes import check_multiple
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder
 from telecine.autoencoders.latent_statistics import NORMALISATION_KEYS, ChannelMoments
@@ -183,6 +185,11 @@ class StudentAutoencoder(VideoAutoencoder):
         """Return the smallest (frames, height, width) that the teacher accepts and that is at least this large."""
         return self.latent_model.covering_clip(num_frames, height, width)
 
+    @property
+    def codebook(self) -> Bottleneck | None:
+        """The teacher's."""
+        return self.latent_model.codebook
+
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder:
         """Return a linear autoencoder with as many latent values; it is not fitted."""
         return LinearAutoencoder(*(getattr(self.config, name) for name in COMPRESSION))
@@ -310,6 +317,9 @@ def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, i
         if settings.get(name, value) != value:
             got = describe(settings[name])
             raise argument_error(f"{name} of {size}", f"{value}, the teacher's", got, "Leave it out.")
+    if settings.get("bottleneck", "gaussian") != "gaussian":
+        remedy = "Train it with `telecine train`."
+        raise argument_error(f"bottleneck of {size}", "left out for a student", repr(settings["bottleneck"]), remedy)
     patch = settings.get("patch_size", min(found["spatial_compression"], LARGEST_PATCH))
     num_levels = (found["spatial_compression"] // patch).bit_length() if isinstance(patch, int) and patch > 0 else 1
     multipliers = tuple(min(2**level, LARGEST_MULTIPLIER) for level in range(num_levels))

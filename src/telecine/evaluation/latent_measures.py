@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
+from telecine.autoencoders.bottleneck import Bottleneck
 from telecine.losses.latent import resized
 from telecine.perceptual import pick_frames
 from telecine.shapes import Video
@@ -101,6 +104,28 @@ def scaled_video(video: Video, latent: Tensor) -> Video:
     last = (torch.arange(num_latent, device=video.device) * step).round().long().expand(len(video), -1)
     frames = pick_frames(video, last).unflatten(0, (len(video), -1)).transpose(1, 2)
     return resized(frames, list(latent.shape[-2:]))
+
+
+def code_usage(codebook: Bottleneck | None, latents: Tensor) -> dict[str, float]:
+    """Return how discrete latents use their codebook, means over the codes of a position; nothing without a codebook.
+
+    `codes_used` is the share of the codebook that occurs, at most the number of codes divided by its size;
+    `code_entropy` the entropy of the codes' frequencies in bits, and `code_perplexity` 2 to that power.
+
+    Args:
+        codebook: See `VideoAutoencoder.codebook`.
+        latents: `(B, C, t, h, w)` of all clips, on the codebook's device.
+    """
+    if codebook is None:
+        return {}
+    groups = codebook.indices(latents).transpose(0, 1).flatten(1)
+    counts = torch.stack([torch.bincount(group, minlength=codebook.codebook_size) for group in groups]).double()
+    entropy = torch.special.entr(counts / counts.sum(1, keepdim=True)).sum(1) / math.log(2)
+    return {
+        "codes_used": (counts > 0).double().mean().item(),
+        "code_entropy": entropy.mean().item(),
+        "code_perplexity": entropy.exp2().mean().item(),
+    }
 
 
 def summary(latents: Tensor) -> dict[str, float]:

@@ -21,6 +21,7 @@ from telecine.evaluation.latent_measures import (
     DEAD_FRACTION,
     HIGH_FREQUENCY,
     autocorrelation,
+    code_usage,
     covariance_eigenvalues,
     dead_channels,
     effective_rank,
@@ -51,6 +52,8 @@ DEFINITIONS = {
     "video; scale_1/2: bilinear, antialiased; turn_90: counterclockwise",
     "noise": "PSNR against the video of the decoded latent plus normal noise, by its standard deviation in units of "
     "each channel's",
+    "codes": "of a discrete bottleneck: share of the codebook that occurs in the clips, entropy of the frequencies in "
+    "bits, and 2 to that power; means over the codes of a position",
     "drift": "from the base model's latent of the same clips: correlation of each channel, and |z - z_base| / |z_base|",
 }
 
@@ -110,6 +113,8 @@ class LatentSpace:
     equivariance: dict[str, dict[str, float]]
     """`mse` and `psnr` by transformation; "none" is the reconstruction."""
     noise_psnr: dict[str, float]
+    codes: dict[str, float] = field(default_factory=dict)
+    """See `code_usage`; empty for a continuous latent."""
     drift: dict[str, list[float] | float] = field(default_factory=dict)
     """`correlation` of each channel and `relative_error`, if there is a base model."""
 
@@ -240,6 +245,7 @@ def measure_space(source: ModelSource, videos: Sequence[Video], reference: Tenso
         },
         equivariance=equivariance,
         noise_psnr=noise_psnr,
+        codes=code_usage(source.model.codebook, latents.to(next(source.model.parameters()).device)),
         drift={} if reference is None else drift(latents, reference),
     )
 
@@ -310,6 +316,10 @@ def describe(space: LatentSpace) -> dict[str, float]:
         "PSNR with noise 0.2, dB": space.noise_psnr["0.2"],
         "equivariance error, MSE": sum(changed) / len(changed),
     }
+    if space.codes:
+        found["codes used"] = space.codes["codes_used"]
+        found["entropy of the codes, bits"] = space.codes["code_entropy"]
+        found["perplexity of the codes"] = space.codes["code_perplexity"]
     if space.drift:
         assert isinstance(space.drift["relative_error"], float)
         found["drift from the base"] = space.drift["relative_error"]

@@ -81,7 +81,7 @@ def check_same_networks(config: TrainConfig, folder: Path) -> None:
     if "gan" not in settings["objective"]:
         contract, got = "a new folder or a run of this version", f"{folder}, written by telecine 0.1"
         raise argument_error("output_dir", contract, got, "Use another --output_dir.")
-    saved = network_settings(settings)
+    saved = network_settings(_plain(TrainConfig())) | network_settings(settings)  # an older version lacks new settings
     for name, value in network_settings(_plain(config)).items():
         if saved.get(name) != value:
             remedy = "Use the previous value, or another --output_dir."

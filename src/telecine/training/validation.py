@@ -14,7 +14,7 @@ from telecine.autoencoders import VideoAutoencoder
 from telecine.checks import argument_error
 from telecine.data import Clip, bytes_from_video
 from telecine.evaluation import ReconstructionMetrics
-from telecine.evaluation.latent_measures import summary
+from telecine.evaluation.latent_measures import code_usage, summary
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.report.clips import ValidationClip, write_clips
 from telecine.report.curves import draw_curves
@@ -41,7 +41,7 @@ class Validation:
     per_clip: list[dict[str, float]]
     """The metrics of every clip, in order."""
     latent: dict[str, float]
-    """Numbers about the latents of all clips, see `summary`; empty if the model does not offer its latent."""
+    """Numbers about the latents of all clips, see `summary` and `code_usage`; empty if the model offers none."""
     picture: Tensor
     """Side-by-side video of a few clips, uint8 `(T, H, W, 3)`."""
     clips: list[ValidationClip]
@@ -93,7 +93,10 @@ def validate(
     per_clip = gather_metrics(metrics.per_clip(), len(clips), device)
     few = [shown[position] for position in evenly_spaced(len(shown), NUM_SHOWN)]
     picture = side_by_side(inputs=[clip.target for clip in few], reconstructions=[clip.reconstruction for clip in few])
-    latent = summary(in_order(torch.stack(latents), len(clips)).cpu()) if latents else {}
+    latent = {}
+    if latents:
+        every_latent = in_order(torch.stack(latents), len(clips))
+        latent = summary(every_latent.cpu()) | code_usage(model.codebook, every_latent)
     return Validation(mean_over_clips(per_clip), per_clip, latent, picture, shown)
 
 

@@ -1,0 +1,141 @@
+"""Discrete bottlenecks: the latent of `CausalVAE` as codes, for generators of tokens."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from telecine.autoencoders.causal_config import CausalVAEConfig
+from telecine.autoencoders.posterior import DeterministicPosterior
+from telecine.checks import argument_error
+from telecine.precision import at_least_float32, autocast_off
+
+Latent = Float[Tensor, "batch channel time height width"]
+Indices = Int[Tensor, "batch code time height width"]
+
+
+def build_bottleneck(config: CausalVAEConfig) -> Bottleneck | None:
+    """Return the discrete bottleneck of an autoencoder; None for a Gaussian one.
+
+    Raises:
+        ValueError: Its library is not installed.
+    """
+    if config.bottleneck == "gaussian":
+        return None
+    groups = config.latent_channels // config.code_channels
+    library = quantizers(config.bottleneck)
+    if config.bottleneck == "fsq":
+        # Indices are computed when they are asked for: the library would make a table of all codes at once.
+        fsq = library.FSQ(list(config.fsq_levels), num_codebooks=groups, return_indices=False)
+        return Bottleneck(fsq, config)
+    lfq = library.LFQ(
+        codebook_size=config.codebook_size,
+        num_codebooks=groups,
+        entropy_loss_weight=config.lfq_entropy_weight,
+        commitment_loss_weight=config.lfq_commitment_weight,
+    )
+    return LookupFreeBottleneck(lfq, config)
+
+
+def quantizers(name: str) -> ModuleType:
+    """Return the library of quantizers.
+
+    Raises:
+        ValueError: It is not installed.
+    """
+    try:
+        import vector_quantize_pytorch
+    except ImportError as missing:
+        contract, got = '"gaussian" without the package vector-quantize-pytorch', repr(name)
+        raise argument_error("bottleneck", contract, got, 'Run `pip install "telecine[discrete]"`.') from missing
+    return cast(ModuleType, vector_quantize_pytorch)
+
+
+class Bottleneck(nn.Module):
+    """Rounds each channel of a latent to one of a few values between -1 and 1, without learned weights.
+
+    Groups of `code_channels` neighbouring channels are the codes of a position, each one of `codebook_size`. The
+    gradient passes straight through the rounding (arXiv:1308.3432).
+
+    This class is finite scalar quantization (FSQ, arXiv:2309.15505): the values are evenly spaced, and the latent is
+    bounded by a hyperbolic tangent before. There is no auxiliary loss.
+
+    Args:
+        quantizer: Of the library, for as many groups.
+        config: The settings of the autoencoder.
+    """
+
+    def __init__(self, quantizer: nn.Module, config: CausalVAEConfig) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+        self.code_channels = config.code_channels
+        self.codebook_size = config.codebook_size
+
+    def posterior(self, latent: Latent) -> DeterministicPosterior:
+        """Return the quantized latent as a posterior without noise, with the auxiliary losses; the graph is kept."""
+        return DeterministicPosterior(self.quantize(latent))
+
+    def quantize(self, latent: Latent) -> Latent:
+        """Return the quantized latent, in at least float32; the graph is kept."""
+        quantized: Latent = self._apply_quantizer(latent)[0]
+        return quantized
+
+    def _apply_quantizer(self, latent: Latent, **options: object) -> Any:
+        with autocast_off(latent.device):
+            return self.quantizer(at_least_float32(latent), **options)
+
+    def indices(self, latent: Latent) -> Indices:
+        """Return the number of each code of a quantized latent, from 0 to below `codebook_size`, as int64."""
+        numbers: Indices = cast(Any, self.quantizer).codes_to_indices(self._codes(latent)).long()
+        return numbers
+
+    def latent(self, indices: Indices) -> Latent:
+        """Return the quantized latent of the numbers of its codes."""
+        last = rearrange(indices, "b g t h w -> b t h w g")
+        last = last.squeeze(-1) if last.shape[-1] == 1 else last  # as the library numbers a single group
+        found: Latent = cast(Any, self.quantizer).indices_to_codes(last)
+        return found
+
+    def _codes(self, latent: Latent) -> Tensor:
+        return rearrange(latent, "b (g c) t h w -> b g t h w c", c=self.code_channels)
+
+
+class LookupFreeBottleneck(Bottleneck):
+    """Rounds each channel of a latent to its sign: lookup-free quantization (LFQ, MAGVIT-v2, arXiv:2310.05737).
+
+    While it trains there are two auxiliary losses, times the weights of the settings: "entropy_loss", the entropy of
+    each position's distribution over the codes less that of their mean over the batch, and "commitment_loss", the
+    squared distance of the latent from its code. The former makes the clips of a batch depend on each other.
+    """
+
+    def posterior(self, latent: Latent) -> DeterministicPosterior:
+        """Return the quantized latent as a posterior without noise, with the auxiliary losses; the graph is kept.
+
+        Raises:
+            ValueError: It trains on several processes.
+        """
+        if not self.training:
+            return super().posterior(latent)
+        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            # vector-quantize-pytorch 1.32 drops the result of its all-reduce, and divides the codes' probabilities by
+            # the number of processes.
+            remedy = "Train on one device, or use `fsq`."
+            raise argument_error("bottleneck", '"fsq" or "gaussian" on several processes', "'lfq'", remedy)
+        (quantized, _, _), parts = self._apply_quantizer(latent, return_loss_breakdown=True)
+        quantizer = cast(Any, self.quantizer)
+        entropy = parts.per_sample_entropy - parts.batch_entropy
+        losses = {
+            "entropy_loss": quantizer.entropy_loss_weight * entropy,
+            "commitment_loss": quantizer.commitment_loss_weight * parts.commitment,
+        }
+        return DeterministicPosterior(quantized, losses)
+
+    def indices(self, latent: Latent) -> Indices:
+        """Return the number of each code of a quantized latent, from 0 to below `codebook_size`, as int64."""
+        numbers: Indices = ((self._codes(latent) > 0) * cast(Any, self.quantizer).mask).sum(-1)
+        return numbers
