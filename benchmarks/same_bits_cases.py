@@ -109,6 +109,7 @@ SMALL: Settings = {
     },
     "discriminator": {
         "init": None,
+        "init_optimizer": False,
         "video": "first_frame",
         "image": "none",
         "num_scales": 0,

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from telecine.discriminators import (
 )
 from telecine.training import DiscriminatorConfig, ObjectiveConfig
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_objective, build_state
-from telecine.training.checkpoint_files import save_tensors
+from telecine.training.checkpoint_files import optimizer_tensors, save_tensors
 from telecine.training.optim import set_lr
 
 
@@ -148,6 +149,30 @@ def test_discriminators_that_do_not_fit(tiny, other_run, theirs, ours, message):
     _, run = other_run(**theirs)
     with pytest.raises(ValueError, match=rf"`discriminator.init` must be {message}"):
         with_discriminators_of(tiny, run, **ours)
+
+
+def test_the_state_of_their_optimizer(tiny, other_run):
+    loss, run = other_run(dim=2)
+    folder = next((Path(run) / "checkpoints").iterdir())
+    with pytest.raises(ValueError, match="must be false without the optimizer's state"):
+        build_with_optimizer_of(tiny, run)
+    theirs = torch.optim.AdamW(loss.get_trainable_parameters(), 0.1)
+    sum(weight.square().sum() for weight in loss.get_trainable_parameters()).backward()
+    theirs.step()
+    save_tensors(folder / "disc_optimizer.safetensors", optimizer_tensors(theirs))
+    ours = build_with_optimizer_of(tiny, run)
+    assert ours.param_groups[0]["lr"] == tiny().optimizer.disc_lr
+    found, expected = ([each.state[p]["exp_avg"] for p in each.param_groups[0]["params"]] for each in (ours, theirs))
+    assert len(found) > 5
+    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
+    assert any(x.abs().max() > 0 for x in found)
+    with pytest.raises(ValueError, match="must be false without `init`"):
+        DiscriminatorConfig(init_optimizer=True)
+
+
+def build_with_optimizer_of(tiny, run):
+    config = tiny(discriminator=DiscriminatorConfig(init=run, init_optimizer=True, dim=2))
+    return build_state(config, build_accelerator(config), build_autoencoder(config)).disc_optimizer
 
 
 def test_discriminators_of_no_run(tiny, tmp_path):

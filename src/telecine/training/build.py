@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 from telecine.autoencoders import CausalVAE, VideoAutoencoder, as_video_autoencoder
 from telecine.autoencoders.causal import saved_config
 from telecine.autoencoders.load import is_causal_vae, load_model_or_run
-from telecine.autoencoders.pretrained import MAX_LISTED, mismatches
 from telecine.checks import argument_error
 from telecine.data import (
     Clip,
@@ -43,8 +42,8 @@ from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.weights import WeightSchedule
 from telecine.runs import find_checkpoint
 from telecine.training.acceleration import accelerate_networks
-from telecine.training.checkpoint_files import load_tensors
 from telecine.training.config import DiscriminatorConfig, OptimizerConfig, TrainConfig
+from telecine.training.discriminator_init import load_discriminator_optimizer, load_discriminators
 from telecine.training.distributed import broadcast_module, shard
 from telecine.training.optim import MovingAverage
 from telecine.training.process_group import answer_questions, process_group_settings
@@ -53,10 +52,6 @@ from telecine.training.trainable import select_trainable
 
 if TYPE_CHECKING:
     from telecine.objective import VideoAutoencoderLoss
-
-
-# Where an objective's state dict has the discriminators.
-DISCRIMINATORS = ("discr.", "discr_3d.", "multiscale_discrs.")
 
 
 @dataclass(frozen=True)
@@ -285,6 +280,8 @@ def build_state(config: TrainConfig, accelerator: Accelerator, model: VideoAutoe
     if config.sharding == "fsdp2":
         shard(model)
     optimizer, disc_optimizer = build_optimizers(config.optimizer, model, objective)
+    if config.discriminator.init is not None and config.discriminator.init_optimizer:
+        load_discriminator_optimizer(disc_optimizer, config.discriminator.init)
     wrapped = model if config.sharding == "fsdp2" else data_parallel(model, accelerator)
     return TrainState(
         accelerator=accelerator,
@@ -298,31 +295,6 @@ def build_state(config: TrainConfig, accelerator: Accelerator, model: VideoAutoe
         grad_clip=config.optimizer.grad_clip,
         seed=config.seed,
     )
-
-
-def load_discriminators(objective: VideoAutoencoderLoss, source: str) -> None:
-    """Copy the discriminators of another run, of its last checkpoint, into an objective.
-
-    Raises:
-        ValueError: There is no checkpoint, one of the two runs has no discriminator, or names or shapes differ.
-    """
-    checkpoint = find_checkpoint(Path(source))
-    if checkpoint is None:
-        got = f"{source!r}, without one"
-        raise argument_error("discriminator.init", "a run with a checkpoint", got, "Check the spelling.")
-    weights = {name: weight for name, weight in objective.state_dict().items() if name.startswith(DISCRIMINATORS)}
-    saved = load_tensors(checkpoint / "objective.safetensors")
-    found = {name: weight for name, weight in saved.items() if name.startswith(DISCRIMINATORS)}
-    for name, each in (("discriminators of this run", weights), (f"discriminators of {source}", found)):
-        if not each:
-            remedy = "They are built only for `objective.adversarial_loss_weight`."
-            raise argument_error("discriminator.init", f"given with {name}", "none", remedy)
-    if problems := mismatches(weights, found):
-        more = f" and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
-        remedy = "Use the `discriminator` settings and the size of the clips of that run."
-        contract, got = "a run with the same discriminators", "; ".join(problems[:MAX_LISTED]) + more
-        raise argument_error("discriminator.init", contract, got, remedy)
-    objective.load_state_dict(found, strict=False)
 
 
 def data_parallel(model: nn.Module, accelerator: Accelerator) -> nn.Module:

@@ -107,6 +107,14 @@ class DiscriminatorConfig:
 
     Fails: a discriminator that knows other data better than the autoencoder is strict from the first step.
     """
+    init_optimizer: bool = False
+    """With `init`: start from the state of that run's optimizer as well, so that the first updates have the size of its
+    last ones.
+
+    Source: telecine.
+
+    Fails: the averages of old gradients delay the first updates if data or loss are others.
+    """
     norm: Literal["group", "none", "spectral"] = "group"
     """Normalisation of "patch": groups of channels, none, or spectral normalisation of its weights.
 
@@ -118,6 +126,9 @@ class DiscriminatorConfig:
     def __post_init__(self) -> None:
         if self.init is not None:
             object.__setattr__(self, "init", os.path.expanduser(self.init))
+        elif self.init_optimizer:
+            remedy = "Name the run in `init`, or leave it out."
+            raise argument_error("discriminator.init_optimizer", "false without `init`", "true", remedy)
 
 
 @dataclass(frozen=True)

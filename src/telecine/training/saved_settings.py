@@ -95,7 +95,8 @@ def network_settings(settings: Settings) -> Settings:
         for group in ("causal_vae", "discriminator", "trainable")
         for name, value in settings[group].items()
     }
-    networks.pop("discriminator.init", None)  # where they started; theirs are now those of the checkpoint
+    for name in ("init", "init_optimizer"):  # where they started; theirs are now those of the checkpoint
+        networks.pop(f"discriminator.{name}", None)
     # The path of a base model may change. `check_same_architecture` compares the models once they are loaded.
     networks["model"] = "left out" if settings["model"] is None else "given"
     # The discriminators' linear heads depend on the size of the clips, and only discriminators with a weight are built.
