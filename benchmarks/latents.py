@@ -1,44 +1,56 @@
-"""Effect of each regulariser of the latent on held-out clips of the demo: a Markdown table.
+"""Effect of each regulariser of the latent on held-out clips of the demo: Markdown tables and a picture.
 
-    python benchmarks/latents.py --runs runs/latents
+    python benchmarks/latents.py --runs runs/latents --picture latents.png
     python benchmarks/latents.py --runs runs/latents --terms equivariance --steps 600 --seeds 0 1 2
 
 Every run is the demo (`telecine train` without arguments) without a GAN and with fewer updates. Runs differ only in
-one term and their seed. "Equivariance error" is the mean squared error of decoded transformed latents against
-transformed videos, a mean over a scale of 1/2, two flips and three quarter turns; "alignment" the cosine of AlexNet's
-features with the best linear map of the latent. Differences are to the run of the same seed without a term. Finished
-runs are stored in `--runs`, and not repeated.
+one term and their seed. "Linear start" is the autoencoder before its first update. "Equivariance error" is the mean
+squared error of decoded transformed latents against transformed videos, a mean over a scale of 1/2, two flips and
+three quarter turns. Its floor is the error of the reconstruction of the transformed videos, which a perfectly
+equivariant latent would have. "Alignment" is the cosine of AlexNet's features with the best linear map of the latent.
+Differences are to the run of the same seed without a term. The time of an update is processor time, a median over
+rounds of the ratio to the update without a term. Finished runs are stored in `--runs`, and not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import torch
-from measure import machine, table
+from latents_picture import draw
+from measure import interleaved, machine, median_ratio, ratio, table
 from rich.console import Console
 from torch import Tensor
 
 from telecine.autoencoders import CausalVAE
 from telecine.data import ClipConfig
-from telecine.evaluation.latents import describe, measure_space
+from telecine.evaluation.latents import TRANSFORMS, decode, describe, measure_space
 from telecine.evaluation.source import ModelSource
 from telecine.files import read_json, write_json
+from telecine.losses import mse
 from telecine.perceptual import LPIPS
 from telecine.runs import find_checkpoint
 from telecine.shapes import Video
-from telecine.training import TrainConfig, train
-from telecine.training.build import build_autoencoder, build_clips
+from telecine.training import TrainConfig, baseline, train
+from telecine.training.baseline import fit_linear
+from telecine.training.build import Clips, build_accelerator, build_autoencoder, build_clips, build_state
+from telecine.training.state import TrainState
+from telecine.training.step import MicroBatch, train_step
 from training import SMOKE, demo_config
 
 PLAIN = "none"
+START = "linear start"
+FLOOR = "its floor, MSE"
 # The weight of each term, by the name of the row.
 TERMS: dict[str, dict[str, Any]] = {
+    START: {},
     PLAIN: {},
     "equivariance": {"equivariance": 0.25},
     "scale_equivariance": {"scale_equivariance": 0.25},
@@ -50,6 +62,7 @@ TERMS: dict[str, dict[str, Any]] = {
 COLUMNS = {
     "PSNR, dB": 2,
     "equivariance error, MSE": 4,
+    FLOOR: 4,
     "high frequencies": 3,
     "effective rank": 2,
     "PSNR with noise 0.2, dB": 2,
@@ -81,29 +94,55 @@ def settings_of(term: str, seed: int, steps: int, folder: Path, changes: Mapping
     )
 
 
-def measured(config: TrainConfig) -> dict[str, float]:
+def measured(config: TrainConfig, term: str) -> dict[str, float]:
     """Return the measures of a run on its held-out clips; it is trained if that has not been done."""
     file = Path(config.output_dir) / "latents.json"
     if not file.is_file():
-        train(config, console=Console(quiet=True))
-        write_json(file, measure(config))
+        clips = build_clips(config, build_autoencoder(config))
+        if term == START:
+            model = linear_start(config, clips)
+        else:
+            train(config, console=Console(quiet=True))
+            checkpoint = find_checkpoint(Path(config.output_dir))
+            assert checkpoint is not None
+            model = CausalVAE.from_pretrained(checkpoint / "ema")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, measure(model.eval(), [clip["video"][None] for clip in clips.val]))
     found: dict[str, float] = read_json(file)
     return found
 
 
-def measure(config: TrainConfig) -> dict[str, float]:
-    """Return the measures of the last checkpoint's averaged weights."""
-    videos = [clip["video"][None] for clip in build_clips(config, build_autoencoder(config)).val]
-    checkpoint = find_checkpoint(Path(config.output_dir))
-    assert checkpoint is not None
-    model = CausalVAE.from_pretrained(checkpoint / "ema").eval()
-    space = measure_space(ModelSource(model, ClipConfig(), config.output_dir), videos, None)
+def linear_start(config: TrainConfig, clips: Clips) -> CausalVAE:
+    """Return the autoencoder of a run before its first update."""
+    model = CausalVAE(config.causal_vae)
+    linear = fit_linear(model, clips, baseline.NUM_CLIPS)
+    assert linear is not None
+    model.start_from(linear)
+    return model
+
+
+def measure(model: CausalVAE, videos: Sequence[Video]) -> dict[str, float]:
+    """Return the measures of a model on clips `(1, 3, T, H, W)`."""
+    space = measure_space(ModelSource(model, ClipConfig(), "model"), videos, None)
     neighbours = space.autocorrelation["space"][:1]
     found = describe(space) | {
+        FLOOR: floor(model, videos),
         "correlation of neighbours": neighbours[0] if neighbours else float("nan"),
         "alignment, cosine": alignment(model, videos),
     }
-    return {name: found[name] for name in COLUMNS}
+    by_transformation = {name: space.equivariance[name]["mse"] for name in TRANSFORMS}
+    return {name: found[name] for name in COLUMNS} | by_transformation
+
+
+@torch.no_grad()
+def floor(model: CausalVAE, videos: Sequence[Video]) -> float:
+    """Return the mean squared error of the reconstructions of the transformed videos."""
+    errors = []
+    for transform in TRANSFORMS.values():
+        for video in videos:
+            target = transform(video)
+            errors.append(mse(reconstruction=decode(model, model.encode(target).mode()), target=target).item())
+    return fmean(errors)
 
 
 @torch.no_grad()
@@ -131,13 +170,34 @@ def cell(values: Sequence[float], digits: int, sign: str = "") -> str:
     return f"{fmean(values):{sign}.{digits}f}{deviation}"
 
 
+def update_times(configs: Mapping[str, TrainConfig], rounds: int) -> dict[str, float]:
+    """Return the time of an update of each run, relative to that of the run without a term."""
+    steps = {}
+    for name, config in configs.items():
+        model = build_autoencoder(config)
+        state = build_state(config, build_accelerator(config), model)
+        indices = list(range(config.clips_per_pass))
+        clips = build_clips(config, model).train
+        batch = MicroBatch(torch.stack([clips[index]["video"] for index in indices]), indices)
+        steps[name] = partial(update, state, batch)
+    seconds = interleaved(steps, rounds=rounds, clock=time.process_time)
+    return {name: median_ratio(seconds[name], seconds[PLAIN]) for name in configs}
+
+
+def update(state: TrainState, batch: MicroBatch) -> None:
+    """Do one update."""
+    train_step(state, [batch])
+
+
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--runs", type=Path, default=Path("runs/latents"), help="folder of the runs")
-    parser.add_argument("--terms", nargs="+", choices=[name for name in TERMS if name != PLAIN], help="default: all")
+    parser.add_argument("--terms", nargs="+", choices=list(TERMS)[2:], help="default: all")
     parser.add_argument("--steps", type=int, default=600, help="updates of a run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the runs")
+    parser.add_argument("--rounds", type=int, default=15, help="updates whose time is measured")
+    parser.add_argument("--picture", help="where to draw the effect of each term against its cost")
     parser.add_argument("--smoke", action="store_true", help="tiny networks and two updates, to test the command")
     return parser.parse_args()
 
@@ -146,25 +206,41 @@ def main() -> None:
     """Train, measure and print."""
     arguments = parse_arguments()
     changes: Mapping[str, Any] = SMOKE if arguments.smoke else {}
-    steps = 2 if arguments.smoke else arguments.steps
-    names = [PLAIN, *(arguments.terms or [name for name in TERMS if name != PLAIN])]
-    found = {
-        (name, seed): measured(settings_of(name, seed, steps, arguments.runs, changes))
+    steps, rounds = (2, 1) if arguments.smoke else (arguments.steps, arguments.rounds)
+    names = [PLAIN, *(arguments.terms or list(TERMS)[2:])]
+    configs = {
+        (name, seed): settings_of(name, seed, steps, arguments.runs, changes)
         for seed in arguments.seeds
-        for name in names
+        for name in (START, *names)
     }
+    found = {(name, seed): measured(config, name) for (name, seed), config in configs.items()}
+    times = update_times({name: configs[name, arguments.seeds[0]] for name in names}, rounds)
+    print(f"{steps} updates, seeds {arguments.seeds}; {machine()}\n")
     rows = []
-    for name in names:
+    for name in (START, *names):
         runs = [found[name, seed] for seed in arguments.seeds]
         rows.append([name, *(cell([run[column] for run in runs], digits) for column, digits in COLUMNS.items())])
-    print(f"{steps} updates, seeds {arguments.seeds}; {machine()}\n")
     print(table(["term", *COLUMNS], rows))
     rows = []
     for name in names[1:]:
         pairs = [(found[name, seed], found[PLAIN, seed]) for seed in arguments.seeds]
         differences = {column: [run[column] - plain[column] for run, plain in pairs] for column in COLUMNS}
-        rows.append([name, *(cell(differences[column], digits, "+") for column, digits in COLUMNS.items())])
-    print("\n" + table([f"difference to {PLAIN}", *COLUMNS], rows))
+        cells = [cell(differences[column], digits, "+") for column, digits in COLUMNS.items()]
+        rows.append([name, *cells, ratio(times[name])])
+    print("\n" + table([f"difference to {PLAIN}", *COLUMNS, "time of an update"], rows))
+    rows = [
+        [
+            name,
+            *(
+                cell([found[name, seed][transformation] for seed in arguments.seeds], 4)
+                for transformation in TRANSFORMS
+            ),
+        ]
+        for name in (START, *names)
+    ]
+    print("\n" + table(["equivariance error, MSE", *TRANSFORMS], rows))
+    if arguments.picture is not None:
+        draw(found, arguments.picture, base=PLAIN, terms=names[1:])
 
 
 if __name__ == "__main__":

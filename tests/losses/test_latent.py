@@ -203,6 +203,25 @@ def test_an_equivariant_decoder_has_no_error_and_another_has_one():
     assert turns == {(4, 2), (2, 4)}
 
 
+def test_with_flips_all_seven_other_orientations_are_drawn():
+    latent = torch.arange(12.0).view(1, 1, 1, 3, 4)
+    targets = [turned for x in (latent, latent.flip(-1)) for turned in (torch.rot90(x, k, (-2, -1)) for k in range(4))]
+    seen = set()
+
+    def decode(z):
+        (number,) = [index for index, x in enumerate(targets) if x.shape == z.shape and torch.equal(x, z)]
+        seen.add(number)
+        return z
+
+    for flip, numbers in ((True, {1, 2, 3, 4, 5, 6, 7}), (False, {1, 2, 3})):
+        seen.clear()
+        for seed in range(40):
+            generator = torch.Generator().manual_seed(seed)
+            given = {"latent": latent, "target": latent, "decode": decode, "min_scale": 1.0}
+            assert equivariance(**given, generator=generator, flip=flip) == 0
+        assert seen == numbers
+
+
 def test_a_factor_is_drawn_and_small_latents_become_one_position():
     sizes = set()
 

@@ -37,14 +37,16 @@ def equivariance(
     mask: Tensor | None = None,
     generator: Generators = None,
     min_scale: float = 0.25,
+    flip: bool = False,
     loss: str = "mse",
 ) -> Scalar:
     """Return the error of the decoded latent, rotated and down-scaled, against the video, changed in the same way.
 
     EQ-VAE (Kouzelis et al., arXiv:2502.09509): `d(tau(x), D(tau(z)))`. Here `d` is a pixel loss alone, and
-    the pair without a change, which the paper trains on in half of the steps, is the objective's reconstruction.
-    `tau` is one for the whole batch: one to three quarter turns, and independent scales of height and width. It costs
-    a pass of the decoder over a latent of `scale_h * scale_w` of the size, 37 % on average with `min_scale` 1/4.
+    the pair without a change, which the paper trains on in half of the steps, is the objective's reconstruction: with
+    a weight of 1 both count the same, as in the paper. `tau` is one for the whole batch: one to three quarter turns,
+    and independent scales of height and width. It costs a pass of the decoder over a latent of `scale_h * scale_w` of
+    the size, 37 % on average with `min_scale` 1/4.
 
     Args:
         latent: z, `(B, C, t, h, w)`; the graph is kept.
@@ -54,6 +56,8 @@ def equivariance(
         mask: Bool, broadcasts to `target`. A pixel counts if all pixels that it was made of do.
         generator: Source of the transformation. One on an accelerator costs a host sync; of several, the first counts.
         min_scale: Smallest scale, in (0, 1]. The largest is just below 1; with 1, nothing is scaled.
+        flip: Whether `tau` is one of all seven other orientations of a square, flips included, which the paper leaves
+            out, instead of the three turns.
         loss: The pixel loss: "mse", "l1" or "charbonnier".
 
     Returns:
@@ -66,7 +70,7 @@ def equivariance(
     if not 0 < min_scale <= 1:
         raise argument_error("min_scale", "above 0 and at most 1", min_scale, "Use 0.25, as the paper does.")
     turn, *sides = host_rand(3, generator)
-    rotate = partial(torch.rot90, k=1 + int(3 * turn), dims=(-2, -1))
+    rotate = partial(oriented, number=1 + int((7 if flip else 3) * turn))
     turned = rotate(latent)
     size = [_random_side(side, min_scale, draw) for side, draw in zip(turned.shape[-2:], sides, strict=True)]
     decoded = decode(resized(turned, size))
@@ -246,6 +250,11 @@ def channel_statistics(latent: Tensor) -> tuple[Tensor, Tensor]:
     mean = values.mean(axes, keepdim=True)
     # The gradient is finite for a constant channel, too.
     return mean, ((values - mean).square().mean(axes, keepdim=True) + EPSILON**2).sqrt()
+
+
+def oriented(video: Tensor, number: int) -> Tensor:
+    """Return a video or a latent in one of eight orientations: `number % 4` quarter turns, from 4 on of its mirror."""
+    return torch.rot90(video.flip(-1) if number >= 4 else video, k=number % 4, dims=(-2, -1))
 
 
 def resized(video: Tensor, size: list[int]) -> Tensor:
