@@ -120,10 +120,14 @@ def test_saved_and_loaded_without_the_teacher(saved, tmp_path):
     copy.deepcopy(student).save_pretrained(folder)
     assert set(load_file(folder / "model.safetensors")) == set(student.state_dict())
     loaded = load_autoencoder(folder)
+    assert json.loads((folder / "config.json").read_text())["teacher"] == "teacher"
     moved = saved.rename(tmp_path / "moved")
     assert torch.equal(loaded.decode(latent), student.decode(latent))
-    with pytest.raises(FileNotFoundError, match="teacher"):
-        loaded(x)
+    for each in (loaded, load_autoencoder(folder)):
+        with pytest.raises(
+            FileNotFoundError, match=r"`teacher` must be a folder or a Hub name, .*beside the student's"
+        ):
+            each(x)
     moved.rename(saved)
     assert torch.equal(loaded(x, sample_posterior=False).video, expected)
     assert loaded.latent_normalisation() == student.latent_normalisation()
@@ -142,6 +146,19 @@ def test_saved_and_loaded_without_the_teacher(saved, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="a student's, with `teacher`, but got one without it"):
         load_autoencoder(folder)
+
+
+def test_the_settings_of_a_checkpoint_say_where_the_teacher_is(saved, tmp_path):
+    folder = tmp_path / "elsewhere" / "ema"
+    student_of(saved).save_pretrained(folder)
+    assert load_autoencoder(folder).teacher == "teacher"
+    (folder.parent / "config.yaml").write_text(f"teacher: {saved}\n")
+    assert load_autoencoder(folder).teacher == str(saved)
+    (folder.parent / "config.yaml").write_text("teacher: /another\n")
+    assert load_autoencoder(folder).teacher == "teacher"
+    hub = StudentAutoencoder.of(teacher(), "owner/name", load_model_or_run, student_config("tiny", teacher(), CLIP))
+    hub.save_pretrained(folder)
+    assert load_autoencoder(folder).teacher == "owner/name"
 
 
 def test_a_student_of_a_student_has_the_same_teacher(saved, tmp_path):

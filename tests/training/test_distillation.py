@@ -71,7 +71,7 @@ def test_a_decoder_for_a_tiny_wan(folder, capsys):
     checkpoint = checkpoints(run)[-1][1]
     config = json.loads((checkpoint / "ema" / "config.json").read_text())
     wan = DiffusersAutoencoder.from_pretrained("wan")
-    assert config["teacher"] == str(folder / "wan")
+    assert config["teacher"] == "wan", "not where it is on this machine"
     assert config["latents_mean"] == list(wan.module.config.latents_mean)
     of_student = {"decoder"}
     for name in ("ema", "model"):

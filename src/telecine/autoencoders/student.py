@@ -34,6 +34,7 @@ from telecine.autoencoders.pretrained import (
 from telecine.checks import argument_error, describe
 from telecine.perceptual.frozen import Frozen
 from telecine.randomness import Generators
+from telecine.runs import CONFIG_FILE as RUN_SETTINGS_FILE
 from telecine.settings_file import read_yaml
 from telecine.shapes import Video, check_video
 
@@ -75,8 +76,8 @@ class StudentAutoencoder(VideoAutoencoder):
     """The encoder of a teacher, which is frozen, and a decoder of the kind that `CausalVAE` has, which is trained.
 
     The latents are those of the teacher: `decode` takes what a generator makes for the teacher's decoder. Saved models
-    hold the decoder, the name of the teacher and a digest of its encoder. A model that was loaded decodes without the
-    teacher, which it loads when the first video is encoded.
+    hold the decoder, the name of the teacher (of a local one without its path) and a digest of its encoder. A model
+    that was loaded decodes without the teacher, which it loads when the first video is encoded.
 
     Args:
         config: The decoder, see `student_config`.
@@ -122,7 +123,7 @@ class StudentAutoencoder(VideoAutoencoder):
             ValueError: It is loaded now, and has another encoder than the one that the student was trained with.
         """
         if self._frozen is None:
-            loaded = self._load(self.teacher)
+            loaded = self._load_teacher()
             if isinstance(loaded, StudentAutoencoder) or digest_of_encoder(loaded) != self.digest:
                 contract, got = (
                     "the teacher that the student was trained with",
@@ -131,6 +132,14 @@ class StudentAutoencoder(VideoAutoencoder):
                 raise argument_error("teacher", contract, got, f"Set `{TEACHER_KEY}` in its config.json to that one.")
             self._frozen = FrozenAutoencoder(loaded).to(self.last_layer.device)
         return self._frozen.autoencoder
+
+    def _load_teacher(self) -> VideoAutoencoder:
+        try:
+            return self._load(self.teacher)
+        except FileNotFoundError as error:
+            got = f"{self.teacher!r}, which does not exist"
+            remedy = f"Put it beside the student's folder, or set `{TEACHER_KEY}` in its config.json to its path."
+            raise argument_error("teacher", "a folder or a Hub name", got, remedy, FileNotFoundError) from error
 
     def forward(
         self,
@@ -248,7 +257,7 @@ class StudentAutoencoder(VideoAutoencoder):
         """Write `config.json` and the decoder's weights atomically, low-rank updates merged into the weights."""
         settings: dict[str, Any] = {
             DECODER_KEY: asdict(self.config),
-            TEACHER_KEY: self.teacher,
+            TEACHER_KEY: public_name(self.teacher),
             DIGEST_KEY: self.digest,
         }
         save_model(merge_low_rank(self), settings | self.normalisation, folder)
@@ -279,6 +288,7 @@ class StudentAutoencoder(VideoAutoencoder):
         check_known_keys(settings, sorted(field.name for field in fields(CausalVAEConfig)))
         config = CausalVAEConfig(**settings)
         check_num_weights(lambda: Decoder(config), folder)
+        teacher = find_teacher(teacher, Path(folder))
         model = cls(config, teacher, load, digest=digest, normalisation=values)
         load_weights(model, folder)
         return model
@@ -287,6 +297,27 @@ class StudentAutoencoder(VideoAutoencoder):
         """Return the state for a copy, from which checkpoints are written: without the teacher."""
         modules = {name: module for name, module in self._modules.items() if name != "_frozen"}
         return {**self.__dict__, "_modules": modules, "_frozen": None}
+
+
+def public_name(teacher: str) -> str:
+    """Return the name of a teacher for a model that others may get: the last part of an absolute path."""
+    return Path(teacher).name if Path(teacher).is_absolute() else teacher
+
+
+def find_teacher(name: str, folder: Path) -> str:
+    """Return where the teacher is that a student's `config.json` names.
+
+    Args:
+        name: See `public_name`.
+        folder: The student's. If it is part of a checkpoint, the settings of the run have the path; otherwise a folder
+            of that name beside it is the teacher.
+    """
+    settings = folder.parent / RUN_SETTINGS_FILE
+    path = (read_yaml(settings) or {}).get(TEACHER_KEY) if settings.is_file() else None
+    if isinstance(path, str) and public_name(path) == name:
+        return path
+    beside = folder.parent / name
+    return str(beside) if beside.is_dir() else name
 
 
 def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> CausalVAEConfig:
