@@ -52,7 +52,7 @@ FLOOR = "its floor, MSE"
 TERMS: dict[str, dict[str, Any]] = {
     START: {},
     PLAIN: {},
-    "equivariance": {"equivariance": 0.25},
+    "equivariance": {"equivariance": {"weight": 0.25, "params": {"min_scale": 1.0, "flip": True}}},
     "scale_equivariance": {"scale_equivariance": 0.25},
     "local_correlation": {"local_correlation": 0.01},
     "latent_masking": {"latent_masking": 0.1},

@@ -327,10 +327,7 @@ class TestConfig:
                 {"bottleneck": "fsq", "fsq_levels": (8,) * 8},
                 "`fsq_levels` must be those of a codebook of at most 262144",
             ),
-            (
-                {"bottleneck": "lfq", "lfq_bits": 19},
-                "`lfq_bits` must be those of a codebook of at most 262144, but got one",
-            ),
+            ({"lfq_bits": 10**9}, "`lfq_bits` must be at most 18, but got 1000000000"),
             (
                 {"bottleneck": "fsq", "latent_channels": 6},
                 "`latent_channels` must be a multiple of the 4 channels of a code, see `fsq_levels`, but got .* Use 8",

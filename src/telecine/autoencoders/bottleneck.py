@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any, cast
 
-import torch
+import torch.distributed as dist
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -121,7 +121,7 @@ class LookupFreeBottleneck(Bottleneck):
         """
         if not self.training:
             return super().posterior(latent)
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             # vector-quantize-pytorch 1.32 drops the result of its all-reduce, and divides the codes' probabilities by
             # the number of processes.
             remedy = "Train on one device, or use `fsq`."

@@ -12,8 +12,14 @@ from telecine.autoencoders.clip_sizes import ceil_div
 from telecine.checks import argument_error, check_choice, check_count, check_weight, describe
 
 # Configurations come from others, too: larger networks would take hours to build.
-LARGEST = {"latent_channels": 2**16, "base_channels": 2**16, "blocks_per_level": 256, "time_kernel": 256}
-LARGEST_CODEBOOK = 2**18
+LARGEST = {
+    "latent_channels": 2**16,
+    "base_channels": 2**16,
+    "blocks_per_level": 256,
+    "time_kernel": 256,
+    "lfq_bits": 18,
+}
+LARGEST_CODEBOOK = 2 ** LARGEST["lfq_bits"]
 BOTTLENECKS = ("gaussian", "fsq", "lfq")
 
 
@@ -63,9 +69,9 @@ class CausalVAEConfig:
                 "channel_multipliers", "a list of powers of two", self.channel_multipliers, "Use (1, 2)."
             )
         object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
-        for name in ("latent_channels", "base_channels", "blocks_per_level", "time_kernel"):
-            if check_count(name, getattr(self, name)) > LARGEST[name]:
-                raise argument_error(name, f"at most {LARGEST[name]}", getattr(self, name), "Use less.")
+        for name, largest in LARGEST.items():
+            if check_count(name, getattr(self, name)) > largest:
+                raise argument_error(name, f"at most {largest}", getattr(self, name), "Use less.")
         for name in ("time_compression", "spatial_compression", "patch_size"):
             check_power_of_two(name, getattr(self, name))
         for multiplier in self.channel_multipliers:
@@ -95,16 +101,15 @@ class CausalVAEConfig:
         object.__setattr__(self, "fsq_levels", tuple(self.fsq_levels))
         for levels in self.fsq_levels:
             check_count("fsq_levels", levels, at_least=3, remedy="Use 5 or 8, or `bottleneck: lfq` for two values.")
-        check_count("lfq_bits", self.lfq_bits)
         check_weight("lfq_entropy_weight", self.lfq_entropy_weight)
         check_weight("lfq_commitment_weight", self.lfq_commitment_weight)
         if self.bottleneck == "gaussian":
             return
-        name = "fsq_levels" if self.bottleneck == "fsq" else "lfq_bits"
         if self.codebook_size > LARGEST_CODEBOOK:
             got = f"one of {self.codebook_size}"
-            raise argument_error(name, f"those of a codebook of at most {LARGEST_CODEBOOK}", got, "Use less.")
+            raise argument_error("fsq_levels", f"those of a codebook of at most {LARGEST_CODEBOOK}", got, "Use less.")
         if self.latent_channels % self.code_channels:
+            name = "fsq_levels" if self.bottleneck == "fsq" else "lfq_bits"
             contract = f"a multiple of the {self.code_channels} channels of a code, see `{name}`"
             remedy = f"Use {self.code_channels * ceil_div(self.latent_channels, self.code_channels)}."
             raise argument_error("latent_channels", contract, self.latent_channels, remedy)
