@@ -208,19 +208,19 @@ def main() -> None:
     changes: Mapping[str, Any] = SMOKE if arguments.smoke else {}
     steps, rounds = (2, 1) if arguments.smoke else (arguments.steps, arguments.rounds)
     names = [PLAIN, *(arguments.terms or list(TERMS)[2:])]
+    seeds = {START: arguments.seeds[:1], **dict.fromkeys(names, arguments.seeds)}
     configs = {
-        (name, seed): settings_of(name, seed, steps, arguments.runs, changes)
-        for seed in arguments.seeds
-        for name in (START, *names)
+        (name, seed): settings_of(name, seed, steps, arguments.runs, changes) for name in seeds for seed in seeds[name]
     }
     found = {(name, seed): measured(config, name) for (name, seed), config in configs.items()}
     times = update_times({name: configs[name, arguments.seeds[0]] for name in names}, rounds)
     print(f"{steps} updates, seeds {arguments.seeds}; {machine()}\n")
-    rows = []
-    for name in (START, *names):
-        runs = [found[name, seed] for seed in arguments.seeds]
-        rows.append([name, *(cell([run[column] for run in runs], digits) for column, digits in COLUMNS.items())])
-    print(table(["term", *COLUMNS], rows))
+
+    def row(name: str, columns: Mapping[str, int]) -> list[str]:
+        cells = (cell([found[name, seed][column] for seed in seeds[name]], columns[column]) for column in columns)
+        return [name, *cells]
+
+    print(table(["term", *COLUMNS], [row(name, COLUMNS) for name in seeds]))
     rows = []
     for name in names[1:]:
         pairs = [(found[name, seed], found[PLAIN, seed]) for seed in arguments.seeds]
@@ -228,16 +228,8 @@ def main() -> None:
         cells = [cell(differences[column], digits, "+") for column, digits in COLUMNS.items()]
         rows.append([name, *cells, ratio(times[name])])
     print("\n" + table([f"difference to {PLAIN}", *COLUMNS, "time of an update"], rows))
-    rows = [
-        [
-            name,
-            *(
-                cell([found[name, seed][transformation] for seed in arguments.seeds], 4)
-                for transformation in TRANSFORMS
-            ),
-        ]
-        for name in (START, *names)
-    ]
+    by_transformation = dict.fromkeys(TRANSFORMS, 4)
+    rows = [row(name, by_transformation) for name in seeds]
     print("\n" + table(["equivariance error, MSE", *TRANSFORMS], rows))
     if arguments.picture is not None:
         draw(found, arguments.picture, base=PLAIN, terms=names[1:])
