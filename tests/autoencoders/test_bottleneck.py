@@ -126,14 +126,14 @@ def test_training_reduces_the_loss_of_both_networks(config):
     before = vae.encoder.network[0].conv.weight.clone()
     optimizer = torch.optim.Adam(vae.parameters(), 1e-2)
     errors = []
-    for _ in range(25):
+    for _ in range(15):
         output = vae(video)
         loss = (output.video - video).square().mean()
         errors.append(loss.item())
         optimizer.zero_grad()
         (loss + sum(output.aux.values())).backward()
         optimizer.step()
-    assert errors[-1] < 0.5 * errors[0]
+    assert errors[-1] < 0.6 * errors[0]
     assert not torch.equal(vae.encoder.network[0].conv.weight, before)
 
 

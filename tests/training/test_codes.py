@@ -1,4 +1,4 @@
-"""A run with a discrete latent: its linear start, its counted codes, resuming, and the commands that look at it."""
+"""A run with a discrete latent: its linear start, its counted codes, resuming, and the page about its latents."""
 
 import json
 from dataclasses import replace
@@ -12,12 +12,10 @@ from telecine.runs import METRICS_FILE
 from telecine.training import train
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("without_pictures")
-@pytest.mark.parametrize("changes", [{"bottleneck": "fsq", "fsq_levels": (5, 4)}, {"bottleneck": "lfq", "lfq_bits": 4}])
-def test_a_run_with_codes(tiny, small_video, tmp_path, monkeypatch, changes):
+def config_of(tiny, monkeypatch, **changes):
+    """Return the settings of a tiny run of one update with a discrete latent, with its linear start and baseline."""
     monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 4)
-    config = tiny(
+    return tiny(
         steps=1,
         val_every=1,
         linear_baseline=True,
@@ -25,17 +23,31 @@ def test_a_run_with_codes(tiny, small_video, tmp_path, monkeypatch, changes):
         causal_vae=replace(tiny().causal_vae, **changes),
         objective=replace(tiny().objective, adversarial_loss_weight=0.0, quantizer_aux_loss_weight=1.0),
     )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
+def test_a_run_with_finite_scalar_quantization(tiny, small_video, tmp_path, monkeypatch):
+    config = config_of(tiny, monkeypatch, bottleneck="fsq", fsq_levels=(5, 4))
     train(config, console=Console(quiet=True))
     run = train(replace(config, steps=2), console=Console(quiet=True)).run
     first, *_, last = read_records(run / METRICS_FILE)
     assert first["val/psnr"] == pytest.approx(first["linear/psnr"], rel=1e-5)
     assert last["step"] == 2
     assert 0 < last["latent/codes_used"] <= 1
-    assert 1 < last["latent/code_perplexity"] <= (20 if changes["bottleneck"] == "fsq" else 16)
-    size = ["--num_frames", "5", "--height", "32", "--width", "32", "--max_clips", "2", "--device", "cpu"]
-    data = ["--data", str(small_video), *size]
-    assert main(["latents", str(run), *data, "-o", str(tmp_path / "page")]) == 0
+    assert 1 < last["latent/code_perplexity"] <= 20
+    options = ["--data", str(small_video), "--max_clips", "1", "--device", "cpu", "-o", str(tmp_path / "page")]
+    assert main(["latents", str(run), *options]) == 0
     (found,) = json.loads((tmp_path / "page" / "latents.json").read_text())["models"]
     assert found["codes"].keys() == {"codes_used", "code_entropy", "code_perplexity"}
     assert "entropy of the codes, bits" in (tmp_path / "page" / "latents.html").read_text()
-    assert main(["evaluate", str(run), *data, "-o", str(tmp_path / "figures")]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
+def test_a_run_with_lookup_free_quantization(tiny, monkeypatch):
+    run = train(config_of(tiny, monkeypatch, bottleneck="lfq", lfq_bits=4), console=Console(quiet=True)).run
+    records = read_records(run / METRICS_FILE)
+    losses = {name for record in records for name in record if name.startswith("train/")}
+    assert {"train/entropy_loss", "train/commitment_loss"} <= losses
+    assert 1 < records[-1]["latent/code_perplexity"] <= 16
