@@ -35,8 +35,9 @@ def draw(found: Points, path: str, *, base: str, terms: Sequence[str]) -> None:
         terms: The terms.
     """
     num_rows = -(-len(terms) // COLUMNS)
-    figure = Figure(figsize=(11, 3.4 * num_rows), dpi=100, layout="constrained")
-    panels = figure.subplots(num_rows, COLUMNS, squeeze=False).flatten()
+    num_columns = min(len(terms), COLUMNS)
+    figure = Figure(figsize=(3.7 * num_columns, 3.4 * num_rows), dpi=100, layout="constrained")
+    panels = figure.subplots(num_rows, num_columns, squeeze=False).flatten()
     for axes, term in zip(panels, terms, strict=False):
         draw_term(axes, found, base, term)
     for axes in panels[len(terms) :]:
