@@ -11,6 +11,7 @@ from telecine.autoencoders.pretrained import MAX_LISTED, mismatches
 from telecine.checks import argument_error
 from telecine.runs import find_checkpoint
 from telecine.training.checkpoint_files import load_optimizer, load_tensors
+from telecine.training.shards import SavedTensors
 
 if TYPE_CHECKING:
     from telecine.objective import VideoAutoencoderLoss
@@ -47,11 +48,12 @@ def load_discriminator_optimizer(optimizer: Optimizer | None, source: str) -> No
     Raises:
         ValueError: There is no such state.
     """
-    path = checkpoint_of(source) / "disc_optimizer.safetensors"
+    checkpoint = checkpoint_of(source)
+    path = checkpoint / "disc_optimizer.safetensors"
     if optimizer is None or not path.is_file():
-        contract, got = "false without the optimizer's state", f"true with {path.parent}"
+        contract, got = "false without the optimizer's state", f"true with {checkpoint}"
         raise argument_error("discriminator.init_optimizer", contract, got, "Leave it out.")
-    load_optimizer(optimizer, path)
+    load_optimizer(optimizer, SavedTensors([path]))
 
 
 def checkpoint_of(source: str) -> Path:
