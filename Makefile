@@ -55,6 +55,7 @@ $(VENV)/.docs: $(VENV)/.installed
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo 'site/index.html; for the search, $(BIN)/python -m http.server -d site'
 
 # The wheel and the source archive, in dist/; and the files that hosts and containers read.
 $(VENV)/.release: $(VENV)/.installed

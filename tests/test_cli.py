@@ -249,7 +249,7 @@ def test_a_truncated_file_among_good_ones_is_skipped_named_and_counted(tmp_path,
         assert (tmp_path / "run" / name).is_file()
 
 
-DEMO, GPU = RECIPES / "demo.yaml", RECIPES / "gpu.yaml"
+DEMO, GPU, WHOLE = (RECIPES / name for name in ("demo.yaml", "gpu.yaml", "stages/whole.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -259,6 +259,9 @@ DEMO, GPU = RECIPES / "demo.yaml", RECIPES / "gpu.yaml"
         (["plan", "--output_dir", "x"], [DEMO], ["--output_dir", "x"]),
         (["train", "--data", "x"], [GPU], ["--data", "x"]),
         (["train", "--data=x"], [GPU], ["--data=x"]),
+        (["train", "--data", "x", "--model", "y"], [WHOLE], ["--data", "x", "--model", "y"]),
+        (["train", "--model=y", "--random_weights"], [GPU], ["--model=y", "--random_weights"]),
+        (["train", "--data=x", "--model=y.json"], [GPU], ["--data=x", "--model=y.json"]),
         (["train", "--data", "x", "--config=demo"], [DEMO], ["--data", "x"]),
         (["train", "--output_dir", "x", "--config", "demo"], [DEMO], ["--output_dir", "x"]),
         (["train", "--config", "gpu", "--config", str(DEMO)], [GPU, DEMO], []),

@@ -12,11 +12,12 @@ from telecine.evaluation.compare import Comparison
 from telecine.evaluation.difference import CONFIDENCE
 from telecine.evaluation.evaluate import Evaluation
 from telecine.evaluation.latents import LatentReport, describe
+from telecine.objective.weights import WeightSchedule
 from telecine.perceptual import weights
 from telecine.training import TrainConfig, TrainResult
 from telecine.training.capacity import USED_FRACTION, Plan, advice
 from telecine.training.dry_run import DryRun
-from telecine.training.plan import HOST_COPY
+from telecine.training.plan import HOST_COPY, busiest_step
 
 
 def print_result(console: Console, result: TrainResult) -> None:
@@ -31,7 +32,7 @@ def print_result(console: Console, result: TrainResult) -> None:
 
 def print_dry_run(console: Console, config: TrainConfig, tried: DryRun) -> None:
     """Print the time, the memory and the losses of the update of a dry run."""
-    table = Table("dry run", f"an update of step {tried.step}", title="every term is on in it, and nothing was kept")
+    table = Table("dry run", f"an update of step {tried.step}", title="nothing was kept")
     table.add_row("seconds", f"{tried.seconds:.3g}")
     if tried.peak_memory is not None:
         table.add_row("memory at the peak", gigabytes(tried.peak_memory))
@@ -39,6 +40,11 @@ def print_dry_run(console: Console, config: TrainConfig, tried: DryRun) -> None:
         if name.endswith("_loss"):
             table.add_row(name.removeprefix("train/"), f"{value:.4g}")
     console.print(table)
+    if (first := busiest_step(WeightSchedule(config.objective))) > tried.step:
+        note = f"some terms are not on: the last ones start with step {first}, and the run ends with {config.steps}"
+        console.print(note, soft_wrap=True)
+    else:
+        console.print("every term is on in this update")
     hours = tried.seconds * config.steps / 3600
     console.print(f"{config.steps} such updates take {hours:.2g} hours; the first one of a process is the slowest")
 
@@ -66,6 +72,8 @@ def print_plan(console: Console, plan: Plan) -> None:
         host = f"memory of the first process' host: {gigabytes(update.checkpoint)} for the {HOST_COPY}"
         console.print(host, soft_wrap=True)
     console.print(plan.speed.describe(), soft_wrap=True)
+    if update.peak > plan.memory * USED_FRACTION:
+        console.print("[bold]With these settings an update does not fit.[/bold] What does:", soft_wrap=True)
     usable = f"{gigabytes(plan.memory)}, of which {USED_FRACTION:.0%} are used"
     fits = Table(
         Column("settings", overflow="fold"),

@@ -361,10 +361,10 @@ class Gate:
         self.opened, self.reached = threading.Event(), threading.Event()
         monkeypatch.setattr("telecine.training.checkpoint_files.write_manifest", self._wait)
 
-    def _wait(self, folder, step):
+    def _wait(self, folder, step, known):
         self.reached.set()
         assert self.opened.wait(60), "training waited for the checkpoint"
-        write_manifest(folder, step)
+        write_manifest(folder, step, known)
 
 
 @pytest.mark.slow
@@ -402,7 +402,7 @@ def test_one_checkpoint_is_written_at_a_time_and_its_error_ends_the_run(tiny, mo
     """The disk is full while the checkpoint of step 1 is written. Every way out of the run waits for the thread."""
     steps = []
 
-    def fail(folder, step):
+    def fail(folder, step, known):
         steps.append(step)
         raise OSError(f"no space for step {step}")
 

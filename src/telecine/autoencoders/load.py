@@ -74,5 +74,6 @@ def class_in(folder: Path) -> object:
 
 
 def is_hub_name(text: str) -> bool:
-    """Return whether `text` has the form `owner/name` of a model on the Hub."""
-    return text.count("/") == 1 and not text.startswith(("/", ".", "~")) and not text.endswith("/")
+    """Return whether `text` has the form `owner/name` of a model on the Hub, and is not a path in a folder here."""
+    has_form = text.count("/") == 1 and not text.startswith(("/", ".", "~")) and not text.endswith("/")
+    return has_form and not Path(text).parent.is_dir()

@@ -45,7 +45,8 @@ def find_recipe(name: str | PathLike[str]) -> Path:
 def with_config_first(name: str, typed: Sequence[str]) -> tuple[list[str], list[Path]]:
     """Move `--config` before all other settings, so that those override it, and replace recipes by their paths.
 
-    Without `--config`, training uses the recipe "gpu", and "demo" if there is no `--data` either.
+    Without `--config`, training uses the recipe "whole" for a `--model` with weights, otherwise "gpu", and "demo" if
+    there is no `--data` either.
 
     Args:
         name: The command.
@@ -68,8 +69,17 @@ def with_config_first(name: str, typed: Sequence[str]) -> tuple[list[str], list[
             others.append(argument)
     given = {argument.partition("=")[0] for argument in others}
     if COMMANDS[name].trains and not configs and "--config" not in given:
-        configs.append(find_recipe("gpu" if "--data" in given or name == "data" else "demo"))
+        configs.append(find_recipe(default_recipe(others, is_data=name == "data")))
     return [*(f"--config={path}" for path in configs), *others], configs
+
+
+def default_recipe(typed: Sequence[str], *, is_data: bool) -> str:
+    """Return the recipe for a command without `--config` and with these arguments."""
+    words = " ".join(typed).replace("=", " ").split()
+    if "--model" in words and "--random_weights" not in words:
+        model = words[words.index("--model") + 1 :][:1]
+        return "gpu" if model and model[0].endswith(".json") else "whole"
+    return "gpu" if {"--data", "--model"} & {*words} or is_data else "demo"
 
 
 def config_path(name: str | PathLike[str]) -> Path:

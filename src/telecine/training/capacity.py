@@ -314,7 +314,8 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Pl
         got = f"{gigabytes(memory)}, and one clip needs {need} with every switch that saves memory"
         raise argument_error("memory", "enough for one clip", got, advice(update))
     clips = config.clips
-    title = f"{config.clips_per_pass} x {clips.num_frames} x {clips.height} x {clips.width}, {config.mixed_precision}"
+    precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
+    title = f"{config.clips_per_pass} x {clips.num_frames} x {clips.height} x {clips.width}, {precision}"
     return Plan(title, update, speed, memory, fits)
 
 

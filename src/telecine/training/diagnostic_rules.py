@@ -223,8 +223,9 @@ def frames_without_gradient(history: History, config: TrainConfig) -> str | None
 
 
 @rule(
-    "Train for longer, or raise `optimizer.lr`; with telecine's own autoencoder, start from the baseline "
-    "(`linear_start: true`). If only PSNR is below, the perceptual and adversarial weights may be too large."
+    "Train for longer: few updates are not enough. Or raise `optimizer.lr`. Telecine's own autoencoder starts from the "
+    "baseline unless `linear_start` is false. If only PSNR is below, the perceptual and adversarial weights may be too "
+    "large."
 )
 def below_linear(history: History, config: TrainConfig) -> str | None:
     """At the end of a run the model is worse than a matrix that was fitted in seconds."""

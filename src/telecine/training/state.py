@@ -98,8 +98,11 @@ class TrainState:
         discriminators = sum(weight.numel() for weight in self.objective.get_trainable_parameters())
         return sum(weight.numel() for weight in weights), trained, discriminators
 
-    def describe_size(self) -> str:
-        """Return the number of parameters, for the console."""
+    def describe_size(self, steps: int) -> str:
+        """Return the number of parameters of a run of so many steps, for the console."""
         total, trained, discriminators = self.sizes()
         part = "" if trained == total else f" ({trained / 1e6:.2f} M of them trained)"
-        return f"{total / 1e6:.2f} M parameters{part}, {discriminators / 1e6:.2f} M in discriminators"
+        late = self.objective.weights.disc_train_start
+        never = f", not trained before step {late} (`objective.gan.disc_train_start`)" if late >= steps else ""
+        in_them = f"{discriminators / 1e6:.2f} M in discriminators" + (never if discriminators else "")
+        return f"{total / 1e6:.2f} M parameters{part}, {in_them}"
