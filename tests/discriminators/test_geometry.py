@@ -1,6 +1,8 @@
 """Any batch, number of frames, height and width: the logits depend on every pixel, and samples are independent."""
 
+import runpy
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,7 +33,17 @@ SIZED = {
 PATCHES = {norm: partial(PatchDiscriminator3D, dim=2, norm=norm) for norm in ("group", "none", "spectral")}
 IMAGE_PATCHES = {norm: partial(PatchDiscriminator, dim=2, norm=norm) for norm in ("group", "none", "spectral")}
 VIDEO = {**{name: partial(make, image_size=16, frame_num=8, **SMALL) for name, make in SIZED.items()}, **PATCHES}
+# On frozen features, and of pairs.
+SMALL_NETWORKS = runpy.run_path(str(Path(__file__).with_name("small_networks.py")))
+features, pairs_of, OfItself = (SMALL_NETWORKS[name] for name in ("features", "pairs_of", "OfItself"))
+VIDEO |= {
+    "features": features,
+    "features of pairs": lambda: OfItself(features(conditional=True)),
+    "pairs": partial(pairs_of, PatchDiscriminator3D, dim=2),
+    "pairs, built for a size": partial(pairs_of, Discriminator3D, image_size=16, frame_num=8, **SMALL),
+}
 IMAGE = {"residual": partial(Discriminator, image_size=16, **SMALL), **IMAGE_PATCHES}
+IMAGE["pairs"] = partial(pairs_of, PatchDiscriminator, dim=2)
 
 video_networks = pytest.mark.parametrize("make", VIDEO.values(), ids=VIDEO)
 image_networks = pytest.mark.parametrize("make", IMAGE.values(), ids=IMAGE)
@@ -129,6 +141,11 @@ def test_a_network_for_large_long_clips_accepts_small_short_ones(make):
     network = build_sized(make, image_size=256, frame_num=64)
     for time in (1, 3, 64):
         check_every_pixel_counts(network, (1, 3, time, 16, 17))
+
+
+@video_networks
+def test_every_pixel_of_an_odd_clip(make):
+    check_every_pixel_counts(build(make), (2, 3, 5, 17, 31))
 
 
 @video_networks

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -28,7 +28,7 @@ class DiscriminatorOutput(NamedTuple):
 
     Attributes:
         logits: One logit per sample `(B,)`, or a map of logits of patches, `(B, h, w)` of frames and `(B, t, h, w)` of
-            videos. Unbounded; larger means more real.
+            videos, or `(B, heads, t, h, w)`. Unbounded; larger means more real.
         features: The output of each block, from first to last, `(B, c, h, w)` or `(B, c, t, h, w)`, for a
             feature-matching loss; empty if a discriminator returns none. No later layer overwrites them; the graph is
             kept.
@@ -93,7 +93,7 @@ class GradientCheckpointing(nn.Module):
         """Recompute the activations inside each block in the backward."""
         self.gradient_checkpointing = True
 
-    def run_block(self, block: nn.Module, x: Tensor) -> Tensor:
+    def run_block(self, block: nn.Module, x: Tensor) -> Any:
         """Return `block(x)`."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
             contexts = partial(_contexts, block)
@@ -131,7 +131,8 @@ def frame_gradients(module: nn.Module, video: Video) -> Float[Tensor, " time"]:
     """Return the relative size of a discriminator's gradient with respect to each frame; the mean is 1.
 
     A frame's value is the 2-norm of `d sum(logits) / d frame_t`, averaged over the batch and divided by its mean over
-    the frames. The discriminator corrects a frame with the value 10 ten times as much as the average frame.
+    the frames. The discriminator corrects a frame with the value 10 ten times as much as the average frame. A
+    conditional discriminator gets the videos as their own condition.
 
     Args:
         module: A discriminator of videos. It is evaluated in evaluation mode and not changed.
@@ -148,17 +149,18 @@ def frame_gradients(module: nn.Module, video: Video) -> Float[Tensor, " time"]:
     with torch.inference_mode(False), torch.enable_grad():
         parameter = next(module.parameters(), video)
         frames = video.detach().to(parameter.dtype, copy=True).requires_grad_()
-        logits = as_output(_call_in_evaluation_mode(module, frames)).logits
+        inputs = (frames, frames.detach()) if getattr(module, "conditional", False) else (frames,)
+        logits = as_output(_call_in_evaluation_mode(module, *inputs)).logits
         (gradient,) = torch.autograd.grad(logits.sum(), frames)
     by_frame = at_least_float32(gradient).transpose(1, 2).flatten(2)
     norms = torch.linalg.vector_norm(by_frame, dim=2).mean(0)
     return norms / norms.mean().clamp_min(torch.finfo(norms.dtype).tiny)
 
 
-def _call_in_evaluation_mode(module: nn.Module, frames: Tensor) -> object:
+def _call_in_evaluation_mode(module: nn.Module, *inputs: Tensor) -> object:
     """Return the module's output in evaluation mode, in which no buffer changes, and restore its mode."""
     mode = module.training
     try:
-        return module.eval()(frames)
+        return module.eval()(*inputs)
     finally:
         module.train(mode)

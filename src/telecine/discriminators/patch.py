@@ -28,7 +28,7 @@ NORMS: tuple[Norm, ...] = get_args(Norm)
 CHANNELS_PER_GROUP = 16
 
 
-class _Conv2d(nn.Conv2d):
+class NormedConv2d(nn.Conv2d):
     """Convolution that reads its weight outside autocast.
 
     Reading the weight estimates its spectral norm by matrix-vector products. In float16 the gradient of the estimate, a
@@ -36,15 +36,17 @@ class _Conv2d(nn.Conv2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, C, H, W)` as `nn.Conv2d` does."""
         with autocast_off(x.device):
             weight = self.weight
         return F.conv2d(x, weight, self.bias, self.stride, self.padding)
 
 
-class _Conv3d(nn.Conv3d):
-    """Convolution that reads its weight outside autocast, as `_Conv2d` does."""
+class NormedConv3d(nn.Conv3d):
+    """Convolution that reads its weight outside autocast, as `NormedConv2d` does."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, C, T, H, W)` as `nn.Conv3d` does."""
         with autocast_off(x.device):
             weight = self.weight
         return padded_conv3d(x, self, weight)
@@ -76,9 +78,9 @@ class _PatchNetwork(GradientCheckpointing):
     def _conv(self, width_in: int, width_out: int, time_stride: int, space_stride: int) -> nn.Conv2d | nn.Conv3d:
         kernel = 4 if space_stride == 2 else 3
         if self.sees == "frames":
-            return _Conv2d(width_in, width_out, kernel, space_stride, padding=1)
+            return NormedConv2d(width_in, width_out, kernel, space_stride, padding=1)
         strides = (time_stride, space_stride, space_stride)
-        return _Conv3d(width_in, width_out, (3, kernel, kernel), strides, padding=1)
+        return NormedConv3d(width_in, width_out, (3, kernel, kernel), strides, padding=1)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the activations inside each layer in the backward.

@@ -1,0 +1,107 @@
+"""Differentiable augmentation of what discriminators see (Zhao et al., arXiv:2006.10738)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from telecine.checks import argument_error, check_choice, describe
+from telecine.randomness import Generators, rand
+from telecine.shapes import Video
+
+Augmentation: TypeAlias = Literal["colour", "translation", "cutout"]
+
+# The fractions of height and width by which "translation" moves at most, and which "cutout" hides.
+MAX_TRANSLATION = 0.125
+CUTOUT = 0.5
+
+
+def augment(videos: Sequence[Video], augmentations: Sequence[Augmentation], generator: Generators) -> list[Video]:
+    """Return the videos with random changes; the graph is kept.
+
+    Each clip has its own changes, which are the same in all its frames and in all of `videos`: pairs stay pairs.
+
+    Args:
+        videos: Of one shape, `(B, C, T, H, W)` in [-1, 1]. Values may leave this range.
+        augmentations: Which changes, in this order.
+        generator: Source of the random numbers, on the videos' device.
+    """
+    changed = list(videos)
+    for name in augmentations:
+        count, change = AUGMENTATIONS[name]
+        draws = rand((len(videos[0]), count), generator=generator, device=videos[0].device).unbind(1)
+        changed = [change(video, *draws) for video in changed]
+    return changed
+
+
+def check_augmentations(name: str, value: object) -> tuple[Augmentation, ...]:
+    """Return a tuple or list of names of augmentations as a tuple; raise a `ValueError` for anything else."""
+    if not isinstance(value, (tuple, list)):
+        remedy = f"Choose from {list(AUGMENTATIONS)}, or use [] for none."
+        raise argument_error(name, "a list of names", describe(value), remedy)
+    for each in value:
+        check_choice(name, each, AUGMENTATIONS)
+    return tuple(value)
+
+
+def colour(video: Video, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Video:
+    """Add up to 1/2, multiply the distance to grey by 0 to 2, and that to the clip's mean by 1/2 to 3/2.
+
+    The last three are one number in [0, 1) for each clip.
+    """
+    brightness, saturation, contrast = (
+        draw.to(video.dtype).view(-1, 1, 1, 1, 1) for draw in (brightness, saturation, contrast)
+    )
+    video = video + (brightness - 0.5)
+    grey = video.mean(1, keepdim=True)
+    video = grey + 2 * saturation * (video - grey)
+    mean = video.mean((1, 2, 3, 4), keepdim=True)
+    return mean + (0.5 + contrast) * (video - mean)
+
+
+def translation(video: Video, vertical: Tensor, horizontal: Tensor) -> Video:
+    """Move by a whole number of pixels, at most 1/8 of height and width; 0 comes in.
+
+    The last two are one number in [0, 1) for each clip.
+    """
+    for dim, draw in ((3, vertical), (4, horizontal)):
+        size = video.shape[dim]
+        most = round(MAX_TRANSLATION * size)
+        source = torch.arange(size, device=video.device) + _whole(draw, 2 * most + 1)[:, None] - most
+        shape = [-1, 1, 1, size, 1] if dim == 3 else [-1, 1, 1, 1, size]
+        inside = ((source >= 0) & (source < size)).view(shape)
+        moved = video.gather(dim, source.clamp(0, size - 1).view(shape).expand_as(video))
+        video = torch.where(inside, moved, 0)
+    return video
+
+
+def cutout(video: Video, vertical: Tensor, horizontal: Tensor) -> Video:
+    """Set a rectangle of half the height and width to 0; it may lie partly outside of the frame.
+
+    The last two are one number in [0, 1) for each clip.
+    """
+    hidden = torch.ones((), dtype=torch.bool, device=video.device)
+    for dim, draw in ((3, vertical), (4, horizontal)):
+        size = video.shape[dim]
+        length = int(CUTOUT * size + 0.5)
+        first = _whole(draw, size + 1 - length % 2)[:, None] - length // 2
+        position = torch.arange(size, device=video.device)
+        covered = (position >= first) & (position < first + length)
+        hidden = hidden & covered.view([-1, 1, 1, size, 1] if dim == 3 else [-1, 1, 1, 1, size])
+    return torch.where(hidden, 0, video)
+
+
+def _whole(draw: Tensor, count: int) -> Tensor:
+    """Return whole numbers from 0 to below `count` for numbers in [0, 1)."""
+    return (count * draw).long().clamp(max=count - 1)
+
+
+# How many random numbers each needs for a clip, and its function.
+AUGMENTATIONS: dict[str, tuple[int, Callable[..., Video]]] = {
+    "colour": (3, colour),
+    "translation": (2, translation),
+    "cutout": (2, cutout),
+}

@@ -1,0 +1,130 @@
+"""A video discriminator that sees a video through a frozen network of images, and has a head for each of its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from telecine.checks import check_count
+from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees
+from telecine.discriminators.blocks import check_input
+from telecine.discriminators.conditional import check_condition
+from telecine.discriminators.patch import NormedConv3d
+from telecine.perceptual.feature_maps import FeatureMaps, build_maps
+from telecine.perceptual.weights import WeightsSource
+from telecine.shapes import Video
+
+# Height and width of the frames from which the number of features is read if no `size` is given.
+PROBED_SIZE = 64
+
+
+class FeatureDiscriminator(GradientCheckpointing):
+    """Discriminator of the features of a frozen network, with several heads: a projected GAN for videos.
+
+    Projected GANs (Sauer et al., arXiv:2111.01007) train heads on the layers of a frozen network; with DINO they are
+    the discriminators of StyleGAN-T (arXiv:2301.09515) and ADD (arXiv:2311.17042). Here the network sees each frame by
+    itself, and two convolutions over 3 frames in each head see flicker. The features of a layer are normalised by their
+    mean and variance over a clip. The heads have spectral normalisation (arXiv:1802.05957), which bounds their slope
+    without a penalty; that of the frozen network is not bounded.
+
+    Any batch and number of frames work, and any height and width that the network accepts, 16 and more for "vgg".
+    Clips are independent, and the logits depend on every pixel of every frame. Logits are `(B, heads, T, h, w)` with
+    the height and width of the smallest map, to which those of larger maps are averaged: each head has the same weight.
+    Only the heads are parameters and in the state dict. Exact gradient penalties differentiate the frozen network
+    twice. Gradient checkpointing recomputes the frozen network, not the heads, whose spectral norms change in each
+    forward.
+
+    Args:
+        dim: Channels inside a head.
+        net: "vgg" or "alex" (the weights of LPIPS); "torchvision/NAME" or "timm/NAME", which need `weights` and
+            `layers`; or a module as `FeatureMaps` needs it.
+        weights: The path of a state dict of `net`; "vgg" and "alex" have their own.
+        layers: The layers of `net` that have a head, e.g. `("layer1", "layer2", "layer3")`. "vgg" has its last four
+            stages, "alex" all five.
+        size: Height and width to which frames are resized for the network, e.g. 224 for a transformer.
+        conditional: Also see the features of the input, as `forward` gets it; see `ConditionalDiscriminator`.
+
+    Raises:
+        ValueError: An argument is invalid, or the weights do not fit.
+        FileNotFoundError: There are no such weights.
+    """
+
+    sees: ClassVar[Sees] = "video"
+
+    def __init__(
+        self,
+        *,
+        dim: int = 64,
+        net: str | nn.Module = "vgg",
+        weights: WeightsSource = None,
+        layers: Sequence[str] = (),
+        size: int | None = None,
+        conditional: bool = False,
+    ) -> None:
+        super().__init__()
+        check_count("dim", dim)
+        if size is not None:
+            check_count("size", size)
+        self.conditional = conditional
+        self.backbone = FeatureMaps(build_maps(net, weights, layers) if isinstance(net, str) else net, size)
+        with torch.no_grad():
+            maps = self.backbone(torch.zeros(1, 3, *[size or PROBED_SIZE] * 2))
+        self.heads = nn.ModuleList(Head(each.shape[1] * (1 + conditional), dim) for each in maps)
+
+    def forward(self, x: Video, condition: Video | None = None) -> DiscriminatorOutput:
+        """Map videos `(B, 3, T, H, W)` in [-1, 1] to logits of patches and the activations of the heads.
+
+        Args:
+            x: The videos; larger logits mean more real.
+            condition: The inputs of the autoencoder, if `conditional`; same shape. They get no gradient.
+
+        Raises:
+            ValueError: If the input is not such a video, too small, or without the `condition` that it needs.
+        """
+        check_input(x, ndim=5, channels=3)
+        maps = self._normalised_maps(x)
+        if self.conditional:
+            condition = check_condition(condition, x)
+            with torch.no_grad():
+                given = self._normalised_maps(condition)
+            maps = [torch.cat(pair, 1) for pair in zip(maps, given, strict=True)]
+        outputs = [head(each) for head, each in zip(self.heads, maps, strict=True)]
+        size = tuple(min(logits.shape[dim] for logits, _ in outputs) for dim in (-2, -1))
+        logits = [F.adaptive_avg_pool3d(logits, (x.shape[2], *size)) for logits, _ in outputs]
+        return DiscriminatorOutput(torch.cat(logits, 1), tuple(each for _, features in outputs for each in features))
+
+    def _normalised_maps(self, video: Video) -> list[Tensor]:
+        """Return `(B, F, T, h, w)` for each layer."""
+        frames = video.transpose(1, 2).flatten(0, 1)
+        # With gradient checkpointing, the activations of one frame of each clip are in memory at a time.
+        chunk_size = len(video) if self.gradient_checkpointing else len(frames)
+        chunks = [self.run_block(self.backbone, chunk) for chunk in frames.split(chunk_size)]
+        maps = [torch.cat(chunk) for chunk in zip(*chunks, strict=True)]
+        clips = [each.to(video.dtype).unflatten(0, (len(video), -1)).transpose(1, 2) for each in maps]
+        return [F.group_norm(each, 1) for each in clips]
+
+
+class Head(nn.Module):
+    """Three convolutions of a feature map to logits, each with spectral normalisation; the last two over 3 frames.
+
+    Args:
+        channels: Of the map.
+        dim: Channels inside.
+    """
+
+    def __init__(self, channels: int, dim: int) -> None:
+        super().__init__()
+        self.conv_in = spectral_norm(NormedConv3d(channels, dim, 1))
+        self.conv = spectral_norm(NormedConv3d(dim, dim, 3, padding=1))
+        self.to_logits = spectral_norm(NormedConv3d(dim, 1, 3, padding=1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Map `(B, C, T, h, w)` to logits `(B, 1, T, h, w)` and two activations."""
+        first = F.leaky_relu(self.conv_in(x), 0.2)
+        second = F.leaky_relu(self.conv(first), 0.2)
+        return self.to_logits(second), (first, second)

@@ -1,0 +1,201 @@
+"""Feature maps of a frozen network at several of its layers, through which gradients reach the frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from importlib import import_module
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from telecine.checks import argument_error, describe, suggestion
+from telecine.ops.double_backward import is_differentiated_twice
+from telecine.perceptual.alignment import load_state
+from telecine.perceptual.backbones import BACKBONES, FeatureMap
+from telecine.perceptual.frozen import Frozen
+from telecine.perceptual.lpips import LPIPS
+from telecine.perceptual.weights import WeightsSource
+from telecine.precision import at_least_float32, autocast_off
+from telecine.shapes import Frames
+
+# Mean and standard deviation of ImageNet's colours in [0, 1], with which torchvision's networks were trained.
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class FeatureMaps(Frozen):
+    """A frozen network that returns several feature maps; it has no parameters and is in no state dict.
+
+    Args:
+        net: A module of frames `(N, 3, H, W)` in [-1, 1] that returns a list of maps `(N, F, h, w)`, or of tokens
+            `(N, n, F)` of which the last `k * k` are a square map. It is frozen in place, and float32 at least.
+        size: Height and width to which frames are resized first, e.g. 224 for transformers. Default: those of the
+            frames.
+    """
+
+    def __init__(self, net: nn.Module, size: int | None = None) -> None:
+        super().__init__()
+        self.size = size
+        self._hidden = (net,)  # PyTorch does not find a module inside a tuple
+        for parameter in net.parameters():
+            parameter.requires_grad_(False)
+        net._apply(at_least_float32)
+
+    def forward(self, frames: Frames) -> list[FeatureMap]:
+        """Return the maps, from first to last, in the precision of the network, also under autocast.
+
+        Raises:
+            ValueError: The network returns something else.
+        """
+        (net,) = self._hidden
+        net.eval()  # in each call: the module may also belong to a model that is in training mode
+        # The fused kernels of attention have no double backward.
+        attention = sdpa_kernel(SDPBackend.MATH) if is_differentiated_twice() else nullcontext()
+        with autocast_off(frames.device), attention:
+            x = at_least_float32(frames)
+            x = x.to(next(net.parameters(), x).dtype)
+            if self.size is not None:
+                x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
+            return [as_map(output) for output in net(x)]
+
+    def _move(self, fn: Callable[[Tensor], Tensor]) -> None:
+        (net,) = self._hidden
+        net._apply(fn)
+
+
+def as_map(output: object) -> FeatureMap:
+    """Return a map `(N, F, h, w)` as it is, and the last `k * k` of tokens `(N, n, F)` as a map with h = w = k.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if isinstance(output, Tensor) and output.ndim == 3:
+        side = isqrt(output.shape[1])  # what is left over are the tokens of classes and registers
+        return output[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
+    if not isinstance(output, Tensor) or output.ndim != 4:
+        contract = "a list of maps (N, F, h, w), or of tokens (N, n, F)"
+        raise argument_error("the result of `net`", contract, describe(output), "Choose other layers.")
+    return output
+
+
+class BackboneMaps(nn.Module):
+    """The feature maps of LPIPS' backbone, but for one at the full size of the frames.
+
+    Args:
+        lpips: The distance, whose weights are shared.
+    """
+
+    def __init__(self, lpips: LPIPS) -> None:
+        super().__init__()
+        self.lpips = lpips
+        first = BACKBONES[lpips.net].stages[0].convolutions[0]
+        self.first = 1 if first.stride == 1 else 0
+
+    def forward(self, frames: Frames) -> list[FeatureMap]:
+        """Return the maps of frames in [-1, 1]."""
+        return self.lpips.features(frames)[self.first :]
+
+
+class LayerMaps(nn.Module):
+    """The outputs of some layers of a network.
+
+    Args:
+        net: The network, whose parameters become buffers. What comes after the layers is not computed.
+        layers: Their names, as `torchvision.models.feature_extraction` has them.
+        mean, std: Of the colours in [0, 1] that the network was trained with.
+
+    Raises:
+        ValueError: There is no such layer.
+    """
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, net: nn.Module, layers: Sequence[str], mean: Iterable[float], std: Iterable[float]) -> None:
+        from torchvision.models.feature_extraction import create_feature_extractor  # slow to import
+
+        super().__init__()
+        try:
+            self.net = create_feature_extractor(net.eval(), {layer: layer for layer in layers})
+        except ValueError as error:
+            known = ", ".join(name for name, _ in net.named_children())
+            remedy = f"Name some of its modules, below: {known}."
+            raise argument_error("layers", f"layers of {type(net).__name__}", repr(layers), remedy) from error
+        for module in self.net.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                delattr(module, name)
+                module.register_buffer(name, parameter.detach())  # as plans need it: PyTorch moves no fake parameters
+        shift, scale = (torch.tensor(tuple(values)).view(1, 3, 1, 1) for values in (mean, std))
+        self.register_buffer("shift", 2 * shift - 1, persistent=False)
+        self.register_buffer("scale", 2 * scale, persistent=False)
+
+    def forward(self, frames: Frames) -> list[Tensor]:
+        """Return the outputs for frames in [-1, 1]."""
+        frames = frames.to(self.scale.dtype)
+        return list(self.net((frames - self.shift) / self.scale).values())
+
+
+def build_maps(
+    net: str, weights: WeightsSource = None, layers: Sequence[str] = (), *, load: bool = True, prefix: str = ""
+) -> nn.Module:
+    """Return the network that `net` names, as `FeatureMaps` needs it.
+
+    Args:
+        net: "vgg" or "alex", with the weights of LPIPS; "torchvision/NAME" or "timm/NAME".
+        weights: The path of a state dict, `.safetensors` or `.pth`; "vgg" and "alex" are downloaded without one.
+        layers: The layers whose outputs are taken, e.g. `("layer1", "layer2")`; none for "vgg" and "alex".
+        load: Load the weights. Without them the network is random.
+        prefix: What stands before the names of the arguments in errors.
+
+    Raises:
+        ValueError: There is no such network or layer, or the weights do not fit.
+        FileNotFoundError: There are no such weights.
+    """
+    if net in BACKBONES:
+        if layers:
+            remedy = "Leave it out: there is a head for each of LPIPS' layers that is smaller than the frame."
+            raise argument_error(f"{prefix}layers", f"empty for {net!r}", repr(tuple(layers)), remedy)
+        empty = {name: torch.empty(shape) for name, shape in BACKBONES[net].tensor_shapes().items()}
+        return BackboneMaps(LPIPS(net, weights=weights if load else empty))
+    library, _, name = net.partition("/")
+    if library not in LIBRARIES or not name:
+        contract = '"vgg", "alex", "torchvision/NAME" or "timm/NAME"'
+        raise argument_error(f"{prefix}net", contract, repr(net), 'For example "torchvision/resnet50".')
+    if not layers:
+        remedy = 'For example ["layer1", "layer2", "layer3"] of a ResNet.'
+        raise argument_error(f"{prefix}layers", f"the names of layers of {net!r}", "none", remedy)
+    if load and not isinstance(weights, (str, Path)):
+        remedy = f"Download it from the authors of {name}: random weights are never used instead."
+        raise argument_error(f"{prefix}weights", f"the path of a state dict for {net!r}", repr(weights), remedy)
+    module, (mean, std) = LIBRARIES[library](name)
+    if load:
+        load_state(module, Path(str(weights)))
+    return LayerMaps(module, layers, mean, std)
+
+
+def _torchvision(name: str) -> tuple[nn.Module, Any]:
+    from torchvision.models import get_model, list_models  # slow to import
+
+    if name not in list_models():
+        raise argument_error("net", "a model of torchvision", repr(name), suggestion(name, list_models()))
+    return get_model(name, weights=None), IMAGENET
+
+
+def _timm(name: str) -> tuple[nn.Module, Any]:
+    try:
+        timm = import_module("timm")
+    except ModuleNotFoundError as error:
+        got = f"timm/{name} without the package"
+        raise argument_error("net", "a network of an installed package", got, "pip install timm.") from error
+    if name not in timm.list_models() + timm.list_pretrained():
+        raise argument_error("net", "a model of timm", repr(name), suggestion(name, timm.list_models()))
+    module = timm.create_model(name, pretrained=False)
+    return module, (module.pretrained_cfg["mean"], module.pretrained_cfg["std"])
+
+
+LIBRARIES: dict[str, Callable[[str], tuple[nn.Module, Any]]] = {"torchvision": _torchvision, "timm": _timm}

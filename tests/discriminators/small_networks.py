@@ -1,0 +1,42 @@
+"""A small network of frames in the place of VGG16, and discriminators of pairs as those of one video."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from telecine.discriminators import ConditionalDiscriminator, FeatureDiscriminator
+
+
+class SmallNet(nn.Module):
+    """Two feature maps, at 1/2 and at 1/4 of the size, rounded up."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 6, 3, 2, 1)
+        for parameter in self.parameters():
+            parameter.data.normal_(0, 0.3, generator=generator)
+        self.drop = nn.Dropout(0.5)  # off, as frozen networks are in evaluation mode
+
+    def forward(self, frames):
+        first = self.drop(F.softplus(self.first(frames)))
+        return [first, F.softplus(self.second(first))]
+
+
+class OfItself(nn.Module):
+    """A discriminator of pairs that gets each video as its own condition."""
+
+    def __init__(self, pairs):
+        super().__init__()
+        self.pairs = pairs
+
+    def forward(self, x):
+        return self.pairs(x, x.detach())
+
+
+def features(**options):
+    return FeatureDiscriminator(**{"dim": 2, "net": SmallNet(), **options})
+
+
+def pairs_of(make, **options):
+    return OfItself(ConditionalDiscriminator(make(channels=6, **options)))
