@@ -21,8 +21,9 @@ from cases import nested
 from measure import Step, interleaved, machine, median_ratio, ratio, table_row
 from torch import nn
 
-from telecine import LPIPS, VideoAutoencoderLoss
+from telecine import LPIPS, PatchDiscriminator3D, VideoAutoencoderLoss
 from telecine.autoencoders import CausalVAE, CausalVAEConfig
+from telecine.discriminators import ConditionalDiscriminator
 
 REFERENCE: dict[str, Any] = {
     "disc_start": 0,
@@ -46,6 +47,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     '`gan.loss="least_squares"`': {"gan.loss": "least_squares"},
     '`gan.loss="relativistic"`': {"gan.loss": "relativistic"},
     "`gan.window=2`": {"gan.window": 2},
+    "`gan.augment`, all three": {"gan.augment": ("colour", "translation", "cutout")},
     "`gan.feature_matching_loss_weight`": {"gan.feature_matching_loss_weight": 1.0},
     "`gan.lecam_loss_weight`": {"gan.lecam_loss_weight": 0.001},
     "no penalty (15 of 16 steps with `penalty.every=16`)": {"grad_penalty_loss_weight": 0},
@@ -83,6 +85,8 @@ def networks(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     video = {**image, "frame_num": arguments.frames}
     first_frame = {"target": "telecine.Discriminator3DWithfirstframe", "params": video}
     patch = {"target": "telecine.PatchDiscriminator3D", "params": {"dim": 4 * arguments.dim}}
+    features = {"target": "telecine.discriminators.FeatureDiscriminator", "params": {"dim": 4 * arguments.dim}}
+    pairs = ConditionalDiscriminator(PatchDiscriminator3D(dim=4 * arguments.dim, channels=6))
     return {
         "`discr_kwargs` as well": {"discr_kwargs": image},
         "`multiscale_discr_kwargs`, one scale, as well": {
@@ -91,6 +95,9 @@ def networks(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
         },
         "`Discriminator3DWithfirstframe`": {"discr_3d_kwargs": first_frame},
         "`PatchDiscriminator3D`": {"discr_3d_kwargs": patch},
+        "`PatchDiscriminator3D` of pairs": {"discr_3d_kwargs": pairs},
+        "`FeatureDiscriminator`, VGG16": {"discr_3d_kwargs": features},
+        "`FeatureDiscriminator`, no penalty": {"discr_3d_kwargs": features, "grad_penalty_loss_weight": 0},
         "no discriminator": {"adversarial_loss_weight": 0, "discr_3d_kwargs": None},
     }
 

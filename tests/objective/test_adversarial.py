@@ -629,3 +629,143 @@ class TestWindow:
     def test_a_window_that_is_no_number_of_frames(self, make_loss):
         with pytest.raises(ValueError, match=r"`gan.window` must be a positive int.*Use None for all frames"):
             make_loss(gan={"window": 0})
+
+
+class Products(nn.Module):
+    """`D(x, c) = scale * mean(c x + x^2)`, one logit per clip; the derivative by `x` is `scale (c + 2 x) / n`."""
+
+    conditional = True
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(3.0))
+        self.conditions = []
+
+    def forward(self, x, condition):
+        self.conditions.append(condition)
+        return self.scale * (condition * x + x.square()).flatten(1).mean(1)
+
+
+class TestConditional:
+    """The pair of an input with itself is real, that of an input with its reconstruction is fake."""
+
+    @pytest.mark.parametrize("options", [{}, {"eager_gradients": False}, {"gan": {"lecam_loss_weight": 1e-9}}])
+    @pytest.mark.parametrize("in_update", [True, False])
+    def test_losses_and_gradients_by_hand(self, make_loss, clip, options, in_update):
+        """In the modes SHARED, SPLIT, GRAPH and JOINT."""
+        options = {**options, "gan": {"loss": "vanilla", **options.get("gan", {})}}
+        d = Products()
+        loss = make_loss(
+            discr_3d_kwargs=d,
+            perceptual_weight=0,
+            adversarial_loss_weight=0.5,
+            grad_penalty_loss_weight=0.25,
+            penalty={"kind": "r1"},
+            **options,
+        ).double()
+        real = clip(dtype=torch.float64).requires_grad_()
+        fake = clip(seed=2, dtype=torch.float64).requires_grad_()
+        size = real[0].numel()
+        if in_update:
+            both = loss.update(real, fake, 0)
+            generator, discriminator = both.loss, both.disc_loss
+        else:
+            generator, discriminator = loss(real, fake, 0, 0)[0], loss(real, fake, 1, 0)[0]
+        x, y = real.detach(), fake.detach()
+        fakes, reals = ((a * x + a * a).flatten(1).mean(1) for a in (y, x))
+        # -log sigmoid(D(y, x)): its gradient is that of the reconstruction, not of the condition.
+        slope = torch.sigmoid(-3 * fakes).view(-1, 1, 1, 1, 1) / 2
+        expected = 2 * (y - x) / y.numel() - 0.5 * slope * 3 * (x + 2 * y) / size
+        generator.backward()
+        torch.testing.assert_close(fake.grad, expected)
+        # The gradient at the real video is that of the first input alone: 3 x, not 4 x.
+        penalty = 0.5 * (3 * x / size).square().flatten(1).sum(1).mean()
+        value = F.softplus(-3 * reals).mean() + F.softplus(3 * fakes).mean() + 0.25 * 9 * penalty
+        torch.testing.assert_close(discriminator.detach(), value, rtol=1e-6, atol=1e-8)
+        assert real.grad is None, "no gradient through a condition"
+        d.scale.grad = None
+        discriminator.backward()
+        by_hand = -(torch.sigmoid(-3 * reals) * reals).mean() + (torch.sigmoid(3 * fakes) * fakes).mean()
+        torch.testing.assert_close(d.scale.grad, by_hand + 0.25 * 2 * 3 * penalty, rtol=1e-6, atol=1e-8)
+        assert d.conditions
+        assert not any(condition.requires_grad for condition in d.conditions)
+        assert all(torch.equal(condition, x) for condition in d.conditions)
+
+    def test_each_discriminator_sees_the_same_part_of_both(self, make_loss, clip):
+        """A frame, the clip, and the clip at half the size."""
+        image, half = Products(), Products()
+        loss = make_loss(
+            discr_kwargs=image,
+            multiscale_discr_kwargs=(half,),
+            perceptual_weight=0,
+            adversarial_loss_weight=1,
+            multiscale_adversarial_loss_weight=1,
+        )
+        real = clip()
+        loss.update(real, (2 * real).requires_grad_(), 0)
+        assert {tuple(condition.shape) for condition in image.conditions} == {(2, 3, 16, 16)}
+        assert all((real == frame[:, :, None]).all((1, 3, 4)).any(1).all() for frame in image.conditions)
+        torch.testing.assert_close(half.conditions[0], F.avg_pool3d(real, (1, 2, 2)))
+
+    def test_a_penalty_that_passes_two_inputs_of_each_clip(self, make_loss, pair):
+        """Under autocast `approximate_r1` does."""
+        d = Products()
+        loss = make_loss(
+            discr_3d_kwargs=d,
+            perceptual_weight=0,
+            adversarial_loss_weight=1,
+            grad_penalty_loss_weight=1,
+            penalty={"kind": "approximate_r1"},
+        )
+        with torch.autocast("cpu", torch.bfloat16):
+            log = loss(*pair, 1, 0, generator=torch.Generator().manual_seed(0))[1]
+        expected = loss(*pair, 1, 0, generator=torch.Generator().manual_seed(0))[1]
+        assert [len(condition) for condition in d.conditions][1] == 4
+        assert torch.equal(d.conditions[1], pair[0].repeat(2, 1, 1, 1, 1))
+        name = "train/grad_penalty_loss"
+        torch.testing.assert_close(log[name], expected[name], rtol=1e-2, atol=0)
+
+
+class TestAugment:
+    """The discriminators see changed clips; the other terms do not."""
+
+    def make(self, make_loss, discriminator, names=("colour", "translation", "cutout"), **options):
+        return make_loss(
+            discr_3d_kwargs=discriminator,
+            perceptual_weight=0,
+            adversarial_loss_weight=1,
+            gan={"augment": names},
+            **options,
+        )
+
+    def test_a_clip_and_its_reconstruction_are_changed_alike_in_both_steps(self, make_loss, make_discriminator, clip):
+        """Two calls with the same generator draw what an update draws, and have its losses."""
+        real, fake = clip(), clip().requires_grad_()  # the same
+        found = []
+        for in_update in (True, False):
+            loss = self.make(make_loss, make_discriminator())
+            generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+            if in_update:
+                both = loss.update(real, fake, 0, generator=generators[0])
+                totals = [both.loss, both.disc_loss]
+            else:
+                totals = [loss(real, fake, i, 0, generator=generators[i])[0] for i in (0, 1)]
+            inputs = loss.discr_3d.inputs
+            assert all(torch.equal(x, inputs[0]) for x in inputs)
+            assert not torch.equal(inputs[0], real)
+            fake.grad = None
+            sum(totals).backward()
+            found.append([total.detach() for total in totals] + [fake.grad, loss.discr_3d.weight.grad])
+        torch.testing.assert_close(*found)
+
+    def test_the_gradient_is_that_of_the_change(self, make_loss, make_discriminator, clip):
+        loss = self.make(make_loss, make_discriminator(), ["cutout"])
+        real, fake, gradients = clip(), clip(seed=2).requires_grad_(), []
+        loss.update(real, fake, 0, grad_hook=gradients.append).loss.backward()
+        error = 2 * (fake - real).detach() / fake.numel()
+        adversarial = fake.grad - error
+        torch.testing.assert_close(gradients[-1], adversarial)
+        hidden = (loss.discr_3d.inputs[0] == 0).all(1, keepdim=True).expand_as(fake)
+        assert 0 < hidden.float().mean() < 0.3
+        assert (adversarial[hidden].abs() < 1e-8).all(), "the pixel loss alone trains hidden pixels"
+        torch.testing.assert_close(adversarial[~hidden], torch.full_like(adversarial[~hidden], -1 / fake.numel()))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from telecine.checks import argument_error
-from telecine.discriminators import frozen
+from telecine.discriminators import Augmentation, augment, frozen
 from telecine.losses import GANLoss, Penalty, feature_matching
 from telecine.objective.batch import Batch
 from telecine.objective.eager import (
@@ -125,6 +125,7 @@ class AdversarialLosses:
         features_on = self.weights.feature_matching > 0
         needs_real = features_on or (generator_on and self.gan_loss.uses_real)
         update = self.updates.get(d.name)
+        d = d.given(self.batch.real, frame_indices)
 
         def losses(x_fake: Tensor) -> list[Scalar]:
             d_fake = d_real = d(x_fake)  # `d_real` is not used unless it is needed
@@ -193,7 +194,7 @@ class AdversarialLosses:
 
     def _joint(self, d: VideoDiscriminator, frame_indices: Tensor) -> Log:
         """JOINT and GRAPH: both parts in one graph."""
-        penalty = self.penalty
+        penalty, d = self.penalty, d.given(self.batch.real, frame_indices)
         real, fake = (d.input_of(x, frame_indices).detach() for x in (self.batch.real, self.batch.fake))
         real.requires_grad_(penalty is not None and penalty.differentiates_real)
         fake.requires_grad_(penalty is not None and penalty.differentiates_fake)
@@ -215,7 +216,7 @@ class AdversarialLosses:
             self.updates[d.name] = self._real_part(d, frame_indices.get(d.name, common))
 
     def _real_part(self, d: VideoDiscriminator, frame_indices: Tensor) -> DiscriminatorUpdate:
-        penalty = self.penalty
+        penalty, d = self.penalty, d.given(self.batch.real, frame_indices)
         real = d.input_of(self.batch.real, frame_indices).detach()
         real.requires_grad_(penalty is not None and penalty.differentiates_real)
         with differentiated_twice(penalty is not None and penalty.double_backward):
@@ -239,6 +240,7 @@ class AdversarialLosses:
     def _finish(self, d: VideoDiscriminator, update: DiscriminatorUpdate) -> Log:
         """At last the loss, with the gradients of both parts."""
         if update.fake_logits is None:
+            d = d.given(self.batch.real, update.frame_indices)
             fake = d.input_of(self.batch.fake.detach(), update.frame_indices)
             self._add_fake_part(d, update, d.logits(fake))
         assert update.fake_logits is not None
@@ -285,6 +287,18 @@ def windowed(batch: Batch, num_frames: int | None) -> Batch:
     indices = first + torch.arange(num_frames, device=device)
     fake = with_gradient_hook(batch.fake, batch.grad_hook)
     real, fake = (pick_frames(x, indices).unflatten(0, (len(x), -1)).transpose(1, 2) for x in (batch.real, fake))
+    return batch._replace(real=real, fake=fake, grad_hook=None)
+
+
+def augmented(batch: Batch, augmentations: Sequence[Augmentation]) -> Batch:
+    """Return the batch with random changes, the same ones of a clip and of its reconstruction.
+
+    The gradient hook still sees the gradient at the reconstruction itself.
+    """
+    if not augmentations:
+        return batch
+    fake = with_gradient_hook(batch.fake, batch.grad_hook)
+    real, fake = augment((batch.real, fake), augmentations, batch.generator)
     return batch._replace(real=real, fake=fake, grad_hook=None)
 
 

@@ -14,7 +14,7 @@ from telecine.checks import check_choice, choose
 from telecine.discriminators import Discriminator, Discriminator3D, DiscriminatorSpec, build_discriminator
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES, as_gan_loss, as_penalty, gaussian_nll
 from telecine.objective.adaptive_weight import AdaptiveWeight
-from telecine.objective.adversarial import AdversarialLosses, windowed
+from telecine.objective.adversarial import AdversarialLosses, augmented, windowed
 from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
 from telecine.objective.config import (
     AdaptiveWeightConfig,
@@ -289,7 +289,7 @@ class VideoAutoencoderLoss(nn.Module):
             gan_loss=self.gan_loss,
             penalty=self.penalty,
             lecam=self.lecam,
-            batch=windowed(batch, self.config.gan.window),
+            batch=augmented(windowed(batch, self.config.gan.window), self.config.gan.augment),
             weights=weights,
             eager=self.config.eager_gradients,
             both_steps=both_steps,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,6 +26,8 @@ class VideoDiscriminator:
     """"frames": one frame of each clip, `(B, C, H, W)`; "video": the clips, `(B, C, T, H, W)`."""
     factor: int = 1
     """Height and width are divided by this factor first."""
+    condition: Tensor | None = field(default=None, compare=False)
+    """The second input of a discriminator that declares `conditional = True`: the inputs of the autoencoder."""
 
     @property
     def key(self) -> str:
@@ -44,10 +46,21 @@ class VideoDiscriminator:
             video = F.avg_pool3d(at_least_float32(video), (1, self.factor, self.factor), ceil_mode=True)
         return pick_frames(video, frame_indices) if self.sees == "frames" else video
 
+    def given(self, real: Video, frame_indices: Tensor) -> VideoDiscriminator:
+        """Return the discriminator of pairs with these real videos, without their graph; itself if unconditional."""
+        if not getattr(self.module, "conditional", False):
+            return self
+        return replace(self, condition=self.input_of(real, frame_indices).detach())
+
     def __call__(self, x: Tensor) -> DiscriminatorOutput:
         """Return logits and features of an input, which is cast to the parameters' dtype."""
         parameter = next(self.module.parameters(), x)
-        return as_output(self.module(x.to(parameter.dtype)))
+        x = x.to(parameter.dtype)
+        if self.condition is None:
+            return as_output(self.module(x))
+        # A penalty may pass several inputs of each clip, one batch after the other.
+        condition = self.condition.repeat(len(x) // len(self.condition), *[1] * (x.ndim - 1))
+        return as_output(self.module(x, condition))
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the logits of an input."""
