@@ -96,7 +96,6 @@ def networks(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
         "`Discriminator3DWithfirstframe`": {"discr_3d_kwargs": first_frame},
         "`PatchDiscriminator3D`": {"discr_3d_kwargs": patch},
         "`PatchDiscriminator3D` of pairs": {"discr_3d_kwargs": pairs},
-        "`FeatureDiscriminator`, VGG16": {"discr_3d_kwargs": features},
         "`FeatureDiscriminator`, no penalty": {"discr_3d_kwargs": features, "grad_penalty_loss_weight": 0},
         "no discriminator": {"adversarial_loss_weight": 0, "discr_3d_kwargs": None},
     }

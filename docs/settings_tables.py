@@ -21,6 +21,7 @@ from pathlib import Path
 from telecine.checks import argument_error
 from telecine.objective import config as objective
 from telecine.training import config as training
+from telecine.training import discriminator_config as discriminator
 
 PAGE = Path(__file__).parent / "choosing.md"
 BLOCK = re.compile(r"(<!-- settings: (\w+) (\S*) ?-->\n).*?(<!-- end -->)", re.DOTALL)
@@ -63,7 +64,7 @@ def with_tables(page: str) -> str:
 
     def block(match: re.Match[str]) -> str:
         start, name, prefix, end = match.groups()
-        cls = getattr(objective, name, None) or getattr(training, name)
+        cls = next(getattr(module, name) for module in (objective, training, discriminator) if hasattr(module, name))
         return start + table(cls, prefix) + end
 
     return BLOCK.sub(block, page)

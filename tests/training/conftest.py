@@ -23,6 +23,7 @@ EVERY_TERM = ObjectiveConfig(
     gan={
         "disc_train_start": 0,
         "loss": "relativistic",
+        "augment": ("colour", "translation", "cutout"),
         "feature_matching_loss_weight": 0.2,
         "lecam_loss_weight": Ramp(0.1, steps=2, initial=0.05),
         "lecam_decay": 0.9,
@@ -42,7 +43,9 @@ EVERY_TERM = ObjectiveConfig(
     penalty={"kind": "r1_and_r2", "every": 2},
     quantizer_aux_loss_weight=Ramp(1e-4, steps=4, initial=1e-6),
 )
-EVERY_DISCRIMINATOR = DiscriminatorConfig(video="first_frame", image="patch", num_scales=1, dim=2, norm="spectral")
+EVERY_DISCRIMINATOR = DiscriminatorConfig(
+    video="first_frame", image="patch", num_scales=1, dim=2, norm="spectral", conditional=True
+)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,15 +6,18 @@ import torch
 
 from telecine import Ramp
 from telecine.discriminators import (
+    ConditionalDiscriminator,
     Discriminator,
     Discriminator3D,
     Discriminator3DWithfirstframe,
+    FeatureDiscriminator,
     PatchDiscriminator,
     PatchDiscriminator3D,
 )
 from telecine.training import DiscriminatorConfig, ObjectiveConfig
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_objective, build_state
 from telecine.training.checkpoint_files import optimizer_tensors, save_tensors
+from telecine.training.discriminator_config import FeaturesConfig
 from telecine.training.optim import set_lr
 
 
@@ -30,6 +33,7 @@ VIDEO = {
     "first_frame": Discriminator3DWithfirstframe,
     "plain": Discriminator3D,
     "patch": PatchDiscriminator3D,
+    "features": FeatureDiscriminator,
     "none": type(None),
 }
 IMAGE = {"attention": Discriminator, "patch": PatchDiscriminator, "none": type(None)}
@@ -78,6 +82,41 @@ def test_settings_of_one_kind_reach_it(tiny):
     for discriminator in (loss.discr_3d, loss.discr):
         assert discriminator.blocks[0][0].out_channels == 8, "`dim` is a quarter of it, as for the other kinds"
         assert not [module for module in discriminator.modules() if isinstance(module, torch.nn.GroupNorm)]
+
+
+def test_discriminators_of_pairs(tiny):
+    settings = DiscriminatorConfig(video="patch", image="attention", dim=2, max_dim=16, conditional=True, num_scales=1)
+    objective = ObjectiveConfig(
+        adversarial_loss_weight=0.5, multiscale_adversarial_loss_weight=0.1, perceptual={"net": "alex"}
+    )
+    loss = build_objective(tiny(discriminator=settings, objective=objective))
+    pairs = [loss.discr_3d, loss.discr, *loss.multiscale_discrs]
+    assert {type(module) for module in pairs} == {ConditionalDiscriminator}
+    networks = [PatchDiscriminator3D, Discriminator, PatchDiscriminator3D]
+    assert [type(module.network) for module in pairs] == networks
+    assert [module.network.channels for module in pairs] == [6, 6, 6]
+
+
+def test_settings_of_the_frozen_features(tiny):
+    features = DiscriminatorConfig(
+        video="features", dim=2, num_scales=2, conditional=True, features=FeaturesConfig(net="alex", size=40)
+    )
+    objective = ObjectiveConfig(
+        adversarial_loss_weight=0.5, multiscale_adversarial_loss_weight=0.1, perceptual={"net": "alex"}
+    )
+    loss = build_objective(tiny(discriminator=features, objective=objective))
+    networks = [loss.discr_3d, *loss.multiscale_discrs]
+    for network in networks:
+        assert network.conditional
+        assert network.backbone.size == 40
+        assert [head.conv_in.weight.shape[:2] for head in network.heads] == [
+            (8, 2 * channels) for channels in (64, 192, 384, 256, 256)
+        ]
+    assert len({id(network.backbone._hidden[0]) for network in networks}) == 1, "one frozen network serves all"
+    names = {name.split(".")[1] for name in loss.state_dict() if name.startswith("discr_3d.")}
+    assert names == {"heads"}, "the frozen network is not saved"
+    with pytest.raises(ValueError, match=r"^`discriminator.features.net` must be .*torchvision/NAME"):
+        build_objective(tiny(discriminator=DiscriminatorConfig(video="features", features=FeaturesConfig(net="vgg9"))))
 
 
 def test_logvar_is_trained_with_the_autoencoder_without_weight_decay(tiny):

@@ -20,6 +20,7 @@ from telecine.perceptual.backbones import BACKBONES
 from telecine.recipes import RECIPES
 from telecine.training import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from telecine.training.config_file import read_config
+from telecine.training.discriminator_config import FeaturesConfig
 from telecine.training.saved_settings import as_yaml
 
 GAN = {"objective": ObjectiveConfig(adversarial_loss_weight=0.5)}
@@ -88,6 +89,14 @@ WRONG = [
             "clips": ClipConfig(width=48),
         },
         "`discriminator.num_layers` must be at most 3, which halve 12 pixels to one, but got 4",
+    ),
+    (
+        {
+            "discriminator": DiscriminatorConfig(video="features", features=FeaturesConfig(net="alex"), num_scales=1),
+            "objective": ObjectiveConfig(multiscale_adversarial_loss_weight=0.1),
+            "clips": ClipConfig(width=48),
+        },
+        "`discriminator.features.net` must be a network that accepts 24 pixels, but got 'alex', which needs 31",
     ),
     (
         {"discriminator": DiscriminatorConfig(image="patch", num_layers=6), "clips": ClipConfig(width=48)},

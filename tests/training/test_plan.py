@@ -6,9 +6,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from telecine.autoencoders import CausalVAE
+from telecine.perceptual.feature_maps import build_maps
 from telecine.training import DiscriminatorConfig, ObjectiveConfig
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.checkpoint import Checkpointer
+from telecine.training.discriminator_config import FeaturesConfig
 from telecine.training.memory_counter import MemoryCounter
 from telecine.training.plan import (
     AUTOENCODER,
@@ -167,6 +169,19 @@ def test_every_term_and_discriminator_can_be_planned(tiny, everything):
     found = plan(tiny(**everything))
     assert {"image discriminator", "video discriminator", "discriminator at 1/2"} <= set(found.largest)
     assert found.discriminator_flops > 0
+
+
+@pytest.mark.slow
+def test_frozen_features_are_planned_without_their_weights(light):
+    features = FeaturesConfig(net="torchvision/squeezenet1_1", weights="missing.pth", layers=("features.1",))
+    config = light(discriminator=DiscriminatorConfig(video="features", dim=2, features=features))
+    config = replace(config, objective=replace(config.objective, adversarial_loss_weight=0.5))
+    found = plan(config)
+    lpips = bytes_of(fake_lpips("alex")._frozen.values())
+    network = build_maps(features.net, None, features.layers, load=False)
+    frozen = bytes_of([*network.parameters(), *network.buffers()])
+    assert found.held[FROZEN] == 2 * lpips + frozen
+    assert found.largest["video discriminator"] > 0
 
 
 def test_a_saved_model_is_planned_from_its_configuration(light, tmp_path):

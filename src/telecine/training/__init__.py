@@ -1,7 +1,8 @@
 """The training run around the objective. Needs `pip install "telecine[train]"`."""
 
-from telecine.training.config import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from telecine.training.config import ObjectiveConfig, OptimizerConfig, TrainConfig
 from telecine.training.config_file import read_config
+from telecine.training.discriminator_config import DiscriminatorConfig
 from telecine.training.interrupt import Interrupted
 from telecine.training.run import train
 from telecine.training.step import TrainingError

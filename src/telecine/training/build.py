@@ -31,18 +31,12 @@ from telecine.data import (
     whole_video,
 )
 from telecine.devices import pick_device
-from telecine.discriminators import (
-    Discriminator,
-    Discriminator3D,
-    Discriminator3DWithfirstframe,
-    PatchDiscriminator,
-    PatchDiscriminator3D,
-)
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.weights import WeightSchedule
 from telecine.runs import find_checkpoint
 from telecine.training.acceleration import accelerate_networks
-from telecine.training.config import DiscriminatorConfig, OptimizerConfig, TrainConfig
+from telecine.training.build_discriminators import image_discriminator, video_discriminators
+from telecine.training.config import OptimizerConfig, TrainConfig
 from telecine.training.discriminator_init import load_discriminator_optimizer, load_discriminators
 from telecine.training.distributed import broadcast_module, shard
 from telecine.training.optim import MovingAverage
@@ -194,62 +188,31 @@ def _demo_spans() -> tuple[list[Span], list[Skipped]]:
     return [whole_video(info) for info in infos], skipped
 
 
-def build_objective(config: TrainConfig) -> VideoAutoencoderLoss:
-    """Return the loss with the discriminators that have a weight, built for the size of the clips."""
+def build_objective(config: TrainConfig, *, load: bool = True) -> VideoAutoencoderLoss:
+    """Return the loss with the discriminators that have a weight, built for the size of the clips.
+
+    Args:
+        config: The settings.
+        load: Load the weights of the frozen network of the discriminators, which is random otherwise.
+
+    Raises:
+        ValueError: A setting of a network is wrong.
+        FileNotFoundError: There are no such weights.
+    """
     from telecine.objective import VideoAutoencoderLoss  # slow to import
 
     is_on = WeightSchedule(config.objective).is_ever_on
     has_adversarial, has_scales = is_on("adversarial_loss_weight"), is_on("multiscale_adversarial_loss_weight")
-    scales = range(1, config.discriminator.num_scales + 1) if has_scales else ()
+    factors = [1] * has_adversarial + [
+        2**scale for scale in range(1, config.discriminator.num_scales + 1) if has_scales
+    ]
+    videos = video_discriminators(config, factors, load=load)
     return VideoAutoencoderLoss(
         **config.objective.arguments(),
         discr_kwargs=image_discriminator(config) if has_adversarial else None,
-        discr_3d_kwargs=video_discriminator(config, 1) if has_adversarial else None,
-        multiscale_discr_kwargs=[d for scale in scales if (d := video_discriminator(config, 2**scale)) is not None],
+        discr_3d_kwargs=videos.pop(0) if videos and has_adversarial else None,
+        multiscale_discr_kwargs=videos,
     )
-
-
-def video_discriminator(config: TrainConfig, factor: int) -> nn.Module | None:
-    """Return the discriminator of clips whose height and width are divided by `factor`, or None if none is wanted."""
-    settings = config.discriminator
-    sizes = {**_sizes(config, factor), "frame_num": config.clips.num_frames}
-    if settings.video == "first_frame":
-        return Discriminator3DWithfirstframe(
-            **sizes, time_weighting=settings.time_weighting, pad_mode=settings.pad_mode
-        )
-    if settings.video == "plain":
-        return Discriminator3D(**sizes)
-    if settings.video == "patch":
-        return PatchDiscriminator3D(**_patch_sizes(settings), num_temporal_layers=settings.num_temporal_layers)
-    return None
-
-
-def image_discriminator(config: TrainConfig) -> nn.Module | None:
-    """Return the discriminator of single frames, or None if none is wanted."""
-    if config.discriminator.image == "attention":
-        return Discriminator(**_sizes(config, 1))
-    if config.discriminator.image == "patch":
-        return PatchDiscriminator(**_patch_sizes(config.discriminator))
-    return None
-
-
-def _sizes(config: TrainConfig, factor: int) -> dict[str, Any]:
-    settings = config.discriminator
-    return {
-        "dim": settings.dim,
-        "max_dim": settings.max_dim,
-        "image_size": (-(-config.clips.height // factor), -(-config.clips.width // factor)),
-        "antialiased_downsample": settings.antialiased_downsample,
-    }
-
-
-def _patch_sizes(settings: DiscriminatorConfig) -> dict[str, Any]:
-    return {
-        "dim": 4 * settings.dim,  # of the first layer, as the other kinds have it
-        "max_dim": settings.max_dim,
-        "num_layers": settings.num_layers,
-        "norm": settings.norm,
-    }
 
 
 def build_state(config: TrainConfig, accelerator: Accelerator, model: VideoAutoencoder) -> TrainState:

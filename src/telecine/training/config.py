@@ -13,122 +13,13 @@ from telecine.data.loader import MAX_FAILURES
 from telecine.devices import DeviceName
 from telecine.objective import ObjectiveConfig
 from telecine.objective.weights import WeightSchedule
+from telecine.training.discriminator_config import DiscriminatorConfig
 from telecine.training.trainable import TrainableConfig
 
 # The smallest size that AlexNet's LPIPS, which validation measures, accepts.
 MIN_SIZE = 31
 # A learning rate of AdamW above it overflows sooner or later.
 MAX_LR = 10.0
-
-
-@dataclass(frozen=True)
-class DiscriminatorConfig:
-    """Which discriminators there are, and their size."""
-
-    video: Literal["first_frame", "plain", "patch", "none"] = "first_frame"
-    """The discriminator of clips: causal with the first frame apart ("first_frame", for causal autoencoders), plain 3D
-    convolutions ("plain"), fully convolutional with a logit per patch ("patch", which is lighter and local), or none.
-
-    Source: "first_frame" and "plain" in CogVideo; "patch" in VidTok and Open-Sora-Plan.
-
-    Fails: a discriminator that is too large wins: real and fake logits separate, and the generator loss rises.
-    """
-    image: Literal["attention", "patch", "none"] = "none"
-    """The discriminator of single frames, which sees a random one of each clip: with attention ("attention"), fully
-    convolutional with a logit per patch ("patch"), or none. Use it when motion is good and detail is not.
-
-    Source: an image and a video discriminator together in TATS and OmniTokenizer.
-
-    Fails: alone, it tolerates flicker.
-    """
-    num_scales: int = 0
-    """Number of discriminators of the clip at 1/2, 1/4, ... of its height and width, of the kind of `video`. They need
-    `objective.multiscale_adversarial_loss_weight`.
-
-    Source: an argument of CogVideo without effect there.
-
-    Fails: has little effect on small crops.
-    """
-    dim: int = 32
-    """A quarter of the channels of the first block.
-
-    Source: telecine.
-
-    Fails: with too many channels the discriminator wins.
-    """
-    max_dim: int = 512
-    """Largest number of channels of a block.
-
-    Source: 512 in CogVideo.
-
-    Fails: with too many channels the discriminator wins.
-    """
-    antialiased_downsample: bool = True
-    """Blur before each stride. "patch" does not use it.
-
-    Source: an option of CogVideo that raises an error there.
-
-    Fails: costs a few per cent of the time.
-    """
-    time_weighting: Literal["positions", "frames"] = "positions"
-    """How "first_frame" averages over time after its convolutions. "positions": every temporal position has the same
-    weight, and the first frame has a position to itself. "frames": every frame has the same weight.
-
-    Source: "positions" in CogVideo.
-
-    Fails: with "positions", the first frame weighs as much as all frames of another position together.
-    """
-    pad_mode: Literal["first", "constant"] = "first"
-    """What the convolutions of "first_frame" see before the clip: its first frame, or zeros.
-
-    Source: "first" in CogVideo.
-
-    Fails: "constant" lets the discriminator tell the start of a clip.
-    """
-    num_layers: int = 3
-    """Number of layers of "patch" that halve height and width: with 3, a logit for every 8 x 8 pixels.
-
-    Source: 3 in PatchGAN (arXiv:1611.07004).
-
-    Fails: the smallest accepted clip doubles with each layer.
-    """
-    num_temporal_layers: int = 2
-    """Number of these layers that halve time as well.
-
-    Source: telecine.
-
-    Fails: with many, a short clip has a single logit over time.
-    """
-    init: str | None = None
-    """Start from the discriminators of another run: its folder, or that of a checkpoint. Their kinds and sizes must be
-    the same. By default they start at random.
-
-    Source: `--disc-pretrained-ckpt` of REPA-E.
-
-    Fails: a discriminator that knows other data better than the autoencoder is strict from the first step.
-    """
-    init_optimizer: bool = False
-    """With `init`: start from the state of that run's optimizer as well, so that the first updates have the size of its
-    last ones.
-
-    Source: telecine.
-
-    Fails: the averages of old gradients delay the first updates if data or loss are others.
-    """
-    norm: Literal["group", "none", "spectral"] = "group"
-    """Normalisation of "patch": groups of channels, none, or spectral normalisation of its weights.
-
-    Source: batch norm in most others, which makes clips depend on each other; "spectral" in arXiv:1802.05957.
-
-    Fails: "none" needs a penalty.
-    """
-
-    def __post_init__(self) -> None:
-        if self.init is not None:
-            object.__setattr__(self, "init", os.path.expanduser(self.init))
-        elif self.init_optimizer:
-            remedy = "Name the run in `init`, or leave it out."
-            raise argument_error("discriminator.init_optimizer", "false without `init`", "true", remedy)
 
 
 @dataclass(frozen=True)
@@ -278,7 +169,7 @@ class TrainConfig:
         check_fraction("optimizer.ema_decay", self.optimizer.ema_decay, remedy=remedy)
         self._check_process_timeout()
         self._check_discriminators()
-        self._check_patches()
+        self.discriminator.check_size(min(min(each.height, each.width) for each in self.clips.train_buckets))
         if self.sharding != "none":
             self._check_sharding()
         for bucket in self.clips.train_buckets:
@@ -351,14 +242,3 @@ class TrainConfig:
             contract = f"at most `objective.disc_start` ({objective.disc_start})"
             remedy = "An untrained discriminator would mislead the autoencoder."
             raise argument_error("objective.gan.disc_train_start", contract, train_start, remedy)
-
-    def _check_patches(self) -> None:
-        """Raise a `ValueError` if a clip is smaller than a patch, which would fail only when discriminators train."""
-        discriminator = self.discriminator
-        factor = 2**discriminator.num_scales if discriminator.video == "patch" else 1
-        smallest = -(-min(min(bucket.height, bucket.width) for bucket in self.clips.train_buckets) // factor)
-        most = smallest.bit_length() - 1
-        if "patch" in (discriminator.video, discriminator.image) and discriminator.num_layers > most:
-            contract = f"at most {most}, which halve {smallest} pixels to one"
-            remedy = "Use fewer layers, larger clips, or fewer of `discriminator.num_scales`."
-            raise argument_error("discriminator.num_layers", contract, discriminator.num_layers, remedy)

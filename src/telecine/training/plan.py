@@ -18,6 +18,7 @@ from telecine.autoencoders import CausalVAE, VideoAutoencoder
 from telecine.objective.weights import WeightSchedule
 from telecine.perceptual import LPIPS
 from telecine.perceptual.backbones import BACKBONES, backbone_of
+from telecine.perceptual.frozen import Frozen
 from telecine.precision import at_least_float32
 from telecine.training.build import (
     build_autoencoder,
@@ -257,7 +258,7 @@ def fake_mode_of(model: nn.Module) -> FakeTensorMode:
 
 def fake_state(config: TrainConfig, model: VideoAutoencoder, counter: MemoryCounter) -> TrainState:
     """Return the state of a run at a step at which every term is on."""
-    objective = build_objective(with_fake_lpips(config))
+    objective = build_objective(with_fake_lpips(config), load=False)
     optimizer, disc_optimizer = build_optimizers(config.optimizer, model, objective)
     accelerator = FakeAccelerator(counter, HALF.get(config.mixed_precision))
     return TrainState(
@@ -306,10 +307,10 @@ def hold_networks(state: TrainState, counter: MemoryCounter) -> None:
         counter.hold(FROZEN, [tensor])
         return tensor
 
-    validation = fake_lpips("alex")
-    for frozen in (state.objective.perceptual, validation):
-        frozen._apply(hold)  # a frozen network shows its tensors to nothing else
-    state.objective.add_module("validation", validation)  # keep it
+    state.objective.add_module("validation", fake_lpips("alex"))
+    for module in state.objective.modules():
+        if isinstance(module, Frozen):
+            module._apply(hold)  # it shows its tensors to nothing else
 
 
 def create_optimizer_states(state: TrainState, counter: MemoryCounter) -> None:

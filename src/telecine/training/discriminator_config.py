@@ -1,0 +1,194 @@
+"""The settings of the discriminators."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Literal
+
+from telecine.checks import argument_error, check_count
+from telecine.perceptual.backbones import BACKBONES
+
+
+@dataclass(frozen=True)
+class FeaturesConfig:
+    """The frozen network of the discriminator "features"."""
+
+    net: str = "vgg"
+    """"vgg" or "alex", with the weights of LPIPS; "torchvision/NAME", or "timm/NAME" if timm is installed.
+
+    Source: VGG16 and AlexNet in LPIPS; an EfficientNet in Projected GANs (arXiv:2111.01007); DINO in GigaTok.
+
+    Fails: a model that is trained against and measured with the same network looks better than it is.
+    """
+    weights: str | None = None
+    """Path of a state dict of `net`, `.safetensors` or `.pth`. "vgg" and "alex" have their own.
+
+    Source: the authors of the network.
+
+    Fails: each process reads the file when a run starts or resumes: checkpoints do not contain it.
+    """
+    layers: tuple[str, ...] = ()
+    """Names of the layers of `net` that have a head, such as [layer1, layer2, layer3]. "vgg" has its last four stages,
+    "alex" all five.
+
+    Source: four in Projected GANs.
+
+    Fails: the smallest of their maps is the grid of the logits. The first layers are large: they take most of the time.
+    """
+    size: int | None = None
+    """Height and width to which frames are resized for `net`, if it accepts one size only.
+
+    Source: 224 for DINO in StyleGAN-T (arXiv:2301.09515).
+
+    Fails: larger frames lose their detail, which the discriminator then does not see.
+    """
+
+    def __post_init__(self) -> None:
+        if self.weights is not None:
+            object.__setattr__(self, "weights", os.path.expanduser(self.weights))
+        if self.size is not None:
+            check_count("discriminator.features.size", self.size)
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Which discriminators there are, and their size."""
+
+    video: Literal["first_frame", "plain", "patch", "features", "none"] = "first_frame"
+    """The discriminator of clips: causal with the first frame apart ("first_frame", for causal autoencoders), plain 3D
+    convolutions ("plain"), fully convolutional with a logit per patch ("patch", which is lighter and local), heads on
+    the layers of a frozen network that sees each frame ("features", in float32), or none.
+
+    Source: "first_frame" and "plain" in CogVideo; "patch" in VidTok and Open-Sora-Plan; "features" in GigaTok and RAE.
+
+    Fails: a discriminator that is too large wins: real and fake logits separate, and the generator loss rises.
+    "features" with an exact penalty differentiates the frozen network twice.
+    """
+    conditional: bool = False
+    """Show all discriminators the input as well: they tell the pair of a clip with itself from that of a clip and its
+    reconstruction, so that detail has to belong to the clip.
+
+    Source: pix2pix (arXiv:1611.07004), whose real sample is not its input.
+
+    Fails: two equal clips are recognised more easily than real ones, so the discriminator wins sooner.
+    """
+    image: Literal["attention", "patch", "none"] = "none"
+    """The discriminator of single frames, which sees a random one of each clip: with attention ("attention"), fully
+    convolutional with a logit per patch ("patch"), or none. Use it when motion is good and detail is not.
+
+    Source: an image and a video discriminator together in TATS and OmniTokenizer.
+
+    Fails: alone, it tolerates flicker.
+    """
+    num_scales: int = 0
+    """Number of discriminators of the clip at 1/2, 1/4, ... of its height and width, of the kind of `video`. They need
+    `objective.multiscale_adversarial_loss_weight`.
+
+    Source: an argument of CogVideo without effect there.
+
+    Fails: has little effect on small crops.
+    """
+    dim: int = 32
+    """A quarter of the channels of the first block.
+
+    Source: telecine.
+
+    Fails: with too many channels the discriminator wins.
+    """
+    max_dim: int = 512
+    """Largest number of channels of a block.
+
+    Source: 512 in CogVideo.
+
+    Fails: with too many channels the discriminator wins.
+    """
+    antialiased_downsample: bool = True
+    """Blur before each stride. "patch" does not use it.
+
+    Source: an option of CogVideo that raises an error there.
+
+    Fails: costs a few per cent of the time.
+    """
+    time_weighting: Literal["positions", "frames"] = "positions"
+    """How "first_frame" averages over time after its convolutions. "positions": every temporal position has the same
+    weight, and the first frame has a position to itself. "frames": every frame has the same weight.
+
+    Source: "positions" in CogVideo.
+
+    Fails: with "positions", the first frame weighs as much as all frames of another position together.
+    """
+    pad_mode: Literal["first", "constant"] = "first"
+    """What the convolutions of "first_frame" see before the clip: its first frame, or zeros.
+
+    Source: "first" in CogVideo.
+
+    Fails: "constant" lets the discriminator tell the start of a clip.
+    """
+    num_layers: int = 3
+    """Number of layers of "patch" that halve height and width: with 3, a logit for every 8 x 8 pixels.
+
+    Source: 3 in PatchGAN (arXiv:1611.07004).
+
+    Fails: the smallest accepted clip doubles with each layer.
+    """
+    num_temporal_layers: int = 2
+    """Number of these layers that halve time as well.
+
+    Source: telecine.
+
+    Fails: with many, a short clip has a single logit over time.
+    """
+    init: str | None = None
+    """Start from the discriminators of another run: its folder, or that of a checkpoint. Their kinds and sizes must be
+    the same. By default they start at random.
+
+    Source: `--disc-pretrained-ckpt` of REPA-E.
+
+    Fails: a discriminator that knows other data better than the autoencoder is strict from the first step.
+    """
+    init_optimizer: bool = False
+    """With `init`: start from the state of that run's optimizer as well, so that the first updates have the size of its
+    last ones.
+
+    Source: telecine.
+
+    Fails: the averages of old gradients delay the first updates if data or loss are others.
+    """
+    norm: Literal["group", "none", "spectral"] = "group"
+    """Normalisation of "patch": groups of channels, none, or spectral normalisation of its weights.
+
+    Source: batch norm in most others, which makes clips depend on each other; "spectral" in arXiv:1802.05957.
+
+    Fails: "none" needs a penalty.
+    """
+
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    """The frozen network of "features"."""
+
+    def __post_init__(self) -> None:
+        if self.init is not None:
+            object.__setattr__(self, "init", os.path.expanduser(self.init))
+        elif self.init_optimizer:
+            remedy = "Name the run in `init`, or leave it out."
+            raise argument_error("discriminator.init_optimizer", "false without `init`", "true", remedy)
+
+    def check_size(self, shortest: int) -> None:
+        """Raise a `ValueError` if a side of a clip is too short, which would fail only when discriminators train.
+
+        Args:
+            shortest: The shortest height or width.
+        """
+        factor = 2**self.num_scales if self.video in ("patch", "features") else 1
+        smallest = -(-shortest // factor)
+        most = smallest.bit_length() - 1
+        if "patch" in (self.video, self.image) and self.num_layers > most:
+            contract = f"at most {most}, which halve {smallest} pixels to one"
+            remedy = "Use fewer layers, larger clips, or fewer of `discriminator.num_scales`."
+            raise argument_error("discriminator.num_layers", contract, self.num_layers, remedy)
+        net = BACKBONES.get(self.features.net)
+        if self.video == "features" and net is not None and (self.features.size or smallest) < net.minimum_size:
+            contract = f"a network that accepts {self.features.size or smallest} pixels"
+            got = f"{self.features.net!r}, which needs {net.minimum_size}"
+            remedy = "Use larger clips, or fewer of `discriminator.num_scales`."
+            raise argument_error("discriminator.features.net", contract, got, remedy)
