@@ -98,8 +98,8 @@ class TrainState:
         discriminators = sum(weight.numel() for weight in self.objective.get_trainable_parameters())
         return sum(weight.numel() for weight in weights), trained, discriminators
 
-    def describe_size(self, steps: int) -> str:
-        """Return the number of parameters of a run of so many steps, for the console."""
+    def describe_size(self, steps: float = float("inf")) -> str:
+        """Return the number of parameters, for the console, and whether so many steps train no discriminator."""
         total, trained, discriminators = self.sizes()
         part = "" if trained == total else f" ({trained / 1e6:.2f} M of them trained)"
         late = self.objective.weights.disc_train_start
