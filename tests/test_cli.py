@@ -87,7 +87,7 @@ def test_runs_as_a_module(forks, module):
         ),
         (["train", "--data", "x", "--objective.reconstruction.loss", "l2"], "'mse', 'l1', 'charbonnier'"),
         (["train", "--data", "x", "--objective.penalty.kind", "r3"], "'r1_and_r2'"),
-        (["train", "--data", "x", "--discriminator.video", "patches"], "'first_frame', 'plain', 'patch', 'none'"),
+        (["train", "--data", "x", "--discriminator.video", "patches"], "'patch', 'features', 'none'"),
         (
             ["train", "--data", "x", "--objective.quantizer_aux_loss_weight", "-1"],
             "`quantizer_aux_loss_weight` must be a finite",
