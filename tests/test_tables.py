@@ -1,0 +1,34 @@
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from telecine.tables import print_dry_run, print_plan
+from telecine.training import ObjectiveConfig, TrainConfig
+from telecine.training.capacity import Fit, Plan
+from telecine.training.dry_run import DryRun
+from telecine.training.plan import UpdatePlan
+from telecine.training.speed import Speed
+
+
+@pytest.fixture
+def console():
+    return Console(record=True, width=200)
+
+
+@pytest.mark.parametrize(("memory", "fits"), [(100, True), (99, False)])
+def test_a_plan_says_whether_the_settings_fit(console, memory, fits):
+    """Nine tenths of the memory are used."""
+    update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, 0)
+    speed = Speed(1e9, 1e9, 1.0, "this machine's cpu")
+    print_plan(console, Plan("4 x 17 x 256 x 256, float32", update, speed, memory, [Fit("as configured", 1, 9, 90)]))
+    assert ("With these settings an update does not fit." in console.export_text()) != fits
+
+
+def test_a_dry_run_says_whether_every_term_is_on(console):
+    objective = ObjectiveConfig(disc_start=5, adversarial_loss_weight=0.5)
+    config = TrainConfig(steps=3, objective=objective)
+    print_dry_run(console, config, DryRun(2, 1.0, None, {"train/recon_loss": 0.1}))
+    assert "some terms are not on: the last ones start with step 5, and the run ends with 3" in console.export_text()
+    print_dry_run(console, replace(config, steps=9), DryRun(5, 1.0, None, {"train/recon_loss": 0.1}))
+    assert "every term is on in this update" in console.export_text()
