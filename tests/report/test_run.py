@@ -1,6 +1,7 @@
 """The content of a run's folder."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,14 @@ class TestReadRun:
         assert [validation.step for validation in run.validations] == [0, 60]
         assert run.environment == {}
         assert run.side_by_side_video() is None
+
+    def test_a_run_that_trains_says_where_it_is(self, tmp_path):
+        folder = write_run(tmp_path / "run", [*records(30), {"step": 31, "train/total_loss": 1.0}])
+        run = read_run(folder, "x")
+        assert run.unfinished == "of 60, measured at 20"
+        assert replace(run, records=[]).unfinished == "of 60"
+        assert replace(run, records=records(60)).unfinished == ""
+        assert replace(run, settings={"steps": "many"}).unfinished == ""
 
     def test_a_missing_warnings_file_differs_from_an_empty_one(self, tmp_path):
         folder = write_run(tmp_path / "run", [])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,6 +67,15 @@ class ReportedRun:
     def steps(self) -> int:
         """The last step in the records."""
         return max((int(record["step"]) for record in self.records), default=0)
+
+    @property
+    def unfinished(self) -> str:
+        """Of how many steps these are, and at which the metrics were measured; empty for a run that is done."""
+        text, measured = self.settings.get("steps", ""), validations(self.records)
+        total = int(text) if re.fullmatch(r"\d{1,12}", text) else 0  # the file may be anyone's
+        if total <= self.steps:
+            return ""
+        return f"of {total}" + (f", measured at {int(measured[-1]['step'])}" if measured else "")
 
     def held_out(self) -> list[HeldOutMetric]:
         """Return the metrics of the held-out clips."""
