@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from telecine.data import (
 from telecine.data.source import DecodeError
 from telecine.evaluation.config import EvaluateConfig
 from telecine.evaluation.published import CLIP_CHOICES, VALUES, PublishedProtocol
-from telecine.evaluation.source import contains_videos, load_model, match_videos
+from telecine.evaluation.source import MatchingVideos, contains_videos, load_model, match_videos
 from telecine.evaluation.tiling import Tiling, blended_chunks, overlapping_chunks, reconstruct_tiled
 from telecine.runs import find_checkpoint
 from telecine.shapes import VALUE_RANGE, Video
@@ -64,7 +64,7 @@ def open_published(
     if contains_videos(checkpoint):
         infos, _ = index_videos(find_videos(data))
         matches = match_videos(infos, data=data, reconstructions=checkpoint)
-        return PublishedVideoSource(matches, protocol, f"{checkpoint}, as videos"), infos
+        return PublishedVideoSource(matches, f"{checkpoint}, as videos", protocol), infos
     model = load_model(checkpoint, config.weights, device)
     if protocol.num_frames is not None and protocol.crop is not None:
         model.check_clip(protocol.num_frames, protocol.crop, protocol.crop)
@@ -211,28 +211,11 @@ class PublishedModelSource:
 
 
 @dataclass(frozen=True)
-class PublishedVideoSource:
-    """Reads the reconstruction of each clip from another video, as the protocol reads the clip."""
+class PublishedVideoSource(MatchingVideos):
+    """Reads clips as a protocol does, and their reconstructions from other videos."""
 
-    matches: Mapping[str, VideoInfo]
-    """The reconstruction of each video, by the path of the video."""
     protocol: PublishedProtocol
-    title: str
-    """The folder of the reconstructions."""
 
     def read(self, span: Span) -> Clip | None:
         """Return the clip of a span, or None if it cannot be decoded."""
         return read_published(span, self.protocol)
-
-    def reconstruct(self, span: Span, target: Video) -> Video:
-        """Return the same frames of the matching video.
-
-        Raises:
-            ValueError: These frames cannot be decoded.
-        """
-        match = self.matches[str(span.info.path)]
-        clip = self.read(replace(span, info=match))
-        if clip is None:
-            got = f"{match.path}, whose frames {span.first_frame} to {span.last_frame} are broken"
-            raise argument_error("checkpoint", "decodable where `data` is", got, "Write that video again.")
-        return clip["video"][None].to(target)

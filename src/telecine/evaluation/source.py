@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,22 +103,20 @@ class ModelSource:
 
 
 @dataclass(frozen=True)
-class VideoSource:
-    """Reads the reconstruction of each clip from another video."""
+class MatchingVideos(ABC):
+    """Reads the reconstruction of each clip from another video, in the same way as the clip."""
 
     matches: Mapping[str, VideoInfo]
     """The reconstruction of each video, by the path of the video."""
-    clips: ClipConfig
-    """How both are read."""
     title: str
     """The folder of the reconstructions."""
 
+    @abstractmethod
     def read(self, span: Span) -> Clip | None:
         """Return the clip of a span, or None if it cannot be decoded."""
-        return read_span(span, self.clips)
 
     def reconstruct(self, span: Span, target: Video) -> Video:
-        """Return the same frames of the matching video, resized and cropped in the same way.
+        """Return the same frames of the matching video, read as the clip is.
 
         Raises:
             ValueError: These frames cannot be decoded.
@@ -128,6 +127,18 @@ class VideoSource:
             got = f"{match.path}, whose frames {span.first_frame} to {span.last_frame} are broken"
             raise argument_error("checkpoint", "decodable where `data` is", got, "Write that video again.")
         return clip["video"][None].to(target)
+
+
+@dataclass(frozen=True)
+class VideoSource(MatchingVideos):
+    """Reads clips of a size, and their reconstructions from other videos."""
+
+    clips: ClipConfig
+    """How both are read."""
+
+    def read(self, span: Span) -> Clip | None:
+        """Return the clip of a span, or None if it cannot be decoded."""
+        return read_span(span, self.clips)
 
 
 def model_source(checkpoint: Path, config: MeasuredClips, device: torch.device) -> ModelSource:
@@ -168,7 +179,7 @@ def video_source(
     if config.height is None or config.width is None:
         height, width = _common_size(infos)
         clips = config.clip_config(replace(clips, height=height, width=width))
-    return VideoSource(matches, clips, f"{reconstructions}, as videos")
+    return VideoSource(matches, f"{reconstructions}, as videos", clips)
 
 
 def _common_size(infos: Sequence[VideoInfo]) -> tuple[int, int]:
