@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from os import PathLike
 from pathlib import Path
 
@@ -75,11 +76,14 @@ def with_config_first(name: str, typed: Sequence[str]) -> tuple[list[str], list[
 
 def default_recipe(typed: Sequence[str], *, is_data: bool) -> str:
     """Return the recipe for a command without `--config` and with these arguments."""
-    words = " ".join(typed).replace("=", " ").split()
-    if "--model" in words and "--random_weights" not in words:
-        model = words[words.index("--model") + 1 :][:1]
-        return "gpu" if model and model[0].endswith(".json") else "whole"
-    return "gpu" if {"--data", "--model"} & {*words} or is_data else "demo"
+    given: dict[str, str] = {}
+    for argument, following in zip_longest(typed, typed[1:], fillvalue=""):
+        option, has_value, value = argument.partition("=")
+        given[option] = value if has_value else following
+    has_weights = not given.get("--model", ".json").endswith(".json")
+    if has_weights and given.get("--random_weights") != "true":
+        return "whole"
+    return "gpu" if given.keys() & {"--data", "--model"} or is_data else "demo"
 
 
 def config_path(name: str | PathLike[str]) -> Path:
