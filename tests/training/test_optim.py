@@ -5,7 +5,15 @@ import torch
 from torch import nn
 
 from telecine.training.config import OptimizerConfig
-from telecine.training.optim import FINAL_LR_SCALE, MovingAverage, clip_gradients, lr_scale, set_lr, update_ratio
+from telecine.training.optim import (
+    FINAL_LR_SCALE,
+    MovingAverage,
+    clip_gradients,
+    describe_warmup,
+    lr_scale,
+    set_lr,
+    update_ratio,
+)
 
 
 def test_warmup_rises_linearly_to_one():
@@ -15,6 +23,15 @@ def test_warmup_rises_linearly_to_one():
 
 def test_without_warmup_the_first_step_has_the_full_rate():
     assert lr_scale(OptimizerConfig(warmup_steps=0), 0, 10) == 1.0
+
+
+def test_a_run_that_ends_within_its_warmup_says_so():
+    config = OptimizerConfig(warmup_steps=500)
+    assert describe_warmup(config, 500) == []
+    (line,) = describe_warmup(config, 40)
+    assert "after 40 of 500 steps, 0.08 of `optimizer.lr` is reached" in line
+    assert lr_scale(config, 39, 40) == 0.08
+    assert describe_warmup(OptimizerConfig(warmup_steps=0), 1) == []
 
 
 def test_cosine_falls_from_one_to_its_final_scale():
@@ -86,6 +103,14 @@ def test_the_average_follows_the_formula_with_its_early_decay():
         assert update(average, model, value) == pytest.approx(expected, rel=1e-6)
     assert (1 + num) / (10 + num) > 0.5, "the full decay must have been reached"
     assert model.weight.item() == values[-1], "the model keeps its weights"
+
+
+@pytest.mark.parametrize("num_updates", [10, 40, 1000])
+def test_the_average_of_a_short_run_spans_its_last_tenth(num_updates):
+    average = MovingAverage(model := model_with(-1e6), 0.999)  # initial weights that would show
+    for step in range(num_updates):
+        averaged = update(average, model, float(step))
+    assert num_updates - 1 - averaged == pytest.approx(num_updates / 10, rel=0.01)
 
 
 def test_with_decay_zero_the_average_equals_the_model():

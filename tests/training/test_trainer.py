@@ -314,6 +314,14 @@ def test_a_run_goes_back_to_the_newest_checkpoint_that_is_not_damaged(tiny, tmp_
 
 
 @pytest.mark.slow
+def test_a_run_says_at_its_start_that_it_ends_within_its_warmup(tiny):
+    console = Console(record=True, width=40, file=io.StringIO())
+    run = Trainer(tiny(steps=4, optimizer=OptimizerConfig(warmup_steps=500)), console)
+    run.close()
+    assert "after 4 of 500 steps, 0.008 of `optimizer.lr` is reached" in console.export_text()
+
+
+@pytest.mark.slow
 def test_a_validation_that_is_interrupted_is_made_when_the_run_resumes(tiny, tmp_path):
     settings = {"steps": 3, "val_every": 2, "save_every": 3, "log_every": 1}
     straight = tiny(output_dir=str(tmp_path / "straight"), **settings)

@@ -32,6 +32,15 @@ def lr_scale(config: OptimizerConfig, step: int, num_steps: int) -> float:
     return FINAL_LR_SCALE + (1 - FINAL_LR_SCALE) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
+def describe_warmup(config: OptimizerConfig, num_steps: int) -> list[str]:
+    """Return a line for the console if a run ends inside its warm-up, whose small rates change the weights little."""
+    if num_steps >= config.warmup_steps:
+        return []
+    reached = f"{num_steps / config.warmup_steps:.2g} of `optimizer.lr` is reached"
+    ends = f"the run ends within its warm-up: after {num_steps} of {config.warmup_steps} steps, {reached}"
+    return [f"{ends}; use a smaller `--optimizer.warmup_steps`"]
+
+
 def set_lr(optimizer: Optimizer, lr: float) -> None:
     """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
@@ -73,9 +82,10 @@ def update_ratio(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
 class MovingAverage:
     """Exponential moving average (EMA) of a model's trained weights; evaluation and export use it.
 
-    After `n` updates the decay is at most `(1 + n) / (10 + n)`, so that the average soon forgets the initial weights.
-    The first update copies the weights; with `decay` 0 every update does. There is no second module: `applied()` swaps
-    the averages into the model. If the weights are sharded, each process averages its shard.
+    After `n` updates the decay is at most `(1 + n) / (10 + n)`, so that the average soon forgets the initial weights:
+    until `decay` is reached, it spans the last tenth of all updates. The first update copies the weights; with `decay`
+    0 every update does. There is no second module: `applied()` swaps the averages into the model. If the
+    weights are sharded, each process averages its shard.
 
     Args:
         model: The model whose parameters with `requires_grad` are averaged.

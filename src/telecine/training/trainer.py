@@ -38,6 +38,7 @@ from telecine.training.latent_cache import fill, open_cache
 from telecine.training.latents import describe_change, measure_latents
 from telecine.training.lock import RunLock
 from telecine.training.logging import MetricsLogger, Monitor
+from telecine.training.optim import describe_warmup
 from telecine.training.records import keep_records, missing_records
 from telecine.training.rollback import MAX_ROLLBACKS, Rollback, remedy
 from telecine.training.saved_settings import as_yaml, check_same_data, check_same_networks, saved_settings
@@ -70,8 +71,8 @@ class Trainer:
         self.accelerator = build_accelerator(config)
         self.is_main = self.accelerator.is_main_process
         self.console = console if self.is_main else Console(quiet=True)
-        for line in describe_processes(config, self.accelerator):
-            self.console.print(line)
+        for line in (*describe_processes(config, self.accelerator), *describe_warmup(config.optimizer, config.steps)):
+            self.console.print(line, soft_wrap=True)
         self.lock: RunLock | None = None
         on_first_process(lambda: self._take_lock(steal=steal_lock), self.accelerator)
         try:
@@ -103,8 +104,7 @@ class Trainer:
         with self.accelerator.main_process_first():  # the first process indexes the videos, the others read its index
             self.clips = build_clips(config, model)
         if found is None and autoencoder is None and self.accelerator.device.type == "cpu":
-            num_processes = self.accelerator.num_processes
-            describe = partial(describe_on_cpu, config, model, num_processes=num_processes)
+            describe = partial(describe_on_cpu, config, model, num_processes=self.accelerator.num_processes)
             if (line := on_first_process(describe, self.accelerator)) is not None:
                 self.console.print(line, soft_wrap=True)
         self.perceptual: dict[str, nn.Module] = {"lpips_alex": LPIPS("alex").to(self.accelerator.device)}
