@@ -1,6 +1,6 @@
 """telecine trains video autoencoders: an objective, and the training run around it.
 
-The names below are the public API. `train`, `evaluate` and `reconstruct` need the extra `telecine[train]`.
+The names below are the public API. `train`, `evaluate` and `reconstruct` need the extra `train`.
 """
 
 from importlib import import_module

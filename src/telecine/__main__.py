@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from telecine.commands import INTERRUPTED, fail
+from telecine.requirements import how_to_install
 
 
 def main() -> int:
@@ -19,7 +20,7 @@ def main() -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "telecine":
             raise
-        return fail(f'{error}. Run `pip install "telecine[train]"`.')
+        return fail(f"{error}. {how_to_install('train')}")
     except (ValueError, OSError) as error:
         return fail(" ".join(str(error).split()))
     except KeyboardInterrupt:

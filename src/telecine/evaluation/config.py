@@ -61,14 +61,14 @@ class EvaluateConfig(MeasuredClips):
 
     features: str | None = None
     """Network of the Frechet distance between all reconstructions and all inputs: the path of an I3D as TorchScript
-    (reported as fvd), or "transnetv2" (reported as frechet_transnetv2; needs telecine[frechet]). Needs more clips than
-    the network has features."""
+    (reported as fvd), or "transnetv2" (reported as frechet_transnetv2; needs the extra `frechet`). Needs more clips
+    than the network has features."""
     protocol: ProtocolName | None = None
     """Measure as published figures were: clips, frame rate, resizing, values and metrics are those of the protocol,
     other settings that contradict it are refused."""
     flow: str | None = None
-    """Also measure the warping error, by this optical flow: "dis" (of OpenCV; needs telecine[protocols]) or the path of
-    torchvision's weights of RAFT, large or small."""
+    """Also measure the warping error, by this optical flow: "dis" (of OpenCV; needs the extra `protocols`) or the path
+    of torchvision's weights of RAFT, large or small."""
     chunk: int | None = None
     """Also reconstruct clips in chunks of this many frames, and measure how far they are from whole ones."""
     overlap_frames: int = 0

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from telecine.checks import argument_error
 from telecine.data import bytes_from_video
 from telecine.evaluation.definitions import FLOW_SIDE
+from telecine.requirements import how_to_install
 from telecine.shapes import Frames, Video
 
 # torchvision's RAFT needs sides that are multiples of 8 and at least 128.
@@ -58,7 +59,7 @@ class DISFlow:
     def __init__(self) -> None:
         if importlib.util.find_spec("cv2") is None:
             got = '"dis" without the package opencv-python-headless'
-            remedy = 'Run `pip install "telecine[protocols]"`, or pass the path of weights of RAFT.'
+            remedy = f"{how_to_install('protocols')} Or pass the path of weights of RAFT."
             raise argument_error("flow", "a method that is installed", got, remedy)
         import cv2
 

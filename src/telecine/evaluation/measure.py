@@ -28,6 +28,7 @@ from telecine.evaluation.published_clips import measured_values
 from telecine.evaluation.source import ReconstructionSource
 from telecine.perceptual import LPIPS, load_backbone
 from telecine.perceptual.weights import tensor_sha256
+from telecine.requirements import how_to_install
 from telecine.shapes import VALUE_RANGE, Video
 
 LPIPS_BACKBONES = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
@@ -103,8 +104,7 @@ def load_published_metrics(protocol: PublishedProtocol, features: str | None, de
     """
     if "ssim_uniform" in protocol.metrics and importlib.util.find_spec("skimage") is None:
         got = f"{protocol.name} without the package scikit-image"
-        remedy = 'Run `pip install "telecine[protocols]"`.'
-        raise argument_error("protocol", "one whose packages are installed", got, remedy)
+        raise argument_error("protocol", "one whose packages are installed", got, how_to_install("protocols"))
     perceptual, backbones = _load_lpips(protocol.metrics, device)
     (frechet,) = (name for name in protocol.metrics if name in FRECHET_METRICS)
     network, absent = None, {frechet: "needs the I3D of StyleGAN-V, i3d_torchscript.pt, as `features`"}

@@ -191,7 +191,7 @@ def _timm(name: str) -> tuple[nn.Module, Any]:
         timm = import_module("timm")
     except ModuleNotFoundError as error:
         got = f"timm/{name} without the package"
-        raise argument_error("net", "a network of an installed package", got, "pip install timm.") from error
+        raise argument_error("net", "a network of an installed package", got, "Run `pip install timm`.") from error
     if name not in timm.list_models() + timm.list_pretrained():
         raise argument_error("net", "a model of timm", repr(name), suggestion(name, timm.list_models()))
     module = timm.create_model(name, pretrained=False)

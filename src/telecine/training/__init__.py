@@ -1,4 +1,4 @@
-"""The training run around the objective. Needs `pip install "telecine[train]"`."""
+"""The training run around the objective. Needs the extra `train`."""
 
 from telecine.training.config import ObjectiveConfig, OptimizerConfig, TrainConfig
 from telecine.training.config_file import read_config

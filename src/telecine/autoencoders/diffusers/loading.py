@@ -15,13 +15,14 @@ from telecine.autoencoders.diffusers.families import DiffusersModel
 from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, MAX_LISTED, check_known_keys, copy_state
 from telecine.checks import argument_error, describe, nearest
 from telecine.files import read_json
+from telecine.requirements import how_to_install
 
 try:
     import diffusers
     from diffusers import ConfigMixin, ModelMixin
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 except ImportError as missing:
-    raise ImportError('This model needs diffusers: run `pip install "telecine[diffusers]"`.') from missing
+    raise ImportError(f"This model needs diffusers. {how_to_install('diffusers')}") from missing
 
 PIPELINE_SUBFOLDER = "vae"
 # Larger than any number of channels, layers or pixels in the configurations of diffusers' autoencoders.
