@@ -92,6 +92,25 @@ def test_curves_and_runs_can_be_hidden(page):
     assert len({(line.get_attribute("stroke"), line.get_attribute("stroke-dasharray")) for line in lines}) == 4
 
 
+@pytest.mark.parametrize("num_runs", [1, 2])
+def test_the_linear_baseline_has_one_line_style(browser, tmp_path, num_runs):
+    lines = [{**line, "linear/ssim": 0.5} if "val/ssim" in line else line for line in records(40)]
+    runs = [write_run(tmp_path / name, lines) for name in "ab"[:num_runs]]
+    page = browser.new_page()
+    page.goto(write_report(runs, tmp_path / "page.html").as_uri())
+    legends = page.locator("#charts .legend button")
+    baseline = legends.filter(has_text="linear baseline").locator("line").all()
+    others = legends.filter(has_not_text="linear baseline").locator("line").all()
+    assert len(baseline) == 2  # PSNR, where the training clips have a curve, too, and SSIM
+    assert {(line.get_attribute("stroke"), line.get_attribute("stroke-dasharray")) for line in baseline} == {
+        ("var(--muted)", "7 3")
+    }
+    assert "7 3" not in {line.get_attribute("stroke-dasharray") for line in others}
+    dashed = page.locator('#charts path.line[stroke-dasharray="7 3"]')
+    assert dashed.count() == 2 * num_runs
+    page.close()
+
+
 def test_values_are_shown_by_pointer_and_keyboard(page):
     chart = page.locator("#charts figure").nth(1)
     plot = chart.locator("> svg")

@@ -55,6 +55,18 @@ def test_panels_without_data_are_not_drawn(axes_of, tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
+def test_the_linear_baseline_has_one_line_style(axes_of):
+    held_out = {"val/psnr": 20.0, "val/ssim": 0.8, "val/lpips_alex": 0.2}
+    linear = {name.replace("val/", "linear/"): value for name, value in held_out.items()}
+    plots = axes_of([{"step": 1, "train/mse": 0.1, **held_out, **linear}])
+    found = [
+        (line.get_label(), line.get_linestyle(), line.get_color()) for axes in plots.values() for line in axes.lines
+    ]
+    styles = [style for label, *style in found if label.endswith("linear baseline")]
+    assert styles == 3 * [["--", "grey"]]
+    assert all(style == "-" for label, style, _ in found if not label.endswith("linear baseline"))
+
+
 def test_lpips_of_two_networks_has_two_panels(axes_of):
     record = {"step": 1, "train/perceptual_loss": 0.3, "val/lpips_alex": 0.2, "linear/lpips_alex": 0.25}
     other = {title: labels(axes) for title, axes in axes_of([record], "vgg").items()}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from telecine.files import atomic_write
 from telecine.report.names import (
@@ -31,6 +31,8 @@ MAX_LINEAR_RATIO = 100
 LINEAR_BELOW = 1e-3
 # A legend with more entries has two columns.
 MAX_LEGEND_ROWS = 5
+# The line of the linear baseline, as on the page.
+BASELINE: Mapping[str, Any] = {"linestyle": "--", "color": "grey"}
 # Relative difference of values that are the same but for the order in which they were summed.
 SAME = 1e-5
 
@@ -219,8 +221,8 @@ def _draw_panel(panel: Panel, axes: Axes, lines: Columns) -> None:
     axes.grid(alpha=0.3)
     for name, points in lines.items():
         marker = "o" if name.startswith("val/") else None
-        style = "--" if name.startswith("linear/") else "-"
-        axes.plot(*zip(*points, strict=True), style, label=label_of(name), marker=marker, markersize=3, linewidth=1.2)
+        style = BASELINE if name.startswith("linear/") else {}
+        axes.plot(*zip(*points, strict=True), label=label_of(name), marker=marker, markersize=3, linewidth=1.2, **style)
     _set_scale(axes, panel, [value for points in lines.values() for _, value in points])
     is_long = len(lines) > MAX_LEGEND_ROWS
     axes.legend(fontsize=7 if is_long else 8, ncols=2 if is_long else 1, framealpha=0.6)

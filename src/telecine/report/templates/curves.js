@@ -1,5 +1,7 @@
 const COLOURS = Array.from({ length: 8 }, (_, index) => `var(--c${index})`);
-const DASHES = ["", "7 3", "2 3", "9 3 2 3", "4 2", "1 3", "12 4", "7 2 2 2 2 2"];
+const DASHES = ["", "2 3", "9 3 2 3", "4 2", "1 3", "12 4", "7 2 2 2 2 2"];
+// Of the linear baseline, as in curves.png.
+const BASELINE = { prefix: "linear/", stroke: "var(--muted)", dash: "7 3" };
 const HEIGHT = 200;
 // The first plot has the most curves and fills a row.
 const FIRST_HEIGHT = 300;
@@ -76,8 +78,10 @@ class Chart {
 
   style(series, run) {
     const index = this.plot.series.indexOf(series);
+    const isBaseline = series.key.startsWith(BASELINE.prefix);
+    const stroke = isBaseline && !severalRuns ? BASELINE.stroke : COLOURS[(severalRuns ? run : index) % COLOURS.length];
     const dash = severalRuns && this.plot.series.length === 1 ? run : index;
-    return { stroke: COLOURS[(severalRuns ? run : index) % COLOURS.length], "stroke-dasharray": dashOf(dash) };
+    return { stroke, "stroke-dasharray": isBaseline ? BASELINE.dash : dashOf(dash) };
   }
 
   makeLegend() {
