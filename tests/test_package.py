@@ -27,7 +27,7 @@ EXTRA = (
 )
 # From the bottom up: a module imports from its own line or from lines above.
 LAYERS = (
-    {"requirements"},
+    {"progress", "requirements"},
     {"checks", "shapes", "precision", "files", "commands", "imports", "terminal", "devices", "randomness", "ops"},
     {
         "argument_errors",

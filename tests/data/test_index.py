@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import struct
-import sys
 from array import array
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -25,7 +23,6 @@ from telecine.data import (
     index_videos,
     log_too_short,
     read_clip,
-    with_progress,
 )
 from telecine.data.index import _frame_rate
 
@@ -198,20 +195,6 @@ def test_missing_and_repeated_timestamps_are_detected(monkeypatch: pytest.Monkey
 def test_frame_rate(average: int | None, guessed: int | None, pts: list[int], fps: float) -> None:
     stream: Any = SimpleNamespace(average_rate=average, guessed_rate=guessed)
     assert _frame_rate(stream, [(stamp, False) for stamp in pts], 0.001) == pytest.approx(fps)
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize("terminal", [False, True])
-def test_progress_is_shown_on_terminals(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
-    file = Terminal() if terminal else io.StringIO()
-    monkeypatch.setattr(sys, "stderr", file)
-    monkeypatch.setenv("TERM", "xterm")
-    assert list(with_progress(iter(range(3)), "counting", total=3)) == [0, 1, 2]
-    assert ("counting" in file.getvalue()) == terminal
 
 
 def test_large_frames_of_a_video_are_refused(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from telecine.data.dataset import ClipDataset
 from telecine.data.decode import iterate_clips, iterate_frames, read_clip
 from telecine.data.find import find_segments, find_videos, load_spans, sample_videos
 from telecine.data.image import index_image, read_image
-from telecine.data.index import Skipped, index_video, index_videos, log_too_short, with_progress
+from telecine.data.index import Skipped, index_video, index_videos, log_too_short
 from telecine.data.index_cache import IndexCache, index_cache_path
 from telecine.data.lists import Segment, read_list
 from telecine.data.loader import Batch, ClipBatchSampler, ClipLoader, ReadingStopped, clip_loader
@@ -59,5 +59,4 @@ __all__ = [
     "validation_clips",
     "video_from_bytes",
     "whole_video",
-    "with_progress",
 ]

@@ -12,9 +12,9 @@ from torch import Tensor
 from telecine.checks import argument_error
 from telecine.data.config import Bucket, ClipConfig
 from telecine.data.decode import read_clip
-from telecine.data.index import with_progress
 from telecine.data.source import DataError, DecodeError, Source
 from telecine.data.video_info import Span
+from telecine.progress import with_progress
 
 logger = logging.getLogger(__name__)
 

@@ -11,23 +11,19 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from os import PathLike
-from typing import TypeVar
 
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
-from rich.console import Console
-from rich.progress import track
 
 from telecine.checks import argument_error
 from telecine.data.decode import decoded_frames, displayed, open_video, sample_aspect_ratio
 from telecine.data.image import index_image
 from telecine.data.source import DataError, DecodeError, Source, as_source, is_image
 from telecine.data.video_info import MAX_PIXELS, Span, VideoInfo, check_frame_size
+from telecine.progress import with_progress
 
 logger = logging.getLogger(__name__)
-
-Item = TypeVar("Item")
 
 # With more frames than this after a single keyframe, reading a clip takes seconds.
 LONG_GOP = 300
@@ -146,20 +142,6 @@ def log_too_short(spans: Iterable[Span], clip_span: int) -> int:
         text = "%d of %d videos are shorter than %d frames, and not used: %s"
         logger.warning(text, len(short), len(longest), clip_span, format_skipped(short))
     return len(short)
-
-
-def with_progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """Iterate with a progress bar on standard error that disappears at the end. Only terminals get a bar.
-
-    Args:
-        items: The items to iterate over.
-        description: Text before the bar.
-        total: Number of items, if `items` has no length.
-    """
-    console = Console(stderr=True)
-    return iter(
-        track(items, description, total=total, console=console, transient=True, disable=not console.is_terminal)
-    )
 
 
 def _first_frame(path: Source, max_pixels: int) -> tuple[VideoFrame, Fraction]:

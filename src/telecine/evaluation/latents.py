@@ -14,7 +14,7 @@ from torch import Tensor
 from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.latent_statistics import ChannelMoments
 from telecine.checks import argument_error
-from telecine.data import ClipConfig, bytes_from_video, find_videos, index_videos, with_progress
+from telecine.data import ClipConfig, bytes_from_video, find_videos, index_videos
 from telecine.devices import pick_device
 from telecine.evaluation.config import LatentsConfig
 from telecine.evaluation.latent_measures import (
@@ -34,6 +34,7 @@ from telecine.evaluation.pixel_metrics import psnr
 from telecine.evaluation.source import CLIP_SELECTION, ModelSource, model_source, read_span, select_clips
 from telecine.losses import mse
 from telecine.losses.latent import resized
+from telecine.progress import with_progress
 from telecine.shapes import VALUE_RANGE, Video
 
 # Standard deviation of the noise on the latent, in units of each channel's.

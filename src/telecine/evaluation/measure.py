@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from telecine.checks import argument_error
-from telecine.data import ClipConfig, Span, bytes_from_video, with_progress
+from telecine.data import ClipConfig, Span, bytes_from_video
 from telecine.evaluation.frechet import FeatureNetwork, frechet_distance, load_feature_network, min_samples
 from telecine.evaluation.metrics import (
     BUILT_IN_METRICS,
@@ -28,6 +28,7 @@ from telecine.evaluation.published_clips import measured_values
 from telecine.evaluation.source import ReconstructionSource
 from telecine.perceptual import LPIPS, load_backbone
 from telecine.perceptual.weights import tensor_sha256
+from telecine.progress import with_progress
 from telecine.requirements import how_to_install
 from telecine.shapes import VALUE_RANGE, Video
 

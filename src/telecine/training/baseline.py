@@ -11,9 +11,10 @@ from torch import nn
 
 from telecine.autoencoders import CausalVAE, LinearAutoencoder, VideoAutoencoder
 from telecine.autoencoders.student import StudentAutoencoder
-from telecine.data import Clip, with_progress
+from telecine.data import Clip
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.metrics import mean_over_clips
+from telecine.progress import with_progress
 from telecine.report.run import read_records
 from telecine.runs import METRICS_FILE
 from telecine.shapes import Video

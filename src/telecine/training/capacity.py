@@ -6,7 +6,7 @@ import functools
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.checks import argument_error
-from telecine.data.index import with_progress
 from telecine.devices import free_memory, gigabytes, pick_device
+from telecine.progress import with_progress
 from telecine.training.config import TrainConfig
 from telecine.training.distributed import all_gather, fsdp_blocks
 from telecine.training.plan import (
@@ -183,16 +183,21 @@ def plan_updates(configs: Sequence[TrainConfig], device: DeviceType) -> list[Upd
 
     The first is planned alone: the processes inherit what PyTorch then remembers of operators and shapes.
     """
+    return list(with_progress(_planned(configs, device), "planning updates", total=len(configs)))
+
+
+def _planned(configs: Sequence[TrainConfig], device: DeviceType) -> Iterator[UpdatePlan]:
     plan = functools.partial(plan_from_shapes, device=device)
     first, *others = configs
-    plans, title = [plan(first)], "planning updates"
+    yield plan(first)
     if sys.platform != "linux" or not others:
-        return plans + list(with_progress(map(plan, others), title, total=len(others)))
+        yield from map(plan, others)
+        return
     num_processes = min(len(os.sched_getaffinity(0)), len(others))
     fork = multiprocessing.get_context("fork")
     # PyTorch's threads do not survive a fork.
     with ProcessPoolExecutor(num_processes, fork, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return plans + list(with_progress(pool.map(plan, others), title, total=len(others)))
+        yield from pool.map(plan, others)
 
 
 def plan_from_shapes(config: TrainConfig, *, device: DeviceType) -> UpdatePlan:

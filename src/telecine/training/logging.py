@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from telecine.progress import SECONDS_BETWEEN_LINES
 from telecine.report.curves import psnr_of_mse
 from telecine.report.names import FRAME_GRADIENT
 from telecine.report.trackers import log_preview
@@ -22,8 +23,6 @@ from telecine.runs import METRICS_FILE
 ADVERSARIAL_SHARE = "train/adversarial_gradient_share"
 # With fewer columns than this, the bar has the most important numbers only.
 WIDE = 110
-# Without a terminal, a line of progress is printed this often.
-SECONDS_BETWEEN_LINES = 30.0
 # Weight of the newest update in the moving average of the time that an update takes.
 NEWEST_WEIGHT = 0.05
 
