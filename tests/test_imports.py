@@ -1,6 +1,7 @@
 """Settings import only what is telecine's own or was allowed."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import telecine
 from telecine import allow_code
 from telecine.cli import main
 from telecine.discriminators.build import resolve_class
+from telecine.imports import import_allowed
 from telecine.objective.terms import Term
 from telecine.training.config_file import config_from, read_config
 
@@ -93,6 +95,45 @@ def test_the_command_line_allows_it_and_a_file_does_not(package, tmp_path, capsy
     monkeypatch.setattr("telecine.cli.print_result", lambda *_: None)
     assert main(["train", "--config", str(path), "--allow_code", "json", f"--allow_code={name}"]) == 0
     assert given[0].objective.gan.loss.__name__ == "my_loss"
+
+
+NAMED = {
+    "terms": "objective: {{terms: {{mine: {{target: {0}.edges, weight: 1}}}}}}",
+    "loss": "objective: {{gan: {{loss: {0}.edges}}}}",
+}
+
+
+@pytest.mark.parametrize("setting", NAMED)
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (None, r"\. No module named '{0}'\. Install it, or add its folder to `PYTHONPATH`\."),
+        ("edge = 1", r": {0} has no `edges`\. Did you mean `edge`\?"),
+        ("import torch\nmissing", r"\. Its module raises NameError: .*{0}\.py, line 2\)\. Correct it there\."),
+        ("import no_such_package", r"\. Its module raises ModuleNotFoundError: .*{0}\.py, line 1\)\. Correct"),
+        ("raise RuntimeError('two\\nlines')", r"\. Its module raises RuntimeError: two lines \(.*line 1\)\. Correct"),
+        ("def edges(:", r"\. Its module raises SyntaxError: .*\({0}\.py, line 1\)\. Correct"),
+    ],
+)
+def test_code_that_cannot_be_imported_is_one_line(code, reason, setting, package, tmp_path, capsys):
+    name, _ = package
+    if code is None:
+        name = "telecine_no_such_package"
+    else:
+        (tmp_path / f"{name}.py").write_text(code)
+    path = tmp_path / "settings.yaml"
+    path.write_text(NAMED[setting].format(name))
+    assert main(["config", "validate", str(path), "--allow_code", name]) == 2
+    error = capsys.readouterr().err
+    shown = "target" if setting == "terms" else r"(--)?objective\.gan\.loss"
+    assert re.fullmatch(
+        rf"telecine: error: `{shown}` must be importable, but got '{name}\.edges'{reason.format(name)}.*\n", error
+    )
+
+
+def test_a_part_of_a_package_that_does_not_exist():
+    with pytest.raises(ValueError, match=r"No module named 'telecine.nowhere'\. Check the spelling\.$"):
+        import_allowed("telecine.nowhere.edges", "target")
 
 
 def test_what_an_allowed_module_only_imports_is_not_allowed(package):

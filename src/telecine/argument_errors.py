@@ -10,6 +10,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from telecine.checks import nearest
+from telecine.imports import import_allowed, is_dotted
 
 WORDS: Mapping[Any, str] = {
     int: "a whole number",
@@ -40,11 +41,25 @@ def plain(message: str, settings: type | None, *, known: Sequence[str], prefix: 
     name = re.match(r'Parser key "([\w.]+)"', message)
     kind = None if name is None else type_of(settings, name[1])
     if name is not None and kind is not None:
-        return f"`{prefix}{name[1]}` must be {describe_type(kind)}, but got {value_in(message)}."
+        got = value_in(message)
+        problem = import_problem(kind, got, prefix + name[1])
+        return problem or f"`{prefix}{name[1]}` must be {describe_type(kind)}, but got {got}."
     if key := _UNKNOWN.search(message):
         word = key[1] or f"{key[2]}.{key[3]}"
         return f"`{word}` is not a setting. {suggest(word, known, prefix)}".rstrip()
     return message.removeprefix('Parser key "config": ')
+
+
+def import_problem(kind: Any, path: str, name: str) -> str | None:
+    """Return why the function that a setting names cannot be imported; None if it can, or if no function is named."""
+    takes_function = collections.abc.Callable in {get_origin(each) for each in (kind, *get_args(kind))}
+    if not (takes_function and is_dotted(path)):
+        return None
+    try:
+        import_allowed(path, name)
+    except ValueError as error:
+        return " ".join(str(error).split())
+    return None
 
 
 def suggest(word: str, known: Sequence[str], prefix: str) -> str:

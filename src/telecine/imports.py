@@ -5,9 +5,24 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import traceback
 
-from telecine.checks import argument_error
+from telecine.checks import argument_error, nearest
 
+# What the code of a module raises if it is wrong, or does not find what it needs.
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
 # Names of packages and modules; what is below one is allowed as well.
 _allowed = {"telecine"}
 
@@ -59,19 +74,40 @@ def import_allowed(path: str, name: str) -> object:
     A name that a module only imported, such as `my_package.os.system`, must be allowed where it was defined, too.
 
     Raises:
-        ValueError: If it is not allowed, before anything is imported.
-        ImportError, AttributeError: If there is no such thing.
+        ValueError: If it is not allowed, before anything is imported; if there is no such thing, or its module fails.
     """
     module, _, attribute = path.rpartition(".")
-    if not module or not all(part.isidentifier() for part in path.split(".")):
-        raise ImportError(f"{path!r} is not a dotted path")
+    if not is_dotted(path):
+        raise argument_error(name, "importable", repr(path), "Write its full path, such as `my_package.my_function`.")
     if not is_allowed(path):
         raise not_allowed_error(name, path)
-    found = getattr(importlib.import_module(module), attribute)
+    try:
+        imported = importlib.import_module(module)
+    except FAILURES as error:
+        raise argument_error(name, "importable", repr(path), _why(error, path)) from error
+    if not hasattr(imported, attribute):
+        remedy = nearest(attribute, dir(imported)) or "Check the spelling."
+        raise argument_error(name, "importable", f"{path!r}: {module} has no `{attribute}`", remedy)
+    found = getattr(imported, attribute)
     origin = origin_of(found)
     if origin is not None and not is_allowed(origin):
         raise not_allowed_error(name, path, origin)
     return found
+
+
+def is_dotted(path: str) -> bool:
+    """Return whether a text can be the path of something in a module."""
+    return "." in path and all(part.isidentifier() for part in path.split("."))
+
+
+def _why(error: BaseException, path: str) -> str:
+    """Return why a module could not be imported, with the line of its code that failed, and what to do."""
+    if isinstance(error, ModuleNotFoundError) and f"{path}.".startswith(f"{error.name}."):
+        is_part = "." in str(error.name)
+        return f"{error}. {'Check the spelling.' if is_part else 'Install it, or add its folder to `PYTHONPATH`.'}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
+    where = "" if isinstance(error, SyntaxError) else f" ({frames[-1].filename}, line {frames[-1].lineno})"
+    return f"Its module raises {type(error).__name__}: {error}{where}. Correct it there."
 
 
 def origin_of(found: object) -> str | None:

@@ -124,7 +124,10 @@ def test_networks_by_name_with_weights_by_path(tmp_path, cached_weights, monkeyp
     ("options", "message"),
     [
         ({"net": "alx"}, r"`net` must be one of 'vgg', 'alex', or a dotted path, but got 'alx'. Did you mean `alex`"),
-        ({"net": "telecine.nowhere"}, "`net` must be the dotted path of a network, but got 'telecine.nowhere'"),
+        (
+            {"net": "telecine.nowhere"},
+            "`net` must be importable, but got 'telecine.nowhere': telecine has no `now",
+        ),
         ({"net": "telecine.imports.allowed_code"}, "`net` must be the path of a module, or of what builds one"),
         ({"net": 3}, '`net` must be a function, a module, "alex" or "vgg", but got 3'),
         ({"net": no_map}, r"`the result of `net`` must be features of shape \(1, F, h, w\) .*of shape \(1, 3\)"),

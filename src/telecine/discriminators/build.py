@@ -66,11 +66,7 @@ def resolve_class(target: str, name: str) -> type[nn.Module]:
             contract = f"a discriminator of {REFERENCE_MODULE}"
             raise argument_error(f"{name}.target", contract, repr(class_name), suggestion(class_name, CLASSES))
         return CLASSES[class_name]
-    try:
-        found = import_allowed(str(target), f"{name}.target")
-    except (ImportError, AttributeError) as error:
-        remedy = "Use the full dotted path of a class, such as 'telecine.Discriminator3D'."
-        raise argument_error(f"{name}.target", "importable", f"{target!r} ({error})", remedy) from error
+    found = import_allowed(str(target), f"{name}.target")
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         remedy = "Use the full dotted path of a class, such as 'telecine.Discriminator3D'."
         raise argument_error(f"{name}.target", "a subclass of nn.Module", f"{target!r}, which is {found!r}", remedy)

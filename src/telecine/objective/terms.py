@@ -210,11 +210,7 @@ def _import(path: str) -> Callable[..., Any]:
     if "." not in path:
         contract = f"one of {', '.join(map(repr, TERMS))}, or the dotted path of a function"
         raise argument_error("target", contract, repr(path), suggestion(path, TERMS))
-    try:
-        found = import_allowed(path, "target")
-    except (ImportError, AttributeError) as error:
-        contract, remedy = "the dotted path of a function", f"Importing it failed: {error}."
-        raise argument_error("target", contract, repr(path), remedy) from error
+    found = import_allowed(path, "target")
     if not callable(found):
         raise argument_error("target", "the dotted path of a function", f"{path!r}, {describe(found)}", "Correct it.")
     return found

@@ -187,11 +187,7 @@ def import_network(path: str) -> Callable[[Frames], Tensor]:
     if "." not in path:
         contract = f"one of {', '.join(map(repr, BACKBONES))}, or a dotted path"
         raise argument_error("net", contract, repr(path), suggestion(path, BACKBONES))
-    try:
-        found = import_allowed(path, "net")
-    except (ImportError, AttributeError) as error:
-        remedy = f"Importing it failed: {error}."
-        raise argument_error("net", "the dotted path of a network", repr(path), remedy) from error
+    found = import_allowed(path, "net")
     built = found() if callable(found) and not isinstance(found, nn.Module) else found
     if not isinstance(built, nn.Module):
         contract, got = "the path of a module, or of what builds one", f"{path!r}, {describe(built)}"

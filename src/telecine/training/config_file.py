@@ -21,7 +21,8 @@ from telecine.training.config import TrainConfig
 
 # How jsonargparse says that a value must not be imported, and which setting it is about.
 _DENIED = re.compile(r"Importing '([^']+)' is not allowed")
-_NOT_ALLOWED = re.compile(r"`[\w.]+` must be in telecine or .*? `telecine\.allow_code\('\w+'\)`\.")
+# An error of telecine's own among the reasons why a value is of none of the types of a setting.
+_OWN = re.compile(r"Errors: .*?(`[\w.]+` must be .*?) Given value type: ")
 _SETTING = re.compile(r'(?:key|argument|option) ["\']([\w.]+)["\']')
 
 
@@ -79,10 +80,10 @@ def restrict_imports(allowed: Iterable[str] = ()) -> None:
 
 
 def clear_message(error: Exception) -> str:
-    """Return an error's message in one line, and in telecine's words if it is about code that is not allowed."""
+    """Return an error's message in one line, and in telecine's words if it is about code that settings name."""
     message = " ".join(str(error).split())
-    if found := _NOT_ALLOWED.search(message):
-        return found[0]
+    if found := _OWN.search(message):
+        return found[1]
     denied, setting = _DENIED.search(message), _SETTING.search(message)
     if denied is None:
         return message
