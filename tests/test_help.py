@@ -1,6 +1,8 @@
 """The help of commands is read from the source, and says what their parsers say."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -9,6 +11,7 @@ from telecine.cli import command_parser, main, settings_class
 from telecine.commands import COMMANDS
 from telecine.help import arguments_of, help_of
 from telecine.settings_source import as_typed, read_settings
+from telecine.start import WITHOUT_PYTORCH, check_names
 
 NAMES = ("train", "evaluate", "reconstruct", "latents", "distill")
 
@@ -55,6 +58,36 @@ def test_types_and_choices_are_those_of_the_annotations():
     assert settings["objective.perceptual_weight"].types == ("float", "Ramp")
     assert settings["objective.gan.loss"].types[-1] == "function"
     assert settings["optimizer.betas"].types == ("tuple[float, float]",)
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["train", "--stepss", "3"], "`--stepss` is not an argument of this command. Did you mean `--steps`?"),
+        (["distill", "--techer=x"], "`--techer` is not an argument of this command. Did you mean `--teacher`?"),
+        (["plan", "--objective.gan.losss", "hinge"], "Did you mean `--objective.gan.loss`?"),
+        (["evaluate", "x", "--dta", "y"], "Did you mean `--data`?"),
+        (["report", "x", "--wacth"], "`--wacth` is not an argument of this command. Did you mean `--watch`?"),
+    ],
+)
+def test_an_unknown_argument_is_refused_without_pytorch(typed, said):
+    code = "import sys; sys.modules['torch'] = None; from telecine.__main__ import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", code, *typed], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("telecine: error: ")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_every_argument_of_the_parsers_is_known_without_pytorch():
+    num_checked = 0
+    for name in COMMANDS.keys() - WITHOUT_PYTORCH.keys():
+        for action in command_parser(name)._actions:
+            for option in action.option_strings:
+                check_names(name, [option, f"{option}=3"])
+                num_checked += 1
+    assert num_checked > 500
+    check_names("train", ["--objective.perceptual_weight.start", "3", "--objective.terms.wavelet.weight=-1"])
 
 
 def test_the_help_begins_with_what_most_need(capsys):

@@ -36,8 +36,7 @@ def plain(message: str, settings: type | None, *, known: Sequence[str], prefix: 
         prefix: What is typed before the name of a setting.
     """
     if typed := re.match(r"unrecognized arguments: ([^\s=]+)", message):
-        remedy = suggest(typed[1].removeprefix("--"), known, prefix)
-        return f"`{typed[1]}` is not an argument of this command. {remedy}".rstrip()
+        return unknown_argument(typed[1], known, prefix)
     name = re.match(r'Parser key "([\w.]+)"', message)
     kind = None if name is None else type_of(settings, name[1])
     if name is not None and kind is not None:
@@ -48,6 +47,12 @@ def plain(message: str, settings: type | None, *, known: Sequence[str], prefix: 
         word = key[1] or f"{key[2]}.{key[3]}"
         return f"`{word}` is not a setting. {suggest(word, known, prefix)}".rstrip()
     return message.removeprefix('Parser key "config": ')
+
+
+def unknown_argument(typed: str, known: Sequence[str], prefix: str = "--") -> str:
+    """Return the error about an argument that a command does not have."""
+    remedy = suggest(typed.removeprefix("--"), known, prefix)
+    return f"`{typed}` is not an argument of this command. {remedy}".rstrip()
 
 
 def import_problem(kind: Any, path: str, name: str) -> str | None:

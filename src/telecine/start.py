@@ -32,8 +32,33 @@ def answer(typed: Sequence[str]) -> int | None:
             parser.add_argument(*argument.names, **argument.extra)
         WITHOUT_PYTORCH[typed[0]](parser.parse_args(typed[1:]))
     else:
+        check_names(typed[0], typed[1:])
         return None
     return 0
+
+
+def check_names(name: str, typed: Sequence[str]) -> None:
+    """Refuse an unknown argument before seconds are spent with importing PyTorch.
+
+    Args:
+        name: The command.
+        typed: Its arguments.
+
+    Raises:
+        ValueError: There is no argument of that name.
+    """
+    from telecine.argument_errors import unknown_argument
+    from telecine.settings_source import read_settings
+
+    command = COMMANDS[name]
+    settings = list(read_settings(command.settings)) if command.settings is not None else []
+    others = ("config", "print_config") if settings else ()  # both are the parser's
+    known = {item.name for item in settings} | {*command.options, *others}
+    open_ended = tuple(f"{item.name}." for item in settings if not item.is_group)  # a ramp, a dict: the parser knows
+    for word in typed:
+        option = word.partition("=")[0].removeprefix("--")
+        if word.startswith("--") and option not in known and not option.startswith(open_ended):
+            raise ValueError(unknown_argument(f"--{option}", [*known]))
 
 
 class _Parser(argparse.ArgumentParser):
