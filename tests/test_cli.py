@@ -241,7 +241,7 @@ def test_a_truncated_file_among_good_ones_is_skipped_named_and_counted(tmp_path,
     tiny += ["--linear_baseline", "false", "--linear_start", "false", "--latent_clips", "2"]
     assert main([*arguments, *small, *tiny]) == 0
     out = capsys.readouterr().out
-    assert "1 videos, 1 skipped" in out
+    assert "1 video, 1 skipped" in out
     assert "short.mp4" in caplog.text
     assert "before" in out
     assert "side by side" in out

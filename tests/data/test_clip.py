@@ -60,6 +60,20 @@ def test_the_eight_orientations_of_a_square(spans: list[Span]) -> None:
     assert all(video.is_contiguous() for video in found)
 
 
+TURNS = {"turned by 90° to the left": 1, "turned by 180°": 2, "turned by 90° to the right": 3}
+
+
+@pytest.mark.parametrize("flips", [*product((False, True), repeat=3)])
+def test_the_orientation_in_words_is_what_was_done(spans: list[Span], flips: tuple[bool, bool, bool]) -> None:
+    frames = moving_frames(2, 48, 64)
+    spec = ClipSpec(spans[0], 0, 1.0, 0.5, 0.5, *flips)
+    expected = video_from_bytes(frames[:, 8:40, 16:48])
+    for word in filter(None, spec.orientation.split(", ")):
+        expected = expected.flip(-1) if word == "mirrored" else torch.rot90(expected, TURNS[word], (-2, -1))
+    assert torch.equal(make_clip(frames, spec, Bucket(2, 32, 32))["video"], expected)
+    assert (spec.orientation == "") == (not any(flips))
+
+
 def test_a_larger_crop_is_resized_to_the_clip(spans: list[Span]) -> None:
     frames = moving_frames(2, 48, 64)
     video = make_clip(frames, ClipSpec(spans[0], 0, 1.25, 0.5, 0.5, False), Bucket(2, 32, 40))["video"]

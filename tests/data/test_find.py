@@ -171,7 +171,7 @@ def test_load_a_list_of_segments(folder: Path, caplog: pytest.LogCaptureFixture)
         ("gone.mp4", "No such file or directory"),
         ("a.mp4", "starts at 2.0 s, after the end of the video"),
     ]
-    assert "skipped 1 of 4 videos" in caplog.text
+    assert "skipped 1 of 4 files" in caplog.text
     assert "skipped 1 of 5 segments" in caplog.text
     assert "a.mp4 (starts at 2.0 s, after the end of the video)" in caplog.text
 

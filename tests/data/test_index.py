@@ -115,7 +115,7 @@ def test_bad_files_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert [(info.path.name, info.num_frames) for info in infos] == [("good.mp4", 3), ("one.mp4", 1)]
     assert [skip.path.name for skip in skipped] == list(BAD_FILES)
     assert skipped[-1].reason == "has no video stream"
-    assert "skipped 6 of 8 videos" in caplog.text
+    assert "skipped 6 of 8 files" in caplog.text
     assert "text.mp4 (Invalid data" in caplog.text
     assert "truncated.mp4" in caplog.text
     assert "and 3 more" in caplog.text

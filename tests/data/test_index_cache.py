@@ -212,4 +212,4 @@ def test_members_before_the_damage_of_a_tar_file_are_used(
     assert [info.path.name for info in load(folder)] == ["0.mp4"]
     assert "b.tar: damaged after its first 2 videos and images" in caplog.text
     assert "c.tar: damaged after its first 0 videos and images" in caplog.text
-    assert "skipped 1 of 2 videos" in caplog.text
+    assert "skipped 1 of 2 files" in caplog.text

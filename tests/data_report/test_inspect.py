@@ -1,14 +1,17 @@
 """What a run will see is what the report shows."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from telecine.data import ClipDataset, DataError, bytes_from_video
 from telecine.data_report import inspect
 from telecine.data_report.inspect import advice, inspect_data
+from telecine.data_report.page import render, summary
 from telecine.training.build import find_spans
 
 
@@ -65,6 +68,29 @@ def test_the_advice_follows_from_the_values(report, config, monkeypatch):
     lines = list(advice(quiet, config))
     assert len(lines) == 2
     assert "too much for `--clips.cache`" in lines[1]
+
+
+def test_images_are_counted_as_images(config, data, tmp_path):
+    shutil.copy(data / "scene.mp4", tmp_path)
+    for number in range(3):
+        Image.new("RGB", (64, 48), (90 * number, 90, 90)).save(tmp_path / f"{number}.png")
+    for ratio, counted in ((0.5, "1 video and 3 images, of 4 files"), (0.0, "1 video, of 4 files")):
+        changed = replace(config, data=str(tmp_path), clips=replace(config.clips, image_ratio=ratio))
+        report = inspect_data(changed, num_clips=2)
+        assert dict(summary(report))["files used"] == counted
+    uses = {Path(row.path).name: row.use for row in report.files}
+    assert uses["0.png"] == "an image, and `clips.image_ratio` is 0"
+
+
+def test_clips_say_how_they_were_turned(config):
+    square = replace(config.clips, height=32, width=32, random_orientation=True)
+    report = inspect_data(replace(config, clips=square), num_clips=20)
+    assert len({clip.orientation for clip in report.clips}) > 4
+    still = replace(square, random_orientation=False, random_flip=False)
+    assert {clip.orientation for clip in inspect_data(replace(config, clips=still), num_clips=4).clips} == {""}
+    page = render(report)
+    for clip in report.clips:
+        assert f"frame {clip.start}, 5 x 32 x 32{clip.orientation and f', {clip.orientation}'}" in page
 
 
 def test_errors(config, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from telecine.report.summary import (
     RunSummary,
     ValidationClips,
+    count_files,
     describe_summary,
     duration,
     not_comparable,
@@ -57,7 +58,16 @@ def test_it_is_described():
     assert describe_summary(None, records) == {"clips a second": "6"}
     less = describe_summary(replace(SUMMARY, num_trained=1_500_000, num_skipped=0, peak_memory=None), [])
     assert (less["parameters"], less["training data"]) == ("1.50 M", "4 videos, 700 frames")
+    images = describe_summary(replace(SUMMARY, num_videos=1, num_images=2), [])
+    assert images["training data"] == "1 video and 2 images, 1 skipped, 700 frames"
     assert less.keys().isdisjoint({"peak memory", "updates a second", "clips a second"})
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"), [((1, 0), "1 video"), ((0, 1), "1 image"), ((2, 3), "2 videos and 3 images")]
+)
+def test_files_are_counted_by_kind(counts, text):
+    assert count_files(*counts) == text
 
 
 def test_runs_with_other_held_out_clips_do_not_compare():

@@ -1,8 +1,10 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from telecine import Ramp
 from telecine.discriminators import (
@@ -27,6 +29,16 @@ def test_every_setting_reaches_the_loss(tiny, everything):
     )
     loss = build_objective(tiny(objective=objective, discriminator=everything["discriminator"]))
     assert loss.config == objective != ObjectiveConfig()
+
+
+def test_images_are_counted_as_images(tiny, small_video, tmp_path):
+    shutil.copy(small_video, tmp_path)
+    for number in range(3):
+        Image.new("RGB", (64, 48), (90 * number, 90, 90)).save(tmp_path / f"{number}.png")
+    for ratio, counted in ((0.5, "1 video and 3 images, "), (0.0, "1 video, ")):
+        config = tiny(data=str(tmp_path), clips=replace(tiny().clips, image_ratio=ratio))
+        clips = build_clips(config, build_autoencoder(config))
+        assert clips.describe() == f"{counted}{len(clips.val)} held-out clips"
 
 
 VIDEO = {

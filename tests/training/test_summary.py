@@ -16,7 +16,7 @@ def clips(num_val=2):
     generator = torch.Generator().manual_seed(0)
     val = [{"video": torch.rand(3, 5, 16, 24, generator=generator)} for _ in range(num_val)]
     train = SimpleNamespace(spans=[SimpleNamespace(num_frames=30), SimpleNamespace(num_frames=12)])
-    return SimpleNamespace(val=val, train=train, num_videos=2, num_skipped=1)
+    return SimpleNamespace(val=val, train=train, num_videos=2, num_images=3, num_skipped=1)
 
 
 STATE = SimpleNamespace(accelerator=SimpleNamespace(device=torch.device("cpu")), sizes=lambda: (9, 7, 3))
@@ -28,7 +28,8 @@ def test_the_times_of_a_resumed_run_are_added(tmp_path, monkeypatch):
     first = read_summary(tmp_path)
     assert 100 <= first.seconds < 110
     assert (first.num_parameters, first.num_trained, first.num_disc_parameters) == (9, 7, 3)
-    assert (first.num_videos, first.num_skipped, first.num_frames, first.clips_per_update) == (2, 1, 42, 4)
+    assert (first.num_videos, first.num_images, first.num_skipped) == (2, 3, 1)
+    assert (first.num_frames, first.clips_per_update) == (42, 4)
     monkeypatch.setattr(module, "peak_memory", lambda device: 20)
     SummaryWriter(tmp_path, STATE, clips(), 4, time.monotonic() - 5, True).write()
     assert 105 <= read_summary(tmp_path).seconds < 115

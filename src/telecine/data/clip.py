@@ -47,6 +47,16 @@ class ClipSpec:
     transpose: bool = False
     """Whether its rows and columns are then exchanged."""
 
+    @property
+    def orientation(self) -> str:
+        """How a clip was mirrored and then turned, in words; empty for one that was not."""
+        mirrored = "mirrored" if self.flip ^ self.upside_down ^ self.transpose else ""
+        if self.transpose:
+            turned = f"turned by 90° to the {'right' if self.upside_down else 'left'}"
+        else:
+            turned = "turned by 180°" if self.upside_down else ""
+        return ", ".join(filter(None, (mirrored, turned)))
+
 
 def decode_clip(spec: ClipSpec, bucket: Bucket, config: ClipConfig) -> Tensor:
     """Decode the frames of a clip, uint8 `(T, H, W, 3)`, at the size that the crop is taken from.

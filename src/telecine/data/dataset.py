@@ -84,13 +84,21 @@ class ClipDataset(Dataset[Clip]):
         self._logged: set[Source] = set()
 
     def __getitem__(self, item: int | tuple[int, int]) -> Clip:
+        return make_clip(*self.decode(item))
+
+    def decode(self, item: int | tuple[int, int]) -> tuple[Tensor, ClipSpec, Bucket]:
+        """Return the decoded frames of an item, uint8 `(T, H, W, 3)`, and what `make_clip` makes of them.
+
+        Raises:
+            DataError: too many clips in a row cannot be decoded.
+        """
         step, index = (item, item) if isinstance(item, int) else item
         pool, bucket = self._draw_pool(step)
         for attempt in range(MAX_ATTEMPTS):
             spec = self._draw_spec(pool, index, attempt)
             frames = self._decode(spec, bucket)
             if frames is not None:
-                return make_clip(frames, spec, bucket)
+                return frames, spec, bucket
         got = f"{MAX_ATTEMPTS} clips in a row that cannot be decoded"
         raise argument_error("data", "decodable", got, "Remove the files named in the log.", DataError)
 

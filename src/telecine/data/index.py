@@ -109,7 +109,7 @@ def index_videos(
         remedy = "Check that they are complete and play in a video player."
         raise argument_error("data", "at least one decodable video", got, remedy, DataError)
     if skipped:
-        logger.warning("skipped %d of %d videos: %s", len(skipped), len(results), format_skipped(skipped))
+        logger.warning("skipped %d of %d files: %s", len(skipped), len(results), format_skipped(skipped))
     return infos, skipped
 
 
@@ -121,7 +121,7 @@ def _index_all(sources: Sequence[Source], index: Callable[[Source], VideoInfo]) 
             return Skipped(source, str(error).removeprefix(f"{source}: "))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from with_progress(pool.map(index_or_skip, sources), "indexing videos", total=len(sources))
+        yield from with_progress(pool.map(index_or_skip, sources), "indexing files", total=len(sources))
 
 
 def format_skipped(skipped: Sequence[Skipped]) -> str:

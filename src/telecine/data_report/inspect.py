@@ -13,6 +13,7 @@ from torch import Tensor
 
 from telecine.checks import check_count
 from telecine.data import ClipBatchSampler, ClipDataset, Span, bytes_from_video, num_cached_bytes
+from telecine.data.clip import make_clip
 from telecine.data.find import ignored_suffixes
 from telecine.data.source import Source
 from telecine.data.video_info import VideoInfo
@@ -45,6 +46,8 @@ class SampledClip:
     """How long one core took to read it."""
     remarks: tuple[str, ...]
     """What is unusual about it: black, static, a cut."""
+    orientation: str
+    """How it was mirrored and turned, in words; empty if it was not."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ def inspect_data(config: TrainConfig, num_clips: int = 24) -> DataReport:
     dataset = ClipDataset(spans.train, replace(config.clips, cache=False), seed=config.seed)
     clips = list(with_progress(sample(dataset, config, num_clips), "reading clips", total=num_clips))
     infos = list({span.info.path: span.info for span in spans.found}.values())
+    held_out = [span for span in spans.held_out if dataset.image_ratio > 0 or not span.info.is_image]
+    spans = replace(spans, train=dataset.spans, held_out=held_out)
     files = [*rows(infos, spans, config), *(FileRow(str(each.path), each.reason, False) for each in spans.skipped)]
     cache_bytes = num_cached_bytes(dataset.spans, config.clips)
     first = min(dataset.spans, key=lambda span: span.info.is_image)
@@ -122,10 +127,12 @@ def sample(dataset: ClipDataset, config: TrainConfig, num_clips: int) -> Iterato
     sampler = ClipBatchSampler(range(num_clips), size, config.gradient_accumulation_steps, rank=0, num_ranks=1)
     for item in islice(chain.from_iterable(sampler), num_clips):
         start = time.perf_counter()
-        clip = dataset[item]
+        decoded, spec, bucket = dataset.decode(item)
+        clip = make_clip(decoded, spec, bucket)
         seconds = time.perf_counter() - start
         frames = bytes_from_video(clip["video"])
-        yield SampledClip(frames, clip["source"], clip["start"], seconds, tuple(remarks(frames)))
+        remarked = tuple(remarks(frames))
+        yield SampledClip(frames, clip["source"], clip["start"], seconds, remarked, spec.orientation)
 
 
 def remarks(frames: Tensor) -> Iterator[str]:
@@ -151,6 +158,7 @@ def rows(infos: Sequence[VideoInfo], spans: Spans, config: TrainConfig) -> Itera
     for info in with_progress(infos, "reading files", total=len(infos)):
         found = uses.get(info.path)
         reason = f"{info.num_frames} frames; a clip needs {shortest}"
+        reason = "an image, and `clips.image_ratio` is 0" if info.is_image else reason
         yield file_row(info, " and ".join(found) if found else reason, is_used=bool(found))
 
 

@@ -18,6 +18,7 @@ from telecine.data_report.measures import DEFINITIONS
 from telecine.devices import gigabytes
 from telecine.files import atomic_write, write_json
 from telecine.report.page import page_environment, timestamp
+from telecine.report.summary import count_files
 from telecine.report.video import write_mp4
 
 JSON_FILE = "data.json"
@@ -44,6 +45,7 @@ class ClipFigure(TypedDict):
     source: str
     start: int
     shape: str
+    orientation: str
     remarks: tuple[str, ...]
 
 
@@ -83,10 +85,11 @@ def render(report: DataReport) -> str:
 
 def summary(report: DataReport) -> list[tuple[str, str]]:
     """Return the most important values, for the page and the console."""
-    num_used = sum(row.is_used for row in report.files)
+    is_image = [row.keyframe_distance is None for row in report.files if row.is_used]
+    used = count_files(is_image.count(False), is_image.count(True))
     remarks = [remark.partition(" ")[0] for clip in report.clips for remark in set(clip.remarks)]
     return [
-        ("files used", f"{num_used} of {len(report.files)}"),
+        ("files used", f"{used}, of {len(report.files)} files"),
         ("frames to train on", f"{report.num_train:,}"),
         ("frames held out", f"{report.num_held_out:,}"),
         ("clips read", str(len(report.clips))),
@@ -113,6 +116,7 @@ def figure(number: int, clip: SampledClip) -> ClipFigure:
         "source": Path(clip.source).name,
         "start": clip.start,
         "shape": " x ".join(map(str, clip.frames.shape[:3])),
+        "orientation": clip.orientation,
         "remarks": clip.remarks,
     }
 

@@ -36,7 +36,7 @@ class RunSummary:
     num_disc_parameters: int
     """Of the discriminators."""
     num_videos: int
-    """Videos and images that are used."""
+    """Videos that are used."""
     num_skipped: int
     """Files that are not."""
     num_frames: int
@@ -48,6 +48,8 @@ class RunSummary:
     peak_memory: int | None
     """Bytes at the peak of the first process: of the GPU as PyTorch allocated them, on a CPU of the process. None on
     other devices."""
+    num_images: int = 0
+    """Still images that are used."""
 
 
 def write_summary(run: Path, summary: RunSummary) -> None:
@@ -90,10 +92,17 @@ def describe_summary(summary: RunSummary | None, records: Sequence[Mapping[str, 
     lines["parameters"] = f"{_millions(summary.num_parameters)}{trained}"
     lines["parameters of discriminators"] = _millions(summary.num_disc_parameters)
     skipped = f", {summary.num_skipped} skipped" if summary.num_skipped else ""
-    lines["training data"] = f"{summary.num_videos} videos{skipped}, {summary.num_frames} frames"
+    files = count_files(summary.num_videos, summary.num_images)
+    lines["training data"] = f"{files}{skipped}, {summary.num_frames} frames"
     clips = summary.validation
     lines["held-out clips"] = f"{clips.num_clips} of {clips.num_frames} x {clips.height} x {clips.width}"
     return lines
+
+
+def count_files(num_videos: int, num_images: int) -> str:
+    """Return numbers of files as "3 videos", "1 image" or "3 videos and 1 image"."""
+    counts = ((num_videos, "video"), (num_images, "image"))
+    return " and ".join(f"{number} {kind}{'' if number == 1 else 's'}" for number, kind in counts if number)
 
 
 def not_comparable(names: Sequence[str], summaries: Sequence[RunSummary | None]) -> list[str]:

@@ -33,6 +33,7 @@ from telecine.data import (
 from telecine.devices import pick_device
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.weights import WeightSchedule
+from telecine.report.summary import count_files
 from telecine.runs import find_checkpoint
 from telecine.training.acceleration import accelerate_networks
 from telecine.training.build_discriminators import image_discriminator, video_discriminators
@@ -57,9 +58,16 @@ class Clips:
     fps: float
     """Frames a second of clips of the first video, for previews."""
     num_videos: int
-    """Videos and images that are used."""
+    """Videos that are used."""
+    num_images: int
+    """Still images that are used."""
     num_skipped: int
     """Files that cannot be decoded or are shorter than a clip, and lines of a list without frames."""
+
+    def describe(self) -> str:
+        """Return the numbers of files and held-out clips, for the console."""
+        skipped = f", {self.num_skipped} skipped" if self.num_skipped else ""
+        return f"{count_files(self.num_videos, self.num_images)}{skipped}, {len(self.val)} held-out clips"
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
@@ -143,12 +151,14 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
     val = validation_clips(spans.held_out, replace(config.clips, scale_jitter=1.0), config.val_clips)
     dataset = ClipDataset(spans.train, config.clips, seed=config.seed)
     check_buckets(config.clips.train_buckets, model, images=dataset.image_ratio > 0)  # images alone need no ratio
+    is_image = {span.info.path: span.info.is_image for span in spans.found}
     first_video = min(dataset.spans, key=lambda span: span.info.is_image)
     return Clips(
         train=dataset,
         val=val,
         fps=first_video.info.fps / config.clips.stride,
-        num_videos=len({span.info.path for span in spans.found}) - spans.num_short,
+        num_videos=len(is_image) - sum(is_image.values()) - spans.num_short,
+        num_images=sum(is_image.values()) if dataset.image_ratio > 0 else 0,
         num_skipped=len(spans.skipped) + spans.num_short,
     )
 

@@ -40,6 +40,7 @@ class SummaryWriter:
             num_trained=num_trained,
             num_disc_parameters=num_disc_parameters,
             num_videos=clips.num_videos,
+            num_images=clips.num_images,
             num_skipped=clips.num_skipped,
             num_frames=sum(span.num_frames for span in clips.train.spans),
             clips_per_update=clips_per_update,

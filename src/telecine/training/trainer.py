@@ -122,9 +122,7 @@ class Trainer:
         self.normalisation = model.latent_normalisation()
         self.checkpointer = Checkpointer(config, model, is_main=self.is_main)
         self.state = build_state(config, self.accelerator, model)
-        videos = f"{self.clips.num_videos} videos" + (f", {n} skipped" if (n := self.clips.num_skipped) else "")
-        size = self.state.describe_size(config.steps)
-        self.console.print(f"{size}; {videos}, {len(self.clips.val)} held-out clips", soft_wrap=True)
+        self.console.print(f"{self.state.describe_size(config.steps)}; {self.clips.describe()}", soft_wrap=True)
         for note in self.checkpointer.load(self.state, found) if found is not None else ():
             self.console.print(note, soft_wrap=True)
         self.latents = open_cache(config, model, self.clips.train, self.accelerator)
