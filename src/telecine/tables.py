@@ -77,14 +77,13 @@ def print_plan(console: Console, plan: Plan) -> None:
     usable = f"{gigabytes(plan.memory)}, of which {USED_FRACTION:.0%} are used"
     fits = Table(
         Column("settings", overflow="fold"),
-        "largest batch",
-        "longest clip",
-        "one clip needs",
-        title=f"what fits {usable}",
+        "largest\nbatch",
+        "most\nframes",
+        "one clip\nneeds",
+        title=f"what fits {usable}; frames are estimates",
     )
     for fit in plan.fits:
-        length = f"about {fit.num_frames} frames" if fit.num_frames else "none"
-        fits.add_row(fit.title, str(fit.batch_size or "none"), length, gigabytes(fit.one_clip))
+        fits.add_row(fit.title, str(fit.batch_size or "none"), str(fit.num_frames or "none"), gigabytes(fit.one_clip))
     console.print(fits)
     console.print(advice(update), soft_wrap=True)
 
@@ -126,7 +125,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
 
 def print_weights(console: Console) -> None:
     """Print which networks are in the cache."""
-    table = Table("net", "status", "source", "file")
+    table = Table("net", "status", "source", Column("file", overflow="fold"))
     for entry in weights.listing():
         table.add_row(entry.net, entry.status, entry.source or "", str(entry.path))
     console.print(table)

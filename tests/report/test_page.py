@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from telecine.report.clips import ValidationClip, write_clips
-from telecine.report.page import write_report
+from telecine.report.page import breakable, write_report
 from telecine.report.summary import write_summary
 from telecine.report.video import write_mp4
 
@@ -125,6 +125,19 @@ def test_runs_on_other_held_out_clips_are_marked(tmp_path):
     assert "wall time 1 min 15 s 1 min 15 s" in text
     write_summary(runs[1], SUMMARY)
     assert "Not comparable" not in text_of(write_report(runs, tmp_path / "report.html"))
+
+
+@pytest.mark.parametrize(
+    ("name", "html"),
+    [
+        ("steps", "steps"),
+        ("gan.disc_train_start", "gan.<wbr>disc_<wbr>train_<wbr>start"),
+        ("a/b & <c>.mp4", "a/<wbr>b &amp; &lt;c&gt;.<wbr>mp4"),
+        ("_x", "_<wbr>x"),
+    ],
+)
+def test_names_break_after_their_parts(name, html):
+    assert breakable(name) == html
 
 
 def test_the_page_of_one_run_is_in_its_folder(runs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -192,9 +193,14 @@ def page_environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters |= {"short": short, "even": even}
+    environment.filters |= {"short": short, "even": even, "breakable": breakable}
     environment.globals["asset"] = lambda name: Markup(_source(environment, name))
     return environment
+
+
+def breakable(name: str) -> Markup:
+    """Return the name of a setting or a file, which a narrow table breaks after its parts instead of within a word."""
+    return Markup("<wbr>").join(re.findall(r"[^._/]*[._/]+|[^._/]+", name))
 
 
 def timestamp() -> str:
