@@ -28,6 +28,9 @@ LINES = {
     "telecine train --config my": {"my_settings.yaml"},
     "telecine train --data my": {"my_settings.yaml"},
     "telecine recipes ": {"list", "show", "copy"},
+    "telecine recipes show co": {"cogvideox", "cosmos"},
+    "telecine recipes copy wan2.1": {"wan2.1"},
+    "telecine recipes copy demo my": {"my_settings.yaml"},
     "telecine evaluate --me": set(),
 }
 

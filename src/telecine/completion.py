@@ -34,6 +34,8 @@ def script(shell: str) -> str:
             action = add_argument(of_command, argument)
             if action.dest == "config":
                 complete(action, CONFIG)
+            elif (name, action.dest) == ("recipes", "name"):
+                action.choices = list(recipes())
             elif action.nargs != 0 and not action.choices and action.type is None:
                 complete(action, shtab.FILE)
         for action, item in add_settings(of_command, settings):
