@@ -38,6 +38,11 @@ LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.DOTALL)
 KEPT = re.compile(r"keptformula(\d+)end")
+# Code in a narrow table is broken after the parts of a name, and an option never after its dashes.
+CELL = re.compile(r"<td.*?</td>", re.DOTALL)
+INLINE = re.compile(r"<code>[^<]+(?:<wbr>[^<]+)*</code>")
+PART = re.compile(r"(?<=[\w}][._/])(?=\w)")
+OPTION = re.compile(r"(?<![\w-])--\w")
 FORMULAS: list[str] = []
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json", "": "text"}
 
@@ -75,8 +80,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Put the formulas back."""
-    return KEPT.sub(lambda match: FORMULAS[int(match[1])], html)
+    """Put the formulas back, and choose where names in code may be broken."""
+    html = KEPT.sub(lambda match: FORMULAS[int(match[1])], html)
+    html = CELL.sub(lambda cell: INLINE.sub(lambda code: PART.sub("<wbr>", code[0]), cell[0]), html)
+    return INLINE.sub(lambda code: OPTION.sub(r'<span class="option">\g<0></span>', code[0]), html)
 
 
 def origin_of(uri: str) -> Path:
