@@ -64,7 +64,7 @@ def run(tiny):
             optimizer=replace(OPTIMIZER, **(optimizer or {})),
             **{"val_every": steps, **changes},
         )
-        console = Console(record=True, width=1000, highlight=False, file=io.StringIO())
+        console = Console(record=True, width=40, highlight=False, file=io.StringIO())
         trainer = Trainer(config, console, autoencoder)
         if prepare is not None:
             prepare(trainer)
@@ -310,7 +310,7 @@ def test_warnings_after_the_checkpoint_are_dropped_and_may_be_given_again(tiny, 
     (tmp_path / HEALTH_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
     records = [{"step": step, "val/psnr": 1.0, EMA_BEHIND: 2.0} for step in (100, 110, 120)]
     (tmp_path / METRICS_FILE).write_text("".join(json.dumps(record) + "\n" for record in records))
-    console = Console(record=True, width=1000, file=io.StringIO())
+    console = Console(record=True, width=40, file=io.StringIO())
     keep_records(tmp_path, 105)
     diagnostics = Diagnostics(tmp_path, tiny(), console, enabled=True)
     assert read_lines(tmp_path / HEALTH_FILE) == lines[:1]

@@ -258,7 +258,7 @@ def test_settings_that_do_not_change_the_networks_may_change(tiny):
 
 @pytest.mark.slow
 def test_a_resumed_run_prints_what_changed_and_refuses_what_does_not_fit(tiny, monkeypatch):
-    console = Console(record=True, width=1000, file=io.StringIO())
+    console = Console(record=True, width=40, file=io.StringIO())  # long lines are not wrapped
     run_to(tiny(), 1, console)
     assert re.search(r"\nstep 0: held-out psnr [\d.]+  ssim [\d.]+  lpips_alex [\d.]+\n", console.export_text())
     folder = checkpoints(Path(tiny().output_dir))[-1][1]

@@ -68,7 +68,7 @@ def prepare_linear(
     if not config.linear_baseline:
         return {}
     metrics = measure_linear(linear, clips.val, perceptual, device)
-    console.print(f"linear baseline: held-out {describe_metrics(metrics)}")
+    console.print(f"linear baseline: held-out {describe_metrics(metrics)}", soft_wrap=True)
     return {f"{PREFIX}{name}": value for name, value in metrics.items()}
 
 

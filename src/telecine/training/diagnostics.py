@@ -73,7 +73,7 @@ class Diagnostics:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(warning)) + "\n")
         text = f"step {warning.step}: {warning.message} ({warning.rule}). {warning.remedy}"
-        self.console.print(f"warning: {text}", markup=False)  # a list of frames is in brackets
+        self.console.print(f"warning: {text}", markup=False, soft_wrap=True)  # a list of frames is in brackets
         logger.warning("%s", text)
 
     def _restore(self, run: Path, rollbacks: Sequence[Rollback]) -> None:

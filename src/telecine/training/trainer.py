@@ -365,9 +365,9 @@ class Trainer:
         self._add_record(values)
         self.logger.preview(step, result.picture, fps)
         write_pictures(self.folder, step, result, fps=fps)
-        self.console.print(f"step {step}: held-out {describe_metrics(result.metrics)}")
+        self.console.print(f"step {step}: held-out {describe_metrics(result.metrics)}", soft_wrap=True)
         if result.latent:
-            self.console.print(f"step {step}: latent {describe_metrics(result.latent)}")
+            self.console.print(f"step {step}: latent {describe_metrics(result.latent)}", soft_wrap=True)
 
     def publish(self) -> None:
         """Write the report, and upload the weights if `push_to_hub` is set; a finished run does so each time."""
