@@ -97,6 +97,13 @@ def test_the_command_line_allows_it_and_a_file_does_not(package, tmp_path, capsy
     assert given[0].objective.gan.loss.__name__ == "my_loss"
 
 
+# A module that imports its parts when they are used.
+LAZY = """
+def __getattr__(name):
+    if name == "edges":
+        import no_such_package
+    raise AttributeError(name)
+"""
 NAMED = {
     "terms": "objective: {{terms: {{mine: {{target: {0}.edges, weight: 1}}}}}}",
     "loss": "objective: {{gan: {{loss: {0}.edges}}}}",
@@ -112,6 +119,8 @@ NAMED = {
         ("import torch\nmissing", r"\. Its module raises NameError: .*{0}\.py, line 2\)\. Correct it there\."),
         ("import no_such_package", r"\. Its module raises ModuleNotFoundError: .*{0}\.py, line 1\)\. Correct"),
         ("raise RuntimeError('two\\nlines')", r"\. Its module raises RuntimeError: two lines \(.*line 1\)\. Correct"),
+        ("import json\njson.loads('{')", r"\. Its module raises JSONDecodeError: .*{0}\.py, line 2\)\. Correct"),
+        (LAZY, r"\. Its module raises ModuleNotFoundError: .*'no_such_package' \(.*{0}\.py, line 4\)\. Correct"),
         ("def edges(:", r"\. Its module raises SyntaxError: .*\({0}\.py, line 1\)\. Correct"),
     ],
 )

@@ -23,6 +23,7 @@ FAILURES = (
     TypeError,
     ValueError,
 )
+_MISSING = object()
 # Names of packages and modules; what is below one is allowed as well.
 _allowed = {"telecine"}
 
@@ -83,12 +84,12 @@ def import_allowed(path: str, name: str) -> object:
         raise not_allowed_error(name, path)
     try:
         imported = importlib.import_module(module)
+        found = getattr(imported, attribute, _MISSING)  # may import, too, if the module has a `__getattr__`
     except FAILURES as error:
         raise argument_error(name, "importable", repr(path), _why(error, path)) from error
-    if not hasattr(imported, attribute):
+    if found is _MISSING:
         remedy = nearest(attribute, dir(imported)) or "Check the spelling."
         raise argument_error(name, "importable", f"{path!r}: {module} has no `{attribute}`", remedy)
-    found = getattr(imported, attribute)
     origin = origin_of(found)
     if origin is not None and not is_allowed(origin):
         raise not_allowed_error(name, path, origin)
@@ -101,12 +102,18 @@ def is_dotted(path: str) -> bool:
 
 
 def _why(error: BaseException, path: str) -> str:
-    """Return why a module could not be imported, with the line of its code that failed, and what to do."""
+    """Return why a module could not be imported, with the last line of its package that was run, and what to do."""
     if isinstance(error, ModuleNotFoundError) and f"{path}.".startswith(f"{error.name}."):
         is_part = "." in str(error.name)
         return f"{error}. {'Check the spelling.' if is_part else 'Install it, or add its folder to `PYTHONPATH`.'}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
-    where = "" if isinstance(error, SyntaxError) else f" ({frames[-1].filename}, line {frames[-1].lineno})"
+    lines = [
+        (frame.f_globals.get("__name__", ""), f"{frame.f_code.co_filename}, line {line}")
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if not frame.f_code.co_filename.startswith("<")
+    ]
+    package = path.partition(".")[0]
+    own = [line for module, line in lines if module.partition(".")[0] == package]
+    where = "" if isinstance(error, SyntaxError) else f" ({own[-1] if own else lines[-1][1]})"
     return f"Its module raises {type(error).__name__}: {error}{where}. Correct it there."
 
 
