@@ -9,7 +9,10 @@ import traceback
 
 from telecine.checks import argument_error, nearest
 
-# What the code of a module raises if it is wrong, or does not find what it needs.
+# What the code of a module raises if it is wrong, or does not find what it needs. Not only what says that a name cannot
+# be imported: settings are imported within jsonargparse, which puts its own words in the place of any error below
+# `terms`, and the command line prints a ValueError or an OSError without its traceback. Either way the line that failed
+# would be lost.
 FAILURES = (
     ArithmeticError,
     AssertionError,
