@@ -102,7 +102,12 @@ def describe_summary(summary: RunSummary | None, records: Sequence[Mapping[str, 
 def count_files(num_videos: int, num_images: int) -> str:
     """Return numbers of files as "3 videos", "1 image" or "3 videos and 1 image"."""
     counts = ((num_videos, "video"), (num_images, "image"))
-    return " and ".join(f"{number} {kind}{'' if number == 1 else 's'}" for number, kind in counts if number)
+    return " and ".join(count(number, kind) for number, kind in counts if number)
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless the number is 1."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def not_comparable(names: Sequence[str], summaries: Sequence[RunSummary | None]) -> list[str]:

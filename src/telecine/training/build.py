@@ -33,7 +33,7 @@ from telecine.data import (
 from telecine.devices import pick_device
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.weights import WeightSchedule
-from telecine.report.summary import count_files
+from telecine.report.summary import count, count_files
 from telecine.runs import find_checkpoint
 from telecine.training.acceleration import accelerate_networks
 from telecine.training.build_discriminators import image_discriminator, video_discriminators
@@ -67,7 +67,7 @@ class Clips:
     def describe(self) -> str:
         """Return the numbers of files and held-out clips, for the console."""
         skipped = f", {self.num_skipped} skipped" if self.num_skipped else ""
-        return f"{count_files(self.num_videos, self.num_images)}{skipped}, {len(self.val)} held-out clips"
+        return f"{count_files(self.num_videos, self.num_images)}{skipped}, {count(len(self.val), 'held-out clip')}"
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
