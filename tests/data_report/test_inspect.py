@@ -74,12 +74,19 @@ def test_images_are_counted_as_images(config, data, tmp_path):
     shutil.copy(data / "scene.mp4", tmp_path)
     for number in range(3):
         Image.new("RGB", (64, 48), (90 * number, 90, 90)).save(tmp_path / f"{number}.png")
-    for ratio, counted in ((0.5, "1 video and 3 images, of 4 files"), (0.0, "1 video, of 4 files")):
+    reports = {}
+    for ratio, counted in ((0.5, "1 video and 3 images"), (0.0, "1 video"), (1.0, "3 images")):
         changed = replace(config, data=str(tmp_path), clips=replace(config.clips, image_ratio=ratio))
-        report = inspect_data(changed, num_clips=2)
-        assert dict(summary(report))["files used"] == counted
-    uses = {Path(row.path).name: row.use for row in report.files}
-    assert uses["0.png"] == "an image, and `clips.image_ratio` is 0"
+        reports[ratio] = inspect_data(changed, num_clips=2)
+        assert dict(summary(reports[ratio]))["files used"] == f"{counted}, of 4 files"
+    uses = {ratio: {Path(row.path).name: row.use for row in report.files} for ratio, report in reports.items()}
+    assert uses[0.0]["0.png"] == "an image, and `clips.image_ratio` is 0"
+    assert uses[1.0]["scene.mp4"] == "a video, and `clips.image_ratio` is 1"
+    assert {ratio: report.num_train + report.num_held_out for ratio, report in reports.items()} == {
+        0.5: 43,
+        0.0: 40,
+        1.0: 3,
+    }
 
 
 def test_clips_say_how_they_were_turned(config):

@@ -35,10 +35,12 @@ def test_images_are_counted_as_images(tiny, small_video, tmp_path):
     shutil.copy(small_video, tmp_path)
     for number in range(3):
         Image.new("RGB", (64, 48), (90 * number, 90, 90)).save(tmp_path / f"{number}.png")
-    for ratio, counted in ((0.5, "1 video and 3 images, "), (0.0, "1 video, ")):
+    for ratio, counted in ((0.5, "1 video and 3 images"), (0.0, "1 video"), (1.0, "3 images")):
         config = tiny(data=str(tmp_path), clips=replace(tiny().clips, image_ratio=ratio))
         clips = build_clips(config, build_autoencoder(config))
-        assert clips.describe() == f"{counted}{len(clips.val)} held-out clips"
+        clips = replace(clips, val=clips.val[:1])
+        assert clips.describe() == f"{counted}, 1 held-out clip"
+        assert replace(clips, val=2 * clips.val).describe() == f"{counted}, 2 held-out clips"
 
 
 VIDEO = {

@@ -101,7 +101,8 @@ def inspect_data(config: TrainConfig, num_clips: int = 24) -> DataReport:
     dataset = ClipDataset(spans.train, replace(config.clips, cache=False), seed=config.seed)
     clips = list(with_progress(sample(dataset, config, num_clips), "reading clips", total=num_clips))
     infos = list({span.info.path: span.info for span in spans.found}.values())
-    held_out = [span for span in spans.held_out if dataset.image_ratio > 0 or not span.info.is_image]
+    used = {True: dataset.image_ratio > 0, False: dataset.image_ratio < 1}  # images, videos
+    held_out = [span for span in spans.held_out if used[span.info.is_image]]
     spans = replace(spans, train=dataset.spans, held_out=held_out)
     files = [*rows(infos, spans, config), *(FileRow(str(each.path), each.reason, False) for each in spans.skipped)]
     cache_bytes = num_cached_bytes(dataset.spans, config.clips)
@@ -156,10 +157,15 @@ def rows(infos: Sequence[VideoInfo], spans: Spans, config: TrainConfig) -> Itera
             if is_long and use not in uses.setdefault(span.info.path, []):
                 uses[span.info.path].append(use)
     for info in with_progress(infos, "reading files", total=len(infos)):
-        found = uses.get(info.path)
-        reason = f"{info.num_frames} frames; a clip needs {shortest}"
-        reason = "an image, and `clips.image_ratio` is 0" if info.is_image else reason
-        yield file_row(info, " and ".join(found) if found else reason, is_used=bool(found))
+        if found := uses.get(info.path):
+            use = " and ".join(found)
+        elif info.is_image:
+            use = "an image, and `clips.image_ratio` is 0"
+        elif config.clips.image_ratio == 1:
+            use = "a video, and `clips.image_ratio` is 1"
+        else:
+            use = f"{info.num_frames} frames; a clip needs {shortest}"
+        yield file_row(info, use, is_used=bool(found))
 
 
 def num_frames(spans: Sequence[Span]) -> int:

@@ -157,7 +157,7 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
         train=dataset,
         val=val,
         fps=first_video.info.fps / config.clips.stride,
-        num_videos=len(is_image) - sum(is_image.values()) - spans.num_short,
+        num_videos=len(is_image) - sum(is_image.values()) - spans.num_short if dataset.image_ratio < 1 else 0,
         num_images=sum(is_image.values()) if dataset.image_ratio > 0 else 0,
         num_skipped=len(spans.skipped) + spans.num_short,
     )
