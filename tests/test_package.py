@@ -27,8 +27,20 @@ EXTRA = (
 )
 # From the bottom up: a module imports from its own line or from lines above.
 LAYERS = (
-    {"progress", "requirements"},
-    {"checks", "shapes", "precision", "files", "commands", "imports", "terminal", "devices", "randomness", "ops"},
+    {"requirements"},
+    {
+        "checks",
+        "shapes",
+        "precision",
+        "files",
+        "commands",
+        "imports",
+        "terminal",
+        "devices",
+        "randomness",
+        "ops",
+        "progress",
+    },
     {
         "argument_errors",
         "losses",

@@ -45,3 +45,8 @@ def test_a_short_loop_prints_nothing_in_a_log(monkeypatch):
     monkeypatch.setattr(sys, "stderr", file := io.StringIO())
     assert list(with_progress(range(3), "counting")) == [0, 1, 2]
     assert file.getvalue() == ""
+
+
+def test_items_without_a_length_need_a_total():
+    with pytest.raises(TypeError, match="`total` must be given for items without a length"):
+        list(with_progress(iter(range(3)), "counting"))

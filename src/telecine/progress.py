@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from operator import length_hint
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import track
+
+from telecine.checks import argument_error
 
 Item = TypeVar("Item")
 
@@ -22,10 +23,17 @@ def with_progress(items: Iterable[Item], description: str, total: int | None = N
     Args:
         items: The items to iterate over.
         description: Text before the bar.
-        total: Number of items, if `items` has no length.
+        total: Number of items; may be left out if `items` has a length.
+
+    Raises:
+        TypeError: There is neither.
     """
+    if total is None:
+        if not isinstance(items, Sized):
+            remedy = "Pass the number of items."
+            raise argument_error("total", "given for items without a length", "nothing", remedy, TypeError)
+        total = len(items)
     console = Console(stderr=True)
-    total = length_hint(items) if total is None else total
     if console.is_terminal:
         yield from track(items, description, total=total, console=console, transient=True)
     else:
