@@ -88,6 +88,7 @@ def test_every_argument_of_the_parsers_is_known_without_pytorch():
                 num_checked += 1
     assert num_checked > 500
     check_names("train", ["--objective.perceptual_weight.start", "3", "--objective.terms.wavelet.weight=-1"])
+    check_names("report", ["--output=a.html", "--", "/x", "--not-an-option"])
 
 
 def test_the_help_begins_with_what_most_need(capsys):

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import NoReturn
 
 from telecine import __version__
@@ -55,7 +56,7 @@ def check_names(name: str, typed: Sequence[str]) -> None:
     others = ("config", "print_config") if settings else ()  # both are the parser's
     known = {item.name for item in settings} | {*command.options, *others}
     open_ended = tuple(f"{item.name}." for item in settings if not item.is_group)  # a ramp, a dict: the parser knows
-    for word in typed:
+    for word in takewhile(lambda word: word != "--", typed):  # all after it is positional
         option = word.partition("=")[0].removeprefix("--")
         if word.startswith("--") and option not in known and not option.startswith(open_ended):
             raise ValueError(unknown_argument(f"--{option}", [*known]))
