@@ -1,3 +1,5 @@
+import multiprocessing
+import sys
 from dataclasses import replace
 
 import pytest
@@ -7,7 +9,7 @@ from rich.console import Console
 from telecine.data import ClipConfig
 from telecine.runs import CONFIG_FILE
 from telecine.training import ObjectiveConfig, TrainingError, capacity, read_config, train, trainer
-from telecine.training.capacity import Need, largest_batch, make_plan
+from telecine.training.capacity import Need, largest_batch, make_plan, plan_updates
 from telecine.training.plan import UpdatePlan, fake_autoencoder, plan_update
 
 MB = 10**6
@@ -35,6 +37,26 @@ def test_the_largest_batch_follows_a_line_through_the_peak():
     assert need.of(5) == 85  # with the gradients, which need not be there at the peak
     assert [need.largest_batch(memory) for memory in (30, 49, 50, 85, 130, 229, 230)] == [0, 1, 1, 5, 10, 19, 20]
     assert replace(need, saved=20).largest_batch(210) == 20
+
+
+def planned(config, *, device):
+    return f"{config} on {device}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="plans in one process")
+def test_processes_are_forked_before_a_thread_draws_the_bar(monkeypatch):
+    def bar(items, description, total):
+        shown.append((total, len(multiprocessing.active_children()) - before))
+        return items
+
+    shown = []
+    monkeypatch.setattr(capacity, "with_progress", bar)
+    monkeypatch.setattr(capacity, "plan_from_shapes", planned)
+    monkeypatch.setattr(capacity.os, "sched_getaffinity", lambda _: {0, 1})
+    before = len(multiprocessing.active_children())
+    assert plan_updates([1, 2, 3], "cpu") == ["1 on cpu", "2 on cpu", "3 on cpu"]
+    assert plan_updates([1], "cpu") == ["1 on cpu"]
+    assert shown == [(3, 2), (1, 0)]
 
 
 @pytest.mark.slow

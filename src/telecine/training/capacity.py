@@ -6,9 +6,10 @@ import functools
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -183,21 +184,18 @@ def plan_updates(configs: Sequence[TrainConfig], device: DeviceType) -> list[Upd
 
     The first is planned alone: the processes inherit what PyTorch then remembers of operators and shapes.
     """
-    return list(with_progress(_planned(configs, device), "planning updates", total=len(configs)))
-
-
-def _planned(configs: Sequence[TrainConfig], device: DeviceType) -> Iterator[UpdatePlan]:
     plan = functools.partial(plan_from_shapes, device=device)
+    show = functools.partial(with_progress, description="planning updates", total=len(configs))
+    if sys.platform != "linux" or len(configs) == 1:
+        return list(show(map(plan, configs)))
     first, *others = configs
-    yield plan(first)
-    if sys.platform != "linux" or not others:
-        yield from map(plan, others)
-        return
+    done = plan(first)
     num_processes = min(len(os.sched_getaffinity(0)), len(others))
     fork = multiprocessing.get_context("fork")
     # PyTorch's threads do not survive a fork.
     with ProcessPoolExecutor(num_processes, fork, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.map(plan, others)
+        plans = chain([done], pool.map(plan, others))  # forks, which must be before a thread draws the bar
+        return list(show(plans))
 
 
 def plan_from_shapes(config: TrainConfig, *, device: DeviceType) -> UpdatePlan:
