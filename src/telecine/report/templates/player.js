@@ -340,7 +340,7 @@ class Player {
     }
     this.points = this.shown.map(({ clip }) => Array.from({ length: numFrames }, (_, number) => [x(number), clip.frame_psnr.length ? y.toPixels(clip.frame_psnr[number]) : bottom]));
     this.points.forEach((points, index) => {
-      this.timeline.append(svg("path", { class: "line", stroke: COLOURS[index], "stroke-dasharray": DASHES[index], d: path(points) }));
+      this.timeline.append(svg("path", { class: "line", stroke: COLOURS[index], "stroke-dasharray": dashOf(index), d: path(points) }));
       if (numFrames < FEW_POINTS) this.timeline.append(...points.map(([cx, cy]) => svg("circle", { cx, cy, r: 2.5, fill: COLOURS[index] })));
     });
     this.cursor = svg("g");
