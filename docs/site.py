@@ -9,6 +9,7 @@ Formulas become MathML, which browsers draw by themselves.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -38,11 +39,6 @@ LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 CODE = re.compile(r"(```.*?```|`[^`\n]*`)", re.DOTALL)
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", re.DOTALL)
 KEPT = re.compile(r"keptformula(\d+)end")
-# Code in a narrow table is broken after the parts of a name, and an option never after its dashes.
-CELL = re.compile(r"<td.*?</td>", re.DOTALL)
-INLINE = re.compile(r"<code>[^<]+(?:<wbr>[^<]+)*</code>")
-PART = re.compile(r"(?<=[\w}][._/])(?=\w)")
-OPTION = re.compile(r"(?<![\w-])--\w")
 FORMULAS: list[str] = []
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".json": "json", "": "text"}
 
@@ -82,8 +78,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Put the formulas back, and choose where names in code may be broken."""
     html = KEPT.sub(lambda match: FORMULAS[int(match[1])], html)
-    html = CELL.sub(lambda cell: INLINE.sub(lambda code: PART.sub("<wbr>", code[0]), cell[0]), html)
-    return INLINE.sub(lambda code: OPTION.sub(r'<span class="option">\g<0></span>', code[0]), html)
+    return beside("line_breaks").with_line_breaks(html)
 
 
 def origin_of(uri: str) -> Path:
@@ -181,7 +176,7 @@ def rows(cls: type, prefix: str) -> Iterator[str]:
     """Yield the rows of a config class' table."""
     docstrings: dict[str, str] = {}
     for base in filter(is_dataclass, reversed(cls.__mro__)):
-        docstrings |= tables().field_docstrings(base)
+        docstrings |= beside("settings_tables").field_docstrings(base)
     for item in fields(cls):
         if is_dataclass(item.default_factory):
             continue
@@ -191,9 +186,10 @@ def rows(cls: type, prefix: str) -> Iterator[str]:
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
-def tables() -> ModuleType:
-    """Import `settings_tables.py` beside this file."""
-    spec = importlib.util.spec_from_file_location("settings_tables", DOCS / "settings_tables.py")
+@functools.cache
+def beside(name: str) -> Any:
+    """Import a module from a file beside this one."""
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -93,11 +93,32 @@ def test_settings_in_the_docs_exist():
     assert sorted(found - known - {"clips.json"}) == []
 
 
-def settings_tables():
-    spec = importlib.util.spec_from_file_location("settings_tables", ROOT / "docs" / "settings_tables.py")
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def settings_tables():
+    return script("settings_tables")
+
+
+@pytest.mark.parametrize(
+    ("html", "expected"),
+    [
+        ("<td><code>clips.image_ratio</code></td>", "<td><code>clips.<wbr>image_<wbr>ratio</code></td>"),
+        ("<td>a.b <code>my_data/{0..9}.tar</code></td>", "<td>a.b <code>my_<wbr>data/{0..9}.<wbr>tar</code></td>"),
+        ("<p><code>clips.image_ratio</code></p>", "<p><code>clips.image_ratio</code></p>"),
+        ("<td><code>1.5e-4</code></td>", "<td><code>1.5e-4</code></td>"),
+        ("<td><code>(0.5, 0.9)</code></td>", "<td><code>(0.5, 0.9)</code></td>"),
+        ("<p><code>--steps 3</code> -- <code>a--b</code></p>", "<p><code>{--s}teps 3</code> -- <code>a--b</code></p>"),
+        ("<td><code>--gan.loss</code></td>", "<td><code>{--g}an.<wbr>loss</code></td>"),
+    ],
+)
+def test_where_code_on_the_site_is_broken(html, expected):
+    expected = re.sub(r"\{(--\w)\}", r'<span class="option">\1</span>', expected)
+    assert script("line_breaks").with_line_breaks(html) == expected
 
 
 def test_tables_of_settings_are_up_to_date():
