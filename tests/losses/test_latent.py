@@ -147,6 +147,14 @@ class TestRegularisers(LossTester):
                             "`min_scale` must be above 0 and at most 1, but got 0.0 (float). "
                             "Use 0.25, as the paper does.",
                         ),
+                        (
+                            {"num_orientations": 4},
+                            "`num_orientations` must be at most 3, but got 4 (int). Set `flip` for more.",
+                        ),
+                        (
+                            {"num_orientations": 8, "flip": True},
+                            "`num_orientations` must be at most 7, but got 8 (int). Use less.",
+                        ),
                     ),
                 ),
                 (scale_equivariance, {"factors": (2,)}, partial(changed_pair, halved), ()),
@@ -220,6 +228,22 @@ def test_with_flips_all_seven_other_orientations_are_drawn():
             given = {"latent": latent, "target": latent, "decode": decode, "min_scale": 1.0}
             assert equivariance(**given, generator=generator, flip=flip) == 0
         assert seen == numbers
+
+
+def test_several_orientations_differ_and_are_averaged():
+    latent, seen = random((2, 1, 1, 4, 4), 0), []
+
+    def decode(z):
+        seen.append(z)
+        return z + len(seen)
+
+    for count, flip in ((2, False), (3, False), (4, True), (7, True)):
+        seen.clear()
+        given = {"latent": latent, "target": latent, "decode": decode, "min_scale": 1.0, "flip": flip}
+        value = equivariance(**given, num_orientations=count)
+        assert value.item() == pytest.approx(sum(i**2 for i in range(1, count + 1)) / count)
+        assert len(seen) == count
+        assert not any(torch.equal(a, b) for i, a in enumerate(seen) for b in [latent, *seen[:i]])
 
 
 def test_a_factor_is_drawn_and_small_latents_become_one_position():
