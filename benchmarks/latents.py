@@ -7,9 +7,10 @@ Every run is the demo (`telecine train` without arguments) without a GAN and wit
 one term and their seed. "Linear start" is the autoencoder before its first update. "Equivariance error" is the mean
 squared error of decoded transformed latents against transformed videos, a mean over a scale of 1/2, two flips and
 three quarter turns. Its floor is the error of the reconstruction of the transformed videos, which a perfectly
-equivariant latent would have. "Alignment" is the cosine of AlexNet's features with the best linear map of the latent.
-Differences are to the run of the same seed without a term. The time of an update is processor time, a median over
-rounds of the ratio to the update without a term. Finished runs are stored in `--runs`, and not repeated.
+equivariant latent would have. "Alignment" is the cosine of AlexNet's features of held-out clips with a linear map of
+the latent, the best one for training clips. Differences are to the run of the same seed without a term. The time of an
+update is processor time, a median over rounds of the ratio to the update without a term. Finished runs are stored in
+`--runs`, and not repeated.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from latents_picture import draw
 from measure import interleaved, machine, median_ratio, ratio, table
 from rich.console import Console
@@ -53,11 +55,11 @@ TERMS: dict[str, dict[str, Any]] = {
     START: {},
     PLAIN: {},
     "equivariance": {"equivariance": {"weight": 0.25, "params": {"min_scale": 1.0, "flip": True}}},
-    "scale_equivariance": {"scale_equivariance": 0.25},
-    "local_correlation": {"local_correlation": 0.01},
-    "latent_masking": {"latent_masking": 0.1},
-    "latent_noise": {"latent_noise": 0.25},
-    "alignment": {"alignment": {"weight": 0.01, "params": {"latent_channels": 16}}},
+    "scale_equivariance": {"scale_equivariance": 1.0},
+    "local_correlation": {"local_correlation": 0.02},
+    "latent_masking": {"latent_masking": 0.5},
+    "latent_noise": {"latent_noise": 1.0},
+    "alignment": {"alignment": {"weight": 1.0, "params": {"latent_channels": 16}}},
 }
 COLUMNS = {
     "PSNR, dB": 2,
@@ -70,7 +72,8 @@ COLUMNS = {
     "alignment, cosine": 3,
 }
 SIDE = 64  # of the frames that AlexNet sees
-# Of the linear map to features: more than 1/100 of the latents' variance.
+NUM_FITTED = 100  # training clips that the linear map to features is fitted to
+# Of that map: more than 1/100 of the latents' variance.
 RIDGE = 1e-2
 
 
@@ -107,7 +110,8 @@ def measured(config: TrainConfig, term: str) -> dict[str, float]:
             assert checkpoint is not None
             model = CausalVAE.from_pretrained(checkpoint / "ema")
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, measure(model.eval(), [clip["video"][None] for clip in clips.val]))
+        training = [clips.train[index]["video"][None] for index in range(NUM_FITTED)]
+        write_json(file, measure(model.eval(), [clip["video"][None] for clip in clips.val], training))
     found: dict[str, float] = read_json(file)
     return found
 
@@ -121,14 +125,14 @@ def linear_start(config: TrainConfig, clips: Clips) -> CausalVAE:
     return model
 
 
-def measure(model: CausalVAE, videos: Sequence[Video]) -> dict[str, float]:
-    """Return the measures of a model on clips `(1, 3, T, H, W)`."""
+def measure(model: CausalVAE, videos: Sequence[Video], training: Sequence[Video]) -> dict[str, float]:
+    """Return the measures of a model on clips `(1, 3, T, H, W)`; the map to features is fitted to training clips."""
     space = measure_space(ModelSource(model, ClipConfig(), "model"), videos, None)
     neighbours = space.autocorrelation["space"][:1]
     found = describe(space) | {
         FLOOR: floor(model, videos),
         "correlation of neighbours": neighbours[0] if neighbours else float("nan"),
-        "alignment, cosine": alignment(model, videos),
+        "alignment, cosine": alignment(model, videos, training),
     }
     by_transformation = {name: space.equivariance[name]["mse"] for name in TRANSFORMS}
     return {name: found[name] for name in COLUMNS} | by_transformation
@@ -146,22 +150,29 @@ def floor(model: CausalVAE, videos: Sequence[Video]) -> float:
 
 
 @torch.no_grad()
-def alignment(model: CausalVAE, videos: Sequence[Video]) -> float:
-    """Return the mean cosine of AlexNet's features of first frames with the best linear map of their latents."""
-    network = LPIPS("alex")
-    frames = torch.cat([video[:, :, 0] for video in videos])
-    frames = torch.nn.functional.interpolate(frames, size=(SIDE, SIDE), mode="bilinear", antialias=True)
-    latents = torch.cat([model.encode(video).mode()[:, :, 0] for video in videos])
-    features = torch.nn.functional.interpolate(network.features(frames)[-1], size=latents.shape[-2:], mode="bilinear")
+def alignment(model: CausalVAE, videos: Sequence[Video], training: Sequence[Video]) -> float:
+    """Return the mean cosine of features with the linear map of the latents that is the best one for training clips."""
+    z, f = latents_and_features(model, training)
+    mean, std = z.mean(0), z.std(0).clamp(min=1e-6)
 
-    def rows(x: Tensor) -> Tensor:
-        return x.transpose(0, 1).flatten(1).T.double()
+    def normalised(latents: Tensor) -> Tensor:
+        return F.pad((latents - mean) / std, (0, 1), value=1.0)
 
-    z, f = rows(latents), rows(features)
-    z = (z - z.mean(0)) / z.std(0).clamp(min=1e-6)
-    z = torch.cat([z, torch.ones(len(z), 1, dtype=z.dtype)], dim=1)
-    weights = torch.linalg.solve(z.T @ z + RIDGE * len(z) * torch.eye(z.shape[1], dtype=z.dtype), z.T @ f)
-    return torch.nn.functional.cosine_similarity(z @ weights, f).mean().item()
+    rows = normalised(z)
+    weights = torch.linalg.solve(rows.T @ rows + RIDGE * len(z) * torch.eye(rows.shape[1]).double(), rows.T @ f)
+    z, f = latents_and_features(model, videos)
+    return F.cosine_similarity(normalised(z) @ weights, f).mean().item()
+
+
+def latents_and_features(model: CausalVAE, videos: Sequence[Video]) -> tuple[Tensor, Tensor]:
+    """Return latents and AlexNet's features of the last frame that each was encoded from, `(position, channel)`."""
+    time_compression = model.config.time_compression
+    frames = torch.cat([video[0].transpose(0, 1)[::time_compression] for video in videos])
+    frames = F.interpolate(frames, size=(SIDE, SIDE), mode="bilinear", antialias=True)
+    latents = torch.cat([model.encode(video).mode()[0].transpose(0, 1) for video in videos])
+    features = F.interpolate(LPIPS("alex").features(frames)[-1], size=latents.shape[-2:], mode="bilinear")
+    z, f = (x.transpose(0, 1).flatten(1).T.double() for x in (latents, features))
+    return z, f
 
 
 def cell(values: Sequence[float], digits: int, sign: str = "") -> str:
