@@ -229,6 +229,14 @@ def table_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def spread(values: Sequence[float], digits: int, sign: str = "") -> str:
+    """Return mean and standard deviation as a cell."""
+    if not values:
+        return NOT_AVAILABLE
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{sign}.{digits}f}{deviation}"
+
+
 def ratio(value: float) -> str:
     """Return a ratio as a cell."""
     return f"{value:.2f} x"

@@ -15,10 +15,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
-from measure import NOT_AVAILABLE, machine, table
+from measure import NOT_AVAILABLE, machine, spread, table
 from outcome_picture import draw
 from outcome_runs import DIVERGED, Outcome, OutcomeFolder, SeedRuns, Variant, plain_values
 from PIL import Image
@@ -115,14 +114,6 @@ def collapsed(outcome: Outcome, base: Outcome) -> bool:
     if not (outcome.metrics and base.metrics):
         return not outcome.metrics
     return outcome.metrics["psnr"] < base.metrics["psnr"] - COLLAPSE
-
-
-def spread(values: Sequence[float], digits: int, sign: str = "") -> str:
-    """Return mean and standard deviation as a cell."""
-    if not values:
-        return NOT_AVAILABLE
-    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{fmean(values):{sign}.{digits}f}{deviation}"
 
 
 def variant_row(name: str, outcomes: Outcomes, seeds: Sequence[int]) -> list[str]:

@@ -7,7 +7,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,8 @@ class Outcome:
     """Means over the held-out clips; empty if a loss or a gradient was not finite."""
     warnings: list[str]
     """The diagnostic rules that warned."""
+    health: dict[str, float] = field(default_factory=dict)
+    """Means of logged values about the discriminators, where they were asked for."""
 
 
 class Run:
@@ -66,6 +68,7 @@ class Run:
         self.state = build_state(config, build_accelerator(config), model)
         keep_records(folder, step=-1)
         self.diagnostics = Diagnostics(folder, config, Console(quiet=True), enabled=True)
+        self.records: list[tuple[int, dict[str, float]]] = []
 
     def train_until(self, step: int) -> None:
         """Run the updates up to a step, which is excluded.
@@ -80,7 +83,8 @@ class Run:
             video = batch["video"].to(state.accelerator.device)
             state.log_means.add(train_step(state, [MicroBatch(video, [index for _, index in items])]))
             if state.step % config.log_every == 0:
-                self.diagnostics.check(state.step, state.log_means.pop())
+                self.records.append((state.step, state.log_means.pop()))
+                self.diagnostics.check(*self.records[-1])
 
     def save(self) -> dict[str, Any]:
         """Return a copy of the state of everything but the discriminators."""

@@ -34,7 +34,9 @@ MODELS = {
 }
 STAGES = ("whole", "decoder", "lora", "scratch_128", "scratch_256")
 HARDWARE = ("cpu", "24gb", "80gb")
-OBJECTIVES = [f"{name}_objective" for name in ("cogvideo", "cosmos", "magvit2", "open_sora", "vidtok", "wf_vae")]
+OBJECTIVES = [
+    f"{name}_objective" for name in ("cogvideo", "cosmos", "magvit2", "open_sora", "sharp", "vidtok", "wf_vae")
+]
 
 
 def names_in(group):
@@ -156,7 +158,7 @@ def test_an_update_with_the_recipes(model, stage, hardware, tmp_path, cached_wei
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread", "cached_weights")
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_an_update_with_the_objectives_of_others(name):
+def test_an_update_with_each_objective(name):
     size = {"num_frames": 5, "height": 32, "width": 32}
     model = {"base_channels": 8, "blocks_per_level": 1, "latent_channels": 4}
     values = {**SMALL, "clips": {**SMALL["clips"], **size}, "causal_vae": model}

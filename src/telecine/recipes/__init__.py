@@ -19,7 +19,7 @@ GROUPS = {
     "sizes": "The size and the latent of telecine's own autoencoder, after gpu or one of the stages",
     "models": "Published autoencoders, first",
     "stages": "What is trained, after the model",
-    "objectives": "How others train, after gpu or after the model, instead of a stage",
+    "objectives": "How others train, after gpu or after the model, instead of a stage; sharp_objective, after demo",
     "hardware": "What it is trained on, last",
 }
 

@@ -1,0 +1,97 @@
+import json
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from telecine.data import sample_videos
+
+SMALL = {
+    "steps": 4,
+    "log_every": 1,
+    "batch_size": 1,
+    "val_clips": 1,
+    "device": "cpu",
+    "clips": {"num_frames": 5, "height": 32, "width": 32, "num_workers": 0},
+    "causal_vae": {"base_channels": 8, "blocks_per_level": 1},
+    "objective": {"adversarial_loss_weight": 0.0, "disc_start": 3, "gan": {"disc_train_start": 2}},
+    "discriminator": {"dim": 1},
+}
+WITH_GAN = SMALL | {"objective": SMALL["objective"] | {"adversarial_loss_weight": 1.0}}
+EARLY = SMALL | {"objective": {"adversarial_loss_weight": 1.0, "disc_start": 1, "gan": {"disc_train_start": 0}}}
+
+
+@pytest.fixture
+def videos(tmp_path):
+    folder = tmp_path / "videos" / "unseen"
+    folder.mkdir(parents=True)
+    (folder / "face.mp4").symlink_to(sample_videos()[0])
+    return folder.parent
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("without_pictures")
+def test_runs_are_compared_with_those_without_a_gan(run_here, tables_in, tmp_path, videos):
+    grid, runs = tmp_path / "grid.yaml", tmp_path / "runs"
+    grid.write_text(json.dumps({"no GAN": SMALL, "GAN": WITH_GAN}))
+    command = ("gan.py", str(grid), "--videos", str(videos), "--runs", str(runs), "--seeds", "3", "4")
+    tables = tables_in(run_here(*command))
+    metrics = ["psnr", "ssim", "lpips_alex", "lpips_vgg", "dists", "fsim", "sharpness", "flicker", "frechet, all clips"]
+    assert len(tables) == 5
+    for header, rows in tables[:4]:
+        assert header == ["run", "seeds", *metrics]
+        assert all(number == "2" for _, number, *_ in rows)
+    names = [[row[0] for row in rows] for _, rows in tables]
+    assert names == [["no GAN", "GAN"], ["GAN"]] * 2 + [["no GAN", "GAN"]]
+    assert all(re.fullmatch(r"\d+\.\d+ ± \d+\.\d+", cell) for _, _, *cells in tables[0][1] for cell in cells)
+    assert all(
+        re.fullmatch(r"[+-]\d+\.\d+ ± \d+\.\d+( %)?\*?", cell) for _, _, *cells in tables[1][1] for cell in cells
+    )
+    health_header, (without, with_gan) = tables[4]
+    assert health_header[3] == "clipped, discriminators"
+    assert (without[3], with_gan[1]) == ("n/a", "0.000 ± 0.000")
+    with Image.open(runs / "gan-3.png") as picture:
+        assert picture.size == (6 * 34 + 2, 2 * 34 + 2), "one held-out clip and six of the other video"
+
+    times = {path: path.stat().st_mtime_ns for path in runs.iterdir()}
+    assert len(times) == 2 * (2 * 2 + 1), "a result and a picture of each run, and one start of each seed"
+    assert tables_in(run_here(*command)) == tables
+    assert {path: path.stat().st_mtime_ns for path in runs.iterdir()} == times, "finished runs are not repeated"
+
+    grid.write_text(json.dumps({"no GAN": SMALL | {"steps": 5}}))
+    with pytest.raises(ValueError, match="`--runs` must be a folder of runs with these settings"):
+        run_here(*command)
+    grid.write_text(json.dumps({"GAN": WITH_GAN}))
+    with pytest.raises(ValueError, match="must be runs of which the first ends with 'no GAN'"):
+        run_here(*command)
+
+
+def test_a_run_that_diverged_is_in_the_last_table_only(benchmark_module):
+    gan, runs = benchmark_module("gan"), benchmark_module("outcome_runs")
+    outcomes = {("GAN", 0): runs.Outcome({}, {}, ["not_finite"]), ("no GAN", 0): runs.Outcome({}, {"psnr": 20.0}, [])}
+    assert gan.value_row("GAN", [0, 1], outcomes, {"psnr": 2}) == ["GAN", "0", "n/a"]
+    assert gan.value_row("no GAN", [0, 1], outcomes, {"psnr": 2}) == ["no GAN", "1", "20.00"]
+    assert gan.difference_row("GAN", "no GAN", [0, 1], outcomes, {"ssim": 2}) == ["GAN", "0", "n/a"]
+    assert gan.health_row("GAN", [0, 1], outcomes)[-1] == "not_finite"
+
+
+def test_only_runs_that_start_alike_share_their_start(benchmark_module):
+    gan = benchmark_module("gan")
+    base, with_gan, early = (gan.config_from(settings) for settings in (SMALL, WITH_GAN, EARLY))
+    lower = gan.config_from(SMALL, {"optimizer": {"lr": 1e-5}})
+    assert [gan.shares_start(config, base) for config in (base, with_gan, early, lower)] == [True, True, False, False]
+
+
+@pytest.mark.slow
+def test_distances_of_frames(benchmark_module, cached_weights):
+    distances = benchmark_module("image_distances")
+    target = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    brighter, grey = (target + 0.2).clamp(-1, 1), torch.zeros_like(target)
+    dists, fsim = distances.OfflineDISTS(), distances.FSIM()
+    assert dists(reconstruction=target, target=target) == pytest.approx([0, 0], abs=1e-5)
+    # Of the package `dists-pytorch` itself with the same weights of VGG16, called with frames in [0, 1].
+    assert dists(reconstruction=grey, target=target) == pytest.approx([0.5237, 0.5321], abs=1e-4)
+    assert (dists(reconstruction=brighter, target=target) < 0.1).all()
+    assert fsim(reconstruction=target, target=target) == pytest.approx([1, 1], abs=1e-5)
+    assert (fsim(reconstruction=grey, target=target) < 0.9).all()
