@@ -25,6 +25,7 @@ from demo import clip_sets
 from image_distances import FSIM, OfflineDISTS, vgg16_features
 from measure import machine, spread, table
 from outcome_runs import BUILT_IN, DIVERGED, Outcome, OutcomeFolder, Run, plain_values
+from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.utils import make_grid
@@ -57,6 +58,11 @@ OF_THE_OBJECTIVE = (
 )
 OF_THE_OPTIMIZER = ("disc_lr", "disc_betas")
 CLIPS_OF_A_VIDEO = 6
+# In pictures: pixels between clips, the enlargement, the width of a name, and which clip of each row of a run is shown.
+GAP = 2
+SCALE = 3
+LABEL = 90
+SHOWN_COLUMNS = (0, 2, 4)
 FRAME_STRIDE = 3
 # The metrics of the tables, with their numbers of decimals.
 DIGITS = {
@@ -124,13 +130,45 @@ class Measure:
                 metrics = pixels.compute() | networks.compute()
                 values |= {f"{name}/{metric}": value for metric, value in metrics.items()}
         values[FRECHET] = frechet_distance(features=torch.cat(of_model), reference=torch.cat(of_clips))
-        picture = make_grid(torch.stack(middle), nrow=CLIPS_OF_A_VIDEO, padding=2, pad_value=-1)
-        return values, bytes_from_video(picture[:, None])[0]
+        return values, picture_of(middle)
+
+    def inputs(self) -> Tensor:
+        """Return the picture of the clips themselves."""
+        clips = [clip["video"] for each in self.sets.values() for clip in each]
+        return picture_of([video[:, video.shape[1] // 2] for video in clips])
 
     def cells(self, video: Tensor) -> Tensor:
         """Return features `(N, 128)` of every cell of every frame."""
         maps = F.adaptive_avg_pool2d(self.features(video[0].transpose(0, 1)), FRECHET_GRID)
         return maps.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def picture_of(frames: Sequence[Tensor]) -> Tensor:
+    """Return frames `(3, H, W)` in a grid, as bytes `(H, W, 3)`."""
+    grid = make_grid(torch.stack([*frames]), nrow=CLIPS_OF_A_VIDEO, padding=GAP, pad_value=-1)
+    return bytes_from_video(grid[:, None])[0]
+
+
+def draw(runs: Runs, names: Sequence[str], seed: int, measure: Measure, path: Path) -> None:
+    """Write some columns of the pictures of runs, enlarged: a row for the inputs, then one for each run."""
+    size = measure.sets[HELD_OUT][0]["video"].shape[-1]
+    saved = [runs.folder.load_frames(name, seed) for name in names]
+    pictures = [Image.fromarray(measure.inputs().numpy()), *(picture for picture in saved if picture is not None)]
+    labels = ["input", *(name for name, picture in zip(names, saved, strict=True) if picture is not None)]
+    num_rows = pictures[0].height // (size + GAP)
+    cells = [(SHOWN_COLUMNS[row % len(SHOWN_COLUMNS)], row) for row in range(num_rows)]
+    large = size * SCALE
+    whole = Image.new("RGB", (LABEL + len(cells) * (large + GAP), len(pictures) * (large + GAP)), "white")
+    for index, (label, picture) in enumerate(zip(labels, pictures, strict=True)):
+        top = index * (large + GAP)
+        ImageDraw.Draw(whole).text((GAP, top + large // 2), label, fill="black", font_size=LABEL // 6)
+        for place, (column, row) in enumerate(cells):
+            left, upper = (GAP + number * (size + GAP) for number in (column, row))
+            cell = picture.crop((left, upper, left + size, upper + size)).resize(
+                (large, large), Image.Resampling.NEAREST
+            )
+            whole.paste(cell, (LABEL + place * (large + GAP), top))
+    whole.save(path)
 
 
 class Runs:
@@ -292,6 +330,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True, help="folder of finished runs, which are not repeated")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--only", nargs="+", help="names of runs; all by default")
+    parser.add_argument("--picture", type=Path, help="where to write a picture of the runs of the first seed")
     parser.add_argument("--print", action="store_true", help="print finished runs, train nothing")
     arguments = parser.parse_args()
     runs = Runs(arguments.settings, arguments.runs)
@@ -299,11 +338,14 @@ def main() -> None:
     for name in names:
         check_choice("--only", name, list(runs.settings))
     missing = [(name, seed) for seed in arguments.seeds for name in names if runs.outcome(name, seed) is None]
-    if missing and not arguments.print:
+    missing = [] if arguments.print else missing
+    if missing or arguments.picture:
         unseen = [Path(str(video)) for video in find_videos(arguments.videos / "unseen", name="--videos")]
         measure = Measure(runs.config(names[0], arguments.seeds[0]), unseen)
         for name, seed in missing:
             runs.train(name, seed, measure)
+        if arguments.picture:
+            draw(runs, names, arguments.seeds[0], measure, arguments.picture)
     print(machine())
     print_tables(runs, names, arguments.seeds)
 

@@ -36,7 +36,8 @@ def test_runs_are_compared_with_those_without_a_gan(run_here, tables_in, tmp_pat
     grid, runs = tmp_path / "grid.yaml", tmp_path / "runs"
     grid.write_text(json.dumps({"no GAN": SMALL, "GAN": WITH_GAN}))
     command = ("gan.py", str(grid), "--videos", str(videos), "--runs", str(runs), "--seeds", "3", "4")
-    tables = tables_in(run_here(*command))
+    picture = ("--picture", str(tmp_path / "gan.png"))
+    tables = tables_in(run_here(*command, *picture))
     metrics = ["psnr", "ssim", "lpips_alex", "lpips_vgg", "dists", "fsim", "sharpness", "flicker", "frechet, all clips"]
     assert len(tables) == 5
     for header, rows in tables[:4]:
@@ -51,8 +52,10 @@ def test_runs_are_compared_with_those_without_a_gan(run_here, tables_in, tmp_pat
     health_header, (without, with_gan) = tables[4]
     assert health_header[3] == "clipped, discriminators"
     assert (without[3], with_gan[1]) == ("n/a", "0.000 ± 0.000")
-    with Image.open(runs / "gan-3.png") as picture:
-        assert picture.size == (6 * 34 + 2, 2 * 34 + 2), "one held-out clip and six of the other video"
+    with Image.open(runs / "gan-3.png") as frames:
+        assert frames.size == (6 * 34 + 2, 2 * 34 + 2), "one held-out clip and six of the other video"
+    with Image.open(tmp_path / "gan.png") as drawn:
+        assert drawn.size == (90 + 2 * 98, 3 * 98), "two clips of the inputs, and of both runs"
 
     times = {path: path.stat().st_mtime_ns for path in runs.iterdir()}
     assert len(times) == 2 * (2 * 2 + 1), "a result and a picture of each run, and one start of each seed"
