@@ -139,7 +139,7 @@ def test_training_reduces_the_loss_of_both_networks(config):
 
 def test_a_missing_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "vector_quantize_pytorch", None)
-    with pytest.raises(ValueError, match=r"without the package vector-quantize-pytorch, but got 'fsq'.*discrete"):
+    with pytest.raises(ValueError, match=r"without the package vector-quantize-pytorch, but got 'fsq'.*pip install"):
         CausalVAE(FSQ)
     CausalVAE(BASE)
 
