@@ -153,7 +153,7 @@ class TestRegularisers(LossTester):
                         ),
                         (
                             {"num_orientations": 8, "flip": True},
-                            "`num_orientations` must be at most 7, but got 8 (int). Use less.",
+                            "`num_orientations` must be at most 7, but got 8 (int). Use fewer.",
                         ),
                     ),
                 ),

@@ -74,7 +74,7 @@ def equivariance(
         raise argument_error("min_scale", "above 0 and at most 1", min_scale, "Use 0.25, as the paper does.")
     others = 7 if flip else 3
     if check_count("num_orientations", num_orientations) > others:
-        remedy = "Set `flip` for more." if not flip else "Use less."
+        remedy = "Use fewer." if flip else "Set `flip` for more."
         raise argument_error("num_orientations", f"at most {others}", num_orientations, remedy)
     turn, *sides = host_rand(3, generator)
     errors = []
