@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from latents import cell, linear_start
-from measure import machine, table
+from latents import linear_start
+from measure import machine, spread, table
 from rich.console import Console
 from torch import Tensor, nn
 
@@ -156,7 +156,8 @@ def rows_of(name: str, bits: str, runs: Sequence[Mapping[str, float]], start: Ma
     rows = []
     for title, found in ((f"{name}, linear start", [start]), (name, runs)):
         cells = [
-            cell([run[key] for run in found], digits) if key in found[0] else "" for key, (_, digits) in COLUMNS.items()
+            spread([run[key] for run in found], digits) if key in found[0] else ""
+            for key, (_, digits) in COLUMNS.items()
         ]
         rows.append([title, bits, *cells])
     return rows

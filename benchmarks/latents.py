@@ -21,13 +21,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from latents_picture import draw
-from measure import interleaved, machine, median_ratio, ratio, table
+from measure import interleaved, machine, median_ratio, ratio, spread, table
 from rich.console import Console
 from torch import Tensor
 
@@ -175,12 +175,6 @@ def latents_and_features(model: CausalVAE, videos: Sequence[Video]) -> tuple[Ten
     return z, f
 
 
-def cell(values: Sequence[float], digits: int, sign: str = "") -> str:
-    """Return mean and standard deviation."""
-    deviation = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{fmean(values):{sign}.{digits}f}{deviation}"
-
-
 def update_times(configs: Mapping[str, TrainConfig], rounds: int) -> dict[str, float]:
     """Return the time of an update of each run, relative to that of the run without a term."""
     steps = {}
@@ -228,7 +222,7 @@ def main() -> None:
     print(f"{steps} updates, seeds {arguments.seeds}; {machine()}\n")
 
     def row(name: str, columns: Mapping[str, int]) -> list[str]:
-        cells = (cell([found[name, seed][column] for seed in seeds[name]], columns[column]) for column in columns)
+        cells = (spread([found[name, seed][column] for seed in seeds[name]], columns[column]) for column in columns)
         return [name, *cells]
 
     print(table(["term", *COLUMNS], [row(name, COLUMNS) for name in seeds]))
@@ -236,7 +230,7 @@ def main() -> None:
     for name in names[1:]:
         pairs = [(found[name, seed], found[PLAIN, seed]) for seed in arguments.seeds]
         differences = {column: [run[column] - plain[column] for run, plain in pairs] for column in COLUMNS}
-        cells = [cell(differences[column], digits, "+") for column, digits in COLUMNS.items()]
+        cells = [spread(differences[column], digits, "+") for column, digits in COLUMNS.items()]
         rows.append([name, *cells, ratio(times[name])])
     print("\n" + table([f"difference to {PLAIN}", *COLUMNS, "time of an update"], rows))
     by_transformation = dict.fromkeys(TRANSFORMS, 4)
