@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from latents import linear_start
+from latents import linear_start, without_gan
 from measure import machine, spread, table
 from rich.console import Console
 from torch import Tensor, nn
@@ -114,17 +114,8 @@ def settings_of(name: str, seed: int, steps: int, folder: Path, smoke: bool) -> 
     causal_vae = {**changes.get("causal_vae", {}), **BOTTLENECKS[name], **small}
     config = demo_config({**changes, "causal_vae": causal_vae})
     aux_weight = AUX_WEIGHTS.get(config.causal_vae.bottleneck, config.objective.quantizer_aux_loss_weight)
-    objective = replace(config.objective, adversarial_loss_weight=0.0, quantizer_aux_loss_weight=aux_weight)
-    return replace(
-        config,
-        objective=objective,
-        seed=seed,
-        steps=steps,
-        val_every=steps,
-        save_every=steps,
-        output_dir=str(folder / f"{name}-{seed}"),
-        trackers=(),
-    )
+    config = replace(config, objective=replace(config.objective, quantizer_aux_loss_weight=aux_weight))
+    return without_gan(config, seed, steps, folder / f"{name}-{seed}")
 
 
 def trained(config: TrainConfig) -> CausalVAE:

@@ -84,15 +84,20 @@ def settings_of(term: str, seed: int, steps: int, folder: Path, changes: Mapping
     if term == "alignment":
         params = {"latent_channels": config.causal_vae.latent_channels}
         weights = {term: {**weights[term], "params": params}}
-    objective = replace(config.objective, adversarial_loss_weight=0.0, terms=weights)
+    config = replace(config, objective=replace(config.objective, terms=weights))
+    return without_gan(config, seed, steps, folder / f"{term}-{seed}")
+
+
+def without_gan(config: TrainConfig, seed: int, steps: int, folder: Path) -> TrainConfig:
+    """Return the settings of a run without a GAN that is measured at its end."""
     return replace(
         config,
-        objective=objective,
+        objective=replace(config.objective, adversarial_loss_weight=0.0),
         seed=seed,
         steps=steps,
         val_every=steps,
         save_every=steps,
-        output_dir=str(folder / f"{term}-{seed}"),
+        output_dir=str(folder),
         trackers=(),
     )
 
