@@ -32,6 +32,8 @@ class FileRow:
     use: str
     """What it is used for, or why it is not used."""
     is_used: bool
+    is_image: bool = False
+    """False also for a file that cannot be read."""
     codec: str = ""
     num_bytes: int = 0
     width: int = 0
@@ -48,6 +50,7 @@ def file_row(info: VideoInfo, use: str, *, is_used: bool) -> FileRow:
         path=str(info.path),
         use=use,
         is_used=is_used,
+        is_image=info.is_image,
         codec="image" if info.is_image else codec_of(info.path),
         num_bytes=num_bytes(info.path),
         width=info.width,

@@ -85,7 +85,7 @@ def render(report: DataReport) -> str:
 
 def summary(report: DataReport) -> list[tuple[str, str]]:
     """Return the most important values, for the page and the console."""
-    is_image = [row.keyframe_distance is None for row in report.files if row.is_used]
+    is_image = [row.is_image for row in report.files if row.is_used]
     used = count_files(is_image.count(False), is_image.count(True))
     remarks = [remark.partition(" ")[0] for clip in report.clips for remark in set(clip.remarks)]
     return [
