@@ -1,7 +1,7 @@
 """Effect of each regulariser of the latent on held-out clips of the demo: Markdown tables and a picture.
 
     python benchmarks/latents.py --runs runs/latents --picture latents.png
-    python benchmarks/latents.py --runs runs/latents --terms equivariance --steps 600 --seeds 0 1 2
+    python benchmarks/latents.py --runs runs/latents_4 --terms equivariance --batch_size 4 --seeds 0 1 2
 
 Every run is the demo (`telecine train` without arguments) without a GAN and with fewer updates. Runs differ only in
 one term and their seed. "Linear start" is the autoencoder before its first update. "Equivariance error" is the mean
@@ -54,7 +54,9 @@ FLOOR = "its floor, MSE"
 TERMS: dict[str, dict[str, Any]] = {
     START: {},
     PLAIN: {},
-    "equivariance": {"equivariance": {"weight": 0.25, "params": {"min_scale": 1.0, "flip": True}}},
+    "equivariance": {
+        "equivariance": {"weight": 0.12, "params": {"min_scale": 1.0, "flip": True, "num_orientations": 7}}
+    },
     "scale_equivariance": {"scale_equivariance": 1.0},
     "local_correlation": {"local_correlation": 0.02},
     "latent_masking": {"latent_masking": 0.5},
@@ -205,6 +207,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path("runs/latents"), help="folder of the runs")
     parser.add_argument("--terms", nargs="+", choices=list(TERMS)[2:], help="default: all")
     parser.add_argument("--steps", type=int, default=600, help="updates of a run")
+    parser.add_argument("--batch_size", type=int, default=demo_config({}).batch_size, help="clips of an update")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the runs")
     parser.add_argument("--rounds", type=int, default=15, help="updates whose time is measured")
     parser.add_argument("--picture", help="where to draw the effect of each term against its cost")
@@ -215,7 +218,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Train, measure and print."""
     arguments = parse_arguments()
-    changes: Mapping[str, Any] = SMOKE if arguments.smoke else {}
+    changes = {**(SMOKE if arguments.smoke else {}), "batch_size": arguments.batch_size}
     steps, rounds = (2, 1) if arguments.smoke else (arguments.steps, arguments.rounds)
     names = [PLAIN, *(arguments.terms or list(TERMS)[2:])]
     seeds = {START: arguments.seeds[:1], **dict.fromkeys(names, arguments.seeds)}
