@@ -149,10 +149,10 @@ def picture_of(frames: Sequence[Tensor]) -> Tensor:
     return bytes_from_video(grid[:, None])[0]
 
 
-def draw(runs: Runs, names: Sequence[str], seed: int, measure: Measure, path: Path) -> None:
+def draw(folder: OutcomeFolder, names: Sequence[str], seed: int, measure: Measure, path: Path) -> None:
     """Write some columns of the pictures of runs, enlarged: a row for the inputs, then one for each run."""
     size = measure.sets[HELD_OUT][0]["video"].shape[-1]
-    saved = [runs.folder.load_frames(name, seed) for name in names]
+    saved = [folder.load_frames(name, seed) for name in names]
     pictures = [Image.fromarray(measure.inputs().numpy()), *(picture for picture in saved if picture is not None)]
     labels = ["input", *(name for name, picture in zip(names, saved, strict=True) if picture is not None)]
     num_rows = pictures[0].height // (size + GAP)
@@ -345,7 +345,7 @@ def main() -> None:
         for name, seed in missing:
             runs.train(name, seed, measure)
         if arguments.picture:
-            draw(runs, names, arguments.seeds[0], measure, arguments.picture)
+            draw(runs.folder, names, arguments.seeds[0], measure, arguments.picture)
     print(machine())
     print_tables(runs, names, arguments.seeds)
 
