@@ -119,7 +119,7 @@ def main() -> None:
         check_choice("a name", name, list(runs.settings))
     unseen = [Path(str(video)) for video in find_videos(arguments.videos / "unseen", name="--videos")]
     measure = Measure(runs.config(arguments.names[0], arguments.seeds[0]), unseen)
-    inputs = Image.fromarray(measure.inputs().numpy())
+    inputs = measure.inputs()
     draw(runs, arguments.names, arguments.seeds, arguments.count, inputs, arguments.folder)
 
 

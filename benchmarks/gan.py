@@ -107,35 +107,39 @@ class Measure:
         self.perceptual |= {"dists": OfflineDISTS(), "fsim": FSIM()}
         self.features = vgg16_features()[:FRECHET_LAYERS]
 
+    def averaged(self, state: TrainState) -> tuple[dict[str, float], Tensor]:
+        """Return what `__call__` returns for the averaged weights of a run."""
+        assert isinstance(state.autoencoder, CausalVAE)
+        with state.ema.applied():
+            return self(state.autoencoder)
+
     @torch.no_grad()
-    def __call__(self, state: TrainState) -> tuple[dict[str, float], Tensor]:
-        """Return the means of the averaged weights over each set, and the middle frame of each clip in a picture."""
-        model = state.autoencoder.eval()
-        assert isinstance(model, CausalVAE)
+    def __call__(self, model: CausalVAE) -> tuple[dict[str, float], Tensor]:
+        """Return the means of a model over each set, and the middle frame of each clip in a picture."""
+        model.eval()
         values: dict[str, float] = {}
         middle, of_model, of_clips = [], [], []
-        with state.ema.applied():
-            for name, clips in self.sets.items():
-                pixels = ReconstructionMetrics(metrics=BUILT_IN)
-                networks = ReconstructionMetrics(self.perceptual, metrics=())
-                for clip in clips:
-                    target = clip["video"][None]
-                    reconstruction = model(target, sample_posterior=False).video.clamp(-1, 1)
-                    middle.append(reconstruction[0, :, target.shape[2] // 2])
-                    pixels.update(reconstruction=reconstruction, target=target)
-                    reconstruction, target = (video[:, :, ::FRAME_STRIDE] for video in (reconstruction, target))
-                    networks.update(reconstruction=reconstruction, target=target)
-                    of_model.append(self.cells(reconstruction))
-                    of_clips.append(self.cells(target))
-                metrics = pixels.compute() | networks.compute()
-                values |= {f"{name}/{metric}": value for metric, value in metrics.items()}
+        for name, clips in self.sets.items():
+            pixels = ReconstructionMetrics(metrics=BUILT_IN)
+            networks = ReconstructionMetrics(self.perceptual, metrics=())
+            for clip in clips:
+                target = clip["video"][None]
+                reconstruction = model(target, sample_posterior=False).video.clamp(-1, 1)
+                middle.append(reconstruction[0, :, target.shape[2] // 2])
+                pixels.update(reconstruction=reconstruction, target=target)
+                reconstruction, target = (video[:, :, ::FRAME_STRIDE] for video in (reconstruction, target))
+                networks.update(reconstruction=reconstruction, target=target)
+                of_model.append(self.cells(reconstruction))
+                of_clips.append(self.cells(target))
+            metrics = pixels.compute() | networks.compute()
+            values |= {f"{name}/{metric}": value for metric, value in metrics.items()}
         values[FRECHET] = frechet_distance(features=torch.cat(of_model), reference=torch.cat(of_clips))
         return values, picture_of(middle)
 
-    def inputs(self) -> Tensor:
+    def inputs(self) -> Image.Image:
         """Return the picture of the clips themselves."""
         clips = [clip["video"] for each in self.sets.values() for clip in each]
-        return picture_of([video[:, video.shape[1] // 2] for video in clips])
+        return Image.fromarray(picture_of([video[:, video.shape[1] // 2] for video in clips]).numpy())
 
     def cells(self, video: Tensor) -> Tensor:
         """Return features `(N, 128)` of every cell of every frame."""
@@ -149,17 +153,13 @@ def picture_of(frames: Sequence[Tensor]) -> Tensor:
     return bytes_from_video(grid[:, None])[0]
 
 
-def draw(folder: OutcomeFolder, names: Sequence[str], seed: int, measure: Measure, path: Path) -> None:
-    """Write some columns of the pictures of runs, enlarged: a row for the inputs, then one for each run."""
-    size = measure.sets[HELD_OUT][0]["video"].shape[-1]
-    saved = [folder.load_frames(name, seed) for name in names]
-    pictures = [Image.fromarray(measure.inputs().numpy()), *(picture for picture in saved if picture is not None)]
-    labels = ["input", *(name for name, picture in zip(names, saved, strict=True) if picture is not None)]
-    num_rows = pictures[0].height // (size + GAP)
+def draw(pictures: Mapping[str, Image.Image], size: int, path: Path) -> None:
+    """Write some columns of the pictures of clips of `size` pixels, enlarged: a row for each picture, with its name."""
+    num_rows = next(iter(pictures.values())).height // (size + GAP)
     cells = [(SHOWN_COLUMNS[row % len(SHOWN_COLUMNS)], row) for row in range(num_rows)]
     large = size * SCALE
     whole = Image.new("RGB", (LABEL + len(cells) * (large + GAP), len(pictures) * (large + GAP)), "white")
-    for index, (label, picture) in enumerate(zip(labels, pictures, strict=True)):
+    for index, (label, picture) in enumerate(pictures.items()):
         top = index * (large + GAP)
         ImageDraw.Draw(whole).text((GAP, top + large // 2), label, fill="black", font_size=LABEL // 6)
         for place, (column, row) in enumerate(cells):
@@ -242,7 +242,7 @@ class Runs:
             except TrainingError as error:
                 print(error, file=sys.stderr)
             else:
-                metrics, frames = measure(run.state)
+                metrics, frames = measure.averaged(run.state)
                 outcome = replace(outcome, metrics=metrics, warnings=sorted(run.diagnostics.warned), health=health(run))
         self.folder.save(name, seed, outcome, frames)
         print(f"{name}, seed {seed}: {outcome.metrics or DIVERGED}", file=sys.stderr, flush=True)
@@ -345,7 +345,8 @@ def main() -> None:
         for name, seed in missing:
             runs.train(name, seed, measure)
         if arguments.picture:
-            draw(runs.folder, names, arguments.seeds[0], measure, arguments.picture)
+            pictures = runs.folder.all_frames(names, arguments.seeds[0])
+            draw({"input": measure.inputs(), **pictures}, runs.config(names[0], 0).clips.width, arguments.picture)
     print(machine())
     print_tables(runs, names, arguments.seeds)
 

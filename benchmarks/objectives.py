@@ -122,7 +122,7 @@ class Objectives:
                     return
                 reached = [each for each in remaining if name == START or spent[each] >= self.budgets[each]]
                 if reached:
-                    metrics, frames = measure(run.state)
+                    metrics, frames = measure.averaged(run.state)
                     run.state.autoencoder.train()
                     warnings = sorted(run.diagnostics.warned)
                     self.save(name, seed, reached, Outcome({}, metrics | spent, warnings, health(run)), frames)
@@ -185,7 +185,8 @@ def main() -> None:
         for name, seed in missing:
             runs.train(name, seed, measure)
         if arguments.picture:
-            draw(runs.folders["updates"], arguments.only, arguments.seeds[0], measure, arguments.picture)
+            pictures = runs.folders["updates"].all_frames(arguments.only, arguments.seeds[0])
+            draw({"input": measure.inputs(), **pictures}, runs.config(*pairs[0]).clips.width, arguments.picture)
     print(machine())
     runs.print_tables(arguments.only, arguments.seeds)
 

@@ -177,6 +177,11 @@ class OutcomeFolder:
         path = self.path(name, seed).with_suffix(".png")
         return Image.open(path) if path.exists() else None
 
+    def all_frames(self, names: Sequence[str], seed: int) -> dict[str, Image.Image]:
+        """Return the frames of those runs that have any, by name."""
+        found = {name: self.load_frames(name, seed) for name in names}
+        return {name: frames for name, frames in found.items() if frames is not None}
+
 
 class SeedRuns:
     """The runs with one seed. They share their clips, and those that start alike share that part.

@@ -1,0 +1,63 @@
+"""Metrics of finished runs of telecine's autoencoder, and of its linear start: Markdown tables and a picture.
+
+    python benchmarks/finished_runs.py runs/demo_long runs/demo_long_no_gan --videos runs/videos --picture frames.png
+
+The averaged weights of the last checkpoints are measured as `gan.py` does, on the held-out clips of the first run and
+on clips of unseen videos.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from gan import DIGITS, FRECHET, HELD_OUT, UNSEEN, Measure, draw, value_row
+from latents import START, linear_start
+from measure import machine, table
+from outcome_runs import Outcome
+from PIL import Image
+
+from telecine.autoencoders import CausalVAE
+from telecine.checks import argument_error
+from telecine.data.find import find_videos
+from telecine.runs import find_checkpoint
+from telecine.training import read_config
+from telecine.training.build import build_autoencoder, build_clips
+
+
+def averaged_weights(run: Path) -> CausalVAE:
+    """Return the autoencoder of the last checkpoint of a run, with averaged weights."""
+    checkpoint = find_checkpoint(run)
+    if checkpoint is None:
+        raise argument_error("runs", "folders of runs with a checkpoint", str(run), "Train it first.")
+    return CausalVAE.from_pretrained(checkpoint / "ema")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs with the same clips and latent")
+    parser.add_argument("--videos", type=Path, required=True, help="the folder of benchmarks/videos.py")
+    parser.add_argument("--picture", type=Path, help="where to write a picture of the clips and their reconstructions")
+    arguments = parser.parse_args()
+    config = read_config(arguments.runs[0] / "config.yaml")
+    models = {START: linear_start(config, build_clips(config, build_autoencoder(config)))}
+    models |= {run.name: averaged_weights(run) for run in arguments.runs}
+    measure = Measure(config, [Path(str(each)) for each in find_videos(arguments.videos / "unseen", name="--videos")])
+    outcomes, pictures = {}, {"input": measure.inputs()}
+    for name, model in models.items():
+        metrics, frames = measure(model)
+        outcomes[name, config.seed] = Outcome({}, metrics, [])
+        pictures[name] = Image.fromarray(frames.numpy())
+    print(machine())
+    for clips in (UNSEEN, HELD_OUT):
+        digits = {f"{clips}/{metric}": number for metric, number in DIGITS.items()} | {FRECHET: 2}
+        print(f"\n{clips}:\n")
+        rows = [value_row(name, [config.seed], outcomes, digits) for name in models]
+        print(table(["run", "seeds", *DIGITS, "frechet, all clips"], rows))
+    if arguments.picture:
+        draw(pictures, config.clips.width, arguments.picture)
+
+
+if __name__ == "__main__":
+    main()
