@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gan import DIGITS, FRECHET, HELD_OUT, UNSEEN, Measure, draw, value_row
+from gan import HELD_OUT, UNSEEN, Measure, draw, metrics_table
 from latents import START, linear_start
-from measure import machine, table
+from measure import machine
 from outcome_runs import Outcome
 from PIL import Image
 
@@ -51,10 +51,8 @@ def main() -> None:
         pictures[name] = Image.fromarray(frames.numpy())
     print(machine())
     for clips in (UNSEEN, HELD_OUT):
-        digits = {f"{clips}/{metric}": number for metric, number in DIGITS.items()} | {FRECHET: 2}
         print(f"\n{clips}:\n")
-        rows = [value_row(name, [config.seed], outcomes, digits) for name in models]
-        print(table(["run", "seeds", *DIGITS, "frechet, all clips"], rows))
+        print(metrics_table(clips, list(models), [config.seed], outcomes))
     if arguments.picture:
         draw(pictures, config.clips.width, arguments.picture)
 

@@ -274,15 +274,28 @@ def print_tables(runs: Runs, names: Sequence[str], seeds: Sequence[int]) -> None
     """Print the metrics on each set, their differences to the runs without a GAN, and the health of the GAN."""
     outcomes = runs.outcomes(names, seeds)
     for clips in (HELD_OUT, UNSEEN):
-        digits = {f"{clips}/{metric}": number for metric, number in DIGITS.items()} | {FRECHET: 2}
-        header = ["run", "seeds", *DIGITS, "frechet, all clips"]
         print(f"\n{clips}:\n")
-        print(table(header, [value_row(name, seeds, outcomes, digits) for name in names]))
+        print(metrics_table(clips, names, seeds, outcomes))
         print(f"\n{clips}, difference to the run without a GAN and the same seed (* not of one sign in all seeds):\n")
         pairs = [(name, runs.bases[name]) for name in names if runs.bases[name] != name]
-        print(table(header, [difference_row(name, base, seeds, outcomes, digits) for name, base in pairs]))
+        rows = [difference_row(name, base, seeds, outcomes, columns_of(clips)) for name, base in pairs]
+        print(table(["run", "seeds", *DIGITS, "frechet, all clips"], rows))
     print("\nwhile the adversarial terms count:\n")
     print(table(["run", *HEALTH.values(), "warnings"], [health_row(name, seeds, outcomes) for name in names]))
+
+
+def columns_of(clips: str) -> dict[str, int]:
+    """Return the metrics on a set of clips, with their numbers of decimals."""
+    return {f"{clips}/{metric}": number for metric, number in DIGITS.items()} | {FRECHET: 2}
+
+
+def metrics_table(
+    clips: str, names: Sequence[str], seeds: Sequence[int], outcomes: Outcomes, others: Mapping[str, int] | None = None
+) -> str:
+    """Return a table of the metrics on a set of clips, and of other values with their numbers of decimals."""
+    others = others or {}
+    rows = [value_row(name, seeds, outcomes, {**columns_of(clips), **others}) for name in names]
+    return table(["run", "seeds", *DIGITS, "frechet, all clips", *others], rows)
 
 
 def metrics_of(name: str, seeds: Sequence[int], outcomes: Outcomes) -> dict[int, dict[str, float]]:

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gan import DIGITS, FRECHET, HEALTH, HELD_OUT, UNSEEN, Measure, draw, health, health_row, value_row
+from gan import HEALTH, HELD_OUT, UNSEEN, Measure, draw, health, health_row, metrics_table
 from measure import machine, table
 from outcome_runs import DIVERGED, Outcome, OutcomeFolder, Run, plain_values
 from torch import Tensor
@@ -140,14 +140,11 @@ class Objectives:
             found = {(name, seed): self.outcome(name, seed, budget) for name in names for seed in seeds}
             outcomes = {key: outcome for key, outcome in found.items() if outcome is not None}
             for clips in (UNSEEN, HELD_OUT):
-                columns = {f"{clips}/{metric}": number for metric, number in DIGITS.items()}
-                digits = columns | {FRECHET: 2, "updates": 0, "seconds": 0}
                 print(f"\n{clips}, at {value:g} {budget}:\n")
-                header = ["objective", "seeds", *DIGITS, "frechet, all clips", "updates", "seconds"]
-                print(table(header, [value_row(name, seeds, outcomes, digits) for name in names]))
+                print(metrics_table(clips, names, seeds, outcomes, dict.fromkeys(self.budgets, 0)))
             print(f"\nwhile the adversarial terms count, up to {value:g} {budget}:\n")
             rows = [health_row(name, seeds, outcomes) for name in names]
-            print(table(["objective", *HEALTH.values(), "warnings"], rows))
+            print(table(["run", *HEALTH.values(), "warnings"], rows))
 
 
 def advance(run: Run, spent: dict[str, float]) -> bool:
