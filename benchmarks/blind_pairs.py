@@ -1,4 +1,4 @@
-"""Pairs of frames of two runs of gan.py, without names, for a person to choose from, and the score of the answers.
+"""Pairs of frames of two runs of gan.py, without names, for a viewer to choose from, and the score of the answers.
 
     python benchmarks/blind_pairs.py draw "no GAN" demo --videos runs/videos --runs runs/gan --folder runs/pairs
     python benchmarks/blind_pairs.py score --folder runs/pairs
@@ -13,26 +13,25 @@ from __future__ import annotations
 import argparse
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import comb
 from pathlib import Path
 
-from gan import CLIPS_OF_A_VIDEO, GAP, Measure, Runs
+from gan import CLIPS_OF_A_VIDEO, GAP, HELD_OUT, Runs, measure_for
 from PIL import Image
 
 from telecine.checks import argument_error, check_choice
-from telecine.data.find import find_videos
 from telecine.files import read_json, write_json
 
 ENLARGEMENT = 6
-# Of the grid of gan.py: twelve held-out clips come first.
-HELD_OUT_ROWS = 2
 SIDES = ("left", "right")
 SAME = "same"
 
 
-def draw(runs: Runs, names: Sequence[str], seeds: Sequence[int], count: int, inputs: Image.Image, folder: Path) -> None:
-    """Write pictures of `count` pairs of clips of unseen videos, and their key.
+def draw(
+    runs: Runs, names: Sequence[str], seeds: Sequence[int], count: int, inputs: Image.Image, first: int, folder: Path
+) -> None:
+    """Write pictures of pairs of clips of unseen videos, and their key.
 
     Args:
         runs: Finished runs.
@@ -40,61 +39,74 @@ def draw(runs: Runs, names: Sequence[str], seeds: Sequence[int], count: int, inp
         seeds: Their seeds, of which each pair has one.
         count: Of pairs.
         inputs: The grid of the clips themselves, as those of the runs.
+        first: The place of the first clip of an unseen video in the grid; those before it are held out.
         folder: Is created.
+
+    Raises:
+        ValueError: A run is not finished, or there are fewer clips than pairs.
     """
+    grids = {(name, seed): finished(runs, name, seed) for name in names for seed in seeds}
     size = runs.config(names[0], seeds[0]).clips.width
     num_rows = inputs.height // (size + GAP)
-    cells = [(column, row) for row in range(HELD_OUT_ROWS, num_rows) for column in range(CLIPS_OF_A_VIDEO)]
+    places = range(first, num_rows * CLIPS_OF_A_VIDEO)
+    if count > len(places):
+        raise argument_error("--count", f"at most {len(places)}, the number of clips", count, "Use fewer pairs.")
     chooser = random.Random(" ".join(names))
     folder.mkdir(parents=True)
     key = {}
-    for number, (column, row) in enumerate(chooser.sample(cells, count), 1):
-        seed = chooser.choice(seeds)
-        order = chooser.sample(names, 2)
-        left, right = (frames(runs, name, seed) for name in order)
-        x, y = (GAP + place * (size + GAP) for place in (column, row))
-        box = (x, y, x + size, y + size)
+    for number, place in enumerate(chooser.sample(places, count), 1):
+        seed, order = chooser.choice(seeds), chooser.sample(names, 2)
+        left, right = (grids[name, seed] for name in order)
+        y, x = (GAP + each * (size + GAP) for each in divmod(place, CLIPS_OF_A_VIDEO))
         large = size * ENLARGEMENT
         whole = Image.new("RGB", (3 * large + 2 * GAP, large), "white")
-        for place, picture in enumerate((left, inputs, right)):
-            cell = picture.crop(box).resize((large, large), Image.Resampling.BICUBIC)
-            whole.paste(cell, (place * (large + GAP), 0))
+        for column, grid in enumerate((left, inputs, right)):
+            cell = grid.crop((x, y, x + size, y + size)).resize((large, large), Image.Resampling.BICUBIC)
+            whole.paste(cell, (column * (large + GAP), 0))
         whole.save(folder / f"{number:02d}.png")
         key[f"{number:02d}"] = dict(zip(SIDES, order, strict=True))
     write_json(folder / "key.json", key)
 
 
-def frames(runs: Runs, name: str, seed: int) -> Image.Image:
-    """Return the frames of a finished run.
-
-    Raises:
-        ValueError: If it is not finished.
-    """
-    found = runs.folder.load_frames(name, seed)
+def finished(runs: Runs, name: str, seed: int) -> Image.Image:
+    """Return the frames of a finished run."""
+    found = runs.folder.load_frames(name, seed) if runs.outcome(name, seed) else None
     if found is None:
         missing = runs.folder.path(name, seed).with_suffix(".png")
         raise argument_error("--runs", "a folder with both runs", f"no {missing}", "Train them with gan.py.")
     return found
 
 
-def score(folder: Path) -> str:
-    """Return how often each run was chosen, and how likely such a count is if it were chance.
+def read_answers(folder: Path, numbers: Collection[str]) -> dict[str, str]:
+    """Return the answer to each picture.
 
     Raises:
-        ValueError: If an answer is missing or is none of the three.
+        ValueError: A line is no answer to a picture, or one of them has none or two.
     """
-    key: dict[str, dict[str, str]] = read_json(folder / "key.json")
-    answers = dict(line.split() for line in (folder / "answers.txt").read_text().splitlines() if line.strip())
-    chosen: Counter[str] = Counter()
-    for number, names in key.items():
-        answer = answers.get(number, "missing")
+    answers: dict[str, str] = {}
+    for line in (folder / "answers.txt").read_text().splitlines():
+        number, _, answer = line.strip().partition(" ")
+        if number not in numbers or number in answers:
+            contract = f"one line for each of {min(numbers)} to {max(numbers)}"
+            raise argument_error("answers.txt", contract, repr(line), "Write such lines as `01 left`.")
         check_choice(f"answer {number}", answer, [*SIDES, SAME])
-        chosen[names.get(answer, SAME)] += 1
-    counts = [chosen[name] for name in sorted(next(iter(key.values())).values())]
+        answers[number] = answer
+    if len(answers) < len(numbers):
+        missing = ", ".join(sorted(set(numbers) - set(answers)))
+        raise argument_error("answers.txt", "an answer to each picture", f"none to {missing}", "Add them.")
+    return answers
+
+
+def score(folder: Path) -> str:
+    """Return how often each run was chosen, and the two-sided p-value of that by a sign test."""
+    key: dict[str, dict[str, str]] = read_json(folder / "key.json")
+    answers = read_answers(folder, key)
+    chosen = Counter(key[number].get(answer, SAME) for number, answer in answers.items())
+    counts = [chosen[name] for name in next(iter(key.values())).values()]
     decided, larger = sum(counts), max(counts)
-    chance = min(1.0, 2 * sum(comb(decided, k) for k in range(larger, decided + 1)) / 2**decided)
+    p_value = min(1.0, 2 * sum(comb(decided, k) for k in range(larger, decided + 1)) / 2**decided)
     found = ", ".join(f"{name} {number}" for name, number in sorted(chosen.items()))
-    return f"{found}; as uneven by chance: {chance:.3f}"
+    return f"{found}; p = {p_value:.3f}"
 
 
 def main() -> None:
@@ -117,10 +129,9 @@ def main() -> None:
     runs = Runs(arguments.settings, arguments.runs)
     for name in arguments.names:
         check_choice("a name", name, list(runs.settings))
-    unseen = [Path(str(video)) for video in find_videos(arguments.videos / "unseen", name="--videos")]
-    measure = Measure(runs.config(arguments.names[0], arguments.seeds[0]), unseen)
-    inputs = measure.inputs()
-    draw(runs, arguments.names, arguments.seeds, arguments.count, inputs, arguments.folder)
+    measure = measure_for(runs.config(arguments.names[0], arguments.seeds[0]), arguments.videos)
+    first = len(measure.sets[HELD_OUT])
+    draw(runs, arguments.names, arguments.seeds, arguments.count, measure.inputs(), first, arguments.folder)
 
 
 if __name__ == "__main__":

@@ -40,10 +40,11 @@ from telecine.files import atomic_write
 from telecine.perceptual import LPIPS
 from telecine.recipes import find_recipe
 from telecine.settings_file import read_yaml
-from telecine.training import TrainConfig, TrainingError
+from telecine.training import TrainConfig
 from telecine.training.build import Clips, build_autoencoder, build_clips
 from telecine.training.config_file import config_from
 from telecine.training.state import TrainState
+from telecine.training.step import DivergenceError
 
 HELD_OUT, UNSEEN = "held out", "unseen"
 NO_GAN = "no GAN"
@@ -77,6 +78,7 @@ DIGITS = {
 }
 # Differences of these are not relative.
 ABSOLUTE = ("psnr", "sharpness")
+METRIC_HEADER = [*DIGITS, "frechet, all clips"]
 # The Frechet distance of all clips: of VGG16's features up to relu2_2 on frames in [-1, 1] as they are, 128 values,
 # averaged in each cell of a grid of a frame.
 FRECHET = "frechet"
@@ -115,7 +117,12 @@ class Measure:
 
     @torch.no_grad()
     def __call__(self, model: CausalVAE) -> tuple[dict[str, float], Tensor]:
-        """Return the means of a model over each set, and the middle frame of each clip in a picture."""
+        """Return metrics of a model, and the middle frame of each clip in a picture.
+
+        Returns:
+            Means over the clips of each set, by "set/metric", with the Frechet distance of all clips; and a picture as
+            bytes `(H, W, 3)`. The model is in evaluation mode then.
+        """
         model.eval()
         values: dict[str, float] = {}
         middle, of_model, of_clips = [], [], []
@@ -145,6 +152,12 @@ class Measure:
         """Return features `(N, 128)` of every cell of every frame."""
         maps = F.adaptive_avg_pool2d(self.features(video[0].transpose(0, 1)), FRECHET_GRID)
         return maps.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def measure_for(config: TrainConfig, videos: Path) -> Measure:
+    """Return the metrics for the clips of a run, with the unseen videos of `videos.py`."""
+    unseen = find_videos(videos / "unseen", name="--videos")
+    return Measure(config, [Path(str(video)) for video in unseen])
 
 
 def picture_of(frames: Sequence[Tensor]) -> Tensor:
@@ -239,7 +252,7 @@ class Runs:
                 if shares_start(config, base):
                     run.load(self.start(self.bases[name], seed, clips))
                 run.train_until(config.steps)
-            except TrainingError as error:
+            except DivergenceError as error:
                 print(error, file=sys.stderr)
             else:
                 metrics, frames = measure.averaged(run.state)
@@ -265,7 +278,8 @@ def shares_start(config: TrainConfig, base: TrainConfig) -> bool:
 
 def health(run: Run) -> dict[str, float]:
     """Return the mean of each of `HEALTH` over the updates in which the adversarial terms count."""
-    records = [each for step, each in run.records if step > run.config.objective.disc_start]
+    first = run.config.objective.disc_start + run.config.log_every
+    records = [each for step, each in run.records if step >= first]
     found = {name: [each[f"train/{name}"] for each in records if f"train/{name}" in each] for name in HEALTH}
     return {name: fmean(values) for name, values in found.items() if values}
 
@@ -279,7 +293,7 @@ def print_tables(runs: Runs, names: Sequence[str], seeds: Sequence[int]) -> None
         print(f"\n{clips}, difference to the run without a GAN and the same seed (* not of one sign in all seeds):\n")
         pairs = [(name, runs.bases[name]) for name in names if runs.bases[name] != name]
         rows = [difference_row(name, base, seeds, outcomes, columns_of(clips)) for name, base in pairs]
-        print(table(["run", "seeds", *DIGITS, "frechet, all clips"], rows))
+        print(table(["run", "seeds", *METRIC_HEADER], rows))
     print("\nwhile the adversarial terms count:\n")
     print(table(["run", *HEALTH.values(), "warnings"], [health_row(name, seeds, outcomes) for name in names]))
 
@@ -295,7 +309,7 @@ def metrics_table(
     """Return a table of the metrics on a set of clips, and of other values with their numbers of decimals."""
     others = others or {}
     rows = [value_row(name, seeds, outcomes, {**columns_of(clips), **others}) for name in names]
-    return table(["run", "seeds", *DIGITS, "frechet, all clips", *others], rows)
+    return table(["run", "seeds", *METRIC_HEADER, *others], rows)
 
 
 def metrics_of(name: str, seeds: Sequence[int], outcomes: Outcomes) -> dict[int, dict[str, float]]:
@@ -353,8 +367,7 @@ def main() -> None:
     missing = [(name, seed) for seed in arguments.seeds for name in names if runs.outcome(name, seed) is None]
     missing = [] if arguments.print else missing
     if missing or arguments.picture:
-        unseen = [Path(str(video)) for video in find_videos(arguments.videos / "unseen", name="--videos")]
-        measure = Measure(runs.config(names[0], arguments.seeds[0]), unseen)
+        measure = measure_for(runs.config(names[0], arguments.seeds[0]), arguments.videos)
         for name, seed in missing:
             runs.train(name, seed, measure)
         if arguments.picture:

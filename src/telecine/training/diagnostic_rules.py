@@ -37,9 +37,9 @@ DOMINATING_SHARE = 0.95
 AT_MAXIMUM = 0.99
 # VQGAN's weights are about 0.1 to 10; below this one the discriminators have no effect.
 AT_MINIMUM = 1e-5
-# LPIPS falls by tens of per cent once an autoencoder learns; means over 20 records of few clips vary by 2 to 3 %.
+# LPIPS falls by tens of per cent once an autoencoder learns; single frames vary by 2 %.
 FLAT = 0.98
-# Fraction of the run after the warm-up in which LPIPS need not have fallen yet.
+# Fraction of the run after the warm-up in which LPIPS need not have fallen yet. In the demo it is a tenth lower then.
 PERCEPTUAL_PATIENCE = 0.2
 # Fine-tuned autoencoders start below this LPIPS, which then has little left to fall.
 LOW_PERCEPTUAL = 0.1
