@@ -34,6 +34,7 @@ OTHERS = {
     "objective.md",
     "own-model.md",
     "protocols.md",
+    "published-run.md",
     "reliability.md",
     "report.md",
     "start.md",
