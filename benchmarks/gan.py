@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -59,10 +60,11 @@ OF_THE_OBJECTIVE = (
 )
 OF_THE_OPTIMIZER = ("disc_lr", "disc_betas")
 CLIPS_OF_A_VIDEO = 6
-# In pictures: pixels between clips, the enlargement, the width of a name, and which clip of each row of a run is shown.
+# In pictures: pixels between clips, the enlargement, the width and size of a name, and which clip of each row is shown.
 GAP = 2
 SCALE = 3
 LABEL = 90
+FONT_SIZE = 14
 SHOWN_COLUMNS = (0, 2, 4)
 FRAME_STRIDE = 3
 # The metrics of the tables, with their numbers of decimals.
@@ -174,7 +176,8 @@ def draw(pictures: Mapping[str, Image.Image], size: int, path: Path) -> None:
     whole = Image.new("RGB", (LABEL + len(cells) * (large + GAP), len(pictures) * (large + GAP)), "white")
     for index, (label, picture) in enumerate(pictures.items()):
         top = index * (large + GAP)
-        ImageDraw.Draw(whole).text((GAP, top + large // 2), label, fill="black", font_size=LABEL // 6)
+        lines = fill(label, LABEL // FONT_SIZE * 2 - 2)
+        ImageDraw.Draw(whole).text((GAP, top + large // 3), lines, fill="black", font_size=FONT_SIZE)
         for place, (column, row) in enumerate(cells):
             left, upper = (GAP + number * (size + GAP) for number in (column, row))
             cell = picture.crop((left, upper, left + size, upper + size)).resize(
