@@ -1,4 +1,4 @@
-"""Pairs of frames of two runs of gan.py, without names, for a viewer to choose from, and the score of the answers.
+"""Draw pairs of frames of two runs of gan.py without names, and score the answers of a viewer.
 
     python benchmarks/blind_pairs.py draw "no GAN" demo --videos runs/videos --runs runs/gan --folder runs/pairs
     python benchmarks/blind_pairs.py score --folder runs/pairs

@@ -67,7 +67,7 @@ def main() -> None:
     for name, model in models.items():
         metrics, frames = measure(model)
         outcomes[name, config.seed] = Outcome({}, metrics, [])
-        pictures[Path(name).name] = Image.fromarray(frames.numpy())
+        pictures[name] = Image.fromarray(frames.numpy())
     print(machine())
     for clips in (HELD_OUT, UNSEEN):
         print(f"\n{clips}:\n")

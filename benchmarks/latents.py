@@ -28,10 +28,12 @@ import torch
 import torch.nn.functional as F
 from latents_picture import draw
 from measure import interleaved, machine, median_ratio, ratio, spread, table
+from outcome_runs import plain_values
 from rich.console import Console
 from torch import Tensor
 
 from telecine.autoencoders import CausalVAE
+from telecine.checks import argument_error
 from telecine.data import ClipConfig
 from telecine.evaluation.latents import TRANSFORMS, decode, describe, measure_space
 from telecine.evaluation.source import ModelSource
@@ -105,7 +107,12 @@ def without_gan(config: TrainConfig, seed: int, steps: int, folder: Path) -> Tra
 
 
 def measured(config: TrainConfig, term: str) -> dict[str, float]:
-    """Return the measures of a run on its held-out clips; it is trained if that has not been done."""
+    """Return the measures of a run on its held-out clips; it is trained if that has not been done.
+
+    Raises:
+        ValueError: The folder has a run with other settings.
+    """
+    settings = plain_values(config)
     file = Path(config.output_dir) / "latents.json"
     if not file.is_file():
         clips = build_clips(config, build_autoencoder(config))
@@ -118,9 +125,12 @@ def measured(config: TrainConfig, term: str) -> dict[str, float]:
             model = CausalVAE.from_pretrained(checkpoint / "ema")
         file.parent.mkdir(parents=True, exist_ok=True)
         training = [clips.train[index]["video"][None] for index in range(NUM_FITTED)]
-        write_json(file, measure(model.eval(), [clip["video"][None] for clip in clips.val], training))
-    found: dict[str, float] = read_json(file)
-    return found
+        measures = measure(model.eval(), [clip["video"][None] for clip in clips.val], training)
+        write_json(file, {"settings": settings, "measures": measures})
+    found = read_json(file)
+    if found["settings"] != settings:
+        raise argument_error("--runs", "a folder of runs with these settings", str(file), "Use another folder.")
+    return dict(found["measures"])
 
 
 def linear_start(config: TrainConfig, clips: Clips) -> CausalVAE:

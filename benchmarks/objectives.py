@@ -4,10 +4,10 @@
     python benchmarks/objectives.py --videos runs/videos --runs runs/objectives --seeds 1 2
 
 Every run trains the demo's autoencoder from the linear start, with the objective and the discriminators of a recipe.
-The clips and everything about the optimizers are the demo's: rates, betas, clipping, moving average. A term that starts
-after a part of the recipe's updates starts after the same part of the run. Each recipe has two runs: one of `--updates`
-updates, and one of as many as take about `--seconds` seconds of processor time, counted from a few timed ones. The time
-that a run took is in the tables. Distances of networks, and FSIM, are of every third frame.
+The clips and everything about the optimizers are the demo's: rates, betas, clipping, moving average. Terms that start
+later start at the same fraction of the run as in the recipe. Each recipe is run twice: for `--updates` updates, and for
+about `--seconds` seconds of processor time, whose number of updates is counted from a few timed ones. The tables have
+both of each run. LPIPS, DISTS and FSIM are of every third frame.
 
 "no GAN", "demo" and "sharp" train with LPIPS of AlexNet, and their weights were chosen on these clips. The published
 objectives train with LPIPS of VGG16, whose features LPIPS-VGG, DISTS and the Frechet distance compare as well.

@@ -5,18 +5,8 @@ import pytest
 @pytest.mark.usefixtures("without_pictures")
 def test_tables(run_here, tables_in, tmp_path, monkeypatch):
     monkeypatch.setattr("telecine.training.baseline.NUM_CLIPS", 12)
-    text = run_here(
-        "latents.py",
-        "--smoke",
-        "--runs",
-        str(tmp_path),
-        "--terms",
-        "equivariance",
-        "--seeds",
-        "0",
-        "--picture",
-        str(tmp_path / "effects.png"),
-    )
+    command = ("latents.py", "--smoke", "--runs", str(tmp_path), "--terms", "equivariance", "--seeds", "0")
+    text = run_here(*command, "--picture", str(tmp_path / "effects.png"))
     (header, rows), (_, differences), (_, by_transformation) = tables_in(text)
     assert header[:4] == ["term", "PSNR, dB", "equivariance error, MSE", "its floor, MSE"]
     assert [row[0] for row in rows] == ["linear start", "none", "equivariance"]
@@ -26,3 +16,5 @@ def test_tables(run_here, tables_in, tmp_path, monkeypatch):
         assert sum(map(float, parts[1:])) / 6 == pytest.approx(float(row[2]), abs=2e-4)
     assert (tmp_path / "effects.png").stat().st_size > 1000
     assert (tmp_path / "equivariance-0" / "latents.json").is_file()
+    with pytest.raises(ValueError, match="`--runs` must be a folder of runs with these settings"):
+        run_here(*command, "--batch_size", "3")

@@ -290,10 +290,12 @@ def test_rules_need_all_of_their_values(tiny, missing):
 
 
 def test_perceptual_loss_has_a_fifth_of_the_run_to_fall(tiny):
-    assert set(fired(steady(perceptual_loss=0.5), tiny(steps=525))) == {"perceptual_flat"}
-    assert fired(steady(perceptual_loss=0.5), tiny(steps=550)) == {}
+    assert set(fired(steady(perceptual_loss=0.5), tiny(steps=485))) == {"perceptual_flat"}
+    assert fired(steady(perceptual_loss=0.5), tiny(steps=490)) == {}
     falling = steady(perceptual_loss=0.5)[:10] + steady(perceptual_loss=0.485)
     assert fired(falling, tiny()) == {}, "by 3 %"
+    rising = steady(perceptual_loss=0.5)[:10] + steady(perceptual_loss=0.44)[:-10] + steady(perceptual_loss=0.5)[-10:]
+    assert fired(rising, tiny()) == {}, "ten records of harder clips are noise"
     exactly = steady(perceptual_loss=0.5)[:10] + steady(perceptual_loss=0.98 * 0.5)
     assert set(fired(exactly, tiny())) == {"perceptual_flat"}, "by 2 %"
 

@@ -88,10 +88,6 @@ class History:
         """Return the first values, at most `RECENT`."""
         return self._first.get(name, [])
 
-    def count(self, name: str) -> int:
-        """Return the number of last values, at most `LONG`."""
-        return len(self._last.get(name, ()))
-
     def names(self, prefix: str) -> list[str]:
         """Return the logged names that start with `prefix`."""
         return sorted(name for name in self._last if name.startswith(prefix))
@@ -197,7 +193,7 @@ def perceptual_flat(history: History, config: TrainConfig) -> str | None:
     """Reconstructions look no better than at the start, long after the warm-up."""
     name = "train/perceptual_loss"
     patience = config.optimizer.warmup_steps + int(PERCEPTUAL_PATIENCE * config.steps)
-    last = history.last(name, after=patience) if history.count(name) == LONG else []
+    last = history.last(name, LONG, after=patience)
     final_weight = WeightSchedule(config.objective).ramps["perceptual_weight"].weight
     weights = history.last("train/perceptual_weight", 1) or [final_weight]
     if not last or weights[0] <= 0:
