@@ -21,16 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from latents import linear_start, without_gan
+from latents import linear_start, trained, without_gan
 from measure import machine, spread, table
-from rich.console import Console
 from torch import Tensor, nn
 
 from telecine.autoencoders import CausalVAE, CausalVAEConfig
 from telecine.autoencoders.bottleneck import Bottleneck
 from telecine.perceptual import LPIPS
-from telecine.runs import find_checkpoint
-from telecine.training import TrainConfig, train
+from telecine.training import TrainConfig
 from telecine.training.build import Clips, build_autoencoder, build_clips
 from telecine.training.validation import validate
 from training import SMOKE, demo_config
@@ -116,15 +114,6 @@ def settings_of(name: str, seed: int, steps: int, folder: Path, smoke: bool) -> 
     aux_weight = AUX_WEIGHTS.get(config.causal_vae.bottleneck, config.objective.quantizer_aux_loss_weight)
     config = replace(config, objective=replace(config.objective, quantizer_aux_loss_weight=aux_weight))
     return without_gan(config, seed, steps, folder / f"{name}-{seed}")
-
-
-def trained(config: TrainConfig) -> CausalVAE:
-    """Return the averaged weights of a run, which is trained if that has not been done."""
-    if find_checkpoint(Path(config.output_dir)) is None:
-        train(config, console=Console(quiet=True))
-    checkpoint = find_checkpoint(Path(config.output_dir))
-    assert checkpoint is not None
-    return CausalVAE.from_pretrained(checkpoint / "ema")
 
 
 def measure(model: CausalVAE, clips: Clips, lpips: nn.Module) -> dict[str, float]:

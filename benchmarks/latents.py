@@ -40,11 +40,12 @@ from telecine.evaluation.source import ModelSource
 from telecine.files import read_json, write_json
 from telecine.losses import mse
 from telecine.perceptual import LPIPS
-from telecine.runs import find_checkpoint
+from telecine.runs import CONFIG_FILE, find_checkpoint
 from telecine.shapes import Video
 from telecine.training import TrainConfig, baseline, train
 from telecine.training.baseline import fit_linear
 from telecine.training.build import Clips, build_accelerator, build_autoencoder, build_clips, build_state
+from telecine.training.config_file import read_config
 from telecine.training.state import TrainState
 from telecine.training.step import MicroBatch, train_step
 from training import SMOKE, demo_config
@@ -106,6 +107,22 @@ def without_gan(config: TrainConfig, seed: int, steps: int, folder: Path) -> Tra
     )
 
 
+def trained(config: TrainConfig) -> CausalVAE:
+    """Return the averaged weights of a run, which is trained if that has not been done.
+
+    Raises:
+        ValueError: The folder has a run with other settings.
+    """
+    folder = Path(config.output_dir)
+    if find_checkpoint(folder) is None:
+        train(config, console=Console(quiet=True))
+    elif read_config(folder / CONFIG_FILE) != config:
+        raise argument_error("--runs", "a folder of runs with these settings", str(folder), "Use another folder.")
+    checkpoint = find_checkpoint(folder)
+    assert checkpoint is not None
+    return CausalVAE.from_pretrained(checkpoint / "ema")
+
+
 def measured(config: TrainConfig, term: str) -> dict[str, float]:
     """Return the measures of a run on its held-out clips; it is trained if that has not been done.
 
@@ -116,13 +133,7 @@ def measured(config: TrainConfig, term: str) -> dict[str, float]:
     file = Path(config.output_dir) / "latents.json"
     if not file.is_file():
         clips = build_clips(config, build_autoencoder(config))
-        if term == START:
-            model = linear_start(config, clips)
-        else:
-            train(config, console=Console(quiet=True))
-            checkpoint = find_checkpoint(Path(config.output_dir))
-            assert checkpoint is not None
-            model = CausalVAE.from_pretrained(checkpoint / "ema")
+        model = linear_start(config, clips) if term == START else trained(config)
         file.parent.mkdir(parents=True, exist_ok=True)
         training = [clips.train[index]["video"][None] for index in range(NUM_FITTED)]
         measures = measure(model.eval(), [clip["video"][None] for clip in clips.val], training)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ CODES = CausalVAEConfig(bottleneck="fsq", fsq_levels=(5, 4), latent_channels=4)
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("without_pictures")
-def test_table(run_here, tables_in, tmp_path):
+def test_table(run_here, tables_in, benchmark_module, tmp_path):
     text = run_here("bottlenecks.py", "--smoke", "--runs", str(tmp_path), "--seeds", "0")
     ((header, rows),) = tables_in(text)
     assert header[:3] == ["bottleneck", "bits of a position", "PSNR, dB"]
@@ -20,7 +22,11 @@ def test_table(run_here, tables_in, tmp_path):
     assert psnr["gaussian"] > psnr["gaussian, rounded as fsq"] > psnr["gaussian, rounded as lfq"]
     assert [row[5] == "" for row in rows[::2]] == [True, False, False, False, False]
     assert all(0 < float(row[5]) <= 1 for row in rows[2:])
-    assert (tmp_path / "lfq-0" / "metrics.jsonl").is_file()
+    benchmark = benchmark_module("bottlenecks")
+    config = benchmark.settings_of("lfq", 0, steps=2, folder=tmp_path, smoke=True)
+    assert benchmark.trained(config).config.lfq_bits == 2
+    with pytest.raises(ValueError, match="`--runs` must be a folder of runs with these settings"):
+        benchmark.trained(replace(config, steps=3))
 
 
 def test_rounding_to_evenly_spaced_values(benchmark_module):
