@@ -1,6 +1,7 @@
 """Two processes of `torchrun`, of which one is killed or stopped."""
 
 import json
+import os
 import signal
 import time
 from dataclasses import replace
@@ -21,6 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 NO_PICTURES = Path(__file__).parents[1] / "training" / "no_pictures.py"
 NUM_STEPS = 8
+FORWARDED = ("--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGUSR1")
 
 
 def command(config, *options, script=NO_PICTURES):
@@ -58,6 +60,13 @@ def bits(config):
     return {path.relative_to(folder): load_file(path) for path in sorted(folder.rglob("*.safetensors"))}
 
 
+def assert_equal_bits(config, straight):
+    found = bits(config)
+    assert len(found) == len(straight) > 3
+    for path, tensors in straight.items():
+        assert all(torch.equal(tensor, found[path][name]) for name, tensor in tensors.items()), path
+
+
 def ranks_after(run, config, step):
     """Wait for a checkpoint, and return the processes of both ranks."""
     deadline = time.monotonic() + 240
@@ -78,10 +87,23 @@ def test_torchrun_restarts_a_run_of_which_a_process_was_killed(make_config, stra
         done = run.wait()
     assert done.returncode == 0, done.stderr[-4000:]
     assert "resuming from" in done.stdout
-    found = bits(config)
-    assert len(found) == len(straight) > 3
-    for path, tensors in straight.items():
-        assert all(torch.equal(tensor, found[path][name]) for name, tensor in tensors.items()), path
+    assert_equal_bits(config, straight)
+
+
+@pytest.mark.parametrize(("number", "options"), [(signal.SIGTERM, ()), (signal.SIGUSR1, FORWARDED)])
+def test_a_signal_to_torchrun_saves_in_both_processes(make_config, straight, forks, number, options):
+    config = make_config(f"stopped-by-{number.name}")
+    with forks.start(*command(config, *options)) as run:
+        ranks_after(run, config, 3)
+        os.kill(run.pid, number)
+        done = run.wait()
+    assert done.returncode == 1, "torchrun's own code: that of telecine, 130, is lost"
+    step, newest = checkpoints(Path(config.output_dir))[-1]
+    assert 3 <= step < NUM_STEPS
+    assert f"stopped; saved {newest}" in done.stdout
+    again = forks.run(*command(config))
+    assert again.returncode == 0, again.stderr[-4000:]
+    assert_equal_bits(config, straight)
 
 
 def test_a_process_that_is_killed_while_it_saves_its_shard_leaves_the_last_checkpoint(make_config, forks):
