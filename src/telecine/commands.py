@@ -55,8 +55,8 @@ SEVERAL = "It can be given several times: later ones override earlier ones, and 
 FILES_HELP = f"A YAML file of settings. {SEVERAL}"
 RECIPES_HELP = (
     "A YAML file of settings, or a recipe: demo (CPU, a few minutes), gpu (training from scratch), or one that "
-    f"`telecine recipes list` prints. {SEVERAL} Without it, gpu is used with --data, and demo otherwise; the help "
-    "shows the values of the one that is used."
+    f"`telecine recipes list` prints. {SEVERAL} Without it: whole with a --model that has weights, else gpu with "
+    "--data, else demo; the help shows the values of the one that is used."
 )
 ALLOW_CODE = Argument(
     ("--allow_code",),
@@ -145,8 +145,8 @@ COMMANDS = {
         (
             Argument(
                 ("checkpoint",),
-                "Folder of a run (its last checkpoint), of a checkpoint or of a saved autoencoder; or a folder of "
-                "videos, the reconstructions of those in --data with the same names.",
+                "Folder of a run (its last checkpoint), of a checkpoint or of a saved autoencoder, or its name on the "
+                "Hub; or a folder of videos, the reconstructions of those in --data with the same names.",
                 {"nargs": "?"},
             ),
             Argument(
