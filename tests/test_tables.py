@@ -13,7 +13,7 @@ from telecine.training.speed import Speed
 
 @pytest.fixture
 def console():
-    return Console(record=True, width=200)
+    return Console(record=True, width=200, markup=False)  # as the command line's
 
 
 @pytest.mark.parametrize(("memory", "fits"), [(100, True), (99, False)])
@@ -22,7 +22,8 @@ def test_a_plan_says_whether_the_settings_fit(console, memory, fits):
     update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, 0)
     speed = Speed(1e9, 1e9, 1.0, "this machine's cpu")
     print_plan(console, Plan("4 x 17 x 256 x 256, float32", update, speed, memory, [Fit("as configured", 1, 9, 90)]))
-    assert ("With these settings an update does not fit." in console.export_text()) != fits
+    text = console.export_text()
+    assert ("\nWith these settings an update does not fit." in text) != fits
 
 
 def test_what_fits_is_readable_in_80_columns():

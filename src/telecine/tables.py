@@ -73,7 +73,7 @@ def print_plan(console: Console, plan: Plan) -> None:
         console.print(host, soft_wrap=True)
     console.print(plan.speed.describe(), soft_wrap=True)
     if update.peak > plan.memory * USED_FRACTION:
-        console.print("[bold]With these settings an update does not fit.[/bold] What does:", soft_wrap=True)
+        console.print("With these settings an update does not fit. What does:", style="bold", soft_wrap=True)
     usable = f"{gigabytes(plan.memory)}, of which {USED_FRACTION:.0%} are used"
     fits = Table(
         Column("settings", overflow="fold"),
