@@ -8,7 +8,7 @@ the disk is full. Processes: a run is killed, gets signals, and meets a second r
 ranks is killed or stopped; each run then trains to its end, and its weights are compared with those of a run without
 faults. Inputs: videos and images are mutated with a seed, and lists and settings files are broken.
 
-What fell is printed to standard error. All processes are forks of this one, which saves the time of imports.
+What failed is printed to standard error. All processes are forks of this one, which saves the time of imports.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def main() -> None:
         # Last: what counts operations on files cannot be removed again.
         rows += [full_disk(folder), damage(folder), all_damaged(folder), crashes(folder)]
     print(f"{machine()}; {time.perf_counter() - start:.0f} s\n")
-    print(table(["promise", "tried", "held", "fell"], [row.cells() for row in rows]))
+    print(table(["promise", "tried", "held", "failed"], [row.cells() for row in rows]))
 
 
 if __name__ == "__main__":

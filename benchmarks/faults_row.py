@@ -15,12 +15,12 @@ class Row:
     held: int = 0
 
     def add(self, *, held: bool, what: str) -> None:
-        """Count an attempt; print what was tried if the promise fell."""
+        """Count an attempt; print what was tried if the promise failed."""
         self.tried += 1
         self.held += held
         if not held:
-            print(f"fell: {self.promise}: {what}", file=sys.stderr, flush=True)
+            print(f"failed: {self.promise}: {what}", file=sys.stderr, flush=True)
 
     def cells(self) -> list[str]:
-        """Return promise, tried, held, fell."""
+        """Return promise, tried, held, failed."""
         return [self.promise, str(self.tried), str(self.held), str(self.tried - self.held)]

@@ -17,7 +17,7 @@ def test_every_promise_is_kept(forks):
     header, _, *rows = (
         [cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines() if line[:1] == "|"
     )
-    assert header == ["promise", "tried", "held", "fell"]
+    assert header == ["promise", "tried", "held", "failed"]
     assert [row for row in rows if row[3] != "0"] == [], done.stderr
     tried = [int(row[1]) for row in rows]
     assert tried[:6] == [FEW["media"], FEW["lists"], FEW["kills"], FEW["signals"], FEW["two_runs"], FEW["ranks"]]

@@ -185,8 +185,8 @@ def test_every_rule_fires_in_a_run_above():
     assert [rule.name for rule in RULES if f'"{rule.name}"' not in source] == []
 
 
-def test_no_rule_fires_on_the_records_of_the_demo_run():
-    """The records hold the values that the rules use, of the 2100 updates of `telecine train`."""
+def test_no_rule_fires_on_the_records_of_a_demo_run():
+    """The records hold the values that the rules use, of the 2100 updates that the demo once had."""
     config = read_config("demo")
     records = read_records(DEMO)
     assert len(records) == 217
