@@ -41,9 +41,9 @@ class ReconstructionConfig:
     """
     nll_reduction: Literal["mean", "sum"] = "mean"
     """"mean" averages; "sum" multiplies pixel and perceptual loss by the number of values of a clip, and sums a
-    posterior's KL over the latent. Use "sum" with published weights, such as a KL weight of 1e-6.
+    posterior's KL over the latent. Use "sum" with weights of image models, such as a KL weight of 1e-6.
 
-    Source: "sum" in latent diffusion and VidTok. With "mean" a weight means the same at any resolution.
+    Source: "sum" in latent diffusion. VidTok sums over a frame. With "mean" a weight means the same at any resolution.
 
     Fails: with "sum", a weight tuned at one resolution is wrong at another.
     """
