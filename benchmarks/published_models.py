@@ -25,7 +25,7 @@ from measure import Step, extra_peak, machine, table
 
 from telecine.training import DiscriminatorConfig, TrainConfig, read_config
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
-from telecine.training.plan import DATA, DeviceType, UpdatePlan, busiest_step, fake_autoencoder, plan_update
+from telecine.training.plan import DATA, DeviceType, UpdatePlan, fake_autoencoder, plan_update
 from telecine.training.step import MicroBatch, train_step
 
 # The values of Wan 2.2 are those of https://huggingface.co/Wan-AI/Wan2.2-TI2V-5B-Diffusers/blob/main/vae/config.json.
@@ -158,7 +158,7 @@ def make_update(config: TrainConfig) -> Step:
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
     clips = config.clips
     video = 2 * torch.rand(config.clips_per_pass, 3, clips.num_frames, clips.height, clips.width) - 1
-    step = busiest_step(state.objective.weights)
+    step = state.objective.weights.busiest_step()
 
     def update() -> None:
         state.step = step

@@ -15,7 +15,6 @@ from telecine.objective.weights import WeightSchedule
 from telecine.recipes import GROUPS, RECIPES, copy_recipe, find_recipe, recipes
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.config_file import config_from, read_config
-from telecine.training.plan import busiest_step
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.trainable import DECODER
 
@@ -144,7 +143,7 @@ def test_an_update_with_the_recipes(model, stage, hardware, tmp_path, cached_wei
     config = config_from(*values)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
     before = {name: weight.clone() for name, weight in state.autoencoder.named_parameters()}
-    state.step = busiest_step(WeightSchedule(config.objective))
+    state.step = WeightSchedule(config.objective).busiest_step()
     clips = config.clips
     video = torch.rand(1, 3, clips.num_frames, clips.height, clips.width) * 2 - 1
     log = train_step(state, [MicroBatch(video, [0])])
@@ -164,7 +163,7 @@ def test_an_update_with_each_objective(name):
     values = {**SMALL, "clips": {**SMALL["clips"], **size}, "causal_vae": model}
     config = config_from(*map(values_of, ("gpu", name)), values)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
-    state.step = busiest_step(WeightSchedule(config.objective))
+    state.step = WeightSchedule(config.objective).busiest_step()
     log = train_step(state, [MicroBatch(torch.rand(1, 3, 5, 32, 32) * 2 - 1, [0])])
     logged = {
         "adversarial_loss_weight": "gen_loss",

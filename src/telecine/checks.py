@@ -68,7 +68,7 @@ def check_counts(**counts: object) -> None:
 
 
 def check_step(name: str, value: object, *, remedy: str = "Use 0 to start at the first step.") -> int:
-    """Return a whole number >= 0 as an int; a float such as 1e4, as YAML files contain it, is accepted."""
+    """Return a whole number >= 0 as an int; a float such as 1e4 is accepted."""
     if not _is_number(value) or not 0 <= value < math.inf or value % 1:
         raise argument_error(name, "a whole number of steps >= 0", describe(value), remedy)
     return int(value)

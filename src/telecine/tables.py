@@ -17,7 +17,7 @@ from telecine.perceptual import weights
 from telecine.training import TrainConfig, TrainResult
 from telecine.training.capacity import USED_FRACTION, Plan, advice
 from telecine.training.dry_run import DryRun
-from telecine.training.plan import HOST_COPY, busiest_step
+from telecine.training.plan import HOST_COPY
 
 
 def print_result(console: Console, result: TrainResult) -> None:
@@ -40,9 +40,8 @@ def print_dry_run(console: Console, config: TrainConfig, tried: DryRun) -> None:
         if name.endswith("_loss"):
             table.add_row(name.removeprefix("train/"), f"{value:.4g}")
     console.print(table)
-    if (first := busiest_step(WeightSchedule(config.objective))) > tried.step:
-        note = f"some terms are not on: the last ones start with step {first}, and the run ends with {config.steps}"
-        console.print(note, soft_wrap=True)
+    if off := WeightSchedule(config.objective).off_at(tried.step):
+        console.print(f"not on in this update: {', '.join(off)}", soft_wrap=True)
     else:
         console.print("every term is on in this update")
     hours = tried.seconds * config.steps / 3600

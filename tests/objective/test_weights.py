@@ -57,10 +57,10 @@ def test_every_form_of_a_weight(value, expected):
         ({"weight": 1, "strat": 3}, r"`some_weight.strat` must be a field of a ramp.*Did you mean `start`\?"),
         ({"weight": 1, "x": 3}, "`some_weight.x` must be a field.*Its fields are: weight, start, steps, initial"),
         ({"start": 3}, "`some_weight` must be a number or a ramp with a `weight`"),
-        ({"weight": -1}, "`weight` must be a finite number >= 0"),
-        ({"weight": 1, "steps": 1.5}, "`steps` must be a whole number"),
-        ({"weight": 1, "start": -1}, "`start` must be a whole number"),
-        ({"weight": 1, "initial": float("inf")}, "`initial` must be a finite number"),
+        ({"weight": -1}, "`some_weight.weight` must be a finite number >= 0"),
+        ({"weight": 1, "steps": 1.5}, "`some_weight.steps` must be a whole number"),
+        ({"weight": 1, "start": -1}, "`some_weight.start` must be a whole number"),
+        ({"weight": 1, "initial": float("inf")}, "`some_weight.initial` must be a finite number"),
     ],
 )
 def test_bad_weights(value, message):
@@ -70,6 +70,33 @@ def test_bad_weights(value, message):
 
 def schedule(**options):
     return WeightSchedule(ObjectiveConfig(**options))
+
+
+def test_steps_that_are_given_as_floats_are_ints():
+    ramp = Ramp(1.0, start=1e3, steps=1e2)
+    assert [(type(step), step) for step in (ramp.start, ramp.steps)] == [(int, 1000), (int, 100)]
+
+
+@pytest.mark.parametrize(
+    ("options", "step", "off"),
+    [
+        ({"adversarial_loss_weight": Ramp(1.0, steps=100)}, 1104, []),
+        ({"adversarial_loss_weight": 1.0, "perceptual_weight": Ramp(0, initial=1.0, start=2000)}, 1984, []),
+        (
+            {"adversarial_loss_weight": 1.0, "perceptual_weight": Ramp(0, initial=1.0, start=500)},
+            1008,
+            ["perceptual_weight"],
+        ),
+    ],
+)
+def test_the_busiest_step_has_a_penalty_and_every_term_that_can_be_on(options, step, off):
+    weights = schedule(
+        disc_start=1000, grad_penalty_loss_weight=1.0, gan={"disc_train_start": 800}, penalty={"every": 16}, **options
+    )
+    assert weights.busiest_step() == step
+    assert weights.off_at(step) == off
+    assert weights.at(step).penalty == 16
+    assert weights.busiest_step(900) < 900
 
 
 def test_all_weights_at_a_step():

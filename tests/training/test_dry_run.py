@@ -24,7 +24,7 @@ def test_the_update_has_every_term_and_nothing_is_kept(tiny, tmp_path, everythin
     console = Console(record=True, width=200, file=io.StringIO())
     result = dry_run(config, console=console)
     assert files_below(tmp_path) == before
-    assert result.step == 4, "the ramps end at step 4, and the penalty is on"
+    assert result.step == 2, "one term ends at step 3, and the penalty is on"
     assert result.seconds > 0
     assert result.peak_memory is None
     assert {"train/gram_loss", "train/gen_loss", "train/grad_penalty_loss", "train/total_disc_loss"} <= set(

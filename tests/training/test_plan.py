@@ -22,7 +22,6 @@ from telecine.training.plan import (
     LOSSES,
     OPTIMIZER,
     PARAMETERS,
-    busiest_step,
     fake_autoencoder,
     fake_lpips,
     float32_as_on_cuda,
@@ -127,7 +126,7 @@ def test_the_fake_update_allocates_what_a_real_one_does(tiny, light):
     found = plan(config)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
     video = torch.rand(2, 3, 5, 32, 32) * 2 - 1
-    step = busiest_step(state.objective.weights)
+    step = state.objective.weights.busiest_step()
 
     def update():
         state.step = step

@@ -101,7 +101,7 @@ class FeatureDiscriminator(GradientCheckpointing):
     def _normalised_maps(self, video: Video) -> list[Tensor]:
         """Return `(B, F, T, h, w)` for each layer."""
         frames = video.transpose(1, 2).flatten(0, 1)
-        # With gradient checkpointing, the activations of one frame of each clip are in memory at a time.
+        # With gradient checkpointing, the activations of as many frames as there are clips are in memory.
         chunk_size = len(video) if self.gradient_checkpointing else len(frames)
         chunks = [self.run_block(self.backbone, chunk) for chunk in frames.split(chunk_size)]
         maps = [torch.cat(chunk) for chunk in zip(*chunks, strict=True)]

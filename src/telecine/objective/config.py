@@ -101,7 +101,7 @@ class PerceptualConfig:
     """Number of frames that are compared at a time. Limits memory; with `eager_gradients` nothing is computed twice,
     otherwise each backward computes the features again.
 
-    Source: telecine; by default one frame of each clip with `eager_gradients`, else all frames.
+    Source: telecine; by default as many frames as there are clips with `eager_gradients`, else all frames.
 
     Fails: small chunks leave a GPU idle.
     """

@@ -56,8 +56,8 @@ class PerceptualTerm(nn.Module):
             batch: Both videos.
             weights: Of this step.
             terms: All additional terms of the objective.
-            eager: Compute each chunk's gradient before the next chunk; without `chunk_size`, a chunk is then one frame
-                of each clip.
+            eager: Compute each chunk's gradient before the next chunk; without `chunk_size`, a chunk is then as
+                many frames as there are clips.
         """
         used = {name: term for name, term in terms.items() if term.uses_features and weights.terms[name] > 0}
         zero = torch.zeros((), device=batch.real.device)

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from telecine.checks import argument_error, check_step, check_weight, describe, nearest
 
 if TYPE_CHECKING:
     from telecine.objective.config import ObjectiveConfig
+
+
+def check_start(name: str, value: object) -> int | None:
+    """Return a step, or None."""
+    return None if value is None else check_step(name, value)
+
+
+# The fields of a ramp, each with its check.
+FIELDS: dict[str, Callable[[str, object], object]] = {
+    "weight": check_weight,
+    "start": check_start,
+    "steps": check_step,
+    "initial": check_weight,
+}
 
 
 @dataclass(frozen=True)
@@ -32,10 +46,8 @@ class Ramp:
     """The weight before `start`."""
 
     def __post_init__(self) -> None:
-        check_weight("weight", self.weight)
-        check_weight("initial", self.initial)
-        check_step("steps", self.steps)
-        check_step("start", self.start or 0)
+        for name, check in FIELDS.items():
+            object.__setattr__(self, name, check(name, getattr(self, name)))
 
     def at(self, step: int) -> float:
         """Return the weight at a step."""
@@ -115,6 +127,27 @@ class WeightSchedule:
         """Return every weight at a step by argument name."""
         return {name: 0.0 if step < self._start_of(name) else ramp.at(step) for name, ramp in self.ramps.items()}
 
+    def off_at(self, step: int) -> list[str]:
+        """Return the arguments whose weight is 0 at this step, and above 0 at another."""
+        values = self.values(step)
+        return [name for name, ramp in self.ramps.items() if ramp.is_ever_on and not values[name]]
+
+    def busiest_step(self, num_steps: int | None = None) -> int:
+        """Return a step at which as many terms as possible are on, and a gradient penalty if there is one.
+
+        Args:
+            num_steps: Only steps before this one; the penalty may be off then.
+        """
+        changes = [(ramp.start or 0) + ramp.steps for ramp in self.ramps.values()]
+        changes += [self.disc_start, self.disc_train_start]
+        every = self.penalty_every
+        steps = {-(-step // every) * every for step in changes} | {
+            max(0, step - 1) // every * every for step in changes
+        }
+        if num_steps is not None:
+            steps = {min(step, num_steps - 1) for step in steps}
+        return min(steps, key=lambda step: (step < self.disc_train_start, len(self.off_at(step)), -step))
+
     def at(self, step: int) -> Weights:
         """Return what the two steps of an update need."""
         values = self.values(step)
@@ -154,11 +187,11 @@ def as_ramp(name: str, value: object, start: int = 0) -> Ramp:
 
 
 def _from_mapping(name: str, value: Mapping[str, Any]) -> Ramp:
-    known = [field.name for field in fields(Ramp)]
-    for key in value:
-        if key not in known:
-            remedy = nearest(str(key), known) or f"Its fields are: {', '.join(known)}."
-            raise argument_error(f"{name}.{key}", "a field of a ramp", describe(value[key]), remedy)
+    for key, given in value.items():
+        if key not in FIELDS:
+            remedy = nearest(str(key), FIELDS) or f"Its fields are: {', '.join(FIELDS)}."
+            raise argument_error(f"{name}.{key}", "a field of a ramp", describe(given), remedy)
+        FIELDS[key](f"{name}.{key}", given)
     if "weight" not in value:
         raise argument_error(name, "a number or a ramp with a `weight`", describe(value), "Add `weight`.")
     return Ramp(**value)

@@ -18,7 +18,6 @@ from telecine.training.capacity import out_of_memory
 from telecine.training.config import TrainConfig
 from telecine.training.interrupt import Interrupted, StopRequest, stop_on_signal
 from telecine.training.lock import RunLock
-from telecine.training.plan import busiest_step
 from telecine.training.step import set_learning_rates, train_step
 from telecine.training.trainer import Trainer
 
@@ -28,7 +27,7 @@ class DryRun:
     """What a dry run has found."""
 
     step: int
-    """The step whose update was computed: the first one at which every term that the run will have is on."""
+    """The step whose update was computed: one at which as many terms as possible are on."""
     seconds: float
     """Of the update. The first one of a process is slower than the others."""
     peak_memory: int | None
@@ -38,7 +37,7 @@ class DryRun:
 
 
 def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, console: Console | None = None) -> DryRun:
-    """Check the output folder, build everything, validate, and compute one update in which every term is on.
+    """Check the output folder, build everything, validate, and compute one update with as many terms on as possible.
 
     Whatever the run would write goes to a temporary folder, which is removed; nothing is uploaded, and no tracker
     starts. A checkpoint in the output folder is not read.
@@ -70,7 +69,7 @@ def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, consol
 
 def _update(trainer: Trainer, stop: StopRequest) -> DryRun:
     config, device = trainer.config, trainer.accelerator.device
-    step = min(busiest_step(WeightSchedule(config.objective)), config.steps - 1)
+    step = WeightSchedule(config.objective).busiest_step(config.steps)
     trainer.state.step = step
     batches, error = read_next(trainer.batches(stop))
     if error is not None or not batches:

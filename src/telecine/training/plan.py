@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from telecine.autoencoders import CausalVAE, VideoAutoencoder
-from telecine.objective.weights import WeightSchedule
 from telecine.perceptual import LPIPS
 from telecine.perceptual.backbones import BACKBONES, backbone_of
 from telecine.perceptual.frozen import Frozen
@@ -272,15 +271,8 @@ def fake_state(config: TrainConfig, model: VideoAutoencoder, counter: MemoryCoun
         last_layer=last_layer_of(model, replace(config, sharding="none")),
         grad_clip=config.optimizer.grad_clip,
         seed=config.seed,
-        step=busiest_step(objective.weights),
+        step=objective.weights.busiest_step(),
     )
-
-
-def busiest_step(weights: WeightSchedule) -> int:
-    """Return a step at which every weight has its last value and the gradient penalty is on."""
-    ends = [(ramp.start or 0) + ramp.steps for ramp in weights.ramps.values()]
-    last = max(*ends, weights.disc_start, weights.disc_train_start)
-    return -(-last // weights.penalty_every) * weights.penalty_every
 
 
 def with_fake_lpips(config: TrainConfig) -> TrainConfig:
