@@ -116,9 +116,11 @@ class TestSizes:
         with pytest.raises(ValueError, match=r"`image_size` must be at least 4, but got .*up-sample"):
             as_image_size(size)
 
-    @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 4, 8, 8), (1, 3, 2, 8, 8)])
-    def test_input(self, shape):
-        with pytest.raises(ValueError, match=r"`x` must be of shape \(B, C, H, W\) with C = 3, but got shape .* Build"):
+    @pytest.mark.parametrize(
+        ("shape", "remedy"), [((3, 8, 8), "Images have 4"), ((1, 4, 8, 8), "Build"), ((1, 3, 2, 8, 8), "Images have 4")]
+    )
+    def test_input(self, shape, remedy):
+        with pytest.raises(ValueError, match=rf"`x` must be of shape \(B, C, H, W\) with C = 3, but got .*{remedy}"):
             check_input(torch.zeros(shape), ndim=4, channels=3)
 
     @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ WRONG = [
         "`objective.gan.lecam_loss_weight` must be 0 without an adversarial term",
     ),
     ({"discriminator": DiscriminatorConfig(num_layers=0)}, "`discriminator.num_layers` must be a positive int"),
+    ({"discriminator": DiscriminatorConfig(dim=0)}, "`discriminator.dim` must be a positive int"),
     (
         {"discriminator": DiscriminatorConfig(video="patch", num_layers=6), "clips": ClipConfig(height=48)},
         "`discriminator.num_layers` must be at most 5, which halve 48 pixels to one, but got 6",

@@ -171,6 +171,6 @@ def check_input(x: Tensor, ndim: int, channels: int) -> None:
     """Raise a `ValueError` unless `x` is a batch of images or videos with the network's number of channels."""
     shape = "(B, C, H, W)" if ndim == 4 else "(B, C, T, H, W)"
     if x.ndim != ndim or x.shape[1] != channels:
-        seen = "images (B, C, H, W)" if ndim == 4 else "videos (B, C, T, H, W)"
-        remedy = f"Pass {seen}." if x.ndim != ndim else "Build the discriminator with the `channels` of its input."
+        same_ndim = "Build the discriminator with the `channels` of its input."
+        remedy = same_ndim if x.ndim == ndim else "Images have 4 axes, videos 5."
         raise argument_error("x", f"of shape {shape} with C = {channels}", f"shape {tuple(x.shape)}", remedy)

@@ -162,7 +162,8 @@ class TrainConfig:
         check_count("latent_clips", self.latent_clips, at_least=0)
         check_count("optimizer.warmup_steps", self.optimizer.warmup_steps, at_least=0)
         check_count("discriminator.num_scales", self.discriminator.num_scales, at_least=0)
-        check_count("discriminator.num_layers", self.discriminator.num_layers)
+        for name in ("dim", "max_dim", "num_layers"):
+            check_count(f"discriminator.{name}", getattr(self.discriminator, name))
         self._check_learning_rates()
         check_positive("optimizer.grad_clip", self.optimizer.grad_clip, remedy="Use a small number.")
         remedy = "Use 0.999, or 0 to evaluate the raw weights."

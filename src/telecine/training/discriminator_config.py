@@ -167,8 +167,6 @@ class DiscriminatorConfig:
     """The frozen network of "features"."""
 
     def __post_init__(self) -> None:
-        for name in ("dim", "max_dim", "num_layers"):
-            check_count(f"discriminator.{name}", getattr(self, name))
         if self.init is not None:
             object.__setattr__(self, "init", os.path.expanduser(self.init))
         elif self.init_optimizer:
