@@ -102,7 +102,9 @@ class LayerActivations:
         finally:
             hook.remove()
         if len(found) != expected:
-            raise RuntimeError(f"{type(self.layer).__name__} was called {len(found)} times instead of {expected}")
+            called = f"{type(self.layer).__name__} was called {len(found)} times instead of {expected}"
+            remedy = "Set `adaptive_weight.at` to `reconstruction`, which needs no layer."
+            raise RuntimeError(f"{called} when its checkpointed block was computed again. {remedy}")
         return found
 
     def _weight_gradient_of_call(self, inputs: Inputs, grad_output: Tensor) -> Tensor:

@@ -314,7 +314,7 @@ def build_optimizers(
     """Return AdamW (arXiv:1711.05101) of the autoencoder's trained weights, and of the discriminators' if any."""
     groups: list[dict[str, Any]] = [{"params": [weight for weight in model.parameters() if weight.requires_grad]}]
     if learned := objective.get_trainable_autoencoder_parameters():
-        groups.append({"params": learned, "weight_decay": 0.0})  # a variance, which nothing draws to 1
+        groups.append({"params": learned, "weight_decay": 0.0})  # decay would change a variance
     decay = settings.weight_decay
     optimizer = torch.optim.AdamW(groups, settings.lr, betas=settings.betas, weight_decay=decay)
     weights = objective.get_trainable_parameters()
