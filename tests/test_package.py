@@ -37,6 +37,7 @@ LAYERS = (
         "imports",
         "terminal",
         "devices",
+        "frozen",
         "randomness",
         "ops",
         "progress",

@@ -12,7 +12,8 @@ from telecine.autoencoders import CausalVAE, CausalVAEConfig, LinearAutoencoder,
 from telecine.autoencoders.causal import Decoder
 from telecine.autoencoders.linear import PatchDecoder, fit_decoder
 from telecine.autoencoders.load import load_model_or_run
-from telecine.autoencoders.student import SIZES, FrozenAutoencoder, StudentAutoencoder, student_config
+from telecine.autoencoders.student import SIZES, StudentAutoencoder, student_config
+from telecine.frozen import Frozen
 
 from .tiny_models import CLIPS, adapter
 
@@ -176,8 +177,8 @@ def test_a_student_of_a_student_has_the_same_teacher(saved, tmp_path):
 
 def test_the_copy_for_checkpoints_has_no_teacher(saved):
     student = student_of(saved)
-    assert [type(module) for module in student.modules()].count(FrozenAutoencoder) == 1
-    assert not any(isinstance(module, FrozenAutoencoder) for module in copy.deepcopy(student).modules())
+    assert [type(module) for module in student.modules()].count(Frozen) == 1
+    assert not any(isinstance(module, Frozen) for module in copy.deepcopy(student).modules())
 
 
 @pytest.mark.slow

@@ -111,7 +111,7 @@ def test_known_bytes_of_networks_and_optimizers(tiny):
     discriminators = bytes_of(state.objective.get_trainable_parameters())
     buffers = bytes_of(state.objective.buffers())
     num_tensors = len(list(state.autoencoder.parameters())) + len(state.objective.get_trainable_parameters())
-    lpips = bytes_of(fake_lpips("alex")._frozen.values())
+    lpips = bytes_of(fake_lpips("alex").hidden.values())
     assert found.held[PARAMETERS] == trained + discriminators + buffers
     assert found.held[OPTIMIZER] == 2 * (trained + discriminators) + 4 * num_tensors  # and a count of the steps
     assert found.held[AVERAGE] == trained
@@ -176,7 +176,7 @@ def test_frozen_features_are_planned_without_their_weights(light):
     config = light(discriminator=DiscriminatorConfig(video="features", dim=2, features=features))
     config = replace(config, objective=replace(config.objective, adversarial_loss_weight=0.5))
     found = plan(config)
-    lpips = bytes_of(fake_lpips("alex")._frozen.values())
+    lpips = bytes_of(fake_lpips("alex").hidden.values())
     network = build_maps(features.net, None, features.layers, load=False)
     frozen = bytes_of([*network.parameters(), *network.buffers()])
     assert found.held[FROZEN] == 2 * lpips + frozen

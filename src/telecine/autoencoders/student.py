@@ -32,7 +32,7 @@ from telecine.autoencoders.pretrained import (
     save_model,
 )
 from telecine.checks import argument_error, describe
-from telecine.perceptual.frozen import Frozen
+from telecine.frozen import Frozen
 from telecine.randomness import Generators
 from telecine.runs import CONFIG_FILE as RUN_SETTINGS_FILE
 from telecine.settings_file import read_yaml
@@ -50,26 +50,6 @@ COMPRESSION = ("time_compression", "spatial_compression", "latent_channels")
 DECODER_KEY, TEACHER_KEY, DIGEST_KEY = "decoder", "teacher", "teacher_encoder_sha256"
 
 LoadTeacher = Callable[[str], VideoAutoencoder]
-
-
-class FrozenAutoencoder(Frozen):
-    """An autoencoder that is not trained: hidden from optimizers, checkpoints and data-parallel wrappers.
-
-    Args:
-        autoencoder: It is frozen in place.
-    """
-
-    def __init__(self, autoencoder: VideoAutoencoder) -> None:
-        super().__init__()
-        self._hidden = (autoencoder.requires_grad_(False).eval(),)  # PyTorch does not find a module inside a tuple
-
-    @property
-    def autoencoder(self) -> VideoAutoencoder:
-        """The autoencoder, in evaluation mode."""
-        return self._hidden[0]
-
-    def _move(self, fn: Callable[[Tensor], Tensor]) -> None:
-        self.autoencoder._apply(fn)
 
 
 class StudentAutoencoder(VideoAutoencoder):
@@ -100,7 +80,7 @@ class StudentAutoencoder(VideoAutoencoder):
         self.config, self.teacher, self.digest, self.normalisation = config, teacher, digest, normalisation
         self.decoder = Decoder(config)
         self._load = load
-        self._frozen: FrozenAutoencoder | None = None
+        self._frozen: Frozen[VideoAutoencoder] | None = None
 
     @classmethod
     def of(
@@ -112,7 +92,7 @@ class StudentAutoencoder(VideoAutoencoder):
         source = loaded.latent_model
         digest, normalisation = digest_of_encoder(source), loaded.latent_normalisation()
         student = cls(config, teacher, load, digest=digest, normalisation=normalisation)
-        student._frozen = FrozenAutoencoder(source)
+        student._frozen = Frozen(source)
         return student
 
     @property
@@ -130,8 +110,8 @@ class StudentAutoencoder(VideoAutoencoder):
                     f"{self.teacher}, whose encoder differs",
                 )
                 raise argument_error("teacher", contract, got, f"Set `{TEACHER_KEY}` in its config.json to that one.")
-            self._frozen = FrozenAutoencoder(loaded).to(self.last_layer.device)
-        return self._frozen.autoencoder
+            self._frozen = Frozen(loaded).to(self.last_layer.device)
+        return self._frozen.hidden
 
     def _load_teacher(self) -> VideoAutoencoder:
         try:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from telecine.checks import argument_error, check_count, check_fraction, describe, suggestion
+from telecine.frozen import Frozen
 from telecine.imports import import_allowed
 from telecine.perceptual.backbones import BACKBONES
 from telecine.perceptual.frames import pick_frames
-from telecine.perceptual.frozen import Frozen
 from telecine.perceptual.lpips import LPIPS
 from telecine.perceptual.weights import WeightsSource
 from telecine.precision import at_least_float32, autocast_off
@@ -104,20 +104,8 @@ class Alignment(nn.Module):
             return (total if weight is None else weight.to(total.dtype) * total).mean()
 
 
-class FrozenNetwork(Frozen):
-    """A network of frames `(N, 3, H, W)` whose features have no gradient.
-
-    Args:
-        net: A function, or a module, which is frozen in place; it keeps its precision, float32 at least.
-    """
-
-    def __init__(self, net: Callable[[Frames], Tensor]) -> None:
-        super().__init__()
-        self._hidden = (net,)  # PyTorch does not find a module inside a tuple
-        if isinstance(net, nn.Module):
-            for parameter in net.parameters():  # scripted modules do not support `net.requires_grad_`
-                parameter.requires_grad_(False)
-            net._apply(at_least_float32)
+class FrozenNetwork(Frozen[Callable[[Frames], Tensor]]):
+    """A function or module of frames `(N, 3, H, W)` whose features have no gradient."""
 
     @torch.no_grad()
     def forward(self, frames: Frames) -> Tensor:
@@ -126,20 +114,12 @@ class FrozenNetwork(Frozen):
         Raises:
             ValueError: The network returns something else.
         """
-        (net,) = self._hidden
-        if isinstance(net, nn.Module):
-            net.eval()  # in each call: the module may also belong to a model that is in training mode
-        features = net(frames)
+        features = self.hidden(frames)
         if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != len(frames):
             contract = f"features of shape ({len(frames)}, F, h, w) for frames of shape {tuple(frames.shape)}"
             remedy = "Wrap it in a function that returns such a map, e.g. of a transformer's tokens."
             raise argument_error("the result of `net`", contract, describe(features), remedy)
         return features
-
-    def _move(self, fn: Callable[[Tensor], Tensor]) -> None:
-        (net,) = self._hidden
-        if isinstance(net, nn.Module):
-            net._apply(fn)
 
 
 class BackboneFeatures(nn.Module):

@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from telecine.checks import argument_error, describe, nearest
+from telecine.frozen import Frozen
 from telecine.perceptual.backbones import BACKBONES
 from telecine.perceptual.frames import check_frame_pair
-from telecine.perceptual.frozen import Frozen
 from telecine.perceptual.lpips import LPIPS, FeatureTerm
 from telecine.perceptual.weights import WeightsSource
 from telecine.precision import at_least_float32, autocast_off
@@ -63,7 +63,7 @@ class Perceptual(nn.Module):
         return self.distance.compare(reconstruction=reconstruction, target=target, feature_terms=feature_terms)
 
 
-class CustomDistance(Frozen):
+class CustomDistance(Frozen[Callable[..., Tensor]]):
     """A custom distance: called in float32 or wider, with its result checked, and frozen if it is a module.
 
     Args:
@@ -81,19 +81,9 @@ class CustomDistance(Frozen):
     """
 
     def __init__(self, net: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self._takes_names = _takes_names(net)
-        # PyTorch does not find a module inside a tuple, so its weights enter no state dict, optimizer or wrapper.
-        self._hidden = (net,)
-        if (module := self._module) is not None:
-            for parameter in module.parameters():  # scripted modules do not support `module.requires_grad_`
-                parameter.requires_grad_(False)
-            module._apply(at_least_float32)
-
-    @property
-    def _module(self) -> nn.Module | None:
-        (net,) = self._hidden
-        return net if isinstance(net, nn.Module) else None
+        takes_names = _takes_names(net)  # checked before anything is frozen
+        super().__init__(net)
+        self._takes_names = takes_names
 
     def forward(self, *, reconstruction: Frames, target: Frames) -> Float[Tensor, " frame"]:
         """Return one distance per frame, `(N,)`, at least float32; the graph is kept as far as the net keeps it.
@@ -105,27 +95,19 @@ class CustomDistance(Frozen):
             ValueError: The two are not such frames, or the net returns something else than `CustomDistance` says.
         """
         check_frame_pair(reconstruction=reconstruction, target=target)
-        if (module := self._module) is not None:
-            module.eval()  # in each call: the module may also belong to a model that is in training mode
         widest = torch.promote_types(torch.promote_types(reconstruction.dtype, target.dtype), torch.float32)
         with autocast_off(reconstruction.device):
             distance = self._call(reconstruction.to(widest), target.to(widest))
         return _one_per_frame(distance, reconstruction)
 
     def _call(self, reconstruction: Frames, target: Frames) -> object:
-        (net,) = self._hidden
         if self._takes_names:
-            return net(reconstruction=reconstruction, target=target)
-        return net(reconstruction, target)
-
-    def _move(self, fn: Callable[[Tensor], Tensor]) -> None:
-        if (module := self._module) is not None:
-            module._apply(fn)
+            return self.hidden(reconstruction=reconstruction, target=target)
+        return self.hidden(reconstruction, target)
 
     def extra_repr(self) -> str:
         """Return the text inside the parentheses of `repr`."""
-        (net,) = self._hidden
-        return getattr(net, "__qualname__", type(net).__qualname__)
+        return getattr(self.hidden, "__qualname__", type(self.hidden).__qualname__)
 
 
 def _build(net: str | Callable[..., Tensor], weights: WeightsSource) -> LPIPS | CustomDistance:

@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from telecine.checks import argument_error, describe, suggestion
+from telecine.frozen import Frozen
 from telecine.ops.double_backward import is_differentiated_twice
 from telecine.perceptual.alignment import load_state
 from telecine.perceptual.backbones import BACKBONES, FeatureMap
-from telecine.perceptual.frozen import Frozen
 from telecine.perceptual.lpips import LPIPS
 from telecine.perceptual.weights import WeightsSource
 from telecine.precision import at_least_float32, autocast_off
@@ -28,7 +28,7 @@ from telecine.shapes import Frames
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-class FeatureMaps(Frozen):
+class FeatureMaps(Frozen[nn.Module]):
     """A frozen network that returns several feature maps; it has no parameters and is in no state dict.
 
     Args:
@@ -39,12 +39,8 @@ class FeatureMaps(Frozen):
     """
 
     def __init__(self, net: nn.Module, size: int | None = None) -> None:
-        super().__init__()
+        super().__init__(net)
         self.size = size
-        self._hidden = (net,)  # PyTorch does not find a module inside a tuple
-        for parameter in net.parameters():
-            parameter.requires_grad_(False)
-        net._apply(at_least_float32)
 
     def forward(self, frames: Frames) -> list[FeatureMap]:
         """Return the maps, from first to last, in the precision of the network, also under autocast.
@@ -52,8 +48,7 @@ class FeatureMaps(Frozen):
         Raises:
             ValueError: The network returns something else.
         """
-        (net,) = self._hidden
-        net.eval()  # in each call: the module may also belong to a model that is in training mode
+        net = self.hidden
         # The fused kernels of attention have no double backward.
         attention = sdpa_kernel(SDPBackend.MATH) if is_differentiated_twice() else nullcontext()
         with autocast_off(frames.device), attention:
@@ -62,10 +57,6 @@ class FeatureMaps(Frozen):
             if self.size is not None:
                 x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
             return [as_map(output) for output in net(x)]
-
-    def _move(self, fn: Callable[[Tensor], Tensor]) -> None:
-        (net,) = self._hidden
-        net._apply(fn)
 
 
 def as_map(output: object) -> FeatureMap:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import reduce
 from importlib import resources
 from typing import Protocol, runtime_checkable
@@ -13,9 +13,9 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from telecine.checks import argument_error
+from telecine.frozen import Frozen
 from telecine.perceptual.backbones import Backbone, FeatureMap, backbone_of, run_stage
 from telecine.perceptual.frames import check_frame_pair
-from telecine.perceptual.frozen import Frozen
 from telecine.perceptual.weights import WeightsSource, load_backbone
 from telecine.precision import at_least_float32, autocast_off
 from telecine.shapes import Frames, check_frames
@@ -38,7 +38,7 @@ class FeatureTerm(Protocol):
         """Return `(N,)`."""
 
 
-class LPIPS(Frozen):
+class LPIPS(Frozen[dict[str, Tensor]]):
     """Learned perceptual distance between frames: 0 for equal ones, larger is worse (arXiv:1801.03924, v0.1).
 
     Args:
@@ -62,11 +62,10 @@ class LPIPS(Frozen):
     """
 
     def __init__(self, net: str = "vgg", *, weights: WeightsSource = None) -> None:
-        super().__init__()
+        # No buffers: data-parallel wrappers broadcast every buffer before each forward, here 59 MB that never change.
+        super().__init__({**load_backbone(net, weights), **load_heads(net), **_scaling()})
         self.net = net
         self._backbone = backbone_of(net)
-        # No buffers: data-parallel wrappers broadcast every buffer before each forward, here 59 MB that never change.
-        self._frozen = {**load_backbone(net, weights), **load_heads(net), **_scaling()}
 
     def forward(self, *, reconstruction: Frames, target: Frames) -> Float[Tensor, " frame"]:
         """Return one distance per frame, `(N,)`, at least float32, in [0, inf); the graph is kept.
@@ -132,13 +131,10 @@ class LPIPS(Frozen):
             yield x, y, weights[f"head.{index}"]
 
     def _weights_for(self, *dtypes: torch.dtype) -> dict[str, Tensor]:
-        widest = self._frozen["scale"].dtype  # float32 or float64
+        widest = self.hidden["scale"].dtype  # float32 or float64
         for dtype in dtypes:
             widest = torch.promote_types(widest, dtype)
-        return {name: tensor.to(widest) for name, tensor in self._frozen.items()}
-
-    def _move(self, fn: Callable[[Tensor], Tensor]) -> None:
-        self._frozen = {name: fn(tensor) for name, tensor in self._frozen.items()}
+        return {name: tensor.to(widest) for name, tensor in self.hidden.items()}
 
     def extra_repr(self) -> str:
         """Return the text inside the parentheses of `repr`."""

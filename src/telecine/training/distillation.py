@@ -12,8 +12,9 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from telecine.autoencoders.load import load_model_or_run
-from telecine.autoencoders.student import FrozenAutoencoder, StudentAutoencoder, student_config
+from telecine.autoencoders.student import StudentAutoencoder, student_config
 from telecine.checks import argument_error, check_positive, check_weight
+from telecine.frozen import Frozen
 from telecine.losses import l1
 from telecine.losses.reconstruction import weighted_mean
 from telecine.objective.terms import Term
@@ -57,7 +58,7 @@ class TeacherReconstruction(nn.Module):
 
     def __init__(self, teacher: str) -> None:
         super().__init__()
-        self.teacher = FrozenAutoencoder(load_model_or_run(teacher))
+        self.teacher = Frozen(load_model_or_run(teacher))
 
     def forward(self, *, reconstruction: Video, latent: Tensor, weight: Tensor | None = None) -> Scalar:
         """Return the error, 0-d, at least float32; smaller is better. The graph reaches the reconstruction.
@@ -68,7 +69,7 @@ class TeacherReconstruction(nn.Module):
             weight: Non-negative sample weights `(B,)`.
         """
         with torch.no_grad():
-            target = self.teacher.autoencoder.decode(latent)
+            target = self.teacher.hidden.decode(latent)
         return l1(reconstruction=reconstruction, target=target, weight=weight)
 
 
@@ -83,7 +84,7 @@ class TeacherLatent(nn.Module):
 
     def __init__(self, teacher: str) -> None:
         super().__init__()
-        self.teacher = FrozenAutoencoder(load_model_or_run(teacher))
+        self.teacher = Frozen(load_model_or_run(teacher))
 
     def forward(self, *, latent: Tensor, target: Video, weight: Tensor | None = None) -> Scalar:
         """Return the error, 0-d, float32; smaller is better. The graph reaches the latent.
@@ -94,7 +95,7 @@ class TeacherLatent(nn.Module):
             weight: Non-negative sample weights `(B,)`.
         """
         with torch.no_grad():
-            of_teacher = self.teacher.autoencoder.encode(target).mode()
+            of_teacher = self.teacher.hidden.encode(target).mode()
             variance = of_teacher.var((0, 2, 3, 4), correction=0, keepdim=True).clamp_min(1e-6)
         return weighted_mean((latent - of_teacher).square() / variance, weight)
 

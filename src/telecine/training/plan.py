@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from telecine.autoencoders import CausalVAE, VideoAutoencoder
+from telecine.frozen import Frozen
 from telecine.perceptual import LPIPS
 from telecine.perceptual.backbones import BACKBONES, backbone_of
-from telecine.perceptual.frozen import Frozen
 from telecine.precision import at_least_float32
 from telecine.training.build import (
     build_autoencoder,
