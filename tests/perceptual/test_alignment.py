@@ -102,6 +102,24 @@ def test_the_network_is_frozen_and_hidden():
     assert net.conv.weight.dtype == torch.float64
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("size", [None, 16])
+def test_clips_of_every_precision(dtype, size):
+    video, term = clips().to(dtype), Alignment(4, net=Net(), size=size)
+    latent = torch.rand(2, 4, 2, 2, 2, generator=torch.Generator().manual_seed(1)).to(dtype)
+    values = [
+        term(latent=latent.to(each), target=video.to(each), generator=torch.Generator().manual_seed(2))
+        for each in (dtype, torch.float32)
+    ]
+    assert [value.dtype for value in values] == [torch.float32] * 2
+    torch.testing.assert_close(*values)
+
+
+def test_a_network_in_double_precision():
+    term = Alignment(4, net=Net().double(), size=16).double()
+    assert term(latent=torch.rand(2, 4, 2, 2, 2), target=clips().float()).dtype == torch.float64
+
+
 def test_networks_by_name_with_weights_by_path(tmp_path, cached_weights, monkeypatch):
     here = f"{__name__}.Net"
     with pytest.raises(ValueError, match="`net` must be in telecine or in a package that you allow"):

@@ -14,14 +14,14 @@ from telecine.checks import argument_error, check_count, check_fraction, describ
 from telecine.frozen import Frozen
 from telecine.imports import import_allowed
 from telecine.perceptual.backbones import BACKBONES
-from telecine.perceptual.frames import pick_frames
+from telecine.perceptual.frames import network_input, pick_frames
 from telecine.perceptual.lpips import LPIPS
 from telecine.perceptual.weights import WeightsSource
 from telecine.precision import at_least_float32, autocast_off
 from telecine.randomness import Generators, rand
 from telecine.shapes import Frames, Scalar, Video, check_video
 
-# Side of the frames from which the number of features is read if no `size` is given.
+# Side of the frames from which the number of features is read.
 PROBED_SIZE = 64
 EPSILON = 1e-6
 
@@ -60,11 +60,11 @@ class Alignment(nn.Module):
     ) -> None:
         super().__init__()
         check_count("latent_channels", latent_channels)
-        self.size = None if size is None else check_count("size", size)
         self.cos_margin = check_fraction("cos_margin", cos_margin, remedy="Use 0.5, as the paper does.")
         self.distance_margin = check_fraction("distance_margin", distance_margin, remedy="Use 0.25, as the paper does.")
-        self.network = FrozenNetwork(build_network(net, weights))
-        num_features = self.network(torch.zeros(1, 3, *[self.size or PROBED_SIZE] * 2)).shape[1]
+        size = None if size is None else check_count("size", size)
+        self.network = FrozenNetwork(build_network(net, weights), size)
+        num_features = self.network(torch.zeros(1, 3, PROBED_SIZE, PROBED_SIZE)).shape[1]
         self.projection = nn.Conv2d(latent_channels, num_features, 1)
 
     def forward(
@@ -91,8 +91,6 @@ class Alignment(nn.Module):
         # Causal models encode the first frame alone, and 1 + k latent frames end with the frames 0, n, ..., k n.
         last = (index * ((num_frames - 1) / max(num_latent - 1, 1))).round().long()
         frames = pick_frames(target, last)
-        if self.size is not None:
-            frames = F.interpolate(frames, size=(self.size, self.size), mode="bilinear", antialias=True)
         with autocast_off(latent.device):
             z = self.projection(at_least_float32(pick_frames(latent, index)).to(self.projection.weight.dtype))
             features = F.interpolate(self.network(frames).to(z.dtype), size=z.shape[-2:], mode="bilinear")
@@ -105,7 +103,16 @@ class Alignment(nn.Module):
 
 
 class FrozenNetwork(Frozen[Callable[[Frames], Tensor]]):
-    """A function or module of frames `(N, 3, H, W)` whose features have no gradient."""
+    """A function or module of frames `(N, 3, H, W)` whose features have no gradient.
+
+    Args:
+        net: See `Alignment`.
+        size: Height and width to which frames are resized first. Default: those of the frames.
+    """
+
+    def __init__(self, net: Callable[[Frames], Tensor], size: int | None = None) -> None:
+        super().__init__(net)
+        self.size = size
 
     @torch.no_grad()
     def forward(self, frames: Frames) -> Tensor:
@@ -114,7 +121,9 @@ class FrozenNetwork(Frozen[Callable[[Frames], Tensor]]):
         Raises:
             ValueError: The network returns something else.
         """
-        features = self.hidden(frames)
+        net = self.hidden
+        frames = network_input(frames, net, self.size)
+        features = net(frames)
         if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != len(frames):
             contract = f"features of shape ({len(frames)}, F, h, w) for frames of shape {tuple(frames.shape)}"
             remedy = "Wrap it in a function that returns such a map, e.g. of a transformer's tokens."

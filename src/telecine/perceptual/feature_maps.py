@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from telecine.checks import argument_error, describe, suggestion
@@ -19,9 +18,10 @@ from telecine.frozen import Frozen
 from telecine.ops.double_backward import is_differentiated_twice
 from telecine.perceptual.alignment import load_state
 from telecine.perceptual.backbones import BACKBONES, FeatureMap
+from telecine.perceptual.frames import network_input
 from telecine.perceptual.lpips import LPIPS
 from telecine.perceptual.weights import WeightsSource
-from telecine.precision import at_least_float32, autocast_off
+from telecine.precision import autocast_off
 from telecine.shapes import Frames
 
 # Mean and standard deviation of ImageNet's colours in [0, 1], with which torchvision's networks were trained.
@@ -52,11 +52,7 @@ class FeatureMaps(Frozen[nn.Module]):
         # The fused kernels of attention have no double backward.
         attention = sdpa_kernel(SDPBackend.MATH) if is_differentiated_twice() else nullcontext()
         with autocast_off(frames.device), attention:
-            x = at_least_float32(frames)
-            x = x.to(next(net.parameters(), x).dtype)
-            if self.size is not None:
-                x = F.interpolate(x, size=(self.size, self.size), mode="bilinear", antialias=True)
-            return [as_map(output) for output in net(x)]
+            return [as_map(output) for output in net(network_input(frames, net, self.size))]
 
 
 def as_map(output: object) -> FeatureMap:
