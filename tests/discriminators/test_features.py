@@ -175,7 +175,7 @@ class TestNames:
             ((f"torchvision/{NET}", "w.pth"), "^`layers` must be the names of layers of 'torchvision/shufflenet"),
             ((f"torchvision/{NET}", None, ("layer1",)), "^`weights` must be the path.*random weights are never used"),
             (("torchvision/shufflenet", "w.pth", ("a",)), "^`net` must be a model of torchvision.*Did you mean"),
-            ((f"torchvision/{NET}", "w.pth", ("layer1",)), "^`weights` must be a file, but got 'w.pth'"),
+            ((f"torchvision/{NET}", "w.pth", ("layer1",)), "^`weights` must be an existing file, but got 'w.pth'"),
             (("timm/no_such_net", "w.pth", ("a",)), "^`net` must be a (network of an installed package|model of timm)"),
         ],
     )

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from telecine.perceptual import Alignment
+from telecine.perceptual import Alignment, CorruptWeightsError
 from telecine.perceptual.alignment import build_network
 
 
@@ -133,8 +133,13 @@ def test_networks_by_name_with_weights_by_path(tmp_path, cached_weights, monkeyp
     save_file(Net(features=2).state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"`weights` must be those of Net, but got .*size mismatch for conv.weight"):
         build_network(here, str(tmp_path / "other.safetensors"))
-    with pytest.raises(FileNotFoundError, match="`weights` must be a file, but got"):
+    with pytest.raises(FileNotFoundError, match=r"`weights` must be an existing file, but got .*none\.pt"):
         build_network(here, str(tmp_path / "none.pt"))
+    for name in ("net.safetensors", "net.pt"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[: len(content) // 2])
+        with pytest.raises(CorruptWeightsError, match=f"`weights` must be a checkpoint, but .*{name} cannot be read"):
+            build_network(here, str(tmp_path / name))
     assert build_network("alex", None)(torch.zeros(2, 3, 64, 64)).shape == (2, 256, 3, 3)
 
 

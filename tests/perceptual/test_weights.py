@@ -1,5 +1,6 @@
 """Sources of the backbones' weights: state dicts, files, torchvision, the cache, and their errors."""
 
+import io
 import os
 import shutil
 import stat
@@ -105,12 +106,17 @@ def test_state_dict_that_does_not_fit():
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_file_that_is_not_a_checkpoint(suffix, tmp_path):
     path = tmp_path / f"weights{suffix}"
-    for content in (b"", b"no checkpoint at all", bytes(100)):
+    # The last one is a pickle of a storage that the file does not have.
+    legacy = io.BytesIO()
+    torch.save(random_state("alex"), legacy, _use_new_zipfile_serialization=False)
+    for content in (b"", b"no checkpoint at all", bytes(100), legacy.getvalue().replace(b"storage", b"storag\x80", 1)):
         path.write_bytes(content)
         with pytest.raises(CorruptWeightsError, match="cannot be read"):
             load_backbone("vgg", path)
-    with pytest.raises(WeightsNotFoundError, match=r"nowhere.* does not exist"):
+    with pytest.raises(WeightsNotFoundError, match=r"`weights` must be an existing file, but got .*nowhere"):
         load_backbone("vgg", path.with_stem("nowhere"))
+    with pytest.raises(WeightsNotFoundError, match="must be an existing file"):
+        load_backbone("vgg", tmp_path)
 
 
 class Malicious:

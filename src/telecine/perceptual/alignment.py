@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,7 +15,7 @@ from telecine.imports import import_allowed
 from telecine.perceptual.backbones import BACKBONES
 from telecine.perceptual.frames import network_input, pick_frames
 from telecine.perceptual.lpips import LPIPS
-from telecine.perceptual.weights import WeightsSource
+from telecine.perceptual.weights import WeightsSource, load_state
 from telecine.precision import at_least_float32, autocast_off
 from telecine.randomness import Generators, rand
 from telecine.shapes import Frames, Scalar, Video, check_video
@@ -182,24 +181,6 @@ def import_network(path: str) -> Callable[[Frames], Tensor]:
         contract, got = "the path of a module, or of what builds one", f"{path!r}, {describe(built)}"
         raise argument_error("net", contract, got, "Return a `torch.nn.Module` from it.")
     return built
-
-
-def load_state(module: nn.Module, path: Path) -> None:
-    """Load a state dict from a file, without executing pickled code.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: Its names or shapes are not the module's.
-    """
-    if not path.is_file():
-        raise argument_error("weights", "a file", repr(str(path)), "Check the path.", FileNotFoundError)
-    is_safetensors = path.suffix == ".safetensors"
-    state: Mapping[str, Tensor] = load_file(path) if is_safetensors else torch.load(path, "cpu", weights_only=True)
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        contract, got = f"those of {type(module).__name__}", " ".join(str(error).split())
-        raise argument_error("weights", contract, got, "Use the file of this net.") from error
 
 
 def unit_vectors(x: Tensor) -> Tensor:

@@ -16,11 +16,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from telecine.checks import argument_error, describe, suggestion
 from telecine.frozen import Frozen
 from telecine.ops.double_backward import is_differentiated_twice
-from telecine.perceptual.alignment import load_state
 from telecine.perceptual.backbones import BACKBONES, FeatureMap
 from telecine.perceptual.frames import network_input
 from telecine.perceptual.lpips import LPIPS
-from telecine.perceptual.weights import WeightsSource
+from telecine.perceptual.weights import WeightsSource, load_state
 from telecine.precision import autocast_off
 from telecine.shapes import Frames
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import ssl
+import struct
 import urllib.error
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from telecine.checks import argument_error, describe
 from telecine.files import atomic_write
@@ -34,6 +35,11 @@ _PACKAGE_INDEX_SHA256 = {
     "vgg": "e7a5a0521f65f1615c3aab84437b37f969539737cec5eb492c06e0321f4bdbc4",
     "alex": "195266a4c8e96483085621ac3389a6c24f1dd0963c9ac0e001705d24ece83273",
 }
+# What `torch.load` raises for damaged files, of both of its formats, and `load_file`.
+_READ_ERRORS = (
+    *(pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AssertionError, RuntimeError, struct.error),
+    SafetensorError,
+)
 _NETWORK_ERRORS = (urllib.error.URLError, ConnectionError, TimeoutError, ssl.SSLError, HTTPException)
 
 
@@ -79,7 +85,7 @@ def load_backbone(net: str, source: WeightsSource = None) -> dict[str, Tensor]:
     if isinstance(source, Mapping):
         return _select(backbone, source, "the state dict")
     if isinstance(source, (str, os.PathLike)):
-        return _read_checkpoint(backbone, Path(source))
+        return _select(backbone, read_state(Path(source)), str(source))
     _check_enum(net, source)
     if cache_path(net).exists():
         return _read_cache(net)[0]
@@ -225,7 +231,7 @@ def _from_torchvision(net: str) -> dict[str, Tensor]:
     path, url = _hub_path(net), _torchvision_weights(net).url
     if path.exists():
         _check_file_name_hash(path)
-        return _read_checkpoint(backbone_of(net), path)
+        return _select(backbone_of(net), read_state(path), str(path))
     try:
         # `check_hash` compares the start of the file's SHA-256 with the one in its name.
         state = torch.hub.load_state_dict_from_url(
@@ -271,20 +277,42 @@ def _check_enum(net: str, source: object) -> None:
 # Files and state dicts from the caller
 
 
-def _read_checkpoint(backbone: Backbone, path: Path) -> dict[str, Tensor]:
-    if not path.exists():
-        raise WeightsNotFoundError(f"`weights` must be an existing file, but {path} does not exist. Check the path.")
+def load_state(module: nn.Module, path: Path) -> None:
+    """Load a state dict from a file into a module.
+
+    Raises:
+        CorruptWeightsError: The file is damaged, or its names or shapes are not the module's.
+        WeightsNotFoundError: There is no such file.
+    """
+    try:
+        module.load_state_dict(read_state(path))
+    except RuntimeError as error:
+        contract, got = f"those of {type(module).__name__}", " ".join(str(error).split())
+        remedy = "Use the file of this net."
+        raise argument_error("weights", contract, got, remedy, CorruptWeightsError) from error
+
+
+def read_state(path: Path) -> Mapping[str, Tensor]:
+    """Return the state dict in a `.safetensors` file or a PyTorch checkpoint, without executing pickled code.
+
+    Raises:
+        CorruptWeightsError: The file is damaged, or contains something else.
+        WeightsNotFoundError: There is no such file.
+    """
+    if not path.is_file():
+        raise argument_error("weights", "an existing file", repr(str(path)), "Check the path.", WeightsNotFoundError)
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except _READ_ERRORS as error:
         raise CorruptWeightsError(f"`weights` must be a checkpoint, but {path} cannot be read: {error}") from error
-    return _select(backbone, state, str(path))
-
-
-def _select(backbone: Backbone, state: object, origin: str) -> dict[str, Tensor]:
-    shapes = backbone.tensor_shapes()
     if not isinstance(state, Mapping):
-        raise argument_error("weights", f"a state dict in {origin}", describe(state), "Save `model.state_dict()`.")
+        contract, remedy = f"a state dict in {path}", "Save `model.state_dict()`."
+        raise argument_error("weights", contract, describe(state), remedy, CorruptWeightsError)
+    return state
+
+
+def _select(backbone: Backbone, state: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
+    shapes = backbone.tensor_shapes()
     wrong = [
         f"`{name}` is {describe(state[name]) if name in state else 'missing'} instead of {shape}"
         for name, shape in shapes.items()
