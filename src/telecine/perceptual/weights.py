@@ -7,6 +7,7 @@ import os
 import pickle
 import ssl
 import struct
+import sys
 import urllib.error
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -229,17 +230,25 @@ def _hub_path(net: str) -> Path:
 
 def _from_torchvision(net: str) -> dict[str, Tensor]:
     path, url = _hub_path(net), _torchvision_weights(net).url
-    if path.exists():
-        _check_file_name_hash(path)
-        return _select(backbone_of(net), read_state(path), str(path))
-    try:
-        # `check_hash` compares the start of the file's SHA-256 with the one in its name.
-        state = torch.hub.load_state_dict_from_url(
-            url, str(path.parent), "cpu", progress=False, check_hash=True, weights_only=True
-        )
-    except _NETWORK_ERRORS as error:
-        raise WeightsNotFoundError(_not_found(net, path, url, error)) from error
-    return _select(backbone_of(net), state, url)
+    if not path.exists():
+        try:
+            _download(url, path)
+        except (*_NETWORK_ERRORS, CorruptWeightsError) as error:
+            raise WeightsNotFoundError(_not_found(net, path, url, error)) from error
+    elif wrong := _wrong_hash(path, path.name):
+        raise CorruptWeightsError(f"{path} {wrong}. Delete the file, which will be downloaded again.")
+    return _select(backbone_of(net), read_state(path), str(path))
+
+
+def _download(url: str, path: Path) -> None:
+    def write(partial: Path) -> None:
+        torch.hub.download_url_to_file(url, str(partial), progress=False)
+        if wrong := _wrong_hash(partial, path.name):
+            raise CorruptWeightsError(f"the file {wrong}")
+
+    print(f"Downloading {url} to {path}", file=sys.stderr)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, write)
 
 
 def _not_found(net: str, path: Path, url: str, error: BaseException) -> str:
@@ -250,17 +259,16 @@ def _not_found(net: str, path: Path, url: str, error: BaseException) -> str:
     )
 
 
-def _check_file_name_hash(path: Path) -> None:
-    expected = path.stem.rsplit("-", 1)[-1]
+def _wrong_hash(path: Path, name: str) -> str | None:
+    """Return how the SHA-256 of a file differs from its start in the file's name, as torch hub has it, or None."""
+    expected = Path(name).stem.rsplit("-", 1)[-1]
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    if not digest.hexdigest().startswith(expected):
-        raise CorruptWeightsError(
-            f"{path} must have a SHA-256 that starts with {expected}, but it is {digest.hexdigest()}. "
-            "Delete the file, which will be downloaded again."
-        )
+    if digest.hexdigest().startswith(expected):
+        return None
+    return f"must have a SHA-256 that starts with {expected}, but it is {digest.hexdigest()}"
 
 
 def _check_enum(net: str, source: object) -> None:
