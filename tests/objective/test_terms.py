@@ -37,6 +37,18 @@ class Half(nn.Module):
         return self.factor * (reconstruction - target).abs().mean()
 
 
+class WithBackbone(Half):
+    """A trained factor, and a frozen network."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Linear(1, 1).requires_grad_(False)
+
+    def forward(self, reconstruction, target):
+        self.used = self.backbone.weight
+        return super().forward(reconstruction, target)
+
+
 def term_of(value, name="edges"):
     return as_terms({name: value})[name]
 
@@ -211,6 +223,13 @@ class TestArguments:
         for term in (Term(Half()), Term(Half, params={"factor": 0.5})):
             assert term(batch) == 0.5 * (batch.fake - batch.real).abs().mean()
             assert term.function is term.function
+
+    def test_frozen_weights_of_a_module_are_not_copied(self):
+        _, batch = self.call(lambda given: lambda reconstruction: torch.zeros(()))
+        module = WithBackbone()
+        Term(module)(batch).backward()
+        assert module.used is module.backbone.weight
+        assert module.factor.grad == (batch.fake - batch.real).abs().mean()
 
     def test_without_the_mask_a_weight_accounts_for_its_fraction(self):
         def function(given):

@@ -184,10 +184,11 @@ class Term:
     def _call(self, given: Mapping[str, object]) -> object:
         """Call the function. Gradients of a module's weights are averaged over ranks."""
         function = self.function
-        if not (isinstance(function, nn.Module) and any(p.requires_grad for p in function.parameters())):
+        if not isinstance(function, nn.Module):
             return function(**given)
-        weights = {name: with_averaged_gradient(weight) for name, weight in function.named_parameters()}
-        return functional_call(function, weights, (), dict(given))
+        trained = [(name, weight) for name, weight in function.named_parameters() if weight.requires_grad]
+        weights = {name: with_averaged_gradient(weight) for name, weight in trained}
+        return functional_call(function, weights, (), dict(given)) if weights else function(**given)
 
 
 def _signature(function: Callable[..., object]) -> inspect.Signature:
