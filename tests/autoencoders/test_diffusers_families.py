@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
-from telecine.autoencoders.diffusers.reconstruct import encode
+from telecine.autoencoders.diffusers.reconstruct import WithoutClamp, encode
 
 from .tiny_models import CLIPS, ltx_video, qwen_image21, tiny_clip, tiny_model
 
@@ -27,6 +27,43 @@ def test_decoders_that_clamp_do_not(name):
     latent = model.encode(video).mode()
     assert raw.decode(latent).sample.abs().max() == 1
     assert model.decode(latent).abs().max() > 1
+
+
+@pytest.mark.parametrize(
+    "clamp",
+    [
+        lambda x: torch.clamp(x, -1, 1),
+        lambda x: torch.clip(input=x, max=1.0, min=-1.0),
+        lambda x: x.clamp(-1.0, max=1),
+        lambda x: x.clamp_(-1, 1),
+        lambda x: torch.clip_(x, min=-1, max=1),
+    ],
+)
+def test_clamps_to_the_range_of_videos_are_skipped(clamp):
+    x = torch.tensor([-2.0, 0.0, 2.0])
+    with WithoutClamp():
+        assert clamp(x) is x
+    assert x.tolist() == [-2, 0, 2]
+    assert clamp(x).tolist() == [-1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "clamp",
+    [
+        lambda x: torch.clamp(x, torch.full((3,), -1.0), torch.ones(3)),
+        lambda x: x.clamp(torch.tensor(-1.0), torch.tensor(1.0)),
+        lambda x: x.clamp(-1, 1.5),
+        lambda x: x.clamp_(max=1),
+        lambda x: x.clamp(min=-1),
+        lambda x: torch.clamp(x, -1, 1, out=torch.empty(3)),
+        lambda x: x.clamp(1, -1),
+    ],
+)
+def test_other_clamps_are_not(clamp):
+    x = torch.tensor([-2.0, 0.0, 2.0])
+    expected = clamp(x.clone())
+    with WithoutClamp():
+        assert torch.equal(clamp(x), expected)
 
 
 @slow

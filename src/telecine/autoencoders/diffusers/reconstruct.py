@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from telecine.autoencoders.diffusers.families import Decoded, DiffusersModel, Family, LatentPosterior
 from telecine.shapes import VALUE_RANGE, Video
 
-CLAMPS = (torch.clamp, Tensor.clamp, torch.clip, Tensor.clip)
+CLAMPS = tuple(getattr(owner, name) for owner in (torch, Tensor) for name in ("clamp", "clamp_", "clip", "clip_"))
 
 
 class WithoutClamp(TorchFunctionMode):
@@ -24,8 +24,12 @@ class WithoutClamp(TorchFunctionMode):
     ) -> Any:
         """Return the input if `func` is such a clamp; otherwise call `func`."""
         kwargs = kwargs or {}
-        if func in CLAMPS and (*args[1:], *kwargs.values()) == VALUE_RANGE:
-            return args[0]
+        if func in CLAMPS:
+            given = {**dict(zip(("input", "min", "max"), args, strict=False)), **kwargs}
+            bounds = given.get("min"), given.get("max")
+            # Bounds may be tensors, whose comparison is none of numbers.
+            if "out" not in given and all(isinstance(bound, int | float) for bound in bounds) and bounds == VALUE_RANGE:
+                return given["input"]
         return func(*args, **kwargs)
 
 
