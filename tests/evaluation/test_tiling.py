@@ -172,6 +172,26 @@ def test_tiling_is_rounded_for_the_model():
     assert Tiling().rounded_for(CellMeans()) == Tiling()
 
 
+@pytest.mark.parametrize(("tile", "overlap", "expected"), [(12, 0, 0), (10, 3, 4), (20, 7, 8), (12, 11, 8)])
+def test_the_stride_is_not_the_smallest_size(tile, overlap, expected):
+    class LargerThanACell(CellMeans):
+        """Sizes are multiples of 4, and at least 12, as those of LTX-2 are multiples of 32, and at least 64."""
+
+        def covering_clip(self, num_frames, height, width):
+            return super().covering_clip(num_frames, max(height, 12), max(width, 12))
+
+    model, video = LargerThanACell(), random_clip()
+    rounded = Tiling(tile, overlap).rounded_for(model)
+    assert rounded == Tiling(max(tile, 12), expected)
+    torch.testing.assert_close(reconstruct_tiled(model, video, rounded), reconstruct_whole(model, video))
+
+
+def test_tiles_of_one_cell_cannot_overlap():
+    message = r"`tile` must be at least 8 for tiles that overlap .* got 4 .*Set it to 8, or `tile_overlap` to 0"
+    with pytest.raises(ValueError, match=message):
+        Tiling(4, 1).rounded_for(CellMeans())
+
+
 @pytest.mark.parametrize(("side", "expected"), [(16, [0]), (20, [0, 4]), (28, [0, 12]), (30, [0, 12, 14])])
 def test_the_last_tile_ends_with_the_frame(side, expected):
     assert tile_starts(side, Tiling(16, 4)) == expected

@@ -100,11 +100,19 @@ class Tiling:
 
         Overlaps become multiples of the autoencoder's stride, so that the latent cells of every tile coincide with
         those of the whole frame. Results then differ only within the receptive field of a tile's edges.
+
+        Raises:
+            ValueError: A tile is so small that it cannot overlap with the next one.
         """
         if self.size is None:
             return self
-        _, stride, _ = model.covering_clip(1, 1, 1)
+        _, smallest, _ = model.covering_clip(1, 1, 1)
+        _, next_size, _ = model.covering_clip(1, smallest + 1, smallest + 1)
+        stride = next_size - smallest
         _, size, _ = model.covering_clip(1, self.size, self.size)
+        if self.overlap and size == stride:
+            contract = f"at least {size + stride} for tiles that overlap with this model"
+            raise argument_error("tile", contract, self.size, f"Set it to {size + stride}, or `tile_overlap` to 0.")
         return Tiling(size, min(-(-self.overlap // stride) * stride, size - stride))
 
 
