@@ -2,7 +2,7 @@
 
 import pytest
 
-from telecine.files import atomic_write, read_json, write_json
+from telecine.files import atomic_write, digest_of, read_json, write_json
 
 
 def test_json_round_trip(tmp_path):
@@ -45,3 +45,8 @@ def test_a_temporary_file_has_a_name_of_its_own_and_is_never_a_link(tmp_path, mo
     with pytest.raises(FileExistsError):
         atomic_write(path, lambda partial: partial.write_text("x"))
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_digest_is_that_of_sha256sum(tmp_path):
+    (tmp_path / "abc").write_text("abc")
+    assert digest_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

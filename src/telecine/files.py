@@ -1,7 +1,8 @@
-"""Write files atomically, and read and write JSON."""
+"""Write files atomically, read and write JSON, digests of files, and the user's cache folder."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import uuid
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from telecine.checks import argument_error
+
+CHUNK = 2**20
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
@@ -45,3 +48,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise argument_error(str(path), "a JSON object", value, "Write it again.")
     return value
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file, as `sha256sum` prints it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(CHUNK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def user_cache_folder() -> Path:
+    """Return `telecine` in `$XDG_CACHE_HOME` or `~/.cache`; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "telecine"

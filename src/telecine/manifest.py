@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from telecine.checks import argument_error
-from telecine.files import read_json
+from telecine.files import digest_of, read_json
 from telecine.runs import MANIFEST_FILE, checkpoint_name
 
 FORMAT = 1
-CHUNK = 2**20
 _REMEDY = "Restore it from a copy, or use another checkpoint."
 
 
@@ -95,12 +93,3 @@ def digests(paths: list[Path]) -> list[str]:
     """Return the SHA-256 of each file. Several are read at a time."""
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashing runs without Python's lock
         return list(pool.map(digest_of, paths))
-
-
-def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file, as `sha256sum` prints it."""
-    digest = sha256()
-    with path.open("rb") as file:
-        while block := file.read(CHUNK):
-            digest.update(block)
-    return digest.hexdigest()

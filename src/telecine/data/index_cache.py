@@ -22,7 +22,7 @@ from telecine.data.index import index_video
 from telecine.data.remote import look_up, open_local
 from telecine.data.source import File, RemotePath, Source, TarMember, file_of, is_address, tar_members
 from telecine.data.video_info import MAX_PIXELS, VideoInfo, check_frame_size
-from telecine.files import atomic_write
+from telecine.files import atomic_write, user_cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class IndexCache:
 
 def index_cache_path(data: str | PathLike[str]) -> Path:
     """Return the cache file of a data set: a hidden file next to the data, or in the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "telecine" / "indices"
+    cache = user_cache_folder() / "indices"
     if is_address(str(data)):
         return cache / f"{_short_hash(str(data))}{INDEX_NAME}"
     data = Path(data)

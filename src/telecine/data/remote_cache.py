@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from telecine.checks import argument_error
 from telecine.data.source import IMAGE_SUFFIXES, VIDEO_SUFFIXES, DataError, RemotePath
+from telecine.files import user_cache_folder
 
 T = TypeVar("T")
 
@@ -29,7 +30,7 @@ def cache_folder() -> Path:
     """Return `$TELECINE_REMOTE_CACHE`, or `telecine/remote` in `$XDG_CACHE_HOME` or `~/.cache`; it need not exist."""
     if chosen := os.environ.get(FOLDER_VARIABLE):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "telecine" / "remote"
+    return user_cache_folder() / "remote"
 
 
 def max_bytes() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import pickle
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from telecine.checks import argument_error
 from telecine.data import bytes_from_video
 from telecine.evaluation.definitions import FLOW_SIDE
+from telecine.files import digest_of
 from telecine.requirements import how_to_install
 from telecine.shapes import Frames, Video
 
@@ -107,8 +107,7 @@ class RAFTFlow:
             remedy = "Download raft_large or raft_small from torchvision."
             raise argument_error("flow", "weights of torchvision's RAFT", got, remedy) from error
         self._network.to(device).eval()
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        self.source = f"{name} (arXiv 2003.12039), torchvision, {path.name}, sha256 {digest}"
+        self.source = f"{name} (arXiv 2003.12039), torchvision, {path.name}, sha256 {digest_of(path)}"
 
     @torch.no_grad()
     def __call__(self, first: Frames, second: Frames) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, files, version
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from telecine.checks import argument_error
+from telecine.files import digest_of
 from telecine.perceptual.weights import tensor_sha256
 from telecine.requirements import how_to_install
 from telecine.shapes import Video
@@ -132,7 +132,7 @@ class I3DFeatures:
         except RuntimeError as error:
             got = f"{path}, which cannot be loaded ({str(error).splitlines()[0]})"
             raise argument_error("features", "a TorchScript file", got, "Download it again.") from error
-        self.source = f"{path.name}, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
+        self.source = f"{path.name}, sha256 {digest_of(path)}"
 
     @torch.no_grad()
     def __call__(self, video: Video) -> Tensor:

