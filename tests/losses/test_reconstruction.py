@@ -9,6 +9,7 @@ from torch.distributions import Laplace, Normal
 from torch.nn import functional as F
 
 from telecine.losses import RECONSTRUCTION_LOSSES, charbonnier, gaussian_nll, l1, mse
+from telecine.losses.reconstruction import MAX_PSNR, psnr_of_mse
 
 from .harness import LossCase, LossTester, random
 
@@ -195,3 +196,10 @@ def test_nll_is_smallest_where_logvar_is_the_log_of_the_distance():
 def test_shape_types_are_checked_in_tests():
     with pytest.raises(TypeCheckError):
         gaussian_nll(distance=torch.zeros(2), logvar=torch.tensor(0.0))
+
+
+def test_psnr_of_mse():
+    mse = torch.tensor([0.0, 0.04, 4.0, torch.nan])
+    assert psnr_of_mse(mse)[:3].tolist() == pytest.approx([MAX_PSNR, 20, 0], abs=1e-5)
+    assert psnr_of_mse(mse)[3].isnan()
+    assert psnr_of_mse(torch.tensor(255.0**2 / 10), value_range=255.0).item() == pytest.approx(10)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from telecine.data import index_video, read_clip
-from telecine.report.clips import KEYFRAME_EVERY, MAX_PSNR, frame_psnr, pixels_sha256, read_validations, write_clips
+from telecine.losses.reconstruction import MAX_PSNR
+from telecine.report.clips import KEYFRAME_EVERY, frame_psnr, pixels_sha256, read_validations, write_clips
 
 from .runs import FPS, real_clip, validation_clips
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-# Identical clips have an infinite PSNR, which would make every mean infinite. Rounding to 8 bits alone gives 59 dB.
-MAX_PSNR = 100.0
+from telecine.losses.reconstruction import MAX_PSNR
+
 SSIM_SIGMA = 1.5
 SSIM_WINDOW = 11
 # The default window of scikit-image's `structural_similarity`.

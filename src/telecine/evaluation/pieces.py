@@ -11,7 +11,7 @@ from torch import Tensor
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.checks import argument_error
-from telecine.evaluation.pixel_metrics import psnr, psnr_of_error
+from telecine.evaluation.pixel_metrics import psnr
 from telecine.evaluation.tiling import (
     Tiling,
     blended_chunks,
@@ -20,6 +20,7 @@ from telecine.evaluation.tiling import (
     reconstruct_tiled,
     tile_starts,
 )
+from telecine.losses.reconstruction import psnr_of_mse
 from telecine.shapes import VALUE_RANGE, Video
 
 
@@ -64,7 +65,7 @@ class Pieces:
         error = (pieces - whole).square().mean(0)
         worst = max(frame[seam].mean() for frame, seam in zip(error, at_seam, strict=True) if seam.any())
         between = psnr(reconstruction=pieces[None], target=whole[None])
-        return {"pieces_psnr": float(between), "seam_psnr": float(psnr_of_error(worst))}
+        return {"pieces_psnr": float(between), "seam_psnr": float(psnr_of_mse(worst))}
 
     def _num_frames(self, size: Sequence[int]) -> int:
         """Return how many frames of a clip of this size are in a chunk."""

@@ -8,7 +8,6 @@ from torch import Tensor
 from telecine.checks import argument_error
 from telecine.data import bytes_from_video
 from telecine.evaluation.definitions import (
-    MAX_PSNR,
     MS_SSIM_BETAS,
     MS_SSIM_SIDE,
     PSNR_EPSILON,
@@ -18,7 +17,8 @@ from telecine.evaluation.definitions import (
     UNIFORM_WINDOW,
 )
 from telecine.losses import temporal_difference
-from telecine.shapes import VALUE_RANGE, Frames, Video
+from telecine.losses.reconstruction import psnr_of_mse
+from telecine.shapes import Frames, Video
 
 
 def psnr(*, reconstruction: Tensor, target: Tensor) -> Tensor:
@@ -27,13 +27,7 @@ def psnr(*, reconstruction: Tensor, target: Tensor) -> Tensor:
     The mean squared error is taken over all pixels of a clip, so the PSNR of a clip is not the mean of the PSNRs of its
     frames. The peak is the width of the value range [-1, 1], which is 2. NaN stays NaN.
     """
-    return psnr_of_error((reconstruction - target).square().flatten(1).mean(1))
-
-
-def psnr_of_error(error: Tensor) -> Tensor:
-    """Return the PSNR of mean squared errors of values in [-1, 1], in dB, at most 100."""
-    peak = VALUE_RANGE[1] - VALUE_RANGE[0]
-    return 10 * torch.log10(peak**2 / error.clamp(min=peak**2 * 10 ** (-MAX_PSNR / 10)))
+    return psnr_of_mse((reconstruction - target).square().flatten(1).mean(1))
 
 
 def psnr_frames_epsilon(*, reconstruction: Frames, target: Frames) -> Tensor:

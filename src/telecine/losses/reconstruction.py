@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from telecine.checks import argument_error
 from telecine.precision import at_least_float32
-from telecine.shapes import Scalar, check_same_shape
+from telecine.shapes import VALUE_RANGE, Scalar, check_same_shape
+
+# Identical clips have an infinite PSNR, which would make every mean infinite. Rounding to 8 bits alone gives 59 dB.
+MAX_PSNR = 100.0
 
 
 class ReconstructionLoss(Protocol):
@@ -38,6 +42,16 @@ def mse(*, reconstruction: Tensor, target: Tensor, weight: Tensor | None = None)
         # One fused kernel, which saves no copy of the difference for the backward pass.
         return F.mse_loss(at_least_float32(reconstruction), at_least_float32(target))
     return weighted_mean(difference(reconstruction=reconstruction, target=target).square(), weight)
+
+
+def psnr_of_mse(mse: Tensor, *, value_range: float = VALUE_RANGE[1] - VALUE_RANGE[0]) -> Tensor:
+    """Return the peak signal-to-noise ratio of mean squared errors, in dB, at most `MAX_PSNR`; larger is better.
+
+    Args:
+        mse: Any shape. NaN stays NaN.
+        value_range: The largest value less the smallest one: 2 for videos in [-1, 1], 255 for bytes.
+    """
+    return 10 * torch.log10(value_range**2 / mse.clamp(min=value_range**2 * 10 ** (-MAX_PSNR / 10)))
 
 
 def l1(*, reconstruction: Tensor, target: Tensor, weight: Tensor | None = None) -> Scalar:

@@ -6,7 +6,6 @@ A run keeps the clips of all its validations.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from telecine.checks import argument_error
 from telecine.files import partial_path, read_json, write_json
+from telecine.losses.reconstruction import psnr_of_mse
 from telecine.report.video import Mp4Writer, panes
 from telecine.runs import CLIPS_FILE, validation_folder, validation_folders
 
@@ -25,8 +25,6 @@ AMPLIFICATION = 4.0
 CRF = 12
 # To show a frame, a browser decodes all frames from the last keyframe on.
 KEYFRAME_EVERY = 8
-# Identical frames have an infinite PSNR.
-MAX_PSNR = 100.0
 
 
 @dataclass(frozen=True)
@@ -123,10 +121,9 @@ def read_validations(run: Path) -> list[SavedValidation]:
 
 
 def frame_psnr(*, target: Tensor, reconstruction: Tensor) -> list[float]:
-    """Return the PSNR of each frame of two uint8 clips `(T, H, W, 3)`, in dB, at most `MAX_PSNR`; larger is better."""
-    errors = (target.float() - reconstruction.float()).square().flatten(1).mean(1).tolist()
-    min_error = 255**2 * 10 ** (-MAX_PSNR / 10)
-    return [10 * math.log10(255**2 / max(error, min_error)) for error in errors]
+    """Return the PSNR of each frame of two uint8 clips `(T, H, W, 3)`, see `psnr_of_mse`."""
+    errors = (target.float() - reconstruction.float()).square().flatten(1).mean(1)
+    return psnr_of_mse(errors.double(), value_range=255.0).tolist()
 
 
 def pixels_sha256(frames: Tensor) -> str:

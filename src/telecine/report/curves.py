@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 from telecine.files import atomic_write
+from telecine.losses.reconstruction import psnr_of_mse
 from telecine.report.names import (
     PERCEPTUAL_LOSS,
     TRAIN_LPIPS,
@@ -47,11 +50,6 @@ class Panel:
     scale: Literal["linear", "log", "wide"] = "linear"
     """The vertical axis. "log" leaves out values that are not positive. "wide" is linear if the values are similar, and
     else logarithmic on both sides of 0."""
-
-
-def psnr_of_mse(mse: float) -> float:
-    """Return the peak signal-to-noise ratio in dB of a mean squared error of values in [-1, 1]."""
-    return 10 * math.log10(4 / max(mse, 1e-10))
 
 
 PSNR_PANEL = Panel("PSNR (dB), larger is better", (TRAIN_PSNR, "val/psnr", "linear/psnr"))
@@ -141,7 +139,9 @@ def columns_of(records: Iterable[Record], perceptual_net: str | None) -> Columns
             if name != "step":
                 columns.setdefault(name, []).append((step, float(value)))
     if "train/mse" in columns:
-        columns[TRAIN_PSNR] = [(step, psnr_of_mse(mse)) for step, mse in columns["train/mse"]]
+        steps, errors = zip(*columns["train/mse"], strict=True)
+        psnr = psnr_of_mse(torch.tensor(errors, dtype=torch.float64))
+        columns[TRAIN_PSNR] = list(zip(steps, psnr.tolist(), strict=True))
     return columns
 
 

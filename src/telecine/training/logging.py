@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from telecine.losses.reconstruction import psnr_of_mse
 from telecine.progress import SECONDS_BETWEEN_LINES
-from telecine.report.curves import psnr_of_mse
 from telecine.report.names import FRAME_GRADIENT
 from telecine.report.trackers import log_preview
 from telecine.runs import METRICS_FILE
@@ -136,7 +136,7 @@ class Monitor:
             self.console.print(f"step {step}/{self.num_steps}  {numbers}  {left / 60:.1f} min left")
 
     def _numbers(self, values: Mapping[str, float], *, is_short: bool) -> str:
-        psnr = psnr_of_mse(values["train/mse"])
+        psnr = psnr_of_mse(torch.tensor(values["train/mse"])).item()
         numbers = f"loss {values['train/total_loss']:.3f}  psnr {psnr:.1f} dB"
         if is_short:
             return numbers
