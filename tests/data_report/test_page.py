@@ -8,7 +8,7 @@ import torch
 
 from telecine.cli import main
 from telecine.data import index_video
-from telecine.data_report.page import figure, moving_sheet, render, scaled
+from telecine.data_report.page import figure, moving_sheet, render
 
 
 def test_the_page_shows_clips_and_files_and_needs_no_network(report):
@@ -49,4 +49,3 @@ def test_clips_of_several_sizes_share_a_picture(report):
     assert sheet.shape == (10, 192, 2 * 144, 3)
     assert torch.equal(sheet[5, 80:112, 52:92], small.frames[0]), "repeated, in the middle"
     assert figure(2, large)["shape"] == "1 x 400 x 300"
-    assert scaled(large.frames, 100).shape == (1, 100, 75, 3)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from telecine.data import index_video, read_clip
-from telecine.report.video import Mp4Writer, gif_bytes, mp4_bytes, panes, side_by_side, write_mp4
+from telecine.report.video import Mp4Writer, gif_bytes, mp4_bytes, panes, shrink, side_by_side, write_mp4
 
 
 def _frames(num_frames: int, height: int, width: int) -> Tensor:
@@ -188,3 +188,13 @@ def test_gifs_are_animated_and_loop() -> None:
         image.seek(5)
         shown = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8).reshape(32, 48, 3)
     assert (shown.float() - frames[5].float()).abs().mean() < 8
+
+
+def test_large_frames_are_shrunk() -> None:
+    frames = torch.full((1, 400, 300, 3), 200, dtype=torch.uint8)
+    frames[:, 200:] = 0
+    small = shrink(frames, 100)
+    assert (small.shape, small.dtype) == ((1, 100, 75, 3), torch.uint8)
+    assert small[0, :45].unique().tolist() == [200]
+    assert small[0, 55:].unique().tolist() == [0]
+    assert shrink(frames, 400) is frames

@@ -19,7 +19,7 @@ from telecine.devices import gigabytes
 from telecine.files import atomic_write, write_json
 from telecine.report.page import page_environment, timestamp
 from telecine.report.summary import count_files
-from telecine.report.video import write_mp4
+from telecine.report.video import shrink, write_mp4
 
 JSON_FILE = "data.json"
 PAGE_FILE = "data.html"
@@ -104,7 +104,7 @@ def figure(number: int, clip: SampledClip) -> ClipFigure:
     """Return a clip for the contact sheet."""
     last = len(clip.frames) - 1
     chosen = clip.frames[sorted({0, last // 2, last})]
-    small = scaled(chosen, SHEET_SIDE)
+    small = shrink(chosen, SHEET_SIDE)
     strip = torch.cat(list(small), dim=1)
     text = io.BytesIO()
     Image.fromarray(strip.numpy()).save(text, "JPEG", quality=85)
@@ -123,7 +123,7 @@ def figure(number: int, clip: SampledClip) -> ClipFigure:
 
 def moving_sheet(clips: list[SampledClip], fps: float) -> Tensor:
     """Return a grid of all clips, each repeated to the length of the longest, uint8 `(T, H, W, 3)`."""
-    small = [scaled(clip.frames, VIDEO_SIDE) for clip in clips]
+    small = [shrink(clip.frames, VIDEO_SIDE) for clip in clips]
     height, width = (max(clip.shape[axis] for clip in small) for axis in (1, 2))
     length = max(*(len(clip) for clip in small), 1)
     length *= max(1, round(MIN_SECONDS * fps / length))
@@ -133,17 +133,6 @@ def moving_sheet(clips: list[SampledClip], fps: float) -> Tensor:
         missing = min(VIDEO_COLUMNS, len(small)) - len(cells)
         rows.append(torch.cat([*cells, *[torch.zeros_like(cells[0])] * missing], dim=2))
     return torch.cat(rows, dim=1)
-
-
-def scaled(frames: Tensor, side: int) -> Tensor:
-    """Scale uint8 frames `(T, H, W, 3)` so that their longer side has at most `side` pixels."""
-    height, width = frames.shape[1:3]
-    factor = min(1.0, side / max(height, width))
-    size = (max(1, round(height * factor)), max(1, round(width * factor)))
-    if factor == 1.0:
-        return frames
-    small = F.interpolate(frames.movedim(-1, 1).float(), size, mode="bilinear", antialias=True, align_corners=False)
-    return small.round().clamp(0, 255).to(torch.uint8).movedim(1, -1).contiguous()
 
 
 def padded(frames: Tensor, length: int, height: int, width: int) -> Tensor:

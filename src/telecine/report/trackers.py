@@ -6,11 +6,9 @@ import io
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
-from telecine.report.video import gif_bytes, mp4_bytes
+from telecine.report.video import gif_bytes, mp4_bytes, shrink
 
 if TYPE_CHECKING:
     from accelerate.tracking import GeneralTracker
@@ -47,16 +45,6 @@ def _log_to_tensorboard(tracker: GeneralTracker, frames: Tensor, fps: float, ste
     image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=gif)
     tracker.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=PREVIEW, image=image)]), step)
     tracker.writer.flush()
-
-
-def shrink(frames: Tensor, max_side: int) -> Tensor:
-    """Return uint8 frames `(T, H, W, 3)`, resized if a side has more than `max_side` pixels."""
-    scale = max_side / max(frames.shape[1:3])
-    if scale >= 1:
-        return frames
-    size = [max(1, round(side * scale)) for side in frames.shape[1:3]]
-    small = interpolate(frames.movedim(-1, 1).float(), size, mode="area")
-    return small.round().to(torch.uint8).movedim(1, -1)
 
 
 def _log_to_wandb(tracker: GeneralTracker, frames: Tensor, fps: float, step: int) -> None:

@@ -17,6 +17,7 @@ from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 from av.video.stream import VideoStream
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+from torch.nn import functional as F
 
 from telecine.checks import argument_error, check_count
 from telecine.files import partial_path
@@ -164,6 +165,16 @@ def gif_bytes(frames: Tensor, fps: float, *, num_colours: int = 256) -> bytes:
     milliseconds = max(20, round(1000 / fps))
     images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=milliseconds, loop=0)
     return buffer.getvalue()
+
+
+def shrink(frames: Tensor, max_side: int) -> Tensor:
+    """Return uint8 frames `(T, H, W, 3)`, resized if a side has more than `max_side` pixels."""
+    scale = max_side / max(frames.shape[1:3])
+    if scale >= 1:
+        return frames
+    size = [max(1, round(side * scale)) for side in frames.shape[1:3]]
+    small = F.interpolate(frames.movedim(-1, 1).float(), size, mode="bilinear", antialias=True)
+    return small.round().clamp(0, 255).to(torch.uint8).movedim(1, -1).contiguous()
 
 
 def side_by_side(
