@@ -14,7 +14,6 @@ from telecine.checks import argument_error, describe
 
 Video: TypeAlias = Float[Tensor, "batch channel time height width"]
 Frames: TypeAlias = Float[Tensor, "frame channel height width"]
-Logits: TypeAlias = Float[Tensor, " batch"]
 Scalar: TypeAlias = Float[Tensor, ""]
 
 VALUE_RANGE = (-1.0, 1.0)

@@ -43,8 +43,13 @@ def test_num_bytes(spans: list[Span]) -> None:
     buckets = (Bucket(3, 48, 64), Bucket(5, 48, 64), Bucket(3, 24, 32))
     config = replace(CONFIG, buckets=buckets)
     short = 12 * 3 * (48 * 64 + 24 * 32)
-    assert DecodedCache(spans[:1], config).num_bytes == num_cached_bytes(spans[:1], config) == short
-    assert DecodedCache(spans, config).num_bytes == num_cached_bytes(spans, config) > short
+    for some in (spans[:1], spans):
+        cache = DecodedCache(some, config)
+        clips = [cache.read(span, span.first_frame, bucket) for span in some for bucket in buckets]
+        sizes = {clip.untyped_storage().data_ptr(): clip.untyped_storage().nbytes() for clip in clips}
+        assert len(sizes) == 2 * len(some), "clips of both lengths are views of the same frames"
+        assert sum(sizes.values()) == num_cached_bytes(some, config)
+    assert num_cached_bytes(spans, config) > num_cached_bytes(spans[:1], config) == short
 
 
 def test_frames_that_do_not_fit_in_memory(spans: list[Span], monkeypatch: pytest.MonkeyPatch) -> None:

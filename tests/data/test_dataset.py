@@ -42,6 +42,11 @@ BUCKETS = (Bucket(5, 32, 40, weight=3), Bucket(3, 48, 32), Bucket(9, 16, 16))
 SEVERAL = replace(CONFIG, buckets=BUCKETS)
 
 
+def size_at(dataset: ClipDataset, step: int) -> str:
+    """Return the kind and size of the items of a step, such as "video-5x32x40"."""
+    return dataset.names_at(step, [0])[0].removesuffix("-0")
+
+
 def file_names(dataset: ClipDataset, count: int) -> set[str]:
     """Return the names of the files that the first clips are read from."""
     return {Path(dataset[i]["source"]).name for i in range(count)}
@@ -127,13 +132,14 @@ def test_flip_and_zoom_can_be_turned_off(spans: list[Span]) -> None:
 def test_each_step_has_one_size(spans: list[Span]) -> None:
     dataset, again = ClipDataset(spans, SEVERAL, seed=2), ClipDataset(spans, SEVERAL, seed=2)
     steps = range(100)
-    assert {dataset.bucket_at(step) for step in steps} == set(BUCKETS)
-    assert [dataset.bucket_at(step) for step in steps] == [again.bucket_at(step) for step in steps]
+    assert {size_at(dataset, step) for step in steps} == {f"video-{bucket}" for bucket in BUCKETS}
+    assert [size_at(dataset, step) for step in steps] == [size_at(again, step) for step in steps]
     other = ClipDataset(spans, SEVERAL, seed=3)
-    assert [dataset.bucket_at(step) for step in steps] != [other.bucket_at(step) for step in steps]
+    assert [size_at(dataset, step) for step in steps] != [size_at(other, step) for step in steps]
     for step in range(8):
         for index in (7, 8):
-            assert dataset[step, index]["video"].shape == (3, *dataset.bucket_at(step).shape)
+            _, *shape = dataset[step, index]["video"].shape
+            assert size_at(dataset, step) == f"video-{Bucket(*shape)}"
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -186,7 +192,7 @@ def images(tmp_path: Path) -> list[Span]:
 def test_images_are_clips_of_one_frame(images: list[Span], cache: bool) -> None:
     config = ClipConfig(num_frames=17, height=48, width=64, num_workers=0, random_flip=False, cache=cache)
     dataset = ClipDataset(images, config)
-    assert dataset.bucket_at(0) == Bucket(1, 48, 64)
+    assert dataset[0]["video"].shape == (3, 1, 48, 64)
     assert file_names(dataset, 24) == {"0.png", "1.png", "2.png", "3.png"}
     clip = dataset[0]
     assert torch.equal(clip["video"], video_from_bytes(read_image(Path(clip["source"]))[None]))
@@ -196,11 +202,12 @@ def test_images_are_clips_of_one_frame(images: list[Span], cache: bool) -> None:
 def test_image_ratio_is_the_fraction_of_steps_with_images(images: list[Span], spans: list[Span], ratio: float) -> None:
     buckets = (Bucket(5, 32, 40), Bucket(9, 16, 16))
     dataset = ClipDataset(spans + images, replace(CONFIG, image_ratio=ratio, buckets=buckets))
-    sizes = [dataset.bucket_at(step) for step in range(1000)]
-    assert ratio - 0.05 < sum(size.num_frames == 1 for size in sizes) / 1000 < ratio + 0.05
-    assert {size.shape for size in sizes if size.num_frames == 1} == {(1, 32, 40), (1, 16, 16)}
+    sizes = [size_at(dataset, step) for step in range(1000)]
+    of_images = {"image-1x32x40", "image-1x16x16"}
+    assert ratio - 0.05 < sum(size in of_images for size in sizes) / 1000 < ratio + 0.05
+    assert {size for size in sizes if size.startswith("image")} == of_images
     for step in range(12):
-        assert (Path(dataset[step]["source"]).suffix == ".png") == (sizes[step].num_frames == 1)
+        assert (Path(dataset[step]["source"]).suffix == ".png") == (sizes[step] in of_images)
 
 
 def test_a_clip_of_several_frames_is_not_needed_if_all_steps_have_images(images: list[Span], spans: list[Span]) -> None:
@@ -228,7 +235,7 @@ def test_a_damaged_image_is_replaced_and_logged_once(tmp_path: Path, caplog: pyt
 def test_a_number_of_clips_comes_again(spans: list[Span]) -> None:
     config = replace(CONFIG, num_clips=3, buckets=(Bucket(5, 32, 40), Bucket(2, 32, 40)))
     dataset, endless = ClipDataset(spans, config), ClipDataset(spans, replace(config, num_clips=None))
-    steps = {dataset.bucket_at(step): step for step in range(9)}
+    steps = {size_at(dataset, step): step for step in range(9)}
     assert len(steps) == 2
     for step in steps.values():
         assert torch.equal(dataset[step, 7]["video"], endless[step, 1]["video"])
@@ -236,5 +243,5 @@ def test_a_number_of_clips_comes_again(spans: list[Span]) -> None:
     names = [dataset.names_at(step, range(7)) for step in steps.values()]
     assert [len({*each}) for each in names] == [3, 3]
     assert len({*names[0], *names[1]}) == 6
-    assert names[0][1] == f"video-{dataset.bucket_at(next(iter(steps.values())))}-1"
+    assert names[0][1] == f"{next(iter(steps))}-1"
     assert len({*endless.names_at(0, range(7))}) == 7

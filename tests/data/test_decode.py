@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from telecine.data import DecodeError, VideoInfo, decode, index_video, iterate_clips, iterate_frames, read_clip
+from telecine.data import DecodeError, VideoInfo, decode, index_video, iterate_frames, read_clip
 from telecine.data.decode import _check_intact, _decode_needed, _keyframes_before, _seek, open_video
 
 from .videos import (
@@ -215,16 +215,6 @@ def test_a_damaged_part_raises_and_the_rest_is_correct(tmp_path: Path) -> None:
         read_clip(info, corrupt[0], 1)
     with pytest.raises(DecodeError, match=r"damaged\.mp4"):
         list(iterate_frames(path))
-
-
-def test_consecutive_clips_have_every_frame_once(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "video.mp4", numbered_frames(10))
-    clips = list(iterate_clips(path, 4, size=(24, 32)))
-    assert [clip.shape for clip in clips] == [(4, 24, 32, 3), (4, 24, 32, 3), (2, 24, 32, 3)]
-    assert numbers_of(torch.cat(clips)) == list(range(10))
-    assert [len(clip) for clip in iterate_clips(path, 5)] == [5, 5]
-    with pytest.raises(ValueError, match="`num_frames` must be a positive int"):
-        next(iterate_clips(path, 0))
 
 
 @pytest.mark.parametrize(("start", "num_frames", "stride"), [(-1, 1, 1), (60, 1, 1), (50, 6, 2), (0, 0, 1), (0, 1, 0)])

@@ -4,7 +4,7 @@ from telecine.data.cache import DecodedCache, num_cached_bytes
 from telecine.data.clip import Clip, bytes_from_video, video_from_bytes
 from telecine.data.config import Bucket, ClipConfig, SupportsClipSizes, check_buckets
 from telecine.data.dataset import ClipDataset
-from telecine.data.decode import iterate_clips, iterate_frames, read_clip
+from telecine.data.decode import iterate_frames, read_clip
 from telecine.data.find import find_segments, find_videos, load_spans, sample_videos
 from telecine.data.image import index_image, read_image
 from telecine.data.index import Skipped, index_video, index_videos, log_too_short
@@ -44,7 +44,6 @@ __all__ = [
     "index_image",
     "index_video",
     "index_videos",
-    "iterate_clips",
     "iterate_frames",
     "iterate_validation_clips",
     "load_spans",

@@ -49,11 +49,6 @@ class DecodedCache:
             got = f"{len(spans)} videos that cannot be decoded"
             raise argument_error("data", "decodable", got, "See the log for the reasons.", DataError)
 
-    @property
-    def num_bytes(self) -> int:
-        """Size of the cached frames in bytes."""
-        return sum(frames.numel() for frames in self._frames.values())
-
     def read(self, span: Span, start: int, bucket: Bucket) -> Tensor:
         """Return the clip that starts at frame `start` of the video, uint8 `(T, H, W, 3)`, as a view of the cache.
 

@@ -102,10 +102,6 @@ class ClipDataset(Dataset[Clip]):
         got = f"{MAX_ATTEMPTS} clips in a row that cannot be decoded"
         raise argument_error("data", "decodable", got, "Remove the files named in the log.", DataError)
 
-    def bucket_at(self, step: int) -> Bucket:
-        """Return the size of all clips of a step. Images have one frame."""
-        return self._draw_pool(step)[1]
-
     def names_at(self, step: int, indices: Iterable[int]) -> list[str]:
         """Return names of items of a step. Items of one name are the same clip."""
         pool, bucket = self._draw_pool(step)

@@ -162,25 +162,6 @@ def iterate_frames(path: str | PathLike[str] | Source, size: tuple[int, int] | N
         yield from rgb_frames(frames, size, sample_aspect_ratio(stream))
 
 
-def iterate_clips(
-    path: str | PathLike[str] | Source, num_frames: int, size: tuple[int, int] | None = None
-) -> Iterator[Tensor]:
-    """Yield a video in consecutive clips, uint8 RGB `(T, H, W, 3)`, in constant memory.
-
-    `T` is `num_frames`, except that the last clip has the remaining frames. The other arguments and the errors are
-    those of `iterate_frames`.
-    """
-    check_count("num_frames", num_frames)
-    clip: list[Tensor] = []
-    for frame in iterate_frames(path, size):
-        clip.append(frame)
-        if len(clip) == num_frames:
-            yield torch.stack(clip)
-            clip = []
-    if clip:
-        yield torch.stack(clip)
-
-
 def read_clip(
     info: VideoInfo, start: int, num_frames: int, stride: int = 1, size: tuple[int, int] | None = None
 ) -> Tensor:
