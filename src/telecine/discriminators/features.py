@@ -14,7 +14,7 @@ from telecine.checks import check_count
 from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees
 from telecine.discriminators.blocks import check_input
 from telecine.discriminators.conditional import check_condition
-from telecine.discriminators.patch import NormedConv3d
+from telecine.discriminators.patch import FullPrecisionWeightConv3d
 from telecine.perceptual.feature_maps import FeatureMaps, build_maps
 from telecine.perceptual.weights import WeightsSource
 from telecine.shapes import Video
@@ -119,9 +119,9 @@ class Head(nn.Module):
 
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
-        self.conv_in = spectral_norm(NormedConv3d(channels, dim, 1))
-        self.conv = spectral_norm(NormedConv3d(dim, dim, 3, padding=1))
-        self.to_logits = spectral_norm(NormedConv3d(dim, 1, 3, padding=1))
+        self.conv_in = spectral_norm(FullPrecisionWeightConv3d(channels, dim, 1))
+        self.conv = spectral_norm(FullPrecisionWeightConv3d(dim, dim, 3, padding=1))
+        self.to_logits = spectral_norm(FullPrecisionWeightConv3d(dim, 1, 3, padding=1))
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Map `(B, C, T, h, w)` to logits `(B, 1, T, h, w)` and two activations."""

@@ -28,11 +28,11 @@ NORMS: tuple[Norm, ...] = get_args(Norm)
 CHANNELS_PER_GROUP = 16
 
 
-class NormedConv2d(nn.Conv2d):
-    """Convolution that reads its weight outside autocast.
+class FullPrecisionWeightConv2d(nn.Conv2d):
+    """Convolution whose weight, and its parametrization such as `spectral_norm`, is computed outside autocast.
 
-    Reading the weight estimates its spectral norm by matrix-vector products. In float16 the gradient of the estimate, a
-    sum over the whole weight, would overflow under a loss scale.
+    The spectral norm is estimated by matrix-vector products. In float16 the gradient of the estimate, a sum over the
+    whole weight, would overflow under a loss scale.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,8 +42,8 @@ class NormedConv2d(nn.Conv2d):
         return F.conv2d(x, weight, self.bias, self.stride, self.padding)
 
 
-class NormedConv3d(nn.Conv3d):
-    """Convolution that reads its weight outside autocast, as `NormedConv2d` does."""
+class FullPrecisionWeightConv3d(nn.Conv3d):
+    """Convolution whose weight is computed outside autocast, see `FullPrecisionWeightConv2d`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, C, T, H, W)` as `nn.Conv3d` does."""
@@ -78,9 +78,9 @@ class _PatchNetwork(GradientCheckpointing):
     def _conv(self, width_in: int, width_out: int, time_stride: int, space_stride: int) -> nn.Conv2d | nn.Conv3d:
         kernel = 4 if space_stride == 2 else 3
         if self.sees == "frames":
-            return NormedConv2d(width_in, width_out, kernel, space_stride, padding=1)
+            return FullPrecisionWeightConv2d(width_in, width_out, kernel, space_stride, padding=1)
         strides = (time_stride, space_stride, space_stride)
-        return NormedConv3d(width_in, width_out, (3, kernel, kernel), strides, padding=1)
+        return FullPrecisionWeightConv3d(width_in, width_out, (3, kernel, kernel), strides, padding=1)
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the activations inside each layer in the backward.
