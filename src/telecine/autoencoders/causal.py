@@ -58,7 +58,7 @@ def residual_blocks(config: CausalVAEConfig, level: int) -> list[ResidualBlock]:
     return [ResidualBlock(channels[level], time_kernel) for _ in range(config.blocks_per_level)]
 
 
-def in_chunks(network: CausalSequential, video: Video, size: int) -> Video:
+def in_temporal_chunks(network: CausalSequential, video: Video, size: int) -> Video:
     """Return `network(video)`; for a `size` above 0, computed in chunks of as many frames.
 
     The values are the same. The activations of a chunk are computed again in the backward pass, which goes through the
@@ -94,7 +94,7 @@ class Encoder(nn.Module):
 
     def forward(self, video: Video) -> tuple[Tensor, Tensor]:
         """Return mean and logvar, each `(B, latent_channels, 1 + k, h, w)`; the latter is empty if there is none."""
-        outputs = in_chunks(self.network, fold(video, *self.patch), self.chunk_size)
+        outputs = in_temporal_chunks(self.network, fold(video, *self.patch), self.chunk_size)
         residual, logvar = outputs.tensor_split([self.latent_channels], dim=1)
         return self.linear(video) + residual, logvar
 
@@ -117,7 +117,7 @@ class Decoder(nn.Module):
 
     def forward(self, latent: Tensor) -> Video:
         """Return the video of a latent `(B, latent_channels, 1 + k, h, w)`."""
-        residual = in_chunks(self.network, latent, self.chunk_size)
+        residual = in_temporal_chunks(self.network, latent, self.chunk_size)
         video: Video = self.linear(latent) + unfold(residual, *self.patch)
         return video
 
@@ -218,7 +218,7 @@ class CausalVAE(VideoAutoencoder):
         return self.config.time_compression
 
     def enable_temporal_chunks(self, num_frames: int) -> None:
-        """Compute the networks in chunks of as many frames, a multiple of `time_compression`, see `in_chunks`.
+        """Compute the networks in chunks of as many frames, a multiple of `time_compression`, see `in_temporal_chunks`.
 
         Raises:
             ValueError: It is not a multiple.
