@@ -47,7 +47,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     '`gan.loss="least_squares"`': {"gan.loss": "least_squares"},
     '`gan.loss="relativistic"`': {"gan.loss": "relativistic"},
     "`gan.window=2`": {"gan.window": 2},
-    "`gan.augment`, all three": {"gan.augment": ("colour", "translation", "cutout")},
+    "`gan.augment`, all three": {"gan.augment": ("color", "translation", "cutout")},
     "`gan.feature_matching_loss_weight`": {"gan.feature_matching_loss_weight": 1.0},
     "`gan.lecam_loss_weight`": {"gan.lecam_loss_weight": 0.001},
     "no penalty (15 of 16 steps with `penalty.every=16`)": {"grad_penalty_loss_weight": 0},

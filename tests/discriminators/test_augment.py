@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from telecine.discriminators.augment import AUGMENTATIONS, augment, check_augmentations, colour, cutout, translation
+from telecine.discriminators.augment import AUGMENTATIONS, augment, check_augmentations, color, cutout, translation
 
 
 def video(shape=(2, 3, 3, 8, 12), seed=0):
@@ -14,15 +14,15 @@ def draws(*values):
     return [torch.tensor([value, 0.5]) for value in values]
 
 
-def test_colour():
+def test_color():
     x = video()
-    for unchanged in (colour(x, *[torch.full((2,), 0.5)] * 3), colour(x, *draws(0.5, 0.5, 0.5))):
+    for unchanged in (color(x, *[torch.full((2,), 0.5)] * 3), color(x, *draws(0.5, 0.5, 0.5))):
         torch.testing.assert_close(unchanged, x)
-    torch.testing.assert_close(colour(x, *draws(0.75, 0.5, 0.5))[0], x[0] + 0.25)
+    torch.testing.assert_close(color(x, *draws(0.75, 0.5, 0.5))[0], x[0] + 0.25)
     grey = x[0].mean(0, keepdim=True).expand_as(x[0])
-    torch.testing.assert_close(colour(x, *draws(0.5, 0.0, 0.5))[0], grey)
+    torch.testing.assert_close(color(x, *draws(0.5, 0.0, 0.5))[0], grey)
     expected = x[0].mean() + 1.25 * (x[0] - x[0].mean())
-    torch.testing.assert_close(colour(x, *draws(0.5, 0.5, 0.75))[0], expected)
+    torch.testing.assert_close(color(x, *draws(0.5, 0.5, 0.75))[0], expected)
 
 
 @pytest.mark.parametrize(("vertical", "horizontal"), [(0.0, 0.0), (0.5, 0.999), (0.999, 0.5), (0.4, 0.3)])
@@ -75,8 +75,8 @@ def test_a_clip_is_changed_by_its_own_generator():
 
 
 def test_names():
-    assert check_augmentations("augment", ["cutout", "colour"]) == ("cutout", "colour")
-    with pytest.raises(ValueError, match="`augment` must be one of 'colour', 'translation', 'cutout', but got"):
-        check_augmentations("augment", ("color",))
-    with pytest.raises(ValueError, match=r"`augment` must be a list of names, but got 'colour'.*\[\] for none"):
-        check_augmentations("augment", "colour")
+    assert check_augmentations("augment", ["cutout", "color"]) == ("cutout", "color")
+    with pytest.raises(ValueError, match="`augment` must be one of 'color', 'translation', 'cutout', but got"):
+        check_augmentations("augment", ("colour",))
+    with pytest.raises(ValueError, match=r"`augment` must be a list of names, but got 'color'.*\[\] for none"):
+        check_augmentations("augment", "color")

@@ -729,7 +729,7 @@ class TestConditional:
 class TestAugment:
     """The discriminators see changed clips; the other terms do not."""
 
-    def make(self, make_loss, discriminator, names=("colour", "translation", "cutout"), **options):
+    def make(self, make_loss, discriminator, names=("color", "translation", "cutout"), **options):
         return make_loss(
             discr_3d_kwargs=discriminator,
             perceptual_weight=0,

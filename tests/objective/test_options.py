@@ -143,7 +143,7 @@ OPTIONS = {
     "gan.loss": ("vanilla", "least_squares", "relativistic", wasserstein),
     "gan.disc_train_start": (1,),
     "gan.window": (2,),
-    "gan.augment": (["colour", "translation", "cutout"],),
+    "gan.augment": (["color", "translation", "cutout"],),
     "gan.feature_matching_loss_weight": (0.5, *WEIGHTS[1:]),
     "gan.lecam_loss_weight": (0.5, *WEIGHTS[1:]),
     "gan.lecam_decay": (0.0,),

@@ -23,7 +23,7 @@ EVERY_TERM = ObjectiveConfig(
     gan={
         "disc_train_start": 0,
         "loss": "relativistic",
-        "augment": ("colour", "translation", "cutout"),
+        "augment": ("color", "translation", "cutout"),
         "feature_matching_loss_weight": 0.2,
         "lecam_loss_weight": Ramp(0.1, steps=2, initial=0.05),
         "lecam_decay": 0.9,

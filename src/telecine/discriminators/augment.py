@@ -12,7 +12,7 @@ from telecine.checks import argument_error, check_choice, describe
 from telecine.randomness import Generators, rand
 from telecine.shapes import Video
 
-Augmentation: TypeAlias = Literal["colour", "translation", "cutout"]
+Augmentation: TypeAlias = Literal["color", "translation", "cutout"]
 
 # The fractions of height and width by which "translation" moves at most, and which "cutout" hides.
 MAX_TRANSLATION = 0.125
@@ -47,7 +47,7 @@ def check_augmentations(name: str, value: object) -> tuple[Augmentation, ...]:
     return tuple(value)
 
 
-def colour(video: Video, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Video:
+def color(video: Video, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Video:
     """Add up to 1/2, multiply the distance to grey by 0 to 2, and that to the clip's mean by 1/2 to 3/2.
 
     The last three are one number in [0, 1) for each clip.
@@ -101,7 +101,7 @@ def _whole(draw: Tensor, count: int) -> Tensor:
 
 # How many random numbers each needs for a clip, and its function.
 AUGMENTATIONS: dict[str, tuple[int, Callable[..., Video]]] = {
-    "colour": (3, colour),
+    "color": (3, color),
     "translation": (2, translation),
     "cutout": (2, cutout),
 }

@@ -149,7 +149,7 @@ class GANConfig:
     Fails: a short window hides slow flicker from the discriminators. Frames near the ends are drawn less often.
     """
     augment: tuple[Augmentation, ...] = ()
-    """Random changes of what the discriminators see, the same ones of a clip and of its reconstruction: "colour"
+    """Random changes of what the discriminators see, the same ones of a clip and of its reconstruction: "color"
     (brightness, saturation, contrast), "translation" (by up to 1/8), "cutout" (of a quarter). For little data.
 
     Source: all three in DiffAugment (arXiv:2006.10738), there drawn for real and fake samples by themselves.
