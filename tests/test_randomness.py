@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from telecine.randomness import check_generators, clip_generators, rand, randint, randn, seed_of
+from telecine.randomness import check_generators, clip_generators, host_rand, rand, randint, randn, seed_of
 
 CPU = torch.device("cpu")
 DRAWS = [
@@ -53,3 +53,25 @@ def test_the_wrong_number_or_device_is_named():
         rand((3, 2), generator=clip_generators(0, range(2), CPU), device=CPU)
     with pytest.raises(ValueError, match=r'`generator` must be on meta.*Create it with `torch.Generator\("meta"\)`'):
         check_generators(torch.Generator(), 1, torch.device("meta"))
+
+
+class OnMPS(torch.Generator):
+    device = torch.device("mps")
+
+
+def test_numbers_for_the_host_from_a_generator_without_float64(monkeypatch):
+    """MPS has no float64; this stands in for it on a machine without one."""
+    drawn = torch.rand
+
+    def draw(count, *, generator, device, dtype):
+        if torch.device(device).type == "mps" and dtype == torch.float64:
+            raise TypeError("MPS has no float64")
+        return drawn(count, dtype=dtype)
+
+    monkeypatch.setattr(torch, "rand", draw)
+    numbers = host_rand(3, OnMPS())
+    assert len(set(numbers)) == 3
+    assert all(0 <= number < 1 for number in numbers)
+    monkeypatch.undo()
+    expected = torch.rand(2, generator=torch.Generator().manual_seed(1), dtype=torch.float64).tolist()
+    assert host_rand(2, torch.Generator().manual_seed(1)) == expected

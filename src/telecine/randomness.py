@@ -54,8 +54,9 @@ def host_rand(count: int, generator: Generators) -> list[float]:
     if generator is not None and not isinstance(generator, torch.Generator):
         source = random.Random(seed_of(generator[0].initial_seed(), "host"))
         return [source.random() for _ in range(count)]
-    device = "cpu" if generator is None else generator.device
-    numbers: list[float] = torch.rand(count, generator=generator, device=device, dtype=torch.float64).tolist()
+    device = torch.device("cpu") if generator is None else generator.device
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+    numbers: list[float] = torch.rand(count, generator=generator, device=device, dtype=dtype).tolist()
     return numbers
 
 

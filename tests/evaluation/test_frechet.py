@@ -22,6 +22,8 @@ from telecine.evaluation.frechet import (
     transnet_weights_path,
 )
 
+from .devices import WithoutFloat64
+
 CPU = torch.device("cpu")
 
 
@@ -68,6 +70,12 @@ class TestFrechetDistance:
         x[:, 0], y[:, 0] = 0.0, 1.0
         rest = frechet_distance(features=x[:, 1:], reference=y[:, 1:])
         assert frechet_distance(features=x, reference=y) == pytest.approx(rest + 1, rel=1e-6)
+
+    def test_features_on_a_device_without_float64(self):
+        x, y = samples(seed=0), samples(seed=1)
+        expected = frechet_distance(features=x, reference=y)
+        moved = (each.as_subclass(WithoutFloat64) for each in (x, y))
+        assert frechet_distance(**dict(zip(("features", "reference"), moved, strict=True))) == expected
 
     def test_too_few_samples_raise(self):
         assert min_samples(8) == 9

@@ -18,6 +18,8 @@ from telecine.evaluation.latent_measures import (
     summary,
 )
 
+from .devices import WithoutFloat64
+
 
 def noise(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
@@ -102,3 +104,4 @@ def test_code_usage():
     assert code_usage(None, latents) == {}
     found = code_usage(Codebook(), latents)
     assert found == pytest.approx({"codes_used": 5 / 16, "code_entropy": 1.0, "code_perplexity": 2.5})
+    assert code_usage(Codebook(), latents.float().as_subclass(WithoutFloat64)) == found

@@ -16,6 +16,7 @@ from telecine.training.validation import (
     clips_of_rank,
     evenly_spaced,
     first_and_last,
+    gather_metrics,
     repeat_short_video,
     validate,
 )
@@ -89,6 +90,12 @@ def test_the_codes_of_all_clips_are_counted():
         "code_entropy": 1.0,
         "code_perplexity": 2.0,
     }
+
+
+def test_metrics_of_one_process_are_gathered_off_the_device():
+    """MPS has no float64. The device "meta" has no values to return."""
+    measured = [{"psnr": 30.1, "ssim": 0.9}, {"psnr": 20.3, "ssim": float("inf")}]
+    assert gather_metrics(measured, 2, torch.device("meta")) == measured
 
 
 def test_each_process_measures_equally_many_clips():

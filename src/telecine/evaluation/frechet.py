@@ -32,9 +32,9 @@ def frechet_distance(*, features: Tensor, reference: Tensor) -> float:
     """Return the squared Frechet distance between Gaussians fitted to two sets of features; smaller is better.
 
     |m - n|^2 + tr(S + R - 2 (S^1/2 R S^1/2)^1/2), where m, n are the means and S, R the unbiased covariances of the two
-    sets: equation 6 of arXiv 1706.08500. On features of videos it is FVD (arXiv 1812.01717). Computed in float64. The
-    square root is taken through the eigenvalues of a symmetric matrix, with negative rounding errors set to 0, so that
-    it is real and exists for singular covariances.
+    sets: equation 6 of arXiv 1706.08500. On features of videos it is FVD (arXiv 1812.01717). Computed in float64 on the
+    CPU. The square root is taken through the eigenvalues of a symmetric matrix, with negative rounding errors set to 0,
+    so that it is real and exists for singular covariances.
 
     Args:
         features: `(N, D)`, a row for each video of one set.
@@ -48,7 +48,7 @@ def frechet_distance(*, features: Tensor, reference: Tensor) -> float:
     if features.shape[1] != reference.shape[1]:
         remedy = "Use the features of one network."
         raise argument_error("features", f"of {reference.shape[1]} columns, as `reference`", features, remedy)
-    x, y = features.double(), reference.double()
+    x, y = features.cpu().double(), reference.cpu().double()
     root = _square_root(x.T.cov())
     trace_of_root = torch.linalg.eigvalsh(root @ y.T.cov() @ root).clamp(min=0).sqrt().sum()
     traces = x.var(dim=0).sum() + y.var(dim=0).sum()

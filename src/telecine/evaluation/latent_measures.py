@@ -118,7 +118,7 @@ def code_usage(codebook: Bottleneck | None, latents: Tensor) -> dict[str, float]
     """
     if codebook is None:
         return {}
-    groups = codebook.indices(latents).transpose(0, 1).flatten(1)
+    groups = codebook.indices(latents).cpu().transpose(0, 1).flatten(1)  # MPS has no float64, for what follows
     counts = torch.stack([torch.bincount(group, minlength=codebook.codebook_size) for group in groups]).double()
     entropy = torch.special.entr(counts / counts.sum(1, keepdim=True)).sum(1) / math.log(2)
     return {

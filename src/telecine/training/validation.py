@@ -23,6 +23,7 @@ from telecine.report.settings import perceptual_net, read_settings
 from telecine.report.video import side_by_side, write_mp4
 from telecine.runs import CONFIG_FILE, CURVES_FILE, METRICS_FILE, REPORT_FILE, VIDEO_FILE, checkpoints
 from telecine.training.distributed import all_gather
+from telecine.training.process_group import num_ranks
 
 # Clips in the side-by-side video.
 NUM_SHOWN = 4
@@ -112,7 +113,9 @@ def gather_metrics(
     per_clip: Sequence[Mapping[str, float]], num_clips: int, device: torch.device
 ) -> list[dict[str, float]]:
     """Return the metrics of all clips, in order, from those that each process has measured."""
-    values = torch.tensor([list(clip.values()) for clip in per_clip], dtype=torch.float64, device=device)
+    values = torch.tensor([list(clip.values()) for clip in per_clip], dtype=torch.float64)
+    if num_ranks() > 1:
+        values = values.to(device)  # NCCL gathers on the GPU; MPS has no float64, and one process
     return [dict(zip(per_clip[0], row, strict=True)) for row in in_order(values, num_clips).tolist()]
 
 
