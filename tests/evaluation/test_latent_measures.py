@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from telecine.autoencoders import CausalVAEConfig
+from telecine.autoencoders.bottleneck import build_bottleneck
 from telecine.evaluation.latent_measures import (
     autocorrelation,
     code_usage,
@@ -89,6 +91,29 @@ def test_the_summary():
     assert found["dead_channels"] == 1
     assert found["effective_rank"] == pytest.approx(1)
     assert 0.7 < found["high_frequencies"] < 0.9
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_makes_the_numbers_nan(value):
+    latents = noise(2, 3, 1, 8, 8)
+    latents[1, 2, 0, 0, 0] = value
+    expected = summary(noise(2, 3, 1, 8, 8))
+    found = summary(latents)
+    assert list(found) == list(expected)
+    assert all(math.isnan(number) for number in found.values())
+    assert all(math.isnan(number) for number in covariance_eigenvalues(latents))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("bottleneck", ["fsq", "lfq"])
+def test_codes_of_a_value_that_is_not_finite_make_the_usage_nan(value, bottleneck):
+    codebook = build_bottleneck(CausalVAEConfig(latent_channels=4, bottleneck=bottleneck, lfq_bits=4))
+    latents = codebook.quantize(noise(1, 4, 1, 8, 8))
+    expected = code_usage(codebook, latents)
+    latents[0, 0, 0, 0, 0] = value
+    found = code_usage(codebook, latents)
+    assert list(found) == list(expected)
+    assert all(math.isnan(number) for number in found.values())
 
 
 def test_code_usage():

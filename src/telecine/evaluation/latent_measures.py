@@ -42,10 +42,16 @@ def dead_channels(std: list[float]) -> list[int]:
 
 
 def covariance_eigenvalues(latents: Tensor) -> list[float]:
-    """Return the eigenvalues of the channels' covariance over all positions, the largest first."""
+    """Return the eigenvalues of the channels' covariance over all positions, the largest first.
+
+    They are NaN if a latent is not finite.
+    """
     rows = channel_rows(latents)
     rows = rows - rows.mean(1, keepdim=True)
-    values = torch.linalg.eigvalsh(rows @ rows.T / rows.shape[1])
+    covariance = rows @ rows.T / rows.shape[1]
+    if not covariance.isfinite().all():  # `eigvalsh` would raise
+        return [math.nan] * len(covariance)
+    values = torch.linalg.eigvalsh(covariance)
     return values.flip(0).clamp(min=0).tolist()
 
 
@@ -110,7 +116,8 @@ def code_usage(codebook: Bottleneck | None, latents: Tensor) -> dict[str, float]
     """Return how discrete latents use their codebook, means over the codes of a position; nothing without a codebook.
 
     `codes_used` is the share of the codebook that occurs, at most the number of codes divided by its size;
-    `code_entropy` the entropy of the codes' frequencies in bits, and `code_perplexity` 2 to that power.
+    `code_entropy` the entropy of the codes' frequencies in bits, and `code_perplexity` 2 to that power. They are NaN if
+    a latent is not finite.
 
     Args:
         codebook: See `VideoAutoencoder.codebook`.
@@ -118,6 +125,8 @@ def code_usage(codebook: Bottleneck | None, latents: Tensor) -> dict[str, float]
     """
     if codebook is None:
         return {}
+    if not latents.isfinite().all():  # it has no code
+        return dict.fromkeys(("codes_used", "code_entropy", "code_perplexity"), math.nan)
     groups = codebook.indices(latents).cpu().transpose(0, 1).flatten(1)  # MPS has no float64, for what follows
     counts = torch.stack([torch.bincount(group, minlength=codebook.codebook_size) for group in groups]).double()
     entropy = torch.special.entr(counts / counts.sum(1, keepdim=True)).sum(1) / math.log(2)
@@ -132,13 +141,13 @@ def summary(latents: Tensor) -> dict[str, float]:
     """Return a few numbers about latents `(B, C, t, h, w)`, for the log of a training run.
 
     `std` is the mean of the channels' standard deviations, `high_frequencies` the share of the spatial power above a
-    quarter of a cycle per position.
+    quarter of a cycle per position. All are NaN if a latent is not finite.
     """
     eigenvalues = covariance_eigenvalues(latents)
     std = channel_rows(latents).std(1, correction=0).tolist()
     return {
         "std": sum(std) / len(std),
-        "dead_channels": float(len(dead_channels(std))),
+        "dead_channels": float(len(dead_channels(std))) if all(map(math.isfinite, std)) else math.nan,
         "effective_rank": effective_rank(eigenvalues),
         "high_frequencies": high_frequency_share(latents),
     }
