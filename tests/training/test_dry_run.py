@@ -1,13 +1,18 @@
 """A dry run computes an update with every term on, and keeps nothing."""
 
 import io
+import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
 from rich.console import Console
 
 from telecine.cli import main
 from telecine.training.dry_run import dry_run
+from telecine.training.lock import LOCK_FILE, started_at
 from telecine.training.saved_settings import as_yaml
 
 
@@ -41,6 +46,27 @@ def test_an_output_folder_that_cannot_be_used_is_found(tiny, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match=r"`output_dir` must be a folder that can be made"):
         dry_run(tiny(output_dir=str(tmp_path / "file" / "run")), console=Console(quiet=True))
+
+
+def test_only_the_first_process_takes_the_lock(tiny, monkeypatch):
+    """Under `torchrun`, another process would refuse the lock that the first one holds for a moment."""
+    config = tiny()
+
+    class ReachedError(Exception):
+        pass
+
+    def stop(*_):
+        raise ReachedError
+
+    holder = {"host": socket.gethostname(), "pid": os.getppid(), "started": started_at(os.getppid())}
+    Path(config.output_dir).mkdir()
+    (Path(config.output_dir) / LOCK_FILE).write_text(json.dumps(holder))
+    with pytest.raises(ValueError, match="used by one run at a time"):
+        dry_run(config, console=Console(quiet=True))
+    monkeypatch.setattr(Accelerator, "is_main_process", property(lambda self: False))
+    monkeypatch.setattr("telecine.training.dry_run.Trainer", stop)
+    with pytest.raises(ReachedError):
+        dry_run(config, console=Console(quiet=True))
 
 
 @pytest.mark.slow

@@ -14,8 +14,10 @@ from torch import nn
 from telecine.objective.weights import WeightSchedule
 from telecine.terminal import PlainConsole
 from telecine.training.batches import read_next
+from telecine.training.build import build_accelerator
 from telecine.training.capacity import out_of_memory
 from telecine.training.config import TrainConfig
+from telecine.training.distributed import on_first_process
 from telecine.training.interrupt import Interrupted, StopRequest, stop_on_signal
 from telecine.training.lock import RunLock
 from telecine.training.step import set_learning_rates, train_step
@@ -53,9 +55,9 @@ def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, consol
         TrainingError: A value is not finite, or the device is out of memory.
         Interrupted: The run was interrupted by a signal.
     """
-    RunLock(Path(config.output_dir)).release()
     with TemporaryDirectory(prefix="telecine-dry-run-") as folder:
         tried = replace(config, output_dir=folder, push_to_hub=False, trackers=(), latent_cache=None)
+        on_first_process(lambda: RunLock(Path(config.output_dir)).release(), build_accelerator(tried))
         trainer = Trainer(tried, console or PlainConsole(), autoencoder)
         try:
             with stop_on_signal(acknowledge=trainer.is_main) as stop:
