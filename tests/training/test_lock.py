@@ -77,6 +77,31 @@ def test_only_an_empty_folder_is_removed(tmp_path):
     assert [path.name for path in (tmp_path / "new" / "run").iterdir()] == ["metrics.jsonl"]
 
 
+@pytest.mark.parametrize("stale", [lambda: json.dumps({"host": socket.gethostname(), "pid": 1, "started": 1e9}), str])
+@pytest.mark.parametrize("is_written", [True, False])
+def test_a_lock_that_another_process_just_took_over_is_put_back(tmp_path, monkeypatch, stale, is_written):
+    """Both have found the same stale lock; the other one is done before this one moves it away."""
+    path = tmp_path / LOCK_FILE
+    path.write_text(stale())
+    os.utime(path, (time.time() - 60,) * 2)
+    move, moved, waited = lock.move, [], []
+
+    def move_late(source, target):
+        if not moved:
+            path.unlink()
+            write(tmp_path) if is_written else path.touch()
+        moved.append(source)
+        return move(source, target)
+
+    monkeypatch.setattr(lock, "move", move_late)
+    monkeypatch.setattr(lock.time, "sleep", lambda seconds: (waited.append(seconds), write(tmp_path)))
+    with pytest.raises(ValueError, match=f"process {os.getppid()} on"):
+        RunLock(tmp_path)
+    assert json.loads(path.read_text())["pid"] == os.getppid()
+    assert [file.name for file in tmp_path.iterdir()] == [LOCK_FILE]
+    assert len(waited) == (not is_written), "its process was just writing it"
+
+
 def take(run, connection):
     """Take the lock, send the error or None, and hold the lock until told to end."""
     try:

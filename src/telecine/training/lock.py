@@ -52,9 +52,13 @@ class RunLock:
             if found and not (steal or is_over(found)):
                 raise argument_error("output_dir", "used by one run at a time", f"{run}, {describe(found)}", REMEDY)
             # Renaming succeeds in one process only.
-            stale = self.path.with_name(f"{LOCK_FILE}.{uuid.uuid4().hex}.partial")
-            if move(self.path, stale):
-                stale.unlink()
+            moved = self.path.with_name(f"{LOCK_FILE}.{uuid.uuid4().hex}.partial")
+            if not move(self.path, moved):
+                continue
+            if read(moved) == found:
+                moved.unlink()
+            else:  # the lock of another process, which has taken the stale one over since it was read here
+                os.replace(moved, self.path)
 
     def release(self) -> None:
         """Remove the lock, unless it was stolen, and the folder if nothing was written into it."""
