@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from telecine import Ramp
 from telecine.discriminators import (
@@ -16,7 +17,8 @@ from telecine.discriminators import (
     PatchDiscriminator,
     PatchDiscriminator3D,
 )
-from telecine.training import DiscriminatorConfig, ObjectiveConfig
+from telecine.runs import checkpoints
+from telecine.training import DiscriminatorConfig, ObjectiveConfig, train
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_objective, build_state
 from telecine.training.checkpoint_files import optimizer_tensors, save_tensors
 from telecine.training.discriminator_config import FeaturesConfig
@@ -226,6 +228,16 @@ def test_the_state_of_their_optimizer(tiny, other_run):
 def build_with_optimizer_of(tiny, run):
     config = tiny(discriminator=DiscriminatorConfig(init=run, init_optimizer=True, dim=2))
     return build_state(config, build_accelerator(config), build_autoencoder(config)).disc_optimizer
+
+
+@pytest.mark.slow
+def test_a_run_resumes_without_the_run_its_discriminators_started_from(tiny, other_run):
+    _, run = other_run(dim=2, video="patch")
+    config = tiny(steps=1, discriminator=DiscriminatorConfig(init=run, dim=2, video="patch"))
+    train(config, console=Console(quiet=True))
+    shutil.rmtree(run)
+    train(replace(config, steps=2), console=Console(quiet=True))
+    assert [step for step, _ in checkpoints(Path(config.output_dir))] == [1, 2]
 
 
 def test_discriminators_of_no_run(tiny, tmp_path):

@@ -225,20 +225,24 @@ def build_objective(config: TrainConfig, *, load: bool = True) -> VideoAutoencod
     )
 
 
-def build_state(config: TrainConfig, accelerator: Accelerator, model: VideoAutoencoder) -> TrainState:
+def build_state(
+    config: TrainConfig, accelerator: Accelerator, model: VideoAutoencoder, *, is_resumed: bool = False
+) -> TrainState:
     """Return networks, optimizers and moving average on the accelerator's device, the same on every process.
 
     Args:
         config: The settings.
         accelerator: Of this process.
         model: The autoencoder, see `build_autoencoder`; it is moved, and sharded if `config` says so.
+        is_resumed: Whether a checkpoint is loaded next, so that the run in `discriminator.init` is not needed.
 
     Raises:
         ValueError: If a setting of a network is wrong.
     """
     objective = build_objective(config)
-    if config.discriminator.init is not None:
-        load_discriminators(objective, config.discriminator.init)
+    init = None if is_resumed else config.discriminator.init
+    if init is not None:
+        load_discriminators(objective, init)
     objective.to(accelerator.device)
     accelerate_networks(
         objective,
@@ -253,8 +257,8 @@ def build_state(config: TrainConfig, accelerator: Accelerator, model: VideoAutoe
     if config.sharding == "fsdp2":
         shard(model)
     optimizer, disc_optimizer = build_optimizers(config.optimizer, model, objective)
-    if config.discriminator.init is not None and config.discriminator.init_optimizer:
-        load_discriminator_optimizer(disc_optimizer, config.discriminator.init)
+    if init is not None and config.discriminator.init_optimizer:
+        load_discriminator_optimizer(disc_optimizer, init)
     wrapped = model if config.sharding == "fsdp2" else data_parallel(model, accelerator)
     return TrainState(
         accelerator=accelerator,

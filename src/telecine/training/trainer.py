@@ -121,7 +121,7 @@ class Trainer:
             )
         self.normalisation = model.latent_normalisation()
         self.checkpointer = Checkpointer(config, model, is_main=self.is_main)
-        self.state = build_state(config, self.accelerator, model)
+        self.state = build_state(config, self.accelerator, model, is_resumed=found is not None)
         self.console.print(f"{self.state.describe_size(config.steps)}; {self.clips.describe()}", soft_wrap=True)
         for note in self.checkpointer.load(self.state, found) if found is not None else ():
             self.console.print(note, soft_wrap=True)
