@@ -1,5 +1,7 @@
 """Files are written whole or not at all, and JSON files contain one object."""
 
+import os
+
 import pytest
 
 from telecine.files import atomic_write, digest_of, read_json, write_json
@@ -25,6 +27,25 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
         atomic_write(path, fail)
     assert path.read_text() == "old"
     assert [file.name for file in tmp_path.iterdir()] == ["text"]
+
+
+def test_a_file_is_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
+    """Otherwise it may be empty after a power failure."""
+    operations, path = [], tmp_path / "text"
+    flush, replace = os.fsync, os.replace
+
+    def recorded_flush(descriptor):
+        operations.append(("flush", os.fstat(descriptor).st_ino))
+        flush(descriptor)
+
+    def recorded_replace(source, target):
+        operations.append(("rename", os.stat(source).st_ino))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_flush)
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    atomic_write(path, lambda partial: partial.write_text("new"))
+    assert operations == [("flush", path.stat().st_ino), ("rename", path.stat().st_ino)]
 
 
 @pytest.mark.parametrize(("text", "contract"), [("{", "JSON, but got other text"), ("[1]", "a JSON object, but got")])

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,27 @@ CHUNK = 2**20
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path in the same folder, then rename that file to `path`.
 
-    Readers see the old file or the new one, never a part of it. Nothing remains if `write` fails.
+    Readers see the old file or the new one, never a part of it, also after a power failure. Nothing remains if `write`
+    fails.
     """
     partial = partial_path(path)
     partial.touch(exist_ok=False)
     try:
         write(partial)
+        flush([partial])
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def flush(paths: Iterable[Path]) -> None:
+    """Write files and folders to the disk: a power failure then loses none of them."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def partial_path(path: Path) -> Path:

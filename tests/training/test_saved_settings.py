@@ -1,6 +1,7 @@
 """Which settings may change when a run resumes, and how they are written."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -8,7 +9,13 @@ import yaml
 from telecine import Ramp, Term
 from telecine.losses import mse
 from telecine.training.config import TrainConfig
-from telecine.training.saved_settings import as_yaml, check_same_data, check_same_networks
+from telecine.training.saved_settings import (
+    as_yaml,
+    check_same_data,
+    check_same_networks,
+    saved_settings,
+    write_settings,
+)
 
 
 @pytest.fixture
@@ -16,6 +23,21 @@ def saved(tiny, tmp_path):
     """Return the folder of a checkpoint of the tiny run that holds its settings only."""
     (tmp_path / "config.yaml").write_text(as_yaml(tiny()))
     return tmp_path
+
+
+def test_settings_that_cannot_be_written_keep_the_old_ones(tiny, saved, monkeypatch):
+    def write_half(path, text, encoding):
+        path.write_bytes(text.encode(encoding)[:100])
+        raise OSError("disk full")
+
+    before = saved_settings(saved)
+    monkeypatch.setattr(Path, "write_text", write_half)
+    with pytest.raises(OSError, match="disk full"):
+        write_settings(saved, tiny(seed=9))
+    assert saved_settings(saved) == before
+    monkeypatch.undo()
+    write_settings(saved, tiny(seed=9))
+    assert saved_settings(saved)["seed"] == 9
 
 
 CHANGED_NETWORKS = [

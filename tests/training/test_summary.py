@@ -1,10 +1,14 @@
 """The summary of a run while it trains."""
 
 import hashlib
+import io
+import re
 import time
 from types import SimpleNamespace
 
+import pytest
 import torch
+from rich.console import Console
 
 from telecine.data import bytes_from_video
 from telecine.report.summary import ValidationClips, read_summary
@@ -19,23 +23,34 @@ def clips(num_val=2):
     return SimpleNamespace(val=val, train=train, num_videos=2, num_images=3, num_skipped=1)
 
 
+QUIET = Console(quiet=True)
 STATE = SimpleNamespace(accelerator=SimpleNamespace(device=torch.device("cpu")), sizes=lambda: (9, 7, 3))
 
 
 def test_the_times_of_a_resumed_run_are_added(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "peak_memory", lambda device: 50)
-    SummaryWriter(tmp_path, STATE, clips(), 4, time.monotonic() - 100, False).write()
+    SummaryWriter(tmp_path, STATE, clips(), 4, time.monotonic() - 100, False, QUIET).write()
     first = read_summary(tmp_path)
     assert 100 <= first.seconds < 110
     assert (first.num_parameters, first.num_trained, first.num_disc_parameters) == (9, 7, 3)
     assert (first.num_videos, first.num_images, first.num_skipped) == (2, 3, 1)
     assert (first.num_frames, first.clips_per_update) == (42, 4)
     monkeypatch.setattr(module, "peak_memory", lambda device: 20)
-    SummaryWriter(tmp_path, STATE, clips(), 4, time.monotonic() - 5, True).write()
+    SummaryWriter(tmp_path, STATE, clips(), 4, time.monotonic() - 5, True, QUIET).write()
     assert 105 <= read_summary(tmp_path).seconds < 115
     assert read_summary(tmp_path).peak_memory == 50
-    SummaryWriter(tmp_path, STATE, clips(), 4, time.monotonic() - 5, False).write()
+    SummaryWriter(tmp_path, STATE, clips(), 4, time.monotonic() - 5, False, QUIET).write()
     assert read_summary(tmp_path).seconds < 15, "a new run starts at 0"
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"seconds": 5.0}'])
+def test_a_damaged_summary_is_replaced_with_a_warning(tmp_path, text):
+    path = tmp_path / "summary.json"
+    path.write_text(text)
+    console = Console(record=True, width=40, file=io.StringIO())
+    SummaryWriter(tmp_path, STATE, clips(), 4, time.monotonic() - 5, True, console).write()
+    assert re.fullmatch(rf"warning: `{path}` must be .* The time before is not counted\.\n", console.export_text())
+    assert 5 <= read_summary(tmp_path).seconds < 15
 
 
 def test_validation_clips_have_the_hash_of_evaluations():

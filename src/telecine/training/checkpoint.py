@@ -19,12 +19,11 @@ from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.latent_statistics import LatentStatistics
 from telecine.autoencoders.pretrained import mismatches
 from telecine.checks import argument_error
-from telecine.files import digest_of, read_json
-from telecine.runs import CONFIG_FILE, HEALTH_FILE, METRICS_FILE, STATE_FILE, checkpoint_folder
+from telecine.files import digest_of, flush, read_json
+from telecine.runs import HEALTH_FILE, METRICS_FILE, STATE_FILE, checkpoint_folder
 from telecine.training.checkpoint_files import (
     begin_checkpoint,
     finish_checkpoint,
-    flush,
     load_optimizer,
     load_tensors,
     optimizer_tensors,
@@ -37,7 +36,7 @@ from telecine.training.distributed import on_every_process
 from telecine.training.host_copy import HostCopy
 from telecine.training.logging import IntervalMeans
 from telecine.training.rollback import Rollback
-from telecine.training.saved_settings import as_yaml, changed_settings, saved_settings
+from telecine.training.saved_settings import changed_settings, saved_settings, write_settings
 from telecine.training.shards import save_shards, saved_tensors, shard_file
 from telecine.training.state import TrainState
 from telecine.training.step import DivergenceError
@@ -239,7 +238,7 @@ class Checkpointer:
         for name, copy in self._copies.items():
             if name not in written:
                 save_tensors(folder / f"{name}.safetensors", copy.tensors)
-        (folder / CONFIG_FILE).write_text(as_yaml(self.config), encoding="utf-8")
+        write_settings(folder, self.config)
         (folder / STATE_FILE).write_text(json.dumps(saved, indent=2), encoding="utf-8")
 
     def load(self, state: TrainState, folder: Path) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from telecine.autoencoders.pretrained import safetensors_write
-from telecine.files import partial_path
+from telecine.files import flush, partial_path
 from telecine.manifest import DamagedError, damage_of, write_manifest
 from telecine.runs import BEST, CHECKPOINTS, CLIPS_FILE, DAMAGED, VALIDATIONS, checkpoint_folder, checkpoints
 from telecine.training.distributed import all_gather, is_sharded, local_shard
@@ -156,16 +156,6 @@ def _delete(folder: Path) -> None:
         shutil.rmtree(hidden)
     os.replace(folder, hidden)
     shutil.rmtree(hidden)
-
-
-def flush(paths: Iterable[Path]) -> None:
-    """Write files and folders to the disk: a power failure then loses none of them."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def check_header(path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, cast
 import yaml
 
 from telecine.checks import argument_error, describe
+from telecine.files import atomic_write
 from telecine.objective.weights import as_ramp
 from telecine.report.settings import flat_settings, read_settings, side_by_side_settings
 from telecine.runs import CONFIG_FILE
@@ -38,6 +39,12 @@ def _dotted_path(function: object) -> str:
         remedy = "Move it to the top level of a module that can be imported."
         raise argument_error("a setting", "a plain value or an importable function", describe(function), remedy)
     return f"{function.__module__}.{name}"
+
+
+def write_settings(folder: Path, config: TrainConfig) -> None:
+    """Write the settings into the folder of a run or of a checkpoint, atomically."""
+    text = as_yaml(config)
+    atomic_write(folder / CONFIG_FILE, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def saved_settings(folder: Path) -> Settings:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from telecine.data import bytes_from_video
 from telecine.report.clips import pixels_sha256
@@ -27,10 +28,18 @@ class SummaryWriter:
         clips_per_update: Over all processes.
         start: `time.monotonic()` when the run started.
         is_resumed: Whether to add the time that the run took before.
+        console: Where to warn if the summary from before is damaged.
     """
 
     def __init__(
-        self, run: Path, state: TrainState, clips: Clips, clips_per_update: int, start: float, is_resumed: bool
+        self,
+        run: Path,
+        state: TrainState,
+        clips: Clips,
+        clips_per_update: int,
+        start: float,
+        is_resumed: bool,
+        console: Console,
     ) -> None:
         self.run = run
         self.device = state.accelerator.device
@@ -48,7 +57,11 @@ class SummaryWriter:
             seconds=0.0,
             peak_memory=None,
         )
-        before = read_summary(run) if is_resumed else None
+        before = None
+        try:
+            before = read_summary(run) if is_resumed else None
+        except ValueError as damaged:
+            console.print(f"warning: {damaged} The time before is not counted.", soft_wrap=True)
         self.start = start - (0.0 if before is None else before.seconds)
         self.peak_before = 0 if before is None else before.peak_memory or 0
 

@@ -20,7 +20,7 @@ from telecine.perceptual import LPIPS
 from telecine.report.page import write_report
 from telecine.report.run import read_records, validations
 from telecine.report.settings import write_environment
-from telecine.runs import CONFIG_FILE, METRICS_FILE, step_of
+from telecine.runs import METRICS_FILE, step_of
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.batches import read_batches, read_next
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_state
@@ -41,7 +41,7 @@ from telecine.training.logging import MetricsLogger, Monitor
 from telecine.training.optim import describe_warmup
 from telecine.training.records import keep_records, missing_records
 from telecine.training.rollback import MAX_ROLLBACKS, Rollback, remedy
-from telecine.training.saved_settings import as_yaml, check_same_data, check_same_networks, saved_settings
+from telecine.training.saved_settings import check_same_data, check_same_networks, saved_settings, write_settings
 from telecine.training.step import DivergenceError, MicroBatch, TrainingError, set_learning_rates, train_step
 from telecine.training.summary import SummaryWriter
 from telecine.training.trainable import trains_encoder
@@ -154,10 +154,12 @@ class Trainer:
         if self.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             if step < self.config.steps:  # otherwise nothing is trained with these settings
-                (self.folder / CONFIG_FILE).write_text(as_yaml(self.config), encoding="utf-8")
+                write_settings(self.folder, self.config)
             write_environment(self.folder, self.accelerator.device)
             clips = clips_per_step(self.config, self.accelerator)
-            self.summary = SummaryWriter(self.folder, self.state, self.clips, clips, self.start, self.is_resumed)
+            self.summary = SummaryWriter(
+                self.folder, self.state, self.clips, clips, self.start, self.is_resumed, self.console
+            )
         # TensorBoard drops what an interrupted run logged after its last checkpoint.
         purge = {"tensorboard": {"purge_step": step + 1}} if self.is_resumed else {}
         self.accelerator.init_trackers(TRACKER_PROJECT, init_kwargs=purge)
