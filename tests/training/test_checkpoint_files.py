@@ -277,10 +277,12 @@ def test_what_interrupted_writes_left_is_removed(tmp_path):
     for step, name in ((1, "clips.json"), (2, "clip.mp4")):
         (tmp_path / "validation" / f"step-{step:08d}").mkdir(parents=True)
         (tmp_path / "validation" / f"step-{step:08d}" / name).touch()
+    (tmp_path / "validation" / ".DS_Store").touch()
     tidy(tmp_path, keep=1, best=1)
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == [".report.html.5678.partial", BEST, CHECKPOINTS, "validation"], "a report may be being written"
-    assert [path.name for path in (tmp_path / "validation").iterdir()] == ["step-00000001"]
+    left = sorted(path.name for path in (tmp_path / "validation").iterdir())
+    assert left == [".DS_Store", "step-00000001"], "files of others stay"
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])

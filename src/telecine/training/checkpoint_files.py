@@ -140,7 +140,8 @@ def remove_leftovers(run: Path) -> None:
         if time.time() - leftover.lstat().st_mtime > SECONDS_TO_WRITE:
             leftover.unlink()
     for folder in (run / VALIDATIONS).iterdir() if (run / VALIDATIONS).is_dir() else ():
-        if not (folder / CLIPS_FILE).is_file() or folder.name.startswith("."):
+        is_complete = (folder / CLIPS_FILE).is_file() and not folder.name.startswith(".")
+        if folder.is_dir() and not is_complete:
             shutil.rmtree(folder)
 
 
