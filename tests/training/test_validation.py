@@ -7,7 +7,7 @@ from torch import nn
 from telecine.autoencoders import Reconstruction
 from telecine.evaluation.latent_measures import summary
 from telecine.runs import checkpoint_folder
-from telecine.training import validation
+from telecine.training import Interrupted, validation
 from telecine.training.validation import (
     NUM_KEPT,
     NUM_SHOWN,
@@ -57,6 +57,16 @@ def test_every_clip_is_measured_and_up_to_some_are_kept():
     few = validate(model.eval(), clips[:1], {})
     assert not model.training
     assert result.picture.shape[1] - few.picture.shape[1] > 16 * (NUM_SHOWN - 2), "one row for each clip shown"
+
+
+def test_an_interrupted_validation_leaves_the_model_as_it_was():
+    def stop():
+        raise Interrupted(None)
+
+    model = Halves()
+    with pytest.raises(Interrupted):
+        validate(model, [clip(0.5, 0)], {}, before_each=stop)
+    assert model.training
 
 
 class WithLatent(Halves):

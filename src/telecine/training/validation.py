@@ -80,17 +80,21 @@ def validate(
     kept = set(evenly_spaced(len(indices), NUM_KEPT))
     shown: list[ValidationClip] = []
     latents: list[Tensor] = []
-    for position, index in enumerate(indices):
-        before_each()
-        target = clips[index]["video"][None].to(device)
-        output = model(target, sample_posterior=False)
-        reconstruction = output.video
-        latents += [] if output.latent is None else [output.latent[0]]
-        metrics.update(reconstruction=reconstruction, target=target)
-        if position in kept:
-            frames = bytes_from_video(target[0]).cpu(), bytes_from_video(reconstruction[0]).cpu()
-            shown.append(ValidationClip(*frames, metrics.per_clip()[-1], clips[index]["source"], clips[index]["start"]))
-    model.train(was_training)
+    try:
+        for position, index in enumerate(indices):
+            before_each()
+            target = clips[index]["video"][None].to(device)
+            output = model(target, sample_posterior=False)
+            reconstruction = output.video
+            latents += [] if output.latent is None else [output.latent[0]]
+            metrics.update(reconstruction=reconstruction, target=target)
+            if position in kept:
+                frames = bytes_from_video(target[0]).cpu(), bytes_from_video(reconstruction[0]).cpu()
+                shown.append(
+                    ValidationClip(*frames, metrics.per_clip()[-1], clips[index]["source"], clips[index]["start"])
+                )
+    finally:
+        model.train(was_training)
     per_clip = gather_metrics(metrics.per_clip(), len(clips), device)
     few = [shown[position] for position in evenly_spaced(len(shown), NUM_SHOWN)]
     picture = side_by_side(inputs=[clip.target for clip in few], reconstructions=[clip.reconstruction for clip in few])
