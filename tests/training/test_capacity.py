@@ -1,4 +1,5 @@
 import multiprocessing
+import re
 import sys
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from rich.console import Console
 from telecine.data import ClipConfig
 from telecine.runs import CONFIG_FILE
 from telecine.training import ObjectiveConfig, TrainingError, capacity, read_config, train, trainer
-from telecine.training.capacity import Need, largest_batch, make_plan, plan_updates
+from telecine.training.capacity import Need, largest_batch, make_plan, out_of_memory, plan_updates
 from telecine.training.plan import UpdatePlan, fake_autoencoder, plan_update
 
 MB = 10**6
@@ -131,3 +132,13 @@ def test_out_of_memory_ends_with_what_helps(light, monkeypatch, is_own):
     with pytest.raises(TrainingError, match=r"out of memory at step 0.*What helps: .*smaller") as raised:
         train(light(), autoencoder=own, console=Console(quiet=True))
     assert isinstance(raised.value.__cause__, torch.OutOfMemoryError)
+
+
+def test_out_of_memory_is_named_if_no_update_can_be_planned(tiny, tmp_path):
+    (tmp_path / "config.json").write_text('{"_class_name": "Moved"}')
+    expected = r"out of memory at step 3 with a batch size of 2. What helps: a smaller --batch_size.*planned.*'Moved'"
+    for name in (tmp_path, tmp_path / "gone"):
+        error = out_of_memory(tiny(model=str(name)), 3, is_own=False)
+        assert isinstance(error, TrainingError)
+        assert re.match(expected.replace("'Moved'", "Moved" if name == tmp_path else "gone"), str(error))
+        assert "\n" not in str(error)

@@ -6,6 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from telecine.autoencoders import CausalVAE
+from telecine.autoencoders.load import load_model_or_run
+from telecine.autoencoders.student import StudentAutoencoder
 from telecine.perceptual.feature_maps import build_maps
 from telecine.training import DiscriminatorConfig, ObjectiveConfig
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
@@ -161,6 +163,39 @@ def test_what_depends_on_clips_grows_with_the_batch_and_less_with_checkpointing(
     three = plan(light(gradient_accumulation_steps=3))
     assert three.largest[DATA] == 3 * two.largest[DATA]
     assert sum(three.flops.values()) == pytest.approx(3 * sum(two.flops.values()))
+
+
+@pytest.fixture
+def student(tiny, tmp_path):
+    """Return the folder of a student of the tiny autoencoder."""
+    name = str(tmp_path / "teacher")
+    build_autoencoder(tiny()).save_pretrained(name)
+    loaded = load_model_or_run(name)
+    architecture = replace(loaded.config, base_channels=16)
+    StudentAutoencoder.of(loaded, name, load_model_or_run, architecture).save_pretrained(tmp_path / "student")
+    return str(tmp_path / "student")
+
+
+@pytest.mark.slow
+def test_a_student_is_planned_with_its_teacher(light, student):
+    config = light(model=student)
+    found = plan(config)
+    state = build_state(config, build_accelerator(config), build_autoencoder(config))
+    teacher = state.autoencoder.latent_model
+    lpips = bytes_of(fake_lpips("alex")._frozen.values())
+    assert found.held[PARAMETERS] == bytes_of(state.autoencoder.parameters()) + bytes_of(state.objective.buffers())
+    assert found.held[FROZEN] == 2 * lpips + bytes_of(teacher.parameters())
+    assert not any(weight.requires_grad for weight in teacher.parameters())
+    video = torch.rand(2, 3, 5, 32, 32) * 2 - 1
+    counter = count(lambda: train_step(state, [MicroBatch(video, range(2))]))
+    assert counter.flops.total() == sum(found.flops.values())
+    recomputed = plan(light(model=student, model_gradient_checkpointing=True))
+    assert recomputed.largest[AUTOENCODER] < found.largest[AUTOENCODER]
+
+
+def test_a_student_with_random_weights_is_refused(tiny, student):
+    with pytest.raises(ValueError, match=r"`random_weights` must be false for a student.*telecine distill"):
+        build_autoencoder(tiny(model=student, random_weights=True))
 
 
 @pytest.mark.slow

@@ -259,24 +259,46 @@ class StudentAutoencoder(VideoAutoencoder):
             FileNotFoundError: A file is missing.
             ValueError: The configuration is invalid, or the weights do not match it.
         """
-        known = (DECODER_KEY, TEACHER_KEY, DIGEST_KEY)
-        values = load_config(folder, cls.__name__, [*known, *NORMALISATION_KEYS])
-        for key in known:
-            if key not in values:
-                raise argument_error(str(folder), f"a student's, with `{key}`", "one without it", "Copy it again.")
-        settings, teacher, digest = (values.pop(key) for key in known)
-        check_known_keys(settings, sorted(field.name for field in fields(CausalVAEConfig)))
-        config = CausalVAEConfig(**settings)
+        config, teacher, others = read_student(Path(folder))
         check_num_weights(lambda: Decoder(config), folder)
-        teacher = find_teacher(teacher, Path(folder))
-        model = cls(config, teacher, load, digest=digest, normalisation=values)
+        model = cls(config, teacher, load, **others)
         load_weights(model, folder)
+        return model
+
+    @classmethod
+    def without_weights(cls, folder: str | PathLike[str], build: LoadTeacher) -> StudentAutoencoder:
+        """Return the model in a folder with random weights and the teacher that `build` returns, whatever its weights.
+
+        Raises:
+            FileNotFoundError: There is no configuration, or no teacher.
+            ValueError: The configuration is invalid.
+        """
+        config, teacher, others = read_student(Path(folder))
+        model = cls(config, teacher, build, **others)
+        model._frozen = Frozen(model._load_teacher())
         return model
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a copy, from which checkpoints are written: without the teacher."""
         modules = {name: module for name, module in self._modules.items() if name != "_frozen"}
         return {**self.__dict__, "_modules": modules, "_frozen": None}
+
+
+def read_student(folder: Path) -> tuple[CausalVAEConfig, str, dict[str, Any]]:
+    """Return the decoder, the teacher and the other arguments of the student in a folder.
+
+    Raises:
+        FileNotFoundError: There is no configuration.
+        ValueError: It is invalid.
+    """
+    known = (DECODER_KEY, TEACHER_KEY, DIGEST_KEY)
+    values = load_config(folder, StudentAutoencoder.__name__, [*known, *NORMALISATION_KEYS])
+    for key in known:
+        if key not in values:
+            raise argument_error(str(folder), f"a student's, with `{key}`", "one without it", "Copy it again.")
+    settings, teacher, digest = (values.pop(key) for key in known)
+    check_known_keys(settings, sorted(field.name for field in fields(CausalVAEConfig)))
+    return CausalVAEConfig(**settings), find_teacher(teacher, folder), {"digest": digest, "normalisation": values}
 
 
 def public_name(teacher: str) -> str:

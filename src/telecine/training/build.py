@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 
 from telecine.autoencoders import CausalVAE, VideoAutoencoder, as_video_autoencoder
 from telecine.autoencoders.causal import saved_config
-from telecine.autoencoders.load import is_causal_vae, load_model_or_run
+from telecine.autoencoders.load import class_in, is_causal_vae, load_model_or_run
+from telecine.autoencoders.student import StudentAutoencoder
 from telecine.checks import argument_error
 from telecine.data import (
     Clip,
@@ -111,6 +112,9 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
         model: VideoAutoencoder = as_video_autoencoder(own)
     elif config.model is None or config.random_weights:
         model = without_weights(config)
+        if isinstance(model, StudentAutoencoder):
+            remedy = "Train a new student with `telecine distill`."
+            raise argument_error("random_weights", "false for a student, which has a teacher", "true", remedy)
     else:
         model = load_model_or_run(config.model)
     if config.model_gradient_checkpointing:
@@ -129,6 +133,8 @@ def without_weights(config: TrainConfig) -> VideoAutoencoder:
     source = config.model if checkpoint is None else str(checkpoint / "ema")
     if is_causal_vae(Path(source)):
         return CausalVAE(saved_config(source))
+    if class_in(Path(source)) == StudentAutoencoder.__name__:
+        return StudentAutoencoder.without_weights(source, lambda name: without_weights(replace(config, model=name)))
     from telecine.autoencoders.diffusers import DiffusersAutoencoder
     from telecine.autoencoders.diffusers.loading import find_config
 

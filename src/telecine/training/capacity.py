@@ -375,9 +375,12 @@ def out_of_memory(config: TrainConfig, step: int, *, is_own: bool) -> TrainingEr
     """
     if is_own:
         return TrainingError(f"out of memory at step {step}. What helps: {SMALLER}.")
-    plan = plan_update(config, fake_autoencoder(config), device_type="cpu" if config.device == "cpu" else "cuda")
-    text = f"out of memory at step {step} with a batch size of {config.batch_size}. {advice(plan)}"
-    return TrainingError(f"{text} `telecine plan` with the same settings shows what fits.")
+    text = f"out of memory at step {step} with a batch size of {config.batch_size}."
+    try:
+        plan = plan_update(config, fake_autoencoder(config), device_type="cpu" if config.device == "cpu" else "cuda")
+    except (ValueError, OSError, RuntimeError) as error:  # such as a model that was moved since the run began
+        return TrainingError(f"{text} What helps: {SMALLER}. An update cannot be planned: {error}")
+    return TrainingError(f"{text} {advice(plan)} `telecine plan` with the same settings shows what fits.")
 
 
 def advice(plan: UpdatePlan) -> str:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
 from telecine.autoencoders import CausalVAE, VideoAutoencoder
+from telecine.autoencoders.student import StudentAutoencoder
 from telecine.frozen import Frozen
 from telecine.perceptual import LPIPS
 from telecine.perceptual.backbones import BACKBONES, backbone_of
@@ -240,7 +241,7 @@ def enable_gradient_checkpointing(model: VideoAutoencoder) -> None:
     Raises:
         ValueError: The model does not support it.
     """
-    if isinstance(model, CausalVAE):
+    if isinstance(model, (CausalVAE, StudentAutoencoder)):
         model.enable_gradient_checkpointing()
         return
     from telecine.autoencoders.diffusers import DiffusersAutoencoder
@@ -294,6 +295,9 @@ def hold_networks(state: TrainState, counter: MemoryCounter) -> None:
     for network in (state.autoencoder, state.objective):
         counter.hold(PARAMETERS, [*network.parameters(), *network.buffers()])
     counter.hold(AVERAGE, state.ema.averages.values())
+    if isinstance(state.autoencoder, StudentAutoencoder):
+        teacher = state.autoencoder.latent_model
+        counter.hold(FROZEN, [*teacher.parameters(), *teacher.buffers()])
 
     def hold(tensor: Tensor) -> Tensor:
         counter.hold(FROZEN, [tensor])
