@@ -1,12 +1,17 @@
 """The notes of a run that resumes, and which process copies what. Whole runs that resume are in `test_trainer.py`."""
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
 from torch import nn
 
-from telecine.training.checkpoint import Checkpointer, resume_notes
+from telecine.training import ObjectiveConfig, TrainingError, train
+from telecine.training.checkpoint import Checkpointer, first_not_finite, resume_notes
 from telecine.training.config import TrainConfig
 from telecine.training.saved_settings import as_yaml
 
@@ -48,3 +53,33 @@ def test_the_notes_of_a_resumed_run_say_what_is_not_exact(tiny, saved):
     assert note.startswith("an update now has 4 clips instead of 2: ")
     (_, note) = notes(tiny(), saved, clips_per_step=4, num_processes=2)
     assert note.startswith("now 2 processes instead of 1: the clips and the noise drawn for them stay the same, ")
+
+
+class Masked(nn.Module):
+    """An autoencoder with a buffer that is saved, such as the mask of an attention."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.layer = nn.Conv3d(3, 3, 1)
+        self.register_buffer("mask", torch.tensor([0.0, value]))
+
+    def forward(self, video):
+        return self.layer(video)
+
+
+@pytest.mark.slow
+def test_of_buffers_only_nan_is_refused(tiny):
+    config = tiny(steps=1, save_every=1, objective=ObjectiveConfig(perceptual={"net": "alex"}))
+    result = train(config, autoencoder=Masked(-math.inf), console=Console(quiet=True))
+    (path,) = (result.checkpoint / "model").glob("*.safetensors")
+    assert load_file(path)["mask"].tolist() == [0.0, -math.inf]
+    config = replace(config, output_dir=f"{config.output_dir}-nan")
+    with pytest.raises(TrainingError, match=r"`module\.mask of the model` is not finite after step 1"):
+        train(config, autoencoder=Masked(math.nan), console=Console(quiet=True))
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_weights_must_be_finite(value):
+    tensors = {"layer.weight": torch.tensor([1.0, value])}
+    assert first_not_finite({"model": tensors}, {}) == "layer.weight of the model"
+    assert first_not_finite({"averaged weights": tensors}, {"model": {"layer.weight"}}) is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -102,6 +102,7 @@ class Checkpointer:
         if self.weights.copy is not None:
             self._copies[MODEL] = HostCopy(is_main=is_main, memory=self.weights.copy.state_dict())
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._buffers: dict[str, set[str]] = {}
         self._written: Future[None] | None = None
         self._is_pending = False
 
@@ -171,6 +172,8 @@ class Checkpointer:
         }
         for name, by_name in tensors.items():
             self._copies[name].update(by_name)
+        for name, module in ((MODEL, state.autoencoder), ("objective", state.objective)):
+            self._buffers[name] = {buffer for buffer, _ in module.named_buffers(remove_duplicate=False)}
 
     def _saved_state(self, state: TrainState) -> SavedState:
         scaler = state.accelerator.scaler
@@ -212,7 +215,7 @@ class Checkpointer:
 
     def _check_finite(self, step: int) -> None:
         groups = {NAMES.get(name, name): copy.tensors for name, copy in self._copies.items()}
-        name = first_not_finite(groups)
+        name = first_not_finite(groups, self._buffers)
         if name is not None:
             message = f"`{name}` is not finite after step {step}. No checkpoint was written."
             raise DivergenceError(message, name)
@@ -292,11 +295,19 @@ def statistics_of(saved: SavedStatistics | None) -> LatentStatistics | None:
     return None if saved is None else LatentStatistics(saved["mean"], saved["std"])
 
 
-def first_not_finite(groups: Mapping[str, Mapping[str, Tensor]]) -> str | None:
-    """Return "name of group" for the first value that is not finite, or None."""
+def first_not_finite(groups: Mapping[str, Mapping[str, Tensor]], buffers: Mapping[str, Collection[str]]) -> str | None:
+    """Return "name of group" for the first value that is not finite, or None.
+
+    Buffers may be infinite, as the mask of an attention is, but not NaN.
+
+    Args:
+        groups: Tensors by group and name.
+        buffers: The names of those that are buffers, by group.
+    """
     for group, tensors in groups.items():
         for name, tensor in tensors.items():
-            if not tensor.isfinite().all():
+            is_bad = tensor.isnan().any() if name in buffers.get(group, ()) else not tensor.isfinite().all()
+            if is_bad:
                 return f"{name} of the {group}"
     return None
 
