@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from itertools import product
 
 import pytest
 import torch
 
-from telecine.data import Bucket, Span, bytes_from_video, video_from_bytes
+from telecine.data import Bucket, Span, bytes_from_video, clips_sha256, pixels_sha256, video_from_bytes
 from telecine.data.clip import ClipSpec, make_clip
 
 from .videos import moving_frames
@@ -90,3 +91,13 @@ def test_a_crop_is_never_larger_than_the_frames(spans: list[Span]) -> None:
         video_from_bytes(frames).transpose(0, 1), (48, 32), mode="bilinear", antialias=True
     )
     assert torch.equal(video, whole.transpose(0, 1))
+
+
+def test_the_hash_of_clips_depends_on_every_pixel_and_their_order() -> None:
+    first = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
+    second = first.clone()
+    second[1, 3, 3, 2] = 1
+    a, b = map(pixels_sha256, (first, second))
+    assert a == hashlib.sha256(bytes(2 * 4 * 4 * 3)).hexdigest()
+    assert clips_sha256([a, b]) == hashlib.sha256(f"{a}\n{b}".encode()).hexdigest()
+    assert len({clips_sha256(hashes) for hashes in ([a, b], [b, a], [a], [b])}) == 4

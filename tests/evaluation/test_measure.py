@@ -9,7 +9,6 @@ from telecine.data import find_videos, index_videos
 from telecine.evaluation.config import EvaluateConfig
 from telecine.evaluation.measure import (
     ClipResult,
-    combined_sha256,
     frechet_of_clips,
     load_metrics,
     mean_per_frame,
@@ -70,12 +69,6 @@ def test_values_per_frame_are_means_over_clips():
 def test_a_position_that_some_clips_lack_is_the_mean_over_the_others():
     shorter = replace(results(1)[0], per_frame={"psnr": [4.0]})
     assert mean_per_frame([shorter, *results(1)]) == {"psnr": pytest.approx([2.0, 2.0])}
-
-
-def test_the_hash_depends_on_every_clip_and_their_order():
-    hashes = {combined_sha256(chosen) for chosen in (results(3), results(2), results(3)[::-1])}
-    assert len(hashes) == 3
-    assert combined_sha256(results(3)) in hashes
 
 
 def test_a_row_of_clips_json():

@@ -8,9 +8,9 @@ import av
 import pytest
 import torch
 
-from telecine.data import index_video, read_clip
+from telecine.data import index_video, pixels_sha256, read_clip
 from telecine.losses.reconstruction import MAX_PSNR
-from telecine.report.clips import KEYFRAME_EVERY, frame_psnr, pixels_sha256, read_validations, write_clips
+from telecine.report.clips import KEYFRAME_EVERY, frame_psnr, read_validations, write_clips
 
 from .runs import FPS, real_clip, validation_clips
 

@@ -54,7 +54,7 @@ def test_a_damaged_summary_is_replaced_with_a_warning(tmp_path, text):
 
 
 def test_validation_clips_have_the_hash_of_evaluations():
-    """As `telecine.evaluation.measure.combined_sha256` computes it."""
+    """As `EvaluationProtocol.clips_sha256`."""
     some = clips()
     hashes = [hashlib.sha256(bytes_from_video(clip["video"]).numpy().tobytes()).hexdigest() for clip in some.val]
     combined = hashlib.sha256("\n".join(hashes).encode()).hexdigest()

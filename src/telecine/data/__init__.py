@@ -1,7 +1,7 @@
 """Reads video files as training clips. Needs PyAV 17 or newer, which the extra `train` installs."""
 
 from telecine.data.cache import DecodedCache, num_cached_bytes
-from telecine.data.clip import Clip, bytes_from_video, video_from_bytes
+from telecine.data.clip import Clip, bytes_from_video, clips_sha256, pixels_sha256, video_from_bytes
 from telecine.data.config import Bucket, ClipConfig, SupportsClipSizes, check_buckets
 from telecine.data.dataset import ClipDataset
 from telecine.data.decode import iterate_frames, read_clip
@@ -38,6 +38,7 @@ __all__ = [
     "bytes_from_video",
     "check_buckets",
     "clip_loader",
+    "clips_sha256",
     "find_segments",
     "find_videos",
     "index_cache_path",
@@ -49,6 +50,7 @@ __all__ = [
     "load_spans",
     "log_too_short",
     "num_cached_bytes",
+    "pixels_sha256",
     "read_clip",
     "read_image",
     "read_list",

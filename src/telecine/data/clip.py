@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -109,3 +111,13 @@ def bytes_from_video(video: Tensor) -> Tensor:
         raise argument_error("video", "floating point of shape (..., C, T, H, W)", video, "Pass video in [-1, 1].")
     scaled = video.detach().float().add(1.0).mul_(127.5).clamp_(0.0, 255.0).round_()
     return scaled.to(torch.uint8).movedim(-4, -1).contiguous()
+
+
+def pixels_sha256(frames: Tensor) -> str:
+    """Return the hash of the pixels of a clip, uint8 frames `(T, H, W, 3)`."""
+    return hashlib.sha256(frames.cpu().numpy().tobytes()).hexdigest()
+
+
+def clips_sha256(hashes: Iterable[str]) -> str:
+    """Return one hash of clips from that of each, see `pixels_sha256`, in order. Equal hashes mean equal clips."""
+    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()

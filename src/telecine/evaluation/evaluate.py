@@ -10,14 +10,13 @@ from typing import Any
 import torch
 
 from telecine.checks import argument_error
-from telecine.data import ClipConfig, Span, VideoInfo, find_videos, index_videos
+from telecine.data import ClipConfig, Span, VideoInfo, clips_sha256, find_videos, index_videos
 from telecine.evaluation.config import EvaluateConfig
 from telecine.evaluation.flow import WarpingError, load_flow
 from telecine.evaluation.measure import (
     ClipMeasure,
     ClipResult,
     MetricSet,
-    combined_sha256,
     frechet_of_clips,
     load_metrics,
     load_published_metrics,
@@ -207,7 +206,7 @@ def _summarize(results: Sequence[ClipResult], plan: _Plan, data: str) -> Evaluat
         subject=plan.source.title,
         num_clips=len(results),
         num_videos=len({result.source for result in results}),
-        clips_sha256=combined_sha256(results),
+        clips_sha256=clips_sha256(result.sha256 for result in results),
         metrics=tuple(metrics),
         backbones=tuple(metric_set.backbones.items()),
         definitions=metric_set.definitions(len(results)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -14,7 +13,7 @@ from torch import Tensor
 from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.latent_statistics import ChannelMoments
 from telecine.checks import argument_error
-from telecine.data import ClipConfig, bytes_from_video, find_videos, index_videos
+from telecine.data import ClipConfig, bytes_from_video, clips_sha256, find_videos, index_videos, pixels_sha256
 from telecine.devices import pick_device
 from telecine.evaluation.config import LatentsConfig
 from telecine.evaluation.latent_measures import (
@@ -156,9 +155,6 @@ def measure_latent_spaces(models: Sequence[str | Path], config: LatentsConfig) -
     videos = read_videos(config, clips)
     reference = None if base is None else encode_all(base, videos)
     spaces = [measure_space(source, videos, reference) for source in sources]
-    pixels = hashlib.sha256()
-    for video in videos:
-        pixels.update(bytes_from_video(video[0]).numpy().tobytes())
     protocol: dict[str, object] = {
         "data": config.data,
         "base": None if base is None else base.title,
@@ -168,7 +164,7 @@ def measure_latent_spaces(models: Sequence[str | Path], config: LatentsConfig) -
         "width": clips.width,
         "frame_stride": clips.stride,
         "places": CLIP_SELECTION,
-        "clips_sha256": pixels.hexdigest(),
+        "clips_sha256": clips_sha256(pixels_sha256(bytes_from_video(video[0])) for video in videos),
         "noise_seed": 0,
         "definitions": DEFINITIONS,
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from telecine.checks import argument_error
-from telecine.data import ClipConfig, Span, bytes_from_video
+from telecine.data import ClipConfig, Span, bytes_from_video, pixels_sha256
 from telecine.evaluation.frechet import FeatureNetwork, frechet_distance, load_feature_network, min_samples
 from telecine.evaluation.metrics import (
     BUILT_IN_METRICS,
@@ -194,14 +193,9 @@ def _measure_clip(
         start=clip["start"],
         metrics=values,
         per_frame=metrics.per_frame()[0],
-        sha256=hashlib.sha256(bytes_from_video(clip["video"]).numpy().tobytes()).hexdigest(),
+        sha256=pixels_sha256(bytes_from_video(clip["video"])),
         features=features,
     )
-
-
-def combined_sha256(results: Sequence[ClipResult]) -> str:
-    """Return one hash of the pixels of all clips, in order. Equal hashes mean equal inputs."""
-    return hashlib.sha256("\n".join(result.sha256 for result in results).encode()).hexdigest()
 
 
 def mean_per_frame(results: Sequence[ClipResult]) -> dict[str, list[float]]:

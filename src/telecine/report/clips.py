@@ -5,7 +5,6 @@ A run keeps the clips of all its validations.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from torch import Tensor
 
 from telecine.checks import argument_error
+from telecine.data import pixels_sha256
 from telecine.files import partial_path, read_json, write_json
 from telecine.losses.reconstruction import psnr_of_mse
 from telecine.report.video import Mp4Writer, panes
@@ -124,11 +124,6 @@ def frame_psnr(*, target: Tensor, reconstruction: Tensor) -> list[float]:
     """Return the PSNR of each frame of two uint8 clips `(T, H, W, 3)`, see `psnr_of_mse`."""
     errors = (target.float() - reconstruction.float()).square().flatten(1).mean(1)
     return psnr_of_mse(errors.double(), value_range=255.0).tolist()
-
-
-def pixels_sha256(frames: Tensor) -> str:
-    """Return the hash of uint8 frames `(T, H, W, 3)`, as evaluations record it."""
-    return hashlib.sha256(frames.cpu().numpy().tobytes()).hexdigest()
 
 
 def _write_clip(folder: Path, index: int, clip: ValidationClip, fps: float) -> SavedClip:

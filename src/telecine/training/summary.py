@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from dataclasses import replace
@@ -11,8 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from telecine.data import bytes_from_video
-from telecine.report.clips import pixels_sha256
+from telecine.data import bytes_from_video, clips_sha256, pixels_sha256
 from telecine.report.summary import RunSummary, ValidationClips, read_summary, write_summary
 from telecine.training.build import Clips
 from telecine.training.state import TrainState
@@ -76,8 +74,7 @@ def validation_clips(clips: Clips) -> ValidationClips:
     """Return what identifies the clips that a run validates on, with the hash that `telecine evaluate` records."""
     hashes = [pixels_sha256(bytes_from_video(clip["video"])) for clip in clips.val]
     _, num_frames, height, width = clips.val[0]["video"].shape
-    combined = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-    return ValidationClips(len(hashes), num_frames, height, width, combined)
+    return ValidationClips(len(hashes), num_frames, height, width, clips_sha256(hashes))
 
 
 def peak_memory(device: torch.device) -> int | None:
