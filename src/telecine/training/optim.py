@@ -84,8 +84,8 @@ class MovingAverage:
 
     After `n` updates the decay is at most `(1 + n) / (10 + n)`, so that the average soon forgets the initial weights:
     until `decay` is reached, it spans the last tenth of all updates. The first update copies the weights; with `decay`
-    0 every update does. There is no second module: `applied()` swaps the averages into the model. If the
-    weights are sharded, each process averages its shard.
+    0 every update does. `applied()` swaps the averages into the model: PyTorch's `AveragedModel` would copy all of it,
+    frozen weights and buffers included. If the weights are sharded, each process averages its shard.
 
     Args:
         model: The model whose parameters with `requires_grad` are averaged.
