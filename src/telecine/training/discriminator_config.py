@@ -137,7 +137,7 @@ class DiscriminatorConfig:
 
     Source: telecine.
 
-    Fails: with many, a short clip has a single logit over time.
+    Fails: with many, a short clip has a single logit over time, and flicker is seen less than with 0.
     """
     init: str | None = None
     """Start from the discriminators of another run: its folder, or that of a checkpoint. Their kinds and sizes must be
