@@ -182,7 +182,7 @@ def test_a_student_is_planned_with_its_teacher(light, student):
     found = plan(config)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
     teacher = state.autoencoder.latent_model
-    lpips = bytes_of(fake_lpips("alex")._frozen.values())
+    lpips = bytes_of(fake_lpips("alex").hidden.values())
     assert found.held[PARAMETERS] == bytes_of(state.autoencoder.parameters()) + bytes_of(state.objective.buffers())
     assert found.held[FROZEN] == 2 * lpips + bytes_of(teacher.parameters())
     assert not any(weight.requires_grad for weight in teacher.parameters())
