@@ -52,7 +52,7 @@ def blocks(page, kind):
 
 
 def commands(page):
-    return [shlex.split(line) for block in blocks(page, "sh") for line in block.splitlines()]
+    return [shlex.split(line) for block in blocks(page, "sh") for line in block.replace("\\\n", "").splitlines()]
 
 
 @pytest.fixture
