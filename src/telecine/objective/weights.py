@@ -141,6 +141,7 @@ class WeightSchedule:
         changes = [(ramp.start or 0) + ramp.steps for ramp in self.ramps.values()]
         changes += [self.disc_start, self.disc_train_start]
         every = self.penalty_every
+        # The first step with a penalty from each change on, and the last one before it: a ramp may end at 0.
         steps = {-(-step // every) * every for step in changes} | {
             max(0, step - 1) // every * every for step in changes
         }
