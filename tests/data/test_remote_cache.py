@@ -21,7 +21,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Use an empty cache of 30 bytes."""
     monkeypatch.setenv("TELECINE_REMOTE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TELECINE_REMOTE_CACHE_GB", "30e-9")
-    return tmp_path / "cache"
+    return tmp_path / "cache" / "telecine"
 
 
 def file(name: str, size: int = 10) -> RemotePath:
@@ -65,7 +65,23 @@ def test_names_do_not_lead_out_of_the_folder(cache: Path) -> None:
     names = [path.name for path in cache.iterdir() if len(path.name) >= 64]
     assert len(names) == 7
     assert all(re.fullmatch(r"[0-9a-f]{64}(\.mp4|\.png)?", name) for name in names)
-    assert [path.name for path in cache.parent.iterdir()] == ["cache"]
+    assert [path.name for path in cache.parent.iterdir()] == ["telecine"]
+    assert [path.name for path in cache.parent.parent.iterdir()] == ["cache"]
+
+
+def test_files_that_are_not_copies_are_neither_counted_nor_removed(cache: Path) -> None:
+    names = ["thesis.pdf", "a.partial", "b.10.partial", f"{'0' * 64}.pdf", "folder/thesis.pdf"]
+    others = [folder / name for folder in (cache.parent, cache) for name in (*names, f"{'0' * 64}", "total")][:-2]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(1000))
+        os.utime(path, (0, 0))
+        os.utime(path.parent, (0, 0))
+    for name in ("a", "b", "c", "d"):
+        use(file(name))
+    assert [path.stat().st_size for path in others] == [1000] * 12
+    remote = [path.read_text().strip() for path in cache.iterdir() if path.is_file() and path.stat().st_size == 10]
+    assert sorted(remote) == ["b", "c", "d"]
 
 
 def test_a_file_that_is_larger_than_the_cache(cache: Path) -> None:
@@ -182,4 +198,6 @@ def test_the_default_folder_and_size(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "telecine" / "remote"
+    monkeypatch.setenv("TELECINE_REMOTE_CACHE", str(tmp_path / "chosen"))
+    assert cache_folder() == tmp_path / "chosen" / "telecine", "a folder of its own"
     assert max_bytes() == remote_cache.DEFAULT_GB * 10**9

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,12 +25,17 @@ _POLL_SECONDS = 0.1
 # How often a copy may be removed between its arrival and its opening: another process has taken its room.
 _MAX_REMOVALS = 10
 _PARTIAL, _LOCK, _TOTAL = ".partial", ".lock", "total"
+# A copy: a hash with the suffix of the file. While it is fetched, its size in bytes follows.
+_COPY = re.compile(rf"[0-9a-f]{{64}}({'|'.join(map(re.escape, VIDEO_SUFFIXES | IMAGE_SUFFIXES))})?(\.(\d+){_PARTIAL})?")
 
 
 def cache_folder() -> Path:
-    """Return `$TELECINE_REMOTE_CACHE`, or `telecine/remote` in `$XDG_CACHE_HOME` or `~/.cache`; it need not exist."""
+    """Return a folder for copies only; it need not exist.
+
+    It is `telecine` in `$TELECINE_REMOTE_CACHE`, or `telecine/remote` in `$XDG_CACHE_HOME` or `~/.cache`.
+    """
     if chosen := os.environ.get(FOLDER_VARIABLE):
-        return Path(chosen)
+        return Path(chosen) / "telecine"
     return user_cache_folder() / "remote"
 
 
@@ -149,17 +155,17 @@ def _write_total(folder: Path, total: int) -> None:
 
 
 def _make_room(left: int, own: Path) -> int:
-    """Remove files until the others take at most `left` bytes, and return how many they take.
+    """Remove copies until the others take at most `left` bytes, and return how many they take.
 
-    One file in a hundred is removed at least, because counting takes long in a large folder. The lock of the copy that
+    One copy in a hundred is removed at least, because counting takes long in a large folder. The lock of the copy that
     `own` becomes is held by this thread.
     """
     sizes: dict[Path, int] = {}
     last_used: dict[Path, float] = {}
     for path in own.parent.iterdir():
-        if path.suffix != _LOCK and path.name != _TOTAL:
+        if match := _COPY.fullmatch(path.name):
             status = path.stat()
-            sizes[path] = int(path.suffixes[-2][1:]) if path.suffix == _PARTIAL else status.st_size
+            sizes[path] = int(match[3] or status.st_size)
             last_used[path] = status.st_mtime
     total, at_least = sum(sizes.values()), len(sizes) // 100
     for number, path in enumerate(sorted(sizes, key=last_used.__getitem__)):
