@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from telecine.data import DecodeError, VideoInfo, decode, index_video, iterate_frames, read_clip
+from telecine.data import DataError, DecodeError, VideoInfo, decode, index_video, iterate_frames, read_clip
 from telecine.data.decode import _check_intact, _decode_needed, _keyframes_before, _seek, open_video
 
 from .videos import (
@@ -29,6 +29,7 @@ from .videos import (
     rotate_clockwise,
     set_display_matrix,
     truncate,
+    write_exif,
     write_greys,
     write_in_decoding_order,
     write_packed,
@@ -192,6 +193,27 @@ def test_mirroring_is_applied(tmp_path: Path, matrix: tuple[int, int, int, int])
     frames = moving_frames(2)
     info = index_video(set_display_matrix(write_video(tmp_path / "selfie.mp4", frames), matrix))
     assert torch.equal(read_clip(info, 0, 2), MIRRORED[matrix](frames))
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (6, -1), (8, 1)])
+def test_side_data_that_pyav_does_not_know(tmp_path: Path, orientation: int, turns: int) -> None:
+    frames = moving_frames(3)
+    info = index_video(write_exif(tmp_path / "camera.avi", frames, orientation))
+    upright = torch.rot90(frames, turns, (1, 2)).float()
+    assert (read_clip(info, 0, 3).float() - upright).abs().mean() < 4
+
+
+def test_other_errors_of_pyav_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def reformat(*arguments: object, **settings: object) -> None:
+        raise ValueError("pixel format 999 is not known")
+
+    info = index_video(write_video(tmp_path / "odd.mp4", numbered_frames(3)))
+    monkeypatch.setattr(decode, "VideoReformatter", lambda: SimpleNamespace(reformat=reformat))
+    for read in (lambda: read_clip(info, 0, 1), lambda: list(iterate_frames(info.path))):
+        with pytest.raises(DecodeError, match=r"odd\.mp4: pixel format 999 is not known"):
+            read()
+    with pytest.raises(DataError, match="^changed$"), open_video(info.path):
+        raise DataError("changed")  # not about this file alone
 
 
 def _is_readable(info: VideoInfo, index: int, expected: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -97,6 +98,23 @@ def write_greys(path: Path, lumas: list[int], pixel_format: str) -> Path:
             frame.pts, frame.time_base = number, Fraction(1, 25)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+    return path
+
+
+def write_exif(path: Path, frames: Tensor, orientation: int) -> Path:
+    """Write a motion JPEG of uint8 frames, each a JPEG with an EXIF orientation, as cameras do."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuvj420p"
+        for number, pixels in enumerate(frames):
+            jpeg = io.BytesIO()
+            Image.fromarray(pixels.numpy()).save(jpeg, "JPEG", quality=98, exif=exif)
+            packet = av.Packet(jpeg.getvalue())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, number, number, Fraction(1, 25)
+            packet.is_keyframe = True
+            container.mux(packet)
     return path
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from telecine.checks import argument_error, check_count
 from telecine.data.image import read_image
 from telecine.data.remote import open_local
-from telecine.data.source import ANIMATED, DecodeError, Source, TarMember, as_source, ffmpeg_url
+from telecine.data.source import ANIMATED, DataError, DecodeError, Source, TarMember, as_source, ffmpeg_url
 from telecine.data.video_info import VideoInfo
 
 # swscale's bicubic filter widens when it shrinks, so it does not alias, and it is the closest of swscale's filters to
@@ -46,11 +46,15 @@ _OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__versi
 
 
 @contextmanager
-def _ffmpeg_errors_as_decode_errors(path: str | PathLike[str] | Source) -> Iterator[None]:
+def _errors_as_decode_errors(path: str | PathLike[str] | Source) -> Iterator[None]:
     try:
         yield
+    except DataError:
+        raise
     except FFmpegError as error:
         raise DecodeError(f"{path}: {error.strerror}") from error
+    except ValueError as error:  # PyAV raises it for what FFmpeg reads and PyAV does not know
+        raise DecodeError(f"{path}: {error}") from error
 
 
 @contextmanager
@@ -61,10 +65,10 @@ def open_video(path: str | PathLike[str] | Source) -> Iterator[tuple[InputContai
     thread, and the context manager closes the file.
 
     Raises:
-        DecodeError: the file cannot be opened, is an animated image, has no video stream, or FFmpeg fails inside the
-            `with` block.
+        DecodeError: the file cannot be opened, is an animated image, has no video stream, or FFmpeg or PyAV fails
+            inside the `with` block.
     """
-    with _ffmpeg_errors_as_decode_errors(path), open_local(as_source(path), _open_container) as container:
+    with _errors_as_decode_errors(path), open_local(as_source(path), _open_container) as container:
         if container.format.name in _ANIMATED_IMAGES:
             raise DecodeError(f"{path}: {ANIMATED}")
         stream = next(iter(container.streams.video), None)
@@ -93,8 +97,15 @@ def _num_quarter_turns(frame: VideoFrame) -> int:
 
 
 def _is_mirrored(frame: VideoFrame) -> bool:
-    """Return whether a frame is flipped upside down for display, before it is rotated."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    """Return whether a frame is flipped upside down for display, before it is rotated.
+
+    PyAV reads no side data of frames that have some of a type without a name in PyAV, such as EXIF. These are taken as
+    not mirrored; their rotation is known.
+    """
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        return False
     if matrix is None:
         return False
     assert isinstance(matrix, Buffer)
@@ -192,7 +203,7 @@ def read_clip(
         return read_image(info.path, size)[None]
     size = size or (info.height, info.width)
     clip = torch.empty(len(indices), *size, 3, dtype=torch.uint8)
-    with _ffmpeg_errors_as_decode_errors(info.path), closing(_packets_from_keyframe(info, start)) as packets:
+    with _errors_as_decode_errors(info.path), closing(_packets_from_keyframe(info, start)) as packets:
         for i, frame in enumerate(rgb_frames(_select_frames(info, indices, packets), size)):
             clip[i] = frame
     return clip
