@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 
@@ -54,6 +55,16 @@ def test_frames_can_be_added_in_parts(tmp_path: Path) -> None:
     _write_parts(tmp_path / "parts.mp4", frames.split(7))
     whole, parts = (read_clip(index_video(tmp_path / name), 0, 20) for name in ("whole.mp4", "parts.mp4"))
     assert torch.equal(whole, parts)
+
+
+@pytest.mark.parametrize("unit", [Fraction(1, 10**7), Fraction(1, 10**9), Fraction(1, 90_000), Fraction(1001, 30_000)])
+def test_times_in_any_unit(tmp_path: Path, unit: Fraction) -> None:
+    pts = [2 * number * round(Fraction(1, 25) / unit) + number % 2 for number in range(6)]
+    with Mp4Writer(tmp_path / "times.mp4", 25, pts=pts, time_base=float(unit)) as writer:
+        writer.add(_frames(6, 32, 32))
+    info = index_video(tmp_path / "times.mp4")
+    times = [each * info.time_base for each in info.pts]
+    assert times == pytest.approx([float(each * unit) for each in pts], rel=1e-9)
 
 
 def test_crf_sets_the_quality(tmp_path: Path) -> None:

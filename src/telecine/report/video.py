@@ -25,6 +25,8 @@ from telecine.files import partial_path
 # BT.709 as numbered in H.273. Players guess the colour space of files that do not state it, by the frame size.
 _BT709 = 1
 _LIMITED_RANGE = 1
+# FFmpeg's fractions have 32 bits.
+_MAX_INT = 2**31 - 1
 
 MIN_PANEL_HEIGHT = 192
 _LABEL_HEIGHT = 26
@@ -69,7 +71,7 @@ class Mp4Writer:
         self.path = Path(path)
         # Exact for 30000/1001.
         self._rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
-        self._time_base = 1 / self._rate if time_base is None else Fraction(time_base).limit_denominator(1_000_000)
+        self._time_base = 1 / self._rate if time_base is None else Fraction(time_base).limit_denominator(_MAX_INT)
         self._pts = pts
         self._aspect = Fraction(sample_aspect_ratio).limit_denominator(255)
         self._crf = crf
