@@ -15,6 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 from telecine.argument_errors import plain, setting_names
 from telecine.checks import argument_error, check_count
 from telecine.commands import COMMANDS, INTERRUPTED, fail, typed_values
+from telecine.data.find import check_output
 from telecine.data_report.inspect import inspect_data
 from telecine.data_report.page import write_data
 from telecine.devices import parse_memory
@@ -82,6 +83,7 @@ def run_plan(settings: Namespace, config: TrainConfig) -> None:
 
 def run_data(settings: Namespace, config: TrainConfig) -> None:
     """Show what training will see: its first clips, the files, copies, cuts, reading speed; nothing is trained."""
+    check_output("--output", settings.path, settings.output)
     report = inspect_data(replace(config, data=settings.path), settings.num_clips)
     page = write_data(report, Path(settings.output))
     print_data(console, report)

@@ -13,6 +13,8 @@ from typing import Any
 from telecine.checks import argument_error
 
 CHUNK = 2**20
+# Folders with this file are left out of data.
+OUTPUT_MARKER = ".telecine-output"
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
@@ -44,6 +46,17 @@ def flush(paths: Iterable[Path]) -> None:
 def partial_path(path: Path) -> Path:
     """Return a path beside `path` to write to. Nobody can guess it, and put a link there before."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+
+
+def mark_output(folder: Path) -> None:
+    """Mark a folder with videos that telecine writes: inside the folder of the data, it is left out."""
+    note = "telecine wrote this folder, and does not use its videos as data. Remove this file to use them.\n"
+    (folder / OUTPUT_MARKER).write_text(note)
+
+
+def is_output(folder: Path) -> bool:
+    """Return whether telecine wrote a folder."""
+    return (folder / OUTPUT_MARKER).exists()
 
 
 def write_json(path: Path, value: object) -> None:

@@ -212,7 +212,7 @@ def test_other_errors_of_pyav_name_the_file(tmp_path: Path, monkeypatch: pytest.
     for read in (lambda: read_clip(info, 0, 1), lambda: list(iterate_frames(info.path))):
         with pytest.raises(DecodeError, match=r"odd\.mp4: pixel format 999 is not known"):
             read()
-    with pytest.raises(DataError, match="^changed$"), open_video(info.path):
+    with pytest.raises(DataError, match=r"^changed$"), open_video(info.path):
         raise DataError("changed")  # not about this file alone
 
 

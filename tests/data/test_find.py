@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -23,7 +25,8 @@ from telecine.data import (
     read_clip,
     sample_videos,
 )
-from telecine.data.find import SAMPLE_VIDEOS, expand_braces
+from telecine.data.find import SAMPLE_VIDEOS, check_output, expand_braces, ignored_suffixes
+from telecine.files import mark_output
 
 from .videos import numbered_frames, write_images, write_shard, write_video
 
@@ -55,6 +58,57 @@ def test_linked_folders_are_searched_once(tmp_path: Path) -> None:
     for name, target in links.items():
         (data / name).symlink_to(target)
     assert [path.relative_to(data).as_posix() for path in find_videos(data)] == ["linked/b.mp4", "real/a.mp4"]
+
+
+def test_what_telecine_wrote_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "a.mp4", "deep/b.mp4", "run/side_by_side.mp4", "run/validation/step-1/c.mp4", "deep/data/clips.mp4")
+    for folder in ("run", "deep/data"):
+        mark_output(tmp_path / folder)
+    assert [path.relative_to(tmp_path).as_posix() for path in find_videos(tmp_path)] == ["a.mp4", "deep/b.mp4"]
+    skipped = f"{tmp_path}/deep/data (written by telecine); {tmp_path}/run (written by telecine)"
+    assert f"skipped 2 folders in {tmp_path}: {skipped}" in caplog.text
+    assert names(tmp_path, tmp_path) == ["a.mp4", "deep/b.mp4"]
+    for pattern in ("**/*.mp4", "*", "**"):
+        caplog.clear()
+        assert names(f"{tmp_path}/{pattern}", tmp_path) == ["a.mp4", "deep/b.mp4"], pattern
+        assert "(written by telecine)" in caplog.text
+    assert len(find_videos(tmp_path / "run")) == 2, "a folder that is named is read"
+    assert len(find_segments(f"{tmp_path}/run/*.mp4", no_members)) == 1
+    assert ignored_suffixes(tmp_path) == {}
+
+
+def test_outputs_do_not_lie_beside_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for data in (".", tmp_path, f"{tmp_path}/../{tmp_path.name}"):
+        with pytest.raises(ValueError, match="`output_dir` must be another folder than the data, but got "):
+            check_output("output_dir", data, tmp_path)
+    for data in ("run", tmp_path / "gone", "s3://bucket/run", None):
+        check_output("output_dir", data, tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "a.mp4", "secret/b.mp4")
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if Path(path).name == "secret":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may read every folder
+    assert find_videos(tmp_path) == [tmp_path / "a.mp4"]
+    assert f"skipped 1 folder in {tmp_path}: {tmp_path}/secret (Permission denied)" in caplog.text
+
+
+def test_files_that_match_several_times_are_read_once(tmp_path: Path) -> None:
+    touch(tmp_path, "a.mp4", "deep/er/b.mp4")
+    for pattern in ("/**", "{,/deep}", "/{*,deep}", "/{deep/er/b.mp4,*}"):
+        found = names(f"{tmp_path}{pattern}", tmp_path)
+        assert sorted(found) == ["a.mp4", "deep/er/b.mp4"], pattern
+    (tmp_path / "twice.csv").write_text("path\na.mp4\na.mp4\n")
+    assert len(find_segments(tmp_path / "twice.csv", no_members)) == 2, "a list may repeat a video"
 
 
 def test_no_videos(tmp_path: Path) -> None:

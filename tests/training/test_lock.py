@@ -9,7 +9,7 @@ import time
 import pytest
 
 from telecine.training import lock
-from telecine.training.lock import LOCK_FILE, RunLock, started_at
+from telecine.training.lock import LOCK_FILE, RunLock, started_at, take_folder
 
 
 def write(run, **holder):
@@ -127,3 +127,12 @@ def test_of_two_processes_that_start_together_one_gets_the_lock(tmp_path):
     assert errors.count(None) == 1
     (refused,) = [error for error in errors if error is not None]
     assert "used by one run at a time" in refused
+
+
+def test_the_folder_of_a_run_is_marked_and_not_that_of_the_data(tmp_path):
+    run = tmp_path / "run"
+    take_folder(run, str(tmp_path)).release()
+    assert [path.name for path in run.iterdir()] == [".telecine-output"]
+    with pytest.raises(ValueError, match=r"`output_dir` must be another folder than the data, but got .* Name"):
+        take_folder(tmp_path, str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -65,6 +65,7 @@ def test_a_run_writes_all_its_files(tiny, with_pictures, monkeypatch):
     monkeypatch.setattr("telecine.training.validation.MIN_SECONDS", 0.1)  # encoding takes the most time
     result = train(tiny(steps=4, val_every=4, save_every=2), console=quiet())
     assert {path.name for path in result.run.iterdir()} == {
+        ".telecine-output",
         "checkpoints",
         "config.yaml",
         "curves.png",
@@ -322,6 +323,16 @@ def test_a_run_says_at_its_start_that_it_ends_within_its_warmup(tiny):
 
 
 @pytest.mark.slow
+def test_the_videos_of_a_run_inside_its_data_are_no_data(tiny, tmp_path, small_video):
+    validation = tmp_path / "data" / "run" / "validation" / "step-00000000"
+    validation.mkdir(parents=True)
+    for folder in (tmp_path / "data", tmp_path / "data" / "run", validation):
+        shutil.copy(small_video, folder / "video.mp4")
+    trainer = Trainer(tiny(data=str(tmp_path / "data"), output_dir=str(tmp_path / "data" / "run")), quiet())
+    assert [span.info.path for span in trainer.clips.train.spans] == [tmp_path / "data" / "video.mp4"]
+    trainer.close()
+
+
 def test_a_validation_that_is_interrupted_is_made_when_the_run_resumes(tiny, tmp_path):
     settings = {"steps": 3, "val_every": 2, "save_every": 3, "log_every": 1}
     straight = tiny(output_dir=str(tmp_path / "straight"), **settings)

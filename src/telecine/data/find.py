@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from glob import glob, has_magic
 from importlib import metadata
@@ -17,7 +17,7 @@ from pathlib import Path
 from telecine.checks import argument_error, shorten
 from telecine.data import remote
 from telecine.data.index import Skipped, format_skipped, index_videos
-from telecine.data.index_cache import IndexCache
+from telecine.data.index_cache import IndexCache, deepest_folder
 from telecine.data.lists import LIST_SUFFIXES, Segment, read_list
 from telecine.data.source import (
     IMAGE_SUFFIXES,
@@ -34,6 +34,7 @@ from telecine.data.source import (
     is_media,
 )
 from telecine.data.video_info import MAX_PIXELS, Span
+from telecine.files import OUTPUT_MARKER, is_output
 from telecine.requirements import how_to_install
 
 logger = logging.getLogger(__name__)
@@ -146,7 +147,8 @@ def find_segments(path: str | PathLike[str], list_members: ListMembers, *, name:
         raise argument_error(name, "a path", shorten(repr(str(path))), "Check the spelling.", DataError)
     _check_readable(str(path), name)
     paths = _at(str(path)) if Path(path).exists() else _match_pattern(str(path), name)
-    segments = list(chain.from_iterable(_segments_at(match, list_members) for match in paths))
+    files = dict.fromkeys(chain.from_iterable(map(_files_at, paths)))  # a pattern may match a file and its folder
+    segments = list(chain.from_iterable(_segments_at(file, list_members) for file in files))
     if not segments:
         suffixes = ", ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES | ARCHIVE_SUFFIXES))
         remedy = "Check the path. Subfolders are searched too."
@@ -154,26 +156,37 @@ def find_segments(path: str | PathLike[str], list_members: ListMembers, *, name:
     return segments
 
 
-def _segments_at(path: File, list_members: ListMembers) -> Iterator[Segment]:
+def _files_at(path: File) -> list[File]:
+    """Return the files to use in a folder, or the file at the path."""
+    if not path.is_dir():
+        return [path]
+    files = files_below(path)
+    used = [file for file in files if _is_used(file)]
+    _log_ignored(path, files, used)
+    return used
+
+
+def _segments_at(path: File, list_members: ListMembers) -> Iterable[Segment]:
     suffix = path.suffix.lower()
-    if path.is_dir():
-        files = files_below(path)
-        used = [file for file in files if _is_used(file)]
-        _log_ignored(path, files, used)
-        for file in used:
-            yield from _segments_at(file, list_members)
-    elif suffix in LIST_SUFFIXES:
-        yield from read_list(path)
-    elif suffix in ARCHIVE_SUFFIXES:
-        yield from map(Segment, list_members(path))
-    else:
-        yield Segment(path)
+    if suffix in LIST_SUFFIXES:
+        return read_list(path)
+    return map(Segment, list_members(path) if suffix in ARCHIVE_SUFFIXES else [path])
+
+
+def check_output(name: str, data: str | PathLike[str] | None, output: str | PathLike[str]) -> None:
+    """Check that a folder for videos that telecine writes is not the folder of the data; it may be inside it.
+
+    Raises:
+        ValueError: it is.
+    """
+    if data is not None and Path(data).is_dir() and Path(data).resolve() == Path(output).resolve():
+        raise argument_error(name, "another folder than the data", f"{output}", "Name a folder in it, or elsewhere.")
 
 
 def ignored_suffixes(path: str | PathLike[str]) -> Counter[str]:
     """Return how many files of which suffix in a folder and its subfolders are neither videos, images nor tar files."""
     folders = [each for each in _at(str(path)) if each.is_dir()]
-    return _suffixes(file for folder in folders for file in files_below(folder) if not _is_used(file))
+    return _suffixes(file for folder in folders for file in _search(folder)[0] if not _is_used(file))
 
 
 def _is_used(file: File) -> bool:
@@ -195,15 +208,38 @@ def files_below(folder: File) -> list[File]:
     """List the files in a folder and its subfolders, sorted, without hidden ones.
 
     Links to folders are followed, but each folder is listed once. The files of the folder itself come before those of
-    links, so a file found by two paths gets the path without a link.
+    links, so a file found by two paths gets the path without a link. Subfolders that telecine wrote and those that
+    cannot be read are left out, which is logged.
     """
+    files, skipped = _search(folder)
+    _log_skipped(folder, skipped)
+    return files
+
+
+def _log_skipped(root: File, skipped: Sequence[Skipped]) -> None:
+    if skipped:
+        folders = "folder" if len(skipped) == 1 else "folders"
+        logger.warning("skipped %d %s in %s: %s", len(skipped), folders, root, format_skipped(skipped))
+
+
+def _search(folder: File) -> tuple[list[File], list[Skipped]]:
+    """Return the files of `files_below`, and the subfolders that are left out."""
     if isinstance(folder, RemotePath):
-        return [*remote.files_below(folder)]
+        return [*remote.files_below(folder)], []
     files: list[Path] = []
+    skipped: list[Skipped] = []
     visited: set[tuple[int, int]] = set()
     pending = deque([folder])
+
+    def skip(error: OSError) -> None:
+        skipped.append(Skipped(Path(error.filename), error.strerror))
+
     while pending:
-        for current, folders, names in os.walk(pending.popleft()):
+        for current, folders, names in os.walk(pending.popleft(), onerror=skip):
+            if OUTPUT_MARKER in names and Path(current) != folder:
+                skipped.append(_written(Path(current)))
+                folders.clear()
+                continue
             status = os.stat(current)
             folders[:] = sorted(name for name in folders if not is_hidden(Path(name)))
             if (status.st_dev, status.st_ino) in visited:
@@ -212,7 +248,19 @@ def files_below(folder: File) -> list[File]:
             visited.add((status.st_dev, status.st_ino))
             pending += [path for name in folders if (path := Path(current, name)).is_symlink()]
             files += [Path(current, name) for name in names if not is_hidden(Path(name))]
-    return [*sorted(file for file in files if file.is_file())]
+    return [*sorted(file for file in files if file.is_file())], sorted(skipped, key=lambda skip: str(skip.path))
+
+
+def _written(folder: Path) -> Skipped:
+    return Skipped(folder, "written by telecine")
+
+
+def _without_outputs(paths: Sequence[Path], root: Path) -> list[Path]:
+    """Leave out what is below `root` in a folder that telecine wrote, which is logged."""
+    below = {folder for path in paths for folder in (path, *path.parents) if folder.is_relative_to(root)}
+    outputs = sorted(folder for folder in below - {root} if is_output(folder))
+    _log_skipped(root, [_written(folder) for folder in outputs])
+    return [path for path in paths if not any(path.is_relative_to(folder) for folder in outputs)]
 
 
 def _check_readable(path: str, name: str) -> None:
@@ -242,7 +290,9 @@ def _at(path: str) -> list[File]:
         return [*remote.match(path)]
     if Path(path).exists():
         return [Path(path)]
-    return [*map(Path, sorted(glob(path, recursive=True)))] if has_magic(path) else []
+    if not has_magic(path):
+        return []
+    return [*_without_outputs([*map(Path, sorted(glob(path, recursive=True)))], deepest_folder(Path(path)))]
 
 
 def expand_braces(pattern: str) -> list[str]:

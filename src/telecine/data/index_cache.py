@@ -58,7 +58,7 @@ class IndexCache:
 
     def __init__(self, data: str | PathLike[str]) -> None:
         self.path = index_cache_path(data)
-        self._root = self.path.parent if is_address(str(data)) else _data_root(Path(data))
+        self._root = self.path.parent if is_address(str(data)) else deepest_folder(Path(data))
         self._archives, self._infos = _load(self.path)
         self._used_archives: Archives = {}
         self._used_infos: Infos = {}
@@ -125,15 +125,15 @@ def index_cache_path(data: str | PathLike[str]) -> Path:
     if is_address(str(data)):
         return cache / f"{_short_hash(str(data))}{INDEX_NAME}"
     data = Path(data)
-    root = _data_root(data)
+    root = deepest_folder(data)
     name = INDEX_NAME if root == data else f".{_short_hash(os.path.relpath(data, root))}{INDEX_NAME}"
     if os.access(root, os.W_OK):
         return root / name
     return cache / f"{_short_hash(str(data.absolute()))}{INDEX_NAME}"
 
 
-def _data_root(data: Path) -> Path:
-    """Return the deepest folder that contains all the data."""
+def deepest_folder(data: Path) -> Path:
+    """Return the deepest folder that contains all that a path or a pattern matches."""
     if data.is_dir():
         return data
     return next(parent for parent in data.parents if not has_magic(str(parent)) and parent.is_dir())

@@ -16,7 +16,7 @@ from telecine import __version__
 from telecine.data_report.inspect import DataReport, SampledClip
 from telecine.data_report.measures import DEFINITIONS
 from telecine.devices import gigabytes
-from telecine.files import atomic_write, write_json
+from telecine.files import atomic_write, mark_output, write_json
 from telecine.report.page import page_environment, timestamp
 from telecine.report.summary import count_files
 from telecine.report.video import shrink, write_mp4
@@ -52,6 +52,7 @@ class ClipFigure(TypedDict):
 def write_data(report: DataReport, folder: Path) -> Path:
     """Write data.json, clips.mp4 and data.html into a folder, which is created if needed; return the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
+    mark_output(folder)
     write_json(folder / JSON_FILE, report.as_dict())
     write_mp4(folder / VIDEO_FILE, moving_sheet(report.clips, report.fps), report.fps)
     html = render(report)

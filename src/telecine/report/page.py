@@ -19,7 +19,7 @@ from markupsafe import Markup
 from telecine import __version__
 from telecine.checks import argument_error
 from telecine.data import index_video
-from telecine.files import atomic_write
+from telecine.files import atomic_write, mark_output
 from telecine.report.clips import SavedClip, SavedValidation
 from telecine.report.names import METRICS, metric_label
 from telecine.report.run import HeldOutMetric, ReportedRun, best_and_worst, read_run, run_names
@@ -119,6 +119,7 @@ class VideoFolder:
     def add(self, source: Path, name: str) -> str:
         """Copy a video and return its relative URL. The player shows an error for a missing video."""
         self.path.mkdir(exist_ok=True)
+        mark_output(self.path)
         if source.is_file():
             if not _is_copy(source, self.path / name):
                 atomic_write(self.path / name, lambda partial: shutil.copy2(source, partial))

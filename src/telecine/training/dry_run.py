@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from telecine.data.find import check_output
 from telecine.objective.weights import WeightSchedule
 from telecine.terminal import PlainConsole
 from telecine.training.batches import read_next
@@ -57,6 +58,7 @@ def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, consol
     """
     with TemporaryDirectory(prefix="telecine-dry-run-") as folder:
         tried = replace(config, output_dir=folder, push_to_hub=False, trackers=(), latent_cache=None)
+        check_output("output_dir", config.data, config.output_dir)
         on_first_process(lambda: RunLock(Path(config.output_dir)).release(), build_accelerator(tried))
         trainer = Trainer(tried, console or PlainConsole(), autoencoder)
         try:

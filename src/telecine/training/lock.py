@@ -13,6 +13,8 @@ from typing import Any
 import psutil
 
 from telecine.checks import argument_error
+from telecine.data.find import check_output
+from telecine.files import mark_output
 
 LOCK_FILE = ".lock"
 REMEDY = "Use another --output_dir, or wait. If that process is gone, add --steal_lock."
@@ -20,6 +22,18 @@ REMEDY = "Use another --output_dir, or wait. If that process is gone, add --stea
 SECONDS_TO_WRITE = 10.0
 # Another process can have the number of one that has ended, but not its start; clocks are adjusted by less than this.
 CLOCK_TOLERANCE = 5.0
+
+
+def take_folder(run: Path, data: str | None, *, steal: bool = False) -> RunLock:
+    """Lock the folder of a run, which is marked as output: it may be inside the data.
+
+    Raises:
+        ValueError: Another process holds the lock, or the folder is that of the data.
+    """
+    check_output("output_dir", data, run)
+    lock = RunLock(run, steal=steal)
+    mark_output(run)
+    return lock
 
 
 class RunLock:

@@ -36,7 +36,7 @@ from telecine.training.hub import create_repository, upload
 from telecine.training.interrupt import Interrupted, StopRequest
 from telecine.training.latent_cache import fill, open_cache
 from telecine.training.latents import describe_change, measure_latents
-from telecine.training.lock import RunLock
+from telecine.training.lock import RunLock, take_folder
 from telecine.training.logging import MetricsLogger, Monitor
 from telecine.training.optim import describe_warmup
 from telecine.training.records import keep_records, missing_records
@@ -74,15 +74,15 @@ class Trainer:
         for line in (*describe_processes(config, self.accelerator), *describe_warmup(config.optimizer, config.steps)):
             self.console.print(line, soft_wrap=True)
         self.lock: RunLock | None = None
-        on_first_process(lambda: self._take_lock(steal=steal_lock), self.accelerator)
+        on_first_process(lambda: self._take_lock(config.data, steal=steal_lock), self.accelerator)
         try:
             self._build(config, autoencoder, change_data=change_data)
         except BaseException:
             self._release_lock()
             raise
 
-    def _take_lock(self, *, steal: bool) -> None:
-        self.lock = RunLock(self.folder, steal=steal)
+    def _take_lock(self, data: str | None, *, steal: bool) -> None:
+        self.lock = take_folder(self.folder, data, steal=steal)
 
     def _release_lock(self) -> None:
         if self.lock is not None:
