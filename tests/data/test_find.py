@@ -14,6 +14,7 @@ import pytest
 
 from telecine.data import (
     DataError,
+    IndexCache,
     Segment,
     TarMember,
     find,
@@ -237,15 +238,33 @@ def test_no_segment_has_frames(folder: Path) -> None:
         load_spans(folder / "list.jsonl", name="val_data")
 
 
+def num_indexed(folder: Path) -> int:
+    return len(IndexCache(folder)._infos)
+
+
 def test_the_index_is_saved_after_an_interrupt(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(sources: Any, *, index: Any) -> None:
         index(next(iter(sources)))
         raise KeyboardInterrupt
 
+    real = find.index_videos
     monkeypatch.setattr(find, "index_videos", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load_spans(folder)
     assert index_cache_path(folder).exists()
+    assert num_indexed(folder) == 1
+    monkeypatch.setattr(find, "index_videos", real)
+    load_spans(folder)
+    assert num_indexed(folder) == 4
+    (folder / "a.mp4").touch()  # must be indexed again
+    monkeypatch.setattr(find, "index_videos", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load_spans(folder)
+    assert num_indexed(folder) == 4, "those that were not reached are kept"
+    monkeypatch.setattr(find, "index_videos", real)
+    (folder / "a.mp4").unlink()
+    load_spans(folder)
+    assert num_indexed(folder) == 3, "a file that is gone is removed"
 
 
 def test_the_sample_videos_can_be_decoded() -> None:

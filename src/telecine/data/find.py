@@ -76,11 +76,13 @@ def load_spans(
     """
     cache = IndexCache(path)
     segments = find_segments(path, cache.members, name=name)
+    is_complete = False
     try:
         sources = dict.fromkeys(segment.source for segment in segments)
         infos, skipped = index_videos(sources, index=partial(cache.info, max_pixels=max_pixels))
+        is_complete = True
     finally:
-        cache.save()  # also after an interrupt, so that finished work is kept
+        cache.save(is_complete=is_complete)  # also after an interrupt, so that finished work is kept
     by_source = {info.path: info for info in infos}
     decodable = [segment for segment in segments if segment.source in by_source]
     spans: list[Span] = []

@@ -91,32 +91,24 @@ class IndexCache:
         self._used_infos[key] = fingerprint, info
         return replace(info, path=source)
 
-    def save(self) -> None:
-        """Write the file if its content changed. Failure to write is logged."""
-        if self._used_infos == self._infos and self._used_archives == self._archives:
+    def save(self, *, is_complete: bool = True) -> None:
+        """Write the file if its content changed. Failure to write is logged.
+
+        Args:
+            is_complete: Whether all the data was looked up. What was not is then removed from the file.
+        """
+        archives = self._used_archives if is_complete else self._archives | self._used_archives
+        infos = self._used_infos if is_complete else self._infos | self._used_infos
+        if infos == self._infos and archives == self._archives:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(self.path, self._write)
+            atomic_write(self.path, lambda partial: _write(partial, archives, infos))
         except OSError as error:
             logger.warning("the index cannot be saved, so the next run indexes the data again: %s", error)
 
     def _key(self, source: Source) -> str:
         return str(source) if isinstance(file_of(source), RemotePath) else os.path.relpath(str(source), self._root)
-
-    def _write(self, path: Path) -> None:
-        """Write one line of JSON for the format, each archive, member and video, then the 64-bit timestamps."""
-        rows: list[object] = [[*_FORMAT, len(self._used_archives), len(self._used_infos)]]
-        for key, (fingerprint, locations) in self._used_archives.items():
-            rows += [[key, fingerprint, len(locations)], *locations]
-        for key, (fingerprint, info) in self._used_infos.items():
-            fields = [getattr(info, name) for name in _FIELDS]
-            rows.append([key, fingerprint, fields, len(info.pts), len(info.keyframes)])
-        with gzip.open(path, "wb", compresslevel=1) as file:
-            for row in rows:
-                file.write(json.dumps(row).encode() + b"\n")
-            for _, info in self._used_infos.values():
-                file.write(info.pts.tobytes() + info.keyframes.tobytes())
 
 
 def index_cache_path(data: str | PathLike[str]) -> Path:
@@ -167,6 +159,21 @@ def _scan_archive(archive: File) -> list[MemberLocation]:
     except (OSError, tarfile.TarError) as error:
         logger.warning("%s: damaged after its first %d videos and images: %s", archive, len(locations), error)
     return locations
+
+
+def _write(path: Path, archives: Archives, infos: Infos) -> None:
+    """Write one line of JSON for the format, each archive, member and video, then the 64-bit timestamps."""
+    rows: list[object] = [[*_FORMAT, len(archives), len(infos)]]
+    for key, (fingerprint, locations) in archives.items():
+        rows += [[key, fingerprint, len(locations)], *locations]
+    for key, (fingerprint, info) in infos.items():
+        fields = [getattr(info, name) for name in _FIELDS]
+        rows.append([key, fingerprint, fields, len(info.pts), len(info.keyframes)])
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        for row in rows:
+            file.write(json.dumps(row).encode() + b"\n")
+        for _, info in infos.values():
+            file.write(info.pts.tobytes() + info.keyframes.tobytes())
 
 
 def _load(path: Path) -> tuple[Archives, Infos]:
