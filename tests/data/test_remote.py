@@ -202,6 +202,26 @@ def test_a_server_that_does_not_return(s3: Any, folder: Path, sleeps: list[Calla
     assert not [path for path in cache_folder().iterdir() if len(path.name) >= 64]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "attempts", "in_all"), [(0, 7, 63), (5, 7, 98), (30, 4, 127), (60, 2, 121), (400, 2, 801)]
+)
+def test_attempts_end_in_time_if_the_server_hangs(
+    monkeypatch: pytest.MonkeyPatch, seconds: int, attempts: int, in_all: int
+) -> None:
+    now = [1000.0]
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    def hang(fs: Any) -> None:
+        wait(seconds)
+        raise TimeoutError("no answer")
+
+    monkeypatch.setattr(remote, "time", SimpleNamespace(sleep=wait, monotonic=lambda: now[0]))
+    with pytest.raises(DataError, match=rf"cannot be read after {attempts} attempts in {in_all} seconds \(no answer\)"):
+        remote.with_retries("s3://b/a", hang)
+
+
 @pytest.mark.parametrize("change", ["written again", "removed"])
 def test_a_file_that_changes_after_the_listing_ends_the_run(s3: Any, folder: Path, change: str) -> None:
     address = s3.put(folder, "set")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import math
 import posixpath
 import time
 from collections.abc import Callable, Mapping
@@ -26,8 +27,11 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Seconds between attempts. With the attempts themselves, they end before `clips.timeout` does.
+# Seconds between attempts.
 RETRY_SECONDS = (1, 2, 4, 8, 16, 32)
+# After the second one, no attempt begins later than this. One at a web server that hangs takes 60 seconds, so that the
+# last one ends before `clips.timeout` does.
+_MAX_RETRY_SECONDS = 100
 # Other attempts would not help: the request is wrong, or the disk of the cache is full.
 _PERMANENT = frozenset({errno.EINVAL, errno.EPERM, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 # The first of these that a server tells is the version of a file.
@@ -201,7 +205,7 @@ def with_retries(address: str, call: Callable[[AbstractFileSystem], T]) -> T:
     temporary = (OSError, asyncio.TimeoutError, *map(resolve_name, library.temporary))
     others = tuple(map(resolve_name, library.others))
     start = time.monotonic()
-    for seconds in (*RETRY_SECONDS, None):
+    for attempt, seconds in enumerate((*RETRY_SECONDS, math.inf), 1):
         try:
             return call(fs)
         except (*temporary, *others) as error:  # noqa: PERF203 - the server is slower
@@ -212,8 +216,9 @@ def with_retries(address: str, call: Callable[[AbstractFileSystem], T]) -> T:
                     raise
                 remedy = "Check the address and the credentials."
                 raise DataError(f"{address}: cannot be read ({_text(cause)}). {remedy}") from error
-            if seconds is None:
-                tries = f"{len(RETRY_SECONDS) + 1} attempts in {time.monotonic() - start:.0f} seconds"
+            passed = time.monotonic() - start
+            if attempt > 1 and passed + seconds > _MAX_RETRY_SECONDS:
+                tries = f"{attempt} attempts in {passed:.0f} seconds"
                 remedy = "Check the network, then run the same command again."
                 raise DataError(f"{address}: cannot be read after {tries} ({_text(cause)}). {remedy}") from error
             logger.warning("%s: %s; trying again in %g seconds", address, _text(cause), seconds)
