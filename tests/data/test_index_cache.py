@@ -50,7 +50,7 @@ def indexed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def load(folder: Path) -> list[VideoInfo]:
+def load(folder: Path | str) -> list[VideoInfo]:
     return [span.info for span in load_spans(folder)[0]]
 
 
@@ -173,6 +173,19 @@ def test_path_of_the_file(folder: Path, tmp_path: Path) -> None:
     assert [path.name for path in paths[:2]] == [".telecine-index"] * 2
     assert len(set(paths)) == len(paths)
     assert all(path.name.startswith(".") and path.name.endswith(".telecine-index") for path in paths)
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, indexed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    video = write_video(tmp_path / name / f"{name}.mp4", numbered_frames(12))
+    for data in (tmp_path / name, video, f"{tmp_path}/{name}/*.mp4"):
+        indexed.clear()
+        for _ in range(2):
+            assert [info.path for info in load(data)] == [video]
+        assert indexed == [video.name]
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert [info.path for info in load(video)] == [video]
 
 
 def test_a_read_only_folder(folder: Path, indexed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,7 @@ def write_video(
     **options: str,
 ) -> Path:
     """Encode uint8 frames, by default as lossless RGB H.264, which has no B-frames. `pts` is in milliseconds."""
+    path.parent.mkdir(exist_ok=True)
     if codec == "libx264rgb":
         options = {"crf": "0", **options}
     with av.open(str(path), "w", format=container_format, options=container_options or {}) as container:

@@ -1,6 +1,7 @@
 """The page, the video and the JSON of a data set."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 
 from telecine.cli import main
 from telecine.data import index_video
-from telecine.data_report.page import figure, moving_sheet, render
+from telecine.data_report.page import figure, moving_sheet, render, write_data
 
 
 def test_the_page_shows_clips_and_files_and_needs_no_network(report):
@@ -38,6 +39,14 @@ def test_the_command_writes_a_page_a_video_and_a_json(data, tmp_path, capsys):
     video = index_video(tmp_path / "out" / "clips.mp4")
     assert (video.height, video.width, video.num_frames) == (32, 6 * 40, 100)
     assert (tmp_path / "out" / "data.html").read_text().startswith("<!doctype html>")
+
+
+def test_names_that_are_not_utf8(report, tmp_path):
+    odd = os.fsdecode(b"caf\xe9")
+    row, clip = replace(report.files[0], path=f"{odd}/{odd}.mp4"), replace(report.clips[0], source=f"{odd}.mp4")
+    page = write_data(replace(report, files=[row], clips=[clip], data=odd), tmp_path / "out")
+    assert page.read_text(encoding="utf-8").count("caf\\udce9.mp4") == 2
+    assert json.loads((tmp_path / "out" / "data.json").read_text())["files"][0]["path"] == row.path
 
 
 def test_clips_of_several_sizes_share_a_picture(report):

@@ -132,7 +132,7 @@ def deepest_folder(data: Path) -> Path:
 
 
 def _short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:12]
 
 
 def fingerprint_of(source: Source) -> Fingerprint:
@@ -141,7 +141,7 @@ def fingerprint_of(source: Source) -> Fingerprint:
         return *fingerprint_of(source.archive), source.offset, source.size
     if isinstance(source, RemotePath):
         known = look_up(source)
-        return known.size or 0, int(hashlib.sha256(known.version.encode()).hexdigest()[:15], 16)
+        return known.size or 0, int(hashlib.sha256(os.fsencode(known.version)).hexdigest()[:15], 16)
     status = source.stat()
     return status.st_size, status.st_mtime_ns
 

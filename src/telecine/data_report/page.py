@@ -55,8 +55,8 @@ def write_data(report: DataReport, folder: Path) -> Path:
     mark_output(folder)
     write_json(folder / JSON_FILE, report.as_dict())
     write_mp4(folder / VIDEO_FILE, moving_sheet(report.clips, report.fps), report.fps)
-    html = render(report)
-    atomic_write(folder / PAGE_FILE, lambda partial: partial.write_text(html, encoding="utf-8"))
+    html = render(report).encode("utf-8", "backslashreplace")  # names of files may have other bytes
+    atomic_write(folder / PAGE_FILE, lambda partial: partial.write_bytes(html))
     return folder / PAGE_FILE
 
 
