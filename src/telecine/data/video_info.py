@@ -5,6 +5,8 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 
 from telecine.data.source import DecodeError, Source
 
@@ -54,7 +56,13 @@ class VideoInfo:
 
     def frame_at(self, seconds: float) -> int:
         """Return the index of the first frame displayed at or after `seconds`, counted from the first frame."""
-        return bisect_left(sorted(self.pts), min(self.pts) + round(seconds / self.time_base))
+        return bisect_left(self._sorted_pts, self._sorted_pts[0] + round(seconds / self.time_base))
+
+    @cached_property
+    def _sorted_pts(self) -> array[int]:
+        """The timestamps in increasing order, usually `pts` itself, for any number of segments of the video."""
+        is_sorted = all(a <= b for a, b in pairwise(self.pts))
+        return self.pts if is_sorted else array("q", sorted(self.pts))
 
 
 @dataclass(frozen=True)
