@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from functools import partial
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
@@ -191,6 +192,17 @@ def test_nothing_found(tmp_path: Path) -> None:
         find_segments(f"{tmp_path}/{{0..1}}.tar", lambda archive: [])
     with pytest.raises(DataError, match=r"a path with videos or images \(.*\.jpg.*\.mp4.*\.tar.*Subfolders"):
         find_segments(tmp_path, lambda archive: [])
+
+
+@pytest.mark.parametrize("path", ["", "a\0.mp4", "a" * 5000, "\ud800"])
+def test_what_is_no_path(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "a.mp4")
+    monkeypatch.chdir(tmp_path)
+    for find_at in (load_spans, find_videos, partial(find_segments, list_members=no_members)):
+        with pytest.raises(
+            DataError, match=r"^`val_data` must be a path, but got '.*Check the spelling, or the variable"
+        ):
+            find_at(path, name="val_data")
 
 
 def test_a_file_without_a_known_suffix_is_used(tmp_path: Path) -> None:

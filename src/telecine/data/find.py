@@ -74,6 +74,7 @@ def load_spans(
     Raises:
         DataError: nothing is found at `path`, nothing can be decoded, or a list is not valid.
     """
+    _check_path(path, name)
     cache = IndexCache(path)
     segments = find_segments(path, cache.members, name=name)
     is_complete = False
@@ -113,8 +114,9 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
         name: Name of the argument in error messages.
 
     Raises:
-        DataError: `path` does not exist, or the folder has no video.
+        DataError: `path` is empty or does not exist, or the folder has no video.
     """
+    _check_path(path, name)
     found: list[File] = [*remote.match(str(path))] if is_address(str(path)) else [Path(path)]
     if len(found) != 1 or not (found[0].is_dir() or found[0].is_file()):
         got = f"{path}, which does not exist"
@@ -145,8 +147,7 @@ def find_segments(path: str | PathLike[str], list_members: ListMembers, *, name:
     Raises:
         DataError: nothing is found at `path`, or a list is not valid.
     """
-    if not is_file_name(str(path)):
-        raise argument_error(name, "a path", shorten(repr(str(path))), "Check the spelling.", DataError)
+    _check_path(path, name)
     _check_readable(str(path), name)
     paths = _at(str(path)) if Path(path).exists() else _match_pattern(str(path), name)
     files = dict.fromkeys(chain.from_iterable(map(_files_at, paths)))  # a pattern may match a file and its folder
@@ -263,6 +264,12 @@ def _without_outputs(paths: Sequence[Path], root: Path) -> list[Path]:
     outputs = sorted(folder for folder in below - {root} if is_output(folder))
     _log_skipped(root, [_written(folder) for folder in outputs])
     return [path for path in paths if not any(path.is_relative_to(folder) for folder in outputs)]
+
+
+def _check_path(path: str | PathLike[str], name: str) -> None:
+    if not is_file_name(str(path)):
+        remedy = "Check the spelling, or the variable of the shell."
+        raise argument_error(name, "a path", shorten(repr(str(path))), remedy, DataError)
 
 
 def _check_readable(path: str, name: str) -> None:

@@ -149,9 +149,9 @@ def read_bytes(source: Path | TarMember) -> bytes:
 
 
 def is_file_name(text: str) -> bool:
-    """Return whether a file can have this path: it is short, and has neither NUL nor half of a surrogate pair."""
+    """Return whether a file can have this path: not empty, short, and without NUL or half of a surrogate pair."""
     try:
-        return "\0" not in text and len(os.fsencode(text)) < MAX_PATH_BYTES
+        return "\0" not in text and 0 < len(os.fsencode(text)) < MAX_PATH_BYTES
     except UnicodeEncodeError:
         return False
 
