@@ -9,9 +9,10 @@ from urllib.parse import unquote
 
 import pytest
 import torch
+from jinja2 import nodes
 
 from telecine.report.clips import ValidationClip, write_clips
-from telecine.report.page import breakable, write_report
+from telecine.report.page import breakable, page_environment, write_report
 from telecine.report.summary import write_summary
 from telecine.report.video import write_mp4
 
@@ -230,3 +231,14 @@ def test_an_output_that_is_no_html_file_raises(runs, tmp_path, output):
 def test_no_run_raises():
     with pytest.raises(ValueError, match="`runs` must be at least one run's folder"):
         write_report([])
+
+
+def test_every_parameter_of_a_macro_is_used():
+    environment, num_macros = page_environment(), 0
+    for name in environment.list_templates(extensions=["html"]):
+        tree = environment.parse(environment.loader.get_source(environment, name)[0])
+        for macro in tree.find_all(nodes.Macro):
+            num_macros += 1
+            used = {each.name for each in macro.find_all(nodes.Name) if each.ctx == "load"}
+            assert {argument.name for argument in macro.args} <= used, f"{macro.name} in {name}"
+    assert num_macros == 2
