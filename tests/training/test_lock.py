@@ -132,7 +132,11 @@ def test_of_two_processes_that_start_together_one_gets_the_lock(tmp_path):
 def test_the_folder_of_a_run_is_marked_and_not_that_of_the_data(tmp_path):
     run = tmp_path / "run"
     take_folder(run, str(tmp_path)).release()
-    assert [path.name for path in run.iterdir()] == [".telecine-output"]
+    assert not run.exists(), "nothing was written into it"
+    held = take_folder(run, str(tmp_path))
+    (run / "metrics.jsonl").touch()
+    held.release()
+    assert {path.name for path in run.iterdir()} == {".telecine-output", "metrics.jsonl"}
     with pytest.raises(ValueError, match=r"`output_dir` must be another folder than the data, but got .* Name"):
         take_folder(tmp_path, str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -14,7 +14,7 @@ import psutil
 
 from telecine.checks import argument_error
 from telecine.data.find import check_output
-from telecine.files import mark_output
+from telecine.files import OUTPUT_MARKER, mark_output
 
 LOCK_FILE = ".lock"
 REMEDY = "Use another --output_dir, or wait. If that process is gone, add --steal_lock."
@@ -78,8 +78,10 @@ class RunLock:
         """Remove the lock, unless it was stolen, and the folder if nothing was written into it."""
         if read(self.path) == self.holder:
             self.path.unlink()
-        if self.path.parent.is_dir() and not any(self.path.parent.iterdir()):
-            self.path.parent.rmdir()
+        run = self.path.parent
+        if run.is_dir() and {path.name for path in run.iterdir()} <= {OUTPUT_MARKER}:
+            (run / OUTPUT_MARKER).unlink(missing_ok=True)
+            run.rmdir()
 
 
 def create(path: Path, text: str) -> bool:
