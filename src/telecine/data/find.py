@@ -183,7 +183,7 @@ def check_output(name: str, data: str | PathLike[str] | None, output: str | Path
         ValueError: it is.
     """
     if data is not None and Path(data).is_dir() and Path(data).resolve() == Path(output).resolve():
-        raise argument_error(name, "another folder than the data", f"{output}", "Name a folder in it, or elsewhere.")
+        raise argument_error(name, "another folder than the data", repr(str(output)), "Name a folder inside it.")
 
 
 def ignored_suffixes(path: str | PathLike[str]) -> Counter[str]:
