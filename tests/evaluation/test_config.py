@@ -4,13 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from telecine.evaluation.config import EvaluateConfig, ReconstructConfig
+from telecine.data import ClipConfig
+from telecine.evaluation.config import EvaluateConfig, LatentsConfig, ReconstructConfig
 
 
 def test_the_home_folder_is_expanded():
     config = EvaluateConfig(data="~/videos", features="~/i3d.pt")
     assert (config.data, config.features) == (str(Path.home() / "videos"), str(Path.home() / "i3d.pt"))
     assert EvaluateConfig(features="transnetv2").features == "transnetv2"
+
+
+@pytest.mark.parametrize("config", [EvaluateConfig(height=256, width=448), LatentsConfig(height=256, width=448)])
+def test_a_model_that_was_trained_on_square_clips_in_all_orientations_is_measured_at_any_size(config):
+    clips = config.clip_config(ClipConfig(height=128, width=128, random_orientation=True))
+    assert (clips.height, clips.width, clips.random_orientation) == (256, 448, False)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,9 @@ class MeasuredClips:
         """Return `base` with the length, size and stride that are set here, and without training-only settings."""
         values = {name: getattr(self, name) for name in ("num_frames", "height", "width", "stride")}
         values = {name: value for name, value in values.items() if value is not None}
-        return replace(base, **values, buckets=(), image_ratio=0.0, scale_jitter=1.0, cache=False)
+        return replace(
+            base, **values, buckets=(), image_ratio=0.0, random_orientation=False, scale_jitter=1.0, cache=False
+        )
 
 
 @dataclass(frozen=True)
