@@ -10,6 +10,7 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -45,6 +46,18 @@ class Fork:
 
     def has_ended(self):
         return self.connection.poll()
+
+    def printed(self):
+        """Return what was printed so far."""
+        return Path(self.folder.name, "out").read_text(encoding="utf-8")
+
+    def wait_until(self, condition, timeout=240):
+        """Wait until a condition holds, which the command must not end before."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert not self.has_ended(), "the command ended before"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
     def wait(self, timeout=900):
         """Return the exit code and what was printed; after `timeout` seconds, the command is killed."""

@@ -2,8 +2,8 @@
 
 import json
 import os
+import shutil
 import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from telecine.training.saved_settings import as_yaml
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
 NO_PICTURES = Path(__file__).parents[1] / "training" / "no_pictures.py"
+SLOW_TO_READ = Path(__file__).with_name("slow_to_read.py")
 NUM_STEPS = 8
 FORWARDED = ("--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGUSR1")
 
@@ -69,11 +70,7 @@ def assert_equal_bits(config, straight):
 
 def ranks_after(run, config, step):
     """Wait for a checkpoint, and return the processes of both ranks."""
-    deadline = time.monotonic() + 240
-    while not any(found >= step for found, _ in checkpoints(Path(config.output_dir))):
-        assert not run.has_ended(), "it ended before the fault"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    run.wait_until(lambda: any(found >= step for found, _ in checkpoints(Path(config.output_dir))))
     first = json.loads((Path(config.output_dir) / LOCK_FILE).read_text())["pid"]
     (second,) = (child for child in psutil.Process(run.pid).children() if child.pid != first)
     return psutil.Process(first), second
@@ -133,3 +130,29 @@ def test_a_stopped_process_is_named(make_config, forks, rank):
     (line,) = (line for line in done.stderr.splitlines() if "telecine: error: " in line)
     assert line.startswith(expected)
     assert "run the same command again: it resumes from the newest checkpoint." in line
+
+
+@pytest.mark.parametrize("setting", ["SECONDS_TO_INDEX", "SECONDS_TO_DECODE"])
+def test_reading_the_videos_may_take_longer_than_the_time_limit(make_config, forks, monkeypatch, tmp_path, setting):
+    monkeypatch.setenv(setting, "16")
+    base = make_config(setting.lower(), steps=1)
+    shutil.copy(base.data, tmp_path)  # other tests have indexed the original
+    clips = replace(base.clips, timeout=2.0, cache=True)
+    config = replace(base, data=str(tmp_path), process_timeout=8.0, clips=clips)
+    done = forks.run(*command(config, script=SLOW_TO_READ))
+    assert done.returncode == 0, done.stderr[-4000:]
+    expected = f"process 0 indexes {Path(base.data).name}"
+    assert [line for line in done.stdout.splitlines() if "indexes" in line] == [expected], "the other reads the index"
+
+
+def test_a_process_that_is_killed_while_it_indexes_ends_the_others(make_config, forks, monkeypatch, tmp_path):
+    monkeypatch.setenv("SECONDS_TO_INDEX", "600")
+    base = make_config("killed-while-indexing")
+    shutil.copy(base.data, tmp_path)
+    config = replace(base, data=str(tmp_path))
+    with forks.start(*command(config, script=SLOW_TO_READ)) as run:
+        lock = Path(config.output_dir, LOCK_FILE)
+        run.wait_until(lambda: "indexes" in run.printed() and lock.is_file())
+        psutil.Process(json.loads(lock.read_text())["pid"]).kill()
+        done = run.wait(timeout=60)
+    assert done.returncode == 1

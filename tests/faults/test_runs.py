@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -30,14 +31,7 @@ def command(config, folder):
 
 
 def wait_for_checkpoint(run, config, step):
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline:
-        found = checkpoints(Path(config.output_dir))
-        if found and found[-1][0] >= step:
-            return
-        assert not run.has_ended(), "the run ended before it could be killed"
-        time.sleep(0.05)
-    raise AssertionError("no checkpoint appeared")
+    run.wait_until(lambda: any(found >= step for found, _ in checkpoints(Path(config.output_dir))))
 
 
 def long_run(tiny):
@@ -95,3 +89,27 @@ def test_a_signal_ends_the_wait_for_a_stopped_worker(tiny, tmp_path, forks):
         done = run.wait(timeout=config.clips.timeout / 2)
     assert done.returncode == 130, done.stderr
     assert "Run the same command again" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_keeps_what_has_been_indexed(tiny, tmp_path, forks, monkeypatch, number):
+    monkeypatch.setenv("SECONDS_TO_INDEX", "2")
+    data = tmp_path / "data"
+    data.mkdir()
+    for index in range(3 * os.cpu_count()):
+        shutil.copy(tiny().data, data / f"{index}.mp4")
+    config = tiny(data=str(data), steps=1)
+    script, *arguments = command(config, tmp_path)
+    script = str(Path(__file__).with_name("slow_to_read.py"))
+    with forks.start(script, *arguments) as run:
+        run.wait_until(lambda: run.printed().count("indexes") > os.cpu_count())
+        os.kill(run.pid, number)
+        done = run.wait(timeout=60)
+    assert done.returncode == 130, done.stderr
+    assert "stopped before the first update; run the same command again to start" in done.stdout
+    assert done.stdout.count("indexes") < 3 * os.cpu_count()
+    monkeypatch.setenv("SECONDS_TO_INDEX", "0")
+    again = forks.run(script, *arguments)
+    assert again.returncode == 0, again.stderr
+    names = [line for each in (done, again) for line in each.stdout.splitlines() if "indexes" in line]
+    assert len(names) == len(set(names)) == 3 * os.cpu_count(), "none is indexed twice"

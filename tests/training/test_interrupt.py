@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from telecine.data.loader import STOP_SIGNALS
-from telecine.training.interrupt import stop_on_signal
+from telecine.training.interrupt import Interrupted, interrupt_on_signal, stop_on_signal
 
 
 @pytest.fixture
@@ -59,3 +59,12 @@ def test_other_threads_leave_signals_to_the_main_thread():
 
     with ThreadPoolExecutor(1) as threads:
         assert threads.submit(enter).result() == (False, before)
+
+
+@pytest.mark.usefixtures("raising_handlers")
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_before_there_is_anything_to_save_raises_at_once(number):
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match="stopped before the first update"), interrupt_on_signal():
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) == before

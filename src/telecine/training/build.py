@@ -42,7 +42,12 @@ from telecine.training.config import OptimizerConfig, TrainConfig
 from telecine.training.discriminator_init import load_discriminator_optimizer, load_discriminators
 from telecine.training.distributed import broadcast_module, shard
 from telecine.training.optim import MovingAverage
-from telecine.training.process_group import answer_questions, process_group_settings
+from telecine.training.process_group import (
+    answer_questions,
+    barrier_without_time_limit,
+    process_group_settings,
+    rank,
+)
 from telecine.training.state import TrainState
 from telecine.training.trainable import select_trainable
 
@@ -145,14 +150,34 @@ def without_weights(config: TrainConfig) -> VideoAutoencoder:
 
 
 def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
-    """Find, index and split the videos, and read the validation clips.
+    """Find, index and split the videos, and read the validation clips. Every process has to call this.
+
+    The first process indexes the videos, the others then read its index. They wait for each other for as long as that,
+    and decoding for `clips.cache`, take.
 
     Raises:
         ValueError: If the model does not reproduce clips of a size that is asked for.
         DataError: If there is no usable video.
     """
     check_buckets(config.clips.train_buckets, model, images=config.clips.image_ratio > 0)
-    spans = find_spans(config)
+    with barrier_without_time_limit() as wait_for_everyone:
+        if rank() > 0:
+            wait_for_everyone()
+        spans = find_spans(config)
+        if rank() == 0:
+            wait_for_everyone()
+        clips = _read_clips(spans, config, model)
+        wait_for_everyone()
+    return clips
+
+
+def _read_clips(spans: Spans, config: TrainConfig, model: VideoAutoencoder) -> Clips:
+    """Return the training clips, decoded if `clips.cache` is set, and the validation clips.
+
+    Raises:
+        ValueError: If the model does not reproduce single images.
+        DataError: If there is no usable video.
+    """
     # Without zoom, as `telecine evaluate` reads clips, so that their figures can be compared.
     val = validation_clips(spans.held_out, replace(config.clips, scale_jitter=1.0), config.val_clips)
     dataset = ClipDataset(spans.train, config.clips, seed=config.seed)

@@ -87,7 +87,8 @@ class TrainConfig:
     ("fsdp2")."""
     process_timeout: float = 900.0
     """Seconds that each of several processes waits for the others before the run ends with an error. The longest pause
-    of one of them has to be shorter: indexing new videos, saving a checkpoint."""
+    of one of them has to be shorter, e.g. saving a checkpoint. For reading the videos at the start they wait for any
+    time."""
     model_gradient_checkpointing: bool = False
     """Recompute the inside of the autoencoder's blocks in the backward: less memory, more time. For diffusers' models,
     the gradients are compared with the ordinary ones at the start."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -45,30 +45,56 @@ class StopRequest:
 def stop_on_signal(*, acknowledge: bool = True) -> Iterator[StopRequest]:
     """Turn the first of each of `STOP_SIGNALS` into a `StopRequest`. A second of the same acts at once, as usual.
 
-    With `acknowledge`, standard error says so at once.
-
-    A SIGHUP that is ignored, as below `nohup`, stays so. Python handles signals in the main thread only: in other
-    threads the request is never set.
+    With `acknowledge`, standard error says so at once. In other threads than the main one the request is never set.
     """
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
+
+    def set_request() -> None:
+        if acknowledge and not request.is_set:
+            os.write(STDERR, ACKNOWLEDGED.encode())
+        request.is_set = True
+
+    with _on_first_signal(set_request):
         yield request
+
+
+@contextmanager
+def interrupt_on_signal() -> Iterator[None]:
+    """Raise `Interrupted` at the first of each of `STOP_SIGNALS`, where there is no checkpoint to save yet.
+
+    Without it, all but that of Ctrl-C end the process without any clean-up.
+    """
+
+    def interrupt() -> None:
+        raise Interrupted(None)
+
+    with _on_first_signal(interrupt):
+        yield
+
+
+@contextmanager
+def _on_first_signal(react: Callable[[], None]) -> Iterator[None]:
+    """Call a function at the first of each of `STOP_SIGNALS`; a second of the same acts as before.
+
+    A SIGHUP that is ignored, as below `nohup`, stays so. Python handles signals in the main thread only; in other
+    threads this does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
         return
     previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     hangup = getattr(signal, "SIGHUP", None)  # does not exist on Windows
     if previous.get(hangup) == signal.SIG_IGN:
         del previous[hangup]
 
-    def set_request(number: int, frame: FrameType | None) -> None:
-        if acknowledge and not request.is_set:
-            os.write(STDERR, ACKNOWLEDGED.encode())
-        request.is_set = True
+    def handle(number: int, frame: FrameType | None) -> None:
         signal.signal(number, previous[signal.Signals(number)])
+        react()
 
     for number in previous:
-        signal.signal(number, set_request)
+        signal.signal(number, handle)
     try:
-        yield request
+        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

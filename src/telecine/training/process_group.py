@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 
@@ -17,6 +18,7 @@ SCHEME = "telecine"
 # Keys by which a process asks all others whether they still run, and by which they answer.
 QUESTION, ANSWER = "telecine/who_runs", "telecine/runs"
 SECONDS_TO_ANSWER = 5.0
+POLL_SECONDS = 0.1
 FOREVER = timedelta(days=365)
 # Gloo's errors about other processes are plain `RuntimeError`s. They begin with the source file, one of these folders.
 LOST_MESSAGES = ("gloo/transport/", "gloo/rendezvous/", "Gloo connectFullMesh failed")
@@ -25,6 +27,35 @@ LOST_MESSAGES = ("gloo/transport/", "gloo/rendezvous/", "Gloo connectFullMesh fa
 def num_ranks() -> int:
     """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return the rank of this process; 0 if it trains alone."""
+    return dist.get_rank() if num_ranks() > 1 else 0
+
+
+@contextmanager
+def barrier_without_time_limit() -> Iterator[Callable[[], None]]:
+    """Yield a barrier for work of any length: the time limit of the process group does not hold for it.
+
+    Every process has to enter the block. Signals are handled while it waits. If a process ends, the others get an error
+    for which `is_lost` is true.
+    """
+    if num_ranks() == 1:
+        yield lambda: None
+        return
+    group = dist.new_group(backend="gloo", timeout=FOREVER)
+
+    def wait_for_everyone() -> None:
+        work = dist.barrier(group, async_op=True)
+        while not work.is_completed():  # in `work.wait()` Python cannot handle a signal
+            time.sleep(POLL_SECONDS)
+        work.wait()  # raises its error
+
+    try:
+        yield wait_for_everyone
+    finally:
+        dist.destroy_process_group(group)
 
 
 def process_group_settings(timeout: float) -> InitProcessGroupKwargs:

@@ -33,7 +33,7 @@ from telecine.training.diagnostic_rules import EMA_BEHIND
 from telecine.training.diagnostics import Diagnostics
 from telecine.training.distributed import any_rank, describe_processes, on_first_process
 from telecine.training.hub import create_repository, upload
-from telecine.training.interrupt import Interrupted, StopRequest
+from telecine.training.interrupt import Interrupted, StopRequest, interrupt_on_signal
 from telecine.training.latent_cache import fill, open_cache
 from telecine.training.latents import describe_change, measure_latents
 from telecine.training.lock import RunLock, take_folder
@@ -101,7 +101,7 @@ class Trainer:
         self.hub_repository = create_repository(config) if config.push_to_hub and self.is_main else None
         model = build_autoencoder(config, autoencoder)
         self.console.print("reading the videos, and decoding them" if config.clips.cache else "reading the videos")
-        with self.accelerator.main_process_first():  # the first process indexes the videos, the others read its index
+        with interrupt_on_signal():  # so that the index of what was read is saved
             self.clips = build_clips(config, model)
         if found is None and autoencoder is None and self.accelerator.device.type == "cpu":
             describe = partial(describe_on_cpu, config, model, num_processes=self.accelerator.num_processes)
