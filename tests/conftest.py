@@ -131,3 +131,19 @@ def s3(s3_server, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield s3_server
     s3_server.clear()
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """Return a function that puts a model into the Hub's cache under a name. The Hub itself cannot be reached."""
+    constants = import_module("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def put(name, model, subfolder=""):
+        repository = tmp_path / "hub" / f"models--{name.replace('/', '--')}"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / "main").write_text("0" * 40)
+        model.save_pretrained(repository / "snapshots" / ("0" * 40) / subfolder)
+
+    return put

@@ -21,7 +21,7 @@ def test_the_packages_of_an_extra_are_named_with_their_versions(monkeypatch):
 def test_every_extra_that_an_error_names_has_packages():
     calls = re.compile(r"how_to_install\([\"'](\w+)[\"']\)")
     extras = [name for path in SOURCE.rglob("*.py") for name in calls.findall(path.read_text(encoding="utf-8"))]
-    assert len(extras) == 7
+    assert len(extras) == 8
     for extra in extras:
         assert re.fullmatch(r"Run `pip install( '[\w-]+(\[\w+\])?>=[\d.]+')+`\.", how_to_install(extra))
 

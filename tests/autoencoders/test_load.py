@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from telecine.autoencoders import CausalVAE, CausalVAEConfig, load_autoencoder
+from telecine.autoencoders.student import StudentAutoencoder
 from telecine.manifest import write_manifest
 
 from .tiny_models import tiny_clip, tiny_model
@@ -20,6 +21,35 @@ def test_a_causal_vae(tmp_path):
     model = load_autoencoder(tmp_path)
     assert isinstance(model, CausalVAE)
     assert model.config == SMALL
+
+
+@pytest.mark.parametrize("subfolder", [None, "model"])
+def test_a_causal_vae_on_the_hub(hub_cache, monkeypatch, subfolder):
+    model = CausalVAE(SMALL)
+    hub_cache("me/faces", model, subfolder or "")
+    monkeypatch.setitem(sys.modules, "diffusers", None)  # as if it were not installed
+    loaded = load_autoencoder("me/faces", subfolder=subfolder)
+    assert isinstance(loaded, CausalVAE)
+    assert torch.equal(next(loaded.parameters()), next(model.parameters()))
+
+
+def test_a_student_on_the_hub(hub_cache):
+    teacher = CausalVAE(SMALL)
+    hub_cache("me/teacher", teacher)
+    hub_cache("me/student", StudentAutoencoder.of(teacher, "me/teacher", load_autoencoder, SMALL))
+    loaded = load_autoencoder("me/student")
+    assert isinstance(loaded, StudentAutoencoder)
+    assert torch.equal(next(loaded.latent_model.parameters()), next(teacher.parameters()))
+
+
+def test_a_model_of_diffusers_on_the_hub(hub_cache):
+    hub_cache("me/wan", tiny_model("wan"), "vae")
+    assert type(load_autoencoder("me/wan").module).__name__ == "AutoencoderKLWan"
+
+
+def test_a_model_that_the_hub_cannot_give(hub_cache):
+    with pytest.raises(ConnectionError, match="'me/faces', which is not in the cache, and the Hub cannot be reached"):
+        load_autoencoder("me/faces")
 
 
 @pytest.mark.parametrize("subfolder", [None, "vae", "another"])

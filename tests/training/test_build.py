@@ -8,6 +8,7 @@ from PIL import Image
 from rich.console import Console
 
 from telecine import Ramp
+from telecine.autoencoders import CausalVAE
 from telecine.discriminators import (
     ConditionalDiscriminator,
     Discriminator,
@@ -257,3 +258,12 @@ def test_random_weights_are_those_of_no_saved_model(tiny, tmp_path):
     assert all(same)
     same = [torch.equal(a, b) for a, b in zip(saved.parameters(), fresh.parameters(), strict=True)]
     assert not all(same)
+
+
+@pytest.mark.parametrize("random_weights", [False, True])
+def test_a_model_of_telecine_on_the_hub(tiny, hub_cache, random_weights):
+    saved = CausalVAE(tiny().causal_vae)
+    hub_cache("me/faces", saved)
+    model = build_autoencoder(tiny(model="me/faces", random_weights=random_weights))
+    assert model.config == saved.config
+    assert torch.equal(next(model.parameters()), next(saved.parameters())) != random_weights

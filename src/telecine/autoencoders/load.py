@@ -13,10 +13,14 @@ from telecine.autoencoders.student import StudentAutoencoder
 from telecine.checks import argument_error
 from telecine.files import read_json
 from telecine.manifest import check_manifest
+from telecine.requirements import how_to_install
 from telecine.runs import MANIFEST_FILE, find_checkpoint
 
 if TYPE_CHECKING:
     from telecine.autoencoders.diffusers import DiffusersAutoencoder
+
+# The classes that are not diffusers'.
+CLASSES = (CausalVAE.__name__, StudentAutoencoder.__name__)
 
 
 def load_autoencoder(
@@ -37,7 +41,7 @@ def load_autoencoder(
             part of a checkpoint and was changed since (a `DamagedError`).
         ImportError: The model needs diffusers, which is not installed.
     """
-    folder = Path(name_or_folder) / (subfolder or "")
+    folder = folder_of(name_or_folder, subfolder=subfolder, revision=revision)
     if (folder.parent / MANIFEST_FILE).is_file():
         check_manifest(folder.parent, part=folder.name)
     if is_causal_vae(folder):
@@ -54,6 +58,45 @@ def load_autoencoder(
     if is_config:
         return DiffusersAutoencoder.from_config(folder)
     return DiffusersAutoencoder.from_pretrained(name_or_folder, subfolder=subfolder, revision=revision)
+
+
+def folder_of(
+    name_or_folder: str | PathLike[str],
+    *,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    with_weights: bool = True,
+) -> Path:
+    """Return the folder of a model; one of telecine on the Hub is downloaded into the Hub's cache first.
+
+    For other models on the Hub, which diffusers downloads, the folder does not exist.
+
+    Args:
+        name_or_folder: See `load_autoencoder`.
+        subfolder: Subfolder of the model.
+        revision: Branch, tag or commit on the Hub.
+        with_weights: Whether to download the weights, too.
+
+    Raises:
+        ImportError: `huggingface_hub` is not installed, and the model is on the Hub.
+    """
+    folder = Path(name_or_folder) / (subfolder or "")
+    if folder.exists() or folder.suffix == ".json" or not is_hub_name(str(name_or_folder)):
+        return folder
+    try:
+        from huggingface_hub import hf_hub_download, snapshot_download
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+    except ImportError as missing:
+        raise ImportError(f"Models on the Hub need huggingface_hub. {how_to_install('train')}") from missing
+    name, place = str(name_or_folder), {"subfolder": subfolder, "revision": revision}
+    try:
+        config = Path(hf_hub_download(name, CONFIG_FILE, **place))
+    except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
+        return folder  # it may be a pipeline; else the request of diffusers fails, too, and its error is explained
+    if class_in(config.parent) in CLASSES:
+        files = ["*.json", "*.safetensors"] if with_weights else ["*.json"]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files)) / (subfolder or "")
+    return folder
 
 
 def load_model_or_run(name: str) -> VideoAutoencoder:

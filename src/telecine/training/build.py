@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from telecine.autoencoders import CausalVAE, VideoAutoencoder, as_video_autoencoder
 from telecine.autoencoders.causal import saved_config
-from telecine.autoencoders.load import class_in, is_causal_vae, load_model_or_run
+from telecine.autoencoders.load import class_in, folder_of, is_causal_vae, load_model_or_run
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.checks import argument_error
 from telecine.data import (
@@ -136,10 +136,11 @@ def without_weights(config: TrainConfig) -> VideoAutoencoder:
         return CausalVAE(config.causal_vae)
     checkpoint = find_checkpoint(Path(config.model))
     source = config.model if checkpoint is None else str(checkpoint / "ema")
-    if is_causal_vae(Path(source)):
-        return CausalVAE(saved_config(source))
-    if class_in(Path(source)) == StudentAutoencoder.__name__:
-        return StudentAutoencoder.without_weights(source, lambda name: without_weights(replace(config, model=name)))
+    folder = folder_of(source, with_weights=False)
+    if is_causal_vae(folder):
+        return CausalVAE(saved_config(folder))
+    if class_in(folder) == StudentAutoencoder.__name__:
+        return StudentAutoencoder.without_weights(folder, lambda name: without_weights(replace(config, model=name)))
     from telecine.autoencoders.diffusers import DiffusersAutoencoder
     from telecine.autoencoders.diffusers.loading import find_config
 

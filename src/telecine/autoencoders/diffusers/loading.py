@@ -60,7 +60,7 @@ def find_config(
     """
     try:
         return read_config_at(name_or_folder, subfolder, revision), subfolder
-    except ValueError:
+    except (ValueError, ConnectionError):  # the latter of a pipeline in the Hub's cache, without a network
         if subfolder is not None:
             raise
     return read_config_at(name_or_folder, PIPELINE_SUBFOLDER, revision), PIPELINE_SUBFOLDER
