@@ -54,7 +54,8 @@ def test_clips_of_several_sizes_share_a_picture(report):
         report.clips[0],
         replace(report.clips[1], frames=torch.full((1, 400, 300, 3), 200, dtype=torch.uint8)),
     )
-    sheet = moving_sheet([small, large], fps=2.0)
-    assert sheet.shape == (10, 192, 2 * 144, 3)
-    assert torch.equal(sheet[5, 80:112, 52:92], small.frames[0]), "repeated, in the middle"
+    sheet = moving_sheet([large, small])
+    assert sheet.shape == (5, 192, 2 * 144, 3)
+    assert torch.equal(sheet[4, 80:112, 144 + 52 : 144 + 92], small.frames[4]), "in the middle"
+    assert torch.equal(sheet[4, :, :144], sheet[0, :, :144]), "repeated"
     assert figure(2, large)["shape"] == "1 x 400 x 300"

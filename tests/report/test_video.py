@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from telecine.data import index_video, read_clip
-from telecine.report.video import Mp4Writer, gif_bytes, mp4_bytes, panes, shrink, side_by_side, write_mp4
+from telecine.report.video import Mp4Writer, gif_bytes, mp4_bytes, panes, shrink, side_by_side, write_mp4, write_preview
 
 
 def _frames(num_frames: int, height: int, width: int) -> Tensor:
@@ -209,3 +209,19 @@ def test_large_frames_are_shrunk() -> None:
     assert small[0, :45].unique().tolist() == [200]
     assert small[0, 55:].unique().tolist() == [0]
     assert shrink(frames, 400) is frames
+
+
+@pytest.mark.parametrize(("fps", "num_frames", "rate"), [(30.0, 126, 30), (1.0, 9, 1), (1000.0, 243, 60)])
+def test_a_preview_is_repeated_for_four_seconds_without_a_copy_of_all_its_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fps: float, num_frames: int, rate: int
+) -> None:
+    added: list[int] = []
+    add = Mp4Writer.add
+    monkeypatch.setattr(Mp4Writer, "add", lambda self, frames: (added.append(len(frames)), add(self, frames)))
+    frames = (torch.arange(9, dtype=torch.uint8) * 25)[:, None, None, None].expand(-1, 16, 16, 3)
+    write_preview(tmp_path / "video.mp4", frames, fps)
+    info = index_video(tmp_path / "video.mp4")
+    assert (info.num_frames, info.fps) == (num_frames, rate)
+    back = read_clip(info, num_frames - 9, 9)[:, 8, 8].float()
+    assert (back - frames[:, 8, 8].float()).abs().max() < 3
+    assert set(added) == {9}

@@ -17,7 +17,6 @@ from telecine.training.validation import (
     evenly_spaced,
     first_and_last,
     gather_metrics,
-    repeat_short_video,
     validate,
 )
 
@@ -119,13 +118,6 @@ def test_indices_are_evenly_spaced():
     assert evenly_spaced(3, 4) == [0, 1, 2]
 
 
-def test_a_short_video_is_repeated():
-    video = torch.arange(9, dtype=torch.uint8)[:, None, None, None]
-    assert len(repeat_short_video(video, 30.0)) == 126
-    assert torch.equal(repeat_short_video(video, 30.0)[9:18], video)
-    assert len(repeat_short_video(video, 1.0)) == 9
-
-
 @pytest.mark.parametrize(("metric", "best"), [("psnr", 2), ("lpips_alex", 3)])
 def test_the_best_validation_is_finite_and_after_the_start(metric, best):
     figures = [(0, 50.0, 0.0), (1, float("nan"), float("nan")), (2, 30.0, 0.4), (3, 20.0, 0.3), (4, float("inf"), -0.0)]
@@ -160,13 +152,12 @@ def test_only_validations_with_a_checkpoint_can_be_the_best(tmp_path):
 
 def test_pictures_are_written_into_the_run(tmp_path, monkeypatch):
     calls = {}
-    for name in ("write_clips", "write_mp4", "draw_curves"):
+    for name in ("write_clips", "write_preview", "draw_curves"):
         monkeypatch.setattr(validation, name, lambda *args, name=name, **options: calls.update({name: args}))
     picture = torch.zeros(1, 2, 2, 3, dtype=torch.uint8)
     validation.write_pictures(tmp_path, 7, validation.Validation({}, [], {}, picture, []), fps=5.0)
     assert calls["write_clips"] == (tmp_path, 7, [])
-    path, frames, fps = calls["write_mp4"]
-    assert (path, len(frames), fps) == (tmp_path / "side_by_side.mp4", 20, 5.0)
+    assert calls["write_preview"] == (tmp_path / "side_by_side.mp4", picture, 5.0)
     assert calls["draw_curves"] == ([], tmp_path / "curves.png", None)
 
 

@@ -19,7 +19,7 @@ from telecine.devices import gigabytes
 from telecine.files import atomic_write, mark_output, write_json
 from telecine.report.page import page_environment, timestamp
 from telecine.report.summary import count_files
-from telecine.report.video import shrink, write_mp4
+from telecine.report.video import shrink, write_preview
 
 JSON_FILE = "data.json"
 PAGE_FILE = "data.html"
@@ -30,8 +30,6 @@ MAX_ROWS = 200
 SHEET_SIDE = 160
 VIDEO_SIDE = 192
 VIDEO_COLUMNS = 6
-# A short clip is repeated, so that the video lasts for at least so many seconds.
-MIN_SECONDS = 4.0
 
 
 class ClipFigure(TypedDict):
@@ -54,7 +52,7 @@ def write_data(report: DataReport, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     mark_output(folder)
     write_json(folder / JSON_FILE, report.as_dict())
-    write_mp4(folder / VIDEO_FILE, moving_sheet(report.clips, report.fps), report.fps)
+    write_preview(folder / VIDEO_FILE, moving_sheet(report.clips), report.fps)
     html = render(report).encode("utf-8", "backslashreplace")  # names of files may have other bytes
     atomic_write(folder / PAGE_FILE, lambda partial: partial.write_bytes(html))
     return folder / PAGE_FILE
@@ -122,12 +120,11 @@ def figure(number: int, clip: SampledClip) -> ClipFigure:
     }
 
 
-def moving_sheet(clips: list[SampledClip], fps: float) -> Tensor:
+def moving_sheet(clips: list[SampledClip]) -> Tensor:
     """Return a grid of all clips, each repeated to the length of the longest, uint8 `(T, H, W, 3)`."""
     small = [shrink(clip.frames, VIDEO_SIDE) for clip in clips]
     height, width = (max(clip.shape[axis] for clip in small) for axis in (1, 2))
-    length = max(*(len(clip) for clip in small), 1)
-    length *= max(1, round(MIN_SECONDS * fps / length))
+    length = max(len(clip) for clip in small)
     rows = []
     for first in range(0, len(small), VIDEO_COLUMNS):
         cells = [padded(clip, length, height, width) for clip in small[first : first + VIDEO_COLUMNS]]

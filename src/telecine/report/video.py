@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -28,6 +29,8 @@ _LIMITED_RANGE = 1
 # FFmpeg's fractions have 32 bits.
 _MAX_INT = 2**31 - 1
 
+# A clip lasts a third of a second or so, too short to look at. Displays show 60 frames a second.
+MIN_SECONDS, MAX_PREVIEW_FPS = 4.0, 60.0
 MIN_PANEL_HEIGHT = 192
 _LABEL_HEIGHT = 26
 _GAP = 4
@@ -146,6 +149,17 @@ def write_mp4(path: str | os.PathLike[str], frames: Tensor, fps: float, *, crf: 
     """Write uint8 frames `(T, H, W, 3)` to an MP4 that browsers play; see `Mp4Writer`."""
     with Mp4Writer(path, fps, crf=crf) as writer:
         writer.add(frames)
+
+
+def write_preview(path: str | os.PathLike[str], frames: Tensor, fps: float) -> None:
+    """Write a short clip as an MP4 to look at: it is repeated until it lasts at least `MIN_SECONDS`.
+
+    A clip of more than `MAX_PREVIEW_FPS` frames a second is slowed down.
+    """
+    fps = min(fps, MAX_PREVIEW_FPS)
+    with Mp4Writer(path, fps) as writer:
+        for _ in range(max(1, math.ceil(MIN_SECONDS * fps / len(frames)))):
+            writer.add(frames)
 
 
 def mp4_bytes(frames: Tensor, fps: float) -> bytes:

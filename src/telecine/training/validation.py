@@ -20,7 +20,7 @@ from telecine.report.clips import ValidationClip, write_clips
 from telecine.report.curves import draw_curves
 from telecine.report.run import read_records, validations
 from telecine.report.settings import perceptual_net, read_settings
-from telecine.report.video import side_by_side, write_mp4
+from telecine.report.video import side_by_side, write_preview
 from telecine.runs import CONFIG_FILE, CURVES_FILE, METRICS_FILE, REPORT_FILE, VIDEO_FILE, checkpoints
 from telecine.training.distributed import all_gather
 from telecine.training.process_group import num_ranks
@@ -29,8 +29,6 @@ from telecine.training.process_group import num_ranks
 NUM_SHOWN = 4
 # Clips that are kept for the report.
 NUM_KEPT = 16
-# A clip lasts a third of a second or so; the side-by-side video repeats it until it lasts this long.
-MIN_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
@@ -144,13 +142,8 @@ def write_pictures(run: Path, step: int, validation: Validation, *, fps: float) 
         fps: Frames per second of the clips.
     """
     write_clips(run, step, validation.clips, fps=fps)
-    write_mp4(run / VIDEO_FILE, repeat_short_video(validation.picture, fps), fps)
+    write_preview(run / VIDEO_FILE, validation.picture, fps)
     draw_curves(read_records(run / METRICS_FILE), run / CURVES_FILE, perceptual_net(read_settings(run)))
-
-
-def repeat_short_video(frames: Tensor, fps: float) -> Tensor:
-    """Repeat a video `(T, ...)` a whole number of times, so that it lasts at least `MIN_SECONDS`."""
-    return frames.repeat(max(1, math.ceil(MIN_SECONDS * fps / len(frames))), 1, 1, 1)
 
 
 @dataclass(frozen=True)
