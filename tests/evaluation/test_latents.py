@@ -1,9 +1,11 @@
 """`telecine latents`: what it measures of a model on a folder of videos, and the page and the file that it writes."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from telecine.autoencoders import CausalVAE
 from telecine.cli import main
@@ -90,6 +92,24 @@ def test_the_page_shows_every_model_and_needs_no_network(report):
     for space in report.models:
         assert space.title in page
     assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_names_are_shown_as_they_are_in_every_legend(report, monkeypatch):
+    legends = []
+    save = Figure.savefig
+
+    def record(figure, *arguments, **options):
+        save(figure, *arguments, **options)
+        legends.append([text.get_text() for text in figure.axes[0].get_legend().get_texts()])
+
+    monkeypatch.setattr(Figure, "savefig", record)
+    names = ["cost_$5_and_$6", "_hidden"]
+    spaces = [replace(space, title=name) for space, name in zip(report.models, names, strict=True)]
+    render(replace(report, models=spaces))
+    assert len(legends) == 6
+    for labels in legends:
+        assert any(label.startswith(r"cost_\$5_and_\$6") for label in labels), "without the backslashes it is a formula"
+        assert any(label.strip().startswith("_hidden") for label in labels)
 
 
 def test_the_command_writes_a_page_and_a_file(model_folder, videos, tmp_path, capsys):

@@ -134,3 +134,8 @@ def test_zeros_alone_are_drawn(axes_of):
     axes = axes_of([{"step": 1, "train/kl_loss": 0.0}])[OTHER_LOSSES]
     assert axes.get_yscale() == "linear"
     assert list(axes.lines[0].get_ydata()) == [0.0]
+
+
+def test_names_are_no_formulas(tmp_path):
+    draw_curves([{"step": 1, "train/of_$5_and_$6": 0.1, "val/lpips_$a_$": 0.2}], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").is_file()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from telecine.report.names import key_of, label_of
+from telecine.report.names import key_of, label_of, plot_label
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,8 @@ def test_keys_are_those_of_the_records():
     assert key_of("train/psnr") == "train/mse"
     assert key_of("train/lpips_vgg") == "train/perceptual_loss"
     assert key_of("val/psnr") == "val/psnr"
+
+
+def test_matplotlib_shows_a_label_as_it_is():
+    assert plot_label("runs/a_$5_$6") == r"runs/a_\$5_\$6"
+    assert plot_label("_run") == " _run"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from telecine import __version__
 from telecine.evaluation.latents import DEFINITIONS, LatentReport, LatentSpace, describe
 from telecine.files import atomic_write, write_json
+from telecine.report.names import plot_label
 from telecine.report.page import page_environment, short, timestamp
 
 if TYPE_CHECKING:
@@ -92,7 +94,7 @@ def _svg(spaces: Sequence[LatentSpace], draw: Callable[[Axes, LatentSpace, str],
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     axes = figure.subplots()
     for index, space in enumerate(spaces):
-        draw(axes, space, COLOURS[index % len(COLOURS)])
+        draw(axes, replace(space, title=plot_label(space.title)), COLOURS[index % len(COLOURS)])
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     text = io.BytesIO()

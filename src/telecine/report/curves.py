@@ -18,6 +18,7 @@ from telecine.report.names import (
     TRAIN_PSNR,
     label_of,
     metric_label,
+    plot_label,
 )
 
 if TYPE_CHECKING:
@@ -216,13 +217,14 @@ def _lines(panel: Panel, columns: Columns) -> Columns:
 
 
 def _draw_panel(panel: Panel, axes: Axes, lines: Columns) -> None:
-    axes.set_title(panel.title, fontsize=10)
+    axes.set_title(plot_label(panel.title), fontsize=10)
     axes.set_xlabel("step", fontsize=9)
     axes.grid(alpha=0.3)
     for name, points in lines.items():
         marker = "o" if name.startswith("val/") else None
         style = BASELINE if name.startswith("linear/") else {}
-        axes.plot(*zip(*points, strict=True), label=label_of(name), marker=marker, markersize=3, linewidth=1.2, **style)
+        label = plot_label(label_of(name))
+        axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=3, linewidth=1.2, **style)
     _set_scale(axes, panel, [value for points in lines.values() for _, value in points])
     is_long = len(lines) > MAX_LEGEND_ROWS
     axes.legend(fontsize=7 if is_long else 8, ncols=2 if is_long else 1, framealpha=0.6)

@@ -68,6 +68,15 @@ def metric_label(metric: str) -> str:
     return METRICS.get(metric) or (f"perceptual distance ({metric[6:]})" if metric.startswith("lpips_") else metric)
 
 
+def plot_label(text: str) -> str:
+    r"""Return what makes matplotlib show a text as it is: `\$` instead of the `$` of a formula.
+
+    It would leave a label with a leading `_` out of the legend.
+    """
+    escaped = text.replace("$", r"\$")
+    return f" {escaped}" if escaped.startswith("_") else escaped
+
+
 def key_of(name: str) -> str:
     """Return the name in `metrics.jsonl` of the value that is plotted under a name."""
     if name.startswith(TRAIN_LPIPS):
