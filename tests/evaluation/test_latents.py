@@ -1,6 +1,8 @@
 """`telecine latents`: what it measures of a model on a folder of videos, and the page and the file that it writes."""
 
 import json
+import shutil
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -9,6 +11,8 @@ from matplotlib.figure import Figure
 
 from telecine.autoencoders import CausalVAE
 from telecine.cli import main
+from telecine.data import ClipConfig, DataError
+from telecine.evaluation import latents, source
 from telecine.evaluation.config import EvaluateConfig, LatentsConfig
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.latent_page import render
@@ -84,6 +88,30 @@ def test_the_hash_of_the_clips_is_that_of_evaluations(model_folder, videos):
     measured = measure_latent_spaces([model_folder], LatentsConfig(data=str(videos), **size))
     evaluated = evaluate(model_folder, EvaluateConfig(data=str(videos), **size))
     assert measured.protocol["clips_sha256"] == evaluated.protocol.clips_sha256
+
+
+def test_the_clips_are_not_all_in_memory(model_folder, changed_folder, videos, monkeypatch):
+    read, most = [], []
+
+    def read_span(span, config):
+        clip = source.read_span(span, config)
+        read.append(weakref.ref(clip["video"]))
+        most.append(sum(each() is not None for each in read))
+        return clip
+
+    monkeypatch.setattr(latents, "read_span", read_span)
+    config = LatentsConfig(data=str(videos), base=str(model_folder), **{**SIZE, "max_clips": 9})
+    assert measure_latent_spaces([model_folder, changed_folder], config).protocol["num_clips"] == 9
+    assert max(most) <= 3
+
+
+def test_a_clip_that_can_no_longer_be_read(model_folder, videos, tmp_path):
+    shutil.copytree(videos, tmp_path / "videos")
+    found, _ = latents.find_clips(LatentsConfig(data=str(tmp_path / "videos"), **SIZE), ClipConfig(5, 16, 24))
+    assert len(found) == 3
+    shutil.rmtree(tmp_path / "videos")
+    with pytest.raises(DataError, match="`data` must be readable until the end"):
+        list(found)
 
 
 def test_the_page_shows_every_model_and_needs_no_network(report):

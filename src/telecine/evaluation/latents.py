@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,7 +14,16 @@ from torch import Tensor
 from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.latent_statistics import ChannelMoments
 from telecine.checks import argument_error
-from telecine.data import ClipConfig, bytes_from_video, clips_sha256, find_videos, index_videos, pixels_sha256
+from telecine.data import (
+    ClipConfig,
+    DataError,
+    Span,
+    bytes_from_video,
+    clips_sha256,
+    find_videos,
+    index_videos,
+    pixels_sha256,
+)
 from telecine.devices import pick_device
 from telecine.evaluation.config import LatentsConfig
 from telecine.evaluation.latent_measures import (
@@ -152,7 +162,7 @@ def measure_latent_spaces(models: Sequence[str | Path], config: LatentsConfig) -
     )  # all models encode the same clips
     sources = [first, *(model_source(Path(model), same, device) for model in models[1:])]
     base = None if config.base is None else model_source(Path(config.base), same, device)
-    videos = read_videos(config, clips)
+    videos, digest = find_clips(config, clips)
     reference = None if base is None else encode_all(base, videos)
     spaces = [measure_space(source, videos, reference) for source in sources]
     protocol: dict[str, object] = {
@@ -164,15 +174,42 @@ def measure_latent_spaces(models: Sequence[str | Path], config: LatentsConfig) -
         "width": clips.width,
         "frame_stride": clips.stride,
         "places": CLIP_SELECTION,
-        "clips_sha256": clips_sha256(pixels_sha256(bytes_from_video(video[0])) for video in videos),
+        "clips_sha256": digest,
         "noise_seed": 0,
         "definitions": DEFINITIONS,
     }
     return LatentReport(spaces, protocol)
 
 
-def read_videos(config: LatentsConfig, clips: ClipConfig) -> list[Video]:
-    """Return the clips `(1, 3, T, H, W)`, on the CPU.
+class Videos(Protocol):
+    """Clips `(1, 3, T, H, W)`, in order, as often as they are iterated over."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Video]: ...
+
+
+@dataclass(frozen=True)
+class ClipsOnDisk:
+    """Clips on the CPU. Each is read when it is needed: all of them may be larger than the memory."""
+
+    spans: Sequence[Span]
+    config: ClipConfig
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def __iter__(self) -> Iterator[Video]:
+        for span in self.spans:
+            clip = read_span(span, self.config)
+            if clip is None:
+                contract, got = "readable until the end", f"{span.info.path}, which was before"
+                raise argument_error("data", contract, got, "See the log.", DataError)
+            yield clip["video"][None]
+
+
+def find_clips(config: LatentsConfig, clips: ClipConfig) -> tuple[ClipsOnDisk, str]:
+    """Return the clips that can be decoded, and their `clips_sha256`.
 
     Raises:
         ValueError: None can be decoded.
@@ -180,14 +217,20 @@ def read_videos(config: LatentsConfig, clips: ClipConfig) -> list[Video]:
     assert config.data is not None
     infos, _ = index_videos(find_videos(config.data))
     spans = select_clips(infos, clips, config.clip_limit)
-    found = [clip for span in with_progress(spans, "reading") if (clip := read_span(span, clips)) is not None]
-    if not found:
+    decodable: list[Span] = []
+    hashes: list[str] = []
+    for span in with_progress(spans, "reading"):
+        clip = read_span(span, clips)
+        if clip is not None:
+            decodable.append(span)
+            hashes.append(pixels_sha256(bytes_from_video(clip["video"])))
+    if not decodable:
         raise argument_error("data", "videos with a decodable clip", f"{len(spans)} broken ones", "See the log.")
-    return [clip["video"][None] for clip in found]
+    return ClipsOnDisk(decodable, clips), clips_sha256(hashes)
 
 
 @torch.no_grad()
-def encode_all(source: ModelSource, videos: Sequence[Video]) -> Tensor:
+def encode_all(source: ModelSource, videos: Videos) -> Tensor:
     """Return the latents of clips, `(B, C, t, h, w)` on the CPU.
 
     Raises:
@@ -195,7 +238,7 @@ def encode_all(source: ModelSource, videos: Sequence[Video]) -> Tensor:
     """
     device = next(source.model.parameters()).device
     latents = []
-    for video in with_progress(videos, "encoding"):
+    for video in with_progress(videos, "encoding", total=len(videos)):
         latent = source.model(video.to(device), sample_posterior=False).latent
         if latent is None:
             remedy = "A custom module returns (reconstruction, losses, latent)."
@@ -204,7 +247,7 @@ def encode_all(source: ModelSource, videos: Sequence[Video]) -> Tensor:
     return torch.cat(latents)
 
 
-def measure_space(source: ModelSource, videos: Sequence[Video], reference: Tensor | None) -> LatentSpace:
+def measure_space(source: ModelSource, videos: Videos, reference: Tensor | None) -> LatentSpace:
     """Return the measures of one model.
 
     Args:
@@ -249,7 +292,7 @@ def measure_space(source: ModelSource, videos: Sequence[Video], reference: Tenso
 
 @torch.no_grad()
 def decode_changed(
-    model: VideoAutoencoder, videos: Sequence[Video], latents: Tensor, std: Sequence[float]
+    model: VideoAutoencoder, videos: Videos, latents: Tensor, std: Sequence[float]
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """Return the equivariance error by transformation, and the PSNR by the size of the noise; means over clips."""
     device = next(model.parameters()).device
@@ -257,7 +300,7 @@ def decode_changed(
     scale = torch.tensor(std).view(1, -1, 1, 1, 1)
     errors: dict[str, list[tuple[float, float]]] = {name: [] for name in ("none", *TRANSFORMS)}
     noisy: dict[str, list[float]] = {f"{size:g}": [] for size in NOISE}
-    for video, latent in with_progress(list(zip(videos, latents.split(1), strict=True)), "decoding"):
+    for video, latent in with_progress(zip(videos, latents.split(1), strict=True), "decoding", total=len(videos)):
         for name, found in errors.items():
             transform = TRANSFORMS.get(name, torch.clone)
             decoded = decode(model, transform(latent.to(device)))
