@@ -15,6 +15,7 @@ import pytest
 from telecine.data import (
     DecodeError,
     IndexCache,
+    TarMember,
     VideoInfo,
     index_cache,
     index_cache_path,
@@ -66,6 +67,40 @@ def test_nothing_is_indexed_again(folder: Path, indexed: list[str], monkeypatch:
     assert indexed == []
     assert index_cache_path(folder).stat().st_mtime_ns == written
     assert sorted(path.name for path in folder.iterdir()) == [".telecine-index", "0.png", "a.mp4", "b.tar"]
+
+
+@pytest.mark.parametrize(("seconds", "saved"), [(0.0, ["a.mp4", "b.tar/c.mkv"]), (60.0, [])])
+def test_the_index_is_saved_now_and_then(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, saved: list[str]
+) -> None:
+    monkeypatch.setattr(index_cache, "SECONDS_BETWEEN_SAVES", seconds)
+    cache = IndexCache(folder)
+    (member,) = cache.members(folder / "b.tar")
+    for source in (folder / "a.mp4", member):
+        cache.info(source)
+    archives, infos = index_cache._load(index_cache_path(folder))
+    assert list(infos) == saved, "a process that is killed now loses what it has indexed since"
+    assert len(archives) == len(saved[:1])
+    cache.save()
+    assert len(index_cache._load(index_cache_path(folder))[1]) == 2
+
+
+def test_an_interrupt_between_tar_files_keeps_what_was_found(
+    folder: Path, indexed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shard(folder / "c.tar", [folder / "a.mp4"])
+    read = index_cache.tar_members
+
+    def interrupt(path: Path) -> list[TarMember]:
+        if path.name == "c.tar":
+            raise KeyboardInterrupt
+        return list(read(path))
+
+    monkeypatch.setattr(index_cache, "tar_members", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        load(folder)
+    archives, _ = index_cache._load(index_cache_path(folder))
+    assert list(archives) == ["b.tar"]
 
 
 def test_only_changed_files_are_indexed_again(folder: Path, indexed: list[str], tmp_path: Path) -> None:

@@ -76,9 +76,9 @@ def load_spans(
     """
     _check_path(path, name)
     cache = IndexCache(path)
-    segments = find_segments(path, cache.members, name=name)
     is_complete = False
     try:
+        segments = find_segments(path, cache.members, name=name)
         sources = dict.fromkeys(segment.source for segment in segments)
         infos, skipped = index_videos(sources, index=partial(cache.info, max_pixels=max_pixels))
         is_complete = True

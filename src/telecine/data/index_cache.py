@@ -9,6 +9,8 @@ import logging
 import os
 import sys
 import tarfile
+import threading
+import time
 import zlib
 from array import array
 from collections.abc import Iterator
@@ -27,6 +29,7 @@ from telecine.files import atomic_write, user_cache_folder
 logger = logging.getLogger(__name__)
 
 INDEX_NAME = ".telecine-index"
+SECONDS_BETWEEN_SAVES = 60.0
 # Increase the number when the content of the file, or what `index_video` finds, changes. Older files are then ignored.
 _FORMAT = [5, sys.byteorder]
 # A file that was not written by telecine may unpack to any size. Indices take 4 to 8 times their size, in lines of
@@ -50,7 +53,8 @@ class IndexCache:
     """Indexes videos, and reuses the saved result if a file's size and modification time are unchanged.
 
     The file is stored next to the data, or in the user's cache folder if the data is read-only or remote. A damaged
-    file, or one of another format version, is ignored and replaced.
+    file, or one of another format version, is ignored and replaced. It is saved every `SECONDS_BETWEEN_SAVES`, so that
+    a process that is killed loses little. Several threads may index.
 
     Args:
         data: The folder, list, tar file or pattern that names the videos.
@@ -62,6 +66,8 @@ class IndexCache:
         self._archives, self._infos = _load(self.path)
         self._used_archives: Archives = {}
         self._used_infos: Infos = {}
+        self._last_save = time.monotonic()
+        self._is_saving = threading.Lock()
 
     def members(self, archive: File) -> list[TarMember]:
         """Return the videos and images of a tar file. If the file is damaged, return those before the damage."""
@@ -70,6 +76,7 @@ class IndexCache:
         if saved_fingerprint != fingerprint:
             locations = _scan_archive(archive)
         self._used_archives[key] = fingerprint, locations
+        self._save_now_and_then()
         return [TarMember(archive, *location) for location in locations]
 
     def info(self, source: Source, max_pixels: int = MAX_PIXELS) -> VideoInfo:
@@ -89,7 +96,17 @@ class IndexCache:
             info = replace(index_video(source, max_pixels), path=Path(key))
         check_frame_size(source, info.width, info.height, max_pixels)
         self._used_infos[key] = fingerprint, info
+        self._save_now_and_then()
         return replace(info, path=source)
+
+    def _save_now_and_then(self) -> None:
+        if time.monotonic() - self._last_save < SECONDS_BETWEEN_SAVES or not self._is_saving.acquire(blocking=False):
+            return
+        try:
+            self.save(is_complete=False)
+        finally:
+            self._last_save = time.monotonic()
+            self._is_saving.release()
 
     def save(self, *, is_complete: bool = True) -> None:
         """Write the file if its content changed. Failure to write is logged.
@@ -97,13 +114,14 @@ class IndexCache:
         Args:
             is_complete: Whether all the data was looked up. What was not is then removed from the file.
         """
-        archives = self._used_archives if is_complete else self._archives | self._used_archives
-        infos = self._used_infos if is_complete else self._infos | self._used_infos
+        archives = ({} if is_complete else self._archives) | self._used_archives
+        infos = ({} if is_complete else self._infos) | self._used_infos
         if infos == self._infos and archives == self._archives:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(self.path, lambda partial: _write(partial, archives, infos))
+            self._archives, self._infos = archives, infos
         except OSError as error:
             logger.warning("the index cannot be saved, so the next run indexes the data again: %s", error)
 
