@@ -7,15 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 
-from telecine.data import ClipConfig, find_videos, index_videos
+from telecine.data import ClipConfig, find_videos, index_cache, index_video, index_videos, load_spans
 from telecine.evaluation import source
-from telecine.evaluation.config import EvaluateConfig
+from telecine.evaluation.config import EvaluateConfig, LatentsConfig
 from telecine.evaluation.evaluate import open_source
+from telecine.evaluation.latents import measure_latent_spaces
 from telecine.evaluation.published import PROTOCOLS
 from telecine.evaluation.published_clips import open_published
 from telecine.evaluation.source import (
     contains_videos,
+    index_data,
     match_videos,
     model_source,
     read_span,
@@ -44,7 +47,49 @@ def infos(videos):
 
 @pytest.fixture
 def copied_videos(videos, tmp_path):
-    return shutil.copytree(videos, tmp_path / "copy")
+    return shutil.copytree(videos, tmp_path / "copy", ignore=shutil.ignore_patterns(".*"))  # without the index
+
+
+class TestIndex:
+    @pytest.fixture
+    def indexed(self, monkeypatch):
+        """Record the names of the videos that are indexed."""
+        names = []
+
+        def index(path, max_pixels):
+            names.append(path.name)
+            return index_video(path, max_pixels)
+
+        monkeypatch.setattr(index_cache, "index_video", index)
+        return names
+
+    @pytest.mark.parametrize("command", ["evaluate", "videos", "protocol", "latents"])
+    def test_every_command_reads_the_index_of_the_last_one(
+        self, command, model_folder, copied_videos, tmp_path, indexed
+    ):
+        small = {"data": str(copied_videos), "device": "cpu"}
+        size = {"num_frames": 5, "height": 12, "width": 12, "max_clips": 1}
+        run = {
+            "evaluate": lambda: open_source(model_folder, EvaluateConfig(**small, **size), CPU)[1],
+            "videos": lambda: open_source(copied_videos, EvaluateConfig(**small), CPU)[1],
+            "protocol": lambda: open_published(copied_videos, EvaluateConfig(**small), PROTOCOLS["davis"], CPU)[1],
+            "latents": lambda: measure_latent_spaces([model_folder], LatentsConfig(**small, **size)).models,
+        }[command]
+        first = run()
+        assert sorted(indexed) == ["one.mp4", "three.mp4", "two.mp4"]
+        indexed.clear()
+        assert run() == first
+        assert indexed == []
+
+    def test_what_training_has_indexed_is_kept_and_used(self, copied_videos, indexed):
+        Image.new("RGB", (64, 48)).save(copied_videos / "still.png")
+        load_spans(copied_videos)
+        indexed.clear()
+        write_mp4(copied_videos / "new.mp4", waves(seed=3), fps=25)
+        assert len(index_data(str(copied_videos))) == 4
+        assert indexed == ["new.mp4"]
+        load_spans(copied_videos)
+        assert indexed == ["new.mp4"]
 
 
 class TestSelection:

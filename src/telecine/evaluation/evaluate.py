@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from telecine.checks import argument_error
-from telecine.data import ClipConfig, Span, VideoInfo, clips_sha256, find_videos, index_videos
+from telecine.data import ClipConfig, Span, VideoInfo, clips_sha256
 from telecine.evaluation.config import EvaluateConfig
 from telecine.evaluation.flow import WarpingError, load_flow
 from telecine.evaluation.measure import (
@@ -42,6 +42,7 @@ from telecine.evaluation.source import (
     ReconstructionSource,
     VideoSource,
     contains_videos,
+    index_data,
     model_source,
     select_clips,
     video_source,
@@ -148,11 +149,10 @@ def open_source(
     """Return the source of the reconstructions, and the videos of `config.data`."""
     data = str(config.data)
     if contains_videos(checkpoint):
-        infos, _ = index_videos(find_videos(data))
+        infos = index_data(data)
         return video_source(checkpoint, infos, config, data), infos
     source = model_source(checkpoint, config, device)
-    infos, _ = index_videos(find_videos(data))
-    return source, infos
+    return source, index_data(data)
 
 
 def _with_requested(

@@ -20,8 +20,6 @@ from telecine.data import (
     Span,
     bytes_from_video,
     clips_sha256,
-    find_videos,
-    index_videos,
     pixels_sha256,
 )
 from telecine.devices import pick_device
@@ -40,7 +38,7 @@ from telecine.evaluation.latent_measures import (
     scaled_video,
 )
 from telecine.evaluation.pixel_metrics import psnr
-from telecine.evaluation.source import CLIP_SELECTION, ModelSource, model_source, read_span, select_clips
+from telecine.evaluation.source import CLIP_SELECTION, ModelSource, index_data, model_source, read_span, select_clips
 from telecine.losses import mse
 from telecine.losses.latent import resized
 from telecine.progress import with_progress
@@ -215,8 +213,7 @@ def find_clips(config: LatentsConfig, clips: ClipConfig) -> tuple[ClipsOnDisk, s
         ValueError: None can be decoded.
     """
     assert config.data is not None
-    infos, _ = index_videos(find_videos(config.data))
-    spans = select_clips(infos, clips, config.clip_limit)
+    spans = select_clips(index_data(config.data), clips, config.clip_limit)
     decodable: list[Span] = []
     hashes: list[str] = []
     for span in with_progress(spans, "reading"):

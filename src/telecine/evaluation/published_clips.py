@@ -19,8 +19,6 @@ from telecine.data import (
     Span,
     VideoInfo,
     bytes_from_video,
-    find_videos,
-    index_videos,
     log_too_short,
     read_clip,
     video_from_bytes,
@@ -29,7 +27,7 @@ from telecine.data import (
 from telecine.data.source import DecodeError
 from telecine.evaluation.config import EvaluateConfig
 from telecine.evaluation.published import CLIP_CHOICES, VALUES, PublishedProtocol
-from telecine.evaluation.source import MatchingVideos, contains_videos, load_model, match_videos
+from telecine.evaluation.source import MatchingVideos, contains_videos, index_data, load_model, match_videos
 from telecine.evaluation.tiling import Tiling, blended_chunks, overlapping_chunks, reconstruct_tiled
 from telecine.runs import find_checkpoint
 from telecine.shapes import VALUE_RANGE, Video
@@ -62,14 +60,14 @@ def open_published(
     """
     data = str(config.data)
     if contains_videos(checkpoint):
-        infos, _ = index_videos(find_videos(data))
+        infos = index_data(data)
         matches = match_videos(infos, data=data, reconstructions=checkpoint)
         return PublishedVideoSource(matches, f"{checkpoint}, as videos", protocol), infos
     model = load_model(checkpoint, config.weights, device)
     if protocol.num_frames is not None and protocol.crop is not None:
         model.check_clip(protocol.num_frames, protocol.crop, protocol.crop)
     title = f"{checkpoint}, weights {config.weights}" if find_checkpoint(checkpoint) else str(checkpoint)
-    return PublishedModelSource(model, protocol, title), index_videos(find_videos(data))[0]
+    return PublishedModelSource(model, protocol, title), index_data(data)
 
 
 def describe_published(protocol: PublishedProtocol, spans: Sequence[Span]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from telecine.checks import argument_error, check_count
 from telecine.data import (
     Clip,
     ClipConfig,
+    IndexCache,
     Span,
     VideoInfo,
     find_videos,
@@ -38,6 +39,25 @@ MODEL_FILES = ("config.yaml", "config.json", "state.json", "model_index.json")
 MAX_NAMES_LISTED = 3
 # The key of a video that is given as a file instead of a folder.
 SINGLE_FILE = "(a single file)"
+
+
+def index_data(path: str | Path, *, name: str = "data") -> list[VideoInfo]:
+    """Return the videos at a path. Their index is that of training, and is saved for the next call.
+
+    Args:
+        path: A folder or a video.
+        name: Name of the argument in error messages.
+
+    Raises:
+        DataError: Nothing is found, or nothing can be decoded.
+    """
+    videos = find_videos(path, name=name)
+    cache = IndexCache(path)
+    try:
+        infos, _ = index_videos(videos, index=cache.info)
+    finally:
+        cache.save(is_complete=False)  # keeps what only training uses: images, and members of tar files
+    return infos
 
 
 def select_clips(infos: Sequence[VideoInfo], config: ClipConfig, max_clips: int) -> list[Span]:
@@ -209,7 +229,7 @@ def match_videos(infos: Sequence[VideoInfo], *, data: str | Path, reconstruction
         ValueError: A video has no match, or one of another length or size.
     """
     inputs = _by_name(infos, data)
-    others = _by_name(index_videos(find_videos(reconstructions, name="checkpoint"))[0], reconstructions)
+    others = _by_name(index_data(reconstructions, name="checkpoint"), reconstructions)
     _check_names(inputs, others, data=data, reconstructions=reconstructions)
     for name, info in inputs.items():
         _check_same_size(info, others[name])
