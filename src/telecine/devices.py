@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 import psutil
@@ -11,6 +13,8 @@ import torch
 from telecine.checks import argument_error
 
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+# Of this process, and the folder of all.
+CONTROL_GROUP, CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 UNITS = {"MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30}
 
 
@@ -56,3 +60,31 @@ def free_memory(device: torch.device) -> int:
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     return int(psutil.virtual_memory().available)
+
+
+def machine_memory() -> int:
+    """Return the bytes of this machine's memory, or of what a container or a scheduler leaves to this process."""
+    return min([int(psutil.virtual_memory().total), *_control_group_limits()])
+
+
+def _control_group_limits() -> Iterator[int]:
+    """Yield the limits of memory of this process' control groups and of those above them, on Linux: cgroups(7).
+
+    In a container, the name of a group may be that outside of it; its files are then at the root.
+    """
+    if not CONTROL_GROUP.is_file():
+        return
+    for line in CONTROL_GROUP.read_text(encoding="utf-8").splitlines():
+        _, controllers, group = line.split(":", maxsplit=2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, name = (
+            (CONTROL_GROUPS / "memory", "memory.limit_in_bytes") if controllers else (CONTROL_GROUPS, "memory.max")
+        )
+        place = root / group.lstrip("/")
+        for folder in (place, *place.parents):
+            file = folder / name
+            if folder.is_relative_to(root) and file.is_file():
+                text = file.read_text(encoding="utf-8").strip()
+                if text != "max":
+                    yield int(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -56,11 +55,20 @@ def test_frames_that_do_not_fit_in_memory(spans: list[Span], monkeypatch: pytest
     with pytest.raises(ValueError, match=r"`cache` must be off .* GiB of decoded frames.*Turn it off"):
         DecodedCache(spans, replace(CONFIG, height=1_000_000, width=1_000_000))
     # The frames of the short video take 12 * 3 * 48 * 64 = 110592 bytes, 0.8 of 138240.
-    pages = {"SC_PHYS_PAGES": 135, "SC_PAGE_SIZE": 1024}
-    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    monkeypatch.setattr("telecine.data.cache.machine_memory", lambda: 138240)
     DecodedCache(spans[:1], CONFIG)
-    pages["SC_PHYS_PAGES"] = 134
+    monkeypatch.setattr("telecine.data.cache.machine_memory", lambda: 138239)
     with pytest.raises(ValueError, match=r"more than 80% of 0\.0 GiB of memory, but got on for 0\.0 GiB"):
+        DecodedCache(spans[:1], CONFIG)
+
+
+def test_every_process_of_a_machine_keeps_the_frames(spans: list[Span], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("telecine.data.cache.machine_memory", lambda: 3 * 138240)
+    for num_processes in (1, 3):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(num_processes))
+        DecodedCache(spans[:1], CONFIG)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    with pytest.raises(ValueError, match=r"but got on for 0\.0 GiB of decoded frames in each of 4 processes\. "):
         DecodedCache(spans[:1], CONFIG)
 
 

@@ -88,9 +88,9 @@ def folder_of(
         from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
     except ImportError as missing:
         raise ImportError(f"Models on the Hub need huggingface_hub. {how_to_install('train')}") from missing
-    name, place = str(name_or_folder), {"subfolder": subfolder, "revision": revision}
+    name = str(name_or_folder)
     try:
-        config = Path(hf_hub_download(name, CONFIG_FILE, **place))
+        config = Path(hf_hub_download(name, CONFIG_FILE, subfolder=subfolder, revision=revision))
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
         return folder  # it may be a pipeline; else the request of diffusers fails, too, and its error is explained
     if class_in(config.parent) in CLASSES:

@@ -14,6 +14,7 @@ from telecine.data.config import Bucket, ClipConfig
 from telecine.data.decode import read_clip
 from telecine.data.source import DataError, DecodeError, Source
 from telecine.data.video_info import Span
+from telecine.devices import machine_memory
 from telecine.progress import with_progress
 
 logger = logging.getLogger(__name__)
@@ -91,9 +92,10 @@ def _key(span: Span, bucket: Bucket) -> _Key:
 
 
 def _check_memory(spans: Sequence[Span], config: ClipConfig) -> None:
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else float("inf")
-    needed = num_cached_bytes(spans, config)
-    if needed > _MAX_MEMORY_FRACTION * memory:
+    memory, needed = machine_memory(), num_cached_bytes(spans, config)
+    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this run on this machine, set by `torchrun`
+    if num_processes * needed > _MAX_MEMORY_FRACTION * memory:
+        each = f" in each of {num_processes} processes" if num_processes > 1 else ""
         contract = f"off if frames take more than {_MAX_MEMORY_FRACTION:.0%} of {memory / 2**30:.1f} GiB of memory"
-        got = f"on for {needed / 2**30:.1f} GiB of decoded frames"
+        got = f"on for {needed / 2**30:.1f} GiB of decoded frames{each}"
         raise argument_error("cache", contract, got, "Turn it off, or train at a smaller size.")

@@ -83,7 +83,8 @@ class ClipConfig:
     timeout: float = 180.0
     """Seconds that training waits for a batch before it replaces these processes. Slow disks may need more."""
     cache: bool = False
-    """Decode all training frames once before training, and keep them in memory at training resolution."""
+    """Decode all training frames once before training, and keep them in memory at training resolution. Each process of
+    a run keeps all of them."""
     max_pixels: int = MAX_PIXELS
     """Largest height times width of an image or of a video's frames, by default that of 8192 x 8192. Larger files are
     skipped before they are decoded."""
