@@ -204,5 +204,11 @@ def test_corrupt_validation_clips_are_skipped(tmp_path: Path, caplog: pytest.Log
     assert 0 < len(validation_clips([span], config, 10)) < 10
     assert "skipping a validation clip" in caplog.text
     path.unlink()
-    with pytest.raises(DataError, match="but got 1 spans without one"):
+    with pytest.raises(DataError, match=r"but got none; the longest has 60 frames, .*damaged\.mp4\. "):
         validation_clips([span], config, 10)
+
+
+def test_the_setting_of_held_out_videos_that_are_too_short_is_named(spans: list[Span]) -> None:
+    message = "`val_data` must be held-out videos with a decodable clip of 99 frames, but got none; the longest has"
+    with pytest.raises(DataError, match=message):
+        validation_clips(spans, replace(CONFIG, num_frames=99), 4, name="val_data")

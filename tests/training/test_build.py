@@ -9,6 +9,7 @@ from rich.console import Console
 
 from telecine import Ramp
 from telecine.autoencoders import CausalVAE
+from telecine.data import DataError
 from telecine.discriminators import (
     ConditionalDiscriminator,
     Discriminator,
@@ -18,6 +19,7 @@ from telecine.discriminators import (
     PatchDiscriminator,
     PatchDiscriminator3D,
 )
+from telecine.report.video import write_mp4
 from telecine.runs import checkpoints
 from telecine.training import DiscriminatorConfig, ObjectiveConfig, train
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_objective, build_state
@@ -156,6 +158,14 @@ def test_validation_clips_from_separate_videos(tiny):
     num_frames = [sum(span.num_frames for span in clips.train.spans) for clips in (held_out, separate)]
     assert num_frames[0] < num_frames[1], "nothing is held out"
     assert len(separate.val) == 2
+
+
+def test_separate_videos_that_are_too_short_are_named(tiny, tmp_path):
+    write_mp4(tmp_path / "short.mp4", torch.zeros(3, 48, 64, 3, dtype=torch.uint8), fps=25)
+    config = tiny(val_data=str(tmp_path / "short.mp4"))
+    message = r"`val_data` must be .* clip of 5 frames, but got none; the longest has 3 frames, .*short.mp4"
+    with pytest.raises(DataError, match=message):
+        build_clips(config, build_autoencoder(config))
 
 
 @pytest.fixture

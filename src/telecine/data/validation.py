@@ -116,7 +116,7 @@ def _hold_out_ends(videos: Sequence[Sequence[Span]], fraction: float, clip_span:
     return train, held_out
 
 
-def validation_clips(spans: Sequence[Span], config: ClipConfig, max_clips: int) -> list[Clip]:
+def validation_clips(spans: Sequence[Span], config: ClipConfig, max_clips: int, *, name: str = "data") -> list[Clip]:
     """Read the validation clips: the same ones in every call, with a centre crop and no flip.
 
     The clips are distributed over the spans, and evenly spaced in each. They do not overlap, so there may be fewer than
@@ -128,6 +128,7 @@ def validation_clips(spans: Sequence[Span], config: ClipConfig, max_clips: int) 
         spans: The held-out frames.
         config: The clip settings.
         max_clips: Largest number of clips.
+        name: Name of the setting in error messages.
 
     Raises:
         ValueError: `max_clips` is below 1.
@@ -136,8 +137,9 @@ def validation_clips(spans: Sequence[Span], config: ClipConfig, max_clips: int) 
     clips = list(iterate_validation_clips(spans, config, max_clips))
     if not clips:
         contract = f"held-out videos with a decodable clip of {config.clip_span} frames"
-        got = f"{len(spans)} spans without one"
-        raise argument_error("data", contract, got, "Use fewer frames, or add videos.", DataError)
+        longest = max(spans, key=lambda span: span.num_frames, default=None)
+        got = f"none; the longest has {longest.num_frames} frames, {longest.info.path}" if longest else "none"
+        raise argument_error(name, contract, got, "Use fewer frames, or add videos.", DataError)
     return clips
 
 

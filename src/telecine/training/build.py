@@ -180,7 +180,8 @@ def _read_clips(spans: Spans, config: TrainConfig, model: VideoAutoencoder) -> C
         DataError: If there is no usable video.
     """
     # Without zoom, as `telecine evaluate` reads clips, so that their figures can be compared.
-    val = validation_clips(spans.held_out, replace(config.clips, scale_jitter=1.0), config.val_clips)
+    name = "data" if config.val_data is None else "val_data"
+    val = validation_clips(spans.held_out, replace(config.clips, scale_jitter=1.0), config.val_clips, name=name)
     dataset = ClipDataset(spans.train, config.clips, seed=config.seed)
     check_buckets(config.clips.train_buckets, model, images=dataset.image_ratio > 0)  # images alone need no ratio
     is_image = {span.info.path: span.info.is_image for span in spans.found}
