@@ -1,6 +1,7 @@
 """`telecine latents`: what it measures of a model on a folder of videos, and the page and the file that it writes."""
 
 import json
+import os
 import shutil
 import weakref
 from dataclasses import replace
@@ -15,7 +16,7 @@ from telecine.data import ClipConfig, DataError
 from telecine.evaluation import latents, source
 from telecine.evaluation.config import EvaluateConfig, LatentsConfig
 from telecine.evaluation.evaluate import evaluate
-from telecine.evaluation.latent_page import render
+from telecine.evaluation.latent_page import render, write_latents
 from telecine.evaluation.latents import TRANSFORMS, drift, measure_latent_spaces
 
 from .conftest import TINY
@@ -138,6 +139,14 @@ def test_names_are_shown_as_they_are_in_every_legend(report, monkeypatch):
     for labels in legends:
         assert any(label.startswith(r"cost_\$5_and_\$6") for label in labels), "without the backslashes it is a formula"
         assert any(label.strip().startswith("_hidden") for label in labels)
+
+
+def test_names_that_are_not_utf8(report, tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    spaces = [replace(space, title=name) for space in report.models]
+    page = write_latents(replace(report, models=spaces, protocol=report.protocol | {"data": name}), tmp_path / name)
+    assert r"caf\udce9" in page.read_text(encoding="utf-8")
+    assert json.loads((tmp_path / name / "latents.json").read_text())["protocol"]["data"] == name
 
 
 def test_the_command_writes_a_page_and_a_file(model_folder, videos, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -242,3 +243,16 @@ def test_every_parameter_of_a_macro_is_used():
             used = {each.name for each in macro.find_all(nodes.Name) if each.ctx == "load"}
             assert {argument.name for argument in macro.args} <= used, f"{macro.name} in {name}"
     assert num_macros == 2
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    name = os.fsdecode(b"caf\xe9")
+    run = write_run(tmp_path / name, records(20))
+    black = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
+    write_clips(run, 20, [ValidationClip(black, black, {"psnr": 30.0}, f"{name}.mp4", 0)], fps=FPS)
+    page = write_report([run], tmp_path / f"{name}.html")
+    assert r"caf\udce9" in text_of(page)
+    (validation,) = data_of(page)["validations"]
+    (clip,) = validation["clips"]
+    assert clip["title"] == f"{name}.mp4, frame 0"
+    assert clip["url"].startswith("caf%E9_videos/"), "the bytes of the folder's name"

@@ -1,13 +1,16 @@
 """Which settings may change when a run resumes, and how they are written."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from telecine import Ramp, Term
 from telecine.losses import mse
+from telecine.training import train
 from telecine.training.config import TrainConfig
 from telecine.training.saved_settings import (
     as_yaml,
@@ -38,6 +41,15 @@ def test_settings_that_cannot_be_written_keep_the_old_ones(tiny, saved, monkeypa
     monkeypatch.undo()
     write_settings(saved, tiny(seed=9))
     assert saved_settings(saved)["seed"] == 9
+
+
+def test_a_name_that_a_file_of_settings_cannot_hold_is_refused_at_once(tiny):
+    name = os.fsdecode(b"caf\xe9")
+    for setting in ("data", "output_dir"):
+        message = rf"`{setting}` must be text in UTF-8, .* but got 'caf\\udce9'\. Rename it"
+        with pytest.raises(ValueError, match=message):
+            train(tiny(**{setting: name}), console=Console(quiet=True))
+    assert not Path(name).exists()
 
 
 CHANGED_NETWORKS = [

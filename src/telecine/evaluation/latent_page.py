@@ -37,8 +37,8 @@ def write_latents(report: LatentReport, folder: Path) -> Path:
     """Write latents.json and latents.html into a folder, which is created if needed, and return the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / JSON_FILE, report.as_dict())
-    html = render(report)
-    atomic_write(folder / PAGE_FILE, lambda partial: partial.write_text(html, encoding="utf-8"))
+    html = render(report).encode("utf-8", "backslashreplace")  # names may have other bytes
+    atomic_write(folder / PAGE_FILE, lambda partial: partial.write_bytes(html))
     return folder / PAGE_FILE
 
 

@@ -71,9 +71,9 @@ def metric_label(metric: str) -> str:
 def plot_label(text: str) -> str:
     r"""Return what makes matplotlib show a text as it is: `\$` instead of the `$` of a formula.
 
-    It would leave a label with a leading `_` out of the legend.
+    It would leave a label with a leading `_` out of the legend, and refuse the name of a file that is not UTF-8.
     """
-    escaped = text.replace("$", r"\$")
+    escaped = text.encode("utf-8", "backslashreplace").decode("utf-8").replace("$", r"\$")
     return f" {escaped}" if escaped.startswith("_") else escaped
 
 

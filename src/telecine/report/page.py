@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shutil
 import uuid
@@ -102,8 +103,8 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *
     videos = VideoFolder(page)
     validations = [item for index, run in enumerate(reported) for item in _validations(index, run, videos)]
     live = videos.live(uuid.uuid4().hex) if is_live else None
-    html = render(reported, validations, live)
-    atomic_write(page, lambda partial: partial.write_text(html, encoding="utf-8"))
+    html = render(reported, validations, live).encode("utf-8", "backslashreplace")  # names may have other bytes
+    atomic_write(page, lambda partial: partial.write_bytes(html))
     videos.write_version(live)
     videos.remove_others()
     return page
@@ -124,11 +125,14 @@ class VideoFolder:
             if not _is_copy(source, self.path / name):
                 atomic_write(self.path / name, lambda partial: shutil.copy2(source, partial))
             self._names.add(name)
-        return quote(f"{self.path.name}/{name}")
+        return self._url(name)
 
     def live(self, version: str) -> LiveData:
         """Return what the page needs to find out that it was written again."""
-        return {"version": version, "url": quote(f"{self.path.name}/{VERSION_FILE}")}
+        return {"version": version, "url": self._url(VERSION_FILE)}
+
+    def _url(self, name: str) -> str:
+        return quote(os.fsencode(f"{self.path.name}/{name}"))
 
     def write_version(self, live: LiveData | None) -> None:
         """Write the script that tells the version of a live page; a last one for those that are still open."""

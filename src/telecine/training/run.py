@@ -14,6 +14,7 @@ from telecine.training.capacity import out_of_memory
 from telecine.training.config import TrainConfig
 from telecine.training.interrupt import stop_on_signal
 from telecine.training.process_group import describe_lost, is_lost
+from telecine.training.saved_settings import check_encoding
 from telecine.training.step import TrainingError
 from telecine.training.trainer import Trainer
 from telecine.training.validation import TrainResult
@@ -48,6 +49,7 @@ def train(
             or another process of the run was lost.
         Interrupted: The run was interrupted by a signal; its checkpoint is written.
     """
+    check_encoding(config)
     console = console or PlainConsole()
     with lost_process_named(config, lambda: "while it started"):
         trainer = Trainer(config, console, autoencoder, steal_lock=steal_lock, change_data=change_data)

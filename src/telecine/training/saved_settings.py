@@ -41,6 +41,18 @@ def _dotted_path(function: object) -> str:
     return f"{function.__module__}.{name}"
 
 
+def check_encoding(config: TrainConfig) -> None:
+    """Check that a file can hold the settings: a path may have bytes that are not UTF-8.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    for name, text in flat_settings(_plain(config)).items():
+        if text.encode("utf-8", "ignore").decode("utf-8") != text:
+            contract, remedy = "text in UTF-8, in which runs save their settings", "Rename it, or pass a link to it."
+            raise argument_error(name, contract, repr(text), remedy)
+
+
 def write_settings(folder: Path, config: TrainConfig) -> None:
     """Write the settings into the folder of a run or of a checkpoint, atomically."""
     text = as_yaml(config)
