@@ -156,3 +156,23 @@ def test_a_process_that_is_killed_while_it_indexes_ends_the_others(make_config, 
         psutil.Process(json.loads(lock.read_text())["pid"]).kill()
         done = run.wait(timeout=60)
     assert done.returncode == 1
+
+
+def test_a_signal_to_torchrun_keeps_what_has_been_indexed(make_config, forks, monkeypatch, tmp_path):
+    monkeypatch.setenv("SECONDS_TO_INDEX", "2")
+    base = make_config("stopped-while-indexing", steps=1)
+    num_videos = 3 * os.cpu_count()
+    for index in range(num_videos):
+        shutil.copy(base.data, tmp_path / f"{index}.mp4")
+    config = replace(base, data=str(tmp_path))
+    with forks.start(*command(config, script=SLOW_TO_READ)) as run:
+        run.wait_until(lambda: run.printed().count("indexes") > os.cpu_count())
+        os.kill(run.pid, signal.SIGTERM)
+        done = run.wait(timeout=60)
+    assert "stopped before the first update" in done.stdout
+    assert "lost" not in done.stderr
+    monkeypatch.setenv("SECONDS_TO_INDEX", "0")
+    again = forks.run(*command(config, script=SLOW_TO_READ))
+    assert again.returncode == 0, again.stderr[-4000:]
+    lines = [line for each in (done, again) for line in each.stdout.splitlines() if "indexes" in line]
+    assert sorted(lines) == [f"process 0 indexes {index}.mp4" for index in range(num_videos)]
