@@ -235,7 +235,7 @@ def _search(folder: File) -> tuple[list[File], list[Skipped]]:
     pending = deque([folder])
 
     def skip(error: OSError) -> None:
-        skipped.append(Skipped(Path(error.filename), error.strerror))
+        skipped.append(Skipped(Path(error.filename), str(error.strerror)))
 
     while pending:
         for current, folders, names in os.walk(pending.popleft(), onerror=skip):
