@@ -120,6 +120,13 @@ def test_no_videos(tmp_path: Path) -> None:
         find_videos(tmp_path, name="val_data")
 
 
+@pytest.mark.parametrize("name", ["scenes.csv", "scenes.JSONL", "shard.tar", "*.mp4", "shard{0..3}.mp4"])
+def test_lists_tar_files_and_patterns_are_for_training(name: str, tmp_path: Path) -> None:
+    touch(tmp_path, "scenes.csv", "scenes.JSONL", "shard.tar", "a.mp4")
+    with pytest.raises(DataError, match=r"`data` must be a video file or a folder.*patterns are for `telecine train`"):
+        find_videos(tmp_path / name)
+
+
 def test_a_folder_with_all_kinds_of_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     media = ["a.jpg", "b.MP4", "deep/c.WebP", "deep/d.jpeg", "e.png"]
     touch(tmp_path, *media, "n.txt", "m.GIF", "LICENSE", "list.csv", ".x/f.png", "._g.png", "s.TAR")

@@ -119,9 +119,10 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
     _check_path(path, name)
     found: list[File] = [*remote.match(str(path))] if is_address(str(path)) else [Path(path)]
     if len(found) != 1 or not (found[0].is_dir() or found[0].is_file()):
-        got = f"{path}, which does not exist"
-        raise argument_error(name, "a video file or a folder", got, "Check the path.", DataError)
+        raise _no_videos(name, f"{path}, which does not exist", is_pattern=has_magic(str(path)) or "{" in str(path))
     (root,) = found
+    if root.suffix.lower() in LIST_SUFFIXES | ARCHIVE_SUFFIXES and not root.is_dir():
+        raise _no_videos(name, str(path), is_pattern=True)
     if not root.is_dir():
         return [root]
     files = files_below(root)
@@ -132,6 +133,13 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
         raise argument_error(name, contract, f"{path}, which has none", remedy, DataError)
     _log_ignored(root, files, videos)
     return videos
+
+
+def _no_videos(name: str, got: str, *, is_pattern: bool) -> Exception:
+    """Return the error of a path that is not one video or one folder."""
+    several = "Lists, tar files and patterns are for `telecine train` and `telecine data`."
+    remedy = several if is_pattern else "Check the path."
+    return argument_error(name, "a video file or a folder", got, remedy, DataError)
 
 
 def find_segments(path: str | PathLike[str], list_members: ListMembers, *, name: str = "data") -> list[Segment]:
