@@ -95,8 +95,7 @@ def plan_of(config: TrainConfig, device_type: DeviceType) -> UpdatePlan:
 
 def planned_rows(folder: Path, names: list[str]) -> Iterator[list[str]]:
     """Yield a row for each published model."""
-    recipe = read_config("gpu")
-    recipe = replace(recipe, batch_size=1, discriminator=replace(recipe.discriminator, video="patch"))
+    recipe = replace(read_config("gpu"), batch_size=1)
     for name in names:
         config = with_model(recipe, PUBLISHED[name], folder)
         model = fake_autoencoder(config)

@@ -12,7 +12,7 @@ def test_the_plan_of_a_model(benchmark_module, monkeypatch, tmp_path):
     ((name, clip, *numbers),) = module.planned_rows(tmp_path, ["telecine (gpu)"])
     assert (name, clip) == ("telecine (gpu)", "17 x 1024 x 1024")
     plain, recomputed, half, both = (float(number) for number in numbers[2:6])
-    assert both <= recomputed < half < plain
+    assert both <= recomputed <= half < plain
 
 
 @pytest.mark.slow
