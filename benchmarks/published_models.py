@@ -4,8 +4,8 @@
     python benchmarks/published_models.py recipes
     python benchmarks/published_models.py measured
 
-Weights are random. `planned` takes the default arguments of diffusers' classes, the recipe `gpu` and a batch of one clip,
-and plans for a GPU. `recipes` plans the recipes of these models, to fine-tune all weights on each kind of hardware.
+Weights are random. `planned` takes the default arguments of diffusers' classes, the recipe `gpu` and one clip, and
+plans for a GPU. `recipes` plans the recipes of these models, to fine-tune all weights on each kind of hardware.
 `measured` runs real updates of small clips on this machine, each in a new process, and compares the peak above the
 memory before with the plan for it.
 """

@@ -1,6 +1,7 @@
 """Recipes are listed, shown and copied; given one after another they train."""
 
 import runpy
+from dataclasses import replace
 from itertools import cycle, islice, product
 from pathlib import Path
 
@@ -78,6 +79,15 @@ def test_every_setting_has_its_reason(name):
     assert len(settings) >= 2
     alone = {line.split(":")[0].strip() for line in settings if " # " not in line}
     assert alone <= {"output_dir", "width"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stages_have_the_gan_of_gpu(stage):
+    config, gpu = read_config(stage), read_config("gpu")
+    assert replace(config.discriminator, init=None) == gpu.discriminator
+    assert config.optimizer.grad_clip == gpu.optimizer.grad_clip
+    for name in ("adversarial_loss_weight", "reconstruction", "perceptual", "penalty", "adaptive_weight"):
+        assert getattr(config.objective, name) == getattr(gpu.objective, name)
 
 
 @pytest.mark.usefixtures("probe_each_configuration_once")

@@ -6,6 +6,7 @@ from PIL import Image
 
 from telecine.data import sample_videos
 from telecine.recipes import recipes as all_recipes
+from telecine.training import read_config
 
 
 @pytest.mark.slow
@@ -68,6 +69,16 @@ def test_longer_runs_have_the_settings_of_the_recipes(benchmark_module):
         objective = long.config(name, 0).objective
         starts = replace(objective, disc_start=1600, gan=replace(objective.gan, disc_train_start=1440))
         assert replace(long.config(name, 0), steps=2400, objective=starts) == short.config(name, 0)
+
+
+def test_the_recipe_for_gpus_has_the_settings_that_were_measured(benchmark_module):
+    gan = benchmark_module("gan")
+    measured = gan.Runs(Path(gan.__file__).with_name("gan_gpu.yaml"), Path()).config("gpu", 0)
+    recipe = read_config("gpu")
+    objective = recipe.objective
+    starts = replace(objective, disc_start=1600, gan=replace(objective.gan, disc_train_start=1440))
+    assert (measured.objective, measured.discriminator) == (starts, recipe.discriminator)
+    assert measured.optimizer.grad_clip == recipe.optimizer.grad_clip
 
 
 def test_all_recipes_of_objectives_have_a_row(benchmark_module):
