@@ -123,7 +123,7 @@ def test_no_videos(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["scenes.csv", "scenes.JSONL", "shard.tar", "*.mp4", "shard{0..3}.mp4"])
 def test_lists_tar_files_and_patterns_are_for_training(name: str, tmp_path: Path) -> None:
     touch(tmp_path, "scenes.csv", "scenes.JSONL", "shard.tar", "a.mp4")
-    with pytest.raises(DataError, match=r"`data` must be a video file or a folder.*patterns are for `telecine train`"):
+    with pytest.raises(DataError, match=r"`data` must be a video file or a folder.*patterns are for training"):
         find_videos(tmp_path / name)
 
 

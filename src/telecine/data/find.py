@@ -137,7 +137,7 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
 
 def _no_videos(name: str, got: str, *, is_pattern: bool) -> Exception:
     """Return the error of a path that is not one video or one folder."""
-    several = "Lists, tar files and patterns are for `telecine train` and `telecine data`."
+    several = "Lists, tar files and patterns are for training."
     remedy = several if is_pattern else "Check the path."
     return argument_error(name, "a video file or a folder", got, remedy, DataError)
 
