@@ -282,7 +282,7 @@ class ObjectiveConfig:
     disc_start: int = 0
     """Step from which the adversarial terms and feature matching count.
 
-    Source: 20 001 in VidTok, 0 to 10 000 in TATS; a required argument in CogVideo.
+    Source: 10 000 in VidTok, 0 to 10 000 in TATS; a required argument in CogVideo.
 
     Fails: too early, the discriminator is untrained and misleads the autoencoder.
     """
