@@ -119,10 +119,11 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
     _check_path(path, name)
     found: list[File] = [*remote.match(str(path))] if is_address(str(path)) else [Path(path)]
     if len(found) != 1 or not (found[0].is_dir() or found[0].is_file()):
-        raise _no_videos(name, f"{path}, which does not exist", is_pattern=has_magic(str(path)) or "{" in str(path))
+        is_pattern = has_magic(str(path)) or "{" in str(path)
+        raise _no_videos(name, f"{path}, which does not exist", is_for_training=is_pattern)
     (root,) = found
     if root.suffix.lower() in LIST_SUFFIXES | ARCHIVE_SUFFIXES and not root.is_dir():
-        raise _no_videos(name, str(path), is_pattern=True)
+        raise _no_videos(name, str(path), is_for_training=True)
     if not root.is_dir():
         return [root]
     files = files_below(root)
@@ -135,10 +136,9 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
     return videos
 
 
-def _no_videos(name: str, got: str, *, is_pattern: bool) -> Exception:
+def _no_videos(name: str, got: str, *, is_for_training: bool) -> Exception:
     """Return the error of a path that is not one video or one folder."""
-    several = "Lists, tar files and patterns are for training."
-    remedy = several if is_pattern else "Check the path."
+    remedy = "Lists, tar files and patterns are for training." if is_for_training else "Check the path."
     return argument_error(name, "a video file or a folder", got, remedy, DataError)
 
 
