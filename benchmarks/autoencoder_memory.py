@@ -25,10 +25,10 @@ from torch.utils._pytree import tree_leaves
 from telecine.autoencoders import CausalVAE, CausalVAEConfig, VideoAutoencoder
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.autoencoders.interface import Reconstruction
+from telecine.base.randomness import Generators
 from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.layer_activations import LayerActivations
 from telecine.ops.checkpointing import CheckpointedCall
-from telecine.randomness import Generators
 from telecine.training.build import owner_of
 
 MIB = 2**20

@@ -20,8 +20,8 @@ from pathlib import Path
 from gan import CLIPS_OF_A_VIDEO, GAP, HELD_OUT, Runs, measure_for
 from PIL import Image
 
-from telecine.checks import argument_error, check_choice
-from telecine.files import read_json, write_json
+from telecine.base.checks import argument_error, check_choice
+from telecine.base.files import read_json, write_json
 
 ENLARGEMENT = 6
 SIDES = ("left", "right")

@@ -28,7 +28,7 @@ from rich.console import Console
 from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.load import load_model_or_run
 from telecine.evaluation.metrics import mean_over_clips
-from telecine.runs import METRICS_FILE, find_checkpoint
+from telecine.runs.layout import METRICS_FILE, find_checkpoint
 from telecine.training import TrainableConfig, TrainConfig, train
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_state
 from telecine.training.distillation import DistillConfig, distill

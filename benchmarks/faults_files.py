@@ -12,8 +12,8 @@ from resource import RLIMIT_FSIZE, getrlimit, setrlimit
 import torch
 from faults_row import Row
 
-from telecine.manifest import DamagedError
-from telecine.runs import MANIFEST_FILE, STATE_FILE, checkpoint_folder, checkpoints
+from telecine.runs.layout import MANIFEST_FILE, STATE_FILE, checkpoint_folder, checkpoints
+from telecine.runs.manifest import DamagedError
 from telecine.training.checkpoint_files import (
     begin_checkpoint,
     finish_checkpoint,

@@ -17,7 +17,8 @@ import av
 import torch
 from faults_row import Row
 
-from telecine import cli, commands
+from telecine.cli import commands
+from telecine.cli import main as cli
 from telecine.data import ClipConfig, ClipDataset, DataError, index_videos, read_clip, whole_video
 
 # What a process may take to read one broken file: processor seconds, and peak memory in KiB above that before it.

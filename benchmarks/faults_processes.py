@@ -21,10 +21,11 @@ import torch
 from faults_row import Row
 from safetensors.torch import load_file
 
-from telecine import cli, commands
 from telecine.autoencoders import CausalVAEConfig
+from telecine.cli import commands
+from telecine.cli import main as cli
 from telecine.data import ClipConfig, sample_videos
-from telecine.runs import METRICS_FILE, checkpoints
+from telecine.runs.layout import METRICS_FILE, checkpoints
 from telecine.training import DiscriminatorConfig, ObjectiveConfig, TrainConfig
 from telecine.training.interrupt import STOP_SIGNALS
 from telecine.training.saved_settings import as_yaml

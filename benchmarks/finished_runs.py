@@ -19,8 +19,8 @@ from outcome_runs import Outcome
 from PIL import Image
 
 from telecine.autoencoders import CausalVAE
-from telecine.checks import argument_error
-from telecine.runs import CONFIG_FILE, find_checkpoint
+from telecine.base.checks import argument_error
+from telecine.runs.layout import CONFIG_FILE, find_checkpoint
 from telecine.training import read_config
 from telecine.training.build import build_autoencoder, build_clips
 

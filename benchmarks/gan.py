@@ -32,15 +32,15 @@ from torch.nn import functional as F
 from torchvision.utils import make_grid
 
 from telecine.autoencoders import CausalVAE
-from telecine.checks import argument_error, check_choice
+from telecine.base.checks import argument_error, check_choice
+from telecine.base.files import atomic_write
 from telecine.data import bytes_from_video
 from telecine.data.find import find_videos
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.frechet import frechet_distance
-from telecine.files import atomic_write
 from telecine.perceptual import LPIPS
-from telecine.recipes import find_recipe
-from telecine.settings_file import read_yaml
+from telecine.settings.recipes import find_recipe
+from telecine.settings.yaml_file import read_yaml
 from telecine.training import TrainConfig
 from telecine.training.build import Clips, build_autoencoder, build_clips
 from telecine.training.config_file import config_from

@@ -33,15 +33,15 @@ from rich.console import Console
 from torch import Tensor
 
 from telecine.autoencoders import CausalVAE
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
+from telecine.base.files import read_json, write_json
+from telecine.base.shapes import Video
 from telecine.data import ClipConfig
 from telecine.evaluation.latents import TRANSFORMS, decode, describe, measure_space
 from telecine.evaluation.source import ModelSource
-from telecine.files import read_json, write_json
 from telecine.losses import mse
 from telecine.perceptual import LPIPS
-from telecine.runs import CONFIG_FILE, find_checkpoint
-from telecine.shapes import Video
+from telecine.runs.layout import CONFIG_FILE, find_checkpoint
 from telecine.training import TrainConfig, baseline, train
 from telecine.training.baseline import fit_linear
 from telecine.training.build import Clips, build_accelerator, build_autoencoder, build_clips, build_state

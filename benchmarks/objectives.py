@@ -29,8 +29,8 @@ from latents import START
 from measure import machine, table
 from outcome_runs import DIVERGED, Outcome, OutcomeFolder, Run, plain_values
 
-from telecine.recipes import find_recipe
-from telecine.settings_file import read_yaml
+from telecine.settings.recipes import find_recipe
+from telecine.settings.yaml_file import read_yaml
 from telecine.training import TrainConfig
 from telecine.training.build import Clips, build_autoencoder, build_clips
 from telecine.training.config_file import config_from

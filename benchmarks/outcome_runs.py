@@ -19,10 +19,10 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from telecine.autoencoders import CausalVAE
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
+from telecine.base.files import read_json, write_json
 from telecine.data import Clip, bytes_from_video, clip_loader
 from telecine.evaluation import ReconstructionMetrics
-from telecine.files import read_json, write_json
 from telecine.perceptual import LPIPS
 from telecine.training import TrainConfig, TrainingError
 from telecine.training.baseline import NUM_CLIPS, fit_linear

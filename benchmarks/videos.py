@@ -20,9 +20,9 @@ from tempfile import TemporaryDirectory
 
 from rich.console import Console
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
+from telecine.base.files import atomic_write
 from telecine.data import sample_videos
-from telecine.files import atomic_write
 
 PACKAGE = "opencv-doc"
 # The videos of the package, by their path in it, with the SHA-256 of their content; gzipped ones are unpacked.

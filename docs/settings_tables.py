@@ -18,7 +18,7 @@ import textwrap
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
 from telecine.objective import config as objective
 from telecine.training import config as training
 from telecine.training import discriminator_config as discriminator

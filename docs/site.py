@@ -135,8 +135,8 @@ def keep_formula(match: re.Match[str]) -> str:
 
 def command_line() -> str:
     """Return the page of all commands, as `--help` prints them."""
-    from telecine.commands import COMMANDS
-    from telecine.help import help_of
+    from telecine.cli.commands import COMMANDS
+    from telecine.cli.help import help_of
 
     os.environ["COLUMNS"] = "100"
     text = "# Command line\n\nWhat `telecine COMMAND --help=all` prints. [Settings](settings.md) has tables.\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from telecine.cli import setting_names
+from telecine.cli.main import setting_names
 from telecine.evaluation.config import EvaluateConfig
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES
 from telecine.objective import ObjectiveConfig, Term

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from telecine.cli import build_settings, command_parser, main, settings_class
-from telecine.recipes import RECIPES, with_config_first
+from telecine.cli.main import build_settings, command_parser, main, settings_class
+from telecine.settings.recipes import RECIPES, with_config_first
 
 PAGE = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text(encoding="utf-8")
 COMMANDS = [

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch.distributed import run
 
-from telecine.cli import command_parser
+from telecine.cli.main import command_parser
 
 PAGE = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text(encoding="utf-8")
 

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from telecine.base.imports import allow_code as allow_code
     from telecine.discriminators import Discriminator as Discriminator
     from telecine.discriminators import Discriminator3D as Discriminator3D
     from telecine.discriminators import Discriminator3DWithfirstframe as Discriminator3DWithfirstframe
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from telecine.evaluation.config import ReconstructConfig as ReconstructConfig
     from telecine.evaluation.evaluate import evaluate as evaluate
     from telecine.evaluation.reconstruct import reconstruct as reconstruct
-    from telecine.imports import allow_code as allow_code
     from telecine.losses import gradient_penalty as gradient_penalty
     from telecine.losses import kl_to_standard_normal as kl_to_standard_normal
     from telecine.losses import mse as mse
@@ -45,7 +45,7 @@ _MODULES = {
     "Ramp": "telecine.objective",
     "Term": "telecine.objective",
     "VideoAutoencoderLoss": "telecine.objective",
-    "allow_code": "telecine.imports",
+    "allow_code": "telecine.base.imports",
     "frame_gradients": "telecine.discriminators",
     "gradient_penalty": "telecine.losses",
     "kl_to_standard_normal": "telecine.losses",

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import sys
 
-from telecine.commands import INTERRUPTED, fail
-from telecine.requirements import how_to_install
+from telecine.base.requirements import how_to_install
+from telecine.cli.commands import INTERRUPTED, fail
 
 
 def main() -> int:
     """Run the command line, or say how to install what it needs."""
     try:
-        from telecine.start import answer
+        from telecine.cli.start import answer
 
         code = answer(sys.argv[1:])
         if code is not None:
             return code
-        from telecine import cli  # takes seconds
+        from telecine.cli import main as cli  # takes seconds
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "telecine":
             raise

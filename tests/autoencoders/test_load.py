@@ -9,7 +9,7 @@ import torch
 
 from telecine.autoencoders import CausalVAE, CausalVAEConfig, load_autoencoder
 from telecine.autoencoders.student import StudentAutoencoder
-from telecine.manifest import write_manifest
+from telecine.runs.manifest import write_manifest
 
 from .tiny_models import tiny_clip, tiny_model
 

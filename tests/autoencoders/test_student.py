@@ -13,7 +13,7 @@ from telecine.autoencoders.causal import Decoder
 from telecine.autoencoders.linear import PatchDecoder, fit_decoder
 from telecine.autoencoders.load import load_model_or_run
 from telecine.autoencoders.student import SIZES, StudentAutoencoder, student_config
-from telecine.frozen import Frozen
+from telecine.base.frozen import Frozen
 
 from .tiny_models import CLIPS, adapter
 

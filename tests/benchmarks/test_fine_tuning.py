@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from telecine.cli import main
+from telecine.cli.main import main
 
 
 @pytest.fixture

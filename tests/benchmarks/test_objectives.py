@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from telecine.data import sample_videos
-from telecine.recipes import recipes as all_recipes
+from telecine.settings.recipes import recipes as all_recipes
 from telecine.training import read_config
 
 

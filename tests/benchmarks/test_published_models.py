@@ -1,6 +1,6 @@
 import pytest
 
-from telecine.recipes import RECIPES
+from telecine.settings.recipes import RECIPES
 from telecine.training import read_config
 
 

@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from telecine.cli import main
+from telecine.cli.main import main
 from telecine.training import TrainConfig
 from telecine.training.config_file import config_from
 from telecine.training.host_copy import HostCopy

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from telecine.base.files import mark_output
 from telecine.data import (
     DataError,
     IndexCache,
@@ -28,7 +29,6 @@ from telecine.data import (
     sample_videos,
 )
 from telecine.data.find import SAMPLE_VIDEOS, check_output, expand_braces, ignored_suffixes
-from telecine.files import mark_output
 
 from .videos import numbered_frames, write_images, write_shard, write_video
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from telecine.cli import main
+from telecine.cli.main import main
 from telecine.data import index_video
 from telecine.data_report.page import figure, moving_sheet, render, write_data
 

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from telecine.autoencoders import CausalVAE
-from telecine.cli import main
+from telecine.cli.main import main
 from telecine.data import ClipConfig, DataError
 from telecine.evaluation import latents, source
 from telecine.evaluation.config import EvaluateConfig, LatentsConfig

@@ -16,7 +16,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from telecine.autoencoders import Reconstruction
-from telecine.cli import main
+from telecine.cli.main import main
 from telecine.data import find_videos, index_videos, read_clip
 from telecine.evaluation import measure, published_clips
 from telecine.evaluation.compare import check_protocols

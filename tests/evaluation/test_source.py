@@ -26,7 +26,7 @@ from telecine.evaluation.source import (
     video_source,
 )
 from telecine.report.video import write_mp4
-from telecine.runs import checkpoint_folder
+from telecine.runs.layout import checkpoint_folder
 
 from .videos import waves
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from telecine.data import ClipConfig
-from telecine.manifest import damage_of
-from telecine.runs import checkpoints
+from telecine.runs.layout import checkpoints
+from telecine.runs.manifest import damage_of
 from telecine.training.lock import LOCK_FILE
 from telecine.training.saved_settings import as_yaml
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from telecine.data import ClipConfig
 from telecine.report.run import read_records
-from telecine.runs import checkpoints
+from telecine.runs.layout import checkpoints
 from telecine.training import train
 from telecine.training.saved_settings import as_yaml
 

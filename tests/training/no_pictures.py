@@ -2,7 +2,7 @@
 
 import sys
 
-from telecine import cli
+from telecine.cli import main as cli
 from telecine.training import logging, trainer, validation
 
 

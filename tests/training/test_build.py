@@ -20,7 +20,7 @@ from telecine.discriminators import (
     PatchDiscriminator3D,
 )
 from telecine.report.video import write_mp4
-from telecine.runs import checkpoints
+from telecine.runs.layout import checkpoints
 from telecine.training import DiscriminatorConfig, ObjectiveConfig, train
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_objective, build_state
 from telecine.training.checkpoint_files import optimizer_tensors, save_tensors

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.runs import BEST, CHECKPOINTS, STATE_FILE, checkpoints, find_checkpoint
+from telecine.runs.layout import BEST, CHECKPOINTS, STATE_FILE, checkpoints, find_checkpoint
 from telecine.training.checkpoint_files import (
     begin_checkpoint,
     check_header,

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from telecine.cli import main
+from telecine.cli.main import main
 from telecine.report.run import read_records
-from telecine.runs import METRICS_FILE
+from telecine.runs.layout import METRICS_FILE
 from telecine.training import train
 
 

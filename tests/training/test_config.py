@@ -8,7 +8,7 @@ import yaml
 
 import telecine
 from telecine import Ramp, Term
-from telecine.cli import build_settings, command_parser
+from telecine.cli.main import build_settings, command_parser
 from telecine.data import ClipConfig
 from telecine.discriminators.first_frame import PAD_MODES
 from telecine.discriminators.patch import NORMS
@@ -17,7 +17,7 @@ from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES, h
 from telecine.objective import GANConfig, PenaltyConfig, PerceptualConfig, ReconstructionConfig, VideoAutoencoderLoss
 from telecine.objective.weights import Weight
 from telecine.perceptual.backbones import BACKBONES
-from telecine.recipes import RECIPES
+from telecine.settings.recipes import RECIPES
 from telecine.training import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from telecine.training.config_file import read_config
 from telecine.training.discriminator_config import FeaturesConfig

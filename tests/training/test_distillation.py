@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from telecine.autoencoders import load_autoencoder
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.autoencoders.student import StudentAutoencoder
-from telecine.cli import main
+from telecine.cli.main import main
 from telecine.data import sample_videos
 from telecine.report.run import read_records
-from telecine.runs import checkpoints
+from telecine.runs.layout import checkpoints
 from telecine.training.distillation import DistillConfig, TeacherLatent, TeacherReconstruction, absolute, distill
 
 from ..autoencoders.tiny_models import tiny_model

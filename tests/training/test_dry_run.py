@@ -10,7 +10,7 @@ import pytest
 from accelerate import Accelerator
 from rich.console import Console
 
-from telecine.cli import main
+from telecine.cli.main import main
 from telecine.training.dry_run import dry_run
 from telecine.training.lock import LOCK_FILE, started_at
 from telecine.training.saved_settings import as_yaml

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from telecine.autoencoders import CausalVAE, CausalVAEConfig, Reconstruction
 from telecine.autoencoders.latent_statistics import ChannelMoments
-from telecine.runs import checkpoints
+from telecine.runs.layout import checkpoints
 from telecine.training import TrainableConfig, train
 from telecine.training.build import build_autoencoder, build_clips
 from telecine.training.latents import describe_change, measure_latents

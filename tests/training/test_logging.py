@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from telecine.report.run import read_records
-from telecine.runs import METRICS_FILE
+from telecine.runs.layout import METRICS_FILE
 from telecine.training import logging
 from telecine.training.logging import (
     ADVERSARIAL_SHARE,

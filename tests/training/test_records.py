@@ -3,7 +3,7 @@
 import json
 
 from telecine.report.run import read_lines
-from telecine.runs import CLIPS_FILE, HEALTH_FILE, METRICS_FILE, validation_folder, validation_folders
+from telecine.runs.layout import CLIPS_FILE, HEALTH_FILE, METRICS_FILE, validation_folder, validation_folders
 from telecine.training.records import keep_records, missing_records
 
 

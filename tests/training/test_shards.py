@@ -11,8 +11,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, zeros
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from telecine.manifest import DamagedError, check_manifest
-from telecine.runs import STATE_FILE
+from telecine.runs.layout import STATE_FILE
+from telecine.runs.manifest import DamagedError, check_manifest
 from telecine.training.checkpoint_files import (
     begin_checkpoint,
     finish_checkpoint,

@@ -22,11 +22,19 @@ from telecine import Ramp
 from telecine.autoencoders import CausalVAE
 from telecine.data import ClipConfig, DataError
 from telecine.data.dataset import ClipDataset
-from telecine.manifest import write_manifest
 from telecine.report.curves import draw_curves
 from telecine.report.run import read_records, read_run, validations
 from telecine.report.summary import read_summary
-from telecine.runs import BEST, CHECKPOINTS, HEALTH_FILE, METRICS_FILE, checkpoints, find_checkpoint, validation_folders
+from telecine.runs.layout import (
+    BEST,
+    CHECKPOINTS,
+    HEALTH_FILE,
+    METRICS_FILE,
+    checkpoints,
+    find_checkpoint,
+    validation_folders,
+)
+from telecine.runs.manifest import write_manifest
 from telecine.training import Interrupted, OptimizerConfig, TrainingError, train, trainer
 from telecine.training.build import build_accelerator
 from telecine.training.checkpoint_files import newest_intact

@@ -14,7 +14,7 @@ from torch.nn.utils import parameters_to_vector
 
 from telecine.autoencoders.diffusers import DiffusersAutoencoder, checkpointing
 from telecine.data import ClipConfig
-from telecine.runs import checkpoints
+from telecine.runs.layout import checkpoints
 from telecine.training import DiscriminatorConfig, Interrupted, ObjectiveConfig, TrainableConfig, train
 from telecine.training.interrupt import StopRequest
 from telecine.training.step import MicroBatch, train_step

@@ -13,9 +13,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from telecine.data import ClipConfig
-from telecine.manifest import damage_of
 from telecine.report.run import read_records
-from telecine.runs import checkpoints
+from telecine.runs.layout import checkpoints
+from telecine.runs.manifest import damage_of
 from telecine.training import Interrupted, ObjectiveConfig, OptimizerConfig, TrainableConfig, train
 from telecine.training.shards import saved_tensors
 from telecine.training.trainer import Trainer

@@ -6,7 +6,7 @@ from torch import nn
 
 from telecine.autoencoders import Reconstruction
 from telecine.evaluation.latent_measures import summary
-from telecine.runs import checkpoint_folder
+from telecine.runs.layout import checkpoint_folder
 from telecine.training import Interrupted, validation
 from telecine.training.validation import (
     NUM_KEPT,

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from telecine.autoencoders.causal_config import CausalVAEConfig
 from telecine.autoencoders.posterior import DeterministicPosterior
-from telecine.checks import argument_error
-from telecine.precision import at_least_float32, autocast_off
-from telecine.requirements import how_to_install
+from telecine.base.checks import argument_error
+from telecine.base.precision import at_least_float32, autocast_off
+from telecine.base.requirements import how_to_install
 
 Latent = Float[Tensor, "batch channel time height width"]
 Indices = Int[Tensor, "batch code time height width"]

@@ -36,11 +36,11 @@ from telecine.autoencoders.pretrained import (
     load_weights,
     save_model,
 )
-from telecine.checks import argument_error
-from telecine.files import read_json
+from telecine.base.checks import argument_error
+from telecine.base.files import read_json
+from telecine.base.randomness import Generators
+from telecine.base.shapes import Video, check_video
 from telecine.ops.checkpointing import checkpoint_call
-from telecine.randomness import Generators
-from telecine.shapes import Video, check_video
 
 # The initial standard deviation of the posterior is exp(-3) = 0.05, that of the means 1. With more noise, the decoder
 # learns to ignore the latent for the first few hundred steps.

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from telecine.base.shapes import Video
 from telecine.ops.checkpointing import checkpoint_call
-from telecine.shapes import Video
 
 EarlierFrames: TypeAlias = dict[nn.Module, Tensor]
 """The last input frames of each layer that needs them for the next chunk of a clip; empty before the first chunk."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from telecine.autoencoders.clip_sizes import ceil_div
-from telecine.checks import argument_error, check_choice, check_count, check_weight, describe
+from telecine.base.checks import argument_error, check_choice, check_count, check_weight, describe
 
 # Configurations come from others, too: larger networks would take hours to build.
 LARGEST = {

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from telecine.checks import argument_error
-from telecine.precision import autocast_off
+from telecine.base.checks import argument_error
+from telecine.base.precision import autocast_off
 
 Size: TypeAlias = tuple[int, int, int]
 """Frames, height, width."""

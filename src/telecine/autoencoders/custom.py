@@ -15,10 +15,10 @@ from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.posterior import Posterior
 from telecine.autoencoders.pretrained import load_weights, save_model
-from telecine.checks import argument_error, describe
-from telecine.precision import at_least_float32
-from telecine.randomness import Generators
-from telecine.shapes import Video
+from telecine.base.checks import argument_error, describe
+from telecine.base.precision import at_least_float32
+from telecine.base.randomness import Generators
+from telecine.base.shapes import Video
 
 
 def as_video_autoencoder(module: nn.Module) -> VideoAutoencoder:

@@ -12,9 +12,9 @@ from telecine.autoencoders.bottleneck import Bottleneck
 from telecine.autoencoders.latent_statistics import LatentStatistics
 from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.autoencoders.posterior import Posterior
-from telecine.checks import argument_error
-from telecine.randomness import Generators
-from telecine.shapes import Video, check_video
+from telecine.base.checks import argument_error
+from telecine.base.randomness import Generators
+from telecine.base.shapes import Video, check_video
 
 
 class Reconstruction(NamedTuple):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
 
 SMALLEST_STD = 1e-6
 # The keys of configurations that normalise the latent.

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from telecine.autoencoders.bottleneck import Bottleneck
-from telecine.checks import argument_error, check_count
-from telecine.shapes import Video
+from telecine.base.checks import argument_error, check_count
+from telecine.base.shapes import Video
 
 # Values of each clip that are kept to compute the components, as random patches: 1 MB, 341 patches of 4 x 8 x 8 pixels.
 VALUES_PER_CLIP = 2**18

@@ -10,11 +10,11 @@ from telecine.autoencoders.causal import CausalVAE
 from telecine.autoencoders.interface import VideoAutoencoder
 from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, WEIGHTS_FILE
 from telecine.autoencoders.student import StudentAutoencoder
-from telecine.checks import argument_error
-from telecine.files import read_json
-from telecine.manifest import check_manifest
-from telecine.requirements import how_to_install
-from telecine.runs import MANIFEST_FILE, find_checkpoint
+from telecine.base.checks import argument_error
+from telecine.base.files import read_json
+from telecine.base.requirements import how_to_install
+from telecine.runs.layout import MANIFEST_FILE, find_checkpoint
+from telecine.runs.manifest import check_manifest
 
 if TYPE_CHECKING:
     from telecine.autoencoders.diffusers import DiffusersAutoencoder

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from telecine.checks import argument_error, nearest
-from telecine.files import atomic_write, read_json
+from telecine.base.checks import argument_error, nearest
+from telecine.base.files import atomic_write, read_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -31,12 +31,12 @@ from telecine.autoencoders.pretrained import (
     load_weights,
     save_model,
 )
-from telecine.checks import argument_error, describe
-from telecine.frozen import Frozen
-from telecine.randomness import Generators
-from telecine.runs import CONFIG_FILE as RUN_SETTINGS_FILE
-from telecine.settings_file import read_yaml
-from telecine.shapes import Video, check_video
+from telecine.base.checks import argument_error, describe
+from telecine.base.frozen import Frozen
+from telecine.base.randomness import Generators
+from telecine.base.shapes import Video, check_video
+from telecine.runs.layout import CONFIG_FILE as RUN_SETTINGS_FILE
+from telecine.settings.yaml_file import read_yaml
 
 # Decoders by name: those of the recipes of the same names for `CausalVAE`.
 SIZES: dict[str, dict[str, int]] = {

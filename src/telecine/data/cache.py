@@ -9,13 +9,13 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
+from telecine.base.devices import machine_memory
+from telecine.base.progress import with_progress
 from telecine.data.config import Bucket, ClipConfig
 from telecine.data.decode import read_clip
 from telecine.data.source import DataError, DecodeError, Source
 from telecine.data.video_info import Span
-from telecine.devices import machine_memory
-from telecine.progress import with_progress
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
 from telecine.data.config import Bucket, ClipConfig
 from telecine.data.decode import read_clip
 from telecine.data.video_info import Span

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from telecine.checks import argument_error, check_count, check_positive
+from telecine.base.checks import argument_error, check_count, check_positive
 from telecine.data.video_info import MAX_PIXELS, VideoInfo
 
 PILLOW_MAX_PIXELS = 178_956_970

@@ -23,7 +23,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from torch import Tensor
 
-from telecine.checks import argument_error, check_count
+from telecine.base.checks import argument_error, check_count
 from telecine.data.image import read_image
 from telecine.data.remote import open_local
 from telecine.data.source import ANIMATED, DataError, DecodeError, Source, TarMember, as_source, ffmpeg_url

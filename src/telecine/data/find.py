@@ -14,7 +14,9 @@ from itertools import chain
 from os import PathLike
 from pathlib import Path
 
-from telecine.checks import argument_error, shorten
+from telecine.base.checks import argument_error, shorten
+from telecine.base.files import OUTPUT_MARKER, is_output
+from telecine.base.requirements import how_to_install
 from telecine.data import remote
 from telecine.data.index import Skipped, format_skipped, index_videos
 from telecine.data.index_cache import IndexCache, deepest_folder
@@ -34,8 +36,6 @@ from telecine.data.source import (
     is_media,
 )
 from telecine.data.video_info import MAX_PIXELS, Span
-from telecine.files import OUTPUT_MARKER, is_output
-from telecine.requirements import how_to_install
 
 logger = logging.getLogger(__name__)
 

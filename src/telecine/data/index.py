@@ -16,12 +16,12 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
+from telecine.base.progress import with_progress
 from telecine.data.decode import decoded_frames, displayed, open_video, sample_aspect_ratio
 from telecine.data.image import index_image
 from telecine.data.source import DataError, DecodeError, Source, as_source, is_image
 from telecine.data.video_info import MAX_PIXELS, Span, VideoInfo, check_frame_size
-from telecine.progress import with_progress
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TextIO, TypeAlias, TypeVar
 
-from telecine.checks import describe, shorten, suggestion
+from telecine.base.checks import describe, shorten, suggestion
 from telecine.data.remote import open_local, sibling
 from telecine.data.source import DataError, DecodeError, File, RemotePath, Source, is_address, is_file_name
 from telecine.data.video_info import Span, VideoInfo

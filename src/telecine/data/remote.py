@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from telecine.checks import shorten
+from telecine.base.checks import shorten
 from telecine.data.remote_cache import open_cached
 from telecine.data.source import DataError, DecodeError, RemotePath, Source, TarMember, file_of, is_hidden
 

@@ -12,9 +12,9 @@ from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
+from telecine.base.files import user_cache_folder
 from telecine.data.source import IMAGE_SUFFIXES, VIDEO_SUFFIXES, DataError, RemotePath
-from telecine.files import user_cache_folder
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 
-from telecine.checks import argument_error, check_count
+from telecine.base.checks import argument_error, check_count
 from telecine.data.clip import Clip, ClipSpec, decode_clip, make_clip
 from telecine.data.config import Bucket, ClipConfig
 from telecine.data.source import DataError, DecodeError, Source, resolve_source

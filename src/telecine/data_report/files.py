@@ -10,13 +10,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
+from telecine.base.progress import with_progress
 from telecine.data import DecodeError, TarMember, VideoInfo, read_clip
 from telecine.data.decode import open_video
 from telecine.data.index_cache import fingerprint_of
 from telecine.data.remote import open_local
 from telecine.data.source import Source, file_of
 from telecine.data_report.measures import copies, frame_hash
-from telecine.progress import with_progress
 
 # Frames of more videos are not compared: each takes three seeks.
 MAX_COMPARED = 500

@@ -11,7 +11,9 @@ from typing import Any
 import psutil
 from torch import Tensor
 
-from telecine.checks import check_count
+from telecine.base.checks import check_count
+from telecine.base.devices import gigabytes
+from telecine.base.progress import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, Span, bytes_from_video, num_cached_bytes
 from telecine.data.clip import make_clip
 from telecine.data.find import ignored_suffixes
@@ -19,8 +21,6 @@ from telecine.data.source import Source
 from telecine.data.video_info import VideoInfo
 from telecine.data_report.files import FileRow, file_row, groups_of_copies
 from telecine.data_report.measures import DEFINITIONS, brightness, cuts, is_black, is_static
-from telecine.devices import gigabytes
-from telecine.progress import with_progress
 from telecine.training.build import Spans, find_spans
 from telecine.training.config import TrainConfig
 

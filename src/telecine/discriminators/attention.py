@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from telecine.precision import at_least_float32, autocast_off
+from telecine.base.precision import at_least_float32, autocast_off
 
 
 class RMSNorm(nn.Module):

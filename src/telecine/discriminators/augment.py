@@ -8,9 +8,9 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from telecine.checks import argument_error, check_choice, describe
-from telecine.randomness import Generators, rand
-from telecine.shapes import Video
+from telecine.base.checks import argument_error, check_choice, describe
+from telecine.base.randomness import Generators, rand
+from telecine.base.shapes import Video
 
 Augmentation: TypeAlias = Literal["color", "translation", "cutout"]
 

@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
+from telecine.base.precision import at_least_float32
+from telecine.base.shapes import Video, check_video
 from telecine.ops.double_backward import differentiated_twice, is_differentiated_twice
-from telecine.precision import at_least_float32
-from telecine.shapes import Video, check_video
 
 Sees: TypeAlias = Literal["frames", "video"]
 """A discriminator's attribute `sees`: its input is a batch of frames `(B, C, H, W)`, or of videos `(B, C, T, H, W)`."""

@@ -11,7 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from telecine.checks import argument_error, describe
+from telecine.base.checks import argument_error, describe
 from telecine.discriminators.attention import FeedForward, LinearSpaceAttention, Residual
 from telecine.discriminators.layers import Blur, Conv2d, Conv3d, SpaceToDepthConv, leaky_relu
 

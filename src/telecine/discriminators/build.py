@@ -8,10 +8,10 @@ from typing import TypeAlias
 
 from torch import nn
 
-from telecine.checks import argument_error, describe, suggestion
+from telecine.base.checks import argument_error, describe, suggestion
+from telecine.base.imports import import_allowed
 from telecine.discriminators.image import Discriminator
 from telecine.discriminators.video import Discriminator3D, Discriminator3DWithfirstframe
-from telecine.imports import import_allowed
 
 DiscriminatorSpec: TypeAlias = nn.Module | Mapping[str, object]
 CLASSES: dict[str, type[nn.Module]] = {

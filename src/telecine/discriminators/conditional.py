@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from telecine.checks import argument_error, describe
+from telecine.base.checks import argument_error, describe
+from telecine.base.shapes import check_same_shape
 from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees, as_output
-from telecine.shapes import check_same_shape
 
 
 class ConditionalDiscriminator(nn.Module):

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from telecine.checks import check_count
+from telecine.base.checks import check_count
+from telecine.base.shapes import Video
 from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees
 from telecine.discriminators.blocks import check_input
 from telecine.discriminators.conditional import check_condition
 from telecine.discriminators.patch import FullPrecisionWeightConv3d
 from telecine.perceptual.feature_maps import FeatureMaps, build_maps
 from telecine.perceptual.weights import WeightsSource
-from telecine.shapes import Video
 
 # Height and width of the frames from which the number of features is read if no `size` is given.
 PROBED_SIZE = 64

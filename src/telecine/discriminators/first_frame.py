@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from telecine.checks import argument_error, check_choice
+from telecine.base.checks import argument_error, check_choice
 from telecine.discriminators.layers import Blur, Conv3d, leaky_relu
 from telecine.ops.double_backward import convolve
 

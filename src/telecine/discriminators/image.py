@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from telecine.checks import check_counts
+from telecine.base.checks import check_counts
 from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees
 from telecine.discriminators.blocks import (
     DiscriminatorBlock,

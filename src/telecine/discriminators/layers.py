@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
+from telecine.base.precision import autocast_dtype
 from telecine.ops.double_backward import convolve
-from telecine.precision import autocast_dtype
 
 
 def leaky_relu() -> nn.Module:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from telecine.checks import argument_error, check_choice, check_count, check_counts, describe
+from telecine.base.checks import argument_error, check_choice, check_count, check_counts, describe
+from telecine.base.precision import autocast_off
 from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees
 from telecine.discriminators.blocks import check_input
 from telecine.discriminators.layers import padded_conv3d
-from telecine.precision import autocast_off
 
 Norm: TypeAlias = Literal["group", "none", "spectral"]
 NORMS: tuple[Norm, ...] = get_args(Norm)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
 
-from telecine.checks import argument_error, check_choice, check_counts
+from telecine.base.checks import argument_error, check_choice, check_counts
 from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees
 from telecine.discriminators.blocks import (
     DiscriminatorBlock,

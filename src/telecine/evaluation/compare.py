@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
+from telecine.base.files import read_json, write_json
 from telecine.evaluation.difference import (
     CONFIDENCE,
     NUM_RESAMPLES,
@@ -18,7 +19,6 @@ from telecine.evaluation.difference import (
 )
 from telecine.evaluation.evaluate import CLIPS_FILE, FRAMES_FILE, METRICS_FILE, PROTOCOL_FILE
 from telecine.evaluation.plots import plot_differences, plot_frames
-from telecine.files import read_json, write_json
 
 # Fields of the protocol that must be equal, or the figures do not compare.
 MUST_MATCH = (

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
-from telecine.checks import argument_error, check_count
+from telecine.base.checks import argument_error, check_count
+from telecine.base.devices import DeviceName
 from telecine.data import ClipConfig
-from telecine.devices import DeviceName
 from telecine.evaluation.published import ProtocolName
 from telecine.evaluation.tiling import Tiling, check_overlap
-from telecine.runs import Weights
+from telecine.runs.layout import Weights
 
 DEFAULT_MAX_CLIPS = 100
 

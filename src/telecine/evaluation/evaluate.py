@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
+from telecine.base.files import write_json
 from telecine.data import ClipConfig, Span, VideoInfo, clips_sha256
 from telecine.evaluation.config import EvaluateConfig
 from telecine.evaluation.flow import WarpingError, load_flow
@@ -47,7 +48,6 @@ from telecine.evaluation.source import (
     select_clips,
     video_source,
 )
-from telecine.files import write_json
 
 METRICS_FILE = "metrics.json"
 CLIPS_FILE = "clips.json"

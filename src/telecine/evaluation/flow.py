@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
+from telecine.base.files import digest_of
+from telecine.base.requirements import how_to_install
+from telecine.base.shapes import Frames, Video
 from telecine.data import bytes_from_video
 from telecine.evaluation.definitions import FLOW_SIDE
-from telecine.files import digest_of
-from telecine.requirements import how_to_install
-from telecine.shapes import Frames, Video
 
 # torchvision's RAFT needs sides that are multiples of 8 and at least 128.
 RAFT_STRIDE, RAFT_SIDE = 8, 128

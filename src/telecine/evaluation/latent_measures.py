@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from telecine.autoencoders.bottleneck import Bottleneck
+from telecine.base.shapes import Video
 from telecine.losses.latent import resized
 from telecine.perceptual import pick_frames
-from telecine.shapes import Video
 
 # A channel is dead if its standard deviation is below this fraction of the largest one.
 DEAD_FRACTION = 0.01

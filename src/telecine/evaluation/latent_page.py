@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from telecine import __version__
+from telecine.base.files import atomic_write, write_json
 from telecine.evaluation.latents import DEFINITIONS, LatentReport, LatentSpace, describe
-from telecine.files import atomic_write, write_json
 from telecine.report.names import plot_label
 from telecine.report.page import page_environment, short, timestamp
 

@@ -10,7 +10,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from telecine.checks import argument_error, check_choice, check_count
+from telecine.base.checks import argument_error, check_choice, check_count
+from telecine.base.precision import at_least_float32, autocast_off
+from telecine.base.shapes import VALUE_RANGE, Frames, Video, check_range, check_same_shape, check_video
 from telecine.evaluation.definitions import DEFINITIONS, GRID_PERIODS
 from telecine.evaluation.grid import grid_excess
 from telecine.evaluation.pixel_metrics import (
@@ -24,8 +26,6 @@ from telecine.evaluation.pixel_metrics import (
     ssim_uniform,
     ssim_valid,
 )
-from telecine.precision import at_least_float32, autocast_off
-from telecine.shapes import VALUE_RANGE, Frames, Video, check_range, check_same_shape, check_video
 
 Value = TypeVar("Value")
 

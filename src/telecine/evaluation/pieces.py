@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from telecine.autoencoders import VideoAutoencoder
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
+from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.evaluation.pixel_metrics import psnr
 from telecine.evaluation.tiling import (
     Tiling,
@@ -21,7 +22,6 @@ from telecine.evaluation.tiling import (
     tile_starts,
 )
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.shapes import VALUE_RANGE, Video
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
+from telecine.base.shapes import Frames, Video
 from telecine.data import bytes_from_video
 from telecine.evaluation.definitions import (
     MS_SSIM_BETAS,
@@ -18,7 +19,6 @@ from telecine.evaluation.definitions import (
 )
 from telecine.losses import temporal_difference
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.shapes import Frames, Video
 
 
 def psnr(*, reconstruction: Tensor, target: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from telecine.base.files import atomic_write
 from telecine.evaluation.definitions import DEFINITIONS
 from telecine.evaluation.difference import Difference
-from telecine.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from telecine.devices import DeviceName, pick_device
+from telecine.base.devices import DeviceName, pick_device
 
 Item = TypeVar("Item")
 

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from telecine.checks import argument_error, check_count
+from telecine.base.checks import argument_error, check_count
+from telecine.base.files import write_json
+from telecine.base.shapes import VALUE_RANGE
 from telecine.evaluation.definitions import METRIC_DEFINITIONS
-from telecine.files import write_json
-from telecine.shapes import VALUE_RANGE
 
 VERSIONED_PACKAGES = ("telecine", "torch", "torchmetrics", "av")
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
 
 ProtocolName = Literal["vidtok", "wf_vae_25", "wf_vae_33", "tokenbench", "davis"]
 

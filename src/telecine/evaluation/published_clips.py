@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from telecine.autoencoders import VideoAutoencoder
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
+from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.data import (
     Clip,
     Span,
@@ -29,8 +30,7 @@ from telecine.evaluation.config import EvaluateConfig
 from telecine.evaluation.published import CLIP_CHOICES, VALUES, PublishedProtocol
 from telecine.evaluation.source import MatchingVideos, contains_videos, index_data, load_model, match_videos
 from telecine.evaluation.tiling import Tiling, blended_chunks, overlapping_chunks, reconstruct_tiled
-from telecine.runs import find_checkpoint
-from telecine.shapes import VALUE_RANGE, Video
+from telecine.runs.layout import find_checkpoint
 
 logger = logging.getLogger(__name__)
 

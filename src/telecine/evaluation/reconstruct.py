@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from telecine.autoencoders import VideoAutoencoder
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
+from telecine.base.devices import pick_device
+from telecine.base.progress import with_progress
+from telecine.base.shapes import VALUE_RANGE
 from telecine.data import VideoInfo, bytes_from_video, index_video, iterate_frames, video_from_bytes
-from telecine.devices import pick_device
 from telecine.evaluation.config import ReconstructConfig
 from telecine.evaluation.pixel_metrics import psnr
 from telecine.evaluation.source import load_model
 from telecine.evaluation.tiling import blended_chunks, count_chunks, overlapping_chunks, reconstruct_tiled
-from telecine.progress import with_progress
 from telecine.report.video import Mp4Writer, side_by_side
-from telecine.shapes import VALUE_RANGE
 
 
 def reconstruct(

@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 
 from telecine.autoencoders import VideoAutoencoder, load_autoencoder
-from telecine.checks import argument_error, check_count
+from telecine.base.checks import argument_error, check_count
+from telecine.base.shapes import Video
 from telecine.data import (
     Clip,
     ClipConfig,
@@ -28,9 +29,8 @@ from telecine.data import (
 from telecine.data.find import files_below
 from telecine.data.source import VIDEO_SUFFIXES, as_source
 from telecine.evaluation.config import EvaluateConfig, MeasuredClips
-from telecine.runs import CONFIG_FILE, Weights, find_checkpoint
-from telecine.settings_file import read_yaml
-from telecine.shapes import Video
+from telecine.runs.layout import CONFIG_FILE, Weights, find_checkpoint
+from telecine.settings.yaml_file import read_yaml
 
 CLIP_SELECTION = "clips without overlap from each video's first frame on, evenly spaced among all of them"
 # A folder with one of these files is a run, a checkpoint or a model, even if it contains videos.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from telecine.autoencoders import VideoAutoencoder
-from telecine.checks import argument_error, check_count
+from telecine.base.checks import argument_error, check_count
 
 
 def overlapping_chunks(frames: Iterable[Tensor], num_frames: int, overlap: int) -> Iterator[Tensor]:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.checks import argument_error, describe
-from telecine.precision import at_least_float32
-from telecine.shapes import Scalar, check_same_shape
+from telecine.base.checks import argument_error, describe
+from telecine.base.precision import at_least_float32
+from telecine.base.shapes import Scalar, check_same_shape
 
 
 class GANLosses(NamedTuple):

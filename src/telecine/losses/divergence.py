@@ -6,9 +6,9 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor
 
-from telecine.checks import argument_error, describe
-from telecine.precision import at_least_float32
-from telecine.shapes import Scalar, check_same_shape
+from telecine.base.checks import argument_error, describe
+from telecine.base.precision import at_least_float32
+from telecine.base.shapes import Scalar, check_same_shape
 
 Reduction: TypeAlias = Literal["mean", "sum"]
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.checks import argument_error, check_count, check_fraction, check_positive, choose
+from telecine.base.checks import argument_error, check_count, check_fraction, check_positive, choose
+from telecine.base.precision import at_least_float32, autocast_off
+from telecine.base.randomness import Generators, host_rand, rand, randn
+from telecine.base.shapes import Scalar, Video, check_video
 from telecine.losses.reconstruction import RECONSTRUCTION_LOSSES, weighted_mean
-from telecine.precision import at_least_float32, autocast_off
-from telecine.randomness import Generators, host_rand, rand, randn
-from telecine.shapes import Scalar, Video, check_video
 
 # Of a norm and a standard deviation that may be 0.
 EPSILON = 1e-6

@@ -22,11 +22,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
+from telecine.base.precision import at_least_float32, autocast_off
+from telecine.base.randomness import Generators, rand, randn
+from telecine.base.shapes import Scalar, check_same_shape
 from telecine.ops.double_backward import differentiated_twice
-from telecine.precision import at_least_float32, autocast_off
-from telecine.randomness import Generators, rand, randn
-from telecine.shapes import Scalar, check_same_shape
 
 LogitsFunction: TypeAlias = Callable[[Tensor], Tensor]
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.checks import argument_error
-from telecine.precision import at_least_float32
-from telecine.shapes import VALUE_RANGE, Scalar, check_same_shape
+from telecine.base.checks import argument_error
+from telecine.base.precision import at_least_float32
+from telecine.base.shapes import VALUE_RANGE, Scalar, check_same_shape
 
 # Identical clips have an infinite PSNR, which would make every mean infinite. Rounding to 8 bits alone gives 59 dB.
 MAX_PSNR = 100.0

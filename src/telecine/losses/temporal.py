@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from telecine.base.shapes import Scalar, Video
 from telecine.losses.reconstruction import difference, weighted_mean
-from telecine.shapes import Scalar, Video
 
 
 def temporal_difference(

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from telecine.checks import check_count
+from telecine.base.checks import check_count
+from telecine.base.precision import at_least_float32
+from telecine.base.shapes import Scalar, Video
 from telecine.losses.reconstruction import difference, weighted_mean
-from telecine.precision import at_least_float32
-from telecine.shapes import Scalar, Video
 
 SubBands = Float[Tensor, "batch 8 channel half_time half_height half_width"]
 

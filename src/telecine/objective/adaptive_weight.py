@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from telecine.base.shapes import Scalar
 from telecine.objective.config import AdaptiveWeightConfig
 from telecine.objective.eager import gradients_of
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.running import RunningMean, average_over_ranks
-from telecine.shapes import Scalar
 
 NO_LAYER = (
     "`last_layer` is None, so that the adaptive weight is 1 instead of the ratio of two gradients. Pass the weight of "

@@ -10,7 +10,10 @@ from enum import Enum, auto
 import torch
 from torch import Tensor, nn
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
+from telecine.base.precision import autocast_dtype, autocast_off
+from telecine.base.randomness import randint
+from telecine.base.shapes import Scalar, Video
 from telecine.discriminators import Augmentation, augment, frozen
 from telecine.losses import GANLoss, Penalty, feature_matching
 from telecine.objective.batch import Batch
@@ -29,9 +32,6 @@ from telecine.objective.video_discriminator import VideoDiscriminator
 from telecine.objective.weights import Weights
 from telecine.ops.double_backward import differentiated_twice
 from telecine.perceptual import pick_frames, sample_frame_indices
-from telecine.precision import autocast_dtype, autocast_off
-from telecine.randomness import randint
-from telecine.shapes import Scalar, Video
 
 
 class GradientMode(Enum):

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypedDict
 import torch
 from torch import Tensor
 
-from telecine.checks import argument_error, describe
+from telecine.base.checks import argument_error, describe
+from telecine.base.precision import at_least_float32
+from telecine.base.randomness import Generators
+from telecine.base.shapes import Scalar, Video, check_range, check_same_device, check_same_shape, check_video
 from telecine.losses import Decode, Reduction, posterior_kl
 from telecine.objective.layer_activations import LayerActivations
-from telecine.precision import at_least_float32
-from telecine.randomness import Generators
-from telecine.shapes import Scalar, Video, check_range, check_same_device, check_same_shape, check_video
 
 if TYPE_CHECKING:
     from telecine.objective.config import ObjectiveConfig

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from telecine.checks import (
+from telecine.base.checks import (
     argument_error,
     check_choice,
     check_count,

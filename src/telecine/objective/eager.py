@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from telecine.base.precision import at_least_float32, autocast_off
+from telecine.base.shapes import Scalar
 from telecine.losses import GANLoss
-from telecine.precision import at_least_float32, autocast_off
-from telecine.shapes import Scalar
 
 Gradients: TypeAlias = list[Tensor | None]
 

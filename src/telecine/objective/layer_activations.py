@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map_only
 
+from telecine.base.shapes import Scalar
 from telecine.objective.eager import gradients_of
 from telecine.ops.checkpointing import CheckpointedCall
-from telecine.shapes import Scalar
 
 Inputs: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
 """The arguments of a call, which may include frames that a causal layer cached in the call before."""

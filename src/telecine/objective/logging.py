@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
 from telecine.losses import GANLoss
 from telecine.objective.terms import mean, total
 from telecine.objective.weights import Weights

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import VGG16_Weights
 
-from telecine.checks import argument_error, describe
+from telecine.base.checks import argument_error, describe
+from telecine.base.precision import at_least_float32
+from telecine.base.shapes import Scalar
 from telecine.objective.batch import Batch, frame_weights
 from telecine.objective.config import ObjectiveConfig
 from telecine.objective.eager import eager_backward
 from telecine.objective.terms import Term
 from telecine.objective.weights import Weights, WeightSchedule
 from telecine.perceptual import Perceptual, WeightsSource, in_chunks, pick_frames, sample_frame_indices
-from telecine.precision import at_least_float32
-from telecine.shapes import Scalar
 
 
 class PerceptualTerm(nn.Module):

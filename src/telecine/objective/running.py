@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from telecine.base.shapes import Scalar
 from telecine.losses import lecam
-from telecine.shapes import Scalar
 
 
 def average_over_ranks(tensor: Tensor) -> Tensor:

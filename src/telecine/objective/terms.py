@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from telecine.checks import argument_error, describe, suggestion
-from telecine.imports import import_allowed
+from telecine.base.checks import argument_error, describe, suggestion
+from telecine.base.imports import import_allowed
+from telecine.base.shapes import Scalar
 from telecine.losses import (
     equivariance,
     latent_masking,
@@ -27,7 +28,6 @@ from telecine.objective.batch import Batch
 from telecine.objective.running import with_averaged_gradient
 from telecine.objective.weights import Ramp, Weight, as_ramp
 from telecine.perceptual import Alignment, gram
-from telecine.shapes import Scalar
 
 # The built-in terms, which a name alone stands for.
 TERMS: dict[str, Callable[..., Any]] = {

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torchvision.models import VGG16_Weights
 from typing_extensions import Unpack
 
-from telecine.checks import check_choice, choose
+from telecine.base.checks import check_choice, choose
+from telecine.base.shapes import Scalar
 from telecine.discriminators import Discriminator, Discriminator3D, DiscriminatorSpec, build_discriminator
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES, as_gan_loss, as_penalty, gaussian_nll
 from telecine.objective.adaptive_weight import AdaptiveWeight
@@ -33,7 +34,6 @@ from telecine.objective.terms import Term, mean, modules_of, total, weighted
 from telecine.objective.video_discriminator import VideoDiscriminator, check_discriminators
 from telecine.objective.weights import Weight, Weights, WeightSchedule
 from telecine.perceptual import WeightsSource
-from telecine.shapes import Scalar
 
 
 class Update(NamedTuple):

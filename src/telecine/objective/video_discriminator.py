@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
+from telecine.base.precision import at_least_float32
+from telecine.base.shapes import Video
 from telecine.discriminators import DiscriminatorOutput, as_output
 from telecine.objective.weights import WeightSchedule
 from telecine.perceptual import pick_frames
-from telecine.precision import at_least_float32
-from telecine.shapes import Video
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from telecine.checks import argument_error, check_step, check_weight, describe, nearest
+from telecine.base.checks import argument_error, check_step, check_weight, describe, nearest
 
 if TYPE_CHECKING:
     from telecine.objective.config import ObjectiveConfig

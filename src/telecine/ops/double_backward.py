@@ -17,8 +17,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.autograd.graph import Node
 from torch.nn import functional as F
 
+from telecine.base.precision import autocast_dtype
 from telecine.ops.convolution_kernels import Geometry, convolution, convolution_backward, has_faster_kernel
-from telecine.precision import autocast_dtype
 
 # Per thread: another thread may differentiate its discriminators once at the same time.
 _differentiated_twice: ContextVar[bool] = ContextVar("differentiated_twice", default=False)

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from telecine.checks import argument_error, check_count, check_fraction, describe, suggestion
-from telecine.frozen import Frozen
-from telecine.imports import import_allowed
+from telecine.base.checks import argument_error, check_count, check_fraction, describe, suggestion
+from telecine.base.frozen import Frozen
+from telecine.base.imports import import_allowed
+from telecine.base.precision import at_least_float32, autocast_off
+from telecine.base.randomness import Generators, rand
+from telecine.base.shapes import Frames, Scalar, Video, check_video
 from telecine.perceptual.backbones import BACKBONES
 from telecine.perceptual.frames import network_input, pick_frames
 from telecine.perceptual.lpips import LPIPS
 from telecine.perceptual.weights import WeightsSource, load_state
-from telecine.precision import at_least_float32, autocast_off
-from telecine.randomness import Generators, rand
-from telecine.shapes import Frames, Scalar, Video, check_video
 
 # Side of the frames from which the number of features is read.
 PROBED_SIZE = 64

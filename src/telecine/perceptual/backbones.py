@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.checks import argument_error, describe
-from telecine.shapes import Frames
+from telecine.base.checks import argument_error, describe
+from telecine.base.shapes import Frames
 
 FeatureMap: TypeAlias = Float[Tensor, "frame feature row column"]
 

@@ -9,14 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from telecine.checks import argument_error, describe, nearest
-from telecine.frozen import Frozen
+from telecine.base.checks import argument_error, describe, nearest
+from telecine.base.frozen import Frozen
+from telecine.base.precision import at_least_float32, autocast_off
+from telecine.base.shapes import Frames
 from telecine.perceptual.backbones import BACKBONES
 from telecine.perceptual.frames import check_frame_pair
 from telecine.perceptual.lpips import LPIPS, FeatureTerm
 from telecine.perceptual.weights import WeightsSource
-from telecine.precision import at_least_float32, autocast_off
-from telecine.shapes import Frames
 
 _CONTRACT = "a function or module that compares (reconstruction=, target=)"
 

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from telecine.checks import argument_error, describe, suggestion
-from telecine.frozen import Frozen
+from telecine.base.checks import argument_error, describe, suggestion
+from telecine.base.frozen import Frozen
+from telecine.base.precision import autocast_off
+from telecine.base.shapes import Frames
 from telecine.ops.double_backward import is_differentiated_twice
 from telecine.perceptual.backbones import BACKBONES, FeatureMap
 from telecine.perceptual.frames import network_input
 from telecine.perceptual.lpips import LPIPS
 from telecine.perceptual.weights import WeightsSource, load_state
-from telecine.precision import autocast_off
-from telecine.shapes import Frames
 
 # Mean and standard deviation of ImageNet's colours in [0, 1], with which torchvision's networks were trained.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

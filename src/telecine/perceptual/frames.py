@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from telecine.checks import argument_error, check_count, describe
-from telecine.precision import at_least_float32
-from telecine.randomness import Generators, check_generators, rand, randint
-from telecine.shapes import Frames, Video, check_frames, check_same_device, check_same_shape, check_video
+from telecine.base.checks import argument_error, check_count, describe
+from telecine.base.precision import at_least_float32
+from telecine.base.randomness import Generators, check_generators, rand, randint
+from telecine.base.shapes import Frames, Video, check_frames, check_same_device, check_same_shape, check_video
 
 NumFrames: TypeAlias = int | Literal["all"]
 Distance = TypeVar("Distance", bound="Tensor | tuple[Tensor, ...]")

@@ -12,13 +12,13 @@ from jaxtyping import Float
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from telecine.checks import argument_error
-from telecine.frozen import Frozen
+from telecine.base.checks import argument_error
+from telecine.base.frozen import Frozen
+from telecine.base.precision import at_least_float32, autocast_off
+from telecine.base.shapes import Frames, check_frames
 from telecine.perceptual.backbones import Backbone, FeatureMap, backbone_of, run_stage
 from telecine.perceptual.frames import check_frame_pair
 from telecine.perceptual.weights import WeightsSource, load_backbone
-from telecine.precision import at_least_float32, autocast_off
-from telecine.shapes import Frames, check_frames
 
 # Map [-1, 1] to the statistics that the backbones were trained with.
 _SHIFT = (-0.030, -0.088, -0.188)

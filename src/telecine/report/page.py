@@ -18,16 +18,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from telecine import __version__
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
+from telecine.base.files import atomic_write, mark_output
 from telecine.data import index_video
-from telecine.files import atomic_write, mark_output
 from telecine.report.clips import SavedClip, SavedValidation
 from telecine.report.names import METRICS, metric_label
 from telecine.report.run import HeldOutMetric, ReportedRun, best_and_worst, read_run, run_names
 from telecine.report.series import Plot, plots, table
 from telecine.report.settings import side_by_side_settings
 from telecine.report.summary import describe_summary, not_comparable
-from telecine.runs import REPORT_FILE
+from telecine.runs.layout import REPORT_FILE
 
 NOT_RECORDED = "not recorded"
 # In the folder of videos: tells an open page that it was written again.

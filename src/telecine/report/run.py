@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
 from telecine.report.clips import SavedClip, SavedValidation, read_validations
 from telecine.report.settings import perceptual_net, read_environment, read_settings
 from telecine.report.summary import RunSummary, read_summary
-from telecine.runs import HEALTH_FILE, METRICS_FILE, VIDEO_FILE
+from telecine.runs.layout import HEALTH_FILE, METRICS_FILE, VIDEO_FILE
 
 
 @dataclass(frozen=True)

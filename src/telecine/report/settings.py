@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 
-from telecine.checks import argument_error
-from telecine.files import read_json, write_json
-from telecine.runs import CONFIG_FILE, ENVIRONMENT_FILE
-from telecine.settings_file import read_yaml
+from telecine.base.checks import argument_error
+from telecine.base.files import read_json, write_json
+from telecine.runs.layout import CONFIG_FILE, ENVIRONMENT_FILE
+from telecine.settings.yaml_file import read_yaml
 
 ABSENT = "not set"
 PACKAGES = ("telecine", "torch", "torchvision", "torchmetrics", "accelerate", "diffusers", "av", "jsonargparse")

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-from telecine.checks import argument_error
-from telecine.devices import gigabytes
-from telecine.files import read_json, write_json
-from telecine.runs import SUMMARY_FILE
+from telecine.base.checks import argument_error
+from telecine.base.devices import gigabytes
+from telecine.base.files import read_json, write_json
+from telecine.runs.layout import SUMMARY_FILE
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.checks import argument_error, check_count
-from telecine.files import partial_path
+from telecine.base.checks import argument_error, check_count
+from telecine.base.files import partial_path
 
 # BT.709 as numbered in H.273. Players guess the colour space of files that do not state it, by the frame size.
 _BT709 = 1

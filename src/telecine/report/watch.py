@@ -9,7 +9,7 @@ from pathlib import Path
 from telecine.report.page import write_report
 from telecine.report.run import read_records, validations
 from telecine.report.settings import read_settings
-from telecine.runs import HEALTH_FILE, METRICS_FILE, validation_folders
+from telecine.runs.layout import HEALTH_FILE, METRICS_FILE, validation_folders
 
 # Between two looks at the files of the runs.
 SECONDS = 15.0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
 
 if TYPE_CHECKING:
     from telecine.objective import VideoAutoencoderLoss

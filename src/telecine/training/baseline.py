@@ -11,13 +11,13 @@ from torch import nn
 
 from telecine.autoencoders import CausalVAE, LinearAutoencoder, VideoAutoencoder
 from telecine.autoencoders.student import StudentAutoencoder
+from telecine.base.progress import with_progress
+from telecine.base.shapes import Video
 from telecine.data import Clip
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.metrics import mean_over_clips
-from telecine.progress import with_progress
 from telecine.report.run import read_records
-from telecine.runs import METRICS_FILE
-from telecine.shapes import Video
+from telecine.runs.layout import METRICS_FILE
 from telecine.training.build import Clips
 from telecine.training.config import TrainConfig
 

@@ -16,7 +16,8 @@ from telecine.autoencoders import CausalVAE, VideoAutoencoder, as_video_autoenco
 from telecine.autoencoders.causal import saved_config
 from telecine.autoencoders.load import class_in, folder_of, is_causal_vae, load_model_or_run
 from telecine.autoencoders.student import StudentAutoencoder
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
+from telecine.base.devices import pick_device
 from telecine.data import (
     Clip,
     ClipDataset,
@@ -31,11 +32,10 @@ from telecine.data import (
     validation_clips,
     whole_video,
 )
-from telecine.devices import pick_device
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.weights import WeightSchedule
 from telecine.report.summary import count, count_files
-from telecine.runs import find_checkpoint
+from telecine.runs.layout import find_checkpoint
 from telecine.training.acceleration import accelerate_networks
 from telecine.training.build_discriminators import image_discriminator, video_discriminators
 from telecine.training.config import OptimizerConfig, TrainConfig

@@ -18,9 +18,9 @@ from torch import distributed as dist
 from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.latent_statistics import LatentStatistics
 from telecine.autoencoders.pretrained import mismatches
-from telecine.checks import argument_error
-from telecine.files import digest_of, flush, read_json
-from telecine.runs import HEALTH_FILE, METRICS_FILE, STATE_FILE, checkpoint_folder
+from telecine.base.checks import argument_error
+from telecine.base.files import digest_of, flush, read_json
+from telecine.runs.layout import HEALTH_FILE, METRICS_FILE, STATE_FILE, checkpoint_folder
 from telecine.training.checkpoint_files import (
     begin_checkpoint,
     finish_checkpoint,

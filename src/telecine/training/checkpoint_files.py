@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from telecine.autoencoders.pretrained import safetensors_write
-from telecine.files import flush, partial_path
-from telecine.manifest import DamagedError, damage_of, write_manifest
-from telecine.runs import BEST, CHECKPOINTS, CLIPS_FILE, DAMAGED, VALIDATIONS, checkpoint_folder, checkpoints
+from telecine.base.files import flush, partial_path
+from telecine.runs.layout import BEST, CHECKPOINTS, CLIPS_FILE, DAMAGED, VALIDATIONS, checkpoint_folder, checkpoints
+from telecine.runs.manifest import DamagedError, damage_of, write_manifest
 from telecine.training.distributed import all_gather, is_sharded, local_shard
 from telecine.training.optim import parameters_of
 from telecine.training.shards import SavedTensors, damage_named

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from telecine.autoencoders import CausalVAEConfig
-from telecine.checks import argument_error, check_count, check_fraction, check_positive
+from telecine.base.checks import argument_error, check_count, check_fraction, check_positive
+from telecine.base.devices import DeviceName
 from telecine.data import ClipConfig
 from telecine.data.loader import MAX_FAILURES
-from telecine.devices import DeviceName
 from telecine.objective import ObjectiveConfig
 from telecine.objective.weights import WeightSchedule
 from telecine.training.discriminator_config import DiscriminatorConfig

@@ -12,11 +12,11 @@ from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from telecine.argument_errors import plain, setting_names
-from telecine.checks import argument_error
-from telecine.imports import allow_code, allowed_code, not_allowed_error
-from telecine.recipes import find_recipe
-from telecine.settings_file import read_yaml
+from telecine.base.checks import argument_error
+from telecine.base.imports import allow_code, allowed_code, not_allowed_error
+from telecine.cli.argument_errors import plain, setting_names
+from telecine.settings.recipes import find_recipe
+from telecine.settings.yaml_file import read_yaml
 from telecine.training.config import TrainConfig
 
 # How jsonargparse says that a value must not be imported, and which setting it is about.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from telecine.checks import argument_error
-from telecine.devices import free_memory, gigabytes
+from telecine.base.checks import argument_error
+from telecine.base.devices import free_memory, gigabytes
 from telecine.training.config import TrainConfig
 from telecine.training.plan import fake_autoencoder, plan_update
 from telecine.training.speed import measured_flops

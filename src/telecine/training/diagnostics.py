@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from telecine.report.run import read_lines, read_records
-from telecine.runs import HEALTH_FILE, METRICS_FILE
+from telecine.runs.layout import HEALTH_FILE, METRICS_FILE
 from telecine.training.config import TrainConfig
 from telecine.training.diagnostic_rules import RULES, History
 from telecine.training.records import write_lines

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-from telecine.checks import argument_error, check_count
+from telecine.base.checks import argument_error, check_count
 from telecine.perceptual.backbones import BACKBONES
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from torch.optim import Optimizer
 
 from telecine.autoencoders.pretrained import MAX_LISTED, mismatches
-from telecine.checks import argument_error
-from telecine.runs import find_checkpoint
+from telecine.base.checks import argument_error
+from telecine.runs.layout import find_checkpoint
 from telecine.training.checkpoint_files import load_optimizer, load_tensors
 from telecine.training.shards import SavedTensors
 

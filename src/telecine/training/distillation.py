@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from telecine.autoencoders.load import load_model_or_run
 from telecine.autoencoders.student import StudentAutoencoder, student_config
-from telecine.checks import argument_error, check_positive, check_weight
-from telecine.frozen import Frozen
+from telecine.base.checks import argument_error, check_positive, check_weight
+from telecine.base.frozen import Frozen
+from telecine.base.shapes import Scalar, Video
 from telecine.losses import l1
 from telecine.losses.reconstruction import weighted_mean
 from telecine.objective.terms import Term
-from telecine.shapes import Scalar, Video
 from telecine.training.config import TrainConfig
 from telecine.training.run import train
 from telecine.training.validation import TrainResult

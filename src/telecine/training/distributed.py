@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
 from telecine.ops.checkpointing import overwrite
 from telecine.training.config import TrainConfig
 from telecine.training.process_group import num_ranks

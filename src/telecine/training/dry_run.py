@@ -11,9 +11,9 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from telecine.base.terminal import PlainConsole
 from telecine.data.find import check_output
 from telecine.objective.weights import WeightSchedule
-from telecine.terminal import PlainConsole
 from telecine.training.batches import read_next
 from telecine.training.build import build_accelerator
 from telecine.training.capacity import out_of_memory

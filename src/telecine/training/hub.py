@@ -10,8 +10,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from telecine.autoencoders.load import is_hub_name
 from telecine.autoencoders.pretrained import CONFIG_FILE
-from telecine.checks import argument_error
-from telecine.files import read_json
+from telecine.base.checks import argument_error
+from telecine.base.files import read_json
 from telecine.training.config import TrainConfig
 
 # All errors of requests. Those of the network have the base class of `HfHubHTTPError`, which differs between versions.

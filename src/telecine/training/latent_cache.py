@@ -20,13 +20,13 @@ from torch import Tensor
 
 from telecine.autoencoders import DeterministicPosterior, DiagonalGaussian, Posterior, VideoAutoencoder
 from telecine.autoencoders.pretrained import digest_of_encoder, safetensors_write
-from telecine.checks import argument_error, describe
+from telecine.base.checks import argument_error, describe
+from telecine.base.devices import gigabytes
+from telecine.base.files import atomic_write, read_json, write_json
+from telecine.base.progress import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, Span
 from telecine.data.index_cache import fingerprint_of
 from telecine.data.loader import never
-from telecine.devices import gigabytes
-from telecine.files import atomic_write, read_json, write_json
-from telecine.progress import with_progress
 from telecine.training.config import TrainConfig
 from telecine.training.distributed import on_first_process
 from telecine.training.state import TrainState

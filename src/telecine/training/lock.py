@@ -12,9 +12,9 @@ from typing import Any
 
 import psutil
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
+from telecine.base.files import OUTPUT_MARKER, mark_output
 from telecine.data.find import check_output
-from telecine.files import OUTPUT_MARKER, mark_output
 
 LOCK_FILE = ".lock"
 REMEDY = "Use another --output_dir, or wait. If that process is gone, add --steal_lock."

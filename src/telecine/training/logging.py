@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from telecine.base.progress import SECONDS_BETWEEN_LINES
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.progress import SECONDS_BETWEEN_LINES
 from telecine.report.names import FRAME_GRADIENT
 from telecine.report.trackers import log_preview
-from telecine.runs import METRICS_FILE
+from telecine.runs.layout import METRICS_FILE
 
 ADVERSARIAL_SHARE = "train/adversarial_gradient_share"
 # With fewer columns than this, the bar has the most important numbers only.

@@ -16,10 +16,10 @@ from torch.utils._pytree import tree_map_only
 
 from telecine.autoencoders import CausalVAE, VideoAutoencoder
 from telecine.autoencoders.student import StudentAutoencoder
-from telecine.frozen import Frozen
+from telecine.base.frozen import Frozen
+from telecine.base.precision import at_least_float32
 from telecine.perceptual import LPIPS
 from telecine.perceptual.backbones import BACKBONES, backbone_of
-from telecine.precision import at_least_float32
 from telecine.training.build import (
     build_autoencoder,
     build_objective,

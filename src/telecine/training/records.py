@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from telecine.files import atomic_write
-from telecine.runs import HEALTH_FILE, METRICS_FILE, validation_folders
+from telecine.base.files import atomic_write
+from telecine.runs.layout import HEALTH_FILE, METRICS_FILE, validation_folders
 
 
 def keep_records(run: Path, step: int) -> tuple[int, list[str]]:

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from telecine.terminal import PlainConsole
+from telecine.base.terminal import PlainConsole
 from telecine.training.capacity import out_of_memory
 from telecine.training.config import TrainConfig
 from telecine.training.interrupt import stop_on_signal

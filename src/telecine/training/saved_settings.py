@@ -10,12 +10,12 @@ from typing import Any, TypeAlias, cast
 
 import yaml
 
-from telecine.checks import argument_error, describe
-from telecine.files import atomic_write
+from telecine.base.checks import argument_error, describe
+from telecine.base.files import atomic_write
 from telecine.objective.weights import as_ramp
 from telecine.report.settings import flat_settings, read_settings, side_by_side_settings
-from telecine.runs import CONFIG_FILE
-from telecine.settings_file import read_yaml
+from telecine.runs.layout import CONFIG_FILE
+from telecine.settings.yaml_file import read_yaml
 from telecine.training.config import TrainConfig
 
 # Nested settings, as YAML has them.

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from telecine.autoencoders.pretrained import MAX_LISTED, mismatches, safetensors_write
-from telecine.checks import argument_error
-from telecine.manifest import DamagedError
+from telecine.base.checks import argument_error
+from telecine.runs.manifest import DamagedError
 from telecine.training.distributed import is_sharded, local_shard, offsets_of
 from telecine.training.host_copy import HostCopy
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from telecine.autoencoders import Posterior
+from telecine.base.randomness import clip_generators
 from telecine.losses import mse
 from telecine.objective.batch import BatchOptions
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.running import average_over_ranks
-from telecine.randomness import clip_generators
 from telecine.training.config import OptimizerConfig
 from telecine.training.distributed import average_gradients
 from telecine.training.logging import ReconstructionGradient, is_gradient_share

@@ -13,7 +13,7 @@ from torch import nn
 from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.lora import LAYERS, add_low_rank
 from telecine.autoencoders.pretrained import DECODER
-from telecine.checks import argument_error, check_count, describe, nearest
+from telecine.base.checks import argument_error, check_count, describe, nearest
 
 
 @dataclass(frozen=True)

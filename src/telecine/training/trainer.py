@@ -14,13 +14,13 @@ from accelerate.utils import broadcast_object_list, set_seed
 from rich.console import Console
 from torch import nn
 
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.perceptual import LPIPS
 from telecine.report.page import write_report
 from telecine.report.run import read_records, validations
 from telecine.report.settings import write_environment
-from telecine.runs import METRICS_FILE, step_of
+from telecine.runs.layout import METRICS_FILE, step_of
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.batches import read_batches, read_next
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_state

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from telecine.autoencoders import VideoAutoencoder
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
 from telecine.data import Clip, bytes_from_video
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.latent_measures import code_usage, summary
@@ -21,7 +21,7 @@ from telecine.report.curves import draw_curves
 from telecine.report.run import read_records, validations
 from telecine.report.settings import perceptual_net, read_settings
 from telecine.report.video import side_by_side, write_preview
-from telecine.runs import CONFIG_FILE, CURVES_FILE, METRICS_FILE, REPORT_FILE, VIDEO_FILE, checkpoints
+from telecine.runs.layout import CONFIG_FILE, CURVES_FILE, METRICS_FILE, REPORT_FILE, VIDEO_FILE, checkpoints
 from telecine.training.distributed import all_gather
 from telecine.training.process_group import num_ranks
 

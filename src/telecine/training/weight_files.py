@@ -23,8 +23,8 @@ from telecine.autoencoders.pretrained import (
     mismatches,
     without_shared_memory,
 )
-from telecine.checks import argument_error, describe
-from telecine.files import read_json
+from telecine.base.checks import argument_error, describe
+from telecine.base.files import read_json
 from telecine.training.checkpoint_files import load_tensors, save_tensors
 from telecine.training.distributed import copy_weights
 from telecine.training.shards import SHARDS, saved_tensors

@@ -28,9 +28,9 @@ from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.posterior import Posterior
 from telecine.autoencoders.pretrained import safetensors_write
-from telecine.checks import argument_error
-from telecine.randomness import Generators
-from telecine.shapes import Video, check_video
+from telecine.base.checks import argument_error
+from telecine.base.randomness import Generators
+from telecine.base.shapes import Video, check_video
 
 
 class DiffusersAutoencoder(VideoAutoencoder):

@@ -11,9 +11,9 @@ from torch.func import functional_call
 from telecine.autoencoders.clip_sizes import ClipSizes, Size
 from telecine.autoencoders.diffusers.families import DiffusersModel
 from telecine.autoencoders.diffusers.reconstruct import clear_caches
-from telecine.checks import argument_error
+from telecine.base.checks import argument_error
+from telecine.base.precision import autocast_off
 from telecine.ops.checkpointing import checkpoint_module, undo_checkpoint
-from telecine.precision import autocast_off
 
 # Relative difference of all gradients that rounding may cause. The wrong ones found differ by 0.5 and more.
 MAX_DIFFERENCE = 1e-2

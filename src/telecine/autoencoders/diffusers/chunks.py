@@ -19,9 +19,9 @@ from telecine.autoencoders.diffusers.checkpointing import CACHED_BLOCKS
 from telecine.autoencoders.diffusers.families import Decoded, DiffusersModel, Family, LatentPosterior
 from telecine.autoencoders.interface import chunks_error
 from telecine.autoencoders.posterior import DiagonalGaussian
-from telecine.checks import check_count
+from telecine.base.checks import check_count
+from telecine.base.shapes import Video
 from telecine.ops.checkpointing import checkpoint_module
-from telecine.shapes import Video
 
 # Frames of a latent frame of Wan, QwenImage and Magvit.
 TIME_COMPRESSION = 4

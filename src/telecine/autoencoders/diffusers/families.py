@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from telecine.autoencoders.posterior import DeterministicPosterior, DiagonalGaussian
-from telecine.checks import argument_error, describe
-from telecine.shapes import Video
+from telecine.base.checks import argument_error, describe
+from telecine.base.shapes import Video
 
 DiffusersModel: TypeAlias = Any
 """An `nn.Module` whose `encode` and `decode` are called as those of diffusers' autoencoders; diffusers is untyped."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from telecine.autoencoders.diffusers.families import Decoded, DiffusersModel, Family, LatentPosterior
-from telecine.shapes import VALUE_RANGE, Video
+from telecine.base.shapes import VALUE_RANGE, Video
 
 CLAMPS = tuple(getattr(owner, name) for owner in (torch, Tensor) for name in ("clamp", "clamp_", "clip", "clip_"))
 

@@ -1,0 +1,133 @@
+"""Checks of arguments, each written once, and the one place that phrases their errors.
+
+Every check takes the argument's name and its value, returns the value, and raises a `ValueError` that names the
+contract, the value and a remedy. `remedy` replaces the general remedy where a caller knows a better one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from typing import TypeGuard, TypeVar, cast
+
+T = TypeVar("T")
+
+
+def describe(value: object) -> str:
+    """Describe a value for an error: a tensor by dtype, shape and device, anything else by its `repr` and type."""
+    from torch import Tensor  # takes a second to import, which `telecine --help` must not spend
+
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
+    if isinstance(value, int) and value.bit_length() > 300:
+        return f"an integer of {value.bit_length()} bits"  # Python refuses to write integers of thousands of digits
+    return f"{shorten(repr(value))} ({type(value).__name__})"
+
+
+def shorten(text: str) -> str:
+    """Return a text for an error, cut after 80 characters."""
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def printable(text: str) -> str:
+    """Return a text with control characters, halves of surrogate pairs and the like as escapes, such as `\\x1b`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def argument_error(
+    name: str, contract: str, got: object, remedy: str, error: type[Exception] = ValueError
+) -> Exception:
+    """Build the error of an invalid argument: the contract, the value, and the remedy.
+
+    A `str` as `got` is printed as it is; pass `describe(value)` where the value itself may be a `str`.
+    """
+    got = got if isinstance(got, str) else describe(got)
+    return error(f"`{name}` must be {contract}, but got {got}. {remedy}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return "Did you mean `...`?" with the known word nearest to `word`, or "" if none is similar."""
+    matches = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"Did you mean `{matches[0]}`?" if matches else ""
+
+
+def suggestion(word: object, known: Iterable[str]) -> str:
+    """Return a sentence that suggests the known word nearest to `word`, or that lists all known words."""
+    known = list(known)
+    return nearest(str(word), known) or f"Use one of: {', '.join(known)}."
+
+
+def check_count(name: str, value: object, *, at_least: int = 1, remedy: str = "") -> int:
+    """Return an int that is at least `at_least`; raise a `ValueError` for anything else, bools included."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        contract = "a positive int" if at_least == 1 else f"an int of at least {at_least}"
+        raise argument_error(name, contract, describe(value), remedy or f"Use {at_least} or more.")
+    return value
+
+
+def check_counts(**counts: object) -> None:
+    """Raise a `ValueError` that names the first keyword argument which is not a positive int."""
+    for name, value in counts.items():
+        check_count(name, value)
+
+
+def check_step(name: str, value: object, *, remedy: str = "Use 0 to start at the first step.") -> int:
+    """Return a whole number >= 0 as an int; a float such as 1e4 is accepted."""
+    if not _is_number(value) or not 0 <= value < math.inf or value % 1:
+        raise argument_error(name, "a whole number of steps >= 0", describe(value), remedy)
+    return int(value)
+
+
+def check_finite(name: str, value: object, *, remedy: str = "Use 0 to turn it off.") -> float:
+    """Return a finite number as a float; raise a `ValueError` for anything else."""
+    if not _is_number(value) or not math.isfinite(value):
+        raise argument_error(name, "a finite number", describe(value), remedy)
+    return float(value)
+
+
+def check_positive(name: str, value: object, *, remedy: str = "Leave it out for the default.") -> float:
+    """Return a finite number above 0 as a float; raise a `ValueError` for anything else."""
+    if not _is_number(value) or not 0 < value < math.inf:
+        raise argument_error(name, "a finite number above 0", describe(value), remedy)
+    return float(value)
+
+
+def check_weight(name: str, value: object, *, remedy: str = "Use 0 to turn the term off.") -> float:
+    """Return a finite number >= 0 as a float; raise a `ValueError` for anything else."""
+    if not _is_number(value) or not 0 <= value < math.inf:
+        raise argument_error(name, "a finite number >= 0", describe(value), remedy)
+    return float(value)
+
+
+def check_fraction(name: str, value: object, *, remedy: str = "Use 0 for no averaging.") -> float:
+    """Return a number from 0 to below 1, such as the decay of an average, as a float."""
+    if not _is_number(value) or not 0 <= value < 1:
+        raise argument_error(name, "a number from 0 to below 1", describe(value), remedy)
+    return float(value)
+
+
+def check_choice(name: str, value: object, choices: Iterable[T], *, remedy: str = "") -> T:
+    """Return `value` if it is one of `choices`; the error suggests the nearest of them."""
+    choices = list(choices)
+    for choice in choices:
+        if value == choice:
+            return choice
+    known = ", ".join(map(repr, choices))
+    raise argument_error(name, f"one of {known}", describe(value), remedy or suggestion(value, map(str, choices)))
+
+
+def choose(name: str, value: object, known: Mapping[str, T]) -> T:
+    """Return what `value` names in `known`, or `value` itself if callable; the error suggests the nearest name."""
+    if isinstance(value, str) and value in known:
+        return known[value]
+    if not isinstance(value, str) and callable(value):
+        return cast(T, value)
+    contract = f"one of {', '.join(map(repr, known))}, or a function"
+    raise argument_error(name, contract, describe(value), suggestion(value, known))
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

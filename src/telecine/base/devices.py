@@ -1,0 +1,90 @@
+"""The device that a command computes on, and its memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+
+from telecine.base.checks import argument_error
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+# Of this process, and the folder of all.
+CONTROL_GROUP, CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+UNITS = {"MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30}
+
+
+def pick_device(name: DeviceName) -> torch.device:
+    """Return the device of that name; "auto" selects an accelerator if there is one, else the CPU.
+
+    Raises:
+        ValueError: This machine has no such device.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(device for device, is_available in available.items() if is_available))
+    if not available[name]:
+        remedy = 'Use "auto" or "cpu", or install a PyTorch build that supports it.'
+        raise argument_error("device", "a device of this machine", name, remedy)
+    return torch.device(name)
+
+
+def parse_memory(text: str) -> int:
+    """Return the bytes that a text such as "80GiB" names.
+
+    Raises:
+        ValueError: It is not a number with one of the units.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    unit = next((unit for unit in UNITS if found and unit.lower() == found[2].lower()), None)
+    if found is None or unit is None or float(found[1]) == 0:
+        number = re.search(r"\d+(?:\.\d+)?", text)
+        example = f"{number[0]}GiB" if number and float(number[0]) > 0 else "80GiB"
+        raise argument_error("memory", f"a number with a unit ({', '.join(UNITS)})", repr(text), f"Use {example}.")
+    return int(float(found[1]) * UNITS[unit])
+
+
+def gigabytes(size: float) -> str:
+    """Return a number of bytes in GiB."""
+    return f"{size / UNITS['GiB']:.2f} GiB"
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that are free on a device; on the CPU, those of the machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    return int(psutil.virtual_memory().available)
+
+
+def machine_memory() -> int:
+    """Return the bytes of this machine's memory, or of what a container or a scheduler leaves to this process."""
+    return min([int(psutil.virtual_memory().total), *_control_group_limits()])
+
+
+def _control_group_limits() -> Iterator[int]:
+    """Yield the limits of memory of this process' control groups and of those above them, on Linux: cgroups(7).
+
+    In a container, the name of a group may be that outside of it; its files are then at the root.
+    """
+    if not CONTROL_GROUP.is_file():
+        return
+    for line in CONTROL_GROUP.read_text(encoding="utf-8").splitlines():
+        _, controllers, group = line.split(":", maxsplit=2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, name = (
+            (CONTROL_GROUPS / "memory", "memory.limit_in_bytes") if controllers else (CONTROL_GROUPS, "memory.max")
+        )
+        place = root / group.lstrip("/")
+        for folder in (place, *place.parents):
+            file = folder / name
+            if folder.is_relative_to(root) and file.is_file():
+                text = file.read_text(encoding="utf-8").strip()
+                if text != "max":
+                    yield int(text)

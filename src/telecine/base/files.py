@@ -1,0 +1,89 @@
+"""Write files atomically, read and write JSON, digests of files, and the user's cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from telecine.base.checks import argument_error
+
+CHUNK = 2**20
+# Folders with this file are left out of data.
+OUTPUT_MARKER = ".telecine-output"
+
+
+def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
+    """Call `write` with a temporary path in the same folder, then rename that file to `path`.
+
+    Readers see the old file or the new one, never a part of it, also after a power failure. Nothing remains if `write`
+    fails.
+    """
+    partial = partial_path(path)
+    partial.touch(exist_ok=False)
+    try:
+        write(partial)
+        flush([partial])
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def flush(paths: Iterable[Path]) -> None:
+    """Write files and folders to the disk: a power failure then loses none of them."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def partial_path(path: Path) -> Path:
+    """Return a path beside `path` to write to. Nobody can guess it, and put a link there before."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+
+
+def mark_output(folder: Path) -> None:
+    """Mark a folder with videos that telecine writes: inside the folder of the data, it is left out."""
+    note = "telecine wrote this folder, and does not use its videos as data. Remove this file to use them.\n"
+    (folder / OUTPUT_MARKER).write_text(note)
+
+
+def is_output(folder: Path) -> bool:
+    """Return whether telecine wrote a folder."""
+    return (folder / OUTPUT_MARKER).exists()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write plain values as JSON, atomically."""
+    atomic_write(path, lambda partial: partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in `path`; raise a `ValueError` if the file contains anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise argument_error(str(path), "JSON", f"other text ({error})", "Write it again.") from error
+    if not isinstance(value, dict):
+        raise argument_error(str(path), "a JSON object", value, "Write it again.")
+    return value
+
+
+def digest_of(path: Path) -> str:
+    """Return the SHA-256 of a file, as `sha256sum` prints it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(CHUNK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def user_cache_folder() -> Path:
+    """Return `telecine` in `$XDG_CACHE_HOME` or `~/.cache`; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "telecine"

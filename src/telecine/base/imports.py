@@ -1,0 +1,132 @@
+"""Importing what settings name: telecine's own code, and packages that the user allows."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import traceback
+
+from telecine.base.checks import argument_error, nearest
+
+# What the code of a module raises if it is wrong, or does not find what it needs. Not only what says that a name cannot
+# be imported: settings are imported within jsonargparse, which puts its own words in the place of any error below
+# `terms`, and the command line prints a ValueError or an OSError without its traceback. Either way the line that failed
+# would be lost.
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+_MISSING = object()
+# Names of packages and modules; what is below one is allowed as well.
+_allowed = {"telecine"}
+
+
+def allow_code(*packages: str) -> None:
+    """Let settings name functions and classes of these packages, until the process ends.
+
+    Importing a package runs its code, so settings from others may name only telecine's own without this. Functions and
+    modules that are passed as objects need no permission. On the command line: `--allow_code my_package`.
+
+    Raises:
+        ValueError: If it is not the name of a package.
+    """
+    for package in packages:
+        if not all(part.isidentifier() for part in package.split(".")):
+            remedy = "Write for example `my_package`."
+            raise argument_error("allow_code", "the name of a package", repr(package), remedy)
+    _allowed.update(packages)
+
+
+def allowed_code() -> list[str]:
+    """Return the names of the packages that settings may name."""
+    return sorted(_allowed)
+
+
+def is_allowed(path: str) -> bool:
+    """Return whether settings may name what is at a dotted path."""
+    parts = path.split(".")
+    return any(".".join(parts[:length]) in _allowed for length in range(1, len(parts) + 1))
+
+
+def not_allowed_error(name: str, path: str, origin: str = "") -> Exception:
+    """Build the error about a setting that names other code.
+
+    Args:
+        name: The setting.
+        path: The dotted path that it names.
+        origin: Where what is at that path was defined, if elsewhere.
+    """
+    package = (origin or path).partition(".")[0]
+    got = f"{path!r}, which is {origin}" if origin else repr(path)
+    remedy = f"If you trust it, add `--allow_code {package}`, or call `telecine.allow_code({package!r})`."
+    return argument_error(name, "in telecine or in a package that you allow", got, remedy)
+
+
+def import_allowed(path: str, name: str) -> object:
+    """Return what is at a dotted path that the setting `name` names, if its package is allowed.
+
+    A name that a module only imported, such as `my_package.os.system`, must be allowed where it was defined, too.
+
+    Raises:
+        ValueError: If it is not allowed, before anything is imported; if there is no such thing, or its module fails.
+    """
+    module, _, attribute = path.rpartition(".")
+    if not is_dotted(path):
+        raise argument_error(name, "importable", repr(path), "Write its full path, such as `my_package.my_function`.")
+    if not is_allowed(path):
+        raise not_allowed_error(name, path)
+    try:
+        imported = importlib.import_module(module)
+        found = getattr(imported, attribute, _MISSING)  # may import, too, if the module has a `__getattr__`
+    except FAILURES as error:
+        raise argument_error(name, "importable", repr(path), _why(error, path)) from error
+    if found is _MISSING:
+        remedy = nearest(attribute, dir(imported)) or "Check the spelling."
+        raise argument_error(name, "importable", f"{path!r}: {module} has no `{attribute}`", remedy)
+    origin = origin_of(found)
+    if origin is not None and not is_allowed(origin):
+        raise not_allowed_error(name, path, origin)
+    return found
+
+
+def is_dotted(path: str) -> bool:
+    """Return whether a text can be the path of something in a module."""
+    return "." in path and all(part.isidentifier() for part in path.split("."))
+
+
+def _why(error: BaseException, path: str) -> str:
+    """Return why a module could not be imported, with the last line of its package that was run, and what to do."""
+    if isinstance(error, ModuleNotFoundError) and f"{path}.".startswith(f"{error.name}."):
+        is_part = "." in str(error.name)
+        return f"{error}. {'Check the spelling.' if is_part else 'Install it, or add its folder to `PYTHONPATH`.'}"
+    lines = [
+        (frame.f_globals.get("__name__", ""), f"{frame.f_code.co_filename}, line {line}")
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if not frame.f_code.co_filename.startswith("<")
+    ]
+    package = path.partition(".")[0]
+    own = [line for module, line in lines if module.partition(".")[0] == package]
+    where = "" if isinstance(error, SyntaxError) else f" ({own[-1] if own else lines[-1][1]})"
+    return f"Its module raises {type(error).__name__}: {error}{where}. Correct it there."
+
+
+def origin_of(found: object) -> str | None:
+    """Return the dotted path where a function or a class, or an object's class, was defined; None if it has none."""
+    while isinstance(found, functools.partial):
+        found = found.func
+    if inspect.ismodule(found):
+        return found.__name__
+    if not (inspect.isclass(found) or inspect.isroutine(found)):
+        found = type(found)
+    module, name = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
+    return f"{module}.{name}" if module and name else None

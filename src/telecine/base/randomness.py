@@ -1,0 +1,93 @@
+"""Random numbers for a batch of clips, from one generator or from one generator per clip.
+
+With one generator per clip, the numbers of a clip depend neither on the other clips of its batch nor on the process
+that computes it, so a run draws the same numbers on one device as on many.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from telecine.base.checks import argument_error
+
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
+"""PyTorch's default generator, one generator, or one per clip."""
+
+Draw: TypeAlias = Callable[[tuple[int, ...], torch.Generator | None], Tensor]
+
+
+def rand(
+    shape: Sequence[int], *, generator: Generators, device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return uniform numbers in [0, 1) of `shape`, `(B, ...)`."""
+    return _draw(
+        lambda size, each: torch.rand(size, generator=each, device=device, dtype=dtype), shape, generator, device
+    )
+
+
+def randn(
+    shape: Sequence[int], *, generator: Generators, device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return standard normal numbers of `shape`, `(B, ...)`."""
+    return _draw(
+        lambda size, each: torch.randn(size, generator=each, device=device, dtype=dtype), shape, generator, device
+    )
+
+
+def randint(high: int, shape: Sequence[int], *, generator: Generators, device: torch.device) -> Tensor:
+    """Return uniform integers in [0, high) of `shape`, `(B, ...)`."""
+    return _draw(lambda size, each: torch.randint(high, size, generator=each, device=device), shape, generator, device)
+
+
+def host_rand(count: int, generator: Generators) -> list[float]:
+    """Return uniform numbers in [0, 1) for choices of the host, such as of a size, which hold for the whole batch.
+
+    Of several generators, the seed of the first decides, and their own numbers stay the same. A single one on an
+    accelerator costs a host sync.
+    """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        source = random.Random(seed_of(generator[0].initial_seed(), "host"))
+        return [source.random() for _ in range(count)]
+    device = torch.device("cpu") if generator is None else generator.device
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
+    numbers: list[float] = torch.rand(count, generator=generator, device=device, dtype=dtype).tolist()
+    return numbers
+
+
+def _draw(make: Draw, shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:
+    if generator is None or isinstance(generator, torch.Generator):
+        return make(tuple(shape), generator)
+    check_generators(generator, shape[0], device)
+    return torch.stack([make(tuple(shape[1:]), each) for each in generator])
+
+
+def check_generators(generator: Generators, num_clips: int, device: torch.device) -> None:
+    """Raise a `ValueError` unless all generators are on `device` and there is one, or one per clip."""
+    given = [] if generator is None else [generator] if isinstance(generator, torch.Generator) else list(generator)
+    for each in given:
+        if each.device.type != device.type:
+            remedy = f'Create it with `torch.Generator("{device.type}")`.'
+            raise argument_error("generator", f"on {device}", f"a generator on {each.device}", remedy)
+    if not isinstance(generator, torch.Generator | None) and len(given) != num_clips:
+        remedy = "Pass one generator, or a sequence with one per clip."
+        raise argument_error("generator", f"one generator or {num_clips}", f"{len(given)} of them", remedy)
+
+
+def clip_generators(seed: int, clips: Iterable[int], device: torch.device) -> list[torch.Generator]:
+    """Return one generator for each clip, given by its number in the run.
+
+    Each depends only on the seed and the clip's number, and is independent of the other clips' generators.
+    """
+    return [torch.Generator(device).manual_seed(seed_of(seed, clip)) for clip in clips]
+
+
+def seed_of(*names: int | str) -> int:
+    """Return a seed in [0, 2**63) that hashes all of `names`: the seeds of consecutive numbers are unrelated."""
+    digest = hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

@@ -1,0 +1,77 @@
+"""Shape types of the tensors that flow through telecine, and the checks of such tensors."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from telecine.base.checks import argument_error, describe
+
+Video: TypeAlias = Float[Tensor, "batch channel time height width"]
+Frames: TypeAlias = Float[Tensor, "frame channel height width"]
+Scalar: TypeAlias = Float[Tensor, ""]
+
+VALUE_RANGE = (-1.0, 1.0)
+# Resampling and half-precision rounding may exceed the range by this much.
+RANGE_TOLERANCE = 0.05
+
+
+def check_video(name: str, value: object) -> None:
+    """Raise a `ValueError` unless `value` is a floating-point tensor `(B, C, T, H, W)` without empty axes."""
+    contract = "a floating-point tensor of shape (B, C, T, H, W)"
+    if not isinstance(value, Tensor):
+        raise argument_error(name, contract, describe(value), "Convert it with `torch.as_tensor(...).float()`.")
+    if value.ndim != 5:
+        remedy = "Add a batch axis with `[None]` to a single clip, a time axis with `[:, :, None]` to images."
+        raise argument_error(name, contract, value, remedy)
+    if not value.is_floating_point():
+        raise argument_error(name, contract, value, "Map bytes to [-1, 1] with `video.float() / 127.5 - 1`.")
+    if 0 in value.shape:
+        raise argument_error(name, f"{contract} without empty axes", value, "Drop empty batches before the loss.")
+
+
+def check_frames(name: str, value: object) -> None:
+    """Raise a `ValueError` unless `value` is a floating-point tensor `(N, C, H, W)`."""
+    contract = "a floating-point tensor of shape (N, C, H, W)"
+    if not isinstance(value, Tensor) or value.ndim != 4:
+        remedy = "Take frames from a video (B, C, T, H, W) with `pick_frames`; add a batch axis to one with `[None]`."
+        raise argument_error(name, contract, describe(value), remedy)
+    if not value.is_floating_point():
+        raise argument_error(name, contract, value, "Map bytes to [-1, 1] with `frames.float() / 127.5 - 1`.")
+
+
+def check_same_shape(
+    name: str, value: Tensor, other_name: str, other: Tensor, *, remedy: str = "Crop or pad one to match the other."
+) -> None:
+    """Raise a `ValueError` unless both have the same shape: broadcasting would compare unrelated values."""
+    if value.shape != other.shape:
+        raise argument_error(name, f"of `{other_name}`'s shape {tuple(other.shape)}", value, remedy)
+
+
+def check_same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+    """Raise a `ValueError` unless both are on the same device."""
+    if value.device != other.device:
+        contract = f"on the same device as `{other_name}`, {other.device}"
+        raise argument_error(name, contract, value, "Move one of them with `.to(device)`.")
+
+
+def check_range(name: str, value: Tensor) -> None:
+    """Raise a `ValueError` if a CPU tensor exceeds [-1, 1]; NaN passes, and so do tensors on other devices.
+
+    Warn once if it may have been meant for [0, 1], because no value is below 0.
+    Reading a value from an accelerator would make the host wait for it in every step. Fake tensors have no values.
+    """
+    if value.device.type != "cpu" or torch.compiler.is_compiling() or isinstance(value, FakeTensor):
+        return
+    low, high = (float(bound.float().numpy()) for bound in torch.aminmax(value.detach()))
+    if low < VALUE_RANGE[0] - RANGE_TOLERANCE or high > VALUE_RANGE[1] + RANGE_TOLERANCE:
+        remedy = "Map [0, 1] with `x * 2 - 1`, bytes with `x / 127.5 - 1`."
+        raise argument_error(name, "in the range [-1, 1]", f"values from {low:.4g} to {high:.4g}", remedy)
+    if 0 <= low < high:
+        text = f"`{name}` has no value below 0. If its range is [0, 1] instead of [-1, 1], map it with `x * 2 - 1`."
+        warnings.warn(text, stacklevel=2)

@@ -1,0 +1,1 @@
+"""The settings of all commands, and how they are read. Needs no PyTorch."""

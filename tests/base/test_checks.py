@@ -1,0 +1,94 @@
+"""Argument errors name the contract, the value and the remedy."""
+
+import math
+
+import pytest
+import torch
+
+from telecine.base.checks import (
+    argument_error,
+    check_choice,
+    check_count,
+    check_finite,
+    check_fraction,
+    check_positive,
+    check_step,
+    check_weight,
+    choose,
+    describe,
+    nearest,
+    suggestion,
+)
+
+NOT_NUMBERS = (True, None, "1", 1j)
+INF, NAN = math.inf, math.nan
+
+
+def test_describe():
+    assert describe(torch.zeros(2, 3)) == "a torch.float32 tensor of shape (2, 3) on cpu"
+    assert describe("x") == "'x' (str)"
+    assert describe(None) == "None (NoneType)"
+    assert describe("x" * 78) == f"'{'x' * 78}' (str)"
+    assert describe("x" * 79) == f"'{'x' * 76}... (str)"
+
+
+def test_argument_error():
+    error = argument_error("size", "even", 3, "Add one.")
+    assert isinstance(error, ValueError)
+    assert str(error) == "`size` must be even, but got 3 (int). Add one."
+    assert isinstance(argument_error("size", "even", "a text", "x", TypeError), TypeError)
+    assert "but got a text. " in str(argument_error("size", "even", "a text", "Change it."))
+
+
+def test_the_nearest_word_is_suggested():
+    assert nearest("hing", ["hinge", "vanilla"]) == "Did you mean `hinge`?"
+    assert nearest("x", ["hinge", "vanilla"]) == ""
+    assert suggestion("hing", ["hinge", "vanilla"]) == "Did you mean `hinge`?"
+    assert suggestion(None, {"hinge": 1, "vanilla": 2}) == "Use one of: hinge, vanilla."
+
+
+@pytest.mark.parametrize(
+    ("check", "accepted", "rejected", "contract"),
+    [
+        (check_count, {1: 1, 16: 16}, (0, -1, 1.0, INF), "a positive int"),
+        (check_step, {0: 0, 1: 1, 1e4: 10000}, (-1, 0.5, INF, NAN), "a whole number of steps >= 0"),
+        (check_finite, {0: 0.0, -1.5: -1.5}, (INF, -INF, NAN), "a finite number"),
+        (check_positive, {1: 1.0, 1e-8: 1e-8}, (0, -1.0, INF, NAN), "a finite number above 0"),
+        (check_weight, {0: 0.0, 2: 2.0}, (-1e-8, INF, NAN), "a finite number >= 0"),
+        (check_fraction, {0: 0.0, 0.999: 0.999}, (-0.1, 1, NAN), "a number from 0 to below 1"),
+    ],
+)
+def test_numbers(check, accepted, rejected, contract):
+    for value, returned in accepted.items():
+        assert check("x", value) == returned
+        assert type(check("x", value)) is type(returned)
+    for value in (*rejected, *NOT_NUMBERS):
+        with pytest.raises(ValueError, match=rf"^`x` must be {contract}, but got .*\)\. (Use|Leave) ") as caught:
+            check("x", value)
+        assert describe(value) in str(caught.value)
+        with pytest.raises(ValueError, match=r"\. Change it\.$"):
+            check("x", value, remedy="Change it.")
+
+
+def test_counts_with_another_minimum():
+    assert check_count("x", 0, at_least=0) == 0
+    with pytest.raises(ValueError, match=r"^`x` must be an int of at least 2, but got 1 \(int\). Use 2 or more.$"):
+        check_count("x", 1, at_least=2)
+
+
+def test_choices():
+    assert check_choice("mode", "sum", ("mean", "sum")) == "sum"
+    with pytest.raises(ValueError, match=r"^`mode` must be one of 'mean', 'sum', but got 'sums'.*Did you mean `sum`"):
+        check_choice("mode", "sums", ("mean", "sum"))
+    with pytest.raises(ValueError, match=r"but got None \(NoneType\). Use one of: mean, sum.$"):
+        check_choice("mode", None, ("mean", "sum"))
+    with pytest.raises(ValueError, match=r"but got 3 \(int\). Change it.$"):
+        check_choice("mode", 3, ("mean", "sum"), remedy="Change it.")
+
+
+def test_a_name_or_a_function_is_chosen():
+    assert choose("loss", "first", {"first": 1}) == 1
+    assert choose("loss", max, {"first": min}) is max
+    for value, remedy in (("firs", "Did you mean `first`"), (3, "Use one of: first.")):
+        with pytest.raises(ValueError, match=rf"^`loss` must be one of 'first', or a function, but got .*{remedy}"):
+            choose("loss", value, {"first": min})

@@ -1,0 +1,68 @@
+"""Devices by name, and their memory."""
+
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+
+from telecine.base import devices
+from telecine.base.devices import machine_memory, parse_memory, pick_device
+
+
+@pytest.mark.parametrize(("cuda", "mps", "auto"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
+def test_auto_prefers_an_accelerator(cuda, mps, auto, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert pick_device("auto") == torch.device(auto)
+    assert pick_device("cpu") == torch.device("cpu")
+    if not cuda:
+        with pytest.raises(ValueError, match=r'`device` must be a device of this machine, but got cuda. Use "auto"'):
+            pick_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("80GiB", 80 * 2**30), ("80 gib", 80 * 2**30), ("1.5GB", 1_500_000_000), ("7MB", 7_000_000), ("2MiB", 2**21)],
+)
+def test_memory_is_read_with_its_unit(text, size):
+    assert parse_memory(text) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "remedy"), [("80", "Use 80GiB"), ("80G", "Use 80GiB"), ("much", "Use 80GiB"), ("0GB", "Use 80GiB")]
+)
+def test_a_malformed_memory_names_one_that_works(text, remedy):
+    with pytest.raises(ValueError, match=f"memory.*{remedy}"):
+        parse_memory(text)
+
+
+GIB = 2**30
+LIMITS = {
+    "version 2": ("0::/job/step", {"job/memory.max": 4 * GIB, "job/step/memory.max": "max"}),
+    "version 1": ("7:cpu:/\n4:memory,hugetlb:/job", {"memory/job/memory.limit_in_bytes": 4 * GIB}),
+    "in a container, whose group is the root that it sees": ("0::/", {"memory.max": 4 * GIB}),
+    "in a container of version 1, which sees the group's name outside": (
+        "4:memory:/docker/1234",
+        {"memory/memory.limit_in_bytes": 4 * GIB},
+    ),
+    "of a group above": ("0::/job/step", {"job/step/memory.max": 5 * GIB, "job/memory.max": 4 * GIB}),
+}
+
+
+@pytest.mark.parametrize("kind", LIMITS)
+def test_the_memory_of_the_machine_is_at_most_that_of_a_control_group(kind, tmp_path, monkeypatch):
+    group, files = LIMITS[kind]
+    monkeypatch.setattr(devices, "CONTROL_GROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(devices, "CONTROL_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=64 * GIB))
+    assert machine_memory() == 64 * GIB, "no Linux"
+    (tmp_path / "cgroup").write_text(f"{group}\n")
+    assert machine_memory() == 64 * GIB, "no limit"
+    for name, limit in files.items():
+        path = tmp_path / "groups" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{limit}\n")
+    assert machine_memory() == 4 * GIB
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2 * GIB))
+    assert machine_memory() == 2 * GIB

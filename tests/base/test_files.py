@@ -1,0 +1,73 @@
+"""Files are written whole or not at all, and JSON files contain one object."""
+
+import os
+
+import pytest
+
+from telecine.base.files import atomic_write, digest_of, read_json, write_json
+
+
+def test_json_round_trip(tmp_path):
+    path = tmp_path / "values.json"
+    for value in ({"a": [1, 2.5, None]}, {"b": "\u00e9"}):
+        write_json(path, value)
+        assert read_json(path) == value
+    assert [file.name for file in tmp_path.iterdir()] == ["values.json"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    path = tmp_path / "text"
+    path.write_text("old")
+
+    def fail(partial):
+        partial.write_text("ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        atomic_write(path, fail)
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["text"]
+
+
+def test_a_file_is_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
+    """Otherwise it may be empty after a power failure."""
+    operations, path = [], tmp_path / "text"
+    flush, replace = os.fsync, os.replace
+
+    def recorded_flush(descriptor):
+        operations.append(("flush", os.fstat(descriptor).st_ino))
+        flush(descriptor)
+
+    def recorded_replace(source, target):
+        operations.append(("rename", os.stat(source).st_ino))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_flush)
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    atomic_write(path, lambda partial: partial.write_text("new"))
+    assert operations == [("flush", path.stat().st_ino), ("rename", path.stat().st_ino)]
+
+
+@pytest.mark.parametrize(("text", "contract"), [("{", "JSON, but got other text"), ("[1]", "a JSON object, but got")])
+def test_other_content(text, contract, tmp_path):
+    path = tmp_path / "values.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"`.*values.json` must be {contract}.* Write it again"):
+        read_json(path)
+
+
+def test_a_temporary_file_has_a_name_of_its_own_and_is_never_a_link(tmp_path, monkeypatch):
+    path, names = tmp_path / "a.txt", []
+    for _ in range(2):
+        atomic_write(path, lambda partial: (names.append(partial.name), partial.write_text("new")))
+    assert len(set(names)) == 2
+    monkeypatch.setattr("telecine.base.files.partial_path", lambda path: tmp_path / "guessed")
+    (tmp_path / "guessed").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileExistsError):
+        atomic_write(path, lambda partial: partial.write_text("x"))
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_digest_is_that_of_sha256sum(tmp_path):
+    (tmp_path / "abc").write_text("abc")
+    assert digest_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

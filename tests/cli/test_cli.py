@@ -1,0 +1,477 @@
+"""Commands as a user types them."""
+
+import json
+import runpy
+from pathlib import Path
+
+import av
+import jsonschema
+import pytest
+import torch
+import yaml
+
+from telecine import Ramp, __version__
+from telecine.autoencoders import CausalVAE, CausalVAEConfig
+from telecine.cli.commands import COMMANDS
+from telecine.cli.main import RUN, main, setting_names
+from telecine.cli.start import WITHOUT_PYTORCH
+from telecine.data import sample_videos
+from telecine.evaluation.metrics import BUILT_IN_METRICS
+from telecine.runs.layout import STATE_FILE, checkpoints
+from telecine.settings.recipes import RECIPES, recipes, with_config_first
+from telecine.training import TrainConfig
+from telecine.training.checkpoint_files import begin_checkpoint, finish_checkpoint
+
+NO_PICTURES = runpy.run_path(str(Path(__file__).parents[1] / "training" / "no_pictures.py"))
+
+pytestmark = pytest.mark.usefixtures("cached_weights")
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = CausalVAEConfig(
+        time_compression=4,
+        spatial_compression=4,
+        latent_channels=4,
+        patch_size=2,
+        base_channels=8,
+        blocks_per_level=1,
+    )
+    CausalVAE(config).save_pretrained(folder)
+    return folder
+
+
+def error_of(capsys, *arguments):
+    """Run a command that must fail, and return its one line on standard error."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("telecine: error: ")
+    assert captured.err.count("\n") == 1, "one error, one line"
+    return captured.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["telecine.cli.main", "telecine"])
+def test_runs_as_a_module(forks, module):
+    done = forks.run("-m", module, "train", "--help")
+    assert done.returncode == 0
+    assert "--optimizer.lr" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", "x", "--stepz", "3"], "Did you mean `--steps`?"),
+        (["train", "--data", "x", "--objective.disc_strat", "3"], "Did you mean `--objective.disc_start`?"),
+        (["train", "--data", "x", "--steps", "many"], "`--steps` must be a whole number, but got many."),
+        (["train", "--data", "x", "--steps", "0"], "`steps` must be a positive int, but got 0"),
+        (["train", "--data", "x", "--device", "tpu"], "tpu"),
+        (["train", "--config", "no/such/file.yaml"], "no/such/file.yaml, which does not exist"),
+        (["train", "--config", "dmeo"], "Did you mean `demo`?"),
+        (["train", "--config", "x"], "a recipe (24gb, "),
+        (["train", "--data", "x", "--clips", "3"], "settings such as `{num_frames: ...}` (of num_frames, height"),
+        (["train", "--optimizer.betas", "3"], "must be a list of 2 values in brackets, each a number, but got 3."),
+        (["train", "--data", "x", "--optimizer.lr", "3e38"], "`optimizer.lr` must be at most 10.0, but got 3e+38"),
+        (["train", "--batch_size", "huge"], "must be a whole number or one of 'auto', but got huge."),
+        (
+            ["train", "--output_dir", "/proc/x"],
+            "`output_dir` must be a folder that can be made, but got /proc/x (No such",
+        ),
+        (["train", "--dat", "x"], "--dat"),
+        (["train", "--data", "x", "--objective.perceptual.num_frames", "every"], "objective.perceptual.num_frames"),
+        (
+            ["train", "--data", "x", "--objective.gan.loss", "hing"],
+            "'hinge', 'vanilla', 'least_squares', 'relativistic'",
+        ),
+        (["train", "--data", "x", "--objective.reconstruction.loss", "l2"], "'mse', 'l1', 'charbonnier'"),
+        (["train", "--data", "x", "--objective.penalty.kind", "r3"], "'r1_and_r2'"),
+        (["train", "--data", "x", "--discriminator.video", "patches"], "'patch', 'features', 'none'"),
+        (
+            ["train", "--data", "x", "--objective.quantizer_aux_loss_weight", "-1"],
+            "`quantizer_aux_loss_weight` must be a finite",
+        ),
+        (
+            ["train", "--data", "x", "--objective.quantizer_aux_loss_weight", "much"],
+            "must be a number or settings such as `{weight: ...}` (of weight, start, steps, initial), but got much.",
+        ),
+        (["train", "--data", "x", "--objective.quantizer_aux_loss_weight.stat", "3"], "got `stat: 3`"),
+        (["train", "--data", "x", "--objective.quantizer_aux_loss_weight.start", "3"], "got one without `weight`"),
+        (["train", "--data", "x", "--val_data", "y"], "a list or tar files, but got x, which does not exist"),
+        (
+            ["reconstruct", "x", "y", "-o", "z.mp4", "--num_frames=-5"],
+            "`num_frames` must be a positive int, but got -5",
+        ),
+        (["evaluate", "nowhere", "--data", "x"], "which does not exist. Check the spelling"),
+        (["report", "nowhere"], "`runs` must be folders of runs, with metrics.jsonl, but got 'nowhere'"),
+        (["report"], "required: runs"),
+        (["evaluate", "nowhere"], "`data` must be a folder of videos, or one video, but got nothing"),
+        (["evaluate", "--data", "x"], "`checkpoint` must be given"),
+        (["evaluate", "--compare", "x"], "--compare"),
+        (["evaluate", "--compare", "x", "y"], "protocol.json"),
+        (["reconstruct", "x", "y", "-o", "z.mp4", "--tile=8", "--tile_overlap=8"], "`tile_overlap` must be at least"),
+        (["fly"], "`fly` is not a command. Use one of: train, distill"),
+        (["tarin"], "Did you mean `telecine train`?"),
+        ([], "a command is missing"),
+    ],
+)
+def test_mistakes_get_one_clear_line(capsys, arguments, message):
+    assert message in error_of(capsys, *arguments)
+
+
+def settings_of(monkeypatch, *arguments):
+    """Return the settings that a training command would run with."""
+    seen = []
+    monkeypatch.setitem(RUN, "train", lambda _, config: seen.append(config))
+    assert main(["train", "--data", "x", *arguments]) == 0
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["--objective.quantizer_aux_loss_weight", "2"], 2.0),
+        (
+            [
+                "--objective.quantizer_aux_loss_weight.weight",
+                "0.5",
+                "--objective.quantizer_aux_loss_weight.start",
+                "100",
+            ],
+            Ramp(0.5, start=100),
+        ),
+        (["--objective.quantizer_aux_loss_weight", "{weight: 1, start: 10, steps: 5}"], Ramp(1.0, start=10, steps=5)),
+        (["--objective.quantizer_aux_loss_weight", "{weight: 0, initial: 1}"], Ramp(0.0, initial=1.0)),
+    ],
+)
+def test_a_weight_is_a_number_or_a_ramp(monkeypatch, typed, meant):
+    assert settings_of(monkeypatch, *typed).objective.quantizer_aux_loss_weight == meant
+
+
+def test_a_ramp_in_a_file_can_be_changed_beside_it(monkeypatch, tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("objective:\n  perceptual_weight: {weight: 1, start: 1000, steps: 500}\n")
+    config = settings_of(monkeypatch, "--objective.perceptual_weight.steps", "9", "--config", str(path))
+    assert config.objective.perceptual_weight == Ramp(1.0, start=1000, steps=9)
+    config = settings_of(monkeypatch, "--objective.perceptual_weight", "3", "--config", str(path))
+    assert config.objective.perceptual_weight == 3.0
+
+
+def test_ramps_are_explained(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--objective.quantizer_aux_loss_weight.help"])
+    assert stop.value.code == 0
+    assert "Step at which it begins to change" in capsys.readouterr().out
+
+
+def test_an_unknown_key_in_a_file_is_named_with_the_nearest(capsys, tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("data: x\nobjective:\n  perceptual_wieght: 1.0\n")
+    error = error_of(capsys, "train", "--config", str(path))
+    assert "perceptual_wieght" in error
+    assert "Did you mean `--objective.perceptual_weight`?" in error
+
+
+def test_a_file_cannot_allow_code(capsys, tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("data: x\nallow_code: [json]\n")
+    error = error_of(capsys, "train", "--config", str(path))
+    assert "`allow_code` must be an argument of the command, but got ['json'] in a settings file" in error
+
+
+def test_a_value_in_place_of_a_group_is_named(capsys, tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("data: x\nclips: 3\n")
+    assert "clips" in error_of(capsys, "train", "--config", str(path))
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_be_written_is_one_clear_line(capsys, tmp_path):
+    (tmp_path / "file").touch()
+    size = ["--clips.height", "32", "--clips.width", "32", "--discriminator.dim", "1", "--linear_baseline", "false"]
+    size += ["--latent_clips", "2"]
+    size += ["--clips.cache", "false", "--linear_start", "false"]
+    error = error_of(capsys, "train", "--output_dir", str(tmp_path / "file" / "run"), "--config", "demo", *size)
+    assert str(tmp_path / "file") in error
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "no video", "broken video"])
+def test_data_that_cannot_be_trained_on(capsys, tmp_path, what):
+    folder = tmp_path / "data"
+    if what != "missing":
+        folder.mkdir()
+    if what == "no video":
+        (folder / "notes.txt").write_text("hello")
+    if what == "broken video":
+        (folder / "broken.mp4").write_bytes(b"not a video at all")
+    error = error_of(capsys, "train", "--config", "demo", "--data", str(folder), "--output_dir", str(tmp_path / "run"))
+    assert str(folder) in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_clips_longer_than_every_video_are_refused(capsys, tmp_path):
+    error = error_of(capsys, "train", "--output_dir", str(tmp_path / "run"), "--clips.num_frames", "1001")
+    assert "long enough for a clip of 1001 frames" in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_truncated_file_among_good_ones_is_skipped_named_and_counted(tmp_path, capsys, caplog, monkeypatch):
+    NO_PICTURES["leave_pictures_out"](monkeypatch.setattr)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    whole = sample_videos()[0].read_bytes()
+    (folder / "good.mp4").write_bytes(whole)
+    (folder / "short.mp4").write_bytes(whole[: len(whole) // 3])
+    arguments = [
+        "train",
+        "--config",
+        "demo",
+        "--data",
+        str(folder),
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--steps",
+        "1",
+    ]
+    small = ["--clips.height", "32", "--clips.width", "32", "--clips.num_workers", "0", "--val_clips", "1"]
+    small += ["--clips.cache", "false"]
+    tiny = ["--causal_vae.base_channels", "8", "--batch_size", "1", "--device", "cpu", "--discriminator.dim", "1"]
+    tiny += ["--linear_baseline", "false", "--linear_start", "false", "--latent_clips", "2"]
+    assert main([*arguments, *small, *tiny]) == 0
+    out = capsys.readouterr().out
+    assert "1 video, 1 skipped" in out
+    assert "short.mp4" in caplog.text
+    assert "before" in out
+    assert "side by side" in out
+    for name in ("metrics.jsonl", "config.yaml"):
+        assert (tmp_path / "run" / name).is_file()
+
+
+DEMO, GPU, WHOLE = (RECIPES / name for name in ("demo.yaml", "gpu.yaml", "stages/whole.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "files", "others"),
+    [
+        (["train"], [DEMO], []),
+        (["plan", "--output_dir", "x"], [DEMO], ["--output_dir", "x"]),
+        (["train", "--data", "x"], [GPU], ["--data", "x"]),
+        (["train", "--data=x"], [GPU], ["--data=x"]),
+        (["train", "--data", "x", "--model", "y"], [WHOLE], ["--data", "x", "--model", "y"]),
+        (["train", "--model=y", "--random_weights", "true"], [GPU], ["--model=y", "--random_weights", "true"]),
+        (["train", "--output_dir", "a --model b"], [DEMO], ["--output_dir", "a --model b"]),
+        (["train", "--data=x", "--model=y.json"], [GPU], ["--data=x", "--model=y.json"]),
+        (["train", "--data", "x", "--config=demo"], [DEMO], ["--data", "x"]),
+        (["train", "--output_dir", "x", "--config", "demo"], [DEMO], ["--output_dir", "x"]),
+        (["train", "--config", "gpu", "--config", str(DEMO)], [GPU, DEMO], []),
+        (["train", "--config"], [], ["--config"]),
+        (["train", "--help"], [DEMO], ["--help"]),
+        (["evaluate", "x"], [], ["x"]),
+        (["weights", "list"], [], ["list"]),
+    ],
+)
+def test_a_config_stands_first_and_may_be_a_recipe(typed, files, others):
+    assert with_config_first(typed[0], typed[1:]) == ([*(f"--config={file}" for file in files), *others], files)
+
+
+def test_the_demo_is_announced(monkeypatch, capsys):
+    monkeypatch.setitem(RUN, "train", lambda *_: None)
+    for typed, announced in (
+        ([], True),
+        (["--steps", "3"], True),
+        (["--data", "x"], False),
+        (["--config", "demo"], False),
+    ):
+        assert main(["train", *typed]) == 0
+        assert ("without --data and --config: the demo" in capsys.readouterr().out) == announced
+
+
+def test_a_package_that_is_missing_is_one_clear_line(capsys, monkeypatch):
+    def run(*_):
+        raise ImportError("This model needs diffusers. Run `pip install diffusers`.", name="diffusers")
+
+    monkeypatch.setitem(RUN, "train", run)
+    assert "Run `pip install diffusers`" in error_of(capsys, "train", "--data", "x")
+
+
+def test_the_start_knows_every_command():
+    runs = RUN | WITHOUT_PYTORCH
+    assert {name: run.__doc__ for name, run in runs.items()} == {name: each.summary for name, each in COMMANDS.items()}
+
+
+@pytest.mark.parametrize(("typed", "printed"), [("--version", __version__), ("--help", "reconstruct")])
+def test_without_a_command(capsys, typed, printed):
+    with pytest.raises(SystemExit) as stop:
+        main([typed])
+    assert stop.value.code == 0
+    assert printed in capsys.readouterr().out
+
+
+def test_reconstruct_keeps_length_size_and_rate(model_folder, tmp_path, capsys):
+    out = tmp_path / "out.mp4"
+    video = sample_videos()[0]
+    arguments = ["reconstruct", str(model_folder), str(video), "-o", str(out), "--num_frames", "18", "--height", "50"]
+    assert main([*arguments, "--device", "cpu"]) == 0
+    assert "PSNR" in capsys.readouterr().out
+    with av.open(str(out)) as made, av.open(str(video)) as source:
+        ours, theirs = made.streams.video[0], source.streams.video[0]
+        assert (ours.height, ours.width) == (50, 68)  # 67 by the aspect of 193 x 144; odd sizes grow by one
+        assert ours.average_rate == theirs.average_rate
+        assert sum(1 for _ in made.decode(video=0)) == sum(1 for _ in source.decode(video=0))
+
+
+def test_reconstruct_never_replaces_its_input_or_a_folder(model_folder, tmp_path, capsys):
+    video = tmp_path / "clip.mp4"
+    video.write_bytes(sample_videos()[0].read_bytes())
+    before = video.read_bytes()
+    assert "another file" in error_of(capsys, "reconstruct", str(model_folder), str(video), "-o", str(video))
+    assert video.read_bytes() == before
+    assert "the folder" in error_of(capsys, "reconstruct", str(model_folder), str(video), "-o", str(tmp_path))
+
+
+def test_paths_with_brackets_are_printed_as_they_are(model_folder, tmp_path, capsys):
+    out = tmp_path / "out [/b] [final].mp4"
+    arguments = ["reconstruct", str(model_folder), str(sample_videos()[0]), "-o", str(out), "--height", "32"]
+    assert main([*arguments, "--device", "cpu"]) == 0
+    assert "out [/b] [final].mp4" in capsys.readouterr().out
+    assert out.is_file()
+
+
+@pytest.mark.slow
+def test_reconstruct_side_by_side_is_wider(model_folder, tmp_path):
+    out = tmp_path / "out.mp4"
+    arguments = ["reconstruct", str(model_folder), str(sample_videos()[0]), "-o", str(out), "--height", "32"]
+    assert main([*arguments, "--compare", "true", "--device", "cpu"]) == 0
+    with av.open(str(out)) as made:
+        assert made.streams.video[0].width > 3 * 32
+
+
+@pytest.mark.slow
+def test_evaluate_writes_figures_and_protocol(model_folder, tmp_path, capsys):
+    output = tmp_path / "figures"
+    size = ["--num_frames", "5", "--height", "32", "--width", "48", "--max_clips", "3"]
+    arguments = ["evaluate", str(model_folder), "--data", str(sample_videos()[0]), "--output", str(output)]
+    assert main([*arguments, *size, "--device", "cpu"]) == 0
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert set(metrics) == {*BUILT_IN_METRICS, "lpips_alex", "lpips_vgg"} - {"ms_ssim"}
+    clips = json.loads((output / "clips.json").read_text())
+    assert len(clips) == 3
+    assert metrics["psnr"] == pytest.approx(sum(clip["psnr"] for clip in clips) / 3)
+    protocol = json.loads((output / "protocol.json").read_text())
+    assert (protocol["num_frames"], protocol["height"], protocol["width"]) == (5, 32, 48)
+    assert set(protocol["metrics"]) == set(metrics)
+    out = capsys.readouterr().out
+    assert "lpips_alex" in out
+    assert "no ms_ssim: needs frames of at least 176 x 176" in out
+
+
+@pytest.mark.slow
+def test_evaluate_compares(model_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("telecine.evaluation.evaluate.plot_frames", lambda *_: None)
+    size = ["--num_frames", "5", "--height", "32", "--width", "48", "--max_clips", "2", "--device", "cpu"]
+    for name in ("first", "second"):
+        arguments = ["evaluate", str(model_folder), "--data", str(sample_videos()[0]), "-o", str(tmp_path / name)]
+        assert main([*arguments, *size]) == 0
+    capsys.readouterr()
+    folders = [str(tmp_path / name) for name in ("first", "second", "difference")]
+    assert main(["evaluate", "--compare", *folders[:2], "-o", folders[2]]) == 0
+    out = capsys.readouterr().out
+    assert "2 clips, 95% intervals" in out
+    assert out.count("undecided") == 10
+    assert (tmp_path / "difference" / "comparison.png").is_file()
+
+
+def test_evaluate_refuses_sizes_that_do_not_fit(model_folder, capsys):
+    size = ["--num_frames", "6", "--height", "32", "--width", "32"]
+    error = error_of(capsys, "evaluate", str(model_folder), "--data", str(sample_videos()[0]), *size)
+    assert "4k+1" in error
+
+
+def test_report_writes_a_page(tmp_path, capsys):
+    runs = [tmp_path / "a [b]", tmp_path / "c"]
+    for run in runs:
+        run.mkdir()
+        (run / "metrics.jsonl").write_text('{"step": 0, "val/psnr": 11.0}\n')
+    assert main(["report", str(runs[0])]) == 0
+    assert f"written to {runs[0] / 'report.html'}" in capsys.readouterr().out
+    (runs[1] / "config.yaml").write_text("steps: 0\n")
+    assert main(["report", str(runs[1]), "--watch"]) == 0, "it ends, since the run is finished"
+    assert f"written to {runs[1] / 'report.html'}" in capsys.readouterr().out
+    assert main(["report", *map(str, runs), "-o", str(tmp_path / "both.html")]) == 0
+    assert "a [b] · c" in (tmp_path / "both.html").read_text(encoding="utf-8")
+
+
+def test_weights_are_listed_and_verified(capsys):
+    assert main(["weights", "list"]) == 0
+    assert "vgg" in capsys.readouterr().out
+    assert main(["weights", "verify", "alex"]) == 0
+    assert "alexnet-features" in capsys.readouterr().out
+
+
+def test_an_unknown_net_is_an_error(capsys):
+    assert "resnet" in error_of(capsys, "weights", "verify", "resnet")
+
+
+def test_setting_names_reach_into_groups():
+    names = list(setting_names(TrainConfig))
+    assert {"steps", "clips", "clips.num_frames", "objective.disc_start", "causal_vae.base_channels"} <= set(names)
+    assert Path(names[0]).name == "data"
+
+
+def test_plan_refuses_a_memory_without_a_unit(capsys):
+    assert "Use 80GiB." in error_of(capsys, "plan", "--memory", "80")
+
+
+def test_checkpoints_are_verified(tmp_path, capsys):
+    for step in (1, 2):
+        folder = begin_checkpoint(tmp_path, step)
+        (folder / STATE_FILE).write_text("{}")
+        finish_checkpoint(tmp_path, step, folder, keep=2)
+    assert main(["checkpoint", "verify", str(tmp_path)]) == 0
+    first, second = (folder for _, folder in checkpoints(tmp_path))
+    assert capsys.readouterr().out == f"{first}: intact\n{second}: intact\n"
+    (second / STATE_FILE).write_text("[]")
+    message = error_of(capsys, "checkpoint", "verify", str(tmp_path))
+    assert f"`{second / STATE_FILE}` must be as it was written" in message
+    assert main(["checkpoint", "verify", str(first)]) == 0
+    assert "must be the folder of a run" in error_of(capsys, "checkpoint", "verify", str(tmp_path / "no"))
+
+
+def test_ctrl_c_while_the_command_line_starts_prints_no_traceback(monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("telecine.cli.main.command_parser", interrupt)
+    assert main(["train"]) == 130
+
+
+def test_settings_files_are_validated(tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text("clips: {height: 64}\n")
+    assert main(["config", "validate", "wan2.1", "decoder", str(path)]) == 0
+    assert capsys.readouterr().out == f"valid: wan2.1 decoder {path}\n"
+    path.write_text("clips: {heigth: 64}\n")
+    assert "`clips.heigth` is not a setting. Did you mean `clips.height`?" in error_of(
+        capsys, "config", "validate", "gpu", str(path)
+    )
+    path.write_text("steps: 0\n")
+    assert "`steps` must be a positive int" in error_of(capsys, "config", "validate", str(path))
+    path.write_text("steps: many\n")
+    assert "`steps` must be a whole number, but got many." in error_of(capsys, "config", "validate", str(path))
+    assert "`files` must be settings files or recipes, but got nothing" in error_of(capsys, "config", "validate")
+
+
+def test_the_schema_accepts_every_recipe_and_finds_mistakes(capsys):
+    assert main(["config", "schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    validator = jsonschema.validators.validator_for(schema)(schema)
+    checked = 0
+    for path in recipes().values():
+        assert list(validator.iter_errors(yaml.safe_load(path.read_text()))) == [], path
+        checked += 1
+    assert checked > 20
+    wrong = [{"stepz": 3}, {"steps": "many"}, {"clips": {"heigth": 3}}, {"objective": {"gan": {"loss": 3}}}]
+    assert [bool(list(validator.iter_errors(values))) for values in wrong] == [True] * 4
+    assert "Total number of updates" in schema["properties"]["steps"]["description"]

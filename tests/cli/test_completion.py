@@ -1,0 +1,59 @@
+"""The script completes in Bash what a user would type."""
+
+import subprocess
+
+import pytest
+
+from telecine.cli.completion import script
+from telecine.cli.main import main
+
+# Sources a script, and completes lines of words, each with the cursor at the end of the last word.
+COMPLETE = """
+source "$1"; shift
+for typed in "$@"; do
+  read -ra COMP_WORDS <<< "$typed"
+  [[ $typed == *" " ]] && COMP_WORDS+=("")
+  COMP_CWORD=$(( ${#COMP_WORDS[@]} - 1 ))
+  COMPREPLY=()
+  _shtab_telecine telecine "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"
+  echo "$typed|${COMPREPLY[*]}"
+done
+"""
+LINES = {
+    "telecine pl": {"plan"},
+    "telecine train --optim": {"--optimizer.lr", "--optimizer.disc_lr"},
+    "telecine train --objective.gan.loss ": {"hinge", "vanilla", "least_squares", "relativistic"},
+    "telecine train --clips.cache ": {"true", "false"},
+    "telecine train --config de": {"demo", "demo_long", "decoder"},
+    "telecine train --config my": {"my_settings.yaml"},
+    "telecine train --data my": {"my_settings.yaml"},
+    "telecine recipes ": {"list", "show", "copy"},
+    "telecine recipes show co": {"cogvideox", "cosmos"},
+    "telecine recipes copy wan2.1": {"wan2.1"},
+    "telecine recipes copy demo my": {"my_settings.yaml"},
+    "telecine evaluate --me": set(),
+}
+
+
+def test_bash_completes(tmp_path):
+    (tmp_path / "my_settings.yaml").touch()
+    (tmp_path / "telecine.bash").write_text(script("bash"))
+    command = ["bash", "--norc", "-c", COMPLETE, "bash", "telecine.bash", *LINES]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    completed = dict(line.split("|") for line in done.stdout.splitlines())
+    assert completed.keys() == LINES.keys()
+    for line, some in LINES.items():
+        found = set(completed[line].split())
+        assert some <= found, line
+        word = line.rpartition(" ")[2]
+        assert all(each.startswith(word) for each in found), line
+        assert bool(found) == bool(some), line
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_command_prints_the_script(shell, capsys):
+    assert main(["completion", shell]) == 0
+    text = capsys.readouterr().out
+    assert "objective.disc_start" in text
+    assert "relativistic" in text

@@ -1,0 +1,55 @@
+"""YAML from others is read in little time and memory, or refused in one line."""
+
+from itertools import pairwise
+
+import pytest
+
+from telecine.cli.main import main
+from telecine.settings.yaml_file import MAX_BYTES, read_yaml
+
+BOMB = "a: &a [x, x]\n" + "".join(f"{name}: &{name} [*{last}, *{last}]\n" for last, name in pairwise("abcdefg"))
+BAD = {
+    "aliases": (BOMB, r"settings without aliases \(`\*name`\), but got one in line 2\. Write the value out"),
+    "merged alias": ("a: &a {b: 1}\nc:\n  <<: *a\n", "but got one in line 3"),
+    "brackets": ("a: 1\nb: " + "[" * 33 + "]" * 33, "nested at most 32 deep, but got more in line 2"),
+    "many brackets": ("[" * 10_000, "must be .*, but got"),
+    "digits": ("steps: " + "9" * 5000, "must be YAML in UTF-8, but got other text .*digits"),
+    "size": ("#" * (MAX_BYTES + 1), "at most 1048576 bytes, but got 1048577 bytes"),
+    "tag": ("a: !!python/object/apply:os.system [true]", "must be YAML in UTF-8, but got other text"),
+    "list": ("- a\n- b\n", "`key: value` lines, but got a list in line 1"),
+    "text": ("\nsettings\n", "`key: value` lines, but got text in line 2"),
+    "NUL": ("a: \0", "must be YAML in UTF-8"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_refused(case, tmp_path):
+    text, message = BAD[case]
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as found:
+        read_yaml(path)
+    assert str(path) in str(found.value)
+    assert len(str(found.value)) < 400
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n"])
+def test_a_file_without_settings_is_read(tmp_path, text):
+    path = tmp_path / "settings.yaml"
+    path.write_text(text)
+    assert read_yaml(path) is None
+
+
+def test_other_settings_are_read(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text("a: {b: [1, 2.5, x, null, true]}\n")
+    assert read_yaml(path) == {"a": {"b": [1, 2.5, "x", None, True]}}
+
+
+def test_the_command_line_checks_its_settings_files(tmp_path, capsys):
+    path = tmp_path / "settings.yaml"
+    path.write_text(BOMB)
+    assert main(["train", "--config", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"telecine: error: `{path}` must be settings without aliases")
+    assert error.count("\n") == 1
