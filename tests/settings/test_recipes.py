@@ -19,7 +19,7 @@ from telecine.training.config_file import config_from, read_config
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.trainable import DECODER
 
-from .autoencoders.tiny_models import CLIPS, shared, tiny_model
+from ..autoencoders.tiny_models import CLIPS, shared, tiny_model
 
 NO_PICTURES = runpy.run_path(str(Path(__file__).parents[1] / "training" / "no_pictures.py"))
 # The tiny model of the class of each recipe of a model.
