@@ -25,10 +25,11 @@ from matplotlib.figure import Figure
 from measure import machine, table
 from torch import nn
 
-from telecine.autoencoders import CausalVAE, CausalVAEConfig, VideoAutoencoder, as_video_autoencoder
+from telecine.autoencoders import CausalVAE, VideoAutoencoder, as_video_autoencoder
 from telecine.objective import VideoAutoencoderLoss
 from telecine.perceptual import LPIPS
-from telecine.training import TrainConfig, read_config
+from telecine.settings import CausalVAEConfig, TrainConfig
+from telecine.training import read_config
 from telecine.training.baseline import NUM_CLIPS, fit_linear, measure_linear
 from telecine.training.build import Clips, build_clips
 from telecine.training.optim import MovingAverage

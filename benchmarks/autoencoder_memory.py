@@ -22,13 +22,14 @@ from measure import Step, device, extra_peak, machine, table
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from telecine.autoencoders import CausalVAE, CausalVAEConfig, VideoAutoencoder
+from telecine.autoencoders import CausalVAE, VideoAutoencoder
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.autoencoders.interface import Reconstruction
 from telecine.base.randomness import Generators
 from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.layer_activations import LayerActivations
 from telecine.ops.checkpointing import CheckpointedCall
+from telecine.settings import CausalVAEConfig
 from telecine.training.build import owner_of
 
 MIB = 2**20

@@ -25,10 +25,10 @@ from latents import linear_start, trained, without_gan
 from measure import machine, spread, table
 from torch import Tensor, nn
 
-from telecine.autoencoders import CausalVAE, CausalVAEConfig
+from telecine.autoencoders import CausalVAE
 from telecine.autoencoders.bottleneck import Bottleneck
 from telecine.perceptual import LPIPS
-from telecine.training import TrainConfig
+from telecine.settings import CausalVAEConfig, TrainConfig
 from telecine.training.build import Clips, build_autoencoder, build_clips
 from telecine.training.validation import validate
 from training import SMOKE, demo_config

@@ -25,15 +25,9 @@ from unittest.mock import patch
 from measure import machine, table
 from rich.console import Console
 
-from telecine.data import ClipConfig, sample_videos
-from telecine.training import (
-    DiscriminatorConfig,
-    ObjectiveConfig,
-    TrainConfig,
-    checkpoint,
-    checkpoint_files,
-    read_config,
-)
+from telecine.data import sample_videos
+from telecine.settings import ClipConfig, DiscriminatorConfig, ObjectiveConfig, TrainConfig
+from telecine.training import checkpoint, checkpoint_files, read_config
 from telecine.training.interrupt import StopRequest
 from telecine.training.trainer import Trainer
 

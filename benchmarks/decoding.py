@@ -23,16 +23,8 @@ import av
 import torch
 from measure import Step, interleaved
 
-from telecine.data import (
-    ClipConfig,
-    ClipDataset,
-    VideoInfo,
-    index_video,
-    iterate_frames,
-    sample_videos,
-    tar_members,
-    whole_video,
-)
+from telecine.data import ClipDataset, VideoInfo, index_video, iterate_frames, sample_videos, tar_members, whole_video
+from telecine.settings import ClipConfig
 
 SHORT_GOP = 30
 SOURCES = ("file", "tar file", "memory")

@@ -27,7 +27,8 @@ from telecine.data import Clip, index_videos, validation_clips, whole_video
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.perceptual import LPIPS
-from telecine.training import TrainConfig, read_config, train
+from telecine.settings import TrainConfig
+from telecine.training import read_config, train
 from telecine.training.baseline import NUM_CLIPS, fit_linear
 from telecine.training.build import build_clips
 

@@ -29,9 +29,10 @@ from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.load import load_model_or_run
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.runs.layout import METRICS_FILE, find_checkpoint
-from telecine.training import TrainableConfig, TrainConfig, train
+from telecine.settings import DistillConfig, TrainableConfig, TrainConfig
+from telecine.training import train
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_state
-from telecine.training.distillation import DistillConfig, distill
+from telecine.training.distillation import distill
 from telecine.training.latent_cache import LatentCache
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.validation import read_result, validate

@@ -19,7 +19,8 @@ from faults_row import Row
 
 from telecine.cli import commands
 from telecine.cli import main as cli
-from telecine.data import ClipConfig, ClipDataset, DataError, index_videos, read_clip, whole_video
+from telecine.data import ClipDataset, DataError, index_videos, read_clip, whole_video
+from telecine.settings import ClipConfig
 
 # What a process may take to read one broken file: processor seconds, and peak memory in KiB above that before it.
 CPU_SECONDS, KIBIBYTES = 30, 512 * 1024

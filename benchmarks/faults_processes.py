@@ -21,12 +21,11 @@ import torch
 from faults_row import Row
 from safetensors.torch import load_file
 
-from telecine.autoencoders import CausalVAEConfig
 from telecine.cli import commands
 from telecine.cli import main as cli
-from telecine.data import ClipConfig, sample_videos
+from telecine.data import sample_videos
 from telecine.runs.layout import METRICS_FILE, checkpoints
-from telecine.training import DiscriminatorConfig, ObjectiveConfig, TrainConfig
+from telecine.settings import CausalVAEConfig, ClipConfig, DiscriminatorConfig, ObjectiveConfig, TrainConfig
 from telecine.training.interrupt import STOP_SIGNALS
 from telecine.training.saved_settings import as_yaml
 

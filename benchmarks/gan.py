@@ -27,6 +27,7 @@ from image_distances import FSIM, OfflineDISTS, vgg16_features
 from measure import machine, spread, table
 from outcome_runs import BUILT_IN, DIVERGED, Outcome, OutcomeFolder, Run, plain_values
 from PIL import Image, ImageDraw
+from telecine.training.config_file import config_from
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.utils import make_grid
@@ -39,11 +40,10 @@ from telecine.data.find import find_videos
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.frechet import frechet_distance
 from telecine.perceptual import LPIPS
+from telecine.settings import TrainConfig
 from telecine.settings.recipes import find_recipe
 from telecine.settings.yaml_file import read_yaml
-from telecine.training import TrainConfig
 from telecine.training.build import Clips, build_autoencoder, build_clips
-from telecine.training.config_file import config_from
 from telecine.training.state import TrainState
 from telecine.training.step import DivergenceError
 

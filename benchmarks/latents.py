@@ -30,22 +30,22 @@ from latents_picture import draw
 from measure import interleaved, machine, median_ratio, ratio, spread, table
 from outcome_runs import plain_values
 from rich.console import Console
+from telecine.training.config_file import read_config
 from torch import Tensor
 
 from telecine.autoencoders import CausalVAE
 from telecine.base.checks import argument_error
 from telecine.base.files import read_json, write_json
 from telecine.base.shapes import Video
-from telecine.data import ClipConfig
 from telecine.evaluation.latents import TRANSFORMS, decode, describe, measure_space
 from telecine.evaluation.source import ModelSource
 from telecine.losses import mse
 from telecine.perceptual import LPIPS
 from telecine.runs.layout import CONFIG_FILE, find_checkpoint
-from telecine.training import TrainConfig, baseline, train
+from telecine.settings import ClipConfig, TrainConfig
+from telecine.training import baseline, train
 from telecine.training.baseline import fit_linear
 from telecine.training.build import Clips, build_accelerator, build_autoencoder, build_clips, build_state
-from telecine.training.config_file import read_config
 from telecine.training.state import TrainState
 from telecine.training.step import MicroBatch, train_step
 from training import SMOKE, demo_config

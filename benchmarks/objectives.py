@@ -28,12 +28,12 @@ from gan import HEALTH, HELD_OUT, UNSEEN, Measure, draw, health, health_row, mea
 from latents import START
 from measure import machine, table
 from outcome_runs import DIVERGED, Outcome, OutcomeFolder, Run, plain_values
+from telecine.training.config_file import config_from
 
+from telecine.settings import TrainConfig
 from telecine.settings.recipes import find_recipe
 from telecine.settings.yaml_file import read_yaml
-from telecine.training import TrainConfig
 from telecine.training.build import Clips, build_autoencoder, build_clips
-from telecine.training.config_file import config_from
 from telecine.training.step import DivergenceError
 from training import SMOKE
 

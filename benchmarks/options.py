@@ -22,8 +22,9 @@ from measure import Step, interleaved, machine, median_ratio, ratio, table_row
 from torch import nn
 
 from telecine import LPIPS, PatchDiscriminator3D, VideoAutoencoderLoss
-from telecine.autoencoders import CausalVAE, CausalVAEConfig
+from telecine.autoencoders import CausalVAE
 from telecine.discriminators import ConditionalDiscriminator
+from telecine.settings import CausalVAEConfig
 
 REFERENCE: dict[str, Any] = {
     "disc_start": 0,

@@ -23,7 +23,7 @@ from outcome_runs import DIVERGED, Outcome, OutcomeFolder, SeedRuns, Variant, pl
 from PIL import Image
 
 from telecine import Ramp
-from telecine.training import TrainConfig
+from telecine.settings import TrainConfig
 from training import SMOKE, demo_config
 
 METRICS = {

@@ -24,7 +24,8 @@ from telecine.base.files import read_json, write_json
 from telecine.data import Clip, bytes_from_video, clip_loader
 from telecine.evaluation import ReconstructionMetrics
 from telecine.perceptual import LPIPS
-from telecine.training import TrainConfig, TrainingError
+from telecine.settings import TrainConfig
+from telecine.training import TrainingError
 from telecine.training.baseline import NUM_CLIPS, fit_linear
 from telecine.training.build import Clips, build_accelerator, build_autoencoder, build_clips, build_state
 from telecine.training.diagnostics import Diagnostics

@@ -20,7 +20,8 @@ from accelerate.utils import set_seed
 from measure import machine, synchronize, table
 
 from telecine.data import clip_loader
-from telecine.training import TrainConfig, read_config
+from telecine.settings import TrainConfig
+from telecine.training import read_config
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_state
 from telecine.training.state import TrainState
 from telecine.training.step import MicroBatch, set_learning_rates, train_step

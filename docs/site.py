@@ -135,8 +135,9 @@ def keep_formula(match: re.Match[str]) -> str:
 
 def command_line() -> str:
     """Return the page of all commands, as `--help` prints them."""
-    from telecine.cli.commands import COMMANDS
     from telecine.cli.help import help_of
+
+    from telecine.cli.commands import COMMANDS
 
     os.environ["COLUMNS"] = "100"
     text = "# Command line\n\nWhat `telecine COMMAND --help=all` prints. [Settings](settings.md) has tables.\n"
@@ -147,8 +148,7 @@ def command_line() -> str:
 
 def settings() -> str:
     """Return the page of all settings."""
-    from telecine.evaluation.config import EvaluateConfig, LatentsConfig, ReconstructConfig
-    from telecine.training import TrainConfig
+    from telecine.settings import EvaluateConfig, LatentsConfig, ReconstructConfig, TrainConfig
 
     commands = {"train": TrainConfig, "evaluate": EvaluateConfig, "latents": LatentsConfig}
     commands["reconstruct"] = ReconstructConfig

@@ -8,11 +8,9 @@ import pytest
 import torch
 
 from telecine.cli.main import setting_names
-from telecine.evaluation.config import EvaluateConfig
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES
-from telecine.objective import ObjectiveConfig, Term
 from telecine.objective.terms import TERMS
-from telecine.training import TrainConfig
+from telecine.settings import EvaluateConfig, ObjectiveConfig, Term, TrainConfig
 from telecine.training.diagnostic_rules import RULES
 
 ROOT = Path(__file__).parent.parent

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 
 from telecine import training
 from telecine.cli.main import main
-from telecine.data import ClipConfig, index_video, read_clip, sample_videos
+from telecine.data import index_video, read_clip, sample_videos
 from telecine.report.run import read_records
 from telecine.report.video import write_mp4
 from telecine.runs.layout import checkpoints
-from telecine.training import ObjectiveConfig
+from telecine.settings import ClipConfig, ObjectiveConfig
 
 from .autoencoders.tiny_models import TINY_MODELS
 

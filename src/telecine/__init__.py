@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from telecine.discriminators import PatchDiscriminator as PatchDiscriminator
     from telecine.discriminators import PatchDiscriminator3D as PatchDiscriminator3D
     from telecine.discriminators import frame_gradients as frame_gradients
-    from telecine.evaluation.config import EvaluateConfig as EvaluateConfig
-    from telecine.evaluation.config import ReconstructConfig as ReconstructConfig
     from telecine.evaluation.evaluate import evaluate as evaluate
     from telecine.evaluation.reconstruct import reconstruct as reconstruct
     from telecine.losses import gradient_penalty as gradient_penalty
     from telecine.losses import kl_to_standard_normal as kl_to_standard_normal
     from telecine.losses import mse as mse
-    from telecine.objective import Ramp as Ramp
-    from telecine.objective import Term as Term
     from telecine.objective import VideoAutoencoderLoss as VideoAutoencoderLoss
     from telecine.perceptual import LPIPS as LPIPS
-    from telecine.training import TrainConfig as TrainConfig
-    from telecine.training import read_config as read_config
+    from telecine.settings import EvaluateConfig as EvaluateConfig
+    from telecine.settings import Ramp as Ramp
+    from telecine.settings import ReconstructConfig as ReconstructConfig
+    from telecine.settings import Term as Term
+    from telecine.settings import TrainConfig as TrainConfig
+    from telecine.settings.parse import read_config as read_config
     from telecine.training import train as train
 
 __version__ = "0.1.0"
@@ -42,19 +42,19 @@ _MODULES = {
     "DiscriminatorOutput": "telecine.discriminators",
     "PatchDiscriminator": "telecine.discriminators",
     "PatchDiscriminator3D": "telecine.discriminators",
-    "Ramp": "telecine.objective",
-    "Term": "telecine.objective",
+    "Ramp": "telecine.settings",
+    "Term": "telecine.settings",
     "VideoAutoencoderLoss": "telecine.objective",
     "allow_code": "telecine.base.imports",
     "frame_gradients": "telecine.discriminators",
     "gradient_penalty": "telecine.losses",
     "kl_to_standard_normal": "telecine.losses",
     "mse": "telecine.losses",
-    "EvaluateConfig": "telecine.evaluation.config",
-    "ReconstructConfig": "telecine.evaluation.config",
-    "TrainConfig": "telecine.training",
+    "EvaluateConfig": "telecine.settings",
+    "ReconstructConfig": "telecine.settings",
+    "TrainConfig": "telecine.settings",
     "evaluate": "telecine.evaluation.evaluate",
-    "read_config": "telecine.training",
+    "read_config": "telecine.settings.parse",
     "reconstruct": "telecine.evaluation.reconstruct",
     "train": "telecine.training",
 }

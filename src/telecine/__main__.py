@@ -5,28 +5,21 @@ from __future__ import annotations
 import sys
 
 from telecine.base.requirements import how_to_install
-from telecine.cli.commands import INTERRUPTED, fail
 
 
 def main() -> int:
     """Run the command line, or say how to install what it needs."""
     try:
-        from telecine.cli.start import answer
-
-        code = answer(sys.argv[1:])
-        if code is not None:
-            return code
-        from telecine.cli import main as cli  # takes seconds
+        from telecine.cli.main import main as run
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "telecine":
             raise
-        return fail(f"{error}. {how_to_install('train')}")
-    except (ValueError, OSError) as error:
-        return fail(" ".join(str(error).split()))
+        print(f"telecine: error: {error}. {how_to_install('train')}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted")
-        return INTERRUPTED
-    return cli.main()
+        return 130
+    return run()
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from telecine.autoencoders import CausalVAE, CausalVAEConfig, LinearAutoencoder, load_autoencoder
+from telecine.autoencoders import CausalVAE, LinearAutoencoder, load_autoencoder
 from telecine.autoencoders.bottleneck import build_bottleneck
+from telecine.settings import CausalVAEConfig
 
 BASE = CausalVAEConfig(2, 4, 6, patch_size=2, base_channels=8, blocks_per_level=1)
 FSQ = replace(BASE, bottleneck="fsq", fsq_levels=(5, 4, 3))

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from telecine.autoencoders import CausalVAE, CausalVAEConfig
+from telecine.autoencoders import CausalVAE
 from telecine.losses.divergence import kl_to_standard_normal
+from telecine.settings import CausalVAEConfig
 
 # Time compression, spatial compression, patch size.
 COMPRESSIONS = [(4, 8, 2), (4, 4, 4), (2, 8, 4), (1, 8, 2), (4, 8, 8), (1, 1, 1), (8, 4, 2)]

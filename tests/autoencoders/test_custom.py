@@ -14,7 +14,8 @@ from telecine.autoencoders import (
     as_video_autoencoder,
 )
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
-from telecine.training.trainable import TrainableConfig, select_trainable
+from telecine.settings import TrainableConfig
+from telecine.training.trainable import select_trainable
 
 from .tiny_models import tiny_clip, tiny_model
 

@@ -7,7 +7,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from telecine.autoencoders import CausalVAE, CausalVAEConfig, pretrained
+from telecine.autoencoders import CausalVAE, pretrained
+from telecine.settings import CausalVAEConfig
 
 SMALL = CausalVAEConfig(2, 4, 3, patch_size=2, base_channels=8, blocks_per_level=1)
 

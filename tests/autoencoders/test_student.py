@@ -8,12 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from telecine.autoencoders import CausalVAE, CausalVAEConfig, LinearAutoencoder, load_autoencoder
+from telecine.autoencoders import CausalVAE, LinearAutoencoder, load_autoencoder
 from telecine.autoencoders.causal import Decoder
 from telecine.autoencoders.linear import PatchDecoder, fit_decoder
 from telecine.autoencoders.load import load_model_or_run
 from telecine.autoencoders.student import SIZES, StudentAutoencoder, student_config
 from telecine.base.frozen import Frozen
+from telecine.settings import CausalVAEConfig
 
 from .tiny_models import CLIPS, adapter
 

@@ -6,14 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from telecine.training.config_file import config_from, read_config
 
 import telecine
 from telecine import allow_code
 from telecine.base.imports import import_allowed
 from telecine.cli.main import main
 from telecine.discriminators.build import resolve_class
-from telecine.objective.terms import Term
-from telecine.training.config_file import config_from, read_config
+from telecine.settings import Term
 
 MODULE = """
 import sys

@@ -1,7 +1,8 @@
 import pytest
 
-from telecine.autoencoders import CausalVAE, CausalVAEConfig
+from telecine.autoencoders import CausalVAE
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
+from telecine.settings import CausalVAEConfig
 
 from ..autoencoders.tiny_models import tiny_model
 

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from telecine.autoencoders import CausalVAEConfig
 from telecine.evaluation.latent_measures import code_usage
+from telecine.settings import CausalVAEConfig
 
 CODES = CausalVAEConfig(bottleneck="fsq", fsq_levels=(5, 4), latent_channels=4)
 

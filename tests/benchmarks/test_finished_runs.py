@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 from rich.console import Console
+from telecine.training.config_file import config_from
 
 from telecine.data import sample_videos
 from telecine.training import train
-from telecine.training.config_file import config_from
 
 
 @pytest.mark.slow

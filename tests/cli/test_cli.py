@@ -9,17 +9,17 @@ import jsonschema
 import pytest
 import torch
 import yaml
+from telecine.cli.start import WITHOUT_PYTORCH
 
 from telecine import Ramp, __version__
-from telecine.autoencoders import CausalVAE, CausalVAEConfig
+from telecine.autoencoders import CausalVAE
 from telecine.cli.commands import COMMANDS
 from telecine.cli.main import RUN, main, setting_names
-from telecine.cli.start import WITHOUT_PYTORCH
 from telecine.data import sample_videos
 from telecine.evaluation.metrics import BUILT_IN_METRICS
 from telecine.runs.layout import STATE_FILE, checkpoints
+from telecine.settings import CausalVAEConfig, TrainConfig
 from telecine.settings.recipes import RECIPES, recipes, with_config_first
-from telecine.training import TrainConfig
 from telecine.training.checkpoint_files import begin_checkpoint, finish_checkpoint
 
 NO_PICTURES = runpy.run_path(str(Path(__file__).parents[1] / "training" / "no_pictures.py"))

@@ -3,8 +3,8 @@
 import subprocess
 
 import pytest
-
 from telecine.cli.completion import script
+
 from telecine.cli.main import main
 
 # Sources a script, and completes lines of words, each with the cursor at the end of the last word.

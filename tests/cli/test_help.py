@@ -5,13 +5,13 @@ import subprocess
 import sys
 
 import pytest
-
 from telecine.cli.argument_errors import setting_names
-from telecine.cli.commands import COMMANDS
 from telecine.cli.help import arguments_of, help_of
-from telecine.cli.main import command_parser, main, settings_class
 from telecine.cli.settings_source import as_typed, read_settings
 from telecine.cli.start import WITHOUT_PYTORCH, check_names
+
+from telecine.cli.commands import COMMANDS
+from telecine.cli.main import command_parser, main, settings_class
 
 NAMES = ("train", "evaluate", "reconstruct", "latents", "distill")
 

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from telecine.cli.tables import print_dry_run, print_plan
-from telecine.training import ObjectiveConfig, TrainConfig
+from telecine.settings import ObjectiveConfig, TrainConfig
 from telecine.training.capacity import AS_CONFIGURED, SWITCHES, Fit, Plan
 from telecine.training.dry_run import DryRun
 from telecine.training.plan import UpdatePlan

@@ -10,8 +10,6 @@ import pytest
 import torch
 
 from telecine.data import (
-    Bucket,
-    ClipConfig,
     DataError,
     DecodedCache,
     DecodeError,
@@ -22,6 +20,7 @@ from telecine.data import (
     tar_members,
     whole_video,
 )
+from telecine.settings import Bucket, ClipConfig
 
 from .videos import damage, moving_frames, numbered_frames, numbers_of, write_video
 

@@ -8,8 +8,9 @@ from itertools import product
 import pytest
 import torch
 
-from telecine.data import Bucket, Span, bytes_from_video, clips_sha256, pixels_sha256, video_from_bytes
+from telecine.data import Span, bytes_from_video, clips_sha256, pixels_sha256, video_from_bytes
 from telecine.data.clip import ClipSpec, make_clip
+from telecine.settings import Bucket
 
 from .videos import moving_frames
 

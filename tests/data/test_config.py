@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
-from telecine.autoencoders import CausalVAE, CausalVAEConfig
-from telecine.data import Bucket, ClipConfig, VideoInfo, check_buckets
-from telecine.data.config import draw_bucket
+from telecine.autoencoders import CausalVAE
+from telecine.data import VideoInfo
+from telecine.data.buckets import check_buckets, draw_bucket
+from telecine.settings import Bucket, CausalVAEConfig, ClipConfig
 
 BUCKETS = (Bucket(5, 32, 40, weight=3), Bucket(3, 48, 32), Bucket(9, 16, 16))
 

@@ -12,8 +12,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from telecine.data import (
-    Bucket,
-    ClipConfig,
     ClipDataset,
     DataError,
     Span,
@@ -25,6 +23,7 @@ from telecine.data import (
     video_from_bytes,
     whole_video,
 )
+from telecine.settings import Bucket, ClipConfig
 
 from .videos import (
     assert_same_clips,

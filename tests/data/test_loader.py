@@ -19,18 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from telecine.data import (
-    Bucket,
-    Clip,
-    ClipBatchSampler,
-    ClipConfig,
-    ClipDataset,
-    DataError,
-    ReadingStopped,
-    Span,
-    clip_loader,
-    loader,
-)
+from telecine.data import Clip, ClipBatchSampler, ClipDataset, DataError, ReadingStopped, Span, clip_loader, loader
+from telecine.settings import Bucket, ClipConfig
 
 CONFIG = ClipConfig(num_frames=5, height=32, width=40, num_workers=0)
 

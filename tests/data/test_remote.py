@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from telecine.data import (
-    ClipConfig,
     ClipDataset,
     DataError,
     Span,
@@ -29,6 +28,7 @@ from telecine.data import (
 )
 from telecine.data.remote_cache import cache_folder
 from telecine.data.source import PROTOCOLS, DecodeError, RemotePath, TarMember, as_source
+from telecine.settings import ClipConfig
 
 from .videos import moving_frames, write_images, write_shard, write_video
 

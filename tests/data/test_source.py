@@ -14,7 +14,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from telecine.data import (
-    ClipConfig,
     ClipDataset,
     DataError,
     DecodeError,
@@ -26,6 +25,7 @@ from telecine.data import (
     whole_video,
 )
 from telecine.data.source import as_source, is_hidden, is_image, is_media, read_bytes
+from telecine.settings import ClipConfig
 
 from .videos import (
     assert_same_clips,

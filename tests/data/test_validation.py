@@ -11,8 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from telecine.data import (
-    Bucket,
-    ClipConfig,
     DataError,
     Span,
     TarMember,
@@ -23,6 +21,7 @@ from telecine.data import (
     validation_clips,
     whole_video,
 )
+from telecine.settings import Bucket, ClipConfig
 
 from .videos import assert_same_clips, damage, moving_frames, write_images, write_video
 

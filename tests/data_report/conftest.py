@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from telecine.data import ClipConfig
 from telecine.data_report.inspect import inspect_data
-from telecine.training import TrainConfig
+from telecine.settings import ClipConfig, TrainConfig
 
 VIDEOS = runpy.run_path(str(Path(__file__).parents[1] / "data" / "videos.py"))
 write_video, moving_frames = VIDEOS["write_video"], VIDEOS["moving_frames"]

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from telecine.autoencoders import CausalVAE, CausalVAEConfig
+from telecine.autoencoders import CausalVAE
 from telecine.report.video import write_mp4
+from telecine.settings import CausalVAEConfig
 
 from .videos import noisy, waves
 

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from telecine.data import ClipConfig
-from telecine.evaluation.config import EvaluateConfig, LatentsConfig, ReconstructConfig
+from telecine.settings import ClipConfig, EvaluateConfig, LatentsConfig, ReconstructConfig
 
 
 def test_the_home_folder_is_expanded():

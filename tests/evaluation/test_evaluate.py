@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from telecine.data import ClipConfig, find_videos, index_videos, read_clip, video_from_bytes
+from telecine.data import find_videos, index_videos, read_clip, video_from_bytes
 from telecine.evaluation import ReconstructionMetrics, source
-from telecine.evaluation.config import EvaluateConfig
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.metrics import BUILT_IN_METRICS
 from telecine.evaluation.source import read_span
+from telecine.settings import ClipConfig, EvaluateConfig
 
 SMALL = {"num_frames": 5, "height": 32, "width": 48, "device": "cpu"}
 # Too small for LPIPS, whose weights are then not loaded.

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 from torchvision.models import optical_flow
 
 from telecine.evaluation import measure
-from telecine.evaluation.config import EvaluateConfig
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.flow import WarpingError, load_flow, visible_pixels, warp, warping_error
+from telecine.settings import EvaluateConfig
 
 CPU = torch.device("cpu")
 NUM_FRAMES, HEIGHT, WIDTH = 5, 64, 96

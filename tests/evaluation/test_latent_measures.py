@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from telecine.autoencoders import CausalVAEConfig
 from telecine.autoencoders.bottleneck import build_bottleneck
 from telecine.evaluation.latent_measures import (
     autocorrelation,
@@ -19,6 +18,7 @@ from telecine.evaluation.latent_measures import (
     scaled_video,
     summary,
 )
+from telecine.settings import CausalVAEConfig
 
 from .devices import WithoutFloat64
 

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 
 from telecine.autoencoders import CausalVAE
 from telecine.cli.main import main
-from telecine.data import ClipConfig, DataError
+from telecine.data import DataError
 from telecine.evaluation import latents, source
-from telecine.evaluation.config import EvaluateConfig, LatentsConfig
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.latent_page import render, write_latents
 from telecine.evaluation.latents import TRANSFORMS, drift, measure_latent_spaces
+from telecine.settings import ClipConfig, EvaluateConfig, LatentsConfig
 
 from .conftest import TINY
 

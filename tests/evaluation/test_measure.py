@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from telecine.data import find_videos, index_videos
-from telecine.evaluation.config import EvaluateConfig
 from telecine.evaluation.measure import (
     ClipResult,
     frechet_of_clips,
@@ -16,6 +15,7 @@ from telecine.evaluation.measure import (
 )
 from telecine.evaluation.processes import Processes
 from telecine.evaluation.source import select_clips, video_source
+from telecine.settings import EvaluateConfig
 
 CPU = torch.device("cpu")
 

@@ -5,10 +5,9 @@ import torch
 from torch import nn
 
 from telecine.autoencoders import Reconstruction
-from telecine.evaluation.config import EvaluateConfig
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.pieces import Pieces, seams
-from telecine.evaluation.tiling import Tiling
+from telecine.settings import EvaluateConfig, Tiling
 
 WHOLE_FRAMES = Tiling()
 

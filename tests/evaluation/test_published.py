@@ -20,12 +20,12 @@ from telecine.cli.main import main
 from telecine.data import find_videos, index_videos, read_clip
 from telecine.evaluation import measure, published_clips
 from telecine.evaluation.compare import check_protocols
-from telecine.evaluation.config import EvaluateConfig
 from telecine.evaluation.definitions import DEFINITIONS
 from telecine.evaluation.evaluate import evaluate
-from telecine.evaluation.published import CLIP_CHOICES, PROTOCOLS, VALUES, ProtocolName
+from telecine.evaluation.published import CLIP_CHOICES, PROTOCOLS, VALUES
 from telecine.evaluation.published_clips import measured_values, read_published, select_published
 from telecine.report.video import write_mp4
+from telecine.settings import EvaluateConfig, ProtocolName
 
 from .videos import noisy, waves
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from telecine.data import index_video, iterate_frames
-from telecine.evaluation.config import ReconstructConfig
 from telecine.evaluation.reconstruct import output_size, reconstruct, reconstruct_frames
 from telecine.evaluation.source import load_model
+from telecine.settings import ReconstructConfig
 
 from .videos import waves
 

@@ -9,9 +9,8 @@ import torch
 import yaml
 from PIL import Image
 
-from telecine.data import ClipConfig, find_videos, index_cache, index_video, index_videos, load_spans
+from telecine.data import find_videos, index_cache, index_video, index_videos, load_spans
 from telecine.evaluation import source
-from telecine.evaluation.config import EvaluateConfig, LatentsConfig
 from telecine.evaluation.evaluate import open_source
 from telecine.evaluation.latents import measure_latent_spaces
 from telecine.evaluation.published import PROTOCOLS
@@ -27,6 +26,7 @@ from telecine.evaluation.source import (
 )
 from telecine.report.video import write_mp4
 from telecine.runs.layout import checkpoint_folder
+from telecine.settings import ClipConfig, EvaluateConfig, LatentsConfig
 
 from .videos import waves
 

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from telecine.autoencoders import Reconstruction
 from telecine.evaluation.tiling import (
-    Tiling,
     blended_chunks,
     count_chunks,
     overlapping_chunks,
@@ -18,6 +17,7 @@ from telecine.evaluation.tiling import (
     reconstruct_tiled,
     tile_starts,
 )
+from telecine.settings import Tiling
 
 
 def numbered(count):

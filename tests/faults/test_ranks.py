@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from telecine.data import ClipConfig
 from telecine.runs.layout import checkpoints
 from telecine.runs.manifest import damage_of
+from telecine.settings import ClipConfig
 from telecine.training.lock import LOCK_FILE
 from telecine.training.saved_settings import as_yaml
 

@@ -13,9 +13,9 @@ import psutil
 import pytest
 from rich.console import Console
 
-from telecine.data import ClipConfig
 from telecine.report.run import read_records
 from telecine.runs.layout import checkpoints
+from telecine.settings import ClipConfig
 from telecine.training import train
 from telecine.training.saved_settings import as_yaml
 

@@ -14,17 +14,8 @@ import psutil
 import pytest
 import torch
 
-from telecine.data import (
-    Clip,
-    ClipConfig,
-    ClipDataset,
-    DataError,
-    Span,
-    clip_loader,
-    index_video,
-    sample_videos,
-    whole_video,
-)
+from telecine.data import Clip, ClipDataset, DataError, Span, clip_loader, index_video, sample_videos, whole_video
+from telecine.settings import ClipConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from telecine import Ramp
 from telecine.objective import adaptive_weight
 from telecine.objective.adaptive_weight import AdaptiveWeight, layer_gradient_norms, reconstruction_gradient_norms
-from telecine.objective.config import AdaptiveWeightConfig
+from telecine.settings import AdaptiveWeightConfig
 
 
 @pytest.fixture

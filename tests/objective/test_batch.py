@@ -15,7 +15,7 @@ from telecine.objective.batch import (
     named_aux_losses,
     without_inference_mode,
 )
-from telecine.objective.config import ObjectiveConfig
+from telecine.settings import ObjectiveConfig
 
 SHAPE = (2, 3, 4, 8, 8)
 VIDEO = {"dim": 1, "image_size": 16, "frame_num": 4, "linear_attn_heads": 2}

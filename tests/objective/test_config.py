@@ -4,20 +4,20 @@ import inspect
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
+from telecine.objective.config import as_config
 
 from telecine import Ramp, VideoAutoencoderLoss
 from telecine.losses import Penalty, r1
-from telecine.objective.config import (
+from telecine.perceptual import gram
+from telecine.settings import (
     AdaptiveWeightConfig,
     GANConfig,
     ObjectiveConfig,
     PenaltyConfig,
     PerceptualConfig,
     ReconstructionConfig,
-    as_config,
+    Term,
 )
-from telecine.objective.terms import Term
-from telecine.perceptual import gram
 
 GROUPS = {
     "reconstruction": ReconstructionConfig,

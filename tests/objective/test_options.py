@@ -22,9 +22,9 @@ from telecine.losses import (
     mse,
     r1,
 )
-from telecine.objective.config import ObjectiveConfig
-from telecine.objective.terms import TERMS, Term
+from telecine.objective.terms import TERMS
 from telecine.perceptual import LPIPS
+from telecine.settings import ObjectiveConfig, Term
 
 IMAGE = {"dim": 1, "image_size": 16, "linear_attn_heads": 2}
 VIDEO = {**IMAGE, "frame_num": 4}

@@ -18,9 +18,10 @@ from telecine.losses import (
     wavelet_l1,
 )
 from telecine.objective.batch import make_batch
-from telecine.objective.config import ObjectiveConfig
-from telecine.objective.terms import RESERVED, TERMS, Term, as_terms, mean, total, weighted
+from telecine.objective.terms import TERMS, as_terms, mean, total, weighted
 from telecine.perceptual import Alignment, gram, gram_distance
+from telecine.settings import ObjectiveConfig, Term
+from telecine.settings.objective import RESERVED
 
 
 def edges(*, reconstruction, target, power=1.0):

@@ -5,8 +5,8 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from telecine import Ramp, VideoAutoencoderLoss
-from telecine.objective.config import ObjectiveConfig
-from telecine.objective.weights import WeightSchedule, as_ramp
+from telecine.objective.weights import WeightSchedule
+from telecine.settings import ObjectiveConfig, as_ramp
 
 
 @pytest.mark.parametrize(

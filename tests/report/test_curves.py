@@ -5,9 +5,9 @@ import math
 import pytest
 from matplotlib.figure import Figure
 
-from telecine.objective.config import ObjectiveConfig
 from telecine.objective.weights import WeightSchedule
 from telecine.report.curves import columns_of, draw_curves, duplicates, panels
+from telecine.settings import ObjectiveConfig
 
 OTHER_LOSSES = "other losses, unweighted"
 WEIGHTS = "scheduled weights"

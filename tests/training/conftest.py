@@ -10,10 +10,16 @@ import pytest
 import torch
 
 from telecine import Ramp
-from telecine.autoencoders import CausalVAEConfig
-from telecine.data import ClipConfig, index_video, read_clip, sample_videos
+from telecine.data import index_video, read_clip, sample_videos
 from telecine.report.video import write_mp4
-from telecine.training import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from telecine.settings import (
+    CausalVAEConfig,
+    ClipConfig,
+    DiscriminatorConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 
 leave_pictures_out = runpy.run_path(str(Path(__file__).with_name("no_pictures.py")))["leave_pictures_out"]
 

@@ -9,9 +9,9 @@ import torch
 from rich.console import Console
 
 from telecine.autoencoders import CausalVAE, CustomAutoencoder, LinearAutoencoder
-from telecine.data.config import Bucket
 from telecine.evaluation import ReconstructionMetrics
 from telecine.report.run import read_records, read_run
+from telecine.settings import Bucket
 from telecine.training import Interrupted, train
 from telecine.training.baseline import fit_linear, measure_linear, recorded_linear, training_clips
 from telecine.training.build import build_autoencoder, build_clips

@@ -21,10 +21,10 @@ from telecine.discriminators import (
 )
 from telecine.report.video import write_mp4
 from telecine.runs.layout import checkpoints
-from telecine.training import DiscriminatorConfig, ObjectiveConfig, train
+from telecine.settings import DiscriminatorConfig, FeaturesConfig, ObjectiveConfig
+from telecine.training import train
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_objective, build_state
 from telecine.training.checkpoint_files import optimizer_tensors, save_tensors
-from telecine.training.discriminator_config import FeaturesConfig
 from telecine.training.optim import set_lr
 
 

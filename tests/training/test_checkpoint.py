@@ -10,9 +10,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from telecine.training import ObjectiveConfig, TrainingError, train
+from telecine.settings import ObjectiveConfig, TrainConfig
+from telecine.training import TrainingError, train
 from telecine.training.checkpoint import Checkpointer, first_not_finite, resume_notes
-from telecine.training.config import TrainConfig
 from telecine.training.saved_settings import as_yaml
 
 

@@ -5,22 +5,31 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
+from telecine.training.config_file import read_config
 
 import telecine
 from telecine import Ramp, Term
 from telecine.cli.main import build_settings, command_parser
-from telecine.data import ClipConfig
 from telecine.discriminators.first_frame import PAD_MODES
 from telecine.discriminators.patch import NORMS
 from telecine.discriminators.video import TIME_WEIGHTINGS
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES, hinge, mse, wavelet_l1
-from telecine.objective import GANConfig, PenaltyConfig, PerceptualConfig, ReconstructionConfig, VideoAutoencoderLoss
-from telecine.objective.weights import Weight
+from telecine.objective import VideoAutoencoderLoss
 from telecine.perceptual.backbones import BACKBONES
+from telecine.settings import (
+    ClipConfig,
+    DiscriminatorConfig,
+    FeaturesConfig,
+    GANConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PenaltyConfig,
+    PerceptualConfig,
+    ReconstructionConfig,
+    TrainConfig,
+    Weight,
+)
 from telecine.settings.recipes import RECIPES
-from telecine.training import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
-from telecine.training.config_file import read_config
-from telecine.training.discriminator_config import FeaturesConfig
 from telecine.training.saved_settings import as_yaml
 
 GAN = {"objective": ObjectiveConfig(adversarial_loss_weight=0.5)}

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from rich.console import Console
+from telecine.training.config_file import read_config
 from torch import nn
 
-from telecine.data import ClipConfig
-from telecine.training import TrainConfig, cpu, train
-from telecine.training.config_file import read_config
+from telecine.settings import ClipConfig, TrainConfig
+from telecine.training import cpu, train
 from telecine.training.plan import UpdatePlan
 
 GIB = 2**30

@@ -14,7 +14,8 @@ from telecine.cli.main import main
 from telecine.data import sample_videos
 from telecine.report.run import read_records
 from telecine.runs.layout import checkpoints
-from telecine.training.distillation import DistillConfig, TeacherLatent, TeacherReconstruction, absolute, distill
+from telecine.settings import DistillConfig
+from telecine.training.distillation import TeacherLatent, TeacherReconstruction, absolute, distill
 
 from ..autoencoders.tiny_models import tiny_model
 

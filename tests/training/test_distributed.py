@@ -9,9 +9,10 @@ from torch import distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from telecine.autoencoders import CausalVAE, CausalVAEConfig
+from telecine.autoencoders import CausalVAE
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
-from telecine.training import TrainableConfig, TrainConfig, distributed
+from telecine.settings import CausalVAEConfig, TrainableConfig, TrainConfig
+from telecine.training import distributed
 from telecine.training.checkpoint_files import load_optimizer, optimizer_tensors, save_tensors
 from telecine.training.distributed import (
     all_gather,

@@ -4,8 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from telecine.base.errors import Interrupted
 from telecine.data.loader import STOP_SIGNALS
-from telecine.training.interrupt import Interrupted, interrupt_on_signal, stop_on_signal
+from telecine.training.interrupt import interrupt_on_signal, stop_on_signal
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from rich.console import Console
 from torch import nn
 
 from telecine.autoencoders import CustomAutoencoder, DeterministicPosterior, DiagonalGaussian
-from telecine.data import ClipBatchSampler, ClipConfig
-from telecine.training import Interrupted, ObjectiveConfig, TrainableConfig, TrainConfig, latent_cache
+from telecine.data import ClipBatchSampler
+from telecine.settings import ClipConfig, ObjectiveConfig, TrainableConfig, TrainConfig
+from telecine.training import Interrupted, latent_cache
 from telecine.training.build import build_autoencoder, build_state
 from telecine.training.interrupt import StopRequest
 from telecine.training.latent_cache import IDENTITY_FILE, LatentCache, check_disk, fill, find_missing, identity_of

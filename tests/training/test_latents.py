@@ -8,10 +8,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from telecine.autoencoders import CausalVAE, CausalVAEConfig, Reconstruction
+from telecine.autoencoders import CausalVAE, Reconstruction
 from telecine.autoencoders.latent_statistics import ChannelMoments
 from telecine.runs.layout import checkpoints
-from telecine.training import TrainableConfig, train
+from telecine.settings import CausalVAEConfig, TrainableConfig
+from telecine.training import train
 from telecine.training.build import build_autoencoder, build_clips
 from telecine.training.latents import describe_change, measure_latents
 from telecine.training.trainable import select_trainable, trains_encoder

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.training.config import OptimizerConfig
+from telecine.settings import OptimizerConfig
 from telecine.training.optim import (
     FINAL_LR_SCALE,
     MovingAverage,

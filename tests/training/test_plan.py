@@ -9,10 +9,9 @@ from telecine.autoencoders import CausalVAE
 from telecine.autoencoders.load import load_model_or_run
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.perceptual.feature_maps import build_maps
-from telecine.training import DiscriminatorConfig, ObjectiveConfig
+from telecine.settings import DiscriminatorConfig, FeaturesConfig, ObjectiveConfig
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.checkpoint import Checkpointer
-from telecine.training.discriminator_config import FeaturesConfig
 from telecine.training.memory_counter import MemoryCounter
 from telecine.training.plan import (
     AUTOENCODER,

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from telecine.data import ClipDataset, DataError, index_video, read_clip, remote
 from telecine.report.video import write_mp4
 from telecine.runs.layout import checkpoints
-from telecine.training import DiscriminatorConfig, ObjectiveConfig, train
+from telecine.settings import DiscriminatorConfig, ObjectiveConfig
+from telecine.training import train
 
 
 @pytest.fixture

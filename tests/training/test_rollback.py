@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from telecine.training import OptimizerConfig
+from telecine.settings import OptimizerConfig
 from telecine.training.rollback import Rollback, lr_factor, remedy
 from telecine.training.step import DivergenceError
 

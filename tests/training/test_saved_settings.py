@@ -10,8 +10,8 @@ from rich.console import Console
 
 from telecine import Ramp, Term
 from telecine.losses import mse
+from telecine.settings import TrainConfig
 from telecine.training import train
-from telecine.training.config import TrainConfig
 from telecine.training.saved_settings import (
     as_yaml,
     check_same_data,

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
+from telecine.settings import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
-from telecine.training.config import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig
 from telecine.training.step import MicroBatch, TrainingError, finite_values, set_learning_rates, train_step
 
 

@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from telecine.autoencoders import CausalVAE, CausalVAEConfig, load_autoencoder
+from telecine.autoencoders import CausalVAE, load_autoencoder
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
+from telecine.settings import CausalVAEConfig, TrainableConfig
 from telecine.training.optim import MovingAverage
-from telecine.training.trainable import TrainableConfig, select_trainable
+from telecine.training.trainable import select_trainable
 
 SMALL = CausalVAEConfig(2, 4, 3, patch_size=2, base_channels=8, blocks_per_level=1)
 KINDS = ("causal", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("wan", "hunyuan_video")))

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from telecine import Ramp
 from telecine.autoencoders import CausalVAE
-from telecine.data import ClipConfig, DataError
+from telecine.data import DataError
 from telecine.data.dataset import ClipDataset
 from telecine.report.curves import draw_curves
 from telecine.report.run import read_records, read_run, validations
@@ -35,7 +35,8 @@ from telecine.runs.layout import (
     validation_folders,
 )
 from telecine.runs.manifest import write_manifest
-from telecine.training import Interrupted, OptimizerConfig, TrainingError, train, trainer
+from telecine.settings import ClipConfig, OptimizerConfig
+from telecine.training import Interrupted, TrainingError, train, trainer
 from telecine.training.build import build_accelerator
 from telecine.training.checkpoint_files import newest_intact
 from telecine.training.interrupt import StopRequest

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch.nn.utils import parameters_to_vector
 
 from telecine.autoencoders.diffusers import DiffusersAutoencoder, checkpointing
-from telecine.data import ClipConfig
 from telecine.runs.layout import checkpoints
-from telecine.training import DiscriminatorConfig, Interrupted, ObjectiveConfig, TrainableConfig, train
+from telecine.settings import ClipConfig, DiscriminatorConfig, ObjectiveConfig, TrainableConfig
+from telecine.training import Interrupted, train
 from telecine.training.interrupt import StopRequest
 from telecine.training.step import MicroBatch, train_step
 from telecine.training.trainer import Trainer

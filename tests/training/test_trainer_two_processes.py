@@ -12,11 +12,11 @@ from diffusers import AutoencoderKLWan, AutoModel
 from rich.console import Console
 from safetensors.torch import load_file
 
-from telecine.data import ClipConfig
 from telecine.report.run import read_records
 from telecine.runs.layout import checkpoints
 from telecine.runs.manifest import damage_of
-from telecine.training import Interrupted, ObjectiveConfig, OptimizerConfig, TrainableConfig, train
+from telecine.settings import ClipConfig, ObjectiveConfig, OptimizerConfig, TrainableConfig
+from telecine.training import Interrupted, train
 from telecine.training.shards import saved_tensors
 from telecine.training.trainer import Trainer
 

@@ -4,7 +4,6 @@
 """
 
 from telecine.autoencoders.causal import CausalVAE
-from telecine.autoencoders.causal_config import CausalVAEConfig
 from telecine.autoencoders.custom import CustomAutoencoder, as_video_autoencoder
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder
 from telecine.autoencoders.linear import LinearAutoencoder
@@ -13,7 +12,6 @@ from telecine.autoencoders.posterior import DeterministicPosterior, DiagonalGaus
 
 __all__ = [
     "CausalVAE",
-    "CausalVAEConfig",
     "CustomAutoencoder",
     "DeterministicPosterior",
     "DiagonalGaussian",

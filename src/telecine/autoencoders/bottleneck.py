@@ -10,11 +10,11 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from telecine.autoencoders.causal_config import CausalVAEConfig
 from telecine.autoencoders.posterior import DeterministicPosterior
 from telecine.base.checks import argument_error
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.requirements import how_to_install
+from telecine.settings import CausalVAEConfig
 
 Latent = Float[Tensor, "batch channel time height width"]
 Indices = Int[Tensor, "batch code time height width"]

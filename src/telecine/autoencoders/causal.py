@@ -22,7 +22,6 @@ from telecine.autoencoders.causal_blocks import (
     init_zero,
     unfold,
 )
-from telecine.autoencoders.causal_config import CausalVAEConfig
 from telecine.autoencoders.clip_sizes import ceil_div, check_multiple
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, check_input
 from telecine.autoencoders.latent_statistics import NORMALISATION_KEYS, LatentStatistics
@@ -41,6 +40,7 @@ from telecine.base.files import read_json
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
 from telecine.ops.checkpointing import checkpoint_call
+from telecine.settings import CausalVAEConfig
 
 # The initial standard deviation of the posterior is exp(-3) = 0.05, that of the means 1. With more noise, the decoder
 # learns to ignore the latent for the first few hundred steps.

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from telecine.autoencoders.bottleneck import Bottleneck
 from telecine.autoencoders.causal import Decoder, enable_block_checkpointing
 from telecine.autoencoders.causal_blocks import CausalConv3d
-from telecine.autoencoders.causal_config import CausalVAEConfig
 from telecine.autoencoders.clip_sizes import check_multiple
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder
 from telecine.autoencoders.latent_statistics import NORMALISATION_KEYS, ChannelMoments
@@ -36,6 +35,7 @@ from telecine.base.frozen import Frozen
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
 from telecine.runs.layout import CONFIG_FILE as RUN_SETTINGS_FILE
+from telecine.settings import CausalVAEConfig
 from telecine.settings.yaml_file import read_yaml
 
 # Decoders by name: those of the recipes of the same names for `CausalVAE`.

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
-from typing import TypeGuard, TypeVar, cast
+import sys
+from collections.abc import Iterable
+from typing import Any, TypeGuard, TypeVar
 
 T = TypeVar("T")
 
 
 def describe(value: object) -> str:
     """Describe a value for an error: a tensor by dtype, shape and device, anything else by its `repr` and type."""
-    from torch import Tensor  # takes a second to import, which `telecine --help` must not spend
-
-    if isinstance(value, Tensor):
+    torch: Any = sys.modules.get("torch")  # takes a second to import; without it, nothing is a tensor
+    if torch is not None and isinstance(value, torch.Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)} on {value.device}"
     if isinstance(value, int) and value.bit_length() > 300:
         return f"an integer of {value.bit_length()} bits"  # Python refuses to write integers of thousands of digits
@@ -117,16 +117,6 @@ def check_choice(name: str, value: object, choices: Iterable[T], *, remedy: str 
             return choice
     known = ", ".join(map(repr, choices))
     raise argument_error(name, f"one of {known}", describe(value), remedy or suggestion(value, map(str, choices)))
-
-
-def choose(name: str, value: object, known: Mapping[str, T]) -> T:
-    """Return what `value` names in `known`, or `value` itself if callable; the error suggests the nearest name."""
-    if isinstance(value, str) and value in known:
-        return known[value]
-    if not isinstance(value, str) and callable(value):
-        return cast(T, value)
-    contract = f"one of {', '.join(map(repr, known))}, or a function"
-    raise argument_error(name, contract, describe(value), suggestion(value, known))
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:

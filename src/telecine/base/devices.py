@@ -5,20 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import psutil
 import torch
 
 from telecine.base.checks import argument_error
 
-DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 # Of this process, and the folder of all.
 CONTROL_GROUP, CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 UNITS = {"MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30}
 
 
-def pick_device(name: DeviceName) -> torch.device:
+def pick_device(name: str) -> torch.device:
     """Return the device of that name; "auto" selects an accelerator if there is one, else the CPU.
 
     Raises:

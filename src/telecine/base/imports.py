@@ -6,8 +6,12 @@ import functools
 import importlib
 import inspect
 import traceback
+from collections.abc import Mapping
+from typing import TypeVar, cast
 
-from telecine.base.checks import argument_error, nearest
+from telecine.base.checks import argument_error, describe, nearest, suggestion
+
+T = TypeVar("T")
 
 # What the code of a module raises if it is wrong, or does not find what it needs. Not only what says that a name cannot
 # be imported: settings are imported within jsonargparse, which puts its own words in the place of any error below
@@ -97,6 +101,21 @@ def import_allowed(path: str, name: str) -> object:
     if origin is not None and not is_allowed(origin):
         raise not_allowed_error(name, path, origin)
     return found
+
+
+def choose(name: str, value: object, known: Mapping[str, T]) -> T:
+    """Return what `value` names in `known`, what is at a dotted path, or `value` itself if it is callable.
+
+    Raises:
+        ValueError: It is none of these; the error suggests the nearest name.
+    """
+    if isinstance(value, str) and value in known:
+        return known[value]
+    found = import_allowed(value, name) if isinstance(value, str) and is_dotted(value) else value
+    if callable(found):
+        return cast(T, found)
+    contract = f"one of {', '.join(map(repr, known))}, or a function"
+    raise argument_error(name, contract, describe(value), suggestion(value, known))
 
 
 def is_dotted(path: str) -> bool:

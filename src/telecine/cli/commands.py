@@ -1,70 +1,25 @@
-"""The commands: what they do, their arguments, and where their settings are; without the libraries that they need."""
+"""The commands. The signature of each function is its command line, and its docstring is its help.
+
+Parameters before `*` are positional, those after it are options. `config` has the settings. What needs PyTorch is
+imported where it is used, so that help and mistakes need not wait for it.
+"""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
 
-from telecine.base.checks import printable
+from telecine.base.checks import argument_error, check_count
+from telecine.base.terminal import PlainConsole
+from telecine.settings import DistillConfig, EvaluateConfig, LatentsConfig, ReconstructConfig, TrainConfig
 
-USER_ERROR = 2
-INTERRUPTED = 130
-
-
-@dataclass(frozen=True)
-class Argument:
-    """A command-line argument that is not a setting."""
-
-    names: tuple[str, ...]
-    help: str
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    """More arguments of `ArgumentParser.add_argument`."""
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command of `telecine`."""
-
-    summary: str
-    arguments: tuple[Argument, ...] = ()
-    settings: str | None = None
-    """The dotted path of the dataclass of its settings."""
-    most_used: tuple[str, ...] = ()
-    """The settings that `--help` shows; by default all."""
-
-    @property
-    def options(self) -> list[str]:
-        """The names of its arguments that are not settings, without dashes."""
-        return [name.removeprefix("--") for argument in self.arguments for name in argument.names]
-
-    @property
-    def trains(self) -> bool:
-        """Whether its settings are those of a training run, for which there are recipes."""
-        return self.settings in (TRAIN_CONFIG, DISTILL_CONFIG)
-
-    @property
-    def config(self) -> Argument:
-        """The argument `--config` of a command with settings."""
-        return Argument(("--config",), RECIPES_HELP if self.trains else FILES_HELP, {"metavar": "FILE"})
-
-
-TRAIN_CONFIG = "telecine.training.config.TrainConfig"
-DISTILL_CONFIG = "telecine.training.distillation.DistillConfig"
-SEVERAL = "It can be given several times: later ones override earlier ones, and settings typed beside it override both."
-FILES_HELP = f"A YAML file of settings. {SEVERAL}"
-RECIPES_HELP = (
-    "A YAML file of settings, or a recipe: demo (CPU, a few minutes), gpu (training from scratch), or one that "
-    f"`telecine recipes list` prints. {SEVERAL} Without it: whole with a --model that has weights, else gpu with "
-    "--data, else demo; the help shows the values of the one that is used."
-)
-ALLOW_CODE = Argument(
-    ("--allow_code",),
-    "A package whose functions the settings may name, besides telecine; can be given several times. Its code is run.",
-    {"action": "append", "metavar": "PACKAGE"},
-)
+F = TypeVar("F", bound=Callable[..., None])
+# The settings of training that `--help` shows.
 MOST_USED = (
     "data",
     "model",
@@ -77,178 +32,326 @@ MOST_USED = (
     "optimizer.lr",
     "mixed_precision",
 )
-STEAL_LOCK = Argument(
-    ("--steal_lock",),
-    "Train although another process seems to train in the same folder: it is gone, with its machine.",
-    {"action": "store_true"},
+ALLOW_CODE = (
+    "A package whose functions the settings may name, besides telecine; can be given several times. Its code is run."
 )
-CHANGE_DATA = Argument(
-    ("--change_data",),
-    "Resume although --data is other data than before. Without it, such a run is refused.",
-    {"action": "store_true"},
+console = PlainConsole()
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of `telecine`."""
+
+    run: Callable[..., None]
+    settings: type | None = None
+    """The dataclass of its settings."""
+    most_used: tuple[str, ...] = ()
+    """The settings that `--help` shows; by default all."""
+
+    @property
+    def summary(self) -> str:
+        """What it does."""
+        return inspect.cleandoc(self.run.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+
+    @property
+    def trains(self) -> bool:
+        """Whether its settings are those of a training run, for which there are recipes."""
+        return self.settings is not None and issubclass(self.settings, TrainConfig)
+
+    @property
+    def runs_code(self) -> bool:
+        """Whether its settings may name functions."""
+        return self.trains or self.run is config
+
+    @cached_property
+    def arguments(self) -> list[tuple[inspect.Parameter, Any, str]]:
+        """Its arguments that are no settings, each with its type and its help."""
+        parameters = inspect.signature(self.run).parameters.values()
+        kinds = get_type_hints(self.run)
+        found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", inspect.cleandoc(self.run.__doc__ or ""), re.MULTILINE)
+        texts = {name: " ".join(text.split()) for name, text in found}
+        return [(each, kinds[each.name], texts[each.name]) for each in parameters if each.name != "settings"]
+
+
+COMMANDS: dict[str, Command] = {}
+
+
+def command(settings: type | None = None, most_used: tuple[str, ...] = ()) -> Callable[[F], F]:
+    """Register a function as the command of its name."""
+
+    def register(run: F) -> F:
+        COMMANDS[run.__name__] = Command(run, settings, most_used)
+        return run
+
+    return register
+
+
+@command(TrainConfig, MOST_USED)
+def train(settings: TrainConfig, *, steal_lock: bool = False, change_data: bool = False, dry_run: bool = False) -> None:
+    """Train a video autoencoder. Run the same command again to resume from the newest checkpoint.
+
+    Args:
+        steal_lock: Train although another process seems to train in the same folder: it is gone, with its machine.
+        change_data: Resume although --data is other data than before. Without it, such a run is refused.
+        dry_run: Do all that the run would do up to its first update, and one update with every term on; print its
+            time, memory and losses, and keep nothing.
+    """
+    from accelerate import PartialState
+
+    from telecine.cli.tables import print_dry_run, print_result
+    from telecine.training import train
+    from telecine.training.dry_run import dry_run as try_update
+
+    if dry_run:
+        tried = try_update(settings, console=console)
+        if PartialState().is_main_process:
+            print_dry_run(console, settings, tried)
+        return
+    result = train(settings, console=console, steal_lock=steal_lock, change_data=change_data)
+    if PartialState().is_main_process:
+        print_result(console, result)
+
+
+@command(DistillConfig, ("teacher", "student", *(name for name in MOST_USED if name != "model")))
+def distill(settings: DistillConfig, *, steal_lock: bool = False, change_data: bool = False) -> None:
+    """Train a small decoder, or autoencoder, for the latents of another one; otherwise as `train`.
+
+    Args:
+        steal_lock: Train although another process seems to train in the same folder: it is gone, with its machine.
+        change_data: Resume although --data is other data than before. Without it, such a run is refused.
+    """
+    from accelerate import PartialState
+
+    from telecine.cli.tables import print_result
+    from telecine.training.distillation import distill
+
+    result = distill(settings, console=console, steal_lock=steal_lock, change_data=change_data)
+    if PartialState().is_main_process:
+        print_result(console, result)
+
+
+@command(TrainConfig, MOST_USED)
+def plan(settings: TrainConfig, *, memory: str | None = None, num_processes: int = 8) -> None:
+    """Print the memory, operations and time of a training run, and what fits a device; nothing is trained.
+
+    Args:
+        memory: Memory of the device to plan for, e.g. 80GiB. By default what is free on the device at hand.
+        num_processes: Number of processes that sharding is planned for.
+    """
+    from telecine.base.devices import parse_memory
+    from telecine.cli.tables import print_plan
+    from telecine.training.capacity import make_plan
+
+    available = None if memory is None else parse_memory(memory)
+    check_count("num_processes", num_processes)
+    print_plan(console, make_plan(settings, available, num_processes))
+
+
+@command(
+    TrainConfig, ("val_data", "seed", "batch_size", "clips.num_frames", "clips.height", "clips.width", "clips.stride")
 )
-COMMANDS = {
-    "train": Command(
-        "Train a video autoencoder. Run the same command again to resume from the newest checkpoint.",
-        (
-            STEAL_LOCK,
-            CHANGE_DATA,
-            Argument(
-                ("--dry_run",),
-                "Do all that the run would do up to its first update, and one update with every term on; print its "
-                "time, memory and losses, and keep nothing.",
-                {"action": "store_true"},
-            ),
-            ALLOW_CODE,
-        ),
-        TRAIN_CONFIG,
-        MOST_USED,
-    ),
-    "distill": Command(
-        "Train a small decoder, or autoencoder, for the latents of another one; otherwise as `train`.",
-        (STEAL_LOCK, CHANGE_DATA, ALLOW_CODE),
-        DISTILL_CONFIG,
-        ("teacher", "student", *(name for name in MOST_USED if name != "model")),
-    ),
-    "plan": Command(
-        "Print the memory, operations and time of a training run, and what fits a device; nothing is trained.",
-        (
-            Argument(
-                ("--memory",),
-                "Memory of the device to plan for, e.g. 80GiB. By default what is free on the device at hand.",
-            ),
-            Argument(
-                ("--num_processes",),
-                "Number of processes that sharding is planned for.",
-                {"type": int, "default": 8},
-            ),
-            ALLOW_CODE,
-        ),
-        TRAIN_CONFIG,
-        MOST_USED,
-    ),
-    "data": Command(
-        "Show what training will see: its first clips, the files, copies, cuts, reading speed; nothing is trained.",
-        (
-            Argument(("path",), "The training data, as --data of `telecine train`."),
-            Argument(
-                ("-o", "--output"),
-                "Folder for data.html, clips.mp4 and data.json.",
-                {"default": "data_report"},
-            ),
-            Argument(("--num_clips",), "Number of clips to read and show.", {"type": int, "default": 24}),
-            ALLOW_CODE,
-        ),
-        TRAIN_CONFIG,
-        ("val_data", "seed", "batch_size", "clips.num_frames", "clips.height", "clips.width", "clips.stride"),
-    ),
-    "evaluate": Command(
-        "Measure the reconstructions of an autoencoder, or given videos; or compare two evaluations.",
-        (
-            Argument(
-                ("checkpoint",),
-                "Folder of a run (its last checkpoint), of a checkpoint or of a saved autoencoder, or its name on the "
-                "Hub; or a folder of videos, the reconstructions of those in --data with the same names.",
-                {"nargs": "?"},
-            ),
-            Argument(
-                ("-o", "--output"),
-                "Folder for metrics.json (the whole set), clips.json, frames.json and frames.png (by position in a "
-                "clip) and protocol.json (how it was measured); with --compare, for comparison.json and its plots.",
-            ),
-            Argument(
-                ("--compare",),
-                "Compare two evaluations, given by their output folders.",
-                {"nargs": 2, "metavar": ("A", "B")},
-            ),
-        ),
-        "telecine.evaluation.config.EvaluateConfig",
-    ),
-    "reconstruct": Command(
-        "Encode and decode a video with an autoencoder, and write the result.",
-        (
-            Argument(
-                ("checkpoint",), "Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder."
-            ),
-            Argument(("video",), "The video to reconstruct."),
-            Argument(("-o", "--output"), "The MP4 to write.", {"required": True}),
-        ),
-        "telecine.evaluation.config.ReconstructConfig",
-    ),
-    "latents": Command(
-        "Measure the latent spaces of autoencoders (channels, spectrum, equivariance, noise, drift), on a page.",
-        (
-            Argument(
-                ("models",),
-                "Folders of runs (their last checkpoints), of checkpoints or of saved autoencoders, or names on the "
-                "Hub; several are shown side by side.",
-                {"nargs": "+"},
-            ),
-            Argument(("-o", "--output"), "Folder for latents.html and latents.json.", {"default": "latents"}),
-        ),
-        "telecine.evaluation.config.LatentsConfig",
-    ),
-    "report": Command(
-        "Write a page about runs: their clips, curves, settings and warnings. It needs no network.",
-        (
-            Argument(("runs",), "Folders of runs; their curves are drawn over each other.", {"nargs": "+"}),
-            Argument(
-                ("-o", "--output"),
-                "The page, an .html file; its videos are in a folder beside it. By default report.html, in the run's "
-                "folder for one run, in the current folder for several.",
-            ),
-            Argument(
-                ("--watch",),
-                "Write the page again whenever the runs have new values, until they are finished or Ctrl-C; the open "
-                "page shows them by itself.",
-                {"action": "store_true"},
-            ),
-        ),
-    ),
-    "recipes": Command(
-        "List, show or copy recipes: settings that train well together, for `--config`.",
-        (
-            Argument(("action",), "What to do.", {"choices": ["list", "show", "copy"]}),
-            Argument(("name",), "The recipe to show or to copy.", {"nargs": "?"}),
-            Argument(("file",), "The file to copy it to, which must not exist.", {"nargs": "?"}),
-        ),
-    ),
-    "config": Command(
-        "Check settings files, or print the JSON schema by which editors check and complete them.",
-        (
-            Argument(("action",), "What to do.", {"choices": ["validate", "schema"]}),
-            Argument(("files",), "The files, or recipes, to check: later ones override earlier ones.", {"nargs": "*"}),
-            ALLOW_CODE,
-        ),
-    ),
-    "completion": Command(
-        "Print the script by which a shell completes commands, settings, values and recipes.",
-        (Argument(("shell",), "The shell.", {"choices": ["bash", "zsh", "fish"]}),),
-    ),
-    "checkpoint": Command(
-        "Verify that the files of a run's checkpoints are those that were written.",
-        (
-            Argument(("action",), "What to do.", {"choices": ["verify"]}),
-            Argument(("run",), "Folder of a run, or of one of its checkpoints."),
-        ),
-    ),
-    "weights": Command(
-        "Download, verify or list the frozen networks of LPIPS.",
-        (
-            Argument(("action",), "What to do.", {"choices": ["fetch", "verify", "list"]}),
-            Argument(("nets",), "vgg (training), alex (evaluation); both by default.", {"nargs": "*"}),
-        ),
-    ),
-}
+def data(settings: TrainConfig, path: str, *, output: str = "data_report", num_clips: int = 24) -> None:
+    """Show what training will see: its first clips, the files, copies, cuts, reading speed; nothing is trained.
+
+    Args:
+        path: The training data, as --data of `telecine train`.
+        output: Folder for data.html, clips.mp4 and data.json.
+        num_clips: Number of clips to read and show.
+    """
+    from telecine.cli.tables import print_data
+    from telecine.data.find import check_output
+    from telecine.data_report.inspect import inspect_data
+    from telecine.data_report.page import write_data
+
+    check_output("--output", path, output)
+    report = inspect_data(replace(settings, data=path), num_clips)
+    page = write_data(report, Path(output))
+    print_data(console, report)
+    console.print(f"written to {page.parent}; open {page} in a browser", soft_wrap=True)
 
 
-def typed_values(option: str, arguments: Sequence[str]) -> list[str]:
-    """Return the values of an option on the command line. Those in a settings file are not among them."""
-    apart = [value for name, value in pairwise(arguments) if name == option]
-    return apart + [argument.removeprefix(f"{option}=") for argument in arguments if argument.startswith(f"{option}=")]
+@command(EvaluateConfig)
+def evaluate(
+    settings: EvaluateConfig,
+    checkpoint: str | None = None,
+    *,
+    output: str | None = None,
+    compare: tuple[str, str] | None = None,
+) -> None:
+    """Measure the reconstructions of an autoencoder, or given videos; or compare two evaluations.
+
+    Args:
+        checkpoint: Folder of a run (its last checkpoint), of a checkpoint or of a saved autoencoder, or its name on
+            the Hub; or a folder of videos, the reconstructions of those in --data with the same names.
+        output: Folder for metrics.json (the whole set), clips.json, frames.json and frames.png (by position in a clip)
+            and protocol.json (how it was measured); with --compare, for comparison.json and its plots.
+        compare: Compare two evaluations, given by their output folders.
+    """
+    from telecine.cli.tables import print_comparison, print_evaluation
+    from telecine.evaluation.compare import compare as compare_evaluations
+    from telecine.evaluation.evaluate import evaluate
+
+    if compare is not None:
+        print_comparison(console, compare_evaluations(*compare, output=output))
+    elif checkpoint is None:
+        raise argument_error("checkpoint", "given", "nothing", "Pass a run, a model or a folder of reconstructions.")
+    else:
+        evaluation = evaluate(checkpoint, settings, output=output)
+        if not evaluation.is_main_process:
+            return
+        print_evaluation(console, evaluation)
+    if output is not None:
+        console.print(f"written to {output}", soft_wrap=True)
 
 
-def fail(message: str) -> int:
-    """Print one error on standard error and return its exit code."""
-    print(f"telecine: error: {printable(message)}", file=sys.stderr)
-    return USER_ERROR
+@command(ReconstructConfig)
+def reconstruct(settings: ReconstructConfig, checkpoint: str, video: str, *, output: str) -> None:
+    """Encode and decode a video with an autoencoder, and write the result.
+
+    Args:
+        checkpoint: Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder.
+        video: The video to reconstruct.
+        output: The MP4 to write.
+    """
+    from telecine.evaluation.reconstruct import reconstruct
+
+    psnr = reconstruct(checkpoint, video, output, settings)
+    console.print(f"wrote {output}, PSNR {psnr:.2f} dB", soft_wrap=True)
+
+
+@command(LatentsConfig)
+def latents(settings: LatentsConfig, models: list[str], *, output: str = "latents") -> None:
+    """Measure the latent spaces of autoencoders (channels, spectrum, equivariance, noise, drift), on a page.
+
+    Args:
+        models: Folders of runs (their last checkpoints), of checkpoints or of saved autoencoders, or names on the Hub;
+            several are shown side by side.
+        output: Folder for latents.html and latents.json.
+    """
+    from telecine.cli.tables import print_latents
+    from telecine.evaluation.latent_page import write_latents
+    from telecine.evaluation.latents import measure_latent_spaces
+
+    report = measure_latent_spaces(models, settings)
+    print_latents(console, report)
+    page = write_latents(report, Path(output))
+    console.print(f"written to {page.parent}; open {page} in a browser", soft_wrap=True)
+
+
+@command()
+def report(runs: list[str], *, output: str | None = None, watch: bool = False) -> None:
+    """Write a page about runs: their clips, curves, settings and warnings. It needs no network.
+
+    Args:
+        runs: Folders of runs; their curves are drawn over each other.
+        output: The page, an .html file; its videos are in a folder beside it. By default report.html, in the run's
+            folder for one run, in the current folder for several.
+        watch: Write the page again whenever the runs have new values, until they are finished or Ctrl-C; the open page
+            shows them by itself.
+    """
+    from telecine.report.page import write_report
+    from telecine.report.watch import watch as watch_runs
+
+    def written(page: Path) -> None:
+        console.print(f"written to {page}; open it in a browser", soft_wrap=True)
+
+    if watch:
+        watch_runs(runs, output, written)
+    else:
+        written(write_report(runs, output))
+
+
+@command()
+def recipes(action: Literal["list", "show", "copy"], name: str | None = None, file: str | None = None) -> None:
+    """List, show or copy recipes: settings that train well together, for `--config`.
+
+    Args:
+        action: What to do.
+        name: The recipe to show or to copy.
+        file: The file to copy it to, which must not exist.
+    """
+    from telecine.settings.recipes import copy_recipe, describe_recipes, find_recipe
+
+    if action == "list":
+        print("\n".join(describe_recipes()))
+    elif name is None:
+        raise argument_error("name", "given", "nothing", "`telecine recipes list` prints all names.")
+    elif action == "show":
+        print(find_recipe(name).read_text(encoding="utf-8"), end="")
+    elif file is None:
+        raise argument_error("file", "given", "nothing", f"For example: telecine recipes copy {name} my.yaml")
+    else:
+        print(f"written to {copy_recipe(name, file)}")
+
+
+@command()
+def config(action: Literal["validate", "schema"], files: list[str] = []) -> None:  # noqa: B006 - never changed
+    """Check settings files, or print the JSON schema by which editors check and complete them.
+
+    Args:
+        action: What to do.
+        files: The files, or recipes, to check: later ones override earlier ones.
+    """
+    from telecine.settings.parse import json_schema, read_config
+
+    if action == "schema":
+        print(json_schema(TrainConfig))
+    elif not files:
+        raise argument_error("files", "settings files or recipes", "nothing", "Pass one or more.")
+    else:
+        from telecine.objective.terms import functions_of
+
+        functions_of(read_config(*files).objective)
+        console.print(f"valid: {' '.join(files)}", soft_wrap=True)
+
+
+@command()
+def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
+    """Print the script by which a shell completes commands, settings, values and recipes.
+
+    Args:
+        shell: The shell.
+    """
+    from telecine.cli.parser import completion_script
+
+    print(completion_script(shell))
+
+
+@command()
+def checkpoint(action: Literal["verify"], run: str) -> None:
+    """Verify that the files of a run's checkpoints are those that were written.
+
+    Args:
+        action: What to do.
+        run: Folder of a run, or of one of its checkpoints.
+    """
+    from telecine.runs.layout import checkpoints, is_checkpoint
+    from telecine.runs.manifest import DamagedError, damage_of
+
+    folder = Path(run)
+    folders = [folder] if is_checkpoint(folder) else [each for _, each in checkpoints(folder)]
+    if not folders:
+        raise argument_error("run", "the folder of a run or of a checkpoint", run, "Check the spelling.")
+    damage = {each: damage_of(each) for each in folders}
+    for each, found in damage.items():
+        console.print(f"{each}: {'intact' if found is None else 'damaged'}", soft_wrap=True)
+    if errors := [found for found in damage.values() if found is not None]:
+        raise DamagedError(" ".join(map(str, errors)))
+
+
+@command()
+def weights(action: Literal["fetch", "verify", "list"], nets: list[str] = ["vgg", "alex"]) -> None:  # noqa: B006
+    """Download, verify or list the frozen networks of LPIPS.
+
+    Args:
+        action: What to do.
+        nets: vgg (training), alex (evaluation); both by default.
+    """
+    from telecine.cli.tables import print_weights
+    from telecine.perceptual.weights import fetch, verify
+
+    if action == "list":
+        return print_weights(console)
+    for net in nets:
+        console.print(f"{net}: {fetch(net) if action == 'fetch' else verify(net).path}", soft_wrap=True)
+    return None

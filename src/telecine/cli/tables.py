@@ -14,7 +14,8 @@ from telecine.evaluation.evaluate import Evaluation
 from telecine.evaluation.latents import LatentReport, describe
 from telecine.objective.weights import WeightSchedule
 from telecine.perceptual import weights
-from telecine.training import TrainConfig, TrainResult
+from telecine.settings import TrainConfig
+from telecine.training import TrainResult
 from telecine.training.capacity import USED_FRACTION, Plan, advice
 from telecine.training.dry_run import DryRun
 from telecine.training.plan import HOST_COPY

@@ -1,8 +1,8 @@
 """Reads video files as training clips. Needs PyAV 17 or newer, which the extra `train` installs."""
 
+from telecine.data.buckets import SupportsClipSizes, check_buckets
 from telecine.data.cache import DecodedCache, num_cached_bytes
 from telecine.data.clip import Clip, bytes_from_video, clips_sha256, pixels_sha256, video_from_bytes
-from telecine.data.config import Bucket, ClipConfig, SupportsClipSizes, check_buckets
 from telecine.data.dataset import ClipDataset
 from telecine.data.decode import iterate_frames, read_clip
 from telecine.data.find import find_segments, find_videos, load_spans, sample_videos
@@ -17,10 +17,8 @@ from telecine.data.video_info import Span, VideoInfo, whole_video
 
 __all__ = [
     "Batch",
-    "Bucket",
     "Clip",
     "ClipBatchSampler",
-    "ClipConfig",
     "ClipDataset",
     "ClipLoader",
     "DataError",

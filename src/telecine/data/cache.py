@@ -12,10 +12,10 @@ from torch import Tensor
 from telecine.base.checks import argument_error
 from telecine.base.devices import machine_memory
 from telecine.base.progress import with_progress
-from telecine.data.config import Bucket, ClipConfig
 from telecine.data.decode import read_clip
 from telecine.data.source import DataError, DecodeError, Source
 from telecine.data.video_info import Span
+from telecine.settings import Bucket, ClipConfig
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class DecodedCache:
 def num_cached_bytes(spans: Sequence[Span], config: ClipConfig) -> int:
     """Return the size of the decoded frames of `spans` in bytes."""
     sizes = (
-        (span.num_frames, *bucket.decode_size(span.info, config.scale_jitter))
+        (span.num_frames, *bucket.decode_size(span.info.height, span.info.width, config.scale_jitter))
         for bucket in _resolutions(config)
         for span in spans
     )
@@ -79,7 +79,7 @@ def _resolutions(config: ClipConfig) -> list[Bucket]:
 
 
 def _decode_span(span: Span, bucket: Bucket, config: ClipConfig) -> Tensor | None:
-    size = bucket.decode_size(span.info, config.scale_jitter)
+    size = bucket.decode_size(span.info.height, span.info.width, config.scale_jitter)
     try:
         return read_clip(span.info, span.first_frame, span.num_frames, size=size)
     except DecodeError as error:

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from telecine.base.checks import argument_error
-from telecine.data.config import Bucket, ClipConfig
 from telecine.data.decode import read_clip
 from telecine.data.video_info import Span
+from telecine.settings import Bucket, ClipConfig
 
 
 class Clip(TypedDict):
@@ -67,7 +67,7 @@ def decode_clip(spec: ClipSpec, bucket: Bucket, config: ClipConfig) -> Tensor:
         DecodeError: a frame is corrupt or missing.
     """
     info = spec.span.info
-    size = bucket.decode_size(info, config.scale_jitter)
+    size = bucket.decode_size(info.height, info.width, config.scale_jitter)
     return read_clip(info, spec.start, bucket.num_frames, config.stride, size)
 
 

@@ -35,7 +35,8 @@ from telecine.data.source import (
     is_image,
     is_media,
 )
-from telecine.data.video_info import MAX_PIXELS, Span
+from telecine.data.video_info import Span
+from telecine.settings import MAX_PIXELS
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from telecine.data.remote import open_local
 from telecine.data.source import ANIMATED, DecodeError, Source, TarMember, read_bytes
-from telecine.data.video_info import MAX_PIXELS, VideoInfo, check_frame_size
+from telecine.data.video_info import VideoInfo, check_frame_size
+from telecine.settings import MAX_PIXELS
 
 # Errors that Pillow raises for files that are damaged, truncated, of another format, or larger than its safety limit.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)

@@ -21,7 +21,8 @@ from telecine.base.progress import with_progress
 from telecine.data.decode import decoded_frames, displayed, open_video, sample_aspect_ratio
 from telecine.data.image import index_image
 from telecine.data.source import DataError, DecodeError, Source, as_source, is_image
-from telecine.data.video_info import MAX_PIXELS, Span, VideoInfo, check_frame_size
+from telecine.data.video_info import Span, VideoInfo, check_frame_size
+from telecine.settings import MAX_PIXELS
 
 logger = logging.getLogger(__name__)
 

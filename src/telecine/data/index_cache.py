@@ -24,7 +24,8 @@ from telecine.base.files import atomic_write, user_cache_folder
 from telecine.data.index import index_video
 from telecine.data.remote import look_up, open_local
 from telecine.data.source import File, RemotePath, Source, TarMember, file_of, is_address, tar_members
-from telecine.data.video_info import MAX_PIXELS, VideoInfo, check_frame_size
+from telecine.data.video_info import VideoInfo, check_frame_size
+from telecine.settings import MAX_PIXELS
 
 logger = logging.getLogger(__name__)
 

@@ -27,11 +27,10 @@ from telecine.base.checks import argument_error, check_count
 from telecine.data.clip import Clip
 from telecine.data.dataset import ClipDataset
 from telecine.data.source import DataError
+from telecine.settings import MAX_FAILURES
 
 logger = logging.getLogger(__name__)
 
-# If workers fail this often in a row, without a batch in between, the data itself is taken to be the cause.
-MAX_FAILURES = 3
 # Seconds between two looks, while waiting for a batch, at the workers and at signals.
 POLL_SECONDS = 1.0
 # A killed process ends at once, unless the kernel waits for a disk.

@@ -10,8 +10,6 @@ from itertools import pairwise
 
 from telecine.data.source import DecodeError, Source
 
-# 8192 x 8192: twice a frame of 8K video. Decoding an image takes up to 16 bytes a pixel.
-MAX_PIXELS = 67_108_864
 # A clip covers its crop: an image of 1 x 100 000 would be enlarged to 256 x 25 600 000.
 MAX_ASPECT_RATIO = 100
 

@@ -21,8 +21,8 @@ from telecine.data.source import Source
 from telecine.data.video_info import VideoInfo
 from telecine.data_report.files import FileRow, file_row, groups_of_copies
 from telecine.data_report.measures import DEFINITIONS, brightness, cuts, is_black, is_static
+from telecine.settings import TrainConfig
 from telecine.training.build import Spans, find_spans
-from telecine.training.config import TrainConfig
 
 # Clips per update if `batch_size` is "auto", which a device decides.
 BATCH_SIZE = 4

@@ -1,7 +1,7 @@
 """Discriminators of images and videos: CogVideo's with its state-dict names, PatchGAN, frozen features, pairs."""
 
 from telecine.discriminators.attention import FeedForward, LinearSpaceAttention
-from telecine.discriminators.augment import Augmentation, augment, check_augmentations
+from telecine.discriminators.augment import augment, check_augmentations
 from telecine.discriminators.base import DiscriminatorOutput, as_output, frame_gradients, frozen
 from telecine.discriminators.blocks import DiscriminatorBlock, DiscriminatorBlock3D
 from telecine.discriminators.build import DiscriminatorSpec, build_discriminator
@@ -12,6 +12,7 @@ from telecine.discriminators.image import Discriminator
 from telecine.discriminators.layers import Blur
 from telecine.discriminators.patch import PatchDiscriminator, PatchDiscriminator3D
 from telecine.discriminators.video import Discriminator3D, Discriminator3DWithfirstframe
+from telecine.settings import Augmentation
 
 __all__ = [
     "Augmentation",

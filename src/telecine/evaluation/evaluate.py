@@ -11,8 +11,7 @@ import torch
 
 from telecine.base.checks import argument_error
 from telecine.base.files import write_json
-from telecine.data import ClipConfig, Span, VideoInfo, clips_sha256
-from telecine.evaluation.config import EvaluateConfig
+from telecine.data import Span, VideoInfo, clips_sha256
 from telecine.evaluation.flow import WarpingError, load_flow
 from telecine.evaluation.measure import (
     ClipMeasure,
@@ -48,6 +47,7 @@ from telecine.evaluation.source import (
     select_clips,
     video_source,
 )
+from telecine.settings import ClipConfig, EvaluateConfig
 
 METRICS_FILE = "metrics.json"
 CLIPS_FILE = "clips.json"

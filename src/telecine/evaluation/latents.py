@@ -17,15 +17,7 @@ from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
 from telecine.base.progress import with_progress
 from telecine.base.shapes import VALUE_RANGE, Video
-from telecine.data import (
-    ClipConfig,
-    DataError,
-    Span,
-    bytes_from_video,
-    clips_sha256,
-    pixels_sha256,
-)
-from telecine.evaluation.config import LatentsConfig
+from telecine.data import DataError, Span, bytes_from_video, clips_sha256, pixels_sha256
 from telecine.evaluation.latent_measures import (
     DEAD_FRACTION,
     HIGH_FREQUENCY,
@@ -43,6 +35,7 @@ from telecine.evaluation.pixel_metrics import psnr
 from telecine.evaluation.source import CLIP_SELECTION, ModelSource, index_data, model_source, read_span, select_clips
 from telecine.losses import mse
 from telecine.losses.latent import resized
+from telecine.settings import ClipConfig, LatentsConfig
 
 # Standard deviation of the noise on the latent, in units of each channel's.
 NOISE = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)

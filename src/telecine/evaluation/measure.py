@@ -15,7 +15,7 @@ from telecine.base.checks import argument_error
 from telecine.base.progress import with_progress
 from telecine.base.requirements import how_to_install
 from telecine.base.shapes import VALUE_RANGE, Video
-from telecine.data import ClipConfig, Span, bytes_from_video, pixels_sha256
+from telecine.data import Span, bytes_from_video, pixels_sha256
 from telecine.evaluation.frechet import FeatureNetwork, frechet_distance, load_feature_network, min_samples
 from telecine.evaluation.metrics import (
     BUILT_IN_METRICS,
@@ -30,6 +30,7 @@ from telecine.evaluation.published_clips import measured_values
 from telecine.evaluation.source import ReconstructionSource
 from telecine.perceptual import LPIPS, load_backbone
 from telecine.perceptual.weights import tensor_sha256
+from telecine.settings import ClipConfig
 
 LPIPS_BACKBONES = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
 # The names of values that are computed from the features of a clip, or of all clips.

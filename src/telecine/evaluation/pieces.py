@@ -14,14 +14,15 @@ from telecine.base.checks import argument_error
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.evaluation.pixel_metrics import psnr
 from telecine.evaluation.tiling import (
-    Tiling,
     blended_chunks,
     count_chunks,
     overlapping_chunks,
     reconstruct_tiled,
+    rounded_tiling,
     tile_starts,
 )
 from telecine.losses.reconstruction import psnr_of_mse
+from telecine.settings import Tiling
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Pieces:
 
     def _reconstruct(self, video: Tensor) -> Tensor:
         """Return the reconstruction of `(3, T, H, W)` in pieces."""
-        tiling = self.tiling.rounded_for(self.model)
+        tiling = rounded_tiling(self.tiling, self.model)
 
         def reconstruct(chunk: Tensor) -> Tensor:
             return reconstruct_tiled(self.model, chunk.transpose(0, 1), tiling).transpose(0, 1)
@@ -86,7 +87,7 @@ class Pieces:
     def _seams(self, size: Sequence[int]) -> Tensor:
         """Return which pixels of a clip of this size are at a seam, `(T, H, W)`."""
         time, height, width = size
-        num_frames, tiling = self._num_frames(size), self.tiling.rounded_for(self.model)
+        num_frames, tiling = self._num_frames(size), rounded_tiling(self.tiling, self.model)
         chunks = count_chunks(time, num_frames, self.overlap_frames)
         frames = seams([index * (num_frames - self.overlap_frames) for index in range(chunks)], num_frames, time)
         padded = self.model.covering_clip(min(num_frames, time), height, width)[1:]

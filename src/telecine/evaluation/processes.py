@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from telecine.base.devices import DeviceName, pick_device
+from telecine.base.devices import pick_device
 
 Item = TypeVar("Item")
 
@@ -30,7 +30,7 @@ class Processes:
         """Whether this process prints and writes files."""
         return self.rank == 0
 
-    def device(self, name: DeviceName) -> torch.device:
+    def device(self, name: str) -> torch.device:
         """Return this process' device. On a machine with several GPUs, each process gets a different one.
 
         Raises:

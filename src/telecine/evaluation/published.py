@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from telecine.base.checks import argument_error
-
-ProtocolName = Literal["vidtok", "wf_vae_25", "wf_vae_33", "tokenbench", "davis"]
+from telecine.settings import ProtocolName
 
 CLIP_CHOICES = {
     "all": "consecutive clips of each video from its first frame on; the last one repeats the video's last frame",

@@ -26,11 +26,11 @@ from telecine.data import (
     whole_video,
 )
 from telecine.data.source import DecodeError
-from telecine.evaluation.config import EvaluateConfig
 from telecine.evaluation.published import CLIP_CHOICES, VALUES, PublishedProtocol
 from telecine.evaluation.source import MatchingVideos, contains_videos, index_data, load_model, match_videos
-from telecine.evaluation.tiling import Tiling, blended_chunks, overlapping_chunks, reconstruct_tiled
+from telecine.evaluation.tiling import blended_chunks, overlapping_chunks, reconstruct_tiled
 from telecine.runs.layout import find_checkpoint
+from telecine.settings import EvaluateConfig, Tiling
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,17 @@ from telecine.base.devices import pick_device
 from telecine.base.progress import with_progress
 from telecine.base.shapes import VALUE_RANGE
 from telecine.data import VideoInfo, bytes_from_video, index_video, iterate_frames, video_from_bytes
-from telecine.evaluation.config import ReconstructConfig
 from telecine.evaluation.pixel_metrics import psnr
 from telecine.evaluation.source import load_model
-from telecine.evaluation.tiling import blended_chunks, count_chunks, overlapping_chunks, reconstruct_tiled
+from telecine.evaluation.tiling import (
+    blended_chunks,
+    count_chunks,
+    overlapping_chunks,
+    reconstruct_tiled,
+    rounded_tiling,
+)
 from telecine.report.video import Mp4Writer, side_by_side
+from telecine.settings import ReconstructConfig
 
 
 def reconstruct(
@@ -70,7 +76,7 @@ def reconstruct_frames(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield a video's frames, uint8 `(T, H, W, 3)`, and their reconstructions, `(T, 3, H, W)` in [-1, 1]."""
     size = output_size(info, config)
-    tiling = config.tiling().rounded_for(model)
+    tiling = rounded_tiling(config.tiling(), model)
     num_frames, _, _ = model.covering_clip(config.num_frames, *size)
     overlap = config.overlap_frames
 

@@ -16,7 +16,6 @@ from telecine.base.checks import argument_error, check_count
 from telecine.base.shapes import Video
 from telecine.data import (
     Clip,
-    ClipConfig,
     IndexCache,
     Span,
     VideoInfo,
@@ -28,8 +27,8 @@ from telecine.data import (
 )
 from telecine.data.find import files_below
 from telecine.data.source import VIDEO_SUFFIXES, as_source
-from telecine.evaluation.config import EvaluateConfig, MeasuredClips
-from telecine.runs.layout import CONFIG_FILE, Weights, find_checkpoint
+from telecine.runs.layout import CONFIG_FILE, find_checkpoint
+from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, SavedWeights
 from telecine.settings.yaml_file import read_yaml
 
 CLIP_SELECTION = "clips without overlap from each video's first frame on, evenly spaced among all of them"
@@ -175,7 +174,7 @@ def model_source(checkpoint: Path, config: MeasuredClips, device: torch.device) 
     return ModelSource(model, clips, f"{checkpoint}, weights {config.weights}" if found else str(checkpoint))
 
 
-def load_model(checkpoint: str | Path, weights: Weights, device: torch.device) -> VideoAutoencoder:
+def load_model(checkpoint: str | Path, weights: SavedWeights, device: torch.device) -> VideoAutoencoder:
     """Return the autoencoder of a run (its last checkpoint), of a checkpoint, or of a saved model, in eval mode.
 
     Raises:

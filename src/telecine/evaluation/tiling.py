@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import product
 
 import torch
@@ -11,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from telecine.autoencoders import VideoAutoencoder
-from telecine.base.checks import argument_error, check_count
+from telecine.base.checks import argument_error
+from telecine.settings import Tiling, check_overlap
 
 
 def overlapping_chunks(frames: Iterable[Tensor], num_frames: int, overlap: int) -> Iterator[Tensor]:
@@ -33,13 +33,6 @@ def overlapping_chunks(frames: Iterable[Tensor], num_frames: int, overlap: int) 
             chunk, num_new = chunk[num_frames - overlap :], 0
     if num_new:
         yield torch.stack(chunk)
-
-
-def check_overlap(num_frames: int, overlap: int) -> None:
-    """Raise a `ValueError` unless a chunk is longer than its overlap."""
-    if not 0 <= overlap < num_frames:
-        contract = f"at least 0 and below the chunk's {num_frames} frames"
-        raise argument_error("overlap_frames", contract, overlap, "2 to 4 frames hide a seam.")
 
 
 def count_chunks(total: int, num_frames: int, overlap: int) -> int:
@@ -78,42 +71,25 @@ def crossfade(first: Tensor, second: Tensor) -> Tensor:
     return torch.lerp(first, second, weight.view(len(second), *[1] * (second.ndim - 1)))
 
 
-@dataclass(frozen=True)
-class Tiling:
-    """How frames are cut into overlapping tiles."""
+def rounded_tiling(tiling: Tiling, model: VideoAutoencoder) -> Tiling:
+    """Return the tiling with sizes that the autoencoder accepts, rounded up.
 
-    size: int | None = None
-    """Height and width of a tile. None: whole frames."""
-    overlap: int = 0
-    """Rows and columns that neighbouring tiles share."""
+    Overlaps become multiples of the autoencoder's stride, so that the latent cells of every tile coincide with
+    those of the whole frame. Results then differ only within the receptive field of a tile's edges.
 
-    def __post_init__(self) -> None:
-        if self.size is None:
-            return
-        check_count("tile", self.size, remedy="Leave it out for whole frames.")
-        if not 0 <= self.overlap < self.size:
-            contract = f"at least 0 and below the tile's {self.size} pixels"
-            raise argument_error("tile_overlap", contract, self.overlap, "An eighth to a quarter of a tile is usual.")
-
-    def rounded_for(self, model: VideoAutoencoder) -> Tiling:
-        """Return the tiling with sizes that the autoencoder accepts, rounded up.
-
-        Overlaps become multiples of the autoencoder's stride, so that the latent cells of every tile coincide with
-        those of the whole frame. Results then differ only within the receptive field of a tile's edges.
-
-        Raises:
-            ValueError: A tile is so small that it cannot overlap with the next one.
-        """
-        if self.size is None:
-            return self
-        _, smallest, _ = model.covering_clip(1, 1, 1)
-        _, next_size, _ = model.covering_clip(1, smallest + 1, smallest + 1)
-        stride = next_size - smallest
-        _, size, _ = model.covering_clip(1, self.size, self.size)
-        if self.overlap and size == stride:
-            contract = f"at least {size + stride} for tiles that overlap with this model"
-            raise argument_error("tile", contract, self.size, f"Set it to {size + stride}, or `tile_overlap` to 0.")
-        return Tiling(size, min(-(-self.overlap // stride) * stride, size - stride))
+    Raises:
+        ValueError: A tile is so small that it cannot overlap with the next one.
+    """
+    if tiling.size is None:
+        return tiling
+    _, smallest, _ = model.covering_clip(1, 1, 1)
+    _, next_size, _ = model.covering_clip(1, smallest + 1, smallest + 1)
+    stride = next_size - smallest
+    _, size, _ = model.covering_clip(1, tiling.size, tiling.size)
+    if tiling.overlap and size == stride:
+        contract = f"at least {size + stride} for tiles that overlap with this model"
+        raise argument_error("tile", contract, tiling.size, f"Set it to {size + stride}, or `tile_overlap` to 0.")
+    return Tiling(size, min(-(-tiling.overlap // stride) * stride, size - stride))
 
 
 @torch.no_grad()
@@ -126,7 +102,7 @@ def reconstruct_tiled(model: VideoAutoencoder, video: Tensor, tiling: Tiling) ->
         model: An autoencoder in eval mode.
         video: `(3, T, H, W)` in [-1, 1], of any length and size. It is padded to a size that the autoencoder accepts by
             repeating the last frame, row and column, and the reconstruction is cropped.
-        tiling: The tiles, with sizes that the autoencoder accepts: see `Tiling.rounded_for`.
+        tiling: The tiles, with sizes that the autoencoder accepts: see `rounded_tiling`.
 
     Returns:
         `(3, T, H, W)`, not clamped.

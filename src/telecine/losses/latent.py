@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.base.checks import argument_error, check_count, check_fraction, check_positive, choose
+from telecine.base.checks import argument_error, check_count, check_fraction, check_positive
+from telecine.base.imports import choose
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.randomness import Generators, host_rand, rand, randn
 from telecine.base.shapes import Scalar, Video, check_video

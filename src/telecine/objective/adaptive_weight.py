@@ -6,17 +6,17 @@ As in VQGAN (Esser et al., arXiv:2012.09841, equation 7), by default with the pe
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from telecine.base.shapes import Scalar
-from telecine.objective.config import AdaptiveWeightConfig
 from telecine.objective.eager import gradients_of
 from telecine.objective.layer_activations import LayerActivations
-from telecine.objective.running import RunningMean, average_over_ranks
+from telecine.objective.running import average_over_ranks
+from telecine.settings import AdaptiveWeightConfig
 
 NO_LAYER = (
     "`last_layer` is None, so that the adaptive weight is 1 instead of the ratio of two gradients. Pass the weight of "
@@ -28,15 +28,12 @@ class AdaptiveWeight(nn.Module):
     """The adaptive weights of all adversarial terms.
 
     Args:
-        names: The discriminators, as keys of a `ModuleDict`.
-        config: Its settings. The moving averages, if any, are saved with the loss.
+        config: Its settings.
     """
 
-    def __init__(self, names: Iterable[str], config: AdaptiveWeightConfig) -> None:
+    def __init__(self, config: AdaptiveWeightConfig) -> None:
         super().__init__()
         self.config = config
-        averaged = names if config.decay > 0 else ()
-        self.averages = nn.ModuleDict({name: RunningMean(config.decay) for name in averaged})
 
     def forward(
         self, losses: Mapping[str, Tensor], references: Mapping[str, Scalar], grad_at: Tensor | LayerActivations | None
@@ -61,24 +58,13 @@ class AdaptiveWeight(nn.Module):
         )
         reference_norm, *norms = norms_of([reference, *losses.values()], grad_at)
         return {
-            name: finite_or_one(self._averaged(name, self._ratio(reference_norm, norm)))
-            for name, norm in zip(losses, norms, strict=True)
+            name: finite_or_one(self._ratio(reference_norm, norm)) for name, norm in zip(losses, norms, strict=True)
         }
 
     def _ratio(self, reference_norm: Scalar, norm: Scalar) -> Scalar:
         """Return `min(reference_norm / max(norm, min_norm), max)`, NaN if the quotient is not finite."""
         ratio = (reference_norm / norm.clamp(min=self.config.min_norm)).detach()
         return torch.where(torch.isfinite(ratio), ratio.clamp(max=self.config.max), torch.nan)
-
-    def _averaged(self, name: str, ratio: Scalar) -> Scalar:
-        if not self.averages:
-            return ratio
-        average = self.averages[name.replace(".", "_")]
-        assert isinstance(average, RunningMean)
-        if self.training:
-            average.update(ratio)
-        # Before the first finite ratio there is no average.
-        return torch.where(average.num_values > 0, average(), torch.nan)
 
 
 def finite_or_one(weight: Scalar) -> Scalar:

@@ -14,7 +14,7 @@ from telecine.base.checks import argument_error
 from telecine.base.precision import autocast_dtype, autocast_off
 from telecine.base.randomness import randint
 from telecine.base.shapes import Scalar, Video
-from telecine.discriminators import Augmentation, augment, frozen
+from telecine.discriminators import augment, frozen
 from telecine.losses import GANLoss, Penalty, feature_matching
 from telecine.objective.batch import Batch
 from telecine.objective.eager import (
@@ -32,6 +32,7 @@ from telecine.objective.video_discriminator import VideoDiscriminator
 from telecine.objective.weights import Weights
 from telecine.ops.double_backward import differentiated_twice
 from telecine.perceptual import pick_frames, sample_frame_indices
+from telecine.settings import Augmentation
 
 
 class GradientMode(Enum):

@@ -16,7 +16,7 @@ from telecine.losses import Decode, Reduction, posterior_kl
 from telecine.objective.layer_activations import LayerActivations
 
 if TYPE_CHECKING:
-    from telecine.objective.config import ObjectiveConfig
+    from telecine.settings import ObjectiveConfig
 
 
 class Batch(NamedTuple):

@@ -71,17 +71,17 @@ class RunningMean(nn.Module):
         return self.mean.clone()
 
 
+# Decay of LeCam's running means of the logits, as in 1D-tokenizer: a small one follows the noise of single batches.
+LECAM_DECAY = 0.999
+
+
 class LeCam(nn.Module):
-    """LeCam regularisation (Tseng et al., arXiv:2104.03310) with its running means of the logits.
+    """LeCam regularisation (Tseng et al., arXiv:2104.03310) with its running means of the logits."""
 
-    Args:
-        decay: Decay of the running means.
-    """
-
-    def __init__(self, decay: float) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.real = RunningMean(decay)
-        self.fake = RunningMean(decay)
+        self.real = RunningMean(LECAM_DECAY)
+        self.fake = RunningMean(LECAM_DECAY)
 
     def forward(self, *, real: Tensor, fake: Tensor) -> Scalar:
         """Return the regulariser of a batch of logits. In training mode the means are updated first."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -26,8 +25,8 @@ from telecine.losses import (
 )
 from telecine.objective.batch import Batch
 from telecine.objective.running import with_averaged_gradient
-from telecine.objective.weights import Ramp, Weight, as_ramp
 from telecine.perceptual import Alignment, gram
+from telecine.settings import ObjectiveConfig, Term
 
 # The built-in terms, which a name alone stands for.
 TERMS: dict[str, Callable[..., Any]] = {
@@ -43,48 +42,21 @@ TERMS: dict[str, Callable[..., Any]] = {
 }
 VIDEOS = ("reconstruction", "target", "weight", "mask", "latent", "decode", "generator")
 FEATURES = ("reconstruction_features", "target_features")
-# The log keys `{name}_loss` and the weights `{name}_loss_weight` that the objective has without terms.
-RESERVED = (
-    *("total", "recon", "perceptual", "nll", "gen", "adversarial", "multiscale_adversarial", "feature_matching"),
-    *("quantizer_aux", "total_disc", "discr", "grad_penalty", "lecam"),
-)
 
 
-@dataclass(frozen=True)
-class Term:
-    """A function and its weight: `Term(edges, weight=0.1)` adds `0.1 * edges(reconstruction=..., target=...)`.
+class TermFunction:
+    """The function of a `Term`, which is imported and checked.
 
-    A class of modules is called with `params`, when the term is first used; the parameters of a module are trained and
-    saved with the objective, unless they are frozen.
-
-    The function is called with those of these arguments that it has parameters for:
-
-    - `reconstruction`, `target`: videos `(B, C, T, H, W)`, floating point, in [-1, 1]; masked-out pixels are equal;
-    - `weight`: the weight of each clip `(B,)` by which its error is multiplied, or `None` for 1. If the function has no
-      parameter `mask`, it is divided by the fraction that a mask keeps, so that a mean over all pixels is right;
-    - `mask`: bool, broadcasts to the videos, or `None`;
-    - `latent`, `decode`: the latent `(B, ...)`, with the graph to the encoder, and the decoder, see `BatchOptions`;
-    - `generator`: the source of random numbers of this call.
-
-    It returns a 0-d tensor with its graph. A function of `reconstruction_features` and `target_features` is called
-    instead with lists of the perceptual network's feature maps `(N, C, H, W)` of the sampled frames, and returns one
-    value per frame `(N,)`.
+    Args:
+        term: Its settings.
 
     Raises:
-        ValueError: If there is no such function, it needs another argument, or the weight is invalid.
+        ValueError: If there is no such function, or it needs an argument that no call has.
     """
 
-    target: str | Callable[..., Any] | None = None
-    """The function, its dotted path, or the name of a built-in term; by default the term's own name."""
-    weight: Weight = 1.0
-    """A number, or a ramp."""
-    params: Mapping[str, object] = field(default_factory=dict)
-    """Further keyword arguments of the function, such as `{levels: 2}` of "wavelet", or of the class."""
-
-    def __post_init__(self) -> None:
-        as_ramp("weight", self.weight)
-        if self.target is not None:
-            self.arguments  # noqa: B018 - checks the function
+    def __init__(self, term: Term) -> None:
+        self.target, self.params = term.target, term.params
+        self.arguments  # noqa: B018 - checks the function
 
     @cached_property
     def function(self) -> Callable[..., Tensor]:
@@ -217,44 +189,16 @@ def _import(path: str) -> Callable[..., Any]:
     return found
 
 
-def as_terms(terms: Mapping[str, object] | None) -> dict[str, Term]:
-    """Return additional terms by name.
-
-    Args:
-        terms: By name a `Term`, a mapping of its fields, or a weight (a number or a `Ramp`) of the built-in term of
-            that name. `target` is the name if left out.
+def functions_of(config: ObjectiveConfig) -> dict[str, TermFunction]:
+    """Return the additional terms by name. Each call builds new modules.
 
     Raises:
-        ValueError: If a name is in use, or a term is invalid.
+        ValueError: If a term has no function, or one that needs other arguments.
     """
-    if not isinstance(terms, Mapping | None):
-        raise argument_error("terms", "a dict of terms by name", describe(terms), "Write {'edges': Term(edges, 0.1)}.")
-    return {name: _as_term(name, value) for name, value in (terms or {}).items()}
+    return {name: TermFunction(term) for name, term in config.named_terms.items()}
 
 
-def _as_term(name: str, value: object) -> Term:
-    if not name.isidentifier() or name in RESERVED:
-        contract = f"an identifier other than {', '.join(RESERVED)}"
-        raise argument_error("terms", f"named by {contract}", repr(name), "Rename the term.")
-    if not isinstance(value, Term | Mapping | Ramp | float | int):
-        remedy = f"Write Term({name}, weight=0.1)."
-        raise argument_error(f"terms.{name}", "a `Term`, a dict of its fields, or a weight", describe(value), remedy)
-    if not isinstance(value, Term):
-        value = _from_mapping(name, value if isinstance(value, Mapping) else {"weight": value})
-    return value if value.target is not None else replace(value, target=name)
-
-
-def _from_mapping(name: str, value: Mapping[str, Any]) -> Term:
-    known = [item.name for item in fields(Term)]
-    for key in value:
-        if key not in known:
-            got, remedy = describe(value[key]), suggestion(key, known)
-            raise argument_error(f"terms.{name}.{key}", "a field of a term", got, remedy)
-    as_ramp(f"terms.{name}.weight", value.get("weight", 1.0))
-    return Term(**value)
-
-
-def modules_of(terms: Mapping[str, Term]) -> nn.ModuleDict:
+def modules_of(terms: Mapping[str, TermFunction]) -> nn.ModuleDict:
     """Return the terms that are modules, named as their losses in the log."""
     modules = {name: term.function for name, term in terms.items() if term.is_module}
     return nn.ModuleDict({f"{name}_loss": cast(nn.Module, module) for name, module in modules.items()})

@@ -10,30 +10,33 @@ from torch import Tensor, nn
 from torchvision.models import VGG16_Weights
 from typing_extensions import Unpack
 
-from telecine.base.checks import check_choice, choose
+from telecine.base.checks import check_choice
+from telecine.base.imports import choose
 from telecine.base.shapes import Scalar
 from telecine.discriminators import Discriminator, Discriminator3D, DiscriminatorSpec, build_discriminator
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES, as_gan_loss, as_penalty, gaussian_nll
 from telecine.objective.adaptive_weight import AdaptiveWeight
 from telecine.objective.adversarial import AdversarialLosses, augmented, windowed
 from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
-from telecine.objective.config import (
+from telecine.objective.layer_activations import LayerActivations
+from telecine.objective.logging import Log, autoencoder_log, discriminator_log, named
+from telecine.objective.perceptual_term import PerceptualTerm, drop_perceptual_weights
+from telecine.objective.running import LeCam, with_averaged_gradient
+from telecine.objective.terms import functions_of, mean, modules_of, total, weighted
+from telecine.objective.video_discriminator import VideoDiscriminator, check_discriminators
+from telecine.objective.weights import Weights, WeightSchedule
+from telecine.perceptual import WeightsSource
+from telecine.settings import (
     AdaptiveWeightConfig,
     GANConfig,
     ObjectiveConfig,
     PenaltyConfig,
     PerceptualConfig,
     ReconstructionConfig,
-    as_config,
+    Term,
+    Weight,
 )
-from telecine.objective.layer_activations import LayerActivations
-from telecine.objective.logging import Log, autoencoder_log, discriminator_log, named
-from telecine.objective.perceptual_term import PerceptualTerm, drop_perceptual_weights
-from telecine.objective.running import LeCam, with_averaged_gradient
-from telecine.objective.terms import Term, mean, modules_of, total, weighted
-from telecine.objective.video_discriminator import VideoDiscriminator, check_discriminators
-from telecine.objective.weights import Weight, Weights, WeightSchedule
-from telecine.perceptual import WeightsSource
+from telecine.settings.parse import validate
 
 
 class Update(NamedTuple):
@@ -130,16 +133,15 @@ class VideoAutoencoderLoss(nn.Module):
             "eager_gradients": eager_gradients,
             "gradient_checkpointing": gradient_checkpointing,
         }
-        self.config = config = as_config(ObjectiveConfig, "objective", settings)
+        self.config = config = validate(ObjectiveConfig, settings)
         self.weights = WeightSchedule(config)
-        self.terms = config.named_terms
+        self.terms = functions_of(config)
         self.term_modules = modules_of(self.terms)
         self.recon_loss = choose("reconstruction.loss", config.reconstruction.loss, RECONSTRUCTION_LOSSES)
-        logvar = torch.full((), config.reconstruction.logvar_init)
-        self.logvar = nn.Parameter(logvar) if config.reconstruction.learn_logvar else None
+        self.logvar = nn.Parameter(torch.zeros(())) if config.reconstruction.learn_logvar else None
         # They have no gradient in the discriminators' step. DDP looks names up with a leading dot and without.
         self._ddp_params_and_buffers_to_ignore = [dot + n for n, _ in self.named_parameters() for dot in ("", ".")]
-        self.perceptual = PerceptualTerm(config, vgg_weights, self.weights)
+        self.perceptual = PerceptualTerm(config, vgg_weights, self.weights, self.terms)
         self.register_load_state_dict_pre_hook(drop_perceptual_weights)
 
         self.discr = _build("discr_kwargs", discr_kwargs, Discriminator)
@@ -155,8 +157,8 @@ class VideoAutoencoderLoss(nn.Module):
         self.gan_loss = as_gan_loss(choose("gan.loss", config.gan.loss, GAN_LOSSES))
         self.penalty = as_penalty(choose("penalty.kind", config.penalty.kind, GRAD_PENALTIES))
         regularised = every if self.weights.is_ever_on("lecam_loss_weight") else ()
-        self.lecam = nn.ModuleDict({d.key: LeCam(config.gan.lecam_decay) for d in regularised})
-        self.balance = AdaptiveWeight([d.key for d in every], config.adaptive_weight)  # its name in state dicts
+        self.lecam = nn.ModuleDict({d.key: LeCam() for d in regularised})
+        self.balance = AdaptiveWeight(config.adaptive_weight)
 
     @property
     def discriminators(self) -> list[VideoDiscriminator]:

@@ -2,68 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from telecine.base.checks import argument_error, check_step, check_weight, describe, nearest
+from telecine.base.checks import check_step
+from telecine.settings import ObjectiveConfig, Weight, as_ramp
 
-if TYPE_CHECKING:
-    from telecine.objective.config import ObjectiveConfig
-
-
-def check_start(name: str, value: object) -> int | None:
-    """Return a step, or None."""
-    return None if value is None else check_step(name, value)
-
-
-# The fields of a ramp, each with its check.
-FIELDS: dict[str, Callable[[str, object], object]] = {
-    "weight": check_weight,
-    "start": check_start,
-    "steps": check_step,
-    "initial": check_weight,
-}
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """A weight that is `initial` before `start` and changes linearly to `weight` within `steps`.
-
-    Steps count updates of the autoencoder. `Ramp(0, initial=1, start=1000, steps=500)` removes a term.
-
-    Raises:
-        ValueError: If a weight is negative or not finite, or a step is not a whole number >= 0.
-    """
-
-    weight: float
-    """The final weight."""
-    start: int | None = None
-    """Step at which it begins to change; by default `disc_start` for adversarial terms and feature matching, else 0."""
-    steps: int = 0
-    """Number of steps from `initial` to `weight`; 0 to switch at once."""
-    initial: float = 0.0
-    """The weight before `start`."""
-
-    def __post_init__(self) -> None:
-        for name, check in FIELDS.items():
-            object.__setattr__(self, name, check(name, getattr(self, name)))
-
-    def at(self, step: int) -> float:
-        """Return the weight at a step."""
-        start = self.start or 0
-        if step < start:
-            return self.initial
-        fraction = min((step - start) / self.steps, 1.0) if self.steps else 1.0
-        return self.initial + (self.weight - self.initial) * fraction
-
-    @property
-    def is_ever_on(self) -> bool:
-        """Whether the weight is above 0 at any step."""
-        return self.weight > 0 or self.initial > 0
-
-
-Weight: TypeAlias = float | Ramp
 # The arguments that count only from `disc_start` on.
 ADVERSARIAL = ("adversarial_loss_weight", "multiscale_adversarial_loss_weight", "feature_matching_loss_weight")
 
@@ -98,8 +42,8 @@ class WeightSchedule:
         self.disc_start = check_step("disc_start", config.disc_start)
         self.disc_train_start = check_step("gan.disc_train_start", config.gan.disc_train_start)
         self.penalty_every = config.penalty.every
-        self.terms = {name: f"{name}_loss_weight" for name in config.named_terms}
-        given: dict[str, object] = {
+        self.terms = {name: f"{name}_loss_weight" for name in config.terms}
+        given: dict[str, Weight] = {
             "perceptual_weight": config.perceptual_weight,
             "adversarial_loss_weight": config.adversarial_loss_weight,
             "multiscale_adversarial_loss_weight": config.multiscale_adversarial_loss_weight,
@@ -109,7 +53,7 @@ class WeightSchedule:
             "lecam_loss_weight": config.gan.lecam_loss_weight,
             **{self.terms[name]: term.weight for name, term in config.named_terms.items()},
         }
-        self.ramps = {name: as_ramp(name, weight, self._start_of(name)) for name, weight in given.items()}
+        self.ramps = {name: as_ramp(weight, name, self._start_of(name)) for name, weight in given.items()}
         self.scheduled = [name for name, weight in given.items() if not isinstance(weight, (int, float))]
 
     def _start_of(self, name: str) -> int:
@@ -167,32 +111,3 @@ class WeightSchedule:
             scheduled={name: values[name] for name in self.scheduled},
             discriminators_train=discriminators_train,
         )
-
-
-def as_ramp(name: str, value: object, start: int = 0) -> Ramp:
-    """Return a weight as a `Ramp`.
-
-    Args:
-        name: The argument's name, for errors.
-        value: A number, a `Ramp`, or a mapping of a ramp's fields, as from a YAML file.
-        start: The ramp's start if `value` has none.
-
-    Raises:
-        ValueError: If it is none of these or a field is out of range.
-    """
-    if isinstance(value, Mapping):
-        value = _from_mapping(name, value)
-    if not isinstance(value, Ramp):
-        value = Ramp(check_weight(name, value))
-    return replace(value, start=start if value.start is None else value.start)
-
-
-def _from_mapping(name: str, value: Mapping[str, Any]) -> Ramp:
-    for key, given in value.items():
-        if key not in FIELDS:
-            remedy = nearest(str(key), FIELDS) or f"Its fields are: {', '.join(FIELDS)}."
-            raise argument_error(f"{name}.{key}", "a field of a ramp", describe(given), remedy)
-        FIELDS[key](f"{name}.{key}", given)
-    if "weight" not in value:
-        raise argument_error(name, "a number or a ramp with a `weight`", describe(value), "Add `weight`.")
-    return Ramp(**value)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.shapes import Frames
+from telecine.settings import MIN_SIZES
 
 FeatureMap: TypeAlias = Float[Tensor, "frame feature row column"]
 
@@ -63,7 +64,7 @@ class Backbone:
 _VGG16 = Backbone(
     name="vgg16",
     title="VGG16",
-    minimum_size=16,  # four halvings before the last stage
+    minimum_size=MIN_SIZES["vgg"],  # four halvings before the last stage
     stages=(
         Stage(0, (Convolution(0, 3, 64), Convolution(2, 64, 64))),
         Stage(2, (Convolution(5, 64, 128), Convolution(7, 128, 128))),
@@ -75,7 +76,7 @@ _VGG16 = Backbone(
 _ALEXNET = Backbone(
     name="alexnet",
     title="AlexNet",
-    minimum_size=31,  # the smallest size at which the second pooling's window of 3 fits
+    minimum_size=MIN_SIZES["alex"],  # the smallest size at which the second pooling's window of 3 fits
     stages=(
         Stage(0, (Convolution(0, 3, 64, kernel=11, stride=4, padding=2),)),
         Stage(3, (Convolution(3, 64, 192, kernel=5, padding=2),)),

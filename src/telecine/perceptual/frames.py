@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from telecine.base.checks import argument_error, check_count, describe
 from telecine.base.precision import at_least_float32
-from telecine.base.randomness import Generators, check_generators, rand, randint
+from telecine.base.randomness import Generators, check_generators, rand
 from telecine.base.shapes import Frames, Video, check_frames, check_same_device, check_same_shape, check_video
 
 NumFrames: TypeAlias = int | Literal["all"]
@@ -27,37 +27,31 @@ class Compare(Protocol[Out]):
         """Return the distance of each frame of `reconstruction` to the same frame of `target`."""
 
 
-def sample_frame_indices(
-    video: Video, num_frames: NumFrames, generator: Generators = None, stride: int = 1
-) -> Int[Tensor, "batch k"]:
+def sample_frame_indices(video: Video, num_frames: NumFrames, generator: Generators = None) -> Int[Tensor, "batch k"]:
     """Draw `num_frames` different frames of each clip, uniformly and independently per clip.
 
     Args:
         video: `(B, C, T, H, W)`; only its shape and device are read.
-        num_frames: At least 1, or "all". A number above the number of candidates selects all of them.
+        num_frames: At least 1, or "all". A number above T selects all of them.
         generator: One generator, or one for each clip, on the video's device. Nothing is drawn if all T frames are
             selected.
-        stride: With n > 1 the candidates are every n-th frame, `ceil(T / n)` of them. They start at a random frame of
-            each clip and continue from the start of the clip after its end, so every frame is equally likely.
 
     Returns:
-        Indices `(B, k)` on the video's device, ascending in each row, with `k = min(num_frames, ceil(T / stride))`.
+        Indices `(B, k)` on the video's device, ascending in each row, with `k = min(num_frames, T)`.
         Nothing is read from the device.
 
     Raises:
-        ValueError: `video` is not a video, `num_frames` is neither a positive int nor "all", `stride` is not a positive
-            int, or `generator` is on another device or has another length than the batch.
+        ValueError: `video` is not a video, `num_frames` is neither a positive int nor "all", or `generator` is on
+            another device or has another length than the batch.
     """
     check_video("video", video)
     check_num_frames("num_frames", num_frames)
-    check_count("stride", stride, remedy="Use 1 for every frame, n for every n-th.")
     check_generators(generator, len(video), video.device)
-    candidates = _every_nth_frame(video, stride, generator)
-    batch, num_candidates = candidates.shape
-    if isinstance(num_frames, str) or num_frames >= num_candidates:
-        return candidates
-    noise = rand((batch, num_candidates), device=video.device, generator=generator)
-    return candidates.gather(1, noise.topk(num_frames, dim=1).indices.sort(dim=1).values)
+    batch, time = video.shape[0], video.shape[2]
+    if isinstance(num_frames, str) or num_frames >= time:
+        return torch.arange(time, device=video.device).repeat(batch, 1)
+    noise = rand((batch, time), device=video.device, generator=generator)
+    return noise.topk(num_frames, dim=1).indices.sort(dim=1).values
 
 
 def check_num_frames(name: str, value: object) -> NumFrames:
@@ -137,17 +131,6 @@ def check_frame_pair(*, reconstruction: Tensor, target: Tensor) -> None:
     check_frames("target", target)
     check_same_shape("target", target, "reconstruction", reconstruction)
     check_same_device("target", target, "reconstruction", reconstruction)
-
-
-def _every_nth_frame(video: Video, stride: int, generator: Generators) -> Int[Tensor, "batch candidate"]:
-    """Return every n-th frame of each clip, ascending, from a random frame on and modulo the clip's length."""
-    batch, time = video.shape[0], video.shape[2]
-    # 0, n, 2n, ... below T: any two differ by less than T, so they remain different frames modulo T.
-    steps = torch.arange(0, time, min(stride, time), device=video.device).repeat(batch, 1)
-    if stride == 1:
-        return steps
-    first = randint(time, (batch, 1), device=video.device, generator=generator)
-    return ((first + steps) % time).sort(dim=1).values
 
 
 def _check_indices(indices: object, video: Tensor) -> None:

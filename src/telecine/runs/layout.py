@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 CONFIG_FILE = "config.yaml"
 STATE_FILE = "state.json"
@@ -24,8 +23,6 @@ ENVIRONMENT_FILE = "environment.json"
 HEALTH_FILE = "health.jsonl"
 SUMMARY_FILE = "summary.json"
 REPORT_FILE = "report.html"
-# The averaged and the raw weights, each in a folder of a checkpoint that `from_pretrained` loads.
-Weights = Literal["ema", "model"]
 
 _STEP_NAME = re.compile(r"step-(\d+)")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,57 +12,77 @@ from telecine.base.checks import argument_error, shorten
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
+# The plain values of YAML 1.2, which has 1e-4 as a number, and `no` and dates as text; with their first characters.
+_PLAIN = {
+    "bool": ("true|True|TRUE|false|False|FALSE", [*"tTfF"]),
+    "null": ("~|null|Null|NULL|", [*"~nN", ""]),
+    "int": (r"[-+]?[0-9]+|0x[0-9a-fA-F]+", [*"-+0123456789"]),
+    "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|nan)", [*"-+.0123456789"]),
+}
 # libyaml, where PyYAML has it, is ten times as fast.
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Base):
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - of PyYAML
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        for index, (key, _) in enumerate(node.value):
+            if key.value in names[:index]:
+                line = key.start_mark.line + 1
+                raise yaml.constructor.ConstructorError(problem=f"`{key.value}` is given twice, again in line {line}")
+        return super().construct_mapping(node, deep=deep)
+
+
+for _kind, (_text, _first) in _PLAIN.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_text})$"), _first)
+
+
+def parse_value(text: str) -> Any:
+    """Return the value of a text as a YAML file has it, or the text itself if it is not YAML."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError):  # also for integers of thousands of digits
+        return text
 
 
 def read_yaml(path: Path) -> Any:
     """Return the plain values in a YAML file.
 
-    Raises:
-        OSError: If it cannot be read.
-        ValueError: If it is not YAML, or as `check_yaml` says.
-    """
-    text = check_yaml(path)
-    try:
-        return yaml.load(text, Loader=_LOADER)
-    except (yaml.YAMLError, ValueError) as error:  # also for integers of thousands of digits
-        raise _error(path, error) from error
-
-
-def check_yaml(path: Path) -> str:
-    """Return the text of a YAML file that is small when it is parsed.
-
     Aliases (`*name`) are refused: a few lines of them stand for billions of values.
 
     Raises:
         OSError: If it cannot be read.
-        ValueError: If it is not `key: value` lines of YAML in UTF-8, too large, nested too deeply, or has an alias.
+        ValueError: If it is not `key: value` lines of YAML in UTF-8, each key once; too large; nested too deeply; or
+            has an alias.
     """
     size = path.stat().st_size
     if size > MAX_BYTES:
         raise argument_error(str(path), f"settings of at most {MAX_BYTES} bytes", f"{size} bytes", "Check the path.")
-    depth = 0
     try:
         text = path.read_text(encoding="utf-8")
-        for event in yaml.parse(text, Loader=_LOADER):
-            line = f"line {event.start_mark.line + 1}"
-            is_list = isinstance(event, yaml.SequenceStartEvent)
-            if depth == 0 and (is_list or (isinstance(event, yaml.ScalarEvent) and event.value)):
-                got = f"{'a list' if is_list else 'text'} in {line}"
-                raise argument_error(str(path), "`key: value` lines", got, "Write one setting per line.")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH:
-                contract = f"settings that are nested at most {MAX_DEPTH} deep"
-                raise argument_error(str(path), contract, f"more in {line}", "Check the brackets.")
-            if isinstance(event, yaml.AliasEvent):
-                contract, remedy = "settings without aliases (`*name`)", "Write the value out."
-                raise argument_error(str(path), contract, f"one in {line}", remedy)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise _error(path, error) from error
-    return text
+        problem = _problem(text)
+        values = yaml.load(text, Loader=_Loader) if problem is None else None
+    except (yaml.YAMLError, ValueError) as error:  # also for integers of thousands of digits
+        reason = shorten(" ".join(str(error).split()))
+        raise argument_error(str(path), "YAML in UTF-8", f"other text ({reason})", "Correct it.") from error
+    if problem is not None:
+        raise argument_error(str(path), *problem)
+    return values
 
 
-def _error(path: Path, error: Exception) -> Exception:
-    reason = shorten(" ".join(str(error).split()))
-    return argument_error(str(path), "YAML in UTF-8", f"other text ({reason})", "Correct it.")
+def _problem(text: str) -> tuple[str, str, str] | None:
+    """Return what settings must be, what a text is, and the remedy, if it takes long to parse or is no settings."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        line = f"line {event.start_mark.line + 1}"
+        is_list = isinstance(event, yaml.SequenceStartEvent)
+        if depth == 0 and (is_list or (isinstance(event, yaml.ScalarEvent) and event.value)):
+            return "`key: value` lines", f"{'a list' if is_list else 'text'} in {line}", "Write one setting per line."
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            return f"settings that are nested at most {MAX_DEPTH} deep", f"more in {line}", "Check the brackets."
+        if isinstance(event, yaml.AliasEvent):
+            return "settings without aliases (`*name`)", f"one in {line}", "Write the value out."
+    return None

@@ -18,8 +18,8 @@ from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.report.run import read_records
 from telecine.runs.layout import METRICS_FILE
+from telecine.settings import TrainConfig
 from telecine.training.build import Clips
-from telecine.training.config import TrainConfig
 
 # Training clips that the baseline is fitted to: with ten times as many it is 0.01 dB better on the clips of the demo.
 NUM_CLIPS = 300

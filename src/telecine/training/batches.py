@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from accelerate import Accelerator
 
 from telecine.data import ClipDataset, DataError, ReadingStopped, clip_loader
-from telecine.training.config import TrainConfig
+from telecine.settings import TrainConfig
 from telecine.training.latent_cache import LatentCache, names_of
 from telecine.training.step import MicroBatch
 

@@ -23,7 +23,6 @@ from telecine.data import (
     ClipDataset,
     Skipped,
     Span,
-    check_buckets,
     index_videos,
     load_spans,
     log_too_short,
@@ -32,14 +31,15 @@ from telecine.data import (
     validation_clips,
     whole_video,
 )
+from telecine.data.buckets import check_buckets
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.weights import WeightSchedule
 from telecine.report.summary import count, count_files
 from telecine.runs.layout import find_checkpoint
+from telecine.settings import OptimizerConfig, TrainConfig
 from telecine.training.acceleration import accelerate_networks
 from telecine.training.build_discriminators import image_discriminator, video_discriminators
-from telecine.training.config import OptimizerConfig, TrainConfig
-from telecine.training.discriminator_init import load_discriminator_optimizer, load_discriminators
+from telecine.training.discriminator_init import load_discriminators
 from telecine.training.distributed import broadcast_module, shard
 from telecine.training.optim import MovingAverage
 from telecine.training.process_group import (
@@ -290,8 +290,6 @@ def build_state(
     if config.sharding == "fsdp2":
         shard(model)
     optimizer, disc_optimizer = build_optimizers(config.optimizer, model, objective)
-    if init is not None and config.discriminator.init_optimizer:
-        load_discriminator_optimizer(disc_optimizer, init)
     wrapped = model if config.sharding == "fsdp2" else data_parallel(model, accelerator)
     return TrainState(
         accelerator=accelerator,

@@ -19,8 +19,7 @@ from telecine.discriminators import (
 )
 from telecine.discriminators.base import GradientCheckpointing
 from telecine.perceptual.feature_maps import build_maps
-from telecine.training.config import TrainConfig
-from telecine.training.discriminator_config import DiscriminatorConfig
+from telecine.settings import DiscriminatorConfig, TrainConfig
 
 
 def video_discriminators(config: TrainConfig, factors: Sequence[int], *, load: bool = True) -> list[nn.Module]:
@@ -43,7 +42,7 @@ def _video_network(config: TrainConfig, factor: int) -> GradientCheckpointing:
     sizes = {**_sizes(config, factor), "frame_num": config.clips.num_frames}
     if settings.video == "plain":
         return Discriminator3D(**sizes)
-    return Discriminator3DWithfirstframe(**sizes, time_weighting=settings.time_weighting, pad_mode=settings.pad_mode)
+    return Discriminator3DWithfirstframe(**sizes, time_weighting=settings.time_weighting)
 
 
 def image_discriminator(config: TrainConfig) -> nn.Module | None:

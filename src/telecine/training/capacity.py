@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.devices import free_memory, gigabytes, pick_device
+from telecine.base.errors import TrainingError
 from telecine.base.progress import with_progress
-from telecine.training.config import TrainConfig
+from telecine.settings import TrainConfig
 from telecine.training.distributed import all_gather, fsdp_blocks
 from telecine.training.plan import (
     AUTOENCODER,
@@ -40,7 +41,6 @@ from telecine.training.plan import (
     plan_update,
 )
 from telecine.training.speed import Speed, speed_of
-from telecine.training.step import TrainingError
 
 # The rest is for what a plan does not see: workspaces of kernels, fragmentation, the context of a GPU.
 USED_FRACTION = 0.9

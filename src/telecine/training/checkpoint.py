@@ -21,6 +21,7 @@ from telecine.autoencoders.pretrained import mismatches
 from telecine.base.checks import argument_error
 from telecine.base.files import digest_of, flush, read_json
 from telecine.runs.layout import HEALTH_FILE, METRICS_FILE, STATE_FILE, checkpoint_folder
+from telecine.settings import TrainConfig
 from telecine.training.checkpoint_files import (
     begin_checkpoint,
     finish_checkpoint,
@@ -31,7 +32,6 @@ from telecine.training.checkpoint_files import (
     save_tensors,
     set_random_state,
 )
-from telecine.training.config import TrainConfig
 from telecine.training.distributed import on_every_process
 from telecine.training.host_copy import HostCopy
 from telecine.training.logging import IntervalMeans

@@ -7,7 +7,7 @@ from torch import nn
 
 from telecine.base.checks import argument_error
 from telecine.base.devices import free_memory, gigabytes
-from telecine.training.config import TrainConfig
+from telecine.settings import TrainConfig
 from telecine.training.plan import fake_autoencoder, plan_update
 from telecine.training.speed import measured_flops
 

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from telecine.objective.weights import WeightSchedule
 from telecine.report.names import FRAME_GRADIENT
-from telecine.training.config import TrainConfig
+from telecine.settings import TrainConfig
 from telecine.training.logging import ADVERSARIAL_SHARE
 
 EMA_BEHIND = "train/ema_psnr_behind"

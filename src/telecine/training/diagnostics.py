@@ -12,7 +12,7 @@ from rich.console import Console
 
 from telecine.report.run import read_lines, read_records
 from telecine.runs.layout import HEALTH_FILE, METRICS_FILE
-from telecine.training.config import TrainConfig
+from telecine.settings import TrainConfig
 from telecine.training.diagnostic_rules import RULES, History
 from telecine.training.records import write_lines
 from telecine.training.rollback import Rollback

@@ -1,17 +1,14 @@
-"""Discriminators, and the state of their optimizer, that start from those of another run."""
+"""Discriminators that start from those of another run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch.optim import Optimizer
-
 from telecine.autoencoders.pretrained import MAX_LISTED, mismatches
 from telecine.base.checks import argument_error
 from telecine.runs.layout import find_checkpoint
-from telecine.training.checkpoint_files import load_optimizer, load_tensors
-from telecine.training.shards import SavedTensors
+from telecine.training.checkpoint_files import load_tensors
 
 if TYPE_CHECKING:
     from telecine.objective import VideoAutoencoderLoss
@@ -40,20 +37,6 @@ def load_discriminators(objective: VideoAutoencoderLoss, source: str) -> None:
         contract, got = "a run with the same discriminators", "; ".join(problems[:MAX_LISTED]) + more
         raise argument_error("discriminator.init", contract, got, remedy)
     objective.load_state_dict(found, strict=False)
-
-
-def load_discriminator_optimizer(optimizer: Optimizer | None, source: str) -> None:
-    """Load the state of the discriminators' optimizer of another run, whose discriminators `load_discriminators` took.
-
-    Raises:
-        ValueError: There is no such state.
-    """
-    checkpoint = checkpoint_of(source)
-    path = checkpoint / "disc_optimizer.safetensors"
-    if optimizer is None or not path.is_file():
-        contract, got = "false without the optimizer's state", f"true with {checkpoint}"
-        raise argument_error("discriminator.init_optimizer", contract, got, "Leave it out.")
-    load_optimizer(optimizer, SavedTensors([path]))
 
 
 def checkpoint_of(source: str) -> Path:

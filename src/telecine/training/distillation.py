@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -18,27 +18,9 @@ from telecine.base.frozen import Frozen
 from telecine.base.shapes import Scalar, Video
 from telecine.losses import l1
 from telecine.losses.reconstruction import weighted_mean
-from telecine.objective.terms import Term
-from telecine.training.config import TrainConfig
+from telecine.settings import DistillConfig, Ramp, Term
 from telecine.training.run import train
 from telecine.training.validation import TrainResult
-
-
-@dataclass(frozen=True)
-class DistillConfig(TrainConfig):
-    """The settings of a run that trains a student. `model` and `causal_vae` follow from teacher and student."""
-
-    teacher: str | None = None
-    """The autoencoder to learn from, which is frozen: a folder or a Hub id of diffusers, of a whole pipeline or of its
-    VAE; or a run of telecine."""
-    student: str = "small"
-    """The student's decoder: "small", "tiny", or a YAML or JSON file with settings of `causal_vae`."""
-    train_encoder: bool = False
-    """Train an encoder of the same size, too, instead of keeping the teacher's."""
-    latent_weight: float = 1.0
-    """With `train_encoder`: weight of the error of its latent against the teacher's, in units of its variance."""
-    teacher_weight: float = 0.0
-    """Weight of the mean absolute error against the teacher's reconstruction, beside the terms against the video."""
 
 
 class Options(TypedDict):
@@ -124,7 +106,7 @@ def distill(
     name = absolute(config.teacher)
     teacher = load_model_or_run(name)
     architecture = student_config(config.student, teacher, config.clips.val_bucket.shape)
-    terms: dict[str, float | Term] = {**config.objective.named_terms, **teacher_terms(config, name)}
+    terms: dict[str, float | Term | Ramp] = {**config.objective.named_terms, **teacher_terms(config, name)}
     objective = replace(config.objective, terms=terms)
     config = replace(config, teacher=name, causal_vae=architecture, objective=objective)
     options: Options = {"console": console, "steal_lock": steal_lock, "change_data": change_data}

@@ -14,7 +14,7 @@ from torch import distributed as dist
 
 from telecine.base.checks import argument_error
 from telecine.ops.checkpointing import overwrite
-from telecine.training.config import TrainConfig
+from telecine.settings import TrainConfig
 from telecine.training.process_group import num_ranks
 
 if TYPE_CHECKING:

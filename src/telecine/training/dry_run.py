@@ -11,15 +11,16 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from telecine.base.errors import Interrupted
 from telecine.base.terminal import PlainConsole
 from telecine.data.find import check_output
 from telecine.objective.weights import WeightSchedule
+from telecine.settings import TrainConfig
 from telecine.training.batches import read_next
 from telecine.training.build import build_accelerator
 from telecine.training.capacity import out_of_memory
-from telecine.training.config import TrainConfig
 from telecine.training.distributed import on_first_process
-from telecine.training.interrupt import Interrupted, StopRequest, stop_on_signal
+from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.lock import RunLock
 from telecine.training.step import set_learning_rates, train_step
 from telecine.training.trainer import Trainer

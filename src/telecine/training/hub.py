@@ -12,7 +12,7 @@ from telecine.autoencoders.load import is_hub_name
 from telecine.autoencoders.pretrained import CONFIG_FILE
 from telecine.base.checks import argument_error
 from telecine.base.files import read_json
-from telecine.training.config import TrainConfig
+from telecine.settings import TrainConfig
 
 # All errors of requests. Those of the network have the base class of `HfHubHTTPError`, which differs between versions.
 HUB_ERRORS: tuple[type[Exception], ...] = (LocalTokenNotFoundError, *HfHubHTTPError.__bases__, OSError)

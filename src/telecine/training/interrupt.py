@@ -7,31 +7,14 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
+from telecine.base.errors import Interrupted
 from telecine.data.loader import STOP_SIGNALS
 
 # Standard error, which a handler may write to while the program is writing to it, too.
 STDERR = 2
 ACKNOWLEDGED = "\nstopping after this update or validation clip, and saving; again to stop now\n"
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error: the run can be resumed
-    """The run was interrupted by a signal; its checkpoint is written.
-
-    Args:
-        saved: Folder of the checkpoint; None before the first update, when there is nothing to save.
-    """
-
-    def __init__(self, saved: Path | None) -> None:
-        super().__init__(saved)
-        self.saved = saved
-
-    def __str__(self) -> str:
-        if self.saved is None:
-            return "stopped before the first update; run the same command again to start"
-        return f"stopped; saved {self.saved}. Run the same command again to resume."
 
 
 class StopRequest:

@@ -27,7 +27,7 @@ from telecine.base.progress import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, Span
 from telecine.data.index_cache import fingerprint_of
 from telecine.data.loader import never
-from telecine.training.config import TrainConfig
+from telecine.settings import TrainConfig
 from telecine.training.distributed import on_first_process
 from telecine.training.state import TrainState
 from telecine.training.trainable import trains_encoder

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from telecine.training.config import OptimizerConfig
+from telecine.settings import OptimizerConfig
 from telecine.training.distributed import full_tensor, is_sharded, local_shard
 
 # The cosine schedule ends at this fraction of the learning rate.

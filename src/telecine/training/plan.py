@@ -20,6 +20,7 @@ from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32
 from telecine.perceptual import LPIPS
 from telecine.perceptual.backbones import BACKBONES, backbone_of
+from telecine.settings import TrainConfig
 from telecine.training.build import (
     build_autoencoder,
     build_objective,
@@ -27,7 +28,6 @@ from telecine.training.build import (
     last_layer_of,
     without_weights,
 )
-from telecine.training.config import TrainConfig
 from telecine.training.memory_counter import MemoryCounter
 from telecine.training.optim import MovingAverage, clip_gradients, parameters_of
 from telecine.training.state import TrainState

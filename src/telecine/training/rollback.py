@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from telecine.training.config import OptimizerConfig
+from telecine.settings import OptimizerConfig
 
 # Each time the learning rates are multiplied by this.
 LR_FACTOR = 0.5

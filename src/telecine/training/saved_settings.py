@@ -12,11 +12,10 @@ import yaml
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import atomic_write
-from telecine.objective.weights import as_ramp
 from telecine.report.settings import flat_settings, read_settings, side_by_side_settings
 from telecine.runs.layout import CONFIG_FILE
+from telecine.settings import TrainConfig
 from telecine.settings.yaml_file import read_yaml
-from telecine.training.config import TrainConfig
 
 # Nested settings, as YAML has them.
 Settings: TypeAlias = dict[str, Any]
@@ -114,8 +113,7 @@ def network_settings(settings: Settings) -> Settings:
         for group in ("causal_vae", "discriminator", "trainable")
         for name, value in settings[group].items()
     }
-    for name in ("init", "init_optimizer"):  # where they started; theirs are now those of the checkpoint
-        networks.pop(f"discriminator.{name}", None)
+    networks.pop("discriminator.init", None)  # where they started; they are now those of the checkpoint
     # The path of a base model may change. `check_same_architecture` compares the models once they are loaded.
     networks["model"] = "left out" if settings["model"] is None else "given"
     # The discriminators' linear heads depend on the size of the clips, and only discriminators with a weight are built.
@@ -128,9 +126,11 @@ def network_settings(settings: Settings) -> Settings:
         "multiscale_adversarial_loss_weight": objective["multiscale_adversarial_loss_weight"],
         "gan.lecam_loss_weight": objective["gan"]["lecam_loss_weight"],
     }
-    are_on = {f"objective.{name} > 0": as_ramp(name, weight).is_ever_on for name, weight in weights.items()}
-    averages = {
-        "objective.reconstruction.learn_logvar": objective["reconstruction"]["learn_logvar"],
-        "objective.adaptive_weight.decay > 0": objective["adaptive_weight"]["decay"] > 0,
-    }
-    return networks | clips | are_on | averages
+    are_on = {f"objective.{name} > 0": _is_ever_on(weight) for name, weight in weights.items()}
+    learned = {"objective.reconstruction.learn_logvar": objective["reconstruction"]["learn_logvar"]}
+    return networks | clips | are_on | learned
+
+
+def _is_ever_on(weight: float | Settings) -> bool:
+    """Return whether a weight, or a ramp as YAML has it, is above 0 at any step."""
+    return any(weight.get(name, 0) > 0 for name in ("weight", "initial")) if isinstance(weight, dict) else weight > 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from telecine.training.config import TrainConfig
+from telecine.settings import TrainConfig
 from telecine.training.plan import HALF, UpdatePlan
 
 # The convolution of the calibration: channels and positions of the input, and for how long it is repeated.

@@ -11,21 +11,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from telecine.autoencoders import Posterior
+from telecine.base.errors import TrainingError
 from telecine.base.randomness import clip_generators
 from telecine.losses import mse
 from telecine.objective.batch import BatchOptions
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.running import average_over_ranks
-from telecine.training.config import OptimizerConfig
+from telecine.settings import OptimizerConfig
 from telecine.training.distributed import average_gradients
 from telecine.training.logging import ReconstructionGradient, is_gradient_share
 from telecine.training.optim import clip_gradients, lr_scale, parameters_of, set_lr, update_ratio
 from telecine.training.rollback import lr_factor
 from telecine.training.state import TrainState
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on: it diverged, or the device is out of memory. The last checkpoint is complete."""
 
 
 class DivergenceError(TrainingError):

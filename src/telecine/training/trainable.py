@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
 
 import torch
 from torch import nn
@@ -13,30 +11,8 @@ from torch import nn
 from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.lora import LAYERS, add_low_rank
 from telecine.autoencoders.pretrained import DECODER
-from telecine.base.checks import argument_error, check_count, describe, nearest
-
-
-@dataclass(frozen=True)
-class TrainableConfig:
-    """Which weights are trained; all others are frozen."""
-
-    weights: Literal["all", "decoder", "lora"] = "all"
-    """"all" trains all weights except those that a custom module has frozen. "decoder" trains the decoder only: latents
-    stay the same, so that models trained on them remain usable. "lora" trains low-rank updates (LoRA) of the decoder's
-    convolutions and linear layers, which are merged into the weights when they are saved; the last layer, which the
-    adaptive weight needs, is trained fully."""
-    patterns: tuple[str, ...] = ()
-    """Train only weights whose name matches one of these patterns, e.g. "decoder.up_blocks.*", even if the module has
-    frozen them. With "lora", names of layers anywhere in the model."""
-    lora_rank: int = 16
-    """Rank of the LoRA updates."""
-    lora_alpha: float = 16.0
-    """Scale of the LoRA updates, times 1 / rank."""
-
-    def __post_init__(self) -> None:
-        if self.weights not in ("all", "decoder", "lora"):
-            raise argument_error("weights", '"all", "decoder" or "lora"', describe(self.weights), "Choose one.")
-        check_count("lora_rank", self.lora_rank)
+from telecine.base.checks import argument_error, nearest
+from telecine.settings import TrainableConfig
 
 
 def select_trainable(autoencoder: VideoAutoencoder, config: TrainableConfig) -> list[nn.Parameter]:

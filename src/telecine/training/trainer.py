@@ -15,25 +15,26 @@ from rich.console import Console
 from torch import nn
 
 from telecine.base.checks import argument_error
+from telecine.base.errors import Interrupted
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.perceptual import LPIPS
 from telecine.report.page import write_report
 from telecine.report.run import read_records, validations
 from telecine.report.settings import write_environment
 from telecine.runs.layout import METRICS_FILE, step_of
+from telecine.settings import TrainConfig
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.batches import read_batches, read_next
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_state
 from telecine.training.capacity import with_batch_size
 from telecine.training.checkpoint import Checkpointer, clips_per_step
 from telecine.training.checkpoint_files import newest_intact, tidy
-from telecine.training.config import TrainConfig
 from telecine.training.cpu import describe_on_cpu
 from telecine.training.diagnostic_rules import EMA_BEHIND
 from telecine.training.diagnostics import Diagnostics
 from telecine.training.distributed import any_rank, describe_processes, on_first_process
 from telecine.training.hub import create_repository, upload
-from telecine.training.interrupt import Interrupted, StopRequest, interrupt_on_signal
+from telecine.training.interrupt import StopRequest, interrupt_on_signal
 from telecine.training.latent_cache import fill, open_cache
 from telecine.training.latents import describe_change, measure_latents
 from telecine.training.lock import RunLock, take_folder

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from itertools import zip_longest
+from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 
 from telecine.base.checks import argument_error, nearest
-from telecine.cli.commands import COMMANDS
-from telecine.settings.yaml_file import check_yaml
 
 RECIPES = Path(__file__).parent
 # The folders of recipes and what their recipes are, in the order in which they are given.
 GROUPS = {
     ".": "Whole runs",
-    "sizes": "The size and the latent of telecine's own autoencoder, after gpu or one of the stages",
     "models": "Published autoencoders, first",
     "stages": "What is trained, after the model",
     "objectives": "How others train, after gpu or after the model, instead of a stage; sharp_objective, after demo",
@@ -43,54 +39,19 @@ def find_recipe(name: str | PathLike[str]) -> Path:
     raise argument_error("config", contract, f"{name}, which does not exist", remedy, FileNotFoundError)
 
 
-def with_config_first(name: str, typed: Sequence[str]) -> tuple[list[str], list[Path]]:
-    """Move `--config` before all other settings, so that those override it, and replace recipes by their paths.
+def default_recipe(given: Mapping[str, str], *, is_data: bool = False) -> str:
+    """Return the recipe of a training command without `--config`: "whole" for a `--model` with weights, else "gpu".
 
-    Without `--config`, training uses the recipe "whole" for a `--model` with weights, otherwise "gpu", and "demo" if
-    there is no `--data` either.
+    Without `--data`, it is "demo".
 
     Args:
-        name: The command.
-        typed: Its arguments.
-
-    Returns:
-        The arguments, and the settings files among them.
-
-    Raises:
-        FileNotFoundError: There is no such file or recipe.
-        ValueError: A file is harmful to parse.
+        given: What was typed, by the dotted names of settings.
+        is_data: Whether the data is given otherwise.
     """
-    rest, configs, others = list(typed), [], []
-    while rest:
-        argument = rest.pop(0)
-        option, _, value = argument.partition("=")
-        if option == "--config" and (value or rest):
-            configs.append(config_path(value or rest.pop(0)))
-        else:
-            others.append(argument)
-    given = {argument.partition("=")[0] for argument in others}
-    if COMMANDS[name].trains and not configs and "--config" not in given:
-        configs.append(find_recipe(default_recipe(others, is_data=name == "data")))
-    return [*(f"--config={path}" for path in configs), *others], configs
-
-
-def default_recipe(typed: Sequence[str], *, is_data: bool) -> str:
-    """Return the recipe for a command without `--config` and with these arguments."""
-    given: dict[str, str] = {}
-    for argument, following in zip_longest(typed, typed[1:], fillvalue=""):
-        option, has_value, value = argument.partition("=")
-        given[option] = value if has_value else following
-    has_weights = not given.get("--model", ".json").endswith(".json")
-    if has_weights and given.get("--random_weights") != "true":
+    has_weights = not given.get("model", ".json").endswith(".json")
+    if has_weights and given.get("random_weights") != "true":
         return "whole"
-    return "gpu" if given.keys() & {"--data", "--model"} or is_data else "demo"
-
-
-def config_path(name: str | PathLike[str]) -> Path:
-    """Return the path of a recipe or a settings file; raise a `ValueError` if the file is harmful to parse."""
-    path = find_recipe(name)
-    check_yaml(path)
-    return path
+    return "gpu" if given.keys() & {"data", "model"} or is_data else "demo"
 
 
 def describe_recipes() -> Iterator[str]:

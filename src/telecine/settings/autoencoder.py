@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import InitVar, dataclass, fields
+from typing import Any, Literal
 
-from telecine.autoencoders.clip_sizes import ceil_div
 from telecine.base.checks import argument_error, check_choice, check_count, check_weight, describe
+from telecine.settings.group import Settings
 
 # Configurations come from others, too: larger networks would take hours to build.
 LARGEST = {
@@ -19,18 +19,40 @@ LARGEST = {
     "time_kernel": 256,
     "lfq_bits": 18,
 }
+# What `size` and `latent` stand for. The latents are those of CogVideoX and Wan 2.1, of Wan 2.2, and of LTX.
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"base_channels": 64, "blocks_per_level": 1},
+    "small": {"base_channels": 128, "blocks_per_level": 2},
+    "base": {"base_channels": 192, "blocks_per_level": 3},
+    "large": {"base_channels": 256, "blocks_per_level": 4},
+}
+LATENTS: dict[str, dict[str, Any]] = {
+    name: dict(
+        zip(("time_compression", "spatial_compression", "latent_channels", "channel_multipliers"), values, strict=True)
+    )
+    for name, values in {
+        "4x8x8": (4, 8, 16, (1, 2)),
+        "4x16x16": (4, 16, 48, (1, 2, 4)),
+        "8x32x32": (8, 32, 128, (1, 2, 4, 4)),
+    }.items()
+}
 LARGEST_CODEBOOK = 2 ** LARGEST["lfq_bits"]
-BOTTLENECKS = ("gaussian", "fsq", "lfq")
 
 
 @dataclass(frozen=True)
-class CausalVAEConfig:
+class CausalVAEConfig(Settings):
     """Settings of `CausalVAE`. Factors and multipliers are powers of two.
 
     Raises:
         ValueError: A setting is invalid; the message contains a valid value.
     """
 
+    size: InitVar[Literal["tiny", "small", "base", "large"] | None] = None
+    """A preset of `base_channels` and `blocks_per_level`, for those of them that are not set: 64 and 1 ("tiny"), 128
+    and 2 ("small"), 192 and 3 ("base") or 256 and 4 ("large")."""
+    latent: InitVar[Literal["4x8x8", "4x16x16", "8x32x32"] | None] = None
+    """A preset of the two compressions, `latent_channels` and `channel_multipliers`, for those of them that are not
+    set: 16 channels as CogVideoX and Wan 2.1 ("4x8x8"), 48 as Wan 2.2 ("4x16x16") or 128 as LTX ("8x32x32")."""
     time_compression: int = 4
     """Frames per latent frame, a power of two. The first frame has its own latent frame: 1 + 4k frames become 1 + k."""
     spatial_compression: int = 8
@@ -63,12 +85,18 @@ class CausalVAEConfig:
     lfq_commitment_weight: float = 0.25
     """With "lfq": weight of the squared distance of the encoder's output from its code."""
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, size: str | None, latent: str | None) -> None:
+        defaults = {item.name: item.default for item in fields(self)}
+        for name, value in with_presets({"size": size, "latent": latent}).items():
+            if getattr(self, name) == defaults[name]:
+                object.__setattr__(self, name, value)
         if not isinstance(self.channel_multipliers, (list, tuple)):
             raise argument_error(
                 "channel_multipliers", "a list of powers of two", self.channel_multipliers, "Use (1, 2)."
             )
-        object.__setattr__(self, "channel_multipliers", tuple(self.channel_multipliers))
+        if not isinstance(self.fsq_levels, (list, tuple)) or not self.fsq_levels:
+            raise argument_error("fsq_levels", "a list of numbers of values", self.fsq_levels, "Use (8, 5, 5, 5).")
+        super().__post_init__()
         for name, largest in LARGEST.items():
             if check_count(name, getattr(self, name)) > largest:
                 raise argument_error(name, f"at most {largest}", getattr(self, name), "Use less.")
@@ -95,10 +123,6 @@ class CausalVAEConfig:
                 raise argument_error("channel_multipliers", contract, self.channel_multipliers, remedy)
 
     def _check_codes(self) -> None:
-        check_choice("bottleneck", self.bottleneck, BOTTLENECKS)
-        if not isinstance(self.fsq_levels, (list, tuple)) or not self.fsq_levels:
-            raise argument_error("fsq_levels", "a list of numbers of values", self.fsq_levels, "Use (8, 5, 5, 5).")
-        object.__setattr__(self, "fsq_levels", tuple(self.fsq_levels))
         for levels in self.fsq_levels:
             check_count("fsq_levels", levels, at_least=3, remedy="Use 5 or 8, or `bottleneck: lfq` for two values.")
         check_weight("lfq_entropy_weight", self.lfq_entropy_weight)
@@ -111,7 +135,7 @@ class CausalVAEConfig:
         if self.latent_channels % self.code_channels:
             name = "fsq_levels" if self.bottleneck == "fsq" else "lfq_bits"
             contract = f"a multiple of the {self.code_channels} channels of a code, see `{name}`"
-            remedy = f"Use {self.code_channels * ceil_div(self.latent_channels, self.code_channels)}."
+            remedy = f"Use {self.code_channels * -(-self.latent_channels // self.code_channels)}."
             raise argument_error("latent_channels", contract, self.latent_channels, remedy)
 
     @property
@@ -137,6 +161,19 @@ class CausalVAEConfig:
     def halvings(self) -> Iterator[tuple[int, int]]:
         """Yield the channels before and after each halving of height and width, the highest resolution first."""
         return itertools.pairwise(self.channels)
+
+
+def with_presets(values: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of `CausalVAEConfig` in which those that `size` and `latent` stand for take their place.
+
+    Raises:
+        ValueError: There is no such preset.
+    """
+    found: dict[str, Any] = {}
+    for name, presets in (("size", SIZES), ("latent", LATENTS)):
+        if (chosen := values.get(name)) is not None:
+            found |= presets[check_choice(f"causal_vae.{name}", chosen, presets)]
+    return found | {name: value for name, value in values.items() if name not in ("size", "latent")}
 
 
 def check_power_of_two(name: str, value: object) -> None:

@@ -2,35 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, TypeAlias, cast
 
 from telecine.base.checks import (
     argument_error,
-    check_choice,
     check_count,
-    check_finite,
-    check_fraction,
     check_positive,
     check_step,
-    choose,
+    check_weight,
     describe,
-    suggestion,
 )
-from telecine.discriminators import Augmentation, check_augmentations
-from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES
-from telecine.objective.terms import Term, as_terms
-from telecine.objective.weights import Weight, as_ramp
+from telecine.settings.group import Function, Settings
 
-C = TypeVar("C")
+# The log keys `{name}_loss` and the weights `{name}_loss_weight` that the objective has without terms.
+RESERVED = (
+    *("total", "recon", "perceptual", "nll", "gen", "adversarial", "multiscale_adversarial", "feature_matching"),
+    *("quantizer_aux", "total_disc", "discr", "grad_penalty", "lecam"),
+)
+Augmentation: TypeAlias = Literal["color", "translation", "cutout"]
 
 
 @dataclass(frozen=True)
-class ReconstructionConfig:
+class Ramp(Settings):
+    """A weight that is `initial` before `start` and changes linearly to `weight` within `steps`.
+
+    Steps count updates of the autoencoder. `Ramp(0, initial=1, start=1000, steps=500)` removes a term.
+
+    Raises:
+        ValueError: If a weight is negative or not finite, or a step is not a whole number >= 0.
+    """
+
+    weight: float
+    """The final weight."""
+    start: int | None = None
+    """Step at which it begins to change; by default `disc_start` for adversarial terms and feature matching, else 0."""
+    steps: int = 0
+    """Number of steps from `initial` to `weight`; 0 to switch at once."""
+    initial: float = 0.0
+    """The weight before `start`."""
+
+    def __post_init__(self) -> None:
+        check_weight("weight", self.weight)
+        check_weight("initial", self.initial)
+        for name in ("start", "steps"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check_step(name, getattr(self, name)))
+
+    def at(self, step: int) -> float:
+        """Return the weight at a step."""
+        start = self.start or 0
+        if step < start:
+            return self.initial
+        fraction = min((step - start) / self.steps, 1.0) if self.steps else 1.0
+        return self.initial + (self.weight - self.initial) * fraction
+
+    @property
+    def is_ever_on(self) -> bool:
+        """Whether the weight is above 0 at any step."""
+        return self.weight > 0 or self.initial > 0
+
+
+Weight: TypeAlias = float | Ramp
+
+
+@dataclass(frozen=True)
+class Term(Settings):
+    """A function and its weight: `Term(edges, weight=0.1)` adds `0.1 * edges(reconstruction=..., target=...)`.
+
+    A class of modules is called with `params`, when the term is first used; the parameters of a module are trained and
+    saved with the objective, unless they are frozen.
+
+    The function is called with those of these arguments that it has parameters for:
+
+    - `reconstruction`, `target`: videos `(B, C, T, H, W)`, floating point, in [-1, 1]; masked-out pixels are equal;
+    - `weight`: the weight of each clip `(B,)` by which its error is multiplied, or `None` for 1. If the function has no
+      parameter `mask`, it is divided by the fraction that a mask keeps, so that a mean over all pixels is right;
+    - `mask`: bool, broadcasts to the videos, or `None`;
+    - `latent`, `decode`: the latent `(B, ...)`, with the graph to the encoder, and the decoder, see `BatchOptions`;
+    - `generator`: the source of random numbers of this call.
+
+    It returns a 0-d tensor with its graph. A function of `reconstruction_features` and `target_features` is called
+    instead with lists of the perceptual network's feature maps `(N, C, H, W)` of the sampled frames, and returns one
+    value per frame `(N,)`.
+
+    The function is imported, and its arguments are checked, where the objective is built.
+
+    Raises:
+        ValueError: If the weight is invalid.
+    """
+
+    target: Function | None = None
+    """The function, its dotted path, or the name of a built-in term; by default the term's own name."""
+    weight: Weight = 1.0
+    """A number, or a ramp."""
+    params: Mapping[str, object] = field(default_factory=dict)
+    """Further keyword arguments of the function, such as `{levels: 2}` of "wavelet", or of the class."""
+
+    def __post_init__(self) -> None:
+        as_ramp(self.weight)
+
+
+@dataclass(frozen=True)
+class ReconstructionConfig(Settings):
     """The pixel loss, and the likelihood that it may be part of."""
 
-    loss: Literal["mse", "l1", "charbonnier"] | Callable[..., Any] = "mse"
+    loss: Literal["mse", "l1", "charbonnier"] | Function = "mse"
     """The error of each pixel: squared ("mse", which PSNR measures), absolute ("l1", which blurs edges less and ignores
     outliers), absolute and smooth at 0 ("charbonnier"), or a function of `reconstruction`, `target` and `weight`.
 
@@ -55,27 +133,13 @@ class ReconstructionConfig:
 
     Fails: the log-variance falls with the error, and with it the relative weight of all other terms: watch `logvar`.
     """
-    logvar_init: float = 0.0
-    """Initial value of the learned log-variance.
-
-    Source: 0 in latent diffusion.
-
-    Fails: a value far from the logarithm of the error takes long to correct.
-    """
-
-    def __post_init__(self) -> None:
-        choose("reconstruction.loss", self.loss, RECONSTRUCTION_LOSSES)
-        check_choice("reconstruction.nll_reduction", self.nll_reduction, ("mean", "sum"))
-        if check_finite("reconstruction.logvar_init", self.logvar_init) != 0 and not self.learn_logvar:
-            remedy = "Set `learn_logvar`; a constant factor belongs into the weights."
-            raise argument_error("reconstruction.logvar_init", "0 without `learn_logvar`", self.logvar_init, remedy)
 
 
 @dataclass(frozen=True)
-class PerceptualConfig:
+class PerceptualConfig(Settings):
     """LPIPS: its network, and the frames that it compares."""
 
-    net: Literal["vgg", "alex"] | Callable[..., Any] = "vgg"
+    net: Literal["vgg", "alex"] | Function = "vgg"
     """The network of LPIPS: "vgg", "alex" (cheaper, the usual metric), or a callable of `reconstruction` and `target`
     frames `(N, 3, H, W)`. A module is frozen and not saved.
 
@@ -90,13 +154,6 @@ class PerceptualConfig:
 
     Fails: few frames make a noisy gradient: raise the batch size or the number of frames.
     """
-    stride: int = 1
-    """Choose among every n-th frame, from a random one on. With `num_frames="all"`: take every n-th.
-
-    Source: telecine; neighbouring frames are similar.
-
-    Fails: with a stride as long as the clip, only one frame remains.
-    """
     chunk_size: int | None = None
     """Number of frames that are compared at a time. Limits memory; with `eager_gradients` nothing is computed twice,
     otherwise each backward computes the features again.
@@ -107,23 +164,18 @@ class PerceptualConfig:
     """
 
     def __post_init__(self) -> None:
-        if isinstance(self.net, str):
-            check_choice("perceptual.net", self.net, ("vgg", "alex"), remedy="")
-        elif not callable(self.net):
-            remedy = "Pass a function of (reconstruction=, target=) for another distance."
-            raise argument_error("perceptual.net", '"vgg", "alex" or a callable', describe(self.net), remedy)
+        super().__post_init__()
         if self.num_frames != "all":
-            check_count("perceptual.num_frames", self.num_frames, remedy='Use "all" for every frame.')
-        check_count("perceptual.stride", self.stride)
+            check_count("num_frames", self.num_frames, remedy='Use "all" for every frame.')
         if self.chunk_size is not None:
-            check_count("perceptual.chunk_size", self.chunk_size)
+            check_count("chunk_size", self.chunk_size)
 
 
 @dataclass(frozen=True)
-class GANConfig:
+class GANConfig(Settings):
     """The GAN loss, when the discriminators train, and what keeps them stable besides the penalty."""
 
-    loss: Literal["hinge", "vanilla", "least_squares", "relativistic"] | Callable[..., Any] = "hinge"
+    loss: Literal["hinge", "vanilla", "least_squares", "relativistic"] | Function = "hinge"
     """The GAN loss: "hinge" has no gradient beyond its margin, "vanilla" (non-saturating) always has one,
     "least_squares" pulls logits to 0 and 1, "relativistic" compares each clip with its reconstruction. Or a
     function of `real` and `fake` logits that returns `GANLosses`, see `GANLoss`.
@@ -170,32 +222,21 @@ class GANConfig:
 
     Fails: a large weight makes the discriminator ignore its input.
     """
-    lecam_decay: float = 0.999
-    """Decay of LeCam's running means of the logits.
-
-    Source: 0.999 in 1D-tokenizer.
-
-    Fails: a small decay follows the noise of single batches.
-    """
 
     def __post_init__(self) -> None:
-        choose("gan.loss", self.loss, GAN_LOSSES)
-        check_step("gan.disc_train_start", self.disc_train_start)
+        super().__post_init__()
+        check_step("disc_train_start", self.disc_train_start)
         if self.window is not None:
-            check_count("gan.window", self.window, remedy="Use None for all frames.")
-        object.__setattr__(self, "augment", check_augmentations("gan.augment", self.augment))
-        as_ramp("gan.feature_matching_loss_weight", self.feature_matching_loss_weight)
-        as_ramp("gan.lecam_loss_weight", self.lecam_loss_weight)
-        check_fraction("gan.lecam_decay", self.lecam_decay)
+            check_count("window", self.window, remedy="Use None for all frames.")
+        as_ramp(self.feature_matching_loss_weight, "feature_matching_loss_weight")
+        as_ramp(self.lecam_loss_weight, "lecam_loss_weight")
 
 
 @dataclass(frozen=True)
-class PenaltyConfig:
+class PenaltyConfig(Settings):
     """The gradient penalty of the discriminators; its weight is `grad_penalty_loss_weight`."""
 
-    kind: Literal["one_centered", "r1", "r2", "r1_and_r2", "wgan_gp", "approximate_r1"] | Callable[..., Any] = (
-        "one_centered"
-    )
+    kind: Literal["one_centered", "r1", "r2", "r1_and_r2", "wgan_gp", "approximate_r1"] | Function = "one_centered"
     """"one_centered" pulls the gradient's norm at real clips to 1, "r1" to 0, "r2" to 0 at reconstructions, "r1_and_r2"
     both, "wgan_gp" to 1 between the two. "approximate_r1" is "r1" from two forward passes, for FSDP and
     `torch.compile`. Or a `Penalty` or a function, see `telecine.losses.penalty`.
@@ -215,12 +256,12 @@ class PenaltyConfig:
     """
 
     def __post_init__(self) -> None:
-        choose("penalty.kind", self.kind, GRAD_PENALTIES)
-        check_count("penalty.every", self.every)
+        super().__post_init__()
+        check_count("every", self.every)
 
 
 @dataclass(frozen=True)
-class AdaptiveWeightConfig:
+class AdaptiveWeightConfig(Settings):
     """The adaptive weight of the adversarial terms."""
 
     reference: Literal["perceptual", "recon_and_perceptual", "none"] = "perceptual"
@@ -255,25 +296,16 @@ class AdaptiveWeightConfig:
 
     Fails: a weight at its maximum means that the discriminator gives no gradient.
     """
-    decay: float = 0.0
-    """Decay of a moving average of the adaptive weight, e.g. 0.99; 0 for the newest value only.
-
-    Source: telecine.
-
-    Fails: a slow average reacts late when the discriminator changes.
-    """
 
     def __post_init__(self) -> None:
-        check_choice("adaptive_weight.reference", self.reference, ("perceptual", "recon_and_perceptual", "none"))
-        check_choice("adaptive_weight.at", self.at, ("last_layer", "reconstruction"))
-        check_positive("adaptive_weight.min_norm", self.min_norm)
-        check_positive("adaptive_weight.max", self.max)
-        check_fraction("adaptive_weight.decay", self.decay)
+        super().__post_init__()
+        check_positive("min_norm", self.min_norm)
+        check_positive("max", self.max)
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
-    """The arguments of `VideoAutoencoderLoss`, without its networks. Groups may be given as dicts.
+class ObjectiveConfig(Settings):
+    """The arguments of `VideoAutoencoderLoss`, without its networks.
 
     Every weight is a number, or a ramp: `{weight: 1.0, start: 1000, steps: 500}` is 0 before step 1000 and rises to 1
     until step 1500; `initial` is its value before. Steps count updates of the autoencoder.
@@ -331,7 +363,7 @@ class ObjectiveConfig:
     """The gradient penalty."""
     adaptive_weight: AdaptiveWeightConfig = field(default_factory=AdaptiveWeightConfig)
     """The adaptive weight."""
-    terms: dict[str, float | Term] = field(default_factory=dict)
+    terms: dict[str, float | Term | Ramp] = field(default_factory=dict)
     """Additional terms by name: `{edges: {target: my_package.edges, weight: 0.1}}`. A number is the weight of a
     built-in term: "wavelet" (3D Haar coefficients), "temporal" (frame-to-frame changes), "gram" (textures), or one of
     the latent: "equivariance", "scale_equivariance", "local_correlation", "latent_masking", "latent_noise",
@@ -359,40 +391,48 @@ class ObjectiveConfig:
     """
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_step("disc_start", self.disc_start)
         for item in fields(self):
             if item.name.endswith("_weight") and item.name != "adaptive_weight":
-                as_ramp(item.name, getattr(self, item.name))
-            if is_dataclass(group := item.default_factory):
-                object.__setattr__(self, item.name, as_config(group, item.name, getattr(self, item.name)))
-        object.__setattr__(self, "terms", as_terms(self.terms))
+                as_ramp(getattr(self, item.name), item.name)
+        for name in self.terms:
+            if not name.isidentifier() or name in RESERVED:
+                contract = f"an identifier other than {', '.join(RESERVED)}"
+                raise argument_error("terms", f"named by {contract}", repr(name), "Rename the term.")
+        object.__setattr__(self, "terms", {name: _as_term(name, value) for name, value in self.terms.items()})
 
     @property
     def named_terms(self) -> dict[str, Term]:
-        """`terms`, each as a new `Term`, so that every objective builds its own modules."""
-        return {name: replace(term) for name, term in as_terms(self.terms).items()}
+        """`terms`, each as a `Term` with a target."""
+        return cast(dict[str, Term], self.terms)
 
     def arguments(self) -> dict[str, Any]:
         """Return the constructor arguments of `VideoAutoencoderLoss`."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
-def as_config(cls: type[C], name: str, value: object) -> C:
-    """Return the settings `value`: an instance of `cls`, or a mapping of its fields, as from a YAML file.
+def as_ramp(value: Weight, name: str = "weight", start: int = 0) -> Ramp:
+    """Return a weight as a `Ramp`.
+
+    Args:
+        value: A number or a `Ramp`.
+        name: The setting's name, for errors.
+        start: The ramp's start if `value` has none.
 
     Raises:
-        ValueError: If it is neither, a field is unknown, or a value is invalid.
+        ValueError: If it is negative or not finite.
     """
-    if isinstance(value, cls):
-        return value
-    assert is_dataclass(cls)
-    known = [item.name for item in fields(cls)]
-    if not isinstance(value, Mapping):
-        contract = f"a {cls.__name__} or a dict of its fields"
-        raise argument_error(name, contract, describe(value), f"Its fields are: {', '.join(known)}.")
-    for key in value:
-        if key not in known:
-            raise argument_error(
-                f"{name}.{key}", f"a field of {cls.__name__}", describe(value[key]), suggestion(key, known)
-            )
-    return cls(**value)
+    if not isinstance(value, Ramp):
+        value = Ramp(check_weight(name, value))
+    return replace(value, start=start if value.start is None else value.start)
+
+
+def _as_term(name: str, value: Term | Weight) -> Term:
+    """Return a term whose target is its name if left out; a weight is that of the built-in term of that name."""
+    if isinstance(value, Ramp | float | int):
+        value = Term(weight=value)
+    if not isinstance(value, Term):
+        remedy = f"Write Term({name}, weight=0.1)."
+        raise argument_error(f"terms.{name}", "a `Term` or a weight", describe(value), remedy)
+    return value if value.target is not None else replace(value, target=name)

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from telecine.base.checks import argument_error, check_count
-from telecine.perceptual.backbones import BACKBONES
+from telecine.settings.group import Settings
+
+# The shortest side that the networks of LPIPS accept.
+MIN_SIZES = {"vgg": 16, "alex": 31}
 
 
 @dataclass(frozen=True)
-class FeaturesConfig:
+class FeaturesConfig(Settings):
     """The frozen network of the discriminator "features"."""
 
     net: str = "vgg"
@@ -45,14 +48,15 @@ class FeaturesConfig:
     """
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.weights is not None:
             object.__setattr__(self, "weights", os.path.expanduser(self.weights))
         if self.size is not None:
-            check_count("discriminator.features.size", self.size)
+            check_count("size", self.size)
 
 
 @dataclass(frozen=True)
-class DiscriminatorConfig:
+class DiscriminatorConfig(Settings):
     """Which discriminators there are, and their size."""
 
     video: Literal["first_frame", "plain", "patch", "features", "none"] = "first_frame"
@@ -118,13 +122,6 @@ class DiscriminatorConfig:
 
     Fails: with "positions", the first frame weighs as much as all frames of another position together.
     """
-    pad_mode: Literal["first", "constant"] = "first"
-    """What the convolutions of "first_frame" see before the clip: its first frame, or zeros.
-
-    Source: "first" in CogVideo.
-
-    Fails: "constant" lets the discriminator tell the start of a clip.
-    """
     num_layers: int = 3
     """Number of layers of "patch" that halve height and width: with 3, a logit for every 8 x 8 pixels.
 
@@ -147,14 +144,6 @@ class DiscriminatorConfig:
 
     Fails: a discriminator that knows other data better than the autoencoder is strict from the first step.
     """
-    init_optimizer: bool = False
-    """With `init`: start from the state of that run's optimizer as well, so that the first updates have the size of its
-    last ones.
-
-    Source: telecine.
-
-    Fails: the averages of old gradients delay the first updates if data or loss are others.
-    """
     norm: Literal["group", "none", "spectral"] = "group"
     """Normalisation of "patch": groups of channels, none, or spectral normalisation of its weights.
 
@@ -167,11 +156,12 @@ class DiscriminatorConfig:
     """The frozen network of "features"."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.init is not None:
             object.__setattr__(self, "init", os.path.expanduser(self.init))
-        elif self.init_optimizer:
-            remedy = "Name the run in `init`, or leave it out."
-            raise argument_error("discriminator.init_optimizer", "false without `init`", "true", remedy)
+        check_count("num_scales", self.num_scales, at_least=0)
+        for name in ("dim", "max_dim", "num_layers"):
+            check_count(name, getattr(self, name))
 
     def check_size(self, shortest: int) -> None:
         """Raise a `ValueError` if a side of a clip is too short, which would fail only when discriminators train.
@@ -186,9 +176,9 @@ class DiscriminatorConfig:
             contract = f"at most {most}, which halve {smallest} pixels to one"
             remedy = "Use fewer layers, larger clips, or fewer of `discriminator.num_scales`."
             raise argument_error("discriminator.num_layers", contract, self.num_layers, remedy)
-        net = BACKBONES.get(self.features.net)
-        if self.video == "features" and net is not None and (self.features.size or smallest) < net.minimum_size:
+        shortest_side = MIN_SIZES.get(self.features.net, 0)
+        if self.video == "features" and (self.features.size or smallest) < shortest_side:
             contract = f"a network that accepts {self.features.size or smallest} pixels"
-            got = f"{self.features.net!r}, which needs {net.minimum_size}"
+            got = f"{self.features.net!r}, which needs {shortest_side}"
             remedy = "Use larger clips, or fewer of `discriminator.num_scales`."
             raise argument_error("discriminator.features.net", contract, got, remedy)

@@ -4,24 +4,51 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 from telecine.base.checks import argument_error, check_count
-from telecine.base.devices import DeviceName
-from telecine.data import ClipConfig
-from telecine.evaluation.published import ProtocolName
-from telecine.evaluation.tiling import Tiling, check_overlap
-from telecine.runs.layout import Weights
+from telecine.settings.data import ClipConfig
+from telecine.settings.group import DeviceName, Settings
+
+ProtocolName: TypeAlias = Literal["vidtok", "wf_vae_25", "wf_vae_33", "tokenbench", "davis"]
+# The averaged and the raw weights, each in a folder of a checkpoint that `from_pretrained` loads.
+SavedWeights: TypeAlias = Literal["ema", "model"]
 
 DEFAULT_MAX_CLIPS = 100
 
 
 @dataclass(frozen=True)
-class MeasuredClips:
+class Tiling(Settings):
+    """How frames are cut into overlapping tiles."""
+
+    size: int | None = None
+    """Height and width of a tile. None: whole frames."""
+    overlap: int = 0
+    """Rows and columns that neighbouring tiles share."""
+
+    def __post_init__(self) -> None:
+        if self.size is None:
+            return
+        check_count("tile", self.size, remedy="Leave it out for whole frames.")
+        if not 0 <= self.overlap < self.size:
+            contract = f"at least 0 and below the tile's {self.size} pixels"
+            raise argument_error("tile_overlap", contract, self.overlap, "An eighth to a quarter of a tile is usual.")
+
+
+def check_overlap(num_frames: int, overlap: int) -> None:
+    """Raise a `ValueError` unless a chunk is longer than its overlap."""
+    if not 0 <= overlap < num_frames:
+        contract = f"at least 0 and below the chunk's {num_frames} frames"
+        raise argument_error("overlap_frames", contract, overlap, "2 to 4 frames hide a seam.")
+
+
+@dataclass(frozen=True)
+class MeasuredClips(Settings):
     """Which clips are measured, and with which weights of a run."""
 
     data: str | None = None
     """The input videos: a folder (searched recursively) or one video, or the address of one. Required to measure."""
-    weights: Weights = "ema"
+    weights: SavedWeights = "ema"
     """Weights of a checkpoint: the moving average ("ema") or the trained ones ("model")."""
     max_clips: int | None = None
     """Maximum number of clips to measure. They are spread evenly over the videos. Default: 100; with a protocol, those
@@ -39,6 +66,7 @@ class MeasuredClips:
     """Device to compute on."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("data", "features", "base", "flow"):  # a shell does not expand the `~` of `--data=~/videos`
             if getattr(self, name, None) is not None:
                 object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
@@ -109,7 +137,7 @@ class LatentsConfig(MeasuredClips):
 
 
 @dataclass(frozen=True)
-class ReconstructConfig:
+class ReconstructConfig(Settings):
     """How a video is reconstructed."""
 
     num_frames: int = 17
@@ -129,12 +157,13 @@ class ReconstructConfig:
     """Width to resize the video to. Default: like `height`."""
     compare: bool = False
     """Write input, reconstruction and difference side by side."""
-    weights: Weights = "ema"
+    weights: SavedWeights = "ema"
     """Weights of a checkpoint: the moving average ("ema") or the trained ones ("model")."""
     device: DeviceName = "auto"
     """Device to compute on."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("num_frames", "height", "width"):
             value = getattr(self, name)
             if value is not None:

@@ -1,23 +1,20 @@
-"""Clip settings, and the clip sizes (buckets) that a run trains on."""
+"""Settings of the clips: their sizes (buckets), and how they are read and varied."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
-from typing import Protocol
-
-import torch
 
 from telecine.base.checks import argument_error, check_count, check_positive
-from telecine.data.video_info import MAX_PIXELS, VideoInfo
+from telecine.settings.group import Settings
+
+# 8192 x 8192: twice a frame of 8K video. Decoding an image takes up to 16 bytes a pixel.
+MAX_PIXELS = 67_108_864
 
 PILLOW_MAX_PIXELS = 178_956_970
 
 
 @dataclass(frozen=True)
-class Bucket:
+class Bucket(Settings):
     """One clip size, and how often it is trained on."""
 
     num_frames: int
@@ -30,6 +27,7 @@ class Bucket:
     """How often steps use this size, relative to the weights of the other buckets."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("num_frames", "height", "width"):
             check_count(name, getattr(self, name))
         check_positive("weight", self.weight, remedy="Remove buckets that are not used.")
@@ -46,14 +44,14 @@ class Bucket:
         """Return the same height and width with a single frame."""
         return replace(self, num_frames=1)
 
-    def decode_size(self, info: VideoInfo, max_zoom: float) -> tuple[int, int]:
-        """Return the smallest `(height, width)` of a video that covers the crop, times `max_zoom`."""
-        scale = max_zoom * max(self.height / info.height, self.width / info.width)
-        return max(self.height, round(info.height * scale)), max(self.width, round(info.width * scale))
+    def decode_size(self, height: int, width: int, max_zoom: float) -> tuple[int, int]:
+        """Return the smallest height and width of a video of this size that cover the crop, times `max_zoom`."""
+        scale = max_zoom * max(self.height / height, self.width / width)
+        return max(self.height, round(height * scale)), max(self.width, round(width * scale))
 
 
 @dataclass(frozen=True)
-class ClipConfig:
+class ClipConfig(Settings):
     """Which clips are drawn from the videos, and how they are read."""
 
     num_frames: int = 17
@@ -92,6 +90,7 @@ class ClipConfig:
     """Fraction of the data held out for validation: whole videos, or the end of each video if there are few."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("num_frames", "height", "width", "stride"):
             check_count(name, getattr(self, name))
         if self.num_clips is not None:
@@ -139,46 +138,3 @@ class ClipConfig:
     def span_of(self, bucket: Bucket) -> int:
         """Return the number of video frames from the first to the last frame of a clip, inclusive."""
         return (bucket.num_frames - 1) * self.stride + 1
-
-
-def draw_bucket(buckets: Sequence[Bucket], generator: torch.Generator) -> Bucket:
-    """Draw a bucket with probability proportional to its weight."""
-    ends = list(accumulate(bucket.weight for bucket in buckets))
-    point = float(torch.rand((), generator=generator, dtype=torch.float64)) * ends[-1]
-    return buckets[min(bisect_right(ends, point), len(buckets) - 1)]
-
-
-class SupportsClipSizes(Protocol):
-    """A model that accepts only some clip sizes."""
-
-    def check_clip(self, num_frames: int, height: int, width: int) -> None:
-        """Raise a `ValueError` unless the model reconstructs clips of this size."""
-
-    def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Return the smallest accepted (frames, height, width) that is at least this large."""
-
-
-def check_buckets(buckets: Sequence[Bucket], model: SupportsClipSizes, *, images: bool) -> None:
-    """Check that a model accepts all clip sizes.
-
-    Args:
-        buckets: The clip sizes.
-        model: The model.
-        images: Whether to check single frames of each height and width too.
-
-    Raises:
-        ValueError: the model does not accept a size. The message has that size and the next larger accepted one.
-    """
-    for bucket in buckets:
-        _check_bucket("a clip", bucket, model)
-        if images:
-            _check_bucket("an image", bucket.as_image(), model)
-
-
-def _check_bucket(kind: str, bucket: Bucket, model: SupportsClipSizes) -> None:
-    try:
-        model.check_clip(*bucket.shape)
-    except ValueError as error:
-        covering = "x".join(map(str, model.covering_clip(*bucket.shape)))
-        remedy = f"{error} The next larger accepted size is {covering}."
-        raise argument_error("clips", "of sizes that the model accepts", f"{kind} of {bucket}", remedy) from error

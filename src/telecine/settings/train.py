@@ -6,24 +6,21 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
-from telecine.autoencoders import CausalVAEConfig
 from telecine.base.checks import argument_error, check_count, check_fraction, check_positive
-from telecine.base.devices import DeviceName
-from telecine.data import ClipConfig
-from telecine.data.loader import MAX_FAILURES
-from telecine.objective import ObjectiveConfig
-from telecine.objective.weights import WeightSchedule
-from telecine.training.discriminator_config import DiscriminatorConfig
-from telecine.training.trainable import TrainableConfig
+from telecine.settings.autoencoder import CausalVAEConfig
+from telecine.settings.data import ClipConfig
+from telecine.settings.discriminators import MIN_SIZES, DiscriminatorConfig
+from telecine.settings.group import DeviceName, Settings
+from telecine.settings.objective import ObjectiveConfig, Weight, as_ramp
 
-# The smallest size that AlexNet's LPIPS, which validation measures, accepts.
-MIN_SIZE = 31
+# If workers fail this often in a row, without a batch in between, the data itself is taken to be the cause.
+MAX_FAILURES = 3
 # A learning rate of AdamW above it overflows sooner or later.
 MAX_LR = 10.0
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Settings):
     """AdamW for the autoencoder and for the discriminators, and the moving average of the weights."""
 
     lr: float = 1e-4
@@ -45,9 +42,42 @@ class OptimizerConfig:
     ema_decay: float = 0.999
     """Decay of the moving average of the autoencoder's weights, which is evaluated and saved as the result."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("warmup_steps", self.warmup_steps, at_least=0)
+        check_positive("grad_clip", self.grad_clip, remedy="Use a small number.")
+        check_fraction("ema_decay", self.ema_decay, remedy="Use 0.999, or 0 to evaluate the raw weights.")
+        for name in ("lr", "disc_lr"):
+            value = check_positive(name, getattr(self, name), remedy="Use a small number.")
+            if value > MAX_LR:
+                remedy = "AdamW changes each weight by about as much in an update."
+                raise argument_error(name, f"at most {MAX_LR}", value, remedy)
+
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainableConfig(Settings):
+    """Which weights are trained; all others are frozen."""
+
+    weights: Literal["all", "decoder", "lora"] = "all"
+    """"all" trains all weights except those that a custom module has frozen. "decoder" trains the decoder only: latents
+    stay the same, so that models trained on them remain usable. "lora" trains low-rank updates (LoRA) of the decoder's
+    convolutions and linear layers, which are merged into the weights when they are saved; the last layer, which the
+    adaptive weight needs, is trained fully."""
+    patterns: tuple[str, ...] = ()
+    """Train only weights whose name matches one of these patterns, e.g. "decoder.up_blocks.*", even if the module has
+    frozen them. With "lora", names of layers anywhere in the model."""
+    lora_rank: int = 16
+    """Rank of the LoRA updates."""
+    lora_alpha: float = 16.0
+    """Scale of the LoRA updates, times 1 / rank."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("lora_rank", self.lora_rank)
+
+
+@dataclass(frozen=True)
+class TrainConfig(Settings):
     """Every setting of a training run.
 
     Defaults are those of each part by itself: the objective's have no GAN. Recipes hold settings that train well
@@ -152,6 +182,7 @@ class TrainConfig:
     """How weights are updated."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("data", "val_data", "model", "output_dir", "latent_cache"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, os.path.expanduser(getattr(self, name)))
@@ -161,30 +192,18 @@ class TrainConfig:
         for name in (*counts, "log_every", "val_every", "save_every"):
             check_count(name, getattr(self, name))
         check_count("latent_clips", self.latent_clips, at_least=0)
-        check_count("optimizer.warmup_steps", self.optimizer.warmup_steps, at_least=0)
-        check_count("discriminator.num_scales", self.discriminator.num_scales, at_least=0)
-        for name in ("dim", "max_dim", "num_layers"):
-            check_count(f"discriminator.{name}", getattr(self.discriminator, name))
-        self._check_learning_rates()
-        check_positive("optimizer.grad_clip", self.optimizer.grad_clip, remedy="Use a small number.")
-        remedy = "Use 0.999, or 0 to evaluate the raw weights."
-        check_fraction("optimizer.ema_decay", self.optimizer.ema_decay, remedy=remedy)
         self._check_process_timeout()
         self._check_discriminators()
         self.discriminator.check_size(min(min(each.height, each.width) for each in self.clips.train_buckets))
         if self.sharding != "none":
             self._check_sharding()
         for bucket in self.clips.train_buckets:
-            if min(bucket.height, bucket.width) < MIN_SIZE:
-                contract = f"at least {MIN_SIZE} pixels high and wide, which LPIPS needs"
+            if min(bucket.height, bucket.width) < MIN_SIZES["alex"]:
+                contract = f"at least {MIN_SIZES['alex']} pixels high and wide, which validation with LPIPS needs"
                 raise argument_error("clips", contract, str(bucket), "Use larger clips.")
 
     def _check_sharding(self) -> None:
         """Raise a `ValueError` if a setting does not go with sharded weights."""
-        decodes = [name for name, term in self.objective.named_terms.items() if term.decodes]
-        if decodes:
-            remedy = "Leave the term out, or replicate the weights: the decoder alone does not gather sharded ones."
-            raise argument_error("sharding", '"none" with terms that decode', f"fsdp2 with {decodes[0]}", remedy)
         if self.latent_cache is not None:
             remedy = "Replicate the weights: the encoder alone does not gather sharded ones."
             raise argument_error("latent_cache", "left out with sharded weights", repr(self.latent_cache), remedy)
@@ -197,13 +216,6 @@ class TrainConfig:
         """`batch_size` as a number; "auto" must have been replaced by one."""
         assert isinstance(self.batch_size, int)
         return self.batch_size
-
-    def _check_learning_rates(self) -> None:
-        for name in ("lr", "disc_lr"):
-            value = check_positive(f"optimizer.{name}", getattr(self.optimizer, name), remedy="Use a small number.")
-            if value > MAX_LR:
-                remedy = "AdamW changes each weight by about as much in an update."
-                raise argument_error(f"optimizer.{name}", f"at most {MAX_LR}", value, remedy)
 
     def _check_process_timeout(self) -> None:
         """Raise a `ValueError` if a process would be given up while it replaces workers that do not answer."""
@@ -218,9 +230,13 @@ class TrainConfig:
     def _check_discriminators(self) -> None:
         """Raise a `ValueError` if the discriminators, their weights and their steps contradict each other."""
         objective, discriminator = self.objective, self.discriminator
-        is_on = WeightSchedule(objective).is_ever_on
+
+        def is_on(weight: Weight) -> bool:
+            return as_ramp(weight).is_ever_on
+
         has_any = discriminator.image != "none" or discriminator.video != "none"
-        adversarial, multiscale = is_on("adversarial_loss_weight"), is_on("multiscale_adversarial_loss_weight")
+        adversarial = is_on(objective.adversarial_loss_weight)
+        multiscale = is_on(objective.multiscale_adversarial_loss_weight)
         if adversarial and not has_any:
             remedy = "Set `discriminator.video` or `discriminator.image`, or this weight to 0."
             got = objective.adversarial_loss_weight
@@ -235,7 +251,7 @@ class TrainConfig:
             remedy = "They are of the kind that `discriminator.video` names."
             raise argument_error("discriminator.num_scales", contract, got, remedy)
         for name in ("feature_matching_loss_weight", "lecam_loss_weight"):
-            if is_on(name) and not (adversarial or multiscale):
+            if is_on(getattr(objective.gan, name)) and not (adversarial or multiscale):
                 remedy = "Discriminators are built only for `objective.adversarial_loss_weight`, however small."
                 got = getattr(objective.gan, name)
                 raise argument_error(f"objective.gan.{name}", "0 without an adversarial term", got, remedy)
@@ -244,3 +260,20 @@ class TrainConfig:
             contract = f"at most `objective.disc_start` ({objective.disc_start})"
             remedy = "An untrained discriminator would mislead the autoencoder."
             raise argument_error("objective.gan.disc_train_start", contract, train_start, remedy)
+
+
+@dataclass(frozen=True)
+class DistillConfig(TrainConfig):
+    """The settings of a run that trains a student. `model` and `causal_vae` follow from teacher and student."""
+
+    teacher: str | None = None
+    """The autoencoder to learn from, which is frozen: a folder or a Hub id of diffusers, of a whole pipeline or of its
+    VAE; or a run of telecine."""
+    student: str = "small"
+    """The student's decoder: "small", "tiny", or a YAML or JSON file with settings of `causal_vae`."""
+    train_encoder: bool = False
+    """Train an encoder of the same size, too, instead of keeping the teacher's."""
+    latent_weight: float = 1.0
+    """With `train_encoder`: weight of the error of its latent against the teacher's, in units of its variance."""
+    teacher_weight: float = 0.0
+    """Weight of the mean absolute error against the teacher's reconstruction, beside the terms against the video."""

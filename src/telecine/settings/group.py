@@ -1,0 +1,192 @@
+"""What a setting is: a field of a frozen dataclass, with its type, default and docstring."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import MISSING, InitVar, dataclass, fields, is_dataclass
+from functools import cache
+from itertools import pairwise
+from types import NoneType, UnionType
+from typing import Any, ClassVar, Literal, TypeAlias, Union, cast, get_args, get_origin, get_type_hints
+
+from telecine.base.checks import argument_error, describe, suggestion
+from telecine.base.imports import is_dotted
+
+# The dotted path of a function or of a class, or the object itself.
+Function: TypeAlias = str | Callable[..., Any]
+DeviceName: TypeAlias = Literal["auto", "cpu", "cuda", "mps"]
+WORDS: Mapping[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    dict: "a group of `name: value`",
+    Function: "the dotted path of a function",
+    NoneType: "null",
+}
+
+
+class Settings:
+    """A group of settings. Each has a docstring below its field, which is its help.
+
+    Raises:
+        ValueError: A value is not one of the names that its type lists, nor of another type that it may have.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "use_attribute_docstrings": True}
+
+    def __post_init__(self) -> None:
+        kinds = kinds_of(cast(Hashable, type(self)))
+        for item in fields(self):  # type: ignore[arg-type]
+            kind, value = kinds[item.name], getattr(self, item.name)
+            is_list = get_origin(kind) is tuple and isinstance(value, (list, tuple))
+            for each in value if is_list else [value]:
+                _check_name(item.name, get_args(kind)[0] if is_list else kind, each)
+            if is_list:
+                object.__setattr__(self, item.name, tuple(value))
+
+
+def _check_name(name: str, kind: Any, value: object) -> None:
+    choices = choices_of(kind)
+    if choices and not (
+        value in choices
+        or (takes_function(kind) and (callable(value) or (isinstance(value, str) and is_dotted(value))))
+        or any(isinstance(value, each) for each in alternatives(kind) if isinstance(each, type) and each is not str)
+    ):
+        raise argument_error(name, describe_type(kind), describe(value), suggestion(value, map(str, choices)))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting, or a group of settings."""
+
+    name: str
+    """With the names of the groups that it is in, such as `clips.num_frames`."""
+    text: str
+    """The docstring below it."""
+    kind: Any
+    """Its type."""
+    default: Any = MISSING
+
+    @property
+    def is_group(self) -> bool:
+        """Whether it is a group of settings."""
+        return is_dataclass(self.kind)
+
+
+def settings_of(kind: type, prefix: str = "", *, all_names: bool = False) -> Iterator[Setting]:
+    """Yield the settings of a dataclass, each group before its own.
+
+    Args:
+        kind: The dataclass.
+        prefix: What stands before the names.
+        all_names: Also the fields of a value that may be a group instead of a number, such as a ramp.
+    """
+    texts = _docstrings(kind)
+    for name, item in kind.__dataclass_fields__.items():  # type: ignore[attr-defined]
+        of_item = kinds_of(kind)[name]
+        default = item.default if item.default_factory is MISSING else item.default_factory()
+        yield Setting(prefix + name, texts[name], of_item, default)
+        for each in alternatives(of_item) if all_names else [of_item]:
+            if is_dataclass(each):
+                yield from settings_of(each, f"{prefix}{name}.", all_names=all_names)  # type: ignore[arg-type]
+
+
+@cache
+def kinds_of(kind: Any) -> dict[str, Any]:
+    """Return the types of a dataclass's fields by name, those of `__init__` alone included."""
+    hints = get_type_hints(kind)
+    found = {name: hints[name] for name in kind.__dataclass_fields__}
+    return {name: each.type if isinstance(each, InitVar) else each for name, each in found.items()}
+
+
+def kind_at(kind: Any, name: str) -> Any:
+    """Return the type of the setting of a dotted name, also in a dict or a list; None if there is none."""
+    for part in name.split("."):
+        inside = [_kind_in(each, part) for each in alternatives(kind)]
+        kind = next((each for each in inside if each is not None), None)
+    return kind
+
+
+def _kind_in(kind: Any, name: str) -> Any:
+    if is_dataclass(kind):
+        return kinds_of(kind).get(name)  # type: ignore[arg-type]
+    match get_origin(kind), get_args(kind):
+        case (origin, (_, value)) if origin in (dict, Mapping):
+            return value
+        case (origin, (item, *_)) if origin is tuple:
+            return item
+    return None
+
+
+def alternatives(kind: Any) -> tuple[Any, ...]:
+    """Return the types of a union, or the type alone."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def choices_of(kind: Any) -> list[Any]:
+    """Return the values that a type lists."""
+    return [value for each in alternatives(kind) if get_origin(each) is Literal for value in get_args(each)]
+
+
+def takes_function(kind: Any) -> bool:
+    """Return whether a value may be a function, or its dotted path."""
+    return {*get_args(Function)} <= {*alternatives(kind)}
+
+
+def type_names(kind: Any) -> list[str]:
+    """Return the alternatives of a type as Python writes them, each value of a `Literal` apart."""
+    names = ["function"] if takes_function(kind) else []
+    for each in alternatives(kind):
+        if get_origin(each) is Literal:
+            names[:0] = map(str, get_args(each))
+        elif each is NoneType:
+            names.append("null")
+        elif not (names and each in get_args(Function)):
+            text = each.__name__ if isinstance(each, type) and not get_args(each) else str(each)
+            names.append(text.replace("typing.", "").replace("collections.abc.", ""))
+    return names
+
+
+def describe_type(kind: Any) -> str:
+    """Return what a value of a type is, in plain words."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if is_dataclass(kind):
+        required = [item.name for item in fields(kind) if item.default is item.default_factory is MISSING]
+        names = [item.name for item in fields(kind)]
+        example = "{" + ", ".join(f"{name}: ..." for name in required or names[:1]) + "}"
+        return f"settings such as `{example}` (of {', '.join(names)})"
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, arguments))}"
+    if takes_function(kind):
+        others = [each for each in arguments if each not in get_args(Function)]
+        return " or ".join([*map(describe_type, others), WORDS[Function]])
+    if origin in (Union, UnionType):
+        return " or ".join(map(describe_type, arguments))
+    if origin is tuple:
+        count = "a list" if arguments[-1] is Ellipsis else f"a list of {len(arguments)} values"
+        return f"{count} in brackets, each {describe_type(arguments[0])}"
+    return WORDS.get(origin or kind, str(kind))
+
+
+@cache
+def _docstrings(kind: type) -> dict[str, str]:
+    """Return the docstrings below the fields of a dataclass and of the dataclasses that it extends."""
+    found: dict[str, str] = {}
+    for each in reversed(kind.__mro__):
+        if is_dataclass(each):
+            body = _classes(each.__module__)[each.__name__].body
+            for item, below in pairwise(body):
+                match item, below:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                        found[name] = inspect.cleandoc(text)
+    return found
+
+
+@cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    source = ast.parse(inspect.getsource(sys.modules[module]))
+    return {statement.name: statement for statement in source.body if isinstance(statement, ast.ClassDef)}
