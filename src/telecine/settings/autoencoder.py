@@ -47,12 +47,6 @@ class CausalVAEConfig(Settings):
         ValueError: A setting is invalid; the message contains a valid value.
     """
 
-    size: InitVar[Literal["tiny", "small", "base", "large"] | None] = None
-    """A preset of `base_channels` and `blocks_per_level`, for those of them that are not set: 64 and 1 ("tiny"), 128
-    and 2 ("small"), 192 and 3 ("base") or 256 and 4 ("large")."""
-    latent: InitVar[Literal["4x8x8", "4x16x16", "8x32x32"] | None] = None
-    """A preset of the two compressions, `latent_channels` and `channel_multipliers`, for those of them that are not
-    set: 16 channels as CogVideoX and Wan 2.1 ("4x8x8"), 48 as Wan 2.2 ("4x16x16") or 128 as LTX ("8x32x32")."""
     time_compression: int = 4
     """Frames per latent frame, a power of two. The first frame has its own latent frame: 1 + 4k frames become 1 + k."""
     spatial_compression: int = 8
@@ -84,6 +78,12 @@ class CausalVAEConfig(Settings):
     used. Like the next, it is multiplied by `objective.quantizer_aux_loss_weight`, which is then 1 or so."""
     lfq_commitment_weight: float = 0.25
     """With "lfq": weight of the squared distance of the encoder's output from its code."""
+    size: InitVar[Literal["tiny", "small", "base", "large"] | None] = None
+    """A preset of `base_channels` and `blocks_per_level`, for those of them that are not set: 64 and 1 ("tiny"), 128
+    and 2 ("small"), 192 and 3 ("base") or 256 and 4 ("large")."""
+    latent: InitVar[Literal["4x8x8", "4x16x16", "8x32x32"] | None] = None
+    """A preset of the two compressions, `latent_channels` and `channel_multipliers`, for those of them that are not
+    set: 16 channels as CogVideoX and Wan 2.1 ("4x8x8"), 48 as Wan 2.2 ("4x16x16") or 128 as LTX ("8x32x32")."""
 
     def __post_init__(self, size: str | None, latent: str | None) -> None:
         defaults = {item.name: item.default for item in fields(self)}
