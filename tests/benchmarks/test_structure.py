@@ -28,7 +28,7 @@ PRESENT = {
     "__main__.py": "",
     "settings/__init__.py": "from telecine.settings.train import TrainConfig",
     "settings/train.py": f"from .data import ClipConfig\n{CONFIG}    clips: ClipConfig = ClipConfig()\n",
-    "settings/data.py": "@dataclass\nclass Size:\n    width: int\n\n@dataclass\nclass ClipConfig(Size):\n    A = 1\n    a: int",
+    "settings/data.py": "@dataclass\nclass Size:\n    width: int\n@dataclass\nclass ClipConfig(Size):\n    a: int = 1",
     "settings/parse.py": "import re\ndef parse():\n    return re.search('a', '')\n\n",
     "cli/__init__.py": "",
     "cli/help.py": "text.match('b')",
