@@ -100,7 +100,7 @@ class Module:
             origin = self._origin(node)
             yield from (Import(f"{origin}.{alias.name}", node.lineno, at_start) for alias in node.names)
         else:
-            later = ()
+            later: list[ast.stmt] = []
             if isinstance(node, Function | ast.Lambda):
                 at_start = False
             elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
@@ -330,7 +330,7 @@ def lecam(checkout: Checkout) -> Found:
 
 def kinds_of_terms(checkout: Checkout) -> Found:
     """Count `Term`, and as another kind the weights beside it, from which a table of reserved names keeps it apart."""
-    reserved = [module.path for module in checkout.files if module.folder == "objective" and "RESERVED" in module.text]
+    reserved = [module.path for module in checkout.files if "RESERVED" in module.identifiers]
     return str(1 + bool(reserved)), reserved
 
 
@@ -352,7 +352,7 @@ def circles(checkout: Checkout) -> Found:
     The package's own `__init__` is left out: it loads its names on first use.
     """
     targets = {
-        name: {checkout.module_of(each) for each in module.imports} - {name, PACKAGE, None}
+        name: {to for each in module.imports if (to := checkout.module_of(each)) not in (None, name, PACKAGE)}
         for name, module in checkout.modules.items()
     }
     reached = {name: reachable(name, targets) for name in checkout.modules}

@@ -94,8 +94,8 @@ def write(root, files):
         ),
         ("run_layout", PRESENT | {"a.py": "from telecine.runs import Run\n'''See `state.json`.'''"}, "1 in runs", None),
         ("lecam", {"a.py": "# LeCam", "b.py": "lecam_loss = 1", "c.py": "le_cam = 1"}, "2", ["a.py", "b.py"]),
-        ("kinds_of_terms", {"objective/terms.py": "RESERVED = ()"}, "2", ["objective/terms.py"]),
-        ("kinds_of_terms", {"objective/terms.py": "class Term: ..."}, "1", []),
+        ("kinds_of_terms", {"a.py": "if name in RESERVED: ..."}, "2", ["a.py"]),
+        ("kinds_of_terms", {"a.py": "class Term: ...  # RESERVED"}, "1", []),
         (
             "built_in_term",
             {"losses/latent.py": "def latent_noise(): ...", "a.py": "'latent_noise'", "b.py": "latent_noise_2"},
