@@ -1,4 +1,4 @@
-"""The compared implementations of the objective, and the steps that `objective.py` and `scaling.py` measure.
+"""The compared implementations of the objective, and the steps that `objective.py` and `gpu.py` measure.
 
 The decoder is a single convolution whose weight is the last layer, so that a step measures the objective. Gradients
 are freed at the end of each step, as in training, and no optimizer runs.

@@ -28,7 +28,8 @@ from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.perceptual import LPIPS
 from telecine.settings import TrainConfig
-from telecine.training import read_config, train
+from telecine.settings.parse import read_config
+from telecine.training import train
 from telecine.training.baseline import NUM_CLIPS, fit_linear
 from telecine.training.build import build_clips
 

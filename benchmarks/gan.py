@@ -12,53 +12,33 @@ With `--print` nothing is trained. Distances of networks, and FSIM, are of every
 from __future__ import annotations
 
 import argparse
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 from textwrap import fill
-from typing import Any
 
 import torch
 from demo import clip_sets
+from gan_runs import HEALTH, Outcomes, Runs
 from image_distances import FSIM, OfflineDISTS, vgg16_features
 from measure import machine, spread, table
-from outcome_runs import BUILT_IN, DIVERGED, Outcome, OutcomeFolder, Run, plain_values
 from PIL import Image, ImageDraw
-from telecine.training.config_file import config_from
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.utils import make_grid
 
-from telecine.autoencoders import CausalVAE
-from telecine.base.checks import argument_error, check_choice
-from telecine.base.files import atomic_write
+from telecine.autoencoders import VideoAutoencoder
+from telecine.base.checks import check_choice
 from telecine.data import bytes_from_video
 from telecine.data.find import find_videos
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.frechet import frechet_distance
 from telecine.perceptual import LPIPS
 from telecine.settings import TrainConfig
-from telecine.settings.recipes import find_recipe
-from telecine.settings.yaml_file import read_yaml
-from telecine.training.build import Clips, build_autoencoder, build_clips
+from telecine.training.build import build_autoencoder, build_clips
 from telecine.training.state import TrainState
-from telecine.training.step import DivergenceError
 
 HELD_OUT, UNSEEN = "held out", "unseen"
-NO_GAN = "no GAN"
-# Settings that have no effect before the discriminators train.
-OF_THE_OBJECTIVE = (
-    "adversarial_loss_weight",
-    "grad_penalty_loss_weight",
-    "disc_start",
-    "gan",
-    "penalty",
-    "adaptive_weight",
-)
-OF_THE_OPTIMIZER = ("disc_lr", "disc_betas")
 CLIPS_OF_A_VIDEO = 6
 # In pictures: pixels between clips, the enlargement, the width and size of a name, and which clip of each row is shown.
 GAP = 2
@@ -67,6 +47,7 @@ LABEL = 90
 FONT_SIZE = 14
 SHOWN_COLUMNS = (0, 2, 4)
 FRAME_STRIDE = 3
+PIXEL_METRICS = ("psnr", "ssim", "flicker", "sharpness")
 # The metrics of the tables, with their numbers of decimals.
 DIGITS = {
     "psnr": 2,
@@ -86,24 +67,13 @@ METRIC_HEADER = [*DIGITS, "frechet, all clips"]
 FRECHET = "frechet"
 FRECHET_LAYERS = 9
 FRECHET_GRID = 4
-# Logged values of the time in which the adversarial terms count, and their columns.
-HEALTH = {
-    "grad_clipped": "clipped",
-    "grad_norm": "gradient norm",
-    "disc_grad_clipped": "clipped, discriminators",
-    "disc_grad_norm": "gradient norm, discriminators",
-    "adversarial_gradient_share": "adversarial share",
-    "accuracy_real": "accuracy, real",
-    "accuracy_fake": "accuracy, fake",
-}
-
-Outcomes = Mapping[tuple[str, int], Outcome]
 
 
 class Measure:
-    """The metrics of a model on held-out clips and on clips of unseen videos."""
+    """The metrics of a model on the held-out clips of a run and on clips of the unseen videos of `videos.py`."""
 
-    def __init__(self, config: TrainConfig, unseen: Sequence[Path]) -> None:
+    def __init__(self, config: TrainConfig, videos: Path) -> None:
+        unseen = [Path(str(video)) for video in find_videos(videos / "unseen", name="--videos")]
         held_out = build_clips(config, build_autoencoder(config)).val
         found = clip_sets(replace(config, val_clips=CLIPS_OF_A_VIDEO), held_out, unseen)
         self.sets = {HELD_OUT: found.pop(HELD_OUT), UNSEEN: [clip for clips in found.values() for clip in clips]}
@@ -111,25 +81,22 @@ class Measure:
         self.perceptual |= {"dists": OfflineDISTS(), "fsim": FSIM()}
         self.features = vgg16_features()[:FRECHET_LAYERS]
 
-    def averaged(self, state: TrainState) -> tuple[dict[str, float], Tensor]:
-        """Return what `__call__` returns for the averaged weights of a run."""
-        assert isinstance(state.autoencoder, CausalVAE)
-        with state.ema.applied():
-            return self(state.autoencoder)
-
-    @torch.no_grad()
-    def __call__(self, model: CausalVAE) -> tuple[dict[str, float], Tensor]:
-        """Return metrics of a model, and the middle frame of each clip in a picture.
+    def __call__(self, state: TrainState) -> tuple[dict[str, float], Tensor]:
+        """Return metrics of the averaged weights of a run, and the middle frame of each clip in a picture.
 
         Returns:
             Means over the clips of each set, by "set/metric", with the Frechet distance of all clips; and a picture as
             bytes `(H, W, 3)`. The model is in evaluation mode then.
         """
-        model.eval()
+        model = state.autoencoder.eval()
+        with state.ema.applied(), torch.no_grad():
+            return self._measure(model)
+
+    def _measure(self, model: VideoAutoencoder) -> tuple[dict[str, float], Tensor]:
         values: dict[str, float] = {}
         middle, of_model, of_clips = [], [], []
         for name, clips in self.sets.items():
-            pixels = ReconstructionMetrics(metrics=BUILT_IN)
+            pixels = ReconstructionMetrics(metrics=PIXEL_METRICS)
             networks = ReconstructionMetrics(self.perceptual, metrics=())
             for clip in clips:
                 target = clip["video"][None]
@@ -154,12 +121,6 @@ class Measure:
         """Return features `(N, 128)` of every cell of every frame."""
         maps = F.adaptive_avg_pool2d(self.features(video[0].transpose(0, 1)), FRECHET_GRID)
         return maps.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def measure_for(config: TrainConfig, videos: Path) -> Measure:
-    """Return the metrics for the clips of a run, with the unseen videos of `videos.py`."""
-    unseen = find_videos(videos / "unseen", name="--videos")
-    return Measure(config, [Path(str(video)) for video in unseen])
 
 
 def picture_of(frames: Sequence[Tensor]) -> Tensor:
@@ -187,106 +148,6 @@ def draw(pictures: Mapping[str, Image.Image], size: int, path: Path) -> None:
     whole.save(path)
 
 
-class Runs:
-    """The runs of a file of settings, and their outcomes in a folder.
-
-    Args:
-        path: A YAML file: for each name, changes of the demo's settings, or the name of a recipe that has them. Names
-            that end with "no GAN" are the runs that those after them are compared with.
-        folder: Where outcomes are, or will be.
-    """
-
-    def __init__(self, path: Path, folder: Path) -> None:
-        self.settings: dict[str, dict[str, Any]] = {
-            name: read_yaml(find_recipe(each)) if isinstance(each, str) else each
-            for name, each in read_yaml(path).items()
-        }
-        self.bases: dict[str, str] = {}
-        base = ""
-        for name in self.settings:
-            base = name if name.endswith(NO_GAN) else base
-            if not base:
-                raise argument_error(str(path), f"runs of which the first ends with {NO_GAN!r}", name, "Add that run.")
-            self.bases[name] = base
-        self.folder = OutcomeFolder(folder)
-
-    def config(self, name: str, seed: int) -> TrainConfig:
-        """Return the settings of a run."""
-        demo = read_yaml(find_recipe("demo"))
-        return replace(config_from(demo, self.settings[name]), seed=seed, trackers=())
-
-    def outcome(self, name: str, seed: int) -> Outcome | None:
-        """Return the outcome of a finished run."""
-        return self.folder.load(name, seed, plain_values(self.config(name, seed)))
-
-    def outcomes(self, names: Sequence[str], seeds: Sequence[int]) -> Outcomes:
-        """Return the outcomes of all finished runs among these, and of those that they are compared with."""
-        needed = dict.fromkeys([*names, *(self.bases[name] for name in names)])
-        found = {(name, seed): self.outcome(name, seed) for name in needed for seed in seeds}
-        return {key: outcome for key, outcome in found.items() if outcome is not None}
-
-    def start(self, name: str, seed: int, clips: Clips) -> dict[str, Any]:
-        """Return the state of a run without a GAN at the step from which the discriminators of others train.
-
-        It is read from a file if one has it.
-        """
-        config, path = self.config(name, seed), self.folder.path(f"start of {name}", seed).with_suffix(".pt")
-        settings = plain_values(config)
-        if path.exists():
-            saved: dict[str, Any] = torch.load(path, weights_only=False)
-            if saved["settings"] == settings:
-                return saved
-        with tempfile.TemporaryDirectory() as folder:
-            run = Run(config, clips, Path(folder))
-            run.train_until(config.objective.gan.disc_train_start)
-            saved = {**run.save(), "settings": settings}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, lambda partial: torch.save(saved, partial))
-        return saved
-
-    def train(self, name: str, seed: int, measure: Measure) -> None:
-        """Train a run, and write its outcome and its frames."""
-        config, base = self.config(name, seed), self.config(self.bases[name], seed)
-        clips = build_clips(config, build_autoencoder(config))
-        outcome, frames = Outcome(plain_values(config), {}, [DIVERGED]), None
-        with tempfile.TemporaryDirectory() as folder:
-            run = Run(config, clips, Path(folder))
-            try:
-                if shares_start(config, base):
-                    run.load(self.start(self.bases[name], seed, clips))
-                run.train_until(config.steps)
-            except DivergenceError as error:
-                print(error, file=sys.stderr)
-            else:
-                metrics, frames = measure.averaged(run.state)
-                outcome = replace(outcome, metrics=metrics, warnings=sorted(run.diagnostics.warned), health=health(run))
-        self.folder.save(name, seed, outcome, frames)
-        print(f"{name}, seed {seed}: {outcome.metrics or DIVERGED}", file=sys.stderr, flush=True)
-
-
-def shares_start(config: TrainConfig, base: TrainConfig) -> bool:
-    """Return whether a run trains as its base does until the base's discriminators would start."""
-    first = base.objective.gan.disc_train_start
-    if min(config.objective.gan.disc_train_start, config.objective.disc_start) < first:
-        return False
-    ours, others = (plain_values(each) for each in (config, base))
-    for each in (ours, others):
-        del each["discriminator"]
-        for name in OF_THE_OBJECTIVE:
-            del each["objective"][name]
-        for name in OF_THE_OPTIMIZER:
-            del each["optimizer"][name]
-    return bool(ours == others)
-
-
-def health(run: Run) -> dict[str, float]:
-    """Return the mean of each of `HEALTH` over the updates in which the adversarial terms count."""
-    first = run.config.objective.disc_start + run.config.log_every
-    records = [each for step, each in run.records if step >= first]
-    found = {name: [each[f"train/{name}"] for each in records if f"train/{name}" in each] for name in HEALTH}
-    return {name: fmean(values) for name, values in found.items() if values}
-
-
 def print_tables(runs: Runs, names: Sequence[str], seeds: Sequence[int]) -> None:
     """Print the metrics on each set, their differences to the runs without a GAN, and the health of the GAN."""
     outcomes = runs.outcomes(names, seeds)
@@ -306,13 +167,10 @@ def columns_of(clips: str) -> dict[str, int]:
     return {f"{clips}/{metric}": number for metric, number in DIGITS.items()} | {FRECHET: 2}
 
 
-def metrics_table(
-    clips: str, names: Sequence[str], seeds: Sequence[int], outcomes: Outcomes, others: Mapping[str, int] | None = None
-) -> str:
-    """Return a table of the metrics on a set of clips, and of other values with their numbers of decimals."""
-    others = others or {}
-    rows = [value_row(name, seeds, outcomes, {**columns_of(clips), **others}) for name in names]
-    return table(["run", "seeds", *METRIC_HEADER, *others], rows)
+def metrics_table(clips: str, names: Sequence[str], seeds: Sequence[int], outcomes: Outcomes) -> str:
+    """Return a table of the metrics on a set of clips."""
+    rows = [value_row(name, seeds, outcomes, columns_of(clips)) for name in names]
+    return table(["run", "seeds", *METRIC_HEADER], rows)
 
 
 def metrics_of(name: str, seeds: Sequence[int], outcomes: Outcomes) -> dict[int, dict[str, float]]:
@@ -370,11 +228,11 @@ def main() -> None:
     missing = [(name, seed) for seed in arguments.seeds for name in names if runs.outcome(name, seed) is None]
     missing = [] if arguments.print else missing
     if missing or arguments.picture:
-        measure = measure_for(runs.config(names[0], arguments.seeds[0]), arguments.videos)
+        measure = Measure(runs.config(names[0], arguments.seeds[0]), arguments.videos)
         for name, seed in missing:
             runs.train(name, seed, measure)
         if arguments.picture:
-            pictures = runs.folder.all_frames(names, arguments.seeds[0])
+            pictures = runs.pictures(names, arguments.seeds[0])
             draw({"input": measure.inputs(), **pictures}, runs.config(names[0], 0).clips.width, arguments.picture)
     print(machine())
     print_tables(runs, names, arguments.seeds)

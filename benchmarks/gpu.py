@@ -43,7 +43,7 @@ from measure import (
 from torch.profiler import ProfilerActivity, profile
 
 from telecine.settings import TrainConfig
-from telecine.training import read_config
+from telecine.settings.parse import read_config
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.step import MicroBatch, train_step
 

@@ -19,7 +19,7 @@ from torch import nn
 from telecine.autoencoders import CausalVAE
 from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.perceptual import LPIPS
-from telecine.training import read_config
+from telecine.settings.parse import read_config
 from telecine.training.baseline import NUM_CLIPS, measure_linear, training_clips
 from telecine.training.build import Clips, build_clips
 

@@ -24,7 +24,7 @@ import torch
 from measure import Step, extra_peak, machine, table
 
 from telecine.settings import DiscriminatorConfig, TrainConfig
-from telecine.training import read_config
+from telecine.settings.parse import read_config
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.plan import DATA, DeviceType, UpdatePlan, fake_autoencoder, plan_update
 from telecine.training.step import MicroBatch, train_step

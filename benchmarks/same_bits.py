@@ -81,8 +81,8 @@ def run_python(arguments: list[str], src: Path, folder: Path) -> str:
 
 def layout_of(src: Path) -> Callable[[Settings], Settings]:
     """Return the function that translates the settings for the version in `src`."""
-    is_first = not (src / "telecine" / "objective" / "config.py").is_file()
-    return first_layout if is_first else present_layout
+    later = ("objective/config.py", "settings")  # where the objective's settings are, since groups hold them
+    return present_layout if any((src / "telecine" / each).exists() for each in later) else first_layout
 
 
 def check_package(src: Path) -> None:

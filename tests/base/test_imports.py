@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from telecine.training.config_file import config_from, read_config
 
 import telecine
 from telecine import allow_code
@@ -14,6 +13,7 @@ from telecine.base.imports import import_allowed
 from telecine.cli.main import main
 from telecine.discriminators.build import resolve_class
 from telecine.settings import Term
+from telecine.settings.parse import config_from, read_config
 
 MODULE = """
 import sys

@@ -1,11 +1,16 @@
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from telecine.data import sample_videos
+from telecine.settings.recipes import find_recipe
+from telecine.settings.yaml_file import read_yaml
+from telecine.training import train
 
 SMALL = {
     "steps": 4,
@@ -71,7 +76,7 @@ def test_runs_are_compared_with_those_without_a_gan(run_here, tables_in, tmp_pat
 
 
 def test_a_run_that_diverged_is_in_the_last_table_only(benchmark_module):
-    gan, runs = benchmark_module("gan"), benchmark_module("outcome_runs")
+    gan, runs = benchmark_module("gan"), benchmark_module("gan_runs")
     outcomes = {("GAN", 0): runs.Outcome({}, {}, ["not_finite"]), ("no GAN", 0): runs.Outcome({}, {"psnr": 20.0}, [])}
     assert gan.value_row("GAN", [0, 1], outcomes, {"psnr": 2}) == ["GAN", "0", "n/a"]
     assert gan.value_row("no GAN", [0, 1], outcomes, {"psnr": 2}) == ["no GAN", "1", "20.00"]
@@ -80,10 +85,50 @@ def test_a_run_that_diverged_is_in_the_last_table_only(benchmark_module):
 
 
 def test_only_runs_that_start_alike_share_their_start(benchmark_module):
-    gan = benchmark_module("gan")
-    base, with_gan, early = (gan.config_from(settings) for settings in (SMALL, WITH_GAN, EARLY))
-    lower = gan.config_from(SMALL, {"optimizer": {"lr": 1e-5}})
-    assert [gan.shares_start(config, base) for config in (base, with_gan, early, lower)] == [True, True, False, False]
+    runs = benchmark_module("gan_runs")
+    base, with_gan, early = (runs.config_from(settings) for settings in (SMALL, WITH_GAN, EARLY))
+    lower = runs.config_from(SMALL, {"optimizer": {"lr": 1e-5}})
+    assert [runs.shares_start(config, base) for config in (base, with_gan, early, lower)] == [True, True, False, False]
+
+
+@pytest.fixture
+def run_until(benchmark_module, cached_weights, tmp_path):
+    """Return a function that trains to a step, from the saved state of another run if there is one."""
+    module = benchmark_module("gan_runs")
+
+    def run_until(step, config, saved=None):
+        run = module.Run(config, module.build_clips(config, module.build_autoencoder(config)), tmp_path)
+        if saved is not None:
+            run.load(saved)
+        run.train_until(step)
+        return run
+
+    return run_until
+
+
+def demo_with(benchmark_module, *changes):
+    config = benchmark_module("gan_runs").config_from(read_yaml(find_recipe("demo")), *changes)
+    return replace(config, trackers=())
+
+
+@pytest.mark.slow
+def test_runs_equal_the_trainers_bit_for_bit(benchmark_module, run_until, without_pictures, tmp_path):
+    base, config = (demo_with(benchmark_module, changes) for changes in (SMALL, WITH_GAN))
+    trained = train(replace(config, output_dir=str(tmp_path / "run")))
+    (weights,) = (load_file(path) for path in (trained.checkpoint / "ema").glob("*.safetensors"))
+    for run in (run_until(4, config), run_until(4, config, run_until(2, base).save())):
+        averages = run.state.ema.averages
+        assert len(averages) > 10
+        assert all(torch.equal(weights[name], average) for name, average in averages.items())
+
+
+@pytest.mark.slow
+def test_diagnostics_include_the_shared_start(benchmark_module, run_until):
+    config = demo_with(benchmark_module, SMALL, {"log_every": 2})
+    runs = [run_until(4, config), run_until(4, config, run_until(1, config).save())]
+    first, second = (run.diagnostics.history.first("train/perceptual_loss") for run in runs)
+    assert len(first) == 2
+    assert first == second
 
 
 @pytest.mark.slow

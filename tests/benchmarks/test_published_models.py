@@ -1,7 +1,7 @@
 import pytest
 
+from telecine.settings.parse import read_config
 from telecine.settings.recipes import RECIPES
-from telecine.training import read_config
 
 
 @pytest.mark.slow

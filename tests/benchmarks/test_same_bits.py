@@ -8,10 +8,10 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
-from telecine.training.config_file import config_from
 
 from telecine.cli.main import main
 from telecine.settings import TrainConfig
+from telecine.settings.parse import config_from
 from telecine.training.host_copy import HostCopy
 from telecine.training.saved_settings import as_yaml
 from telecine.training.shards import save_shards, shard_file

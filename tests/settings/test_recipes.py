@@ -9,11 +9,11 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState
-from telecine.training.config_file import config_from, read_config
 
 from telecine.cli.main import main
 from telecine.data import sample_videos
 from telecine.objective.weights import WeightSchedule
+from telecine.settings.parse import config_from, read_config
 from telecine.settings.recipes import GROUPS, RECIPES, copy_recipe, find_recipe, recipes
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.step import MicroBatch, train_step

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from telecine.runs.layout import CONFIG_FILE
 from telecine.settings import ClipConfig, ObjectiveConfig
-from telecine.training import TrainingError, capacity, read_config, train, trainer
+from telecine.settings.parse import read_config
+from telecine.training import TrainingError, capacity, train, trainer
 from telecine.training.capacity import Need, largest_batch, make_plan, out_of_memory, plan_updates
 from telecine.training.plan import UpdatePlan, fake_autoencoder, plan_update
 

@@ -5,7 +5,6 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
-from telecine.training.config_file import read_config
 
 import telecine
 from telecine import Ramp, Term
@@ -29,6 +28,7 @@ from telecine.settings import (
     TrainConfig,
     Weight,
 )
+from telecine.settings.parse import read_config
 from telecine.settings.recipes import RECIPES
 from telecine.training.saved_settings import as_yaml
 

@@ -1,9 +1,9 @@
 """A file of settings is read whole, or refused with one clear error."""
 
 import pytest
-from telecine.training.config_file import config_from, read_config
 
 from telecine.settings import TrainConfig
+from telecine.settings.parse import config_from, read_config
 
 
 def test_what_is_left_out_has_its_default(tmp_path):

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from rich.console import Console
-from telecine.training.config_file import read_config
 from torch import nn
 
 from telecine.settings import ClipConfig, TrainConfig
+from telecine.settings.parse import read_config
 from telecine.training import cpu, train
 from telecine.training.plan import UpdatePlan
 

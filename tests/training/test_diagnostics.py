@@ -14,7 +14,7 @@ from torch import nn
 from telecine.report.run import read_lines, read_records, read_run
 from telecine.runs.layout import HEALTH_FILE, METRICS_FILE
 from telecine.settings import ClipConfig, DiscriminatorConfig, ObjectiveConfig, OptimizerConfig
-from telecine.training import read_config
+from telecine.settings.parse import read_config
 from telecine.training.diagnostic_rules import EMA_BEHIND, LONG, RECENT, RULES, History
 from telecine.training.diagnostics import Diagnostics
 from telecine.training.interrupt import StopRequest

@@ -47,7 +47,16 @@ def read_config(path: str | PathLike[str], *others: str | PathLike[str]) -> Trai
         FileNotFoundError: If there is no such file.
         ValueError: If a setting is unknown or of the wrong type.
     """
-    return validate(TrainConfig, merged(read_layer(each) for each in (path, *others)))
+    return config_from(*(read_layer(each) for each in (path, *others)))
+
+
+def config_from(*layers: Nested) -> TrainConfig:
+    """Return the settings in nested plain values, as YAML has them; later ones override earlier ones.
+
+    Raises:
+        ValueError: If a setting is unknown or of the wrong type.
+    """
+    return validate(TrainConfig, merged(nested(layer.items()) for layer in layers))
 
 
 def read_layer(name: str | PathLike[str]) -> Nested:
