@@ -16,38 +16,44 @@ from telecine.settings import (
     CausalVAEConfig,
     ClipConfig,
     DiscriminatorConfig,
+    GANConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    PenaltyConfig,
+    PerceptualConfig,
     TrainConfig,
 )
+from telecine.settings.parse import validate
 
 leave_pictures_out = runpy.run_path(str(Path(__file__).with_name("no_pictures.py")))["leave_pictures_out"]
 
 # Every term, and every option with a state between steps. The weights change in various ways.
-EVERY_TERM = ObjectiveConfig(
-    disc_start=1,
-    gan={
-        "disc_train_start": 0,
-        "loss": "relativistic",
-        "augment": ("color", "translation", "cutout"),
-        "feature_matching_loss_weight": 0.2,
-        "lecam_loss_weight": Ramp(0.1, steps=2, initial=0.05),
-        "lecam_decay": 0.9,
-    },
-    reconstruction={"loss": "l1", "learn_logvar": True, "logvar_init": -0.5},
-    perceptual_weight=Ramp(1.0, steps=3, initial=0.5),
-    perceptual={"net": "alex", "num_frames": 2, "stride": 2, "chunk_size": 1},
-    terms={
-        "gram": Ramp(1e-4, start=1),
-        "wavelet": {"weight": 0.5, "params": {"levels": 2}},
-        "temporal": Ramp(0.0, start=3, initial=0.5),
-    },
-    adversarial_loss_weight=Ramp(0.5, steps=2, initial=0.1),
-    multiscale_adversarial_loss_weight=0.1,
-    adaptive_weight={"reference": "recon_and_perceptual", "at": "reconstruction", "decay": 0.9},
-    grad_penalty_loss_weight=Ramp(10.0, steps=4, initial=1.0),
-    penalty={"kind": "r1_and_r2", "every": 2},
-    quantizer_aux_loss_weight=Ramp(1e-4, steps=4, initial=1e-6),
+EVERY_TERM = validate(
+    ObjectiveConfig,
+    dict(
+        disc_start=1,
+        gan={
+            "disc_train_start": 0,
+            "loss": "relativistic",
+            "augment": ("color", "translation", "cutout"),
+            "feature_matching_loss_weight": 0.2,
+            "lecam_loss_weight": Ramp(0.1, steps=2, initial=0.05),
+        },
+        reconstruction={"loss": "l1", "learn_logvar": True},
+        perceptual_weight=Ramp(1.0, steps=3, initial=0.5),
+        perceptual={"net": "alex", "num_frames": 2, "chunk_size": 1},
+        terms={
+            "gram": Ramp(1e-4, start=1),
+            "wavelet": {"weight": 0.5, "params": {"levels": 2}},
+            "temporal": Ramp(0.0, start=3, initial=0.5),
+        },
+        adversarial_loss_weight=Ramp(0.5, steps=2, initial=0.1),
+        multiscale_adversarial_loss_weight=0.1,
+        adaptive_weight={"reference": "recon_and_perceptual", "at": "reconstruction"},
+        grad_penalty_loss_weight=Ramp(10.0, steps=4, initial=1.0),
+        penalty={"kind": "r1_and_r2", "every": 2},
+        quantizer_aux_loss_weight=Ramp(1e-4, steps=4, initial=1e-6),
+    ),
 )
 EVERY_DISCRIMINATOR = DiscriminatorConfig(
     video="first_frame", image="patch", num_scales=1, dim=2, norm="spectral", conditional=True
@@ -125,9 +131,9 @@ def tiny_config(small_video):
                 adversarial_loss_weight=0.5,
                 grad_penalty_loss_weight=10.0,
                 quantizer_aux_loss_weight=1e-6,
-                gan={"disc_train_start": 1},
-                penalty={"every": 2},
-                perceptual={"net": "alex"},
+                gan=GANConfig(disc_train_start=1),
+                penalty=PenaltyConfig(every=2),
+                perceptual=PerceptualConfig(net="alex"),
             ),
             discriminator=DiscriminatorConfig(dim=2, video="patch"),
             optimizer=OptimizerConfig(lr=1e-3, warmup_steps=2, ema_decay=0.9),

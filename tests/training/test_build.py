@@ -21,7 +21,14 @@ from telecine.discriminators import (
 )
 from telecine.report.video import write_mp4
 from telecine.runs.layout import checkpoints
-from telecine.settings import DiscriminatorConfig, FeaturesConfig, ObjectiveConfig
+from telecine.settings import (
+    AdaptiveWeightConfig,
+    DiscriminatorConfig,
+    FeaturesConfig,
+    ObjectiveConfig,
+    PerceptualConfig,
+    ReconstructionConfig,
+)
 from telecine.training import train
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_objective, build_state
 from telecine.training.checkpoint_files import optimizer_tensors, save_tensors
@@ -30,7 +37,9 @@ from telecine.training.optim import set_lr
 
 def test_every_setting_reaches_the_loss(tiny, everything):
     objective = replace(
-        everything["objective"], reconstruction={"nll_reduction": "sum"}, adaptive_weight={"min_norm": 0.1, "max": 7.0}
+        everything["objective"],
+        reconstruction=ReconstructionConfig(nll_reduction="sum"),
+        adaptive_weight=AdaptiveWeightConfig(min_norm=0.1, max=7.0),
     )
     loss = build_objective(tiny(objective=objective, discriminator=everything["discriminator"]))
     assert loss.config == objective != ObjectiveConfig()
@@ -106,7 +115,7 @@ def test_settings_of_one_kind_reach_it(tiny):
 def test_discriminators_of_pairs(tiny):
     settings = DiscriminatorConfig(video="patch", image="attention", dim=2, max_dim=16, conditional=True, num_scales=1)
     objective = ObjectiveConfig(
-        adversarial_loss_weight=0.5, multiscale_adversarial_loss_weight=0.1, perceptual={"net": "alex"}
+        adversarial_loss_weight=0.5, multiscale_adversarial_loss_weight=0.1, perceptual=PerceptualConfig(net="alex")
     )
     loss = build_objective(tiny(discriminator=settings, objective=objective))
     pairs = [loss.discr_3d, loss.discr, *loss.multiscale_discrs]
@@ -121,7 +130,7 @@ def test_settings_of_the_frozen_features(tiny):
         video="features", dim=2, num_scales=2, conditional=True, features=FeaturesConfig(net="alex", size=40)
     )
     objective = ObjectiveConfig(
-        adversarial_loss_weight=0.5, multiscale_adversarial_loss_weight=0.1, perceptual={"net": "alex"}
+        adversarial_loss_weight=0.5, multiscale_adversarial_loss_weight=0.1, perceptual=PerceptualConfig(net="alex")
     )
     loss = build_objective(tiny(discriminator=features, objective=objective))
     networks = [loss.discr_3d, *loss.multiscale_discrs]
@@ -140,7 +149,7 @@ def test_settings_of_the_frozen_features(tiny):
 
 def test_logvar_is_trained_with_the_autoencoder_without_weight_decay(tiny):
     settings = replace(tiny().optimizer, weight_decay=0.1)
-    objective = ObjectiveConfig(adversarial_loss_weight=0.5, reconstruction={"learn_logvar": True})
+    objective = ObjectiveConfig(adversarial_loss_weight=0.5, reconstruction=ReconstructionConfig(learn_logvar=True))
     config = tiny(objective=objective, optimizer=settings)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
     network, logvar = state.optimizer.param_groups
@@ -175,7 +184,7 @@ def other_run(tiny, tmp_path):
     def write(**settings):
         torch.manual_seed(1)
         weight = 0.0 if settings.get("video") == "none" else 0.5
-        objective = ObjectiveConfig(adversarial_loss_weight=weight, perceptual={"net": "alex"})
+        objective = ObjectiveConfig(adversarial_loss_weight=weight, perceptual=PerceptualConfig(net="alex"))
         loss = build_objective(tiny(discriminator=DiscriminatorConfig(**settings), objective=objective))
         folder = tmp_path / "other" / "checkpoints" / "step-00000002"
         folder.mkdir(parents=True)

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from telecine.runs.layout import CONFIG_FILE
-from telecine.settings import ClipConfig, ObjectiveConfig
+from telecine.settings import ClipConfig, ObjectiveConfig, PerceptualConfig
 from telecine.settings.parse import read_config
 from telecine.training import TrainingError, capacity, train, trainer
 from telecine.training.capacity import Need, largest_batch, make_plan, out_of_memory, plan_updates
@@ -22,7 +22,7 @@ def light(tiny):
     """Return a function that creates settings without discriminators, which take the most time to plan."""
 
     def make(**changes):
-        return tiny(objective=ObjectiveConfig(perceptual={"net": "alex"}), **changes)
+        return tiny(objective=ObjectiveConfig(perceptual=PerceptualConfig(net="alex")), **changes)
 
     return make
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from telecine.settings import ObjectiveConfig, TrainConfig
+from telecine.settings import ObjectiveConfig, PerceptualConfig, TrainConfig
 from telecine.training import TrainingError, train
 from telecine.training.checkpoint import Checkpointer, first_not_finite, resume_notes
 from telecine.training.saved_settings import as_yaml
@@ -69,7 +69,7 @@ class Masked(nn.Module):
 
 @pytest.mark.slow
 def test_of_buffers_only_nan_is_refused(tiny):
-    config = tiny(steps=1, save_every=1, objective=ObjectiveConfig(perceptual={"net": "alex"}))
+    config = tiny(steps=1, save_every=1, objective=ObjectiveConfig(perceptual=PerceptualConfig(net="alex")))
     result = train(config, autoencoder=Masked(-math.inf), console=Console(quiet=True))
     (path,) = (result.checkpoint / "model").glob("*.safetensors")
     assert load_file(path)["mask"].tolist() == [0.0, -math.inf]

@@ -62,7 +62,7 @@ WRONG = [
         "`discriminator.num_scales` must be 0 without video",
     ),
     (
-        {"objective": ObjectiveConfig(disc_start=10, adversarial_loss_weight=0.5, gan={"disc_train_start": 11})},
+        {"objective": ObjectiveConfig(disc_start=10, adversarial_loss_weight=0.5, gan=GANConfig(disc_train_start=11))},
         r"`objective.gan.disc_train_start` must be at most `objective.disc_start` \(10\)",
     ),
     ({"clips": ClipConfig(height=16)}, "`clips` must be at least 31 pixels high and wide, which LPIPS needs"),
@@ -79,11 +79,15 @@ WRONG = [
         "must be above 0 exactly if `discriminator.num_scales`",
     ),
     (
-        {"objective": ObjectiveConfig(adversarial_loss_weight=0.0, gan={"feature_matching_loss_weight": 1.0})},
+        {"objective": ObjectiveConfig(adversarial_loss_weight=0.0, gan=GANConfig(feature_matching_loss_weight=1.0))},
         "`objective.gan.feature_matching_loss_weight` must be 0 without an adversarial term, but got 1.0",
     ),
     (
-        {"objective": ObjectiveConfig(adversarial_loss_weight=0.0, gan={"lecam_loss_weight": Ramp(1.0, steps=3)})},
+        {
+            "objective": ObjectiveConfig(
+                adversarial_loss_weight=0.0, gan=GANConfig(lecam_loss_weight=Ramp(1.0, steps=3))
+            )
+        },
         "`objective.gan.lecam_loss_weight` must be 0 without an adversarial term",
     ),
     ({"discriminator": DiscriminatorConfig(num_layers=0)}, "`discriminator.num_layers` must be a positive int"),
@@ -193,7 +197,9 @@ def parse_config(path):
 
 
 def test_the_command_line_reads_what_a_run_writes(tmp_path):
-    config = replace(TrainConfig(), data="x", steps=7, objective=ObjectiveConfig(perceptual={"num_frames": "all"}))
+    config = replace(
+        TrainConfig(), data="x", steps=7, objective=ObjectiveConfig(perceptual=PerceptualConfig(num_frames="all"))
+    )
     (tmp_path / "config.yaml").write_text(as_yaml(config))
     assert parse_config(tmp_path / "config.yaml") == config
 
@@ -213,7 +219,9 @@ def test_ramps_and_choices_are_read_back(tmp_path, everything):
 
 def test_functions_are_saved_by_their_paths(tmp_path):
     objective = ObjectiveConfig(
-        reconstruction={"loss": mse}, gan={"loss": hinge}, terms={"detail": Term(wavelet_l1, 0.2, {"levels": 2})}
+        reconstruction=ReconstructionConfig(loss=mse),
+        gan=GANConfig(loss=hinge),
+        terms={"detail": Term(wavelet_l1, 0.2, {"levels": 2})},
     )
     (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(objective=objective)))
     again = parse_config(tmp_path / "config.yaml").objective

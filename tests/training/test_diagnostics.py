@@ -13,7 +13,15 @@ from torch import nn
 
 from telecine.report.run import read_lines, read_records, read_run
 from telecine.runs.layout import HEALTH_FILE, METRICS_FILE
-from telecine.settings import ClipConfig, DiscriminatorConfig, ObjectiveConfig, OptimizerConfig
+from telecine.settings import (
+    ClipConfig,
+    DiscriminatorConfig,
+    GANConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PenaltyConfig,
+    PerceptualConfig,
+)
 from telecine.settings.parse import read_config
 from telecine.training.diagnostic_rules import EMA_BEHIND, LONG, RECENT, RULES, History
 from telecine.training.diagnostics import Diagnostics
@@ -29,9 +37,9 @@ OBJECTIVE = ObjectiveConfig(
     adversarial_loss_weight=0.5,
     grad_penalty_loss_weight=10.0,
     quantizer_aux_loss_weight=1e-6,
-    gan={"disc_train_start": 0},
-    perceptual={"net": "alex"},
-    penalty={"every": 2},
+    gan=GANConfig(disc_train_start=0),
+    perceptual=PerceptualConfig(net="alex"),
+    penalty=PenaltyConfig(every=2),
 )
 OPTIMIZER = OptimizerConfig(lr=5e-3, disc_lr=1e-4, warmup_steps=2, ema_decay=0.9, betas=(0.9, 0.99))
 NO_DISCRIMINATOR = {"adversarial_loss_weight": 0.0}

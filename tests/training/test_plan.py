@@ -9,7 +9,7 @@ from telecine.autoencoders import CausalVAE
 from telecine.autoencoders.load import load_model_or_run
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.perceptual.feature_maps import build_maps
-from telecine.settings import DiscriminatorConfig, FeaturesConfig, ObjectiveConfig
+from telecine.settings import DiscriminatorConfig, FeaturesConfig, ObjectiveConfig, PerceptualConfig
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.checkpoint import Checkpointer
 from telecine.training.memory_counter import MemoryCounter
@@ -36,7 +36,7 @@ def light(tiny):
     """Return a function that creates settings without discriminators, which take the most time to plan."""
 
     def make(**changes):
-        return tiny(objective=ObjectiveConfig(perceptual={"net": "alex"}), **changes)
+        return tiny(objective=ObjectiveConfig(perceptual=PerceptualConfig(net="alex")), **changes)
 
     return make
 

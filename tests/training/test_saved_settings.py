@@ -10,7 +10,7 @@ from rich.console import Console
 
 from telecine import Ramp, Term
 from telecine.losses import mse
-from telecine.settings import TrainConfig
+from telecine.settings import AdaptiveWeightConfig, GANConfig, ReconstructionConfig, TrainConfig
 from telecine.training import train
 from telecine.training.saved_settings import (
     as_yaml,
@@ -65,15 +65,15 @@ CHANGED_NETWORKS = [
         "`objective.adversarial_loss_weight > 0` must be True as in",
     ),
     (
-        lambda c: {"objective": replace(c.objective, reconstruction={"learn_logvar": True})},
+        lambda c: {"objective": replace(c.objective, reconstruction=ReconstructionConfig(learn_logvar=True))},
         "`objective.reconstruction.learn_logvar` must be False as in",
     ),
     (
-        lambda c: {"objective": replace(c.objective, gan={"lecam_loss_weight": Ramp(0.1, start=100)})},
+        lambda c: {"objective": replace(c.objective, gan=GANConfig(lecam_loss_weight=Ramp(0.1, start=100)))},
         "`objective.gan.lecam_loss_weight > 0` must be False as in",
     ),
     (
-        lambda c: {"objective": replace(c.objective, adaptive_weight={"decay": 0.9})},
+        lambda c: {"objective": replace(c.objective, adaptive_weight=AdaptiveWeightConfig())},
         "`objective.adaptive_weight.decay > 0` must be False as in",
     ),
 ]
@@ -98,7 +98,11 @@ def test_settings_that_an_older_version_did_not_have_had_their_defaults(tiny, sa
 
 def test_other_settings_may_change(tiny, saved):
     objective = replace(
-        tiny().objective, terms={"gram": 1.0}, adversarial_loss_weight=0.1, reconstruction={"loss": "l1"}, disc_start=3
+        tiny().objective,
+        terms={"gram": 1.0},
+        adversarial_loss_weight=0.1,
+        reconstruction=ReconstructionConfig(loss="l1"),
+        disc_start=3,
     )
     check_same_networks(tiny(objective=objective, seed=3, output_dir="elsewhere"), saved)
 
@@ -118,7 +122,7 @@ def test_a_run_with_functions_of_the_user_may_be_resumed(tiny, tmp_path):
     of_another_package.__module__, of_another_package.__qualname__ = "other_package.losses", "mine"
     terms = {"extra": Term(lambda reconstruction, target: target.mean(), weight=0.1)}
     terms["extra"].target.__module__, terms["extra"].target.__qualname__ = "other_package.losses", "extra"
-    config = tiny(objective=replace(tiny().objective, gan={"loss": of_another_package}, terms=terms))
+    config = tiny(objective=replace(tiny().objective, gan=GANConfig(loss=of_another_package), terms=terms))
     (tmp_path / "config.yaml").write_text(as_yaml(config))
     check_same_networks(config, tmp_path)
 

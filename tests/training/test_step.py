@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from telecine.settings import DiscriminatorConfig, ObjectiveConfig, OptimizerConfig
+from telecine.settings import DiscriminatorConfig, GANConfig, ObjectiveConfig, OptimizerConfig, ReconstructionConfig
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.step import MicroBatch, TrainingError, finite_values, set_learning_rates, train_step
 
@@ -103,7 +103,7 @@ def test_all_discriminators_train_together(build, video):
             adversarial_loss_weight=0.5,
             grad_penalty_loss_weight=10.0,
             quantizer_aux_loss_weight=1e-6,
-            gan={"disc_train_start": 0},
+            gan=GANConfig(disc_train_start=0),
             multiscale_adversarial_loss_weight=0.1,
         ),
         discriminator=DiscriminatorConfig(video="plain", image="attention", num_scales=1, dim=1),
@@ -144,8 +144,8 @@ def test_parameters_of_the_loss_are_trained_and_clipped_with_the_autoencoder(bui
             adversarial_loss_weight=0.5,
             grad_penalty_loss_weight=10.0,
             quantizer_aux_loss_weight=1e-6,
-            gan={"disc_train_start": 0},
-            reconstruction={"learn_logvar": True, "logvar_init": -3.0},
+            gan=GANConfig(disc_train_start=0),
+            reconstruction=ReconstructionConfig(learn_logvar=True),
         )
     )
     state.grad_clip = 1e-3
@@ -165,7 +165,7 @@ def test_parameters_of_the_loss_are_trained_and_clipped_with_the_autoencoder(bui
 
 @pytest.mark.parametrize("recon_loss", ["mse", "l1", "charbonnier"])
 def test_the_squared_error_is_logged_for_any_reconstruction_loss(build, video, recon_loss):
-    state = build(objective=ObjectiveConfig(reconstruction={"loss": recon_loss}))
+    state = build(objective=ObjectiveConfig(reconstruction=ReconstructionConfig(loss=recon_loss)))
     values = update(state, video, step=0)
     assert 0.1 < values["train/mse"] < 2
     assert (values["train/recon_loss"] == pytest.approx(values["train/mse"], rel=1e-5)) == (recon_loss == "mse")

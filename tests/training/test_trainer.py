@@ -35,7 +35,7 @@ from telecine.runs.layout import (
     validation_folders,
 )
 from telecine.runs.manifest import write_manifest
-from telecine.settings import ClipConfig, OptimizerConfig
+from telecine.settings import ClipConfig, GANConfig, OptimizerConfig, PerceptualConfig, ReconstructionConfig
 from telecine.training import Interrupted, TrainingError, train, trainer
 from telecine.training.build import build_accelerator
 from telecine.training.checkpoint_files import newest_intact
@@ -241,9 +241,9 @@ def test_terms_without_saved_tensors_may_be_switched_on_and_off(tiny):
     run_to(tiny(), 2)
     objective = replace(
         tiny().objective,
-        reconstruction={"loss": "charbonnier"},
-        perceptual={"net": "vgg"},
-        gan={"loss": "vanilla", "feature_matching_loss_weight": 1.0},
+        reconstruction=ReconstructionConfig(loss="charbonnier"),
+        perceptual=PerceptualConfig(net="vgg"),
+        gan=GANConfig(loss="vanilla", feature_matching_loss_weight=1.0),
         terms={"gram": Ramp(1.0, start=2)},
         adversarial_loss_weight=Ramp(0.5, steps=9),
     )

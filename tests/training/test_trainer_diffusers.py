@@ -14,7 +14,16 @@ from torch.nn.utils import parameters_to_vector
 
 from telecine.autoencoders.diffusers import DiffusersAutoencoder, checkpointing
 from telecine.runs.layout import checkpoints
-from telecine.settings import ClipConfig, DiscriminatorConfig, ObjectiveConfig, TrainableConfig
+from telecine.settings import (
+    AdaptiveWeightConfig,
+    ClipConfig,
+    DiscriminatorConfig,
+    GANConfig,
+    ObjectiveConfig,
+    PenaltyConfig,
+    PerceptualConfig,
+    TrainableConfig,
+)
 from telecine.training import Interrupted, train
 from telecine.training.interrupt import StopRequest
 from telecine.training.step import MicroBatch, train_step
@@ -27,9 +36,9 @@ FULL = ObjectiveConfig(
     adversarial_loss_weight=0.5,
     grad_penalty_loss_weight=10.0,
     quantizer_aux_loss_weight=1e-6,
-    gan={"disc_train_start": 0},
-    penalty={"every": 1},
-    perceptual={"net": "alex"},
+    gan=GANConfig(disc_train_start=0),
+    penalty=PenaltyConfig(every=1),
+    perceptual=PerceptualConfig(net="alex"),
 )
 MIN_SIZE = 32  # LPIPS accepts nothing smaller
 
@@ -231,7 +240,7 @@ def test_the_adaptive_weight_cannot_compare_gradients_at_a_frozen_last_layer(dif
     trainable = TrainableConfig(weights="all", patterns=("decoder.conv_in.*",))
     with pytest.raises(ValueError, match=r"`objective.adaptive_weight.at` must be `reconstruction`"):
         Trainer(diffusers_config("wan", trainable=trainable), quiet())
-    objective = replace(FULL, adaptive_weight={"at": "reconstruction"})
+    objective = replace(FULL, adaptive_weight=AdaptiveWeightConfig(at="reconstruction"))
     Trainer(diffusers_config("wan", trainable=trainable, objective=objective), quiet())
 
 

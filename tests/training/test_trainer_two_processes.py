@@ -15,7 +15,16 @@ from safetensors.torch import load_file
 from telecine.report.run import read_records
 from telecine.runs.layout import checkpoints
 from telecine.runs.manifest import damage_of
-from telecine.settings import ClipConfig, ObjectiveConfig, OptimizerConfig, TrainableConfig
+from telecine.settings import (
+    AdaptiveWeightConfig,
+    ClipConfig,
+    GANConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PenaltyConfig,
+    PerceptualConfig,
+    TrainableConfig,
+)
 from telecine.training import Interrupted, train
 from telecine.training.shards import saved_tensors
 from telecine.training.trainer import Trainer
@@ -61,9 +70,9 @@ def runs(tmp_path_factory, cached_weights, tiny_config, forks):
     folder = tmp_path_factory.mktemp("runs")
     objective = ObjectiveConfig(
         disc_start=1,
-        gan={"disc_train_start": 0, "lecam_loss_weight": 0.01},
-        penalty={"every": 2},
-        perceptual={"net": "alex", "num_frames": 2},
+        gan=GANConfig(disc_train_start=0, lecam_loss_weight=0.01),
+        penalty=PenaltyConfig(every=2),
+        perceptual=PerceptualConfig(net="alex", num_frames=2),
         adversarial_loss_weight=0.5,
         grad_penalty_loss_weight=10.0,
         quantizer_aux_loss_weight=1e-3,
@@ -84,7 +93,9 @@ def runs(tmp_path_factory, cached_weights, tiny_config, forks):
         return replace(base, output_dir=str(folder / name), **changes)
 
     # The adaptive weight and LeCam's averages are computed for each micro-batch.
-    fixed = replace(objective, adaptive_weight={"reference": "none"}, gan={"lecam_loss_weight": 0.0})
+    fixed = replace(
+        objective, adaptive_weight=AdaptiveWeightConfig(reference="none"), gan=GANConfig(lecam_loss_weight=0.0)
+    )
     # The decoder runs twice in the graph, outside of its wrapper, and the objective has weights of its own.
     alignment = {"weight": 0.1, "params": {"latent_channels": 4}}
     noisy = replace(fixed, terms={"latent_noise": 0.1, "alignment": alignment})

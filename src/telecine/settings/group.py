@@ -42,6 +42,8 @@ class Settings:
         kinds = kinds_of(cast(Hashable, type(self)))
         for item in fields(self):  # type: ignore[arg-type]
             kind, value = kinds[item.name], getattr(self, item.name)
+            if isinstance(kind, type) and is_dataclass(kind) and not isinstance(value, kind):
+                raise argument_error(item.name, f"a `{kind.__name__}`", describe(value), "Pass an instance.")
             is_list = get_origin(kind) is tuple and isinstance(value, (list, tuple))
             for each in value if is_list else [value]:
                 _check_name(item.name, get_args(kind)[0] if is_list else kind, each)
