@@ -44,7 +44,9 @@ class Settings:
             kind, value = kinds[item.name], getattr(self, item.name)
             if isinstance(kind, type) and is_dataclass(kind) and not isinstance(value, kind):
                 raise argument_error(item.name, f"a `{kind.__name__}`", describe(value), "Pass an instance.")
-            is_list = get_origin(kind) is tuple and isinstance(value, (list, tuple))
+            is_list = get_origin(kind) is tuple
+            if is_list and not isinstance(value, (list, tuple)):
+                raise argument_error(item.name, describe_type(kind), describe(value), "Use [] for none.")
             for each in value if is_list else [value]:
                 _check_name(item.name, get_args(kind)[0] if is_list else kind, each)
             if is_list:

@@ -182,6 +182,9 @@ def _path_of(kind: Any, location: Sequence[str | int]) -> list[str]:
 
 def _error(kind: type, values: Any, path: list[str], details: ErrorDetails, prefix: str) -> Exception:
     """Return the error about the setting at a path, from the validator's type of error and its own check's error."""
+    is_too_short = details["type"] == "missing" and isinstance(details["loc"][-1], int)
+    if is_too_short:
+        path = path[:-1]
     name, of_setting = prefix + ".".join(path), kind_at(kind, ".".join(path)) if path else kind
     if details["type"] == "value_error":
         text = str(details["ctx"]["error"])
@@ -192,7 +195,7 @@ def _error(kind: type, values: Any, path: list[str], details: ErrorDetails, pref
         known += [".".join([*path[:-1], each]) for each in _fields_of(group)]
         found = nearest(".".join(path), known).replace("`", f"`{prefix}", 1)
         return ValueError(f"`{name}` is not a setting. {found}".rstrip())
-    if details["type"] == "missing" and not path[-1].isdigit():
+    if details["type"] == "missing" and not is_too_short:
         path, missing = path[:-1], path[-1]
         contract = describe_type(kind_at(kind, ".".join(path)))
         return ValueError(f"`{prefix}{'.'.join(path)}` must be {contract}, but got one without `{missing}`.")
