@@ -167,3 +167,12 @@ def test_a_type_checker_finds_the_mistake_of_a_script(tmp_path, monkeypatch):
 def test_names_have_the_same_modules_for_a_type_checker():
     (block,) = [node for node in ast.parse((SOURCE / "__init__.py").read_text()).body if isinstance(node, ast.If)]
     assert {item.names[0].name: item.module for item in block.body} == telecine._MODULES
+
+
+def test_the_settings_need_no_pytorch():
+    code = "import sys, telecine.settings; print(*sorted(name for name in sys.modules if name.startswith('te')))"
+    done = run(code + "; print('torch' in sys.modules, 'pydantic' in sys.modules, 'yaml' in sys.modules)")
+    assert (done.returncode, done.stderr) == (0, "")
+    modules, others = done.stdout.splitlines()
+    assert len([name for name in modules.split() if name.startswith("telecine")]) <= 15
+    assert others == "False False False"

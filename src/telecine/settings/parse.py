@@ -70,7 +70,7 @@ def read_layer(name: str | PathLike[str]) -> Nested:
     values = read_yaml(path) or {}
     names = list(_flat_names(values))
     if twice := next((each for index, each in enumerate(names) if each in names[:index]), None):
-        raise argument_error(f"{twice}` of `{path}", "given once", "twice", "Remove one.")
+        raise argument_error(str(path), "settings that are each given once", f"`{twice}` twice", "Remove one.")
     return nested(values.items())
 
 
