@@ -77,7 +77,10 @@ MISTAKES = {
     "out of range": ("clips: {num_frames: 0}", "`clips.num_frames` must be a positive int, but got 0 (int). Use 1"),
     "settings that contradict": ("discriminator: {num_scales: 2}", "above 0 exactly if `discriminator.num_scales` is"),
     "a preset": ("causal_vae: {size: huge}", "`causal_vae.size` must be one of 'tiny', 'small', 'base', 'large'"),
-    "two spellings": ("clips.height: 3\nclips: {height: 4}", must be settings that are each given once, but got `clips.height` twice. Remove one."),
+    "two spellings": (
+        "clips.height: 3\nclips: {height: 4}",
+        "settings that are each given once, but got `clips.height` twice.",
+    ),
     "no mapping": ("- 1", "must be `key: value` lines, but got a list in line 1"),
 }
 
