@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from telecine.base.checks import argument_error, nearest
 from telecine.base.imports import allow_code
 from telecine.cli.commands import ALLOW_CODE, COMMANDS, Command
-from telecine.settings.group import Setting, alternatives, choices_of, kind_at, settings_of, type_names
+from telecine.settings.group import Setting, alternatives, choices_of, describe_type, kind_at, settings_of
 from telecine.settings.parse import Nested, environment_layer, merged, read_layer, typed_layer, validate
 from telecine.settings.recipes import default_recipe, recipes
 
@@ -154,10 +154,11 @@ def _facts(item: Setting, values: Nested) -> str:
     for part in item.name.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     value = item.default if value is None else value
-    facts = [f"type: {' | '.join(type_names(item.kind))}"]
-    if value is not MISSING:
-        facts.append(f"default: {value if isinstance(value, str) else json.dumps(value, default=asdict)}")
-    return ", ".join(facts)
+    if value is MISSING:
+        return describe_type(item.kind)
+    return (
+        f"{describe_type(item.kind)}; default: {value if isinstance(value, str) else json.dumps(value, default=asdict)}"
+    )
 
 
 def help_of(name: str, topic: str, typed: Sequence[str]) -> str:

@@ -141,20 +141,6 @@ def takes_function(kind: Any) -> bool:
     return {*get_args(Function)} <= {*alternatives(kind)}
 
 
-def type_names(kind: Any) -> list[str]:
-    """Return the alternatives of a type as Python writes them, each value of a `Literal` apart."""
-    names = ["function"] if takes_function(kind) else []
-    for each in alternatives(kind):
-        if get_origin(each) is Literal:
-            names[:0] = map(str, get_args(each))
-        elif each is NoneType:
-            names.append("null")
-        elif not (names and each in get_args(Function)):
-            text = each.__name__ if isinstance(each, type) and not get_args(each) else str(each)
-            names.append(text.replace("typing.", "").replace("collections.abc.", ""))
-    return names
-
-
 def describe_type(kind: Any) -> str:
     """Return what a value of a type is, in plain words."""
     origin, arguments = get_origin(kind), get_args(kind)

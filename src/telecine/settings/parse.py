@@ -144,24 +144,16 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _without_removed(values: Nested) -> Nested:
-    """Return settings without those of an older version that are no more, if they have the value that they have now."""
-    for name, now in REMOVED.items():
-        *groups, last = name.split(".")
-        group: Any = values
-        for each in groups:
-            group = group.get(each) if isinstance(group, dict) else None
-        if isinstance(group, dict) and last in group:
-            if group[last] != now:
-                raise argument_error(name, f"left out (it is {now!r} now)", repr(group[last]), "Remove it.")
-            group = {key: value for key, value in group.items() if key != last}
-            values = _replaced(values, groups, group)
-    return values
-
-
-def _replaced(values: Nested, path: Sequence[str], group: Nested) -> Nested:
-    """Return a copy of nested settings with another group at a path."""
-    return group if not path else {**values, path[0]: _replaced(values[path[0]], path[1:], group)}
+def _without_removed(values: Nested, before: str = "") -> Nested:
+    """Return settings without those that are no more, if they have the value that they have now."""
+    kept = {}
+    for name, value in values.items():
+        path = f"{before}{name}"
+        if path not in REMOVED:
+            kept[name] = _without_removed(value, f"{path}.") if isinstance(value, dict) else value
+        elif value != REMOVED[path]:
+            raise argument_error(path, f"left out (it is {REMOVED[path]!r} now)", repr(value), "Remove it.")
+    return kept
 
 
 def _path_of(kind: Any, location: Sequence[str | int]) -> list[str]:
