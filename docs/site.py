@@ -161,7 +161,7 @@ def settings() -> str:
             text += f"{title}\n| setting | what it does | default |\n|---|---|---|\n"
             for item in every:
                 if not item.is_group and item.name.rpartition(".")[0] == group:
-                    what = " ".join(item.text.partition("\n\n")[0].split())
+                    what = " ".join(re.split(r"\n(?=Source: )", item.text)[0].split())
                     cells = (f"`{item.name}`", what, f"`{item.default!r}`")
                     text += "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
     return text
