@@ -9,9 +9,8 @@ import yaml
 import telecine
 from telecine import Ramp, Term
 from telecine.cli.main import build_settings, command_parser
-from telecine.discriminators.first_frame import PAD_MODES
 from telecine.discriminators.patch import NORMS
-from telecine.discriminators.video import TIME_WEIGHTINGS
+from telecine.discriminators.residual import TIME_WEIGHTINGS
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES, hinge, mse, wavelet_l1
 from telecine.objective import VideoAutoencoderLoss
 from telecine.perceptual.backbones import BACKBONES
@@ -164,7 +163,6 @@ CHOICES = {
     (GANConfig, "loss"): GAN_LOSSES,
     (PenaltyConfig, "kind"): GRAD_PENALTIES,
     (DiscriminatorConfig, "time_weighting"): TIME_WEIGHTINGS,
-    (DiscriminatorConfig, "pad_mode"): PAD_MODES,
     (DiscriminatorConfig, "norm"): NORMS,
 }
 

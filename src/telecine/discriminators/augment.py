@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from telecine.base.checks import argument_error, check_choice, describe
 from telecine.base.randomness import Generators, rand
 from telecine.base.shapes import Video
-
-Augmentation: TypeAlias = Literal["color", "translation", "cutout"]
+from telecine.settings import Augmentation
 
 # The fractions of height and width by which "translation" moves at most, and which "cutout" hides.
 MAX_TRANSLATION = 0.125
@@ -35,16 +32,6 @@ def augment(videos: Sequence[Video], augmentations: Sequence[Augmentation], gene
         draws = rand((len(videos[0]), count), generator=generator, device=videos[0].device).unbind(1)
         changed = [change(video, *draws) for video in changed]
     return changed
-
-
-def check_augmentations(name: str, value: object) -> tuple[Augmentation, ...]:
-    """Return a tuple or list of names of augmentations as a tuple; raise a `ValueError` for anything else."""
-    if not isinstance(value, (tuple, list)):
-        remedy = f"Choose from {list(AUGMENTATIONS)}, or use [] for none."
-        raise argument_error(name, "a list of names", describe(value), remedy)
-    for each in value:
-        check_choice(name, each, AUGMENTATIONS)
-    return tuple(value)
 
 
 def color(video: Video, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Video:

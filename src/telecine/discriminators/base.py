@@ -1,21 +1,21 @@
-"""What all discriminators share: their output, freezing, gradient checkpointing, and the gradient of each frame."""
+"""What all discriminators share: their output, gradient checkpointing, conditions, and the gradient of each frame."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from telecine.base.checks import argument_error
+from telecine.base.checks import argument_error, describe
 from telecine.base.precision import at_least_float32
-from telecine.base.shapes import Video, check_video
-from telecine.ops.double_backward import differentiated_twice, is_differentiated_twice
+from telecine.base.shapes import Video, check_same_shape, check_video
+from telecine.ops.convolution import differentiated_twice, is_differentiated_twice
 
 Sees: TypeAlias = Literal["frames", "video"]
 """A discriminator's attribute `sees`: its input is a batch of frames `(B, C, H, W)`, or of videos `(B, C, T, H, W)`."""
@@ -125,6 +125,66 @@ class _Recomputation(AbstractContextManager[None]):
 
     def __exit__(self, *error: object) -> None:
         self.stack.close()
+
+
+def check_batch(x: Tensor, sees: Sees, channels: int) -> None:
+    """Raise a `ValueError` unless `x` is a batch of what a discriminator sees, with its number of channels."""
+    ndim, shape = (4, "(B, C, H, W)") if sees == "frames" else (5, "(B, C, T, H, W)")
+    if x.ndim != ndim or x.shape[1] != channels:
+        same_ndim = "Build the discriminator with the `channels` of its input."
+        remedy = same_ndim if x.ndim == ndim else "Images have 4 axes, videos 5."
+        raise argument_error("x", f"of shape {shape} with C = {channels}", f"shape {tuple(x.shape)}", remedy)
+
+
+class ConditionalDiscriminator(nn.Module):
+    """Tells the pair of an input with itself from that of an input and its reconstruction, as pix2pix does.
+
+    The condition is concatenated to the video along the channels (Isola et al., arXiv:1611.07004, section 3). An
+    unconditional discriminator rewards any detail that looks real; this one only detail that may belong to this input.
+    As an autoencoder's real sample is its input, the real pair is two equal videos: a learned distance, which is
+    recognised more easily than real videos are.
+
+    Args:
+        network: A discriminator of frames or of videos with twice the channels, such as
+            `PatchDiscriminator3D(channels=6)`.
+    """
+
+    conditional = True
+
+    def __init__(self, network: GradientCheckpointing) -> None:
+        super().__init__()
+        self.network = network
+
+    @property
+    def sees(self) -> Sees:
+        """That of the network."""
+        return cast(Sees, self.network.sees)
+
+    @property
+    def samples_are_independent(self) -> bool:
+        """Whether the network declares it."""
+        return bool(getattr(self.network, "samples_are_independent", False))
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute the activations inside the network's blocks in the backward."""
+        self.network.enable_gradient_checkpointing()
+
+    def forward(self, x: Tensor, condition: Tensor) -> DiscriminatorOutput:
+        """Map a batch in [-1, 1] and the inputs that it belongs to, of the same shape, to what the network returns.
+
+        Raises:
+            ValueError: If the shapes differ.
+        """
+        return as_output(self.network(torch.cat([x, check_condition(condition, x)], 1)))
+
+
+def check_condition(condition: Tensor | None, x: Tensor) -> Tensor:
+    """Return the condition of `x` in its precision; raise a `ValueError` unless it is there and of the same shape."""
+    if condition is None:
+        remedy = "Pass the input of the autoencoder, as `VideoAutoencoderLoss` does."
+        raise argument_error("condition", "given to a conditional discriminator", describe(condition), remedy)
+    check_same_shape("condition", condition, "x", x, remedy="Pass the input of the autoencoder.")
+    return condition.to(x.dtype)
 
 
 def frame_gradients(module: nn.Module, video: Video) -> Float[Tensor, " time"]:

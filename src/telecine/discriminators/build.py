@@ -10,8 +10,7 @@ from torch import nn
 
 from telecine.base.checks import argument_error, describe, suggestion
 from telecine.base.imports import import_allowed
-from telecine.discriminators.image import Discriminator
-from telecine.discriminators.video import Discriminator3D, Discriminator3DWithfirstframe
+from telecine.discriminators.residual import Discriminator, Discriminator3D, Discriminator3DWithfirstframe
 
 DiscriminatorSpec: TypeAlias = nn.Module | Mapping[str, object]
 CLASSES: dict[str, type[nn.Module]] = {

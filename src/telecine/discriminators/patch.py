@@ -17,8 +17,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from telecine.base.checks import argument_error, check_choice, check_count, check_counts, describe
 from telecine.base.precision import autocast_off
-from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees
-from telecine.discriminators.blocks import check_input
+from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees, check_batch
 from telecine.discriminators.layers import padded_conv3d
 
 Norm: TypeAlias = Literal["group", "none", "spectral"]
@@ -100,7 +99,7 @@ class _PatchNetwork(GradientCheckpointing):
         Raises:
             ValueError: If the input has another number of axes or channels, or is smaller than `2**num_layers`.
         """
-        check_input(x, ndim=4 if self.sees == "frames" else 5, channels=self.channels)
+        check_batch(x, self.sees, self.channels)
         _check_size(x, self.num_layers)
         features = []
         for block in self.blocks:

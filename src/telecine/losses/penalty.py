@@ -26,7 +26,7 @@ from telecine.base.checks import argument_error
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.randomness import Generators, rand, randn
 from telecine.base.shapes import Scalar, check_same_shape
-from telecine.ops.double_backward import differentiated_twice
+from telecine.ops.convolution import differentiated_twice
 
 LogitsFunction: TypeAlias = Callable[[Tensor], Tensor]
 

@@ -17,7 +17,7 @@ from telecine.base.checks import argument_error, describe, suggestion
 from telecine.base.frozen import Frozen
 from telecine.base.precision import autocast_off
 from telecine.base.shapes import Frames
-from telecine.ops.double_backward import is_differentiated_twice
+from telecine.ops.convolution import is_differentiated_twice
 from telecine.perceptual.backbones import BACKBONES, FeatureMap
 from telecine.perceptual.frames import network_input
 from telecine.perceptual.lpips import LPIPS
