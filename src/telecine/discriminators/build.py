@@ -41,15 +41,13 @@ def build_discriminator(spec: object, *, default: type[nn.Module], name: str) ->
         raise argument_error(name, contract, describe(spec), remedy, TypeError)
     if "target" not in spec:
         return _construct(default, spec, name)
-    extra = set(spec) - {"target", "params"}
-    if extra:
-        remedy = "Move them under `params`."
-        raise argument_error(name, "a dict of only `target` and `params`", f"also {sorted(extra)}", remedy)
+    if extra := set(spec) - {"target", "params"}:
+        got, remedy = f"also {sorted(extra)}", "Move them under `params`."
+        raise argument_error(name, "a dict of only `target` and `params`", got, remedy)
     params = spec.get("params") or {}
     if not isinstance(params, Mapping):
-        raise argument_error(
-            f"{name}.params", "a dict of arguments", describe(params), "Write `key: value` under `params`."
-        )
+        remedy = "Write `key: value` under `params`."
+        raise argument_error(f"{name}.params", "a dict of arguments", describe(params), remedy)
     return _construct(resolve_class(spec["target"], name), params, f"{name}.params")
 
 
