@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from telecine.autoencoders import CausalVAE
-from telecine.losses.divergence import kl_to_standard_normal
+from telecine.losses import kl_to_standard_normal
 from telecine.settings import CausalVAEConfig
 
 # Time compression, spatial compression, patch size.

@@ -9,7 +9,7 @@ from torch import Tensor
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators, randn
 from telecine.base.shapes import Scalar, check_same_shape
-from telecine.losses.divergence import kl_to_standard_normal
+from telecine.losses import kl_to_standard_normal
 
 # exp(20) and its square are finite in float32, and so is 1 / exp(-30).
 LOGVAR_RANGE = (-30.0, 20.0)

@@ -14,13 +14,15 @@ from telecine.losses.adversarial import (
     relativistic,
     vanilla,
 )
-from telecine.losses.divergence import Reduction, kl_to_standard_normal, posterior_kl
 from telecine.losses.latent import (
     Decode,
+    Reduction,
     equivariance,
+    kl_to_standard_normal,
     latent_masking,
     latent_noise,
     local_correlation,
+    posterior_kl,
     scale_equivariance,
 )
 from telecine.losses.penalty import (

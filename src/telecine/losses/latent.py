@@ -1,32 +1,89 @@
-"""Regularisers of the latent, which make it easier to generate: equivariance, local correlation, masking, noise.
+"""Regularisers of the latent: the KL divergence, and what makes it easier to generate.
 
-All but `local_correlation` decode a changed latent, besides the decoder's pass for the reconstruction. The time and the
-activations of that second pass are their cost.
+Equivariance, masking and noise decode a changed latent, besides the decoder's pass for the reconstruction. The time and
+the activations of that second pass are their cost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.base.checks import argument_error, check_count, check_fraction, check_positive
+from telecine.base.checks import argument_error, check_count, check_fraction, check_positive, describe
 from telecine.base.imports import choose
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.randomness import Generators, host_rand, rand, randn
-from telecine.base.shapes import Scalar, Video, check_video
+from telecine.base.shapes import Scalar, Video, check_same_shape, check_video
 from telecine.losses.reconstruction import RECONSTRUCTION_LOSSES, weighted_mean
 
 # Of a norm and a standard deviation that may be 0.
 EPSILON = 1e-6
 
-
+Reduction: TypeAlias = Literal["mean", "sum"]
 Decode: TypeAlias = Callable[[Tensor], Tensor]
 """A decoder: from a latent `(B, C, t, h, w)` of any height and width to its video `(B, 3, T, H, W)`, not clamped."""
+
+
+def kl_to_standard_normal(*, mean: Tensor, logvar: Tensor, reduction: Reduction = "mean") -> Scalar:
+    """Return KL(N(mean, exp(logvar)) || N(0, 1)) of a batch, in nats; the graph is kept.
+
+    One element contributes `(mean^2 + exp(logvar) - 1 - logvar) / 2`, the negative of the first term of equation 10 in
+    arXiv:1312.6114 (appendix B).
+
+    The default, "mean", averages over batch, channels and positions, so that a weight means the same at any
+    resolution, length and number of latent channels. "sum" is the convention of latent diffusion's code and of
+    diffusers: the sum over a clip's latent, averaged over the batch. It equals the mean times the number of latent
+    elements per clip. That code also sums the reconstruction error. Its `kl_weight` of 1e-6 for a 4 x 32 x 32 latent of
+    a 3 x 256 x 256 image therefore corresponds to 1e-6 * 4096 / 196608 = 2e-8 with a reconstruction error averaged over
+    pixels.
+
+    Args:
+        mean: Any shape with the batch first, e.g. `(B, C, T, H, W)`.
+        logvar: Logarithm of the variance, same shape.
+        reduction: "mean" over all elements, or "sum" over the elements of a sample and mean over the batch.
+
+    Returns:
+        A 0-d tensor >= 0 in float32 or float64, also under autocast. It is 0 only if mean and logvar are 0 everywhere;
+        smaller is closer.
+
+    Raises:
+        ValueError: If the shapes differ or the reduction is unknown.
+    """
+    check_same_shape("logvar", logvar, "mean", mean, remedy="Pass one mean and one logvar per element.")
+    if reduction not in ("mean", "sum"):
+        raise argument_error("reduction", '"mean" or "sum"', describe(reduction), "Both average over the batch.")
+    mu, log_var = at_least_float32(mean), at_least_float32(logvar)
+    # expm1 keeps the digits that exp(x) - 1 loses near x = 0.
+    elements = mu.square() + log_var.expm1() - log_var
+    return 0.5 * (elements.mean() if reduction == "mean" else elements.sum() / len(elements))
+
+
+def posterior_kl(posterior: object, reduction: Reduction = "mean") -> Scalar:
+    """Return the KL divergence of a posterior from N(0, 1): `kl_to_standard_normal` of its mean and log-variance.
+
+    It works for latents with any number of axes. The `kl()` method of diffusers' class sums over axes 1, 2 and 3 only,
+    and so does not sum over the width of a video's latent `(B, C, T, H, W)`.
+
+    Args:
+        posterior: An object with tensors `mean` and `logvar`, such as diffusers' `DiagonalGaussianDistribution`.
+        reduction: As in `kl_to_standard_normal`.
+
+    Raises:
+        ValueError: If `mean` or `logvar` is missing, as in the distribution of a deterministic autoencoder.
+    """
+    mean, logvar = getattr(posterior, "mean", None), getattr(posterior, "logvar", None)
+    if not isinstance(mean, Tensor) or not isinstance(logvar, Tensor):
+        found = {"mean": mean, "logvar": logvar}
+        missing = [f"`{name}`" for name, value in found.items() if not isinstance(value, Tensor)]
+        got = f"{type(posterior).__name__} without {' and '.join(missing)}"
+        remedy = "Such a posterior has no divergence; pass `aux_losses=None`."
+        raise argument_error("posterior", "a diagonal Gaussian with tensors `mean` and `logvar`", got, remedy)
+    return kl_to_standard_normal(mean=mean, logvar=logvar, reduction=reduction)
 
 
 def equivariance(
@@ -104,17 +161,10 @@ def scale_equivariance(
 
     "Improving the Diffusability of Autoencoders" (Skorokhodov et al., arXiv:2502.14831). Height and width
     are divided by one of `factors`, drawn for the whole batch. It costs a pass of the decoder over a latent of 1/4 or
-    1/16 of the size. Arguments, errors and result are those of `equivariance`, and:
+    1/16 of the size. The other arguments, errors and result are those of `equivariance`.
 
     Args:
-        latent: z, `(B, C, t, h, w)`.
-        decode: The decoder.
-        target: `(B, 3, T, H, W)` in [-1, 1].
-        weight: Non-negative sample weights `(B,)`.
-        mask: Bool, broadcasts to `target`.
-        generator: Source of the factor.
         factors: Whole numbers; a latent that is smaller than a factor becomes one position.
-        loss: The pixel loss.
     """
     check_video("latent", latent)
     for factor in factors:
@@ -145,15 +195,8 @@ def latent_masking(
     errors and result are those of `equivariance`, and:
 
     Args:
-        latent: z, `(B, C, t, h, w)`.
-        decode: The decoder.
-        target: `(B, 3, T, H, W)` in [-1, 1].
-        weight: Non-negative sample weights `(B,)`.
-        mask: Bool, broadcasts to `target`: the pixels that count.
-        generator: Source of the masked positions.
         max_ratio: Largest fraction of masked positions, below 1.
         block: Side of the cubes of positions that are masked together.
-        loss: The pixel loss.
     """
     check_video("latent", latent)
     check_fraction("max_ratio", max_ratio, remedy="Use 0.75, as the paper does.")
@@ -188,14 +231,7 @@ def latent_noise(
     are those of `equivariance`, and:
 
     Args:
-        latent: z, `(B, C, t, h, w)`.
-        decode: The decoder.
-        target: `(B, 3, T, H, W)` in [-1, 1].
-        weight: Non-negative sample weights `(B,)`.
-        mask: Bool, broadcasts to `target`.
-        generator: Source of the noise.
         scale: Above 0; 0.8 in the paper, whose latents are of high dimension.
-        loss: The pixel loss.
     """
     check_video("latent", latent)
     check_positive("scale", scale, remedy="Set the term's weight to 0 for no noise.")

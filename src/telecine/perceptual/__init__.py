@@ -2,7 +2,7 @@
 
 from telecine.perceptual.alignment import Alignment
 from telecine.perceptual.distance import CustomDistance, Perceptual
-from telecine.perceptual.frames import check_num_frames, in_chunks, pick_frames, sample_frame_indices
+from telecine.perceptual.frames import in_chunks, pick_frames, sample_frame_indices
 from telecine.perceptual.lpips import LPIPS, FeatureTerm, gram, gram_distance, gram_matrix
 from telecine.perceptual.weights import (
     CachedWeights,
@@ -25,7 +25,6 @@ __all__ = [
     "Perceptual",
     "WeightsNotFoundError",
     "WeightsSource",
-    "check_num_frames",
     "fetch",
     "gram",
     "gram_distance",

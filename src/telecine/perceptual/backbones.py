@@ -52,10 +52,14 @@ class Backbone:
     minimum_size: int
     stages: tuple[Stage, ...]
 
+    def convolutions(self) -> list[Convolution]:
+        """Return the convolutions of all stages."""
+        return [layer for stage in self.stages for layer in stage.convolutions]
+
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of each tensor that the stages read, by torchvision's names."""
         shapes: dict[str, tuple[int, ...]] = {}
-        for layer in (layer for stage in self.stages for layer in stage.convolutions):
+        for layer in self.convolutions():
             shapes[f"{layer.name}.weight"] = (layer.out_channels, layer.in_channels, layer.kernel, layer.kernel)
             shapes[f"{layer.name}.bias"] = (layer.out_channels,)
         return shapes

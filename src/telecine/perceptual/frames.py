@@ -45,23 +45,15 @@ def sample_frame_indices(video: Video, num_frames: NumFrames, generator: Generat
             another device or has another length than the batch.
     """
     check_video("video", video)
-    check_num_frames("num_frames", num_frames)
+    if num_frames != "all" and (isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 1):
+        remedy = 'Use 1 for one frame of each clip, "all" for every frame.'
+        raise argument_error("num_frames", 'a positive int or "all"', describe(num_frames), remedy)
     check_generators(generator, len(video), video.device)
     batch, time = video.shape[0], video.shape[2]
     if isinstance(num_frames, str) or num_frames >= time:
         return torch.arange(time, device=video.device).repeat(batch, 1)
     noise = rand((batch, time), device=video.device, generator=generator)
     return noise.topk(num_frames, dim=1).indices.sort(dim=1).values
-
-
-def check_num_frames(name: str, value: object) -> NumFrames:
-    """Return `value`; raise a `ValueError` unless it is a positive int or "all"."""
-    if value == "all":
-        return "all"
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        remedy = 'Use 1 for one frame of each clip, "all" for every frame.'
-        raise argument_error(name, 'a positive int or "all"', describe(value), remedy)
-    return value
 
 
 def pick_frames(video: Video, indices: Int[Tensor, "batch k"]) -> Frames:
@@ -74,7 +66,15 @@ def pick_frames(video: Video, indices: Int[Tensor, "batch k"]) -> Frames:
         ValueError: `video` is not a video, or `indices` are not integers `(B, k)` on its device.
     """
     check_video("video", video)
-    _check_indices(indices, video)
+    if (
+        not isinstance(indices, Tensor)
+        or indices.ndim != 2
+        or len(indices) != len(video)
+        or indices.dtype != torch.int64
+        or indices.device != video.device
+    ):
+        contract = f"an int64 tensor of shape ({len(video)}, k) on {video.device}"
+        raise argument_error("indices", contract, describe(indices), "Use `sample_frame_indices(video, ...)`.")
     clips = torch.arange(video.shape[0], device=video.device)[:, None]
     return video.transpose(1, 2)[clips, indices].flatten(0, 1).contiguous()
 
@@ -131,18 +131,6 @@ def check_frame_pair(*, reconstruction: Tensor, target: Tensor) -> None:
     check_frames("target", target)
     check_same_shape("target", target, "reconstruction", reconstruction)
     check_same_device("target", target, "reconstruction", reconstruction)
-
-
-def _check_indices(indices: object, video: Tensor) -> None:
-    contract = f"an int64 tensor of shape ({len(video)}, k) on {video.device}"
-    if (
-        not isinstance(indices, Tensor)
-        or indices.ndim != 2
-        or len(indices) != len(video)
-        or indices.dtype != torch.int64
-        or indices.device != video.device
-    ):
-        raise argument_error("indices", contract, describe(indices), "Use `sample_frame_indices(video, ...)`.")
 
 
 def _concatenate(parts: list[Distance]) -> Distance:
