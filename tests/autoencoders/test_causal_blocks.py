@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from telecine.autoencoders.causal_blocks import (
-    CausalConv3d,
+    CausalConv,
     ChannelNorm,
     Downsample,
     ResidualBlock,
@@ -41,7 +41,7 @@ def test_the_first_frame_is_repeated_without_a_copy_for_a_count_of_0():
 
 
 def test_convolution_equals_a_sum_over_taps():
-    layer = CausalConv3d(4, 5, (3, 1)).double()
+    layer = CausalConv(4, 5, (3, 1)).double()
     clip = video()
     taps = layer.conv.weight[..., 0, 0].unbind(-1)
     frames = []

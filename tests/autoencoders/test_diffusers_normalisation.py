@@ -16,7 +16,7 @@ from telecine.autoencoders.diffusers.normalisation import (
     read_normalisation,
     write_normalisation,
 )
-from telecine.autoencoders.latent_statistics import LatentStatistics
+from telecine.autoencoders.latent import LatentStatistics
 
 from .tiny_models import TINY_MODELS, tiny_model
 

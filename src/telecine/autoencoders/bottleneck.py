@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from telecine.autoencoders.posterior import DeterministicPosterior
+from telecine.autoencoders.latent import DeterministicPosterior
 from telecine.base.checks import argument_error
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.requirements import how_to_install
@@ -67,7 +67,7 @@ class Bottleneck(nn.Module):
     bounded by a hyperbolic tangent before. There is no auxiliary loss.
 
     Args:
-        quantizer: Of the library, for as many groups.
+        quantizer: The library's, for all groups.
         config: The settings of the autoencoder.
     """
 

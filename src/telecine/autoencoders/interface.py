@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor, nn
 
 from telecine.autoencoders.bottleneck import Bottleneck
-from telecine.autoencoders.latent_statistics import LatentStatistics
+from telecine.autoencoders.latent import LatentStatistics, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder
-from telecine.autoencoders.posterior import Posterior
 from telecine.base.checks import argument_error
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
@@ -135,7 +134,9 @@ class VideoAutoencoder(nn.Module, ABC):
         Raises:
             ValueError: The model does not support it, which is the default.
         """
-        raise checkpointing_error(self)
+        remedy = "Set it to false, or give the model a method `enable_gradient_checkpointing`."
+        contract, got = "false for a model without gradient checkpointing", f"true for {_class_name(self)}"
+        raise argument_error("model_gradient_checkpointing", contract, got, remedy)
 
     @property
     def smallest_temporal_chunk(self) -> int | None:
@@ -143,12 +144,12 @@ class VideoAutoencoder(nn.Module, ABC):
         return None
 
     def enable_temporal_chunks(self, num_frames: int) -> None:
-        """Compute clips in chunks of as many frames, with the activations of one chunk in memory at a time.
+        """Compute clips in chunks of `num_frames` frames, with the activations of one chunk in memory at a time.
 
         The results, and in the backward pass the gradients, are those of whole clips.
 
         Raises:
-            ValueError: The model does not support it, which is the default, or not with as many frames.
+            ValueError: The model does not support it, which is the default, or not this number of frames.
         """
         raise chunks_error(self)
 
@@ -161,18 +162,14 @@ def check_input(model: VideoAutoencoder, video: Video) -> None:
     model.check_clip(*video.shape[2:])
 
 
-def checkpointing_error(model: nn.Module) -> Exception:
-    """Return the error for gradient checkpointing of a model that does not support it."""
-    remedy = "Set it to false, or give the model a method `enable_gradient_checkpointing`."
-    contract = "false for a model without gradient checkpointing"
-    return argument_error("model_gradient_checkpointing", contract, f"true for {type(model).__name__}", remedy)
-
-
 def chunks_error(model: nn.Module) -> Exception:
     """Return the error for temporal chunks of a model that does not support them."""
-    remedy = (
-        "Leave it out and use `model_gradient_checkpointing` or shorter clips, or give the model a method "
-        "`enable_temporal_chunks`."
-    )
+    instead = "Leave it out and use `model_gradient_checkpointing` or shorter clips"
+    remedy = f"{instead}, or give the model a method `enable_temporal_chunks`."
     contract = "left out for a model that does not keep frames between chunks"
-    return argument_error("temporal_chunk", contract, f"a number for {type(model).__name__}", remedy)
+    return argument_error("temporal_chunk", contract, f"a number for {_class_name(model)}", remedy)
+
+
+def _class_name(model: nn.Module) -> str:
+    """Return the name of a model's class, or of the class that it wraps."""
+    return type(getattr(model, "module", model)).__name__

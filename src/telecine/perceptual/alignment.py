@@ -94,8 +94,8 @@ class Alignment(nn.Module):
         with autocast_off(latent.device):
             z = self.projection(at_least_float32(pick_frames(latent, index)).to(self.projection.weight.dtype))
             features = F.interpolate(self.network(frames).to(z.dtype), size=z.shape[-2:], mode="bilinear")
-            pair = (z.flatten(2), features.flatten(2))
-            z, f = (x * (x.square().sum(1, keepdim=True) + EPSILON**2).rsqrt() for x in pair)  # finite gradient at 0
+            z, f = z.flatten(2), features.flatten(2)
+            z, f = (x * (x.square().sum(1, keepdim=True) + EPSILON**2).rsqrt() for x in (z, f))  # finite gradient at 0
             point = torch.relu(1 - self.cos_margin - (z * f).sum(1)).mean(1)
             distance = (z.transpose(1, 2) @ z - f.transpose(1, 2) @ f).abs()
             pair = torch.relu(distance - self.distance_margin).mean((1, 2))

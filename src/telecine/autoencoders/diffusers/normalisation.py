@@ -10,7 +10,7 @@ from enum import Enum, auto
 import torch
 
 from telecine.autoencoders.diffusers.families import DiffusersModel
-from telecine.autoencoders.latent_statistics import NORMALISATION_KEYS, LatentStatistics
+from telecine.autoencoders.latent import NORMALISATION_KEYS, LatentStatistics
 
 
 class Normalisation(Enum):
