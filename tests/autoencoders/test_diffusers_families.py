@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
+from telecine.autoencoders.diffusers.families import _WithoutClamp
 
 from .tiny_models import CLIPS, ltx_video, qwen_image21, tiny_clip, tiny_model
 

@@ -102,11 +102,11 @@ class StudentAutoencoder(VideoAutoencoder):
         if self._frozen is None:
             loaded = self._load_teacher()
             if isinstance(loaded, StudentAutoencoder) or digest_of_encoder(loaded) != self.digest:
-                contract, remedy = (
-                    "the teacher that the student was trained with",
-                    f"Set `{TEACHER_KEY}` in config.json",
+                got, remedy = (
+                    f"{self.teacher}, whose encoder differs",
+                    f"Set `{TEACHER_KEY}` in config.json to that one.",
                 )
-                raise argument_error("teacher", contract, f"{self.teacher}, whose encoder differs", f"{remedy} to it.")
+                raise argument_error("teacher", "the teacher that the student was trained with", got, remedy)
             self._frozen = Frozen(loaded).to(self.last_layer.device)
         return self._frozen.hidden
 
