@@ -29,7 +29,7 @@ def build_bottleneck(config: CausalVAEConfig) -> Bottleneck | None:
     if config.bottleneck == "gaussian":
         return None
     groups = config.latent_channels // config.code_channels
-    library = quantizers(config.bottleneck)
+    library = _quantizers(config.bottleneck)
     if config.bottleneck == "fsq":
         # Indices are computed when they are asked for: the library would make a table of all codes at once.
         fsq = library.FSQ(list(config.fsq_levels), num_codebooks=groups, return_indices=False)
@@ -40,10 +40,10 @@ def build_bottleneck(config: CausalVAEConfig) -> Bottleneck | None:
         entropy_loss_weight=config.lfq_entropy_weight,
         commitment_loss_weight=config.lfq_commitment_weight,
     )
-    return LookupFreeBottleneck(lfq, config)
+    return _LookupFreeBottleneck(lfq, config)
 
 
-def quantizers(name: str) -> ModuleType:
+def _quantizers(name: str) -> ModuleType:
     """Return the library of quantizers.
 
     Raises:
@@ -106,7 +106,7 @@ class Bottleneck(nn.Module):
         return rearrange(latent, "b (g c) t h w -> b g t h w c", c=self.code_channels)
 
 
-class LookupFreeBottleneck(Bottleneck):
+class _LookupFreeBottleneck(Bottleneck):
     """Rounds each channel of a latent to its sign: lookup-free quantization (LFQ, MAGVIT-v2, arXiv:2310.05737).
 
     While it trains there are two auxiliary losses, times the weights of the settings: "entropy_loss", the entropy of

@@ -17,7 +17,7 @@ EarlierFrames: TypeAlias = dict[nn.Module, Tensor]
 """The last input frames of each layer that needs them for the next chunk of a clip; empty before the first chunk."""
 
 
-def repeat_first_frame(video: Video, count: int) -> Video:
+def _repeat_first_frame(video: Video, count: int) -> Video:
     """Prepend `count` copies of the first frame to `(B, C, T, H, W)`."""
     if count == 0:
         return video
@@ -29,7 +29,7 @@ def fold(video: Video, time: int, space: int) -> Video:
 
     `(B, C, 1 + time * k, H, W)` becomes `(B, C * time * space^2, 1 + k, H / space, W / space)`.
     """
-    padded = repeat_first_frame(video, time - 1)
+    padded = _repeat_first_frame(video, time - 1)
     return rearrange(padded, "b c (t p) (h q) (w r) -> b (c p q r) t h w", p=time, q=space, r=space)
 
 
@@ -65,9 +65,9 @@ class CausalConv(nn.Module):
             earlier: What the layers keep between the chunks of a clip; changed. None for a whole clip.
         """
         if earlier is None or self.num_repeats == 0:
-            return self.conv(repeat_first_frame(video, self.num_repeats))
+            return self.conv(_repeat_first_frame(video, self.num_repeats))
         before = earlier.get(self)
-        padded = repeat_first_frame(video, self.num_repeats) if before is None else torch.cat([before, video], dim=2)
+        padded = _repeat_first_frame(video, self.num_repeats) if before is None else torch.cat([before, video], dim=2)
         earlier[self] = padded[:, :, -self.num_repeats :].clone()  # a view would keep the whole chunk
         return self.conv(padded)
 

@@ -74,7 +74,7 @@ def load_config(folder: str | PathLike[str], class_name: str, known: Iterable[st
         FileNotFoundError: There is no configuration.
         ValueError: It is not a JSON object, belongs to another class, or has an unknown key.
     """
-    config = read_json(require_file(Path(folder) / CONFIG_FILE))
+    config = read_json(_require_file(Path(folder) / CONFIG_FILE))
     written_by = config.pop(CLASS_KEY, None)
     if written_by != class_name:
         remedy = "Load it with the class that wrote it."
@@ -90,7 +90,7 @@ def load_weights(model: nn.Module, folder: str | PathLike[str]) -> None:
         FileNotFoundError: There are no weights.
         ValueError: The file is damaged, or names or shapes differ from the model's.
     """
-    path = require_file(Path(folder) / WEIGHTS_FILE)
+    path = _require_file(Path(folder) / WEIGHTS_FILE)
     try:
         weights = load_file(path)
     except SafetensorError as error:
@@ -109,7 +109,7 @@ def check_num_weights(build: Callable[[], nn.Module], folder: str | PathLike[str
         FileNotFoundError: There are no weights.
         ValueError: It has more.
     """
-    size = require_file(Path(folder) / WEIGHTS_FILE).stat().st_size
+    size = _require_file(Path(folder) / WEIGHTS_FILE).stat().st_size
     with torch.device("meta"):
         num_weights = sum(weight.numel() for weight in build().parameters())
     if num_weights > size:
@@ -171,7 +171,7 @@ def check_known_keys(config: Mapping[str, object], known: list[str]) -> None:
             raise argument_error(key, f"one of {', '.join(known)}", "an unknown key", remedy)
 
 
-def require_file(path: Path) -> Path:
+def _require_file(path: Path) -> Path:
     """Return `path`, or raise a `FileNotFoundError` if there is no such file."""
     if not path.is_file():
         contract = f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"

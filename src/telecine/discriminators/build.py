@@ -48,10 +48,10 @@ def build_discriminator(spec: object, *, default: type[nn.Module], name: str) ->
     if not isinstance(params, Mapping):
         remedy = "Write `key: value` under `params`."
         raise argument_error(f"{name}.params", "a dict of arguments", describe(params), remedy)
-    return _construct(resolve_class(spec["target"], name), params, f"{name}.params")
+    return _construct(_resolve_class(spec["target"], name), params, f"{name}.params")
 
 
-def resolve_class(target: str, name: str) -> type[nn.Module]:
+def _resolve_class(target: str, name: str) -> type[nn.Module]:
     """Return the class at a dotted path; CogVideo's paths return telecine's classes.
 
     Raises:

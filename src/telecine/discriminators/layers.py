@@ -122,7 +122,7 @@ def _to_even(x: Tensor, dims: int) -> Tensor:
     return F.pad(x, padding, mode="replicate")
 
 
-class RMSNorm(nn.Module):
+class _RMSNorm(nn.Module):
     """Scale each position's channels to a root mean square of 1, times a learned `gamma` (arXiv:1910.07467).
 
     Args:
@@ -156,7 +156,7 @@ class Residual(nn.Module):
         return self.fn(x) + x
 
 
-class TaylorAttention(nn.Module):
+class _TaylorAttention(nn.Module):
     """Multi-head attention with the kernel `1 + s + s^2 / 2` on the scaled scores `s = q k / sqrt(dim_head)`."""
 
     def __init__(self, dim: int, dim_head: int, heads: int) -> None:
@@ -205,8 +205,8 @@ class LinearSpaceAttention(nn.Module):
 
     def __init__(self, *, dim: int, dim_head: int = 8, heads: int = 8) -> None:
         super().__init__()
-        self.norm = RMSNorm(dim)
-        self.attn = TaylorAttention(dim, dim_head, heads)
+        self.norm = _RMSNorm(dim)
+        self.attn = _TaylorAttention(dim, dim_head, heads)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, C, H, W)` or `(B, C, T, H, W)` to the same shape; frames are independent."""
@@ -220,7 +220,7 @@ class LinearSpaceAttention(nn.Module):
         return maps.contiguous()
 
 
-class GEGLU(nn.Module):
+class _GEGLU(nn.Module):
     """Multiply the first half of the channels by the GELU of the second (Shazeer, arXiv:2002.05202)."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -240,8 +240,8 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, *, mult: int = 4) -> None:
         super().__init__()
         inner = int(dim * mult * 2 / 3)
-        self.norm = RMSNorm(dim, channel_first=True)
-        self.net = nn.Sequential(nn.Conv2d(dim, 2 * inner, 1), GEGLU(), nn.Conv2d(inner, dim, 1))
+        self.norm = _RMSNorm(dim, channel_first=True)
+        self.net = nn.Sequential(nn.Conv2d(dim, 2 * inner, 1), _GEGLU(), nn.Conv2d(inner, dim, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, C, H, W)` to the same shape."""

@@ -137,7 +137,7 @@ def equivariance(
     turn, *sides = host_rand(3, generator)
     errors = []
     for index in range(num_orientations):
-        rotate = partial(oriented, number=1 + (int(others * turn) + index) % others)
+        rotate = partial(_oriented, number=1 + (int(others * turn) + index) % others)
         turned = rotate(latent)
         size = [_random_side(side, min_scale, draw) for side, draw in zip(turned.shape[-2:], sides, strict=True)]
         decoded = decode(resized(turned, size))
@@ -207,7 +207,7 @@ def latent_masking(
     is_masked = cells < ratio
     for axis, size in zip((2, 3, 4), latent.shape[2:], strict=True):
         is_masked = is_masked.repeat_interleave(block, axis).narrow(axis, 0, size)
-    mean, _ = channel_statistics(latent)
+    mean, _ = _channel_statistics(latent)
     decoded = decode(torch.where(is_masked, mean.to(latent.dtype), latent))
     return _compare(decoded, target, mask, weight, loss)
 
@@ -236,7 +236,7 @@ def latent_noise(
     check_video("latent", latent)
     check_positive("scale", scale, remedy="Set the term's weight to 0 for no noise.")
     draw = partial(randn, generator=generator, device=latent.device, dtype=latent.dtype)
-    _, std = channel_statistics(latent)
+    _, std = _channel_statistics(latent)
     size = scale * draw((len(latent), 1, 1, 1, 1)).abs()
     decoded = decode(latent + size * std.to(latent.dtype) * draw(latent.shape))
     return _compare(decoded, target, mask, weight, loss)
@@ -266,17 +266,17 @@ def local_correlation(*, latent: Tensor, weight: Tensor | None = None, threshold
     check_fraction("threshold", threshold, remedy="Use 0.75, as the paper does.")
     if min(latent.shape[-2:]) < 2:
         raise argument_error("latent", "at least 2 positions high and wide", latent, "Use larger clips.")
-    mean, std = channel_statistics(latent)
+    mean, std = _channel_statistics(latent)
     with autocast_off(latent.device):
         z = (at_least_float32(latent) - mean) / std
         first, rest = z[:, :, :1], z[:, :, 1:]
-        parts = [window_correlation(first, 1)]
+        parts = [_window_correlation(first, 1)]
         if rest.shape[2] > 0:
-            parts.append(window_correlation(rest, min(2, rest.shape[2])))
+            parts.append(_window_correlation(rest, min(2, rest.shape[2])))
         return weighted_mean(torch.relu(threshold - torch.stack(parts).mean(0)), weight)
 
 
-def window_correlation(latent: Tensor, num_frames: int) -> Tensor:
+def _window_correlation(latent: Tensor, num_frames: int) -> Tensor:
     """Return the mean correlation `(B,)` of pairs of positions in windows of `num_frames` x 2 x 2."""
     windows = latent.unfold(2, num_frames, num_frames).unfold(3, 2, 2).unfold(4, 2, 2)  # (B, C, t, h, w, n, 2, 2)
     vectors = windows.movedim(1, -1).flatten(1, 3).flatten(2, -2)  # (B, window, position, C)
@@ -288,7 +288,7 @@ def window_correlation(latent: Tensor, num_frames: int) -> Tensor:
     return products.mean(1) / (n * (n - 1))
 
 
-def channel_statistics(latent: Tensor) -> tuple[Tensor, Tensor]:
+def _channel_statistics(latent: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of each clip's channels, `(B, C, 1, 1, 1)`, at least float32, with a graph.
 
     They are those of a clip, not of the batch, so that clips do not depend on each other.
@@ -299,7 +299,7 @@ def channel_statistics(latent: Tensor) -> tuple[Tensor, Tensor]:
     return mean, ((values - mean).square().mean(axes, keepdim=True) + EPSILON**2).sqrt()
 
 
-def oriented(video: Tensor, number: int) -> Tensor:
+def _oriented(video: Tensor, number: int) -> Tensor:
     """Return a video or a latent in one of eight orientations: `number % 4` quarter turns, from 4 on of its mirror."""
     return torch.rot90(video.flip(-1) if number >= 4 else video, k=number % 4, dims=(-2, -1))
 

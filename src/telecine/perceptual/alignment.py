@@ -63,7 +63,7 @@ class Alignment(nn.Module):
         self.cos_margin = check_fraction("cos_margin", cos_margin, remedy="Use 0.5, as the paper does.")
         self.distance_margin = check_fraction("distance_margin", distance_margin, remedy="Use 0.25, as the paper does.")
         size = None if size is None else check_count("size", size)
-        self.network = FrozenNetwork(build_network(net, weights), size)
+        self.network = _FrozenNetwork(_build_network(net, weights), size)
         num_features = self.network(torch.zeros(1, 3, PROBED_SIZE, PROBED_SIZE)).shape[1]
         self.projection = nn.Conv2d(latent_channels, num_features, 1)
 
@@ -103,7 +103,7 @@ class Alignment(nn.Module):
             return (total if weight is None else weight.to(total.dtype) * total).mean()
 
 
-class FrozenNetwork(Frozen[Callable[[Frames], Tensor]]):
+class _FrozenNetwork(Frozen[Callable[[Frames], Tensor]]):
     """A function or module of frames `(N, 3, H, W)` whose features, of several maps the last, have no gradient.
 
     Args:
@@ -132,7 +132,7 @@ class FrozenNetwork(Frozen[Callable[[Frames], Tensor]]):
         return features
 
 
-def build_network(net: str | Callable[[Frames], Tensor], weights: str | None) -> Callable[[Frames], Tensor]:
+def _build_network(net: str | Callable[[Frames], Tensor], weights: str | None) -> Callable[[Frames], Tensor]:
     """Return the network that `net` names, with its weights, see `Alignment`.
 
     Raises:

@@ -39,10 +39,10 @@ def download_convolutions() -> Layers:
     """
     with tempfile.TemporaryDirectory(prefix="telecine-") as folder:
         archive = _download(Path(folder))
-        return {net: read_convolutions(archive, net) for net in _ROOT_KEYS}
+        return {net: _read_convolutions(archive, net) for net in _ROOT_KEYS}
 
 
-def read_convolutions(archive: Path, net: str) -> dict[str, Tensor]:
+def _read_convolutions(archive: Path, net: str) -> dict[str, Tensor]:
     """Return the convolutions of `net` in the downloaded `archive`, float32, by torchvision's names.
 
     Nothing is unpacked to disk, and no code in the archive is run.
@@ -54,7 +54,7 @@ def read_convolutions(archive: Path, net: str) -> dict[str, Tensor]:
     with tarfile.open(archive) as files:
         stream = files.extractfile(member)
         assert stream is not None, member
-        networks = cast("dict[str, Layers]", load_arrays(stream.read()))
+        networks = cast("dict[str, Layers]", _load_arrays(stream.read()))
     layers = networks[_ROOT_KEYS[net]]
     tensors: dict[str, Tensor] = {}
     for index, convolution in enumerate(backbone_of(net).convolutions()):
@@ -64,7 +64,7 @@ def read_convolutions(archive: Path, net: str) -> dict[str, Tensor]:
     return tensors
 
 
-def load_arrays(data: bytes) -> object:
+def _load_arrays(data: bytes) -> object:
     """Return the content of the pickle `data`, numpy arrays as float32 tensors, without running its code.
 
     Raises:

@@ -87,7 +87,7 @@ class BackboneMaps(nn.Module):
         return self.lpips.features(frames)[self.first :]
 
 
-class LayerMaps(nn.Module):
+class _LayerMaps(nn.Module):
     """The outputs of some layers of a network.
 
     Args:
@@ -161,7 +161,7 @@ def build_maps(
     module, (mean, std) = LIBRARIES[library](name)
     if load:
         load_state(module, Path(str(weights)))
-    return LayerMaps(module, layers, mean, std)
+    return _LayerMaps(module, layers, mean, std)
 
 
 def _torchvision(name: str) -> tuple[nn.Module, Any]:

@@ -20,7 +20,7 @@ Distance = TypeVar("Distance", bound="Tensor | tuple[Tensor, ...]")
 Out = TypeVar("Out", bound="Tensor | tuple[Tensor, ...]", covariant=True)
 
 
-class Compare(Protocol[Out]):
+class _Compare(Protocol[Out]):
     """A distance that maps two batches of N frames to one tensor `(N,)`, or to a tuple of such tensors."""
 
     def __call__(self, *, reconstruction: Frames, target: Frames) -> Out:
@@ -88,7 +88,7 @@ def network_input(frames: Frames, net: object, size: int | None) -> Frames:
 
 
 def in_chunks(
-    compare: Compare[Distance], *, reconstruction: Frames, target: Frames, chunk_size: int | None
+    compare: _Compare[Distance], *, reconstruction: Frames, target: Frames, chunk_size: int | None
 ) -> Distance:
     """Return `compare(reconstruction=reconstruction, target=target)`, computed `chunk_size` frames at a time.
 

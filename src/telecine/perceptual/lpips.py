@@ -64,7 +64,7 @@ class LPIPS(Frozen[dict[str, Tensor]]):
     def __init__(self, net: str = "vgg", *, weights: WeightsSource = None) -> None:
         # No buffers: data-parallel wrappers broadcast every buffer before each forward, here 59 MB that never change.
         scaling = {"shift": torch.tensor(_SHIFT).view(1, 3, 1, 1), "scale": torch.tensor(_SCALE).view(1, 3, 1, 1)}
-        super().__init__({**load_backbone(net, weights), **load_heads(net), **scaling})
+        super().__init__({**load_backbone(net, weights), **_load_heads(net), **scaling})
         self.net = net
         self._backbone = backbone_of(net)
 
@@ -82,7 +82,7 @@ class LPIPS(Frozen[dict[str, Tensor]]):
         """
         self._check(reconstruction, target)
         with autocast_off(reconstruction.device):
-            return _sum(feature_distance(*stage) for stage in self._stages(reconstruction, target))
+            return _sum(_feature_distance(*stage) for stage in self._stages(reconstruction, target))
 
     def compare(
         self, *, reconstruction: Frames, target: Frames, feature_terms: Sequence[FeatureTerm]
@@ -97,7 +97,7 @@ class LPIPS(Frozen[dict[str, Tensor]]):
         self._check(reconstruction, target)
         with autocast_off(reconstruction.device):
             # Stage by stage, as in `forward`: autograd adds gradients in the order of the calls.
-            stages = [(feature_distance(*stage), *stage) for stage in self._stages(reconstruction, target)]
+            stages = [(_feature_distance(*stage), *stage) for stage in self._stages(reconstruction, target)]
             distances, xs, ys, _ = zip(*stages, strict=True)
             features = {"reconstruction_features": list(xs), "target_features": list(ys)}
             return (_sum(distances), *(term(**features) for term in feature_terms))
@@ -141,7 +141,7 @@ class LPIPS(Frozen[dict[str, Tensor]]):
         return f"net={self.net!r}"
 
 
-def feature_distance(x: FeatureMap, y: FeatureMap, head: Float[Tensor, " feature"]) -> Float[Tensor, " frame"]:
+def _feature_distance(x: FeatureMap, y: FeatureMap, head: Float[Tensor, " feature"]) -> Float[Tensor, " frame"]:
     """Return the distance `(N,)` of two feature maps `(N, C, H, W)`: unit vectors, squared difference, mean, head."""
     return (_unit_vectors(x) - _unit_vectors(y)).square().mean(dim=(2, 3)) @ head
 
@@ -151,7 +151,7 @@ def _standardise(frames: Frames, weights: dict[str, Tensor]) -> Frames:
     return (frames.to(weights["shift"].dtype) - weights["shift"]) / weights["scale"]
 
 
-def load_heads(net: str) -> dict[str, Tensor]:
+def _load_heads(net: str) -> dict[str, Tensor]:
     """Return the published v0.1 linear heads of `net` as `head.0` ... `head.4`, each `(C,)`, non-negative, float32."""
     heads = load_safetensors(resources.files(__package__).joinpath("heads.safetensors").read_bytes())
     return {f"head.{index}": heads[f"{net}.{index}"] for index in range(len(backbone_of(net).stages))}

@@ -86,7 +86,7 @@ def load_backbone(net: str, source: WeightsSource = None) -> dict[str, Tensor]:
     if isinstance(source, Mapping):
         return _select(backbone, source, "the state dict")
     if isinstance(source, (str, os.PathLike)):
-        return _select(backbone, read_weights(Path(source)), str(source))
+        return _select(backbone, _read_weights(Path(source)), str(source))
     _check_enum(net, source)
     if cache_path(net).exists():
         return _read_cache(net)[0]
@@ -238,7 +238,7 @@ def _from_torchvision(net: str) -> dict[str, Tensor]:
             ) from error
     elif wrong := _wrong_hash(path, path.name):
         raise CorruptWeightsError(f"{path} {wrong}. Delete the file, which will be downloaded again.")
-    return _select(backbone_of(net), read_weights(path), str(path))
+    return _select(backbone_of(net), _read_weights(path), str(path))
 
 
 def _download(url: str, path: Path) -> None:
@@ -282,14 +282,14 @@ def load_state(module: nn.Module, path: Path) -> None:
         WeightsNotFoundError: There is no such file.
     """
     try:
-        module.load_state_dict(read_weights(path))
+        module.load_state_dict(_read_weights(path))
     except RuntimeError as error:
         contract, got = f"those of {type(module).__name__}", " ".join(str(error).split())
         remedy = "Use the file of this net."
         raise argument_error("weights", contract, got, remedy, CorruptWeightsError) from error
 
 
-def read_weights(path: Path) -> Mapping[str, Tensor]:
+def _read_weights(path: Path) -> Mapping[str, Tensor]:
     """Return the state dict in a `.safetensors` file or a PyTorch checkpoint, without executing pickled code.
 
     Raises:

@@ -13,7 +13,7 @@ from telecine.autoencoders.diffusers.families import DiffusersModel
 from telecine.autoencoders.latent import NORMALISATION_KEYS, LatentStatistics
 
 
-class Normalisation(Enum):
+class _Normalisation(Enum):
     """How the pipelines of a class normalise the latent."""
 
     CHANNELS = auto()
@@ -28,44 +28,44 @@ class Normalisation(Enum):
 
 # Names, because the installed diffusers may lack them. The `scaling_factor` of CHANNELS and BUFFERS is 1 and stays.
 NORMALISATIONS = {
-    "AutoencoderKLCosmos": Normalisation.CHANNELS,
-    "AutoencoderKLMiniMaxH3": Normalisation.CHANNELS,
-    "AutoencoderKLMochi": Normalisation.CHANNELS,
-    "AutoencoderKLQwenImage": Normalisation.CHANNELS,
-    "AutoencoderKLQwenImage21": Normalisation.CHANNELS,
-    "AutoencoderKLWan": Normalisation.CHANNELS,
-    "AutoencoderKLLTX2Video": Normalisation.BUFFERS,
-    "AutoencoderKLLTXVideo": Normalisation.BUFFERS,
-    "AsymmetricAutoencoderKL": Normalisation.FACTOR,
-    "AutoencoderDC": Normalisation.FACTOR,
-    "AutoencoderKL": Normalisation.FACTOR,
-    "AutoencoderKLAllegro": Normalisation.FACTOR,
-    "AutoencoderKLCogVideoX": Normalisation.FACTOR,
-    "AutoencoderKLHunyuanImage": Normalisation.FACTOR,
-    "AutoencoderKLHunyuanImageRefiner": Normalisation.FACTOR,
-    "AutoencoderKLHunyuanVideo": Normalisation.FACTOR,
-    "AutoencoderKLHunyuanVideo15": Normalisation.FACTOR,
-    "AutoencoderKLMagvit": Normalisation.FACTOR,
-    "AutoencoderKLTemporalDecoder": Normalisation.FACTOR,
-    "Kandinsky6SRVAE": Normalisation.FACTOR,
-    "AutoencoderKLKVAEVideo": Normalisation.NONE,
-    "AutoencoderVidTok": Normalisation.NONE,
+    "AutoencoderKLCosmos": _Normalisation.CHANNELS,
+    "AutoencoderKLMiniMaxH3": _Normalisation.CHANNELS,
+    "AutoencoderKLMochi": _Normalisation.CHANNELS,
+    "AutoencoderKLQwenImage": _Normalisation.CHANNELS,
+    "AutoencoderKLQwenImage21": _Normalisation.CHANNELS,
+    "AutoencoderKLWan": _Normalisation.CHANNELS,
+    "AutoencoderKLLTX2Video": _Normalisation.BUFFERS,
+    "AutoencoderKLLTXVideo": _Normalisation.BUFFERS,
+    "AsymmetricAutoencoderKL": _Normalisation.FACTOR,
+    "AutoencoderDC": _Normalisation.FACTOR,
+    "AutoencoderKL": _Normalisation.FACTOR,
+    "AutoencoderKLAllegro": _Normalisation.FACTOR,
+    "AutoencoderKLCogVideoX": _Normalisation.FACTOR,
+    "AutoencoderKLHunyuanImage": _Normalisation.FACTOR,
+    "AutoencoderKLHunyuanImageRefiner": _Normalisation.FACTOR,
+    "AutoencoderKLHunyuanVideo": _Normalisation.FACTOR,
+    "AutoencoderKLHunyuanVideo15": _Normalisation.FACTOR,
+    "AutoencoderKLMagvit": _Normalisation.FACTOR,
+    "AutoencoderKLTemporalDecoder": _Normalisation.FACTOR,
+    "Kandinsky6SRVAE": _Normalisation.FACTOR,
+    "AutoencoderKLKVAEVideo": _Normalisation.NONE,
+    "AutoencoderVidTok": _Normalisation.NONE,
 }
 CHANNEL_NAMES, FACTOR_NAMES = NORMALISATION_KEYS[:2], NORMALISATION_KEYS[2:]
 
 
-def normalisation_of(module: DiffusersModel) -> Normalisation:
+def _normalisation_of(module: DiffusersModel) -> _Normalisation:
     """Return how latents of a model are normalised: by its class or a base class, NONE for an unknown one."""
     known = (NORMALISATIONS.get(parent.__name__) for parent in type(module).__mro__)
-    return next((found for found in known if found is not None), Normalisation.NONE)
+    return next((found for found in known if found is not None), _Normalisation.NONE)
 
 
 def read_normalisation(module: DiffusersModel) -> dict[str, float | list[float] | None]:
     """Return the present numbers by name."""
-    kind = normalisation_of(module)
-    if kind is Normalisation.BUFFERS:
+    kind = _normalisation_of(module)
+    if kind is _Normalisation.BUFFERS:
         return {name: module.get_buffer(name).tolist() for name in CHANNEL_NAMES}
-    names = {Normalisation.CHANNELS: CHANNEL_NAMES, Normalisation.FACTOR: FACTOR_NAMES}.get(kind, ())
+    names = {_Normalisation.CHANNELS: CHANNEL_NAMES, _Normalisation.FACTOR: FACTOR_NAMES}.get(kind, ())
     found = {name: module.config.get(name) for name in names}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
@@ -73,14 +73,14 @@ def read_normalisation(module: DiffusersModel) -> dict[str, float | list[float] 
 @torch.no_grad()
 def write_normalisation(module: DiffusersModel, statistics: LatentStatistics) -> None:
     """Replace the numbers, in memory; `save_pretrained` writes them."""
-    kind = normalisation_of(module)
+    kind = _normalisation_of(module)
     per_channel = dict(zip(CHANNEL_NAMES, (statistics.mean, statistics.std), strict=True))
-    if kind is Normalisation.BUFFERS:
+    if kind is _Normalisation.BUFFERS:
         for name, values in per_channel.items():
             buffer = module.get_buffer(name)
             buffer.copy_(torch.tensor(values, dtype=buffer.dtype))
-    elif kind is Normalisation.CHANNELS:
+    elif kind is _Normalisation.CHANNELS:
         module.register_to_config(**per_channel)
-    elif kind is Normalisation.FACTOR:
+    elif kind is _Normalisation.FACTOR:
         shift = {} if module.config.get("shift_factor") is None else {"shift_factor": statistics.overall_mean}
         module.register_to_config(scaling_factor=1 / statistics.overall_std, **shift)
