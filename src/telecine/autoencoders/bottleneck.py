@@ -44,11 +44,6 @@ def build_bottleneck(config: CausalVAEConfig) -> Bottleneck | None:
 
 
 def _quantizers(name: str) -> ModuleType:
-    """Return the library of quantizers.
-
-    Raises:
-        ValueError: It is not installed.
-    """
     try:
         import vector_quantize_pytorch
     except ImportError as missing:

@@ -269,12 +269,7 @@ class CausalVAE(VideoAutoencoder):
         save_model(merge_low_rank(self), config | self.latent_normalisation(), folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy the weights that `save_pretrained` wrote into this model, which stays on its device.
-
-        Raises:
-            FileNotFoundError: A file is missing.
-            ValueError: They are damaged, names or shapes differ from the model's, or telecine 0.1 wrote them.
-        """
+        """Copy the weights that `save_pretrained` wrote into this model; those of telecine 0.1 raise a `ValueError`."""
         saved_config(folder)
         load_weights(self, folder)
 

@@ -7,6 +7,7 @@ sizes without an error.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from itertools import chain, islice, pairwise
 from typing import Any, TypeAlias
 
@@ -97,9 +98,6 @@ class ClipSizes:
         self.reconstruct = Probe(model, reconstruct)
         self.on_meta = sum(weight.numel() for weight in model.parameters()) >= LARGE_MODEL
         self._cache: dict[Size, bool] = {}
-        self._smallest: Size | None = None
-        self._multiple: int | None = None
-        self._last_layer = ""
         self._last_error = ""
 
     def reproduces(self, size: Size) -> bool:
@@ -117,18 +115,13 @@ class ClipSizes:
         _, height, width = self.smallest
         return self.reproduces((num_frames, height, width))
 
-    @property
+    @cached_property
     def smallest(self) -> Size:
         """The shortest clip that is reproduced, with the smallest square frames of that length.
 
         Raises:
             ValueError: No clip of up to 32 frames of 128 x 128 pixels is reproduced.
         """
-        if self._smallest is None:
-            self._smallest = self._find_smallest()
-        return self._smallest
-
-    def _find_smallest(self) -> Size:
         for on_meta in (self.on_meta, not self.on_meta):
             # Models that read values, e.g. with `.item()`, fail on the meta device; these are given real clips.
             self.on_meta, self._cache = on_meta, {}
@@ -142,23 +135,19 @@ class ClipSizes:
         got = f"{name}, which reproduces no size up to {MAX_STEP} frames of 128 x 128 pixels{self._last_error}"
         raise argument_error("module", contract, got, remedy)
 
-    @property
+    @cached_property
     def multiple(self) -> int:
         """Step between accepted heights and widths, counted from the smallest clip's."""
-        if self._multiple is None:
-            time, side, _ = self.smallest
-            accepted = (step for step in STEPS if self.reproduces((time, side + step, side + step)))
-            self._multiple = next(accepted, side)
-        return self._multiple
+        time, side, _ = self.smallest
+        return next((step for step in STEPS if self.reproduces((time, side + step, side + step))), side)
 
     @property
     def last_layer(self) -> nn.Parameter:
         """Weight of the layer that is called last; biases and norms (1-d weights) do not count."""
-        if not self._last_layer:
-            self._last_layer = self._find_last_layer()
         return self.model.get_parameter(self._last_layer)
 
-    def _find_last_layer(self) -> str:
+    @cached_property
+    def _last_layer(self) -> str:
         called: list[str] = []
         hooks = [
             module.register_forward_pre_hook(lambda *_, name=name: called.append(f"{name}.weight"))

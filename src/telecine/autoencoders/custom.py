@@ -42,7 +42,7 @@ class CustomAutoencoder(VideoAutoencoder):
 
     The module's `forward(video)` maps `(B, 3, T, H, W)` in [-1, 1] to a reconstruction of the same shape, which is not
     clamped; or to a tuple of the reconstruction, a dict of auxiliary losses by name, 0-d tensors such as
-    `{"kl_loss": ...}`, and, if terms of the loss shall look at it, the latent `(B, C, t, h, w)`. If `forward` has a
+    `{"kl_loss": ...}`, and, for terms of the loss that read it, the latent `(B, C, t, h, w)`. If `forward` has a
     parameter `sample_posterior` or `generator`, it is passed: `sample_posterior` is false in validation; `generator`
     holds one generator for each clip, so that a run draws the same noise on one device and on many.
 
@@ -140,12 +140,7 @@ class CustomAutoencoder(VideoAutoencoder):
         getattr(module, "save_pretrained", partial(save_model, module, {}))(folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy the weights in `folder` into the module, with its own `load_weights` if it has one.
-
-        Raises:
-            FileNotFoundError: There are no weights.
-            ValueError: Names or shapes differ from the module's.
-        """
+        """Copy the weights in `folder` into the module, with its own `load_weights` if it has one."""
         self._member("load_weights", partial(load_weights, self.module))(folder)
 
 

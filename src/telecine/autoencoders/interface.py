@@ -24,8 +24,8 @@ class Reconstruction(NamedTuple):
     aux: dict[str, Tensor]
     """Auxiliary losses by name, 0-d and float32, e.g. `{"kl_loss": ...}`. The objective multiplies them by a weight."""
     latent: Tensor | None = None
-    """What was decoded, `(B, C, t, h, w)` in at least float32, with its graph: a sample of the posterior, or its mode.
-    None if the model does not offer it; terms of the loss that look at the latent then raise an error."""
+    """The decoded latent, `(B, C, t, h, w)` in at least float32, with its graph: the posterior's sample or mode. None
+    if the model does not return it; terms of the loss that read the latent then raise an error."""
 
 
 class VideoAutoencoder(nn.Module, ABC):
@@ -81,7 +81,12 @@ class VideoAutoencoder(nn.Module, ABC):
 
     @abstractmethod
     def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy the weights that `save_pretrained` wrote into this model, to resume a run."""
+        """Copy the weights that `save_pretrained` wrote into this model, to resume a run; its device and dtype stay.
+
+        Raises:
+            FileNotFoundError: There are no weights.
+            ValueError: They are damaged, or names or shapes differ from the model's.
+        """
 
     @property
     def latent_model(self) -> VideoAutoencoder:
@@ -107,7 +112,7 @@ class VideoAutoencoder(nn.Module, ABC):
         raise argument_error("decode", "a method of the model", f"{type(self).__name__} without it", remedy)
 
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
-        """Return a linear autoencoder with the latent that this model has for clips of this size; it is not fitted.
+        """Return a linear autoencoder with this model's latent for clips of this size; it is not fitted.
 
         None, the default, if the latent is not known or its positions are not those of patches.
         """

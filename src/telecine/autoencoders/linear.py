@@ -34,10 +34,7 @@ Latent = Float[Tensor, "batch channel time height width"]
 class PatchEncoder(nn.Module):
     """An affine map of the patches of a video to their latent: one for the first frame, one for all others.
 
-    Args:
-        time_compression: Frames per latent frame; the first frame has its own.
-        spatial_compression: Pixels per latent position along height and along width.
-        latent_channels: Channels of the latent.
+    Arguments as for `LinearAutoencoder`.
     """
 
     def __init__(self, time_compression: int, spatial_compression: int, latent_channels: int) -> None:

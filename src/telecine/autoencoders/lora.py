@@ -86,9 +86,7 @@ def merge_low_rank(model: Model) -> Model:
 def merge_in_place(model: nn.Module, store: Callable[[Tensor], Tensor] | None = None) -> None:
     """Merge low-rank updates into the weights of a model, which get their original names.
 
-    Args:
-        model: Changed in place.
-        store: Called with each merged weight; returns the tensor that the layer keeps. By default the weight itself.
+    `store` is called with each merged weight, and returns the layer's new tensor; by default the weight itself.
     """
     for layer in low_rank_layers(model):
         # `remove_parametrizations` would change the class, which a copy shares with the original.

@@ -99,11 +99,9 @@ def load_weights(model: nn.Module, folder: str | PathLike[str]) -> None:
 
 
 def check_num_weights(build: Callable[[], nn.Module], folder: str | PathLike[str]) -> None:
-    """Check that a model has no more weights than the file in a folder has bytes.
+    """Check that the model of `build` has no more weights than the file in a folder has bytes.
 
-    Args:
-        build: Builds the model. It is built without memory: a configuration from others may be of any size.
-        folder: The folder.
+    It is built without memory: a configuration from others may be of any size.
 
     Raises:
         FileNotFoundError: There are no weights.
@@ -118,12 +116,7 @@ def check_num_weights(build: Callable[[], nn.Module], folder: str | PathLike[str
 
 
 def copy_state(weights: Mapping[str, Tensor], *, into: nn.Module, source: str) -> None:
-    """Copy weights by name into a model.
-
-    Args:
-        weights: The state dict.
-        into: The model.
-        source: Where the weights were loaded from, for errors.
+    """Copy a state dict into a model; `source`, where it was loaded from, is for errors.
 
     Raises:
         ValueError: Names or shapes differ from the model's; the first few are listed.
@@ -155,11 +148,8 @@ def mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> l
     """Return a description of each tensor that is missing, unexpected or of another shape."""
     missing = [f"no {name}" for name in expected if name not in found]
     unexpected = [f"an unexpected {name}" for name in found if name not in expected]
-    other_shape = [
-        f"{name} of shape {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
+    shapes = {name: (tuple(found[name].shape), tuple(expected[name].shape)) for name in expected if name in found}
+    other_shape = [f"{name} of shape {is_} instead of {other}" for name, (is_, other) in shapes.items() if is_ != other]
     return missing + unexpected + other_shape
 
 

@@ -236,12 +236,7 @@ class StudentAutoencoder(VideoAutoencoder):
         save_model(merge_low_rank(self), {**config, **self.normalisation}, folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy the decoder's weights that `save_pretrained` wrote into this model.
-
-        Raises:
-            FileNotFoundError: There are no weights.
-            ValueError: They are damaged, or names or shapes differ.
-        """
+        """Copy the decoder's weights that `save_pretrained` wrote into this model."""
         load_weights(self, folder)
 
     @classmethod

@@ -210,17 +210,12 @@ def frame_gradients(module: nn.Module, video: Video) -> Float[Tensor, " time"]:
         parameter = next(module.parameters(), video)
         frames = video.detach().to(parameter.dtype, copy=True).requires_grad_()
         inputs = (frames, frames.detach()) if getattr(module, "conditional", False) else (frames,)
-        logits = as_output(_call_in_evaluation_mode(module, *inputs)).logits
+        mode = module.training
+        try:
+            logits = as_output(module.eval()(*inputs)).logits  # no buffer changes
+        finally:
+            module.train(mode)
         (gradient,) = torch.autograd.grad(logits.sum(), frames)
     by_frame = at_least_float32(gradient).transpose(1, 2).flatten(2)
     norms = torch.linalg.vector_norm(by_frame, dim=2).mean(0)
     return norms / norms.mean().clamp_min(torch.finfo(norms.dtype).tiny)
-
-
-def _call_in_evaluation_mode(module: nn.Module, *inputs: Tensor) -> object:
-    """Return the module's output in evaluation mode, in which no buffer changes, and restore its mode."""
-    mode = module.training
-    try:
-        return module.eval()(*inputs)
-    finally:
-        module.train(mode)

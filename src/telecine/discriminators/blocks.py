@@ -74,12 +74,7 @@ class DiscriminatorBlock3D(nn.Module):
     """
 
     def __init__(
-        self,
-        input_channels: int,
-        filters: int,
-        antialiased_downsample: bool = True,
-        *,
-        antialiased_time: bool = False,
+        self, input_channels: int, filters: int, antialiased_downsample: bool = True, *, antialiased_time: bool = False
     ) -> None:
         super().__init__()
         self.conv_res = Conv3d(input_channels, filters, 1, stride=2)

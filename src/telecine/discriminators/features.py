@@ -12,13 +12,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from telecine.base.checks import check_count
 from telecine.base.shapes import Video
-from telecine.discriminators.base import (
-    DiscriminatorOutput,
-    GradientCheckpointing,
-    Sees,
-    check_batch,
-    check_condition,
-)
+from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees, check_batch, check_condition
 from telecine.discriminators.patch import FullPrecisionWeightConv3d
 from telecine.perceptual.feature_maps import FeatureMaps, build_maps
 from telecine.perceptual.weights import WeightsSource

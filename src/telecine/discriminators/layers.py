@@ -111,15 +111,10 @@ class SpaceToDepthConv(nn.Sequential):
         conv = self[1]
         assert isinstance(conv, nn.Conv2d | nn.Conv3d)
         kernel = conv.weight.view(x.shape[1], x.shape[1], *(2,) * self.dims)
-        return convolve(_to_even(x, self.dims), kernel, conv.bias, stride=[2] * self.dims, padding=[0] * self.dims)
-
-
-def _to_even(x: Tensor, dims: int) -> Tensor:
-    odd = [size % 2 for size in x.shape[-dims:]]
-    if not any(odd):
-        return x
-    padding = [amount for size in reversed(odd) for amount in (0, size)]
-    return F.pad(x, padding, mode="replicate")
+        odd = [size % 2 for size in x.shape[-self.dims :]]
+        if any(odd):
+            x = F.pad(x, [amount for size in reversed(odd) for amount in (0, size)], mode="replicate")
+        return convolve(x, kernel, conv.bias, stride=[2] * self.dims, padding=[0] * self.dims)
 
 
 class _RMSNorm(nn.Module):

@@ -38,14 +38,7 @@ from telecine.losses.penalty import (
     sample_norms,
     wgan_gp,
 )
-from telecine.losses.reconstruction import (
-    RECONSTRUCTION_LOSSES,
-    ReconstructionLoss,
-    charbonnier,
-    gaussian_nll,
-    l1,
-    mse,
-)
+from telecine.losses.reconstruction import RECONSTRUCTION_LOSSES, ReconstructionLoss, charbonnier, gaussian_nll, l1, mse
 from telecine.losses.temporal import temporal_difference
 from telecine.losses.wavelet import haar, wavelet_l1
 

@@ -70,11 +70,7 @@ class GANLoss:
         self.margin = margin
 
     def __call__(self, *, real: Tensor, fake: Tensor) -> GANLosses:
-        """Return both losses.
-
-        Raises:
-            TypeError: If the function returns anything else than a pair of 0-d tensors.
-        """
+        """Return both losses; raise a `TypeError` if the function returns anything else than a pair of 0-d tensors."""
         losses = self.function(real=real, fake=fake)
         if not isinstance(losses, GANLosses) or any(not isinstance(x, Tensor) or x.ndim != 0 for x in losses):
             name, got = getattr(self, "__name__", "the GAN loss"), describe(losses)
@@ -134,8 +130,7 @@ def vanilla(*, real: Tensor, fake: Tensor) -> GANLosses:
     real, fake = at_least_float32(real), at_least_float32(fake)
     # -log(sigmoid(x)) = softplus(-x) and -log(1 - sigmoid(x)) = softplus(x), without overflow.
     return GANLosses(
-        discriminator=F.softplus(-real).mean() + F.softplus(fake).mean(),
-        generator=F.softplus(-fake).mean(),
+        discriminator=F.softplus(-real).mean() + F.softplus(fake).mean(), generator=F.softplus(-fake).mean()
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, TypeAlias, TypeVar, cast
+from collections.abc import Callable
+from typing import Literal, TypeAlias, TypeVar, cast
 
 import torch
 from jaxtyping import Int
@@ -17,14 +18,6 @@ from telecine.base.shapes import Frames, Video, check_frames, check_same_device,
 
 NumFrames: TypeAlias = int | Literal["all"]
 Distance = TypeVar("Distance", bound="Tensor | tuple[Tensor, ...]")
-Out = TypeVar("Out", bound="Tensor | tuple[Tensor, ...]", covariant=True)
-
-
-class _Compare(Protocol[Out]):
-    """A distance that maps two batches of N frames to one tensor `(N,)`, or to a tuple of such tensors."""
-
-    def __call__(self, *, reconstruction: Frames, target: Frames) -> Out:
-        """Return the distance of each frame of `reconstruction` to the same frame of `target`."""
 
 
 def sample_frame_indices(video: Video, num_frames: NumFrames, generator: Generators = None) -> Int[Tensor, "batch k"]:
@@ -88,7 +81,7 @@ def network_input(frames: Frames, net: object, size: int | None) -> Frames:
 
 
 def in_chunks(
-    compare: _Compare[Distance], *, reconstruction: Frames, target: Frames, chunk_size: int | None
+    compare: Callable[..., Distance], *, reconstruction: Frames, target: Frames, chunk_size: int | None
 ) -> Distance:
     """Return `compare(reconstruction=reconstruction, target=target)`, computed `chunk_size` frames at a time.
 
@@ -97,14 +90,14 @@ def in_chunks(
     and changes neither values nor gradients. Without gradients nothing runs twice.
 
     Args:
-        compare: A deterministic distance that treats each frame separately and returns `(N,)`, or a (named) tuple of
-            such tensors.
+        compare: A deterministic distance with the arguments `reconstruction` and `target`, two batches of N frames. It
+            treats each frame separately and returns `(N,)`, or a tuple of such tensors.
         reconstruction: `(N, C, H, W)`.
         target: As `reconstruction`.
         chunk_size: Number of frames in memory at a time. `None`, or N and more, makes one plain call.
 
     Returns:
-        The distances of all frames in order, `(N,)` each, in the type that `compare` returns. The graph is kept, and
+        The distances of all frames in order, `(N,)` each, as `compare` returns them. The graph is kept, and
         several backwards through it are possible.
 
     Raises:
@@ -122,7 +115,9 @@ def in_chunks(
 
     pairs = zip(reconstruction.split(chunk_size), target.split(chunk_size), strict=True)
     # No random state is stored, because `compare` is deterministic. With gradients disabled this is a plain call.
-    return _concatenate([checkpoint(run, x, y, use_reentrant=False, preserve_rng_state=False) for x, y in pairs])
+    parts = [checkpoint(run, x, y, use_reentrant=False, preserve_rng_state=False) for x, y in pairs]
+    whole = torch.cat(parts) if isinstance(parts[0], Tensor) else tuple(map(torch.cat, zip(*parts, strict=True)))
+    return cast(Distance, whole)
 
 
 def check_frame_pair(*, reconstruction: Tensor, target: Tensor) -> None:
@@ -131,12 +126,3 @@ def check_frame_pair(*, reconstruction: Tensor, target: Tensor) -> None:
     check_frames("target", target)
     check_same_shape("target", target, "reconstruction", reconstruction)
     check_same_device("target", target, "reconstruction", reconstruction)
-
-
-def _concatenate(parts: list[Distance]) -> Distance:
-    first = parts[0]
-    if isinstance(first, Tensor):
-        return cast(Distance, torch.cat(cast("list[Tensor]", parts)))
-    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-    make = getattr(type(first), "_make", type(first))  # a named tuple is built from an iterable by `_make`
-    return make(columns)

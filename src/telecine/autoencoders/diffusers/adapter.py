@@ -172,21 +172,13 @@ class DiffusersAutoencoder(VideoAutoencoder):
         self.family = enable_chunks(self.module, self.family, num_frames)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write configuration and weights, low-rank updates merged, as diffusers writes them.
-
-        Raises:
-            OSError: A file cannot be written.
-        """
+        """Write configuration and weights, low-rank updates merged, as diffusers writes them."""
         clear_caches(self.module)
         with safetensors_write(Path(folder)):
             merge_low_rank(self.module).save_pretrained(folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy a folder's weights into this model, which keeps its device and dtype.
-
-        Raises:
-            ValueError: There are none, or names or shapes differ from the model's.
-        """
+        """Copy a folder's weights into this model, which keeps its device and dtype."""
         loaded = load_module(folder, subfolder=None, revision=None, dtype=torch.float32)
         copy_state(loaded.state_dict(), into=self.module, source=str(folder))
 
@@ -202,9 +194,7 @@ class DiffusersAutoencoder(VideoAutoencoder):
         """Return the model of a folder or a Hub name, on the CPU, in training mode.
 
         Args:
-            name_or_folder: A folder that diffusers wrote, or a name such as "Wan-AI/Wan2.1-T2V-1.3B-Diffusers".
-            subfolder: Subfolder of the model. Default: "vae" for a whole pipeline.
-            revision: Branch, tag or commit on the Hub.
+            name_or_folder, subfolder, revision: See `load_autoencoder`.
             dtype: Dtype of the weights. Train float32 weights and use autocast for lower precision: half-precision
                 weights lose small updates.
 

@@ -64,11 +64,7 @@ CACHED_BLOCKS = {
 
 
 def enable_checked(module: DiffusersModel, sizes: ClipSizes) -> None:
-    """Enable a diffusers model's gradient checkpointing if its gradients for a tiny clip stay the same.
-
-    Raises:
-        ValueError: The class does not support it, fails with it, or computes other gradients. It is disabled then.
-    """
+    """Enable a diffusers model's gradient checkpointing, or raise a `ValueError` if a tiny clip's gradients change."""
     if not hasattr(module, "enable_gradient_checkpointing"):
         raise _unsupported(module, "one without it")
     plain = gradients(sizes)
@@ -157,11 +153,7 @@ class _Chunks:
 def enable_chunks(module: DiffusersModel, family: Family, num_frames: int) -> Family:
     """Compute clips in chunks of `num_frames` frames; the first chunk has one more frame, or is the first frame.
 
-    Returns:
-        How the model is called from now on.
-
-    Raises:
-        ValueError: The class does not keep frames between chunks, or does not support this number.
+    Return how the model is called from now on, or raise a `ValueError` if the class does not support this number.
     """
     chunks = CHUNKS.get(type(module).__name__)
     if chunks is None:

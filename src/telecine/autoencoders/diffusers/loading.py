@@ -33,11 +33,7 @@ NO_SIZES = ("codebook_size",)
 def load_module(
     name_or_folder: str | PathLike[str], *, subfolder: str | None, revision: str | None, dtype: torch.dtype
 ) -> DiffusersModel:
-    """Return the diffusers model of a folder or a Hub name, with all its weights.
-
-    Raises:
-        ValueError: There is no configuration, its class is unknown, or weights are missing.
-    """
+    """Return the diffusers model of a folder or a Hub name, with all its weights."""
     config, place = find_config(name_or_folder, subfolder=subfolder, revision=revision)
     module, report = _class_of(config, str(name_or_folder)).from_pretrained(
         str(name_or_folder), subfolder=place, revision=revision, torch_dtype=dtype, output_loading_info=True
@@ -124,12 +120,7 @@ def _subclasses(cls: type) -> list[type]:
 
 
 def build_module(config: str | PathLike[str] | Mapping[str, Any]) -> DiffusersModel:
-    """Return a diffusers model with random weights from a configuration: a JSON file, its folder, or its values.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The class or an argument is unknown; the message contains the nearest name.
-    """
+    """Return a diffusers model with random weights from a configuration: a JSON file, its folder, or its values."""
     source = "config" if isinstance(config, Mapping) else str(config)
     values = dict(config) if isinstance(config, Mapping) else _read_json_config(Path(config))
     cls = _class_of(values, source)

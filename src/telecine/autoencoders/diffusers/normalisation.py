@@ -23,34 +23,24 @@ class _Normalisation(Enum):
     FACTOR = auto()
     """By `scaling_factor` of the configuration, and by `shift_factor` if that is a number."""
     NONE = auto()
-    """Not by numbers of the model."""
+    """The model has no statistics for its latent."""
 
 
 # Names, because the installed diffusers may lack them. The `scaling_factor` of CHANNELS and BUFFERS is 1 and stays.
-NORMALISATIONS = {
-    "AutoencoderKLCosmos": _Normalisation.CHANNELS,
-    "AutoencoderKLMiniMaxH3": _Normalisation.CHANNELS,
-    "AutoencoderKLMochi": _Normalisation.CHANNELS,
-    "AutoencoderKLQwenImage": _Normalisation.CHANNELS,
-    "AutoencoderKLQwenImage21": _Normalisation.CHANNELS,
-    "AutoencoderKLWan": _Normalisation.CHANNELS,
-    "AutoencoderKLLTX2Video": _Normalisation.BUFFERS,
-    "AutoencoderKLLTXVideo": _Normalisation.BUFFERS,
-    "AsymmetricAutoencoderKL": _Normalisation.FACTOR,
-    "AutoencoderDC": _Normalisation.FACTOR,
-    "AutoencoderKL": _Normalisation.FACTOR,
-    "AutoencoderKLAllegro": _Normalisation.FACTOR,
-    "AutoencoderKLCogVideoX": _Normalisation.FACTOR,
-    "AutoencoderKLHunyuanImage": _Normalisation.FACTOR,
-    "AutoencoderKLHunyuanImageRefiner": _Normalisation.FACTOR,
-    "AutoencoderKLHunyuanVideo": _Normalisation.FACTOR,
-    "AutoencoderKLHunyuanVideo15": _Normalisation.FACTOR,
-    "AutoencoderKLMagvit": _Normalisation.FACTOR,
-    "AutoencoderKLTemporalDecoder": _Normalisation.FACTOR,
-    "Kandinsky6SRVAE": _Normalisation.FACTOR,
-    "AutoencoderKLKVAEVideo": _Normalisation.NONE,
-    "AutoencoderVidTok": _Normalisation.NONE,
+_CLASSES = {
+    _Normalisation.CHANNELS: """
+        AutoencoderKLCosmos AutoencoderKLMiniMaxH3 AutoencoderKLMochi AutoencoderKLQwenImage AutoencoderKLQwenImage21
+        AutoencoderKLWan
+    """,
+    _Normalisation.BUFFERS: "AutoencoderKLLTX2Video AutoencoderKLLTXVideo",
+    _Normalisation.FACTOR: """
+        AsymmetricAutoencoderKL AutoencoderDC AutoencoderKL AutoencoderKLAllegro AutoencoderKLCogVideoX
+        AutoencoderKLHunyuanImage AutoencoderKLHunyuanImageRefiner AutoencoderKLHunyuanVideo
+        AutoencoderKLHunyuanVideo15 AutoencoderKLMagvit AutoencoderKLTemporalDecoder Kandinsky6SRVAE
+    """,
+    _Normalisation.NONE: "AutoencoderKLKVAEVideo AutoencoderVidTok",
 }
+NORMALISATIONS = {name: kind for kind, names in _CLASSES.items() for name in names.split()}
 CHANNEL_NAMES, FACTOR_NAMES = NORMALISATION_KEYS[:2], NORMALISATION_KEYS[2:]
 
 
