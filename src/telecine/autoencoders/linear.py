@@ -189,13 +189,10 @@ def _set_to_components(encoder: nn.Linear, decoder: nn.Linear, patches: Float[Te
 
 @torch.no_grad()
 def fit_decoder(decoder: PatchDecoder, pairs: Iterable[tuple[Latent, Video]]) -> None:
-    """Set a decoder's maps to those with the smallest squared error for latents that another encoder has made.
+    """Set a decoder's maps to those with the smallest squared error for the latents of another encoder.
 
-    The normal equations are summed in float64 on the CPU.
-
-    Args:
-        decoder: Changed in place. Without a clip of several frames, only the map of the first frame is set.
-        pairs: Each a latent `(B, C, 1 + k, h, w)` and its video.
+    The normal equations are summed in float64 on the CPU. Each of `pairs` is a latent `(B, C, 1 + k, h, w)` and its
+    video. Without a clip of several frames, only the map of the first frame is set.
     """
     layers = (decoder.first, decoder.rest)
     sums = [torch.zeros(1 + layer.in_features, 1 + layer.in_features + layer.out_features).double() for layer in layers]

@@ -53,7 +53,7 @@ def add_low_rank(model: nn.Module, names: Iterable[str], *, rank: int, alpha: fl
     Args:
         model: Changed in place.
         names: Names of convolutions and linear layers.
-        rank: Rank of the updates. More than a layer's number of rows or columns is of no use.
+        rank: Rank of the updates, at most a layer's number of rows or columns.
         alpha: Scale of the updates, multiplied by 1 / rank.
 
     Raises:

@@ -163,7 +163,7 @@ def _pool_time(x: Tensor) -> Tensor:
 
 
 def mean_over_frames(x: Tensor, num_frames: int, num_poolings: int) -> Tensor:
-    """Average over time, weighting each position by the number of frames that were pooled into it.
+    """Return the mean over time `(B, C, H, W)`, each position weighted by the number of frames pooled into it.
 
     The first position contains the first frame, the following ones `2**num_poolings` frames each, and the last one the
     remaining frames.
@@ -172,9 +172,6 @@ def mean_over_frames(x: Tensor, num_frames: int, num_poolings: int) -> Tensor:
         x: The pooled video `(B, C, 1 + ceil((num_frames - 1) / 2**num_poolings), H, W)`.
         num_frames: Number of frames before the first pooling.
         num_poolings: Number of poolings of pairs of frames.
-
-    Returns:
-        The weighted mean `(B, C, H, W)`.
     """
     span = 2**num_poolings
     # Filled on the device: copying a list of weights to it may make the host wait.
@@ -280,20 +277,17 @@ def as_image_size(image_size: object) -> tuple[int, int]:
 
 
 def layer_widths(dim: int, image_size: tuple[int, int], channels: int, max_dim: int) -> list[tuple[int, int]]:
-    """Return (channels in, channels out) of each block: `4 dim`, doubling, at most `max_dim`.
-
-    The number of blocks is one more than `num_halvings`.
-    """
-    widths = [channels] + [min(4 * dim * 2**level, max_dim) for level in range(num_halvings(image_size) + 1)]
-    return list(pairwise(widths))
-
-
-def num_halvings(image_size: tuple[int, int]) -> int:
-    """Return how many halvings reduce the shorter side to at least 4 and below 8."""
-    return min(image_size).bit_length() - 3
+    """Return (channels in, channels out) of each block: `4 dim`, doubling, at most `max_dim`."""
+    num_blocks = _num_halvings(image_size) + 1
+    return list(pairwise([channels] + [min(4 * dim * 2**level, max_dim) for level in range(num_blocks)]))
 
 
 def head_size(image_size: tuple[int, int]) -> tuple[int, int]:
     """Return height and width of the head's map, rounded down as in published checkpoints."""
     height, width = image_size
-    return height >> num_halvings(image_size), width >> num_halvings(image_size)
+    return height >> _num_halvings(image_size), width >> _num_halvings(image_size)
+
+
+def _num_halvings(image_size: tuple[int, int]) -> int:
+    """Return the number of halvings that reduce the shorter side to at least 4 and below 8."""
+    return min(image_size).bit_length() - 3
