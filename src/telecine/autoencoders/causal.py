@@ -1,4 +1,4 @@
-"""telecine's own autoencoder: a causal 3D VAE that starts from the best linear one and learns what is left."""
+"""telecine's own autoencoder: a causal 3D VAE that starts from the best linear one and learns the residual."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from telecine.autoencoders.latent import (
     DeterministicPosterior,
     DiagonalGaussian,
     LatentStatistics,
+    Normalisation,
     Posterior,
 )
 from telecine.autoencoders.linear import LinearAutoencoder, PatchDecoder, PatchEncoder
@@ -59,7 +60,7 @@ def _in_temporal_chunks(network: CausalSequential, video: Video, size: int) -> V
     """Return `network(video)`; for a `size` above 0, computed in chunks of `size` frames.
 
     The values are the same. The activations of a chunk are computed again in the backward pass, which goes through the
-    chunks from the last to the first: memory holds those of one chunk, and what the layers keep between chunks.
+    chunks from the last to the first: memory holds those of one chunk, and the frames that layers keep between chunks.
     """
     if size == 0:
         return network(video)
@@ -254,7 +255,7 @@ class CausalVAE(VideoAutoencoder):
         rows, columns = (space * ceil_div(size, space) for size in (height, width))
         return 1 + time * ceil_div(num_frames - 1, time), rows, columns
 
-    def latent_normalisation(self) -> dict[str, float | list[float] | None]:
+    def latent_normalisation(self) -> Normalisation:
         """Return `latents_mean` and `latents_std`, by which `(z - mean) / std` is normalised; None before training."""
         values = (None, None) if self.latent_statistics is None else astuple(self.latent_statistics)
         return dict(zip(STATISTICS_KEYS, values, strict=True))

@@ -62,7 +62,7 @@ class CausalConv(nn.Module):
 
         Args:
             video: A clip, or the next chunk of it.
-            earlier: What the layers keep between the chunks of a clip; changed. None for a whole clip.
+            earlier: The frames that layers keep between the chunks of a clip; changed. None for a whole clip.
         """
         if earlier is None or self.num_repeats == 0:
             return self.conv(_repeat_first_frame(video, self.num_repeats))
@@ -73,7 +73,7 @@ class CausalConv(nn.Module):
 
 
 class CausalSequential(nn.Sequential):
-    """Layers in order; those that look back in time get what they keep between the chunks of a clip."""
+    """Layers in order; those that look back in time get the frames that they keep between chunks."""
 
     def forward(self, video: Video, earlier: EarlierFrames | None = None) -> Video:
         """Map a clip, or the next chunk of it, see `CausalConv`."""
@@ -122,7 +122,7 @@ class ResidualBlock(nn.Module):
 
 
 def init_zero(layer: CausalConv) -> CausalConv:
-    """Set a layer's parameters to 0, so that what it is added to is unchanged at the start (arXiv:1706.02677)."""
+    """Set a layer's parameters to 0, so that a residual block starts as the identity (arXiv:1706.02677)."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer

@@ -196,7 +196,7 @@ class ClipSizes:
 
 
 def _lengths(lengths: list[int]) -> str:
-    """Return in words the accepted lengths, of which up to three neighbours are given."""
+    """Return in words the accepted lengths, of up to three neighbours."""
     steps = {after - before for before, after in pairwise(lengths)}
     if len(lengths) == 3 and len(steps) == 1:
         step = steps.pop()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from telecine.autoencoders.clip_sizes import ClipSizes
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder
-from telecine.autoencoders.latent import LatentStatistics, Posterior
+from telecine.autoencoders.latent import LatentStatistics, Normalisation, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import load_weights, save_model
@@ -80,7 +80,7 @@ class CustomAutoencoder(VideoAutoencoder):
 
         Raises:
             TypeError: The module's output is not a video, with or without a dict of losses.
-            ValueError: The reconstruction's shape differs from the video's, or a posterior is given.
+            ValueError: The reconstruction's shape differs from the video's, or a posterior is passed.
         """
         if posterior is not None:
             remedy = "Leave it out: the module's `forward` encodes."
@@ -114,7 +114,7 @@ class CustomAutoencoder(VideoAutoencoder):
         """Return the value of the module's `decode`; raise a `ValueError` if it has no such method."""
         return self._member("decode", super().decode)(latent)
 
-    def latent_normalisation(self) -> dict[str, float | list[float] | None]:
+    def latent_normalisation(self) -> Normalisation:
         """Return the value of the module's `latent_normalisation`; nothing if it has no such method."""
         return self._member("latent_normalisation", super().latent_normalisation)()
 

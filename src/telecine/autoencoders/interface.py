@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor, nn
 
 from telecine.autoencoders.bottleneck import Bottleneck
-from telecine.autoencoders.latent import LatentStatistics, Posterior
+from telecine.autoencoders.latent import LatentStatistics, Normalisation, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.randomness import Generators
@@ -59,7 +59,7 @@ class VideoAutoencoder(nn.Module, ABC):
             video: `(B, 3, T, H, W)` in [-1, 1].
             sample_posterior: False uses the mode of the posterior, as validation does.
             generator: One generator, or one for each clip; PyTorch's default generator if None.
-            posterior: What `latent_model.encode(video)` returns, if it is known: the encoder does not run again.
+            posterior: The value of `latent_model.encode(video)`, if known: the encoder does not run again.
         """
 
     @property
@@ -123,8 +123,8 @@ class VideoAutoencoder(nn.Module, ABC):
         """The discrete bottleneck that numbers the codes of the latent; None, the default, if it has none."""
         return None
 
-    def latent_normalisation(self) -> dict[str, float | list[float] | None]:
-        """Return the numbers that normalise the latent in what `save_pretrained` writes, by name.
+    def latent_normalisation(self) -> Normalisation:
+        """Return the numbers that normalise the latent in saved configurations, by name.
 
         Empty, the default, if the model has no place for them.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ LOGVAR_RANGE = (-30.0, 20.0)
 SMALLEST_STD = 1e-6
 # The keys of configurations that normalise the latent.
 NORMALISATION_KEYS = ("latents_mean", "latents_std", "scaling_factor", "shift_factor")
+Normalisation: TypeAlias = dict[str, float | list[float] | None]
+"""Their values."""
 
 
 class Posterior(Protocol):

@@ -92,8 +92,8 @@ class LinearAutoencoder(nn.Module):
 
     The first frame is coded alone, then every `time_compression` frames together, each patch of `spatial_compression`
     pixels squared by `latent_channels` values. After `fit` these are its first principal components, scaled to unit
-    variance, in which it has the smallest mean squared error of all linear maps of patches (Pearson, 1901). An
-    autoencoder that is worse has not learned what a matrix knows.
+    variance, in which it has the smallest mean squared error of all linear maps of patches (Pearson, 1901). A
+    worse autoencoder has learned less than a matrix.
 
     Args:
         time_compression: Frames per latent frame.

@@ -17,7 +17,7 @@ from telecine.autoencoders.causal import Decoder, enable_block_checkpointing
 from telecine.autoencoders.causal_blocks import CausalConv
 from telecine.autoencoders.clip_sizes import check_multiple
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder
-from telecine.autoencoders.latent import NORMALISATION_KEYS, ChannelMoments, Posterior
+from telecine.autoencoders.latent import NORMALISATION_KEYS, ChannelMoments, Normalisation, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder, fit_decoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import (
@@ -42,7 +42,7 @@ from telecine.settings.yaml_file import read_yaml
 SIZES = ("tiny", "small")
 LARGEST_PATCH = 4
 LARGEST_MULTIPLIER = 4
-# What a teacher decides.
+# The settings that a teacher decides.
 COMPRESSION = ("time_compression", "spatial_compression", "latent_channels")
 DECODER_KEY, TEACHER_KEY, DIGEST_KEY = "decoder", "teacher", "teacher_encoder_sha256"
 
@@ -65,13 +65,7 @@ class StudentAutoencoder(VideoAutoencoder):
     """
 
     def __init__(
-        self,
-        config: CausalVAEConfig,
-        teacher: str,
-        load: LoadTeacher,
-        *,
-        digest: str,
-        normalisation: dict[str, float | list[float] | None],
+        self, config: CausalVAEConfig, teacher: str, load: LoadTeacher, *, digest: str, normalisation: Normalisation
     ) -> None:
         super().__init__()
         self.config, self.teacher, self.digest, self.normalisation = config, teacher, digest, normalisation
@@ -102,10 +96,8 @@ class StudentAutoencoder(VideoAutoencoder):
         if self._frozen is None:
             loaded = self._load_teacher()
             if isinstance(loaded, StudentAutoencoder) or digest_of_encoder(loaded) != self.digest:
-                got, remedy = (
-                    f"{self.teacher}, whose encoder differs",
-                    f"Set `{TEACHER_KEY}` in config.json to that one.",
-                )
+                got = f"{self.teacher}, whose encoder differs"
+                remedy = f"Set `{TEACHER_KEY}` in its config.json to that one."
                 raise argument_error("teacher", "the teacher that the student was trained with", got, remedy)
             self._frozen = Frozen(loaded).to(self.last_layer.device)
         return self._frozen.hidden
@@ -204,7 +196,7 @@ class StudentAutoencoder(VideoAutoencoder):
         weight /= std
         first.conv.bias -= (weight * mean).sum((1, 2, 3, 4))
 
-    def latent_normalisation(self) -> dict[str, float | list[float] | None]:
+    def latent_normalisation(self) -> Normalisation:
         """Return the teacher's."""
         return self.normalisation
 

@@ -1,4 +1,4 @@
-"""Differentiable augmentation of what discriminators see (Zhao et al., arXiv:2006.10738)."""
+"""Differentiable augmentation of the discriminators' inputs (Zhao et al., arXiv:2006.10738)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all discriminators share: their output, gradient checkpointing, conditions, and the gradient of each frame."""
+"""The common parts of discriminators: output, gradient checkpointing, conditions, and the gradient of each frame."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 
 
 class _Recomputation(AbstractContextManager[None]):
-    """Restores what a block's first forward depended on; entered once for each backward through the graph.
+    """Restores the state of a block's first forward; entered once for each backward through the graph.
 
     A block that was frozen in the first forward is frozen again. By the time of the backward its parameters may require
     gradients, and the graph would be another one.
@@ -128,7 +128,7 @@ class _Recomputation(AbstractContextManager[None]):
 
 
 def check_batch(x: Tensor, sees: Sees, channels: int) -> None:
-    """Raise a `ValueError` unless `x` is a batch of what a discriminator sees, with its number of channels."""
+    """Raise a `ValueError` unless `x` is a batch of frames or of videos with this number of channels."""
     ndim, shape = (4, "(B, C, H, W)") if sees == "frames" else (5, "(B, C, T, H, W)")
     if x.ndim != ndim or x.shape[1] != channels:
         same_ndim = "Build the discriminator with the `channels` of its input."
@@ -170,7 +170,7 @@ class ConditionalDiscriminator(nn.Module):
         self.network.enable_gradient_checkpointing()
 
     def forward(self, x: Tensor, condition: Tensor) -> DiscriminatorOutput:
-        """Map a batch in [-1, 1] and the inputs that it belongs to, of the same shape, to what the network returns.
+        """Map a batch in [-1, 1] and its inputs, of the same shape, to the network's output.
 
         Raises:
             ValueError: If the shapes differ.

@@ -1,4 +1,4 @@
-"""GAN losses on logits, and what stabilises them: feature matching and LeCam regularisation.
+"""GAN losses on logits, feature matching and LeCam regularisation.
 
 A GAN loss is one function that returns the losses of both sides. Its arguments are the logits of real samples, `real`,
 and of reconstructions, `fake`, of any shape. Larger logits mean "more real".
@@ -36,7 +36,7 @@ class GANLossFunction(Protocol):
 
 
 class GANLoss:
-    """A GAN loss together with what it declares about itself.
+    """A GAN loss with its declarations.
 
     The declarations decide how gradients are taken and which statistics are logged. The defaults hold for any
     function: they are always right and never the fastest.
@@ -88,7 +88,7 @@ class GANLoss:
 def gan_loss(
     *, is_separable: bool, uses_real: bool, boundary: float | None = 0.0, margin: float | None = None
 ) -> Callable[[GANLossFunction], GANLoss]:
-    """Return a decorator that declares what `GANLoss` says about a function."""
+    """Return a decorator that makes a function a `GANLoss` with these declarations."""
     return functools.partial(GANLoss, is_separable=is_separable, uses_real=uses_real, boundary=boundary, margin=margin)
 
 

@@ -1,4 +1,4 @@
-"""Regularisers of the latent: the KL divergence, and what makes it easier to generate.
+"""Regularisers of the latent: the KL divergence, and terms that make it easier to generate.
 
 Equivariance, masking and noise decode a changed latent, besides the decoder's pass for the reconstruction. The time and
 the activations of that second pass are their cost.
@@ -252,7 +252,7 @@ def local_correlation(*, latent: Tensor, weight: Tensor | None = None, threshold
     may be a sample, the gradient is exact, and each clip is compared. It costs next to nothing.
 
     Args:
-        latent: `(B, C, t, h, w)` with h and w at least 2; the graph is kept. What exceeds whole windows is left out.
+        latent: `(B, C, t, h, w)` with h and w at least 2; the graph is kept. The rest of the last windows is left out.
         weight: Non-negative sample weights `(B,)`, see `weighted_mean`.
         threshold: The correlation that is enough, from 0 to below 1; 0.75 in the paper.
 

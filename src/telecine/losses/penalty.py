@@ -34,7 +34,7 @@ LogitsFunction: TypeAlias = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Penalty:
-    """A penalty function together with what it needs. The defaults hold for any function."""
+    """A penalty function with its needs. The defaults hold for any function."""
 
     function: Callable[..., Scalar]
     """A function of any of `discriminator`, `real`, `fake`, `real_logits`, `fake_logits` and `generator`, by name."""
@@ -161,7 +161,7 @@ GRAD_PENALTIES: dict[str, Penalty] = {
 def as_penalty(function: Callable[..., Scalar]) -> Penalty:
     """Return a penalty function as a `Penalty`.
 
-    A `functools.partial` of a known penalty keeps what that one declares. Any other function may use everything.
+    A `functools.partial` of a known penalty keeps its declarations. Any other function may use everything.
     """
     if isinstance(function, Penalty):
         return function

@@ -1,4 +1,4 @@
-"""The perceptual loss: LPIPS or a custom distance, which frames it compares, and where its weights come from."""
+"""The perceptual loss: LPIPS or a custom distance, its frames, and the sources of its weights."""
 
 from telecine.perceptual.alignment import Alignment
 from telecine.perceptual.distance import CustomDistance, Perceptual

@@ -31,8 +31,7 @@ class Perceptual(nn.Module):
     Like `LPIPS` it has no parameters and no buffers, and moves with `.to(device)`.
 
     Raises:
-        ValueError: `net` is none of these, `weights` do not fit it, or `weights` are given for a net that is not given
-            by name.
+        ValueError: `net` is none of these, `weights` do not fit it, or there are `weights` for a net without a name.
         WeightsNotFoundError: The weights are not on this machine and cannot be downloaded.
     """
 

@@ -61,7 +61,7 @@ def _as_map(output: object) -> FeatureMap:
         ValueError: It is neither.
     """
     if isinstance(output, Tensor) and output.ndim == 3:
-        side = isqrt(output.shape[1])  # what is left over are the tokens of classes and registers
+        side = isqrt(output.shape[1])  # the others are the tokens of classes and registers
         return output[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
     if not isinstance(output, Tensor) or output.ndim != 4:
         contract = "a list of maps (N, F, h, w), or of tokens (N, n, F)"

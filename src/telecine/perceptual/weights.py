@@ -36,7 +36,7 @@ _PACKAGE_INDEX_SHA256 = {
     "vgg": "e7a5a0521f65f1615c3aab84437b37f969539737cec5eb492c06e0321f4bdbc4",
     "alex": "195266a4c8e96483085621ac3389a6c24f1dd0963c9ac0e001705d24ece83273",
 }
-# What `torch.load` raises for damaged files, of both of its formats, and `load_file`.
+# The errors of `torch.load` for damaged files, of both of its formats, and of `load_file`.
 _READ_ERRORS = (
     *(pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AssertionError, RuntimeError, struct.error),
     SafetensorError,

@@ -22,7 +22,7 @@ from telecine.autoencoders.diffusers.families import (
 from telecine.autoencoders.diffusers.loading import build_module, load_module
 from telecine.autoencoders.diffusers.normalisation import read_normalisation, write_normalisation
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, check_input
-from telecine.autoencoders.latent import LatentStatistics, Posterior
+from telecine.autoencoders.latent import LatentStatistics, Normalisation, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import copy_state, safetensors_write
@@ -137,7 +137,7 @@ class DiffusersAutoencoder(VideoAutoencoder):
             return None
         return LinearAutoencoder(max((num_frames - 1) // following, 1), side // rows, channels)
 
-    def latent_normalisation(self) -> dict[str, float | list[float] | None]:
+    def latent_normalisation(self) -> Normalisation:
         """Return `latents_mean` and `latents_std`, or `scaling_factor` and `shift_factor`, as the class has them."""
         return read_normalisation(self.module)
 

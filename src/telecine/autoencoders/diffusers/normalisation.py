@@ -1,6 +1,6 @@
-"""Where each diffusers class keeps what normalises its latent, and how to replace it after training the encoder.
+"""Where each diffusers class keeps the statistics of its latent, and how to replace them after training the encoder.
 
-Pipelines read it from the model: `(z - latents_mean) / latents_std` for each channel, or `z * scaling_factor`.
+Pipelines read them from the model: `(z - latents_mean) / latents_std` for each channel, or `z * scaling_factor`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from enum import Enum, auto
 import torch
 
 from telecine.autoencoders.diffusers.families import DiffusersModel
-from telecine.autoencoders.latent import NORMALISATION_KEYS, LatentStatistics
+from telecine.autoencoders.latent import NORMALISATION_KEYS, LatentStatistics, Normalisation
 
 
 class _Normalisation(Enum):
@@ -50,7 +50,7 @@ def _normalisation_of(module: DiffusersModel) -> _Normalisation:
     return next((found for found in known if found is not None), _Normalisation.NONE)
 
 
-def read_normalisation(module: DiffusersModel) -> dict[str, float | list[float] | None]:
+def read_normalisation(module: DiffusersModel) -> Normalisation:
     """Return the present numbers by name."""
     kind = _normalisation_of(module)
     if kind is _Normalisation.BUFFERS:
