@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from telecine.autoencoders.causal_blocks import (
-    CausalConv3d,
+    CausalConv,
     ChannelNorm,
     Downsample,
     ResidualBlock,
     Upsample,
+    _repeat_first_frame,
     fold,
-    repeat_first_frame,
     unfold,
 )
 
@@ -36,12 +36,12 @@ def test_fold_repeats_the_first_frame():
 
 def test_the_first_frame_is_repeated_without_a_copy_for_a_count_of_0():
     clip = video()
-    assert repeat_first_frame(clip, 0) is clip
-    torch.testing.assert_close(repeat_first_frame(clip, 2)[:, :, :3], clip[:, :, :1].expand(-1, -1, 3, -1, -1))
+    assert _repeat_first_frame(clip, 0) is clip
+    torch.testing.assert_close(_repeat_first_frame(clip, 2)[:, :, :3], clip[:, :, :1].expand(-1, -1, 3, -1, -1))
 
 
 def test_convolution_equals_a_sum_over_taps():
-    layer = CausalConv3d(4, 5, (3, 1)).double()
+    layer = CausalConv(4, 5, (3, 1)).double()
     clip = video()
     taps = layer.conv.weight[..., 0, 0].unbind(-1)
     frames = []

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from telecine.autoencoders import DeterministicPosterior, DiagonalGaussian
 from telecine.autoencoders.clip_sizes import output_shape
 from telecine.autoencoders.diffusers import DiffusersAutoencoder, checkpointing
-from telecine.autoencoders.diffusers.chunks import CHUNKS
+from telecine.autoencoders.diffusers.checkpointing import CHUNKS
 from telecine.autoencoders.lora import LAYERS, add_low_rank, low_rank_layers, merge_low_rank
 from telecine.autoencoders.pretrained import DECODER
 from telecine.objective.layer_activations import LayerActivations

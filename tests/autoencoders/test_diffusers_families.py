@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
-from telecine.autoencoders.diffusers.reconstruct import WithoutClamp, encode
+from telecine.autoencoders.diffusers.families import _WithoutClamp
 
 from .tiny_models import CLIPS, ltx_video, qwen_image21, tiny_clip, tiny_model
 
@@ -41,7 +41,7 @@ def test_decoders_that_clamp_do_not(name):
 )
 def test_clamps_to_the_range_of_videos_are_skipped(clamp):
     x = torch.tensor([-2.0, 0.0, 2.0])
-    with WithoutClamp():
+    with _WithoutClamp():
         assert clamp(x) is x
     assert x.tolist() == [-2, 0, 2]
     assert clamp(x).tolist() == [-1, 0, 1]
@@ -62,7 +62,7 @@ def test_clamps_to_the_range_of_videos_are_skipped(clamp):
 def test_other_clamps_are_not(clamp):
     x = torch.tensor([-2.0, 0.0, 2.0])
     expected = clamp(x.clone())
-    with WithoutClamp():
+    with _WithoutClamp():
         assert torch.equal(clamp(x), expected)
 
 
@@ -151,7 +151,7 @@ def test_magvit_works_after_an_error():
         raw(torch.zeros(1, 3, 5, 32, 32))
     model = DiffusersAutoencoder(tiny_model("magvit"))
     with pytest.raises((RuntimeError, ValueError)):
-        encode(model.module, model.family, torch.zeros(1, 3, 4, 16, 16))
+        model.family.encode(model.module, torch.zeros(1, 3, 4, 16, 16))
     assert model(torch.zeros(1, 3, 5, 32, 32)).video.shape == (1, 3, 5, 32, 32)
     torch.testing.assert_close(model(video, sample_posterior=False).video, expected)
 

@@ -11,12 +11,12 @@ from diffusers import AutoModel
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.autoencoders.diffusers.normalisation import (
     NORMALISATIONS,
-    Normalisation,
-    normalisation_of,
+    _Normalisation,
+    _normalisation_of,
     read_normalisation,
     write_normalisation,
 )
-from telecine.autoencoders.latent_statistics import LatentStatistics
+from telecine.autoencoders.latent import LatentStatistics
 
 from .tiny_models import TINY_MODELS, tiny_model
 
@@ -27,10 +27,10 @@ def test_every_class_is_declared_as_its_constructor_and_buffers_say():
     for name, kind in NORMALISATIONS.items():
         parameters = set(inspect.signature(getattr(diffusers, name).__init__).parameters)
         found = {
-            Normalisation.CHANNELS: {"latents_mean", "latents_std"} <= parameters,
-            Normalisation.FACTOR: "scaling_factor" in parameters,
-            Normalisation.BUFFERS: "latents_mean" not in parameters,
-            Normalisation.NONE: not {"latents_mean", "scaling_factor"} & parameters,
+            _Normalisation.CHANNELS: {"latents_mean", "latents_std"} <= parameters,
+            _Normalisation.FACTOR: "scaling_factor" in parameters,
+            _Normalisation.BUFFERS: "latents_mean" not in parameters,
+            _Normalisation.NONE: not {"latents_mean", "scaling_factor"} & parameters,
         }
         assert found[kind], name
     models = {name.removeprefix("Autoencoder") for name in NORMALISATIONS}
@@ -78,5 +78,5 @@ def test_a_shift_factor_is_replaced_if_there_is_one():
 
 def test_a_subclass_is_normalised_as_its_class_and_others_not():
     mine = type("Mine", (diffusers.AutoencoderKLWan,), {})
-    assert normalisation_of(mine.__new__(mine)) is Normalisation.CHANNELS
-    assert normalisation_of(torch.nn.Identity()) is Normalisation.NONE
+    assert _normalisation_of(mine.__new__(mine)) is _Normalisation.CHANNELS
+    assert _normalisation_of(torch.nn.Identity()) is _Normalisation.NONE

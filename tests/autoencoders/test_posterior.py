@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from telecine.autoencoders import DeterministicPosterior, DiagonalGaussian
-from telecine.losses.divergence import kl_to_standard_normal
+from telecine.losses import kl_to_standard_normal
 
 
 def gaussian(mean=0.5, logvar=-1.0, shape=(1, 4, 3, 40, 40)):

@@ -15,6 +15,7 @@ from telecine.autoencoders.load import load_model_or_run
 from telecine.autoencoders.student import SIZES, StudentAutoencoder, student_config
 from telecine.base.frozen import Frozen
 from telecine.settings import CausalVAEConfig
+from telecine.settings import autoencoder as presets
 
 from .tiny_models import CLIPS, adapter
 
@@ -201,7 +202,7 @@ def test_the_settings_of_a_student(tmp_path):
     assert (small.patch_size, small.channel_multipliers, small.base_channels) == (
         4,
         (1,),
-        SIZES["small"]["base_channels"],
+        presets.SIZES["small"]["base_channels"],
     )
     path = tmp_path / "student.yaml"
     path.write_text(SETTINGS)

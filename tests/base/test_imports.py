@@ -11,7 +11,7 @@ import telecine
 from telecine import allow_code
 from telecine.base.imports import import_allowed
 from telecine.cli.main import main
-from telecine.discriminators.build import resolve_class
+from telecine.discriminators.build import _resolve_class
 from telecine.settings import Term
 from telecine.settings.parse import config_from, read_config
 
@@ -156,7 +156,7 @@ def test_what_an_allowed_module_only_imports_is_not_allowed(package):
 
 @pytest.mark.parametrize("target", ["math.dist", "os.system", "builtins.eval"])
 def test_terms_and_discriminators_of_other_packages(target):
-    for build in (Term, lambda path: resolve_class(path, "discr_kwargs")):
+    for build in (Term, lambda path: _resolve_class(path, "discr_kwargs")):
         with pytest.raises(ValueError, match=rf"but got '{target}'. If you trust it, add `--allow_code"):
             build(target)
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from telecine.discriminators import FeedForward, LinearSpaceAttention
-from telecine.discriminators import attention as module
-from telecine.discriminators.attention import GEGLU, Residual, RMSNorm, TaylorAttention
+from telecine.discriminators import layers as module
+from telecine.discriminators.layers import _GEGLU, Residual, _RMSNorm, _TaylorAttention
 
 FORMS = {"quadratic": module._quadratic_attention, "linear": module._linear_attention}
 
@@ -55,7 +55,7 @@ def test_the_cheaper_form_is_used(tokens, form, monkeypatch):
     used = []
     for name, function in FORMS.items():
         monkeypatch.setattr(module, function.__name__, lambda *args, n=name, f=function: (used.append(n), f(*args))[1])
-    TaylorAttention(4, dim_head=2, heads=2)(torch.randn(1, tokens, 4))
+    _TaylorAttention(4, dim_head=2, heads=2)(torch.randn(1, tokens, 4))
     assert used == [form]
 
 
@@ -77,7 +77,7 @@ def test_gradgradcheck_of_the_whole_layer(size):
 
 def test_heads_are_separate_and_scores_are_scaled():
     torch.manual_seed(0)
-    layer = TaylorAttention(6, dim_head=4, heads=3).double()
+    layer = _TaylorAttention(6, dim_head=4, heads=3).double()
     x = torch.randn(2, 5, 6, dtype=torch.float64)
     q, (k, v) = layer.to_q(x) / 2, layer.to_kv(x).chunk(2, dim=-1)
     heads = [naive_attention(*(tensor[..., 4 * h : 4 * h + 4] for tensor in (q, k, v))) for h in range(3)]
@@ -87,7 +87,7 @@ def test_heads_are_separate_and_scores_are_scaled():
 @pytest.mark.parametrize("axis", ["first", "last"])
 def test_rms_norm(axis):
     torch.manual_seed(0)
-    norm = RMSNorm(4, channel_first=axis == "first").double()
+    norm = _RMSNorm(4, channel_first=axis == "first").double()
     torch.nn.init.normal_(norm.gamma)
     x = torch.randn(2, 4, 3, 4, dtype=torch.float64)
     dim = 1 if axis == "first" else -1
@@ -96,7 +96,7 @@ def test_rms_norm(axis):
 
 
 def test_rms_norm_of_zeros_has_a_finite_gradient_and_large_halves_do_not_overflow():
-    norm = RMSNorm(4)
+    norm = _RMSNorm(4)
     x = torch.zeros(1, 4, requires_grad=True)
     norm(x).sum().backward()
     assert x.grad.isfinite().all()
@@ -139,7 +139,7 @@ def test_large_scores_stay_finite_in_half_precision(dtype, size):
 
 def test_geglu_gates_the_first_half_with_the_second():
     x = torch.randn(2, 6, 3)
-    torch.testing.assert_close(GEGLU()(x), x[:, :3] * F.gelu(x[:, 3:]))
+    torch.testing.assert_close(_GEGLU()(x), x[:, :3] * F.gelu(x[:, 3:]))
 
 
 @pytest.mark.parametrize(("dim", "mult", "hidden"), [(8, 4, 21), (4, 1, 2), (3, 2, 4)])

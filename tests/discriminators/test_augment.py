@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from telecine.discriminators.augment import AUGMENTATIONS, augment, check_augmentations, color, cutout, translation
+from telecine.discriminators.augment import AUGMENTATIONS, augment, color, cutout, translation
 
 
 def video(shape=(2, 3, 3, 8, 12), seed=0):
@@ -72,11 +72,3 @@ def test_a_clip_is_changed_by_its_own_generator():
     together = augment((x,), tuple(AUGMENTATIONS), generators)[0]
     alone = augment((x[1:],), tuple(AUGMENTATIONS), [torch.Generator().manual_seed(4)])[0]
     torch.testing.assert_close(together[1:], alone)
-
-
-def test_names():
-    assert check_augmentations("augment", ["cutout", "color"]) == ("cutout", "color")
-    with pytest.raises(ValueError, match="`augment` must be one of 'color', 'translation', 'cutout', but got"):
-        check_augmentations("augment", ("colour",))
-    with pytest.raises(ValueError, match=r"`augment` must be a list of names, but got 'color'.*\[\] for none"):
-        check_augmentations("augment", "color")

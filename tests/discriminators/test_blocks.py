@@ -6,10 +6,10 @@ from einops import rearrange
 from torch.nn import functional as F
 
 from telecine.discriminators import DiscriminatorBlock, DiscriminatorBlock3D
+from telecine.discriminators.base import check_batch
 from telecine.discriminators.blocks import (
     Head,
     as_image_size,
-    check_input,
     head_size,
     layer_widths,
 )
@@ -121,7 +121,7 @@ class TestSizes:
     )
     def test_input(self, shape, remedy):
         with pytest.raises(ValueError, match=rf"`x` must be of shape \(B, C, H, W\) with C = 3, but got .*{remedy}"):
-            check_input(torch.zeros(shape), ndim=4, channels=3)
+            check_batch(torch.zeros(shape), "frames", channels=3)
 
     @pytest.mark.parametrize(
         ("size", "max_dim", "widths"),

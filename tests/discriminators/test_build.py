@@ -14,7 +14,7 @@ from telecine.discriminators import (
     Discriminator3DWithfirstframe,
     PatchDiscriminator3D,
 )
-from telecine.discriminators.build import CLASSES, build_discriminator, resolve_class
+from telecine.discriminators.build import CLASSES, _resolve_class, build_discriminator
 
 PARAMS = {"dim": 1, "image_size": 16, "frame_num": 4}
 SEED_MODULE = "sgm.modules.autoencoding.losses.video_loss"
@@ -64,9 +64,9 @@ def test_any_mapping_of_arguments(kind):
 @pytest.mark.parametrize("prefix", ["", "sat."])
 @pytest.mark.parametrize("cls", [Discriminator, Discriminator3D, Discriminator3DWithfirstframe])
 def test_targets_of_configurations_written_for_cogvideo(prefix, cls):
-    assert resolve_class(f"{prefix}{SEED_MODULE}.{cls.__name__}", "discr_kwargs") is cls
-    assert resolve_class(f"telecine.cogvideo.{cls.__name__}", "discr_kwargs") is cls
-    assert resolve_class(f"telecine.{cls.__name__}", "discr_kwargs") is cls
+    assert _resolve_class(f"{prefix}{SEED_MODULE}.{cls.__name__}", "discr_kwargs") is cls
+    assert _resolve_class(f"telecine.cogvideo.{cls.__name__}", "discr_kwargs") is cls
+    assert _resolve_class(f"telecine.{cls.__name__}", "discr_kwargs") is cls
     assert CLASSES[cls.__name__] is cls
 
 

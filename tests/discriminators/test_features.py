@@ -15,7 +15,7 @@ from torchvision.models import shufflenet_v2_x0_5
 from telecine.discriminators import FeatureDiscriminator, frame_gradients
 from telecine.losses import gradient_penalty
 from telecine.perceptual import LPIPS
-from telecine.perceptual.feature_maps import BackboneMaps, FeatureMaps, as_map, build_maps
+from telecine.perceptual.feature_maps import BackboneMaps, FeatureMaps, _as_map, build_maps
 
 SMALL = runpy.run_path(str(Path(__file__).with_name("small_networks.py")))
 SmallNet = SMALL["SmallNet"]
@@ -137,7 +137,7 @@ class TestFrozen:
 
     def test_tokens_are_a_map(self):
         tokens = torch.arange(2 * 11 * 3.0).view(2, 11, 3)  # two tokens of the class, 3 x 3 of the frame
-        found = as_map(tokens)
+        found = _as_map(tokens)
         assert found.shape == (2, 3, 3, 3)
         assert torch.equal(found[1, :, 0, 2], tokens[1, 4])
 

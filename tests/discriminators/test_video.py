@@ -14,7 +14,7 @@ from telecine.discriminators import (
     DiscriminatorBlock3DWithfirstframe,
     build_discriminator,
 )
-from telecine.discriminators.first_frame import mean_over_frames
+from telecine.discriminators.blocks import mean_over_frames
 
 CLASSES = {Discriminator3D: DiscriminatorBlock3D, Discriminator3DWithfirstframe: DiscriminatorBlock3DWithfirstframe}
 both = pytest.mark.parametrize("cls", CLASSES)

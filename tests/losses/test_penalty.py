@@ -22,7 +22,7 @@ from telecine.losses import (
     sample_norms,
     wgan_gp,
 )
-from telecine.ops.double_backward import is_differentiated_twice
+from telecine.ops.convolution import is_differentiated_twice
 
 from .harness import LossCase, LossTester, normal, random
 

@@ -4,15 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from telecine.ops.convolution_kernels import (
-    SLOW_UP_TO,
-    Geometry,
-    _layout,
-    _segments,
-    convolution,
-    convolution_backward,
-    has_faster_kernel,
-)
+from telecine.ops.convolution import SLOW_UP_TO, _has_faster_kernel, _layout, _segments
+from telecine.ops.convolution import _fastest_backward as convolution_backward
+from telecine.ops.convolution import _fastest_convolution as convolution
+from telecine.ops.convolution import _Geometry as Geometry
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs a PyTorch with oneDNN")
 
@@ -106,13 +101,13 @@ def test_which_clips_are_split_and_which_become_channels_last():
 
 def test_inputs_without_a_faster_kernel():
     x = torch.zeros(1, 2, 4, 6, 6)
-    assert has_faster_kernel(x)
-    assert not has_faster_kernel(x.double())
-    assert not has_faster_kernel(x.bfloat16())
-    assert not has_faster_kernel(x[0])
-    assert not has_faster_kernel(x.to("meta"))
+    assert _has_faster_kernel(x)
+    assert not _has_faster_kernel(x.double())
+    assert not _has_faster_kernel(x.bfloat16())
+    assert not _has_faster_kernel(x[0])
+    assert not _has_faster_kernel(x.to("meta"))
     with torch.backends.mkldnn.flags(enabled=False):
-        assert not has_faster_kernel(x)
+        assert not _has_faster_kernel(x)
 
 
 def test_the_default_dtype_has_no_effect():

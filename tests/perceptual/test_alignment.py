@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from telecine.perceptual import Alignment, CorruptWeightsError
-from telecine.perceptual.alignment import build_network
+from telecine.perceptual.alignment import _build_network
 
 
 def colours(frames):
@@ -123,24 +123,24 @@ def test_a_network_in_double_precision():
 def test_networks_by_name_with_weights_by_path(tmp_path, cached_weights, monkeypatch):
     here = f"{__name__}.Net"
     with pytest.raises(ValueError, match="`net` must be in telecine or in a package that you allow"):
-        build_network(here, None)
+        _build_network(here, None)
     monkeypatch.setattr("telecine.base.imports._allowed", {"telecine", __name__})
     net = Net()
     save_file(net.state_dict(), tmp_path / "net.safetensors")
     torch.save(net.state_dict(), tmp_path / "net.pt")
     for name in ("net.safetensors", "net.pt"):
-        assert torch.equal(build_network(here, str(tmp_path / name)).conv.weight, net.conv.weight)
+        assert torch.equal(_build_network(here, str(tmp_path / name)).conv.weight, net.conv.weight)
     save_file(Net(features=2).state_dict(), tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match=r"`weights` must be those of Net, but got .*size mismatch for conv.weight"):
-        build_network(here, str(tmp_path / "other.safetensors"))
+        _build_network(here, str(tmp_path / "other.safetensors"))
     with pytest.raises(FileNotFoundError, match=r"`weights` must be an existing file, but got .*none\.pt"):
-        build_network(here, str(tmp_path / "none.pt"))
+        _build_network(here, str(tmp_path / "none.pt"))
     for name in ("net.safetensors", "net.pt"):
         content = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(content[: len(content) // 2])
         with pytest.raises(CorruptWeightsError, match=f"`weights` must be a checkpoint, but .*{name} cannot be read"):
-            build_network(here, str(tmp_path / name))
-    assert build_network("alex", None)(torch.zeros(2, 3, 64, 64)).shape == (2, 256, 3, 3)
+            _build_network(here, str(tmp_path / name))
+    assert _build_network("alex", None)(torch.zeros(2, 3, 64, 64))[-1].shape == (2, 256, 3, 3)
 
 
 @pytest.mark.parametrize(

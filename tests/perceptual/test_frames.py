@@ -1,14 +1,12 @@
 """Sampling frames, picking them, and the checks of a pair of frames."""
 
-import itertools
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from telecine.perceptual import pick_frames, sample_frame_indices
-from telecine.perceptual.frames import check_frame_pair, check_num_frames
+from telecine.perceptual.frames import check_frame_pair
 
 FRAMES = torch.zeros(2, 3, 4, 5)
 
@@ -47,61 +45,15 @@ def test_every_frame_is_drawn_equally_often(num_frames):
     assert ((counts - num_clips * share).abs() < 4 * deviation).all()
 
 
-# With a stride
-
-
-@given(
-    batch=st.integers(1, 4),
-    time=st.integers(1, 13),
-    num_frames=st.one_of(st.integers(1, 15), st.just("all")),
-    stride=st.integers(1, 20),
-)
-@settings(max_examples=150, deadline=None)
-def test_stride_selects_every_nth_frame_modulo_the_length(batch, time, num_frames, stride):
-    indices = sample_frame_indices(clips(batch, time), num_frames, stride=stride)
-    num_candidates = -(-time // stride)
-    assert stride * (num_candidates - 1) < time  # less than one round, so no frame appears twice
-    assert indices.shape == (batch, num_candidates if num_frames == "all" else min(num_frames, num_candidates))
-    assert (indices[:, 1:] > indices[:, :-1]).all()
-    steps = range(num_candidates)
-    rounds = [sorted({(first + stride * step) % time for step in steps}) for first in range(time)]
-    assert {len(frames) for frames in rounds} == {num_candidates}
-    for row in indices.tolist():
-        assert any(row == frames if num_frames == "all" else set(row) <= set(frames) for frames in rounds)
-
-
-@pytest.mark.parametrize(("num_frames", "stride"), [(1, 3), (2, 3), ("all", 3), (2, 2), ("all", 5), ("all", 10**30)])
-def test_every_frame_is_drawn_equally_often_with_a_stride(num_frames, stride):
-    num_clips, time = 20_000, 7  # with stride 3, drawing the first frame from the first three would not be uniform
-    indices = sample_frame_indices(clips(num_clips, time), num_frames, seeded(), stride)
-    counts, share = indices.flatten().bincount(minlength=time), indices.shape[1] / time
-    deviation = (num_clips * share * (1 - share)) ** 0.5
-    assert ((counts - num_clips * share).abs() < 4 * deviation).all()
-
-
-def test_clips_are_independent_with_a_stride():
-    num_pairs, time = 16_000, 4
-    first, second = sample_frame_indices(clips(2 * num_pairs, time), "all", seeded(), 4).view(num_pairs, 2).unbind(1)
-    counts = (first * time + second).bincount(minlength=time**2)
-    deviation = (num_pairs / 16 * 15 / 16) ** 0.5
-    assert ((counts - num_pairs / 16).abs() < 4 * deviation).all()
-
-
 @pytest.mark.parametrize("num_frames", [1, 3, 6, "all"])
-def test_without_a_stride_the_frames_with_the_largest_noise_are_selected(num_frames):
+def test_the_frames_with_the_largest_noise_are_selected(num_frames):
     ours, theirs = seeded(5), seeded(5)
-    indices = sample_frame_indices(clips(8, 6), num_frames, ours, 1)
+    indices = sample_frame_indices(clips(8, 6), num_frames, ours)
     if num_frames in (1, 3):
         largest = torch.rand(8, 6, generator=theirs).topk(num_frames, dim=1).indices
         assert torch.equal(indices, largest.sort(dim=1).values)
     assert torch.equal(ours.get_state(), theirs.get_state())
     assert torch.equal(indices, sample_frame_indices(clips(8, 6), num_frames, seeded(5)))
-
-
-def test_generator_makes_the_draw_with_a_stride_reproducible():
-    draws = [sample_frame_indices(clips(8, 30), 2, seeded(seed), 4) for seed in (3, 3, 4)]
-    assert torch.equal(draws[0], draws[1])
-    assert not torch.equal(draws[0], draws[2])
 
 
 # Independence, reproducibility, gradients
@@ -160,8 +112,8 @@ def test_gradcheck():
 def test_stays_on_the_device():
     # Meta tensors have no values: code that reads one raises.
     video = torch.zeros(2, 3, 5, 8, 8, device="meta")
-    for num_frames, stride in itertools.product((1, 3, "all"), (1, 2)):
-        indices = sample_frame_indices(video, num_frames, stride=stride)
+    for num_frames in (1, 3, "all"):
+        indices = sample_frame_indices(video, num_frames)
         assert indices.device.type == "meta"
         assert pick_frames(video, indices).shape == (2 * indices.shape[1], 3, 8, 8)
 
@@ -170,18 +122,6 @@ def test_stays_on_the_device():
 def test_wrong_number_of_frames(num_frames):
     with pytest.raises(ValueError, match=r'`num_frames` must be a positive int or "all", but got .*\(\w+\). Use 1 for'):
         sample_frame_indices(clips(1, 4), num_frames)
-
-
-def test_the_number_of_frames_is_returned():
-    assert [check_num_frames("num_frames", value) for value in (1, 7, "all")] == [1, 7, "all"]
-
-
-@pytest.mark.parametrize("stride", [0, 1.0, True, "all"])
-def test_wrong_stride(stride):
-    with pytest.raises(
-        ValueError, match=rf"`stride` must be a positive int, but got '?{stride}'? \(.* Use 1 for every"
-    ):
-        sample_frame_indices(clips(1, 4), 1, stride=stride)
 
 
 def test_wrong_video():

@@ -15,7 +15,7 @@ from torch import nn
 
 from telecine.perceptual import LPIPS, gram
 from telecine.perceptual.backbones import BACKBONES, run_stage
-from telecine.perceptual.lpips import feature_distance, load_heads
+from telecine.perceptual.lpips import _feature_distance, _load_heads
 
 NETS = ("vgg", "alex")
 CLIPS = ("carphone_pristine.mp4", "bikes.mp4", "bigbuckbunny.mp4")
@@ -101,7 +101,7 @@ def test_heads_are_the_published_ones(net):
     folders = [Path(published.__file__).parent / "weights" / "v0.1"]
     if torchmetrics := find_spec("torchmetrics"):  # found, not imported: that takes seconds
         folders.append(Path(torchmetrics.origin).parent / "functional" / "image" / "lpips_models")
-    heads = load_heads(net)
+    heads = _load_heads(net)
     assert len(heads) == 5
     for folder in folders:
         state = torch.load(folder / f"{net}.pth", "cpu", weights_only=True)
@@ -120,7 +120,7 @@ def test_gradcheck_of_one_layer_with_pixels_without_features():
     y[:, :, 0, 1] = 0
     x[:, :, 1, 1] = y[:, :, 1, 1] = 0
     inputs = (x.requires_grad_(), y.requires_grad_(), head)
-    assert torch.autograd.gradcheck(feature_distance, inputs, eps=1e-8, rtol=1e-3, atol=1e-4)
+    assert torch.autograd.gradcheck(_feature_distance, inputs, eps=1e-8, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

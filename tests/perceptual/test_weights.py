@@ -173,9 +173,9 @@ def test_cache_folder(monkeypatch):
     monkeypatch.delenv("TELECINE_WEIGHTS_DIR", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", "/home/someone")
-    assert weights.cache_folder() == Path("/home/someone/.cache/telecine")
+    assert weights.cache_path("vgg").parent == Path("/home/someone/.cache/telecine")
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
-    assert weights.cache_folder() == Path("/caches/telecine")
+    assert weights.cache_path("vgg").parent == Path("/caches/telecine")
     monkeypatch.setenv("TELECINE_WEIGHTS_DIR", "~/weights")
     assert weights.cache_path("vgg") == Path("/home/someone/weights/vgg16-features.safetensors")
     assert weights.cache_path("alex").name == "alexnet-features.safetensors"

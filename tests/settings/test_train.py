@@ -9,7 +9,7 @@ import yaml
 import telecine
 from telecine import Ramp, Term
 from telecine.discriminators.patch import NORMS
-from telecine.discriminators.video import TIME_WEIGHTINGS
+from telecine.discriminators.residual import TIME_WEIGHTINGS
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES, hinge, mse, wavelet_l1
 from telecine.objective import VideoAutoencoderLoss
 from telecine.perceptual.backbones import BACKBONES

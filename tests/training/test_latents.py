@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from telecine.autoencoders import CausalVAE, Reconstruction
-from telecine.autoencoders.latent_statistics import ChannelMoments
+from telecine.autoencoders.latent import ChannelMoments
 from telecine.runs.layout import checkpoints
 from telecine.settings import CausalVAEConfig, TrainableConfig
 from telecine.training import train

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from telecine.autoencoders import CausalVAE, CustomAutoencoder
-from telecine.autoencoders.latent_statistics import LatentStatistics
+from telecine.autoencoders.latent import LatentStatistics
 from telecine.autoencoders.lora import add_low_rank
 from telecine.settings import CausalVAEConfig, TrainableConfig
 from telecine.training.distributed import copy_weights

@@ -6,9 +6,9 @@
 from telecine.autoencoders.causal import CausalVAE
 from telecine.autoencoders.custom import CustomAutoencoder, as_video_autoencoder
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder
+from telecine.autoencoders.latent import DeterministicPosterior, DiagonalGaussian, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.autoencoders.load import load_autoencoder
-from telecine.autoencoders.posterior import DeterministicPosterior, DiagonalGaussian, Posterior
 
 __all__ = [
     "CausalVAE",

@@ -10,7 +10,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from telecine.autoencoders.posterior import DeterministicPosterior
+from telecine.autoencoders.latent import DeterministicPosterior
 from telecine.base.checks import argument_error
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.requirements import how_to_install
@@ -29,7 +29,7 @@ def build_bottleneck(config: CausalVAEConfig) -> Bottleneck | None:
     if config.bottleneck == "gaussian":
         return None
     groups = config.latent_channels // config.code_channels
-    library = quantizers(config.bottleneck)
+    library = _quantizers(config.bottleneck)
     if config.bottleneck == "fsq":
         # Indices are computed when they are asked for: the library would make a table of all codes at once.
         fsq = library.FSQ(list(config.fsq_levels), num_codebooks=groups, return_indices=False)
@@ -40,15 +40,10 @@ def build_bottleneck(config: CausalVAEConfig) -> Bottleneck | None:
         entropy_loss_weight=config.lfq_entropy_weight,
         commitment_loss_weight=config.lfq_commitment_weight,
     )
-    return LookupFreeBottleneck(lfq, config)
+    return _LookupFreeBottleneck(lfq, config)
 
 
-def quantizers(name: str) -> ModuleType:
-    """Return the library of quantizers.
-
-    Raises:
-        ValueError: It is not installed.
-    """
+def _quantizers(name: str) -> ModuleType:
     try:
         import vector_quantize_pytorch
     except ImportError as missing:
@@ -67,7 +62,7 @@ class Bottleneck(nn.Module):
     bounded by a hyperbolic tangent before. There is no auxiliary loss.
 
     Args:
-        quantizer: Of the library, for as many groups.
+        quantizer: The library's, for all groups.
         config: The settings of the autoencoder.
     """
 
@@ -106,7 +101,7 @@ class Bottleneck(nn.Module):
         return rearrange(latent, "b (g c) t h w -> b g t h w c", c=self.code_channels)
 
 
-class LookupFreeBottleneck(Bottleneck):
+class _LookupFreeBottleneck(Bottleneck):
     """Rounds each channel of a latent to its sign: lookup-free quantization (LFQ, MAGVIT-v2, arXiv:2310.05737).
 
     While it trains there are two auxiliary losses, times the weights of the settings: "entropy_loss", the entropy of

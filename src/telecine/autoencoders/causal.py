@@ -1,4 +1,4 @@
-"""telecine's own autoencoder: a causal 3D VAE that starts from the best linear one and learns what is left."""
+"""telecine's own autoencoder: a causal 3D VAE that starts from the best linear one and learns the residual."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from telecine.autoencoders.bottleneck import Bottleneck, build_bottleneck
 from telecine.autoencoders.causal_blocks import (
-    CausalConv3d,
+    CausalConv,
     CausalSequential,
     ChannelNorm,
     Downsample,
@@ -24,17 +24,17 @@ from telecine.autoencoders.causal_blocks import (
 )
 from telecine.autoencoders.clip_sizes import ceil_div, check_multiple
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, check_input
-from telecine.autoencoders.latent_statistics import NORMALISATION_KEYS, LatentStatistics
+from telecine.autoencoders.latent import (
+    NORMALISATION_KEYS,
+    DeterministicPosterior,
+    DiagonalGaussian,
+    LatentStatistics,
+    Normalisation,
+    Posterior,
+)
 from telecine.autoencoders.linear import LinearAutoencoder, PatchDecoder, PatchEncoder
 from telecine.autoencoders.lora import merge_low_rank
-from telecine.autoencoders.posterior import DeterministicPosterior, DiagonalGaussian, Posterior
-from telecine.autoencoders.pretrained import (
-    CONFIG_FILE,
-    check_num_weights,
-    load_config,
-    load_weights,
-    save_model,
-)
+from telecine.autoencoders.pretrained import CONFIG_FILE, check_num_weights, load_config, load_weights, save_model
 from telecine.base.checks import argument_error
 from telecine.base.files import read_json
 from telecine.base.randomness import Generators
@@ -51,18 +51,16 @@ ARCHITECTURE = 2
 STATISTICS_KEYS = NORMALISATION_KEYS[:2]
 
 
-def residual_blocks(config: CausalVAEConfig, level: int) -> list[ResidualBlock]:
-    """Return the residual blocks of a level."""
-    channels = config.channels
-    time_kernel = config.time_kernel if level == len(channels) - 1 else 1
-    return [ResidualBlock(channels[level], time_kernel) for _ in range(config.blocks_per_level)]
+def _residual_blocks(config: CausalVAEConfig, level: int) -> list[ResidualBlock]:
+    time_kernel = config.time_kernel if level == len(config.channels) - 1 else 1
+    return [ResidualBlock(config.channels[level], time_kernel) for _ in range(config.blocks_per_level)]
 
 
-def in_temporal_chunks(network: CausalSequential, video: Video, size: int) -> Video:
-    """Return `network(video)`; for a `size` above 0, computed in chunks of as many frames.
+def _in_temporal_chunks(network: CausalSequential, video: Video, size: int) -> Video:
+    """Return `network(video)`; for a `size` above 0, computed in chunks of `size` frames.
 
     The values are the same. The activations of a chunk are computed again in the backward pass, which goes through the
-    chunks from the last to the first: memory holds those of one chunk, and what the layers keep between chunks.
+    chunks from the last to the first: memory holds those of one chunk, and the frames that layers keep between chunks.
     """
     if size == 0:
         return network(video)
@@ -73,7 +71,7 @@ def in_temporal_chunks(network: CausalSequential, video: Video, size: int) -> Vi
 class Encoder(nn.Module):
     """From video to the posterior's mean and logvar: a linear map of patches, and a network that is 0 at the start.
 
-    With a discrete bottleneck there is no logvar, and the mean is what is quantized.
+    With a discrete bottleneck there is no logvar, and the mean is quantized.
     """
 
     def __init__(self, config: CausalVAEConfig) -> None:
@@ -81,20 +79,20 @@ class Encoder(nn.Module):
         self.patch = (config.time_compression, config.patch_size)
         self.linear = PatchEncoder(config.time_compression, config.spatial_compression, config.latent_channels)
         channels = config.channels
-        layers: list[nn.Module] = [CausalConv3d(config.folded_channels, channels[0], (1, 3))]
+        layers: list[nn.Module] = [CausalConv(config.folded_channels, channels[0], (1, 3))]
         for level, (outer, inner) in enumerate(config.halvings()):
-            layers += [*residual_blocks(config, level), Downsample(outer, inner)]
-        layers += [*residual_blocks(config, len(channels) - 1), ChannelNorm(channels[-1]), nn.SiLU()]
+            layers += [*_residual_blocks(config, level), Downsample(outer, inner)]
+        layers += [*_residual_blocks(config, len(channels) - 1), ChannelNorm(channels[-1]), nn.SiLU()]
         self.latent_channels = config.latent_channels
         num_outputs = self.latent_channels * (2 if config.bottleneck == "gaussian" else 1)
-        last = init_zero(CausalConv3d(channels[-1], num_outputs, (1, 1)))
+        last = init_zero(CausalConv(channels[-1], num_outputs, (1, 1)))
         nn.init.constant_(last.conv.bias[self.latent_channels :], INITIAL_LOGVAR)  # type: ignore[index]
         self.network = CausalSequential(*layers, last)
         self.chunk_size = 0  # latent frames; 0 for whole clips
 
     def forward(self, video: Video) -> tuple[Tensor, Tensor]:
         """Return mean and logvar, each `(B, latent_channels, 1 + k, h, w)`; the latter is empty if there is none."""
-        outputs = in_temporal_chunks(self.network, fold(video, *self.patch), self.chunk_size)
+        outputs = _in_temporal_chunks(self.network, fold(video, *self.patch), self.chunk_size)
         residual, logvar = outputs.tensor_split([self.latent_channels], dim=1)
         return self.linear(video) + residual, logvar
 
@@ -107,28 +105,24 @@ class Decoder(nn.Module):
         self.patch = (config.time_compression, config.patch_size)
         self.linear = PatchDecoder(config.time_compression, config.spatial_compression, config.latent_channels)
         channels = config.channels
-        layers: list[nn.Module] = [CausalConv3d(config.latent_channels, channels[-1], (1, 3))]
+        layers: list[nn.Module] = [CausalConv(config.latent_channels, channels[-1], (1, 3))]
         for level, (outer, inner) in reversed(list(enumerate(config.halvings()))):
-            layers += [*residual_blocks(config, level + 1), Upsample(inner, outer)]
-        layers += [*residual_blocks(config, 0), ChannelNorm(channels[0]), nn.SiLU()]
-        last = init_zero(CausalConv3d(channels[0], config.folded_channels, (1, 3)))
+            layers += [*_residual_blocks(config, level + 1), Upsample(inner, outer)]
+        layers += [*_residual_blocks(config, 0), ChannelNorm(channels[0]), nn.SiLU()]
+        last = init_zero(CausalConv(channels[0], config.folded_channels, (1, 3)))
         self.network = CausalSequential(*layers, last)
         self.chunk_size = 0  # latent frames; 0 for whole clips
 
     def forward(self, latent: Tensor) -> Video:
         """Return the video of a latent `(B, latent_channels, 1 + k, h, w)`."""
-        residual = in_temporal_chunks(self.network, latent, self.chunk_size)
+        residual = _in_temporal_chunks(self.network, latent, self.chunk_size)
         video: Video = self.linear(latent) + unfold(residual, *self.patch)
         return video
 
     @property
     def last_layer(self) -> nn.Parameter:
         """Weight of the last convolution of the network."""
-        last = self.network[-1]
-        assert isinstance(last, CausalConv3d)
-        weight = last.conv.weight
-        assert isinstance(weight, nn.Parameter)
-        return weight
+        return self.network.get_parameter(f"{len(self.network) - 1}.conv.weight")
 
 
 def enable_block_checkpointing(network: nn.Module) -> None:
@@ -218,7 +212,7 @@ class CausalVAE(VideoAutoencoder):
         return self.config.time_compression
 
     def enable_temporal_chunks(self, num_frames: int) -> None:
-        """Compute the networks in chunks of as many frames, a multiple of `time_compression`, see `in_temporal_chunks`.
+        """Compute the networks in chunks of `num_frames` frames, a multiple of `time_compression`.
 
         Raises:
             ValueError: It is not a multiple.
@@ -258,18 +252,13 @@ class CausalVAE(VideoAutoencoder):
     def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return the smallest accepted (frames, height, width) that is at least this large."""
         time, space = self.config.time_compression, self.config.spatial_compression
-        return (
-            1 + time * ceil_div(num_frames - 1, time),
-            space * ceil_div(height, space),
-            space * ceil_div(width, space),
-        )
+        rows, columns = (space * ceil_div(size, space) for size in (height, width))
+        return 1 + time * ceil_div(num_frames - 1, time), rows, columns
 
-    def latent_normalisation(self) -> dict[str, float | list[float] | None]:
+    def latent_normalisation(self) -> Normalisation:
         """Return `latents_mean` and `latents_std`, by which `(z - mean) / std` is normalised; None before training."""
-        known = self.latent_statistics
-        return (
-            dict.fromkeys(STATISTICS_KEYS) if known is None else dict(zip(STATISTICS_KEYS, astuple(known), strict=True))
-        )
+        values = (None, None) if self.latent_statistics is None else astuple(self.latent_statistics)
+        return dict(zip(STATISTICS_KEYS, values, strict=True))
 
     def set_latent_statistics(self, statistics: LatentStatistics) -> None:
         """Replace these numbers."""
@@ -281,12 +270,7 @@ class CausalVAE(VideoAutoencoder):
         save_model(merge_low_rank(self), config | self.latent_normalisation(), folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy the weights that `save_pretrained` wrote into this model, which stays on its device.
-
-        Raises:
-            FileNotFoundError: A file is missing.
-            ValueError: They are damaged, names or shapes differ from the model's, or telecine 0.1 wrote them.
-        """
+        """Copy the weights that `save_pretrained` wrote into this model; those of telecine 0.1 raise a `ValueError`."""
         saved_config(folder)
         load_weights(self, folder)
 
@@ -301,7 +285,8 @@ class CausalVAE(VideoAutoencoder):
         config = saved_config(folder)
         check_num_weights(lambda: cls(config), folder)
         model = cls(config)
-        model.latent_statistics = saved_statistics(folder)
+        mean, std = map(read_json(Path(folder) / CONFIG_FILE).get, STATISTICS_KEYS)
+        model.latent_statistics = None if mean is None or std is None else LatentStatistics(mean, std)
         load_weights(model, folder)
         return model
 
@@ -315,16 +300,8 @@ def saved_config(folder: str | PathLike[str]) -> CausalVAEConfig:
     """
     known = [ARCHITECTURE_KEY, *STATISTICS_KEYS, *(field.name for field in fields(CausalVAEConfig))]
     values = load_config(folder, CausalVAE.__name__, known)
-    for key in STATISTICS_KEYS:
-        values.pop(key, None)
+    values = {key: value for key, value in values.items() if key not in STATISTICS_KEYS}
     if (found := values.pop(ARCHITECTURE_KEY, 1)) != ARCHITECTURE:
         contract, got = f"a CausalVAE with `{ARCHITECTURE_KEY}` {ARCHITECTURE}", f"{found} (1 is telecine 0.1's)"
         raise argument_error("folder", contract, got, "Its layers differ: train it again, or use that version.")
     return CausalVAEConfig(**values)
-
-
-def saved_statistics(folder: str | PathLike[str]) -> LatentStatistics | None:
-    """Return the statistics of the latent in a model's folder, or None if it has none."""
-    config = read_json(Path(folder) / CONFIG_FILE)
-    mean, std = (config.get(key) for key in STATISTICS_KEYS)
-    return None if mean is None or std is None else LatentStatistics(mean, std)

@@ -17,7 +17,7 @@ EarlierFrames: TypeAlias = dict[nn.Module, Tensor]
 """The last input frames of each layer that needs them for the next chunk of a clip; empty before the first chunk."""
 
 
-def repeat_first_frame(video: Video, count: int) -> Video:
+def _repeat_first_frame(video: Video, count: int) -> Video:
     """Prepend `count` copies of the first frame to `(B, C, T, H, W)`."""
     if count == 0:
         return video
@@ -29,7 +29,7 @@ def fold(video: Video, time: int, space: int) -> Video:
 
     `(B, C, 1 + time * k, H, W)` becomes `(B, C * time * space^2, 1 + k, H / space, W / space)`.
     """
-    padded = repeat_first_frame(video, time - 1)
+    padded = _repeat_first_frame(video, time - 1)
     return rearrange(padded, "b c (t p) (h q) (w r) -> b (c p q r) t h w", p=time, q=space, r=space)
 
 
@@ -39,7 +39,7 @@ def unfold(video: Video, time: int, space: int) -> Video:
     return spread[:, :, time - 1 :]
 
 
-class CausalConv3d(nn.Module):
+class CausalConv(nn.Module):
     """A convolution whose output at a frame depends on that frame and earlier ones; space is padded with zeros.
 
     Time is padded with copies of the first frame, so that an image equals a still video.
@@ -62,23 +62,23 @@ class CausalConv3d(nn.Module):
 
         Args:
             video: A clip, or the next chunk of it.
-            earlier: What the layers keep between the chunks of a clip; changed. None for a whole clip.
+            earlier: The frames that layers keep between the chunks of a clip; changed. None for a whole clip.
         """
         if earlier is None or self.num_repeats == 0:
-            return self.conv(repeat_first_frame(video, self.num_repeats))
+            return self.conv(_repeat_first_frame(video, self.num_repeats))
         before = earlier.get(self)
-        padded = repeat_first_frame(video, self.num_repeats) if before is None else torch.cat([before, video], dim=2)
+        padded = _repeat_first_frame(video, self.num_repeats) if before is None else torch.cat([before, video], dim=2)
         earlier[self] = padded[:, :, -self.num_repeats :].clone()  # a view would keep the whole chunk
         return self.conv(padded)
 
 
 class CausalSequential(nn.Sequential):
-    """Layers in order; those that look back in time get what they keep between the chunks of a clip."""
+    """Layers in order; those that look back in time get the frames that they keep between chunks."""
 
     def forward(self, video: Video, earlier: EarlierFrames | None = None) -> Video:
-        """Map a clip, or the next chunk of it, see `CausalConv3d`."""
+        """Map a clip, or the next chunk of it, see `CausalConv`."""
         for layer in self:
-            video = layer(video, earlier) if isinstance(layer, (CausalConv3d, ResidualBlock)) else layer(video)
+            video = layer(video, earlier) if isinstance(layer, (CausalConv, ResidualBlock)) else layer(video)
         return video
 
 
@@ -108,21 +108,21 @@ class ResidualBlock(nn.Module):
         self.branch = CausalSequential(
             ChannelNorm(num_channels),
             nn.SiLU(),
-            CausalConv3d(num_channels, num_channels, (time_kernel, 3)),
+            CausalConv(num_channels, num_channels, (time_kernel, 3)),
             ChannelNorm(num_channels),
             nn.SiLU(),
-            init_zero(CausalConv3d(num_channels, num_channels, (1, 3))),
+            init_zero(CausalConv(num_channels, num_channels, (1, 3))),
         )
 
     def forward(self, video: Video, earlier: EarlierFrames | None = None) -> Video:
-        """Return a video of the same shape, see `CausalConv3d`."""
+        """Return a video of the same shape, see `CausalConv`."""
         if self.gradient_checkpointing:
             return video + checkpoint_call(self.branch, video, earlier)
         return video + self.branch(video, earlier)
 
 
-def init_zero(layer: CausalConv3d) -> CausalConv3d:
-    """Set a layer's parameters to 0, so that what it is added to is unchanged at the start (arXiv:1706.02677)."""
+def init_zero(layer: CausalConv) -> CausalConv:
+    """Set a layer's parameters to 0, so that a residual block starts as the identity (arXiv:1706.02677)."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
@@ -135,13 +135,13 @@ class Downsample(nn.Module):
 
     Args:
         in_channels: Channels of the input.
-        out_channels: Channels of the output, a divisor of four times as many.
+        out_channels: Channels of the output, a divisor of `4 * in_channels`.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.out_channels = out_channels
-        self.conv = CausalConv3d(4 * in_channels, out_channels, (1, 1))
+        self.conv = CausalConv(4 * in_channels, out_channels, (1, 1))
 
     def forward(self, video: Video) -> Video:
         """Map `(B, in_channels, T, H, W)` to `(B, out_channels, T, H / 2, W / 2)`."""
@@ -155,7 +155,7 @@ class Upsample(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.num_repeats = 4 * out_channels // in_channels
-        self.conv = CausalConv3d(in_channels, 4 * out_channels, (1, 1))
+        self.conv = CausalConv(in_channels, 4 * out_channels, (1, 1))
 
     def forward(self, video: Video) -> Video:
         """Map `(B, in_channels, T, H, W)` to `(B, out_channels, T, 2 * H, 2 * W)`."""

@@ -7,8 +7,9 @@ sizes without an error.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from itertools import chain, islice, pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.func import functional_call
 
 from telecine.base.checks import argument_error
 from telecine.base.precision import autocast_off
+from telecine.base.shapes import Video
 
 Size: TypeAlias = tuple[int, int, int]
 """Frames, height, width."""
@@ -42,10 +44,10 @@ def check_multiple(name: str, value: int, *, step: int, offset: int = 0, smalles
     smallest = smallest or offset or step
     nearest = max((value - offset + step // 2) // step * step + offset, smallest)
     if value != nearest:
-        raise size_error(name, value, accepted=describe_multiples(step, offset), nearest=nearest)
+        raise size_error(name, value, accepted=_multiples(step, offset), nearest=nearest)
 
 
-def describe_multiples(step: int, offset: int) -> str:
+def _multiples(step: int, offset: int) -> str:
     """Return `step * k + offset` in words."""
     return f"{step}k+{offset}" if offset else f"a multiple of {step}"
 
@@ -71,21 +73,31 @@ def output_shape(reconstruct: nn.Module, size: Size, *, on_meta: bool) -> torch.
         return functional_call(reconstruct, tensors, (torch.zeros(1, 3, *size, device=device),)).shape
 
 
+class Probe(nn.Module):
+    """A deterministic function of a model and a clip as a module, so that `functional_call` can replace tensors."""
+
+    def __init__(self, module: nn.Module, function: Callable[[Any, Video], Tensor]) -> None:
+        super().__init__()
+        self.module, self.function = module, function
+
+    def forward(self, video: Video) -> Tensor:
+        """Return the function's value."""
+        return self.function(self.module, video)
+
+
 class ClipSizes:
-    """The clip sizes that a model reproduces. Each size is probed once and cached.
+    """The clip sizes that a model reproduces, and its last layer. Each size is probed once and cached.
 
     Args:
-        reconstruct: Deterministic module from a clip to its reconstruction.
-        model: The part of `reconstruct` that errors and layer names refer to.
+        model: The model.
+        reconstruct: Deterministic function of the model and a clip that returns the reconstruction.
     """
 
-    def __init__(self, reconstruct: nn.Module, model: nn.Module) -> None:
-        self.reconstruct = reconstruct
+    def __init__(self, model: nn.Module, reconstruct: Callable[[Any, Video], Tensor]) -> None:
         self.model = model
+        self.reconstruct = Probe(model, reconstruct)
         self.on_meta = sum(weight.numel() for weight in model.parameters()) >= LARGE_MODEL
         self._cache: dict[Size, bool] = {}
-        self._smallest: Size | None = None
-        self._multiple: int | None = None
         self._last_error = ""
 
     def reproduces(self, size: Size) -> bool:
@@ -99,22 +111,17 @@ class ClipSizes:
         return self._cache[size]
 
     def reproduces_length(self, num_frames: int) -> bool:
-        """Return whether small clips of this many frames are reproduced."""
+        """Return whether small clips of `num_frames` frames are reproduced."""
         _, height, width = self.smallest
         return self.reproduces((num_frames, height, width))
 
-    @property
+    @cached_property
     def smallest(self) -> Size:
         """The shortest clip that is reproduced, with the smallest square frames of that length.
 
         Raises:
             ValueError: No clip of up to 32 frames of 128 x 128 pixels is reproduced.
         """
-        if self._smallest is None:
-            self._smallest = self._find_smallest()
-        return self._smallest
-
-    def _find_smallest(self) -> Size:
         for on_meta in (self.on_meta, not self.on_meta):
             # Models that read values, e.g. with `.item()`, fail on the meta device; these are given real clips.
             self.on_meta, self._cache = on_meta, {}
@@ -128,14 +135,31 @@ class ClipSizes:
         got = f"{name}, which reproduces no size up to {MAX_STEP} frames of 128 x 128 pixels{self._last_error}"
         raise argument_error("module", contract, got, remedy)
 
-    @property
+    @cached_property
     def multiple(self) -> int:
         """Step between accepted heights and widths, counted from the smallest clip's."""
-        if self._multiple is None:
-            time, side, _ = self.smallest
-            accepted = (step for step in STEPS if self.reproduces((time, side + step, side + step)))
-            self._multiple = next(accepted, side)
-        return self._multiple
+        time, side, _ = self.smallest
+        return next((step for step in STEPS if self.reproduces((time, side + step, side + step))), side)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the layer that is called last; biases and norms (1-d weights) do not count."""
+        return self.model.get_parameter(self._last_layer)
+
+    @cached_property
+    def _last_layer(self) -> str:
+        called: list[str] = []
+        hooks = [
+            module.register_forward_pre_hook(lambda *_, name=name: called.append(f"{name}.weight"))
+            for name, module in self.model.named_modules()
+            if (weight := module._parameters.get("weight")) is not None and weight.ndim >= 2
+        ]
+        try:
+            output_shape(self.reconstruct, self.smallest, on_meta=self.on_meta)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return called[-1]
 
     def check(self, num_frames: int, height: int, width: int) -> None:
         """Raise a `ValueError` with the nearest accepted value unless a clip of this size is reproduced."""
@@ -156,9 +180,8 @@ class ClipSizes:
         if covering is None:
             raise self._frames_error(num_frames)
         _, side, _ = self.smallest
-        rows, columns = (
-            side + self.multiple * ceil_div(max(value - side, 0), self.multiple) for value in (height, width)
-        )
+        step = self.multiple
+        rows, columns = (side + step * ceil_div(max(value - side, 0), step) for value in (height, width))
         return covering, rows, columns
 
     def _lengths_from(self, num_frames: int) -> Iterator[int]:
@@ -169,42 +192,14 @@ class ClipSizes:
         below = list(islice(filter(self.reproduces_length, range(num_frames - 1, 0, -1)), 1))
         around = below + list(islice(self._lengths_from(max(num_frames, 1)), 3 - len(below)))
         nearest = min(around, key=lambda length: abs(length - num_frames))
-        return size_error("num_frames", num_frames, accepted=describe_lengths(around), nearest=nearest)
+        return size_error("num_frames", num_frames, accepted=_lengths(around), nearest=nearest)
 
 
-def describe_lengths(lengths: list[int]) -> str:
-    """Return in words the accepted lengths, of which up to three neighbours are given."""
+def _lengths(lengths: list[int]) -> str:
+    """Return in words the accepted lengths, of up to three neighbours."""
     steps = {after - before for before, after in pairwise(lengths)}
     if len(lengths) == 3 and len(steps) == 1:
         step = steps.pop()
-        return describe_multiples(step, lengths[0] % step)
+        return _multiples(step, lengths[0] % step)
     listed = [str(length) for length in lengths]
     return " or ".join(filter(None, [", ".join(listed[:-1]), listed[-1]]))
-
-
-def find_last_layer(sizes: ClipSizes) -> str:
-    """Return the name of the weight of the layer that is called last; biases and norms (1-d weights) do not count."""
-    called: list[str] = []
-    layers = [(name, module) for name, module in sizes.model.named_modules() if is_layer(module)]
-    hooks = [module.register_forward_pre_hook(append_to(called, f"{name}.weight")) for name, module in layers]
-    try:
-        output_shape(sizes.reconstruct, sizes.smallest, on_meta=sizes.on_meta)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return called[-1]
-
-
-def is_layer(module: nn.Module) -> bool:
-    """Return whether a module owns a weight of two or more axes."""
-    weight = module._parameters.get("weight")
-    return weight is not None and weight.ndim >= 2
-
-
-def append_to(called: list[str], name: str) -> Callable[..., None]:
-    """Return a forward pre-hook that appends `name` to `called`."""
-
-    def hook(module: nn.Module, args: object) -> None:
-        called.append(name)
-
-    return hook

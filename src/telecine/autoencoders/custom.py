@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from os import PathLike
+from typing import Any
 
 from torch import Tensor, nn
 
-from telecine.autoencoders.clip_sizes import ClipSizes, find_last_layer
-from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, checkpointing_error, chunks_error
-from telecine.autoencoders.latent_statistics import LatentStatistics
+from telecine.autoencoders.clip_sizes import ClipSizes
+from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder
+from telecine.autoencoders.latent import LatentStatistics, Normalisation, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.autoencoders.lora import merge_low_rank
-from telecine.autoencoders.posterior import Posterior
 from telecine.autoencoders.pretrained import load_weights, save_model
 from telecine.base.checks import argument_error, describe
 from telecine.base.precision import at_least_float32
@@ -41,7 +42,7 @@ class CustomAutoencoder(VideoAutoencoder):
 
     The module's `forward(video)` maps `(B, 3, T, H, W)` in [-1, 1] to a reconstruction of the same shape, which is not
     clamped; or to a tuple of the reconstruction, a dict of auxiliary losses by name, 0-d tensors such as
-    `{"kl_loss": ...}`, and, if terms of the loss shall look at it, the latent `(B, C, t, h, w)`. If `forward` has a
+    `{"kl_loss": ...}`, and, for terms of the loss that read it, the latent `(B, C, t, h, w)`. If `forward` has a
     parameter `sample_posterior` or `generator`, it is passed: `sample_posterior` is false in validation; `generator`
     holds one generator for each clip, so that a run draws the same noise on one device and on many.
 
@@ -65,7 +66,8 @@ class CustomAutoencoder(VideoAutoencoder):
         super().__init__()
         self.module = module
         self.options = {"sample_posterior", "generator"} & set(inspect.signature(module.forward).parameters)
-        self.sizes = ClipSizes(_Reconstruct(module, self.options), module)
+        deterministic = {"sample_posterior": False} if "sample_posterior" in self.options else {}
+        self.sizes = ClipSizes(module, partial(_reconstruct, **deterministic))
 
     def forward(
         self,
@@ -78,117 +80,75 @@ class CustomAutoencoder(VideoAutoencoder):
 
         Raises:
             TypeError: The module's output is not a video, with or without a dict of losses.
-            ValueError: The reconstruction's shape differs from the video's, or a posterior is given.
+            ValueError: The reconstruction's shape differs from the video's, or a posterior is passed.
         """
         if posterior is not None:
             remedy = "Leave it out: the module's `forward` encodes."
             raise argument_error("posterior", "None for a custom module", describe(posterior), remedy)
         arguments = {"sample_posterior": sample_posterior, "generator": generator}
-        result = as_reconstruction(self.module(video, **{name: arguments[name] for name in self.options}))
+        result = _as_reconstruction(self.module(video, **{name: arguments[name] for name in self.options}))
         if result.video.shape != video.shape:
             contract = f"of the video's shape {tuple(video.shape)}"
             raise argument_error("the reconstruction", contract, result.video, "Use clips of a size that it accepts.")
         return result
 
+    def _member(self, name: str, default: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the module's method of a name, or the default."""
+        return getattr(self.module, name, default)
+
     @property
     def last_layer(self) -> nn.Parameter:
         """Weight of the last layer, where the adaptive weight compares gradients."""
         weight = getattr(self.module, "last_layer", None)
-        return self.module.get_parameter(find_last_layer(self.sizes)) if weight is None else weight
+        return self.sizes.last_layer if weight is None else weight
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
         """Raise a `ValueError` unless the module's output has the same size as such a clip."""
-        check = getattr(self.module, "check_clip", self.sizes.check)
-        check(num_frames, height, width)
+        self._member("check_clip", self.sizes.check)(num_frames, height, width)
 
     def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return the smallest accepted (frames, height, width) that is at least this large."""
-        cover = getattr(self.module, "covering_clip", self.sizes.cover)
-        return cover(num_frames, height, width)
+        return self._member("covering_clip", self.sizes.cover)(num_frames, height, width)
 
     def decode(self, latent: Tensor) -> Video:
-        """Return what the module's `decode` returns.
+        """Return the value of the module's `decode`; raise a `ValueError` if it has no such method."""
+        return self._member("decode", super().decode)(latent)
 
-        Raises:
-            ValueError: The module has no such method.
-        """
-        decode = getattr(self.module, "decode", None)
-        return super().decode(latent) if decode is None else decode(latent)
-
-    def latent_normalisation(self) -> dict[str, float | list[float] | None]:
-        """Return what the module's `latent_normalisation` returns, or nothing if it has no such method."""
-        read = getattr(self.module, "latent_normalisation", None)
-        return super().latent_normalisation() if read is None else read()
+    def latent_normalisation(self) -> Normalisation:
+        """Return the value of the module's `latent_normalisation`; nothing if it has no such method."""
+        return self._member("latent_normalisation", super().latent_normalisation)()
 
     def set_latent_statistics(self, statistics: LatentStatistics) -> None:
         """Call the module's `set_latent_statistics`, if it has one."""
-        write = getattr(self.module, "set_latent_statistics", None)
-        if write is not None:
-            write(statistics)
+        self._member("set_latent_statistics", super().set_latent_statistics)(statistics)
 
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
-        """Return what the module's `linear_autoencoder` returns, or None if it has no such method."""
-        linear = getattr(self.module, "linear_autoencoder", None)
-        return None if linear is None else linear(num_frames, height, width)
+        """Return the value of the module's `linear_autoencoder`, or None if it has no such method."""
+        return self._member("linear_autoencoder", super().linear_autoencoder)(num_frames, height, width)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Call the module's `enable_gradient_checkpointing`.
-
-        Raises:
-            ValueError: The module has no such method.
-        """
-        enable = getattr(self.module, "enable_gradient_checkpointing", None)
-        if enable is None:
-            raise checkpointing_error(self.module)
-        enable()
+        """Call the module's `enable_gradient_checkpointing`; raise a `ValueError` if it has no such method."""
+        self._member("enable_gradient_checkpointing", super().enable_gradient_checkpointing)()
 
     def enable_temporal_chunks(self, num_frames: int) -> None:
-        """Call the module's `enable_temporal_chunks`.
-
-        Raises:
-            ValueError: The module has no such method.
-        """
-        enable = getattr(self.module, "enable_temporal_chunks", None)
-        if enable is None:
-            raise chunks_error(self.module)
-        enable(num_frames)
+        """Call the module's `enable_temporal_chunks`; raise a `ValueError` if it has no such method."""
+        self._member("enable_temporal_chunks", super().enable_temporal_chunks)(num_frames)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write the module's weights, low-rank updates merged, with its own `save_pretrained` if it has one."""
         module = merge_low_rank(self.module)
-        save = getattr(module, "save_pretrained", None)
-        if save is None:
-            save_model(module, {}, folder)
-        else:
-            save(folder)
+        getattr(module, "save_pretrained", partial(save_model, module, {}))(folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy the weights in `folder` into the module, with its own `load_weights` if it has one.
-
-        Raises:
-            FileNotFoundError: There are no weights.
-            ValueError: Names or shapes differ from the module's.
-        """
-        load = getattr(self.module, "load_weights", None)
-        if load is None:
-            load_weights(self.module, folder)
-        else:
-            load(folder)
+        """Copy the weights in `folder` into the module, with its own `load_weights` if it has one."""
+        self._member("load_weights", partial(load_weights, self.module))(folder)
 
 
-class _Reconstruct(nn.Module):
-    """Deterministic forward, for probing accepted sizes."""
-
-    def __init__(self, module: nn.Module, options: set[str]) -> None:
-        super().__init__()
-        self.module = module
-        self.options = {"sample_posterior": False} if "sample_posterior" in options else {}
-
-    def forward(self, video: Video) -> Video:
-        return as_reconstruction(self.module(video, **self.options)).video
+def _reconstruct(module: nn.Module, video: Video, **options: bool) -> Video:
+    return _as_reconstruction(module(video, **options)).video
 
 
-def as_reconstruction(output: object) -> Reconstruction:
+def _as_reconstruction(output: object) -> Reconstruction:
     """Return a module's output, a video or a tuple that begins with it, as a `Reconstruction`.
 
     Raises:

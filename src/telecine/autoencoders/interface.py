@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor, nn
 
 from telecine.autoencoders.bottleneck import Bottleneck
-from telecine.autoencoders.latent_statistics import LatentStatistics
+from telecine.autoencoders.latent import LatentStatistics, Normalisation, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder
-from telecine.autoencoders.posterior import Posterior
 from telecine.base.checks import argument_error
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
@@ -25,8 +24,8 @@ class Reconstruction(NamedTuple):
     aux: dict[str, Tensor]
     """Auxiliary losses by name, 0-d and float32, e.g. `{"kl_loss": ...}`. The objective multiplies them by a weight."""
     latent: Tensor | None = None
-    """What was decoded, `(B, C, t, h, w)` in at least float32, with its graph: a sample of the posterior, or its mode.
-    None if the model does not offer it; terms of the loss that look at the latent then raise an error."""
+    """The decoded latent, `(B, C, t, h, w)` in at least float32, with its graph: the posterior's sample or mode. None
+    if the model does not return it; terms of the loss that read the latent then raise an error."""
 
 
 class VideoAutoencoder(nn.Module, ABC):
@@ -60,7 +59,7 @@ class VideoAutoencoder(nn.Module, ABC):
             video: `(B, 3, T, H, W)` in [-1, 1].
             sample_posterior: False uses the mode of the posterior, as validation does.
             generator: One generator, or one for each clip; PyTorch's default generator if None.
-            posterior: What `latent_model.encode(video)` returns, if it is known: the encoder does not run again.
+            posterior: The value of `latent_model.encode(video)`, if known: the encoder does not run again.
         """
 
     @property
@@ -82,7 +81,12 @@ class VideoAutoencoder(nn.Module, ABC):
 
     @abstractmethod
     def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy the weights that `save_pretrained` wrote into this model, to resume a run."""
+        """Copy the weights that `save_pretrained` wrote into this model, to resume a run; its device and dtype stay.
+
+        Raises:
+            FileNotFoundError: There are no weights.
+            ValueError: They are damaged, or names or shapes differ from the model's.
+        """
 
     @property
     def latent_model(self) -> VideoAutoencoder:
@@ -108,7 +112,7 @@ class VideoAutoencoder(nn.Module, ABC):
         raise argument_error("decode", "a method of the model", f"{type(self).__name__} without it", remedy)
 
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
-        """Return a linear autoencoder with the latent that this model has for clips of this size; it is not fitted.
+        """Return a linear autoencoder with this model's latent for clips of this size; it is not fitted.
 
         None, the default, if the latent is not known or its positions are not those of patches.
         """
@@ -119,8 +123,8 @@ class VideoAutoencoder(nn.Module, ABC):
         """The discrete bottleneck that numbers the codes of the latent; None, the default, if it has none."""
         return None
 
-    def latent_normalisation(self) -> dict[str, float | list[float] | None]:
-        """Return the numbers that normalise the latent in what `save_pretrained` writes, by name.
+    def latent_normalisation(self) -> Normalisation:
+        """Return the numbers that normalise the latent in saved configurations, by name.
 
         Empty, the default, if the model has no place for them.
         """
@@ -135,7 +139,9 @@ class VideoAutoencoder(nn.Module, ABC):
         Raises:
             ValueError: The model does not support it, which is the default.
         """
-        raise checkpointing_error(self)
+        remedy = "Set it to false, or give the model a method `enable_gradient_checkpointing`."
+        contract, got = "false for a model without gradient checkpointing", f"true for {_class_name(self)}"
+        raise argument_error("model_gradient_checkpointing", contract, got, remedy)
 
     @property
     def smallest_temporal_chunk(self) -> int | None:
@@ -143,12 +149,12 @@ class VideoAutoencoder(nn.Module, ABC):
         return None
 
     def enable_temporal_chunks(self, num_frames: int) -> None:
-        """Compute clips in chunks of as many frames, with the activations of one chunk in memory at a time.
+        """Compute clips in chunks of `num_frames` frames, with the activations of one chunk in memory at a time.
 
         The results, and in the backward pass the gradients, are those of whole clips.
 
         Raises:
-            ValueError: The model does not support it, which is the default, or not with as many frames.
+            ValueError: The model does not support it, which is the default, or not this number of frames.
         """
         raise chunks_error(self)
 
@@ -161,18 +167,14 @@ def check_input(model: VideoAutoencoder, video: Video) -> None:
     model.check_clip(*video.shape[2:])
 
 
-def checkpointing_error(model: nn.Module) -> Exception:
-    """Return the error for gradient checkpointing of a model that does not support it."""
-    remedy = "Set it to false, or give the model a method `enable_gradient_checkpointing`."
-    contract = "false for a model without gradient checkpointing"
-    return argument_error("model_gradient_checkpointing", contract, f"true for {type(model).__name__}", remedy)
-
-
 def chunks_error(model: nn.Module) -> Exception:
     """Return the error for temporal chunks of a model that does not support them."""
-    remedy = (
-        "Leave it out and use `model_gradient_checkpointing` or shorter clips, or give the model a method "
-        "`enable_temporal_chunks`."
-    )
+    instead = "Leave it out and use `model_gradient_checkpointing` or shorter clips"
+    remedy = f"{instead}, or give the model a method `enable_temporal_chunks`."
     contract = "left out for a model that does not keep frames between chunks"
-    return argument_error("temporal_chunk", contract, f"a number for {type(model).__name__}", remedy)
+    return argument_error("temporal_chunk", contract, f"a number for {_class_name(model)}", remedy)
+
+
+def _class_name(model: nn.Module) -> str:
+    """Return the name of a model's class, or of the class that it wraps."""
+    return type(getattr(model, "module", model)).__name__

@@ -34,10 +34,7 @@ Latent = Float[Tensor, "batch channel time height width"]
 class PatchEncoder(nn.Module):
     """An affine map of the patches of a video to their latent: one for the first frame, one for all others.
 
-    Args:
-        time_compression: Frames per latent frame; the first frame has its own.
-        spatial_compression: Pixels per latent position along height and along width.
-        latent_channels: Channels of the latent.
+    Arguments as for `LinearAutoencoder`.
     """
 
     def __init__(self, time_compression: int, spatial_compression: int, latent_channels: int) -> None:
@@ -57,7 +54,7 @@ class PatchEncoder(nn.Module):
         if not self.accepts(*video.shape[2:]):
             contract = f"of 1 + {self.time} k frames, and of multiples of {self.space} pixels"
             raise argument_error("video", contract, video, "Crop it.")
-        return split_patches(video, self.time, self.space)
+        return _split_patches(video, self.time, self.space)
 
     def forward(self, video: Video) -> Latent:
         """Return the latent `(B, C, 1 + (T - 1) / time, H / space, W / space)`."""
@@ -65,7 +62,7 @@ class PatchEncoder(nn.Module):
         return rearrange(torch.cat([self.first(first), self.rest(rest)], dim=1), "b t h w c -> b c t h w")
 
 
-def split_patches(video: Video, time: int, space: int) -> tuple[Patches, Patches]:
+def _split_patches(video: Video, time: int, space: int) -> tuple[Patches, Patches]:
     """Return the patches of `space` pixels squared of the first frame, and those of `time` frames of the others."""
     pattern = "b c (t p) (h q) (w r) -> b t h w (c p q r)"
     first = rearrange(video[:, :, :1], pattern, p=1, q=space, r=space)
@@ -95,8 +92,8 @@ class LinearAutoencoder(nn.Module):
 
     The first frame is coded alone, then every `time_compression` frames together, each patch of `spatial_compression`
     pixels squared by `latent_channels` values. After `fit` these are its first principal components, scaled to unit
-    variance, in which it has the smallest mean squared error of all linear maps of patches (Pearson, 1901). An
-    autoencoder that is worse has not learned what a matrix knows.
+    variance, in which it has the smallest mean squared error of all linear maps of patches (Pearson, 1901). A
+    worse autoencoder has learned less than a matrix.
 
     Args:
         time_compression: Frames per latent frame.
@@ -136,7 +133,7 @@ class LinearAutoencoder(nn.Module):
         kept: tuple[list[Tensor], list[Tensor]] = ([], [])
         for clip in clips:
             for rows, patches in zip(kept, self.encoder.patches(clip), strict=True):
-                rows.append(random_rows(patches.flatten(0, -2), generator))
+                rows.append(_random_rows(patches.flatten(0, -2), generator))
         if not kept[0]:
             raise argument_error("clips", "at least one clip", "none", "Pass training clips.")
         self._fit_maps(self.encoder.first, self.decoder.first, torch.cat(kept[0]))
@@ -146,14 +143,14 @@ class LinearAutoencoder(nn.Module):
 
     @torch.no_grad()
     def _fit_maps(self, encoder: nn.Linear, decoder: nn.Linear, patches: Float[Tensor, "patch value"]) -> None:
-        set_to_components(encoder, decoder, patches)
+        _set_to_components(encoder, decoder, patches)
         if self.bottleneck is None:
             return
         parts = patches.split(ROWS_AT_ONCE)
         codes = (self.bottleneck.quantize(encoder(part)[:, :, None, None, None]).flatten(1) for part in parts)
-        sums = sum(normal_equations(z, part) for z, part in zip(codes, parts, strict=True))
+        sums = sum(_normal_equations(z, part) for z, part in zip(codes, parts, strict=True))
         assert isinstance(sums, Tensor)
-        set_to_least_squares(decoder, sums)
+        _set_to_least_squares(decoder, sums)
 
     def encode(self, video: Video) -> Latent:
         """Return the latent `(B, C, 1 + (T - 1) / time, H / space, W / space)`."""
@@ -171,7 +168,7 @@ class LinearAutoencoder(nn.Module):
 
 
 @torch.no_grad()
-def set_to_components(encoder: nn.Linear, decoder: nn.Linear, patches: Float[Tensor, "patch value"]) -> None:
+def _set_to_components(encoder: nn.Linear, decoder: nn.Linear, patches: Float[Tensor, "patch value"]) -> None:
     """Set two maps to the principal components of patches, scaled to unit variance."""
     num_values = encoder.out_features
     size = min(OVERSAMPLING * num_values, *patches.shape)
@@ -192,34 +189,31 @@ def set_to_components(encoder: nn.Linear, decoder: nn.Linear, patches: Float[Ten
 
 @torch.no_grad()
 def fit_decoder(decoder: PatchDecoder, pairs: Iterable[tuple[Latent, Video]]) -> None:
-    """Set a decoder's maps to those with the smallest squared error for latents that another encoder has made.
+    """Set a decoder's maps to those with the smallest squared error for the latents of another encoder.
 
-    The normal equations are summed in float64 on the CPU.
-
-    Args:
-        decoder: Changed in place. Without a clip of several frames, only the map of the first frame is set.
-        pairs: Each a latent `(B, C, 1 + k, h, w)` and its video.
+    The normal equations are summed in float64 on the CPU. Each of `pairs` is a latent `(B, C, 1 + k, h, w)` and its
+    video. Without a clip of several frames, only the map of the first frame is set.
     """
     layers = (decoder.first, decoder.rest)
     sums = [torch.zeros(1 + layer.in_features, 1 + layer.in_features + layer.out_features).double() for layer in layers]
     for latent, video in pairs:
         z_of_frames = rearrange(latent, "b c t h w -> b t h w c").split([1, latent.shape[2] - 1], dim=1)
-        patches_of_frames = split_patches(video, decoder.time, decoder.space)
+        patches_of_frames = _split_patches(video, decoder.time, decoder.space)
         for total, z, patches in zip(sums, z_of_frames, patches_of_frames, strict=True):
-            total += normal_equations(z.flatten(0, -2), patches.flatten(0, -2))
+            total += _normal_equations(z.flatten(0, -2), patches.flatten(0, -2))
     for layer, total in zip(layers, sums, strict=True):
         if total[0, 0] > 0:
-            set_to_least_squares(layer, total)
+            _set_to_least_squares(layer, total)
 
 
-def normal_equations(z: Tensor, patches: Tensor) -> Tensor:
+def _normal_equations(z: Tensor, patches: Tensor) -> Tensor:
     """Return the sums for a least-squares fit of patches `(N, P)` by an affine map of latents `(N, C)`, in float64."""
     rows = F.pad(z, (1, 0), value=1.0).cpu().double()
     return rows.T @ torch.cat([rows, patches.cpu().double()], dim=1)
 
 
-def set_to_least_squares(layer: nn.Linear, sums: Tensor) -> None:
-    """Set a map to the solution of `normal_equations`."""
+def _set_to_least_squares(layer: nn.Linear, sums: Tensor) -> None:
+    """Set a map to the solution of `_normal_equations`."""
     gram, products = sums.split([len(sums), layer.out_features], dim=1)
     ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram)).double()
     solution = torch.linalg.solve(gram + ridge, products)
@@ -227,7 +221,7 @@ def set_to_least_squares(layer: nn.Linear, sums: Tensor) -> None:
     layer.weight.copy_(solution[1:].T)
 
 
-def random_rows(rows: Tensor, generator: torch.Generator) -> Tensor:
+def _random_rows(rows: Tensor, generator: torch.Generator) -> Tensor:
     """Return `rows`, or a random subset of them with at most `VALUES_PER_CLIP` values."""
     most = max(VALUES_PER_CLIP // rows.shape[1], 1)
     return rows if len(rows) <= most else rows[torch.randperm(len(rows), generator=generator)[:most]]

@@ -69,13 +69,8 @@ def folder_of(
 ) -> Path:
     """Return the folder of a model; one of telecine on the Hub is downloaded into the Hub's cache first.
 
-    For other models on the Hub, which diffusers downloads, the folder does not exist.
-
-    Args:
-        name_or_folder: See `load_autoencoder`.
-        subfolder: Subfolder of the model.
-        revision: Branch, tag or commit on the Hub.
-        with_weights: Whether to download the weights, too.
+    For other models on the Hub, which diffusers downloads, the folder does not exist. Arguments as for
+    `load_autoencoder`; without `with_weights`, the weights are not downloaded.
 
     Raises:
         ImportError: `huggingface_hub` is not installed, and the model is on the Hub.

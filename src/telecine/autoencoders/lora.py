@@ -23,7 +23,7 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class LowRankUpdate(nn.Module):
+class _LowRankUpdate(nn.Module):
     """Adds `alpha / rank * B @ A` to a weight (equation 3 of the paper), a kernel's elements being columns of A.
 
     `down` is the paper's A, `up` its B.
@@ -53,7 +53,7 @@ def add_low_rank(model: nn.Module, names: Iterable[str], *, rank: int, alpha: fl
     Args:
         model: Changed in place.
         names: Names of convolutions and linear layers.
-        rank: Rank of the updates. More than a layer's number of rows or columns is of no use.
+        rank: Rank of the updates, at most a layer's number of rows or columns.
         alpha: Scale of the updates, multiplied by 1 / rank.
 
     Raises:
@@ -64,13 +64,13 @@ def add_low_rank(model: nn.Module, names: Iterable[str], *, rank: int, alpha: fl
     for name in names:
         layer = model.get_submodule(name)
         assert isinstance(layer.weight, Tensor)
-        parametrize.register_parametrization(layer, "weight", LowRankUpdate(layer.weight, rank, alpha))
+        parametrize.register_parametrization(layer, "weight", _LowRankUpdate(layer.weight, rank, alpha))
 
 
 def low_rank_layers(model: nn.Module) -> list[nn.Module]:
     """Return the layers of a model that have low-rank updates."""
     updates = [module for module in model.modules() if parametrize.is_parametrized(module, "weight")]
-    return [layer for layer in updates if isinstance(layer.parametrizations["weight"][0], LowRankUpdate)]  # type: ignore[index]
+    return [layer for layer in updates if isinstance(layer.parametrizations["weight"][0], _LowRankUpdate)]  # type: ignore[index]
 
 
 def merge_low_rank(model: Model) -> Model:
@@ -86,9 +86,7 @@ def merge_low_rank(model: Model) -> Model:
 def merge_in_place(model: nn.Module, store: Callable[[Tensor], Tensor] | None = None) -> None:
     """Merge low-rank updates into the weights of a model, which get their original names.
 
-    Args:
-        model: Changed in place.
-        store: Called with each merged weight; returns the tensor that the layer keeps. By default the weight itself.
+    `store` is called with each merged weight, and returns the layer's new tensor; by default the weight itself.
     """
     for layer in low_rank_layers(model):
         # `remove_parametrizations` would change the class, which a copy shares with the original.

@@ -74,7 +74,7 @@ def load_config(folder: str | PathLike[str], class_name: str, known: Iterable[st
         FileNotFoundError: There is no configuration.
         ValueError: It is not a JSON object, belongs to another class, or has an unknown key.
     """
-    config = read_json(require_file(Path(folder) / CONFIG_FILE))
+    config = read_json(_require_file(Path(folder) / CONFIG_FILE))
     written_by = config.pop(CLASS_KEY, None)
     if written_by != class_name:
         remedy = "Load it with the class that wrote it."
@@ -90,7 +90,7 @@ def load_weights(model: nn.Module, folder: str | PathLike[str]) -> None:
         FileNotFoundError: There are no weights.
         ValueError: The file is damaged, or names or shapes differ from the model's.
     """
-    path = require_file(Path(folder) / WEIGHTS_FILE)
+    path = _require_file(Path(folder) / WEIGHTS_FILE)
     try:
         weights = load_file(path)
     except SafetensorError as error:
@@ -99,17 +99,15 @@ def load_weights(model: nn.Module, folder: str | PathLike[str]) -> None:
 
 
 def check_num_weights(build: Callable[[], nn.Module], folder: str | PathLike[str]) -> None:
-    """Check that a model has no more weights than the file in a folder has bytes.
+    """Check that the model of `build` has no more weights than the file in a folder has bytes.
 
-    Args:
-        build: Builds the model. It is built without memory: a configuration from others may be of any size.
-        folder: The folder.
+    It is built without memory: a configuration from others may be of any size.
 
     Raises:
         FileNotFoundError: There are no weights.
         ValueError: It has more.
     """
-    size = require_file(Path(folder) / WEIGHTS_FILE).stat().st_size
+    size = _require_file(Path(folder) / WEIGHTS_FILE).stat().st_size
     with torch.device("meta"):
         num_weights = sum(weight.numel() for weight in build().parameters())
     if num_weights > size:
@@ -118,12 +116,7 @@ def check_num_weights(build: Callable[[], nn.Module], folder: str | PathLike[str
 
 
 def copy_state(weights: Mapping[str, Tensor], *, into: nn.Module, source: str) -> None:
-    """Copy weights by name into a model.
-
-    Args:
-        weights: The state dict.
-        into: The model.
-        source: Where the weights were loaded from, for errors.
+    """Copy a state dict into a model; `source`, where it was loaded from, is for errors.
 
     Raises:
         ValueError: Names or shapes differ from the model's; the first few are listed.
@@ -155,11 +148,8 @@ def mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> l
     """Return a description of each tensor that is missing, unexpected or of another shape."""
     missing = [f"no {name}" for name in expected if name not in found]
     unexpected = [f"an unexpected {name}" for name in found if name not in expected]
-    other_shape = [
-        f"{name} of shape {tuple(found[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
+    shapes = {name: (tuple(found[name].shape), tuple(expected[name].shape)) for name in expected if name in found}
+    other_shape = [f"{name} of shape {is_} instead of {other}" for name, (is_, other) in shapes.items() if is_ != other]
     return missing + unexpected + other_shape
 
 
@@ -171,7 +161,7 @@ def check_known_keys(config: Mapping[str, object], known: list[str]) -> None:
             raise argument_error(key, f"one of {', '.join(known)}", "an unknown key", remedy)
 
 
-def require_file(path: Path) -> Path:
+def _require_file(path: Path) -> Path:
     """Return `path`, or raise a `FileNotFoundError` if there is no such file."""
     if not path.is_file():
         contract = f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,14 @@ from torch import Tensor, nn
 
 from telecine.autoencoders.bottleneck import Bottleneck
 from telecine.autoencoders.causal import Decoder, enable_block_checkpointing
-from telecine.autoencoders.causal_blocks import CausalConv3d
+from telecine.autoencoders.causal_blocks import CausalConv
 from telecine.autoencoders.clip_sizes import check_multiple
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder
-from telecine.autoencoders.latent_statistics import NORMALISATION_KEYS, ChannelMoments
+from telecine.autoencoders.latent import NORMALISATION_KEYS, ChannelMoments, Normalisation, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder, fit_decoder
 from telecine.autoencoders.lora import merge_low_rank
-from telecine.autoencoders.posterior import Posterior
 from telecine.autoencoders.pretrained import (
     CLASS_KEY,
-    check_known_keys,
     check_num_weights,
     digest_of_encoder,
     load_config,
@@ -36,16 +34,15 @@ from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
 from telecine.runs.layout import CONFIG_FILE as RUN_SETTINGS_FILE
 from telecine.settings import CausalVAEConfig
+from telecine.settings.autoencoder import with_presets
+from telecine.settings.parse import validate
 from telecine.settings.yaml_file import read_yaml
 
-# Decoders by name: those of the recipes of the same names for `CausalVAE`.
-SIZES: dict[str, dict[str, int]] = {
-    "tiny": {"base_channels": 64, "blocks_per_level": 1},
-    "small": {"base_channels": 128, "blocks_per_level": 2},
-}
+# The sizes of `CausalVAEConfig` that are meant for decoders.
+SIZES = ("tiny", "small")
 LARGEST_PATCH = 4
 LARGEST_MULTIPLIER = 4
-# What a teacher decides.
+# The settings that a teacher decides.
 COMPRESSION = ("time_compression", "spatial_compression", "latent_channels")
 DECODER_KEY, TEACHER_KEY, DIGEST_KEY = "decoder", "teacher", "teacher_encoder_sha256"
 
@@ -53,9 +50,9 @@ LoadTeacher = Callable[[str], VideoAutoencoder]
 
 
 class StudentAutoencoder(VideoAutoencoder):
-    """The encoder of a teacher, which is frozen, and a decoder of the kind that `CausalVAE` has, which is trained.
+    """The frozen encoder of a teacher, and a trained decoder of the kind of `CausalVAE`.
 
-    The latents are those of the teacher: `decode` takes what a generator makes for the teacher's decoder. Saved models
+    The latents are those of the teacher: `decode` takes a generator's latents for the teacher's decoder. Saved models
     hold the decoder, the name of the teacher (of a local one without its path) and a digest of its encoder. A model
     that was loaded decodes without the teacher, which it loads when the first video is encoded.
 
@@ -68,13 +65,7 @@ class StudentAutoencoder(VideoAutoencoder):
     """
 
     def __init__(
-        self,
-        config: CausalVAEConfig,
-        teacher: str,
-        load: LoadTeacher,
-        *,
-        digest: str,
-        normalisation: dict[str, float | list[float] | None],
+        self, config: CausalVAEConfig, teacher: str, load: LoadTeacher, *, digest: str, normalisation: Normalisation
     ) -> None:
         super().__init__()
         self.config, self.teacher, self.digest, self.normalisation = config, teacher, digest, normalisation
@@ -105,11 +96,9 @@ class StudentAutoencoder(VideoAutoencoder):
         if self._frozen is None:
             loaded = self._load_teacher()
             if isinstance(loaded, StudentAutoencoder) or digest_of_encoder(loaded) != self.digest:
-                contract, got = (
-                    "the teacher that the student was trained with",
-                    f"{self.teacher}, whose encoder differs",
-                )
-                raise argument_error("teacher", contract, got, f"Set `{TEACHER_KEY}` in its config.json to that one.")
+                got = f"{self.teacher}, whose encoder differs"
+                remedy = f"Set `{TEACHER_KEY}` in its config.json to that one."
+                raise argument_error("teacher", "the teacher that the student was trained with", got, remedy)
             self._frozen = Frozen(loaded).to(self.last_layer.device)
         return self._frozen.hidden
 
@@ -180,7 +169,7 @@ class StudentAutoencoder(VideoAutoencoder):
         return self.latent_model.codebook
 
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder:
-        """Return a linear autoencoder with as many latent values; it is not fitted."""
+        """Return a linear autoencoder with the same number of latent values; it is not fitted."""
         return LinearAutoencoder(*(getattr(self.config, name) for name in COMPRESSION))
 
     @torch.no_grad()
@@ -200,14 +189,14 @@ class StudentAutoencoder(VideoAutoencoder):
         fit_decoder(self.decoder.linear, pairs())
         statistics = moments.statistics()
         first = self.decoder.network[0]
-        assert isinstance(first, CausalConv3d)
+        assert isinstance(first, CausalConv)
         assert first.conv.bias is not None
         weight = first.conv.weight
         mean, std = (weight.new_tensor(values).view(1, -1, 1, 1, 1) for values in (statistics.mean, statistics.std))
         weight /= std
         first.conv.bias -= (weight * mean).sum((1, 2, 3, 4))
 
-    def latent_normalisation(self) -> dict[str, float | list[float] | None]:
+    def latent_normalisation(self) -> Normalisation:
         """Return the teacher's."""
         return self.normalisation
 
@@ -221,7 +210,7 @@ class StudentAutoencoder(VideoAutoencoder):
         return self.config.time_compression
 
     def enable_temporal_chunks(self, num_frames: int) -> None:
-        """Decode in chunks of as many frames, a multiple of the time compression; the teacher encodes whole clips.
+        """Decode in chunks of `num_frames` frames, a multiple of the time compression; the teacher encodes whole clips.
 
         Raises:
             ValueError: It is not a multiple.
@@ -230,25 +219,16 @@ class StudentAutoencoder(VideoAutoencoder):
         self.decoder.chunk_size = num_frames // self.config.time_compression
 
     def to_json_string(self) -> str:
-        """Return what a run must not change when it resumes: the decoder, and the digest of the teacher's encoder."""
+        """Return the decoder's settings and the digest of the teacher's encoder, which a run keeps when it resumes."""
         return json.dumps({CLASS_KEY: type(self).__name__, DECODER_KEY: asdict(self.config), DIGEST_KEY: self.digest})
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write `config.json` and the decoder's weights atomically, low-rank updates merged into the weights."""
-        settings: dict[str, Any] = {
-            DECODER_KEY: asdict(self.config),
-            TEACHER_KEY: public_name(self.teacher),
-            DIGEST_KEY: self.digest,
-        }
-        save_model(merge_low_rank(self), settings | self.normalisation, folder)
+        config = {DECODER_KEY: asdict(self.config), TEACHER_KEY: _public_name(self.teacher), DIGEST_KEY: self.digest}
+        save_model(merge_low_rank(self), {**config, **self.normalisation}, folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy the decoder's weights that `save_pretrained` wrote into this model.
-
-        Raises:
-            FileNotFoundError: There are no weights.
-            ValueError: They are damaged, or names or shapes differ.
-        """
+        """Copy the decoder's weights that `save_pretrained` wrote into this model."""
         load_weights(self, folder)
 
     @classmethod
@@ -259,7 +239,7 @@ class StudentAutoencoder(VideoAutoencoder):
             FileNotFoundError: A file is missing.
             ValueError: The configuration is invalid, or the weights do not match it.
         """
-        config, teacher, others = read_student(Path(folder))
+        config, teacher, others = _read_student(Path(folder))
         check_num_weights(lambda: Decoder(config), folder)
         model = cls(config, teacher, load, **others)
         load_weights(model, folder)
@@ -273,7 +253,7 @@ class StudentAutoencoder(VideoAutoencoder):
             FileNotFoundError: There is no configuration, or no teacher.
             ValueError: The configuration is invalid.
         """
-        config, teacher, others = read_student(Path(folder))
+        config, teacher, others = _read_student(Path(folder))
         model = cls(config, teacher, build, **others)
         model._frozen = Frozen(model._load_teacher())
         return model
@@ -284,39 +264,32 @@ class StudentAutoencoder(VideoAutoencoder):
         return {**self.__dict__, "_modules": modules, "_frozen": None}
 
 
-def read_student(folder: Path) -> tuple[CausalVAEConfig, str, dict[str, Any]]:
-    """Return the decoder, the teacher and the other arguments of the student in a folder.
-
-    Raises:
-        FileNotFoundError: There is no configuration.
-        ValueError: It is invalid.
-    """
+def _read_student(folder: Path) -> tuple[CausalVAEConfig, str, dict[str, Any]]:
+    """Return the decoder, the teacher and the other arguments of the student in a folder."""
     known = (DECODER_KEY, TEACHER_KEY, DIGEST_KEY)
     values = load_config(folder, StudentAutoencoder.__name__, [*known, *NORMALISATION_KEYS])
     for key in known:
         if key not in values:
             raise argument_error(str(folder), f"a student's, with `{key}`", "one without it", "Copy it again.")
     settings, teacher, digest = (values.pop(key) for key in known)
-    check_known_keys(settings, sorted(field.name for field in fields(CausalVAEConfig)))
-    return CausalVAEConfig(**settings), find_teacher(teacher, folder), {"digest": digest, "normalisation": values}
+    config = validate(CausalVAEConfig, settings, f"{DECODER_KEY}.")
+    return config, _find_teacher(teacher, folder), {"digest": digest, "normalisation": values}
 
 
-def public_name(teacher: str) -> str:
+def _public_name(teacher: str) -> str:
     """Return the name of a teacher for a model that others may get: the last part of an absolute path."""
     return Path(teacher).name if Path(teacher).is_absolute() else teacher
 
 
-def find_teacher(name: str, folder: Path) -> str:
-    """Return where the teacher is that a student's `config.json` names.
+def _find_teacher(name: str, folder: Path) -> str:
+    """Return the path or the Hub name of the teacher that a student's `config.json` names.
 
-    Args:
-        name: See `public_name`.
-        folder: The student's. If it is part of a checkpoint, the settings of the run have the path; otherwise a folder
-            of that name beside it is the teacher.
+    If the student's folder is part of a checkpoint, the settings of the run have the path. Otherwise a folder of that
+    name beside it is the teacher.
     """
     settings = folder.parent / RUN_SETTINGS_FILE
     path = (read_yaml(settings) or {}).get(TEACHER_KEY) if settings.is_file() else None
-    if isinstance(path, str) and public_name(path) == name:
+    if isinstance(path, str) and _public_name(path) == name:
         return path
     beside = folder.parent / name
     return str(beside) if beside.is_dir() else name
@@ -335,40 +308,40 @@ def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, i
         ValueError: A setting is wrong, or `CausalVAE` cannot have the teacher's compression.
     """
     teacher.check_clip(*clip)
-    linear = teacher.linear_autoencoder(*clip)
-    compression = None if linear is None else (linear.encoder.time, linear.encoder.space)
-    if linear is None or compression is None or any(factor & (factor - 1) for factor in compression):
-        got = f"{compression[0]} x {compression[1]} x {compression[1]}" if compression else "another one"
-        contract = (
-            "an autoencoder that makes a latent frame of the first frame, and of every 1, 2, 4, ... others, with "
-        )
-        contract += "positions of 1, 2, 4, ... pixels squared"
-        raise argument_error("teacher", contract, got, "`telecine train --trainable.weights decoder` trains its own.")
-    found = dict(zip(COMPRESSION, (*compression, linear.encoder.first.out_features), strict=True))
-    settings = SIZES[size] if size in SIZES else read_settings(size)
-    for name, value in found.items():
+    of_teacher = _compression_of(teacher, clip)
+    settings = _read_decoder(size)
+    for name, value in of_teacher.items():
         if settings.get(name, value) != value:
             got = describe(settings[name])
             raise argument_error(f"{name} of {size}", f"{value}, the teacher's", got, "Leave it out.")
     if settings.get("bottleneck", "gaussian") != "gaussian":
         remedy = "Train it with `telecine train`."
         raise argument_error(f"bottleneck of {size}", "left out for a student", repr(settings["bottleneck"]), remedy)
-    patch = settings.get("patch_size", min(found["spatial_compression"], LARGEST_PATCH))
-    num_levels = (found["spatial_compression"] // patch).bit_length() if isinstance(patch, int) and patch > 0 else 1
-    multipliers = tuple(min(2**level, LARGEST_MULTIPLIER) for level in range(num_levels))
-    return CausalVAEConfig(**{"patch_size": patch, "channel_multipliers": multipliers, **settings, **found})
+    patch = settings.get("patch_size", min(of_teacher["spatial_compression"], LARGEST_PATCH))
+    is_valid = isinstance(patch, int) and patch > 0
+    num_levels = (of_teacher["spatial_compression"] // patch).bit_length() if is_valid else 1
+    multipliers = [min(2**level, LARGEST_MULTIPLIER) for level in range(num_levels)]
+    values = {"patch_size": patch, "channel_multipliers": multipliers, **settings, **of_teacher}
+    return validate(CausalVAEConfig, values)
 
 
-def read_settings(path: str) -> dict[str, Any]:
-    """Return the settings of a decoder in a file.
+def _compression_of(teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> dict[str, int]:
+    """Return the settings that a teacher decides, `COMPRESSION`."""
+    linear = teacher.linear_autoencoder(*clip)
+    compression = () if linear is None else (linear.encoder.time, linear.encoder.space)
+    if linear is None or any(factor & (factor - 1) for factor in compression):
+        got = "another one" if linear is None else "{0} x {1} x {1}".format(*compression)
+        contract = "an autoencoder that makes a latent frame of the first frame, and of every 1, 2, 4, ... others"
+        contract += ", with positions of 1, 2, 4, ... pixels squared"
+        raise argument_error("teacher", contract, got, "`telecine train --trainable.weights decoder` trains its own.")
+    return dict(zip(COMPRESSION, (*compression, linear.encoder.first.out_features), strict=True))
 
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It has something else, or an unknown setting.
-    """
-    if not Path(path).is_file():
+
+def _read_decoder(size: str) -> dict[str, Any]:
+    """Return the settings of a decoder: those of a size, or in a file."""
+    if size in SIZES:
+        return with_presets({"size": size})
+    if not Path(size).is_file():
         contract = f"one of {', '.join(SIZES)}, or a YAML or JSON file"
-        raise argument_error("student", contract, repr(path), "Check the spelling.", FileNotFoundError)
-    values = read_yaml(Path(path)) or {}
-    check_known_keys(values, sorted(field.name for field in fields(CausalVAEConfig)))
-    return values
+        raise argument_error("student", contract, repr(size), "Check the spelling.", FileNotFoundError)
+    return with_presets(read_yaml(Path(size)) or {})

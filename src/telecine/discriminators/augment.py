@@ -1,18 +1,15 @@
-"""Differentiable augmentation of what discriminators see (Zhao et al., arXiv:2006.10738)."""
+"""Differentiable augmentation of the discriminators' inputs (Zhao et al., arXiv:2006.10738)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from telecine.base.checks import argument_error, check_choice, describe
 from telecine.base.randomness import Generators, rand
 from telecine.base.shapes import Video
-
-Augmentation: TypeAlias = Literal["color", "translation", "cutout"]
+from telecine.settings import Augmentation
 
 # The fractions of height and width by which "translation" moves at most, and which "cutout" hides.
 MAX_TRANSLATION = 0.125
@@ -37,21 +34,8 @@ def augment(videos: Sequence[Video], augmentations: Sequence[Augmentation], gene
     return changed
 
 
-def check_augmentations(name: str, value: object) -> tuple[Augmentation, ...]:
-    """Return a tuple or list of names of augmentations as a tuple; raise a `ValueError` for anything else."""
-    if not isinstance(value, (tuple, list)):
-        remedy = f"Choose from {list(AUGMENTATIONS)}, or use [] for none."
-        raise argument_error(name, "a list of names", describe(value), remedy)
-    for each in value:
-        check_choice(name, each, AUGMENTATIONS)
-    return tuple(value)
-
-
 def color(video: Video, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Video:
-    """Add up to 1/2, multiply the distance to grey by 0 to 2, and that to the clip's mean by 1/2 to 3/2.
-
-    The last three are one number in [0, 1) for each clip.
-    """
+    """Add up to 1/2, multiply the distance to grey by 0 to 2, and that to the clip's mean by 1/2 to 3/2."""
     brightness, saturation, contrast = (
         draw.to(video.dtype).view(-1, 1, 1, 1, 1) for draw in (brightness, saturation, contrast)
     )
@@ -63,10 +47,7 @@ def color(video: Video, brightness: Tensor, saturation: Tensor, contrast: Tensor
 
 
 def translation(video: Video, vertical: Tensor, horizontal: Tensor) -> Video:
-    """Move by a whole number of pixels, at most 1/8 of height and width; 0 comes in.
-
-    The last two are one number in [0, 1) for each clip.
-    """
+    """Move by a whole number of pixels, at most 1/8 of height and width; 0 comes in."""
     for dim, draw in ((3, vertical), (4, horizontal)):
         size = video.shape[dim]
         most = round(MAX_TRANSLATION * size)
@@ -79,10 +60,7 @@ def translation(video: Video, vertical: Tensor, horizontal: Tensor) -> Video:
 
 
 def cutout(video: Video, vertical: Tensor, horizontal: Tensor) -> Video:
-    """Set a rectangle of half the height and width to 0; it may lie partly outside of the frame.
-
-    The last two are one number in [0, 1) for each clip.
-    """
+    """Set a rectangle of half the height and width to 0; it may lie partly outside of the frame."""
     hidden = torch.ones((), dtype=torch.bool, device=video.device)
     for dim, draw in ((3, vertical), (4, horizontal)):
         size = video.shape[dim]
@@ -99,7 +77,7 @@ def _whole(draw: Tensor, count: int) -> Tensor:
     return (count * draw).long().clamp(max=count - 1)
 
 
-# How many random numbers each needs for a clip, and its function.
+# How many random numbers in [0, 1) each needs for a clip, and its function.
 AUGMENTATIONS: dict[str, tuple[int, Callable[..., Video]]] = {
     "color": (3, color),
     "translation": (2, translation),

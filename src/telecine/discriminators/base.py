@@ -1,21 +1,21 @@
-"""What all discriminators share: their output, freezing, gradient checkpointing, and the gradient of each frame."""
+"""The common parts of discriminators: output, gradient checkpointing, conditions, and the gradient of each frame."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from telecine.base.checks import argument_error
+from telecine.base.checks import argument_error, describe
 from telecine.base.precision import at_least_float32
-from telecine.base.shapes import Video, check_video
-from telecine.ops.double_backward import differentiated_twice, is_differentiated_twice
+from telecine.base.shapes import Video, check_same_shape, check_video
+from telecine.ops.convolution import differentiated_twice, is_differentiated_twice
 
 Sees: TypeAlias = Literal["frames", "video"]
 """A discriminator's attribute `sees`: its input is a batch of frames `(B, C, H, W)`, or of videos `(B, C, T, H, W)`."""
@@ -108,7 +108,7 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 
 
 class _Recomputation(AbstractContextManager[None]):
-    """Restores what a block's first forward depended on; entered once for each backward through the graph.
+    """Restores the state of a block's first forward; entered once for each backward through the graph.
 
     A block that was frozen in the first forward is frozen again. By the time of the backward its parameters may require
     gradients, and the graph would be another one.
@@ -125,6 +125,66 @@ class _Recomputation(AbstractContextManager[None]):
 
     def __exit__(self, *error: object) -> None:
         self.stack.close()
+
+
+def check_batch(x: Tensor, sees: Sees, channels: int) -> None:
+    """Raise a `ValueError` unless `x` is a batch of frames or of videos with this number of channels."""
+    ndim, shape = (4, "(B, C, H, W)") if sees == "frames" else (5, "(B, C, T, H, W)")
+    if x.ndim != ndim or x.shape[1] != channels:
+        same_ndim = "Build the discriminator with the `channels` of its input."
+        remedy = same_ndim if x.ndim == ndim else "Images have 4 axes, videos 5."
+        raise argument_error("x", f"of shape {shape} with C = {channels}", f"shape {tuple(x.shape)}", remedy)
+
+
+class ConditionalDiscriminator(nn.Module):
+    """Tells the pair of an input with itself from that of an input and its reconstruction, as pix2pix does.
+
+    The condition is concatenated to the video along the channels (Isola et al., arXiv:1611.07004, section 3). An
+    unconditional discriminator rewards any detail that looks real; this one only detail that may belong to this input.
+    As an autoencoder's real sample is its input, the real pair is two equal videos: a learned distance, which is
+    recognised more easily than real videos are.
+
+    Args:
+        network: A discriminator of frames or of videos with twice the channels, such as
+            `PatchDiscriminator3D(channels=6)`.
+    """
+
+    conditional = True
+
+    def __init__(self, network: GradientCheckpointing) -> None:
+        super().__init__()
+        self.network = network
+
+    @property
+    def sees(self) -> Sees:
+        """That of the network."""
+        return cast(Sees, self.network.sees)
+
+    @property
+    def samples_are_independent(self) -> bool:
+        """Whether the network declares it."""
+        return bool(getattr(self.network, "samples_are_independent", False))
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute the activations inside the network's blocks in the backward."""
+        self.network.enable_gradient_checkpointing()
+
+    def forward(self, x: Tensor, condition: Tensor) -> DiscriminatorOutput:
+        """Map a batch in [-1, 1] and its inputs, of the same shape, to the network's output.
+
+        Raises:
+            ValueError: If the shapes differ.
+        """
+        return as_output(self.network(torch.cat([x, check_condition(condition, x)], 1)))
+
+
+def check_condition(condition: Tensor | None, x: Tensor) -> Tensor:
+    """Return the condition of `x` in its precision; raise a `ValueError` unless it is there and of the same shape."""
+    if condition is None:
+        remedy = "Pass the input of the autoencoder, as `VideoAutoencoderLoss` does."
+        raise argument_error("condition", "given to a conditional discriminator", describe(condition), remedy)
+    check_same_shape("condition", condition, "x", x, remedy="Pass the input of the autoencoder.")
+    return condition.to(x.dtype)
 
 
 def frame_gradients(module: nn.Module, video: Video) -> Float[Tensor, " time"]:
@@ -150,17 +210,12 @@ def frame_gradients(module: nn.Module, video: Video) -> Float[Tensor, " time"]:
         parameter = next(module.parameters(), video)
         frames = video.detach().to(parameter.dtype, copy=True).requires_grad_()
         inputs = (frames, frames.detach()) if getattr(module, "conditional", False) else (frames,)
-        logits = as_output(_call_in_evaluation_mode(module, *inputs)).logits
+        mode = module.training
+        try:
+            logits = as_output(module.eval()(*inputs)).logits  # no buffer changes
+        finally:
+            module.train(mode)
         (gradient,) = torch.autograd.grad(logits.sum(), frames)
     by_frame = at_least_float32(gradient).transpose(1, 2).flatten(2)
     norms = torch.linalg.vector_norm(by_frame, dim=2).mean(0)
     return norms / norms.mean().clamp_min(torch.finfo(norms.dtype).tiny)
-
-
-def _call_in_evaluation_mode(module: nn.Module, *inputs: Tensor) -> object:
-    """Return the module's output in evaluation mode, in which no buffer changes, and restore its mode."""
-    mode = module.training
-    try:
-        return module.eval()(*inputs)
-    finally:
-        module.train(mode)

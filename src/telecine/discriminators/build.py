@@ -10,8 +10,7 @@ from torch import nn
 
 from telecine.base.checks import argument_error, describe, suggestion
 from telecine.base.imports import import_allowed
-from telecine.discriminators.image import Discriminator
-from telecine.discriminators.video import Discriminator3D, Discriminator3DWithfirstframe
+from telecine.discriminators.residual import Discriminator, Discriminator3D, Discriminator3DWithfirstframe
 
 DiscriminatorSpec: TypeAlias = nn.Module | Mapping[str, object]
 CLASSES: dict[str, type[nn.Module]] = {
@@ -42,19 +41,17 @@ def build_discriminator(spec: object, *, default: type[nn.Module], name: str) ->
         raise argument_error(name, contract, describe(spec), remedy, TypeError)
     if "target" not in spec:
         return _construct(default, spec, name)
-    extra = set(spec) - {"target", "params"}
-    if extra:
-        remedy = "Move them under `params`."
-        raise argument_error(name, "a dict of only `target` and `params`", f"also {sorted(extra)}", remedy)
+    if extra := set(spec) - {"target", "params"}:
+        got, remedy = f"also {sorted(extra)}", "Move them under `params`."
+        raise argument_error(name, "a dict of only `target` and `params`", got, remedy)
     params = spec.get("params") or {}
     if not isinstance(params, Mapping):
-        raise argument_error(
-            f"{name}.params", "a dict of arguments", describe(params), "Write `key: value` under `params`."
-        )
-    return _construct(resolve_class(spec["target"], name), params, f"{name}.params")
+        remedy = "Write `key: value` under `params`."
+        raise argument_error(f"{name}.params", "a dict of arguments", describe(params), remedy)
+    return _construct(_resolve_class(spec["target"], name), params, f"{name}.params")
 
 
-def resolve_class(target: str, name: str) -> type[nn.Module]:
+def _resolve_class(target: str, name: str) -> type[nn.Module]:
     """Return the class at a dotted path; CogVideo's paths return telecine's classes.
 
     Raises:

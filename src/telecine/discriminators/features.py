@@ -12,9 +12,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from telecine.base.checks import check_count
 from telecine.base.shapes import Video
-from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees
-from telecine.discriminators.blocks import check_input
-from telecine.discriminators.conditional import check_condition
+from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees, check_batch, check_condition
 from telecine.discriminators.patch import FullPrecisionWeightConv3d
 from telecine.perceptual.feature_maps import FeatureMaps, build_maps
 from telecine.perceptual.weights import WeightsSource
@@ -74,7 +72,7 @@ class FeatureDiscriminator(GradientCheckpointing):
         self.backbone = FeatureMaps(build_maps(net, weights, layers) if isinstance(net, str) else net, size)
         with torch.no_grad():
             maps = self.backbone(torch.zeros(1, 3, *[size or PROBED_SIZE] * 2))
-        self.heads = nn.ModuleList(Head(each.shape[1] * (1 + conditional), dim) for each in maps)
+        self.heads = nn.ModuleList(_Head(each.shape[1] * (1 + conditional), dim) for each in maps)
 
     def forward(self, x: Video, condition: Video | None = None) -> DiscriminatorOutput:
         """Map videos `(B, 3, T, H, W)` in [-1, 1] to logits of patches and the activations of the heads.
@@ -86,13 +84,13 @@ class FeatureDiscriminator(GradientCheckpointing):
         Raises:
             ValueError: If the input is not such a video, too small, or without the `condition` that it needs.
         """
-        check_input(x, ndim=5, channels=3)
+        check_batch(x, self.sees, channels=3)
         maps = self._normalised_maps(x)
         if self.conditional:
             condition = check_condition(condition, x)
             with torch.no_grad():
-                given = self._normalised_maps(condition)
-            maps = [torch.cat(pair, 1) for pair in zip(maps, given, strict=True)]
+                conditioned_on = self._normalised_maps(condition)
+            maps = [torch.cat(pair, 1) for pair in zip(maps, conditioned_on, strict=True)]
         outputs = [head(each) for head, each in zip(self.heads, maps, strict=True)]
         size = tuple(min(logits.shape[dim] for logits, _ in outputs) for dim in (-2, -1))
         logits = [F.adaptive_avg_pool3d(logits, (x.shape[2], *size)) for logits, _ in outputs]
@@ -101,7 +99,7 @@ class FeatureDiscriminator(GradientCheckpointing):
     def _normalised_maps(self, video: Video) -> list[Tensor]:
         """Return `(B, F, T, h, w)` for each layer."""
         frames = video.transpose(1, 2).flatten(0, 1)
-        # With gradient checkpointing, the activations of as many frames as there are clips are in memory.
+        # With gradient checkpointing, the activations of `len(video)` frames are in memory.
         chunk_size = len(video) if self.gradient_checkpointing else len(frames)
         chunks = [self.run_block(self.backbone, chunk) for chunk in frames.split(chunk_size)]
         maps = [torch.cat(chunk) for chunk in zip(*chunks, strict=True)]
@@ -109,7 +107,7 @@ class FeatureDiscriminator(GradientCheckpointing):
         return [F.group_norm(each, 1) for each in clips]
 
 
-class Head(nn.Module):
+class _Head(nn.Module):
     """Three convolutions of a feature map to logits, each with spectral normalisation; the last two over 3 frames.
 
     Args:

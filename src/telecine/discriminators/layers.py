@@ -1,14 +1,20 @@
-"""The layers of the discriminators' blocks: convolutions, blur, space-to-depth down-sampling, activation."""
+"""The layers of the discriminators' blocks: convolutions, blur, space-to-depth down-sampling, attention.
+
+The attention replaces `exp(s)` by its second-order Taylor expansion `1 + s + s^2 / 2`. It is always positive and equals
+an inner product of features of the query and of the key, so its cost can grow linearly with the number of positions
+(Taylor-expanded softmax attention: Keles et al., arXiv:2209.04881; Arora et al., arXiv:2402.18668).
+"""
 
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from telecine.base.checks import argument_error
-from telecine.base.precision import autocast_dtype
-from telecine.ops.double_backward import convolve
+from telecine.base.precision import at_least_float32, autocast_dtype, autocast_off
+from telecine.ops.convolution import convolve
 
 
 def leaky_relu() -> nn.Module:
@@ -105,12 +111,133 @@ class SpaceToDepthConv(nn.Sequential):
         conv = self[1]
         assert isinstance(conv, nn.Conv2d | nn.Conv3d)
         kernel = conv.weight.view(x.shape[1], x.shape[1], *(2,) * self.dims)
-        return convolve(_to_even(x, self.dims), kernel, conv.bias, stride=[2] * self.dims, padding=[0] * self.dims)
+        odd = [size % 2 for size in x.shape[-self.dims :]]
+        if any(odd):
+            x = F.pad(x, [amount for size in reversed(odd) for amount in (0, size)], mode="replicate")
+        return convolve(x, kernel, conv.bias, stride=[2] * self.dims, padding=[0] * self.dims)
 
 
-def _to_even(x: Tensor, dims: int) -> Tensor:
-    odd = [size % 2 for size in x.shape[-dims:]]
-    if not any(odd):
-        return x
-    padding = [amount for size in reversed(odd) for amount in (0, size)]
-    return F.pad(x, padding, mode="replicate")
+class _RMSNorm(nn.Module):
+    """Scale each position's channels to a root mean square of 1, times a learned `gamma` (arXiv:1910.07467).
+
+    Args:
+        dim: Number of channels.
+        channel_first: Channels are axis 1 of an image `(B, C, H, W)`, not the last axis.
+    """
+
+    def __init__(self, dim: int, channel_first: bool = False) -> None:
+        super().__init__()
+        self.axis = 1 if channel_first else -1
+        self.scale = dim**0.5
+        self.gamma = nn.Parameter(torch.ones(dim, 1, 1) if channel_first else torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised tensor in the same shape and dtype, with statistics in at least float32."""
+        wide = at_least_float32(x)
+        # The epsilon is inside the root, so the gradient is finite if all channels of a position are zero.
+        inverse = (wide.square().sum(self.axis, keepdim=True) + 1e-12).rsqrt()
+        return (wide * inverse * (self.scale * self.gamma)).to(x.dtype)
+
+
+class Residual(nn.Module):
+    """Add a layer's input to its output."""
+
+    def __init__(self, fn: nn.Module) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `fn(x) + x`."""
+        return self.fn(x) + x
+
+
+class _TaylorAttention(nn.Module):
+    """Multi-head attention with the kernel `1 + s + s^2 / 2` on the scaled scores `s = q k / sqrt(dim_head)`."""
+
+    def __init__(self, dim: int, dim_head: int, heads: int) -> None:
+        super().__init__()
+        inner = dim_head * heads
+        self.heads = heads
+        self.scale = dim_head**-0.5
+        # `Sequential`s of one layer give the parameters the names of published checkpoints.
+        self.to_q = nn.Sequential(nn.Linear(dim, inner, bias=False))
+        self.to_kv = nn.Sequential(nn.Linear(dim, 2 * inner, bias=False))
+        self.to_out = nn.Sequential(nn.Linear(inner, dim, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens `(B, N, C)` to tokens of the same shape."""
+        q = rearrange(self.to_q(x) * self.scale, "b n (h d) -> (b h) n d", h=self.heads)
+        k, v = rearrange(self.to_kv(x), "b n (kv h d) -> kv (b h) n d", kv=2, h=self.heads)
+        num_tokens, dim_head = q.shape[1:]
+        attend = _quadratic_attention if num_tokens <= 1 + dim_head + dim_head**2 else _linear_attention
+        # Not under autocast: the kernel grows with the square of the scores and exceeds float16's range.
+        with autocast_off(x.device):
+            out = attend(at_least_float32(q), at_least_float32(k), at_least_float32(v)).to(v.dtype)
+        return self.to_out(rearrange(out, "(b h) n d -> b n (h d)", h=self.heads))
+
+
+def _quadratic_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Compute attention with the explicit N x N kernel, which is cheaper for fewer tokens than features."""
+    scores = q @ k.transpose(1, 2)
+    kernel = 1 + scores + scores.square() / 2
+    return (kernel @ v) / kernel.sum(-1, keepdim=True)
+
+
+def _linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Compute attention with the features of the expansion, by matrix products whose cost is linear in the tokens."""
+    q, k = _taylor_features(q), _taylor_features(k)
+    return (q @ (k.transpose(1, 2) @ v)) / (q @ k.sum(1).unsqueeze(-1))
+
+
+def _taylor_features(x: Tensor) -> Tensor:
+    """Map `(B, N, D)` to features `(B, N, 1 + D + D^2)` whose inner products are `1 + s + s^2 / 2`."""
+    pairs = (x.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2) * 0.5**0.5
+    return torch.cat([torch.ones_like(x[..., :1]), x, pairs], dim=-1)
+
+
+class LinearSpaceAttention(nn.Module):
+    """Attention over the positions of each image (or frame), after an RMS norm over the channels."""
+
+    def __init__(self, *, dim: int, dim_head: int = 8, heads: int = 8) -> None:
+        super().__init__()
+        self.norm = _RMSNorm(dim)
+        self.attn = _TaylorAttention(dim, dim_head, heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, C, H, W)` or `(B, C, T, H, W)` to the same shape; frames are independent."""
+        frames = rearrange(x, "b c t h w -> (b t) c h w") if x.ndim == 5 else x
+        height = frames.shape[-2]
+        tokens = self.attn(self.norm(rearrange(frames, "b c h w -> b (h w) c")))
+        maps = rearrange(tokens, "b (h w) c -> b c h w", h=height)
+        maps = rearrange(maps, "(b t) c h w -> b c t h w", b=x.shape[0]) if x.ndim == 5 else maps
+        # Contiguous: the rearranged maps are channels-last, and so would be the following convolutions, whose double
+        # backward then corrupts the heap on the CPU (PyTorch 2.13 with oneDNN, several threads, odd batches).
+        return maps.contiguous()
+
+
+class _GEGLU(nn.Module):
+    """Multiply the first half of the channels by the GELU of the second (Shazeer, arXiv:2002.05202)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, 2 C, ...)` to `(B, C, ...)`."""
+        value, gate = x.chunk(2, dim=1)
+        return F.gelu(gate) * value
+
+
+class FeedForward(nn.Module):
+    """RMS norm, 1x1 convolution, GEGLU, 1x1 convolution; `int(dim * mult * 2 / 3)` hidden channels.
+
+    Args:
+        dim: Channels in and out.
+        mult: Width of the hidden layer relative to `dim`, of which the GEGLU keeps two thirds.
+    """
+
+    def __init__(self, dim: int, *, mult: int = 4) -> None:
+        super().__init__()
+        inner = int(dim * mult * 2 / 3)
+        self.norm = _RMSNorm(dim, channel_first=True)
+        self.net = nn.Sequential(nn.Conv2d(dim, 2 * inner, 1), _GEGLU(), nn.Conv2d(inner, dim, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, C, H, W)` to the same shape."""
+        return self.net(self.norm(x))

@@ -17,8 +17,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from telecine.base.checks import argument_error, check_choice, check_count, check_counts, describe
 from telecine.base.precision import autocast_off
-from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees
-from telecine.discriminators.blocks import check_input
+from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees, check_batch
 from telecine.discriminators.layers import padded_conv3d
 
 Norm: TypeAlias = Literal["group", "none", "spectral"]
@@ -43,10 +42,10 @@ class FullPrecisionWeightConv2d(nn.Conv2d):
 
 
 class FullPrecisionWeightConv3d(nn.Conv3d):
-    """Convolution whose weight is computed outside autocast, see `FullPrecisionWeightConv2d`."""
+    """As `FullPrecisionWeightConv2d`, for `(B, C, T, H, W)`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map `(B, C, T, H, W)` as `nn.Conv3d` does."""
+        """Map as `nn.Conv3d` does."""
         with autocast_off(x.device):
             weight = self.weight
         return padded_conv3d(x, self, weight)
@@ -58,21 +57,24 @@ class _PatchNetwork(GradientCheckpointing):
     sees: ClassVar[Sees]
 
     def __init__(
-        self, *, dim: int, channels: int, num_layers: int, max_dim: int, norm: Norm, num_temporal_layers: int
+        self, dim: int, channels: int, num_layers: int, max_dim: int, norm: Norm, *, num_temporal_layers: int
     ) -> None:
         super().__init__()
         check_counts(dim=dim, channels=channels, num_layers=num_layers, max_dim=max_dim)
         check_choice("norm", norm, NORMS)
-        self.channels = channels
-        self.num_layers = num_layers
-        self.norm = norm
+        self.channels, self.num_layers, self.norm = channels, num_layers, norm
         widths = [channels] + [min(dim * 2**level, max_dim) for level in range(num_layers + 1)]
         self.blocks = nn.Sequential()
         for level, (width_in, width_out) in enumerate(pairwise(widths)):
             space_stride = 2 if level < num_layers else 1
             time_stride = space_stride if level < num_temporal_layers else 1
             conv = self._conv(width_in, width_out, time_stride, space_stride)
-            self.blocks.append(_layer(conv, norm, normalised=level > 0))
+            layer = nn.Sequential(_bounded(conv, norm))
+            if norm == "group" and level > 0:
+                layer.append(nn.GroupNorm(_num_groups(width_out), width_out))
+            # In place, because neither a convolution nor a group norm needs its output for its gradients. The features
+            # are the activations' outputs, which the next convolution does not change.
+            self.blocks.append(layer.append(nn.LeakyReLU(0.2, inplace=True)))
         self.to_logits = _bounded(self._conv(widths[-1], 1, 1, 1), norm)
 
     def _conv(self, width_in: int, width_out: int, time_stride: int, space_stride: int) -> nn.Conv2d | nn.Conv3d:
@@ -100,22 +102,17 @@ class _PatchNetwork(GradientCheckpointing):
         Raises:
             ValueError: If the input has another number of axes or channels, or is smaller than `2**num_layers`.
         """
-        check_input(x, ndim=4 if self.sees == "frames" else 5, channels=self.channels)
-        _check_size(x, self.num_layers)
+        check_batch(x, self.sees, self.channels)
+        smallest = 2**self.num_layers
+        if min(x.shape[-2:]) < smallest:
+            contract = f"at least {smallest} pixels high and wide with `num_layers={self.num_layers}`"
+            got = "{} x {}".format(*x.shape[-2:])
+            raise argument_error("x", contract, got, "Use fewer layers, or up-sample small images first.")
         features = []
         for block in self.blocks:
             x = self.run_block(block, x)
             features.append(x)
         return DiscriminatorOutput(self.to_logits(x).squeeze(1), tuple(features))
-
-
-def _layer(conv: nn.Conv2d | nn.Conv3d, norm: Norm, normalised: bool) -> nn.Sequential:
-    layer = nn.Sequential(_bounded(conv, norm))
-    if norm == "group" and normalised:
-        layer.append(nn.GroupNorm(_num_groups(conv.out_channels), conv.out_channels))
-    # In place, because neither a convolution nor a group norm needs its output for its gradients. The features are the
-    # activations' outputs, which the next convolution does not change.
-    return layer.append(nn.LeakyReLU(0.2, inplace=True))
 
 
 def _bounded(conv: nn.Conv2d | nn.Conv3d, norm: Norm) -> nn.Module:
@@ -126,15 +123,6 @@ def _num_groups(channels: int) -> int:
     """Return the largest number of equal groups with at least `CHANNELS_PER_GROUP` channels each, or 1."""
     most = max(channels // CHANNELS_PER_GROUP, 1)
     return next(groups for groups in range(most, 0, -1) if channels % groups == 0)
-
-
-def _check_size(x: Tensor, num_layers: int) -> None:
-    height, width = x.shape[-2:]
-    smallest = 2**num_layers
-    if min(height, width) < smallest:
-        contract = f"at least {smallest} pixels high and wide with `num_layers={num_layers}`"
-        remedy = "Use fewer layers, or up-sample small images first."
-        raise argument_error("x", contract, f"{height} x {width}", remedy)
 
 
 class PatchDiscriminator(_PatchNetwork):
@@ -162,9 +150,7 @@ class PatchDiscriminator(_PatchNetwork):
     def __init__(
         self, *, dim: int = 64, channels: int = 3, num_layers: int = 3, max_dim: int = 512, norm: Norm = "group"
     ) -> None:
-        super().__init__(
-            dim=dim, channels=channels, num_layers=num_layers, max_dim=max_dim, norm=norm, num_temporal_layers=0
-        )
+        super().__init__(dim, channels, num_layers, max_dim, norm, num_temporal_layers=0)
 
 
 class PatchDiscriminator3D(_PatchNetwork):
@@ -175,12 +161,9 @@ class PatchDiscriminator3D(_PatchNetwork):
     dimensions, `t = ceil(T / 2**min(num_temporal_layers, num_layers))`.
 
     Args:
-        dim: Channels of the first layer; they double at each further layer.
-        channels: Channels of the video.
-        num_layers: Number of strided layers, each of which halves height and width. One without a stride follows.
+        dim, channels, num_layers, max_dim: See `PatchDiscriminator`.
         num_temporal_layers: Number of strided layers, counted from the first, that also halve time; at most
             `num_layers` have an effect.
-        max_dim: Maximum of channels of any layer.
         norm: As for `PatchDiscriminator`; groups are normalised over all positions of all frames of a clip.
 
     Raises:
@@ -200,11 +183,4 @@ class PatchDiscriminator3D(_PatchNetwork):
         norm: Norm = "group",
     ) -> None:
         check_count("num_temporal_layers", num_temporal_layers, at_least=0)
-        super().__init__(
-            dim=dim,
-            channels=channels,
-            num_layers=num_layers,
-            max_dim=max_dim,
-            norm=norm,
-            num_temporal_layers=num_temporal_layers,
-        )
+        super().__init__(dim, channels, num_layers, max_dim, norm, num_temporal_layers=num_temporal_layers)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from telecine.autoencoders import VideoAutoencoder
-from telecine.autoencoders.latent_statistics import ChannelMoments
+from telecine.autoencoders.latent import ChannelMoments
 from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
 from telecine.base.progress import with_progress

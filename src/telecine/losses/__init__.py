@@ -14,13 +14,15 @@ from telecine.losses.adversarial import (
     relativistic,
     vanilla,
 )
-from telecine.losses.divergence import Reduction, kl_to_standard_normal, posterior_kl
 from telecine.losses.latent import (
     Decode,
+    Reduction,
     equivariance,
+    kl_to_standard_normal,
     latent_masking,
     latent_noise,
     local_correlation,
+    posterior_kl,
     scale_equivariance,
 )
 from telecine.losses.penalty import (
@@ -36,14 +38,7 @@ from telecine.losses.penalty import (
     sample_norms,
     wgan_gp,
 )
-from telecine.losses.reconstruction import (
-    RECONSTRUCTION_LOSSES,
-    ReconstructionLoss,
-    charbonnier,
-    gaussian_nll,
-    l1,
-    mse,
-)
+from telecine.losses.reconstruction import RECONSTRUCTION_LOSSES, ReconstructionLoss, charbonnier, gaussian_nll, l1, mse
 from telecine.losses.temporal import temporal_difference
 from telecine.losses.wavelet import haar, wavelet_l1
 

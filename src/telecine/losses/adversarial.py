@@ -1,6 +1,7 @@
-"""GAN losses on logits, and what stabilises them: feature matching and LeCam regularisation.
+"""GAN losses on logits, feature matching and LeCam regularisation.
 
-A GAN loss is one function that returns the losses of both sides. Larger logits mean "more real" in all of them.
+A GAN loss is one function that returns the losses of both sides. Its arguments are the logits of real samples, `real`,
+and of reconstructions, `fake`, of any shape. Larger logits mean "more real".
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class GANLossFunction(Protocol):
 
 
 class GANLoss:
-    """A GAN loss together with what it declares about itself.
+    """A GAN loss with its declarations.
 
     The declarations decide how gradients are taken and which statistics are logged. The defaults hold for any
     function: they are always right and never the fastest.
@@ -69,11 +70,7 @@ class GANLoss:
         self.margin = margin
 
     def __call__(self, *, real: Tensor, fake: Tensor) -> GANLosses:
-        """Return both losses.
-
-        Raises:
-            TypeError: If the function returns anything else than a pair of 0-d tensors.
-        """
+        """Return both losses; raise a `TypeError` if the function returns anything else than a pair of 0-d tensors."""
         losses = self.function(real=real, fake=fake)
         if not isinstance(losses, GANLosses) or any(not isinstance(x, Tensor) or x.ndim != 0 for x in losses):
             name, got = getattr(self, "__name__", "the GAN loss"), describe(losses)
@@ -91,7 +88,7 @@ class GANLoss:
 def gan_loss(
     *, is_separable: bool, uses_real: bool, boundary: float | None = 0.0, margin: float | None = None
 ) -> Callable[[GANLossFunction], GANLoss]:
-    """Return a decorator that declares what `GANLoss` says about a function."""
+    """Return a decorator that makes a function a `GANLoss` with these declarations."""
     return functools.partial(GANLoss, is_separable=is_separable, uses_real=uses_real, boundary=boundary, margin=margin)
 
 
@@ -106,10 +103,6 @@ def hinge(*, real: Tensor, fake: Tensor) -> GANLosses:
 
     Geometric GAN (Lim & Ye, arXiv:1705.02894), section 3, and spectral normalisation (Miyato et al.,
     arXiv:1802.05957), equations 16 and 17.
-
-    Args:
-        real: Logits of real samples, any shape.
-        fake: Logits of reconstructions, any shape.
 
     Returns:
         The discriminator's loss is >= 0: 2 if all logits are 0, and 0 if it separates by the whole margin. The
@@ -129,9 +122,7 @@ def vanilla(*, real: Tensor, fake: Tensor) -> GANLosses:
     The discriminator's loss is the negative of equation 1. The generator maximises log D(G(z)) instead of minimising
     log(1 - D(G(z))), as section 3 recommends: its gradient does not vanish when the discriminator wins.
 
-    Args:
-        real: Logits of real samples, any shape. D is their sigmoid.
-        fake: Logits of reconstructions, any shape.
+    D is the sigmoid of the logits.
 
     Returns:
         Both in nats and >= 0; 2 log 2 and log 2 if all logits are 0.
@@ -139,18 +130,13 @@ def vanilla(*, real: Tensor, fake: Tensor) -> GANLosses:
     real, fake = at_least_float32(real), at_least_float32(fake)
     # -log(sigmoid(x)) = softplus(-x) and -log(1 - sigmoid(x)) = softplus(x), without overflow.
     return GANLosses(
-        discriminator=F.softplus(-real).mean() + F.softplus(fake).mean(),
-        generator=F.softplus(-fake).mean(),
+        discriminator=F.softplus(-real).mean() + F.softplus(fake).mean(), generator=F.softplus(-fake).mean()
     )
 
 
 @gan_loss(is_separable=True, uses_real=False, boundary=0.5)
 def least_squares(*, real: Tensor, fake: Tensor) -> GANLosses:
     """Return the losses of LSGAN (Mao et al., arXiv:1611.04076), equation 9, with labels 0 and 1.
-
-    Args:
-        real: Logits of real samples, any shape.
-        fake: Logits of reconstructions, any shape.
 
     Returns:
         Both >= 0; 1/2 each if all logits are 0. The discriminator's loss is 0 if it outputs 1 for real samples and 0
@@ -171,22 +157,16 @@ def relativistic(*, real: Tensor, fake: Tensor) -> GANLosses:
     R3GAN (Huang et al., arXiv:2501.05441) with the loss of RSGAN (Jolicoeur-Martineau, arXiv:1807.00734). The pairs
     are a clip and its reconstruction, or the patches of both at the same position.
 
-    Args:
-        real: Logits of real samples, any shape.
-        fake: Logits of their reconstructions, of the same shape.
-
     Returns:
         Both in nats and >= 0; log 2 if all pairs are equal. One falls as the other rises.
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes of `real` and `fake` differ.
     """
     remedy = "Pass as many real samples as fakes to the discriminator."
     check_same_shape("fake", fake, "real", real, remedy=remedy)
-    relativistic_logits = at_least_float32(real) - at_least_float32(fake)
-    return GANLosses(
-        discriminator=F.softplus(-relativistic_logits).mean(), generator=F.softplus(relativistic_logits).mean()
-    )
+    difference = at_least_float32(real) - at_least_float32(fake)
+    return GANLosses(discriminator=F.softplus(-difference).mean(), generator=F.softplus(difference).mean())
 
 
 GAN_LOSSES: dict[str, GANLoss] = {
@@ -218,16 +198,12 @@ def feature_matching(*, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Scala
     if len(fake) != len(real):
         contract = f"as long as `real`, {len(real)} feature maps"
         raise argument_error("fake", contract, str(len(fake)), "Take both from the same discriminator.")
-    # Equation 4
-    return torch.stack(
-        [_layer_distance(index, x, y) for index, (x, y) in enumerate(zip(real, fake, strict=True))]
-    ).mean()
-
-
-def _layer_distance(index: int, real: Tensor, fake: Tensor) -> Scalar:
-    remedy = "Pass both sides through the same layers."
-    check_same_shape(f"fake[{index}]", fake, f"real[{index}]", real, remedy=remedy)
-    return F.l1_loss(at_least_float32(fake), at_least_float32(real.detach()))
+    distances = []
+    for index, (x, y) in enumerate(zip(real, fake, strict=True)):
+        remedy = "Pass both sides through the same layers."
+        check_same_shape(f"fake[{index}]", y, f"real[{index}]", x, remedy=remedy)
+        distances.append(F.l1_loss(at_least_float32(y), at_least_float32(x.detach())))
+    return torch.stack(distances).mean()  # equation 4
 
 
 def lecam(*, real: Tensor, fake: Tensor, real_average: Scalar, fake_average: Scalar) -> Scalar:
@@ -238,8 +214,7 @@ def lecam(*, real: Tensor, fake: Tensor, real_average: Scalar, fake_average: Sca
     discriminator that overfits to little data, and does nothing to one that confuses real and fake.
 
     Args:
-        real: Logits of real samples, any shape.
-        fake: Logits of reconstructions, any shape.
+        real, fake: Logits of any shape.
         real_average: Moving average of the mean of `real`, 0-d; it gets no gradient.
         fake_average: Moving average of the mean of `fake`, likewise.
 

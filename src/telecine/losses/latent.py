@@ -1,32 +1,89 @@
-"""Regularisers of the latent, which make it easier to generate: equivariance, local correlation, masking, noise.
+"""Regularisers of the latent: the KL divergence, and terms that make it easier to generate.
 
-All but `local_correlation` decode a changed latent, besides the decoder's pass for the reconstruction. The time and the
-activations of that second pass are their cost.
+Equivariance, masking and noise decode a changed latent, besides the decoder's pass for the reconstruction. The time and
+the activations of that second pass are their cost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.base.checks import argument_error, check_count, check_fraction, check_positive
+from telecine.base.checks import argument_error, check_count, check_fraction, check_positive, describe
 from telecine.base.imports import choose
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.randomness import Generators, host_rand, rand, randn
-from telecine.base.shapes import Scalar, Video, check_video
+from telecine.base.shapes import Scalar, Video, check_same_shape, check_video
 from telecine.losses.reconstruction import RECONSTRUCTION_LOSSES, weighted_mean
 
 # Of a norm and a standard deviation that may be 0.
 EPSILON = 1e-6
 
-
+Reduction: TypeAlias = Literal["mean", "sum"]
 Decode: TypeAlias = Callable[[Tensor], Tensor]
 """A decoder: from a latent `(B, C, t, h, w)` of any height and width to its video `(B, 3, T, H, W)`, not clamped."""
+
+
+def kl_to_standard_normal(*, mean: Tensor, logvar: Tensor, reduction: Reduction = "mean") -> Scalar:
+    """Return KL(N(mean, exp(logvar)) || N(0, 1)) of a batch, in nats; the graph is kept.
+
+    One element contributes `(mean^2 + exp(logvar) - 1 - logvar) / 2`, the negative of the first term of equation 10 in
+    arXiv:1312.6114 (appendix B).
+
+    The default, "mean", averages over batch, channels and positions, so that a weight means the same at any
+    resolution, length and number of latent channels. "sum" is the convention of latent diffusion's code and of
+    diffusers: the sum over a clip's latent, averaged over the batch. It equals the mean times the number of latent
+    elements per clip. That code also sums the reconstruction error. Its `kl_weight` of 1e-6 for a 4 x 32 x 32 latent of
+    a 3 x 256 x 256 image therefore corresponds to 1e-6 * 4096 / 196608 = 2e-8 with a reconstruction error averaged over
+    pixels.
+
+    Args:
+        mean: Any shape with the batch first, e.g. `(B, C, T, H, W)`.
+        logvar: Logarithm of the variance, same shape.
+        reduction: "mean" over all elements, or "sum" over the elements of a sample and mean over the batch.
+
+    Returns:
+        A 0-d tensor >= 0 in float32 or float64, also under autocast. It is 0 only if mean and logvar are 0 everywhere;
+        smaller is closer.
+
+    Raises:
+        ValueError: If the shapes differ or the reduction is unknown.
+    """
+    check_same_shape("logvar", logvar, "mean", mean, remedy="Pass one mean and one logvar per element.")
+    if reduction not in ("mean", "sum"):
+        raise argument_error("reduction", '"mean" or "sum"', describe(reduction), "Both average over the batch.")
+    mu, log_var = at_least_float32(mean), at_least_float32(logvar)
+    # expm1 keeps the digits that exp(x) - 1 loses near x = 0.
+    elements = mu.square() + log_var.expm1() - log_var
+    return 0.5 * (elements.mean() if reduction == "mean" else elements.sum() / len(elements))
+
+
+def posterior_kl(posterior: object, reduction: Reduction = "mean") -> Scalar:
+    """Return the KL divergence of a posterior from N(0, 1): `kl_to_standard_normal` of its mean and log-variance.
+
+    It works for latents with any number of axes. The `kl()` method of diffusers' class sums over axes 1, 2 and 3 only,
+    and so does not sum over the width of a video's latent `(B, C, T, H, W)`.
+
+    Args:
+        posterior: An object with tensors `mean` and `logvar`, such as diffusers' `DiagonalGaussianDistribution`.
+        reduction: As in `kl_to_standard_normal`.
+
+    Raises:
+        ValueError: If `mean` or `logvar` is missing, as in the distribution of a deterministic autoencoder.
+    """
+    mean, logvar = getattr(posterior, "mean", None), getattr(posterior, "logvar", None)
+    if not isinstance(mean, Tensor) or not isinstance(logvar, Tensor):
+        found = {"mean": mean, "logvar": logvar}
+        missing = [f"`{name}`" for name, value in found.items() if not isinstance(value, Tensor)]
+        got = f"{type(posterior).__name__} without {' and '.join(missing)}"
+        remedy = "Such a posterior has no divergence; pass `aux_losses=None`."
+        raise argument_error("posterior", "a diagonal Gaussian with tensors `mean` and `logvar`", got, remedy)
+    return kl_to_standard_normal(mean=mean, logvar=logvar, reduction=reduction)
 
 
 def equivariance(
@@ -80,7 +137,7 @@ def equivariance(
     turn, *sides = host_rand(3, generator)
     errors = []
     for index in range(num_orientations):
-        rotate = partial(oriented, number=1 + (int(others * turn) + index) % others)
+        rotate = partial(_oriented, number=1 + (int(others * turn) + index) % others)
         turned = rotate(latent)
         size = [_random_side(side, min_scale, draw) for side, draw in zip(turned.shape[-2:], sides, strict=True)]
         decoded = decode(resized(turned, size))
@@ -104,17 +161,10 @@ def scale_equivariance(
 
     "Improving the Diffusability of Autoencoders" (Skorokhodov et al., arXiv:2502.14831). Height and width
     are divided by one of `factors`, drawn for the whole batch. It costs a pass of the decoder over a latent of 1/4 or
-    1/16 of the size. Arguments, errors and result are those of `equivariance`, and:
+    1/16 of the size. The other arguments, errors and result are those of `equivariance`.
 
     Args:
-        latent: z, `(B, C, t, h, w)`.
-        decode: The decoder.
-        target: `(B, 3, T, H, W)` in [-1, 1].
-        weight: Non-negative sample weights `(B,)`.
-        mask: Bool, broadcasts to `target`.
-        generator: Source of the factor.
         factors: Whole numbers; a latent that is smaller than a factor becomes one position.
-        loss: The pixel loss.
     """
     check_video("latent", latent)
     for factor in factors:
@@ -145,15 +195,8 @@ def latent_masking(
     errors and result are those of `equivariance`, and:
 
     Args:
-        latent: z, `(B, C, t, h, w)`.
-        decode: The decoder.
-        target: `(B, 3, T, H, W)` in [-1, 1].
-        weight: Non-negative sample weights `(B,)`.
-        mask: Bool, broadcasts to `target`: the pixels that count.
-        generator: Source of the masked positions.
         max_ratio: Largest fraction of masked positions, below 1.
         block: Side of the cubes of positions that are masked together.
-        loss: The pixel loss.
     """
     check_video("latent", latent)
     check_fraction("max_ratio", max_ratio, remedy="Use 0.75, as the paper does.")
@@ -164,7 +207,7 @@ def latent_masking(
     is_masked = cells < ratio
     for axis, size in zip((2, 3, 4), latent.shape[2:], strict=True):
         is_masked = is_masked.repeat_interleave(block, axis).narrow(axis, 0, size)
-    mean, _ = channel_statistics(latent)
+    mean, _ = _channel_statistics(latent)
     decoded = decode(torch.where(is_masked, mean.to(latent.dtype), latent))
     return _compare(decoded, target, mask, weight, loss)
 
@@ -188,19 +231,12 @@ def latent_noise(
     are those of `equivariance`, and:
 
     Args:
-        latent: z, `(B, C, t, h, w)`.
-        decode: The decoder.
-        target: `(B, 3, T, H, W)` in [-1, 1].
-        weight: Non-negative sample weights `(B,)`.
-        mask: Bool, broadcasts to `target`.
-        generator: Source of the noise.
         scale: Above 0; 0.8 in the paper, whose latents are of high dimension.
-        loss: The pixel loss.
     """
     check_video("latent", latent)
     check_positive("scale", scale, remedy="Set the term's weight to 0 for no noise.")
     draw = partial(randn, generator=generator, device=latent.device, dtype=latent.dtype)
-    _, std = channel_statistics(latent)
+    _, std = _channel_statistics(latent)
     size = scale * draw((len(latent), 1, 1, 1, 1)).abs()
     decoded = decode(latent + size * std.to(latent.dtype) * draw(latent.shape))
     return _compare(decoded, target, mask, weight, loss)
@@ -216,7 +252,7 @@ def local_correlation(*, latent: Tensor, weight: Tensor | None = None, threshold
     may be a sample, the gradient is exact, and each clip is compared. It costs next to nothing.
 
     Args:
-        latent: `(B, C, t, h, w)` with h and w at least 2; the graph is kept. What exceeds whole windows is left out.
+        latent: `(B, C, t, h, w)` with h and w at least 2; the graph is kept. The rest of the last windows is left out.
         weight: Non-negative sample weights `(B,)`, see `weighted_mean`.
         threshold: The correlation that is enough, from 0 to below 1; 0.75 in the paper.
 
@@ -230,17 +266,17 @@ def local_correlation(*, latent: Tensor, weight: Tensor | None = None, threshold
     check_fraction("threshold", threshold, remedy="Use 0.75, as the paper does.")
     if min(latent.shape[-2:]) < 2:
         raise argument_error("latent", "at least 2 positions high and wide", latent, "Use larger clips.")
-    mean, std = channel_statistics(latent)
+    mean, std = _channel_statistics(latent)
     with autocast_off(latent.device):
         z = (at_least_float32(latent) - mean) / std
         first, rest = z[:, :, :1], z[:, :, 1:]
-        parts = [window_correlation(first, 1)]
+        parts = [_window_correlation(first, 1)]
         if rest.shape[2] > 0:
-            parts.append(window_correlation(rest, min(2, rest.shape[2])))
+            parts.append(_window_correlation(rest, min(2, rest.shape[2])))
         return weighted_mean(torch.relu(threshold - torch.stack(parts).mean(0)), weight)
 
 
-def window_correlation(latent: Tensor, num_frames: int) -> Tensor:
+def _window_correlation(latent: Tensor, num_frames: int) -> Tensor:
     """Return the mean correlation `(B,)` of pairs of positions in windows of `num_frames` x 2 x 2."""
     windows = latent.unfold(2, num_frames, num_frames).unfold(3, 2, 2).unfold(4, 2, 2)  # (B, C, t, h, w, n, 2, 2)
     vectors = windows.movedim(1, -1).flatten(1, 3).flatten(2, -2)  # (B, window, position, C)
@@ -252,7 +288,7 @@ def window_correlation(latent: Tensor, num_frames: int) -> Tensor:
     return products.mean(1) / (n * (n - 1))
 
 
-def channel_statistics(latent: Tensor) -> tuple[Tensor, Tensor]:
+def _channel_statistics(latent: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of each clip's channels, `(B, C, 1, 1, 1)`, at least float32, with a graph.
 
     They are those of a clip, not of the batch, so that clips do not depend on each other.
@@ -263,7 +299,7 @@ def channel_statistics(latent: Tensor) -> tuple[Tensor, Tensor]:
     return mean, ((values - mean).square().mean(axes, keepdim=True) + EPSILON**2).sqrt()
 
 
-def oriented(video: Tensor, number: int) -> Tensor:
+def _oriented(video: Tensor, number: int) -> Tensor:
     """Return a video or a latent in one of eight orientations: `number % 4` quarter turns, from 4 on of its mirror."""
     return torch.rot90(video.flip(-1) if number >= 4 else video, k=number % 4, dims=(-2, -1))
 

@@ -3,9 +3,10 @@
 A penalty is a function of those of these keyword arguments that it needs:
 
 - `discriminator`: maps an input `(B, ...)` to logits, for penalties that evaluate it at further points;
-- `real`, `fake`: the discriminator's inputs `(B, ...)`; they require gradients if the penalty differentiates them;
+- `real`, `fake`: the discriminator's inputs `(B, ...)`. A penalty
+  raises a `ValueError` if it differentiates an input that does not require gradients;
 - `real_logits`, `fake_logits`: the logits of both, one per sample or a map of them, with their graphs;
-- `generator`: source of random numbers on the inputs' device.
+- `generator`: source of random numbers on the inputs' device; PyTorch's default generator if `None`.
 
 Gradients are those of the sum of a sample's logits, and norms run over all axes of a sample. Samples must not depend on
 each other, as they do with batch normalisation.
@@ -26,14 +27,14 @@ from telecine.base.checks import argument_error
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.randomness import Generators, rand, randn
 from telecine.base.shapes import Scalar, check_same_shape
-from telecine.ops.double_backward import differentiated_twice
+from telecine.ops.convolution import differentiated_twice
 
 LogitsFunction: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Penalty:
-    """A penalty function together with what it needs. The defaults hold for any function."""
+    """A penalty function with its needs. The defaults hold for any function."""
 
     function: Callable[..., Scalar]
     """A function of any of `discriminator`, `real`, `fake`, `real_logits`, `fake_logits` and `generator`, by name."""
@@ -62,28 +63,17 @@ def r1(*, real: Tensor, real_logits: Tensor) -> Scalar:
     """Return `1/2 mean_b ||grad D(real_b)||_2^2`, a 0-d tensor >= 0 with its graph (a double backward).
 
     Mescheder et al. (arXiv:1801.04406), equation 9 without gamma, which is the weight of the penalty.
-
-    Raises:
-        ValueError: If `real` does not require gradients.
     """
     return _half_mean_square(real, real_logits)
 
 
 def r2(*, fake: Tensor, fake_logits: Tensor) -> Scalar:
-    """Return `1/2 mean_b ||grad D(fake_b)||_2^2`: `r1` of the fakes (arXiv:1801.04406, equation 10 without gamma).
-
-    Raises:
-        ValueError: If `fake` does not require gradients.
-    """
+    """Return `1/2 mean_b ||grad D(fake_b)||_2^2`: `r1` of the fakes (arXiv:1801.04406, equation 10 without gamma)."""
     return _half_mean_square(fake, fake_logits)
 
 
 def r1_and_r2(*, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: Tensor) -> Scalar:
-    """Return `r1 + r2`, as R3GAN (Huang et al., arXiv:2501.05441) needs both; the weight is its gamma.
-
-    Raises:
-        ValueError: If `real` or `fake` does not require gradients.
-    """
+    """Return `r1 + r2`, as R3GAN (Huang et al., arXiv:2501.05441) needs both; the weight is its gamma."""
     return _half_mean_square(real, real_logits) + _half_mean_square(fake, fake_logits)
 
 
@@ -92,17 +82,11 @@ def wgan_gp(*, discriminator: LogitsFunction, real: Tensor, fake: Tensor, genera
 
     Gulrajani et al. (arXiv:1704.00028), equation 3. The discriminator is evaluated on a third batch.
 
-    Args:
-        discriminator: Maps an input to logits.
-        real: `(B, ...)`.
-        fake: Of the same shape.
-        generator: Source of the random points; PyTorch's default generator if `None`.
-
     Returns:
         A 0-d tensor >= 0, at least float32, whose graph leads to the discriminator's parameters (a double backward).
 
     Raises:
-        ValueError: If the shapes differ.
+        ValueError: If the shapes of `real` and `fake` differ.
     """
     x, x_tilde = real.detach(), fake.detach()
     remedy = "Pass as many real samples as fakes to the discriminator."
@@ -137,10 +121,8 @@ def approximate_r1(
     are stored in half precision need a larger sigma, such as the paper's 0.1 for videos.
 
     Args:
-        discriminator: Maps an input to logits.
-        real: `(B, ...)`; it need not require gradients.
-        real_logits: Its logits, unused under autocast.
-        generator: Source of the noise; PyTorch's default generator if `None`.
+        discriminator, real, generator: As for all penalties; `real` need not require gradients.
+        real_logits: Unused under autocast.
         sigma: Standard deviation of the noise, > 0, in units of the input's values.
 
     Returns:
@@ -179,7 +161,7 @@ GRAD_PENALTIES: dict[str, Penalty] = {
 def as_penalty(function: Callable[..., Scalar]) -> Penalty:
     """Return a penalty function as a `Penalty`.
 
-    A `functools.partial` of a known penalty keeps what that one declares. Any other function may use everything.
+    A `functools.partial` of a known penalty keeps its declarations. Any other function may use everything.
     """
     if isinstance(function, Penalty):
         return function
@@ -203,9 +185,6 @@ def gradient_penalty(*, real: Tensor, logits: Tensor, center: float = 1.0) -> Sc
 
     Returns:
         A 0-d tensor >= 0 whose graph leads to the discriminator's parameters (a double backward).
-
-    Raises:
-        ValueError: If `real` does not require gradients.
     """
     return (sample_norms(_input_gradient(real, logits)) - center).square().mean()
 

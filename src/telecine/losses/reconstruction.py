@@ -75,9 +75,7 @@ def charbonnier(
     `epsilon`, not 0. The gradient is finite everywhere and exactly 0 for a perfect reconstruction.
 
     Args:
-        reconstruction: As in `mse`.
-        target: As in `mse`.
-        weight: As in `mse`.
+        reconstruction, target, weight: As in `mse`.
         epsilon: The loss is about quadratic for errors below it and linear above; > 0, in the units of the values.
 
     Returns:

@@ -30,7 +30,7 @@ from telecine.objective.logging import Log, logit_statistics
 from telecine.objective.terms import weighted
 from telecine.objective.video_discriminator import VideoDiscriminator
 from telecine.objective.weights import Weights
-from telecine.ops.double_backward import differentiated_twice
+from telecine.ops.convolution import differentiated_twice
 from telecine.perceptual import pick_frames, sample_frame_indices
 from telecine.settings import Augmentation
 

@@ -1,8 +1,8 @@
 """Gradient checkpointing (arXiv:1604.06174) of calls that keep frames for the next call, as causal models do.
 
 Such a call reads and changes caches: lists and dicts among its arguments, or attributes of its layers. To compute it
-again in the backward pass, it has to find them as they were. So the caches before the call are an input of what is
-computed again, the caches after it an output, and gradients flow through both.
+again in the backward pass, it has to find them as they were. So the caches before the call are an input of the
+recomputation, the caches after it an output, and gradients flow through both.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class CheckpointedCall:
         return cls._running.get()
 
     def run(self) -> tuple[Any, list[Any], list[Any]]:
-        """Return the output, the arguments with what changed in them, and the layers' tensors after the call."""
+        """Return the output, the changed arguments, and the layers' tensors after the call."""
         args, kwargs = _copy(self.args), _copy(self.kwargs)
         outside = self._cached()
         self.set_cached(self.before)
@@ -82,7 +82,7 @@ def checkpoint_call(
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     call = CheckpointedCall(forward, args, kwargs, cached_in, cache_name)
-    # The tensors say which device's random state is kept. The caches would tie the graph to what comes after the call,
+    # The tensors say which device's random state is kept. The caches would tie the graph to later calls,
     # and so to itself.
     tensors = [value for value in args if isinstance(value, Tensor)]
     output, changed, cached = checkpoint(lambda *_: call.run(), *tensors, use_reentrant=False)

@@ -1,8 +1,8 @@
-"""The perceptual loss: LPIPS or a custom distance, which frames it compares, and where its weights come from."""
+"""The perceptual loss: LPIPS or a custom distance, its frames, and the sources of its weights."""
 
 from telecine.perceptual.alignment import Alignment
 from telecine.perceptual.distance import CustomDistance, Perceptual
-from telecine.perceptual.frames import check_num_frames, in_chunks, pick_frames, sample_frame_indices
+from telecine.perceptual.frames import in_chunks, pick_frames, sample_frame_indices
 from telecine.perceptual.lpips import LPIPS, FeatureTerm, gram, gram_distance, gram_matrix
 from telecine.perceptual.weights import (
     CachedWeights,
@@ -25,7 +25,6 @@ __all__ = [
     "Perceptual",
     "WeightsNotFoundError",
     "WeightsSource",
-    "check_num_frames",
     "fetch",
     "gram",
     "gram_distance",

@@ -16,9 +16,10 @@ from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.randomness import Generators, rand
 from telecine.base.shapes import Frames, Scalar, Video, check_video
 from telecine.perceptual.backbones import BACKBONES
+from telecine.perceptual.feature_maps import BackboneMaps
 from telecine.perceptual.frames import network_input, pick_frames
 from telecine.perceptual.lpips import LPIPS
-from telecine.perceptual.weights import WeightsSource, load_state
+from telecine.perceptual.weights import load_state
 
 # Side of the frames from which the number of features is read.
 PROBED_SIZE = 64
@@ -62,7 +63,7 @@ class Alignment(nn.Module):
         self.cos_margin = check_fraction("cos_margin", cos_margin, remedy="Use 0.5, as the paper does.")
         self.distance_margin = check_fraction("distance_margin", distance_margin, remedy="Use 0.25, as the paper does.")
         size = None if size is None else check_count("size", size)
-        self.network = FrozenNetwork(build_network(net, weights), size)
+        self.network = _FrozenNetwork(_build_network(net, weights), size)
         num_features = self.network(torch.zeros(1, 3, PROBED_SIZE, PROBED_SIZE)).shape[1]
         self.projection = nn.Conv2d(latent_channels, num_features, 1)
 
@@ -93,7 +94,8 @@ class Alignment(nn.Module):
         with autocast_off(latent.device):
             z = self.projection(at_least_float32(pick_frames(latent, index)).to(self.projection.weight.dtype))
             features = F.interpolate(self.network(frames).to(z.dtype), size=z.shape[-2:], mode="bilinear")
-            z, f = (unit_vectors(x.flatten(2)) for x in (z, features))
+            z, f = z.flatten(2), features.flatten(2)
+            z, f = (x * (x.square().sum(1, keepdim=True) + EPSILON**2).rsqrt() for x in (z, f))  # finite gradient at 0
             point = torch.relu(1 - self.cos_margin - (z * f).sum(1)).mean(1)
             distance = (z.transpose(1, 2) @ z - f.transpose(1, 2) @ f).abs()
             pair = torch.relu(distance - self.distance_margin).mean((1, 2))
@@ -101,12 +103,11 @@ class Alignment(nn.Module):
             return (total if weight is None else weight.to(total.dtype) * total).mean()
 
 
-class FrozenNetwork(Frozen[Callable[[Frames], Tensor]]):
-    """A function or module of frames `(N, 3, H, W)` whose features have no gradient.
+class _FrozenNetwork(Frozen[Callable[[Frames], Tensor]]):
+    """A function or module of frames `(N, 3, H, W)` whose features, of several maps the last, have no gradient.
 
     Args:
-        net: See `Alignment`.
-        size: Height and width to which frames are resized first. Default: those of the frames.
+        net, size: See `Alignment`.
     """
 
     def __init__(self, net: Callable[[Frames], Tensor], size: int | None = None) -> None:
@@ -123,6 +124,7 @@ class FrozenNetwork(Frozen[Callable[[Frames], Tensor]]):
         net = self.hidden
         frames = network_input(frames, net, self.size)
         features = net(frames)
+        features = features[-1] if isinstance(net, BackboneMaps) else features
         if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != len(frames):
             contract = f"features of shape ({len(frames)}, F, h, w) for frames of shape {tuple(frames.shape)}"
             remedy = "Wrap it in a function that returns such a map, e.g. of a transformer's tokens."
@@ -130,32 +132,15 @@ class FrozenNetwork(Frozen[Callable[[Frames], Tensor]]):
         return features
 
 
-class BackboneFeatures(nn.Module):
-    """The last feature map of LPIPS' backbone.
-
-    Args:
-        net: "alex" or "vgg".
-        weights: As `LPIPS` has them.
-    """
-
-    def __init__(self, net: str, weights: WeightsSource) -> None:
-        super().__init__()
-        self.lpips = LPIPS(net, weights=weights)
-
-    def forward(self, frames: Frames) -> Tensor:
-        """Return the features of frames in [-1, 1]."""
-        return self.lpips.features(frames)[-1]
-
-
-def build_network(net: str | Callable[[Frames], Tensor], weights: str | None) -> Callable[[Frames], Tensor]:
+def _build_network(net: str | Callable[[Frames], Tensor], weights: str | None) -> Callable[[Frames], Tensor]:
     """Return the network that `net` names, with its weights, see `Alignment`.
 
     Raises:
-        ValueError: There is no such network, or the weights do not fit it.
+        ValueError: There is no such network, its package is not allowed, or the weights do not fit it.
     """
     if isinstance(net, str) and net in BACKBONES:
-        return BackboneFeatures(net, weights)
-    found = import_network(net) if isinstance(net, str) else net
+        return BackboneMaps(LPIPS(net, weights=weights))
+    found = _import_network(net) if isinstance(net, str) else net
     if not callable(found):
         raise argument_error("net", 'a function, a module, "alex" or "vgg"', describe(found), "Pass one.")
     if weights is None:
@@ -166,12 +151,8 @@ def build_network(net: str | Callable[[Frames], Tensor], weights: str | None) ->
     return found
 
 
-def import_network(path: str) -> Callable[[Frames], Tensor]:
-    """Return the module at a dotted path, or the one that the class or function there builds.
-
-    Raises:
-        ValueError: There is no network at the path, or its package is not allowed.
-    """
+def _import_network(path: str) -> Callable[[Frames], Tensor]:
+    """Return the module at a dotted path, or the one that the class or function there builds."""
     if "." not in path:
         contract = f"one of {', '.join(map(repr, BACKBONES))}, or a dotted path"
         raise argument_error("net", contract, repr(path), suggestion(path, BACKBONES))
@@ -181,8 +162,3 @@ def import_network(path: str) -> Callable[[Frames], Tensor]:
         contract, got = "the path of a module, or of what builds one", f"{path!r}, {describe(built)}"
         raise argument_error("net", contract, got, "Return a `torch.nn.Module` from it.")
     return built
-
-
-def unit_vectors(x: Tensor) -> Tensor:
-    """Return `x` divided by its 2-norm over axis 1; the gradient is finite at 0."""
-    return x * (x.square().sum(1, keepdim=True) + EPSILON**2).rsqrt()

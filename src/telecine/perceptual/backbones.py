@@ -19,7 +19,7 @@ FeatureMap: TypeAlias = Float[Tensor, "frame feature row column"]
 
 
 @dataclass(frozen=True)
-class Convolution:
+class _Convolution:
     """One convolution with bias and ReLU, at its position in torchvision's `features`."""
 
     position: int
@@ -36,11 +36,11 @@ class Convolution:
 
 
 @dataclass(frozen=True)
-class Stage:
+class _Stage:
     """The layers before one feature map that LPIPS compares: a max pooling (0 = none), then convolutions."""
 
     pool: int
-    convolutions: tuple[Convolution, ...]
+    convolutions: tuple[_Convolution, ...]
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,16 @@ class Backbone:
     name: str
     title: str
     minimum_size: int
-    stages: tuple[Stage, ...]
+    stages: tuple[_Stage, ...]
+
+    def convolutions(self) -> list[_Convolution]:
+        """Return the convolutions of all stages."""
+        return [layer for stage in self.stages for layer in stage.convolutions]
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of each tensor that the stages read, by torchvision's names."""
         shapes: dict[str, tuple[int, ...]] = {}
-        for layer in (layer for stage in self.stages for layer in stage.convolutions):
+        for layer in self.convolutions():
             shapes[f"{layer.name}.weight"] = (layer.out_channels, layer.in_channels, layer.kernel, layer.kernel)
             shapes[f"{layer.name}.bias"] = (layer.out_channels,)
         return shapes
@@ -66,11 +70,11 @@ _VGG16 = Backbone(
     title="VGG16",
     minimum_size=MIN_SIZES["vgg"],  # four halvings before the last stage
     stages=(
-        Stage(0, (Convolution(0, 3, 64), Convolution(2, 64, 64))),
-        Stage(2, (Convolution(5, 64, 128), Convolution(7, 128, 128))),
-        Stage(2, (Convolution(10, 128, 256), Convolution(12, 256, 256), Convolution(14, 256, 256))),
-        Stage(2, (Convolution(17, 256, 512), Convolution(19, 512, 512), Convolution(21, 512, 512))),
-        Stage(2, (Convolution(24, 512, 512), Convolution(26, 512, 512), Convolution(28, 512, 512))),
+        _Stage(0, (_Convolution(0, 3, 64), _Convolution(2, 64, 64))),
+        _Stage(2, (_Convolution(5, 64, 128), _Convolution(7, 128, 128))),
+        _Stage(2, (_Convolution(10, 128, 256), _Convolution(12, 256, 256), _Convolution(14, 256, 256))),
+        _Stage(2, (_Convolution(17, 256, 512), _Convolution(19, 512, 512), _Convolution(21, 512, 512))),
+        _Stage(2, (_Convolution(24, 512, 512), _Convolution(26, 512, 512), _Convolution(28, 512, 512))),
     ),
 )
 _ALEXNET = Backbone(
@@ -78,11 +82,11 @@ _ALEXNET = Backbone(
     title="AlexNet",
     minimum_size=MIN_SIZES["alex"],  # the smallest size at which the second pooling's window of 3 fits
     stages=(
-        Stage(0, (Convolution(0, 3, 64, kernel=11, stride=4, padding=2),)),
-        Stage(3, (Convolution(3, 64, 192, kernel=5, padding=2),)),
-        Stage(3, (Convolution(6, 192, 384),)),
-        Stage(0, (Convolution(8, 384, 256),)),
-        Stage(0, (Convolution(10, 256, 256),)),
+        _Stage(0, (_Convolution(0, 3, 64, kernel=11, stride=4, padding=2),)),
+        _Stage(3, (_Convolution(3, 64, 192, kernel=5, padding=2),)),
+        _Stage(3, (_Convolution(6, 192, 384),)),
+        _Stage(0, (_Convolution(8, 384, 256),)),
+        _Stage(0, (_Convolution(10, 256, 256),)),
     ),
 )
 BACKBONES: Mapping[str, Backbone] = {"vgg": _VGG16, "alex": _ALEXNET}
@@ -99,7 +103,7 @@ def backbone_of(net: object) -> Backbone:
     return BACKBONES[net]
 
 
-def run_stage(stage: Stage, weights: Mapping[str, Tensor], features: Frames) -> FeatureMap:
+def run_stage(stage: _Stage, weights: Mapping[str, Tensor], features: Frames) -> FeatureMap:
     """Return the feature map `(N, C', H', W')` at the end of `stage`, all values >= 0; the graph is kept.
 
     The in-place ReLU overwrites only its convolution's output, never `features`. Frozen convolutions store no input,

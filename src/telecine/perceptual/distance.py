@@ -31,14 +31,20 @@ class Perceptual(nn.Module):
     Like `LPIPS` it has no parameters and no buffers, and moves with `.to(device)`.
 
     Raises:
-        ValueError: `net` is none of these, `weights` do not fit it, or `weights` are given for a net that is not given
-            by name.
+        ValueError: `net` is none of these, `weights` do not fit it, or there are `weights` for a net without a name.
         WeightsNotFoundError: The weights are not on this machine and cannot be downloaded.
     """
 
     def __init__(self, net: str | Callable[..., Tensor] = "vgg", *, weights: WeightsSource = None) -> None:
         super().__init__()
-        self.distance = _build(net, weights)
+        if isinstance(net, str):
+            _check_name(net)
+            self.distance: LPIPS | CustomDistance = LPIPS(net, weights=weights)
+        elif weights is not None:
+            remedy = "Load the weights into the module instead."
+            raise argument_error("weights", "None unless `net` is a name", describe(weights), remedy)
+        else:
+            self.distance = net if isinstance(net, LPIPS) else CustomDistance(net)
 
     @property
     def has_features(self) -> bool:
@@ -48,7 +54,7 @@ class Perceptual(nn.Module):
     def forward(
         self, *, reconstruction: Frames, target: Frames, feature_terms: Sequence[FeatureTerm] = ()
     ) -> tuple[Float[Tensor, " frame"], ...]:
-        """Return the distance of each frame, `(N,)`, at least float32, and what each function of the features returns.
+        """Return the distance of each frame, `(N,)`, at least float32, and the value of each of `feature_terms`.
 
         Both are `(N, 3, H, W)` in [-1, 1], of one shape and device. The graph is kept.
 
@@ -108,16 +114,6 @@ class CustomDistance(Frozen[Callable[..., Tensor]]):
     def extra_repr(self) -> str:
         """Return the text inside the parentheses of `repr`."""
         return getattr(self.hidden, "__qualname__", type(self.hidden).__qualname__)
-
-
-def _build(net: str | Callable[..., Tensor], weights: WeightsSource) -> LPIPS | CustomDistance:
-    if isinstance(net, str):
-        _check_name(net)
-        return LPIPS(net, weights=weights)
-    if weights is not None:
-        remedy = "Load the weights into the module instead."
-        raise argument_error("weights", "None unless `net` is a name", describe(weights), remedy)
-    return net if isinstance(net, LPIPS) else CustomDistance(net)
 
 
 def _check_name(net: str) -> None:

@@ -1,4 +1,4 @@
-"""Feature maps of a frozen network at several of its layers, through which gradients reach the frames."""
+"""Feature maps of a frozen network at several of its layers; gradients reach the frames."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from telecine.base.checks import argument_error, describe, suggestion
 from telecine.base.frozen import Frozen
 from telecine.base.precision import autocast_off
 from telecine.base.shapes import Frames
-from telecine.ops.double_backward import is_differentiated_twice
+from telecine.ops.convolution import is_differentiated_twice
 from telecine.perceptual.backbones import BACKBONES, FeatureMap
 from telecine.perceptual.frames import network_input
 from telecine.perceptual.lpips import LPIPS
 from telecine.perceptual.weights import WeightsSource, load_state
 
-# Mean and standard deviation of ImageNet's colours in [0, 1], with which torchvision's networks were trained.
+# Mean and standard deviation of ImageNet's colours in [0, 1], the training data of torchvision's networks.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -51,17 +51,17 @@ class FeatureMaps(Frozen[nn.Module]):
         # The fused kernels of attention have no double backward.
         attention = sdpa_kernel(SDPBackend.MATH) if is_differentiated_twice() else nullcontext()
         with autocast_off(frames.device), attention:
-            return [as_map(output) for output in net(network_input(frames, net, self.size))]
+            return [_as_map(output) for output in net(network_input(frames, net, self.size))]
 
 
-def as_map(output: object) -> FeatureMap:
+def _as_map(output: object) -> FeatureMap:
     """Return a map `(N, F, h, w)` as it is, and the last `k * k` of tokens `(N, n, F)` as a map with h = w = k.
 
     Raises:
         ValueError: It is neither.
     """
     if isinstance(output, Tensor) and output.ndim == 3:
-        side = isqrt(output.shape[1])  # what is left over are the tokens of classes and registers
+        side = isqrt(output.shape[1])  # the others are the tokens of classes and registers
         return output[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
     if not isinstance(output, Tensor) or output.ndim != 4:
         contract = "a list of maps (N, F, h, w), or of tokens (N, n, F)"
@@ -87,13 +87,13 @@ class BackboneMaps(nn.Module):
         return self.lpips.features(frames)[self.first :]
 
 
-class LayerMaps(nn.Module):
+class _LayerMaps(nn.Module):
     """The outputs of some layers of a network.
 
     Args:
-        net: The network, whose parameters become buffers. What comes after the layers is not computed.
+        net: The network, whose parameters become buffers. Later layers are not computed.
         layers: Their names, as `torchvision.models.feature_extraction` has them.
-        mean, std: Of the colours in [0, 1] that the network was trained with.
+        mean, std: Of colours in [0, 1], in the network's training data.
 
     Raises:
         ValueError: There is no such layer.
@@ -136,7 +136,7 @@ def build_maps(
         weights: The path of a state dict, `.safetensors` or `.pth`; "vgg" and "alex" are downloaded without one.
         layers: The layers whose outputs are taken, e.g. `("layer1", "layer2")`; none for "vgg" and "alex".
         load: Load the weights. Without them the network is random.
-        prefix: What stands before the names of the arguments in errors.
+        prefix: Prefix of the arguments' names in errors.
 
     Raises:
         ValueError: There is no such network or layer, or the weights do not fit.
@@ -161,7 +161,7 @@ def build_maps(
     module, (mean, std) = LIBRARIES[library](name)
     if load:
         load_state(module, Path(str(weights)))
-    return LayerMaps(module, layers, mean, std)
+    return _LayerMaps(module, layers, mean, std)
 
 
 def _torchvision(name: str) -> tuple[nn.Module, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, TypeAlias, TypeVar, cast
+from collections.abc import Callable
+from typing import Literal, TypeAlias, TypeVar, cast
 
 import torch
 from jaxtyping import Int
@@ -17,14 +18,6 @@ from telecine.base.shapes import Frames, Video, check_frames, check_same_device,
 
 NumFrames: TypeAlias = int | Literal["all"]
 Distance = TypeVar("Distance", bound="Tensor | tuple[Tensor, ...]")
-Out = TypeVar("Out", bound="Tensor | tuple[Tensor, ...]", covariant=True)
-
-
-class Compare(Protocol[Out]):
-    """A distance that maps two batches of N frames to one tensor `(N,)`, or to a tuple of such tensors."""
-
-    def __call__(self, *, reconstruction: Frames, target: Frames) -> Out:
-        """Return the distance of each frame of `reconstruction` to the same frame of `target`."""
 
 
 def sample_frame_indices(video: Video, num_frames: NumFrames, generator: Generators = None) -> Int[Tensor, "batch k"]:
@@ -45,23 +38,15 @@ def sample_frame_indices(video: Video, num_frames: NumFrames, generator: Generat
             another device or has another length than the batch.
     """
     check_video("video", video)
-    check_num_frames("num_frames", num_frames)
+    if num_frames != "all" and (isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 1):
+        remedy = 'Use 1 for one frame of each clip, "all" for every frame.'
+        raise argument_error("num_frames", 'a positive int or "all"', describe(num_frames), remedy)
     check_generators(generator, len(video), video.device)
     batch, time = video.shape[0], video.shape[2]
     if isinstance(num_frames, str) or num_frames >= time:
         return torch.arange(time, device=video.device).repeat(batch, 1)
     noise = rand((batch, time), device=video.device, generator=generator)
     return noise.topk(num_frames, dim=1).indices.sort(dim=1).values
-
-
-def check_num_frames(name: str, value: object) -> NumFrames:
-    """Return `value`; raise a `ValueError` unless it is a positive int or "all"."""
-    if value == "all":
-        return "all"
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        remedy = 'Use 1 for one frame of each clip, "all" for every frame.'
-        raise argument_error(name, 'a positive int or "all"', describe(value), remedy)
-    return value
 
 
 def pick_frames(video: Video, indices: Int[Tensor, "batch k"]) -> Frames:
@@ -74,7 +59,15 @@ def pick_frames(video: Video, indices: Int[Tensor, "batch k"]) -> Frames:
         ValueError: `video` is not a video, or `indices` are not integers `(B, k)` on its device.
     """
     check_video("video", video)
-    _check_indices(indices, video)
+    if (
+        not isinstance(indices, Tensor)
+        or indices.ndim != 2
+        or len(indices) != len(video)
+        or indices.dtype != torch.int64
+        or indices.device != video.device
+    ):
+        contract = f"an int64 tensor of shape ({len(video)}, k) on {video.device}"
+        raise argument_error("indices", contract, describe(indices), "Use `sample_frame_indices(video, ...)`.")
     clips = torch.arange(video.shape[0], device=video.device)[:, None]
     return video.transpose(1, 2)[clips, indices].flatten(0, 1).contiguous()
 
@@ -88,7 +81,7 @@ def network_input(frames: Frames, net: object, size: int | None) -> Frames:
 
 
 def in_chunks(
-    compare: Compare[Distance], *, reconstruction: Frames, target: Frames, chunk_size: int | None
+    compare: Callable[..., Distance], *, reconstruction: Frames, target: Frames, chunk_size: int | None
 ) -> Distance:
     """Return `compare(reconstruction=reconstruction, target=target)`, computed `chunk_size` frames at a time.
 
@@ -97,14 +90,14 @@ def in_chunks(
     and changes neither values nor gradients. Without gradients nothing runs twice.
 
     Args:
-        compare: A deterministic distance that treats each frame separately and returns `(N,)`, or a (named) tuple of
-            such tensors.
+        compare: A deterministic distance with the arguments `reconstruction` and `target`, two batches of N frames. It
+            treats each frame separately and returns `(N,)`, or a tuple of such tensors.
         reconstruction: `(N, C, H, W)`.
         target: As `reconstruction`.
         chunk_size: Number of frames in memory at a time. `None`, or N and more, makes one plain call.
 
     Returns:
-        The distances of all frames in order, `(N,)` each, in the type that `compare` returns. The graph is kept, and
+        The distances of all frames in order, `(N,)` each, as `compare` returns them. The graph is kept, and
         several backwards through it are possible.
 
     Raises:
@@ -122,7 +115,9 @@ def in_chunks(
 
     pairs = zip(reconstruction.split(chunk_size), target.split(chunk_size), strict=True)
     # No random state is stored, because `compare` is deterministic. With gradients disabled this is a plain call.
-    return _concatenate([checkpoint(run, x, y, use_reentrant=False, preserve_rng_state=False) for x, y in pairs])
+    parts = [checkpoint(run, x, y, use_reentrant=False, preserve_rng_state=False) for x, y in pairs]
+    whole = torch.cat(parts) if isinstance(parts[0], Tensor) else tuple(map(torch.cat, zip(*parts, strict=True)))
+    return cast(Distance, whole)
 
 
 def check_frame_pair(*, reconstruction: Tensor, target: Tensor) -> None:
@@ -131,24 +126,3 @@ def check_frame_pair(*, reconstruction: Tensor, target: Tensor) -> None:
     check_frames("target", target)
     check_same_shape("target", target, "reconstruction", reconstruction)
     check_same_device("target", target, "reconstruction", reconstruction)
-
-
-def _check_indices(indices: object, video: Tensor) -> None:
-    contract = f"an int64 tensor of shape ({len(video)}, k) on {video.device}"
-    if (
-        not isinstance(indices, Tensor)
-        or indices.ndim != 2
-        or len(indices) != len(video)
-        or indices.dtype != torch.int64
-        or indices.device != video.device
-    ):
-        raise argument_error("indices", contract, describe(indices), "Use `sample_frame_indices(video, ...)`.")
-
-
-def _concatenate(parts: list[Distance]) -> Distance:
-    first = parts[0]
-    if isinstance(first, Tensor):
-        return cast(Distance, torch.cat(cast("list[Tensor]", parts)))
-    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-    make = getattr(type(first), "_make", type(first))  # a named tuple is built from an iterable by `_make`
-    return make(columns)

@@ -63,7 +63,8 @@ class LPIPS(Frozen[dict[str, Tensor]]):
 
     def __init__(self, net: str = "vgg", *, weights: WeightsSource = None) -> None:
         # No buffers: data-parallel wrappers broadcast every buffer before each forward, here 59 MB that never change.
-        super().__init__({**load_backbone(net, weights), **load_heads(net), **_scaling()})
+        scaling = {"shift": torch.tensor(_SHIFT).view(1, 3, 1, 1), "scale": torch.tensor(_SCALE).view(1, 3, 1, 1)}
+        super().__init__({**load_backbone(net, weights), **_load_heads(net), **scaling})
         self.net = net
         self._backbone = backbone_of(net)
 
@@ -81,7 +82,7 @@ class LPIPS(Frozen[dict[str, Tensor]]):
         """
         self._check(reconstruction, target)
         with autocast_off(reconstruction.device):
-            return _sum(feature_distance(*stage) for stage in self._stages(reconstruction, target))
+            return _sum(_feature_distance(*stage) for stage in self._stages(reconstruction, target))
 
     def compare(
         self, *, reconstruction: Frames, target: Frames, feature_terms: Sequence[FeatureTerm]
@@ -89,18 +90,14 @@ class LPIPS(Frozen[dict[str, Tensor]]):
         """Return LPIPS, as `forward` does, and one value per frame of each function of the same features.
 
         The functions get the features themselves, not the unit vectors that LPIPS compares.
-
-        Raises:
-            ValueError: As for `forward`.
         """
         self._check(reconstruction, target)
         with autocast_off(reconstruction.device):
             # Stage by stage, as in `forward`: autograd adds gradients in the order of the calls.
-            stages = [(feature_distance(*stage), *stage) for stage in self._stages(reconstruction, target)]
-            lpips = _sum(distance for distance, *_ in stages)
-            reconstruction_features, target_features = [x for _, x, _, _ in stages], [y for _, _, y, _ in stages]
-            features = {"reconstruction_features": reconstruction_features, "target_features": target_features}
-            return (lpips, *(term(**features) for term in feature_terms))
+            stages = [(_feature_distance(*stage), *stage) for stage in self._stages(reconstruction, target)]
+            distances, xs, ys, _ = zip(*stages, strict=True)
+            features = {"reconstruction_features": list(xs), "target_features": list(ys)}
+            return (_sum(distances), *(term(**features) for term in feature_terms))
 
     def features(self, frames: Frames) -> list[FeatureMap]:
         """Return the feature maps of frames `(N, 3, H, W)` in [-1, 1], of each stage; the graph is kept.
@@ -111,7 +108,7 @@ class LPIPS(Frozen[dict[str, Tensor]]):
         check_frames("frames", frames)
         _check_fits("frames", frames, self._backbone)
         weights = self._weights_for(frames.dtype)
-        features = [standardise(frames, weights)]
+        features = [_standardise(frames, weights)]
         with autocast_off(frames.device):
             for stage in self._backbone.stages:
                 features.append(run_stage(stage, weights, features[-1]))
@@ -124,7 +121,7 @@ class LPIPS(Frozen[dict[str, Tensor]]):
     def _stages(self, reconstruction: Frames, target: Frames) -> Iterator[tuple[FeatureMap, FeatureMap, Tensor]]:
         """Yield both feature maps and the head of each stage."""
         weights = self._weights_for(reconstruction.dtype, target.dtype)
-        x, y = standardise(reconstruction, weights), standardise(target, weights)
+        x, y = _standardise(reconstruction, weights), _standardise(target, weights)
         for index, stage in enumerate(self._backbone.stages):
             # Not as one batch: a target that does not require gradients then gets no graph.
             x, y = run_stage(stage, weights, x), run_stage(stage, weights, y)
@@ -141,17 +138,17 @@ class LPIPS(Frozen[dict[str, Tensor]]):
         return f"net={self.net!r}"
 
 
-def feature_distance(x: FeatureMap, y: FeatureMap, head: Float[Tensor, " feature"]) -> Float[Tensor, " frame"]:
+def _feature_distance(x: FeatureMap, y: FeatureMap, head: Float[Tensor, " feature"]) -> Float[Tensor, " frame"]:
     """Return the distance `(N,)` of two feature maps `(N, C, H, W)`: unit vectors, squared difference, mean, head."""
     return (_unit_vectors(x) - _unit_vectors(y)).square().mean(dim=(2, 3)) @ head
 
 
-def standardise(frames: Frames, weights: dict[str, Tensor]) -> Frames:
+def _standardise(frames: Frames, weights: dict[str, Tensor]) -> Frames:
     """Return `frames`, in [-1, 1], normalised for the backbones, in the precision of `weights`."""
     return (frames.to(weights["shift"].dtype) - weights["shift"]) / weights["scale"]
 
 
-def load_heads(net: str) -> dict[str, Tensor]:
+def _load_heads(net: str) -> dict[str, Tensor]:
     """Return the published v0.1 linear heads of `net` as `head.0` ... `head.4`, each `(C,)`, non-negative, float32."""
     heads = load_safetensors(resources.files(__package__).joinpath("heads.safetensors").read_bytes())
     return {f"head.{index}": heads[f"{net}.{index}"] for index in range(len(backbone_of(net).stages))}
@@ -194,10 +191,6 @@ def gram(
 ) -> Float[Tensor, " frame"]:
     """Return `gram_distance` summed over the feature maps of a network, one value per frame `(N,)`."""
     return _sum(gram_distance(x, y) for x, y in zip(reconstruction_features, target_features, strict=True))
-
-
-def _scaling() -> dict[str, Tensor]:
-    return {"shift": torch.tensor(_SHIFT).view(1, 3, 1, 1), "scale": torch.tensor(_SCALE).view(1, 3, 1, 1)}
 
 
 def _unit_vectors(features: FeatureMap) -> FeatureMap:

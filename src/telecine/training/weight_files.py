@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from telecine.autoencoders import CausalVAE, VideoAutoencoder
-from telecine.autoencoders.latent_statistics import NORMALISATION_KEYS, LatentStatistics
+from telecine.autoencoders.latent import NORMALISATION_KEYS, LatentStatistics
 from telecine.autoencoders.lora import low_rank_layers, merge_in_place, merge_low_rank
 from telecine.autoencoders.pretrained import (
     CLASS_KEY,

@@ -10,24 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from telecine.autoencoders.clip_sizes import ClipSizes, find_last_layer, output_shape
-from telecine.autoencoders.diffusers.checkpointing import enable_checked
-from telecine.autoencoders.diffusers.chunks import CHUNKS, enable_chunks
+from telecine.autoencoders.clip_sizes import ClipSizes, Probe, output_shape
+from telecine.autoencoders.diffusers.checkpointing import CHUNKS, enable_checked, enable_chunks
 from telecine.autoencoders.diffusers.families import (
     DiffusersModel,
     LatentPosterior,
+    clear_caches,
     family_of,
     prepare_for_training,
 )
-from telecine.autoencoders.diffusers.loading import build_module, copy_weights, load_module
+from telecine.autoencoders.diffusers.loading import build_module, load_module
 from telecine.autoencoders.diffusers.normalisation import read_normalisation, write_normalisation
-from telecine.autoencoders.diffusers.reconstruct import Encode, Reconstruct, clear_caches, decode, encode
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, check_input
-from telecine.autoencoders.latent_statistics import LatentStatistics
+from telecine.autoencoders.latent import LatentStatistics, Normalisation, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.autoencoders.lora import merge_low_rank
-from telecine.autoencoders.posterior import Posterior
-from telecine.autoencoders.pretrained import safetensors_write
+from telecine.autoencoders.pretrained import copy_state, safetensors_write
 from telecine.base.checks import argument_error
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
@@ -57,8 +55,7 @@ class DiffusersAutoencoder(VideoAutoencoder):
         prepare_for_training(module)
         # `from_pretrained` of diffusers returns models in eval mode.
         self.module: DiffusersModel = module.train()
-        self.sizes = ClipSizes(Reconstruct(module, self.family), module)
-        self._last_layer = ""
+        self.sizes = ClipSizes(module, self.family.reconstruct)
 
     def forward(
         self,
@@ -79,7 +76,7 @@ class DiffusersAutoencoder(VideoAutoencoder):
         """
         posterior = posterior or self.encode(video)
         latent = posterior.sample(generator) if sample_posterior else posterior.mode()
-        decoded, losses = decode(self.module, self.family, latent)
+        decoded, losses = self.family.decode(self.module, latent)
         if decoded.shape != video.shape:
             remedy = "This class only reproduces small clips of this kind; report it with its configuration."
             got = f"{tuple(decoded.shape)} from {type(self.module).__name__}"
@@ -94,7 +91,7 @@ class DiffusersAutoencoder(VideoAutoencoder):
             ValueError: The video is not `(B, 3, T, H, W)`, or `check_clip` raises.
         """
         check_input(self, video)
-        return encode(self.module, self.family, video)
+        return self.family.encode(self.module, video)
 
     def decode(self, latent: Tensor) -> Video:
         """Return the video of a latent `(B, C, t, h, w)`, not clamped.
@@ -103,16 +100,12 @@ class DiffusersAutoencoder(VideoAutoencoder):
             ValueError: The latent has another number of axes.
         """
         check_video("latent", latent)
-        return decode(self.module, self.family, latent).video
+        return self.family.decode(self.module, latent).video
 
     @property
     def last_layer(self) -> nn.Parameter:
         """Weight of the decoder's last convolution or linear layer."""
-        if not self._last_layer:
-            self._last_layer = find_last_layer(self.sizes)
-        weight = self.module.get_parameter(self._last_layer)
-        assert isinstance(weight, nn.Parameter)
-        return weight
+        return self.sizes.last_layer
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
         """Raise a `ValueError` with the nearest accepted value unless the model reproduces clips of this size.
@@ -130,22 +123,21 @@ class DiffusersAutoencoder(VideoAutoencoder):
         return self.sizes.cover(num_frames, height, width)
 
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
-        """Return a linear autoencoder with as many latent values for clips of this size; it is not fitted.
+        """Return a linear autoencoder with the same number of latent values for these clips; it is not fitted.
 
         The latent's size is found by encoding a clip of the smallest frames that the model accepts. None if the frames
         after the first, or the pixels, do not divide evenly over its positions.
         """
         _, side, _ = self.sizes.smallest
         size = (num_frames, side, side)
-        _, channels, latent_frames, rows, _ = output_shape(
-            Encode(self.module, self.family), size, on_meta=self.sizes.on_meta
-        )
+        encode = Probe(self.module, self.family.encode_mode)
+        _, channels, latent_frames, rows, _ = output_shape(encode, size, on_meta=self.sizes.on_meta)
         following = max(latent_frames - 1, 1)
         if side % rows or (num_frames - 1) % following or (num_frames > 1) != (latent_frames > 1):
             return None
         return LinearAutoencoder(max((num_frames - 1) // following, 1), side // rows, channels)
 
-    def latent_normalisation(self) -> dict[str, float | list[float] | None]:
+    def latent_normalisation(self) -> Normalisation:
         """Return `latents_mean` and `latents_std`, or `scaling_factor` and `shift_factor`, as the class has them."""
         return read_normalisation(self.module)
 
@@ -180,22 +172,15 @@ class DiffusersAutoencoder(VideoAutoencoder):
         self.family = enable_chunks(self.module, self.family, num_frames)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
-        """Write configuration and weights, low-rank updates merged, as diffusers writes them.
-
-        Raises:
-            OSError: A file cannot be written.
-        """
+        """Write configuration and weights, low-rank updates merged, as diffusers writes them."""
         clear_caches(self.module)
         with safetensors_write(Path(folder)):
             merge_low_rank(self.module).save_pretrained(folder)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
-        """Copy a folder's weights into this model, which keeps its device and dtype.
-
-        Raises:
-            ValueError: There are none, or names or shapes differ from the model's.
-        """
-        copy_weights(folder, into=self.module)
+        """Copy a folder's weights into this model, which keeps its device and dtype."""
+        loaded = load_module(folder, subfolder=None, revision=None, dtype=torch.float32)
+        copy_state(loaded.state_dict(), into=self.module, source=str(folder))
 
     @classmethod
     def from_pretrained(
@@ -209,9 +194,7 @@ class DiffusersAutoencoder(VideoAutoencoder):
         """Return the model of a folder or a Hub name, on the CPU, in training mode.
 
         Args:
-            name_or_folder: A folder that diffusers wrote, or a name such as "Wan-AI/Wan2.1-T2V-1.3B-Diffusers".
-            subfolder: Subfolder of the model. Default: "vae" for a whole pipeline.
-            revision: Branch, tag or commit on the Hub.
+            name_or_folder, subfolder, revision: See `load_autoencoder`.
             dtype: Dtype of the weights. Train float32 weights and use autocast for lower precision: half-precision
                 weights lose small updates.
 

@@ -1,28 +1,40 @@
-"""Gradient checkpointing of a diffusers model, enabled only if it does not change the gradients."""
+"""Less memory for a diffusers model: gradient checkpointing, and clips in temporal chunks.
+
+Checkpointing is enabled only if it does not change the gradients. Chunks are for the classes that keep frames from one
+chunk to the next: their encoder and decoder are called once for each chunk, and each call is computed again in the
+backward pass, see `checkpoint_call`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from telecine.autoencoders.clip_sizes import ClipSizes, Size
-from telecine.autoencoders.diffusers.families import DiffusersModel
-from telecine.autoencoders.diffusers.reconstruct import clear_caches
-from telecine.base.checks import argument_error
+from telecine.autoencoders.clip_sizes import ClipSizes, check_multiple, size_error
+from telecine.autoencoders.diffusers.families import Decoded, DiffusersModel, Family, LatentPosterior, clear_caches
+from telecine.autoencoders.interface import chunks_error
+from telecine.autoencoders.latent import DiagonalGaussian
+from telecine.base.checks import argument_error, check_count
 from telecine.base.precision import autocast_off
+from telecine.base.shapes import Video
 from telecine.ops.checkpointing import checkpoint_module, undo_checkpoint
 
 # Relative difference of all gradients that rounding may cause. The wrong ones found differ by 0.5 and more.
 MAX_DIFFERENCE = 1e-2
 # A clip of this many frames, or a few more, is more than one chunk of the models that work in chunks.
 NUM_FRAMES = 5
+# Frames of a latent frame of Wan, QwenImage and Magvit.
+TIME_COMPRESSION = 4
 
 
 @dataclass(frozen=True)
-class CachedBlocks:
+class _CachedBlocks:
     """The blocks of a class that keeps frames for the next chunk, which its own checkpointing does not support."""
 
     names: tuple[str, ...]
@@ -30,44 +42,50 @@ class CachedBlocks:
     cache_name: str = ""
     """The attribute of their layers that holds the frames; empty if they are in lists or dicts among the arguments."""
 
+    def of(self, module: nn.Module) -> list[nn.Module]:
+        """Return the blocks of a model."""
+        return [block for block in module.modules() if type(block).__name__ in self.names]
+
 
 CACHED_BLOCKS = {
-    "AutoencoderKLKVAEVideo": CachedBlocks(
+    "AutoencoderKLKVAEVideo": _CachedBlocks(
         ("KVAECachedResnetBlock3D", "KVAECachedPXSDownsample", "KVAECachedPXSUpsample")
     ),
-    "AutoencoderKLMagvit": CachedBlocks(
+    "AutoencoderKLMagvit": _CachedBlocks(
         ("EasyAnimateResidualBlock3D", "EasyAnimateDownsampler3D", "EasyAnimateUpsampler3D"), "prev_features"
     ),
-    "AutoencoderKLQwenImage": CachedBlocks(("QwenImageResidualBlock", "QwenImageAttentionBlock", "QwenImageResample")),
-    "AutoencoderKLQwenImage21": CachedBlocks(
+    "AutoencoderKLQwenImage": _CachedBlocks(("QwenImageResidualBlock", "QwenImageAttentionBlock", "QwenImageResample")),
+    "AutoencoderKLQwenImage21": _CachedBlocks(
         ("QwenImage21ResidualBlock", "QwenImage21AttentionBlock", "QwenImage21Resample")
     ),
-    "AutoencoderKLWan": CachedBlocks(("WanResidualBlock", "WanAttentionBlock", "WanResample")),
-    "Kandinsky6SRVAE": CachedBlocks(("Kandinsky6SRResnetBlock3D", "Kandinsky6SRDownsample", "Kandinsky6SRUpsample")),
+    "AutoencoderKLWan": _CachedBlocks(("WanResidualBlock", "WanAttentionBlock", "WanResample")),
+    "Kandinsky6SRVAE": _CachedBlocks(("Kandinsky6SRResnetBlock3D", "Kandinsky6SRDownsample", "Kandinsky6SRUpsample")),
 }
 
 
 def enable_checked(module: DiffusersModel, sizes: ClipSizes) -> None:
-    """Enable a diffusers model's gradient checkpointing if its gradients for a tiny clip stay the same.
-
-    Raises:
-        ValueError: The class does not support it, fails with it, or computes other gradients. It is disabled then.
-    """
+    """Enable a diffusers model's gradient checkpointing, or raise a `ValueError` if a tiny clip's gradients change."""
     if not hasattr(module, "enable_gradient_checkpointing"):
-        raise unsupported(module, "one without it")
+        raise _unsupported(module, "one without it")
     plain = gradients(sizes)
     try:
         enable(module)
     except ValueError as error:
-        raise unsupported(module, "one that does not support it") from error
+        raise _unsupported(module, "one that does not support it") from error
     try:
-        difference = relative_difference(gradients(sizes), plain)
+        found = gradients(sizes)
     except RuntimeError as error:
         disable(module)
-        raise unsupported(module, f"one whose backward pass fails with it ({type(error).__name__})") from error
+        raise _unsupported(module, f"one whose backward pass fails with it ({type(error).__name__})") from error
+    changes = [a - b for a, b in zip(found, plain, strict=True)]
+    difference = float(_norm(changes) / _norm(plain))
     if not difference <= MAX_DIFFERENCE:  # also true for NaN
         disable(module)
-        raise unsupported(module, f"one whose gradients change by {difference:.0%} with it")
+        raise _unsupported(module, f"one whose gradients change by {difference:.0%} with it")
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    return torch.stack([tensor.norm() for tensor in tensors]).norm()
 
 
 def enable(module: DiffusersModel) -> None:
@@ -76,7 +94,7 @@ def enable(module: DiffusersModel) -> None:
     if blocks is None:
         module.enable_gradient_checkpointing()
         return
-    for block in cached_blocks(module, blocks):
+    for block in blocks.of(module):
         checkpoint_module(block, blocks.cache_name)
 
 
@@ -86,17 +104,12 @@ def disable(module: DiffusersModel) -> None:
     if blocks is None:
         module.disable_gradient_checkpointing()
     else:
-        for block in cached_blocks(module, blocks):
+        for block in blocks.of(module):
             undo_checkpoint(block)
     clear_caches(module)
 
 
-def cached_blocks(module: nn.Module, blocks: CachedBlocks) -> list[nn.Module]:
-    """Return the blocks of a model."""
-    return [block for block in module.modules() if type(block).__name__ in blocks.names]
-
-
-def unsupported(module: DiffusersModel, got: str) -> Exception:
+def _unsupported(module: DiffusersModel, got: str) -> Exception:
     """Return the error for a class that cannot be trained with gradient checkpointing."""
     contract = "a model whose gradients stay the same with gradient checkpointing"
     return argument_error(type(module).__name__, contract, got, "Train it without `model_gradient_checkpointing`.")
@@ -111,7 +124,10 @@ def gradients(sizes: ClipSizes) -> list[Tensor]:
     devices = [device.index or 0] if device.type == "cuda" else []
     with torch.enable_grad(), autocast_off(device), torch.random.fork_rng(devices=devices):
         torch.manual_seed(0)
-        video = 2 * torch.rand(1, 3, *tiny_clip(sizes)) - 1
+        # A few small frames, or one if the model does not support more.
+        _, height, width = sizes.smallest
+        lengths = filter(sizes.reproduces_length, range(NUM_FRAMES, 4 * NUM_FRAMES))
+        video = 2 * torch.rand(1, 3, next(lengths, sizes.smallest[0]), height, width) - 1
         output = functional_call(reconstruct, buffers, (video.to(device),))
         loss = (output * torch.randn(output.shape).to(output)).mean()
         found = torch.autograd.grad(loss, weights, allow_unused=True)
@@ -120,14 +136,92 @@ def gradients(sizes: ClipSizes) -> list[Tensor]:
     return [torch.zeros_like(weight) if gradient is None else gradient for weight, gradient in pairs]
 
 
-def tiny_clip(sizes: ClipSizes) -> Size:
-    """Return the size of a clip of a few small frames, or of one frame if the model does not support more."""
-    _, height, width = sizes.smallest
-    lengths = range(NUM_FRAMES, 4 * NUM_FRAMES)
-    return (next(filter(sizes.reproduces_length, lengths), sizes.smallest[0]), height, width)
+SetSize = Callable[[DiffusersModel, Family, int], Family]
 
 
-def relative_difference(found: list[Tensor], expected: list[Tensor]) -> float:
-    """Return the norm of the difference between two lists of gradients, relative to the norm of the second."""
-    differences = [(a - b).norm() for a, b in zip(found, expected, strict=True)]
-    return float(torch.stack(differences).norm() / torch.stack([b.norm() for b in expected]).norm())
+@dataclass(frozen=True)
+class _Chunks:
+    """How a class computes clips in chunks."""
+
+    num_frames: int
+    """Frames of the class's own chunks."""
+    set_size: SetSize | None = None
+    """Sets a multiple of `num_frames` as the size, and returns how the model is called then. None if the values would
+    change, e.g. because a norm is computed over the frames of a chunk."""
+
+
+def enable_chunks(module: DiffusersModel, family: Family, num_frames: int) -> Family:
+    """Compute clips in chunks of `num_frames` frames; the first chunk has one more frame, or is the first frame.
+
+    Return how the model is called from now on, or raise a `ValueError` if the class does not support this number.
+    """
+    chunks = CHUNKS.get(type(module).__name__)
+    if chunks is None:
+        raise chunks_error(module)
+    check_count("temporal_chunk", num_frames)
+    if chunks.set_size is not None:
+        check_multiple("temporal_chunk", num_frames, step=chunks.num_frames)
+        family = chunks.set_size(module, family, num_frames)
+    elif num_frames != chunks.num_frames:
+        raise size_error("temporal_chunk", num_frames, accepted=str(chunks.num_frames), nearest=chunks.num_frames)
+    blocks = CACHED_BLOCKS.get(type(module).__name__)
+    for part in (module.encoder, module.decoder):
+        checkpoint_module(part, "" if blocks is None else blocks.cache_name)
+    return family
+
+
+def _use_magvit(module: DiffusersModel, family: Family, num_frames: int) -> Family:
+    """Set the attributes that the class has for its chunks."""
+    module.num_sample_frames_batch_size = num_frames
+    module.num_latent_frames_batch_size = num_frames // TIME_COMPRESSION
+    return family
+
+
+def _use_wan(module: DiffusersModel, family: Family, num_frames: int, *, has_first_chunk: bool = True) -> Family:
+    """Call encoder and decoder with larger chunks than the class does.
+
+    QwenImage's decoder, a copy of an earlier Wan's, has no argument `first_chunk`.
+    """
+    return replace(
+        family,
+        encoder=partial(_encode_wan, num_frames=num_frames),
+        decoder=partial(_decode_wan, num_frames=num_frames // TIME_COMPRESSION, has_first_chunk=has_first_chunk),
+    )
+
+
+def _encode_wan(module: DiffusersModel, video: Video, *, num_frames: int) -> LatentPosterior:
+    """Encode the first frame, then chunks of `num_frames` frames."""
+    if patch := getattr(module.config, "patch_size", None):
+        video = rearrange(video, "b c t (h q) (w r) -> b (c r q) t h w", q=patch, r=patch)
+    earlier = [None] * module._cached_conv_counts["encoder"]
+    parts = [module.encoder(x, feat_cache=earlier, feat_idx=[0]) for x in _first_and_chunks(video, num_frames)]
+    mean, logvar = module.quant_conv(torch.cat(parts, dim=2)).chunk(2, dim=1)
+    return DiagonalGaussian(mean=mean, logvar=logvar)
+
+
+def _decode_wan(module: DiffusersModel, latent: Tensor, *, num_frames: int, has_first_chunk: bool) -> Decoded:
+    """Decode the first latent frame, then chunks of `num_frames` latent frames."""
+    first, *chunks = _first_and_chunks(module.post_quant_conv(latent), num_frames)
+    earlier = [None] * module._cached_conv_counts["decoder"]
+    is_first = {"first_chunk": True} if has_first_chunk else {}
+    parts = [module.decoder(first, feat_cache=earlier, feat_idx=[0], **is_first)]
+    parts += [module.decoder(z, feat_cache=earlier, feat_idx=[0]) for z in chunks]
+    video = torch.cat(parts, dim=2)
+    if patch := getattr(module.config, "patch_size", None):
+        video = rearrange(video, "b (c r q) t h w -> b c t (h q) (w r)", q=patch, r=patch)
+    return Decoded(video, {})
+
+
+def _first_and_chunks(video: Tensor, num_frames: int) -> list[Tensor]:
+    """Return the first frame of `(B, C, T, H, W)`, and the others in chunks of `num_frames`."""
+    return [x for x in (video[:, :, :1], *video[:, :, 1:].split(num_frames, dim=2)) if x.shape[2] > 0]
+
+
+CHUNKS = {
+    "AutoencoderKLCogVideoX": _Chunks(8),
+    "AutoencoderKLKVAEVideo": _Chunks(16),
+    "AutoencoderKLMagvit": _Chunks(4, _use_magvit),
+    "AutoencoderKLQwenImage": _Chunks(4, partial(_use_wan, has_first_chunk=False)),
+    "AutoencoderKLWan": _Chunks(4, _use_wan),
+    "Kandinsky6SRVAE": _Chunks(16),
+}

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from telecine.autoencoders.posterior import DeterministicPosterior, DiagonalGaussian
+from telecine.autoencoders.latent import DeterministicPosterior, DiagonalGaussian
 from telecine.base.checks import argument_error, describe
-from telecine.base.shapes import Video
+from telecine.base.shapes import VALUE_RANGE, Video
 
 DiffusersModel: TypeAlias = Any
 """An `nn.Module` whose `encode` and `decode` are called as those of diffusers' autoencoders; diffusers is untyped."""
@@ -37,10 +39,73 @@ class Decoded(NamedTuple):
 class Family:
     """How the models of a class are called."""
 
-    encode: Callable[[DiffusersModel, Video], LatentPosterior]
+    encoder: Callable[[DiffusersModel, Video], LatentPosterior]
     """From the model and a video `(B, 3, T, H, W)` in [-1, 1] to the posterior."""
-    decode: Callable[[DiffusersModel, Tensor], Decoded]
+    decoder: Callable[[DiffusersModel, Tensor], Decoded]
     """From the model and a latent `(B, C, t, h, w)` to the video."""
+
+    def encode(self, module: DiffusersModel, video: Video) -> LatentPosterior:
+        """Return the posterior of `(B, 3, T, H, W)` in [-1, 1]; the model's caches are empty afterwards."""
+        with _caches_cleared(module):
+            return self.encoder(module, video.to(_weight_dtype(module)))
+
+    def decode(self, module: DiffusersModel, latent: Tensor) -> Decoded:
+        """Return the video of a latent `(B, C, t, h, w)`, not clamped; the model's caches are empty afterwards."""
+        with _caches_cleared(module), _WithoutClamp():
+            return self.decoder(module, latent.to(_weight_dtype(module)))
+
+    def encode_mode(self, module: DiffusersModel, video: Video) -> Tensor:
+        """Return the mode of the posterior, `(B, C, t, h, w)`."""
+        return self.encode(module, video).mode()
+
+    def reconstruct(self, module: DiffusersModel, video: Video) -> Video:
+        """Return the reconstruction from the mode of the posterior."""
+        return self.decode(module, self.encode_mode(module, video)).video
+
+
+CLAMPS = tuple(getattr(owner, name) for owner in (torch, Tensor) for name in ("clamp", "clamp_", "clip", "clip_"))
+
+
+class _WithoutClamp(TorchFunctionMode):
+    """Skips clamps to [-1, 1]: the decoders of Wan and Qwen end with one, whose gradient is 0 outside this range."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Return the input if `func` is such a clamp; otherwise call `func`."""
+        kwargs = kwargs or {}
+        if func in CLAMPS:
+            arguments = {**dict(zip(("input", "min", "max"), args, strict=False)), **kwargs}
+            bounds = arguments.get("min"), arguments.get("max")
+            # Bounds may be tensors, whose comparison is none of numbers.
+            are_numbers = all(isinstance(bound, int | float) for bound in bounds)
+            if "out" not in arguments and are_numbers and bounds == VALUE_RANGE:
+                return arguments["input"]
+        return func(*args, **kwargs)
+
+
+def clear_caches(module: DiffusersModel) -> None:
+    """Clear the frames that a model caches between chunks: they keep the graph alive, and are wrong after an error."""
+    for name in ("clear_cache", "_clear_conv_cache"):
+        if callable(getattr(module, name, None)):
+            getattr(module, name)()
+    for submodule in module.modules():
+        if hasattr(submodule, "causal_cache"):
+            submodule.causal_cache = None
+
+
+@contextmanager
+def _caches_cleared(module: DiffusersModel) -> Iterator[None]:
+    """Clear a model's caches at the end, also after an error."""
+    try:
+        yield
+    finally:
+        clear_caches(module)
+
+
+def _weight_dtype(module: nn.Module) -> torch.dtype:
+    """Return the dtype of a model's weights. Its inputs must have the same."""
+    return next(module.parameters()).dtype
 
 
 def family_of(module: nn.Module) -> Family:
@@ -56,24 +121,21 @@ def family_of(module: nn.Module) -> Family:
     for parent in type(module).__mro__:
         if parent.__name__ in FAMILIES:
             return FAMILIES[parent.__name__]
-    return FRAMES if works_on_frames(module) else CLIPS
+    return FRAMES if _works_on_frames(module) else CLIPS
 
 
-def works_on_frames(module: DiffusersModel) -> bool:
+def _works_on_frames(module: DiffusersModel) -> bool:
     """Return whether the input is frames `(B*T, 3, H, W)`: `decode` has `num_frames`, or no weight is 3D."""
     if "num_frames" in inspect.signature(module.decode).parameters:
         return True
     return all(parameter.ndim < 5 for parameter in module.parameters())
 
 
-def read_posterior(output: object) -> LatentPosterior:
+def _read_posterior(output: object) -> LatentPosterior:
     """Return the posterior in the output of `encode`, in float32 at least.
 
     The output is an object with `latent_dist`, `latents` or `latent`, a tensor, or a tuple that starts with one of
     these. Other 0-d floating-point tensors of the tuple are a quantizer's losses.
-
-    Raises:
-        ValueError: The output is none of these.
     """
     first, *rest = output if isinstance(output, tuple) else (output,)
     for name in ("latent_dist", "latents", "latent"):
@@ -89,19 +151,15 @@ def read_posterior(output: object) -> LatentPosterior:
     return DeterministicPosterior(latent, {"quantizer_loss": torch.stack(losses).sum()} if losses else {})
 
 
-def map_posterior(posterior: LatentPosterior, rearrange: Callable[[Tensor], Tensor]) -> LatentPosterior:
+def _map_posterior(posterior: LatentPosterior, rearrange: Callable[[Tensor], Tensor]) -> LatentPosterior:
     """Apply `rearrange`, which moves elements without changing them, to a posterior's latent."""
     if isinstance(posterior, DiagonalGaussian):
         return DiagonalGaussian(mean=rearrange(posterior.mean), logvar=rearrange(posterior.logvar))
     return DeterministicPosterior(rearrange(posterior.latent), posterior.losses)
 
 
-def read_decoded(output: object) -> Decoded:
-    """Return the video in the output of `decode`: an object with `sample`, a tensor, or a tuple that starts with one.
-
-    Raises:
-        ValueError: The output is none of these.
-    """
+def _read_decoded(output: object) -> Decoded:
+    """Return the video in the output of `decode`: an object with `sample`, a tensor, or a tuple of one and more."""
     first = output[0] if isinstance(output, tuple) else output
     video = getattr(first, "sample", first)
     if not isinstance(video, Tensor):
@@ -111,115 +169,109 @@ def read_decoded(output: object) -> Decoded:
     return Decoded(video, {} if loss is None else {"commit_loss": loss.mean()})
 
 
-def encode_clips(module: DiffusersModel, video: Video) -> LatentPosterior:
+def _encode_clips(module: DiffusersModel, video: Video) -> LatentPosterior:
     """Encode whole clips."""
-    return read_posterior(module.encode(video))
+    return _read_posterior(module.encode(video))
 
 
-def decode_clips(module: DiffusersModel, latent: Tensor) -> Decoded:
+def _decode_clips(module: DiffusersModel, latent: Tensor) -> Decoded:
     """Decode the latents of whole clips."""
-    return read_decoded(module.decode(latent, **decoder_inputs(module, latent)))
+    # LTX from 0.9.1 on needs the noise level of the latent, which is 0.
+    needs_level = getattr(getattr(module, "config", None), "timestep_conditioning", False)
+    return _read_decoded(module.decode(latent, **({"temb": latent.new_zeros(len(latent))} if needs_level else {})))
 
 
-def decoder_inputs(module: DiffusersModel, latent: Tensor) -> dict[str, Tensor]:
-    """Return a decoder's further inputs: LTX from 0.9.1 on needs the noise level of the latent, which is 0."""
-    if not getattr(getattr(module, "config", None), "timestep_conditioning", False):
-        return {}
-    return {"temb": latent.new_zeros(len(latent))}
-
-
-def frames_from_clips(video: Video) -> Tensor:
+def _frames_from_clips(video: Video) -> Tensor:
     """Return the frames `(B*T, C, H, W)` of `(B, C, T, H, W)`."""
     return video.transpose(1, 2).flatten(0, 1)
 
 
-def clips_from_frames(frames: Tensor, batch: int) -> Video:
+def _clips_from_frames(frames: Tensor, batch: int) -> Video:
     """Return the clips `(B, C, T, H, W)` of frames `(B*T, C, H, W)`."""
     return frames.unflatten(0, (batch, -1)).transpose(1, 2)
 
 
-def encode_frames(module: DiffusersModel, video: Video) -> LatentPosterior:
+def _encode_frames(module: DiffusersModel, video: Video) -> LatentPosterior:
     """Encode each frame of a clip separately."""
-    posterior = read_posterior(module.encode(frames_from_clips(video)))
-    return map_posterior(posterior, lambda frames: clips_from_frames(frames, len(video)))
+    posterior = _read_posterior(module.encode(_frames_from_clips(video)))
+    return _map_posterior(posterior, lambda frames: _clips_from_frames(frames, len(video)))
 
 
-def decode_frames(module: DiffusersModel, latent: Tensor) -> Decoded:
+def _decode_frames(module: DiffusersModel, latent: Tensor) -> Decoded:
     """Decode each frame separately, or all frames of a clip together if `decode` has a parameter `num_frames`."""
     has_num_frames = "num_frames" in inspect.signature(module.decode).parameters
-    output = module.decode(frames_from_clips(latent), **({"num_frames": latent.shape[2]} if has_num_frames else {}))
-    frames, losses = read_decoded(output)
-    return Decoded(clips_from_frames(frames, len(latent)), losses)
+    output = module.decode(_frames_from_clips(latent), **({"num_frames": latent.shape[2]} if has_num_frames else {}))
+    frames, losses = _read_decoded(output)
+    return Decoded(_clips_from_frames(frames, len(latent)), losses)
 
 
-def encode_allegro(module: DiffusersModel, video: Video) -> LatentPosterior:
+def _encode_allegro(module: DiffusersModel, video: Video) -> LatentPosterior:
     """Encode whole clips; Allegro's own `encode` only works with tiles."""
-    moments = module.quant_conv(frames_from_clips(module.encoder(video)))
-    mean, logvar = clips_from_frames(moments, len(video)).chunk(2, dim=1)
+    moments = module.quant_conv(_frames_from_clips(module.encoder(video)))
+    mean, logvar = _clips_from_frames(moments, len(video)).chunk(2, dim=1)
     return DiagonalGaussian(mean=mean, logvar=logvar)
 
 
-def decode_allegro(module: DiffusersModel, latent: Tensor) -> Decoded:
+def _decode_allegro(module: DiffusersModel, latent: Tensor) -> Decoded:
     """Decode the latents of whole clips."""
-    hidden = clips_from_frames(module.post_quant_conv(frames_from_clips(latent)), len(latent))
-    return Decoded(module.decoder(hidden), {})
+    features = _clips_from_frames(module.post_quant_conv(_frames_from_clips(latent)), len(latent))
+    return Decoded(module.decoder(features), {})
 
 
-def encode_mean(module: DiffusersModel, video: Video) -> LatentPosterior:
+def _encode_mean(module: DiffusersModel, video: Video) -> LatentPosterior:
     """Return only the mean: the class returns a constant variance of 1, which it was not trained with."""
     return DeterministicPosterior(module.encode(video).latent_dist.mode())
 
 
-def encode_imagenet(module: DiffusersModel, video: Video) -> LatentPosterior:
+def _encode_imagenet(module: DiffusersModel, video: Video) -> LatentPosterior:
     """Encode clips after normalising their colours with ImageNet's statistics."""
-    return encode_clips(
-        module, ((video + 1) / 2 - per_channel(IMAGENET_MEAN, video)) / per_channel(IMAGENET_STD, video)
-    )
+    mean, std = (_per_channel(values, video) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return _encode_clips(module, ((video + 1) / 2 - mean) / std)
 
 
-def decode_imagenet(module: DiffusersModel, latent: Tensor) -> Decoded:
+def _decode_imagenet(module: DiffusersModel, latent: Tensor) -> Decoded:
     """Decode, then convert ImageNet's normalised colours to [-1, 1]."""
-    video, losses = decode_clips(module, latent)
-    return Decoded((video * per_channel(IMAGENET_STD, video) + per_channel(IMAGENET_MEAN, video)) * 2 - 1, losses)
+    video, losses = _decode_clips(module, latent)
+    return Decoded((video * _per_channel(IMAGENET_STD, video) + _per_channel(IMAGENET_MEAN, video)) * 2 - 1, losses)
 
 
-def per_channel(values: tuple[float, ...], like: Video) -> Tensor:
+def _per_channel(values: tuple[float, ...], like: Video) -> Tensor:
     """Return one value per channel as `(1, C, 1, 1, 1)`, on the device and of the dtype of a video."""
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(1, -1, 1, 1, 1)
 
 
-def encode_rgba(module: DiffusersModel, video: Video) -> LatentPosterior:
+def _encode_rgba(module: DiffusersModel, video: Video) -> LatentPosterior:
     """Encode clips, with an opaque alpha channel added if the model has one."""
     if module.config.in_channels == 4:
         video = torch.cat([video, torch.ones_like(video[:, :1])], dim=1)
-    return encode_clips(module, video)
+    return _encode_clips(module, video)
 
 
-def decode_rgb(module: DiffusersModel, latent: Tensor) -> Decoded:
+def _decode_rgb(module: DiffusersModel, latent: Tensor) -> Decoded:
     """Decode, and drop the alpha channel."""
-    video, losses = decode_clips(module, latent)
+    video, losses = _decode_clips(module, latent)
     return Decoded(video[:, :3], losses)
 
 
-def encode_vidtok(module: DiffusersModel, video: Video) -> LatentPosterior:
+def _encode_vidtok(module: DiffusersModel, video: Video) -> LatentPosterior:
     """Encode clips with copies of their first frame prepended, as the class's own `forward` does."""
     if module.is_causal:
         copies = video[:, :, :1].expand(-1, -1, module.temporal_compression_ratio - 1, -1, -1)
         video = torch.cat([copies, video], dim=2)
-    return encode_clips(module, video)
+    return _encode_clips(module, video)
 
 
-CLIPS = Family(encode_clips, decode_clips)
-FRAMES = Family(encode_frames, decode_frames)
+CLIPS = Family(_encode_clips, _decode_clips)
+FRAMES = Family(_encode_frames, _decode_frames)
 
 # Classes that need more than their own `encode` and `decode`. Names, because the installed diffusers may lack them.
 FAMILIES = {
-    "AutoencoderKLAllegro": Family(encode_allegro, decode_allegro),
-    "AutoencoderKLKVAEVideo": Family(encode_mean, decode_clips),
-    "AutoencoderKLMiniMaxH3": Family(encode_imagenet, decode_imagenet),
+    "AutoencoderKLAllegro": Family(_encode_allegro, _decode_allegro),
+    "AutoencoderKLKVAEVideo": Family(_encode_mean, _decode_clips),
+    "AutoencoderKLMiniMaxH3": Family(_encode_imagenet, _decode_imagenet),
     # Its kernels are 2D, but its input is clips.
-    "AutoencoderKLQwenImage21": Family(encode_rgba, decode_rgb),
-    "AutoencoderVidTok": Family(encode_vidtok, decode_clips),
+    "AutoencoderKLQwenImage21": Family(_encode_rgba, _decode_rgb),
+    "AutoencoderVidTok": Family(_encode_vidtok, _decode_clips),
 }
 
 # Classes whose attention only supports one clip at a time.

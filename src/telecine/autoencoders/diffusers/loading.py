@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from telecine.autoencoders.diffusers.families import DiffusersModel
-from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, MAX_LISTED, check_known_keys, copy_state
+from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, MAX_LISTED, check_known_keys
 from telecine.base.checks import argument_error, describe, nearest
 from telecine.base.files import read_json
 from telecine.base.requirements import how_to_install
@@ -34,13 +33,9 @@ NO_SIZES = ("codebook_size",)
 def load_module(
     name_or_folder: str | PathLike[str], *, subfolder: str | None, revision: str | None, dtype: torch.dtype
 ) -> DiffusersModel:
-    """Return the diffusers model of a folder or a Hub name, with all its weights.
-
-    Raises:
-        ValueError: There is no configuration, its class is unknown, or weights are missing.
-    """
+    """Return the diffusers model of a folder or a Hub name, with all its weights."""
     config, place = find_config(name_or_folder, subfolder=subfolder, revision=revision)
-    module, report = class_of(config, str(name_or_folder)).from_pretrained(
+    module, report = _class_of(config, str(name_or_folder)).from_pretrained(
         str(name_or_folder), subfolder=place, revision=revision, torch_dtype=dtype, output_loading_info=True
     )
     if missing := sorted(report["missing_keys"]):
@@ -56,25 +51,21 @@ def find_config(
     """Return a model's configuration and its subfolder: "vae" if there is none at the top and no subfolder is given.
 
     Raises:
-        ValueError: There is no configuration.
-    """
-    try:
-        return read_config_at(name_or_folder, subfolder, revision), subfolder
-    except (ValueError, ConnectionError):  # the latter of a pipeline in the Hub's cache, without a network
-        if subfolder is not None:
-            raise
-    return read_config_at(name_or_folder, PIPELINE_SUBFOLDER, revision), PIPELINE_SUBFOLDER
-
-
-def read_config_at(name_or_folder: str | PathLike[str], subfolder: str | None, revision: str | None) -> dict[str, Any]:
-    """Return the configuration in a subfolder of a folder or a Hub model.
-
-    Raises:
         ConnectionError: The Hub cannot be reached.
         ValueError: There is no configuration, or no such model on the Hub.
     """
     try:
-        config: Any = AutoencoderConfig.load_config(str(name_or_folder), subfolder=subfolder, revision=revision)
+        return _read_config_at(name_or_folder, subfolder, revision), subfolder
+    except (ValueError, ConnectionError):  # the latter of a pipeline in the Hub's cache, without a network
+        if subfolder is not None:
+            raise
+    return _read_config_at(name_or_folder, PIPELINE_SUBFOLDER, revision), PIPELINE_SUBFOLDER
+
+
+def _read_config_at(name_or_folder: str | PathLike[str], subfolder: str | None, revision: str | None) -> dict[str, Any]:
+    """Return the configuration in a subfolder; raise a `ConnectionError` if it is on the Hub, which is not reached."""
+    try:
+        config: Any = _AutoencoderConfig.load_config(str(name_or_folder), subfolder=subfolder, revision=revision)
     except (OSError, RecursionError) as error:
         source = f"{str(name_or_folder)!r}"
         if isinstance(error.__context__, LocalEntryNotFoundError):
@@ -91,39 +82,30 @@ def read_config_at(name_or_folder: str | PathLike[str], subfolder: str | None, r
     return dict(config)
 
 
-class AutoencoderConfig(ConfigMixin):
+class _AutoencoderConfig(ConfigMixin):
     """Loads the configuration of any class."""
 
     config_name: Any = CONFIG_FILE
 
 
-def class_of(config: Mapping[str, Any], source: str) -> Any:
-    """Return the class that a configuration names: an already imported `ModelMixin`, or one of diffusers.
-
-    Args:
-        config: The configuration.
-        source: Where it was read, for errors.
-
-    Raises:
-        ValueError: It names no class, or an unknown one.
-    """
-    check_sizes(config, source)
+def _class_of(config: Mapping[str, Any], source: str) -> Any:
+    """Return the class that a configuration names: an already imported `ModelMixin`, or one of diffusers."""
+    _check_sizes(config, source)
     name = config.get(CLASS_KEY)
     if not isinstance(name, str):
         remedy = f'Add for example "{CLASS_KEY}": "AutoencoderKLWan".'
         raise argument_error(source, f"a configuration with `{CLASS_KEY}`", f"one without ({sorted(config)})", remedy)
-    imported = {cls.__name__: cls for cls in subclasses(ModelMixin)}
+    imported = {cls.__name__: cls for cls in _subclasses(ModelMixin)}
     found = imported.get(name) or getattr(diffusers, name, None)
     if not (isinstance(found, type) and issubclass(found, ModelMixin)):
         known = [word for word in dir(diffusers) if "Autoencoder" in word or "VAE" in word]
-        remedy = (
-            nearest(name, known) or f"Import the module that defines it, or update diffusers {diffusers.__version__}."
-        )
+        update = f"Import the module that defines it, or update diffusers {diffusers.__version__}."
+        remedy = nearest(name, known) or update
         raise argument_error(f"{CLASS_KEY} in {source}", "a model class of diffusers", repr(name), remedy)
     return found
 
 
-def check_sizes(config: Mapping[str, Any], source: str) -> None:
+def _check_sizes(config: Mapping[str, Any], source: str) -> None:
     """Raise a `ValueError` if a number in a configuration would build networks without end."""
     for name, value in config.items():
         numbers = value if isinstance(value, list) else [value]
@@ -131,47 +113,26 @@ def check_sizes(config: Mapping[str, Any], source: str) -> None:
             raise argument_error(f"{name} in {source}", f"at most {MAX_SIZE}", describe(value), "Correct it.")
 
 
-def subclasses(cls: type) -> list[type]:
+def _subclasses(cls: type) -> list[type]:
     """Return all direct and indirect subclasses of `cls`."""
     children: list[type] = cls.__subclasses__()
-    return [found for child in children for found in (child, *subclasses(child))]
+    return [found for child in children for found in (child, *_subclasses(child))]
 
 
 def build_module(config: str | PathLike[str] | Mapping[str, Any]) -> DiffusersModel:
-    """Return a diffusers model with random weights from a configuration: a JSON file, its folder, or its values.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The class or an argument is unknown; the message contains the nearest name.
-    """
+    """Return a diffusers model with random weights from a configuration: a JSON file, its folder, or its values."""
     source = "config" if isinstance(config, Mapping) else str(config)
-    values = dict(config) if isinstance(config, Mapping) else read_config(Path(config))
-    cls = class_of(values, source)
+    values = dict(config) if isinstance(config, Mapping) else _read_json_config(Path(config))
+    cls = _class_of(values, source)
     arguments = {name: value for name, value in values.items() if not name.startswith("_")}
     check_known_keys(arguments, sorted(set(inspect.signature(cls.__init__).parameters) - {"self"}))
     return cls.from_config(values)
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Return the values in a JSON file, or in a folder's `config.json`.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is not a JSON object.
-    """
+def _read_json_config(path: Path) -> dict[str, Any]:
     file = path / CONFIG_FILE if path.is_dir() else path
     if not file.is_file():
         remedy = "Write a configuration as diffusers does, with the class name and its arguments."
         contract = f"a JSON file or a folder with {CONFIG_FILE}"
         raise argument_error("config", contract, f"{str(path)!r}", remedy, FileNotFoundError)
     return read_json(file)
-
-
-def copy_weights(folder: str | PathLike[str], *, into: nn.Module) -> None:
-    """Copy a folder's weights into a model of the same configuration.
-
-    Raises:
-        ValueError: There are none, or names or shapes differ from the model's.
-    """
-    loaded = load_module(folder, subfolder=None, revision=None, dtype=torch.float32)
-    copy_state(loaded.state_dict(), into=into, source=str(folder))

@@ -1,6 +1,6 @@
-"""Where each diffusers class keeps what normalises its latent, and how to replace it after training the encoder.
+"""Where each diffusers class keeps the statistics of its latent, and how to replace them after training the encoder.
 
-Pipelines read it from the model: `(z - latents_mean) / latents_std` for each channel, or `z * scaling_factor`.
+Pipelines read them from the model: `(z - latents_mean) / latents_std` for each channel, or `z * scaling_factor`.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from enum import Enum, auto
 import torch
 
 from telecine.autoencoders.diffusers.families import DiffusersModel
-from telecine.autoencoders.latent_statistics import NORMALISATION_KEYS, LatentStatistics
+from telecine.autoencoders.latent import NORMALISATION_KEYS, LatentStatistics, Normalisation
 
 
-class Normalisation(Enum):
+class _Normalisation(Enum):
     """How the pipelines of a class normalise the latent."""
 
     CHANNELS = auto()
@@ -23,49 +23,39 @@ class Normalisation(Enum):
     FACTOR = auto()
     """By `scaling_factor` of the configuration, and by `shift_factor` if that is a number."""
     NONE = auto()
-    """Not by numbers of the model."""
+    """The model has no statistics for its latent."""
 
 
 # Names, because the installed diffusers may lack them. The `scaling_factor` of CHANNELS and BUFFERS is 1 and stays.
-NORMALISATIONS = {
-    "AutoencoderKLCosmos": Normalisation.CHANNELS,
-    "AutoencoderKLMiniMaxH3": Normalisation.CHANNELS,
-    "AutoencoderKLMochi": Normalisation.CHANNELS,
-    "AutoencoderKLQwenImage": Normalisation.CHANNELS,
-    "AutoencoderKLQwenImage21": Normalisation.CHANNELS,
-    "AutoencoderKLWan": Normalisation.CHANNELS,
-    "AutoencoderKLLTX2Video": Normalisation.BUFFERS,
-    "AutoencoderKLLTXVideo": Normalisation.BUFFERS,
-    "AsymmetricAutoencoderKL": Normalisation.FACTOR,
-    "AutoencoderDC": Normalisation.FACTOR,
-    "AutoencoderKL": Normalisation.FACTOR,
-    "AutoencoderKLAllegro": Normalisation.FACTOR,
-    "AutoencoderKLCogVideoX": Normalisation.FACTOR,
-    "AutoencoderKLHunyuanImage": Normalisation.FACTOR,
-    "AutoencoderKLHunyuanImageRefiner": Normalisation.FACTOR,
-    "AutoencoderKLHunyuanVideo": Normalisation.FACTOR,
-    "AutoencoderKLHunyuanVideo15": Normalisation.FACTOR,
-    "AutoencoderKLMagvit": Normalisation.FACTOR,
-    "AutoencoderKLTemporalDecoder": Normalisation.FACTOR,
-    "Kandinsky6SRVAE": Normalisation.FACTOR,
-    "AutoencoderKLKVAEVideo": Normalisation.NONE,
-    "AutoencoderVidTok": Normalisation.NONE,
+_CLASSES = {
+    _Normalisation.CHANNELS: """
+        AutoencoderKLCosmos AutoencoderKLMiniMaxH3 AutoencoderKLMochi AutoencoderKLQwenImage AutoencoderKLQwenImage21
+        AutoencoderKLWan
+    """,
+    _Normalisation.BUFFERS: "AutoencoderKLLTX2Video AutoencoderKLLTXVideo",
+    _Normalisation.FACTOR: """
+        AsymmetricAutoencoderKL AutoencoderDC AutoencoderKL AutoencoderKLAllegro AutoencoderKLCogVideoX
+        AutoencoderKLHunyuanImage AutoencoderKLHunyuanImageRefiner AutoencoderKLHunyuanVideo
+        AutoencoderKLHunyuanVideo15 AutoencoderKLMagvit AutoencoderKLTemporalDecoder Kandinsky6SRVAE
+    """,
+    _Normalisation.NONE: "AutoencoderKLKVAEVideo AutoencoderVidTok",
 }
+NORMALISATIONS = {name: kind for kind, names in _CLASSES.items() for name in names.split()}
 CHANNEL_NAMES, FACTOR_NAMES = NORMALISATION_KEYS[:2], NORMALISATION_KEYS[2:]
 
 
-def normalisation_of(module: DiffusersModel) -> Normalisation:
+def _normalisation_of(module: DiffusersModel) -> _Normalisation:
     """Return how latents of a model are normalised: by its class or a base class, NONE for an unknown one."""
     known = (NORMALISATIONS.get(parent.__name__) for parent in type(module).__mro__)
-    return next((found for found in known if found is not None), Normalisation.NONE)
+    return next((found for found in known if found is not None), _Normalisation.NONE)
 
 
-def read_normalisation(module: DiffusersModel) -> dict[str, float | list[float] | None]:
+def read_normalisation(module: DiffusersModel) -> Normalisation:
     """Return the present numbers by name."""
-    kind = normalisation_of(module)
-    if kind is Normalisation.BUFFERS:
+    kind = _normalisation_of(module)
+    if kind is _Normalisation.BUFFERS:
         return {name: module.get_buffer(name).tolist() for name in CHANNEL_NAMES}
-    names = {Normalisation.CHANNELS: CHANNEL_NAMES, Normalisation.FACTOR: FACTOR_NAMES}.get(kind, ())
+    names = {_Normalisation.CHANNELS: CHANNEL_NAMES, _Normalisation.FACTOR: FACTOR_NAMES}.get(kind, ())
     found = {name: module.config.get(name) for name in names}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
@@ -73,14 +63,14 @@ def read_normalisation(module: DiffusersModel) -> dict[str, float | list[float] 
 @torch.no_grad()
 def write_normalisation(module: DiffusersModel, statistics: LatentStatistics) -> None:
     """Replace the numbers, in memory; `save_pretrained` writes them."""
-    kind = normalisation_of(module)
+    kind = _normalisation_of(module)
     per_channel = dict(zip(CHANNEL_NAMES, (statistics.mean, statistics.std), strict=True))
-    if kind is Normalisation.BUFFERS:
+    if kind is _Normalisation.BUFFERS:
         for name, values in per_channel.items():
             buffer = module.get_buffer(name)
             buffer.copy_(torch.tensor(values, dtype=buffer.dtype))
-    elif kind is Normalisation.CHANNELS:
+    elif kind is _Normalisation.CHANNELS:
         module.register_to_config(**per_channel)
-    elif kind is Normalisation.FACTOR:
+    elif kind is _Normalisation.FACTOR:
         shift = {} if module.config.get("shift_factor") is None else {"shift_factor": statistics.overall_mean}
         module.register_to_config(scaling_factor=1 / statistics.overall_std, **shift)
