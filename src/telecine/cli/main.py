@@ -9,8 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from telecine import __version__
-from telecine.base.checks import printable
-from telecine.base.errors import Interrupted, TrainingError
+from telecine.base.checks import Interrupted, TrainingError, printable
 from telecine.base.terminal import escape_logs
 from telecine.cli.commands import COMMANDS, console
 from telecine.cli.parser import help_of, parse

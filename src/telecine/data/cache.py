@@ -11,7 +11,7 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error
 from telecine.base.devices import machine_memory
-from telecine.base.progress import with_progress
+from telecine.base.terminal import with_progress
 from telecine.data.decode import read_clip
 from telecine.data.source import DataError, DecodeError, Source
 from telecine.data.video_info import Span

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from telecine.base.checks import argument_error, shorten
 from telecine.base.files import OUTPUT_MARKER, is_output
-from telecine.base.requirements import how_to_install
+from telecine.base.imports import how_to_install
 from telecine.data import remote
 from telecine.data.index import Skipped, format_skipped, index_videos
 from telecine.data.index_cache import IndexCache, deepest_folder

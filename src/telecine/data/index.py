@@ -17,7 +17,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from telecine.base.checks import argument_error
-from telecine.base.progress import with_progress
+from telecine.base.terminal import with_progress
 from telecine.data.decode import decoded_frames, displayed, open_video, sample_aspect_ratio
 from telecine.data.image import index_image
 from telecine.data.source import DataError, DecodeError, Source, as_source, is_image

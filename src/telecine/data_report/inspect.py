@@ -13,7 +13,7 @@ from torch import Tensor
 
 from telecine.base.checks import check_count
 from telecine.base.devices import gigabytes
-from telecine.base.progress import with_progress
+from telecine.base.terminal import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, Span, bytes_from_video, num_cached_bytes
 from telecine.data.clip import make_clip
 from telecine.data.find import ignored_suffixes

@@ -23,7 +23,7 @@ from telecine.autoencoders.pretrained import digest_of_encoder, safetensors_writ
 from telecine.base.checks import argument_error, describe
 from telecine.base.devices import gigabytes
 from telecine.base.files import atomic_write, read_json, write_json
-from telecine.base.progress import with_progress
+from telecine.base.terminal import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, Span
 from telecine.data.index_cache import fingerprint_of
 from telecine.data.loader import never
