@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from telecine.settings import Bucket, ClipConfig, TrainConfig
+from telecine.settings import Bucket, ClipConfig
 from telecine.settings.parse import validate
 
 BUCKETS = (Bucket(5, 32, 40, weight=3), Bucket(3, 48, 32), Bucket(9, 16, 16))
@@ -89,7 +89,7 @@ def test_buckets_are_parsed_from_yaml() -> None:
     buckets = [asdict(bucket) for bucket in BUCKETS]
     clips = {"num_frames": 5, "height": 32, "width": 40, "image_ratio": 0.25, "num_workers": 0, "buckets": buckets}
     del buckets[1]["weight"]
-    parsed = validate(TrainConfig, {"clips": clips}).clips
+    parsed = validate(ClipConfig, clips)
     assert parsed == ClipConfig(num_frames=5, height=32, width=40, buckets=BUCKETS, image_ratio=0.25, num_workers=0)
     assert asdict(parsed)["buckets"][0] == {"num_frames": 5, "height": 32, "width": 40, "weight": 3.0}
 
