@@ -13,8 +13,7 @@ from telecine.base.checks import argument_error
 from telecine.base.devices import machine_memory
 from telecine.base.terminal import with_progress
 from telecine.data.decode import read_clip
-from telecine.data.source import DataError, DecodeError, Source
-from telecine.data.video_info import Span
+from telecine.data.source import DataError, DecodeError, Source, Span
 from telecine.settings import Bucket, ClipConfig
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from telecine.base.checks import argument_error
 from telecine.data.decode import read_clip
-from telecine.data.video_info import Span
+from telecine.data.source import Span
 from telecine.settings import Bucket, ClipConfig
 
 

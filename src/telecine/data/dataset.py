@@ -16,8 +16,7 @@ from telecine.base.randomness import seed_of
 from telecine.data.buckets import draw_bucket
 from telecine.data.cache import DecodedCache
 from telecine.data.clip import Clip, ClipSpec, decode_clip, make_clip
-from telecine.data.source import DataError, DecodeError, Source
-from telecine.data.video_info import Span
+from telecine.data.source import DataError, DecodeError, Source, Span
 from telecine.settings import Bucket, ClipConfig
 
 logger = logging.getLogger(__name__)

@@ -28,6 +28,7 @@ from telecine.data.source import (
     DataError,
     File,
     RemotePath,
+    Span,
     TarMember,
     is_address,
     is_file_name,
@@ -35,7 +36,6 @@ from telecine.data.source import (
     is_image,
     is_media,
 )
-from telecine.data.video_info import Span
 from telecine.settings import MAX_PIXELS
 
 logger = logging.getLogger(__name__)

@@ -23,8 +23,17 @@ from typing import Any, TypeAlias
 from telecine.base.files import atomic_write, user_cache_folder
 from telecine.data.index import index_video
 from telecine.data.remote import look_up, open_local
-from telecine.data.source import File, RemotePath, Source, TarMember, file_of, is_address, tar_members
-from telecine.data.video_info import VideoInfo, check_frame_size
+from telecine.data.source import (
+    File,
+    RemotePath,
+    Source,
+    TarMember,
+    VideoInfo,
+    check_frame_size,
+    file_of,
+    is_address,
+    tar_members,
+)
 from telecine.settings import MAX_PIXELS
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,17 @@ from typing import TextIO, TypeAlias, TypeVar
 
 from telecine.base.checks import describe, shorten, suggestion
 from telecine.data.remote import open_local, sibling
-from telecine.data.source import DataError, DecodeError, File, RemotePath, Source, is_address, is_file_name
-from telecine.data.video_info import Span, VideoInfo
+from telecine.data.source import (
+    DataError,
+    DecodeError,
+    File,
+    RemotePath,
+    Source,
+    Span,
+    VideoInfo,
+    is_address,
+    is_file_name,
+)
 
 LIST_SUFFIXES = frozenset({".csv", ".jsonl"})
 _COLUMNS = ("path", "start", "end", "start_frame", "end_frame")

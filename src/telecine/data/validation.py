@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from telecine.base.checks import argument_error, check_count
 from telecine.data.clip import Clip, ClipSpec, decode_clip, make_clip
-from telecine.data.source import DataError, DecodeError, Source, resolve_source
-from telecine.data.video_info import Span
+from telecine.data.source import DataError, DecodeError, Source, Span, resolve_source
 from telecine.settings import Bucket, ClipConfig
 
 logger = logging.getLogger(__name__)
