@@ -237,7 +237,7 @@ def _log_skipped(root: File, skipped: Sequence[Skipped]) -> None:
 def _search(folder: File) -> tuple[list[File], list[Skipped]]:
     """Return the files of `files_below`, and the subfolders that are left out."""
     if isinstance(folder, RemotePath):
-        return [*remote.files_below(folder)], []
+        return [*remote.list_files(folder)], []
     files: list[Path] = []
     skipped: list[Skipped] = []
     visited: set[tuple[int, int]] = set()
