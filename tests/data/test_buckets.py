@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from telecine.autoencoders import CausalVAE
-from telecine.data.buckets import check_buckets, draw_bucket
+from telecine.data.clip import check_buckets
+from telecine.data.dataset import _draw_bucket
 from telecine.settings import Bucket, CausalVAEConfig
 
 BUCKETS = (Bucket(5, 32, 40, weight=3), Bucket(3, 48, 32), Bucket(9, 16, 16))
@@ -18,7 +19,7 @@ BUCKETS = (Bucket(5, 32, 40, weight=3), Bucket(3, 48, 32), Bucket(9, 16, 16))
 
 def test_draws_follow_the_weights() -> None:
     generator = torch.Generator().manual_seed(0)
-    counts = Counter(draw_bucket(BUCKETS, generator) for _ in range(2000))
+    counts = Counter(_draw_bucket(BUCKETS, generator) for _ in range(2000))
     assert set(counts) == set(BUCKETS)
     assert 1100 < counts[BUCKETS[0]] < 1300
     assert 330 < counts[BUCKETS[1]] < 470
@@ -28,13 +29,13 @@ def test_draws_follow_the_weights() -> None:
 @given(weights=st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=5), seed=st.integers(0, 2**40))
 def test_a_draw_is_one_of_the_buckets(weights: list[float], seed: int) -> None:
     buckets = [Bucket(1, 8, 8, weight) for weight in weights]
-    assert draw_bucket(buckets, torch.Generator().manual_seed(seed)) in buckets
+    assert _draw_bucket(buckets, torch.Generator().manual_seed(seed)) in buckets
 
 
 def test_a_draw_at_the_end_of_the_range_is_the_last_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     """The product of a draw below 1 and the total weight can round up to the total weight."""
     monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.tensor(1.0, dtype=torch.float64))
-    assert draw_bucket(BUCKETS, torch.Generator()) == BUCKETS[-1]
+    assert _draw_bucket(BUCKETS, torch.Generator()) == BUCKETS[-1]
 
 
 def test_a_model_is_checked_for_every_bucket() -> None:

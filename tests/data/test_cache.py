@@ -54,15 +54,15 @@ def test_frames_that_do_not_fit_in_memory(spans: list[Span], monkeypatch: pytest
     with pytest.raises(ValueError, match=r"`cache` must be off .* GiB of decoded frames.*Turn it off"):
         DecodedCache(spans, replace(CONFIG, height=1_000_000, width=1_000_000))
     # The frames of the short video take 12 * 3 * 48 * 64 = 110592 bytes, 0.8 of 138240.
-    monkeypatch.setattr("telecine.data.cache.machine_memory", lambda: 138240)
+    monkeypatch.setattr("telecine.data.dataset.machine_memory", lambda: 138240)
     DecodedCache(spans[:1], CONFIG)
-    monkeypatch.setattr("telecine.data.cache.machine_memory", lambda: 138239)
+    monkeypatch.setattr("telecine.data.dataset.machine_memory", lambda: 138239)
     with pytest.raises(ValueError, match=r"more than 80% of 0\.0 GiB of memory, but got on for 0\.0 GiB"):
         DecodedCache(spans[:1], CONFIG)
 
 
 def test_every_process_of_a_machine_keeps_the_frames(spans: list[Span], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("telecine.data.cache.machine_memory", lambda: 3 * 138240)
+    monkeypatch.setattr("telecine.data.dataset.machine_memory", lambda: 3 * 138240)
     for num_processes in (1, 3):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(num_processes))
         DecodedCache(spans[:1], CONFIG)

@@ -1,15 +1,21 @@
 """Reads video files as training clips. Needs PyAV 17 or newer, which the extra `train` installs."""
 
-from telecine.data.buckets import SupportsClipSizes, check_buckets
-from telecine.data.cache import DecodedCache, num_cached_bytes
-from telecine.data.clip import Clip, bytes_from_video, clips_sha256, pixels_sha256, video_from_bytes
-from telecine.data.dataset import ClipDataset
+from telecine.data.clip import (
+    Clip,
+    SupportsClipSizes,
+    bytes_from_video,
+    check_buckets,
+    clips_sha256,
+    pixels_sha256,
+    video_from_bytes,
+)
+from telecine.data.dataset import ClipDataset, DecodedCache, num_cached_bytes
 from telecine.data.decode import iterate_frames, read_clip, read_image
 from telecine.data.find import find_segments, find_videos, load_spans, sample_videos
 from telecine.data.index import Skipped, index_image, index_video, index_videos, log_too_short
 from telecine.data.index_cache import IndexCache, index_cache_path
 from telecine.data.lists import Segment, read_list
-from telecine.data.loader import Batch, ClipBatchSampler, ClipLoader, ReadingStopped, clip_loader
+from telecine.data.loader import ClipBatch, ClipBatchSampler, ClipLoader, ReadingStopped, clip_loader
 from telecine.data.source import (
     DataError,
     DecodeError,
@@ -23,8 +29,8 @@ from telecine.data.source import (
 from telecine.data.validation import iterate_validation_clips, split_videos, validation_clips
 
 __all__ = [
-    "Batch",
     "Clip",
+    "ClipBatch",
     "ClipBatchSampler",
     "ClipDataset",
     "ClipLoader",

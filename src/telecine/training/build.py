@@ -31,7 +31,7 @@ from telecine.data import (
     validation_clips,
     whole_video,
 )
-from telecine.data.buckets import check_buckets
+from telecine.data.clip import check_buckets
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.weights import WeightSchedule
 from telecine.report.summary import count, count_files
