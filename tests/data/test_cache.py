@@ -11,7 +11,6 @@ import torch
 
 from telecine.data import (
     DataError,
-    DecodedCache,
     DecodeError,
     Span,
     index_video,
@@ -20,6 +19,7 @@ from telecine.data import (
     tar_members,
     whole_video,
 )
+from telecine.data.dataset import DecodedCache
 from telecine.settings import Bucket, ClipConfig
 
 from .videos import damage, moving_frames, numbered_frames, numbers_of, write_video

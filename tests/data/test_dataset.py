@@ -16,13 +16,13 @@ from telecine.data import (
     DataError,
     Span,
     bytes_from_video,
-    index_image,
     index_video,
     read_clip,
-    read_image,
     video_from_bytes,
     whole_video,
 )
+from telecine.data.decode import read_image
+from telecine.data.index import index_image
 from telecine.settings import Bucket, ClipConfig
 
 from .videos import (

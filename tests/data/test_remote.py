@@ -18,7 +18,6 @@ from telecine.data import (
     Span,
     clip_loader,
     find_videos,
-    index_cache_path,
     index_video,
     iterate_frames,
     load_spans,
@@ -26,6 +25,7 @@ from telecine.data import (
     read_list,
     remote,
 )
+from telecine.data.index_cache import index_cache_path
 from telecine.data.remote import _cache_folder
 from telecine.data.source import PROTOCOLS, DecodeError, RemotePath, TarMember, as_source
 from telecine.settings import ClipConfig

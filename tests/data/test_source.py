@@ -20,10 +20,10 @@ from telecine.data import (
     index_video,
     iterate_frames,
     read_clip,
-    read_image,
     tar_members,
     whole_video,
 )
+from telecine.data.decode import read_image
 from telecine.data.source import as_source, is_hidden, is_image, is_media, read_bytes
 from telecine.settings import ClipConfig
 

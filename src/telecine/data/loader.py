@@ -169,7 +169,7 @@ class ClipLoader:
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[ClipBatch]:
         num_done = num_failures = 0
         while num_done < len(self.sampler):
             # After a failure, read the next batch alone: if its workers fail again, no other batch is lost.
