@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -31,8 +30,6 @@ _MAX_MEMORY_FRACTION = 0.8
 
 Item: TypeAlias = tuple[int, int]
 """The step, and the index of a clip in the sequence of all clips."""
-_Key: TypeAlias = tuple[Source, int, int, int, int]
-"""Source, first and last frame, height and width. A source in a tar file has its offset, because names may repeat."""
 
 
 class _SpanPool:
@@ -201,14 +198,12 @@ class DecodedCache:
     def __init__(self, spans: Sequence[Span], config: ClipConfig) -> None:
         _check_memory(spans, config)
         self.config = config
-        self._frames: dict[_Key, Tensor] = {}
-        pairs = [(span, bucket) for bucket in _resolutions(config) for span in spans]
-        for span, bucket in with_progress(pairs, "decoding videos"):
-            size = bucket.decode_size(span.info.height, span.info.width, config.scale_jitter)
+        self._frames: dict[tuple[object, ...], Tensor] = {}
+        for span, bucket, size in with_progress(_resolutions(spans, config), "decoding videos"):
             try:
                 frames = read_clip(span.info, span.first_frame, span.num_frames, size=size)
                 self._frames[_key(span, bucket)] = frames
-            except DecodeError as error:
+            except DecodeError as error:  # noqa: PERF203 - decoding is slower
                 logger.warning("not cached: %s", error)
         if not self._frames:
             got = f"{len(spans)} videos that cannot be decoded"
@@ -229,19 +224,21 @@ class DecodedCache:
 
 def num_cached_bytes(spans: Sequence[Span], config: ClipConfig) -> int:
     """Return the size of the decoded frames of `spans` in bytes."""
-    return sum(
-        3 * span.num_frames * math.prod(bucket.decode_size(span.info.height, span.info.width, config.scale_jitter))
-        for bucket in _resolutions(config)
+    return sum(3 * span.num_frames * height * width for span, _, (height, width) in _resolutions(spans, config))
+
+
+def _resolutions(spans: Sequence[Span], config: ClipConfig) -> list[tuple[Span, Bucket, tuple[int, int]]]:
+    """Return each span with one bucket of each height and width, and the size to decode it at."""
+    buckets = {(bucket.height, bucket.width): bucket for bucket in config.train_buckets}.values()
+    return [
+        (span, bucket, bucket.decode_size(span.info.height, span.info.width, config.scale_jitter))
+        for bucket in buckets
         for span in spans
-    )
+    ]
 
 
-def _resolutions(config: ClipConfig) -> list[Bucket]:
-    """Return one bucket for each height and width."""
-    return list({(bucket.height, bucket.width): bucket for bucket in config.train_buckets}.values())
-
-
-def _key(span: Span, bucket: Bucket) -> _Key:
+def _key(span: Span, bucket: Bucket) -> tuple[object, ...]:
+    """Return the key of decoded frames. Its tar member has an offset, because names may repeat."""
     return span.info.path, span.first_frame, span.last_frame, bucket.height, bucket.width
 
 

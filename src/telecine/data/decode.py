@@ -256,36 +256,22 @@ def _packets_from_keyframe(info: VideoInfo, start: int) -> Generator[Packet[Vide
     Containers seek by decoding time or by byte position, so a seek may end after the requested frame. If the first
     packet is too late, try an earlier keyframe, then the start of the file.
     """
-    latest: int | None = None
-    for keyframe in _keyframes_before(info, start):
+    nearest = bisect_right(info.keyframes, start) - 1
+    # The last two keyframes, without the first one of the file, which is its start.
+    tried = [info.pts[info.keyframes[i]] for i in range(nearest, max(nearest - 2, 0), -1)] if info.seekable else []
+    for timestamp in tried:
         with open_video(info.path) as (container, stream):
-            if keyframe is None:
-                yield from container.demux(stream)
-                return
-            latest = info.pts[keyframe] if latest is None else latest
-            packets = _seek(container, stream, info.pts[keyframe])
+            try:
+                container.seek(timestamp, stream=stream)
+            except FFmpegError:  # the container cannot seek
+                continue
+            packets = container.demux(stream)
             first = next(packets, None)
-            if first is not None and first.is_keyframe and first.pts is not None and first.pts <= latest:
+            if first is not None and first.is_keyframe and first.pts is not None and first.pts <= tried[0]:
                 yield from chain((first,), packets)
                 return
-
-
-def _keyframes_before(info: VideoInfo, start: int) -> Iterator[int | None]:
-    """Yield the last two keyframes at or before frame `start`, then None for the start of the file."""
-    nearest = bisect_right(info.keyframes, start) - 1
-    if info.seekable:
-        # Without the first keyframe, which is the start of the file.
-        yield from (info.keyframes[i] for i in range(nearest, max(nearest - 2, 0), -1))
-    yield None
-
-
-def _seek(container: InputContainer, stream: VideoStream, pts: int) -> Iterator[Packet[VideoStream]]:
-    """Seek backward to a timestamp and yield packets from there. Yield nothing if the container cannot seek."""
-    try:
-        container.seek(pts, stream=stream)
-    except FFmpegError:
-        return
-    yield from container.demux(stream)
+    with open_video(info.path) as (container, stream):
+        yield from container.demux(stream)
 
 
 def read_image(source: Source, size: tuple[int, int] | None = None) -> Tensor:

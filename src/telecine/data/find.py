@@ -61,8 +61,9 @@ def load_spans(
     """Find and index the videos and images at `path`. The index is cached for the next run.
 
     Args:
-        path: A video, an image, a folder, a list (`.csv` or `.jsonl`), a tar file, or a pattern for several of them; or
-            the address of one, e.g. `s3://bucket/folder`.
+        path: A video, an image, a folder (searched with its subfolders), a list (`.csv` or `.jsonl`), a tar file, or a
+            pattern with `*`, `?`, `{000..012}` or `{a,b}` for several of them; or the address of one, such as
+            `s3://bucket/folder`. Patterns of `https://` have braces only.
         name: Name of the argument in error messages.
         max_pixels: Largest height times width of an image or a frame. Larger ones are skipped.
 
@@ -117,12 +118,13 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
     """
     _check_path(path, name)
     found: list[File] = [*remote.match(str(path))] if is_address(str(path)) else [Path(path)]
-    if len(found) != 1 or not (found[0].is_dir() or found[0].is_file()):
-        is_pattern = has_magic(str(path)) or "{" in str(path)
-        raise _no_videos(name, f"{path}, which does not exist", is_for_training=is_pattern)
-    (root,) = found
-    if root.suffix.lower() in {*LIST_SUFFIXES, _ARCHIVE_SUFFIX} and not root.is_dir():
-        raise _no_videos(name, str(path), is_for_training=True)
+    root = found[0] if len(found) == 1 and (found[0].is_dir() or found[0].is_file()) else None
+    is_list = root is not None and not root.is_dir() and root.suffix.lower() in {*LIST_SUFFIXES, _ARCHIVE_SUFFIX}
+    if root is None or is_list:
+        is_for_training = is_list or has_magic(str(path)) or "{" in str(path)
+        remedy = "Lists, tar files and patterns are for training." if is_for_training else "Check the path."
+        got = str(path) if is_list else f"{path}, which does not exist"
+        raise argument_error(name, "a video file or a folder", got, remedy, DataError)
     if not root.is_dir():
         return [root]
     files = files_below(root)
@@ -135,30 +137,25 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
     return videos
 
 
-def _no_videos(name: str, got: str, *, is_for_training: bool) -> Exception:
-    """Return the error of a path that is neither one video nor one folder."""
-    remedy = "Lists, tar files and patterns are for training." if is_for_training else "Check the path."
-    return argument_error(name, "a video file or a folder", got, remedy, DataError)
-
-
 def find_segments(
     path: str | PathLike[str], list_members: Callable[[File], Iterable[TarMember]], *, name: str = "data"
 ) -> list[Segment]:
-    """List the segments at `path`: whole videos and images, or the lines of lists.
+    """List the segments at `path`, see `load_spans`: whole videos and images, or the lines of lists.
 
-    Args:
-        path: A video, an image, a folder (searched with its subfolders), a list (`.csv` or `.jsonl`), a tar file, or
-            a pattern with `*`, `?`, `{000..012}` or `{a,b}` for several of them; or the address of one. Patterns of
-            `https://` have braces only.
-        list_members: Function that returns the videos and images of a tar file.
-        name: Name of the argument in error messages.
+    `list_members` returns the videos and images of a tar file.
 
     Raises:
         DataError: nothing is found at `path`, or a list is not valid.
     """
     _check_path(path, name)
     _check_readable(str(path), name)
-    paths = _at(str(path)) if Path(path).exists() else _match_pattern(str(path), name)
+    paths: list[File] = []
+    for part in [str(path)] if Path(path).exists() else _expand_braces(str(path)):
+        matches = _at(part)
+        if not matches:
+            got = f"{part}, which does not exist"
+            raise argument_error(name, "a video file, a folder, a list or tar files", got, "Check the path.", DataError)
+        paths += matches
     segments: list[Segment] = []
     for file in dict.fromkeys(chain.from_iterable(map(_files_at, paths))):  # a pattern may match a file and its folder
         suffix = file.suffix.lower()
@@ -283,17 +280,6 @@ def _check_readable(path: str, name: str) -> None:
         contract = "an uncompressed tar file, because members are read without unpacking the archive"
         remedy = "Repack it without compression. Videos hardly shrink."
         raise argument_error(name, contract, path, remedy, DataError)
-
-
-def _match_pattern(pattern: str, name: str) -> list[File]:
-    paths: list[File] = []
-    for part in _expand_braces(pattern):
-        matches = _at(part)
-        if not matches:
-            got = f"{part}, which does not exist"
-            raise argument_error(name, "a video file, a folder, a list or tar files", got, "Check the path.", DataError)
-        paths += matches
-    return paths
 
 
 def _at(path: str) -> list[File]:

@@ -84,11 +84,11 @@ class ClipBatchSampler:
     batch_size: int
     """Clips per batch."""
     num_micro_batches: int
-    """Batches per step of this process."""
+    """Consecutive batches per step of this process, for gradient accumulation."""
     rank: int
     """Rank of this process."""
     num_ranks: int
-    """Number of processes."""
+    """Number of processes that train together. Each reads its part of every step."""
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -125,12 +125,9 @@ def clip_loader(
 
     Args:
         dataset: The clips.
-        batch_size: Clips per batch of one process.
+        batch_size, num_micro_batches, rank, num_ranks: See `ClipBatchSampler`.
         start_step: The first step. When resuming, the number of completed steps.
         num_steps: Number of steps of the whole run.
-        num_micro_batches: Consecutive batches per step, for gradient accumulation.
-        rank: Rank of this process.
-        num_ranks: Number of processes that train together. Each reads its part of every step.
         should_stop: See `ClipLoader`.
 
     Raises:
