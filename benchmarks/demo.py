@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torchvision.utils import save_image
 
 from telecine.autoencoders import CausalVAE, load_autoencoder
-from telecine.data import Clip, index_videos, validation_clips, whole_video
+from telecine.data import Clip, index_videos, read_validation_clips, whole_video
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.perceptual import LPIPS
@@ -74,7 +74,7 @@ def clip_sets(config: TrainConfig, held_out: list[Clip], unseen: Sequence[Path])
     if skipped:
         raise SystemExit(f"cannot read {skipped}")
     for info in infos:
-        clips = validation_clips([whole_video(info)], replace(config.clips, scale_jitter=1.0), config.val_clips)
+        clips = read_validation_clips([whole_video(info)], replace(config.clips, scale_jitter=1.0), config.val_clips)
         found[Path(str(info.path)).name] = clips
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from telecine.base.requirements import how_to_install
+from telecine.base.imports import how_to_install
 
 
 def main() -> int:

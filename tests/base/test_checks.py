@@ -9,12 +9,10 @@ from telecine.base.checks import (
     argument_error,
     check_choice,
     check_count,
-    check_finite,
     check_fraction,
     check_positive,
     check_step,
     check_weight,
-    choose,
     describe,
     nearest,
     suggestion,
@@ -52,7 +50,6 @@ def test_the_nearest_word_is_suggested():
     [
         (check_count, {1: 1, 16: 16}, (0, -1, 1.0, INF), "a positive int"),
         (check_step, {0: 0, 1: 1, 1e4: 10000}, (-1, 0.5, INF, NAN), "a whole number of steps >= 0"),
-        (check_finite, {0: 0.0, -1.5: -1.5}, (INF, -INF, NAN), "a finite number"),
         (check_positive, {1: 1.0, 1e-8: 1e-8}, (0, -1.0, INF, NAN), "a finite number above 0"),
         (check_weight, {0: 0.0, 2: 2.0}, (-1e-8, INF, NAN), "a finite number >= 0"),
         (check_fraction, {0: 0.0, 0.999: 0.999}, (-0.1, 1, NAN), "a number from 0 to below 1"),
@@ -84,11 +81,3 @@ def test_choices():
         check_choice("mode", None, ("mean", "sum"))
     with pytest.raises(ValueError, match=r"but got 3 \(int\). Change it.$"):
         check_choice("mode", 3, ("mean", "sum"), remedy="Change it.")
-
-
-def test_a_name_or_a_function_is_chosen():
-    assert choose("loss", "first", {"first": 1}) == 1
-    assert choose("loss", max, {"first": min}) is max
-    for value, remedy in (("firs", "Did you mean `first`"), (3, "Use one of: first.")):
-        with pytest.raises(ValueError, match=rf"^`loss` must be one of 'first', or a function, but got .*{remedy}"):
-            choose("loss", value, {"first": min})

@@ -1,17 +1,20 @@
-"""Settings import only what is telecine's own or was allowed."""
+"""Settings import only what is telecine's own or was allowed. Errors name what to install."""
 
 import ast
+import importlib.metadata
 import re
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
 import telecine
 from telecine import allow_code
-from telecine.base.imports import import_allowed
+from telecine.base.imports import choose, how_to_install, import_allowed
 from telecine.cli.main import main
 from telecine.discriminators.build import _resolve_class
+from telecine.objective.terms import TermFunction, functions_of
 from telecine.settings import Term
 from telecine.settings.parse import config_from, read_config
 
@@ -41,27 +44,46 @@ def package(tmp_path, monkeypatch, request):
     sys.modules.pop(name, None)
 
 
-@pytest.mark.parametrize(
-    ("text", "setting"),
-    [
-        ("objective: {{gan: {{loss: {0}.my_loss}}}}", "objective.gan.loss"),
-        ("objective: {{penalty: {{kind: {{class_path: {0}.Options}}}}}}", "objective.penalty.kind"),
-        ("objective: {{terms: {{edges: {{target: {0}.edges}}}}}}", "target"),
-        ("objective: {{terms: {{edges: {{target: {{class_path: {0}.Options}}}}}}}}", "objective.terms"),
-        ("objective: {{terms: {{edges: {{class_path: {0}.Options}}}}}}", "objective.terms"),
-        ("objective: {{class_path: {0}.Options}}", "a setting"),
-        ("optimizer: {0}.Options", "optimizer"),
-    ],
-)
-def test_a_settings_file_imports_nothing_that_is_not_allowed(text, setting, package, tmp_path):
+BUILT = {
+    "objective: {{gan: {{loss: {0}.my_loss}}}}": lambda config: choose("gan.loss", config.objective.gan.loss, {}),
+    "objective: {{penalty: {{kind: {0}.my_loss}}}}": lambda config: choose("kind", config.objective.penalty.kind, {}),
+    "objective: {{terms: {{edges: {{target: {0}.edges}}}}}}": lambda config: functions_of(config.objective),
+}
+
+
+@pytest.mark.parametrize("text", BUILT)
+def test_nothing_is_imported_that_is_not_allowed(text, package, tmp_path):
     name, marker = package
     path = tmp_path / "settings.yaml"
     path.write_text(text.format(name))
-    message = rf"`{setting}` must be in telecine .*, but got '{name}\.\w+'. If you trust it, add `--allow_code {name}`"
+    config = read_config(path)
+    message = rf"must be in telecine .*, but got '{name}\.\w+'. If you trust it, add `--allow_code {name}`"
     with pytest.raises(ValueError, match=message) as found:
-        read_config(path)
+        BUILT[text](config)
     assert not marker.exists()
     assert len(str(found.value)) < 400
+    allow_code(name)
+    assert BUILT[text](config)
+    assert marker.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "objective: {{penalty: {{kind: {{class_path: {0}.Options}}}}}}",
+        "objective: {{terms: {{edges: {{target: {{class_path: {0}.Options}}}}}}}}",
+        "objective: {{terms: {{edges: {{class_path: {0}.Options}}}}}}",
+        "objective: {{class_path: {0}.Options}}",
+        "optimizer: {0}.Options",
+    ],
+)
+def test_no_setting_is_made_from_a_class_path(text, package, tmp_path):
+    name, marker = package
+    path = tmp_path / "settings.yaml"
+    path.write_text(text.format(name))
+    with pytest.raises(ValueError, match=r"^`(objective|optimizer)[\w.]*` (is not a setting|must be)"):
+        read_config(path)
+    assert not marker.exists()
 
 
 def test_an_argument_of_a_term_that_looks_like_a_class_is_not_made(package):
@@ -72,29 +94,21 @@ def test_an_argument_of_a_term_that_looks_like_a_class_is_not_made(package):
     assert not marker.exists()
 
 
-def test_what_is_allowed_is_imported(package):
-    name, marker = package
-    settings = {"objective": {"gan": {"loss": f"{name}.my_loss"}, "terms": {"edges": {"target": f"{name}.edges"}}}}
-    allow_code(name)
-    assert config_from(settings).objective.gan.loss.__name__ == "my_loss"
-    assert marker.exists()
-
-
-def test_the_command_line_allows_it_and_a_file_does_not(package, tmp_path, capsys, monkeypatch):
+def test_the_command_line_allows_it_and_a_file_does_not(package, tmp_path, capsys):
     name, marker = package
     path = tmp_path / "settings.yaml"
-    path.write_text(f"allow_code: [{name}]\nobjective: {{gan: {{loss: {name}.my_loss}}}}\n")
+    terms = f"objective: {{terms: {{edges: {{target: {name}.edges}}}}}}\n"
+    path.write_text(f"allow_code: [{name}]\n{terms}")
+    assert main(["config", "validate", str(path)]) == 2
     assert main(["train", "--config", str(path)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("telecine: error: `objective.gan.loss` must be in telecine")
-    assert error.count("\n") == 1
+    for error in capsys.readouterr().err.splitlines():
+        assert error.startswith("telecine: error: `allow_code` ")
+    path.write_text(terms)
+    assert main(["config", "validate", str(path)]) == 2
+    assert capsys.readouterr().err.startswith("telecine: error: `target` must be in telecine")
     assert not marker.exists()
-    path.write_text(f"objective: {{gan: {{loss: {name}.my_loss}}}}\n")
-    given = []
-    monkeypatch.setattr("telecine.cli.main.train", lambda config, **_: given.append(config))
-    monkeypatch.setattr("telecine.cli.main.print_result", lambda *_: None)
-    assert main(["train", "--config", str(path), "--allow_code", "json", f"--allow_code={name}"]) == 0
-    assert given[0].objective.gan.loss.__name__ == "my_loss"
+    assert main(["config", "validate", str(path), "--allow_code", "json", f"--allow_code={name}"]) == 0
+    assert marker.exists()
 
 
 # A module that imports its parts when they are used.
@@ -104,13 +118,8 @@ def __getattr__(name):
         import no_such_package
     raise AttributeError(name)
 """
-NAMED = {
-    "terms": "objective: {{terms: {{mine: {{target: {0}.edges, weight: 1}}}}}}",
-    "loss": "objective: {{gan: {{loss: {0}.edges}}}}",
-}
 
 
-@pytest.mark.parametrize("setting", NAMED)
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
@@ -124,19 +133,18 @@ NAMED = {
         ("def edges(:", r"\. Its module raises SyntaxError: .*\({0}\.py, line 1\)\. Correct"),
     ],
 )
-def test_code_that_cannot_be_imported_is_one_line(code, reason, setting, package, tmp_path, capsys):
+def test_code_that_cannot_be_imported_is_one_line(code, reason, package, tmp_path, capsys):
     name, _ = package
     if code is None:
         name = "telecine_no_such_package"
     else:
         (tmp_path / f"{name}.py").write_text(code)
     path = tmp_path / "settings.yaml"
-    path.write_text(NAMED[setting].format(name))
+    path.write_text(f"objective: {{terms: {{mine: {{target: {name}.edges, weight: 1}}}}}}")
     assert main(["config", "validate", str(path), "--allow_code", name]) == 2
     error = capsys.readouterr().err
-    shown = "target" if setting == "terms" else r"(--)?objective\.gan\.loss"
     assert re.fullmatch(
-        rf"telecine: error: `{shown}` must be importable, but got '{name}\.edges'{reason.format(name)}.*\n", error
+        rf"telecine: error: `target` must be importable, but got '{name}\.edges'{reason.format(name)}.*\n", error
     )
 
 
@@ -149,14 +157,14 @@ def test_what_an_allowed_module_only_imports_is_not_allowed(package):
     name, _ = package
     allow_code(name)
     with pytest.raises(ValueError, match=rf"'{name}.system', which is posix.system"):
-        Term(f"{name}.system", params={"command": "true"})
+        TermFunction(Term(f"{name}.system", params={"command": "true"}))
     with pytest.raises(ValueError, match=r"posix\.system"):
-        config_from({"objective": {"gan": {"loss": f"{name}.system"}}})
+        choose("gan.loss", f"{name}.system", {})
 
 
 @pytest.mark.parametrize("target", ["math.dist", "os.system", "builtins.eval"])
 def test_terms_and_discriminators_of_other_packages(target):
-    for build in (Term, lambda path: _resolve_class(path, "discr_kwargs")):
+    for build in (lambda path: TermFunction(Term(path)), lambda path: _resolve_class(path, "discr_kwargs")):
         with pytest.raises(ValueError, match=rf"but got '{target}'. If you trust it, add `--allow_code"):
             build(target)
 
@@ -164,7 +172,7 @@ def test_terms_and_discriminators_of_other_packages(target):
 def test_a_function_of_neither_video_is_no_term(tmp_path):
     path = tmp_path / "file.json"
     with pytest.raises(ValueError, match="`target` must be a function of 'reconstruction'"):
-        Term("telecine.base.files.write_json", params={"path": path, "value": 1})
+        TermFunction(Term("telecine.base.files.write_json", params={"path": path, "value": 1}))
     assert not path.exists()
 
 
@@ -184,3 +192,35 @@ def test_no_assert_checks_what_could_be_wrong():
                 assert text.startswith(("isinstance(", "is_dataclass(")) or text.endswith(" is not None"), (path, text)
                 narrowing += 1
     assert narrowing > 5
+
+
+def test_a_name_or_a_function_is_chosen():
+    assert choose("loss", "first", {"first": 1}) == 1
+    assert choose("loss", max, {"first": min}) is max
+    for value, remedy in (("firs", "Did you mean `first`"), (3, "Use one of: first.")):
+        with pytest.raises(ValueError, match=rf"^`loss` must be one of 'first', or a function, but got .*{remedy}"):
+            choose("loss", value, {"first": min})
+
+
+def test_the_packages_of_an_extra_are_named_with_their_versions(monkeypatch):
+    lines = ["torch>=2.6", "a>=1; extra == 'x'", "b[c]>=2,<3; extra == 'x'", "d; extra == 'xy'"]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: lines)
+    assert how_to_install("x") == "Run `pip install 'a>=1' 'b[c]>=2,<3'`."
+    assert how_to_install("xy") == "Run `pip install d`."
+
+
+def test_every_extra_that_an_error_names_has_packages():
+    calls = re.compile(r"how_to_install\([\"'](\w+)[\"']\)")
+    paths = Path(telecine.__file__).parent.rglob("*.py")
+    extras = [name for path in paths for name in calls.findall(path.read_text(encoding="utf-8"))]
+    assert len(extras) == 8
+    for extra in extras:
+        assert re.fullmatch(r"Run `pip install( '[\w-]+(\[\w+\])?>=[\d.]+')+`\.", how_to_install(extra))
+
+
+def test_a_source_that_is_not_installed(monkeypatch):
+    def requires(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", requires)
+    assert how_to_install("train") == "Run `pip install -e '.[train]'` in the checkout."

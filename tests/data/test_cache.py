@@ -11,7 +11,6 @@ import torch
 
 from telecine.data import (
     DataError,
-    DecodedCache,
     DecodeError,
     Span,
     index_video,
@@ -20,6 +19,7 @@ from telecine.data import (
     tar_members,
     whole_video,
 )
+from telecine.data.dataset import DecodedCache
 from telecine.settings import Bucket, ClipConfig
 
 from .videos import damage, moving_frames, numbered_frames, numbers_of, write_video
@@ -33,7 +33,7 @@ def test_a_cached_clip_equals_a_decoded_one(spans: list[Span], stride: int) -> N
     (bucket,) = config.train_buckets
     cache = DecodedCache(spans, config)
     for span, start in zip(spans, (5, 20), strict=True):
-        decoded = read_clip(span.info, start, 3, stride, bucket.decode_size(span.info, 1.5))
+        decoded = read_clip(span.info, start, 3, stride, bucket.decode_size(span.info.height, span.info.width, 1.5))
         assert torch.equal(cache.read(span, start, bucket), decoded)
 
 
@@ -54,15 +54,15 @@ def test_frames_that_do_not_fit_in_memory(spans: list[Span], monkeypatch: pytest
     with pytest.raises(ValueError, match=r"`cache` must be off .* GiB of decoded frames.*Turn it off"):
         DecodedCache(spans, replace(CONFIG, height=1_000_000, width=1_000_000))
     # The frames of the short video take 12 * 3 * 48 * 64 = 110592 bytes, 0.8 of 138240.
-    monkeypatch.setattr("telecine.data.cache.machine_memory", lambda: 138240)
+    monkeypatch.setattr("telecine.data.dataset.machine_memory", lambda: 138240)
     DecodedCache(spans[:1], CONFIG)
-    monkeypatch.setattr("telecine.data.cache.machine_memory", lambda: 138239)
+    monkeypatch.setattr("telecine.data.dataset.machine_memory", lambda: 138239)
     with pytest.raises(ValueError, match=r"more than 80% of 0\.0 GiB of memory, but got on for 0\.0 GiB"):
         DecodedCache(spans[:1], CONFIG)
 
 
 def test_every_process_of_a_machine_keeps_the_frames(spans: list[Span], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("telecine.data.cache.machine_memory", lambda: 3 * 138240)
+    monkeypatch.setattr("telecine.data.dataset.machine_memory", lambda: 3 * 138240)
     for num_processes in (1, 3):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(num_processes))
         DecodedCache(spans[:1], CONFIG)

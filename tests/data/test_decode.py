@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from telecine.data import DataError, DecodeError, VideoInfo, decode, index_video, iterate_frames, read_clip
-from telecine.data.decode import _check_intact, _decode_needed, _keyframes_before, _seek, open_video
+from telecine.data.decode import _check_intact, _decode_needed, _packets_from_keyframe, open_video
 
 from .videos import (
     damage,
@@ -285,23 +287,30 @@ def test_a_codec_without_a_decoder_is_a_decode_error(tmp_path: Path) -> None:
         index_video(path)
 
 
+def refuse(pts: int, stream: Any) -> None:
+    raise av.error.PermissionError(1, "not permitted")
+
+
 def test_a_container_that_cannot_seek_is_read_from_the_start(lossless: dict[str, VideoInfo], monkeypatch: Any) -> None:
-    monkeypatch.setattr(decode, "_seek", lambda *arguments: iter(()))
+    @contextmanager
+    def open_unseekable(path: Path) -> Iterator[tuple[Any, Any]]:
+        with open_video(path) as (container, stream):
+            yield SimpleNamespace(seek=refuse, demux=container.demux), stream
+
+    monkeypatch.setattr(decode, "open_video", open_unseekable)
     assert numbers_of(read_clip(lossless["b_frames.mp4"], 33, 3)) == [33, 34, 35]
 
 
-def test_a_failed_seek_yields_no_packets() -> None:
-    def seek(pts: int, stream: Any) -> None:
-        raise av.error.PermissionError(1, "not permitted")
-
-    assert list(_seek(SimpleNamespace(seek=seek), None, 0)) == []
-
-
-def test_seeks_try_two_keyframes_before_the_start_of_the_file() -> None:
+def test_seeks_try_two_keyframes_before_the_start_of_the_file(monkeypatch: Any) -> None:
+    tried: list[int] = []
+    container = SimpleNamespace(seek=lambda pts, stream: tried.append(pts), demux=lambda stream: iter(()))
+    monkeypatch.setattr(decode, "open_video", lambda path: nullcontext((container, None)))
     info = VideoInfo(Path("a.mp4"), 64, 48, 25.0, array("q", range(60)), array("q", range(0, 60, 10)))
     for start, keyframes in ((0, []), (9, []), (10, [10]), (19, [10]), (35, [30, 20]), (59, [50, 40])):
-        assert list(_keyframes_before(info, start)) == [*keyframes, None]
-    assert list(_keyframes_before(replace(info, seekable=False), 35)) == [None]
+        assert list(_packets_from_keyframe(info, start)) == []
+        assert tried == keyframes
+        tried.clear()
+    assert list(_packets_from_keyframe(replace(info, seekable=False), 35)) == tried == []
 
 
 def test_frames_that_are_not_needed_are_not_decoded(tmp_path: Path) -> None:

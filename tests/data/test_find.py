@@ -20,15 +20,14 @@ from telecine.data import (
     Segment,
     TarMember,
     find,
-    find_segments,
     find_videos,
-    index_cache_path,
     index_videos,
     load_spans,
     read_clip,
     sample_videos,
 )
-from telecine.data.find import SAMPLE_VIDEOS, check_output, expand_braces, ignored_suffixes
+from telecine.data.find import SAMPLE_VIDEOS, _expand_braces, check_output, find_segments, ignored_suffixes
+from telecine.data.index_cache import index_cache_path
 
 from .videos import numbered_frames, write_images, write_shard, write_video
 
@@ -167,7 +166,7 @@ def test_patterns(tmp_path: Path) -> None:
     ],
 )
 def test_braces(pattern: str, expected: list[str]) -> None:
-    assert expand_braces(pattern) == expected
+    assert _expand_braces(pattern) == expected
 
 
 @pytest.mark.parametrize("path", ["ftp://host/{0..9}.tar", "pipe:aws s3 cp a.tar -", "simplecache::s3://b/a.tar"])

@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from telecine.data import DecodeError, TarMember, index_image, index_video, load_spans, read_clip, read_image
+from telecine.data import DecodeError, TarMember, index_video, load_spans, read_clip
+from telecine.data.decode import read_image
+from telecine.data.index import index_image
 
 from .videos import moving_frames, truncate, write_images
 

@@ -18,11 +18,11 @@ from telecine.data import (
     TarMember,
     VideoInfo,
     index_cache,
-    index_cache_path,
     index_video,
     load_spans,
     tar_members,
 )
+from telecine.data.index_cache import index_cache_path
 
 from .videos import numbered_frames, truncate, write_images, write_shard, write_video
 

@@ -18,7 +18,6 @@ from telecine.data import (
     Span,
     clip_loader,
     find_videos,
-    index_cache_path,
     index_video,
     iterate_frames,
     load_spans,
@@ -26,7 +25,8 @@ from telecine.data import (
     read_list,
     remote,
 )
-from telecine.data.remote_cache import cache_folder
+from telecine.data.index_cache import index_cache_path
+from telecine.data.remote import _cache_folder
 from telecine.data.source import PROTOCOLS, DecodeError, RemotePath, TarMember, as_source
 from telecine.settings import ClipConfig
 
@@ -51,13 +51,13 @@ def folder(tmp_path: Path) -> Path:
 def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record the names of the files that are fetched."""
     names: list[str] = []
-    fetch = remote._fetch
+    fetch = remote._download
 
     def record(file: RemotePath, path: Path, fs: Any) -> None:
         names.append(file.name)
         fetch(file, path, fs)
 
-    monkeypatch.setattr(remote, "_fetch", record)
+    monkeypatch.setattr(remote, "_download", record)
     return names
 
 
@@ -97,9 +97,9 @@ def test_only_what_changed_is_indexed_again(s3: Any, folder: Path, fetched: list
     address = s3.put(folder, "set")
     first = load_spans(address)[0]
     saved = index_cache_path(address)
-    assert saved.parent == cache_folder().parent / "indices"
+    assert saved.parent == _cache_folder().parent / "indices"
     assert saved.exists()
-    for path in cache_folder().iterdir():
+    for path in _cache_folder().iterdir():
         path.unlink()
     fetched.clear()
     assert load_spans(address)[0] == first
@@ -168,7 +168,7 @@ def test_the_same_clips_are_read_by_workers_with_a_cache_of_two_files(
         config = ClipConfig(num_frames=3, height=32, width=32, num_workers=num_workers)
         dataset = ClipDataset(load_spans(data)[0], config, seed=0)
         batches.append(list(clip_loader(dataset, batch_size=2, start_step=0, num_steps=6)))
-        assert sum(path.stat().st_size for path in cache_folder().glob("*")) <= limit
+        assert sum(path.stat().st_size for path in _cache_folder().glob("*")) <= limit
     for here, there in zip(*batches, strict=True):
         assert torch.equal(here["video"], there["video"])
     assert len({source for batch in batches[1] for source in batch["source"]}) == 3
@@ -178,7 +178,7 @@ def test_a_server_that_returns(
     s3: Any, folder: Path, sleeps: list[Callable[[], None]], caplog: pytest.LogCaptureFixture
 ) -> None:
     (span, *_), _ = load_spans(s3.put(folder, "set"))
-    for path in cache_folder().iterdir():
+    for path in _cache_folder().iterdir():
         path.unlink()
     s3.stop()
     sleeps += [lambda: None, s3.start]
@@ -191,7 +191,7 @@ def test_a_server_that_returns(
 
 def test_a_server_that_does_not_return(s3: Any, folder: Path, sleeps: list[Callable[[], None]]) -> None:
     (span, *_), _ = load_spans(s3.put(folder, "set"))
-    for path in cache_folder().iterdir():
+    for path in _cache_folder().iterdir():
         path.unlink()
     s3.stop()
     waits: list[int] = []
@@ -199,7 +199,7 @@ def test_a_server_that_does_not_return(s3: Any, folder: Path, sleeps: list[Calla
     with pytest.raises(DataError, match=r"^s3://bucket/set/a\.mp4: cannot be read after 7 attempts .*connect.*network"):
         ClipDataset([span], CONFIG, seed=0)[0]
     assert len(waits) == len(remote.RETRY_SECONDS) == 6
-    assert not [path for path in cache_folder().iterdir() if len(path.name) >= 64]
+    assert not [path for path in _cache_folder().iterdir() if len(path.name) >= 64]
 
 
 @pytest.mark.parametrize(
@@ -219,14 +219,14 @@ def test_attempts_end_in_time_if_the_server_hangs(
 
     monkeypatch.setattr(remote, "time", SimpleNamespace(sleep=wait, monotonic=lambda: now[0]))
     with pytest.raises(DataError, match=rf"cannot be read after {attempts} attempts in {in_all} seconds \(no answer\)"):
-        remote.with_retries("s3://b/a", hang)
+        remote._with_retries("s3://b/a", hang)
 
 
 @pytest.mark.parametrize("change", ["written again", "removed"])
 def test_a_file_that_changes_after_the_listing_ends_the_run(s3: Any, folder: Path, change: str) -> None:
     address = s3.put(folder, "set")
     (span, *_), _ = load_spans(address)
-    for path in cache_folder().iterdir():
+    for path in _cache_folder().iterdir():
         path.unlink()
     if change == "removed":
         s3.files.rm(f"{address}/a.mp4")
@@ -254,15 +254,15 @@ def answer(sent: int, tells: int | None = None, version: str = "1") -> Any:
 
 def test_a_server_cannot_send_more_than_it_listed(tmp_path: Path) -> None:
     file = RemotePath("s3://b/a", 10, "1")
-    remote._fetch(file, tmp_path / "whole", answer(10))
+    remote._download(file, tmp_path / "whole", answer(10))
     servers = {"more": answer(10**9), "tells": answer(0, tells=10**15), "other": answer(10, version="2")}
     for name, server in servers.items():
         with pytest.raises(DataError, match="was changed"):
-            remote._fetch(file, tmp_path / name, server)
+            remote._download(file, tmp_path / name, server)
     assert (tmp_path / "more").stat().st_size == 11
     assert not (tmp_path / "tells").exists()
     with pytest.raises(OSError, match="the connection ended after 4 of 10 bytes"):
-        remote._fetch(file, tmp_path / "less", answer(4))
+        remote._download(file, tmp_path / "less", answer(4))
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +287,7 @@ def test_wrong_requests_are_not_tried_again(s3: Any, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device")
 
     with pytest.raises(DataError, match=r"s3://b/a: cannot be read \(.*No space left"):
-        remote.with_retries("s3://b/a", full)
+        remote._with_retries("s3://b/a", full)
 
 
 def test_addresses() -> None:

@@ -6,14 +6,18 @@ import os
 import re
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from filelock import FileLock
 
-from telecine.data import DataError, remote_cache
-from telecine.data.remote_cache import _lock_of, cache_folder, max_bytes, open_cached
+from telecine.data import DataError, remote
+from telecine.data.remote import _cache_folder, _lock_of, _max_bytes, open_local
 from telecine.data.source import RemotePath
+
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -24,20 +28,28 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "telecine"
 
 
+def open_cached(file: RemotePath, fetch: Callable[[Path], object], opening: Callable[[Path], T]) -> T:
+    """Open a file that `fetch` fetches instead of a server."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remote, "_with_retries", lambda url, call: call(None))
+        patch.setattr(remote, "_download", lambda file, path, fs: fetch(path))
+        return open_local(file, opening)
+
+
 def file(name: str, size: int = 10) -> RemotePath:
     return RemotePath(f"s3://bucket/{name}", size, "1")
 
 
-def use(remote: RemotePath, fetched: list[str] | None = None) -> bytes:
+def use(file: RemotePath, fetched: list[str] | None = None) -> bytes:
     """Read a file, whose content is its name; note whether it is fetched, and make later uses later ones."""
 
     def fetch(path: Path) -> None:
-        path.write_bytes(os.fsencode(remote.name.ljust(remote.size or 0)))
+        path.write_bytes(os.fsencode(file.name.ljust(file.size or 0)))
         if fetched is not None:
-            fetched.append(remote.name)
+            fetched.append(file.name)
 
-    content = open_cached(remote, fetch, Path.read_bytes)
-    for path in cache_folder().iterdir():
+    content = open_cached(file, fetch, Path.read_bytes)
+    for path in _cache_folder().iterdir():
         status = path.stat()
         os.utime(path, (status.st_atime - 10, status.st_mtime - 10))
     return content
@@ -80,8 +92,8 @@ def test_files_that_are_not_copies_are_neither_counted_nor_removed(cache: Path) 
     for name in ("a", "b", "c", "d"):
         use(file(name))
     assert [path.stat().st_size for path in others] == [1000] * 12
-    remote = [path.read_text().strip() for path in cache.iterdir() if path.is_file() and path.stat().st_size == 10]
-    assert sorted(remote) == ["b", "c", "d"]
+    found = [path.read_text().strip() for path in cache.iterdir() if path.is_file() and path.stat().st_size == 10]
+    assert sorted(found) == ["b", "c", "d"]
 
 
 def test_a_file_that_is_larger_than_the_cache(cache: Path) -> None:
@@ -116,7 +128,7 @@ def test_files_that_are_being_fetched_keep_their_room(cache: Path) -> None:
     assert copies(cache) == ["b"]
 
 
-def test_two_that_need_a_file_fetch_it_once(cache: Path) -> None:
+def test_two_that_need_a_file_fetch_it_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[str] = []
 
     def fetch(path: Path) -> None:
@@ -124,7 +136,9 @@ def test_two_that_need_a_file_fetch_it_once(cache: Path) -> None:
         path.write_bytes(bytes(10))
         fetched.append("a")
 
-    threads = [threading.Thread(target=open_cached, args=(file("a"), fetch, Path.read_bytes)) for _ in range(3)]
+    monkeypatch.setattr(remote, "_with_retries", lambda url, call: call(None))
+    monkeypatch.setattr(remote, "_download", lambda file, path, fs: fetch(path))
+    threads = [threading.Thread(target=open_local, args=(file("a"), Path.read_bytes)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -164,13 +178,13 @@ def test_nothing_is_left_of_a_failed_fetch(cache: Path) -> None:
 
 def test_the_folder_is_counted_only_if_it_may_be_full(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[int] = []
-    make_room = remote_cache._make_room
+    make_room = remote._make_room
 
     def count(left: int, own: Path) -> int:
         counted.append(left)
         return make_room(left, own)
 
-    monkeypatch.setattr(remote_cache, "_make_room", count)
+    monkeypatch.setattr(remote, "_make_room", count)
     for name in ("a", "b", "c"):
         use(file(name))
     assert counted == [20], "the first one, before there is a total"
@@ -190,14 +204,14 @@ def test_the_folder_is_counted_only_if_it_may_be_full(cache: Path, monkeypatch: 
 def test_the_size_is_a_number(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TELECINE_REMOTE_CACHE_GB", text)
     with pytest.raises(ValueError, match="`TELECINE_REMOTE_CACHE_GB` must be a number of gigabytes above 0, but got"):
-        max_bytes()
+        _max_bytes()
 
 
 def test_the_default_folder_and_size(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("TELECINE_REMOTE_CACHE", "TELECINE_REMOTE_CACHE_GB"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "telecine" / "remote"
+    assert _cache_folder() == tmp_path / "telecine" / "remote"
     monkeypatch.setenv("TELECINE_REMOTE_CACHE", str(tmp_path / "chosen"))
-    assert cache_folder() == tmp_path / "chosen" / "telecine", "a folder of its own"
-    assert max_bytes() == remote_cache.DEFAULT_GB * 10**9
+    assert _cache_folder() == tmp_path / "chosen" / "telecine", "a folder of its own"
+    assert _max_bytes() == remote._DEFAULT_GB * 10**9

@@ -15,12 +15,12 @@ from telecine.data import (
     Span,
     TarMember,
     VideoInfo,
-    index_image,
     index_video,
+    read_validation_clips,
     split_videos,
-    validation_clips,
     whole_video,
 )
+from telecine.data.index import index_image
 from telecine.settings import Bucket, ClipConfig
 
 from .videos import assert_same_clips, damage, moving_frames, write_images, write_video
@@ -155,8 +155,8 @@ def test_images_and_videos_are_split_separately() -> None:
 
 
 def test_validation_clips_are_always_the_same(spans: list[Span]) -> None:
-    clips = validation_clips(spans, CONFIG, 5)
-    assert_same_clips(clips, validation_clips(spans, CONFIG, 5))
+    clips = read_validation_clips(spans, CONFIG, 5)
+    assert_same_clips(clips, read_validation_clips(spans, CONFIG, 5))
     assert [(Path(clip["source"]).name, clip["start"]) for clip in clips] == [
         ("short.mp4", 0),
         ("short.mp4", 7),
@@ -166,48 +166,48 @@ def test_validation_clips_are_always_the_same(spans: list[Span]) -> None:
     ]
     assert all(clip["video"].shape == (3, 5, 32, 40) for clip in clips)
     # The short video has room for two clips without overlap, the long one for six.
-    assert len(validation_clips(spans, CONFIG, 100)) == 2 + 6
-    assert [clip["start"] for clip in validation_clips(spans, CONFIG, 2)] == [3, 17]
-    assert [Path(clip["source"]).name for clip in validation_clips(spans, CONFIG, 1)] == ["long.mp4"]
+    assert len(read_validation_clips(spans, CONFIG, 100)) == 2 + 6
+    assert [clip["start"] for clip in read_validation_clips(spans, CONFIG, 2)] == [3, 17]
+    assert [Path(clip["source"]).name for clip in read_validation_clips(spans, CONFIG, 1)] == ["long.mp4"]
     with pytest.raises(ValueError, match="`max_clips` must be a positive int"):
-        validation_clips(spans, CONFIG, 0)
+        read_validation_clips(spans, CONFIG, 0)
 
 
 def test_validation_clips_are_centre_crops(spans: list[Span]) -> None:
     config = ClipConfig(num_frames=12, height=24, width=64, num_workers=0)
-    (clip,) = validation_clips(spans[:1], config, 1)
-    (whole,) = validation_clips(spans[:1], replace(config, height=48), 1)
+    (clip,) = read_validation_clips(spans[:1], config, 1)
+    (whole,) = read_validation_clips(spans[:1], replace(config, height=48), 1)
     assert (clip["video"] == whole["video"][:, :, 12:36]).all()
 
 
 def test_validation_clips_have_the_validation_size(spans: list[Span]) -> None:
     config = replace(CONFIG, buckets=(Bucket(9, 16, 16), Bucket(5, 32, 40)))
-    assert_same_clips(validation_clips(spans, config, 3), validation_clips(spans, CONFIG, 3))
+    assert_same_clips(read_validation_clips(spans, config, 3), read_validation_clips(spans, CONFIG, 3))
 
 
 def test_validation_on_images(tmp_path: Path, spans: list[Span]) -> None:
     images = [whole_video(index_image(path)) for path in write_images(tmp_path, 3)]
-    assert {Path(clip["source"]).suffix for clip in validation_clips(images + spans, CONFIG, 4)} == {".mp4"}
+    assert {Path(clip["source"]).suffix for clip in read_validation_clips(images + spans, CONFIG, 4)} == {".mp4"}
     for config, used in ((CONFIG, images), (replace(CONFIG, image_ratio=1.0), images + spans)):
-        clips = validation_clips(used, config, 4)
+        clips = read_validation_clips(used, config, 4)
         assert [Path(clip["source"]).name for clip in clips] == ["0.png", "1.png", "2.png"]
         assert {clip["video"].shape for clip in clips} == {(3, 1, 32, 40)}
     with pytest.raises(DataError, match="held-out videos with a decodable clip of 5 frames"):
-        validation_clips([], CONFIG, 4)
+        read_validation_clips([], CONFIG, 4)
 
 
 def test_corrupt_validation_clips_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_video(tmp_path / "damaged.mp4", moving_frames(60), "libx264", g="10")
     span = whole_video(index_video(damage(path, 0.45, 0.6)))
     config = ClipConfig(num_frames=2, height=32, width=32, num_workers=0)
-    assert 0 < len(validation_clips([span], config, 10)) < 10
+    assert 0 < len(read_validation_clips([span], config, 10)) < 10
     assert "skipping a validation clip" in caplog.text
     path.unlink()
     with pytest.raises(DataError, match=r"but got none; the longest has 60 frames, .*damaged\.mp4\. "):
-        validation_clips([span], config, 10)
+        read_validation_clips([span], config, 10)
 
 
 def test_the_setting_of_held_out_videos_that_are_too_short_is_named(spans: list[Span]) -> None:
     message = "`val_data` must be held-out videos with a decodable clip of 99 frames, but got none; the longest has"
     with pytest.raises(DataError, match=message):
-        validation_clips(spans, replace(CONFIG, num_frames=99), 4, name="val_data")
+        read_validation_clips(spans, replace(CONFIG, num_frames=99), 4, name="val_data")

@@ -5,7 +5,7 @@ import runpy
 import time
 from pathlib import Path
 
-from telecine.data import cache, index_cache
+from telecine.data import dataset, index_cache
 from telecine.data.decode import read_clip
 from telecine.data.index import index_video
 
@@ -29,5 +29,5 @@ def read_slowly(*arguments, **options):
 
 
 index_cache.index_video = index_slowly
-cache.read_clip = read_slowly
+dataset.read_clip = read_slowly
 runpy.run_path(str(Path(__file__).parents[1] / "training" / "no_pictures.py"), run_name="__main__")

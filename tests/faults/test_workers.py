@@ -48,7 +48,8 @@ def test_workers_that_keep_dying_end_the_run(spans: list[Span], caplog: pytest.L
 
 KILLED_PARENT = """
 import multiprocessing, os, signal, sys
-from telecine.data import ClipConfig, ClipDataset, clip_loader, index_video, whole_video
+from telecine.data import ClipDataset, clip_loader, index_video, whole_video
+from telecine.settings import ClipConfig
 config = ClipConfig(num_frames=5, height=32, width=40, num_workers=2)
 dataset = ClipDataset([whole_video(index_video(sys.argv[1]))], config)
 batches = iter(clip_loader(dataset, batch_size=1, start_step=0, num_steps=100))
@@ -74,7 +75,8 @@ def test_workers_end_with_a_killed_parent(spans: list[Span]) -> None:
 
 OPEN_LOADER = """
 import sys
-from telecine.data import ClipConfig, ClipDataset, clip_loader, index_video, whole_video
+from telecine.data import ClipDataset, clip_loader, index_video, whole_video
+from telecine.settings import ClipConfig
 config = ClipConfig(num_frames=5, height=32, width=40, num_workers=2)
 dataset = ClipDataset([whole_video(index_video(sys.argv[1]))], config)
 batches = iter(clip_loader(dataset, batch_size=1, start_step=0, num_steps=100))

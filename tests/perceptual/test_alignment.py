@@ -151,7 +151,7 @@ def test_networks_by_name_with_weights_by_path(tmp_path, cached_weights, monkeyp
             {"net": "telecine.nowhere"},
             "`net` must be importable, but got 'telecine.nowhere': telecine has no `now",
         ),
-        ({"net": "telecine.base.imports.allowed_code"}, "`net` must be the path of a module, or of what builds one"),
+        ({"net": "telecine.base.files.user_cache_folder"}, "`net` must be the path of a module, or of what builds one"),
         ({"net": 3}, '`net` must be a function, a module, "alex" or "vgg", but got 3'),
         ({"net": no_map}, r"`the result of `net`` must be features of shape \(1, F, h, w\) .*of shape \(1, 3\)"),
         ({"net": colours, "weights": "x.pt"}, "`weights` must be left out for a function"),

@@ -50,7 +50,7 @@ def test_losses_and_gradients_are_the_same(cached_weights, make_discriminator, o
     plain, loss = (build(discr_3d_kwargs=make_discriminator()) for _ in range(2))
     accelerate_networks(loss, **options, device=torch.device("cpu"))
     torch.testing.assert_close(figures(loss), figures(plain), rtol=1e-3, atol=1e-5)
-    weights = [*loss.parameters(), *loss.perceptual.distance.distance.hidden.values()]
+    weights = [*loss.parameters(), *loss.perceptual.distance.distance.module.values()]
     laid_out = [w for w in weights if w.ndim == 4 and w.is_contiguous(memory_format=torch.channels_last)]
     laid_out += [w for w in weights if w.ndim == 5 and w.is_contiguous(memory_format=torch.channels_last_3d)]
     assert (len(laid_out) == len([w for w in weights if w.ndim > 3])) == options["channels_last"]

@@ -140,7 +140,7 @@ def test_settings_of_the_frozen_features(tiny):
         assert [head.conv_in.weight.shape[:2] for head in network.heads] == [
             (8, 2 * channels) for channels in (64, 192, 384, 256, 256)
         ]
-    assert len({id(network.backbone.hidden) for network in networks}) == 1, "one frozen network serves all"
+    assert len({id(network.backbone.module) for network in networks}) == 1, "one frozen network serves all"
     names = {name.split(".")[1] for name in loss.state_dict() if name.startswith("discr_3d.")}
     assert names == {"heads"}, "the frozen network is not saved"
     with pytest.raises(ValueError, match=r"^`discriminator.features.net` must be .*torchvision/NAME"):

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from telecine.base.errors import Interrupted
+from telecine.base.checks import Interrupted
 from telecine.data.loader import STOP_SIGNALS
 from telecine.training.interrupt import interrupt_on_signal, stop_on_signal
 

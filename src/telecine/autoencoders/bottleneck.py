@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from telecine.autoencoders.latent import DeterministicPosterior
 from telecine.base.checks import argument_error
+from telecine.base.imports import how_to_install
 from telecine.base.precision import at_least_float32, autocast_off
-from telecine.base.requirements import how_to_install
 from telecine.settings import CausalVAEConfig
 
 Latent = Float[Tensor, "batch channel time height width"]

@@ -12,7 +12,7 @@ from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, WEIGHTS_FIL
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.files import read_json
-from telecine.base.requirements import how_to_install
+from telecine.base.imports import how_to_install
 from telecine.runs.layout import MANIFEST_FILE, find_checkpoint
 from telecine.runs.manifest import check_manifest
 

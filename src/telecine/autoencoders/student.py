@@ -100,7 +100,7 @@ class StudentAutoencoder(VideoAutoencoder):
                 remedy = f"Set `{TEACHER_KEY}` in its config.json to that one."
                 raise argument_error("teacher", "the teacher that the student was trained with", got, remedy)
             self._frozen = Frozen(loaded).to(self.last_layer.device)
-        return self._frozen.hidden
+        return self._frozen.module
 
     def _load_teacher(self) -> VideoAutoencoder:
         try:

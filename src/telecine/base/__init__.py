@@ -1,1 +1,1 @@
-"""What every other package uses: checks and errors, shapes, precision, files, devices, imports of the user's code."""
+"""Shared by all packages: checks and errors, shapes, precision, randomness, files, devices, the terminal, imports."""

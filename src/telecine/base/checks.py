@@ -1,6 +1,6 @@
-"""Checks of arguments, each written once, and the one place that phrases their errors.
+"""Checks of arguments, the texts of their errors, and the errors that end a run.
 
-Every check takes the argument's name and its value, returns the value, and raises a `ValueError` that names the
+A check takes the name and the value of an argument, returns the value, or raises a `ValueError` that names the
 contract, the value and a remedy. `remedy` replaces the general remedy where a caller knows a better one.
 """
 
@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import math
 import sys
-from collections.abc import Iterable
-from typing import Any, TypeGuard, TypeVar
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -76,37 +77,22 @@ def check_counts(**counts: object) -> None:
 
 def check_step(name: str, value: object, *, remedy: str = "Use 0 to start at the first step.") -> int:
     """Return a whole number >= 0 as an int; a float such as 1e4 is accepted."""
-    if not _is_number(value) or not 0 <= value < math.inf or value % 1:
-        raise argument_error(name, "a whole number of steps >= 0", describe(value), remedy)
-    return int(value)
-
-
-def check_finite(name: str, value: object, *, remedy: str = "Use 0 to turn it off.") -> float:
-    """Return a finite number as a float; raise a `ValueError` for anything else."""
-    if not _is_number(value) or not math.isfinite(value):
-        raise argument_error(name, "a finite number", describe(value), remedy)
-    return float(value)
+    return int(_number(name, value, "a whole number of steps >= 0", lambda n: 0 <= n < math.inf and n % 1 == 0, remedy))
 
 
 def check_positive(name: str, value: object, *, remedy: str = "Leave it out for the default.") -> float:
     """Return a finite number above 0 as a float; raise a `ValueError` for anything else."""
-    if not _is_number(value) or not 0 < value < math.inf:
-        raise argument_error(name, "a finite number above 0", describe(value), remedy)
-    return float(value)
+    return float(_number(name, value, "a finite number above 0", lambda n: 0 < n < math.inf, remedy))
 
 
 def check_weight(name: str, value: object, *, remedy: str = "Use 0 to turn the term off.") -> float:
     """Return a finite number >= 0 as a float; raise a `ValueError` for anything else."""
-    if not _is_number(value) or not 0 <= value < math.inf:
-        raise argument_error(name, "a finite number >= 0", describe(value), remedy)
-    return float(value)
+    return float(_number(name, value, "a finite number >= 0", lambda n: 0 <= n < math.inf, remedy))
 
 
 def check_fraction(name: str, value: object, *, remedy: str = "Use 0 for no averaging.") -> float:
     """Return a number from 0 to below 1, such as the decay of an average, as a float."""
-    if not _is_number(value) or not 0 <= value < 1:
-        raise argument_error(name, "a number from 0 to below 1", describe(value), remedy)
-    return float(value)
+    return float(_number(name, value, "a number from 0 to below 1", lambda n: 0 <= n < 1, remedy))
 
 
 def check_choice(name: str, value: object, choices: Iterable[T], *, remedy: str = "") -> T:
@@ -119,5 +105,29 @@ def check_choice(name: str, value: object, choices: Iterable[T], *, remedy: str 
     raise argument_error(name, f"one of {known}", describe(value), remedy or suggestion(value, map(str, choices)))
 
 
-def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _number(name: str, value: object, contract: str, accepts: Callable[[float], bool], remedy: str) -> int | float:
+    """Return an int or a float that `accepts` accepts; raise a `ValueError` for anything else, bools included."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not accepts(value):
+        raise argument_error(name, contract, describe(value), remedy)
+    return value
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: it diverged, or the device is out of memory. The last checkpoint is complete."""
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the run can be resumed
+    """A signal interrupted the run.
+
+    Args:
+        saved: Folder of the checkpoint; None before the first update, when there is nothing to save.
+    """
+
+    def __init__(self, saved: Path | None) -> None:
+        super().__init__(saved)
+        self.saved = saved
+
+    def __str__(self) -> str:
+        if self.saved is None:
+            return "stopped before the first update; run the same command again to start"
+        return f"stopped; saved {self.saved}. Run the same command again to resume."

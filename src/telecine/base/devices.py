@@ -1,4 +1,4 @@
-"""The device that a command computes on, and its memory."""
+"""The device of a command, and its memory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 
 from telecine.base.checks import argument_error
 
-# Of this process, and the folder of all.
+# The control groups of this process, and the folder of all groups.
 CONTROL_GROUP, CONTROL_GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-UNITS = {"MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30}
+_UNITS = {"MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30}
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of that name; "auto" selects an accelerator if there is one, else the CPU.
+    """Return the device of a name; "auto" selects an accelerator if there is one, else the CPU.
 
     Raises:
         ValueError: This machine has no such device.
@@ -32,23 +32,19 @@ def pick_device(name: str) -> torch.device:
 
 
 def parse_memory(text: str) -> int:
-    """Return the bytes that a text such as "80GiB" names.
-
-    Raises:
-        ValueError: It is not a number with one of the units.
-    """
+    """Return the bytes in a text such as "80GiB"; raise a `ValueError` unless it is a number with a unit."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    unit = next((unit for unit in UNITS if found and unit.lower() == found[2].lower()), None)
+    unit = next((unit for unit in _UNITS if found and unit.lower() == found[2].lower()), None)
     if found is None or unit is None or float(found[1]) == 0:
         number = re.search(r"\d+(?:\.\d+)?", text)
         example = f"{number[0]}GiB" if number and float(number[0]) > 0 else "80GiB"
-        raise argument_error("memory", f"a number with a unit ({', '.join(UNITS)})", repr(text), f"Use {example}.")
-    return int(float(found[1]) * UNITS[unit])
+        raise argument_error("memory", f"a number with a unit ({', '.join(_UNITS)})", repr(text), f"Use {example}.")
+    return int(float(found[1]) * _UNITS[unit])
 
 
 def gigabytes(size: float) -> str:
     """Return a number of bytes in GiB."""
-    return f"{size / UNITS['GiB']:.2f} GiB"
+    return f"{size / _UNITS['GiB']:.2f} GiB"
 
 
 def free_memory(device: torch.device) -> int:
@@ -61,14 +57,14 @@ def free_memory(device: torch.device) -> int:
 
 
 def machine_memory() -> int:
-    """Return the bytes of this machine's memory, or of what a container or a scheduler leaves to this process."""
+    """Return the bytes of this machine's memory, or of the limit that a container or a scheduler sets."""
     return min([int(psutil.virtual_memory().total), *_control_group_limits()])
 
 
 def _control_group_limits() -> Iterator[int]:
-    """Yield the limits of memory of this process' control groups and of those above them, on Linux: cgroups(7).
+    """Yield the memory limits of this process' control groups and of their parents, on Linux: cgroups(7).
 
-    In a container, the name of a group may be that outside of it; its files are then at the root.
+    In a container, a group may have its name on the host; its files are then at the root.
     """
     if not CONTROL_GROUP.is_file():
         return

@@ -12,16 +12,16 @@ from typing import Any
 
 from telecine.base.checks import argument_error
 
-CHUNK = 2**20
-# Folders with this file are left out of data.
+_BLOCK = 2**20
+# Marks the folders that data sets leave out.
 OUTPUT_MARKER = ".telecine-output"
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary path in the same folder, then rename that file to `path`.
 
-    Readers see the old file or the new one, never a part of it, also after a power failure. Nothing remains if `write`
-    fails.
+    Readers see the old file or the new one, never a part of it, also after a power failure. If `write` fails, nothing
+    remains.
     """
     partial = partial_path(path)
     partial.touch(exist_ok=False)
@@ -34,7 +34,7 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def flush(paths: Iterable[Path]) -> None:
-    """Write files and folders to the disk: a power failure then loses none of them."""
+    """Flush files and folders to the disk, so that a power failure loses none of them."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -44,18 +44,18 @@ def flush(paths: Iterable[Path]) -> None:
 
 
 def partial_path(path: Path) -> Path:
-    """Return a path beside `path` to write to. Nobody can guess it, and put a link there before."""
+    """Return a path beside `path` to write to. It is random, so that nobody can put a link there before."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
 
 
 def mark_output(folder: Path) -> None:
-    """Mark a folder with videos that telecine writes: inside the folder of the data, it is left out."""
+    """Mark a folder with videos that telecine writes. Data sets leave such folders out."""
     note = "telecine wrote this folder, and does not use its videos as data. Remove this file to use them.\n"
     (folder / OUTPUT_MARKER).write_text(note)
 
 
 def is_output(folder: Path) -> bool:
-    """Return whether telecine wrote a folder."""
+    """Return whether a folder is marked as written by telecine."""
     return (folder / OUTPUT_MARKER).exists()
 
 
@@ -79,7 +79,7 @@ def digest_of(path: Path) -> str:
     """Return the SHA-256 of a file, as `sha256sum` prints it."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(CHUNK):
+        while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
 

@@ -1,10 +1,11 @@
-"""Importing what settings name: telecine's own code, and packages that the user allows."""
+"""Import what settings name, from telecine and packages that the user allows; how to install what is missing."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import inspect
+import shlex
 import traceback
 from collections.abc import Mapping
 from typing import TypeVar, cast
@@ -13,22 +14,11 @@ from telecine.base.checks import argument_error, describe, nearest, suggestion
 
 T = TypeVar("T")
 
-# What the code of a module raises if it is wrong, or does not find what it needs. Not only what says that a name cannot
-# be imported: settings are imported within jsonargparse, which puts its own words in the place of any error below
-# `terms`, and the command line prints a ValueError or an OSError without its traceback. Either way the line that failed
-# would be lost.
-FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    NameError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
+# What the code of a module raises if it is wrong or does not find what it needs. The line that failed is part of the
+# error about the setting, because the command line prints no traceback of a `ValueError` or an `OSError`.
+_FAILURES = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError),
+    *(SyntaxError, TypeError, ValueError),
 )
 _MISSING = object()
 # Names of packages and modules; what is below one is allowed as well.
@@ -42,7 +32,7 @@ def allow_code(*packages: str) -> None:
     modules that are passed as objects need no permission. On the command line: `--allow_code my_package`.
 
     Raises:
-        ValueError: If it is not the name of a package.
+        ValueError: One is not the name of a package.
     """
     for package in packages:
         if not all(part.isidentifier() for part in package.split(".")):
@@ -51,25 +41,12 @@ def allow_code(*packages: str) -> None:
     _allowed.update(packages)
 
 
-def allowed_code() -> list[str]:
-    """Return the names of the packages that settings may name."""
-    return sorted(_allowed)
+def _is_allowed(path: str) -> bool:
+    return any(f"{path}.".startswith(f"{package}.") for package in _allowed)
 
 
-def is_allowed(path: str) -> bool:
-    """Return whether settings may name what is at a dotted path."""
-    parts = path.split(".")
-    return any(".".join(parts[:length]) in _allowed for length in range(1, len(parts) + 1))
-
-
-def not_allowed_error(name: str, path: str, origin: str = "") -> Exception:
-    """Build the error about a setting that names other code.
-
-    Args:
-        name: The setting.
-        path: The dotted path that it names.
-        origin: Where what is at that path was defined, if elsewhere.
-    """
+def _not_allowed_error(name: str, path: str, origin: str = "") -> Exception:
+    """Build the error about a setting that names code at `path`, which may have been defined at `origin`."""
     package = (origin or path).partition(".")[0]
     got = f"{path!r}, which is {origin}" if origin else repr(path)
     remedy = f"If you trust it, add `--allow_code {package}`, or call `telecine.allow_code({package!r})`."
@@ -77,37 +54,37 @@ def not_allowed_error(name: str, path: str, origin: str = "") -> Exception:
 
 
 def import_allowed(path: str, name: str) -> object:
-    """Return what is at a dotted path that the setting `name` names, if its package is allowed.
+    """Return the object at the dotted path in the setting `name`, if its package is allowed.
 
     A name that a module only imported, such as `my_package.os.system`, must be allowed where it was defined, too.
 
     Raises:
-        ValueError: If it is not allowed, before anything is imported; if there is no such thing, or its module fails.
+        ValueError: The path is not allowed, and nothing is imported; or it does not exist, or its module fails.
     """
     module, _, attribute = path.rpartition(".")
     if not is_dotted(path):
         raise argument_error(name, "importable", repr(path), "Write its full path, such as `my_package.my_function`.")
-    if not is_allowed(path):
-        raise not_allowed_error(name, path)
+    if not _is_allowed(path):
+        raise _not_allowed_error(name, path)
     try:
         imported = importlib.import_module(module)
         found = getattr(imported, attribute, _MISSING)  # may import, too, if the module has a `__getattr__`
-    except FAILURES as error:
+    except _FAILURES as error:
         raise argument_error(name, "importable", repr(path), _why(error, path)) from error
     if found is _MISSING:
         remedy = nearest(attribute, dir(imported)) or "Check the spelling."
         raise argument_error(name, "importable", f"{path!r}: {module} has no `{attribute}`", remedy)
     origin = origin_of(found)
-    if origin is not None and not is_allowed(origin):
-        raise not_allowed_error(name, path, origin)
+    if origin is not None and not _is_allowed(origin):
+        raise _not_allowed_error(name, path, origin)
     return found
 
 
 def choose(name: str, value: object, known: Mapping[str, T]) -> T:
-    """Return what `value` names in `known`, what is at a dotted path, or `value` itself if it is callable.
+    """Return the value of a known name, the callable at a dotted path, or `value` itself if it is callable.
 
     Raises:
-        ValueError: It is none of these; the error suggests the nearest name.
+        ValueError: `value` is none of these. The message suggests the nearest name.
     """
     if isinstance(value, str) and value in known:
         return known[value]
@@ -119,7 +96,7 @@ def choose(name: str, value: object, known: Mapping[str, T]) -> T:
 
 
 def is_dotted(path: str) -> bool:
-    """Return whether a text can be the path of something in a module."""
+    """Return whether a text can be the dotted path of an object in a module."""
     return "." in path and all(part.isidentifier() for part in path.split("."))
 
 
@@ -149,3 +126,19 @@ def origin_of(found: object) -> str | None:
         found = type(found)
     module, name = getattr(found, "__module__", None), getattr(found, "__qualname__", None)
     return f"{module}.{name}" if module and name else None
+
+
+def how_to_install(extra: str) -> str:
+    """Return the sentence of an error that tells how to install the packages of an extra, such as "diffusers".
+
+    It names the packages, and so also holds where telecine was installed from a checkout.
+    """
+    from importlib.metadata import PackageNotFoundError, requires  # takes time that `telecine --version` must not spend
+
+    try:
+        lines = requires("telecine") or []
+    except PackageNotFoundError:  # the source is used without being installed
+        return f"Run `pip install -e '.[{extra}]'` in the checkout."
+    parts = (line.partition(";") for line in lines)
+    needed = [name.strip() for name, _, marker in parts if marker.strip() == f"extra == '{extra}'"]
+    return f"Run `{shlex.join(['pip', 'install', *needed])}`."

@@ -1,4 +1,4 @@
-"""Helpers to compute losses in float32 or float64, whatever precision the caller uses."""
+"""Compute losses in float32 or float64 under any precision of the caller."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def autocast_off(device: torch.device) -> AbstractContextManager[None]:
-    """Disable autocast inside the context, on the given device; does nothing on types without it, such as "meta"."""
+    """Disable autocast on a device inside the context; do nothing on types without autocast, such as "meta"."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device_type=device.type, enabled=False)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """Return the dtype that autocast uses on the given device, or None if autocast is off."""
+    """Return the dtype that autocast uses on a device, or None if autocast is off."""
     if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
         return None
     return torch.get_autocast_dtype(device.type)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -19,36 +20,30 @@ from telecine.base.checks import argument_error
 Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
 """PyTorch's default generator, one generator, or one per clip."""
 
-Draw: TypeAlias = Callable[[tuple[int, ...], torch.Generator | None], Tensor]
-
 
 def rand(
     shape: Sequence[int], *, generator: Generators, device: torch.device, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Return uniform numbers in [0, 1) of `shape`, `(B, ...)`."""
-    return _draw(
-        lambda size, each: torch.rand(size, generator=each, device=device, dtype=dtype), shape, generator, device
-    )
+    return _draw(partial(torch.rand, device=device, dtype=dtype), shape, generator, device)
 
 
 def randn(
     shape: Sequence[int], *, generator: Generators, device: torch.device, dtype: torch.dtype | None = None
 ) -> Tensor:
     """Return standard normal numbers of `shape`, `(B, ...)`."""
-    return _draw(
-        lambda size, each: torch.randn(size, generator=each, device=device, dtype=dtype), shape, generator, device
-    )
+    return _draw(partial(torch.randn, device=device, dtype=dtype), shape, generator, device)
 
 
 def randint(high: int, shape: Sequence[int], *, generator: Generators, device: torch.device) -> Tensor:
     """Return uniform integers in [0, high) of `shape`, `(B, ...)`."""
-    return _draw(lambda size, each: torch.randint(high, size, generator=each, device=device), shape, generator, device)
+    return _draw(partial(torch.randint, high, device=device), shape, generator, device)
 
 
 def host_rand(count: int, generator: Generators) -> list[float]:
-    """Return uniform numbers in [0, 1) for choices of the host, such as of a size, which hold for the whole batch.
+    """Return uniform numbers in [0, 1) for choices that the host makes for a whole batch, such as a size.
 
-    Of several generators, the seed of the first decides, and their own numbers stay the same. A single one on an
+    Of several generators, only the seed of the first is used; their states do not change. A single generator on an
     accelerator costs a host sync.
     """
     if generator is not None and not isinstance(generator, torch.Generator):
@@ -60,11 +55,11 @@ def host_rand(count: int, generator: Generators) -> list[float]:
     return numbers
 
 
-def _draw(make: Draw, shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:
+def _draw(draw: Callable[..., Tensor], shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:
     if generator is None or isinstance(generator, torch.Generator):
-        return make(tuple(shape), generator)
+        return draw(tuple(shape), generator=generator)
     check_generators(generator, shape[0], device)
-    return torch.stack([make(tuple(shape[1:]), each) for each in generator])
+    return torch.stack([draw(tuple(shape[1:]), generator=each) for each in generator])
 
 
 def check_generators(generator: Generators, num_clips: int, device: torch.device) -> None:
@@ -80,14 +75,11 @@ def check_generators(generator: Generators, num_clips: int, device: torch.device
 
 
 def clip_generators(seed: int, clips: Iterable[int], device: torch.device) -> list[torch.Generator]:
-    """Return one generator for each clip, given by its number in the run.
-
-    Each depends only on the seed and the clip's number, and is independent of the other clips' generators.
-    """
+    """Return an independent generator for each clip, from the seed and the clip's number in the run."""
     return [torch.Generator(device).manual_seed(seed_of(seed, clip)) for clip in clips]
 
 
 def seed_of(*names: int | str) -> int:
-    """Return a seed in [0, 2**63) that hashes all of `names`: the seeds of consecutive numbers are unrelated."""
+    """Return a hash of all `names` as a seed in [0, 2**63): the seeds of consecutive numbers are unrelated."""
     digest = hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -18,7 +18,7 @@ Scalar: TypeAlias = Float[Tensor, ""]
 
 VALUE_RANGE = (-1.0, 1.0)
 # Resampling and half-precision rounding may exceed the range by this much.
-RANGE_TOLERANCE = 0.05
+_RANGE_TOLERANCE = 0.05
 
 
 def check_video(name: str, value: object) -> None:
@@ -69,7 +69,7 @@ def check_range(name: str, value: Tensor) -> None:
     if value.device.type != "cpu" or torch.compiler.is_compiling() or isinstance(value, FakeTensor):
         return
     low, high = (float(bound.float().numpy()) for bound in torch.aminmax(value.detach()))
-    if low < VALUE_RANGE[0] - RANGE_TOLERANCE or high > VALUE_RANGE[1] + RANGE_TOLERANCE:
+    if low < VALUE_RANGE[0] - _RANGE_TOLERANCE or high > VALUE_RANGE[1] + _RANGE_TOLERANCE:
         remedy = "Map [0, 1] with `x * 2 - 1`, bytes with `x / 127.5 - 1`."
         raise argument_error(name, "in the range [-1, 1]", f"values from {low:.4g} to {high:.4g}", remedy)
     if 0 <= low < high:

@@ -1,18 +1,25 @@
-"""Text on the terminal: names and messages may hold escape sequences, which are shown and not sent."""
+"""Output on the terminal: escaped text, and the progress of a loop."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.text import Text
 
-from telecine.base.checks import printable
+from telecine.base.checks import argument_error, printable
+
+Item = TypeVar("Item")
+
+# Without a terminal, a line of progress is printed this often.
+SECONDS_BETWEEN_LINES = 30.0
 
 
 class PlainConsole(Console):
-    """Prints text as it is, without rich's markup: paths may hold brackets."""
+    """Prints text without rich's markup, since paths may hold brackets, and with escape sequences shown."""
 
     def __init__(self) -> None:
         super().__init__(markup=False, highlight=False)
@@ -22,15 +29,44 @@ class PlainConsole(Console):
         return super().render_str(printable(text), **options)
 
 
-class PrintableFormatter(logging.Formatter):
-    """Formats log records, whose messages name files."""
-
+class _PrintableFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        """Return the text of a record."""
         return printable(super().format(record))
 
 
 def escape_logs() -> None:
-    """Escape what Python logs to standard error where no handler was set up, as on the command line."""
+    """Show escape sequences in what Python logs to standard error without a handler: records name files."""
     if logging.lastResort is not None:
-        logging.lastResort.setFormatter(PrintableFormatter())
+        logging.lastResort.setFormatter(_PrintableFormatter())
+
+
+def with_progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """Iterate with progress on standard error: a bar that disappears at the end, or lines if it is not a terminal.
+
+    Args:
+        items: The items to iterate over.
+        description: Text before the bar.
+        total: Number of items; may be left out if `items` has a length.
+
+    Raises:
+        TypeError: Neither is known.
+    """
+    if total is None:
+        if not isinstance(items, Sized):
+            remedy = "Pass the number of items."
+            raise argument_error("total", "given for items without a length", "nothing", remedy, TypeError)
+        total = len(items)
+    console = Console(stderr=True)
+    if console.is_terminal:
+        from rich.progress import track  # takes time that help and mistakes on the command line must not spend
+
+        yield from track(items, description, total=total, console=console, transient=True)
+        return
+    start = last = time.monotonic()
+    for num_done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last > SECONDS_BETWEEN_LINES:
+            last = now
+            left = (now - start) / num_done * (total - num_done)
+            console.out(f"{description} {num_done}/{total}  {left / 60:.1f} min left", highlight=False)

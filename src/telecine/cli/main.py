@@ -9,9 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from telecine import __version__
-from telecine.base.checks import printable
-from telecine.base.errors import Interrupted, TrainingError
-from telecine.base.requirements import how_to_install
+from telecine.base.checks import Interrupted, TrainingError, printable
+from telecine.base.imports import how_to_install
 from telecine.base.terminal import escape_logs
 from telecine.cli.commands import COMMANDS, console
 from telecine.cli.parser import help_of, parse

@@ -1,46 +1,58 @@
-"""Reads video files as training clips. Needs PyAV 17 or newer, which the extra `train` installs."""
+"""Reads video files as training clips. Needs PyAV 17 or newer, which the extra `train` installs.
 
-from telecine.data.buckets import SupportsClipSizes, check_buckets
-from telecine.data.cache import DecodedCache, num_cached_bytes
+| word | what it is |
+|---|---|
+| source | a file, an address, or a member of a tar file: one video or image |
+| segment | a source and the part of it to use, as a line of a list writes it |
+| span | consecutive frames of an indexed video, from `first_frame` to `last_frame` |
+| bucket | a clip size: frames, height, width, and how often it is trained on |
+| item | `(step, index)`: the number of a clip in a `ClipDataset` |
+| spec | the frames, crop and flips of a clip |
+| clip | frames as the model sees them: `video`, with its `source` and `start` |
+| clip span | number of frames of the video from the first to the last frame of a clip |
+| batch | clips of one size |
+"""
+
 from telecine.data.clip import Clip, bytes_from_video, clips_sha256, pixels_sha256, video_from_bytes
-from telecine.data.dataset import ClipDataset
+from telecine.data.dataset import ClipDataset, num_cached_bytes
 from telecine.data.decode import iterate_frames, read_clip
-from telecine.data.find import find_segments, find_videos, load_spans, sample_videos
-from telecine.data.image import index_image, read_image
+from telecine.data.find import find_videos, load_spans, sample_videos
 from telecine.data.index import Skipped, index_video, index_videos, log_too_short
-from telecine.data.index_cache import IndexCache, index_cache_path
+from telecine.data.index_cache import IndexCache
 from telecine.data.lists import Segment, read_list
-from telecine.data.loader import Batch, ClipBatchSampler, ClipLoader, ReadingStopped, clip_loader
-from telecine.data.source import DataError, DecodeError, RemotePath, TarMember, tar_members
-from telecine.data.validation import iterate_validation_clips, split_videos, validation_clips
-from telecine.data.video_info import Span, VideoInfo, whole_video
+from telecine.data.loader import ClipBatch, ClipBatchSampler, ClipLoader, ReadingStopped, clip_loader
+from telecine.data.source import (
+    DataError,
+    DecodeError,
+    RemotePath,
+    Span,
+    TarMember,
+    VideoInfo,
+    tar_members,
+    whole_video,
+)
+from telecine.data.validation import iterate_validation_clips, read_validation_clips, split_videos
 
 __all__ = [
-    "Batch",
     "Clip",
+    "ClipBatch",
     "ClipBatchSampler",
     "ClipDataset",
     "ClipLoader",
     "DataError",
     "DecodeError",
-    "DecodedCache",
     "IndexCache",
     "ReadingStopped",
     "RemotePath",
     "Segment",
     "Skipped",
     "Span",
-    "SupportsClipSizes",
     "TarMember",
     "VideoInfo",
     "bytes_from_video",
-    "check_buckets",
     "clip_loader",
     "clips_sha256",
-    "find_segments",
     "find_videos",
-    "index_cache_path",
-    "index_image",
     "index_video",
     "index_videos",
     "iterate_frames",
@@ -50,12 +62,11 @@ __all__ = [
     "num_cached_bytes",
     "pixels_sha256",
     "read_clip",
-    "read_image",
     "read_list",
+    "read_validation_clips",
     "sample_videos",
     "split_videos",
     "tar_members",
-    "validation_clips",
     "video_from_bytes",
     "whole_video",
 ]

@@ -1,11 +1,11 @@
-"""From decoded frames to a training clip: crop, flip, turn, and convert to [-1, 1]."""
+"""From decoded frames to a clip: its size, crop, flip, turn, and conversion to [-1, 1]."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 from telecine.base.checks import argument_error
 from telecine.data.decode import read_clip
-from telecine.data.video_info import Span
+from telecine.data.source import Span
 from telecine.settings import Bucket, ClipConfig
 
 
 class Clip(TypedDict):
-    """An item of a `ClipDataset`."""
+    """Frames for the model, and their source."""
 
     video: Tensor
     """float32 in [-1, 1], shape `(C, T, H, W)`."""
@@ -30,10 +30,10 @@ class Clip(TypedDict):
 
 @dataclass(frozen=True)
 class ClipSpec:
-    """Which frames a clip has, and how they are cropped and flipped."""
+    """The frames of a clip, and their crop and flips."""
 
     span: Span
-    """The span that the frames come from."""
+    """The span of the frames."""
     start: int
     """Index of the first frame in the video."""
     crop_scale: float
@@ -51,7 +51,7 @@ class ClipSpec:
 
     @property
     def orientation(self) -> str:
-        """How a clip was mirrored and then turned, in words; empty for one that was not."""
+        """How the clip is mirrored and then turned, in words; empty if it is neither."""
         mirrored = "mirrored" if self.flip ^ self.upside_down ^ self.transpose else ""
         if self.transpose:
             turned = f"turned by 90° to the {'right' if self.upside_down else 'left'}"
@@ -61,7 +61,7 @@ class ClipSpec:
 
 
 def decode_clip(spec: ClipSpec, bucket: Bucket, config: ClipConfig) -> Tensor:
-    """Decode the frames of a clip, uint8 `(T, H, W, 3)`, at the size that the crop is taken from.
+    """Decode the frames of a clip, uint8 `(T, H, W, 3)`, at the size before its crop.
 
     Raises:
         DecodeError: a frame is corrupt or missing.
@@ -77,7 +77,7 @@ def make_clip(frames: Tensor, spec: ClipSpec, bucket: Bucket) -> Clip:
 
 
 def _augment(frames: Tensor, spec: ClipSpec, bucket: Bucket) -> Tensor:
-    """Return the video `(C, T, H, W)`. It is resized only if the crop is larger than the clip."""
+    """Return the video `(C, T, H, W)`, resized if the crop is larger than the clip."""
     size = (bucket.height, bucket.width)
     height, width = (
         min(round(side * spec.crop_scale), limit) for side, limit in zip(size, frames.shape[1:3], strict=True)
@@ -119,5 +119,31 @@ def pixels_sha256(frames: Tensor) -> str:
 
 
 def clips_sha256(hashes: Iterable[str]) -> str:
-    """Return one hash of clips from that of each, see `pixels_sha256`, in order. Equal hashes mean equal clips."""
+    """Return one hash of clips from `pixels_sha256` of each, in order. Equal hashes mean equal clips."""
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+class SupportsClipSizes(Protocol):
+    """A model that accepts only some clip sizes."""
+
+    def check_clip(self, num_frames: int, height: int, width: int) -> None:
+        """Raise a `ValueError` unless the model reconstructs clips of this size."""
+
+    def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Return the smallest accepted (frames, height, width) that is at least this large."""
+
+
+def check_buckets(buckets: Sequence[Bucket], model: SupportsClipSizes, *, images: bool) -> None:
+    """Check that a model accepts all clip sizes; with `images`, single frames of each height and width, too.
+
+    Raises:
+        ValueError: the model does not accept a size. The message has that size and the next larger accepted one.
+    """
+    clips = [("a clip", bucket) for bucket in buckets]
+    for kind, size in [*clips, *(("an image", bucket.as_image()) for bucket in buckets if images)]:
+        try:
+            model.check_clip(*size.shape)
+        except ValueError as error:  # noqa: PERF203 - a few sizes
+            covering = "x".join(map(str, model.covering_clip(*size.shape)))
+            remedy = f"{error} The next larger accepted size is {covering}."
+            raise argument_error("clips", "of sizes that the model accepts", f"{kind} of {size}", remedy) from error

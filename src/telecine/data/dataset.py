@@ -1,36 +1,39 @@
-"""Random training clips. Each is a pure function of the seed, the step, and the index of the clip."""
+"""Random training clips, each a pure function of the seed, the step and the clip's index; frames kept in memory."""
 
 from __future__ import annotations
 
 import logging
+import os
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from telecine.base.checks import argument_error
+from telecine.base.devices import machine_memory
 from telecine.base.randomness import seed_of
-from telecine.data.buckets import draw_bucket
-from telecine.data.cache import DecodedCache
+from telecine.base.terminal import with_progress
 from telecine.data.clip import Clip, ClipSpec, decode_clip, make_clip
-from telecine.data.source import DataError, DecodeError, Source
-from telecine.data.video_info import Span
+from telecine.data.decode import read_clip
+from telecine.data.source import DataError, DecodeError, Source, Span
 from telecine.settings import Bucket, ClipConfig
 
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 16
+# The rest of the memory is left to the model and to other processes.
+_MAX_MEMORY_FRACTION = 0.8
+
+Item: TypeAlias = tuple[int, int]
+"""The step, and the index of a clip in the sequence of all clips."""
 
 
 class _SpanPool:
-    """The spans that are long enough for a clip.
-
-    Raises:
-        DataError: no span is long enough.
-    """
+    """The spans that are long enough for a clip. Raises a `DataError` if there are none."""
 
     def __init__(self, spans: Sequence[Span], clip_span: int) -> None:
         self.spans = [span for span in spans if span.num_starts(clip_span) > 0]
@@ -51,13 +54,13 @@ class _SpanPool:
 class ClipDataset(Dataset[Clip]):
     """An infinite sequence of random clips. Item `(step, index)` depends only on the spans, the settings and the seed.
 
-    A run resumed at step N therefore reads the same clips as an uninterrupted run, with any number of workers and
-    processes. The step determines the size of its clips and whether they are images, so that they can be batched. The
-    index determines the rest. `dataset[index]` is `dataset[index, index]`, as in steps of one clip. With
-    `config.num_clips`, the index counts modulo that number.
+    A resumed run therefore reads the same clips as an uninterrupted one, with any number of workers and processes. The
+    step determines the size of its clips and whether they are images, so that they can be batched; the index determines
+    the rest. `dataset[index]` is `dataset[index, index]`, as in steps of one clip. With `config.num_clips`, the index
+    counts modulo that number.
 
-    All positions at which a clip can start are equally likely, so a long film is drawn from more often than a short
-    clip, and splitting it into several files changes nothing. All images are equally likely.
+    All first frames of clips are equally likely, so a long film is drawn more often than a short video, and splitting
+    it into several files changes nothing. All images are equally likely.
 
     A clip that cannot be decoded is replaced by another draw, which is equally reproducible. Its file is logged once.
 
@@ -84,11 +87,11 @@ class ClipDataset(Dataset[Clip]):
         self.cache = DecodedCache(self.spans, config) if config.cache else None
         self._logged: set[Source] = set()
 
-    def __getitem__(self, item: int | tuple[int, int]) -> Clip:
+    def __getitem__(self, item: int | Item) -> Clip:
         return make_clip(*self.decode(item))
 
-    def decode(self, item: int | tuple[int, int]) -> tuple[Tensor, ClipSpec, Bucket]:
-        """Return the decoded frames of an item, uint8 `(T, H, W, 3)`, and what `make_clip` makes of them.
+    def decode(self, item: int | Item) -> tuple[Tensor, ClipSpec, Bucket]:
+        """Return the arguments of `make_clip` for an item: decoded frames, uint8 `(T, H, W, 3)`, the spec and the size.
 
         Raises:
             DataError: too many clips in a row cannot be decoded.
@@ -104,18 +107,18 @@ class ClipDataset(Dataset[Clip]):
         raise argument_error("data", "decodable", got, "Remove the files named in the log.", DataError)
 
     def names_at(self, step: int, indices: Iterable[int]) -> list[str]:
-        """Return names of items of a step. Items of one name are the same clip."""
+        """Return the names of clips of a step. Clips of one name are equal."""
         pool, bucket = self._draw_pool(step)
         kind = "image" if pool is self._images else "video"
         return [f"{kind}-{bucket}-{self._number(index)}" for index in indices]
 
     def source_at(self, step: int, index: int) -> str:
-        """Return the file from which item `(step, index)` is read, unless it has to be replaced."""
+        """Return the file of item `(step, index)`, before any replacement."""
         return str(self._draw_spec(self._draw_pool(step)[0], index, attempt=0).span.info.path)
 
     def _draw_pool(self, step: int) -> tuple[_SpanPool, Bucket]:
         generator = _generator(self.seed, "step", step)
-        bucket = draw_bucket(self.config.train_buckets, generator)
+        bucket = _draw_bucket(self.config.train_buckets, generator)
         is_image = float(torch.rand((), generator=generator, dtype=torch.float64)) < self.image_ratio
         if is_image and self._images is not None:
             return self._images, bucket.as_image()
@@ -132,7 +135,9 @@ class ClipDataset(Dataset[Clip]):
                 return self.cache.read(spec.span, spec.start, bucket)
             return decode_clip(spec, bucket, self.config)
         except DecodeError as error:
-            self._log_once(spec.span.info.path, error)
+            if (path := spec.span.info.path) not in self._logged:
+                self._logged.add(path)
+                logger.warning("replacing clips that cannot be decoded: %s", error)
             return None
 
     def _draw_spec(self, pool: _SpanPool, index: int, attempt: int) -> ClipSpec:
@@ -152,13 +157,8 @@ class ClipDataset(Dataset[Clip]):
         )
 
     def _number(self, index: int) -> int:
-        """Return the number that determines a clip: with `num_clips`, the same ones come again."""
+        """Return the number that determines a clip. With `num_clips`, numbers repeat."""
         return index if self.config.num_clips is None else index % self.config.num_clips
-
-    def _log_once(self, path: Source, error: DecodeError) -> None:
-        if path not in self._logged:
-            self._logged.add(path)
-            logger.warning("replacing clips that cannot be decoded: %s", error)
 
 
 def _image_ratio(videos: Sequence[Span], images: Sequence[Span], config: ClipConfig) -> float:
@@ -174,5 +174,79 @@ def _image_ratio(videos: Sequence[Span], images: Sequence[Span], config: ClipCon
 
 
 def _generator(*names: int | str) -> torch.Generator:
-    """Return a generator whose stream depends on all names, and is independent of those of other names."""
+    """Return a generator with an independent stream for these names."""
     return torch.Generator().manual_seed(seed_of(*names))
+
+
+def _draw_bucket(buckets: Sequence[Bucket], generator: torch.Generator) -> Bucket:
+    """Draw a bucket with probability proportional to its weight."""
+    ends = list(accumulate(bucket.weight for bucket in buckets))
+    point = float(torch.rand((), generator=generator, dtype=torch.float64)) * ends[-1]
+    return buckets[min(bisect_right(ends, point), len(buckets) - 1)]
+
+
+class DecodedCache:
+    """All frames of spans as uint8 at each training resolution, decoded once, in memory that worker processes share.
+
+    A span that cannot be decoded completely is logged and left out.
+
+    Raises:
+        ValueError: the frames do not fit in memory.
+        DataError: no span can be decoded.
+    """
+
+    def __init__(self, spans: Sequence[Span], config: ClipConfig) -> None:
+        _check_memory(spans, config)
+        self.config = config
+        self._frames: dict[tuple[object, ...], Tensor] = {}
+        for span, bucket, size in with_progress(_resolutions(spans, config), "decoding videos"):
+            try:
+                frames = read_clip(span.info, span.first_frame, span.num_frames, size=size)
+                self._frames[_key(span, bucket)] = frames
+            except DecodeError as error:  # noqa: PERF203 - decoding is slower
+                logger.warning("not cached: %s", error)
+        if not self._frames:
+            got = f"{len(spans)} videos that cannot be decoded"
+            raise argument_error("data", "decodable", got, "See the log for the reasons.", DataError)
+
+    def read(self, span: Span, start: int, bucket: Bucket) -> Tensor:
+        """Return the frames of a clip from frame `start` of the video, uint8 `(T, H, W, 3)`, as a view of the cache.
+
+        Raises:
+            DecodeError: the span could not be decoded.
+        """
+        frames = self._frames.get(_key(span, bucket))
+        if frames is None:
+            raise DecodeError(f"{span.info.path}: could not be decoded into the cache")
+        offset = start - span.first_frame
+        return frames[offset : offset + self.config.span_of(bucket) : self.config.stride]
+
+
+def num_cached_bytes(spans: Sequence[Span], config: ClipConfig) -> int:
+    """Return the size of the decoded frames of `spans` in bytes."""
+    return sum(3 * span.num_frames * height * width for span, _, (height, width) in _resolutions(spans, config))
+
+
+def _resolutions(spans: Sequence[Span], config: ClipConfig) -> list[tuple[Span, Bucket, tuple[int, int]]]:
+    """Return each span with one bucket of each height and width, and the size to decode it at."""
+    buckets = {(bucket.height, bucket.width): bucket for bucket in config.train_buckets}.values()
+    return [
+        (span, bucket, bucket.decode_size(span.info.height, span.info.width, config.scale_jitter))
+        for bucket in buckets
+        for span in spans
+    ]
+
+
+def _key(span: Span, bucket: Bucket) -> tuple[object, ...]:
+    """Return the key of decoded frames. Its tar member has an offset, because names may repeat."""
+    return span.info.path, span.first_frame, span.last_frame, bucket.height, bucket.width
+
+
+def _check_memory(spans: Sequence[Span], config: ClipConfig) -> None:
+    memory, needed = machine_memory(), num_cached_bytes(spans, config)
+    num_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of this run on this machine, set by `torchrun`
+    if num_processes * needed > _MAX_MEMORY_FRACTION * memory:
+        each = f" in each of {num_processes} processes" if num_processes > 1 else ""
+        contract = f"off if frames take more than {_MAX_MEMORY_FRACTION:.0%} of {memory / 2**30:.1f} GiB of memory"
+        got = f"on for {needed / 2**30:.1f} GiB of decoded frames{each}"
+        raise argument_error("cache", contract, got, "Turn it off, or train at a smaller size.")

@@ -1,7 +1,8 @@
-"""Frame-exact video decoding. Frames are resized by the scaler that converts them to RGB."""
+"""Exact decoding of the frames of videos, and of still images, which are clips of one frame."""
 
 from __future__ import annotations
 
+import io
 import struct
 from bisect import bisect_right
 from collections.abc import Container, Generator, Iterable, Iterator, Sequence
@@ -21,28 +22,43 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from telecine.base.checks import argument_error, check_count
-from telecine.data.image import read_image
 from telecine.data.remote import open_local
-from telecine.data.source import ANIMATED, DataError, DecodeError, Source, TarMember, as_source, ffmpeg_url
-from telecine.data.video_info import VideoInfo
+from telecine.data.source import (
+    ANIMATED,
+    DataError,
+    DecodeError,
+    Source,
+    TarMember,
+    VideoInfo,
+    as_source,
+    ffmpeg_url,
+    read_bytes,
+)
 
 # swscale's bicubic filter widens when it shrinks, so it does not alias, and it is the closest of swscale's filters to
 # the usual antialiased bicubic: 50 dB on a zone plate resized from 720p to 128, against 30 dB of `AREA` and 36 dB of
 # bilinear. Without full chroma interpolation and accurate rounding, 4:2:0 and 4:2:2 come out up to 2 levels too dark.
 # PyAV before 18 has no names for these two swscale flags, but accepts their values.
 _FULL_CHROMA, _ACCURATE_ROUNDING = 1 << 13, 1 << 18
-INTERPOLATION = int(Interpolation.BICUBIC) | _FULL_CHROMA | _ACCURATE_ROUNDING
-# Codecs whose packets say whether another frame depends on them. The decoder can skip those on which none depends.
+_INTERPOLATION = int(Interpolation.BICUBIC) | _FULL_CHROMA | _ACCURATE_ROUNDING
+# Codecs whose packets tell whether another frame depends on them. The decoder can skip the others.
 _CODECS_WITH_REFERENCE_FLAGS = frozenset({"h264"})
-# Of so many frames after a clip, the decoder skips some but not all: the first of them tells that a frame is missing.
+# Of this many frames after a clip, the decoder returns at least one, which tells that a frame is missing.
 _MAX_SKIPPED = 32
-# FFmpeg reads these as videos. They are treated as images, of which only still ones are used.
+# FFmpeg reads these as videos. They count as images, of which only still ones are used.
 _ANIMATED_IMAGES = frozenset({"gif", "apng"})
 # PyAV before 19 by default refuses files with metadata that is not UTF-8. PyAV 19 has no such option.
 _OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+# Errors that Pillow raises for files that are damaged, truncated, of another format, or larger than its safety limit.
+_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+# An image in a tar file is read whole before its header is parsed.
+MAX_MEMBER_BYTES = 2**29
+# The formats of animations. A JPEG of a phone may hold several pictures, too, of which the first is the photo.
+_MAY_BE_ANIMATED = ("GIF", "PNG", "WEBP")
 
 
 @contextmanager
@@ -61,8 +77,8 @@ def _errors_as_decode_errors(path: str | PathLike[str] | Source) -> Iterator[Non
 def open_video(path: str | PathLike[str] | Source) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file or tar member for decoding on one thread, and yield its container and first video stream.
 
-    Decoder threads that are still alive when a worker process is forked make that process hang, so there is only one
-    thread, and the context manager closes the file.
+    A worker process that is forked while decoder threads are alive hangs, so there is only one thread, and the context
+    manager closes the file.
 
     Raises:
         DecodeError: the file cannot be opened, is an animated image, has no video stream, or FFmpeg or PyAV fails
@@ -92,15 +108,15 @@ def decoded_frames(packets: Iterable[Packet[VideoStream]]) -> Iterator[VideoFram
 
 
 def _num_quarter_turns(frame: VideoFrame) -> int:
-    """Return by how many quarter turns, counter-clockwise, a frame is rotated for display."""
+    """Return the number of quarter turns, counter-clockwise, by which a frame is rotated for display."""
     return round(frame.rotation / 90) % 4
 
 
 def _is_mirrored(frame: VideoFrame) -> bool:
     """Return whether a frame is flipped upside down for display, before it is rotated.
 
-    PyAV reads no side data of frames that have some of a type without a name in PyAV, such as EXIF. These are taken as
-    not mirrored; their rotation is known.
+    PyAV reads no side data of a frame if a type has no name in PyAV, such as EXIF. Such a frame counts as not mirrored;
+    its rotation is known.
     """
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
@@ -114,14 +130,14 @@ def _is_mirrored(frame: VideoFrame) -> bool:
 
 
 def sample_aspect_ratio(stream: VideoStream) -> Fraction:
-    """Return the width of a stored pixel divided by its height; 1 if the file does not say it."""
+    """Return the width of a stored pixel divided by its height; 1 if the file has no such value."""
     return stream.sample_aspect_ratio or Fraction(1)
 
 
 def displayed(frame: VideoFrame, aspect: Fraction) -> tuple[int, int, float]:
-    """Return height and width in square pixels after rotation, and the aspect ratio of the stored pixels then.
+    """Return height and width in square pixels, and the aspect ratio of stored pixels, all after rotation.
 
-    The longer side of a pixel is kept: no stored row or column is lost.
+    The size keeps the longer side of a pixel, so that no stored row or column is lost.
     """
     height, width = frame.height, frame.width
     if _num_quarter_turns(frame) % 2:
@@ -130,30 +146,21 @@ def displayed(frame: VideoFrame, aspect: Fraction) -> tuple[int, int, float]:
     return round(height * max(1 / ratio, 1)), round(width * max(ratio, 1)), ratio
 
 
-def rgb_frames(
+def _rgb_frames(
     frames: Iterable[VideoFrame], size: tuple[int, int] | None = None, aspect: Fraction = Fraction(1)
 ) -> Iterator[Tensor]:
     """Convert decoded frames of one stream to uint8 RGB `(H, W, 3)`, rotated and mirrored for display.
 
-    Args:
-        frames: Decoded frames of one stream.
-        size: `(height, width)` of the result. The default is the displayed size of the first frame. Later frames are
-            resized to it if the stream changes its resolution.
-        aspect: Width of a stored pixel divided by its height, for the default size.
+    All are resized to `size`, by default the displayed size of the first: a stream may change its resolution. `aspect`
+    is the width of a stored pixel divided by its height, for the default size.
     """
     reformatter = VideoReformatter()  # shared by all frames, because it keeps the scaler's tables
     for frame in frames:
         size = size or displayed(frame, aspect)[:2]
         height, width = size[::-1] if _num_quarter_turns(frame) % 2 else size
         # PyAV before 17 confuses BT.709, the colour matrix of HD video, with BT.601.
-        rgb = reformatter.reformat(
-            frame,
-            width=width,
-            height=height,
-            format="rgb24",
-            interpolation=INTERPOLATION,
-            threads=1,  # clips are decoded in parallel by worker processes
-        )
+        # One thread, because worker processes decode clips in parallel.
+        rgb = reformatter.reformat(frame, width, height, "rgb24", interpolation=_INTERPOLATION, threads=1)
         pixels = torch.from_numpy(rgb.to_ndarray())
         yield torch.rot90(pixels.flip(0) if _is_mirrored(frame) else pixels, _num_quarter_turns(frame), (0, 1))
 
@@ -170,7 +177,7 @@ def iterate_frames(path: str | PathLike[str] | Source, size: tuple[int, int] | N
     """
     with open_video(path) as (container, stream):
         frames = (_check_intact(frame, path) for frame in decoded_frames(container.demux(stream)))
-        yield from rgb_frames(frames, size, sample_aspect_ratio(stream))
+        yield from _rgb_frames(frames, size, sample_aspect_ratio(stream))
 
 
 def read_clip(
@@ -204,7 +211,7 @@ def read_clip(
     size = size or (info.height, info.width)
     clip = torch.empty(len(indices), *size, 3, dtype=torch.uint8)
     with _errors_as_decode_errors(info.path), closing(_packets_from_keyframe(info, start)) as packets:
-        for i, frame in enumerate(rgb_frames(_select_frames(info, indices, packets), size)):
+        for i, frame in enumerate(_rgb_frames(_select_frames(info, indices, packets), size)):
             clip[i] = frame
     return clip
 
@@ -213,15 +220,12 @@ def _select_frames(
     info: VideoInfo, indices: Sequence[int], packets: Iterable[Packet[VideoStream]]
 ) -> Iterator[VideoFrame]:
     """Decode packets in order, and yield the frames at `indices`, identified by their timestamps."""
-    stamped: Iterator[tuple[int, VideoFrame]]
+    stamped: Iterator[tuple[int, VideoFrame]] = enumerate(decoded_frames(packets))  # `pts` has the index of each frame
     if info.seekable:
         frames = _decode_needed(packets, {info.pts[index] for index in indices})
         stamped = ((frame.pts, frame) for frame in frames if frame.pts is not None)
-    else:
-        # Without usable timestamps, decoding starts at the first frame, and `pts` holds the index of each frame.
-        stamped = enumerate(decoded_frames(packets))
-    first, end = indices[0], min(indices[-1] + 1 + _MAX_SKIPPED, info.num_frames)
-    index_of = {info.pts[index]: index for index in range(first, end)}
+    end = min(indices[-1] + 1 + _MAX_SKIPPED, info.num_frames)
+    index_of = {info.pts[index]: index for index in range(indices[0], end)}
     numbered = ((index_of.get(stamp, -1), frame) for stamp, frame in stamped)
     for index in indices:
         found, frame = next(((number, frame) for number, frame in numbered if number >= index), (-1, None))
@@ -249,36 +253,82 @@ def _check_intact(frame: VideoFrame, path: str | PathLike[str] | Source) -> Vide
 def _packets_from_keyframe(info: VideoInfo, start: int) -> Generator[Packet[VideoStream], None, None]:
     """Yield packets from a keyframe displayed at or before frame `start`.
 
-    Containers seek by decoding time or by byte position, so a seek may end after the requested frame. The first packet
-    is therefore checked. If it is too late, an earlier keyframe is tried, then the start of the file.
+    Containers seek by decoding time or by byte position, so a seek may end after the requested frame. If the first
+    packet is too late, try an earlier keyframe, then the start of the file.
     """
-    latest: int | None = None
-    for keyframe in _keyframes_before(info, start):
+    nearest = bisect_right(info.keyframes, start) - 1
+    # The last two keyframes, without the first one of the file, which is its start.
+    tried = [info.pts[info.keyframes[i]] for i in range(nearest, max(nearest - 2, 0), -1)] if info.seekable else []
+    for timestamp in tried:
         with open_video(info.path) as (container, stream):
-            if keyframe is None:
-                yield from container.demux(stream)
-                return
-            latest = info.pts[keyframe] if latest is None else latest
-            packets = _seek(container, stream, info.pts[keyframe])
+            try:
+                container.seek(timestamp, stream=stream)
+            except FFmpegError:  # the container cannot seek
+                continue
+            packets = container.demux(stream)
             first = next(packets, None)
-            if first is not None and first.is_keyframe and first.pts is not None and first.pts <= latest:
+            if first is not None and first.is_keyframe and first.pts is not None and first.pts <= tried[0]:
                 yield from chain((first,), packets)
                 return
+    with open_video(info.path) as (container, stream):
+        yield from container.demux(stream)
 
 
-def _keyframes_before(info: VideoInfo, start: int) -> Iterator[int | None]:
-    """Yield the last two keyframes at or before frame `start`, then None for the start of the file."""
-    nearest = bisect_right(info.keyframes, start) - 1
-    if info.seekable:
-        # The first keyframe is left out, because it is the start of the file.
-        yield from (info.keyframes[i] for i in range(nearest, max(nearest - 2, 0), -1))
-    yield None
+def read_image(source: Source, size: tuple[int, int] | None = None) -> Tensor:
+    """Decode an image as uint8 RGB `(H, W, 3)`, rotated as its EXIF data says.
+
+    Transparent pixels are composited onto white, 16-bit images are reduced to 8 bits, and palettes and CMYK are
+    converted to RGB.
+
+    Args:
+        source: The image.
+        size: `(height, width)` to resize to, with an antialiased bicubic filter. The default keeps the size.
+
+    Raises:
+        DecodeError: the image is damaged or animated.
+    """
+    with open_image(source) as image:
+        ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image takes much memory
+        upright = _to_rgb(image)
+        if size is not None and upright.size != size[::-1]:
+            upright = upright.resize(size[::-1], Image.Resampling.BICUBIC)
+        width, height = upright.size
+        return torch.frombuffer(bytearray(upright.tobytes()), dtype=torch.uint8).reshape(height, width, 3)
 
 
-def _seek(container: InputContainer, stream: VideoStream, pts: int) -> Iterator[Packet[VideoStream]]:
-    """Seek backward to a timestamp and yield packets from there. Yield nothing if the container cannot seek."""
+@contextmanager
+def open_image(source: Source) -> Iterator[Image.Image]:
+    """Open an image with Pillow.
+
+    Raises:
+        DecodeError: it cannot be opened, is animated or not an image, or Pillow fails inside the `with` block.
+    """
+    if isinstance(source, TarMember) and source.size > MAX_MEMBER_BYTES:
+        raise DecodeError(f"{source}: {source.size} bytes, more than the {MAX_MEMBER_BYTES} of an image in a tar file")
     try:
-        container.seek(pts, stream=stream)
-    except FFmpegError:
-        return
-    yield from container.demux(stream)
+        with open_local(source, _open_pillow) as image:
+            if image.format in _MAY_BE_ANIMATED and getattr(image, "is_animated", False):
+                raise ValueError(ANIMATED)
+            yield image
+    except DecodeError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise DecodeError(f"{source}: not an image that Pillow can read") from error
+    except _IMAGE_ERRORS as error:
+        raise DecodeError(f"{source}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _open_pillow(source: Path | TarMember) -> Image.Image:
+    # Given a path, Pillow reads only the necessary part of the file.
+    return Image.open(source if isinstance(source, Path) else io.BytesIO(read_bytes(source)))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16-bit grey. `convert("L")` alone would clip it at 255.
+        return image.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image if image.mode == "RGB" else image.convert("RGB")

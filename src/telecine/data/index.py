@@ -1,11 +1,11 @@
-"""Indexing: find the timestamps and keyframes of all frames, so that any clip can be read exactly."""
+"""Index videos and images: the timestamps and keyframes of all frames, so that any clip can be read exactly."""
 
 from __future__ import annotations
 
 import logging
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,25 +17,26 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from telecine.base.checks import argument_error
-from telecine.base.progress import with_progress
-from telecine.data.decode import decoded_frames, displayed, open_video, sample_aspect_ratio
-from telecine.data.image import index_image
-from telecine.data.source import DataError, DecodeError, Source, as_source, is_image
-from telecine.data.video_info import Span, VideoInfo, check_frame_size
+from telecine.base.terminal import with_progress
+from telecine.data.decode import decoded_frames, displayed, open_image, open_video, sample_aspect_ratio
+from telecine.data.source import DataError, DecodeError, Source, Span, VideoInfo, as_source, check_frame_size, is_image
 from telecine.settings import MAX_PIXELS
 
 logger = logging.getLogger(__name__)
 
-# With more frames than this after a single keyframe, reading a clip takes seconds.
-LONG_GOP = 300
+# Reading a clip takes seconds with more frames than this after a single keyframe.
+_LONG_GOP = 300
 # VP8 stores hidden frames in packets of their own.
 _HIDDEN_FRAME_CODECS = frozenset({"vp8"})
-# DivX and XviD store a P-frame and the B-frame before it in one packet, then an empty one of a few bytes (FFmpeg's
-# `mpeg4_unpack_bframes` takes up to 19 for empty): frames leave the decoder with each other's timestamps.
+# DivX and XviD store a P-frame and the B-frame before it in one packet, then an empty packet, of up to 19 bytes for
+# FFmpeg's `mpeg4_unpack_bframes`: frames leave the decoder with each other's timestamps.
 _MAX_EMPTY_FRAME = 19
-# A decoder of these gives each frame the timestamp of its packet, also after seeking.
+# Their decoders give each frame the timestamp of its packet, also after seeking.
 _CODECS_WITH_A_PACKET_FOR_EACH_FRAME = frozenset({"h264", "hevc"})
 _DEFAULT_FPS = 25.0
+_EXIF_ORIENTATION = 0x0112
+# EXIF orientations that swap height and width. Any other value, also one of a wrong type, does not.
+_TRANSPOSED = (5, 6, 7, 8)
 _NUM_REASONS_SHOWN = 3
 
 
@@ -50,10 +51,10 @@ class Skipped:
 def index_video(path: str | PathLike[str] | Source, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     """Index a video by reading its packets and decoding its first frame, or an image by reading its header.
 
-    All frames are decoded only if the packets do not determine which frames are displayed, and in which order: if
-    timestamps are missing, repeated or in decoding order, if the codec has hidden frames, or if the first frames cannot
-    be decoded. The duration in the container is not used. Matroska and MPEG-TS files have no table of frames, so a
-    truncated one is not detected: the frames that it still has are indexed.
+    All frames are decoded only if the packets do not determine the displayed frames and their order: if timestamps are
+    missing, repeated or in decoding order, if the codec has hidden frames, or if the first frames cannot be decoded.
+    The duration in the container is not used. Matroska and MPEG-TS files have no table of frames, so a truncated one is
+    not detected: its remaining frames are indexed.
 
     Args:
         path: The file or tar member.
@@ -66,10 +67,10 @@ def index_video(path: str | PathLike[str] | Source, max_pixels: int = MAX_PIXELS
     if is_image(source):
         return index_image(source, max_pixels)
     first, aspect = _first_frame(source, max_pixels)
-    scan = _scan_packets(path)
+    scan = _scan_packets(source)
     stamps, seekable = scan.stamps, True
     if not scan.complete or stamps[0][0] != first.pts:
-        stamps, seekable = _scan_frames(path)
+        stamps, seekable = _scan_frames(source)
     height, width, aspect_as_displayed = displayed(first, aspect)
     check_frame_size(source, width, height, max_pixels)
     info = VideoInfo(
@@ -83,8 +84,26 @@ def index_video(path: str | PathLike[str] | Source, max_pixels: int = MAX_PIXELS
         time_base=scan.time_base if seekable else 1 / scan.fps,
         sample_aspect_ratio=aspect_as_displayed,
     )
-    _warn_if_slow(info)
+    if info.num_frames > _LONG_GOP and not (seekable and len(info.keyframes) > 1):
+        text = (
+            "%s: %d frames after a single keyframe. Reading a clip decodes all frames before it. Cache decoded frames, "
+        )
+        text += "or re-encode with a short GOP: `ffmpeg -i IN -c:v libx264 -crf 16 -g 30 OUT.mp4`."
+        logger.warning(text, source, info.num_frames)
     return info
+
+
+def index_image(source: Source, max_pixels: int = MAX_PIXELS) -> VideoInfo:
+    """Index an image by its header. Damage after the header shows when the image is read, except in PNG files.
+
+    Raises:
+        DecodeError: the file cannot be opened, is animated, is not an image, or is too large.
+    """
+    with open_image(source) as image:
+        check_frame_size(source, *image.size, max_pixels)
+        transposed = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
+        width, height = image.size[::-1] if transposed else image.size
+    return VideoInfo(source, width, height, 1.0, array("q", [0]), array("q", [0]), is_image=True)
 
 
 def index_videos(
@@ -102,7 +121,16 @@ def index_videos(
     Raises:
         DataError: no file can be decoded. The message has the first few reasons.
     """
-    results = list(_index_all([as_source(path) for path in paths], index))
+
+    def index_or_skip(source: Source) -> VideoInfo | Skipped:
+        try:
+            return index(source)
+        except DecodeError as error:
+            return Skipped(source, str(error).removeprefix(f"{source}: "))
+
+    sources = [as_source(path) for path in paths]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = [*with_progress(pool.map(index_or_skip, sources), "indexing files", total=len(sources))]
     infos = [result for result in results if isinstance(result, VideoInfo)]
     skipped = [result for result in results if isinstance(result, Skipped)]
     if not infos:
@@ -114,17 +142,6 @@ def index_videos(
     return infos, skipped
 
 
-def _index_all(sources: Sequence[Source], index: Callable[[Source], VideoInfo]) -> Iterator[VideoInfo | Skipped]:
-    def index_or_skip(source: Source) -> VideoInfo | Skipped:
-        try:
-            return index(source)
-        except DecodeError as error:
-            return Skipped(source, str(error).removeprefix(f"{source}: "))
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from with_progress(pool.map(index_or_skip, sources), "indexing files", total=len(sources))
-
-
 def format_skipped(skipped: Sequence[Skipped]) -> str:
     """List the first few skipped files with their reasons, and the number of the others."""
     shown = "; ".join(f"{skip.path} ({skip.reason})" for skip in skipped[:_NUM_REASONS_SHOWN])
@@ -133,7 +150,7 @@ def format_skipped(skipped: Sequence[Skipped]) -> str:
 
 
 def log_too_short(spans: Iterable[Span], clip_span: int) -> int:
-    """Log and count the videos of which no part is long enough for a clip of `clip_span` frames."""
+    """Log and count the videos without a span of `clip_span` frames."""
     longest: dict[Source, int] = {}
     for span in spans:
         if not span.info.is_image:
@@ -146,7 +163,7 @@ def log_too_short(spans: Iterable[Span], clip_span: int) -> int:
 
 
 def _first_frame(path: Source, max_pixels: int) -> tuple[VideoFrame, Fraction]:
-    """Decode the first displayed frame, to detect streams that cannot be decoded. Also return its pixels' aspect."""
+    """Return the first displayed frame, if the stream can be decoded, and the aspect ratio of its pixels."""
     with open_video(path) as (container, stream):
         check_frame_size(path, stream.codec_context.width or 1, stream.codec_context.height or 1, max_pixels)
         stream.codec_context.options = {"max_pixels": str(max_pixels)}  # where the container has another size
@@ -160,7 +177,7 @@ def _first_frame(path: Source, max_pixels: int) -> tuple[VideoFrame, Fraction]:
 
 @dataclass(frozen=True)
 class _PacketScan:
-    """What the packets of a stream tell about its frames."""
+    """The frames of a stream, from its packets."""
 
     stamps: list[tuple[int, bool]]
     """Timestamp of each frame in display order, and whether it is a keyframe."""
@@ -170,7 +187,7 @@ class _PacketScan:
     """Whether `stamps` has a distinct timestamp for every displayed frame, and for no other, in display order."""
 
 
-def _scan_packets(path: str | PathLike[str] | Source) -> _PacketScan:
+def _scan_packets(path: Source) -> _PacketScan:
     """Read all packets, without keeping their data."""
     with open_video(path) as (container, stream):
         packets = [
@@ -196,18 +213,18 @@ def _scan_packets(path: str | PathLike[str] | Source) -> _PacketScan:
 
 
 def _is_truncated(container: InputContainer, stream: VideoStream, num_packets: int) -> bool:
-    """Return whether an MP4 file has fewer frames than its table lists. Other containers only estimate the number.
+    """Return whether an MP4 file has fewer frames than its table, without the entries that an edit list leaves out.
 
-    The entries of the table that an edit list leaves out do not count.
+    Other containers only estimate the number.
     """
     return "mp4" in container.format.name and num_packets < min(stream.frames, len(stream.index_entries))
 
 
-def _scan_frames(path: str | PathLike[str] | Source) -> tuple[list[tuple[int, bool]], bool]:
-    """Decode all frames. Return each one's timestamp and whether it is a keyframe, and whether timestamps are usable.
+def _scan_frames(path: Source) -> tuple[list[tuple[int, bool]], bool]:
+    """Decode all frames. Return the timestamp of each and whether it is a keyframe, and whether the stream is seekable.
 
-    They are usable if every frame has one of its own, and they increase or are known to stay with their frames.
-    Otherwise the indices of the frames are returned instead.
+    It is if each frame has its own timestamp, and timestamps increase or the decoder keeps them with their frames.
+    Otherwise the timestamps are the indices of the frames.
     """
     with open_video(path) as (container, stream):
         stays_with_frame = stream.codec_context.name in _CODECS_WITH_A_PACKET_FOR_EACH_FRAME
@@ -225,14 +242,3 @@ def _frame_rate(stream: VideoStream, stamps: Sequence[tuple[int, bool]], time_ba
     if len(stamps) < 2 or stamps[0][0] == stamps[-1][0]:
         return _DEFAULT_FPS
     return (len(stamps) - 1) / (stamps[-1][0] - stamps[0][0]) / time_base
-
-
-def _warn_if_slow(info: VideoInfo) -> None:
-    if info.num_frames <= LONG_GOP or (info.seekable and len(info.keyframes) > 1):
-        return
-    logger.warning(
-        "%s: %d frames after a single keyframe. Reading a clip decodes all frames before it. "
-        "Cache decoded frames, or re-encode with a short GOP: `ffmpeg -i IN -c:v libx264 -crf 16 -g 30 OUT.mp4`.",
-        info.path,
-        info.num_frames,
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import logging
 import os
@@ -18,60 +19,65 @@ from dataclasses import replace
 from glob import has_magic
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from telecine.base.files import atomic_write, user_cache_folder
 from telecine.data.index import index_video
 from telecine.data.remote import look_up, open_local
-from telecine.data.source import File, RemotePath, Source, TarMember, file_of, is_address, tar_members
-from telecine.data.video_info import VideoInfo, check_frame_size
+from telecine.data.source import (
+    File,
+    RemotePath,
+    Source,
+    TarMember,
+    VideoInfo,
+    check_frame_size,
+    file_of,
+    is_address,
+    tar_members,
+)
 from telecine.settings import MAX_PIXELS
 
 logger = logging.getLogger(__name__)
 
-INDEX_NAME = ".telecine-index"
+_INDEX_NAME = ".telecine-index"
 SECONDS_BETWEEN_SAVES = 60.0
 # Increase the number when the content of the file, or what `index_video` finds, changes. Older files are then ignored.
 _FORMAT = [5, sys.byteorder]
-# A file that was not written by telecine may unpack to any size. Indices take 4 to 8 times their size, in lines of
-# a few hundred bytes.
+# A file that telecine did not write may unpack to any size. An index unpacks to 4 to 8 times its size, in lines of a
+# few hundred bytes.
 _MAX_RATIO, _MAX_LINE = 64, 2**16
 _FIELDS = ("width", "height", "fps", "seekable", "time_base", "is_image", "sample_aspect_ratio")
 
-Fingerprint: TypeAlias = tuple[int, ...]
-"""Identifies the content of a source: size and modification time in ns, and offset and size of a tar member.
-
-A remote file has a hash of its version instead of a modification time."""
-MemberLocation: TypeAlias = tuple[str, int, int]
+_Fingerprint: TypeAlias = tuple[int, ...]
+"""Identifies the content of a source, see `fingerprint_of`."""
+_MemberLocation: TypeAlias = tuple[str, int, int]
 """Name, offset and size of a tar member."""
-Archives: TypeAlias = dict[str, tuple[Fingerprint, list[MemberLocation]]]
-Infos: TypeAlias = dict[str, tuple[Fingerprint, VideoInfo]]
-_Row: TypeAlias = tuple[str, Fingerprint, VideoInfo, int, int]
-"""Path, fingerprint, the info without its numbers, and how many timestamps and keyframes it has."""
+_Archives: TypeAlias = dict[str, tuple[_Fingerprint, list[_MemberLocation]]]
+_Infos: TypeAlias = dict[str, tuple[_Fingerprint, VideoInfo]]
 
 
 class IndexCache:
-    """Indexes videos, and reuses the saved result if a file's size and modification time are unchanged.
+    """Indexes videos, and reuses the saved result while a file's size and modification time are unchanged.
 
-    The file is stored next to the data, or in the user's cache folder if the data is read-only or remote. A damaged
-    file, or one of another format version, is ignored and replaced. It is saved every `SECONDS_BETWEEN_SAVES`, so that
-    a process that is killed loses little. Several threads may index.
+    The cache is a file next to the data, or in the user's cache folder if the data is read-only or remote. If it is
+    damaged, or has another format version, it is replaced. It is saved every `SECONDS_BETWEEN_SAVES`, so that a killed
+    process loses little. Several threads may index.
 
     Args:
-        data: The folder, list, tar file or pattern that names the videos.
+        data: The folder, list, tar file or pattern of the videos.
     """
 
     def __init__(self, data: str | PathLike[str]) -> None:
         self.path = index_cache_path(data)
         self._root = self.path.parent if is_address(str(data)) else deepest_folder(Path(data))
         self._archives, self._infos = _load(self.path)
-        self._used_archives: Archives = {}
-        self._used_infos: Infos = {}
+        self._used_archives: _Archives = {}
+        self._used_infos: _Infos = {}
         self._last_save = time.monotonic()
         self._is_saving = threading.Lock()
 
     def members(self, archive: File) -> list[TarMember]:
-        """Return the videos and images of a tar file. If the file is damaged, return those before the damage."""
+        """Return the videos and images of a tar file, up to any damage."""
         key, fingerprint = self._key(archive), fingerprint_of(archive)
         saved_fingerprint, locations = self._archives.get(key, (None, []))
         if saved_fingerprint != fingerprint:
@@ -84,7 +90,7 @@ class IndexCache:
         """Return the index of a video or an image.
 
         Raises:
-            DecodeError: it is not in the cache, and cannot be decoded; or its frames are too large.
+            DecodeError: it is not in the cache and cannot be decoded, or its frames are too large.
         """
         try:
             source = look_up(source) if isinstance(source, RemotePath) else source
@@ -113,7 +119,7 @@ class IndexCache:
         """Write the file if its content changed. Failure to write is logged.
 
         Args:
-            is_complete: Whether all the data was looked up. What was not is then removed from the file.
+            is_complete: Whether all the data was looked up. Other entries are then removed from the file.
         """
         archives = ({} if is_complete else self._archives) | self._used_archives
         infos = ({} if is_complete else self._infos) | self._used_infos
@@ -134,17 +140,17 @@ def index_cache_path(data: str | PathLike[str]) -> Path:
     """Return the cache file of a data set: a hidden file next to the data, or in the user's cache folder."""
     cache = user_cache_folder() / "indices"
     if is_address(str(data)):
-        return cache / f"{_short_hash(str(data))}{INDEX_NAME}"
+        return cache / f"{_short_hash(str(data))}{_INDEX_NAME}"
     data = Path(data)
     root = deepest_folder(data)
-    name = INDEX_NAME if root == data else f".{_short_hash(os.path.relpath(data, root))}{INDEX_NAME}"
+    name = _INDEX_NAME if root == data else f".{_short_hash(os.path.relpath(data, root))}{_INDEX_NAME}"
     if os.access(root, os.W_OK):
         return root / name
-    return cache / f"{_short_hash(str(data.absolute()))}{INDEX_NAME}"
+    return cache / f"{_short_hash(str(data.absolute()))}{_INDEX_NAME}"
 
 
 def deepest_folder(data: Path) -> Path:
-    """Return the deepest folder that contains all that a path or a pattern matches."""
+    """Return the deepest folder above everything that a path or a pattern matches."""
     if data.is_dir():
         return data
     return next(parent for parent in data.parents if not has_magic(str(parent)) and parent.is_dir())
@@ -154,8 +160,12 @@ def _short_hash(text: str) -> str:
     return hashlib.sha256(os.fsencode(text)).hexdigest()[:12]
 
 
-def fingerprint_of(source: Source) -> Fingerprint:
-    """Return what identifies the content of a source, see `Fingerprint`."""
+def fingerprint_of(source: Source) -> _Fingerprint:
+    """Return integers that identify the content of a source.
+
+    They are size and modification time in ns, and offset and size of a tar member. A remote file has a hash of its
+    version instead of a modification time.
+    """
     if isinstance(source, TarMember):
         return *fingerprint_of(source.archive), source.offset, source.size
     if isinstance(source, RemotePath):
@@ -165,8 +175,8 @@ def fingerprint_of(source: Source) -> Fingerprint:
     return status.st_size, status.st_mtime_ns
 
 
-def _scan_archive(archive: File) -> list[MemberLocation]:
-    locations: list[MemberLocation] = []
+def _scan_archive(archive: File) -> list[_MemberLocation]:
+    locations: list[_MemberLocation] = []
 
     def scan(path: Path) -> None:
         for member in tar_members(path):
@@ -180,7 +190,7 @@ def _scan_archive(archive: File) -> list[MemberLocation]:
     return locations
 
 
-def _write(path: Path, archives: Archives, infos: Infos) -> None:
+def _write(path: Path, archives: _Archives, infos: _Infos) -> None:
     """Write one line of JSON for the format, each archive, member and video, then the 64-bit timestamps."""
     rows: list[object] = [[*_FORMAT, len(archives), len(infos)]]
     for key, (fingerprint, locations) in archives.items():
@@ -195,74 +205,52 @@ def _write(path: Path, archives: Archives, infos: Infos) -> None:
             file.write(info.pts.tobytes() + info.keyframes.tobytes())
 
 
-def _load(path: Path) -> tuple[Archives, Infos]:
+def _load(path: Path) -> tuple[_Archives, _Infos]:
     """Read the file. Return nothing if it is missing, damaged, or of another format version."""
     if not path.exists():
         return {}, {}
     try:
+        limit = 2**20 + _MAX_RATIO * path.stat().st_size
         with gzip.open(path, "rb") as file:
-            lines = _Lines(file, max_bytes=2**20 + _MAX_RATIO * path.stat().st_size)
-            byte_format, byte_order, num_archives, num_infos = lines.next()
-            if [byte_format, byte_order] != _FORMAT:
-                logger.info("%s has another format version; indexing the data again", path)
-                return {}, {}
-            archives = dict(_parse_archive(lines) for _ in range(num_archives))
-            rows = [_parse_info(*lines.next()) for _ in range(num_infos)]
-            return archives, dict(_with_numbers(rows, lines.numbers()))
+            content = file.read(limit + 1)
+        if len(content) > limit:
+            raise ValueError("it unpacks to more than an index has")
+        lines = io.BytesIO(content)
+        byte_format, byte_order, num_archives, num_infos = _row(lines)
+        if [byte_format, byte_order] != _FORMAT:
+            logger.info("%s has another format version; indexing the data again", path)
+            return {}, {}
+        archives: _Archives = {}
+        for _ in range(num_archives):
+            key, fingerprint, num_members = _row(lines)
+            members = [_row(lines) for _ in range(num_members)]
+            locations = [(str(name), int(offset), int(size)) for name, offset, size in members]
+            archives[str(key)] = tuple(fingerprint), locations
+        rows = [_row(lines) for _ in range(num_infos)]
+        numbers = array("q")
+        numbers.frombytes(memoryview(content)[lines.tell() :])
+        return archives, dict(_parse_infos(rows, numbers))
     except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
         logger.warning("%s is damaged (%s); indexing the data again", path, error)
         return {}, {}
 
 
-class _Lines:
-    """The lines of an index, up to a size."""
-
-    def __init__(self, file: gzip.GzipFile, max_bytes: int) -> None:
-        self.file = file
-        self.left = max_bytes
-
-    def next(self) -> Any:
-        """Return the values in the next line."""
-        line = self.file.readline(_MAX_LINE)
-        self.left -= len(line)
-        if self.left < 0:
-            raise ValueError("it unpacks to more than an index has")
-        return json.loads(line)
-
-    def numbers(self) -> array[int]:
-        """Return the 64-bit integers after the lines."""
-        content = self.file.read(self.left + 1)
-        if len(content) > self.left:
-            raise ValueError("it unpacks to more than an index has")
-        found = array("q")
-        found.frombytes(content)
-        return found
+def _row(lines: BinaryIO) -> Any:
+    """Return the values in the next line."""
+    return json.loads(lines.readline(_MAX_LINE))
 
 
-def _parse_archive(lines: _Lines) -> tuple[str, tuple[Fingerprint, list[MemberLocation]]]:
-    key, fingerprint, num_members = lines.next()
-    members = [lines.next() for _ in range(num_members)]
-    return str(key), (tuple(fingerprint), [(str(name), int(offset), int(size)) for name, offset, size in members])
-
-
-def _parse_info(key: str, fingerprint: list[int], fields: list[Any], num_pts: int, num_keyframes: int) -> _Row:
-    width, height, fps, seekable, time_base, is_image, aspect = fields
-    empty: array[int] = array("q")
-    numbers = (int(width), int(height), float(fps))
-    facts = (bool(seekable), float(time_base), bool(is_image))
-    info = VideoInfo(Path(key), *numbers, empty, empty, *facts, sample_aspect_ratio=float(aspect))
-    if min(info.width, info.height, num_pts) < 1 or num_keyframes < 0 or not info.sample_aspect_ratio > 0:
-        raise ValueError(f"{key!r} has no frames")
-    return key, tuple(fingerprint), info, num_pts, num_keyframes
-
-
-def _with_numbers(rows: list[_Row], numbers: array[int]) -> Iterator[tuple[str, tuple[Fingerprint, VideoInfo]]]:
+def _parse_infos(rows: list[Any], numbers: array[int]) -> Iterator[tuple[str, tuple[_Fingerprint, VideoInfo]]]:
     """Yield the saved infos. `numbers` has the timestamps and keyframes of each, one after the other."""
     begin = 0
-    for key, fingerprint, info, num_pts, num_keyframes in rows:
-        middle = begin + num_pts
-        end = middle + num_keyframes
-        yield key, (fingerprint, replace(info, pts=numbers[begin:middle], keyframes=numbers[middle:end]))
+    for key, fingerprint, fields, num_pts, num_keyframes in rows:
+        width, height, fps, seekable, time_base, is_image, aspect = fields
+        size, facts = (int(width), int(height), float(fps)), (bool(seekable), float(time_base), bool(is_image))
+        if min(*size[:2], num_pts) < 1 or num_keyframes < 0 or not float(aspect) > 0:
+            raise ValueError(f"{key!r} has no frames")
+        middle, end = begin + num_pts, begin + num_pts + num_keyframes
+        info = VideoInfo(Path(key), *size, numbers[begin:middle], numbers[middle:end], *facts, float(aspect))
+        yield key, (tuple(fingerprint), info)
         begin = end
     if begin != len(numbers):
         raise ValueError(f"expected {begin} timestamps and keyframes, but found {len(numbers)}")

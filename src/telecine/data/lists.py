@@ -1,4 +1,4 @@
-"""CSV and JSONL lists of videos and images, with the part of each to use."""
+"""CSV and JSONL lists of videos and images: a segment of each per line."""
 
 from __future__ import annotations
 
@@ -11,8 +11,17 @@ from typing import TextIO, TypeAlias, TypeVar
 
 from telecine.base.checks import describe, shorten, suggestion
 from telecine.data.remote import open_local, sibling
-from telecine.data.source import DataError, DecodeError, File, RemotePath, Source, is_address, is_file_name
-from telecine.data.video_info import Span, VideoInfo
+from telecine.data.source import (
+    DataError,
+    DecodeError,
+    File,
+    RemotePath,
+    Source,
+    Span,
+    VideoInfo,
+    is_address,
+    is_file_name,
+)
 
 LIST_SUFFIXES = frozenset({".csv", ".jsonl"})
 _COLUMNS = ("path", "start", "end", "start_frame", "end_frame")
@@ -26,7 +35,7 @@ _Number = TypeVar("_Number", int, float)
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A video or an image, and the part of it to use. Times and frames count from the video's first frame."""
+    """A video or an image, and the part of it to use, in times or frames from its first frame."""
 
     source: Source
     """The file, or the member of a tar file."""
@@ -40,7 +49,7 @@ class Segment:
     """Index of the end frame, exclusive."""
 
     def to_span(self, info: VideoInfo) -> Span | None:
-        """Return the frames of the segment in the indexed video, or None if it has none."""
+        """Return the span of the segment in the indexed video, or None if it is empty."""
         first, end = self._first_frame(info), self.end_frame
         if self.end is not None:
             end = info.frame_at(self.end)
@@ -48,7 +57,7 @@ class Segment:
         return Span(info, first, end - 1) if first < end else None
 
     def empty_reason(self, info: VideoInfo) -> str:
-        """Describe why the segment has no frame of the indexed video."""
+        """Return the reason why the segment has no frame of the indexed video."""
         start = f"frame {self.start_frame or 0}" if self.start is None else f"{self.start} s"
         if self._first_frame(info) >= info.num_frames:
             return f"starts at {start}, after the end of the video"
@@ -73,9 +82,11 @@ def read_list(path: File) -> list[Segment]:
     sources: dict[str, File] = {}  # a list of scenes names each video many times
     number = 0
     try:
-        with open_local(path, _open_text) as file:
+        with open_local(path, lambda local: local.open(encoding="utf-8-sig", newline="")) as file:
             for number, row in read(file):  # noqa: B007 - the errors below name it
-                name = _parse_path(row)
+                name = row.get("path", "")
+                if not isinstance(name, str) or not name.strip() or not is_file_name(name):
+                    raise _RowError(f"`path` must name a file, but got {describe(name)}. Remove the line.")
                 source = sources.get(name) or sources.setdefault(name, _named_file(path, name))
                 segments.append(_parse_segment(row, source))
     except _RowError as error:
@@ -89,19 +100,15 @@ def read_list(path: File) -> list[Segment]:
 
 
 class _RowError(ValueError):
-    """A line is wrong: the one that was read last, or `number`."""
+    """An invalid line: the last one that was read, or `number`."""
 
     def __init__(self, message: str, number: int | None = None) -> None:
         super().__init__(message)
         self.number = number
 
 
-def _open_text(path: Path) -> TextIO:
-    return path.open(encoding="utf-8-sig", newline="")
-
-
 def _named_file(path: File, name: str) -> File:
-    """Return the file that a list names."""
+    """Return the file of a name in a list."""
     if is_address(name):
         return RemotePath(name)
     if isinstance(path, Path):
@@ -127,20 +134,15 @@ def _csv_rows(file: TextIO) -> Iterator[tuple[int, _Row]]:
 def _json_rows(file: TextIO) -> Iterator[tuple[int, _Row]]:
     for number, line in enumerate(file, start=1):
         if not line.isspace():
-            row = _parse_json(line, number)
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:  # also for integers of thousands of digits
+                raise _RowError(f"not valid JSON ({error}). Write one object per line.", number) from error
+            if not isinstance(row, dict):
+                example = '{"path": "a.mp4"}'
+                raise _RowError(f"must be a JSON object, but got {type(row).__name__}. Write e.g. {example}.", number)
             _check_columns(row, number)
             yield number, {name: value for name, value in row.items() if value is not None}
-
-
-def _parse_json(line: str, number: int) -> _Row:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:  # also for integers of thousands of digits
-        raise _RowError(f"not valid JSON ({error}). Write one object per line.", number) from error
-    if not isinstance(row, dict):
-        example = '{"path": "a.mp4"}'
-        raise _RowError(f"must be a JSON object, but got {type(row).__name__}. Write e.g. {example}.", number)
-    return row
 
 
 def _check_columns(names: Collection[str], number: int) -> None:
@@ -149,13 +151,6 @@ def _check_columns(names: Collection[str], number: int) -> None:
             raise _RowError(f"unknown column `{shorten(name)}`. {suggestion(name[:100], _COLUMNS)}", number)
     if "path" not in names:
         raise _RowError("the column `path` is missing. It names the video, relative to the list.", number)
-
-
-def _parse_path(row: _Row) -> str:
-    name = row.get("path", "")
-    if not isinstance(name, str) or not name.strip() or not is_file_name(name):
-        raise _RowError(f"`path` must name a file, but got {describe(name)}. Remove the line.")
-    return name
 
 
 def _parse_segment(row: _Row, source: File) -> Segment:
@@ -179,7 +174,6 @@ def _parse_number(row: _Row, name: str, parse: Callable[[str], _Number]) -> _Num
     except ValueError:
         value = None
     if value is None or not 0 <= value <= _MAX_NUMBER:
-        contract = "a frame index" if name.endswith("_frame") else "a number of seconds"
-        got = describe(row[name])
-        raise _RowError(f"`{name}` must be {contract}, at least 0 and at most {_MAX_NUMBER}, but got {got}.")
+        contract = f"{'a frame index' if parse is int else 'a number of seconds'}, at least 0 and at most {_MAX_NUMBER}"
+        raise _RowError(f"`{name}` must be {contract}, but got {describe(row[name])}.")
     return value

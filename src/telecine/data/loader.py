@@ -1,4 +1,4 @@
-"""Batches of clips, read by worker processes. Workers that die or do not answer are replaced."""
+"""Batches of clips from worker processes. Workers that die or do not answer are replaced."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from torch.utils.data._utils import signal_handling
 
 from telecine.base.checks import argument_error, check_count
 from telecine.data.clip import Clip
-from telecine.data.dataset import ClipDataset
+from telecine.data.dataset import ClipDataset, Item
 from telecine.data.source import DataError
 from telecine.settings import MAX_FAILURES
 
@@ -34,9 +34,9 @@ logger = logging.getLogger(__name__)
 # Seconds between two looks, while waiting for a batch, at the workers and at signals.
 POLL_SECONDS = 1.0
 # A killed process ends at once, unless the kernel waits for a disk.
-KILL_SECONDS = 5.0
-# What ends a run with a checkpoint: Ctrl-C, a scheduler's end, a closed terminal, Slurm's `--signal=USR1`. Windows has
-# the first two only.
+_KILL_SECONDS = 5.0
+# They end a run with a checkpoint: Ctrl-C, a scheduler's end, a closed terminal, Slurm's `--signal=USR1`. Windows has
+# only the first two.
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
 )
@@ -51,16 +51,15 @@ class ReadingStopped(Exception):  # noqa: N818 - not an error: it was asked for
     """Waiting for a batch was stopped by `should_stop`."""
 
 
-class WorkerError(RuntimeError):
+class _WorkerError(RuntimeError):
     """Workers have died, or have not sent a batch in time."""
 
 
-def never() -> bool:
-    """Return false."""
+def _never() -> bool:
     return False
 
 
-class Batch(TypedDict):
+class ClipBatch(TypedDict):
     """Clips of one size."""
 
     video: Tensor
@@ -76,8 +75,8 @@ class ClipBatchSampler:
     """The items of each batch of one process.
 
     The items of a step are numbered across processes and micro-batches: first those of the first micro-batch of each
-    process, then those of the second, and so on. A step therefore has the same clips with any number of processes and
-    micro-batches, if the product of both with `batch_size` is the same.
+    process, then those of the second, and so on. A step therefore has the same clips for any split of its size into
+    processes, micro-batches and `batch_size`.
     """
 
     batches: Sequence[int]
@@ -85,24 +84,24 @@ class ClipBatchSampler:
     batch_size: int
     """Clips per batch."""
     num_micro_batches: int
-    """Batches per step of this process."""
+    """Consecutive batches per step of this process, for gradient accumulation."""
     rank: int
     """Rank of this process."""
     num_ranks: int
-    """Number of processes."""
+    """Number of processes that train together. Each reads its part of every step."""
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Item]]:
         return map(self.items, range(len(self)))
 
     def step(self, position: int) -> int:
         """Return the step of the batch at a position of this sampler."""
         return self.batches[position] // self.num_micro_batches
 
-    def items(self, position: int) -> list[tuple[int, int]]:
-        """Return the items `(step, index)` of the batch at a position of this sampler."""
+    def items(self, position: int) -> list[Item]:
+        """Return the items of the batch at a position of this sampler."""
         first = (self.batches[position] * self.num_ranks + self.rank) * self.batch_size
         return [(self.step(position), first + i) for i in range(self.batch_size)]
 
@@ -120,19 +119,16 @@ def clip_loader(
     num_micro_batches: int = 1,
     rank: int = 0,
     num_ranks: int = 1,
-    should_stop: Callable[[], bool] = never,
+    should_stop: Callable[[], bool] = _never,
 ) -> ClipLoader:
     """Return a loader of the batches of steps `start_step` to `num_steps`, exclusive.
 
     Args:
-        dataset: The clips. Its `config.num_workers` is the number of worker processes.
-        batch_size: Clips per batch of one process.
+        dataset: The clips.
+        batch_size, num_micro_batches, rank, num_ranks: See `ClipBatchSampler`.
         start_step: The first step. When resuming, the number of completed steps.
         num_steps: Number of steps of the whole run.
-        num_micro_batches: Consecutive batches per step, for gradient accumulation.
-        rank: Rank of this process.
-        num_ranks: Number of processes that train together. Each reads its part of every step.
-        should_stop: Whether to stop waiting for a batch, asked once a second while waiting.
+        should_stop: See `ClipLoader`.
 
     Raises:
         ValueError: a number is out of range.
@@ -150,46 +146,44 @@ def clip_loader(
 
 
 class ClipLoader:
-    """The batches of a sampler, in order. Workers that die or do not answer are replaced, and the next batch is read.
-
-    Clips depend on their number only, so what replaced workers read is the same.
+    """The batches of a sampler, in order. Workers that die or do not answer are replaced, and read the same clips.
 
     Args:
         dataset: The clips. Its `config` has the number of worker processes and the time limit for a batch.
         sampler: The items of each batch.
-        should_stop: Whether to stop waiting for a batch.
+        should_stop: Whether to stop waiting for a batch, asked once a second while waiting.
 
     Raises:
         DataError: workers failed several times in a row without a batch in between, or the data cannot be used.
         ReadingStopped: `should_stop` returned true.
     """
 
-    def __init__(self, dataset: ClipDataset, sampler: ClipBatchSampler, should_stop: Callable[[], bool]) -> None:
-        self.dataset = dataset
-        self.sampler = sampler
-        self.should_stop = should_stop
+    def __init__(
+        self, dataset: ClipDataset, sampler: ClipBatchSampler, should_stop: Callable[[], bool] = _never
+    ) -> None:
+        self.dataset, self.sampler, self.should_stop = dataset, sampler, should_stop
 
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[ClipBatch]:
         num_done = num_failures = 0
         while num_done < len(self.sampler):
             # After a failure, read the next batch alone: if its workers fail again, no other batch is lost.
             sampler = self.sampler.subset(num_done, num_done + 1 if num_failures else None)
-            reading = _Reading(self.dataset)
+            requests = _ReadRequests(self.dataset)
             try:
-                for batch in _read_batches(reading, sampler, self.should_stop):
+                for batch in _read_batches(requests, sampler, self.should_stop):
                     yield batch
                     num_done, num_failures = num_done + 1, 0
-            except WorkerError as error:
+            except _WorkerError as error:
                 num_failures += 1
-                self._report_failure(error, num_done, num_failures, reading)
+                self._report_failure(error, num_done, num_failures, requests)
 
-    def _report_failure(self, error: WorkerError, position: int, num_failures: int, reading: _Reading) -> None:
-        """Log that workers failed, or raise an error if it happened too often in a row."""
+    def _report_failure(self, error: _WorkerError, position: int, num_failures: int, requests: _ReadRequests) -> None:
+        """Log that workers failed; after too many failures in a row, raise a `DataError`."""
         step, items = self.sampler.step(position), self.sampler.items(position)
-        files = ", ".join(sorted({self.dataset.source_at(*item) for item in reading.of(items)}))
+        files = ", ".join(sorted({self.dataset.source_at(*item) for item in requests.open_of(items)}))
         if num_failures < MAX_FAILURES:
             logger.warning("%s while reading step %d, %s; restarting the workers", error, step, files)
             return
@@ -200,30 +194,32 @@ class ClipLoader:
         raise argument_error("data", contract, got, remedy, DataError) from error
 
 
-class _Reading(Dataset[Clip]):
-    """A dataset that notes, in shared memory, which item each worker reads."""
+class _ReadRequests(Dataset[Clip]):
+    """A dataset that records in shared memory the last item that each worker was asked for."""
 
     def __init__(self, dataset: ClipDataset) -> None:
         self.dataset = dataset
         self._items = torch.full((dataset.config.num_workers, 2), -1).share_memory_()
 
-    def __getitem__(self, item: tuple[int, int]) -> Clip:
+    def __getitem__(self, item: Item) -> Clip:
         worker = get_worker_info()
         if worker is not None:
             self._items[worker.id] = torch.tensor(item)
         return self.dataset[item]
 
-    def of(self, items: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Return those of the items of a batch that are being read; all of them if its reading has not begun."""
+    def open_of(self, items: list[Item]) -> list[Item]:
+        """Return the items of a batch that workers read now; all items if no worker has begun."""
         being_read = self._items.tolist()
         return [item for item in items if list(item) in being_read] or items
 
 
-def _read_batches(dataset: _Reading, sampler: ClipBatchSampler, should_stop: Callable[[], bool]) -> Iterator[Batch]:
-    config = dataset.dataset.config
+def _read_batches(
+    requests: _ReadRequests, sampler: ClipBatchSampler, should_stop: Callable[[], bool]
+) -> Iterator[ClipBatch]:
+    config = requests.dataset.config
     poll = min(POLL_SECONDS, config.timeout)
     loader: DataLoader[Clip] = DataLoader(
-        dataset,
+        requests,
         batch_sampler=sampler,
         num_workers=config.num_workers,
         timeout=poll if config.num_workers > 0 else 0,
@@ -236,65 +232,57 @@ def _read_batches(dataset: _Reading, sampler: ClipBatchSampler, should_stop: Cal
     other_processes = set(multiprocessing.active_children())
     batches = iter(loader)
     _remove_sigchld_handler()
-    # If an error's traceback or a variable keeps the loader alive, the interpreter waits at exit for its workers, which
-    # ignore SIGTERM. Kill them.
+    # A traceback or a variable may keep the loader alive. The interpreter then waits at exit for its workers, which
+    # ignore SIGTERM: kill them.
     workers = set(multiprocessing.active_children()) - other_processes
     kill_workers = partial(_kill, workers)
     atexit.register(kill_workers)
-    watch = _Watch(workers, poll, config.timeout, should_stop)
+    watchdog = _Watchdog(workers, poll, config.timeout, should_stop)
     try:
         for _ in range(len(sampler)):
-            with watch.waiting():
-                batch = _next_batch(batches, watch)
+            with watchdog.waiting():
+                batch = _next_batch(batches, watchdog)
             yield batch
-    except (OSError, EOFError, WorkerError) as error:
-        if watch.error is not None:
-            raise watch.error from error
+    except (OSError, EOFError, _WorkerError) as error:
+        if watchdog.error is not None:
+            raise watchdog.error from error
         # The connection to a dying worker breaks shortly before PyTorch notices its death.
-        if not isinstance(error, WorkerError) and (pids := _dead_pids(workers)):
-            raise WorkerError(f"{_DEATH_MESSAGES[0]} {pids}) exited unexpectedly") from error
+        if not isinstance(error, _WorkerError) and (pids := _dead_pids(workers)):
+            raise _WorkerError(f"{_DEATH_MESSAGES[0]} {pids}) exited unexpectedly") from error
         raise
     finally:
-        watch.close()
+        watchdog.close()
         kill_workers()
         atexit.unregister(kill_workers)
 
 
-def _next_batch(batches: Iterator[Batch], watch: _Watch) -> Batch:
-    """Return the next batch; raise the error of the watch if it has one."""
-    while watch.error is None:
-        batch = _poll(batches)
-        if batch is not None:
-            return batch
-    raise watch.error
+def _next_batch(batches: Iterator[ClipBatch], watchdog: _Watchdog) -> ClipBatch:
+    """Return the next batch, or raise the error of the watchdog. PyTorch's loader can be asked again after a wait."""
+    while watchdog.error is None:
+        try:
+            return next(batches)
+        except RuntimeError as error:  # noqa: PERF203 - once a second
+            if str(error).startswith(_DEATH_MESSAGES):
+                raise _WorkerError(str(error)) from error
+            if not str(error).startswith(_WAIT_MESSAGE):
+                raise
+    raise watchdog.error
 
 
-def _poll(batches: Iterator[Batch]) -> Batch | None:
-    """Return the next batch, or None if it did not come within `POLL_SECONDS`: PyTorch's loader can be asked again."""
-    try:
-        return next(batches)
-    except RuntimeError as error:
-        if str(error).startswith(_DEATH_MESSAGES):
-            raise WorkerError(str(error)) from error
-        if not str(error).startswith(_WAIT_MESSAGE):
-            raise
-        return None
+class _Watchdog:
+    """Kills the workers and keeps the reason: no batch came in time, or waiting should stop.
 
-
-class _Watch:
-    """Kills workers when no batch has come in time, or when waiting should stop, and keeps the error of that.
-
-    It runs in a thread: PyTorch waits without a limit for a worker that is stopped before it has handed over the memory
-    of a batch. Only a killed one ends that.
+    It runs in a thread. PyTorch waits without a limit for a worker that is stopped before it has handed over the memory
+    of a batch, until the worker is killed.
     """
 
     def __init__(
         self, workers: Iterable[BaseProcess], poll: float, timeout: float, should_stop: Callable[[], bool]
     ) -> None:
-        self.error: WorkerError | ReadingStopped | None = None
+        self.error: _WorkerError | ReadingStopped | None = None
         self._workers = list(workers)
         self._poll, self._timeout, self._should_stop = poll, timeout, should_stop
-        self._num_changes = 0  # beginnings and ends of waits, so that it is odd while one lasts
+        self._num_changes = 0  # beginnings and ends of waits, so it is odd during a wait
         self._is_closed = threading.Event()
         if self._workers:
             threading.Thread(target=self._run, name="telecine workers", daemon=True).start()
@@ -320,14 +308,13 @@ class _Watch:
             if is_waiting and self._should_stop():
                 self.error = ReadingStopped()
             elif num_looks * self._poll >= self._timeout:
-                self.error = WorkerError(f"no batch in {self._timeout:g} seconds")
-        if self.error is not None:
-            for worker in self._workers:
-                worker.kill()
+                self.error = _WorkerError(f"no batch in {self._timeout:g} seconds")
+        for worker in self._workers if self.error is not None else ():
+            worker.kill()
 
 
 def _dead_pids(workers: Iterable[BaseProcess]) -> str:
-    """Return the comma-separated process ids of the workers that are dead, or die within a second."""
+    """Return the comma-separated ids of worker processes that are dead, or die within a second."""
     pids = {worker.sentinel: worker.pid for worker in workers}
     ended = wait(pids, timeout=1) if pids else []
     return ", ".join(str(pids[sentinel]) for sentinel in ended if isinstance(sentinel, int))
@@ -337,7 +324,7 @@ def _kill(workers: Iterable[BaseProcess]) -> None:
     for worker in workers:
         worker.kill()
     for worker in workers:
-        worker.join(KILL_SECONDS)
+        worker.join(_KILL_SECONDS)
         if worker.is_alive():
             logger.warning("worker %s cannot be ended: a disk or a device does not answer", worker.pid)
 
@@ -357,12 +344,12 @@ def _remove_sigchld_handler() -> None:
 def _initialise_worker(parent: int, worker: int) -> None:
     """Let a worker ignore `STOP_SIGNALS`, and end with the training process, however that ends.
 
-    The training process gets the same signals, and can then finish its step and save a checkpoint. A worker ends with
-    its loader. PyTorch's workers look for their parent every five seconds; a stopped worker never does.
+    The training process gets the same signals, finishes its step and saves a checkpoint. A worker ends with its loader.
+    PyTorch's workers look for their parent every five seconds, and never while they are stopped.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before
+        if os.getppid() != parent:  # which has ended already
             os._exit(1)

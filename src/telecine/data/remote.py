@@ -1,24 +1,42 @@
-"""Files at `s3://`, `gs://`, `hf://` and `https://`: listed with fsspec, and fetched whole into a local cache."""
+"""Files at `s3://`, `gs://`, `hf://` and `https://`: listed with fsspec, and fetched whole into a local cache.
+
+Processes share the cache. Its size is bounded: the copies that were not used for longest are removed for others.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import logging
 import math
+import os
 import posixpath
+import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from glob import has_magic
 from pathlib import Path, PurePosixPath
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from telecine.base.checks import shorten
-from telecine.data.remote_cache import open_cached
-from telecine.data.source import DataError, DecodeError, RemotePath, Source, TarMember, file_of, is_hidden
+from filelock import FileLock, Timeout
+
+from telecine.base.checks import argument_error, shorten
+from telecine.base.files import flush, user_cache_folder
+from telecine.data.source import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    DataError,
+    DecodeError,
+    RemotePath,
+    Source,
+    TarMember,
+    file_of,
+    is_hidden,
+)
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -27,27 +45,36 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+FOLDER_VARIABLE, SIZE_VARIABLE = "TELECINE_REMOTE_CACHE", "TELECINE_REMOTE_CACHE_GB"
+_DEFAULT_GB = 50.0
 # Seconds between attempts.
 RETRY_SECONDS = (1, 2, 4, 8, 16, 32)
-# After the second one, no attempt begins later than this. One at a web server that hangs takes 60 seconds, so that the
-# last one ends before `clips.timeout` does.
+# No attempt after the second begins later than this. One at a web server that hangs takes 60 seconds, so that the last
+# ends within `clips.timeout`.
 _MAX_RETRY_SECONDS = 100
-# Other attempts would not help: the request is wrong, or the disk of the cache is full.
+# More attempts cannot help: the request is wrong, or the disk of the cache is full.
 _PERMANENT = frozenset({errno.EINVAL, errno.EPERM, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EROFS})
-# The first of these that a server tells is the version of a file.
+# The version of a file: the first of these in the answer of a server.
 _VERSIONS = ("ETag", "etag", "blob_id", "LastModified", "updated", "Last-Modified")
+# Seconds between two looks for room, while other processes fetch files that fill the cache.
+_POLL_SECONDS = 0.1
+# How often a copy may be removed between its arrival and its opening: another process has taken its room.
+_MAX_REMOVALS = 10
+_PARTIAL, _LOCK, _TOTAL = ".partial", ".lock", "total"
+# A copy: a hash with the suffix of the file. While it is fetched, its size in bytes follows.
+_COPY = re.compile(rf"[0-9a-f]{{64}}({'|'.join(map(re.escape, VIDEO_SUFFIXES | IMAGE_SUFFIXES))})?(\.(\d+){_PARTIAL})?")
 
 
 @dataclass(frozen=True)
 class _Library:
-    """What reads a protocol for fsspec."""
+    """The library of a protocol for fsspec."""
 
     package: str
     """The package to install."""
     temporary: tuple[str, ...]
-    """Errors that another attempt may mend, besides those of the operating system."""
-    others: tuple[str, ...] = ()
-    """Errors that it may not."""
+    """Errors after which another attempt may succeed, besides those of the operating system."""
+    permanent: tuple[str, ...] = ()
+    """Errors after which none can."""
     options: Callable[[], dict[str, Any]] = dict
     """Function that returns the options of the file system."""
 
@@ -84,7 +111,7 @@ _LIBRARIES = {
 
 
 def match(address: str) -> list[RemotePath]:
-    """Return the files and folders that an address names, or a pattern with `*` or `?`; nothing if there are none.
+    """Return the file or folder at an address, or those that match a pattern with `*` or `?`; there may be none.
 
     Web servers have no listings, so `https://` has neither patterns nor folders.
     """
@@ -93,18 +120,18 @@ def match(address: str) -> list[RemotePath]:
     except FileNotFoundError:
         if address.startswith("http") or not has_magic(address):
             return []
-    return _sorted(with_retries(address, lambda fs: _listed(fs, fs.glob(address, detail=True))))
+    return _with_retries(address, lambda fs: _sorted_paths(fs, fs.glob(address, detail=True)))
 
 
-def files_below(folder: RemotePath) -> list[RemotePath]:
+def list_files(folder: RemotePath) -> list[RemotePath]:
     """List the files in a folder and its subfolders, in the order of a local folder, without hidden ones."""
     prefix = f"{folder.url.rstrip('/')}/"
-    files = with_retries(folder.url, lambda fs: _listed(fs, fs.find(folder.url, detail=True)))
-    return _sorted([file for file in files if not is_hidden(PurePosixPath(file.url.removeprefix(prefix)))])
+    files = _with_retries(folder.url, lambda fs: _sorted_paths(fs, fs.find(folder.url, detail=True)))
+    return [file for file in files if not is_hidden(PurePosixPath(file.url.removeprefix(prefix)))]
 
 
 def look_up(file: RemotePath) -> RemotePath:
-    """Return the file or folder with its size and version, which the server is asked for unless they are known.
+    """Return the file or folder with its size and version, from the server unless they are known.
 
     Raises:
         FileNotFoundError: it does not exist.
@@ -112,11 +139,11 @@ def look_up(file: RemotePath) -> RemotePath:
     """
     if file.size is not None or file.is_folder:
         return file
-    return with_retries(file.url, partial(_look_up, file.url))
+    return _with_retries(file.url, partial(_look_up, file.url))
 
 
 def sibling(file: RemotePath, name: str) -> RemotePath:
-    """Return the file that has this path relative to the folder of `file`."""
+    """Return the file at the path `name` relative to the folder of `file`."""
     protocol, _, _ = file.url.partition("://")
     return RemotePath(f"{protocol}://{posixpath.normpath(file.path.parent / name)}")
 
@@ -124,7 +151,7 @@ def sibling(file: RemotePath, name: str) -> RemotePath:
 def open_local(source: Source, opening: Callable[[Any], T]) -> T:
     """Call `opening` with a local source: the source itself, or its copy in the cache, which is fetched if needed.
 
-    The copy may be removed once `opening` has returned: what it opened stays readable.
+    The copy may be removed once `opening` has returned. Open files stay readable.
 
     Raises:
         DecodeError: the file does not exist.
@@ -140,22 +167,17 @@ def open_local(source: Source, opening: Callable[[Any], T]) -> T:
     if known.is_folder or known.size is None:
         raise DecodeError(f"{file}: {'a folder' if known.is_folder else 'its server does not tell its size'}")
 
-    def fetch(path: Path) -> None:
+    for _ in range(_MAX_REMOVALS):
+        copy = _copy_of(known)
         try:
-            with_retries(file.url, partial(_fetch, known, path))
-        except FileNotFoundError as error:
-            raise _changed(known) from error
-
-    return open_cached(known, fetch, partial(_open_copy, source, opening))
-
-
-def _open_copy(source: Source, opening: Callable[[Any], T], copy: Path) -> T:
-    if isinstance(source, TarMember):
-        return opening(TarMember(copy, source.name, source.offset, source.size))
-    return opening(copy)
+            return opening(replace(source, archive=copy) if isinstance(source, TarMember) else copy)
+        except FileNotFoundError:
+            continue
+    remedy = f"The processes that read need more room: set {SIZE_VARIABLE} higher."
+    raise DataError(f"{file}: was removed from the cache {_MAX_REMOVALS} times before it was opened. {remedy}")
 
 
-def _fetch(file: RemotePath, path: Path, fs: AbstractFileSystem) -> None:
+def _download(file: RemotePath, path: Path, fs: AbstractFileSystem) -> None:
     """Write a file to `path`. It must be the one that was looked up, and not have more bytes."""
     from fsspec.callbacks import Callback
 
@@ -176,24 +198,21 @@ def _changed(file: RemotePath) -> DataError:
 
 
 def _look_up(url: str, fs: AbstractFileSystem) -> RemotePath:
-    return _described(url, fs.info(url))
+    return _path_of(url, fs.info(url))
 
 
-def _listed(fs: AbstractFileSystem, found: Mapping[str, Mapping[str, Any]]) -> list[RemotePath]:
-    return [_described(fs.unstrip_protocol(name), info) for name, info in found.items()]
-
-
-def _described(url: str, info: Mapping[str, Any]) -> RemotePath:
+def _path_of(url: str, info: Mapping[str, Any]) -> RemotePath:
     version = next((str(info[name]) for name in _VERSIONS if info.get(name)), "")
     return RemotePath(url, info["size"], version, info["type"] == "directory")
 
 
-def _sorted(files: list[RemotePath]) -> list[RemotePath]:
-    return sorted(files, key=lambda file: file.path.parts)
+def _sorted_paths(fs: AbstractFileSystem, found: Mapping[str, Mapping[str, Any]]) -> list[RemotePath]:
+    paths = (_path_of(fs.unstrip_protocol(name), info) for name, info in found.items())
+    return sorted(paths, key=lambda path: path.path.parts)
 
 
-def with_retries(address: str, call: Callable[[AbstractFileSystem], T]) -> T:
-    """Call a function with the file system of an address; again, after a while, if the server does not answer.
+def _with_retries(address: str, call: Callable[[AbstractFileSystem], T]) -> T:
+    """Call a function with the file system of an address; again, after a pause, while the server does not answer.
 
     Raises:
         FileNotFoundError: the server says that the file does not exist.
@@ -203,12 +222,12 @@ def with_retries(address: str, call: Callable[[AbstractFileSystem], T]) -> T:
     library = _LIBRARIES[address.partition("://")[0]]
     fs = _file_system(address, library)
     temporary = (OSError, asyncio.TimeoutError, *map(resolve_name, library.temporary))
-    others = tuple(map(resolve_name, library.others))
+    permanent = tuple(map(resolve_name, library.permanent))
     start = time.monotonic()
     for attempt, seconds in enumerate((*RETRY_SECONDS, math.inf), 1):
         try:
             return call(fs)
-        except (*temporary, *others) as error:  # noqa: PERF203 - the server is slower
+        except (*temporary, *permanent) as error:  # noqa: PERF203 - the server is slower
             cause = _cause(error)
             if not isinstance(cause, temporary) or _is_permanent(cause):
                 is_answer = cause is error or not isinstance(cause, temporary) or _status(cause) in (404, 410)
@@ -258,3 +277,136 @@ def _is_permanent(error: BaseException) -> bool:
 
 def _text(error: BaseException) -> str:
     return shorten(" ".join(str(error).split()) or type(error).__name__)
+
+
+def _cache_folder() -> Path:
+    """Return the folder of the copies, which need not exist: `telecine` in `$TELECINE_REMOTE_CACHE` if it is set."""
+    chosen = os.environ.get(FOLDER_VARIABLE)
+    return Path(chosen) / "telecine" if chosen else user_cache_folder() / "remote"
+
+
+def _max_bytes() -> int:
+    """Return the size of the cache, `$TELECINE_REMOTE_CACHE_GB`; raise a `ValueError` unless it is above 0."""
+    text = os.environ.get(SIZE_VARIABLE) or str(_DEFAULT_GB)
+    try:
+        size = round(float(text) * 1e9)
+    except (ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise argument_error(SIZE_VARIABLE, "a number of gigabytes above 0", text, f"The default is {_DEFAULT_GB:g}.")
+    return size
+
+
+def _copy_of(file: RemotePath) -> Path:
+    """Return the copy of a file whose size and version are known; fetch it unless it is in the cache.
+
+    Names in the folder are hashes, so that no address leads out of it.
+    """
+    folder = _cache_folder()
+    suffix = file.suffix.lower() if file.suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES else ""
+    identity = f"{file.url}\n{file.size}\n{file.version}"
+    copy = folder / f"{hashlib.sha256(os.fsencode(identity)).hexdigest()}{suffix}"
+    if not _mark_used(copy):
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(_lock_of(copy)):  # other processes that need the file wait for it
+            if not _mark_used(copy):
+                _fetch(file, copy)
+    return copy
+
+
+def _mark_used(copy: Path) -> bool:
+    """Set the time of last use of a copy, and return whether it exists."""
+    try:
+        os.utime(copy)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _lock_of(path: Path) -> Path:
+    """Return the file of the lock that is held while a copy is fetched: one of 256, so that they do not accumulate."""
+    return path.with_name(f"{path.name[:2]}{_LOCK}")
+
+
+def _folder_lock(folder: Path) -> FileLock:
+    """Return the lock that is held while files of the folder are counted, added or removed."""
+    return FileLock(folder / f"folder{_LOCK}")
+
+
+def _fetch(file: RemotePath, copy: Path) -> None:
+    size, limit = file.size or 0, _max_bytes()
+    if size > limit:
+        remedy = f"Set {SIZE_VARIABLE} higher, or split the file."
+        raise DataError(f"{file}: {size} bytes, more than the {limit} bytes of the cache. {remedy}")
+    part = copy.with_name(f"{copy.name}.{size}{_PARTIAL}")
+    while not _reserve(part, size, limit):
+        time.sleep(_POLL_SECONDS)
+    try:
+        _with_retries(file.url, partial(_download, file, part))
+        flush([part])  # a copy must not appear whole and be empty after a power failure
+        with _folder_lock(copy.parent):
+            os.replace(part, copy)
+    except FileNotFoundError as error:
+        raise _changed(file) from error
+    finally:
+        with _folder_lock(copy.parent):
+            if part.exists():
+                part.unlink()
+                (copy.parent / _TOTAL).write_text(str((_read_total(copy.parent) or size) - size))
+
+
+def _reserve(part: Path, size: int, limit: int) -> bool:
+    """Make room for a file, and create it empty; its name has the size. Return false if there is no room now."""
+    folder = part.parent
+    with _folder_lock(folder):
+        part.unlink(missing_ok=True)
+        total = _read_total(folder)
+        if total is None or total + size > limit:
+            total = _make_room(limit - size, part)
+        if total + size > limit:
+            return False
+        (folder / _TOTAL).write_text(str(total + size))
+        part.touch()
+        return True
+
+
+def _read_total(folder: Path) -> int | None:
+    """Return the bytes of all files, or None if they must be counted. After a crash it may be too high."""
+    try:
+        return int((folder / _TOTAL).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _make_room(limit: int, own: Path) -> int:
+    """Remove copies until the others have at most `limit` bytes, and return their bytes.
+
+    At least one copy in a hundred is removed, because counting takes long in a large folder. This thread holds the lock
+    of the copy that `own` becomes.
+    """
+    sizes: dict[Path, int] = {}
+    last_used: dict[Path, float] = {}
+    for path in own.parent.iterdir():
+        if match := _COPY.fullmatch(path.name):
+            status = path.stat()
+            sizes[path] = int(match[3] or status.st_size)
+            last_used[path] = status.st_mtime
+    total, at_least = sum(sizes.values()), len(sizes) // 100
+    for number, path in enumerate(sorted(sizes, key=last_used.__getitem__)):
+        if total <= limit and number >= at_least:
+            break
+        if path.suffix != _PARTIAL or _is_abandoned(path, own):
+            path.unlink()
+            total -= sizes[path]
+    return total
+
+
+def _is_abandoned(part: Path, own: Path) -> bool:
+    """Return whether no process fetches a file any more."""
+    if _lock_of(part) == _lock_of(own):
+        return True
+    try:
+        with FileLock(_lock_of(part), timeout=0):
+            return True
+    except Timeout:
+        return False

@@ -1,11 +1,15 @@
-"""Where the bytes of a video or an image are, and the errors raised when data cannot be used."""
+"""Sources of videos and images, their index, spans of their frames, and the errors of data that cannot be used."""
 
 from __future__ import annotations
 
 import os
 import tarfile
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
@@ -18,10 +22,10 @@ VIDEO_SUFFIXES = frozenset(
 
 # Why such a file is not used.
 ANIMATED = "an animated image, which is not read; convert it to a video, e.g. `ffmpeg -i IN.gif OUT.mp4`"
-
-
-MAX_PATH_BYTES = 4096
-# The beginnings of addresses that are read, see `telecine.data.remote`.
+_MAX_PATH_BYTES = 4096
+# A clip covers its crop: an image of 1 x 100 000 would be enlarged to 256 x 25 600 000.
+_MAX_ASPECT_RATIO = 100
+# Protocols of addresses, see `telecine.data.remote`.
 PROTOCOLS = ("s3", "gs", "hf", "https", "http")
 
 
@@ -29,7 +33,7 @@ class DataError(ValueError):
     """The data cannot be used: nothing was found, nothing can be decoded, or everything is too short."""
 
     def __str__(self) -> str:
-        # A `DataLoader` worker sends its error as the text of a traceback. The message is at its end.
+        # A `DataLoader` worker sends its error as the text of a traceback, with the message at the end.
         text = super().__str__()
         return text.strip().rpartition(f"{type(self).__name__}: ")[2] if "Original Traceback" in text else text
 
@@ -40,16 +44,15 @@ class DecodeError(DataError):
 
 @dataclass(frozen=True)
 class RemotePath:
-    """A file or a folder at an address such as `s3://bucket/a.mp4`. Two with the same address are equal."""
+    """A file or a folder at an address such as `s3://bucket/a.mp4`. Equal addresses are equal."""
 
     url: str
     """The address."""
     size: int | None = field(default=None, compare=False)
-    """Size in bytes; None if it has not been asked for."""
+    """Size in bytes; None until the server is asked."""
     version: str = field(default="", compare=False)
-    """What the server says of its content: an ETag or a modification time. Empty if it says nothing."""
+    """ETag or modification time of the content; empty if the server sends none."""
     is_folder: bool = field(default=False, compare=False)
-    """Whether it is a folder."""
 
     def __str__(self) -> str:
         return self.url
@@ -103,7 +106,7 @@ Source: TypeAlias = File | TarMember
 
 
 def is_address(text: str) -> bool:
-    """Return whether a text is an address of a protocol that is read, and not a local path."""
+    """Return whether a text is an address of one of `PROTOCOLS`, and not a local path."""
     protocol, separator, _ = text.partition("://")
     return bool(separator) and protocol in PROTOCOLS
 
@@ -130,9 +133,9 @@ def resolve_source(source: Source) -> Source:
 
 
 def ffmpeg_url(source: Source) -> str:
-    """Return the URL by which FFmpeg opens a local source. Its `subfile` protocol reads part of a file in place.
+    """Return the URL of a local source for FFmpeg, whose `subfile` protocol reads part of a file in place.
 
-    The protocol is always given, because FFmpeg takes the part of a name before a colon for a protocol.
+    The protocol is explicit, because FFmpeg takes the part of a name before a colon for a protocol.
     """
     if not isinstance(source, TarMember):
         return f"file:{source}"
@@ -151,28 +154,24 @@ def read_bytes(source: Path | TarMember) -> bytes:
 def is_file_name(text: str) -> bool:
     """Return whether a file can have this path: not empty, short, and without NUL or half of a surrogate pair."""
     try:
-        return "\0" not in text and 0 < len(os.fsencode(text)) < MAX_PATH_BYTES
+        return "\0" not in text and 0 < len(os.fsencode(text)) < _MAX_PATH_BYTES
     except UnicodeEncodeError:
         return False
 
 
 def is_image(source: Source) -> bool:
     """Return whether a source has the suffix of an image."""
-    return _suffix(source) in IMAGE_SUFFIXES
+    return PurePosixPath(source.name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def is_media(source: Source) -> bool:
     """Return whether a source has the suffix of a video or an image."""
-    return _suffix(source) in VIDEO_SUFFIXES | IMAGE_SUFFIXES
+    return PurePosixPath(source.name).suffix.lower() in VIDEO_SUFFIXES | IMAGE_SUFFIXES
 
 
 def is_hidden(path: PurePosixPath | Path) -> bool:
     """Return whether the name of a file, or of a folder above it, begins with a dot."""
     return any(part.startswith(".") for part in path.parts)
-
-
-def _suffix(source: Source) -> str:
-    return PurePosixPath(source.name).suffix.lower()
 
 
 def tar_members(archive: Path) -> Iterator[TarMember]:
@@ -188,3 +187,87 @@ def tar_members(archive: Path) -> Iterator[TarMember]:
             member = TarMember(archive, entry.name, entry.offset_data, entry.size)
             if entry.isreg() and is_media(member) and not is_hidden(PurePosixPath(entry.name)):
                 yield member
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """The timestamps and keyframes of a video, as found by `telecine.data.index_video`. An image has one frame."""
+
+    path: Source
+    """The file, or the member of a tar file."""
+    width: int
+    """Width in square pixels, as displayed."""
+    height: int
+    """Height in square pixels, as displayed."""
+    fps: float
+    """Average number of frames per second; 1 for an image."""
+    pts: array[int] = field(repr=False, hash=False)
+    """Timestamp of each frame in display order, in units of `time_base`. The frame's index if `seekable` is false.
+
+    In some files they are in decoding order. They then do not increase, and only tell frames apart."""
+    keyframes: array[int] = field(repr=False, hash=False)
+    """Indices of the keyframes, in display order."""
+    seekable: bool = True
+    """Whether frames have timestamps to seek to. Otherwise a clip is read by decoding from the start of the file."""
+    time_base: float = 1.0
+    """Unit of `pts` in seconds."""
+    is_image: bool = False
+    """Whether this is a still image."""
+    sample_aspect_ratio: float = 1.0
+    """Width of a stored pixel divided by its height, after rotation; above 1 if `width` is stretched for display."""
+
+    @property
+    def num_frames(self) -> int:
+        """Number of displayed frames."""
+        return len(self.pts)
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """Height and width in stored pixels, after rotation."""
+        aspect = self.sample_aspect_ratio
+        return round(self.height * min(aspect, 1)), round(self.width * min(1 / aspect, 1))
+
+    def frame_at(self, seconds: float) -> int:
+        """Return the index of the first frame displayed at or after `seconds`, counted from the first frame."""
+        return bisect_left(self._sorted_pts, self._sorted_pts[0] + round(seconds / self.time_base))
+
+    @cached_property
+    def _sorted_pts(self) -> array[int]:
+        """The timestamps in increasing order, usually `pts` itself. Many segments of a video use them."""
+        is_sorted = all(a <= b for a, b in pairwise(self.pts))
+        return self.pts if is_sorted else array("q", sorted(self.pts))
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive frames of an indexed video."""
+
+    info: VideoInfo
+    """The video."""
+    first_frame: int
+    """Index of the first frame."""
+    last_frame: int
+    """Index of the last frame, inclusive."""
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames; 0 or less if the range is empty."""
+        return self.last_frame - self.first_frame + 1
+
+    def num_starts(self, clip_span: int) -> int:
+        """Return the number of positions for a clip of `clip_span` frames from its first to its last frame."""
+        return max(0, self.num_frames - clip_span + 1)
+
+
+def whole_video(info: VideoInfo) -> Span:
+    """Return the span of all frames of a video."""
+    return Span(info, 0, info.num_frames - 1)
+
+
+def check_frame_size(source: Source, width: int, height: int, max_pixels: int) -> None:
+    """Raise a `DecodeError` if decoding such frames, or resizing them to cover a clip, would take too much memory."""
+    if width * height > max_pixels:
+        raise DecodeError(f"{source}: {width} x {height} pixels, more than the {max_pixels} of `clips.max_pixels`")
+    if max(width, height) > _MAX_ASPECT_RATIO * min(width, height):
+        limit = f"one side may be at most {_MAX_ASPECT_RATIO} times the other"
+        raise DecodeError(f"{source}: {width} x {height} pixels, but {limit}")

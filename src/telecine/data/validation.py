@@ -1,4 +1,4 @@
-"""Held-out data: which frames are held out from training, and the fixed clips to validate on."""
+"""Held-out data: the frames held out from training, and the fixed validation clips."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from collections.abc import Iterator, Sequence
 
 from telecine.base.checks import argument_error, check_count
 from telecine.data.clip import Clip, ClipSpec, decode_clip, make_clip
-from telecine.data.source import DataError, DecodeError, Source, resolve_source
-from telecine.data.video_info import Span
-from telecine.settings import Bucket, ClipConfig
+from telecine.data.source import DataError, DecodeError, Source, Span, resolve_source
+from telecine.settings import ClipConfig
 
 logger = logging.getLogger(__name__)
 
-# With this many videos or more, whole videos are held out, instead of the end of each one.
-MIN_VIDEOS_TO_HOLD_OUT_WHOLE = 10
+# With this many videos or more, whole videos are held out, instead of the end of each.
+_MIN_VIDEOS_TO_HOLD_OUT_WHOLE = 10
 
 
 def split_videos(spans: Sequence[Span], val_fraction: float, clip_span: int) -> tuple[list[Span], list[Span]]:
     """Split videos into spans to train on and held-out spans. The two have no frame in common.
 
-    Of ten videos or more, whole videos are held out, evenly spaced in the given order, so that a folder sorted by
-    subject is sampled across subjects. Of fewer videos, the end of each is held out, at least one clip long. Videos
-    too short for one clip in each part are used for training only. Images are split separately, and always whole.
+    Of ten videos or more, whole videos are held out, evenly spaced in their order, so that a folder sorted by subject
+    is sampled across subjects. Of fewer videos, the end of each is held out, at least one clip long; a video that is
+    too short for one clip in each part is used for training only. Images are split separately, and always whole.
 
     Args:
         spans: The frames to split. Spans of one video may overlap.
@@ -30,28 +29,22 @@ def split_videos(spans: Sequence[Span], val_fraction: float, clip_span: int) -> 
         clip_span: Frames from the first to the last frame of a validation clip, `(num_frames - 1) * stride + 1`.
 
     Returns:
-        The training spans, and the held-out spans. Held-out spans of videos are at least one clip long.
+        The training spans, and the held-out spans, of which those of videos are at least one clip long.
 
     Raises:
         DataError: no video is long enough for a clip, or for one in each part; or there is only one image.
     """
     videos = [span for span in spans if not span.info.is_image]
     images = [span for span in spans if span.info.is_image]
-    if not videos:
-        return _split_images(images, val_fraction)
-    train, held_out = _split_videos(videos, val_fraction, clip_span)
-    if len(images) > 1:
-        train_images, held_out_images = _hold_out_videos(_group_by_video(images), val_fraction)
-        return train + train_images, held_out + held_out_images
-    return train + images, held_out
-
-
-def _split_images(images: Sequence[Span], val_fraction: float) -> tuple[list[Span], list[Span]]:
     groups = _group_by_video(images)
-    if len(groups) < 2:
+    if not videos and len(groups) < 2:
         got = "one image" if groups else "nothing"
         raise argument_error("data", "a video or two images", got, "Add some, or set `val_data`.", DataError)
-    return _hold_out_videos(groups, val_fraction)
+    train, held_out = _split_videos(videos, val_fraction, clip_span) if videos else ([], [])
+    if len(images) > 1:
+        train_images, held_out_images = _hold_out_videos(groups, val_fraction)
+        return train + train_images, held_out + held_out_images
+    return train + images, held_out
 
 
 def _split_videos(spans: Sequence[Span], val_fraction: float, clip_span: int) -> tuple[list[Span], list[Span]]:
@@ -61,14 +54,15 @@ def _split_videos(spans: Sequence[Span], val_fraction: float, clip_span: int) ->
     # Too short for a validation clip, but perhaps long enough for a training clip of another size.
     short = [span for span in spans if span.num_frames < clip_span]
     videos = _group_by_video(usable)
-    if len(videos) >= MIN_VIDEOS_TO_HOLD_OUT_WHOLE:
+    if len(videos) >= _MIN_VIDEOS_TO_HOLD_OUT_WHOLE:
         train, held_out = _hold_out_videos(videos, val_fraction)
     else:
         train, held_out = _hold_out_ends(videos, val_fraction, clip_span)
     if not held_out:
         contract = f"long enough for a training and a held-out clip of {clip_span} frames, {2 * clip_span} together"
-        raise _too_short(contract, usable, f", or {MIN_VIDEOS_TO_HOLD_OUT_WHOLE} videos or more")
-    return train + _without_videos_of(held_out, short), held_out
+        raise _too_short(contract, usable, f", or {_MIN_VIDEOS_TO_HOLD_OUT_WHOLE} videos or more")
+    taken = {resolve_source(span.info.path) for span in held_out}
+    return train + [span for span in short if resolve_source(span.info.path) not in taken], held_out
 
 
 def _too_short(contract: str, spans: Sequence[Span], alternative: str = "") -> Exception:
@@ -84,12 +78,6 @@ def _group_by_video(spans: Sequence[Span]) -> list[list[Span]]:
     for span in spans:
         videos.setdefault(resolve_source(span.info.path), []).append(span)
     return list(videos.values())
-
-
-def _without_videos_of(held_out: Sequence[Span], spans: Sequence[Span]) -> list[Span]:
-    """Return the spans whose video has no held-out span."""
-    taken = {resolve_source(span.info.path) for span in held_out}
-    return [span for span in spans if resolve_source(span.info.path) not in taken]
 
 
 def _hold_out_videos(videos: Sequence[Sequence[Span]], fraction: float) -> tuple[list[Span], list[Span]]:
@@ -116,13 +104,14 @@ def _hold_out_ends(videos: Sequence[Sequence[Span]], fraction: float, clip_span:
     return train, held_out
 
 
-def validation_clips(spans: Sequence[Span], config: ClipConfig, max_clips: int, *, name: str = "data") -> list[Clip]:
-    """Read the validation clips: the same ones in every call, with a centre crop and no flip.
+def read_validation_clips(
+    spans: Sequence[Span], config: ClipConfig, max_clips: int, *, name: str = "data"
+) -> list[Clip]:
+    """Read the validation clips: the same in every call, with a centre crop and no flip.
 
-    The clips are distributed over the spans, and evenly spaced in each. They do not overlap, so there may be fewer than
-    `max_clips`. If there are more spans than that, evenly spaced spans are used. All clips have the validation size
-    of `config`. Images are used if there are no videos, or if `config.image_ratio` is 1. A clip that cannot be
-    decoded is logged and skipped.
+    The clips are distributed over the spans, or over `max_clips` evenly spaced spans, and evenly spaced in each. They
+    do not overlap, so there may be fewer than `max_clips`. All have the validation size of `config`. Images are used if
+    there are no videos, or if `config.image_ratio` is 1. A clip that cannot be decoded is logged and skipped.
 
     Args:
         spans: The held-out frames.
@@ -144,30 +133,19 @@ def validation_clips(spans: Sequence[Span], config: ClipConfig, max_clips: int, 
 
 
 def iterate_validation_clips(spans: Sequence[Span], config: ClipConfig, max_clips: int) -> Iterator[Clip]:
-    """Yield the clips of `validation_clips` one by one, in constant memory. Yields nothing if there are none."""
+    """Yield the clips of `read_validation_clips` one by one, in constant memory; there may be none."""
     check_count("max_clips", max_clips)
-    used, bucket = _spans_and_bucket(spans, config)
+    uses_videos = config.image_ratio < 1 and any(not span.info.is_image for span in spans)
+    bucket = config.val_bucket if uses_videos else config.val_bucket.as_image()
+    used = [span for span in spans if span.info.is_image != uses_videos]
     for span, start in _validation_starts(used, config.span_of(bucket), max_clips):
-        clip = _read_validation_clip(span, start, bucket, config)
-        if clip is not None:
+        spec = ClipSpec(span, start, crop_scale=config.scale_jitter, top=0.5, left=0.5, flip=False)
+        try:
+            clip = make_clip(decode_clip(spec, bucket, config), spec, bucket)
+        except DecodeError as error:
+            logger.warning("skipping a validation clip: %s", error)
+        else:
             yield clip
-
-
-def _spans_and_bucket(spans: Sequence[Span], config: ClipConfig) -> tuple[list[Span], Bucket]:
-    """Return the videos, or the images if no videos are trained on, and the clip size."""
-    videos = [span for span in spans if not span.info.is_image]
-    if videos and config.image_ratio < 1:
-        return videos, config.val_bucket
-    return [span for span in spans if span.info.is_image], config.val_bucket.as_image()
-
-
-def _read_validation_clip(span: Span, start: int, bucket: Bucket, config: ClipConfig) -> Clip | None:
-    spec = ClipSpec(span, start, crop_scale=config.scale_jitter, top=0.5, left=0.5, flip=False)
-    try:
-        return make_clip(decode_clip(spec, bucket, config), spec, bucket)
-    except DecodeError as error:
-        logger.warning("skipping a validation clip: %s", error)
-        return None
 
 
 def _validation_starts(spans: Sequence[Span], clip_span: int, max_clips: int) -> list[tuple[Span, int]]:
@@ -184,16 +162,16 @@ def _validation_starts(spans: Sequence[Span], clip_span: int, max_clips: int) ->
 
 
 def _middles(total: int, count: int) -> list[int]:
-    """Divide the indices from 0 to `total - 1` into `count` equal parts, and return the middle of each."""
+    """Divide the indices from 0 to `total - 1` into `count` equal parts, and return the middles."""
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
 def _distribute(total: int, capacities: Sequence[int]) -> list[int]:
-    """Distribute `total` items in turn, so that no share exceeds its capacity."""
+    """Distribute `total` clips in turn, so that no share exceeds its capacity."""
     shares = [0] * len(capacities)
     while total > 0 and shares != list(capacities):
-        for i in range(len(capacities)):
-            if total > 0 and shares[i] < capacities[i]:
+        for i, capacity in enumerate(capacities):
+            if total > 0 and shares[i] < capacity:
                 shares[i] += 1
                 total -= 1
     return shares

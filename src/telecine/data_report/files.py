@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
 
-from telecine.base.progress import with_progress
+from telecine.base.terminal import with_progress
 from telecine.data import DecodeError, TarMember, VideoInfo, read_clip
 from telecine.data.decode import open_video
 from telecine.data.index_cache import fingerprint_of

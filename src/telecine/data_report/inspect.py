@@ -13,12 +13,11 @@ from torch import Tensor
 
 from telecine.base.checks import check_count
 from telecine.base.devices import gigabytes
-from telecine.base.progress import with_progress
+from telecine.base.terminal import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, Span, bytes_from_video, num_cached_bytes
 from telecine.data.clip import make_clip
 from telecine.data.find import ignored_suffixes
-from telecine.data.source import Source
-from telecine.data.video_info import VideoInfo
+from telecine.data.source import Source, VideoInfo
 from telecine.data_report.files import FileRow, file_row, groups_of_copies
 from telecine.data_report.measures import DEFINITIONS, brightness, cuts, is_black, is_static
 from telecine.settings import TrainConfig

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from telecine.base.checks import argument_error
 from telecine.base.files import digest_of
-from telecine.base.requirements import how_to_install
+from telecine.base.imports import how_to_install
 from telecine.base.shapes import Frames, Video
 from telecine.data import bytes_from_video
 from telecine.evaluation.definitions import FLOW_SIDE

@@ -15,8 +15,8 @@ from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.latent import ChannelMoments
 from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
-from telecine.base.progress import with_progress
 from telecine.base.shapes import VALUE_RANGE, Video
+from telecine.base.terminal import with_progress
 from telecine.data import DataError, Span, bytes_from_video, clips_sha256, pixels_sha256
 from telecine.evaluation.latent_measures import (
     DEAD_FRACTION,

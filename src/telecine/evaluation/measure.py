@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from telecine.base.checks import argument_error
-from telecine.base.progress import with_progress
-from telecine.base.requirements import how_to_install
+from telecine.base.imports import how_to_install
 from telecine.base.shapes import VALUE_RANGE, Video
+from telecine.base.terminal import with_progress
 from telecine.data import Span, bytes_from_video, pixels_sha256
 from telecine.evaluation.frechet import FeatureNetwork, frechet_distance, load_feature_network, min_samples
 from telecine.evaluation.metrics import (

@@ -11,8 +11,8 @@ from torch import Tensor
 from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
-from telecine.base.progress import with_progress
 from telecine.base.shapes import VALUE_RANGE
+from telecine.base.terminal import with_progress
 from telecine.data import VideoInfo, bytes_from_video, index_video, iterate_frames, video_from_bytes
 from telecine.evaluation.pixel_metrics import psnr
 from telecine.evaluation.source import load_model

@@ -121,7 +121,7 @@ class _FrozenNetwork(Frozen[Callable[[Frames], Tensor]]):
         Raises:
             ValueError: The network returns something else.
         """
-        net = self.hidden
+        net = self.module
         frames = network_input(frames, net, self.size)
         features = net(frames)
         features = features[-1] if isinstance(net, BackboneMaps) else features

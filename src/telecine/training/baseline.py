@@ -11,8 +11,8 @@ from torch import nn
 
 from telecine.autoencoders import CausalVAE, LinearAutoencoder, VideoAutoencoder
 from telecine.autoencoders.student import StudentAutoencoder
-from telecine.base.progress import with_progress
 from telecine.base.shapes import Video
+from telecine.base.terminal import with_progress
 from telecine.data import Clip
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.metrics import mean_over_clips

@@ -26,12 +26,12 @@ from telecine.data import (
     index_videos,
     load_spans,
     log_too_short,
+    read_validation_clips,
     sample_videos,
     split_videos,
-    validation_clips,
     whole_video,
 )
-from telecine.data.buckets import check_buckets
+from telecine.data.clip import check_buckets
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.weights import WeightSchedule
 from telecine.report.summary import count, count_files
@@ -181,7 +181,7 @@ def _read_clips(spans: Spans, config: TrainConfig, model: VideoAutoencoder) -> C
     """
     # Without zoom, as `telecine evaluate` reads clips, so that their figures can be compared.
     name = "data" if config.val_data is None else "val_data"
-    val = validation_clips(spans.held_out, replace(config.clips, scale_jitter=1.0), config.val_clips, name=name)
+    val = read_validation_clips(spans.held_out, replace(config.clips, scale_jitter=1.0), config.val_clips, name=name)
     dataset = ClipDataset(spans.train, config.clips, seed=config.seed)
     check_buckets(config.clips.train_buckets, model, images=dataset.image_ratio > 0)  # images alone need no ratio
     is_image = {span.info.path: span.info.is_image for span in spans.found}

@@ -18,10 +18,9 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from telecine.autoencoders import VideoAutoencoder
-from telecine.base.checks import argument_error
+from telecine.base.checks import TrainingError, argument_error
 from telecine.base.devices import free_memory, gigabytes, pick_device
-from telecine.base.errors import TrainingError
-from telecine.base.progress import with_progress
+from telecine.base.terminal import with_progress
 from telecine.settings import TrainConfig
 from telecine.training.distributed import all_gather, fsdp_blocks
 from telecine.training.plan import (

@@ -51,7 +51,7 @@ class TeacherReconstruction(nn.Module):
             weight: Non-negative sample weights `(B,)`.
         """
         with torch.no_grad():
-            target = self.teacher.hidden.decode(latent)
+            target = self.teacher.module.decode(latent)
         return l1(reconstruction=reconstruction, target=target, weight=weight)
 
 
@@ -77,7 +77,7 @@ class TeacherLatent(nn.Module):
             weight: Non-negative sample weights `(B,)`.
         """
         with torch.no_grad():
-            of_teacher = self.teacher.hidden.encode(target).mode()
+            of_teacher = self.teacher.module.encode(target).mode()
             variance = of_teacher.var((0, 2, 3, 4), correction=0, keepdim=True).clamp_min(1e-6)
         return weighted_mean((latent - of_teacher).square() / variance, weight)
 

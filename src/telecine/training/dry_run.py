@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from telecine.base.errors import Interrupted
+from telecine.base.checks import Interrupted
 from telecine.base.terminal import PlainConsole
 from telecine.data.find import check_output
 from telecine.objective.weights import WeightSchedule

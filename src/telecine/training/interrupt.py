@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from telecine.base.errors import Interrupted
+from telecine.base.checks import Interrupted
 from telecine.data.loader import STOP_SIGNALS
 
 # Standard error, which a handler may write to while the program is writing to it, too.

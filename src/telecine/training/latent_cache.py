@@ -23,10 +23,9 @@ from telecine.autoencoders.pretrained import digest_of_encoder, safetensors_writ
 from telecine.base.checks import argument_error, describe
 from telecine.base.devices import gigabytes
 from telecine.base.files import atomic_write, read_json, write_json
-from telecine.base.progress import with_progress
+from telecine.base.terminal import with_progress
 from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, Span
 from telecine.data.index_cache import fingerprint_of
-from telecine.data.loader import never
 from telecine.settings import TrainConfig
 from telecine.training.distributed import on_first_process
 from telecine.training.state import TrainState
@@ -302,7 +301,7 @@ def fill(
     if config.clips.num_clips is not None and config.clips.augments:
         console.print("augmentation is on: each of these clips keeps the crop and the flip that were drawn for it")
     own = replace(sampler, batches=missing.batches[rank::num_ranks])
-    videos = iter(ClipLoader(clips, own, never))
+    videos = iter(ClipLoader(clips, own))
     positions = range(-(-len(missing.batches) // num_ranks))
     try:
         for position in with_progress(positions, "encoding") if accelerator.is_main_process else positions:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from telecine.base.progress import SECONDS_BETWEEN_LINES
+from telecine.base.terminal import SECONDS_BETWEEN_LINES
 from telecine.losses.reconstruction import psnr_of_mse
 from telecine.report.names import FRAME_GRADIENT
 from telecine.report.trackers import log_preview

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from telecine.base.errors import TrainingError
+from telecine.base.checks import TrainingError
 from telecine.base.terminal import PlainConsole
 from telecine.settings import TrainConfig
 from telecine.training.capacity import out_of_memory

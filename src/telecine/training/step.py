@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from telecine.autoencoders import Posterior
-from telecine.base.errors import TrainingError
+from telecine.base.checks import TrainingError
 from telecine.base.randomness import clip_generators
 from telecine.losses import mse
 from telecine.objective.batch import BatchOptions

@@ -14,8 +14,7 @@ from accelerate.utils import broadcast_object_list, set_seed
 from rich.console import Console
 from torch import nn
 
-from telecine.base.checks import argument_error
-from telecine.base.errors import Interrupted
+from telecine.base.checks import Interrupted, argument_error
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.perceptual import LPIPS
 from telecine.report.page import write_report

@@ -14,7 +14,7 @@ from telecine.autoencoders.diffusers.families import DiffusersModel
 from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, MAX_LISTED, check_known_keys
 from telecine.base.checks import argument_error, describe, nearest
 from telecine.base.files import read_json
-from telecine.base.requirements import how_to_install
+from telecine.base.imports import how_to_install
 
 try:
     import diffusers
