@@ -9,14 +9,14 @@ from telecine.base.frozen import Frozen
 
 def of_tensors():
     named = {"a": torch.rand(3), "b": torch.arange(3), "c": torch.rand(3, dtype=torch.float64)}
-    return Frozen(named), lambda frozen: list(frozen.hidden.values())
+    return Frozen(named), lambda frozen: list(frozen.module.values())
 
 
 def of_module():
     module = nn.Linear(2, 3)
     module.register_buffer("b", torch.arange(3))
     module.register_buffer("c", torch.rand(3, dtype=torch.float64))
-    return Frozen(module), lambda frozen: [frozen.hidden.weight, *frozen.hidden.buffers()]
+    return Frozen(module), lambda frozen: [frozen.module.weight, *frozen.module.buffers()]
 
 
 @pytest.fixture(params=[of_tensors, of_module])
@@ -44,7 +44,7 @@ def test_is_never_in_training():
     parent = nn.Sequential(frozen, nn.Dropout()).train()
     assert [child.training for child in parent] == [False, True]
     dropout.train()  # it may also belong to another model
-    assert not frozen.hidden.training
+    assert not frozen.module.training
 
 
 def test_moves_with_its_parent(hiding):
@@ -65,7 +65,7 @@ def test_keeps_its_precision_against_half_and_follows_double(hiding):
 
 
 def test_a_module_in_half_precision_becomes_float32():
-    assert Frozen(nn.Linear(2, 3).bfloat16()).hidden.weight.dtype == torch.float32
+    assert Frozen(nn.Linear(2, 3).bfloat16()).module.weight.dtype == torch.float32
 
 
 def test_copies_are_independent(hiding):
@@ -76,4 +76,4 @@ def test_copies_are_independent(hiding):
 
 
 def test_a_function_is_left_as_it_is():
-    assert Frozen(abs).double().hidden is abs
+    assert Frozen(abs).double().module is abs

@@ -114,7 +114,7 @@ def wide_lpips(vgg):
 def narrow_lpips(wide_lpips):
     """Return LPIPS with an eighth of VGG16's features, for speed."""
     distance = copy.copy(wide_lpips)
-    distance._hidden = ({name: narrowed(tensor) for name, tensor in wide_lpips.hidden.items()},)
+    distance._hidden = ({name: narrowed(tensor) for name, tensor in wide_lpips.module.items()},)
     return distance
 
 

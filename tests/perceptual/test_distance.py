@@ -272,7 +272,7 @@ def mean_of_first_stage(*, reconstruction_features, target_features):
 
 @pytest.mark.parametrize("net", [pytest.param("vgg", marks=pytest.mark.slow), "alex"])
 def test_a_name_is_lpips_with_the_given_weights(net, random_models):
-    state = {name: tensor for name, tensor in random_models[net].hidden.items() if name.startswith("features")}
+    state = {name: tensor for name, tensor in random_models[net].module.items() if name.startswith("features")}
     perceptual = Perceptual(net, weights=state)
     assert perceptual.has_features
     x, y = frame_pair(size=(32, 32))

@@ -128,7 +128,7 @@ def test_gradient_of_a_layer_before_the_frames(model):
 def test_saved_tensors_do_not_grow_with_the_number_of_frames(random_models, saved_storages):
     model = random_models["alex"]
     compare = functools.partial(model.compare, feature_terms=[gram])
-    frozen = {tensor.untyped_storage().data_ptr() for tensor in model.hidden.values()}
+    frozen = {tensor.untyped_storage().data_ptr() for tensor in model.module.values()}
 
     def kept(num_frames, chunk_size):
         x, y = frame_pair(num_frames, dtype=torch.float32)

@@ -162,7 +162,7 @@ def saved_bytes(saved_storages):
         with saved_storages() as sizes:
             distance = model(reconstruction=reconstruction, target=target)
             assert distance.requires_grad
-        frozen = {tensor.untyped_storage().data_ptr() for tensor in model.hidden.values()}
+        frozen = {tensor.untyped_storage().data_ptr() for tensor in model.module.values()}
         return sum(size for pointer, size in sizes.items() if pointer not in frozen)
 
     return measure
@@ -268,7 +268,7 @@ def test_hidden_from_optimizers_wrappers_and_checkpoints(models):
     assert list(parent.state_dict()) == ["linear.weight", "linear.bias"]
     parent.load_state_dict(parent.state_dict(), strict=True)
     parent.requires_grad_(True)
-    assert not any(tensor.requires_grad for tensor in model.hidden.values())
+    assert not any(tensor.requires_grad for tensor in model.module.values())
 
 
 def test_copies_pickles_and_saves(models, real_frames):
@@ -284,14 +284,14 @@ def test_copies_pickles_and_saves(models, real_frames):
     ]
     for other in copies:
         assert torch.equal(other(reconstruction=x, target=y), expected)
-    assert copies[0].hidden["scale"] is not models["alex"].hidden["scale"]
+    assert copies[0].module["scale"] is not models["alex"].module["scale"]
 
 
 def test_moves_with_its_parent(models):
     parent = nn.ModuleList([copy.deepcopy(models["alex"])]).to("meta")
-    assert {tensor.device.type for tensor in parent[0].hidden.values()} == {"meta"}
+    assert {tensor.device.type for tensor in parent[0].module.values()} == {"meta"}
     parent = nn.ModuleList([copy.deepcopy(models["alex"])]).to("meta", torch.float16)
-    assert {(tensor.device.type, tensor.dtype) for tensor in parent[0].hidden.values()} == {("meta", torch.float32)}
+    assert {(tensor.device.type, tensor.dtype) for tensor in parent[0].module.values()} == {("meta", torch.float32)}
 
 
 @pytest.mark.parametrize("net", [pytest.param("vgg", marks=pytest.mark.slow), "alex"])

@@ -111,7 +111,7 @@ class StudentAutoencoder(VideoAutoencoder):
                 )
                 raise argument_error("teacher", contract, got, f"Set `{TEACHER_KEY}` in its config.json to that one.")
             self._frozen = Frozen(loaded).to(self.last_layer.device)
-        return self._frozen.hidden
+        return self._frozen.module
 
     def _load_teacher(self) -> VideoAutoencoder:
         try:

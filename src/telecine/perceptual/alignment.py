@@ -120,7 +120,7 @@ class FrozenNetwork(Frozen[Callable[[Frames], Tensor]]):
         Raises:
             ValueError: The network returns something else.
         """
-        net = self.hidden
+        net = self.module
         frames = network_input(frames, net, self.size)
         features = net(frames)
         if not isinstance(features, Tensor) or features.ndim != 4 or len(features) != len(frames):

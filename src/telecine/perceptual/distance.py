@@ -102,12 +102,12 @@ class CustomDistance(Frozen[Callable[..., Tensor]]):
 
     def _call(self, reconstruction: Frames, target: Frames) -> object:
         if self._takes_names:
-            return self.hidden(reconstruction=reconstruction, target=target)
-        return self.hidden(reconstruction, target)
+            return self.module(reconstruction=reconstruction, target=target)
+        return self.module(reconstruction, target)
 
     def extra_repr(self) -> str:
         """Return the text inside the parentheses of `repr`."""
-        return getattr(self.hidden, "__qualname__", type(self.hidden).__qualname__)
+        return getattr(self.module, "__qualname__", type(self.module).__qualname__)
 
 
 def _build(net: str | Callable[..., Tensor], weights: WeightsSource) -> LPIPS | CustomDistance:

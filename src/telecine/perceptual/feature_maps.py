@@ -47,7 +47,7 @@ class FeatureMaps(Frozen[nn.Module]):
         Raises:
             ValueError: The network returns something else.
         """
-        net = self.hidden
+        net = self.module
         # The fused kernels of attention have no double backward.
         attention = sdpa_kernel(SDPBackend.MATH) if is_differentiated_twice() else nullcontext()
         with autocast_off(frames.device), attention:

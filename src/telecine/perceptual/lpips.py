@@ -131,10 +131,10 @@ class LPIPS(Frozen[dict[str, Tensor]]):
             yield x, y, weights[f"head.{index}"]
 
     def _weights_for(self, *dtypes: torch.dtype) -> dict[str, Tensor]:
-        widest = self.hidden["scale"].dtype  # float32 or float64
+        widest = self.module["scale"].dtype  # float32 or float64
         for dtype in dtypes:
             widest = torch.promote_types(widest, dtype)
-        return {name: tensor.to(widest) for name, tensor in self.hidden.items()}
+        return {name: tensor.to(widest) for name, tensor in self.module.items()}
 
     def extra_repr(self) -> str:
         """Return the text inside the parentheses of `repr`."""
