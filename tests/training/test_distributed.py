@@ -25,7 +25,7 @@ from telecine.training.distributed import (
     any_rank,
     average_gradients,
     broadcast_module,
-    copy_state,
+    copy_module,
     describe_lost,
     describe_processes,
     fsdp_blocks,
@@ -268,8 +268,8 @@ def test_weights_are_copied_between_whole_and_sharded_models():
     shard(sharded)
     assert not torch.equal(full_tensor(sharded[0].weight), whole[0].weight)
     whole[1].running_mean += 1
-    copy_state(whole, into=sharded)
-    copy_state(sharded, into=other)
+    copy_module(whole, into=sharded)
+    copy_module(sharded, into=other)
     ours, theirs = whole.state_dict(), other.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 

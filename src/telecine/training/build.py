@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import AdamW, Optimizer
+from torch.optim import AdamW
 
 from telecine.autoencoders import CausalVAE, VideoAutoencoder, as_video_autoencoder
 from telecine.autoencoders.causal import saved_config
@@ -161,53 +161,40 @@ def _video_discriminators(
     """Return the discriminators of clips whose height and width are divided by each factor, or none if so set."""
     if config.video == "none" or not factors:
         return []
-    if config.video != "features":
-        return [_conditional(config, _video_network(config, clips, factor)) for factor in factors]
-    net, weights, layers, size = astuple(config.features)
-    shared = build_maps(net, weights, layers, load=load, prefix="discriminator.features.")
-    options = {"dim": 4 * config.dim, "size": size, "conditional": config.conditional}
-    return [FeatureDiscriminator(net=shared, **options) for _ in factors]
-
-
-def _video_network(config: DiscriminatorConfig, clips: ClipConfig, factor: int) -> GradientCheckpointing:
-    if config.video == "patch":
-        return PatchDiscriminator3D(**_patch_sizes(config), num_temporal_layers=config.num_temporal_layers)
-    sizes = _sizes(config, clips, factor)
-    if config.video == "plain":
-        return Discriminator3D(**sizes, frame_num=clips.num_frames)
-    return Discriminator3DWithfirstframe(**sizes, frame_num=clips.num_frames, time_weighting=config.time_weighting)
+    if config.video == "features":
+        net, weights, layers, size = astuple(config.features)
+        shared = build_maps(net, weights, layers, load=load, prefix="discriminator.features.")
+        heads = {"dim": 4 * config.dim, "size": size, "conditional": config.conditional}
+        return [FeatureDiscriminator(net=shared, **heads) for _ in factors]
+    kinds: dict[str, tuple[type[GradientCheckpointing], dict[str, Any]]] = {
+        "patch": (PatchDiscriminator3D, {"num_temporal_layers": config.num_temporal_layers}),
+        "plain": (Discriminator3D, {"frame_num": clips.num_frames}),
+        "first_frame": (
+            Discriminator3DWithfirstframe,
+            {"frame_num": clips.num_frames, "time_weighting": config.time_weighting},
+        ),
+    }
+    kind, options = kinds[config.video]
+    return [_discriminator(kind, config, clips, factor, **options) for factor in factors]
 
 
 def _image_discriminator(config: DiscriminatorConfig, clips: ClipConfig) -> nn.Module | None:
-    if config.image == "attention":
-        return _conditional(config, Discriminator(**_sizes(config, clips, 1)))
-    if config.image == "patch":
-        return _conditional(config, PatchDiscriminator(**_patch_sizes(config)))
-    return None
+    kinds = {"attention": Discriminator, "patch": PatchDiscriminator}
+    return None if config.image == "none" else _discriminator(kinds[config.image], config, clips)
 
 
-def _conditional(config: DiscriminatorConfig, network: GradientCheckpointing) -> nn.Module:
+def _discriminator(
+    kind: type[GradientCheckpointing], config: DiscriminatorConfig, clips: ClipConfig, factor: int = 1, **options: Any
+) -> nn.Module:
+    options |= {"channels": 6 if config.conditional else 3, "max_dim": config.max_dim}
+    if kind in (PatchDiscriminator, PatchDiscriminator3D):
+        # `dim` is a quarter of the channels of the first block, as of the other kinds.
+        options |= {"dim": 4 * config.dim, "num_layers": config.num_layers, "norm": config.norm}
+    else:
+        size = (-(-clips.height // factor), -(-clips.width // factor))
+        options |= {"dim": config.dim, "image_size": size, "antialiased_downsample": config.antialiased_downsample}
+    network = kind(**options)
     return ConditionalDiscriminator(network) if config.conditional else network
-
-
-def _sizes(config: DiscriminatorConfig, clips: ClipConfig, factor: int) -> dict[str, Any]:
-    return {
-        "dim": config.dim,
-        "channels": 6 if config.conditional else 3,
-        "max_dim": config.max_dim,
-        "image_size": (-(-clips.height // factor), -(-clips.width // factor)),
-        "antialiased_downsample": config.antialiased_downsample,
-    }
-
-
-def _patch_sizes(config: DiscriminatorConfig) -> dict[str, Any]:
-    return {
-        "dim": 4 * config.dim,  # of the first layer, as the other kinds have it
-        "channels": 6 if config.conditional else 3,
-        "max_dim": config.max_dim,
-        "num_layers": config.num_layers,
-        "norm": config.norm,
-    }
 
 
 def accelerate_networks(
@@ -299,34 +286,25 @@ def new_state(
     *,
     seed: int,
 ) -> TrainState:
-    """Return the state of a run before its first update, with new optimizers and a new moving average."""
-    optimizer, disc_optimizer = _build_optimizers(config, model, objective)
+    """Return the state of a run before its first update: AdamW (arXiv:1711.05101) and the moving average are new."""
+    groups: list[dict[str, Any]] = [{"params": [weight for weight in model.parameters() if weight.requires_grad]}]
+    if learned := objective.get_trainable_autoencoder_parameters():
+        groups.append({"params": learned, "weight_decay": 0.0})  # decay would change a variance
+    decay, discriminators = config.weight_decay, objective.get_trainable_parameters()
     return TrainState(
         accelerator=accelerator,
         model=model,
         autoencoder=model,
         objective=objective,
-        optimizer=optimizer,
-        disc_optimizer=disc_optimizer,
+        optimizer=AdamW(groups, config.lr, betas=config.betas, weight_decay=decay),
+        disc_optimizer=AdamW(discriminators, config.disc_lr, betas=config.disc_betas, weight_decay=decay)
+        if discriminators
+        else None,
         ema=MovingAverage(model, config.ema_decay),
         last_layer=last_layer,
         grad_clip=config.grad_clip,
         seed=seed,
     )
-
-
-def _build_optimizers(
-    config: OptimizerConfig, model: nn.Module, objective: VideoAutoencoderLoss
-) -> tuple[Optimizer, Optimizer | None]:
-    """Return AdamW (arXiv:1711.05101) of the autoencoder's trained weights, and of the discriminators' if any."""
-    decay = config.weight_decay
-    groups: list[dict[str, Any]] = [{"params": [weight for weight in model.parameters() if weight.requires_grad]}]
-    if learned := objective.get_trainable_autoencoder_parameters():
-        groups.append({"params": learned, "weight_decay": 0.0})  # decay would change a variance
-    optimizer = AdamW(groups, config.lr, betas=config.betas, weight_decay=decay)
-    if weights := objective.get_trainable_parameters():
-        return optimizer, AdamW(weights, config.disc_lr, betas=config.disc_betas, weight_decay=decay)
-    return optimizer, None
 
 
 def last_layer_of(

@@ -130,27 +130,26 @@ def _silent_ranks() -> list[int] | None:
     process holds the store.
     """
     answers: list[list[int]] = []
+
+    def ask() -> None:
+        try:
+            store = open_store(timedelta(seconds=SECONDS_TO_ANSWER))
+            store.set(QUESTION, "")
+            silent, end = list(range(num_ranks())), time.monotonic() + SECONDS_TO_ANSWER
+            while silent and time.monotonic() < end:
+                time.sleep(POLL_SECONDS)
+                silent = [rank for rank in silent if not store.check([f"{ANSWER}/{rank}"])]
+        except dist.DistError:
+            return
+        answers.append(silent)
+
     # In a thread: PyTorch has no time limit for the connection to a process that is stopped.
-    thread = threading.Thread(target=_ask, args=(answers,), daemon=True)
+    thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(2 * SECONDS_TO_ANSWER)
     if answers:
         return answers[0]
     return None if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else [0]
-
-
-def _ask(answers: list[list[int]]) -> None:
-    """Append the ranks that do not answer; nothing if the store does not."""
-    try:
-        store = open_store(timedelta(seconds=SECONDS_TO_ANSWER))
-        store.set(QUESTION, "")
-        silent, end = list(range(num_ranks())), time.monotonic() + SECONDS_TO_ANSWER
-        while silent and time.monotonic() < end:
-            time.sleep(POLL_SECONDS)
-            silent = [rank for rank in silent if not store.check([f"{ANSWER}/{rank}"])]
-    except dist.DistError:
-        return
-    answers.append(silent)
 
 
 @contextmanager
@@ -357,7 +356,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def copy_state(source: nn.Module, *, into: nn.Module) -> None:
+def copy_module(source: nn.Module, *, into: nn.Module) -> None:
     """Copy parameters and buffers by name between two copies of a model, either of which may be sharded.
 
     Every process has to call this. If `source` is not sharded, it must be the same on every process.

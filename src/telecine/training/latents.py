@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -225,29 +225,21 @@ def _check_identity(folder: Path, identity: dict[str, object]) -> None:
         raise argument_error("latent_cache", contract, got, "Use another folder, or delete this one.")
 
 
-class MissingLatents(NamedTuple):
-    """The latents that a run needs and that a cache does not have."""
+def find_missing(cache: LatentCache, clips: ClipDataset, sampler: ClipBatchSampler) -> tuple[list[int], int, int]:
+    """Return the numbers of a sampler's batches with a clip that is missing in a cache, and two numbers of clips.
 
-    batches: list[int]
-    """Numbers of the micro-batches with such a clip, counted over all processes."""
-    num_clips: int
-    """How many such clips there are."""
-    num_needed: int
-    """How many clips the run needs in all."""
-
-
-def find_missing(cache: LatentCache, clips: ClipDataset, sampler: ClipBatchSampler) -> MissingLatents:
-    """Return the latents of a sampler's batches that a cache does not have."""
+    These are the missing clips and all clips of the sampler, each counted once.
+    """
     needed: set[str] = set()
     batches: list[int] = []
-    num_clips = 0
+    num_missing = 0
     for position, number in enumerate(sampler.batches):
         new = set(names_of(clips, sampler.items(position))) - needed
         unknown = sum(name not in cache for name in new)
         batches += [number] if unknown else []
-        num_clips += unknown
+        num_missing += unknown
         needed |= new
-    return MissingLatents(batches, num_clips, len(needed))
+    return batches, num_missing, len(needed)
 
 
 def names_of(clips: ClipDataset, items: Sequence[tuple[int, int]]) -> list[str]:
@@ -290,16 +282,16 @@ def fill_latent_cache(
     per_step = num_micro_batches * num_ranks
     numbers = range(state.step * per_step, num_steps * per_step)
     sampler = ClipBatchSampler(numbers, batch_size, per_step, rank=0, num_ranks=1)
-    missing = on_first_process(lambda: find_missing(cache, clips, sampler), accelerator)
-    if missing.num_needed == 0:
+    missing, num_missing, num_clips = on_first_process(lambda: find_missing(cache, clips, sampler), accelerator)
+    if num_clips == 0:
         return
-    found = missing.num_needed - missing.num_clips
-    console.print(f"{missing.num_needed} clips, the latents of {found} of them in {cache.folder}", soft_wrap=True)
+    found = num_clips - num_missing
+    console.print(f"{num_clips} clips, the latents of {found} of them in {cache.folder}", soft_wrap=True)
     if clips.config.num_clips is not None and clips.config.augments:
         console.print("augmentation is on: each of these clips keeps the crop and the flip that were drawn for it")
-    own = replace(sampler, batches=missing.batches[rank::num_ranks])
+    own = replace(sampler, batches=missing[rank::num_ranks])
     videos = iter(ClipLoader(clips, own, never))
-    positions = range(-(-len(missing.batches) // num_ranks))
+    positions = range(-(-len(missing) // num_ranks))
     try:
         for position in with_progress(positions, "encoding") if accelerator.is_main_process else positions:
             before_each()
@@ -309,7 +301,7 @@ def fill_latent_cache(
                     posterior = state.autoencoder.latent_model.encode(video)
                 size = cache.add(names_of(clips, own.items(position)), posterior)
                 if position == 0:
-                    check_disk(cache.folder, size * missing.num_clips)
+                    check_disk(cache.folder, size * num_missing)
     finally:
         cache.write()
     before_each()  # every process has written its part

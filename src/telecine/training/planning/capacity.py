@@ -307,7 +307,11 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
 
     def search() -> int:
         model = fake_autoencoder(config)
-        saved = _saved_by_processes(model, num_processes, is_sharded=config.sharding != "none")
+        saved = 0
+        if config.sharding != "none":
+            saved = _saved_by_sharding(model, num_processes)
+        elif num_processes > 1:  # DDP copies the gradients
+            saved = -_bytes_of(weight for weight in model.parameters() if weight.requires_grad)
         planned, found = 0, 1
         while found > planned * (1 + TOLERANCE):
             planned = found
@@ -320,15 +324,6 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
         return found
 
     return on_first_process(search, accelerator)
-
-
-def _saved_by_processes(model: nn.Module, num_processes: int, *, is_sharded: bool) -> int:
-    """Return the bytes that several processes save; below 0 without sharding, as DDP copies the gradients."""
-    if num_processes == 1:
-        return 0
-    if is_sharded:
-        return _saved_by_sharding(model, num_processes)
-    return -_bytes_of(weight for weight in model.parameters() if weight.requires_grad)
 
 
 def out_of_memory(config: TrainConfig, step: int, *, is_own: bool) -> TrainingError:

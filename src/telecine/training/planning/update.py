@@ -6,7 +6,7 @@ import logging
 import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
@@ -184,26 +184,38 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
     counter = MemoryCounter(LOSSES)
     fake_mode = cast(FakeTensorMode, next(model.parameters()).fake_mode)  # type: ignore[attr-defined]
     with fake_mode, counter, as_on_cuda() if device_type == "cuda" else nullcontext():
-        state = _fake_state(config, model, counter)
-        _hold_networks(state, counter)
-        _create_optimizer_states(state, counter)
-        checkpoint = sum(counter.by_part[part] for part in _SAVED)
-        counter.part = HOST_COPY
-        copy = torch.empty(checkpoint, dtype=torch.uint8) if device_type == "cpu" else None
-        held = dict(counter.by_part)
-        hooks = list(_switch_parts(state, counter))
-        counter.restart()
-        counter.part = DATA
-        shape = (config.clips_per_pass, 3, *bucket.shape)
-        batches = [MicroBatch(torch.empty(shape), range(shape[0])) for _ in range(config.gradient_accumulation_steps)]
-        counter.part = LOSSES
-        for batch in batches:
-            accumulate_gradients(state, batch, 1 / len(batches), is_last=batch is batches[-1])
-        counter.part = OPTIMIZER
-        _update_weights(state, device_type)
-        for hook in hooks:
-            hook.remove()
-        del copy
+        objective = build_objective(_with_fake_lpips(config.objective), config.discriminator, config.clips, load=False)
+        accelerator = cast(Accelerator, _FakeAccelerator(counter, HALF.get(config.mixed_precision)))
+        adaptive, has_chunks = config.objective.adaptive_weight, config.temporal_chunk is not None
+        last_layer = last_layer_of(model, adaptive, is_sharded=False, has_chunks=has_chunks)
+        state = new_state(accelerator, model, objective, last_layer, config.optimizer, seed=config.seed)
+        state.step = objective.weights.busiest_step()
+        shapes = [(config.clips_per_pass, 3, *bucket.shape)] * config.gradient_accumulation_steps
+        return _count_update(state, counter, shapes, device_type)
+
+
+def _count_update(
+    state: TrainState, counter: MemoryCounter, shapes: Sequence[tuple[int, ...]], device_type: DeviceType
+) -> UpdatePlan:
+    """Return the plan of an update of micro-batches of these shapes."""
+    _hold_networks(state, counter)
+    _create_optimizer_states(state, counter)
+    checkpoint = sum(counter.by_part[part] for part in _SAVED)
+    counter.part = HOST_COPY
+    copy = torch.empty(checkpoint, dtype=torch.uint8) if device_type == "cpu" else None
+    held = dict(counter.by_part)
+    hooks = list(_switch_parts(state, counter))
+    counter.restart()
+    counter.part = DATA
+    batches = [MicroBatch(torch.empty(shape), range(shape[0])) for shape in shapes]
+    counter.part = LOSSES
+    for batch in batches:
+        accumulate_gradients(state, batch, 1 / len(batches), is_last=batch is batches[-1])
+    counter.part = OPTIMIZER
+    _update_weights(state, device_type)
+    for hook in hooks:
+        hook.remove()
+    del copy
     return UpdatePlan(held, counter.at_peak, dict(counter.largest), dict(counter.flops), checkpoint)
 
 
@@ -293,17 +305,6 @@ def _in_float32(operator: Callable[..., Any], *, converts: bool) -> Callable[...
             return operator(x, *args, **kwargs)
 
     return call
-
-
-def _fake_state(config: TrainConfig, model: VideoAutoencoder, counter: MemoryCounter) -> TrainState:
-    """Return the state of a run at a step with all terms."""
-    objective = build_objective(_with_fake_lpips(config.objective), config.discriminator, config.clips, load=False)
-    accelerator = cast(Accelerator, _FakeAccelerator(counter, HALF.get(config.mixed_precision)))
-    has_chunks = config.temporal_chunk is not None
-    last_layer = last_layer_of(model, config.objective.adaptive_weight, is_sharded=False, has_chunks=has_chunks)
-    state = new_state(accelerator, model, objective, last_layer, config.optimizer, seed=config.seed)
-    state.step = objective.weights.busiest_step()
-    return state
 
 
 def _with_fake_lpips(config: ObjectiveConfig) -> ObjectiveConfig:
