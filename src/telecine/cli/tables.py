@@ -17,7 +17,7 @@ from telecine.perceptual import weights
 from telecine.settings import ObjectiveConfig
 from telecine.training import TrainResult
 from telecine.training.dry_run import DryRun
-from telecine.training.planning.capacity import USED_FRACTION, Plan, largest_part
+from telecine.training.planning.capacity import USED_FRACTION, Plan
 from telecine.training.planning.update import HOST_COPY
 
 
@@ -80,7 +80,7 @@ def print_plan(console: Console, plan: Plan) -> None:
     for row in plan.largest:
         fits.add_row(row.title, str(row.batch_size or "none"), str(row.num_frames or "none"), gigabytes(row.one_clip))
     console.print(fits)
-    console.print(largest_part(update), soft_wrap=True)
+    console.print(update.describe_largest_part(), soft_wrap=True)
 
 
 def print_evaluation(console: Console, evaluation: Evaluation) -> None:

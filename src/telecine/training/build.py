@@ -222,17 +222,12 @@ def accelerate_networks(
     if dynamo_backend != "no":
         if differentiates_twice:
             raise argument_error("dynamo_backend", "no with an exact gradient penalty", dynamo_backend, remedy)
-        for network in networks(loss):
+        networks = [d.module for d in loss.discriminators + loss.multiscale_discriminators]
+        perceptual = loss.perceptual.distance
+        for network in networks if perceptual is None else [*networks, perceptual.distance]:
             network.compile(backend=dynamo_backend)
         # The gradients of several terms are taken through the same graph, so its buffers must outlive the first.
         torch._functorch.config.donated_buffer = False
-
-
-def networks(loss: VideoAutoencoderLoss) -> list[nn.Module]:
-    """Return the networks that the objective runs."""
-    discriminators = [d.module for d in loss.discriminators + loss.multiscale_discriminators]
-    perceptual = loss.perceptual.distance
-    return discriminators if perceptual is None else [*discriminators, perceptual.distance]
 
 
 def _with_channels_last(tensor: Tensor) -> Tensor:

@@ -142,12 +142,8 @@ def read_batches(
     Args:
         clips: The training clips.
         accelerator: Of this process.
-        batch_size: Clips of a micro-batch.
-        num_micro_batches: Micro-batches of an update.
-        start_step: Number of updates done.
-        num_steps: Number of updates of the whole run.
         latents: The posteriors of all these clips; None if the encoder computes them.
-        should_stop: Whether to stop waiting for a batch; it is called once a second while waiting.
+        batch_size, num_micro_batches, start_step, num_steps, should_stop: See `clip_loader`.
 
     Raises:
         ReadingStopped: `should_stop` returned true during a wait.

@@ -24,26 +24,9 @@ from telecine.base.progress import with_progress
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.distributed import all_gather, fsdp_blocks, on_first_process
 from telecine.training.planning.speed import Speed, speed_of
-from telecine.training.planning.update import (
-    AUTOENCODER,
-    AVERAGE,
-    DATA,
-    FROZEN,
-    GRADIENTS,
-    HALF,
-    HOST_COPY,
-    LOSSES,
-    OPTIMIZER,
-    PARAMETERS,
-    PERCEPTUAL,
-    DeviceType,
-    UpdatePlan,
-    fake_autoencoder,
-    plan_update,
-)
+from telecine.training.planning.update import HALF, SMALLER, DeviceType, UpdatePlan, fake_autoencoder, plan_update
 
 T = TypeVar("T")
-Plans = Mapping[tuple[str, int], UpdatePlan]
 # The rest is for what a plan does not see: workspaces of kernels, fragmentation, the context of a GPU.
 USED_FRACTION = 0.9
 # The switches that save memory, by their dotted names. Each is planned together with those before it.
@@ -53,20 +36,6 @@ SWITCHES: Mapping[str, Any] = {
     "mixed_precision": "bf16",
 }
 AS_CONFIGURED = "as configured"
-SMALLER = "a smaller --batch_size, or smaller clips"
-SHARDING = f"--sharding fsdp2 with more processes, --trainable.weights lora, {SMALLER}"
-# What helps if a part is the largest.
-REMEDIES = {
-    AUTOENCODER: f"--model_gradient_checkpointing true, --mixed_precision bf16, {SMALLER}",
-    PERCEPTUAL: f"fewer --objective.perceptual.num_frames, {SMALLER}",
-    DATA: SMALLER,
-    LOSSES: SMALLER,
-    FROZEN: f"--objective.perceptual.net alex, {SMALLER}",
-    **dict.fromkeys((PARAMETERS, GRADIENTS, OPTIMIZER, AVERAGE, HOST_COPY), SHARDING),
-}
-DISCRIMINATOR_REMEDY = (
-    f"--discriminator.video patch, --objective.gradient_checkpointing true, a smaller --discriminator.dim, {SMALLER}"
-)
 # Stop searching for the largest batch when the next step adds less than this fraction.
 TOLERANCE = 0.02
 
@@ -197,14 +166,14 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Pl
     if not any(each.batch_size for each in largest):
         smallest = gigabytes(min(each.one_clip for each in largest) / USED_FRACTION)
         got = f"{gigabytes(memory)}, and one clip needs {smallest} with every switch that saves memory"
-        raise argument_error("memory", "enough for one clip", got, largest_part(update))
+        raise argument_error("memory", "enough for one clip", got, update.describe_largest_part())
     precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
     title = f"{config.clips_per_pass} x {clips.num_frames} x {clips.height} x {clips.width}, {precision}"
     return Plan(title, update, speed, memory, largest)
 
 
 def _device_type(name: str) -> DeviceType:
-    """Return the kind of device that a plan is made for: a GPU but for "cpu"."""
+    """Return the kind of device to plan for: a GPU, except for "cpu"."""
     return "cpu" if name == "cpu" else "cuda"
 
 
@@ -232,7 +201,7 @@ def _configurations(config: TrainConfig, model: VideoAutoencoder) -> dict[tuple[
 
 
 def _with_setting(config: Any, name: str, value: Any) -> Any:
-    """Return the settings with the one of a dotted name changed."""
+    """Return the settings with another value at a dotted name."""
     group, _, rest = name.partition(".")
     return replace(config, **{group: _with_setting(getattr(config, group), rest, value) if rest else value})
 
@@ -256,16 +225,15 @@ def plan_in_processes(plan: Callable[[T], UpdatePlan], configs: Sequence[T]) -> 
 
 
 def _what_fits(
-    plans: Plans, lengths: LongestClip, usable: int, batch_size: int, sharding: tuple[str, int]
+    plans: Mapping[tuple[str, int], UpdatePlan],
+    lengths: LongestClip,
+    usable: int,
+    batch_size: int,
+    sharding: tuple[str, int],
 ) -> Iterable[LargestBatch]:
-    """Yield what fits into `usable` bytes in each configuration, and in the last one sharded.
+    """Yield the largest batch of each configuration in `usable` bytes, and of the last one sharded.
 
-    Args:
-        plans: By title and frames of the clips, see `_configurations`.
-        lengths: The lengths of clips.
-        usable: Bytes of a device.
-        batch_size: The planned one.
-        sharding: The title, and the bytes that it saves.
+    The plans are those of `_configurations`, of `batch_size` clips. `sharding` is a title and the bytes that it saves.
     """
     needs = {title: MemoryNeed(plan, batch_size) for (title, size), plan in plans.items() if size == lengths.num_frames}
     title, saved = sharding
@@ -320,7 +288,7 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
             found = need.largest_batch(int(memory * USED_FRACTION))
             if found == 0:
                 got = f"{gigabytes(memory)}, and one clip needs {gigabytes(need.of(1) / USED_FRACTION)}"
-                raise argument_error("memory", "enough for one clip", got, largest_part(plan))
+                raise argument_error("memory", "enough for one clip", got, plan.describe_largest_part())
         return found
 
     return on_first_process(search, accelerator)
@@ -341,12 +309,5 @@ def out_of_memory(config: TrainConfig, step: int, *, is_own: bool) -> TrainingEr
         plan = plan_update(config, device_type=_device_type(config.device))
     except (ValueError, OSError, RuntimeError) as error:  # such as a model that was moved since the run began
         return TrainingError(f"{text} What helps: {SMALLER}. An update cannot be planned: {error}")
-    return TrainingError(f"{text} {largest_part(plan)} `telecine plan` with the same settings shows what fits.")
-
-
-def largest_part(plan: UpdatePlan) -> str:
-    """Return which part of an update is the largest, and what helps, for an error."""
-    part, size = max(plan.at_peak.items(), key=lambda item: item[1])
-    remedy = REMEDIES.get(part, DISCRIMINATOR_REMEDY)
-    whole = f"{gigabytes(size)} of {gigabytes(plan.peak)}"
-    return f"The largest part of an update is by its plan: {part}, {whole}. What helps: {remedy}."
+    again = "`telecine plan` with the same settings shows what fits."
+    return TrainingError(f"{text} {plan.describe_largest_part()} {again}")

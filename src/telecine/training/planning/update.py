@@ -21,6 +21,7 @@ from torch.utils.flop_counter import flop_registry
 
 from telecine.autoencoders import CausalVAE, VideoAutoencoder
 from telecine.autoencoders.student import StudentAutoencoder
+from telecine.base.devices import gigabytes
 from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32
 from telecine.perceptual import LPIPS
@@ -48,6 +49,21 @@ LOSSES = "losses"
 HOST_COPY = "copy for checkpoints"
 _SAVED = (PARAMETERS, OPTIMIZER, AVERAGE)  # by a checkpoint
 _DISCRIMINATORS = {"discr": "image discriminator", "discr_3d": "video discriminator"}
+
+SMALLER = "a smaller --batch_size, or smaller clips"
+_SHARDING = f"--sharding fsdp2 with more processes, --trainable.weights lora, {SMALLER}"
+# What helps if a part is the largest.
+_REMEDIES = {
+    AUTOENCODER: f"--model_gradient_checkpointing true, --mixed_precision bf16, {SMALLER}",
+    PERCEPTUAL: f"fewer --objective.perceptual.num_frames, {SMALLER}",
+    DATA: SMALLER,
+    LOSSES: SMALLER,
+    FROZEN: f"--objective.perceptual.net alex, {SMALLER}",
+    **dict.fromkeys((PARAMETERS, GRADIENTS, OPTIMIZER, AVERAGE, HOST_COPY), _SHARDING),
+}
+_DISCRIMINATOR_REMEDY = (
+    f"--discriminator.video patch, --objective.gradient_checkpointing true, a smaller --discriminator.dim, {SMALLER}"
+)
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Operators that autocast computes in float32 on CUDA but not on the CPU, as far as autoencoders use them, from
@@ -96,6 +112,13 @@ class UpdatePlan:
     def discriminator_flops(self) -> int:
         """The operations that an update without discriminators saves."""
         return sum(flops for part, flops in self.flops.items() if "discriminator" in part)
+
+    def describe_largest_part(self) -> str:
+        """Return which part of an update is the largest, and what helps, for an error."""
+        part, size = max(self.at_peak.items(), key=lambda item: item[1])
+        remedy = _REMEDIES.get(part, _DISCRIMINATOR_REMEDY)
+        whole = f"{gigabytes(size)} of {gigabytes(self.peak)}"
+        return f"The largest part of an update is by its plan: {part}, {whole}. What helps: {remedy}."
 
 
 class MemoryCounter(TorchDispatchMode):
