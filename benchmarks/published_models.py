@@ -187,13 +187,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if arguments.table == "planned":
             peaks = [f"peak, {title}" for title in SWITCHES]
-            header = ["GiB", "clip", "million weights", "resident", *peaks, "TFLOP"]
+            header = ["GiB", "clip", "million weights", "between updates", *peaks, "TFLOP"]
             rows = planned_rows(Path(folder), arguments.only or list(PUBLISHED))
         elif arguments.table == "recipes":
             header = ["GiB", *(cell for name in HARDWARE for cell in ("clip", name))]
             rows = recipe_rows(Path(folder), arguments.only or list(RECIPES))
         else:
-            header = ["MB", "resident", "planned extra peak", "measured", "planned / measured"]
+            header = ["MB", "between updates", "planned extra peak", "measured", "planned / measured"]
             cases = measured_cases(Path(folder))
             rows = measured_rows({name: cases[name] for name in arguments.only or cases})
         print(table(header, []), flush=True)

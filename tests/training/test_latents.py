@@ -25,11 +25,11 @@ from telecine.training.interrupt import StopRequest
 from telecine.training.latents import (
     IDENTITY_FILE,
     LatentCache,
-    check_disk,
+    _check_disk,
+    _find_missing,
+    _identity_of,
     describe_change,
     fill_latent_cache,
-    find_missing,
-    identity_of,
     measure_latents,
 )
 from telecine.training.step import MicroBatch, train_step
@@ -89,9 +89,9 @@ def test_errors_of_files(tmp_path):
     (tmp_path / "latents-0.safetensors").write_bytes(b"half")
     with pytest.raises(ValueError, match=r"latents-0\.safetensors` must be a safetensors file, .* Delete it"):
         LatentCache(tmp_path)
-    check_disk(tmp_path, 1)
+    _check_disk(tmp_path, 1)
     with pytest.raises(ValueError, match=r"`latent_cache` must be on a disk with \d+.00 GiB free"):
-        check_disk(tmp_path, 2**60)
+        _check_disk(tmp_path, 2**60)
 
 
 def test_settings_that_do_not_go_together():
@@ -230,21 +230,21 @@ def test_missing_batches_are_those_with_a_new_clip(cached):
     trainer = Trainer(config, Console(quiet=True))
     clips = trainer.clips.train
     sampler = ClipBatchSampler(range(8), batch_size=2, num_micro_batches=1, rank=0, num_ranks=1)
-    assert find_missing(trainer.latents, clips, sampler) == ([0, 1], 3, 3)
+    assert _find_missing(trainer.latents, clips, sampler) == ([0, 1], 3, 3)
     trainer.latents.add(clips.names_at(0, [0, 1]), gaussian(2))
     trainer.latents.write()
-    assert find_missing(trainer.latents, clips, sampler) == ([1], 1, 3)
+    assert _find_missing(trainer.latents, clips, sampler) == ([1], 1, 3)
     trainer.close()
 
 
 def test_a_stale_cache_is_refused(cached, tmp_path):
     _, config = cached()
     trainer = Trainer(config, Console(quiet=True))
-    same = identity_of(trainer.state.autoencoder, trainer.clips.train, "no")
+    same = _identity_of(trainer.state.autoencoder, trainer.clips.train, "no")
     assert json.loads((tmp_path / "cache" / IDENTITY_FILE).read_text()) == same
     with torch.no_grad():
         trainer.state.autoencoder.decoder.linear.first.bias.add_(1)
-    assert identity_of(trainer.state.autoencoder, trainer.clips.train, "no") == same, "decoders do not matter"
+    assert _identity_of(trainer.state.autoencoder, trainer.clips.train, "no") == same, "decoders do not matter"
     trainer.close()
     changes = {
         "encoder, seed": {"seed": 1},

@@ -11,9 +11,9 @@ from telecine.training.step import (
     FINAL_LR_SCALE,
     MicroBatch,
     TrainingError,
+    _finite_values,
     clip_gradients,
     describe_warmup,
-    finite_values,
     lr_scale,
     set_learning_rates,
     train_step,
@@ -268,7 +268,7 @@ def test_the_term_that_is_not_finite_is_named_before_the_total():
     log = {name: torch.tensor(1.0) for name in ("train/total_loss", "train/recon_loss", "train/perceptual_loss")}
     log["train/total_loss"] = log["train/perceptual_loss"] = torch.tensor(float("inf"))
     with pytest.raises(TrainingError, match="`train/perceptual_loss` must be finite, but got inf at step 9"):
-        finite_values(log, 9)
+        _finite_values(log, 9)
 
 
 def test_nan_in_a_discriminator_is_named(build, video):

@@ -60,7 +60,7 @@ def print_data(console: Console, report: DataReport) -> None:
 
 
 def print_plan(console: Console, plan: Plan) -> None:
-    """Print the bytes of each part, the time, and what fits."""
+    """Print the bytes of each part, the time, and the largest batches."""
     update = plan.update
     table = Table("part", "resident", "at the peak", "at most", title=f"memory of a process, {plan.title}")
     for part, most in sorted(update.largest.items(), key=lambda item: -item[1]):
@@ -84,7 +84,7 @@ def print_plan(console: Console, plan: Plan) -> None:
 
 
 def print_evaluation(console: Console, evaluation: Evaluation) -> None:
-    """Print the metrics, which direction is better, and the reason for each missing one."""
+    """Print each metric with its better direction, and the reason for each missing one."""
     protocol = evaluation.protocol
     frames = "whole videos" if protocol.num_frames is None else f"{protocol.num_frames} frames"
     size = "their size" if protocol.height is None else f"{protocol.height} x {protocol.width}"
@@ -108,7 +108,7 @@ def print_latents(console: Console, report: LatentReport) -> None:
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """Print every difference with its confidence interval, and which of the two is better."""
+    """Print every difference with its confidence interval, and the better of the two."""
     title = f"{comparison.num_clips} clips, {CONFIDENCE:.0%} intervals"
     table = Table("metric", "A", "B", "B - A", "better", title=title)
     for item in comparison.differences:
@@ -119,7 +119,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
 
 
 def print_weights(console: Console) -> None:
-    """Print which networks are in the cache."""
+    """Print the networks in the cache."""
     table = Table("net", "status", "source", Column("file", overflow="fold"))
     for entry in weights.listing():
         table.add_row(entry.net, entry.status, entry.source or "", str(entry.path))

@@ -41,7 +41,7 @@ def prepare_linear(
 
     Args:
         model: The autoencoder.
-        clips: What the run trains and validates on.
+        clips: The clips of the run.
         perceptual: Perceptual distances by name.
         console: Where to print the result.
         device: Where to measure.
@@ -86,7 +86,7 @@ def fit_linear(model: VideoAutoencoder, clips: Clips, num_clips: int) -> LinearA
 
 
 def training_clips(clips: Clips, num_clips: int) -> Iterator[Video]:
-    """Yield the clips `(1, 3, T, H, W)` that training starts with."""
+    """Yield the first training clips, `(1, 3, T, H, W)`."""
     for index in with_progress(range(num_clips), "fitting the linear baseline"):
         yield clips.train[index]["video"][None]
 

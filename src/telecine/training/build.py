@@ -77,7 +77,7 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> VideoAutoencoder:
-    """Return the autoencoder that `config` names, whole and on the CPU; what is not trained is frozen.
+    """Return the autoencoder that `config` names, whole, on the CPU, with the weights frozen that are not trained.
 
     Args:
         config: The settings.
@@ -158,7 +158,7 @@ def build_objective(
 def _video_discriminators(
     config: DiscriminatorConfig, clips: ClipConfig, factors: Sequence[int], *, load: bool
 ) -> list[nn.Module]:
-    """Return the discriminators of clips whose height and width are divided by each factor, or none if so set."""
+    """Return the discriminators of clips whose height and width are divided by each factor; none without `video`."""
     if config.video == "none" or not factors:
         return []
     if config.video == "features":
@@ -305,7 +305,7 @@ def new_state(
 def last_layer_of(
     model: VideoAutoencoder, config: AdaptiveWeightConfig, *, is_sharded: bool, has_chunks: bool
 ) -> Tensor | LayerActivations | None:
-    """Return where the adaptive weight compares gradients: at the last layer's weight, or at its activations.
+    """Return the last layer's weight, or its activations, where the adaptive weight compares gradients; None elsewhere.
 
     The activations replace a weight that is sharded, and one whose gradient needs the activations of all temporal
     chunks at once.

@@ -34,7 +34,7 @@ from telecine.training.step import MicroBatch
 
 @dataclass(frozen=True)
 class Clips:
-    """What a run trains and validates on."""
+    """The clips of a run, for training and for validation."""
 
     train: ClipDataset
     val: list[Clip]
@@ -169,7 +169,7 @@ def read_batches(
 
 
 def read_next(batches: Iterator[list[MicroBatch]]) -> tuple[list[MicroBatch], Exception | None]:
-    """Return the next micro-batches, or the error of reading them; neither if reading was stopped."""
+    """Return the next micro-batches, or the error of reading them; neither after a stop."""
     try:
         return next(batches), None
     except ReadingStopped:

@@ -1,4 +1,4 @@
-"""The processes that train together: how they start, talk and notice a lost one; sharding over them (FSDP2)."""
+"""The processes that train together: their start, their communication, a lost one; sharding over them (FSDP2)."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # The scheme of the URL by which the processes find each other, see `_rendezvous`.
 SCHEME = "telecine"
-# Keys by which a process asks all others whether they still run, and by which they answer.
+# The keys of the question of a process whether all others still run, and of their answers.
 QUESTION, ANSWER = "telecine/who_runs", "telecine/runs"
 SECONDS_TO_ANSWER = 5.0
 POLL_SECONDS = 0.1
 FOREVER = timedelta(days=365)
 # Gloo's errors about other processes are plain `RuntimeError`s. They begin with the source file, one of these folders.
 LOST_MESSAGES = ("gloo/transport/", "gloo/rendezvous/", "Gloo connectFullMesh failed")
-# Gradients are averaged in buckets of this size: one message for each small weight costs more in latency than in bytes.
+# Gradients are averaged in buckets of this size, as a message for each small weight costs more latency than bytes.
 BUCKET_BYTES = 25 * 2**20
 
 
@@ -48,7 +48,7 @@ def rank() -> int:
 
 
 def process_group_settings(timeout: float) -> InitProcessGroupKwargs:
-    """Return how Accelerate starts the process group, if several processes were launched.
+    """Return the settings with which Accelerate starts the process group, if several processes were launched.
 
     Args:
         timeout: Seconds that a process waits for the others.
@@ -69,7 +69,7 @@ def open_store(timeout: timedelta) -> dist.Store:
 
 
 def _rendezvous(url: str, timeout: timedelta = FOREVER, **options: object) -> Iterator[tuple[dist.Store, int, int]]:
-    """Do what PyTorch does for "env://", with the store of `open_store`."""
+    """Find the other processes as "env://" of PyTorch does, with the store of `open_store`."""
     yield open_store(timeout), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
@@ -96,7 +96,7 @@ def is_lost(error: RuntimeError) -> bool:
 
 @cache
 def answer_questions() -> None:
-    """Answer, in a thread, when another process asks which ones still run. One that is stopped cannot."""
+    """Answer the question of another process, in a thread. A process that is stopped cannot answer."""
     if num_ranks() == 1:
         return
     store, answer = open_store(FOREVER), f"{ANSWER}/{dist.get_rank()}"
@@ -112,7 +112,7 @@ def answer_questions() -> None:
 
 
 def describe_lost(where: str, timeout: float) -> str:
-    """Return which process was lost, and what to do, after an error for which `is_lost` is true."""
+    """Return a message that names the lost process and a remedy, after an error for which `is_lost` is true."""
     again = "then run the same command again: it resumes from the newest checkpoint."
     silent = _silent_ranks() if dist.is_initialized() else None
     this = f"process {os.environ['RANK']}"

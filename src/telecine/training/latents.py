@@ -182,14 +182,14 @@ def open_cache(
         raise argument_error("latent_cache", "left out if the encoder is trained", repr(folder), remedy)
 
     def check() -> None:
-        _check_identity(Path(folder), identity_of(model.latent_model, clips, accelerator.mixed_precision))
+        _check_identity(Path(folder), _identity_of(model.latent_model, clips, accelerator.mixed_precision))
 
     on_first_process(check, accelerator)
     return LatentCache(Path(folder))
 
 
-def identity_of(encoder: VideoAutoencoder, clips: ClipDataset, mixed_precision: str) -> dict[str, object]:
-    """Return the values on which the latents of a run's clips depend, by name."""
+def _identity_of(encoder: VideoAutoencoder, clips: ClipDataset, mixed_precision: str) -> dict[str, object]:
+    """Return all values that the latents of a run depend on, by name."""
     settings = {name: value for name, value in asdict(clips.config).items() if name not in OTHER_CLIP_SETTINGS}
     return {
         "format": FORMAT,
@@ -225,11 +225,8 @@ def _check_identity(folder: Path, identity: dict[str, object]) -> None:
         raise argument_error("latent_cache", contract, got, "Use another folder, or delete this one.")
 
 
-def find_missing(cache: LatentCache, clips: ClipDataset, sampler: ClipBatchSampler) -> tuple[list[int], int, int]:
-    """Return the numbers of a sampler's batches with a clip that is missing in a cache, and two numbers of clips.
-
-    These are the missing clips and all clips of the sampler, each counted once.
-    """
+def _find_missing(cache: LatentCache, clips: ClipDataset, sampler: ClipBatchSampler) -> tuple[list[int], int, int]:
+    """Return the batches with clips that a cache lacks, the number of these clips, and that of all clips."""
     needed: set[str] = set()
     batches: list[int] = []
     num_missing = 0
@@ -282,7 +279,7 @@ def fill_latent_cache(
     per_step = num_micro_batches * num_ranks
     numbers = range(state.step * per_step, num_steps * per_step)
     sampler = ClipBatchSampler(numbers, batch_size, per_step, rank=0, num_ranks=1)
-    missing, num_missing, num_clips = on_first_process(lambda: find_missing(cache, clips, sampler), accelerator)
+    missing, num_missing, num_clips = on_first_process(lambda: _find_missing(cache, clips, sampler), accelerator)
     if num_clips == 0:
         return
     found = num_clips - num_missing
@@ -301,14 +298,14 @@ def fill_latent_cache(
                     posterior = state.autoencoder.latent_model.encode(video)
                 size = cache.add(names_of(clips, own.items(position)), posterior)
                 if position == 0:
-                    check_disk(cache.folder, size * num_missing)
+                    _check_disk(cache.folder, size * num_missing)
     finally:
         cache.write()
     before_each()  # every process has written its part
     cache.find_files()
 
 
-def check_disk(folder: Path, size: int) -> None:
+def _check_disk(folder: Path, size: int) -> None:
     """Raise a `ValueError` if `size` bytes do not fit on the disk of a folder."""
     free = shutil.disk_usage(folder).free
     if size > free:

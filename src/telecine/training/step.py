@@ -81,7 +81,7 @@ def train_step(
     """
     scale = 1 / len(batches)
     logs = [accumulate_gradients(state, batch, scale, is_last=batch is batches[-1]) for batch in batches]
-    log = finite_values({name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}, state.step)
+    log = _finite_values({name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}, state.step)
     log |= _optimizer_step(state, state.optimizer, measure_update_ratio=measure_update_ratio)
     state.ema.update()
     if state.trains_discriminators:
@@ -235,7 +235,7 @@ def describe_warmup(config: OptimizerConfig, num_steps: int) -> list[str]:
     return [f"{ends}; use a smaller `--optimizer.warmup_steps`"]
 
 
-def finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
+def _finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
     """Return a log's values, averaged over processes. All values are read in one host sync.
 
     Shares of the gradient that are not finite are left out: a gradient of 0 has none.

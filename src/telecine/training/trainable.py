@@ -1,4 +1,4 @@
-"""Which weights of an autoencoder are trained: all, the decoder's, those of certain names, or LoRA updates."""
+"""The trained weights of an autoencoder: all, the decoder's, those of certain names, or LoRA updates."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from telecine.settings.parse import read_config
 from telecine.training import TrainingError, train, trainer
 from telecine.training.build import build_accelerator
 from telecine.training.planning import capacity
-from telecine.training.planning.capacity import MemoryNeed, largest_batch, make_plan, out_of_memory, plan_in_processes
+from telecine.training.planning.capacity import MemoryNeed, _plan_in_processes, largest_batch, make_plan, out_of_memory
 from telecine.training.planning.update import UpdatePlan, plan_update
 
 MB = 10**6
@@ -43,8 +43,8 @@ def test_processes_are_forked_before_a_thread_draws_the_bar(monkeypatch):
     monkeypatch.setattr(capacity, "with_progress", bar)
     monkeypatch.setattr(capacity.os, "sched_getaffinity", lambda _: {0, 1})
     before = len(multiprocessing.active_children())
-    assert plan_in_processes(str, [1, 2, 3]) == ["1", "2", "3"]
-    assert plan_in_processes(str, [1]) == ["1"]
+    assert _plan_in_processes(str, [1, 2, 3]) == ["1", "2", "3"]
+    assert _plan_in_processes(str, [1]) == ["1"]
     assert shown == [(3, 2), (1, 0)]
 
 

@@ -23,7 +23,7 @@ def planned(monkeypatch):
         held={}, at_peak={"autoencoder": 6 * GIB}, largest={}, flops={"a": 3 * 10**12, "b": 10**12}, checkpoint=0
     )
     monkeypatch.setattr(speed, "plan_update", lambda *_, **__: plan)
-    monkeypatch.setattr(speed, "measured_flops", lambda device, dtype: 1e11)
+    monkeypatch.setattr(speed, "_measured_flops", lambda device, dtype: 1e11)
     monkeypatch.setattr(speed, "free_memory", lambda device: 20 * GIB)
 
 

@@ -23,8 +23,8 @@ from telecine.training.planning.update import (
     OPTIMIZER,
     PARAMETERS,
     MemoryCounter,
-    as_on_cuda,
-    fake_lpips,
+    _as_on_cuda,
+    _fake_lpips,
     plan_update,
 )
 from telecine.training.step import MicroBatch, train_step
@@ -101,7 +101,7 @@ def test_known_bytes_of_networks_and_optimizers(tiny):
     discriminators = bytes_of(state.objective.get_trainable_parameters())
     buffers = bytes_of(state.objective.buffers())
     num_tensors = len(list(state.autoencoder.parameters())) + len(state.objective.get_trainable_parameters())
-    lpips = bytes_of(fake_lpips("alex").module.values())
+    lpips = bytes_of(_fake_lpips("alex").module.values())
     assert found.held[PARAMETERS] == trained + discriminators + buffers
     assert found.held[OPTIMIZER] == 2 * (trained + discriminators) + 4 * num_tensors  # and a count of the steps
     assert found.held[AVERAGE] == trained
@@ -170,7 +170,7 @@ def test_a_student_is_planned_with_its_teacher(light, student):
     found = plan(config)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
     teacher = state.autoencoder.latent_model
-    lpips = bytes_of(fake_lpips("alex").module.values())
+    lpips = bytes_of(_fake_lpips("alex").module.values())
     assert found.held[PARAMETERS] == bytes_of(state.autoencoder.parameters()) + bytes_of(state.objective.buffers())
     assert found.held[FROZEN] == 2 * lpips + bytes_of(teacher.parameters())
     assert not any(weight.requires_grad for weight in teacher.parameters())
@@ -199,7 +199,7 @@ def test_frozen_features_are_planned_without_their_weights(light):
     config = light(discriminator=DiscriminatorConfig(video="features", dim=2, features=features))
     config = replace(config, objective=replace(config.objective, adversarial_loss_weight=0.5))
     found = plan(config)
-    lpips = bytes_of(fake_lpips("alex").module.values())
+    lpips = bytes_of(_fake_lpips("alex").module.values())
     network = build_maps(features.net, None, features.layers, load=False)
     frozen = bytes_of([*network.parameters(), *network.buffers()])
     assert found.held[FROZEN] == 2 * lpips + frozen
@@ -229,6 +229,6 @@ def test_autocast_computes_in_float32_what_cuda_does():
             return [z.dtype for z in (y, F.group_norm(y, 2), y.softmax(1), y.sum(), F.normalize(y), F.silu(y))]
 
     before = dtypes()
-    with as_on_cuda():
+    with _as_on_cuda():
         assert dtypes() == [torch.bfloat16, *[torch.float32] * 4, torch.bfloat16]
     assert dtypes() == before == [torch.bfloat16] * 6

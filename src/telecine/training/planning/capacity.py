@@ -1,4 +1,4 @@
-"""What fits into a memory: the largest batch and the longest clip, with and without the switches that save memory."""
+"""The largest batch and the longest clip for a memory, with and without the switches that save memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from telecine.training.planning.speed import Speed, speed_of
 from telecine.training.planning.update import HALF, SMALLER, DeviceType, UpdatePlan, fake_autoencoder, plan_update
 
 T = TypeVar("T")
-# The rest is for what a plan does not see: workspaces of kernels, fragmentation, the context of a GPU.
+# The rest is for memory that a plan does not see: workspaces of kernels, fragmentation, the context of a GPU.
 USED_FRACTION = 0.9
 # The switches that save memory, by their dotted names. Each is planned together with those before it.
 SWITCHES: Mapping[str, Any] = {
@@ -125,7 +125,7 @@ class LargestBatch:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `telecine plan` prints."""
+    """The output of `telecine plan`."""
 
     title: str
     update: UpdatePlan
@@ -139,7 +139,7 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Pl
 
     Args:
         config: The settings. With a given memory and `device` "auto", the plan is for a GPU.
-        memory: Bytes of the device to plan for; None for what is free on the device at hand.
+        memory: Bytes of the device to plan for; None for the free memory of the device at hand.
         num_processes: Over how many processes sharding is planned.
 
     Raises:
@@ -155,7 +155,7 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Pl
     is_lazy = objective.penalty.every > 1
     others = [_with_setting(config, "objective.grad_penalty_loss_weight", 0.0)] if is_lazy else []
     plan = functools.partial(plan_update, device_type=device_type)
-    plans = plan_in_processes(plan, [*to_plan.values(), *others])
+    plans = _plan_in_processes(plan, [*to_plan.values(), *others])
     update, without_penalty = plans[0], plans[-1 if is_lazy else 0]
     dtype = HALF.get(config.mixed_precision, torch.float32)
     speed = speed_of(objective, update, without_penalty, num_steps=config.steps, device=at_hand, dtype=dtype)
@@ -178,10 +178,10 @@ def _device_type(name: str) -> DeviceType:
 
 
 def _configurations(config: TrainConfig, model: VideoAutoencoder) -> dict[tuple[str, int], TrainConfig]:
-    """Return what to plan, by its title and the frames of its clips.
+    """Return the settings to plan, by title and frames of the clips.
 
-    These are the settings as configured, and with each switch that is not set added to those before it. Where memory
-    grows with the frames in another way than before, clips of another length are planned, too.
+    The first are as configured. Each switch that is not set is added to those before it. If a switch changes the growth
+    of memory with the frames, clips of another length are planned, too.
     """
     rows, growing = {AS_CONFIGURED: config}, [AS_CONFIGURED]
     for name, value in SWITCHES.items():
@@ -206,7 +206,7 @@ def _with_setting(config: Any, name: str, value: Any) -> Any:
     return replace(config, **{group: _with_setting(getattr(config, group), rest, value) if rest else value})
 
 
-def plan_in_processes(plan: Callable[[T], UpdatePlan], configs: Sequence[T]) -> list[UpdatePlan]:
+def _plan_in_processes(plan: Callable[[T], UpdatePlan], configs: Sequence[T]) -> list[UpdatePlan]:
     """Plan an update of each configuration; on Linux, in a process for each processor.
 
     The first is planned alone: the processes inherit what PyTorch then remembers of operators and shapes.
@@ -267,7 +267,7 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
     Every process has to call this.
 
     Raises:
-        ValueError: Not one clip fits; the message says what would help.
+        ValueError: Not one clip fits; the message has the remedies.
     """
     device, num_processes = accelerator.device, accelerator.num_processes
     share = num_processes if device.type == "cpu" else 1  # of the memory of this machine
@@ -295,7 +295,7 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
 
 
 def out_of_memory(config: TrainConfig, step: int, *, is_own: bool) -> TrainingError:
-    """Return the error for a device that is out of memory: which part is the largest, and what helps.
+    """Return the error for a device that is out of memory, with the largest part of an update and its remedies.
 
     Args:
         config: The settings of the run.

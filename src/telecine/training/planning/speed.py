@@ -14,7 +14,7 @@ from telecine.base.devices import free_memory, gigabytes
 from telecine.settings import ObjectiveConfig, TrainConfig
 from telecine.training.planning.update import UpdatePlan, plan_update
 
-# The convolution of the calibration: channels and positions of the input, and for how long it is repeated.
+# The convolution of the calibration: shape of the input, and the seconds of its repetition.
 CALIBRATION_SHAPE = (1, 128, 5, 32, 32)
 CALIBRATION_SECONDS = 0.5
 CPU = torch.device("cpu")
@@ -34,9 +34,9 @@ class Speed:
     flops: float
     """Of an update with discriminators, the mean over updates with and without the gradient penalty."""
     hours: float
-    """Of the whole run; discriminators count from the step at which they train."""
+    """Of the whole run; discriminators count from their first step on."""
     device: str
-    """What was measured."""
+    """The measured device, and the precision."""
 
     def describe(self) -> str:
         """Return a sentence for the console."""
@@ -67,7 +67,7 @@ def speed_of(
         device: Where to measure.
         dtype: The precision of the run.
     """
-    per_second = measured_flops(device, dtype)
+    per_second = _measured_flops(device, dtype)
     flops, without = (sum(each.flops.values()) for each in (plan, without_penalty))
     mean = without + (flops - without) / objective.penalty.every
     num_without = min(objective.gan.disc_train_start, num_steps)
@@ -76,7 +76,7 @@ def speed_of(
     return Speed(per_second, mean, total / per_second / 3600, f"{name} in {dtype}".replace("torch.", ""))
 
 
-def measured_flops(device: torch.device, dtype: torch.dtype) -> float:
+def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Return the floating-point operations a second of a 3D convolution and its backward on a device."""
     channels = CALIBRATION_SHAPE[1]
     x = torch.randn(CALIBRATION_SHAPE, device=device, dtype=dtype, requires_grad=True)
@@ -101,7 +101,7 @@ def describe_on_cpu(config: TrainConfig, model: nn.Module, *, num_processes: int
 
     Args:
         config: The settings.
-        model: The autoencoder that they name.
+        model: The autoencoder.
         num_processes: How many processes share the memory of this machine.
 
     Raises:
@@ -116,7 +116,7 @@ def describe_on_cpu(config: TrainConfig, model: nn.Module, *, num_processes: int
     if plan.peak > memory:
         got = f"{gigabytes(memory)}, and an update needs {gigabytes(plan.peak)} by its plan"
         raise argument_error("memory", "enough for an update on the CPU", got, f"{SMALLER}.")
-    seconds = sum(plan.flops.values()) / measured_flops(CPU, torch.float32)
+    seconds = sum(plan.flops.values()) / _measured_flops(CPU, torch.float32)
     hours = seconds * config.steps / 3600
     time_of_run = f"{hours:.2g} hours" if hours <= HOURS_TO_WARN else f"{hours / 24:,.0f} days"
     text = f"on this CPU an update needs {gigabytes(plan.peak)} and about {seconds:.2g} s, the run {time_of_run}"

@@ -1,4 +1,4 @@
-"""Memory and operations of one update, counted from the shapes of its tensors, without their values."""
+"""The memory and the operations of one update, counted from the shapes of its tensors, without their values."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _DISCRIMINATORS = {"discr": "image discriminator", "discr_3d": "video discrimina
 
 SMALLER = "a smaller --batch_size, or smaller clips"
 _SHARDING = f"--sharding fsdp2 with more processes, --trainable.weights lora, {SMALLER}"
-# What helps if a part is the largest.
+# The remedies if a part is the largest.
 _REMEDIES = {
     AUTOENCODER: f"--model_gradient_checkpointing true, --mixed_precision bf16, {SMALLER}",
     PERCEPTUAL: f"fewer --objective.perceptual.num_frames, {SMALLER}",
@@ -95,12 +95,12 @@ class UpdatePlan:
 
     @property
     def peak(self) -> int:
-        """The most that an update holds at once."""
+        """The largest memory of an update."""
         return sum(self.at_peak.values())
 
     @property
     def resident(self) -> int:
-        """What the networks and optimizers hold between two updates."""
+        """The memory of networks and optimizers between two updates."""
         return sum(self.held.values())
 
     @property
@@ -114,7 +114,7 @@ class UpdatePlan:
         return sum(flops for part, flops in self.flops.items() if "discriminator" in part)
 
     def describe_largest_part(self) -> str:
-        """Return which part of an update is the largest, and what helps, for an error."""
+        """Return the largest part of an update and its remedies, for an error."""
         part, size = max(self.at_peak.items(), key=lambda item: item[1])
         remedy = _REMEDIES.get(part, _DISCRIMINATOR_REMEDY)
         whole = f"{gigabytes(size)} of {gigabytes(self.peak)}"
@@ -128,13 +128,13 @@ class MemoryCounter(TorchDispatchMode):
     GPU and the fragmentation of its memory.
 
     Args:
-        part: What allocates first.
+        part: The part that allocates first.
     """
 
     def __init__(self, part: str) -> None:
         super().__init__()
         self.part = part
-        """Which part allocates from here on."""
+        """The part that allocates from here on."""
         self.flops: Counter[str] = Counter()
         self.by_part: Counter[str] = Counter()
         self.largest: Counter[str] = Counter()
@@ -206,7 +206,7 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
     model.check_clip(*bucket.shape)
     counter = MemoryCounter(LOSSES)
     fake_mode = cast(FakeTensorMode, next(model.parameters()).fake_mode)  # type: ignore[attr-defined]
-    with fake_mode, counter, as_on_cuda() if device_type == "cuda" else nullcontext():
+    with fake_mode, counter, _as_on_cuda() if device_type == "cuda" else nullcontext():
         objective = build_objective(_with_fake_lpips(config.objective), config.discriminator, config.clips, load=False)
         accelerator = cast(Accelerator, _FakeAccelerator(counter, HALF.get(config.mixed_precision)))
         adaptive, has_chunks = config.objective.adaptive_weight, config.temporal_chunk is not None
@@ -273,7 +273,7 @@ def _enable_gradient_checkpointing(model: VideoAutoencoder) -> None:
 
 
 class _FakeAccelerator:
-    """What `accumulate_gradients` needs of Accelerate's class, for one process.
+    """The part of Accelerate's class that `accumulate_gradients` needs, for one process.
 
     Args:
         counter: Told when the backward of the autoencoder begins.
@@ -298,7 +298,7 @@ class _FakeAccelerator:
 
 
 @contextmanager
-def as_on_cuda() -> Iterator[None]:
+def _as_on_cuda() -> Iterator[None]:
     """Make the CPU allocate what CUDA would, as PyTorch for CPUs has no fake GPU.
 
     Autocast computes in float32 what CUDA's does. OneDNN is off: with it, the objective copies the inputs of its
@@ -335,16 +335,16 @@ def _with_fake_lpips(config: ObjectiveConfig) -> ObjectiveConfig:
     net = config.perceptual.net
     if net not in BACKBONES:
         return config
-    return replace(config, perceptual=replace(config.perceptual, net=fake_lpips(str(net))))
+    return replace(config, perceptual=replace(config.perceptual, net=_fake_lpips(str(net))))
 
 
-def fake_lpips(net: str) -> LPIPS:
+def _fake_lpips(net: str) -> LPIPS:
     """Return an LPIPS without weights."""
     return LPIPS(net, weights={name: torch.empty(shape) for name, shape in backbone_of(net).tensor_shapes().items()})
 
 
 def _hold_networks(state: TrainState, counter: MemoryCounter) -> None:
-    """Tell the counter what a run holds before its first update."""
+    """Count the networks of a run before its first update."""
     for network in (state.autoencoder, state.objective):
         counter.hold(PARAMETERS, [*network.parameters(), *network.buffers()])
     counter.hold(AVERAGE, state.ema.averages.values())
@@ -356,14 +356,14 @@ def _hold_networks(state: TrainState, counter: MemoryCounter) -> None:
         counter.hold(FROZEN, [tensor])
         return tensor
 
-    state.objective.add_module("validation", fake_lpips("alex"))
+    state.objective.add_module("validation", _fake_lpips("alex"))
     for module in state.objective.modules():
         if isinstance(module, Frozen):
             module._apply(hold)  # it shows its tensors to nothing else
 
 
 def _create_optimizer_states(state: TrainState, counter: MemoryCounter) -> None:
-    """Make the optimizers create what they keep for each weight, as their first step does."""
+    """Create the states of the optimizers, as their first step does, and count them."""
     for optimizer in state.optimizers.values():
         for weight in parameters_of(optimizer):
             weight.grad = torch.empty_like(weight)
@@ -376,7 +376,7 @@ def _create_optimizer_states(state: TrainState, counter: MemoryCounter) -> None:
 
 
 def _switch_parts(state: TrainState, counter: MemoryCounter) -> Iterator[Any]:
-    """Tell the counter which network computes, and which tensors are gradients. Yield the hooks to remove."""
+    """Count each network's tensors, and gradients, as those of a part. Yield the hooks to remove."""
 
     def switch_to(part: str) -> Callable[..., None]:
         return lambda *_: setattr(counter, "part", part)
