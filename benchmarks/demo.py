@@ -31,7 +31,7 @@ from telecine.settings import TrainConfig
 from telecine.settings.parse import read_config
 from telecine.training import train
 from telecine.training.baseline import NUM_CLIPS, fit_linear
-from telecine.training.build import build_clips
+from telecine.training.clips import build_clips
 
 METRICS = {"psnr": "PSNR", "ssim": "SSIM", "lpips_alex": "LPIPS-Alex", "lpips_vgg": "LPIPS-VGG"}
 # Clips of a picture, the size of their pixels, and the gap around them.

@@ -35,7 +35,8 @@ from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.frechet import frechet_distance
 from telecine.perceptual import LPIPS
 from telecine.settings import TrainConfig
-from telecine.training.build import build_autoencoder, build_clips
+from telecine.training.build import build_autoencoder
+from telecine.training.clips import build_clips
 from telecine.training.state import TrainState
 
 HELD_OUT, UNSEEN = "held out", "unseen"

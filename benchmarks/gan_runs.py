@@ -28,7 +28,8 @@ from telecine.settings.parse import config_from
 from telecine.settings.recipes import find_recipe
 from telecine.settings.yaml_file import read_yaml
 from telecine.training.baseline import NUM_CLIPS, fit_linear
-from telecine.training.build import Clips, build_accelerator, build_autoencoder, build_clips, build_state
+from telecine.training.build import build_accelerator, build_autoencoder, build_state
+from telecine.training.clips import Clips, build_clips
 from telecine.training.diagnostics import Diagnostics
 from telecine.training.records import keep_records
 from telecine.training.state import TrainState

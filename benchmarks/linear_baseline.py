@@ -21,7 +21,7 @@ from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.perceptual import LPIPS
 from telecine.settings.parse import read_config
 from telecine.training.baseline import NUM_CLIPS, measure_linear, training_clips
-from telecine.training.build import Clips, build_clips
+from telecine.training.clips import Clips, build_clips
 
 LATENTS = ("4x4x4x16", "4x4x4x4", "4x8x8x16")
 METRICS = {"psnr": "PSNR", "ssim": "SSIM", "lpips_alex": "LPIPS-Alex", "lpips_vgg": "LPIPS-VGG"}

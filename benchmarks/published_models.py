@@ -26,7 +26,7 @@ from measure import Step, extra_peak, machine, table
 from telecine.settings import DiscriminatorConfig, TrainConfig
 from telecine.settings.parse import read_config
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
-from telecine.training.plan import DATA, DeviceType, UpdatePlan, fake_autoencoder, plan_update
+from telecine.training.planning.update import DATA, DeviceType, UpdatePlan, fake_autoencoder, plan_update
 from telecine.training.step import MicroBatch, train_step
 
 # The values of Wan 2.2 are those of https://huggingface.co/Wan-AI/Wan2.2-TI2V-5B-Diffusers/blob/main/vae/config.json.
@@ -108,7 +108,7 @@ def planned_rows(folder: Path, names: list[str]) -> Iterator[list[str]]:
         clips = config.clips
         size = f"{clips.num_frames} x {clips.height} x {clips.width}"
         flops = f"{sum(plan.flops.values()) / 1e12:.1f}"
-        yield [name, size, f"{num_weights / 1e6:.0f}", gibibytes(plan.between), *peaks, flops]
+        yield [name, size, f"{num_weights / 1e6:.0f}", gibibytes(plan.resident), *peaks, flops]
 
 
 def recipe_rows(folder: Path, names: list[str]) -> Iterator[list[str]]:
@@ -171,9 +171,9 @@ def measured_rows(cases: Mapping[str, TrainConfig]) -> Iterator[list[str]]:
     """Yield a row for each configuration: planned and measured peaks above the memory before the update, in MB."""
     for name, config in cases.items():
         plan = plan_of(config, "cpu")
-        planned = plan.peak - plan.between - plan.at_peak[DATA]
+        planned = plan.peak - plan.resident - plan.at_peak[DATA]
         measured = extra_peak(make_update, config)
-        held = f"{plan.between / 1e6:.0f}"
+        held = f"{plan.resident / 1e6:.0f}"
         yield [name, held, f"{planned / 1e6:.1f}", f"{measured / 1e6:.1f}", f"{planned / measured:.2f}"]
 
 

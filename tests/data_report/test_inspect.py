@@ -12,11 +12,11 @@ from telecine.data import ClipDataset, DataError, bytes_from_video
 from telecine.data_report import inspect
 from telecine.data_report.inspect import advice, inspect_data
 from telecine.data_report.page import render, summary
-from telecine.training.build import find_spans
+from telecine.training.clips import find_spans
 
 
 def test_the_clips_are_the_first_ones_of_training(report, config):
-    dataset = ClipDataset(find_spans(config).train, config.clips, seed=config.seed)
+    dataset = ClipDataset(find_spans(config.data, config.val_data, config.clips).train, config.clips, seed=config.seed)
     items = [(0, 0), (0, 1), (1, 2), (1, 3), (2, 4)]  # batches of two
     for clip, item in zip(report.clips, items, strict=False):
         assert torch.equal(clip.frames, bytes_from_video(dataset[item]["video"]))

@@ -14,7 +14,8 @@ from telecine.report.run import read_records, read_run
 from telecine.settings import Bucket
 from telecine.training import Interrupted, train
 from telecine.training.baseline import fit_linear, measure_linear, recorded_linear, training_clips
-from telecine.training.build import build_autoencoder, build_clips
+from telecine.training.build import build_autoencoder
+from telecine.training.clips import build_clips
 from telecine.training.trainer import Trainer
 
 

@@ -4,12 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 from rich.console import Console
 
-from telecine import Ramp
+from telecine import Ramp, VideoAutoencoderLoss
 from telecine.autoencoders import CausalVAE
-from telecine.data import DataError
 from telecine.discriminators import (
     ConditionalDiscriminator,
     Discriminator,
@@ -19,7 +17,6 @@ from telecine.discriminators import (
     PatchDiscriminator,
     PatchDiscriminator3D,
 )
-from telecine.report.video import write_mp4
 from telecine.runs.layout import checkpoints
 from telecine.settings import (
     AdaptiveWeightConfig,
@@ -30,9 +27,19 @@ from telecine.settings import (
     ReconstructionConfig,
 )
 from telecine.training import train
-from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_objective, build_state
-from telecine.training.checkpoint_files import optimizer_tensors, save_tensors
-from telecine.training.optim import set_lr
+from telecine.training.build import (
+    accelerate_networks,
+    build_accelerator,
+    build_autoencoder,
+    build_objective,
+    build_state,
+)
+from telecine.training.checkpoint_files import save_tensors
+from telecine.training.step import set_learning_rates
+
+
+def objective_of(config):
+    return build_objective(config.objective, config.discriminator, config.clips)
 
 
 def test_every_setting_reaches_the_loss(tiny, everything):
@@ -41,20 +48,8 @@ def test_every_setting_reaches_the_loss(tiny, everything):
         reconstruction=ReconstructionConfig(nll_reduction="sum"),
         adaptive_weight=AdaptiveWeightConfig(min_norm=0.1, max=7.0),
     )
-    loss = build_objective(tiny(objective=objective, discriminator=everything["discriminator"]))
+    loss = objective_of(tiny(objective=objective, discriminator=everything["discriminator"]))
     assert loss.config == objective != ObjectiveConfig()
-
-
-def test_images_are_counted_as_images(tiny, small_video, tmp_path):
-    shutil.copy(small_video, tmp_path)
-    for number in range(3):
-        Image.new("RGB", (64, 48), (90 * number, 90, 90)).save(tmp_path / f"{number}.png")
-    for ratio, counted in ((0.5, "1 video and 3 images"), (0.0, "1 video"), (1.0, "3 images")):
-        config = tiny(data=str(tmp_path), clips=replace(tiny().clips, image_ratio=ratio))
-        clips = build_clips(config, build_autoencoder(config))
-        clips = replace(clips, val=clips.val[:1])
-        assert clips.describe() == f"{counted}, 1 held-out clip"
-        assert replace(clips, val=2 * clips.val).describe() == f"{counted}, 2 held-out clips"
 
 
 VIDEO = {
@@ -76,7 +71,7 @@ def test_every_kind_of_discriminator_returns_logits(tiny, video, image):
         objective=ObjectiveConfig(adversarial_loss_weight=weight, multiscale_adversarial_loss_weight=0.1 * num_scales),
         discriminator=DiscriminatorConfig(video=video, image=image, num_scales=num_scales, dim=2, max_dim=16),
     )
-    loss = build_objective(config)
+    loss = objective_of(config)
     assert type(loss.discr_3d) is VIDEO[video]
     assert type(loss.discr) is IMAGE[image]
     assert [type(module) for module in loss.multiscale_discrs] == [VIDEO[video]] * num_scales
@@ -91,20 +86,17 @@ def test_every_kind_of_discriminator_returns_logits(tiny, video, image):
 
 def test_a_weight_that_starts_later_builds_its_discriminator(tiny):
     objective = ObjectiveConfig(adversarial_loss_weight=Ramp(0.5, start=1000))
-    assert build_objective(tiny(objective=objective)).discr_3d is not None
+    assert objective_of(tiny(objective=objective)).discr_3d is not None
     objective = ObjectiveConfig(adversarial_loss_weight=Ramp(0.0, start=1000))
-    assert build_objective(tiny(objective=objective)).discr_3d is None
+    assert objective_of(tiny(objective=objective)).discr_3d is None
 
 
 def test_settings_of_one_kind_reach_it(tiny):
-    first_frame = DiscriminatorConfig(time_weighting="frames", pad_mode="constant", dim=2)
-    discriminator = build_objective(tiny(discriminator=first_frame)).discr_3d
+    first_frame = DiscriminatorConfig(time_weighting="frames", dim=2)
+    discriminator = objective_of(tiny(discriminator=first_frame)).discr_3d
     assert discriminator.time_weighting == "frames"
-    assert {block.net[0].pad_mode for block in discriminator.blocks[: discriminator.temporal_num_layers]} == {
-        "constant"
-    }
     patch = DiscriminatorConfig(video="patch", image="patch", dim=2, num_layers=2, num_temporal_layers=0, norm="none")
-    loss = build_objective(tiny(discriminator=patch))
+    loss = objective_of(tiny(discriminator=patch))
     assert loss.discr_3d(torch.zeros(1, 3, 5, 32, 32)).logits.shape == (1, 5, 8, 8), "every frame, every 4 x 4 pixels"
     assert loss.discr(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 8, 8)
     for discriminator in (loss.discr_3d, loss.discr):
@@ -117,7 +109,7 @@ def test_discriminators_of_pairs(tiny):
     objective = ObjectiveConfig(
         adversarial_loss_weight=0.5, multiscale_adversarial_loss_weight=0.1, perceptual=PerceptualConfig(net="alex")
     )
-    loss = build_objective(tiny(discriminator=settings, objective=objective))
+    loss = objective_of(tiny(discriminator=settings, objective=objective))
     pairs = [loss.discr_3d, loss.discr, *loss.multiscale_discrs]
     assert {type(module) for module in pairs} == {ConditionalDiscriminator}
     networks = [PatchDiscriminator3D, Discriminator, PatchDiscriminator3D]
@@ -132,7 +124,7 @@ def test_settings_of_the_frozen_features(tiny):
     objective = ObjectiveConfig(
         adversarial_loss_weight=0.5, multiscale_adversarial_loss_weight=0.1, perceptual=PerceptualConfig(net="alex")
     )
-    loss = build_objective(tiny(discriminator=features, objective=objective))
+    loss = objective_of(tiny(discriminator=features, objective=objective))
     networks = [loss.discr_3d, *loss.multiscale_discrs]
     for network in networks:
         assert network.conditional
@@ -144,7 +136,7 @@ def test_settings_of_the_frozen_features(tiny):
     names = {name.split(".")[1] for name in loss.state_dict() if name.startswith("discr_3d.")}
     assert names == {"heads"}, "the frozen network is not saved"
     with pytest.raises(ValueError, match=r"^`discriminator.features.net` must be .*torchvision/NAME"):
-        build_objective(tiny(discriminator=DiscriminatorConfig(video="features", features=FeaturesConfig(net="vgg9"))))
+        objective_of(tiny(discriminator=DiscriminatorConfig(video="features", features=FeaturesConfig(net="vgg9"))))
 
 
 def test_logvar_is_trained_with_the_autoencoder_without_weight_decay(tiny):
@@ -155,26 +147,10 @@ def test_logvar_is_trained_with_the_autoencoder_without_weight_decay(tiny):
     network, logvar = state.optimizer.param_groups
     assert logvar["params"] == [state.objective.logvar]
     assert (network["weight_decay"], logvar["weight_decay"]) == (0.1, 0.0)
-    set_lr(state.optimizer, 0.25)
+    set_learning_rates(state, replace(settings, lr=0.25, warmup_steps=0), num_steps=1)
     assert (network["lr"], logvar["lr"]) == (0.25, 0.25)
     discriminators = {id(weight) for group in state.disc_optimizer.param_groups for weight in group["params"]}
     assert id(state.objective.logvar) not in discriminators
-
-
-def test_validation_clips_from_separate_videos(tiny):
-    model = build_autoencoder(tiny())
-    held_out, separate = build_clips(tiny(), model), build_clips(tiny(val_data=tiny().data), model)
-    num_frames = [sum(span.num_frames for span in clips.train.spans) for clips in (held_out, separate)]
-    assert num_frames[0] < num_frames[1], "nothing is held out"
-    assert len(separate.val) == 2
-
-
-def test_separate_videos_that_are_too_short_are_named(tiny, tmp_path):
-    write_mp4(tmp_path / "short.mp4", torch.zeros(3, 48, 64, 3, dtype=torch.uint8), fps=25)
-    config = tiny(val_data=str(tmp_path / "short.mp4"))
-    message = r"`val_data` must be .* clip of 5 frames, but got none; the longest has 3 frames, .*short.mp4"
-    with pytest.raises(DataError, match=message):
-        build_clips(config, build_autoencoder(config))
 
 
 @pytest.fixture
@@ -185,7 +161,7 @@ def other_run(tiny, tmp_path):
         torch.manual_seed(1)
         weight = 0.0 if settings.get("video") == "none" else 0.5
         objective = ObjectiveConfig(adversarial_loss_weight=weight, perceptual=PerceptualConfig(net="alex"))
-        loss = build_objective(tiny(discriminator=DiscriminatorConfig(**settings), objective=objective))
+        loss = objective_of(tiny(discriminator=DiscriminatorConfig(**settings), objective=objective))
         folder = tmp_path / "other" / "checkpoints" / "step-00000002"
         folder.mkdir(parents=True)
         (folder / "state.json").write_text("{}")
@@ -226,30 +202,6 @@ def test_discriminators_that_do_not_fit(tiny, other_run, theirs, ours, message):
         with_discriminators_of(tiny, run, **ours)
 
 
-def test_the_state_of_their_optimizer(tiny, other_run):
-    loss, run = other_run(dim=2)
-    folder = next((Path(run) / "checkpoints").iterdir())
-    with pytest.raises(ValueError, match="must be false without the optimizer's state"):
-        build_with_optimizer_of(tiny, run)
-    theirs = torch.optim.AdamW(loss.get_trainable_parameters(), 0.1)
-    sum(weight.square().sum() for weight in loss.get_trainable_parameters()).backward()
-    theirs.step()
-    save_tensors(folder / "disc_optimizer.safetensors", optimizer_tensors(theirs))
-    ours = build_with_optimizer_of(tiny, run)
-    assert ours.param_groups[0]["lr"] == tiny().optimizer.disc_lr
-    found, expected = ([each.state[p]["exp_avg"] for p in each.param_groups[0]["params"]] for each in (ours, theirs))
-    assert len(found) > 5
-    assert all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
-    assert any(x.abs().max() > 0 for x in found)
-    with pytest.raises(ValueError, match="must be false without `init`"):
-        DiscriminatorConfig(init_optimizer=True)
-
-
-def build_with_optimizer_of(tiny, run):
-    config = tiny(discriminator=DiscriminatorConfig(init=run, init_optimizer=True, dim=2))
-    return build_state(config, build_accelerator(config), build_autoencoder(config)).disc_optimizer
-
-
 @pytest.mark.slow
 def test_a_run_resumes_without_the_run_its_discriminators_started_from(tiny, other_run):
     _, run = other_run(dim=2, video="patch")
@@ -286,3 +238,70 @@ def test_a_model_of_telecine_on_the_hub(tiny, hub_cache, random_weights):
     model = build_autoencoder(tiny(model="me/faces", random_weights=random_weights))
     assert model.config == saved.config
     assert torch.equal(next(model.parameters()), next(saved.parameters())) != random_weights
+
+
+PLAIN_3D = {"dim": 2, "image_size": 16, "frame_num": 2, "linear_attn_heads": 2}
+
+
+def objective_with(**options):
+    torch.manual_seed(0)
+    return VideoAutoencoderLoss(
+        0,
+        **{"adversarial_loss_weight": 1, "discr_3d_kwargs": PLAIN_3D, **options},
+        adaptive_weight={"at": "reconstruction"},
+    )
+
+
+def figures(loss):
+    """Return losses and gradients of two updates; a fixed seed draws the same frames."""
+    torch.manual_seed(1)
+    real = torch.rand(2, 3, 2, 16, 16) * 2 - 1
+    results = []
+    for step in range(2):
+        fake = (0.5 * real).requires_grad_()
+        both = loss.update(real, fake, step)
+        both.loss.backward()
+        both.disc_loss.backward()
+        results += [both.loss, both.disc_loss, fake.grad, *(w.grad for w in loss.get_trainable_parameters())]
+        loss.zero_grad()
+    return results
+
+
+def patches():
+    """Return a discriminator that is traced in a fraction of the time."""
+    torch.manual_seed(0)
+    return PatchDiscriminator3D(dim=2, num_layers=2, num_temporal_layers=1)
+
+
+@pytest.mark.parametrize(
+    ("make_discriminator", "options"),
+    [
+        (PLAIN_3D.copy, {"channels_last": True, "dynamo_backend": "no"}),
+        pytest.param(patches, {"channels_last": False, "dynamo_backend": "eager"}, marks=pytest.mark.slow),
+    ],
+)
+def test_losses_and_gradients_are_the_same(cached_weights, make_discriminator, options):
+    plain, loss = (objective_with(discr_3d_kwargs=make_discriminator()) for _ in range(2))
+    accelerate_networks(loss, **options, device=torch.device("cpu"))
+    torch.testing.assert_close(figures(loss), figures(plain), rtol=1e-3, atol=1e-5)
+    weights = [*loss.parameters(), *loss.perceptual.distance.distance.module.values()]
+    laid_out = [w for w in weights if w.ndim == 4 and w.is_contiguous(memory_format=torch.channels_last)]
+    laid_out += [w for w in weights if w.ndim == 5 and w.is_contiguous(memory_format=torch.channels_last_3d)]
+    assert (len(laid_out) == len([w for w in weights if w.ndim > 3])) == options["channels_last"]
+    compiled = [
+        network._compiled_call_impl is not None for network in (loss.discr_3d, loss.perceptual.distance.distance)
+    ]
+    assert compiled == [options["dynamo_backend"] != "no"] * 2
+
+
+@pytest.mark.slow
+def test_an_exact_penalty_is_refused(cached_weights):
+    exact = objective_with(grad_penalty_loss_weight=1)
+    cpu = torch.device("cpu")
+    with pytest.raises(ValueError, match=r"`channels_last` must be false on the CPU .*approximate_r1"):
+        accelerate_networks(exact, channels_last=True, dynamo_backend="no", device=cpu)
+    with pytest.raises(ValueError, match=r"`dynamo_backend` must be no with an exact .*approximate_r1"):
+        accelerate_networks(exact, channels_last=False, dynamo_backend="aot_eager", device=cpu)
+    approximate = objective_with(grad_penalty_loss_weight=1, penalty={"kind": "approximate_r1"})
+    accelerate_networks(approximate, channels_last=True, dynamo_backend="no", device=cpu)
+    assert all(torch.isfinite(figure).all() for figure in figures(approximate))

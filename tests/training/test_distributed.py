@@ -1,6 +1,12 @@
-"""Communication between processes, and sharding: outputs and gradients equal those of whole weights."""
+"""Processes: their start, communication and loss; sharded outputs and gradients equal those of whole weights.
+
+`tests/faults` kills real processes.
+"""
 
 import copy
+import threading
+import time
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from telecine.autoencoders import CausalVAE
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
-from telecine.settings import CausalVAEConfig, TrainableConfig, TrainConfig
+from telecine.settings import CausalVAEConfig, TrainableConfig
 from telecine.training import distributed
 from telecine.training.checkpoint_files import load_optimizer, optimizer_tensors, save_tensors
 from telecine.training.distributed import (
@@ -19,16 +25,20 @@ from telecine.training.distributed import (
     any_rank,
     average_gradients,
     broadcast_module,
-    copy_weights,
+    copy_module,
+    describe_lost,
     describe_processes,
     fsdp_blocks,
     full_tensor,
+    is_lost,
     local_shard,
     on_every_process,
+    open_store,
+    process_group_settings,
     shard,
 )
-from telecine.training.optim import clip_gradients
 from telecine.training.shards import saved_tensors
+from telecine.training.step import clip_gradients
 from telecine.training.trainable import select_trainable
 
 from ..autoencoders.tiny_models import TINY_MODELS, tiny_clip, tiny_model
@@ -53,15 +63,15 @@ def test_a_launcher_that_starts_one_process_of_several_is_reported(monkeypatch, 
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    accelerator = SimpleNamespace(num_processes=1, device=torch.device("cpu"))
-    first, *rest = describe_processes(TrainConfig(), accelerator)
+    accelerator = SimpleNamespace(num_processes=1, device=torch.device("cpu"), mixed_precision="no")
+    first, *rest = describe_processes(accelerator, sharding="none")
     assert first == "computing on cpu, mixed precision: no"
     assert ["starts one process for any --num_processes; use `torchrun`" in line for line in rest] == [True] * warns
 
 
 def test_processes_and_sharding_are_printed():
-    accelerator = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
-    (line,) = describe_processes(TrainConfig(sharding="fsdp2", mixed_precision="bf16"), accelerator)
+    accelerator = SimpleNamespace(num_processes=2, device=torch.device("cpu"), mixed_precision="bf16")
+    (line,) = describe_processes(accelerator, sharding="fsdp2")
     assert line == "computing on cpu in each of 2 processes, weights sharded by fsdp2, mixed precision: bf16"
 
 
@@ -258,8 +268,8 @@ def test_weights_are_copied_between_whole_and_sharded_models():
     shard(sharded)
     assert not torch.equal(full_tensor(sharded[0].weight), whole[0].weight)
     whole[1].running_mean += 1
-    copy_weights(whole, into=sharded)
-    copy_weights(sharded, into=other)
+    copy_module(whole, into=sharded)
+    copy_module(sharded, into=other)
     ours, theirs = whole.state_dict(), other.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
@@ -305,3 +315,103 @@ def test_containers_without_forward_or_weights_are_no_blocks():
     model = nn.Module()
     model.levels = nn.ModuleList([container, nn.Conv1d(1, 1, 1)])
     assert list(fsdp_blocks(model)) == [container.parts[0], model.levels[1]]
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"), True),
+        (RuntimeError("[../gloo/transport/tcp/unbound_buffer.cc:84] Timed out waiting 900000ms for recv"), True),
+        (RuntimeError("Gloo connectFullMesh failed with [...] Connection refused"), True),
+        (dist.DistBackendError("NCCL error"), True),
+        (dist.DistStoreError("wait timeout after 900000ms"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (torch.OutOfMemoryError("out of memory"), False),
+    ],
+)
+def test_errors_that_say_that_another_process_is_lost(error, lost):
+    assert is_lost(error) == lost
+
+
+@pytest.fixture
+def shared_store(monkeypatch):
+    """Give all processes one store, as `torchrun` does, also after a restart."""
+    store = dist.HashStore()
+    monkeypatch.setattr(dist, "rendezvous", lambda url, timeout: iter([(store, 0, 2)]))
+    return store
+
+
+@pytest.mark.parametrize(("machines", "finds_old_keys"), [("1", False), ("2", True)])
+def test_a_restart_has_keys_of_its_own_where_its_number_is_known_to_all(
+    shared_store, monkeypatch, machines, finds_old_keys
+):
+    monkeypatch.setenv("GROUP_WORLD_SIZE", machines)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    open_store(timedelta(1)).set("address", "old")
+    assert open_store(timedelta(1)).check(["address"]), "another connection of the same start"
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert open_store(timedelta(1)).check(["address"]) == finds_old_keys
+
+
+def test_without_torchrun_the_store_is_pytorchs(shared_store, monkeypatch):
+    monkeypatch.delenv("GROUP_WORLD_SIZE", raising=False)
+    assert open_store(timedelta(1)) is shared_store
+
+
+def test_the_process_group_has_the_time_limit_and_the_store():
+    settings = process_group_settings(90)
+    assert settings.timeout == timedelta(seconds=90)
+    assert settings.init_method == "telecine://"
+
+
+@pytest.fixture
+def three_ranks(shared_store, monkeypatch):
+    """Return the store of three processes, of which this is the first."""
+    monkeypatch.delenv("GROUP_WORLD_SIZE", raising=False)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(distributed, "num_ranks", lambda: 3)
+    monkeypatch.setattr(distributed, "SECONDS_TO_ANSWER", 0.3)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    return shared_store
+
+
+def answer_as(rank, monkeypatch):
+    """Let the thread of a process answer, and wait until it has."""
+    monkeypatch.setattr(dist, "get_rank", lambda: rank)
+    distributed.answer_questions.cache_clear()
+    distributed.answer_questions()
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ([0, 1], "process 0 lost process 2 at step 7: it has ended, or does not answer. See what ended it, then run"),
+        ([0], "process 0 lost process 1, 2 at step 7: it has ended, or does not answer. See what ended it, then run"),
+        ([0, 1, 2], "process 0 waited 900 seconds at step 7 for another process, which runs, but did not take part."),
+    ],
+)
+def test_the_processes_that_do_not_answer_are_named(three_ranks, monkeypatch, answer, message):
+    for rank in answer:
+        answer_as(rank, monkeypatch)
+    described = describe_lost("at step 7", 900.0)
+    assert described.startswith(message)
+    assert described.endswith("run the same command again: it resumes from the newest checkpoint.")
+    for thread in threading.enumerate():
+        if thread.name == distributed.QUESTION:
+            thread.join()
+
+
+@pytest.mark.parametrize("is_stopped", [False, True])
+@pytest.mark.parametrize(("by_torchrun", "lost"), [("True", "another process"), ("False", "process 0")])
+def test_the_store_is_gone_with_torchrun_or_with_the_first_process(
+    three_ranks, monkeypatch, by_torchrun, lost, is_stopped
+):
+    def fail(timeout):
+        if is_stopped:  # connecting to a stopped process takes for ever
+            time.sleep(2)
+            return three_ranks
+        raise dist.DistNetworkError("cannot connect")
+
+    monkeypatch.setattr(distributed, "open_store", fail)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", by_torchrun)
+    assert describe_lost("at step 7", 900.0).startswith(f"process 0 lost {lost} at step 7")

@@ -1,11 +1,81 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
+from torch import nn
 
 from telecine.settings import DiscriminatorConfig, GANConfig, ObjectiveConfig, OptimizerConfig, ReconstructionConfig
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
-from telecine.training.step import MicroBatch, TrainingError, finite_values, set_learning_rates, train_step
+from telecine.training.step import (
+    FINAL_LR_SCALE,
+    MicroBatch,
+    TrainingError,
+    _finite_values,
+    clip_gradients,
+    describe_warmup,
+    lr_scale,
+    set_learning_rates,
+    train_step,
+    update_ratio,
+)
+
+
+def test_warmup_rises_linearly_to_one():
+    config = OptimizerConfig(warmup_steps=4)
+    assert [lr_scale(config, step, 100) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_without_warmup_the_first_step_has_the_full_rate():
+    assert lr_scale(OptimizerConfig(warmup_steps=0), 0, 10) == 1.0
+
+
+def test_a_run_that_ends_within_its_warmup_says_so():
+    config = OptimizerConfig(warmup_steps=500)
+    assert describe_warmup(config, 500) == []
+    (line,) = describe_warmup(config, 40)
+    assert "after 40 of 500 steps, 0.08 of `optimizer.lr` is reached" in line
+    assert lr_scale(config, 39, 40) == 0.08
+    assert describe_warmup(OptimizerConfig(warmup_steps=0), 1) == []
+
+
+def test_cosine_falls_from_one_to_its_final_scale():
+    config = OptimizerConfig(warmup_steps=10, schedule="cosine")
+    scales = [lr_scale(config, step, 110) for step in range(10, 111)]
+    assert scales[0] == 1.0
+    assert scales[50] == pytest.approx((1 + FINAL_LR_SCALE) / 2)
+    assert scales[-1] == pytest.approx(FINAL_LR_SCALE)
+    assert all(later <= earlier for earlier, later in pairwise(scales))
+    assert lr_scale(config, 200, 110) == pytest.approx(FINAL_LR_SCALE)
+
+
+def test_a_run_that_ends_with_its_warmup_starts_the_cosine_at_one():
+    assert lr_scale(OptimizerConfig(warmup_steps=20, schedule="cosine"), 20, 20) == 1.0
+
+
+def weights_with_gradients(*gradients):
+    weights = [nn.Parameter(torch.zeros(len(gradient))) for gradient in gradients]
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = torch.tensor(gradient)
+    return [*weights, nn.Parameter(torch.zeros(3))]  # the last one has no gradient
+
+
+@pytest.mark.parametrize("max_norm", [1.0, 13.0, 100.0])
+def test_clipping_equals_pytorchs_and_changes_no_gradient_below_the_limit(max_norm):
+    gradients = ([3.0, 4.0], [12.0])
+    ours, theirs = weights_with_gradients(*gradients), weights_with_gradients(*gradients)
+    assert clip_gradients(ours, max_norm).item() == pytest.approx(13.0)
+    nn.utils.clip_grad_norm_(theirs, max_norm)
+    for weight, other in zip(ours[:2], theirs[:2], strict=True):
+        assert torch.equal(weight.grad, other.grad)
+    if max_norm == 100.0:
+        assert [weight.grad.tolist() for weight in ours[:2]] == [[3.0, 4.0], [12.0]]
+
+
+def test_update_ratio_is_relative_to_the_new_weights():
+    before = [torch.tensor([0.0, 0.0]), torch.tensor([6.0])]
+    after = [torch.tensor([3.0, 4.0]), torch.tensor([6.0])]
+    assert update_ratio(before, after) == pytest.approx(5 / (9 + 16 + 36) ** 0.5)
 
 
 @pytest.fixture
@@ -158,7 +228,7 @@ def test_parameters_of_the_loss_are_trained_and_clipped_with_the_autoencoder(bui
     before = logvar.item()
     values = update(state, video, step=0)
     assert norms == [pytest.approx(1e-3, rel=1e-3)]
-    assert logvar.item() > before, "the error is far larger than exp(-3)"
+    assert logvar.item() < before, "the error is smaller than exp(0)"
     assert logvar.grad is None
     assert values["train/logvar"] == before, "the log is of the value before the update"
 
@@ -198,7 +268,7 @@ def test_the_term_that_is_not_finite_is_named_before_the_total():
     log = {name: torch.tensor(1.0) for name in ("train/total_loss", "train/recon_loss", "train/perceptual_loss")}
     log["train/total_loss"] = log["train/perceptual_loss"] = torch.tensor(float("inf"))
     with pytest.raises(TrainingError, match="`train/perceptual_loss` must be finite, but got inf at step 9"):
-        finite_values(log, 9)
+        _finite_values(log, 9)
 
 
 def test_nan_in_a_discriminator_is_named(build, video):

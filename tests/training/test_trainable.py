@@ -11,7 +11,7 @@ from torch import nn
 from telecine.autoencoders import CausalVAE, load_autoencoder
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.settings import CausalVAEConfig, TrainableConfig
-from telecine.training.optim import MovingAverage
+from telecine.training.state import MovingAverage
 from telecine.training.trainable import select_trainable
 
 SMALL = CausalVAEConfig(2, 4, 3, patch_size=2, base_channels=8, blocks_per_level=1)
@@ -156,7 +156,7 @@ def test_a_pattern_without_a_match_suggests_the_nearest_name(config, says):
 
 
 def test_invalid_settings_are_refused():
-    with pytest.raises(ValueError, match='"all", "decoder" or "lora"'):
+    with pytest.raises(ValueError, match="one of 'all', 'decoder', 'lora'"):
         TrainableConfig(weights="encoder")
     with pytest.raises(ValueError, match="`lora_rank` must be a positive int"):
         TrainableConfig(lora_rank=0)

@@ -541,7 +541,7 @@ def test_each_process_trains_and_validates_on_its_part_of_the_clips(tiny, monkey
 
     run = Trainer(tiny(), quiet())
     run.accelerator = SimpleNamespace(process_index=1, num_processes=3)
-    monkeypatch.setattr("telecine.training.batches.clip_loader", fail)
+    monkeypatch.setattr("telecine.training.clips.clip_loader", fail)
     monkeypatch.setattr(trainer, "validate", fail)
     for call in (lambda: next(run.batches(StopRequest())), lambda: run.validate(StopRequest())):
         with pytest.raises(CalledError) as error:

@@ -14,7 +14,7 @@ from telecine.autoencoders import CausalVAE, CustomAutoencoder
 from telecine.autoencoders.latent import LatentStatistics
 from telecine.autoencoders.lora import add_low_rank
 from telecine.settings import CausalVAEConfig, TrainableConfig
-from telecine.training.distributed import copy_weights
+from telecine.training.distributed import copy_module
 from telecine.training.host_copy import HostCopy
 from telecine.training.shards import SavedTensors, save_shards, shard_file
 from telecine.training.trainable import select_trainable
@@ -48,7 +48,7 @@ def test_updates_and_statistics_are_restored(tmp_path):
             if weight.requires_grad:
                 weight.normal_()
     model.train()(torch.rand(2, 3, 2, 4, 4))
-    copy_weights(model, into=files.copy)
+    copy_module(model, into=files.copy)
     files.save(tmp_path, "model", None)
     other, others = adapted(0)
     others.load(other, tmp_path, "model")
@@ -106,7 +106,7 @@ def test_weights_are_saved_from_a_copy(tmp_path):
     model, other = CustomAutoencoder(Normalised()), CustomAutoencoder(Normalised())
     files = WeightFiles(model, is_main=True, is_sharded=False)
     expected = changed(model, 3.0)
-    copy_weights(model, into=files.copy)
+    copy_module(model, into=files.copy)
     changed(model, 4.0)
     files.save(tmp_path, "model", None)
     files.load(other, tmp_path, "model")

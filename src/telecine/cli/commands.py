@@ -105,7 +105,7 @@ def train(settings: TrainConfig, *, steal_lock: bool = False, change_data: bool 
     if dry_run:
         tried = try_update(settings, console=console)
         if PartialState().is_main_process:
-            print_dry_run(console, settings, tried)
+            print_dry_run(console, tried, settings.objective, num_steps=settings.steps)
         return
     result = train(settings, console=console, steal_lock=steal_lock, change_data=change_data)
     if PartialState().is_main_process:
@@ -140,7 +140,7 @@ def plan(settings: TrainConfig, *, memory: str | None = None, num_processes: int
     """
     from telecine.base.devices import parse_memory
     from telecine.cli.tables import print_plan
-    from telecine.training.capacity import make_plan
+    from telecine.training.planning.capacity import make_plan
 
     available = None if memory is None else parse_memory(memory)
     check_count("num_processes", num_processes)

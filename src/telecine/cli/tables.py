@@ -14,11 +14,11 @@ from telecine.evaluation.evaluate import Evaluation
 from telecine.evaluation.latents import LatentReport, describe
 from telecine.objective.weights import WeightSchedule
 from telecine.perceptual import weights
-from telecine.settings import TrainConfig
+from telecine.settings import ObjectiveConfig
 from telecine.training import TrainResult
-from telecine.training.capacity import USED_FRACTION, Plan, advice
 from telecine.training.dry_run import DryRun
-from telecine.training.plan import HOST_COPY
+from telecine.training.planning.capacity import USED_FRACTION, Plan
+from telecine.training.planning.update import HOST_COPY
 
 
 def print_result(console: Console, result: TrainResult) -> None:
@@ -31,8 +31,8 @@ def print_result(console: Console, result: TrainResult) -> None:
         console.print(f"{name:<13} {path}", soft_wrap=True)
 
 
-def print_dry_run(console: Console, config: TrainConfig, tried: DryRun) -> None:
-    """Print the time, the memory and the losses of the update of a dry run."""
+def print_dry_run(console: Console, tried: DryRun, objective: ObjectiveConfig, *, num_steps: int) -> None:
+    """Print the time, the memory and the losses of the update of a dry run, and the time of `num_steps` updates."""
     table = Table("dry run", f"an update of step {tried.step}", title="nothing was kept")
     table.add_row("seconds", f"{tried.seconds:.3g}")
     if tried.peak_memory is not None:
@@ -41,12 +41,12 @@ def print_dry_run(console: Console, config: TrainConfig, tried: DryRun) -> None:
         if name.endswith("_loss"):
             table.add_row(name.removeprefix("train/"), f"{value:.4g}")
     console.print(table)
-    if off := WeightSchedule(config.objective).off_at(tried.step):
+    if off := WeightSchedule(objective).off_at(tried.step):
         console.print(f"not on in this update: {', '.join(off)}", soft_wrap=True)
     else:
         console.print("every term is on in this update")
-    hours = tried.seconds * config.steps / 3600
-    console.print(f"{config.steps} such updates take {hours:.2g} hours; the first one of a process is the slowest")
+    hours = tried.seconds * num_steps / 3600
+    console.print(f"{num_steps} such updates take {hours:.2g} hours; the first one of a process is the slowest")
 
 
 def print_data(console: Console, report: DataReport) -> None:
@@ -60,13 +60,13 @@ def print_data(console: Console, report: DataReport) -> None:
 
 
 def print_plan(console: Console, plan: Plan) -> None:
-    """Print the bytes of each part, the time, and what fits."""
+    """Print the bytes of each part, the time, and the largest batches."""
     update = plan.update
-    table = Table("part", "between updates", "at the peak", "at most", title=f"memory of a process, {plan.title}")
+    table = Table("part", "resident", "at the peak", "at most", title=f"memory of a process, {plan.title}")
     for part, most in sorted(update.largest.items(), key=lambda item: -item[1]):
         cells = (update.held.get(part, 0), update.at_peak.get(part, 0), most)
         table.add_row(part, *(gigabytes(size) if size else "" for size in cells))
-    table.add_row("all", gigabytes(update.between), gigabytes(update.peak), "", style="bold")
+    table.add_row("all", gigabytes(update.resident), gigabytes(update.peak), "", style="bold")
     console.print(table)
     if HOST_COPY not in update.held:
         host = f"memory of the first process' host: {gigabytes(update.checkpoint)} for the {HOST_COPY}"
@@ -75,21 +75,16 @@ def print_plan(console: Console, plan: Plan) -> None:
     if update.peak > plan.memory * USED_FRACTION:
         console.print("With these settings an update does not fit. What does:", style="bold", soft_wrap=True)
     usable = f"{gigabytes(plan.memory)}, of which {USED_FRACTION:.0%} are used"
-    fits = Table(
-        Column("settings", overflow="fold"),
-        "largest\nbatch",
-        "most\nframes",
-        "one clip\nneeds",
-        title=f"what fits {usable}; frames are estimates",
-    )
-    for fit in plan.fits:
-        fits.add_row(fit.title, str(fit.batch_size or "none"), str(fit.num_frames or "none"), gigabytes(fit.one_clip))
+    columns = (Column("settings", overflow="fold"), "largest\nbatch", "most\nframes", "one clip\nneeds")
+    fits = Table(*columns, title=f"what fits {usable}; frames are estimates")
+    for row in plan.largest:
+        fits.add_row(row.title, str(row.batch_size or "none"), str(row.num_frames or "none"), gigabytes(row.one_clip))
     console.print(fits)
-    console.print(advice(update), soft_wrap=True)
+    console.print(update.describe_largest_part(), soft_wrap=True)
 
 
 def print_evaluation(console: Console, evaluation: Evaluation) -> None:
-    """Print the metrics, which direction is better, and what could not be measured."""
+    """Print each metric with its better direction, and the reason for each missing one."""
     protocol = evaluation.protocol
     frames = "whole videos" if protocol.num_frames is None else f"{protocol.num_frames} frames"
     size = "their size" if protocol.height is None else f"{protocol.height} x {protocol.width}"
@@ -113,7 +108,7 @@ def print_latents(console: Console, report: LatentReport) -> None:
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """Print every difference with its confidence interval, and which of the two is better."""
+    """Print every difference with its confidence interval, and the better of the two."""
     title = f"{comparison.num_clips} clips, {CONFIDENCE:.0%} intervals"
     table = Table("metric", "A", "B", "B - A", "better", title=title)
     for item in comparison.differences:
@@ -124,7 +119,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
 
 
 def print_weights(console: Console) -> None:
-    """Print which networks are in the cache."""
+    """Print the networks in the cache."""
     table = Table("net", "status", "source", Column("file", overflow="fold"))
     for entry in weights.listing():
         table.add_row(entry.net, entry.status, entry.source or "", str(entry.path))

@@ -21,7 +21,7 @@ from telecine.data.source import Source, VideoInfo
 from telecine.data_report.files import FileRow, file_row, groups_of_copies
 from telecine.data_report.measures import DEFINITIONS, brightness, cuts, is_black, is_static
 from telecine.settings import TrainConfig
-from telecine.training.build import Spans, find_spans
+from telecine.training.clips import Spans, find_spans
 
 # Clips per update if `batch_size` is "auto", which a device decides.
 BATCH_SIZE = 4
@@ -96,7 +96,7 @@ def inspect_data(config: TrainConfig, num_clips: int = 24) -> DataReport:
         DataError: There is no usable video.
     """
     check_count("num_clips", num_clips)
-    spans = find_spans(config)
+    spans = find_spans(config.data, config.val_data, config.clips)
     dataset = ClipDataset(spans.train, replace(config.clips, cache=False), seed=config.seed)
     clips = list(with_progress(sample(dataset, config, num_clips), "reading clips", total=num_clips))
     infos = list({span.info.path: span.info for span in spans.found}.values())

@@ -18,8 +18,7 @@ from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.report.run import read_records
 from telecine.runs.layout import METRICS_FILE
-from telecine.settings import TrainConfig
-from telecine.training.build import Clips
+from telecine.training.clips import Clips
 
 # Training clips that the baseline is fitted to: with ten times as many it is 0.01 dB better on the clips of the demo.
 NUM_CLIPS = 300
@@ -28,35 +27,36 @@ PREFIX = "linear/"
 
 
 def prepare_linear(
-    config: TrainConfig,
     model: VideoAutoencoder,
     clips: Clips,
     perceptual: Mapping[str, nn.Module],
     console: Console,
     device: torch.device,
     *,
-    may_start: bool,
+    start: bool,
+    is_new: bool,
+    measure: bool,
 ) -> dict[str, float]:
-    """Fit the baseline, start telecine's own autoencoder or a student, and measure it, each if `config` says so.
+    """Fit the baseline, start telecine's own autoencoder or a student as the baseline, and measure it.
 
     Args:
-        config: The settings.
         model: The autoencoder.
-        clips: What the run trains and validates on.
+        clips: The clips of the run.
         perceptual: Perceptual distances by name.
         console: Where to print the result.
         device: Where to measure.
-        may_start: Whether `model` was built from `config`, so that its weights may be set.
+        start: Whether to start the model as the baseline, see `TrainConfig.linear_start`.
+        is_new: Whether the model has random weights. Otherwise only the decoder of a student starts so.
+        measure: Whether to measure the baseline, see `TrainConfig.linear_baseline`.
 
     Returns:
         The baseline's metrics, to be logged with each validation; nothing if it is not measured.
     """
-    if config.linear_start and isinstance(model, StudentAutoencoder):
+    if start and isinstance(model, StudentAutoencoder):
         console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")
         model.to(device).start_from(training_clips(clips, NUM_CLIPS))
-    starts = may_start and config.linear_start and config.model is None
-    own = model if starts and isinstance(model, CausalVAE) else None
-    if own is None and not config.linear_baseline:
+    own = model if start and is_new and isinstance(model, CausalVAE) else None
+    if own is None and not measure:
         return {}
     console.print(f"fitting the linear baseline to {NUM_CLIPS} clips")
     linear = fit_linear(model, clips, NUM_CLIPS)
@@ -65,7 +65,7 @@ def prepare_linear(
         return {}
     if own is not None:
         own.start_from(linear)
-    if not config.linear_baseline:
+    if not measure:
         return {}
     metrics = measure_linear(linear, clips.val, perceptual, device)
     console.print(f"linear baseline: held-out {describe_metrics(metrics)}", soft_wrap=True)
@@ -86,7 +86,7 @@ def fit_linear(model: VideoAutoencoder, clips: Clips, num_clips: int) -> LinearA
 
 
 def training_clips(clips: Clips, num_clips: int) -> Iterator[Video]:
-    """Yield the clips `(1, 3, T, H, W)` that training starts with."""
+    """Yield the first training clips, `(1, 3, T, H, W)`."""
     for index in with_progress(range(num_clips), "fitting the linear baseline"):
         yield clips.train[index]["video"][None]
 

@@ -1,16 +1,17 @@
-"""The objects of a run from its settings: the objective with its discriminators, the networks, the clips."""
+"""The networks and optimizers of a run from its settings: the autoencoder, the objective with its discriminators."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
+from torch.optim import AdamW
 
 from telecine.autoencoders import CausalVAE, VideoAutoencoder, as_video_autoencoder
 from telecine.autoencoders.causal import saved_config
@@ -18,69 +19,41 @@ from telecine.autoencoders.load import class_in, folder_of, is_causal_vae, load_
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
-from telecine.data import (
-    Clip,
-    ClipDataset,
-    Skipped,
-    Span,
-    index_videos,
-    load_spans,
-    log_too_short,
-    read_validation_clips,
-    sample_videos,
-    split_videos,
-    whole_video,
+from telecine.discriminators import (
+    ConditionalDiscriminator,
+    Discriminator,
+    Discriminator3D,
+    Discriminator3DWithfirstframe,
+    FeatureDiscriminator,
+    PatchDiscriminator,
+    PatchDiscriminator3D,
 )
-from telecine.data.clip import check_buckets
+from telecine.discriminators.base import GradientCheckpointing
+from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.weights import WeightSchedule
-from telecine.report.summary import count, count_files
+from telecine.perceptual.feature_maps import build_maps
 from telecine.runs.layout import find_checkpoint
-from telecine.settings import OptimizerConfig, TrainConfig
-from telecine.training.acceleration import accelerate_networks
-from telecine.training.build_discriminators import image_discriminator, video_discriminators
-from telecine.training.discriminator_init import load_discriminators
-from telecine.training.distributed import broadcast_module, shard
-from telecine.training.optim import MovingAverage
-from telecine.training.process_group import (
-    answer_questions,
-    barrier_without_time_limit,
-    process_group_settings,
-    rank,
+from telecine.settings import (
+    AdaptiveWeightConfig,
+    CausalVAEConfig,
+    ClipConfig,
+    DiscriminatorConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
 )
-from telecine.training.state import TrainState
+from telecine.training.discriminator_init import load_discriminators
+from telecine.training.distributed import answer_questions, broadcast_module, process_group_settings, shard
+from telecine.training.state import MovingAverage, TrainState
 from telecine.training.trainable import select_trainable
-
-if TYPE_CHECKING:
-    from telecine.objective import VideoAutoencoderLoss
-
-
-@dataclass(frozen=True)
-class Clips:
-    """What a run trains and validates on."""
-
-    train: ClipDataset
-    val: list[Clip]
-    fps: float
-    """Frames a second of clips of the first video, for previews."""
-    num_videos: int
-    """Videos that are used."""
-    num_images: int
-    """Still images that are used."""
-    num_skipped: int
-    """Files that cannot be decoded or are shorter than a clip, and lines of a list without frames."""
-
-    def describe(self) -> str:
-        """Return the numbers of files and held-out clips, for the console."""
-        skipped = f", {self.num_skipped} skipped" if self.num_skipped else ""
-        return f"{count_files(self.num_videos, self.num_images)}{skipped}, {count(len(self.val), 'held-out clip')}"
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
     """Return Accelerate's handle of the device, the processes, the precision and the trackers.
 
     Raises:
-        ValueError: If the device asked for is not there, or does not go with the precision or the processes.
+        ValueError: The device is missing, or does not go with the precision or the processes.
     """
     device = pick_device(config.device)
     accelerator = Accelerator(
@@ -104,19 +77,19 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> VideoAutoencoder:
-    """Return the autoencoder that `config` names, whole and on the CPU, with what is not trained frozen.
+    """Return the autoencoder that `config` names, whole, on the CPU, with the weights frozen that are not trained.
 
     Args:
         config: The settings.
-        own: A module that takes the place of what `config.model` names.
+        own: A module that takes the place of `config.model`.
 
     Raises:
-        ValueError: If it cannot be had, or a setting of it is wrong.
+        ValueError: The model cannot be loaded, or a setting of it is wrong.
     """
     if own is not None:
         model: VideoAutoencoder = as_video_autoencoder(own)
     elif config.model is None or config.random_weights:
-        model = without_weights(config)
+        model = without_weights(config.model, config.causal_vae)
         if isinstance(model, StudentAutoencoder):
             remedy = "Train a new student with `telecine distill`."
             raise argument_error("random_weights", "false for a student, which has a teacher", "true", remedy)
@@ -130,17 +103,22 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
     return model.train()
 
 
-def without_weights(config: TrainConfig) -> VideoAutoencoder:
-    """Return the autoencoder that `config` names, with random weights: only its configuration is read."""
-    if config.model is None:
-        return CausalVAE(config.causal_vae)
-    checkpoint = find_checkpoint(Path(config.model))
-    source = config.model if checkpoint is None else str(checkpoint / "ema")
+def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencoder:
+    """Return an autoencoder with random weights: only its configuration is read.
+
+    Args:
+        name: See `TrainConfig.model`.
+        config: The autoencoder without a name.
+    """
+    if name is None:
+        return CausalVAE(config)
+    checkpoint = find_checkpoint(Path(name))
+    source = name if checkpoint is None else str(checkpoint / "ema")
     folder = folder_of(source, with_weights=False)
     if is_causal_vae(folder):
         return CausalVAE(saved_config(folder))
     if class_in(folder) == StudentAutoencoder.__name__:
-        return StudentAutoencoder.without_weights(folder, lambda name: without_weights(replace(config, model=name)))
+        return StudentAutoencoder.without_weights(folder, lambda teacher: without_weights(teacher, config))
     from telecine.autoencoders.diffusers import DiffusersAutoencoder
     from telecine.autoencoders.diffusers.loading import find_config
 
@@ -150,112 +128,111 @@ def without_weights(config: TrainConfig) -> VideoAutoencoder:
     )
 
 
-def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
-    """Find, index and split the videos, and read the validation clips. Every process has to call this.
-
-    The first process indexes the videos, the others then read its index. They wait for each other for as long as that,
-    and decoding for `clips.cache`, take.
-
-    Raises:
-        ValueError: If the model does not reproduce clips of a size that is asked for.
-        DataError: If there is no usable video.
-    """
-    check_buckets(config.clips.train_buckets, model, images=config.clips.image_ratio > 0)
-    with barrier_without_time_limit() as wait_for_everyone:
-        if rank() > 0:
-            wait_for_everyone()
-        spans = find_spans(config)
-        if rank() == 0:
-            wait_for_everyone()
-        clips = _read_clips(spans, config, model)
-        wait_for_everyone()
-    return clips
-
-
-def _read_clips(spans: Spans, config: TrainConfig, model: VideoAutoencoder) -> Clips:
-    """Return the training clips, decoded if `clips.cache` is set, and the validation clips.
-
-    Raises:
-        ValueError: If the model does not reproduce single images.
-        DataError: If there is no usable video.
-    """
-    # Without zoom, as `telecine evaluate` reads clips, so that their figures can be compared.
-    name = "data" if config.val_data is None else "val_data"
-    val = read_validation_clips(spans.held_out, replace(config.clips, scale_jitter=1.0), config.val_clips, name=name)
-    dataset = ClipDataset(spans.train, config.clips, seed=config.seed)
-    check_buckets(config.clips.train_buckets, model, images=dataset.image_ratio > 0)  # images alone need no ratio
-    is_image = {span.info.path: span.info.is_image for span in spans.found}
-    first_video = min(dataset.spans, key=lambda span: span.info.is_image)
-    return Clips(
-        train=dataset,
-        val=val,
-        fps=first_video.info.fps / config.clips.stride,
-        num_videos=len(is_image) - sum(is_image.values()) - spans.num_short if dataset.image_ratio < 1 else 0,
-        num_images=sum(is_image.values()) if dataset.image_ratio > 0 else 0,
-        num_skipped=len(spans.skipped) + spans.num_short,
-    )
-
-
-@dataclass(frozen=True)
-class Spans:
-    """The frames of a data set."""
-
-    found: list[Span]
-    """Of all videos and images that can be decoded, in order."""
-    train: list[Span]
-    held_out: list[Span]
-    skipped: list[Skipped]
-    """What cannot be decoded, and lines of a list without frames."""
-    num_short: int
-    """How many videos are shorter than a clip."""
-
-
-def find_spans(config: TrainConfig) -> Spans:
-    """Find, index and split the videos and images.
-
-    Raises:
-        DataError: If there is no usable video.
-    """
-    max_pixels = config.clips.max_pixels
-    found, skipped = _demo_spans() if config.data is None else load_spans(config.data, max_pixels=max_pixels)
-    num_short = log_too_short(found, min(map(config.clips.span_of, config.clips.train_buckets)))
-    if config.val_data is None:
-        train, held_out = split_videos(found, config.clips.val_fraction, config.clips.clip_span)
-    else:
-        train, (held_out, _) = found, load_spans(config.val_data, name="val_data", max_pixels=max_pixels)
-    return Spans(found, train, held_out, skipped, num_short)
-
-
-def _demo_spans() -> tuple[list[Span], list[Skipped]]:
-    infos, skipped = index_videos(sample_videos())
-    return [whole_video(info) for info in infos], skipped
-
-
-def build_objective(config: TrainConfig, *, load: bool = True) -> VideoAutoencoderLoss:
+def build_objective(
+    objective: ObjectiveConfig, discriminator: DiscriminatorConfig, clips: ClipConfig, *, load: bool = True
+) -> VideoAutoencoderLoss:
     """Return the loss with the discriminators that have a weight, built for the size of the clips.
 
     Args:
-        config: The settings.
+        objective: The settings of the loss.
+        discriminator: Those of the discriminators.
+        clips: The size of the clips.
         load: Load the weights of the frozen network of the discriminators, which is random otherwise.
 
     Raises:
         ValueError: A setting of a network is wrong.
         FileNotFoundError: There are no such weights.
     """
-    from telecine.objective import VideoAutoencoderLoss  # slow to import
-
-    is_on = WeightSchedule(config.objective).is_ever_on
+    is_on = WeightSchedule(objective).is_ever_on
     has_adversarial, has_scales = is_on("adversarial_loss_weight"), is_on("multiscale_adversarial_loss_weight")
-    factors = [1] * has_adversarial + [
-        2**scale for scale in range(1, config.discriminator.num_scales + 1) if has_scales
-    ]
-    videos = video_discriminators(config, factors, load=load)
+    factors = [1] * has_adversarial + [2**scale for scale in range(1, discriminator.num_scales + 1)] * has_scales
+    videos = _video_discriminators(discriminator, clips, factors, load=load)
     return VideoAutoencoderLoss(
-        **config.objective.arguments(),
-        discr_kwargs=image_discriminator(config) if has_adversarial else None,
+        **objective.arguments(),
+        discr_kwargs=_image_discriminator(discriminator, clips) if has_adversarial else None,
         discr_3d_kwargs=videos.pop(0) if videos and has_adversarial else None,
         multiscale_discr_kwargs=videos,
     )
+
+
+def _video_discriminators(
+    config: DiscriminatorConfig, clips: ClipConfig, factors: Sequence[int], *, load: bool
+) -> list[nn.Module]:
+    """Return the discriminators of clips whose height and width are divided by each factor; none without `video`."""
+    if config.video == "none" or not factors:
+        return []
+    if config.video == "features":
+        net, weights, layers, size = astuple(config.features)
+        shared = build_maps(net, weights, layers, load=load, prefix="discriminator.features.")
+        heads = {"dim": 4 * config.dim, "size": size, "conditional": config.conditional}
+        return [FeatureDiscriminator(net=shared, **heads) for _ in factors]
+    kinds: dict[str, tuple[type[GradientCheckpointing], dict[str, Any]]] = {
+        "patch": (PatchDiscriminator3D, {"num_temporal_layers": config.num_temporal_layers}),
+        "plain": (Discriminator3D, {"frame_num": clips.num_frames}),
+        "first_frame": (
+            Discriminator3DWithfirstframe,
+            {"frame_num": clips.num_frames, "time_weighting": config.time_weighting},
+        ),
+    }
+    kind, options = kinds[config.video]
+    return [_discriminator(kind, config, clips, factor, **options) for factor in factors]
+
+
+def _image_discriminator(config: DiscriminatorConfig, clips: ClipConfig) -> nn.Module | None:
+    kinds = {"attention": Discriminator, "patch": PatchDiscriminator}
+    return None if config.image == "none" else _discriminator(kinds[config.image], config, clips)
+
+
+def _discriminator(
+    kind: type[GradientCheckpointing], config: DiscriminatorConfig, clips: ClipConfig, factor: int = 1, **options: Any
+) -> nn.Module:
+    options |= {"channels": 6 if config.conditional else 3, "max_dim": config.max_dim}
+    if kind in (PatchDiscriminator, PatchDiscriminator3D):
+        # `dim` is a quarter of the channels of the first block, as of the other kinds.
+        options |= {"dim": 4 * config.dim, "num_layers": config.num_layers, "norm": config.norm}
+    else:
+        size = (-(-clips.height // factor), -(-clips.width // factor))
+        options |= {"dim": config.dim, "image_size": size, "antialiased_downsample": config.antialiased_downsample}
+    network = kind(**options)
+    return ConditionalDiscriminator(network) if config.conditional else network
+
+
+def accelerate_networks(
+    loss: VideoAutoencoderLoss, *, channels_last: bool, dynamo_backend: str, device: torch.device
+) -> None:
+    """Change the memory layout of discriminators and LPIPS and compile them, in place; values change by rounding only.
+
+    Args:
+        loss: The objective.
+        channels_last: Use the channels-last layout for weights; convolutions then use it for their outputs.
+        dynamo_backend: Backend of `torch.compile`; "no" does not compile.
+        device: Where the objective runs.
+
+    Raises:
+        ValueError: The gradient penalty needs a double backward, which compiled code and the CPU's channels-last
+            convolutions do not support.
+    """
+    differentiates_twice = loss.weights.is_ever_on("grad_penalty_loss_weight") and loss.penalty.double_backward
+    remedy = "Use `objective.penalty.kind: approximate_r1`, or turn the penalty off."
+    if channels_last:
+        if differentiates_twice and device.type == "cpu":
+            # PyTorch 2.13 with oneDNN corrupts the heap there, with several threads and odd batches of three and more.
+            raise argument_error("channels_last", "false on the CPU with an exact gradient penalty", "true", remedy)
+        loss._apply(_with_channels_last)
+    if dynamo_backend != "no":
+        if differentiates_twice:
+            raise argument_error("dynamo_backend", "no with an exact gradient penalty", dynamo_backend, remedy)
+        networks = [d.module for d in loss.discriminators + loss.multiscale_discriminators]
+        perceptual = loss.perceptual.distance
+        for network in networks if perceptual is None else [*networks, perceptual.distance]:
+            network.compile(backend=dynamo_backend)
+        # The gradients of several terms are taken through the same graph, so its buffers must outlive the first.
+        torch._functorch.config.donated_buffer = False
+
+
+def _with_channels_last(tensor: Tensor) -> Tensor:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return tensor.contiguous(memory_format=formats[tensor.ndim]) if tensor.ndim in formats else tensor
 
 
 def build_state(
@@ -270,89 +247,82 @@ def build_state(
         is_resumed: Whether a checkpoint is loaded next, so that the run in `discriminator.init` is not needed.
 
     Raises:
-        ValueError: If a setting of a network is wrong.
+        ValueError: A setting of a network is wrong.
     """
-    objective = build_objective(config)
-    init = None if is_resumed else config.discriminator.init
-    if init is not None:
-        load_discriminators(objective, init)
-    objective.to(accelerator.device)
+    device, is_sharded = accelerator.device, config.sharding == "fsdp2"
+    objective = build_objective(config.objective, config.discriminator, config.clips)
+    if config.discriminator.init is not None and not is_resumed:
+        load_discriminators(objective, config.discriminator.init)
+    objective.to(device)
     accelerate_networks(
-        objective,
-        channels_last=config.channels_last,
-        dynamo_backend=config.dynamo_backend,
-        device=accelerator.device,
+        objective, channels_last=config.channels_last, dynamo_backend=config.dynamo_backend, device=device
     )
     broadcast_module(objective)
-    model.to(accelerator.device)
-    last_layer = last_layer_of(model, config)
+    model.to(device)
+    adaptive, has_chunks = config.objective.adaptive_weight, config.temporal_chunk is not None
+    last_layer = last_layer_of(model, adaptive, is_sharded=is_sharded, has_chunks=has_chunks)
     broadcast_module(model)
-    if config.sharding == "fsdp2":
+    if is_sharded:
         shard(model)
-    optimizer, disc_optimizer = build_optimizers(config.optimizer, model, objective)
-    wrapped = model if config.sharding == "fsdp2" else data_parallel(model, accelerator)
+    state = new_state(accelerator, model, objective, last_layer, config.optimizer, seed=config.seed)
+    if not is_sharded and accelerator.num_processes > 1:
+        # Accelerate's `prepare_model` would also let the model compute in half precision wherever it is called; here
+        # training does, and validation does not.
+        state.model = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    return state
+
+
+def new_state(
+    accelerator: Accelerator,
+    model: VideoAutoencoder,
+    objective: VideoAutoencoderLoss,
+    last_layer: Tensor | LayerActivations | None,
+    config: OptimizerConfig,
+    *,
+    seed: int,
+) -> TrainState:
+    """Return the state of a run before its first update: AdamW (arXiv:1711.05101) and the moving average are new."""
+    groups: list[dict[str, Any]] = [{"params": [weight for weight in model.parameters() if weight.requires_grad]}]
+    if learned := objective.get_trainable_autoencoder_parameters():
+        groups.append({"params": learned, "weight_decay": 0.0})  # decay would change a variance
+    decay, discriminators = config.weight_decay, objective.get_trainable_parameters()
     return TrainState(
         accelerator=accelerator,
-        model=wrapped,
+        model=model,
         autoencoder=model,
         objective=objective,
-        optimizer=optimizer,
-        disc_optimizer=disc_optimizer,
-        ema=MovingAverage(model, config.optimizer.ema_decay),
+        optimizer=AdamW(groups, config.lr, betas=config.betas, weight_decay=decay),
+        disc_optimizer=AdamW(discriminators, config.disc_lr, betas=config.disc_betas, weight_decay=decay)
+        if discriminators
+        else None,
+        ema=MovingAverage(model, config.ema_decay),
         last_layer=last_layer,
-        grad_clip=config.optimizer.grad_clip,
-        seed=config.seed,
+        grad_clip=config.grad_clip,
+        seed=seed,
     )
 
 
-def data_parallel(model: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """Return the model in the wrapper that averages its gradients over processes, or itself if there is only one.
+def last_layer_of(
+    model: VideoAutoencoder, config: AdaptiveWeightConfig, *, is_sharded: bool, has_chunks: bool
+) -> Tensor | LayerActivations | None:
+    """Return the last layer's weight, or its activations, where the adaptive weight compares gradients; None elsewhere.
 
-    Accelerate's `prepare_model` would also let the model compute in half precision wherever it is called; here training
-    does, and validation does not.
-    """
-    if accelerator.num_processes == 1:
-        return model
-    devices = [accelerator.device] if accelerator.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices)
-
-
-def last_layer_of(model: VideoAutoencoder, config: TrainConfig) -> Tensor | LayerActivations | None:
-    """Return where the adaptive weight compares gradients: the last layer's weight, or its activations.
-
-    The weight would not do if it is sharded, or if its gradient needed the activations of all temporal chunks at once.
+    The activations replace a weight that is sharded, and one whose gradient needs the activations of all temporal
+    chunks at once.
 
     Raises:
-        ValueError: If gradients are compared at a layer that is not trained, and so has none.
+        ValueError: Gradients are compared at a layer that is not trained, and so has none.
     """
-    settings = config.objective.adaptive_weight
-    if settings.reference == "none" or settings.at != "last_layer":
+    if config.reference == "none" or config.at != "last_layer":
         return None
     weight = model.last_layer
-    if config.sharding != "none":
-        return LayerActivations(owner_of(weight, model))
-    if not weight.requires_grad:
-        contract, got = "`reconstruction` if the last layer is frozen", settings.at
+    if not weight.requires_grad and not is_sharded:
+        contract, got = "`reconstruction` if the last layer is frozen", config.at
         remedy = "Set it to `reconstruction`, which needs no layer."
         raise argument_error("objective.adaptive_weight.at", contract, got, remedy)
-    return weight if config.temporal_chunk is None else LayerActivations(owner_of(weight, model))
+    return LayerActivations(owner_of(weight, model)) if is_sharded or has_chunks else weight
 
 
 def owner_of(weight: nn.Parameter, model: nn.Module) -> nn.Module:
     """Return the layer of which `weight` is the weight."""
     return next(layer for layer in model.modules() if getattr(layer, "weight", None) is weight)
-
-
-def build_optimizers(
-    settings: OptimizerConfig, model: nn.Module, objective: VideoAutoencoderLoss
-) -> tuple[Optimizer, Optimizer | None]:
-    """Return AdamW (arXiv:1711.05101) of the autoencoder's trained weights, and of the discriminators' if any."""
-    groups: list[dict[str, Any]] = [{"params": [weight for weight in model.parameters() if weight.requires_grad]}]
-    if learned := objective.get_trainable_autoencoder_parameters():
-        groups.append({"params": learned, "weight_decay": 0.0})  # decay would change a variance
-    decay = settings.weight_decay
-    optimizer = torch.optim.AdamW(groups, settings.lr, betas=settings.betas, weight_decay=decay)
-    weights = objective.get_trainable_parameters()
-    if not weights:
-        return optimizer, None
-    return optimizer, torch.optim.AdamW(weights, settings.disc_lr, betas=settings.disc_betas, weight_decay=decay)

@@ -19,8 +19,8 @@ from telecine.base.files import flush, partial_path
 from telecine.runs.layout import BEST, CHECKPOINTS, CLIPS_FILE, DAMAGED, VALIDATIONS, checkpoint_folder, checkpoints
 from telecine.runs.manifest import DamagedError, damage_of, write_manifest
 from telecine.training.distributed import all_gather, is_sharded, local_shard
-from telecine.training.optim import parameters_of
 from telecine.training.shards import SavedTensors, damage_named
+from telecine.training.state import parameters_of
 
 # No file in a run's folder takes longer to write. `telecine report` writes there while the run trains.
 SECONDS_TO_WRITE = 3600.0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TypedDict
 
 import torch
 from accelerate.utils import set_seed
@@ -18,21 +18,13 @@ from telecine.base.frozen import Frozen
 from telecine.base.shapes import Scalar, Video
 from telecine.losses import l1
 from telecine.losses.reconstruction import weighted_mean
-from telecine.settings import DistillConfig, Ramp, Term
+from telecine.settings import DistillConfig, Term
 from telecine.training.run import train
 from telecine.training.validation import TrainResult
 
 
-class Options(TypedDict):
-    """Arguments of `train` that `distill` passes on."""
-
-    console: Console | None
-    steal_lock: bool
-    change_data: bool
-
-
 class TeacherReconstruction(nn.Module):
-    """The mean absolute error against what a frozen teacher decodes from the same latent.
+    """The mean absolute error against a frozen teacher's reconstruction from the same latent.
 
     Args:
         teacher: See `DistillConfig.teacher`.
@@ -47,7 +39,7 @@ class TeacherReconstruction(nn.Module):
 
         Args:
             reconstruction: `(B, 3, T, H, W)`.
-            latent: What it was decoded from.
+            latent: Its latent.
             weight: Non-negative sample weights `(B,)`.
         """
         with torch.no_grad():
@@ -93,9 +85,7 @@ def distill(
 
     Args:
         config: The settings.
-        console: See `train`.
-        steal_lock: See `train`.
-        change_data: See `train`.
+        console, steal_lock, change_data: See `train`.
 
     Raises:
         ValueError: A setting or the data is wrong, or the student cannot have the teacher's compression.
@@ -106,36 +96,30 @@ def distill(
     name = absolute(config.teacher)
     teacher = load_model_or_run(name)
     architecture = student_config(config.student, teacher, config.clips.val_bucket.shape)
-    terms: dict[str, float | Term | Ramp] = {**config.objective.named_terms, **teacher_terms(config, name)}
-    objective = replace(config.objective, terms=terms)
+    objective = replace(config.objective, terms={**config.objective.named_terms, **_teacher_terms(config, name)})
     config = replace(config, teacher=name, causal_vae=architecture, objective=objective)
-    options: Options = {"console": console, "steal_lock": steal_lock, "change_data": change_data}
+    run = partial(train, console=console, steal_lock=steal_lock, change_data=change_data)
     if config.train_encoder:
-        return train(replace(config, model=None), **options)
+        return run(replace(config, model=None))
     set_seed(config.seed)
     student = StudentAutoencoder.of(teacher, name, load_model_or_run, architecture)
-    return train(replace(config, model=name), autoencoder=student, **options)
+    return run(replace(config, model=name), autoencoder=student)
 
 
 def absolute(name: str) -> str:
-    """Return the absolute path of a folder, so that what a run saves finds it from elsewhere; or a Hub id as it is."""
+    """Return the absolute path of a folder, which a run's settings hold; a Hub id stays as it is."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.exists() else name
 
 
-def teacher_terms(config: DistillConfig, name: str) -> dict[str, Term]:
-    """Return the terms of the loss that compare with the teacher.
-
-    Raises:
-        ValueError: A weight is out of range.
-    """
+def _teacher_terms(config: DistillConfig, name: str) -> dict[str, Term]:
+    """Return the terms of the loss that compare with the teacher."""
     check_positive("latent_weight", config.latent_weight, remedy="Without it, the latent would be another one.")
     check_weight("teacher_weight", config.teacher_weight)
     terms = {}
     if config.train_encoder:
         terms["teacher_latent"] = Term(f"{__name__}.TeacherLatent", config.latent_weight, {"teacher": name})
     if config.teacher_weight > 0:
-        terms["teacher_reconstruction"] = Term(
-            f"{__name__}.TeacherReconstruction", config.teacher_weight, {"teacher": name}
-        )
+        target = f"{__name__}.TeacherReconstruction"
+        terms["teacher_reconstruction"] = Term(target, config.teacher_weight, {"teacher": name})
     return terms

@@ -1,74 +1,179 @@
-"""Communication between the processes of a run, and sharding of the autoencoder over them (FSDP2)."""
+"""The processes that train together: their start, their communication, a lost one; sharding over them (FSDP2)."""
 
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
 from typing import TYPE_CHECKING, TypeGuard, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from torch import Tensor, nn
 from torch import distributed as dist
 
 from telecine.base.checks import argument_error
 from telecine.ops.checkpointing import overwrite
-from telecine.settings import TrainConfig
-from telecine.training.process_group import num_ranks
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
-# Gradients are averaged in buckets of this size: one message for each small weight costs more in latency than in bytes.
+# The scheme of the URL by which the processes find each other, see `_rendezvous`.
+SCHEME = "telecine"
+# The keys of the question of a process whether all others still run, and of their answers.
+QUESTION, ANSWER = "telecine/who_runs", "telecine/runs"
+SECONDS_TO_ANSWER = 5.0
+POLL_SECONDS = 0.1
+FOREVER = timedelta(days=365)
+# Gloo's errors about other processes are plain `RuntimeError`s. They begin with the source file, one of these folders.
+LOST_MESSAGES = ("gloo/transport/", "gloo/rendezvous/", "Gloo connectFullMesh failed")
+# Gradients are averaged in buckets of this size, as a message for each small weight costs more latency than bytes.
 BUCKET_BYTES = 25 * 2**20
 
 
-def describe_processes(config: TrainConfig, accelerator: Accelerator) -> list[str]:
+def num_ranks() -> int:
+    """Return the number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return the rank of this process; 0 if it trains alone."""
+    return dist.get_rank() if num_ranks() > 1 else 0
+
+
+def process_group_settings(timeout: float) -> InitProcessGroupKwargs:
+    """Return the settings with which Accelerate starts the process group, if several processes were launched.
+
+    Args:
+        timeout: Seconds that a process waits for the others.
+    """
+    return InitProcessGroupKwargs(init_method=f"{SCHEME}://", timeout=timedelta(seconds=timeout))
+
+
+def open_store(timeout: timedelta) -> dist.Store:
+    """Connect to the key-value store of the processes, with keys of its own for each restart.
+
+    From version 2.4 on, `torchrun` keeps the store of the processes that it has started before, and their addresses in
+    it (https://github.com/pytorch/pytorch/issues/135712). The number of a restart is the same everywhere on one
+    machine only; on several, `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` gives each restart a store of its own.
+    """
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    is_one_machine = os.environ.get("GROUP_WORLD_SIZE") == "1"
+    return dist.PrefixStore(f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store) if is_one_machine else store
+
+
+def _rendezvous(url: str, timeout: timedelta = FOREVER, **options: object) -> Iterator[tuple[dist.Store, int, int]]:
+    """Find the other processes as "env://" of PyTorch does, with the store of `open_store`."""
+    yield open_store(timeout), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+if dist.is_available():
+    dist.register_rendezvous_handler(SCHEME, _rendezvous)
+
+
+def describe_processes(accelerator: Accelerator, *, sharding: str) -> list[str]:
     """Return lines for the console: the device, the number of processes, the sharding, the precision."""
     processes = f" in each of {accelerator.num_processes} processes" if accelerator.num_processes > 1 else ""
-    sharded = f", weights sharded by {config.sharding}" if config.sharding != "none" else ""
-    lines = [f"computing on {accelerator.device.type}{processes}{sharded}, mixed precision: {config.mixed_precision}"]
-    if launcher_started_one_process():
+    sharded = f", weights sharded by {sharding}" if sharding != "none" else ""
+    precision = accelerator.mixed_precision
+    lines = [f"computing on {accelerator.device.type}{processes}{sharded}, mixed precision: {precision}"]
+    is_on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    if is_on_cpu and "MASTER_ADDR" in os.environ and num_ranks() == 1:
         lines.append("`accelerate launch --cpu` starts one process for any --num_processes; use `torchrun` instead")
     return lines
 
 
-def launcher_started_one_process() -> bool:
-    """Return whether `accelerate launch --cpu --num_processes N` started this run: it starts one process for any N."""
-    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
-    return on_cpu and "MASTER_ADDR" in os.environ and num_ranks() == 1
+def is_lost(error: RuntimeError) -> bool:
+    """Return whether an error says that another process has ended or does not answer."""
+    return isinstance(error, dist.DistError) or any(words in str(error) for words in LOST_MESSAGES)
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each parameter's gradient by its mean over the processes. Parameters without a gradient are skipped.
-
-    The same parameters must have gradients on every process.
-    """
+@cache
+def answer_questions() -> None:
+    """Answer the question of another process, in a thread. A process that is stopped cannot answer."""
     if num_ranks() == 1:
         return
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    for bucket in _buckets(gradients):
-        flat = torch.cat([gradient.flatten() for gradient in bucket])
-        dist.all_reduce(flat)
-        flat /= num_ranks()
-        pieces = flat.split([gradient.numel() for gradient in bucket])
-        for gradient, piece in zip(bucket, pieces, strict=True):
-            gradient.copy_(piece.view_as(gradient))
+    store, answer = open_store(FOREVER), f"{ANSWER}/{dist.get_rank()}"
+
+    def wait_and_answer() -> None:
+        try:
+            store.wait([QUESTION], FOREVER)
+            store.set(answer, "")
+        except dist.DistError:
+            return  # the store has ended, and with it the run
+
+    threading.Thread(target=wait_and_answer, name=QUESTION, daemon=True).start()
 
 
-def broadcast_module(module: nn.Module) -> None:
-    """Copy the parameters and buffers of the first process to all others."""
-    if num_ranks() > 1:
-        for tensor in module.state_dict().values():
-            dist.broadcast(tensor.detach(), src=0)
+def describe_lost(where: str, timeout: float) -> str:
+    """Return a message that names the lost process and a remedy, after an error for which `is_lost` is true."""
+    again = "then run the same command again: it resumes from the newest checkpoint."
+    silent = _silent_ranks() if dist.is_initialized() else None
+    this = f"process {os.environ['RANK']}"
+    if silent == []:
+        reason = f"waited {timeout:g} seconds {where} for another process, which runs, but did not take part"
+        return f"{this} {reason}. See what it does, use a larger --process_timeout if it needs that long, {again}"
+    lost = "another process" if silent is None else f"process {', '.join(map(str, silent))}"
+    return f"{this} lost {lost} {where}: it has ended, or does not answer. See what ended it, {again}"
 
 
-def any_rank(value: bool, device: torch.device) -> bool:
-    """Return whether `value` is true on at least one process. Every process gets the same answer."""
-    flags = all_gather(torch.tensor(float(value), device=device)) if num_ranks() > 1 else [value]
-    return any(flags)
+def _silent_ranks() -> list[int] | None:
+    """Ask all processes whether they still run, and return the ranks of those that do not answer.
+
+    None means that they cannot be asked, because `torchrun`, which holds their store, has ended. Without it, the first
+    process holds the store.
+    """
+    answers: list[list[int]] = []
+
+    def ask() -> None:
+        try:
+            store = open_store(timedelta(seconds=SECONDS_TO_ANSWER))
+            store.set(QUESTION, "")
+            silent, end = list(range(num_ranks())), time.monotonic() + SECONDS_TO_ANSWER
+            while silent and time.monotonic() < end:
+                time.sleep(POLL_SECONDS)
+                silent = [rank for rank in silent if not store.check([f"{ANSWER}/{rank}"])]
+        except dist.DistError:
+            return
+        answers.append(silent)
+
+    # In a thread: PyTorch has no time limit for the connection to a process that is stopped.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(2 * SECONDS_TO_ANSWER)
+    if answers:
+        return answers[0]
+    return None if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else [0]
+
+
+@contextmanager
+def barrier_without_time_limit() -> Iterator[Callable[[], None]]:
+    """Yield a barrier for work of any length: the time limit of the process group does not hold for it.
+
+    Every process has to enter the block. Signals are handled while it waits. If a process ends, the others get an error
+    for which `is_lost` is true.
+    """
+    if num_ranks() == 1:
+        yield lambda: None
+        return
+    group = dist.new_group(backend="gloo", timeout=FOREVER)
+
+    def wait_for_everyone() -> None:
+        work = dist.barrier(group, async_op=True)
+        while not work.is_completed():  # in `work.wait()` Python cannot handle a signal
+            time.sleep(POLL_SECONDS)
+        work.wait()  # raises its error
+
+    try:
+        yield wait_for_everyone
+    finally:
+        dist.destroy_process_group(group)
 
 
 def on_first_process(call: Callable[[], T], accelerator: Accelerator) -> T:
@@ -117,6 +222,36 @@ def all_gather(tensor: Tensor) -> list[Tensor]:
     return tensors
 
 
+def any_rank(value: bool, device: torch.device) -> bool:
+    """Return whether `value` is true on at least one process. Every process gets the same answer."""
+    flags = all_gather(torch.tensor(float(value), device=device)) if num_ranks() > 1 else [value]
+    return any(flags)
+
+
+def broadcast_module(module: nn.Module) -> None:
+    """Copy the parameters and buffers of the first process to all others."""
+    if num_ranks() > 1:
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor.detach(), src=0)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace each parameter's gradient by its mean over the processes. Parameters without a gradient are skipped.
+
+    The same parameters must have gradients on every process.
+    """
+    if num_ranks() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    for bucket in _buckets(gradients):
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        dist.all_reduce(flat)
+        flat /= num_ranks()
+        means = flat.split([gradient.numel() for gradient in bucket])
+        for gradient, mean in zip(bucket, means, strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Group consecutive gradients of one dtype until a group reaches `BUCKET_BYTES`."""
     bucket: list[Tensor] = []
@@ -126,7 +261,7 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
             yield bucket
             bucket, size = [], 0
         bucket.append(gradient)
-        size += gradient.numel() * gradient.element_size()
+        size += gradient.nbytes
     if bucket:
         yield bucket
 
@@ -208,7 +343,7 @@ def local_shard(tensor: Tensor) -> Tensor:
 
 
 def offsets_of(tensor: Tensor) -> list[int]:
-    """Return where this process' shard begins in the whole tensor, in each dimension; 0 if it is not sharded."""
+    """Return the offset of this process' shard in the whole tensor, in each dimension; 0 if it is not sharded."""
     if not is_sharded(tensor):
         return [0] * tensor.ndim
     (chunk,) = tensor.__create_chunk_list__()  # PyTorch's name for what distributed checkpoints need of a tensor
@@ -220,21 +355,17 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def place_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """Move a whole tensor, the same on every process, to the device of `other`, and shard it if `other` is sharded."""
-    from torch.distributed.tensor import distribute_tensor
-
-    moved = tensor.to(other.device)
-    return distribute_tensor(moved, other.device_mesh, other.placements) if is_sharded(other) else moved
-
-
 @torch.no_grad()
-def copy_weights(source: nn.Module, *, into: nn.Module) -> None:
+def copy_module(source: nn.Module, *, into: nn.Module) -> None:
     """Copy parameters and buffers by name between two copies of a model, either of which may be sharded.
 
     Every process has to call this. If `source` is not sharded, it must be the same on every process.
     """
+    from torch.distributed.tensor import distribute_tensor
+
     tensors = source.state_dict()
     for name, tensor in into.state_dict().items():
         whole = full_tensor(tensors[name])
-        tensor.copy_(place_like(whole, tensor) if is_sharded(tensor) else whole)
+        if is_sharded(tensor):
+            whole = distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements)
+        tensor.copy_(whole)

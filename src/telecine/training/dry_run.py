@@ -16,12 +16,12 @@ from telecine.base.terminal import PlainConsole
 from telecine.data.find import check_output
 from telecine.objective.weights import WeightSchedule
 from telecine.settings import TrainConfig
-from telecine.training.batches import read_next
 from telecine.training.build import build_accelerator
-from telecine.training.capacity import out_of_memory
+from telecine.training.clips import read_next
 from telecine.training.distributed import on_first_process
 from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.lock import RunLock
+from telecine.training.planning.capacity import out_of_memory
 from telecine.training.step import set_learning_rates, train_step
 from telecine.training.trainer import Trainer
 

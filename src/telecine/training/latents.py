@@ -1,18 +1,316 @@
-"""Statistics of the latent over training clips, which a checkpoint's models carry if the encoder is trained."""
+"""Latents of training clips: posteriors that are kept on the disk, and the statistics that a checkpoint carries."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from rich.console import Console
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
-from telecine.autoencoders import VideoAutoencoder
+from telecine.autoencoders import DeterministicPosterior, DiagonalGaussian, Posterior, VideoAutoencoder
 from telecine.autoencoders.latent import ChannelMoments, LatentStatistics
-from telecine.data import ClipDataset
+from telecine.autoencoders.pretrained import digest_of_encoder, safetensors_write
+from telecine.base.checks import argument_error, describe
+from telecine.base.devices import gigabytes
+from telecine.base.files import atomic_write, read_json, write_json
+from telecine.base.terminal import with_progress
+from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, Span
+from telecine.data.index_cache import fingerprint_of
+from telecine.training.distributed import on_first_process
+from telecine.training.state import TrainState
+from telecine.training.trainable import trains_encoder
+from telecine.training.weight_files import architecture_of
 
+IDENTITY_FILE = "identity.json"
+PATTERN = "latents-*.safetensors"
+# Increase the number when the content of the files changes. Older folders are then refused.
+FORMAT = 1
+# Clips are collected in memory until they fill a file of this size.
+FILE_BYTES = 2**26
+# Settings that do not change what a clip is.
+OTHER_CLIP_SETTINGS = ("num_clips", "num_workers", "timeout", "cache", "max_pixels", "val_fraction")
+MEAN, LOGVAR = "mean", "logvar"
 # Numbers of a channel-wise value that a line shows.
 NUM_SHOWN = 4
+
+
+class LatentCache:
+    """Posteriors of clips by name, in safetensors files of a folder; each file appears whole.
+
+    The values are the encoder's own, in float32. Their order in memory is kept, too: convolutions round differently in
+    another one. A quantizer's losses are not kept: those of a frozen encoder have no gradient.
+
+    Args:
+        folder: It exists.
+
+    Raises:
+        ValueError: A file is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, Path] = {}  # by "name of the clip/mean" and "name of the clip/logvar"
+        self._new: dict[str, Tensor] = {}
+        self._new_orders: dict[str, str] = {}
+        self.find_files()
+
+    def find_files(self) -> None:
+        """Find the files that this process or another one has written."""
+        for path in self.folder.glob(PATTERN):
+            with _opened(path) as file:
+                self._files.update(dict.fromkeys(file.keys(), path))
+
+    def __contains__(self, name: str) -> bool:
+        return f"{name}/{MEAN}" in self._files
+
+    def add(self, names: Sequence[str], posterior: Posterior) -> int:
+        """Add the posteriors of a batch of clips, and return the bytes of one. Known names are skipped.
+
+        Raises:
+            ValueError: The posterior is of another kind.
+            OSError: A file cannot be written.
+        """
+        moments = {moment: tensor.cpu() for moment, tensor in _moments_of(posterior).items()}
+        for moment, tensor in moments.items():
+            axes = _memory_order(tensor[0])
+            for index, name in enumerate(names):
+                if name not in self:
+                    key = f"{name}/{moment}"
+                    self._new[key] = tensor[index].permute(axes).clone(memory_format=torch.contiguous_format)
+                    self._new_orders[key] = " ".join(map(str, axes))
+        if sum(tensor.nbytes for tensor in self._new.values()) >= FILE_BYTES:
+            self.write()
+        return sum(tensor[0].nbytes for tensor in moments.values())
+
+    def write(self) -> None:
+        """Write the posteriors that are not on the disk yet.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        if not self._new:
+            return
+        path = self.folder / PATTERN.replace("*", uuid.uuid4().hex)
+        with safetensors_write(path):
+            atomic_write(path, lambda partial: save_file(self._new, partial, metadata=self._new_orders))
+        self._files.update(dict.fromkeys(self._new, path))
+        self._new, self._new_orders = {}, {}
+
+    def read(self, names: Sequence[str], device: torch.device) -> Posterior:
+        """Return the posteriors of clips as a batch on `device`.
+
+        Raises:
+            ValueError: One is missing, or a file is damaged.
+        """
+        mean = self._stack(names, MEAN).to(device)
+        if f"{names[0]}/{LOGVAR}" not in self._files:
+            return DeterministicPosterior(mean)
+        return DiagonalGaussian(mean=mean, logvar=self._stack(names, LOGVAR).to(device))
+
+    def _stack(self, names: Sequence[str], moment: str) -> Tensor:
+        tensors = [self._tensor(f"{name}/{moment}") for name in names]
+        axes = _memory_order(tensors[0])
+        stacked = torch.stack([tensor.permute(axes) for tensor in tensors])
+        return stacked.permute(0, *(1 + axes.index(axis) for axis in range(len(axes))))
+
+    def _tensor(self, key: str) -> Tensor:
+        if key not in self._files:
+            remedy = "Do not change it while a run trains, and use a disk that all processes share."
+            raise argument_error("latent_cache", "a folder with all latents", f"one without {key}", remedy)
+        with _opened(self._files[key]) as file:
+            tensor, axes = file.get_tensor(key), [int(axis) for axis in file.metadata()[key].split()]
+        restored: Tensor = tensor.permute([axes.index(axis) for axis in range(len(axes))])
+        return restored
+
+
+def _memory_order(tensor: Tensor) -> list[int]:
+    """Return the axes of a tensor, those with the largest strides first."""
+    strides = tensor.stride()
+    return sorted(range(tensor.ndim), key=lambda axis: -strides[axis])
+
+
+def _moments_of(posterior: Posterior) -> dict[str, Tensor]:
+    if isinstance(posterior, DiagonalGaussian):
+        return {MEAN: posterior.mean, LOGVAR: posterior.logvar}
+    if isinstance(posterior, DeterministicPosterior):
+        return {MEAN: posterior.latent}
+    contract = "left out for a posterior that is neither normal nor without noise"
+    raise argument_error("latent_cache", contract, describe(posterior), "Leave it out.")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; raise a `ValueError` if it is damaged or missing."""
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except (SafetensorError, FileNotFoundError) as error:
+        contract, got = "a safetensors file", f"a missing or damaged one ({error})"
+        raise argument_error(str(path), contract, got, "Delete it: its clips are encoded again.") from error
+
+
+def open_cache(
+    folder: str | None, model: VideoAutoencoder, clips: ClipDataset, accelerator: Accelerator
+) -> LatentCache | None:
+    """Return the cache in a folder, which is created if needed; None without one.
+
+    Args:
+        folder: See `TrainConfig.latent_cache`.
+        model: The autoencoder with its weights.
+        clips: The training clips.
+        accelerator: Of this process; every process has to call this.
+
+    Raises:
+        ValueError: The encoder is trained, or the latents are of another encoder, other data or other clips.
+    """
+    if folder is None:
+        return None
+    if model.latent_model is model and trains_encoder(model):
+        remedy = "Use `trainable.weights: decoder`, or leave it out."
+        raise argument_error("latent_cache", "left out if the encoder is trained", repr(folder), remedy)
+
+    def check() -> None:
+        _check_identity(Path(folder), _identity_of(model.latent_model, clips, accelerator.mixed_precision))
+
+    on_first_process(check, accelerator)
+    return LatentCache(Path(folder))
+
+
+def _identity_of(encoder: VideoAutoencoder, clips: ClipDataset, mixed_precision: str) -> dict[str, object]:
+    """Return all values that the latents of a run depend on, by name."""
+    settings = {name: value for name, value in asdict(clips.config).items() if name not in OTHER_CLIP_SETTINGS}
+    return {
+        "format": FORMAT,
+        "architecture": architecture_of(encoder),
+        "encoder": digest_of_encoder(encoder),
+        "mixed_precision": mixed_precision,
+        "data": _digest_of_data(clips.spans),
+        "seed": clips.seed,
+        **{f"clips.{name}": list(value) if isinstance(value, tuple) else value for name, value in settings.items()},
+    }
+
+
+def _digest_of_data(spans: Sequence[Span]) -> str:
+    """Return a digest of the name, size and modification time of each file, and of its frames that are used."""
+    digest = sha256()
+    for span in spans:
+        source = span.info.path
+        digest.update(repr((source.name, fingerprint_of(source), span.first_frame, span.last_frame)).encode())
+    return digest.hexdigest()
+
+
+def _check_identity(folder: Path, identity: dict[str, object]) -> None:
+    """Write the identity of its latents to a new folder; raise a `ValueError` if a folder has another one."""
+    path = folder / IDENTITY_FILE
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, identity)
+        return
+    saved = read_json(path)
+    if changed := [name for name, value in identity.items() if saved.get(name) != value]:
+        contract = "a folder of latents of this encoder, data and clips"
+        got = f"{str(folder)!r}, with another value of {', '.join(changed)}"
+        raise argument_error("latent_cache", contract, got, "Use another folder, or delete this one.")
+
+
+def _find_missing(cache: LatentCache, clips: ClipDataset, sampler: ClipBatchSampler) -> tuple[list[int], int, int]:
+    """Return the batches with clips that a cache lacks, the number of these clips, and that of all clips."""
+    needed: set[str] = set()
+    batches: list[int] = []
+    num_missing = 0
+    for position, number in enumerate(sampler.batches):
+        new = set(names_of(clips, sampler.items(position))) - needed
+        unknown = sum(name not in cache for name in new)
+        batches += [number] if unknown else []
+        num_missing += unknown
+        needed |= new
+    return batches, num_missing, len(needed)
+
+
+def names_of(clips: ClipDataset, items: Sequence[tuple[int, int]]) -> list[str]:
+    """Return the names of the clips of a batch."""
+    return clips.names_at(items[0][0], [index for _, index in items])
+
+
+def fill_latent_cache(
+    cache: LatentCache,
+    state: TrainState,
+    clips: ClipDataset,
+    console: Console,
+    *,
+    num_steps: int,
+    batch_size: int,
+    num_micro_batches: int,
+    before_each: Callable[[], None],
+) -> None:
+    """Encode the clips of the remaining steps that are not in the cache, in the batches of training.
+
+    The processes share the batches. Encoded clips are written to the disk also if this ends with an error.
+
+    Args:
+        cache: The cache.
+        state: The networks, and the step that the run is at; every process has to call this.
+        clips: The training clips.
+        console: Where to print the number of clips.
+        num_steps: Number of updates of the whole run.
+        batch_size: Clips of a micro-batch.
+        num_micro_batches: Micro-batches of an update, in each process.
+        before_each: Called before each batch, on every process equally often. Its errors end this function.
+
+    Raises:
+        ValueError: The disk is too small.
+        OSError: A file cannot be written.
+        DataError: A clip cannot be read.
+    """
+    accelerator = state.accelerator
+    rank, num_ranks = accelerator.process_index, accelerator.num_processes
+    per_step = num_micro_batches * num_ranks
+    numbers = range(state.step * per_step, num_steps * per_step)
+    sampler = ClipBatchSampler(numbers, batch_size, per_step, rank=0, num_ranks=1)
+    missing, num_missing, num_clips = on_first_process(lambda: _find_missing(cache, clips, sampler), accelerator)
+    if num_clips == 0:
+        return
+    found = num_clips - num_missing
+    console.print(f"{num_clips} clips, the latents of {found} of them in {cache.folder}", soft_wrap=True)
+    if clips.config.num_clips is not None and clips.config.augments:
+        console.print("augmentation is on: each of these clips keeps the crop and the flip that were drawn for it")
+    own = replace(sampler, batches=missing[rank::num_ranks])
+    videos = iter(ClipLoader(clips, own))
+    positions = range(-(-len(missing) // num_ranks))
+    try:
+        for position in with_progress(positions, "encoding") if accelerator.is_main_process else positions:
+            before_each()
+            if position < len(own):
+                video = next(videos)["video"].to(accelerator.device)
+                with torch.no_grad(), accelerator.autocast():
+                    posterior = state.autoencoder.latent_model.encode(video)
+                size = cache.add(names_of(clips, own.items(position)), posterior)
+                if position == 0:
+                    _check_disk(cache.folder, size * num_missing)
+    finally:
+        cache.write()
+    before_each()  # every process has written its part
+    cache.find_files()
+
+
+def _check_disk(folder: Path, size: int) -> None:
+    """Raise a `ValueError` if `size` bytes do not fit on the disk of a folder."""
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        contract = f"on a disk with {gigabytes(size)} free"
+        remedy = "Set `clips.num_clips` to a smaller number, or use another disk."
+        raise argument_error("latent_cache", contract, gigabytes(free), remedy)
 
 
 @torch.no_grad()
@@ -37,7 +335,7 @@ def measure_latents(
     model.eval()
     moments, world = ChannelMoments(), accelerator.num_processes
     try:
-        # As many on each process: sharded models compute together.
+        # Equally many clips on each process: sharded models compute together.
         for index in range(accelerator.process_index, -(-num_clips // world) * world, world):
             video = clips[index % num_clips]["video"][None].to(accelerator.device)
             latent = model(video, sample_posterior=False).latent
@@ -54,7 +352,7 @@ def measure_latents(
 
 
 def describe_change(before: Mapping[str, object], after: Mapping[str, object]) -> str:
-    """Return what changed in a model's normalisation of the latent, in one line."""
+    """Return the changes of a model's normalisation of the latent, in one line."""
     changes = [
         f"{name} {_shown(before.get(name))} -> {_shown(value)}"
         for name, value in after.items()

@@ -12,9 +12,9 @@ from torch import nn
 from telecine.base.checks import TrainingError
 from telecine.base.terminal import PlainConsole
 from telecine.settings import TrainConfig
-from telecine.training.capacity import out_of_memory
+from telecine.training.distributed import describe_lost, is_lost
 from telecine.training.interrupt import stop_on_signal
-from telecine.training.process_group import describe_lost, is_lost
+from telecine.training.planning.capacity import out_of_memory
 from telecine.training.saved_settings import check_encoding
 from telecine.training.trainer import Trainer
 from telecine.training.validation import TrainResult

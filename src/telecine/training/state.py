@@ -1,31 +1,81 @@
-"""The state of a training run: networks, optimizers, moving average, number of updates."""
+"""The state of a training run: networks, optimizers, the moving average (EMA) of the weights, number of updates."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from telecine.autoencoders import VideoAutoencoder
+from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.layer_activations import LayerActivations
+from telecine.training.distributed import local_shard
 from telecine.training.logging import IntervalMeans
-from telecine.training.optim import MovingAverage, parameters_of
 from telecine.training.rollback import Rollback
 
-if TYPE_CHECKING:
-    from telecine.objective import VideoAutoencoderLoss
+
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    """Return the parameters of all groups of an optimizer."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+class MovingAverage:
+    """Exponential moving average (EMA) of a model's trained weights; evaluation and export use it.
+
+    After `n` updates the decay is at most `(1 + n) / (10 + n)`, so that the average soon forgets the initial weights:
+    until `decay` is reached, it spans the last tenth of all updates. The first update copies the weights; with `decay`
+    0 every update does. `applied()` swaps the averages into the model: PyTorch's `AveragedModel` would copy all of it,
+    frozen weights and buffers included. If the weights are sharded, each process averages its shard.
+
+    Args:
+        model: The model whose parameters with `requires_grad` are averaged.
+        decay: At least 0 and below 1.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.num_updates = 0
+        self.current = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self.averages = {name: weight.detach().clone() for name, weight in self.current.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the averages towards the model's current weights."""
+        num = self.num_updates
+        decay = min(self.decay, (1 + num) / (10 + num)) if num else 0.0
+        averages, current = ([local_shard(x) for x in of.values()] for of in (self.averages, self.current))
+        torch._foreach_lerp_(averages, current, 1 - decay)
+        self.num_updates += 1
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Swap the averages into the model inside the `with` block, and swap them back afterwards."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, average in self.averages.items():
+            averaged, weight = local_shard(average), local_shard(self.current[name])
+            previous = averaged.clone()
+            averaged.copy_(weight)
+            weight.copy_(previous)
 
 
 @runtime_checkable
-class ShardedModule(Protocol):
+class _Sharded(Protocol):
     """What FSDP2 adds to a module that it has sharded."""
 
-    def set_requires_gradient_sync(self, requires_gradient_sync: bool) -> None:
-        """Set whether a backward averages the gradients over the processes."""
+    def set_requires_gradient_sync(self, requires_gradient_sync: bool) -> None: ...
 
 
 @dataclass
@@ -33,13 +83,13 @@ class TrainState:
     """Everything that training changes. A checkpoint saves it.
 
     The discriminators have no data-parallel wrapper: their gradients are complete before the backward of the
-    autoencoder starts, so there is nothing to overlap with communication, and they are averaged afterwards.
+    autoencoder starts, so no communication could overlap with it. They are averaged afterwards.
     """
 
     accelerator: Accelerator
     model: nn.Module
-    """The autoencoder as training calls it: sharded, or in the wrapper that averages gradients over processes, if
-    there are several."""
+    """The autoencoder as training calls it: sharded, or, with several processes, in the wrapper that averages its
+    gradients over them."""
     autoencoder: VideoAutoencoder
     """The autoencoder without a wrapper."""
     objective: VideoAutoencoderLoss
@@ -82,24 +132,24 @@ class TrainState:
     @property
     def is_sharded(self) -> bool:
         """Whether the autoencoder's weights are sharded over processes."""
-        return isinstance(self.model, ShardedModule)
+        return isinstance(self.model, _Sharded)
 
     def no_sync(self, enabled: bool) -> AbstractContextManager[None]:
         """Return a context in which, if `enabled`, a backward does not average the autoencoder's gradients."""
-        if isinstance(self.model, ShardedModule):
+        if isinstance(self.model, _Sharded):
             self.model.set_requires_gradient_sync(not enabled)
             return nullcontext()
         return self.accelerator.no_sync(self.model) if enabled else nullcontext()
 
     def sizes(self) -> tuple[int, int, int]:
-        """Return the number of the autoencoder's parameters, of those that are trained, and of the discriminators'."""
+        """Return the number of the autoencoder's parameters, of the trained ones, and of the discriminators'."""
         weights = list(self.autoencoder.parameters())
         trained = sum(weight.numel() for weight in weights if weight.requires_grad)
         discriminators = sum(weight.numel() for weight in self.objective.get_trainable_parameters())
         return sum(weight.numel() for weight in weights), trained, discriminators
 
     def describe_size(self, steps: float = float("inf")) -> str:
-        """Return the number of parameters, for the console, and whether so many steps train no discriminator."""
+        """Return the number of parameters, and whether a run of `steps` trains no discriminator, for the console."""
         total, trained, discriminators = self.sizes()
         part = "" if trained == total else f" ({trained / 1e6:.2f} M of them trained)"
         late = self.objective.weights.disc_train_start

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from telecine.autoencoders import Posterior
@@ -18,18 +18,22 @@ from telecine.objective.batch import BatchOptions
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.running import average_over_ranks
 from telecine.settings import OptimizerConfig
-from telecine.training.distributed import average_gradients
+from telecine.training.distributed import average_gradients, full_tensor, is_sharded, local_shard
 from telecine.training.logging import ReconstructionGradient, is_gradient_share
-from telecine.training.optim import clip_gradients, lr_scale, parameters_of, set_lr, update_ratio
 from telecine.training.rollback import lr_factor
-from telecine.training.state import TrainState
+from telecine.training.state import TrainState, parameters_of
+
+# The cosine schedule ends at this fraction of the learning rate.
+FINAL_LR_SCALE = 0.05
+# Added to the norm of the gradient, as in PyTorch's `clip_grad_norm_`.
+EPSILON = 1e-6
 
 
 class DivergenceError(TrainingError):
     """A value that training computes is not finite.
 
     Args:
-        message: The error, without what helps.
+        message: The error, without the remedy.
         value: The name of the value.
     """
 
@@ -72,31 +76,22 @@ def train_step(
             copy of the weights after the activations are freed, and one more host sync.
 
     Raises:
-        TrainingError: The data, a term of the loss or a gradient is not finite. The networks whose gradient is not
-            finite, or whose loss is not, are not updated.
+        TrainingError: The data, a term of the loss or a gradient is not finite. A network whose loss or gradient is not
+            finite is not updated.
     """
     scale = 1 / len(batches)
     logs = [accumulate_gradients(state, batch, scale, is_last=batch is batches[-1]) for batch in batches]
-    log = finite_values({name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}, state.step)
-    log |= optimizer_step(state, state.optimizer, measure_update_ratio=measure_update_ratio)
+    log = _finite_values({name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}, state.step)
+    log |= _optimizer_step(state, state.optimizer, measure_update_ratio=measure_update_ratio)
     state.ema.update()
     if state.trains_discriminators:
         assert state.disc_optimizer is not None
         average_gradients(parameters_of(state.disc_optimizer))
-        log |= optimizer_step(state, state.disc_optimizer, prefix="disc_", measure_update_ratio=measure_update_ratio)
+        log |= _optimizer_step(state, state.disc_optimizer, prefix="disc_", measure_update_ratio=measure_update_ratio)
     if state.accelerator.scaler is not None:
         state.accelerator.scaler.update()  # after both optimizers: their gradients have the same scale
     state.step += 1
     return log
-
-
-def set_learning_rates(state: TrainState, settings: OptimizerConfig, num_steps: int) -> float:
-    """Set both optimizers' learning rates for the next update, and return that of the autoencoder."""
-    scale = lr_scale(settings, state.step, num_steps) * lr_factor(state.rollbacks)
-    set_lr(state.optimizer, settings.lr * scale)
-    if state.disc_optimizer is not None:
-        set_lr(state.disc_optimizer, settings.disc_lr * scale)
-    return settings.lr * scale
 
 
 def accumulate_gradients(state: TrainState, batch: MicroBatch, scale: float, *, is_last: bool) -> dict[str, Tensor]:
@@ -107,7 +102,7 @@ def accumulate_gradients(state: TrainState, batch: MicroBatch, scale: float, *, 
     # DDP would wait for the gradients of weights that single frames leave unused; `average_gradients` skips them.
     no_sync = not is_last or (batch.is_image and not state.is_sharded)
     with state.no_sync(no_sync):
-        losses, log, gradient = compute_losses(state, batch)
+        losses, log, gradient = _compute_losses(state, batch)
         for loss in losses:
             state.accelerator.backward(scale * loss)
     if is_last and no_sync:
@@ -115,7 +110,7 @@ def accumulate_gradients(state: TrainState, batch: MicroBatch, scale: float, *, 
     return {name: value.float() for name, value in (log | gradient.log).items()}
 
 
-def compute_losses(
+def _compute_losses(
     state: TrainState, batch: MicroBatch
 ) -> tuple[list[Tensor], dict[str, Tensor], ReconstructionGradient]:
     """Return the losses to minimise at this step, their log, and the gradient's log that a backward will fill.
@@ -149,7 +144,7 @@ def compute_losses(
     return losses, {"data": batch.video.mean(), **log, "train/mse": error}, gradient
 
 
-def optimizer_step(
+def _optimizer_step(
     state: TrainState, optimizer: Optimizer, *, prefix: str = "", measure_update_ratio: bool = False
 ) -> dict[str, float]:
     """Clip the gradients, step the optimizer, free the gradients, and return the log.
@@ -182,7 +177,65 @@ def optimizer_step(
     return {f"train/{prefix}{name}": value for name, value in log.items()}
 
 
-def finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """Scale gradients down so that their total 2-norm is at most `max_norm`, and return the norm before scaling.
+
+    Smaller gradients are not changed. PyTorch's `clip_grad_norm_` does the same, but cannot mix whole and sharded
+    gradients. If some gradients are sharded, every process has to call this.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = _total_norm(gradients)
+    torch._foreach_mul_([local_shard(g) for g in gradients], (max_norm / (norm + EPSILON)).clamp(max=1.0))
+    return norm
+
+
+@torch.no_grad()
+def update_ratio(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """Return the total 2-norm of the change of all weights, divided by that of the weights after it. Host sync."""
+    change = _total_norm([new.detach() - old for old, new in zip(before, after, strict=True)])
+    return float(change / _total_norm([weight.detach() for weight in after]))
+
+
+def _total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the total 2-norm of whole and sharded tensors. If some are sharded, every process has to call this."""
+    groups = ([x for x in tensors if is_sharded(x)], [x for x in tensors if not is_sharded(x)])
+    norms = [full_tensor(nn.utils.get_total_norm(group)) for group in groups if group]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+
+
+def set_learning_rates(state: TrainState, config: OptimizerConfig, num_steps: int) -> float:
+    """Set both optimizers' learning rates for the next update, and return that of the autoencoder."""
+    scale = lr_scale(config, state.step, num_steps) * lr_factor(state.rollbacks)
+    for optimizer, lr in ((state.optimizer, config.lr), (state.disc_optimizer, config.disc_lr)):
+        for group in [] if optimizer is None else optimizer.param_groups:
+            group["lr"] = lr * scale
+    return config.lr * scale
+
+
+def lr_scale(config: OptimizerConfig, step: int, num_steps: int) -> float:
+    """Return the factor of both learning rates at `step` of `num_steps`, in (0, 1].
+
+    It depends on the step alone, so a resumed run needs no scheduler state.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    progress = (step - config.warmup_steps) / max(num_steps - config.warmup_steps, 1)
+    return FINAL_LR_SCALE + (1 - FINAL_LR_SCALE) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def describe_warmup(config: OptimizerConfig, num_steps: int) -> list[str]:
+    """Return a line for the console if a run ends inside its warm-up, whose small rates change the weights little."""
+    if num_steps >= config.warmup_steps:
+        return []
+    reached = f"{num_steps / config.warmup_steps:.2g} of `optimizer.lr` is reached"
+    ends = f"the run ends within its warm-up: after {num_steps} of {config.warmup_steps} steps, {reached}"
+    return [f"{ends}; use a smaller `--optimizer.warmup_steps`"]
+
+
+def _finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
     """Return a log's values, averaged over processes. All values are read in one host sync.
 
     Shares of the gradient that are not finite are left out: a gradient of 0 has none.
@@ -202,7 +255,7 @@ def finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
 
 
 def divergence_error(name: str, value: float, step: int) -> TrainingError:
-    """Return the error for a value that is not finite; no learning rate helps if it is one of the clips."""
+    """Return the error for a value that is not finite. For values of the clips no learning rate is a remedy."""
     problem = f"`{name}` must be finite, but got {value} at step {step}. The weights were not updated with it."
     if name == "data":
         remedy = "Check the videos. Then run the same command again: it resumes from the last checkpoint."

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from telecine.data import bytes_from_video, clips_sha256, pixels_sha256
 from telecine.report.summary import RunSummary, ValidationClips, read_summary, write_summary
-from telecine.training.build import Clips
+from telecine.training.clips import Clips
 from telecine.training.state import TrainState
 
 

@@ -1,4 +1,4 @@
-"""Which weights of an autoencoder are trained: all, the decoder's, those of certain names, or LoRA updates."""
+"""The trained weights of an autoencoder: all, the decoder's, those of certain names, or LoRA updates."""
 
 from __future__ import annotations
 
@@ -27,15 +27,20 @@ def select_trainable(autoencoder: VideoAutoencoder, config: TrainableConfig) -> 
 
     Raises:
         ValueError: A pattern matches no name (the error suggests the nearest), the model has no decoder, all weights
-            are frozen, or a chosen weight is in half precision.
+            are frozen, no layer can have a LoRA update, or a chosen weight is in half precision.
     """
     model: nn.Module = getattr(autoencoder, "module", autoencoder)
-    chosen = _select(model, autoencoder, config)
-    for name, weight in model.named_parameters():
-        if weight.requires_grad and weight.dtype.itemsize < torch.float32.itemsize:
+    if config.weights == "lora":
+        _select_low_rank(model, autoencoder.last_layer, config)
+    else:
+        _select_weights(model, config)
+    _keep_frozen_in_eval_mode(model)
+    chosen = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    for name, weight in chosen.items():
+        if weight.dtype.itemsize < torch.float32.itemsize:
             remedy = "Call `.float()` on the model; `mixed_precision` lets it compute in half precision."
             raise argument_error("the trained weights", "float32", f"{name} in {weight.dtype}", remedy)
-    return chosen
+    return list(chosen.values())
 
 
 def trains_encoder(autoencoder: VideoAutoencoder) -> bool:
@@ -45,9 +50,7 @@ def trains_encoder(autoencoder: VideoAutoencoder) -> bool:
     return any(name.split(".")[0] not in DECODER for name in trained)
 
 
-def _select(model: nn.Module, autoencoder: VideoAutoencoder, config: TrainableConfig) -> list[nn.Parameter]:
-    if config.weights == "lora":
-        return _select_low_rank(model, autoencoder.last_layer, config)
+def _select_weights(model: nn.Module, config: TrainableConfig) -> None:
     # Patterns also train weights that a custom module has frozen; without patterns those stay frozen.
     names = [name for name, weight in model.named_parameters() if weight.requires_grad or config.patterns]
     if config.weights == "decoder":
@@ -59,18 +62,12 @@ def _select(model: nn.Module, autoencoder: VideoAutoencoder, config: TrainableCo
     chosen = set(_matching(names, config.patterns))
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
-    _keep_frozen_in_eval_mode(model)
-    return _trained(model)
 
 
-def _select_low_rank(model: nn.Module, last_layer: nn.Parameter, config: TrainableConfig) -> list[nn.Parameter]:
-    """Add LoRA updates to the chosen layers. If the last layer is one of them, train its weights instead.
-
-    Raises:
-        ValueError: No layer can have an update.
-    """
+def _select_low_rank(model: nn.Module, last_layer: nn.Parameter, config: TrainableConfig) -> None:
+    """Add LoRA updates to the chosen layers. If the last layer is one of them, train its weights instead."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LAYERS)}
-    candidates = list(layers) if config.patterns else _in_decoder(model, list(layers))
+    candidates = list(layers) if config.patterns else _in_decoder(model, layers)
     if not candidates:
         contract = '"all" or "decoder" for a model without linear layers and convolutions'
         remedy = "LoRA updates need such layers, not transposed; without `patterns`, in the decoder."
@@ -80,16 +77,9 @@ def _select_low_rank(model: nn.Module, last_layer: nn.Parameter, config: Trainab
     add_low_rank(model, [name for name in names if name not in last], rank=config.lora_rank, alpha=config.lora_alpha)
     for name in last:
         layers[name].requires_grad_(True)
-    _keep_frozen_in_eval_mode(model)
-    return _trained(model)
 
 
 def _in_decoder(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """Return the names that belong to the decoder.
-
-    Raises:
-        ValueError: The model has no `decoder`.
-    """
     if not isinstance(getattr(model, "decoder", None), nn.Module):
         children = ", ".join(name for name, _ in model.named_children())
         got = f"{type(model).__name__} with {children}"
@@ -98,20 +88,12 @@ def _in_decoder(model: nn.Module, names: Iterable[str]) -> list[str]:
 
 
 def _matching(names: list[str], patterns: tuple[str, ...]) -> list[str]:
-    """Return the names that match at least one of the patterns, or all names if there are no patterns.
-
-    Raises:
-        ValueError: A pattern matches no name.
-    """
+    """Return the names that match at least one of the patterns, or all names without patterns."""
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             remedy = nearest(pattern, names) or f"The first is `{names[0]}`, the last `{names[-1]}`."
             raise argument_error("patterns", "patterns of names that can be trained", repr(pattern), remedy)
     return [name for name in names if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)]
-
-
-def _trained(model: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def _keep_frozen_in_eval_mode(module: nn.Module) -> None:

@@ -23,26 +23,31 @@ from telecine.report.settings import write_environment
 from telecine.runs.layout import METRICS_FILE, step_of
 from telecine.settings import TrainConfig
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
-from telecine.training.batches import read_batches, read_next
-from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_state
-from telecine.training.capacity import with_batch_size
+from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.checkpoint import Checkpointer, clips_per_step
 from telecine.training.checkpoint_files import newest_intact, tidy
-from telecine.training.cpu import describe_on_cpu
+from telecine.training.clips import build_clips, read_batches, read_next
 from telecine.training.diagnostic_rules import EMA_BEHIND
 from telecine.training.diagnostics import Diagnostics
 from telecine.training.distributed import any_rank, describe_processes, on_first_process
 from telecine.training.hub import create_repository, upload
 from telecine.training.interrupt import StopRequest, interrupt_on_signal
-from telecine.training.latent_cache import fill, open_cache
-from telecine.training.latents import describe_change, measure_latents
+from telecine.training.latents import describe_change, fill_latent_cache, measure_latents, open_cache
 from telecine.training.lock import RunLock, take_folder
 from telecine.training.logging import MetricsLogger, Monitor
-from telecine.training.optim import describe_warmup
+from telecine.training.planning.capacity import largest_batch
+from telecine.training.planning.speed import describe_on_cpu
 from telecine.training.records import keep_records, missing_records
 from telecine.training.rollback import MAX_ROLLBACKS, Rollback, remedy
 from telecine.training.saved_settings import check_same_data, check_same_networks, saved_settings, write_settings
-from telecine.training.step import DivergenceError, MicroBatch, TrainingError, set_learning_rates, train_step
+from telecine.training.step import (
+    DivergenceError,
+    MicroBatch,
+    TrainingError,
+    describe_warmup,
+    set_learning_rates,
+    train_step,
+)
 from telecine.training.summary import SummaryWriter
 from telecine.training.trainable import trains_encoder
 from telecine.training.validation import TrainResult, Validation, best_step, read_result, validate, write_pictures
@@ -71,7 +76,8 @@ class Trainer:
         self.accelerator = build_accelerator(config)
         self.is_main = self.accelerator.is_main_process
         self.console = console if self.is_main else Console(quiet=True)
-        for line in (*describe_processes(config, self.accelerator), *describe_warmup(config.optimizer, config.steps)):
+        processes = describe_processes(self.accelerator, sharding=config.sharding)
+        for line in (*processes, *describe_warmup(config.optimizer, config.steps)):
             self.console.print(line, soft_wrap=True)
         self.lock: RunLock | None = None
         on_first_process(lambda: self._take_lock(config.data, steal=steal_lock), self.accelerator)
@@ -111,13 +117,14 @@ class Trainer:
         self.linear: dict[str, float] = {}
         if self.is_main and found is None:  # the other processes get the weights that it starts from
             self.linear = prepare_linear(
-                config,
                 model,
                 self.clips,
                 self.perceptual,
                 self.console,
                 self.accelerator.device,
-                may_start=autoencoder is None,
+                start=config.linear_start,
+                is_new=autoencoder is None and config.model is None,
+                measure=config.linear_baseline,
             )
         self.normalisation = model.latent_normalisation()
         self.checkpointer = Checkpointer(config, model, is_main=self.is_main)
@@ -125,7 +132,7 @@ class Trainer:
         self.console.print(f"{self.state.describe_size(config.steps)}; {self.clips.describe()}", soft_wrap=True)
         for note in self.checkpointer.load(self.state, found) if found is not None else ():
             self.console.print(note, soft_wrap=True)
-        self.latents = open_cache(config, model, self.clips.train, self.accelerator)
+        self.latents = open_cache(config.latent_cache, model, self.clips.train, self.accelerator)
         self.is_resumed = found is not None
         self._open_logs()
         if self.is_resumed:
@@ -145,7 +152,7 @@ class Trainer:
             return replace(config, batch_size=saved_settings(found)["batch_size"])
         if is_own:
             raise argument_error("batch_size", "a number for a custom module", '"auto"', "Choose one.")
-        config = with_batch_size(config, self.accelerator)
+        config = replace(config, batch_size=largest_batch(config, self.accelerator))
         self.console.print(f"batch size {config.batch_size} in each process, the largest that fits by the plan")
         return config
 
@@ -194,7 +201,16 @@ class Trainer:
             self.console.print(f"already trained for {self.state.step} steps; use a larger --steps to train further")
         if self.latents is not None:
             with self._saved_if_stopped(stop) as check_stop:
-                fill(self.latents, self.state, self.clips.train, self.config, self.console, before_each=check_stop)
+                fill_latent_cache(
+                    self.latents,
+                    self.state,
+                    self.clips.train,
+                    self.console,
+                    num_steps=self.config.steps,
+                    batch_size=self.config.clips_per_pass,
+                    num_micro_batches=self.config.gradient_accumulation_steps,
+                    before_each=check_stop,
+                )
         while self.state.step < self.config.steps:
             self._train(stop)
 
@@ -298,9 +314,11 @@ class Trainer:
         """Yield the micro-batches of each remaining step, see `read_batches`."""
         return read_batches(
             self.clips.train,
-            self.config,
             self.accelerator,
+            batch_size=self.config.clips_per_pass,
+            num_micro_batches=self.config.gradient_accumulation_steps,
             start_step=self.state.step,
+            num_steps=self.config.steps,
             latents=self.latents,
             should_stop=lambda: stop.is_set,
         )

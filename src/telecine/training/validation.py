@@ -22,8 +22,7 @@ from telecine.report.run import read_records, validations
 from telecine.report.settings import perceptual_net, read_settings
 from telecine.report.video import side_by_side, write_preview
 from telecine.runs.layout import CONFIG_FILE, CURVES_FILE, METRICS_FILE, REPORT_FILE, VIDEO_FILE, checkpoints
-from telecine.training.distributed import all_gather
-from telecine.training.process_group import num_ranks
+from telecine.training.distributed import all_gather, num_ranks
 
 # Clips in the side-by-side video.
 NUM_SHOWN = 4

@@ -26,7 +26,7 @@ from telecine.autoencoders.pretrained import (
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import read_json
 from telecine.training.checkpoint_files import load_tensors, save_tensors
-from telecine.training.distributed import copy_weights
+from telecine.training.distributed import copy_module
 from telecine.training.shards import SHARDS, saved_tensors
 
 # The names of the raw and of the averaged weights in a checkpoint.
@@ -124,9 +124,9 @@ class WeightFiles:
             saved_tensors(folder, name).copy_into(targets, source=folder / SHARDS)
         elif self._without_memory is not None:
             whole = copy_of(self._without_memory, lambda _, tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
-            copy_weights(model, into=whole)  # those that are not in the files of LoRA updates
+            copy_module(model, into=whole)  # those that are not in the files of LoRA updates
             load_whole(whole, folder / name)
-            copy_weights(whole, into=model)
+            copy_module(whole, into=model)
         else:
             load_whole(model, folder / name)
 

@@ -8,23 +8,15 @@ import torch
 from rich.console import Console
 
 from telecine.runs.layout import CONFIG_FILE
-from telecine.settings import ClipConfig, ObjectiveConfig, PerceptualConfig
+from telecine.settings import ClipConfig
 from telecine.settings.parse import read_config
-from telecine.training import TrainingError, capacity, train, trainer
-from telecine.training.capacity import Need, largest_batch, make_plan, out_of_memory, plan_updates
-from telecine.training.plan import UpdatePlan, fake_autoencoder, plan_update
+from telecine.training import TrainingError, train, trainer
+from telecine.training.build import build_accelerator
+from telecine.training.planning import capacity
+from telecine.training.planning.capacity import MemoryNeed, _plan_in_processes, largest_batch, make_plan, out_of_memory
+from telecine.training.planning.update import UpdatePlan, plan_update
 
 MB = 10**6
-
-
-@pytest.fixture
-def light(tiny):
-    """Return a function that creates settings without discriminators, which take the most time to plan."""
-
-    def make(**changes):
-        return tiny(objective=ObjectiveConfig(perceptual=PerceptualConfig(net="alex")), **changes)
-
-    return make
 
 
 def update_plan(peak):
@@ -33,16 +25,12 @@ def update_plan(peak):
 
 
 def test_the_largest_batch_follows_a_line_through_the_peak():
-    need = Need(update_plan(130), batch_size=10)
+    need = MemoryNeed(update_plan(130), batch_size=10)
     assert need.of(10) == 130
     assert need.of(20) == 230
     assert need.of(5) == 85  # with the gradients, which need not be there at the peak
     assert [need.largest_batch(memory) for memory in (30, 49, 50, 85, 130, 229, 230)] == [0, 1, 1, 5, 10, 19, 20]
     assert replace(need, saved=20).largest_batch(210) == 20
-
-
-def planned(config, *, device):
-    return f"{config} on {device}"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="plans in one process")
@@ -53,28 +41,38 @@ def test_processes_are_forked_before_a_thread_draws_the_bar(monkeypatch):
 
     shown = []
     monkeypatch.setattr(capacity, "with_progress", bar)
-    monkeypatch.setattr(capacity, "plan_from_shapes", planned)
     monkeypatch.setattr(capacity.os, "sched_getaffinity", lambda _: {0, 1})
     before = len(multiprocessing.active_children())
-    assert plan_updates([1, 2, 3], "cpu") == ["1 on cpu", "2 on cpu", "3 on cpu"]
-    assert plan_updates([1], "cpu") == ["1 on cpu"]
+    assert _plan_in_processes(str, [1, 2, 3]) == ["1", "2", "3"]
+    assert _plan_in_processes(str, [1]) == ["1"]
     assert shown == [(3, 2), (1, 0)]
 
 
+@pytest.fixture
+def largest_within(monkeypatch):
+    """Return a function that returns the largest batch for a CPU with a memory."""
+
+    def find(config, memory):
+        monkeypatch.setattr(capacity, "free_memory", lambda device: memory)
+        return largest_batch(config, build_accelerator(config))
+
+    return find
+
+
 @pytest.mark.slow
-def test_the_largest_batch_fits_and_is_not_far_from_the_limit(light):
+def test_the_largest_batch_fits_and_is_not_far_from_the_limit(light, largest_within):
     config = light(batch_size="auto")
     memory = 100 * MB
-    found = largest_batch(config, memory, "cpu")
-    peak = plan_update(replace(config, batch_size=found), fake_autoencoder(config), device_type="cpu").peak
+    found = largest_within(config, memory)
+    peak = plan_update(replace(config, batch_size=found), device_type="cpu").peak
     assert 0.85 * memory < peak <= 0.9 * memory
 
 
 @pytest.mark.slow
-def test_a_memory_that_nothing_fits_names_the_smallest(light, monkeypatch):
+def test_a_memory_that_nothing_fits_names_the_smallest(light, largest_within, monkeypatch):
     monkeypatch.setattr(capacity, "SWITCHES", {})
     with pytest.raises(ValueError, match=r"`memory` must be enough for one clip.*needs 0\.0\d GiB.*largest part"):
-        largest_batch(light(), 5 * MB, "cpu")
+        largest_within(light(), 5 * MB)
     image = light(clips=ClipConfig(num_frames=1, height=32, width=32))
     with pytest.raises(ValueError, match=r"enough for one clip"):
         make_plan(replace(image, temporal_chunk=4), 5 * MB, 2)
@@ -83,7 +81,7 @@ def test_a_memory_that_nothing_fits_names_the_smallest(light, monkeypatch):
 @pytest.mark.slow
 def test_switches_and_sharding_are_listed_once_each_beside_an_estimate_of_the_time(light):
     made = make_plan(light(batch_size="auto", mixed_precision="bf16"), 200 * MB, 4)
-    fits = made.fits
+    fits = made.largest
     titles = [
         "as configured",
         "model_gradient",
@@ -105,12 +103,12 @@ def test_switches_and_sharding_are_listed_once_each_beside_an_estimate_of_the_ti
 
 
 @pytest.mark.slow
-def test_an_automatic_batch_size_is_recorded_and_kept(light, monkeypatch):
+def test_an_automatic_batch_size_is_recorded_and_kept(light, largest_within, monkeypatch):
     config = light(batch_size="auto", steps=1)
     monkeypatch.setattr(capacity, "free_memory", lambda device: 60 * MB)
     result = train(config, console=Console(quiet=True))
     chosen = read_config(result.run / CONFIG_FILE).batch_size
-    assert chosen == largest_batch(config, 60 * MB, "cpu") > 1
+    assert chosen == largest_within(config, 60 * MB) > 1
     monkeypatch.setattr(capacity, "free_memory", lambda device: 90 * MB)
     resumed = train(replace(config, steps=2), console=Console(quiet=True))
     assert read_config(resumed.run / CONFIG_FILE).batch_size == chosen

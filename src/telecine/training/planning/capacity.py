@@ -1,0 +1,312 @@
+"""The largest batch and the longest clip for a memory, with and without the switches that save memory."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from telecine.autoencoders import VideoAutoencoder
+from telecine.base.checks import TrainingError, argument_error
+from telecine.base.devices import free_memory, gigabytes, pick_device
+from telecine.base.terminal import with_progress
+from telecine.settings import ClipConfig, TrainConfig
+from telecine.training.distributed import all_gather, fsdp_blocks, on_first_process
+from telecine.training.planning.speed import Speed, speed_of
+from telecine.training.planning.update import HALF, SMALLER, DeviceType, UpdatePlan, fake_autoencoder, plan_update
+
+T = TypeVar("T")
+# The rest is for memory that a plan does not see: workspaces of kernels, fragmentation, the context of a GPU.
+USED_FRACTION = 0.9
+# The switches that save memory, by their dotted names. Each is planned together with those before it.
+SWITCHES: Mapping[str, Any] = {
+    "model_gradient_checkpointing": True,
+    "objective.gradient_checkpointing": True,
+    "mixed_precision": "bf16",
+}
+AS_CONFIGURED = "as configured"
+# Stop searching for the largest batch when the next step adds less than this fraction.
+TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """The memory that one configuration needs for any number of clips, from the plan of one update.
+
+    The peak is the largest of several moments, each of which is linear in the number of clips. So a line through the
+    planned peak and a bound at 0 clips is never below the peak: a batch that fits by the line does fit.
+    """
+
+    plan: UpdatePlan
+    batch_size: int
+    saved: int = 0
+    """Bytes that are saved for any number of clips, below 0 for more."""
+
+    def of(self, batch_size: int) -> int:
+        """Return the bytes that an update with this many clips needs at most."""
+        at_zero = self._at_zero(more=batch_size >= self.batch_size)
+        return round(at_zero + (self.plan.peak - self.saved - at_zero) * batch_size / self.batch_size)
+
+    def largest_batch(self, memory: int) -> int:
+        """Return how many clips fit into this many bytes."""
+        peak = self.plan.peak - self.saved
+        at_zero = self._at_zero(more=memory >= peak)
+        return max((memory - at_zero) * self.batch_size // max(peak - at_zero, 1), 0)
+
+    @property
+    def clip_bytes(self) -> int:
+        """The part of one clip's need that depends on the clip."""
+        return max(self.of(1) - self.plan.resident + self.saved, 1)
+
+    def _at_zero(self, *, more: bool) -> int:
+        """Return a bound of all moments at 0 clips: from below for more clips than planned, from above for fewer."""
+        at_zero = self.plan.resident if more else min(self.plan.without_clips, self.plan.peak)
+        return at_zero - self.saved
+
+
+@dataclass(frozen=True)
+class LongestClip:
+    """How many frames of one clip fit, from the plans of two lengths; the model reproduces `shortest + k * step`."""
+
+    num_frames: int
+    """The configured length."""
+    shortest: int
+    step: int
+    other: int
+    """The other length that is planned: about half of the configured one, or longer if that is the shortest."""
+    per_frame: float = 0.0
+    """Bytes that one more frame needs, relative to `MemoryNeed.clip_bytes` of the configured length."""
+
+    @classmethod
+    def of(cls, model: VideoAutoencoder, clips: ClipConfig) -> LongestClip:
+        """Return the lengths of clips of the configured height and width; nothing is planned."""
+        shortest = model.covering_clip(1, clips.height, clips.width)[0]
+        step = model.covering_clip(shortest + 1, clips.height, clips.width)[0] - shortest
+        half = shortest + (clips.num_frames - shortest) // step // 2 * step
+        return cls(clips.num_frames, shortest, step, half if half < clips.num_frames else half + step)
+
+    def planned(self, need: MemoryNeed, other: MemoryNeed) -> LongestClip:
+        """Return the growth between the needs of the two lengths."""
+        per_frame = (need.of(1) - other.of(1)) / (self.num_frames - self.other)
+        return replace(self, per_frame=per_frame / need.clip_bytes)
+
+    def within(self, memory: int, need: MemoryNeed) -> int:
+        """Return about how many frames of one clip fit, 0 if not even the shortest clip does."""
+        room = memory - need.of(1)
+        if self.per_frame == 0:
+            return self.num_frames if room >= 0 else 0
+        frames = self.num_frames + room / (self.per_frame * need.clip_bytes)
+        return self.shortest + int(frames - self.shortest) // self.step * self.step if frames >= self.shortest else 0
+
+
+@dataclass(frozen=True)
+class LargestBatch:
+    """The largest batch, and the longest clip, that fit with some switches."""
+
+    title: str
+    batch_size: int
+    """Clips of the configured size in each process; 0 if not one fits."""
+    num_frames: int
+    """About the frames of the longest clip of the configured height and width, one at a time; 0 if none fits."""
+    one_clip: int
+    """Bytes that an update with one clip needs at most."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The output of `telecine plan`."""
+
+    title: str
+    update: UpdatePlan
+    speed: Speed
+    memory: int
+    largest: list[LargestBatch]
+
+
+def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Plan:
+    """Plan a run; nothing is trained.
+
+    Args:
+        config: The settings. With a given memory and `device` "auto", the plan is for a GPU.
+        memory: Bytes of the device to plan for; None for the free memory of the device at hand.
+        num_processes: Over how many processes sharding is planned.
+
+    Raises:
+        ValueError: A setting is wrong, or not even one clip fits with any of the switches.
+    """
+    at_hand = pick_device("auto" if memory is not None else config.device)
+    device_type = _device_type(at_hand.type if memory is None else config.device)
+    memory = free_memory(at_hand) if memory is None else memory
+    config = replace(config, batch_size=1) if config.batch_size == "auto" else config
+    model = fake_autoencoder(config)
+    to_plan = _configurations(config, model)
+    objective, clips = config.objective, config.clips
+    is_lazy = objective.penalty.every > 1
+    others = [_with_setting(config, "objective.grad_penalty_loss_weight", 0.0)] if is_lazy else []
+    plan = functools.partial(plan_update, device_type=device_type)
+    plans = _plan_in_processes(plan, [*to_plan.values(), *others])
+    update, without_penalty = plans[0], plans[-1 if is_lazy else 0]
+    dtype = HALF.get(config.mixed_precision, torch.float32)
+    speed = speed_of(objective, update, without_penalty, num_steps=config.steps, device=at_hand, dtype=dtype)
+    by_title = dict(zip(to_plan, plans, strict=False))
+    lengths, usable = LongestClip.of(model, clips), int(memory * USED_FRACTION)
+    sharding = f"and --sharding fsdp2, {num_processes} processes", _saved_by_sharding(model, num_processes)
+    largest = list(_what_fits(by_title, lengths, usable, config.clips_per_pass, sharding))
+    if not any(each.batch_size for each in largest):
+        smallest = gigabytes(min(each.one_clip for each in largest) / USED_FRACTION)
+        got = f"{gigabytes(memory)}, and one clip needs {smallest} with every switch that saves memory"
+        raise argument_error("memory", "enough for one clip", got, update.describe_largest_part())
+    precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
+    title = f"{config.clips_per_pass} x {clips.num_frames} x {clips.height} x {clips.width}, {precision}"
+    return Plan(title, update, speed, memory, largest)
+
+
+def _device_type(name: str) -> DeviceType:
+    """Return the kind of device to plan for: a GPU, except for "cpu"."""
+    return "cpu" if name == "cpu" else "cuda"
+
+
+def _configurations(config: TrainConfig, model: VideoAutoencoder) -> dict[tuple[str, int], TrainConfig]:
+    """Return the settings to plan, by title and frames of the clips.
+
+    The first are as configured. Each switch that is not set is added to those before it. If a switch changes the growth
+    of memory with the frames, clips of another length are planned, too.
+    """
+    rows, growing = {AS_CONFIGURED: config}, [AS_CONFIGURED]
+    for name, value in SWITCHES.items():
+        if functools.reduce(getattr, name.split("."), config) != value:
+            rows[f"and --{name} {value}".lower()] = config = _with_setting(config, name, value)
+    chunk = model.smallest_temporal_chunk
+    if chunk is not None and config.temporal_chunk is None:
+        growing.append(title := f"and --temporal_chunk {chunk}")
+        rows[title] = replace(config, temporal_chunk=chunk)
+    found = {(title, config.clips.num_frames): row for title, row in rows.items()}
+    if config.clips.num_frames > 1:
+        other = LongestClip.of(model, config.clips).other
+        for title in growing:
+            clips = replace(config.clips, num_frames=other, buckets=())
+            found[title, other] = replace(rows[title], clips=clips)
+    return found
+
+
+def _with_setting(config: Any, name: str, value: Any) -> Any:
+    """Return the settings with another value at a dotted name."""
+    group, _, rest = name.partition(".")
+    return replace(config, **{group: _with_setting(getattr(config, group), rest, value) if rest else value})
+
+
+def _plan_in_processes(plan: Callable[[T], UpdatePlan], configs: Sequence[T]) -> list[UpdatePlan]:
+    """Plan an update of each configuration; on Linux, in a process for each processor.
+
+    The first is planned alone: the processes inherit what PyTorch then remembers of operators and shapes.
+    """
+    show = functools.partial(with_progress, description="planning updates", total=len(configs))
+    if sys.platform != "linux" or len(configs) == 1:
+        return list(show(map(plan, configs)))
+    first, *others = configs
+    done = plan(first)
+    num_processes = min(len(os.sched_getaffinity(0)), len(others))
+    fork = multiprocessing.get_context("fork")
+    # PyTorch's threads do not survive a fork.
+    with ProcessPoolExecutor(num_processes, fork, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        plans = chain([done], pool.map(plan, others))  # forks, which must be before a thread draws the bar
+        return list(show(plans))
+
+
+def _what_fits(
+    plans: Mapping[tuple[str, int], UpdatePlan],
+    lengths: LongestClip,
+    usable: int,
+    batch_size: int,
+    sharding: tuple[str, int],
+) -> Iterable[LargestBatch]:
+    """Yield the largest batch of each configuration in `usable` bytes, and of the last one sharded.
+
+    The plans are those of `_configurations`, of `batch_size` clips. `sharding` is a title and the bytes that it saves.
+    """
+    needs = {title: MemoryNeed(plan, batch_size) for (title, size), plan in plans.items() if size == lengths.num_frames}
+    title, saved = sharding
+    needs[title] = replace(list(needs.values())[-1], saved=saved)
+    for title, need in needs.items():
+        if (title, lengths.other) in plans:
+            lengths = lengths.planned(need, MemoryNeed(plans[title, lengths.other], batch_size))
+        yield LargestBatch(title, need.largest_batch(usable), lengths.within(usable, need), need.of(1))
+
+
+def _saved_by_sharding(model: nn.Module, num_processes: int) -> int:
+    """Return the bytes that sharding over so many processes saves, an estimate.
+
+    A process holds its share of the weights, of two optimizer states for each, and of their average. It gathers the
+    weights of two blocks at a time, beside the gradients of one.
+    """
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    frozen = [weight for weight in model.parameters() if not weight.requires_grad]
+    sharded = 4 * _bytes_of(weights) + _bytes_of(frozen)
+    largest = max((_bytes_of(block.parameters()) for block in fsdp_blocks(model)), default=0)
+    return round(sharded * (1 - 1 / num_processes)) - 3 * largest
+
+
+def _bytes_of(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
+    """Return the largest batch size that fits the free memory of every process, of which `USED_FRACTION` is used.
+
+    Every process has to call this.
+
+    Raises:
+        ValueError: Not one clip fits; the message has the remedies.
+    """
+    device, num_processes = accelerator.device, accelerator.num_processes
+    share = num_processes if device.type == "cpu" else 1  # of the memory of this machine
+    memory = min(int(free) for free in all_gather(torch.tensor(free_memory(device) // share, device=device)))
+
+    def search() -> int:
+        model = fake_autoencoder(config)
+        saved = 0
+        if config.sharding != "none":
+            saved = _saved_by_sharding(model, num_processes)
+        elif num_processes > 1:  # DDP copies the gradients
+            saved = -_bytes_of(weight for weight in model.parameters() if weight.requires_grad)
+        planned, found = 0, 1
+        while found > planned * (1 + TOLERANCE):
+            planned = found
+            plan = plan_update(replace(config, batch_size=planned), model, device_type=_device_type(device.type))
+            need = MemoryNeed(plan, planned, saved)
+            found = need.largest_batch(int(memory * USED_FRACTION))
+            if found == 0:
+                got = f"{gigabytes(memory)}, and one clip needs {gigabytes(need.of(1) / USED_FRACTION)}"
+                raise argument_error("memory", "enough for one clip", got, plan.describe_largest_part())
+        return found
+
+    return on_first_process(search, accelerator)
+
+
+def out_of_memory(config: TrainConfig, step: int, *, is_own: bool) -> TrainingError:
+    """Return the error for a device that is out of memory, with the largest part of an update and its remedies.
+
+    Args:
+        config: The settings of the run.
+        step: The updates done.
+        is_own: Whether the autoencoder is a custom module, which cannot be planned.
+    """
+    if is_own:
+        return TrainingError(f"out of memory at step {step}. What helps: {SMALLER}.")
+    text = f"out of memory at step {step} with a batch size of {config.batch_size}."
+    try:
+        plan = plan_update(config, device_type=_device_type(config.device))
+    except (ValueError, OSError, RuntimeError) as error:  # such as a model that was moved since the run began
+        return TrainingError(f"{text} What helps: {SMALLER}. An update cannot be planned: {error}")
+    again = "`telecine plan` with the same settings shows what fits."
+    return TrainingError(f"{text} {plan.describe_largest_part()} {again}")

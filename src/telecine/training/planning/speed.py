@@ -1,0 +1,123 @@
+"""The time of a run: its operations, divided by the speed of a convolution on the device at hand."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from telecine.base.checks import argument_error
+from telecine.base.devices import free_memory, gigabytes
+from telecine.settings import ObjectiveConfig, TrainConfig
+from telecine.training.planning.update import UpdatePlan, plan_update
+
+# The convolution of the calibration: shape of the input, and the seconds of its repetition.
+CALIBRATION_SHAPE = (1, 128, 5, 32, 32)
+CALIBRATION_SECONDS = 0.5
+CPU = torch.device("cpu")
+# Smaller runs on a CPU are not planned, which takes seconds: weights of the autoencoder times pixels of an update. The
+# demo has 1e11, the recipe for GPUs 4e13.
+SMALLEST_TO_PLAN = 1e12
+HOURS_TO_WARN = 24.0
+SMALLER = "`--config demo` is sized for a CPU: 9 frames of 64 x 64. `telecine plan` with these settings says what fits"
+
+
+@dataclass(frozen=True)
+class Speed:
+    """An estimate of the time of a run, from the speed of one kind of layer on the device at hand."""
+
+    flops_per_second: float
+    """Of a 3D convolution and its backward."""
+    flops: float
+    """Of an update with discriminators, the mean over updates with and without the gradient penalty."""
+    hours: float
+    """Of the whole run; discriminators count from their first step on."""
+    device: str
+    """The measured device, and the precision."""
+
+    def describe(self) -> str:
+        """Return a sentence for the console."""
+        seconds = self.flops / self.flops_per_second
+        return (
+            f"{self.flops / 1e12:.3g} TFLOP an update. Estimate: {seconds:.2g} s an update, {self.hours:.2g} h for the "
+            f"run, if all of it were as fast as a 3D convolution on {self.device}, "
+            f"{self.flops_per_second / 1e12:.3g} TFLOP/s. Real updates are slower."
+        )
+
+
+def speed_of(
+    objective: ObjectiveConfig,
+    plan: UpdatePlan,
+    without_penalty: UpdatePlan,
+    *,
+    num_steps: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Speed:
+    """Measure the device for about a second, and divide the operations of a run by the result.
+
+    Args:
+        objective: When the penalty and the discriminators are computed.
+        plan: An update with every term.
+        without_penalty: An update without the gradient penalty.
+        num_steps: The updates of the run.
+        device: Where to measure.
+        dtype: The precision of the run.
+    """
+    per_second = _measured_flops(device, dtype)
+    flops, without = (sum(each.flops.values()) for each in (plan, without_penalty))
+    mean = without + (flops - without) / objective.penalty.every
+    num_without = min(objective.gan.disc_train_start, num_steps)
+    total = num_steps * mean - num_without * (mean - without + without_penalty.discriminator_flops)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine's {device.type}"
+    return Speed(per_second, mean, total / per_second / 3600, f"{name} in {dtype}".replace("torch.", ""))
+
+
+def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the floating-point operations a second of a 3D convolution and its backward on a device."""
+    channels = CALIBRATION_SHAPE[1]
+    x = torch.randn(CALIBRATION_SHAPE, device=device, dtype=dtype, requires_grad=True)
+    layer = nn.Conv3d(channels, channels, 3, padding=1, device=device, dtype=dtype)
+    flops = 3 * 2 * 27 * channels * x.numel()
+    num_passes, seconds = -1, 0.0
+    while seconds < CALIBRATION_SECONDS:
+        if num_passes == 0:  # the first pass also chooses a kernel
+            start = time.perf_counter()
+        layer(x).sum().backward()
+        assert x.grad is not None
+        float(x.grad[0, 0, 0, 0, 0])  # wait for the device
+        num_passes += 1
+        seconds = time.perf_counter() - start if num_passes > 0 else 0.0
+    return flops * num_passes / seconds
+
+
+def describe_on_cpu(config: TrainConfig, model: nn.Module, *, num_processes: int) -> str | None:
+    """Return a line about the memory and the time that a run needs on the CPU, or None for a small one.
+
+    Both are those of the plan of an update with every term, at the speed of a convolution on this machine.
+
+    Args:
+        config: The settings.
+        model: The autoencoder.
+        num_processes: How many processes share the memory of this machine.
+
+    Raises:
+        ValueError: An update does not fit in memory.
+    """
+    clip = max(math.prod(bucket.shape) for bucket in config.clips.train_buckets)
+    pixels = config.clips_per_pass * config.gradient_accumulation_steps * clip
+    if pixels * sum(weight.numel() for weight in model.parameters()) < SMALLEST_TO_PLAN:
+        return None
+    plan = plan_update(config, device_type="cpu")
+    memory = free_memory(CPU) // num_processes
+    if plan.peak > memory:
+        got = f"{gigabytes(memory)}, and an update needs {gigabytes(plan.peak)} by its plan"
+        raise argument_error("memory", "enough for an update on the CPU", got, f"{SMALLER}.")
+    seconds = sum(plan.flops.values()) / _measured_flops(CPU, torch.float32)
+    hours = seconds * config.steps / 3600
+    time_of_run = f"{hours:.2g} hours" if hours <= HOURS_TO_WARN else f"{hours / 24:,.0f} days"
+    text = f"on this CPU an update needs {gigabytes(plan.peak)} and about {seconds:.2g} s, the run {time_of_run}"
+    return f"warning: {text}. {SMALLER}." if hours > HOURS_TO_WARN else text

@@ -1,0 +1,407 @@
+"""The memory and the operations of one update, counted from the shapes of its tensors, without their values."""
+
+from __future__ import annotations
+
+import logging
+import math
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import flop_registry
+
+from telecine.autoencoders import CausalVAE, VideoAutoencoder
+from telecine.autoencoders.student import StudentAutoencoder
+from telecine.base.devices import gigabytes
+from telecine.base.frozen import Frozen
+from telecine.base.precision import at_least_float32
+from telecine.perceptual import LPIPS
+from telecine.perceptual.backbones import BACKBONES, backbone_of
+from telecine.settings import ObjectiveConfig, TrainConfig
+from telecine.training.build import build_autoencoder, build_objective, last_layer_of, new_state, without_weights
+from telecine.training.state import TrainState, parameters_of
+from telecine.training.step import MicroBatch, accumulate_gradients, clip_gradients
+
+# Sizes that a model does not reproduce are found by errors, which PyTorch would print one by one.
+logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
+
+DeviceType = Literal["cpu", "cuda"]
+
+# The parts of a run that hold memory, beside each discriminator.
+PARAMETERS = "parameters"
+GRADIENTS = "gradients"
+OPTIMIZER = "optimizer states"
+AVERAGE = "moving average"
+FROZEN = "frozen networks"
+DATA = "data"
+AUTOENCODER = "autoencoder"
+PERCEPTUAL = "perceptual network"
+LOSSES = "losses"
+HOST_COPY = "copy for checkpoints"
+_SAVED = (PARAMETERS, OPTIMIZER, AVERAGE)  # by a checkpoint
+_DISCRIMINATORS = {"discr": "image discriminator", "discr_3d": "video discriminator"}
+
+SMALLER = "a smaller --batch_size, or smaller clips"
+_SHARDING = f"--sharding fsdp2 with more processes, --trainable.weights lora, {SMALLER}"
+# The remedies if a part is the largest.
+_REMEDIES = {
+    AUTOENCODER: f"--model_gradient_checkpointing true, --mixed_precision bf16, {SMALLER}",
+    PERCEPTUAL: f"fewer --objective.perceptual.num_frames, {SMALLER}",
+    DATA: SMALLER,
+    LOSSES: SMALLER,
+    FROZEN: f"--objective.perceptual.net alex, {SMALLER}",
+    **dict.fromkeys((PARAMETERS, GRADIENTS, OPTIMIZER, AVERAGE, HOST_COPY), _SHARDING),
+}
+_DISCRIMINATOR_REMEDY = (
+    f"--discriminator.video patch, --objective.gradient_checkpointing true, a smaller --discriminator.dim, {SMALLER}"
+)
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+# Operators that autocast computes in float32 on CUDA but not on the CPU, as far as autoencoders use them, from
+# https://docs.pytorch.org/docs/stable/amp.html#cuda-ops-that-can-autocast-to-float32. The first convert their inputs,
+# the others return another dtype.
+_CUDA_CONVERTS = (
+    *("exp", "log", "rsqrt", "reciprocal", "softplus", "group_norm", "layer_norm", "native_layer_norm"),
+    *("rms_norm", "pow.Tensor_Scalar", "pow.Tensor_Tensor", "upsample_bilinear2d", "upsample_trilinear3d"),
+    *("upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d"),
+)
+_CUDA_RETURNS = ("sum", "sum.dim_IntList", "cumsum", "softmax.int", "log_softmax.int", "linalg_vector_norm")
+
+
+@dataclass(frozen=True)
+class UpdatePlan:
+    """Bytes of one process, by part, and the operations of one update."""
+
+    held: dict[str, int]
+    """Between two updates, when gradients are freed."""
+    at_peak: dict[str, int]
+    """When an update holds the most. What a part computes in the backward counts as its own."""
+    largest: dict[str, int]
+    """The most that each part holds at any time, not all at once."""
+    flops: dict[str, int]
+    """Floating-point operations of matrix products and convolutions by part, twice the number of multiplications."""
+    checkpoint: int
+    """The copy of the state from which checkpoints are written, in the memory of the first process' host. Sharded
+    weights are copied by all processes, a shard each. A plan for the CPU counts the copy among the parts."""
+
+    @property
+    def peak(self) -> int:
+        """The largest memory of an update."""
+        return sum(self.at_peak.values())
+
+    @property
+    def resident(self) -> int:
+        """The memory of networks and optimizers between two updates."""
+        return sum(self.held.values())
+
+    @property
+    def without_clips(self) -> int:
+        """A lower bound of an update's memory for empty clips: with all gradients, and copies in the optimizer."""
+        return self.resident + self.largest[GRADIENTS] + self.largest[OPTIMIZER] - self.held[OPTIMIZER]
+
+    @property
+    def discriminator_flops(self) -> int:
+        """The operations that an update without discriminators saves."""
+        return sum(flops for part, flops in self.flops.items() if "discriminator" in part)
+
+    def describe_largest_part(self) -> str:
+        """Return the largest part of an update and its remedies, for an error."""
+        part, size = max(self.at_peak.items(), key=lambda item: item[1])
+        remedy = _REMEDIES.get(part, _DISCRIMINATOR_REMEDY)
+        whole = f"{gigabytes(size)} of {gigabytes(self.peak)}"
+        return f"The largest part of an update is by its plan: {part}, {whole}. What helps: {remedy}."
+
+
+class MemoryCounter(TorchDispatchMode):
+    """Counts the bytes of live tensors by the part that made them, and the operations of matrix products.
+
+    It sees what PyTorch allocates for tensors. It does not see the workspaces of convolution kernels, the context of a
+    GPU and the fragmentation of its memory.
+
+    Args:
+        part: The part that allocates first.
+    """
+
+    def __init__(self, part: str) -> None:
+        super().__init__()
+        self.part = part
+        """The part that allocates from here on."""
+        self.flops: Counter[str] = Counter()
+        self.by_part: Counter[str] = Counter()
+        self.largest: Counter[str] = Counter()
+        self.at_peak: dict[str, int] = {}
+        self._peak = 0
+        self._parts: dict[int, tuple[str, int]] = {}
+
+    def hold(self, part: str, tensors: Iterable[Tensor]) -> None:
+        """Count tensors that exist already, or that another part made, as those of `part`."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if id(storage) in self._parts:
+                before, size = self._parts[id(storage)]
+                self.by_part[before] -= size
+                self._parts[id(storage)] = (part, size)
+                self._add(part, size)
+            else:
+                self._track(storage, part)
+
+    def restart(self) -> None:
+        """Forget the peak and the operations so far."""
+        self.flops, self._peak, self.at_peak = Counter(), 0, {}
+        self.largest = Counter(self.by_part)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default:  # most calls: a fake tensor is asked where it is
+            return args[0].fake_device
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        for tensor in (out,) if isinstance(out, Tensor) else tree_leaves(out):
+            if isinstance(tensor, Tensor) and id(storage := tensor.untyped_storage()) not in self._parts:
+                self._track(storage, self.part)
+        if (formula := flop_registry.get(func.overloadpacket)) is not None:
+            self.flops[self.part] += formula(*args, **kwargs, out_val=out)
+        return out
+
+    def _track(self, storage: torch.UntypedStorage, part: str) -> None:
+        # PyTorch keeps the Python object of a storage as long as the storage itself, so its end is that of the memory.
+        self._parts[id(storage)] = (part, storage.nbytes())
+        weakref.finalize(storage, self._free, id(storage)).atexit = False
+        self._add(part, storage.nbytes())
+
+    def _add(self, part: str, size: int) -> None:
+        self.by_part[part] += size
+        self.largest[part] = max(self.largest[part], self.by_part[part])
+        if (total := self.by_part.total()) > self._peak:
+            self._peak, self.at_peak = total, dict(self.by_part)
+
+    def _free(self, key: int) -> None:
+        part, size = self._parts.pop(key)
+        self.by_part[part] -= size
+
+
+def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, device_type: DeviceType) -> UpdatePlan:
+    """Return the memory and the operations of one update in which every term is on.
+
+    The update itself runs, with tensors that have shapes but no values: what it allocates is exact.
+
+    Args:
+        config: The settings; `batch_size` must be a number.
+        model: The autoencoder, see `fake_autoencoder`; by default it is built.
+        device_type: The device to plan for.
+
+    Raises:
+        ValueError: The model does not reproduce clips of this size, or a setting is wrong.
+    """
+    model = fake_autoencoder(config) if model is None else model
+    bucket = max(config.clips.train_buckets, key=lambda each: math.prod(each.shape))
+    model.check_clip(*bucket.shape)
+    counter = MemoryCounter(LOSSES)
+    fake_mode = cast(FakeTensorMode, next(model.parameters()).fake_mode)  # type: ignore[attr-defined]
+    with fake_mode, counter, _as_on_cuda() if device_type == "cuda" else nullcontext():
+        objective = build_objective(_with_fake_lpips(config.objective), config.discriminator, config.clips, load=False)
+        accelerator = cast(Accelerator, _FakeAccelerator(counter, HALF.get(config.mixed_precision)))
+        adaptive, has_chunks = config.objective.adaptive_weight, config.temporal_chunk is not None
+        last_layer = last_layer_of(model, adaptive, is_sharded=False, has_chunks=has_chunks)
+        state = new_state(accelerator, model, objective, last_layer, config.optimizer, seed=config.seed)
+        state.step = objective.weights.busiest_step()
+        shapes = [(config.clips_per_pass, 3, *bucket.shape)] * config.gradient_accumulation_steps
+        return _count_update(state, counter, shapes, device_type)
+
+
+def _count_update(
+    state: TrainState, counter: MemoryCounter, shapes: Sequence[tuple[int, ...]], device_type: DeviceType
+) -> UpdatePlan:
+    """Return the plan of an update of micro-batches of these shapes."""
+    _hold_networks(state, counter)
+    _create_optimizer_states(state, counter)
+    checkpoint = sum(counter.by_part[part] for part in _SAVED)
+    counter.part = HOST_COPY
+    copy = torch.empty(checkpoint, dtype=torch.uint8) if device_type == "cpu" else None
+    held = dict(counter.by_part)
+    hooks = list(_switch_parts(state, counter))
+    counter.restart()
+    counter.part = DATA
+    batches = [MicroBatch(torch.empty(shape), range(shape[0])) for shape in shapes]
+    counter.part = LOSSES
+    for batch in batches:
+        accumulate_gradients(state, batch, 1 / len(batches), is_last=batch is batches[-1])
+    counter.part = OPTIMIZER
+    _update_weights(state, device_type)
+    for hook in hooks:
+        hook.remove()
+    del copy
+    return UpdatePlan(held, counter.at_peak, dict(counter.largest), dict(counter.flops), checkpoint)
+
+
+def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
+    """Return the autoencoder that `config` names, of tensors that have shapes but no values.
+
+    Raises:
+        ValueError: The model cannot be loaded, or a setting of it is wrong.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        random = without_weights(config.model, config.causal_vae)
+        model = build_autoencoder(replace(config, model_gradient_checkpointing=False), random)
+        if config.model_gradient_checkpointing:
+            _enable_gradient_checkpointing(model)
+        return model
+
+
+def _enable_gradient_checkpointing(model: VideoAutoencoder) -> None:
+    """Enable a model's gradient checkpointing without comparing gradients, which needs values.
+
+    Raises:
+        ValueError: The model does not support it.
+    """
+    if isinstance(model, (CausalVAE, StudentAutoencoder)):
+        model.enable_gradient_checkpointing()
+        return
+    from telecine.autoencoders.diffusers import DiffusersAutoencoder
+    from telecine.autoencoders.diffusers.checkpointing import enable
+
+    assert isinstance(model, DiffusersAutoencoder)
+    enable(model.module)
+
+
+class _FakeAccelerator:
+    """The part of Accelerate's class that `accumulate_gradients` needs, for one process.
+
+    Args:
+        counter: Told when the backward of the autoencoder begins.
+        dtype: The dtype of autocast; None without autocast.
+    """
+
+    scaler = None
+
+    def __init__(self, counter: MemoryCounter, dtype: torch.dtype | None) -> None:
+        self.counter = counter
+        self.dtype = dtype
+
+    def backward(self, loss: Tensor) -> None:
+        self.counter.part = AUTOENCODER
+        loss.backward()
+
+    def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast("cpu", self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+
+
+@contextmanager
+def _as_on_cuda() -> Iterator[None]:
+    """Make the CPU allocate what CUDA would, as PyTorch for CPUs has no fake GPU.
+
+    Autocast computes in float32 what CUDA's does. OneDNN is off: with it, the objective copies the inputs of its
+    convolutions.
+    """
+    has_onednn = torch._C._get_mkldnn_enabled()
+    library = torch.library.Library("aten", "IMPL")
+    try:
+        torch._C._set_mkldnn_enabled(False)
+        for name in (*_CUDA_CONVERTS, *_CUDA_RETURNS):
+            packet, _, overload = name.partition(".")
+            operator = getattr(getattr(torch.ops.aten, packet), overload or "default")
+            library.impl(name, _in_float32(operator, converts=name in _CUDA_CONVERTS), "AutocastCPU")
+        yield
+    finally:
+        library._destroy()
+        torch._C._set_mkldnn_enabled(has_onednn)
+
+
+def _in_float32(operator: Callable[..., Any], *, converts: bool) -> Callable[..., Any]:
+    def call(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if converts:
+            x, args, kwargs = tree_map_only(Tensor, at_least_float32, (x, args, kwargs))
+        elif x.dtype in HALF.values():
+            kwargs = {"dtype": torch.float32, **kwargs}
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)):
+            return operator(x, *args, **kwargs)
+
+    return call
+
+
+def _with_fake_lpips(config: ObjectiveConfig) -> ObjectiveConfig:
+    """Return the settings with an LPIPS that needs no weights in the place of its name."""
+    net = config.perceptual.net
+    if net not in BACKBONES:
+        return config
+    return replace(config, perceptual=replace(config.perceptual, net=_fake_lpips(str(net))))
+
+
+def _fake_lpips(net: str) -> LPIPS:
+    """Return an LPIPS without weights."""
+    return LPIPS(net, weights={name: torch.empty(shape) for name, shape in backbone_of(net).tensor_shapes().items()})
+
+
+def _hold_networks(state: TrainState, counter: MemoryCounter) -> None:
+    """Count the networks of a run before its first update."""
+    for network in (state.autoencoder, state.objective):
+        counter.hold(PARAMETERS, [*network.parameters(), *network.buffers()])
+    counter.hold(AVERAGE, state.ema.averages.values())
+    if isinstance(state.autoencoder, StudentAutoencoder):
+        teacher = state.autoencoder.latent_model
+        counter.hold(FROZEN, [*teacher.parameters(), *teacher.buffers()])
+
+    def hold(tensor: Tensor) -> Tensor:
+        counter.hold(FROZEN, [tensor])
+        return tensor
+
+    state.objective.add_module("validation", _fake_lpips("alex"))
+    for module in state.objective.modules():
+        if isinstance(module, Frozen):
+            module._apply(hold)  # it shows its tensors to nothing else
+
+
+def _create_optimizer_states(state: TrainState, counter: MemoryCounter) -> None:
+    """Create the states of the optimizers, as their first step does, and count them."""
+    for optimizer in state.optimizers.values():
+        for weight in parameters_of(optimizer):
+            weight.grad = torch.empty_like(weight)
+        for group in optimizer.param_groups:
+            group["foreach"] = True
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        kept = (value for values in optimizer.state.values() for value in values.values())
+        counter.hold(OPTIMIZER, (value for value in kept if isinstance(value, Tensor)))
+
+
+def _switch_parts(state: TrainState, counter: MemoryCounter) -> Iterator[Any]:
+    """Count each network's tensors, and gradients, as those of a part. Yield the hooks to remove."""
+
+    def switch_to(part: str) -> Callable[..., None]:
+        return lambda *_: setattr(counter, "part", part)
+
+    objective = state.objective
+    yield state.model.register_forward_pre_hook(switch_to(AUTOENCODER))
+    yield state.model.register_forward_hook(switch_to(LOSSES))
+    if objective.perceptual.distance is not None:
+        yield objective.perceptual.distance.register_forward_pre_hook(switch_to(PERCEPTUAL))
+    for d in objective.discriminators + objective.multiscale_discriminators:
+        title = _DISCRIMINATORS.get(d.name, f"discriminator at 1/{d.factor}")
+        yield d.module.register_forward_pre_hook(switch_to(title))
+    for optimizer in state.optimizers.values():
+        for weight in parameters_of(optimizer):
+            yield weight.register_post_accumulate_grad_hook(
+                lambda weight: counter.hold(GRADIENTS, [] if weight.grad is None else [weight.grad])
+            )
+
+
+def _update_weights(state: TrainState, device_type: DeviceType) -> None:
+    """Update both networks as `train_step` does, but read no value."""
+    for optimizer in state.optimizers.values():
+        for group in optimizer.param_groups:
+            group["foreach"] = device_type == "cuda"  # PyTorch's default, which needs a temporary copy of the weights
+        clip_gradients(parameters_of(optimizer), state.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    state.ema.update()

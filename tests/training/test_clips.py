@@ -1,0 +1,60 @@
+"""The clips of a run, and the next micro-batches or the error of reading them."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from telecine.data import DataError, ReadingStopped
+from telecine.report.video import write_mp4
+from telecine.training.build import build_autoencoder
+from telecine.training.clips import build_clips, read_next
+
+
+def test_images_are_counted_as_images(tiny, small_video, tmp_path):
+    shutil.copy(small_video, tmp_path)
+    for number in range(3):
+        Image.new("RGB", (64, 48), (90 * number, 90, 90)).save(tmp_path / f"{number}.png")
+    for ratio, counted in ((0.5, "1 video and 3 images"), (0.0, "1 video"), (1.0, "3 images")):
+        config = tiny(data=str(tmp_path), clips=replace(tiny().clips, image_ratio=ratio))
+        clips = build_clips(config, build_autoencoder(config))
+        clips = replace(clips, val=clips.val[:1])
+        assert clips.describe() == f"{counted}, 1 held-out clip"
+        assert replace(clips, val=2 * clips.val).describe() == f"{counted}, 2 held-out clips"
+
+
+def test_validation_clips_from_separate_videos(tiny):
+    model = build_autoencoder(tiny())
+    held_out, separate = build_clips(tiny(), model), build_clips(tiny(val_data=tiny().data), model)
+    num_frames = [sum(span.num_frames for span in clips.train.spans) for clips in (held_out, separate)]
+    assert num_frames[0] < num_frames[1], "nothing is held out"
+    assert len(separate.val) == 2
+
+
+def test_separate_videos_that_are_too_short_are_named(tiny, tmp_path):
+    write_mp4(tmp_path / "short.mp4", torch.zeros(3, 48, 64, 3, dtype=torch.uint8), fps=25)
+    config = tiny(val_data=str(tmp_path / "short.mp4"))
+    message = r"`val_data` must be .* clip of 5 frames, but got none; the longest has 3 frames, .*short.mp4"
+    with pytest.raises(DataError, match=message):
+        build_clips(config, build_autoencoder(config))
+
+
+@pytest.mark.parametrize("error", [DataError("deleted"), OSError("unmounted"), RuntimeError("no shared memory")])
+def test_errors_of_reading_are_returned(error):
+    def batches():
+        yield [1]
+        raise error
+
+    iterator = batches()
+    assert read_next(iterator) == ([1], None)
+    assert read_next(iterator) == ([], error)
+
+
+def test_reading_that_was_stopped_is_no_error():
+    def stopped():
+        raise ReadingStopped
+        yield
+
+    assert read_next(stopped()) == ([], None)
