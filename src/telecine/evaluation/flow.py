@@ -17,7 +17,7 @@ from telecine.base.files import digest_of
 from telecine.base.requirements import how_to_install
 from telecine.base.shapes import Frames, Video
 from telecine.data import bytes_from_video
-from telecine.evaluation.definitions import FLOW_SIDE
+from telecine.evaluation.protocol import FLOW_SIDE
 
 # torchvision's RAFT needs sides that are multiples of 8 and at least 128.
 RAFT_STRIDE, RAFT_SIDE = 8, 128

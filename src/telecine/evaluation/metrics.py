@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from telecine.base.checks import argument_error, check_choice, check_count
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import VALUE_RANGE, Frames, Video, check_range, check_same_shape, check_video
-from telecine.evaluation.definitions import DEFINITIONS, GRID_PERIODS
-from telecine.evaluation.grid import grid_excess
 from telecine.evaluation.pixel_metrics import (
     flicker,
+    grid_excess,
     ms_ssim,
     psnr,
     psnr_bytes,
@@ -26,6 +25,7 @@ from telecine.evaluation.pixel_metrics import (
     ssim_uniform,
     ssim_valid,
 )
+from telecine.evaluation.protocol import DEFINITIONS, GRID_PERIODS
 
 Value = TypeVar("Value")
 
