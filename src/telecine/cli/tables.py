@@ -7,7 +7,7 @@ from rich.table import Column, Table
 
 from telecine.base.devices import gigabytes
 from telecine.data_report.inspect import DataReport
-from telecine.data_report.page import summary
+from telecine.data_report.page import data_summary
 from telecine.evaluation.compare import CONFIDENCE, Comparison
 from telecine.evaluation.evaluate import Evaluation
 from telecine.evaluation.latents import LatentReport
@@ -51,7 +51,7 @@ def print_dry_run(console: Console, config: TrainConfig, tried: DryRun) -> None:
 def print_data(console: Console, report: DataReport) -> None:
     """Print the most important values about a data set, and the advice."""
     table = Table("data", Column(report.data, overflow="fold"))
-    for name, value in summary(report):
+    for name, value in data_summary(report):
         table.add_row(name, value)
     console.print(table)
     for text in report.advice:
