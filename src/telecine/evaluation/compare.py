@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from telecine.evaluation.protocol import DEFINITIONS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_Table: TypeAlias = Mapping[str, object]
 # Fields of the protocol that must be equal, or the figures do not compare.
 MUST_MATCH = (
     "num_clips",
@@ -35,9 +36,6 @@ MUST_MATCH = (
 )
 # Fields whose difference is a warning: the same clips may still have been measured in the same way.
 SHOULD_MATCH = ("data", "fps", "versions")
-COMPARISON_FILE = "comparison.json"
-COMPARISON_PLOT = "comparison.png"
-FRAMES_PLOT = "comparison_frames.png"
 ROW_HEIGHT = 0.62
 
 CONFIDENCE = 0.95
@@ -132,12 +130,8 @@ def compare(first: str | Path, second: str | Path, *, output: str | Path | None 
     return comparison
 
 
-def _check_protocols(first: Mapping[str, object], second: Mapping[str, object]) -> list[str]:
-    """Return the harmless differences of two protocols.
-
-    Raises:
-        ValueError: A difference makes the figures incomparable, or no metric is in both.
-    """
+def _check_protocols(first: _Table, second: _Table) -> list[str]:
+    """Return the harmless differences of two protocols; raise a `ValueError` if their figures do not compare."""
     metrics = [_table(protocol, "metrics") for protocol in (first, second)]
     shared = [name for name in metrics[0] if name in metrics[1]]
     a, b = (_table({"published": {}, **protocol}, "published") for protocol in (first, second))
@@ -156,7 +150,7 @@ def _check_protocols(first: Mapping[str, object], second: Mapping[str, object]) 
     return [warning for warning in warnings if warning]
 
 
-def _table(protocol: Mapping[str, object], field: str) -> Mapping[str, object]:
+def _table(protocol: _Table, field: str) -> _Table:
     """Return a field of a protocol that maps names to values."""
     table = protocol.get(field)
     if not isinstance(table, dict):
@@ -164,7 +158,7 @@ def _table(protocol: Mapping[str, object], field: str) -> Mapping[str, object]:
     return table
 
 
-def _differing(a: Mapping[str, object], b: Mapping[str, object], names: Iterable[str], prefix: str = "") -> list[str]:
+def _differing(a: _Table, b: _Table, names: Iterable[str], prefix: str = "") -> list[str]:
     """Return a text with both values for each name whose values differ."""
     return [
         f"{prefix}{name}: {shorten(str(a.get(name)))} and {shorten(str(b.get(name)))}"
@@ -191,14 +185,13 @@ def _paired_differences(
     Metrics that are best near a number are compared by their distance from it.
     """
     better = {name: DEFINITIONS[name].better for name in names}
-    nearest = {name: float(text.split()[-1]) for name, text in better.items() if text.startswith("nearest")}
-    a, b = (
-        torch.tensor(
-            [[abs(clip[name] - nearest[name]) if name in nearest else clip[name] for name in names] for clip in clips],
-            dtype=torch.float64,
-        )
-        for clips in (first, second)
-    )
+    best = {"nearest to 0": 0.0, "nearest to 1": 1.0}
+
+    def value(clip: Mapping[str, float], name: str) -> float:
+        return abs(clip[name] - best[better[name]]) if better[name] in best else clip[name]
+
+    rows = ([[value(clip, name) for name in names] for clip in clips] for clips in (first, second))
+    a, b = (torch.tensor(values, dtype=torch.float64) for values in rows)
     low, high = _bootstrap_interval(b - a)
     columns = zip(names, a.mean(0), b.mean(0), (b - a).mean(0), low, high, strict=True)
     return [
@@ -234,11 +227,11 @@ def _bootstrap_interval(values: Tensor) -> tuple[Tensor, Tensor]:
 def _write(comparison: Comparison, folders: Sequence[Path], output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     header = {"A": str(folders[0]), "B": str(folders[1])}
-    write_json(output / COMPARISON_FILE, header | comparison.as_dict())
+    write_json(output / "comparison.json", header | comparison.as_dict())
     title = f"B - A over {comparison.num_clips} clips, {CONFIDENCE:.0%} intervals; B is better to the right of 0"
-    _plot_differences(comparison.differences, title, output / COMPARISON_PLOT)
+    _plot_differences(comparison.differences, title, output / "comparison.png")
     curves = {label: read_json(folder / FRAMES_FILE) for label, folder in zip("AB", folders, strict=True)}
-    plot_frames(curves, output / FRAMES_PLOT)
+    plot_frames(curves, output / "comparison_frames.png")
 
 
 def _plot_differences(differences: Sequence[Difference], title: str, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,6 @@ from telecine.base.files import atomic_write, write_json
 from telecine.data import Span, clips_sha256
 from telecine.evaluation.flow import WarpingError, load_flow
 from telecine.evaluation.measure import (
-    ClipMeasure,
     ClipResult,
     MetricSet,
     frechet_of_clips,
@@ -37,10 +36,8 @@ if TYPE_CHECKING:
 METRICS_FILE = "metrics.json"
 CLIPS_FILE = "clips.json"
 FRAMES_FILE = "frames.json"
-FRAMES_PLOT = "frames.png"
 PROTOCOL_FILE = "protocol.json"
 
-PANEL_WIDTH = 3.6
 # Minimum height of a panel's value range, so that imperceptible differences look small.
 MIN_RANGE = {"psnr": 1.0}
 DEFAULT_MIN_RANGE = 0.01
@@ -68,7 +65,7 @@ class Evaluation:
         write_json(folder / METRICS_FILE, self.metrics)
         write_json(folder / CLIPS_FILE, self.per_clip)
         write_json(folder / FRAMES_FILE, self.per_frame)
-        plot_frames({"": self.per_frame}, folder / FRAMES_PLOT)
+        plot_frames({"": self.per_frame}, folder / "frames.png")
         self.protocol.write(folder / PROTOCOL_FILE)
 
 
@@ -139,12 +136,8 @@ def _plan(checkpoint: Path, config: EvaluateConfig, device: torch.device) -> _Pl
 def _with_requested(
     metric_set: MetricSet, source: ModelSource | VideoSource, config: EvaluateConfig, device: torch.device
 ) -> MetricSet:
-    """Add the measures that settings request.
-
-    Raises:
-        ValueError: Reconstructions in chunks or tiles are requested, but there is no model.
-    """
-    requested: list[ClipMeasure] = []
+    """Add the measures that settings request. Reconstructions in chunks or tiles need a model."""
+    requested: list[Callable[..., dict[str, float]]] = []
     sources: dict[str, str] = {}
     if config.flow is not None:
         flow = load_flow(config.flow, device)
@@ -208,7 +201,7 @@ def plot_frames(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path)
     from matplotlib.figure import Figure  # takes a second to import, which `telecine --help` must not spend
 
     names = list(dict.fromkeys(name for evaluation in curves.values() for name in evaluation))
-    figure = Figure(figsize=(PANEL_WIDTH * len(names), 3), dpi=100, layout="constrained")
+    figure = Figure(figsize=(3.6 * len(names), 3), dpi=100, layout="constrained")
     for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False).flat, strict=True):
         _plot_metric(axes, name, curves)
     atomic_write(path, lambda partial: figure.savefig(partial, format="png"))

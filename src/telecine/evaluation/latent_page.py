@@ -18,8 +18,6 @@ from telecine.report.page import page_environment, short, timestamp
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-JSON_FILE = "latents.json"
-PAGE_FILE = "latents.html"
 # Distinguishable with red-green colour blindness.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 
@@ -27,10 +25,11 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 def write_latents(report: LatentReport, folder: Path) -> Path:
     """Write latents.json and latents.html into a folder, which is created if needed, and return the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / JSON_FILE, report.as_dict())
+    write_json(folder / "latents.json", report.as_dict())
     html = render_latents(report).encode("utf-8", "backslashreplace")  # names may have other bytes
-    atomic_write(folder / PAGE_FILE, lambda partial: partial.write_bytes(html))
-    return folder / PAGE_FILE
+    page = folder / "latents.html"
+    atomic_write(page, lambda partial: partial.write_bytes(html))
+    return page
 
 
 def render_latents(report: LatentReport) -> str:

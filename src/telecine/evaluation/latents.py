@@ -291,9 +291,8 @@ def measure_latent_spaces(models: Sequence[str | Path], config: LatentsConfig) -
     first = model_source(Path(models[0]), config, device)
     clips = first.clips
     assert isinstance(clips, ClipConfig)  # these settings have no protocol
-    same = replace(
-        config, num_frames=clips.num_frames, height=clips.height, width=clips.width, stride=clips.stride
-    )  # all models encode the same clips
+    size = {name: getattr(clips, name) for name in ("num_frames", "height", "width", "stride")}
+    same = replace(config, **size)  # all models encode the same clips
     sources = [first, *(model_source(Path(model), same, device) for model in models[1:])]
     base = None if config.base is None else model_source(Path(config.base), same, device)
     videos, digest = _find_clips(config, clips)
@@ -335,11 +334,7 @@ class _ClipsOnDisk:
 
 
 def _find_clips(config: LatentsConfig, clips: ClipConfig) -> tuple[_ClipsOnDisk, str]:
-    """Return the clips that can be decoded, and their `clips_sha256`.
-
-    Raises:
-        ValueError: None can be decoded.
-    """
+    """Return the clips that can be decoded, at least one, and their `clips_sha256`."""
     assert config.data is not None
     spans = select_clips(index_data(config.data), clips, config.clip_limit)
     decodable: list[Span] = []
@@ -356,11 +351,7 @@ def _find_clips(config: LatentsConfig, clips: ClipConfig) -> tuple[_ClipsOnDisk,
 
 @torch.no_grad()
 def _encode_all(source: ModelSource, videos: _ClipsOnDisk) -> Tensor:
-    """Return the latents of clips, `(B, C, t, h, w)` on the CPU.
-
-    Raises:
-        ValueError: The model does not offer its latent.
-    """
+    """Return the latents of clips, `(B, C, t, h, w)` on the CPU."""
     device = next(source.model.parameters()).device
     latents = []
     for video in with_progress(videos, "encoding", total=len(videos)):
@@ -373,16 +364,7 @@ def _encode_all(source: ModelSource, videos: _ClipsOnDisk) -> Tensor:
 
 
 def _measure_space(source: ModelSource, videos: _ClipsOnDisk, reference: Tensor | None) -> LatentSpace:
-    """Return the measures of one model.
-
-    Args:
-        source: The model.
-        videos: The clips.
-        reference: The base model's latents of the clips.
-
-    Raises:
-        ValueError: The base model's latents have another shape.
-    """
+    """Return the measures of one model on clips; `reference` has the latents of the base model."""
     latents = _encode_all(source, videos)
     moments = ChannelMoments()
     moments.add(latents)
@@ -432,7 +414,7 @@ def _decode_changed(
     for video, latent in with_progress(zip(videos, latents.split(1), strict=True), "decoding", total=len(videos)):
         for name, found in errors.items():
             transform = TRANSFORMS.get(name, torch.clone)
-            decoded = decode(transform(latent))
+            decoded = decode(transform(latent.to(device)))
             target = transform(video)
             if target.shape != decoded.shape:
                 target = resized(video, list(decoded.shape[-2:]))
@@ -442,19 +424,13 @@ def _decode_changed(
         for size, values in noisy.items():
             decoded = decode(latent + float(size) * noise)
             values.append(psnr(reconstruction=decoded, target=video).item())
-    columns = {
-        name: [sum(values) / len(found) for values in zip(*found, strict=True)] for name, found in errors.items()
-    }
-    equivariance = {name: {"mse": error, "psnr": decibel} for name, (error, decibel) in columns.items()}
+    means = {name: [sum(values) / len(found) for values in zip(*found, strict=True)] for name, found in errors.items()}
+    equivariance = {name: {"mse": error, "psnr": decibel} for name, (error, decibel) in means.items()}
     return equivariance, {size: sum(values) / len(values) for size, values in noisy.items()}
 
 
 def _drift(latents: Tensor, reference: Tensor) -> dict[str, list[float] | float]:
-    """Return the drift of latents from those of a base model, see `DEFINITIONS`.
-
-    Raises:
-        ValueError: Their shapes differ.
-    """
+    """Return the drift of latents from those of a base model, see `DEFINITIONS`."""
     if latents.shape != reference.shape:
         contract = f"a model with latents of shape {tuple(latents.shape[1:])}"
         got = f"one with {tuple(reference.shape[1:])}"

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -18,7 +17,7 @@ from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
 from telecine.base.progress import with_progress
 from telecine.base.requirements import how_to_install
-from telecine.base.shapes import VALUE_RANGE, Video
+from telecine.base.shapes import VALUE_RANGE
 from telecine.data import Span, bytes_from_video, pixels_sha256
 from telecine.evaluation.frechet import FeatureNetwork, frechet_distance, load_feature_network, min_samples
 from telecine.evaluation.metrics import (
@@ -39,13 +38,6 @@ LPIPS_BACKBONES = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
 FRECHET_METRICS = ("fvd", "fvd_single")
 
 
-class ClipMeasure(Protocol):
-    """Measures values of a clip on request."""
-
-    def __call__(self, *, reconstruction: Video, target: Video) -> dict[str, float]:
-        """Return the values by name, of a clip `(1, 3, T, H, W)` in [-1, 1]."""
-
-
 @dataclass(frozen=True)
 class MetricSet:
     """The metrics of one evaluation, with their networks."""
@@ -64,8 +56,8 @@ class MetricSet:
     """Whether the Frechet distance is that of sets of one clip each."""
     values: Callable[[Tensor], Tensor] = field(default=lambda video: video.clamp(*VALUE_RANGE))
     """Maps inputs and reconstructions to the values that are measured."""
-    requested: Sequence[ClipMeasure] = ()
-    """Measures that settings request."""
+    requested: Sequence[Callable[..., dict[str, float]]] = ()
+    """Measures on request: called with `reconstruction` and `target` `(1, 3, T, H, W)`, each returns values by name."""
 
     def definitions(self, num_clips: int) -> tuple[tuple[str, str], ...]:
         """Return name and definition of the Frechet distance over `num_clips` clips; empty without a network."""
@@ -189,16 +181,15 @@ def process_group() -> Iterator[Processes]:
 
     The backend is gloo on every device, because only Python objects are exchanged.
     """
-    if dist.is_available() and dist.is_initialized():
-        yield Processes(dist.get_rank(), dist.get_world_size())
-    elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    joins = dist.is_available() and dist.is_initialized()
+    starts = not joins and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if starts:
         dist.init_process_group("gloo")
-        try:
-            yield Processes(dist.get_rank(), dist.get_world_size())
-        finally:
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size()) if joins or starts else Processes()
+    finally:
+        if starts:
             dist.destroy_process_group()
-    else:
-        yield Processes()
 
 
 @torch.no_grad()

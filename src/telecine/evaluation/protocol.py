@@ -60,21 +60,6 @@ class Definition:
         return None
 
 
-def _lpips(network: str, min_side: int) -> Definition:
-    text = f"LPIPS v0.1, arXiv 1801.03924, {network}; mean over frames, then clips"
-    return Definition(text, "smaller", min_side=min_side)
-
-
-def _warping(text: str, better: Better) -> Definition:
-    full = (
-        "mean squared difference of a frame and the next one, warped to it by the flow between the same frames of the "
-        "input, as arXiv 1808.00449; frames in [0, 1]; pixels that leave the frame, or whose forward and backward flow "
-        "disagree (arXiv 1604.08610, equation 5), are left out; mean over channels and pixels, frames, then clips"
-        f"{text}"
-    )
-    return Definition(full, better, min_side=FLOW_SIDE, min_frames=2)
-
-
 def _grid(period: int) -> Definition:
     text = (
         f"dB; spectral power of grey rows and columns at a period of {period} pixels over the geometric mean of that "
@@ -85,6 +70,11 @@ def _grid(period: int) -> Definition:
     return Definition(text, "nearest to 0", min_side=GRID_PATCH)
 
 
+WARPING = (
+    "mean squared difference of a frame and the next one, warped to it by the flow between the same frames of the "
+    "input, as arXiv 1808.00449; frames in [0, 1]; pixels that leave the frame, or whose forward and backward flow "
+    "disagree (arXiv 1604.08610, equation 5), are left out; mean over channels and pixels, frames, then clips"
+)
 DEFINITIONS = {
     "psnr": Definition(
         f"dB; 10 log10(2^2 / mean squared error over all pixels of a clip in [-1, 1]), at most {MAX_PSNR:g}; "
@@ -104,8 +94,8 @@ DEFINITIONS = {
         "larger",
         min_side=MS_SSIM_SIDE,
     ),
-    "lpips_vgg": _lpips("VGG16", 16),
-    "lpips_alex": _lpips("AlexNet", 31),
+    "lpips_vgg": Definition("LPIPS v0.1, arXiv 1801.03924, VGG16; mean over frames, then clips", "smaller", 16),
+    "lpips_alex": Definition("LPIPS v0.1, arXiv 1801.03924, AlexNet; mean over frames, then clips", "smaller", 31),
     "flicker": Definition(
         "mean absolute difference between the frame-to-frame differences of reconstruction and input, in [-1, 1]; "
         "mean over clips",
@@ -155,8 +145,8 @@ DEFINITIONS = {
         min_frames=10,
     ),
     # Measured on request.
-    "warping_error": _warping("", "smaller"),
-    "warping_excess": _warping(", less the same of the input", "nearest to 0"),
+    "warping_error": Definition(WARPING, "smaller", FLOW_SIDE, 2),
+    "warping_excess": Definition(f"{WARPING}, less the same of the input", "nearest to 0", FLOW_SIDE, 2),
     "pieces_psnr": Definition(
         f"dB; PSNR between the reconstruction of the whole clip and that in pieces, both clamped, at most "
         f"{MAX_PSNR:g}; mean over clips",
@@ -190,9 +180,9 @@ class EvaluationProtocol:
     width: int | None
     """Width of a frame after resize and crop. None: that of each video."""
     resize: str
-    """How frames were resized, e.g. `shorter side to 256, bilinear with antialias`."""
+    """For example "shorter side to 256, bilinear with antialias"."""
     crop: str
-    """How frames were cropped, e.g. `center`."""
+    """For example "center"."""
     metrics: tuple[str, ...]
     """The names of the reported metrics."""
     subject: str = ""
@@ -200,7 +190,7 @@ class EvaluationProtocol:
     num_videos: int = 1
     """Number of videos that the clips are from."""
     places: str = ""
-    """How the clips were selected."""
+    """Which clips of the videos were selected."""
     clips_sha256: str | None = None
     """Hash of the pixels of all input clips in order. Equal hashes mean equal inputs."""
     fps: float | None = None
@@ -214,9 +204,9 @@ class EvaluationProtocol:
     absent: tuple[tuple[str, str], ...] = ()
     """Pairs of a metric that is not reported and the reason."""
     reconstruction: str = "clamped to the value range before measuring"
-    """What was done to reconstructions before measuring."""
+    """Processing of reconstructions before measuring."""
     published: tuple[tuple[str, object], ...] = ()
-    """The name of the published protocol that was followed and its items, as pairs."""
+    """The fields of the published protocol, as pairs."""
 
     def __post_init__(self) -> None:
         for name in ("num_clips", "num_videos", "frame_stride"):

@@ -193,18 +193,13 @@ def video_source(
     if clips is None:
         clips = config.clip_config(ClipConfig())
         if config.height is None or config.width is None:
-            height, width = _common_size(infos)
-            clips = config.clip_config(replace(clips, height=height, width=width))
+            sizes = sorted({(info.height, info.width) for info in infos})
+            if len(sizes) > 1:
+                got = f"{len(sizes)} sizes, from {sizes[0][0]} x {sizes[0][1]} to {sizes[-1][0]} x {sizes[-1][1]}"
+                remedy = "Set `height` and `width`, to which all videos are resized and cropped."
+                raise argument_error("data", "videos of one size", got, remedy)
+            clips = config.clip_config(replace(clips, height=sizes[0][0], width=sizes[0][1]))
     return VideoSource(matches, clips, f"{reconstructions}, as videos")
-
-
-def _common_size(infos: Sequence[VideoInfo]) -> tuple[int, int]:
-    sizes = sorted({(info.height, info.width) for info in infos})
-    if len(sizes) > 1:
-        got = f"{len(sizes)} sizes, from {sizes[0][0]} x {sizes[0][1]} to {sizes[-1][0]} x {sizes[-1][1]}"
-        remedy = "Set `height` and `width`, to which all videos are resized and cropped."
-        raise argument_error("data", "videos of one size", got, remedy)
-    return sizes[0]
 
 
 def contains_videos(path: Path) -> bool:
@@ -228,7 +223,12 @@ def match_videos(infos: Sequence[VideoInfo], *, data: str | Path, reconstruction
     others = _by_name(index_data(reconstructions, name="checkpoint"), reconstructions)
     _check_names(inputs, others, data=data, reconstructions=reconstructions)
     for name, info in inputs.items():
-        _check_same_size(info, others[name])
+        expected, actual = ((each.num_frames, each.height, each.width) for each in (info, others[name]))
+        if actual != expected:
+            contract = f"of {expected[0]} frames of {expected[1]} x {expected[2]}, as {info.path}"
+            got = f"{actual[0]} frames of {actual[1]} x {actual[2]} in {others[name].path}"
+            remedy = "Write the reconstructions at the length and size of `data`."
+            raise argument_error("checkpoint", contract, got, remedy)
     return {str(info.path): others[name] for name, info in inputs.items()}
 
 
@@ -259,15 +259,5 @@ def _check_names(
 
 
 def _listed(names: Sequence[str]) -> str:
-    listed = ", ".join(names[:MAX_NAMES_LISTED])
     num_more = len(names) - MAX_NAMES_LISTED
-    return f"{listed} and {num_more} more" if num_more > 0 else listed
-
-
-def _check_same_size(info: VideoInfo, other: VideoInfo) -> None:
-    expected, actual = ((video.num_frames, video.height, video.width) for video in (info, other))
-    if actual != expected:
-        contract = f"of {expected[0]} frames of {expected[1]} x {expected[2]}, as {info.path}"
-        got = f"{actual[0]} frames of {actual[1]} x {actual[2]} in {other.path}"
-        remedy = "Write the reconstructions at the length and size of `data`."
-        raise argument_error("checkpoint", contract, got, remedy)
+    return ", ".join(names[:MAX_NAMES_LISTED]) + (f" and {num_more} more" if num_more > 0 else "")

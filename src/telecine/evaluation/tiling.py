@@ -137,7 +137,8 @@ def reconstruct_tiled(model: VideoAutoencoder, video: Tensor, tiling: Tiling) ->
     for top, left in product(tops, lefts):
         rows, columns = slice(top, top + tile_height), slice(left, left + tile_width)
         tile = padded[:, :, rows, columns]
-        weight = _tile_weight((top, left), tile.shape[2:], padded.shape[2:], tiling.overlap).to(padded)
+        row_weight = _ramp(top, tile_height, padded.shape[2], tiling.overlap)
+        weight = (row_weight[:, None] * _ramp(left, tile_width, padded.shape[3], tiling.overlap)).to(padded)
         weighted_sum[:, :, rows, columns] += weight * model(tile[None], sample_posterior=False).video[0]
         total_weight[rows, columns] += weight
     return weighted_sum.div_(total_weight)[:, :time, :height, :width]
@@ -159,14 +160,11 @@ def _tile_starts(side: int, tiling: Tiling) -> list[int]:
     return [*range(0, side - tiling.size, step), side - tiling.size]
 
 
-def _tile_weight(start: Sequence[int], size: Sequence[int], full_size: Sequence[int], overlap: int) -> Tensor:
-    """Return the weight of each pixel of a tile, `(H, W)`: 1, and falling linearly over the overlap at inner edges."""
-    rows, columns = (_ramp(*axis, overlap) for axis in zip(start, size, full_size, strict=True))
-    return rows[:, None] * columns
-
-
 def _ramp(start: int, size: int, full_size: int, overlap: int) -> Tensor:
-    """Return one axis of `_tile_weight`. The weights of two tiles that share `overlap` pixels add up to 1 there."""
+    """Return a tile's weights along one side: 1, and falling linearly over the overlap at an inner edge.
+
+    The weights of two tiles that share `overlap` pixels add up to 1 there.
+    """
     rise = torch.arange(1, overlap + 1) / (overlap + 1)
     weight = torch.ones(size)
     if start > 0:
