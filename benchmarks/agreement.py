@@ -30,8 +30,7 @@ from torchmetrics.functional.image import (
 from telecine import LPIPS
 from telecine.data import index_video, read_clip, sample_videos, video_from_bytes
 from telecine.evaluation.frechet import frechet_distance
-from telecine.evaluation.grid import grid_excess
-from telecine.evaluation.pixel_metrics import flicker, ms_ssim, psnr, sharpness, ssim
+from telecine.evaluation.pixel_metrics import flicker, grid_excess, ms_ssim, psnr, sharpness, ssim
 from telecine.perceptual import load_backbone
 
 # The sample videos that the tables of docs/evaluation.md were made with.

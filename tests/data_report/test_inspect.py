@@ -10,8 +10,8 @@ from PIL import Image
 
 from telecine.data import ClipDataset, DataError, bytes_from_video
 from telecine.data_report import inspect
-from telecine.data_report.inspect import advice, inspect_data
-from telecine.data_report.page import render, summary
+from telecine.data_report.inspect import _advice, inspect_data
+from telecine.data_report.page import data_summary, render_data
 from telecine.training.clips import find_spans
 
 
@@ -56,7 +56,7 @@ def test_frames_are_counted(report):
 
 
 def test_the_advice_follows_from_the_values(report, config, monkeypatch):
-    lines = list(advice(report, config))
+    lines = list(_advice(report, config.clips))
     assert lines == report.advice
     assert lines[0].startswith(f"One core reads {report.clips_per_second:.3g} clips a second; 3 workers")
     assert lines[1].startswith("More than 60 frames between keyframes: 1 of 6 videos.")
@@ -65,7 +65,7 @@ def test_the_advice_follows_from_the_values(report, config, monkeypatch):
     assert lines[4].startswith("Groups of files that are copies: 2.")
     monkeypatch.setattr(inspect, "CACHE_FRACTION", 0.0)
     quiet = replace(report, clips=[replace(clip, remarks=()) for clip in report.clips], files=[], copies=[])
-    lines = list(advice(quiet, config))
+    lines = list(_advice(quiet, config.clips))
     assert len(lines) == 2
     assert "too much for `--clips.cache`" in lines[1]
 
@@ -78,7 +78,7 @@ def test_images_are_counted_as_images(config, data, tmp_path):
     for ratio, counted in ((0.5, "1 video and 3 images"), (0.0, "1 video"), (1.0, "3 images")):
         changed = replace(config, data=str(tmp_path), clips=replace(config.clips, image_ratio=ratio))
         reports[ratio] = inspect_data(changed, num_clips=2)
-        assert dict(summary(reports[ratio]))["files used"] == f"{counted}, of 4 files"
+        assert dict(data_summary(reports[ratio]))["files used"] == f"{counted}, of 4 files"
     uses = {ratio: {Path(row.path).name: row.use for row in report.files} for ratio, report in reports.items()}
     assert uses[0.0]["0.png"] == "an image, and `clips.image_ratio` is 0"
     assert uses[1.0]["scene.mp4"] == "a video, and `clips.image_ratio` is 1"
@@ -95,7 +95,7 @@ def test_clips_say_how_they_were_turned(config):
     assert len({clip.orientation for clip in report.clips}) > 4
     still = replace(square, random_orientation=False, random_flip=False)
     assert {clip.orientation for clip in inspect_data(replace(config, clips=still), num_clips=4).clips} == {""}
-    page = render(report)
+    page = render_data(report)
     for clip in report.clips:
         assert f"frame {clip.start}, 5 x 32 x 32{clip.orientation and f', {clip.orientation}'}" in page
 

@@ -1,15 +1,27 @@
-"""Comparison of two evaluations, and protocols that do not match."""
+"""Comparison of two evaluations: protocols that do not match, differences, their confidence intervals and plots."""
 
 import json
+import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
+from scipy.stats import bootstrap
 
 from telecine.evaluation import EvaluationProtocol, mean_over_clips
-from telecine.evaluation.compare import MUST_MATCH, check_protocols, compare
-from telecine.evaluation.evaluate import Evaluation
+from telecine.evaluation.compare import (
+    MUST_MATCH,
+    Difference,
+    _bootstrap_interval,
+    _check_protocols,
+    _paired_differences,
+    _plot_differences,
+    compare,
+)
+from telecine.evaluation.evaluate import Evaluation, plot_frames
 
 METRICS = ("psnr", "ssim", "lpips_alex", "grid_4")
 NUM_CLIPS = 15
@@ -64,7 +76,7 @@ def with_protocol(folder, copy, **fields):
 @pytest.mark.slow
 def test_the_better_evaluation_is_named_and_written(worse, better, tmp_path):
     comparison = compare(worse, better, output=tmp_path)
-    assert {item.name: item.better for item in comparison.differences} == {
+    assert {each.name: each.better for each in comparison.differences} == {
         "psnr": "B",
         "ssim": "B",
         "lpips_alex": "B",
@@ -89,19 +101,19 @@ def test_the_difference_is_that_of_the_means(worse, better):
 
 
 def test_an_evaluation_compared_with_itself_is_undecided(worse):
-    assert {item.better for item in compare(worse, worse).differences} == {"undecided"}
+    assert {each.better for each in compare(worse, worse).differences} == {"undecided"}
 
 
 def test_different_clips_or_settings_raise(worse):
     protocol = read_protocol(worse)
     for name in MUST_MATCH:
         with pytest.raises(ValueError, match=rf"with the same protocol, but got {name}: .* and something else"):
-            check_protocols(protocol, protocol | {name: "something else"})
+            _check_protocols(protocol, protocol | {name: "something else"})
 
 
 def test_different_networks_raise(worse, better, tmp_path):
     other = with_protocol(better, tmp_path / "other", backbones={"lpips_alex": "sha256 0"})
-    with pytest.raises(ValueError, match=r"backbones\.lpips_alex: sha256 1+\.\.\. and sha256 0"):
+    with pytest.raises(ValueError, match=r"backbones\.lpips_alex: sha256 1+ and sha256 0"):
         compare(worse, other)
 
 
@@ -116,10 +128,10 @@ def test_metrics_of_only_one_evaluation_are_a_warning(worse, better, tmp_path):
     protocol = read_protocol(better)
     fewer = {name: protocol["metrics"][name] for name in ("psnr", "ssim")}
     comparison = compare(worse, with_protocol(better, tmp_path / "other", metrics=fewer))
-    assert [item.name for item in comparison.differences] == ["psnr", "ssim"]
+    assert [each.name for each in comparison.differences] == ["psnr", "ssim"]
     assert comparison.warnings == ["only one has grid_4, lpips_alex"]
     with pytest.raises(ValueError, match="share a metric"):
-        check_protocols(protocol, protocol | {"metrics": {}})
+        _check_protocols(protocol, protocol | {"metrics": {}})
 
 
 @pytest.mark.slow
@@ -131,9 +143,157 @@ def test_frechet_distances_are_compared_without_an_interval(worse, better, tmp_p
         figures = json.loads((folders[-1] / "metrics.json").read_text()) | {"fvd": value}
         (folders[-1] / "metrics.json").write_text(json.dumps(figures))
     last = compare(*folders, output=tmp_path / "out").differences[-1]
-    assert (last.name, last.mean, last.interval) == ("fvd", -20, None)
+    assert (last.name, last.mean, last.interval, last.better) == ("fvd", -20, None, "undecided")
 
 
 def test_a_folder_without_an_evaluation_raises(worse, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"protocol\.json"):
         compare(worse, tmp_path)
+
+
+def clips(name, values):
+    return [{name: value} for value in values]
+
+
+def draws(num=60, seed=0, offset=0.0):
+    return (torch.randn(num, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + offset).tolist()
+
+
+def test_the_interval_equals_scipy():
+    values = torch.tensor(draws(offset=0.3))
+    low, high = _bootstrap_interval(values[:, None])
+    reference = bootstrap(
+        (values.numpy(),), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    assert (low.item(), high.item()) == pytest.approx((reference.low, reference.high), abs=0.01)
+
+
+def test_the_interval_is_deterministic_and_independent_for_each_column():
+    values = torch.tensor([draws(seed=0), draws(seed=1)]).T
+    low, high = _bootstrap_interval(values)
+    again = _bootstrap_interval(values[:, 1:])
+    torch.testing.assert_close((low[1], high[1]), (again[0][0], again[1][0]))
+    assert all(map(torch.equal, _bootstrap_interval(values), (low, high)))
+
+
+@pytest.mark.slow
+def test_the_interval_covers_the_mean_in_19_of_20_cases():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(40, 400, generator=generator, dtype=torch.float64)
+    low, high = _bootstrap_interval(values)
+    covered = ((low <= 0) & (high >= 0)).double().mean()
+    assert 0.90 < covered < 0.98
+
+
+@pytest.mark.parametrize(
+    ("name", "shift", "better"),
+    [
+        ("psnr", 1.0, "B"),
+        ("psnr", -1.0, "A"),
+        ("psnr", 0.0, "undecided"),
+        ("lpips_alex", 1.0, "A"),
+        ("lpips_alex", -1.0, "B"),
+        ("sharpness", 0.3, "B"),  # from 0.5 to 0.8
+        ("sharpness", 1.3, "A"),  # from 0.5 to 1.8
+        ("grid_8", -0.2, "B"),
+        ("grid_8", -1.2, "A"),
+    ],
+)
+def test_which_evaluation_is_better(name, shift, better):
+    first = [0.5 + 0.01 * value for value in draws()]
+    second = [0.5 + shift + 0.01 * value for value in draws(seed=1)]
+    (difference,) = _paired_differences(clips(name, first), clips(name, second), names=[name])
+    assert difference.better == better
+    assert difference.mean == pytest.approx(difference.second - difference.first)
+    assert difference.interval[0] < difference.mean < difference.interval[1]
+
+
+def test_pairing_removes_the_variance_between_clips():
+    """Clips differ by 10 dB, the two evaluations of each clip by 0.1."""
+    first = [30 + 10 * value for value in draws()]
+    (difference,) = _paired_differences(
+        clips("psnr", first), clips("psnr", [value + 0.1 for value in first]), names=["psnr"]
+    )
+    assert difference.interval == pytest.approx((0.1, 0.1))
+    assert difference.better == "B"
+
+
+def test_a_single_clip_has_no_interval():
+    (difference,) = _paired_differences(clips("psnr", [30.0]), clips("psnr", [31.0]), names=["psnr"])
+    assert (difference.interval, difference.better, difference.text()) == (None, "undecided", "+1")
+
+
+def test_metrics_that_are_best_near_a_number_are_compared_by_their_distance_from_it():
+    first, second = {"sharpness": 0.8, "grid_4": -0.5, "psnr": 30.0}, {"sharpness": 1.5, "grid_4": 0.1, "psnr": 31.0}
+    found = _paired_differences([first], [second], names=list(first))
+    assert [each.name for each in found] == ["|sharpness - 1|", "|grid_4|", "psnr"]
+    assert [each.first for each in found] == pytest.approx([0.2, 0.5, 30.0])
+    assert [each.second for each in found] == pytest.approx([0.5, 0.1, 31.0])
+
+
+def test_nan_is_undecided():
+    first, second = clips("psnr", [30.0, 31.0]), clips("psnr", [math.nan, 32.0])
+    (difference,) = _paired_differences(first, second, names=["psnr"])
+    assert math.isnan(difference.mean)
+    assert difference.better == "undecided"
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Collect the figures that are saved."""
+    saved = []
+    save = Figure.savefig
+
+    def record(figure, *arguments, **options):
+        saved.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", record)
+    return saved
+
+
+def test_one_panel_per_metric_and_one_line_per_evaluation(figures, tmp_path):
+    curves = {"A": {"psnr": [30.0, 29.0], "ssim": [0.9, 0.8]}, "B": {"psnr": [31.0, 30.5]}}
+    plot_frames(curves, tmp_path / "frames.png")
+    psnr, ssim = figures[0].axes
+    assert [line.get_label() for line in psnr.lines] == ["A", "B"]
+    assert [list(line.get_ydata()) for line in psnr.lines] == [[30.0, 29.0], [31.0, 30.5]]
+    assert [list(line.get_ydata()) for line in ssim.lines] == [[0.9, 0.8]]
+    assert psnr.get_title() == "psnr, larger is better"
+    with Image.open(tmp_path / "frames.png") as picture:
+        assert picture.width > picture.height
+
+
+def test_the_value_range_has_a_minimum(figures, tmp_path):
+    plot_frames({"": {"psnr": [30.0, 30.01], "ssim": [0.5, 0.9]}}, tmp_path / "frames.png")
+    heights = [np.ptp(axes.get_ylim()) for axes in figures[0].axes]
+    assert heights == pytest.approx([1.0, 0.44])
+
+
+@pytest.mark.parametrize(
+    ("larger_is_better", "interval", "colour"),
+    [
+        (True, (1.0, 3.0), "#0072b2"),
+        (False, (1.0, 3.0), "#d55e00"),
+        (True, (-1.0, 5.0), "#707070"),
+        (True, None, "#707070"),
+    ],
+)
+def test_b_is_better_to_the_right_of_0(figures, tmp_path, larger_is_better, interval, colour):
+    difference = Difference("psnr", 30.0, 32.0, 2.0, interval, larger_is_better)
+    _plot_differences([difference], "a title", tmp_path / "differences.png")
+    (axes,) = figures[0].axes
+    zero, bar, point = axes.lines
+    place = axes.transData.transform
+    assert (place((2, 0))[0] > place((0, 0))[0]) == larger_is_better
+    assert tuple(bar.get_xdata()) == (interval or (2.0, 2.0))
+    assert (list(point.get_xdata()), list(zero.get_xdata())) == ([2.0], [0, 0])
+    assert point.get_color() == colour
+    assert axes.texts[0].get_text() == difference.text()
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_equal_figures_and_nan_are_plotted(tmp_path, value):
+    _plot_differences([Difference("psnr", 30.0, value, value, (value, value), True)], "a title", tmp_path / "one.png")
+    with Image.open(tmp_path / "one.png") as picture:
+        assert picture.width == 800

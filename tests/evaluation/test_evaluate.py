@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from telecine.data import find_videos, index_videos, read_clip, video_from_bytes
-from telecine.evaluation import ReconstructionMetrics, source
+from telecine.evaluation import ReconstructionMetrics, measure
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.metrics import BUILT_IN_METRICS
 from telecine.evaluation.source import read_span
@@ -29,7 +29,7 @@ def test_a_model_is_measured_on_center_crops(model_folder, tiny_model, videos):
     assert evaluation.protocol.fps == 25
     clip = evaluation.per_clip[0]
     info = next(info for info in index_videos(find_videos(videos))[0] if str(info.path) == clip["source"])
-    size = ClipConfig(height=12, width=12).val_bucket.decode_size(info, 1.0)
+    size = ClipConfig(height=12, width=12).val_bucket.decode_size(info.height, info.width, 1.0)
     frames = read_clip(info, clip["start"], 5, size=size)
     top, left = ((side - kept) // 2 for side, kept in zip(size, (12, 12), strict=True))
     target = video_from_bytes(frames[:, top : top + 12, left : left + 12])[None]
@@ -129,12 +129,12 @@ def test_clips_too_short_for_the_features_raise(model_folder, videos, fake_i3d):
 
 def test_clips_that_cannot_be_decoded_are_left_out(model_folder, videos, monkeypatch):
     monkeypatch.setattr(
-        source, "read_span", lambda span, config: None if span.info.path.stem != "two" else read_span(span, config)
+        measure, "read_span", lambda span, config: None if span.info.path.stem != "two" else read_span(span, config)
     )
     config = EvaluateConfig(data=str(videos), **{**TINY, "num_frames": 25})
     evaluation = evaluate(model_folder, config)
     assert [Path(clip["source"]).name for clip in evaluation.per_clip] == ["two.mp4"]
-    monkeypatch.setattr(source, "read_span", lambda span, config: None)
+    monkeypatch.setattr(measure, "read_span", lambda span, config: None)
     with pytest.raises(ValueError, match="`data` must be videos with a decodable clip, but got 3 clips that cannot"):
         evaluate(model_folder, config)
 

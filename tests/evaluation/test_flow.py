@@ -9,7 +9,7 @@ from torchvision.models import optical_flow
 
 from telecine.evaluation import measure
 from telecine.evaluation.evaluate import evaluate
-from telecine.evaluation.flow import WarpingError, load_flow, visible_pixels, warp, warping_error
+from telecine.evaluation.flow import WarpingError, _visible_pixels, _warp, _warping_error, load_flow
 from telecine.settings import EvaluateConfig
 
 CPU = torch.device("cpu")
@@ -93,12 +93,12 @@ def test_the_flow_of_dis_tells_them_apart(dis):
 def test_pixels_that_leave_the_frame_or_are_occluded_are_left_out():
     forward = torch.zeros(1, 2, 4, 6)
     forward[:, 0] = 2.0
-    visible = visible_pixels(forward, -forward)[0]
+    visible = _visible_pixels(forward, -forward)[0]
     assert visible[:, :4].all()
     assert not visible[:, 4:].any()
     elsewhere = -forward.clone()
     elsewhere[..., 1, 3] = 5.0  # the flow back from where the pixel in column 1 leads to
-    assert (~visible_pixels(forward, elsewhere)[0]).nonzero().tolist() == [
+    assert (~_visible_pixels(forward, elsewhere)[0]).nonzero().tolist() == [
         [row, column] for row in range(4) for column in range(6) if column >= 4 or (row, column) == (1, 1)
     ]
 
@@ -108,15 +108,15 @@ def test_the_error_is_the_mean_of_visible_pixels():
     frames[1, :, 0, 0] = 1.0
     visible = torch.tensor([[[True, False], [False, True]]])
     flow = torch.zeros(1, 2, 2, 2)
-    assert warping_error(frames, flow, visible) == pytest.approx(0.25 / 2)
-    assert warping_error(frames, flow, torch.zeros(1, 2, 2, dtype=torch.bool)) == pytest.approx(0.25 / 4)
+    assert _warping_error(frames, flow, visible) == pytest.approx(0.25 / 2)
+    assert _warping_error(frames, flow, torch.zeros(1, 2, 2, dtype=torch.bool)) == pytest.approx(0.25 / 4)
 
 
 def test_warping_takes_the_value_where_the_flow_leads():
     frames = torch.arange(12.0).view(1, 1, 3, 4)
     flow = torch.zeros(1, 2, 3, 4)
     flow[:, 0], flow[:, 1] = 0.5, 1.0
-    assert warp(frames, flow)[0, 0].tolist() == [[4.5, 5.5, 6.5, 7], [8.5, 9.5, 10.5, 11], [8.5, 9.5, 10.5, 11]]
+    assert _warp(frames, flow)[0, 0].tolist() == [[4.5, 5.5, 6.5, 7], [8.5, 9.5, 10.5, 11], [8.5, 9.5, 10.5, 11]]
 
 
 def test_raft_by_path(tmp_path):

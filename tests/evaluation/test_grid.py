@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from telecine.data import index_video, read_clip, sample_videos, video_from_bytes
-from telecine.evaluation.definitions import GRID_PERIODS
-from telecine.evaluation.grid import flat_patches, grid_excess, remove_plane
+from telecine.evaluation.pixel_metrics import _flat_patches, _without_plane, grid_excess
+from telecine.evaluation.protocol import GRID_PERIODS
 
 # Maximum value in dB on real frames without a grid. For comparison, half a step of 8 bits is 0.004.
 NO_GRID = 1.6
@@ -105,7 +105,7 @@ def test_equals_numpy_on_one_patch():
 
 
 def test_the_flattest_quarter_of_the_patches_is_measured(clips):
-    patches, target_patches = flat_patches(clips[0] + 0.1, clips[0])
+    patches, target_patches = _flat_patches(clips[0] + 0.1, clips[0])
     assert patches.shape == target_patches.shape == (12, 32, 32)  # of 2 frames of 4 x 6 patches
     grey = clips[0].mean(0)[:, :128, :192].unfold(1, 32, 32).unfold(2, 32, 32).reshape(-1, 32, 32)
     limit = grey.var(dim=(1, 2)).sort().values[11]
@@ -116,7 +116,7 @@ def test_the_flattest_quarter_of_the_patches_is_measured(clips):
 def test_planes_are_removed():
     rows, columns = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
     slopes = torch.stack([0.01 * rows - 0.02 * columns + 0.3, 0.05 * columns])
-    assert remove_plane(slopes).abs().max() < 1e-6
+    assert _without_plane(slopes).abs().max() < 1e-6
 
 
 def test_clips_are_independent(clips):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from telecine.autoencoders.bottleneck import build_bottleneck
-from telecine.evaluation.latent_measures import (
+from telecine.evaluation.latents import (
     autocorrelation,
     code_usage,
     covariance_eigenvalues,
@@ -14,9 +14,9 @@ from telecine.evaluation.latent_measures import (
     effective_rank,
     high_frequency_share,
     kurtosis,
+    latent_summary,
     radial_spectrum,
     scaled_video,
-    summary,
 )
 from telecine.settings import CausalVAEConfig
 
@@ -86,7 +86,7 @@ def test_the_video_at_the_size_of_its_latent():
 
 
 def test_the_summary():
-    found = summary(torch.cat([2 * noise(4, 1, 2, 16, 16), torch.zeros(4, 1, 2, 16, 16)], 1))
+    found = latent_summary(torch.cat([2 * noise(4, 1, 2, 16, 16), torch.zeros(4, 1, 2, 16, 16)], 1))
     assert found["std"] == pytest.approx(1, rel=0.05)
     assert found["dead_channels"] == 1
     assert found["effective_rank"] == pytest.approx(1)
@@ -97,8 +97,8 @@ def test_the_summary():
 def test_a_value_that_is_not_finite_makes_the_numbers_nan(value):
     latents = noise(2, 3, 1, 8, 8)
     latents[1, 2, 0, 0, 0] = value
-    expected = summary(noise(2, 3, 1, 8, 8))
-    found = summary(latents)
+    expected = latent_summary(noise(2, 3, 1, 8, 8))
+    found = latent_summary(latents)
     assert list(found) == list(expected)
     assert all(math.isnan(number) for number in found.values())
     assert all(math.isnan(number) for number in covariance_eigenvalues(latents))

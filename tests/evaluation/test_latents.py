@@ -15,8 +15,8 @@ from telecine.cli.main import main
 from telecine.data import DataError
 from telecine.evaluation import latents, source
 from telecine.evaluation.evaluate import evaluate
-from telecine.evaluation.latent_page import render, write_latents
-from telecine.evaluation.latents import TRANSFORMS, drift, measure_latent_spaces
+from telecine.evaluation.latent_page import render_latents, write_latents
+from telecine.evaluation.latents import TRANSFORMS, _drift, measure_latent_spaces
 from telecine.settings import ClipConfig, EvaluateConfig, LatentsConfig
 
 from .conftest import TINY
@@ -69,7 +69,7 @@ def test_the_drift_from_the_base(report):
     assert second.drift["correlation"] == pytest.approx([1.0] * 4)
     assert second.drift["relative_error"] > 0.1
     with pytest.raises(ValueError, match=r"`base` must be a model with latents of shape \(4, 1, 2, 2\)"):
-        drift(torch.zeros(1, 4, 1, 2, 2), torch.zeros(1, 8, 1, 2, 2))
+        _drift(torch.zeros(1, 4, 1, 2, 2), torch.zeros(1, 8, 1, 2, 2))
 
 
 def test_the_protocol_says_what_was_measured(report, videos):
@@ -108,7 +108,7 @@ def test_the_clips_are_not_all_in_memory(model_folder, changed_folder, videos, m
 
 def test_a_clip_that_can_no_longer_be_read(model_folder, videos, tmp_path):
     shutil.copytree(videos, tmp_path / "videos")
-    found, _ = latents.find_clips(LatentsConfig(data=str(tmp_path / "videos"), **SIZE), ClipConfig(5, 16, 24))
+    found, _ = latents._find_clips(LatentsConfig(data=str(tmp_path / "videos"), **SIZE), ClipConfig(5, 16, 24))
     assert len(found) == 3
     shutil.rmtree(tmp_path / "videos")
     with pytest.raises(DataError, match="`data` must be readable until the end"):
@@ -116,7 +116,7 @@ def test_a_clip_that_can_no_longer_be_read(model_folder, videos, tmp_path):
 
 
 def test_the_page_shows_every_model_and_needs_no_network(report):
-    page = render(report)
+    page = render_latents(report)
     assert page.count('<img class="plot" src="data:image/svg+xml;base64,') == 6
     for space in report.models:
         assert space.title in page
@@ -134,7 +134,7 @@ def test_names_are_shown_as_they_are_in_every_legend(report, monkeypatch):
     monkeypatch.setattr(Figure, "savefig", record)
     names = ["cost_$5_and_$6", "_hidden"]
     spaces = [replace(space, title=name) for space, name in zip(report.models, names, strict=True)]
-    render(replace(report, models=spaces))
+    render_latents(replace(report, models=spaces))
     assert len(legends) == 6
     for labels in legends:
         assert any(label.startswith(r"cost_\$5_and_\$6") for label in labels), "without the backslashes it is a formula"

@@ -8,12 +8,12 @@ import torch
 from telecine.data import find_videos, index_videos
 from telecine.evaluation.measure import (
     ClipResult,
+    Processes,
     frechet_of_clips,
     load_metrics,
     mean_per_frame,
     measure_clips,
 )
-from telecine.evaluation.processes import Processes
 from telecine.evaluation.source import select_clips, video_source
 from telecine.settings import EvaluateConfig
 

@@ -6,7 +6,6 @@ import torch
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from telecine.evaluation.definitions import MS_SSIM_BETAS
 from telecine.evaluation.pixel_metrics import (
     flicker,
     ms_ssim,
@@ -18,6 +17,7 @@ from telecine.evaluation.pixel_metrics import (
     ssim_uniform,
     ssim_valid,
 )
+from telecine.evaluation.protocol import MS_SSIM_BETAS
 
 
 def frames(num=2, side=176, noise=0.3, seed=0):

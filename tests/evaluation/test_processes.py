@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from telecine.evaluation.processes import Processes, process_group
+from telecine.evaluation.measure import Processes, process_group
 
 
 def test_one_process_needs_no_group(monkeypatch):

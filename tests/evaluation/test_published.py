@@ -18,12 +18,11 @@ from torchvision.transforms import v2
 from telecine.autoencoders import Reconstruction
 from telecine.cli.main import main
 from telecine.data import find_videos, index_videos, read_clip
-from telecine.evaluation import measure, published_clips
-from telecine.evaluation.compare import check_protocols
-from telecine.evaluation.definitions import DEFINITIONS
+from telecine.evaluation import measure, source
+from telecine.evaluation.compare import _check_protocols
 from telecine.evaluation.evaluate import evaluate
+from telecine.evaluation.protocol import DEFINITIONS
 from telecine.evaluation.published import CLIP_CHOICES, PROTOCOLS, VALUES
-from telecine.evaluation.published_clips import measured_values, read_published, select_published
 from telecine.report.video import write_mp4
 from telecine.settings import EvaluateConfig, ProtocolName
 
@@ -77,7 +76,7 @@ def infos(data):
 @pytest.fixture
 def run(data, monkeypatch):
     """Return a function that evaluates the fake autoencoder by a protocol, given as it is."""
-    monkeypatch.setattr(published_clips, "load_model", lambda *_: Fake())
+    monkeypatch.setattr(source, "load_model", lambda *_: Fake())
     monkeypatch.setattr(measure, "LPIPS", Distance)
     monkeypatch.setattr(measure, "load_backbone", lambda net: {})
 
@@ -143,7 +142,7 @@ def test_a_change_of_any_item_is_noticed(name, run):
     protocol = small(PROTOCOLS[name])
     base = run(protocol)
     assert {*changes(protocol), *TEXTS, "name"} == {item.name for item in fields(protocol)}
-    assert check_protocols(as_json(base), as_json(run(protocol))) == []
+    assert _check_protocols(as_json(base), as_json(run(protocol))) == []
     refused = []
     for item, value in changes(protocol).items():
         try:
@@ -152,21 +151,21 @@ def test_a_change_of_any_item_is_noticed(name, run):
             refused.append(item)
             continue
         with pytest.raises(ValueError, match=rf"with the same protocol, but got .*published\.{item}: "):
-            check_protocols(as_json(base), as_json(other))
+            _check_protocols(as_json(base), as_json(other))
         assert (other.metrics == base.metrics) == ((name, item) in WITHOUT_EFFECT), item
     assert refused == REFUSED[name]
     for item in TEXTS:
         published = as_json(base)["published"] | {item: ["something else"]}
         with pytest.raises(ValueError, match=rf"published\.{item}: .* and \['something else'\]"):
-            check_protocols(as_json(base), as_json(base) | {"published": published})
+            _check_protocols(as_json(base), as_json(base) | {"published": published})
 
 
 def test_evaluations_by_other_protocols_do_not_compare(run):
     first, second = (as_json(run(small(PROTOCOLS[name]))) for name in ("wf_vae_25", "wf_vae_33"))
     with pytest.raises(ValueError, match=r"published\.name: wf_vae_25 and wf_vae_33"):
-        check_protocols(first, second)
+        _check_protocols(first, second)
     with pytest.raises(ValueError, match=r"published\.name: wf_vae_25 and None"):
-        check_protocols(first, {key: value for key, value in first.items() if key != "published"})
+        _check_protocols(first, {key: value for key, value in first.items() if key != "published"})
 
 
 @pytest.mark.parametrize(
@@ -247,12 +246,12 @@ def test_names_and_metrics_are_known():
 
 class TestSelection:
     def starts(self, infos, protocol):
-        return [(span.info.path.stem, span.first_frame, span.last_frame) for span in select_published(infos, protocol)]
+        return [(span.info.path.stem, span.first_frame, span.last_frame) for span in protocol.select(infos)]
 
     def test_all_clips_with_the_last_one_repeated(self, infos):
         expected = [(name, *frames) for name in "ab" for frames in ((0, 4), (5, 9), (10, 11))]
         assert self.starts(infos, small(VIDTOK)) == expected
-        clip = read_published(select_published(infos, small(VIDTOK))[2], small(VIDTOK))["video"]
+        clip = small(VIDTOK).read(small(VIDTOK).select(infos)[2])["video"]
         assert clip.shape == (3, 5, 32, 32)
         assert torch.equal(clip[:, 1:2].expand(-1, 4, -1, -1), clip[:, 1:])
         assert not torch.equal(clip[:, 0], clip[:, 1])
@@ -263,12 +262,12 @@ class TestSelection:
             ("a", 0, 8), ("a", 10, 11), ("b", 0, 4), ("b", 5, 9), ("b", 10, 11)
         ]  # fmt: skip
         with pytest.raises(ValueError, match="at least half of 30 frames a second, but got 14 in"):
-            select_published([replace(info, fps=14.0) for info in infos], small(VIDTOK))
+            small(VIDTOK).select([replace(info, fps=14.0) for info in infos])
 
     def test_the_first_clip(self, infos):
         assert self.starts(infos, small(PROTOCOLS["wf_vae_33"])) == [("a", 0, 4), ("b", 0, 4)]
         with pytest.raises(ValueError, match="`data` must be videos of at least 33 frames for protocol wf_vae_33"):
-            select_published(infos, PROTOCOLS["wf_vae_33"])
+            PROTOCOLS["wf_vae_33"].select(infos)
 
     def test_whole_videos_up_to_a_length(self, infos):
         assert self.starts(infos, small(TOKENBENCH)) == [("a", 0, 7), ("b", 0, 7)]
@@ -288,13 +287,13 @@ class TestReading:
         transform = v2.Compose(
             [v2.Resize(44, antialias=True), v2.CenterCrop((32, 32)), v2.Normalize([0.5] * 3, [0.5] * 3)]
         )
-        clip = read_published(select_published(infos, protocol)[3], protocol)
+        clip = protocol.read(protocol.select(infos)[3])
         torch.testing.assert_close(clip["video"].transpose(0, 1), transform(frames), atol=1e-6, rtol=0)
         assert clip["source"].endswith("b.mp4")
 
     def test_lanczos_frames_are_those_of_pillow_and_smaller_ones_stay(self, infos):
         protocol = small(TOKENBENCH)
-        smaller, larger = (read_published(span, protocol)["video"] for span in select_published(infos, protocol))
+        smaller, larger = (protocol.read(span)["video"] for span in protocol.select(infos))
         frame = Image.fromarray(read_clip(infos[1], 0, 1)[0].numpy()).resize((55, 44), Image.Resampling.LANCZOS)
         assert np.array_equal(((larger[:, 0] + 1) * 127.5).round().permute(1, 2, 0), np.asarray(frame))
         assert smaller.shape == (3, 8, 40, 56)
@@ -311,14 +310,14 @@ class TestReading:
         ],
     )
     def test_sizes(self, name, size, expected):
-        assert PROTOCOLS[name].size(*size) == expected
+        assert PROTOCOLS[name].resized(*size) == expected
 
     def test_measured_values(self):
         video = (
             torch.tensor([-3.0, -1.0, 0.5 / 127.5 - 1 + 1e-4, 0.9999, 3.0]).view(1, 1, 1, 1, 5).expand(1, 3, 1, 1, 5)
         )
         levels = {
-            kind: ((measured_values(video, replace(VIDTOK, values=kind))[0, 0, 0, 0] + 1) * 127.5).tolist()
+            kind: ((replace(VIDTOK, values=kind).measured_values(video)[0, 0, 0, 0] + 1) * 127.5).tolist()
             for kind in ("float", "rounded", "truncated")
         }
         assert levels["float"] == pytest.approx([0, 0, 0.51275, 254.98725, 255], abs=1e-3)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from telecine.data import index_video, iterate_frames
-from telecine.evaluation.reconstruct import output_size, reconstruct, reconstruct_frames
+from telecine.evaluation.reconstruct import _output_size, _reconstruct_frames, reconstruct
 from telecine.evaluation.source import load_model
 from telecine.settings import ReconstructConfig
 
@@ -30,7 +30,7 @@ class Recorder(torch.nn.Module):
 
 
 def run(model, info, **settings):
-    pairs = list(reconstruct_frames(model, info, ReconstructConfig(**settings), CPU))
+    pairs = list(_reconstruct_frames(model, info, ReconstructConfig(**settings), CPU))
     return tuple(torch.cat(parts) for parts in zip(*pairs, strict=True))
 
 
@@ -122,7 +122,7 @@ def test_side_by_side_output(model_folder, videos, tmp_path):
     ],
 )
 def test_a_single_side_keeps_the_aspect_ratio(videos, settings, size):
-    assert output_size(index_video(videos / "one.mp4"), ReconstructConfig(**settings)) == size
+    assert _output_size(index_video(videos / "one.mp4"), ReconstructConfig(**settings)) == size
 
 
 def test_an_output_that_cannot_be_written_raises(model_folder, videos, tmp_path):

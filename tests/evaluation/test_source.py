@@ -11,15 +11,13 @@ from PIL import Image
 
 from telecine.data import find_videos, index_cache, index_video, index_videos, load_spans
 from telecine.evaluation import source
-from telecine.evaluation.evaluate import open_source
 from telecine.evaluation.latents import measure_latent_spaces
-from telecine.evaluation.published import PROTOCOLS
-from telecine.evaluation.published_clips import open_published
 from telecine.evaluation.source import (
     contains_videos,
     index_data,
     match_videos,
     model_source,
+    open_source,
     read_span,
     select_clips,
     video_source,
@@ -72,7 +70,7 @@ class TestIndex:
         run = {
             "evaluate": lambda: open_source(model_folder, EvaluateConfig(**small, **size), CPU)[1],
             "videos": lambda: open_source(copied_videos, EvaluateConfig(**small), CPU)[1],
-            "protocol": lambda: open_published(copied_videos, EvaluateConfig(**small), PROTOCOLS["davis"], CPU)[1],
+            "protocol": lambda: open_source(copied_videos, EvaluateConfig(**small, protocol="davis"), CPU)[1],
             "latents": lambda: measure_latent_spaces([model_folder], LatentsConfig(**small, **size)).models,
         }[command]
         first = run()
@@ -194,10 +192,10 @@ class TestMatching:
         assert names == {"one.mp4": "one.m4v", "two.mp4": "two.mp4", "below/three.mp4": "three.mp4"}
         matches = self.match(f"{address}/one.mp4", reconstructions["much"] / "one.m4v")
         assert list(matches) == [f"{address}/one.mp4"]
-        config, protocol = EvaluateConfig(data=address, height=32, width=32), next(iter(PROTOCOLS.values()))
+        config = EvaluateConfig(data=address, height=32, width=32)
         for _, infos in (
             open_source(reconstructions["much"], config, CPU),
-            open_published(reconstructions["much"], config, protocol, CPU),
+            open_source(reconstructions["much"], EvaluateConfig(data=address, protocol="davis"), CPU),
         ):
             assert [str(info.path) for info in infos] == list(self.match(address, reconstructions["much"]))
 

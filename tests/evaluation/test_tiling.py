@@ -9,13 +9,14 @@ from torch.nn import functional as F
 
 from telecine.autoencoders import Reconstruction
 from telecine.evaluation.tiling import (
+    _pad_to,
+    _ramp,
+    _tile_starts,
     blended_chunks,
     count_chunks,
     overlapping_chunks,
-    pad_to,
-    ramp,
     reconstruct_tiled,
-    tile_starts,
+    rounded_tiling,
 )
 from telecine.settings import Tiling
 
@@ -102,7 +103,7 @@ def reconstruct_whole(model, video):
 )
 def test_tiles_equal_whole_frames_if_the_receptive_field_is_one_cell(height, width, tile, overlap):
     model, video = CellMeans(), random_clip(height=height, width=width)
-    tiled = reconstruct_tiled(model, video, Tiling(tile, overlap).rounded_for(model))
+    tiled = reconstruct_tiled(model, video, rounded_tiling(Tiling(tile, overlap), model))
     assert tiled.shape == video.shape
     torch.testing.assert_close(tiled, reconstruct_whole(CellMeans(), video), atol=1e-6, rtol=0)
     assert len(model.shapes) > 1
@@ -117,7 +118,7 @@ def test_a_frame_that_fits_into_one_tile_is_not_tiled(tiny_model, size):
 def test_the_model_never_gets_more_than_a_tile():
     for height, width in ((40, 56), (90, 400)):
         model = CellMeans()
-        reconstruct_tiled(model, random_clip(6, height, width), Tiling(32, 8).rounded_for(model))
+        reconstruct_tiled(model, random_clip(6, height, width), rounded_tiling(Tiling(32, 8), model))
         assert set(model.shapes) == {(1, 3, 9, 32, 32)}
 
 
@@ -144,9 +145,9 @@ def receptive_radius(model, side=192):
 
 def test_tiles_equal_whole_frames_outside_an_overlap_as_wide_as_the_receptive_field(random_model):
     assert 8 < receptive_radius(random_model) <= 64
-    tiling = Tiling(128, 64).rounded_for(random_model)
+    tiling = rounded_tiling(Tiling(128, 64), random_model)
     video = random_clip(5, 16, 192)
-    assert tile_starts(192, tiling) == [0, 64]
+    assert _tile_starts(192, tiling) == [0, 64]
     expected = reconstruct_whole(random_model, video)
     difference = (reconstruct_tiled(random_model, video, tiling) - expected).abs()
     outside = torch.cat([difference[..., :64], difference[..., 128:]], dim=-1)
@@ -166,10 +167,10 @@ def test_wider_overlaps_reduce_the_error(random_model):
 
 
 def test_tiling_is_rounded_for_the_model():
-    assert Tiling(30, 5).rounded_for(CellMeans()) == Tiling(32, 8)
-    assert Tiling(8, 7).rounded_for(CellMeans()) == Tiling(8, 4)
-    assert Tiling(3, 0).rounded_for(CellMeans()) == Tiling(4, 0)
-    assert Tiling().rounded_for(CellMeans()) == Tiling()
+    assert rounded_tiling(Tiling(30, 5), CellMeans()) == Tiling(32, 8)
+    assert rounded_tiling(Tiling(8, 7), CellMeans()) == Tiling(8, 4)
+    assert rounded_tiling(Tiling(3, 0), CellMeans()) == Tiling(4, 0)
+    assert rounded_tiling(Tiling(), CellMeans()) == Tiling()
 
 
 @pytest.mark.parametrize(("tile", "overlap", "expected"), [(12, 0, 0), (10, 3, 4), (20, 7, 8), (12, 11, 8)])
@@ -181,7 +182,7 @@ def test_the_stride_is_not_the_smallest_size(tile, overlap, expected):
             return super().covering_clip(num_frames, max(height, 12), max(width, 12))
 
     model, video = LargerThanACell(), random_clip()
-    rounded = Tiling(tile, overlap).rounded_for(model)
+    rounded = rounded_tiling(Tiling(tile, overlap), model)
     assert rounded == Tiling(max(tile, 12), expected)
     torch.testing.assert_close(reconstruct_tiled(model, video, rounded), reconstruct_whole(model, video))
 
@@ -189,24 +190,24 @@ def test_the_stride_is_not_the_smallest_size(tile, overlap, expected):
 def test_tiles_of_one_cell_cannot_overlap():
     message = r"`tile` must be at least 8 for tiles that overlap .* got 4 .*Set it to 8, or `tile_overlap` to 0"
     with pytest.raises(ValueError, match=message):
-        Tiling(4, 1).rounded_for(CellMeans())
+        rounded_tiling(Tiling(4, 1), CellMeans())
 
 
 @pytest.mark.parametrize(("side", "expected"), [(16, [0]), (20, [0, 4]), (28, [0, 12]), (30, [0, 12, 14])])
 def test_the_last_tile_ends_with_the_frame(side, expected):
-    assert tile_starts(side, Tiling(16, 4)) == expected
+    assert _tile_starts(side, Tiling(16, 4)) == expected
 
 
 def test_weights_add_up_to_1_in_an_overlap():
     total = torch.zeros(28)
-    total[:16] += ramp(0, 16, 28, 4)
-    total[12:] += ramp(12, 16, 28, 4)
+    total[:16] += _ramp(0, 16, 28, 4)
+    total[12:] += _ramp(12, 16, 28, 4)
     torch.testing.assert_close(total, torch.ones(28))
 
 
 def test_padding_repeats_the_last_frame_row_and_column():
     video = random_clip(2, 3, 5)
-    padded = pad_to(video, (5, 4, 8))
+    padded = _pad_to(video, (5, 4, 8))
     assert padded.shape == (3, 5, 4, 8)
     assert torch.equal(padded[:, :2, :3, :5], video)
     assert torch.equal(padded[:, 4, 3, 7], video[:, 1, 2, 4])

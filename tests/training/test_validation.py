@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from telecine.autoencoders import Reconstruction
-from telecine.evaluation.latent_measures import summary
+from telecine.evaluation.latents import latent_summary
 from telecine.runs.layout import checkpoint_folder
 from telecine.training import Interrupted, validation
 from telecine.training.validation import (
@@ -77,7 +77,7 @@ def test_the_latents_of_all_clips_are_summed_up():
     generator = torch.Generator().manual_seed(0)
     clips = [{**clip(0.0, 0), "video": torch.rand(3, 2, 16, 16, generator=generator)} for _ in range(3)]
     assert validate(Halves(), clips, {}).latent == {}
-    expected = summary(torch.stack([3 * each["video"][:2] for each in clips]))
+    expected = latent_summary(torch.stack([3 * each["video"][:2] for each in clips]))
     assert set(expected) == {"std", "dead_channels", "effective_rank", "high_frequencies"}
     assert validate(WithLatent(), clips, {}).latent == pytest.approx(expected)
 

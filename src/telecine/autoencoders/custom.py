@@ -66,7 +66,7 @@ class CustomAutoencoder(VideoAutoencoder):
         super().__init__()
         self.module = module
         self.options = {"sample_posterior", "generator"} & set(inspect.signature(module.forward).parameters)
-        deterministic = {"sample_posterior": False} if "sample_posterior" in self.options else {}
+        deterministic: dict[str, Any] = {"sample_posterior": False} if "sample_posterior" in self.options else {}
         self.sizes = ClipSizes(module, partial(_reconstruct, **deterministic))
 
     def forward(

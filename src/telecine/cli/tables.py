@@ -7,11 +7,10 @@ from rich.table import Column, Table
 
 from telecine.base.devices import gigabytes
 from telecine.data_report.inspect import DataReport
-from telecine.data_report.page import summary
-from telecine.evaluation.compare import Comparison
-from telecine.evaluation.difference import CONFIDENCE
+from telecine.data_report.page import data_summary
+from telecine.evaluation.compare import CONFIDENCE, Comparison
 from telecine.evaluation.evaluate import Evaluation
-from telecine.evaluation.latents import LatentReport, describe
+from telecine.evaluation.latents import LatentReport
 from telecine.objective.weights import WeightSchedule
 from telecine.perceptual import weights
 from telecine.settings import ObjectiveConfig
@@ -52,7 +51,7 @@ def print_dry_run(console: Console, tried: DryRun, objective: ObjectiveConfig, *
 def print_data(console: Console, report: DataReport) -> None:
     """Print the most important values about a data set, and the advice."""
     table = Table("data", Column(report.data, overflow="fold"))
-    for name, value in summary(report):
+    for name, value in data_summary(report):
         table.add_row(name, value)
     console.print(table)
     for text in report.advice:
@@ -100,7 +99,7 @@ def print_evaluation(console: Console, evaluation: Evaluation) -> None:
 
 def print_latents(console: Console, report: LatentReport) -> None:
     """Print a few numbers about each model."""
-    lines = [describe(space) for space in report.models]
+    lines = [space.figures() for space in report.models]
     table = Table("latent", *(Column(space.title, overflow="fold") for space in report.models))
     for name in dict.fromkeys(name for line in lines for name in line):
         table.add_row(name, *(f"{line[name]:.4g}" if name in line else "-" for line in lines))
@@ -111,8 +110,8 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     """Print every difference with its confidence interval, and the better of the two."""
     title = f"{comparison.num_clips} clips, {CONFIDENCE:.0%} intervals"
     table = Table("metric", "A", "B", "B - A", "better", title=title)
-    for item in comparison.differences:
-        table.add_row(item.name, f"{item.first:.4f}", f"{item.second:.4f}", item.text(), item.better)
+    for each in comparison.differences:
+        table.add_row(each.name, f"{each.first:.4f}", f"{each.second:.4f}", each.text(), each.better)
     console.print(table)
     for warning in comparison.warnings:
         console.print(f"differs: {warning}", soft_wrap=True)

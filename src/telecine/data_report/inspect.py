@@ -1,26 +1,40 @@
-"""Read the clips that a training run reads first, measure them, and list the files of the data set."""
+"""What a training run will see of its data: its first clips, measured, and its files with their use and copies."""
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from typing import Any
 
 import psutil
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from telecine.base.checks import check_count
 from telecine.base.devices import gigabytes
 from telecine.base.terminal import with_progress
-from telecine.data import ClipBatchSampler, ClipDataset, Span, bytes_from_video, num_cached_bytes
+from telecine.data import (
+    ClipBatchSampler,
+    ClipDataset,
+    DecodeError,
+    TarMember,
+    VideoInfo,
+    bytes_from_video,
+    num_cached_bytes,
+    read_clip,
+)
 from telecine.data.clip import make_clip
+from telecine.data.decode import open_video
 from telecine.data.find import ignored_suffixes
-from telecine.data.source import Source, VideoInfo
-from telecine.data_report.files import FileRow, file_row, groups_of_copies
-from telecine.data_report.measures import DEFINITIONS, brightness, cuts, is_black, is_static
-from telecine.settings import TrainConfig
+from telecine.data.index_cache import fingerprint_of
+from telecine.data.remote import open_local
+from telecine.data.source import Source, file_of
+from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.clips import Spans, find_spans
 
 # Clips per update if `batch_size` is "auto", which a device decides.
@@ -30,6 +44,30 @@ LONG_DISTANCE = 60
 # The cache leaves the rest of the free memory to the networks.
 CACHE_FRACTION = 0.5
 REENCODE = "ffmpeg -i IN -c:v libx264 -crf 16 -g 30 OUT.mp4"
+# Frames of more files are not compared: each file takes three seeks.
+MAX_COMPARED = 500
+HASHED_SIZE = (72, 64)
+HASHED_POSITIONS = (0.25, 0.5, 0.75)
+# A mean brightness below it, from 0 to 1, is black.
+DARK = 0.05
+# A mean change of brightness below it is none: half of a level of 8 bits.
+STILL = 0.002
+# At a cut the mean change is above CUT, and more than CUT_RATIO times the changes before and after it.
+CUT = 0.06
+CUT_RATIO = 2.5
+# Bits of 64 in which the hashes of two frames may differ if one is a copy of the other.
+MAX_BITS = 4
+# Brightness is averaged over so many parts along height and width: the noise of single pixels is no change.
+GRID = 32
+
+DEFINITIONS = {
+    "black": f"no frame has a mean brightness above {DARK:.0%}",
+    "static": f"between no two frames the brightness changes by more than {STILL:.1%} on average",
+    "cut": f"between two frames the brightness changes by more than {CUT:.0%} on average, and by more than "
+    f"{CUT_RATIO:g} times the changes before and after; a dissolve is none",
+    "copies": "videos with the same bytes, or whose frames at 1/4, 1/2 and 3/4 have difference hashes (64 signs of "
+    f"differences of brightness) that differ in at most {MAX_BITS} bits each",
+}
 
 
 @dataclass(frozen=True)
@@ -42,11 +80,31 @@ class SampledClip:
     start: int
     """Index of its first frame in the file."""
     seconds: float
-    """How long one core took to read it."""
+    """Reading time on one core."""
     remarks: tuple[str, ...]
     """What is unusual about it: black, static, a cut."""
     orientation: str
     """How it was mirrored and turned, in words; empty if it was not."""
+
+
+@dataclass(frozen=True)
+class FileRow:
+    """A file in the table of files."""
+
+    path: str
+    use: str
+    """Its use, or why it is not used."""
+    is_used: bool
+    is_image: bool = False
+    """False also for a file that cannot be read."""
+    codec: str = ""
+    num_bytes: int = 0
+    width: int = 0
+    height: int = 0
+    fps: float = 0.0
+    num_frames: int = 0
+    keyframe_distance: int | None = None
+    """Most frames from a keyframe to the next one, or to the end; None for an image."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +116,9 @@ class DataReport:
     fps: float
     """Of clips of the first video."""
     files: list[FileRow]
-    """Those that can be used, then those that cannot."""
+    """The usable files, then the others."""
     ignored: dict[str, int]
-    """Files of other kinds in the folder, by suffix."""
+    """Number of files of other kinds in the folder, by suffix."""
     copies: list[list[str]]
     num_train: int
     """Frames to train on."""
@@ -71,7 +129,7 @@ class DataReport:
 
     @property
     def clips_per_second(self) -> float:
-        """How many of the sampled clips one core reads in a second."""
+        """Number of sampled clips that one core reads in a second."""
         return len(self.clips) / sum(clip.seconds for clip in self.clips)
 
     def as_dict(self) -> dict[str, Any]:
@@ -98,83 +156,192 @@ def inspect_data(config: TrainConfig, num_clips: int = 24) -> DataReport:
     check_count("num_clips", num_clips)
     spans = find_spans(config.data, config.val_data, config.clips)
     dataset = ClipDataset(spans.train, replace(config.clips, cache=False), seed=config.seed)
-    clips = list(with_progress(sample(dataset, config, num_clips), "reading clips", total=num_clips))
+    size = BATCH_SIZE if config.batch_size == "auto" else config.batch_size
+    sampler = ClipBatchSampler(range(num_clips), size, config.gradient_accumulation_steps, rank=0, num_ranks=1)
+    clips = list(with_progress(_sample(dataset, sampler, num_clips), "reading clips", total=num_clips))
     infos = list({span.info.path: span.info for span in spans.found}.values())
     used = {True: dataset.image_ratio > 0, False: dataset.image_ratio < 1}  # images, videos
     held_out = [span for span in spans.held_out if used[span.info.is_image]]
     spans = replace(spans, train=dataset.spans, held_out=held_out)
-    files = [*rows(infos, spans, config), *(FileRow(str(each.path), each.reason, False) for each in spans.skipped)]
-    cache_bytes = num_cached_bytes(dataset.spans, config.clips)
+    skipped = (FileRow(str(each.path), each.reason, is_used=False) for each in spans.skipped)
     first = min(dataset.spans, key=lambda span: span.info.is_image)
     report = DataReport(
         data=config.data or "the sample videos",
         clips=clips,
         fps=first.info.fps / config.clips.stride,
-        files=files,
+        files=[*_rows(infos, spans, config.clips), *skipped],
         ignored=dict(ignored_suffixes(config.data)) if config.data else {},
-        copies=groups_of_copies(infos),
-        num_train=num_frames(dataset.spans),
-        num_held_out=num_frames(spans.held_out),
-        cache_bytes=cache_bytes,
+        copies=_groups_of_copies(infos),
+        num_train=sum(span.num_frames for span in spans.train),
+        num_held_out=sum(span.num_frames for span in spans.held_out),
+        cache_bytes=num_cached_bytes(dataset.spans, config.clips),
         advice=[],
     )
-    return replace(report, advice=list(advice(report, config)))
+    return replace(report, advice=list(_advice(report, config.clips)))
 
 
-def sample(dataset: ClipDataset, config: TrainConfig, num_clips: int) -> Iterator[SampledClip]:
-    """Yield the first clips of a run in one process, in the order in which it reads them."""
-    size = BATCH_SIZE if config.batch_size == "auto" else config.batch_size
-    sampler = ClipBatchSampler(range(num_clips), size, config.gradient_accumulation_steps, rank=0, num_ranks=1)
-    for item in islice(chain.from_iterable(sampler), num_clips):
+def _sample(dataset: ClipDataset, sampler: ClipBatchSampler, num_clips: int) -> Iterator[SampledClip]:
+    """Yield the first clips of a run in one process, in its order."""
+    for clip_number in islice(chain.from_iterable(sampler), num_clips):
         start = time.perf_counter()
-        decoded, spec, bucket = dataset.decode(item)
+        decoded, spec, bucket = dataset.decode(clip_number)
         clip = make_clip(decoded, spec, bucket)
         seconds = time.perf_counter() - start
         frames = bytes_from_video(clip["video"])
-        remarked = tuple(remarks(frames))
-        yield SampledClip(frames, clip["source"], clip["start"], seconds, remarked, spec.orientation)
+        remarks = tuple(_remarks(_brightness(frames)))
+        yield SampledClip(frames, clip["source"], clip["start"], seconds, remarks, spec.orientation)
 
 
-def remarks(frames: Tensor) -> Iterator[str]:
-    """Yield what is unusual about a clip of uint8 frames `(T, H, W, 3)`."""
-    grid = brightness(frames)
-    if is_black(grid):
+def _remarks(grid: Tensor) -> Iterator[str]:
+    """Yield what is unusual about a clip of this `_brightness`. A single frame is not static."""
+    if grid.mean(dim=(1, 2)).max() < DARK:
         yield "black"
-    elif is_static(grid):
+    elif len(grid) > 1 and _changes(grid).max() < STILL:
         yield "static"
-    for position in cuts(grid):
+    for position in _cuts(grid):
         yield f"cut before frame {position}"
 
 
-def rows(infos: Sequence[VideoInfo], spans: Spans, config: TrainConfig) -> Iterator[FileRow]:
+def _brightness(frames: Tensor) -> Tensor:
+    """Return the brightness of uint8 frames `(T, H, W, 3)` in [0, 1], averaged over a grid: `(T, 32, 32)`."""
+    luma = frames.float() @ torch.tensor([0.299, 0.587, 0.114]) / 255
+    return F.adaptive_avg_pool2d(luma, GRID)
+
+
+def _changes(grid: Tensor) -> Tensor:
+    """Return the mean absolute change of `_brightness` from each frame to the next, `(T - 1,)`."""
+    return (grid[1:] - grid[:-1]).abs().mean(dim=(1, 2))
+
+
+def _cuts(grid: Tensor) -> list[int]:
+    """Return the position of each frame that begins a new scene."""
+    found = _changes(grid).tolist()
+    neighbours = zip([0.0, *found], [*found[1:], 0.0], strict=False)
+    limits = [max(CUT, CUT_RATIO * max(pair)) for pair in neighbours]
+    return [index for index, (change, limit) in enumerate(zip(found, limits, strict=False), 1) if change > limit]
+
+
+def _rows(infos: Sequence[VideoInfo], spans: Spans, clips: ClipConfig) -> Iterator[FileRow]:
     """Yield a row for each file that can be decoded."""
-    shortest = min(map(config.clips.span_of, config.clips.train_buckets))
-    uses: dict[Source, list[str]] = {}
+    shortest = min(map(clips.span_of, clips.train_buckets))
+    uses: defaultdict[Source, dict[str, None]] = defaultdict(dict)
     for use, used in (("training", spans.train), ("held out", spans.held_out)):
         for span in used:
-            is_long = span.info.is_image or span.num_frames >= shortest
-            if is_long and use not in uses.setdefault(span.info.path, []):
-                uses[span.info.path].append(use)
+            if span.info.is_image or span.num_frames >= shortest:
+                uses[span.info.path][use] = None
     for info in with_progress(infos, "reading files", total=len(infos)):
         if found := uses.get(info.path):
             use = " and ".join(found)
         elif info.is_image:
             use = "an image, and `clips.image_ratio` is 0"
-        elif config.clips.image_ratio == 1:
+        elif clips.image_ratio == 1:
             use = "a video, and `clips.image_ratio` is 1"
         else:
             use = f"{info.num_frames} frames; a clip needs {shortest}"
-        yield file_row(info, use, is_used=bool(found))
+        yield _row(info, use, is_used=bool(found))
 
 
-def num_frames(spans: Sequence[Span]) -> int:
-    """Return the frames of spans."""
-    return sum(span.num_frames for span in spans)
+def _row(info: VideoInfo, use: str, *, is_used: bool) -> FileRow:
+    codec, distance = "image", None
+    if not info.is_image:
+        starts = [0, *info.keyframes] if info.seekable else [0]
+        distance = max(b - a for a, b in pairwise([*starts, info.num_frames]))
+        with open_video(info.path) as (_, stream):
+            codec = stream.codec_context.name
+    return FileRow(
+        path=str(info.path),
+        use=use,
+        is_used=is_used,
+        is_image=info.is_image,
+        codec=codec,
+        num_bytes=_num_bytes(info.path),
+        width=info.width,
+        height=info.height,
+        fps=info.fps,
+        num_frames=info.num_frames,
+        keyframe_distance=distance,
+    )
 
 
-def advice(report: DataReport, config: TrainConfig) -> Iterator[str]:
+def _num_bytes(source: Source) -> int:
+    """Return the size of a file or of a member of a tar file."""
+    return source.size if isinstance(source, TarMember) else fingerprint_of(source)[0]
+
+
+def _groups_of_copies(infos: Sequence[VideoInfo]) -> list[list[str]]:
+    """Return the groups of videos and images that are copies of each other, by their bytes or by their frames.
+
+    Of more than `MAX_COMPARED` files, the frames of evenly spaced ones are compared.
+    """
+    by_size = _grouped([info.path for info in infos], _num_bytes)  # only files of the same size are read
+    by_bytes = [copies for group in by_size for copies in _grouped(group, _digest)]
+    repeated = {path for group in by_bytes for path in group[1:]}
+    others = [info for info in infos if info.path not in repeated]
+    step = -(-len(others) // MAX_COMPARED) or 1
+    hashed = [(info, found) for info in with_progress(others[::step], "comparing files") if (found := _hashes(info))]
+    by_frames = [[hashed[index][0].path for index in group] for group in _copies([found for _, found in hashed])]
+    return [[str(path) for path in group] for group in by_bytes + by_frames]
+
+
+def _grouped(sources: Sequence[Source], key: Callable[[Source], object]) -> list[list[Source]]:
+    """Return the groups of two or more files with an equal key."""
+    groups: defaultdict[object, list[Source]] = defaultdict(list)
+    for source in sources:
+        groups[key(source)].append(source)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _digest(source: Source) -> str:
+    """Return the SHA-256 of a file or of a member of a tar file."""
+    found, left = hashlib.sha256(), _num_bytes(source)
+    with open_local(source, lambda local: open(str(file_of(local)), "rb")) as file:
+        file.seek(source.offset if isinstance(source, TarMember) else 0)
+        while left and (content := file.read(min(left, 2**20))):
+            found.update(content)
+            left -= len(content)
+    return found.hexdigest()
+
+
+def _hashes(info: VideoInfo) -> tuple[int, ...]:
+    """Return the hashes of three frames of a video or of an image, or nothing if one is flat or cannot be decoded."""
+    positions = [0] if info.is_image else [int(part * info.num_frames) for part in HASHED_POSITIONS]
+    try:
+        found = [_frame_hash(read_clip(info, position, 1, size=HASHED_SIZE)[0]) for position in positions]
+    except DecodeError:
+        return ()  # training replaces its clips, too, and logs the file
+    return tuple(each for each in found if each is not None) if None not in found else ()
+
+
+def _frame_hash(frame: Tensor) -> int | None:
+    """Return the difference hash of a uint8 frame `(H, W, 3)`; None if it is flat, as black frames are."""
+    luma = frame.float().mean(dim=-1)[None] / 255
+    grid = F.adaptive_avg_pool2d(luma, (8, 9))[0]
+    if grid.std() < STILL * 10:
+        return None
+    bits = (grid[:, 1:] > grid[:, :-1]).flatten().tolist()
+    return sum(1 << index for index, bit in enumerate(bits) if bit)
+
+
+def _copies(hashes: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """Return the groups of two or more files, by position, that are copies of the first of their group."""
+
+    def are_copies(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
+        pairs = zip(first, second, strict=False)
+        return len(first) == len(second) and all((a ^ b).bit_count() <= MAX_BITS for a, b in pairs)
+
+    groups: list[list[int]] = []
+    for index, found in enumerate(hashes):
+        if any(index in group for group in groups):
+            continue
+        group = [index, *(other for other in range(index + 1, len(hashes)) if are_copies(found, hashes[other]))]
+        if len(group) > 1:
+            groups.append(group)
+    return groups
+
+
+def _advice(report: DataReport, clips: ClipConfig) -> Iterator[str]:
     """Yield what would help."""
-    speed, workers = report.clips_per_second, config.clips.num_workers
+    speed, workers = report.clips_per_second, clips.num_workers
     yield (
         f"One core reads {speed:.3g} clips a second; {workers} workers (`--clips.num_workers`) up to "
         f"{speed * max(workers, 1):.3g}, if there are as many cores. Training that is faster than that waits for clips."
@@ -192,8 +359,7 @@ def advice(report: DataReport, config: TrainConfig) -> Iterator[str]:
         if fits
         else f"All training frames take {size} at this size, too much for `--clips.cache` on this machine."
     )
-    num_unusual = sum(bool(clip.remarks) for clip in report.clips)
-    if num_unusual:
+    if num_unusual := sum(bool(clip.remarks) for clip in report.clips):
         yield (
             f"Black, static or with a cut: {num_unusual} of {len(report.clips)} sampled clips. A list of segments "
             "leaves them out: `--data scenes.csv`, with the columns path, start and end."

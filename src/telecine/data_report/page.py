@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
-from typing import TypedDict
+from typing import Any
 
 import torch
 from PIL import Image
@@ -15,8 +15,7 @@ from torch.nn import functional as F
 from telecine import __version__
 from telecine.base.devices import gigabytes
 from telecine.base.files import atomic_write, mark_output, write_json
-from telecine.data_report.inspect import DataReport, SampledClip
-from telecine.data_report.measures import DEFINITIONS
+from telecine.data_report.inspect import DEFINITIONS, DataReport, SampledClip
 from telecine.report.page import page_environment, timestamp
 from telecine.report.summary import count_files
 from telecine.report.video import shrink, write_preview
@@ -24,7 +23,7 @@ from telecine.report.video import shrink, write_preview
 JSON_FILE = "data.json"
 PAGE_FILE = "data.html"
 VIDEO_FILE = "clips.mp4"
-# The page shows so many files; the JSON has all.
+# Maximum number of files on the page; the JSON has all.
 MAX_ROWS = 200
 # Pixels of the longer side of a frame on the contact sheet, and of a clip in the video.
 SHEET_SIDE = 160
@@ -32,33 +31,18 @@ VIDEO_SIDE = 192
 VIDEO_COLUMNS = 6
 
 
-class ClipFigure(TypedDict):
-    """A clip on the contact sheet."""
-
-    number: int
-    jpeg: str
-    """Its first, middle and last frame, base64."""
-    width: int
-    height: int
-    source: str
-    start: int
-    shape: str
-    orientation: str
-    remarks: tuple[str, ...]
-
-
 def write_data(report: DataReport, folder: Path) -> Path:
     """Write data.json, clips.mp4 and data.html into a folder, which is created if needed; return the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     mark_output(folder)
     write_json(folder / JSON_FILE, report.as_dict())
-    write_preview(folder / VIDEO_FILE, moving_sheet(report.clips), report.fps)
-    html = render(report).encode("utf-8", "backslashreplace")  # names of files may have other bytes
+    write_preview(folder / VIDEO_FILE, _moving_sheet(report.clips), report.fps)
+    html = render_data(report).encode("utf-8", "backslashreplace")  # names of files may have other bytes
     atomic_write(folder / PAGE_FILE, lambda partial: partial.write_bytes(html))
     return folder / PAGE_FILE
 
 
-def render(report: DataReport) -> str:
+def render_data(report: DataReport) -> str:
     """Return the page as HTML."""
     unused = [row for row in report.files if not row.is_used]
     used = [row for row in report.files if row.is_used]
@@ -66,9 +50,9 @@ def render(report: DataReport) -> str:
     environment.filters["below"] = lambda path: path.removeprefix(f"{report.data.rstrip('/')}/")
     return environment.get_template("data.html").render(
         titles=[report.data],
-        summary=summary(report),
+        summary=data_summary(report),
         advice=report.advice,
-        clips=[figure(number, clip) for number, clip in enumerate(report.clips, 1)],
+        clips=[_figure(number, clip) for number, clip in enumerate(report.clips, 1)],
         video=VIDEO_FILE,
         used=used[:MAX_ROWS],
         num_used=len(used),
@@ -82,7 +66,7 @@ def render(report: DataReport) -> str:
     )
 
 
-def summary(report: DataReport) -> list[tuple[str, str]]:
+def data_summary(report: DataReport) -> list[tuple[str, str]]:
     """Return the most important values, for the page and the console."""
     is_image = [row.is_image for row in report.files if row.is_used]
     used = count_files(is_image.count(False), is_image.count(True))
@@ -99,8 +83,8 @@ def summary(report: DataReport) -> list[tuple[str, str]]:
     ]
 
 
-def figure(number: int, clip: SampledClip) -> ClipFigure:
-    """Return a clip for the contact sheet."""
+def _figure(number: int, clip: SampledClip) -> dict[str, Any]:
+    """Return a clip for the contact sheet: its first, middle and last frame as one JPEG (base64), and its caption."""
     last = len(clip.frames) - 1
     chosen = clip.frames[sorted({0, last // 2, last})]
     small = shrink(chosen, SHEET_SIDE)
@@ -120,20 +104,20 @@ def figure(number: int, clip: SampledClip) -> ClipFigure:
     }
 
 
-def moving_sheet(clips: list[SampledClip]) -> Tensor:
+def _moving_sheet(clips: list[SampledClip]) -> Tensor:
     """Return a grid of all clips, each repeated to the length of the longest, uint8 `(T, H, W, 3)`."""
     small = [shrink(clip.frames, VIDEO_SIDE) for clip in clips]
     height, width = (max(clip.shape[axis] for clip in small) for axis in (1, 2))
     length = max(len(clip) for clip in small)
     rows = []
     for first in range(0, len(small), VIDEO_COLUMNS):
-        cells = [padded(clip, length, height, width) for clip in small[first : first + VIDEO_COLUMNS]]
+        cells = [_padded(clip, length, height, width) for clip in small[first : first + VIDEO_COLUMNS]]
         missing = min(VIDEO_COLUMNS, len(small)) - len(cells)
         rows.append(torch.cat([*cells, *[torch.zeros_like(cells[0])] * missing], dim=2))
     return torch.cat(rows, dim=1)
 
 
-def padded(frames: Tensor, length: int, height: int, width: int) -> Tensor:
+def _padded(frames: Tensor, length: int, height: int, width: int) -> Tensor:
     """Repeat frames `(T, H, W, 3)` to a length, and put them into the middle of a black picture."""
     repeated = frames[torch.arange(length) % len(frames)]
     top, left = (height - frames.shape[1]) // 2, (width - frames.shape[2]) // 2

@@ -1,25 +1,26 @@
-"""Comparison of two evaluations of the same clips."""
+"""Comparison of two evaluations of the same clips: differences in each metric with bootstrap intervals, and plots."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from telecine.base.checks import argument_error
-from telecine.base.files import read_json, write_json
-from telecine.evaluation.difference import (
-    CONFIDENCE,
-    NUM_RESAMPLES,
-    SEED,
-    Difference,
-    paired_differences,
-    set_difference,
-)
-from telecine.evaluation.evaluate import CLIPS_FILE, FRAMES_FILE, METRICS_FILE, PROTOCOL_FILE
-from telecine.evaluation.plots import plot_differences, plot_frames
+import torch
+from torch import Tensor
 
+from telecine.base.checks import argument_error, shorten
+from telecine.base.files import atomic_write, read_json, write_json
+from telecine.evaluation.evaluate import CLIPS_FILE, COLOURS, FRAMES_FILE, METRICS_FILE, PROTOCOL_FILE, plot_frames
+from telecine.evaluation.protocol import DEFINITIONS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_Table: TypeAlias = Mapping[str, object]
 # Fields of the protocol that must be equal, or the figures do not compare.
 MUST_MATCH = (
     "num_clips",
@@ -35,11 +36,44 @@ MUST_MATCH = (
 )
 # Fields whose difference is a warning: the same clips may still have been measured in the same way.
 SHOULD_MATCH = ("data", "fps", "versions")
-# Maximum length of a value in an error.
-MAX_VALUE_LENGTH = 60
-COMPARISON_FILE = "comparison.json"
-COMPARISON_PLOT = "comparison.png"
-FRAMES_PLOT = "comparison_frames.png"
+ROW_HEIGHT = 0.62
+
+CONFIDENCE = 0.95
+NUM_RESAMPLES = 10_000
+SEED = 0
+# Bounds the memory of the bootstrap.
+RESAMPLES_PER_BATCH = 100
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How the second of two evaluations, B, differs from the first, A, in one metric."""
+
+    name: str
+    """The metric, or its distance from the best value for metrics that are best near a number."""
+    first: float
+    """The figure of A."""
+    second: float
+    """The figure of B."""
+    mean: float
+    """The mean over clips of B - A."""
+    interval: tuple[float, float] | None
+    """The 95 % bootstrap interval of the mean over clips; None for figures of the whole set."""
+    larger_is_better: bool
+    """Whether larger values of the metric are better."""
+
+    @property
+    def better(self) -> Literal["A", "B", "undecided"]:
+        """Which evaluation is better; "undecided" if the interval contains 0 or NaN, or does not exist."""
+        if self.interval is None or not (self.interval[0] > 0 or self.interval[1] < 0):
+            return "undecided"
+        return "B" if (self.interval[0] > 0) == self.larger_is_better else "A"
+
+    def text(self) -> str:
+        """Return the difference with its interval, for a table."""
+        if self.interval is None:
+            return f"{self.mean:+.4g}"
+        return f"{self.mean:+.4g} [{self.interval[0]:+.4g}, {self.interval[1]:+.4g}]"
 
 
 @dataclass(frozen=True)
@@ -49,14 +83,13 @@ class Comparison:
     differences: list[Difference]
     """One for each metric of both evaluations."""
     warnings: list[str]
-    """Differences of the protocols that do not make the figures incomparable."""
+    """Differences of the protocols that leave the figures comparable."""
     num_clips: int
-    """Number of clips."""
 
     def as_dict(self) -> dict[str, object]:
         """Return the content of `comparison.json`."""
         settings = {"confidence": CONFIDENCE, "num_resamples": NUM_RESAMPLES, "seed": SEED}
-        metrics = {item.name: asdict(item) | {"verdict": item.better} for item in self.differences}
+        metrics = {each.name: asdict(each) | {"verdict": each.better} for each in self.differences}
         return {"num_clips": self.num_clips, **settings, "warnings": self.warnings, "metrics": metrics}
 
 
@@ -78,38 +111,37 @@ def compare(first: str | Path, second: str | Path, *, output: str | Path | None 
     """
     folders = (Path(first), Path(second))
     protocols = [read_json(folder / PROTOCOL_FILE) for folder in folders]
-    warnings = check_protocols(*protocols)
+    warnings = _check_protocols(*protocols)
     names = [name for name in protocols[0]["metrics"] if name in protocols[1]["metrics"]]
     clips = [json.loads((folder / CLIPS_FILE).read_text(encoding="utf-8")) for folder in folders]
     figures = [read_json(folder / METRICS_FILE) for folder in folders]
     paired = [name for name in names if name in clips[0][0]]
-    differences = paired_differences(*clips, names=paired)
-    differences += [set_difference(name, *figures) for name in names if name not in paired]
+    differences = _paired_differences(*clips, names=paired)
+    # A Frechet distance is one figure per set, without an interval over clips.
+    differences += [
+        Difference(name, a, b, b - a, None, larger_is_better=False)
+        for name in names
+        if name not in paired
+        for a, b in [(figures[0][name], figures[1][name])]
+    ]
     comparison = Comparison(differences, warnings, len(clips[0]))
     if output is not None:
         _write(comparison, folders, Path(output))
     return comparison
 
 
-def check_protocols(first: Mapping[str, object], second: Mapping[str, object]) -> list[str]:
-    """Return the harmless differences of two protocols.
-
-    Raises:
-        ValueError: A difference makes the figures incomparable, or no metric is in both.
-    """
+def _check_protocols(first: _Table, second: _Table) -> list[str]:
+    """Return the harmless differences of two protocols; raise a `ValueError` if their figures do not compare."""
     metrics = [_table(protocol, "metrics") for protocol in (first, second)]
     shared = [name for name in metrics[0] if name in metrics[1]]
-    differing = _differing_items(*(_table({"published": {}, **protocol}, "published") for protocol in (first, second)))
-    differing += [
-        (name, first.get(name), second.get(name)) for name in MUST_MATCH if first.get(name) != second.get(name)
-    ]
+    a, b = (_table({"published": {}, **protocol}, "published") for protocol in (first, second))
+    differing = _differing(a, b, {**a, **b} if a.get("name") == b.get("name") else ["name"], "published.")
+    differing += _differing(first, second, MUST_MATCH)
     for field in ("metrics", "backbones"):
-        a, b = _table(first, field), _table(second, field)
-        differing += [(f"{field}.{name}", a.get(name), b.get(name)) for name in shared if a.get(name) != b.get(name)]
+        differing += _differing(_table(first, field), _table(second, field), shared, f"{field}.")
     if differing:
-        got = "; ".join(f"{name}: {_shortened(a)} and {_shortened(b)}" for name, a, b in differing)
         remedy = "Evaluate both on the same clips with the same settings."
-        raise argument_error("compare", "two evaluations with the same protocol", got, remedy)
+        raise argument_error("compare", "two evaluations with the same protocol", "; ".join(differing), remedy)
     if not shared:
         raise argument_error("compare", "two evaluations that share a metric", "none", "Evaluate both again.")
     warnings = [_warning(name, first.get(name), second.get(name)) for name in SHOULD_MATCH]
@@ -118,23 +150,21 @@ def check_protocols(first: Mapping[str, object], second: Mapping[str, object]) -
     return [warning for warning in warnings if warning]
 
 
-def _differing_items(a: Mapping[str, object], b: Mapping[str, object]) -> list[tuple[str, object, object]]:
-    """Return what differs between two published protocols, `{}` for none: the name, or items of the same one."""
-    names = [*{**a, **b}] if a.get("name") == b.get("name") else ["name"]
-    return [(f"published.{name}", a.get(name), b.get(name)) for name in names if a.get(name) != b.get(name)]
-
-
-def _table(protocol: Mapping[str, object], field: str) -> Mapping[str, object]:
-    """Return a field of a protocol that maps metrics to text."""
+def _table(protocol: _Table, field: str) -> _Table:
+    """Return a field of a protocol that maps names to values."""
     table = protocol.get(field)
     if not isinstance(table, dict):
         raise argument_error("compare", f"evaluations with `{field}` in their protocol", repr(table), "Evaluate again.")
     return table
 
 
-def _shortened(value: object) -> str:
-    text = str(value)
-    return text if len(text) <= MAX_VALUE_LENGTH else f"{text[:MAX_VALUE_LENGTH]}..."
+def _differing(a: _Table, b: _Table, names: Iterable[str], prefix: str = "") -> list[str]:
+    """Return a text with both values for each name whose values differ."""
+    return [
+        f"{prefix}{name}: {shorten(str(a.get(name)))} and {shorten(str(b.get(name)))}"
+        for name in names
+        if a.get(name) != b.get(name)
+    ]
 
 
 def _warning(name: str, first: object, second: object) -> str:
@@ -147,11 +177,90 @@ def _warning(name: str, first: object, second: object) -> str:
     return f"{name}: " + ", ".join(f"{key} {first.get(key)} and {second.get(key)}" for key in keys)
 
 
+def _paired_differences(
+    first: Sequence[Mapping[str, float]], second: Sequence[Mapping[str, float]], *, names: Sequence[str]
+) -> list[Difference]:
+    """Return the mean difference of each metric over the same clips, with its bootstrap interval.
+
+    Metrics that are best near a number are compared by their distance from it.
+    """
+    better = {name: DEFINITIONS[name].better for name in names}
+    best = {"nearest to 0": 0.0, "nearest to 1": 1.0}
+
+    def value(clip: Mapping[str, float], name: str) -> float:
+        return abs(clip[name] - best[better[name]]) if better[name] in best else clip[name]
+
+    rows = ([[value(clip, name) for name in names] for clip in clips] for clips in (first, second))
+    a, b = (torch.tensor(values, dtype=torch.float64) for values in rows)
+    low, high = _bootstrap_interval(b - a)
+    columns = zip(names, a.mean(0), b.mean(0), (b - a).mean(0), low, high, strict=True)
+    return [
+        Difference(
+            name={"nearest to 0": f"|{name}|", "nearest to 1": f"|{name} - 1|"}.get(better[name], name),
+            first=float(mean_a),
+            second=float(mean_b),
+            mean=float(mean),
+            interval=(float(lower), float(upper)) if len(a) > 1 else None,
+            larger_is_better=better[name] == "larger",
+        )
+        for name, mean_a, mean_b, mean, lower, upper in columns
+    ]
+
+
+def _bootstrap_interval(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the 95 % confidence interval of each column's mean over rows `(N, M)`, as two tensors `(M,)`.
+
+    Percentile bootstrap (Efron 1979, doi 10.1214/aos/1176344552) with 10 000 resamples and a fixed seed. All columns
+    use the same resamples.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    shape = (RESAMPLES_PER_BATCH, len(values))
+    means = [
+        values[torch.randint(len(values), shape, generator=generator)].mean(1)
+        for _ in range(NUM_RESAMPLES // RESAMPLES_PER_BATCH)
+    ]
+    tail = (1 - CONFIDENCE) / 2
+    low, high = torch.cat(means).quantile(torch.tensor([tail, 1 - tail], dtype=values.dtype), dim=0)
+    return low, high
+
+
 def _write(comparison: Comparison, folders: Sequence[Path], output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     header = {"A": str(folders[0]), "B": str(folders[1])}
-    write_json(output / COMPARISON_FILE, header | comparison.as_dict())
+    write_json(output / "comparison.json", header | comparison.as_dict())
     title = f"B - A over {comparison.num_clips} clips, {CONFIDENCE:.0%} intervals; B is better to the right of 0"
-    plot_differences(comparison.differences, title, output / COMPARISON_PLOT)
+    _plot_differences(comparison.differences, title, output / "comparison.png")
     curves = {label: read_json(folder / FRAMES_FILE) for label, folder in zip("AB", folders, strict=True)}
-    plot_frames(curves, output / FRAMES_PLOT)
+    plot_frames(curves, output / "comparison_frames.png")
+
+
+def _plot_differences(differences: Sequence[Difference], title: str, path: Path) -> None:
+    """Plot each metric's difference with its interval on a separate axis, and write a PNG atomically.
+
+    Values for which B is better are to the right of 0. Differences without an interval are points.
+    """
+    from matplotlib.figure import Figure  # takes a second to import, which `telecine --help` must not spend
+
+    figure = Figure(figsize=(8, 1 + ROW_HEIGHT * len(differences)), dpi=100, layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    rows = figure.subplots(len(differences), 1, squeeze=False).flat
+    for difference, axes in zip(differences, rows, strict=True):
+        _plot_difference(axes, difference)
+    atomic_write(path, lambda partial: figure.savefig(partial, format="png"))
+
+
+def _plot_difference(axes: Axes, difference: Difference) -> None:
+    low, high = difference.interval or (difference.mean, difference.mean)
+    colour = COLOURS[difference.better]
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.plot([low, high], [0, 0], color=colour, linewidth=2.5, solid_capstyle="butt")
+    axes.plot([difference.mean], [0], marker="o", markersize=6, color=colour)
+    limit = 1.25 * max(abs(low), abs(high))
+    limit = limit if 0 < limit < math.inf else 1.0  # 0 if the figures are equal; NaN is shown as text
+    axes.set_xlim((-limit, limit) if difference.larger_is_better else (limit, -limit))
+    axes.set_yticks([])
+    axes.tick_params(labelsize=7)
+    axes.set_ylabel(difference.name, rotation=0, ha="right", va="center", fontsize=9)
+    for side in ("top", "left", "right"):
+        axes.spines[side].set_visible(False)
+    axes.text(1.01, 0.5, difference.text(), transform=axes.transAxes, fontsize=8, va="center", color=colour)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from telecine.base.checks import argument_error
-from telecine.base.files import write_json
-from telecine.data import Span, VideoInfo, clips_sha256
+from telecine.base.files import atomic_write, write_json
+from telecine.data import Span, clips_sha256
 from telecine.evaluation.flow import WarpingError, load_flow
 from telecine.evaluation.measure import (
-    ClipMeasure,
     ClipResult,
     MetricSet,
     frechet_of_clips,
@@ -22,38 +21,28 @@ from telecine.evaluation.measure import (
     load_published_metrics,
     mean_per_frame,
     measure_clips,
+    process_group,
 )
 from telecine.evaluation.metrics import mean_over_clips
-from telecine.evaluation.pieces import Pieces
-from telecine.evaluation.plots import plot_frames
-from telecine.evaluation.processes import process_group
-from telecine.evaluation.protocol import EvaluationProtocol
-from telecine.evaluation.published import PROTOCOLS
-from telecine.evaluation.published_clips import (
-    PublishedModelSource,
-    check_options,
-    describe_published,
-    open_published,
-    select_published,
-)
-from telecine.evaluation.source import (
-    CLIP_SELECTION,
-    ModelSource,
-    ReconstructionSource,
-    VideoSource,
-    contains_videos,
-    index_data,
-    model_source,
-    select_clips,
-    video_source,
-)
+from telecine.evaluation.protocol import DEFINITIONS, EvaluationProtocol
+from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
+from telecine.evaluation.source import CLIP_SELECTION, ModelSource, VideoSource, open_source, select_clips
+from telecine.evaluation.tiling import TilingDifference
 from telecine.settings import ClipConfig, EvaluateConfig
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 METRICS_FILE = "metrics.json"
 CLIPS_FILE = "clips.json"
 FRAMES_FILE = "frames.json"
-FRAMES_PLOT = "frames.png"
 PROTOCOL_FILE = "protocol.json"
+
+# Minimum height of a panel's value range, so that imperceptible differences look small.
+MIN_RANGE = {"psnr": 1.0}
+DEFAULT_MIN_RANGE = 0.01
+# Distinguishable with red-green colour blindness.
+COLOURS = {"A": "#d55e00", "B": "#0072b2", "undecided": "#707070"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +65,7 @@ class Evaluation:
         write_json(folder / METRICS_FILE, self.metrics)
         write_json(folder / CLIPS_FILE, self.per_clip)
         write_json(folder / FRAMES_FILE, self.per_frame)
-        plot_frames({"": self.per_frame}, folder / FRAMES_PLOT)
+        plot_frames({"": self.per_frame}, folder / "frames.png")
         self.protocol.write(folder / PROTOCOL_FILE)
 
 
@@ -119,7 +108,7 @@ def evaluate(checkpoint: str | Path, config: EvaluateConfig, *, output: str | Pa
 class _Plan:
     """What is measured, and how."""
 
-    source: ReconstructionSource
+    source: ModelSource | VideoSource
     spans: Sequence[Span]
     metric_set: MetricSet
     description: Mapping[str, Any]
@@ -129,57 +118,43 @@ class _Plan:
 def _plan(checkpoint: Path, config: EvaluateConfig, device: torch.device) -> _Plan:
     if config.data is None:
         raise argument_error("data", "a folder of videos, or one video", "nothing", "Add `--data my_videos/`.")
-    if config.protocol is None:
-        source, infos = open_source(checkpoint, config, device)
-        spans = select_clips(infos, source.clips, config.clip_limit)
-        plan = _Plan(source, spans, load_metrics(source.clips, config.features, device), _describe(source.clips, spans))
+    if config.protocol is not None:
+        PROTOCOLS[config.protocol].check_options(config)
+    source, infos = open_source(checkpoint, config, device)
+    clips = source.clips
+    if isinstance(clips, PublishedProtocol):
+        spans = clips.select(infos)
+        metric_set = load_published_metrics(clips, config.features, device)
+        description = clips.describe(spans)
     else:
-        protocol = PROTOCOLS[config.protocol]
-        check_options(config, protocol)
-        published, infos = open_published(checkpoint, config, protocol, device)
-        spans = select_published(infos, protocol)
-        metric_set = load_published_metrics(protocol, config.features, device)
-        plan = _Plan(published, spans, metric_set, describe_published(protocol, spans))
-    return replace(plan, metric_set=_with_requested(plan.metric_set, plan.source, config, device))
-
-
-def open_source(
-    checkpoint: Path, config: EvaluateConfig, device: torch.device
-) -> tuple[ModelSource | VideoSource, list[VideoInfo]]:
-    """Return the source of the reconstructions, and the videos of `config.data`."""
-    data = str(config.data)
-    if contains_videos(checkpoint):
-        infos = index_data(data)
-        return video_source(checkpoint, infos, config, data), infos
-    source = model_source(checkpoint, config, device)
-    return source, index_data(data)
+        spans = select_clips(infos, clips, config.clip_limit)
+        metric_set = load_metrics(clips, config.features, device)
+        description = _describe_clips(clips, spans)
+    return _Plan(source, spans, _with_requested(metric_set, source, config, device), description)
 
 
 def _with_requested(
-    metric_set: MetricSet, source: ReconstructionSource, config: EvaluateConfig, device: torch.device
+    metric_set: MetricSet, source: ModelSource | VideoSource, config: EvaluateConfig, device: torch.device
 ) -> MetricSet:
-    """Add the measures that settings request.
-
-    Raises:
-        ValueError: Reconstructions in pieces are requested, but there is no model.
-    """
-    requested: list[ClipMeasure] = []
+    """Add the measures that settings request. Reconstructions in chunks or tiles need a model."""
+    requested: list[Callable[..., dict[str, float]]] = []
     sources: dict[str, str] = {}
     if config.flow is not None:
         flow = load_flow(config.flow, device)
         requested.append(WarpingError(flow))
         sources |= dict.fromkeys(("warping_error", "warping_excess"), flow.source)
     if config.chunk is not None or config.tile is not None:
-        if not isinstance(source, ModelSource | PublishedModelSource):
+        if isinstance(source, VideoSource):
             contract = "left out, as `tile`, for reconstructions that are given as videos"
-            raise argument_error("chunk", contract, source.title, "Pass a model, which reconstructs in pieces.")
-        pieces = Pieces(source.model, config.chunk, config.overlap_frames, config.tiling())
-        requested.append(pieces)
-        sources |= dict.fromkeys(("pieces_psnr", "seam_psnr"), pieces.source)
+            remedy = "Pass a model, which reconstructs in chunks and tiles."
+            raise argument_error("chunk", contract, source.title, remedy)
+        difference = TilingDifference(source.model, config.chunk, config.overlap_frames, config.tiling())
+        requested.append(difference)
+        sources |= dict.fromkeys(("pieces_psnr", "seam_psnr"), difference.source)
     return replace(metric_set, requested=requested, backbones={**metric_set.backbones, **sources})
 
 
-def _describe(clips: ClipConfig, spans: Sequence[Span]) -> dict[str, Any]:
+def _describe_clips(clips: ClipConfig, spans: Sequence[Span]) -> dict[str, Any]:
     frame_rates = {span.info.fps for span in spans}
     return {
         "num_frames": clips.num_frames,
@@ -214,3 +189,36 @@ def _summarize(results: Sequence[ClipResult], plan: _Plan, data: str) -> Evaluat
         **plan.description,
     )
     return Evaluation(metrics, [result.as_row() for result in results], mean_per_frame(results), protocol)
+
+
+def plot_frames(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
+    """Plot each metric over the frame position in a clip, one line per evaluation, and write a PNG atomically.
+
+    Args:
+        curves: The values of each metric by frame position, by the label of the evaluation (empty for a single one).
+        path: The PNG.
+    """
+    from matplotlib.figure import Figure  # takes a second to import, which `telecine --help` must not spend
+
+    names = list(dict.fromkeys(name for evaluation in curves.values() for name in evaluation))
+    figure = Figure(figsize=(3.6 * len(names), 3), dpi=100, layout="constrained")
+    for name, axes in zip(names, figure.subplots(1, len(names), squeeze=False).flat, strict=True):
+        _plot_metric(axes, name, curves)
+    atomic_write(path, lambda partial: figure.savefig(partial, format="png"))
+
+
+def _plot_metric(axes: Axes, name: str, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    for label, evaluation in curves.items():
+        if name in evaluation:
+            positions = range(len(evaluation[name]))
+            axes.plot(positions, evaluation[name], marker="o", markersize=3, label=label, color=COLOURS.get(label))
+    low, high = axes.get_ylim()
+    missing = max(0.0, MIN_RANGE.get(name, DEFAULT_MIN_RANGE) - (high - low)) / 2
+    axes.set_ylim(low - missing, high + missing)
+    axes.set_title(f"{name}, {DEFINITIONS[name].better} is better", fontsize=9)
+    axes.set_xlabel("frame of the clip", fontsize=8)
+    axes.locator_params(axis="x", integer=True)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.3)
+    if any(curves):
+        axes.legend(fontsize=8)

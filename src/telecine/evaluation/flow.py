@@ -17,7 +17,7 @@ from telecine.base.files import digest_of
 from telecine.base.imports import how_to_install
 from telecine.base.shapes import Frames, Video
 from telecine.data import bytes_from_video
-from telecine.evaluation.definitions import FLOW_SIDE
+from telecine.evaluation.protocol import FLOW_SIDE
 
 # torchvision's RAFT needs sides that are multiples of 8 and at least 128.
 RAFT_STRIDE, RAFT_SIDE = 8, 128
@@ -28,7 +28,7 @@ CONSISTENCY_FACTOR, CONSISTENCY_OFFSET = 0.01, 0.5
 
 
 class OpticalFlow(Protocol):
-    """Finds where the pixels of a frame are in another frame."""
+    """Finds the pixels of a frame in another frame."""
 
     source: str
     """The library, the network or method, and the hash of its weights."""
@@ -46,10 +46,10 @@ def load_flow(choice: str, device: torch.device) -> OpticalFlow:
     Raises:
         ValueError: OpenCV is not installed, or the file does not exist or has other weights.
     """
-    return DISFlow() if choice == "dis" else RAFTFlow(choice, device)
+    return _DISFlow() if choice == "dis" else _RAFTFlow(choice, device)
 
 
-class DISFlow:
+class _DISFlow:
     """Flow by dense inverse search (arXiv 1603.03590) of OpenCV, on grey frames, on the CPU. It has no weights.
 
     Raises:
@@ -69,21 +69,16 @@ class DISFlow:
 
     def __call__(self, first: Frames, second: Frames) -> Tensor:
         """Return the flow `(N, 2, H, W)`, on the device of the frames."""
-        pairs = zip(self._grey(first), self._grey(second), strict=True)
-        flows = [torch.from_numpy(self._dis.calc(a, b, None)) for a, b in pairs]
+        images = (bytes_from_video(frames.transpose(0, 1)).numpy(force=True) for frames in (first, second))
+        grey = ([self._cv2.cvtColor(image, self._cv2.COLOR_RGB2GRAY) for image in each] for each in images)
+        flows = [torch.from_numpy(self._dis.calc(a, b, None)) for a, b in zip(*grey, strict=True)]
         return torch.stack(flows).permute(0, 3, 1, 2).to(first)
 
-    def _grey(self, frames: Frames) -> list:
-        images = bytes_from_video(frames.transpose(0, 1)).numpy(force=True)
-        return [self._cv2.cvtColor(image, self._cv2.COLOR_RGB2GRAY) for image in images]
 
-
-class RAFTFlow:
+class _RAFTFlow:
     """Flow of RAFT (arXiv 2003.12039), large or small, as torchvision implements it.
 
-    Args:
-        path: The weights, a `.pth` file of torchvision. Only tensors are read from it.
-        device: Where to compute.
+    `path` is a `.pth` file of torchvision's weights. Only tensors are read from it.
 
     Raises:
         ValueError: The file does not exist, or its weights are not those of RAFT.
@@ -126,10 +121,10 @@ class RAFTFlow:
 class WarpingError:
     """Measures the warping error of a clip (arXiv 1808.00449), with the flow of the input.
 
-    `warping_error` is the mean squared difference in [0, 1] of a frame and the next one, warped to it; pixels that
-    leave the frame or are occluded are left out; smaller is better. It sees flicker, and objects that move otherwise
-    than in the input. Blur lowers it. `warping_excess` is the same less that of the input: 0 for the input itself,
-    negative for a blurred one, positive for flicker, a frozen or a warped one.
+    `warping_error` is the mean squared difference in [0, 1] of a frame and the next one, warped to it; smaller is
+    better. Pixels that leave the frame or are occluded are left out. It responds to flicker, and to motion that differs
+    from the input's. Blur lowers it. `warping_excess` is the same less that of the input: 0 for the input itself,
+    negative for a blurred one, positive for a flickering, frozen or warped one.
     """
 
     flow: OpticalFlow
@@ -145,46 +140,45 @@ class WarpingError:
             raise argument_error("flow", contract, target, "Measure longer or larger clips.")
         frames = target[0].transpose(0, 1)
         forward, backward = self.flow(frames[:-1], frames[1:]), self.flow(frames[1:], frames[:-1])
-        visible = visible_pixels(forward, backward)
-        error, of_input = (
-            warping_error(video[0].transpose(0, 1), forward, visible) for video in (reconstruction, target)
-        )
+        visible = _visible_pixels(forward, backward)
+        videos = (reconstruction[0].transpose(0, 1), frames)
+        error, of_input = (_warping_error(video, forward, visible) for video in videos)
         return {"warping_error": float(error), "warping_excess": float(error - of_input)}
 
 
-def warping_error(frames: Frames, flow: Tensor, visible: Tensor) -> Tensor:
+def _warping_error(frames: Frames, flow: Tensor, visible: Tensor) -> Tensor:
     """Return the mean over frame pairs of the mean squared difference in [0, 1] of visible pixels, a scalar.
 
     Args:
         frames: `(T, 3, H, W)` in [-1, 1].
         flow: From each frame to the next, `(T - 1, 2, H, W)`.
-        visible: Pixels of each frame but the last that count, `(T - 1, H, W)`. If none counts, all do.
+        visible: The pixels to count, of each frame but the last, `(T - 1, H, W)`. If none is set, all count.
     """
-    error = 0.25 * (warp(frames[1:], flow) - frames[:-1]).square().mean(1)
+    error = 0.25 * (_warp(frames[1:], flow) - frames[:-1]).square().mean(1)
     visible = torch.where(visible.any(dim=(1, 2), keepdim=True), visible, True)
     return ((error * visible).sum((1, 2)) / visible.sum((1, 2))).mean()
 
 
-def warp(frames: Frames, flow: Tensor) -> Frames:
-    """Return the value of `frames`, `(N, C, H, W)`, where the flow leads each pixel (bilinear); borders repeat."""
+def _warp(frames: Frames, flow: Tensor) -> Frames:
+    """Sample frames `(N, C, H, W)` at the target of each pixel's flow (bilinear); borders repeat."""
     height, width = frames.shape[2:]
     size = torch.tensor([width - 1, height - 1], device=flow.device)
     grid = 2 * _positions(flow).permute(0, 2, 3, 1) / size - 1
     return F.grid_sample(frames, grid.to(frames), mode="bilinear", padding_mode="border", align_corners=True)
 
 
-def visible_pixels(forward: Tensor, backward: Tensor) -> Tensor:
-    """Return which pixels stay in the frame and come back by the backward flow, `(N, H, W)`; flows `(N, 2, H, W)`."""
+def _visible_pixels(forward: Tensor, backward: Tensor) -> Tensor:
+    """Return a mask `(N, H, W)` of pixels that stay in the frame and return by the backward flow, of `(N, 2, H, W)`."""
     height, width = forward.shape[2:]
     x, y = _positions(forward).unbind(1)
     inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-    back = warp(backward, forward)
+    back = _warp(backward, forward)
     length = forward.square().sum(1) + back.square().sum(1)
     return inside & ((forward + back).square().sum(1) <= CONSISTENCY_FACTOR * length + CONSISTENCY_OFFSET)
 
 
 def _positions(flow: Tensor) -> Tensor:
-    """Return where the flow leads each pixel, `(N, 2, H, W)`, x before y."""
+    """Return the target of each pixel's flow, `(N, 2, H, W)`, x before y."""
     height, width = flow.shape[2:]
     rows = torch.arange(height, device=flow.device, dtype=flow.dtype)
     columns = torch.arange(width, device=flow.device, dtype=flow.dtype)

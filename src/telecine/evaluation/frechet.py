@@ -43,13 +43,18 @@ def frechet_distance(*, features: Tensor, reference: Tensor) -> float:
     Raises:
         ValueError: An argument is not such a matrix, or has fewer rows than `min_samples`.
     """
-    _check_features(features, "features")
-    _check_features(reference, "reference")
+    for name, matrix in (("features", features), ("reference", reference)):
+        if matrix.ndim != 2 or not matrix.is_floating_point():
+            raise argument_error(name, "floating point of shape (N, D)", matrix, "Pass one row for each video.")
+        if len(matrix) < min_samples(matrix.shape[1]):
+            contract = f"at least {min_samples(matrix.shape[1])} rows for {matrix.shape[1]} columns"
+            raise argument_error(name, contract, matrix, "Measure more clips: with fewer, the covariance is singular.")
     if features.shape[1] != reference.shape[1]:
         remedy = "Use the features of one network."
         raise argument_error("features", f"of {reference.shape[1]} columns, as `reference`", features, remedy)
     x, y = features.cpu().double(), reference.cpu().double()
-    root = _square_root(x.T.cov())
+    values, vectors = torch.linalg.eigh(x.T.cov())
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     trace_of_root = torch.linalg.eigvalsh(root @ y.T.cov() @ root).clamp(min=0).sqrt().sum()
     traces = x.var(dim=0).sum() + y.var(dim=0).sum()
     distance = (x.mean(0) - y.mean(0)).square().sum() + traces - 2 * trace_of_root
@@ -57,21 +62,8 @@ def frechet_distance(*, features: Tensor, reference: Tensor) -> float:
 
 
 def min_samples(num_features: int) -> int:
-    """Return how many samples a covariance matrix needs to have full rank."""
+    """Return the number of samples that a covariance matrix of full rank needs."""
     return num_features + 1
-
-
-def _square_root(matrix: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-
-
-def _check_features(features: Tensor, name: str) -> None:
-    if features.ndim != 2 or not features.is_floating_point():
-        raise argument_error(name, "floating point of shape (N, D)", features, "Pass one row for each video.")
-    if len(features) < min_samples(features.shape[1]):
-        contract = f"at least {min_samples(features.shape[1])} rows for {features.shape[1]} columns"
-        raise argument_error(name, contract, features, "Measure more clips: with fewer, the covariance is singular.")
 
 
 class FeatureNetwork(Protocol):
@@ -96,10 +88,10 @@ def load_feature_network(choice: str, device: torch.device) -> FeatureNetwork:
     Raises:
         ValueError: The package is not installed, or the file does not exist or cannot be loaded.
     """
-    return TransNetFeatures(device) if choice == "transnetv2" else I3DFeatures(choice, device)
+    return _TransNetFeatures(device) if choice == "transnetv2" else _I3DFeatures(choice, device)
 
 
-class I3DFeatures:
+class _I3DFeatures:
     """Features of an I3D trained on Kinetics-400, on which FVD is defined, from a TorchScript file.
 
     Videos are resized until their shorter side has 224 pixels (bilinear), cropped to the centre and passed in [-1, 1].
@@ -109,7 +101,6 @@ class I3DFeatures:
     Args:
         path: The TorchScript file. It is called as `network(video, rescale=False, resize=False, return_features=True)`.
             TorchScript contains code: only load files that you trust.
-        device: Where to compute.
 
     Raises:
         ValueError: The file does not exist or is not TorchScript.
@@ -137,10 +128,10 @@ class I3DFeatures:
     @torch.no_grad()
     def __call__(self, video: Video) -> Tensor:
         """Return the features `(B, D)` of videos `(B, 3, T, H, W)` in [-1, 1]; D is 400 for the published file."""
-        return self.network(center_square(video, I3D_SIDE), rescale=False, resize=False, return_features=True)
+        return self.network(_center_square(video, I3D_SIDE), rescale=False, resize=False, return_features=True)
 
 
-def center_square(video: Video, side: int) -> Video:
+def _center_square(video: Video, side: int) -> Video:
     """Resize each frame until its shorter side is `side` (bilinear), then crop the square at its centre."""
     height, width = video.shape[-2:]
     scale = side / min(height, width)
@@ -151,7 +142,7 @@ def center_square(video: Video, side: int) -> Video:
     return square.unflatten(0, (len(video), -1)).transpose(1, 2).contiguous()
 
 
-class TransNetFeatures:
+class _TransNetFeatures:
     """256 features of TransNet V2 (arXiv 2008.04838), a network trained to detect shot boundaries.
 
     Frames are resized to 27 x 48 (bilinear, antialiased), the size of its training, and passed through its three blocks
@@ -161,9 +152,6 @@ class TransNetFeatures:
 
     Only the weights of the package are read. The package is not imported, because building its network seeds every
     random generator of the process and enables deterministic algorithms.
-
-    Args:
-        device: Where to compute.
 
     Raises:
         ValueError: The package is not installed.
@@ -177,7 +165,7 @@ class TransNetFeatures:
     min_frames = 2
 
     def __init__(self, device: torch.device) -> None:
-        state = torch.load(transnet_weights_path(), map_location="cpu", weights_only=True)
+        state = torch.load(_transnet_weights_path(), map_location="cpu", weights_only=True)
         weights = {name: tensor for name, tensor in state.items() if name.startswith("SDDCNN.")}
         self.source = f"{TRANSNET_PACKAGE} {version(TRANSNET_PACKAGE)}, sha256 {tensor_sha256(weights)}"
         self._weights = {name: tensor.to(device) for name, tensor in weights.items()}
@@ -193,17 +181,15 @@ class TransNetFeatures:
         return features.mean(dim=(2, 3, 4))
 
 
-def transnet_weights_path() -> Path:
-    """Return the file of the weights in the installed package, or raise a `ValueError`."""
+def _transnet_weights_path() -> Path:
+    """Return the file of the weights in the installed package; raise a `ValueError` if there is none."""
     try:
-        package_files = files(TRANSNET_PACKAGE) or []
-    except PackageNotFoundError:
-        package_files = []
-    found = [Path(str(entry.locate())) for entry in package_files if entry.name == TRANSNET_WEIGHTS]
-    if not found:
+        return next(
+            Path(str(entry.locate())) for entry in files(TRANSNET_PACKAGE) or () if entry.name == TRANSNET_WEIGHTS
+        )
+    except (PackageNotFoundError, StopIteration):
         got = f'"transnetv2" without the package {TRANSNET_PACKAGE}'
-        raise argument_error("features", "a network that is installed", got, how_to_install("frechet"))
-    return found[0]
+        raise argument_error("features", "a network that is installed", got, how_to_install("frechet")) from None
 
 
 def _transnet_block(video: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:

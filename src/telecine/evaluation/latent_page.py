@@ -7,45 +7,35 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 from telecine import __version__
 from telecine.base.files import atomic_write, write_json
-from telecine.evaluation.latents import DEFINITIONS, LatentReport, LatentSpace, describe
+from telecine.evaluation.latents import DEFINITIONS, LatentReport, LatentSpace
 from telecine.report.names import plot_label
 from telecine.report.page import page_environment, short, timestamp
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-JSON_FILE = "latents.json"
-PAGE_FILE = "latents.html"
 # Distinguishable with red-green colour blindness.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
-
-
-class PlotData(TypedDict):
-    """A plot of the page."""
-
-    title: str
-    hint: str
-    svg: str
-    """Base64."""
 
 
 def write_latents(report: LatentReport, folder: Path) -> Path:
     """Write latents.json and latents.html into a folder, which is created if needed, and return the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / JSON_FILE, report.as_dict())
-    html = render(report).encode("utf-8", "backslashreplace")  # names may have other bytes
-    atomic_write(folder / PAGE_FILE, lambda partial: partial.write_bytes(html))
-    return folder / PAGE_FILE
+    write_json(folder / "latents.json", report.as_dict())
+    html = render_latents(report).encode("utf-8", "backslashreplace")  # names may have other bytes
+    page = folder / "latents.html"
+    atomic_write(page, lambda partial: partial.write_bytes(html))
+    return page
 
 
-def render(report: LatentReport) -> str:
+def render_latents(report: LatentReport) -> str:
     """Return the page as HTML."""
     spaces = report.models
-    lines = [describe(space) for space in spaces]
+    lines = [space.figures() for space in spaces]
     names = list(dict.fromkeys(name for line in lines for name in line))
     most = max(len(space.channels.std) for space in spaces)
     return (
@@ -54,7 +44,7 @@ def render(report: LatentReport) -> str:
         .render(
             titles=[space.title for space in spaces],
             summary=[(name, [short(line[name]) if name in line else "-" for line in lines]) for name in names],
-            plots=plots(spaces),
+            plots=_plots(spaces),
             channels=[(str(index), [_channel(space, index) for space in spaces]) for index in range(most)],
             protocol=[(name, value) for name, value in report.protocol.items() if name != "definitions"],
             definitions=DEFINITIONS,
@@ -72,8 +62,8 @@ def _channel(space: LatentSpace, index: int) -> str:
     return ", ".join(map(short, values)) + (", dead" if index in channels.dead else "")
 
 
-def plots(spaces: Sequence[LatentSpace]) -> list[PlotData]:
-    """Return the plots, with a line for each model."""
+def _plots(spaces: Sequence[LatentSpace]) -> list[dict[str, str]]:
+    """Return the title, the hint and the SVG (base64) of each plot, with a line for each model."""
     drawn: list[tuple[str, str, Callable[[Axes, LatentSpace, str], None]]] = [
         ("Spectrum", f"{DEFINITIONS['spectrum']}. Dashed: the scaled-down video.", _draw_spectrum),
         ("Eigenvalues", "Of the channels' covariance, the largest first, as shares of their sum.", _draw_eigenvalues),

@@ -1,42 +1,36 @@
-"""Measurement of the latent space of autoencoders: `telecine latents`."""
+"""Measurement of latents, and of the latent spaces of autoencoders on clips: `telecine latents`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from telecine.autoencoders import VideoAutoencoder
+from telecine.autoencoders.bottleneck import Bottleneck
 from telecine.autoencoders.latent import ChannelMoments
 from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
 from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.base.terminal import with_progress
 from telecine.data import DataError, Span, bytes_from_video, clips_sha256, pixels_sha256
-from telecine.evaluation.latent_measures import (
-    DEAD_FRACTION,
-    HIGH_FREQUENCY,
-    autocorrelation,
-    code_usage,
-    covariance_eigenvalues,
-    dead_channels,
-    effective_rank,
-    high_frequency_share,
-    kurtosis,
-    radial_spectrum,
-    scaled_video,
-)
 from telecine.evaluation.pixel_metrics import psnr
 from telecine.evaluation.source import CLIP_SELECTION, ModelSource, index_data, model_source, read_span, select_clips
 from telecine.losses import mse
 from telecine.losses.latent import resized
+from telecine.perceptual import pick_frames
 from telecine.settings import ClipConfig, LatentsConfig
 
+# A channel is dead if its standard deviation is below this fraction of the largest one.
+DEAD_FRACTION = 0.01
+# In cycles per position; the highest frequency of a row of positions is 1/2.
+HIGH_FREQUENCY = 0.25
+EPSILON = 1e-12
 # Standard deviation of the noise on the latent, in units of each channel's.
 NOISE = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 MAX_LAG = 8
@@ -58,16 +52,8 @@ DEFINITIONS = {
     "drift": "from the base model's latent of the same clips: correlation of each channel, and |z - z_base| / |z_base|",
 }
 
-Transform = Callable[[Tensor], Tensor]
-
-
-def half_size(x: Tensor) -> Tensor:
-    """Scale height and width by 1/2."""
-    return resized(x, [max(side // 2, 1) for side in x.shape[-2:]])
-
-
-TRANSFORMS: dict[str, Transform] = {
-    "scale_1/2": half_size,
+TRANSFORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "scale_1/2": lambda x: resized(x, [max(side // 2, 1) for side in x.shape[-2:]]),
     "flip_horizontal": partial(torch.flip, dims=(-1,)),
     "flip_vertical": partial(torch.flip, dims=(-2,)),
     "turn_90": partial(torch.rot90, k=1, dims=(-2, -1)),
@@ -76,15 +62,148 @@ TRANSFORMS: dict[str, Transform] = {
 }
 
 
+def _channel_rows(latents: Tensor) -> Tensor:
+    """Return the values of each channel, `(C, N)` in float64, of latents `(B, C, t, h, w)`."""
+    return latents.transpose(0, 1).flatten(1).double()
+
+
+def _standardised(latents: Tensor) -> Tensor:
+    """Return latents with mean 0 and variance 1 in each channel; a constant channel is 0."""
+    axes = (0, 2, 3, 4)
+    centred = latents.double() - latents.double().mean(axes, keepdim=True)
+    return centred / (centred.square().mean(axes, keepdim=True) + EPSILON).sqrt()
+
+
+def kurtosis(latents: Tensor) -> list[float]:
+    """Return the fourth standardised moment of each channel: 3 for a normal distribution, 0 for a constant."""
+    return _standardised(latents).pow(4).mean((0, 2, 3, 4)).tolist()
+
+
+def dead_channels(std: list[float]) -> list[int]:
+    """Return the indices of nearly constant channels, from the standard deviation of each."""
+    return [index for index, value in enumerate(std) if value <= DEAD_FRACTION * max(std)]
+
+
+def covariance_eigenvalues(latents: Tensor) -> list[float]:
+    """Return the eigenvalues of the channels' covariance over all positions, the largest first.
+
+    They are NaN if a latent is not finite.
+    """
+    rows = _channel_rows(latents)
+    rows = rows - rows.mean(1, keepdim=True)
+    covariance = rows @ rows.T / rows.shape[1]
+    if not covariance.isfinite().all():  # `eigvalsh` would raise
+        return [math.nan] * len(covariance)
+    values = torch.linalg.eigvalsh(covariance)
+    return values.flip(0).clamp(min=0).tolist()
+
+
+def effective_rank(eigenvalues: list[float]) -> float:
+    """Return the exponential of the entropy of the eigenvalues' shares (Roy and Vetterli, 2007): 1 to their number."""
+    shares = torch.tensor(eigenvalues, dtype=torch.float64)
+    shares = shares / shares.sum().clamp(min=EPSILON)
+    return float(torch.special.entr(shares).sum().exp())
+
+
+def radial_spectrum(latents: Tensor) -> tuple[list[float], list[float]]:
+    """Return frequencies and the share of the spatial power at each, over all frames and channels.
+
+    Channels are standardised first, so that each counts the same. Frequencies are in cycles per position. The power of
+    a frame's mean, at frequency 0, is left out. The other shares, of the corners beyond 1/2 too, sum to 1.
+    """
+    z = _standardised(latents)
+    power = torch.fft.fft2(z).abs().square().mean((0, 1, 2))
+    rows, columns = (torch.fft.fftfreq(size, dtype=torch.float64) for size in power.shape)
+    radius = (rows[:, None].square() + columns.square()).sqrt()
+    side = min(power.shape)
+    bins = (radius * side).round().long()
+    sums = torch.zeros(int(bins.max()) + 1, dtype=torch.float64).index_add_(0, bins.flatten(), power.flatten())
+    sums = sums[1:] / sums[1:].sum().clamp(min=EPSILON)
+    return [(index + 1) / side for index in range(len(sums))], sums.tolist()
+
+
+def high_frequency_share(latents: Tensor) -> float:
+    """Return the share of the spatial power above `HIGH_FREQUENCY`, in [0, 1]; white noise has about 0.8."""
+    frequencies, shares = radial_spectrum(latents)
+    return sum(share for frequency, share in zip(frequencies, shares, strict=True) if frequency > HIGH_FREQUENCY)
+
+
+def autocorrelation(latents: Tensor, axes: tuple[int, ...], max_lag: int) -> list[float]:
+    """Return the correlation of positions at distances 1, 2, ... along axes, a mean over all channels.
+
+    Args:
+        latents: `(B, C, t, h, w)`.
+        axes: The axes whose mean is returned: 2 for time, 3 and 4 for space.
+        max_lag: Largest distance; at most the length of an axis minus 1.
+    """
+    z = _standardised(latents)
+    lags = range(1, min(max_lag + 1, *(z.shape[axis] for axis in axes)))
+    return [
+        sum((z.narrow(a, 0, z.shape[a] - lag) * z.narrow(a, lag, z.shape[a] - lag)).mean().item() for a in axes)
+        / len(axes)
+        for lag in lags
+    ]
+
+
+def scaled_video(video: Video, latent: Tensor) -> Video:
+    """Return the video scaled down to its latent, with the last frame that each latent frame depends on."""
+    num_latent, num_frames = latent.shape[2], video.shape[2]
+    step = (num_frames - 1) / max(num_latent - 1, 1)
+    last = (torch.arange(num_latent, device=video.device) * step).round().long().expand(len(video), -1)
+    frames = pick_frames(video, last).unflatten(0, (len(video), -1)).transpose(1, 2)
+    return resized(frames, list(latent.shape[-2:]))
+
+
+def code_usage(codebook: Bottleneck | None, latents: Tensor) -> dict[str, float]:
+    """Return how discrete latents use their codebook, means over the codes of a position; nothing without a codebook.
+
+    `codes_used` is the share of the codebook that occurs, at most the number of codes divided by its size;
+    `code_entropy` the entropy of the codes' frequencies in bits, and `code_perplexity` 2 to that power. They are NaN if
+    a latent is not finite.
+
+    Args:
+        codebook: See `VideoAutoencoder.codebook`.
+        latents: `(B, C, t, h, w)` of all clips, on the codebook's device.
+    """
+    if codebook is None:
+        return {}
+    if not latents.isfinite().all():  # it has no code
+        return dict.fromkeys(("codes_used", "code_entropy", "code_perplexity"), math.nan)
+    groups = codebook.indices(latents).cpu().transpose(0, 1).flatten(1)  # MPS has no float64, for what follows
+    counts = torch.stack([torch.bincount(group, minlength=codebook.codebook_size) for group in groups]).double()
+    entropy = torch.special.entr(counts / counts.sum(1, keepdim=True)).sum(1) / math.log(2)
+    return {
+        "codes_used": (counts > 0).double().mean().item(),
+        "code_entropy": entropy.mean().item(),
+        "code_perplexity": entropy.exp2().mean().item(),
+    }
+
+
+def latent_summary(latents: Tensor) -> dict[str, float]:
+    """Return the figures of latents `(B, C, t, h, w)` that a training run logs.
+
+    `std` is the mean of the channels' standard deviations, `high_frequencies` the share of the spatial power above a
+    quarter of a cycle per position. All are NaN if a latent is not finite.
+    """
+    eigenvalues = covariance_eigenvalues(latents)
+    std = _channel_rows(latents).std(1, correction=0).tolist()
+    return {
+        "std": sum(std) / len(std),
+        "dead_channels": float(len(dead_channels(std))) if all(map(math.isfinite, std)) else math.nan,
+        "effective_rank": effective_rank(eigenvalues),
+        "high_frequencies": high_frequency_share(latents),
+    }
+
+
 @dataclass(frozen=True)
 class Channels:
-    """One number for each channel."""
+    """Statistics of each channel."""
 
     mean: list[float]
     std: list[float]
     kurtosis: list[float]
     dead: list[int]
-    """The numbers of dead channels."""
+    """The indices of dead channels."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +238,29 @@ class LatentSpace:
     drift: dict[str, list[float] | float] = field(default_factory=dict)
     """`correlation` of each channel and `relative_error`, if there is a base model."""
 
+    def figures(self) -> dict[str, float]:
+        """Return the figures of a line of a table."""
+        changed = [values["mse"] for name, values in self.equivariance.items() if name != "none"]
+        found = {
+            "channels": float(len(self.channels.std)),
+            "dead channels": float(len(self.channels.dead)),
+            "mean std": sum(self.channels.std) / len(self.channels.std),
+            "effective rank": self.effective_rank,
+            "high frequencies": self.spectrum.high_frequencies["latent"],
+            "high frequencies of the video": self.spectrum.high_frequencies["video"],
+            "PSNR, dB": self.equivariance["none"]["psnr"],
+            "PSNR with noise 0.2, dB": self.noise_psnr["0.2"],
+            "equivariance error, MSE": sum(changed) / len(changed),
+        }
+        if self.codes:
+            found["codes used"] = self.codes["codes_used"]
+            found["entropy of the codes, bits"] = self.codes["code_entropy"]
+            found["perplexity of the codes"] = self.codes["code_perplexity"]
+        if self.drift:
+            assert isinstance(self.drift["relative_error"], float)
+            found["drift from the base"] = self.drift["relative_error"]
+        return found
+
 
 @dataclass(frozen=True)
 class LatentReport:
@@ -148,14 +290,14 @@ def measure_latent_spaces(models: Sequence[str | Path], config: LatentsConfig) -
     device = pick_device(config.device)
     first = model_source(Path(models[0]), config, device)
     clips = first.clips
-    same = replace(
-        config, num_frames=clips.num_frames, height=clips.height, width=clips.width, stride=clips.stride
-    )  # all models encode the same clips
+    assert isinstance(clips, ClipConfig)  # these settings have no protocol
+    size = {name: getattr(clips, name) for name in ("num_frames", "height", "width", "stride")}
+    same = replace(config, **size)  # all models encode the same clips
     sources = [first, *(model_source(Path(model), same, device) for model in models[1:])]
     base = None if config.base is None else model_source(Path(config.base), same, device)
-    videos, digest = find_clips(config, clips)
-    reference = None if base is None else encode_all(base, videos)
-    spaces = [measure_space(source, videos, reference) for source in sources]
+    videos, digest = _find_clips(config, clips)
+    reference = None if base is None else _encode_all(base, videos)
+    spaces = [_measure_space(source, videos, reference) for source in sources]
     protocol: dict[str, object] = {
         "data": config.data,
         "base": None if base is None else base.title,
@@ -172,17 +314,9 @@ def measure_latent_spaces(models: Sequence[str | Path], config: LatentsConfig) -
     return LatentReport(spaces, protocol)
 
 
-class Videos(Protocol):
-    """Clips `(1, 3, T, H, W)`, in order, as often as they are iterated over."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Video]: ...
-
-
 @dataclass(frozen=True)
-class ClipsOnDisk:
-    """Clips on the CPU. Each is read when it is needed: all of them may be larger than the memory."""
+class _ClipsOnDisk:
+    """Clips `(1, 3, T, H, W)` on the CPU, each read when it is needed: all of them may be larger than the memory."""
 
     spans: Sequence[Span]
     config: ClipConfig
@@ -199,12 +333,8 @@ class ClipsOnDisk:
             yield clip["video"][None]
 
 
-def find_clips(config: LatentsConfig, clips: ClipConfig) -> tuple[ClipsOnDisk, str]:
-    """Return the clips that can be decoded, and their `clips_sha256`.
-
-    Raises:
-        ValueError: None can be decoded.
-    """
+def _find_clips(config: LatentsConfig, clips: ClipConfig) -> tuple[_ClipsOnDisk, str]:
+    """Return the clips that can be decoded, at least one, and their `clips_sha256`."""
     assert config.data is not None
     spans = select_clips(index_data(config.data), clips, config.clip_limit)
     decodable: list[Span] = []
@@ -216,16 +346,12 @@ def find_clips(config: LatentsConfig, clips: ClipConfig) -> tuple[ClipsOnDisk, s
             hashes.append(pixels_sha256(bytes_from_video(clip["video"])))
     if not decodable:
         raise argument_error("data", "videos with a decodable clip", f"{len(spans)} broken ones", "See the log.")
-    return ClipsOnDisk(decodable, clips), clips_sha256(hashes)
+    return _ClipsOnDisk(decodable, clips), clips_sha256(hashes)
 
 
 @torch.no_grad()
-def encode_all(source: ModelSource, videos: Videos) -> Tensor:
-    """Return the latents of clips, `(B, C, t, h, w)` on the CPU.
-
-    Raises:
-        ValueError: The model does not offer its latent.
-    """
+def _encode_all(source: ModelSource, videos: _ClipsOnDisk) -> Tensor:
+    """Return the latents of clips, `(B, C, t, h, w)` on the CPU."""
     device = next(source.model.parameters()).device
     latents = []
     for video in with_progress(videos, "encoding", total=len(videos)):
@@ -237,25 +363,16 @@ def encode_all(source: ModelSource, videos: Videos) -> Tensor:
     return torch.cat(latents)
 
 
-def measure_space(source: ModelSource, videos: Videos, reference: Tensor | None) -> LatentSpace:
-    """Return the measures of one model.
-
-    Args:
-        source: The model.
-        videos: The clips.
-        reference: The base model's latents of the clips.
-
-    Raises:
-        ValueError: The base model's latents have another shape.
-    """
-    latents = encode_all(source, videos)
+def _measure_space(source: ModelSource, videos: _ClipsOnDisk, reference: Tensor | None) -> LatentSpace:
+    """Return the measures of one model on clips; `reference` has the latents of the base model."""
+    latents = _encode_all(source, videos)
     moments = ChannelMoments()
     moments.add(latents)
     statistics = moments.statistics()
     eigenvalues = covariance_eigenvalues(latents)
     small = torch.cat([scaled_video(video, latent[None]) for video, latent in zip(videos, latents, strict=True)])
     frequency, latent_power = radial_spectrum(latents)
-    equivariance, noise_psnr = decode_changed(source.model, videos, latents, statistics.std)
+    equivariance, noise_psnr = _decode_changed(source.model, videos, latents, statistics.std)
     return LatentSpace(
         title=source.title,
         shape=list(latents.shape[1:]),
@@ -276,16 +393,20 @@ def measure_space(source: ModelSource, videos: Videos, reference: Tensor | None)
         equivariance=equivariance,
         noise_psnr=noise_psnr,
         codes=code_usage(source.model.codebook, latents.to(next(source.model.parameters()).device)),
-        drift={} if reference is None else drift(latents, reference),
+        drift={} if reference is None else _drift(latents, reference),
     )
 
 
 @torch.no_grad()
-def decode_changed(
-    model: VideoAutoencoder, videos: Videos, latents: Tensor, std: Sequence[float]
+def _decode_changed(
+    model: VideoAutoencoder, videos: _ClipsOnDisk, latents: Tensor, std: Sequence[float]
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """Return the equivariance error by transformation, and the PSNR by the size of the noise; means over clips."""
     device = next(model.parameters()).device
+
+    def decode(latent: Tensor) -> Video:
+        return model.decode(latent.to(device)).float().clamp(*VALUE_RANGE).cpu()
+
     generator = torch.Generator().manual_seed(0)
     scale = torch.tensor(std).view(1, -1, 1, 1, 1)
     errors: dict[str, list[tuple[float, float]]] = {name: [] for name in ("none", *TRANSFORMS)}
@@ -293,7 +414,7 @@ def decode_changed(
     for video, latent in with_progress(zip(videos, latents.split(1), strict=True), "decoding", total=len(videos)):
         for name, found in errors.items():
             transform = TRANSFORMS.get(name, torch.clone)
-            decoded = decode(model, transform(latent.to(device)))
+            decoded = decode(transform(latent.to(device)))
             target = transform(video)
             if target.shape != decoded.shape:
                 target = resized(video, list(decoded.shape[-2:]))
@@ -301,56 +422,21 @@ def decode_changed(
             found.append((mse(**pair).item(), psnr(**pair).item()))
         noise = torch.randn(latent.shape, generator=generator) * scale
         for size, values in noisy.items():
-            decoded = decode(model, (latent + float(size) * noise).to(device))
+            decoded = decode(latent + float(size) * noise)
             values.append(psnr(reconstruction=decoded, target=video).item())
-    columns = {
-        name: [sum(values) / len(found) for values in zip(*found, strict=True)] for name, found in errors.items()
-    }
-    equivariance = {name: {"mse": error, "psnr": decibel} for name, (error, decibel) in columns.items()}
+    means = {name: [sum(values) / len(found) for values in zip(*found, strict=True)] for name, found in errors.items()}
+    equivariance = {name: {"mse": error, "psnr": decibel} for name, (error, decibel) in means.items()}
     return equivariance, {size: sum(values) / len(values) for size, values in noisy.items()}
 
 
-def decode(model: VideoAutoencoder, latent: Tensor) -> Video:
-    """Return the video of a latent, clamped, on the CPU."""
-    return model.decode(latent).float().clamp(*VALUE_RANGE).cpu()
-
-
-def drift(latents: Tensor, reference: Tensor) -> dict[str, list[float] | float]:
-    """Return how far latents are from those of a base model, see `DEFINITIONS`.
-
-    Raises:
-        ValueError: Their shapes differ.
-    """
+def _drift(latents: Tensor, reference: Tensor) -> dict[str, list[float] | float]:
+    """Return the drift of latents from those of a base model, see `DEFINITIONS`."""
     if latents.shape != reference.shape:
         contract = f"a model with latents of shape {tuple(latents.shape[1:])}"
         got = f"one with {tuple(reference.shape[1:])}"
         raise argument_error("base", contract, got, "Leave it out.")
-    z, z_base = (x.transpose(0, 1).flatten(1).double() for x in (latents, reference))
+    z, z_base = _channel_rows(latents), _channel_rows(reference)
     centred, centred_base = (x - x.mean(1, keepdim=True) for x in (z, z_base))
     norms = centred.norm(dim=1) * centred_base.norm(dim=1)
-    correlation = (centred * centred_base).sum(1) / norms.clamp(min=1e-12)
+    correlation = (centred * centred_base).sum(1) / norms.clamp(min=EPSILON)
     return {"correlation": correlation.tolist(), "relative_error": ((z - z_base).norm() / z_base.norm()).item()}
-
-
-def describe(space: LatentSpace) -> dict[str, float]:
-    """Return the numbers of a model that fit a line of a table."""
-    changed = [values["mse"] for name, values in space.equivariance.items() if name != "none"]
-    found = {
-        "channels": float(len(space.channels.std)),
-        "dead channels": float(len(space.channels.dead)),
-        "mean std": sum(space.channels.std) / len(space.channels.std),
-        "effective rank": space.effective_rank,
-        "high frequencies": space.spectrum.high_frequencies["latent"],
-        "high frequencies of the video": space.spectrum.high_frequencies["video"],
-        "PSNR, dB": space.equivariance["none"]["psnr"],
-        "PSNR with noise 0.2, dB": space.noise_psnr["0.2"],
-        "equivariance error, MSE": sum(changed) / len(changed),
-    }
-    if space.codes:
-        found["codes used"] = space.codes["codes_used"]
-        found["entropy of the codes, bits"] = space.codes["code_entropy"]
-        found["perplexity of the codes"] = space.codes["code_perplexity"]
-    if space.drift:
-        assert isinstance(space.drift["relative_error"], float)
-        found["drift from the base"] = space.drift["relative_error"]
-    return found

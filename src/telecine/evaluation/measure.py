@@ -1,19 +1,22 @@
-"""Measurement of clips: the metrics that are defined for their size or by a protocol, and the values of each clip."""
+"""Measurement of clips: the metrics and their networks, the values of each clip, and the processes that share them."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from telecine.base.checks import argument_error
+from telecine.base.devices import pick_device
 from telecine.base.imports import how_to_install
-from telecine.base.shapes import VALUE_RANGE, Video
+from telecine.base.shapes import VALUE_RANGE
 from telecine.base.terminal import with_progress
 from telecine.data import Span, bytes_from_video, pixels_sha256
 from telecine.evaluation.frechet import FeatureNetwork, frechet_distance, load_feature_network, min_samples
@@ -24,24 +27,15 @@ from telecine.evaluation.metrics import (
     ReconstructionMetrics,
     available_metrics,
 )
-from telecine.evaluation.processes import Processes
 from telecine.evaluation.published import PublishedProtocol
-from telecine.evaluation.published_clips import measured_values
-from telecine.evaluation.source import ReconstructionSource
+from telecine.evaluation.source import ModelSource, VideoSource, read_span
 from telecine.perceptual import LPIPS, load_backbone
 from telecine.perceptual.weights import tensor_sha256
 from telecine.settings import ClipConfig
 
 LPIPS_BACKBONES = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
-# The names of values that are computed from the features of a clip, or of all clips.
+# Computed from the features of all clips, or of one.
 FRECHET_METRICS = ("fvd", "fvd_single")
-
-
-class ClipMeasure(Protocol):
-    """Measures several values of a clip, which are requested by settings."""
-
-    def __call__(self, *, reconstruction: Video, target: Video) -> dict[str, float]:
-        """Return the values by name, of a clip `(1, 3, T, H, W)` in [-1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +51,16 @@ class MetricSet:
     backbones: Mapping[str, str]
     """The weights of each network, by metric name."""
     absent: Mapping[str, str]
-    """Metrics that are undefined for clips of this size, with the reason."""
+    """The reason for each metric that cannot be measured."""
     per_clip_frechet: bool = False
     """Whether the Frechet distance is that of sets of one clip each."""
     values: Callable[[Tensor], Tensor] = field(default=lambda video: video.clamp(*VALUE_RANGE))
     """Maps inputs and reconstructions to the values that are measured."""
-    requested: Sequence[ClipMeasure] = ()
-    """Measures that settings request."""
+    requested: Sequence[Callable[..., dict[str, float]]] = ()
+    """Measures on request: called with `reconstruction` and `target` `(1, 3, T, H, W)`, each returns values by name."""
 
     def definitions(self, num_clips: int) -> tuple[tuple[str, str], ...]:
-        """Return name and definition of the Frechet distance over `num_clips` clips, or nothing without a network."""
+        """Return name and definition of the Frechet distance over `num_clips` clips; empty without a network."""
         if self.features is None or self.per_clip_frechet:
             return ()
         return ((self.features.name, f"{self.features.definition}; {num_clips} clips; smaller is better"),)
@@ -84,7 +78,10 @@ def load_metrics(clips: ClipConfig, features: str | None, device: torch.device) 
     perceptual, backbones = _load_lpips(names, device)
     network = None if features is None else load_feature_network(features, device)
     if network is not None:
-        _check_length(network, clips.num_frames)
+        if clips.num_frames < network.min_frames:
+            contract = f"at least {network.min_frames} for {network.name}"
+            remedy = "Set a larger `num_frames`, or leave `features` out."
+            raise argument_error("num_frames", contract, clips.num_frames, remedy)
         backbones[network.name] = network.source
     built_in = [name for name in names if name not in LPIPS_BACKBONES]
     return MetricSet(built_in, perceptual, network, backbones, absent)
@@ -101,7 +98,7 @@ def load_published_metrics(protocol: PublishedProtocol, features: str | None, de
     """Load the metrics of a protocol.
 
     Raises:
-        ValueError: A package is not installed, or a network cannot be loaded or is too long for the clips.
+        ValueError: A package is not installed, or a network cannot be loaded.
     """
     if "ssim_uniform" in protocol.metrics and importlib.util.find_spec("skimage") is None:
         got = f"{protocol.name} without the package scikit-image"
@@ -119,30 +116,23 @@ def load_published_metrics(protocol: PublishedProtocol, features: str | None, de
         backbones=backbones,
         absent=absent,
         per_clip_frechet=frechet == "fvd_single",
-        values=lambda video: measured_values(video, protocol),
+        values=protocol.measured_values,
     )
-
-
-def _check_length(network: FeatureNetwork, num_frames: int) -> None:
-    if num_frames < network.min_frames:
-        remedy = "Set a larger `num_frames`, or leave `features` out."
-        raise argument_error("num_frames", f"at least {network.min_frames} for {network.name}", num_frames, remedy)
 
 
 @dataclass(frozen=True)
 class ClipResult:
-    """The measurements of one clip."""
+    """The results of one clip."""
 
     index: int
     """Its position among the selected clips."""
     source: str
-    """The file it comes from."""
+    """Its file."""
     start: int
     """Position of its first frame in the file."""
     metrics: Mapping[str, float]
-    """Its metrics."""
     per_frame: Mapping[str, list[float]]
-    """The values of its frames, for metrics that are computed frame by frame."""
+    """The values of its frames, for PSNR and metrics of single frames."""
     sha256: str
     """Hash of its input's pixels at 8 bits."""
     features: tuple[Tensor, Tensor] | None = None
@@ -153,15 +143,64 @@ class ClipResult:
         return {"source": self.source, "start": self.start, **self.metrics}
 
 
+@dataclass(frozen=True)
+class Processes:
+    """This process' place among those of `torchrun` that share one evaluation."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints and writes files."""
+        return self.rank == 0
+
+    def device(self, name: str) -> torch.device:
+        """Return this process' device. On a machine with several GPUs, each process gets a different one.
+
+        Raises:
+            ValueError: This machine has no such device.
+        """
+        device = pick_device(name)
+        if device.type != "cuda" or self.world_size == 1:
+            return device
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+    def gather(self, results: list[ClipResult]) -> list[ClipResult]:
+        """Return the results of all processes, in rank order, on every process."""
+        if self.world_size == 1:
+            return results
+        gathered: list[list[ClipResult]] = [[] for _ in range(self.world_size)]
+        dist.all_gather_object(gathered, results)
+        return [result for of_process in gathered for result in of_process]
+
+
+@contextmanager
+def process_group() -> Iterator[Processes]:
+    """Use the current process group, or initialize one under `torchrun` and destroy it at the end.
+
+    The backend is gloo on every device, because only Python objects are exchanged.
+    """
+    joins = dist.is_available() and dist.is_initialized()
+    starts = not joins and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if starts:
+        dist.init_process_group("gloo")
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size()) if joins or starts else Processes()
+    finally:
+        if starts:
+            dist.destroy_process_group()
+
+
 @torch.no_grad()
 def measure_clips(
-    source: ReconstructionSource,
+    source: ModelSource | VideoSource,
     metric_set: MetricSet,
     spans: Sequence[Span],
     processes: Processes,
     device: torch.device,
 ) -> list[ClipResult]:
-    """Measure this process' clips: of N processes, process i measures the clips i, i + N, i + 2N, ..."""
+    """Measure the clips of this process: process i of N measures the clips i, i + N, i + 2N, ..."""
     indices: Iterable[int] = range(processes.rank, len(spans), processes.world_size)
     if processes.is_main:
         indices = with_progress(indices, "measuring")
@@ -170,10 +209,10 @@ def measure_clips(
 
 
 def _measure_clip(
-    index: int, source: ReconstructionSource, metric_set: MetricSet, span: Span, device: torch.device
+    index: int, source: ModelSource | VideoSource, metric_set: MetricSet, span: Span, device: torch.device
 ) -> ClipResult | None:
-    """Return the measurements of one clip, or None if it cannot be decoded."""
-    clip = source.read(span)
+    """Return the results of one clip, or None if it cannot be decoded."""
+    clip = read_span(span, source.clips)
     if clip is None:
         return None
     clip_input = clip["video"][None].to(device)
@@ -200,28 +239,27 @@ def _measure_clip(
 
 
 def mean_per_frame(results: Sequence[ClipResult]) -> dict[str, list[float]]:
-    """Return the mean over the clips that have a frame position, for metrics that are computed frame by frame."""
-    columns = {name: zip_longest(*(result.per_frame[name] for result in results)) for name in results[0].per_frame}
-    return {name: [_mean_of_known(column) for column in positions] for name, positions in columns.items()}
-
-
-def _mean_of_known(values: Sequence[float | None]) -> float:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known)
+    """Return the mean of each frame metric at each frame position, over the clips that have this position."""
+    means: dict[str, list[float]] = {}
+    for name in results[0].per_frame:
+        columns = zip_longest(*(result.per_frame[name] for result in results))
+        known = ([value for value in column if value is not None] for column in columns)
+        means[name] = [sum(values) / len(values) for values in known]
+    return means
 
 
 def frechet_of_clips(results: Sequence[ClipResult], network: FeatureNetwork) -> tuple[dict[str, float], dict[str, str]]:
-    """Return the Frechet distance by its name, or else, by the same name, the reason why it is undefined."""
+    """Return two dicts by the name of the Frechet distance: the distance, or the reason why it is undefined."""
     pairs = [result.features for result in results if result.features is not None]
     features, reference = (torch.stack(column) for column in zip(*pairs, strict=True))
-    num_needed = min_samples(features.shape[1])
-    if len(features) < num_needed:
+    num_clips, num_features = features.shape
+    if num_clips < min_samples(num_features):
         reason = (
-            f"needs at least {num_needed} clips, not {len(features)}: with fewer, the covariance of its "
-            f"{features.shape[1]} features is singular"
+            f"needs at least {min_samples(num_features)} clips, not {num_clips}: with fewer, the covariance of its "
+            f"{num_features} features is singular"
         )
-        return {}, {network.name: reason}
-    if not (features.isfinite().all() and reference.isfinite().all()):
+    elif not (features.isfinite().all() and reference.isfinite().all()):
         reason = "its features are not finite: the reconstructions contain NaN, or the network overflows"
-        return {}, {network.name: reason}
-    return {network.name: frechet_distance(features=features, reference=reference)}, {}
+    else:
+        return {network.name: frechet_distance(features=features, reference=reference)}, {}
+    return {}, {network.name: reason}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from einops import rearrange
@@ -12,11 +12,10 @@ from torch import Tensor, nn
 
 from telecine.base.checks import argument_error, check_choice, check_count
 from telecine.base.precision import at_least_float32, autocast_off
-from telecine.base.shapes import VALUE_RANGE, Frames, Video, check_range, check_same_shape, check_video
-from telecine.evaluation.definitions import DEFINITIONS, GRID_PERIODS
-from telecine.evaluation.grid import grid_excess
+from telecine.base.shapes import VALUE_RANGE, Video, check_range, check_same_shape, check_video
 from telecine.evaluation.pixel_metrics import (
     flicker,
+    grid_excess,
     ms_ssim,
     psnr,
     psnr_bytes,
@@ -26,19 +25,13 @@ from telecine.evaluation.pixel_metrics import (
     ssim_uniform,
     ssim_valid,
 )
+from telecine.evaluation.protocol import DEFINITIONS, GRID_PERIODS
 
 Value = TypeVar("Value")
 
 
-class Metric(Protocol):
-    """A function that compares reconstructions with their targets."""
-
-    def __call__(self, *, reconstruction: Tensor, target: Tensor) -> Tensor:
-        """Return one value for each clip or frame."""
-
-
-# Called with clips (B, 3, T, H, W), return (B,).
-CLIP_METRICS: dict[str, Metric] = {
+# Called with `reconstruction` and `target` (B, 3, T, H, W), return (B,).
+CLIP_METRICS: dict[str, Callable[..., Tensor]] = {
     "psnr": psnr,
     "flicker": flicker,
     "sharpness": sharpness,
@@ -47,7 +40,7 @@ CLIP_METRICS: dict[str, Metric] = {
     "psnr_modulo": partial(psnr_bytes, modulo=True),
 }
 # Called with frames (N, 3, H, W), return (N,). The value of a clip is the mean over its frames.
-FRAME_METRICS: dict[str, Metric] = {
+FRAME_METRICS: dict[str, Callable[..., Tensor]] = {
     "ssim": ssim,
     "ms_ssim": ms_ssim,
     "psnr_frames": psnr,
@@ -62,7 +55,7 @@ BUILT_IN_METRICS = ("psnr", "ssim", "ms_ssim", "flicker", "sharpness", *(f"grid_
 def available_metrics(
     names: Sequence[str], *, num_frames: int, height: int, width: int
 ) -> tuple[list[str], dict[str, str]]:
-    """Return which metrics are defined for clips of this size, and for each other metric the reason why not."""
+    """Return the metrics that are defined for clips of this size, and for each other metric the reason."""
     reasons = {name: DEFINITIONS[name].unavailable_reason(num_frames, height, width) for name in names}
     absent = {name: reason for name, reason in reasons.items() if reason is not None}
     return [name for name in names if name not in absent], absent
@@ -86,8 +79,7 @@ class ReconstructionMetrics:
         perceptual: Distances by the name they are reported under, e.g. `{"lpips_alex": LPIPS(...)}`. Each is called as
             `module(reconstruction=frames, target=frames)` on frames `(N, 3, H, W)` in [-1, 1] and returns `(N,)`.
         metrics: The built-in metrics to compute: those of `BUILT_IN_METRICS`, or of a published protocol.
-        frames_per_chunk: How many frames SSIM, MS-SSIM and the distances process at once. Smaller values need less
-            memory.
+        frames_per_chunk: Number of frames that SSIM, MS-SSIM and the distances process at once; bounds memory.
 
     Raises:
         ValueError: A metric is unknown, a distance has the name of a built-in metric, or `frames_per_chunk` is not
@@ -112,8 +104,8 @@ class ReconstructionMetrics:
         self.frames_per_chunk = check_count("frames_per_chunk", frames_per_chunk)
         self._per_clip: list[dict[str, float]] = []
         self._per_frame: list[dict[str, list[float]]] = []
-        known = [*CLIP_METRICS, *FRAME_METRICS]
-        if taken := {*known} & self.perceptual.keys():
+        known = {**CLIP_METRICS, **FRAME_METRICS}
+        if taken := known.keys() & self.perceptual.keys():
             contract = "distances with other names than the built-in metrics"
             raise argument_error("perceptual", contract, str(sorted(taken)), "Rename it.")
         for name in self.metrics:
@@ -158,10 +150,7 @@ class ReconstructionMetrics:
         return [dict(values) for values in self._per_clip]
 
     def per_frame(self) -> list[dict[str, list[float]]]:
-        """Return the values of every clip's frames, for PSNR and the metrics that are computed frame by frame.
-
-        The PSNR of a frame is computed from the error of that frame alone.
-        """
+        """Return the values of every clip's frames, for PSNR (of the frame alone) and metrics of single frames."""
         return [dict(values) for values in self._per_frame]
 
     def _measure_clips(
@@ -175,23 +164,21 @@ class ReconstructionMetrics:
         return {name: values[name] for name in self.names}
 
     def _measure_frames(self, *, reconstruction: Video, target: Video) -> dict[str, Tensor]:
-        """Return `(B, T)` for PSNR and each metric that is computed frame by frame."""
+        """Return `(B, T)` for PSNR and each metric of single frames."""
         built_in = {"psnr": psnr, **FRAME_METRICS}
         metrics = {name: built_in[name] for name in self.metrics if name in built_in} | self.perceptual
         chunks: dict[str, list[Tensor]] = {name: [] for name in metrics}
-        for recon_frames, target_frames in self._frame_chunks(reconstruction, target):
+        frames = (rearrange(video, "b c t h w -> (b t) c h w") for video in (reconstruction, target))
+        pairs = zip(*(part.split(self.frames_per_chunk) for part in frames), strict=True)
+        for recon_frames, target_frames in pairs:
             for name, metric in metrics.items():
                 values = metric(reconstruction=recon_frames, target=target_frames)
                 chunks[name].append(_check_per_frame(name, values, len(target_frames)))
         return {name: torch.cat(parts).reshape(len(target), -1) for name, parts in chunks.items()}
 
-    def _frame_chunks(self, *videos: Video) -> Iterator[tuple[Frames, ...]]:
-        frames = (rearrange(video, "b c t h w -> (b t) c h w") for video in videos)
-        return zip(*(part.split(self.frames_per_chunk) for part in frames), strict=True)
-
 
 def _transposed(columns: Mapping[str, list[Value]]) -> list[dict[str, Value]]:
-    """Return one dict per item from one list per name."""
+    """Return one dict per row from one list per name."""
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -207,7 +194,7 @@ def _check_pair(*, reconstruction: Video, target: Video) -> None:
 
 
 def _check_per_frame(name: str, values: Tensor, num_frames: int) -> Tensor:
-    """Return a distance's `values`, or raise a `ValueError` unless there is one per frame."""
+    """Return the values of a distance; raise a `ValueError` unless there is one per frame."""
     if values.shape != (num_frames,):
         remedy = f"`{name}` must not average over frames."
         raise argument_error(f"perceptual[{name!r}]", f"a module that returns shape ({num_frames},)", values, remedy)

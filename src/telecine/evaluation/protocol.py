@@ -1,4 +1,4 @@
-"""The protocol of an evaluation: what was measured and how. Figures compare only if their protocols agree."""
+"""What was measured and how: the definition of each metric, and the protocol of an evaluation."""
 
 from __future__ import annotations
 
@@ -6,13 +6,159 @@ import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 from telecine.base.checks import argument_error, check_count
 from telecine.base.files import write_json
 from telecine.base.shapes import VALUE_RANGE
-from telecine.evaluation.definitions import METRIC_DEFINITIONS
+from telecine.losses.reconstruction import MAX_PSNR
 
 VERSIONED_PACKAGES = ("telecine", "torch", "torchmetrics", "av")
+SSIM_SIGMA = 1.5
+SSIM_WINDOW = 11
+# The default window of scikit-image's `structural_similarity`.
+UNIFORM_WINDOW = 7
+# VidTok adds it to the mean squared error of a frame in [0, 1].
+PSNR_EPSILON = 1e-8
+MS_SSIM_BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+# The smallest side that torchmetrics accepts: the window must fit after four halvings.
+MS_SSIM_SIDE = 16 * SSIM_WINDOW
+# Spatial strides of common autoencoders.
+GRID_PERIODS = (2, 4, 8, 16)
+GRID_PATCH = 32
+FLAT_FRACTION = 0.25
+# DIS fails for 8 pixels, and finds a shift of one pixel from 12 on.
+FLOW_SIDE = 12
+# Variance of rounding to 8 bits, for values in [-1, 1]. Smaller variances carry no information.
+ROUNDING_VARIANCE = (2 / 255) ** 2 / 12
+
+Better = Literal["larger", "smaller", "nearest to 0", "nearest to 1"]
+
+
+@dataclass(frozen=True)
+class Definition:
+    """Definition of one metric."""
+
+    text: str
+    """Formula, settings, source and averaging."""
+    better: Better
+    """Which values are better."""
+    min_side: int = 1
+    """Smallest height and width of a frame."""
+    min_frames: int = 1
+    """Minimum number of frames of a clip."""
+
+    def __str__(self) -> str:
+        return f"{self.text}; {self.better} is better"
+
+    def unavailable_reason(self, num_frames: int, height: int, width: int) -> str | None:
+        """Return why the metric is undefined for clips of this size, or None if it is defined."""
+        if min(height, width) < self.min_side:
+            return f"needs frames of at least {self.min_side} x {self.min_side}, not {height} x {width}"
+        if num_frames < self.min_frames:
+            return f"needs at least {self.min_frames} frames, not {num_frames}"
+        return None
+
+
+def _grid(period: int) -> Definition:
+    text = (
+        f"dB; spectral power of grey rows and columns at a period of {period} pixels over the geometric mean of that "
+        "at the frequencies beside it, in the reconstruction, over the same in the input; "
+        f"mean over the {FLAT_FRACTION:.0%} flattest patches of {GRID_PATCH} x {GRID_PATCH} of the input's frames "
+        "(less their mean and slope), then clips"
+    )
+    return Definition(text, "nearest to 0", min_side=GRID_PATCH)
+
+
+WARPING = (
+    "mean squared difference of a frame and the next one, warped to it by the flow between the same frames of the "
+    "input, as arXiv 1808.00449; frames in [0, 1]; pixels that leave the frame, or whose forward and backward flow "
+    "disagree (arXiv 1604.08610, equation 5), are left out; mean over channels and pixels, frames, then clips"
+)
+DEFINITIONS = {
+    "psnr": Definition(
+        f"dB; 10 log10(2^2 / mean squared error over all pixels of a clip in [-1, 1]), at most {MAX_PSNR:g}; "
+        "mean over clips",
+        "larger",
+    ),
+    "ssim": Definition(
+        f"Wang et al. 2004; RGB frames in [0, 1], Gaussian window {SSIM_WINDOW} x {SSIM_WINDOW} with sigma "
+        f"{SSIM_SIGMA}, borders reflected and counted, k1 0.01, k2 0.03; mean over channels, pixels, frames, then "
+        "clips",
+        "larger",
+        min_side=SSIM_WINDOW,
+    ),
+    "ms_ssim": Definition(
+        f"Wang et al. 2003, as in torchmetrics; RGB frames in [0, 1], {len(MS_SSIM_BETAS)} scales with exponents "
+        f"{MS_SSIM_BETAS}, window, k1 and k2 as ssim, negative terms counted as 0; mean over frames, then clips",
+        "larger",
+        min_side=MS_SSIM_SIDE,
+    ),
+    "lpips_vgg": Definition("LPIPS v0.1, arXiv 1801.03924, VGG16; mean over frames, then clips", "smaller", 16),
+    "lpips_alex": Definition("LPIPS v0.1, arXiv 1801.03924, AlexNet; mean over frames, then clips", "smaller", 31),
+    "flicker": Definition(
+        "mean absolute difference between the frame-to-frame differences of reconstruction and input, in [-1, 1]; "
+        "mean over clips",
+        "smaller",
+        min_frames=2,
+    ),
+    "sharpness": Definition(
+        "mean squared difference of neighbouring pixels in the reconstruction over that in the input; mean over clips",
+        "nearest to 1",
+        min_side=2,
+    ),
+    **{f"grid_{period}": _grid(period) for period in GRID_PERIODS},
+    # Definitions of published protocols: see `published.py`.
+    "psnr_frames": Definition(
+        f"dB; 10 log10(1 / mean squared error of a frame in [0, 1]), at most {MAX_PSNR:g}; mean over frames, then "
+        "clips",
+        "larger",
+    ),
+    "psnr_frames_epsilon": Definition(
+        f"dB; -10 log10(mean squared error of a frame in [0, 1] + {PSNR_EPSILON:g}); mean over frames, then clips",
+        "larger",
+    ),
+    "psnr_bytes": Definition(
+        "dB; 20 log10(255 / (root mean squared error of a clip in 8 bits + 1.2e-7)); mean over clips", "larger"
+    ),
+    "psnr_modulo": Definition(
+        "dB; as psnr_bytes, but each squared error modulo 256, because the published code subtracts and squares in 8 "
+        "bits; above psnr_bytes where errors exceed 15 levels; mean over clips",
+        "larger",
+    ),
+    "ssim_valid": Definition(
+        f"as ssim, without the border of {SSIM_WINDOW // 2} pixels; mean over channels, pixels, frames, then clips",
+        "larger",
+        min_side=SSIM_WINDOW,
+    ),
+    "ssim_uniform": Definition(
+        f"scikit-image's default; 8-bit RGB frames, uniform window {UNIFORM_WINDOW} x {UNIFORM_WINDOW}, sample "
+        f"covariance, without the border of {UNIFORM_WINDOW // 2} pixels, k1 0.01, k2 0.03; mean over channels, "
+        "pixels, frames, then clips",
+        "larger",
+        min_side=UNIFORM_WINDOW,
+    ),
+    "fvd_single": Definition(
+        "Frechet distance between sets of one clip each: the squared distance of the two feature vectors; mean over "
+        "clips; not FVD of a set",
+        "smaller",
+        min_frames=10,
+    ),
+    # Measured on request.
+    "warping_error": Definition(WARPING, "smaller", FLOW_SIDE, 2),
+    "warping_excess": Definition(f"{WARPING}, less the same of the input", "nearest to 0", FLOW_SIDE, 2),
+    "pieces_psnr": Definition(
+        f"dB; PSNR between the reconstruction of the whole clip and that in pieces, both clamped, at most "
+        f"{MAX_PSNR:g}; mean over clips",
+        "larger",
+    ),
+    "seam_psnr": Definition(
+        "dB; as pieces_psnr, of the worst frame, over its pixels at a seam: where pieces overlap, or the pixels on "
+        "both sides of the edge where they meet; mean over clips",
+        "larger",
+    ),
+}
+METRIC_DEFINITIONS = {name: str(definition) for name, definition in DEFINITIONS.items()}
 
 
 @dataclass(frozen=True)
@@ -34,9 +180,9 @@ class EvaluationProtocol:
     width: int | None
     """Width of a frame after resize and crop. None: that of each video."""
     resize: str
-    """How frames were resized, e.g. `shorter side to 256, bilinear with antialias`."""
+    """For example "shorter side to 256, bilinear with antialias"."""
     crop: str
-    """How frames were cropped, e.g. `center`."""
+    """For example "center"."""
     metrics: tuple[str, ...]
     """The names of the reported metrics."""
     subject: str = ""
@@ -44,7 +190,7 @@ class EvaluationProtocol:
     num_videos: int = 1
     """Number of videos that the clips are from."""
     places: str = ""
-    """How the clips were selected."""
+    """Which clips of the videos were selected."""
     clips_sha256: str | None = None
     """Hash of the pixels of all input clips in order. Equal hashes mean equal inputs."""
     fps: float | None = None
@@ -58,9 +204,9 @@ class EvaluationProtocol:
     absent: tuple[tuple[str, str], ...] = ()
     """Pairs of a metric that is not reported and the reason."""
     reconstruction: str = "clamped to the value range before measuring"
-    """What was done to reconstructions before measuring."""
+    """Processing of reconstructions before measuring."""
     published: tuple[tuple[str, object], ...] = ()
-    """The name of the published protocol that was followed and its items, as pairs."""
+    """The fields of the published protocol, as pairs."""
 
     def __post_init__(self) -> None:
         for name in ("num_clips", "num_videos", "frame_stride"):

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from dataclasses import asdict, dataclass
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
+import torch
+from PIL import Image
+from torch import Tensor
+
+from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import argument_error
-from telecine.settings import ProtocolName
+from telecine.base.shapes import VALUE_RANGE, Video
+from telecine.data import (
+    Clip,
+    DecodeError,
+    Span,
+    VideoInfo,
+    bytes_from_video,
+    log_too_short,
+    read_clip,
+    video_from_bytes,
+    whole_video,
+)
+from telecine.evaluation.tiling import reconstruct_in_chunks
+from telecine.settings import EvaluateConfig, ProtocolName
+
+logger = logging.getLogger(__name__)
 
 CLIP_CHOICES = {
     "all": "consecutive clips of each video from its first frame on; the last one repeats the video's last frame",
@@ -21,46 +43,46 @@ VALUES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PublishedProtocol:
-    """How published figures were measured. Every field is an item: figures of other items do not compare.
+    """How published figures were measured. Figures compare only if all fields are equal.
 
     Raises:
-        ValueError: Items contradict each other.
+        ValueError: Fields contradict each other.
     """
 
     name: ProtocolName
     """The name, for `--protocol`."""
     data: str
     """The videos that the figures are of. They are passed by path."""
-    num_videos: int | None
+    num_videos: int | None = None
     """Number of these videos. None: not stated, or not checked."""
     clips: Literal["all", "first", "whole"]
     """Which clips of a video are measured, a key of `CLIP_CHOICES`."""
-    num_frames: int | None
+    num_frames: int | None = None
     """Frames in a clip. None: as many as the video has."""
-    sample_fps: float | None
+    sample_fps: float | None = None
     """Every n-th frame is used, with n the file's frame rate over this one, rounded. None: every frame."""
-    max_length: tuple[int, float] | None
+    max_length: tuple[int, float] | None = None
     """Frames and seconds; a video is cut after the longer of the two. None: not cut."""
-    short_side: int | None
+    short_side: int | None = None
     """Length to which the shorter side of a frame is resized. None: frames keep their size."""
     interpolation: Literal["bilinear", "lanczos"]
     """How frames are resized, with antialiasing: by torchvision ("bilinear") or by Pillow ("lanczos")."""
     enlarge: bool
     """Whether frames with a shorter side below `short_side` are resized, too."""
-    crop: int | None
+    crop: int | None = None
     """Side of the square at the centre to which frames are cropped. None: not cropped."""
     posterior: Literal["sample", "mode"]
     """What is decoded."""
-    chunk: int | None
+    chunk: int | None = None
     """Frames that the autoencoder gets at once; consecutive chunks share none. None: the clip."""
     values: Literal["float", "rounded", "truncated"]
     """The values that are measured, a key of `VALUES`."""
     metrics: tuple[str, ...]
     """The metrics, by the names of their definitions."""
     sources: tuple[str, ...]
-    """Where the items are stated: the paper, and files of the published code."""
+    """The paper, and files of the published code, that state the fields."""
     not_stated: tuple[str, ...]
     """What the sources do not state, with what is done here."""
     deviations: tuple[str, ...]
@@ -73,14 +95,64 @@ class PublishedProtocol:
         if self.chunk is not None and self.posterior != "mode":
             raise argument_error("posterior", "the mode in chunks", self.posterior, "Leave `chunk` out.")
 
-    def as_items(self) -> dict[str, object]:
-        """Return every item but the name, as JSON has it."""
-        items = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-        return {key: value for key, value in items.items() if key != "name"}
+    def check_options(self, config: EvaluateConfig) -> None:
+        """Raise a `ValueError` if a setting contradicts the protocol."""
+        side = self.crop
+        stride = 1 if self.sample_fps is None else None
+        fields = {"num_frames": self.num_frames, "height": side, "width": side, "stride": stride, "max_clips": None}
+        for name, expected in fields.items():
+            value = getattr(config, name)
+            if value is not None and value != expected:
+                contract = f"{'left out' if expected is None else expected} with protocol {self.name}"
+                raise argument_error(name, contract, value, f"Leave out `{name}`, or `protocol`.")
+        if config.features == "transnetv2":
+            contract = f"the path of i3d_torchscript.pt, or left out, with protocol {self.name}"
+            raise argument_error("features", contract, config.features, "Its Frechet distances are those of an I3D.")
 
-    def stride(self, fps: float) -> int:
-        """Return the distance between the frames of a clip, in a video of this frame rate; 0 if it is too low."""
-        return 1 if self.sample_fps is None else round(fps / self.sample_fps)
+    def select(self, infos: Sequence[VideoInfo]) -> list[Span]:
+        """Return the frames of each clip that the protocol measures, in the order of the videos.
+
+        Raises:
+            ValueError: The videos are not as many as published, have too few frames a second, or are all too short.
+        """
+        if self.num_videos is not None and len(infos) != self.num_videos:
+            contract = f"the {self.num_videos} videos of protocol {self.name} ({self.data})"
+            raise argument_error("data", contract, f"{len(infos)} videos", "Pass the folder that has these only.")
+        for info in infos:
+            if self._stride(info) < 1:
+                contract = f"videos that have at least half of {self.sample_fps:g} frames a second"
+                got = f"{info.fps:g} in {info.path}"
+                raise argument_error("data", contract, got, f"Protocol {self.name} is not defined for them.")
+        if self.clips == "first":
+            log_too_short(map(whole_video, infos), self._clip_span(infos[0]))
+        spans = [span for info in infos for span in self._spans(info)]
+        if not spans:
+            contract = f"videos of at least {self.num_frames} frames for protocol {self.name}"
+            longest = max(infos, key=lambda info: info.num_frames)
+            got = f"at most {longest.num_frames}, in {longest.path}"
+            raise argument_error("data", contract, got, "Pass the videos of the published figures.")
+        return spans
+
+    def _stride(self, info: VideoInfo) -> int:
+        """Return the distance between the frames of a clip; 0 if the video's frame rate is too low."""
+        return 1 if self.sample_fps is None else round(info.fps / self.sample_fps)
+
+    def _clip_span(self, info: VideoInfo) -> int:
+        """Return the frames of a video from the first to the last of a clip, inclusive."""
+        assert self.num_frames is not None
+        return (self.num_frames - 1) * self._stride(info) + 1
+
+    def _spans(self, info: VideoInfo) -> list[Span]:
+        """Return the clips of one video. The last one of "all" may have fewer frames."""
+        length = self.length(info.num_frames, info.fps)
+        if self.clips == "whole":
+            return [Span(info, 0, length - 1)]
+        clip_span = self._clip_span(info)
+        if self.clips == "first":
+            return [Span(info, 0, clip_span - 1)] if clip_span <= length else []
+        assert self.num_frames is not None
+        starts = range(0, length, self.num_frames * self._stride(info))
+        return [Span(info, start, min(start + clip_span, length) - 1) for start in starts]
 
     def length(self, num_frames: int, fps: float) -> int:
         """Return how many of a video's frames are used."""
@@ -89,7 +161,37 @@ class PublishedProtocol:
         frames, seconds = self.max_length
         return min(num_frames, max(frames, math.ceil(seconds * fps)))
 
-    def size(self, height: int, width: int) -> tuple[int, int]:
+    def read(self, span: Span) -> Clip | None:
+        """Return a clip as the protocol reads it, in [-1, 1]. Log and return None if it cannot be decoded."""
+        stride = self._stride(span.info)
+        num_frames = (span.num_frames - 1) // stride + 1
+        try:
+            frames = read_clip(span.info, span.first_frame, num_frames, stride)
+        except DecodeError as error:
+            logger.warning("skipping a clip: %s", error)
+            return None
+        video = torch.stack([self._prepared(frame) for frame in frames], dim=1)
+        if self.num_frames is not None and num_frames < self.num_frames:
+            last = video[:, -1:].expand(-1, self.num_frames - num_frames, -1, -1)
+            video = torch.cat([video, last], dim=1)
+        return {"video": video, "source": str(span.info.path), "start": span.first_frame}
+
+    def _prepared(self, frame: Tensor) -> Tensor:
+        """Resize and crop a frame, uint8 `(H, W, 3)`, and return it in [-1, 1], `(3, H, W)`."""
+        # Importing torchvision takes a second, which `telecine --help` must not spend.
+        from torchvision.transforms.v2 import functional
+
+        size = self.resized(*frame.shape[:2])
+        if self.interpolation == "lanczos":
+            picture = Image.fromarray(frame.numpy()).resize(size[::-1], Image.Resampling.LANCZOS)
+            image = functional.pil_to_tensor(picture).float() / 255
+        else:
+            image = functional.resize(frame.permute(2, 0, 1).float() / 255, list(size), antialias=True)
+        if self.crop is not None:
+            image = functional.center_crop(image, [self.crop])
+        return image.clamp(0, 1) * 2 - 1
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width of a frame of this size after resizing, before the crop."""
         short = min(height, width)
         if self.short_side is None or short == self.short_side or (short < self.short_side and not self.enlarge):
@@ -100,12 +202,48 @@ class PublishedProtocol:
         return (self.short_side, longer) if height <= width else (longer, self.short_side)
 
     def describe_resize(self) -> str:
-        """Return how frames are resized, in words."""
+        """Return in words how frames are resized."""
         if self.short_side is None:
             return "not resized"
         kind = "bilinear by torchvision" if self.interpolation == "bilinear" else "Lanczos by Pillow"
         smaller = "" if self.enlarge else ", smaller videos not"
         return f"shorter side to {self.short_side}, {kind}, antialiased{smaller}"
+
+    def reconstruct(self, model: VideoAutoencoder, span: Span, target: Video) -> Video:
+        """Return the reconstruction of a clip. A sample of the posterior depends on the clip only."""
+        if self.chunk is not None:
+            return reconstruct_in_chunks(model, target[0], self.chunk)[None]
+        if self.posterior == "mode":
+            return model(target, sample_posterior=False).video
+        generator = torch.Generator(target.device).manual_seed(span.first_frame)
+        return model(target, sample_posterior=True, generator=generator).video
+
+    def measured_values(self, video: Tensor) -> Tensor:
+        """Return a video `(..., 3, T, H, W)` with the values that the protocol measures, in [-1, 1]."""
+        video = video.clamp(*VALUE_RANGE)
+        if self.values == "float":
+            return video
+        if self.values == "truncated":
+            video = ((video + 1) * 127.5).floor() / 127.5 - 1
+        return video_from_bytes(bytes_from_video(video)).to(video.dtype)
+
+    def describe(self, spans: Sequence[Span]) -> dict[str, Any]:
+        """Return the fields of `EvaluationProtocol` that say how clips were selected, read and measured."""
+        strides = {self._stride(span.info) for span in spans}
+        frame_rates = {span.info.fps / self._stride(span.info) for span in spans}
+        fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {
+            "num_frames": self.num_frames,
+            "height": self.crop,
+            "width": self.crop,
+            "resize": self.describe_resize(),
+            "crop": "none" if self.crop is None else "center",
+            "places": CLIP_CHOICES[self.clips],
+            "fps": frame_rates.pop() if len(frame_rates) == 1 else None,
+            "frame_stride": max(strides),
+            "reconstruction": VALUES[self.values],
+            "published": tuple(fields.items()),
+        }
 
 
 DECODER = "frames are decoded by decord; here by PyAV, whose conversion to RGB differs slightly"
@@ -117,13 +255,11 @@ VIDTOK = PublishedProtocol(
     clips="all",
     num_frames=17,
     sample_fps=30,
-    max_length=None,
     short_side=256,
     interpolation="bilinear",
     enlarge=True,
     crop=256,
     posterior="sample",
-    chunk=None,
     values="float",
     metrics=("psnr_frames_epsilon", "ssim_valid", "lpips_vgg", "fvd"),
     sources=(
@@ -136,122 +272,96 @@ VIDTOK = PublishedProtocol(
     not_stated=("FVD: network, clips and their number; here of the I3D in `features`, over all clips",),
     deviations=(DECODER,),
 )
-
-
-def wf_vae(name: ProtocolName, num_frames: int, not_stated: tuple[str, ...]) -> PublishedProtocol:
-    """Return the protocol of WF-VAE for clips of this length."""
-    return PublishedProtocol(
-        name=name,
-        data="WebVid-10M or Panda-70M",
-        num_videos=None,
-        clips="first",
-        num_frames=num_frames,
-        sample_fps=None,
-        max_length=None,
-        short_side=256,
-        interpolation="bilinear",
-        enlarge=True,
-        crop=256,
-        posterior="sample",
-        chunk=None,
-        values="truncated",
-        metrics=("psnr_frames", "ssim_valid", "lpips_alex", "fvd_single"),
-        sources=(
-            "arXiv 2411.17459, table 1: the data; figure 1 and table 5: 33 x 256 x 256",
-            "github.com/PKU-YuanGroup/WF-VAE, examples/gen_video.sh, eval.sh: frames, size, batches of one clip",
-            "github.com/PKU-YuanGroup/WF-VAE, causalvideovae/dataset/video_dataset.py: clips, resize, crop",
-            "github.com/PKU-YuanGroup/WF-VAE, scripts/recon_video.py: posterior; utils/video_utils.py: 8 bits",
-            "github.com/PKU-YuanGroup/WF-VAE, causalvideovae/eval/cal_psnr.py, cal_ssim.py, cal_lpips.py, cal_fvd.py",
-        ),
-        not_stated=(
-            "which videos, and how many (issue 21 of the repository asks); here those in `data`",
-            "antialiasing: the default of torchvision, whose version is not pinned; here on, the default since 0.17",
-            *not_stated,
-        ),
-        deviations=(
-            DECODER,
-            BFLOAT16,
-            "inputs and reconstructions are written as MPEG-4 and read again before they are measured; here not",
-            "LPIPS resizes its maps to the frame before their mean; here not, which changes the fifth digit",
-            "a video that is too short is replaced by the first one; here it is left out",
-            "identical clips have a PSNR of 100, others no limit; here each frame has at most 100",
-        ),
-    )
-
-
-WF_VAE_33 = wf_vae("wf_vae_33", 33, ())
-WF_VAE_25 = wf_vae(
-    "wf_vae_25",
-    25,
-    ("figures of 25 frames: that is the length of training clips (examples/train_ddp.sh); all else as for 33",),
+WF_VAE_33 = PublishedProtocol(
+    name="wf_vae_33",
+    data="WebVid-10M or Panda-70M",
+    clips="first",
+    num_frames=33,
+    short_side=256,
+    interpolation="bilinear",
+    enlarge=True,
+    crop=256,
+    posterior="sample",
+    values="truncated",
+    metrics=("psnr_frames", "ssim_valid", "lpips_alex", "fvd_single"),
+    sources=(
+        "arXiv 2411.17459, table 1: the data; figure 1 and table 5: 33 x 256 x 256",
+        "github.com/PKU-YuanGroup/WF-VAE, examples/gen_video.sh, eval.sh: frames, size, batches of one clip",
+        "github.com/PKU-YuanGroup/WF-VAE, causalvideovae/dataset/video_dataset.py: clips, resize, crop",
+        "github.com/PKU-YuanGroup/WF-VAE, scripts/recon_video.py: posterior; utils/video_utils.py: 8 bits",
+        "github.com/PKU-YuanGroup/WF-VAE, causalvideovae/eval/cal_psnr.py, cal_ssim.py, cal_lpips.py, cal_fvd.py",
+    ),
+    not_stated=(
+        "which videos, and how many (issue 21 of the repository asks); here those in `data`",
+        "antialiasing: the default of torchvision, whose version is not pinned; here on, the default since 0.17",
+    ),
+    deviations=(
+        DECODER,
+        BFLOAT16,
+        "inputs and reconstructions are written as MPEG-4 and read again before they are measured; here not",
+        "LPIPS resizes its maps to the frame before their mean; here not, which changes the fifth digit",
+        "a video that is too short is replaced by the first one; here it is left out",
+        "identical clips have a PSNR of 100, others no limit; here each frame has at most 100",
+    ),
 )
-
-
-def cosmos(
-    name: ProtocolName,
-    data: str,
-    *,
-    max_length: tuple[int, float] | None,
-    short_side: int | None,
-    sources: tuple[str, ...],
-    not_stated: str,
-) -> PublishedProtocol:
-    """Return the protocol of Cosmos for one of its sets of videos."""
-    return PublishedProtocol(
-        name=name,
-        data=data,
-        num_videos=None,
-        clips="whole",
-        num_frames=None,
-        sample_fps=None,
-        max_length=max_length,
-        short_side=short_side,
-        interpolation="lanczos",
-        enlarge=False,
-        crop=None,
-        posterior="mode",
-        chunk=17,
-        values="rounded",
-        metrics=("psnr_bytes", "psnr_modulo", "ssim_uniform", "lpips_vgg", "fvd"),
-        sources=(
-            *sources,
-            "github.com/NVIDIA/Cosmos-Tokenizer, cosmos_tokenizer/video_lib.py, video_cli.py: chunks of 17 frames",
-            "github.com/NVlabs/TokenBench, token_bench/metrics_cli.py, token_bench/fvd.py: metrics over 8-bit videos",
-        ),
-        not_stated=(
-            not_stated,
-            "what the text of arXiv 2501.03575 adds; these items are those of the published code",
-            "`--temporal_window` of the published figures; here its default, 17",
-            "the decoded latent: Cosmos has no posterior; here its mode",
-        ),
-        deviations=(
-            BFLOAT16,
-            "frames are decoded by ffmpeg through mediapy, or read as images; here decoded by PyAV",
-            "inputs and reconstructions are written as MP4 and read again before they are measured; here not",
-            "chunks are padded on both sides, frames with 0; here at the end, by repeating frames, rows and columns",
-            "psnr_modulo is what the published code computes, psnr_bytes what it documents",
-            "at most 300 frames of a video count in FVD; here all that are measured",
-        ),
-    )
-
-
-TOKENBENCH = cosmos(
-    "tokenbench",
-    "TokenBench: videos of BDD100K, EgoExo-4D, BridgeData V2 and Panda-70M, as list.txt names them",
+WF_VAE_25 = replace(
+    WF_VAE_33,
+    name="wf_vae_25",
+    num_frames=25,
+    not_stated=(
+        *WF_VAE_33.not_stated,
+        "figures of 25 frames: that is the length of training clips (examples/train_ddp.sh); all else as for 33",
+    ),
+)
+COSMOS_SOURCES = (
+    "github.com/NVIDIA/Cosmos-Tokenizer, cosmos_tokenizer/video_lib.py, video_cli.py: chunks of 17 frames",
+    "github.com/NVlabs/TokenBench, token_bench/metrics_cli.py, token_bench/fvd.py: metrics over 8-bit videos",
+)
+TOKENBENCH = PublishedProtocol(
+    name="tokenbench",
+    data="TokenBench: videos of BDD100K, EgoExo-4D, BridgeData V2 and Panda-70M, as list.txt names them",
+    clips="whole",
     max_length=(300, 10.0),
     short_side=1080,
+    interpolation="lanczos",
+    enlarge=False,
+    posterior="mode",
+    chunk=17,
+    values="rounded",
+    metrics=("psnr_bytes", "psnr_modulo", "ssim_uniform", "lpips_vgg", "fvd"),
     sources=(
         "github.com/NVlabs/TokenBench, README.md: the sets of videos; PSNR, SSIM and rFVD",
         "github.com/NVlabs/TokenBench, token_bench/video/list.txt, preprocessing_script.py: videos, length, size",
+        *COSMOS_SOURCES,
     ),
-    not_stated="whether the figures are of all videos of list.txt; here of those in `data`",
+    not_stated=(
+        "whether the figures are of all videos of list.txt; here of those in `data`",
+        "what the text of arXiv 2501.03575 adds; these items are those of the published code",
+        "`--temporal_window` of the published figures; here its default, 17",
+        "the decoded latent: Cosmos has no posterior; here its mode",
+    ),
+    deviations=(
+        BFLOAT16,
+        "frames are decoded by ffmpeg through mediapy, or read as images; here decoded by PyAV",
+        "inputs and reconstructions are written as MP4 and read again before they are measured; here not",
+        "chunks are padded on both sides, frames with 0; here at the end, by repeating frames, rows and columns",
+        "psnr_modulo is what the published code computes, psnr_bytes what it documents",
+        "at most 300 frames of a video count in FVD; here all that are measured",
+    ),
 )
-DAVIS = cosmos(
-    "davis",
-    "DAVIS (Perazzi et al. 2016)",
+DAVIS = replace(
+    TOKENBENCH,
+    name="davis",
+    data="DAVIS (Perazzi et al. 2016)",
     max_length=None,
     short_side=None,
-    sources=("github.com/NVIDIA/NeMo, nemo/collections/physicalai/Cosmos/cosmos1/models/tokenizer/README.md: DAVIS",),
-    not_stated="which sequences, at which size; here those in `data`, whole, at their size, as videos without loss",
+    sources=(
+        "github.com/NVIDIA/NeMo, nemo/collections/physicalai/Cosmos/cosmos1/models/tokenizer/README.md: DAVIS",
+        *COSMOS_SOURCES,
+    ),
+    not_stated=(
+        "which sequences, at which size; here those in `data`, whole, at their size, as videos without loss",
+        *TOKENBENCH.not_stated[1:],
+    ),
 )
 PROTOCOLS = {protocol.name: protocol for protocol in (VIDTOK, WF_VAE_25, WF_VAE_33, TOKENBENCH, DAVIS)}

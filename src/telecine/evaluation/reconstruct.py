@@ -59,9 +59,9 @@ def reconstruct(
         info.fps,
         pts=[each - pts[0] for each in pts],
         time_base=info.time_base,
-        sample_aspect_ratio=info.sample_aspect_ratio if keeps_pixels(config) else 1.0,
+        sample_aspect_ratio=info.sample_aspect_ratio if _keeps_pixels(config) else 1.0,
     ) as writer:
-        for frames, reconstruction in reconstruct_frames(model, info, config, device):
+        for frames, reconstruction in _reconstruct_frames(model, info, config, device):
             target = video_from_bytes(frames).to(device).transpose(0, 1)
             frame_psnr.append(psnr(reconstruction=reconstruction, target=target).cpu())
             recon_frames = bytes_from_video(reconstruction.transpose(0, 1)).cpu()
@@ -71,14 +71,13 @@ def reconstruct(
     return float(torch.cat(frame_psnr).mean())
 
 
-def reconstruct_frames(
+def _reconstruct_frames(
     model: VideoAutoencoder, info: VideoInfo, config: ReconstructConfig, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield a video's frames, uint8 `(T, H, W, 3)`, and their reconstructions, `(T, 3, H, W)` in [-1, 1]."""
-    size = output_size(info, config)
+    size = _output_size(info, config)
     tiling = rounded_tiling(config.tiling(), model)
-    num_frames, _, _ = model.covering_clip(config.num_frames, *size)
-    overlap = config.overlap_frames
+    num_frames, overlap = model.covering_clip(config.num_frames, *size)[0], config.overlap_frames
 
     def reconstruct_chunk(frames: Tensor) -> Tensor:
         reconstruction = reconstruct_tiled(model, video_from_bytes(frames).to(device), tiling)
@@ -100,18 +99,16 @@ def _check_output(output: Path, video: Path) -> None:
         raise argument_error("output", "another file than the video", f"{output} for both", "Choose another name.")
 
 
-def keeps_pixels(config: ReconstructConfig) -> bool:
-    """Return whether the output has the stored pixels of the video, which need not be square."""
+def _keeps_pixels(config: ReconstructConfig) -> bool:
+    """Return whether the output keeps the stored pixels of the video, which need not be square."""
     return config.height is None and config.width is None
 
 
-def output_size(info: VideoInfo, config: ReconstructConfig) -> tuple[int, int]:
+def _output_size(info: VideoInfo, config: ReconstructConfig) -> tuple[int, int]:
     """Return the height and width at which a video is reconstructed."""
-    if keeps_pixels(config):
+    if _keeps_pixels(config):
         return info.stored_size
-    if config.height and config.width:
-        return config.height, config.width
-    if config.height:
-        return config.height, round(info.width * config.height / info.height)
-    assert config.width is not None
-    return round(info.height * config.width / info.width), config.width
+    if config.height is None:
+        assert config.width is not None
+        return round(info.height * config.width / info.width), config.width
+    return config.height, config.width or round(info.width * config.height / info.height)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
@@ -27,6 +25,7 @@ from telecine.data import (
 )
 from telecine.data.find import files_below
 from telecine.data.source import VIDEO_SUFFIXES, as_source
+from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
 from telecine.runs.layout import CONFIG_FILE, find_checkpoint
 from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, SavedWeights
 from telecine.settings.yaml_file import read_yaml
@@ -82,23 +81,11 @@ def select_clips(infos: Sequence[VideoInfo], config: ClipConfig, max_clips: int)
     return [spans[(2 * index + 1) * len(spans) // (2 * count)] for index in range(count)]
 
 
-def read_span(span: Span, config: ClipConfig) -> Clip | None:
+def read_span(span: Span, clips: ClipConfig | PublishedProtocol) -> Clip | None:
     """Return the clip of a span, resized and center-cropped. Log and return None if it cannot be decoded."""
-    return next(iterate_validation_clips([span], config, 1), None)
-
-
-class ReconstructionSource(Protocol):
-    """Reads clips and their reconstructions."""
-
-    @property
-    def title(self) -> str:
-        """The description of the source in the protocol."""
-
-    def read(self, span: Span) -> Clip | None:
-        """Return the clip of a span, or None if it cannot be decoded."""
-
-    def reconstruct(self, span: Span, target: Video) -> Video:
-        """Return the reconstruction of a clip, given its span and its pixels `(1, 3, T, H, W)`."""
+    if isinstance(clips, PublishedProtocol):
+        return clips.read(span)
+    return next(iterate_validation_clips([span], clips, 1), None)
 
 
 @dataclass(frozen=True)
@@ -107,71 +94,79 @@ class ModelSource:
 
     model: VideoAutoencoder
     """In eval mode."""
-    clips: ClipConfig
+    clips: ClipConfig | PublishedProtocol
     """How clips are read."""
     title: str
-    """The folder of the model, and which of its weights."""
-
-    def read(self, span: Span) -> Clip | None:
-        """Return the clip of a span, or None if it cannot be decoded."""
-        return read_span(span, self.clips)
+    """The folder of the model, and which of its weights; for the protocol."""
 
     def reconstruct(self, span: Span, target: Video) -> Video:
-        """Return the reconstruction from the mode of the clip's posterior."""
+        """Return the reconstruction of a clip `(1, 3, T, H, W)`: of its posterior's mode, or as a protocol says."""
+        if isinstance(self.clips, PublishedProtocol):
+            return self.clips.reconstruct(self.model, span, target)
         return self.model(target, sample_posterior=False).video
 
 
 @dataclass(frozen=True)
-class MatchingVideos(ABC):
+class VideoSource:
     """Reads the reconstruction of each clip from another video, in the same way as the clip."""
 
     matches: Mapping[str, VideoInfo]
     """The reconstruction of each video, by the path of the video."""
+    clips: ClipConfig | PublishedProtocol
+    """How both are read."""
     title: str
-    """The folder of the reconstructions."""
-
-    @abstractmethod
-    def read(self, span: Span) -> Clip | None:
-        """Return the clip of a span, or None if it cannot be decoded."""
+    """The folder of the reconstructions, for the protocol."""
 
     def reconstruct(self, span: Span, target: Video) -> Video:
-        """Return the same frames of the matching video, read as the clip is.
+        """Return the same frames of the matching video.
 
         Raises:
             ValueError: These frames cannot be decoded.
         """
         match = self.matches[str(span.info.path)]
-        clip = self.read(replace(span, info=match))
+        clip = read_span(replace(span, info=match), self.clips)
         if clip is None:
             got = f"{match.path}, whose frames {span.first_frame} to {span.last_frame} are broken"
             raise argument_error("checkpoint", "decodable where `data` is", got, "Write that video again.")
         return clip["video"][None].to(target)
 
 
-@dataclass(frozen=True)
-class VideoSource(MatchingVideos):
-    """Reads clips of a size, and their reconstructions from other videos."""
+def open_source(
+    checkpoint: Path, config: EvaluateConfig, device: torch.device
+) -> tuple[ModelSource | VideoSource, list[VideoInfo]]:
+    """Return the source of the reconstructions, and the videos of `config.data`.
 
-    clips: ClipConfig
-    """How both are read."""
-
-    def read(self, span: Span) -> Clip | None:
-        """Return the clip of a span, or None if it cannot be decoded."""
-        return read_span(span, self.clips)
+    Raises:
+        ValueError: There is neither a model nor videos that match, or the model does not accept clips of this size.
+    """
+    data = str(config.data)
+    if contains_videos(checkpoint):
+        infos = index_data(data)
+        return video_source(checkpoint, infos, config, data), infos
+    return model_source(checkpoint, config, device), index_data(data)
 
 
 def model_source(checkpoint: Path, config: MeasuredClips, device: torch.device) -> ModelSource:
-    """Load an autoencoder, to be measured on clips of its run's size, or of the default size without a run.
+    """Load an autoencoder. Clips have the size of its run, or the default size without a run, or that of a protocol.
 
     Raises:
         ValueError: There is no model, or it does not accept clips of this size.
     """
     model = load_model(checkpoint, config.weights, device)
     found = find_checkpoint(checkpoint)
+    title = f"{checkpoint}, weights {config.weights}" if found else str(checkpoint)
+    if protocol := _protocol_of(config):
+        if protocol.num_frames is not None and protocol.crop is not None:
+            model.check_clip(protocol.num_frames, protocol.crop, protocol.crop)
+        return ModelSource(model, protocol, title)
     saved = read_yaml(found / CONFIG_FILE)["clips"] if found else {}
     clips = config.clip_config(ClipConfig(**{**saved, "buckets": ()}))  # buckets only matter for training
     model.check_clip(clips.num_frames, clips.height, clips.width)
-    return ModelSource(model, clips, f"{checkpoint}, weights {config.weights}" if found else str(checkpoint))
+    return ModelSource(model, clips, title)
+
+
+def _protocol_of(config: MeasuredClips) -> PublishedProtocol | None:
+    return PROTOCOLS[config.protocol] if isinstance(config, EvaluateConfig) and config.protocol else None
 
 
 def load_model(checkpoint: str | Path, weights: SavedWeights, device: torch.device) -> VideoAutoencoder:
@@ -194,20 +189,17 @@ def video_source(
         ValueError: The two do not match, or have several sizes and `config` has none.
     """
     matches = match_videos(infos, data=data, reconstructions=reconstructions)
-    clips = config.clip_config(ClipConfig())
-    if config.height is None or config.width is None:
-        height, width = _common_size(infos)
-        clips = config.clip_config(replace(clips, height=height, width=width))
-    return VideoSource(matches, f"{reconstructions}, as videos", clips)
-
-
-def _common_size(infos: Sequence[VideoInfo]) -> tuple[int, int]:
-    sizes = sorted({(info.height, info.width) for info in infos})
-    if len(sizes) > 1:
-        got = f"{len(sizes)} sizes, from {sizes[0][0]} x {sizes[0][1]} to {sizes[-1][0]} x {sizes[-1][1]}"
-        remedy = "Set `height` and `width`, to which all videos are resized and cropped."
-        raise argument_error("data", "videos of one size", got, remedy)
-    return sizes[0]
+    clips: ClipConfig | PublishedProtocol | None = _protocol_of(config)
+    if clips is None:
+        clips = config.clip_config(ClipConfig())
+        if config.height is None or config.width is None:
+            sizes = sorted({(info.height, info.width) for info in infos})
+            if len(sizes) > 1:
+                got = f"{len(sizes)} sizes, from {sizes[0][0]} x {sizes[0][1]} to {sizes[-1][0]} x {sizes[-1][1]}"
+                remedy = "Set `height` and `width`, to which all videos are resized and cropped."
+                raise argument_error("data", "videos of one size", got, remedy)
+            clips = config.clip_config(replace(clips, height=sizes[0][0], width=sizes[0][1]))
+    return VideoSource(matches, clips, f"{reconstructions}, as videos")
 
 
 def contains_videos(path: Path) -> bool:
@@ -231,7 +223,12 @@ def match_videos(infos: Sequence[VideoInfo], *, data: str | Path, reconstruction
     others = _by_name(index_data(reconstructions, name="checkpoint"), reconstructions)
     _check_names(inputs, others, data=data, reconstructions=reconstructions)
     for name, info in inputs.items():
-        _check_same_size(info, others[name])
+        expected, actual = ((each.num_frames, each.height, each.width) for each in (info, others[name]))
+        if actual != expected:
+            contract = f"of {expected[0]} frames of {expected[1]} x {expected[2]}, as {info.path}"
+            got = f"{actual[0]} frames of {actual[1]} x {actual[2]} in {others[name].path}"
+            remedy = "Write the reconstructions at the length and size of `data`."
+            raise argument_error("checkpoint", contract, got, remedy)
     return {str(info.path): others[name] for name, info in inputs.items()}
 
 
@@ -262,15 +259,5 @@ def _check_names(
 
 
 def _listed(names: Sequence[str]) -> str:
-    listed = ", ".join(names[:MAX_NAMES_LISTED])
     num_more = len(names) - MAX_NAMES_LISTED
-    return f"{listed} and {num_more} more" if num_more > 0 else listed
-
-
-def _check_same_size(info: VideoInfo, other: VideoInfo) -> None:
-    expected, actual = ((video.num_frames, video.height, video.width) for video in (info, other))
-    if actual != expected:
-        contract = f"of {expected[0]} frames of {expected[1]} x {expected[2]}, as {info.path}"
-        got = f"{actual[0]} frames of {actual[1]} x {actual[2]} in {other.path}"
-        remedy = "Write the reconstructions at the length and size of `data`."
-        raise argument_error("checkpoint", contract, got, remedy)
+    return ", ".join(names[:MAX_NAMES_LISTED]) + (f" and {num_more} more" if num_more > 0 else "")

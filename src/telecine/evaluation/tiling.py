@@ -1,9 +1,13 @@
-"""Chunks over time and tiles over space, which bound the memory that long and large videos need."""
+"""Reconstruction in chunks over time and tiles over space, which bound memory, and its difference from that of a clip.
+
+A chunk is a part of a clip in time, a tile one in space.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import product
+from dataclasses import dataclass
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor
@@ -11,6 +15,9 @@ from torch.nn import functional as F
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import argument_error
+from telecine.base.shapes import VALUE_RANGE, Video
+from telecine.evaluation.pixel_metrics import psnr
+from telecine.losses.reconstruction import psnr_of_mse
 from telecine.settings import Tiling, check_overlap
 
 
@@ -50,13 +57,13 @@ def blended_chunks(
     Args:
         chunks: The output of `overlapping_chunks`.
         overlap: How many frames consecutive chunks share.
-        reconstruct: Maps a chunk to as many frames in floating point.
+        reconstruct: Maps a chunk to its reconstruction, of the same length and in floating point.
     """
     pending: tuple[Tensor, Tensor] | None = None
     for chunk in chunks:
         recon = reconstruct(chunk)
         if pending is not None:
-            recon = torch.cat([crossfade(pending[1], recon[:overlap]), recon[overlap:]])
+            recon = torch.cat([_crossfade(pending[1], recon[:overlap]), recon[overlap:]])
         num_final = max(0, len(chunk) - overlap)
         pending = chunk[num_final:], recon[num_final:]
         if num_final > 0:
@@ -65,10 +72,22 @@ def blended_chunks(
         yield pending
 
 
-def crossfade(first: Tensor, second: Tensor) -> Tensor:
+def _crossfade(first: Tensor, second: Tensor) -> Tensor:
     """Return frames that change linearly from `first` to `second`, both `(T, ...)`."""
     weight = torch.arange(1, len(second) + 1, device=second.device, dtype=second.dtype) / (len(second) + 1)
     return torch.lerp(first, second, weight.view(len(second), *[1] * (second.ndim - 1)))
+
+
+def reconstruct_in_chunks(
+    model: VideoAutoencoder, video: Tensor, num_frames: int, *, overlap: int = 0, tiling: Tiling | None = None
+) -> Tensor:
+    """Return the reconstruction of a clip `(3, T, H, W)` in chunks of `num_frames` frames and in tiles, blended."""
+
+    def reconstruct(chunk: Tensor) -> Tensor:
+        return reconstruct_tiled(model, chunk.transpose(0, 1), tiling or Tiling()).transpose(0, 1)
+
+    chunks = overlapping_chunks(video.transpose(0, 1), num_frames, overlap)
+    return torch.cat([recon for _, recon in blended_chunks(chunks, overlap, reconstruct)]).transpose(0, 1)
 
 
 def rounded_tiling(tiling: Tiling, model: VideoAutoencoder) -> Tiling:
@@ -108,9 +127,9 @@ def reconstruct_tiled(model: VideoAutoencoder, video: Tensor, tiling: Tiling) ->
         `(3, T, H, W)`, not clamped.
     """
     time, height, width = video.shape[1:]
-    padded = pad_to(video, model.covering_clip(time, height, width))
+    padded = _pad_to(video, model.covering_clip(time, height, width))
     tile_height, tile_width = (side if tiling.size is None else min(tiling.size, side) for side in padded.shape[2:])
-    tops, lefts = (tile_starts(side, tiling) for side in padded.shape[2:])
+    tops, lefts = (_tile_starts(side, tiling) for side in padded.shape[2:])
     if len(tops) == len(lefts) == 1:
         reconstruction = model(padded[None], sample_posterior=False).video[0]
         return reconstruction[:, :time, :height, :width]
@@ -118,13 +137,14 @@ def reconstruct_tiled(model: VideoAutoencoder, video: Tensor, tiling: Tiling) ->
     for top, left in product(tops, lefts):
         rows, columns = slice(top, top + tile_height), slice(left, left + tile_width)
         tile = padded[:, :, rows, columns]
-        weight = tile_weight((top, left), tile.shape[2:], padded.shape[2:], tiling.overlap).to(padded)
+        row_weight = _ramp(top, tile_height, padded.shape[2], tiling.overlap)
+        weight = (row_weight[:, None] * _ramp(left, tile_width, padded.shape[3], tiling.overlap)).to(padded)
         weighted_sum[:, :, rows, columns] += weight * model(tile[None], sample_posterior=False).video[0]
         total_weight[rows, columns] += weight
     return weighted_sum.div_(total_weight)[:, :time, :height, :width]
 
 
-def pad_to(video: Tensor, size: Sequence[int]) -> Tensor:
+def _pad_to(video: Tensor, size: Sequence[int]) -> Tensor:
     """Repeat the last frame, row and column of `(3, T, H, W)` up to a size. Return a video of that size unchanged."""
     if tuple(video.shape[1:]) == tuple(size):
         return video
@@ -132,7 +152,7 @@ def pad_to(video: Tensor, size: Sequence[int]) -> Tensor:
     return F.pad(video[None], padding, mode="replicate")[0]
 
 
-def tile_starts(side: int, tiling: Tiling) -> list[int]:
+def _tile_starts(side: int, tiling: Tiling) -> list[int]:
     """Return where tiles start along a side. The last one ends with the side, so its overlap may be larger."""
     if tiling.size is None or side <= tiling.size:
         return [0]
@@ -140,14 +160,11 @@ def tile_starts(side: int, tiling: Tiling) -> list[int]:
     return [*range(0, side - tiling.size, step), side - tiling.size]
 
 
-def tile_weight(start: Sequence[int], size: Sequence[int], full_size: Sequence[int], overlap: int) -> Tensor:
-    """Return the weight of each pixel of a tile, `(H, W)`: 1, and falling linearly over the overlap at inner edges."""
-    rows, columns = (ramp(*axis, overlap) for axis in zip(start, size, full_size, strict=True))
-    return rows[:, None] * columns
+def _ramp(start: int, size: int, full_size: int, overlap: int) -> Tensor:
+    """Return a tile's weights along one side: 1, and falling linearly over the overlap at an inner edge.
 
-
-def ramp(start: int, size: int, full_size: int, overlap: int) -> Tensor:
-    """Return one axis of `tile_weight`. The weights of two tiles that share `overlap` pixels add up to 1 there."""
+    The weights of two tiles that share `overlap` pixels add up to 1 there.
+    """
     rise = torch.arange(1, overlap + 1) / (overlap + 1)
     weight = torch.ones(size)
     if start > 0:
@@ -155,3 +172,85 @@ def ramp(start: int, size: int, full_size: int, overlap: int) -> Tensor:
     if start + size < full_size:
         weight[size - overlap :] *= rise.flip(0)
     return weight
+
+
+@dataclass(frozen=True)
+class TilingDifference:
+    """Compares a reconstruction in chunks and tiles, as of `telecine reconstruct`, with that of the whole clip.
+
+    `pieces_psnr` is the PSNR between the two, over the clip. `seam_psnr` is that of the worst frame over its pixels at
+    a seam: where chunks or tiles overlap, or the pixels on both sides of the edge where they meet. Both are in dB, at
+    most 100; larger is better.
+    """
+
+    model: VideoAutoencoder
+    """In eval mode."""
+    chunk: int | None
+    """Frames in a chunk, rounded up to a number that the model accepts. None: all frames."""
+    overlap_frames: int
+    """Frames that consecutive chunks share."""
+    tiling: Tiling
+    """The tiles of a chunk, before they are rounded for the model."""
+
+    @property
+    def source(self) -> str:
+        """The chunks and tiles, for the protocol."""
+        frames = "all frames" if self.chunk is None else f"chunks of {self.chunk} frames, {self.overlap_frames} shared"
+        size, overlap = self.tiling.size, self.tiling.overlap
+        return f"{frames}; {'whole frames' if size is None else f'tiles of {size} pixels, {overlap} shared'}"
+
+    @torch.no_grad()
+    def __call__(self, *, reconstruction: Video, target: Video) -> dict[str, float]:
+        """Return both values of a clip `(1, 3, T, H, W)` in [-1, 1].
+
+        The clip is reconstructed whole again, from the mode of its posterior; `reconstruction` is not used.
+
+        Raises:
+            ValueError: The clip fits into one tile of one chunk.
+        """
+        video = target[0]
+        time, height, width = video.shape[1:]
+        num_frames = time if self.chunk is None else self.model.covering_clip(self.chunk, height, width)[0]
+        tiling = rounded_tiling(self.tiling, self.model)
+        at_seam = self._at_seam((time, height, width), num_frames, tiling).to(video.device)
+        whole = reconstruct_tiled(self.model, video, Tiling()).clamp(*VALUE_RANGE)
+        tiled = reconstruct_in_chunks(self.model, video, num_frames, overlap=self.overlap_frames, tiling=tiling)
+        tiled = tiled.clamp(*VALUE_RANGE)
+        error = (tiled - whole).square().mean(0)
+        worst = max(frame[seam].mean() for frame, seam in zip(error, at_seam, strict=True) if seam.any())
+        between = psnr(reconstruction=tiled[None], target=whole[None])
+        return {"pieces_psnr": float(between), "seam_psnr": float(psnr_of_mse(worst))}
+
+    def _at_seam(self, size: tuple[int, int, int], num_frames: int, tiling: Tiling) -> Tensor:
+        """Return which pixels of a clip of this size are at a seam, `(T, H, W)`."""
+        time, height, width = size
+        chunks = count_chunks(time, num_frames, self.overlap_frames)
+        frames = _seams([index * (num_frames - self.overlap_frames) for index in range(chunks)], num_frames, time)
+        padded = self.model.covering_clip(min(num_frames, time), height, width)[1:]
+        rows, columns = (
+            _seams(_tile_starts(full, tiling), tiling.size or full, side)
+            for full, side in zip(padded, (height, width), strict=True)
+        )
+        at_seam = frames[:, None, None] | rows[:, None] | columns
+        if not at_seam.any():
+            contract = f"smaller than the clips of {time} x {height} x {width}, or `tile`"
+            raise argument_error("chunk", contract, self.source, "Use smaller chunks or tiles, or longer clips.")
+        return at_seam
+
+
+def _seams(starts: Sequence[int], size: int, total: int) -> Tensor:
+    """Return which of `total` positions are at a seam of chunks or tiles, `(total,)`.
+
+    These are the positions that two of them share, or the two beside the edge where they meet.
+
+    Args:
+        starts: The first position of each.
+        size: Number of positions of each.
+        total: Number of all positions.
+    """
+    at_seam = torch.zeros(total, dtype=torch.bool)
+    for start, following in pairwise(starts):
+        end = start + size
+        first, last = (following, end) if following < end else (following - 1, following + 1)
+        at_seam[first:last] = True
+    return at_seam

@@ -14,7 +14,7 @@ from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import argument_error
 from telecine.data import Clip, bytes_from_video
 from telecine.evaluation import ReconstructionMetrics
-from telecine.evaluation.latent_measures import code_usage, summary
+from telecine.evaluation.latents import code_usage, latent_summary
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.report.clips import ValidationClip, write_clips
 from telecine.report.curves import draw_curves
@@ -98,7 +98,7 @@ def validate(
     latent = {}
     if latents:
         every_latent = in_order(torch.stack(latents), len(clips))
-        latent = summary(every_latent.cpu()) | code_usage(model.codebook, every_latent)
+        latent = latent_summary(every_latent.cpu()) | code_usage(model.codebook, every_latent)
     return Validation(mean_over_clips(per_clip), per_clip, latent, picture, shown)
 
 

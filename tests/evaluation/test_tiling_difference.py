@@ -1,4 +1,4 @@
-"""Reconstruction in pieces against whole clips: known values, and where the seams are."""
+"""Reconstruction in chunks and tiles against whole clips: known values, and where the seams are."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import nn
 
 from telecine.autoencoders import Reconstruction
 from telecine.evaluation.evaluate import evaluate
-from telecine.evaluation.pieces import Pieces, seams
+from telecine.evaluation.tiling import TilingDifference, _seams
 from telecine.settings import EvaluateConfig, Tiling
 
 WHOLE_FRAMES = Tiling()
@@ -32,10 +32,10 @@ class Fake(nn.Module):
 
 def measured(model, chunk=None, overlap=0, tiling=WHOLE_FRAMES, size=(6, 16, 24)):
     clip = torch.zeros(1, 3, *size)
-    return Pieces(model, chunk, overlap, tiling)(reconstruction=clip, target=clip)
+    return TilingDifference(model, chunk, overlap, tiling)(reconstruction=clip, target=clip)
 
 
-def test_pieces_that_do_not_depend_on_their_edges_are_the_whole():
+def test_tiles_that_do_not_depend_on_their_edges_are_the_whole():
     assert measured(Fake(), chunk=2, tiling=Tiling(8, 4)) == {"pieces_psnr": 100, "seam_psnr": 100}
 
 
@@ -64,10 +64,10 @@ def test_an_error_on_the_first_column_of_a_tile():
     [([0], 8, []), ([0, 4], 4, [3, 4]), ([0, 3], 5, [3, 4]), ([0, 4, 7], 4, [3, 4, 7])],
 )
 def test_seams(starts, size, expected):
-    assert seams(starts, size, 8).nonzero()[:, 0].tolist() == expected
+    assert _seams(starts, size, 8).nonzero()[:, 0].tolist() == expected
 
 
-def test_a_clip_that_fits_into_one_piece_raises():
+def test_a_clip_that_fits_into_one_tile_raises():
     with pytest.raises(
         ValueError, match="`chunk` must be smaller than the clips of 6 x 16 x 24, or `tile`, but got chun"
     ):
@@ -93,6 +93,6 @@ def test_every_model_is_measured(model_folder, videos):
         ({"tile": 8, "tile_overlap": 8}, "`tile_overlap` must be at least 0 and below the tile's 8 pixels"),
     ],
 )
-def test_invalid_pieces_raise(settings, message):
+def test_invalid_chunks_and_tiles_raise(settings, message):
     with pytest.raises(ValueError, match=message):
         EvaluateConfig(**settings)
