@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 def write_latents(report: LatentReport, folder: Path) -> Path:
     """Write latents.json and latents.html into a folder, which is created if needed, and return the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "latents.json", report.as_dict())
+    write_json(folder / "latents.json", asdict(report))
     html = render_latents(report).encode("utf-8", "backslashreplace")  # names may have other bytes
     page = folder / "latents.html"
     atomic_write(page, lambda partial: partial.write_bytes(html))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -264,14 +264,10 @@ class LatentSpace:
 
 @dataclass(frozen=True)
 class LatentReport:
-    """The measures of all models on the same clips, and the protocol."""
+    """The measures of all models on the same clips, and the protocol: the content of `latents.json`."""
 
     models: list[LatentSpace]
     protocol: dict[str, object]
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the content of `latents.json`."""
-        return asdict(self)
 
 
 def measure_latent_spaces(models: Sequence[str | Path], config: LatentsConfig) -> LatentReport:
