@@ -82,9 +82,9 @@ def test_more_channels_than_values_of_a_patch():
 def test_of_a_large_clip_a_random_part_is_kept(monkeypatch):
     monkeypatch.setattr(linear, "VALUES_PER_CLIP", 48 * 10)
     rows = torch.arange(30.0)[:, None].expand(30, 48)
-    kept = linear.random_rows(rows, torch.Generator().manual_seed(0))[:, 0]
+    kept = linear._random_rows(rows, torch.Generator().manual_seed(0))[:, 0]
     assert len(kept.unique()) == 10
-    torch.testing.assert_close(linear.random_rows(rows[:10], torch.Generator()), rows[:10])
+    torch.testing.assert_close(linear._random_rows(rows[:10], torch.Generator()), rows[:10])
 
 
 def test_large_patches_of_few_clips():

@@ -66,8 +66,8 @@ class CustomAutoencoder(VideoAutoencoder):
         super().__init__()
         self.module = module
         self.options = {"sample_posterior", "generator"} & set(inspect.signature(module.forward).parameters)
-        deterministic: dict[str, Any] = {"sample_posterior": False} if "sample_posterior" in self.options else {}
-        self.sizes = ClipSizes(module, partial(_reconstruct, **deterministic))
+        deterministic = {"sample_posterior": False} if "sample_posterior" in self.options else {}
+        self.sizes = ClipSizes(module, partial(_reconstruct, options=deterministic))
 
     def forward(
         self,
@@ -144,7 +144,7 @@ class CustomAutoencoder(VideoAutoencoder):
         self._member("load_weights", partial(load_weights, self.module))(folder)
 
 
-def _reconstruct(module: nn.Module, video: Video, **options: bool) -> Video:
+def _reconstruct(module: nn.Module, video: Video, options: dict[str, bool]) -> Video:
     return _as_reconstruction(module(video, **options)).video
 
 
