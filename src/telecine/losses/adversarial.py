@@ -1,4 +1,4 @@
-"""GAN losses on logits, and what stabilises them: feature matching and LeCam regularisation.
+"""GAN losses on logits, and feature matching.
 
 A GAN loss is one function that returns the losses of both sides. Larger logits mean "more real" in all of them.
 """
@@ -228,25 +228,3 @@ def _layer_distance(index: int, real: Tensor, fake: Tensor) -> Scalar:
     remedy = "Pass both sides through the same layers."
     check_same_shape(f"fake[{index}]", fake, f"real[{index}]", real, remedy=remedy)
     return F.l1_loss(at_least_float32(fake), at_least_float32(real.detach()))
-
-
-def lecam(*, real: Tensor, fake: Tensor, real_average: Scalar, fake_average: Scalar) -> Scalar:
-    """Return `mean(relu(real - fake_average)^2) + mean(relu(real_average - fake)^2)`; the graph is kept.
-
-    LeCam regularisation (Tseng et al., arXiv:2104.03310), equation 3 with the relu of the authors' code: a logit is
-    pulled towards the moving average of the other side, real logits only down, fake logits only up. It slows down a
-    discriminator that overfits to little data, and does nothing to one that confuses real and fake.
-
-    Args:
-        real: Logits of real samples, any shape.
-        fake: Logits of reconstructions, any shape.
-        real_average: Moving average of the mean of `real`, 0-d; it gets no gradient.
-        fake_average: Moving average of the mean of `fake`, likewise.
-
-    Returns:
-        A 0-d tensor >= 0, at least float32, which belongs to the discriminator's loss.
-    """
-    real, fake = at_least_float32(real), at_least_float32(fake)
-    alpha_r, alpha_f = at_least_float32(real_average).detach(), at_least_float32(fake_average).detach()
-    # Equation 3
-    return (real - alpha_f).relu().square().mean() + (alpha_r - fake).relu().square().mean()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypedDict
+from typing import NamedTuple, Protocol, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
@@ -14,9 +14,7 @@ from telecine.base.randomness import Generators
 from telecine.base.shapes import Scalar, Video, check_range, check_same_device, check_same_shape, check_video
 from telecine.losses import Decode, Reduction, posterior_kl
 from telecine.objective.layer_activations import LayerActivations
-
-if TYPE_CHECKING:
-    from telecine.settings import ObjectiveConfig
+from telecine.settings import ObjectiveConfig
 
 
 class Batch(NamedTuple):
@@ -137,14 +135,6 @@ def clip_weights(fraction: Tensor | float, sample_weight: Tensor | None, *, like
     if isinstance(fraction, float):
         return weight
     return weight * torch.where(fraction > 0, 1 / fraction, torch.zeros_like(fraction))
-
-
-def frame_weights(clip_weight: Tensor | None, indices: Tensor) -> Tensor:
-    """Return the weight `(B k,)` of each sampled frame, `indices` (B, k), such that the weighted sum is the mean."""
-    batch, num_frames = indices.shape
-    if clip_weight is None:
-        return torch.full((batch * num_frames,), 1 / (batch * num_frames), device=indices.device)
-    return (clip_weight / (batch * num_frames)).repeat_interleave(num_frames)
 
 
 def named_aux_losses(

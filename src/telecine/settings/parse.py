@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from telecine.base.checks import argument_error, describe, nearest
 from telecine.settings.autoencoder import with_presets
 from telecine.settings.group import alternatives, choices_of, describe_type, kind_at, kinds_of, settings_of
+from telecine.settings.objective import REMOVED_OF_OBJECTIVE
 from telecine.settings.recipes import find_recipe
 from telecine.settings.train import TrainConfig
 from telecine.settings.yaml_file import parse_value, read_yaml
@@ -28,10 +29,7 @@ Nested = dict[str, Any]
 ENVIRONMENT = "TELECINE__"
 # Settings of older files that are no more, and their value now.
 REMOVED: Mapping[str, object] = {
-    "objective.reconstruction.logvar_init": 0.0,
-    "objective.perceptual.stride": 1,
-    "objective.gan.lecam_decay": 0.999,
-    "objective.adaptive_weight.decay": 0.0,
+    **{f"objective.{name}": value for name, value in REMOVED_OF_OBJECTIVE.items()},
     "discriminator.pad_mode": "first",
     "discriminator.init_optimizer": False,
 }

@@ -28,7 +28,7 @@ def accelerate_networks(
         ValueError: If the gradient penalty needs a double backward, which compiled code and the CPU's channels-last
             convolutions do not support.
     """
-    differentiates_twice = loss.weights.is_ever_on("grad_penalty_loss_weight") and loss.penalty.double_backward
+    differentiates_twice = loss.weights.is_ever_on("grad_penalty") and loss.penalty.double_backward
     remedy = "Use `objective.penalty.kind: approximate_r1`, or turn the penalty off."
     if channels_last:
         if differentiates_twice and device.type == "cpu":

@@ -245,7 +245,7 @@ def build_objective(config: TrainConfig, *, load: bool = True) -> VideoAutoencod
     from telecine.objective import VideoAutoencoderLoss  # slow to import
 
     is_on = WeightSchedule(config.objective).is_ever_on
-    has_adversarial, has_scales = is_on("adversarial_loss_weight"), is_on("multiscale_adversarial_loss_weight")
+    has_adversarial, has_scales = is_on("adversarial"), is_on("multiscale_adversarial")
     factors = [1] * has_adversarial + [
         2**scale for scale in range(1, config.discriminator.num_scales + 1) if has_scales
     ]
