@@ -122,6 +122,10 @@ class AdversarialLosses:
             terms["lecam_loss"] = self.lecam[d.key](real=real_logits, fake=fake_logits)
         return terms
 
+    def _is_separable(self) -> bool:
+        """Return whether a discriminator's loss is a sum of a real and a fake part."""
+        return self.gan_loss.is_separable and self.weights["lecam"] == 0 and not self.penalty.uses_fake
+
     def _penalty(
         self, d: VideoDiscriminator, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: Tensor
     ) -> Callable[[], Scalar] | None:

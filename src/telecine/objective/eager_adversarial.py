@@ -80,7 +80,7 @@ class EagerAdversarialLosses(AdversarialLosses):
         has_hooks = any(parameter._backward_hooks for d in self.discriminators for parameter in d.module.parameters())
         if has_hooks or (autocast_to == torch.float16 and not is_float32):
             return GradientMode.GRAPH
-        if not self.gan_loss.is_separable or self.weights["lecam"] > 0 or penalty.uses_fake:
+        if not self._is_separable():
             return GradientMode.JOINT
         both_train = self.both_steps and fake.requires_grad and self.weights.discriminators_train
         same_precision = autocast_to is None or not is_float32

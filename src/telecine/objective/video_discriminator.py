@@ -28,10 +28,10 @@ class VideoDiscriminator:
     module: nn.Module
     sees: str
     """"frames": one frame of each clip, `(B, C, H, W)`; "video": the clips, `(B, C, T, H, W)`."""
-    term: str = "adversarial"
-    """The term of the autoencoder's loss that its generator loss belongs to."""
     factor: int = 1
     """Height and width are divided by this factor first."""
+    term: str = "adversarial"
+    """The term of the autoencoder's loss that its generator loss belongs to."""
     condition: Tensor | None = field(default=None, compare=False)
     """The second input of a discriminator that declares `conditional = True`: the inputs of the autoencoder."""
 

@@ -548,6 +548,7 @@ def as_ramp(value: Weight, name: str = "weight", start: int = 0) -> Ramp:
 def _as_term(name: str, value: Term | Weight) -> Term:
     """Return a term whose target is its name if left out; a weight is that of the built-in term of that name."""
     if isinstance(value, Ramp | float | int):
+        as_ramp(value, f"terms.{name}.weight")
         value = Term(weight=value)
     if not isinstance(value, Term):
         remedy = f"Write Term({name}, weight=0.1)."

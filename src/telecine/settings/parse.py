@@ -132,8 +132,9 @@ def validate(kind: type[T], values: Nested, prefix: str = "") -> T:
         return cast(T, _adapter(cast(Hashable, kind)).validate_python(_without_removed(values)))
     except ValidationError as error:
         found = [(_path_of(kind, each["loc"]), each) for each in error.errors(include_url=False)]
-        # Of the alternatives of a type, the one that was meant fails deepest, or in its own check.
-        path, details = max(found, key=lambda each: (len(each[0]), each[1]["type"] == "value_error"))
+        # Of the alternatives of a type, the one that was meant fails deepest, or in its own check, which names a setting.
+        checked = [(path, details, details["type"] == "value_error") for path, details in found]
+        path, details, _ = max(checked, key=lambda each: (len(each[0]) + each[2], each[2]))
         raise _error(kind, values, path, details, prefix) from None
 
 
