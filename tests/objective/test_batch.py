@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from telecine.base.shapes import check_video_pair
 from telecine.objective.batch import (
     check_last_layer,
-    check_videos,
     clip_weights,
     make_batch,
     named_aux_losses,
@@ -46,12 +46,12 @@ class TestChecks:
     )
     def test_bad_videos(self, inputs, reconstructions, message):
         with pytest.raises(ValueError, match=message):
-            check_videos(inputs, reconstructions)
+            check_video_pair(inputs, reconstructions)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
     def test_good_videos(self, dtype):
-        check_videos(zeros(dtype=dtype), zeros())
-        check_videos(zeros() + 1, zeros() + 300)  # an untrained decoder leaves the range
+        check_video_pair(zeros(dtype=dtype), zeros())
+        check_video_pair(zeros() + 1, zeros() + 300)  # an untrained decoder leaves the range
 
     @pytest.mark.parametrize("value", [torch.nn.Linear(1, 1), "decoder.conv_out", 3])
     def test_bad_last_layers(self, value):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -50,11 +50,8 @@ class AdversarialLosses:
     """The weighted sum of the terms of one discriminator."""
     batch: Batch
     weights: Weights
-
-    @property
-    def is_eager(self) -> bool:
-        """Whether the terms of the autoencoder's loss compute their gradients together with their values."""
-        return False
+    is_eager: bool = field(default=False, init=False)
+    """Whether the terms of the autoencoder's loss compute their gradients together with their values."""
 
     def generator_losses(self) -> dict[str, Log]:
         """Return the terms of each discriminator by its name: `d.term`, which is `g`, and "feature_matching".

@@ -11,7 +11,7 @@ from torch import Tensor
 from telecine.base.checks import argument_error, describe
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators
-from telecine.base.shapes import Scalar, Video, check_range, check_same_device, check_same_shape, check_video
+from telecine.base.shapes import Scalar, Video, check_video_pair
 from telecine.losses import Decode, Reduction, posterior_kl
 from telecine.objective.layer_activations import LayerActivations
 from telecine.settings import ObjectiveConfig
@@ -91,7 +91,7 @@ def make_batch(
     Raises:
         ValueError: If an argument breaks the contract of `VideoAutoencoderLoss.forward`.
     """
-    check_videos(inputs, reconstructions)
+    check_video_pair(inputs, reconstructions)
     check_mask(mask, inputs)
     check_sample_weight(sample_weight, inputs)
     check_last_layer(last_layer)
@@ -185,19 +185,6 @@ def _aux_loss(name: str, value: object, device: torch.device, kl_reduction: Redu
 def without_inference_mode(tensor: Tensor) -> Tensor:
     """Return a tensor that autograd can record: a copy of one that was made in inference mode."""
     return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
-
-
-def check_videos(inputs: Tensor, reconstructions: Tensor) -> None:
-    """Raise a `ValueError` unless both are videos `(B, C, T, H, W)` of one shape and device, `inputs` in [-1, 1].
-
-    Reconstructions may leave the range, as those of an untrained decoder do.
-    """
-    check_video("inputs", inputs)
-    check_video("reconstructions", reconstructions)
-    remedy = "An autoencoder that changes the number of frames or the size needs clips that fit its strides."
-    check_same_shape("reconstructions", reconstructions, "inputs", inputs, remedy=remedy)
-    check_same_device("reconstructions", reconstructions, "inputs", inputs)
-    check_range("inputs", inputs)
 
 
 def check_mask(mask: object, like: Video) -> None:

@@ -64,16 +64,18 @@ class DiscriminatorUpdate:
 class EagerAdversarialLosses(AdversarialLosses):
     """The losses of `AdversarialLosses`, whose gradients are computed with them; the graphs are freed at once."""
 
-    both_steps: bool
+    both_steps: bool = field(kw_only=True)
     """Whether the call computes the losses of both steps."""
     mode: GradientMode = field(init=False)
 
     def __post_init__(self) -> None:
-        self.mode = self._mode()
+        autocast_to = autocast_dtype(self.batch.fake.device)
+        # float16 gradients would underflow: only the caller's scaler knows a suitable loss scale.
+        self.is_eager = autocast_to != torch.float16
+        self.mode = self._mode(autocast_to)
 
-    def _mode(self) -> GradientMode:
+    def _mode(self, autocast_to: torch.dtype | None) -> GradientMode:
         penalty, fake = self.penalty, self.batch.fake
-        autocast_to = autocast_dtype(fake.device)
         # A double backward turns autocast off for the discriminators' step, but not for the autoencoder's.
         is_float32 = autocast_to is None or penalty.double_backward
         # Hooks on parameters would run for the eager gradients and again in the caller's backward.
@@ -86,12 +88,6 @@ class EagerAdversarialLosses(AdversarialLosses):
         same_precision = autocast_to is None or not is_float32
         is_shared = both_train and torch.is_grad_enabled() and same_precision
         return GradientMode.SHARED if is_shared else GradientMode.SPLIT
-
-    @property
-    def is_eager(self) -> bool:
-        """Whether the terms of the autoencoder's loss compute their gradients together with their values."""
-        # float16 gradients would underflow: only the caller's scaler knows a suitable loss scale.
-        return autocast_dtype(self.batch.fake.device) != torch.float16
 
     def generator_losses(self) -> dict[str, Log]:
         """Return the terms of each discriminator by its name, without those of weight 0."""

@@ -42,12 +42,17 @@ def mean(terms: Iterable[Scalar], *, like: Tensor) -> Scalar:
     return total(terms, like=like) / max(len(terms), 1)
 
 
+def weighted(*terms: tuple[float, Scalar | None]) -> Scalar | float:
+    """Return the sum of weight times term. Skip zero weights: 0 * NaN is NaN."""
+    return sum((weight * term for weight, term in terms if term is not None and weight != 0), 0.0)
+
+
 def each(name: str, terms: Mapping[str, Tensor]) -> Log:
     """Return `{name}_{discriminator}` for every discriminator if there are several."""
     return {f"{name}_{key}": term for key, term in terms.items()} if len(terms) > 1 else {}
 
 
-def by_discriminator(logs: Mapping[str, Log], name: str) -> Log:
+def of_each(logs: Mapping[str, Log], name: str) -> Log:
     """Return one value of every discriminator that has it, by the discriminator's name."""
     return {key: log[name] for key, log in logs.items() if name in log}
 
@@ -87,13 +92,10 @@ def discriminator_log(logs: Mapping[str, Log], *, like: Tensor) -> Log:
     other statistics are left out.
     """
     terms = [name for log in logs.values() for name in log if name.endswith("_loss")]
-    log = {
-        name: total(by_discriminator(logs, name).values(), like=like)
-        for name in ("discr_loss", "grad_penalty_loss", *terms)
-    }
-    log |= each("discr_loss", by_discriminator(logs, "discr_loss"))
+    log = {name: total(of_each(logs, name).values(), like=like) for name in ("discr_loss", "grad_penalty_loss", *terms)}
+    log |= each("discr_loss", of_each(logs, "discr_loss"))
     for name in STATISTICS:
-        values = by_discriminator(logs, name)
+        values = of_each(logs, name)
         if values or name in ("logits_real", "logits_fake"):
             log |= {name: mean(values.values(), like=like), **each(name, values)}
     return log

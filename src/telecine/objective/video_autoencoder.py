@@ -22,18 +22,10 @@ from telecine.objective.adversarial import NO_PENALTY, AdversarialLosses
 from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
 from telecine.objective.eager_adversarial import EagerAdversarialLosses
 from telecine.objective.layer_activations import LayerActivations
-from telecine.objective.logging import (
-    Log,
-    autoencoder_log,
-    by_discriminator,
-    discriminator_log,
-    mean,
-    named,
-    total,
-)
+from telecine.objective.logging import Log, autoencoder_log, discriminator_log, mean, named, of_each, total, weighted
 from telecine.objective.perceptual_term import PerceptualTerm, drop_perceptual_weights
 from telecine.objective.terms import functions_of, modules_of
-from telecine.objective.video_discriminator import VideoDiscriminator, augmented, check_discriminators, windowed
+from telecine.objective.video_discriminator import VideoDiscriminator, check_discriminators, seen
 from telecine.objective.weights import Weights, WeightSchedule
 from telecine.ops.ranks import with_averaged_gradient
 from telecine.perceptual import WeightsSource
@@ -129,9 +121,8 @@ class VideoAutoencoderLoss(nn.Module):
     ) -> None:
         arguments = dict(locals(), terms=terms or {})
         super().__init__()
-        self.config = config = validate(
-            ObjectiveConfig, {each.name: arguments[each.name] for each in fields(ObjectiveConfig)}
-        )
+        settings = {each.name: arguments[each.name] for each in fields(ObjectiveConfig)}
+        self.config = config = validate(ObjectiveConfig, settings)
         self.weights = WeightSchedule(config)
         functions = functions_of(config)
         self.recon_loss, self.gan_loss, self.penalty = functions.recon_loss, functions.gan_loss, functions.penalty
@@ -164,14 +155,9 @@ class VideoAutoencoderLoss(nn.Module):
     def multiscale_discriminators(self) -> list[VideoDiscriminator]:
         """The discriminators of the video at 1/2, 1/4, ... of its size."""
         return [
-            VideoDiscriminator(
-                f"multiscale_discrs.{level}",
-                module,
-                getattr(module, "sees", "video"),
-                term="multiscale_adversarial",
-                factor=2 ** (level + 1),
-            )
-            for level, module in enumerate(self.multiscale_discrs)
+            VideoDiscriminator(f"multiscale_discrs.{level}", d, sees, 2 ** (level + 1), "multiscale_adversarial")
+            for level, d in enumerate(self.multiscale_discrs)
+            for sees in (getattr(d, "sees", "video"),)
         ]
 
     def get_trainable_parameters(self) -> list[nn.Parameter]:
@@ -256,10 +242,10 @@ class VideoAutoencoderLoss(nn.Module):
         nll = batch.num_elements * self._nll(recon + weighted((weights["perceptual"], lpips)))
         extra |= {name: t(batch) for name, t in self.terms.items() if weights[name] > 0 and not t.uses_features}
         found = adversarial.generator_losses()
-        g, g_m = (by_discriminator(found, name) for name in ("adversarial", "multiscale_adversarial"))
+        g, g_m = (of_each(found, name) for name in ("adversarial", "multiscale_adversarial"))
         references = {"perceptual": batch.num_elements * lpips, "recon_and_perceptual": nll}
         w = adaptive_weights(self.config.adaptive_weight, g | g_m, references, batch.grad_at)
-        features = by_discriminator(found, "feature_matching")
+        features = of_each(found, "feature_matching")
         matching, aux = mean(features.values(), like=recon), total(batch.aux.values(), like=recon)
         loss = nll + weighted(
             *((weights[name], term) for name, term in extra.items()),
@@ -305,14 +291,9 @@ class VideoAutoencoderLoss(nn.Module):
             penalty=self.penalty if has_penalty else NO_PENALTY,
             lecam=self.lecam,
             discriminator_loss=partial(self.discriminator_loss, weights=weights),
-            batch=augmented(windowed(batch, self.config.gan.window), self.config.gan.augment),
+            batch=seen(batch, self.config.gan),
             weights=weights,
         )
-
-
-def weighted(*terms: tuple[float, Scalar | None]) -> Scalar | float:
-    """Return the sum of weight times term. Skip zero weights: 0 * NaN is NaN."""
-    return sum((weight * term for weight, term in terms if term is not None and weight != 0), 0.0)
 
 
 def _build(name: str, spec: DiscriminatorSpec | None, default: type[nn.Module]) -> nn.Module | None:

@@ -17,7 +17,7 @@ from telecine.discriminators import DiscriminatorOutput, as_output, augment
 from telecine.objective.batch import Batch
 from telecine.objective.eager import with_gradient_hook
 from telecine.perceptual import pick_frames
-from telecine.settings import Augmentation, Need, ObjectiveTerm
+from telecine.settings import GANConfig, Need, ObjectiveTerm
 
 
 @dataclass(frozen=True)
@@ -112,29 +112,20 @@ def check_discriminators(discriminators: Sequence[VideoDiscriminator], terms: It
             raise argument_error(term.weight_key, "0 without a discriminator", term.ramp.weight, remedy)
 
 
-def windowed(batch: Batch, num_frames: int | None) -> Batch:
-    """Return the batch with `num_frames` consecutive frames of each clip, from a random one on, if it has more.
+def seen(batch: Batch, config: GANConfig) -> Batch:
+    """Return the batch as discriminators see it: with `window` frames of each clip, and with random changes.
 
-    The gradient hook still sees the gradient at the whole reconstruction.
+    Frames and changes are the same ones of a clip and of its reconstruction. The gradient hook still sees the gradient
+    at the whole reconstruction.
     """
-    starts = batch.real.shape[2] - num_frames + 1 if num_frames is not None else 1
-    if num_frames is None or starts <= 1:
+    starts = batch.real.shape[2] - config.window + 1 if config.window is not None else 1
+    if starts <= 1 and not config.augment:
         return batch
-    device = batch.real.device
-    first = randint(starts, (len(batch.real), 1), generator=batch.generator, device=device)
-    indices = first + torch.arange(num_frames, device=device)
-    fake = with_gradient_hook(batch.fake, batch.grad_hook)
-    real, fake = (pick_frames(x, indices).unflatten(0, (len(x), -1)).transpose(1, 2) for x in (batch.real, fake))
-    return batch._replace(real=real, fake=fake, grad_hook=None)
-
-
-def augmented(batch: Batch, augmentations: Sequence[Augmentation]) -> Batch:
-    """Return the batch with random changes, the same ones of a clip and of its reconstruction.
-
-    The gradient hook still sees the gradient at the reconstruction itself.
-    """
-    if not augmentations:
-        return batch
-    fake = with_gradient_hook(batch.fake, batch.grad_hook)
-    real, fake = augment((batch.real, fake), augmentations, batch.generator)
+    real, fake = batch.real, with_gradient_hook(batch.fake, batch.grad_hook)
+    if starts > 1:
+        device = real.device
+        first = randint(starts, (len(real), 1), generator=batch.generator, device=device)
+        indices = first + torch.arange(real.shape[2] - starts + 1, device=device)
+        real, fake = (pick_frames(x, indices).unflatten(0, (len(x), -1)).transpose(1, 2) for x in (real, fake))
+    real, fake = augment((real, fake), config.augment, batch.generator)
     return batch._replace(real=real, fake=fake, grad_hook=None)

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from telecine.settings import ObjectiveConfig, Ramp
 
 
-@dataclass(frozen=True)
-class Weights:
-    """The weight of each term at one step, as in `weights["perceptual"]`; a term of weight 0 is not computed."""
+class Weights(dict[str, float]):
+    """The weight of each term at one step by the term's name; a term of weight 0 is not computed.
 
-    values: Mapping[str, float]
-    """By the term's name. That of the gradient penalty is times its interval, and 0 on the steps between."""
-    scheduled: Mapping[str, float]
-    """Those given as a ramp, by their names in the log."""
-    discriminators_train: bool
+    That of the gradient penalty is times its interval, and 0 on the steps between.
 
-    def __getitem__(self, term: str) -> float:
-        return self.values[term]
+    Args:
+        values: The weights.
+        scheduled: Those that are ramps, by their names in the log.
+        discriminators_train: Whether the discriminators train at this step.
+    """
+
+    def __init__(
+        self, values: Mapping[str, float], *, scheduled: Mapping[str, float], discriminators_train: bool
+    ) -> None:
+        super().__init__(values)
+        self.scheduled = scheduled
+        self.discriminators_train = discriminators_train
 
 
 class WeightSchedule:
@@ -69,4 +73,4 @@ class WeightSchedule:
         trains = step >= self.disc_train_start
         has_penalty = trains and step % self.penalty_every == 0
         values["grad_penalty"] *= self.penalty_every if has_penalty else 0
-        return Weights(values, scheduled, trains)
+        return Weights(values, scheduled=scheduled, discriminators_train=trains)

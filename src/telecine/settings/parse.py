@@ -132,7 +132,7 @@ def validate(kind: type[T], values: Nested, prefix: str = "") -> T:
         return cast(T, _adapter(cast(Hashable, kind)).validate_python(_without_removed(values)))
     except ValidationError as error:
         found = [(_path_of(kind, each["loc"]), each) for each in error.errors(include_url=False)]
-        # Of the alternatives of a type, the one that was meant fails deepest, or in its own check, which names a setting.
+        # Of the alternatives of a type, the one that was meant fails deepest. Its own check names a setting inside.
         checked = [(path, details, details["type"] == "value_error") for path, details in found]
         path, details, _ = max(checked, key=lambda each: (len(each[0]) + each[2], each[2]))
         raise _error(kind, values, path, details, prefix) from None
