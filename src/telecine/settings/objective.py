@@ -17,7 +17,7 @@ from telecine.base.checks import (
 )
 from telecine.settings.group import Function, Settings
 
-# The losses of the log, named `{name}_loss`, that no weight of the settings belongs to.
+# Log keys `{name}_loss` that belong to no weight of the settings.
 OTHER_LOSSES = ("total", "recon", "nll", "total_disc", "discr")
 # Settings of older files that are no more, and their value now.
 REMOVED_OF_OBJECTIVE: Mapping[str, object] = {
