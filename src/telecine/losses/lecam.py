@@ -1,4 +1,4 @@
-"""LeCam regularisation (Tseng et al., arXiv:2104.03310), and the running means of the logits that it needs."""
+"""LeCam regularisation (Tseng et al., arXiv:2104.03310), with running means of the logits."""
 
 from __future__ import annotations
 

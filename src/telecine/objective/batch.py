@@ -54,7 +54,7 @@ class BatchOptions(TypedDict, total=False):
     """The optional arguments of a call."""
 
     regularization_log: Mapping[str, AuxLoss] | None
-    """Replaces `aux_losses` in sgm-style engines: its entries that are named "...loss" or "loss/..."."""
+    """Replaces `aux_losses` in sgm-style engines: its entries named "...loss" or "loss/..."."""
     mask: Tensor | None
     """Bool, broadcasts to the videos. Where it is False the reconstruction counts as perfect in every term of both
     steps, and reconstruction errors are means over the rest."""
@@ -86,7 +86,7 @@ def make_batch(
     latent: Tensor | None = None,
     decode: Decode | None = None,
 ) -> Batch:
-    """Check the arguments of a call and return what the terms need.
+    """Check the arguments of a call and return the inputs of the terms.
 
     Raises:
         ValueError: If an argument breaks the contract of `VideoAutoencoderLoss.forward`.

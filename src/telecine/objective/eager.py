@@ -102,7 +102,7 @@ def with_gradients(value: Scalar, inputs: Sequence[Tensor], gradients: Sequence[
 
 
 class PrecomputedGrad(torch.autograd.Function):
-    """The identity on a scalar, with gradients that were computed before."""
+    """The identity on a scalar with precomputed gradients."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, num_inputs: int, *inputs_and_gradients: Tensor | None) -> Tensor:

@@ -69,7 +69,7 @@ def functions_of(config: ObjectiveConfig, prefix: str = "") -> Functions:
         prefix: What stands before the names of settings in errors.
 
     Raises:
-        ValueError: If there is no such function, or a term's needs an argument that no call has.
+        ValueError: If there is no such function, or a term needs an unknown argument.
     """
     return Functions(
         choose(f"{prefix}reconstruction.loss", config.reconstruction.loss, RECONSTRUCTION_LOSSES),
@@ -104,7 +104,7 @@ class TermFunction:
         setting: Their name, for errors.
 
     Raises:
-        ValueError: If there is no such function, or it needs an argument that no call has.
+        ValueError: If there is no such function, or it needs an unknown argument.
     """
 
     def __init__(self, term: Term, setting: str = "term") -> None:
@@ -136,7 +136,7 @@ class TermFunction:
         return isinstance(self._found, (type, nn.Module))
 
     def _check_params(self) -> None:
-        """Raise a `ValueError` unless `params` are arguments of the function, and all that a class needs."""
+        """Raise a `ValueError` unless `params` are arguments of the function, and complete for a class."""
         found, is_class = self._found, isinstance(self._found, type)
         parameters = inspect.signature(found).parameters if is_class else _signature(found).parameters
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -152,7 +152,7 @@ class TermFunction:
                 raise argument_error(f"{self.setting}.params", contract, got, f"Add `params.{name}`.")
 
     def _checked_arguments(self) -> tuple[str, ...]:
-        """Return the names of what the function is called with."""
+        """Return the names of the arguments of a call."""
         given = () if isinstance(self._found, type) else self.params
         parameters = [p for p in _signature(self._found).parameters.values() if p.name not in given]
         names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]

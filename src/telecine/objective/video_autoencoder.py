@@ -1,4 +1,4 @@
-"""The objective of a video autoencoder and its discriminators: which terms, with which weight, in which step."""
+"""The objective of a video autoencoder and its discriminators: the terms of both steps and their weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.logging import Log, autoencoder_log, discriminator_log, mean, named, of_each, total, weighted
 from telecine.objective.perceptual_term import PerceptualTerm, drop_perceptual_weights
 from telecine.objective.terms import functions_of, modules_of
-from telecine.objective.video_discriminator import VideoDiscriminator, check_discriminators, seen
+from telecine.objective.video_discriminator import VideoDiscriminator, check_discriminators, windowed_and_augmented
 from telecine.objective.weights import Weights, WeightSchedule
 from telecine.ops.ranks import with_averaged_gradient
 from telecine.perceptual import WeightsSource
@@ -94,7 +94,7 @@ class VideoAutoencoderLoss(nn.Module):
         FileNotFoundError: If the weights of LPIPS cannot be found.
     """
 
-    # The keyword arguments that an sgm-style engine passes besides the two videos.
+    # Keyword arguments of an sgm-style engine beside the two videos.
     forward_keys = ("optimizer_idx", "global_step", "last_layer", "split", "regularization_log")
 
     def __init__(
@@ -165,7 +165,7 @@ class VideoAutoencoderLoss(nn.Module):
         return [p for d in self.discriminators + self.multiscale_discriminators for p in d.module.parameters()]
 
     def get_trainable_autoencoder_parameters(self) -> list[nn.Parameter]:
-        """Return what the first optimizer trains besides the autoencoder: `logvar`, and the weights of terms."""
+        """Return the first optimizer's parameters beside the autoencoder's: `logvar`, and those of terms."""
         return [p for p in (self.logvar, *self.term_modules.parameters()) if p is not None and p.requires_grad]
 
     def forward(
@@ -291,7 +291,7 @@ class VideoAutoencoderLoss(nn.Module):
             penalty=self.penalty if has_penalty else NO_PENALTY,
             lecam=self.lecam,
             discriminator_loss=partial(self.discriminator_loss, weights=weights),
-            batch=seen(batch, self.config.gan),
+            batch=windowed_and_augmented(batch, self.config.gan),
             weights=weights,
         )
 

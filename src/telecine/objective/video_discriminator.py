@@ -1,4 +1,4 @@
-"""What discriminators see: a discriminator with its part of a video, and the window and changes of a clip."""
+"""The input of discriminators: their part of a video, a window of its frames, random changes."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ class VideoDiscriminator:
 
 
 def check_discriminators(discriminators: Sequence[VideoDiscriminator], terms: Iterable[ObjectiveTerm]) -> None:
-    """Check that the discriminators are of the right kind, and that each term has those that it needs.
+    """Check the kind of each discriminator, and the discriminators of each term.
 
     Raises:
-        ValueError: If a discriminator declares another input than it gets, or a weight needs one that is not there.
+        ValueError: If a discriminator declares another input, or a term lacks its discriminator.
     """
     for d in discriminators:
         declared = getattr(d.module, "sees", d.sees)
@@ -112,8 +112,8 @@ def check_discriminators(discriminators: Sequence[VideoDiscriminator], terms: It
             raise argument_error(term.weight_key, "0 without a discriminator", term.ramp.weight, remedy)
 
 
-def seen(batch: Batch, config: GANConfig) -> Batch:
-    """Return the batch as discriminators see it: with `window` frames of each clip, and with random changes.
+def windowed_and_augmented(batch: Batch, config: GANConfig) -> Batch:
+    """Return the batch for discriminators, with `window` consecutive frames of each longer clip and random changes.
 
     Frames and changes are the same ones of a clip and of its reconstruction. The gradient hook still sees the gradient
     at the whole reconstruction.

@@ -1,4 +1,4 @@
-"""The weight of every term at a step: constants and ramps, and what is off before `disc_start`."""
+"""The weight of every term at a step: constants, ramps, and 0 before `disc_start`."""
 
 from __future__ import annotations
 
