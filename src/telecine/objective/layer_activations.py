@@ -108,7 +108,7 @@ class LayerActivations:
         return found
 
     def _weight_gradient_of_call(self, inputs: Inputs, grad_output: Tensor) -> Tensor:
-        """Return one call's part. The gradient does not depend on the weight's value, so that is 0: the layer is linear."""
+        """Return one call's part. The layer is linear, so its gradient holds for any weight, such as 0."""
         device, dtype = grad_output.device, grad_output.dtype
         zeros = {
             name: torch.zeros(p.shape, device=device, dtype=dtype, requires_grad=name == "weight")
