@@ -16,10 +16,10 @@ from telecine.losses import (
     feature_matching,
     gan_loss,
     hinge,
-    lecam,
     relativistic,
     vanilla,
 )
+from telecine.losses.lecam import lecam
 
 from .harness import LossCase, LossTester, normal, random
 

@@ -18,13 +18,8 @@ from telecine.losses import (
     approximate_r1,
     as_gan_loss,
     as_penalty,
-    gan_loss,
-    r1,
 )
 from telecine.losses.penalty import gradient_penalty
-from telecine.objective.adversarial import GradientMode
-from telecine.objective.batch import make_batch
-from telecine.objective.eager import shared_backward
 
 VIDEO = {"dim": 1, "image_size": 16, "frame_num": 4, "linear_attn_heads": 2}
 
@@ -311,160 +306,6 @@ class Independent(nn.Module):
     def forward(self, x):
         y = F.conv3d(x + self.positions, self.base + self.delta)
         return self.out(y.relu().mean((2, 3, 4))).squeeze(1)
-
-
-@gan_loss(is_separable=True, uses_real=False)
-def declared(*, real, fake):
-    return wasserstein(real=real, fake=fake)
-
-
-GRAPH, JOINT, SPLIT, SHARED = GradientMode
-PENALTY = {"grad_penalty_loss_weight": 1}
-
-
-class TestGradientMode:
-    def modes(self, make_loss, pair, *, step=0, autocast=None, discriminator=None, **options):
-        """Return the modes of the discriminators' step and of an update."""
-        discriminator = discriminator or Independent()
-        loss = make_loss(
-            **{"perceptual_weight": 0, "adversarial_loss_weight": 1, "discr_3d_kwargs": discriminator, **options}
-        )
-        batch = make_batch(loss.config, *pair, None, None)
-        with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
-            return tuple(
-                loss._adversarial(batch, loss.weights.at(step), both_steps=both_steps).mode
-                for both_steps in (False, True)
-            )
-
-    @pytest.mark.parametrize(
-        ("options", "expected"),
-        [
-            ({}, (SPLIT, SHARED)),
-            (PENALTY, (SPLIT, SHARED)),
-            ({"disc_start": 9}, (SPLIT, SHARED)),
-            ({"gan": {"loss": "vanilla"}}, (SPLIT, SHARED)),
-            ({"gan": {"loss": declared}}, (SPLIT, SHARED)),
-            ({**PENALTY, "penalty": {"kind": "approximate_r1"}}, (SPLIT, SHARED)),
-            # the discriminators do not train
-            ({"gan": {"disc_train_start": 1}}, (SPLIT, SPLIT)),
-            # one part depends on the other
-            ({"gan": {"loss": "relativistic"}}, (JOINT, JOINT)),
-            ({"gan": {"loss": wasserstein}}, (JOINT, JOINT)),
-            ({"gan": {"lecam_loss_weight": 0.1}}, (JOINT, JOINT)),
-            ({**PENALTY, "penalty": {"kind": "r2"}}, (JOINT, JOINT)),
-            ({**PENALTY, "penalty": {"kind": "wgan_gp"}}, (JOINT, JOINT)),
-            ({**PENALTY, "penalty": {"kind": r1}}, (JOINT, JOINT)),  # a function that declares nothing
-            # it is off
-            ({"penalty": {"kind": "r2"}}, (SPLIT, SHARED)),
-            ({"eager_gradients": False}, (GRAPH, GRAPH)),
-            ({"eager_gradients": False, "gan": {"loss": "relativistic"}}, (GRAPH, GRAPH)),
-        ],
-    )
-    def test_of_the_settings(self, make_loss, pair, options, expected):
-        assert self.modes(make_loss, pair, **options) == expected
-
-    def test_of_the_step(self, make_loss, pair):
-        options = {**PENALTY, "penalty": {"kind": "r2", "every": 2}}
-        assert self.modes(make_loss, pair, step=1, **options) == (SPLIT, SHARED)
-        lecam = {"gan": {"lecam_loss_weight": {"weight": 1, "start": 2}}}
-        assert self.modes(make_loss, pair, step=1, **lecam) == (SPLIT, SHARED)
-        assert self.modes(make_loss, pair, step=2, **lecam) == (JOINT, JOINT)
-
-    def test_of_the_batch(self, make_loss, pair):
-        assert self.modes(make_loss, (pair[0], pair[1].detach())) == (SPLIT, SPLIT)
-        with torch.no_grad():
-            assert self.modes(make_loss, pair, grad_penalty_loss_weight=1) == (SPLIT, SPLIT)
-
-    @pytest.mark.parametrize(
-        ("autocast", "penalty", "expected"),
-        [
-            (torch.bfloat16, None, (SPLIT, SHARED)),
-            (torch.bfloat16, "approximate_r1", (SPLIT, SHARED)),
-            (torch.bfloat16, "r1", (SPLIT, SPLIT)),  # a double backward runs in float32
-            (torch.float16, None, (GRAPH, GRAPH)),
-            (torch.float16, "approximate_r1", (GRAPH, GRAPH)),
-            (torch.float16, "r1", (SPLIT, SPLIT)),
-        ],
-    )
-    def test_under_autocast(self, make_loss, pair, autocast, penalty, expected):
-        options = {**PENALTY, "penalty": {"kind": penalty}} if penalty else {}
-        assert self.modes(make_loss, pair, autocast=autocast, **options) == expected
-
-    def test_of_hooks_on_parameters(self, make_loss, pair):
-        discriminator = Independent()
-        hook = discriminator.out.weight.register_hook(lambda gradient: gradient)
-        assert self.modes(make_loss, pair, discriminator=discriminator) == (GRAPH, GRAPH)
-        hook.remove()
-        assert self.modes(make_loss, pair, discriminator=discriminator) == (SPLIT, SHARED)
-
-    @pytest.mark.parametrize(
-        ("autocast", "eager", "expected"),
-        [(None, True, True), (None, False, False), (torch.bfloat16, True, True), (torch.float16, True, False)],
-    )
-    def test_the_autoencoders_terms_are_eager_except_in_float16(self, make_loss, pair, autocast, eager, expected):
-        """Neither hooks nor penalties change that."""
-        discriminator = Independent()
-        discriminator.out.weight.register_hook(lambda gradient: gradient)
-        loss = make_loss(**PENALTY, discr_3d_kwargs=discriminator, eager_gradients=eager)
-        batch = make_batch(loss.config, *pair, None, None)
-        with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
-            assert loss._adversarial(batch, loss.weights.at(0), both_steps=True).is_eager == expected
-
-    @pytest.mark.parametrize(
-        "options", [{}, PENALTY, {"gan": {"loss": "relativistic"}}, {"gan": {"loss": wasserstein}}]
-    )
-    def test_every_mode_has_the_same_gradients(self, make_loss, pair, options):
-        fake = (0.9 * pair[0] + 0.05).requires_grad_()
-
-        def build(**more):
-            settings = {"perceptual_weight": 0, "adversarial_loss_weight": 1, **options, **more}
-            return make_loss(**settings, discr_3d_kwargs=Independent())
-
-        expected = discriminator_gradients(build(eager_gradients=False), pair[0], fake)
-        assert all(gradient.abs().max() > 0 for gradient in expected[0][:2])
-        torch.testing.assert_close(discriminator_gradients(build(), pair[0], fake), expected)
-
-    @pytest.mark.parametrize(
-        ("options", "expected"),
-        [
-            ({}, 2),  # reconstructions once, real clips once
-            (PENALTY, 2),
-            ({"eager_gradients": False}, 3),
-            ({"gan": {"lecam_loss_weight": 1}}, 3),
-            ({**PENALTY, "penalty": {"kind": "r2"}}, 3),
-            ({"gan": {"loss": "relativistic"}}, 4),
-            ({"gan": {"feature_matching_loss_weight": 1}}, 3),
-            ({"gan": {"disc_train_start": 1}}, 1),
-            ({"disc_start": 1}, 2),
-        ],
-    )
-    def test_number_of_passes_in_an_update(self, make_loss, pair, options, expected):
-        settings = {"perceptual_weight": 0, "adversarial_loss_weight": 1, "discr_3d_kwargs": VIDEO}
-        loss = make_loss(**{**settings, **options})
-        passes = []
-        loss.discr_3d.register_forward_hook(lambda *_: passes.append(1))
-        loss.update(*pair, 0)
-        assert len(passes) == expected
-
-    @pytest.mark.parametrize("features", [0, 1])
-    def test_one_backward_serves_both_steps(self, make_loss, pair, make_feature_discriminator, features, monkeypatch):
-        """With one logit per sample, unless the generator needs the real logits."""
-
-        class Discriminator(make_feature_discriminator):
-            samples_are_independent = True
-
-        for name, expected in (("hinge", 1), ("relativistic", 0)):
-            calls = []
-            monkeypatch.setattr(
-                "telecine.objective.adversarial.shared_backward",
-                lambda *args, calls=calls, **options: (
-                    calls.append(options["retain_graph"]) or shared_backward(*args, **options)
-                ),
-            )
-            gan = {"loss": name, "feature_matching_loss_weight": features}
-            loss = make_loss(adversarial_loss_weight=1, gan=gan, discr_3d_kwargs=Discriminator())
-            loss.update(*pair, 0)
-            assert calls == [bool(features)] * expected
 
 
 class TestCallArguments:
@@ -769,3 +610,17 @@ class TestAugment:
         assert 0 < hidden.float().mean() < 0.3
         assert (adversarial[hidden].abs() < 1e-8).all(), "the pixel loss alone trains hidden pixels"
         torch.testing.assert_close(adversarial[~hidden], torch.full_like(adversarial[~hidden], -1 / fake.numel()))
+
+
+def test_lecam(make_loss, clip):
+    video = {"dim": 1, "image_size": 16, "frame_num": 2}
+    loss = make_loss(perceptual_weight=0, gan={"lecam_loss_weight": 3.0}, discr_3d_kwargs=video)
+    total, log = loss(clip(), clip(seed=2), 1, 0)
+    assert log["train/lecam_loss"] > 0
+    expected = log["train/discr_loss"] + 3 * log["train/lecam_loss"]
+    assert total.item() == pytest.approx(expected.item(), rel=1e-6)
+    saved = {name for name in loss.state_dict() if not name.startswith("discr_3d.")}
+    assert saved == {f"lecam.discr_3d.{side}.{x}" for side in ("real", "fake") for x in ("mean", "num_values")}
+    regulariser = loss.lecam["discr_3d"]
+    assert regulariser.real().item() == pytest.approx(log["train/logits_real"].item(), rel=1e-6)
+    assert (regulariser.real.decay, regulariser.fake.decay) == (0.999, 0.999)

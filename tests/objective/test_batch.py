@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from telecine.base.shapes import check_video_pair
 from telecine.objective.batch import (
     check_last_layer,
-    check_videos,
     clip_weights,
-    frame_weights,
     make_batch,
     named_aux_losses,
     without_inference_mode,
 )
-from telecine.settings import ObjectiveConfig
+from telecine.objective.perceptual_term import frame_weights
+from telecine.settings import AdaptiveWeightConfig, ObjectiveConfig, ReconstructionConfig
 
 SHAPE = (2, 3, 4, 8, 8)
 VIDEO = {"dim": 1, "image_size": 16, "frame_num": 4, "linear_attn_heads": 2}
@@ -46,12 +46,12 @@ class TestChecks:
     )
     def test_bad_videos(self, inputs, reconstructions, message):
         with pytest.raises(ValueError, match=message):
-            check_videos(inputs, reconstructions)
+            check_video_pair(inputs, reconstructions)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
     def test_good_videos(self, dtype):
-        check_videos(zeros(dtype=dtype), zeros())
-        check_videos(zeros() + 1, zeros() + 300)  # an untrained decoder leaves the range
+        check_video_pair(zeros(dtype=dtype), zeros())
+        check_video_pair(zeros() + 1, zeros() + 300)  # an untrained decoder leaves the range
 
     @pytest.mark.parametrize("value", [torch.nn.Linear(1, 1), "decoder.conv_out", 3])
     def test_bad_last_layers(self, value):
@@ -132,14 +132,14 @@ class TestMakeBatch:
     def test_num_elements(self):
         mask = torch.arange(4).view(1, 1, 4, 1, 1) < 1
         assert build(mask=mask).num_elements == 1
-        config = {"reconstruction": {"nll_reduction": "sum"}}
+        config = {"reconstruction": ReconstructionConfig(nll_reduction="sum")}
         assert build(config=config).num_elements == 3 * 4 * 8 * 8
         assert build(config=config, mask=mask).num_elements.item() == 3 * 8 * 8
 
     def test_where_gradients_are_compared(self):
         layer, fake, mask = torch.ones(2), zeros(), torch.zeros(1, 1, 1, 1, 1, dtype=torch.bool)
         assert build(fake=fake, last_layer=layer).grad_at is layer
-        config = {"adaptive_weight": {"at": "reconstruction"}}
+        config = {"adaptive_weight": AdaptiveWeightConfig(at="reconstruction")}
         assert build(fake=fake, last_layer=layer, config=config, mask=mask).grad_at is fake, "before it is masked"
 
     def test_only_inference_tensors_are_copied(self):

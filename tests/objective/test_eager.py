@@ -1,4 +1,4 @@
-"""Eager gradients: those of autograd, for any incoming gradient, with no graph kept; the shared backward."""
+"""Eager gradients: those of autograd, for any incoming gradient, with no graph kept."""
 
 import gc
 import weakref
@@ -7,53 +7,45 @@ import pytest
 import torch
 from torch import nn
 
-from telecine import Discriminator, PatchDiscriminator
-from telecine.losses import GAN_LOSSES, gan_loss
-from telecine.objective.eager import (
-    can_share_backward,
-    cotangents,
-    eager_backward,
-    gradients_of,
-    shared_backward,
-    with_gradient_hook,
-    with_gradients,
-)
+from telecine.objective.eager import eager_backward, gradients_of, with_gradient_hook, with_gradients
 
 
 class TestEagerBackward:
     @staticmethod
     def terms(x):
-        return (x.square().sum(), x.sin().sum(), torch.tensor(3.0))
+        return {"square": x.square().sum(), "sine": x.sin().sum(), "constant": torch.tensor(3.0)}
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
     def test_values_and_gradients_are_those_of_the_term(self, dtype):
         x = torch.linspace(-1, 1, 7).to(dtype).requires_grad_()
         wide = x.detach().float() if dtype.itemsize == 2 else x.detach()
-        ours = eager_backward(self.terms, x)
+        named = eager_backward(self.terms, x)
+        assert list(named) == ["square", "sine", "constant"]
+        ours = list(named.values())
         assert [value.requires_grad for value in ours] == [True, True, False]
-        torch.testing.assert_close(torch.stack(ours[:2]), torch.stack(self.terms(wide)[:2]))
+        torch.testing.assert_close(torch.stack(ours[:2]), torch.stack(list(self.terms(wide).values())[:2]))
         (gradient,) = torch.autograd.grad(2 * ours[0] - 3 * ours[1], x)
         assert gradient.dtype == dtype
         torch.testing.assert_close(gradient, (4 * wide - 3 * wide.cos()).to(dtype), rtol=2e-2, atol=1e-2)
 
     def test_the_loss_scale_is_applied_before_a_gradient_is_rounded_to_half_precision(self):
         x = torch.ones(3, dtype=torch.float16, requires_grad=True)
-        (value,) = eager_backward(lambda x: [1e-9 * x.sum()], x)
+        value = eager_backward(lambda x: {"term": 1e-9 * x.sum()}, x)["term"]
         (gradient,) = torch.autograd.grad(2.0**16 * value, x)
         assert (gradient > 6e-5).all()
 
     def test_gradients_flow_on_into_the_callers_graph(self):
         w = nn.Parameter(torch.tensor([1.0, 2.0]))
-        (value,) = eager_backward(lambda x: [x.square().sum()], 3 * w)
+        value = eager_backward(lambda x: {"term": x.square().sum()}, 3 * w)["term"]
         value.backward()
         assert w.grad.tolist() == [18.0, 36.0]
 
     def test_without_gradients_it_is_a_plain_call(self):
         inputs = []
         x = torch.ones(2)
-        eager_backward(lambda y: [inputs.append(y) or y.sum()], x)
+        eager_backward(lambda y: {"term": inputs.append(y) or y.sum()}, x)
         with torch.no_grad():
-            eager_backward(lambda y: [inputs.append(y) or y.sum()], x.requires_grad_())
+            eager_backward(lambda y: {"term": inputs.append(y) or y.sum()}, x.requires_grad_())
         assert all(y is x for y in inputs)
 
     def test_the_graph_of_the_term_is_freed(self):
@@ -62,23 +54,23 @@ class TestEagerBackward:
         def term(x):
             y = x.exp()
             activations.append(weakref.ref(y))
-            return [y.sum()]
+            return {"term": y.sum()}
 
         x = torch.ones(5, requires_grad=True)
         values = eager_backward(term, x)
         gc.collect()
         assert activations[0]() is None
-        assert values[0].requires_grad
+        assert values["term"].requires_grad
 
     def test_two_backwards_through_a_kept_graph(self):
         x = torch.ones(2, requires_grad=True)
-        (value,) = eager_backward(lambda x: [x.square().sum()], x)
+        value = eager_backward(lambda x: {"term": x.square().sum()}, x)["term"]
         first, second = (torch.autograd.grad(value, x, retain_graph=True)[0] for _ in range(2))
         assert torch.equal(first, second)
 
     def test_second_derivatives_raise(self):
         x = torch.ones(2, requires_grad=True)
-        (value,) = eager_backward(lambda x: [x.square().sum()], x)
+        value = eager_backward(lambda x: {"term": x.square().sum()}, x)["term"]
         incoming = torch.ones((), requires_grad=True)
         (gradient,) = torch.autograd.grad(value, x, incoming, create_graph=True)
         with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -162,98 +154,3 @@ class TestGradientHook:
         assert with_gradient_hook(x, None) is x
         y = x.detach()
         assert with_gradient_hook(y, print) is y
-
-
-class TanhDiscriminator(nn.Module):
-    """Discriminates frames (3, 8, 8); adds a fixed bias to each sample's logit."""
-
-    samples_are_independent = True
-
-    def __init__(self, biases):
-        super().__init__()
-        self.net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(4 * 36, 1))
-        self.biases = torch.tensor(biases)
-
-    def forward(self, x):
-        return self.net(x).flatten() + self.biases.to(x.dtype)
-
-
-class TestSharedBackward:
-    def two_backwards(self, loss, discriminator, x):
-        logits = discriminator(x)
-        losses = loss(real=logits.detach(), fake=logits)
-        (grad_x,) = torch.autograd.grad(losses.generator, x, retain_graph=True)
-        return grad_x, torch.autograd.grad(losses.discriminator, list(discriminator.parameters()))
-
-    # Beyond the hinge's margin, as -3 and -9 are, the discriminator's loss has no gradient, the generator's has one.
-    @pytest.mark.parametrize("biases", [[0.0, 0.5, 2.0], [0.0, -3.0, -9.0], [-3.0, -9.0, -4.0], [9.0, 40.0, -40.0]])
-    @pytest.mark.parametrize("name", ["hinge", "vanilla", "least_squares"])
-    @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
-    def test_both_gradients_are_those_of_two_backwards(self, name, biases, dtype, rtol):
-        torch.manual_seed(0)
-        discriminator = TanhDiscriminator(biases).to(dtype)
-        x = torch.randn(3, 3, 8, 8, dtype=dtype, requires_grad=True)
-        parameters = list(discriminator.parameters())
-        expected_x, expected = self.two_backwards(GAN_LOSSES[name], discriminator, x)
-        grad_x, found = shared_backward(GAN_LOSSES[name], discriminator(x), x, parameters, retain_graph=False)
-        cancelled = rtol * expected_x.abs().max().item()  # elements that are small differences of large ones
-        torch.testing.assert_close(grad_x, expected_x, rtol=rtol, atol=cancelled)
-        largest = max(gradient.abs().max().item() for gradient in expected)
-        assert (largest > 0) == (name != "hinge" or max(biases) > -1)
-        for ours, theirs in zip(found, expected, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=rtol, atol=1e-10)
-
-    def test_known_gradients_are_added(self):
-        discriminator = TanhDiscriminator([0.0, 2.0])
-        x = torch.randn(2, 3, 8, 8, requires_grad=True)
-        parameters = [*discriminator.parameters(), unused := nn.Parameter(torch.ones(2))]
-        plain = shared_backward(GAN_LOSSES["hinge"], discriminator(x), x, parameters, retain_graph=False)[1]
-        known = [torch.full_like(parameter, 5.0) for parameter in parameters]
-        added = shared_backward(GAN_LOSSES["hinge"], discriminator(x), x, parameters, retain_graph=False, add_to=known)[
-            1
-        ]
-        assert plain[-1] is None
-        torch.testing.assert_close(added, [*(gradient + 5 for gradient in plain[:-1]), torch.full_like(unused, 5.0)])
-
-    def test_no_gradient_of_either_loss(self):
-        @gan_loss(is_separable=True, uses_real=False)
-        def constant(*, real, fake):
-            return GAN_LOSSES["least_squares"](real=0 * real, fake=0 * fake)
-
-        discriminator = TanhDiscriminator([0.0, 1.0])
-        x = torch.randn(2, 3, 8, 8, requires_grad=True)
-        grad_x, gradients = shared_backward(
-            constant, discriminator(x), x, list(discriminator.parameters()), retain_graph=False
-        )
-        assert grad_x.eq(0).all()
-        assert all(gradient.eq(0).all() for gradient in gradients)
-
-    def test_known_cotangents_of_the_hinge(self):
-        generator, discriminator = cotangents(GAN_LOSSES["hinge"], torch.tensor([0.0, -2.0]))
-        assert generator.tolist() == [-0.5, -0.5]
-        assert discriminator.tolist() == [0.5, 0.0]
-
-    @pytest.mark.parametrize("retain_graph", [False, True])
-    def test_retain_graph(self, retain_graph):
-        discriminator = TanhDiscriminator([0.0])
-        x = torch.randn(1, 3, 8, 8, requires_grad=True)
-        logits = discriminator(x)
-        parameters = list(discriminator.parameters())
-        shared_backward(GAN_LOSSES["hinge"], logits, x, parameters, retain_graph=retain_graph)
-        if retain_graph:
-            logits.sum().backward()
-            assert x.grad.abs().max() > 0
-        else:
-            with pytest.raises(RuntimeError, match="second time"):
-                logits.sum().backward()
-
-    def test_when_it_applies(self):
-        x = torch.randn(2, 3, 16, 16, requires_grad=True)
-        discriminator = Discriminator(dim=1, image_size=16, linear_attn_heads=2)
-        logits = discriminator(x).logits
-        assert can_share_backward(discriminator, logits, x)
-        assert not can_share_backward(discriminator, logits, x.detach()), "the input gets no gradient"
-        assert not can_share_backward(discriminator, logits.half(), x), "a tiny cotangent would underflow"
-        assert not can_share_backward(nn.BatchNorm2d(3), logits, x), "samples may depend on each other"
-        patches = PatchDiscriminator(dim=1, num_layers=1)
-        assert not can_share_backward(patches, patches(x).logits, x), "a sample has several logits"

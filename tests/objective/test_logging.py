@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from telecine.losses import GAN_LOSSES, GANLoss, hinge
-from telecine.objective.logging import STATISTICS, discriminator_log, logit_statistics, named
+from telecine.objective.logging import STATISTICS, discriminator_log, logit_statistics, mean, named, total
 
 REAL = torch.tensor([[2.0, 0.7], [0.2, -1.0]])
 FAKE = torch.tensor([[-2.0, -0.5], [0.6, -1.5]])
@@ -68,6 +68,16 @@ def test_half_precision_and_graphs():
     log = logit_statistics(real=real, fake=FAKE.half(), gan_loss=hinge)
     assert {value.dtype for value in log.values()} == {torch.float32}
     assert not any(value.requires_grad for value in log.values())
+
+
+def test_total_and_mean():
+    terms = [torch.tensor(1.0), torch.tensor(4.0)]
+    like = torch.zeros(3, device="meta")
+    assert total(iter(terms), like=like).item() == 5
+    assert mean(iter(terms), like=like).item() == 2.5
+    for empty in (total([], like=like), mean([], like=like)):
+        assert (empty.shape, empty.device.type) == ((), "meta")
+    assert total([], like=terms[0]) == mean([], like=terms[0]) == 0
 
 
 def step_log(real, fake, **terms):

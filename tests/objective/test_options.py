@@ -135,10 +135,8 @@ OPTIONS = {
     "reconstruction.loss": ("l1", "charbonnier", mse),
     "reconstruction.nll_reduction": ("sum",),
     "reconstruction.learn_logvar": (True,),
-    "reconstruction.logvar_init": (-1.0,),
     "perceptual.net": ("vgg", "alex", partial(LPIPS, "alex"), frame_distance, CustomDistance),
     "perceptual.num_frames": (3, "all"),
-    "perceptual.stride": (2,),
     "perceptual.chunk_size": (1, 3),
     "gan.loss": ("vanilla", "least_squares", "relativistic", wasserstein),
     "gan.disc_train_start": (1,),
@@ -146,7 +144,6 @@ OPTIONS = {
     "gan.augment": (["color", "translation", "cutout"],),
     "gan.feature_matching_loss_weight": (0.5, *WEIGHTS[1:]),
     "gan.lecam_loss_weight": (0.5, *WEIGHTS[1:]),
-    "gan.lecam_decay": (0.0,),
     "penalty.kind": (
         *("r1", "r2", "r1_and_r2", "wgan_gp", "approximate_r1"),
         r1,
@@ -163,7 +160,6 @@ OPTIONS = {
     "adaptive_weight.at": ("reconstruction",),
     "adaptive_weight.min_norm": (1e-8,),
     "adaptive_weight.max": (1.0,),
-    "adaptive_weight.decay": (0.9,),
     "terms": (
         *({name: 0.5} for name in TERMS if name not in LATENT_TERMS),
         {name: 0.5 for name in LATENT_TERMS} | {"alignment": ALIGNMENT},
@@ -176,8 +172,6 @@ OPTIONS = {
 }
 # What an option needs that the base does not have.
 NEEDS = {
-    "gan.lecam_decay": {"lecam_loss_weight": 0.5},
-    "reconstruction.logvar_init": {"learn_logvar": True},
     "perceptual.chunk_size": {"num_frames": "all"},
 }
 NEEDS_NETWORKS = {
@@ -186,7 +180,7 @@ NEEDS_NETWORKS = {
 CASES = [("base", None), *((name, value) for name, values in OPTIONS.items() for value in values)]
 # What is decided anew in an update, or differs with the step.
 OF_AN_UPDATE = ("base", "disc", "adv", "multi", "grad_penalty", "gan.", "penalty.", "adaptive_weight.", "gradient_")
-OF_A_STEP = ("disc_start", "gan.disc_train_start", "gan.lecam_decay", "penalty.every", "adaptive_weight.decay")
+OF_A_STEP = ("disc_start", "gan.disc_train_start", "penalty.every")
 
 
 def of_cases(cases):
@@ -257,7 +251,7 @@ def test_every_option_has_all_of_its_values_here():
             options.add(item.name)
             continue
         cls = type(getattr(defaults, item.name))
-        for name, hint in get_type_hints(cls).items():
+        for name, hint in ((each.name, get_type_hints(cls)[each.name]) for each in fields(cls)):
             options.add(f"{item.name}.{name}")
             values[f"{item.name}.{name}"] = (literals(hint), getattr(defaults, item.name).__getattribute__(name))
     assert options == set(OPTIONS)

@@ -114,12 +114,6 @@ class TestFrames:
             assert len(set(indices)) == expected
             assert all(torch.equal(p, fake[b, :, t]) for p, t in zip(partners, indices, strict=True))
 
-    def test_stride(self, make_loss, pair):
-        loss = make_loss(perceptual={"num_frames": "all", "stride": 2})
-        calls = inputs_of(loss.perceptual.distance)
-        loss(*pair, 0, 0)
-        assert sum(len(call["target"]) for call in calls) == 2 * 2
-
     @pytest.mark.parametrize("eager", [True, False])
     def test_chunks_change_nothing(self, make_loss, pair, eager):
         def run(chunk_size):

@@ -18,10 +18,16 @@ from telecine.losses import (
     wavelet_l1,
 )
 from telecine.objective.batch import make_batch
-from telecine.objective.terms import TERMS, as_terms, mean, total, weighted
+from telecine.objective.logging import weighted
+from telecine.objective.terms import TERMS, TermFunction, check_functions, functions_of
 from telecine.perceptual import Alignment, gram, gram_distance
-from telecine.settings import ObjectiveConfig, Term
-from telecine.settings.objective import RESERVED
+from telecine.settings import GANConfig, ObjectiveConfig, PenaltyConfig, PerceptualConfig, ReconstructionConfig, Term
+from telecine.settings.parse import validate
+
+RESERVED = (
+    *("total", "recon", "perceptual", "nll", "gen", "adversarial", "multiscale_adversarial", "feature_matching"),
+    *("quantizer_aux", "total_disc", "discr", "grad_penalty", "lecam"),
+)
 
 
 def edges(*, reconstruction, target, power=1.0):
@@ -50,8 +56,12 @@ class WithBackbone(Half):
         return super().forward(reconstruction, target)
 
 
+def terms_of(terms):
+    return functions_of(validate(ObjectiveConfig, {"terms": terms})).terms
+
+
 def term_of(value, name="edges"):
-    return as_terms({name: value})[name]
+    return terms_of({name: value})[name]
 
 
 class TestForms:
@@ -62,7 +72,7 @@ class TestForms:
             (2, wavelet_l1, 2),
             (Ramp(0.5, steps=2), wavelet_l1, Ramp(0.5, steps=2)),
             ({"weight": 0.5}, wavelet_l1, 0.5),
-            ({"weight": {"weight": 0.5, "start": 3}}, wavelet_l1, {"weight": 0.5, "start": 3}),
+            ({"weight": {"weight": 0.5, "start": 3}}, wavelet_l1, Ramp(0.5, start=3)),
             ({"target": "temporal"}, temporal_difference, 1.0),
             ({"target": "telecine.losses.temporal_difference", "weight": 2}, temporal_difference, 2),
             ({"target": edges}, edges, 1.0),
@@ -72,17 +82,17 @@ class TestForms:
         ],
     )
     def test_each(self, value, function, weight):
-        term = term_of(value, "wavelet")
-        assert isinstance(term, Term)
-        assert term.function is function
-        assert term.weight == weight
+        config = validate(ObjectiveConfig, {"terms": {"wavelet": value}})
+        assert functions_of(config).terms["wavelet"].function is function
+        assert config.named_terms["wavelet"].weight == weight
+        assert config.all_terms()["wavelet"].setting == "terms.wavelet.weight"
 
     def test_parameters(self):
         term = term_of({"target": edges, "params": {"power": 2.0}})
         assert term.function.func is edges
         assert term.function.keywords == {"power": 2.0}
         assert term.arguments == ("reconstruction", "target")
-        assert Term("wavelet", params={"levels": 2}).function.keywords == {"levels": 2}
+        assert term_of(Term("wavelet", params={"levels": 2})).function.keywords == {"levels": 2}
 
     def test_the_built_in_ones(self):
         assert {
@@ -98,11 +108,10 @@ class TestForms:
         } == TERMS
         functions = {name: function for name, function in TERMS.items() if not isinstance(function, type)}
         assert len(functions) == 8
-        assert {name: term.function for name, term in as_terms(dict.fromkeys(functions, 1.0)).items()} == functions
-        assert as_terms(None) == {}
+        assert {name: term.function for name, term in terms_of(dict.fromkeys(functions, 1.0)).items()} == functions
 
     def test_the_order_is_kept(self):
-        assert list(as_terms({"temporal": 1, "edges": Term(edges), "gram": 2})) == ["temporal", "edges", "gram"]
+        assert list(terms_of({"temporal": 1, "edges": Term(edges), "gram": 2})) == ["temporal", "edges", "gram"]
 
 
 class TestMistakes:
@@ -112,46 +121,62 @@ class TestMistakes:
             (
                 "edgez",
                 0.5,
-                r"`target` must be one of 'wavelet', 'temporal', 'gram', .*, or the dotted path .*'edgez'.*Use",
+                r"`terms.edgez.target` must be one of 'wavelet', 'temporal', .*, or the dotted path .*'edgez'.*Use",
             ),
-            ("wavelets", 0.5, r"`target` must be one of .*but got 'wavelets'. Did you mean `wavelet`\?"),
-            ("x", {"target": "nowhere.edges"}, r"`target` must be in telecine or .*'nowhere.edges'. If you trust it"),
+            ("wavelets", 0.5, r"must be one of .*but got 'wavelets'. Did you mean `wavelet`\?"),
+            (
+                "x",
+                {"target": "nowhere.edges"},
+                r"`terms.x.target` must be in telecine or .*'nowhere.edges'. If",
+            ),
             (
                 "x",
                 {"target": "telecine.x.edges"},
                 r"'telecine.x.edges'. No module named 'telecine.x'. Check",
             ),
-            ("x", {"target": lambda **kwargs: 0}, r"`target` must be a function of 'reconstruction', .*one of none"),
-            ("x", {"target": "telecine.losses.edges"}, r"`target` must be .*telecine.losses has no `edges`"),
-            ("x", {"target": "telecine.losses"}, r"`target` must be the dotted path of a function, but got .*module"),
-            ("x", {"target": edges, "wieght": 1}, r"`terms.x.wieght` must be a field of a term.*Did you mean `weight`"),
+            (
+                "x",
+                {"target": lambda **kwargs: 0},
+                r"`terms.x.target` must be a function of .*one of none",
+            ),
+            ("x", {"target": "telecine.losses.edges"}, r"`terms.x.target` must be .*telecine.losses has no `edges`"),
+            (
+                "x",
+                {"target": "telecine.losses"},
+                r"`terms.x.target` must be the dotted path of .*but got .*module",
+            ),
+            ("x", {"target": edges, "wieght": 1}, r"`terms.x.wieght` is not a setting. Did you mean `terms.x.weight`"),
             ("x", {"target": edges, "weight": -1}, r"`terms.x.weight` must be a finite number >= 0, but got -1"),
             ("wavelet", -1, r"`terms.wavelet.weight` must be a finite number >= 0, but got -1"),
-            ("wavelet", "much", r"`terms.wavelet` must be a `Term`, a dict of its fields, or a weight, but got 'much'"),
-            ("x", edges, r"but got <function .*Write Term\(x, weight=0.1\)"),
-            ("x", {"target": Ramp}, r"`target` must be a function, a module or a .*Pass an instance, `Ramp\("),
+            ("wavelet", "much", r"`terms.wavelet` must be a number or settings such as .* but got 'much'"),
+            ("x", edges, r"`terms.x` must be a number or settings such as .*but got <function"),
+            ("x", {"target": Ramp}, r"`terms.x.target` must be a function, a module or a .*Pass an instance, `Ramp\("),
             (
                 "x",
                 {"target": Half, "params": {"facto": 2}},
-                r"`params.facto` must .* of Half.*Did you mean `factor`",
+                r"`terms.x.params.facto` must .* of Half.*Did you mean `factor`",
             ),
             (
                 "alignment",
                 0.5,
-                r"`params` must be the arguments of Alignment, .* without 'latent_channels'",
+                r"`terms.alignment.params` must be the arguments of Alignment, .* without 'latent_channels'",
             ),
-            ("x", {"target": "wavelet", "params": {"level": 2}}, r"`params.level` must be a parameter of wavelet_l1"),
+            (
+                "x",
+                {"target": "wavelet", "params": {"level": 2}},
+                r"`terms.x.params.level` must be .* of wavelet_l1",
+            ),
             ("two words", {"target": edges}, r"`terms` must be named by an identifier .*but got 'two words'. Rename"),
         ],
     )
     def test_each(self, name, value, message):
         with pytest.raises(ValueError, match=message):
-            as_terms({name: value})
+            terms_of({name: value})
 
     @pytest.mark.parametrize("name", RESERVED)
     def test_names_that_are_in_use(self, name):
         with pytest.raises(ValueError, match=rf"`terms` must be named by .* other than .*, but got '{name}'"):
-            as_terms({name: Term(edges)})
+            terms_of({name: Term(edges)})
 
     def test_every_log_key_and_weight_of_the_objective_is_reserved(self, make_loss, make_feature_discriminator, pair):
         loss = make_loss(
@@ -162,7 +187,8 @@ class TestMistakes:
             discr_3d_kwargs=make_feature_discriminator(),
         )
         logs = [loss(*pair, index, 1)[1] for index in (0, 1)]
-        names = [name.removeprefix("train/") for log in logs for name in log] + list(loss.weights.ramps)
+        names = [name.removeprefix("train/") for log in logs for name in log]
+        names += [term.weight_key for term in loss.weights.terms.values()]
         names = [name.removesuffix("_weight") for name in names]
         assert {name.removesuffix("_loss") for name in names if name.endswith("_loss")} == set(RESERVED)
 
@@ -175,9 +201,10 @@ class TestMistakes:
         ],
     )
     def test_functions_that_need_other_arguments(self, function, needed):
-        message = rf"`target` must be a function of 'reconstruction', 'target', .*but got one that needs {needed}. Give"
+        contract = "`terms.edges.target` must be a function of 'reconstruction', 'target', "
+        message = rf"{contract}.*but got one that needs {needed}. Give"
         with pytest.raises(ValueError, match=message):
-            Term(function)
+            term_of(Term(function))
 
     @pytest.mark.parametrize(("result", "got"), [(torch.ones(2), r"shape \(2,\)"), (1.0, r"1.0 \(float\)")])
     def test_results_that_are_not_scalars(self, make_loss, pair, result, got):
@@ -200,7 +227,7 @@ class TestArguments:
         given = {}
         real, fake = torch.zeros(2, 3, 4, 8, 8), torch.ones(2, 3, 4, 8, 8)
         batch = make_batch(ObjectiveConfig(), real, fake, None, None, **options)
-        Term(function(given))(batch)
+        TermFunction(Term(function(given)))(batch)
         return given, batch
 
     def test_both_videos(self):
@@ -221,14 +248,14 @@ class TestArguments:
 
     def test_a_module(self):
         _, batch = self.call(lambda given: lambda reconstruction: torch.zeros(()))
-        for term in (Term(Half()), Term(Half, params={"factor": 0.5})):
+        for term in map(TermFunction, (Term(Half()), Term(Half, params={"factor": 0.5}))):
             assert term(batch) == 0.5 * (batch.fake - batch.real).abs().mean()
             assert term.function is term.function
 
     def test_frozen_weights_of_a_module_are_not_copied(self):
         _, batch = self.call(lambda given: lambda reconstruction: torch.zeros(()))
         module = WithBackbone()
-        Term(module)(batch).backward()
+        TermFunction(Term(module))(batch).backward()
         assert module.used is module.backbone.weight
         assert module.factor.grad == (batch.fake - batch.real).abs().mean()
 
@@ -257,10 +284,11 @@ class TestArguments:
         def compare(*, reconstruction_features, target_features):
             return torch.zeros(())
 
-        assert Term(compare).arguments == ("reconstruction_features", "target_features")
-        assert Term(compare).uses_features
-        assert Term(lambda *, target_features: 0).uses_features
-        assert not Term(edges).uses_features
+        term = TermFunction(Term(compare))
+        assert term.arguments == ("reconstruction_features", "target_features")
+        assert term.uses_features
+        assert TermFunction(Term(lambda *, target_features: 0)).uses_features
+        assert not TermFunction(Term(edges)).uses_features
 
 
 class TestLatent:
@@ -305,7 +333,7 @@ class TestLatent:
             return latent.mean()
 
         real, fake, latent = torch.zeros(2, 3, 4, 8, 8), torch.ones(2, 3, 4, 8, 8), torch.zeros(2, 4)
-        Term(energy)(make_batch(ObjectiveConfig(), real, fake, None, None, latent=latent, **OPTIONS))
+        TermFunction(Term(energy))(make_batch(ObjectiveConfig(), real, fake, None, None, latent=latent, **OPTIONS))
         assert seen["weight"].tolist() == [1, 3]
 
     def test_the_weights_of_a_module_are_trained_and_saved(self, make_loss, pair):
@@ -385,22 +413,50 @@ class TestInTheLoss:
         assert total_loss.isfinite()
 
 
-class TestSums:
-    def test_total_and_mean(self):
-        terms = [torch.tensor(1.0), torch.tensor(4.0)]
-        like = torch.zeros(3, device="meta")
-        assert total(iter(terms), like=like).item() == 5
-        assert mean(iter(terms), like=like).item() == 2.5
-        for empty in (total([], like=like), mean([], like=like)):
-            assert (empty.shape, empty.device.type) == ((), "meta")
-        assert total([], like=terms[0]) == mean([], like=terms[0]) == 0
-
-    def test_weighted(self):
-        nan = torch.tensor(float("nan"))
-        assert weighted((2.0, torch.tensor(3.0)), (0.0, nan), (1.0, None), (0.5, torch.tensor(4.0))).item() == 8
-        assert weighted() == 0
+def test_weighted():
+    nan = torch.tensor(float("nan"))
+    assert weighted((2.0, torch.tensor(3.0)), (0.0, nan), (1.0, None), (0.5, torch.tensor(4.0))).item() == 8
+    assert weighted() == 0
 
 
 def test_terms_are_a_dict():
-    with pytest.raises(ValueError, match="`terms` must be a dict of terms by name, but got"):
-        as_terms([Term(edges)])
+    with pytest.raises(ValueError, match="`terms` must be a group"):
+        validate(ObjectiveConfig, {"terms": [Term(edges)]})
+
+
+class TestCheckFunctions:
+    """What training checks before it reads any video."""
+
+    @pytest.mark.parametrize(
+        ("config", "message"),
+        [
+            (
+                ObjectiveConfig(terms={"x": Term("telecine.losses.edges")}),
+                r"`objective.terms.x.target` must be importable",
+            ),
+            (
+                ObjectiveConfig(terms={"x": Term(edges, params={"powr": 2})}),
+                r"`objective.terms.x.params.powr` must be a parameter of edges.*Did you mean `power`",
+            ),
+            (ObjectiveConfig(gan=GANConfig(loss="telecine.nothing")), "`objective.gan.loss` must be importable"),
+            (ObjectiveConfig(penalty=PenaltyConfig("telecine.nothing")), "`objective.penalty.kind` must be importable"),
+            (
+                ObjectiveConfig(reconstruction=ReconstructionConfig("telecine.nothing")),
+                "`objective.reconstruction.loss` must be importable",
+            ),
+            (
+                ObjectiveConfig(perceptual=PerceptualConfig("elsewhere.net")),
+                "`objective.perceptual.net` must be in telecine or in a package that you allow",
+            ),
+        ],
+    )
+    def test_each_setting_is_named(self, config, message):
+        with pytest.raises(ValueError, match=message):
+            check_functions(config, sharding="none")
+
+    def test_sharded_weights_and_a_term_that_decodes(self):
+        config = ObjectiveConfig(terms={"wavelet": 1.0, "noise": Term("latent_noise")})
+        check_functions(config, sharding="none")
+        message = '`sharding` must be "none" with terms that decode, but got fsdp2 with noise. Leave the term out'
+        with pytest.raises(ValueError, match=message):
+            check_functions(config, sharding="fsdp2")

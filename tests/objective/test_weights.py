@@ -7,6 +7,7 @@ import pytest
 from telecine import Ramp, VideoAutoencoderLoss
 from telecine.objective.weights import WeightSchedule
 from telecine.settings import ObjectiveConfig, as_ramp
+from telecine.settings.parse import validate
 
 
 @pytest.mark.parametrize(
@@ -41,35 +42,32 @@ def test_is_ever_on():
         (0.5, Ramp(0.5, start=7)),
         (Ramp(0.5, steps=2), Ramp(0.5, start=7, steps=2)),
         (Ramp(0.5, start=0), Ramp(0.5, start=0)),
-        ({"weight": 1, "start": 9, "steps": 3}, Ramp(1, start=9, steps=3)),
-        ({"weight": 1, "initial": 0.5}, Ramp(1, start=7, initial=0.5)),
     ],
 )
 def test_every_form_of_a_weight(value, expected):
-    assert as_ramp("perceptual_weight", value, start=7) == expected
+    assert as_ramp(value, "perceptual_weight", start=7) == expected
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (-1.0, "`some_weight` must be a finite number >= 0"),
-        ("much", "`some_weight` must be a finite number"),
-        ({"weight": 1, "strat": 3}, r"`some_weight.strat` must be a field of a ramp.*Did you mean `start`\?"),
-        ({"weight": 1, "x": 3}, "`some_weight.x` must be a field.*Its fields are: weight, start, steps, initial"),
-        ({"start": 3}, "`some_weight` must be a number or a ramp with a `weight`"),
-        ({"weight": -1}, "`some_weight.weight` must be a finite number >= 0"),
-        ({"weight": 1, "steps": 1.5}, "`some_weight.steps` must be a whole number"),
-        ({"weight": 1, "start": -1}, "`some_weight.start` must be a whole number"),
-        ({"weight": 1, "initial": float("inf")}, "`some_weight.initial` must be a finite number"),
+        (-1.0, "`perceptual_weight` must be a finite number >= 0"),
+        ("much", "`perceptual_weight` must be a number or settings such as"),
+        ({"weight": 1, "strat": 3}, r"`perceptual_weight.strat` is not a setting. Did you mean `.*start`"),
+        ({"start": 3}, "`perceptual_weight` must be .* but got one without `weight`"),
+        ({"weight": -1}, "`perceptual_weight.weight` must be a finite number >= 0"),
+        ({"weight": 1, "steps": 1.5}, "`perceptual_weight.steps` must be a whole number"),
+        ({"weight": 1, "start": -1}, "`perceptual_weight.start` must be a whole number"),
+        ({"weight": 1, "initial": float("inf")}, "`perceptual_weight.initial` must be a finite number"),
     ],
 )
 def test_bad_weights(value, message):
     with pytest.raises(ValueError, match=message):
-        as_ramp("some_weight", value)
+        validate(ObjectiveConfig, {"perceptual_weight": value})
 
 
 def schedule(**options):
-    return WeightSchedule(ObjectiveConfig(**options))
+    return WeightSchedule(validate(ObjectiveConfig, options))
 
 
 def test_steps_that_are_given_as_floats_are_ints():
@@ -95,7 +93,7 @@ def test_the_busiest_step_has_a_penalty_and_every_term_that_can_be_on(options, s
     )
     assert weights.busiest_step() == step
     assert weights.off_at(step) == off
-    assert weights.at(step).penalty == 16
+    assert weights.at(step)["grad_penalty"] == 16
     assert weights.busiest_step(900) < 900
 
 
@@ -112,30 +110,30 @@ def test_all_weights_at_a_step():
         disc_start=3,
     )
     before, after = weights.at(2), weights.at(4)
-    assert (before.step, before.perceptual, before.aux, before.lecam) == (2, 0.7, 0.9, 0.5)
-    assert (before.adversarial, before.multiscale, before.feature_matching) == (0, 0, 0)
-    assert (after.adversarial, after.multiscale, after.feature_matching) == (0.3, 0.2, 0.4)
-    assert (before.terms, after.terms) == ({"wavelet": 0.1, "gram": 0.0}, {"wavelet": 0.1, "gram": 2.0})
+    constant = {"perceptual": 0.7, "quantizer_aux": 0.9, "lecam": 0.5, "grad_penalty": 3.0, "wavelet": 0.1}
+    late = {"adversarial": 0.3, "multiscale_adversarial": 0.2, "feature_matching": 0.4, "gram": 2.0}
+    assert before == {**constant, **dict.fromkeys(late, 0)}
+    assert after == {**constant, **late}
     assert (weights.at(1).scheduled, after.scheduled) == (
         {"lecam_loss_weight": 0.25, "gram_loss_weight": 0.0},
         {"lecam_loss_weight": 0.5, "gram_loss_weight": 2.0},
     )
-    assert [weights.at(step).penalty for step in range(4)] == [3.0, 0.0, 3.0, 0.0]
-    assert weights.is_ever_on("lecam_loss_weight")
-    assert weights.is_term_ever_on("gram")
-    assert not schedule(terms={"gram": 0}).is_term_ever_on("gram")
+    assert [weights.at(step)["grad_penalty"] for step in range(4)] == [3.0, 0.0, 3.0, 0.0]
+    assert weights.is_ever_on("lecam")
+    assert weights.is_ever_on("gram")
+    assert not schedule(terms={"gram": 0}).is_ever_on("gram")
 
 
 def test_the_discriminators_train_from_disc_train_start():
     weights = schedule(grad_penalty_loss_weight=1, gan={"disc_train_start": 2}, disc_start=9)
     assert [weights.at(step).discriminators_train for step in range(4)] == [False, False, True, True]
-    assert [weights.at(step).penalty for step in range(4)] == [0, 0, 1, 1]
+    assert [weights.at(step)["grad_penalty"] for step in range(4)] == [0, 0, 1, 1]
 
 
 @pytest.mark.parametrize("start", [None, 0, 3])
 def test_no_adversarial_term_counts_before_disc_start(start):
     weights = schedule(disc_start=3, adversarial_loss_weight=Ramp(1.0, start=start, steps=2))
-    values = [weights.at(step).adversarial for step in range(6)]
+    values = [weights.at(step)["adversarial"] for step in range(6)]
     assert values == ([0, 0, 0, 1, 1, 1] if start == 0 else [0, 0, 0, 0, 0.5, 1])
 
 

@@ -15,7 +15,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from telecine import VideoAutoencoderLoss
-from telecine.objective.running import average_over_ranks
+from telecine.ops.ranks import average_over_ranks
 from telecine.perceptual import LPIPS
 
 helpers = runpy.run_path(str(Path(__file__).with_name("conftest.py")))
@@ -49,7 +49,7 @@ def build_averaging_loss():
         adversarial_loss_weight=1.0,
         gan={"lecam_loss_weight": 0.1},
         reconstruction={"learn_logvar": True},
-        adaptive_weight={"at": "reconstruction", "decay": 0.5},
+        adaptive_weight={"at": "reconstruction"},
         discr_3d_kwargs={"dim": 1, "image_size": 16, "frame_num": 4, "linear_attn_heads": 2},
         perceptual=perceptual(),
     )
@@ -63,7 +63,7 @@ def averaged(loss, real, fake):
     return {
         "adaptive_weight": log["train/adaptive_weight"].item(),
         "logvar_gradient": loss.logvar.grad.item(),
-        **{name: value.item() for name, value in loss.state_dict().items() if "lecam" in name or "balance" in name},
+        **{name: value.item() for name, value in loss.state_dict().items() if "lecam" in name},
     }
 
 

@@ -5,7 +5,6 @@ import math
 import pytest
 from matplotlib.figure import Figure
 
-from telecine.objective.weights import WeightSchedule
 from telecine.report.curves import columns_of, draw_curves, duplicates, panels
 from telecine.settings import ObjectiveConfig
 
@@ -38,7 +37,7 @@ def test_a_png_is_written(tmp_path):
 
 
 def test_other_losses_and_weights_have_their_panels():
-    weights = {f"train/{name}" for name in WeightSchedule(ObjectiveConfig()).ramps}
+    weights = {f"train/{term.weight_key}" for term in ObjectiveConfig().all_terms().values()}
     losses = {"train/edges_loss", "train/gram_loss", "train/logvar", "train/recon_loss"}
     shown = {"train/mse", "train/gen_loss", "train/adaptive_weight", "val/psnr"}
     shown |= {"train/total_loss", "train/total_disc_loss"}

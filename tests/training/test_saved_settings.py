@@ -10,7 +10,7 @@ from rich.console import Console
 
 from telecine import Ramp, Term
 from telecine.losses import mse
-from telecine.settings import AdaptiveWeightConfig, GANConfig, ReconstructionConfig, TrainConfig
+from telecine.settings import GANConfig, ReconstructionConfig, TrainConfig
 from telecine.training import train
 from telecine.training.saved_settings import (
     as_yaml,
@@ -71,10 +71,6 @@ CHANGED_NETWORKS = [
     (
         lambda c: {"objective": replace(c.objective, gan=GANConfig(lecam_loss_weight=Ramp(0.1, start=100)))},
         "`objective.gan.lecam_loss_weight > 0` must be False as in",
-    ),
-    (
-        lambda c: {"objective": replace(c.objective, adaptive_weight=AdaptiveWeightConfig())},
-        "`objective.adaptive_weight.decay > 0` must be False as in",
     ),
 ]
 

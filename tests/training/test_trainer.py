@@ -35,10 +35,20 @@ from telecine.runs.layout import (
     validation_folders,
 )
 from telecine.runs.manifest import write_manifest
-from telecine.settings import ClipConfig, GANConfig, OptimizerConfig, PerceptualConfig, ReconstructionConfig
+from telecine.settings import (
+    ClipConfig,
+    GANConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PerceptualConfig,
+    ReconstructionConfig,
+    Term,
+    TrainConfig,
+)
 from telecine.training import Interrupted, TrainingError, train, trainer
 from telecine.training.build import build_accelerator
 from telecine.training.checkpoint_files import newest_intact
+from telecine.training.dry_run import dry_run
 from telecine.training.interrupt import StopRequest
 from telecine.training.step import DivergenceError, divergence_error, train_step
 from telecine.training.trainer import Trainer
@@ -599,3 +609,13 @@ def test_training_computes_in_bfloat16_and_validation_does_not(tiny, another_pre
     assert {tensor.dtype for name in ("ema", "model") for tensor in saved[f"{name}/model.safetensors"].values()} == {
         torch.float32
     }
+
+
+@pytest.mark.parametrize("run", [train, dry_run])
+def test_functions_are_checked_before_any_video_is_read(run):
+    config = TrainConfig(data="nowhere", objective=ObjectiveConfig(terms={"x": Term("elsewhere.edges")}))
+    with pytest.raises(ValueError, match=r"`objective.terms.x.target` must be in telecine or in a package"):
+        run(config)
+    decoding = replace(config, objective=ObjectiveConfig(terms={"latent_noise": 1.0}), sharding="fsdp2")
+    with pytest.raises(ValueError, match=r'`sharding` must be "none" with terms that decode, but got .*latent_noise'):
+        run(decoding)

@@ -75,3 +75,16 @@ def check_range(name: str, value: Tensor) -> None:
     if 0 <= low < high:
         text = f"`{name}` has no value below 0. If its range is [0, 1] instead of [-1, 1], map it with `x * 2 - 1`."
         warnings.warn(text, stacklevel=2)
+
+
+def check_video_pair(inputs: Tensor, reconstructions: Tensor) -> None:
+    """Raise a `ValueError` unless both are videos `(B, C, T, H, W)` of one shape and device, `inputs` in [-1, 1].
+
+    Reconstructions may leave the range, as those of an untrained decoder do.
+    """
+    check_video("inputs", inputs)
+    check_video("reconstructions", reconstructions)
+    remedy = "An autoencoder that changes the number of frames or the size needs clips that fit its strides."
+    check_same_shape("reconstructions", reconstructions, "inputs", inputs, remedy=remedy)
+    check_same_device("reconstructions", reconstructions, "inputs", inputs)
+    check_range("inputs", inputs)

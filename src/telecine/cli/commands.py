@@ -299,9 +299,10 @@ def config(action: Literal["validate", "schema"], files: list[str] = []) -> None
     elif not files:
         raise argument_error("files", "settings files or recipes", "nothing", "Pass one or more.")
     else:
-        from telecine.objective.terms import functions_of
+        from telecine.objective.terms import check_functions
 
-        functions_of(read_config(*files).objective)
+        settings = read_config(*files)
+        check_functions(settings.objective, sharding=settings.sharding)
         console.print(f"valid: {' '.join(files)}", soft_wrap=True)
 
 

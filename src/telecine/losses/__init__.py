@@ -10,7 +10,6 @@ from telecine.losses.adversarial import (
     gan_loss,
     hinge,
     least_squares,
-    lecam,
     relativistic,
     vanilla,
 )
@@ -69,7 +68,6 @@ __all__ = [
     "latent_masking",
     "latent_noise",
     "least_squares",
-    "lecam",
     "local_correlation",
     "mse",
     "one_centered",

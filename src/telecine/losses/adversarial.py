@@ -1,4 +1,4 @@
-"""GAN losses on logits, feature matching and LeCam regularisation.
+"""GAN losses on logits, and feature matching.
 
 A GAN loss is one function that returns the losses of both sides. Its arguments are the logits of real samples, `real`,
 and of reconstructions, `fake`, of any shape. Larger logits mean "more real".
@@ -204,24 +204,3 @@ def feature_matching(*, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Scala
         check_same_shape(f"fake[{index}]", y, f"real[{index}]", x, remedy=remedy)
         distances.append(F.l1_loss(at_least_float32(y), at_least_float32(x.detach())))
     return torch.stack(distances).mean()  # equation 4
-
-
-def lecam(*, real: Tensor, fake: Tensor, real_average: Scalar, fake_average: Scalar) -> Scalar:
-    """Return `mean(relu(real - fake_average)^2) + mean(relu(real_average - fake)^2)`; the graph is kept.
-
-    LeCam regularisation (Tseng et al., arXiv:2104.03310), equation 3 with the relu of the authors' code: a logit is
-    pulled towards the moving average of the other side, real logits only down, fake logits only up. It slows down a
-    discriminator that overfits to little data, and does nothing to one that confuses real and fake.
-
-    Args:
-        real, fake: Logits of any shape.
-        real_average: Moving average of the mean of `real`, 0-d; it gets no gradient.
-        fake_average: Moving average of the mean of `fake`, likewise.
-
-    Returns:
-        A 0-d tensor >= 0, at least float32, which belongs to the discriminator's loss.
-    """
-    real, fake = at_least_float32(real), at_least_float32(fake)
-    alpha_r, alpha_f = at_least_float32(real_average).detach(), at_least_float32(fake_average).detach()
-    # Equation 3
-    return (real - alpha_f).relu().square().mean() + (alpha_r - fake).relu().square().mean()

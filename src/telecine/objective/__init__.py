@@ -1,4 +1,4 @@
-"""The objective: what is added, with which weight, in which step."""
+"""The objective: its terms, their weights, and its two steps."""
 
 from telecine.objective.video_autoencoder import Update, VideoAutoencoderLoss
 

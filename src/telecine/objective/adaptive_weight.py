@@ -9,13 +9,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.compiler import is_compiling
 
 from telecine.base.shapes import Scalar
 from telecine.objective.eager import gradients_of
 from telecine.objective.layer_activations import LayerActivations
-from telecine.objective.running import average_over_ranks
+from telecine.ops.ranks import average_over_ranks
 from telecine.settings import AdaptiveWeightConfig
 
 NO_LAYER = (
@@ -24,52 +24,38 @@ NO_LAYER = (
 )
 
 
-class AdaptiveWeight(nn.Module):
-    """The adaptive weights of all adversarial terms.
+def adaptive_weights(
+    config: AdaptiveWeightConfig,
+    losses: Mapping[str, Scalar],
+    references: Mapping[str, Scalar],
+    grad_at: Tensor | LayerActivations | None,
+) -> dict[str, Scalar]:
+    """Return the weight of each generator loss by name; 1 if there are no gradients to compare.
+
+    The weight is `min(|grad reference| / max(|grad loss|, min_norm), max)`, without a graph; 1 if it is not finite.
 
     Args:
-        config: Its settings.
+        config: The settings of the adaptive weight.
+        losses: Generator losses by discriminator.
+        references: The losses whose gradient may be compared with, by their names in the settings.
+        grad_at: Where gradients are compared: the last layer's weight or activations, or the reconstruction.
     """
-
-    def __init__(self, config: AdaptiveWeightConfig) -> None:
-        super().__init__()
-        self.config = config
-
-    def forward(
-        self, losses: Mapping[str, Tensor], references: Mapping[str, Scalar], grad_at: Tensor | LayerActivations | None
-    ) -> dict[str, Tensor]:
-        """Return the weight of each generator loss by name; 1 if there are no gradients to compare.
-
-        Args:
-            losses: Generator losses by discriminator.
-            references: The losses whose gradient may be compared with, by the name in the settings.
-            grad_at: Where gradients are compared: the last layer's weight or activations, or the reconstruction.
-        """
-        reference = references.get(self.config.reference)
-        if grad_at is None and losses and reference is not None and reference.requires_grad and not is_compiling():
-            warnings.warn(NO_LAYER, stacklevel=2)
-        comparable = grad_at is not None and grad_at.requires_grad and reference is not None and reference.requires_grad
-        if not losses or not comparable:
-            return {name: torch.ones_like(loss) for name, loss in losses.items()}
-        assert grad_at is not None
-        assert reference is not None
-        norms_of: Callable[..., list[Scalar]] = (
-            layer_gradient_norms if self.config.at == "last_layer" else reconstruction_gradient_norms
-        )
-        reference_norm, *norms = norms_of([reference, *losses.values()], grad_at)
-        return {
-            name: finite_or_one(self._ratio(reference_norm, norm)) for name, norm in zip(losses, norms, strict=True)
-        }
-
-    def _ratio(self, reference_norm: Scalar, norm: Scalar) -> Scalar:
-        """Return `min(reference_norm / max(norm, min_norm), max)`, NaN if the quotient is not finite."""
-        ratio = (reference_norm / norm.clamp(min=self.config.min_norm)).detach()
-        return torch.where(torch.isfinite(ratio), ratio.clamp(max=self.config.max), torch.nan)
-
-
-def finite_or_one(weight: Scalar) -> Scalar:
-    """Return the weight, or 1 if it is not finite."""
-    return torch.where(torch.isfinite(weight), weight, torch.ones_like(weight))
+    reference = references.get(config.reference)
+    if not losses or reference is None or not reference.requires_grad:
+        return {name: torch.ones_like(loss) for name, loss in losses.items()}
+    if grad_at is None and not is_compiling():
+        warnings.warn(NO_LAYER, stacklevel=2)
+    if grad_at is None or not grad_at.requires_grad:
+        return {name: torch.ones_like(loss) for name, loss in losses.items()}
+    norms_of: Callable[..., list[Scalar]] = (
+        layer_gradient_norms if config.at == "last_layer" else reconstruction_gradient_norms
+    )
+    reference_norm, *norms = norms_of([reference, *losses.values()], grad_at)
+    ratios = [(reference_norm / norm.clamp(min=config.min_norm)).detach() for norm in norms]
+    return {
+        name: torch.where(torch.isfinite(ratio), ratio.clamp(max=config.max), torch.ones_like(ratio))
+        for name, ratio in zip(losses, ratios, strict=True)
+    }
 
 
 def layer_gradient_norms(losses: Sequence[Scalar], last_layer: Tensor | LayerActivations) -> list[Scalar]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypedDict
+from typing import NamedTuple, Protocol, TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
@@ -11,12 +11,10 @@ from torch import Tensor
 from telecine.base.checks import argument_error, describe
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators
-from telecine.base.shapes import Scalar, Video, check_range, check_same_device, check_same_shape, check_video
+from telecine.base.shapes import Scalar, Video, check_video_pair
 from telecine.losses import Decode, Reduction, posterior_kl
 from telecine.objective.layer_activations import LayerActivations
-
-if TYPE_CHECKING:
-    from telecine.settings import ObjectiveConfig
+from telecine.settings import ObjectiveConfig
 
 
 class Batch(NamedTuple):
@@ -56,7 +54,7 @@ class BatchOptions(TypedDict, total=False):
     """The optional arguments of a call."""
 
     regularization_log: Mapping[str, AuxLoss] | None
-    """Replaces `aux_losses` in sgm-style engines: its entries that are named "...loss" or "loss/..."."""
+    """Replaces `aux_losses` in sgm-style engines: its entries named "...loss" or "loss/..."."""
     mask: Tensor | None
     """Bool, broadcasts to the videos. Where it is False the reconstruction counts as perfect in every term of both
     steps, and reconstruction errors are means over the rest."""
@@ -88,12 +86,12 @@ def make_batch(
     latent: Tensor | None = None,
     decode: Decode | None = None,
 ) -> Batch:
-    """Check the arguments of a call and return what the terms need.
+    """Check the arguments of a call and return the inputs of the terms.
 
     Raises:
         ValueError: If an argument breaks the contract of `VideoAutoencoderLoss.forward`.
     """
-    check_videos(inputs, reconstructions)
+    check_video_pair(inputs, reconstructions)
     check_mask(mask, inputs)
     check_sample_weight(sample_weight, inputs)
     check_last_layer(last_layer)
@@ -137,14 +135,6 @@ def clip_weights(fraction: Tensor | float, sample_weight: Tensor | None, *, like
     if isinstance(fraction, float):
         return weight
     return weight * torch.where(fraction > 0, 1 / fraction, torch.zeros_like(fraction))
-
-
-def frame_weights(clip_weight: Tensor | None, indices: Tensor) -> Tensor:
-    """Return the weight `(B k,)` of each sampled frame, `indices` (B, k), such that the weighted sum is the mean."""
-    batch, num_frames = indices.shape
-    if clip_weight is None:
-        return torch.full((batch * num_frames,), 1 / (batch * num_frames), device=indices.device)
-    return (clip_weight / (batch * num_frames)).repeat_interleave(num_frames)
 
 
 def named_aux_losses(
@@ -195,19 +185,6 @@ def _aux_loss(name: str, value: object, device: torch.device, kl_reduction: Redu
 def without_inference_mode(tensor: Tensor) -> Tensor:
     """Return a tensor that autograd can record: a copy of one that was made in inference mode."""
     return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
-
-
-def check_videos(inputs: Tensor, reconstructions: Tensor) -> None:
-    """Raise a `ValueError` unless both are videos `(B, C, T, H, W)` of one shape and device, `inputs` in [-1, 1].
-
-    Reconstructions may leave the range, as those of an untrained decoder do.
-    """
-    check_video("inputs", inputs)
-    check_video("reconstructions", reconstructions)
-    remedy = "An autoencoder that changes the number of frames or the size needs clips that fit its strides."
-    check_same_shape("reconstructions", reconstructions, "inputs", inputs, remedy=remedy)
-    check_same_device("reconstructions", reconstructions, "inputs", inputs)
-    check_range("inputs", inputs)
 
 
 def check_mask(mask: object, like: Video) -> None:

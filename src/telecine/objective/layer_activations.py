@@ -1,4 +1,4 @@
-"""The activations of the decoder's last layer, from which the gradient of its weight is computed.
+"""The activations of the decoder's last layer, for the gradient of its weight.
 
 A weight that is sharded over processes cannot be an input of `torch.autograd.grad`, but the layer's output can. The
 adaptive weight accepts either as `last_layer`.
@@ -108,7 +108,7 @@ class LayerActivations:
         return found
 
     def _weight_gradient_of_call(self, inputs: Inputs, grad_output: Tensor) -> Tensor:
-        """Return one call's part. The layer is linear in its weight, so zeros do as its value."""
+        """Return one call's part. The layer is linear, so its gradient holds for any weight, such as 0."""
         device, dtype = grad_output.device, grad_output.dtype
         zeros = {
             name: torch.zeros(p.shape, device=device, dtype=dtype, requires_grad=name == "weight")

@@ -1,16 +1,16 @@
-"""The log of a step: its keys, and statistics of the discriminators' logits."""
+"""The log of a step: its keys, sums and means of terms, and statistics of the discriminators' logits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from telecine.base.checks import argument_error
+from telecine.base.shapes import Scalar
 from telecine.losses import GANLoss
-from telecine.objective.terms import mean, total
 from telecine.objective.weights import Weights
 
 Log: TypeAlias = dict[str, Tensor]
@@ -30,12 +30,29 @@ def named(log: Log, split: str) -> Log:
     return {f"{split}/{name}": value.detach().to(torch.float32, copy=True) for name, value in log.items()}
 
 
+def total(terms: Iterable[Scalar], *, like: Tensor) -> Scalar:
+    """Return the sum of the terms, 0 on `like`'s device if there are none."""
+    terms = list(terms)
+    return torch.stack(terms).sum() if terms else torch.zeros((), device=like.device)
+
+
+def mean(terms: Iterable[Scalar], *, like: Tensor) -> Scalar:
+    """Return the mean of the terms, 0 on `like`'s device if there are none."""
+    terms = list(terms)
+    return total(terms, like=like) / max(len(terms), 1)
+
+
+def weighted(*terms: tuple[float, Scalar | None]) -> Scalar | float:
+    """Return the sum of weight times term. Skip zero weights: 0 * NaN is NaN."""
+    return sum((weight * term for weight, term in terms if term is not None and weight != 0), 0.0)
+
+
 def each(name: str, terms: Mapping[str, Tensor]) -> Log:
     """Return `{name}_{discriminator}` for every discriminator if there are several."""
     return {f"{name}_{key}": term for key, term in terms.items()} if len(terms) > 1 else {}
 
 
-def by_discriminator(logs: Mapping[str, Log], name: str) -> Log:
+def of_each(logs: Mapping[str, Log], name: str) -> Log:
     """Return one value of every discriminator that has it, by the discriminator's name."""
     return {key: log[name] for key, log in logs.items() if name in log}
 
@@ -74,17 +91,14 @@ def discriminator_log(logs: Mapping[str, Log], *, like: Tensor) -> Log:
     Each discriminator's own values follow if there are several. If none trains, losses and mean logits are 0 and the
     other statistics are left out.
     """
-    discr, gp, lecam = (by_discriminator(logs, name) for name in ("discr_loss", "grad_penalty_loss", "lecam_loss"))
-    log = {
-        "discr_loss": total(discr.values(), like=like),
-        "grad_penalty_loss": total(gp.values(), like=like),
-        **each("discr_loss", discr),
-    }
+    terms = [name for log in logs.values() for name in log if name.endswith("_loss")]
+    log = {name: total(of_each(logs, name).values(), like=like) for name in ("discr_loss", "grad_penalty_loss", *terms)}
+    log |= each("discr_loss", of_each(logs, "discr_loss"))
     for name in STATISTICS:
-        values = by_discriminator(logs, name)
+        values = of_each(logs, name)
         if values or name in ("logits_real", "logits_fake"):
             log |= {name: mean(values.values(), like=like), **each(name, values)}
-    return log | ({"lecam_loss": total(lecam.values(), like=like)} if lecam else {})
+    return log
 
 
 @torch.no_grad()

@@ -1,20 +1,27 @@
-"""Additional terms of the autoencoder's loss: a function of the videos or of the latent, and its weight."""
+"""The functions that settings name, imported and checked: those of the additional terms, the losses, the penalty."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property, partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from telecine.base.checks import argument_error, describe, suggestion
-from telecine.base.imports import import_allowed
+from telecine.base.imports import choose, import_allowed
 from telecine.base.shapes import Scalar
 from telecine.losses import (
+    GAN_LOSSES,
+    GRAD_PENALTIES,
+    RECONSTRUCTION_LOSSES,
+    GANLoss,
+    Penalty,
+    ReconstructionLoss,
+    as_gan_loss,
+    as_penalty,
     equivariance,
     latent_masking,
     latent_noise,
@@ -24,7 +31,7 @@ from telecine.losses import (
     wavelet_l1,
 )
 from telecine.objective.batch import Batch
-from telecine.objective.running import with_averaged_gradient
+from telecine.ops.ranks import with_averaged_gradient
 from telecine.perceptual import Alignment, gram
 from telecine.settings import ObjectiveConfig, Term
 
@@ -44,68 +51,74 @@ VIDEOS = ("reconstruction", "target", "weight", "mask", "latent", "decode", "gen
 FEATURES = ("reconstruction_features", "target_features")
 
 
+class Functions(NamedTuple):
+    """The functions that the settings of an objective name."""
+
+    recon_loss: ReconstructionLoss
+    perceptual_net: str | Callable[..., Tensor]
+    gan_loss: GANLoss
+    penalty: Penalty
+    terms: dict[str, TermFunction]
+
+
+def functions_of(config: ObjectiveConfig, prefix: str = "") -> Functions:
+    """Import and check the functions that settings name. Each call builds new modules.
+
+    Args:
+        config: The settings.
+        prefix: What stands before the names of settings in errors.
+
+    Raises:
+        ValueError: If there is no such function, or a term needs an unknown argument.
+    """
+    return Functions(
+        choose(f"{prefix}reconstruction.loss", config.reconstruction.loss, RECONSTRUCTION_LOSSES),
+        choose(f"{prefix}perceptual.net", config.perceptual.net, {"vgg": "vgg", "alex": "alex"}),
+        as_gan_loss(choose(f"{prefix}gan.loss", config.gan.loss, GAN_LOSSES)),
+        as_penalty(choose(f"{prefix}penalty.kind", config.penalty.kind, GRAD_PENALTIES)),
+        {name: TermFunction(term, f"{prefix}terms.{name}") for name, term in config.named_terms.items()},
+    )
+
+
+def check_functions(config: ObjectiveConfig, *, sharding: str) -> None:
+    """Import and check the functions that a run's settings name, before it reads any video.
+
+    Args:
+        config: The settings of the objective.
+        sharding: How the run shards weights, or "none".
+
+    Raises:
+        ValueError: As of `functions_of`, or if weights are sharded and a term decodes.
+    """
+    decoding = [name for name, term in functions_of(config, "objective.").terms.items() if term.decodes]
+    if sharding != "none" and decoding:
+        remedy = "Leave the term out, or replicate the weights: the decoder alone does not gather sharded ones."
+        raise argument_error("sharding", '"none" with terms that decode', f"{sharding} with {decoding[0]}", remedy)
+
+
 class TermFunction:
-    """The function of a `Term`, which is imported and checked.
+    """The function of an additional term, imported and checked.
 
     Args:
         term: Its settings.
+        setting: Their name, for errors.
 
     Raises:
-        ValueError: If there is no such function, or it needs an argument that no call has.
+        ValueError: If there is no such function, or it needs an unknown argument.
     """
 
-    def __init__(self, term: Term) -> None:
-        self.target, self.params = term.target, term.params
-        self.arguments  # noqa: B018 - checks the function
+    def __init__(self, term: Term, setting: str = "term") -> None:
+        self.params, self.setting = term.params, setting
+        self._found = _imported(term.target, f"{setting}.target")
+        self._check_params()
+        self.arguments = self._checked_arguments()
 
     @cached_property
     def function(self) -> Callable[..., Tensor]:
         """The function with its further arguments, or the module that its class builds."""
-        found = self._found
-        if isinstance(found, type):
-            return cast(Callable[..., Tensor], found(**self.params))
-        return partial(found, **self.params) if self.params else found
-
-    @cached_property
-    def _found(self) -> Callable[..., Any]:
-        """The function or class without its further arguments, which are checked."""
-        assert self.target is not None
-        found = self.target if callable(self.target) else _import(self.target)
-        if isinstance(found, type) and not issubclass(found, nn.Module):
-            remedy = f"Pass an instance, `{found.__name__}(...)`."
-            raise argument_error("target", "a function, a module or a class of modules", describe(found), remedy)
-        parameters = inspect.signature(found).parameters if isinstance(found, type) else _signature(found).parameters
-        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        for name, value in self.params.items():
-            if name not in parameters and not takes_any:
-                contract = f"a parameter of {_name(found)}"
-                raise argument_error(f"params.{name}", contract, describe(value), suggestion(name, parameters))
-        if isinstance(found, type):
-            for name, parameter in parameters.items():
-                if parameter.default is parameter.empty and name not in self.params and not takes_any:
-                    got = f"params without {name!r}"
-                    raise argument_error("params", f"the arguments of {_name(found)}", got, f"Add `params.{name}`.")
-        return found
-
-    @cached_property
-    def arguments(self) -> tuple[str, ...]:
-        """The names of what the function is called with."""
-        signature = _signature(self._found)
-        given = () if isinstance(self._found, type) else self.params
-        parameters = [p for p in signature.parameters.values() if p.name not in given]
-        names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        available = FEATURES if set(FEATURES) & set(names) else VIDEOS
-        variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        required = [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
-        contract = f"a function of {', '.join(map(repr, VIDEOS))}, or of {', '.join(map(repr, FEATURES))} alone"
-        if unknown := [name for name in required if name not in available]:
-            remedy = "Give the others default values or `params`, or wrap it in a function with these names."
-            raise argument_error("target", contract, f"one that needs {', '.join(map(repr, unknown))}", remedy)
-        found = tuple(name for name in available if name in names)
-        if not found:
-            remedy = "Add a parameter `reconstruction`."
-            raise argument_error("target", contract, "one of none of them", remedy)
-        return found
+        if isinstance(self._found, type):
+            return cast(Callable[..., Tensor], self._found(**self.params))
+        return partial(self._found, **self.params) if self.params else self._found
 
     @property
     def uses_features(self) -> bool:
@@ -113,14 +126,49 @@ class TermFunction:
         return bool(set(FEATURES) & set(self.arguments))
 
     @property
+    def decodes(self) -> bool:
+        """Whether the function decodes a latent."""
+        return "decode" in self.arguments
+
+    @property
     def is_module(self) -> bool:
         """Whether the function is a module, which may have weights of its own."""
         return isinstance(self._found, (type, nn.Module))
 
-    @property
-    def decodes(self) -> bool:
-        """Whether the function decodes a latent."""
-        return "decode" in self.arguments
+    def _check_params(self) -> None:
+        """Raise a `ValueError` unless `params` are arguments of the function, and complete for a class."""
+        found, is_class = self._found, isinstance(self._found, type)
+        parameters = inspect.signature(found).parameters if is_class else _signature(found).parameters
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            return
+        for name, value in self.params.items():
+            if name not in parameters:
+                remedy = suggestion(name, parameters)
+                contract = f"a parameter of {_name(found)}"
+                raise argument_error(f"{self.setting}.params.{name}", contract, describe(value), remedy)
+        for name, parameter in parameters.items() if is_class else ():
+            if parameter.default is parameter.empty and name not in self.params:
+                contract, got = f"the arguments of {_name(found)}", f"params without {name!r}"
+                raise argument_error(f"{self.setting}.params", contract, got, f"Add `params.{name}`.")
+
+    def _checked_arguments(self) -> tuple[str, ...]:
+        """Return the names of the arguments of a call."""
+        given = () if isinstance(self._found, type) else self.params
+        parameters = [p for p in _signature(self._found).parameters.values() if p.name not in given]
+        names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        available = FEATURES if set(FEATURES) & set(names) else VIDEOS
+        variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        required = [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
+        contract = f"a function of {', '.join(map(repr, VIDEOS))}, or of {', '.join(map(repr, FEATURES))} alone"
+        if unknown := [name for name in required if name not in available]:
+            remedy = "Give the others default values or `params`, or wrap it in a function with these names."
+            got = f"one that needs {', '.join(map(repr, unknown))}"
+            raise argument_error(f"{self.setting}.target", contract, got, remedy)
+        found = tuple(name for name in available if name in names)
+        if not found:
+            remedy = "Add a parameter `reconstruction`."
+            raise argument_error(f"{self.setting}.target", contract, "one of none of them", remedy)
+        return found
 
     def __call__(self, batch: Batch) -> Scalar:
         """Return the term of a batch, a 0-d tensor with its graph.
@@ -163,6 +211,29 @@ class TermFunction:
         return functional_call(function, weights, (), dict(given)) if weights else function(**given)
 
 
+def modules_of(terms: Mapping[str, TermFunction]) -> nn.ModuleDict:
+    """Return the terms that are modules, named as their losses in the log."""
+    modules = {name: term.function for name, term in terms.items() if term.is_module}
+    return nn.ModuleDict({f"{name}_loss": cast(nn.Module, module) for name, module in modules.items()})
+
+
+def _imported(target: object, setting: str) -> Callable[..., Any]:
+    """Return the function or the class of modules that a setting is or names."""
+    if isinstance(target, str) and target in TERMS:
+        return TERMS[target]
+    if isinstance(target, str) and "." not in target:
+        contract = f"one of {', '.join(map(repr, TERMS))}, or the dotted path of a function"
+        raise argument_error(setting, contract, repr(target), suggestion(target, TERMS))
+    found = import_allowed(target, setting) if isinstance(target, str) else target
+    if not callable(found):
+        got = f"{target!r}, {describe(found)}"
+        raise argument_error(setting, "the dotted path of a function", got, "Correct it.")
+    if isinstance(found, type) and not issubclass(found, nn.Module):
+        remedy = f"Pass an instance, `{found.__name__}(...)`."
+        raise argument_error(setting, "a function, a module or a class of modules", describe(found), remedy)
+    return found
+
+
 def _signature(function: Callable[..., object]) -> inspect.Signature:
     """Return the signature of a function, or of the `forward` of a module or a class of modules."""
     if isinstance(function, type):
@@ -175,47 +246,3 @@ def _name(function: Callable[..., object]) -> str:
     if isinstance(function, partial):
         return _name(function.func)
     return getattr(function, "__name__", type(function).__name__)
-
-
-def _import(path: str) -> Callable[..., Any]:
-    if path in TERMS:
-        return TERMS[path]
-    if "." not in path:
-        contract = f"one of {', '.join(map(repr, TERMS))}, or the dotted path of a function"
-        raise argument_error("target", contract, repr(path), suggestion(path, TERMS))
-    found = import_allowed(path, "target")
-    if not callable(found):
-        raise argument_error("target", "the dotted path of a function", f"{path!r}, {describe(found)}", "Correct it.")
-    return found
-
-
-def functions_of(config: ObjectiveConfig) -> dict[str, TermFunction]:
-    """Return the additional terms by name. Each call builds new modules.
-
-    Raises:
-        ValueError: If a term has no function, or one that needs other arguments.
-    """
-    return {name: TermFunction(term) for name, term in config.named_terms.items()}
-
-
-def modules_of(terms: Mapping[str, TermFunction]) -> nn.ModuleDict:
-    """Return the terms that are modules, named as their losses in the log."""
-    modules = {name: term.function for name, term in terms.items() if term.is_module}
-    return nn.ModuleDict({f"{name}_loss": cast(nn.Module, module) for name, module in modules.items()})
-
-
-def total(terms: Iterable[Scalar], *, like: Tensor) -> Scalar:
-    """Return the sum of the terms, 0 on `like`'s device if there are none."""
-    terms = list(terms)
-    return torch.stack(terms).sum() if terms else torch.zeros((), device=like.device)
-
-
-def mean(terms: Iterable[Scalar], *, like: Tensor) -> Scalar:
-    """Return the mean of the terms, 0 on `like`'s device if there are none."""
-    terms = list(terms)
-    return total(terms, like=like) / max(len(terms), 1)
-
-
-def weighted(*terms: tuple[float, Scalar | None]) -> Scalar | float:
-    """Return the sum of weight times term. Skip zero weights: 0 * NaN is NaN."""
-    return sum((weight * term for weight, term in terms if term is not None and weight != 0), 0.0)

@@ -1,8 +1,10 @@
-"""The objective of a video autoencoder and its discriminators: which terms, with which weight, in which step."""
+"""The objective of a video autoencoder and its discriminators: the terms of both steps and their weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,20 +13,21 @@ from torchvision.models import VGG16_Weights
 from typing_extensions import Unpack
 
 from telecine.base.checks import check_choice
-from telecine.base.imports import choose
 from telecine.base.shapes import Scalar
 from telecine.discriminators import Discriminator, Discriminator3D, DiscriminatorSpec, build_discriminator
-from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES, as_gan_loss, as_penalty, gaussian_nll
-from telecine.objective.adaptive_weight import AdaptiveWeight
-from telecine.objective.adversarial import AdversarialLosses, augmented, windowed
+from telecine.losses import gaussian_nll
+from telecine.losses.lecam import LeCam
+from telecine.objective.adaptive_weight import adaptive_weights
+from telecine.objective.adversarial import NO_PENALTY, AdversarialLosses
 from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
+from telecine.objective.eager_adversarial import EagerAdversarialLosses
 from telecine.objective.layer_activations import LayerActivations
-from telecine.objective.logging import Log, autoencoder_log, discriminator_log, named
+from telecine.objective.logging import Log, autoencoder_log, discriminator_log, mean, named, of_each, total, weighted
 from telecine.objective.perceptual_term import PerceptualTerm, drop_perceptual_weights
-from telecine.objective.running import LeCam, with_averaged_gradient
-from telecine.objective.terms import functions_of, mean, modules_of, total, weighted
-from telecine.objective.video_discriminator import VideoDiscriminator, check_discriminators
+from telecine.objective.terms import functions_of, modules_of
+from telecine.objective.video_discriminator import VideoDiscriminator, check_discriminators, windowed_and_augmented
 from telecine.objective.weights import Weights, WeightSchedule
+from telecine.ops.ranks import with_averaged_gradient
 from telecine.perceptual import WeightsSource
 from telecine.settings import (
     AdaptiveWeightConfig,
@@ -91,7 +94,7 @@ class VideoAutoencoderLoss(nn.Module):
         FileNotFoundError: If the weights of LPIPS cannot be found.
     """
 
-    # The keyword arguments that an sgm-style engine passes besides the two videos.
+    # Keyword arguments of an sgm-style engine beside the two videos.
     forward_keys = ("optimizer_idx", "global_step", "last_layer", "split", "regularization_log")
 
     def __init__(
@@ -116,32 +119,18 @@ class VideoAutoencoderLoss(nn.Module):
         eager_gradients: bool = ObjectiveConfig.eager_gradients,
         gradient_checkpointing: bool = ObjectiveConfig.gradient_checkpointing,
     ) -> None:
+        arguments = dict(locals(), terms=terms or {})
         super().__init__()
-        settings = {
-            "disc_start": disc_start,
-            "perceptual_weight": perceptual_weight,
-            "adversarial_loss_weight": adversarial_loss_weight,
-            "multiscale_adversarial_loss_weight": multiscale_adversarial_loss_weight,
-            "grad_penalty_loss_weight": grad_penalty_loss_weight,
-            "quantizer_aux_loss_weight": quantizer_aux_loss_weight,
-            "reconstruction": reconstruction,
-            "perceptual": perceptual,
-            "gan": gan,
-            "penalty": penalty,
-            "adaptive_weight": adaptive_weight,
-            "terms": terms or {},
-            "eager_gradients": eager_gradients,
-            "gradient_checkpointing": gradient_checkpointing,
-        }
+        settings = {each.name: arguments[each.name] for each in fields(ObjectiveConfig)}
         self.config = config = validate(ObjectiveConfig, settings)
         self.weights = WeightSchedule(config)
-        self.terms = functions_of(config)
-        self.term_modules = modules_of(self.terms)
-        self.recon_loss = choose("reconstruction.loss", config.reconstruction.loss, RECONSTRUCTION_LOSSES)
+        functions = functions_of(config)
+        self.recon_loss, self.gan_loss, self.penalty = functions.recon_loss, functions.gan_loss, functions.penalty
+        self.terms, self.term_modules = functions.terms, modules_of(functions.terms)
         self.logvar = nn.Parameter(torch.zeros(())) if config.reconstruction.learn_logvar else None
         # They have no gradient in the discriminators' step. DDP looks names up with a leading dot and without.
         self._ddp_params_and_buffers_to_ignore = [dot + n for n, _ in self.named_parameters() for dot in ("", ".")]
-        self.perceptual = PerceptualTerm(config, vgg_weights, self.weights, self.terms)
+        self.perceptual = PerceptualTerm(config, vgg_weights, functions)
         self.register_load_state_dict_pre_hook(drop_perceptual_weights)
 
         self.discr = _build("discr_kwargs", discr_kwargs, Discriminator)
@@ -150,15 +139,11 @@ class VideoAutoencoderLoss(nn.Module):
             build_discriminator(spec, default=Discriminator3D, name=f"multiscale_discr_kwargs[{index}]")
             for index, spec in enumerate(multiscale_discr_kwargs)
         )
-        check_discriminators(self.discriminators, self.multiscale_discriminators, self.weights)
         every = self.discriminators + self.multiscale_discriminators
+        check_discriminators(every, self.weights.terms.values())
         for d in every if gradient_checkpointing else ():
             d.enable_gradient_checkpointing()
-        self.gan_loss = as_gan_loss(choose("gan.loss", config.gan.loss, GAN_LOSSES))
-        self.penalty = as_penalty(choose("penalty.kind", config.penalty.kind, GRAD_PENALTIES))
-        regularised = every if self.weights.is_ever_on("lecam_loss_weight") else ()
-        self.lecam = nn.ModuleDict({d.key: LeCam() for d in regularised})
-        self.balance = AdaptiveWeight(config.adaptive_weight)
+        self.lecam = nn.ModuleDict({d.key: LeCam() for d in every if self.weights.is_ever_on("lecam")})
 
     @property
     def discriminators(self) -> list[VideoDiscriminator]:
@@ -170,8 +155,9 @@ class VideoAutoencoderLoss(nn.Module):
     def multiscale_discriminators(self) -> list[VideoDiscriminator]:
         """The discriminators of the video at 1/2, 1/4, ... of its size."""
         return [
-            VideoDiscriminator(f"multiscale_discrs.{level}", d, getattr(d, "sees", "video"), factor=2 ** (level + 1))
+            VideoDiscriminator(f"multiscale_discrs.{level}", d, sees, 2 ** (level + 1), "multiscale_adversarial")
             for level, d in enumerate(self.multiscale_discrs)
+            for sees in (getattr(d, "sees", "video"),)
         ]
 
     def get_trainable_parameters(self) -> list[nn.Parameter]:
@@ -179,7 +165,7 @@ class VideoAutoencoderLoss(nn.Module):
         return [p for d in self.discriminators + self.multiscale_discriminators for p in d.module.parameters()]
 
     def get_trainable_autoencoder_parameters(self) -> list[nn.Parameter]:
-        """Return what the first optimizer trains besides the autoencoder: `logvar`, and the weights of terms."""
+        """Return the first optimizer's parameters beside the autoencoder's: `logvar`, and those of terms."""
         return [p for p in (self.logvar, *self.term_modules.parameters()) if p is not None and p.requires_grad]
 
     def forward(
@@ -251,19 +237,22 @@ class VideoAutoencoderLoss(nn.Module):
     def autoencoder_step(self, batch: Batch, weights: Weights, adversarial: AdversarialLosses) -> tuple[Scalar, Log]:
         """L_AE. A term whose weight is 0 at this step is not computed."""
         recon = self.recon_loss(reconstruction=batch.fake, target=batch.real, weight=batch.clip_weight)
-        lpips, extra = self.perceptual(batch, weights, self.terms, eager=adversarial.is_eager)
-        nll = batch.num_elements * self._nll(recon + weighted((weights.perceptual, lpips)))
-        extra |= {name: t(batch) for name, t in self.terms.items() if weights.terms[name] > 0 and not t.uses_features}
-        g, g_m, features = adversarial.generator_losses()
+        extra = self.perceptual(batch, weights, eager=adversarial.is_eager)
+        lpips = extra.pop("perceptual", torch.zeros((), device=batch.real.device))
+        nll = batch.num_elements * self._nll(recon + weighted((weights["perceptual"], lpips)))
+        extra |= {name: t(batch) for name, t in self.terms.items() if weights[name] > 0 and not t.uses_features}
+        found = adversarial.generator_losses()
+        g, g_m = (of_each(found, name) for name in ("adversarial", "multiscale_adversarial"))
         references = {"perceptual": batch.num_elements * lpips, "recon_and_perceptual": nll}
-        w = self.balance(g | g_m, references, batch.grad_at)
+        w = adaptive_weights(self.config.adaptive_weight, g | g_m, references, batch.grad_at)
+        features = of_each(found, "feature_matching")
         matching, aux = mean(features.values(), like=recon), total(batch.aux.values(), like=recon)
         loss = nll + weighted(
-            *((weights.terms[name], term) for name, term in extra.items()),
-            (weights.adversarial, total((w[d] * g[d] for d in g), like=recon)),
-            (weights.multiscale, total((w[m] * g_m[m] for m in g_m), like=recon)),
-            (weights.feature_matching, matching),
-            (weights.aux, aux),
+            *((weights[name], term) for name, term in extra.items()),
+            (weights["adversarial"], total((w[d] * g[d] for d in g), like=recon)),
+            (weights["multiscale_adversarial"], total((w[m] * g_m[m] for m in g_m), like=recon)),
+            (weights["feature_matching"], matching),
+            (weights["quantizer_aux"], aux),
         )
         log = {"total_loss": loss, "recon_loss": recon, "perceptual_loss": lpips, "aux_losses": aux}
         log |= {f"{name}_loss": term for name, term in extra.items()}
@@ -272,12 +261,20 @@ class VideoAutoencoderLoss(nn.Module):
         return loss, log | autoencoder_log(g | g_m, w, weights, batch.aux, taken=log)
 
     def discriminator_step(self, batch: Batch, weights: Weights, adversarial: AdversarialLosses) -> tuple[Scalar, Log]:
-        """L_D, summed over the discriminators that train at this step."""
+        """L_D, the sum of `discriminator_loss` over the discriminators that train at this step."""
         logs = adversarial.discriminator_losses()
         loss = total((log["loss"] for log in logs.values()), like=batch.real)
         if torch.is_grad_enabled() and not loss.requires_grad:
             loss.requires_grad_()  # no discriminator trains: `backward()` does nothing
         return loss, {"total_disc_loss": loss, **discriminator_log(logs, like=batch.real)}
+
+    @staticmethod
+    def discriminator_loss(terms: Log, weights: Weights) -> Scalar:
+        """L_D of one discriminator. Terms that are not computed at this step are missing."""
+        return terms["discr_loss"] + weighted(
+            (weights["grad_penalty"], terms.get("grad_penalty_loss")),
+            (weights["lecam"], terms.get("lecam_loss")),
+        )
 
     def _nll(self, distance: Scalar) -> Scalar:
         """Return the negative log-likelihood per element up to a constant: the distance without `learn_logvar`."""
@@ -285,16 +282,17 @@ class VideoAutoencoderLoss(nn.Module):
         return distance if logvar is None else gaussian_nll(distance=distance, logvar=logvar)
 
     def _adversarial(self, batch: Batch, weights: Weights, *, both_steps: bool) -> AdversarialLosses:
-        return AdversarialLosses(
-            discriminators=self.discriminators,
-            multiscale=self.multiscale_discriminators,
+        """Return the adversarial losses of one call."""
+        has_penalty = weights["grad_penalty"] > 0 and torch.is_grad_enabled()
+        eager = partial(EagerAdversarialLosses, both_steps=both_steps)
+        return (eager if self.config.eager_gradients else AdversarialLosses)(
+            discriminators=self.discriminators + self.multiscale_discriminators,
             gan_loss=self.gan_loss,
-            penalty=self.penalty,
+            penalty=self.penalty if has_penalty else NO_PENALTY,
             lecam=self.lecam,
-            batch=augmented(windowed(batch, self.config.gan.window), self.config.gan.augment),
+            discriminator_loss=partial(self.discriminator_loss, weights=weights),
+            batch=windowed_and_augmented(batch, self.config.gan),
             weights=weights,
-            eager=self.config.eager_gradients,
-            both_steps=both_steps,
         )
 
 

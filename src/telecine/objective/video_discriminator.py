@@ -1,19 +1,23 @@
-"""A discriminator together with the part of a video that is its input."""
+"""The input of discriminators: their part of a video, a window of its frames, random changes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from telecine.base.checks import argument_error
 from telecine.base.precision import at_least_float32
+from telecine.base.randomness import randint
 from telecine.base.shapes import Video
-from telecine.discriminators import DiscriminatorOutput, as_output
-from telecine.objective.weights import WeightSchedule
+from telecine.discriminators import DiscriminatorOutput, as_output, augment
+from telecine.objective.batch import Batch
+from telecine.objective.eager import with_gradient_hook
 from telecine.perceptual import pick_frames
+from telecine.settings import GANConfig, Need, ObjectiveTerm
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class VideoDiscriminator:
     """"frames": one frame of each clip, `(B, C, H, W)`; "video": the clips, `(B, C, T, H, W)`."""
     factor: int = 1
     """Height and width are divided by this factor first."""
+    term: str = "adversarial"
+    """The term of the autoencoder's loss that its generator loss belongs to."""
     condition: Tensor | None = field(default=None, compare=False)
     """The second input of a discriminator that declares `conditional = True`: the inputs of the autoencoder."""
 
@@ -80,13 +86,11 @@ class VideoDiscriminator:
         enable()
 
 
-def check_discriminators(
-    discriminators: Sequence[VideoDiscriminator], multiscale: Sequence[VideoDiscriminator], weights: WeightSchedule
-) -> None:
-    """Check that the discriminators are of the right kind, and that there is one for every weight.
+def check_discriminators(discriminators: Sequence[VideoDiscriminator], terms: Iterable[ObjectiveTerm]) -> None:
+    """Check the kind of each discriminator, and the discriminators of each term.
 
     Raises:
-        ValueError: If a discriminator declares another input than it gets, or a weight needs one that is not there.
+        ValueError: If a discriminator declares another input, or a term lacks its discriminator.
     """
     for d in discriminators:
         declared = getattr(d.module, "sees", d.sees)
@@ -95,14 +99,33 @@ def check_discriminators(
             got = f"a {type(d.module).__name__}, which is one of {declared}"
             remedy = "Pass one of single frames as `discr_kwargs`, one of whole videos as `discr_3d_kwargs`."
             raise argument_error(f"{d.name}_kwargs", contract, got, remedy)
-    every = [*discriminators, *multiscale]
-    needed = {
-        "adversarial_loss_weight": (discriminators, "`discr_3d_kwargs` or `discr_kwargs`"),
-        "multiscale_adversarial_loss_weight": (multiscale, "`multiscale_discr_kwargs`"),
-        "feature_matching_loss_weight": (every, "`discr_3d_kwargs`"),
-        "lecam_loss_weight": (every, "`discr_3d_kwargs`"),
+    multiscale = [d for d in discriminators if d.term == "multiscale_adversarial"]
+    found: dict[Need, tuple[bool, str]] = {
+        "discriminator": (len(multiscale) < len(discriminators), "`discr_3d_kwargs` or `discr_kwargs`"),
+        "multiscale discriminator": (bool(multiscale), "`multiscale_discr_kwargs`"),
+        "any discriminator": (bool(discriminators), "`discr_3d_kwargs`"),
     }
-    for name, (given, argument) in needed.items():
-        if weights.is_ever_on(name) and not given:
-            weight = weights.ramps[name].weight
-            raise argument_error(name, "0 without a discriminator", weight, f"Pass one as {argument}.")
+    for term in terms:
+        is_there, argument = found[term.needs] if term.needs else (True, "")
+        if term.ramp.is_ever_on and not is_there:
+            remedy = f"Pass one as {argument}."
+            raise argument_error(term.weight_key, "0 without a discriminator", term.ramp.weight, remedy)
+
+
+def windowed_and_augmented(batch: Batch, config: GANConfig) -> Batch:
+    """Return the batch for discriminators, with `window` consecutive frames of each longer clip and random changes.
+
+    Frames and changes are the same ones of a clip and of its reconstruction. The gradient hook still sees the gradient
+    at the whole reconstruction.
+    """
+    starts = batch.real.shape[2] - config.window + 1 if config.window is not None else 1
+    if starts <= 1 and not config.augment:
+        return batch
+    real, fake = batch.real, with_gradient_hook(batch.fake, batch.grad_hook)
+    if starts > 1:
+        device = real.device
+        first = randint(starts, (len(real), 1), generator=batch.generator, device=device)
+        indices = first + torch.arange(real.shape[2] - starts + 1, device=device)
+        real, fake = (pick_frames(x, indices).unflatten(0, (len(x), -1)).transpose(1, 2) for x in (real, fake))
+    real, fake = augment((real, fake), config.augment, batch.generator)
+    return batch._replace(real=real, fake=fake, grad_hook=None)

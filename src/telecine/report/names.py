@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from telecine.settings import ObjectiveConfig
+
 METRICS = {"psnr": "PSNR", "ssim": "SSIM", "lpips_alex": "LPIPS (Alex)", "lpips_vgg": "LPIPS (VGG)"}
 # Prefix of the logged gradient of each frame; the page plots all of them together.
 FRAME_GRADIENT = "train/frame_gradient_"
@@ -12,17 +14,14 @@ PERCEPTUAL_LOSS = "train/perceptual_loss"
 TRAIN_PSNR = "train/psnr"
 SOURCES = {"train": "training", "val": "held out", "linear": "linear baseline"}
 TRAINING = {
+    **{term.loss_key: term.label for term in ObjectiveConfig().all_terms().values()},
     "mse": "mean squared error",
     "recon_loss": "reconstruction loss",
-    "gen_loss": "generator loss",
     "discr_loss": "discriminator loss",
     "kl_loss": "KL loss",
     "nll_loss": "negative log-likelihood",
-    "aux_losses": "auxiliary losses",
     "total_loss": "total loss",
     "total_disc_loss": "total discriminator loss",
-    "grad_penalty_loss": "gradient penalty",
-    "lecam_loss": "LeCam regularisation",
     "logvar": "log variance",
     "logits_real": "mean logit, real",
     "logits_fake": "mean logit, reconstruction",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, Literal, TypeAlias, cast
 
 from telecine.base.checks import (
@@ -16,11 +17,15 @@ from telecine.base.checks import (
 )
 from telecine.settings.group import Function, Settings
 
-# The log keys `{name}_loss` and the weights `{name}_loss_weight` that the objective has without terms.
-RESERVED = (
-    *("total", "recon", "perceptual", "nll", "gen", "adversarial", "multiscale_adversarial", "feature_matching"),
-    *("quantizer_aux", "total_disc", "discr", "grad_penalty", "lecam"),
-)
+# Log keys `{name}_loss` that belong to no weight of the settings.
+OTHER_LOSSES = ("total", "recon", "nll", "total_disc", "discr")
+# Settings of older files that are no more, and their value now.
+REMOVED_OF_OBJECTIVE: Mapping[str, object] = {
+    "reconstruction.logvar_init": 0.0,
+    "perceptual.stride": 1,
+    "gan.lecam_decay": 0.999,
+    "adaptive_weight.decay": 0.0,
+}
 Augmentation: TypeAlias = Literal["color", "translation", "cutout"]
 
 
@@ -65,6 +70,57 @@ class Ramp(Settings):
 
 
 Weight: TypeAlias = float | Ramp
+Need: TypeAlias = Literal["discriminator", "multiscale discriminator", "any discriminator"]
+
+
+@dataclass(frozen=True)
+class ObjectiveTerm:
+    """A term of the objective: its weight, the place of that in the settings, its start, its needs and its label."""
+
+    name: str
+    """By it the objective looks the weight up, as in `weights["perceptual"]`."""
+    setting: str
+    """The dotted name of the weight in `ObjectiveConfig`."""
+    weight: Weight
+    disc_start: int
+    label: str
+    """What plots and tables call it."""
+    logged_as: str = ""
+    """The name in the log, by default `{name}_loss`."""
+    starts_late: bool = False
+    """Whether its weight counts as 0 before `disc_start`."""
+    step: Literal["autoencoder", "discriminators"] = "autoencoder"
+    """The step whose loss it is part of."""
+    needs: Need | None = None
+    """The kind of discriminator that it is computed with."""
+    is_saved: bool = False
+    """Whether a checkpoint has further tensors if the weight is above 0 at any step."""
+
+    @property
+    def weight_key(self) -> str:
+        """The name of the weight in the log, which has the weights that are ramps."""
+        last = self.setting.rpartition(".")[2]
+        return last if last != "weight" else f"{self.name}_loss_weight"
+
+    @property
+    def loss_key(self) -> str:
+        """The name of the term in the log."""
+        return self.logged_as or f"{self.name}_loss"
+
+    @cached_property
+    def ramp(self) -> Ramp:
+        """The weight as a ramp, which starts at `disc_start` if the term starts late and the settings say no step."""
+        return as_ramp(self.weight, self.weight_key, self.disc_start if self.starts_late else 0)
+
+    def at(self, step: int) -> float:
+        """Return the weight at a step."""
+        return 0.0 if self.starts_late and step < self.disc_start else self.ramp.at(step)
+
+
+def _check_weights(settings: Settings) -> None:
+    for item in fields(settings):  # type: ignore[arg-type]
+        if item.metadata:
+            as_ramp(getattr(settings, item.name), item.name)
 
 
 @dataclass(frozen=True)
@@ -179,11 +235,21 @@ class GANConfig(Settings):
     Source: all three in DiffAugment (arXiv:2006.10738), there drawn for real and fake samples by themselves.
     Fails: discriminators that see no clip as it is learn more slowly. "cutout" hides a quarter of the reconstruction.
     """
-    feature_matching_loss_weight: Weight = 0.0
+    feature_matching_loss_weight: Weight = field(
+        default=0.0, metadata={"label": "feature matching loss", "starts_late": True, "needs": "any discriminator"}
+    )
     """Weight of the mean absolute difference of the discriminators' features, from `disc_start` on. Stabilises a GAN.
     Source: 4 in TATS and OmniTokenizer.
     Fails: features of an untrained discriminator mean little."""
-    lecam_loss_weight: Weight = 0.0
+    lecam_loss_weight: Weight = field(
+        default=0.0,
+        metadata={
+            "label": "LeCam regularisation",
+            "step": "discriminators",
+            "needs": "any discriminator",
+            "is_saved": True,
+        },
+    )
     """Weight of LeCam regularisation, which keeps logits near running means. For little data.
     Source: 0.005 in VidTok, 0.001 in 1D-tokenizer.
     Fails: a large weight makes the discriminator ignore its input."""
@@ -193,8 +259,7 @@ class GANConfig(Settings):
         check_step("disc_train_start", self.disc_train_start)
         if self.window is not None:
             check_count("window", self.window, remedy="Use None for all frames.")
-        as_ramp(self.feature_matching_loss_weight, "feature_matching_loss_weight")
-        as_ramp(self.lecam_loss_weight, "lecam_loss_weight")
+        _check_weights(self)
 
 
 @dataclass(frozen=True)
@@ -262,23 +327,45 @@ class ObjectiveConfig(Settings):
     """Step from which the adversarial terms and feature matching count.
     Source: 10 000 in VidTok, 0 to 10 000 in TATS; a required argument in CogVideo.
     Fails: too early, the discriminator is untrained and misleads the autoencoder."""
-    perceptual_weight: Weight = 1.0
+    perceptual_weight: Weight = field(default=1.0, metadata={"label": "perceptual loss"})
     """Weight of LPIPS: structure and texture as a trained network sees them.
     Source: 1 in CogVideo; 0.1 in MAGVIT-2 and Cosmos.
     Fails: too large, it prints a grid on flat regions."""
-    adversarial_loss_weight: Weight = 0.0
+    adversarial_loss_weight: Weight = field(
+        default=0.0,
+        metadata={
+            "label": "generator loss",
+            "logged_as": "gen_loss",
+            "starts_late": True,
+            "needs": "discriminator",
+            "is_saved": True,
+        },
+    )
     """Weight of the adversarial terms of the image and video discriminators, times their adaptive weight.
     Source: 0 in CogVideo; 0.1 to 1 elsewhere.
     Fails: too large, it invents texture and PSNR falls."""
-    multiscale_adversarial_loss_weight: Weight = 0.0
+    multiscale_adversarial_loss_weight: Weight = field(
+        default=0.0,
+        metadata={
+            "label": "generator loss",
+            "logged_as": "gen_loss",
+            "starts_late": True,
+            "needs": "multiscale discriminator",
+            "is_saved": True,
+        },
+    )
     """Weight of the adversarial terms of the discriminators of down-scaled clips: for large shapes.
     Source: an argument of CogVideo without effect there.
     Fails: has little effect on small crops."""
-    grad_penalty_loss_weight: Weight = 0.0
+    grad_penalty_loss_weight: Weight = field(
+        default=0.0, metadata={"label": "gradient penalty", "step": "discriminators"}
+    )
     """Weight of the gradient penalty, which limits the discriminators' slope.
     Source: 10 in MAGVIT-2 and CogVideo.
     Fails: too large, the discriminator cannot tell real from fake: logits stay at 0."""
-    quantizer_aux_loss_weight: Weight = 0.0
+    quantizer_aux_loss_weight: Weight = field(
+        default=0.0, metadata={"label": "auxiliary losses", "logged_as": "aux_losses"}
+    )
     """Weight of the autoencoder's auxiliary losses: a quantizer's, or the KL divergence per latent element.
     Source: 0 in CogVideo; VidTok, WF-VAE and Cosmos multiply a sum over the latent by 1e-6.
     Fails: at 0, nothing limits a KL autoencoder: the posterior's variance goes to zero and its mean drifts."""
@@ -313,12 +400,11 @@ class ObjectiveConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_step("disc_start", self.disc_start)
-        for item in fields(self):
-            if item.name.endswith("_weight") and item.name != "adaptive_weight":
-                as_ramp(getattr(self, item.name), item.name)
+        _check_weights(self)
+        reserved = self._reserved_names()
         for name in self.terms:
-            if not name.isidentifier() or name in RESERVED:
-                contract = f"an identifier other than {', '.join(RESERVED)}"
+            if not name.isidentifier() or name in reserved:
+                contract = f"an identifier other than {', '.join(reserved)}"
                 raise argument_error("terms", f"named by {contract}", repr(name), "Rename the term.")
         object.__setattr__(self, "terms", {name: _as_term(name, value) for name, value in self.terms.items()})
 
@@ -327,9 +413,40 @@ class ObjectiveConfig(Settings):
         """`terms`, each as a `Term` with a target."""
         return cast(dict[str, Term], self.terms)
 
+    def all_terms(self) -> dict[str, ObjectiveTerm]:
+        """Return every term of the objective by name: those with a setting of their own, then those of `terms`."""
+        found = self._own_terms()
+        for name, term in self.named_terms.items():
+            label = f"{name} loss".replace("_", " ")
+            found.append(ObjectiveTerm(name, f"terms.{name}.weight", term.weight, self.disc_start, label))
+        return {term.name: term for term in found}
+
+    def _own_terms(self) -> list[ObjectiveTerm]:
+        """Return the terms whose weights are fields of this group and of `gan`."""
+        weights = [
+            (prefix + item.name, getattr(group, item.name), item.metadata)
+            for prefix, group in (("", self), ("gan.", self.gan))
+            for item in fields(group)
+            if item.metadata
+        ]
+        return [
+            ObjectiveTerm(_term_name(setting), setting, weight, self.disc_start, **about)
+            for setting, weight, about in weights
+        ]
+
+    def _reserved_names(self) -> list[str]:
+        """Return the names that no additional term may have: those of other terms, and of losses in the log."""
+        own = self._own_terms()
+        logged = [term.loss_key.removesuffix("_loss") for term in own if term.loss_key.endswith("_loss")]
+        return list(dict.fromkeys([*OTHER_LOSSES, *(term.name for term in own), *logged]))
+
     def arguments(self) -> dict[str, Any]:
         """Return the constructor arguments of `VideoAutoencoderLoss`."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+def _term_name(setting: str) -> str:
+    return setting.rpartition(".")[2].removesuffix("_weight").removesuffix("_loss")
 
 
 def as_ramp(value: Weight, name: str = "weight", start: int = 0) -> Ramp:
@@ -351,6 +468,7 @@ def as_ramp(value: Weight, name: str = "weight", start: int = 0) -> Ramp:
 def _as_term(name: str, value: Term | Weight) -> Term:
     """Return a term whose target is its name if left out; a weight is that of the built-in term of that name."""
     if isinstance(value, Ramp | float | int):
+        as_ramp(value, f"terms.{name}.weight")
         value = Term(weight=value)
     if not isinstance(value, Term):
         remedy = f"Write Term({name}, weight=0.1)."

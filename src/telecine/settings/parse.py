@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from telecine.base.checks import argument_error, describe, nearest
 from telecine.settings.autoencoder import with_presets
 from telecine.settings.group import alternatives, choices_of, describe_type, kind_at, kinds_of, settings_of
+from telecine.settings.objective import REMOVED_OF_OBJECTIVE
 from telecine.settings.recipes import find_recipe
 from telecine.settings.train import TrainConfig
 from telecine.settings.yaml_file import parse_value, read_yaml
@@ -28,10 +29,7 @@ Nested = dict[str, Any]
 ENVIRONMENT = "TELECINE__"
 # Settings of older files that are no more, and their value now.
 REMOVED: Mapping[str, object] = {
-    "objective.reconstruction.logvar_init": 0.0,
-    "objective.perceptual.stride": 1,
-    "objective.gan.lecam_decay": 0.999,
-    "objective.adaptive_weight.decay": 0.0,
+    **{f"objective.{name}": value for name, value in REMOVED_OF_OBJECTIVE.items()},
     "discriminator.pad_mode": "first",
     "discriminator.init_optimizer": False,
 }
@@ -134,8 +132,9 @@ def validate(kind: type[T], values: Nested, prefix: str = "") -> T:
         return cast(T, _adapter(cast(Hashable, kind)).validate_python(_without_removed(values)))
     except ValidationError as error:
         found = [(_path_of(kind, each["loc"]), each) for each in error.errors(include_url=False)]
-        # Of the alternatives of a type, the one that was meant fails deepest, or in its own check.
-        path, details = max(found, key=lambda each: (len(each[0]), each[1]["type"] == "value_error"))
+        # Of the alternatives of a type, the one that was meant fails deepest. Its own check names a setting inside.
+        checked = [(path, details, details["type"] == "value_error") for path, details in found]
+        path, details, _ = max(checked, key=lambda each: (len(each[0]) + each[2], each[2]))
         raise _error(kind, values, path, details, prefix) from None
 
 

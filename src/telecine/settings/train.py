@@ -250,11 +250,10 @@ class TrainConfig(Settings):
             contract, got = "0 without video discriminators", discriminator.num_scales
             remedy = "They are of the kind that `discriminator.video` names."
             raise argument_error("discriminator.num_scales", contract, got, remedy)
-        for name in ("feature_matching_loss_weight", "lecam_loss_weight"):
-            if is_on(getattr(objective.gan, name)) and not (adversarial or multiscale):
+        for term in objective.all_terms().values():
+            if term.needs == "any discriminator" and term.ramp.is_ever_on and not (adversarial or multiscale):
                 remedy = "Discriminators are built only for `objective.adversarial_loss_weight`, however small."
-                got = getattr(objective.gan, name)
-                raise argument_error(f"objective.gan.{name}", "0 without an adversarial term", got, remedy)
+                raise argument_error(f"objective.{term.setting}", "0 without an adversarial term", term.weight, remedy)
         train_start = objective.gan.disc_train_start
         if (adversarial or multiscale) and train_start > objective.disc_start:
             contract = f"at most `objective.disc_start` ({objective.disc_start})"

@@ -144,7 +144,7 @@ def build_objective(
         FileNotFoundError: There are no such weights.
     """
     is_on = WeightSchedule(objective).is_ever_on
-    has_adversarial, has_scales = is_on("adversarial_loss_weight"), is_on("multiscale_adversarial_loss_weight")
+    has_adversarial, has_scales = is_on("adversarial"), is_on("multiscale_adversarial")
     factors = [1] * has_adversarial + [2**scale for scale in range(1, discriminator.num_scales + 1)] * has_scales
     videos = _video_discriminators(discriminator, clips, factors, load=load)
     return VideoAutoencoderLoss(
@@ -212,7 +212,7 @@ def accelerate_networks(
         ValueError: The gradient penalty needs a double backward, which compiled code and the CPU's channels-last
             convolutions do not support.
     """
-    differentiates_twice = loss.weights.is_ever_on("grad_penalty_loss_weight") and loss.penalty.double_backward
+    differentiates_twice = loss.weights.is_ever_on("grad_penalty") and loss.penalty.double_backward
     remedy = "Use `objective.penalty.kind: approximate_r1`, or turn the penalty off."
     if channels_last:
         if differentiates_twice and device.type == "cpu":

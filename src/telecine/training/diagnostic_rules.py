@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TypeAlias
 
-from telecine.objective.weights import WeightSchedule
 from telecine.report.names import FRAME_GRADIENT
-from telecine.settings import TrainConfig
+from telecine.settings import ObjectiveConfig, TrainConfig
 from telecine.training.logging import ADVERSARIAL_SHARE
 
 EMA_BEHIND = "train/ema_psnr_behind"
@@ -119,8 +118,13 @@ def rule(remedy: str) -> Callable[[Check], Check]:
     return add
 
 
+REGULARISERS = " or ".join(
+    f"`objective.{term.setting}`" for term in ObjectiveConfig().all_terms().values() if term.step == "discriminators"
+)
+
+
 @rule(
-    "Lower `optimizer.disc_lr`, raise `objective.grad_penalty_loss_weight` or set `objective.gan.lecam_loss_weight`, "
+    f"Lower `optimizer.disc_lr`, raise {REGULARISERS}, "
     "use a smaller `discriminator.dim`, or start the discriminators later (`objective.gan.disc_train_start`)."
 )
 def discriminator_saturated(history: History, config: TrainConfig) -> str | None:
@@ -194,7 +198,7 @@ def perceptual_flat(history: History, config: TrainConfig) -> str | None:
     name = "train/perceptual_loss"
     patience = config.optimizer.warmup_steps + int(PERCEPTUAL_PATIENCE * config.steps)
     last = history.last(name, LONG, after=patience)
-    final_weight = WeightSchedule(config.objective).ramps["perceptual_weight"].weight
+    final_weight = config.objective.all_terms()["perceptual"].ramp.weight
     weights = history.last("train/perceptual_weight", 1) or [final_weight]
     if not last or weights[0] <= 0:
         return None

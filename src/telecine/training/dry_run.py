@@ -14,6 +14,7 @@ from torch import nn
 from telecine.base.checks import Interrupted
 from telecine.base.terminal import PlainConsole
 from telecine.data.find import check_output
+from telecine.objective.terms import check_functions
 from telecine.objective.weights import WeightSchedule
 from telecine.settings import TrainConfig
 from telecine.training.build import build_accelerator
@@ -57,6 +58,7 @@ def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, consol
         TrainingError: A value is not finite, or the device is out of memory.
         Interrupted: The run was interrupted by a signal.
     """
+    check_functions(config.objective, sharding=config.sharding)
     with TemporaryDirectory(prefix="telecine-dry-run-") as folder:
         tried = replace(config, output_dir=folder, push_to_hub=False, trackers=(), latent_cache=None)
         check_output("output_dir", config.data, config.output_dir)

@@ -11,6 +11,7 @@ from torch import nn
 
 from telecine.base.checks import TrainingError
 from telecine.base.terminal import PlainConsole
+from telecine.objective.terms import check_functions
 from telecine.settings import TrainConfig
 from telecine.training.distributed import describe_lost, is_lost
 from telecine.training.interrupt import stop_on_signal
@@ -49,6 +50,7 @@ def train(
             or another process of the run was lost.
         Interrupted: The run was interrupted by a signal; its checkpoint is written.
     """
+    check_functions(config.objective, sharding=config.sharding)
     check_encoding(config)
     console = console or PlainConsole()
     with lost_process_named(config, lambda: "while it started"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -14,7 +15,7 @@ from telecine.base.checks import argument_error, describe
 from telecine.base.files import atomic_write
 from telecine.report.settings import flat_settings, read_settings, side_by_side_settings
 from telecine.runs.layout import CONFIG_FILE
-from telecine.settings import TrainConfig
+from telecine.settings import ObjectiveConfig, TrainConfig
 from telecine.settings.yaml_file import read_yaml
 
 # Nested settings, as YAML has them.
@@ -121,14 +122,15 @@ def network_settings(settings: Settings) -> Settings:
     # The weights that decide which discriminators exist, and whether averages of their logits are saved.
     # Plain values: functions of the user's that a saved file names are not imported.
     objective = settings["objective"]
-    weights = {
-        "adversarial_loss_weight": objective["adversarial_loss_weight"],
-        "multiscale_adversarial_loss_weight": objective["multiscale_adversarial_loss_weight"],
-        "gan.lecam_loss_weight": objective["gan"]["lecam_loss_weight"],
-    }
-    are_on = {f"objective.{name} > 0": _is_ever_on(weight) for name, weight in weights.items()}
+    saved = [term.setting for term in ObjectiveConfig().all_terms().values() if term.is_saved]
+    are_on = {f"objective.{name} > 0": _is_ever_on(_value_at(objective, name)) for name in saved}
     learned = {"objective.reconstruction.learn_logvar": objective["reconstruction"]["learn_logvar"]}
     return networks | clips | are_on | learned
+
+
+def _value_at(settings: Settings, name: str) -> Any:
+    """Return the value of a dotted name in nested plain settings."""
+    return reduce(lambda group, part: group[part], name.split("."), settings)
 
 
 def _is_ever_on(weight: float | Settings) -> bool:

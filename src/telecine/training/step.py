@@ -16,7 +16,7 @@ from telecine.base.randomness import clip_generators
 from telecine.losses import mse
 from telecine.objective.batch import BatchOptions
 from telecine.objective.layer_activations import LayerActivations
-from telecine.objective.running import average_over_ranks
+from telecine.ops.ranks import average_over_ranks
 from telecine.settings import OptimizerConfig
 from telecine.training.distributed import average_gradients, full_tensor, is_sharded, local_shard
 from telecine.training.logging import ReconstructionGradient, is_gradient_share
@@ -137,7 +137,7 @@ def _compute_losses(
         else:
             loss, log = objective(batch.video, output.video, 0, state.step, output.aux, last_layer, **options)
             losses = [loss]
-    if objective.weights.at(state.step).penalty == 0:
+    if objective.weights.at(state.step)["grad_penalty"] == 0:
         log.pop("train/grad_penalty_loss", None)  # its 0 was not computed and would distort the mean
     # A PSNR is computed from the mean squared error, which the reconstruction loss need not be.
     error = mse(reconstruction=output.video.detach(), target=batch.video)

@@ -1,13 +1,9 @@
-"""Running means: unbiased from the first value on, saved, equal on every rank; and LeCam with its means."""
+"""LeCam with its running means: unbiased from the first value on, saved, equal on every rank."""
 
 import pytest
 import torch
-from torch import distributed as dist
-from torch import nn
 
-from telecine.losses import lecam
-from telecine.objective import running
-from telecine.objective.running import LeCam, RunningMean, average_over_ranks, with_averaged_gradient
+from telecine.losses.lecam import LeCam, RunningMean, lecam
 
 
 @pytest.fixture
@@ -15,34 +11,9 @@ def other_rank(monkeypatch):
     """Return a function that sets the values of a second rank."""
 
     def set_values(values):
-        monkeypatch.setattr(running, "average_over_ranks", lambda x: (x + torch.as_tensor(values)) / 2)
+        monkeypatch.setattr("telecine.losses.lecam.average_over_ranks", lambda x: (x + torch.as_tensor(values)) / 2)
 
     return set_values
-
-
-def test_without_a_process_group_the_average_is_the_tensor_itself():
-    x = torch.ones(2)
-    assert average_over_ranks(x) is x
-
-
-def test_the_average_over_ranks_is_a_new_tensor(monkeypatch):
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "get_world_size", lambda: 1)
-    x = torch.tensor([1.0, 10.0])
-    assert average_over_ranks(x) is x
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.add_(torch.tensor([2.0, 10.0])))
-    assert average_over_ranks(x).tolist() == [1.5, 10.0]
-    assert x.tolist() == [1.0, 10.0]
-
-
-def test_a_gradient_is_averaged_before_it_reaches_the_parameter(other_rank):
-    other_rank(7.0)
-    w = nn.Parameter(torch.tensor(2.0))
-    (3 * with_averaged_gradient(w)).backward()
-    assert w.grad.item() == 5
-    with torch.no_grad():
-        assert with_averaged_gradient(w).item() == 2
 
 
 def after(decay, *values):
@@ -112,7 +83,7 @@ def test_an_update_does_not_synchronise():
 
 class TestLeCam:
     def test_the_means_are_updated_first(self):
-        regulariser = LeCam(0.9)
+        regulariser = LeCam()
         real, fake = torch.tensor([1.0, 3.0], requires_grad=True), torch.tensor([-1.0, 0.0], requires_grad=True)
         value = regulariser(real=real, fake=fake)
         expected = lecam(real=real, fake=fake, real_average=torch.tensor(2.0), fake_average=torch.tensor(-0.5))
@@ -121,7 +92,7 @@ class TestLeCam:
 
     @pytest.mark.parametrize("how", ["eval", "no_grad"])
     def test_validation_does_not_update_them(self, how):
-        regulariser = LeCam(0.9)
+        regulariser = LeCam()
         regulariser(real=torch.ones(2), fake=-torch.ones(2))
         before = {name: value.clone() for name, value in regulariser.state_dict().items()}
         if how == "eval":
@@ -132,19 +103,6 @@ class TestLeCam:
 
     def test_they_are_averaged_over_ranks(self, other_rank):
         other_rank([5.0, -5.0])
-        regulariser = LeCam(0.9)
+        regulariser = LeCam()
         regulariser(real=torch.ones(2), fake=-torch.ones(2))
         assert (regulariser.real().item(), regulariser.fake().item()) == (3, -3)
-
-    def test_in_the_loss(self, make_loss, clip):
-        video = {"dim": 1, "image_size": 16, "frame_num": 2}
-        loss = make_loss(perceptual_weight=0, gan={"lecam_loss_weight": 3.0, "lecam_decay": 0.5}, discr_3d_kwargs=video)
-        total, log = loss(clip(), clip(seed=2), 1, 0)
-        assert log["train/lecam_loss"] > 0
-        expected = log["train/discr_loss"] + 3 * log["train/lecam_loss"]
-        assert total.item() == pytest.approx(expected.item(), rel=1e-6)
-        saved = {name for name in loss.state_dict() if not name.startswith("discr_3d.")}
-        assert saved == {f"lecam.discr_3d.{side}.{x}" for side in ("real", "fake") for x in ("mean", "num_values")}
-        regulariser = loss.lecam["discr_3d"]
-        assert regulariser.real().item() == pytest.approx(log["train/logits_real"].item(), rel=1e-6)
-        assert (regulariser.real.decay, regulariser.fake.decay) == (0.5, 0.5)

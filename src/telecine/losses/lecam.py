@@ -1,4 +1,4 @@
-"""Running averages that are saved with the loss and are equal on every rank, and LeCam, which uses them."""
+"""LeCam regularisation (Tseng et al., arXiv:2104.03310), with running means of the logits."""
 
 from __future__ import annotations
 
@@ -6,27 +6,35 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
+from telecine.base.precision import at_least_float32
 from telecine.base.shapes import Scalar
-from telecine.losses import lecam
+from telecine.ops.ranks import average_over_ranks
+
+# Decay of LeCam's running means of the logits, as in 1D-tokenizer: a small one follows the noise of single batches.
+LECAM_DECAY = 0.999
 
 
-def average_over_ranks(tensor: Tensor) -> Tensor:
-    """Return the mean of `tensor` over the ranks of the default process group, or `tensor` if there is none."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return tensor
-    total = tensor.clone()
-    dist.all_reduce(total)
-    return total / dist.get_world_size()
+def lecam(*, real: Tensor, fake: Tensor, real_average: Scalar, fake_average: Scalar) -> Scalar:
+    """Return `mean(relu(real - fake_average)^2) + mean(relu(real_average - fake)^2)`; the graph is kept.
 
+    LeCam regularisation (Tseng et al., arXiv:2104.03310), equation 3 with the relu of the authors' code: a logit is
+    pulled towards the moving average of the other side, real logits only down, fake logits only up. It slows down a
+    discriminator that overfits to little data, and does nothing to one that confuses real and fake.
 
-def with_averaged_gradient(parameter: Tensor) -> Tensor:
-    """Return the parameter's value; its gradient is averaged over ranks before it reaches the parameter."""
-    value = parameter * 1
-    if value.requires_grad:
-        value.register_hook(average_over_ranks)
-    return value
+    Args:
+        real: Logits of real samples, any shape.
+        fake: Logits of reconstructions, any shape.
+        real_average: Moving average of the mean of `real`, 0-d; it gets no gradient.
+        fake_average: Moving average of the mean of `fake`, likewise.
+
+    Returns:
+        A 0-d tensor >= 0, at least float32, which belongs to the discriminator's loss.
+    """
+    real, fake = at_least_float32(real), at_least_float32(fake)
+    alpha_r, alpha_f = at_least_float32(real_average).detach(), at_least_float32(fake_average).detach()
+    # Equation 3
+    return (real - alpha_f).relu().square().mean() + (alpha_r - fake).relu().square().mean()
 
 
 class RunningMean(nn.Module):
@@ -69,10 +77,6 @@ class RunningMean(nn.Module):
     def forward(self) -> Scalar:
         """Return a copy of the mean; 0 before the first value."""
         return self.mean.clone()
-
-
-# Decay of LeCam's running means of the logits, as in 1D-tokenizer: a small one follows the noise of single batches.
-LECAM_DECAY = 0.999
 
 
 class LeCam(nn.Module):
