@@ -15,6 +15,7 @@ from telecine.base.checks import (
     check_step,
     check_weight,
     choose,
+    count_files,
     describe,
     nearest,
     suggestion,
@@ -92,3 +93,10 @@ def test_a_name_or_a_function_is_chosen():
     for value, remedy in (("firs", "Did you mean `first`"), (3, "Use one of: first.")):
         with pytest.raises(ValueError, match=rf"^`loss` must be one of 'first', or a function, but got .*{remedy}"):
             choose("loss", value, {"first": min})
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"), [((1, 0), "1 video"), ((0, 1), "1 image"), ((2, 3), "2 videos and 3 images")]
+)
+def test_files_are_counted_by_kind(counts, text):
+    assert count_files(*counts) == text

@@ -6,8 +6,8 @@ from rich.console import Console
 from telecine.cli.tables import print_dry_run, print_plan
 from telecine.settings import ObjectiveConfig, TrainConfig
 from telecine.training.capacity import AS_CONFIGURED, SWITCHES, Fit, Plan
-from telecine.training.dry_run import DryRun
 from telecine.training.plan import UpdatePlan
+from telecine.training.run import DryRun
 from telecine.training.speed import Speed
 
 

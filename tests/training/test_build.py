@@ -20,7 +20,7 @@ from telecine.discriminators import (
     PatchDiscriminator3D,
 )
 from telecine.report.video import write_mp4
-from telecine.runs.layout import checkpoints
+from telecine.runs import Run
 from telecine.settings import (
     AdaptiveWeightConfig,
     DiscriminatorConfig,
@@ -31,8 +31,8 @@ from telecine.settings import (
 )
 from telecine.training import train
 from telecine.training.build import build_accelerator, build_autoencoder, build_clips, build_objective, build_state
-from telecine.training.checkpoint_files import optimizer_tensors, save_tensors
 from telecine.training.optim import set_lr
+from telecine.training.tensor_files import optimizer_tensors, save_tensors
 
 
 def test_every_setting_reaches_the_loss(tiny, everything):
@@ -257,7 +257,7 @@ def test_a_run_resumes_without_the_run_its_discriminators_started_from(tiny, oth
     train(config, console=Console(quiet=True))
     shutil.rmtree(run)
     train(replace(config, steps=2), console=Console(quiet=True))
-    assert [step for step, _ in checkpoints(Path(config.output_dir))] == [1, 2]
+    assert [step for step, _ in Run(Path(config.output_dir)).checkpoints.all()] == [1, 2]
 
 
 def test_discriminators_of_no_run(tiny, tmp_path):

@@ -15,6 +15,7 @@ from telecine.discriminators.video import TIME_WEIGHTINGS
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES, hinge, mse, wavelet_l1
 from telecine.objective import VideoAutoencoderLoss
 from telecine.perceptual.backbones import BACKBONES
+from telecine.runs.settings import as_yaml
 from telecine.settings import (
     ClipConfig,
     DiscriminatorConfig,
@@ -30,7 +31,6 @@ from telecine.settings import (
 )
 from telecine.settings.parse import read_config
 from telecine.settings.recipes import RECIPES
-from telecine.training.saved_settings import as_yaml
 
 GAN = {"objective": ObjectiveConfig(adversarial_loss_weight=0.5)}
 WRONG = [

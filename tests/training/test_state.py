@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from torch import nn
 
-from telecine.training.state import TrainState
+from telecine.training.state import Rollback, TrainState
 
 
 class Sharded(nn.Module):
@@ -70,3 +70,11 @@ def test_discriminators_that_a_short_run_does_not_train_are_named():
     assert [named in state.describe_size(steps) for steps in (5, 6)] == [True, False]
     state.objective.get_trainable_parameters = list
     assert named not in state.describe_size(5)
+
+
+def test_each_rollback_halves_the_learning_rates():
+    state, factors = state_of(None), []
+    for _ in range(3):
+        factors.append(state.lr_factor)
+        state.rollbacks.append(Rollback(12, 10, "a"))
+    assert factors == [1.0, 0.5, 0.25]

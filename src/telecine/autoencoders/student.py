@@ -34,7 +34,7 @@ from telecine.base.checks import argument_error, describe
 from telecine.base.frozen import Frozen
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
-from telecine.runs.layout import CONFIG_FILE as RUN_SETTINGS_FILE
+from telecine.runs.settings import read_saved_settings
 from telecine.settings import CausalVAEConfig
 from telecine.settings.yaml_file import read_yaml
 
@@ -314,8 +314,7 @@ def find_teacher(name: str, folder: Path) -> str:
         folder: The student's. If it is part of a checkpoint, the settings of the run have the path; otherwise a folder
             of that name beside it is the teacher.
     """
-    settings = folder.parent / RUN_SETTINGS_FILE
-    path = (read_yaml(settings) or {}).get(TEACHER_KEY) if settings.is_file() else None
+    path = read_saved_settings(folder.parent).get(TEACHER_KEY)
     if isinstance(path, str) and public_name(path) == name:
         return path
     beside = folder.parent / name

@@ -121,3 +121,14 @@ def check_choice(name: str, value: object, choices: Iterable[T], *, remedy: str 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def count_files(num_videos: int, num_images: int) -> str:
+    """Return numbers of files as "3 videos", "1 image" or "3 videos and 1 image"."""
+    counts = ((num_videos, "video"), (num_images, "image"))
+    return " and ".join(count(number, kind) for number, kind in counts if number)
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless the number is 1."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

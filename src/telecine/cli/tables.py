@@ -17,8 +17,8 @@ from telecine.perceptual import weights
 from telecine.settings import TrainConfig
 from telecine.training import TrainResult
 from telecine.training.capacity import USED_FRACTION, Plan, advice
-from telecine.training.dry_run import DryRun
 from telecine.training.plan import HOST_COPY
+from telecine.training.run import DryRun
 
 
 def print_result(console: Console, result: TrainResult) -> None:

@@ -29,7 +29,7 @@ from telecine.data.source import DecodeError
 from telecine.evaluation.published import CLIP_CHOICES, VALUES, PublishedProtocol
 from telecine.evaluation.source import MatchingVideos, contains_videos, index_data, load_model, match_videos
 from telecine.evaluation.tiling import blended_chunks, overlapping_chunks, reconstruct_tiled
-from telecine.runs.layout import find_checkpoint
+from telecine.runs import find_checkpoint
 from telecine.settings import EvaluateConfig, Tiling
 
 logger = logging.getLogger(__name__)

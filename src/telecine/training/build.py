@@ -16,7 +16,7 @@ from telecine.autoencoders import CausalVAE, VideoAutoencoder, as_video_autoenco
 from telecine.autoencoders.causal import saved_config
 from telecine.autoencoders.load import class_in, folder_of, is_causal_vae, load_model_or_run
 from telecine.autoencoders.student import StudentAutoencoder
-from telecine.base.checks import argument_error
+from telecine.base.checks import argument_error, count, count_files
 from telecine.base.devices import pick_device
 from telecine.data import (
     Clip,
@@ -34,12 +34,10 @@ from telecine.data import (
 from telecine.data.buckets import check_buckets
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.weights import WeightSchedule
-from telecine.report.summary import count, count_files
-from telecine.runs.layout import find_checkpoint
+from telecine.runs import find_checkpoint
 from telecine.settings import OptimizerConfig, TrainConfig
 from telecine.training.acceleration import accelerate_networks
 from telecine.training.build_discriminators import image_discriminator, video_discriminators
-from telecine.training.discriminator_init import load_discriminators
 from telecine.training.distributed import broadcast_module, shard
 from telecine.training.optim import MovingAverage
 from telecine.training.process_group import (
@@ -50,6 +48,7 @@ from telecine.training.process_group import (
 )
 from telecine.training.state import TrainState
 from telecine.training.trainable import select_trainable
+from telecine.training.weight_files import load_discriminators
 
 if TYPE_CHECKING:
     from telecine.objective import VideoAutoencoderLoss

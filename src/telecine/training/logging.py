@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 
 import torch
@@ -16,9 +14,9 @@ from torch import Tensor
 
 from telecine.base.progress import SECONDS_BETWEEN_LINES
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.report.names import FRAME_GRADIENT
-from telecine.report.trackers import log_preview
-from telecine.runs.layout import METRICS_FILE
+from telecine.report.clips import log_preview
+from telecine.runs import Run
+from telecine.runs.history import FRAME_GRADIENT
 
 ADVERSARIAL_SHARE = "train/adversarial_gradient_share"
 # With fewer columns than this, the bar has the most important numbers only.
@@ -54,20 +52,19 @@ class MetricsLogger:
     """Appends records to `metrics.jsonl` and passes them to Accelerate's trackers. Only the first process writes.
 
     Args:
-        run: The run's folder.
+        run: The run.
         accelerator: Its trackers must be initialised.
     """
 
-    def __init__(self, run: Path, accelerator: Accelerator) -> None:
-        self.path = run / METRICS_FILE
+    def __init__(self, run: Run, accelerator: Accelerator) -> None:
+        self.run = run
         self.accelerator = accelerator
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log values at a step."""
         if not self.accelerator.is_main_process:
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        self.run.history.append({"step": step, **values})
         self.accelerator.log(dict(values), step=step)
 
     def preview(self, step: int, frames: Tensor, fps: float) -> None:

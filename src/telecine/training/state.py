@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -14,10 +14,29 @@ from telecine.autoencoders import VideoAutoencoder
 from telecine.objective.layer_activations import LayerActivations
 from telecine.training.logging import IntervalMeans
 from telecine.training.optim import MovingAverage, parameters_of
-from telecine.training.rollback import Rollback
 
 if TYPE_CHECKING:
     from telecine.objective import VideoAutoencoderLoss
+
+
+# A rollback multiplies the learning rates by this.
+LR_FACTOR = 0.5
+
+
+class Rollback(NamedTuple):
+    """The run went back once, after a divergence."""
+
+    step: int
+    """Where it diverged."""
+    to: int
+    """The step of the checkpoint that it went back to."""
+    value: str
+    """The value that was not finite."""
+
+    def describe(self, number: int) -> str:
+        """Return what happened, for a warning; `number` counts from 1."""
+        lower = f"learning rates times {LR_FACTOR**number:g}"
+        return f"`{self.value}` was not finite after step {self.step}; went back to step {self.to}, {lower}"
 
 
 @runtime_checkable
@@ -62,6 +81,11 @@ class TrainState:
     """Number of records in `metrics.jsonl`."""
     rollbacks: list[Rollback] = field(default_factory=list)
     """How often the run went back after a divergence."""
+
+    @property
+    def lr_factor(self) -> float:
+        """The factor of both learning rates after the rollbacks."""
+        return LR_FACTOR ** len(self.rollbacks)
 
     @property
     def trained(self) -> list[nn.Parameter]:

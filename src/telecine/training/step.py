@@ -21,7 +21,6 @@ from telecine.settings import OptimizerConfig
 from telecine.training.distributed import average_gradients
 from telecine.training.logging import ReconstructionGradient, is_gradient_share
 from telecine.training.optim import clip_gradients, lr_scale, parameters_of, set_lr, update_ratio
-from telecine.training.rollback import lr_factor
 from telecine.training.state import TrainState
 
 
@@ -92,7 +91,7 @@ def train_step(
 
 def set_learning_rates(state: TrainState, settings: OptimizerConfig, num_steps: int) -> float:
     """Set both optimizers' learning rates for the next update, and return that of the autoencoder."""
-    scale = lr_scale(settings, state.step, num_steps) * lr_factor(state.rollbacks)
+    scale = lr_scale(settings, state.step, num_steps) * state.lr_factor
     set_lr(state.optimizer, settings.lr * scale)
     if state.disc_optimizer is not None:
         set_lr(state.disc_optimizer, settings.disc_lr * scale)

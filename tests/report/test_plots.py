@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from telecine.objective.weights import WeightSchedule
+from telecine.report.plots import MAX_POINTS, as_curve, columns_of, duplicates, key_of, label_of, panels, table
+from telecine.report.plots import plots as plots_of_runs
 from telecine.report.run import ReportedRun
-from telecine.report.series import MAX_POINTS, as_curve, table
-from telecine.report.series import plots as plots_of_runs
+from telecine.settings import ObjectiveConfig
 
 from .runs import records
 from .test_summary import CLIPS, SUMMARY
@@ -119,3 +121,52 @@ class TestTable:
         num = 3 * MAX_POINTS
         (row,) = table(plots([[{"step": step, "train/lr": step / 4} for step in range(num)]]), ["name"])
         assert [row[name] for name in ("first", "min", "last", "max")] == [0.0, 0.0, (num - 1) / 4, (num - 1) / 4]
+
+
+def test_other_losses_and_weights_have_their_panels():
+    weights = {f"train/{name}" for name in WeightSchedule(ObjectiveConfig()).ramps}
+    losses = {"train/edges_loss", "train/gram_loss", "train/logvar", "train/recon_loss"}
+    shown = {"train/mse", "train/gen_loss", "train/adaptive_weight", "val/psnr"}
+    shown |= {"train/total_loss", "train/total_disc_loss"}
+    found = {panel.title: set(panel.names) for panel in panels(weights | losses | shown)}
+    assert found["other losses, unweighted"] == losses
+    assert found["scheduled weights"] == weights
+
+
+def test_a_sum_of_one_term_is_a_duplicate():
+    def found(**values):
+        return duplicates(columns_of([{"step": 2, **{f"train/{name}": x for name, x in values.items()}}], None))
+
+    assert found(mse=0.5, recon_loss=0.5000001) == {"train/recon_loss"}
+    assert found(mse=0.5, recon_loss=0.6) == set()
+    assert found(kl_loss=2.0, aux_losses=2.0) == {"train/aux_losses"}
+    assert found(kl_loss=2.0, commitment_loss=1.0, aux_losses=3.0) == set()
+    assert found(discr_loss=1.0, total_disc_loss=1.0, gen_loss=1.0) == {"train/total_disc_loss"}
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("train/psnr", "PSNR, training"),
+        ("val/lpips_alex", "LPIPS (Alex), held out"),
+        ("linear/ssim", "SSIM, linear baseline"),
+        ("train/lpips_mine.distance", "perceptual distance (mine.distance), training"),
+        ("train/gen_loss", "generator loss"),
+        ("train/gen_loss_discr_3d", "generator loss, discr_3d"),
+        ("train/logits_real_std_discr", "spread of logits, real, discr"),
+        ("train/grad_penalty_loss_weight", "grad penalty loss weight"),
+        ("train/adaptive_weight", "adaptive weight"),
+        ("train/edges_loss", "edges loss"),
+        ("train/frame_gradient_007", "frame 7"),
+        ("latent/effective_rank", "latent effective rank"),
+        ("other", "other"),
+    ],
+)
+def test_labels(name, label):
+    assert label_of(name) == label
+
+
+def test_keys_are_those_of_the_records():
+    assert key_of("train/psnr") == "train/mse"
+    assert key_of("train/lpips_vgg") == "train/perceptual_loss"
+    assert key_of("val/psnr") == "val/psnr"
