@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 
 from telecine.runs import Run
 from telecine.runs.checkpoints import damage_of
-from telecine.runs.lock import LOCK_FILE
 from telecine.runs.settings import as_yaml
 from telecine.settings import ClipConfig
 
@@ -71,7 +70,7 @@ def assert_equal_bits(config, straight):
 def ranks_after(run, config, step):
     """Wait for a checkpoint, and return the processes of both ranks."""
     run.wait_until(lambda: any(found >= step for found, _ in Run(Path(config.output_dir)).checkpoints.all()))
-    first = json.loads((Path(config.output_dir) / LOCK_FILE).read_text())["pid"]
+    first = json.loads((Path(config.output_dir) / ".lock").read_text())["pid"]
     (second,) = (child for child in psutil.Process(run.pid).children() if child.pid != first)
     return psutil.Process(first), second
 
@@ -151,7 +150,7 @@ def test_a_process_that_is_killed_while_it_indexes_ends_the_others(make_config, 
     shutil.copy(base.data, tmp_path)
     config = replace(base, data=str(tmp_path))
     with forks.start(*command(config, script=SLOW_TO_READ)) as run:
-        lock = Path(config.output_dir, LOCK_FILE)
+        lock = Path(config.output_dir, ".lock")
         run.wait_until(lambda: "indexes" in run.printed() and lock.is_file())
         psutil.Process(json.loads(lock.read_text())["pid"]).kill()
         done = run.wait(timeout=60)

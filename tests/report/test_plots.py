@@ -3,7 +3,6 @@
 import math
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -21,7 +20,7 @@ def plots(runs, nets=None):
     """Return the plots of runs with these records, and these networks of the perceptual loss."""
     settings = [{} if net is None else {"objective.perceptual.net": net} for net in nets or [None] * len(runs)]
     pairs = zip(runs, settings, strict=True)
-    return plots_of_runs([ReportedRun("", Path(), lines, values, {}, None, []) for lines, values in pairs])
+    return plots_of_runs([ReportedRun("", lines, values, {}, None, []) for lines, values in pairs])
 
 
 class TestCurves:
@@ -84,7 +83,7 @@ class TestPlots:
     def test_held_out_values_of_other_clips_are_marked(self):
         lines = [{"step": 1, "val/psnr": 20.0, "train/lr": 0.1}]
         summaries = [SUMMARY, replace(SUMMARY, validation=replace(CLIPS, num_clips=3))]
-        runs = [ReportedRun(n, Path(), lines, {}, {}, None, [], s) for n, s in zip("ab", summaries, strict=True)]
+        runs = [ReportedRun(n, lines, {}, {}, None, [], summary=s) for n, s in zip("ab", summaries, strict=True)]
         notes = {plot.title: plot.note for plot in plots_of_runs(runs)}
         assert notes == {
             "PSNR (dB), larger is better": "Held-out values do not compare. a and b: num_clips 12 and 3.",

@@ -236,22 +236,6 @@ def test_a_second_damaged_checkpoint_of_a_step_gets_another_name(tmp_path):
         assert sorted(aside) == ["damaged-step-00000002", "damaged-step-00000002-1"][: number + 1]
 
 
-def test_what_interrupted_writes_left_is_removed(tmp_path):
-    write_checkpoint(tmp_path, 1, write_state, keep=1)
-    for name, age in ((".curves.png.1234.partial", 7200), (".report.html.5678.partial", 0)):
-        (tmp_path / name).touch()
-        os.utime(tmp_path / name, (time.time() - age,) * 2)
-    for step, name in ((1, "clips.json"), (2, "clip.mp4")):
-        (tmp_path / "validation" / f"step-{step:08d}").mkdir(parents=True)
-        (tmp_path / "validation" / f"step-{step:08d}" / name).touch()
-    (tmp_path / "validation" / ".DS_Store").touch()
-    tidy(tmp_path, keep=1, best=1)
-    left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == [".report.html.5678.partial", "best", "checkpoints", "validation"], "a report may be being written"
-    left = sorted(path.name for path in (tmp_path / "validation").iterdir())
-    assert left == [".DS_Store", "step-00000001"], "files of others stay"
-
-
 def test_every_file_is_flushed_and_closed(tmp_path, monkeypatch):
     flushed = []
     monkeypatch.setattr(os, "fsync", flushed.append)

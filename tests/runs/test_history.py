@@ -13,18 +13,18 @@ class TestRecords:
         path = tmp_path / "metrics.jsonl"
         lines = [{"step": 1}, {"step": 2, "val/psnr": 3.0}]
         path.write_text("\n\n".join(json.dumps(line) for line in lines) + '\n{"step": 3, "lo')
-        assert read_records(path) == lines
+        assert JSONLines(path).read() == lines
         assert validations(lines) == lines[1:]
 
     def test_a_missing_file_has_no_lines(self, tmp_path):
-        assert read_lines(tmp_path / "none.jsonl") == []
+        assert JSONLines(tmp_path / "none.jsonl").read() == []
 
     @pytest.mark.parametrize("line", ["{broken", "[1]"])
     def test_a_damaged_line_raises(self, tmp_path, line):
         path = tmp_path / "metrics.jsonl"
         path.write_text(f'{{"step": 1}}\n{line}\n')
         with pytest.raises(ValueError, match=r"metrics.jsonl, line 2` must be a JSON object, but .*Remove the line"):
-            read_records(path)
+            JSONLines(path).read()
 
 
 def test_records_up_to_the_checkpoint_are_kept(tmp_path):

@@ -247,7 +247,7 @@ def test_settings_that_do_not_change_the_networks_may_change(tiny):
     config = tiny(optimizer=settings)
     trainer = Trainer(config, quiet())
     trainer.run(StopRequest())
-    assert "lr: 0.0001" in (trainer.folder / "config.yaml").read_text()
+    assert "lr: 0.0001" in (trainer.files.folder / "config.yaml").read_text()
     (ours,), (theirs,) = trainer.state.optimizer.param_groups, trainer.state.disc_optimizer.param_groups
     assert (ours["betas"], ours["weight_decay"], ours["lr"]) == ((0.1, 0.2), 0.5, 1e-4)
     assert theirs["betas"] == (0.3, 0.4)
@@ -338,10 +338,10 @@ def test_a_validation_that_is_interrupted_is_made_when_the_run_resumes(tiny, tmp
     with pytest.raises(Interrupted, match="stopped before the first update"):
         trainer.run(StopAfter(trainer, 0))
     trainer.close()
-    assert not Run(trainer.folder).checkpoints.all()
+    assert not Run(trainer.files.folder).checkpoints.all()
     run_to(config, 2)
-    steps = [record["step"] for record in validations(Run(trainer.folder).history.read())]
-    assert (steps, [step for step, _ in Run(trainer.folder).checkpoints.all()]) == ([0], [2])
+    steps = [record["step"] for record in validations(Run(trainer.files.folder).history.read())]
+    assert (steps, [step for step, _ in Run(trainer.files.folder).checkpoints.all()]) == ([0], [2])
     train(config, console=quiet())
     assert_equal_runs(straight, config)
 
@@ -363,10 +363,10 @@ def test_a_state_that_is_not_finite_is_never_saved(tiny):
         tensor.view(-1)[0] = value  # what is saved is what counts, not what has become of it
         with pytest.raises(DivergenceError, match=r"` is not finite after step 3. No checkpoint was written."):
             trainer.checkpointer.wait()
-    assert [step for step, _ in Run(trainer.folder).checkpoints.all()] == [1, 2]
+    assert [step for step, _ in Run(trainer.files.folder).checkpoints.all()] == [1, 2]
     assert trainer.checkpointer.save(state).name == "step-00000003"
     trainer.checkpointer.wait()
-    assert [step for step, _ in Run(trainer.folder).checkpoints.all()] == [2, 3]
+    assert [step for step, _ in Run(trainer.files.folder).checkpoints.all()] == [2, 3]
 
 
 class Gate:
@@ -399,7 +399,7 @@ def test_training_continues_while_a_checkpoint_is_written(tiny, tmp_path, monkey
         tensor.data.add_(1)
     for values in state.disc_optimizer.state.values():
         values["exp_avg"].add_(1)
-    shutil.copytree(trainer.folder, tmp_path / "crashed")
+    shutil.copytree(trainer.files.folder, tmp_path / "crashed")
     found, damaged = Run(tmp_path / "crashed").checkpoints.newest_intact()
     assert (found.name, damaged) == ("step-00000002", [])
     gate.opened.set()
@@ -582,7 +582,7 @@ def test_training_computes_in_bfloat16_and_validation_does_not(tiny, another_pre
     )
     trainer.run(StopRequest())
     assert types == {(True, torch.bfloat16), (False, torch.float32)}
-    saved = tensors(Run(trainer.folder).checkpoints.all()[-1][1])
+    saved = tensors(Run(trainer.files.folder).checkpoints.all()[-1][1])
     assert {tensor.dtype for name in ("ema", "model") for tensor in saved[f"{name}/model.safetensors"].values()} == {
         torch.float32
     }
