@@ -41,7 +41,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "`terms.temporal`": {"terms.temporal": 0.1},
     '`perceptual.net="alex"`': {"perceptual.net": "alex"},
     '`perceptual.num_frames="all"`': {"perceptual.num_frames": "all"},
-    '`perceptual.num_frames="all"`, `stride=4`': {"perceptual.num_frames": "all", "perceptual.stride": 4},
     '`perceptual.num_frames="all"`, `chunk_size=4`': {"perceptual.num_frames": "all", "perceptual.chunk_size": 4},
     "`terms.gram`": {"terms.gram": 0.1},
     '`gan.loss="vanilla"`': {"gan.loss": "vanilla"},
@@ -60,7 +59,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     '`adaptive_weight.reference="recon_and_perceptual"`': {"adaptive_weight.reference": "recon_and_perceptual"},
     '`adaptive_weight.reference="none"`': {"adaptive_weight.reference": "none"},
     '`adaptive_weight.at="reconstruction"`': {"adaptive_weight.at": "reconstruction"},
-    "`adaptive_weight.decay`": {"adaptive_weight.decay": 0.9},
 }
 
 # Measured with `autoencoder_step_of`.

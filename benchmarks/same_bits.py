@@ -25,13 +25,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from same_bits_cases import CASES, NUM_STEPS, Case, Settings, first_layout, prepare, present_layout
+from same_bits_cases import CASES, NUM_STEPS, Case, prepare
 from torch import Tensor
 
 from telecine.training.tensor_files import SHARDS, saved_tensors
@@ -49,7 +49,7 @@ def train(case: Case, src: Path, folder: Path, num_steps: int) -> Path:
     Raises:
         RuntimeError: If the training fails.
     """
-    settings = prepare(case, folder, num_steps, layout_of(src))
+    settings = prepare(case, folder, num_steps)
     module = ["-m", "telecine", "train", "--config", str(settings)]
     if case.num_processes > 1:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(case.num_processes)]
@@ -77,12 +77,6 @@ def run_python(arguments: list[str], src: Path, folder: Path) -> str:
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(arguments)} with {src} failed:\n{done.stderr[-4000:]}")
     return done.stdout
-
-
-def layout_of(src: Path) -> Callable[[Settings], Settings]:
-    """Return the function that translates the settings for the version in `src`."""
-    later = ("objective/config.py", "settings")  # where the objective's settings are, since groups hold them
-    return present_layout if any((src / "telecine" / each).exists() for each in later) else first_layout
 
 
 def check_package(src: Path) -> None:

@@ -1,11 +1,14 @@
-"""The trainings of `same_bits.py`: every setting is explicit, so that a changed default changes no case."""
+"""The trainings of `same_bits.py`: every setting is explicit, so that a changed default changes no case.
+
+Older versions have more settings, whose defaults are what the present one does.
+"""
 
 from __future__ import annotations
 
 import copy
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,8 +88,8 @@ SMALL: Settings = {
         "multiscale_adversarial_loss_weight": 0.0,
         "grad_penalty_loss_weight": 10.0,
         "quantizer_aux_loss_weight": 1e-6,
-        "reconstruction": {"loss": "mse", "nll_reduction": "mean", "learn_logvar": False, "logvar_init": 0.0},
-        "perceptual": {"net": "alex", "num_frames": 1, "stride": 1, "chunk_size": None},
+        "reconstruction": {"loss": "mse", "nll_reduction": "mean", "learn_logvar": False},
+        "perceptual": {"net": "alex", "num_frames": 1, "chunk_size": None},
         "gan": {
             "loss": "hinge",
             "disc_train_start": 5,
@@ -94,7 +97,6 @@ SMALL: Settings = {
             "augment": [],
             "feature_matching_loss_weight": 0.0,
             "lecam_loss_weight": 0.0,
-            "lecam_decay": 0.9,
         },
         "penalty": {"kind": "one_centered", "every": 4},
         "adaptive_weight": {
@@ -102,7 +104,6 @@ SMALL: Settings = {
             "at": "last_layer",
             "min_norm": 1e-3,
             "max": 1e3,
-            "decay": 0.0,
         },
         "terms": {},
         "eager_gradients": True,
@@ -110,7 +111,6 @@ SMALL: Settings = {
     },
     "discriminator": {
         "init": None,
-        "init_optimizer": False,
         "video": "first_frame",
         "conditional": False,
         "features": {"net": "vgg", "weights": None, "layers": [], "size": None},
@@ -120,7 +120,6 @@ SMALL: Settings = {
         "max_dim": 512,
         "antialiased_downsample": True,
         "time_weighting": "positions",
-        "pad_mode": "first",
         "num_layers": 3,
         "num_temporal_layers": 2,
         "norm": "group",
@@ -164,9 +163,9 @@ EVERY_TERM: Settings = {
         "multiscale_adversarial_loss_weight": 0.1,
         "quantizer_aux_loss_weight": {"weight": 1e-4, "start": 0, "steps": 40, "initial": 1e-6},
         "reconstruction": {"loss": "charbonnier", "learn_logvar": True},
-        "perceptual": {"num_frames": 2, "stride": 2, "chunk_size": 1},
+        "perceptual": {"num_frames": 2, "chunk_size": 1},
         "gan": {"feature_matching_loss_weight": 0.2},
-        "adaptive_weight": {"reference": "recon_and_perceptual", "decay": 0.9},
+        "adaptive_weight": {"reference": "recon_and_perceptual"},
         # In the order in which the first version adds them.
         "terms": {
             "gram": {"target": "gram", "weight": {"weight": 1e-4, "start": 8, "steps": 0, "initial": 0.0}},
@@ -256,20 +255,19 @@ CASES: dict[str, Case] = {
                 "penalty": {"kind": "approximate_r1"},
                 "adaptive_weight": {"reference": "none"},
             },
-            "discriminator": {"time_weighting": "frames", "pad_mode": "constant", "antialiased_downsample": False},
+            "discriminator": {"time_weighting": "frames", "antialiased_downsample": False},
         }
     ),
 }
 
 
-def prepare(case: Case, folder: Path, num_steps: int, layout: Callable[[Settings], Settings]) -> Path:
+def prepare(case: Case, folder: Path, num_steps: int) -> Path:
     """Write the data, the model's configuration and the settings of a case, and return the path of the settings.
 
     Args:
         case: The training.
         folder: An empty folder; the run is written to `folder / "run"`.
         num_steps: Updates of the autoencoder.
-        layout: Translates the settings for the checkout that trains.
     """
     settings = merged(SMALL, {"data": str(folder / "data"), **case.changes})
     settings |= {"output_dir": str(folder / "run"), "steps": num_steps}
@@ -280,7 +278,7 @@ def prepare(case: Case, folder: Path, num_steps: int, layout: Callable[[Settings
         settings["model"] = str(folder / "config.json")
         (folder / "config.json").write_text(json.dumps(case.model), encoding="utf-8")
     path = folder / "settings.yaml"
-    path.write_text(json.dumps(layout(settings), indent=2), encoding="utf-8")  # JSON is YAML
+    path.write_text(json.dumps(settings, indent=2), encoding="utf-8")  # JSON is YAML
     return path
 
 
@@ -294,53 +292,3 @@ def write_data(folder: Path, *, images: bool) -> None:
         for index in range(6):
             picture = Image.merge("RGB", (red, green, red.rotate(90 * index)))
             picture.resize((64 + 8 * index, 64)).save(folder / f"image{index}.png")
-
-
-def present_layout(settings: Settings) -> Settings:
-    """Return the settings as this file writes them."""
-    return settings
-
-
-# The names of the objective's settings in telecine 0.1.0, where no group held them.
-FIRST_NAMES = {
-    "reconstruction": {
-        "loss": "recon_loss",
-        "nll_reduction": "nll_reduction",
-        "learn_logvar": "learn_logvar",
-        "logvar_init": "logvar_init",
-    },
-    "perceptual": {
-        "net": "perceptual_net",
-        "num_frames": "perceptual_frames",
-        "stride": "perceptual_stride",
-        "chunk_size": "perceptual_chunk_size",
-    },
-    "gan": {
-        "loss": "gan_loss",
-        "disc_train_start": "disc_train_start",
-        "feature_matching_loss_weight": "feature_matching_loss_weight",
-        "lecam_loss_weight": "lecam_loss_weight",
-        "lecam_decay": "lecam_decay",
-    },
-    "penalty": {"kind": "grad_penalty", "every": "grad_penalty_every"},
-    "adaptive_weight": {
-        "reference": "adaptive_weight_reference",
-        "at": "adaptive_weight_at",
-        "min_norm": "adaptive_weight_min_norm",
-        "max": "adaptive_weight_max",
-        "decay": "adaptive_weight_decay",
-    },
-}
-
-
-def first_layout(settings: Settings) -> Settings:
-    """Return the settings as telecine 0.1.0 reads them; later ones, which no case sets, are left out."""
-    objective = dict(settings["objective"])
-    terms = objective.pop("terms")
-    for group, names in FIRST_NAMES.items():
-        objective |= {names[name]: value for name, value in objective.pop(group).items() if name in names}
-    for name in ("gram", "wavelet", "temporal"):
-        objective[f"{name}_loss_weight"] = terms.get(name, {}).get("weight", 0.0)
-    objective["wavelet_levels"] = terms.get("wavelet", {}).get("params", {}).get("levels", 1)
-    settings = {name: value for name, value in settings.items() if name != "temporal_chunk"}
-    return {**settings, "objective": objective}

@@ -4,57 +4,38 @@
     python docs/settings_tables.py --check  # exits with 1 if a table is out of date
 
 A table stands between the lines `<!-- settings: CLASS prefix -->` and `<!-- end -->`. Its rows are the fields of the
-class, but for nested config classes. Their docstrings have the paragraphs "Source: ..." and "Fails: ...".
+class, but for nested config classes. Their docstrings end with "Source: ..." and "Fails: ...".
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
-import inspect
 import re
 import sys
-import textwrap
-from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 
+from telecine import settings
 from telecine.base.checks import argument_error
-from telecine.objective import config as objective
-from telecine.training import config as training
-from telecine.training import discriminator_config as discriminator
+from telecine.settings.group import settings_of
 
 PAGE = Path(__file__).parent / "choosing.md"
 BLOCK = re.compile(r"(<!-- settings: (\w+) (\S*) ?-->\n).*?(<!-- end -->)", re.DOTALL)
 HEADER = "| setting | what it does | default | source | how it fails |\n|---|---|---|---|---|\n"
 
 
-def field_docstrings(cls: type) -> dict[str, str]:
-    """Return the docstring below each field of a dataclass."""
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    assert isinstance(definition, ast.ClassDef)
-    found = {}
-    for field, text in zip(definition.body, definition.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
-            assert isinstance(field.target, ast.Name)
-            found[field.target.id] = inspect.cleandoc(str(text.value.value))
-    return found
-
-
-def table(cls: type, prefix: str = "") -> str:
+def table(kind: type, prefix: str = "") -> str:
     """Return the table of a config class in Markdown."""
-    docstrings = field_docstrings(cls)
     rows = []
-    for item in fields(cls):
-        if is_dataclass(item.default_factory):
-            continue  # a group of settings, which has its own table
-        what, *others = (" ".join(part.split()) for part in docstrings[item.name].split("\n\n"))
+    for item in settings_of(kind):
+        if item.is_group or "." in item.name:
+            continue  # another group of settings, which has its own table
+        what, *others = (" ".join(part.split()) for part in re.split(r"\n(?=Source: |Fails: )", item.text))
         labelled = dict(part.split(": ", 1) for part in others)
         if set(labelled) != {"Source", "Fails"}:
-            contract = 'followed by the paragraphs "Source: ..." and "Fails: ..."'
+            contract = 'followed by lines "Source: ..." and "Fails: ..."'
             got = f"{sorted(labelled)} only"
-            raise argument_error(f"the docstring of {cls.__name__}.{item.name}", contract, got, "Add them.")
-        default = f"`{item.default!r}`" if item.default is not MISSING else "`{}`"
-        cells = (f"`{prefix}{item.name}`", what, default, labelled["Source"], labelled["Fails"])
+            raise argument_error(f"the docstring of {kind.__name__}.{item.name}", contract, got, "Add them.")
+        cells = (f"`{prefix}{item.name}`", what, f"`{item.default!r}`", labelled["Source"], labelled["Fails"])
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n")
     return HEADER + "".join(rows)
 
@@ -64,8 +45,7 @@ def with_tables(page: str) -> str:
 
     def block(match: re.Match[str]) -> str:
         start, name, prefix, end = match.groups()
-        cls = next(getattr(module, name) for module in (objective, training, discriminator) if hasattr(module, name))
-        return start + table(cls, prefix) + end
+        return start + table(getattr(settings, name), prefix) + end
 
     return BLOCK.sub(block, page)
 

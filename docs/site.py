@@ -15,8 +15,6 @@ import importlib.util
 import os
 import pkgutil
 import re
-from collections.abc import Iterator
-from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -135,9 +133,8 @@ def keep_formula(match: re.Match[str]) -> str:
 
 def command_line() -> str:
     """Return the page of all commands, as `--help` prints them."""
-    from telecine.cli.help import help_of
-
     from telecine.cli.commands import COMMANDS
+    from telecine.cli.parser import help_of
 
     os.environ["COLUMNS"] = "100"
     text = "# Command line\n\nWhat `telecine COMMAND --help=all` prints. [Settings](settings.md) has tables.\n"
@@ -149,41 +146,25 @@ def command_line() -> str:
 def settings() -> str:
     """Return the page of all settings."""
     from telecine.settings import EvaluateConfig, LatentsConfig, ReconstructConfig, TrainConfig
+    from telecine.settings.group import settings_of
 
     commands = {"train": TrainConfig, "evaluate": EvaluateConfig, "latents": LatentsConfig}
     commands["reconstruct"] = ReconstructConfig
     text = (
         "# Settings\n\nOptions of a command, or keys of a YAML file for `--config`. A dot is a group: `clips.height`.\n"
     )
-    for command, cls in commands.items():
+    for command, kind in commands.items():
         text += f"\n## {command}\n"
-        for prefix, group in groups(cls):
-            title = f"\n### {command}: `{prefix}`\n" if prefix else ""
+        every = list(settings_of(kind))
+        for group in ["", *(item.name for item in every if item.is_group)]:
+            title = f"\n### {command}: `{group}`\n" if group else ""
             text += f"{title}\n| setting | what it does | default |\n|---|---|---|\n"
-            text += "".join(rows(group, f"{prefix}." if prefix else ""))
+            for item in every:
+                if not item.is_group and item.name.rpartition(".")[0] == group:
+                    what = " ".join(re.split(r"\n(?=Source: )", item.text)[0].split())
+                    cells = (f"`{item.name}`", what, f"`{item.default!r}`")
+                    text += "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
     return text
-
-
-def groups(cls: type, prefix: str = "") -> Iterator[tuple[str, type]]:
-    """Yield a config class and the ones in it, each with its dotted name."""
-    yield prefix, cls
-    for item in fields(cls):
-        if is_dataclass(item.default_factory):
-            yield from groups(item.default_factory, f"{prefix}.{item.name}".removeprefix("."))
-
-
-def rows(cls: type, prefix: str) -> Iterator[str]:
-    """Yield the rows of a config class' table."""
-    docstrings: dict[str, str] = {}
-    for base in filter(is_dataclass, reversed(cls.__mro__)):
-        docstrings |= beside("settings_tables").field_docstrings(base)
-    for item in fields(cls):
-        if is_dataclass(item.default_factory):
-            continue
-        default = item.default if item.default is not MISSING else item.default_factory()
-        what = " ".join(docstrings[item.name].partition("\n\n")[0].split())
-        cells = (f"`{prefix}{item.name}`", what, f"`{default!r}`")
-        yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
 
 
 @functools.cache

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from telecine.cli.main import build_settings, command_parser, main, settings_class
-from telecine.settings.recipes import RECIPES, with_config_first
+from telecine.cli import commands
+from telecine.cli.main import main
+from telecine.cli.parser import parse
+from telecine.settings.recipes import RECIPES
 
 PAGE = (Path(__file__).parent.parent / "docs" / "command-line.md").read_text(encoding="utf-8")
 COMMANDS = [
@@ -20,12 +22,10 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
     parsed = []
     for program, name, *words in COMMANDS:
         assert program == "telecine"
-        if settings_class(name) is None:
+        if commands.COMMANDS[name].settings is None:
             assert main([name, *words]) == 0
         else:
-            parser = command_parser(name)
-            settings = parser.parse_args(with_config_first(name, words)[0])
-            parsed.append((name, build_settings(settings_class(name), parser, settings)))
+            parsed.append((name, parse(name, words)[0]["settings"]))
     assert [name for name, _ in parsed] == ["train", "train", "data", "plan", "train"]
     assert "valid: wan2.1 my_decoder.yaml 24gb" in capsys.readouterr().out
     assert all(config.trainable.weights == "decoder" for name, config in parsed if name != "data")

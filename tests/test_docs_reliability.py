@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch.distributed import run
 
-from telecine.cli.main import command_parser
+from telecine.cli.parser import parse
 
 PAGE = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text(encoding="utf-8")
 
@@ -55,4 +55,4 @@ def test_the_script_for_slurm_continues_what_a_signal_has_stopped(tmp_path, is_s
 def test_the_command_that_verifies_is_one_of_the_command_line():
     (line,) = re.findall(r"```\n(telecine .*?)\n```", PAGE)
     _, command, *words = shlex.split(line)
-    assert command_parser(command).parse_args(words).action == "verify"
+    assert parse(command, words)[0]["action"] == "verify"

@@ -51,7 +51,7 @@ def test_every_case_sets_every_setting(same_bits, tmp_path):
     expected = names_of(yaml.safe_load(as_yaml(TrainConfig())))
     for name, case in same_bits.CASES.items():
         (tmp_path / name).mkdir()
-        path = same_bits.prepare(case, tmp_path / name, 40, same_bits.layout_of(same_bits.SRC))
+        path = same_bits.prepare(case, tmp_path / name, 40)
         settings = yaml.safe_load(path.read_text())
         names = {setting for setting in names_of(settings) if not setting.startswith("objective.terms.")}
         assert names == expected, name

@@ -3,9 +3,9 @@
 import subprocess
 
 import pytest
-from telecine.cli.completion import script
 
 from telecine.cli.main import main
+from telecine.cli.parser import completion_script as script
 
 # Sources a script, and completes lines of words, each with the cursor at the end of the last word.
 COMPLETE = """

@@ -1,8 +1,8 @@
-"""Runs that the version before the settings and files were rewritten (commit 2fd7e47) has made.
+"""Runs of the version before its settings were rewritten (commit 2fd7e47).
 
-`previous_version.zip` has two of them, without reports, and the `metrics.jsonl` with which that version went on, and its
-evaluation of both: `gan`, a CausalVAE with discriminators and LeCam, trained for 4 updates, then 8; `wan`, a model of
-diffusers, for 2, then 4.
+`previous_version.zip` has two of them, without reports: `gan`, a CausalVAE with discriminators and LeCam, trained for 4
+updates; `wan`, a model of diffusers, for 2. Of each it has the `metrics.jsonl` with which that version trained on, for
+twice the updates, and its evaluation.
 """
 
 import json

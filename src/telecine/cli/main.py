@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from telecine import __version__
 from telecine.base.checks import printable
 from telecine.base.errors import Interrupted, TrainingError
+from telecine.base.requirements import how_to_install
 from telecine.base.terminal import escape_logs
 from telecine.cli.commands import COMMANDS, console
 from telecine.cli.parser import help_of, parse
@@ -35,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "telecine":
             raise
-        return _fail(error)
+        is_missing = str(error) == f"No module named {error.name!r}"
+        return _fail(f"{error}. {how_to_install('train')}" if is_missing else error)
     except Interrupted as interruption:
         if os.environ.get("RANK", "0") == "0":
             console.print(str(interruption), soft_wrap=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, is_dataclass
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from telecine.base.checks import argument_error, nearest
 from telecine.base.imports import allow_code
 from telecine.cli.commands import ALLOW_CODE, COMMANDS, Command
-from telecine.settings.group import Setting, alternatives, choices_of, kind_at, settings_of, type_names
+from telecine.settings.group import Setting, alternatives, choices_of, describe_type, kind_at, settings_of
 from telecine.settings.parse import Nested, environment_layer, merged, read_layer, typed_layer, validate
 from telecine.settings.recipes import default_recipe, recipes
 
@@ -40,25 +40,37 @@ def parse(name: str, typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         ValueError: An argument is unknown, missing or wrong, or a settings file is.
     """
     command = COMMANDS[name]
-    parser = _Parser(prog=f"telecine {name}", add_help=False, allow_abbrev=False)
-    _add_arguments(parser, command)
-    of_settings, others = _split(command, typed, parser)
-    arguments = vars(parser.parse_args(others))
-    allow_code(*arguments.pop("allow_code", None) or [])
+    parser = _parser(command, _settings(command))
+    for word in typed:  # a key of a dict or a field of a ramp, such as `objective.terms.gram`
+        option = word.partition("=")[0]
+        is_known = option in parser._option_string_actions or not option.startswith("--")
+        if not is_known and kind_at(command.settings, option.removeprefix("--")) is not None:
+            parser.add_argument(option, dest=option, action="append")
+    arguments, others = parser.parse_known_args(typed)
+    if others:
+        option = others[0].partition("=")[0]
+        known = [*parser._option_string_actions, *(f"--{item.name}" for item in _settings(command, all_names=True))]
+        raise ValueError(f"`{option}` is not an argument of this command. {nearest(option, known)}".rstrip())
+    found = vars(arguments)
+    texts = [(key[2:], text) for key in [*found] if key.startswith("--") for text in found.pop(key) or []]
+    allow_code(*found.pop("allow_code", None) or [])
     if command.settings is None:
-        return arguments, []
-    arguments.pop("config")
+        return found, []
+    del found["config"]
     files = _files(command, typed)
-    layers = [read_layer(file) for file in files]
-    for layer in layers if command.runs_code else ():
-        if "allow_code" in layer:
-            remedy = "Code that settings name is run only if you type it: add `--allow_code PACKAGE`."
-            got = f"{layer['allow_code']} in a settings file"
-            raise argument_error("allow_code", "an argument of the command", got, remedy)
-    layers.append(typed_layer(command.settings, of_settings))
+    layers = [*map(read_layer, files), typed_layer(command.settings, texts)]
     if command.trains:
         layers.append(environment_layer(command.settings))
-    return {"settings": validate(command.settings, merged(layers), prefix="--"), **arguments}, files
+    values = merged(layers)
+    if "allow_code" in values:
+        remedy = "Code that settings name is run only if you type it: add `--allow_code PACKAGE`."
+        got = f"{values['allow_code']} in a settings file"
+        raise argument_error("allow_code", "an argument of the command", got, remedy)
+    return {"settings": validate(command.settings, values, prefix="--"), **found}, files
+
+
+def _settings(command: Command, *, all_names: bool = False) -> list[Setting]:
+    return [*settings_of(command.settings, all_names=all_names)] if command.settings is not None else []
 
 
 def _files(command: Command, typed: Sequence[str]) -> list[str]:
@@ -71,75 +83,82 @@ def _files(command: Command, typed: Sequence[str]) -> list[str]:
     files: list[str] = given.pop("config")
     if files or not command.trains:
         return files
-    has_data = command.arguments[0][0].name == "path"
+    has_data = any(parameter.name == "path" for parameter, *_ in command.arguments)
     return [default_recipe({name: text for name, text in given.items() if text is not None}, is_data=has_data)]
 
 
-def _split(
-    command: Command, typed: Sequence[str], parser: argparse.ArgumentParser
-) -> tuple[list[tuple[str, str]], list[str]]:
-    """Return the settings that were typed, by name, and all other words."""
-    settings, others, rest = [], [], list(typed)
-    while rest:
-        word = rest.pop(0)
-        option, has_value, value = word.partition("=")
-        name = option.removeprefix("--")
-        if word == "--":  # all after it is positional
-            others += [word, *rest]
-            rest = []
-        elif not word.startswith("--") or option in parser._option_string_actions:
-            others.append(word)
-        elif command.settings is None or kind_at(command.settings, name) is None:
-            raise _unknown(command, option, parser)
-        elif not has_value and not rest:
-            raise argument_error(option, "followed by a value", "nothing", f"For example `{option} VALUE`.")
-        else:
-            settings.append((name, value if has_value else rest.pop(0)))
-    return settings, others
+def _parser(
+    command: Command,
+    settings: Sequence[Setting],
+    values: Nested | None = None,
+    *,
+    with_arguments: bool = True,
+    **options: Any,
+) -> argparse.ArgumentParser:
+    """Return a parser of a command's arguments and of these settings, as texts.
 
-
-def _unknown(command: Command, option: str, parser: argparse.ArgumentParser) -> Exception:
-    known = [*parser._option_string_actions]
-    if command.settings is not None:
-        known += [f"--{item.name}" for item in settings_of(command.settings, all_names=True)]
-    return ValueError(f"`{option}` is not an argument of this command. {nearest(option, known)}".rstrip())
-
-
-def _add_arguments(
-    parser: argparse.ArgumentParser | argparse._ArgumentGroup, command: Command
-) -> list[argparse.Action]:
-    """Add the arguments of a command that are no settings, and return their actions."""
-    added = []
-    if command.settings is not None:
+    Args:
+        command: The command.
+        settings: The settings, each group before its own.
+        values: Values of settings files, which the help shows as defaults.
+        with_arguments: Whether it has the arguments that are no settings.
+        options: Of `ArgumentParser`.
+    """
+    parser = _Parser(add_help=False, allow_abbrev=False, **options)
+    if with_arguments and command.settings is not None:
         text = RECIPES_HELP if command.trains else FILES_HELP
-        added.append(parser.add_argument("--config", action="append", metavar="FILE", help=text))
-    for parameter, kind, text in command.arguments:
+        parser.add_argument("--config", action="append", metavar="FILE", help=text)
+    others = parser.add_argument_group("other arguments") if command.most_used else parser
+    for parameter, kind, text in command.arguments if with_arguments else ():
         names, extra = _argument(parameter, kind)
-        added.append(parser.add_argument(*names, help=text.replace("%", "%%"), **extra))
-    if command.runs_code:
-        added.append(parser.add_argument("--allow_code", action="append", metavar="PACKAGE", help=ALLOW_CODE))
-    return added
+        target = parser if parameter.kind is not parameter.KEYWORD_ONLY else others
+        target.add_argument(*names, help=text.replace("%", "%%"), **extra)
+    if with_arguments and command.runs_code:
+        others.add_argument("--allow_code", action="append", metavar="PACKAGE", help=ALLOW_CODE)
+    groups = {item.name: parser.add_argument_group(item.name, item.text) for item in settings if item.is_group}
+    for item in settings:
+        if not item.is_group:
+            group, _, last = item.name.rpartition(".")
+            text = f"{' '.join(item.text.split())} ({_facts(item, values or {})})".replace("%", "%%")
+            name = f"--{item.name}"
+            groups.get(group, parser).add_argument(name, dest=name, action="append", metavar=last.upper(), help=text)
+    return parser
 
 
 def _argument(parameter: inspect.Parameter, kind: Any) -> tuple[list[str], dict[str, Any]]:
     """Return the names of an argument and how argparse reads it, from a parameter of a command's function."""
-    is_option, is_required = parameter.kind is parameter.KEYWORD_ONLY, parameter.default is parameter.empty
-    default = None if is_required else parameter.default
-    short = ["-o"] if parameter.name == "output" else []
-    names = [*short, f"--{parameter.name}"] if is_option else [parameter.name]
+    is_required, kind = parameter.default is parameter.empty, alternatives(kind)[0]
+    names = [parameter.name]
+    extra: dict[str, Any] = {"default": None if is_required else parameter.default}
+    if parameter.kind is parameter.KEYWORD_ONLY:
+        names = [*(["-o"] if parameter.name == "output" else []), f"--{parameter.name}"]
+        extra["required"] = is_required
+    elif not is_required:
+        extra["nargs"] = "?"
     if kind is bool:
         return names, {"action": "store_true"}
-    extra: dict[str, Any] = {"default": default} | ({"required": True} if is_option and is_required else {})
-    kind = alternatives(kind)[0]
     if get_origin(kind) is list:
-        return names, extra | {"nargs": "+" if is_required else "*"}
-    if get_origin(kind) is tuple:
-        return names, extra | {"nargs": len(get_args(kind)), "metavar": ("A", "B")}
-    if get_origin(kind) is Literal:
+        extra["nargs"] = "+" if is_required else "*"
+    elif get_origin(kind) is tuple:
+        extra |= {"nargs": len(get_args(kind)), "metavar": ("A", "B")}
+    elif get_origin(kind) is Literal:
         extra["choices"] = [*get_args(kind)]
     elif kind is not str:
         extra["type"] = kind
-    return names, extra if is_option or is_required else extra | {"nargs": "?"}
+    return names, extra
+
+
+def _facts(item: Setting, values: Nested) -> str:
+    """Return type and default of a setting, for the help."""
+    value: Any = values
+    for part in item.name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    value = item.default if value is None else value
+    if value is MISSING:
+        return describe_type(item.kind)
+    return (
+        f"{describe_type(item.kind)}; default: {value if isinstance(value, str) else json.dumps(value, default=asdict)}"
+    )
 
 
 def help_of(name: str, topic: str, typed: Sequence[str]) -> str:
@@ -154,41 +173,35 @@ def help_of(name: str, topic: str, typed: Sequence[str]) -> str:
         ValueError: There is no setting of that name, or a settings file cannot be read.
     """
     command = COMMANDS[name]
-    settings = list(settings_of(command.settings)) if command.settings is not None else []
-    shown = _select(settings, topic, command.most_used)
-    is_short = topic == "" and len(shown) < len(settings)
-    positional = [each.name for each, *_ in command.arguments if each.kind is not each.KEYWORD_ONLY]
-    parser = argparse.ArgumentParser(
+    settings = _settings(command)
+    by_name = {item.name: item for item in settings}
+    shown, epilog = settings, None
+    if topic == "" and command.most_used:
+        shown, epilog = [by_name[each] for each in command.most_used], _other_groups(name, settings)
+    elif topic not in ("", "all"):
+        shown = [item for item in settings if f"{item.name}.".startswith(f"{topic}.")]
+        if not shown:
+            contract = 'the name of a setting or of a group, or "all"'
+            raise argument_error("help", contract, topic, nearest(topic, by_name))
+        if not shown[0].is_group:  # a value that may be a group, such as a ramp
+            groups = [each for each in alternatives(shown[0].kind) if is_dataclass(each)]
+            shown += [item for each in groups for item in settings_of(each, f"{topic}.")]  # type: ignore[arg-type]
+    positional = [parameter.name for parameter, *_ in command.arguments if parameter.kind is not parameter.KEYWORD_ONLY]
+    words = [word for word in typed if word != "-h" and word.partition("=")[0] != "--help"]
+    return _parser(
+        command,
+        shown,
+        merged(map(read_layer, _files(command, words))),
+        with_arguments=topic in ("", "all"),
         prog=f"telecine {name}",
         usage=" ".join(["telecine", name, *positional, "[--NAME VALUE ...]"]),
         description=command.summary,
-        epilog=_others(name, settings) if is_short else None,
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=False,
-    )
-    if topic in ("", "all"):
-        _add_arguments(parser, command)
-    words = [word for word in typed if word != "-h" and word.partition("=")[0] != "--help"]
-    values = merged(map(read_layer, _files(command, words))) if shown else {}
-    for _ in _add_settings(parser, shown, values):
-        pass
-    return parser.format_help()
+    ).format_help()
 
 
-def _select(settings: Sequence[Setting], topic: str, most_used: Sequence[str]) -> list[Setting]:
-    by_name = {item.name: item for item in settings}
-    if topic == "" and most_used:
-        return [by_name[name] for name in most_used]
-    if topic in ("", "all"):
-        return [*settings]
-    found = [item for item in settings if f"{item.name}.".startswith(f"{topic}.")]
-    if not found:
-        raise argument_error("help", 'the name of a setting or of a group, or "all"', topic, nearest(topic, by_name))
-    inside = [each for each in alternatives(found[0].kind) if is_dataclass(each) and not found[0].is_group]
-    return found + [item for each in inside for item in settings_of(each, f"{topic}.")]  # type: ignore[arg-type]
-
-
-def _others(name: str, settings: Sequence[Setting]) -> str:
+def _other_groups(name: str, settings: Sequence[Setting]) -> str:
     """Return the lines that say how the other settings are shown."""
     groups = [item for item in settings if item.is_group and "." not in item.name]
     width = max(len(item.name) for item in groups)
@@ -198,51 +211,27 @@ def _others(name: str, settings: Sequence[Setting]) -> str:
     return "\n".join([title, *lines])
 
 
-def _add_settings(
-    parser: argparse.ArgumentParser, settings: Sequence[Setting], values: Nested
-) -> Iterator[tuple[argparse.Action, Setting]]:
-    """Add settings to a parser that prints or completes them, with the values of files, and yield their actions."""
-    groups = {item.name: parser.add_argument_group(item.name, item.text) for item in settings if item.is_group}
-    for item in settings:
-        if item.is_group:
-            continue
-        group, _, last = item.name.rpartition(".")
-        value: Any = values
-        for part in item.name.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        value = item.default if value is None else value
-        facts = [f"type: {' | '.join(type_names(item.kind))}"]
-        if value is not MISSING:
-            facts.append(f"default: {value if isinstance(value, str) else json.dumps(value, default=asdict)}")
-        action = groups.get(group, parser).add_argument(
-            f"--{item.name}",
-            help=f"{' '.join(item.text.split())} ({', '.join(facts)})".replace("%", "%%"),
-            metavar=last.upper(),
-            choices=[*map(str, choices_of(item.kind))] or (["true", "false"] if item.kind is bool else None),
-        )
-        yield action, item
-
-
 def completion_script(shell: str) -> str:
     """Return the script that a shell reads at its start."""
     import shtab
 
     # In Bash, `--config` completes recipes and files; in other shells files.
-    preamble = f'\n_telecine_config() {{\n  compgen -W "{" ".join(recipes())}" -- "$1"\n  compgen -f -- "$1"\n}}\n'
-    files: Mapping[str, Mapping[str, Any]] = {"config": {**shtab.FILE, "bash": "_telecine_config"}}
+    names = " ".join(recipes())
+    preamble = f'\n_telecine_config() {{\n  compgen -W "{names}" -- "$1"\n  compgen -f -- "$1"\n}}\n'
+    files: dict[str, Any] = {"config": {**shtab.FILE, "bash": "_telecine_config"}}
     parser = argparse.ArgumentParser(prog="telecine")
     parser.add_argument("--version", action="store_true", help="Print the version.")
     commands = parser.add_subparsers()
     for name, command in COMMANDS.items():
-        of_command = commands.add_parser(name, help=command.summary, description=command.summary)
-        actions = _add_arguments(of_command, command)
-        settings = [*settings_of(command.settings)] if command.settings is not None else []
-        actions += [
-            action for action, item in _add_settings(of_command, settings, {}) if str in alternatives(item.kind)
-        ]
-        for action in actions:
+        of_command = commands.add_parser(
+            name, help=command.summary, parents=[_parser(command, _settings(command))], add_help=True
+        )
+        for action in of_command._actions:
+            kind = kind_at(command.settings, action.dest.removeprefix("--")) or str
             if (name, action.dest) == ("recipes", "name"):
                 action.choices = [*recipes()]
-            elif action.nargs != 0 and not action.choices and action.type is None:
-                action.complete = files.get(action.dest, shtab.FILE)  # type: ignore[attr-defined]
+            elif action.choices is None and action.nargs != 0 and action.type is None:
+                action.choices = [*map(str, choices_of(kind))] or (["true", "false"] if kind is bool else None)
+                if action.choices is None and str in alternatives(kind):
+                    action.complete = files.get(action.dest, shtab.FILE)  # type: ignore[attr-defined]
     return str(shtab.complete(parser, shell, preamble=preamble if shell == "bash" else ""))

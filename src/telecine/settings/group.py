@@ -44,7 +44,9 @@ class Settings:
             kind, value = kinds[item.name], getattr(self, item.name)
             if isinstance(kind, type) and is_dataclass(kind) and not isinstance(value, kind):
                 raise argument_error(item.name, f"a `{kind.__name__}`", describe(value), "Pass an instance.")
-            is_list = get_origin(kind) is tuple and isinstance(value, (list, tuple))
+            is_list = get_origin(kind) is tuple
+            if is_list and not isinstance(value, (list, tuple)):
+                raise argument_error(item.name, describe_type(kind), describe(value), "Use [] for none.")
             for each in value if is_list else [value]:
                 _check_name(item.name, get_args(kind)[0] if is_list else kind, each)
             if is_list:
@@ -137,20 +139,6 @@ def choices_of(kind: Any) -> list[Any]:
 def takes_function(kind: Any) -> bool:
     """Return whether a value may be a function, or its dotted path."""
     return {*get_args(Function)} <= {*alternatives(kind)}
-
-
-def type_names(kind: Any) -> list[str]:
-    """Return the alternatives of a type as Python writes them, each value of a `Literal` apart."""
-    names = ["function"] if takes_function(kind) else []
-    for each in alternatives(kind):
-        if get_origin(each) is Literal:
-            names[:0] = map(str, get_args(each))
-        elif each is NoneType:
-            names.append("null")
-        elif not (names and each in get_args(Function)):
-            text = each.__name__ if isinstance(each, type) and not get_args(each) else str(each)
-            names.append(text.replace("typing.", "").replace("collections.abc.", ""))
-    return names
 
 
 def describe_type(kind: Any) -> str:

@@ -70,7 +70,7 @@ def read_layer(name: str | PathLike[str]) -> Nested:
     values = read_yaml(path) or {}
     names = list(_flat_names(values))
     if twice := next((each for index, each in enumerate(names) if each in names[:index]), None):
-        raise argument_error(f"{twice}` of `{path}", "given once", "twice", "Remove one.")
+        raise argument_error(str(path), "settings that are each given once", f"`{twice}` twice", "Remove one.")
     return nested(values.items())
 
 
@@ -144,24 +144,16 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _without_removed(values: Nested) -> Nested:
-    """Return settings without those of an older version that are no more, if they have the value that they have now."""
-    for name, now in REMOVED.items():
-        *groups, last = name.split(".")
-        group: Any = values
-        for each in groups:
-            group = group.get(each) if isinstance(group, dict) else None
-        if isinstance(group, dict) and last in group:
-            if group[last] != now:
-                raise argument_error(name, f"left out (it is {now!r} now)", repr(group[last]), "Remove it.")
-            group = {key: value for key, value in group.items() if key != last}
-            values = _replaced(values, groups, group)
-    return values
-
-
-def _replaced(values: Nested, path: Sequence[str], group: Nested) -> Nested:
-    """Return a copy of nested settings with another group at a path."""
-    return group if not path else {**values, path[0]: _replaced(values[path[0]], path[1:], group)}
+def _without_removed(values: Nested, before: str = "") -> Nested:
+    """Return settings without those that are no more, if they have the value that they have now."""
+    kept = {}
+    for name, value in values.items():
+        path = f"{before}{name}"
+        if path not in REMOVED:
+            kept[name] = _without_removed(value, f"{path}.") if isinstance(value, dict) else value
+        elif value != REMOVED[path]:
+            raise argument_error(path, f"left out (it is {REMOVED[path]!r} now)", repr(value), "Remove it.")
+    return kept
 
 
 def _path_of(kind: Any, location: Sequence[str | int]) -> list[str]:
@@ -182,6 +174,9 @@ def _path_of(kind: Any, location: Sequence[str | int]) -> list[str]:
 
 def _error(kind: type, values: Any, path: list[str], details: ErrorDetails, prefix: str) -> Exception:
     """Return the error about the setting at a path, from the validator's type of error and its own check's error."""
+    is_too_short = details["type"] == "missing" and isinstance(details["loc"][-1], int)
+    if is_too_short:
+        path = path[:-1]
     name, of_setting = prefix + ".".join(path), kind_at(kind, ".".join(path)) if path else kind
     if details["type"] == "value_error":
         text = str(details["ctx"]["error"])
@@ -192,7 +187,7 @@ def _error(kind: type, values: Any, path: list[str], details: ErrorDetails, pref
         known += [".".join([*path[:-1], each]) for each in _fields_of(group)]
         found = nearest(".".join(path), known).replace("`", f"`{prefix}", 1)
         return ValueError(f"`{name}` is not a setting. {found}".rstrip())
-    if details["type"] == "missing" and not path[-1].isdigit():
+    if details["type"] == "missing" and not is_too_short:
         path, missing = path[:-1], path[-1]
         contract = describe_type(kind_at(kind, ".".join(path)))
         return ValueError(f"`{prefix}{'.'.join(path)}` must be {contract}, but got one without `{missing}`.")

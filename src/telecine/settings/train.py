@@ -199,7 +199,7 @@ class TrainConfig(Settings):
             self._check_sharding()
         for bucket in self.clips.train_buckets:
             if min(bucket.height, bucket.width) < MIN_SIZES["alex"]:
-                contract = f"at least {MIN_SIZES['alex']} pixels high and wide, which validation with LPIPS needs"
+                contract = f"at least {MIN_SIZES['alex']} pixels high and wide, which LPIPS needs"
                 raise argument_error("clips", contract, str(bucket), "Use larger clips.")
 
     def _check_sharding(self) -> None:

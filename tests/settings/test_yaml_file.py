@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from telecine.cli.main import main
-from telecine.settings.yaml_file import MAX_BYTES, read_yaml
+from telecine.settings.yaml_file import MAX_BYTES, parse_value, read_yaml
 
 BOMB = "a: &a [x, x]\n" + "".join(f"{name}: &{name} [*{last}, *{last}]\n" for last, name in pairwise("abcdefg"))
 BAD = {
@@ -19,6 +19,7 @@ BAD = {
     "list": ("- a\n- b\n", "`key: value` lines, but got a list in line 1"),
     "text": ("\nsettings\n", "`key: value` lines, but got text in line 2"),
     "NUL": ("a: \0", "must be YAML in UTF-8"),
+    "twice": ("steps: 1\nclips: {}\nsteps: 2\n", "other text .*`steps` is given twice, again in line 3"),
 }
 
 
@@ -53,3 +54,27 @@ def test_the_command_line_checks_its_settings_files(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith(f"telecine: error: `{path}` must be settings without aliases")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("-3", -3),
+        ("0x10", 16),
+        ("1_000", "1_000"),
+        (".5", 0.5),
+        ("no", "no"),
+        ("true", True),
+        ("", None),
+        ("null", None),
+        ("2024-01-31", "2024-01-31"),
+        ("12:30", "12:30"),
+        ("[1, a]", [1, "a"]),
+        ("a: [", "a: ["),
+        ("9" * 5000, "9" * 5000),
+    ],
+)
+def test_plain_values_are_those_of_yaml_1_2(text, value):
+    assert parse_value(text) == value
+    assert type(parse_value(text)) is type(value)

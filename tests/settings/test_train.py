@@ -8,8 +8,6 @@ import yaml
 
 import telecine
 from telecine import Ramp, Term
-from telecine.cli.main import build_settings, command_parser
-from telecine.discriminators.first_frame import PAD_MODES
 from telecine.discriminators.patch import NORMS
 from telecine.discriminators.video import TIME_WEIGHTINGS
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES, hinge, mse, wavelet_l1
@@ -17,22 +15,23 @@ from telecine.objective import VideoAutoencoderLoss
 from telecine.perceptual.backbones import BACKBONES
 from telecine.runs.settings import as_yaml
 from telecine.settings import (
+    CausalVAEConfig,
     ClipConfig,
     DiscriminatorConfig,
-    FeaturesConfig,
     GANConfig,
     ObjectiveConfig,
-    OptimizerConfig,
     PenaltyConfig,
     PerceptualConfig,
     ReconstructionConfig,
     TrainConfig,
     Weight,
 )
-from telecine.settings.parse import read_config
+from telecine.settings.parse import config_from, read_config
 from telecine.settings.recipes import RECIPES
 
-GAN = {"objective": ObjectiveConfig(adversarial_loss_weight=0.5)}
+from ..training.conftest import EVERY_DISCRIMINATOR, EVERY_TERM
+
+GAN = {"objective": dict(adversarial_loss_weight=0.5)}
 WRONG = [
     ({"steps": 0}, "`steps` must be a positive int"),
     ({"batch_size": -1}, "`batch_size` must be a positive int"),
@@ -42,78 +41,74 @@ WRONG = [
         {"process_timeout": 540.0},
         r"`process_timeout` must be more than 3 times `clips.timeout`, 540 seconds, but got 540",
     ),
-    ({"optimizer": OptimizerConfig(lr=0.0)}, "`optimizer.lr` must be a finite number above 0"),
-    ({"optimizer": OptimizerConfig(warmup_steps=-1)}, "`optimizer.warmup_steps` must be an int of at least 0"),
-    ({"optimizer": OptimizerConfig(ema_decay=1.0)}, "`optimizer.ema_decay` must be a number from 0 to below 1"),
+    ({"optimizer": dict(lr=0.0)}, "`optimizer.lr` must be a finite number above 0"),
+    ({"optimizer": dict(warmup_steps=-1)}, "`optimizer.warmup_steps` must be an int of at least 0"),
+    ({"optimizer": dict(ema_decay=1.0)}, "`optimizer.ema_decay` must be a number from 0 to below 1"),
     (
-        {**GAN, "discriminator": DiscriminatorConfig(video="none")},
+        {**GAN, "discriminator": dict(video="none")},
         "`objective.adversarial_loss_weight` must be 0 without",
     ),
-    ({"discriminator": DiscriminatorConfig(num_scales=1)}, "must be above 0 exactly if `discriminator.num_scales`"),
+    ({"discriminator": dict(num_scales=1)}, "must be above 0 exactly if `discriminator.num_scales`"),
     (
-        {"objective": ObjectiveConfig(multiscale_adversarial_loss_weight=0.1)},
+        {"objective": dict(multiscale_adversarial_loss_weight=0.1)},
         "must be above 0 exactly if `discriminator.num_scales`",
     ),
     (
         {
-            "objective": ObjectiveConfig(multiscale_adversarial_loss_weight=0.1),
-            "discriminator": DiscriminatorConfig(video="none", image="patch", num_scales=1),
+            "objective": dict(multiscale_adversarial_loss_weight=0.1),
+            "discriminator": dict(video="none", image="patch", num_scales=1),
         },
         "`discriminator.num_scales` must be 0 without video",
     ),
     (
-        {"objective": ObjectiveConfig(disc_start=10, adversarial_loss_weight=0.5, gan=GANConfig(disc_train_start=11))},
+        {"objective": dict(disc_start=10, adversarial_loss_weight=0.5, gan=dict(disc_train_start=11))},
         r"`objective.gan.disc_train_start` must be at most `objective.disc_start` \(10\)",
     ),
-    ({"clips": ClipConfig(height=16)}, "`clips` must be at least 31 pixels high and wide, which LPIPS needs"),
-    ({"discriminator": DiscriminatorConfig(num_scales=-1)}, "`discriminator.num_scales` must be an int of at least 0"),
+    ({"clips": dict(height=16)}, "`clips` must be at least 31 pixels high and wide, which LPIPS needs"),
+    ({"discriminator": dict(num_scales=-1)}, "`discriminator.num_scales` must be an int of at least 0"),
     (
         {
-            "objective": ObjectiveConfig(adversarial_loss_weight=Ramp(0.0, start=9, initial=0.5)),
-            "discriminator": DiscriminatorConfig(video="none"),
+            "objective": dict(adversarial_loss_weight=dict(weight=0.0, start=9, initial=0.5)),
+            "discriminator": dict(video="none"),
         },
         r"`objective.adversarial_loss_weight` must be 0 without a discriminator, but got Ramp\(",
     ),
     (
-        {"objective": ObjectiveConfig(multiscale_adversarial_loss_weight=Ramp(0.1, start=9))},
+        {"objective": dict(multiscale_adversarial_loss_weight=dict(weight=0.1, start=9))},
         "must be above 0 exactly if `discriminator.num_scales`",
     ),
     (
-        {"objective": ObjectiveConfig(adversarial_loss_weight=0.0, gan=GANConfig(feature_matching_loss_weight=1.0))},
+        {"objective": dict(adversarial_loss_weight=0.0, gan=dict(feature_matching_loss_weight=1.0))},
         "`objective.gan.feature_matching_loss_weight` must be 0 without an adversarial term, but got 1.0",
     ),
     (
-        {
-            "objective": ObjectiveConfig(
-                adversarial_loss_weight=0.0, gan=GANConfig(lecam_loss_weight=Ramp(1.0, steps=3))
-            )
-        },
+        {"objective": dict(adversarial_loss_weight=0.0, gan=dict(lecam_loss_weight=dict(weight=1.0, steps=3)))},
         "`objective.gan.lecam_loss_weight` must be 0 without an adversarial term",
     ),
-    ({"discriminator": DiscriminatorConfig(num_layers=0)}, "`discriminator.num_layers` must be a positive int"),
-    ({"discriminator": DiscriminatorConfig(dim=0)}, "`discriminator.dim` must be a positive int"),
+    ({"discriminator": dict(num_layers=0)}, "`discriminator.num_layers` must be a positive int"),
+    ({"discriminator": dict(dim=0)}, "`discriminator.dim` must be a positive int"),
     (
-        {"discriminator": DiscriminatorConfig(video="patch", num_layers=6), "clips": ClipConfig(height=48)},
+        {"discriminator": dict(video="patch", num_layers=6), "clips": dict(height=48)},
         "`discriminator.num_layers` must be at most 5, which halve 48 pixels to one, but got 6",
     ),
     (
         {
-            "objective": ObjectiveConfig(multiscale_adversarial_loss_weight=0.1),
-            "discriminator": DiscriminatorConfig(video="patch", num_scales=2, num_layers=4),
-            "clips": ClipConfig(width=48),
+            "objective": dict(multiscale_adversarial_loss_weight=0.1),
+            "discriminator": dict(video="patch", num_scales=2, num_layers=4),
+            "clips": dict(width=48),
         },
         "`discriminator.num_layers` must be at most 3, which halve 12 pixels to one, but got 4",
     ),
     (
         {
-            "discriminator": DiscriminatorConfig(video="features", features=FeaturesConfig(net="alex"), num_scales=1),
-            "objective": ObjectiveConfig(multiscale_adversarial_loss_weight=0.1),
-            "clips": ClipConfig(width=48),
+            "discriminator": dict(video="features", features=dict(net="alex"), num_scales=1),
+            "objective": dict(multiscale_adversarial_loss_weight=0.1),
+            "clips": dict(width=48),
         },
         "`discriminator.features.net` must be a network that accepts 24 pixels, but got 'alex', which needs 31",
     ),
     (
-        {"discriminator": DiscriminatorConfig(image="patch", num_layers=6), "clips": ClipConfig(width=48)},
+        {"discriminator": dict(image="patch", num_layers=6), "clips": dict(width=48)},
         "`discriminator.num_layers` must be at most 5",
     ),
 ]
@@ -122,7 +117,7 @@ WRONG = [
 @pytest.mark.parametrize(("changes", "message"), WRONG)
 def test_wrong_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        replace(TrainConfig(), **changes)
+        config_from(changes)
 
 
 def test_no_discriminator_is_needed_without_its_weight():
@@ -164,7 +159,6 @@ CHOICES = {
     (GANConfig, "loss"): GAN_LOSSES,
     (PenaltyConfig, "kind"): GRAD_PENALTIES,
     (DiscriminatorConfig, "time_weighting"): TIME_WEIGHTINGS,
-    (DiscriminatorConfig, "pad_mode"): PAD_MODES,
     (DiscriminatorConfig, "norm"): NORMS,
 }
 
@@ -190,18 +184,18 @@ def test_every_weight_can_be_a_ramp():
     assert weights == 7
 
 
-def parse_config(path):
-    """Return the settings that the command line builds from a file."""
-    parser = command_parser("train")
-    return build_settings(TrainConfig, parser, parser.parse_args(["--config", str(path)]))
-
-
 def test_the_command_line_reads_what_a_run_writes(tmp_path):
     config = replace(
         TrainConfig(), data="x", steps=7, objective=ObjectiveConfig(perceptual=PerceptualConfig(num_frames="all"))
     )
     (tmp_path / "config.yaml").write_text(as_yaml(config))
-    assert parse_config(tmp_path / "config.yaml") == config
+    assert read_config(tmp_path / "config.yaml") == config
+
+
+@pytest.fixture
+def everything():
+    """Return settings that turn every term on."""
+    return {"objective": EVERY_TERM, "discriminator": EVERY_DISCRIMINATOR}
 
 
 def test_ramps_and_choices_are_read_back(tmp_path, everything):
@@ -212,7 +206,7 @@ def test_ramps_and_choices_are_read_back(tmp_path, everything):
         "gradient_checkpointing",
     }
     (tmp_path / "config.yaml").write_text(as_yaml(config))
-    again = parse_config(tmp_path / "config.yaml")
+    again = read_config(tmp_path / "config.yaml")
     assert again == config
     assert as_yaml(again) == as_yaml(config)
 
@@ -224,11 +218,14 @@ def test_functions_are_saved_by_their_paths(tmp_path):
         terms={"detail": Term(wavelet_l1, 0.2, {"levels": 2})},
     )
     (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(objective=objective)))
-    again = parse_config(tmp_path / "config.yaml").objective
-    assert again.reconstruction.loss is mse
-    assert again.gan.loss is hinge
+    again = read_config(tmp_path / "config.yaml").objective
+    assert again.reconstruction.loss == "telecine.losses.reconstruction.mse"
+    assert again.gan.loss == "telecine.losses.adversarial.hinge"
     assert again.terms["detail"] == Term("telecine.losses.wavelet.wavelet_l1", 0.2, {"levels": 2})
-    assert again.terms["detail"].function.func is wavelet_l1
+    loss = VideoAutoencoderLoss(
+        0, reconstruction=again.reconstruction, gan=again.gan, terms=again.terms, perceptual_weight=0
+    )
+    assert (loss.recon_loss, loss.terms["detail"].function.func) == (mse, wavelet_l1)
 
 
 def test_a_function_that_cannot_be_imported_is_refused():
@@ -243,7 +240,7 @@ def test_a_file_may_give_part_of_a_ramp(tmp_path):
         "objective:\n  perceptual_weight: {weight: 1, start: 1000, steps: 500}\n"
         "  terms:\n    gram: 2\n    detail: {target: wavelet, weight: {weight: 1, steps: 3}, params: {levels: 2}}\n"
     )
-    objective = parse_config(path).objective
+    objective = read_config(path).objective
     assert objective.perceptual_weight == Ramp(1.0, start=1000, steps=500)
     assert objective.terms == {"gram": Term("gram", 2.0), "detail": Term("wavelet", Ramp(1.0, steps=3), {"levels": 2})}
 
@@ -252,25 +249,31 @@ def test_every_recipe_is_valid():
     assert RECIPES.is_relative_to(Path(telecine.__file__).parent), "recipes must ship with the package"
     for path in (RECIPES / "demo.yaml", RECIPES / "gpu.yaml"):
         config = read_config(path.stem)
-        assert config == parse_config(path)
+        assert config == read_config(path)
         given = yaml.safe_load(path.read_text())["objective"]
         assert config.objective.adversarial_loss_weight == given["adversarial_loss_weight"] > 0
 
 
 @pytest.mark.parametrize(("latent", "channels"), [("4x8x8", 16), ("4x16x16", 48), ("8x32x32", 128)])
-def test_the_recipes_of_sizes_have_the_latents_of_published_models(latent, channels):
+def test_presets_have_the_latents_of_published_models(latent, channels):
     sizes = []
     for size in ("tiny", "small", "base", "large"):
-        path = RECIPES / "sizes" / f"{size}_{latent}.yaml"
-        assert yaml.safe_load(path.read_text()).keys() == {"causal_vae"}, (
-            "other settings are those of the recipe before"
-        )
-        config = read_config(path.stem).causal_vae
+        config = config_from({"causal_vae": {"size": size, "latent": latent}}).causal_vae
+        assert config == CausalVAEConfig(size=size, latent=latent)
         compression = (config.time_compression, config.spatial_compression, config.spatial_compression)
         assert ("x".join(map(str, compression)), config.latent_channels) == (latent, channels)
         sizes.append((config.base_channels, config.blocks_per_level))
     assert sizes == sorted(set(sizes))
-    assert len(list((RECIPES / "sizes").glob("*.yaml"))) == 4 * 3
+
+
+def test_presets_override_earlier_files_and_are_overridden_beside_them():
+    earlier = {"causal_vae": {"base_channels": 8, "latent_channels": 3, "time_kernel": 1}}
+    config = config_from(earlier, {"causal_vae": {"size": "large", "blocks_per_level": 7}}).causal_vae
+    assert (config.base_channels, config.blocks_per_level, config.latent_channels, config.time_kernel) == (256, 7, 3, 1)
+    saved = yaml.safe_load(as_yaml(TrainConfig(causal_vae=config)))["causal_vae"]
+    assert saved.keys() == vars(config).keys(), "a run saves what a preset stands for"
+    with pytest.raises(ValueError, match=r"`causal_vae.size` must be one of 'tiny', .* Did you mean `large`"):
+        config_from({"causal_vae": {"size": "lage"}})
 
 
 def test_the_demo_turns_the_gan_on_in_its_last_third():
@@ -285,11 +288,3 @@ def test_paths_may_begin_with_the_users_folder(monkeypatch):
     config = TrainConfig(**{name: f"~/{name}" for name in names})
     assert [getattr(config, name) for name in names] == [f"/users/me/{name}" for name in names]
     assert TrainConfig(data="a/~/b").data == "a/~/b"
-
-
-def test_terms_that_decode_do_not_go_with_sharded_weights():
-    objective = ObjectiveConfig(terms={"local_correlation": 0.1})
-    assert TrainConfig(sharding="fsdp2", objective=objective).sharding == "fsdp2"
-    objective = ObjectiveConfig(terms={"latent_noise": 0.1})
-    with pytest.raises(ValueError, match=r'`sharding` must be "none" with terms that decode, but got .*latent_noise'):
-        TrainConfig(sharding="fsdp2", objective=objective)

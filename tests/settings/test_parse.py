@@ -1,0 +1,169 @@
+"""Recipes, files, typed arguments and the environment are one nested dict, and one validator reads it."""
+
+from pathlib import Path
+
+import pytest
+
+from telecine import Ramp, Term
+from telecine.settings import TrainConfig
+from telecine.settings.parse import (
+    REMOVED,
+    config_from,
+    environment_layer,
+    json_schema,
+    merged,
+    nested,
+    read_config,
+    read_layer,
+    typed_layer,
+    validate,
+)
+
+
+def test_what_is_left_out_has_its_default(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("steps: 3\noptimizer: {lr: 0.5}\n")
+    config = read_config(path)
+    assert (config.steps, config.optimizer.lr) == (3, 0.5)
+    assert config.batch_size == TrainConfig().batch_size
+    path.write_text("")
+    assert read_config(path) == TrainConfig()
+
+
+# What is in a file, and what is said of it: the setting, what it must be, and what it is.
+MISTAKES = {
+    "unknown": ("stepz: 3", "`stepz` is not a setting. Did you mean `steps`?"),
+    "unknown in a group": ("clips: {heigth: 3}", "`clips.heigth` is not a setting. Did you mean `clips.height`?"),
+    "unknown in the wrong group": ("clips: {window: 3}", "`clips.window` is not a setting."),
+    "text for a number": ("steps: abc", "`steps` must be a whole number, but got 'abc' (str)."),
+    "a fraction for a count": ("steps: 1.5", "`steps` must be a whole number, but got 1.5 (float)."),
+    "a list for a number": ("clips: {height: [3]}", "`clips.height` must be a whole number, but got [3] (list)."),
+    "null": ("clips: {height: null}", "`clips.height` must be a whole number, but got None (NoneType)."),
+    "a number for text": ("data: 5", "`data` must be a text or null, but got 5 (int)."),
+    "a word that is none of some": (
+        "mixed_precision: bf61",
+        "`mixed_precision` must be one of 'no', 'bf16', 'fp16', but got 'bf61' (str). Did you mean `bf16`?",
+    ),
+    "neither number nor word": ("batch_size: x", "`batch_size` must be a whole number or one of 'auto', but got 'x'"),
+    "a value for a group": ("optimizer: 3", "`optimizer` must be a group of settings, but got 3 (int). Indent"),
+    "null for a group": ("clips:", "`clips` must be a group of settings, but got None"),
+    "a list that is too short": ("optimizer: {betas: [1]}", "`optimizer.betas` must be a list of 2 values"),
+    "a wrong value in a list": (
+        "clips: {buckets: [{num_frames: 5, height: x, width: 4}]}",
+        "`clips.buckets.0.height` must be a whole number, but got 'x' (str).",
+    ),
+    "a ramp with a wrong field": (
+        "objective: {perceptual_weight: {weight: 1, strat: 5}}",
+        "`objective.perceptual_weight.strat` is not a setting. Did you mean `objective.perceptual_weight.start`?",
+    ),
+    "a ramp without its weight": (
+        "objective: {perceptual_weight: {start: 5}}",
+        "`objective.perceptual_weight` must be a number or settings such as `{weight: ...}` (of weight, start, steps, "
+        "initial), but got one without `weight`.",
+    ),
+    "a ramp out of range": (
+        "objective: {perceptual_weight: {weight: -1}}",
+        "`objective.perceptual_weight.weight` must be a finite number >= 0, but got -1.0",
+    ),
+    "a term with a wrong field": (
+        "objective: {terms: {wavelet: {weigth: 1}}}",
+        "`objective.terms.wavelet.weigth` is not a setting. Did you mean `objective.terms.wavelet.weight`?",
+    ),
+    "a function of a wrong name": (
+        "objective: {gan: {loss: hindge}}",
+        "`objective.gan.loss` must be one of 'hinge', 'vanilla', 'least_squares', 'relativistic' or the dotted path of "
+        "a function, but got 'hindge' (str). Did you mean `hinge`?",
+    ),
+    "out of range": ("clips: {num_frames: 0}", "`clips.num_frames` must be a positive int, but got 0 (int). Use 1"),
+    "settings that contradict": ("discriminator: {num_scales: 2}", "above 0 exactly if `discriminator.num_scales` is"),
+    "a preset": ("causal_vae: {size: huge}", "`causal_vae.size` must be one of 'tiny', 'small', 'base', 'large'"),
+    "two spellings": (
+        "clips.height: 3\nclips: {height: 4}",
+        "settings that are each given once, but got `clips.height` twice.",
+    ),
+    "no mapping": ("- 1", "must be `key: value` lines, but got a list in line 1"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_clear_line(case, tmp_path):
+    text, message = MISTAKES[case]
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"^`[^`]+` (must be|is not) ") as found:
+        read_config(path)
+    assert message in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+def test_the_prefix_of_names():
+    with pytest.raises(ValueError, match=r"`--clips.heigth` is not a setting. Did you mean `--clips.height`"):
+        validate(TrainConfig, {"clips": {"heigth": 1}}, prefix="--")
+    with pytest.raises(ValueError, match=r"`--clips.height` must be a positive int"):
+        validate(TrainConfig, {"clips": {"height": 0}}, prefix="--")
+
+
+def test_dotted_names_are_settings_of_groups():
+    assert nested([("clips.height", 3), ("steps", 4), ("clips", {"width": 5})]) == {
+        "clips": {"height": 3, "width": 5},
+        "steps": 4,
+    }
+
+
+def test_later_layers_override_setting_by_setting():
+    ramp = {"weight": 1, "start": 5, "steps": 7}
+    layers = [{"objective": {"perceptual_weight": ramp, "terms": {"wavelet": 0.1}}}]
+    layers.append({"objective": {"perceptual_weight": {"weight": 2}, "terms": {"temporal": 0.2}}})
+    objective = config_from(*layers).objective
+    assert objective.perceptual_weight == Ramp(2.0, start=5, steps=7)
+    assert objective.terms == {"wavelet": Term("wavelet", 0.1), "temporal": Term("temporal", 0.2)}
+    assert config_from(*layers, {"objective": {"perceptual_weight": 3}}).objective.perceptual_weight == 3
+    assert layers[0]["objective"]["perceptual_weight"] is ramp, "layers are not changed"
+
+
+def test_typed_values():
+    typed = {
+        "data": "2024",
+        "val_data": "null",
+        "steps": "1e3",
+        "trackers": "wandb",
+        "optimizer.betas": "[0.1, 0.2]",
+        "clips.random_flip": "false",
+        "batch_size": "auto",
+        "objective.terms.gram": "0.5",
+        "trainable.patterns": "[decoder.*, encoder.0]",
+    }
+    config = validate(TrainConfig, typed_layer(TrainConfig, typed.items()))
+    assert (config.data, config.val_data, config.steps, config.trackers) == ("2024", None, 1000, ("wandb",))
+    assert (config.optimizer.betas, config.clips.random_flip, config.batch_size) == ((0.1, 0.2), False, "auto")
+    assert config.objective.terms == {"gram": Term("gram", 0.5)}
+    assert config.trainable.patterns == ("decoder.*", "encoder.0")
+
+
+def test_the_environment(monkeypatch):
+    monkeypatch.setenv("TELECINE__OPTIMIZER__LR", "1e-5")
+    monkeypatch.setenv("TELECINE_WEIGHTS_DIR", "/weights")
+    assert environment_layer(TrainConfig) == {"optimizer": {"lr": 1e-5}}
+
+
+def test_settings_that_are_no_more_are_read_if_they_have_the_value_that_they_have_now():
+    assert len(REMOVED) == 6
+    old = merged(nested([item]) for item in REMOVED.items())
+    before = repr(old)
+    assert config_from(old) == TrainConfig()
+    assert repr(old) == before
+    for name, value in REMOVED.items():
+        other = "constant" if isinstance(value, str) else not value
+        with pytest.raises(ValueError, match=f"`{name}` must be left out .it is .* now., but got {other!r}. Remove"):
+            config_from(nested([(name, other)]))
+
+
+def test_a_recipe_is_a_layer():
+    assert read_layer("sharp_objective").keys() == {"objective", "penalty", "discriminator"} - {"penalty"}
+    with pytest.raises(FileNotFoundError, match="Did you mean `demo`"):
+        read_layer("dmeo")
+    assert isinstance(read_layer(Path(__file__).parents[2] / "benchmarks" / "gan.yaml"), dict)
+
+
+def test_the_schema_has_the_docstrings():
+    assert "Total number of updates of the autoencoder." in json_schema(TrainConfig)
