@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from telecine.objective.weights import WeightSchedule
-from telecine.report.plots import MAX_POINTS, as_curve, columns_of, duplicates, key_of, label_of, panels, table
-from telecine.report.plots import plots as plots_of_runs
+from telecine.report.plots import MAX_POINTS, _as_curve, _columns_of, _duplicates, _key_of, _label_of, panels, table
+from telecine.report.plots import plots_of as plots_of_runs
 from telecine.report.run import ReportedRun
 from telecine.settings import ObjectiveConfig
 
@@ -25,7 +25,7 @@ def plots(runs, nets=None):
 
 class TestCurves:
     def test_few_points_stay_unchanged(self):
-        curve = as_curve(1, [(0, 1.0), (5, 2.123456), (7, -3.0)])
+        curve = _as_curve(1, [(0, 1.0), (5, 2.123456), (7, -3.0)])
         assert (curve.run, curve.steps, curve.values) == (1, [0, 5, 7], [1.0, 2.12346, -3.0])
         assert (curve.low, curve.high, curve.ends, curve.num_left_out) == ([], [], [], 0)
 
@@ -34,7 +34,7 @@ class TestCurves:
         points = [(step, rng.gauss(0, 1)) for step in range(10_007)]
         points[5_000] = (5_000, 99.0)
         points[7_001] = (7_001, -99.0)
-        curve = as_curve(0, points)
+        curve = _as_curve(0, points)
         assert len(curve.steps) == len(curve.values) == len(curve.low) == len(curve.high) == MAX_POINTS
         assert curve.steps == sorted(curve.steps)
         assert (max(curve.high), min(curve.low)) == (99.0, -99.0)
@@ -45,7 +45,7 @@ class TestCurves:
         assert sum(curve.values) / MAX_POINTS == pytest.approx(mean, abs=0.01)
 
     def test_values_that_are_not_finite_are_counted(self):
-        curve = as_curve(0, [(0, 1.0), (1, math.nan), (2, math.inf)])
+        curve = _as_curve(0, [(0, 1.0), (1, math.nan), (2, math.inf)])
         assert (curve.steps, curve.values, curve.num_left_out) == ([0], [1.0], 2)
 
 
@@ -134,7 +134,7 @@ def test_other_losses_and_weights_have_their_panels():
 
 def test_a_sum_of_one_term_is_a_duplicate():
     def found(**values):
-        return duplicates(columns_of([{"step": 2, **{f"train/{name}": x for name, x in values.items()}}], None))
+        return _duplicates(_columns_of([{"step": 2, **{f"train/{name}": x for name, x in values.items()}}], None))
 
     assert found(mse=0.5, recon_loss=0.5000001) == {"train/recon_loss"}
     assert found(mse=0.5, recon_loss=0.6) == set()
@@ -162,10 +162,10 @@ def test_a_sum_of_one_term_is_a_duplicate():
     ],
 )
 def test_labels(name, label):
-    assert label_of(name) == label
+    assert _label_of(name) == label
 
 
 def test_keys_are_those_of_the_records():
-    assert key_of("train/psnr") == "train/mse"
-    assert key_of("train/lpips_vgg") == "train/perceptual_loss"
-    assert key_of("val/psnr") == "val/psnr"
+    assert _key_of("train/psnr") == "train/mse"
+    assert _key_of("train/lpips_vgg") == "train/perceptual_loss"
+    assert _key_of("val/psnr") == "val/psnr"

@@ -13,7 +13,7 @@ from torch import nn
 from telecine.runs.settings import as_yaml
 from telecine.settings import ObjectiveConfig, PerceptualConfig, TrainConfig
 from telecine.training import TrainingError, train
-from telecine.training.checkpoint import Checkpointer, first_not_finite
+from telecine.training.checkpoint import Checkpointer, _first_not_finite
 
 
 @pytest.fixture
@@ -82,5 +82,5 @@ def test_of_buffers_only_nan_is_refused(tiny):
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_weights_must_be_finite(value):
     tensors = {"layer.weight": torch.tensor([1.0, value])}
-    assert first_not_finite({"model": tensors}, {}) == "layer.weight of the model"
-    assert first_not_finite({"averaged weights": tensors}, {"model": {"layer.weight"}}) is not None
+    assert _first_not_finite({"model": tensors}, {}) == "layer.weight of the model"
+    assert _first_not_finite({"averaged weights": tensors}, {"model": {"layer.weight"}}) is not None

@@ -11,7 +11,7 @@ from telecine.training.validation import (
     NUM_SHOWN,
     _clips_of_rank,
     _evenly_spaced,
-    gather_metrics,
+    _gather_metrics,
     validate,
 )
 
@@ -99,7 +99,7 @@ def test_the_codes_of_all_clips_are_counted():
 def test_metrics_of_one_process_are_gathered_off_the_device():
     """MPS has no float64. The device "meta" has no values to return."""
     measured = [{"psnr": 30.1, "ssim": 0.9}, {"psnr": 20.3, "ssim": float("inf")}]
-    assert gather_metrics(measured, 2, torch.device("meta")) == measured
+    assert _gather_metrics(measured, 2, torch.device("meta")) == measured
 
 
 def test_each_process_measures_equally_many_clips():

@@ -21,7 +21,7 @@ from telecine import __version__
 from telecine.base.checks import argument_error
 from telecine.base.files import atomic_write, mark_output
 from telecine.data import index_video
-from telecine.report.plots import METRICS, Plot, metric_label, plots, table
+from telecine.report.plots import METRICS, Plot, metric_label, plots_of, table
 from telecine.report.run import (
     HeldOutMetric,
     ReportedRun,
@@ -165,7 +165,7 @@ def _is_copy(source: Path, copy: Path) -> bool:
 
 def _render(runs: Sequence[ReportedRun], validations: Sequence[_ValidationData], live: _LiveData | None = None) -> str:
     """Return the page as HTML."""
-    all_plots = plots(runs)
+    all_plots = plots_of(runs)
     names = [run.name for run in runs]
     data = {
         "runs": names,

@@ -12,7 +12,7 @@ import torch
 
 from telecine.losses.reconstruction import psnr_of_mse
 from telecine.report.run import ReportedRun, not_comparable
-from telecine.runs.history import FRAME_GRADIENT
+from telecine.runs.history import frame_of
 
 Points = list[tuple[int, float]]
 Columns = dict[str, Points]
@@ -74,7 +74,7 @@ class _Panel:
 
     title: str
     names: Sequence[str]
-    """The values, as `columns_of` names them."""
+    """The values, as `_columns_of` names them."""
     scale: Literal["linear", "log", "wide"] = "linear"
     """The vertical axis. "log" leaves out values that are not positive. "wide" is linear if the values are similar, and
     else logarithmic on both sides of 0."""
@@ -114,7 +114,7 @@ _TOTALS = frozenset({"train/total_loss", "train/total_disc_loss"})
 
 
 @dataclass(frozen=True)
-class Curve:
+class _Curve:
     """The values of one name in one run, or the means of buckets of them."""
 
     run: int
@@ -143,13 +143,13 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Series:
+class _Series:
     """One label of a plot, with a curve for each run that logged it."""
 
     label: str
     key: str
     """Its name in `metrics.jsonl`."""
-    curves: list[Curve]
+    curves: list[_Curve]
 
 
 @dataclass(frozen=True)
@@ -159,12 +159,12 @@ class Plot:
     title: str
     scale: str
     """The vertical axis: "linear", "log" or "wide", see `_Panel`."""
-    series: list[Series]
+    series: list[_Series]
     note: str = ""
     """Why its curves do not compare; empty if they do."""
 
 
-class TableRow(TypedDict):
+class _TableRow(TypedDict):
     """One curve as a row of the table on the page."""
 
     plot: str
@@ -178,20 +178,20 @@ class TableRow(TypedDict):
     num_left_out: int
 
 
-def plots(runs: Sequence[ReportedRun]) -> list[Plot]:
+def plots_of(runs: Sequence[ReportedRun]) -> list[Plot]:
     """Return the plots that have data: one of all losses, the `panels`, one of all frames' gradients, and one for each
-    other name. A curve is left out if every run that has it also has its `duplicates`.
+    other name. A curve is left out if every run that has it also has its `_duplicates`.
     """
-    columns = [columns_of(run.records, run.perceptual_net) for run in runs]
-    same = [duplicates(of_run) for of_run in columns]
+    columns = [_columns_of(run.records, run.perceptual_net) for run in runs]
+    same = [_duplicates(of_run) for of_run in columns]
     distinct = {name for of_run, left_out in zip(columns, same, strict=True) for name in of_run.keys() - left_out}
     names = sorted(name for name in distinct if any(_is_finite(of_run.get(name, [])) for of_run in columns))
     grouped = panels(names)
     lpips = [name for name in names if name.startswith(_TRAIN_LPIPS)]
     losses = _Panel("all losses", [*filter(_is_loss, names), *(lpips if len(lpips) == 1 else [])], scale="wide")
-    frames = _Panel("gradient of each frame / mean", [name for name in names if name.startswith(FRAME_GRADIENT)])
+    frames = _Panel("gradient of each frame / mean", [name for name in names if frame_of(name) is not None])
     in_plots = {name for panel in (losses, *grouped, frames) for name in panel.names}
-    singles = [_Panel(label_of(name), [name]) for name in names if name not in in_plots and not _is_lpips(name)]
+    singles = [_Panel(_label_of(name), [name]) for name in names if name not in in_plots and not _is_lpips(name)]
     all_plots = (_plot(panel, columns, set(names)) for panel in (losses, *grouped, frames, *singles))
     notes = not_comparable([run.name for run in runs], [run.summary for run in runs]) if runs else []
     return [replace(plot, note=_note(plot, notes)) for plot in all_plots if plot.series]
@@ -207,7 +207,7 @@ def _is_finite(points: Points) -> bool:
     return any(math.isfinite(value) for _, value in points)
 
 
-def as_curve(run: int, points: Points, max_points: int = MAX_POINTS) -> Curve:
+def _as_curve(run: int, points: Points, max_points: int = MAX_POINTS) -> _Curve:
     """Return (step, value) pairs as a curve of at most `max_points` points that keeps all extremes.
 
     Args:
@@ -219,10 +219,10 @@ def as_curve(run: int, points: Points, max_points: int = MAX_POINTS) -> Curve:
     steps, values = [step for step, _ in finite], [value for _, value in finite]
     num_left_out = len(points) - len(finite)
     if len(values) <= max_points:
-        return Curve(run, steps, _rounded(values), num_left_out=num_left_out)
+        return _Curve(run, steps, _rounded(values), num_left_out=num_left_out)
     ends = [index * len(values) // max_points for index in range(max_points + 1)]
     buckets = [slice(first, last) for first, last in pairwise(ends)]
-    return Curve(
+    return _Curve(
         run,
         [steps[(bucket.start + bucket.stop) // 2] for bucket in buckets],
         _rounded(sum(values[bucket]) / (bucket.stop - bucket.start) for bucket in buckets),
@@ -233,7 +233,7 @@ def as_curve(run: int, points: Points, max_points: int = MAX_POINTS) -> Curve:
     )
 
 
-def table(all_plots: Sequence[Plot], run_names: Sequence[str]) -> list[TableRow]:
+def table(all_plots: Sequence[Plot], run_names: Sequence[str]) -> list[_TableRow]:
     """Return the curves as rows of a table, for readers who do not see the plots."""
     return [
         {
@@ -257,9 +257,9 @@ def table(all_plots: Sequence[Plot], run_names: Sequence[str]) -> list[TableRow]
 def _plot(panel: _Panel, columns: Sequence[Columns], names: set[str]) -> Plot:
     series = []
     for name in panel.names:
-        curves = [as_curve(run, of_run[name]) for run, of_run in enumerate(columns) if name in of_run]
+        curves = [_as_curve(run, of_run[name]) for run, of_run in enumerate(columns) if name in of_run]
         if name in names and curves:
-            series.append(Series(label_of(name), key_of(name), curves))
+            series.append(_Series(_label_of(name), _key_of(name), curves))
     return Plot(panel.title, panel.scale, series)
 
 
@@ -306,7 +306,7 @@ def _is_loss(name: str) -> bool:
     )
 
 
-def columns_of(records: Iterable[Mapping[str, float]], perceptual_net: str | None) -> Columns:
+def _columns_of(records: Iterable[Mapping[str, float]], perceptual_net: str | None) -> Columns:
     """Return the finite and other (step, value) pairs of every name.
 
     Args:
@@ -328,7 +328,7 @@ def columns_of(records: Iterable[Mapping[str, float]], perceptual_net: str | Non
     return columns
 
 
-def duplicates(columns: Columns) -> set[str]:
+def _duplicates(columns: Columns) -> set[str]:
     """Return the names of sums whose only term is logged, too: the term is plotted, and the sum is not.
 
     These are the reconstruction loss if it is the mean squared error, the auxiliary losses if there is one, and the
@@ -353,10 +353,10 @@ def _is_same(some: Points, others: Points) -> bool:
     )
 
 
-def label_of(name: str) -> str:
+def _label_of(name: str) -> str:
     """Return what a value is called, from its name in the records or that of `plotted_values`."""
-    if name.startswith(FRAME_GRADIENT):
-        return f"frame {int(name.removeprefix(FRAME_GRADIENT))}"
+    if (frame := frame_of(name)) is not None:
+        return f"frame {frame}"
     prefix, _, rest = name.partition("/")
     if prefix in _SOURCES and (rest in METRICS or name.startswith(_TRAIN_LPIPS)):
         return f"{metric_label(rest)}, {_SOURCES[prefix]}"
@@ -374,7 +374,7 @@ def metric_label(metric: str) -> str:
     return METRICS.get(metric) or (f"perceptual distance ({metric[6:]})" if metric.startswith("lpips_") else metric)
 
 
-def key_of(name: str) -> str:
+def _key_of(name: str) -> str:
     """Return the name in `metrics.jsonl` of the value that is plotted under a name."""
     if name.startswith(_TRAIN_LPIPS):
         return _PERCEPTUAL_LOSS

@@ -86,7 +86,7 @@ class Mp4Writer:
 
     def add(self, frames: Tensor) -> None:
         """Append uint8 frames `(T, H, W, 3)`, all of one size."""
-        check_frames("frames", frames)
+        check_rgb_frames("frames", frames)
         size = (frames.shape[1], frames.shape[2])
         if self._stream is None:
             self._size = size
@@ -156,7 +156,7 @@ def gif_bytes(frames: Tensor, fps: float, *, num_colours: int = 256) -> bytes:
 
     For previews only: a GIF has up to 256 colours per frame, and times in hundredths of a second.
     """
-    check_frames("frames", frames)
+    check_rgb_frames("frames", frames)
     images = [Image.fromarray(frame.numpy()).quantize(num_colours) for frame in frames.cpu()]
     buffer = io.BytesIO()
     milliseconds = max(20, round(1000 / fps))
@@ -174,7 +174,7 @@ def shrink(frames: Tensor, max_side: int) -> Tensor:
     return small.round().clamp(0, 255).to(torch.uint8).movedim(1, -1).contiguous()
 
 
-def check_frames(name: str, frames: Tensor) -> None:
+def check_rgb_frames(name: str, frames: Tensor) -> None:
     """Raise a `ValueError` if `frames` are not uint8 of shape `(T, H, W, 3)`, or empty."""
     is_valid = isinstance(frames, Tensor) and frames.dtype == torch.uint8 and frames.ndim == 4 and frames.shape[-1] == 3
     if not is_valid or 0 in frames.shape:

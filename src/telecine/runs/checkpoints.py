@@ -158,12 +158,12 @@ def find_checkpoint(path: Path) -> Path | None:
     return found[-1][1] if found else None
 
 
-def write_state(folder: Path, state: Mapping[str, Any]) -> None:
+def write_checkpoint_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write the plain values of a checkpoint into its folder."""
     (folder / _STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
 
 
-def read_state(folder: Path, names: set[str]) -> dict[str, Any]:
+def read_checkpoint_state(folder: Path, names: set[str]) -> dict[str, Any]:
     """Return the plain values of a checkpoint; raise a `ValueError` if they are not under all these names."""
     state = read_json(folder / _STATE)
     if missing := sorted(names - set(state)):

@@ -12,8 +12,7 @@ from typing import Any
 from telecine.base.checks import argument_error
 from telecine.base.files import atomic_write
 
-# Prefix of the logged gradient of each frame.
-FRAME_GRADIENT = "train/frame_gradient_"
+_FRAME_GRADIENT = "train/frame_gradient_"
 
 
 @dataclass(frozen=True)
@@ -129,6 +128,16 @@ class History(JSONLines):
             for record in (found[0], found[-1])
         )
         return first, last
+
+
+def frame_gradient(frame: int) -> str:
+    """Return the name of the logged gradient of a frame."""
+    return f"{_FRAME_GRADIENT}{frame:03d}"
+
+
+def frame_of(name: str) -> int | None:
+    """Return the frame of which a logged value is the gradient; None for other values."""
+    return int(name.removeprefix(_FRAME_GRADIENT)) if name.startswith(_FRAME_GRADIENT) else None
 
 
 def validations(records: Iterable[dict[str, float]]) -> list[dict[str, float]]:

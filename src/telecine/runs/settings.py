@@ -20,7 +20,7 @@ ABSENT = "not set"
 
 
 @dataclass(frozen=True)
-class Setting:
+class _Setting:
     """One setting of several runs."""
 
     name: str
@@ -100,7 +100,7 @@ def _flatten(values: Mapping[str, object], prefix: str) -> Iterator[tuple[str, s
             yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def side_by_side_settings(runs: Sequence[Mapping[str, str]], absent: str = ABSENT) -> list[Setting]:
+def side_by_side_settings(runs: Sequence[Mapping[str, str]], absent: str = ABSENT) -> list[_Setting]:
     """Return all settings of all runs, in the order of the first run that has each; `absent` if a run has not."""
     names = dict.fromkeys(name for settings in runs for name in settings)
-    return [Setting(name, [settings.get(name, absent) for settings in runs]) for name in names]
+    return [_Setting(name, [settings.get(name, absent) for settings in runs]) for name in names]

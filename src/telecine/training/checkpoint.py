@@ -20,7 +20,7 @@ from telecine.autoencoders.pretrained import mismatches
 from telecine.base.checks import argument_error
 from telecine.base.files import digest_of, flush
 from telecine.runs import Run
-from telecine.runs.checkpoints import read_state, write_state
+from telecine.runs.checkpoints import read_checkpoint_state, write_checkpoint_state
 from telecine.runs.settings import read_saved_settings, write_settings
 from telecine.settings import TrainConfig
 from telecine.training.distributed import on_every_process
@@ -216,7 +216,7 @@ class Checkpointer:
 
     def _check_finite(self, step: int) -> None:
         groups = {_NAMES.get(name, name): copy.tensors for name, copy in self._copies.items()}
-        name = first_not_finite(groups, self._buffers)
+        name = _first_not_finite(groups, self._buffers)
         if name is not None:
             message = f"`{name}` is not finite after step {step}. No checkpoint was written."
             raise DivergenceError(message, name)
@@ -243,7 +243,7 @@ class Checkpointer:
             if name not in written:
                 save_tensors(folder / f"{name}.safetensors", copy.tensors)
         write_settings(folder, self.config)
-        write_state(folder, saved)
+        write_checkpoint_state(folder, saved)
 
     def load(self, state: TrainState, folder: Path) -> list[str]:
         """Load a checkpoint into `state`, and return notes for the user: what differs, and what is not exact.
@@ -251,7 +251,7 @@ class Checkpointer:
         Raises:
             ValueError: The checkpoint is of another model.
         """
-        saved = cast(_SavedState, read_state(folder, set(_SavedState.__annotations__)))
+        saved = cast(_SavedState, read_checkpoint_state(folder, set(_SavedState.__annotations__)))
         check_same_architecture(state.autoencoder, folder / "model", self.config.model or "causal_vae")
         self.weights.check_base(saved["base"])
         with state.ema.applied():
@@ -313,7 +313,7 @@ def _statistics_of(saved: _SavedStatistics | None) -> LatentStatistics | None:
     return None if saved is None else LatentStatistics(saved["mean"], saved["std"])
 
 
-def first_not_finite(groups: Mapping[str, Mapping[str, Tensor]], buffers: Mapping[str, Collection[str]]) -> str | None:
+def _first_not_finite(groups: Mapping[str, Mapping[str, Tensor]], buffers: Mapping[str, Collection[str]]) -> str | None:
     """Return "name of group" for the first value that is not finite, or None.
 
     Buffers may be infinite, as the mask of an attention is, but not NaN.

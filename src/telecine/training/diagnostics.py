@@ -13,7 +13,7 @@ from rich.console import Console
 
 from telecine.objective.weights import WeightSchedule
 from telecine.runs import Run
-from telecine.runs.history import FRAME_GRADIENT, TrainingWarning
+from telecine.runs.history import TrainingWarning, frame_of
 from telecine.settings import TrainConfig
 from telecine.training.logging import ADVERSARIAL_SHARE
 from telecine.training.state import Rollback
@@ -109,37 +109,37 @@ class RecentValues:
         return sorted(name for name in self._last if name.startswith(prefix))
 
 
-Check: TypeAlias = Callable[[RecentValues], str | None]
+_Check: TypeAlias = Callable[[RecentValues], str | None]
 
 
 @dataclass(frozen=True)
-class Rule:
+class _Rule:
     """A failure, how to recognise it, and what to try."""
 
     name: str
-    check: Check
+    check: _Check
     """Return what was found, with figures, or None. Its docstring says why it is a failure."""
     remedy: str
 
 
-RULES: list[Rule] = []
+RULES: list[_Rule] = []
 
 
-def rule(remedy: str) -> Callable[[Check], Check]:
-    """Add a function to `RULES`, under its name."""
+def _rule(remedy: str) -> Callable[[_Check], _Check]:
+    """Add a function to `RULES`, under its name without the underscore."""
 
-    def add(check: Check) -> Check:
-        RULES.append(Rule(check.__name__, check, remedy))
+    def add(check: _Check) -> _Check:
+        RULES.append(_Rule(check.__name__.removeprefix("_"), check, remedy))
         return check
 
     return add
 
 
-@rule(
+@_rule(
     "Lower `optimizer.disc_lr`, raise `objective.grad_penalty_loss_weight` or set `objective.gan.lecam_loss_weight`, "
     "use a smaller `discriminator.dim`, or start the discriminators later (`objective.gan.disc_train_start`)."
 )
-def discriminator_saturated(history: RecentValues) -> str | None:
+def _discriminator_saturated(history: RecentValues) -> str | None:
     """A discriminator that is always correct gives the autoencoder little information (arXiv:1701.04862)."""
     real, fake = (history.last(f"train/accuracy_{side}") for side in ("real", "fake"))
     name, limit = "discr_loss", SATURATED_LOSS
@@ -154,11 +154,11 @@ def discriminator_saturated(history: RecentValues) -> str | None:
     )
 
 
-@rule(
+@_rule(
     "Raise `optimizer.disc_lr` or `discriminator.dim`, lower `objective.grad_penalty_loss_weight`, or try another kind "
     "of `discriminator.video`. If reconstructions are already very good, ignore this warning."
 )
-def discriminator_collapsed(history: RecentValues) -> str | None:
+def _discriminator_collapsed(history: RecentValues) -> str | None:
     """The gradient of a discriminator that guesses is noise, which the autoencoder follows."""
     accuracies = [history.last(f"train/{name}", LONG) for name in ("accuracy_real", "accuracy_fake")]
     logits = [history.last(f"train/{name}", LONG) for name in ("logits_real", "logits_fake")]
@@ -171,11 +171,11 @@ def discriminator_collapsed(history: RecentValues) -> str | None:
     return f"the discriminators guess: {accuracy:.1%} correct, mean logits of real and fake {gap:.2g} apart"
 
 
-@rule(
+@_rule(
     "Lower `objective.adversarial_loss_weight`, use the adaptive weight (`objective.adaptive_weight.reference: "
     "perceptual`), or lower `objective.adaptive_weight.max`."
 )
-def adversarial_dominates(history: RecentValues) -> str | None:
+def _adversarial_dominates(history: RecentValues) -> str | None:
     """The autoencoder follows the discriminators instead of its input."""
     share = history.last(ADVERSARIAL_SHARE)
     if not share or fmean(share) < DOMINATING_SHARE:
@@ -183,12 +183,12 @@ def adversarial_dominates(history: RecentValues) -> str | None:
     return f"{fmean(share):.1%} of the gradient at the reconstruction comes from the discriminators"
 
 
-@rule(
+@_rule(
     "At the maximum: check the discriminators' accuracy and gradient, lower `objective.adaptive_weight.max`, or raise "
     "`objective.grad_penalty_loss_weight`. Near 0: raise `objective.perceptual_weight`, or choose another "
     "`objective.adaptive_weight.reference`."
 )
-def adaptive_weight_at_bound(history: RecentValues) -> str | None:
+def _adaptive_weight_at_bound(history: RecentValues) -> str | None:
     """At the maximum the weight amplifies noise; near 0 the discriminators have no effect."""
     weights = history.last("train/adaptive_weight", after=history.config.objective.disc_start)
     maximum = history.config.objective.adaptive_weight.max
@@ -201,11 +201,11 @@ def adaptive_weight_at_bound(history: RecentValues) -> str | None:
     return None
 
 
-@rule(
+@_rule(
     "Raise `objective.perceptual_weight` or `objective.perceptual.num_frames`, or `optimizer.lr` if the other terms do "
     "not fall either. Check that the clips are in [-1, 1] and that `trainable` names the right weights."
 )
-def perceptual_flat(history: RecentValues) -> str | None:
+def _perceptual_flat(history: RecentValues) -> str | None:
     """Reconstructions look no better than at the start, long after the warm-up."""
     name = "train/perceptual_loss"
     patience = history.config.optimizer.warmup_steps + int(PERCEPTUAL_PATIENCE * history.config.steps)
@@ -220,26 +220,26 @@ def perceptual_flat(history: RecentValues) -> str | None:
     return f"LPIPS was {first:.3g} at the start and is {now:.3g} now"
 
 
-@rule(
+@_rule(
     "Check whether the model copies these frames from its input; otherwise set `discriminator.time_weighting: frames` "
     "and raise `objective.perceptual.num_frames`."
 )
-def frames_without_gradient(history: RecentValues) -> str | None:
+def _frames_without_gradient(history: RecentValues) -> str | None:
     """Frames without a gradient do not improve."""
-    values = {name: history.last(name) for name in history.names(FRAME_GRADIENT)}
-    means = {int(name.removeprefix(FRAME_GRADIENT)): fmean(last) for name, last in values.items() if last}
+    values = {frame_of(name): history.last(name) for name in history.names("train/")}
+    means = {frame: fmean(last) for frame, last in values.items() if frame is not None and last}
     poor = [index for index, mean in means.items() if mean < MIN_FRAME_GRADIENT]
     if not poor:
         return None
     return f"frames {poor} of {len(means)}, counted from 0, get less than {MIN_FRAME_GRADIENT:g} of the mean gradient"
 
 
-@rule(
+@_rule(
     "Train for longer: few updates are not enough. Or raise `optimizer.lr`. Telecine's own autoencoder starts from the "
     "baseline unless `linear_start` is false. If only PSNR is below, the perceptual and adversarial weights may be too "
     "large."
 )
-def below_linear(history: RecentValues) -> str | None:
+def _below_linear(history: RecentValues) -> str | None:
     """At the end of a run the model is worse than a matrix that was fitted in seconds."""
     names = ("psnr", "ssim", "lpips_alex")
     ours, linear = (
@@ -253,8 +253,8 @@ def below_linear(history: RecentValues) -> str | None:
     return f"the model is worse than the linear baseline of the same latent: {values}"
 
 
-@rule("Lower `optimizer.ema_decay`: the average should span a small part of the run; 0.999 spans about 1000 updates.")
-def ema_behind(history: RecentValues) -> str | None:
+@_rule("Lower `optimizer.ema_decay`: the average should span a small part of the run; 0.999 spans about 1000 updates.")
+def _ema_behind(history: RecentValues) -> str | None:
     """Evaluation and export use the averaged weights, which are the worse ones."""
     gaps = history.last(EMA_BEHIND, EMA_VALIDATIONS)
     if not gaps or min(gaps) < EMA_GAP:
@@ -262,11 +262,11 @@ def ema_behind(history: RecentValues) -> str | None:
     return f"the raw weights reconstruct held-out clips {gaps[-1]:.2f} dB better than the averaged ones"
 
 
-@rule(
+@_rule(
     "Raise `optimizer.grad_clip` to about the usual norm, or lower the weights of the loss: now each update has the "
     "same length, whatever the loss is."
 )
-def always_clipped(history: RecentValues) -> str | None:
+def _always_clipped(history: RecentValues) -> str | None:
     """If the norm is always far above the limit, each update has the same length, whatever the loss is."""
     # Discriminators are not checked: an exact penalty makes their gradients tens of times longer, without harm.
     clipped, norms = (
@@ -279,8 +279,8 @@ def always_clipped(history: RecentValues) -> str | None:
     return f"the autoencoder's gradients are always clipped: their norm is {fmean(norms):.3g}, the limit {limit:g}"
 
 
-@rule("Use `mixed_precision: bf16`, or lower the learning rates.")
-def gradients_overflow(history: RecentValues) -> str | None:
+@_rule("Use `mixed_precision: bf16`, or lower the learning rates.")
+def _gradients_overflow(history: RecentValues) -> str | None:
     """Skipped updates train nothing. A scale that never settles means gradients beyond half precision's range."""
     for prefix, network in NETWORKS:
         skipped = history.last(f"train/{prefix}grad_overflow")
@@ -289,14 +289,14 @@ def gradients_overflow(history: RecentValues) -> str | None:
     return None
 
 
-@rule("Raise `optimizer.lr` or `optimizer.disc_lr`, or check that the loss depends on the trained weights.")
-def learns_nothing(history: RecentValues) -> str | None:
+@_rule("Raise `optimizer.lr` or `optimizer.disc_lr`, or check that the loss depends on the trained weights.")
+def _learns_nothing(history: RecentValues) -> str | None:
     """With such small updates the network will not change within the run."""
     return _update_ratio(history, lambda ratio: ratio <= TINY_UPDATE)
 
 
-@rule("Lower `optimizer.lr` or `optimizer.disc_lr`, or warm up for longer (`optimizer.warmup_steps`).")
-def learns_too_fast(history: RecentValues) -> str | None:
+@_rule("Lower `optimizer.lr` or `optimizer.disc_lr`, or warm up for longer (`optimizer.warmup_steps`).")
+def _learns_too_fast(history: RecentValues) -> str | None:
     """Ten such updates overwrite the whole network."""
     return _update_ratio(history, lambda ratio: ratio >= LARGE_UPDATE)
 

@@ -87,7 +87,7 @@ def validate(
                 )
     finally:
         model.train(was_training)
-    per_clip = gather_metrics(metrics.per_clip(), len(clips), device)
+    per_clip = _gather_metrics(metrics.per_clip(), len(clips), device)
     few = [shown[position] for position in _evenly_spaced(len(shown), NUM_SHOWN)]
     picture = side_by_side(inputs=[clip.target for clip in few], reconstructions=[clip.reconstruction for clip in few])
     latent = {}
@@ -100,12 +100,12 @@ def validate(
 def _clips_of_rank(num_clips: int, rank: int, num_ranks: int) -> list[int]:
     """Return the indices of the clips that a process measures, equally many on each: sharded models compute together.
 
-    If the clips do not divide evenly, some are measured on two processes; `gather_metrics` counts them once.
+    If the clips do not divide evenly, some are measured on two processes; `_gather_metrics` counts them once.
     """
     return [index % num_clips for index in range(rank, num_ranks * -(-num_clips // num_ranks), num_ranks)]
 
 
-def gather_metrics(
+def _gather_metrics(
     per_clip: Sequence[Mapping[str, float]], num_clips: int, device: torch.device
 ) -> list[dict[str, float]]:
     """Return the metrics of all clips, in order, from those that each process has measured."""
