@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from resource import RLIMIT_FSIZE, getrlimit, setrlimit
 
 import torch
 from faults_row import Row
 
-from telecine.runs.layout import MANIFEST_FILE, STATE_FILE, checkpoint_folder, checkpoints
-from telecine.runs.manifest import DamagedError
-from telecine.training.checkpoint_files import (
-    begin_checkpoint,
-    finish_checkpoint,
-    newest_intact,
-    remove_leftovers,
-    save_tensors,
-)
+from telecine.runs import Run
+from telecine.runs.checkpoints import DamagedError
+from telecine.training.tensor_files import save_tensors
 
 # What Python reports of operations that change files.
 OPERATIONS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.symlink")
@@ -47,14 +41,15 @@ class Crash:
 
 def write_checkpoint(run: Path, step: int, *, keep: int, best: int | None = None) -> Path:
     """Write a checkpoint whose values depend on its step."""
-    folder = begin_checkpoint(run, step)
+    checkpoints = Run(run).checkpoints
+    folder = checkpoints.begin(step)
     for name in ("ema", "model"):
         (folder / name).mkdir()
         save_tensors(folder / name / "model.safetensors", {"weight": torch.full((64,), float(step))})
         (folder / name / "config.json").write_text(f'{{"seed": {step}}}', encoding="utf-8")
     save_tensors(folder / "optimizer.safetensors", {"0.exp_avg": torch.full((64,), float(step))})
-    (folder / STATE_FILE).write_text(f'{{"step": {step}}}', encoding="utf-8")
-    return finish_checkpoint(run, step, folder, keep=keep, best=best)
+    (folder / "state.json").write_text(f'{{"step": {step}}}', encoding="utf-8")
+    return checkpoints.finish(step, folder, keep=keep, best=best)
 
 
 def crashes(folder: Path) -> Row:
@@ -72,14 +67,12 @@ def crashes(folder: Path) -> Row:
             is_over = False
         else:
             is_over, crash.left = True, 0
-        found, damaged = newest_intact(run)
-        has_newest = found in (checkpoint_folder(run, 2), checkpoint_folder(run, 3)) and not damaged
-        for leftover in run.glob(".*.partial"):  # fresh ones may be those of another command
-            os.utime(leftover, (0, 0), follow_symlinks=False)
-        remove_leftovers(run)  # as a run does when it starts
+        found, damaged = Run(run).checkpoints.newest_intact()
+        has_newest = found in (Run(run).checkpoints.path(2), Run(run).checkpoints.path(3)) and not damaged
+        Run(run).remove_residue(before=time.time() + 60)  # as a run does when it starts
         write_checkpoint(run, 4, keep=1, best=4)
         is_clean = sorted(path.name for path in run.iterdir()) == ["best", "checkpoints"]
-        held = has_newest and is_clean and [step for step, _ in checkpoints(run)] == [4]
+        held = has_newest and is_clean and [step for step, _ in Run(run).checkpoints.all()] == [4]
         shutil.rmtree(run)
         if is_over:
             return row
@@ -175,14 +168,14 @@ def damage(folder: Path) -> Row:
     row = Row("a damaged file is named, the checkpoint is kept aside, and the one before it is used")
     names = [
         *(f"{part}/{file}" for part in ("ema", "model") for file in ("model.safetensors", "config.json")),
-        *("optimizer.safetensors", STATE_FILE, MANIFEST_FILE),
+        *("optimizer.safetensors", "state.json", "manifest.json"),
     ]
     for name in names:
         for way in WAYS:
             run = folder / "damage"
             first, second = (write_checkpoint(run, step, keep=2) for step in (1, 2))
             way(second / name, first / name)
-            found, notes = newest_intact(run)
+            found, notes = Run(run).checkpoints.newest_intact()
             aside = second.with_name(f"damaged-{second.name}")
             held = found == first and len(notes) == 1 and str(second) in notes[0] and aside.is_dir()
             row.add(held=held, what=f"{name}: {way.__name__}")
@@ -199,7 +192,7 @@ def all_damaged(folder: Path) -> Row:
         for checkpoint in (first, second):
             way(checkpoint / "model" / "model.safetensors", checkpoint / "optimizer.safetensors")
         try:
-            newest_intact(run)
+            Run(run).checkpoints.newest_intact()
         except DamagedError as error:
             row.add(held="\n" not in str(error) and first.is_dir() and second.is_dir(), what=way.__name__)
         else:
@@ -229,10 +222,10 @@ def full_disk(folder: Path) -> Row:
                 is_full = False
             finally:
                 setrlimit(RLIMIT_FSIZE, limits)
-            found, damaged = newest_intact(run)
-            held = found == (first if is_full else checkpoint_folder(run, 2)) and not damaged
+            found, damaged = Run(run).checkpoints.newest_intact()
+            held = found == (first if is_full else Run(run).checkpoints.path(2)) and not damaged
             write_checkpoint(run, 3, keep=1)
-            row.add(held=held and [step for step, _ in checkpoints(run)] == [3], what=f"{size} bytes")
+            row.add(held=held and [step for step, _ in Run(run).checkpoints.all()] == [3], what=f"{size} bytes")
     finally:
         signal.signal(signal.SIGXFSZ, handler)
     return row

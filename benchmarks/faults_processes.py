@@ -21,13 +21,13 @@ import torch
 from faults_row import Row
 from safetensors.torch import load_file
 
+from telecine import runs
 from telecine.cli import commands
 from telecine.cli import main as cli
 from telecine.data import sample_videos
-from telecine.runs.layout import METRICS_FILE, checkpoints
+from telecine.runs.settings import as_yaml
 from telecine.settings import CausalVAEConfig, ClipConfig, DiscriminatorConfig, ObjectiveConfig, TrainConfig
 from telecine.training.interrupt import STOP_SIGNALS
-from telecine.training.saved_settings import as_yaml
 
 FORK = multiprocessing.get_context("fork")
 NUM_STEPS = 12
@@ -78,7 +78,7 @@ class Run:
 
     def step(self) -> int:
         """Return the last step that was recorded."""
-        path = Path(self.config.output_dir) / METRICS_FILE
+        path = Path(self.config.output_dir) / "metrics.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         # The last line may be incomplete.
         found = [int(match[1]) for line in lines if (match := re.match(r'{"step": (\d+),.*}$', line))]
@@ -132,7 +132,7 @@ def is_one_line(errors: str, *words: str) -> bool:
 
 def result(config: TrainConfig) -> dict[str, torch.Tensor]:
     """Return all tensors of a run's last checkpoint, and its step."""
-    step, folder = checkpoints(Path(config.output_dir))[-1]
+    step, folder = runs.Run(Path(config.output_dir)).checkpoints.all()[-1]
     return {"step": torch.tensor(step)} | {
         f"{path.relative_to(folder)}: {name}": tensor
         for path in sorted(folder.rglob("*.safetensors"))
@@ -183,7 +183,7 @@ def interrupt_all(
     pending: list[tuple[bool, str]] = []
     while row.tried < number:
         run = start(config)
-        saved = checkpoints(folder)
+        saved = runs.Run(folder).checkpoints.all()
         begun_at = saved[-1][0] if saved else 0
         step = chance.randint(min(begun_at, NUM_STEPS - 1), NUM_STEPS - 1)  # the run before may have been done in time
         is_last = row.tried + len(pending) == number

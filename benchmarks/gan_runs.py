@@ -19,6 +19,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
+from telecine import runs
 from telecine.autoencoders import CausalVAE
 from telecine.base.checks import argument_error
 from telecine.base.files import atomic_write, read_json, write_json
@@ -30,8 +31,7 @@ from telecine.settings.yaml_file import read_yaml
 from telecine.training.baseline import NUM_CLIPS, fit_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.clips import Clips, build_clips
-from telecine.training.diagnostics import Diagnostics
-from telecine.training.records import keep_records
+from telecine.training.diagnostics import Diagnostics, RecentValues
 from telecine.training.state import TrainState
 from telecine.training.step import DivergenceError, MicroBatch, set_learning_rates, train_step
 
@@ -89,8 +89,9 @@ class Run:
         assert linear is not None
         model.start_from(linear)
         self.state = build_state(config, build_accelerator(config), model)
-        keep_records(folder, step=-1)
-        self.diagnostics = Diagnostics(folder, config, Console(quiet=True), enabled=True)
+        files = runs.Run(folder)
+        files.cut(-1)
+        self.diagnostics = Diagnostics(files, RecentValues(config), Console(quiet=True), enabled=True)
         self.records: list[tuple[int, dict[str, float]]] = []
 
     def train_until(self, step: int) -> None:

@@ -34,7 +34,7 @@ from safetensors.torch import load_file
 from same_bits_cases import CASES, NUM_STEPS, Case, prepare
 from torch import Tensor
 
-from telecine.training.shards import SHARDS, saved_tensors
+from telecine.training.tensor_files import SHARDS, saved_tensors
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 METRICS = "metrics.jsonl"

@@ -11,7 +11,7 @@ from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES
 from telecine.objective.terms import TERMS
 from telecine.settings import EvaluateConfig, ObjectiveConfig, Term, TrainConfig
 from telecine.settings.group import settings_of
-from telecine.training.diagnostic_rules import RULES
+from telecine.training.diagnostics import RULES
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from telecine import training
 from telecine.cli.main import main
 from telecine.data import index_video, read_clip, sample_videos
-from telecine.report.run import read_records
 from telecine.report.video import write_mp4
-from telecine.runs.layout import checkpoints
+from telecine.runs import Run
+from telecine.runs.history import History
 from telecine.settings import ClipConfig, ObjectiveConfig
 
 from .autoencoders.tiny_models import TINY_MODELS
@@ -72,7 +72,7 @@ def folder(tmp_path, monkeypatch):
 
 def weights(run, kind="ema"):
     """Return the weights of a run's last checkpoint, by name."""
-    (path,) = (checkpoints(Path("runs", run))[-1][1] / kind).glob("*.safetensors")
+    (path,) = (Run(Path("runs", run)).checkpoints.all()[-1][1] / kind).glob("*.safetensors")
     return load_file(path)
 
 
@@ -135,7 +135,7 @@ def test_distillation(folder, cached_weights):
         assert main([*line[1:], "--config", "small.yaml"]) == 0
     assert {name.split(".")[0] for name in weights("student")} == {"decoder"}
     assert {name.split(".")[0] for name in weights("both")} == {"encoder", "decoder"}
-    assert any("train/teacher_latent_loss" in record for record in read_records(Path("runs/both/metrics.jsonl")))
+    assert any("train/teacher_latent_loss" in record for record in History(Path("runs/both/metrics.jsonl")).read())
     names = {}
     (code,) = blocks("distillation.md", "python")
     exec(compile(code, "distillation.md", "exec"), names)
@@ -161,7 +161,7 @@ def test_many_gpus(folder, cached_weights, forks):
         assert done.stdout.count("in each of 2 processes") == done.stdout.count("training finished") == 1
     for line in lines[2:]:
         assert main([*line[1:], *small]) == 0
-    steps = {run: checkpoints(Path("runs", run))[-1][0] for run in ("two", "sharded", "resumed")}
+    steps = {run: Run(Path("runs", run)).checkpoints.all()[-1][0] for run in ("two", "sharded", "resumed")}
     assert steps == {"two": 2, "sharded": 2, "resumed": 4}
     two, sharded = weights("two"), weights("sharded")
     assert max((two[name] - sharded[name]).abs().max().item() for name in two) < 1e-5

@@ -9,7 +9,7 @@ import torch
 
 from telecine.autoencoders import CausalVAE, load_autoencoder
 from telecine.autoencoders.student import StudentAutoencoder
-from telecine.runs.manifest import write_manifest
+from telecine.runs.checkpoints import write_manifest
 from telecine.settings import CausalVAEConfig
 
 from .tiny_models import tiny_clip, tiny_model

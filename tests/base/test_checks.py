@@ -13,6 +13,7 @@ from telecine.base.checks import (
     check_positive,
     check_step,
     check_weight,
+    count_files,
     describe,
     nearest,
     suggestion,
@@ -81,3 +82,10 @@ def test_choices():
         check_choice("mode", None, ("mean", "sum"))
     with pytest.raises(ValueError, match=r"but got 3 \(int\). Change it.$"):
         check_choice("mode", 3, ("mean", "sum"), remedy="Change it.")
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"), [((1, 0), "1 video"), ((0, 1), "1 image"), ((2, 3), "2 videos and 3 images")]
+)
+def test_files_are_counted_by_kind(counts, text):
+    assert count_files(*counts) == text

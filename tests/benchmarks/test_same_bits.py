@@ -10,11 +10,10 @@ import yaml
 from safetensors.torch import save_file
 
 from telecine.cli.main import main
+from telecine.runs.settings import as_yaml
 from telecine.settings import TrainConfig
 from telecine.settings.parse import config_from
-from telecine.training.host_copy import HostCopy
-from telecine.training.saved_settings import as_yaml
-from telecine.training.shards import save_shards, shard_file
+from telecine.training.tensor_files import HostCopy, save_shards, shard_file
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 CASES = [

@@ -32,7 +32,7 @@ PRESENT = {
     "settings/parse.py": "import re\ndef parse():\n    return re.search('a', '')\n\n",
     "cli/__init__.py": "",
     "cli/help.py": "text.match('b')",
-    "runs/layout.py": "METRICS_FILE = 'metrics.jsonl'",
+    "runs/run.py": "METRICS_FILE = 'metrics.jsonl'",
 }
 CIRCLE = {
     "a.py": "import telecine.b",
@@ -90,7 +90,7 @@ def write(root, files):
             "run_layout",
             PRESENT | {"report/a.py": "from telecine.runs.layout import METRICS_FILE", "data/b.py": "x = 'state.json'"},
             "3 in data, report, runs",
-            ["data/b.py", "report/a.py", "runs/layout.py"],
+            ["data/b.py", "report/a.py", "runs/run.py"],
         ),
         ("run_layout", PRESENT | {"a.py": "from telecine.runs import Run\n'''See `state.json`.'''"}, "1 in runs", None),
         ("lecam", {"a.py": "# LeCam", "b.py": "lecam_loss = 1", "c.py": "le_cam = 1"}, "2", ["a.py", "b.py"]),

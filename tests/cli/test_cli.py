@@ -18,10 +18,9 @@ from telecine.cli.main import main
 from telecine.cli.parser import parse
 from telecine.data import sample_videos
 from telecine.evaluation.metrics import BUILT_IN_METRICS
-from telecine.runs.layout import STATE_FILE, checkpoints
+from telecine.runs import Run
 from telecine.settings import CausalVAEConfig
 from telecine.settings.recipes import recipes
-from telecine.training.checkpoint_files import begin_checkpoint, finish_checkpoint
 
 NO_PICTURES = runpy.run_path(str(Path(__file__).parents[1] / "training" / "no_pictures.py"))
 
@@ -444,15 +443,15 @@ def test_plan_refuses_a_memory_without_a_unit(capsys):
 
 def test_checkpoints_are_verified(tmp_path, capsys):
     for step in (1, 2):
-        folder = begin_checkpoint(tmp_path, step)
-        (folder / STATE_FILE).write_text("{}")
-        finish_checkpoint(tmp_path, step, folder, keep=2)
+        folder = Run(tmp_path).checkpoints.begin(step)
+        (folder / "state.json").write_text("{}")
+        Run(tmp_path).checkpoints.finish(step, folder, keep=2)
     assert main(["checkpoint", "verify", str(tmp_path)]) == 0
-    first, second = (folder for _, folder in checkpoints(tmp_path))
+    first, second = (folder for _, folder in Run(tmp_path).checkpoints.all())
     assert capsys.readouterr().out == f"{first}: intact\n{second}: intact\n"
-    (second / STATE_FILE).write_text("[]")
+    (second / "state.json").write_text("[]")
     message = error_of(capsys, "checkpoint", "verify", str(tmp_path))
-    assert f"`{second / STATE_FILE}` must be as it was written" in message
+    assert f"`{second / 'state.json'}` must be as it was written" in message
     assert main(["checkpoint", "verify", str(first)]) == 0
     assert "must be the folder of a run" in error_of(capsys, "checkpoint", "verify", str(tmp_path / "no"))
 

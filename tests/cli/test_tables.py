@@ -3,10 +3,10 @@ from rich.console import Console
 
 from telecine.cli.tables import print_dry_run, print_plan
 from telecine.settings import ObjectiveConfig
-from telecine.training.dry_run import DryRun
 from telecine.training.planning.capacity import AS_CONFIGURED, SWITCHES, LargestBatch, Plan
 from telecine.training.planning.speed import Speed
 from telecine.training.planning.update import UpdatePlan
+from telecine.training.run import DryRun
 
 
 @pytest.fixture

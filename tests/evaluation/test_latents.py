@@ -15,7 +15,7 @@ from telecine.cli.main import main
 from telecine.data import DataError
 from telecine.evaluation import latents, source
 from telecine.evaluation.evaluate import evaluate
-from telecine.evaluation.latent_page import render_latents, write_latents
+from telecine.evaluation.latent_page import _plot_label, render_latents, write_latents
 from telecine.evaluation.latents import TRANSFORMS, _drift, measure_latent_spaces
 from telecine.settings import ClipConfig, EvaluateConfig, LatentsConfig
 
@@ -163,3 +163,8 @@ def test_the_command_writes_a_page_and_a_file(model_folder, videos, tmp_path, ca
 def test_without_data(model_folder):
     with pytest.raises(ValueError, match="`data` must be a folder of videos, or one video, but got nothing"):
         measure_latent_spaces([model_folder], LatentsConfig())
+
+
+def test_matplotlib_shows_a_label_as_it_is():
+    assert _plot_label("runs/a_$5_$6") == r"runs/a_\$5_\$6"
+    assert _plot_label("_run") == " _run"

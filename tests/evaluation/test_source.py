@@ -23,7 +23,7 @@ from telecine.evaluation.source import (
     video_source,
 )
 from telecine.report.video import write_mp4
-from telecine.runs.layout import checkpoint_folder
+from telecine.runs import Run
 from telecine.settings import ClipConfig, EvaluateConfig, LatentsConfig
 
 from .videos import waves
@@ -123,7 +123,7 @@ class TestModelSource:
         """Return a function that writes a run with a checkpoint and these clip settings."""
 
         def write(**clips):
-            checkpoint = checkpoint_folder(tmp_path, 1)
+            checkpoint = Run(tmp_path).checkpoints.path(1)
             tiny_model.save_pretrained(checkpoint / "ema")
             (checkpoint / "state.json").write_text("{}")
             (checkpoint / "config.yaml").write_text(yaml.safe_dump({"clips": {**MAIN, **clips}}))

@@ -12,11 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from telecine.runs.layout import checkpoints
-from telecine.runs.manifest import damage_of
+from telecine.runs import Run
+from telecine.runs.checkpoints import damage_of
+from telecine.runs.settings import as_yaml
 from telecine.settings import ClipConfig
-from telecine.training.lock import LOCK_FILE
-from telecine.training.saved_settings import as_yaml
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
@@ -56,7 +55,7 @@ def straight(make_config, forks):
 
 
 def bits(config):
-    step, folder = checkpoints(Path(config.output_dir))[-1]
+    step, folder = Run(Path(config.output_dir)).checkpoints.all()[-1]
     assert step == NUM_STEPS
     return {path.relative_to(folder): load_file(path) for path in sorted(folder.rglob("*.safetensors"))}
 
@@ -70,8 +69,8 @@ def assert_equal_bits(config, straight):
 
 def ranks_after(run, config, step):
     """Wait for a checkpoint, and return the processes of both ranks."""
-    run.wait_until(lambda: any(found >= step for found, _ in checkpoints(Path(config.output_dir))))
-    first = json.loads((Path(config.output_dir) / LOCK_FILE).read_text())["pid"]
+    run.wait_until(lambda: any(found >= step for found, _ in Run(Path(config.output_dir)).checkpoints.all()))
+    first = json.loads((Path(config.output_dir) / ".lock").read_text())["pid"]
     (second,) = (child for child in psutil.Process(run.pid).children() if child.pid != first)
     return psutil.Process(first), second
 
@@ -95,7 +94,7 @@ def test_a_signal_to_torchrun_saves_in_both_processes(make_config, straight, for
         os.kill(run.pid, number)
         done = run.wait()
     assert done.returncode == 1, "torchrun's own code: that of telecine, 130, is lost"
-    step, newest = checkpoints(Path(config.output_dir))[-1]
+    step, newest = Run(Path(config.output_dir)).checkpoints.all()[-1]
     assert 3 <= step < NUM_STEPS
     assert f"stopped; saved {newest}" in done.stdout
     again = forks.run(*command(config))
@@ -109,7 +108,7 @@ def test_a_process_that_is_killed_while_it_saves_its_shard_leaves_the_last_check
     done = forks.run(*command(config, "--max-restarts", "1", script=script))
     assert done.returncode == 0, done.stderr[-4000:]
     assert f"resuming from {config.output_dir}/checkpoints/step-00000001" in done.stdout
-    folders = dict(checkpoints(Path(config.output_dir)))
+    folders = dict(Run(Path(config.output_dir)).checkpoints.all())
     assert list(folders) == [2, 3]
     assert [damage_of(folder) for folder in folders.values()] == [None] * 2
     hidden = [path.name for path in folders[3].parent.iterdir() if path.name.startswith(".")]
@@ -151,7 +150,7 @@ def test_a_process_that_is_killed_while_it_indexes_ends_the_others(make_config, 
     shutil.copy(base.data, tmp_path)
     config = replace(base, data=str(tmp_path))
     with forks.start(*command(config, script=SLOW_TO_READ)) as run:
-        lock = Path(config.output_dir, LOCK_FILE)
+        lock = Path(config.output_dir, ".lock")
         run.wait_until(lambda: "indexes" in run.printed() and lock.is_file())
         psutil.Process(json.loads(lock.read_text())["pid"]).kill()
         done = run.wait(timeout=60)

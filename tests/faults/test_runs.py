@@ -13,11 +13,10 @@ import psutil
 import pytest
 from rich.console import Console
 
-from telecine.report.run import read_records
-from telecine.runs.layout import checkpoints
+from telecine.runs import Run
+from telecine.runs.settings import as_yaml
 from telecine.settings import ClipConfig
 from telecine.training import train
-from telecine.training.saved_settings import as_yaml
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
@@ -31,7 +30,7 @@ def command(config, folder):
 
 
 def wait_for_checkpoint(run, config, step):
-    run.wait_until(lambda: any(found >= step for found, _ in checkpoints(Path(config.output_dir))))
+    run.wait_until(lambda: any(found >= step for found, _ in Run(Path(config.output_dir)).checkpoints.all()))
 
 
 def long_run(tiny):
@@ -54,13 +53,13 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tiny, tmp_path, forks):
         wait_for_checkpoint(run, config, 4)
         os.kill(run.pid, signal.SIGKILL)
         assert run.wait().returncode == -signal.SIGKILL
-    done = checkpoints(Path(config.output_dir))[-1][0]
+    done = Run(Path(config.output_dir)).checkpoints.all()[-1][0]
     assert done >= 4
     console = Console(record=True, file=io.StringIO())
     train(replace(config, steps=done + 2), console=console)
     assert f"step-{done:08d}" in console.export_text().replace("\n", "")
-    assert checkpoints(Path(config.output_dir))[-1][0] == done + 2
-    records = read_records(Path(config.output_dir) / "metrics.jsonl")
+    assert Run(Path(config.output_dir)).checkpoints.all()[-1][0] == done + 2
+    records = Run(Path(config.output_dir)).history.read()
     steps = [record["step"] for record in records if "train/total_loss" in record]
     assert steps == sorted(set(steps)), "no step twice"
 
@@ -74,8 +73,8 @@ def test_a_signal_saves_a_checkpoint_and_prints_how_to_resume(tiny, tmp_path, fo
     assert done.returncode == 130, done.stderr
     assert "Run the same command again" in done.stdout
     assert "Traceback" not in done.stderr
-    state = json.loads((checkpoints(Path(config.output_dir))[-1][1] / "state.json").read_text())
-    assert state["step"] == checkpoints(Path(config.output_dir))[-1][0]
+    state = json.loads((Run(Path(config.output_dir)).checkpoints.all()[-1][1] / "state.json").read_text())
+    assert state["step"] == Run(Path(config.output_dir)).checkpoints.all()[-1][0]
 
 
 def test_a_signal_ends_the_wait_for_a_stopped_worker(tiny, tmp_path, forks):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from telecine.data import index_video, read_clip, sample_videos
 from telecine.report.clips import ValidationClip, write_clips
+from telecine.runs import Run
 
 FPS = 25.0
 STAMPED_FRAMES = 12
@@ -82,4 +83,4 @@ def validation_clips(noise: float) -> list[ValidationClip]:
 def write_clips_of(run: Path, steps: tuple[int, ...] = (0, 60)) -> None:
     """Write the clips of validations into a run's folder."""
     for step in steps:
-        write_clips(run, step, validation_clips(noise=12.0 if step == 0 else 4.0), fps=FPS)
+        write_clips(Run(run), step, validation_clips(noise=12.0 if step == 0 else 4.0), fps=FPS)

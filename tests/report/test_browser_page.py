@@ -12,6 +12,7 @@ from playwright.sync_api import Page
 
 from telecine.report.clips import ValidationClip, write_clips
 from telecine.report.page import write_report
+from telecine.runs import Run
 
 from .browser import check_page, evaluate, wait_for_frame
 from .runs import FPS, records, stamped, write_run
@@ -46,7 +47,7 @@ def test_missing_values_are_a_dash_and_sorted_last(browser, tmp_path):
     run = write_run(tmp_path / "run", records(20))
     values = {"high": 30.0, "none": math.nan, "low": 20.0}
     clips = [ValidationClip(stamped(2), stamped(2), {"psnr": value}, name, 0) for name, value in values.items()]
-    write_clips(run, 20, clips, fps=FPS)
+    write_clips(Run(run), 20, clips, fps=FPS)
 
     def check(page: Page) -> None:
         wait_for_frame(page, 0)

@@ -13,9 +13,9 @@ import torch
 from jinja2 import nodes
 
 from telecine.report.clips import ValidationClip, write_clips
-from telecine.report.page import breakable, page_environment, write_report
-from telecine.report.summary import write_summary
+from telecine.report.page import _breakable, page_environment, write_report
 from telecine.report.video import write_mp4
+from telecine.runs import Run
 
 from .runs import FPS, records, stamped, write_clips_of, write_run
 from .test_summary import CLIPS, SUMMARY
@@ -121,11 +121,11 @@ def test_runs_are_compared(runs, tmp_path):
 def test_runs_on_other_held_out_clips_are_marked(tmp_path):
     runs = [write_run(tmp_path / name, records(20)) for name in "ab"]
     for run, clips in zip(runs, (CLIPS, replace(CLIPS, width=96)), strict=True):
-        write_summary(run, replace(SUMMARY, validation=clips))
+        Run(run).write_summary(replace(SUMMARY, validation=clips))
     text = text_of(write_report(runs, tmp_path / "report.html"))
     assert "Not comparable: a and b: width 80 and 96." in text
     assert "wall time 1 min 15 s 1 min 15 s" in text
-    write_summary(runs[1], SUMMARY)
+    Run(runs[1]).write_summary(SUMMARY)
     assert "Not comparable" not in text_of(write_report(runs, tmp_path / "report.html"))
 
 
@@ -139,7 +139,7 @@ def test_runs_on_other_held_out_clips_are_marked(tmp_path):
     ],
 )
 def test_names_break_after_their_parts(name, html):
-    assert breakable(name) == html
+    assert _breakable(name) == html
 
 
 def test_the_page_of_one_run_is_in_its_folder(runs):
@@ -179,7 +179,7 @@ def test_a_run_without_clips_shows_its_side_by_side_video(tmp_path):
 def test_metrics_that_are_not_finite_are_left_out(tmp_path):
     run = write_run(tmp_path / "run", records(20))
     clip = ValidationClip(stamped(2), stamped(2), {"psnr": math.nan, "ssim": math.inf, "lpips_alex": 0.5}, "a.mp4", 0)
-    write_clips(run, 20, [clip], fps=FPS)
+    write_clips(Run(run), 20, [clip], fps=FPS)
     (validation,) = data_of(write_report([run]))["validations"]
     assert validation["clips"][0]["metrics"] == {"psnr": None, "ssim": None, "lpips_alex": 0.5}
 
@@ -249,7 +249,7 @@ def test_names_that_are_not_utf8(tmp_path):
     name = os.fsdecode(b"caf\xe9")
     run = write_run(tmp_path / name, records(20))
     black = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
-    write_clips(run, 20, [ValidationClip(black, black, {"psnr": 30.0}, f"{name}.mp4", 0)], fps=FPS)
+    write_clips(Run(run), 20, [ValidationClip(black, black, {"psnr": 30.0}, f"{name}.mp4", 0)], fps=FPS)
     page = write_report([run], tmp_path / f"{name}.html")
     assert r"caf\udce9" in text_of(page)
     (validation,) = data_of(page)["validations"]

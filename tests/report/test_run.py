@@ -1,42 +1,15 @@
 """The content of a run's folder."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from telecine.report.clips import SavedClip
-from telecine.report.run import (
-    TrainingWarning,
-    best_and_worst,
-    read_lines,
-    read_records,
-    read_run,
-    run_names,
-    validations,
-)
+from telecine.report.run import best_and_worst, read_run, run_names
+from telecine.runs.history import TrainingWarning
+from telecine.runs.run import SavedClip
 
 from .runs import records, write_clips_of, write_run
-
-
-class TestRecords:
-    def test_are_read_in_order_without_an_unfinished_line(self, tmp_path):
-        path = tmp_path / "metrics.jsonl"
-        lines = [{"step": 1}, {"step": 2, "val/psnr": 3.0}]
-        path.write_text("\n\n".join(json.dumps(line) for line in lines) + '\n{"step": 3, "lo')
-        assert read_records(path) == lines
-        assert validations(lines) == lines[1:]
-
-    def test_a_missing_file_has_no_lines(self, tmp_path):
-        assert read_lines(tmp_path / "none.jsonl") == []
-
-    @pytest.mark.parametrize("line", ["{broken", "[1]"])
-    def test_a_damaged_line_raises(self, tmp_path, line):
-        path = tmp_path / "metrics.jsonl"
-        path.write_text(f'{{"step": 1}}\n{line}\n')
-        with pytest.raises(ValueError, match=r"metrics.jsonl, line 2` must be a JSON object, but .*Remove the line"):
-            read_records(path)
 
 
 class TestReadRun:
@@ -55,7 +28,7 @@ class TestReadRun:
         assert run.warnings == [TrainingWarning(7, "a", "b", "c")]
         assert [validation.step for validation in run.validations] == [0, 60]
         assert run.environment == {}
-        assert run.side_by_side_video() is None
+        assert run.side_by_side is None
 
     def test_a_run_that_trains_says_where_it_is(self, tmp_path):
         folder = write_run(tmp_path / "run", [*records(30), {"step": 31, "train/total_loss": 1.0}])

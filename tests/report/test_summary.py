@@ -1,19 +1,11 @@
-"""The summary of a run, and which runs compare."""
+"""The summary of a run as text, and which runs compare."""
 
 from dataclasses import replace
 
 import pytest
 
-from telecine.report.summary import (
-    RunSummary,
-    ValidationClips,
-    count_files,
-    describe_summary,
-    duration,
-    not_comparable,
-    read_summary,
-    write_summary,
-)
+from telecine.report.run import _duration, describe_summary, not_comparable
+from telecine.runs.run import RunSummary, ValidationClips
 
 CLIPS = ValidationClips(num_clips=12, num_frames=9, height=64, width=80, sha256="a")
 SUMMARY = RunSummary(
@@ -28,19 +20,6 @@ SUMMARY = RunSummary(
     seconds=75.4,
     peak_memory=3 * 2**29,
 )
-
-
-def test_it_is_written_and_read(tmp_path):
-    assert read_summary(tmp_path) is None
-    write_summary(tmp_path, SUMMARY)
-    assert read_summary(tmp_path) == SUMMARY
-
-
-@pytest.mark.parametrize("text", ["{}", '{"validation": {"num_clips": 1}}', '{"validation": 3}'])
-def test_a_damaged_file_raises(tmp_path, text):
-    (tmp_path / "summary.json").write_text(text)
-    with pytest.raises(ValueError, match=r"summary\.json` must be the summary of a run, but got .*Remove"):
-        read_summary(tmp_path)
 
 
 def test_it_is_described():
@@ -63,13 +42,6 @@ def test_it_is_described():
     assert less.keys().isdisjoint({"peak memory", "updates a second", "clips a second"})
 
 
-@pytest.mark.parametrize(
-    ("counts", "text"), [((1, 0), "1 video"), ((0, 1), "1 image"), ((2, 3), "2 videos and 3 images")]
-)
-def test_files_are_counted_by_kind(counts, text):
-    assert count_files(*counts) == text
-
-
 def test_runs_with_other_held_out_clips_do_not_compare():
     others = [CLIPS, replace(CLIPS, num_clips=6, height=48, sha256="b"), replace(CLIPS, sha256="c")]
     summaries = [SUMMARY, *(replace(SUMMARY, validation=clips) for clips in others), None]
@@ -84,4 +56,4 @@ def test_runs_with_other_held_out_clips_do_not_compare():
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (7500, "2 h 5 min")])
 def test_durations(seconds, text):
-    assert duration(seconds) == text
+    assert _duration(seconds) == text

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from telecine.data import index_video, read_clip
-from telecine.report.video import Mp4Writer, gif_bytes, mp4_bytes, panes, shrink, side_by_side, write_mp4, write_preview
+from telecine.report.clips import _panes, side_by_side, write_preview
+from telecine.report.video import Mp4Writer, gif_bytes, mp4_bytes, shrink, write_mp4
 
 
 def _frames(num_frames: int, height: int, width: int) -> Tensor:
@@ -151,17 +152,17 @@ def test_panes_are_thirds_of_the_width() -> None:
     target = _frames(2, 193, 33)
     reconstruction = target.clone()
     reconstruction[:, :4] = 0
-    picture = panes(target=target, reconstruction=reconstruction, amplification=3)
+    picture = _panes(target=target, reconstruction=reconstruction, amplification=3)
     assert picture.shape == (2, 194, 3 * 34, 3)
     left, middle, right = picture[:, :193].split(34, dim=2)
     assert torch.equal(left[:, :, :33], target)
     assert torch.equal(middle[:, :, :33], reconstruction)
     assert torch.equal(right[:, :4, :33].int(), (target[:, :4].int() * 3).clamp(max=255))
     assert right[:, 4:].max() == 0
-    small = panes(target=target[:, :65], reconstruction=target[:, :65])
+    small = _panes(target=target[:, :65], reconstruction=target[:, :65])
     assert small.shape == (2, 130, 3 * 66, 3)  # enlarged by 2
     with pytest.raises(ValueError, match="all of shape"):
-        panes(target=target, reconstruction=target[:1])
+        _panes(target=target, reconstruction=target[:1])
 
 
 def test_mp4_bytes() -> None:

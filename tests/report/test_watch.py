@@ -6,7 +6,8 @@ import re
 import pytest
 
 from telecine.report import watch as module
-from telecine.report.watch import is_finished, watch
+from telecine.report.watch import _is_finished, watch
+from telecine.runs import Run
 
 from .runs import records, write_run
 
@@ -59,11 +60,11 @@ def test_files_that_disappear_meanwhile_are_read_again(run, monkeypatch):
 
 def test_a_run_is_finished_after_its_last_validation(run):
     append(run, step=2, **{"train/lr": 0.1})
-    assert not is_finished(run)
+    assert not _is_finished(Run(run))
     append(run, step=2, **{"val/psnr": 12.0})
-    assert is_finished(run)
+    assert _is_finished(Run(run))
     (run / "config.yaml").unlink()
-    assert not is_finished(run)
+    assert not _is_finished(Run(run))
 
 
 def test_another_folder_raises(tmp_path):

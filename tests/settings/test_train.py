@@ -13,6 +13,7 @@ from telecine.discriminators.residual import TIME_WEIGHTINGS
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES, hinge, mse, wavelet_l1
 from telecine.objective import VideoAutoencoderLoss
 from telecine.perceptual.backbones import BACKBONES
+from telecine.runs.settings import as_yaml
 from telecine.settings import (
     CausalVAEConfig,
     ClipConfig,
@@ -27,7 +28,6 @@ from telecine.settings import (
 )
 from telecine.settings.parse import config_from, read_config
 from telecine.settings.recipes import RECIPES
-from telecine.training.saved_settings import as_yaml
 
 from ..training.conftest import EVERY_DISCRIMINATOR, EVERY_TERM
 

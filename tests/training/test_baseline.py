@@ -10,7 +10,8 @@ from rich.console import Console
 
 from telecine.autoencoders import CausalVAE, CustomAutoencoder, LinearAutoencoder
 from telecine.evaluation import ReconstructionMetrics
-from telecine.report.run import read_records, read_run
+from telecine.report.run import read_run
+from telecine.runs import Run
 from telecine.settings import Bucket
 from telecine.training import Interrupted, train
 from telecine.training.baseline import fit_linear, measure_linear, recorded_linear, training_clips
@@ -77,7 +78,7 @@ def test_clips_of_every_size_must_consist_of_its_patches(config, time, has_one):
 def test_a_run_starts_as_the_baseline_and_shows_it_everywhere(config, few_clips):
     console = Console(record=True, width=200, file=io.StringIO(), highlight=False)
     result = train(config, console=console)
-    before, *_, after = [record for record in read_records(result.run / "metrics.jsonl") if "val/psnr" in record]
+    before, *_, after = [record for record in Run(result.run).history.read() if "val/psnr" in record]
     for name in ("psnr", "ssim", "lpips_alex"):
         assert before[f"val/{name}"] == pytest.approx(before[f"linear/{name}"], rel=1e-4)
         assert after[f"linear/{name}"] == before[f"linear/{name}"]
@@ -112,7 +113,7 @@ def test_a_resumed_run_reads_the_baseline_and_keeps_its_weights(config, few_clip
     monkeypatch.setattr("telecine.training.trainer.prepare_linear", None)
     assert recorded_linear(Path(config.output_dir)) == before
     result = train(config, console=Console(quiet=True))
-    assert read_records(result.run / "metrics.jsonl")[-1]["linear/psnr"] == before["linear/psnr"]
+    assert Run(result.run).history.read()[-1]["linear/psnr"] == before["linear/psnr"]
 
 
 @pytest.mark.slow

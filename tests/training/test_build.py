@@ -17,7 +17,7 @@ from telecine.discriminators import (
     PatchDiscriminator,
     PatchDiscriminator3D,
 )
-from telecine.runs.layout import checkpoints
+from telecine.runs import Run
 from telecine.settings import (
     AdaptiveWeightConfig,
     DiscriminatorConfig,
@@ -34,8 +34,8 @@ from telecine.training.build import (
     build_objective,
     build_state,
 )
-from telecine.training.checkpoint_files import save_tensors
 from telecine.training.step import set_learning_rates
+from telecine.training.tensor_files import save_tensors
 
 
 def objective_of(config):
@@ -209,7 +209,7 @@ def test_a_run_resumes_without_the_run_its_discriminators_started_from(tiny, oth
     train(config, console=Console(quiet=True))
     shutil.rmtree(run)
     train(replace(config, steps=2), console=Console(quiet=True))
-    assert [step for step, _ in checkpoints(Path(config.output_dir))] == [1, 2]
+    assert [step for step, _ in Run(Path(config.output_dir)).checkpoints.all()] == [1, 2]
 
 
 def test_discriminators_of_no_run(tiny, tmp_path):

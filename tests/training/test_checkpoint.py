@@ -10,10 +10,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
+from telecine.runs.settings import as_yaml
 from telecine.settings import ObjectiveConfig, PerceptualConfig, TrainConfig
 from telecine.training import TrainingError, train
-from telecine.training.checkpoint import Checkpointer, first_not_finite, resume_notes
-from telecine.training.saved_settings import as_yaml
+from telecine.training.checkpoint import Checkpointer, _first_not_finite
 
 
 @pytest.fixture
@@ -31,7 +31,8 @@ def test_only_the_first_process_has_a_copy_of_the_weights(tiny, is_main):
 
 def notes(config: TrainConfig, folder, num_processes=1, **state):
     state = {"num_processes": 1, "clips_per_step": 2} | state
-    return resume_notes(config, SimpleNamespace(num_processes=num_processes), state, folder)
+    checkpointer = Checkpointer(config, nn.Linear(1, 1), is_main=False)
+    return checkpointer._notes(SimpleNamespace(num_processes=num_processes), state, folder)
 
 
 def test_the_notes_of_a_resumed_run_say_what_changed(tiny, saved):
@@ -81,5 +82,5 @@ def test_of_buffers_only_nan_is_refused(tiny):
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
 def test_weights_must_be_finite(value):
     tensors = {"layer.weight": torch.tensor([1.0, value])}
-    assert first_not_finite({"model": tensors}, {}) == "layer.weight of the model"
-    assert first_not_finite({"averaged weights": tensors}, {"model": {"layer.weight"}}) is not None
+    assert _first_not_finite({"model": tensors}, {}) == "layer.weight of the model"
+    assert _first_not_finite({"averaged weights": tensors}, {"model": {"layer.weight"}}) is not None

@@ -7,8 +7,7 @@ import pytest
 from rich.console import Console
 
 from telecine.cli.main import main
-from telecine.report.run import read_records
-from telecine.runs.layout import METRICS_FILE
+from telecine.runs import Run
 from telecine.training import train
 
 
@@ -31,7 +30,7 @@ def test_a_run_with_finite_scalar_quantization(tiny, small_video, tmp_path, monk
     config = config_of(tiny, monkeypatch, bottleneck="fsq", fsq_levels=(5, 4))
     train(config, console=Console(quiet=True))
     run = train(replace(config, steps=2), console=Console(quiet=True)).run
-    first, *_, last = read_records(run / METRICS_FILE)
+    first, *_, last = Run(run).history.read()
     assert first["val/psnr"] == pytest.approx(first["linear/psnr"], rel=1e-5)
     assert last["step"] == 2
     assert 0 < last["latent/codes_used"] <= 1
@@ -47,7 +46,7 @@ def test_a_run_with_finite_scalar_quantization(tiny, small_video, tmp_path, monk
 @pytest.mark.usefixtures("without_pictures")
 def test_a_run_with_lookup_free_quantization(tiny, monkeypatch):
     run = train(config_of(tiny, monkeypatch, bottleneck="lfq", lfq_bits=4), console=Console(quiet=True)).run
-    records = read_records(run / METRICS_FILE)
+    records = Run(run).history.read()
     losses = {name for record in records for name in record if name.startswith("train/")}
     assert {"train/entropy_loss", "train/commitment_loss"} <= losses
     assert 1 < records[-1]["latent/code_perplexity"] <= 16

@@ -11,8 +11,9 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from telecine.report.run import read_lines, read_records, read_run
-from telecine.runs.layout import HEALTH_FILE, METRICS_FILE
+from telecine.report.run import read_run
+from telecine.runs import Run
+from telecine.runs.history import History, JSONLines
 from telecine.settings import (
     ClipConfig,
     DiscriminatorConfig,
@@ -23,11 +24,9 @@ from telecine.settings import (
     PerceptualConfig,
 )
 from telecine.settings.parse import read_config
-from telecine.training.diagnostic_rules import EMA_BEHIND, LONG, RECENT, RULES, History
-from telecine.training.diagnostics import Diagnostics
+from telecine.training.diagnostics import EMA_BEHIND, LONG, RECENT, RULES, Diagnostics, RecentValues
 from telecine.training.interrupt import StopRequest
-from telecine.training.records import keep_records
-from telecine.training.rollback import Rollback
+from telecine.training.state import Rollback
 from telecine.training.trainer import Trainer
 
 DEMO = Path(__file__).parent / "demo_metrics.jsonl"
@@ -84,7 +83,7 @@ def run(tiny):
 
 
 def warnings(config):
-    return {line["rule"]: line for line in read_lines(Path(config.output_dir) / HEALTH_FILE)}
+    return {line["rule"]: line for line in JSONLines(Path(config.output_dir) / "health.jsonl").read()}
 
 
 @pytest.mark.slow
@@ -93,7 +92,7 @@ def test_no_rule_fires_in_a_healthy_run(run):
     # After so few updates discriminators may still guess. The test of the demo run below includes that rule.
     assert set(warned) <= {"discriminator_collapsed"}
     assert text.count("warning: ") == len(warned)
-    records = read_records(Path(config.output_dir) / METRICS_FILE)
+    records = Run(Path(config.output_dir)).history.read()
     assert sum("train/accuracy_real" in record for record in records) == LONG + 15
     assert sum(EMA_BEHIND in record for record in records) == 2
     assert len(read_run(Path(config.output_dir), "run").warnings) == len(warned)
@@ -108,9 +107,9 @@ def test_a_discriminator_that_wins_and_an_autoencoder_that_does_not_learn(run, c
     for line in warned.values():
         assert f"step {line['step']}: {line['message']} ({line['rule']}). {line['remedy']}" in text
         assert sum(line["message"] in message for message in caplog.messages) == 1
-    before = (Path(config.output_dir) / HEALTH_FILE).read_text()
+    before = (Path(config.output_dir) / "health.jsonl").read_text()
     run(34, **wrong)
-    assert (Path(config.output_dir) / HEALTH_FILE).read_text() == before, "a resumed run does not repeat warnings"
+    assert (Path(config.output_dir) / "health.jsonl").read_text() == before, "a resumed run does not repeat warnings"
 
 
 @pytest.mark.slow
@@ -172,7 +171,7 @@ def test_gradients_that_overflow(run):
         prepare=scale,
     )
     assert "gradients_overflow" in warned
-    records = read_records(Path(config.output_dir) / METRICS_FILE)
+    records = Run(Path(config.output_dir)).history.read()
     assert all("train/grad_norm" not in r for r in records if r.get("train/grad_overflow") == 1)
 
 
@@ -196,17 +195,17 @@ def test_every_rule_fires_in_a_run_above():
 def test_no_rule_fires_on_the_records_of_a_demo_run():
     """The records hold the values that the rules use, of the 2100 updates that the demo once had."""
     config = read_config("demo")
-    records = read_records(DEMO)
+    records = History(DEMO).read()
     assert len(records) == 217
     assert fired(records, config) == {}
 
 
 def fired(records, config):
     """Return the message of each rule by its name, after all records."""
-    history = History()
+    history = RecentValues(config)
     for record in records:
         history.add(record["step"], {name: value for name, value in record.items() if name != "step"})
-    found = {rule.name: rule.check(history, config) for rule in RULES}
+    found = {rule.name: rule.check(history) for rule in RULES}
     return {name: message for name, message in found.items() if message is not None}
 
 
@@ -317,17 +316,17 @@ def test_warnings_after_the_checkpoint_are_dropped_and_may_be_given_again(tiny, 
     lines = [
         {"step": step, "rule": rule, "message": "", "remedy": ""} for step, rule in ((105, "x"), (130, "ema_behind"))
     ]
-    (tmp_path / HEALTH_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "health.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     records = [{"step": step, "val/psnr": 1.0, EMA_BEHIND: 2.0} for step in (100, 110, 120)]
-    (tmp_path / METRICS_FILE).write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     console = Console(record=True, width=40, file=io.StringIO())
-    keep_records(tmp_path, 105)
-    diagnostics = Diagnostics(tmp_path, tiny(), console, enabled=True)
-    assert read_lines(tmp_path / HEALTH_FILE) == lines[:1]
+    Run(tmp_path).cut(105)
+    diagnostics = Diagnostics(Run(tmp_path), RecentValues(tiny()), console, enabled=True)
+    assert JSONLines(tmp_path / "health.jsonl").read() == lines[:1]
     assert diagnostics.warned == {"x"}
     diagnostics.check(130, {EMA_BEHIND: 2.0})
     diagnostics.check(131, {EMA_BEHIND: 3.0})
-    (_, again) = read_lines(tmp_path / HEALTH_FILE)
+    (_, again) = JSONLines(tmp_path / "health.jsonl").read()
     assert (again["step"], again["rule"]) == (130, "ema_behind")
     (line,) = console.export_text().splitlines()
     assert line.startswith(f"warning: step 130: {again['message']} (ema_behind). Lower `optimizer.ema_decay`")
@@ -335,11 +334,11 @@ def test_warnings_after_the_checkpoint_are_dropped_and_may_be_given_again(tiny, 
 
 def test_rollbacks_are_lines_that_the_checkpoint_gives(tiny, tmp_path):
     lines = [{"step": step, "rule": str(step), "message": "", "remedy": ""} for step in (10, 30)]
-    (tmp_path / HEALTH_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "health.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     rollbacks = [Rollback(25, 20, "a"), Rollback(29, 20, "b")]
     for _ in range(2):
-        Diagnostics(tmp_path, tiny(), Console(quiet=True), enabled=True, rollbacks=rollbacks)
-        first, one, two, last = read_lines(tmp_path / HEALTH_FILE)
+        Diagnostics(Run(tmp_path), RecentValues(tiny()), Console(quiet=True), enabled=True, rollbacks=rollbacks)
+        first, one, two, last = JSONLines(tmp_path / "health.jsonl").read()
         assert [first, last] == lines
         assert one["message"] == "`a` was not finite after step 25; went back to step 20, learning rates times 0.5"
         assert two["message"].endswith("learning rates times 0.25")
@@ -347,7 +346,7 @@ def test_rollbacks_are_lines_that_the_checkpoint_gives(tiny, tmp_path):
 
 
 def test_only_the_first_process_warns(tiny, tmp_path):
-    diagnostics = Diagnostics(tmp_path, tiny(), Console(quiet=True), enabled=False)
+    diagnostics = Diagnostics(Run(tmp_path), RecentValues(tiny()), Console(quiet=True), enabled=False)
     for record in steady(ema_psnr_behind=9.0):
         diagnostics.check(record["step"], {"train/ema_psnr_behind": 9.0})
-    assert not (tmp_path / HEALTH_FILE).exists()
+    assert not (tmp_path / "health.jsonl").exists()

@@ -12,8 +12,7 @@ from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.cli.main import main
 from telecine.data import sample_videos
-from telecine.report.run import read_records
-from telecine.runs.layout import checkpoints
+from telecine.runs import Run
 from telecine.settings import DistillConfig
 from telecine.training.distillation import TeacherLatent, TeacherReconstruction, absolute, distill
 
@@ -65,11 +64,9 @@ def test_a_decoder_for_a_tiny_wan(folder, capsys):
     assert "resuming from" in capsys.readouterr().out
     assert len(list(Path("latents").glob("*.safetensors"))) == 2, "a clip was encoded in each run"
     run = folder / "run"
-    (means,) = (
-        record for record in read_records(run / "metrics.jsonl") if record.get("step") == 2 and "train/lr" in record
-    )
+    (means,) = (record for record in Run(run).history.read() if record.get("step") == 2 and "train/lr" in record)
     assert {"train/teacher_reconstruction_loss", "train/wavelet_loss", "train/gen_loss"} < set(means)
-    checkpoint = checkpoints(run)[-1][1]
+    checkpoint = Run(run).checkpoints.all()[-1][1]
     config = json.loads((checkpoint / "ema" / "config.json").read_text())
     wan = DiffusersAutoencoder.from_pretrained("wan")
     assert config["teacher"] == "wan", "not where it is on this machine"

@@ -19,7 +19,6 @@ from telecine.autoencoders import CausalVAE
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.settings import CausalVAEConfig, TrainableConfig
 from telecine.training import distributed
-from telecine.training.checkpoint_files import load_optimizer, optimizer_tensors, save_tensors
 from telecine.training.distributed import (
     all_gather,
     any_rank,
@@ -37,8 +36,8 @@ from telecine.training.distributed import (
     process_group_settings,
     shard,
 )
-from telecine.training.shards import saved_tensors
 from telecine.training.step import clip_gradients
+from telecine.training.tensor_files import load_optimizer, optimizer_tensors, save_tensors, saved_tensors
 from telecine.training.trainable import select_trainable
 
 from ..autoencoders.tiny_models import TINY_MODELS, tiny_clip, tiny_model

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from telecine.cli.main import main
-from telecine.training.dry_run import dry_run
-from telecine.training.lock import LOCK_FILE, started_at
-from telecine.training.saved_settings import as_yaml
+from telecine.runs.lock import started_at
+from telecine.runs.settings import as_yaml
+from telecine.training.run import dry_run
 
 
 def files_below(folder):
@@ -60,11 +60,11 @@ def test_only_the_first_process_takes_the_lock(tiny, monkeypatch):
 
     holder = {"host": socket.gethostname(), "pid": os.getppid(), "started": started_at(os.getppid())}
     Path(config.output_dir).mkdir()
-    (Path(config.output_dir) / LOCK_FILE).write_text(json.dumps(holder))
+    (Path(config.output_dir) / ".lock").write_text(json.dumps(holder))
     with pytest.raises(ValueError, match="used by one run at a time"):
         dry_run(config, console=Console(quiet=True))
     monkeypatch.setattr(Accelerator, "is_main_process", property(lambda self: False))
-    monkeypatch.setattr("telecine.training.dry_run.Trainer", stop)
+    monkeypatch.setattr("telecine.training.run.Trainer", stop)
     with pytest.raises(ReachedError):
         dry_run(config, console=Console(quiet=True))
 

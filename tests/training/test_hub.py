@@ -50,10 +50,10 @@ def test_the_averaged_weights_are_uploaded_with_a_card(tiny, fake_hub):
     assert "| psnr | " in card
 
 
-def test_a_hub_that_cannot_be_reached_is_one_error(tiny, monkeypatch):
+def test_a_hub_that_cannot_be_reached_is_one_error(monkeypatch):
     monkeypatch.setattr(hub, "create_repo", HfApi(endpoint="http://127.0.0.1:1", token="hf_x").create_repo)
     with pytest.raises(ValueError, match=r"`push_to_hub` must be possible, but got ConnectError: .*refused"):
-        hub.create_repository(tiny())
+        hub.create_repository("run")
 
 
 @pytest.mark.slow
@@ -89,7 +89,7 @@ def test_the_card_names_the_library_and_no_local_path(tiny, tmp_path, monkeypatc
     (tmp_path / "local" / "folder").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     config = tiny(model="local/folder" if model == "here" else model)
-    hub.upload("me/faces", tmp_path, config, {"psnr": 30.0}, steps=7)
+    hub.upload("me/faces", tmp_path, config.model, {"psnr": 30.0}, steps=7)
     text = cards[0].read_text()
     assert f"library_name: {library}\n" in text
     assert f"trained with {base}\n" in text
@@ -98,7 +98,7 @@ def test_the_card_names_the_library_and_no_local_path(tiny, tmp_path, monkeypatc
 
 def test_the_repository_is_named_after_the_run(tiny, fake_hub):
     created, _ = fake_hub
-    assert hub.create_repository(tiny()) == "me/run"
+    assert hub.create_repository("run") == "me/run"
     assert created == ["run"]
 
 
@@ -158,8 +158,8 @@ def test_the_requests_of_an_upload(tiny, server, tmp_path):
     """`huggingface_hub` sends a model of a few kilobytes inside the commit."""
     config = tiny(hub_model_id="faces")
     CausalVAE(config.causal_vae).save_pretrained(tmp_path / "ema")
-    repository = hub.create_repository(config)
-    hub.upload(repository, tmp_path, config, {"psnr": 30.0}, steps=7)
+    repository = hub.create_repository(config.hub_model_id)
+    hub.upload(repository, tmp_path, config.model, {"psnr": 30.0}, steps=7)
     assert repository == "me/faces"
     paths, tokens, bodies = zip(*server.requests, strict=True)
     assert set(tokens) == {"Bearer hf_secret"}

@@ -16,7 +16,7 @@ from torch import nn
 from telecine.autoencoders import CausalVAE, CustomAutoencoder, DeterministicPosterior, DiagonalGaussian, Reconstruction
 from telecine.autoencoders.latent import ChannelMoments
 from telecine.data import ClipBatchSampler
-from telecine.runs.layout import checkpoints
+from telecine.runs import Run
 from telecine.settings import CausalVAEConfig, ClipConfig, ObjectiveConfig, TrainableConfig, TrainConfig
 from telecine.training import Interrupted, latents, train
 from telecine.training.build import build_autoencoder, build_state
@@ -362,7 +362,7 @@ def test_a_run_from_scratch_sets_them_and_training_the_decoder_keeps_them(tiny, 
     train(config, console=Console(file=text, width=200))
     line = next(line for line in text.getvalue().splitlines() if line.startswith("normalisation of the latent"))
     assert "over 2 clips: latents_mean None -> " in line
-    checkpoint = checkpoints(Path(config.output_dir))[-1][1]
+    checkpoint = Run(Path(config.output_dir)).checkpoints.all()[-1][1]
     saved = [json.loads((checkpoint / name / "config.json").read_text()) for name in ("ema", "model")]
     state = json.loads((checkpoint / "state.json").read_text())["latents"]
     assert (state["step"], state["num_clips"]) == (2, 2)
@@ -379,6 +379,6 @@ def test_a_run_from_scratch_sets_them_and_training_the_decoder_keeps_them(tiny, 
         trainable=TrainableConfig(weights="decoder"),
     )
     train(tuned, console=Console(quiet=True))
-    kept = checkpoints(tmp_path / "tuned")[-1][1] / "ema" / "config.json"
+    kept = Run(tmp_path / "tuned").checkpoints.all()[-1][1] / "ema" / "config.json"
     assert kept.read_bytes() == (checkpoint / "ema" / "config.json").read_bytes()
     assert json.loads((kept.parent.parent / "state.json").read_text())["latents"] is None

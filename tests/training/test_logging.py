@@ -8,8 +8,7 @@ import torch
 from accelerate import Accelerator
 from rich.console import Console
 
-from telecine.report.run import read_records
-from telecine.runs.layout import METRICS_FILE
+from telecine.runs import Run
 from telecine.training import logging
 from telecine.training.logging import (
     ADVERSARIAL_SHARE,
@@ -19,16 +18,15 @@ from telecine.training.logging import (
     ReconstructionGradient,
     is_gradient_share,
 )
-from telecine.training.records import keep_records
 
 
 @pytest.fixture
 def logger(tmp_path):
     def open_at(step):
-        keep_records(tmp_path, step)
+        Run(tmp_path).cut(step)
         accelerator = Accelerator(cpu=True, log_with=["tensorboard"], project_dir=str(tmp_path))
         accelerator.init_trackers("tensorboard")
-        return MetricsLogger(tmp_path, accelerator)
+        return MetricsLogger(Run(tmp_path), accelerator)
 
     return open_at
 
@@ -58,10 +56,10 @@ def test_records_after_the_checkpoint_are_dropped(logger, tmp_path):
     first = logger(0)
     for step in (1, 2, 3, 4):
         first.write(step, {"val/psnr": float(step)})
-    with (tmp_path / METRICS_FILE).open("a") as file:
+    with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "val')  # the run crashed while it wrote
     logger(2).write(3, {"val/psnr": 7.0})
-    assert read_records(tmp_path / METRICS_FILE) == [
+    assert Run(tmp_path).history.read() == [
         {"step": 1, "val/psnr": 1.0},
         {"step": 2, "val/psnr": 2.0},
         {"step": 3, "val/psnr": 7.0},

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from telecine.data import ClipDataset, DataError, index_video, read_clip, remote
 from telecine.report.video import write_mp4
-from telecine.runs.layout import checkpoints
+from telecine.runs import Run
 from telecine.settings import DiscriminatorConfig, ObjectiveConfig
 from telecine.training import train
 
@@ -29,7 +29,7 @@ def folder(small_video, tmp_path):
 
 
 def tensors(config):
-    _, checkpoint = checkpoints(Path(config.output_dir))[-1]
+    _, checkpoint = Run(Path(config.output_dir)).checkpoints.all()[-1]
     return {
         (path.relative_to(checkpoint), name): tensor
         for path in sorted(checkpoint.rglob("*.safetensors"))
@@ -61,7 +61,7 @@ def test_a_run_whose_server_stops_resumes_with_the_weights_of_a_local_run(tiny, 
     monkeypatch.setattr(ClipDataset, "__getitem__", read_until_step_3)
     with pytest.raises(DataError, match=r"^s3://bucket/videos/[ab]\.mp4: cannot be read after 7 attempts"):
         train(there, console=Console(quiet=True))
-    assert [step for step, _ in checkpoints(Path(there.output_dir))] == [3]
+    assert [step for step, _ in Run(Path(there.output_dir)).checkpoints.all()] == [3]
 
     s3.start()
     output = io.StringIO()

@@ -11,9 +11,10 @@ import torch
 from rich.console import Console
 
 from telecine.data import bytes_from_video
-from telecine.report.summary import ValidationClips, read_summary
+from telecine.runs import Run
+from telecine.runs.run import ValidationClips
 from telecine.training import summary as module
-from telecine.training.summary import SummaryWriter, peak_memory, validation_clips
+from telecine.training.summary import SummaryWriter, _peak_memory, _validation_clips
 
 
 def clips(num_val=2):
@@ -28,19 +29,19 @@ STATE = SimpleNamespace(accelerator=SimpleNamespace(device=torch.device("cpu")),
 
 
 def test_the_times_of_a_resumed_run_are_added(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "peak_memory", lambda device: 50)
-    SummaryWriter(tmp_path, STATE, clips(), 4, time.monotonic() - 100, False, QUIET).write()
-    first = read_summary(tmp_path)
+    monkeypatch.setattr(module, "_peak_memory", lambda device: 50)
+    SummaryWriter(Run(tmp_path), STATE, clips(), 4, time.monotonic() - 100, False, QUIET).write()
+    first = Run(tmp_path).summary()
     assert 100 <= first.seconds < 110
     assert (first.num_parameters, first.num_trained, first.num_disc_parameters) == (9, 7, 3)
     assert (first.num_videos, first.num_images, first.num_skipped) == (2, 3, 1)
     assert (first.num_frames, first.clips_per_update) == (42, 4)
-    monkeypatch.setattr(module, "peak_memory", lambda device: 20)
-    SummaryWriter(tmp_path, STATE, clips(), 4, time.monotonic() - 5, True, QUIET).write()
-    assert 105 <= read_summary(tmp_path).seconds < 115
-    assert read_summary(tmp_path).peak_memory == 50
-    SummaryWriter(tmp_path, STATE, clips(), 4, time.monotonic() - 5, False, QUIET).write()
-    assert read_summary(tmp_path).seconds < 15, "a new run starts at 0"
+    monkeypatch.setattr(module, "_peak_memory", lambda device: 20)
+    SummaryWriter(Run(tmp_path), STATE, clips(), 4, time.monotonic() - 5, True, QUIET).write()
+    assert 105 <= Run(tmp_path).summary().seconds < 115
+    assert Run(tmp_path).summary().peak_memory == 50
+    SummaryWriter(Run(tmp_path), STATE, clips(), 4, time.monotonic() - 5, False, QUIET).write()
+    assert Run(tmp_path).summary().seconds < 15, "a new run starts at 0"
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"seconds": 5.0}'])
@@ -48,9 +49,9 @@ def test_a_damaged_summary_is_replaced_with_a_warning(tmp_path, text):
     path = tmp_path / "summary.json"
     path.write_text(text)
     console = Console(record=True, width=40, file=io.StringIO())
-    SummaryWriter(tmp_path, STATE, clips(), 4, time.monotonic() - 5, True, console).write()
+    SummaryWriter(Run(tmp_path), STATE, clips(), 4, time.monotonic() - 5, True, console).write()
     assert re.fullmatch(rf"warning: `{path}` must be .* The time before is not counted\.\n", console.export_text())
-    assert 5 <= read_summary(tmp_path).seconds < 15
+    assert 5 <= Run(tmp_path).summary().seconds < 15
 
 
 def test_validation_clips_have_the_hash_of_evaluations():
@@ -58,11 +59,11 @@ def test_validation_clips_have_the_hash_of_evaluations():
     some = clips()
     hashes = [hashlib.sha256(bytes_from_video(clip["video"]).numpy().tobytes()).hexdigest() for clip in some.val]
     combined = hashlib.sha256("\n".join(hashes).encode()).hexdigest()
-    assert validation_clips(some) == ValidationClips(2, 5, 16, 24, combined)
+    assert _validation_clips(some) == ValidationClips(2, 5, 16, 24, combined)
     some.val[0]["video"][0, 0, 0, 0] -= 0.5
-    assert validation_clips(some).sha256 != combined
+    assert _validation_clips(some).sha256 != combined
 
 
 def test_the_peak_memory_of_this_process():
-    assert 2**26 < peak_memory(torch.device("cpu")) < 2**40
-    assert peak_memory(torch.device("mps")) is None
+    assert 2**26 < _peak_memory(torch.device("cpu")) < 2**40
+    assert _peak_memory(torch.device("mps")) is None

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.nn.utils import parameters_to_vector
 
 from telecine.autoencoders.diffusers import DiffusersAutoencoder, checkpointing
-from telecine.runs.layout import checkpoints
+from telecine.runs import Run
 from telecine.settings import (
     AdaptiveWeightConfig,
     ClipConfig,
@@ -80,7 +80,7 @@ def test_an_update_with_every_network_and_back_to_diffusers(diffusers_config, na
     assert any("decoder" in key for key in moved)
     text = trainer.logger.path.read_text()
     assert all(f"train/{term}" in text for term in ("perceptual_loss", "gen_loss", "discr_loss", "grad_penalty_loss"))
-    loaded = AutoModel.from_pretrained(str(checkpoints(Path(config.output_dir))[-1][1] / "model"))
+    loaded = AutoModel.from_pretrained(str(Run(Path(config.output_dir)).checkpoints.all()[-1][1] / "model"))
     assert type(loaded) is type(trained.module)
     copy_into_memory(loaded)
     copy_into_memory(trained)
@@ -94,7 +94,7 @@ def test_an_update_with_every_network_and_back_to_diffusers(diffusers_config, na
 
 def check_statistics(trainer, config):
     """Compare the statistics in the saved model with its latents of the clips that they were measured on."""
-    folder = checkpoints(Path(config.output_dir))[-1][1] / "ema"
+    folder = Run(Path(config.output_dir)).checkpoints.all()[-1][1] / "ema"
     model = DiffusersAutoencoder(AutoModel.from_pretrained(str(folder))).eval()
     with torch.no_grad():
         clips = [trainer.clips.train[index]["video"][None] for index in range(config.latent_clips)]
@@ -127,7 +127,7 @@ def test_training_the_decoder_alone_keeps_the_latents_bit_for_bit(diffusers_conf
     with torch.no_grad():
         before = trainer.state.autoencoder.encode(clip).mode()
     trainer.run(StopRequest())
-    trained = DiffusersAutoencoder.from_pretrained(checkpoints(Path(config.output_dir))[-1][1] / "ema")
+    trained = DiffusersAutoencoder.from_pretrained(Run(Path(config.output_dir)).checkpoints.all()[-1][1] / "ema")
     copy_into_memory(trained)
     with torch.no_grad():
         assert torch.equal(trained.encode(clip).mode(), before)
@@ -154,7 +154,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(diffusers_co
     train(straight, console=quiet())
     stop_after(Trainer(resumed, quiet()), 1)
     train(resumed, console=quiet())
-    folders = [checkpoints(tmp_path / name)[-1][1] for name in ("straight", "resumed")]
+    folders = [Run(tmp_path / name).checkpoints.all()[-1][1] for name in ("straight", "resumed")]
     files = sorted(path.relative_to(folders[0]) for path in folders[0].rglob("*.safetensors"))
     assert len(files) == (8 if weights == "lora" else 6)
     for file in files:

@@ -12,9 +12,8 @@ from diffusers import AutoencoderKLWan, AutoModel
 from rich.console import Console
 from safetensors.torch import load_file
 
-from telecine.report.run import read_records
-from telecine.runs.layout import checkpoints
-from telecine.runs.manifest import damage_of
+from telecine.runs import Run
+from telecine.runs.checkpoints import damage_of
 from telecine.settings import (
     AdaptiveWeightConfig,
     ClipConfig,
@@ -26,7 +25,7 @@ from telecine.settings import (
     TrainableConfig,
 )
 from telecine.training import Interrupted, train
-from telecine.training.shards import saved_tensors
+from telecine.training.tensor_files import saved_tensors
 from telecine.training.trainer import Trainer
 
 from ..autoencoders.tiny_models import tiny_model
@@ -149,22 +148,22 @@ def losses(config):
     """Return the records without the values that depend on how clips are distributed over processes."""
     # Standard deviations and norms over parts of a batch differ from those of the whole batch, and so do their means.
     excluded = ("clips_per_second", "_std", "frame_gradient", "adversarial_gradient_share")
-    records = read_records(Path(config.output_dir) / "metrics.jsonl")
+    records = Run(Path(config.output_dir)).history.read()
     return [{k: v for k, v in record.items() if not any(part in k for part in excluded)} for record in records]
 
 
 def weights(config, name):
-    (path,) = (checkpoints(Path(config.output_dir))[-1][1] / name).glob("*.safetensors")
+    (path,) = (Run(Path(config.output_dir)).checkpoints.all()[-1][1] / name).glob("*.safetensors")
     return load_file(path)
 
 
 def latents(config):
     """Return the statistics of the latent."""
-    return json.loads((checkpoints(Path(config.output_dir))[-1][1] / "state.json").read_text())["latents"]
+    return json.loads((Run(Path(config.output_dir)).checkpoints.all()[-1][1] / "state.json").read_text())["latents"]
 
 
 def tensors(config):
-    folder = checkpoints(Path(config.output_dir))[-1][1]
+    folder = Run(Path(config.output_dir)).checkpoints.all()[-1][1]
     return {str(path.relative_to(folder)): load_file(path) for path in sorted(folder.rglob("*.safetensors"))}
 
 
@@ -233,15 +232,15 @@ def test_an_interrupted_run_equals_an_uninterrupted_one_bit_for_bit(runs, name):
 def test_every_process_goes_back_if_one_of_them_finds_a_shard_that_is_not_finite(runs):
     configs, printed = runs
     folder = Path(configs["rolled_back"].output_dir)
-    assert [step for step, _ in checkpoints(folder)] == [1, 2, 3]
-    ((step, to, value),) = json.loads((checkpoints(folder)[-1][1] / "state.json").read_text())["rollbacks"]
+    assert [step for step, _ in Run(folder).checkpoints.all()] == [1, 2, 3]
+    ((step, to, value),) = json.loads((Run(folder).checkpoints.all()[-1][1] / "state.json").read_text())["rollbacks"]
     assert (step in (2, 3), to, value) == (True, 1, "a weight")
     assert printed.count("`a weight` was not finite after step") == 1
 
 
 def test_the_weights_that_other_programs_load_are_those_of_the_shards(runs):
     configs, _ = runs
-    folder = checkpoints(Path(configs["fsdp2"].output_dir))[-1][1]
+    folder = Run(Path(configs["fsdp2"].output_dir)).checkpoints.all()[-1][1]
     for kind in ("model", "ema"):
         shards, published = saved_tensors(folder, kind), weights(configs["fsdp2"], kind)
         assert shards.whole.keys() <= published.keys()
@@ -257,7 +256,7 @@ def test_diffusers_loads_weights_that_were_trained_sharded(runs):
     configs, _ = runs
     name = "sharded_lora"
     for kind in ("model", "ema"):
-        loaded = AutoModel.from_pretrained(str(checkpoints(Path(configs[name].output_dir))[-1][1] / kind))
+        loaded = AutoModel.from_pretrained(str(Run(Path(configs[name].output_dir)).checkpoints.all()[-1][1] / kind))
         assert isinstance(loaded, AutoencoderKLWan)
         tensors, saved = loaded.state_dict(), weights(configs[name], kind)
         assert tensors.keys() == saved.keys()

@@ -1,22 +1,17 @@
-import json
-
 import pytest
 import torch
 from torch import nn
 
 from telecine.autoencoders import Reconstruction
 from telecine.evaluation.latents import latent_summary
-from telecine.runs.layout import checkpoint_folder
+from telecine.runs import Run
 from telecine.training import Interrupted, validation
 from telecine.training.validation import (
     NUM_KEPT,
     NUM_SHOWN,
-    best_step,
-    best_validation,
-    clips_of_rank,
-    evenly_spaced,
-    first_and_last,
-    gather_metrics,
+    _clips_of_rank,
+    _evenly_spaced,
+    _gather_metrics,
     validate,
 )
 
@@ -51,8 +46,8 @@ def test_every_clip_is_measured_and_up_to_some_are_kept():
         half = 0.1 * index / NUM_KEPT / 2
         assert metrics["psnr"] == pytest.approx(10 * torch.log10(torch.tensor(4 / half**2)).item(), rel=1e-4)
     assert result.metrics["psnr"] == pytest.approx(sum(m["psnr"] for m in result.per_clip) / len(clips))
-    assert [shown.source for shown in result.clips] == [f"video {1 + i}" for i in evenly_spaced(len(clips), NUM_KEPT)]
-    assert result.clips[-1].metrics == result.per_clip[evenly_spaced(len(clips), NUM_KEPT)[-1]]
+    assert [shown.source for shown in result.clips] == [f"video {1 + i}" for i in _evenly_spaced(len(clips), NUM_KEPT)]
+    assert result.clips[-1].metrics == result.per_clip[_evenly_spaced(len(clips), NUM_KEPT)[-1]]
     few = validate(model.eval(), clips[:1], {})
     assert not model.training
     assert result.picture.shape[1] - few.picture.shape[1] > 16 * (NUM_SHOWN - 2), "one row for each clip shown"
@@ -104,63 +99,26 @@ def test_the_codes_of_all_clips_are_counted():
 def test_metrics_of_one_process_are_gathered_off_the_device():
     """MPS has no float64. The device "meta" has no values to return."""
     measured = [{"psnr": 30.1, "ssim": 0.9}, {"psnr": 20.3, "ssim": float("inf")}]
-    assert gather_metrics(measured, 2, torch.device("meta")) == measured
+    assert _gather_metrics(measured, 2, torch.device("meta")) == measured
 
 
 def test_each_process_measures_equally_many_clips():
-    assert [clips_of_rank(5, rank, 2) for rank in (0, 1)] == [[0, 2, 4], [1, 3, 0]]
-    assert clips_of_rank(4, 1, 2) == [1, 3]
-    assert clips_of_rank(3, 0, 1) == [0, 1, 2]
+    assert [_clips_of_rank(5, rank, 2) for rank in (0, 1)] == [[0, 2, 4], [1, 3, 0]]
+    assert _clips_of_rank(4, 1, 2) == [1, 3]
+    assert _clips_of_rank(3, 0, 1) == [0, 1, 2]
 
 
 def test_indices_are_evenly_spaced():
-    assert evenly_spaced(10, 4) == [0, 2, 5, 7]
-    assert evenly_spaced(3, 4) == [0, 1, 2]
-
-
-@pytest.mark.parametrize(("metric", "best"), [("psnr", 2), ("lpips_alex", 3)])
-def test_the_best_validation_is_finite_and_after_the_start(metric, best):
-    figures = [(0, 50.0, 0.0), (1, float("nan"), float("nan")), (2, 30.0, 0.4), (3, 20.0, 0.3), (4, float("inf"), -0.0)]
-    records = [{"step": step, "val/psnr": psnr, "val/lpips_alex": lpips} for step, psnr, lpips in figures]
-    records[-1]["val/lpips_alex"] = float("-inf")
-    assert best_validation(records, metric)["step"] == best
-    assert best_validation(records[:2], metric) is None
-
-
-def test_the_metrics_of_the_first_and_the_last_validation(tmp_path):
-    lines = [{"step": step, "val/psnr": float(step), "train/ema_psnr_behind": 0.0} for step in (0, 5, 9)]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert first_and_last(tmp_path) == ({"psnr": 0.0}, {"psnr": 9.0})
-
-
-def test_a_finished_run_without_records_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"metrics.jsonl` must be a file with a validation, but got none"):
-        first_and_last(tmp_path)
-
-
-def test_only_validations_with_a_checkpoint_can_be_the_best(tmp_path):
-    lines = [{"step": step, "val/psnr": psnr} for step, psnr in ((1, 40.0), (2, 30.0), (3, 20.0))]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert best_step(tmp_path, "psnr", 3) == 3
-    folder = checkpoint_folder(tmp_path, 2)
-    folder.mkdir(parents=True)
-    (folder / "state.json").write_text("{}")
-    assert best_step(tmp_path, "psnr", 3) == 2
-    assert best_step(tmp_path, None, 3) is None
-    assert best_step(tmp_path / "empty", "psnr", 3) is None
+    assert _evenly_spaced(10, 4) == [0, 2, 5, 7]
+    assert _evenly_spaced(3, 4) == [0, 1, 2]
 
 
 def test_pictures_are_written_into_the_run(tmp_path, monkeypatch):
     calls = {}
-    for name in ("write_clips", "write_preview", "draw_curves"):
+    for name in ("write_clips", "write_preview"):
         monkeypatch.setattr(validation, name, lambda *args, name=name, **options: calls.update({name: args}))
     picture = torch.zeros(1, 2, 2, 3, dtype=torch.uint8)
-    validation.write_pictures(tmp_path, 7, validation.Validation({}, [], {}, picture, []), fps=5.0)
-    assert calls["write_clips"] == (tmp_path, 7, [])
+    run = Run(tmp_path)
+    validation.write_pictures(run, 7, validation.Validation({}, [], {}, picture, []), fps=5.0)
+    assert calls["write_clips"] == (run, 7, [])
     assert calls["write_preview"] == (tmp_path / "side_by_side.mp4", picture, 5.0)
-    assert calls["draw_curves"] == ([], tmp_path / "curves.png", None)
-
-
-def test_the_earliest_of_equal_validations_is_the_best():
-    records = [{"step": step, "val/psnr": 30.0} for step in (1, 2)]
-    assert best_validation(records, "psnr") is records[0]

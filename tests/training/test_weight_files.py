@@ -15,8 +15,7 @@ from telecine.autoencoders.latent import LatentStatistics
 from telecine.autoencoders.lora import add_low_rank
 from telecine.settings import CausalVAEConfig, TrainableConfig
 from telecine.training.distributed import copy_module
-from telecine.training.host_copy import HostCopy
-from telecine.training.shards import SavedTensors, save_shards, shard_file
+from telecine.training.tensor_files import HostCopy, SavedTensors, save_shards, shard_file
 from telecine.training.trainable import select_trainable
 from telecine.training.weight_files import WeightFiles, architecture_of, check_same_architecture, digest_of_frozen
 

@@ -13,8 +13,7 @@ from telecine.autoencoders.student import StudentAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.files import read_json
 from telecine.base.imports import how_to_install
-from telecine.runs.layout import MANIFEST_FILE, find_checkpoint
-from telecine.runs.manifest import check_manifest
+from telecine.runs.checkpoints import check_model, find_checkpoint
 
 if TYPE_CHECKING:
     from telecine.autoencoders.diffusers import DiffusersAutoencoder
@@ -42,8 +41,7 @@ def load_autoencoder(
         ImportError: The model needs diffusers, which is not installed.
     """
     folder = folder_of(name_or_folder, subfolder=subfolder, revision=revision)
-    if (folder.parent / MANIFEST_FILE).is_file():
-        check_manifest(folder.parent, part=folder.name)
+    check_model(folder)
     if is_causal_vae(folder):
         return CausalVAE.from_pretrained(folder)
     if class_in(folder) == StudentAutoencoder.__name__:

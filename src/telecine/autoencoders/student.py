@@ -32,7 +32,7 @@ from telecine.base.checks import argument_error, describe
 from telecine.base.frozen import Frozen
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
-from telecine.runs.layout import CONFIG_FILE as RUN_SETTINGS_FILE
+from telecine.runs.settings import read_saved_settings
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import with_presets
 from telecine.settings.parse import validate
@@ -287,8 +287,7 @@ def _find_teacher(name: str, folder: Path) -> str:
     If the student's folder is part of a checkpoint, the settings of the run have the path. Otherwise a folder of that
     name beside it is the teacher.
     """
-    settings = folder.parent / RUN_SETTINGS_FILE
-    path = (read_yaml(settings) or {}).get(TEACHER_KEY) if settings.is_file() else None
+    path = read_saved_settings(folder.parent).get(TEACHER_KEY)
     if isinstance(path, str) and _public_name(path) == name:
         return path
     beside = folder.parent / name

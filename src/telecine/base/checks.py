@@ -131,3 +131,14 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run can be resum
         if self.saved is None:
             return "stopped before the first update; run the same command again to start"
         return f"stopped; saved {self.saved}. Run the same command again to resume."
+
+
+def count_files(num_videos: int, num_images: int) -> str:
+    """Return numbers of files as "3 videos", "1 image" or "3 videos and 1 image"."""
+    counts = ((num_videos, "video"), (num_images, "image"))
+    return " and ".join(count(number, kind) for number, kind in counts if number)
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless the number is 1."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shutil
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,6 +17,7 @@ from telecine.base.checks import argument_error
 _BLOCK = 2**20
 # Marks the folders that data sets leave out.
 OUTPUT_MARKER = ".telecine-output"
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
@@ -46,6 +49,22 @@ def flush(paths: Iterable[Path]) -> None:
 def partial_path(path: Path) -> Path:
     """Return a path beside `path` to write to. It is random, so that nobody can put a link there before."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+
+
+def remove_partial(folder: Path, before: float) -> None:
+    """Remove from a folder what interrupted writes to paths of `partial_path` have left.
+
+    Args:
+        folder: The folder, without its subfolders; it need not exist.
+        before: What changed after this time, in seconds since the epoch, stays: it may be being written.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        # Not the time of its content: a copy has that of the original.
+        if _PARTIAL.fullmatch(path.name) and path.lstat().st_ctime < before:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def mark_output(folder: Path) -> None:

@@ -100,7 +100,7 @@ def train(settings: TrainConfig, *, steal_lock: bool = False, change_data: bool 
 
     from telecine.cli.tables import print_dry_run, print_result
     from telecine.training import train
-    from telecine.training.dry_run import dry_run as try_update
+    from telecine.training.run import dry_run as try_update
 
     if dry_run:
         tried = try_update(settings, console=console)
@@ -326,11 +326,11 @@ def checkpoint(action: Literal["verify"], run: str) -> None:
         action: What to do.
         run: Folder of a run, or of one of its checkpoints.
     """
-    from telecine.runs.layout import checkpoints, is_checkpoint
-    from telecine.runs.manifest import DamagedError, damage_of
+    from telecine.runs import DamagedError, Run
+    from telecine.runs.checkpoints import damage_of, is_checkpoint
 
     folder = Path(run)
-    folders = [folder] if is_checkpoint(folder) else [each for _, each in checkpoints(folder)]
+    folders = [folder] if is_checkpoint(folder) else [each for _, each in Run(folder).checkpoints.all()]
     if not folders:
         raise argument_error("run", "the folder of a run or of a checkpoint", run, "Check the spelling.")
     damage = {each: damage_of(each) for each in folders}

@@ -15,9 +15,9 @@ from telecine.objective.weights import WeightSchedule
 from telecine.perceptual import weights
 from telecine.settings import ObjectiveConfig
 from telecine.training import TrainResult
-from telecine.training.dry_run import DryRun
 from telecine.training.planning.capacity import USED_FRACTION, Plan
 from telecine.training.planning.update import HOST_COPY
+from telecine.training.run import DryRun
 
 
 def print_result(console: Console, result: TrainResult) -> None:

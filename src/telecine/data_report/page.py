@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from telecine import __version__
+from telecine.base.checks import count_files
 from telecine.base.devices import gigabytes
 from telecine.base.files import atomic_write, mark_output, write_json
 from telecine.data_report.inspect import DEFINITIONS, DataReport, SampledClip
+from telecine.report.clips import write_preview
 from telecine.report.page import page_environment, timestamp
-from telecine.report.summary import count_files
-from telecine.report.video import shrink, write_preview
+from telecine.report.video import shrink
 
 JSON_FILE = "data.json"
 PAGE_FILE = "data.html"

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from telecine import __version__
 from telecine.base.files import atomic_write, write_json
 from telecine.evaluation.latents import DEFINITIONS, LatentReport, LatentSpace
-from telecine.report.names import plot_label
 from telecine.report.page import page_environment, short, timestamp
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def _svg(spaces: Sequence[LatentSpace], draw: Callable[[Axes, LatentSpace, str],
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     axes = figure.subplots()
     for index, space in enumerate(spaces):
-        draw(axes, replace(space, title=plot_label(space.title)), COLOURS[index % len(COLOURS)])
+        draw(axes, replace(space, title=_plot_label(space.title)), COLOURS[index % len(COLOURS)])
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     text = io.BytesIO()
@@ -136,3 +135,12 @@ def _draw_drift(axes: Axes, space: LatentSpace, colour: str) -> None:
     label = f"{space.title}, relative error {space.drift.get('relative_error', 0):.2g}"
     axes.plot(range(len(correlation)), correlation, "o", color=colour, label=label)
     axes.set(xlabel="channel", ylabel="correlation with the base")
+
+
+def _plot_label(text: str) -> str:
+    r"""Return what makes matplotlib show a text as it is: `\$` instead of the `$` of a formula.
+
+    It would leave a label with a leading `_` out of the legend, and refuse the name of a file that is not UTF-8.
+    """
+    escaped = text.encode("utf-8", "backslashreplace").decode("utf-8").replace("$", r"\$")
+    return f" {escaped}" if escaped.startswith("_") else escaped

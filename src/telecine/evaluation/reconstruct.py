@@ -23,7 +23,8 @@ from telecine.evaluation.tiling import (
     reconstruct_tiled,
     rounded_tiling,
 )
-from telecine.report.video import Mp4Writer, side_by_side
+from telecine.report.clips import side_by_side
+from telecine.report.video import Mp4Writer
 from telecine.settings import ReconstructConfig
 
 

@@ -26,13 +26,14 @@ from telecine.data import (
 from telecine.data.find import files_below
 from telecine.data.source import VIDEO_SUFFIXES, as_source
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
-from telecine.runs.layout import CONFIG_FILE, find_checkpoint
+from telecine.runs import find_checkpoint
+from telecine.runs.run import is_run_or_checkpoint
+from telecine.runs.settings import read_saved_settings
 from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, SavedWeights
-from telecine.settings.yaml_file import read_yaml
 
 CLIP_SELECTION = "clips without overlap from each video's first frame on, evenly spaced among all of them"
-# A folder with one of these files is a run, a checkpoint or a model, even if it contains videos.
-MODEL_FILES = ("config.yaml", "config.json", "state.json", "model_index.json")
+# A folder with one of these files is a model, even if it contains videos.
+MODEL_FILES = ("config.json", "model_index.json")
 # How many names an error lists.
 MAX_NAMES_LISTED = 3
 # The key of a video that is given as a file instead of a folder.
@@ -159,7 +160,7 @@ def model_source(checkpoint: Path, config: MeasuredClips, device: torch.device) 
         if protocol.num_frames is not None and protocol.crop is not None:
             model.check_clip(protocol.num_frames, protocol.crop, protocol.crop)
         return ModelSource(model, protocol, title)
-    saved = read_yaml(found / CONFIG_FILE)["clips"] if found else {}
+    saved = read_saved_settings(found)["clips"] if found else {}
     clips = config.clip_config(ClipConfig(**{**saved, "buckets": ()}))  # buckets only matter for training
     model.check_clip(clips.num_frames, clips.height, clips.width)
     return ModelSource(model, clips, title)
@@ -206,7 +207,8 @@ def contains_videos(path: Path) -> bool:
     """Whether `path` is a video, or a folder of videos rather than of a model."""
     if path.is_file():
         return path.suffix.lower() in VIDEO_SUFFIXES
-    if not path.is_dir() or any((path / name).is_file() for name in MODEL_FILES):
+    is_model = is_run_or_checkpoint(path) or any((path / name).is_file() for name in MODEL_FILES)
+    if is_model or not path.is_dir():
         return False
     return any(file.suffix.lower() in VIDEO_SUFFIXES for file in files_below(path))
 

@@ -1,35 +1,48 @@
-"""The clips of a validation as videos with their metrics, written for the report.
-
-A run keeps the clips of all its validations.
-"""
+"""Held-out clips beside their reconstructions: layouts, the clips of a validation, and previews for trackers."""
 
 from __future__ import annotations
 
+import io
+import math
 import os
-import shutil
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from telecine.base.checks import argument_error
-from telecine.base.files import partial_path, read_json, write_json
 from telecine.data import pixels_sha256
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.report.video import Mp4Writer, panes
-from telecine.runs.layout import CLIPS_FILE, validation_folder, validation_folders
+from telecine.report.video import Mp4Writer, check_rgb_frames, gif_bytes, mp4_bytes, pad_to_even, shrink
+from telecine.runs import Run
+from telecine.runs.run import SavedClip
 
-AMPLIFICATION = 4.0
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
+
+_AMPLIFICATION = 4.0
 # High quality, so that visible artifacts come from the autoencoder and not from this encoder.
-CRF = 12
+_CRF = 12
 # To show a frame, a browser decodes all frames from the last keyframe on.
-KEYFRAME_EVERY = 8
+_KEYFRAME_EVERY = 8
+# A clip lasts a third of a second or so, too short to look at. Displays show 60 frames a second.
+MIN_SECONDS, _MAX_PREVIEW_FPS = 4.0, 60.0
+_MIN_PANEL_HEIGHT = 192
+_LABEL_HEIGHT = 26
+_GAP = 4
+_LABELS = ("input", "reconstruction")
+# TensorBoard keeps every preview in its file, and shows it small: a GIF of this many pixels a side, frames and colours.
+_MAX_SIDE, _MAX_FRAMES, _NUM_COLOURS = 256, 9, 64
+PREVIEW = "val/side_by_side"
 
 
 @dataclass(frozen=True)
 class ValidationClip:
-    """One clip of a validation, to be written."""
+    """One clip of a validation."""
 
     target: Tensor
     """The input, uint8 `(T, H, W, 3)`, e.g. from `telecine.data.bytes_from_video`."""
@@ -38,98 +51,34 @@ class ValidationClip:
     metrics: Mapping[str, float]
     """Its metrics by name, e.g. an item of `ReconstructionMetrics.per_clip()`."""
     source: str
-    """The file that it is from."""
+    """Its file in the data."""
     start: int
     """Position of its first frame in the file."""
 
 
-@dataclass(frozen=True)
-class SavedClip:
-    """One clip of a validation, as read from a run's folder."""
-
-    video: str
-    """File name of the video: input, reconstruction and amplified difference from left to right, of equal widths."""
-    source: str
-    """The file that it is from."""
-    start: int
-    """Position of its first frame in the file."""
-    num_frames: int
-    height: int
-    """Height of the clip in pixels. In the video, small clips are enlarged by 2."""
-    width: int
-    metrics: dict[str, float]
-    """Its metrics by name."""
-    frame_psnr: list[float]
-    """PSNR of each frame in dB."""
-    sha256: str = ""
-    """Hash of the input's pixels, by which the same clip is found in other validations; empty before telecine 0.2."""
-
-
-@dataclass(frozen=True)
-class SavedValidation:
-    """The clips of one validation."""
-
-    step: int
-    """The step of the validation."""
-    fps: float
-    """Frames per second of the videos."""
-    amplification: float
-    """The factor of the difference in the videos."""
-    clips: list[SavedClip]
-    folder: Path
-    """The folder of the videos."""
-
-
-def write_clips(run: Path, step: int, clips: Iterable[ValidationClip], *, fps: float) -> Path:
-    """Write the clips of the validation at `step`.
+def write_clips(run: Run, step: int, clips: Iterable[ValidationClip], *, fps: float) -> Path:
+    """Write the clips of the validation at `step`, see `Run.write_validation`.
 
     Args:
-        run: The run's folder.
+        run: The run.
         step: The step of the validation.
         clips: One or more clips. A generator keeps only one clip in memory.
         fps: Frames per second.
 
-    Returns:
-        `run/validation/step-XXXXXXXX`, with `clip-YY.mp4` and `clips.json`. The folder is written atomically.
-
     Raises:
         ValueError: There is no clip, or the shapes of a clip differ.
     """
-    folder = validation_folder(run, step)
-    partial = partial_path(folder)
-    partial.mkdir(parents=True)
-    try:
-        saved = [_write_clip(partial, index, clip, fps) for index, clip in enumerate(clips)]
-        if not saved:
-            raise argument_error("clips", "at least one clip", "none", "Validate on at least one clip.")
-        header = {"step": step, "fps": fps, "amplification": AMPLIFICATION}
-        write_json(partial / CLIPS_FILE, {**header, "clips": [asdict(clip) for clip in saved]})
-        shutil.rmtree(folder, ignore_errors=True)  # the folder of this step from before the run was resumed
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
 
+    def write(folder: Path) -> Iterator[SavedClip]:
+        return (_write_clip(folder, index, clip, fps) for index, clip in enumerate(clips))
 
-def read_validations(run: Path) -> list[SavedValidation]:
-    """Return the validations whose clips are in a run's folder, oldest first.
-
-    Raises:
-        ValueError: A `clips.json` is damaged.
-    """
-    return [_read_validation(folder) for _, folder in validation_folders(run)]
-
-
-def frame_psnr(*, target: Tensor, reconstruction: Tensor) -> list[float]:
-    """Return the PSNR of each frame of two uint8 clips `(T, H, W, 3)`, see `psnr_of_mse`."""
-    errors = (target.float() - reconstruction.float()).square().flatten(1).mean(1)
-    return psnr_of_mse(errors.double(), value_range=255.0).tolist()
+    return run.write_validation(step, write, fps=fps, amplification=_AMPLIFICATION)
 
 
 def _write_clip(folder: Path, index: int, clip: ValidationClip, fps: float) -> SavedClip:
     name = f"clip-{index:02d}.mp4"
-    frames = panes(target=clip.target, reconstruction=clip.reconstruction, amplification=AMPLIFICATION)
-    with Mp4Writer(folder / name, fps, crf=CRF, keyframe_every=KEYFRAME_EVERY) as writer:
+    frames = _panes(target=clip.target, reconstruction=clip.reconstruction, amplification=_AMPLIFICATION)
+    with Mp4Writer(folder / name, fps, crf=_CRF, keyframe_every=_KEYFRAME_EVERY) as writer:
         writer.add(frames)
     num_frames, height, width, _ = clip.target.shape
     return SavedClip(
@@ -140,24 +89,147 @@ def _write_clip(folder: Path, index: int, clip: ValidationClip, fps: float) -> S
         height=height,
         width=width,
         metrics={name: round(value, 5) for name, value in clip.metrics.items()},
-        frame_psnr=[round(value, 3) for value in frame_psnr(target=clip.target, reconstruction=clip.reconstruction)],
+        frame_psnr=[round(value, 3) for value in _frame_psnr(target=clip.target, reconstruction=clip.reconstruction)],
         sha256=pixels_sha256(clip.target),
     )
 
 
-def _read_validation(folder: Path) -> SavedValidation:
-    path = folder / CLIPS_FILE
-    values = read_json(path)
-    try:
-        clips = [SavedClip(**clip) for clip in values["clips"]]
-        if outside := [clip.video for clip in clips if not _is_inside(folder, clip.video)]:
-            raise TypeError(f"{outside[0]!r} is not a file of its folder")
-        return SavedValidation(values["step"], values["fps"], values["amplification"], clips, folder)
-    except (KeyError, TypeError) as error:
-        got = f"other content ({error})"
-        raise argument_error(str(path), "the description of a validation", got, f"Remove {folder}.") from error
+def _frame_psnr(*, target: Tensor, reconstruction: Tensor) -> list[float]:
+    """Return the PSNR of each frame of two uint8 clips `(T, H, W, 3)`, see `psnr_of_mse`."""
+    errors = (target.float() - reconstruction.float()).square().flatten(1).mean(1)
+    return psnr_of_mse(errors.double(), value_range=255.0).tolist()
 
 
-def _is_inside(folder: Path, name: str) -> bool:
-    """Return whether `name` is that of a file in the folder itself: the report copies it."""
-    return Path(name).name == name and (folder / name).resolve().parent == folder.resolve()
+def side_by_side(
+    *, inputs: Sequence[Tensor] | Tensor, reconstructions: Sequence[Tensor] | Tensor, amplification: float = 4.0
+) -> Tensor:
+    """Lay out input, reconstruction and amplified absolute difference from left to right, one row per clip.
+
+    Args:
+        inputs: Clips of uint8 frames `(T, H, W, 3)`, all of one shape.
+        reconstructions: As many clips of the same shape.
+        amplification: The factor of the difference, which is clamped at white.
+
+    Returns:
+        uint8 frames `(T, H', W', 3)` with labels. `H'` and `W'` are even. Small clips are enlarged by an integer factor
+        (nearest neighbour) so that a panel has at least 192 rows.
+    """
+    _check_pairs(inputs, reconstructions)
+    rows = []
+    for clip, recon in zip(inputs, reconstructions, strict=True):
+        panels = (clip.cpu(), recon.cpu(), _amplified_difference(clip.cpu(), recon.cpu(), amplification))
+        factor = -(-_MIN_PANEL_HEIGHT // clip.shape[1])
+        rows.append(_join([_enlarge(panel, factor) for panel in panels], dim=2))
+    picture = _join(rows, dim=1)
+    labels = (*_LABELS, f"difference x {amplification:g}")
+    bar = _label_bar(labels, picture.shape[2], (picture.shape[2] + _GAP) / len(labels))
+    return pad_to_even(torch.cat([bar.expand(picture.shape[0], -1, -1, -1), picture], dim=1))
+
+
+def _panes(*, target: Tensor, reconstruction: Tensor, amplification: float = 4.0) -> Tensor:
+    """Lay out the frames of input, reconstruction and amplified difference from left to right, without gaps or labels.
+
+    A player can crop the panes: each is a third of the width. Clips lower than 192 pixels are enlarged by 2 (nearest
+    neighbour), so that the format's half resolution of colours is the clip's full resolution.
+
+    Args:
+        target: uint8 frames `(T, H, W, 3)`.
+        reconstruction: Of the same shape.
+        amplification: The factor of the difference, which is clamped at white.
+
+    Returns:
+        uint8 frames `(T, H', 3 * W', 3)` with even `H'` and `W'`.
+    """
+    _check_pairs([target], [reconstruction])
+    target, reconstruction = target.cpu(), reconstruction.cpu()
+    difference = _amplified_difference(target, reconstruction, amplification)
+    factor = 2 if target.shape[1] < _MIN_PANEL_HEIGHT else 1
+    return torch.cat([pad_to_even(_enlarge(pane, factor)) for pane in (target, reconstruction, difference)], dim=2)
+
+
+def _amplified_difference(clip: Tensor, recon: Tensor, amplification: float) -> Tensor:
+    """Return the absolute difference of uint8 frames times `amplification`, clamped at white."""
+    difference = (clip.float() - recon.float()).abs().mul(amplification)
+    return difference.clamp(max=255.0).round().to(torch.uint8)
+
+
+def _check_pairs(inputs: Sequence[Tensor] | Tensor, reconstructions: Sequence[Tensor] | Tensor) -> None:
+    if len(inputs) == 0 or len(inputs) != len(reconstructions):
+        got = f"{len(inputs)} inputs and {len(reconstructions)} reconstructions"
+        raise argument_error("reconstructions", "one for each input, at least one", got, "Pass pairs of clips.")
+    for clip in (*inputs, *reconstructions):
+        check_rgb_frames("inputs` and `reconstructions", clip)
+        if clip.shape != inputs[0].shape:
+            contract = f"all of shape {tuple(inputs[0].shape)}"
+            raise argument_error("inputs` and `reconstructions", contract, clip, "Crop or resize the clips.")
+
+
+def _enlarge(frames: Tensor, factor: int) -> Tensor:
+    """Enlarge `(T, H, W, 3)` by an integer factor (nearest neighbour)."""
+    return frames.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+
+
+def _join(panels: Sequence[Tensor], dim: int) -> Tensor:
+    """Concatenate `(T, H, W, 3)` panels along `dim` with black gaps."""
+    shape = list(panels[0].shape)
+    shape[dim] = _GAP
+    gap = torch.zeros(shape, dtype=torch.uint8)
+    parts = [part for panel in panels for part in (gap, panel)]
+    return torch.cat(parts[1:], dim=dim)
+
+
+def _label_bar(labels: Sequence[str], width: int, pitch: float) -> Tensor:
+    """Draw each label at the left edge of its panel on a black bar, uint8 `(1, height, width, 3)`."""
+    image = Image.new("RGB", (width, _LABEL_HEIGHT))
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(size=15)
+    for i, label in enumerate(labels):
+        draw.text((round(i * pitch) + 4, _LABEL_HEIGHT / 2), label, fill=(235, 235, 235), font=font, anchor="lm")
+    return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(1, _LABEL_HEIGHT, width, 3)
+
+
+def write_preview(path: str | os.PathLike[str], frames: Tensor, fps: float) -> None:
+    """Write a short clip as an MP4 to look at: it is repeated until it lasts at least `MIN_SECONDS`.
+
+    A clip of more than 60 frames a second is slowed down.
+    """
+    fps = min(fps, _MAX_PREVIEW_FPS)
+    with Mp4Writer(path, fps) as writer:
+        for _ in range(max(1, math.ceil(MIN_SECONDS * fps / len(frames)))):
+            writer.add(frames)
+
+
+def log_preview(trackers: Iterable[GeneralTracker], step: int, frames: Tensor, fps: float) -> None:
+    """Log a video preview to TensorBoard (reduced) and Weights & Biases; other trackers are skipped.
+
+    Args:
+        trackers: The trackers of Accelerate, e.g. `accelerator.trackers`.
+        step: The training step.
+        frames: uint8 `(T, H, W, 3)`, e.g. from `side_by_side`.
+        fps: Frames per second.
+    """
+    for tracker in trackers:
+        if tracker.name == "tensorboard":
+            _log_to_tensorboard(tracker, frames, fps, step)
+        elif tracker.name == "wandb":
+            _log_to_wandb(tracker, frames, fps, step)
+
+
+def _log_to_tensorboard(tracker: GeneralTracker, frames: Tensor, fps: float, step: int) -> None:
+    # `SummaryWriter.add_video` needs moviepy. An image summary may contain any GIF.
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    skip = -(-len(frames) // _MAX_FRAMES)
+    small = shrink(frames[::skip], _MAX_SIDE)
+    _, height, width, channels = small.shape
+    gif = gif_bytes(small, fps / skip, num_colours=_NUM_COLOURS)
+    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=gif)
+    tracker.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=PREVIEW, image=image)]), step)
+    tracker.writer.flush()
+
+
+def _log_to_wandb(tracker: GeneralTracker, frames: Tensor, fps: float, step: int) -> None:
+    import wandb  # installed if its tracker is in use
+
+    # `wandb.Video` needs moviepy for arrays of frames, but not for an encoded file.
+    tracker.log({PREVIEW: wandb.Video(io.BytesIO(mp4_bytes(frames, fps)), format="mp4")}, step=step)

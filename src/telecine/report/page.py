@@ -21,20 +21,26 @@ from telecine import __version__
 from telecine.base.checks import argument_error
 from telecine.base.files import atomic_write, mark_output
 from telecine.data import index_video
-from telecine.report.clips import SavedClip, SavedValidation
-from telecine.report.names import METRICS, metric_label
-from telecine.report.run import HeldOutMetric, ReportedRun, best_and_worst, read_run, run_names
-from telecine.report.series import Plot, plots, table
-from telecine.report.settings import side_by_side_settings
-from telecine.report.summary import describe_summary, not_comparable
-from telecine.runs.layout import REPORT_FILE
+from telecine.report.plots import METRICS, Plot, metric_label, plots_of, table
+from telecine.report.run import (
+    HeldOutMetric,
+    ReportedRun,
+    best_and_worst,
+    describe_summary,
+    not_comparable,
+    read_run,
+    run_names,
+)
+from telecine.runs import Run
+from telecine.runs.run import SavedClip, SavedValidation
+from telecine.runs.settings import side_by_side_settings
 
-NOT_RECORDED = "not recorded"
+_NOT_RECORDED = "not recorded"
 # In the folder of videos: tells an open page that it was written again.
-VERSION_FILE = "version.js"
+_VERSION_FILE = "version.js"
 
 
-class ClipData(TypedDict):
+class _ClipData(TypedDict):
     """One video, for the player."""
 
     url: str
@@ -50,17 +56,17 @@ class ClipData(TypedDict):
     """Clips of equal hashes have the same input; empty if it is not known."""
 
 
-class ValidationData(TypedDict):
+class _ValidationData(TypedDict):
     """One validation, for the player."""
 
     run: int
     step: int
-    clips: list[ClipData]
+    clips: list[_ClipData]
     amplification: float | None
     best_and_worst: list[tuple[str, int]]
 
 
-class MetricTable(TypedDict):
+class _MetricTable(TypedDict):
     """The values of each metric (column) of each run (row)."""
 
     labels: list[str]
@@ -69,7 +75,7 @@ class MetricTable(TypedDict):
     """Whether any run measured the linear baseline."""
 
 
-class LiveData(TypedDict):
+class _LiveData(TypedDict):
     """How the page of runs that train finds out that it was written again."""
 
     version: str
@@ -95,22 +101,22 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *
     folders = [Path(run) for run in runs]
     if not folders:
         raise argument_error("runs", "at least one run's folder", "none", "Pass the run's `--output_dir`.")
-    page = Path(output) if output is not None else (folders[0] if len(folders) == 1 else Path()) / REPORT_FILE
+    page = Path(output) if output is not None else Run(folders[0] if len(folders) == 1 else Path()).report_file
     if page.suffix != ".html" or page.is_dir():
         raise argument_error("output", "the name of an .html file", repr(str(page)), "Add a file name.")
     reported = [read_run(folder, name) for folder, name in zip(folders, run_names(folders), strict=True)]
     page.parent.mkdir(parents=True, exist_ok=True)
-    videos = VideoFolder(page)
+    videos = _VideoFolder(page)
     validations = [item for index, run in enumerate(reported) for item in _validations(index, run, videos)]
     live = videos.live(uuid.uuid4().hex) if is_live else None
-    html = render(reported, validations, live).encode("utf-8", "backslashreplace")  # names may have other bytes
+    html = _render(reported, validations, live).encode("utf-8", "backslashreplace")  # names may have other bytes
     atomic_write(page, lambda partial: partial.write_bytes(html))
     videos.write_version(live)
     videos.remove_others()
     return page
 
 
-class VideoFolder:
+class _VideoFolder:
     """The folder of a page's videos. The page refers to it by a relative URL, so both can be moved together."""
 
     def __init__(self, page: Path) -> None:
@@ -127,16 +133,16 @@ class VideoFolder:
             self._names.add(name)
         return self._url(name)
 
-    def live(self, version: str) -> LiveData:
+    def live(self, version: str) -> _LiveData:
         """Return what the page needs to find out that it was written again."""
-        return {"version": version, "url": self._url(VERSION_FILE)}
+        return {"version": version, "url": self._url(_VERSION_FILE)}
 
     def _url(self, name: str) -> str:
         return quote(os.fsencode(f"{self.path.name}/{name}"))
 
-    def write_version(self, live: LiveData | None) -> None:
+    def write_version(self, live: _LiveData | None) -> None:
         """Write the script that tells the version of a live page; a last one for those that are still open."""
-        path = self.path / VERSION_FILE
+        path = self.path / _VERSION_FILE
         if live is not None or path.exists():
             self.path.mkdir(exist_ok=True)
             script = f'pageVersion("{live["version"] if live else "finished"}");\n'
@@ -157,9 +163,9 @@ def _is_copy(source: Path, copy: Path) -> bool:
     return (a.st_size, a.st_mtime_ns) == (b.st_size, b.st_mtime_ns)
 
 
-def render(runs: Sequence[ReportedRun], validations: Sequence[ValidationData], live: LiveData | None = None) -> str:
+def _render(runs: Sequence[ReportedRun], validations: Sequence[_ValidationData], live: _LiveData | None = None) -> str:
     """Return the page as HTML."""
-    all_plots = plots(runs)
+    all_plots = plots_of(runs)
     names = [run.name for run in runs]
     data = {
         "runs": names,
@@ -175,9 +181,9 @@ def render(runs: Sequence[ReportedRun], validations: Sequence[ValidationData], l
             titles=names,
             runs=runs,
             data=data,
-            metrics=metric_table(runs),
+            metrics=_metric_table(runs),
             not_comparable=not_comparable(names, [run.summary for run in runs]),
-            training=side_by_side_settings([describe_summary(run.summary, run.records) for run in runs], NOT_RECORDED),
+            training=side_by_side_settings([describe_summary(run.summary, run.records) for run in runs], _NOT_RECORDED),
             table=table(all_plots, names),
             settings=side_by_side_settings([run.settings for run in runs]),
             environment=side_by_side_settings([run.environment for run in runs]),
@@ -198,12 +204,12 @@ def page_environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters |= {"short": short, "even": even, "breakable": breakable}
+    environment.filters |= {"short": short, "even": _even, "breakable": _breakable}
     environment.globals["asset"] = lambda name: Markup(_source(environment, name))
     return environment
 
 
-def breakable(name: str) -> Markup:
+def _breakable(name: str) -> Markup:
     """Return the name of a setting or a file, which a narrow table breaks after its parts instead of within a word."""
     return Markup("<wbr>").join(re.findall(r"[^._/]*[._/]+|[^._/]+", name))
 
@@ -213,7 +219,7 @@ def timestamp() -> str:
     return f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"
 
 
-def metric_table(runs: Sequence[ReportedRun]) -> MetricTable:
+def _metric_table(runs: Sequence[ReportedRun]) -> _MetricTable:
     """Return the metrics of the held-out clips of each run, None for a metric it lacks."""
     by_run = [{metric.name: metric for metric in run.held_out()} for run in runs]
     names = list(dict.fromkeys(name for values in by_run for name in values))
@@ -234,7 +240,7 @@ def short(value: float) -> str:
     return f"{value:.4g}"
 
 
-def even(value: float) -> str:
+def _even(value: float) -> str:
     """Format a number for a column, with the same number of digits for values of similar size."""
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
 
@@ -253,7 +259,7 @@ def _plot_data(plot: Plot) -> dict[str, object]:
     return values
 
 
-def _validations(index: int, run: ReportedRun, videos: VideoFolder) -> Iterator[ValidationData]:
+def _validations(index: int, run: ReportedRun, videos: _VideoFolder) -> Iterator[_ValidationData]:
     """Yield the validations of a run, or its side-by-side video if their clips were not kept."""
     for saved in run.validations:
         yield {
@@ -263,13 +269,12 @@ def _validations(index: int, run: ReportedRun, videos: VideoFolder) -> Iterator[
             "amplification": saved.amplification,
             "best_and_worst": best_and_worst(saved.clips),
         }
-    video = run.side_by_side_video()
-    if not run.validations and video is not None:
-        clip = _side_by_side(index, run.steps, video, videos)
+    if not run.validations and run.side_by_side is not None:
+        clip = _side_by_side(index, run.steps, run.side_by_side, videos)
         yield {"run": index, "step": run.steps, "clips": [clip], "amplification": None, "best_and_worst": []}
 
 
-def _clip(run: int, saved: SavedValidation, number: int, clip: SavedClip, videos: VideoFolder) -> ClipData:
+def _clip(run: int, saved: SavedValidation, number: int, clip: SavedClip, videos: _VideoFolder) -> _ClipData:
     name = f"run-{run}-step-{saved.step:08d}-clip-{number:02d}.mp4"
     return {
         "url": videos.add(saved.folder / clip.video, name),
@@ -285,7 +290,7 @@ def _clip(run: int, saved: SavedValidation, number: int, clip: SavedClip, videos
     }
 
 
-def _side_by_side(run: int, step: int, video: Path, videos: VideoFolder) -> ClipData:
+def _side_by_side(run: int, step: int, video: Path, videos: _VideoFolder) -> _ClipData:
     """Describe a video that shows several clips and their labels in one picture."""
     info = index_video(video)
     return {

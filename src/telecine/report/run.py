@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from statistics import median
+from typing import NamedTuple
 
-from telecine.base.checks import argument_error
-from telecine.report.clips import SavedClip, SavedValidation, read_validations
-from telecine.report.settings import perceptual_net, read_environment, read_settings
-from telecine.report.summary import RunSummary, read_summary
-from telecine.runs.layout import HEALTH_FILE, METRICS_FILE, VIDEO_FILE
-
-
-@dataclass(frozen=True)
-class TrainingWarning:
-    """One warning of a training run."""
-
-    step: int
-    rule: str
-    message: str
-    """What was observed."""
-    remedy: str
-    """What to try."""
+from telecine.base.checks import argument_error, count_files
+from telecine.base.devices import gigabytes
+from telecine.runs import Run
+from telecine.runs.history import TrainingWarning, validations
+from telecine.runs.run import RunSummary, SavedClip, SavedValidation, ValidationClips
+from telecine.runs.settings import flat_settings, read_saved_settings
 
 
 class HeldOutMetric(NamedTuple):
@@ -46,22 +36,23 @@ class ReportedRun:
 
     name: str
     """A name that is unique on the page."""
-    folder: Path
     records: list[dict[str, float]]
-    """The records of `metrics.jsonl`."""
     settings: dict[str, str]
     environment: dict[str, str]
     warnings: list[TrainingWarning] | None
-    """The warnings of the run; None if it has no `health.jsonl`."""
+    """None if they were not recorded."""
     validations: list[SavedValidation]
     """The validations whose clips were kept, oldest first."""
+    side_by_side: Path | None = None
+    """The side-by-side video of the last validation, if there is one."""
     summary: RunSummary | None = None
-    """None if the run has no `summary.json`."""
+    """None if it was not recorded."""
 
     @property
     def perceptual_net(self) -> str | None:
         """The network of the perceptual loss, or None if its settings do not say."""
-        return perceptual_net(self.settings)
+        name = "objective.perceptual.net"
+        return self.settings.get(name) or self.settings.get(f"{name}.target")
 
     @property
     def steps(self) -> int:
@@ -88,11 +79,6 @@ class ReportedRun:
             HeldOutMetric(name, first[f"val/{name}"], last[f"val/{name}"], last.get(f"linear/{name}")) for name in names
         ]
 
-    def side_by_side_video(self) -> Path | None:
-        """Return the side-by-side video of the last validation, or None."""
-        path = self.folder / VIDEO_FILE
-        return path if path.is_file() else None
-
 
 def read_run(folder: Path, name: str) -> ReportedRun:
     """Read the folder of a run.
@@ -100,59 +86,21 @@ def read_run(folder: Path, name: str) -> ReportedRun:
     Raises:
         ValueError: It is not the folder of a run, or one of its files is damaged.
     """
-    if not (folder / METRICS_FILE).is_file():
+    run = Run(folder)
+    records = run.history.path
+    if not records.is_file():
         got = f"{str(folder)!r}, which {'has none' if folder.is_dir() else 'is not a folder'}"
-        raise argument_error("runs", f"folders of runs, with {METRICS_FILE}", got, "Pass the run's `--output_dir`.")
+        raise argument_error("runs", f"folders of runs, with {records.name}", got, "Pass the run's `--output_dir`.")
     return ReportedRun(
         name=name,
-        folder=folder,
-        records=read_records(folder / METRICS_FILE),
-        settings=read_settings(folder),
-        environment=read_environment(folder),
-        warnings=_read_warnings(folder / HEALTH_FILE),
-        validations=read_validations(folder),
-        summary=read_summary(folder),
+        records=run.history.read(),
+        settings=flat_settings(read_saved_settings(folder)),
+        environment=run.environment(),
+        warnings=run.warnings.all(),
+        validations=run.validations(),
+        side_by_side=run.video_file if run.video_file.is_file() else None,
+        summary=run.summary(),
     )
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the JSON objects of a file with one per line, or nothing if the file does not exist.
-
-    A last line without a newline is dropped: its writing was interrupted.
-
-    Raises:
-        ValueError: Another line is not a JSON object.
-    """
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [_parse_line(path, number, line) for number, line in enumerate(lines[:-1], 1) if line]
-
-
-def _parse_line(path: Path, number: int, line: str) -> dict[str, Any]:
-    remedy = "Remove the line."
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        got = f"invalid JSON ({error})"
-        raise argument_error(f"{path}, line {number}", "a JSON object", got, remedy) from error
-    if not isinstance(value, dict):
-        raise argument_error(f"{path}, line {number}", "a JSON object", value, remedy)
-    return value
-
-
-def read_records(path: Path) -> list[dict[str, float]]:
-    """Return the records of a run's `metrics.jsonl`, oldest first: `step`, and the logged values by name.
-
-    Raises:
-        ValueError: A line is not a JSON object.
-    """
-    return read_lines(path)
-
-
-def validations(records: list[dict[str, float]]) -> list[dict[str, float]]:
-    """Return the records of validations."""
-    return [record for record in records if "val/psnr" in record]
 
 
 def run_names(folders: list[Path]) -> list[str]:
@@ -186,13 +134,58 @@ def best_and_worst(clips: list[SavedClip]) -> list[tuple[str, int]]:
     return found
 
 
-def _read_warnings(path: Path) -> list[TrainingWarning] | None:
-    if not path.exists():
-        return None
-    try:
-        return [
-            TrainingWarning(line["step"], line["rule"], line["message"], line["remedy"]) for line in read_lines(path)
-        ]
-    except KeyError as error:
-        contract = "lines with step, rule, message and remedy"
-        raise argument_error(str(path), contract, f"a line without {error}", "Remove the line.") from error
+def describe_summary(summary: RunSummary | None, records: Sequence[Mapping[str, float]]) -> dict[str, str]:
+    """Return a run's size, data, time and memory as text, and its speed without validations from its records."""
+    lines: dict[str, str] = {}
+    speeds = [record["train/clips_per_second"] for record in records if "train/clips_per_second" in record]
+    if summary is not None:
+        lines["wall time"] = _duration(summary.seconds)
+        if speeds:
+            lines["updates a second"] = f"{median(speeds) / summary.clips_per_update:.3g}"
+    if speeds:
+        lines["clips a second"] = f"{median(speeds):.3g}"
+    if summary is None:
+        return lines
+    if summary.peak_memory is not None:
+        lines["peak memory"] = gigabytes(summary.peak_memory)
+    trained = "" if summary.num_trained == summary.num_parameters else f", {_millions(summary.num_trained)} trained"
+    lines["parameters"] = f"{_millions(summary.num_parameters)}{trained}"
+    lines["parameters of discriminators"] = _millions(summary.num_disc_parameters)
+    skipped = f", {summary.num_skipped} skipped" if summary.num_skipped else ""
+    files = count_files(summary.num_videos, summary.num_images)
+    lines["training data"] = f"{files}{skipped}, {summary.num_frames} frames"
+    clips = summary.validation
+    lines["held-out clips"] = f"{clips.num_clips} of {clips.num_frames} x {clips.height} x {clips.width}"
+    return lines
+
+
+def not_comparable(names: Sequence[str], summaries: Sequence[RunSummary | None]) -> list[str]:
+    """Return why the metrics of runs do not compare with those of the first, one sentence for each such run."""
+    reasons = []
+    first = summaries[0]
+    for name, summary in zip(names[1:], summaries[1:], strict=True):
+        if first is None or summary is None:
+            unknown = name if summary is None else names[0]
+            reasons.append(f"{names[0]} and {name}: the held-out clips of {unknown} were not recorded")
+        elif first.validation != summary.validation:
+            reasons.append(f"{names[0]} and {name}: {_difference(first.validation, summary.validation)}")
+    return reasons
+
+
+def _difference(first: ValidationClips, second: ValidationClips) -> str:
+    a, b = asdict(first), asdict(second)
+    differing = [name for name in a if a[name] != b[name]]
+    texts = [f"{name} {a[name]} and {b[name]}" for name in differing if name != "sha256"]
+    return ", ".join(texts) or "other pixels in the held-out clips"
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as "2 h 5 min", "5 min 20 s" or "20 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _millions(number: int) -> str:
+    return f"{number / 1e6:.2f} M"

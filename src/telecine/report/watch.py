@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from telecine.report.page import write_report
-from telecine.report.run import read_records, validations
-from telecine.report.settings import read_settings
-from telecine.runs.layout import HEALTH_FILE, METRICS_FILE, validation_folders
+from telecine.runs import Run
+from telecine.runs.settings import read_saved_settings
 
 # Between two looks at the files of the runs.
 SECONDS = 15.0
@@ -28,9 +27,9 @@ def watch(runs: Sequence[str | Path], output: str | Path | None, written: Callab
     """
     before = None
     while True:
-        state = [_state(Path(run)) for run in runs]
+        state = [_state(Run(run)) for run in runs]
         if state != before:
-            is_live = not all(is_finished(Path(run)) for run in runs)
+            is_live = not all(_is_finished(Run(run)) for run in runs)
             try:
                 page = write_report(runs, output, is_live=is_live)
             except FileNotFoundError:  # a run that resumes removes its later validations
@@ -43,14 +42,13 @@ def watch(runs: Sequence[str | Path], output: str | Path | None, written: Callab
         time.sleep(SECONDS)
 
 
-def is_finished(run: Path) -> bool:
+def _is_finished(run: Run) -> bool:
     """Return whether a run has recorded the validation of its last step."""
-    num_steps = read_settings(run).get("steps")
-    records = validations(read_records(run / METRICS_FILE))
-    return num_steps is not None and any(record["step"] >= int(num_steps) for record in records)
+    num_steps = read_saved_settings(run.folder).get("steps")
+    return num_steps is not None and any(each["step"] >= int(num_steps) for each in run.history.validations())
 
 
-def _state(run: Path) -> tuple[object, ...]:
+def _state(run: Run) -> tuple[object, ...]:
     """Return what changes when a run records something."""
-    files = [path.stat() for name in (METRICS_FILE, HEALTH_FILE) if (path := run / name).exists()]
-    return (*((file.st_mtime_ns, file.st_size) for file in files), *(step for step, _ in validation_folders(run)))
+    files = [file.path.stat() for file in (run.history, run.warnings) if file.path.exists()]
+    return (*((file.st_mtime_ns, file.st_size) for file in files), *(step for step, _ in run.validation_folders()))

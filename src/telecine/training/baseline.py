@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -16,8 +15,7 @@ from telecine.base.terminal import with_progress
 from telecine.data import Clip
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.metrics import mean_over_clips
-from telecine.report.run import read_records
-from telecine.runs.layout import METRICS_FILE
+from telecine.runs import Run
 from telecine.training.clips import Clips
 
 # Training clips that the baseline is fitted to: with ten times as many it is 0.01 dB better on the clips of the demo.
@@ -104,10 +102,11 @@ def measure_linear(
     return mean_over_clips(metrics.per_clip())
 
 
-def recorded_linear(run: Path) -> dict[str, float]:
+def recorded_linear(run: Run) -> dict[str, float]:
     """Return the metrics of the baseline that a run has logged, or nothing if it has none."""
-    records = read_records(run / METRICS_FILE)
-    return {name: value for record in records[:1] for name, value in record.items() if name.startswith(PREFIX)}
+    return {
+        name: value for record in run.history.read()[:1] for name, value in record.items() if name.startswith(PREFIX)
+    }
 
 
 def describe_metrics(metrics: Mapping[str, float]) -> str:

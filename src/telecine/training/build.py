@@ -33,7 +33,7 @@ from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.weights import WeightSchedule
 from telecine.perceptual.feature_maps import build_maps
-from telecine.runs.layout import find_checkpoint
+from telecine.runs import find_checkpoint
 from telecine.settings import (
     AdaptiveWeightConfig,
     CausalVAEConfig,
@@ -43,10 +43,10 @@ from telecine.settings import (
     OptimizerConfig,
     TrainConfig,
 )
-from telecine.training.discriminator_init import load_discriminators
 from telecine.training.distributed import answer_questions, broadcast_module, process_group_settings, shard
 from telecine.training.state import MovingAverage, TrainState
 from telecine.training.trainable import select_trainable
+from telecine.training.weight_files import load_discriminators
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,37 +18,38 @@ from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.latent import LatentStatistics
 from telecine.autoencoders.pretrained import mismatches
 from telecine.base.checks import argument_error
-from telecine.base.files import digest_of, flush, read_json
-from telecine.runs.layout import HEALTH_FILE, METRICS_FILE, STATE_FILE, checkpoint_folder
+from telecine.base.files import digest_of, flush
+from telecine.runs import Run
+from telecine.runs.checkpoints import read_checkpoint_state, write_checkpoint_state
+from telecine.runs.settings import read_saved_settings, write_settings
 from telecine.settings import TrainConfig
-from telecine.training.checkpoint_files import (
-    begin_checkpoint,
-    finish_checkpoint,
+from telecine.training.distributed import on_every_process
+from telecine.training.logging import IntervalMeans
+from telecine.training.resume import changed_settings
+from telecine.training.state import Rollback, TrainState
+from telecine.training.step import DivergenceError
+from telecine.training.tensor_files import (
+    HostCopy,
+    check_headers,
     load_optimizer,
     load_tensors,
     optimizer_tensors,
     random_states,
+    save_shards,
     save_tensors,
+    saved_tensors,
     set_random_state,
+    shard_file,
 )
-from telecine.training.distributed import on_every_process
-from telecine.training.host_copy import HostCopy
-from telecine.training.logging import IntervalMeans
-from telecine.training.rollback import Rollback
-from telecine.training.saved_settings import changed_settings, saved_settings, write_settings
-from telecine.training.shards import save_shards, saved_tensors, shard_file
-from telecine.training.state import TrainState
-from telecine.training.step import DivergenceError
-from telecine.training.validation import best_step
-from telecine.training.weight_files import EMA, MODEL, WeightFiles, check_same_architecture
+from telecine.training.weight_files import EMA, MODEL, OBJECTIVE_FILE, WeightFiles, check_same_architecture
 
 # How errors call the parts of a state.
-NAMES = {EMA: "averaged weights"}
+_NAMES = {EMA: "averaged weights"}
 # The parts of which each process has a shard if the weights are sharded. Other parts are files of the first process.
-SHARDED = (MODEL, EMA, "optimizer")
+_SHARDED = (MODEL, EMA, "optimizer")
 
 
-class SavedStatistics(TypedDict):
+class _SavedStatistics(TypedDict):
     """The statistics of the latent that the saved models carry."""
 
     step: int
@@ -59,7 +59,7 @@ class SavedStatistics(TypedDict):
     std: list[float]
 
 
-class SavedState(TypedDict):
+class _SavedState(TypedDict):
     """What `state.json` holds."""
 
     step: int
@@ -71,7 +71,7 @@ class SavedState(TypedDict):
     interval: dict[str, tuple[float, int]]
     num_records: int
     rollbacks: list[Rollback]
-    latents: SavedStatistics | None
+    latents: _SavedStatistics | None
     """None if the encoder is not trained, or before the first measurement."""
 
 
@@ -90,9 +90,9 @@ class Checkpointer:
 
     def __init__(self, config: TrainConfig, model: VideoAutoencoder, *, is_main: bool) -> None:
         self.config = config
-        self.run = Path(config.output_dir)
+        self.run = Run(config.output_dir)
         self.saved_step: int | None = None
-        self.latents: SavedStatistics | None = None
+        self.latents: _SavedStatistics | None = None
         self._is_main = is_main
         self._group: dist.ProcessGroup | None = None
         if config.sharding != "none":  # in a group of their own, threads communicate while training does
@@ -108,7 +108,7 @@ class Checkpointer:
 
     def set_latent_statistics(self, state: TrainState, statistics: LatentStatistics) -> None:
         """Set the statistics of the latent, measured now, that the saved models carry from the next save on."""
-        self.latents = SavedStatistics(
+        self.latents = _SavedStatistics(
             step=state.step, num_clips=self.config.latent_clips, mean=statistics.mean, std=statistics.std
         )
         state.autoencoder.set_latent_statistics(statistics)
@@ -127,7 +127,7 @@ class Checkpointer:
                 self._written = self._executor.submit(self._write, self._saved_state(state))
             self._is_pending = True
             self.saved_step = state.step
-        return checkpoint_folder(self.run, state.step)
+        return self.run.checkpoints.path(state.step)
 
     @property
     def has_failed(self) -> bool:
@@ -175,7 +175,7 @@ class Checkpointer:
         for name, module in ((MODEL, state.autoencoder), ("objective", state.objective)):
             self._buffers[name] = {buffer for buffer, _ in module.named_buffers(remove_duplicate=False)}
 
-    def _saved_state(self, state: TrainState) -> SavedState:
+    def _saved_state(self, state: TrainState) -> _SavedState:
         scaler = state.accelerator.scaler
         return {
             "step": state.step,
@@ -190,7 +190,7 @@ class Checkpointer:
             "latents": self.latents,
         }
 
-    def _write(self, saved: SavedState) -> None:
+    def _write(self, saved: _SavedState) -> None:
         """Write a checkpoint from the copies, in a thread."""
         step = saved["step"]
         folder, *_ = on_every_process(lambda: self._begin(step), self._group)
@@ -199,8 +199,9 @@ class Checkpointer:
             digests = dict(on_every_process(lambda: self._write_shards(folder), self._group))
         if self._is_main:
             self._fill(folder, saved)
-            best = best_step(self.run, self.config.best_metric, step)
-            finish_checkpoint(self.run, step, folder, keep=self.config.keep, best=best, known=digests)
+            check_headers(folder)
+            best = self.run.best_step(self.config.best_metric, step)
+            self.run.checkpoints.finish(step, folder, keep=self.config.keep, best=best, known=digests)
 
     def _begin(self, step: int) -> Path:
         """Check the copies, and return the folder to write to, which the first process creates.
@@ -209,13 +210,13 @@ class Checkpointer:
         """
         self._check_finite(step)
         if not self._is_main:
-            return self.run
-        flush([self.run / METRICS_FILE, self.run / HEALTH_FILE])
-        return begin_checkpoint(self.run, step)
+            return self.run.folder
+        flush([self.run.history.path, self.run.warnings.path])
+        return self.run.checkpoints.begin(step)
 
     def _check_finite(self, step: int) -> None:
-        groups = {NAMES.get(name, name): copy.tensors for name, copy in self._copies.items()}
-        name = first_not_finite(groups, self._buffers)
+        groups = {_NAMES.get(name, name): copy.tensors for name, copy in self._copies.items()}
+        name = _first_not_finite(groups, self._buffers)
         if name is not None:
             message = f"`{name}` is not finite after step {step}. No checkpoint was written."
             raise DivergenceError(message, name)
@@ -223,13 +224,13 @@ class Checkpointer:
     def _write_shards(self, folder: Path) -> tuple[Path, str]:
         """Write the file of this process, and return its path and its digest."""
         path = shard_file(folder, dist.get_rank(), dist.get_world_size())
-        save_shards(path, {name: self._copies[name] for name in SHARDED})
+        save_shards(path, {name: self._copies[name] for name in _SHARDED})
         flush([path])
         return path, digest_of(path)
 
-    def _fill(self, folder: Path, saved: SavedState) -> None:
+    def _fill(self, folder: Path, saved: _SavedState) -> None:
         """Write what the first process writes."""
-        statistics = statistics_of(saved["latents"])
+        statistics = _statistics_of(saved["latents"])
         if self._group is None:
             self.weights.save(folder, MODEL, statistics)
             self.weights.put_into_copy(self._copies[EMA].tensors)
@@ -237,12 +238,12 @@ class Checkpointer:
         else:
             for name in (MODEL, EMA):
                 self.weights.save_from_shards(folder, name, statistics)
-        written = (MODEL, EMA) if self._group is None else SHARDED
+        written = (MODEL, EMA) if self._group is None else _SHARDED
         for name, copy in self._copies.items():
             if name not in written:
                 save_tensors(folder / f"{name}.safetensors", copy.tensors)
         write_settings(folder, self.config)
-        (folder / STATE_FILE).write_text(json.dumps(saved, indent=2), encoding="utf-8")
+        write_checkpoint_state(folder, saved)
 
     def load(self, state: TrainState, folder: Path) -> list[str]:
         """Load a checkpoint into `state`, and return notes for the user: what differs, and what is not exact.
@@ -250,14 +251,14 @@ class Checkpointer:
         Raises:
             ValueError: The checkpoint is of another model.
         """
-        saved = read_state(folder)
+        saved = cast(_SavedState, read_checkpoint_state(folder, set(_SavedState.__annotations__)))
         check_same_architecture(state.autoencoder, folder / "model", self.config.model or "causal_vae")
         self.weights.check_base(saved["base"])
         with state.ema.applied():
             self.weights.load(state.autoencoder, folder, EMA)
         state.ema.num_updates = saved["ema_updates"]
         self.weights.load(state.autoencoder, folder, MODEL)
-        saved_objective = load_tensors(folder / "objective.safetensors")
+        saved_objective = load_tensors(folder / OBJECTIVE_FILE)
         if problems := mismatches(state.objective.state_dict(), saved_objective):
             remedy = "Use the previous `objective.terms`, or another --output_dir."
             raise argument_error("objective", f"that of {folder}, whose terms have weights", problems[0], remedy)
@@ -274,28 +275,45 @@ class Checkpointer:
         state.num_records = saved["num_records"]
         state.rollbacks = [Rollback(*each) for each in saved["rollbacks"]]
         self.latents = saved["latents"]
-        if (statistics := statistics_of(self.latents)) is not None:
+        if (statistics := _statistics_of(self.latents)) is not None:
             state.autoencoder.set_latent_statistics(statistics)
         state.step = self.saved_step = saved["step"]
-        return resume_notes(self.config, accelerator, saved, folder)
+        return self._notes(accelerator, saved, folder)
+
+    def _notes(self, accelerator: Accelerator, saved: _SavedState, folder: Path) -> list[str]:
+        """Return lines for the user about a run that resumes: what changed, and what is not exact after the change.
+
+        A resumed run is exact with the same number of processes and of clips in an update.
+        """
+        notes = [f"resuming from {folder}"]
+        model = read_saved_settings(folder)["model"]
+        if model != self.config.model:
+            notes.append(
+                f"the model is now {self.config.model} instead of {model}; its weights are those of the checkpoint"
+            )
+        num_clips, num_processes = clips_per_step(self.config, accelerator), accelerator.num_processes
+        if saved["clips_per_step"] != num_clips:
+            notes.append(
+                f"an update now has {num_clips} clips instead of {saved['clips_per_step']}: the order of the clips "
+                "changes from here on, and the learning rates may need to change"
+            )
+        elif saved["num_processes"] != num_processes:
+            notes.append(
+                f"now {num_processes} processes instead of {saved['num_processes']}: the clips and the noise drawn for "
+                "them stay the same, but sums are rounded differently, and random numbers inside a model, such as for "
+                "dropout, differ"
+            )
+        if changed := changed_settings(self.config, folder):
+            notes.append(f"settings changed since the checkpoint: {', '.join(changed)}")
+        return notes
 
 
-def read_state(folder: Path) -> SavedState:
-    """Return what `state.json` of a checkpoint holds; raise a `ValueError` if another version wrote it."""
-    saved = read_json(folder / STATE_FILE)
-    if missing := sorted(set(SavedState.__annotations__) - set(saved)):
-        contract, got = "that of a checkpoint of this version", f"one without {', '.join(missing)}"
-        remedy = "Resume with the version that wrote it, or pass the run as --model with another --output_dir."
-        raise argument_error(str(folder / STATE_FILE), contract, got, remedy)
-    return cast(SavedState, saved)
-
-
-def statistics_of(saved: SavedStatistics | None) -> LatentStatistics | None:
+def _statistics_of(saved: _SavedStatistics | None) -> LatentStatistics | None:
     """Return the statistics of the latent in `state.json`, if there are any."""
     return None if saved is None else LatentStatistics(saved["mean"], saved["std"])
 
 
-def first_not_finite(groups: Mapping[str, Mapping[str, Tensor]], buffers: Mapping[str, Collection[str]]) -> str | None:
+def _first_not_finite(groups: Mapping[str, Mapping[str, Tensor]], buffers: Mapping[str, Collection[str]]) -> str | None:
     """Return "name of group" for the first value that is not finite, or None.
 
     Buffers may be infinite, as the mask of an attention is, but not NaN.
@@ -315,29 +333,3 @@ def first_not_finite(groups: Mapping[str, Mapping[str, Tensor]], buffers: Mappin
 def clips_per_step(config: TrainConfig, accelerator: Accelerator) -> int:
     """Return the number of clips in an update, over all processes."""
     return config.clips_per_pass * config.gradient_accumulation_steps * accelerator.num_processes
-
-
-def resume_notes(config: TrainConfig, accelerator: Accelerator, saved: SavedState, folder: Path) -> list[str]:
-    """Return lines for the user about a run that resumes: what changed, and what is not exact after the change.
-
-    A resumed run is exact with the same number of processes and of clips in an update.
-    """
-    notes = [f"resuming from {folder}"]
-    model = saved_settings(folder)["model"]
-    if model != config.model:
-        notes.append(f"the model is now {config.model} instead of {model}; its weights are those of the checkpoint")
-    num_clips, num_processes = clips_per_step(config, accelerator), accelerator.num_processes
-    if saved["clips_per_step"] != num_clips:
-        notes.append(
-            f"an update now has {num_clips} clips instead of {saved['clips_per_step']}: the order of the clips changes "
-            "from here on, and the learning rates may need to change"
-        )
-    elif saved["num_processes"] != num_processes:
-        notes.append(
-            f"now {num_processes} processes instead of {saved['num_processes']}: the clips and the noise drawn for "
-            "them stay the same, but sums are rounded differently, and random numbers inside a model, such as for "
-            "dropout, differ"
-        )
-    if changed := changed_settings(config, folder):
-        notes.append(f"settings changed since the checkpoint: {', '.join(changed)}")
-    return notes

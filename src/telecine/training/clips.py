@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from accelerate import Accelerator
 
 from telecine.autoencoders import VideoAutoencoder
+from telecine.base.checks import count, count_files
 from telecine.data import (
     Clip,
     ClipDataset,
@@ -25,7 +26,6 @@ from telecine.data import (
     whole_video,
 )
 from telecine.data.clip import check_buckets
-from telecine.report.summary import count, count_files
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.distributed import barrier_without_time_limit, rank
 from telecine.training.latents import LatentCache, names_of

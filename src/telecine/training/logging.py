@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 
 import torch
@@ -16,9 +14,9 @@ from torch import Tensor
 
 from telecine.base.terminal import SECONDS_BETWEEN_LINES
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.report.names import FRAME_GRADIENT
-from telecine.report.trackers import log_preview
-from telecine.runs.layout import METRICS_FILE
+from telecine.report.clips import log_preview
+from telecine.runs import Run
+from telecine.runs.history import frame_gradient, frame_of
 
 ADVERSARIAL_SHARE = "train/adversarial_gradient_share"
 # With fewer columns than this, the bar has the most important numbers only.
@@ -54,20 +52,19 @@ class MetricsLogger:
     """Appends records to `metrics.jsonl` and passes them to Accelerate's trackers. Only the first process writes.
 
     Args:
-        run: The run's folder.
+        run: The run.
         accelerator: Its trackers must be initialised.
     """
 
-    def __init__(self, run: Path, accelerator: Accelerator) -> None:
-        self.path = run / METRICS_FILE
+    def __init__(self, run: Run, accelerator: Accelerator) -> None:
+        self.run = run
         self.accelerator = accelerator
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Log values at a step."""
         if not self.accelerator.is_main_process:
             return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        self.run.history.append({"step": step, **values})
         self.accelerator.log(dict(values), step=step)
 
     def preview(self, step: int, frames: Tensor, fps: float) -> None:
@@ -165,21 +162,21 @@ class ReconstructionGradient:
 
     @torch.no_grad()
     def _measure(self, gradient: Tensor) -> None:
-        by_frame = frame_norms(gradient)
+        by_frame = _frame_norms(gradient)
         shares = by_frame / by_frame.mean() if len(by_frame) > 1 else ()
-        self.log = {f"{FRAME_GRADIENT}{index:03d}": share for index, share in enumerate(shares)}
+        self.log = {frame_gradient(index): share for index, share in enumerate(shares)}
         if self._adversarial is not None:
-            adversarial = frame_norms(self._adversarial).norm()
-            rest = frame_norms(gradient.float() - self._adversarial.float()).norm()
+            adversarial = _frame_norms(self._adversarial).norm()
+            rest = _frame_norms(gradient.float() - self._adversarial.float()).norm()
             self.log[ADVERSARIAL_SHARE] = adversarial / (adversarial + rest)
             self._adversarial = None
 
 
-def frame_norms(gradient: Tensor) -> Tensor:
+def _frame_norms(gradient: Tensor) -> Tensor:
     """Return the 2-norm of each frame's part of a gradient `(B, C, T, H, W)`, in float32, `(T,)`."""
     return torch.linalg.vector_norm(gradient.detach().float(), dim=(0, 1, 3, 4))
 
 
 def is_gradient_share(name: str) -> bool:
     """Return whether a log key is of `ReconstructionGradient`, whose values are NaN where the gradient is 0."""
-    return name == ADVERSARIAL_SHARE or name.startswith(FRAME_GRADIENT)
+    return name == ADVERSARIAL_SHARE or frame_of(name) is not None

@@ -1,22 +1,32 @@
-"""A training run from its settings to its result, and the errors that end it."""
+"""A training run from its settings to its result, the errors that end it, and a dry run, of which nothing is kept."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from rich.console import Console
 from torch import nn
 
-from telecine.base.checks import TrainingError
+from telecine.base.checks import Interrupted, TrainingError
 from telecine.base.terminal import PlainConsole
+from telecine.data.find import check_output
 from telecine.objective.terms import check_functions
+from telecine.objective.weights import WeightSchedule
+from telecine.runs.lock import RunLock
+from telecine.runs.settings import check_encoding
 from telecine.settings import TrainConfig
-from telecine.training.distributed import describe_lost, is_lost
-from telecine.training.interrupt import stop_on_signal
+from telecine.training.build import build_accelerator
+from telecine.training.clips import read_next
+from telecine.training.distributed import describe_lost, is_lost, on_first_process
+from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.planning.capacity import out_of_memory
-from telecine.training.saved_settings import check_encoding
+from telecine.training.step import set_learning_rates, train_step
 from telecine.training.trainer import Trainer
 from telecine.training.validation import TrainResult
 
@@ -53,11 +63,12 @@ def train(
     check_functions(config.objective, sharding=config.sharding)
     check_encoding(config)
     console = console or PlainConsole()
-    with lost_process_named(config, lambda: "while it started"):
+    with _lost_process_named(config.process_timeout, lambda: "while it started"):
         trainer = Trainer(config, console, autoencoder, steal_lock=steal_lock, change_data=change_data)
     try:
         # `torchrun` sends SIGTERM to all processes when one has ended: also while its number is found.
-        with stop_on_signal(acknowledge=trainer.is_main) as stop, lost_process_named(config, lambda: at_step(trainer)):
+        named = _lost_process_named(config.process_timeout, lambda: f"at step {trainer.state.step}")
+        with stop_on_signal(acknowledge=trainer.is_main) as stop, named:
             trainer.run(stop)
         trainer.publish()
         return trainer.result()
@@ -67,17 +78,74 @@ def train(
         trainer.close()
 
 
-def at_step(trainer: Trainer) -> str:
-    """Return where a run is, for an error."""
-    return f"at step {trainer.state.step}"
-
-
 @contextmanager
-def lost_process_named(config: TrainConfig, where: Callable[[], str]) -> Iterator[None]:
+def _lost_process_named(timeout: float, where: Callable[[], str]) -> Iterator[None]:
     """Turn an error about another process, which has ended or does not answer, into one line that names it."""
     try:
         yield
     except RuntimeError as error:
         if not is_lost(error):
             raise
-        raise TrainingError(describe_lost(where(), config.process_timeout)) from error
+        raise TrainingError(describe_lost(where(), timeout)) from error
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a dry run has found."""
+
+    step: int
+    """The step whose update was computed: one at which as many terms as possible are on."""
+    seconds: float
+    """Of the update. The first one of a process is slower than the others."""
+    peak_memory: int | None
+    """Bytes of all tensors on an accelerator at the peak; None on a CPU."""
+    values: dict[str, float]
+    """What the update would have logged, by name."""
+
+
+def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, console: Console | None = None) -> DryRun:
+    """Check the output folder, build everything, validate, and compute one update with as many terms on as possible.
+
+    Whatever the run would write goes to a temporary folder, which is removed; nothing is uploaded, and no tracker
+    starts. A checkpoint in the output folder is not read.
+
+    Args:
+        config: The settings.
+        autoencoder: As in `train`.
+        console: As in `train`.
+
+    Raises:
+        ValueError: A setting or the data is wrong, or another process trains in the output folder.
+        TypeError: A custom module does not return video.
+        TrainingError: A value is not finite, or the device is out of memory.
+        Interrupted: The run was interrupted by a signal.
+    """
+    check_functions(config.objective, sharding=config.sharding)
+    with TemporaryDirectory(prefix="telecine-dry-run-") as folder:
+        tried = replace(config, output_dir=folder, push_to_hub=False, trackers=(), latent_cache=None)
+        check_output("output_dir", config.data, config.output_dir)
+        on_first_process(lambda: RunLock(Path(config.output_dir)).release(), build_accelerator(tried))
+        trainer = Trainer(tried, console or PlainConsole(), autoencoder)
+        try:
+            with stop_on_signal(acknowledge=trainer.is_main) as stop:
+                trainer.validate(stop)
+                return _update(trainer, stop)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(trainer.config, trainer.state.step, is_own=autoencoder is not None) from error
+        finally:
+            trainer.close()
+
+
+def _update(trainer: Trainer, stop: StopRequest) -> DryRun:
+    config, device = trainer.config, trainer.accelerator.device
+    step = WeightSchedule(config.objective).busiest_step(config.steps)
+    trainer.state.step = step
+    batches, error = read_next(trainer.batches(stop))
+    if error is not None or not batches:
+        raise error or Interrupted(None)
+    set_learning_rates(trainer.state, config.optimizer, config.steps)
+    start = time.perf_counter()
+    values = train_step(trainer.state, batches, measure_update_ratio=True)  # waits for the device
+    seconds = time.perf_counter() - start
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    return DryRun(step, seconds, peak, values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +17,6 @@ from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.layer_activations import LayerActivations
 from telecine.training.distributed import local_shard
 from telecine.training.logging import IntervalMeans
-from telecine.training.rollback import Rollback
 
 
 def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
@@ -71,6 +70,26 @@ class MovingAverage:
             weight.copy_(previous)
 
 
+# A rollback multiplies the learning rates by this.
+LR_FACTOR = 0.5
+
+
+class Rollback(NamedTuple):
+    """The run went back once, after a divergence."""
+
+    step: int
+    """Where it diverged."""
+    to: int
+    """The step of the checkpoint that it went back to."""
+    value: str
+    """The value that was not finite."""
+
+    def describe(self, number: int) -> str:
+        """Return what happened, for a warning; `number` counts from 1."""
+        lower = f"learning rates times {LR_FACTOR**number:g}"
+        return f"`{self.value}` was not finite after step {self.step}; went back to step {self.to}, {lower}"
+
+
 @runtime_checkable
 class _Sharded(Protocol):
     """What FSDP2 adds to a module that it has sharded."""
@@ -112,6 +131,11 @@ class TrainState:
     """Number of records in `metrics.jsonl`."""
     rollbacks: list[Rollback] = field(default_factory=list)
     """How often the run went back after a divergence."""
+
+    @property
+    def lr_factor(self) -> float:
+        """The factor of both learning rates after the rollbacks."""
+        return LR_FACTOR ** len(self.rollbacks)
 
     @property
     def trained(self) -> list[nn.Parameter]:

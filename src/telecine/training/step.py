@@ -20,7 +20,6 @@ from telecine.ops.ranks import average_over_ranks
 from telecine.settings import OptimizerConfig
 from telecine.training.distributed import average_gradients, full_tensor, is_sharded, local_shard
 from telecine.training.logging import ReconstructionGradient, is_gradient_share
-from telecine.training.rollback import lr_factor
 from telecine.training.state import TrainState, parameters_of
 
 # The cosine schedule ends at this fraction of the learning rate.
@@ -206,7 +205,7 @@ def _total_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 def set_learning_rates(state: TrainState, config: OptimizerConfig, num_steps: int) -> float:
     """Set both optimizers' learning rates for the next update, and return that of the autoencoder."""
-    scale = lr_scale(config, state.step, num_steps) * lr_factor(state.rollbacks)
+    scale = lr_scale(config, state.step, num_steps) * state.lr_factor
     for optimizer, lr in ((state.optimizer, config.lr), (state.disc_optimizer, config.disc_lr)):
         for group in [] if optimizer is None else optimizer.param_groups:
             group["lr"] = lr * scale

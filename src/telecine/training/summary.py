@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from telecine.data import bytes_from_video, clips_sha256, pixels_sha256
-from telecine.report.summary import RunSummary, ValidationClips, read_summary, write_summary
+from telecine.runs import Run
+from telecine.runs.run import RunSummary, ValidationClips
 from telecine.training.clips import Clips
 from telecine.training.state import TrainState
 
@@ -20,7 +20,7 @@ class SummaryWriter:
     """Writes `summary.json`.
 
     Args:
-        run: The run's folder.
+        run: The run.
         state: The networks.
         clips: What the run trains and validates on.
         clips_per_update: Over all processes.
@@ -31,7 +31,7 @@ class SummaryWriter:
 
     def __init__(
         self,
-        run: Path,
+        run: Run,
         state: TrainState,
         clips: Clips,
         clips_per_update: int,
@@ -51,13 +51,13 @@ class SummaryWriter:
             num_skipped=clips.num_skipped,
             num_frames=sum(span.num_frames for span in clips.train.spans),
             clips_per_update=clips_per_update,
-            validation=validation_clips(clips),
+            validation=_validation_clips(clips),
             seconds=0.0,
             peak_memory=None,
         )
         before = None
         try:
-            before = read_summary(run) if is_resumed else None
+            before = run.summary() if is_resumed else None
         except ValueError as damaged:
             console.print(f"warning: {damaged} The time before is not counted.", soft_wrap=True)
         self.start = start - (0.0 if before is None else before.seconds)
@@ -65,19 +65,19 @@ class SummaryWriter:
 
     def write(self) -> None:
         """Write the summary with the time and the memory until now."""
-        seconds, peak = round(time.monotonic() - self.start, 3), peak_memory(self.device)
+        seconds, peak = round(time.monotonic() - self.start, 3), _peak_memory(self.device)
         peak = None if peak is None else max(peak, self.peak_before)
-        write_summary(self.run, replace(self.summary, seconds=seconds, peak_memory=peak))
+        self.run.write_summary(replace(self.summary, seconds=seconds, peak_memory=peak))
 
 
-def validation_clips(clips: Clips) -> ValidationClips:
+def _validation_clips(clips: Clips) -> ValidationClips:
     """Return what identifies the clips that a run validates on, with the hash that `telecine evaluate` records."""
     hashes = [pixels_sha256(bytes_from_video(clip["video"])) for clip in clips.val]
     _, num_frames, height, width = clips.val[0]["video"].shape
     return ValidationClips(len(hashes), num_frames, height, width, clips_sha256(hashes))
 
 
-def peak_memory(device: torch.device) -> int | None:
+def _peak_memory(device: torch.device) -> int | None:
     """Return the bytes at the peak: of a GPU as PyTorch allocated them, of the process on a CPU; None elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

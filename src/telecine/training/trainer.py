@@ -14,48 +14,43 @@ from accelerate.utils import broadcast_object_list, set_seed
 from rich.console import Console
 from torch import nn
 
-from telecine.base.checks import Interrupted, argument_error
+from telecine.base.checks import Interrupted, TrainingError, argument_error
+from telecine.base.files import mark_output
+from telecine.data.find import check_output
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.perceptual import LPIPS
 from telecine.report.page import write_report
-from telecine.report.run import read_records, validations
-from telecine.report.settings import write_environment
-from telecine.runs.layout import METRICS_FILE, step_of
-from telecine.settings import TrainConfig
+from telecine.runs import Run
+from telecine.runs.checkpoints import step_of
+from telecine.runs.environment import environment
+from telecine.runs.lock import RunLock
+from telecine.runs.settings import read_saved_settings, write_settings
+from telecine.settings import OptimizerConfig, TrainConfig
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.checkpoint import Checkpointer, clips_per_step
-from telecine.training.checkpoint_files import newest_intact, tidy
 from telecine.training.clips import build_clips, read_batches, read_next
-from telecine.training.diagnostic_rules import EMA_BEHIND
-from telecine.training.diagnostics import Diagnostics
+from telecine.training.diagnostics import EMA_BEHIND, Diagnostics, RecentValues
 from telecine.training.distributed import any_rank, describe_processes, on_first_process
 from telecine.training.hub import create_repository, upload
 from telecine.training.interrupt import StopRequest, interrupt_on_signal
 from telecine.training.latents import describe_change, fill_latent_cache, measure_latents, open_cache
-from telecine.training.lock import RunLock, take_folder
 from telecine.training.logging import MetricsLogger, Monitor
 from telecine.training.planning.capacity import largest_batch
 from telecine.training.planning.speed import describe_on_cpu
-from telecine.training.records import keep_records, missing_records
-from telecine.training.rollback import MAX_ROLLBACKS, Rollback, remedy
-from telecine.training.saved_settings import check_same_data, check_same_networks, saved_settings, write_settings
-from telecine.training.step import (
-    DivergenceError,
-    MicroBatch,
-    TrainingError,
-    describe_warmup,
-    set_learning_rates,
-    train_step,
-)
+from telecine.training.resume import check_same_data, check_same_networks
+from telecine.training.state import LR_FACTOR, Rollback
+from telecine.training.step import DivergenceError, MicroBatch, describe_warmup, set_learning_rates, train_step
 from telecine.training.summary import SummaryWriter
 from telecine.training.trainable import trains_encoder
-from telecine.training.validation import TrainResult, Validation, best_step, read_result, validate, write_pictures
+from telecine.training.validation import TrainResult, Validation, read_result, validate, write_pictures
 
+# How often a run goes back after a divergence.
+_MAX_ROLLBACKS = 3
 # Subfolder of a run for the files of its trackers.
-TRACKER_PROJECT = "tensorboard"
+_TRACKER_PROJECT = "tensorboard"
 # Clips on which each validation compares the raw weights with the averaged ones.
-NUM_COMPARED = 4
+_NUM_COMPARED = 4
 
 
 class Trainer:
@@ -71,7 +66,8 @@ class Trainer:
         change_data: bool = False,
     ) -> None:
         self.start = time.monotonic()
-        self.folder = Path(config.output_dir)
+        self.config = config
+        self.files = Run(config.output_dir)
         set_seed(config.seed)
         self.accelerator = build_accelerator(config)
         self.is_main = self.accelerator.is_main_process
@@ -82,29 +78,37 @@ class Trainer:
         self.lock: RunLock | None = None
         on_first_process(lambda: self._take_lock(config.data, steal=steal_lock), self.accelerator)
         try:
-            self._build(config, autoencoder, change_data=change_data)
+            self._build(autoencoder, change_data=change_data)
         except BaseException:
             self._release_lock()
             raise
 
     def _take_lock(self, data: str | None, *, steal: bool) -> None:
-        self.lock = take_folder(self.folder, data, steal=steal)
+        check_output("output_dir", data, self.files.folder)
+        self.lock = RunLock(self.files.folder, steal=steal)
+        mark_output(self.files.folder)
 
     def _release_lock(self) -> None:
         if self.lock is not None:
             self.lock.release()
 
-    def _build(self, config: TrainConfig, autoencoder: nn.Module | None, *, change_data: bool) -> None:
-        """Build everything that the run needs, and load the newest checkpoint that is not damaged."""
-        found, notes = on_first_process(lambda: newest_intact(self.folder), self.accelerator)
+    def _newest_intact(self) -> Path | None:
+        """Return the newest checkpoint that is not damaged, or None."""
+        found, notes = on_first_process(self.files.checkpoints.newest_intact, self.accelerator)
         for note in notes:
             self.console.print(f"warning: {note}", soft_wrap=True)
+        return found
+
+    def _build(self, autoencoder: nn.Module | None, *, change_data: bool) -> None:
+        """Build everything that the run needs, and load the newest checkpoint that is not damaged."""
+        found = self._newest_intact()
         if found is not None:
-            check_same_networks(config, found)
+            check_same_networks(self.config, found)
             if not change_data:
-                check_same_data(config, found)
-        self.config = config = self._with_batch_size(config, found, is_own=autoencoder is not None)
-        self.hub_repository = create_repository(config) if config.push_to_hub and self.is_main else None
+                check_same_data(self.config.data, found)
+        self.config = config = self._with_batch_size(found, is_own=autoencoder is not None)
+        name = config.hub_model_id or self.files.folder.resolve().name
+        self.hub_repository = create_repository(name) if config.push_to_hub and self.is_main else None
         model = build_autoencoder(config, autoencoder)
         self.console.print("reading the videos, and decoding them" if config.clips.cache else "reading the videos")
         with interrupt_on_signal():  # so that the index of what was read is saved
@@ -136,20 +140,22 @@ class Trainer:
         self.is_resumed = found is not None
         self._open_logs()
         if self.is_resumed:
-            self.linear = recorded_linear(self.folder)
-        if self.is_main:
-            tidy(self.folder, keep=config.keep, best=best_step(self.folder, config.best_metric, self.state.step))
+            self.linear = recorded_linear(self.files)
+        if self.lock is not None:
+            self.files.remove_residue(self.lock.taken_at)
+            self._remove_old_checkpoints()
 
-    def _with_batch_size(self, config: TrainConfig, found: Path | None, *, is_own: bool) -> TrainConfig:
-        """Replace a batch size of "auto" by the checkpoint's, or by the largest that fits.
+    def _with_batch_size(self, found: Path | None, *, is_own: bool) -> TrainConfig:
+        """Return the settings with the checkpoint's batch size, or the largest that fits, in place of "auto".
 
         Raises:
             ValueError: Not one clip fits, or the autoencoder is a custom module, which cannot be planned.
         """
+        config = self.config
         if config.batch_size != "auto":
             return config
         if found is not None:
-            return replace(config, batch_size=saved_settings(found)["batch_size"])
+            return replace(config, batch_size=read_saved_settings(found)["batch_size"])
         if is_own:
             raise argument_error("batch_size", "a number for a custom module", '"auto"', "Choose one.")
         config = replace(config, batch_size=largest_batch(config, self.accelerator))
@@ -159,31 +165,29 @@ class Trainer:
     def _open_logs(self) -> None:
         step = self.state.step
         if self.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.files.folder.mkdir(parents=True, exist_ok=True)
             if step < self.config.steps:  # otherwise nothing is trained with these settings
-                write_settings(self.folder, self.config)
-            write_environment(self.folder, self.accelerator.device)
+                write_settings(self.files.folder, self.config)
+            self.files.write_environment(environment(self.accelerator.device))
             clips = clips_per_step(self.config, self.accelerator)
             self.summary = SummaryWriter(
-                self.folder, self.state, self.clips, clips, self.start, self.is_resumed, self.console
+                self.files, self.state, self.clips, clips, self.start, self.is_resumed, self.console
             )
         # TensorBoard drops what an interrupted run logged after its last checkpoint.
         purge = {"tensorboard": {"purge_step": step + 1}} if self.is_resumed else {}
-        self.accelerator.init_trackers(TRACKER_PROJECT, init_kwargs=purge)
+        self.accelerator.init_trackers(_TRACKER_PROJECT, init_kwargs=purge)
         self._continue_records()
 
     def _continue_records(self) -> None:
         """Drop the records after the present step, which an interrupted run or a rollback has left."""
         if self.is_main:
-            num_kept, notes = keep_records(self.folder, self.state.step if self.is_resumed else -1)
-            for note in (*notes, *missing_records(self.folder, expected=self.state.num_records, found=num_kept)):
+            step = self.state.step if self.is_resumed else -1
+            self.state.num_records, notes = self.files.cut(step, expected=self.state.num_records)
+            for note in notes:
                 self.console.print(f"warning: {note}", soft_wrap=True)
-            self.state.num_records = num_kept
-        self.logger = MetricsLogger(self.folder, self.accelerator)
-        rollbacks = self.state.rollbacks
-        self.diagnostics = Diagnostics(
-            self.folder, self.config, self.console, enabled=self.is_main, rollbacks=rollbacks
-        )
+        self.logger = MetricsLogger(self.files, self.accelerator)
+        recent, rollbacks = RecentValues(self.config), self.state.rollbacks
+        self.diagnostics = Diagnostics(self.files, recent, self.console, enabled=self.is_main, rollbacks=rollbacks)
 
     def run(self, stop: StopRequest) -> None:
         """Train up to the last step.
@@ -195,8 +199,7 @@ class Trainer:
             self.console.print(f"validating on {len(self.clips.val)} clips")
             self.validate(stop)
             if self.is_main and self.is_resumed:  # this validation may show that the checkpoint is the best
-                best = best_step(self.folder, self.config.best_metric, self.state.step)
-                tidy(self.folder, keep=self.config.keep, best=best)
+                self._remove_old_checkpoints()
         if self.state.step >= self.config.steps:
             self.console.print(f"already trained for {self.state.step} steps; use a larger --steps to train further")
         if self.latents is not None:
@@ -213,6 +216,10 @@ class Trainer:
                 )
         while self.state.step < self.config.steps:
             self._train(stop)
+
+    def _remove_old_checkpoints(self) -> None:
+        best = self.files.best_step(self.config.best_metric, self.state.step)
+        self.files.checkpoints.remove_old(keep=self.config.keep, best=best)
 
     @contextmanager
     def _saved_if_stopped(self, stop: StopRequest) -> Iterator[Callable[[], None]]:
@@ -238,7 +245,7 @@ class Trainer:
         step = self.state.step
         if step > 0 and not self._is_due(self.config.val_every):
             return True
-        validated = [record["step"] for record in validations(read_records(self.folder / METRICS_FILE))]
+        validated = [record["step"] for record in self.files.history.validations()]
         return any_rank(self.is_main and step in validated, self.accelerator.device)
 
     def _train(self, stop: StopRequest) -> None:
@@ -258,13 +265,10 @@ class Trainer:
         failed = self.checkpointer.wait_for_error()
         if failed is not None and not isinstance(failed, DivergenceError):
             raise failed
-        found, notes = on_first_process(lambda: newest_intact(self.folder), self.accelerator)
-        for note in notes:
-            self.console.print(f"warning: {note}", soft_wrap=True)
-        past, step = self.state.rollbacks, self.state.step
-        if self.config.on_divergence == "stop" or found is None or len(past) == MAX_ROLLBACKS:
+        found, past, step = self._newest_intact(), self.state.rollbacks, self.state.step
+        if self.config.on_divergence == "stop" or found is None or len(past) == _MAX_ROLLBACKS:
             to = None if found is None else step_of(found)
-            raise TrainingError(f"{error} {remedy(self.config.optimizer, to, past)}") from error
+            raise TrainingError(f"{error} {_remedy(self.config.optimizer, to, len(past))}") from error
         self.checkpointer.load(self.state, found)
         self.state.rollbacks = [*past, Rollback(step, self.state.step, error.value)]
         self.console.print(f"warning: {self.state.rollbacks[-1].describe(len(past) + 1)}", soft_wrap=True)
@@ -351,14 +355,14 @@ class Trainer:
             result = validate(self.state.autoencoder, clips, perceptual, before_each=check_stop, **ranks)
         lag: dict[str, float] = {}
         if step > 0:
-            few = self.clips.val[:NUM_COMPARED]
+            few = self.clips.val[:_NUM_COMPARED]
             raw = validate(self.state.autoencoder, few, {}, **ranks).metrics["psnr"]
             lag = {EMA_BEHIND: raw - mean_over_clips(result.per_clip[: len(few)])["psnr"]}
         if self.is_main:
             self._record(result, lag)
         if self.config.best_metric is not None:
             self.checkpointer.wait()  # the checkpoint that is being written may be the best one so far
-        is_best = self.is_main and step > 0 and best_step(self.folder, self.config.best_metric, step) == step
+        is_best = self.is_main and step > 0 and self.files.best_step(self.config.best_metric, step) == step
         if any_rank(is_best, self.accelerator.device):
             self._measure_latents()
             self.checkpointer.save(self.state)
@@ -384,7 +388,7 @@ class Trainer:
         values |= {f"latent/{name}": value for name, value in result.latent.items()}
         self._add_record(values)
         self.logger.preview(step, result.picture, fps)
-        write_pictures(self.folder, step, result, fps=fps)
+        write_pictures(self.files, step, result, fps=fps)
         self.console.print(f"step {step}: held-out {describe_metrics(result.metrics)}", soft_wrap=True)
         if result.latent:
             self.console.print(f"step {step}: latent {describe_metrics(result.latent)}", soft_wrap=True)
@@ -392,14 +396,14 @@ class Trainer:
     def publish(self) -> None:
         """Write the report, and upload the weights if `push_to_hub` is set; a finished run does so each time."""
         if self.is_main:
-            write_report([self.folder])
+            write_report([self.files.folder])
         if self.hub_repository is not None:
-            result = read_result(self.folder)
-            upload(self.hub_repository, result.checkpoint, self.config, result.last, steps=self.state.step)
+            result = read_result(self.files)
+            upload(self.hub_repository, result.checkpoint, self.config.model, result.last, steps=self.state.step)
 
     def result(self) -> TrainResult:
         """Return the folder of the run and its first and last validation; every process has to call this."""
-        results = [read_result(self.folder) if self.is_main else None]
+        results = [read_result(self.files) if self.is_main else None]
         (result,) = broadcast_object_list(results)
         assert result is not None
         return result
@@ -416,3 +420,17 @@ class Trainer:
         gc.collect()
         self.accelerator.end_training()
         self._release_lock()
+
+
+def _remedy(optimizer: OptimizerConfig, step: int | None, num_rollbacks: int) -> str:
+    """Return what to do after a divergence that ends the run.
+
+    Args:
+        optimizer: The settings of the run.
+        step: That of the newest checkpoint, None without one.
+        num_rollbacks: How often the run went back already.
+    """
+    settings = f"--optimizer.lr {LR_FACTOR * optimizer.lr:g} --optimizer.disc_lr {LR_FACTOR * optimizer.disc_lr:g}"
+    resumes = "it starts again, as it has no checkpoint" if step is None else f"it resumes from step {step}"
+    tried = f"It went back {num_rollbacks} times already. " if num_rollbacks else ""
+    return f"{tried}Run the same command with {settings}: {resumes}."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from telecine.autoencoders import VideoAutoencoder
-from telecine.base.checks import argument_error
 from telecine.data import Clip, bytes_from_video
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.latents import code_usage, latent_summary
 from telecine.evaluation.metrics import mean_over_clips
-from telecine.report.clips import ValidationClip, write_clips
-from telecine.report.curves import draw_curves
-from telecine.report.run import read_records, validations
-from telecine.report.settings import perceptual_net, read_settings
-from telecine.report.video import side_by_side, write_preview
-from telecine.runs.layout import CONFIG_FILE, CURVES_FILE, METRICS_FILE, REPORT_FILE, VIDEO_FILE, checkpoints
+from telecine.report.clips import ValidationClip, side_by_side, write_clips, write_preview
+from telecine.runs import Run
 from telecine.training.distributed import all_gather, num_ranks
 
 # Clips in the side-by-side video.
@@ -73,8 +67,8 @@ def validate(
     model.eval()
     device = next(model.parameters()).device
     metrics = ReconstructionMetrics(perceptual)
-    indices = clips_of_rank(len(clips), rank, num_ranks)
-    kept = set(evenly_spaced(len(indices), NUM_KEPT))
+    indices = _clips_of_rank(len(clips), rank, num_ranks)
+    kept = set(_evenly_spaced(len(indices), NUM_KEPT))
     shown: list[ValidationClip] = []
     latents: list[Tensor] = []
     try:
@@ -92,57 +86,56 @@ def validate(
                 )
     finally:
         model.train(was_training)
-    per_clip = gather_metrics(metrics.per_clip(), len(clips), device)
-    few = [shown[position] for position in evenly_spaced(len(shown), NUM_SHOWN)]
+    per_clip = _gather_metrics(metrics.per_clip(), len(clips), device)
+    few = [shown[position] for position in _evenly_spaced(len(shown), NUM_SHOWN)]
     picture = side_by_side(inputs=[clip.target for clip in few], reconstructions=[clip.reconstruction for clip in few])
     latent = {}
     if latents:
-        every_latent = in_order(torch.stack(latents), len(clips))
+        every_latent = _in_order(torch.stack(latents), len(clips))
         latent = latent_summary(every_latent.cpu()) | code_usage(model.codebook, every_latent)
     return Validation(mean_over_clips(per_clip), per_clip, latent, picture, shown)
 
 
-def clips_of_rank(num_clips: int, rank: int, num_ranks: int) -> list[int]:
+def _clips_of_rank(num_clips: int, rank: int, num_ranks: int) -> list[int]:
     """Return the indices of the clips that a process measures, equally many on each: sharded models compute together.
 
-    If the clips do not divide evenly, some are measured on two processes; `gather_metrics` counts them once.
+    If the clips do not divide evenly, some are measured on two processes; `_gather_metrics` counts them once.
     """
     return [index % num_clips for index in range(rank, num_ranks * -(-num_clips // num_ranks), num_ranks)]
 
 
-def gather_metrics(
+def _gather_metrics(
     per_clip: Sequence[Mapping[str, float]], num_clips: int, device: torch.device
 ) -> list[dict[str, float]]:
     """Return the metrics of all clips, in order, from those that each process has measured."""
     values = torch.tensor([list(clip.values()) for clip in per_clip], dtype=torch.float64)
     if num_ranks() > 1:
         values = values.to(device)  # NCCL gathers on the GPU; MPS has no float64, and one process
-    return [dict(zip(per_clip[0], row, strict=True)) for row in in_order(values, num_clips).tolist()]
+    return [dict(zip(per_clip[0], row, strict=True)) for row in _in_order(values, num_clips).tolist()]
 
 
-def in_order(values: Tensor, num_clips: int) -> Tensor:
+def _in_order(values: Tensor, num_clips: int) -> Tensor:
     """Return one row for each clip, in order, from those of the clips of each process."""
     return torch.stack(all_gather(values), dim=1).flatten(0, 1)[:num_clips]
 
 
-def evenly_spaced(total: int, count: int) -> list[int]:
+def _evenly_spaced(total: int, count: int) -> list[int]:
     """Return up to `count` indices below `total`, evenly spaced."""
     count = min(total, count)
     return [index * total // count for index in range(count)]
 
 
-def write_pictures(run: Path, step: int, validation: Validation, *, fps: float) -> None:
-    """Write the clips for the report, the side-by-side video and the curves into a run's folder.
+def write_pictures(run: Run, step: int, validation: Validation, *, fps: float) -> None:
+    """Write the clips for the report, and the side-by-side video, into a run's folder.
 
     Args:
-        run: The run's folder.
+        run: The run.
         step: Updates done.
         validation: The result.
         fps: Frames per second of the clips.
     """
     write_clips(run, step, validation.clips, fps=fps)
-    write_preview(run / VIDEO_FILE, validation.picture, fps)
-    draw_curves(read_records(run / METRICS_FILE), run / CURVES_FILE, perceptual_net(read_settings(run)))
+    write_preview(run.video_file, validation.picture, fps)
 
 
 @dataclass(frozen=True)
@@ -160,62 +153,21 @@ class TrainResult:
 
     def files(self) -> dict[str, Path]:
         """Return the run's main files, by what they show."""
+        run = Run(self.run)
         return {
-            "report": self.run / REPORT_FILE,
-            "side by side": self.run / VIDEO_FILE,
-            "curves": self.run / CURVES_FILE,
-            "figures": self.run / METRICS_FILE,
-            "settings": self.run / CONFIG_FILE,
+            "report": run.report_file,
+            "side by side": run.video_file,
+            "figures": run.history.path,
+            "settings": run.settings_file,
             "checkpoint": self.checkpoint,
         }
 
 
-def read_result(run: Path) -> TrainResult:
-    """Return the result in the folder of a run.
+def read_result(run: Run) -> TrainResult:
+    """Return the result of a run.
 
     Raises:
         ValueError: The run has recorded no validation.
     """
-    first, last = first_and_last(run)
-    return TrainResult(run, checkpoints(run)[-1][1], first, last)
-
-
-def first_and_last(run: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the metrics of a run's first and last validation.
-
-    Raises:
-        ValueError: The run has recorded no validation.
-    """
-    records = validations(read_records(run / METRICS_FILE))
-    if not records:
-        remedy = "Use another --output_dir, or a larger --steps."
-        raise argument_error(str(run / METRICS_FILE), "a file with a validation", "none", remedy)
-    first, last = (
-        {name.removeprefix("val/"): value for name, value in record.items() if name.startswith("val/")}
-        for record in (records[0], records[-1])
-    )
-    return first, last
-
-
-def best_step(run: Path, metric: str | None, step: int) -> int | None:
-    """Return the step of a run's best validation by `metric`, or None without a metric or before training.
-
-    Only steps with a checkpoint, and the present one, count: others cannot be kept any more.
-    """
-    if metric is None:
-        return None
-    candidates = {saved for saved, _ in checkpoints(run)} | {step}
-    records = [record for record in read_records(run / METRICS_FILE) if record["step"] in candidates]
-    best = best_validation(records, metric)
-    return None if best is None else int(best["step"])
-
-
-def best_validation(records: list[dict[str, float]], metric: str) -> dict[str, float] | None:
-    """Return the record of the best validation after step 0, the earliest of equals, or None if there is none.
-
-    LPIPS is better when smaller, other metrics when larger. Values that are not finite are skipped.
-    """
-    name = f"val/{metric}"
-    trained = [record for record in validations(records) if record["step"] > 0 and math.isfinite(record[name])]
-    sign = -1 if "lpips" in metric else 1
-    return max(trained, key=lambda record: sign * record[name], default=None)
+    first, last = run.history.first_and_last()
+    return TrainResult(run.folder, run.checkpoints.all()[-1][1], first, last)

@@ -1,4 +1,4 @@
-"""The autoencoder's weights in folders that its library loads, whether the weights are sharded or not."""
+"""Weights in files: the autoencoder's, in a folder that its library loads, and discriminators to start from."""
 
 from __future__ import annotations
 
@@ -19,22 +19,27 @@ from telecine.autoencoders.lora import low_rank_layers, merge_in_place, merge_lo
 from telecine.autoencoders.pretrained import (
     CLASS_KEY,
     CONFIG_FILE,
+    MAX_LISTED,
     digest_of_tensors,
     mismatches,
     without_shared_memory,
 )
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import read_json
-from telecine.training.checkpoint_files import load_tensors, save_tensors
+from telecine.objective import VideoAutoencoderLoss
+from telecine.runs import find_checkpoint
 from telecine.training.distributed import copy_module
-from telecine.training.shards import SHARDS, saved_tensors
+from telecine.training.tensor_files import SHARDS, load_tensors, save_tensors, saved_tensors
 
 # The names of the raw and of the averaged weights in a checkpoint.
 MODEL, EMA = "model", "ema"
+# The file with the state dict of the objective, and where this has the discriminators.
+OBJECTIVE_FILE = "objective.safetensors"
+_DISCRIMINATORS = ("discr.", "discr_3d.", "multiscale_discrs.")
 
 
 @runtime_checkable
-class HasJSONConfig(Protocol):
+class _HasJSONConfig(Protocol):
     """A diffusers model, which can print its configuration."""
 
     def to_json_string(self) -> str:
@@ -62,8 +67,8 @@ class WeightFiles:
     """
 
     def __init__(self, model: VideoAutoencoder, *, is_main: bool, is_sharded: bool) -> None:
-        self.copy = copy_of(model).cpu() if is_main and not is_sharded else None
-        self._without_memory = copy_of(model, _without_memory) if is_sharded else None
+        self.copy = _copy_of(model).cpu() if is_main and not is_sharded else None
+        self._without_memory = _copy_of(model, _without_memory) if is_sharded else None
         self.base = digest_of_frozen(model) if low_rank_layers(model) else None
 
     def save(self, folder: Path, name: str, statistics: LatentStatistics | None) -> None:
@@ -91,8 +96,8 @@ class WeightFiles:
         groups = [saved_tensors(folder, group) for group in dict.fromkeys((MODEL, name))]
         sources = {key: group for group in groups for key in group.whole}
         with TemporaryDirectory(dir=folder) as temporary:
-            files = MappedFiles(Path(temporary))
-            model = copy_of(self._without_memory, lambda key, _: files.store(sources[key].read(key)))
+            files = _MappedFiles(Path(temporary))
+            model = _copy_of(self._without_memory, lambda key, _: files.store(sources[key].read(key)))
             merge_in_place(model, files.store)
             if statistics is not None:
                 model.set_latent_statistics(statistics)
@@ -123,15 +128,15 @@ class WeightFiles:
                 targets = {key: targets[key] for key, weight in model.named_parameters() if weight.requires_grad}
             saved_tensors(folder, name).copy_into(targets, source=folder / SHARDS)
         elif self._without_memory is not None:
-            whole = copy_of(self._without_memory, lambda _, tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+            whole = _copy_of(self._without_memory, lambda _, tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
             copy_module(model, into=whole)  # those that are not in the files of LoRA updates
-            load_whole(whole, folder / name)
+            _load_whole(whole, folder / name)
             copy_module(whole, into=model)
         else:
-            load_whole(model, folder / name)
+            _load_whole(model, folder / name)
 
 
-def copy_of(model: VideoAutoencoder, make: Callable[[str, Tensor], Tensor] | None = None) -> VideoAutoencoder:
+def _copy_of(model: VideoAutoencoder, make: Callable[[str, Tensor], Tensor] | None = None) -> VideoAutoencoder:
     """Return a copy of a model.
 
     Args:
@@ -162,7 +167,7 @@ def _without_memory(_: str, tensor: Tensor) -> Tensor:
     return torch.empty((), dtype=tensor.dtype).expand(tensor.shape)
 
 
-class MappedFiles:
+class _MappedFiles:
     """Tensors in files that are mapped into memory: the system reads what is used, and may drop it again.
 
     Args:
@@ -187,7 +192,7 @@ class MappedFiles:
         return torch.from_file(str(path), shared=False, size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
 
 
-def load_whole(model: VideoAutoencoder, folder: Path) -> None:
+def _load_whole(model: VideoAutoencoder, folder: Path) -> None:
     """Copy the weights in a folder, or the LoRA updates beside it, into a model that is not sharded.
 
     Raises:
@@ -195,7 +200,7 @@ def load_whole(model: VideoAutoencoder, folder: Path) -> None:
         ValueError: They are damaged, or of another model.
     """
     if low_rank_layers(model):
-        load_updates(model, _updates_file(folder))
+        _load_updates(model, _updates_file(folder))
     else:
         model.load_weights(folder)
 
@@ -229,7 +234,7 @@ def architecture_of(model: VideoAutoencoder) -> dict[str, object]:
     module: object = getattr(model, "module", model)
     if isinstance(module, CausalVAE):
         values = json.loads(json.dumps(asdict(module.config)))
-    elif isinstance(module, HasJSONConfig):
+    elif isinstance(module, _HasJSONConfig):
         values = json.loads(module.to_json_string())
     else:
         return {}
@@ -238,7 +243,7 @@ def architecture_of(model: VideoAutoencoder) -> dict[str, object]:
 
 
 @torch.no_grad()
-def load_updates(model: VideoAutoencoder, path: Path) -> None:
+def _load_updates(model: VideoAutoencoder, path: Path) -> None:
     """Copy the trained weights and buffers in a file into a model that has LoRA updates.
 
     Raises:
@@ -264,3 +269,38 @@ def digest_of_frozen(model: nn.Module) -> str:
 
 def _updates_file(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}_updates.safetensors")
+
+
+def load_discriminators(objective: VideoAutoencoderLoss, source: str) -> None:
+    """Copy the discriminators of another run, of its last checkpoint, into an objective.
+
+    Raises:
+        ValueError: There is no checkpoint, one of the two runs has no discriminator, or names or shapes differ.
+    """
+    checkpoint = _checkpoint_of(source)
+    weights = {name: weight for name, weight in objective.state_dict().items() if name.startswith(_DISCRIMINATORS)}
+    saved = load_tensors(checkpoint / OBJECTIVE_FILE)
+    found = {name: weight for name, weight in saved.items() if name.startswith(_DISCRIMINATORS)}
+    for name, each in (("discriminators of this run", weights), (f"discriminators of {source}", found)):
+        if not each:
+            remedy = "They are built only for `objective.adversarial_loss_weight`."
+            raise argument_error("discriminator.init", f"given with {name}", "none", remedy)
+    if problems := mismatches(weights, found):
+        more = f" and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+        remedy = "Use the `discriminator` settings and the size of the clips of that run."
+        contract, got = "a run with the same discriminators", "; ".join(problems[:MAX_LISTED]) + more
+        raise argument_error("discriminator.init", contract, got, remedy)
+    objective.load_state_dict(found, strict=False)
+
+
+def _checkpoint_of(source: str) -> Path:
+    """Return the checkpoint that `discriminator.init` names.
+
+    Raises:
+        ValueError: There is none.
+    """
+    checkpoint = find_checkpoint(Path(source))
+    if checkpoint is None:
+        got = f"{source!r}, without one"
+        raise argument_error("discriminator.init", "a run with a checkpoint", got, "Check the spelling.")
+    return checkpoint

@@ -7,7 +7,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from telecine.runs.layout import CONFIG_FILE
 from telecine.settings import ClipConfig
 from telecine.settings.parse import read_config
 from telecine.training import TrainingError, train, trainer
@@ -107,11 +106,11 @@ def test_an_automatic_batch_size_is_recorded_and_kept(light, largest_within, mon
     config = light(batch_size="auto", steps=1)
     monkeypatch.setattr(capacity, "free_memory", lambda device: 60 * MB)
     result = train(config, console=Console(quiet=True))
-    chosen = read_config(result.run / CONFIG_FILE).batch_size
+    chosen = read_config(result.run / "config.yaml").batch_size
     assert chosen == largest_within(config, 60 * MB) > 1
     monkeypatch.setattr(capacity, "free_memory", lambda device: 90 * MB)
     resumed = train(replace(config, steps=2), console=Console(quiet=True))
-    assert read_config(resumed.run / CONFIG_FILE).batch_size == chosen
+    assert read_config(resumed.run / "config.yaml").batch_size == chosen
 
 
 def test_an_automatic_batch_size_needs_a_model_by_name(tiny):

@@ -1,3 +1,5 @@
+"""One process at a time trains in a folder."""
+
 import json
 import multiprocessing
 import os
@@ -8,15 +10,15 @@ import time
 
 import pytest
 
-from telecine.training import lock
-from telecine.training.lock import LOCK_FILE, RunLock, started_at, take_folder
+from telecine.runs import lock
+from telecine.runs.lock import RunLock, started_at
 
 
 def write(run, **holder):
     """Write the lock of another process."""
     run.mkdir(exist_ok=True)
     present = {"host": socket.gethostname(), "pid": os.getppid(), "started": started_at(os.getppid())}
-    (run / LOCK_FILE).write_text(json.dumps(present | holder))
+    (run / ".lock").write_text(json.dumps(present | holder))
 
 
 def test_a_second_process_is_refused_in_one_line_that_names_the_first(tmp_path):
@@ -32,7 +34,7 @@ def test_the_lock_of_another_machine_can_only_be_stolen(tmp_path):
     with pytest.raises(ValueError, match="process 1 on elsewhere"):
         RunLock(tmp_path)
     RunLock(tmp_path, steal=True)
-    assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
+    assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
 
 
 def ended():
@@ -50,7 +52,7 @@ def test_the_lock_of_a_process_that_is_gone_is_taken_over(tmp_path, change):
 
 
 def test_a_lock_that_was_never_written_is_taken_over_after_a_while(tmp_path, monkeypatch):
-    path = tmp_path / LOCK_FILE
+    path = tmp_path / ".lock"
     path.touch()
     os.utime(path, (time.time() - 60,) * 2)
     RunLock(tmp_path)
@@ -67,7 +69,7 @@ def test_a_stolen_lock_is_not_released_by_its_former_holder(tmp_path):
     former = RunLock(tmp_path)
     write(tmp_path)
     former.release()
-    assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getppid()
+    assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getppid()
 
 
 def test_only_an_empty_folder_is_removed(tmp_path):
@@ -81,10 +83,10 @@ def test_only_an_empty_folder_is_removed(tmp_path):
 @pytest.mark.parametrize("is_written", [True, False])
 def test_a_lock_that_another_process_just_took_over_is_put_back(tmp_path, monkeypatch, stale, is_written):
     """Both have found the same stale lock; the other one is done before this one moves it away."""
-    path = tmp_path / LOCK_FILE
+    path = tmp_path / ".lock"
     path.write_text(stale())
     os.utime(path, (time.time() - 60,) * 2)
-    move, moved, waited = lock.move, [], []
+    move, moved, waited = lock._move, [], []
 
     def move_late(source, target):
         if not moved:
@@ -93,12 +95,12 @@ def test_a_lock_that_another_process_just_took_over_is_put_back(tmp_path, monkey
         moved.append(source)
         return move(source, target)
 
-    monkeypatch.setattr(lock, "move", move_late)
+    monkeypatch.setattr(lock, "_move", move_late)
     monkeypatch.setattr(lock.time, "sleep", lambda seconds: (waited.append(seconds), write(tmp_path)))
     with pytest.raises(ValueError, match=f"process {os.getppid()} on"):
         RunLock(tmp_path)
     assert json.loads(path.read_text())["pid"] == os.getppid()
-    assert [file.name for file in tmp_path.iterdir()] == [LOCK_FILE]
+    assert [file.name for file in tmp_path.iterdir()] == [".lock"]
     assert len(waited) == (not is_written), "its process was just writing it"
 
 
@@ -127,16 +129,3 @@ def test_of_two_processes_that_start_together_one_gets_the_lock(tmp_path):
     assert errors.count(None) == 1
     (refused,) = [error for error in errors if error is not None]
     assert "used by one run at a time" in refused
-
-
-def test_the_folder_of_a_run_is_marked_and_not_that_of_the_data(tmp_path):
-    run = tmp_path / "run"
-    take_folder(run, str(tmp_path)).release()
-    assert not run.exists(), "nothing was written into it"
-    held = take_folder(run, str(tmp_path))
-    (run / "metrics.jsonl").touch()
-    held.release()
-    assert {path.name for path in run.iterdir()} == {".telecine-output", "metrics.jsonl"}
-    with pytest.raises(ValueError, match=r"`output_dir` must be another folder than the data, but got .* Name"):
-        take_folder(tmp_path, str(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from telecine.report.trackers import PREVIEW, log_preview
+from telecine.report.clips import PREVIEW, log_preview
 
 FRAMES = torch.randint(0, 255, (4, 16, 16, 3), dtype=torch.uint8)
 

@@ -3,13 +3,14 @@
 import math
 import random
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
+from telecine.objective.weights import WeightSchedule
+from telecine.report.plots import MAX_POINTS, _as_curve, _columns_of, _duplicates, _key_of, _label_of, panels, table
+from telecine.report.plots import plots_of as plots_of_runs
 from telecine.report.run import ReportedRun
-from telecine.report.series import MAX_POINTS, as_curve, table
-from telecine.report.series import plots as plots_of_runs
+from telecine.settings import ObjectiveConfig
 
 from .runs import records
 from .test_summary import CLIPS, SUMMARY
@@ -19,12 +20,12 @@ def plots(runs, nets=None):
     """Return the plots of runs with these records, and these networks of the perceptual loss."""
     settings = [{} if net is None else {"objective.perceptual.net": net} for net in nets or [None] * len(runs)]
     pairs = zip(runs, settings, strict=True)
-    return plots_of_runs([ReportedRun("", Path(), lines, values, {}, None, []) for lines, values in pairs])
+    return plots_of_runs([ReportedRun("", lines, values, {}, None, []) for lines, values in pairs])
 
 
 class TestCurves:
     def test_few_points_stay_unchanged(self):
-        curve = as_curve(1, [(0, 1.0), (5, 2.123456), (7, -3.0)])
+        curve = _as_curve(1, [(0, 1.0), (5, 2.123456), (7, -3.0)])
         assert (curve.run, curve.steps, curve.values) == (1, [0, 5, 7], [1.0, 2.12346, -3.0])
         assert (curve.low, curve.high, curve.ends, curve.num_left_out) == ([], [], [], 0)
 
@@ -33,7 +34,7 @@ class TestCurves:
         points = [(step, rng.gauss(0, 1)) for step in range(10_007)]
         points[5_000] = (5_000, 99.0)
         points[7_001] = (7_001, -99.0)
-        curve = as_curve(0, points)
+        curve = _as_curve(0, points)
         assert len(curve.steps) == len(curve.values) == len(curve.low) == len(curve.high) == MAX_POINTS
         assert curve.steps == sorted(curve.steps)
         assert (max(curve.high), min(curve.low)) == (99.0, -99.0)
@@ -44,7 +45,7 @@ class TestCurves:
         assert sum(curve.values) / MAX_POINTS == pytest.approx(mean, abs=0.01)
 
     def test_values_that_are_not_finite_are_counted(self):
-        curve = as_curve(0, [(0, 1.0), (1, math.nan), (2, math.inf)])
+        curve = _as_curve(0, [(0, 1.0), (1, math.nan), (2, math.inf)])
         assert (curve.steps, curve.values, curve.num_left_out) == ([0], [1.0], 2)
 
 
@@ -82,7 +83,7 @@ class TestPlots:
     def test_held_out_values_of_other_clips_are_marked(self):
         lines = [{"step": 1, "val/psnr": 20.0, "train/lr": 0.1}]
         summaries = [SUMMARY, replace(SUMMARY, validation=replace(CLIPS, num_clips=3))]
-        runs = [ReportedRun(n, Path(), lines, {}, {}, None, [], s) for n, s in zip("ab", summaries, strict=True)]
+        runs = [ReportedRun(n, lines, {}, {}, None, [], summary=s) for n, s in zip("ab", summaries, strict=True)]
         notes = {plot.title: plot.note for plot in plots_of_runs(runs)}
         assert notes == {
             "PSNR (dB), larger is better": "Held-out values do not compare. a and b: num_clips 12 and 3.",
@@ -119,3 +120,52 @@ class TestTable:
         num = 3 * MAX_POINTS
         (row,) = table(plots([[{"step": step, "train/lr": step / 4} for step in range(num)]]), ["name"])
         assert [row[name] for name in ("first", "min", "last", "max")] == [0.0, 0.0, (num - 1) / 4, (num - 1) / 4]
+
+
+def test_other_losses_and_weights_have_their_panels():
+    weights = {f"train/{name}" for name in WeightSchedule(ObjectiveConfig()).ramps}
+    losses = {"train/edges_loss", "train/gram_loss", "train/logvar", "train/recon_loss"}
+    shown = {"train/mse", "train/gen_loss", "train/adaptive_weight", "val/psnr"}
+    shown |= {"train/total_loss", "train/total_disc_loss"}
+    found = {panel.title: set(panel.names) for panel in panels(weights | losses | shown)}
+    assert found["other losses, unweighted"] == losses
+    assert found["scheduled weights"] == weights
+
+
+def test_a_sum_of_one_term_is_a_duplicate():
+    def found(**values):
+        return _duplicates(_columns_of([{"step": 2, **{f"train/{name}": x for name, x in values.items()}}], None))
+
+    assert found(mse=0.5, recon_loss=0.5000001) == {"train/recon_loss"}
+    assert found(mse=0.5, recon_loss=0.6) == set()
+    assert found(kl_loss=2.0, aux_losses=2.0) == {"train/aux_losses"}
+    assert found(kl_loss=2.0, commitment_loss=1.0, aux_losses=3.0) == set()
+    assert found(discr_loss=1.0, total_disc_loss=1.0, gen_loss=1.0) == {"train/total_disc_loss"}
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("train/psnr", "PSNR, training"),
+        ("val/lpips_alex", "LPIPS (Alex), held out"),
+        ("linear/ssim", "SSIM, linear baseline"),
+        ("train/lpips_mine.distance", "perceptual distance (mine.distance), training"),
+        ("train/gen_loss", "generator loss"),
+        ("train/gen_loss_discr_3d", "generator loss, discr_3d"),
+        ("train/logits_real_std_discr", "spread of logits, real, discr"),
+        ("train/grad_penalty_loss_weight", "grad penalty loss weight"),
+        ("train/adaptive_weight", "adaptive weight"),
+        ("train/edges_loss", "edges loss"),
+        ("train/frame_gradient_007", "frame 7"),
+        ("latent/effective_rank", "latent effective rank"),
+        ("other", "other"),
+    ],
+)
+def test_labels(name, label):
+    assert _label_of(name) == label
+
+
+def test_keys_are_those_of_the_records():
+    assert _key_of("train/psnr") == "train/mse"
+    assert _key_of("train/lpips_vgg") == "train/perceptual_loss"
+    assert _key_of("val/psnr") == "val/psnr"

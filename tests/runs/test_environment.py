@@ -1,4 +1,4 @@
-"""Settings and environments of runs."""
+"""What a run records of its environment."""
 
 import shutil
 import subprocess
@@ -6,50 +6,16 @@ import subprocess
 import pytest
 import torch
 
-from telecine.report import settings as module
-from telecine.report.settings import (
-    ABSENT,
-    environment,
-    git_revision,
-    read_environment,
-    read_settings,
-    side_by_side_settings,
-    write_environment,
-)
-
-
-class TestSettings:
-    def test_are_read_as_text_by_their_dotted_names(self, tmp_path):
-        (tmp_path / "config.yaml").write_text(
-            "data: null\nclips:\n  height: 64\n  cache: true\nlevels: [1, 2]\ndate: 2024-01-31\n"
-        )
-        expected = {"data": "null", "clips.height": "64", "clips.cache": "true", "levels": "[1, 2]"}
-        assert read_settings(tmp_path) == expected | {"date": '"2024-01-31"'}
-
-    def test_differences_are_marked(self):
-        rows = side_by_side_settings([{"a": "1", "b": "2"}, {"b": "3", "a": "1", "c": "4"}])
-        assert [(row.name, row.values, row.differs) for row in rows] == [
-            ("a", ["1", "1"], False),
-            ("b", ["2", "3"], True),
-            ("c", [ABSENT, "4"], True),
-        ]
-
-    def test_a_run_without_the_file_has_none(self, tmp_path):
-        assert read_settings(tmp_path) == {}
-
-    @pytest.mark.parametrize(
-        ("text", "contract"), [("a: [", "YAML in UTF-8"), ("- 1", "`key: value` lines"), ("", "a YAML mapping")]
-    )
-    def test_a_damaged_file_raises(self, tmp_path, text, contract):
-        (tmp_path / "config.yaml").write_text(text)
-        with pytest.raises(ValueError, match=rf"config.yaml` must be {contract}, but got"):
-            read_settings(tmp_path)
+from telecine.runs import Run
+from telecine.runs import environment as module
+from telecine.runs.environment import _git_revision as git_revision
+from telecine.runs.environment import environment
 
 
 class TestEnvironment:
     def test_is_written_and_read(self, tmp_path):
-        write_environment(tmp_path, torch.device("cpu"))
-        values = read_environment(tmp_path)
+        Run(tmp_path).write_environment(environment(torch.device("cpu")))
+        values = Run(tmp_path).environment()
         assert values == environment(torch.device("cpu"))
         assert values["torch"] == torch.__version__
         assert values["device"].endswith("cores (cpu)")
@@ -57,10 +23,10 @@ class TestEnvironment:
         assert all(values.values())
 
     def test_a_run_without_the_file_has_none(self, tmp_path):
-        assert read_environment(tmp_path) == {}
+        assert Run(tmp_path).environment() == {}
 
     def test_packages_that_are_not_installed_are_left_out(self, monkeypatch):
-        monkeypatch.setattr(module, "PACKAGES", ("torch", "a-package-that-does-not-exist"))
+        monkeypatch.setattr(module, "_PACKAGES", ("torch", "a-package-that-does-not-exist"))
         values = environment(torch.device("cpu"))
         assert "torch" in values
         assert "a-package-that-does-not-exist" not in values

@@ -1,24 +1,15 @@
-"""Which settings may change when a run resumes, and how they are written."""
+"""Which settings may change when a run resumes."""
 
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import yaml
-from rich.console import Console
 
 from telecine import Ramp, Term
 from telecine.losses import mse
+from telecine.runs.settings import as_yaml
 from telecine.settings import GANConfig, ReconstructionConfig, TrainConfig
-from telecine.training import train
-from telecine.training.saved_settings import (
-    as_yaml,
-    check_same_data,
-    check_same_networks,
-    saved_settings,
-    write_settings,
-)
+from telecine.training.resume import changed_settings, check_same_data, check_same_networks
 
 
 @pytest.fixture
@@ -26,30 +17,6 @@ def saved(tiny, tmp_path):
     """Return the folder of a checkpoint of the tiny run that holds its settings only."""
     (tmp_path / "config.yaml").write_text(as_yaml(tiny()))
     return tmp_path
-
-
-def test_settings_that_cannot_be_written_keep_the_old_ones(tiny, saved, monkeypatch):
-    def write_half(path, text, encoding):
-        path.write_bytes(text.encode(encoding)[:100])
-        raise OSError("disk full")
-
-    before = saved_settings(saved)
-    monkeypatch.setattr(Path, "write_text", write_half)
-    with pytest.raises(OSError, match="disk full"):
-        write_settings(saved, tiny(seed=9))
-    assert saved_settings(saved) == before
-    monkeypatch.undo()
-    write_settings(saved, tiny(seed=9))
-    assert saved_settings(saved)["seed"] == 9
-
-
-def test_a_name_that_a_file_of_settings_cannot_hold_is_refused_at_once(tiny):
-    name = os.fsdecode(b"caf\xe9")
-    for setting in ("data", "output_dir"):
-        message = rf"`{setting}` must be text in UTF-8, .* but got 'caf\\udce9'\. Rename it"
-        with pytest.raises(ValueError, match=message):
-            train(tiny(**{setting: name}), console=Console(quiet=True))
-    assert not Path(name).exists()
 
 
 CHANGED_NETWORKS = [
@@ -123,36 +90,46 @@ def test_a_run_with_functions_of_the_user_may_be_resumed(tiny, tmp_path):
     check_same_networks(config, tmp_path)
 
 
-def with_term(config, function):
-    return replace(config, objective=replace(config.objective, terms={"extra": Term(function, weight=0.1)}))
-
-
-def test_functions_are_saved_by_the_path_that_imports_them(tiny):
-    saved = yaml.safe_load(as_yaml(with_term(tiny(), mse)))["objective"]["terms"]["extra"]
-    assert saved["target"] == f"{mse.__module__}.mse"
-    assert saved["weight"] == 0.1
-
-
-def test_functions_that_cannot_be_imported_are_refused(tiny):
-    def of_a_script(reconstruction, target):
-        return mse(reconstruction=reconstruction, target=target)
-
-    of_a_script.__qualname__ = "of_a_script"
-    as_yaml(with_term(tiny(), of_a_script))
-    of_a_script.__module__ = "__main__"
-    for function in (of_a_script, lambda reconstruction, target: mse(reconstruction=reconstruction, target=target)):
-        with pytest.raises(ValueError, match="must be a plain value or an importable function, but got <function"):
-            as_yaml(with_term(tiny(), function))
-
-
 @pytest.mark.parametrize(("before", "now"), [("a", "b"), (None, "a"), ("a", None)])
 def test_other_data_is_refused(tmp_path, before, now):
     (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(data=before)))
     with pytest.raises(ValueError, match=f"`data` must be {before!r} as in .*, but got {now!r}. .*--change_data"):
-        check_same_data(TrainConfig(data=now), tmp_path)
+        check_same_data(now, tmp_path)
 
 
 @pytest.mark.parametrize(("before", "now"), [("a", "./a/"), ("b/../a", "a"), (None, None)])
 def test_the_same_data_may_be_named_in_another_way(tmp_path, before, now):
     (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(data=before)))
-    check_same_data(TrainConfig(data=now), tmp_path)
+    check_same_data(now, tmp_path)
+
+
+REMOVED_SETTINGS = [
+    ("discriminator", "pad_mode", "first", "zero", "`discriminator.pad_mode` must be 'zero' as in .* got 'first'"),
+    ("objective.adaptive_weight", "decay", 0.0, 0.9, "`objective.adaptive_weight.decay > 0` must be True as in"),
+]
+
+
+@pytest.mark.parametrize(("group", "name", "now", "other", "message"), REMOVED_SETTINGS)
+def test_removed_settings_may_have_the_value_that_they_have_now(tiny, saved, group, name, now, other, message):
+    settings = yaml.safe_load((saved / "config.yaml").read_text())
+    of_group = settings
+    for part in group.split("."):
+        of_group = of_group[part]
+    of_group[name] = now
+    (saved / "config.yaml").write_text(yaml.safe_dump(settings))
+    check_same_networks(tiny(), saved)
+    assert changed_settings(tiny(), saved) == []
+    of_group[name] = other
+    (saved / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match=message):
+        check_same_networks(tiny(), saved)
+
+
+def test_removed_settings_that_changed_nothing_else_are_named(tiny, saved):
+    settings = yaml.safe_load((saved / "config.yaml").read_text())
+    settings["objective"]["gan"]["lecam_decay"] = 0.99
+    settings["discriminator"]["init_optimizer"] = True
+    (saved / "config.yaml").write_text(yaml.safe_dump(settings))
+    check_same_networks(tiny(), saved)
+    changes = ["objective.gan.lecam_decay 0.99 -> 0.999", "discriminator.init_optimizer true -> false"]
+    assert sorted(changed_settings(tiny(), saved)) == sorted(changes)

@@ -1,0 +1,383 @@
+"""Logged values of runs as plots for the page: labels, panels, and curves of a size that a browser handles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Literal, TypedDict
+
+import torch
+
+from telecine.losses.reconstruction import psnr_of_mse
+from telecine.report.run import ReportedRun, not_comparable
+from telecine.runs.history import frame_of
+from telecine.settings import ObjectiveConfig
+
+Points = list[tuple[int, float]]
+Columns = dict[str, Points]
+
+METRICS = {"psnr": "PSNR", "ssim": "SSIM", "lpips_alex": "LPIPS (Alex)", "lpips_vgg": "LPIPS (VGG)"}
+# LPIPS of the training clips, under the name of its network; `metrics.jsonl` has it as `_PERCEPTUAL_LOSS`.
+_TRAIN_LPIPS = "train/lpips_"
+_PERCEPTUAL_LOSS = "train/perceptual_loss"
+# Computed from the mean squared error.
+_TRAIN_PSNR = "train/psnr"
+_SOURCES = {"train": "training", "val": "held out", "linear": "linear baseline"}
+_TRAINING = {
+    **{term.loss_key: term.label for term in ObjectiveConfig().all_terms().values()},
+    "mse": "mean squared error",
+    "recon_loss": "reconstruction loss",
+    "discr_loss": "discriminator loss",
+    "kl_loss": "KL loss",
+    "nll_loss": "negative log-likelihood",
+    "total_loss": "total loss",
+    "total_disc_loss": "total discriminator loss",
+    "logvar": "log variance",
+    "logits_real": "mean logit, real",
+    "logits_fake": "mean logit, reconstruction",
+    "logits_real_std": "spread of logits, real",
+    "logits_fake_std": "spread of logits, reconstruction",
+    "accuracy_real": "accuracy, real",
+    "accuracy_fake": "accuracy, reconstruction",
+    "hinge_active": "logits within the margin",
+    "adaptive_weight": "adaptive weight",
+    "grad_norm": "gradient norm",
+    "disc_grad_norm": "gradient norm, discriminators",
+    "update_ratio": "update ratio",
+    "disc_update_ratio": "update ratio, discriminators",
+    "adversarial_gradient_share": "gradient of the adversarial terms",
+    "grad_clipped": "clipped updates",
+    "disc_grad_clipped": "clipped updates, discriminators",
+    "grad_overflow": "skipped updates",
+    "disc_grad_overflow": "skipped updates, discriminators",
+    "lr": "learning rate",
+    "clips_per_second": "clips a second",
+    "ema_psnr_behind": "PSNR of the raw weights above the averaged ones",
+}
+# Maximum number of points of one curve, about the width of a screen. A bucket of values is one point.
+MAX_POINTS = 600
+# Prefixes of values of the held-out clips.
+_HELD_OUT = ("val/", "linear/", "latent/")
+# Significant digits of the values; float32 has seven.
+_DIGITS = 6
+# Relative difference of values that are the same but for the order in which they were summed.
+_SAME = 1e-5
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """One plot of several logged values."""
+
+    title: str
+    names: Sequence[str]
+    """The values, as `_columns_of` names them."""
+    scale: Literal["linear", "log", "wide"] = "linear"
+    """The vertical axis. "log" leaves out values that are not positive. "wide" is linear if the values are similar, and
+    else logarithmic on both sides of 0."""
+
+
+_PSNR_PANEL = _Panel("PSNR (dB), larger is better", (_TRAIN_PSNR, "val/psnr", "linear/psnr"))
+_TRAINING_PANELS = (
+    _Panel("SSIM, larger is better", ("val/ssim", "linear/ssim")),
+    _Panel(
+        "discriminator: logits",
+        ("train/logits_real", "train/logits_fake", "train/logits_real_std", "train/logits_fake_std"),
+    ),
+    _Panel("discriminator: fractions", ("train/accuracy_real", "train/accuracy_fake", "train/hinge_active")),
+    _Panel("adversarial losses", ("train/gen_loss", "train/discr_loss", "train/grad_penalty_loss")),
+    _Panel(
+        "adaptive weight and gradient norms",
+        ("train/adaptive_weight", "train/grad_norm", "train/disc_grad_norm"),
+        scale="log",
+    ),
+    _Panel("update norm / weight norm", ("train/update_ratio", "train/disc_update_ratio"), scale="log"),
+    _Panel(
+        "fraction of the gradient, of the updates",
+        (
+            "train/adversarial_gradient_share",
+            "train/grad_clipped",
+            "train/disc_grad_clipped",
+            "train/grad_overflow",
+            "train/disc_grad_overflow",
+        ),
+    ),
+)
+_LEARNING_RATE_PANEL = _Panel("learning rate", ("train/lr",))
+_FIXED_PANELS = (_PSNR_PANEL, *_TRAINING_PANELS, _LEARNING_RATE_PANEL)
+_FIXED_NAMES = frozenset(name for panel in _FIXED_PANELS for name in panel.names)
+# Sums of terms; the page shows them among all losses.
+_TOTALS = frozenset({"train/total_loss", "train/total_disc_loss"})
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """The values of one name in one run, or the means of buckets of them."""
+
+    run: int
+    """The index of the run."""
+    steps: list[int]
+    values: list[float]
+    """The values, or the mean of each bucket."""
+    low: list[float] = field(default_factory=list)
+    """The minimum of each bucket; empty without buckets."""
+    high: list[float] = field(default_factory=list)
+    """The maximum of each bucket; empty without buckets."""
+    ends: list[float] = field(default_factory=list)
+    """The first and the last value; empty without buckets."""
+    num_left_out: int = 0
+    """How many values were left out because they are not finite."""
+
+    @property
+    def first(self) -> float:
+        """The first value."""
+        return (self.ends or self.values)[0]
+
+    @property
+    def last(self) -> float:
+        """The last value."""
+        return (self.ends or self.values)[-1]
+
+
+@dataclass(frozen=True)
+class _Series:
+    """One label of a plot, with a curve for each run that logged it."""
+
+    label: str
+    key: str
+    """Its name in `metrics.jsonl`."""
+    curves: list[_Curve]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A plot with its data."""
+
+    title: str
+    scale: str
+    """The vertical axis: "linear", "log" or "wide", see `_Panel`."""
+    series: list[_Series]
+    note: str = ""
+    """Why its curves do not compare; empty if they do."""
+
+
+class _TableRow(TypedDict):
+    """One curve as a row of the table on the page."""
+
+    plot: str
+    series: str
+    key: str
+    run: str
+    first: float
+    last: float
+    min: float
+    max: float
+    num_left_out: int
+
+
+def plots_of(runs: Sequence[ReportedRun]) -> list[Plot]:
+    """Return the plots that have data: one of all losses, the `panels`, one of all frames' gradients, and one for each
+    other name. A curve is left out if every run that has it also has its `_duplicates`.
+    """
+    columns = [_columns_of(run.records, run.perceptual_net) for run in runs]
+    same = [_duplicates(of_run) for of_run in columns]
+    distinct = {name for of_run, left_out in zip(columns, same, strict=True) for name in of_run.keys() - left_out}
+    names = sorted(name for name in distinct if any(_is_finite(of_run.get(name, [])) for of_run in columns))
+    grouped = panels(names)
+    lpips = [name for name in names if name.startswith(_TRAIN_LPIPS)]
+    losses = _Panel("all losses", [*filter(_is_loss, names), *(lpips if len(lpips) == 1 else [])], scale="wide")
+    frames = _Panel("gradient of each frame / mean", [name for name in names if frame_of(name) is not None])
+    in_plots = {name for panel in (losses, *grouped, frames) for name in panel.names}
+    singles = [_Panel(_label_of(name), [name]) for name in names if name not in in_plots and not _is_lpips(name)]
+    all_plots = (_plot(panel, columns, set(names)) for panel in (losses, *grouped, frames, *singles))
+    notes = not_comparable([run.name for run in runs], [run.summary for run in runs]) if runs else []
+    return [replace(plot, note=_note(plot, notes)) for plot in all_plots if plot.series]
+
+
+def _note(plot: Plot, notes: Sequence[str]) -> str:
+    """Return a note if a plot has held-out values of runs that do not compare."""
+    compares = any(series.key.startswith(_HELD_OUT) and len(series.curves) > 1 for series in plot.series)
+    return f"Held-out values do not compare. {'; '.join(notes)}." if notes and compares else ""
+
+
+def _is_finite(points: Points) -> bool:
+    return any(math.isfinite(value) for _, value in points)
+
+
+def _as_curve(run: int, points: Points, max_points: int = MAX_POINTS) -> _Curve:
+    """Return (step, value) pairs as a curve of at most `max_points` points that keeps all extremes.
+
+    Args:
+        run: The index of the run.
+        points: Pairs in the order of steps.
+        max_points: With more values, neighbours are reduced to a bucket with their mean, minimum and maximum.
+    """
+    finite = [(step, value) for step, value in points if math.isfinite(value)]
+    steps, values = [step for step, _ in finite], [value for _, value in finite]
+    num_left_out = len(points) - len(finite)
+    if len(values) <= max_points:
+        return _Curve(run, steps, _rounded(values), num_left_out=num_left_out)
+    ends = [index * len(values) // max_points for index in range(max_points + 1)]
+    buckets = [slice(first, last) for first, last in pairwise(ends)]
+    return _Curve(
+        run,
+        [steps[(bucket.start + bucket.stop) // 2] for bucket in buckets],
+        _rounded(sum(values[bucket]) / (bucket.stop - bucket.start) for bucket in buckets),
+        _rounded(min(values[bucket]) for bucket in buckets),
+        _rounded(max(values[bucket]) for bucket in buckets),
+        _rounded([values[0], values[-1]]),
+        num_left_out,
+    )
+
+
+def table(all_plots: Sequence[Plot], run_names: Sequence[str]) -> list[_TableRow]:
+    """Return the curves as rows of a table, for readers who do not see the plots."""
+    return [
+        {
+            "plot": plot.title,
+            "series": series.label,
+            "key": series.key,
+            "run": run_names[curve.run],
+            "first": curve.first,
+            "last": curve.last,
+            "min": min(curve.low or curve.values),
+            "max": max(curve.high or curve.values),
+            "num_left_out": curve.num_left_out,
+        }
+        for plot in all_plots
+        for series in plot.series
+        for curve in series.curves
+        if curve.values
+    ]
+
+
+def _plot(panel: _Panel, columns: Sequence[Columns], names: set[str]) -> Plot:
+    series = []
+    for name in panel.names:
+        curves = [_as_curve(run, of_run[name]) for run, of_run in enumerate(columns) if name in of_run]
+        if name in names and curves:
+            series.append(_Series(_label_of(name), _key_of(name), curves))
+    return Plot(panel.title, panel.scale, series)
+
+
+def _rounded(values: Iterable[float]) -> list[float]:
+    return [float(f"{value:.{_DIGITS}g}") for value in values]
+
+
+def panels(names: Collection[str]) -> list[_Panel]:
+    """Return the panels for the plotted names.
+
+    They are fixed ones, one of LPIPS for each network, one of all other losses, and one of the scheduled weights.
+    """
+    others = sorted(name for name in names if name.startswith("train/") and name not in _FIXED_NAMES)
+    losses = [name for name in others if _is_loss(name) and name not in {"train/mse", *_TOTALS}]
+    weights = [name for name in others if name.endswith("_weight")]
+    metrics = sorted({name.partition("/")[2] for name in names if _is_lpips(name)})
+    lpips = [_Panel(f"{metric_label(metric)}, smaller is better", _by_source(metric)) for metric in metrics]
+    every = [
+        _PSNR_PANEL,
+        *lpips,
+        *_TRAINING_PANELS,
+        _Panel("other losses, unweighted", losses, scale="wide"),
+        _Panel("scheduled weights", weights, scale="wide"),
+        _LEARNING_RATE_PANEL,
+    ]
+    return [panel for panel in every if not set(panel.names).isdisjoint(names)]
+
+
+def _by_source(metric: str) -> tuple[str, str, str]:
+    """Return the names of a metric of the training clips, the held-out clips and the linear baseline."""
+    return (f"train/{metric}", f"val/{metric}", f"linear/{metric}")
+
+
+def _is_lpips(name: str) -> bool:
+    """Return whether a value is an LPIPS. Those of different networks do not compare, and are never on one axis."""
+    return name.startswith((_TRAIN_LPIPS, "val/lpips_", "linear/lpips_"))
+
+
+def _is_loss(name: str) -> bool:
+    """Return whether a plotted value is a loss without its weight, LPIPS aside."""
+    prefix, _, rest = name.partition("/")
+    return prefix == "train" and (
+        rest in ("mse", "logvar", "aux_losses") or ("loss" in rest and not rest.endswith("_weight"))
+    )
+
+
+def _columns_of(records: Iterable[Mapping[str, float]], perceptual_net: str | None) -> Columns:
+    """Return the finite and other (step, value) pairs of every name.
+
+    Args:
+        records: The records of a run.
+        perceptual_net: The network of its perceptual loss, "vgg", "alex" or another; None if it is not known.
+    """
+    columns: Columns = {}
+    for record in records:
+        step = int(record["step"])
+        for name, value in record.items():
+            if name == _PERCEPTUAL_LOSS and perceptual_net is not None:
+                name = f"{_TRAIN_LPIPS}{perceptual_net}"
+            if name != "step":
+                columns.setdefault(name, []).append((step, float(value)))
+    if "train/mse" in columns:
+        steps, errors = zip(*columns["train/mse"], strict=True)
+        psnr = psnr_of_mse(torch.tensor(errors, dtype=torch.float64))
+        columns[_TRAIN_PSNR] = list(zip(steps, psnr.tolist(), strict=True))
+    return columns
+
+
+def _duplicates(columns: Columns) -> set[str]:
+    """Return the names of sums whose only term is logged, too: the term is plotted, and the sum is not.
+
+    These are the reconstruction loss if it is the mean squared error, the auxiliary losses if there is one, and the
+    discriminators' total without a penalty.
+    """
+    terms = [name for name in columns if name.startswith("train/") and name.endswith("_loss") and name not in _TOTALS]
+    candidates = {
+        "train/recon_loss": ["train/mse"],
+        "train/total_disc_loss": ["train/discr_loss"],
+        "train/aux_losses": terms,
+    }
+    return {
+        name
+        for name, others in candidates.items()
+        if any(_is_same(columns[name], columns.get(other, [])) for other in others if name in columns)
+    }
+
+
+def _is_same(some: Points, others: Points) -> bool:
+    return len(some) == len(others) and all(
+        a == b and math.isclose(x, y, rel_tol=_SAME) for (a, x), (b, y) in zip(some, others, strict=True)
+    )
+
+
+def _label_of(name: str) -> str:
+    """Return what a value is called, from its name in the records or that of `plotted_values`."""
+    if (frame := frame_of(name)) is not None:
+        return f"frame {frame}"
+    prefix, _, rest = name.partition("/")
+    if prefix in _SOURCES and (rest in METRICS or name.startswith(_TRAIN_LPIPS)):
+        return f"{metric_label(rest)}, {_SOURCES[prefix]}"
+    if prefix != "train":
+        return _words(name.replace("/", " "))
+    known = [key for key in _TRAINING if rest == key or rest.startswith(f"{key}_")]
+    if not known or (rest.endswith("_weight") and rest != "adaptive_weight"):
+        return _words(rest)
+    key = max(known, key=len)  # "gen_loss_discr_3d" is the generator loss of one of several discriminators
+    return _TRAINING[key] if rest == key else f"{_TRAINING[key]}, {rest.removeprefix(f'{key}_')}"
+
+
+def metric_label(metric: str) -> str:
+    """Return what a metric is called; one without a label has the name that it was logged under."""
+    return METRICS.get(metric) or (f"perceptual distance ({metric[6:]})" if metric.startswith("lpips_") else metric)
+
+
+def _key_of(name: str) -> str:
+    """Return the name in `metrics.jsonl` of the value that is plotted under a name."""
+    if name.startswith(_TRAIN_LPIPS):
+        return _PERCEPTUAL_LOSS
+    return "train/mse" if name == _TRAIN_PSNR else name
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

@@ -1,0 +1,6 @@
+"""The folder of a run: the names of its files, and how each is written and read. Nothing else opens them."""
+
+from telecine.runs.checkpoints import DamagedError, find_checkpoint
+from telecine.runs.run import Run
+
+__all__ = ["DamagedError", "Run", "find_checkpoint"]

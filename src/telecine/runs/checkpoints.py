@@ -1,0 +1,288 @@
+"""Checkpoints of a run: folders that appear whole, with a digest of each file, and which of them are kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from telecine.base.checks import argument_error
+from telecine.base.files import digest_of, flush, partial_path, read_json
+
+_FOLDER, _STATE, _MANIFEST = "checkpoints", "state.json", "manifest.json"
+# A symbolic link to the checkpoint with the best validation, with `best_metric`.
+_BEST = "best"
+_DAMAGED = "damaged-"
+_FORMAT = 1
+_REMEDY = "Restore it from a copy, or use another checkpoint."
+_STEP_NAME = re.compile(r"step-(\d+)")
+
+
+class DamagedError(ValueError):
+    """The files of a checkpoint are not those that were written."""
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+        run: The run's folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.folder = run / _FOLDER
+
+    def path(self, step: int) -> Path:
+        """Return the folder of the checkpoint at `step`."""
+        return self.folder / step_name(step)
+
+    def all(self) -> list[tuple[int, Path]]:
+        """Return (step, folder) of every complete checkpoint, oldest first; some may be damaged."""
+        return [(step, folder) for step, folder in step_folders(self.folder) if is_checkpoint(folder)]
+
+    def newest_intact(self) -> tuple[Path | None, list[str]]:
+        """Return the newest checkpoint that is not damaged, and notes about damaged newer ones, which are renamed.
+
+        Raises:
+            DamagedError: There are checkpoints, but all are damaged. They stay where they are.
+        """
+        damaged: dict[Path, DamagedError] = {}
+        for _, folder in reversed(self.all()):
+            error = damage_of(folder)
+            if error is None:
+                return folder, [f"{each} It is now {_set_aside(bad)}." for bad, each in damaged.items()]
+            damaged[folder] = error
+        if damaged:
+            remedy = f"To start again, move {self.folder} away."
+            raise DamagedError(
+                f"No checkpoint of {self.run} is intact. {' '.join(map(str, damaged.values()))} {remedy}"
+            )
+        return None, []
+
+    def begin(self, step: int) -> Path:
+        """Create a temporary folder for the files of the checkpoint at `step`, and return it."""
+        self.remove_unfinished()
+        temporary = partial_path(self.path(step))
+        temporary.mkdir(parents=True)
+        return temporary
+
+    def finish(
+        self,
+        step: int,
+        temporary: Path,
+        *,
+        keep: int,
+        best: int | None = None,
+        known: Mapping[Path, str] | None = None,
+    ) -> Path:
+        """Flush the files of a checkpoint to disk, rename their temporary folder, and delete older checkpoints.
+
+        Args:
+            step: Number of updates done.
+            temporary: The folder that `begin` returned, with all files.
+            keep: See `remove_old`.
+            best: See `remove_old`.
+            known: The digests of files that other processes have written.
+
+        Returns:
+            The checkpoint's folder.
+        """
+        final = self.path(step)
+        write_manifest(temporary, step, known)
+        flush([*temporary.rglob("*"), temporary])
+        replaced = final.with_name(f".{final.name}.replaced")
+        if final.exists():
+            os.replace(final, replaced)
+        os.replace(temporary, final)
+        flush([self.folder, self.run])
+        if replaced.exists():
+            shutil.rmtree(replaced)
+        self.remove_old(keep=keep, best=best)
+        return final
+
+    def remove_old(self, *, keep: int, best: int | None) -> None:
+        """Delete all but the newest checkpoints.
+
+        Args:
+            keep: Number of checkpoints to keep.
+            best: The step of a checkpoint to keep at any age, to which the link `best` in the run's folder then points.
+                The link is removed if this is None.
+        """
+        link = self.run / _BEST
+        if best is not None:
+            _point_to(link, self.path(best))
+        elif link.is_symlink():
+            link.unlink()
+        for step, folder in self.all()[:-keep]:
+            if step != best:
+                _delete(folder)
+
+    def remove_unfinished(self) -> None:
+        """Remove what interrupted writes and deletions of checkpoints have left."""
+        for folder in self.folder.glob(".step-*"):
+            shutil.rmtree(folder)
+
+
+def step_name(step: int) -> str:
+    """Return the name of a folder with what belongs to a step."""
+    return f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """Return the step of a checkpoint from its folder's name."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def step_folders(folder: Path) -> list[tuple[int, Path]]:
+    """Return (step, folder) of the folders below one that are named after a step, in the order of steps."""
+    found = ((_STEP_NAME.fullmatch(path.name), path) for path in folder.glob("step-*"))
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Return whether a folder is a checkpoint; it may be damaged."""
+    return (folder / _MANIFEST).is_file() or (folder / _STATE).is_file()
+
+
+def find_checkpoint(path: Path) -> Path | None:
+    """Return `path` if it is a checkpoint, its last checkpoint if it is a run, otherwise None."""
+    if is_checkpoint(path):
+        return path
+    found = Checkpoints(path).all()
+    return found[-1][1] if found else None
+
+
+def write_checkpoint_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write the plain values of a checkpoint into its folder."""
+    (folder / _STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+
+
+def read_checkpoint_state(folder: Path, names: set[str]) -> dict[str, Any]:
+    """Return the plain values of a checkpoint; raise a `ValueError` if they are not under all these names."""
+    state = read_json(folder / _STATE)
+    if missing := sorted(names - set(state)):
+        contract, got = "that of a checkpoint of this version", f"one without {', '.join(missing)}"
+        remedy = "Resume with the version that wrote it, or pass the run as --model with another --output_dir."
+        raise argument_error(str(folder / _STATE), contract, got, remedy)
+    return state
+
+
+def write_manifest(folder: Path, step: int, known: Mapping[Path, str] | None = None) -> None:
+    """Write the size and the SHA-256 of each file in the folder of a checkpoint, and its step.
+
+    Args:
+        folder: The folder of the checkpoint.
+        step: Number of updates done.
+        known: The digests of files that other processes have written.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    digests = dict(known or {})
+    own = [path for path in paths if path not in digests]
+    digests |= zip(own, _digests(own), strict=True)
+    entries = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digests[path]} for path in paths
+    }
+    manifest = {"format": _FORMAT, "step": step, "files": entries}
+    (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+
+
+def check_manifest(folder: Path, *, part: str = "") -> None:
+    """Check that the files of a checkpoint are those that were written.
+
+    Args:
+        folder: The folder of the checkpoint.
+        part: Check the files in this folder below it only, for example "ema". The name of the checkpoint does not
+            matter then: a copy may have another one.
+
+    Raises:
+        DamagedError: A file is missing or has other contents, or the folder has the name of another step.
+    """
+    manifest = _read_manifest(folder)
+    name = step_name(manifest["step"])
+    if not part and folder.resolve().name != name:
+        raise argument_error(str(folder), f"named {name}, as written", "another name", "Rename it.", DamagedError)
+    files = {folder / name: entry for name, entry in manifest["files"].items() if Path(part) in Path(name).parents}
+    for path, entry in files.items():
+        size = path.stat().st_size if path.is_file() else None
+        if size != entry["size"]:
+            got = "a missing one" if size is None else f"one of {size} bytes"
+            raise argument_error(str(path), f"a file of {entry['size']} bytes", got, _REMEDY, DamagedError)
+    for path, digest in zip(files, _digests(list(files)), strict=True):
+        if digest != files[path]["sha256"]:
+            raise argument_error(str(path), "as it was written", "other bytes", _REMEDY, DamagedError)
+
+
+def check_model(folder: Path) -> None:
+    """Check the files of a model's folder if it is part of a checkpoint.
+
+    Raises:
+        DamagedError: See `check_manifest`.
+    """
+    if (folder.parent / _MANIFEST).is_file():
+        check_manifest(folder.parent, part=folder.name)
+
+
+def damage_of(folder: Path) -> DamagedError | None:
+    """Return how a checkpoint differs from what was written, or None."""
+    try:
+        check_manifest(folder)
+    except DamagedError as error:
+        return error
+    return None
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / _MANIFEST
+    if not path.is_file():
+        contract, got = f"a checkpoint with {_MANIFEST}", "one without, damaged or of an older version"
+        raise argument_error(str(folder), contract, got, "Use another checkpoint.", DamagedError)
+    try:
+        manifest = read_json(path)
+    except ValueError as error:
+        raise DamagedError(str(error)) from error
+    if manifest.get("format") != _FORMAT or not {"step", "files"} <= manifest.keys():
+        contract, got = f"a manifest of format {_FORMAT}", f"format {manifest.get('format')}"
+        raise argument_error(str(path), contract, got, "Use the version that wrote it.", DamagedError)
+    return manifest
+
+
+def _digests(paths: list[Path]) -> list[str]:
+    """Return the SHA-256 of each file. Several are read at a time."""
+    with ThreadPoolExecutor(max_workers=4) as pool:  # hashing runs without Python's lock
+        return list(pool.map(digest_of, paths))
+
+
+def _set_aside(folder: Path) -> Path:
+    """Rename a damaged checkpoint, so that it no longer counts as one, and return its new path."""
+    taken = {path.name for path in folder.parent.iterdir()}
+    names = (f"{_DAMAGED}{folder.name}" + (f"-{number}" if number else "") for number in range(len(taken) + 1))
+    aside = folder.with_name(next(name for name in names if name not in taken))
+    os.replace(folder, aside)
+    return aside
+
+
+def _point_to(link: Path, folder: Path) -> None:
+    """Make `link` a relative symbolic link to `folder`, which is below the folder of the link. Replace an old link.
+
+    A folder in place of the link is removed: copying a run without symbolic links creates one.
+    """
+    temporary = partial_path(link)
+    temporary.symlink_to(folder.relative_to(link.parent), target_is_directory=True)
+    if link.is_dir() and not link.is_symlink():
+        _delete(link)
+    os.replace(temporary, link)
+
+
+def _delete(folder: Path) -> None:
+    """Rename a folder, then delete it, so that a partly deleted checkpoint is not mistaken for a complete one."""
+    hidden = folder.with_name(f".{folder.name}.deleted")
+    if hidden.exists():  # an earlier deletion was interrupted
+        shutil.rmtree(hidden)
+    os.replace(folder, hidden)
+    shutil.rmtree(hidden)

@@ -1,0 +1,106 @@
+"""The settings of a run: as its folder and its checkpoints hold them, as text by name, and beside those of others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from telecine.base.checks import argument_error, describe
+from telecine.base.files import atomic_write
+from telecine.settings.group import Settings
+from telecine.settings.yaml_file import read_yaml
+
+SETTINGS_FILE = "config.yaml"
+ABSENT = "not set"
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """One setting of several runs."""
+
+    name: str
+    """The dotted name, as on the command line."""
+    values: list[str]
+    """One value per run; `ABSENT` for a run without this setting."""
+
+    @property
+    def differs(self) -> bool:
+        """Whether the runs have different values."""
+        return len(set(self.values)) > 1
+
+
+def read_saved_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings in the folder of a run or of a checkpoint, or nothing if the file does not exist.
+
+    They are plain and nested: functions of the user that they name are not imported.
+
+    Raises:
+        ValueError: The file is not a YAML mapping.
+    """
+    path = folder / SETTINGS_FILE
+    values = read_yaml(path) if path.exists() else {}
+    if not isinstance(values, dict):
+        raise argument_error(str(path), "a YAML mapping", values, "Copy the file from a checkpoint of the run.")
+    return values
+
+
+def write_settings(folder: Path, settings: Settings) -> None:
+    """Write settings into the folder of a run or of a checkpoint, atomically."""
+    text = as_yaml(settings)
+    atomic_write(folder / SETTINGS_FILE, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def as_yaml(settings: Settings) -> str:
+    """Return settings as YAML that `--config` reads."""
+    return yaml.safe_dump(plain_settings(settings), sort_keys=False)
+
+
+def plain_settings(settings: Settings) -> dict[str, Any]:
+    """Return settings as they come back from a file: tuples become lists."""
+    values = asdict(settings)  # type: ignore[call-overload]
+    return cast(dict[str, Any], json.loads(json.dumps(values, default=_dotted_path)))
+
+
+def _dotted_path(function: object) -> str:
+    """Return the path from which a function among the settings, such as a term's, is imported again."""
+    name = getattr(function, "__qualname__", "<none>")
+    if "<" in name or getattr(function, "__module__", "__main__") == "__main__":
+        remedy = "Move it to the top level of a module that can be imported."
+        raise argument_error("a setting", "a plain value or an importable function", describe(function), remedy)
+    return f"{function.__module__}.{name}"
+
+
+def check_encoding(settings: Settings) -> None:
+    """Check that a file can hold the settings: a path may have bytes that are not UTF-8.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    for name, text in flat_settings(plain_settings(settings)).items():
+        if text.encode("utf-8", "ignore").decode("utf-8") != text:
+            contract, remedy = "text in UTF-8, in which runs save their settings", "Rename it, or pass a link to it."
+            raise argument_error(name, contract, repr(text), remedy)
+
+
+def flat_settings(values: Mapping[str, object]) -> dict[str, str]:
+    """Return nested settings as text by dotted name."""
+    return dict(_flatten(values, ""))
+
+
+def _flatten(values: Mapping[str, object], prefix: str) -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def side_by_side_settings(runs: Sequence[Mapping[str, str]], absent: str = ABSENT) -> list[_Setting]:
+    """Return all settings of all runs, in the order of the first run that has each; `absent` if a run has not."""
+    names = dict.fromkeys(name for settings in runs for name in settings)
+    return [_Setting(name, [settings.get(name, absent) for settings in runs]) for name in names]

@@ -1,0 +1,91 @@
+"""What may change when a run resumes: its settings are compared with those of the checkpoint."""
+
+from __future__ import annotations
+
+import os
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from telecine.base.checks import argument_error, describe
+from telecine.runs.settings import flat_settings, plain_settings, read_saved_settings, side_by_side_settings
+from telecine.settings import ObjectiveConfig, TrainConfig
+from telecine.settings.group import Settings
+from telecine.settings.parse import REMOVED, merged, nested
+
+
+def changed_settings(config: Settings, folder: Path) -> list[str]:
+    """Return "name old -> new" for each setting that differs from a checkpoint's, but for the model and the folder."""
+    both = (read_saved_settings(folder), plain_settings(config))
+    settings = side_by_side_settings([flat_settings(_with_removed(each)) for each in both])
+    return [
+        f"{setting.name} {setting.values[0]} -> {setting.values[1]}"
+        for setting in settings
+        if setting.differs and setting.name not in ("model", "output_dir")
+    ]
+
+
+def check_same_data(data: str | None, folder: Path) -> None:
+    """Check that `data` is that of a checkpoint: another data set is rarely meant to continue a run.
+
+    Raises:
+        ValueError: `data` differs.
+    """
+    saved = read_saved_settings(folder)["data"]
+    paths = {None if path is None else os.path.realpath(path) for path in (saved, data)}
+    if len(paths) > 1:
+        remedy = "Use another --output_dir for another run, or add --change_data to train this one on other data."
+        raise argument_error("data", f"{saved!r} as in {folder}", repr(data), remedy)
+
+
+def check_same_networks(config: Settings, folder: Path) -> None:
+    """Check that the settings build the networks of a checkpoint.
+
+    Raises:
+        ValueError: A setting differs that changes the networks.
+    """
+    settings = read_saved_settings(folder)
+    if "gan" not in settings["objective"]:
+        contract, got = "a new folder or a run of this version", f"{folder}, written by telecine 0.1"
+        raise argument_error("output_dir", contract, got, "Use another --output_dir.")
+    default = _network_settings(_with_removed(plain_settings(TrainConfig())))  # an older version lacks new settings
+    saved = default | _network_settings(_with_removed(settings))
+    for name, value in _network_settings(_with_removed(plain_settings(config))).items():
+        if saved.get(name) != value:
+            remedy = "Use the previous value, or another --output_dir."
+            raise argument_error(name, f"{saved.get(name)!r} as in {folder}", describe(value), remedy)
+
+
+def _with_removed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with those of older versions that are no more, at the value that they always have now."""
+    return merged([nested(REMOVED.items()), settings])
+
+
+def _network_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide which weights exist, and their shapes, by their dotted names."""
+    networks = {
+        f"{group}.{name}": value
+        for group in ("causal_vae", "discriminator", "trainable")
+        for name, value in settings[group].items()
+    }
+    for name in ("init", "init_optimizer"):  # where they started; they are now those of the checkpoint
+        networks.pop(f"discriminator.{name}", None)
+    # The path of a base model may change. `check_same_architecture` compares the models once they are loaded.
+    networks["model"] = "left out" if settings["model"] is None else "given"
+    # The discriminators' linear heads depend on the size of the clips, and only discriminators with a weight are built.
+    clips = {f"clips.{name}": settings["clips"][name] for name in ("num_frames", "height", "width")}
+    # The weights that decide which discriminators exist, and whether averages of their logits are saved.
+    # Plain values: functions of the user's that a saved file names are not imported.
+    objective = settings["objective"]
+    saved = [term.setting for term in ObjectiveConfig().all_terms().values() if term.is_saved]
+    are_on = {
+        f"objective.{name} > 0": _is_ever_on(reduce(dict.__getitem__, name.split("."), objective))
+        for name in (*saved, "adaptive_weight.decay")
+    }
+    learned = {"objective.reconstruction.learn_logvar": objective["reconstruction"]["learn_logvar"]}
+    return networks | clips | are_on | learned
+
+
+def _is_ever_on(weight: float | dict[str, Any]) -> bool:
+    """Return whether a weight, or a ramp as YAML has it, is above 0 at any step."""
+    return any(weight.get(name, 0) > 0 for name in ("weight", "initial")) if isinstance(weight, dict) else weight > 0

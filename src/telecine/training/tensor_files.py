@@ -1,0 +1,251 @@
+"""Tensors of a checkpoint: their copy in the host's memory, their files without pickle, and the shards of processes."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from telecine.autoencoders.pretrained import MAX_LISTED, mismatches, safetensors_write
+from telecine.base.checks import argument_error
+from telecine.runs import DamagedError
+from telecine.training.distributed import all_gather, is_sharded, local_shard, offsets_of
+from telecine.training.state import parameters_of
+
+# The subfolder of a checkpoint for the files of shards.
+SHARDS = "shards"
+# The keys by which PyTorch's `HuggingFaceStorageReader` finds where a shard begins.
+_SHARDING_INFO, _OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
+
+
+class HostCopy:
+    """Copies of tensors in the memory of the host; of sharded tensors, the shards of this process.
+
+    It keeps its memory for the next copy: to get that much anew takes longer than copying.
+
+    Args:
+        is_main: Whether this process keeps copies of tensors that are not sharded.
+        memory: Tensors to copy into, by name. Others get memory of their own.
+    """
+
+    def __init__(self, *, is_main: bool, memory: Mapping[str, Tensor] | None = None) -> None:
+        self.is_main = is_main
+        self.tensors = dict(memory or {})
+        self.offsets: dict[str, list[int]] = {}
+        """Where each copy begins in the whole tensor, in each dimension."""
+
+    @torch.no_grad()
+    def update(self, tensors: Mapping[str, Tensor]) -> None:
+        """Replace the copies. A name has the same shape and dtype in each call."""
+        before, self.tensors, self.offsets = self.tensors, {}, {}
+        for name, tensor in tensors.items():
+            if not (self.is_main or is_sharded(tensor)):
+                continue
+            local = local_shard(tensor)
+            memory = before.get(name)
+            if memory is None:
+                memory = torch.empty_like(local, device="cpu", memory_format=torch.contiguous_format)
+            self.tensors[name] = memory.copy_(local)
+            self.offsets[name] = offsets_of(tensor)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors by name as safetensors.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    with safetensors_write(path):
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors that `save_tensors` wrote.
+
+    Raises:
+        DamagedError: The file is missing or damaged.
+    """
+    with _damage_named(path):
+        return load_file(path)
+
+
+def check_headers(folder: Path) -> None:
+    """Check that each safetensors file in a folder and its subfolders has the size that its header states.
+
+    Raises:
+        OSError: One has not; the disk may be full.
+    """
+    path = folder
+    try:
+        for path in folder.rglob("*.safetensors"):
+            with safe_open(path, "pt"):
+                pass
+    except SafetensorError as error:
+        raise OSError(f"{path} was not written whole: {error}") from error
+
+
+def shard_file(folder: Path, rank: int, num_ranks: int) -> Path:
+    """Return the file in the folder of a checkpoint in which a process writes its shards."""
+    return folder / SHARDS / f"shard-{rank:05d}-of-{num_ranks:05d}.safetensors"
+
+
+def save_shards(path: Path, groups: Mapping[str, HostCopy]) -> None:
+    """Write the copies of this process as "name of the group.name of the tensor".
+
+    The file has the format of PyTorch's `HuggingFaceStorageWriter(save_distributed=True)`, which itself would first
+    hold all bytes of the file a second time, and let the processes communicate.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    tensors, offsets = {}, {}
+    for group, copy in groups.items():
+        for name, tensor in copy.tensors.items():
+            tensors[f"{group}.{name}"], offsets[f"{group}.{name}"] = tensor, {_OFFSETS: copy.offsets[name]}
+    path.parent.mkdir(exist_ok=True)
+    with safetensors_write(path):
+        save_file(tensors, path, {_SHARDING_INFO: json.dumps(offsets), "format": "pt"})
+
+
+def saved_tensors(folder: Path, group: str) -> SavedTensors:
+    """Return the tensors of a group in a checkpoint: those of a file of its own, otherwise those in the shards."""
+    whole, shards = folder / f"{group}.safetensors", sorted((folder / SHARDS).glob("*.safetensors"))
+    return SavedTensors(shards, prefix=f"{group}.") if shards and not whole.exists() else SavedTensors([whole])
+
+
+class _Part(NamedTuple):
+    """The rows of a tensor that one file has."""
+
+    begin: int
+    end: int
+    file: Any
+    key: str
+
+
+class SavedTensors:
+    """Tensors whose first dimension may be divided over several files. They are read when they are asked for.
+
+    Args:
+        paths: The files.
+        prefix: Only tensors whose name begins with this, which is removed.
+
+    Raises:
+        DamagedError: A file is missing or damaged.
+    """
+
+    def __init__(self, paths: Iterable[Path], *, prefix: str = "") -> None:
+        parts: defaultdict[str, list[_Part]] = defaultdict(list)
+        shapes: dict[str, list[int]] = {}
+        for path in paths:
+            with _damage_named(path):
+                file: Any = safe_open(path, "pt")
+            offsets = json.loads((file.metadata() or {}).get(_SHARDING_INFO, "{}"))
+            for key in file.keys():  # noqa: SIM118
+                name, shape = key.removeprefix(prefix), file.get_slice(key).get_shape()
+                if key.startswith(prefix):
+                    begin = offsets[key][_OFFSETS][0] if shape and offsets else 0
+                    end = begin + shape[0] if shape else 1
+                    parts[name].append(_Part(begin, end, file, key))
+                    shapes[name] = [max(end, *shapes.get(name, [0])[:1]), *shape[1:]] if shape else []
+        self._parts = {name: sorted(found, key=lambda part: part.begin) for name, found in parts.items()}
+        # Without memory.
+        self.whole = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+    def read(self, name: str, like: Tensor | None = None) -> Tensor:
+        """Return a tensor on the CPU; if `like` is sharded, only the rows that its shard in this process has."""
+        parts = self._parts[name]
+        if self.whole[name].ndim == 0:
+            return parts[0].file.get_tensor(parts[0].key)
+        begin, end = 0, len(self.whole[name])
+        if like is not None and is_sharded(like):
+            begin = offsets_of(like)[0]
+            end = begin + len(local_shard(like))
+        read = [part.file.get_slice(part.key)[_rows(part, begin, end)] for part in parts]
+        return read[0] if len(read) == 1 else torch.cat(read)
+
+    @torch.no_grad()
+    def copy_into(self, tensors: Mapping[str, Tensor], *, source: Path) -> None:
+        """Copy all tensors by name into others of the same shapes, whole or sharded.
+
+        Raises:
+            ValueError: Names or shapes differ; the first few are listed. `source` is where they were saved.
+        """
+        if problems := mismatches(tensors, self.whole):
+            more = f" and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+            remedy = "Use the previous model, or another --output_dir."
+            raise argument_error(str(source), "the model's weights", "; ".join(problems[:MAX_LISTED]) + more, remedy)
+        for name, tensor in tensors.items():
+            local_shard(tensor).copy_(self.read(name, tensor))
+
+
+def _rows(part: _Part, begin: int, end: int) -> slice:
+    """Return the rows of a part that are rows `begin` to `end` of the whole."""
+    first, last = (min(max(row, part.begin), part.end) - part.begin for row in (begin, end))
+    return slice(first, last)
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turn the error of a safetensors file that is missing or damaged into a `DamagedError`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        contract, got = "a safetensors file", f"a missing or damaged one ({error})"
+        raise argument_error(str(path), contract, got, "Use another checkpoint.", DamagedError) from error
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return an optimizer's state by "index of the parameter.name"; its hyperparameters are settings of the run."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": torch.as_tensor(value) for index, values in state.items() for name, value in values.items()
+    }
+
+
+@torch.no_grad()
+def load_optimizer(optimizer: Optimizer, saved: SavedTensors) -> None:
+    """Load what `optimizer_tensors` returned into an optimizer of the same parameters, which keeps its hyperparameters.
+
+    Tensors of a parameter's shape are sharded as the parameter is.
+    """
+    parameters = parameters_of(optimizer)
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, whole in saved.whole.items():
+        index, _, name = key.partition(".")
+        parameter = parameters[int(index)]
+        is_elementwise = whole.shape == parameter.shape and whole.ndim > 0
+        tensor = saved.read(key, like=parameter if is_elementwise else None)
+        if is_elementwise and is_sharded(parameter):
+            shard, tensor = tensor, torch.empty_like(parameter, dtype=tensor.dtype)
+            local_shard(tensor).copy_(shard)
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of PyTorch's global generators by "rank.device"; every process has to call this."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return {
+        f"{rank}.{name}": gathered.cpu()
+        for name, state in states.items()
+        for rank, gathered in enumerate(all_gather(state.to(device)))
+    }
+
+
+def set_random_state(states: Mapping[str, Tensor], rank: int, device: torch.device) -> None:
+    """Restore this process' part of `random_states`. A rank that is not in `states` keeps its present state."""
+    if f"{rank}.cpu" in states:
+        torch.set_rng_state(states[f"{rank}.cpu"])
+    if f"{rank}.cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states[f"{rank}.cuda"], device)

@@ -1,0 +1,95 @@
+"""What a run records while it trains, and what is kept of it when the run resumes."""
+
+import json
+
+import pytest
+
+from telecine.runs import Run
+from telecine.runs.history import JSONLines, best_validation, validations
+
+
+class TestRecords:
+    def test_are_read_in_order_without_an_unfinished_line(self, tmp_path):
+        path = tmp_path / "metrics.jsonl"
+        lines = [{"step": 1}, {"step": 2, "val/psnr": 3.0}]
+        path.write_text("\n\n".join(json.dumps(line) for line in lines) + '\n{"step": 3, "lo')
+        assert JSONLines(path).read() == lines
+        assert validations(lines) == lines[1:]
+
+    def test_a_missing_file_has_no_lines(self, tmp_path):
+        assert JSONLines(tmp_path / "none.jsonl").read() == []
+
+    @pytest.mark.parametrize("line", ["{broken", "[1]"])
+    def test_a_damaged_line_raises(self, tmp_path, line):
+        path = tmp_path / "metrics.jsonl"
+        path.write_text(f'{{"step": 1}}\n{line}\n')
+        with pytest.raises(ValueError, match=r"metrics.jsonl, line 2` must be a JSON object, but .*Remove the line"):
+            JSONLines(path).read()
+
+
+def test_records_up_to_the_checkpoint_are_kept(tmp_path):
+    for name in ("metrics.jsonl", "health.jsonl"):
+        lines = [json.dumps({"step": step}) for step in (0, 10, 20, 30)]
+        (tmp_path / name).write_text("\n".join(lines) + '\n{"step": 30, "val')
+    for step in (0, 20, 30):
+        folder = tmp_path / "validation" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "clips.json").touch()
+    assert Run(tmp_path).cut(20, expected=3) == (3, [])
+    assert [step for step, _ in Run(tmp_path).validation_folders()] == [0, 20]
+    for name in ("metrics.jsonl", "health.jsonl"):
+        assert [line["step"] for line in JSONLines(tmp_path / name).read()] == [0, 10, 20]
+
+
+def test_lines_that_a_power_failure_has_damaged_are_dropped_and_counted(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 0}\n\0\0\0\0\xff": 1}\n{"step": 10}\n[1]\n{"loss": 2}\n{"step": 20}\n\0\0')
+    num_kept, notes = Run(tmp_path).cut(20, expected=3)
+    assert num_kept == 3
+    assert notes == [f"{path}: 3 lines could not be read and are dropped"]
+    assert [line["step"] for line in JSONLines(path).read()] == [0, 10, 20]
+    assert Run(tmp_path).cut(20, expected=3) == (3, [])
+    _, (note,) = Run(tmp_path).cut(20, expected=6)
+    assert note == f"{path}: 3 records up to the checkpoint instead of 6; the curves have a gap"
+
+
+def test_a_new_run_begins_with_empty_files(tmp_path):
+    assert Run(tmp_path).cut(-1) == (0, [])
+    assert (tmp_path / "metrics.jsonl").read_text() == (tmp_path / "health.jsonl").read_text() == ""
+
+
+@pytest.mark.parametrize(("metric", "best"), [("psnr", 2), ("lpips_alex", 3)])
+def test_the_best_validation_is_finite_and_after_the_start(metric, best):
+    figures = [(0, 50.0, 0.0), (1, float("nan"), float("nan")), (2, 30.0, 0.4), (3, 20.0, 0.3), (4, float("inf"), -0.0)]
+    records = [{"step": step, "val/psnr": psnr, "val/lpips_alex": lpips} for step, psnr, lpips in figures]
+    records[-1]["val/lpips_alex"] = float("-inf")
+    assert best_validation(records, metric)["step"] == best
+    assert best_validation(records[:2], metric) is None
+
+
+def test_the_earliest_of_equal_validations_is_the_best():
+    records = [{"step": step, "val/psnr": 30.0} for step in (1, 2)]
+    assert best_validation(records, "psnr") is records[0]
+
+
+def test_the_metrics_of_the_first_and_the_last_validation(tmp_path):
+    lines = [{"step": step, "val/psnr": float(step), "train/ema_psnr_behind": 0.0} for step in (0, 5, 9)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert Run(tmp_path).history.first_and_last() == ({"psnr": 0.0}, {"psnr": 9.0})
+
+
+def test_a_finished_run_without_records_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"metrics.jsonl` must be a file with a validation, but got none"):
+        Run(tmp_path).history.first_and_last()
+
+
+def test_only_validations_with_a_checkpoint_can_be_the_best(tmp_path):
+    lines = [{"step": step, "val/psnr": psnr} for step, psnr in ((1, 40.0), (2, 30.0), (3, 20.0))]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert Run(tmp_path).best_step("psnr", 3) == 3
+    folder = Run(tmp_path).checkpoints.path(2)
+    folder.mkdir(parents=True)
+    (folder / "state.json").write_text("{}")
+    assert Run(tmp_path).best_step("psnr", 3) == 2
+    assert Run(tmp_path).best_step(None, 3) is None
+    assert Run(tmp_path / "empty").best_step("psnr", 3) is None

@@ -1,0 +1,104 @@
+"""The files of a run."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from telecine.base.files import partial_path
+from telecine.runs import Run
+from telecine.runs.lock import RunLock
+from telecine.runs.run import RunSummary, ValidationClips
+
+SUMMARY = RunSummary(9, 7, 3, 2, 1, 42, 4, ValidationClips(2, 5, 16, 24, "a"), seconds=1.5, peak_memory=None)
+
+
+def test_the_summary_is_written_and_read(tmp_path):
+    run = Run(tmp_path)
+    assert run.summary() is None
+    run.write_summary(SUMMARY)
+    assert run.summary() == SUMMARY
+
+
+@pytest.mark.parametrize("text", ["{}", '{"validation": {"num_clips": 1}}', '{"validation": 3}'])
+def test_a_damaged_summary_raises(tmp_path, text):
+    (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(ValueError, match=r"summary\.json` must be the summary of a run, but got .*Remove"):
+        Run(tmp_path).summary()
+
+
+def leave(path):
+    """Leave what an interrupted write to a path leaves."""
+    partial = partial_path(path)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial.touch()
+    return partial
+
+
+def test_residue_is_removed_and_nothing_else(tmp_path):
+    """A killed run has left partial files; a report may be being written since this one started."""
+    for name in ("curves.png", "side_by_side.mp4", "report_videos/run-0-step-00000000-all.mp4"):
+        leave(tmp_path / name)
+    os.utime(leave(tmp_path / "report_videos" / "run-0-step-00000000-clip-00.mp4"), (2e9, 2e9))
+    partial_path(tmp_path / "best").symlink_to("checkpoints/step-00000001")
+    partial_path(tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    partial_path(tmp_path / "validation" / "step-00000002").mkdir(parents=True)
+    own = [Path(name) for name in (".mine.partial", "notes.partial", ".curves.png.1234.partial", "curves.png")]
+    own += [leave(tmp_path / "videos" / "mine.mp4").relative_to(tmp_path)]
+    for step, name in ((1, "clips.json"), (2, "clip.mp4")):
+        (tmp_path / "validation" / f"step-{step:08d}").mkdir()
+        (tmp_path / "validation" / f"step-{step:08d}" / name).touch()
+    own += [Path("validation/step-00000001/clips.json"), Path("validation/.DS_Store")]
+    for path in own:
+        (tmp_path / path).touch()
+    time.sleep(0.02)  # the resolution of the file system's clock
+    lock = RunLock(tmp_path)
+    time.sleep(0.02)
+    own += [leave(tmp_path / "report.html").relative_to(tmp_path), Path(".lock")]
+    Run(tmp_path).remove_residue(lock.taken_at)
+    left = {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if not path.is_dir()}
+    assert left == set(own)
+    lock.release()
+
+
+def write_description(run, **changes):
+    """Write the description of a validation with one clip."""
+    clip = {"video": "clip-00.mp4", "source": "a.mp4", "start": 0, "num_frames": 1, "height": 16, "width": 16}
+    values = {"step": 0, "fps": 5.0, "amplification": 4.0, "clips": [{**clip, "metrics": {}, "frame_psnr": [1.0]}]}
+    folder = run / "validation" / "step-00000000"
+    folder.mkdir(parents=True)
+    values |= changes
+    values = {name: value for name, value in values.items() if value is not None}
+    (folder / "clips.json").write_text(json.dumps(values))
+    return folder, values
+
+
+@pytest.mark.parametrize("damage", [{"clips": 3}, {"clips": [{"video": "x"}]}, {"fps": None}])
+def test_a_damaged_description_of_a_validation_raises(tmp_path, damage):
+    write_description(tmp_path, **damage)
+    with pytest.raises(ValueError, match=r"clips.json` must be the description of a validation, but got .*Remove"):
+        Run(tmp_path).validations()
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../clip-00.mp4", "sub/clip-00.mp4", ""])
+def test_a_description_that_names_a_file_elsewhere_raises(tmp_path, name):
+    """The report copies the files that it names."""
+    folder, values = write_description(tmp_path)
+    assert [each.step for each in Run(tmp_path).validations()] == [0]
+    values["clips"][0]["video"] = name
+    (folder / "clips.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"clips.json` must be the description of a validation.*a file of its folder"):
+        Run(tmp_path).validations()
+
+
+def test_a_link_to_a_file_elsewhere_raises(tmp_path):
+    folder, _ = write_description(tmp_path)
+    (folder / "clip-00.mp4").symlink_to("/etc/passwd")
+    with pytest.raises(ValueError, match=r"a file of its folder"):
+        Run(tmp_path).validations()
+
+
+def test_a_run_without_clips_has_no_validation(tmp_path):
+    assert Run(tmp_path).validations() == []
