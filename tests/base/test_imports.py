@@ -105,7 +105,7 @@ def test_the_command_line_allows_it_and_a_file_does_not(package, tmp_path, capsy
         assert error.startswith("telecine: error: `allow_code` ")
     path.write_text(terms)
     assert main(["config", "validate", str(path)]) == 2
-    assert capsys.readouterr().err.startswith("telecine: error: `target` must be in telecine")
+    assert capsys.readouterr().err.startswith("telecine: error: `objective.terms.edges.target` must be in telecine")
     assert not marker.exists()
     assert main(["config", "validate", str(path), "--allow_code", "json", f"--allow_code={name}"]) == 0
     assert marker.exists()
@@ -144,7 +144,8 @@ def test_code_that_cannot_be_imported_is_one_line(code, reason, package, tmp_pat
     assert main(["config", "validate", str(path), "--allow_code", name]) == 2
     error = capsys.readouterr().err
     assert re.fullmatch(
-        rf"telecine: error: `target` must be importable, but got '{name}\.edges'{reason.format(name)}.*\n", error
+        rf"telecine: error: `objective.terms.mine.target` must be importable, but got '{name}\.edges'{reason.format(name)}.*\n",
+        error,
     )
 
 
@@ -171,7 +172,7 @@ def test_terms_and_discriminators_of_other_packages(target):
 
 def test_a_function_of_neither_video_is_no_term(tmp_path):
     path = tmp_path / "file.json"
-    with pytest.raises(ValueError, match="`target` must be a function of 'reconstruction'"):
+    with pytest.raises(ValueError, match=r"`term.target` must be a function of 'reconstruction'"):
         TermFunction(Term("telecine.base.files.write_json", params={"path": path, "value": 1}))
     assert not path.exists()
 
