@@ -2,7 +2,6 @@
 
 import io
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -111,7 +110,7 @@ def test_a_resumed_run_reads_the_baseline_and_keeps_its_weights(config, few_clip
     before = trainer.linear
     trainer.close()
     monkeypatch.setattr("telecine.training.trainer.prepare_linear", None)
-    assert recorded_linear(Path(config.output_dir)) == before
+    assert recorded_linear(Run(config.output_dir)) == before
     result = train(config, console=Console(quiet=True))
     assert Run(result.run).history.read()[-1]["linear/psnr"] == before["linear/psnr"]
 
@@ -122,7 +121,7 @@ def test_a_custom_model_has_none_and_the_console_says_so(config):
     train(config, autoencoder=Repeats(), console=console)
     text = console.export_text()
     assert "no linear baseline: the positions of this model's latent are not those of patches" in text
-    assert recorded_linear(Path(config.output_dir)) == {}
+    assert recorded_linear(Run(config.output_dir)) == {}
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from telecine.report.run import read_run
 from telecine.runs import Run
 from telecine.runs.history import History, JSONLines
 from telecine.settings import (
+    AdaptiveWeightConfig,
     ClipConfig,
     DiscriminatorConfig,
     GANConfig,
@@ -22,6 +23,7 @@ from telecine.settings import (
     OptimizerConfig,
     PenaltyConfig,
     PerceptualConfig,
+    ReconstructionConfig,
 )
 from telecine.settings.parse import read_config
 from telecine.training.diagnostics import EMA_BEHIND, LONG, RECENT, RULES, Diagnostics, RecentValues
@@ -114,7 +116,7 @@ def test_a_discriminator_that_wins_and_an_autoencoder_that_does_not_learn(run, c
 
 @pytest.mark.slow
 def test_a_discriminator_that_does_not_learn_and_has_no_effect(run):
-    objective = {"adaptive_weight": {"min_norm": 1e9}}
+    objective = {"adaptive_weight": AdaptiveWeightConfig(min_norm=1e9)}
     _, warned, _ = run(LONG + 4, objective=objective, optimizer={"disc_lr": 1e-10, "grad_clip": 1e-3})
     expected = {"discriminator_collapsed", "learns_nothing", "adaptive_weight_at_bound", "always_clipped"}
     assert set(warned) == expected
@@ -124,7 +126,7 @@ def test_a_discriminator_that_does_not_learn_and_has_no_effect(run):
 
 @pytest.mark.slow
 def test_an_adversarial_term_that_is_too_strong(run):
-    objective = {"adversarial_loss_weight": 1e6, "adaptive_weight": {"max": 1e-3}}
+    objective = {"adversarial_loss_weight": 1e6, "adaptive_weight": AdaptiveWeightConfig(max=1e-3)}
     _, warned, _ = run(RECENT + 4, objective=objective)
     assert {"adversarial_dominates", "adaptive_weight_at_bound"} <= set(warned)
     assert "maximum" in warned["adaptive_weight_at_bound"]["message"]
@@ -166,7 +168,7 @@ def test_gradients_that_overflow(run):
 
     config, warned, _ = run(
         RECENT + 2,
-        objective={**NO_DISCRIMINATOR, "reconstruction": {"nll_reduction": "sum"}},
+        objective={**NO_DISCRIMINATOR, "reconstruction": ReconstructionConfig(nll_reduction="sum")},
         discriminator=DiscriminatorConfig("none"),
         prepare=scale,
     )
