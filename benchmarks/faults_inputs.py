@@ -17,7 +17,6 @@ import av
 import torch
 from faults_row import Row
 
-from telecine.cli import commands
 from telecine.cli import main as cli
 from telecine.data import ClipDataset, DataError, index_videos, read_clip, whole_video
 from telecine.settings import ClipConfig
@@ -159,7 +158,7 @@ def is_refused(words: list[str], names: Sequence[str]) -> bool:
         code = cli.main(words)
     lines = [line for line in errors.getvalue().splitlines() if "error: " in line]
     is_named = any(name in line for line in lines for name in names if name)
-    if code == commands.USER_ERROR and len(lines) == 1 and is_one_line(lines[0]) and is_named:
+    if code == cli.USER_ERROR and len(lines) == 1 and is_one_line(lines[0]) and is_named:
         return True
     print(code, errors.getvalue(), file=sys.stderr)
     return False

@@ -22,7 +22,6 @@ from faults_row import Row
 from safetensors.torch import load_file
 
 from telecine import runs
-from telecine.cli import commands
 from telecine.cli import main as cli
 from telecine.data import sample_videos
 from telecine.runs.settings import as_yaml
@@ -214,7 +213,7 @@ def is_way_out(run: Run, code: int | None, errors: str, sent: int, *, trained: b
     if code == -sent and (not trained or run.step() == NUM_STEPS):  # as usual, while it starts or when it is done
         return True
     is_saved = not trained or run.step() == result(run.config)["step"]
-    return code == commands.INTERRUPTED and "Traceback" not in errors and "error:" not in errors and is_saved
+    return code == cli.INTERRUPTED and "Traceback" not in errors and "error:" not in errors and is_saved
 
 
 def two_runs(folder: Path, number: int, expected: dict[str, torch.Tensor]) -> Row:
@@ -225,9 +224,7 @@ def two_runs(folder: Path, number: int, expected: dict[str, torch.Tensor]) -> Ro
         first = start(tiny(folder / f"two-{attempt}"), "first")
         if first.wait_for(chance.randint(1, NUM_STEPS // 2)):
             code, errors = start(first.config, "second").end()
-            refused = code == commands.USER_ERROR and is_one_line(
-                errors, f"process {first.process.pid} on", "--steal_lock"
-            )
+            refused = code == cli.USER_ERROR and is_one_line(errors, f"process {first.process.pid} on", "--steal_lock")
             held = refused and first.end()[0] == 0 and is_equal(first.config, expected)
             row.add(held=held, what=f"attempt {attempt}: {code}, {errors}")
         first.end()
@@ -255,7 +252,7 @@ def ranks(folder: Path, number: int) -> Row:
         code, errors = runs[1 - lost].end()
         runs[lost].send(signal.SIGKILL)
         runs[lost].end()
-        named = code == commands.USER_ERROR and is_one_line(errors, f"process {1 - lost} lost process {lost} at step")
+        named = code == cli.USER_ERROR and is_one_line(errors, f"process {1 - lost} lost process {lost} at step")
         codes = [run.end()[0] for run in start_two(config)]
         what = f"rank {lost}, signal {sent}: {code}, {errors[-600:]}, then {codes}"
         row.add(held=named and codes == [0, 0] and is_equal(config, expected), what=what)

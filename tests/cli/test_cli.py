@@ -13,8 +13,7 @@ import yaml
 
 from telecine import Ramp, __version__
 from telecine.autoencoders import CausalVAE
-from telecine.cli.commands import COMMANDS
-from telecine.cli.main import main
+from telecine.cli.main import COMMANDS, main
 from telecine.cli.parser import parse
 from telecine.data import sample_videos
 from telecine.evaluation.metrics import BUILT_IN_METRICS

@@ -7,8 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
-from telecine.cli.commands import COMMANDS
-from telecine.cli.main import main
+from telecine.cli.main import COMMANDS, main
 from telecine.cli.parser import help_of, parse
 from telecine.settings import TrainConfig
 from telecine.settings.group import settings_of

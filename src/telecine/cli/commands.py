@@ -6,19 +6,15 @@ imported where it is used, so that help and mistakes need not wait for it.
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Literal
 
 from telecine.base.checks import argument_error, check_count
 from telecine.base.terminal import PlainConsole
+from telecine.cli.parser import command, completion_script
 from telecine.settings import DistillConfig, EvaluateConfig, LatentsConfig, ReconstructConfig, TrainConfig
 
-F = TypeVar("F", bound=Callable[..., None])
 # The settings of training that `--help` shows.
 MOST_USED = (
     "data",
@@ -32,62 +28,13 @@ MOST_USED = (
     "optimizer.lr",
     "mixed_precision",
 )
-ALLOW_CODE = (
-    "A package whose functions the settings may name, besides telecine; can be given several times. Its code is run."
-)
 console = PlainConsole()
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command of `telecine`."""
-
-    run: Callable[..., None]
-    settings: type | None = None
-    """The dataclass of its settings."""
-    most_used: tuple[str, ...] = ()
-    """The settings that `--help` shows; by default all."""
-
-    @property
-    def summary(self) -> str:
-        """What it does."""
-        return inspect.cleandoc(self.run.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
-
-    @property
-    def trains(self) -> bool:
-        """Whether its settings are those of a training run, for which there are recipes."""
-        return self.settings is not None and issubclass(self.settings, TrainConfig)
-
-    @property
-    def runs_code(self) -> bool:
-        """Whether its settings may name functions."""
-        return self.trains or self.run is config
-
-    @cached_property
-    def arguments(self) -> list[tuple[inspect.Parameter, Any, str]]:
-        """Its arguments that are no settings, each with its type and its help."""
-        parameters = inspect.signature(self.run).parameters.values()
-        kinds = get_type_hints(self.run)
-        found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", inspect.cleandoc(self.run.__doc__ or ""), re.MULTILINE)
-        texts = {name: " ".join(text.split()) for name, text in found}
-        return [(each, kinds[each.name], texts[each.name]) for each in parameters if each.name != "settings"]
-
-
-COMMANDS: dict[str, Command] = {}
-
-
-def command(settings: type | None = None, most_used: tuple[str, ...] = ()) -> Callable[[F], F]:
-    """Register a function as the command of its name."""
-
-    def register(run: F) -> F:
-        COMMANDS[run.__name__] = Command(run, settings, most_used)
-        return run
-
-    return register
-
-
-@command(TrainConfig, MOST_USED)
-def train(settings: TrainConfig, *, steal_lock: bool = False, change_data: bool = False, dry_run: bool = False) -> None:
+@command(TrainConfig, MOST_USED, runs_code=True)
+def run_train(
+    settings: TrainConfig, *, steal_lock: bool = False, change_data: bool = False, dry_run: bool = False
+) -> None:
     """Train a video autoencoder. Run the same command again to resume from the newest checkpoint.
 
     Args:
@@ -112,8 +59,8 @@ def train(settings: TrainConfig, *, steal_lock: bool = False, change_data: bool 
         print_result(console, result)
 
 
-@command(DistillConfig, ("teacher", "student", *(name for name in MOST_USED if name != "model")))
-def distill(settings: DistillConfig, *, steal_lock: bool = False, change_data: bool = False) -> None:
+@command(DistillConfig, ("teacher", "student", *(each for each in MOST_USED if each != "model")), runs_code=True)
+def run_distill(settings: DistillConfig, *, steal_lock: bool = False, change_data: bool = False) -> None:
     """Train a small decoder, or autoencoder, for the latents of another one; otherwise as `train`.
 
     Args:
@@ -130,8 +77,8 @@ def distill(settings: DistillConfig, *, steal_lock: bool = False, change_data: b
         print_result(console, result)
 
 
-@command(TrainConfig, MOST_USED)
-def plan(settings: TrainConfig, *, memory: str | None = None, num_processes: int = 8) -> None:
+@command(TrainConfig, MOST_USED, runs_code=True)
+def run_plan(settings: TrainConfig, *, memory: str | None = None, num_processes: int = 8) -> None:
     """Print the memory, operations and time of a training run, and what fits a device; nothing is trained.
 
     Args:
@@ -148,9 +95,11 @@ def plan(settings: TrainConfig, *, memory: str | None = None, num_processes: int
 
 
 @command(
-    TrainConfig, ("val_data", "seed", "batch_size", "clips.num_frames", "clips.height", "clips.width", "clips.stride")
+    TrainConfig,
+    ("val_data", "seed", "batch_size", "clips.num_frames", "clips.height", "clips.width", "clips.stride"),
+    runs_code=True,
 )
-def data(settings: TrainConfig, path: str, *, output: str = "data_report", num_clips: int = 24) -> None:
+def run_data(settings: TrainConfig, path: str, *, output: str = "data_report", num_clips: int = 24) -> None:
     """Show what training will see: its first clips, the files, copies, cuts, reading speed; nothing is trained.
 
     Args:
@@ -171,7 +120,7 @@ def data(settings: TrainConfig, path: str, *, output: str = "data_report", num_c
 
 
 @command(EvaluateConfig)
-def evaluate(
+def run_evaluate(
     settings: EvaluateConfig,
     checkpoint: str | None = None,
     *,
@@ -205,7 +154,7 @@ def evaluate(
 
 
 @command(ReconstructConfig)
-def reconstruct(settings: ReconstructConfig, checkpoint: str, video: str, *, output: str) -> None:
+def run_reconstruct(settings: ReconstructConfig, checkpoint: str, video: str, *, output: str) -> None:
     """Encode and decode a video with an autoencoder, and write the result.
 
     Args:
@@ -220,7 +169,7 @@ def reconstruct(settings: ReconstructConfig, checkpoint: str, video: str, *, out
 
 
 @command(LatentsConfig)
-def latents(settings: LatentsConfig, models: list[str], *, output: str = "latents") -> None:
+def run_latents(settings: LatentsConfig, models: list[str], *, output: str = "latents") -> None:
     """Measure the latent spaces of autoencoders (channels, spectrum, equivariance, noise, drift), on a page.
 
     Args:
@@ -239,7 +188,7 @@ def latents(settings: LatentsConfig, models: list[str], *, output: str = "latent
 
 
 @command()
-def report(runs: list[str], *, output: str | None = None, watch: bool = False) -> None:
+def run_report(runs: list[str], *, output: str | None = None, watch: bool = False) -> None:
     """Write a page about runs: their clips, curves, settings and warnings. It needs no network.
 
     Args:
@@ -262,7 +211,7 @@ def report(runs: list[str], *, output: str | None = None, watch: bool = False) -
 
 
 @command()
-def recipes(action: Literal["list", "show", "copy"], name: str | None = None, file: str | None = None) -> None:
+def run_recipes(action: Literal["list", "show", "copy"], name: str | None = None, file: str | None = None) -> None:
     """List, show or copy recipes: settings that train well together, for `--config`.
 
     Args:
@@ -284,8 +233,8 @@ def recipes(action: Literal["list", "show", "copy"], name: str | None = None, fi
         print(f"written to {copy_recipe(name, file)}")
 
 
-@command()
-def config(action: Literal["validate", "schema"], files: list[str] = []) -> None:  # noqa: B006 - never changed
+@command(runs_code=True)
+def run_config(action: Literal["validate", "schema"], files: list[str] = []) -> None:  # noqa: B006 - never changed
     """Check settings files, or print the JSON schema by which editors check and complete them.
 
     Args:
@@ -307,19 +256,17 @@ def config(action: Literal["validate", "schema"], files: list[str] = []) -> None
 
 
 @command()
-def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
+def run_completion(shell: Literal["bash", "zsh", "fish"]) -> None:
     """Print the script by which a shell completes commands, settings, values and recipes.
 
     Args:
         shell: The shell.
     """
-    from telecine.cli.parser import completion_script
-
     print(completion_script(shell))
 
 
 @command()
-def checkpoint(action: Literal["verify"], run: str) -> None:
+def run_checkpoint(action: Literal["verify"], run: str) -> None:
     """Verify that the files of a run's checkpoints are those that were written.
 
     Args:
@@ -341,7 +288,7 @@ def checkpoint(action: Literal["verify"], run: str) -> None:
 
 
 @command()
-def weights(action: Literal["fetch", "verify", "list"], nets: list[str] = ["vgg", "alex"]) -> None:  # noqa: B006
+def run_weights(action: Literal["fetch", "verify", "list"], nets: list[str] = ["vgg", "alex"]) -> None:  # noqa: B006
     """Download, verify or list the frozen networks of LPIPS.
 
     Args:

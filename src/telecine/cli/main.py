@@ -12,8 +12,8 @@ from telecine import __version__
 from telecine.base.checks import Interrupted, TrainingError, printable
 from telecine.base.imports import how_to_install
 from telecine.base.terminal import escape_logs
-from telecine.cli.commands import COMMANDS, console
-from telecine.cli.parser import help_of, parse
+from telecine.cli.commands import console
+from telecine.cli.parser import COMMANDS, help_of, parse
 
 USER_ERROR = 2
 INTERRUPTED = 130

@@ -5,17 +5,23 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, is_dataclass
-from typing import Any, Literal, NoReturn, get_args, get_origin
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, is_dataclass
+from functools import cached_property
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from telecine.base.checks import argument_error, nearest
 from telecine.base.imports import allow_code
-from telecine.cli.commands import ALLOW_CODE, COMMANDS, Command
 from telecine.settings.group import Setting, alternatives, choices_of, describe_type, kind_at, settings_of
 from telecine.settings.parse import Nested, environment_layer, merged, read_layer, typed_layer, validate
 from telecine.settings.recipes import default_recipe, recipes
+from telecine.settings.train import TrainConfig
 
+F = TypeVar("F", bound=Callable[..., None])
+ALLOW_CODE = (
+    "A package whose functions the settings may name, besides telecine; can be given several times. Its code is run."
+)
 SEVERAL = "It can be given several times: later ones override earlier ones, and settings typed beside it override both."
 FILES_HELP = f"A YAML file of settings. {SEVERAL}"
 RECIPES_HELP = (
@@ -23,6 +29,53 @@ RECIPES_HELP = (
     f"`telecine recipes list` prints. {SEVERAL} Without it: whole with a --model that has weights, else gpu with "
     "--data, else demo; the help shows the values of the one that is used."
 )
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of `telecine`."""
+
+    run: Callable[..., None]
+    settings: type | None = None
+    """The dataclass of its settings."""
+    most_used: tuple[str, ...] = ()
+    """The settings that `--help` shows; by default all."""
+    runs_code: bool = False
+    """Whether settings may name functions of the user's."""
+
+    @property
+    def summary(self) -> str:
+        """What it does."""
+        return inspect.cleandoc(self.run.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+
+    @property
+    def trains(self) -> bool:
+        """Whether its settings are those of a training run, for which there are recipes."""
+        return self.settings is not None and issubclass(self.settings, TrainConfig)
+
+    @cached_property
+    def arguments(self) -> list[tuple[inspect.Parameter, Any, str]]:
+        """Its arguments that are no settings, each with its type and its help."""
+        parameters = inspect.signature(self.run).parameters.values()
+        kinds = get_type_hints(self.run)
+        found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", inspect.cleandoc(self.run.__doc__ or ""), re.MULTILINE)
+        texts = {name: " ".join(text.split()) for name, text in found}
+        return [(each, kinds[each.name], texts[each.name]) for each in parameters if each.name != "settings"]
+
+
+COMMANDS: dict[str, Command] = {}
+
+
+def command(
+    settings: type | None = None, most_used: tuple[str, ...] = (), *, runs_code: bool = False
+) -> Callable[[F], F]:
+    """Register a function as the command of its name, without `run_`."""
+
+    def register(run: F) -> F:
+        COMMANDS[run.__name__.removeprefix("run_")] = Command(run, settings, most_used, runs_code)
+        return run
+
+    return register
 
 
 class _Parser(argparse.ArgumentParser):
