@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -71,6 +72,27 @@ def test_imports_point_one_way():
 def test_every_file_has_a_layer():
     names = {path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in SOURCE.rglob("*.py")}
     assert names == set().union(*LAYERS)
+
+
+def modules_imported(path, name, known):
+    """Yield the modules of telecine that a module imports, lazy ones and those for a type checker included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        if isinstance(node, ast.ImportFrom) and node.module in known:
+            parts = {f"{node.module}.{alias.name}" for alias in node.names}
+            yield from parts & known or {node.module}
+
+
+def test_no_module_is_in_a_circle_of_imports():
+    paths = {
+        ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in SOURCE.rglob("*.py")
+    }
+    graph = {name: set(modules_imported(path, name, paths.keys())) - {name} for name, path in paths.items()}
+    graph["telecine"] = set()  # it imports what is asked for
+    order = list(TopologicalSorter(graph).static_order())  # raises a `CycleError` with the circle
+    assert len(order) == len(paths) > 100
 
 
 def run(code, *arguments):
