@@ -71,6 +71,8 @@ def tensors(folder):
 
 @pytest.mark.slow
 def test_a_run_writes_all_its_files(tiny, with_pictures, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     monkeypatch.setattr("telecine.report.clips.MIN_SECONDS", 0.1)  # encoding takes the most time
     result = train(tiny(steps=4, val_every=4, save_every=2), console=quiet())
     assert {path.name for path in result.run.iterdir()} == {
@@ -96,6 +98,10 @@ def test_a_run_writes_all_its_files(tiny, with_pictures, monkeypatch):
     records = Run(result.run).history.read()
     assert [record["step"] for record in validations(records)] == [0, 4]
     assert [step for step, _ in Run(result.run).validation_folders()] == [0, 4]
+    events = EventAccumulator(str(result.run / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("val/psnr")] == [0, 4]
+    assert {image.encoded_image_string[:4] for image in events.Images("val/side_by_side")} == {b"GIF8"}
     summary = Run(result.run).summary()
     assert (summary.clips_per_update, summary.validation.num_clips, summary.validation.num_frames) == (2, 1, 5)
     assert 0 < summary.num_trained == summary.num_parameters
@@ -247,7 +253,7 @@ def test_terms_without_saved_tensors_may_be_switched_on_and_off(tiny):
     trainer = Trainer(tiny(objective=objective, steps=3), quiet())
     trainer.run(StopRequest())
     assert trainer.state.step == 3
-    assert "train/gram_loss" in trainer.logger.path.read_text()
+    assert "train/gram_loss" in trainer.files.history.path.read_text()
 
 
 @pytest.mark.slow

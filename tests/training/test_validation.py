@@ -4,8 +4,7 @@ from torch import nn
 
 from telecine.autoencoders import Reconstruction
 from telecine.evaluation.latents import latent_summary
-from telecine.runs import Run
-from telecine.training import Interrupted, validation
+from telecine.training import Interrupted
 from telecine.training.validation import (
     NUM_KEPT,
     NUM_SHOWN,
@@ -111,14 +110,3 @@ def test_each_process_measures_equally_many_clips():
 def test_indices_are_evenly_spaced():
     assert _evenly_spaced(10, 4) == [0, 2, 5, 7]
     assert _evenly_spaced(3, 4) == [0, 1, 2]
-
-
-def test_pictures_are_written_into_the_run(tmp_path, monkeypatch):
-    calls = {}
-    for name in ("write_clips", "write_preview"):
-        monkeypatch.setattr(validation, name, lambda *args, name=name, **options: calls.update({name: args}))
-    picture = torch.zeros(1, 2, 2, 3, dtype=torch.uint8)
-    run = Run(tmp_path)
-    validation.write_pictures(run, 7, validation.Validation({}, [], {}, picture, []), fps=5.0)
-    assert calls["write_clips"] == (run, 7, [])
-    assert calls["write_preview"] == (tmp_path / "side_by_side.mp4", picture, 5.0)
