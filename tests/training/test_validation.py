@@ -4,7 +4,7 @@ from torch import nn
 
 from telecine.autoencoders import Reconstruction
 from telecine.evaluation.latents import latent_summary
-from telecine.training import Interrupted
+from telecine.training import Interrupted, validation
 from telecine.training.validation import (
     NUM_KEPT,
     NUM_SHOWN,
@@ -99,6 +99,14 @@ def test_metrics_of_one_process_are_gathered_off_the_device():
     """MPS has no float64. The device "meta" has no values to return."""
     measured = [{"psnr": 30.1, "ssim": 0.9}, {"psnr": 20.3, "ssim": float("inf")}]
     assert _gather_metrics(measured, 2, torch.device("meta")) == measured
+
+
+def test_each_process_measures_its_part_of_the_clips(monkeypatch):
+    monkeypatch.setattr(validation, "rank", lambda: 1)
+    monkeypatch.setattr(validation, "num_ranks", lambda: 3)
+    monkeypatch.setattr(validation, "all_gather", lambda values: [values] * 3)
+    result = validate(Halves(), [clip(0.1 * index, index) for index in range(6)], {})
+    assert [shown.source for shown in result.clips] == ["video 1", "video 4"]
 
 
 def test_each_process_measures_equally_many_clips():

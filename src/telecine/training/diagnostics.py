@@ -139,9 +139,8 @@ def _rule(remedy: str) -> Callable[[_Check], _Check]:
 def _discriminator_saturated(history: RecentValues) -> str | None:
     """A discriminator that is always correct gives the autoencoder little information (arXiv:1701.04862)."""
     real, fake = (history.last(f"train/accuracy_{side}") for side in ("real", "fake"))
-    name, limit = "discr_loss", SATURATED_LOSS
-    if history.last("train/hinge_active"):
-        name, limit = "hinge_active", INACTIVE_HINGE
+    has_hinge = bool(history.last("train/hinge_active"))
+    name, limit = ("hinge_active", INACTIVE_HINGE) if has_hinge else ("discr_loss", SATURATED_LOSS)
     left = history.last(f"train/{name}")
     if not (real and fake and left) or min(fmean(real), fmean(fake)) < SATURATED_ACCURACY or fmean(left) > limit:
         return None
@@ -226,9 +225,8 @@ def _frames_without_gradient(history: RecentValues) -> str | None:
     values = {frame_of(name): history.last(name) for name in history.names()}
     means = {frame: fmean(last) for frame, last in values.items() if frame is not None and last}
     poor = [index for index, mean in means.items() if mean < MIN_FRAME_GRADIENT]
-    if not poor:
-        return None
-    return f"frames {poor} of {len(means)}, counted from 0, get less than {MIN_FRAME_GRADIENT:g} of the mean gradient"
+    found = f"frames {poor} of {len(means)}, counted from 0, get less than {MIN_FRAME_GRADIENT:g} of the mean gradient"
+    return found if poor else None
 
 
 @_rule(
@@ -244,10 +242,8 @@ def _below_linear(history: RecentValues) -> str | None:
         for kind in ("val", "linear")
     )
     worse = [name for name in linear if (ours[name] > linear[name]) == name.startswith("lpips")]
-    if not worse:
-        return None
     values = ", ".join(f"{name} {ours[name]:.4g} against {linear[name]:.4g}" for name in worse)
-    return f"the model is worse than the linear baseline of the same latent: {values}"
+    return f"the model is worse than the linear baseline of the same latent: {values}" if worse else None
 
 
 @_rule("Lower `optimizer.ema_decay`: the average should span a small part of the run; 0.999 spans about 1000 updates.")

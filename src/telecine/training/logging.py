@@ -63,11 +63,11 @@ class Monitor:
         self._seconds = 0.0
         self._last_update = time.perf_counter()
         self._last_line = time.monotonic()
-        others = (TimeElapsedColumn(),) if console.width >= WIDE else ()
+        elapsed = (TimeElapsedColumn(),) if console.width >= WIDE else ()
         self._progress = Progress(
             TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[numbers]}"),
-            *others,
+            *elapsed,
             TimeRemainingColumn(),
             TextColumn("left"),
             BarColumn(bar_width=None),

@@ -166,7 +166,6 @@ class Trainer:
     def _open_logs(self) -> None:
         step = self.state.step
         if self.is_main:
-            self.files.folder.mkdir(parents=True, exist_ok=True)
             if step < self.config.steps:  # otherwise nothing is trained with these settings
                 write_settings(self.files.folder, self.config)
             self.files.write_environment(environment(self.accelerator.device))
@@ -225,7 +224,7 @@ class Trainer:
 
     @contextmanager
     def _saved_if_stopped(self, stop: StopRequest) -> Iterator[Callable[[], None]]:
-        """Yield a function that saves the state and raises `Interrupted` if `stop` is set on a process."""
+        """Yield a function that raises `Interrupted` if `stop` is set on a process; after the block, save the state."""
 
         def check_stop() -> None:
             if any_rank(stop.is_set, self.accelerator.device):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,9 +98,7 @@ def _clips_of_rank(num_clips: int, rank: int, num_ranks: int) -> list[int]:
     return [index % num_clips for index in range(rank, num_ranks * -(-num_clips // num_ranks), num_ranks)]
 
 
-def _gather_metrics(
-    per_clip: Sequence[Mapping[str, float]], num_clips: int, device: torch.device
-) -> list[dict[str, float]]:
+def _gather_metrics(per_clip: list[dict[str, float]], num_clips: int, device: torch.device) -> list[dict[str, float]]:
     """Return the metrics of all clips, in order, from those that each process has measured."""
     values = torch.tensor([list(clip.values()) for clip in per_clip], dtype=torch.float64)
     if num_ranks() > 1:
