@@ -73,12 +73,11 @@ class _SavedState(TypedDict):
 
 
 class Checkpointer:
-    """Saves and loads the state of a run. Every process has to call its methods, except `close`.
+    """Saves and loads the state of a run, made before `model` is sharded. All processes have to call all but `close`.
 
-    It is made before `model` is sharded. Saving copies the state to the memory of the host. The first process writes
-    the copy in a thread while training continues, one checkpoint at a time. If the weights are sharded, each process
-    copies and writes its shards in a thread of its own, and none gathers them. The next `save` or `wait` raises an
-    error of a thread.
+    Saving copies the state to the memory of the host. The first process writes the copy in a thread while training
+    continues, one checkpoint at a time. If the weights are sharded, each process copies and writes its shards in a
+    thread of its own, and none gathers them. The next `save` or `wait` raises an error of a thread.
     """
 
     def __init__(self, config: TrainConfig, model: VideoAutoencoder, *, is_main: bool) -> None:

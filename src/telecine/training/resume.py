@@ -26,7 +26,7 @@ def changed_settings(config: Settings, folder: Path) -> list[str]:
 
 
 def check_same_data(data: str | None, folder: Path) -> None:
-    """Raise a `ValueError` if `data` is not that of a checkpoint: it is rarely meant to change within a run."""
+    """Raise a `ValueError` if `data` is not that of a checkpoint: other data rarely continues a run on purpose."""
     saved = read_saved_settings(folder)["data"]
     paths = {None if path is None else os.path.realpath(path) for path in (saved, data)}
     if len(paths) > 1:

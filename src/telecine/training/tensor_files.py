@@ -194,7 +194,10 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_optimizer(optimizer: Optimizer, saved: SavedTensors) -> None:
-    """Load what `optimizer_tensors` returned; tensors of a parameter's shape are sharded as the parameter is."""
+    """Load what `optimizer_tensors` returned into an optimizer of the same parameters, which keeps its hyperparameters.
+
+    Tensors of a parameter's shape are sharded as the parameter is.
+    """
     parameters = parameters_of(optimizer)
     state: dict[int, dict[str, Tensor]] = {}
     for key, whole in saved.whole.items():
@@ -212,7 +215,8 @@ def load_optimizer(optimizer: Optimizer, saved: SavedTensors) -> None:
 def random_states(device: torch.device) -> dict[str, Tensor]:
     """Return the states of PyTorch's global generators by "rank.device"; every process has to call this."""
     states = {"cpu": torch.get_rng_state()}
-    states |= {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
     return {
         f"{rank}.{name}": gathered.cpu()
         for name, state in states.items()

@@ -242,8 +242,8 @@ class Trainer:
         step = self.state.step
         if step > 0 and not self._is_due(self.config.val_every):
             return True
-        validated = [record["step"] for record in self.files.history.validations()]
-        return any_rank(self.is_main and step in validated, self.accelerator.device)
+        is_recorded = any(record["step"] == step for record in self.files.history.validations())
+        return any_rank(self.is_main and is_recorded, self.accelerator.device)
 
     def _go_back(self, error: DivergenceError) -> None:
         """Load the newest checkpoint and lower the learning rates, or raise a `TrainingError` if the run must stop."""
