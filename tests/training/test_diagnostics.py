@@ -323,7 +323,7 @@ def test_warnings_after_the_checkpoint_are_dropped_and_may_be_given_again(tiny, 
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     console = Console(record=True, width=40, file=io.StringIO())
     Run(tmp_path).cut(105)
-    diagnostics = Diagnostics(Run(tmp_path), RecentValues(tiny()), console, enabled=True)
+    diagnostics = Diagnostics(Run(tmp_path), tiny(), console)
     assert JSONLines(tmp_path / "health.jsonl").read() == lines[:1]
     assert diagnostics.warned == {"x"}
     diagnostics.check(130, {EMA_BEHIND: 2.0})
@@ -339,16 +339,9 @@ def test_rollbacks_are_lines_that_the_checkpoint_gives(tiny, tmp_path):
     (tmp_path / "health.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     rollbacks = [Rollback(25, 20, "a"), Rollback(29, 20, "b")]
     for _ in range(2):
-        Diagnostics(Run(tmp_path), RecentValues(tiny()), Console(quiet=True), enabled=True, rollbacks=rollbacks)
+        Diagnostics(Run(tmp_path), tiny(), Console(quiet=True), rollbacks)
         first, one, two, last = JSONLines(tmp_path / "health.jsonl").read()
         assert [first, last] == lines
         assert one["message"] == "`a` was not finite after step 25; went back to step 20, learning rates times 0.5"
         assert two["message"].endswith("learning rates times 0.25")
         assert (one["step"], two["step"], one["rule"], two["rule"]) == (20, 20, "rolled_back", "rolled_back")
-
-
-def test_only_the_first_process_warns(tiny, tmp_path):
-    diagnostics = Diagnostics(Run(tmp_path), RecentValues(tiny()), Console(quiet=True), enabled=False)
-    for record in steady(ema_psnr_behind=9.0):
-        diagnostics.check(record["step"], {"train/ema_psnr_behind": 9.0})
-    assert not (tmp_path / "health.jsonl").exists()

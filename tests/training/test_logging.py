@@ -5,30 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 
-from telecine.runs import Run
 from telecine.training import logging
 from telecine.training.logging import (
     ADVERSARIAL_SHARE,
     IntervalMeans,
-    MetricsLogger,
     Monitor,
     ReconstructionGradient,
     is_gradient_share,
 )
-
-
-@pytest.fixture
-def logger(tmp_path):
-    def open_at(step):
-        Run(tmp_path).cut(step)
-        accelerator = Accelerator(cpu=True, log_with=["tensorboard"], project_dir=str(tmp_path))
-        accelerator.init_trackers("tensorboard")
-        return MetricsLogger(Run(tmp_path), accelerator)
-
-    return open_at
 
 
 def test_means_are_over_the_updates_that_have_the_value():
@@ -50,35 +36,6 @@ def test_an_interrupted_interval_continues():
     resumed = IntervalMeans(saved)
     resumed.add({"loss": 6.0})
     assert resumed.pop() == {"loss": 3.0, "rare": 3.0}
-
-
-def test_records_after_the_checkpoint_are_dropped(logger, tmp_path):
-    first = logger(0)
-    for step in (1, 2, 3, 4):
-        first.write(step, {"val/psnr": float(step)})
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 5, "val')  # the run crashed while it wrote
-    logger(2).write(3, {"val/psnr": 7.0})
-    assert Run(tmp_path).history.read() == [
-        {"step": 1, "val/psnr": 1.0},
-        {"step": 2, "val/psnr": 2.0},
-        {"step": 3, "val/psnr": 7.0},
-    ]
-
-
-def test_tensorboard_gets_scalars_and_a_video(logger, tmp_path, with_pictures):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    metrics = logger(0)
-    metrics.write(3, {"train/total_loss": 0.5})
-    metrics.preview(3, torch.randint(0, 255, (4, 16, 16, 3), dtype=torch.uint8), 25.0)
-    metrics.accelerator.end_training()
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("train/total_loss")] == [(3, 0.5)]
-    (image,) = events.Images("val/side_by_side")
-    assert image.encoded_image_string.startswith(b"GIF8")
-    assert (image.width, image.height) == (16, 16)
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def test_an_update_with_every_network_and_back_to_diffusers(diffusers_config, na
     moved = [key for key, weight in trained.state_dict().items() if not torch.equal(weight, before[key])]
     assert any("encoder" in key for key in moved)
     assert any("decoder" in key for key in moved)
-    text = trainer.logger.run.history.path.read_text()
+    text = trainer.files.history.path.read_text()
     assert all(f"train/{term}" in text for term in ("perceptual_loss", "gen_loss", "discr_loss", "grad_penalty_loss"))
     loaded = AutoModel.from_pretrained(str(Run(Path(config.output_dir)).checkpoints.all()[-1][1] / "model"))
     assert type(loaded) is type(trained.module)

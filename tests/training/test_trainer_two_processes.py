@@ -22,6 +22,7 @@ from telecine.settings import (
     OptimizerConfig,
     PenaltyConfig,
     PerceptualConfig,
+    Term,
     TrainableConfig,
 )
 from telecine.training import Interrupted, train
@@ -96,7 +97,7 @@ def runs(tmp_path_factory, cached_weights, tiny_config, forks):
         objective, adaptive_weight=AdaptiveWeightConfig(reference="none"), gan=GANConfig(lecam_loss_weight=0.0)
     )
     # The decoder runs twice in the graph, outside of its wrapper, and the objective has weights of its own.
-    alignment = {"weight": 0.1, "params": {"latent_channels": 4}}
+    alignment = Term("alignment", weight=0.1, params={"latent_channels": 4})
     noisy = replace(fixed, terms={"latent_noise": 0.1, "alignment": alignment})
     # With single frames, the weights of Wan that mix frames get no gradient.
     tiny_model("wan").save_pretrained(folder / "wan")

@@ -4,7 +4,6 @@ from torch import nn
 
 from telecine.autoencoders import Reconstruction
 from telecine.evaluation.latents import latent_summary
-from telecine.runs import Run
 from telecine.training import Interrupted, validation
 from telecine.training.validation import (
     NUM_KEPT,
@@ -102,6 +101,14 @@ def test_metrics_of_one_process_are_gathered_off_the_device():
     assert _gather_metrics(measured, 2, torch.device("meta")) == measured
 
 
+def test_each_process_measures_its_part_of_the_clips(monkeypatch):
+    monkeypatch.setattr(validation, "rank", lambda: 1)
+    monkeypatch.setattr(validation, "num_ranks", lambda: 3)
+    monkeypatch.setattr(validation, "all_gather", lambda values: [values] * 3)
+    result = validate(Halves(), [clip(0.1 * index, index) for index in range(6)], {})
+    assert [shown.source for shown in result.clips] == ["video 1", "video 4"]
+
+
 def test_each_process_measures_equally_many_clips():
     assert [_clips_of_rank(5, rank, 2) for rank in (0, 1)] == [[0, 2, 4], [1, 3, 0]]
     assert _clips_of_rank(4, 1, 2) == [1, 3]
@@ -111,14 +118,3 @@ def test_each_process_measures_equally_many_clips():
 def test_indices_are_evenly_spaced():
     assert _evenly_spaced(10, 4) == [0, 2, 5, 7]
     assert _evenly_spaced(3, 4) == [0, 1, 2]
-
-
-def test_pictures_are_written_into_the_run(tmp_path, monkeypatch):
-    calls = {}
-    for name in ("write_clips", "write_preview"):
-        monkeypatch.setattr(validation, name, lambda *args, name=name, **options: calls.update({name: args}))
-    picture = torch.zeros(1, 2, 2, 3, dtype=torch.uint8)
-    run = Run(tmp_path)
-    validation.write_pictures(run, 7, validation.Validation({}, [], {}, picture, []), fps=5.0)
-    assert calls["write_clips"] == (run, 7, [])
-    assert calls["write_preview"] == (tmp_path / "side_by_side.mp4", picture, 5.0)

@@ -16,8 +16,6 @@ from torch import distributed as dist
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.latent import LatentStatistics
-from telecine.autoencoders.pretrained import mismatches
-from telecine.base.checks import argument_error
 from telecine.base.files import digest_of, flush
 from telecine.runs import Run
 from telecine.runs.checkpoints import read_checkpoint_state, write_checkpoint_state
@@ -31,6 +29,7 @@ from telecine.training.step import DivergenceError
 from telecine.training.tensor_files import (
     HostCopy,
     check_headers,
+    check_tensors,
     load_optimizer,
     load_tensors,
     optimizer_tensors,
@@ -43,8 +42,6 @@ from telecine.training.tensor_files import (
 )
 from telecine.training.weight_files import EMA, MODEL, OBJECTIVE_FILE, WeightFiles, check_same_architecture
 
-# How errors call the parts of a state.
-_NAMES = {EMA: "averaged weights"}
 # The parts of which each process has a shard if the weights are sharded. Other parts are files of the first process.
 _SHARDED = (MODEL, EMA, "optimizer")
 
@@ -76,16 +73,11 @@ class _SavedState(TypedDict):
 
 
 class Checkpointer:
-    """Saves and loads the state of a run. Every process has to call its methods, except `close`.
+    """Saves and loads the state of a run, made before `model` is sharded. All processes have to call all but `close`.
 
     Saving copies the state to the memory of the host. The first process writes the copy in a thread while training
     continues, one checkpoint at a time. If the weights are sharded, each process copies and writes its shards in a
-    thread of its own, and none gathers them. An error of a thread is raised by the next `save` or `wait`.
-
-    Args:
-        config: The settings of the run; each checkpoint holds them.
-        model: The autoencoder, before it is sharded.
-        is_main: Whether this is the first process.
+    thread of its own, and none gathers them. The next `save` or `wait` raises an error of a thread.
     """
 
     def __init__(self, config: TrainConfig, model: VideoAutoencoder, *, is_main: bool) -> None:
@@ -108,9 +100,8 @@ class Checkpointer:
 
     def set_latent_statistics(self, state: TrainState, statistics: LatentStatistics) -> None:
         """Set the statistics of the latent, measured now, that the saved models carry from the next save on."""
-        self.latents = _SavedStatistics(
-            step=state.step, num_clips=self.config.latent_clips, mean=statistics.mean, std=statistics.std
-        )
+        num_clips, mean, std = self.config.latent_clips, statistics.mean, statistics.std
+        self.latents = _SavedStatistics(step=state.step, num_clips=num_clips, mean=mean, std=std)
         state.autoencoder.set_latent_statistics(statistics)
 
     def save(self, state: TrainState) -> Path:
@@ -135,11 +126,7 @@ class Checkpointer:
         return self._written is not None and self._written.done() and self._written.exception() is not None
 
     def wait(self) -> None:
-        """Wait until the last save is on the disk.
-
-        Raises:
-            DivergenceError, OSError: As `save`, on every process.
-        """
+        """Wait until the last save is on the disk, and raise its error, on every process."""
         if (error := self.wait_for_error()) is not None:
             raise error
 
@@ -147,19 +134,15 @@ class Checkpointer:
         """Wait until the last save is on the disk, and return its error, on every process."""
         if not self._is_pending:
             return None
-        outcome = [self.close()]
-        broadcast_object_list(outcome)
-        (error,) = outcome
+        (error,) = broadcast_object_list([self.close()])
         self._is_pending = False
         if error is not None:
             self.saved_step = None
         return error
 
     def close(self) -> BaseException | None:
-        """Wait until the thread is done, and return the error that nothing has raised yet."""
-        if self._written is None:
-            return None
-        error, self._written = self._written.exception(), None
+        """Wait until the thread of this process is done, and return the error that nothing has raised yet."""
+        error, self._written = None if self._written is None else self._written.exception(), None
         return error
 
     def _copy(self, state: TrainState) -> None:
@@ -192,9 +175,8 @@ class Checkpointer:
 
     def _write(self, saved: _SavedState) -> None:
         """Write a checkpoint from the copies, in a thread."""
-        step = saved["step"]
+        step, digests = saved["step"], dict[Path, str]()
         folder, *_ = on_every_process(lambda: self._begin(step), self._group)
-        digests: dict[Path, str] = {}
         if self._group is not None:
             digests = dict(on_every_process(lambda: self._write_shards(folder), self._group))
         if self._is_main:
@@ -204,22 +186,17 @@ class Checkpointer:
             self.run.checkpoints.finish(step, folder, keep=self.config.keep, best=best, known=digests)
 
     def _begin(self, step: int) -> Path:
-        """Check the copies, and return the folder to write to, which the first process creates.
-
-        The records up to the checkpoint's step are on the disk before it.
-        """
+        """Check the copies, and return the folder to write to, which the first process creates."""
         self._check_finite(step)
         if not self._is_main:
             return self.run.folder
-        flush([self.run.history.path, self.run.warnings.path])
+        flush([self.run.history.path, self.run.warnings.path])  # records are on the disk before their checkpoint
         return self.run.checkpoints.begin(step)
 
     def _check_finite(self, step: int) -> None:
-        groups = {_NAMES.get(name, name): copy.tensors for name, copy in self._copies.items()}
-        name = _first_not_finite(groups, self._buffers)
-        if name is not None:
-            message = f"`{name}` is not finite after step {step}. No checkpoint was written."
-            raise DivergenceError(message, name)
+        groups = {"averaged weights" if name == EMA else name: copy.tensors for name, copy in self._copies.items()}
+        if (name := _first_not_finite(groups, self._buffers)) is not None:
+            raise DivergenceError(f"`{name}` is not finite after step {step}. No checkpoint was written.", name)
 
     def _write_shards(self, folder: Path) -> tuple[Path, str]:
         """Write the file of this process, and return its path and its digest."""
@@ -258,10 +235,9 @@ class Checkpointer:
             self.weights.load(state.autoencoder, folder, EMA)
         state.ema.num_updates = saved["ema_updates"]
         self.weights.load(state.autoencoder, folder, MODEL)
-        saved_objective = load_tensors(folder / OBJECTIVE_FILE)
-        if problems := mismatches(state.objective.state_dict(), saved_objective):
-            remedy = "Use the previous `objective.terms`, or another --output_dir."
-            raise argument_error("objective", f"that of {folder}, whose terms have weights", problems[0], remedy)
+        saved_objective, terms = load_tensors(folder / OBJECTIVE_FILE), f"that of {folder}, whose terms have weights"
+        remedy = "Use the previous `objective.terms`, or another --output_dir."
+        check_tensors(state.objective.state_dict(), saved_objective, name="objective", contract=terms, remedy=remedy)
         state.objective.load_state_dict(saved_objective)
         for name, optimizer in state.optimizers.items():
             load_optimizer(optimizer, saved_tensors(folder, name))
@@ -269,8 +245,7 @@ class Checkpointer:
         accelerator = state.accelerator
         if accelerator.scaler and saved["scaler"]:
             accelerator.scaler.load_state_dict(saved["scaler"])
-        random = load_tensors(folder / "random.safetensors")
-        set_random_state(random, accelerator.process_index, accelerator.device)
+        set_random_state(load_tensors(folder / "random.safetensors"), accelerator.process_index, accelerator.device)
         state.log_means = IntervalMeans(saved["interval"])
         state.num_records = saved["num_records"]
         state.rollbacks = [Rollback(*each) for each in saved["rollbacks"]]
@@ -281,16 +256,12 @@ class Checkpointer:
         return self._notes(accelerator, saved, folder)
 
     def _notes(self, accelerator: Accelerator, saved: _SavedState, folder: Path) -> list[str]:
-        """Return lines for the user about a run that resumes: what changed, and what is not exact after the change.
-
-        A resumed run is exact with the same number of processes and of clips in an update.
-        """
+        """Return lines for the user: what changed, and what is not exact with other numbers of clips or processes."""
         notes = [f"resuming from {folder}"]
         model = read_saved_settings(folder)["model"]
         if model != self.config.model:
-            notes.append(
-                f"the model is now {self.config.model} instead of {model}; its weights are those of the checkpoint"
-            )
+            now = f"the model is now {self.config.model} instead of {model}"
+            notes.append(f"{now}; its weights are those of the checkpoint")
         num_clips, num_processes = clips_per_step(self.config, accelerator), accelerator.num_processes
         if saved["clips_per_step"] != num_clips:
             notes.append(
@@ -314,18 +285,13 @@ def _statistics_of(saved: _SavedStatistics | None) -> LatentStatistics | None:
 
 
 def _first_not_finite(groups: Mapping[str, Mapping[str, Tensor]], buffers: Mapping[str, Collection[str]]) -> str | None:
-    """Return "name of group" for the first value that is not finite, or None.
+    """Return "name of group" for the first tensor with a value that is not finite, or None.
 
-    Buffers may be infinite, as the mask of an attention is, but not NaN.
-
-    Args:
-        groups: Tensors by group and name.
-        buffers: The names of those that are buffers, by group.
+    Those in `buffers`, by group, may have infinite values, as the mask of an attention has, but no NaN.
     """
     for group, tensors in groups.items():
         for name, tensor in tensors.items():
-            is_bad = tensor.isnan().any() if name in buffers.get(group, ()) else not tensor.isfinite().all()
-            if is_bad:
+            if tensor.isnan().any() if name in buffers.get(group, ()) else not tensor.isfinite().all():
                 return f"{name} of the {group}"
     return None
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from statistics import fmean
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from rich.console import Console
 
@@ -75,11 +75,7 @@ NETWORKS = (("", "autoencoder"), ("disc_", "discriminators"))
 
 
 class RecentValues:
-    """The first `RECENT` and the last `LONG` logged values of each name.
-
-    Args:
-        config: The settings of the run, which some rules compare values with.
-    """
+    """The first `RECENT` and the last `LONG` logged values of each name, and the settings of the run."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
@@ -103,21 +99,20 @@ class RecentValues:
         """Return the first values, at most `RECENT`."""
         return self._first.get(name, [])
 
-    def names(self, prefix: str) -> list[str]:
-        """Return the logged names that start with `prefix`."""
-        return sorted(name for name in self._last if name.startswith(prefix))
+    def names(self) -> list[str]:
+        """Return the logged names, sorted."""
+        return sorted(self._last)
 
 
+# Returns what was found, with figures, or None. Its docstring says why this is a failure.
 _Check: TypeAlias = Callable[[RecentValues], str | None]
 
 
-@dataclass(frozen=True)
-class _Rule:
+class _Rule(NamedTuple):
     """A failure, how to recognise it, and what to try."""
 
     name: str
     check: _Check
-    """Return what was found, with figures, or None. Its docstring says why it is a failure."""
     remedy: str
 
 
@@ -144,9 +139,8 @@ def _rule(remedy: str) -> Callable[[_Check], _Check]:
 def _discriminator_saturated(history: RecentValues) -> str | None:
     """A discriminator that is always correct gives the autoencoder little information (arXiv:1701.04862)."""
     real, fake = (history.last(f"train/accuracy_{side}") for side in ("real", "fake"))
-    name, limit = "discr_loss", SATURATED_LOSS
-    if history.last("train/hinge_active"):
-        name, limit = "hinge_active", INACTIVE_HINGE
+    has_hinge = bool(history.last("train/hinge_active"))
+    name, limit = ("hinge_active", INACTIVE_HINGE) if has_hinge else ("discr_loss", SATURATED_LOSS)
     left = history.last(f"train/{name}")
     if not (real and fake and left) or min(fmean(real), fmean(fake)) < SATURATED_ACCURACY or fmean(left) > limit:
         return None
@@ -162,12 +156,12 @@ def _discriminator_saturated(history: RecentValues) -> str | None:
 )
 def _discriminator_collapsed(history: RecentValues) -> str | None:
     """The gradient of a discriminator that guesses is noise, which the autoencoder follows."""
-    accuracies = [history.last(f"train/{name}", LONG) for name in ("accuracy_real", "accuracy_fake")]
-    logits = [history.last(f"train/{name}", LONG) for name in ("logits_real", "logits_fake")]
-    if not all(accuracies + logits):
+    names = ("accuracy_real", "accuracy_fake", "logits_real", "logits_fake")
+    values = [history.last(f"train/{name}", LONG) for name in names]
+    if not all(values):
         return None
-    accuracy = (fmean(accuracies[0]) + fmean(accuracies[1])) / 2
-    gap = abs(fmean(logits[0]) - fmean(logits[1]))
+    accuracy_real, accuracy_fake, real, fake = map(fmean, values)
+    accuracy, gap = (accuracy_real + accuracy_fake) / 2, abs(real - fake)
     if abs(accuracy - 0.5) > GUESSING_MARGIN or gap > INDIFFERENT_LOGITS:
         return None
     return f"the discriminators guess: {accuracy:.1%} correct, mean logits of real and fake {gap:.2g} apart"
@@ -180,9 +174,9 @@ def _discriminator_collapsed(history: RecentValues) -> str | None:
 def _adversarial_dominates(history: RecentValues) -> str | None:
     """The autoencoder follows the discriminators instead of its input."""
     share = history.last(ADVERSARIAL_SHARE)
-    if not share or fmean(share) < DOMINATING_SHARE:
-        return None
-    return f"{fmean(share):.1%} of the gradient at the reconstruction comes from the discriminators"
+    if share and fmean(share) >= DOMINATING_SHARE:
+        return f"{fmean(share):.1%} of the gradient at the reconstruction comes from the discriminators"
+    return None
 
 
 @_rule(
@@ -213,8 +207,8 @@ def _perceptual_flat(history: RecentValues) -> str | None:
     patience = history.config.optimizer.warmup_steps + int(PERCEPTUAL_PATIENCE * history.config.steps)
     last = history.last(name, LONG, after=patience)
     final_weight = history.config.objective.all_terms()["perceptual"].ramp.weight
-    weights = history.last("train/perceptual_weight", 1) or [final_weight]
-    if not last or weights[0] <= 0:
+    (weight,) = history.last("train/perceptual_weight", 1) or [final_weight]
+    if not last or weight <= 0:
         return None
     first, now = fmean(history.first(name)), fmean(last)
     if now <= LOW_PERCEPTUAL or now < FLAT * first:
@@ -228,12 +222,11 @@ def _perceptual_flat(history: RecentValues) -> str | None:
 )
 def _frames_without_gradient(history: RecentValues) -> str | None:
     """Frames without a gradient do not improve."""
-    values = {frame_of(name): history.last(name) for name in history.names("train/")}
+    values = {frame_of(name): history.last(name) for name in history.names()}
     means = {frame: fmean(last) for frame, last in values.items() if frame is not None and last}
     poor = [index for index, mean in means.items() if mean < MIN_FRAME_GRADIENT]
-    if not poor:
-        return None
-    return f"frames {poor} of {len(means)}, counted from 0, get less than {MIN_FRAME_GRADIENT:g} of the mean gradient"
+    found = f"frames {poor} of {len(means)}, counted from 0, get less than {MIN_FRAME_GRADIENT:g} of the mean gradient"
+    return found if poor else None
 
 
 @_rule(
@@ -249,10 +242,8 @@ def _below_linear(history: RecentValues) -> str | None:
         for kind in ("val", "linear")
     )
     worse = [name for name in linear if (ours[name] > linear[name]) == name.startswith("lpips")]
-    if not worse:
-        return None
     values = ", ".join(f"{name} {ours[name]:.4g} against {linear[name]:.4g}" for name in worse)
-    return f"the model is worse than the linear baseline of the same latent: {values}"
+    return f"the model is worse than the linear baseline of the same latent: {values}" if worse else None
 
 
 @_rule("Lower `optimizer.ema_decay`: the average should span a small part of the run; 0.999 spans about 1000 updates.")
@@ -315,28 +306,29 @@ class Diagnostics:
     """Checks the rules on each record of a run. Each rule warns once per run.
 
     Args:
-        run: The run, with the records and warnings up to the step at which it starts or resumes.
-        recent: Where to keep the records, without any yet.
+        run: The run, with the records and warnings up to the step at which it starts or resumes. The warnings are
+            written again, with a line for each rollback.
+        config: The settings of the run.
         console: Where to print warnings.
-        enabled: Whether this process checks; the records are the same on all processes.
         rollbacks: How often the run went back after a divergence.
     """
 
-    def __init__(
-        self, run: Run, recent: RecentValues, console: Console, *, enabled: bool, rollbacks: Sequence[Rollback] = ()
-    ) -> None:
+    def __init__(self, run: Run, config: TrainConfig, console: Console, rollbacks: Sequence[Rollback] = ()) -> None:
         self.run = run
-        self.history = recent
+        self.history = RecentValues(config)
         self.console = console
-        self.enabled = enabled
-        self.warned: set[str] = set()
-        if enabled:
-            self._restore(rollbacks)
+        for record in run.history.read():
+            values = {name: value for name, value in record.items() if name.startswith("train/")}
+            self.history.add(int(record["step"]), values)
+        lines = [line for line in run.warnings.read() if line["rule"] != _ROLLED_BACK]
+        self.warned: set[str] = {line["rule"] for line in lines}
+        remedy = "Lower `optimizer.lr` and `optimizer.disc_lr`, or the weight of that term."
+        for number, rollback in enumerate(rollbacks, 1):
+            lines.append(asdict(TrainingWarning(rollback.to, _ROLLED_BACK, rollback.describe(number), remedy)))
+        run.warnings.write(sorted(lines, key=lambda line: line["step"]))
 
     def check(self, step: int, record: Mapping[str, float]) -> None:
         """Add a record, and warn if a rule finds a failure for the first time."""
-        if not self.enabled:
-            return
         self.history.add(step, record)
         for rule in RULES:
             message = None if rule.name in self.warned else rule.check(self.history)
@@ -349,19 +341,3 @@ class Diagnostics:
         text = f"step {warning.step}: {warning.message} ({warning.rule}). {warning.remedy}"
         self.console.print(f"warning: {text}", markup=False, soft_wrap=True)  # a list of frames is in brackets
         logger.warning("%s", text)
-
-    def _restore(self, rollbacks: Sequence[Rollback]) -> None:
-        """Read the records and warnings, and write the warnings again, with a line for each rollback."""
-        for record in self.run.history.read():
-            values = {name: value for name, value in record.items() if name.startswith("train/")}
-            self.history.add(int(record["step"]), values)
-        lines = [line for line in self.run.warnings.read() if line["rule"] != _ROLLED_BACK]
-        self.warned = {line["rule"] for line in lines}
-        lines += [asdict(_rollback_warning(each, number)) for number, each in enumerate(rollbacks, 1)]
-        self.run.warnings.write(sorted(lines, key=lambda line: line["step"]))
-
-
-def _rollback_warning(rollback: Rollback, number: int) -> TrainingWarning:
-    """Return the line for the rollback of this number, from 1."""
-    remedy = "Lower `optimizer.lr` and `optimizer.disc_lr`, or the weight of that term."
-    return TrainingWarning(rollback.to, _ROLLED_BACK, rollback.describe(number), remedy)

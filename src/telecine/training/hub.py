@@ -39,10 +39,7 @@ Averaged weights after {steps} updates.
 def create_repository(name: str) -> str:
     """Create the repository for the upload, if it does not exist, and return its full name.
 
-    A run calls this before it trains, so that a missing token is reported at the start.
-
-    Raises:
-        ValueError: The Hub cannot be reached, or refuses.
+    A run calls this before it trains. It raises a `ValueError` if the Hub cannot be reached, or refuses.
     """
     try:
         return create_repo(name, exist_ok=True).repo_id
@@ -52,37 +49,22 @@ def create_repository(name: str) -> str:
 
 
 def upload(repo_id: str, checkpoint: Path, base: str | None, metrics: Mapping[str, float], *, steps: int) -> None:
-    """Upload a checkpoint's averaged weights and a model card with their metrics.
+    """Upload a checkpoint's averaged weights, and a model card with the metrics of the last validation.
 
-    Args:
-        repo_id: The repository's full name.
-        checkpoint: Folder of the checkpoint.
-        base: The model that the run started from; None if its weights were random.
-        metrics: Metrics of the last validation.
-        steps: Number of updates done.
+    The card names the library that loads the model, and `base`, the model that the run started from, if any.
 
     Raises:
         ValueError: The Hub cannot be reached, or refuses.
     """
     folder = checkpoint / "ema"
+    config = folder / CONFIG_FILE
+    library = "diffusers" if config.is_file() and _DIFFUSERS_KEY in read_json(config) else "telecine"
+    is_public = base and is_hub_name(base) and not Path(base).exists()  # local paths are private
     figures = "\n".join(f"| {name} | {value:.4f} |" for name, value in metrics.items())
-    card = _CARD.format(
-        library=_library_of(folder), name=repo_id, base=_describe_base(base), figures=figures, steps=steps
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    names = {"library": library, "name": repo_id, "base": f" from {base}" if is_public else ""}
+    (folder / "README.md").write_text(_CARD.format(**names, figures=figures, steps=steps), encoding="utf-8")
     try:
         upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"Weights after {steps} updates")
     except _HUB_ERRORS as error:
         remedy = f"The run is complete, with the weights in {folder}. Run the same command again to upload them."
         raise argument_error("push_to_hub", "possible", f"{type(error).__name__}: {error}", remedy) from error
-
-
-def _library_of(folder: Path) -> str:
-    """Return the library that loads the model in a folder: diffusers if it has written its version there."""
-    config = folder / CONFIG_FILE
-    return "diffusers" if config.is_file() and _DIFFUSERS_KEY in read_json(config) else "telecine"
-
-
-def _describe_base(model: str | None) -> str:
-    """Return " from <model>" if a run started from a model of the Hub. Local paths are private."""
-    return f" from {model}" if model and is_hub_name(model) and not Path(model).exists() else ""

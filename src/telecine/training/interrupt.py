@@ -20,8 +20,7 @@ ACKNOWLEDGED = "\nstopping after this update or validation clip, and saving; aga
 class StopRequest:
     """Whether the run should stop after the current update."""
 
-    def __init__(self) -> None:
-        self.is_set = False
+    is_set = False
 
 
 @contextmanager

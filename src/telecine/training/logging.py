@@ -1,4 +1,4 @@
-"""What a run logs while it trains: records in `metrics.jsonl` and trackers, progress on the console."""
+"""What a run logs while it trains: means over updates, shares of the gradient, and progress on the console."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from collections.abc import Mapping
 from types import TracebackType
 
 import torch
-from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from telecine.base.terminal import SECONDS_BETWEEN_LINES
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.report.clips import log_preview
-from telecine.runs import Run
 from telecine.runs.history import frame_gradient, frame_of
 
 ADVERSARIAL_SHARE = "train/adversarial_gradient_share"
@@ -48,30 +45,6 @@ class IntervalMeans:
         return means
 
 
-class MetricsLogger:
-    """Appends records to `metrics.jsonl` and passes them to Accelerate's trackers. Only the first process writes.
-
-    Args:
-        run: The run.
-        accelerator: Its trackers must be initialised.
-    """
-
-    def __init__(self, run: Run, accelerator: Accelerator) -> None:
-        self.run = run
-        self.accelerator = accelerator
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Log values at a step."""
-        if not self.accelerator.is_main_process:
-            return
-        self.run.history.append({"step": step, **values})
-        self.accelerator.log(dict(values), step=step)
-
-    def preview(self, step: int, frames: Tensor, fps: float) -> None:
-        """Log video frames `(T, H, W, 3)`, uint8, to the trackers that can show them."""
-        log_preview(self.accelerator.trackers, step, frames, fps)
-
-
 class Monitor:
     """Shows progress: a bar on a terminal, otherwise a line every `SECONDS_BETWEEN_LINES`.
 
@@ -90,12 +63,11 @@ class Monitor:
         self._seconds = 0.0
         self._last_update = time.perf_counter()
         self._last_line = time.monotonic()
-        is_wide = console.width >= WIDE
-        others = (TimeElapsedColumn(),) if is_wide else ()
+        elapsed = (TimeElapsedColumn(),) if console.width >= WIDE else ()
         self._progress = Progress(
             TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[numbers]}"),
-            *others,
+            *elapsed,
             TimeRemainingColumn(),
             TextColumn("left"),
             BarColumn(bar_width=None),
@@ -124,18 +96,17 @@ class Monitor:
         seconds, self._last_update = now - self._last_update, now
         self._seconds = seconds if self._seconds == 0 else (1 - NEWEST_WEIGHT) * self._seconds + NEWEST_WEIGHT * seconds
         self.clips_per_second = self.batch_size / self._seconds
-        is_short = self.console.is_terminal and self.console.width < WIDE
-        numbers = self._numbers(values, is_short=is_short)
+        numbers = self._numbers(values)
         self._progress.update(self._task, completed=step, numbers=numbers)
         if not self.console.is_terminal and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             left = (self.num_steps - step) * self._seconds
             self.console.print(f"step {step}/{self.num_steps}  {numbers}  {left / 60:.1f} min left")
 
-    def _numbers(self, values: Mapping[str, float], *, is_short: bool) -> str:
+    def _numbers(self, values: Mapping[str, float]) -> str:
         psnr = psnr_of_mse(torch.tensor(values["train/mse"])).item()
         numbers = f"loss {values['train/total_loss']:.3f}  psnr {psnr:.1f} dB"
-        if is_short:
+        if self.console.is_terminal and self.console.width < WIDE:
             return numbers
         numbers += f"  w {values['train/adaptive_weight']:.2f}" if values["train/adaptive_weight"] else ""
         return f"{numbers}  {self.clips_per_second:.1f} clips/s"
@@ -144,11 +115,8 @@ class Monitor:
 class ReconstructionGradient:
     """Logs the gradient at the reconstruction: the share of each frame, and the share of the discriminators.
 
-    Hooks measure the gradient while a backward computes it. The adaptive weight runs backwards of its own first; the
-    log is that of the last backward. It takes the memory of one video and does not wait for an accelerator.
-
-    Args:
-        reconstruction: `(B, C, T, H, W)` with a graph.
+    Hooks measure it in each backward from a `reconstruction` `(B, C, T, H, W)`. The adaptive weight runs backwards of
+    its own first; the log is that of the last one. This takes the memory of one video, without a host sync.
     """
 
     def __init__(self, reconstruction: Tensor) -> None:
@@ -173,7 +141,7 @@ class ReconstructionGradient:
 
 
 def _frame_norms(gradient: Tensor) -> Tensor:
-    """Return the 2-norm of each frame's part of a gradient `(B, C, T, H, W)`, in float32, `(T,)`."""
+    """Return the 2-norm of each frame of a gradient `(B, C, T, H, W)`, in float32, `(T,)`."""
     return torch.linalg.vector_norm(gradient.detach().float(), dim=(0, 1, 3, 4))
 
 

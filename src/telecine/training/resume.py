@@ -26,11 +26,7 @@ def changed_settings(config: Settings, folder: Path) -> list[str]:
 
 
 def check_same_data(data: str | None, folder: Path) -> None:
-    """Check that `data` is that of a checkpoint: another data set is rarely meant to continue a run.
-
-    Raises:
-        ValueError: `data` differs.
-    """
+    """Raise a `ValueError` if `data` is not that of a checkpoint: other data rarely continues a run on purpose."""
     saved = read_saved_settings(folder)["data"]
     paths = {None if path is None else os.path.realpath(path) for path in (saved, data)}
     if len(paths) > 1:
@@ -39,11 +35,7 @@ def check_same_data(data: str | None, folder: Path) -> None:
 
 
 def check_same_networks(config: Settings, folder: Path) -> None:
-    """Check that the settings build the networks of a checkpoint.
-
-    Raises:
-        ValueError: A setting differs that changes the networks.
-    """
+    """Raise a `ValueError` for the first setting that differs from a checkpoint's and changes the networks."""
     settings = read_saved_settings(folder)
     if "gan" not in settings["objective"]:
         contract, got = "a new folder or a run of this version", f"{folder}, written by telecine 0.1"

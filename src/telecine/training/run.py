@@ -107,18 +107,7 @@ def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, consol
     """Check the output folder, build everything, validate, and compute one update with as many terms on as possible.
 
     Whatever the run would write goes to a temporary folder, which is removed; nothing is uploaded, and no tracker
-    starts. A checkpoint in the output folder is not read.
-
-    Args:
-        config: The settings.
-        autoencoder: As in `train`.
-        console: As in `train`.
-
-    Raises:
-        ValueError: A setting or the data is wrong, or another process trains in the output folder.
-        TypeError: A custom module does not return video.
-        TrainingError: A value is not finite, or the device is out of memory.
-        Interrupted: The run was interrupted by a signal.
+    starts. A checkpoint in the output folder is not read. The arguments and the errors are as in `train`.
     """
     check_functions(config.objective, sharding=config.sharding)
     with TemporaryDirectory(prefix="telecine-dry-run-") as folder:

@@ -17,16 +17,9 @@ from telecine.training.state import TrainState
 
 
 class SummaryWriter:
-    """Writes `summary.json`.
+    """Writes `summary.json`, with the time since `start`, in `time.monotonic()`.
 
-    Args:
-        run: The run.
-        state: The networks.
-        clips: What the run trains and validates on.
-        clips_per_update: Over all processes.
-        start: `time.monotonic()` when the run started.
-        is_resumed: Whether to add the time that the run took before.
-        console: Where to warn if the summary from before is damaged.
+    If the run is resumed, the time before is added; the console gets a warning if the summary from before is damaged.
     """
 
     def __init__(
@@ -39,8 +32,7 @@ class SummaryWriter:
         is_resumed: bool,
         console: Console,
     ) -> None:
-        self.run = run
-        self.device = state.accelerator.device
+        self.run, self.device = run, state.accelerator.device
         num_parameters, num_trained, num_disc_parameters = state.sizes()
         self.summary = RunSummary(
             num_parameters=num_parameters,
@@ -55,13 +47,12 @@ class SummaryWriter:
             seconds=0.0,
             peak_memory=None,
         )
-        before = None
+        before = self.summary
         try:
-            before = run.summary() if is_resumed else None
+            before = (run.summary() if is_resumed else None) or before
         except ValueError as damaged:
             console.print(f"warning: {damaged} The time before is not counted.", soft_wrap=True)
-        self.start = start - (0.0 if before is None else before.seconds)
-        self.peak_before = 0 if before is None else before.peak_memory or 0
+        self.start, self.peak_before = start - before.seconds, before.peak_memory or 0
 
     def write(self) -> None:
         """Write the summary with the time and the memory until now."""

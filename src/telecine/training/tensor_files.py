@@ -30,7 +30,7 @@ _SHARDING_INFO, _OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
 class HostCopy:
     """Copies of tensors in the memory of the host; of sharded tensors, the shards of this process.
 
-    It keeps its memory for the next copy: to get that much anew takes longer than copying.
+    It keeps its memory for the next copy: allocating takes longer than copying.
 
     Args:
         is_main: Whether this process keeps copies of tensors that are not sharded.
@@ -48,42 +48,27 @@ class HostCopy:
         """Replace the copies. A name has the same shape and dtype in each call."""
         before, self.tensors, self.offsets = self.tensors, {}, {}
         for name, tensor in tensors.items():
-            if not (self.is_main or is_sharded(tensor)):
-                continue
-            local = local_shard(tensor)
-            memory = before.get(name)
-            if memory is None:
-                memory = torch.empty_like(local, device="cpu", memory_format=torch.contiguous_format)
-            self.tensors[name] = memory.copy_(local)
-            self.offsets[name] = offsets_of(tensor)
+            if self.is_main or is_sharded(tensor):
+                local, memory = local_shard(tensor), before.get(name)
+                if memory is None:
+                    memory = torch.empty_like(local, device="cpu", memory_format=torch.contiguous_format)
+                self.tensors[name], self.offsets[name] = memory.copy_(local), offsets_of(tensor)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors by name as safetensors.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Write tensors by name as safetensors, or raise an `OSError`."""
     with safetensors_write(path):
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors that `save_tensors` wrote.
-
-    Raises:
-        DamagedError: The file is missing or damaged.
-    """
+    """Return the tensors that `save_tensors` wrote; raise a `DamagedError` if the file is missing or damaged."""
     with _damage_named(path):
         return load_file(path)
 
 
 def check_headers(folder: Path) -> None:
-    """Check that each safetensors file in a folder and its subfolders has the size that its header states.
-
-    Raises:
-        OSError: One has not; the disk may be full.
-    """
+    """Raise an `OSError` if a safetensors file below a folder has not the size in its header: the disk may be full."""
     path = folder
     try:
         for path in folder.rglob("*.safetensors"):
@@ -102,10 +87,7 @@ def save_shards(path: Path, groups: Mapping[str, HostCopy]) -> None:
     """Write the copies of this process as "name of the group.name of the tensor".
 
     The file has the format of PyTorch's `HuggingFaceStorageWriter(save_distributed=True)`, which itself would first
-    hold all bytes of the file a second time, and let the processes communicate.
-
-    Raises:
-        OSError: The file cannot be written.
+    hold all bytes of the file a second time, and let the processes communicate. Raises an `OSError` as `save_tensors`.
     """
     tensors, offsets = {}, {}
     for group, copy in groups.items():
@@ -157,8 +139,7 @@ class SavedTensors:
                     parts[name].append(_Part(begin, end, file, key))
                     shapes[name] = [max(end, *shapes.get(name, [0])[:1]), *shape[1:]] if shape else []
         self._parts = {name: sorted(found, key=lambda part: part.begin) for name, found in parts.items()}
-        # Without memory.
-        self.whole = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        self.whole = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}  # without memory
 
     def read(self, name: str, like: Tensor | None = None) -> Tensor:
         """Return a tensor on the CPU; if `like` is sharded, only the rows that its shard in this process has."""
@@ -169,28 +150,28 @@ class SavedTensors:
         if like is not None and is_sharded(like):
             begin = offsets_of(like)[0]
             end = begin + len(local_shard(like))
-        read = [part.file.get_slice(part.key)[_rows(part, begin, end)] for part in parts]
+        read = []
+        for part in parts:
+            first, last = (min(max(row, part.begin), part.end) - part.begin for row in (begin, end))
+            read.append(part.file.get_slice(part.key)[first:last])
         return read[0] if len(read) == 1 else torch.cat(read)
 
     @torch.no_grad()
     def copy_into(self, tensors: Mapping[str, Tensor], *, source: Path) -> None:
-        """Copy all tensors by name into others of the same shapes, whole or sharded.
-
-        Raises:
-            ValueError: Names or shapes differ; the first few are listed. `source` is where they were saved.
-        """
-        if problems := mismatches(tensors, self.whole):
-            more = f" and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
-            remedy = "Use the previous model, or another --output_dir."
-            raise argument_error(str(source), "the model's weights", "; ".join(problems[:MAX_LISTED]) + more, remedy)
+        """Copy all tensors, saved in `source`, into others of the same names and shapes, whole or sharded."""
+        remedy = "Use the previous model, or another --output_dir."
+        check_tensors(tensors, self.whole, name=str(source), contract="the model's weights", remedy=remedy)
         for name, tensor in tensors.items():
             local_shard(tensor).copy_(self.read(name, tensor))
 
 
-def _rows(part: _Part, begin: int, end: int) -> slice:
-    """Return the rows of a part that are rows `begin` to `end` of the whole."""
-    first, last = (min(max(row, part.begin), part.end) - part.begin for row in (begin, end))
-    return slice(first, last)
+def check_tensors(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, name: str, contract: str, remedy: str
+) -> None:
+    """Raise a `ValueError` with the first few differences, if tensors have other names or shapes."""
+    if problems := mismatches(expected, found):
+        more = f" and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
+        raise argument_error(name, contract, "; ".join(problems[:MAX_LISTED]) + more, remedy)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,6 +19,7 @@ from telecine.base.files import mark_output
 from telecine.data.find import check_output
 from telecine.evaluation.metrics import mean_over_clips
 from telecine.perceptual import LPIPS
+from telecine.report.clips import log_preview, write_clips, write_preview
 from telecine.report.page import write_report
 from telecine.runs import Run
 from telecine.runs.checkpoints import step_of
@@ -30,12 +31,12 @@ from telecine.training.baseline import describe_metrics, prepare_linear, recorde
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.checkpoint import Checkpointer, clips_per_step
 from telecine.training.clips import build_clips, read_batches, read_next
-from telecine.training.diagnostics import EMA_BEHIND, Diagnostics, RecentValues
+from telecine.training.diagnostics import EMA_BEHIND, Diagnostics
 from telecine.training.distributed import any_rank, describe_processes, on_first_process
 from telecine.training.hub import create_repository, upload
 from telecine.training.interrupt import StopRequest, interrupt_on_signal
 from telecine.training.latents import describe_change, fill_latent_cache, measure_latents, open_cache
-from telecine.training.logging import MetricsLogger, Monitor
+from telecine.training.logging import Monitor
 from telecine.training.planning.capacity import largest_batch
 from telecine.training.planning.speed import describe_on_cpu
 from telecine.training.resume import check_same_data, check_same_networks
@@ -43,7 +44,7 @@ from telecine.training.state import LR_FACTOR, Rollback
 from telecine.training.step import DivergenceError, MicroBatch, describe_warmup, set_learning_rates, train_step
 from telecine.training.summary import SummaryWriter
 from telecine.training.trainable import trains_encoder
-from telecine.training.validation import TrainResult, Validation, read_result, validate, write_pictures
+from telecine.training.validation import TrainResult, Validation, validate
 
 # How often a run goes back after a divergence.
 _MAX_ROLLBACKS = 3
@@ -72,9 +73,8 @@ class Trainer:
         self.accelerator = build_accelerator(config)
         self.is_main = self.accelerator.is_main_process
         self.console = console if self.is_main else Console(quiet=True)
-        processes = describe_processes(self.accelerator, sharding=config.sharding)
-        for line in (*processes, *describe_warmup(config.optimizer, config.steps)):
-            self.console.print(line, soft_wrap=True)
+        self._print(*describe_processes(self.accelerator, sharding=config.sharding))
+        self._print(*describe_warmup(config.optimizer, config.steps))
         self.lock: RunLock | None = None
         on_first_process(lambda: self._take_lock(config.data, steal=steal_lock), self.accelerator)
         try:
@@ -82,6 +82,13 @@ class Trainer:
         except BaseException:
             self._release_lock()
             raise
+
+    def _print(self, *lines: str) -> None:
+        for line in lines:
+            self.console.print(line, soft_wrap=True)
+
+    def _warn(self, notes: Iterable[str]) -> None:
+        self._print(*(f"warning: {note}" for note in notes))
 
     def _take_lock(self, data: str | None, *, steal: bool) -> None:
         check_output("output_dir", data, self.files.folder)
@@ -95,13 +102,13 @@ class Trainer:
     def _newest_intact(self) -> Path | None:
         """Return the newest checkpoint that is not damaged, or None."""
         found, notes = on_first_process(self.files.checkpoints.newest_intact, self.accelerator)
-        for note in notes:
-            self.console.print(f"warning: {note}", soft_wrap=True)
+        self._warn(notes)
         return found
 
     def _build(self, autoencoder: nn.Module | None, *, change_data: bool) -> None:
         """Build everything that the run needs, and load the newest checkpoint that is not damaged."""
         found = self._newest_intact()
+        self.is_resumed = found is not None
         if found is not None:
             check_same_networks(self.config, found)
             if not change_data:
@@ -116,7 +123,7 @@ class Trainer:
         if found is None and autoencoder is None and self.accelerator.device.type == "cpu":
             describe = partial(describe_on_cpu, config, model, num_processes=self.accelerator.num_processes)
             if (line := on_first_process(describe, self.accelerator)) is not None:
-                self.console.print(line, soft_wrap=True)
+                self._print(line)
         self.perceptual: dict[str, nn.Module] = {"lpips_alex": LPIPS("alex").to(self.accelerator.device)}
         self.linear: dict[str, float] = {}
         if self.is_main and found is None:  # the other processes get the weights that it starts from
@@ -132,12 +139,11 @@ class Trainer:
             )
         self.normalisation = model.latent_normalisation()
         self.checkpointer = Checkpointer(config, model, is_main=self.is_main)
-        self.state = build_state(config, self.accelerator, model, is_resumed=found is not None)
-        self.console.print(f"{self.state.describe_size(config.steps)}; {self.clips.describe()}", soft_wrap=True)
-        for note in self.checkpointer.load(self.state, found) if found is not None else ():
-            self.console.print(note, soft_wrap=True)
+        self.state = build_state(config, self.accelerator, model, is_resumed=self.is_resumed)
+        self._print(f"{self.state.describe_size(config.steps)}; {self.clips.describe()}")
+        if found is not None:
+            self._print(*self.checkpointer.load(self.state, found))
         self.latents = open_cache(config.latent_cache, model, self.clips.train, self.accelerator)
-        self.is_resumed = found is not None
         self._open_logs()
         if self.is_resumed:
             self.linear = recorded_linear(self.files)
@@ -146,26 +152,20 @@ class Trainer:
             self._remove_old_checkpoints()
 
     def _with_batch_size(self, found: Path | None, *, is_own: bool) -> TrainConfig:
-        """Return the settings with the checkpoint's batch size, or the largest that fits, in place of "auto".
-
-        Raises:
-            ValueError: Not one clip fits, or the autoencoder is a custom module, which cannot be planned.
-        """
-        config = self.config
-        if config.batch_size != "auto":
-            return config
+        """Return the settings with the checkpoint's batch size, or the largest that fits, in place of "auto"."""
+        if self.config.batch_size != "auto":
+            return self.config
         if found is not None:
-            return replace(config, batch_size=read_saved_settings(found)["batch_size"])
-        if is_own:
+            return replace(self.config, batch_size=read_saved_settings(found)["batch_size"])
+        if is_own:  # its memory cannot be planned
             raise argument_error("batch_size", "a number for a custom module", '"auto"', "Choose one.")
-        config = replace(config, batch_size=largest_batch(config, self.accelerator))
-        self.console.print(f"batch size {config.batch_size} in each process, the largest that fits by the plan")
-        return config
+        size = largest_batch(self.config, self.accelerator)
+        self.console.print(f"batch size {size} in each process, the largest that fits by the plan")
+        return replace(self.config, batch_size=size)
 
     def _open_logs(self) -> None:
         step = self.state.step
         if self.is_main:
-            self.files.folder.mkdir(parents=True, exist_ok=True)
             if step < self.config.steps:  # otherwise nothing is trained with these settings
                 write_settings(self.files.folder, self.config)
             self.files.write_environment(environment(self.accelerator.device))
@@ -183,18 +183,11 @@ class Trainer:
         if self.is_main:
             step = self.state.step if self.is_resumed else -1
             self.state.num_records, notes = self.files.cut(step, expected=self.state.num_records)
-            for note in notes:
-                self.console.print(f"warning: {note}", soft_wrap=True)
-        self.logger = MetricsLogger(self.files, self.accelerator)
-        recent, rollbacks = RecentValues(self.config), self.state.rollbacks
-        self.diagnostics = Diagnostics(self.files, recent, self.console, enabled=self.is_main, rollbacks=rollbacks)
+            self._warn(notes)
+            self.diagnostics = Diagnostics(self.files, self.config, self.console, self.state.rollbacks)
 
     def run(self, stop: StopRequest) -> None:
-        """Train up to the last step.
-
-        Raises:
-            Interrupted: `stop` was set on a process.
-        """
+        """Train up to the last step, or raise `Interrupted` once `stop` is set on a process."""
         if not self._is_validated():
             self.console.print(f"validating on {len(self.clips.val)} clips")
             self.validate(stop)
@@ -217,17 +210,21 @@ class Trainer:
         while self.state.step < self.config.steps:
             self._train(stop)
 
+    def _train(self, stop: StopRequest) -> None:
+        """Train up to the last step, or to a divergence after which the run goes back."""
+        try:
+            self._update_until_the_end(stop)
+            self.checkpointer.wait()
+        except DivergenceError as error:
+            self._go_back(error)
+
     def _remove_old_checkpoints(self) -> None:
         best = self.files.best_step(self.config.best_metric, self.state.step)
         self.files.checkpoints.remove_old(keep=self.config.keep, best=best)
 
     @contextmanager
     def _saved_if_stopped(self, stop: StopRequest) -> Iterator[Callable[[], None]]:
-        """Yield a function that ends the block if a process has to stop; the state is saved then.
-
-        Raises:
-            Interrupted: `stop` was set on a process.
-        """
+        """Yield a function that raises `Interrupted` if `stop` is set on a process; after the block, save the state."""
 
         def check_stop() -> None:
             if any_rank(stop.is_set, self.accelerator.device):
@@ -245,23 +242,11 @@ class Trainer:
         step = self.state.step
         if step > 0 and not self._is_due(self.config.val_every):
             return True
-        validated = [record["step"] for record in self.files.history.validations()]
-        return any_rank(self.is_main and step in validated, self.accelerator.device)
-
-    def _train(self, stop: StopRequest) -> None:
-        """Train up to the last step, or to a divergence after which the run goes back."""
-        try:
-            self._update_until_the_end(stop)
-            self.checkpointer.wait()
-        except DivergenceError as error:
-            self._go_back(error)
+        is_recorded = any(record["step"] == step for record in self.files.history.validations())
+        return any_rank(self.is_main and is_recorded, self.accelerator.device)
 
     def _go_back(self, error: DivergenceError) -> None:
-        """Load the newest checkpoint and lower the learning rates, if `on_divergence` says so.
-
-        Raises:
-            TrainingError: It does not, there is no checkpoint, or the run went back as often as it may.
-        """
+        """Load the newest checkpoint and lower the learning rates, or raise a `TrainingError` if the run must stop."""
         failed = self.checkpointer.wait_for_error()
         if failed is not None and not isinstance(failed, DivergenceError):
             raise failed
@@ -270,13 +255,13 @@ class Trainer:
             to = None if found is None else step_of(found)
             raise TrainingError(f"{error} {_remedy(self.config.optimizer, to, len(past))}") from error
         self.checkpointer.load(self.state, found)
-        self.state.rollbacks = [*past, Rollback(step, self.state.step, error.value)]
-        self.console.print(f"warning: {self.state.rollbacks[-1].describe(len(past) + 1)}", soft_wrap=True)
+        rollback = Rollback(step, self.state.step, error.value)
+        self.state.rollbacks = [*past, rollback]
+        self._warn([rollback.describe(len(past) + 1)])
         self.is_resumed = True
         self._continue_records()
 
     def _update_until_the_end(self, stop: StopRequest) -> None:
-        """The training loop."""
         config = self.config
         num_clips = clips_per_step(config, self.accelerator)
         with Monitor(self.console, num_steps=config.steps, start=self.state.step, batch_size=num_clips) as monitor:
@@ -286,7 +271,8 @@ class Trainer:
                 self.state.log_means.add(values)
                 monitor.show(self.state.step, values)
                 if self._is_due(config.log_every):
-                    self._log({"train/lr": lr, "train/clips_per_second": monitor.clips_per_second})
+                    speed = {"train/lr": lr, "train/clips_per_second": monitor.clips_per_second}
+                    self._add_record(self.state.log_means.pop() | speed)
                 if self._is_due(config.val_every):
                     self.validate(stop)
                 if self._is_due(config.save_every):
@@ -297,9 +283,7 @@ class Trainer:
     def _batches_until(self, stop: StopRequest) -> Iterator[list[MicroBatch]]:
         """Yield the micro-batches of each remaining step; before each update, save and raise if a process has to stop.
 
-        Raises:
-            Interrupted: `stop` was set on a process, or another process could not read its batch.
-            DataError, OSError, RuntimeError: This process could not read its batch.
+        The error is that of reading this process' batch, or `Interrupted` after a signal or another process' error.
         """
         batches = self.batches(stop)
         while self.state.step < self.config.steps:
@@ -309,8 +293,7 @@ class Trainer:
                 saved = self.checkpointer.save(self.state)
                 self.checkpointer.wait()
                 if error is not None:
-                    note = f"cannot read the clips of step {self.state.step}; saved {saved}"
-                    self.console.print(note, soft_wrap=True)
+                    self._print(f"cannot read the clips of step {self.state.step}; saved {saved}")
                 raise error or Interrupted(saved)
             yield batch
 
@@ -331,32 +314,27 @@ class Trainer:
         step = self.state.step + ahead
         return step % every == 0 or step == self.config.steps
 
-    def _log(self, speed: dict[str, float]) -> None:
-        """Record the means of the updates since the last record, and check them."""
-        self._add_record(self.state.log_means.pop() | speed)
-
     def _add_record(self, record: dict[str, float]) -> None:
-        self.logger.write(self.state.step, record)
-        self.diagnostics.check(self.state.step, record)
-        self.state.num_records += 1
+        step = self.state.step
         if self.is_main:
+            self.files.history.append({"step": step, **record})
+            self.accelerator.log(dict(record), step=step)
+            self.diagnostics.check(step, record)
             self.summary.write()
+        self.state.num_records += 1
 
     def validate(self, stop: StopRequest) -> None:
         """Validate the averaged weights, record the result, and save a checkpoint if it is the best one.
 
-        Raises:
-            Interrupted: `stop` was set on a process. When the run resumes, it starts with this validation.
+        Once `stop` is set on a process, raise `Interrupted`. When the run resumes, it starts with this validation.
         """
-        step, rank, num_ranks = self.state.step, self.accelerator.process_index, self.accelerator.num_processes
-        ranks = {"rank": rank, "num_ranks": num_ranks}
+        step, model = self.state.step, self.state.autoencoder
         with self._saved_if_stopped(stop) as check_stop, self.state.ema.applied():
-            clips, perceptual = self.clips.val, self.perceptual
-            result = validate(self.state.autoencoder, clips, perceptual, before_each=check_stop, **ranks)
+            result = validate(model, self.clips.val, self.perceptual, before_each=check_stop)
         lag: dict[str, float] = {}
         if step > 0:
             few = self.clips.val[:_NUM_COMPARED]
-            raw = validate(self.state.autoencoder, few, {}, **ranks).metrics["psnr"]
+            raw = validate(model, few, {}).metrics["psnr"]
             lag = {EMA_BEHIND: raw - mean_over_clips(result.per_clip[: len(few)])["psnr"]}
         if self.is_main:
             self._record(result, lag)
@@ -380,31 +358,35 @@ class Trainer:
         self.checkpointer.set_latent_statistics(state, statistics)
         if state.step == self.config.steps:
             change = describe_change(self.normalisation, state.autoencoder.latent_normalisation())
-            self.console.print(f"normalisation of the latent over {num_clips} clips: {change}", soft_wrap=True)
+            self._print(f"normalisation of the latent over {num_clips} clips: {change}")
 
     def _record(self, result: Validation, lag: dict[str, float]) -> None:
         step, fps = self.state.step, self.clips.fps
         values = {f"val/{name}": value for name, value in result.metrics.items()} | self.linear | lag
         values |= {f"latent/{name}": value for name, value in result.latent.items()}
         self._add_record(values)
-        self.logger.preview(step, result.picture, fps)
-        write_pictures(self.files, step, result, fps=fps)
-        self.console.print(f"step {step}: held-out {describe_metrics(result.metrics)}", soft_wrap=True)
+        log_preview(self.accelerator.trackers, step, result.picture, fps)
+        write_clips(self.files, step, result.clips, fps=fps)
+        write_preview(self.files.video_file, result.picture, fps)
+        self._print(f"step {step}: held-out {describe_metrics(result.metrics)}")
         if result.latent:
-            self.console.print(f"step {step}: latent {describe_metrics(result.latent)}", soft_wrap=True)
+            self._print(f"step {step}: latent {describe_metrics(result.latent)}")
 
     def publish(self) -> None:
         """Write the report, and upload the weights if `push_to_hub` is set; a finished run does so each time."""
         if self.is_main:
             write_report([self.files.folder])
         if self.hub_repository is not None:
-            result = read_result(self.files)
+            result = self._read_result()
             upload(self.hub_repository, result.checkpoint, self.config.model, result.last, steps=self.state.step)
+
+    def _read_result(self) -> TrainResult:
+        first, last = self.files.history.first_and_last()
+        return TrainResult(self.files.folder, self.files.checkpoints.all()[-1][1], first, last)
 
     def result(self) -> TrainResult:
         """Return the folder of the run and its first and last validation; every process has to call this."""
-        results = [read_result(self.files) if self.is_main else None]
-        (result,) = broadcast_object_list(results)
+        (result,) = broadcast_object_list([self._read_result() if self.is_main else None])
         assert result is not None
         return result
 
@@ -414,7 +396,7 @@ class Trainer:
         Gloo's threads can outlive the interpreter if a model's wrapper does.
         """
         if (error := self.checkpointer.close()) is not None:  # another error ended the run before this one was raised
-            self.console.print(f"warning: {error}", soft_wrap=True)
+            self._warn([str(error)])
         del self.state
         self.accelerator.free_memory()
         gc.collect()
@@ -423,13 +405,7 @@ class Trainer:
 
 
 def _remedy(optimizer: OptimizerConfig, step: int | None, num_rollbacks: int) -> str:
-    """Return what to do after a divergence that ends the run.
-
-    Args:
-        optimizer: The settings of the run.
-        step: That of the newest checkpoint, None without one.
-        num_rollbacks: How often the run went back already.
-    """
+    """Return what to do after a divergence that ends the run; `step` is that of its newest checkpoint, if any."""
     settings = f"--optimizer.lr {LR_FACTOR * optimizer.lr:g} --optimizer.disc_lr {LR_FACTOR * optimizer.disc_lr:g}"
     resumes = "it starts again, as it has no checkpoint" if step is None else f"it resumes from step {step}"
     tried = f"It went back {num_rollbacks} times already. " if num_rollbacks else ""

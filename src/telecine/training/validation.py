@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from telecine.data import Clip, bytes_from_video
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.latents import code_usage, latent_summary
 from telecine.evaluation.metrics import mean_over_clips
-from telecine.report.clips import ValidationClip, side_by_side, write_clips, write_preview
+from telecine.report.clips import ValidationClip, side_by_side
 from telecine.runs import Run
-from telecine.training.distributed import all_gather, num_ranks
+from telecine.training.distributed import all_gather, num_ranks, rank
 
 # Clips in the side-by-side video.
 NUM_SHOWN = 4
@@ -46,18 +46,14 @@ def validate(
     clips: Sequence[Clip],
     perceptual: dict[str, nn.Module],
     *,
-    rank: int = 0,
-    num_ranks: int = 1,
     before_each: Callable[[], None] = lambda: None,
 ) -> Validation:
-    """Reconstruct every clip from the mode of its posterior, and measure it.
+    """Reconstruct every clip from the mode of its posterior, and measure it; every process has to call this.
 
     Args:
         model: An autoencoder; it is in eval mode meanwhile.
-        clips: Held-out clips, the same on every process. Each process measures every `num_ranks`-th of them.
+        clips: Held-out clips, the same on every process. The processes share them.
         perceptual: Perceptual distances by name.
-        rank: Rank of this process.
-        num_ranks: Number of processes; all of them have to call this.
         before_each: Called before each clip, on every process equally often. Its errors end the validation.
 
     Returns:
@@ -67,23 +63,21 @@ def validate(
     model.eval()
     device = next(model.parameters()).device
     metrics = ReconstructionMetrics(perceptual)
-    indices = _clips_of_rank(len(clips), rank, num_ranks)
+    indices = _clips_of_rank(len(clips), rank(), num_ranks())
     kept = set(_evenly_spaced(len(indices), NUM_KEPT))
     shown: list[ValidationClip] = []
     latents: list[Tensor] = []
     try:
         for position, index in enumerate(indices):
             before_each()
-            target = clips[index]["video"][None].to(device)
+            clip = clips[index]
+            target = clip["video"][None].to(device)
             output = model(target, sample_posterior=False)
-            reconstruction = output.video
             latents += [] if output.latent is None else [output.latent[0]]
-            metrics.update(reconstruction=reconstruction, target=target)
+            metrics.update(reconstruction=output.video, target=target)
             if position in kept:
-                frames = bytes_from_video(target[0]).cpu(), bytes_from_video(reconstruction[0]).cpu()
-                shown.append(
-                    ValidationClip(*frames, metrics.per_clip()[-1], clips[index]["source"], clips[index]["start"])
-                )
+                frames = bytes_from_video(target[0]).cpu(), bytes_from_video(output.video[0]).cpu()
+                shown.append(ValidationClip(*frames, metrics.per_clip()[-1], clip["source"], clip["start"]))
     finally:
         model.train(was_training)
     per_clip = _gather_metrics(metrics.per_clip(), len(clips), device)
@@ -104,9 +98,7 @@ def _clips_of_rank(num_clips: int, rank: int, num_ranks: int) -> list[int]:
     return [index % num_clips for index in range(rank, num_ranks * -(-num_clips // num_ranks), num_ranks)]
 
 
-def _gather_metrics(
-    per_clip: Sequence[Mapping[str, float]], num_clips: int, device: torch.device
-) -> list[dict[str, float]]:
+def _gather_metrics(per_clip: list[dict[str, float]], num_clips: int, device: torch.device) -> list[dict[str, float]]:
     """Return the metrics of all clips, in order, from those that each process has measured."""
     values = torch.tensor([list(clip.values()) for clip in per_clip], dtype=torch.float64)
     if num_ranks() > 1:
@@ -123,19 +115,6 @@ def _evenly_spaced(total: int, count: int) -> list[int]:
     """Return up to `count` indices below `total`, evenly spaced."""
     count = min(total, count)
     return [index * total // count for index in range(count)]
-
-
-def write_pictures(run: Run, step: int, validation: Validation, *, fps: float) -> None:
-    """Write the clips for the report, and the side-by-side video, into a run's folder.
-
-    Args:
-        run: The run.
-        step: Updates done.
-        validation: The result.
-        fps: Frames per second of the clips.
-    """
-    write_clips(run, step, validation.clips, fps=fps)
-    write_preview(run.video_file, validation.picture, fps)
 
 
 @dataclass(frozen=True)
@@ -161,13 +140,3 @@ class TrainResult:
             "settings": run.settings_file,
             "checkpoint": self.checkpoint,
         }
-
-
-def read_result(run: Run) -> TrainResult:
-    """Return the result of a run.
-
-    Raises:
-        ValueError: The run has recorded no validation.
-    """
-    first, last = run.history.first_and_last()
-    return TrainResult(run.folder, run.checkpoints.all()[-1][1], first, last)

@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -16,20 +17,13 @@ from torch import Tensor, nn
 from telecine.autoencoders import CausalVAE, VideoAutoencoder
 from telecine.autoencoders.latent import NORMALISATION_KEYS, LatentStatistics
 from telecine.autoencoders.lora import low_rank_layers, merge_in_place, merge_low_rank
-from telecine.autoencoders.pretrained import (
-    CLASS_KEY,
-    CONFIG_FILE,
-    MAX_LISTED,
-    digest_of_tensors,
-    mismatches,
-    without_shared_memory,
-)
+from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, digest_of_tensors, without_shared_memory
 from telecine.base.checks import argument_error, describe
 from telecine.base.files import read_json
 from telecine.objective import VideoAutoencoderLoss
 from telecine.runs import find_checkpoint
 from telecine.training.distributed import copy_module
-from telecine.training.tensor_files import SHARDS, load_tensors, save_tensors, saved_tensors
+from telecine.training.tensor_files import SHARDS, check_tensors, load_tensors, save_tensors, saved_tensors
 
 # The names of the raw and of the averaged weights in a checkpoint.
 MODEL, EMA = "model", "ema"
@@ -42,12 +36,11 @@ _DISCRIMINATORS = ("discr.", "discr_3d.", "multiscale_discrs.")
 class _HasJSONConfig(Protocol):
     """A diffusers model, which can print its configuration."""
 
-    def to_json_string(self) -> str:
-        """Return the configuration as JSON."""
+    def to_json_string(self) -> str: ...
 
 
 class WeightFiles:
-    """Saves and loads an autoencoder's weights.
+    """Saves and loads the weights of an autoencoder, made before it is sharded.
 
     Weights are saved from a copy of the autoencoder in the host's memory, while the autoencoder itself trains. If the
     autoencoder is sharded, no process has such a copy: each saves its shards, and the first one makes the folder that
@@ -56,19 +49,11 @@ class WeightFiles:
     LoRA updates are merged into the weights that other programs load. To resume, a run needs them separately, so
     without shards they are also saved in a file beside the folder. The frozen weights below them are not in that file;
     `base` is a digest of these, by which a resumed run recognises another base model. Without LoRA it is None.
-
-    Args:
-        model: The autoencoder, before it is sharded.
-        is_main: Whether this process writes the folders.
-        is_sharded: Whether the autoencoder will be sharded.
-
-    Raises:
-        ValueError: The autoencoder cannot be copied.
     """
 
     def __init__(self, model: VideoAutoencoder, *, is_main: bool, is_sharded: bool) -> None:
         self.copy = _copy_of(model).cpu() if is_main and not is_sharded else None
-        self._without_memory = _copy_of(model, _without_memory) if is_sharded else None
+        self._without_memory = _copy_of(model, _one_element) if is_sharded else None
         self.base = digest_of_frozen(model) if low_rank_layers(model) else None
 
     def save(self, folder: Path, name: str, statistics: LatentStatistics | None) -> None:
@@ -96,9 +81,9 @@ class WeightFiles:
         groups = [saved_tensors(folder, group) for group in dict.fromkeys((MODEL, name))]
         sources = {key: group for group in groups for key in group.whole}
         with TemporaryDirectory(dir=folder) as temporary:
-            files = _MappedFiles(Path(temporary))
-            model = _copy_of(self._without_memory, lambda key, _: files.store(sources[key].read(key)))
-            merge_in_place(model, files.store)
+            store = partial(_mapped, folder=temporary)
+            model = _copy_of(self._without_memory, lambda key, _: store(sources[key].read(key)))
+            merge_in_place(model, store)
             if statistics is not None:
                 model.set_latent_statistics(statistics)
             model.save_pretrained(folder / name)
@@ -137,12 +122,7 @@ class WeightFiles:
 
 
 def _copy_of(model: VideoAutoencoder, make: Callable[[str, Tensor], Tensor] | None = None) -> VideoAutoencoder:
-    """Return a copy of a model.
-
-    Args:
-        model: The model.
-        make: Called with the name and the value of each saved tensor, returns the tensor in the copy. By default
-            tensors are copied.
+    """Return a copy of a model, whose saved tensors are those that `make` returns for their name and value, if given.
 
     Raises:
         ValueError: It cannot be copied, as a module with `torch.nn.utils.weight_norm` cannot.
@@ -162,61 +142,38 @@ def _copy_of(model: VideoAutoencoder, make: Callable[[str, Tensor], Tensor] | No
         raise argument_error("autoencoder", contract, got, remedy) from error
 
 
-def _without_memory(_: str, tensor: Tensor) -> Tensor:
-    """Return a tensor of the same shape, all of whose elements are one."""
+def _one_element(_: str, tensor: Tensor) -> Tensor:
+    """Return a tensor of the same shape, whose elements share the memory of one."""
     return torch.empty((), dtype=tensor.dtype).expand(tensor.shape)
 
 
-class _MappedFiles:
-    """Tensors in files that are mapped into memory: the system reads what is used, and may drop it again.
-
-    Args:
-        folder: Where the files are. Delete them when the tensors are no longer used.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._num_files = 0
-
-    def store(self, tensor: Tensor) -> Tensor:
-        """Write a tensor to a file, and return it mapped.
-
-        Raises:
-            OSError: The file cannot be written.
-        """
-        if tensor.numel() == 0:
-            return tensor
-        path = self.folder / str(self._num_files)
-        self._num_files += 1
-        path.write_bytes(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return torch.from_file(str(path), shared=False, size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
+def _mapped(tensor: Tensor, folder: str) -> Tensor:
+    """Write a tensor to a new file, and return it mapped: the system reads the parts in use, and may drop them."""
+    if tensor.numel() == 0:
+        return tensor
+    with NamedTemporaryFile(dir=folder, delete=False) as file:
+        file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return torch.from_file(file.name, shared=False, size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
 
 
+@torch.no_grad()
 def _load_whole(model: VideoAutoencoder, folder: Path) -> None:
-    """Copy the weights in a folder, or the LoRA updates beside it, into a model that is not sharded.
-
-    Raises:
-        FileNotFoundError: There are no weights.
-        ValueError: They are damaged, or of another model.
-    """
-    if low_rank_layers(model):
-        _load_updates(model, _updates_file(folder))
-    else:
+    """Copy the weights in a folder, or the LoRA updates beside it, into a model that is not sharded."""
+    if not low_rank_layers(model):
         model.load_weights(folder)
+        return
+    path = _updates_file(folder)
+    found, expected = load_tensors(path), _trained_and_buffers(model)
+    remedy = "Use the previous `trainable` settings, or another --output_dir."
+    check_tensors(expected, found, name=str(path), contract="the run's LoRA updates", remedy=remedy)
+    for name, weight in expected.items():
+        weight.copy_(found[name])
 
 
 def check_same_architecture(model: VideoAutoencoder, folder: Path, name: str) -> None:
-    """Compare a model's architecture with the `config.json` that was saved with weights.
+    """Raise a `ValueError` about the model `name`, if its architecture differs from that of the weights in a folder.
 
     Settings that change no shape of a weight would not make loading fail, but the output would differ.
-
-    Args:
-        model: The autoencoder.
-        folder: Folder of the saved weights.
-        name: What the user calls the model, for the error.
-
-    Raises:
-        ValueError: A setting differs.
     """
     config = folder / CONFIG_FILE
     saved = read_json(config) if config.is_file() else {}
@@ -227,9 +184,9 @@ def check_same_architecture(model: VideoAutoencoder, folder: Path, name: str) ->
 
 
 def architecture_of(model: VideoAutoencoder) -> dict[str, object]:
-    """Return the settings that a model saves with its weights; nothing for a custom module.
+    """Return the settings that a model saves with its weights, without the normalisation of the latent, which changes.
 
-    What normalises the latent is left out: training changes it.
+    A custom module has none.
     """
     module: object = getattr(model, "module", model)
     if isinstance(module, CausalVAE):
@@ -238,23 +195,8 @@ def architecture_of(model: VideoAutoencoder) -> dict[str, object]:
         values = json.loads(module.to_json_string())
     else:
         return {}
-    values = {key: value for key, value in values.items() if key == CLASS_KEY or not key.startswith("_")}
-    return {key: value for key, value in values.items() if key not in NORMALISATION_KEYS}
-
-
-@torch.no_grad()
-def _load_updates(model: VideoAutoencoder, path: Path) -> None:
-    """Copy the trained weights and buffers in a file into a model that has LoRA updates.
-
-    Raises:
-        ValueError: They belong to other updates.
-    """
-    found, expected = load_tensors(path), _trained_and_buffers(model)
-    if problems := mismatches(expected, found):
-        remedy = "Use the previous `trainable` settings, or another --output_dir."
-        raise argument_error(str(path), "the run's LoRA updates", problems[0], remedy)
-    for name, weight in expected.items():
-        weight.copy_(found[name])
+    left_out = {key for key in values if key.startswith("_") and key != CLASS_KEY}.union(NORMALISATION_KEYS)
+    return {key: value for key, value in values.items() if key not in left_out}
 
 
 def _trained_and_buffers(model: VideoAutoencoder) -> dict[str, Tensor]:
@@ -277,30 +219,17 @@ def load_discriminators(objective: VideoAutoencoderLoss, source: str) -> None:
     Raises:
         ValueError: There is no checkpoint, one of the two runs has no discriminator, or names or shapes differ.
     """
-    checkpoint = _checkpoint_of(source)
-    weights = {name: weight for name, weight in objective.state_dict().items() if name.startswith(_DISCRIMINATORS)}
-    saved = load_tensors(checkpoint / OBJECTIVE_FILE)
-    found = {name: weight for name, weight in saved.items() if name.startswith(_DISCRIMINATORS)}
-    for name, each in (("discriminators of this run", weights), (f"discriminators of {source}", found)):
+    setting, checkpoint = "discriminator.init", find_checkpoint(Path(source))
+    if checkpoint is None:
+        raise argument_error(setting, "a run with a checkpoint", f"{source!r}, without one", "Check the spelling.")
+    weights, found = (
+        {name: weight for name, weight in state.items() if name.startswith(_DISCRIMINATORS)}
+        for state in (objective.state_dict(), load_tensors(checkpoint / OBJECTIVE_FILE))
+    )
+    for run, each in (("this run", weights), (source, found)):
         if not each:
             remedy = "They are built only for `objective.adversarial_loss_weight`."
-            raise argument_error("discriminator.init", f"given with {name}", "none", remedy)
-    if problems := mismatches(weights, found):
-        more = f" and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
-        remedy = "Use the `discriminator` settings and the size of the clips of that run."
-        contract, got = "a run with the same discriminators", "; ".join(problems[:MAX_LISTED]) + more
-        raise argument_error("discriminator.init", contract, got, remedy)
+            raise argument_error(setting, f"given with discriminators of {run}", "none", remedy)
+    remedy = "Use the `discriminator` settings and the size of the clips of that run."
+    check_tensors(weights, found, name=setting, contract="a run with the same discriminators", remedy=remedy)
     objective.load_state_dict(found, strict=False)
-
-
-def _checkpoint_of(source: str) -> Path:
-    """Return the checkpoint that `discriminator.init` names.
-
-    Raises:
-        ValueError: There is none.
-    """
-    checkpoint = find_checkpoint(Path(source))
-    if checkpoint is None:
-        got = f"{source!r}, without one"
-        raise argument_error("discriminator.init", "a run with a checkpoint", got, "Check the spelling.")
-    return checkpoint
