@@ -26,7 +26,7 @@ from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32
 from telecine.perceptual import LPIPS
 from telecine.perceptual.backbones import BACKBONES, backbone_of
-from telecine.settings import ObjectiveConfig, TrainConfig
+from telecine.settings import TrainConfig
 from telecine.training.build import build_autoencoder, build_objective, last_layer_of, new_state, without_weights
 from telecine.training.state import TrainState, parameters_of
 from telecine.training.step import MicroBatch, accumulate_gradients, clip_gradients
@@ -124,11 +124,7 @@ class UpdatePlan:
 class MemoryCounter(TorchDispatchMode):
     """Counts the bytes of live tensors by the part that made them, and the operations of matrix products.
 
-    It sees what PyTorch allocates for tensors. It does not see the workspaces of convolution kernels, the context of a
-    GPU and the fragmentation of its memory.
-
-    Args:
-        part: The part that allocates first.
+    It does not see the workspaces of convolution kernels, the context of a GPU and the fragmentation of its memory.
     """
 
     def __init__(self, part: str) -> None:
@@ -189,9 +185,9 @@ class MemoryCounter(TorchDispatchMode):
 
 
 def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, device_type: DeviceType) -> UpdatePlan:
-    """Return the memory and the operations of one update in which every term is on.
+    """Return the memory and the operations of one update with every term.
 
-    The update itself runs, with tensors that have shapes but no values: what it allocates is exact.
+    The update runs on tensors that have shapes but no values: what it allocates is exact.
 
     Args:
         config: The settings; `batch_size` must be a number.
@@ -207,7 +203,10 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
     counter = MemoryCounter(LOSSES)
     fake_mode = cast(FakeTensorMode, next(model.parameters()).fake_mode)  # type: ignore[attr-defined]
     with fake_mode, counter, _as_on_cuda() if device_type == "cuda" else nullcontext():
-        objective = build_objective(_with_fake_lpips(config.objective), config.discriminator, config.clips, load=False)
+        settings, perceptual = config.objective, config.objective.perceptual
+        if perceptual.net in BACKBONES:
+            settings = replace(settings, perceptual=replace(perceptual, net=_fake_lpips(str(perceptual.net))))
+        objective = build_objective(settings, config.discriminator, config.clips, load=False)
         accelerator = cast(Accelerator, _FakeAccelerator(counter, HALF.get(config.mixed_precision)))
         adaptive, has_chunks = config.objective.adaptive_weight, config.temporal_chunk is not None
         last_layer = last_layer_of(model, adaptive, is_sharded=False, has_chunks=has_chunks)
@@ -257,11 +256,7 @@ def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
 
 
 def _enable_gradient_checkpointing(model: VideoAutoencoder) -> None:
-    """Enable a model's gradient checkpointing without comparing gradients, which needs values.
-
-    Raises:
-        ValueError: The model does not support it.
-    """
+    """Enable a model's gradient checkpointing without comparing gradients, which needs values."""
     if isinstance(model, (CausalVAE, StudentAutoencoder)):
         model.enable_gradient_checkpointing()
         return
@@ -273,12 +268,7 @@ def _enable_gradient_checkpointing(model: VideoAutoencoder) -> None:
 
 
 class _FakeAccelerator:
-    """The part of Accelerate's class that `accumulate_gradients` needs, for one process.
-
-    Args:
-        counter: Told when the backward of the autoencoder begins.
-        dtype: The dtype of autocast; None without autocast.
-    """
+    """The part of Accelerate's class that `accumulate_gradients` needs. Without a dtype, autocast is off."""
 
     scaler = None
 
@@ -299,11 +289,7 @@ class _FakeAccelerator:
 
 @contextmanager
 def _as_on_cuda() -> Iterator[None]:
-    """Make the CPU allocate what CUDA would, as PyTorch for CPUs has no fake GPU.
-
-    Autocast computes in float32 what CUDA's does. OneDNN is off: with it, the objective copies the inputs of its
-    convolutions.
-    """
+    """Make the CPU allocate what CUDA would, as PyTorch for CPUs has no fake GPU: autocast, and no copies by OneDNN."""
     has_onednn = torch._C._get_mkldnn_enabled()
     library = torch.library.Library("aten", "IMPL")
     try:
@@ -328,14 +314,6 @@ def _in_float32(operator: Callable[..., Any], *, converts: bool) -> Callable[...
             return operator(x, *args, **kwargs)
 
     return call
-
-
-def _with_fake_lpips(config: ObjectiveConfig) -> ObjectiveConfig:
-    """Return the settings with an LPIPS that needs no weights in the place of its name."""
-    net = config.perceptual.net
-    if net not in BACKBONES:
-        return config
-    return replace(config, perceptual=replace(config.perceptual, net=_fake_lpips(str(net))))
 
 
 def _fake_lpips(net: str) -> LPIPS:
@@ -376,7 +354,7 @@ def _create_optimizer_states(state: TrainState, counter: MemoryCounter) -> None:
 
 
 def _switch_parts(state: TrainState, counter: MemoryCounter) -> Iterator[Any]:
-    """Count each network's tensors, and gradients, as those of a part. Yield the hooks to remove."""
+    """Count each network's tensors and gradients as those of a part, and yield the hooks to remove."""
 
     def switch_to(part: str) -> Callable[..., None]:
         return lambda *_: setattr(counter, "part", part)
