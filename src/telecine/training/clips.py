@@ -41,7 +41,6 @@ class Clips:
     fps: float
     """Frames a second of clips of the first video, for previews."""
     num_videos: int
-    """Videos that are used."""
     num_images: int
     """Still images that are used."""
     num_skipped: int
@@ -64,14 +63,13 @@ class Spans:
     skipped: list[Skipped]
     """Files that cannot be decoded, and lines of a list without frames."""
     num_short: int
-    """How many videos are shorter than a clip."""
+    """Videos that are shorter than a clip."""
 
 
 def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
     """Find, index and split the videos, and read the validation clips. Every process has to call this.
 
-    The first process indexes the videos, the others then read its index. They wait for each other without a time limit,
-    also while frames are decoded for `clips.cache`.
+    The first process indexes the videos, the others then read its index. No time limit holds while they wait.
 
     Raises:
         ValueError: The model does not reproduce clips of a configured size, or single images.
@@ -103,12 +101,7 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
 
 
 def find_spans(data: str | None, val_data: str | None, config: ClipConfig) -> Spans:
-    """Find, index and split the videos and images.
-
-    Args:
-        data: See `TrainConfig.data`.
-        val_data: See `TrainConfig.val_data`.
-        config: The clips.
+    """Find, index and split the videos and images of `TrainConfig.data` and `TrainConfig.val_data`.
 
     Raises:
         DataError: There is no usable video.
@@ -137,13 +130,9 @@ def read_batches(
     latents: LatentCache | None,
     should_stop: Callable[[], bool],
 ) -> Iterator[list[MicroBatch]]:
-    """Yield the micro-batches of each remaining step, on the device of this process.
+    """Yield the micro-batches of each remaining step, on the device of this process, see `clip_loader`.
 
-    Args:
-        clips: The training clips.
-        accelerator: Of this process.
-        latents: The posteriors of all these clips; None if the encoder computes them.
-        batch_size, num_micro_batches, start_step, num_steps, should_stop: See `clip_loader`.
+    Without `latents`, the posteriors of all clips, the encoder computes them.
 
     Raises:
         ReadingStopped: `should_stop` returned true during a wait.

@@ -24,11 +24,7 @@ from telecine.training.validation import TrainResult
 
 
 class TeacherReconstruction(nn.Module):
-    """The mean absolute error against a frozen teacher's reconstruction from the same latent.
-
-    Args:
-        teacher: See `DistillConfig.teacher`.
-    """
+    """The mean absolute error against the reconstruction of a frozen `DistillConfig.teacher` from the same latent."""
 
     def __init__(self, teacher: str) -> None:
         super().__init__()
@@ -38,8 +34,8 @@ class TeacherReconstruction(nn.Module):
         """Return the error, 0-d, at least float32; smaller is better. The graph reaches the reconstruction.
 
         Args:
-            reconstruction: `(B, 3, T, H, W)`.
-            latent: Its latent.
+            reconstruction: `(B, 3, T, H, W)`, of `latent`.
+            latent: `(B, C, t, h, w)`.
             weight: Non-negative sample weights `(B,)`.
         """
         with torch.no_grad():
@@ -51,9 +47,6 @@ class TeacherLatent(nn.Module):
     """The mean squared error of a latent against a frozen teacher's, each channel in units of its variance.
 
     The variance is that of the teacher's latent over the batch. Without knowledge of the video the term is at least 1.
-
-    Args:
-        teacher: See `DistillConfig.teacher`.
     """
 
     def __init__(self, teacher: str) -> None:
@@ -79,9 +72,8 @@ def distill(
 ) -> TrainResult:
     """Train a student of a teacher, as `train` does: the same objective, checkpoints and report.
 
-    The reconstruction terms compare with the video. By default the student is the teacher's encoder and a small
-    decoder; the teacher is frozen and in no checkpoint. With an encoder it is a `CausalVAE`, which needs the teacher
-    in training only.
+    By default the student is the teacher's encoder and a small decoder; the teacher is frozen and in no checkpoint.
+    With its own encoder it is a `CausalVAE`, which needs the teacher in training only.
 
     Args:
         config: The settings.

@@ -274,7 +274,7 @@ def shard(model: nn.Module) -> None:
 
 
 def fsdp_blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the outermost modules inside a model's `ModuleList`s and `Sequential`s that have a `forward` and weights."""
+    """Yield the outermost modules with a `forward` and weights inside a model's `ModuleList`s and `Sequential`s."""
     for child in model.children():
         if not isinstance(child, (nn.ModuleList, nn.Sequential)):
             yield from fsdp_blocks(child)

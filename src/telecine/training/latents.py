@@ -290,7 +290,7 @@ def _check_disk(folder: Path, size: int) -> None:
 def measure_latents(
     model: VideoAutoencoder, clips: ClipDataset, num_clips: int, accelerator: Accelerator
 ) -> LatentStatistics | None:
-    """Return the statistics of the posterior's mode over the first `num_clips` clips; None if a model hides its latent.
+    """Return statistics of the posterior's mode over the first `num_clips` clips; None if the model offers no latent.
 
     The processes share the clips, and the result is the same for any number of processes. Every process has to call
     this. The model is in eval mode meanwhile. Its whole `forward` runs: sharded weights are gathered there only.
