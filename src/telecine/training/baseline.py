@@ -37,14 +37,9 @@ def prepare_linear(
 ) -> dict[str, float]:
     """Fit the baseline, start telecine's own autoencoder or a student as the baseline, and measure it.
 
-    Args:
-        perceptual: Perceptual distances by name.
-        start: Start the model as the baseline, see `TrainConfig.linear_start`.
-        is_new: Whether the model has random weights. Otherwise only the decoder of a student starts so.
-        measure: Measure the baseline, see `TrainConfig.linear_baseline`.
-
-    Returns:
-        The baseline's metrics, to be logged with each validation; nothing if it is not measured.
+    `start` and `measure` are `TrainConfig.linear_start` and `linear_baseline`. Unless the model `is_new`, with random
+    weights, only the decoder of a student starts so. Return the baseline's metrics, if measured, to log with each
+    validation.
     """
     if start and isinstance(model, StudentAutoencoder):
         console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")

@@ -34,13 +34,7 @@ from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.weights import WeightSchedule
 from telecine.perceptual.feature_maps import build_maps
 from telecine.runs import find_checkpoint
-from telecine.settings import (
-    CausalVAEConfig,
-    ClipConfig,
-    DiscriminatorConfig,
-    ObjectiveConfig,
-    TrainConfig,
-)
+from telecine.settings import CausalVAEConfig, ClipConfig, DiscriminatorConfig, ObjectiveConfig, TrainConfig
 from telecine.training.distributed import answer_questions, broadcast_module, process_group_settings, shard
 from telecine.training.state import MovingAverage, TrainState
 from telecine.training.trainable import select_trainable
@@ -74,13 +68,7 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> VideoAutoencoder:
-    """Return the autoencoder that `config` names, whole, on the CPU, with all weights frozen that are not trained.
-
-    `own` is a module in place of `config.model`.
-
-    Raises:
-        ValueError: The model cannot be loaded, or a setting of it is wrong.
-    """
+    """Return the autoencoder that `config` names, or `own`, on the CPU; weights that are not trained are frozen."""
     if own is not None:
         model: VideoAutoencoder = as_video_autoencoder(own)
     elif config.model is None or config.random_weights:
@@ -122,11 +110,7 @@ def build_objective(
 ) -> VideoAutoencoderLoss:
     """Return the loss with the discriminators that have a weight, built for the size of the clips.
 
-    The frozen network of the discriminators is random without `load`.
-
-    Raises:
-        ValueError: A setting of a network is wrong.
-        FileNotFoundError: There are no such weights.
+    Without `load`, the frozen network of the discriminators is random.
     """
     is_on = WeightSchedule(objective).is_ever_on
     has_adversarial, has_scales = is_on("adversarial"), is_on("multiscale_adversarial")
@@ -191,7 +175,8 @@ def accelerate_networks(
         if differentiates_twice and device.type == "cpu":
             # PyTorch 2.13 with oneDNN corrupts the heap there, with several threads and odd batches of three and more.
             raise argument_error("channels_last", "false on the CPU with an exact gradient penalty", "true", remedy)
-        loss._apply(_with_channels_last)
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        loss._apply(lambda x: x.contiguous(memory_format=formats[x.ndim]) if x.ndim in formats else x)
     if dynamo_backend != "no":
         if differentiates_twice:
             raise argument_error("dynamo_backend", "no with an exact gradient penalty", dynamo_backend, remedy)
@@ -203,24 +188,13 @@ def accelerate_networks(
         torch._functorch.config.donated_buffer = False
 
 
-def _with_channels_last(tensor: Tensor) -> Tensor:
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return tensor.contiguous(memory_format=formats[tensor.ndim]) if tensor.ndim in formats else tensor
-
-
 def build_state(
     config: TrainConfig, accelerator: Accelerator, model: VideoAutoencoder, *, is_resumed: bool = False
 ) -> TrainState:
     """Return networks, optimizers and moving average on the accelerator's device, the same on every process.
 
-    Args:
-        config: The settings.
-        accelerator: Of this process.
-        model: The autoencoder, see `build_autoencoder`; it is moved, and sharded if `config` says so.
-        is_resumed: Whether a checkpoint is loaded next, so that `discriminator.init` is not needed.
-
-    Raises:
-        ValueError: A setting of a network is wrong.
+    The model, see `build_autoencoder`, is moved in place, and sharded if `config` says so. A resumed run does not need
+    `discriminator.init`: a checkpoint is loaded next.
     """
     device, is_sharded = accelerator.device, config.sharding == "fsdp2"
     objective = build_objective(config.objective, config.discriminator, config.clips)
@@ -255,18 +229,16 @@ def new_state(
     groups: list[dict[str, Any]] = [{"params": [weight for weight in model.parameters() if weight.requires_grad]}]
     if learned := objective.get_trainable_autoencoder_parameters():
         groups.append({"params": learned, "weight_decay": 0.0})  # decay would change a variance
-    settings, discriminators = config.optimizer, objective.get_trainable_parameters()
-    optimizer = AdamW(groups, settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
+    settings, decay = config.optimizer, config.optimizer.weight_decay
     disc_optimizer = None
-    if discriminators:
-        lr, betas = settings.disc_lr, settings.disc_betas
-        disc_optimizer = AdamW(discriminators, lr, betas=betas, weight_decay=settings.weight_decay)
+    if discriminators := objective.get_trainable_parameters():
+        disc_optimizer = AdamW(discriminators, settings.disc_lr, betas=settings.disc_betas, weight_decay=decay)
     return TrainState(
         accelerator=accelerator,
         model=model,
         autoencoder=model,
         objective=objective,
-        optimizer=optimizer,
+        optimizer=AdamW(groups, settings.lr, betas=settings.betas, weight_decay=decay),
         disc_optimizer=disc_optimizer,
         ema=MovingAverage(model, settings.ema_decay),
         last_layer=last_layer,

@@ -69,11 +69,7 @@ class Spans:
 def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
     """Find, index and split the videos, and read the validation clips. Every process has to call this.
 
-    The first process indexes the videos, the others then read its index. No time limit holds while they wait.
-
-    Raises:
-        ValueError: The model does not reproduce clips of a configured size, or single images.
-        DataError: There is no usable video.
+    The first process indexes the videos, the others then read its index. They wait without a time limit.
     """
     check_buckets(config.clips.train_buckets, model, images=config.clips.image_ratio > 0)
     with barrier_without_time_limit() as wait_for_everyone:
@@ -101,11 +97,7 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
 
 
 def find_spans(data: str | None, val_data: str | None, config: ClipConfig) -> Spans:
-    """Find, index and split the videos and images of `TrainConfig.data` and `TrainConfig.val_data`.
-
-    Raises:
-        DataError: There is no usable video.
-    """
+    """Find, index and split the videos and images of `TrainConfig.data` and `TrainConfig.val_data`."""
     if data is None:
         infos, skipped = index_videos(sample_videos())
         found = [whole_video(info) for info in infos]
@@ -130,13 +122,7 @@ def read_batches(
     latents: LatentCache | None,
     should_stop: Callable[[], bool],
 ) -> Iterator[list[MicroBatch]]:
-    """Yield the micro-batches of each remaining step, on the device of this process, see `clip_loader`.
-
-    Without `latents`, the posteriors of all clips, the encoder computes them.
-
-    Raises:
-        ReadingStopped: `should_stop` returned true during a wait.
-    """
+    """Yield the micro-batches of each remaining step, on the device of this process, see `clip_loader`."""
     loader = clip_loader(
         clips,
         batch_size=batch_size,

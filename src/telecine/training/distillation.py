@@ -88,8 +88,15 @@ def distill(
     name = absolute(config.teacher)
     teacher = load_model_or_run(name)
     architecture = student_config(config.student, teacher, config.clips.val_bucket.shape)
-    objective = replace(config.objective, terms={**config.objective.named_terms, **_teacher_terms(config, name)})
-    config = replace(config, teacher=name, causal_vae=architecture, objective=objective)
+    check_positive("latent_weight", config.latent_weight, remedy="Without it, the latent would be another one.")
+    check_weight("teacher_weight", config.teacher_weight)
+    terms = dict(config.objective.named_terms)
+    if config.train_encoder:
+        terms["teacher_latent"] = Term(f"{__name__}.TeacherLatent", config.latent_weight, {"teacher": name})
+    if config.teacher_weight > 0:
+        target = f"{__name__}.TeacherReconstruction"
+        terms["teacher_reconstruction"] = Term(target, config.teacher_weight, {"teacher": name})
+    config = replace(config, teacher=name, causal_vae=architecture, objective=replace(config.objective, terms=terms))
     run = partial(train, console=console, steal_lock=steal_lock, change_data=change_data)
     if config.train_encoder:
         return run(replace(config, model=None))
@@ -102,16 +109,3 @@ def absolute(name: str) -> str:
     """Return the absolute path of a folder, which a run's settings hold; a Hub id stays as it is."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.exists() else name
-
-
-def _teacher_terms(config: DistillConfig, name: str) -> dict[str, Term]:
-    """Return the terms of the loss that compare with the teacher."""
-    check_positive("latent_weight", config.latent_weight, remedy="Without it, the latent would be another one.")
-    check_weight("teacher_weight", config.teacher_weight)
-    terms = {}
-    if config.train_encoder:
-        terms["teacher_latent"] = Term(f"{__name__}.TeacherLatent", config.latent_weight, {"teacher": name})
-    if config.teacher_weight > 0:
-        target = f"{__name__}.TeacherReconstruction"
-        terms["teacher_reconstruction"] = Term(target, config.teacher_weight, {"teacher": name})
-    return terms

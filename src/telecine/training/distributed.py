@@ -186,11 +186,8 @@ def on_first_process(call: Callable[[], T], accelerator: Accelerator) -> T:
 
 
 def on_every_process(call: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
-    """Call a function in every process of a group, and return all results, or raise the first error, in each of them.
-
-    Without a group, this process is alone.
-    """
-    if group is None:
+    """Call a function in every process of a group, and return all results, or raise the first error, in each."""
+    if group is None:  # this process is alone
         return [call()]
     outcome: T | BaseException
     try:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -50,9 +50,6 @@ class LatentCache:
 
     The values are the encoder's own, in float32, with their order in memory, as convolutions round differently in
     another. A quantizer's losses are not kept: those of a frozen encoder have no gradient.
-
-    Raises:
-        ValueError: A file is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -72,12 +69,7 @@ class LatentCache:
         return f"{name}/{MEAN}" in self._files
 
     def add(self, names: Sequence[str], posterior: Posterior) -> int:
-        """Add the posteriors of a batch of clips, and return the bytes of one. Known names are skipped.
-
-        Raises:
-            ValueError: The posterior is of another kind.
-            OSError: A file cannot be written.
-        """
+        """Add the posteriors of a batch of clips, and return the bytes of one. Known names are skipped."""
         moments = {moment: tensor.cpu() for moment, tensor in _moments_of(posterior).items()}
         for moment, tensor in moments.items():
             axes = _memory_order(tensor[0])
@@ -118,9 +110,8 @@ class LatentCache:
             remedy = "Do not change it while a run trains, and use a disk that all processes share."
             raise argument_error("latent_cache", "a folder with all latents", f"one without {key}", remedy)
         with _opened(self._files[key]) as file:
-            tensor, axes = file.get_tensor(key), [int(axis) for axis in file.metadata()[key].split()]
-        restored: Tensor = tensor.permute([axes.index(axis) for axis in range(len(axes))])
-        return restored
+            axes = [int(axis) for axis in file.metadata()[key].split()]
+            return cast(Tensor, file.get_tensor(key).permute([axes.index(axis) for axis in range(len(axes))]))
 
 
 def _memory_order(tensor: Tensor) -> list[int]:
@@ -162,12 +153,9 @@ def open_cache(
     if model.latent_model is model and trains_encoder(model):
         remedy = "Use `trainable.weights: decoder`, or leave it out."
         raise argument_error("latent_cache", "left out if the encoder is trained", repr(folder), remedy)
-
-    def check() -> None:
-        _check_identity(Path(folder), _identity_of(model.latent_model, clips, accelerator.mixed_precision))
-
-    on_first_process(check, accelerator)
-    return LatentCache(Path(folder))
+    path, precision = Path(folder), accelerator.mixed_precision
+    on_first_process(lambda: _check_identity(path, _identity_of(model.latent_model, clips, precision)), accelerator)
+    return LatentCache(path)
 
 
 def _identity_of(encoder: VideoAutoencoder, clips: ClipDataset, mixed_precision: str) -> dict[str, object]:
@@ -234,19 +222,8 @@ def fill_latent_cache(
 ) -> None:
     """Encode the clips of the remaining steps that are not in the cache, in the batches of training.
 
-    The processes share the batches; every process has to call this. Encoded clips are written to the disk also if this
-    ends with an error.
-
-    Args:
-        num_steps: Updates of the whole run.
-        batch_size: Clips of a micro-batch.
-        num_micro_batches: Micro-batches of an update, in each process.
-        before_each: Called before each batch, on every process equally often. Its errors end this function.
-
-    Raises:
-        ValueError: The disk is too small.
-        OSError: A file cannot be written.
-        DataError: A clip cannot be read.
+    The processes share the batches; every process has to call this. It calls `before_each` before each batch, equally
+    often on every process. Encoded clips are written to the disk also after an error, such as one of `before_each`.
     """
     accelerator = state.accelerator
     rank, num_ranks = accelerator.process_index, accelerator.num_processes

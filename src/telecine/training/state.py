@@ -124,17 +124,11 @@ class TrainState:
     num_records: int = 0
     """Number of records in `metrics.jsonl`."""
     rollbacks: list[Rollback] = field(default_factory=list)
-    """How often the run went back after a divergence."""
 
     @property
     def lr_factor(self) -> float:
         """The factor of both learning rates after the rollbacks."""
         return LR_FACTOR ** len(self.rollbacks)
-
-    @property
-    def trained(self) -> list[nn.Parameter]:
-        """The parameters that the autoencoder's step trains."""
-        return parameters_of(self.optimizer)
 
     @property
     def optimizers(self) -> dict[str, Optimizer]:

@@ -50,11 +50,6 @@ class MicroBatch:
     posterior: Posterior | None = None
     """Of the clips' latents, if it is known; otherwise the encoder computes it."""
 
-    @property
-    def is_image(self) -> bool:
-        """Whether the clips are single frames, which leave weights of some autoencoders unused."""
-        return self.video.shape[2] == 1
-
 
 def train_step(
     state: TrainState, batches: Sequence[MicroBatch], *, measure_update_ratio: bool = False
@@ -72,8 +67,7 @@ def train_step(
     Raises:
         TrainingError: The data, a term of the loss or a gradient is not finite. That network is not updated.
     """
-    scale = 1 / len(batches)
-    logs = [accumulate_gradients(state, batch, scale, is_last=batch is batches[-1]) for batch in batches]
+    logs = [accumulate_gradients(state, batch, 1 / len(batches), is_last=batch is batches[-1]) for batch in batches]
     log = _finite_values({name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}, state.step)
     log |= _optimizer_step(state, state.optimizer, measure_update_ratio=measure_update_ratio)
     state.ema.update()
@@ -88,18 +82,15 @@ def train_step(
 
 
 def accumulate_gradients(state: TrainState, batch: MicroBatch, scale: float, *, is_last: bool) -> dict[str, Tensor]:
-    """Add the gradients of a micro-batch's losses, times `scale`, to the present ones, and return the log.
-
-    After the last micro-batch the autoencoder's gradients are averaged over the processes.
-    """
+    """Add a micro-batch's gradients, times `scale`; after the last, average the autoencoder's. Return the log."""
     # DDP would wait for the gradients of weights that single frames leave unused; `average_gradients` skips them.
-    no_sync = not is_last or (batch.is_image and not state.is_sharded)
+    no_sync = not is_last or (batch.video.shape[2] == 1 and not state.is_sharded)
     with state.no_sync(no_sync):
         losses, log, gradient = _compute_losses(state, batch)
         for loss in losses:
             state.accelerator.backward(scale * loss)
     if is_last and no_sync:
-        average_gradients(state.trained)
+        average_gradients(parameters_of(state.optimizer))
     return {name: value.float() for name, value in (log | gradient.log).items()}
 
 
@@ -206,19 +197,16 @@ def describe_warmup(config: OptimizerConfig, num_steps: int) -> list[str]:
     """Return a line for the console if a run ends inside its warm-up, whose small rates change the weights little."""
     if num_steps >= config.warmup_steps:
         return []
+    ends = f"the run ends within its warm-up: after {num_steps} of {config.warmup_steps} steps, "
     reached = f"{num_steps / config.warmup_steps:.2g} of `optimizer.lr` is reached"
-    ends = f"the run ends within its warm-up: after {num_steps} of {config.warmup_steps} steps, {reached}"
-    return [f"{ends}; use a smaller `--optimizer.warmup_steps`"]
+    return [f"{ends}{reached}; use a smaller `--optimizer.warmup_steps`"]
 
 
 def _finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
-    """Return a log's values, averaged over processes, with one host sync.
-
-    Shares of the gradient that are not finite are left out: a gradient of 0 has none. Every process raises a
-    `TrainingError` for another value that is not finite.
-    """
+    """Return a log's values, averaged over processes, in one host sync. Every process raises if one is not finite."""
     means = average_over_ranks(torch.stack(list(log.values())))
     values = dict(zip(log, means.tolist(), strict=True))
+    # A gradient of 0 has no shares.
     values = {name: value for name, value in values.items() if math.isfinite(value) or not is_gradient_share(name)}
     # Check totals last: the name of the term that is not finite helps more than that of the sum.
     for name in sorted(values, key=lambda name: "total" in name):

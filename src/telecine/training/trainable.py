@@ -23,8 +23,7 @@ def select_trainable(autoencoder: VideoAutoencoder, config: TrainableConfig) -> 
     part of the autoencoder's `state_dict`, so load weights after it.
 
     Raises:
-        ValueError: A pattern matches no name, the model has no decoder, all weights are frozen, no layer can have a
-            LoRA update, or a chosen weight is in half precision.
+        ValueError: The choice does not go with the model, or a chosen weight is in half precision.
     """
     model: nn.Module = getattr(autoencoder, "module", autoencoder)
     if config.weights == "lora":
@@ -43,8 +42,7 @@ def select_trainable(autoencoder: VideoAutoencoder, config: TrainableConfig) -> 
 def trains_encoder(autoencoder: VideoAutoencoder) -> bool:
     """Return whether a trained weight may change the latent: one that is not in the decoder."""
     model: nn.Module = getattr(autoencoder, "module", autoencoder)
-    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    return any(name.split(".")[0] not in DECODER for name in trained)
+    return any(weight.requires_grad and name.split(".")[0] not in DECODER for name, weight in model.named_parameters())
 
 
 def _select_weights(model: nn.Module, config: TrainableConfig) -> None:

@@ -76,12 +76,12 @@ class MemoryNeed:
 
 @dataclass(frozen=True)
 class LongestClip:
-    """How many frames of one clip fit, from the plans of two lengths; the model reproduces `shortest + k * step`."""
+    """How many frames of one clip fit, from plans of the configured `num_frames` and of another length."""
 
     num_frames: int
-    """The configured length."""
     shortest: int
     step: int
+    """The model reproduces clips of `shortest + k * step` frames."""
     other: int
     """Another length to plan: about half of the configured one, or longer if that is the shortest."""
     per_frame: float = 0.0
@@ -193,10 +193,8 @@ def _configurations(config: TrainConfig, model: VideoAutoencoder) -> dict[tuple[
         rows[title] = replace(config, temporal_chunk=chunk)
     found = {(title, config.clips.num_frames): row for title, row in rows.items()}
     if config.clips.num_frames > 1:
-        other = LongestClip.of(model, config.clips).other
-        for title in growing:
-            clips = replace(config.clips, num_frames=other, buckets=())
-            found[title, other] = replace(rows[title], clips=clips)
+        clips = replace(config.clips, num_frames=LongestClip.of(model, config.clips).other, buckets=())
+        found |= {(title, clips.num_frames): replace(rows[title], clips=clips) for title in growing}
     return found
 
 
@@ -244,9 +242,7 @@ def _saved_by_sharding(model: nn.Module, num_processes: int) -> int:
 
 
 def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
-    """Return the largest batch size that fits the free memory of every process, of which `USED_FRACTION` is used.
-
-    Every process has to call this.
+    """Return the largest batch size that fits the free memory of every process, all of which have to call this.
 
     Raises:
         ValueError: Not one clip fits; the message has the remedies.
@@ -277,11 +273,8 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
 
 
 def out_of_memory(config: TrainConfig, step: int, *, is_own: bool) -> TrainingError:
-    """Return the error for a device that is out of memory, with the largest part of an update and its remedies.
-
-    A custom module (`is_own`) cannot be planned.
-    """
-    if is_own:
+    """Return the error for a device that is out of memory, with the largest part of an update and its remedies."""
+    if is_own:  # a custom module cannot be planned
         return TrainingError(f"out of memory at step {step}. What helps: {SMALLER}.")
     text = f"out of memory at step {step} with a batch size of {config.batch_size}."
     try:

@@ -56,9 +56,8 @@ _SHARDING = f"--sharding fsdp2 with more processes, --trainable.weights lora, {S
 _REMEDIES = {
     AUTOENCODER: f"--model_gradient_checkpointing true, --mixed_precision bf16, {SMALLER}",
     PERCEPTUAL: f"fewer --objective.perceptual.num_frames, {SMALLER}",
-    DATA: SMALLER,
-    LOSSES: SMALLER,
     FROZEN: f"--objective.perceptual.net alex, {SMALLER}",
+    **dict.fromkeys((DATA, LOSSES), SMALLER),
     **dict.fromkeys((PARAMETERS, GRADIENTS, OPTIMIZER, AVERAGE, HOST_COPY), _SHARDING),
 }
 _DISCRIMINATOR_REMEDY = (
@@ -90,8 +89,8 @@ class UpdatePlan:
     flops: dict[str, int]
     """Floating-point operations of matrix products and convolutions by part, twice the number of multiplications."""
     checkpoint: int
-    """The copy of the state from which checkpoints are written, in the memory of the first process' host. Sharded
-    weights are copied by all processes, a shard each. A plan for the CPU counts the copy among the parts."""
+    """The copy of the state for checkpoints, in the memory of the first process' host; of sharded weights each process
+    copies its shard. A plan for the CPU counts the copy among the parts."""
 
     @property
     def peak(self) -> int:
@@ -187,12 +186,8 @@ class MemoryCounter(TorchDispatchMode):
 def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, device_type: DeviceType) -> UpdatePlan:
     """Return the memory and the operations of one update with every term.
 
-    The update runs on tensors that have shapes but no values: what it allocates is exact.
-
-    Args:
-        config: The settings; `batch_size` must be a number.
-        model: The autoencoder, see `fake_autoencoder`; by default it is built.
-        device_type: The device to plan for.
+    The update runs on tensors that have shapes but no values: what it allocates is exact. `config.batch_size` must be a
+    number. By default the model is that of `fake_autoencoder`.
 
     Raises:
         ValueError: The model does not reproduce clips of this size, or a setting is wrong.
@@ -233,7 +228,13 @@ def _count_update(
     for batch in batches:
         accumulate_gradients(state, batch, 1 / len(batches), is_last=batch is batches[-1])
     counter.part = OPTIMIZER
-    _update_weights(state, device_type)
+    for optimizer in state.optimizers.values():  # as in `train_step`, but no value is read
+        for group in optimizer.param_groups:
+            group["foreach"] = device_type == "cuda"  # PyTorch's default, which needs a temporary copy of the weights
+        clip_gradients(parameters_of(optimizer), state.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    state.ema.update()
     for hook in hooks:
         hook.remove()
     del copy
@@ -241,39 +242,28 @@ def _count_update(
 
 
 def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
-    """Return the autoencoder that `config` names, of tensors that have shapes but no values.
-
-    Raises:
-        ValueError: The model cannot be loaded, or a setting of it is wrong.
-    """
+    """Return the autoencoder that `config` names, of tensors that have shapes but no values."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         random = without_weights(config.model, config.causal_vae)
         model = build_autoencoder(replace(config, model_gradient_checkpointing=False), random)
-        if config.model_gradient_checkpointing:
-            _enable_gradient_checkpointing(model)
+        if not config.model_gradient_checkpointing:
+            return model
+        if isinstance(model, (CausalVAE, StudentAutoencoder)):
+            model.enable_gradient_checkpointing()
+        else:
+            from telecine.autoencoders.diffusers.checkpointing import enable
+
+            enable(cast(Any, model).module)  # without comparing gradients, which needs values
         return model
 
 
-def _enable_gradient_checkpointing(model: VideoAutoencoder) -> None:
-    """Enable a model's gradient checkpointing without comparing gradients, which needs values."""
-    if isinstance(model, (CausalVAE, StudentAutoencoder)):
-        model.enable_gradient_checkpointing()
-        return
-    from telecine.autoencoders.diffusers import DiffusersAutoencoder
-    from telecine.autoencoders.diffusers.checkpointing import enable
-
-    assert isinstance(model, DiffusersAutoencoder)
-    enable(model.module)
-
-
+@dataclass
 class _FakeAccelerator:
     """The part of Accelerate's class that `accumulate_gradients` needs. Without a dtype, autocast is off."""
 
+    counter: MemoryCounter
+    dtype: torch.dtype | None
     scaler = None
-
-    def __init__(self, counter: MemoryCounter, dtype: torch.dtype | None) -> None:
-        self.counter = counter
-        self.dtype = dtype
 
     def backward(self, loss: Tensor) -> None:
         self.counter.part = AUTOENCODER
@@ -371,14 +361,3 @@ def _switch_parts(state: TrainState, counter: MemoryCounter) -> Iterator[Any]:
             yield weight.register_post_accumulate_grad_hook(
                 lambda weight: counter.hold(GRADIENTS, [] if weight.grad is None else [weight.grad])
             )
-
-
-def _update_weights(state: TrainState, device_type: DeviceType) -> None:
-    """Update both networks as `train_step` does, but read no value."""
-    for optimizer in state.optimizers.values():
-        for group in optimizer.param_groups:
-            group["foreach"] = device_type == "cuda"  # PyTorch's default, which needs a temporary copy of the weights
-        clip_gradients(parameters_of(optimizer), state.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    state.ema.update()
