@@ -37,18 +37,9 @@ def prepare_linear(
 ) -> dict[str, float]:
     """Fit the baseline, start telecine's own autoencoder or a student as the baseline, and measure it.
 
-    Args:
-        model: The autoencoder.
-        clips: The clips of the run.
-        perceptual: Perceptual distances by name.
-        console: Where to print the result.
-        device: Where to measure.
-        start: Whether to start the model as the baseline, see `TrainConfig.linear_start`.
-        is_new: Whether the model has random weights. Otherwise only the decoder of a student starts so.
-        measure: Whether to measure the baseline, see `TrainConfig.linear_baseline`.
-
-    Returns:
-        The baseline's metrics, to be logged with each validation; nothing if it is not measured.
+    `start` and `measure` are `TrainConfig.linear_start` and `linear_baseline`. Unless the model `is_new`, with random
+    weights, only the decoder of a student starts so. Return the baseline's metrics, if measured, to log with each
+    validation.
     """
     if start and isinstance(model, StudentAutoencoder):
         console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")
@@ -73,8 +64,7 @@ def prepare_linear(
 def fit_linear(model: VideoAutoencoder, clips: Clips, num_clips: int) -> LinearAutoencoder | None:
     """Return the linear autoencoder with the model's latent, fitted to the first training clips on the CPU.
 
-    None if there is no such latent, see `VideoAutoencoder.linear_autoencoder`, or clips of a size do not consist of its
-    patches.
+    None if there is none, see `VideoAutoencoder.linear_autoencoder`, or clips of a size do not consist of its patches.
     """
     linear = model.linear_autoencoder(*clips.val[0]["video"].shape[1:])
     sizes = [bucket.shape for bucket in clips.train.config.train_buckets]
@@ -104,9 +94,8 @@ def measure_linear(
 
 def recorded_linear(run: Run) -> dict[str, float]:
     """Return the metrics of the baseline that a run has logged, or nothing if it has none."""
-    return {
-        name: value for record in run.history.read()[:1] for name, value in record.items() if name.startswith(PREFIX)
-    }
+    first = next(iter(run.history.read()), {})
+    return {name: value for name, value in first.items() if name.startswith(PREFIX)}
 
 
 def describe_metrics(metrics: Mapping[str, float]) -> str:

@@ -34,15 +34,7 @@ from telecine.objective.layer_activations import LayerActivations
 from telecine.objective.weights import WeightSchedule
 from telecine.perceptual.feature_maps import build_maps
 from telecine.runs import find_checkpoint
-from telecine.settings import (
-    AdaptiveWeightConfig,
-    CausalVAEConfig,
-    ClipConfig,
-    DiscriminatorConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
+from telecine.settings import CausalVAEConfig, ClipConfig, DiscriminatorConfig, ObjectiveConfig, TrainConfig
 from telecine.training.distributed import answer_questions, broadcast_module, process_group_settings, shard
 from telecine.training.state import MovingAverage, TrainState
 from telecine.training.trainable import select_trainable
@@ -70,22 +62,13 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     if config.sharding != "none" and accelerator.num_processes == 1:
         remedy = "Launch several, e.g. with `torchrun --nproc-per-node 2 -m telecine train ...`."
         raise argument_error("sharding", '"none" in a single process', config.sharding, remedy)
-    missing = set(config.trackers) - {str(tracker) for tracker in accelerator.log_with}
-    if missing:
+    if missing := set(config.trackers) - {str(tracker) for tracker in accelerator.log_with}:
         raise argument_error("trackers", "installed", str(sorted(missing)), "Install them with pip.")
     return accelerator
 
 
 def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> VideoAutoencoder:
-    """Return the autoencoder that `config` names, whole, on the CPU, with the weights frozen that are not trained.
-
-    Args:
-        config: The settings.
-        own: A module that takes the place of `config.model`.
-
-    Raises:
-        ValueError: The model cannot be loaded, or a setting of it is wrong.
-    """
+    """Return the autoencoder that `config` names, or `own`, on the CPU; weights that are not trained are frozen."""
     if own is not None:
         model: VideoAutoencoder = as_video_autoencoder(own)
     elif config.model is None or config.random_weights:
@@ -104,12 +87,7 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
 
 
 def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencoder:
-    """Return an autoencoder with random weights: only its configuration is read.
-
-    Args:
-        name: See `TrainConfig.model`.
-        config: The autoencoder without a name.
-    """
+    """Return the autoencoder of a name, see `TrainConfig.model`, or of `config`, with random weights."""
     if name is None:
         return CausalVAE(config)
     checkpoint = find_checkpoint(Path(name))
@@ -122,10 +100,9 @@ def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencod
     from telecine.autoencoders.diffusers import DiffusersAutoencoder
     from telecine.autoencoders.diffusers.loading import find_config
 
-    is_file = source.endswith(".json")
-    return DiffusersAutoencoder.from_config(
-        source if is_file else find_config(source, subfolder=None, revision=None)[0]
-    )
+    if not source.endswith(".json"):
+        source = find_config(source, subfolder=None, revision=None)[0]
+    return DiffusersAutoencoder.from_config(source)
 
 
 def build_objective(
@@ -133,23 +110,16 @@ def build_objective(
 ) -> VideoAutoencoderLoss:
     """Return the loss with the discriminators that have a weight, built for the size of the clips.
 
-    Args:
-        objective: The settings of the loss.
-        discriminator: Those of the discriminators.
-        clips: The size of the clips.
-        load: Load the weights of the frozen network of the discriminators, which is random otherwise.
-
-    Raises:
-        ValueError: A setting of a network is wrong.
-        FileNotFoundError: There are no such weights.
+    Without `load`, the frozen network of the discriminators is random.
     """
     is_on = WeightSchedule(objective).is_ever_on
     has_adversarial, has_scales = is_on("adversarial"), is_on("multiscale_adversarial")
     factors = [1] * has_adversarial + [2**scale for scale in range(1, discriminator.num_scales + 1)] * has_scales
     videos = _video_discriminators(discriminator, clips, factors, load=load)
+    image = {"attention": Discriminator, "patch": PatchDiscriminator, "none": None}[discriminator.image]
     return VideoAutoencoderLoss(
         **objective.arguments(),
-        discr_kwargs=_image_discriminator(discriminator, clips) if has_adversarial else None,
+        discr_kwargs=_discriminator(image, discriminator, clips) if image and has_adversarial else None,
         discr_3d_kwargs=videos.pop(0) if videos and has_adversarial else None,
         multiscale_discr_kwargs=videos,
     )
@@ -158,7 +128,7 @@ def build_objective(
 def _video_discriminators(
     config: DiscriminatorConfig, clips: ClipConfig, factors: Sequence[int], *, load: bool
 ) -> list[nn.Module]:
-    """Return the discriminators of clips whose height and width are divided by each factor; none without `video`."""
+    """Return the discriminators of clips of 1/factor of the height and width, one for each factor."""
     if config.video == "none" or not factors:
         return []
     if config.video == "features":
@@ -166,21 +136,14 @@ def _video_discriminators(
         shared = build_maps(net, weights, layers, load=load, prefix="discriminator.features.")
         heads = {"dim": 4 * config.dim, "size": size, "conditional": config.conditional}
         return [FeatureDiscriminator(net=shared, **heads) for _ in factors]
+    frames = {"frame_num": clips.num_frames}
     kinds: dict[str, tuple[type[GradientCheckpointing], dict[str, Any]]] = {
         "patch": (PatchDiscriminator3D, {"num_temporal_layers": config.num_temporal_layers}),
-        "plain": (Discriminator3D, {"frame_num": clips.num_frames}),
-        "first_frame": (
-            Discriminator3DWithfirstframe,
-            {"frame_num": clips.num_frames, "time_weighting": config.time_weighting},
-        ),
+        "plain": (Discriminator3D, frames),
+        "first_frame": (Discriminator3DWithfirstframe, {**frames, "time_weighting": config.time_weighting}),
     }
     kind, options = kinds[config.video]
     return [_discriminator(kind, config, clips, factor, **options) for factor in factors]
-
-
-def _image_discriminator(config: DiscriminatorConfig, clips: ClipConfig) -> nn.Module | None:
-    kinds = {"attention": Discriminator, "patch": PatchDiscriminator}
-    return None if config.image == "none" else _discriminator(kinds[config.image], config, clips)
 
 
 def _discriminator(
@@ -202,12 +165,6 @@ def accelerate_networks(
 ) -> None:
     """Change the memory layout of discriminators and LPIPS and compile them, in place; values change by rounding only.
 
-    Args:
-        loss: The objective.
-        channels_last: Use the channels-last layout for weights; convolutions then use it for their outputs.
-        dynamo_backend: Backend of `torch.compile`; "no" does not compile.
-        device: Where the objective runs.
-
     Raises:
         ValueError: The gradient penalty needs a double backward, which compiled code and the CPU's channels-last
             convolutions do not support.
@@ -218,7 +175,8 @@ def accelerate_networks(
         if differentiates_twice and device.type == "cpu":
             # PyTorch 2.13 with oneDNN corrupts the heap there, with several threads and odd batches of three and more.
             raise argument_error("channels_last", "false on the CPU with an exact gradient penalty", "true", remedy)
-        loss._apply(_with_channels_last)
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        loss._apply(lambda x: x.contiguous(memory_format=formats[x.ndim]) if x.ndim in formats else x)
     if dynamo_backend != "no":
         if differentiates_twice:
             raise argument_error("dynamo_backend", "no with an exact gradient penalty", dynamo_backend, remedy)
@@ -230,24 +188,13 @@ def accelerate_networks(
         torch._functorch.config.donated_buffer = False
 
 
-def _with_channels_last(tensor: Tensor) -> Tensor:
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return tensor.contiguous(memory_format=formats[tensor.ndim]) if tensor.ndim in formats else tensor
-
-
 def build_state(
     config: TrainConfig, accelerator: Accelerator, model: VideoAutoencoder, *, is_resumed: bool = False
 ) -> TrainState:
     """Return networks, optimizers and moving average on the accelerator's device, the same on every process.
 
-    Args:
-        config: The settings.
-        accelerator: Of this process.
-        model: The autoencoder, see `build_autoencoder`; it is moved, and sharded if `config` says so.
-        is_resumed: Whether a checkpoint is loaded next, so that the run in `discriminator.init` is not needed.
-
-    Raises:
-        ValueError: A setting of a network is wrong.
+    The model, see `build_autoencoder`, is moved in place, and sharded if `config` says so. A resumed run does not need
+    `discriminator.init`: a checkpoint is loaded next.
     """
     device, is_sharded = accelerator.device, config.sharding == "fsdp2"
     objective = build_objective(config.objective, config.discriminator, config.clips)
@@ -259,12 +206,11 @@ def build_state(
     )
     broadcast_module(objective)
     model.to(device)
-    adaptive, has_chunks = config.objective.adaptive_weight, config.temporal_chunk is not None
-    last_layer = last_layer_of(model, adaptive, is_sharded=is_sharded, has_chunks=has_chunks)
+    last_layer = last_layer_of(model, config, is_sharded=is_sharded)
     broadcast_module(model)
     if is_sharded:
         shard(model)
-    state = new_state(accelerator, model, objective, last_layer, config.optimizer, seed=config.seed)
+    state = new_state(accelerator, model, objective, last_layer, config)
     if not is_sharded and accelerator.num_processes > 1:
         # Accelerate's `prepare_model` would also let the model compute in half precision wherever it is called; here
         # training does, and validation does not.
@@ -277,49 +223,49 @@ def new_state(
     model: VideoAutoencoder,
     objective: VideoAutoencoderLoss,
     last_layer: Tensor | LayerActivations | None,
-    config: OptimizerConfig,
-    *,
-    seed: int,
+    config: TrainConfig,
 ) -> TrainState:
     """Return the state of a run before its first update: AdamW (arXiv:1711.05101) and the moving average are new."""
     groups: list[dict[str, Any]] = [{"params": [weight for weight in model.parameters() if weight.requires_grad]}]
     if learned := objective.get_trainable_autoencoder_parameters():
         groups.append({"params": learned, "weight_decay": 0.0})  # decay would change a variance
-    decay, discriminators = config.weight_decay, objective.get_trainable_parameters()
+    settings, decay = config.optimizer, config.optimizer.weight_decay
+    disc_optimizer = None
+    if discriminators := objective.get_trainable_parameters():
+        disc_optimizer = AdamW(discriminators, settings.disc_lr, betas=settings.disc_betas, weight_decay=decay)
     return TrainState(
         accelerator=accelerator,
         model=model,
         autoencoder=model,
         objective=objective,
-        optimizer=AdamW(groups, config.lr, betas=config.betas, weight_decay=decay),
-        disc_optimizer=AdamW(discriminators, config.disc_lr, betas=config.disc_betas, weight_decay=decay)
-        if discriminators
-        else None,
-        ema=MovingAverage(model, config.ema_decay),
+        optimizer=AdamW(groups, settings.lr, betas=settings.betas, weight_decay=decay),
+        disc_optimizer=disc_optimizer,
+        ema=MovingAverage(model, settings.ema_decay),
         last_layer=last_layer,
-        grad_clip=config.grad_clip,
-        seed=seed,
+        grad_clip=settings.grad_clip,
+        seed=config.seed,
     )
 
 
 def last_layer_of(
-    model: VideoAutoencoder, config: AdaptiveWeightConfig, *, is_sharded: bool, has_chunks: bool
+    model: VideoAutoencoder, config: TrainConfig, *, is_sharded: bool
 ) -> Tensor | LayerActivations | None:
-    """Return the last layer's weight, or its activations, where the adaptive weight compares gradients; None elsewhere.
+    """Return the last layer's weight if the adaptive weight compares gradients there, otherwise None.
 
-    The activations replace a weight that is sharded, and one whose gradient needs the activations of all temporal
-    chunks at once.
+    Its activations replace a weight that is sharded, and one whose gradient needs those of all temporal chunks at once.
 
     Raises:
         ValueError: Gradients are compared at a layer that is not trained, and so has none.
     """
-    if config.reference == "none" or config.at != "last_layer":
+    adaptive = config.objective.adaptive_weight
+    if adaptive.reference == "none" or adaptive.at != "last_layer":
         return None
     weight = model.last_layer
     if not weight.requires_grad and not is_sharded:
-        contract, got = "`reconstruction` if the last layer is frozen", config.at
+        contract = "`reconstruction` if the last layer is frozen"
         remedy = "Set it to `reconstruction`, which needs no layer."
-        raise argument_error("objective.adaptive_weight.at", contract, got, remedy)
+        raise argument_error("objective.adaptive_weight.at", contract, adaptive.at, remedy)
+    has_chunks = config.temporal_chunk is not None
     return LayerActivations(owner_of(weight, model)) if is_sharded or has_chunks else weight
 
 

@@ -41,7 +41,6 @@ class Clips:
     fps: float
     """Frames a second of clips of the first video, for previews."""
     num_videos: int
-    """Videos that are used."""
     num_images: int
     """Still images that are used."""
     num_skipped: int
@@ -64,18 +63,13 @@ class Spans:
     skipped: list[Skipped]
     """Files that cannot be decoded, and lines of a list without frames."""
     num_short: int
-    """How many videos are shorter than a clip."""
+    """Videos that are shorter than a clip."""
 
 
 def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
     """Find, index and split the videos, and read the validation clips. Every process has to call this.
 
-    The first process indexes the videos, the others then read its index. They wait for each other without a time limit,
-    also while frames are decoded for `clips.cache`.
-
-    Raises:
-        ValueError: The model does not reproduce clips of a configured size, or single images.
-        DataError: There is no usable video.
+    The first process indexes the videos, the others then read its index. They wait without a time limit.
     """
     check_buckets(config.clips.train_buckets, model, images=config.clips.image_ratio > 0)
     with barrier_without_time_limit() as wait_for_everyone:
@@ -103,16 +97,7 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
 
 
 def find_spans(data: str | None, val_data: str | None, config: ClipConfig) -> Spans:
-    """Find, index and split the videos and images.
-
-    Args:
-        data: See `TrainConfig.data`.
-        val_data: See `TrainConfig.val_data`.
-        config: The clips.
-
-    Raises:
-        DataError: There is no usable video.
-    """
+    """Find, index and split the videos and images of `TrainConfig.data` and `TrainConfig.val_data`."""
     if data is None:
         infos, skipped = index_videos(sample_videos())
         found = [whole_video(info) for info in infos]
@@ -137,17 +122,7 @@ def read_batches(
     latents: LatentCache | None,
     should_stop: Callable[[], bool],
 ) -> Iterator[list[MicroBatch]]:
-    """Yield the micro-batches of each remaining step, on the device of this process.
-
-    Args:
-        clips: The training clips.
-        accelerator: Of this process.
-        latents: The posteriors of all these clips; None if the encoder computes them.
-        batch_size, num_micro_batches, start_step, num_steps, should_stop: See `clip_loader`.
-
-    Raises:
-        ReadingStopped: `should_stop` returned true during a wait.
-    """
+    """Yield the micro-batches of each remaining step, on the device of this process, see `clip_loader`."""
     loader = clip_loader(
         clips,
         batch_size=batch_size,

@@ -24,11 +24,7 @@ from telecine.training.validation import TrainResult
 
 
 class TeacherReconstruction(nn.Module):
-    """The mean absolute error against a frozen teacher's reconstruction from the same latent.
-
-    Args:
-        teacher: See `DistillConfig.teacher`.
-    """
+    """The mean absolute error against the reconstruction of a frozen `DistillConfig.teacher` from the same latent."""
 
     def __init__(self, teacher: str) -> None:
         super().__init__()
@@ -38,8 +34,8 @@ class TeacherReconstruction(nn.Module):
         """Return the error, 0-d, at least float32; smaller is better. The graph reaches the reconstruction.
 
         Args:
-            reconstruction: `(B, 3, T, H, W)`.
-            latent: Its latent.
+            reconstruction: `(B, 3, T, H, W)`, of `latent`.
+            latent: `(B, C, t, h, w)`.
             weight: Non-negative sample weights `(B,)`.
         """
         with torch.no_grad():
@@ -51,9 +47,6 @@ class TeacherLatent(nn.Module):
     """The mean squared error of a latent against a frozen teacher's, each channel in units of its variance.
 
     The variance is that of the teacher's latent over the batch. Without knowledge of the video the term is at least 1.
-
-    Args:
-        teacher: See `DistillConfig.teacher`.
     """
 
     def __init__(self, teacher: str) -> None:
@@ -79,9 +72,8 @@ def distill(
 ) -> TrainResult:
     """Train a student of a teacher, as `train` does: the same objective, checkpoints and report.
 
-    The reconstruction terms compare with the video. By default the student is the teacher's encoder and a small
-    decoder; the teacher is frozen and in no checkpoint. With an encoder it is a `CausalVAE`, which needs the teacher
-    in training only.
+    By default the student is the teacher's encoder and a small decoder; the teacher is frozen and in no checkpoint.
+    With its own encoder it is a `CausalVAE`, which needs the teacher in training only.
 
     Args:
         config: The settings.
@@ -96,8 +88,15 @@ def distill(
     name = absolute(config.teacher)
     teacher = load_model_or_run(name)
     architecture = student_config(config.student, teacher, config.clips.val_bucket.shape)
-    objective = replace(config.objective, terms={**config.objective.named_terms, **_teacher_terms(config, name)})
-    config = replace(config, teacher=name, causal_vae=architecture, objective=objective)
+    check_positive("latent_weight", config.latent_weight, remedy="Without it, the latent would be another one.")
+    check_weight("teacher_weight", config.teacher_weight)
+    terms = dict(config.objective.named_terms)
+    if config.train_encoder:
+        terms["teacher_latent"] = Term(f"{__name__}.TeacherLatent", config.latent_weight, {"teacher": name})
+    if config.teacher_weight > 0:
+        target = f"{__name__}.TeacherReconstruction"
+        terms["teacher_reconstruction"] = Term(target, config.teacher_weight, {"teacher": name})
+    config = replace(config, teacher=name, causal_vae=architecture, objective=replace(config.objective, terms=terms))
     run = partial(train, console=console, steal_lock=steal_lock, change_data=change_data)
     if config.train_encoder:
         return run(replace(config, model=None))
@@ -110,16 +109,3 @@ def absolute(name: str) -> str:
     """Return the absolute path of a folder, which a run's settings hold; a Hub id stays as it is."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.exists() else name
-
-
-def _teacher_terms(config: DistillConfig, name: str) -> dict[str, Term]:
-    """Return the terms of the loss that compare with the teacher."""
-    check_positive("latent_weight", config.latent_weight, remedy="Without it, the latent would be another one.")
-    check_weight("teacher_weight", config.teacher_weight)
-    terms = {}
-    if config.train_encoder:
-        terms["teacher_latent"] = Term(f"{__name__}.TeacherLatent", config.latent_weight, {"teacher": name})
-    if config.teacher_weight > 0:
-        target = f"{__name__}.TeacherReconstruction"
-        terms["teacher_reconstruction"] = Term(target, config.teacher_weight, {"teacher": name})
-    return terms

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
-from typing import TYPE_CHECKING, TypeGuard, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -48,20 +48,16 @@ def rank() -> int:
 
 
 def process_group_settings(timeout: float) -> InitProcessGroupKwargs:
-    """Return the settings with which Accelerate starts the process group, if several processes were launched.
-
-    Args:
-        timeout: Seconds that a process waits for the others.
-    """
+    """Return Accelerate's settings of the process group, in which a process waits `timeout` seconds for the others."""
     return InitProcessGroupKwargs(init_method=f"{SCHEME}://", timeout=timedelta(seconds=timeout))
 
 
 def open_store(timeout: timedelta) -> dist.Store:
-    """Connect to the key-value store of the processes, with keys of its own for each restart.
+    """Connect to the key-value store of the processes, with separate keys for each restart.
 
-    From version 2.4 on, `torchrun` keeps the store of the processes that it has started before, and their addresses in
-    it (https://github.com/pytorch/pytorch/issues/135712). The number of a restart is the same everywhere on one
-    machine only; on several, `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` gives each restart a store of its own.
+    From version 2.4 on, `torchrun` keeps the store across restarts, and with it the old addresses
+    (https://github.com/pytorch/pytorch/issues/135712). The number of a restart is the same everywhere on one machine
+    only; on several, `TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1` gives each restart its own store.
     """
     store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
     is_one_machine = os.environ.get("GROUP_WORLD_SIZE") == "1"
@@ -112,7 +108,7 @@ def answer_questions() -> None:
 
 
 def describe_lost(where: str, timeout: float) -> str:
-    """Return a message that names the lost process and a remedy, after an error for which `is_lost` is true."""
+    """Return a message that names the lost process and a remedy, after an error with `is_lost`."""
     again = "then run the same command again: it resumes from the newest checkpoint."
     silent = _silent_ranks() if dist.is_initialized() else None
     this = f"process {os.environ['RANK']}"
@@ -124,10 +120,9 @@ def describe_lost(where: str, timeout: float) -> str:
 
 
 def _silent_ranks() -> list[int] | None:
-    """Ask all processes whether they still run, and return the ranks of those that do not answer.
+    """Ask all processes whether they still run, and return the ranks that do not answer.
 
-    None means that they cannot be asked, because `torchrun`, which holds their store, has ended. Without it, the first
-    process holds the store.
+    Return None if `torchrun`, which holds their store, has ended. Without `torchrun` the first process holds it.
     """
     answers: list[list[int]] = []
 
@@ -154,10 +149,9 @@ def _silent_ranks() -> list[int] | None:
 
 @contextmanager
 def barrier_without_time_limit() -> Iterator[Callable[[], None]]:
-    """Yield a barrier for work of any length: the time limit of the process group does not hold for it.
+    """Yield a barrier without the time limit of the process group; every process has to enter the block.
 
-    Every process has to enter the block. Signals are handled while it waits. If a process ends, the others get an error
-    for which `is_lost` is true.
+    Signals are handled while it waits. If a process ends, the others get an error with `is_lost`.
     """
     if num_ranks() == 1:
         yield lambda: None
@@ -192,13 +186,8 @@ def on_first_process(call: Callable[[], T], accelerator: Accelerator) -> T:
 
 
 def on_every_process(call: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
-    """Call a function in every process of a group, and return all results, or raise the first error, in each of them.
-
-    Args:
-        call: The function.
-        group: The processes; None for this process alone.
-    """
-    if group is None:
+    """Call a function in every process of a group, and return all results, or raise the first error, in each."""
+    if group is None:  # this process is alone
         return [call()]
     outcome: T | BaseException
     try:
@@ -224,8 +213,7 @@ def all_gather(tensor: Tensor) -> list[Tensor]:
 
 def any_rank(value: bool, device: torch.device) -> bool:
     """Return whether `value` is true on at least one process. Every process gets the same answer."""
-    flags = all_gather(torch.tensor(float(value), device=device)) if num_ranks() > 1 else [value]
-    return any(flags)
+    return any(all_gather(torch.tensor(float(value), device=device))) if num_ranks() > 1 else value
 
 
 def broadcast_module(module: nn.Module) -> None:
@@ -236,23 +224,18 @@ def broadcast_module(module: nn.Module) -> None:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace each parameter's gradient by its mean over the processes. Parameters without a gradient are skipped.
-
-    The same parameters must have gradients on every process.
-    """
+    """Replace gradients by their means over the processes. Every process must have them for the same parameters."""
     if num_ranks() == 1:
         return
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    for bucket in _buckets(gradients):
+    for bucket in _buckets(parameter.grad for parameter in parameters if parameter.grad is not None):
         flat = torch.cat([gradient.flatten() for gradient in bucket])
         dist.all_reduce(flat)
         flat /= num_ranks()
-        means = flat.split([gradient.numel() for gradient in bucket])
-        for gradient, mean in zip(bucket, means, strict=True):
+        for gradient, mean in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
             gradient.copy_(mean.view_as(gradient))
 
 
-def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     """Group consecutive gradients of one dtype until a group reaches `BUCKET_BYTES`."""
     bucket: list[Tensor] = []
     size = 0
@@ -269,8 +252,7 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 def shard(model: nn.Module) -> None:
     """Shard `model` in place over all processes (FSDP2, arXiv:2304.11277): each block, and the remaining weights.
 
-    A block's weights are gathered only while it computes. Parameters become `DTensor`s, so create optimizers
-    afterwards.
+    Create optimizers afterwards: parameters become `DTensor`s.
 
     Raises:
         ValueError: A weight has no dimensions, such as the timestep scale of LTX 0.9.1 and later.
@@ -289,45 +271,39 @@ def shard(model: nn.Module) -> None:
 
 
 def fsdp_blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the outermost modules inside a model's `ModuleList`s and `Sequential`s that have a `forward` and weights.
-
-    A module without a `forward` is only a container whose parts are called one by one, so its parts are searched.
-    """
+    """Yield the outermost modules with a `forward` and weights inside a model's `ModuleList`s and `Sequential`s."""
     for child in model.children():
         if not isinstance(child, (nn.ModuleList, nn.Sequential)):
             yield from fsdp_blocks(child)
             continue
         for item in child.children():
-            if type(item).forward is nn.Module.forward:
+            if type(item).forward is nn.Module.forward:  # a container, whose parts are called one by one
                 yield from fsdp_blocks(item)
             elif any(True for _ in item.parameters()):
                 yield item
 
 
 def _write_back_caches(block: nn.Module) -> None:
-    """Copy the changes that a sharded block makes to the lists and dicts among its arguments back to the caller's.
+    """Copy a sharded block's changes to the lists and dicts among its arguments back to the caller's.
 
-    FSDP2 calls a block with copies of these when they hold tensors with a graph. Causal models keep frames from chunk
-    to chunk in them, Wan in a list and `CausalVAE` in a dict; without this hook they would silently stay empty.
+    FSDP2 calls a block with copies of these if they hold tensors with a graph. Causal models keep frames from chunk to
+    chunk in them, Wan in a list and `CausalVAE` in a dict; without this hook they would silently stay empty.
     """
-    callers: list[list[object] | dict[object, object]] = []
+    callers: list[Any] = []
+
+    def caches_in(args: tuple[object, ...], kwargs: dict[str, object]) -> list[Any]:
+        return [value for value in (*args, *kwargs.values()) if isinstance(value, (list, dict))]
 
     def before(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        callers[:] = _cache_arguments(args, kwargs)
+        callers[:] = caches_in(args, kwargs)
 
     def after(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: object) -> None:
-        for original, copied in zip(callers, _cache_arguments(args, kwargs), strict=True):
+        for original, copied in zip(callers, caches_in(args, kwargs), strict=True):
             overwrite(original, copied)
         callers.clear()
 
     block.register_forward_pre_hook(before, prepend=True, with_kwargs=True)  # before FSDP2's own hook
     block.register_forward_hook(after, with_kwargs=True)
-
-
-def _cache_arguments(
-    args: tuple[object, ...], kwargs: Mapping[str, object]
-) -> list[list[object] | dict[object, object]]:
-    return [value for value in (*args, *kwargs.values()) if isinstance(value, (list, dict))]
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
@@ -359,7 +335,7 @@ def full_tensor(tensor: Tensor) -> Tensor:
 def copy_module(source: nn.Module, *, into: nn.Module) -> None:
     """Copy parameters and buffers by name between two copies of a model, either of which may be sharded.
 
-    Every process has to call this. If `source` is not sharded, it must be the same on every process.
+    Every process has to call this. A whole `source` must be the same on every process.
     """
     from torch.distributed.tensor import distribute_tensor
 

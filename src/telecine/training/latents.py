@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -25,7 +25,7 @@ from telecine.base.checks import argument_error, describe
 from telecine.base.devices import gigabytes
 from telecine.base.files import atomic_write, read_json, write_json
 from telecine.base.terminal import with_progress
-from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, Span
+from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader
 from telecine.data.index_cache import fingerprint_of
 from telecine.training.distributed import on_first_process
 from telecine.training.state import TrainState
@@ -46,16 +46,10 @@ NUM_SHOWN = 4
 
 
 class LatentCache:
-    """Posteriors of clips by name, in safetensors files of a folder; each file appears whole.
+    """Posteriors of clips by name, in safetensors files of an existing folder; each file appears whole.
 
-    The values are the encoder's own, in float32. Their order in memory is kept, too: convolutions round differently in
-    another one. A quantizer's losses are not kept: those of a frozen encoder have no gradient.
-
-    Args:
-        folder: It exists.
-
-    Raises:
-        ValueError: A file is damaged.
+    The values are the encoder's own, in float32, with their order in memory, as convolutions round differently in
+    another. A quantizer's losses are not kept: those of a frozen encoder have no gradient.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -75,12 +69,7 @@ class LatentCache:
         return f"{name}/{MEAN}" in self._files
 
     def add(self, names: Sequence[str], posterior: Posterior) -> int:
-        """Add the posteriors of a batch of clips, and return the bytes of one. Known names are skipped.
-
-        Raises:
-            ValueError: The posterior is of another kind.
-            OSError: A file cannot be written.
-        """
+        """Add the posteriors of a batch of clips, and return the bytes of one. Known names are skipped."""
         moments = {moment: tensor.cpu() for moment, tensor in _moments_of(posterior).items()}
         for moment, tensor in moments.items():
             axes = _memory_order(tensor[0])
@@ -94,11 +83,7 @@ class LatentCache:
         return sum(tensor[0].nbytes for tensor in moments.values())
 
     def write(self) -> None:
-        """Write the posteriors that are not on the disk yet.
-
-        Raises:
-            OSError: The file cannot be written.
-        """
+        """Write the posteriors that are not on the disk yet."""
         if not self._new:
             return
         path = self.folder / PATTERN.replace("*", uuid.uuid4().hex)
@@ -108,11 +93,7 @@ class LatentCache:
         self._new, self._new_orders = {}, {}
 
     def read(self, names: Sequence[str], device: torch.device) -> Posterior:
-        """Return the posteriors of clips as a batch on `device`.
-
-        Raises:
-            ValueError: One is missing, or a file is damaged.
-        """
+        """Return the posteriors of clips as a batch on `device`; raise a `ValueError` if one is missing."""
         mean = self._stack(names, MEAN).to(device)
         if f"{names[0]}/{LOGVAR}" not in self._files:
             return DeterministicPosterior(mean)
@@ -129,9 +110,8 @@ class LatentCache:
             remedy = "Do not change it while a run trains, and use a disk that all processes share."
             raise argument_error("latent_cache", "a folder with all latents", f"one without {key}", remedy)
         with _opened(self._files[key]) as file:
-            tensor, axes = file.get_tensor(key), [int(axis) for axis in file.metadata()[key].split()]
-        restored: Tensor = tensor.permute([axes.index(axis) for axis in range(len(axes))])
-        return restored
+            axes = [int(axis) for axis in file.metadata()[key].split()]
+            return cast(Tensor, file.get_tensor(key).permute([axes.index(axis) for axis in range(len(axes))]))
 
 
 def _memory_order(tensor: Tensor) -> list[int]:
@@ -163,13 +143,7 @@ def _opened(path: Path) -> Iterator[Any]:
 def open_cache(
     folder: str | None, model: VideoAutoencoder, clips: ClipDataset, accelerator: Accelerator
 ) -> LatentCache | None:
-    """Return the cache in a folder, which is created if needed; None without one.
-
-    Args:
-        folder: See `TrainConfig.latent_cache`.
-        model: The autoencoder with its weights.
-        clips: The training clips.
-        accelerator: Of this process; every process has to call this.
+    """Return the cache in a folder, which is created if needed; None without one. Every process has to call this.
 
     Raises:
         ValueError: The encoder is trained, or the latents are of another encoder, other data or other clips.
@@ -179,35 +153,27 @@ def open_cache(
     if model.latent_model is model and trains_encoder(model):
         remedy = "Use `trainable.weights: decoder`, or leave it out."
         raise argument_error("latent_cache", "left out if the encoder is trained", repr(folder), remedy)
-
-    def check() -> None:
-        _check_identity(Path(folder), _identity_of(model.latent_model, clips, accelerator.mixed_precision))
-
-    on_first_process(check, accelerator)
-    return LatentCache(Path(folder))
+    path, precision = Path(folder), accelerator.mixed_precision
+    on_first_process(lambda: _check_identity(path, _identity_of(model.latent_model, clips, precision)), accelerator)
+    return LatentCache(path)
 
 
 def _identity_of(encoder: VideoAutoencoder, clips: ClipDataset, mixed_precision: str) -> dict[str, object]:
     """Return all values that the latents of a run depend on, by name."""
+    digest = sha256()
+    for span in clips.spans:  # the name, size and modification time of each file, and its frames that are used
+        source = span.info.path
+        digest.update(repr((source.name, fingerprint_of(source), span.first_frame, span.last_frame)).encode())
     settings = {name: value for name, value in asdict(clips.config).items() if name not in OTHER_CLIP_SETTINGS}
     return {
         "format": FORMAT,
         "architecture": architecture_of(encoder),
         "encoder": digest_of_encoder(encoder),
         "mixed_precision": mixed_precision,
-        "data": _digest_of_data(clips.spans),
+        "data": digest.hexdigest(),
         "seed": clips.seed,
         **{f"clips.{name}": list(value) if isinstance(value, tuple) else value for name, value in settings.items()},
     }
-
-
-def _digest_of_data(spans: Sequence[Span]) -> str:
-    """Return a digest of the name, size and modification time of each file, and of its frames that are used."""
-    digest = sha256()
-    for span in spans:
-        source = span.info.path
-        digest.update(repr((source.name, fingerprint_of(source), span.first_frame, span.last_frame)).encode())
-    return digest.hexdigest()
 
 
 def _check_identity(folder: Path, identity: dict[str, object]) -> None:
@@ -256,22 +222,8 @@ def fill_latent_cache(
 ) -> None:
     """Encode the clips of the remaining steps that are not in the cache, in the batches of training.
 
-    The processes share the batches. Encoded clips are written to the disk also if this ends with an error.
-
-    Args:
-        cache: The cache.
-        state: The networks, and the step that the run is at; every process has to call this.
-        clips: The training clips.
-        console: Where to print the number of clips.
-        num_steps: Number of updates of the whole run.
-        batch_size: Clips of a micro-batch.
-        num_micro_batches: Micro-batches of an update, in each process.
-        before_each: Called before each batch, on every process equally often. Its errors end this function.
-
-    Raises:
-        ValueError: The disk is too small.
-        OSError: A file cannot be written.
-        DataError: A clip cannot be read.
+    The processes share the batches; every process has to call this. It calls `before_each` before each batch, equally
+    often on every process. Encoded clips are written to the disk also after an error, such as one of `before_each`.
     """
     accelerator = state.accelerator
     rank, num_ranks = accelerator.process_index, accelerator.num_processes
@@ -306,10 +258,8 @@ def fill_latent_cache(
 
 def _check_disk(folder: Path, size: int) -> None:
     """Raise a `ValueError` if `size` bytes do not fit on the disk of a folder."""
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        contract = f"on a disk with {gigabytes(size)} free"
-        remedy = "Set `clips.num_clips` to a smaller number, or use another disk."
+    if size > (free := shutil.disk_usage(folder).free):
+        contract, remedy = f"on a disk with {gigabytes(size)} free", "Use another disk, or a smaller `clips.num_clips`."
         raise argument_error("latent_cache", contract, gigabytes(free), remedy)
 
 
@@ -317,19 +267,10 @@ def _check_disk(folder: Path, size: int) -> None:
 def measure_latents(
     model: VideoAutoencoder, clips: ClipDataset, num_clips: int, accelerator: Accelerator
 ) -> LatentStatistics | None:
-    """Return the statistics of the posterior's mode over the first `num_clips` clips of a run.
+    """Return statistics of the posterior's mode over the first `num_clips` clips; None if the model offers no latent.
 
     The processes share the clips, and the result is the same for any number of processes. Every process has to call
-    this. The model is in eval mode meanwhile; its random state and its weights stay the same.
-
-    Args:
-        model: The autoencoder. Its whole `forward` runs, because sharded weights are gathered there only.
-        clips: The training clips.
-        num_clips: How many of them.
-        accelerator: Of this process.
-
-    Returns:
-        None if the model does not offer its latent, as some custom modules.
+    this. The model is in eval mode meanwhile. Its whole `forward` runs: sharded weights are gathered there only.
     """
     was_training = model.training
     model.eval()
@@ -353,12 +294,9 @@ def measure_latents(
 
 def describe_change(before: Mapping[str, object], after: Mapping[str, object]) -> str:
     """Return the changes of a model's normalisation of the latent, in one line."""
-    changes = [
-        f"{name} {_shown(before.get(name))} -> {_shown(value)}"
-        for name, value in after.items()
-        if value != before.get(name)
-    ]
-    return "; ".join(changes) or "nothing"
+    changed = {name: value for name, value in after.items() if value != before.get(name)}
+    shown = (f"{name} {_shown(before.get(name))} -> {_shown(value)}" for name, value in changed.items())
+    return "; ".join(shown) or "nothing"
 
 
 def _shown(value: object) -> str:

@@ -28,13 +28,8 @@ class MovingAverage:
     """Exponential moving average (EMA) of a model's trained weights; evaluation and export use it.
 
     After `n` updates the decay is at most `(1 + n) / (10 + n)`, so that the average soon forgets the initial weights:
-    until `decay` is reached, it spans the last tenth of all updates. The first update copies the weights; with `decay`
-    0 every update does. `applied()` swaps the averages into the model: PyTorch's `AveragedModel` would copy all of it,
-    frozen weights and buffers included. If the weights are sharded, each process averages its shard.
-
-    Args:
-        model: The model whose parameters with `requires_grad` are averaged.
-        decay: At least 0 and below 1.
+    until `decay`, in [0, 1), is reached, it spans the last tenth of all updates. The first update copies the weights.
+    PyTorch's `AveragedModel` would copy frozen weights and buffers, too. Each process averages its own shards.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -54,7 +49,7 @@ class MovingAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Swap the averages into the model inside the `with` block, and swap them back afterwards."""
+        """Swap the averages into the model inside the `with` block."""
         self._swap()
         try:
             yield
@@ -101,14 +96,13 @@ class _Sharded(Protocol):
 class TrainState:
     """Everything that training changes. A checkpoint saves it.
 
-    The discriminators have no data-parallel wrapper: their gradients are complete before the backward of the
-    autoencoder starts, so no communication could overlap with it. They are averaged afterwards.
+    The discriminators have no data-parallel wrapper: their gradients are complete before the autoencoder's backward
+    starts, so no communication could overlap with it.
     """
 
     accelerator: Accelerator
     model: nn.Module
-    """The autoencoder as training calls it: sharded, or, with several processes, in the wrapper that averages its
-    gradients over them."""
+    """The autoencoder as training calls it: sharded, or with several processes in DDP's wrapper."""
     autoencoder: VideoAutoencoder
     """The autoencoder without a wrapper."""
     objective: VideoAutoencoderLoss
@@ -130,17 +124,11 @@ class TrainState:
     num_records: int = 0
     """Number of records in `metrics.jsonl`."""
     rollbacks: list[Rollback] = field(default_factory=list)
-    """How often the run went back after a divergence."""
 
     @property
     def lr_factor(self) -> float:
         """The factor of both learning rates after the rollbacks."""
         return LR_FACTOR ** len(self.rollbacks)
-
-    @property
-    def trained(self) -> list[nn.Parameter]:
-        """The parameters that the autoencoder's step trains."""
-        return parameters_of(self.optimizer)
 
     @property
     def optimizers(self) -> dict[str, Optimizer]:

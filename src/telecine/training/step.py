@@ -29,12 +29,7 @@ EPSILON = 1e-6
 
 
 class DivergenceError(TrainingError):
-    """A value that training computes is not finite.
-
-    Args:
-        message: The error, without the remedy.
-        value: The name of the value.
-    """
+    """A computed value, of a name, is not finite."""
 
     def __init__(self, message: str, value: str) -> None:
         super().__init__(message, value)
@@ -55,11 +50,6 @@ class MicroBatch:
     posterior: Posterior | None = None
     """Of the clips' latents, if it is known; otherwise the encoder computes it."""
 
-    @property
-    def is_image(self) -> bool:
-        """Whether the clips are single frames, which leave weights of some autoencoders unused."""
-        return self.video.shape[2] == 1
-
 
 def train_step(
     state: TrainState, batches: Sequence[MicroBatch], *, measure_update_ratio: bool = False
@@ -71,15 +61,13 @@ def train_step(
     Args:
         state: The networks and optimizers; its `step` grows by one.
         batches: One or more micro-batches of one shape. Gradients are those of the mean of their losses.
-        measure_update_ratio: Whether to log the size of each network's update relative to its weights. This needs a
-            copy of the weights after the activations are freed, and one more host sync.
+        measure_update_ratio: Log the size of each network's update relative to its weights. This copies the weights
+            after the activations are freed, and needs one more host sync.
 
     Raises:
-        TrainingError: The data, a term of the loss or a gradient is not finite. A network whose loss or gradient is not
-            finite is not updated.
+        TrainingError: The data, a term of the loss or a gradient is not finite. That network is not updated.
     """
-    scale = 1 / len(batches)
-    logs = [accumulate_gradients(state, batch, scale, is_last=batch is batches[-1]) for batch in batches]
+    logs = [accumulate_gradients(state, batch, 1 / len(batches), is_last=batch is batches[-1]) for batch in batches]
     log = _finite_values({name: torch.stack([log[name] for log in logs]).mean() for name in logs[0]}, state.step)
     log |= _optimizer_step(state, state.optimizer, measure_update_ratio=measure_update_ratio)
     state.ema.update()
@@ -94,28 +82,22 @@ def train_step(
 
 
 def accumulate_gradients(state: TrainState, batch: MicroBatch, scale: float, *, is_last: bool) -> dict[str, Tensor]:
-    """Add the gradients of a micro-batch's losses, times `scale`, to the present gradients, and return the log.
-
-    After the last micro-batch the autoencoder's gradients are averaged over the processes.
-    """
+    """Add a micro-batch's gradients, times `scale`; after the last, average the autoencoder's. Return the log."""
     # DDP would wait for the gradients of weights that single frames leave unused; `average_gradients` skips them.
-    no_sync = not is_last or (batch.is_image and not state.is_sharded)
+    no_sync = not is_last or (batch.video.shape[2] == 1 and not state.is_sharded)
     with state.no_sync(no_sync):
         losses, log, gradient = _compute_losses(state, batch)
         for loss in losses:
             state.accelerator.backward(scale * loss)
     if is_last and no_sync:
-        average_gradients(state.trained)
+        average_gradients(parameters_of(state.optimizer))
     return {name: value.float() for name, value in (log | gradient.log).items()}
 
 
 def _compute_losses(
     state: TrainState, batch: MicroBatch
 ) -> tuple[list[Tensor], dict[str, Tensor], ReconstructionGradient]:
-    """Return the losses to minimise at this step, their log, and the gradient's log that a backward will fill.
-
-    The first loss is the autoencoder's, the second, if any, the discriminators'.
-    """
+    """Return the autoencoder's loss and, if they train, the discriminators', their log, and that of the gradient."""
     objective, last_layer = state.objective, state.last_layer
     generators = clip_generators(state.seed, batch.clips, batch.video.device)
     if isinstance(last_layer, LayerActivations):
@@ -124,12 +106,8 @@ def _compute_losses(
         known = {} if batch.posterior is None else {"posterior": batch.posterior}
         output = state.model(batch.video, generator=generators, **known)
         gradient = ReconstructionGradient(output.video)
-        options = BatchOptions(
-            generator=generators,
-            grad_hook=gradient.adversarial_hook,
-            latent=output.latent,
-            decode=state.autoencoder.decode,
-        )
+        hook, decode = gradient.adversarial_hook, state.autoencoder.decode
+        options = BatchOptions(generator=generators, grad_hook=hook, latent=output.latent, decode=decode)
         if state.trains_discriminators:
             both = objective.update(batch.video, output.video, state.step, output.aux, last_layer, **options)
             losses, log = [both.loss, both.disc_loss], both.log | both.disc_log
@@ -146,11 +124,7 @@ def _compute_losses(
 def _optimizer_step(
     state: TrainState, optimizer: Optimizer, *, prefix: str = "", measure_update_ratio: bool = False
 ) -> dict[str, float]:
-    """Clip the gradients, step the optimizer, free the gradients, and return the log.
-
-    The log has `grad_norm` before clipping, `grad_clipped` (0 or 1), with a gradient scaler `grad_overflow` (1 if it
-    skipped the step), and, if asked for, `update_ratio`; each name after `train/` and `prefix`. Host sync.
-    """
+    """Clip the gradients, step the optimizer, free the gradients, and return the log. Host sync."""
     scaler = state.accelerator.scaler
     if scaler is not None:
         scaler.unscale_(optimizer)
@@ -166,9 +140,7 @@ def _optimizer_step(
     else:
         scaler.step(optimizer)
     optimizer.zero_grad(set_to_none=True)
-    log: dict[str, float] = {}
-    if is_finite:
-        log |= {"grad_norm": norm, "grad_clipped": float(norm > state.grad_clip)}
+    log = {"grad_norm": norm, "grad_clipped": float(norm > state.grad_clip)} if is_finite else {}
     if scaler is not None:
         log["grad_overflow"] = float(not is_finite)
     if measure_update_ratio:
@@ -180,8 +152,7 @@ def _optimizer_step(
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
     """Scale gradients down so that their total 2-norm is at most `max_norm`, and return the norm before scaling.
 
-    Smaller gradients are not changed. PyTorch's `clip_grad_norm_` does the same, but cannot mix whole and sharded
-    gradients. If some gradients are sharded, every process has to call this.
+    PyTorch's `clip_grad_norm_` cannot mix whole and sharded gradients. With sharded ones, every process has to call it.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = _total_norm(gradients)
@@ -213,10 +184,7 @@ def set_learning_rates(state: TrainState, config: OptimizerConfig, num_steps: in
 
 
 def lr_scale(config: OptimizerConfig, step: int, num_steps: int) -> float:
-    """Return the factor of both learning rates at `step` of `num_steps`, in (0, 1].
-
-    It depends on the step alone, so a resumed run needs no scheduler state.
-    """
+    """Return the factor of both learning rates, in (0, 1]. A function of the step needs no scheduler state."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "constant":
@@ -229,21 +197,16 @@ def describe_warmup(config: OptimizerConfig, num_steps: int) -> list[str]:
     """Return a line for the console if a run ends inside its warm-up, whose small rates change the weights little."""
     if num_steps >= config.warmup_steps:
         return []
+    ends = f"the run ends within its warm-up: after {num_steps} of {config.warmup_steps} steps, "
     reached = f"{num_steps / config.warmup_steps:.2g} of `optimizer.lr` is reached"
-    ends = f"the run ends within its warm-up: after {num_steps} of {config.warmup_steps} steps, {reached}"
-    return [f"{ends}; use a smaller `--optimizer.warmup_steps`"]
+    return [f"{ends}{reached}; use a smaller `--optimizer.warmup_steps`"]
 
 
 def _finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
-    """Return a log's values, averaged over processes. All values are read in one host sync.
-
-    Shares of the gradient that are not finite are left out: a gradient of 0 has none.
-
-    Raises:
-        TrainingError: Another value is not finite; every process raises it.
-    """
+    """Return a log's values, averaged over processes, in one host sync. Every process raises if one is not finite."""
     means = average_over_ranks(torch.stack(list(log.values())))
     values = dict(zip(log, means.tolist(), strict=True))
+    # A gradient of 0 has no shares.
     values = {name: value for name, value in values.items() if math.isfinite(value) or not is_gradient_share(name)}
     # Check totals last: the name of the term that is not finite helps more than that of the sum.
     for name in sorted(values, key=lambda name: "total" in name):

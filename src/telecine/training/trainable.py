@@ -18,16 +18,12 @@ from telecine.settings import TrainableConfig
 def select_trainable(autoencoder: VideoAutoencoder, config: TrainableConfig) -> list[nn.Parameter]:
     """Set `requires_grad` of the chosen weights, freeze all others, and return the chosen ones.
 
-    Call it before creating wrappers, moving averages and optimizers. Frozen modules behave as in eval mode and keep
-    their buffers in both modes. LoRA updates are part of the autoencoder's `state_dict`, so load weights after it.
-
-    Args:
-        autoencoder: The autoencoder. Names are those of the wrapped model, without `module.` in front.
-        config: Which weights to train.
+    Call it before creating wrappers, moving averages and optimizers. Names are those of the wrapped model, without
+    `module.` in front. Frozen modules behave as in eval mode and keep their buffers in both modes. LoRA updates are
+    part of the autoencoder's `state_dict`, so load weights after it.
 
     Raises:
-        ValueError: A pattern matches no name (the error suggests the nearest), the model has no decoder, all weights
-            are frozen, no layer can have a LoRA update, or a chosen weight is in half precision.
+        ValueError: The choice does not go with the model, or a chosen weight is in half precision.
     """
     model: nn.Module = getattr(autoencoder, "module", autoencoder)
     if config.weights == "lora":
@@ -46,8 +42,7 @@ def select_trainable(autoencoder: VideoAutoencoder, config: TrainableConfig) -> 
 def trains_encoder(autoencoder: VideoAutoencoder) -> bool:
     """Return whether a trained weight may change the latent: one that is not in the decoder."""
     model: nn.Module = getattr(autoencoder, "module", autoencoder)
-    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    return any(name.split(".")[0] not in DECODER for name in trained)
+    return any(weight.requires_grad and name.split(".")[0] not in DECODER for name, weight in model.named_parameters())
 
 
 def _select_weights(model: nn.Module, config: TrainableConfig) -> None:

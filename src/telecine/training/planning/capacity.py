@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.base.checks import TrainingError, argument_error
@@ -41,10 +41,10 @@ TOLERANCE = 0.02
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """The memory that one configuration needs for any number of clips, from the plan of one update.
+    """The memory for any number of clips, from the plan of one update.
 
-    The peak is the largest of several moments, each of which is linear in the number of clips. So a line through the
-    planned peak and a bound at 0 clips is never below the peak: a batch that fits by the line does fit.
+    The peak is the largest of several moments, each linear in the number of clips. So a line through the planned peak
+    and a bound at 0 clips is never below the peak: a batch that fits by the line does fit.
     """
 
     plan: UpdatePlan
@@ -76,32 +76,32 @@ class MemoryNeed:
 
 @dataclass(frozen=True)
 class LongestClip:
-    """How many frames of one clip fit, from the plans of two lengths; the model reproduces `shortest + k * step`."""
+    """How many frames of one clip fit, from plans of the configured `num_frames` and of another length."""
 
     num_frames: int
-    """The configured length."""
     shortest: int
     step: int
+    """The model reproduces clips of `shortest + k * step` frames."""
     other: int
-    """The other length that is planned: about half of the configured one, or longer if that is the shortest."""
+    """Another length to plan: about half of the configured one, or longer if that is the shortest."""
     per_frame: float = 0.0
     """Bytes that one more frame needs, relative to `MemoryNeed.clip_bytes` of the configured length."""
 
     @classmethod
     def of(cls, model: VideoAutoencoder, clips: ClipConfig) -> LongestClip:
-        """Return the lengths of clips of the configured height and width; nothing is planned."""
+        """Return the lengths of clips of the configured height and width, without the growth."""
         shortest = model.covering_clip(1, clips.height, clips.width)[0]
         step = model.covering_clip(shortest + 1, clips.height, clips.width)[0] - shortest
         half = shortest + (clips.num_frames - shortest) // step // 2 * step
         return cls(clips.num_frames, shortest, step, half if half < clips.num_frames else half + step)
 
     def planned(self, need: MemoryNeed, other: MemoryNeed) -> LongestClip:
-        """Return the growth between the needs of the two lengths."""
+        """Add the growth between the needs of the two lengths."""
         per_frame = (need.of(1) - other.of(1)) / (self.num_frames - self.other)
         return replace(self, per_frame=per_frame / need.clip_bytes)
 
     def within(self, memory: int, need: MemoryNeed) -> int:
-        """Return about how many frames of one clip fit, 0 if not even the shortest clip does."""
+        """Return about how many frames of one clip fit, 0 if the shortest clip does not."""
         room = memory - need.of(1)
         if self.per_frame == 0:
             return self.num_frames if room >= 0 else 0
@@ -117,7 +117,7 @@ class LargestBatch:
     batch_size: int
     """Clips of the configured size in each process; 0 if not one fits."""
     num_frames: int
-    """About the frames of the longest clip of the configured height and width, one at a time; 0 if none fits."""
+    """About the frames of the longest single clip of the configured height and width; 0 if none fits."""
     one_clip: int
     """Bytes that an update with one clip needs at most."""
 
@@ -139,10 +139,10 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Pl
     Args:
         config: The settings. With a given memory and `device` "auto", the plan is for a GPU.
         memory: Bytes of the device to plan for; None for the free memory of the device at hand.
-        num_processes: Over how many processes sharding is planned.
+        num_processes: How many processes share the weights if they are sharded.
 
     Raises:
-        ValueError: A setting is wrong, or not even one clip fits with any of the switches.
+        ValueError: A setting is wrong, or not one clip fits with every switch.
     """
     at_hand = pick_device("auto" if memory is not None else config.device)
     device_type = _device_type(at_hand.type if memory is None else config.device)
@@ -158,10 +158,12 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Pl
     update, without_penalty = plans[0], plans[-1 if is_lazy else 0]
     dtype = HALF.get(config.mixed_precision, torch.float32)
     speed = speed_of(objective, update, without_penalty, num_steps=config.steps, device=at_hand, dtype=dtype)
-    by_title = dict(zip(to_plan, plans, strict=False))
+    needs = {key: MemoryNeed(each, config.clips_per_pass) for key, each in zip(to_plan, plans, strict=False)}
     lengths, usable = LongestClip.of(model, clips), int(memory * USED_FRACTION)
-    sharding = f"and --sharding fsdp2, {num_processes} processes", _saved_by_sharding(model, num_processes)
-    largest = list(_what_fits(by_title, lengths, usable, config.clips_per_pass, sharding))
+    last = [need for (_, num_frames), need in needs.items() if num_frames == clips.num_frames][-1]
+    sharded = f"and --sharding fsdp2, {num_processes} processes", clips.num_frames
+    needs[sharded] = replace(last, saved=_saved_by_sharding(model, num_processes))
+    largest = list(_what_fits(needs, lengths, usable))
     if not any(each.batch_size for each in largest):
         smallest = gigabytes(min(each.one_clip for each in largest) / USED_FRACTION)
         got = f"{gigabytes(memory)}, and one clip needs {smallest} with every switch that saves memory"
@@ -177,10 +179,9 @@ def _device_type(name: str) -> DeviceType:
 
 
 def _configurations(config: TrainConfig, model: VideoAutoencoder) -> dict[tuple[str, int], TrainConfig]:
-    """Return the settings to plan, by title and frames of the clips.
+    """Return the settings to plan, by title and number of frames: as configured, then with one more switch each.
 
-    The first are as configured. Each switch that is not set is added to those before it. If a switch changes the growth
-    of memory with the frames, clips of another length are planned, too.
+    Clips of another length are added where the growth of memory with the frames changes.
     """
     rows, growing = {AS_CONFIGURED: config}, [AS_CONFIGURED]
     for name, value in SWITCHES.items():
@@ -192,10 +193,8 @@ def _configurations(config: TrainConfig, model: VideoAutoencoder) -> dict[tuple[
         rows[title] = replace(config, temporal_chunk=chunk)
     found = {(title, config.clips.num_frames): row for title, row in rows.items()}
     if config.clips.num_frames > 1:
-        other = LongestClip.of(model, config.clips).other
-        for title in growing:
-            clips = replace(config.clips, num_frames=other, buckets=())
-            found[title, other] = replace(rows[title], clips=clips)
+        clips = replace(config.clips, num_frames=LongestClip.of(model, config.clips).other, buckets=())
+        found |= {(title, clips.num_frames): replace(rows[title], clips=clips) for title in growing}
     return found
 
 
@@ -206,15 +205,12 @@ def _with_setting(config: Any, name: str, value: Any) -> Any:
 
 
 def _plan_in_processes(plan: Callable[[T], UpdatePlan], configs: Sequence[T]) -> list[UpdatePlan]:
-    """Plan an update of each configuration; on Linux, in a process for each processor.
-
-    The first is planned alone: the processes inherit what PyTorch then remembers of operators and shapes.
-    """
+    """Plan an update of each configuration; on Linux, in a process for each processor."""
     show = functools.partial(with_progress, description="planning updates", total=len(configs))
     if sys.platform != "linux" or len(configs) == 1:
         return list(show(map(plan, configs)))
     first, *others = configs
-    done = plan(first)
+    done = plan(first)  # alone: the processes inherit what PyTorch then remembers of operators and shapes
     num_processes = min(len(os.sched_getaffinity(0)), len(others))
     fork = multiprocessing.get_context("fork")
     # PyTorch's threads do not survive a fork.
@@ -224,46 +220,29 @@ def _plan_in_processes(plan: Callable[[T], UpdatePlan], configs: Sequence[T]) ->
 
 
 def _what_fits(
-    plans: Mapping[tuple[str, int], UpdatePlan],
-    lengths: LongestClip,
-    usable: int,
-    batch_size: int,
-    sharding: tuple[str, int],
+    needs: Mapping[tuple[str, int], MemoryNeed], lengths: LongestClip, usable: int
 ) -> Iterable[LargestBatch]:
-    """Yield the largest batch of each configuration in `usable` bytes, and of the last one sharded.
-
-    The plans are those of `_configurations`, of `batch_size` clips. `sharding` is a title and the bytes that it saves.
-    """
-    needs = {title: MemoryNeed(plan, batch_size) for (title, size), plan in plans.items() if size == lengths.num_frames}
-    title, saved = sharding
-    needs[title] = replace(list(needs.values())[-1], saved=saved)
-    for title, need in needs.items():
-        if (title, lengths.other) in plans:
-            lengths = lengths.planned(need, MemoryNeed(plans[title, lengths.other], batch_size))
-        yield LargestBatch(title, need.largest_batch(usable), lengths.within(usable, need), need.of(1))
+    """Yield the largest batch in `usable` bytes of each title; `needs` are by title and number of frames."""
+    for (title, num_frames), need in needs.items():
+        if num_frames == lengths.num_frames:
+            if (title, lengths.other) in needs:
+                lengths = lengths.planned(need, needs[title, lengths.other])
+            yield LargestBatch(title, need.largest_batch(usable), lengths.within(usable, need), need.of(1))
 
 
 def _saved_by_sharding(model: nn.Module, num_processes: int) -> int:
-    """Return the bytes that sharding over so many processes saves, an estimate.
+    """Estimate the bytes that sharding over `num_processes` processes saves.
 
     A process holds its share of the weights, of two optimizer states for each, and of their average. It gathers the
     weights of two blocks at a time, beside the gradients of one.
     """
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    frozen = [weight for weight in model.parameters() if not weight.requires_grad]
-    sharded = 4 * _bytes_of(weights) + _bytes_of(frozen)
-    largest = max((_bytes_of(block.parameters()) for block in fsdp_blocks(model)), default=0)
+    sharded = sum((4 if weight.requires_grad else 1) * weight.nbytes for weight in model.parameters())
+    largest = max((sum(weight.nbytes for weight in block.parameters()) for block in fsdp_blocks(model)), default=0)
     return round(sharded * (1 - 1 / num_processes)) - 3 * largest
 
 
-def _bytes_of(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
 def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
-    """Return the largest batch size that fits the free memory of every process, of which `USED_FRACTION` is used.
-
-    Every process has to call this.
+    """Return the largest batch size that fits the free memory of every process, all of which have to call this.
 
     Raises:
         ValueError: Not one clip fits; the message has the remedies.
@@ -278,7 +257,7 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
         if config.sharding != "none":
             saved = _saved_by_sharding(model, num_processes)
         elif num_processes > 1:  # DDP copies the gradients
-            saved = -_bytes_of(weight for weight in model.parameters() if weight.requires_grad)
+            saved = -sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
         planned, found = 0, 1
         while found > planned * (1 + TOLERANCE):
             planned = found
@@ -294,14 +273,8 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
 
 
 def out_of_memory(config: TrainConfig, step: int, *, is_own: bool) -> TrainingError:
-    """Return the error for a device that is out of memory, with the largest part of an update and its remedies.
-
-    Args:
-        config: The settings of the run.
-        step: The updates done.
-        is_own: Whether the autoencoder is a custom module, which cannot be planned.
-    """
-    if is_own:
+    """Return the error for a device that is out of memory, with the largest part of an update and its remedies."""
+    if is_own:  # a custom module cannot be planned
         return TrainingError(f"out of memory at step {step}. What helps: {SMALLER}.")
     text = f"out of memory at step {step} with a batch size of {config.batch_size}."
     try:

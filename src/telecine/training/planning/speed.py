@@ -27,7 +27,7 @@ SMALLER = "`--config demo` is sized for a CPU: 9 frames of 64 x 64. `telecine pl
 
 @dataclass(frozen=True)
 class Speed:
-    """An estimate of the time of a run, from the speed of one kind of layer on the device at hand."""
+    """An estimate of the time of a run, from the speed of one layer on the device at hand."""
 
     flops_per_second: float
     """Of a 3D convolution and its backward."""
@@ -59,13 +59,7 @@ def speed_of(
 ) -> Speed:
     """Measure the device for about a second, and divide the operations of a run by the result.
 
-    Args:
-        objective: When the penalty and the discriminators are computed.
-        plan: An update with every term.
-        without_penalty: An update without the gradient penalty.
-        num_steps: The updates of the run.
-        device: Where to measure.
-        dtype: The precision of the run.
+    `plan` is of an update with every term, `without_penalty` of one without the gradient penalty.
     """
     per_second = _measured_flops(device, dtype)
     flops, without = (sum(each.flops.values()) for each in (plan, without_penalty))
@@ -95,14 +89,9 @@ def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def describe_on_cpu(config: TrainConfig, model: nn.Module, *, num_processes: int) -> str | None:
-    """Return a line about the memory and the time that a run needs on the CPU, or None for a small one.
+    """Return a line about the memory and the time of a run on the CPU, or None for a small one.
 
-    Both are those of the plan of an update with every term, at the speed of a convolution on this machine.
-
-    Args:
-        config: The settings.
-        model: The autoencoder.
-        num_processes: How many processes share the memory of this machine.
+    Both are planned for an update with every term, at the speed of a convolution; the processes share the memory.
 
     Raises:
         ValueError: An update does not fit in memory.

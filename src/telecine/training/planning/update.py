@@ -26,7 +26,7 @@ from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32
 from telecine.perceptual import LPIPS
 from telecine.perceptual.backbones import BACKBONES, backbone_of
-from telecine.settings import ObjectiveConfig, TrainConfig
+from telecine.settings import TrainConfig
 from telecine.training.build import build_autoencoder, build_objective, last_layer_of, new_state, without_weights
 from telecine.training.state import TrainState, parameters_of
 from telecine.training.step import MicroBatch, accumulate_gradients, clip_gradients
@@ -56,9 +56,8 @@ _SHARDING = f"--sharding fsdp2 with more processes, --trainable.weights lora, {S
 _REMEDIES = {
     AUTOENCODER: f"--model_gradient_checkpointing true, --mixed_precision bf16, {SMALLER}",
     PERCEPTUAL: f"fewer --objective.perceptual.num_frames, {SMALLER}",
-    DATA: SMALLER,
-    LOSSES: SMALLER,
     FROZEN: f"--objective.perceptual.net alex, {SMALLER}",
+    **dict.fromkeys((DATA, LOSSES), SMALLER),
     **dict.fromkeys((PARAMETERS, GRADIENTS, OPTIMIZER, AVERAGE, HOST_COPY), _SHARDING),
 }
 _DISCRIMINATOR_REMEDY = (
@@ -90,8 +89,8 @@ class UpdatePlan:
     flops: dict[str, int]
     """Floating-point operations of matrix products and convolutions by part, twice the number of multiplications."""
     checkpoint: int
-    """The copy of the state from which checkpoints are written, in the memory of the first process' host. Sharded
-    weights are copied by all processes, a shard each. A plan for the CPU counts the copy among the parts."""
+    """The copy of the state for checkpoints, in the memory of the first process' host; of sharded weights each process
+    copies its shard. A plan for the CPU counts the copy among the parts."""
 
     @property
     def peak(self) -> int:
@@ -124,11 +123,7 @@ class UpdatePlan:
 class MemoryCounter(TorchDispatchMode):
     """Counts the bytes of live tensors by the part that made them, and the operations of matrix products.
 
-    It sees what PyTorch allocates for tensors. It does not see the workspaces of convolution kernels, the context of a
-    GPU and the fragmentation of its memory.
-
-    Args:
-        part: The part that allocates first.
+    It does not see the workspaces of convolution kernels, the context of a GPU and the fragmentation of its memory.
     """
 
     def __init__(self, part: str) -> None:
@@ -189,14 +184,10 @@ class MemoryCounter(TorchDispatchMode):
 
 
 def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, device_type: DeviceType) -> UpdatePlan:
-    """Return the memory and the operations of one update in which every term is on.
+    """Return the memory and the operations of one update with every term.
 
-    The update itself runs, with tensors that have shapes but no values: what it allocates is exact.
-
-    Args:
-        config: The settings; `batch_size` must be a number.
-        model: The autoencoder, see `fake_autoencoder`; by default it is built.
-        device_type: The device to plan for.
+    The update runs on tensors that have shapes but no values: what it allocates is exact. `config.batch_size` must be a
+    number. By default the model is that of `fake_autoencoder`.
 
     Raises:
         ValueError: The model does not reproduce clips of this size, or a setting is wrong.
@@ -207,11 +198,13 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
     counter = MemoryCounter(LOSSES)
     fake_mode = cast(FakeTensorMode, next(model.parameters()).fake_mode)  # type: ignore[attr-defined]
     with fake_mode, counter, _as_on_cuda() if device_type == "cuda" else nullcontext():
-        objective = build_objective(_with_fake_lpips(config.objective), config.discriminator, config.clips, load=False)
+        settings, perceptual = config.objective, config.objective.perceptual
+        if perceptual.net in BACKBONES:
+            settings = replace(settings, perceptual=replace(perceptual, net=_fake_lpips(str(perceptual.net))))
+        objective = build_objective(settings, config.discriminator, config.clips, load=False)
         accelerator = cast(Accelerator, _FakeAccelerator(counter, HALF.get(config.mixed_precision)))
-        adaptive, has_chunks = config.objective.adaptive_weight, config.temporal_chunk is not None
-        last_layer = last_layer_of(model, adaptive, is_sharded=False, has_chunks=has_chunks)
-        state = new_state(accelerator, model, objective, last_layer, config.optimizer, seed=config.seed)
+        last_layer = last_layer_of(model, config, is_sharded=False)
+        state = new_state(accelerator, model, objective, last_layer, config)
         state.step = objective.weights.busiest_step()
         shapes = [(config.clips_per_pass, 3, *bucket.shape)] * config.gradient_accumulation_steps
         return _count_update(state, counter, shapes, device_type)
@@ -235,7 +228,13 @@ def _count_update(
     for batch in batches:
         accumulate_gradients(state, batch, 1 / len(batches), is_last=batch is batches[-1])
     counter.part = OPTIMIZER
-    _update_weights(state, device_type)
+    for optimizer in state.optimizers.values():  # as in `train_step`, but no value is read
+        for group in optimizer.param_groups:
+            group["foreach"] = device_type == "cuda"  # PyTorch's default, which needs a temporary copy of the weights
+        clip_gradients(parameters_of(optimizer), state.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    state.ema.update()
     for hook in hooks:
         hook.remove()
     del copy
@@ -243,48 +242,28 @@ def _count_update(
 
 
 def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
-    """Return the autoencoder that `config` names, of tensors that have shapes but no values.
-
-    Raises:
-        ValueError: The model cannot be loaded, or a setting of it is wrong.
-    """
+    """Return the autoencoder that `config` names, of tensors that have shapes but no values."""
     with FakeTensorMode(allow_non_fake_inputs=True):
         random = without_weights(config.model, config.causal_vae)
         model = build_autoencoder(replace(config, model_gradient_checkpointing=False), random)
-        if config.model_gradient_checkpointing:
-            _enable_gradient_checkpointing(model)
+        if not config.model_gradient_checkpointing:
+            return model
+        if isinstance(model, (CausalVAE, StudentAutoencoder)):
+            model.enable_gradient_checkpointing()
+        else:
+            from telecine.autoencoders.diffusers.checkpointing import enable
+
+            enable(cast(Any, model).module)  # without comparing gradients, which needs values
         return model
 
 
-def _enable_gradient_checkpointing(model: VideoAutoencoder) -> None:
-    """Enable a model's gradient checkpointing without comparing gradients, which needs values.
-
-    Raises:
-        ValueError: The model does not support it.
-    """
-    if isinstance(model, (CausalVAE, StudentAutoencoder)):
-        model.enable_gradient_checkpointing()
-        return
-    from telecine.autoencoders.diffusers import DiffusersAutoencoder
-    from telecine.autoencoders.diffusers.checkpointing import enable
-
-    assert isinstance(model, DiffusersAutoencoder)
-    enable(model.module)
-
-
+@dataclass
 class _FakeAccelerator:
-    """The part of Accelerate's class that `accumulate_gradients` needs, for one process.
+    """The part of Accelerate's class that `accumulate_gradients` needs. Without a dtype, autocast is off."""
 
-    Args:
-        counter: Told when the backward of the autoencoder begins.
-        dtype: The dtype of autocast; None without autocast.
-    """
-
+    counter: MemoryCounter
+    dtype: torch.dtype | None
     scaler = None
-
-    def __init__(self, counter: MemoryCounter, dtype: torch.dtype | None) -> None:
-        self.counter = counter
-        self.dtype = dtype
 
     def backward(self, loss: Tensor) -> None:
         self.counter.part = AUTOENCODER
@@ -299,11 +278,7 @@ class _FakeAccelerator:
 
 @contextmanager
 def _as_on_cuda() -> Iterator[None]:
-    """Make the CPU allocate what CUDA would, as PyTorch for CPUs has no fake GPU.
-
-    Autocast computes in float32 what CUDA's does. OneDNN is off: with it, the objective copies the inputs of its
-    convolutions.
-    """
+    """Make the CPU allocate what CUDA would, as PyTorch for CPUs has no fake GPU: autocast, and no copies by OneDNN."""
     has_onednn = torch._C._get_mkldnn_enabled()
     library = torch.library.Library("aten", "IMPL")
     try:
@@ -328,14 +303,6 @@ def _in_float32(operator: Callable[..., Any], *, converts: bool) -> Callable[...
             return operator(x, *args, **kwargs)
 
     return call
-
-
-def _with_fake_lpips(config: ObjectiveConfig) -> ObjectiveConfig:
-    """Return the settings with an LPIPS that needs no weights in the place of its name."""
-    net = config.perceptual.net
-    if net not in BACKBONES:
-        return config
-    return replace(config, perceptual=replace(config.perceptual, net=_fake_lpips(str(net))))
 
 
 def _fake_lpips(net: str) -> LPIPS:
@@ -376,7 +343,7 @@ def _create_optimizer_states(state: TrainState, counter: MemoryCounter) -> None:
 
 
 def _switch_parts(state: TrainState, counter: MemoryCounter) -> Iterator[Any]:
-    """Count each network's tensors, and gradients, as those of a part. Yield the hooks to remove."""
+    """Count each network's tensors and gradients as those of a part, and yield the hooks to remove."""
 
     def switch_to(part: str) -> Callable[..., None]:
         return lambda *_: setattr(counter, "part", part)
@@ -394,14 +361,3 @@ def _switch_parts(state: TrainState, counter: MemoryCounter) -> Iterator[Any]:
             yield weight.register_post_accumulate_grad_hook(
                 lambda weight: counter.hold(GRADIENTS, [] if weight.grad is None else [weight.grad])
             )
-
-
-def _update_weights(state: TrainState, device_type: DeviceType) -> None:
-    """Update both networks as `train_step` does, but read no value."""
-    for optimizer in state.optimizers.values():
-        for group in optimizer.param_groups:
-            group["foreach"] = device_type == "cuda"  # PyTorch's default, which needs a temporary copy of the weights
-        clip_gradients(parameters_of(optimizer), state.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    state.ema.update()
