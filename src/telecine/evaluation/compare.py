@@ -71,9 +71,8 @@ class Difference:
 
     def text(self) -> str:
         """Return the difference with its interval, for a table."""
-        if self.interval is None:
-            return f"{self.mean:+.4g}"
-        return f"{self.mean:+.4g} [{self.interval[0]:+.4g}, {self.interval[1]:+.4g}]"
+        interval = "" if self.interval is None else f" [{self.interval[0]:+.4g}, {self.interval[1]:+.4g}]"
+        return f"{self.mean:+.4g}{interval}"
 
 
 @dataclass(frozen=True)
@@ -81,16 +80,10 @@ class Comparison:
     """The differences of two evaluations."""
 
     differences: list[Difference]
-    """One for each metric of both evaluations."""
+    """One for each shared metric."""
     warnings: list[str]
     """Differences of the protocols that leave the figures comparable."""
     num_clips: int
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the content of `comparison.json`."""
-        settings = {"confidence": CONFIDENCE, "num_resamples": NUM_RESAMPLES, "seed": SEED}
-        metrics = {each.name: asdict(each) | {"verdict": each.better} for each in self.differences}
-        return {"num_clips": self.num_clips, **settings, "warnings": self.warnings, "metrics": metrics}
 
 
 def compare(first: str | Path, second: str | Path, *, output: str | Path | None = None) -> Comparison:
@@ -152,8 +145,7 @@ def _check_protocols(first: _Table, second: _Table) -> list[str]:
 
 def _table(protocol: _Table, field: str) -> _Table:
     """Return a field of a protocol that maps names to values."""
-    table = protocol.get(field)
-    if not isinstance(table, dict):
+    if not isinstance(table := protocol.get(field), dict):
         raise argument_error("compare", f"evaluations with `{field}` in their protocol", repr(table), "Evaluate again.")
     return table
 
@@ -180,12 +172,9 @@ def _warning(name: str, first: object, second: object) -> str:
 def _paired_differences(
     first: Sequence[Mapping[str, float]], second: Sequence[Mapping[str, float]], *, names: Sequence[str]
 ) -> list[Difference]:
-    """Return the mean difference of each metric over the same clips, with its bootstrap interval.
-
-    Metrics that are best near a number are compared by their distance from it.
-    """
+    """Return the mean difference of each metric over the same clips, with its bootstrap interval."""
     better = {name: DEFINITIONS[name].better for name in names}
-    best = {"nearest to 0": 0.0, "nearest to 1": 1.0}
+    best = {"nearest to 0": 0.0, "nearest to 1": 1.0}  # such metrics are compared by their distance from it
 
     def value(clip: Mapping[str, float], name: str) -> float:
         return abs(clip[name] - best[better[name]]) if better[name] in best else clip[name]
@@ -210,8 +199,7 @@ def _paired_differences(
 def _bootstrap_interval(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return the 95 % confidence interval of each column's mean over rows `(N, M)`, as two tensors `(M,)`.
 
-    Percentile bootstrap (Efron 1979, doi 10.1214/aos/1176344552) with 10 000 resamples and a fixed seed. All columns
-    use the same resamples.
+    Percentile bootstrap (Efron 1979, doi 10.1214/aos/1176344552) with a fixed seed; all columns use the same resamples.
     """
     generator = torch.Generator().manual_seed(SEED)
     shape = (RESAMPLES_PER_BATCH, len(values))
@@ -226,8 +214,17 @@ def _bootstrap_interval(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def _write(comparison: Comparison, folders: Sequence[Path], output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    header = {"A": str(folders[0]), "B": str(folders[1])}
-    write_json(output / "comparison.json", header | comparison.as_dict())
+    values = {
+        "A": str(folders[0]),
+        "B": str(folders[1]),
+        "num_clips": comparison.num_clips,
+        "confidence": CONFIDENCE,
+        "num_resamples": NUM_RESAMPLES,
+        "seed": SEED,
+        "warnings": comparison.warnings,
+        "metrics": {each.name: asdict(each) | {"verdict": each.better} for each in comparison.differences},
+    }
+    write_json(output / "comparison.json", values)
     title = f"B - A over {comparison.num_clips} clips, {CONFIDENCE:.0%} intervals; B is better to the right of 0"
     _plot_differences(comparison.differences, title, output / "comparison.png")
     curves = {label: read_json(folder / FRAMES_FILE) for label, folder in zip("AB", folders, strict=True)}
@@ -235,10 +232,7 @@ def _write(comparison: Comparison, folders: Sequence[Path], output: Path) -> Non
 
 
 def _plot_differences(differences: Sequence[Difference], title: str, path: Path) -> None:
-    """Plot each metric's difference with its interval on a separate axis, and write a PNG atomically.
-
-    Values for which B is better are to the right of 0. Differences without an interval are points.
-    """
+    """Plot each difference with its interval, to the right of 0 if B is better, and write a PNG atomically."""
     from matplotlib.figure import Figure  # takes a second to import, which `telecine --help` must not spend
 
     figure = Figure(figsize=(8, 1 + ROW_HEIGHT * len(differences)), dpi=100, layout="constrained")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, files, version
 from pathlib import Path
 from typing import Protocol
@@ -83,24 +82,15 @@ class FeatureNetwork(Protocol):
 
 
 def load_feature_network(choice: str, device: torch.device) -> FeatureNetwork:
-    """Return TransNet V2 for "transnetv2", else the I3D in the TorchScript file of that path.
-
-    Raises:
-        ValueError: The package is not installed, or the file does not exist or cannot be loaded.
-    """
+    """Return TransNet V2 for "transnetv2", else the I3D in the TorchScript file of that path."""
     return _TransNetFeatures(device) if choice == "transnetv2" else _I3DFeatures(choice, device)
 
 
 class _I3DFeatures:
     """Features of an I3D trained on Kinetics-400, on which FVD is defined, from a TorchScript file.
 
-    Videos are resized until their shorter side has 224 pixels (bilinear), cropped to the centre and passed in [-1, 1].
-    This is how TATS and later papers preprocess videos for StyleGAN-V's file `i3d_torchscript.pt`, whose built-in
-    rescaling and resizing stay off. The network gets whole clips of at least 10 frames.
-
-    Args:
-        path: The TorchScript file. It is called as `network(video, rescale=False, resize=False, return_features=True)`.
-            TorchScript contains code: only load files that you trust.
+    Videos are preprocessed as in TATS and later papers for StyleGAN-V's file `i3d_torchscript.pt`, whose built-in
+    rescaling and resizing stay off. TorchScript contains code: only load files that you trust.
 
     Raises:
         ValueError: The file does not exist or is not TorchScript.
@@ -127,7 +117,7 @@ class _I3DFeatures:
 
     @torch.no_grad()
     def __call__(self, video: Video) -> Tensor:
-        """Return the features `(B, D)` of videos `(B, 3, T, H, W)` in [-1, 1]; D is 400 for the published file."""
+        # D is 400 for the published file.
         return self.network(_center_square(video, I3D_SIDE), rescale=False, resize=False, return_features=True)
 
 
@@ -143,18 +133,11 @@ def _center_square(video: Video, side: int) -> Video:
 
 
 class _TransNetFeatures:
-    """256 features of TransNet V2 (arXiv 2008.04838), a network trained to detect shot boundaries.
+    """256 features of TransNet V2 (arXiv 2008.04838), a network trained to detect shot boundaries on small frames.
 
-    Frames are resized to 27 x 48 (bilinear, antialiased), the size of its training, and passed through its three blocks
-    of dilated 3D convolutions. The features are the mean of the last block's output over space and time. Fine detail is
-    lost at this size: the distance responds to colour, large shapes and motion. It is not FVD, and its values compare
-    only with each other.
-
-    Only the weights of the package are read. The package is not imported, because building its network seeds every
-    random generator of the process and enables deterministic algorithms.
-
-    Raises:
-        ValueError: The package is not installed.
+    Fine detail is lost at this size: the distance responds to colour, large shapes and motion. It is not FVD, and its
+    values compare only with each other. Only the weights of the package are read. The package is not imported, because
+    building its network seeds every random generator of the process and enables deterministic algorithms.
     """
 
     name = "frechet_transnetv2"
@@ -172,13 +155,24 @@ class _TransNetFeatures:
 
     @torch.no_grad()
     def __call__(self, video: Video) -> Tensor:
-        """Return the features `(B, 256)` of videos `(B, 3, T, H, W)` in [-1, 1]."""
         frames = video.transpose(1, 2).flatten(0, 1)
         small = F.interpolate(frames, TRANSNET_FRAME_SIZE, mode="bilinear", antialias=True, align_corners=False)
         features = small.unflatten(0, (len(video), -1)).transpose(1, 2).add(1).div(2)
         for index in range(TRANSNET_BLOCKS):
-            features = _transnet_block(features, self._weights, f"SDDCNN.{index}.DDCNN")
+            shortcut = self._layer(features, f"SDDCNN.{index}.DDCNN.0")
+            residual = self._layer(shortcut, f"SDDCNN.{index}.DDCNN.1")
+            features = F.avg_pool3d(residual + shortcut, (1, 2, 2))
         return features.mean(dim=(2, 3, 4))
+
+    def _layer(self, video: Tensor, name: str) -> Tensor:
+        """Apply four parallel convolutions (spatial, then temporal with a dilation of its branch), batch norm, ReLU."""
+        branches = []
+        for dilation in TRANSNET_DILATIONS:
+            spatial, temporal = (self._weights[f"{name}.Conv3D_{dilation}.layers.{index}.weight"] for index in (0, 1))
+            branch = F.conv3d(video, spatial, padding=(0, 1, 1))
+            branches.append(F.conv3d(branch, temporal, padding=(dilation, 0, 0), dilation=(dilation, 1, 1)))
+        norm = (self._weights[f"{name}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        return F.relu(F.batch_norm(torch.cat(branches, dim=1), *norm, eps=TRANSNET_NORM_EPSILON))
 
 
 def _transnet_weights_path() -> Path:
@@ -190,22 +184,3 @@ def _transnet_weights_path() -> Path:
     except (PackageNotFoundError, StopIteration):
         got = f'"transnetv2" without the package {TRANSNET_PACKAGE}'
         raise argument_error("features", "a network that is installed", got, how_to_install("frechet")) from None
-
-
-def _transnet_block(video: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
-    """Apply two layers, the second with a residual connection, then halve height and width."""
-    shortcut = F.relu(_transnet_layer(video, weights, f"{name}.0"))
-    return F.avg_pool3d(F.relu(_transnet_layer(shortcut, weights, f"{name}.1")) + shortcut, (1, 2, 2))
-
-
-def _transnet_layer(video: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
-    """Apply four parallel convolutions (spatial, then temporal with a dilation of its branch) and a batch norm."""
-    branches = []
-    for dilation in TRANSNET_DILATIONS:
-        spatial, temporal = (weights[f"{name}.Conv3D_{dilation}.layers.{index}.weight"] for index in (0, 1))
-        branch = F.conv3d(video, spatial, padding=(0, 1, 1))
-        branches.append(F.conv3d(branch, temporal, padding=(dilation, 0, 0), dilation=(dilation, 1, 1)))
-    mean, variance, scale, shift = (
-        weights[f"{name}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
-    )
-    return F.batch_norm(torch.cat(branches, dim=1), mean, variance, scale, shift, eps=TRANSNET_NORM_EPSILON)
