@@ -44,7 +44,7 @@ LONG_DISTANCE = 60
 # The cache leaves the rest of the free memory to the networks.
 CACHE_FRACTION = 0.5
 REENCODE = "ffmpeg -i IN -c:v libx264 -crf 16 -g 30 OUT.mp4"
-# Frames of more files are not compared: each file takes three seeks.
+# Of more files, the frames of evenly spaced ones are compared: each file takes three seeks.
 MAX_COMPARED = 500
 HASHED_SIZE = (72, 64)
 HASHED_POSITIONS = (0.25, 0.5, 0.75)
@@ -72,13 +72,11 @@ DEFINITIONS = {
 
 @dataclass(frozen=True)
 class SampledClip:
-    """A clip as training sees it."""
+    """A clip as training sees it: uint8 frames `(T, H, W, 3)`, their file, and the index of the first one in it."""
 
     frames: Tensor
-    """uint8 `(T, H, W, 3)`."""
     source: str
     start: int
-    """Index of its first frame in the file."""
     seconds: float
     """Reading time on one core."""
     remarks: tuple[str, ...]
@@ -143,11 +141,7 @@ class DataReport:
 
 
 def inspect_data(config: TrainConfig, num_clips: int = 24) -> DataReport:
-    """Read the first clips of a training run with these settings, and list the files of its data.
-
-    Args:
-        config: The settings of the run. `clips.cache` is ignored.
-        num_clips: How many clips to read.
+    """Read the first `num_clips` clips of a training run without a cache, and list the files of its data.
 
     Raises:
         ValueError: `num_clips` is below 1.
@@ -269,10 +263,7 @@ def _num_bytes(source: Source) -> int:
 
 
 def _groups_of_copies(infos: Sequence[VideoInfo]) -> list[list[str]]:
-    """Return the groups of videos and images that are copies of each other, by their bytes or by their frames.
-
-    Of more than `MAX_COMPARED` files, the frames of evenly spaced ones are compared.
-    """
+    """Return the groups of videos and images that are copies of each other, by their bytes or by their frames."""
     by_size = _grouped([info.path for info in infos], _num_bytes)  # only files of the same size are read
     by_bytes = [copies for group in by_size for copies in _grouped(group, _digest)]
     repeated = {path for group in by_bytes for path in group[1:]}
@@ -314,8 +305,7 @@ def _hashes(info: VideoInfo) -> tuple[int, ...]:
 
 def _frame_hash(frame: Tensor) -> int | None:
     """Return the difference hash of a uint8 frame `(H, W, 3)`; None if it is flat, as black frames are."""
-    luma = frame.float().mean(dim=-1)[None] / 255
-    grid = F.adaptive_avg_pool2d(luma, (8, 9))[0]
+    grid = F.adaptive_avg_pool2d(frame.float().mean(dim=-1)[None] / 255, (8, 9))[0]
     if grid.std() < STILL * 10:
         return None
     bits = (grid[:, 1:] > grid[:, :-1]).flatten().tolist()
@@ -331,12 +321,9 @@ def _copies(hashes: Sequence[tuple[int, ...]]) -> list[list[int]]:
 
     groups: list[list[int]] = []
     for index, found in enumerate(hashes):
-        if any(index in group for group in groups):
-            continue
-        group = [index, *(other for other in range(index + 1, len(hashes)) if are_copies(found, hashes[other]))]
-        if len(group) > 1:
-            groups.append(group)
-    return groups
+        if not any(index in group for group in groups):
+            groups.append([i for i in range(index, len(hashes)) if i == index or are_copies(found, hashes[i])])
+    return [group for group in groups if len(group) > 1]
 
 
 def _advice(report: DataReport, clips: ClipConfig) -> Iterator[str]:
@@ -353,12 +340,8 @@ def _advice(report: DataReport, clips: ClipConfig) -> Iterator[str]:
             f"decodes all frames from the keyframe before it. Re-encode them with `{REENCODE}`."
         )
     fits = report.cache_bytes < CACHE_FRACTION * psutil.virtual_memory().available
-    size = gigabytes(report.cache_bytes)
-    yield (
-        f"All training frames take {size} at this size: `--clips.cache true` decodes them once."
-        if fits
-        else f"All training frames take {size} at this size, too much for `--clips.cache` on this machine."
-    )
+    cache = ": `--clips.cache true` decodes them once" if fits else ", too much for `--clips.cache` on this machine"
+    yield f"All training frames take {gigabytes(report.cache_bytes)} at this size{cache}."
     if num_unusual := sum(bool(clip.remarks) for clip in report.clips):
         yield (
             f"Black, static or with a cut: {num_unusual} of {len(report.clips)} sampled clips. A list of segments "

@@ -24,8 +24,6 @@ GRID_PERIODS = (2, 4, 8, 16)  # spatial strides of common autoencoders
 GRID_PATCH = 32
 FLAT_FRACTION = 0.25
 FLOW_SIDE = 12  # DIS fails for 8 pixels, and finds a shift of one pixel from 12 on
-# Variance of rounding to 8 bits, for values in [-1, 1]. Smaller variances carry no information.
-ROUNDING_VARIANCE = (2 / 255) ** 2 / 12
 
 
 @dataclass(frozen=True)

@@ -34,29 +34,17 @@ from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, SavedWe
 CLIP_SELECTION = "clips without overlap from each video's first frame on, evenly spaced among all of them"
 # A folder with one of these files is a model, even if it contains videos.
 MODEL_FILES = ("config.json", "model_index.json")
-# How many names an error lists.
-MAX_NAMES_LISTED = 3
-# The key of a video that is given as a file instead of a folder.
-SINGLE_FILE = "(a single file)"
+MAX_NAMES_LISTED = 3  # in an error
 
 
 def index_data(path: str | Path, *, name: str = "data") -> list[VideoInfo]:
-    """Return the videos at a path. Their index is that of training, and is saved for the next call.
-
-    Args:
-        path: A folder or a video.
-        name: Name of the argument in error messages.
-
-    Raises:
-        DataError: Nothing is found, or nothing can be decoded.
-    """
+    """Return the videos at a path. Their index is that of training, and is saved for the next call."""
     videos = find_videos(path, name=name)
     cache = IndexCache(path)
     try:
-        infos, _ = index_videos(videos, index=cache.info)
+        return index_videos(videos, index=cache.info)[0]
     finally:
         cache.save(is_complete=False)  # keeps what only training uses: images, and members of tar files
-    return infos
 
 
 def select_clips(infos: Sequence[VideoInfo], config: ClipConfig, max_clips: int) -> list[Span]:
@@ -119,11 +107,7 @@ class VideoSource:
     """The folder of the reconstructions, for the protocol."""
 
     def reconstruct(self, span: Span, target: Video) -> Video:
-        """Return the same frames of the matching video.
-
-        Raises:
-            ValueError: These frames cannot be decoded.
-        """
+        """Return the same frames of the matching video; raise a `ValueError` if they cannot be decoded."""
         match = self.matches[str(span.info.path)]
         clip = read_span(replace(span, info=match), self.clips)
         if clip is None:
@@ -135,11 +119,7 @@ class VideoSource:
 def open_source(
     checkpoint: Path, config: EvaluateConfig, device: torch.device
 ) -> tuple[ModelSource | VideoSource, list[VideoInfo]]:
-    """Return the source of the reconstructions, and the videos of `config.data`.
-
-    Raises:
-        ValueError: There is neither a model nor videos that match, or the model does not accept clips of this size.
-    """
+    """Return the source of the reconstructions, and the videos of `config.data`."""
     data = str(config.data)
     if contains_videos(checkpoint):
         infos = index_data(data)
@@ -148,11 +128,7 @@ def open_source(
 
 
 def model_source(checkpoint: Path, config: MeasuredClips, device: torch.device) -> ModelSource:
-    """Load an autoencoder. Clips have the size of its run, or the default size without a run, or that of a protocol.
-
-    Raises:
-        ValueError: There is no model, or it does not accept clips of this size.
-    """
+    """Load an autoencoder. Clips have the size of its run, or the default size without a run, or that of a protocol."""
     model = load_model(checkpoint, config.weights, device)
     found = find_checkpoint(checkpoint)
     title = f"{checkpoint}, weights {config.weights}" if found else str(checkpoint)
@@ -171,12 +147,7 @@ def _protocol_of(config: MeasuredClips) -> PublishedProtocol | None:
 
 
 def load_model(checkpoint: str | Path, weights: SavedWeights, device: torch.device) -> VideoAutoencoder:
-    """Return the autoencoder of a run (its last checkpoint), of a checkpoint, or of a saved model, in eval mode.
-
-    Raises:
-        FileNotFoundError: The folder does not exist.
-        ValueError: It contains no model.
-    """
+    """Return the autoencoder of a run (its last checkpoint), of a checkpoint, or of a saved model, in eval mode."""
     found = find_checkpoint(Path(checkpoint))
     return load_autoencoder(checkpoint if found is None else found / weights).to(device).eval()
 
@@ -187,7 +158,7 @@ def video_source(
     """Match reconstructions with the videos of `data`. Their clips have the videos' size unless `config` has another.
 
     Raises:
-        ValueError: The two do not match, or have several sizes and `config` has none.
+        ValueError: The videos have several sizes and `config` has none.
     """
     matches = match_videos(infos, data=data, reconstructions=reconstructions)
     clips: ClipConfig | PublishedProtocol | None = _protocol_of(config)
@@ -236,14 +207,13 @@ def match_videos(infos: Sequence[VideoInfo], *, data: str | Path, reconstruction
 
 def _by_name(infos: Sequence[VideoInfo], root: str | Path) -> dict[str, VideoInfo]:
     if [info.path for info in infos] == [as_source(root)]:
-        return {SINGLE_FILE: infos[0]}
+        return {"(a single file)": infos[0]}
     by_name: dict[str, VideoInfo] = {}
     for info in infos:
         name = Path(os.path.relpath(str(info.path), str(root))).with_suffix("").as_posix()
         if name in by_name:
             got = f"{by_name[name].path} and {info.path}"
-            remedy = "Rename one: suffixes do not count."
-            raise argument_error("data", "videos of different names", got, remedy)
+            raise argument_error("data", "videos of different names", got, "Rename one: suffixes do not count.")
         by_name[name] = info
     return by_name
 
