@@ -37,28 +37,21 @@ from telecine.data.source import Source, file_of
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.clips import Spans, find_spans
 
-# Clips per update if `batch_size` is "auto", which a device decides.
-BATCH_SIZE = 4
+BATCH_SIZE = 4  # if `batch_size` is "auto", which a device decides
 # Decoding begins at a keyframe: at larger distances, most of the frames that are decoded are not used.
 LONG_DISTANCE = 60
-# The cache leaves the rest of the free memory to the networks.
-CACHE_FRACTION = 0.5
+CACHE_FRACTION = 0.5  # of the free memory; the rest is for the networks
 REENCODE = "ffmpeg -i IN -c:v libx264 -crf 16 -g 30 OUT.mp4"
-# Of more files, the frames of evenly spaced ones are compared: each file takes three seeks.
-MAX_COMPARED = 500
+MAX_COMPARED = 500  # of more files, evenly spaced ones are compared by their frames: each file takes three seeks
 HASHED_SIZE = (72, 64)
 HASHED_POSITIONS = (0.25, 0.5, 0.75)
-# A mean brightness below it, from 0 to 1, is black.
-DARK = 0.05
-# A mean change of brightness below it is none: half of a level of 8 bits.
-STILL = 0.002
+DARK = 0.05  # a mean brightness below it, from 0 to 1, is black
+STILL = 0.002  # a mean change of brightness below it is none: half of a level of 8 bits
 # At a cut the mean change is above CUT, and more than CUT_RATIO times the changes before and after it.
 CUT = 0.06
 CUT_RATIO = 2.5
-# Bits of 64 in which the hashes of two frames may differ if one is a copy of the other.
-MAX_BITS = 4
-# Brightness is averaged over so many parts along height and width: the noise of single pixels is no change.
-GRID = 32
+MAX_BITS = 4  # of 64, in which the hashes of a frame and of its copy may differ
+GRID = 32  # parts of height and of width over which brightness is averaged: the noise of single pixels is no change
 
 DEFINITIONS = {
     "black": f"no frame has a mean brightness above {DARK:.0%}",

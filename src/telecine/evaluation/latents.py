@@ -28,11 +28,9 @@ from telecine.settings import ClipConfig, LatentsConfig
 
 # A channel is dead if its standard deviation is below this fraction of the largest one.
 DEAD_FRACTION = 0.01
-# In cycles per position; the highest frequency of a row of positions is 1/2.
-HIGH_FREQUENCY = 0.25
+HIGH_FREQUENCY = 0.25  # in cycles per position; the highest frequency of a row of positions is 1/2
 EPSILON = 1e-12
-# Standard deviation of the noise on the latent, in units of each channel's.
-NOISE = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
+NOISE = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)  # standard deviations, in units of each channel's
 MAX_LAG = 8
 DEFINITIONS = {
     "latent": "the mode of the posterior",

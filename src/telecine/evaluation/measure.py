@@ -28,8 +28,7 @@ from telecine.perceptual.weights import tensor_sha256
 from telecine.settings import ClipConfig
 
 LPIPS_BACKBONES = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
-# Computed from the features of all clips, or of one.
-FRECHET_METRICS = ("fvd", "fvd_single")
+FRECHET_METRICS = ("fvd", "fvd_single")  # from the features of all clips, or of one
 
 
 @dataclass(frozen=True)
@@ -56,9 +55,8 @@ class MetricSet:
 
 def load_metrics(clips: ClipConfig, features: str | None, device: torch.device) -> MetricSet:
     """Load all metrics that are defined for these clips; raise a `ValueError` if they are too short for `features`."""
-    names, absent = available_metrics(
-        [*BUILT_IN_METRICS, *LPIPS_BACKBONES], num_frames=clips.num_frames, height=clips.height, width=clips.width
-    )
+    known = (*BUILT_IN_METRICS, *LPIPS_BACKBONES)
+    names, absent = available_metrics(known, clips.num_frames, clips.height, clips.width)
     perceptual, backbones = _load_lpips(names, device)
     network = None if features is None else load_feature_network(features, device)
     if network is not None:

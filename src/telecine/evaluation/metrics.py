@@ -51,7 +51,7 @@ BUILT_IN_METRICS = ("psnr", "ssim", "ms_ssim", "flicker", "sharpness", *(f"grid_
 
 
 def available_metrics(
-    names: Sequence[str], *, num_frames: int, height: int, width: int
+    names: Sequence[str], num_frames: int, height: int, width: int
 ) -> tuple[list[str], dict[str, str]]:
     """Return the metrics that are defined for clips of this size, and the reason for each other metric."""
     reasons = {name: DEFINITIONS[name].unavailable_reason(num_frames, height, width) for name in names}

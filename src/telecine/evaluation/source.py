@@ -194,7 +194,14 @@ def match_videos(infos: Sequence[VideoInfo], *, data: str | Path, reconstruction
     """
     inputs = _by_name(infos, data)
     others = _by_name(index_data(reconstructions, name="checkpoint"), reconstructions)
-    _check_names(inputs, others, data=data, reconstructions=reconstructions)
+    missing, extra = sorted(inputs.keys() - others.keys()), sorted(others.keys() - inputs.keys())
+    lacks = [
+        f"{folder} lacks {_listed(names)}" for folder, names in ((reconstructions, missing), (data, extra)) if names
+    ]
+    if lacks:
+        contract = "videos of the same names as `data` (suffixes do not count)"
+        remedy = "Rename or remove files until both have the same names."
+        raise argument_error("checkpoint", contract, "; ".join(lacks), remedy)
     for name, info in inputs.items():
         expected, actual = ((each.num_frames, each.height, each.width) for each in (info, others[name]))
         if actual != expected:
@@ -216,18 +223,6 @@ def _by_name(infos: Sequence[VideoInfo], root: str | Path) -> dict[str, VideoInf
             raise argument_error("data", "videos of different names", got, "Rename one: suffixes do not count.")
         by_name[name] = info
     return by_name
-
-
-def _check_names(
-    inputs: Mapping[str, VideoInfo], others: Mapping[str, VideoInfo], *, data: str | Path, reconstructions: Path
-) -> None:
-    missing, extra = sorted(inputs.keys() - others.keys()), sorted(others.keys() - inputs.keys())
-    if not missing and not extra:
-        return
-    parts = [(missing, f"{reconstructions} lacks"), (extra, f"{data} lacks")]
-    got = "; ".join(f"{prefix} {_listed(names)}" for names, prefix in parts if names)
-    contract = "videos of the same names as `data` (suffixes do not count)"
-    raise argument_error("checkpoint", contract, got, "Rename or remove files until both have the same names.")
 
 
 def _listed(names: Sequence[str]) -> str:
