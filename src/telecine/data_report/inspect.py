@@ -235,19 +235,9 @@ def _row(info: VideoInfo, use: str, *, is_used: bool) -> FileRow:
         distance = max(b - a for a, b in pairwise([*starts, info.num_frames]))
         with open_video(info.path) as (_, stream):
             codec = stream.codec_context.name
-    return FileRow(
-        path=str(info.path),
-        use=use,
-        is_used=is_used,
-        is_image=info.is_image,
-        codec=codec,
-        num_bytes=_num_bytes(info.path),
-        width=info.width,
-        height=info.height,
-        fps=info.fps,
-        num_frames=info.num_frames,
-        keyframe_distance=distance,
-    )
+    video = {name: getattr(info, name) for name in ("is_image", "width", "height", "fps", "num_frames")}
+    num_bytes = _num_bytes(info.path)
+    return FileRow(str(info.path), use, is_used, codec=codec, num_bytes=num_bytes, keyframe_distance=distance, **video)
 
 
 def _num_bytes(source: Source) -> int:

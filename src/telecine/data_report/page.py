@@ -103,8 +103,7 @@ def _figure(number: int, clip: SampledClip) -> dict[str, Any]:
 def _moving_sheet(clips: list[SampledClip]) -> Tensor:
     """Return a grid of all clips, each repeated to the length of the longest, uint8 `(T, H, W, 3)`."""
     small = [shrink(clip.frames, VIDEO_SIDE) for clip in clips]
-    height, width = (max(clip.shape[axis] for clip in small) for axis in (1, 2))
-    length = max(len(clip) for clip in small)
+    length, height, width = (max(clip.shape[axis] for clip in small) for axis in range(3))
     rows = []
     for first in range(0, len(small), VIDEO_COLUMNS):
         cells = [_padded(clip, length, height, width) for clip in small[first : first + VIDEO_COLUMNS]]

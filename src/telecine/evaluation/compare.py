@@ -36,20 +36,17 @@ RESAMPLES_PER_BATCH = 100  # bounds memory
 
 @dataclass(frozen=True)
 class Difference:
-    """How the second of two evaluations, B, differs from the first, A, in one metric."""
+    """The figures of two evaluations, A and B, in one metric, and their difference."""
 
     name: str
     """The metric, or its distance from the best value for metrics that are best near a number."""
     first: float
-    """The figure of A."""
     second: float
-    """The figure of B."""
     mean: float
     """The mean over clips of B - A."""
     interval: tuple[float, float] | None
     """The 95 % bootstrap interval of the mean over clips; None for figures of the whole set."""
     larger_is_better: bool
-    """Whether larger values of the metric are better."""
 
     @property
     def better(self) -> Literal["A", "B", "undecided"]:
@@ -76,16 +73,9 @@ class Comparison:
 
 
 def compare(first: str | Path, second: str | Path, *, output: str | Path | None = None) -> Comparison:
-    """Compare two evaluations clip by clip.
+    """Compare two evaluations clip by clip: B - A, of their output folders, with 95 % bootstrap intervals over clips.
 
-    Args:
-        first: The output folder of one evaluation, A.
-        second: The output folder of the other, B.
-        output: A folder for comparison.json, comparison.png, and comparison_frames.png (both evaluations by frame
-            position in a clip).
-
-    Returns:
-        The differences B - A with 95 % intervals (percentile bootstrap over clips with a fixed seed).
+    `output` is a folder for comparison.json, comparison.png, and comparison_frames.png (by frame position in a clip).
 
     Raises:
         FileNotFoundError: A folder lacks a file of an evaluation.
@@ -167,19 +157,13 @@ def _paired_differences(
 
     rows = ([[value(clip, name) for name in names] for clip in clips] for clips in (first, second))
     a, b = (torch.tensor(values, dtype=torch.float64) for values in rows)
-    low, high = _bootstrap_interval(b - a)
-    columns = zip(names, a.mean(0), b.mean(0), (b - a).mean(0), low, high, strict=True)
-    return [
-        Difference(
-            name={"nearest to 0": f"|{name}|", "nearest to 1": f"|{name} - 1|"}.get(better[name], name),
-            first=float(mean_a),
-            second=float(mean_b),
-            mean=float(mean),
-            interval=(float(lower), float(upper)) if len(a) > 1 else None,
-            larger_is_better=better[name] == "larger",
-        )
-        for name, mean_a, mean_b, mean, lower, upper in columns
-    ]
+    figures = torch.stack([a.mean(0), b.mean(0), (b - a).mean(0), *_bootstrap_interval(b - a)], dim=1).tolist()
+    differences = []
+    for name, (mean_a, mean_b, mean, low, high) in zip(names, figures, strict=True):
+        label = {"nearest to 0": f"|{name}|", "nearest to 1": f"|{name} - 1|"}.get(better[name], name)
+        interval = (low, high) if len(a) > 1 else None
+        differences.append(Difference(label, mean_a, mean_b, mean, interval, larger_is_better=better[name] == "larger"))
+    return differences
 
 
 def _bootstrap_interval(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,7 +28,7 @@ from telecine.evaluation.protocol import DEFINITIONS, EvaluationProtocol
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
 from telecine.evaluation.source import CLIP_SELECTION, ModelSource, VideoSource, open_source, select_clips
 from telecine.evaluation.tiling import TilingDifference
-from telecine.settings import ClipConfig, EvaluateConfig
+from telecine.settings import EvaluateConfig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +47,7 @@ COLOURS = {"A": "#d55e00", "B": "#0072b2", "undecided": "#707070"}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of an evaluation and its protocol."""
+    """The results of an evaluation: of the set, of each clip and of each frame position, and its protocol."""
 
     metrics: dict[str, float]
     """Each metric's mean over clips, and the Frechet distance of the whole set."""
@@ -81,9 +81,6 @@ def evaluate(checkpoint: str | Path, config: EvaluateConfig, *, output: str | Pa
         config: The settings.
         output: A folder for metrics.json (the whole set), clips.json (each clip), frames.json and frames.png (by frame
             position in a clip), and protocol.json (what was measured and how).
-
-    Returns:
-        The metrics of the set, of each clip and of each frame position, and the protocol.
 
     Raises:
         ValueError: The checkpoint, the data or the size of the clips does not fit.
@@ -122,7 +119,17 @@ def _plan(
     else:
         spans = select_clips(infos, clips, config.clip_limit)
         metric_set = load_metrics(clips, config.features, device)
-        description = _describe_clips(clips, spans)
+        frame_rates = {span.info.fps for span in spans}
+        description = {
+            "num_frames": clips.num_frames,
+            "height": clips.height,
+            "width": clips.width,
+            "resize": "the smallest size that covers the crop, aspect kept, antialiased bicubic",
+            "crop": "center",
+            "places": CLIP_SELECTION,
+            "fps": frame_rates.pop() / clips.stride if len(frame_rates) == 1 else None,
+            "frame_stride": clips.stride,
+        }
     return spans, _with_requested(metric_set, source, config, device), description
 
 
@@ -145,20 +152,6 @@ def _with_requested(
         requested.append(difference)
         sources |= dict.fromkeys(("pieces_psnr", "seam_psnr"), difference.source)
     return replace(metric_set, requested=requested, backbones=sources)
-
-
-def _describe_clips(clips: ClipConfig, spans: Sequence[Span]) -> dict[str, Any]:
-    frame_rates = {span.info.fps for span in spans}
-    return {
-        "num_frames": clips.num_frames,
-        "height": clips.height,
-        "width": clips.width,
-        "resize": "the smallest size that covers the crop, aspect kept, antialiased bicubic",
-        "crop": "center",
-        "places": CLIP_SELECTION,
-        "fps": frame_rates.pop() / clips.stride if len(frame_rates) == 1 else None,
-        "frame_stride": clips.stride,
-    }
 
 
 def _summarize(results: Sequence[ClipResult], metric_set: MetricSet, description: Mapping[str, Any]) -> Evaluation:

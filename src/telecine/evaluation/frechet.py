@@ -31,8 +31,7 @@ def frechet_distance(*, features: Tensor, reference: Tensor) -> float:
 
     |m - n|^2 + tr(S + R - 2 (S^1/2 R S^1/2)^1/2), where m, n are the means and S, R the unbiased covariances of the two
     sets: equation 6 of arXiv 1706.08500. On features of videos it is FVD (arXiv 1812.01717). Computed in float64 on the
-    CPU. The square root is taken through the eigenvalues of a symmetric matrix, with negative rounding errors set to 0,
-    so that it is real and exists for singular covariances.
+    CPU, with the root through eigenvalues, whose negative rounding errors are set to 0.
 
     Args:
         features: `(N, D)`, a row for each video of one set.
@@ -44,8 +43,8 @@ def frechet_distance(*, features: Tensor, reference: Tensor) -> float:
     for name, matrix in (("features", features), ("reference", reference)):
         if matrix.ndim != 2 or not matrix.is_floating_point():
             raise argument_error(name, "floating point of shape (N, D)", matrix, "Pass one row for each video.")
-        if len(matrix) < min_samples(matrix.shape[1]):
-            contract = f"at least {min_samples(matrix.shape[1])} rows for {matrix.shape[1]} columns"
+        if len(matrix) < (needed := min_samples(matrix.shape[1])):
+            contract = f"at least {needed} rows for {matrix.shape[1]} columns"
             raise argument_error(name, contract, matrix, "Measure more clips: with fewer, the covariance is singular.")
     if features.shape[1] != reference.shape[1]:
         remedy = "Use the features of one network."
@@ -74,7 +73,6 @@ class FeatureNetwork(Protocol):
     source: str
     """Which weights, with their hash."""
     min_frames: int
-    """Minimum number of frames of a clip."""
 
     def __call__(self, video: Video) -> Tensor:
         """Return the features `(B, D)` of videos `(B, 3, T, H, W)` in [-1, 1], detached."""
@@ -90,9 +88,6 @@ class _I3DFeatures:
 
     Videos are preprocessed as in TATS and later papers for StyleGAN-V's file `i3d_torchscript.pt`, whose built-in
     rescaling and resizing stay off. TorchScript contains code: only load files that you trust.
-
-    Raises:
-        ValueError: The file does not exist or is not TorchScript.
     """
 
     name = "fvd"

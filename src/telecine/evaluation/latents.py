@@ -116,8 +116,8 @@ def radial_spectrum(latents: Tensor) -> tuple[list[float], list[float]]:
 
 def high_frequency_share(latents: Tensor) -> float:
     """Return the share of the spatial power above `HIGH_FREQUENCY`, in [0, 1]; white noise has about 0.8."""
-    frequencies, shares = radial_spectrum(latents)
-    return sum(share for frequency, share in zip(frequencies, shares, strict=True) if frequency > HIGH_FREQUENCY)
+    spectrum = zip(*radial_spectrum(latents), strict=True)
+    return sum(share for frequency, share in spectrum if frequency > HIGH_FREQUENCY)
 
 
 def autocorrelation(latents: Tensor, axes: tuple[int, ...], max_lag: int) -> list[float]:
@@ -166,11 +166,7 @@ def code_usage(codebook: Bottleneck | None, latents: Tensor) -> dict[str, float]
 
 
 def latent_summary(latents: Tensor) -> dict[str, float]:
-    """Return the figures of latents `(B, C, t, h, w)` that a training run logs.
-
-    `std` is the mean of the channels' standard deviations, `high_frequencies` the share of the spatial power above a
-    quarter of a cycle per position. All are NaN if a latent is not finite.
-    """
+    """Return the figures of latents `(B, C, t, h, w)` that a training run logs, all NaN if a latent is not finite."""
     std = _channel_rows(latents).std(1, correction=0).tolist()
     return {
         "std": sum(std) / len(std),

@@ -36,7 +36,6 @@ class MetricSet:
     """The metrics of one evaluation, with their networks."""
 
     built_in: Sequence[str]
-    """Names of built-in metrics."""
     perceptual: Mapping[str, nn.Module]
     """LPIPS modules by metric name."""
     features: FeatureNetwork | None
@@ -105,7 +104,6 @@ class ClipResult:
     index: int
     """Its position among the selected clips."""
     source: str
-    """Its file."""
     start: int
     """Position of its first frame in the file."""
     metrics: Mapping[str, float]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,38 +12,9 @@ from torch import Tensor, nn
 from telecine.base.checks import argument_error, check_choice, check_count
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import VALUE_RANGE, Video, check_range, check_same_shape, check_video
-from telecine.evaluation.pixel_metrics import (
-    flicker,
-    grid_excess,
-    ms_ssim,
-    psnr,
-    psnr_bytes,
-    psnr_frames_epsilon,
-    sharpness,
-    ssim,
-    ssim_uniform,
-    ssim_valid,
-)
+from telecine.evaluation.pixel_metrics import CLIP_METRICS, FRAME_METRICS, psnr
 from telecine.evaluation.protocol import DEFINITIONS, GRID_PERIODS
 
-# Called with `reconstruction` and `target` (B, 3, T, H, W), return (B,).
-CLIP_METRICS: dict[str, Callable[..., Tensor]] = {
-    "psnr": psnr,
-    "flicker": flicker,
-    "sharpness": sharpness,
-    **{f"grid_{period}": partial(grid_excess, period=period) for period in GRID_PERIODS},
-    "psnr_bytes": psnr_bytes,
-    "psnr_modulo": partial(psnr_bytes, modulo=True),
-}
-# Called with frames (N, 3, H, W), return (N,). The value of a clip is the mean over its frames.
-FRAME_METRICS: dict[str, Callable[..., Tensor]] = {
-    "ssim": ssim,
-    "ms_ssim": ms_ssim,
-    "psnr_frames": psnr,
-    "psnr_frames_epsilon": psnr_frames_epsilon,
-    "ssim_valid": ssim_valid,
-    "ssim_uniform": ssim_uniform,
-}
 KNOWN_METRICS = {**CLIP_METRICS, **FRAME_METRICS}
 # What is measured without a protocol.
 BUILT_IN_METRICS = ("psnr", "ssim", "ms_ssim", "flicker", "sharpness", *(f"grid_{period}" for period in GRID_PERIODS))

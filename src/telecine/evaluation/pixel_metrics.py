@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -57,9 +60,6 @@ def ssim(*, reconstruction: Frames, target: Frames) -> Tensor:
     Frames in [-1, 1] are mapped to [0, 1] first, because SSIM's luminance term depends on offsets and published values
     are of non-negative images (Wang et al., doi 10.1109/TIP.2003.819861). As in torchmetrics, every pixel counts and
     the border is reflected. The paper and scikit-image leave out a border of 5 pixels instead.
-
-    Raises:
-        ValueError: A frame is smaller than the 11 x 11 window.
     """
     # Releases of torchmetrics differ in whether the border counts. The mean over the whole map does not.
     return _ssim_map(reconstruction=reconstruction, target=target).flatten(1).mean(1)
@@ -90,7 +90,6 @@ def ssim_uniform(*, reconstruction: Frames, target: Frames) -> Tensor:
     These are a uniform window of 7 x 7, sample covariance, and no border.
 
     Raises:
-        ValueError: A frame is smaller than the window.
         ImportError: scikit-image is not installed.
     """
     from skimage.metrics import structural_similarity
@@ -107,9 +106,6 @@ def ms_ssim(*, reconstruction: Frames, target: Frames) -> Tensor:
 
     Computed by torchmetrics (Wang et al., doi 10.1109/ACSSC.2003.1292216), with the paper's five scales and exponents.
     Negative terms count as 0, because they have no real power. Frames are mapped to [0, 1] first.
-
-    Raises:
-        ValueError: A frame is smaller than 176 x 176, where the window does not fit the last scale.
     """
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
@@ -154,6 +150,7 @@ def _to_unit_range(frames: Frames) -> Frames:
 
 
 def _check_side(target: Frames, min_side: int) -> None:
+    """Raise a `ValueError` if frames are smaller than a window."""
     if min(target.shape[-2:]) < min_side:
         remedy = "Evaluate at a larger size."
         raise argument_error("target", f"frames of at least {min_side} x {min_side}", target, remedy)
@@ -219,3 +216,23 @@ def _without_plane(patches: Tensor) -> Tensor:
     horizontal = torch.einsum("nij,j->n", patches, ramp) / size
     plane = vertical[:, None, None] * ramp[:, None] + horizontal[:, None, None] * ramp
     return patches - plane - patches.mean(dim=(1, 2), keepdim=True)
+
+
+# Called with `reconstruction` and `target` (B, 3, T, H, W), return (B,).
+CLIP_METRICS: dict[str, Callable[..., Tensor]] = {
+    "psnr": psnr,
+    "flicker": flicker,
+    "sharpness": sharpness,
+    **{f"grid_{period}": partial(grid_excess, period=period) for period in GRID_PERIODS},
+    "psnr_bytes": psnr_bytes,
+    "psnr_modulo": partial(psnr_bytes, modulo=True),
+}
+# Called with frames (N, 3, H, W), return (N,). The value of a clip is the mean over its frames.
+FRAME_METRICS: dict[str, Callable[..., Tensor]] = {
+    "ssim": ssim,
+    "ms_ssim": ms_ssim,
+    "psnr_frames": psnr,
+    "psnr_frames_epsilon": psnr_frames_epsilon,
+    "ssim_valid": ssim_valid,
+    "ssim_uniform": ssim_uniform,
+}

@@ -31,7 +31,7 @@ from telecine.settings import ReconstructConfig
 def reconstruct(
     checkpoint: str | Path, video: str | Path, output: str | Path, config: ReconstructConfig | None = None
 ) -> float:
-    """Reconstruct `video` chunk by chunk and tile by tile, and write an MP4 with frames at the same times.
+    """Reconstruct a video by chunks and tiles, write an MP4 with frames at the same times; return the mean PSNR in dB.
 
     The autoencoder processes at most `num_frames` frames of one tile at once, for videos of any length and size. Chunks
     and tiles are padded to sizes that it accepts by repeating the last frame, row and column, and cropped afterwards.
@@ -41,9 +41,6 @@ def reconstruct(
         video: The file.
         output: The MP4 to write.
         config: The settings.
-
-    Returns:
-        The mean PSNR of all frames, in dB.
 
     Raises:
         ValueError: The checkpoint or the video cannot be read, or the output is not an MP4, a folder or the video.

@@ -48,11 +48,7 @@ def index_data(path: str | Path, *, name: str = "data") -> list[VideoInfo]:
 
 
 def select_clips(infos: Sequence[VideoInfo], config: ClipConfig, max_clips: int) -> list[Span]:
-    """Return up to `max_clips` clips of the videos, always the same ones: see `CLIP_SELECTION`.
-
-    Raises:
-        ValueError: `max_clips` is below 1, or no video is long enough for a clip.
-    """
+    """Return up to `max_clips` clips, always the same ones; raise a `ValueError` if all videos are too short."""
     check_count("max_clips", max_clips)
     length = config.clip_span
     longest = max(infos, key=lambda info: info.num_frames)
@@ -82,9 +78,7 @@ class ModelSource:
     """Reconstructs clips with an autoencoder."""
 
     model: VideoAutoencoder
-    """In eval mode."""
     clips: ClipConfig | PublishedProtocol
-    """How clips are read."""
     title: str
     """The folder of the model, and which of its weights; for the protocol."""
 
@@ -102,7 +96,6 @@ class VideoSource:
     matches: Mapping[str, VideoInfo]
     """The reconstruction of each video, by the path of the video."""
     clips: ClipConfig | PublishedProtocol
-    """How both are read."""
     title: str
     """The folder of the reconstructions, for the protocol."""
 
@@ -155,11 +148,7 @@ def load_model(checkpoint: str | Path, weights: SavedWeights, device: torch.devi
 def video_source(
     reconstructions: Path, infos: Sequence[VideoInfo], config: EvaluateConfig, data: str | Path
 ) -> VideoSource:
-    """Match reconstructions with the videos of `data`. Their clips have the videos' size unless `config` has another.
-
-    Raises:
-        ValueError: The videos have several sizes and `config` has none.
-    """
+    """Match reconstructions with the videos of `data`. Their clips have the videos' size unless `config` has one."""
     matches = match_videos(infos, data=data, reconstructions=reconstructions)
     clips: ClipConfig | PublishedProtocol | None = _protocol_of(config)
     if clips is None:
@@ -179,9 +168,7 @@ def contains_videos(path: Path) -> bool:
     if path.is_file():
         return path.suffix.lower() in VIDEO_SUFFIXES
     is_model = is_run_or_checkpoint(path) or any((path / name).is_file() for name in MODEL_FILES)
-    if is_model or not path.is_dir():
-        return False
-    return any(file.suffix.lower() in VIDEO_SUFFIXES for file in files_below(path))
+    return not is_model and path.is_dir() and any(file.suffix.lower() in VIDEO_SUFFIXES for file in files_below(path))
 
 
 def match_videos(infos: Sequence[VideoInfo], *, data: str | Path, reconstructions: Path) -> dict[str, VideoInfo]:
@@ -195,13 +182,10 @@ def match_videos(infos: Sequence[VideoInfo], *, data: str | Path, reconstruction
     inputs = _by_name(infos, data)
     others = _by_name(index_data(reconstructions, name="checkpoint"), reconstructions)
     missing, extra = sorted(inputs.keys() - others.keys()), sorted(others.keys() - inputs.keys())
-    lacks = [
-        f"{folder} lacks {_listed(names)}" for folder, names in ((reconstructions, missing), (data, extra)) if names
-    ]
-    if lacks:
+    lacks = ((reconstructions, missing), (data, extra))
+    if got := "; ".join(f"{folder} lacks {_listed(names)}" for folder, names in lacks if names):
         contract = "videos of the same names as `data` (suffixes do not count)"
-        remedy = "Rename or remove files until both have the same names."
-        raise argument_error("checkpoint", contract, "; ".join(lacks), remedy)
+        raise argument_error("checkpoint", contract, got, "Rename or remove files until both have the same names.")
     for name, info in inputs.items():
         expected, actual = ((each.num_frames, each.height, each.width) for each in (info, others[name]))
         if actual != expected:

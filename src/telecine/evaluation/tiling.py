@@ -83,13 +83,10 @@ def reconstruct_in_chunks(
 
 
 def rounded_tiling(tiling: Tiling, model: VideoAutoencoder) -> Tiling:
-    """Return the tiling with sizes that the autoencoder accepts, rounded up.
+    """Return the tiling with sizes that the model accepts, rounded up; raise a `ValueError` if tiles cannot overlap.
 
     Overlaps become multiples of the autoencoder's stride, so that the latent cells of every tile coincide with
     those of the whole frame. Results then differ only within the receptive field of a tile's edges.
-
-    Raises:
-        ValueError: A tile is so small that it cannot overlap with the next one.
     """
     if tiling.size is None:
         return tiling
@@ -167,7 +164,6 @@ class TilingDifference:
     """
 
     model: VideoAutoencoder
-    """In eval mode."""
     chunk: int | None
     """Frames in a chunk, rounded up to a number that the model accepts. None: all frames."""
     overlap_frames: int
@@ -187,9 +183,6 @@ class TilingDifference:
         """Return both values of a clip `(1, 3, T, H, W)` in [-1, 1].
 
         The clip is reconstructed whole again, from the mode of its posterior; `reconstruction` is not used.
-
-        Raises:
-            ValueError: The clip fits into one tile of one chunk.
         """
         video = target[0]
         time, height, width = video.shape[1:]
@@ -205,7 +198,7 @@ class TilingDifference:
         return {"pieces_psnr": float(between), "seam_psnr": float(psnr_of_mse(worst))}
 
     def _at_seam(self, size: tuple[int, int, int], num_frames: int, tiling: Tiling) -> Tensor:
-        """Return which pixels of a clip of this size are at a seam, `(T, H, W)`."""
+        """Return which pixels of a clip are at a seam, `(T, H, W)`; raise a `ValueError` if none is."""
         time, height, width = size
         chunks = count_chunks(time, num_frames, self.overlap_frames)
         frames = _seams([index * (num_frames - self.overlap_frames) for index in range(chunks)], num_frames, time)
@@ -228,7 +221,6 @@ def _seams(starts: Sequence[int], size: int, total: int) -> Tensor:
     """
     at_seam = torch.zeros(total, dtype=torch.bool)
     for start, following in pairwise(starts):
-        end = start + size
-        first, last = (following, end) if following < end else (following - 1, following + 1)
+        first, last = (following, start + size) if following < start + size else (following - 1, following + 1)
         at_seam[first:last] = True
     return at_seam
