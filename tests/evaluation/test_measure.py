@@ -71,10 +71,6 @@ def test_a_position_that_some_clips_lack_is_the_mean_over_the_others():
     assert mean_per_frame([shorter, *results(1)]) == {"psnr": pytest.approx([2.0, 2.0])}
 
 
-def test_a_row_of_clips_json():
-    assert results(2)[1].as_row() == {"source": "clip.mp4", "start": 1, "psnr": 1.0}
-
-
 def test_each_process_measures_different_clips(videos):
     infos, _ = index_videos(find_videos(videos))
     source = video_source(videos, infos, EvaluateConfig(num_frames=5, height=12, width=12), videos)

@@ -37,28 +37,21 @@ from telecine.data.source import Source, file_of
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.clips import Spans, find_spans
 
-# Clips per update if `batch_size` is "auto", which a device decides.
-BATCH_SIZE = 4
+BATCH_SIZE = 4  # if `batch_size` is "auto", which a device decides
 # Decoding begins at a keyframe: at larger distances, most of the frames that are decoded are not used.
 LONG_DISTANCE = 60
-# The cache leaves the rest of the free memory to the networks.
-CACHE_FRACTION = 0.5
+CACHE_FRACTION = 0.5  # of the free memory; the rest is for the networks
 REENCODE = "ffmpeg -i IN -c:v libx264 -crf 16 -g 30 OUT.mp4"
-# Frames of more files are not compared: each file takes three seeks.
-MAX_COMPARED = 500
+MAX_COMPARED = 500  # of more files, evenly spaced ones are compared by their frames: each file takes three seeks
 HASHED_SIZE = (72, 64)
 HASHED_POSITIONS = (0.25, 0.5, 0.75)
-# A mean brightness below it, from 0 to 1, is black.
-DARK = 0.05
-# A mean change of brightness below it is none: half of a level of 8 bits.
-STILL = 0.002
+DARK = 0.05  # a mean brightness below it, from 0 to 1, is black
+STILL = 0.002  # a mean change of brightness below it is none: half of a level of 8 bits
 # At a cut the mean change is above CUT, and more than CUT_RATIO times the changes before and after it.
 CUT = 0.06
 CUT_RATIO = 2.5
-# Bits of 64 in which the hashes of two frames may differ if one is a copy of the other.
-MAX_BITS = 4
-# Brightness is averaged over so many parts along height and width: the noise of single pixels is no change.
-GRID = 32
+MAX_BITS = 4  # of 64, in which the hashes of a frame and of its copy may differ
+GRID = 32  # parts of height and of width over which brightness is averaged: the noise of single pixels is no change
 
 DEFINITIONS = {
     "black": f"no frame has a mean brightness above {DARK:.0%}",
@@ -72,13 +65,11 @@ DEFINITIONS = {
 
 @dataclass(frozen=True)
 class SampledClip:
-    """A clip as training sees it."""
+    """A clip as training sees it: uint8 frames `(T, H, W, 3)`, their file, and the index of the first one in it."""
 
     frames: Tensor
-    """uint8 `(T, H, W, 3)`."""
     source: str
     start: int
-    """Index of its first frame in the file."""
     seconds: float
     """Reading time on one core."""
     remarks: tuple[str, ...]
@@ -143,11 +134,7 @@ class DataReport:
 
 
 def inspect_data(config: TrainConfig, num_clips: int = 24) -> DataReport:
-    """Read the first clips of a training run with these settings, and list the files of its data.
-
-    Args:
-        config: The settings of the run. `clips.cache` is ignored.
-        num_clips: How many clips to read.
+    """Read the first `num_clips` clips of a training run without a cache, and list the files of its data.
 
     Raises:
         ValueError: `num_clips` is below 1.
@@ -248,19 +235,9 @@ def _row(info: VideoInfo, use: str, *, is_used: bool) -> FileRow:
         distance = max(b - a for a, b in pairwise([*starts, info.num_frames]))
         with open_video(info.path) as (_, stream):
             codec = stream.codec_context.name
-    return FileRow(
-        path=str(info.path),
-        use=use,
-        is_used=is_used,
-        is_image=info.is_image,
-        codec=codec,
-        num_bytes=_num_bytes(info.path),
-        width=info.width,
-        height=info.height,
-        fps=info.fps,
-        num_frames=info.num_frames,
-        keyframe_distance=distance,
-    )
+    video = {name: getattr(info, name) for name in ("is_image", "width", "height", "fps", "num_frames")}
+    num_bytes = _num_bytes(info.path)
+    return FileRow(str(info.path), use, is_used, codec=codec, num_bytes=num_bytes, keyframe_distance=distance, **video)
 
 
 def _num_bytes(source: Source) -> int:
@@ -269,10 +246,7 @@ def _num_bytes(source: Source) -> int:
 
 
 def _groups_of_copies(infos: Sequence[VideoInfo]) -> list[list[str]]:
-    """Return the groups of videos and images that are copies of each other, by their bytes or by their frames.
-
-    Of more than `MAX_COMPARED` files, the frames of evenly spaced ones are compared.
-    """
+    """Return the groups of videos and images that are copies of each other, by their bytes or by their frames."""
     by_size = _grouped([info.path for info in infos], _num_bytes)  # only files of the same size are read
     by_bytes = [copies for group in by_size for copies in _grouped(group, _digest)]
     repeated = {path for group in by_bytes for path in group[1:]}
@@ -314,8 +288,7 @@ def _hashes(info: VideoInfo) -> tuple[int, ...]:
 
 def _frame_hash(frame: Tensor) -> int | None:
     """Return the difference hash of a uint8 frame `(H, W, 3)`; None if it is flat, as black frames are."""
-    luma = frame.float().mean(dim=-1)[None] / 255
-    grid = F.adaptive_avg_pool2d(luma, (8, 9))[0]
+    grid = F.adaptive_avg_pool2d(frame.float().mean(dim=-1)[None] / 255, (8, 9))[0]
     if grid.std() < STILL * 10:
         return None
     bits = (grid[:, 1:] > grid[:, :-1]).flatten().tolist()
@@ -331,12 +304,9 @@ def _copies(hashes: Sequence[tuple[int, ...]]) -> list[list[int]]:
 
     groups: list[list[int]] = []
     for index, found in enumerate(hashes):
-        if any(index in group for group in groups):
-            continue
-        group = [index, *(other for other in range(index + 1, len(hashes)) if are_copies(found, hashes[other]))]
-        if len(group) > 1:
-            groups.append(group)
-    return groups
+        if not any(index in group for group in groups):
+            groups.append([i for i in range(index, len(hashes)) if i == index or are_copies(found, hashes[i])])
+    return [group for group in groups if len(group) > 1]
 
 
 def _advice(report: DataReport, clips: ClipConfig) -> Iterator[str]:
@@ -353,12 +323,8 @@ def _advice(report: DataReport, clips: ClipConfig) -> Iterator[str]:
             f"decodes all frames from the keyframe before it. Re-encode them with `{REENCODE}`."
         )
     fits = report.cache_bytes < CACHE_FRACTION * psutil.virtual_memory().available
-    size = gigabytes(report.cache_bytes)
-    yield (
-        f"All training frames take {size} at this size: `--clips.cache true` decodes them once."
-        if fits
-        else f"All training frames take {size} at this size, too much for `--clips.cache` on this machine."
-    )
+    cache = ": `--clips.cache true` decodes them once" if fits else ", too much for `--clips.cache` on this machine"
+    yield f"All training frames take {gigabytes(report.cache_bytes)} at this size{cache}."
     if num_unusual := sum(bool(clip.remarks) for clip in report.clips):
         yield (
             f"Black, static or with a cut: {num_unusual} of {len(report.clips)} sampled clips. A list of segments "

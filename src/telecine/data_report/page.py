@@ -21,11 +21,9 @@ from telecine.report.clips import write_preview
 from telecine.report.page import page_environment, timestamp
 from telecine.report.video import shrink
 
-JSON_FILE = "data.json"
 PAGE_FILE = "data.html"
 VIDEO_FILE = "clips.mp4"
-# Maximum number of files on the page; the JSON has all.
-MAX_ROWS = 200
+MAX_ROWS = 200  # files on the page; the JSON has all
 # Pixels of the longer side of a frame on the contact sheet, and of a clip in the video.
 SHEET_SIDE = 160
 VIDEO_SIDE = 192
@@ -36,7 +34,7 @@ def write_data(report: DataReport, folder: Path) -> Path:
     """Write data.json, clips.mp4 and data.html into a folder, which is created if needed; return the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     mark_output(folder)
-    write_json(folder / JSON_FILE, report.as_dict())
+    write_json(folder / "data.json", report.as_dict())
     write_preview(folder / VIDEO_FILE, _moving_sheet(report.clips), report.fps)
     html = render_data(report).encode("utf-8", "backslashreplace")  # names of files may have other bytes
     atomic_write(folder / PAGE_FILE, lambda partial: partial.write_bytes(html))
@@ -45,8 +43,7 @@ def write_data(report: DataReport, folder: Path) -> Path:
 
 def render_data(report: DataReport) -> str:
     """Return the page as HTML."""
-    unused = [row for row in report.files if not row.is_used]
-    used = [row for row in report.files if row.is_used]
+    used, unused = ([row for row in report.files if row.is_used == kind] for kind in (True, False))
     environment = page_environment()
     environment.filters["below"] = lambda path: path.removeprefix(f"{report.data.rstrip('/')}/")
     return environment.get_template("data.html").render(
@@ -87,9 +84,7 @@ def data_summary(report: DataReport) -> list[tuple[str, str]]:
 def _figure(number: int, clip: SampledClip) -> dict[str, Any]:
     """Return a clip for the contact sheet: its first, middle and last frame as one JPEG (base64), and its caption."""
     last = len(clip.frames) - 1
-    chosen = clip.frames[sorted({0, last // 2, last})]
-    small = shrink(chosen, SHEET_SIDE)
-    strip = torch.cat(list(small), dim=1)
+    strip = torch.cat(list(shrink(clip.frames[sorted({0, last // 2, last})], SHEET_SIDE)), dim=1)
     text = io.BytesIO()
     Image.fromarray(strip.numpy()).save(text, "JPEG", quality=85)
     return {
@@ -108,8 +103,7 @@ def _figure(number: int, clip: SampledClip) -> dict[str, Any]:
 def _moving_sheet(clips: list[SampledClip]) -> Tensor:
     """Return a grid of all clips, each repeated to the length of the longest, uint8 `(T, H, W, 3)`."""
     small = [shrink(clip.frames, VIDEO_SIDE) for clip in clips]
-    height, width = (max(clip.shape[axis] for clip in small) for axis in (1, 2))
-    length = max(len(clip) for clip in small)
+    length, height, width = (max(clip.shape[axis] for clip in small) for axis in range(3))
     rows = []
     for first in range(0, len(small), VIDEO_COLUMNS):
         cells = [_padded(clip, length, height, width) for clip in small[first : first + VIDEO_COLUMNS]]

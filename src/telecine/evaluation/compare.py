@@ -22,18 +22,8 @@ if TYPE_CHECKING:
 
 _Table: TypeAlias = Mapping[str, object]
 # Fields of the protocol that must be equal, or the figures do not compare.
-MUST_MATCH = (
-    "num_clips",
-    "num_frames",
-    "height",
-    "width",
-    "frame_stride",
-    "resize",
-    "crop",
-    "value_range",
-    "reconstruction",
-    "clips_sha256",
-)
+CLIP_SIZE = ("num_clips", "num_frames", "height", "width", "frame_stride")
+MUST_MATCH = (*CLIP_SIZE, "resize", "crop", "value_range", "reconstruction", "clips_sha256")
 # Fields whose difference is a warning: the same clips may still have been measured in the same way.
 SHOULD_MATCH = ("data", "fps", "versions")
 ROW_HEIGHT = 0.62
@@ -41,26 +31,22 @@ ROW_HEIGHT = 0.62
 CONFIDENCE = 0.95
 NUM_RESAMPLES = 10_000
 SEED = 0
-# Bounds the memory of the bootstrap.
-RESAMPLES_PER_BATCH = 100
+RESAMPLES_PER_BATCH = 100  # bounds memory
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How the second of two evaluations, B, differs from the first, A, in one metric."""
+    """The figures of two evaluations, A and B, in one metric, and their difference."""
 
     name: str
     """The metric, or its distance from the best value for metrics that are best near a number."""
     first: float
-    """The figure of A."""
     second: float
-    """The figure of B."""
     mean: float
     """The mean over clips of B - A."""
     interval: tuple[float, float] | None
     """The 95 % bootstrap interval of the mean over clips; None for figures of the whole set."""
     larger_is_better: bool
-    """Whether larger values of the metric are better."""
 
     @property
     def better(self) -> Literal["A", "B", "undecided"]:
@@ -71,9 +57,8 @@ class Difference:
 
     def text(self) -> str:
         """Return the difference with its interval, for a table."""
-        if self.interval is None:
-            return f"{self.mean:+.4g}"
-        return f"{self.mean:+.4g} [{self.interval[0]:+.4g}, {self.interval[1]:+.4g}]"
+        interval = "" if self.interval is None else f" [{self.interval[0]:+.4g}, {self.interval[1]:+.4g}]"
+        return f"{self.mean:+.4g}{interval}"
 
 
 @dataclass(frozen=True)
@@ -81,29 +66,16 @@ class Comparison:
     """The differences of two evaluations."""
 
     differences: list[Difference]
-    """One for each metric of both evaluations."""
+    """One for each shared metric."""
     warnings: list[str]
     """Differences of the protocols that leave the figures comparable."""
     num_clips: int
 
-    def as_dict(self) -> dict[str, object]:
-        """Return the content of `comparison.json`."""
-        settings = {"confidence": CONFIDENCE, "num_resamples": NUM_RESAMPLES, "seed": SEED}
-        metrics = {each.name: asdict(each) | {"verdict": each.better} for each in self.differences}
-        return {"num_clips": self.num_clips, **settings, "warnings": self.warnings, "metrics": metrics}
-
 
 def compare(first: str | Path, second: str | Path, *, output: str | Path | None = None) -> Comparison:
-    """Compare two evaluations clip by clip.
+    """Compare two evaluations clip by clip: B - A, of their output folders, with 95 % bootstrap intervals over clips.
 
-    Args:
-        first: The output folder of one evaluation, A.
-        second: The output folder of the other, B.
-        output: A folder for comparison.json, comparison.png, and comparison_frames.png (both evaluations by frame
-            position in a clip).
-
-    Returns:
-        The differences B - A with 95 % intervals (percentile bootstrap over clips with a fixed seed).
+    `output` is a folder for comparison.json, comparison.png, and comparison_frames.png (by frame position in a clip).
 
     Raises:
         FileNotFoundError: A folder lacks a file of an evaluation.
@@ -117,13 +89,10 @@ def compare(first: str | Path, second: str | Path, *, output: str | Path | None 
     figures = [read_json(folder / METRICS_FILE) for folder in folders]
     paired = [name for name in names if name in clips[0][0]]
     differences = _paired_differences(*clips, names=paired)
-    # A Frechet distance is one figure per set, without an interval over clips.
-    differences += [
-        Difference(name, a, b, b - a, None, larger_is_better=False)
-        for name in names
-        if name not in paired
-        for a, b in [(figures[0][name], figures[1][name])]
-    ]
+    for name in names:
+        if name not in paired:  # a Frechet distance is one figure per set, without an interval over clips
+            a, b = (each[name] for each in figures)
+            differences.append(Difference(name, a, b, b - a, None, larger_is_better=False))
     comparison = Comparison(differences, warnings, len(clips[0]))
     if output is not None:
         _write(comparison, folders, Path(output))
@@ -152,8 +121,7 @@ def _check_protocols(first: _Table, second: _Table) -> list[str]:
 
 def _table(protocol: _Table, field: str) -> _Table:
     """Return a field of a protocol that maps names to values."""
-    table = protocol.get(field)
-    if not isinstance(table, dict):
+    if not isinstance(table := protocol.get(field), dict):
         raise argument_error("compare", f"evaluations with `{field}` in their protocol", repr(table), "Evaluate again.")
     return table
 
@@ -180,38 +148,28 @@ def _warning(name: str, first: object, second: object) -> str:
 def _paired_differences(
     first: Sequence[Mapping[str, float]], second: Sequence[Mapping[str, float]], *, names: Sequence[str]
 ) -> list[Difference]:
-    """Return the mean difference of each metric over the same clips, with its bootstrap interval.
-
-    Metrics that are best near a number are compared by their distance from it.
-    """
+    """Return the mean difference of each metric over the same clips, with its bootstrap interval."""
     better = {name: DEFINITIONS[name].better for name in names}
-    best = {"nearest to 0": 0.0, "nearest to 1": 1.0}
+    best = {"nearest to 0": 0.0, "nearest to 1": 1.0}  # such metrics are compared by their distance from it
 
     def value(clip: Mapping[str, float], name: str) -> float:
         return abs(clip[name] - best[better[name]]) if better[name] in best else clip[name]
 
     rows = ([[value(clip, name) for name in names] for clip in clips] for clips in (first, second))
     a, b = (torch.tensor(values, dtype=torch.float64) for values in rows)
-    low, high = _bootstrap_interval(b - a)
-    columns = zip(names, a.mean(0), b.mean(0), (b - a).mean(0), low, high, strict=True)
-    return [
-        Difference(
-            name={"nearest to 0": f"|{name}|", "nearest to 1": f"|{name} - 1|"}.get(better[name], name),
-            first=float(mean_a),
-            second=float(mean_b),
-            mean=float(mean),
-            interval=(float(lower), float(upper)) if len(a) > 1 else None,
-            larger_is_better=better[name] == "larger",
-        )
-        for name, mean_a, mean_b, mean, lower, upper in columns
-    ]
+    figures = torch.stack([a.mean(0), b.mean(0), (b - a).mean(0), *_bootstrap_interval(b - a)], dim=1).tolist()
+    differences = []
+    for name, (mean_a, mean_b, mean, low, high) in zip(names, figures, strict=True):
+        label = {"nearest to 0": f"|{name}|", "nearest to 1": f"|{name} - 1|"}.get(better[name], name)
+        interval = (low, high) if len(a) > 1 else None
+        differences.append(Difference(label, mean_a, mean_b, mean, interval, larger_is_better=better[name] == "larger"))
+    return differences
 
 
 def _bootstrap_interval(values: Tensor) -> tuple[Tensor, Tensor]:
     """Return the 95 % confidence interval of each column's mean over rows `(N, M)`, as two tensors `(M,)`.
 
-    Percentile bootstrap (Efron 1979, doi 10.1214/aos/1176344552) with 10 000 resamples and a fixed seed. All columns
-    use the same resamples.
+    Percentile bootstrap (Efron 1979, doi 10.1214/aos/1176344552) with a fixed seed; all columns use the same resamples.
     """
     generator = torch.Generator().manual_seed(SEED)
     shape = (RESAMPLES_PER_BATCH, len(values))
@@ -226,8 +184,17 @@ def _bootstrap_interval(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def _write(comparison: Comparison, folders: Sequence[Path], output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    header = {"A": str(folders[0]), "B": str(folders[1])}
-    write_json(output / "comparison.json", header | comparison.as_dict())
+    values = {
+        "A": str(folders[0]),
+        "B": str(folders[1]),
+        "num_clips": comparison.num_clips,
+        "confidence": CONFIDENCE,
+        "num_resamples": NUM_RESAMPLES,
+        "seed": SEED,
+        "warnings": comparison.warnings,
+        "metrics": {each.name: asdict(each) | {"verdict": each.better} for each in comparison.differences},
+    }
+    write_json(output / "comparison.json", values)
     title = f"B - A over {comparison.num_clips} clips, {CONFIDENCE:.0%} intervals; B is better to the right of 0"
     _plot_differences(comparison.differences, title, output / "comparison.png")
     curves = {label: read_json(folder / FRAMES_FILE) for label, folder in zip("AB", folders, strict=True)}
@@ -235,10 +202,7 @@ def _write(comparison: Comparison, folders: Sequence[Path], output: Path) -> Non
 
 
 def _plot_differences(differences: Sequence[Difference], title: str, path: Path) -> None:
-    """Plot each metric's difference with its interval on a separate axis, and write a PNG atomically.
-
-    Values for which B is better are to the right of 0. Differences without an interval are points.
-    """
+    """Plot each difference with its interval, to the right of 0 if B is better, and write a PNG atomically."""
     from matplotlib.figure import Figure  # takes a second to import, which `telecine --help` must not spend
 
     figure = Figure(figsize=(8, 1 + ROW_HEIGHT * len(differences)), dpi=100, layout="constrained")

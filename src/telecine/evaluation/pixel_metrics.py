@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -15,13 +18,15 @@ from telecine.evaluation.protocol import (
     MS_SSIM_BETAS,
     MS_SSIM_SIDE,
     PSNR_EPSILON,
-    ROUNDING_VARIANCE,
     SSIM_SIGMA,
     SSIM_WINDOW,
     UNIFORM_WINDOW,
 )
 from telecine.losses import temporal_difference
 from telecine.losses.reconstruction import psnr_of_mse
+
+# Variance of rounding to 8 bits, for values in [-1, 1]. Smaller variances carry no information.
+ROUNDING_VARIANCE = (2 / 255) ** 2 / 12
 
 
 def psnr(*, reconstruction: Tensor, target: Tensor) -> Tensor:
@@ -42,14 +47,10 @@ def psnr_frames_epsilon(*, reconstruction: Frames, target: Frames) -> Tensor:
 def psnr_bytes(*, reconstruction: Video, target: Video, modulo: bool = False) -> Tensor:
     """Return the PSNR of each clip in 8 bits, `(B,)` in dB, as TokenBench: 20 log10(255 / (root mean square + 1.2e-7)).
 
-    Args:
-        reconstruction: `(B, 3, T, H, W)`.
-        target: Of the same shape.
-        modulo: Take each squared error modulo 256, as TokenBench's code does, which computes with 8-bit integers.
+    With `modulo`, each squared error counts modulo 256, as in TokenBench's code, which computes with 8-bit integers.
     """
-    difference = bytes_from_video(reconstruction).int() - bytes_from_video(target).int()
-    error = difference.square().remainder(256) if modulo else difference.square()
-    root = error.flatten(1).float().mean(1).sqrt()
+    error = (bytes_from_video(reconstruction).int() - bytes_from_video(target).int()).square()
+    root = (error.remainder(256) if modulo else error).flatten(1).float().mean(1).sqrt()
     return 20 * torch.log10(255 / (root + torch.finfo(torch.float32).eps))
 
 
@@ -59,20 +60,13 @@ def ssim(*, reconstruction: Frames, target: Frames) -> Tensor:
     Frames in [-1, 1] are mapped to [0, 1] first, because SSIM's luminance term depends on offsets and published values
     are of non-negative images (Wang et al., doi 10.1109/TIP.2003.819861). As in torchmetrics, every pixel counts and
     the border is reflected. The paper and scikit-image leave out a border of 5 pixels instead.
-
-    Raises:
-        ValueError: A frame is smaller than the 11 x 11 window.
     """
     # Releases of torchmetrics differ in whether the border counts. The mean over the whole map does not.
     return _ssim_map(reconstruction=reconstruction, target=target).flatten(1).mean(1)
 
 
 def ssim_valid(*, reconstruction: Frames, target: Frames) -> Tensor:
-    """Return `ssim` without the border of 5 pixels, where the window leaves the frame, `(N,)`; as VidTok and WF-VAE.
-
-    Raises:
-        ValueError: A frame is smaller than the 11 x 11 window.
-    """
+    """Return `ssim` without the border of 5 pixels, where the window leaves the frame, `(N,)`; as VidTok and WF-VAE."""
     border = SSIM_WINDOW // 2
     ssim_map = _ssim_map(reconstruction=reconstruction, target=target)
     return ssim_map[..., border:-border, border:-border].flatten(1).mean(1)
@@ -84,24 +78,18 @@ def _ssim_map(*, reconstruction: Frames, target: Frames) -> Tensor:
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     _check_side(target, SSIM_WINDOW)
-    _, ssim_map = structural_similarity_index_measure(
-        _to_unit_range(reconstruction),
-        _to_unit_range(target),
-        sigma=SSIM_SIGMA,
-        reduction="none",
-        data_range=1.0,
-        return_full_image=True,
-    )
-    return ssim_map
+    frames = _to_unit_range(reconstruction), _to_unit_range(target)
+    return structural_similarity_index_measure(
+        *frames, sigma=SSIM_SIGMA, reduction="none", data_range=1.0, return_full_image=True
+    )[1]
 
 
 def ssim_uniform(*, reconstruction: Frames, target: Frames) -> Tensor:
-    """Return the structural similarity of each frame in 8 bits with scikit-image's default window, `(N,)`.
+    """Return the structural similarity of each frame in 8 bits, `(N,)`, as TokenBench with scikit-image's defaults.
 
-    As TokenBench: a uniform window of 7 x 7, sample covariance, and no border.
+    These are a uniform window of 7 x 7, sample covariance, and no border.
 
     Raises:
-        ValueError: A frame is smaller than the window.
         ImportError: scikit-image is not installed.
     """
     from skimage.metrics import structural_similarity
@@ -116,25 +104,16 @@ def ssim_uniform(*, reconstruction: Frames, target: Frames) -> Tensor:
 def ms_ssim(*, reconstruction: Frames, target: Frames) -> Tensor:
     """Return the multi-scale structural similarity of each frame, `(N,)` in [0, 1]; larger is better.
 
-    Computed by torchmetrics (Wang et al., doi 10.1109/ACSSC.2003.1292216): contrast and structure at five scales, each
-    half the size of the previous one, and luminance at the last, multiplied with the paper's exponents. Negative terms
-    count as 0, because they have no real power. Frames are mapped to [0, 1] first.
-
-    Raises:
-        ValueError: A frame is smaller than 176 x 176, where the window does not fit the last scale.
+    Computed by torchmetrics (Wang et al., doi 10.1109/ACSSC.2003.1292216), with the paper's five scales and exponents.
+    Negative terms count as 0, because they have no real power. Frames are mapped to [0, 1] first.
     """
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
     _check_side(target, MS_SSIM_SIDE)
+    frames = _to_unit_range(reconstruction), _to_unit_range(target)
+    window = {"sigma": SSIM_SIGMA, "kernel_size": SSIM_WINDOW}
     return multiscale_structural_similarity_index_measure(
-        _to_unit_range(reconstruction),
-        _to_unit_range(target),
-        sigma=SSIM_SIGMA,
-        kernel_size=SSIM_WINDOW,
-        reduction="none",
-        data_range=1.0,
-        betas=MS_SSIM_BETAS,
-        normalize="relu",
+        *frames, **window, reduction="none", data_range=1.0, betas=MS_SSIM_BETAS, normalize="relu"
     )
 
 
@@ -171,6 +150,7 @@ def _to_unit_range(frames: Frames) -> Frames:
 
 
 def _check_side(target: Frames, min_side: int) -> None:
+    """Raise a `ValueError` if frames are smaller than a window."""
     if min(target.shape[-2:]) < min_side:
         remedy = "Evaluate at a larger size."
         raise argument_error("target", f"frames of at least {min_side} x {min_side}", target, remedy)
@@ -179,18 +159,18 @@ def _check_side(target: Frames, min_side: int) -> None:
 def grid_excess(*, reconstruction: Video, target: Video, period: int) -> Tensor:
     """Return how much stronger a grid of `period` pixels is in each clip than in its target, `(B,)` in dB.
 
-    A grid repeats every `period` pixels, so its power lies at one frequency and its multiples, while the spectrum of a
-    natural image falls off smoothly. In flat regions, the power at the grid's frequency divided by the geometric mean
-    of the powers at the two neighbouring frequencies is therefore about 1 without a grid and far larger with one. The
-    result is 10 log10 of this ratio in the reconstruction over the ratio in the target: 0 for identical clips, positive
-    if a grid was added, negative if a grid of the target was removed (such as the block edges of a codec).
+    A grid's power lies at one frequency and its multiples, while the spectrum of a natural image falls off smoothly. In
+    flat regions, the power at the grid's frequency divided by the geometric mean of the powers at the two neighbouring
+    frequencies is therefore about 1 without a grid and far larger with one. The result is 10 log10 of this ratio in the
+    reconstruction over the ratio in the target: 0 for identical clips, positive if a grid was added, negative if a grid
+    of the target was removed (such as the block edges of a codec).
 
-    The mean over colours gives grey frames. They are cut into patches of 32 x 32 without overlap, and the quarter with
-    the smallest variance in the target is kept. Each patch's mean and slope are removed, then the spectra of its rows
-    and columns are averaged. 32 pixels hold a whole number of every period, so no window function is needed. The result
-    is the mean over patches in dB, so that flat patches count as much as busy ones. Sharp grid lines also appear at the
-    multiples of their frequency: the largest period with a large value is the period of the grid. The variance of 8-bit
-    rounding is added to all powers, so that constant clips have a finite value.
+    Grey frames are cut into patches of 32 x 32, and the quarter with the smallest variance in the target is kept. Each
+    patch's mean and slope are removed, then the spectra of its rows and columns are averaged. 32 pixels hold a whole
+    number of every period, so no window function is needed. The result is the mean over patches in dB, so that flat
+    patches count as much as busy ones. Sharp grid lines also appear at the multiples of their frequency: the largest
+    period with a large value is the period of the grid. The variance of 8-bit rounding is added to all powers, so that
+    constant clips have a finite value.
 
     Raises:
         ValueError: The period is not 2, 4, 8 or 16, or a frame is smaller than a patch.
@@ -228,10 +208,7 @@ def _peak_ratio(patches: Tensor, period: int) -> Tensor:
 
 
 def _without_plane(patches: Tensor) -> Tensor:
-    """Subtract the best-fitting plane from each patch `(N, S, S)`.
-
-    A slope jumps at the patch's edge, and a jump has power at all frequencies.
-    """
+    """Subtract the best-fitting plane from each patch `(N, S, S)`: a slope jumps at the edge, at all frequencies."""
     size = patches.shape[-1]
     ramp = torch.arange(size).to(patches) - (size - 1) / 2
     ramp = ramp / ramp.norm()
@@ -239,3 +216,23 @@ def _without_plane(patches: Tensor) -> Tensor:
     horizontal = torch.einsum("nij,j->n", patches, ramp) / size
     plane = vertical[:, None, None] * ramp[:, None] + horizontal[:, None, None] * ramp
     return patches - plane - patches.mean(dim=(1, 2), keepdim=True)
+
+
+# Called with `reconstruction` and `target` (B, 3, T, H, W), return (B,).
+CLIP_METRICS: dict[str, Callable[..., Tensor]] = {
+    "psnr": psnr,
+    "flicker": flicker,
+    "sharpness": sharpness,
+    **{f"grid_{period}": partial(grid_excess, period=period) for period in GRID_PERIODS},
+    "psnr_bytes": psnr_bytes,
+    "psnr_modulo": partial(psnr_bytes, modulo=True),
+}
+# Called with frames (N, 3, H, W), return (N,). The value of a clip is the mean over its frames.
+FRAME_METRICS: dict[str, Callable[..., Tensor]] = {
+    "ssim": ssim,
+    "ms_ssim": ms_ssim,
+    "psnr_frames": psnr,
+    "psnr_frames_epsilon": psnr_frames_epsilon,
+    "ssim_valid": ssim_valid,
+    "ssim_uniform": ssim_uniform,
+}

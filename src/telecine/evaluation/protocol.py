@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from telecine.base.checks import argument_error, check_count
+from telecine.base.checks import argument_error, check_count, check_counts
 from telecine.base.files import write_json
 from telecine.base.shapes import VALUE_RANGE
 from telecine.losses.reconstruction import MAX_PSNR
@@ -16,23 +16,14 @@ from telecine.losses.reconstruction import MAX_PSNR
 VERSIONED_PACKAGES = ("telecine", "torch", "torchmetrics", "av")
 SSIM_SIGMA = 1.5
 SSIM_WINDOW = 11
-# The default window of scikit-image's `structural_similarity`.
-UNIFORM_WINDOW = 7
-# VidTok adds it to the mean squared error of a frame in [0, 1].
-PSNR_EPSILON = 1e-8
+UNIFORM_WINDOW = 7  # the default of scikit-image's `structural_similarity`
+PSNR_EPSILON = 1e-8  # VidTok adds it to the mean squared error of a frame in [0, 1]
 MS_SSIM_BETAS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-# The smallest side that torchmetrics accepts: the window must fit after four halvings.
-MS_SSIM_SIDE = 16 * SSIM_WINDOW
-# Spatial strides of common autoencoders.
-GRID_PERIODS = (2, 4, 8, 16)
+MS_SSIM_SIDE = 16 * SSIM_WINDOW  # torchmetrics halves frames four times, and the window must fit
+GRID_PERIODS = (2, 4, 8, 16)  # spatial strides of common autoencoders
 GRID_PATCH = 32
 FLAT_FRACTION = 0.25
-# DIS fails for 8 pixels, and finds a shift of one pixel from 12 on.
-FLOW_SIDE = 12
-# Variance of rounding to 8 bits, for values in [-1, 1]. Smaller variances carry no information.
-ROUNDING_VARIANCE = (2 / 255) ** 2 / 12
-
-Better = Literal["larger", "smaller", "nearest to 0", "nearest to 1"]
+FLOW_SIDE = 12  # DIS fails for 8 pixels, and finds a shift of one pixel from 12 on
 
 
 @dataclass(frozen=True)
@@ -41,7 +32,7 @@ class Definition:
 
     text: str
     """Formula, settings, source and averaging."""
-    better: Better
+    better: Literal["larger", "smaller", "nearest to 0", "nearest to 1"] = "larger"
     """Which values are better."""
     min_side: int = 1
     """Smallest height and width of a frame."""
@@ -78,20 +69,17 @@ WARPING = (
 DEFINITIONS = {
     "psnr": Definition(
         f"dB; 10 log10(2^2 / mean squared error over all pixels of a clip in [-1, 1]), at most {MAX_PSNR:g}; "
-        "mean over clips",
-        "larger",
+        "mean over clips"
     ),
     "ssim": Definition(
         f"Wang et al. 2004; RGB frames in [0, 1], Gaussian window {SSIM_WINDOW} x {SSIM_WINDOW} with sigma "
         f"{SSIM_SIGMA}, borders reflected and counted, k1 0.01, k2 0.03; mean over channels, pixels, frames, then "
         "clips",
-        "larger",
         min_side=SSIM_WINDOW,
     ),
     "ms_ssim": Definition(
         f"Wang et al. 2003, as in torchmetrics; RGB frames in [0, 1], {len(MS_SSIM_BETAS)} scales with exponents "
         f"{MS_SSIM_BETAS}, window, k1 and k2 as ssim, negative terms counted as 0; mean over frames, then clips",
-        "larger",
         min_side=MS_SSIM_SIDE,
     ),
     "lpips_vgg": Definition("LPIPS v0.1, arXiv 1801.03924, VGG16; mean over frames, then clips", "smaller", 16),
@@ -110,32 +98,26 @@ DEFINITIONS = {
     **{f"grid_{period}": _grid(period) for period in GRID_PERIODS},
     # Definitions of published protocols: see `published.py`.
     "psnr_frames": Definition(
-        f"dB; 10 log10(1 / mean squared error of a frame in [0, 1]), at most {MAX_PSNR:g}; mean over frames, then "
-        "clips",
-        "larger",
+        f"dB; 10 log10(1 / mean squared error of a frame in [0, 1]), at most {MAX_PSNR:g}; mean over frames, then clips"
     ),
     "psnr_frames_epsilon": Definition(
-        f"dB; -10 log10(mean squared error of a frame in [0, 1] + {PSNR_EPSILON:g}); mean over frames, then clips",
-        "larger",
+        f"dB; -10 log10(mean squared error of a frame in [0, 1] + {PSNR_EPSILON:g}); mean over frames, then clips"
     ),
     "psnr_bytes": Definition(
-        "dB; 20 log10(255 / (root mean squared error of a clip in 8 bits + 1.2e-7)); mean over clips", "larger"
+        "dB; 20 log10(255 / (root mean squared error of a clip in 8 bits + 1.2e-7)); mean over clips"
     ),
     "psnr_modulo": Definition(
         "dB; as psnr_bytes, but each squared error modulo 256, because the published code subtracts and squares in 8 "
-        "bits; above psnr_bytes where errors exceed 15 levels; mean over clips",
-        "larger",
+        "bits; above psnr_bytes where errors exceed 15 levels; mean over clips"
     ),
     "ssim_valid": Definition(
         f"as ssim, without the border of {SSIM_WINDOW // 2} pixels; mean over channels, pixels, frames, then clips",
-        "larger",
         min_side=SSIM_WINDOW,
     ),
     "ssim_uniform": Definition(
         f"scikit-image's default; 8-bit RGB frames, uniform window {UNIFORM_WINDOW} x {UNIFORM_WINDOW}, sample "
         f"covariance, without the border of {UNIFORM_WINDOW // 2} pixels, k1 0.01, k2 0.03; mean over channels, "
         "pixels, frames, then clips",
-        "larger",
         min_side=UNIFORM_WINDOW,
     ),
     "fvd_single": Definition(
@@ -149,13 +131,11 @@ DEFINITIONS = {
     "warping_excess": Definition(f"{WARPING}, less the same of the input", "nearest to 0", FLOW_SIDE, 2),
     "pieces_psnr": Definition(
         f"dB; PSNR between the reconstruction of the whole clip and that in pieces, both clamped, at most "
-        f"{MAX_PSNR:g}; mean over clips",
-        "larger",
+        f"{MAX_PSNR:g}; mean over clips"
     ),
     "seam_psnr": Definition(
         "dB; as pieces_psnr, of the worst frame, over its pixels at a seam: where pieces overlap, or the pixels on "
-        "both sides of the edge where they meet; mean over clips",
-        "larger",
+        "both sides of the edge where they meet; mean over clips"
     ),
 }
 METRIC_DEFINITIONS = {name: str(definition) for name, definition in DEFINITIONS.items()}
@@ -178,7 +158,7 @@ class EvaluationProtocol:
     height: int | None
     """Height of a frame after resize and crop. None: that of each video."""
     width: int | None
-    """Width of a frame after resize and crop. None: that of each video."""
+    """Like `height`."""
     resize: str
     """For example "shorter side to 256, bilinear with antialias"."""
     crop: str
@@ -209,8 +189,7 @@ class EvaluationProtocol:
     """The fields of the published protocol, as pairs."""
 
     def __post_init__(self) -> None:
-        for name in ("num_clips", "num_videos", "frame_stride"):
-            check_count(name, getattr(self, name))
+        check_counts(num_clips=self.num_clips, num_videos=self.num_videos, frame_stride=self.frame_stride)
         for name in ("num_frames", "height", "width"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
@@ -228,7 +207,7 @@ class EvaluationProtocol:
         """Return the content of `protocol.json`: all fields, the metrics' definitions, the value range and versions."""
         values: dict[str, object] = asdict(self)
         del values["definitions"]
-        values |= {"backbones": dict(self.backbones), "absent": dict(self.absent), "published": dict(self.published)}
+        values |= {name: dict(getattr(self, name)) for name in ("backbones", "absent", "published")}
         values["value_range"] = list(VALUE_RANGE)
         values["metrics"] = {name: self._definitions()[name] for name in self.metrics}
         versions = {package: version(package) for package in VERSIONED_PACKAGES}

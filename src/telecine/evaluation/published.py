@@ -97,9 +97,8 @@ class PublishedProtocol:
 
     def check_options(self, config: EvaluateConfig) -> None:
         """Raise a `ValueError` if a setting contradicts the protocol."""
-        side = self.crop
-        stride = 1 if self.sample_fps is None else None
-        fields = {"num_frames": self.num_frames, "height": side, "width": side, "stride": stride, "max_clips": None}
+        size = {"num_frames": self.num_frames, "height": self.crop, "width": self.crop}
+        fields = {**size, "stride": 1 if self.sample_fps is None else None, "max_clips": None}
         for name, expected in fields.items():
             value = getattr(config, name)
             if value is not None and value != expected:
@@ -110,19 +109,15 @@ class PublishedProtocol:
             raise argument_error("features", contract, config.features, "Its Frechet distances are those of an I3D.")
 
     def select(self, infos: Sequence[VideoInfo]) -> list[Span]:
-        """Return the frames of each clip that the protocol measures, in the order of the videos.
-
-        Raises:
-            ValueError: The videos are not as many as published, have too few frames a second, or are all too short.
-        """
+        """Return the frames of each measured clip; raise a `ValueError` if the videos do not fit the protocol."""
         if self.num_videos is not None and len(infos) != self.num_videos:
             contract = f"the {self.num_videos} videos of protocol {self.name} ({self.data})"
             raise argument_error("data", contract, f"{len(infos)} videos", "Pass the folder that has these only.")
         for info in infos:
             if self._stride(info) < 1:
                 contract = f"videos that have at least half of {self.sample_fps:g} frames a second"
-                got = f"{info.fps:g} in {info.path}"
-                raise argument_error("data", contract, got, f"Protocol {self.name} is not defined for them.")
+                remedy = f"Protocol {self.name} is not defined for them."
+                raise argument_error("data", contract, f"{info.fps:g} in {info.path}", remedy)
         if self.clips == "first":
             log_too_short(map(whole_video, infos), self._clip_span(infos[0]))
         spans = [span for info in infos for span in self._spans(info)]
@@ -178,8 +173,7 @@ class PublishedProtocol:
 
     def _prepared(self, frame: Tensor) -> Tensor:
         """Resize and crop a frame, uint8 `(H, W, 3)`, and return it in [-1, 1], `(3, H, W)`."""
-        # Importing torchvision takes a second, which `telecine --help` must not spend.
-        from torchvision.transforms.v2 import functional
+        from torchvision.transforms.v2 import functional  # takes a second, which `telecine --help` must not spend
 
         size = self.resized(*frame.shape[:2])
         if self.interpolation == "lanczos":
@@ -246,6 +240,7 @@ class PublishedProtocol:
         }
 
 
+FRAMES_256: dict[str, Any] = {"short_side": 256, "interpolation": "bilinear", "enlarge": True, "crop": 256}
 DECODER = "frames are decoded by decord; here by PyAV, whose conversion to RGB differs slightly"
 BFLOAT16 = "the model computes in bfloat16; here in the precision in which it was saved"
 VIDTOK = PublishedProtocol(
@@ -255,10 +250,7 @@ VIDTOK = PublishedProtocol(
     clips="all",
     num_frames=17,
     sample_fps=30,
-    short_side=256,
-    interpolation="bilinear",
-    enlarge=True,
-    crop=256,
+    **FRAMES_256,
     posterior="sample",
     values="float",
     metrics=("psnr_frames_epsilon", "ssim_valid", "lpips_vgg", "fvd"),
@@ -277,10 +269,7 @@ WF_VAE_33 = PublishedProtocol(
     data="WebVid-10M or Panda-70M",
     clips="first",
     num_frames=33,
-    short_side=256,
-    interpolation="bilinear",
-    enlarge=True,
-    crop=256,
+    **FRAMES_256,
     posterior="sample",
     values="truncated",
     metrics=("psnr_frames", "ssim_valid", "lpips_alex", "fvd_single"),

@@ -31,7 +31,7 @@ from telecine.settings import ReconstructConfig
 def reconstruct(
     checkpoint: str | Path, video: str | Path, output: str | Path, config: ReconstructConfig | None = None
 ) -> float:
-    """Reconstruct `video` chunk by chunk and tile by tile, and write an MP4 with frames at the same times.
+    """Reconstruct a video by chunks and tiles, write an MP4 with frames at the same times; return the mean PSNR in dB.
 
     The autoencoder processes at most `num_frames` frames of one tile at once, for videos of any length and size. Chunks
     and tiles are padded to sizes that it accepts by repeating the last frame, row and column, and cropped afterwards.
@@ -41,9 +41,6 @@ def reconstruct(
         video: The file.
         output: The MP4 to write.
         config: The settings.
-
-    Returns:
-        The mean PSNR of all frames, in dB.
 
     Raises:
         ValueError: The checkpoint or the video cannot be read, or the output is not an MP4, a folder or the video.
@@ -60,7 +57,8 @@ def reconstruct(
         info.fps,
         pts=[each - pts[0] for each in pts],
         time_base=info.time_base,
-        sample_aspect_ratio=info.sample_aspect_ratio if _keeps_pixels(config) else 1.0,
+        # Stored pixels need not be square.
+        sample_aspect_ratio=info.sample_aspect_ratio if config.height is None and config.width is None else 1.0,
     ) as writer:
         for frames, reconstruction in _reconstruct_frames(model, info, config, device):
             target = video_from_bytes(frames).to(device).transpose(0, 1)
@@ -90,26 +88,20 @@ def _reconstruct_frames(
 
 
 def _check_output(output: Path, video: Path) -> None:
-    """Raise a `ValueError` before any work is done if the output cannot be written or would replace the video."""
+    """Raise a `ValueError` if the output cannot be written or would replace the video."""
     if output.is_dir():
         raise argument_error("output", "the name of an MP4", f"the folder {output}", "Add a file name.")
     if output.suffix.lower() != ".mp4":
-        remedy = f"Use {output.with_suffix('.mp4')}."
-        raise argument_error("output", "the name of an MP4, which ends in .mp4", str(output), remedy)
+        contract = "the name of an MP4, which ends in .mp4"
+        raise argument_error("output", contract, str(output), f"Use {output.with_suffix('.mp4')}.")
     if output.resolve() == video.resolve():
         raise argument_error("output", "another file than the video", f"{output} for both", "Choose another name.")
 
 
-def _keeps_pixels(config: ReconstructConfig) -> bool:
-    """Return whether the output keeps the stored pixels of the video, which need not be square."""
-    return config.height is None and config.width is None
-
-
 def _output_size(info: VideoInfo, config: ReconstructConfig) -> tuple[int, int]:
     """Return the height and width at which a video is reconstructed."""
-    if _keeps_pixels(config):
-        return info.stored_size
-    if config.height is None:
-        assert config.width is not None
+    if config.height is not None:
+        return config.height, config.width or round(info.width * config.height / info.height)
+    if config.width is not None:
         return round(info.height * config.width / info.width), config.width
-    return config.height, config.width or round(info.width * config.height / info.height)
+    return info.stored_size

@@ -34,37 +34,21 @@ from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, SavedWe
 CLIP_SELECTION = "clips without overlap from each video's first frame on, evenly spaced among all of them"
 # A folder with one of these files is a model, even if it contains videos.
 MODEL_FILES = ("config.json", "model_index.json")
-# How many names an error lists.
-MAX_NAMES_LISTED = 3
-# The key of a video that is given as a file instead of a folder.
-SINGLE_FILE = "(a single file)"
+MAX_NAMES_LISTED = 3  # in an error
 
 
 def index_data(path: str | Path, *, name: str = "data") -> list[VideoInfo]:
-    """Return the videos at a path. Their index is that of training, and is saved for the next call.
-
-    Args:
-        path: A folder or a video.
-        name: Name of the argument in error messages.
-
-    Raises:
-        DataError: Nothing is found, or nothing can be decoded.
-    """
+    """Return the videos at a path. Their index is that of training, and is saved for the next call."""
     videos = find_videos(path, name=name)
     cache = IndexCache(path)
     try:
-        infos, _ = index_videos(videos, index=cache.info)
+        return index_videos(videos, index=cache.info)[0]
     finally:
         cache.save(is_complete=False)  # keeps what only training uses: images, and members of tar files
-    return infos
 
 
 def select_clips(infos: Sequence[VideoInfo], config: ClipConfig, max_clips: int) -> list[Span]:
-    """Return up to `max_clips` clips of the videos, always the same ones: see `CLIP_SELECTION`.
-
-    Raises:
-        ValueError: `max_clips` is below 1, or no video is long enough for a clip.
-    """
+    """Return up to `max_clips` clips, always the same ones; raise a `ValueError` if all videos are too short."""
     check_count("max_clips", max_clips)
     length = config.clip_span
     longest = max(infos, key=lambda info: info.num_frames)
@@ -94,9 +78,7 @@ class ModelSource:
     """Reconstructs clips with an autoencoder."""
 
     model: VideoAutoencoder
-    """In eval mode."""
     clips: ClipConfig | PublishedProtocol
-    """How clips are read."""
     title: str
     """The folder of the model, and which of its weights; for the protocol."""
 
@@ -114,16 +96,11 @@ class VideoSource:
     matches: Mapping[str, VideoInfo]
     """The reconstruction of each video, by the path of the video."""
     clips: ClipConfig | PublishedProtocol
-    """How both are read."""
     title: str
     """The folder of the reconstructions, for the protocol."""
 
     def reconstruct(self, span: Span, target: Video) -> Video:
-        """Return the same frames of the matching video.
-
-        Raises:
-            ValueError: These frames cannot be decoded.
-        """
+        """Return the same frames of the matching video; raise a `ValueError` if they cannot be decoded."""
         match = self.matches[str(span.info.path)]
         clip = read_span(replace(span, info=match), self.clips)
         if clip is None:
@@ -135,11 +112,7 @@ class VideoSource:
 def open_source(
     checkpoint: Path, config: EvaluateConfig, device: torch.device
 ) -> tuple[ModelSource | VideoSource, list[VideoInfo]]:
-    """Return the source of the reconstructions, and the videos of `config.data`.
-
-    Raises:
-        ValueError: There is neither a model nor videos that match, or the model does not accept clips of this size.
-    """
+    """Return the source of the reconstructions, and the videos of `config.data`."""
     data = str(config.data)
     if contains_videos(checkpoint):
         infos = index_data(data)
@@ -148,11 +121,7 @@ def open_source(
 
 
 def model_source(checkpoint: Path, config: MeasuredClips, device: torch.device) -> ModelSource:
-    """Load an autoencoder. Clips have the size of its run, or the default size without a run, or that of a protocol.
-
-    Raises:
-        ValueError: There is no model, or it does not accept clips of this size.
-    """
+    """Load an autoencoder. Clips have the size of its run, or the default size without a run, or that of a protocol."""
     model = load_model(checkpoint, config.weights, device)
     found = find_checkpoint(checkpoint)
     title = f"{checkpoint}, weights {config.weights}" if found else str(checkpoint)
@@ -171,12 +140,7 @@ def _protocol_of(config: MeasuredClips) -> PublishedProtocol | None:
 
 
 def load_model(checkpoint: str | Path, weights: SavedWeights, device: torch.device) -> VideoAutoencoder:
-    """Return the autoencoder of a run (its last checkpoint), of a checkpoint, or of a saved model, in eval mode.
-
-    Raises:
-        FileNotFoundError: The folder does not exist.
-        ValueError: It contains no model.
-    """
+    """Return the autoencoder of a run (its last checkpoint), of a checkpoint, or of a saved model, in eval mode."""
     found = find_checkpoint(Path(checkpoint))
     return load_autoencoder(checkpoint if found is None else found / weights).to(device).eval()
 
@@ -184,11 +148,7 @@ def load_model(checkpoint: str | Path, weights: SavedWeights, device: torch.devi
 def video_source(
     reconstructions: Path, infos: Sequence[VideoInfo], config: EvaluateConfig, data: str | Path
 ) -> VideoSource:
-    """Match reconstructions with the videos of `data`. Their clips have the videos' size unless `config` has another.
-
-    Raises:
-        ValueError: The two do not match, or have several sizes and `config` has none.
-    """
+    """Match reconstructions with the videos of `data`. Their clips have the videos' size unless `config` has one."""
     matches = match_videos(infos, data=data, reconstructions=reconstructions)
     clips: ClipConfig | PublishedProtocol | None = _protocol_of(config)
     if clips is None:
@@ -208,9 +168,7 @@ def contains_videos(path: Path) -> bool:
     if path.is_file():
         return path.suffix.lower() in VIDEO_SUFFIXES
     is_model = is_run_or_checkpoint(path) or any((path / name).is_file() for name in MODEL_FILES)
-    if is_model or not path.is_dir():
-        return False
-    return any(file.suffix.lower() in VIDEO_SUFFIXES for file in files_below(path))
+    return not is_model and path.is_dir() and any(file.suffix.lower() in VIDEO_SUFFIXES for file in files_below(path))
 
 
 def match_videos(infos: Sequence[VideoInfo], *, data: str | Path, reconstructions: Path) -> dict[str, VideoInfo]:
@@ -223,7 +181,11 @@ def match_videos(infos: Sequence[VideoInfo], *, data: str | Path, reconstruction
     """
     inputs = _by_name(infos, data)
     others = _by_name(index_data(reconstructions, name="checkpoint"), reconstructions)
-    _check_names(inputs, others, data=data, reconstructions=reconstructions)
+    missing, extra = sorted(inputs.keys() - others.keys()), sorted(others.keys() - inputs.keys())
+    lacks = ((reconstructions, missing), (data, extra))
+    if got := "; ".join(f"{folder} lacks {_listed(names)}" for folder, names in lacks if names):
+        contract = "videos of the same names as `data` (suffixes do not count)"
+        raise argument_error("checkpoint", contract, got, "Rename or remove files until both have the same names.")
     for name, info in inputs.items():
         expected, actual = ((each.num_frames, each.height, each.width) for each in (info, others[name]))
         if actual != expected:
@@ -236,28 +198,15 @@ def match_videos(infos: Sequence[VideoInfo], *, data: str | Path, reconstruction
 
 def _by_name(infos: Sequence[VideoInfo], root: str | Path) -> dict[str, VideoInfo]:
     if [info.path for info in infos] == [as_source(root)]:
-        return {SINGLE_FILE: infos[0]}
+        return {"(a single file)": infos[0]}
     by_name: dict[str, VideoInfo] = {}
     for info in infos:
         name = Path(os.path.relpath(str(info.path), str(root))).with_suffix("").as_posix()
         if name in by_name:
             got = f"{by_name[name].path} and {info.path}"
-            remedy = "Rename one: suffixes do not count."
-            raise argument_error("data", "videos of different names", got, remedy)
+            raise argument_error("data", "videos of different names", got, "Rename one: suffixes do not count.")
         by_name[name] = info
     return by_name
-
-
-def _check_names(
-    inputs: Mapping[str, VideoInfo], others: Mapping[str, VideoInfo], *, data: str | Path, reconstructions: Path
-) -> None:
-    missing, extra = sorted(inputs.keys() - others.keys()), sorted(others.keys() - inputs.keys())
-    if not missing and not extra:
-        return
-    parts = [(missing, f"{reconstructions} lacks"), (extra, f"{data} lacks")]
-    got = "; ".join(f"{prefix} {_listed(names)}" for names, prefix in parts if names)
-    contract = "videos of the same names as `data` (suffixes do not count)"
-    raise argument_error("checkpoint", contract, got, "Rename or remove files until both have the same names.")
 
 
 def _listed(names: Sequence[str]) -> str:

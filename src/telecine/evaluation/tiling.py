@@ -25,9 +25,6 @@ def overlapping_chunks(frames: Iterable[Tensor], num_frames: int, overlap: int) 
     """Yield chunks `(T, ...)` of `num_frames` frames, each starting with the last `overlap` of the previous chunk.
 
     The last chunk has the remaining frames, at least one of which is not in the previous chunk.
-
-    Raises:
-        ValueError: `overlap` is negative or not below `num_frames`.
     """
     check_overlap(num_frames, overlap)
     chunk: list[Tensor] = []
@@ -52,12 +49,7 @@ def blended_chunks(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield consecutive input frames and their reconstructions, both `(T, ...)`, each frame once.
 
-    Overlapping reconstructions are blended linearly.
-
-    Args:
-        chunks: The output of `overlapping_chunks`.
-        overlap: How many frames consecutive chunks share.
-        reconstruct: Maps a chunk to its reconstruction, of the same length and in floating point.
+    `chunks` are those of `overlapping_chunks`. Overlapping reconstructions are blended linearly.
     """
     pending: tuple[Tensor, Tensor] | None = None
     for chunk in chunks:
@@ -91,20 +83,16 @@ def reconstruct_in_chunks(
 
 
 def rounded_tiling(tiling: Tiling, model: VideoAutoencoder) -> Tiling:
-    """Return the tiling with sizes that the autoencoder accepts, rounded up.
+    """Return the tiling with sizes that the model accepts, rounded up; raise a `ValueError` if tiles cannot overlap.
 
     Overlaps become multiples of the autoencoder's stride, so that the latent cells of every tile coincide with
     those of the whole frame. Results then differ only within the receptive field of a tile's edges.
-
-    Raises:
-        ValueError: A tile is so small that it cannot overlap with the next one.
     """
     if tiling.size is None:
         return tiling
-    _, smallest, _ = model.covering_clip(1, 1, 1)
-    _, next_size, _ = model.covering_clip(1, smallest + 1, smallest + 1)
-    stride = next_size - smallest
-    _, size, _ = model.covering_clip(1, tiling.size, tiling.size)
+    smallest = model.covering_clip(1, 1, 1)[1]
+    stride = model.covering_clip(1, smallest + 1, smallest + 1)[1] - smallest
+    size = model.covering_clip(1, tiling.size, tiling.size)[1]
     if tiling.overlap and size == stride:
         contract = f"at least {size + stride} for tiles that overlap with this model"
         raise argument_error("tile", contract, tiling.size, f"Set it to {size + stride}, or `tile_overlap` to 0.")
@@ -113,18 +101,11 @@ def rounded_tiling(tiling: Tiling, model: VideoAutoencoder) -> Tiling:
 
 @torch.no_grad()
 def reconstruct_tiled(model: VideoAutoencoder, video: Tensor, tiling: Tiling) -> Tensor:
-    """Return the reconstruction of one clip from the mode of its posterior. Overlapping tiles are blended linearly.
+    """Return the reconstruction of a clip `(3, T, H, W)` from the mode of its posterior, not clamped.
 
-    A clip that fits into one tile is reconstructed whole, exactly as without tiling.
-
-    Args:
-        model: An autoencoder in eval mode.
-        video: `(3, T, H, W)` in [-1, 1], of any length and size. It is padded to a size that the autoencoder accepts by
-            repeating the last frame, row and column, and the reconstruction is cropped.
-        tiling: The tiles, with sizes that the autoencoder accepts: see `rounded_tiling`.
-
-    Returns:
-        `(3, T, H, W)`, not clamped.
+    The clip may have any length and size: it is padded to one that the autoencoder accepts by repeating the last frame,
+    row and column, and the reconstruction is cropped. Overlapping tiles, of sizes of `rounded_tiling`, are blended
+    linearly. A clip that fits into one tile is reconstructed whole, exactly as without tiling.
     """
     time, height, width = video.shape[1:]
     padded = _pad_to(video, model.covering_clip(time, height, width))
@@ -178,13 +159,11 @@ def _ramp(start: int, size: int, full_size: int, overlap: int) -> Tensor:
 class TilingDifference:
     """Compares a reconstruction in chunks and tiles, as of `telecine reconstruct`, with that of the whole clip.
 
-    `pieces_psnr` is the PSNR between the two, over the clip. `seam_psnr` is that of the worst frame over its pixels at
-    a seam: where chunks or tiles overlap, or the pixels on both sides of the edge where they meet. Both are in dB, at
-    most 100; larger is better.
+    `pieces_psnr` is the PSNR between the two. `seam_psnr` is that of the worst frame over its pixels at a seam, see
+    `_seams`. Both are in dB, at most 100; larger is better.
     """
 
     model: VideoAutoencoder
-    """In eval mode."""
     chunk: int | None
     """Frames in a chunk, rounded up to a number that the model accepts. None: all frames."""
     overlap_frames: int
@@ -204,9 +183,6 @@ class TilingDifference:
         """Return both values of a clip `(1, 3, T, H, W)` in [-1, 1].
 
         The clip is reconstructed whole again, from the mode of its posterior; `reconstruction` is not used.
-
-        Raises:
-            ValueError: The clip fits into one tile of one chunk.
         """
         video = target[0]
         time, height, width = video.shape[1:]
@@ -222,7 +198,7 @@ class TilingDifference:
         return {"pieces_psnr": float(between), "seam_psnr": float(psnr_of_mse(worst))}
 
     def _at_seam(self, size: tuple[int, int, int], num_frames: int, tiling: Tiling) -> Tensor:
-        """Return which pixels of a clip of this size are at a seam, `(T, H, W)`."""
+        """Return which pixels of a clip are at a seam, `(T, H, W)`; raise a `ValueError` if none is."""
         time, height, width = size
         chunks = count_chunks(time, num_frames, self.overlap_frames)
         frames = _seams([index * (num_frames - self.overlap_frames) for index in range(chunks)], num_frames, time)
@@ -239,18 +215,12 @@ class TilingDifference:
 
 
 def _seams(starts: Sequence[int], size: int, total: int) -> Tensor:
-    """Return which of `total` positions are at a seam of chunks or tiles, `(total,)`.
+    """Return which of `total` positions are at a seam of chunks or tiles that have `size` positions, `(total,)`.
 
     These are the positions that two of them share, or the two beside the edge where they meet.
-
-    Args:
-        starts: The first position of each.
-        size: Number of positions of each.
-        total: Number of all positions.
     """
     at_seam = torch.zeros(total, dtype=torch.bool)
     for start, following in pairwise(starts):
-        end = start + size
-        first, last = (following, end) if following < end else (following - 1, following + 1)
+        first, last = (following, start + size) if following < start + size else (following - 1, following + 1)
         at_seam[first:last] = True
     return at_seam
