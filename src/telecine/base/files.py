@@ -52,12 +52,7 @@ def partial_path(path: Path) -> Path:
 
 
 def remove_partial(folder: Path, before: float) -> None:
-    """Remove from a folder what interrupted writes to paths of `partial_path` have left.
-
-    Args:
-        folder: The folder, without its subfolders; it need not exist.
-        before: What changed after this time, in seconds since the epoch, stays: it may be being written.
-    """
+    """Remove from a folder what interrupted writes to paths of `partial_path` left `before` this time, in seconds."""
     for path in folder.iterdir() if folder.is_dir() else ():
         # Not the time of its content: a copy has that of the original.
         if _PARTIAL.fullmatch(path.name) and path.lstat().st_ctime < before:

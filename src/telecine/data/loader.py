@@ -55,10 +55,6 @@ class _WorkerError(RuntimeError):
     """Workers have died, or have not sent a batch in time."""
 
 
-def _never() -> bool:
-    return False
-
-
 class ClipBatch(TypedDict):
     """Clips of one size."""
 
@@ -79,16 +75,11 @@ class ClipBatchSampler:
     processes, micro-batches and `batch_size`.
     """
 
-    batches: Sequence[int]
-    """Numbers of the micro-batches, counted from the start of training."""
-    batch_size: int
-    """Clips per batch."""
-    num_micro_batches: int
-    """Consecutive batches per step of this process, for gradient accumulation."""
+    batches: Sequence[int]  # numbers of the micro-batches, counted from the start of training
+    batch_size: int  # clips per batch
+    num_micro_batches: int  # consecutive batches per step of this process, for gradient accumulation
     rank: int
-    """Rank of this process."""
-    num_ranks: int
-    """Number of processes that train together. Each reads its part of every step."""
+    num_ranks: int  # number of processes that train together; each reads its part of every step
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -105,10 +96,6 @@ class ClipBatchSampler:
         first = (self.batches[position] * self.num_ranks + self.rank) * self.batch_size
         return [(self.step(position), first + i) for i in range(self.batch_size)]
 
-    def subset(self, start: int, stop: int | None = None) -> ClipBatchSampler:
-        """Return the sampler of the batches from position `start` to `stop`, exclusive, or to the end."""
-        return replace(self, batches=self.batches[start:stop])
-
 
 def clip_loader(
     dataset: ClipDataset,
@@ -119,16 +106,15 @@ def clip_loader(
     num_micro_batches: int = 1,
     rank: int = 0,
     num_ranks: int = 1,
-    should_stop: Callable[[], bool] = _never,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> ClipLoader:
     """Return a loader of the batches of steps `start_step` to `num_steps`, exclusive.
 
     Args:
-        dataset: The clips.
+        dataset, should_stop: See `ClipLoader`.
         batch_size, num_micro_batches, rank, num_ranks: See `ClipBatchSampler`.
         start_step: The first step. When resuming, the number of completed steps.
         num_steps: Number of steps of the whole run.
-        should_stop: See `ClipLoader`.
 
     Raises:
         ValueError: a number is out of range.
@@ -159,7 +145,7 @@ class ClipLoader:
     """
 
     def __init__(
-        self, dataset: ClipDataset, sampler: ClipBatchSampler, should_stop: Callable[[], bool] = _never
+        self, dataset: ClipDataset, sampler: ClipBatchSampler, should_stop: Callable[[], bool] = lambda: False
     ) -> None:
         self.dataset, self.sampler, self.should_stop = dataset, sampler, should_stop
 
@@ -170,7 +156,8 @@ class ClipLoader:
         num_done = num_failures = 0
         while num_done < len(self.sampler):
             # After a failure, read the next batch alone: if its workers fail again, no other batch is lost.
-            sampler = self.sampler.subset(num_done, num_done + 1 if num_failures else None)
+            stop = num_done + 1 if num_failures else None
+            sampler = replace(self.sampler, batches=self.sampler.batches[num_done:stop])
             requests = _ReadRequests(self.dataset)
             try:
                 for batch in _read_batches(requests, sampler, self.should_stop):
@@ -251,7 +238,7 @@ def _read_batches(
             raise _WorkerError(f"{_DEATH_MESSAGES[0]} {pids}) exited unexpectedly") from error
         raise
     finally:
-        watchdog.close()
+        watchdog.is_closed.set()
         kill_workers()
         atexit.unregister(kill_workers)
 
@@ -283,7 +270,7 @@ class _Watchdog:
         self._workers = list(workers)
         self._poll, self._timeout, self._should_stop = poll, timeout, should_stop
         self._num_changes = 0  # beginnings and ends of waits, so it is odd during a wait
-        self._is_closed = threading.Event()
+        self.is_closed = threading.Event()  # set it to end the thread
         if self._workers:
             threading.Thread(target=self._run, name="telecine workers", daemon=True).start()
 
@@ -294,14 +281,10 @@ class _Watchdog:
         yield
         self._num_changes += 1
 
-    def close(self) -> None:
-        """End the thread."""
-        self._is_closed.set()
-
     def _run(self) -> None:
         # Looks are counted, not seconds: this process may itself have been stopped.
         num_looks = known = 0
-        while self.error is None and not self._is_closed.wait(self._poll):
+        while self.error is None and not self.is_closed.wait(self._poll):
             is_waiting = self._num_changes % 2 == 1
             num_looks = num_looks + 1 if is_waiting and self._num_changes == known else 0
             known = self._num_changes

@@ -47,11 +47,8 @@ class RemotePath:
     """A file or a folder at an address such as `s3://bucket/a.mp4`. Equal addresses are equal."""
 
     url: str
-    """The address."""
-    size: int | None = field(default=None, compare=False)
-    """Size in bytes; None until the server is asked."""
-    version: str = field(default="", compare=False)
-    """ETag or modification time of the content; empty if the server sends none."""
+    size: int | None = field(default=None, compare=False)  # in bytes; None until the server is asked
+    version: str = field(default="", compare=False)  # ETag or modification time; empty if the server sends none
     is_folder: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
@@ -90,9 +87,7 @@ class TarMember:
     """A file inside an uncompressed tar file. It is read in place, without unpacking the archive."""
 
     archive: File
-    """The tar file."""
     name: str
-    """Name of the member in the tar file."""
     offset: int
     """Offset of its first byte in the tar file."""
     size: int
@@ -130,25 +125,6 @@ def resolve_source(source: Source) -> Source:
     if isinstance(source, Path):
         return source.resolve()
     return source if isinstance(source.archive, RemotePath) else replace(source, archive=source.archive.resolve())
-
-
-def ffmpeg_url(source: Source) -> str:
-    """Return the URL of a local source for FFmpeg, whose `subfile` protocol reads part of a file in place.
-
-    The protocol is explicit, because FFmpeg takes the part of a name before a colon for a protocol.
-    """
-    if not isinstance(source, TarMember):
-        return f"file:{source}"
-    return f"subfile,,start,{source.offset},end,{source.offset + source.size},,:file:{source.archive}"
-
-
-def read_bytes(source: Path | TarMember) -> bytes:
-    """Read the whole content of a local source."""
-    if isinstance(source, Path):
-        return source.read_bytes()
-    with open(str(source.archive), "rb") as file:
-        file.seek(source.offset)
-        return file.read(source.size)
 
 
 def is_file_name(text: str) -> bool:
@@ -212,7 +188,6 @@ class VideoInfo:
     time_base: float = 1.0
     """Unit of `pts` in seconds."""
     is_image: bool = False
-    """Whether this is a still image."""
     sample_aspect_ratio: float = 1.0
     """Width of a stored pixel divided by its height, after rotation; above 1 if `width` is stretched for display."""
 
@@ -243,9 +218,7 @@ class Span:
     """Consecutive frames of an indexed video."""
 
     info: VideoInfo
-    """The video."""
     first_frame: int
-    """Index of the first frame."""
     last_frame: int
     """Index of the last frame, inclusive."""
 

@@ -113,11 +113,7 @@ def read_validation_clips(
     do not overlap, so there may be fewer than `max_clips`. All have the validation size of `config`. Images are used if
     there are no videos, or if `config.image_ratio` is 1. A clip that cannot be decoded is logged and skipped.
 
-    Args:
-        spans: The held-out frames.
-        config: The clip settings.
-        max_clips: Largest number of clips.
-        name: Name of the setting in error messages.
+    `name` is the setting in error messages.
 
     Raises:
         ValueError: `max_clips` is below 1.
