@@ -14,7 +14,6 @@ from typing import Any
 
 from telecine.base.checks import argument_error
 
-_BLOCK = 2**20
 # Marks the folders that data sets leave out.
 OUTPUT_MARKER = ".telecine-output"
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
@@ -68,11 +67,6 @@ def mark_output(folder: Path) -> None:
     (folder / OUTPUT_MARKER).write_text(note)
 
 
-def is_output(folder: Path) -> bool:
-    """Return whether a folder is marked as written by telecine."""
-    return (folder / OUTPUT_MARKER).exists()
-
-
 def write_json(path: Path, value: object) -> None:
     """Write plain values as JSON, atomically."""
     atomic_write(path, lambda partial: partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8"))
@@ -93,7 +87,7 @@ def digest_of(path: Path) -> str:
     """Return the SHA-256 of a file, as `sha256sum` prints it."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
 

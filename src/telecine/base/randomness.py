@@ -17,8 +17,7 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error
 
-Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
-"""PyTorch's default generator, one generator, or one per clip."""
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None  # one, one per clip, or PyTorch's default
 
 
 def rand(

@@ -20,12 +20,9 @@ from telecine.settings import Bucket, ClipConfig
 class Clip(TypedDict):
     """Frames for the model, and their source."""
 
-    video: Tensor
-    """float32 in [-1, 1], shape `(C, T, H, W)`."""
-    source: str
-    """The file it was read from."""
-    start: int
-    """Index of its first frame in that file."""
+    video: Tensor  # float32 in [-1, 1], shape `(C, T, H, W)`
+    source: str  # the file
+    start: int  # index of its first frame in that file
 
 
 @dataclass(frozen=True)

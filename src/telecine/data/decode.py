@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from bisect import bisect_right
-from collections.abc import Container, Generator, Iterable, Iterator, Sequence
+from collections.abc import Container, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from fractions import Fraction
 from itertools import chain
@@ -135,8 +135,7 @@ def _rgb_frames(
 ) -> Iterator[Tensor]:
     """Convert decoded frames of one stream to uint8 RGB `(H, W, 3)`, rotated and mirrored for display.
 
-    All are resized to `size`, by default the displayed size of the first: a stream may change its resolution. `aspect`
-    is the width of a stored pixel divided by its height, for the default size.
+    All are resized to `size`, by default the displayed size of the first, whose stored pixels have this `aspect` ratio.
     """
     reformatter = VideoReformatter()  # shared by all frames, because it keeps the scaler's tables
     for frame in frames:
@@ -191,9 +190,7 @@ def read_clip(
     return clip
 
 
-def _select_frames(
-    info: VideoInfo, indices: Sequence[int], packets: Iterable[Packet[VideoStream]]
-) -> Iterator[VideoFrame]:
+def _select_frames(info: VideoInfo, indices: range, packets: Iterable[Packet[VideoStream]]) -> Iterator[VideoFrame]:
     """Decode packets in order, and yield the frames at `indices`, identified by their timestamps."""
     stamped: Iterator[tuple[int, VideoFrame]] = enumerate(decoded_frames(packets))  # `pts` has the index of each frame
     if info.seekable:

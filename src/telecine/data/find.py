@@ -14,8 +14,8 @@ from itertools import chain
 from os import PathLike
 from pathlib import Path
 
-from telecine.base.checks import argument_error, shorten
-from telecine.base.files import OUTPUT_MARKER, is_output
+from telecine.base.checks import argument_error, count, shorten
+from telecine.base.files import OUTPUT_MARKER
 from telecine.base.imports import how_to_install
 from telecine.data import remote
 from telecine.data.index import Skipped, format_skipped, index_videos
@@ -195,7 +195,7 @@ def _suffixes(files: Iterable[File]) -> Counter[str]:
 
 def _log_ignored(folder: File, files: Iterable[File], used: Iterable[File]) -> None:
     if suffixes := _suffixes(set(files) - set(used)):
-        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
+        counts = ", ".join(f"{number} {suffix}" for suffix, number in sorted(suffixes.items()))
         logger.warning("ignored in %s: %s", folder, counts)
 
 
@@ -212,8 +212,7 @@ def files_below(folder: File) -> list[File]:
 
 def _log_skipped(root: File, skipped: Sequence[Skipped]) -> None:
     if skipped:
-        folders = "folder" if len(skipped) == 1 else "folders"
-        logger.warning("skipped %d %s in %s: %s", len(skipped), folders, root, format_skipped(skipped))
+        logger.warning("skipped %s in %s: %s", count(len(skipped), "folder"), root, format_skipped(skipped))
 
 
 def _search(folder: File) -> tuple[list[File], list[Skipped]]:
@@ -248,7 +247,7 @@ def _search(folder: File) -> tuple[list[File], list[Skipped]]:
 def _without_outputs(paths: Sequence[Path], root: Path) -> list[Path]:
     """Leave out paths in folders below `root` that telecine wrote, and log these folders."""
     below = {folder for path in paths for folder in (path, *path.parents) if folder.is_relative_to(root)}
-    outputs = sorted(folder for folder in below - {root} if is_output(folder))
+    outputs = sorted(folder for folder in below - {root} if (folder / OUTPUT_MARKER).exists())
     _log_skipped(root, [Skipped(folder, _WRITTEN) for folder in outputs])
     return [path for path in paths if not any(path.is_relative_to(folder) for folder in outputs)]
 

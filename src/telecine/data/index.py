@@ -94,10 +94,9 @@ def index_image(source: Source, max_pixels: int = MAX_PIXELS) -> VideoInfo:
 def index_videos(
     paths: Iterable[str | PathLike[str] | Source], *, index: Callable[[Source], VideoInfo] = index_video
 ) -> tuple[list[VideoInfo], list[Skipped]]:
-    """Index videos and images in parallel threads with the function `index`. Skip those that cannot be decoded.
+    """Index videos and images in parallel threads with the function `index`.
 
-    Returns:
-        The infos of all decodable files in the given order, and the skipped files, which are also logged.
+    Return the infos of decodable files in the given order, and the skipped files, which are also logged.
 
     Raises:
         DataError: no file can be decoded. The message has the first few reasons.

@@ -11,12 +11,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import TypedDict
+from typing import TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
@@ -37,14 +36,14 @@ POLL_SECONDS = 1.0
 _KILL_SECONDS = 5.0
 # They end a run with a checkpoint: Ctrl-C, a scheduler's end, a closed terminal, Slurm's `--signal=USR1`. Windows has
 # only the first two.
-STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
-)
+STOP_SIGNALS = tuple(each for each in signal.Signals if each.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"))
 # Beginnings of PyTorch's errors when a worker, or the thread that pins memory, has died, and when a wait is over.
 _DEATH_MESSAGES = ("DataLoader worker (pid", "Pin memory thread exited unexpectedly")
 _WAIT_MESSAGE = "DataLoader timed out after"
 # From Linux' <sys/prctl.h>: the signal that a process gets when its parent ends.
 _PR_SET_PDEATHSIG = 1
+
+_Ask: TypeAlias = Callable[[], bool]  # whether to stop waiting
 
 
 class ReadingStopped(Exception):  # noqa: N818 - not an error: it was asked for
@@ -58,12 +57,9 @@ class _WorkerError(RuntimeError):
 class ClipBatch(TypedDict):
     """Clips of one size."""
 
-    video: Tensor
-    """float32 in [-1, 1], shape `(B, C, T, H, W)`."""
-    source: list[str]
-    """The file of each clip."""
-    start: Tensor
-    """Index of the first frame of each clip in its file, int64, shape `(B,)`."""
+    video: Tensor  # float32 in [-1, 1], shape `(B, C, T, H, W)`
+    source: list[str]  # the file of each clip
+    start: Tensor  # index of the first frame of each clip in its file, int64, shape `(B,)`
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,7 @@ def clip_loader(
     num_micro_batches: int = 1,
     rank: int = 0,
     num_ranks: int = 1,
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: _Ask = lambda: False,
 ) -> ClipLoader:
     """Return a loader of the batches of steps `start_step` to `num_steps`, exclusive.
 
@@ -144,9 +140,7 @@ class ClipLoader:
         ReadingStopped: `should_stop` returned true.
     """
 
-    def __init__(
-        self, dataset: ClipDataset, sampler: ClipBatchSampler, should_stop: Callable[[], bool] = lambda: False
-    ) -> None:
+    def __init__(self, dataset: ClipDataset, sampler: ClipBatchSampler, should_stop: _Ask = lambda: False) -> None:
         self.dataset, self.sampler, self.should_stop = dataset, sampler, should_stop
 
     def __len__(self) -> int:
@@ -189,8 +183,7 @@ class _ReadRequests(Dataset[Clip]):
         self._items = torch.full((dataset.config.num_workers, 2), -1).share_memory_()
 
     def __getitem__(self, item: Item) -> Clip:
-        worker = get_worker_info()
-        if worker is not None:
+        if (worker := get_worker_info()) is not None:
             self._items[worker.id] = torch.tensor(item)
         return self.dataset[item]
 
@@ -200,9 +193,7 @@ class _ReadRequests(Dataset[Clip]):
         return [item for item in items if list(item) in being_read] or items
 
 
-def _read_batches(
-    requests: _ReadRequests, sampler: ClipBatchSampler, should_stop: Callable[[], bool]
-) -> Iterator[ClipBatch]:
+def _read_batches(requests: _ReadRequests, sampler: ClipBatchSampler, should_stop: _Ask) -> Iterator[ClipBatch]:
     config = requests.dataset.config
     poll = min(POLL_SECONDS, config.timeout)
     loader: DataLoader[Clip] = DataLoader(
@@ -227,8 +218,9 @@ def _read_batches(
     watchdog = _Watchdog(workers, poll, config.timeout, should_stop)
     try:
         for _ in range(len(sampler)):
-            with watchdog.waiting():
-                batch = _next_batch(batches, watchdog)
+            watchdog.num_changes += 1
+            batch = _next_batch(batches, watchdog)
+            watchdog.num_changes += 1
             yield batch
     except (OSError, EOFError, _WorkerError) as error:
         if watchdog.error is not None:
@@ -263,31 +255,22 @@ class _Watchdog:
     of a batch, until the worker is killed.
     """
 
-    def __init__(
-        self, workers: Iterable[BaseProcess], poll: float, timeout: float, should_stop: Callable[[], bool]
-    ) -> None:
+    def __init__(self, workers: Iterable[BaseProcess], poll: float, timeout: float, should_stop: _Ask) -> None:
         self.error: _WorkerError | ReadingStopped | None = None
         self._workers = list(workers)
         self._poll, self._timeout, self._should_stop = poll, timeout, should_stop
-        self._num_changes = 0  # beginnings and ends of waits, so it is odd during a wait
+        self.num_changes = 0  # beginnings and ends of waits, so it is odd during a wait
         self.is_closed = threading.Event()  # set it to end the thread
         if self._workers:
             threading.Thread(target=self._run, name="telecine workers", daemon=True).start()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Mark the wait for a batch."""
-        self._num_changes += 1
-        yield
-        self._num_changes += 1
 
     def _run(self) -> None:
         # Looks are counted, not seconds: this process may itself have been stopped.
         num_looks = known = 0
         while self.error is None and not self.is_closed.wait(self._poll):
-            is_waiting = self._num_changes % 2 == 1
-            num_looks = num_looks + 1 if is_waiting and self._num_changes == known else 0
-            known = self._num_changes
+            is_waiting = self.num_changes % 2 == 1
+            num_looks = num_looks + 1 if is_waiting and self.num_changes == known else 0
+            known = self.num_changes
             if is_waiting and self._should_stop():
                 self.error = ReadingStopped()
             elif num_looks * self._poll >= self._timeout:

@@ -78,8 +78,8 @@ class _Library:
     options: Callable[[], dict[str, Any]] = dict  # returns the options of the file system
 
 
-def _bucket_options() -> dict[str, Any]:
-    return {"use_listings_cache": False}  # with it, a change after the listing would not be noticed
+# With a cache, a change after the listing would not be noticed.
+_bucket_options = partial(dict, use_listings_cache=False)
 
 
 def _http_options() -> dict[str, Any]:

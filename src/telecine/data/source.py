@@ -88,10 +88,8 @@ class TarMember:
 
     archive: File
     name: str
-    offset: int
-    """Offset of its first byte in the tar file."""
-    size: int
-    """Size in bytes."""
+    offset: int  # of its first byte in the tar file
+    size: int  # in bytes
 
     def __str__(self) -> str:
         return f"{self.archive}/{self.name}"
@@ -170,26 +168,18 @@ class VideoInfo:
     """The timestamps and keyframes of a video, as found by `telecine.data.index_video`. An image has one frame."""
 
     path: Source
-    """The file, or the member of a tar file."""
-    width: int
-    """Width in square pixels, as displayed."""
+    width: int  # in square pixels, as displayed
     height: int
-    """Height in square pixels, as displayed."""
-    fps: float
-    """Average number of frames per second; 1 for an image."""
+    fps: float  # average number of frames per second; 1 for an image
     pts: array[int] = field(repr=False, hash=False)
     """Timestamp of each frame in display order, in units of `time_base`. The frame's index if `seekable` is false.
 
     In some files they are in decoding order. They then do not increase, and only tell frames apart."""
-    keyframes: array[int] = field(repr=False, hash=False)
-    """Indices of the keyframes, in display order."""
-    seekable: bool = True
-    """Whether frames have timestamps to seek to. Otherwise a clip is read by decoding from the start of the file."""
-    time_base: float = 1.0
-    """Unit of `pts` in seconds."""
+    keyframes: array[int] = field(repr=False, hash=False)  # indices in display order
+    seekable: bool = True  # whether frames have timestamps to seek to; otherwise files are decoded from their start
+    time_base: float = 1.0  # unit of `pts` in seconds
     is_image: bool = False
-    sample_aspect_ratio: float = 1.0
-    """Width of a stored pixel divided by its height, after rotation; above 1 if `width` is stretched for display."""
+    sample_aspect_ratio: float = 1.0  # width of a stored pixel divided by its height, after rotation
 
     @property
     def num_frames(self) -> int:
@@ -219,8 +209,7 @@ class Span:
 
     info: VideoInfo
     first_frame: int
-    last_frame: int
-    """Index of the last frame, inclusive."""
+    last_frame: int  # inclusive
 
     @property
     def num_frames(self) -> int:

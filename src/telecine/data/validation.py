@@ -26,10 +26,7 @@ def split_videos(spans: Sequence[Span], val_fraction: float, clip_span: int) -> 
     Args:
         spans: The frames to split. Spans of one video may overlap.
         val_fraction: Fraction to hold out, above 0 and at most 0.5.
-        clip_span: Frames from the first to the last frame of a validation clip, `(num_frames - 1) * stride + 1`.
-
-    Returns:
-        The training spans, and the held-out spans, of which those of videos are at least one clip long.
+        clip_span: Frames from the first to the last frame of a validation clip. Held-out spans of videos have as many.
 
     Raises:
         DataError: no video is long enough for a clip, or for one in each part; or there is only one image.
