@@ -36,8 +36,7 @@ def allow_code(*packages: str) -> None:
     """
     for package in packages:
         if not all(part.isidentifier() for part in package.split(".")):
-            remedy = "Write for example `my_package`."
-            raise argument_error("allow_code", "the name of a package", repr(package), remedy)
+            raise argument_error("allow_code", "the name of a package", repr(package), "Write e.g. `my_package`.")
     _allowed.update(packages)
 
 

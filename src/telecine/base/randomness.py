@@ -50,8 +50,7 @@ def host_rand(count: int, generator: Generators) -> list[float]:
         return [source.random() for _ in range(count)]
     device = torch.device("cpu") if generator is None else generator.device
     dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-    numbers: list[float] = torch.rand(count, generator=generator, device=device, dtype=dtype).tolist()
-    return numbers
+    return torch.rand(count, generator=generator, device=device, dtype=dtype).tolist()
 
 
 def _draw(draw: Callable[..., Tensor], shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:

@@ -59,9 +59,8 @@ def decode_clip(spec: ClipSpec, bucket: Bucket, config: ClipConfig) -> Tensor:
 def make_clip(frames: Tensor, spec: ClipSpec, bucket: Bucket) -> Clip:
     """Crop, flip and convert decoded frames, uint8 `(T, H, W, 3)`. Resize the crop if it is larger than the clip."""
     size = (bucket.height, bucket.width)
-    height, width = (
-        min(round(side * spec.crop_scale), limit) for side, limit in zip(size, frames.shape[1:3], strict=True)
-    )
+    sides = zip(size, frames.shape[1:3], strict=True)
+    height, width = (min(round(side * spec.crop_scale), limit) for side, limit in sides)
     top = round(spec.top * (frames.shape[1] - height))
     left = round(spec.left * (frames.shape[2] - width))
     frames = frames[:, top : top + height, left : left + width]

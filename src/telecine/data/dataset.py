@@ -58,16 +58,13 @@ class ClipDataset(Dataset[Clip]):
     the rest. `dataset[index]` is `dataset[index, index]`, as in steps of one clip. With `config.num_clips`, the index
     counts modulo that number.
 
-    All first frames of clips are equally likely, so a long film is drawn more often than a short video, and splitting
-    it into several files changes nothing. All images are equally likely.
-
-    A clip that cannot be decoded is replaced by another draw, which is equally reproducible. Its file is logged once.
-    After 16 such clips in a row, reading raises a `DataError`.
+    All first frames of clips are equally likely, and so are all images. A long film is drawn more often than a short
+    video, and splitting it into several files changes nothing. A clip that cannot be decoded is replaced by another
+    draw, which is equally reproducible. Its file is logged once. After 16 in a row, reading raises a `DataError`.
 
     Args:
         spans: The frames to draw from, of videos, images, or both. If there are only images, all clips are images.
         config: The clip settings. If `cache` is on, the constructor decodes all frames.
-        seed: Seed of the sequence.
 
     Raises:
         ValueError: the frames to cache do not fit in memory.
@@ -168,10 +165,7 @@ def _draw_bucket(buckets: Sequence[Bucket], generator: torch.Generator) -> Bucke
 
 
 class DecodedCache:
-    """All frames of spans as uint8 at each training resolution, decoded once, in memory that worker processes share.
-
-    A span that cannot be decoded completely is logged and left out.
-    """
+    """All frames of spans as uint8 at each training resolution, decoded once, in memory that worker processes share."""
 
     def __init__(self, spans: Sequence[Span], config: ClipConfig) -> None:
         _check_memory(spans, config)

@@ -6,7 +6,7 @@ import io
 import struct
 from bisect import bisect_right
 from collections.abc import Container, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
 from itertools import chain
 from os import PathLike
@@ -65,8 +65,6 @@ def _errors_as_decode_errors(path: str | PathLike[str] | Source) -> Iterator[Non
 def open_video(path: str | PathLike[str] | Source) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file or tar member for decoding on one thread, and yield its container and first video stream.
 
-    A worker process that is forked while decoder threads are alive hangs.
-
     Raises:
         DecodeError: the file has no video that can be decoded, or FFmpeg or PyAV fails inside the `with` block.
     """
@@ -78,7 +76,7 @@ def open_video(path: str | PathLike[str] | Source) -> Iterator[tuple[InputContai
             raise DecodeError(f"{path}: has no video stream")
         if stream.codec_context is None:
             raise DecodeError(f"{path}: no decoder for its codec is available")
-        stream.codec_context.thread_count = 1
+        stream.codec_context.thread_count = 1  # a worker hangs if it is forked while decoder threads are alive
         stream.codec_context.thread_type = "NONE"
         yield container, stream
 
@@ -107,15 +105,11 @@ def _is_mirrored(frame: VideoFrame) -> bool:
     PyAV reads no side data of a frame if a type has no name in PyAV, such as EXIF. Such a frame counts as not mirrored;
     its rotation is known.
     """
-    try:
-        matrix = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:
-        return False
-    if matrix is None:
-        return False
-    assert isinstance(matrix, Buffer)
-    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
-    return bool(a * d < b * c)
+    with suppress(ValueError):
+        if isinstance(matrix := frame.side_data.get("DISPLAYMATRIX"), Buffer):
+            a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+            return bool(a * d < b * c)
+    return False
 
 
 def displayed(frame: VideoFrame, aspect: Fraction) -> tuple[int, int, float]:
@@ -149,9 +143,9 @@ def _rgb_frames(
 
 
 def iterate_frames(path: str | PathLike[str] | Source, size: tuple[int, int] | None = None) -> Iterator[Tensor]:
-    """Yield every frame of a video in order as uint8 RGB `(H, W, 3)`, in constant memory.
+    """Yield every frame of a video in order as uint8 RGB `(H, W, 3)`, resized to `size`, `(height, width)`.
 
-    `size` is `(height, width)` to resize to. The default keeps the displayed size.
+    The default keeps the displayed size. The memory is constant.
 
     Raises:
         DecodeError: the file cannot be opened, or a frame is corrupt.
@@ -249,8 +243,7 @@ def _packets_from_keyframe(info: VideoInfo, start: int) -> Generator[Packet[Vide
 def read_image(source: Source, size: tuple[int, int] | None = None) -> Tensor:
     """Decode an image as uint8 RGB `(H, W, 3)`, rotated as its EXIF data says, and resized as by `read_clip`.
 
-    Transparent pixels are composited onto white, 16-bit images are reduced to 8 bits, and palettes and CMYK are
-    converted to RGB.
+    Transparent pixels are composited onto white, 16 bits are reduced to 8, and palettes and CMYK are converted to RGB.
     """
     with open_image(source) as image:
         ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image takes much memory

@@ -136,10 +136,7 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
 def find_segments(
     path: str | PathLike[str], list_members: Callable[[File], Iterable[TarMember]], *, name: str = "data"
 ) -> list[Segment]:
-    """List the segments at `path`, see `load_spans`: whole videos and images, or the lines of lists.
-
-    `list_members` returns the videos and images of a tar file.
-    """
+    """List the segments at `path`, see `load_spans`. `list_members` returns the videos and images of a tar file."""
     _check_path(path, name)
     _check_readable(str(path), name)
     paths: list[File] = []

@@ -59,8 +59,7 @@ def index_video(path: str | PathLike[str] | Source, max_pixels: int = MAX_PIXELS
     not detected: its remaining frames are indexed.
 
     Raises:
-        DecodeError: the file cannot be read, has no decodable video, is truncated, or has frames of more than
-            `max_pixels`.
+        DecodeError: the file cannot be read, has no decodable video, is truncated, or exceeds `max_pixels` per frame.
     """
     source = as_source(path)
     if is_image(source):

@@ -24,17 +24,7 @@ from typing import Any, BinaryIO, TypeAlias
 from telecine.base.files import atomic_write, user_cache_folder
 from telecine.data.index import index_video
 from telecine.data.remote import look_up, open_local
-from telecine.data.source import (
-    File,
-    RemotePath,
-    Source,
-    TarMember,
-    VideoInfo,
-    check_frame_size,
-    file_of,
-    is_address,
-    tar_members,
-)
+from telecine.data.source import RemotePath, Source, TarMember, VideoInfo, check_frame_size, is_address, tar_members
 from telecine.settings import MAX_PIXELS
 
 logger = logging.getLogger(__name__)
@@ -71,7 +61,7 @@ class IndexCache:
         self._last_save = time.monotonic()
         self._is_saving = threading.Lock()
 
-    def members(self, archive: File) -> list[TarMember]:
+    def members(self, archive: Path | RemotePath) -> list[TarMember]:
         """Return the videos and images of a tar file, up to any damage."""
         key, fingerprint = self._key(archive), fingerprint_of(archive)
         saved_fingerprint, locations = self._archives.get(key, (None, []))
@@ -120,7 +110,7 @@ class IndexCache:
             logger.warning("the index cannot be saved, so the next run indexes the data again: %s", error)
 
     def _key(self, source: Source) -> str:
-        return str(source) if isinstance(file_of(source), RemotePath) else os.path.relpath(str(source), self._root)
+        return str(source) if is_address(str(source)) else os.path.relpath(str(source), self._root)
 
 
 def index_cache_path(data: str | PathLike[str]) -> Path:
@@ -161,16 +151,10 @@ def fingerprint_of(source: Source) -> _Fingerprint:
     return status.st_size, status.st_mtime_ns
 
 
-def _scan_archive(archive: File) -> list[_MemberLocation]:
+def _scan_archive(archive: Path | RemotePath) -> list[_MemberLocation]:
     locations: list[_MemberLocation] = []
-
-    def scan(path: Path) -> None:
-        for member in tar_members(path):
-            # Not a comprehension: the members before a damaged one are kept.
-            locations.append((member.name, member.offset, member.size))  # noqa: PERF401
-
-    try:
-        open_local(archive, scan)
+    try:  # `extend` keeps the members before a damaged one
+        open_local(archive, lambda path: locations.extend((m.name, m.offset, m.size) for m in tar_members(path)))
     except (OSError, tarfile.TarError) as error:
         logger.warning("%s: damaged after its first %d videos and images: %s", archive, len(locations), error)
     return locations

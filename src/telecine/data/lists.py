@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TextIO, TypeAlias, TypeVar
@@ -149,12 +150,9 @@ def _parse_segment(row: _Row, source: File) -> Segment:
 def _parse_number(row: _Row, name: str, parse: Callable[[str], _Number]) -> _Number | None:
     if name not in row:
         return None
-    try:
+    with suppress(ValueError):
         text = str(row[name])
-        value = parse(text) if len(text) <= _MAX_NUMBER_LENGTH else None
-    except ValueError:
-        value = None
-    if value is None or not 0 <= value <= _MAX_NUMBER:
-        contract = f"{'a frame index' if parse is int else 'a number of seconds'}, at least 0 and at most {_MAX_NUMBER}"
-        raise _RowError(f"`{name}` must be {contract}, but got {describe(row[name])}.")
-    return value
+        if len(text) <= _MAX_NUMBER_LENGTH and 0 <= (value := parse(text)) <= _MAX_NUMBER:
+            return value
+    contract = f"{'a frame index' if parse is int else 'a number of seconds'}, at least 0 and at most {_MAX_NUMBER}"
+    raise _RowError(f"`{name}` must be {contract}, but got {describe(row[name])}.")

@@ -132,7 +132,6 @@ class ClipLoader:
 
     Args:
         dataset: The clips. Its `config` has the number of worker processes and the time limit for a batch.
-        sampler: The items of each batch.
         should_stop: Whether to stop waiting for a batch, asked once a second while waiting.
 
     Raises:
@@ -168,11 +167,10 @@ class ClipLoader:
         if num_failures < MAX_FAILURES:
             logger.warning("%s while reading step %d, %s; restarting the workers", error, step, files)
             return
-        contract = "readable by the worker processes"
         got = f"workers that failed {num_failures} times in a row while reading step {step}: {error}"
         remedy = f"Check {files}: the decoder may crash, or the disk not answer. Use fewer `clips.num_workers` if "
         remedy += "memory is short, a larger `clips.timeout` if the disk is slow."
-        raise argument_error("data", contract, got, remedy, DataError) from error
+        raise argument_error("data", "readable by the worker processes", got, remedy, DataError) from error
 
 
 class _ReadRequests(Dataset[Clip]):

@@ -78,8 +78,7 @@ class _Library:
     options: Callable[[], dict[str, Any]] = dict  # returns the options of the file system
 
 
-# With a cache, a change after the listing would not be noticed.
-_bucket_options = partial(dict, use_listings_cache=False)
+_bucket_options = partial(dict, use_listings_cache=False)  # with a cache, later changes would not be noticed
 
 
 def _http_options() -> dict[str, Any]:
@@ -252,8 +251,7 @@ def _file_system(address: str, library: _Library) -> AbstractFileSystem:
 
 def _status(error: BaseException) -> int | None:
     """Return the HTTP status in an error of aiohttp, or of huggingface_hub."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return getattr(error, "status", status)
+    return getattr(error, "status", getattr(getattr(error, "response", None), "status_code", None))
 
 
 def _is_permanent(error: BaseException) -> bool:

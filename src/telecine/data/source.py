@@ -153,8 +153,7 @@ def tar_members(archive: Path) -> Iterator[TarMember]:
 
     Raises:
         OSError: the file cannot be read.
-        tarfile.TarError: it is not a tar file, is compressed, or is truncated. Members before a truncated one are
-            yielded first.
+        tarfile.TarError: it is not a tar file, is compressed, or is truncated after the members yielded so far.
     """
     with tarfile.open(archive, "r:") as tar:
         for entry in tar:
@@ -173,7 +172,6 @@ class VideoInfo:
     fps: float  # average number of frames per second; 1 for an image
     pts: array[int] = field(repr=False, hash=False)
     """Timestamp of each frame in display order, in units of `time_base`. The frame's index if `seekable` is false.
-
     In some files they are in decoding order. They then do not increase, and only tell frames apart."""
     keyframes: array[int] = field(repr=False, hash=False)  # indices in display order
     seekable: bool = True  # whether frames have timestamps to seek to; otherwise files are decoded from their start
