@@ -109,8 +109,8 @@ def read_validation_clips(
 
     The clips are distributed over the spans, or over `max_clips` evenly spaced spans, and evenly spaced in each. They
     do not overlap, so there may be fewer than `max_clips`. All have the validation size of `config`. Images are used if
-    there are no videos, or if `config.image_ratio` is 1. A clip that cannot be decoded is logged and skipped. Errors name
-    the setting `name`.
+    there are no videos, or if `config.image_ratio` is 1. A clip that cannot be decoded is logged and skipped. Errors
+    name the setting `name`.
 
     Raises:
         ValueError: `max_clips` is below 1.
