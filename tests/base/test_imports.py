@@ -144,7 +144,8 @@ def test_code_that_cannot_be_imported_is_one_line(code, reason, package, tmp_pat
     assert main(["config", "validate", str(path), "--allow_code", name]) == 2
     error = capsys.readouterr().err
     assert re.fullmatch(
-        rf"telecine: error: `objective.terms.mine.target` must be importable, but got '{name}\.edges'{reason.format(name)}.*\n",
+        rf"telecine: error: `objective.terms.mine.target` must be importable, but got "
+        rf"'{name}\.edges'{reason.format(name)}.*\n",
         error,
     )
 
@@ -214,7 +215,7 @@ def test_every_extra_that_an_error_names_has_packages():
     calls = re.compile(r"how_to_install\([\"'](\w+)[\"']\)")
     paths = Path(telecine.__file__).parent.rglob("*.py")
     extras = [name for path in paths for name in calls.findall(path.read_text(encoding="utf-8"))]
-    assert len(extras) == 8
+    assert len(extras) == 9
     for extra in extras:
         assert re.fullmatch(r"Run `pip install( '[\w-]+(\[\w+\])?>=[\d.]+')+`\.", how_to_install(extra))
 

@@ -36,7 +36,9 @@ POLL_SECONDS = 1.0
 _KILL_SECONDS = 5.0
 # They end a run with a checkpoint: Ctrl-C, a scheduler's end, a closed terminal, Slurm's `--signal=USR1`. Windows has
 # only the first two.
-STOP_SIGNALS = tuple(each for each in signal.Signals if each.name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"))
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+)
 # Beginnings of PyTorch's errors when a worker, or the thread that pins memory, has died, and when a wait is over.
 _DEATH_MESSAGES = ("DataLoader worker (pid", "Pin memory thread exited unexpectedly")
 _WAIT_MESSAGE = "DataLoader timed out after"
@@ -294,10 +296,7 @@ def _kill(workers: Iterable[BaseProcess]) -> None:
 
 
 def _remove_sigchld_handler() -> None:
-    """Remove PyTorch's handler of dead child processes, which raises an error in the middle of an update.
-
-    Without it, the loader notices a dead worker after it has waited for a batch for five seconds.
-    """
+    """Remove PyTorch's handler of dead children, which raises during an update. A wait finds them in five seconds."""
     number = getattr(signal, "SIGCHLD", None)  # does not exist on Windows
     if number is None or threading.current_thread() is not threading.main_thread():
         return

@@ -78,7 +78,8 @@ class _Library:
     options: Callable[[], dict[str, Any]] = dict  # returns the options of the file system
 
 
-_bucket_options = partial(dict, use_listings_cache=False)  # with a cache, later changes would not be noticed
+def _bucket_options() -> dict[str, Any]:
+    return {"use_listings_cache": False}  # with it, a change after the listing would not be noticed
 
 
 def _http_options() -> dict[str, Any]:
