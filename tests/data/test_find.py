@@ -17,7 +17,6 @@ from telecine.base.files import mark_output
 from telecine.data import (
     DataError,
     IndexCache,
-    Segment,
     TarMember,
     find,
     find_videos,
@@ -28,6 +27,7 @@ from telecine.data import (
 )
 from telecine.data.find import SAMPLE_VIDEOS, _expand_braces, check_output, find_segments, ignored_suffixes
 from telecine.data.index_cache import index_cache_path
+from telecine.data.lists import Segment
 
 from .videos import numbered_frames, write_images, write_shard, write_video
 

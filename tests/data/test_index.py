@@ -170,15 +170,15 @@ def _scan(monkeypatch: pytest.MonkeyPatch, codec: str, packets: list[tuple[int |
 
 def test_packets_are_scanned_in_display_order(monkeypatch: pytest.MonkeyPatch) -> None:
     packets = [(0, True, True), (40, True, False), (120, False, False), (80, False, False)]
-    scan = _scan(monkeypatch, "h264", packets)
-    assert scan.stamps == [(40, True), (80, False), (120, False)]
-    assert scan.complete
-    assert not _scan(monkeypatch, "vp8", packets).complete
+    stamps, *_, is_complete = _scan(monkeypatch, "h264", packets)
+    assert stamps == [(40, True), (80, False), (120, False)]
+    assert is_complete
+    assert not _scan(monkeypatch, "vp8", packets)[-1]
 
 
 @pytest.mark.parametrize("pts", [None, 0])
 def test_missing_and_repeated_timestamps_are_detected(monkeypatch: pytest.MonkeyPatch, pts: int | None) -> None:
-    assert not _scan(monkeypatch, "h264", [(0, True, False), (pts, True, False), (40, False, False)]).complete
+    assert not _scan(monkeypatch, "h264", [(0, True, False), (pts, True, False), (40, False, False)])[-1]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from telecine.data import DataError, Segment, Span, VideoInfo, read_list
+from telecine.data import DataError, Span, VideoInfo, read_list
+from telecine.data.lists import Segment
 
 INFO = VideoInfo(Path("a.mp4"), 64, 48, 25.0, array("q", range(100, 1100, 10)), array("q", [0]), time_base=0.004)
 

@@ -57,8 +57,7 @@ def test_the_clips_of_a_step_do_not_depend_on_the_number_of_processes(layout: tu
         assert items(samplers, step) == [(step, index) for index in range(24 * step, 24 * step + 24)]
     first = samplers[0]
     assert len(first) == len(list(first)) == (7 - start) * num_micro_batches
-    assert list(first.subset(1)) == list(first)[1:]
-    assert list(first.subset(1, 2)) == list(first)[1:2]
+    assert list(replace(first, batches=first.batches[1:2])) == list(first)[1:2]
 
 
 def test_processes_and_micro_batches_split_a_step(spans: list[Span]) -> None:

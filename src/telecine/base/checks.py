@@ -117,11 +117,7 @@ class TrainingError(RuntimeError):
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run can be resumed
-    """A signal interrupted the run.
-
-    Args:
-        saved: Folder of the checkpoint; None before the first update, when there is nothing to save.
-    """
+    """A signal interrupted the run. `saved` is the folder of the checkpoint, None before the first update."""
 
     def __init__(self, saved: Path | None) -> None:
         super().__init__(saved)

@@ -17,11 +17,7 @@ _UNITS = {"MB": 10**6, "MiB": 2**20, "GB": 10**9, "GiB": 2**30}
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of a name; "auto" selects an accelerator if there is one, else the CPU.
-
-    Raises:
-        ValueError: This machine has no such device.
-    """
+    """Return the device of a name, if this machine has it; "auto" is an accelerator if there is one, else the CPU."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(device for device, is_available in available.items() if is_available))
@@ -70,15 +66,13 @@ def _control_group_limits() -> Iterator[int]:
         return
     for line in CONTROL_GROUP.read_text(encoding="utf-8").splitlines():
         _, controllers, group = line.split(":", maxsplit=2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        root, name = (
-            (CONTROL_GROUPS / "memory", "memory.limit_in_bytes") if controllers else (CONTROL_GROUPS, "memory.max")
-        )
+        root, name = CONTROL_GROUPS, "memory.max"
+        if controllers:  # version 1
+            root, name = CONTROL_GROUPS / "memory", "memory.limit_in_bytes"
+            if "memory" not in controllers.split(","):
+                continue
         place = root / group.lstrip("/")
         for folder in (place, *place.parents):
             file = folder / name
-            if folder.is_relative_to(root) and file.is_file():
-                text = file.read_text(encoding="utf-8").strip()
-                if text != "max":
-                    yield int(text)
+            if folder.is_relative_to(root) and file.is_file() and (limit := file.read_text("utf-8").strip()) != "max":
+                yield int(limit)

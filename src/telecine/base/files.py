@@ -14,7 +14,6 @@ from typing import Any
 
 from telecine.base.checks import argument_error
 
-_BLOCK = 2**20
 # Marks the folders that data sets leave out.
 OUTPUT_MARKER = ".telecine-output"
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
@@ -52,12 +51,7 @@ def partial_path(path: Path) -> Path:
 
 
 def remove_partial(folder: Path, before: float) -> None:
-    """Remove from a folder what interrupted writes to paths of `partial_path` have left.
-
-    Args:
-        folder: The folder, without its subfolders; it need not exist.
-        before: What changed after this time, in seconds since the epoch, stays: it may be being written.
-    """
+    """Remove from a folder what interrupted writes to paths of `partial_path` left `before` this time, in seconds."""
     for path in folder.iterdir() if folder.is_dir() else ():
         # Not the time of its content: a copy has that of the original.
         if _PARTIAL.fullmatch(path.name) and path.lstat().st_ctime < before:
@@ -71,11 +65,6 @@ def mark_output(folder: Path) -> None:
     """Mark a folder with videos that telecine writes. Data sets leave such folders out."""
     note = "telecine wrote this folder, and does not use its videos as data. Remove this file to use them.\n"
     (folder / OUTPUT_MARKER).write_text(note)
-
-
-def is_output(folder: Path) -> bool:
-    """Return whether a folder is marked as written by telecine."""
-    return (folder / OUTPUT_MARKER).exists()
 
 
 def write_json(path: Path, value: object) -> None:
@@ -98,7 +87,7 @@ def digest_of(path: Path) -> str:
     """Return the SHA-256 of a file, as `sha256sum` prints it."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
+        while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
 

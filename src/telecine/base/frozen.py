@@ -19,9 +19,8 @@ class Frozen(nn.Module, Generic[Module]):
 
     It moves them with `.to(device)`, `.double()` and the like; `.half()` and `.bfloat16()` leave their precision.
 
-    Args:
-        module: A module, which is frozen in place and whose half-precision weights become float32; tensors by name;
-            or a function, which is left as it is.
+    `module` is a module, which is frozen in place and whose half-precision weights become float32; tensors by name; or
+    a function, which is left as it is.
     """
 
     def __init__(self, module: Module) -> None:

@@ -36,8 +36,7 @@ def allow_code(*packages: str) -> None:
     """
     for package in packages:
         if not all(part.isidentifier() for part in package.split(".")):
-            remedy = "Write for example `my_package`."
-            raise argument_error("allow_code", "the name of a package", repr(package), remedy)
+            raise argument_error("allow_code", "the name of a package", repr(package), "Write e.g. `my_package`.")
     _allowed.update(packages)
 
 
@@ -57,9 +56,7 @@ def import_allowed(path: str, name: str) -> object:
     """Return the object at the dotted path in the setting `name`, if its package is allowed.
 
     A name that a module only imported, such as `my_package.os.system`, must be allowed where it was defined, too.
-
-    Raises:
-        ValueError: The path is not allowed, and nothing is imported; or it does not exist, or its module fails.
+    Any failure is a `ValueError`. Nothing is imported if the path is not allowed.
     """
     module, _, attribute = path.rpartition(".")
     if not is_dotted(path):
@@ -81,11 +78,7 @@ def import_allowed(path: str, name: str) -> object:
 
 
 def choose(name: str, value: object, known: Mapping[str, T]) -> T:
-    """Return the value of a known name, the callable at a dotted path, or `value` itself if it is callable.
-
-    Raises:
-        ValueError: `value` is none of these. The message suggests the nearest name.
-    """
+    """Return the value of a known name, the callable at a dotted path, or `value` itself if it is callable."""
     if isinstance(value, str) and value in known:
         return known[value]
     found = import_allowed(value, name) if isinstance(value, str) and is_dotted(value) else value
@@ -129,10 +122,7 @@ def origin_of(found: object) -> str | None:
 
 
 def how_to_install(extra: str) -> str:
-    """Return the sentence of an error that tells how to install the packages of an extra, such as "diffusers".
-
-    It names the packages, and so also holds where telecine was installed from a checkout.
-    """
+    """Return the sentence of an error that tells how to install the packages of an extra, such as "diffusers"."""
     from importlib.metadata import PackageNotFoundError, requires  # takes time that `telecine --version` must not spend
 
     try:

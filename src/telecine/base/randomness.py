@@ -17,8 +17,7 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error
 
-Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None
-"""PyTorch's default generator, one generator, or one per clip."""
+Generators: TypeAlias = torch.Generator | Sequence[torch.Generator] | None  # one, one per clip, or PyTorch's default
 
 
 def rand(
@@ -51,8 +50,7 @@ def host_rand(count: int, generator: Generators) -> list[float]:
         return [source.random() for _ in range(count)]
     device = torch.device("cpu") if generator is None else generator.device
     dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
-    numbers: list[float] = torch.rand(count, generator=generator, device=device, dtype=dtype).tolist()
-    return numbers
+    return torch.rand(count, generator=generator, device=device, dtype=dtype).tolist()
 
 
 def _draw(draw: Callable[..., Tensor], shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:

@@ -78,13 +78,10 @@ def check_range(name: str, value: Tensor) -> None:
 
 
 def check_video_pair(inputs: Tensor, reconstructions: Tensor) -> None:
-    """Raise a `ValueError` unless both are videos `(B, C, T, H, W)` of one shape and device, `inputs` in [-1, 1].
-
-    Reconstructions may leave the range, as those of an untrained decoder do.
-    """
+    """Raise a `ValueError` unless both are videos `(B, C, T, H, W)` of one shape and device, `inputs` in [-1, 1]."""
     check_video("inputs", inputs)
     check_video("reconstructions", reconstructions)
     remedy = "An autoencoder that changes the number of frames or the size needs clips that fit its strides."
     check_same_shape("reconstructions", reconstructions, "inputs", inputs, remedy=remedy)
     check_same_device("reconstructions", reconstructions, "inputs", inputs)
-    check_range("inputs", inputs)
+    check_range("inputs", inputs)  # reconstructions of an untrained decoder may leave the range

@@ -43,13 +43,7 @@ def escape_logs() -> None:
 def with_progress(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
     """Iterate with progress on standard error: a bar that disappears at the end, or lines if it is not a terminal.
 
-    Args:
-        items: The items to iterate over.
-        description: Text before the bar.
-        total: Number of items; may be left out if `items` has a length.
-
-    Raises:
-        TypeError: Neither is known.
+    `total` is the number of items. It may be left out if `items` has a length.
     """
     if total is None:
         if not isinstance(items, Sized):

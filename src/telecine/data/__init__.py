@@ -19,23 +19,13 @@ from telecine.data.decode import iterate_frames, read_clip
 from telecine.data.find import find_videos, load_spans, sample_videos
 from telecine.data.index import Skipped, index_video, index_videos, log_too_short
 from telecine.data.index_cache import IndexCache
-from telecine.data.lists import Segment, read_list
-from telecine.data.loader import ClipBatch, ClipBatchSampler, ClipLoader, ReadingStopped, clip_loader
-from telecine.data.source import (
-    DataError,
-    DecodeError,
-    RemotePath,
-    Span,
-    TarMember,
-    VideoInfo,
-    tar_members,
-    whole_video,
-)
+from telecine.data.lists import read_list
+from telecine.data.loader import ClipBatchSampler, ClipLoader, ReadingStopped, clip_loader
+from telecine.data.source import DataError, DecodeError, Span, TarMember, VideoInfo, tar_members, whole_video
 from telecine.data.validation import iterate_validation_clips, read_validation_clips, split_videos
 
 __all__ = [
     "Clip",
-    "ClipBatch",
     "ClipBatchSampler",
     "ClipDataset",
     "ClipLoader",
@@ -43,8 +33,6 @@ __all__ = [
     "DecodeError",
     "IndexCache",
     "ReadingStopped",
-    "RemotePath",
-    "Segment",
     "Skipped",
     "Span",
     "TarMember",

@@ -20,12 +20,9 @@ from telecine.settings import Bucket, ClipConfig
 class Clip(TypedDict):
     """Frames for the model, and their source."""
 
-    video: Tensor
-    """float32 in [-1, 1], shape `(C, T, H, W)`."""
-    source: str
-    """The file it was read from."""
-    start: int
-    """Index of its first frame in that file."""
+    video: Tensor  # float32 in [-1, 1], shape `(C, T, H, W)`
+    source: str  # the file
+    start: int  # index of its first frame in that file
 
 
 @dataclass(frozen=True)
@@ -33,21 +30,13 @@ class ClipSpec:
     """The frames of a clip, and their crop and flips."""
 
     span: Span
-    """The span of the frames."""
-    start: int
-    """Index of the first frame in the video."""
-    crop_scale: float
-    """Side of the crop relative to the side of the clip. The crop is resized to the clip."""
-    top: float
-    """Vertical position of the crop, from 0 at the top to 1 at the bottom."""
-    left: float
-    """Horizontal position of the crop, from 0 at the left to 1 at the right."""
-    flip: bool
-    """Whether the clip is flipped left to right."""
-    upside_down: bool = False
-    """Whether it is flipped top to bottom."""
-    transpose: bool = False
-    """Whether its rows and columns are then exchanged."""
+    start: int  # index of the first frame in the video
+    crop_scale: float  # side of the crop relative to the side of the clip; the crop is resized to the clip
+    top: float  # position of the crop, from 0 at the top to 1 at the bottom
+    left: float  # position of the crop, from 0 at the left to 1 at the right
+    flip: bool  # whether the clip is flipped left to right
+    upside_down: bool = False  # whether it is flipped top to bottom
+    transpose: bool = False  # whether its rows and columns are then exchanged
 
     @property
     def orientation(self) -> str:
@@ -61,37 +50,27 @@ class ClipSpec:
 
 
 def decode_clip(spec: ClipSpec, bucket: Bucket, config: ClipConfig) -> Tensor:
-    """Decode the frames of a clip, uint8 `(T, H, W, 3)`, at the size before its crop.
-
-    Raises:
-        DecodeError: a frame is corrupt or missing.
-    """
+    """Decode the frames of a clip, uint8 `(T, H, W, 3)`, at the size before its crop."""
     info = spec.span.info
     size = bucket.decode_size(info.height, info.width, config.scale_jitter)
     return read_clip(info, spec.start, bucket.num_frames, config.stride, size)
 
 
 def make_clip(frames: Tensor, spec: ClipSpec, bucket: Bucket) -> Clip:
-    """Crop, flip and convert decoded frames, uint8 `(T, H, W, 3)`."""
-    return {"video": _augment(frames, spec, bucket), "source": str(spec.span.info.path), "start": spec.start}
-
-
-def _augment(frames: Tensor, spec: ClipSpec, bucket: Bucket) -> Tensor:
-    """Return the video `(C, T, H, W)`, resized if the crop is larger than the clip."""
+    """Crop, flip and convert decoded frames, uint8 `(T, H, W, 3)`. Resize the crop if it is larger than the clip."""
     size = (bucket.height, bucket.width)
-    height, width = (
-        min(round(side * spec.crop_scale), limit) for side, limit in zip(size, frames.shape[1:3], strict=True)
-    )
+    sides = zip(size, frames.shape[1:3], strict=True)
+    height, width = (min(round(side * spec.crop_scale), limit) for side, limit in sides)
     top = round(spec.top * (frames.shape[1] - height))
     left = round(spec.left * (frames.shape[2] - width))
     frames = frames[:, top : top + height, left : left + width]
     axes = [axis for axis, is_flipped in ((1, spec.upside_down), (2, spec.flip)) if is_flipped]
     frames = frames.flip(axes) if axes else frames
     video = video_from_bytes(frames.transpose(1, 2) if spec.transpose else frames)
-    if video.shape[2:] == size:
-        return video
-    resized = F.interpolate(video.transpose(0, 1), size, mode="bilinear", antialias=True, align_corners=False)
-    return resized.transpose(0, 1).contiguous()
+    if video.shape[2:] != size:
+        resized = F.interpolate(video.transpose(0, 1), size, mode="bilinear", antialias=True, align_corners=False)
+        video = resized.transpose(0, 1).contiguous()
+    return {"video": video, "source": str(spec.span.info.path), "start": spec.start}
 
 
 def video_from_bytes(frames: Tensor) -> Tensor:
@@ -134,11 +113,7 @@ class SupportsClipSizes(Protocol):
 
 
 def check_buckets(buckets: Sequence[Bucket], model: SupportsClipSizes, *, images: bool) -> None:
-    """Check that a model accepts all clip sizes; with `images`, single frames of each height and width, too.
-
-    Raises:
-        ValueError: the model does not accept a size. The message has that size and the next larger accepted one.
-    """
+    """Raise a `ValueError` for a size that a model does not accept; with `images`, check single frames, too."""
     clips = [("a clip", bucket) for bucket in buckets]
     for kind, size in [*clips, *(("an image", bucket.as_image()) for bucket in buckets if images)]:
         try:

@@ -28,8 +28,7 @@ MAX_ATTEMPTS = 16
 # The rest of the memory is left to the model and to other processes.
 _MAX_MEMORY_FRACTION = 0.8
 
-Item: TypeAlias = tuple[int, int]
-"""The step, and the index of a clip in the sequence of all clips."""
+Item: TypeAlias = tuple[int, int]  # the step, and the index of a clip in the sequence of all clips
 
 
 class _SpanPool:
@@ -59,19 +58,18 @@ class ClipDataset(Dataset[Clip]):
     the rest. `dataset[index]` is `dataset[index, index]`, as in steps of one clip. With `config.num_clips`, the index
     counts modulo that number.
 
-    All first frames of clips are equally likely, so a long film is drawn more often than a short video, and splitting
-    it into several files changes nothing. All images are equally likely.
-
-    A clip that cannot be decoded is replaced by another draw, which is equally reproducible. Its file is logged once.
+    All first frames of clips are equally likely, and so are all images. A long film is drawn more often than a short
+    video, and splitting it into several files changes nothing. A clip that cannot be decoded is replaced by another
+    draw, which is equally reproducible. Its file is logged once. After 16 in a row, reading raises a `DataError`.
 
     Args:
         spans: The frames to draw from, of videos, images, or both. If there are only images, all clips are images.
         config: The clip settings. If `cache` is on, the constructor decodes all frames.
-        seed: Seed of the sequence.
 
     Raises:
-        DataError: no span is long enough for a clip of one of the sizes, or `config.image_ratio` is above 0 and
-            there are no images.
+        ValueError: the frames to cache do not fit in memory.
+        DataError: no span is long enough for a clip of one of the sizes, `config.image_ratio` is above 0 and there are
+            no images, or no frames can be cached.
     """
 
     def __init__(self, spans: Sequence[Span], config: ClipConfig, *, seed: int = 0) -> None:
@@ -83,7 +81,9 @@ class ClipDataset(Dataset[Clip]):
         lengths = {bucket.num_frames: config.span_of(bucket) for bucket in config.train_buckets if self.image_ratio < 1}
         self._videos = {num_frames: _SpanPool(videos, clip_span) for num_frames, clip_span in lengths.items()}
         self._images = _SpanPool(images, clip_span=1) if self.image_ratio > 0 else None
-        self.spans = self._used_spans(spans)
+        pools = [*self._videos.values(), *([self._images] if self._images else [])]
+        used = {id(span) for pool in pools for span in pool.spans}
+        self.spans = [span for span in spans if id(span) in used]
         self.cache = DecodedCache(self.spans, config) if config.cache else None
         self._logged: set[Source] = set()
 
@@ -91,11 +91,7 @@ class ClipDataset(Dataset[Clip]):
         return make_clip(*self.decode(item))
 
     def decode(self, item: int | Item) -> tuple[Tensor, ClipSpec, Bucket]:
-        """Return the arguments of `make_clip` for an item: decoded frames, uint8 `(T, H, W, 3)`, the spec and the size.
-
-        Raises:
-            DataError: too many clips in a row cannot be decoded.
-        """
+        """Return the arguments of `make_clip` for an item: frames, uint8 `(T, H, W, 3)`, the spec and the size."""
         step, index = (item, item) if isinstance(item, int) else item
         pool, bucket = self._draw_pool(step)
         for attempt in range(MAX_ATTEMPTS):
@@ -117,17 +113,12 @@ class ClipDataset(Dataset[Clip]):
         return str(self._draw_spec(self._draw_pool(step)[0], index, attempt=0).span.info.path)
 
     def _draw_pool(self, step: int) -> tuple[_SpanPool, Bucket]:
-        generator = _generator(self.seed, "step", step)
+        generator = torch.Generator().manual_seed(seed_of(self.seed, "step", step))
         bucket = _draw_bucket(self.config.train_buckets, generator)
         is_image = float(torch.rand((), generator=generator, dtype=torch.float64)) < self.image_ratio
         if is_image and self._images is not None:
             return self._images, bucket.as_image()
         return self._videos[bucket.num_frames], bucket
-
-    def _used_spans(self, spans: Sequence[Span]) -> list[Span]:
-        pools = [*self._videos.values(), *([self._images] if self._images else [])]
-        used = {id(span) for pool in pools for span in pool.spans}
-        return [span for span in spans if id(span) in used]
 
     def _decode(self, spec: ClipSpec, bucket: Bucket) -> Tensor | None:
         try:
@@ -141,20 +132,13 @@ class ClipDataset(Dataset[Clip]):
             return None
 
     def _draw_spec(self, pool: _SpanPool, index: int, attempt: int) -> ClipSpec:
-        generator = _generator(self.seed, self._number(index), attempt)
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self._number(index), attempt))
         span, start = pool.draw(generator)
         scale, top, left, flip = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
         turns = torch.rand(2, generator=generator) < 0.5 if self.config.random_orientation else (False, False)
-        return ClipSpec(
-            span=span,
-            start=start,
-            crop_scale=1.0 + scale * (self.config.scale_jitter - 1.0),
-            top=top,
-            left=left,
-            flip=self.config.random_flip and flip < 0.5,
-            upside_down=bool(turns[0]),
-            transpose=bool(turns[1]),
-        )
+        crop_scale = 1.0 + scale * (self.config.scale_jitter - 1.0)
+        is_flipped = self.config.random_flip and flip < 0.5
+        return ClipSpec(span, start, crop_scale, top, left, is_flipped, *map(bool, turns))
 
     def _number(self, index: int) -> int:
         """Return the number that determines a clip. With `num_clips`, numbers repeat."""
@@ -173,11 +157,6 @@ def _image_ratio(videos: Sequence[Span], images: Sequence[Span], config: ClipCon
     return config.image_ratio
 
 
-def _generator(*names: int | str) -> torch.Generator:
-    """Return a generator with an independent stream for these names."""
-    return torch.Generator().manual_seed(seed_of(*names))
-
-
 def _draw_bucket(buckets: Sequence[Bucket], generator: torch.Generator) -> Bucket:
     """Draw a bucket with probability proportional to its weight."""
     ends = list(accumulate(bucket.weight for bucket in buckets))
@@ -186,14 +165,7 @@ def _draw_bucket(buckets: Sequence[Bucket], generator: torch.Generator) -> Bucke
 
 
 class DecodedCache:
-    """All frames of spans as uint8 at each training resolution, decoded once, in memory that worker processes share.
-
-    A span that cannot be decoded completely is logged and left out.
-
-    Raises:
-        ValueError: the frames do not fit in memory.
-        DataError: no span can be decoded.
-    """
+    """All frames of spans as uint8 at each training resolution, decoded once, in memory that worker processes share."""
 
     def __init__(self, spans: Sequence[Span], config: ClipConfig) -> None:
         _check_memory(spans, config)
@@ -201,8 +173,7 @@ class DecodedCache:
         self._frames: dict[tuple[object, ...], Tensor] = {}
         for span, bucket, size in with_progress(_resolutions(spans, config), "decoding videos"):
             try:
-                frames = read_clip(span.info, span.first_frame, span.num_frames, size=size)
-                self._frames[_key(span, bucket)] = frames
+                self._frames[_key(span, bucket)] = read_clip(span.info, span.first_frame, span.num_frames, size=size)
             except DecodeError as error:  # noqa: PERF203 - decoding is slower
                 logger.warning("not cached: %s", error)
         if not self._frames:
@@ -210,11 +181,7 @@ class DecodedCache:
             raise argument_error("data", "decodable", got, "See the log for the reasons.", DataError)
 
     def read(self, span: Span, start: int, bucket: Bucket) -> Tensor:
-        """Return the frames of a clip from frame `start` of the video, uint8 `(T, H, W, 3)`, as a view of the cache.
-
-        Raises:
-            DecodeError: the span could not be decoded.
-        """
+        """Return the frames of a clip from frame `start` of the video, uint8 `(T, H, W, 3)`, as a view of the cache."""
         frames = self._frames.get(_key(span, bucket))
         if frames is None:
             raise DecodeError(f"{span.info.path}: could not be decoded into the cache")

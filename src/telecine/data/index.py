@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from os import PathLike
+from typing import TypeAlias
 
-from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from telecine.base.checks import argument_error
 from telecine.base.terminal import with_progress
-from telecine.data.decode import decoded_frames, displayed, open_image, open_video, sample_aspect_ratio
+from telecine.data.decode import decoded_frames, displayed, open_image, open_video
 from telecine.data.source import DataError, DecodeError, Source, Span, VideoInfo, as_source, check_frame_size, is_image
 from telecine.settings import MAX_PIXELS
 
@@ -39,6 +39,8 @@ _EXIF_ORIENTATION = 0x0112
 _TRANSPOSED = (5, 6, 7, 8)
 _NUM_REASONS_SHOWN = 3
 
+_Stamps: TypeAlias = list[tuple[int, bool]]  # the timestamp of each frame, and whether it is a keyframe
+
 
 @dataclass(frozen=True)
 class Skipped:
@@ -56,49 +58,31 @@ def index_video(path: str | PathLike[str] | Source, max_pixels: int = MAX_PIXELS
     The duration in the container is not used. Matroska and MPEG-TS files have no table of frames, so a truncated one is
     not detected: its remaining frames are indexed.
 
-    Args:
-        path: The file or tar member.
-        max_pixels: Largest height times width of a frame.
-
     Raises:
-        DecodeError: the file cannot be read, has no decodable video, is truncated, or has frames that are too large.
+        DecodeError: the file cannot be read, has no decodable video, is truncated, or exceeds `max_pixels` per frame.
     """
     source = as_source(path)
     if is_image(source):
         return index_image(source, max_pixels)
-    first, aspect = _first_frame(source, max_pixels)
-    scan = _scan_packets(source)
-    stamps, seekable = scan.stamps, True
-    if not scan.complete or stamps[0][0] != first.pts:
+    first, stored_aspect = _first_frame(source, max_pixels)
+    stamps, fps, time_base, seekable = _scan_packets(source)
+    if not seekable or stamps[0][0] != first.pts:
         stamps, seekable = _scan_frames(source)
-    height, width, aspect_as_displayed = displayed(first, aspect)
+    height, width, aspect = displayed(first, stored_aspect)
     check_frame_size(source, width, height, max_pixels)
-    info = VideoInfo(
-        path=source,
-        width=width,
-        height=height,
-        fps=scan.fps,
-        pts=array("q", (pts for pts, _ in stamps)),
-        keyframes=array("q", (index for index, (_, is_key) in enumerate(stamps) if is_key)),
-        seekable=seekable,
-        time_base=scan.time_base if seekable else 1 / scan.fps,
-        sample_aspect_ratio=aspect_as_displayed,
-    )
+    pts = array("q", (pts for pts, _ in stamps))
+    keyframes = array("q", (index for index, (_, is_key) in enumerate(stamps) if is_key))
+    time_base = time_base if seekable else 1 / fps
+    info = VideoInfo(source, width, height, fps, pts, keyframes, seekable, time_base, sample_aspect_ratio=aspect)
     if info.num_frames > _LONG_GOP and not (seekable and len(info.keyframes) > 1):
-        text = (
-            "%s: %d frames after a single keyframe. Reading a clip decodes all frames before it. Cache decoded frames, "
-        )
-        text += "or re-encode with a short GOP: `ffmpeg -i IN -c:v libx264 -crf 16 -g 30 OUT.mp4`."
+        text = "%s: %d frames after a single keyframe. Reading a clip decodes all frames before it. Cache "
+        text += "decoded frames, or re-encode with a short GOP: `ffmpeg -i IN -c:v libx264 -crf 16 -g 30 OUT.mp4`."
         logger.warning(text, source, info.num_frames)
     return info
 
 
 def index_image(source: Source, max_pixels: int = MAX_PIXELS) -> VideoInfo:
-    """Index an image by its header. Damage after the header shows when the image is read, except in PNG files.
-
-    Raises:
-        DecodeError: the file cannot be opened, is animated, is not an image, or is too large.
-    """
+    """Index an image by its header. Damage after the header shows when the image is read, except in PNG files."""
     with open_image(source) as image:
         check_frame_size(source, *image.size, max_pixels)
         transposed = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
@@ -109,14 +93,9 @@ def index_image(source: Source, max_pixels: int = MAX_PIXELS) -> VideoInfo:
 def index_videos(
     paths: Iterable[str | PathLike[str] | Source], *, index: Callable[[Source], VideoInfo] = index_video
 ) -> tuple[list[VideoInfo], list[Skipped]]:
-    """Index videos in parallel threads, skipping those that cannot be decoded.
+    """Index videos and images in parallel threads with the function `index`.
 
-    Args:
-        paths: The videos and images.
-        index: Function that indexes one of them, e.g. `IndexCache.info`.
-
-    Returns:
-        The infos of all decodable files in the given order, and the skipped files, which are also logged.
+    Return the infos of decodable files in the given order, and the skipped files, which are also logged.
 
     Raises:
         DataError: no file can be decoded. The message has the first few reasons.
@@ -167,7 +146,8 @@ def _first_frame(path: Source, max_pixels: int) -> tuple[VideoFrame, Fraction]:
     with open_video(path) as (container, stream):
         check_frame_size(path, stream.codec_context.width or 1, stream.codec_context.height or 1, max_pixels)
         stream.codec_context.options = {"max_pixels": str(max_pixels)}  # where the container has another size
-        frame, aspect = next(decoded_frames(container.demux(stream)), None), sample_aspect_ratio(stream)
+        frame = next(decoded_frames(container.demux(stream)), None)
+        aspect = stream.sample_aspect_ratio or Fraction(1)
     if frame is None:
         raise DecodeError(f"{path}: no frame can be decoded")
     if frame.is_corrupt:
@@ -175,27 +155,21 @@ def _first_frame(path: Source, max_pixels: int) -> tuple[VideoFrame, Fraction]:
     return frame, aspect
 
 
-@dataclass(frozen=True)
-class _PacketScan:
-    """The frames of a stream, from its packets."""
+def _scan_packets(path: Source) -> tuple[_Stamps, float, float, bool]:
+    """Read all packets, without keeping their data.
 
-    stamps: list[tuple[int, bool]]
-    """Timestamp of each frame in display order, and whether it is a keyframe."""
-    fps: float
-    time_base: float
-    complete: bool
-    """Whether `stamps` has a distinct timestamp for every displayed frame, and for no other, in display order."""
-
-
-def _scan_packets(path: Source) -> _PacketScan:
-    """Read all packets, without keeping their data."""
+    Return the timestamps, the frame rate, the time base in seconds, and whether there is a distinct timestamp for every
+    displayed frame, and for no other, in display order.
+    """
     with open_video(path) as (container, stream):
         packets = [
             (packet.pts, packet.is_keyframe, packet.is_discard, packet.is_corrupt, packet.size, packet.dts)
             for packet in container.demux(stream)
             if packet.size
         ]
-        if not packets or packets[-1][3] or _is_truncated(container, stream, len(packets)):
+        # An MP4 file has a table of its frames, of which an edit list leaves some out. Others estimate their number.
+        num_frames = min(stream.frames, len(stream.index_entries)) if "mp4" in container.format.name else 0
+        if not packets or packets[-1][3] or len(packets) < num_frames:
             raise DecodeError(f"{path}: truncated after {len(packets)} frames")
         displayed = [(pts, is_key) for pts, is_key, is_discard, *_ in packets if not is_discard]
         stamps = sorted((pts, is_key) for pts, is_key in displayed if pts is not None)
@@ -206,22 +180,14 @@ def _scan_packets(path: Source) -> _PacketScan:
         reorders = stream.codec_context.has_b_frames
         delays = {pts - dts for pts, *_, dts in packets if pts is not None and dts is not None}
         in_display_order = not is_packed and not (reorders and len(delays) == 1)
-        complete = distinct and in_display_order and codec not in _HIDDEN_FRAME_CODECS
+        is_complete = distinct and in_display_order and codec not in _HIDDEN_FRAME_CODECS
         assert stream.time_base is not None  # streams of an opened file have one
         time_base = float(stream.time_base)
-        return _PacketScan(stamps, _frame_rate(stream, stamps, time_base), time_base, complete)
+        return stamps, _frame_rate(stream, stamps, time_base), time_base, is_complete
 
 
-def _is_truncated(container: InputContainer, stream: VideoStream, num_packets: int) -> bool:
-    """Return whether an MP4 file has fewer frames than its table, without the entries that an edit list leaves out.
-
-    Other containers only estimate the number.
-    """
-    return "mp4" in container.format.name and num_packets < min(stream.frames, len(stream.index_entries))
-
-
-def _scan_frames(path: Source) -> tuple[list[tuple[int, bool]], bool]:
-    """Decode all frames. Return the timestamp of each and whether it is a keyframe, and whether the stream is seekable.
+def _scan_frames(path: Source) -> tuple[_Stamps, bool]:
+    """Decode all frames. Return their timestamps, and whether the stream is seekable.
 
     It is if each frame has its own timestamp, and timestamps increase or the decoder keeps them with their frames.
     Otherwise the timestamps are the indices of the frames.

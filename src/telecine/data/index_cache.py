@@ -24,17 +24,7 @@ from typing import Any, BinaryIO, TypeAlias
 from telecine.base.files import atomic_write, user_cache_folder
 from telecine.data.index import index_video
 from telecine.data.remote import look_up, open_local
-from telecine.data.source import (
-    File,
-    RemotePath,
-    Source,
-    TarMember,
-    VideoInfo,
-    check_frame_size,
-    file_of,
-    is_address,
-    tar_members,
-)
+from telecine.data.source import RemotePath, Source, TarMember, VideoInfo, check_frame_size, is_address, tar_members
 from telecine.settings import MAX_PIXELS
 
 logger = logging.getLogger(__name__)
@@ -48,23 +38,18 @@ _FORMAT = [5, sys.byteorder]
 _MAX_RATIO, _MAX_LINE = 64, 2**16
 _FIELDS = ("width", "height", "fps", "seekable", "time_base", "is_image", "sample_aspect_ratio")
 
-_Fingerprint: TypeAlias = tuple[int, ...]
-"""Identifies the content of a source, see `fingerprint_of`."""
-_MemberLocation: TypeAlias = tuple[str, int, int]
-"""Name, offset and size of a tar member."""
+_Fingerprint: TypeAlias = tuple[int, ...]  # see `fingerprint_of`
+_MemberLocation: TypeAlias = tuple[str, int, int]  # name, offset and size of a tar member
 _Archives: TypeAlias = dict[str, tuple[_Fingerprint, list[_MemberLocation]]]
 _Infos: TypeAlias = dict[str, tuple[_Fingerprint, VideoInfo]]
 
 
 class IndexCache:
-    """Indexes videos, and reuses the saved result while a file's size and modification time are unchanged.
+    """Indexes the videos of a folder, list, tar file or pattern, and reuses the results for unchanged files.
 
     The cache is a file next to the data, or in the user's cache folder if the data is read-only or remote. If it is
     damaged, or has another format version, it is replaced. It is saved every `SECONDS_BETWEEN_SAVES`, so that a killed
     process loses little. Several threads may index.
-
-    Args:
-        data: The folder, list, tar file or pattern of the videos.
     """
 
     def __init__(self, data: str | PathLike[str]) -> None:
@@ -76,7 +61,7 @@ class IndexCache:
         self._last_save = time.monotonic()
         self._is_saving = threading.Lock()
 
-    def members(self, archive: File) -> list[TarMember]:
+    def members(self, archive: Path | RemotePath) -> list[TarMember]:
         """Return the videos and images of a tar file, up to any damage."""
         key, fingerprint = self._key(archive), fingerprint_of(archive)
         saved_fingerprint, locations = self._archives.get(key, (None, []))
@@ -87,11 +72,7 @@ class IndexCache:
         return [TarMember(archive, *location) for location in locations]
 
     def info(self, source: Source, max_pixels: int = MAX_PIXELS) -> VideoInfo:
-        """Return the index of a video or an image.
-
-        Raises:
-            DecodeError: it is not in the cache and cannot be decoded, or its frames are too large.
-        """
+        """Return the index of a video or an image, see `index_video`."""
         try:
             source = look_up(source) if isinstance(source, RemotePath) else source
             fingerprint = fingerprint_of(source)
@@ -116,11 +97,7 @@ class IndexCache:
             self._is_saving.release()
 
     def save(self, *, is_complete: bool = True) -> None:
-        """Write the file if its content changed. Failure to write is logged.
-
-        Args:
-            is_complete: Whether all the data was looked up. Other entries are then removed from the file.
-        """
+        """Write the file if its content changed; log a failure. If all data was looked up, remove other entries."""
         archives = ({} if is_complete else self._archives) | self._used_archives
         infos = ({} if is_complete else self._infos) | self._used_infos
         if infos == self._infos and archives == self._archives:
@@ -133,7 +110,7 @@ class IndexCache:
             logger.warning("the index cannot be saved, so the next run indexes the data again: %s", error)
 
     def _key(self, source: Source) -> str:
-        return str(source) if isinstance(file_of(source), RemotePath) else os.path.relpath(str(source), self._root)
+        return str(source) if is_address(str(source)) else os.path.relpath(str(source), self._root)
 
 
 def index_cache_path(data: str | PathLike[str]) -> Path:
@@ -161,10 +138,9 @@ def _short_hash(text: str) -> str:
 
 
 def fingerprint_of(source: Source) -> _Fingerprint:
-    """Return integers that identify the content of a source.
+    """Return integers that identify the content of a source: size and modification time in ns.
 
-    They are size and modification time in ns, and offset and size of a tar member. A remote file has a hash of its
-    version instead of a modification time.
+    A tar member adds its offset and size. A remote file has a hash of its version instead of a modification time.
     """
     if isinstance(source, TarMember):
         return *fingerprint_of(source.archive), source.offset, source.size
@@ -175,16 +151,10 @@ def fingerprint_of(source: Source) -> _Fingerprint:
     return status.st_size, status.st_mtime_ns
 
 
-def _scan_archive(archive: File) -> list[_MemberLocation]:
+def _scan_archive(archive: Path | RemotePath) -> list[_MemberLocation]:
     locations: list[_MemberLocation] = []
-
-    def scan(path: Path) -> None:
-        for member in tar_members(path):
-            # Not a comprehension: the members before a damaged one are kept.
-            locations.append((member.name, member.offset, member.size))  # noqa: PERF401
-
-    try:
-        open_local(archive, scan)
+    try:  # `extend` keeps the members before a damaged one
+        open_local(archive, lambda path: locations.extend((m.name, m.offset, m.size) for m in tar_members(path)))
     except (OSError, tarfile.TarError) as error:
         logger.warning("%s: damaged after its first %d videos and images: %s", archive, len(locations), error)
     return locations

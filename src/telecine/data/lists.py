@@ -5,23 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TextIO, TypeAlias, TypeVar
 
 from telecine.base.checks import describe, shorten, suggestion
 from telecine.data.remote import open_local, sibling
-from telecine.data.source import (
-    DataError,
-    DecodeError,
-    File,
-    RemotePath,
-    Source,
-    Span,
-    VideoInfo,
-    is_address,
-    is_file_name,
-)
+from telecine.data.source import DataError, DecodeError, File, Source, Span, VideoInfo, is_file_name
 
 LIST_SUFFIXES = frozenset({".csv", ".jsonl"})
 _COLUMNS = ("path", "start", "end", "start_frame", "end_frame")
@@ -38,15 +29,10 @@ class Segment:
     """A video or an image, and the part of it to use, in times or frames from its first frame."""
 
     source: Source
-    """The file, or the member of a tar file."""
-    start: float | None = None
-    """Start in seconds."""
-    end: float | None = None
-    """End in seconds, exclusive."""
+    start: float | None = None  # in seconds
+    end: float | None = None  # exclusive
     start_frame: int | None = None
-    """Index of the first frame."""
-    end_frame: int | None = None
-    """Index of the end frame, exclusive."""
+    end_frame: int | None = None  # exclusive
 
     def to_span(self, info: VideoInfo) -> Span | None:
         """Return the span of the segment in the indexed video, or None if it is empty."""
@@ -108,12 +94,8 @@ class _RowError(ValueError):
 
 
 def _named_file(path: File, name: str) -> File:
-    """Return the file of a name in a list."""
-    if is_address(name):
-        return RemotePath(name)
-    if isinstance(path, Path):
-        return path.parent / name
-    if PurePosixPath(name).is_absolute():
+    """Return the file of a name in the list at `path`."""
+    if not isinstance(path, Path) and PurePosixPath(name).is_absolute():
         got = f"but got {describe(name)}. A list at an address cannot name local files."
         raise _RowError(f"`path` must be relative to the list, or an address, {got}")
     return sibling(path, name)
@@ -125,8 +107,8 @@ def _csv_rows(file: TextIO) -> Iterator[tuple[int, _Row]]:
     _check_columns(names, 1)
     for values in reader:
         if values and len(values) != len(names):
-            expected = f"must have {len(names)} values, as line 1 does"
-            raise _RowError(f"{expected}. Quote values that contain a comma.", reader.line_num)
+            error = f"must have {len(names)} values, as line 1 does. Quote values that contain a comma."
+            raise _RowError(error, reader.line_num)
         if values:
             yield reader.line_num, {name: value for name, value in zip(names, values, strict=True) if value}
 
@@ -168,12 +150,9 @@ def _parse_segment(row: _Row, source: File) -> Segment:
 def _parse_number(row: _Row, name: str, parse: Callable[[str], _Number]) -> _Number | None:
     if name not in row:
         return None
-    try:
+    with suppress(ValueError):
         text = str(row[name])
-        value = parse(text) if len(text) <= _MAX_NUMBER_LENGTH else None
-    except ValueError:
-        value = None
-    if value is None or not 0 <= value <= _MAX_NUMBER:
-        contract = f"{'a frame index' if parse is int else 'a number of seconds'}, at least 0 and at most {_MAX_NUMBER}"
-        raise _RowError(f"`{name}` must be {contract}, but got {describe(row[name])}.")
-    return value
+        if len(text) <= _MAX_NUMBER_LENGTH and 0 <= (value := parse(text)) <= _MAX_NUMBER:
+            return value
+    contract = f"{'a frame index' if parse is int else 'a number of seconds'}, at least 0 and at most {_MAX_NUMBER}"
+    raise _RowError(f"`{name}` must be {contract}, but got {describe(row[name])}.")

@@ -11,12 +11,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import TypedDict
+from typing import TypeAlias, TypedDict
 
 import torch
 from torch import Tensor
@@ -46,6 +45,8 @@ _WAIT_MESSAGE = "DataLoader timed out after"
 # From Linux' <sys/prctl.h>: the signal that a process gets when its parent ends.
 _PR_SET_PDEATHSIG = 1
 
+_Ask: TypeAlias = Callable[[], bool]  # whether to stop waiting
+
 
 class ReadingStopped(Exception):  # noqa: N818 - not an error: it was asked for
     """Waiting for a batch was stopped by `should_stop`."""
@@ -55,19 +56,12 @@ class _WorkerError(RuntimeError):
     """Workers have died, or have not sent a batch in time."""
 
 
-def _never() -> bool:
-    return False
-
-
 class ClipBatch(TypedDict):
     """Clips of one size."""
 
-    video: Tensor
-    """float32 in [-1, 1], shape `(B, C, T, H, W)`."""
-    source: list[str]
-    """The file of each clip."""
-    start: Tensor
-    """Index of the first frame of each clip in its file, int64, shape `(B,)`."""
+    video: Tensor  # float32 in [-1, 1], shape `(B, C, T, H, W)`
+    source: list[str]  # the file of each clip
+    start: Tensor  # index of the first frame of each clip in its file, int64, shape `(B,)`
 
 
 @dataclass(frozen=True)
@@ -79,16 +73,11 @@ class ClipBatchSampler:
     processes, micro-batches and `batch_size`.
     """
 
-    batches: Sequence[int]
-    """Numbers of the micro-batches, counted from the start of training."""
-    batch_size: int
-    """Clips per batch."""
-    num_micro_batches: int
-    """Consecutive batches per step of this process, for gradient accumulation."""
+    batches: Sequence[int]  # numbers of the micro-batches, counted from the start of training
+    batch_size: int  # clips per batch
+    num_micro_batches: int  # consecutive batches per step of this process, for gradient accumulation
     rank: int
-    """Rank of this process."""
-    num_ranks: int
-    """Number of processes that train together. Each reads its part of every step."""
+    num_ranks: int  # number of processes that train together; each reads its part of every step
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -105,10 +94,6 @@ class ClipBatchSampler:
         first = (self.batches[position] * self.num_ranks + self.rank) * self.batch_size
         return [(self.step(position), first + i) for i in range(self.batch_size)]
 
-    def subset(self, start: int, stop: int | None = None) -> ClipBatchSampler:
-        """Return the sampler of the batches from position `start` to `stop`, exclusive, or to the end."""
-        return replace(self, batches=self.batches[start:stop])
-
 
 def clip_loader(
     dataset: ClipDataset,
@@ -119,16 +104,15 @@ def clip_loader(
     num_micro_batches: int = 1,
     rank: int = 0,
     num_ranks: int = 1,
-    should_stop: Callable[[], bool] = _never,
+    should_stop: _Ask = lambda: False,
 ) -> ClipLoader:
     """Return a loader of the batches of steps `start_step` to `num_steps`, exclusive.
 
     Args:
-        dataset: The clips.
+        dataset, should_stop: See `ClipLoader`.
         batch_size, num_micro_batches, rank, num_ranks: See `ClipBatchSampler`.
         start_step: The first step. When resuming, the number of completed steps.
         num_steps: Number of steps of the whole run.
-        should_stop: See `ClipLoader`.
 
     Raises:
         ValueError: a number is out of range.
@@ -150,7 +134,6 @@ class ClipLoader:
 
     Args:
         dataset: The clips. Its `config` has the number of worker processes and the time limit for a batch.
-        sampler: The items of each batch.
         should_stop: Whether to stop waiting for a batch, asked once a second while waiting.
 
     Raises:
@@ -158,9 +141,7 @@ class ClipLoader:
         ReadingStopped: `should_stop` returned true.
     """
 
-    def __init__(
-        self, dataset: ClipDataset, sampler: ClipBatchSampler, should_stop: Callable[[], bool] = _never
-    ) -> None:
+    def __init__(self, dataset: ClipDataset, sampler: ClipBatchSampler, should_stop: _Ask = lambda: False) -> None:
         self.dataset, self.sampler, self.should_stop = dataset, sampler, should_stop
 
     def __len__(self) -> int:
@@ -170,7 +151,8 @@ class ClipLoader:
         num_done = num_failures = 0
         while num_done < len(self.sampler):
             # After a failure, read the next batch alone: if its workers fail again, no other batch is lost.
-            sampler = self.sampler.subset(num_done, num_done + 1 if num_failures else None)
+            stop = num_done + 1 if num_failures else None
+            sampler = replace(self.sampler, batches=self.sampler.batches[num_done:stop])
             requests = _ReadRequests(self.dataset)
             try:
                 for batch in _read_batches(requests, sampler, self.should_stop):
@@ -187,11 +169,10 @@ class ClipLoader:
         if num_failures < MAX_FAILURES:
             logger.warning("%s while reading step %d, %s; restarting the workers", error, step, files)
             return
-        contract = "readable by the worker processes"
         got = f"workers that failed {num_failures} times in a row while reading step {step}: {error}"
         remedy = f"Check {files}: the decoder may crash, or the disk not answer. Use fewer `clips.num_workers` if "
         remedy += "memory is short, a larger `clips.timeout` if the disk is slow."
-        raise argument_error("data", contract, got, remedy, DataError) from error
+        raise argument_error("data", "readable by the worker processes", got, remedy, DataError) from error
 
 
 class _ReadRequests(Dataset[Clip]):
@@ -202,8 +183,7 @@ class _ReadRequests(Dataset[Clip]):
         self._items = torch.full((dataset.config.num_workers, 2), -1).share_memory_()
 
     def __getitem__(self, item: Item) -> Clip:
-        worker = get_worker_info()
-        if worker is not None:
+        if (worker := get_worker_info()) is not None:
             self._items[worker.id] = torch.tensor(item)
         return self.dataset[item]
 
@@ -213,9 +193,7 @@ class _ReadRequests(Dataset[Clip]):
         return [item for item in items if list(item) in being_read] or items
 
 
-def _read_batches(
-    requests: _ReadRequests, sampler: ClipBatchSampler, should_stop: Callable[[], bool]
-) -> Iterator[ClipBatch]:
+def _read_batches(requests: _ReadRequests, sampler: ClipBatchSampler, should_stop: _Ask) -> Iterator[ClipBatch]:
     config = requests.dataset.config
     poll = min(POLL_SECONDS, config.timeout)
     loader: DataLoader[Clip] = DataLoader(
@@ -240,8 +218,9 @@ def _read_batches(
     watchdog = _Watchdog(workers, poll, config.timeout, should_stop)
     try:
         for _ in range(len(sampler)):
-            with watchdog.waiting():
-                batch = _next_batch(batches, watchdog)
+            watchdog.num_changes += 1
+            batch = _next_batch(batches, watchdog)
+            watchdog.num_changes += 1
             yield batch
     except (OSError, EOFError, _WorkerError) as error:
         if watchdog.error is not None:
@@ -251,7 +230,7 @@ def _read_batches(
             raise _WorkerError(f"{_DEATH_MESSAGES[0]} {pids}) exited unexpectedly") from error
         raise
     finally:
-        watchdog.close()
+        watchdog.is_closed.set()
         kill_workers()
         atexit.unregister(kill_workers)
 
@@ -276,35 +255,22 @@ class _Watchdog:
     of a batch, until the worker is killed.
     """
 
-    def __init__(
-        self, workers: Iterable[BaseProcess], poll: float, timeout: float, should_stop: Callable[[], bool]
-    ) -> None:
+    def __init__(self, workers: Iterable[BaseProcess], poll: float, timeout: float, should_stop: _Ask) -> None:
         self.error: _WorkerError | ReadingStopped | None = None
         self._workers = list(workers)
         self._poll, self._timeout, self._should_stop = poll, timeout, should_stop
-        self._num_changes = 0  # beginnings and ends of waits, so it is odd during a wait
-        self._is_closed = threading.Event()
+        self.num_changes = 0  # beginnings and ends of waits, so it is odd during a wait
+        self.is_closed = threading.Event()  # set it to end the thread
         if self._workers:
             threading.Thread(target=self._run, name="telecine workers", daemon=True).start()
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Mark the wait for a batch."""
-        self._num_changes += 1
-        yield
-        self._num_changes += 1
-
-    def close(self) -> None:
-        """End the thread."""
-        self._is_closed.set()
 
     def _run(self) -> None:
         # Looks are counted, not seconds: this process may itself have been stopped.
         num_looks = known = 0
-        while self.error is None and not self._is_closed.wait(self._poll):
-            is_waiting = self._num_changes % 2 == 1
-            num_looks = num_looks + 1 if is_waiting and self._num_changes == known else 0
-            known = self._num_changes
+        while self.error is None and not self.is_closed.wait(self._poll):
+            is_waiting = self.num_changes % 2 == 1
+            num_looks = num_looks + 1 if is_waiting and self.num_changes == known else 0
+            known = self.num_changes
             if is_waiting and self._should_stop():
                 self.error = ReadingStopped()
             elif num_looks * self._poll >= self._timeout:
@@ -330,10 +296,7 @@ def _kill(workers: Iterable[BaseProcess]) -> None:
 
 
 def _remove_sigchld_handler() -> None:
-    """Remove PyTorch's handler of dead child processes, which raises an error in the middle of an update.
-
-    Without it, the loader notices a dead worker after it has waited for a batch for five seconds.
-    """
+    """Remove PyTorch's handler of dead children, which raises during an update. A wait finds them in five seconds."""
     number = getattr(signal, "SIGCHLD", None)  # does not exist on Windows
     if number is None or threading.current_thread() is not threading.main_thread():
         return

@@ -15,6 +15,7 @@ import posixpath
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from glob import has_magic
@@ -31,10 +32,12 @@ from telecine.data.source import (
     VIDEO_SUFFIXES,
     DataError,
     DecodeError,
+    File,
     RemotePath,
     Source,
     TarMember,
     file_of,
+    is_address,
     is_hidden,
 )
 
@@ -69,14 +72,10 @@ _COPY = re.compile(rf"[0-9a-f]{{64}}({'|'.join(map(re.escape, VIDEO_SUFFIXES | I
 class _Library:
     """The library of a protocol for fsspec."""
 
-    package: str
-    """The package to install."""
-    temporary: tuple[str, ...]
-    """Errors after which another attempt may succeed, besides those of the operating system."""
-    permanent: tuple[str, ...] = ()
-    """Errors after which none can."""
-    options: Callable[[], dict[str, Any]] = dict
-    """Function that returns the options of the file system."""
+    package: str  # to install
+    temporary: tuple[str, ...]  # errors after which another attempt may succeed, besides those of the operating system
+    permanent: tuple[str, ...] = ()  # errors after which none can
+    options: Callable[[], dict[str, Any]] = dict  # returns the options of the file system
 
 
 def _bucket_options() -> dict[str, Any]:
@@ -131,19 +130,18 @@ def list_files(folder: RemotePath) -> list[RemotePath]:
 
 
 def look_up(file: RemotePath) -> RemotePath:
-    """Return the file or folder with its size and version, from the server unless they are known.
-
-    Raises:
-        FileNotFoundError: it does not exist.
-        DataError: it cannot be read.
-    """
+    """Return the file or folder with its size and version, from the server unless they are known."""
     if file.size is not None or file.is_folder:
         return file
-    return _with_retries(file.url, partial(_look_up, file.url))
+    return _with_retries(file.url, lambda fs: _path_of(file.url, fs.info(file.url)))
 
 
-def sibling(file: RemotePath, name: str) -> RemotePath:
-    """Return the file at the path `name` relative to the folder of `file`."""
+def sibling(file: File, name: str) -> File:
+    """Return the file at the address `name`, or at this path relative to the folder of `file`."""
+    if is_address(name):
+        return RemotePath(name)
+    if isinstance(file, Path):
+        return file.parent / name
     protocol, _, _ = file.url.partition("://")
     return RemotePath(f"{protocol}://{posixpath.normpath(file.path.parent / name)}")
 
@@ -166,7 +164,6 @@ def open_local(source: Source, opening: Callable[[Any], T]) -> T:
         raise DecodeError(f"{file}: No such file") from error
     if known.is_folder or known.size is None:
         raise DecodeError(f"{file}: {'a folder' if known.is_folder else 'its server does not tell its size'}")
-
     for _ in range(_MAX_REMOVALS):
         copy = _copy_of(known)
         try:
@@ -188,17 +185,13 @@ def _download(file: RemotePath, path: Path, fs: AbstractFileSystem) -> None:
     fs.get_file(fs._strip_protocol(file.url), str(path), callback=Callback(hooks={"bound": check}))
     if path.stat().st_size != file.size:
         raise OSError(errno.EIO, f"the connection ended after {path.stat().st_size} of {file.size} bytes")
-    now = _look_up(file.url, fs)
+    now = _path_of(file.url, fs.info(file.url))
     if (now.size, now.version) != (file.size, file.version):
         raise _changed(file)
 
 
 def _changed(file: RemotePath) -> DataError:
     return DataError(f"{file}: was changed or removed after it was listed. Run the same command again.")
-
-
-def _look_up(url: str, fs: AbstractFileSystem) -> RemotePath:
-    return _path_of(url, fs.info(url))
 
 
 def _path_of(url: str, info: Mapping[str, Any]) -> RemotePath:
@@ -228,7 +221,8 @@ def _with_retries(address: str, call: Callable[[AbstractFileSystem], T]) -> T:
         try:
             return call(fs)
         except (*temporary, *permanent) as error:  # noqa: PERF203 - the server is slower
-            cause = _cause(error)
+            # fsspec takes every error of a web server for a missing file.
+            cause = (error.__cause__ if isinstance(error, FileNotFoundError) else None) or error
             if not isinstance(cause, temporary) or _is_permanent(cause):
                 is_answer = cause is error or not isinstance(cause, temporary) or _status(cause) in (404, 410)
                 if isinstance(error, FileNotFoundError) and is_answer:
@@ -256,15 +250,9 @@ def _file_system(address: str, library: _Library) -> AbstractFileSystem:
         raise ImportError(message, name=package) from error
 
 
-def _cause(error: BaseException) -> BaseException:
-    """Return the error itself, or its cause: fsspec takes every error of a web server for a missing file."""
-    return error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ is not None else error
-
-
 def _status(error: BaseException) -> int | None:
     """Return the HTTP status in an error of aiohttp, or of huggingface_hub."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return getattr(error, "status", status)
+    return getattr(error, "status", getattr(getattr(error, "response", None), "status_code", None))
 
 
 def _is_permanent(error: BaseException) -> bool:
@@ -288,13 +276,10 @@ def _cache_folder() -> Path:
 def _max_bytes() -> int:
     """Return the size of the cache, `$TELECINE_REMOTE_CACHE_GB`; raise a `ValueError` unless it is above 0."""
     text = os.environ.get(SIZE_VARIABLE) or str(_DEFAULT_GB)
-    try:
-        size = round(float(text) * 1e9)
-    except (ValueError, OverflowError):
-        size = 0
-    if size < 1:
-        raise argument_error(SIZE_VARIABLE, "a number of gigabytes above 0", text, f"The default is {_DEFAULT_GB:g}.")
-    return size
+    with suppress(ValueError, OverflowError):
+        if (size := round(float(text) * 1e9)) >= 1:
+            return size
+    raise argument_error(SIZE_VARIABLE, "a number of gigabytes above 0", text, f"The default is {_DEFAULT_GB:g}.")
 
 
 def _copy_of(file: RemotePath) -> Path:

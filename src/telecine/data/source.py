@@ -47,11 +47,8 @@ class RemotePath:
     """A file or a folder at an address such as `s3://bucket/a.mp4`. Equal addresses are equal."""
 
     url: str
-    """The address."""
-    size: int | None = field(default=None, compare=False)
-    """Size in bytes; None until the server is asked."""
-    version: str = field(default="", compare=False)
-    """ETag or modification time of the content; empty if the server sends none."""
+    size: int | None = field(default=None, compare=False)  # in bytes; None until the server is asked
+    version: str = field(default="", compare=False)  # ETag or modification time; empty if the server sends none
     is_folder: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
@@ -90,13 +87,9 @@ class TarMember:
     """A file inside an uncompressed tar file. It is read in place, without unpacking the archive."""
 
     archive: File
-    """The tar file."""
     name: str
-    """Name of the member in the tar file."""
-    offset: int
-    """Offset of its first byte in the tar file."""
-    size: int
-    """Size in bytes."""
+    offset: int  # of its first byte in the tar file
+    size: int  # in bytes
 
     def __str__(self) -> str:
         return f"{self.archive}/{self.name}"
@@ -132,25 +125,6 @@ def resolve_source(source: Source) -> Source:
     return source if isinstance(source.archive, RemotePath) else replace(source, archive=source.archive.resolve())
 
 
-def ffmpeg_url(source: Source) -> str:
-    """Return the URL of a local source for FFmpeg, whose `subfile` protocol reads part of a file in place.
-
-    The protocol is explicit, because FFmpeg takes the part of a name before a colon for a protocol.
-    """
-    if not isinstance(source, TarMember):
-        return f"file:{source}"
-    return f"subfile,,start,{source.offset},end,{source.offset + source.size},,:file:{source.archive}"
-
-
-def read_bytes(source: Path | TarMember) -> bytes:
-    """Read the whole content of a local source."""
-    if isinstance(source, Path):
-        return source.read_bytes()
-    with open(str(source.archive), "rb") as file:
-        file.seek(source.offset)
-        return file.read(source.size)
-
-
 def is_file_name(text: str) -> bool:
     """Return whether a file can have this path: not empty, short, and without NUL or half of a surrogate pair."""
     try:
@@ -179,8 +153,7 @@ def tar_members(archive: Path) -> Iterator[TarMember]:
 
     Raises:
         OSError: the file cannot be read.
-        tarfile.TarError: it is not a tar file, is compressed, or is truncated. Members before a truncated one are
-            yielded first.
+        tarfile.TarError: it is not a tar file, is compressed, or is truncated after the members yielded so far.
     """
     with tarfile.open(archive, "r:") as tar:
         for entry in tar:
@@ -194,27 +167,17 @@ class VideoInfo:
     """The timestamps and keyframes of a video, as found by `telecine.data.index_video`. An image has one frame."""
 
     path: Source
-    """The file, or the member of a tar file."""
-    width: int
-    """Width in square pixels, as displayed."""
+    width: int  # in square pixels, as displayed
     height: int
-    """Height in square pixels, as displayed."""
-    fps: float
-    """Average number of frames per second; 1 for an image."""
+    fps: float  # average number of frames per second; 1 for an image
     pts: array[int] = field(repr=False, hash=False)
     """Timestamp of each frame in display order, in units of `time_base`. The frame's index if `seekable` is false.
-
     In some files they are in decoding order. They then do not increase, and only tell frames apart."""
-    keyframes: array[int] = field(repr=False, hash=False)
-    """Indices of the keyframes, in display order."""
-    seekable: bool = True
-    """Whether frames have timestamps to seek to. Otherwise a clip is read by decoding from the start of the file."""
-    time_base: float = 1.0
-    """Unit of `pts` in seconds."""
+    keyframes: array[int] = field(repr=False, hash=False)  # indices in display order
+    seekable: bool = True  # whether frames have timestamps to seek to; otherwise files are decoded from their start
+    time_base: float = 1.0  # unit of `pts` in seconds
     is_image: bool = False
-    """Whether this is a still image."""
-    sample_aspect_ratio: float = 1.0
-    """Width of a stored pixel divided by its height, after rotation; above 1 if `width` is stretched for display."""
+    sample_aspect_ratio: float = 1.0  # width of a stored pixel divided by its height, after rotation
 
     @property
     def num_frames(self) -> int:
@@ -243,11 +206,8 @@ class Span:
     """Consecutive frames of an indexed video."""
 
     info: VideoInfo
-    """The video."""
     first_frame: int
-    """Index of the first frame."""
-    last_frame: int
-    """Index of the last frame, inclusive."""
+    last_frame: int  # inclusive
 
     @property
     def num_frames(self) -> int:

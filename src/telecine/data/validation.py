@@ -17,19 +17,17 @@ _MIN_VIDEOS_TO_HOLD_OUT_WHOLE = 10
 
 
 def split_videos(spans: Sequence[Span], val_fraction: float, clip_span: int) -> tuple[list[Span], list[Span]]:
-    """Split videos into spans to train on and held-out spans. The two have no frame in common.
+    """Split data into spans to train on and held-out spans. The two have no frame in common.
 
     Of ten videos or more, whole videos are held out, evenly spaced in their order, so that a folder sorted by subject
     is sampled across subjects. Of fewer videos, the end of each is held out, at least one clip long; a video that is
-    too short for one clip in each part is used for training only. Images are split separately, and always whole.
+    too short for one clip in each part is used for training only. All held-out spans of videos are at least one clip
+    long. Images are split separately, and always whole.
 
     Args:
         spans: The frames to split. Spans of one video may overlap.
         val_fraction: Fraction to hold out, above 0 and at most 0.5.
         clip_span: Frames from the first to the last frame of a validation clip, `(num_frames - 1) * stride + 1`.
-
-    Returns:
-        The training spans, and the held-out spans, of which those of videos are at least one clip long.
 
     Raises:
         DataError: no video is long enough for a clip, or for one in each part; or there is only one image.
@@ -111,13 +109,8 @@ def read_validation_clips(
 
     The clips are distributed over the spans, or over `max_clips` evenly spaced spans, and evenly spaced in each. They
     do not overlap, so there may be fewer than `max_clips`. All have the validation size of `config`. Images are used if
-    there are no videos, or if `config.image_ratio` is 1. A clip that cannot be decoded is logged and skipped.
-
-    Args:
-        spans: The held-out frames.
-        config: The clip settings.
-        max_clips: Largest number of clips.
-        name: Name of the setting in error messages.
+    there are no videos, or if `config.image_ratio` is 1. A clip that cannot be decoded is logged and skipped. Errors
+    name the setting `name`.
 
     Raises:
         ValueError: `max_clips` is below 1.

@@ -172,7 +172,9 @@ def _summarize(results: Sequence[ClipResult], metric_set: MetricSet, description
         absent=tuple(absent.items()),
         **description,
     )
-    rows = [{"source": result.source, "start": result.start, **result.metrics} for result in results]
+    rows: list[dict[str, str | int | float]] = [
+        {"source": result.source, "start": result.start, **result.metrics} for result in results
+    ]
     return Evaluation(metrics, rows, mean_per_frame(results), protocol)
 
 
