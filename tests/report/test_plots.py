@@ -64,7 +64,7 @@ class TestPlots:
         found = {}
         for plot in plots([records(40)], ["alex"]):
             for series in plot.series:
-                found.setdefault((series.key, series.curves[0].last), set()).add(series.label)
+                found.setdefault((series.key, series.curves[0].values[-1]), set()).add(series.label)
         assert len(found) > 8
         assert [labels for labels in found.values() if len(labels) > 1] == []
 
