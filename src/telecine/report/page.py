@@ -78,7 +78,7 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *
         The path of the page.
 
     Raises:
-        ValueError: A folder is not the folder of a run, or the output is not an HTML file.
+        ValueError: A folder is not that of a run, or is given twice, or the output is not an HTML file.
     """
     folders = [Path(run) for run in runs]
     if not folders:

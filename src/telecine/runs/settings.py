@@ -35,7 +35,9 @@ class _Setting:
 
 
 def read_saved_settings(folder: Path) -> dict[str, Any]:
-    """Return the plain, nested settings in the folder of a run or a checkpoint; nothing if the file does not exist.
+    """Return the settings in the folder of a run or of a checkpoint, or nothing if the file does not exist.
+
+    They are plain and nested: functions of the user that they name are not imported.
 
     Raises:
         ValueError: The file is not a YAML mapping.
