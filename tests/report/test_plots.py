@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from telecine.objective.weights import WeightSchedule
 from telecine.report.plots import MAX_POINTS, _as_curve, _columns_of, _duplicates, _key_of, _label_of, panels, table
 from telecine.report.plots import plots_of as plots_of_runs
 from telecine.report.run import ReportedRun
@@ -65,7 +64,7 @@ class TestPlots:
         found = {}
         for plot in plots([records(40)], ["alex"]):
             for series in plot.series:
-                found.setdefault((series.key, series.curves[0].last), set()).add(series.label)
+                found.setdefault((series.key, series.curves[0].values[-1]), set()).add(series.label)
         assert len(found) > 8
         assert [labels for labels in found.values() if len(labels) > 1] == []
 
@@ -123,7 +122,7 @@ class TestTable:
 
 
 def test_other_losses_and_weights_have_their_panels():
-    weights = {f"train/{name}" for name in WeightSchedule(ObjectiveConfig()).ramps}
+    weights = {f"train/{term.weight_key}" for term in ObjectiveConfig().all_terms().values()}
     losses = {"train/edges_loss", "train/gram_loss", "train/logvar", "train/recon_loss"}
     shown = {"train/mse", "train/gen_loss", "train/adaptive_weight", "val/psnr"}
     shown |= {"train/total_loss", "train/total_disc_loss"}

@@ -132,7 +132,7 @@ def test_side_by_side_shows_input_reconstruction_and_difference() -> None:
     inputs = _frames(4, 65, 80)
     reconstructions = inputs.clone()
     reconstructions[:, 10:20, 30:40] = 0
-    picture = side_by_side(inputs=[inputs, inputs], reconstructions=[reconstructions, inputs], amplification=2)
+    picture = side_by_side(inputs=[inputs, inputs], reconstructions=[reconstructions, inputs])
     # 65 rows are enlarged by 3. Vertically: labels, clip, gap, clip. Horizontally: three panels and two gaps.
     assert picture.shape == (4, 26 + 195 + 4 + 195, 3 * 240 + 2 * 4, 3)
     assert picture.dtype == torch.uint8
@@ -141,7 +141,7 @@ def test_side_by_side_shows_input_reconstruction_and_difference() -> None:
     assert torch.equal(left[:, 2::3, 1::3], inputs)
     assert torch.equal(middle[:, 1::3, 1::3], reconstructions)
     difference = right[:, 1::3, 1::3].int()
-    assert torch.equal(difference[:, 10:20, 30:40], (inputs[:, 10:20, 30:40].int() * 2).clamp(max=255))
+    assert torch.equal(difference[:, 10:20, 30:40], (inputs[:, 10:20, 30:40].int() * 4).clamp(max=255))
     assert difference[:, 20:].max() == 0
     assert picture[:, 225:, 488:].max() == 0
     bar = picture[0, :26].float().amax(dim=(0, 2))
@@ -152,12 +152,12 @@ def test_panes_are_thirds_of_the_width() -> None:
     target = _frames(2, 193, 33)
     reconstruction = target.clone()
     reconstruction[:, :4] = 0
-    picture = _panes(target=target, reconstruction=reconstruction, amplification=3)
+    picture = _panes(target=target, reconstruction=reconstruction)
     assert picture.shape == (2, 194, 3 * 34, 3)
     left, middle, right = picture[:, :193].split(34, dim=2)
     assert torch.equal(left[:, :, :33], target)
     assert torch.equal(middle[:, :, :33], reconstruction)
-    assert torch.equal(right[:, :4, :33].int(), (target[:, :4].int() * 3).clamp(max=255))
+    assert torch.equal(right[:, :4, :33].int(), (target[:, :4].int() * 4).clamp(max=255))
     assert right[:, 4:].max() == 0
     small = _panes(target=target[:, :65], reconstruction=target[:, :65])
     assert small.shape == (2, 130, 3 * 66, 3)  # enlarged by 2

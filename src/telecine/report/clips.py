@@ -34,7 +34,7 @@ MIN_SECONDS, _MAX_PREVIEW_FPS = 4.0, 60.0
 _MIN_PANEL_HEIGHT = 192
 _LABEL_HEIGHT = 26
 _GAP = 4
-_LABELS = ("input", "reconstruction")
+_LABELS = ("input", "reconstruction", f"difference x {_AMPLIFICATION:g}")
 # TensorBoard keeps every preview in its file, and shows it small: a GIF of this many pixels a side, frames and colours.
 _MAX_SIDE, _MAX_FRAMES, _NUM_COLOURS = 256, 9, 64
 PREVIEW = "val/side_by_side"
@@ -57,17 +57,7 @@ class ValidationClip:
 
 
 def write_clips(run: Run, step: int, clips: Iterable[ValidationClip], *, fps: float) -> Path:
-    """Write the clips of the validation at `step`, see `Run.write_validation`.
-
-    Args:
-        run: The run.
-        step: The step of the validation.
-        clips: One or more clips. A generator keeps only one clip in memory.
-        fps: Frames per second.
-
-    Raises:
-        ValueError: There is no clip, or the shapes of a clip differ.
-    """
+    """Write the clips of the validation at `step`, see `Run.write_validation`; of a generator, one is in memory."""
 
     def write(folder: Path) -> Iterator[SavedClip]:
         return (_write_clip(folder, index, clip, fps) for index, clip in enumerate(clips))
@@ -77,9 +67,8 @@ def write_clips(run: Run, step: int, clips: Iterable[ValidationClip], *, fps: fl
 
 def _write_clip(folder: Path, index: int, clip: ValidationClip, fps: float) -> SavedClip:
     name = f"clip-{index:02d}.mp4"
-    frames = _panes(target=clip.target, reconstruction=clip.reconstruction, amplification=_AMPLIFICATION)
     with Mp4Writer(folder / name, fps, crf=_CRF, keyframe_every=_KEYFRAME_EVERY) as writer:
-        writer.add(frames)
+        writer.add(_panes(target=clip.target, reconstruction=clip.reconstruction))
     num_frames, height, width, _ = clip.target.shape
     return SavedClip(
         video=name,
@@ -100,15 +89,12 @@ def _frame_psnr(*, target: Tensor, reconstruction: Tensor) -> list[float]:
     return psnr_of_mse(errors.double(), value_range=255.0).tolist()
 
 
-def side_by_side(
-    *, inputs: Sequence[Tensor] | Tensor, reconstructions: Sequence[Tensor] | Tensor, amplification: float = 4.0
-) -> Tensor:
+def side_by_side(*, inputs: Sequence[Tensor] | Tensor, reconstructions: Sequence[Tensor] | Tensor) -> Tensor:
     """Lay out input, reconstruction and amplified absolute difference from left to right, one row per clip.
 
     Args:
         inputs: Clips of uint8 frames `(T, H, W, 3)`, all of one shape.
         reconstructions: As many clips of the same shape.
-        amplification: The factor of the difference, which is clamped at white.
 
     Returns:
         uint8 frames `(T, H', W', 3)` with labels. `H'` and `W'` are even. Small clips are enlarged by an integer factor
@@ -117,40 +103,29 @@ def side_by_side(
     _check_pairs(inputs, reconstructions)
     rows = []
     for clip, recon in zip(inputs, reconstructions, strict=True):
-        panels = (clip.cpu(), recon.cpu(), _amplified_difference(clip.cpu(), recon.cpu(), amplification))
         factor = -(-_MIN_PANEL_HEIGHT // clip.shape[1])
-        rows.append(_join([_enlarge(panel, factor) for panel in panels], dim=2))
+        rows.append(_join([_enlarge(panel, factor) for panel in _panels(clip, recon)], dim=2))
     picture = _join(rows, dim=1)
-    labels = (*_LABELS, f"difference x {amplification:g}")
-    bar = _label_bar(labels, picture.shape[2], (picture.shape[2] + _GAP) / len(labels))
+    bar = _label_bar(picture.shape[2])
     return pad_to_even(torch.cat([bar.expand(picture.shape[0], -1, -1, -1), picture], dim=1))
 
 
-def _panes(*, target: Tensor, reconstruction: Tensor, amplification: float = 4.0) -> Tensor:
-    """Lay out the frames of input, reconstruction and amplified difference from left to right, without gaps or labels.
+def _panes(*, target: Tensor, reconstruction: Tensor) -> Tensor:
+    """Lay out the panels of a clip as even `(T, H', 3 * W', 3)`, without gaps and labels: a player can crop them.
 
-    A player can crop the panes: each is a third of the width. Clips lower than 192 pixels are enlarged by 2 (nearest
-    neighbour), so that the format's half resolution of colours is the clip's full resolution.
-
-    Args:
-        target: uint8 frames `(T, H, W, 3)`.
-        reconstruction: Of the same shape.
-        amplification: The factor of the difference, which is clamped at white.
-
-    Returns:
-        uint8 frames `(T, H', 3 * W', 3)` with even `H'` and `W'`.
+    Clips lower than 192 pixels are enlarged by 2 (nearest neighbour), so that the format's half resolution of colours
+    is the clip's full resolution.
     """
     _check_pairs([target], [reconstruction])
-    target, reconstruction = target.cpu(), reconstruction.cpu()
-    difference = _amplified_difference(target, reconstruction, amplification)
     factor = 2 if target.shape[1] < _MIN_PANEL_HEIGHT else 1
-    return torch.cat([pad_to_even(_enlarge(pane, factor)) for pane in (target, reconstruction, difference)], dim=2)
+    return torch.cat([pad_to_even(_enlarge(panel, factor)) for panel in _panels(target, reconstruction)], dim=2)
 
 
-def _amplified_difference(clip: Tensor, recon: Tensor, amplification: float) -> Tensor:
-    """Return the absolute difference of uint8 frames times `amplification`, clamped at white."""
-    difference = (clip.float() - recon.float()).abs().mul(amplification)
-    return difference.clamp(max=255.0).round().to(torch.uint8)
+def _panels(clip: Tensor, recon: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return uint8 frames `(T, H, W, 3)`, their reconstruction, and the amplified difference, clamped at white."""
+    clip, recon = clip.cpu(), recon.cpu()
+    difference = (clip.float() - recon.float()).abs().mul(_AMPLIFICATION).clamp(max=255.0)
+    return clip, recon, difference.round().to(torch.uint8)
 
 
 def _check_pairs(inputs: Sequence[Tensor] | Tensor, reconstructions: Sequence[Tensor] | Tensor) -> None:
@@ -178,21 +153,19 @@ def _join(panels: Sequence[Tensor], dim: int) -> Tensor:
     return torch.cat(parts[1:], dim=dim)
 
 
-def _label_bar(labels: Sequence[str], width: int, pitch: float) -> Tensor:
+def _label_bar(width: int) -> Tensor:
     """Draw each label at the left edge of its panel on a black bar, uint8 `(1, height, width, 3)`."""
     image = Image.new("RGB", (width, _LABEL_HEIGHT))
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=15)
-    for i, label in enumerate(labels):
-        draw.text((round(i * pitch) + 4, _LABEL_HEIGHT / 2), label, fill=(235, 235, 235), font=font, anchor="lm")
+    for i, label in enumerate(_LABELS):
+        left = round(i * (width + _GAP) / len(_LABELS)) + 4
+        draw.text((left, _LABEL_HEIGHT / 2), label, fill=(235, 235, 235), font=font, anchor="lm")
     return torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).reshape(1, _LABEL_HEIGHT, width, 3)
 
 
 def write_preview(path: str | os.PathLike[str], frames: Tensor, fps: float) -> None:
-    """Write a short clip as an MP4 to look at: it is repeated until it lasts at least `MIN_SECONDS`.
-
-    A clip of more than 60 frames a second is slowed down.
-    """
+    """Write a short clip as an MP4 of up to 60 frames a second, repeated until it lasts at least `MIN_SECONDS`."""
     fps = min(fps, _MAX_PREVIEW_FPS)
     with Mp4Writer(path, fps) as writer:
         for _ in range(max(1, math.ceil(MIN_SECONDS * fps / len(frames)))):
@@ -200,19 +173,16 @@ def write_preview(path: str | os.PathLike[str], frames: Tensor, fps: float) -> N
 
 
 def log_preview(trackers: Iterable[GeneralTracker], step: int, frames: Tensor, fps: float) -> None:
-    """Log a video preview to TensorBoard (reduced) and Weights & Biases; other trackers are skipped.
-
-    Args:
-        trackers: The trackers of Accelerate, e.g. `accelerator.trackers`.
-        step: The training step.
-        frames: uint8 `(T, H, W, 3)`, e.g. from `side_by_side`.
-        fps: Frames per second.
-    """
+    """Log uint8 frames `(T, H, W, 3)` to TensorBoard (reduced) and Weights & Biases; other trackers are skipped."""
     for tracker in trackers:
         if tracker.name == "tensorboard":
             _log_to_tensorboard(tracker, frames, fps, step)
         elif tracker.name == "wandb":
-            _log_to_wandb(tracker, frames, fps, step)
+            import wandb  # installed if its tracker is in use
+
+            # `wandb.Video` needs moviepy for arrays of frames, but not for an encoded file.
+            video = wandb.Video(io.BytesIO(mp4_bytes(frames, fps)), format="mp4")
+            tracker.log({PREVIEW: video}, step=step)
 
 
 def _log_to_tensorboard(tracker: GeneralTracker, frames: Tensor, fps: float, step: int) -> None:
@@ -226,10 +196,3 @@ def _log_to_tensorboard(tracker: GeneralTracker, frames: Tensor, fps: float, ste
     image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=gif)
     tracker.writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=PREVIEW, image=image)]), step)
     tracker.writer.flush()
-
-
-def _log_to_wandb(tracker: GeneralTracker, frames: Tensor, fps: float, step: int) -> None:
-    import wandb  # installed if its tracker is in use
-
-    # `wandb.Video` needs moviepy for arrays of frames, but not for an encoded file.
-    tracker.log({PREVIEW: wandb.Video(io.BytesIO(mp4_bytes(frames, fps)), format="mp4")}, step=step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import math
 import os
 import re
@@ -23,7 +24,6 @@ from telecine.base.files import atomic_write, mark_output
 from telecine.data import index_video
 from telecine.report.plots import METRICS, Plot, metric_label, plots_of, table
 from telecine.report.run import (
-    HeldOutMetric,
     ReportedRun,
     best_and_worst,
     describe_summary,
@@ -35,7 +35,6 @@ from telecine.runs import Run
 from telecine.runs.run import SavedClip, SavedValidation
 from telecine.runs.settings import side_by_side_settings
 
-_NOT_RECORDED = "not recorded"
 # In the folder of videos: tells an open page that it was written again.
 _VERSION_FILE = "version.js"
 
@@ -66,23 +65,6 @@ class _ValidationData(TypedDict):
     best_and_worst: list[tuple[str, int]]
 
 
-class _MetricTable(TypedDict):
-    """The values of each metric (column) of each run (row)."""
-
-    labels: list[str]
-    rows: list[list[HeldOutMetric | None]]
-    has_linear: bool
-    """Whether any run measured the linear baseline."""
-
-
-class _LiveData(TypedDict):
-    """How the page of runs that train finds out that it was written again."""
-
-    version: str
-    url: str
-    """A script that calls `pageVersion` with the newest version."""
-
-
 def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *, is_live: bool = False) -> Path:
     """Write a page that shows one run, or compares several: clips, curves, settings, environment, warnings.
 
@@ -96,7 +78,7 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *
         The path of the page.
 
     Raises:
-        ValueError: A folder is not the folder of a run, or the output is not an HTML file.
+        ValueError: A folder is not that of a run, or is given twice, or the output is not an HTML file.
     """
     folders = [Path(run) for run in runs]
     if not folders:
@@ -108,10 +90,11 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *
     page.parent.mkdir(parents=True, exist_ok=True)
     videos = _VideoFolder(page)
     validations = [item for index, run in enumerate(reported) for item in _validations(index, run, videos)]
-    live = videos.live(uuid.uuid4().hex) if is_live else None
+    version = uuid.uuid4().hex if is_live else None
+    live = {"version": version, "url": videos.url(_VERSION_FILE)} if is_live else None
     html = _render(reported, validations, live).encode("utf-8", "backslashreplace")  # names may have other bytes
     atomic_write(page, lambda partial: partial.write_bytes(html))
-    videos.write_version(live)
+    videos.write_version(version)
     videos.remove_others()
     return page
 
@@ -128,24 +111,22 @@ class _VideoFolder:
         self.path.mkdir(exist_ok=True)
         mark_output(self.path)
         if source.is_file():
-            if not _is_copy(source, self.path / name):
-                atomic_write(self.path / name, lambda partial: shutil.copy2(source, partial))
+            copy = self.path / name
+            if not (copy.exists() and filecmp.cmp(source, copy)):
+                atomic_write(copy, lambda partial: shutil.copy2(source, partial))
             self._names.add(name)
-        return self._url(name)
+        return self.url(name)
 
-    def live(self, version: str) -> _LiveData:
-        """Return what the page needs to find out that it was written again."""
-        return {"version": version, "url": self._url(_VERSION_FILE)}
-
-    def _url(self, name: str) -> str:
+    def url(self, name: str) -> str:
+        """Return the relative URL of a file."""
         return quote(os.fsencode(f"{self.path.name}/{name}"))
 
-    def write_version(self, live: _LiveData | None) -> None:
-        """Write the script that tells the version of a live page; a last one for those that are still open."""
+    def write_version(self, version: str | None) -> None:
+        """Write the script that calls `pageVersion` in a live page; a last time for pages that are still open."""
         path = self.path / _VERSION_FILE
-        if live is not None or path.exists():
+        if version is not None or path.exists():
             self.path.mkdir(exist_ok=True)
-            script = f'pageVersion("{live["version"] if live else "finished"}");\n'
+            script = f'pageVersion("{version or "finished"}");\n'
             atomic_write(path, lambda partial: partial.write_text(script, encoding="utf-8"))
 
     def remove_others(self) -> None:
@@ -155,16 +136,8 @@ class _VideoFolder:
                 path.unlink()
 
 
-def _is_copy(source: Path, copy: Path) -> bool:
-    """Return whether a file was copied before: it has the same size and time."""
-    if not copy.exists():
-        return False
-    a, b = source.stat(), copy.stat()
-    return (a.st_size, a.st_mtime_ns) == (b.st_size, b.st_mtime_ns)
-
-
-def _render(runs: Sequence[ReportedRun], validations: Sequence[_ValidationData], live: _LiveData | None = None) -> str:
-    """Return the page as HTML."""
+def _render(runs: Sequence[ReportedRun], validations: Sequence[_ValidationData], live: object) -> str:
+    """Return the page as HTML; `live` has its version, and the URL of the script with the newest one."""
     all_plots = plots_of(runs)
     names = [run.name for run in runs]
     data = {
@@ -174,38 +147,33 @@ def _render(runs: Sequence[ReportedRun], validations: Sequence[_ValidationData],
         "validations": validations,
         "live": live,
     }
-    return (
-        page_environment()
-        .get_template("page.html")
-        .render(
-            titles=names,
-            runs=runs,
-            data=data,
-            metrics=_metric_table(runs),
-            not_comparable=not_comparable(names, [run.summary for run in runs]),
-            training=side_by_side_settings([describe_summary(run.summary, run.records) for run in runs], _NOT_RECORDED),
-            table=table(all_plots, names),
-            settings=side_by_side_settings([run.settings for run in runs]),
-            environment=side_by_side_settings([run.environment for run in runs]),
-            num_warnings=sum(len(run.warnings or ()) for run in runs),
-            version=__version__,
-            made=timestamp(),
-        )
+    template = page_environment().get_template("page.html")
+    return template.render(
+        titles=names,
+        runs=runs,
+        data=data,
+        metrics=_metric_table(runs),
+        not_comparable=not_comparable(names, [run.summary for run in runs]),
+        training=side_by_side_settings([describe_summary(run.summary, run.records) for run in runs], "not recorded"),
+        table=table(all_plots, names),
+        settings=side_by_side_settings([run.settings for run in runs]),
+        environment=side_by_side_settings([run.environment for run in runs]),
+        num_warnings=sum(len(run.warnings or ()) for run in runs),
+        version=__version__,
+        made=timestamp(),
     )
 
 
 def page_environment() -> Environment:
     """Return what renders the templates of this package."""
+    loader = PackageLoader("telecine.report")
     environment = Environment(
-        loader=PackageLoader("telecine.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters |= {"short": short, "even": _even, "breakable": _breakable}
-    environment.globals["asset"] = lambda name: Markup(_source(environment, name))
+    # A style sheet or script of the package must not be escaped.
+    environment.globals["asset"] = lambda name: Markup(loader.get_source(environment, name)[0])
     return environment
 
 
@@ -219,20 +187,16 @@ def timestamp() -> str:
     return f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"
 
 
-def _metric_table(runs: Sequence[ReportedRun]) -> _MetricTable:
-    """Return the metrics of the held-out clips of each run, None for a metric it lacks."""
+def _metric_table(runs: Sequence[ReportedRun]) -> dict[str, object]:
+    """Return the metrics (columns) of the held-out clips of each run (row), None for a metric it lacks."""
     by_run = [{metric.name: metric for metric in run.held_out()} for run in runs]
     names = list(dict.fromkeys(name for values in by_run for name in values))
+    arrows = {name: " ↓" if name.startswith("lpips") else " ↑" for name in METRICS}  # towards better values
     return {
-        "labels": [f"{metric_label(name)} {_arrow(name)}".strip() for name in names],
+        "labels": [metric_label(name) + arrows.get(name, "") for name in names],
         "rows": [[values.get(name) for name in names] for values in by_run],
         "has_linear": any(metric.linear is not None for values in by_run for metric in values.values()),
     }
-
-
-def _arrow(metric: str) -> str:
-    """Return the direction in which a built-in metric is better."""
-    return "" if metric not in METRICS else "↓" if metric.startswith("lpips") else "↑"
 
 
 def short(value: float) -> str:
@@ -243,12 +207,6 @@ def short(value: float) -> str:
 def _even(value: float) -> str:
     """Format a number for a column, with the same number of digits for values of similar size."""
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
-
-
-def _source(environment: Environment, name: str) -> str:
-    """Return a style sheet or script of the package, which must not be escaped."""
-    assert environment.loader is not None
-    return environment.loader.get_source(environment, name)[0]
 
 
 def _plot_data(plot: Plot) -> dict[str, object]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Literal, TypedDict
+from typing import Literal
 
 import torch
 
@@ -78,33 +78,22 @@ class _Panel:
     else logarithmic on both sides of 0."""
 
 
+def _train(*names: str) -> list[str]:
+    return [f"train/{name}" for name in names]
+
+
 _PSNR_PANEL = _Panel("PSNR (dB), larger is better", (_TRAIN_PSNR, "val/psnr", "linear/psnr"))
+_FRACTIONS = ("adversarial_gradient_share", "grad_clipped", "disc_grad_clipped", "grad_overflow", "disc_grad_overflow")
 _TRAINING_PANELS = (
     _Panel("SSIM, larger is better", ("val/ssim", "linear/ssim")),
-    _Panel(
-        "discriminator: logits",
-        ("train/logits_real", "train/logits_fake", "train/logits_real_std", "train/logits_fake_std"),
-    ),
-    _Panel("discriminator: fractions", ("train/accuracy_real", "train/accuracy_fake", "train/hinge_active")),
-    _Panel("adversarial losses", ("train/gen_loss", "train/discr_loss", "train/grad_penalty_loss")),
-    _Panel(
-        "adaptive weight and gradient norms",
-        ("train/adaptive_weight", "train/grad_norm", "train/disc_grad_norm"),
-        scale="log",
-    ),
-    _Panel("update norm / weight norm", ("train/update_ratio", "train/disc_update_ratio"), scale="log"),
-    _Panel(
-        "fraction of the gradient, of the updates",
-        (
-            "train/adversarial_gradient_share",
-            "train/grad_clipped",
-            "train/disc_grad_clipped",
-            "train/grad_overflow",
-            "train/disc_grad_overflow",
-        ),
-    ),
+    _Panel("discriminator: logits", _train("logits_real", "logits_fake", "logits_real_std", "logits_fake_std")),
+    _Panel("discriminator: fractions", _train("accuracy_real", "accuracy_fake", "hinge_active")),
+    _Panel("adversarial losses", _train("gen_loss", "discr_loss", "grad_penalty_loss")),
+    _Panel("adaptive weight and gradient norms", _train("adaptive_weight", "grad_norm", "disc_grad_norm"), "log"),
+    _Panel("update norm / weight norm", _train("update_ratio", "disc_update_ratio"), "log"),
+    _Panel("fraction of the gradient, of the updates", _train(*_FRACTIONS)),
 )
-_LEARNING_RATE_PANEL = _Panel("learning rate", ("train/lr",))
+_LEARNING_RATE_PANEL = _Panel("learning rate", _train("lr"))
 _FIXED_PANELS = (_PSNR_PANEL, *_TRAINING_PANELS, _LEARNING_RATE_PANEL)
 _FIXED_NAMES = frozenset(name for panel in _FIXED_PANELS for name in panel.names)
 # Sums of terms; the page shows them among all losses.
@@ -129,16 +118,6 @@ class _Curve:
     num_left_out: int = 0
     """How many values were left out because they are not finite."""
 
-    @property
-    def first(self) -> float:
-        """The first value."""
-        return (self.ends or self.values)[0]
-
-    @property
-    def last(self) -> float:
-        """The last value."""
-        return (self.ends or self.values)[-1]
-
 
 @dataclass(frozen=True)
 class _Series:
@@ -162,20 +141,6 @@ class Plot:
     """Why its curves do not compare; empty if they do."""
 
 
-class _TableRow(TypedDict):
-    """One curve as a row of the table on the page."""
-
-    plot: str
-    series: str
-    key: str
-    run: str
-    first: float
-    last: float
-    min: float
-    max: float
-    num_left_out: int
-
-
 def plots_of(runs: Sequence[ReportedRun]) -> list[Plot]:
     """Return the plots that have data: one of all losses, the `panels`, one of all frames' gradients, and one for each
     other name. A curve is left out if every run that has it also has its `_duplicates`.
@@ -183,7 +148,8 @@ def plots_of(runs: Sequence[ReportedRun]) -> list[Plot]:
     columns = [_columns_of(run.records, run.perceptual_net) for run in runs]
     same = [_duplicates(of_run) for of_run in columns]
     distinct = {name for of_run, left_out in zip(columns, same, strict=True) for name in of_run.keys() - left_out}
-    names = sorted(name for name in distinct if any(_is_finite(of_run.get(name, [])) for of_run in columns))
+    finite = {name for of_run in columns for name in of_run if any(math.isfinite(y) for _, y in of_run[name])}
+    names = sorted(distinct & finite)
     grouped = panels(names)
     lpips = [name for name in names if name.startswith(_TRAIN_LPIPS)]
     losses = _Panel("all losses", [*filter(_is_loss, names), *(lpips if len(lpips) == 1 else [])], scale="wide")
@@ -201,24 +167,14 @@ def _note(plot: Plot, notes: Sequence[str]) -> str:
     return f"Held-out values do not compare. {'; '.join(notes)}." if notes and compares else ""
 
 
-def _is_finite(points: Points) -> bool:
-    return any(math.isfinite(value) for _, value in points)
-
-
-def _as_curve(run: int, points: Points, max_points: int = MAX_POINTS) -> _Curve:
-    """Return (step, value) pairs as a curve of at most `max_points` points that keeps all extremes.
-
-    Args:
-        run: The index of the run.
-        points: Pairs in the order of steps.
-        max_points: With more values, neighbours are reduced to a bucket with their mean, minimum and maximum.
-    """
+def _as_curve(run: int, points: Points) -> _Curve:
+    """Return the points of a run as a curve of at most `MAX_POINTS` values or buckets of neighbours."""
     finite = [(step, value) for step, value in points if math.isfinite(value)]
     steps, values = [step for step, _ in finite], [value for _, value in finite]
     num_left_out = len(points) - len(finite)
-    if len(values) <= max_points:
+    if len(values) <= MAX_POINTS:
         return _Curve(run, steps, _rounded(values), num_left_out=num_left_out)
-    ends = [index * len(values) // max_points for index in range(max_points + 1)]
+    ends = [index * len(values) // MAX_POINTS for index in range(MAX_POINTS + 1)]
     buckets = [slice(first, last) for first, last in pairwise(ends)]
     return _Curve(
         run,
@@ -231,7 +187,7 @@ def _as_curve(run: int, points: Points, max_points: int = MAX_POINTS) -> _Curve:
     )
 
 
-def table(all_plots: Sequence[Plot], run_names: Sequence[str]) -> list[_TableRow]:
+def table(all_plots: Sequence[Plot], run_names: Sequence[str]) -> list[dict[str, str | float]]:
     """Return the curves as rows of a table, for readers who do not see the plots."""
     return [
         {
@@ -239,8 +195,8 @@ def table(all_plots: Sequence[Plot], run_names: Sequence[str]) -> list[_TableRow
             "series": series.label,
             "key": series.key,
             "run": run_names[curve.run],
-            "first": curve.first,
-            "last": curve.last,
+            "first": (curve.ends or curve.values)[0],
+            "last": (curve.ends or curve.values)[-1],
             "min": min(curve.low or curve.values),
             "max": max(curve.high or curve.values),
             "num_left_out": curve.num_left_out,
@@ -266,29 +222,20 @@ def _rounded(values: Iterable[float]) -> list[float]:
 
 
 def panels(names: Collection[str]) -> list[_Panel]:
-    """Return the panels for the plotted names.
-
-    They are fixed ones, one of LPIPS for each network, one of all other losses, and one of the scheduled weights.
-    """
+    """Return the fixed panels, one of LPIPS for each network, one of other losses, and one of scheduled weights."""
     others = sorted(name for name in names if name.startswith("train/") and name not in _FIXED_NAMES)
     losses = [name for name in others if _is_loss(name) and name not in {"train/mse", *_TOTALS}]
     weights = [name for name in others if name.endswith("_weight")]
     metrics = sorted({name.partition("/")[2] for name in names if _is_lpips(name)})
-    lpips = [_Panel(f"{metric_label(metric)}, smaller is better", _by_source(metric)) for metric in metrics]
     every = [
         _PSNR_PANEL,
-        *lpips,
+        *(_Panel(f"{metric_label(each)}, smaller is better", [f"{s}/{each}" for s in _SOURCES]) for each in metrics),
         *_TRAINING_PANELS,
         _Panel("other losses, unweighted", losses, scale="wide"),
         _Panel("scheduled weights", weights, scale="wide"),
         _LEARNING_RATE_PANEL,
     ]
     return [panel for panel in every if not set(panel.names).isdisjoint(names)]
-
-
-def _by_source(metric: str) -> tuple[str, str, str]:
-    """Return the names of a metric of the training clips, the held-out clips and the linear baseline."""
-    return (f"train/{metric}", f"val/{metric}", f"linear/{metric}")
 
 
 def _is_lpips(name: str) -> bool:
@@ -299,18 +246,12 @@ def _is_lpips(name: str) -> bool:
 def _is_loss(name: str) -> bool:
     """Return whether a plotted value is a loss without its weight, LPIPS aside."""
     prefix, _, rest = name.partition("/")
-    return prefix == "train" and (
-        rest in ("mse", "logvar", "aux_losses") or ("loss" in rest and not rest.endswith("_weight"))
-    )
+    is_loss = rest in ("mse", "logvar", "aux_losses") or ("loss" in rest and not rest.endswith("_weight"))
+    return prefix == "train" and is_loss
 
 
 def _columns_of(records: Iterable[Mapping[str, float]], perceptual_net: str | None) -> Columns:
-    """Return the finite and other (step, value) pairs of every name.
-
-    Args:
-        records: The records of a run.
-        perceptual_net: The network of its perceptual loss, "vgg", "alex" or another; None if it is not known.
-    """
+    """Return the (step, value) pairs of every name in a run's records, and of the PSNR of the training clips."""
     columns: Columns = {}
     for record in records:
         step = int(record["step"])
@@ -327,11 +268,7 @@ def _columns_of(records: Iterable[Mapping[str, float]], perceptual_net: str | No
 
 
 def _duplicates(columns: Columns) -> set[str]:
-    """Return the names of sums whose only term is logged, too: the term is plotted, and the sum is not.
-
-    These are the reconstruction loss if it is the mean squared error, the auxiliary losses if there is one, and the
-    discriminators' total without a penalty.
-    """
+    """Return the names of sums whose only term is logged, too: the term is plotted, and the sum is not."""
     terms = [name for name in columns if name.startswith("train/") and name.endswith("_loss") and name not in _TOTALS]
     candidates = {
         "train/recon_loss": ["train/mse"],

@@ -14,7 +14,7 @@ from telecine.base.checks import argument_error, count_files
 from telecine.base.devices import gigabytes
 from telecine.runs import Run
 from telecine.runs.history import TrainingWarning, validations
-from telecine.runs.run import RunSummary, SavedClip, SavedValidation, ValidationClips
+from telecine.runs.run import RunSummary, SavedClip, SavedValidation
 from telecine.runs.settings import flat_settings, read_saved_settings
 
 
@@ -81,11 +81,7 @@ class ReportedRun:
 
 
 def read_run(folder: Path, name: str) -> ReportedRun:
-    """Read the folder of a run.
-
-    Raises:
-        ValueError: It is not the folder of a run, or one of its files is damaged.
-    """
+    """Read the folder of a run; raise a `ValueError` if it is another folder, or one of its files is damaged."""
     run = Run(folder)
     records = run.history.path
     if not records.is_file():
@@ -104,11 +100,7 @@ def read_run(folder: Path, name: str) -> ReportedRun:
 
 
 def run_names(folders: list[Path]) -> list[str]:
-    """Return the last parts of each folder's path, as many as make the names unique.
-
-    Raises:
-        ValueError: A folder is given twice.
-    """
+    """Return the last parts of each folder's path, as many as make the names unique."""
     parts = [folder.resolve().parts for folder in folders]
     if len(set(parts)) < len(parts):
         raise argument_error("runs", "different folders", str([str(f) for f in folders]), "Pass each folder once.")
@@ -117,18 +109,13 @@ def run_names(folders: list[Path]) -> list[str]:
 
 
 def best_and_worst(clips: list[SavedClip]) -> list[tuple[str, int]]:
-    """Return the best and worst clips by PSNR and each LPIPS, as ("best psnr", index) and so on.
-
-    Only finite values are compared. A metric is left out if fewer than two clips have one.
-    """
-    if not clips:
-        return []
-    names = [name for name in clips[0].metrics if name == "psnr" or name.startswith("lpips")]
+    """Return the best and worst clips by PSNR and each LPIPS with two finite values, as ("best psnr", index) etc."""
+    names = [name for clip in clips[:1] for name in clip.metrics if name == "psnr" or name.startswith("lpips")]
     found = []
     for name in names:
         values = {index: clip.metrics.get(name, math.nan) for index, clip in enumerate(clips)}
-        values = {index: value for index, value in values.items() if math.isfinite(value)}
-        order = sorted(values, key=values.__getitem__, reverse=name == "psnr")
+        finite = [index for index, value in values.items() if math.isfinite(value)]
+        order = sorted(finite, key=values.__getitem__, reverse=name == "psnr")
         if len(order) > 1:
             found += [(f"best {name}", order[0]), (f"worst {name}", order[-1])]
     return found
@@ -136,27 +123,24 @@ def best_and_worst(clips: list[SavedClip]) -> list[tuple[str, int]]:
 
 def describe_summary(summary: RunSummary | None, records: Sequence[Mapping[str, float]]) -> dict[str, str]:
     """Return a run's size, data, time and memory as text, and its speed without validations from its records."""
-    lines: dict[str, str] = {}
     speeds = [record["train/clips_per_second"] for record in records if "train/clips_per_second" in record]
-    if summary is not None:
-        lines["wall time"] = _duration(summary.seconds)
-        if speeds:
-            lines["updates a second"] = f"{median(speeds) / summary.clips_per_update:.3g}"
-    if speeds:
-        lines["clips a second"] = f"{median(speeds):.3g}"
+    speed = {"clips a second": f"{median(speeds):.3g}"} if speeds else {}
     if summary is None:
-        return lines
-    if summary.peak_memory is not None:
-        lines["peak memory"] = gigabytes(summary.peak_memory)
+        return speed
+    if speeds:
+        speed = {"updates a second": f"{median(speeds) / summary.clips_per_update:.3g}", **speed}
     trained = "" if summary.num_trained == summary.num_parameters else f", {_millions(summary.num_trained)} trained"
-    lines["parameters"] = f"{_millions(summary.num_parameters)}{trained}"
-    lines["parameters of discriminators"] = _millions(summary.num_disc_parameters)
     skipped = f", {summary.num_skipped} skipped" if summary.num_skipped else ""
-    files = count_files(summary.num_videos, summary.num_images)
-    lines["training data"] = f"{files}{skipped}, {summary.num_frames} frames"
-    clips = summary.validation
-    lines["held-out clips"] = f"{clips.num_clips} of {clips.num_frames} x {clips.height} x {clips.width}"
-    return lines
+    files, clips = count_files(summary.num_videos, summary.num_images), summary.validation
+    return {
+        "wall time": _duration(summary.seconds),
+        **speed,
+        **({} if summary.peak_memory is None else {"peak memory": gigabytes(summary.peak_memory)}),
+        "parameters": f"{_millions(summary.num_parameters)}{trained}",
+        "parameters of discriminators": _millions(summary.num_disc_parameters),
+        "training data": f"{files}{skipped}, {summary.num_frames} frames",
+        "held-out clips": f"{clips.num_clips} of {clips.num_frames} x {clips.height} x {clips.width}",
+    }
 
 
 def not_comparable(names: Sequence[str], summaries: Sequence[RunSummary | None]) -> list[str]:
@@ -168,15 +152,11 @@ def not_comparable(names: Sequence[str], summaries: Sequence[RunSummary | None])
             unknown = name if summary is None else names[0]
             reasons.append(f"{names[0]} and {name}: the held-out clips of {unknown} were not recorded")
         elif first.validation != summary.validation:
-            reasons.append(f"{names[0]} and {name}: {_difference(first.validation, summary.validation)}")
+            a, b = asdict(first.validation), asdict(summary.validation)
+            differing = [f"{key} {a[key]} and {b[key]}" for key in a if a[key] != b[key] and key != "sha256"]
+            reason = ", ".join(differing) or "other pixels in the held-out clips"
+            reasons.append(f"{names[0]} and {name}: {reason}")
     return reasons
-
-
-def _difference(first: ValidationClips, second: ValidationClips) -> str:
-    a, b = asdict(first), asdict(second)
-    differing = [name for name in a if a[name] != b[name]]
-    texts = [f"{name} {a[name]} and {b[name]}" for name in differing if name != "sha256"]
-    return ", ".join(texts) or "other pixels in the held-out clips"
 
 
 def _duration(seconds: float) -> str:

@@ -22,9 +22,8 @@ from torch.nn import functional as F
 from telecine.base.checks import argument_error, check_count
 from telecine.base.files import partial_path
 
-# BT.709 as numbered in H.273. Players guess the colour space of files that do not state it, by the frame size.
-_BT709 = 1
-_LIMITED_RANGE = 1
+# As numbered in H.273. Players guess the colour space of files that do not state it, by the frame size.
+_BT709 = _LIMITED_RANGE = 1
 # FFmpeg's fractions have 32 bits.
 _MAX_INT = 2**31 - 1
 
@@ -40,7 +39,7 @@ class Mp4Writer:
         fps: Frames per second.
         crf: Quality, from 0 (lossless) to 51; 18 is visually lossless.
         keyframe_every: Distance of keyframes, at which decoding can start; two seconds by default. If set, no frame
-            depends on a later one. Small values make seeking fast and the file large.
+            depends on a later one.
         pts: When each frame is displayed, in units of `time_base`, from 0; a multiple of `1 / fps` by default.
         time_base: The unit of `pts` in seconds.
         sample_aspect_ratio: Width of a pixel divided by its height when the file is displayed.
@@ -64,8 +63,7 @@ class Mp4Writer:
         if keyframe_every is not None:
             check_count("keyframe_every", keyframe_every, remedy="Leave it out for the default.")
         self.path = Path(path)
-        # Exact for 30000/1001.
-        self._rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))
+        self._rate = max(Fraction(fps).limit_denominator(1001), Fraction(1, 1001))  # exact for 30000/1001
         self._time_base = 1 / self._rate if time_base is None else Fraction(time_base).limit_denominator(_MAX_INT)
         self._pts = pts
         self._aspect = Fraction(sample_aspect_ratio).limit_denominator(255)
@@ -80,8 +78,7 @@ class Mp4Writer:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._partial = partial_path(self.path)
         # Put the index first, so that browsers play the file while it loads.
-        options = {"movflags": "+faststart"}
-        self._container = av.open(str(self._partial), "w", format="mp4", options=options)
+        self._container = av.open(str(self._partial), "w", format="mp4", options={"movflags": "+faststart"})
         return self
 
     def add(self, frames: Tensor) -> None:
@@ -152,15 +149,11 @@ def mp4_bytes(frames: Tensor, fps: float) -> bytes:
 
 
 def gif_bytes(frames: Tensor, fps: float, *, num_colours: int = 256) -> bytes:
-    """Encode uint8 frames `(T, H, W, 3)` as a looping GIF, as TensorBoard shows it.
-
-    For previews only: a GIF has up to 256 colours per frame, and times in hundredths of a second.
-    """
+    """Encode uint8 frames `(T, H, W, 3)` as a looping GIF: a preview of up to 256 colours, timed in 1/100 s."""
     check_rgb_frames("frames", frames)
-    images = [Image.fromarray(frame.numpy()).quantize(num_colours) for frame in frames.cpu()]
+    first, *others = [Image.fromarray(frame.numpy()).quantize(num_colours) for frame in frames.cpu()]
     buffer = io.BytesIO()
-    milliseconds = max(20, round(1000 / fps))
-    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=milliseconds, loop=0)
+    first.save(buffer, "GIF", save_all=True, append_images=others, duration=max(20, round(1000 / fps)), loop=0)
     return buffer.getvalue()
 
 

@@ -33,8 +33,8 @@ def watch(runs: Sequence[str | Path], output: str | Path | None, written: Callab
             try:
                 page = write_report(runs, output, is_live=is_live)
             except FileNotFoundError:  # a run that resumes removes its later validations
-                page = None
-            if page is not None:
+                pass
+            else:
                 written(page)
                 if not is_live:
                     return

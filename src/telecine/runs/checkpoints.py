@@ -17,7 +17,6 @@ from telecine.base.files import digest_of, flush, partial_path, read_json
 _FOLDER, _STATE, _MANIFEST = "checkpoints", "state.json", "manifest.json"
 # A symbolic link to the checkpoint with the best validation, with `best_metric`.
 _BEST = "best"
-_DAMAGED = "damaged-"
 _FORMAT = 1
 _REMEDY = "Restore it from a copy, or use another checkpoint."
 _STEP_NAME = re.compile(r"step-(\d+)")
@@ -28,11 +27,7 @@ class DamagedError(ValueError):
 
 
 class Checkpoints:
-    """The checkpoints of a run.
-
-    Args:
-        run: The run's folder.
-    """
+    """The checkpoints in the folder of a run."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
@@ -73,47 +68,30 @@ class Checkpoints:
         return temporary
 
     def finish(
-        self,
-        step: int,
-        temporary: Path,
-        *,
-        keep: int,
-        best: int | None = None,
-        known: Mapping[Path, str] | None = None,
+        self, step: int, temporary: Path, *, keep: int, best: int | None = None, known: Mapping[Path, str] | None = None
     ) -> Path:
-        """Flush the files of a checkpoint to disk, rename their temporary folder, and delete older checkpoints.
+        """Flush the files in the folder of `begin` to disk, rename it, delete older checkpoints, and return its path.
 
         Args:
             step: Number of updates done.
-            temporary: The folder that `begin` returned, with all files.
+            temporary: The folder of `begin`.
             keep: See `remove_old`.
             best: See `remove_old`.
-            known: The digests of files that other processes have written.
-
-        Returns:
-            The checkpoint's folder.
+            known: See `write_manifest`.
         """
         final = self.path(step)
         write_manifest(temporary, step, known)
         flush([*temporary.rglob("*"), temporary])
-        replaced = final.with_name(f".{final.name}.replaced")
         if final.exists():
-            os.replace(final, replaced)
+            os.replace(final, final.with_name(f".{final.name}.replaced"))
         os.replace(temporary, final)
         flush([self.folder, self.run])
-        if replaced.exists():
-            shutil.rmtree(replaced)
+        self.remove_unfinished()
         self.remove_old(keep=keep, best=best)
         return final
 
     def remove_old(self, *, keep: int, best: int | None) -> None:
-        """Delete all but the newest checkpoints.
-
-        Args:
-            keep: Number of checkpoints to keep.
-            best: The step of a checkpoint to keep at any age, to which the link `best` in the run's folder then points.
-                The link is removed if this is None.
-        """
+        """Delete all but the newest `keep` checkpoints, and the one at the step `best`, to which a link then points."""
         link = self.run / _BEST
         if best is not None:
             _point_to(link, self.path(best))
@@ -174,13 +152,7 @@ def read_checkpoint_state(folder: Path, names: set[str]) -> dict[str, Any]:
 
 
 def write_manifest(folder: Path, step: int, known: Mapping[Path, str] | None = None) -> None:
-    """Write the size and the SHA-256 of each file in the folder of a checkpoint, and its step.
-
-    Args:
-        folder: The folder of the checkpoint.
-        step: Number of updates done.
-        known: The digests of files that other processes have written.
-    """
+    """Write the step of a checkpoint, and the size and SHA-256 of its files; others have computed the `known` ones."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     digests = dict(known or {})
     own = [path for path in paths if path not in digests]
@@ -196,9 +168,8 @@ def check_manifest(folder: Path, *, part: str = "") -> None:
     """Check that the files of a checkpoint are those that were written.
 
     Args:
-        folder: The folder of the checkpoint.
-        part: Check the files in this folder below it only, for example "ema". The name of the checkpoint does not
-            matter then: a copy may have another one.
+        folder: The checkpoint.
+        part: A folder below it. Only its files are checked then, and the checkpoint may have another name.
 
     Raises:
         DamagedError: A file is missing or has other contents, or the folder has the name of another step.
@@ -219,11 +190,7 @@ def check_manifest(folder: Path, *, part: str = "") -> None:
 
 
 def check_model(folder: Path) -> None:
-    """Check the files of a model's folder if it is part of a checkpoint.
-
-    Raises:
-        DamagedError: See `check_manifest`.
-    """
+    """Check the files of a model's folder if it is part of a checkpoint, see `check_manifest`."""
     if (folder.parent / _MANIFEST).is_file():
         check_manifest(folder.parent, part=folder.name)
 
@@ -261,20 +228,17 @@ def _digests(paths: list[Path]) -> list[str]:
 def _set_aside(folder: Path) -> Path:
     """Rename a damaged checkpoint, so that it no longer counts as one, and return its new path."""
     taken = {path.name for path in folder.parent.iterdir()}
-    names = (f"{_DAMAGED}{folder.name}" + (f"-{number}" if number else "") for number in range(len(taken) + 1))
+    names = (f"damaged-{folder.name}" + (f"-{number}" if number else "") for number in range(len(taken) + 1))
     aside = folder.with_name(next(name for name in names if name not in taken))
     os.replace(folder, aside)
     return aside
 
 
 def _point_to(link: Path, folder: Path) -> None:
-    """Make `link` a relative symbolic link to `folder`, which is below the folder of the link. Replace an old link.
-
-    A folder in place of the link is removed: copying a run without symbolic links creates one.
-    """
+    """Replace `link` by a relative symbolic link to `folder`, which is below the folder of the link."""
     temporary = partial_path(link)
     temporary.symlink_to(folder.relative_to(link.parent), target_is_directory=True)
-    if link.is_dir() and not link.is_symlink():
+    if link.is_dir() and not link.is_symlink():  # the run was copied without symbolic links
         _delete(link)
     os.replace(temporary, link)
 

@@ -28,11 +28,7 @@ class TrainingWarning:
 
 
 class JSONLines:
-    """A file with a JSON object in each line, which grows while a run trains.
-
-    Args:
-        path: The file; it need not exist.
-    """
+    """A file with a JSON object in each line, which grows while a run trains; it need not exist."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -43,17 +39,11 @@ class JSONLines:
             file.write(json.dumps(value) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """Return the objects, or nothing if the file does not exist.
-
-        A last line without a newline is dropped: its writing was interrupted.
-
-        Raises:
-            ValueError: Another line is not a JSON object.
-        """
+        """Return the objects, or nothing without a file; raise a `ValueError` if a line is not a JSON object."""
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8").split("\n")
-        return [self._parse(number, line) for number, line in enumerate(lines[:-1], 1) if line]
+        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]  # the writing of the last one was interrupted
+        return [self._parse(number, line) for number, line in enumerate(lines, 1) if line]
 
     def _parse(self, number: int, line: str) -> dict[str, Any]:
         name, remedy = f"{self.path}, line {number}", "Remove the line."
@@ -71,12 +61,9 @@ class JSONLines:
         atomic_write(self.path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
     def cut(self, step: int) -> tuple[int, int]:
-        """Keep the lines up to a step, and return the number of these and of lines that could not be read.
-
-        Such lines are dropped: after a power failure, a file may have a part that was never written.
-        """
+        """Keep the lines up to a step, and return the number of these and of dropped lines, which cannot be read."""
         self.path.touch()
-        lines = self.path.read_bytes().split(b"\n")[:-1]  # without the last one, whose writing was interrupted
+        lines = self.path.read_bytes().split(b"\n")[:-1]  # see `read`
         records = [record for line in lines if (record := _record(line)) is not None]
         kept = [record for record in records if record["step"] <= step]
         self.write(kept)
@@ -91,11 +78,7 @@ class Warnings(JSONLines):
         self.append(asdict(warning))
 
     def all(self) -> list[TrainingWarning] | None:
-        """Return the warnings, or None if the file does not exist.
-
-        Raises:
-            ValueError: A line is no warning.
-        """
+        """Return the warnings, or None without a file; raise a `ValueError` if a line is not a warning."""
         if not self.path.exists():
             return None
         try:
@@ -114,11 +97,7 @@ class History(JSONLines):
         return validations(self.read())
 
     def first_and_last(self) -> tuple[dict[str, float], dict[str, float]]:
-        """Return the metrics of the first and the last validation.
-
-        Raises:
-            ValueError: There is no validation.
-        """
+        """Return the metrics of the first and the last validation; raise a `ValueError` without a validation."""
         found = self.validations()
         if not found:
             remedy = "Use another --output_dir, or a larger --steps."
@@ -157,7 +136,7 @@ def best_validation(records: Iterable[dict[str, float]], metric: str) -> dict[st
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """Return the record in a line, None if it is not one."""
+    """Return the record in a line; None if it is not one, like parts of a file that a power failure has damaged."""
     try:
         value = json.loads(line)
     except ValueError:  # not JSON, or not UTF-8

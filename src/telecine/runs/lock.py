@@ -23,14 +23,10 @@ _CLOCK_TOLERANCE = 5.0
 
 
 class RunLock:
-    """The lock on a folder, from its creation to `release`.
+    """The lock on the folder of a run, which is created, until `release`.
 
     A file that names its holder, created exclusively: that also works on file systems without `flock`. The lock of a
-    process of this machine that has ended, or of this process itself, is taken over.
-
-    Args:
-        run: The run's folder, which is created.
-        steal: Take over the lock of any process, for example of a machine that is gone.
+    process of this machine that has ended, or of this process itself, is taken over; with `steal`, that of any process.
 
     Raises:
         ValueError: Another process holds the lock.
@@ -50,7 +46,9 @@ class RunLock:
                 time.sleep(0.1)
                 continue
             if found and not (steal or _is_over(found)):
-                raise argument_error("output_dir", "used by one run at a time", f"{run}, {_describe(found)}", _REMEDY)
+                since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found["started"]))
+                got = f"{run}, in which process {found['pid']} on {found['host']} trains, started {since}"
+                raise argument_error("output_dir", "used by one run at a time", got, _REMEDY)
             # Renaming succeeds in one process only.
             moved = partial_path(self.path)
             if not _move(self.path, moved):
@@ -122,9 +120,3 @@ def started_at(pid: int) -> float | None:
         return psutil.Process(pid).create_time()
     except psutil.NoSuchProcess:
         return None
-
-
-def _describe(holder: dict[str, Any]) -> str:
-    """Return who holds a lock, in words."""
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["started"]))
-    return f"in which process {holder['pid']} on {holder['host']} trains, started {since}"

@@ -94,11 +94,7 @@ class SavedValidation:
 
 
 class Run:
-    """The folder of a run. Making the object neither reads nor writes anything.
-
-    Args:
-        folder: The folder; it need not exist.
-    """
+    """The folder of a run, which need not exist. Making the object neither reads nor writes anything."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
@@ -120,7 +116,7 @@ class Run:
             expected: Number of records up to the checkpoint, as it states.
 
         Returns:
-            The number of records that are left, and notes about missing records and lines that could not be read.
+            The number of records left, and notes about missing records and dropped lines.
         """
         for later, folder in self.validation_folders():
             if later > step:
@@ -134,22 +130,15 @@ class Run:
         return num_kept, notes
 
     def best_step(self, metric: str | None, step: int) -> int | None:
-        """Return the step of the best validation by `metric`, or None without a metric or before training.
-
-        Only steps with a checkpoint, and the present one, count: others cannot be kept any more.
-        """
+        """Return the step of the best validation by `metric`, or None without a metric or before training."""
         if metric is None:
             return None
-        candidates = {saved for saved, _ in self.checkpoints.all()} | {step}
+        candidates = {saved for saved, _ in self.checkpoints.all()} | {step}  # others cannot be kept any more
         best = best_validation((each for each in self.history.read() if each["step"] in candidates), metric)
         return None if best is None else int(best["step"])
 
     def environment(self) -> dict[str, str]:
-        """Return the environment in which the run started, or nothing if it was not recorded.
-
-        Raises:
-            ValueError: The file is damaged.
-        """
+        """Return the environment in which the run started, or nothing if it was not recorded."""
         path = self._environment_file
         return {name: str(value) for name, value in read_json(path).items()} if path.exists() else {}
 
@@ -158,11 +147,7 @@ class Run:
         write_json(self._environment_file, values)
 
     def summary(self) -> RunSummary | None:
-        """Return the summary, or None if it was not recorded.
-
-        Raises:
-            ValueError: The file is damaged.
-        """
+        """Return the summary, or None if it was not recorded; raise a `ValueError` if the file is damaged."""
         path = self._summary_file
         if not path.exists():
             return None
@@ -182,29 +167,19 @@ class Run:
         return [each for each in step_folders(self._validations) if (each[1] / _CLIPS_FILE).is_file()]
 
     def validations(self) -> list[SavedValidation]:
-        """Return the validations whose clips were kept, oldest first.
-
-        Raises:
-            ValueError: The description of a validation is damaged.
-        """
+        """Return the validations whose clips were kept, oldest first; raise a `ValueError` if one is damaged."""
         return [_read_validation(folder) for _, folder in self.validation_folders()]
 
     def write_validation(
         self, step: int, write: Callable[[Path], Iterable[SavedClip]], *, fps: float, amplification: float
     ) -> Path:
-        """Write the clips of the validation at `step` into a folder that appears whole.
+        """Write the clips of the validation at `step` into a folder that appears whole, and return the folder.
 
         Args:
             step: The step of the validation.
             write: Writes the videos into a folder and yields their descriptions, at least one.
             fps: Frames per second of the videos.
             amplification: The factor of the difference in the videos.
-
-        Returns:
-            `validation/step-XXXXXXXX` in the run's folder.
-
-        Raises:
-            ValueError: There is no clip.
         """
         folder = self._validations / step_name(step)
         partial = partial_path(folder)
@@ -213,8 +188,8 @@ class Run:
             clips = [asdict(clip) for clip in write(partial)]
             if not clips:
                 raise argument_error("clips", "at least one clip", "none", "Validate on at least one clip.")
-            header = {"step": step, "fps": fps, "amplification": amplification}
-            write_json(partial / _CLIPS_FILE, {**header, "clips": clips})
+            values = {"step": step, "fps": fps, "amplification": amplification, "clips": clips}
+            write_json(partial / _CLIPS_FILE, values)
             shutil.rmtree(folder, ignore_errors=True)  # the folder of this step from before the run was resumed
             os.replace(partial, folder)
         finally:
@@ -225,12 +200,12 @@ class Run:
         """Remove what interrupted writes and deletions have left, for the process that holds the lock.
 
         Args:
-            before: When it took the lock, in seconds since the epoch. Later partial files may be those of a report that
-                another process writes.
+            before: When it took the lock, in seconds since the epoch. A report may be writing later partial files.
         """
         self.checkpoints.remove_unfinished()
-        for folder in _folders_in(self._validations):
-            if not (folder / _CLIPS_FILE).is_file() or folder.name.startswith("."):
+        for folder in self._validations.glob("*"):
+            is_complete = (folder / _CLIPS_FILE).is_file() and not folder.name.startswith(".")
+            if folder.is_dir() and not is_complete:
                 shutil.rmtree(folder)
         for folder in (self.folder, self.folder / f"{self.report_file.stem}_videos"):
             remove_partial(folder, before)
@@ -241,23 +216,15 @@ def is_run_or_checkpoint(folder: Path) -> bool:
     return (folder / SETTINGS_FILE).is_file() or is_checkpoint(folder)
 
 
-def _folders_in(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-
-
 def _read_validation(folder: Path) -> SavedValidation:
     path = folder / _CLIPS_FILE
     values: dict[str, Any] = read_json(path)
     try:
         clips = [SavedClip(**clip) for clip in values["clips"]]
-        if outside := [clip.video for clip in clips if not _is_inside(folder, clip.video)]:
-            raise TypeError(f"{outside[0]!r} is not a file of its folder")
+        for name in (clip.video for clip in clips):  # the report copies these files
+            if Path(name).name != name or (folder / name).resolve().parent != folder.resolve():
+                raise TypeError(f"{name!r} is not a file of its folder")
         return SavedValidation(values["step"], values["fps"], values["amplification"], clips, folder)
     except (KeyError, TypeError) as error:
         got = f"other content ({error})"
         raise argument_error(str(path), "the description of a validation", got, f"Remove {folder}.") from error
-
-
-def _is_inside(folder: Path, name: str) -> bool:
-    """Return whether `name` is that of a file in the folder itself: the report copies it."""
-    return Path(name).name == name and (folder / name).resolve().parent == folder.resolve()

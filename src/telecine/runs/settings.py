@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -76,28 +76,22 @@ def _dotted_path(function: object) -> str:
 
 
 def check_encoding(settings: Settings) -> None:
-    """Check that a file can hold the settings: a path may have bytes that are not UTF-8.
-
-    Raises:
-        ValueError: It cannot.
-    """
+    """Raise a `ValueError` if a file cannot hold the settings: a path may have bytes that are not UTF-8."""
     for name, text in flat_settings(plain_settings(settings)).items():
         if text.encode("utf-8", "ignore").decode("utf-8") != text:
             contract, remedy = "text in UTF-8, in which runs save their settings", "Rename it, or pass a link to it."
             raise argument_error(name, contract, repr(text), remedy)
 
 
-def flat_settings(values: Mapping[str, object]) -> dict[str, str]:
+def flat_settings(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     """Return nested settings as text by dotted name."""
-    return dict(_flatten(values, ""))
-
-
-def _flatten(values: Mapping[str, object], prefix: str) -> Iterator[tuple[str, str]]:
+    found: dict[str, str] = {}
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
+            found |= flat_settings(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value, default=str)
+            found[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value, default=str)
+    return found
 
 
 def side_by_side_settings(runs: Sequence[Mapping[str, str]], absent: str = ABSENT) -> list[_Setting]:
