@@ -100,8 +100,9 @@ def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencod
     from telecine.autoencoders.diffusers import DiffusersAutoencoder
     from telecine.autoencoders.diffusers.loading import find_config
 
-    is_config = source.endswith(".json")
-    return DiffusersAutoencoder.from_config(source if is_config else find_config(source, None, None)[0])
+    is_file = source.endswith(".json")
+    found = source if is_file else find_config(source, subfolder=None, revision=None)[0]
+    return DiffusersAutoencoder.from_config(found)
 
 
 def build_objective(
