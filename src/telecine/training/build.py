@@ -100,9 +100,9 @@ def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencod
     from telecine.autoencoders.diffusers import DiffusersAutoencoder
     from telecine.autoencoders.diffusers.loading import find_config
 
-    is_file = source.endswith(".json")
-    found = source if is_file else find_config(source, subfolder=None, revision=None)[0]
-    return DiffusersAutoencoder.from_config(found)
+    if source.endswith(".json"):
+        return DiffusersAutoencoder.from_config(source)
+    return DiffusersAutoencoder.from_config(find_config(source, subfolder=None, revision=None)[0])
 
 
 def build_objective(

@@ -18,7 +18,7 @@ from telecine.base.frozen import Frozen
 from telecine.base.shapes import Scalar, Video
 from telecine.losses import l1
 from telecine.losses.reconstruction import weighted_mean
-from telecine.settings import DistillConfig, Ramp, Term
+from telecine.settings import DistillConfig, Term
 from telecine.training.run import train
 from telecine.training.validation import TrainResult
 
@@ -90,7 +90,7 @@ def distill(
     architecture = student_config(config.student, teacher, config.clips.val_bucket.shape)
     check_positive("latent_weight", config.latent_weight, remedy="Without it, the latent would be another one.")
     check_weight("teacher_weight", config.teacher_weight)
-    terms: dict[str, float | Ramp | Term] = {**config.objective.named_terms}
+    terms = dict(config.objective.terms)
     if config.train_encoder:
         terms["teacher_latent"] = Term(f"{__name__}.TeacherLatent", config.latent_weight, {"teacher": name})
     if config.teacher_weight > 0:
