@@ -69,7 +69,6 @@ class FeatureNetwork(Protocol):
     name: str
     """The name of the Frechet distance on these features."""
     definition: str
-    """The definition of the distance, for the protocol."""
     source: str
     """Which weights, with their hash."""
     min_frames: int
@@ -165,8 +164,10 @@ class _TransNetFeatures:
             spatial, temporal = (self._weights[f"{name}.Conv3D_{dilation}.layers.{index}.weight"] for index in (0, 1))
             branch = F.conv3d(video, spatial, padding=(0, 1, 1))
             branches.append(F.conv3d(branch, temporal, padding=(dilation, 0, 0), dilation=(dilation, 1, 1)))
-        norm = (self._weights[f"{name}.bn.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
-        return F.relu(F.batch_norm(torch.cat(branches, dim=1), *norm, eps=TRANSNET_NORM_EPSILON))
+        parts = ("running_mean", "running_var", "weight", "bias")
+        mean, variance, scale, shift = (self._weights[f"{name}.bn.{part}"] for part in parts)
+        features = torch.cat(branches, dim=1)
+        return F.relu(F.batch_norm(features, mean, variance, scale, shift, eps=TRANSNET_NORM_EPSILON))
 
 
 def _transnet_weights_path() -> Path:

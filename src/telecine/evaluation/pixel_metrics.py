@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,7 +112,7 @@ def ms_ssim(*, reconstruction: Frames, target: Frames) -> Tensor:
 
     _check_side(target, MS_SSIM_SIDE)
     frames = _to_unit_range(reconstruction), _to_unit_range(target)
-    window = {"sigma": SSIM_SIGMA, "kernel_size": SSIM_WINDOW}
+    window: dict[str, Any] = {"sigma": SSIM_SIGMA, "kernel_size": SSIM_WINDOW}
     return multiscale_structural_similarity_index_measure(
         *frames, **window, reduction="none", data_range=1.0, betas=MS_SSIM_BETAS, normalize="relu"
     )
