@@ -66,7 +66,6 @@ class Comparison:
     """The differences of two evaluations."""
 
     differences: list[Difference]
-    """One for each shared metric."""
     warnings: list[str]
     """Differences of the protocols that leave the figures comparable."""
     num_clips: int

@@ -157,7 +157,8 @@ def _with_requested(
 def _summarize(results: Sequence[ClipResult], metric_set: MetricSet, description: Mapping[str, Any]) -> Evaluation:
     """Return the results of the whole set, with the protocol."""
     metrics = mean_over_clips([result.metrics for result in results])
-    absent, definitions, network = dict(metric_set.absent), {}, metric_set.features
+    absent, network = dict(metric_set.absent), metric_set.features
+    definitions: dict[str, str] = {}
     if network is not None and not metric_set.per_clip_frechet:
         distance, reason = frechet_of_clips(results, network)
         metrics, absent = metrics | distance, absent | reason

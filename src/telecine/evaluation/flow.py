@@ -114,11 +114,7 @@ class WarpingError:
     flow: OpticalFlow
 
     def __call__(self, *, reconstruction: Video, target: Video) -> dict[str, float]:
-        """Return both values of a clip, `(1, 3, T, H, W)` in [-1, 1].
-
-        Raises:
-            ValueError: T is 1, or H or W is below 12.
-        """
+        """Return both values of a clip `(1, 3, T, H, W)` in [-1, 1]; raise a `ValueError` if it is short or small."""
         if target.shape[2] < 2 or min(target.shape[3:]) < FLOW_SIDE:
             contract = f"left out for clips of 1 frame or smaller than {FLOW_SIDE} x {FLOW_SIDE}"
             raise argument_error("flow", contract, target, "Measure longer or larger clips.")

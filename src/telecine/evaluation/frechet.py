@@ -69,7 +69,6 @@ class FeatureNetwork(Protocol):
     name: str
     """The name of the Frechet distance on these features."""
     definition: str
-    """The definition of the distance, for the protocol."""
     source: str
     """Which weights, with their hash."""
     min_frames: int
@@ -167,8 +166,8 @@ class _TransNetFeatures:
             branches.append(F.conv3d(branch, temporal, padding=(dilation, 0, 0), dilation=(dilation, 1, 1)))
         parts = ("running_mean", "running_var", "weight", "bias")
         mean, variance, scale, shift = (self._weights[f"{name}.bn.{part}"] for part in parts)
-        joined = torch.cat(branches, dim=1)
-        return F.relu(F.batch_norm(joined, mean, variance, scale, shift, eps=TRANSNET_NORM_EPSILON))
+        features = torch.cat(branches, dim=1)
+        return F.relu(F.batch_norm(features, mean, variance, scale, shift, eps=TRANSNET_NORM_EPSILON))
 
 
 def _transnet_weights_path() -> Path:

@@ -112,9 +112,9 @@ def ms_ssim(*, reconstruction: Frames, target: Frames) -> Tensor:
 
     _check_side(target, MS_SSIM_SIDE)
     frames = _to_unit_range(reconstruction), _to_unit_range(target)
-    options: dict[str, Any] = {"sigma": SSIM_SIGMA, "kernel_size": SSIM_WINDOW, "betas": MS_SSIM_BETAS}
+    window: dict[str, Any] = {"sigma": SSIM_SIGMA, "kernel_size": SSIM_WINDOW}
     return multiscale_structural_similarity_index_measure(
-        *frames, **options, reduction="none", data_range=1.0, normalize="relu"
+        *frames, **window, reduction="none", data_range=1.0, betas=MS_SSIM_BETAS, normalize="relu"
     )
 
 

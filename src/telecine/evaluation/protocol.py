@@ -37,7 +37,6 @@ class Definition:
     min_side: int = 1
     """Smallest height and width of a frame."""
     min_frames: int = 1
-    """Minimum number of frames of a clip."""
 
     def __str__(self) -> str:
         return f"{self.text}; {self.better} is better"
