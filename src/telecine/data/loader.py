@@ -45,7 +45,7 @@ _WAIT_MESSAGE = "DataLoader timed out after"
 # From Linux' <sys/prctl.h>: the signal that a process gets when its parent ends.
 _PR_SET_PDEATHSIG = 1
 
-_Ask: TypeAlias = Callable[[], bool]  # whether to stop waiting
+_Stop: TypeAlias = Callable[[], bool]  # whether to stop waiting
 
 
 class ReadingStopped(Exception):  # noqa: N818 - not an error: it was asked for
@@ -104,7 +104,7 @@ def clip_loader(
     num_micro_batches: int = 1,
     rank: int = 0,
     num_ranks: int = 1,
-    should_stop: _Ask = lambda: False,
+    should_stop: _Stop = lambda: False,
 ) -> ClipLoader:
     """Return a loader of the batches of steps `start_step` to `num_steps`, exclusive.
 
@@ -141,7 +141,7 @@ class ClipLoader:
         ReadingStopped: `should_stop` returned true.
     """
 
-    def __init__(self, dataset: ClipDataset, sampler: ClipBatchSampler, should_stop: _Ask = lambda: False) -> None:
+    def __init__(self, dataset: ClipDataset, sampler: ClipBatchSampler, should_stop: _Stop = lambda: False) -> None:
         self.dataset, self.sampler, self.should_stop = dataset, sampler, should_stop
 
     def __len__(self) -> int:
@@ -193,7 +193,7 @@ class _ReadRequests(Dataset[Clip]):
         return [item for item in items if list(item) in being_read] or items
 
 
-def _read_batches(requests: _ReadRequests, sampler: ClipBatchSampler, should_stop: _Ask) -> Iterator[ClipBatch]:
+def _read_batches(requests: _ReadRequests, sampler: ClipBatchSampler, should_stop: _Stop) -> Iterator[ClipBatch]:
     config = requests.dataset.config
     poll = min(POLL_SECONDS, config.timeout)
     loader: DataLoader[Clip] = DataLoader(
@@ -255,7 +255,7 @@ class _Watchdog:
     of a batch, until the worker is killed.
     """
 
-    def __init__(self, workers: Iterable[BaseProcess], poll: float, timeout: float, should_stop: _Ask) -> None:
+    def __init__(self, workers: Iterable[BaseProcess], poll: float, timeout: float, should_stop: _Stop) -> None:
         self.error: _WorkerError | ReadingStopped | None = None
         self._workers = list(workers)
         self._poll, self._timeout, self._should_stop = poll, timeout, should_stop
