@@ -57,10 +57,9 @@ def _residual_blocks(config: CausalVAEConfig, level: int) -> list[ResidualBlock]
 
 
 def _in_temporal_chunks(network: CausalSequential, video: Video, size: int) -> Video:
-    """Return `network(video)`; for a `size` above 0, computed in chunks of `size` frames.
+    """Return `network(video)`; for a `size` above 0, computed in chunks of `size` frames, with the same values.
 
-    The values are the same. The activations of a chunk are computed again in the backward pass, which goes through the
-    chunks from the last to the first: memory holds those of one chunk, and the frames that layers keep between chunks.
+    The backward pass recomputes the activations, one chunk at a time. Layers keep frames between chunks.
     """
     if size == 0:
         return network(video)
@@ -109,8 +108,7 @@ class Decoder(nn.Module):
         for level, (outer, inner) in reversed(list(enumerate(config.halvings()))):
             layers += [*_residual_blocks(config, level + 1), Upsample(inner, outer)]
         layers += [*_residual_blocks(config, 0), ChannelNorm(channels[0]), nn.SiLU()]
-        last = init_zero(CausalConv(channels[0], config.folded_channels, (1, 3)))
-        self.network = CausalSequential(*layers, last)
+        self.network = CausalSequential(*layers, init_zero(CausalConv(channels[0], config.folded_channels, (1, 3))))
         self.chunk_size = 0  # latent frames; 0 for whole clips
 
     def forward(self, latent: Tensor) -> Video:
@@ -164,25 +162,16 @@ class CausalVAE(VideoAutoencoder):
         generator: Generators = None,
         posterior: Posterior | None = None,
     ) -> Reconstruction:
-        """Encode, sample (or take the mode) and decode.
+        """Encode, sample (or take the mode) and decode; the graph is kept.
 
-        Returns:
-            The reconstruction, of the input's shape, `{"kl_loss": KL divergence per latent element}` or the losses of
-            the discrete bottleneck, and the latent; the graph is kept.
-
-        Raises:
-            ValueError: The video is not `(B, 3, T, H, W)`, or `check_clip` raises.
+        The auxiliary losses are `{"kl_loss": KL divergence per latent element}`, or those of the discrete bottleneck.
         """
         posterior = posterior or self.encode(video)
         latent = posterior.sample(generator) if sample_posterior else posterior.mode()
         return Reconstruction(video=self.decode(latent), aux=posterior.aux(), latent=latent)
 
     def encode(self, video: Video) -> DiagonalGaussian | DeterministicPosterior:
-        """Return the posterior of `(B, 3, T, H, W)`, in float32 at least: of the quantized latent if it is discrete.
-
-        Raises:
-            ValueError: The video is not `(B, 3, T, H, W)`, or `check_clip` raises.
-        """
+        """Return the posterior of `(B, 3, T, H, W)`, in float32 at least: of the quantized latent if it is discrete."""
         check_input(self, video)
         mean, logvar = self.encoder(video)
         if self.bottleneck is None:
@@ -190,11 +179,7 @@ class CausalVAE(VideoAutoencoder):
         return self.bottleneck.posterior(mean)
 
     def decode(self, latent: Tensor) -> Video:
-        """Return the video `(B, 3, 1 + t*k, s*h, s*w)` of a latent `(B, latent_channels, 1 + k, h, w)`, not clamped.
-
-        Raises:
-            ValueError: The latent has another number of axes or channels.
-        """
+        """Return the video `(B, 3, 1 + t*k, s*h, s*w)` of a latent `(B, latent_channels, 1 + k, h, w)`, not clamped."""
         check_video("latent", latent)
         if latent.shape[1] != self.config.latent_channels:
             contract = f"of shape (B, {self.config.latent_channels}, T, H, W)"
@@ -212,11 +197,7 @@ class CausalVAE(VideoAutoencoder):
         return self.config.time_compression
 
     def enable_temporal_chunks(self, num_frames: int) -> None:
-        """Compute the networks in chunks of `num_frames` frames, a multiple of `time_compression`.
-
-        Raises:
-            ValueError: It is not a multiple.
-        """
+        """Compute the networks in chunks of `num_frames` frames, a multiple of `time_compression`."""
         check_multiple("temporal_chunk", num_frames, step=self.config.time_compression)
         self.encoder.chunk_size = self.decoder.chunk_size = num_frames // self.config.time_compression
 
@@ -232,10 +213,8 @@ class CausalVAE(VideoAutoencoder):
 
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder:
         """Return a linear autoencoder with the same latent, for clips of any size; it is not fitted."""
-        config, bottleneck = self.config, build_bottleneck(self.config)
-        return LinearAutoencoder(
-            config.time_compression, config.spatial_compression, config.latent_channels, bottleneck=bottleneck
-        )
+        compression = self.config.time_compression, self.config.spatial_compression
+        return LinearAutoencoder(*compression, self.config.latent_channels, bottleneck=build_bottleneck(self.config))
 
     def start_from(self, linear: LinearAutoencoder) -> None:
         """Copy a fitted `linear_autoencoder`, which the model equals until it is trained."""
@@ -292,12 +271,7 @@ class CausalVAE(VideoAutoencoder):
 
 
 def saved_config(folder: str | PathLike[str]) -> CausalVAEConfig:
-    """Return the configuration in a model's folder.
-
-    Raises:
-        FileNotFoundError: There is none.
-        ValueError: It is invalid, or of a model of telecine 0.1.
-    """
+    """Return the configuration in a model's folder, or raise a `ValueError` if telecine 0.1 wrote it."""
     known = [ARCHITECTURE_KEY, *STATISTICS_KEYS, *(field.name for field in fields(CausalVAEConfig))]
     values = load_config(folder, CausalVAE.__name__, known)
     values = {key: value for key, value in values.items() if key not in STATISTICS_KEYS}

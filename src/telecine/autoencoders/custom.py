@@ -76,10 +76,10 @@ class CustomAutoencoder(VideoAutoencoder):
         generator: Generators = None,
         posterior: Posterior | None = None,
     ) -> Reconstruction:
-        """Return the reconstruction and the auxiliary losses.
+        """Return the reconstruction, the auxiliary losses, and the latent if the module returns it.
 
         Raises:
-            TypeError: The module's output is not a video, with or without a dict of losses.
+            TypeError: The module's output is not a video, with or without a dict of losses and a latent.
             ValueError: The reconstruction's shape differs from the video's, or a posterior is passed.
         """
         if posterior is not None:

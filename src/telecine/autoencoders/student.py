@@ -117,16 +117,11 @@ class StudentAutoencoder(VideoAutoencoder):
         generator: Generators = None,
         posterior: Posterior | None = None,
     ) -> Reconstruction:
-        """Encode with the teacher, sample (or take the mode) and decode.
+        """Encode with the teacher, sample (or take the mode) and decode; the graph of the decoder is kept.
 
-        Returns:
-            The reconstruction, of the input's shape; no auxiliary losses, as the encoder is frozen; and the latent.
-            The graph is kept.
-
-        Raises:
-            ValueError: The teacher does not accept the video, or the reconstruction has another size.
+        There are no auxiliary losses, as the encoder is frozen.
         """
-        posterior = self.encode(video) if posterior is None else posterior
+        posterior = posterior or self.encode(video)
         latent = posterior.sample(generator) if sample_posterior else posterior.mode()
         reconstruction = self.decode(latent)
         if reconstruction.shape != video.shape:
@@ -141,11 +136,7 @@ class StudentAutoencoder(VideoAutoencoder):
         return self.latent_model.encode(video)
 
     def decode(self, latent: Tensor) -> Video:
-        """Return the video of a latent of the teacher's, `(B, C, 1 + k, h, w)`, not clamped.
-
-        Raises:
-            ValueError: The latent has another number of axes.
-        """
+        """Return the video of a latent of the teacher's, `(B, C, 1 + k, h, w)`, not clamped."""
         check_video("latent", latent)
         video: Video = self.decoder(latent.to(self.last_layer.dtype))
         return video
@@ -210,11 +201,7 @@ class StudentAutoencoder(VideoAutoencoder):
         return self.config.time_compression
 
     def enable_temporal_chunks(self, num_frames: int) -> None:
-        """Decode in chunks of `num_frames` frames, a multiple of the time compression; the teacher encodes whole clips.
-
-        Raises:
-            ValueError: It is not a multiple.
-        """
+        """Decode in chunks of `num_frames` frames, a multiple of the time compression; encode whole clips."""
         check_multiple("temporal_chunk", num_frames, step=self.config.time_compression)
         self.decoder.chunk_size = num_frames // self.config.time_compression
 
