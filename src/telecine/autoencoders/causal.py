@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, astuple, fields
 from os import PathLike
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,6 @@ from telecine.autoencoders.clip_sizes import ceil_div, check_multiple
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, check_input
 from telecine.autoencoders.latent import (
     NORMALISATION_KEYS,
-    DeterministicPosterior,
     DiagonalGaussian,
     LatentStatistics,
     Normalisation,
@@ -114,8 +114,7 @@ class Decoder(nn.Module):
     def forward(self, latent: Tensor) -> Video:
         """Return the video of a latent `(B, latent_channels, 1 + k, h, w)`."""
         residual = _in_temporal_chunks(self.network, latent, self.chunk_size)
-        video: Video = self.linear(latent) + unfold(residual, *self.patch)
-        return video
+        return cast(Video, self.linear(latent) + unfold(residual, *self.patch))
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -170,7 +169,7 @@ class CausalVAE(VideoAutoencoder):
         latent = posterior.sample(generator) if sample_posterior else posterior.mode()
         return Reconstruction(video=self.decode(latent), aux=posterior.aux(), latent=latent)
 
-    def encode(self, video: Video) -> DiagonalGaussian | DeterministicPosterior:
+    def encode(self, video: Video) -> Posterior:
         """Return the posterior of `(B, 3, T, H, W)`, in float32 at least: of the quantized latent if it is discrete."""
         check_input(self, video)
         mean, logvar = self.encoder(video)
@@ -184,8 +183,7 @@ class CausalVAE(VideoAutoencoder):
         if latent.shape[1] != self.config.latent_channels:
             contract = f"of shape (B, {self.config.latent_channels}, T, H, W)"
             raise argument_error("latent", contract, latent, "Pass the output of `encode(...).sample()`.")
-        video: Video = self.decoder(latent.to(self.last_layer.dtype))
-        return video
+        return cast(Video, self.decoder(latent.to(self.last_layer.dtype)))
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the inside of the residual blocks in the backward pass: less memory, more time."""

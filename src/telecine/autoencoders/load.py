@@ -69,9 +69,6 @@ def folder_of(
 
     For other models on the Hub, which diffusers downloads, the folder does not exist. Arguments as for
     `load_autoencoder`; without `with_weights`, the weights are not downloaded.
-
-    Raises:
-        ImportError: `huggingface_hub` is not installed, and the model is on the Hub.
     """
     folder = Path(name_or_folder) / (subfolder or "")
     if folder.exists() or folder.suffix == ".json" or not is_hub_name(str(name_or_folder)):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,8 +58,7 @@ class StudentAutoencoder(VideoAutoencoder):
 
     Args:
         config: The decoder, see `student_config`.
-        teacher: Name of the teacher: a folder or a Hub name.
-        load: Loads an autoencoder by its name.
+        teacher, load: A folder or a Hub name, and the function that loads it.
         digest: Digest of the teacher's encoder, see `digest_of_encoder`.
         normalisation: The teacher's `latent_normalisation`.
     """
@@ -88,17 +87,15 @@ class StudentAutoencoder(VideoAutoencoder):
 
     @property
     def latent_model(self) -> VideoAutoencoder:
-        """The teacher.
-
-        Raises:
-            ValueError: It is loaded now, and has another encoder than the one that the student was trained with.
-        """
+        """The teacher, which is loaded if needed; another encoder than when the student trained is a `ValueError`."""
         if self._frozen is None:
             loaded = self._load_teacher()
             if isinstance(loaded, StudentAutoencoder) or digest_of_encoder(loaded) != self.digest:
-                got = f"{self.teacher}, whose encoder differs"
-                remedy = f"Set `{TEACHER_KEY}` in its config.json to that one."
-                raise argument_error("teacher", "the teacher that the student was trained with", got, remedy)
+                contract, got = (
+                    "the teacher that the student was trained with",
+                    f"{self.teacher}, whose encoder differs",
+                )
+                raise argument_error("teacher", contract, got, f"Set `{TEACHER_KEY}` in its config.json to that one.")
             self._frozen = Frozen(loaded).to(self.last_layer.device)
         return self._frozen.module
 
@@ -138,8 +135,7 @@ class StudentAutoencoder(VideoAutoencoder):
     def decode(self, latent: Tensor) -> Video:
         """Return the video of a latent of the teacher's, `(B, C, 1 + k, h, w)`, not clamped."""
         check_video("latent", latent)
-        video: Video = self.decoder(latent.to(self.last_layer.dtype))
-        return video
+        return cast(Video, self.decoder(latent.to(self.last_layer.dtype)))
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -165,10 +161,7 @@ class StudentAutoencoder(VideoAutoencoder):
 
     @torch.no_grad()
     def start_from(self, videos: Iterable[Video]) -> None:
-        """Set the linear map of the decoder to the best one for these clips, which the network adds 0 to at the start.
-
-        The network's first layer is scaled to latents of the mean and the standard deviation of these clips.
-        """
+        """Set the decoder's linear map to the best one for these clips, and scale its first layer to their latents."""
         moments = ChannelMoments()
 
         def pairs() -> Iterable[tuple[Tensor, Video]]:
@@ -220,12 +213,7 @@ class StudentAutoencoder(VideoAutoencoder):
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str], load: LoadTeacher) -> StudentAutoencoder:
-        """Return the model that `save_pretrained` wrote, on the CPU; the teacher is not loaded yet.
-
-        Raises:
-            FileNotFoundError: A file is missing.
-            ValueError: The configuration is invalid, or the weights do not match it.
-        """
+        """Return the model that `save_pretrained` wrote, on the CPU; the teacher is not loaded yet."""
         config, teacher, others = _read_student(Path(folder))
         check_num_weights(lambda: Decoder(config), folder)
         model = cls(config, teacher, load, **others)
@@ -234,12 +222,7 @@ class StudentAutoencoder(VideoAutoencoder):
 
     @classmethod
     def without_weights(cls, folder: str | PathLike[str], build: LoadTeacher) -> StudentAutoencoder:
-        """Return the model in a folder with random weights and the teacher that `build` returns, whatever its weights.
-
-        Raises:
-            FileNotFoundError: There is no configuration, or no teacher.
-            ValueError: The configuration is invalid.
-        """
+        """Return the model in a folder with random weights and the teacher of `build`, whatever that one's weights."""
         config, teacher, others = _read_student(Path(folder))
         model = cls(config, teacher, build, **others)
         model._frozen = Frozen(model._load_teacher())
@@ -269,11 +252,7 @@ def _public_name(teacher: str) -> str:
 
 
 def _find_teacher(name: str, folder: Path) -> str:
-    """Return the path or the Hub name of the teacher that a student's `config.json` names.
-
-    If the student's folder is part of a checkpoint, the settings of the run have the path. Otherwise a folder of that
-    name beside it is the teacher.
-    """
+    """Return the path of a named teacher: from the run's settings, or a folder beside the student; or else its name."""
     path = read_saved_settings(folder.parent).get(TEACHER_KEY)
     if isinstance(path, str) and _public_name(path) == name:
         return path
@@ -284,25 +263,17 @@ def _find_teacher(name: str, folder: Path) -> str:
 def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> CausalVAEConfig:
     """Return the settings of a student's decoder, with the compression and the channels of its teacher.
 
-    Args:
-        size: One of `SIZES`, or a YAML or JSON file with settings of `CausalVAEConfig`.
-        teacher: The teacher.
-        clip: Frames, height and width of the clips.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: A setting is wrong, or `CausalVAE` cannot have the teacher's compression.
+    `size` is one of `SIZES`, or a YAML or JSON file with settings of `CausalVAEConfig`; `clip` is the clips' size.
     """
     teacher.check_clip(*clip)
     of_teacher = _compression_of(teacher, clip)
     settings = _read_decoder(size)
     for name, value in of_teacher.items():
-        if settings.get(name, value) != value:
-            got = describe(settings[name])
-            raise argument_error(f"{name} of {size}", f"{value}, the teacher's", got, "Leave it out.")
-    if settings.get("bottleneck", "gaussian") != "gaussian":
+        if (found := settings.get(name, value)) != value:
+            raise argument_error(f"{name} of {size}", f"{value}, the teacher's", describe(found), "Leave it out.")
+    if (bottleneck := settings.get("bottleneck", "gaussian")) != "gaussian":
         remedy = "Train it with `telecine train`."
-        raise argument_error(f"bottleneck of {size}", "left out for a student", repr(settings["bottleneck"]), remedy)
+        raise argument_error(f"bottleneck of {size}", "left out for a student", repr(bottleneck), remedy)
     patch = settings.get("patch_size", min(of_teacher["spatial_compression"], LARGEST_PATCH))
     is_valid = isinstance(patch, int) and patch > 0
     num_levels = (of_teacher["spatial_compression"] // patch).bit_length() if is_valid else 1
@@ -312,7 +283,7 @@ def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, i
 
 
 def _compression_of(teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> dict[str, int]:
-    """Return the settings that a teacher decides, `COMPRESSION`."""
+    """Return the settings `COMPRESSION` of a teacher."""
     linear = teacher.linear_autoencoder(*clip)
     compression = () if linear is None else (linear.encoder.time, linear.encoder.space)
     if linear is None or any(factor & (factor - 1) for factor in compression):

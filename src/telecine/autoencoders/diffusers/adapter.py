@@ -12,13 +12,7 @@ from torch import Tensor, nn
 
 from telecine.autoencoders.clip_sizes import ClipSizes, Probe, output_shape
 from telecine.autoencoders.diffusers.checkpointing import CHUNKS, enable_checked, enable_chunks
-from telecine.autoencoders.diffusers.families import (
-    DiffusersModel,
-    LatentPosterior,
-    clear_caches,
-    family_of,
-    prepare_for_training,
-)
+from telecine.autoencoders.diffusers.families import DiffusersModel, clear_caches, family_of, prepare_for_training
 from telecine.autoencoders.diffusers.loading import build_module, load_module
 from telecine.autoencoders.diffusers.normalisation import read_normalisation, write_normalisation
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, check_input
@@ -53,8 +47,7 @@ class DiffusersAutoencoder(VideoAutoencoder):
         super().__init__()
         self.family = family_of(module)
         prepare_for_training(module)
-        # `from_pretrained` of diffusers returns models in eval mode.
-        self.module: DiffusersModel = module.train()
+        self.module: DiffusersModel = module.train()  # `from_pretrained` of diffusers returns models in eval mode
         self.sizes = ClipSizes(module, self.family.reconstruct)
 
     def forward(
@@ -79,7 +72,7 @@ class DiffusersAutoencoder(VideoAutoencoder):
         aux = {**posterior.aux(), **losses}
         return Reconstruction(video=decoded, aux={name: loss.float() for name, loss in aux.items()}, latent=latent)
 
-    def encode(self, video: Video) -> LatentPosterior:
+    def encode(self, video: Video) -> Posterior:
         """Return the posterior of `(B, 3, T, H, W)`, with a latent `(B, C, t, h, w)` in float32 at least."""
         check_input(self, video)
         return self.family.encode(self.module, video)
@@ -164,12 +157,9 @@ class DiffusersAutoencoder(VideoAutoencoder):
         revision: str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> DiffusersAutoencoder:
-        """Return the model of a folder or a Hub name, on the CPU, in training mode.
+        """Return the model of a folder or a Hub name, on the CPU, in training mode; arguments as `load_autoencoder`'s.
 
-        Args:
-            name_or_folder, subfolder, revision: See `load_autoencoder`.
-            dtype: Dtype of the weights. Train float32 weights and use autocast for lower precision: half-precision
-                weights lose small updates.
+        Train float32 weights and use autocast for lower precision: half-precision weights lose small updates.
 
         Raises:
             ValueError: There is no configuration, its class is unknown, or weights are missing.
@@ -181,8 +171,7 @@ class DiffusersAutoencoder(VideoAutoencoder):
         """Return a model with random weights, to train from scratch.
 
         Args:
-            config: A `config.json` as diffusers writes it, its folder, or its values: `_class_name` and the class's
-                arguments.
+            config: A `config.json` of diffusers, its folder, or its values: `_class_name` and the class's arguments.
 
         Raises:
             FileNotFoundError: There is no such file.
