@@ -54,7 +54,7 @@ class Bottleneck(nn.Module):
 
     def __init__(self, quantizer: nn.Module, config: CausalVAEConfig) -> None:
         super().__init__()
-        self.quantizer = quantizer
+        self.quantizer: Any = quantizer  # of the untyped library
         self.code_channels = config.code_channels
         self.codebook_size = config.codebook_size
 
@@ -72,13 +72,13 @@ class Bottleneck(nn.Module):
 
     def indices(self, latent: Latent) -> Indices:
         """Return the number of each code of a quantized latent, from 0 to below `codebook_size`, as int64."""
-        return cast(Indices, cast(Any, self.quantizer).codes_to_indices(self._codes(latent)).long())
+        return cast(Indices, self.quantizer.codes_to_indices(self._codes(latent)).long())
 
     def latent(self, indices: Indices) -> Latent:
         """Return the quantized latent of the numbers of its codes."""
         last = rearrange(indices, "b g t h w -> b t h w g")
         last = last.squeeze(-1) if last.shape[-1] == 1 else last  # as the library numbers a single group
-        return cast(Latent, cast(Any, self.quantizer).indices_to_codes(last))
+        return cast(Latent, self.quantizer.indices_to_codes(last))
 
     def _codes(self, latent: Latent) -> Tensor:
         return rearrange(latent, "b (g c) t h w -> b g t h w c", c=self.code_channels)
@@ -102,14 +102,13 @@ class _LookupFreeBottleneck(Bottleneck):
             remedy = "Train on one device, or use `fsq`."
             raise argument_error("bottleneck", '"fsq" or "gaussian" on several processes', "'lfq'", remedy)
         (quantized, _, _), parts = self._apply_quantizer(latent, return_loss_breakdown=True)
-        quantizer = cast(Any, self.quantizer)
         entropy = parts.per_sample_entropy - parts.batch_entropy
         losses = {
-            "entropy_loss": quantizer.entropy_loss_weight * entropy,
-            "commitment_loss": quantizer.commitment_loss_weight * parts.commitment,
+            "entropy_loss": self.quantizer.entropy_loss_weight * entropy,
+            "commitment_loss": self.quantizer.commitment_loss_weight * parts.commitment,
         }
         return DeterministicPosterior(quantized, losses)
 
     def indices(self, latent: Latent) -> Indices:
         """Return the number of each code of a quantized latent, from 0 to below `codebook_size`, as int64."""
-        return cast(Indices, ((self._codes(latent) > 0) * cast(Any, self.quantizer).mask).sum(-1))
+        return cast(Indices, ((self._codes(latent) > 0) * self.quantizer.mask).sum(-1))

@@ -25,13 +25,7 @@ from telecine.autoencoders.causal_blocks import (
 )
 from telecine.autoencoders.clip_sizes import ceil_div, check_multiple
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, check_input
-from telecine.autoencoders.latent import (
-    NORMALISATION_KEYS,
-    DiagonalGaussian,
-    LatentStatistics,
-    Normalisation,
-    Posterior,
-)
+from telecine.autoencoders.latent import CHANNEL_KEYS, DiagonalGaussian, LatentStatistics, Normalisation, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder, PatchDecoder, PatchEncoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import CONFIG_FILE, check_num_weights, load_config, load_weights, save_model
@@ -48,7 +42,6 @@ INITIAL_LOGVAR = -6.0
 # Key and value in `config.json`. Telecine 0.1 wrote none: its models have other layers.
 ARCHITECTURE_KEY = "_architecture"
 ARCHITECTURE = 2
-STATISTICS_KEYS = NORMALISATION_KEYS[:2]
 
 
 def _residual_blocks(config: CausalVAEConfig, level: int) -> list[ResidualBlock]:
@@ -235,7 +228,7 @@ class CausalVAE(VideoAutoencoder):
     def latent_normalisation(self) -> Normalisation:
         """Return `latents_mean` and `latents_std`, by which `(z - mean) / std` is normalised; None before training."""
         values = (None, None) if self.latent_statistics is None else astuple(self.latent_statistics)
-        return dict(zip(STATISTICS_KEYS, values, strict=True))
+        return dict(zip(CHANNEL_KEYS, values, strict=True))
 
     def set_latent_statistics(self, statistics: LatentStatistics) -> None:
         """Replace these numbers."""
@@ -262,7 +255,7 @@ class CausalVAE(VideoAutoencoder):
         config = saved_config(folder)
         check_num_weights(lambda: cls(config), folder)
         model = cls(config)
-        mean, std = map(read_json(Path(folder) / CONFIG_FILE).get, STATISTICS_KEYS)
+        mean, std = map(read_json(Path(folder) / CONFIG_FILE).get, CHANNEL_KEYS)
         model.latent_statistics = None if mean is None or std is None else LatentStatistics(mean, std)
         load_weights(model, folder)
         return model
@@ -270,9 +263,9 @@ class CausalVAE(VideoAutoencoder):
 
 def saved_config(folder: str | PathLike[str]) -> CausalVAEConfig:
     """Return the configuration in a model's folder, or raise a `ValueError` if telecine 0.1 wrote it."""
-    known = [ARCHITECTURE_KEY, *STATISTICS_KEYS, *(field.name for field in fields(CausalVAEConfig))]
+    known = [ARCHITECTURE_KEY, *CHANNEL_KEYS, *(field.name for field in fields(CausalVAEConfig))]
     values = load_config(folder, CausalVAE.__name__, known)
-    values = {key: value for key, value in values.items() if key not in STATISTICS_KEYS}
+    values = {key: value for key, value in values.items() if key not in CHANNEL_KEYS}
     if (found := values.pop(ARCHITECTURE_KEY, 1)) != ARCHITECTURE:
         contract, got = f"a CausalVAE with `{ARCHITECTURE_KEY}` {ARCHITECTURE}", f"{found} (1 is telecine 0.1's)"
         raise argument_error("folder", contract, got, "Its layers differ: train it again, or use that version.")

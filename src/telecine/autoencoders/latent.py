@@ -17,8 +17,9 @@ from telecine.losses import kl_to_standard_normal
 # exp(20) and its square are finite in float32, and so is 1 / exp(-30).
 LOGVAR_RANGE = (-30.0, 20.0)
 SMALLEST_STD = 1e-6
-# The keys of configurations that normalise the latent.
-NORMALISATION_KEYS = ("latents_mean", "latents_std", "scaling_factor", "shift_factor")
+# The keys of configurations that normalise the latent: each channel by itself, or all by the same numbers.
+CHANNEL_KEYS, FACTOR_KEYS = ("latents_mean", "latents_std"), ("scaling_factor", "shift_factor")
+NORMALISATION_KEYS = CHANNEL_KEYS + FACTOR_KEYS
 Normalisation: TypeAlias = dict[str, float | list[float] | None]
 """Their values."""
 

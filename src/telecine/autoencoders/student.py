@@ -91,11 +91,9 @@ class StudentAutoencoder(VideoAutoencoder):
         if self._frozen is None:
             loaded = self._load_teacher()
             if isinstance(loaded, StudentAutoencoder) or digest_of_encoder(loaded) != self.digest:
-                contract, got = (
-                    "the teacher that the student was trained with",
-                    f"{self.teacher}, whose encoder differs",
-                )
-                raise argument_error("teacher", contract, got, f"Set `{TEACHER_KEY}` in its config.json to that one.")
+                got = f"{self.teacher}, whose encoder differs"
+                remedy = f"Set `{TEACHER_KEY}` in its config.json to that one."
+                raise argument_error("teacher", "the teacher that the student was trained with", got, remedy)
             self._frozen = Frozen(loaded).to(self.last_layer.device)
         return self._frozen.module
 
@@ -283,7 +281,6 @@ def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, i
 
 
 def _compression_of(teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> dict[str, int]:
-    """Return the settings `COMPRESSION` of a teacher."""
     linear = teacher.linear_autoencoder(*clip)
     compression = () if linear is None else (linear.encoder.time, linear.encoder.space)
     if linear is None or any(factor & (factor - 1) for factor in compression):

@@ -31,8 +31,6 @@ MAX_DIFFERENCE = 1e-2
 NUM_FRAMES = 5
 # Frames of a latent frame of Wan, QwenImage and Magvit.
 TIME_COMPRESSION = 4
-
-
 # The blocks of classes that keep frames for the next chunk, which their own checkpointing does not support.
 CACHED_BLOCKS = {
     "AutoencoderKLKVAEVideo": ("KVAECachedResnetBlock3D", "KVAECachedPXSDownsample", "KVAECachedPXSUpsample"),

@@ -72,7 +72,6 @@ class _WithoutClamp(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Return the input if `func` is such a clamp; otherwise call `func`."""
         kwargs = kwargs or {}
         if func in CLAMPS:
             arguments = {**dict(zip(("input", "min", "max"), args, strict=False)), **kwargs}
