@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any, cast
 
 import torch.distributed as dist
@@ -21,15 +20,15 @@ Indices = Int[Tensor, "batch code time height width"]
 
 
 def build_bottleneck(config: CausalVAEConfig) -> Bottleneck | None:
-    """Return the discrete bottleneck of an autoencoder; None for a Gaussian one.
-
-    Raises:
-        ValueError: Its library is not installed.
-    """
+    """Return the discrete bottleneck of an autoencoder, or None for a Gaussian one."""
     if config.bottleneck == "gaussian":
         return None
+    try:
+        import vector_quantize_pytorch as library
+    except ImportError as missing:
+        contract, got = '"gaussian" without the package vector-quantize-pytorch', repr(config.bottleneck)
+        raise argument_error("bottleneck", contract, got, how_to_install("discrete")) from missing
     groups = config.latent_channels // config.code_channels
-    library = _quantizers(config.bottleneck)
     if config.bottleneck == "fsq":
         # Indices are computed when they are asked for: the library would make a table of all codes at once.
         fsq = library.FSQ(list(config.fsq_levels), num_codebooks=groups, return_indices=False)
@@ -43,15 +42,6 @@ def build_bottleneck(config: CausalVAEConfig) -> Bottleneck | None:
     return _LookupFreeBottleneck(lfq, config)
 
 
-def _quantizers(name: str) -> ModuleType:
-    try:
-        import vector_quantize_pytorch
-    except ImportError as missing:
-        contract, got = '"gaussian" without the package vector-quantize-pytorch', repr(name)
-        raise argument_error("bottleneck", contract, got, how_to_install("discrete")) from missing
-    return cast(ModuleType, vector_quantize_pytorch)
-
-
 class Bottleneck(nn.Module):
     """Rounds each channel of a latent to one of a few values between -1 and 1, without learned weights.
 
@@ -60,15 +50,11 @@ class Bottleneck(nn.Module):
 
     This class is finite scalar quantization (FSQ, arXiv:2309.15505): the values are evenly spaced, and the latent is
     bounded by a hyperbolic tangent before. There is no auxiliary loss.
-
-    Args:
-        quantizer: The library's, for all groups.
-        config: The settings of the autoencoder.
     """
 
     def __init__(self, quantizer: nn.Module, config: CausalVAEConfig) -> None:
         super().__init__()
-        self.quantizer = quantizer
+        self.quantizer: Any = quantizer  # of the untyped library
         self.code_channels = config.code_channels
         self.codebook_size = config.codebook_size
 
@@ -78,8 +64,7 @@ class Bottleneck(nn.Module):
 
     def quantize(self, latent: Latent) -> Latent:
         """Return the quantized latent, in at least float32; the graph is kept."""
-        quantized: Latent = self._apply_quantizer(latent)[0]
-        return quantized
+        return cast(Latent, self._apply_quantizer(latent)[0])
 
     def _apply_quantizer(self, latent: Latent, **options: object) -> Any:
         with autocast_off(latent.device):
@@ -87,15 +72,13 @@ class Bottleneck(nn.Module):
 
     def indices(self, latent: Latent) -> Indices:
         """Return the number of each code of a quantized latent, from 0 to below `codebook_size`, as int64."""
-        numbers: Indices = cast(Any, self.quantizer).codes_to_indices(self._codes(latent)).long()
-        return numbers
+        return cast(Indices, self.quantizer.codes_to_indices(self._codes(latent)).long())
 
     def latent(self, indices: Indices) -> Latent:
         """Return the quantized latent of the numbers of its codes."""
         last = rearrange(indices, "b g t h w -> b t h w g")
         last = last.squeeze(-1) if last.shape[-1] == 1 else last  # as the library numbers a single group
-        found: Latent = cast(Any, self.quantizer).indices_to_codes(last)
-        return found
+        return cast(Latent, self.quantizer.indices_to_codes(last))
 
     def _codes(self, latent: Latent) -> Tensor:
         return rearrange(latent, "b (g c) t h w -> b g t h w c", c=self.code_channels)
@@ -110,11 +93,7 @@ class _LookupFreeBottleneck(Bottleneck):
     """
 
     def posterior(self, latent: Latent) -> DeterministicPosterior:
-        """Return the quantized latent as a posterior without noise, with the auxiliary losses; the graph is kept.
-
-        Raises:
-            ValueError: It trains on several processes.
-        """
+        """Return the quantized latent with the losses, or raise a `ValueError` if it trains on several processes."""
         if not self.training:
             return super().posterior(latent)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
@@ -123,15 +102,13 @@ class _LookupFreeBottleneck(Bottleneck):
             remedy = "Train on one device, or use `fsq`."
             raise argument_error("bottleneck", '"fsq" or "gaussian" on several processes', "'lfq'", remedy)
         (quantized, _, _), parts = self._apply_quantizer(latent, return_loss_breakdown=True)
-        quantizer = cast(Any, self.quantizer)
         entropy = parts.per_sample_entropy - parts.batch_entropy
         losses = {
-            "entropy_loss": quantizer.entropy_loss_weight * entropy,
-            "commitment_loss": quantizer.commitment_loss_weight * parts.commitment,
+            "entropy_loss": self.quantizer.entropy_loss_weight * entropy,
+            "commitment_loss": self.quantizer.commitment_loss_weight * parts.commitment,
         }
         return DeterministicPosterior(quantized, losses)
 
     def indices(self, latent: Latent) -> Indices:
         """Return the number of each code of a quantized latent, from 0 to below `codebook_size`, as int64."""
-        numbers: Indices = ((self._codes(latent) > 0) * cast(Any, self.quantizer).mask).sum(-1)
-        return numbers
+        return cast(Indices, ((self._codes(latent) > 0) * self.quantizer.mask).sum(-1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, astuple, fields
 from os import PathLike
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +25,7 @@ from telecine.autoencoders.causal_blocks import (
 )
 from telecine.autoencoders.clip_sizes import ceil_div, check_multiple
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, check_input
-from telecine.autoencoders.latent import (
-    NORMALISATION_KEYS,
-    DeterministicPosterior,
-    DiagonalGaussian,
-    LatentStatistics,
-    Normalisation,
-    Posterior,
-)
+from telecine.autoencoders.latent import CHANNEL_KEYS, DiagonalGaussian, LatentStatistics, Normalisation, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder, PatchDecoder, PatchEncoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import CONFIG_FILE, check_num_weights, load_config, load_weights, save_model
@@ -48,7 +42,6 @@ INITIAL_LOGVAR = -6.0
 # Key and value in `config.json`. Telecine 0.1 wrote none: its models have other layers.
 ARCHITECTURE_KEY = "_architecture"
 ARCHITECTURE = 2
-STATISTICS_KEYS = NORMALISATION_KEYS[:2]
 
 
 def _residual_blocks(config: CausalVAEConfig, level: int) -> list[ResidualBlock]:
@@ -57,10 +50,9 @@ def _residual_blocks(config: CausalVAEConfig, level: int) -> list[ResidualBlock]
 
 
 def _in_temporal_chunks(network: CausalSequential, video: Video, size: int) -> Video:
-    """Return `network(video)`; for a `size` above 0, computed in chunks of `size` frames.
+    """Return `network(video)`; for a `size` above 0, computed in chunks of `size` frames, with the same values.
 
-    The values are the same. The activations of a chunk are computed again in the backward pass, which goes through the
-    chunks from the last to the first: memory holds those of one chunk, and the frames that layers keep between chunks.
+    The backward pass recomputes the activations, one chunk at a time. Layers keep frames between chunks.
     """
     if size == 0:
         return network(video)
@@ -109,15 +101,13 @@ class Decoder(nn.Module):
         for level, (outer, inner) in reversed(list(enumerate(config.halvings()))):
             layers += [*_residual_blocks(config, level + 1), Upsample(inner, outer)]
         layers += [*_residual_blocks(config, 0), ChannelNorm(channels[0]), nn.SiLU()]
-        last = init_zero(CausalConv(channels[0], config.folded_channels, (1, 3)))
-        self.network = CausalSequential(*layers, last)
+        self.network = CausalSequential(*layers, init_zero(CausalConv(channels[0], config.folded_channels, (1, 3))))
         self.chunk_size = 0  # latent frames; 0 for whole clips
 
     def forward(self, latent: Tensor) -> Video:
         """Return the video of a latent `(B, latent_channels, 1 + k, h, w)`."""
         residual = _in_temporal_chunks(self.network, latent, self.chunk_size)
-        video: Video = self.linear(latent) + unfold(residual, *self.patch)
-        return video
+        return cast(Video, self.linear(latent) + unfold(residual, *self.patch))
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -164,25 +154,16 @@ class CausalVAE(VideoAutoencoder):
         generator: Generators = None,
         posterior: Posterior | None = None,
     ) -> Reconstruction:
-        """Encode, sample (or take the mode) and decode.
+        """Encode, sample (or take the mode) and decode; the graph is kept.
 
-        Returns:
-            The reconstruction, of the input's shape, `{"kl_loss": KL divergence per latent element}` or the losses of
-            the discrete bottleneck, and the latent; the graph is kept.
-
-        Raises:
-            ValueError: The video is not `(B, 3, T, H, W)`, or `check_clip` raises.
+        The auxiliary losses are `{"kl_loss": KL divergence per latent element}`, or those of the discrete bottleneck.
         """
         posterior = posterior or self.encode(video)
         latent = posterior.sample(generator) if sample_posterior else posterior.mode()
         return Reconstruction(video=self.decode(latent), aux=posterior.aux(), latent=latent)
 
-    def encode(self, video: Video) -> DiagonalGaussian | DeterministicPosterior:
-        """Return the posterior of `(B, 3, T, H, W)`, in float32 at least: of the quantized latent if it is discrete.
-
-        Raises:
-            ValueError: The video is not `(B, 3, T, H, W)`, or `check_clip` raises.
-        """
+    def encode(self, video: Video) -> Posterior:
+        """Return the posterior of `(B, 3, T, H, W)`, in float32 at least: of the quantized latent if it is discrete."""
         check_input(self, video)
         mean, logvar = self.encoder(video)
         if self.bottleneck is None:
@@ -190,17 +171,12 @@ class CausalVAE(VideoAutoencoder):
         return self.bottleneck.posterior(mean)
 
     def decode(self, latent: Tensor) -> Video:
-        """Return the video `(B, 3, 1 + t*k, s*h, s*w)` of a latent `(B, latent_channels, 1 + k, h, w)`, not clamped.
-
-        Raises:
-            ValueError: The latent has another number of axes or channels.
-        """
+        """Return the video `(B, 3, 1 + t*k, s*h, s*w)` of a latent `(B, latent_channels, 1 + k, h, w)`, not clamped."""
         check_video("latent", latent)
         if latent.shape[1] != self.config.latent_channels:
             contract = f"of shape (B, {self.config.latent_channels}, T, H, W)"
             raise argument_error("latent", contract, latent, "Pass the output of `encode(...).sample()`.")
-        video: Video = self.decoder(latent.to(self.last_layer.dtype))
-        return video
+        return cast(Video, self.decoder(latent.to(self.last_layer.dtype)))
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute the inside of the residual blocks in the backward pass: less memory, more time."""
@@ -212,11 +188,7 @@ class CausalVAE(VideoAutoencoder):
         return self.config.time_compression
 
     def enable_temporal_chunks(self, num_frames: int) -> None:
-        """Compute the networks in chunks of `num_frames` frames, a multiple of `time_compression`.
-
-        Raises:
-            ValueError: It is not a multiple.
-        """
+        """Compute the networks in chunks of `num_frames` frames, a multiple of `time_compression`."""
         check_multiple("temporal_chunk", num_frames, step=self.config.time_compression)
         self.encoder.chunk_size = self.decoder.chunk_size = num_frames // self.config.time_compression
 
@@ -232,10 +204,8 @@ class CausalVAE(VideoAutoencoder):
 
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder:
         """Return a linear autoencoder with the same latent, for clips of any size; it is not fitted."""
-        config, bottleneck = self.config, build_bottleneck(self.config)
-        return LinearAutoencoder(
-            config.time_compression, config.spatial_compression, config.latent_channels, bottleneck=bottleneck
-        )
+        compression = self.config.time_compression, self.config.spatial_compression
+        return LinearAutoencoder(*compression, self.config.latent_channels, bottleneck=build_bottleneck(self.config))
 
     def start_from(self, linear: LinearAutoencoder) -> None:
         """Copy a fitted `linear_autoencoder`, which the model equals until it is trained."""
@@ -258,7 +228,7 @@ class CausalVAE(VideoAutoencoder):
     def latent_normalisation(self) -> Normalisation:
         """Return `latents_mean` and `latents_std`, by which `(z - mean) / std` is normalised; None before training."""
         values = (None, None) if self.latent_statistics is None else astuple(self.latent_statistics)
-        return dict(zip(STATISTICS_KEYS, values, strict=True))
+        return dict(zip(CHANNEL_KEYS, values, strict=True))
 
     def set_latent_statistics(self, statistics: LatentStatistics) -> None:
         """Replace these numbers."""
@@ -285,22 +255,17 @@ class CausalVAE(VideoAutoencoder):
         config = saved_config(folder)
         check_num_weights(lambda: cls(config), folder)
         model = cls(config)
-        mean, std = map(read_json(Path(folder) / CONFIG_FILE).get, STATISTICS_KEYS)
+        mean, std = map(read_json(Path(folder) / CONFIG_FILE).get, CHANNEL_KEYS)
         model.latent_statistics = None if mean is None or std is None else LatentStatistics(mean, std)
         load_weights(model, folder)
         return model
 
 
 def saved_config(folder: str | PathLike[str]) -> CausalVAEConfig:
-    """Return the configuration in a model's folder.
-
-    Raises:
-        FileNotFoundError: There is none.
-        ValueError: It is invalid, or of a model of telecine 0.1.
-    """
-    known = [ARCHITECTURE_KEY, *STATISTICS_KEYS, *(field.name for field in fields(CausalVAEConfig))]
+    """Return the configuration in a model's folder, or raise a `ValueError` if telecine 0.1 wrote it."""
+    known = [ARCHITECTURE_KEY, *CHANNEL_KEYS, *(field.name for field in fields(CausalVAEConfig))]
     values = load_config(folder, CausalVAE.__name__, known)
-    values = {key: value for key, value in values.items() if key not in STATISTICS_KEYS}
+    values = {key: value for key, value in values.items() if key not in CHANNEL_KEYS}
     if (found := values.pop(ARCHITECTURE_KEY, 1)) != ARCHITECTURE:
         contract, got = f"a CausalVAE with `{ARCHITECTURE_KEY}` {ARCHITECTURE}", f"{found} (1 is telecine 0.1's)"
         raise argument_error("folder", contract, got, "Its layers differ: train it again, or use that version.")

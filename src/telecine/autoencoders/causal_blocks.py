@@ -42,28 +42,18 @@ def unfold(video: Video, time: int, space: int) -> Video:
 class CausalConv(nn.Module):
     """A convolution whose output at a frame depends on that frame and earlier ones; space is padded with zeros.
 
-    Time is padded with copies of the first frame, so that an image equals a still video.
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel: Size in time, and in height and width (odd).
+    Time is padded with copies of the first frame, so that an image equals a still video. `kernel` is the size in time,
+    and in height and width (odd).
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, int]) -> None:
         super().__init__()
-        self.num_repeats = kernel[0] - 1
-        self.conv = nn.Conv3d(
-            in_channels, out_channels, (kernel[0], kernel[1], kernel[1]), padding=(0, kernel[1] // 2, kernel[1] // 2)
-        )
+        time, side = kernel
+        self.num_repeats = time - 1
+        self.conv = nn.Conv3d(in_channels, out_channels, (time, side, side), padding=(0, side // 2, side // 2))
 
     def forward(self, video: Video, earlier: EarlierFrames | None = None) -> Video:
-        """Map `(B, in_channels, T, H, W)` to `(B, out_channels, T, H, W)`.
-
-        Args:
-            video: A clip, or the next chunk of it.
-            earlier: The frames that layers keep between the chunks of a clip; changed. None for a whole clip.
-        """
+        """Map the next chunk of a clip, and update `earlier`; or map a whole clip if that is None."""
         if earlier is None or self.num_repeats == 0:
             return self.conv(_repeat_first_frame(video, self.num_repeats))
         before = earlier.get(self)
@@ -95,11 +85,9 @@ class ChannelNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """`x + f(x)`, `f` being a causal convolution over space and time, then one over space; `f` is 0 at the start.
+    """`x + f(x)`, `f` being a causal convolution over space and `time_kernel` frames, then one over space.
 
-    Args:
-        num_channels: Channels of the input and the output.
-        time_kernel: Frames that the first convolution sees: the current one and earlier ones.
+    `f` is 0 at the start.
     """
 
     def __init__(self, num_channels: int, time_kernel: int = 1) -> None:
@@ -131,11 +119,8 @@ def init_zero(layer: CausalConv) -> CausalConv:
 class Downsample(nn.Module):
     """Fold 2 x 2 positions into channels and mix these, plus a shortcut that averages groups of them.
 
-    The shortcut is the residual autoencoding of DC-AE (arXiv:2410.10733, section 3.2).
-
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output, a divisor of `4 * in_channels`.
+    The shortcut is the residual autoencoding of DC-AE (arXiv:2410.10733, section 3.2). The number of output channels
+    divides `4 * in_channels`.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:

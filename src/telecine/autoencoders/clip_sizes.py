@@ -88,9 +88,7 @@ class Probe(nn.Module):
 class ClipSizes:
     """The clip sizes that a model reproduces, and its last layer. Each size is probed once and cached.
 
-    Args:
-        model: The model.
-        reconstruct: Deterministic function of the model and a clip that returns the reconstruction.
+    `reconstruct` returns the reconstruction for the model and a clip, without randomness.
     """
 
     def __init__(self, model: nn.Module, reconstruct: Callable[[Any, Video], Tensor]) -> None:
@@ -117,11 +115,7 @@ class ClipSizes:
 
     @cached_property
     def smallest(self) -> Size:
-        """The shortest clip that is reproduced, with the smallest square frames of that length.
-
-        Raises:
-            ValueError: No clip of up to 32 frames of 128 x 128 pixels is reproduced.
-        """
+        """The shortest clip that is reproduced, with the smallest square frames of that length."""
         for on_meta in (self.on_meta, not self.on_meta):
             # Models that read values, e.g. with `.item()`, fail on the meta device; these are given real clips.
             self.on_meta, self._cache = on_meta, {}
@@ -129,11 +123,10 @@ class ClipSizes:
             found = next(filter(self.reproduces, candidates), None)
             if found is not None:
                 return next(size for side in SIDES if self.reproduces(size := (found[0], side, side)))
-        name = type(self.model).__name__
-        remedy = "Wrap it in a module whose `forward` maps video to video."
         contract = "an autoencoder for RGB video (B, 3, T, H, W) whose output has the input's size"
-        got = f"{name}, which reproduces no size up to {MAX_STEP} frames of 128 x 128 pixels{self._last_error}"
-        raise argument_error("module", contract, got, remedy)
+        got = f"{type(self.model).__name__}, which reproduces no size up to {MAX_STEP} frames of 128 x 128 pixels"
+        remedy = "Wrap it in a module whose `forward` maps video to video."
+        raise argument_error("module", contract, got + self._last_error, remedy)
 
     @cached_property
     def multiple(self) -> int:
@@ -171,11 +164,7 @@ class ClipSizes:
             raise self._frames_error(num_frames)
 
     def cover(self, num_frames: int, height: int, width: int) -> Size:
-        """Return the smallest size that is reproduced and at least this large.
-
-        Raises:
-            ValueError: The model does not support clips this long.
-        """
+        """Return the smallest size that is reproduced and at least this large."""
         covering = next(self._lengths_from(max(num_frames, 1)), None)
         if covering is None:
             raise self._frames_error(num_frames)
@@ -201,5 +190,5 @@ def _lengths(lengths: list[int]) -> str:
     if len(lengths) == 3 and len(steps) == 1:
         step = steps.pop()
         return _multiples(step, lengths[0] % step)
-    listed = [str(length) for length in lengths]
-    return " or ".join(filter(None, [", ".join(listed[:-1]), listed[-1]]))
+    *others, last = map(str, lengths)
+    return f"{', '.join(others)} or {last}" if others else last

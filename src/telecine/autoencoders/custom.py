@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from os import PathLike
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,10 +22,9 @@ from telecine.base.shapes import Video
 
 
 def as_video_autoencoder(module: nn.Module) -> VideoAutoencoder:
-    """Return `module` as a `VideoAutoencoder`.
+    """Return `module` as a `VideoAutoencoder`, unchanged if it is one.
 
-    A `VideoAutoencoder` is returned unchanged. A diffusers model becomes a `DiffusersAutoencoder`, because its
-    `forward` returns another type; every other module becomes a `CustomAutoencoder`.
+    A diffusers model becomes a `DiffusersAutoencoder`, every other module a `CustomAutoencoder`.
     """
     if isinstance(module, VideoAutoencoder):
         return module
@@ -57,9 +55,6 @@ class CustomAutoencoder(VideoAutoencoder):
     - `latent_normalisation()` and `set_latent_statistics(statistics)`: see `VideoAutoencoder`. Default: none.
     - `enable_gradient_checkpointing()` and `enable_temporal_chunks(num_frames)`. Default: not supported.
     - `linear_autoencoder(num_frames, height, width)`: see `VideoAutoencoder`. Default: None.
-
-    Args:
-        module: The autoencoder.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -76,10 +71,10 @@ class CustomAutoencoder(VideoAutoencoder):
         generator: Generators = None,
         posterior: Posterior | None = None,
     ) -> Reconstruction:
-        """Return the reconstruction and the auxiliary losses.
+        """Return the reconstruction, the auxiliary losses, and the latent if the module returns it.
 
         Raises:
-            TypeError: The module's output is not a video, with or without a dict of losses.
+            TypeError: The module's output is not a video, with or without a dict of losses and a latent.
             ValueError: The reconstruction's shape differs from the video's, or a posterior is passed.
         """
         if posterior is not None:
@@ -92,10 +87,6 @@ class CustomAutoencoder(VideoAutoencoder):
             raise argument_error("the reconstruction", contract, result.video, "Use clips of a size that it accepts.")
         return result
 
-    def _member(self, name: str, default: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the module's method of a name, or the default."""
-        return getattr(self.module, name, default)
-
     @property
     def last_layer(self) -> nn.Parameter:
         """Weight of the last layer, where the adaptive weight compares gradients."""
@@ -104,35 +95,35 @@ class CustomAutoencoder(VideoAutoencoder):
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
         """Raise a `ValueError` unless the module's output has the same size as such a clip."""
-        self._member("check_clip", self.sizes.check)(num_frames, height, width)
+        getattr(self.module, "check_clip", self.sizes.check)(num_frames, height, width)
 
     def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return the smallest accepted (frames, height, width) that is at least this large."""
-        return self._member("covering_clip", self.sizes.cover)(num_frames, height, width)
+        return getattr(self.module, "covering_clip", self.sizes.cover)(num_frames, height, width)
 
     def decode(self, latent: Tensor) -> Video:
         """Return the value of the module's `decode`; raise a `ValueError` if it has no such method."""
-        return self._member("decode", super().decode)(latent)
+        return getattr(self.module, "decode", super().decode)(latent)
 
     def latent_normalisation(self) -> Normalisation:
         """Return the value of the module's `latent_normalisation`; nothing if it has no such method."""
-        return self._member("latent_normalisation", super().latent_normalisation)()
+        return getattr(self.module, "latent_normalisation", super().latent_normalisation)()
 
     def set_latent_statistics(self, statistics: LatentStatistics) -> None:
         """Call the module's `set_latent_statistics`, if it has one."""
-        self._member("set_latent_statistics", super().set_latent_statistics)(statistics)
+        getattr(self.module, "set_latent_statistics", super().set_latent_statistics)(statistics)
 
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
         """Return the value of the module's `linear_autoencoder`, or None if it has no such method."""
-        return self._member("linear_autoencoder", super().linear_autoencoder)(num_frames, height, width)
+        return getattr(self.module, "linear_autoencoder", super().linear_autoencoder)(num_frames, height, width)
 
     def enable_gradient_checkpointing(self) -> None:
         """Call the module's `enable_gradient_checkpointing`; raise a `ValueError` if it has no such method."""
-        self._member("enable_gradient_checkpointing", super().enable_gradient_checkpointing)()
+        getattr(self.module, "enable_gradient_checkpointing", super().enable_gradient_checkpointing)()
 
     def enable_temporal_chunks(self, num_frames: int) -> None:
         """Call the module's `enable_temporal_chunks`; raise a `ValueError` if it has no such method."""
-        self._member("enable_temporal_chunks", super().enable_temporal_chunks)(num_frames)
+        getattr(self.module, "enable_temporal_chunks", super().enable_temporal_chunks)(num_frames)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write the module's weights, low-rank updates merged, with its own `save_pretrained` if it has one."""
@@ -141,7 +132,7 @@ class CustomAutoencoder(VideoAutoencoder):
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy the weights in `folder` into the module, with its own `load_weights` if it has one."""
-        self._member("load_weights", partial(load_weights, self.module))(folder)
+        getattr(self.module, "load_weights", partial(load_weights, self.module))(folder)
 
 
 def _reconstruct(module: nn.Module, video: Video, options: dict[str, bool]) -> Video:
@@ -151,8 +142,7 @@ def _reconstruct(module: nn.Module, video: Video, options: dict[str, bool]) -> V
 def _as_reconstruction(output: object) -> Reconstruction:
     """Return a module's output, a video or a tuple that begins with it, as a `Reconstruction`.
 
-    Raises:
-        TypeError: It is neither. (A `ValueError` would mean an unsupported clip size while sizes are probed.)
+    Any other output raises a `TypeError`: a `ValueError` would mean an unsupported clip size while sizes are probed.
     """
     parts = output if isinstance(output, tuple) and 2 <= len(output) <= 3 else (output, {})
     video, losses, latent = parts if len(parts) == 3 else (*parts, None)

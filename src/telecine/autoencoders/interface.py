@@ -34,17 +34,6 @@ class VideoAutoencoder(nn.Module, ABC):
     `as_video_autoencoder` wraps other modules. Subclass this only to control every method.
     """
 
-    if TYPE_CHECKING:  # `nn.Module.__call__` is untyped
-
-        def __call__(
-            self,
-            video: Video,
-            sample_posterior: bool = True,
-            generator: Generators = None,
-            posterior: Posterior | None = None,
-        ) -> Reconstruction:
-            """See `forward`."""
-
     @abstractmethod
     def forward(
         self,
@@ -60,7 +49,13 @@ class VideoAutoencoder(nn.Module, ABC):
             sample_posterior: False uses the mode of the posterior, as validation does.
             generator: One generator, or one for each clip; PyTorch's default generator if None.
             posterior: The value of `latent_model.encode(video)`, if known: the encoder does not run again.
+
+        Raises:
+            ValueError: The video does not fit, or the output has another size.
         """
+
+    if TYPE_CHECKING:
+        __call__ = forward  # `nn.Module.__call__` is untyped
 
     @property
     @abstractmethod
@@ -94,7 +89,7 @@ class VideoAutoencoder(nn.Module, ABC):
         return self
 
     def encode(self, video: Video) -> Posterior:
-        """Return the posterior of `(B, 3, T, H, W)`.
+        """Return the posterior of `(B, 3, T, H, W)`, with a latent `(B, C, t, h, w)` in float32 at least.
 
         Raises:
             ValueError: The model cannot encode by itself, which is the default; or the video does not fit.
@@ -106,16 +101,13 @@ class VideoAutoencoder(nn.Module, ABC):
         """Return the video of a latent `(B, C, t, h, w)`, not clamped; the latent may have another height and width.
 
         Raises:
-            ValueError: The model cannot decode a latent by itself, which is the default.
+            ValueError: The model cannot decode by itself, which is the default; or the latent does not fit.
         """
         remedy = "Give the module a method `decode(latent)`, or leave out what decodes a changed latent."
         raise argument_error("decode", "a method of the model", f"{type(self).__name__} without it", remedy)
 
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
-        """Return a linear autoencoder with this model's latent for clips of this size; it is not fitted.
-
-        None, the default, if the latent is not known or its positions are not those of patches.
-        """
+        """Return an unfitted linear autoencoder with this latent for such clips; by default None: there is none."""
         return None
 
     @property
@@ -124,14 +116,11 @@ class VideoAutoencoder(nn.Module, ABC):
         return None
 
     def latent_normalisation(self) -> Normalisation:
-        """Return the numbers that normalise the latent in saved configurations, by name.
-
-        Empty, the default, if the model has no place for them.
-        """
+        """Return the numbers that normalise the latent in saved configurations, by name; by default there are none."""
         return {}
 
     def set_latent_statistics(self, statistics: LatentStatistics) -> None:
-        """Replace these numbers by the statistics, in the form that the model has; by default nothing happens."""
+        """Replace these numbers, in the form that the model has; by default nothing happens."""
 
     def enable_gradient_checkpointing(self) -> None:
         """Recompute activations in the backward pass to save memory.
@@ -169,8 +158,8 @@ def check_input(model: VideoAutoencoder, video: Video) -> None:
 
 def chunks_error(model: nn.Module) -> Exception:
     """Return the error for temporal chunks of a model that does not support them."""
-    instead = "Leave it out and use `model_gradient_checkpointing` or shorter clips"
-    remedy = f"{instead}, or give the model a method `enable_temporal_chunks`."
+    remedy = "Leave it out and use `model_gradient_checkpointing` or shorter clips"
+    remedy += ", or give the model a method `enable_temporal_chunks`."
     contract = "left out for a model that does not keep frames between chunks"
     return argument_error("temporal_chunk", contract, f"a number for {_class_name(model)}", remedy)
 

@@ -17,8 +17,9 @@ from telecine.losses import kl_to_standard_normal
 # exp(20) and its square are finite in float32, and so is 1 / exp(-30).
 LOGVAR_RANGE = (-30.0, 20.0)
 SMALLEST_STD = 1e-6
-# The keys of configurations that normalise the latent.
-NORMALISATION_KEYS = ("latents_mean", "latents_std", "scaling_factor", "shift_factor")
+# The keys of configurations that normalise the latent: each channel by itself, or all by the same numbers.
+CHANNEL_KEYS, FACTOR_KEYS = ("latents_mean", "latents_std"), ("scaling_factor", "shift_factor")
+NORMALISATION_KEYS = CHANNEL_KEYS + FACTOR_KEYS
 Normalisation: TypeAlias = dict[str, float | list[float] | None]
 """Their values."""
 
@@ -27,7 +28,7 @@ class Posterior(Protocol):
     """Distribution of the latent given a video."""
 
     def sample(self, generator: Generators = None) -> Tensor:
-        """Return a sample of the latent, differentiable with respect to the encoder."""
+        """Return a sample of the latent; `generator` is one, or one for each clip, or PyTorch's default if None."""
 
     def mode(self) -> Tensor:
         """Return the most likely latent."""
@@ -37,31 +38,22 @@ class Posterior(Protocol):
 
 
 class DiagonalGaussian:
-    """Normal distribution with independent elements.
+    """Normal distribution with independent elements of any shape, e.g. `(batch, channel, time, height, width)`.
 
-    `logvar` is clamped to [-30, 20], because a large value early in training overflows `exp` and turns the run into
-    NaN. Both moments are float32 at least, so that small deviations survive autocast.
-
-    Args:
-        mean: Any shape, e.g. `(batch, channel, time, height, width)`.
-        logvar: Logarithm of the variance, of the same shape.
+    `logvar`, the logarithm of the variance, is clamped to [-30, 20], because a large value early in training overflows
+    `exp` and turns the run into NaN. Both moments are float32 at least, so that small deviations survive autocast.
 
     Raises:
-        ValueError: The shapes differ.
+        ValueError: The shapes of `mean` and `logvar` differ.
     """
 
     def __init__(self, *, mean: Tensor, logvar: Tensor) -> None:
-        remedy = "Split the encoder's output into two equal halves."
-        check_same_shape("logvar", logvar, "mean", mean, remedy=remedy)
+        check_same_shape("logvar", logvar, "mean", mean, remedy="Split the encoder's output into two equal halves.")
         self.mean = at_least_float32(mean)
         self.logvar = at_least_float32(logvar).clamp(*LOGVAR_RANGE)
 
     def sample(self, generator: Generators = None) -> Tensor:
-        """Return `mean + std * noise` (arXiv:1312.6114, section 2.4), of the mean's shape; the graph is kept.
-
-        Args:
-            generator: Source of the noise: one generator, or one for each clip; PyTorch's default generator if None.
-        """
+        """Return `mean + std * noise` (arXiv:1312.6114, section 2.4), of the mean's shape; the graph is kept."""
         noise = randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
         return self.mean + (0.5 * self.logvar).exp() * noise
 
@@ -79,12 +71,7 @@ class DiagonalGaussian:
 
 
 class DeterministicPosterior:
-    """A latent without noise, of a plain or quantized autoencoder.
-
-    Args:
-        latent: E.g. `(batch, channel, time, height, width)`.
-        losses: A quantizer's losses by name, 0-d.
-    """
+    """A latent without noise, e.g. `(batch, channel, time, height, width)`, and a quantizer's losses by name, 0-d."""
 
     def __init__(self, latent: Tensor, losses: dict[str, Tensor] | None = None) -> None:
         self.latent = at_least_float32(latent)
@@ -105,12 +92,10 @@ class DeterministicPosterior:
 
 @dataclass(frozen=True)
 class LatentStatistics:
-    """Mean and standard deviation of the latent over a data set, of each channel and of all values together."""
+    """Mean and standard deviation over a data set of each channel of the latent, and of all values together."""
 
     mean: list[float]
-    """Of each channel."""
     std: list[float]
-    """Of each channel."""
 
     @property
     def overall_mean(self) -> float:
@@ -134,11 +119,7 @@ class ChannelMoments:
         self.sums = torch.zeros(3, 0, dtype=torch.float64)  # number, sum and sum of squares of each channel
 
     def add(self, latent: Tensor) -> None:
-        """Add a latent `(B, C, ...)`.
-
-        Raises:
-            ValueError: It has another number of channels than the ones before.
-        """
+        """Add a latent `(B, C, ...)`; raise a `ValueError` if those before have another number of channels."""
         rows = latent.detach().transpose(0, 1).flatten(1).cpu().double()
         count = torch.full((len(rows),), float(rows.shape[1]), dtype=torch.float64)
         sums = torch.stack([count, rows.sum(1), rows.square().sum(1)])
@@ -148,11 +129,7 @@ class ChannelMoments:
         self.sums = sums if self.sums.shape[1] == 0 else self.sums + sums
 
     def statistics(self) -> LatentStatistics:
-        """Return the statistics of everything added; a constant channel can be divided by its standard deviation.
-
-        Raises:
-            ValueError: Nothing was added.
-        """
+        """Return the statistics of everything added; a constant channel can be divided by its standard deviation."""
         if self.sums.shape[1] == 0:
             raise argument_error("latents", "at least one", "none", "Add one.")
         count, total, squares = self.sums

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +33,7 @@ Latent = Float[Tensor, "batch channel time height width"]
 
 
 class PatchEncoder(nn.Module):
-    """An affine map of the patches of a video to their latent: one for the first frame, one for all others.
-
-    Arguments as for `LinearAutoencoder`.
-    """
+    """An affine map of the patches of a video to their latent: one for the first frame, one for all others."""
 
     def __init__(self, time_compression: int, spatial_compression: int, latent_channels: int) -> None:
         super().__init__()
@@ -70,7 +68,7 @@ def _split_patches(video: Video, time: int, space: int) -> tuple[Patches, Patche
 
 
 class PatchDecoder(nn.Module):
-    """The way back of `PatchEncoder`: an affine map from each latent position to its patch. Same arguments."""
+    """The way back of `PatchEncoder`: an affine map from each latent position to its patch."""
 
     def __init__(self, time_compression: int, spatial_compression: int, latent_channels: int) -> None:
         super().__init__()
@@ -82,9 +80,8 @@ class PatchDecoder(nn.Module):
         """Return the video of a latent."""
         first, rest = rearrange(latent, "b c t h w -> b t h w c").split([1, latent.shape[2] - 1], dim=1)
         pattern = "b t h w (c p q r) -> b c (t p) (h q) (w r)"
-        sizes = {"q": self.space, "r": self.space}
-        frame = rearrange(self.first(first), pattern, p=1, **sizes)
-        return torch.cat([frame, rearrange(self.rest(rest), pattern, p=self.time, **sizes)], dim=2)
+        parts = ((self.first(first), 1), (self.rest(rest), self.time))
+        return torch.cat([rearrange(x, pattern, p=time, q=self.space, r=self.space) for x, time in parts], dim=2)
 
 
 class LinearAutoencoder(nn.Module):
@@ -99,8 +96,7 @@ class LinearAutoencoder(nn.Module):
         time_compression: Frames per latent frame.
         spatial_compression: Pixels per latent position along height and along width.
         latent_channels: Channels of the latent.
-        bottleneck: Quantizes the components, if the latent is discrete. The decoder is then the best linear map of the
-            codes.
+        bottleneck: Quantizes the components if the latent is discrete; the decoder is the best linear map of the codes.
 
     Raises:
         ValueError: If an argument is not a positive int.
@@ -122,9 +118,8 @@ class LinearAutoencoder(nn.Module):
         """Set the maps to the principal components of clips on the CPU, and return `self`; the random state is kept.
 
         Args:
-            clips: Each `(B, 3, T, H, W)` of 1 + k * `time_compression` frames. They are read one after the other, and
-                of each at most 2^18 values are kept, 1 MB. Without a clip of several frames, only the map of the first
-                frame is set.
+            clips: Each `(B, 3, T, H, W)` of 1 + k * `time_compression` frames, read one by one; of each at most 2^18
+                values are kept, 1 MB. Without a clip of several frames, only the map of the first frame is set.
 
         Raises:
             ValueError: If there is no clip.
@@ -159,8 +154,7 @@ class LinearAutoencoder(nn.Module):
 
     def decode(self, latent: Latent) -> Video:
         """Return the video of a latent."""
-        video: Video = self.decoder(latent)
-        return video
+        return cast(Video, self.decoder(latent))
 
     def forward(self, video: Video) -> Video:
         """Return the reconstruction, which is not clamped."""
@@ -189,10 +183,9 @@ def _set_to_components(encoder: nn.Linear, decoder: nn.Linear, patches: Float[Te
 
 @torch.no_grad()
 def fit_decoder(decoder: PatchDecoder, pairs: Iterable[tuple[Latent, Video]]) -> None:
-    """Set a decoder's maps to those with the smallest squared error for the latents of another encoder.
+    """Set a decoder's maps to those with the smallest squared error for latents `(B, C, 1 + k, h, w)` and their videos.
 
-    The normal equations are summed in float64 on the CPU. Each of `pairs` is a latent `(B, C, 1 + k, h, w)` and its
-    video. Without a clip of several frames, only the map of the first frame is set.
+    Without a clip of several frames, only the map of the first frame is set.
     """
     layers = (decoder.first, decoder.rest)
     sums = [torch.zeros(1 + layer.in_features, 1 + layer.in_features + layer.out_features).double() for layer in layers]

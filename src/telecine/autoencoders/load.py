@@ -18,9 +18,6 @@ from telecine.runs.checkpoints import check_model, find_checkpoint
 if TYPE_CHECKING:
     from telecine.autoencoders.diffusers import DiffusersAutoencoder
 
-# The classes that are not diffusers'.
-CLASSES = (CausalVAE.__name__, StudentAutoencoder.__name__)
-
 
 def load_autoencoder(
     name_or_folder: str | PathLike[str], *, subfolder: str | None = None, revision: str | None = None
@@ -69,9 +66,6 @@ def folder_of(
 
     For other models on the Hub, which diffusers downloads, the folder does not exist. Arguments as for
     `load_autoencoder`; without `with_weights`, the weights are not downloaded.
-
-    Raises:
-        ImportError: `huggingface_hub` is not installed, and the model is on the Hub.
     """
     folder = Path(name_or_folder) / (subfolder or "")
     if folder.exists() or folder.suffix == ".json" or not is_hub_name(str(name_or_folder)):
@@ -86,7 +80,7 @@ def folder_of(
         config = Path(hf_hub_download(name, CONFIG_FILE, subfolder=subfolder, revision=revision))
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
         return folder  # it may be a pipeline; else the request of diffusers fails, too, and its error is explained
-    if class_in(config.parent) in CLASSES:
+    if class_in(config.parent) in (CausalVAE.__name__, StudentAutoencoder.__name__):
         files = ["*.json", "*.safetensors"] if with_weights else ["*.json"]
         return Path(snapshot_download(name, revision=revision, allow_patterns=files)) / (subfolder or "")
     return folder

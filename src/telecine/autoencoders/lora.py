@@ -24,14 +24,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class _LowRankUpdate(nn.Module):
-    """Adds `alpha / rank * B @ A` to a weight (equation 3 of the paper), a kernel's elements being columns of A.
+    """Adds `alpha / rank * B @ A` to a weight `(out, ...)` (equation 3 of the paper).
 
-    `down` is the paper's A, `up` its B.
-
-    Args:
-        weight: The weight `(out, ...)` to update.
-        rank: Number of rows of A.
-        alpha: Scale of the update.
+    `down` is the paper's A, with `rank` rows and a column for each element of a kernel; `up` is its B.
     """
 
     def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
@@ -48,16 +43,9 @@ class _LowRankUpdate(nn.Module):
 
 
 def add_low_rank(model: nn.Module, names: Iterable[str], *, rank: int, alpha: float) -> None:
-    """Freeze a model and add low-rank updates, which start at 0, to some of its layers.
+    """Freeze a model and add low-rank updates, which start at 0, to the linear layers and convolutions of these names.
 
-    Args:
-        model: Changed in place.
-        names: Names of convolutions and linear layers.
-        rank: Rank of the updates, at most a layer's number of rows or columns.
-        alpha: Scale of the updates, multiplied by 1 / rank.
-
-    Raises:
-        ValueError: The rank is not a positive int.
+    The scale of the updates is `alpha / rank`.
     """
     check_count("lora_rank", rank)
     model.requires_grad_(False)
@@ -84,10 +72,7 @@ def merge_low_rank(model: Model) -> Model:
 
 @torch.no_grad()
 def merge_in_place(model: nn.Module, store: Callable[[Tensor], Tensor] | None = None) -> None:
-    """Merge low-rank updates into the weights of a model, which get their original names.
-
-    `store` is called with each merged weight, and returns the layer's new tensor; by default the weight itself.
-    """
+    """Merge low-rank updates into the weights, under the original names; `store` may copy each to another tensor."""
     for layer in low_rank_layers(model):
         # `remove_parametrizations` would change the class, which a copy shares with the original.
         weight = layer.weight

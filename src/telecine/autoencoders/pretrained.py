@@ -28,11 +28,7 @@ MAX_LISTED = 3
 
 
 def save_model(model: nn.Module, config: Mapping[str, object], folder: str | PathLike[str]) -> None:
-    """Write a model's weights, then its configuration with the class name, into `folder`, which is created if needed.
-
-    Raises:
-        OSError: A file cannot be written.
-    """
+    """Write a model's weights, then its configuration with the class name, into a folder, made if needed."""
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.contiguous() for name, tensor in without_shared_memory(model.state_dict()).items()}
@@ -63,17 +59,7 @@ def without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_config(folder: str | PathLike[str], class_name: str, known: Iterable[str]) -> dict[str, Any]:
-    """Return a folder's configuration without the class name.
-
-    Args:
-        folder: The model's folder.
-        class_name: The class that must have written it.
-        known: Accepted keys.
-
-    Raises:
-        FileNotFoundError: There is no configuration.
-        ValueError: It is not a JSON object, belongs to another class, or has an unknown key.
-    """
+    """Return a folder's configuration without the class name; raise an error for another class, or an unknown key."""
     config = read_json(_require_file(Path(folder) / CONFIG_FILE))
     written_by = config.pop(CLASS_KEY, None)
     if written_by != class_name:
@@ -84,12 +70,7 @@ def load_config(folder: str | PathLike[str], class_name: str, known: Iterable[st
 
 
 def load_weights(model: nn.Module, folder: str | PathLike[str]) -> None:
-    """Copy a folder's weights into `model`.
-
-    Raises:
-        FileNotFoundError: There are no weights.
-        ValueError: The file is damaged, or names or shapes differ from the model's.
-    """
+    """Copy a folder's weights into `model`."""
     path = _require_file(Path(folder) / WEIGHTS_FILE)
     try:
         weights = load_file(path)
@@ -99,13 +80,9 @@ def load_weights(model: nn.Module, folder: str | PathLike[str]) -> None:
 
 
 def check_num_weights(build: Callable[[], nn.Module], folder: str | PathLike[str]) -> None:
-    """Check that the model of `build` has no more weights than the file in a folder has bytes.
+    """Raise a `ValueError` if the model of `build` has more weights than the file in a folder has bytes.
 
     It is built without memory: a configuration from others may be of any size.
-
-    Raises:
-        FileNotFoundError: There are no weights.
-        ValueError: It has more.
     """
     size = _require_file(Path(folder) / WEIGHTS_FILE).stat().st_size
     with torch.device("meta"):
@@ -116,11 +93,7 @@ def check_num_weights(build: Callable[[], nn.Module], folder: str | PathLike[str
 
 
 def copy_state(weights: Mapping[str, Tensor], *, into: nn.Module, source: str) -> None:
-    """Copy a state dict into a model; `source`, where it was loaded from, is for errors.
-
-    Raises:
-        ValueError: Names or shapes differ from the model's; the first few are listed.
-    """
+    """Copy a state dict into a model, or raise a `ValueError` that names `source` and the first few mismatches."""
     if problems := mismatches(into.state_dict(), weights):
         more = f" and {len(problems) - MAX_LISTED} more" if len(problems) > MAX_LISTED else ""
         remedy = "Use the configuration that they were saved with, and load them before adding low-rank updates."
@@ -139,8 +112,7 @@ def digest_of_tensors(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 def digest_of_encoder(autoencoder: nn.Module) -> str:
     """Return a digest of the weights and buffers that decide the latent of an autoencoder."""
-    model: nn.Module = getattr(autoencoder, "module", autoencoder)
-    state = model.state_dict()
+    state = getattr(autoencoder, "module", autoencoder).state_dict()
     return digest_of_tensors((name, state[name]) for name in state if name.split(".")[0] not in DECODER)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,8 +58,7 @@ class StudentAutoencoder(VideoAutoencoder):
 
     Args:
         config: The decoder, see `student_config`.
-        teacher: Name of the teacher: a folder or a Hub name.
-        load: Loads an autoencoder by its name.
+        teacher, load: A folder or a Hub name, and the function that loads it.
         digest: Digest of the teacher's encoder, see `digest_of_encoder`.
         normalisation: The teacher's `latent_normalisation`.
     """
@@ -88,11 +87,7 @@ class StudentAutoencoder(VideoAutoencoder):
 
     @property
     def latent_model(self) -> VideoAutoencoder:
-        """The teacher.
-
-        Raises:
-            ValueError: It is loaded now, and has another encoder than the one that the student was trained with.
-        """
+        """The teacher, which is loaded if needed; another encoder than when the student trained is a `ValueError`."""
         if self._frozen is None:
             loaded = self._load_teacher()
             if isinstance(loaded, StudentAutoencoder) or digest_of_encoder(loaded) != self.digest:
@@ -117,16 +112,11 @@ class StudentAutoencoder(VideoAutoencoder):
         generator: Generators = None,
         posterior: Posterior | None = None,
     ) -> Reconstruction:
-        """Encode with the teacher, sample (or take the mode) and decode.
+        """Encode with the teacher, sample (or take the mode) and decode; the graph of the decoder is kept.
 
-        Returns:
-            The reconstruction, of the input's shape; no auxiliary losses, as the encoder is frozen; and the latent.
-            The graph is kept.
-
-        Raises:
-            ValueError: The teacher does not accept the video, or the reconstruction has another size.
+        There are no auxiliary losses, as the encoder is frozen.
         """
-        posterior = self.encode(video) if posterior is None else posterior
+        posterior = posterior or self.encode(video)
         latent = posterior.sample(generator) if sample_posterior else posterior.mode()
         reconstruction = self.decode(latent)
         if reconstruction.shape != video.shape:
@@ -141,14 +131,9 @@ class StudentAutoencoder(VideoAutoencoder):
         return self.latent_model.encode(video)
 
     def decode(self, latent: Tensor) -> Video:
-        """Return the video of a latent of the teacher's, `(B, C, 1 + k, h, w)`, not clamped.
-
-        Raises:
-            ValueError: The latent has another number of axes.
-        """
+        """Return the video of a latent of the teacher's, `(B, C, 1 + k, h, w)`, not clamped."""
         check_video("latent", latent)
-        video: Video = self.decoder(latent.to(self.last_layer.dtype))
-        return video
+        return cast(Video, self.decoder(latent.to(self.last_layer.dtype)))
 
     @property
     def last_layer(self) -> nn.Parameter:
@@ -174,10 +159,7 @@ class StudentAutoencoder(VideoAutoencoder):
 
     @torch.no_grad()
     def start_from(self, videos: Iterable[Video]) -> None:
-        """Set the linear map of the decoder to the best one for these clips, which the network adds 0 to at the start.
-
-        The network's first layer is scaled to latents of the mean and the standard deviation of these clips.
-        """
+        """Set the decoder's linear map to the best one for these clips, and scale its first layer to their latents."""
         moments = ChannelMoments()
 
         def pairs() -> Iterable[tuple[Tensor, Video]]:
@@ -210,11 +192,7 @@ class StudentAutoencoder(VideoAutoencoder):
         return self.config.time_compression
 
     def enable_temporal_chunks(self, num_frames: int) -> None:
-        """Decode in chunks of `num_frames` frames, a multiple of the time compression; the teacher encodes whole clips.
-
-        Raises:
-            ValueError: It is not a multiple.
-        """
+        """Decode in chunks of `num_frames` frames, a multiple of the time compression; encode whole clips."""
         check_multiple("temporal_chunk", num_frames, step=self.config.time_compression)
         self.decoder.chunk_size = num_frames // self.config.time_compression
 
@@ -233,12 +211,7 @@ class StudentAutoencoder(VideoAutoencoder):
 
     @classmethod
     def from_pretrained(cls, folder: str | PathLike[str], load: LoadTeacher) -> StudentAutoencoder:
-        """Return the model that `save_pretrained` wrote, on the CPU; the teacher is not loaded yet.
-
-        Raises:
-            FileNotFoundError: A file is missing.
-            ValueError: The configuration is invalid, or the weights do not match it.
-        """
+        """Return the model that `save_pretrained` wrote, on the CPU; the teacher is not loaded yet."""
         config, teacher, others = _read_student(Path(folder))
         check_num_weights(lambda: Decoder(config), folder)
         model = cls(config, teacher, load, **others)
@@ -247,12 +220,7 @@ class StudentAutoencoder(VideoAutoencoder):
 
     @classmethod
     def without_weights(cls, folder: str | PathLike[str], build: LoadTeacher) -> StudentAutoencoder:
-        """Return the model in a folder with random weights and the teacher that `build` returns, whatever its weights.
-
-        Raises:
-            FileNotFoundError: There is no configuration, or no teacher.
-            ValueError: The configuration is invalid.
-        """
+        """Return the model in a folder with random weights and the teacher of `build`, whatever that one's weights."""
         config, teacher, others = _read_student(Path(folder))
         model = cls(config, teacher, build, **others)
         model._frozen = Frozen(model._load_teacher())
@@ -282,11 +250,7 @@ def _public_name(teacher: str) -> str:
 
 
 def _find_teacher(name: str, folder: Path) -> str:
-    """Return the path or the Hub name of the teacher that a student's `config.json` names.
-
-    If the student's folder is part of a checkpoint, the settings of the run have the path. Otherwise a folder of that
-    name beside it is the teacher.
-    """
+    """Return the path of a named teacher: from the run's settings, or a folder beside the student; or else its name."""
     path = read_saved_settings(folder.parent).get(TEACHER_KEY)
     if isinstance(path, str) and _public_name(path) == name:
         return path
@@ -297,25 +261,17 @@ def _find_teacher(name: str, folder: Path) -> str:
 def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> CausalVAEConfig:
     """Return the settings of a student's decoder, with the compression and the channels of its teacher.
 
-    Args:
-        size: One of `SIZES`, or a YAML or JSON file with settings of `CausalVAEConfig`.
-        teacher: The teacher.
-        clip: Frames, height and width of the clips.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: A setting is wrong, or `CausalVAE` cannot have the teacher's compression.
+    `size` is one of `SIZES`, or a YAML or JSON file with settings of `CausalVAEConfig`; `clip` is the clips' size.
     """
     teacher.check_clip(*clip)
     of_teacher = _compression_of(teacher, clip)
     settings = _read_decoder(size)
     for name, value in of_teacher.items():
-        if settings.get(name, value) != value:
-            got = describe(settings[name])
-            raise argument_error(f"{name} of {size}", f"{value}, the teacher's", got, "Leave it out.")
-    if settings.get("bottleneck", "gaussian") != "gaussian":
+        if (found := settings.get(name, value)) != value:
+            raise argument_error(f"{name} of {size}", f"{value}, the teacher's", describe(found), "Leave it out.")
+    if (bottleneck := settings.get("bottleneck", "gaussian")) != "gaussian":
         remedy = "Train it with `telecine train`."
-        raise argument_error(f"bottleneck of {size}", "left out for a student", repr(settings["bottleneck"]), remedy)
+        raise argument_error(f"bottleneck of {size}", "left out for a student", repr(bottleneck), remedy)
     patch = settings.get("patch_size", min(of_teacher["spatial_compression"], LARGEST_PATCH))
     is_valid = isinstance(patch, int) and patch > 0
     num_levels = (of_teacher["spatial_compression"] // patch).bit_length() if is_valid else 1
@@ -325,7 +281,6 @@ def student_config(size: str, teacher: VideoAutoencoder, clip: tuple[int, int, i
 
 
 def _compression_of(teacher: VideoAutoencoder, clip: tuple[int, int, int]) -> dict[str, int]:
-    """Return the settings that a teacher decides, `COMPRESSION`."""
     linear = teacher.linear_autoencoder(*clip)
     compression = () if linear is None else (linear.encoder.time, linear.encoder.space)
     if linear is None or any(factor & (factor - 1) for factor in compression):

@@ -12,13 +12,7 @@ from torch import Tensor, nn
 
 from telecine.autoencoders.clip_sizes import ClipSizes, Probe, output_shape
 from telecine.autoencoders.diffusers.checkpointing import CHUNKS, enable_checked, enable_chunks
-from telecine.autoencoders.diffusers.families import (
-    DiffusersModel,
-    LatentPosterior,
-    clear_caches,
-    family_of,
-    prepare_for_training,
-)
+from telecine.autoencoders.diffusers.families import DiffusersModel, clear_caches, family_of, prepare_for_training
 from telecine.autoencoders.diffusers.loading import build_module, load_module
 from telecine.autoencoders.diffusers.normalisation import read_normalisation, write_normalisation
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, check_input
@@ -53,8 +47,7 @@ class DiffusersAutoencoder(VideoAutoencoder):
         super().__init__()
         self.family = family_of(module)
         prepare_for_training(module)
-        # `from_pretrained` of diffusers returns models in eval mode.
-        self.module: DiffusersModel = module.train()
+        self.module: DiffusersModel = module.train()  # `from_pretrained` of diffusers returns models in eval mode
         self.sizes = ClipSizes(module, self.family.reconstruct)
 
     def forward(
@@ -64,15 +57,10 @@ class DiffusersAutoencoder(VideoAutoencoder):
         generator: Generators = None,
         posterior: Posterior | None = None,
     ) -> Reconstruction:
-        """Encode, sample (or take the mode) and decode.
+        """Encode, sample (or take the mode) and decode; the graph is kept.
 
-        Returns:
-            The reconstruction, of the input's shape; and as `aux` `{"kl_loss": KL divergence per latent element}`, a
-            quantizer's losses, or nothing, e.g. for Cosmos, KVAE and finite scalar quantization; and the latent. The
-            graph is kept.
-
-        Raises:
-            ValueError: The video is not `(B, 3, T, H, W)`, `check_clip` raises, or the output has another size.
+        The auxiliary losses are `{"kl_loss": KL divergence per latent element}`, a quantizer's losses, or none, e.g.
+        for Cosmos, KVAE and finite scalar quantization.
         """
         posterior = posterior or self.encode(video)
         latent = posterior.sample(generator) if sample_posterior else posterior.mode()
@@ -84,21 +72,13 @@ class DiffusersAutoencoder(VideoAutoencoder):
         aux = {**posterior.aux(), **losses}
         return Reconstruction(video=decoded, aux={name: loss.float() for name, loss in aux.items()}, latent=latent)
 
-    def encode(self, video: Video) -> LatentPosterior:
-        """Return the posterior of `(B, 3, T, H, W)`, with a latent `(B, C, t, h, w)` in float32 at least.
-
-        Raises:
-            ValueError: The video is not `(B, 3, T, H, W)`, or `check_clip` raises.
-        """
+    def encode(self, video: Video) -> Posterior:
+        """Return the posterior of `(B, 3, T, H, W)`, with a latent `(B, C, t, h, w)` in float32 at least."""
         check_input(self, video)
         return self.family.encode(self.module, video)
 
     def decode(self, latent: Tensor) -> Video:
-        """Return the video of a latent `(B, C, t, h, w)`, not clamped.
-
-        Raises:
-            ValueError: The latent has another number of axes.
-        """
+        """Return the video of a latent `(B, C, t, h, w)`, not clamped."""
         check_video("latent", latent)
         return self.family.decode(self.module, latent).video
 
@@ -115,18 +95,13 @@ class DiffusersAutoencoder(VideoAutoencoder):
         self.sizes.check(num_frames, height, width)
 
     def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Return the smallest accepted (frames, height, width) that is at least this large.
-
-        Raises:
-            ValueError: The model does not support clips this long, e.g. because it is for images.
-        """
+        """Return the smallest accepted size that is at least this large; raise a `ValueError` if there is none."""
         return self.sizes.cover(num_frames, height, width)
 
     def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
-        """Return a linear autoencoder with the same number of latent values for these clips; it is not fitted.
+        """Return an unfitted linear autoencoder with the same number of latent values for these clips.
 
-        The latent's size is found by encoding a clip of the smallest frames that the model accepts. None if the frames
-        after the first, or the pixels, do not divide evenly over its positions.
+        None if the frames after the first, or the pixels, do not divide evenly over the positions of the latent.
         """
         _, side, _ = self.sizes.smallest
         size = (num_frames, side, side)
@@ -148,27 +123,18 @@ class DiffusersAutoencoder(VideoAutoencoder):
     def enable_gradient_checkpointing(self) -> None:
         """Keep only the outputs of the model's blocks, and recompute their activations in the backward pass.
 
-        Gradients with and without it are compared for a tiny clip: those of AutoencoderKLKVAEVideo are wrong.
-
-        Raises:
-            ValueError: The class does not support it, fails with it, or computes other gradients. It is disabled then.
+        If a tiny clip has other gradients with it, or none, it is disabled again, and a `ValueError` is raised.
         """
         enable_checked(self.module, self.sizes)
 
     @property
     def smallest_temporal_chunk(self) -> int | None:
-        """The frames of the class's own chunks; None if it does not keep frames from one to the next."""
+        """The frames of the class's own chunks; None if it keeps no frames between chunks."""
         chunks = CHUNKS.get(type(self.module).__name__)
         return None if chunks is None else chunks.num_frames
 
     def enable_temporal_chunks(self, num_frames: int) -> None:
-        """Compute clips in chunks of `num_frames` frames, with the activations of one chunk in memory at a time.
-
-        The accepted sizes are those of whole clips.
-
-        Raises:
-            ValueError: The class does not keep frames between chunks, or not for chunks of this length.
-        """
+        """Compute clips in chunks of `num_frames` frames; the accepted sizes are those of whole clips."""
         self.family = enable_chunks(self.module, self.family, num_frames)
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
@@ -191,12 +157,9 @@ class DiffusersAutoencoder(VideoAutoencoder):
         revision: str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> DiffusersAutoencoder:
-        """Return the model of a folder or a Hub name, on the CPU, in training mode.
+        """Return the model of a folder or a Hub name, on the CPU, in training mode; arguments as `load_autoencoder`'s.
 
-        Args:
-            name_or_folder, subfolder, revision: See `load_autoencoder`.
-            dtype: Dtype of the weights. Train float32 weights and use autocast for lower precision: half-precision
-                weights lose small updates.
+        Train float32 weights and use autocast for lower precision: half-precision weights lose small updates.
 
         Raises:
             ValueError: There is no configuration, its class is unknown, or weights are missing.
@@ -208,8 +171,7 @@ class DiffusersAutoencoder(VideoAutoencoder):
         """Return a model with random weights, to train from scratch.
 
         Args:
-            config: A `config.json` as diffusers writes it, its folder, or its values: `_class_name` and the class's
-                arguments.
+            config: A `config.json` of diffusers, its folder, or its values: `_class_name` and the class's arguments.
 
         Raises:
             FileNotFoundError: There is no such file.

@@ -31,36 +31,17 @@ MAX_DIFFERENCE = 1e-2
 NUM_FRAMES = 5
 # Frames of a latent frame of Wan, QwenImage and Magvit.
 TIME_COMPRESSION = 4
-
-
-@dataclass(frozen=True)
-class _CachedBlocks:
-    """The blocks of a class that keeps frames for the next chunk, which its own checkpointing does not support."""
-
-    names: tuple[str, ...]
-    """Their classes."""
-    cache_name: str = ""
-    """The attribute of their layers that holds the frames; empty if they are in lists or dicts among the arguments."""
-
-    def of(self, module: nn.Module) -> list[nn.Module]:
-        """Return the blocks of a model."""
-        return [block for block in module.modules() if type(block).__name__ in self.names]
-
-
+# The blocks of classes that keep frames for the next chunk, which their own checkpointing does not support.
 CACHED_BLOCKS = {
-    "AutoencoderKLKVAEVideo": _CachedBlocks(
-        ("KVAECachedResnetBlock3D", "KVAECachedPXSDownsample", "KVAECachedPXSUpsample")
-    ),
-    "AutoencoderKLMagvit": _CachedBlocks(
-        ("EasyAnimateResidualBlock3D", "EasyAnimateDownsampler3D", "EasyAnimateUpsampler3D"), "prev_features"
-    ),
-    "AutoencoderKLQwenImage": _CachedBlocks(("QwenImageResidualBlock", "QwenImageAttentionBlock", "QwenImageResample")),
-    "AutoencoderKLQwenImage21": _CachedBlocks(
-        ("QwenImage21ResidualBlock", "QwenImage21AttentionBlock", "QwenImage21Resample")
-    ),
-    "AutoencoderKLWan": _CachedBlocks(("WanResidualBlock", "WanAttentionBlock", "WanResample")),
-    "Kandinsky6SRVAE": _CachedBlocks(("Kandinsky6SRResnetBlock3D", "Kandinsky6SRDownsample", "Kandinsky6SRUpsample")),
+    "AutoencoderKLKVAEVideo": ("KVAECachedResnetBlock3D", "KVAECachedPXSDownsample", "KVAECachedPXSUpsample"),
+    "AutoencoderKLMagvit": ("EasyAnimateResidualBlock3D", "EasyAnimateDownsampler3D", "EasyAnimateUpsampler3D"),
+    "AutoencoderKLQwenImage": ("QwenImageResidualBlock", "QwenImageAttentionBlock", "QwenImageResample"),
+    "AutoencoderKLQwenImage21": ("QwenImage21ResidualBlock", "QwenImage21AttentionBlock", "QwenImage21Resample"),
+    "AutoencoderKLWan": ("WanResidualBlock", "WanAttentionBlock", "WanResample"),
+    "Kandinsky6SRVAE": ("Kandinsky6SRResnetBlock3D", "Kandinsky6SRDownsample", "Kandinsky6SRUpsample"),
 }
+# The attribute of layers that holds these frames. In the other classes, lists or dicts among the arguments hold them.
+CACHE_NAMES = {"AutoencoderKLMagvit": "prev_features"}
 
 
 def enable_checked(module: DiffusersModel, sizes: ClipSizes) -> None:
@@ -90,27 +71,28 @@ def _norm(tensors: list[Tensor]) -> Tensor:
 
 def enable(module: DiffusersModel) -> None:
     """Enable checkpointing: the class's own, or ours of the blocks of `CACHED_BLOCKS`."""
-    blocks = CACHED_BLOCKS.get(type(module).__name__)
-    if blocks is None:
+    name = type(module).__name__
+    if name not in CACHED_BLOCKS:
         module.enable_gradient_checkpointing()
-        return
-    for block in blocks.of(module):
-        checkpoint_module(block, blocks.cache_name)
+    for block in _cached_blocks(module):
+        checkpoint_module(block, CACHE_NAMES.get(name, ""))
 
 
 def disable(module: DiffusersModel) -> None:
     """Disable checkpointing, and clear the caches that a failed backward pass left."""
-    blocks = CACHED_BLOCKS.get(type(module).__name__)
-    if blocks is None:
+    if type(module).__name__ not in CACHED_BLOCKS:
         module.disable_gradient_checkpointing()
-    else:
-        for block in blocks.of(module):
-            undo_checkpoint(block)
+    for block in _cached_blocks(module):
+        undo_checkpoint(block)
     clear_caches(module)
 
 
+def _cached_blocks(module: DiffusersModel) -> list[nn.Module]:
+    names = CACHED_BLOCKS.get(type(module).__name__, ())
+    return [block for block in module.modules() if type(block).__name__ in names]
+
+
 def _unsupported(module: DiffusersModel, got: str) -> Exception:
-    """Return the error for a class that cannot be trained with gradient checkpointing."""
     contract = "a model whose gradients stay the same with gradient checkpointing"
     return argument_error(type(module).__name__, contract, got, "Train it without `model_gradient_checkpointing`.")
 
@@ -130,13 +112,9 @@ def gradients(sizes: ClipSizes) -> list[Tensor]:
         video = 2 * torch.rand(1, 3, next(lengths, sizes.smallest[0]), height, width) - 1
         output = functional_call(reconstruct, buffers, (video.to(device),))
         loss = (output * torch.randn(output.shape).to(output)).mean()
-        found = torch.autograd.grad(loss, weights, allow_unused=True)
+        found = torch.autograd.grad(loss, weights, materialize_grads=True)
     clear_caches(sizes.model)
-    pairs = zip(weights, found, strict=True)
-    return [torch.zeros_like(weight) if gradient is None else gradient for weight, gradient in pairs]
-
-
-SetSize = Callable[[DiffusersModel, Family, int], Family]
+    return list(found)
 
 
 @dataclass(frozen=True)
@@ -145,7 +123,7 @@ class _Chunks:
 
     num_frames: int
     """Frames of the class's own chunks."""
-    set_size: SetSize | None = None
+    set_size: Callable[[DiffusersModel, Family, int], Family] | None = None
     """Sets a multiple of `num_frames` as the size, and returns how the model is called then. None if the values would
     change, e.g. because a norm is computed over the frames of a chunk."""
 
@@ -164,9 +142,8 @@ def enable_chunks(module: DiffusersModel, family: Family, num_frames: int) -> Fa
         family = chunks.set_size(module, family, num_frames)
     elif num_frames != chunks.num_frames:
         raise size_error("temporal_chunk", num_frames, accepted=str(chunks.num_frames), nearest=chunks.num_frames)
-    blocks = CACHED_BLOCKS.get(type(module).__name__)
     for part in (module.encoder, module.decoder):
-        checkpoint_module(part, "" if blocks is None else blocks.cache_name)
+        checkpoint_module(part, CACHE_NAMES.get(type(module).__name__, ""))
     return family
 
 
@@ -178,15 +155,9 @@ def _use_magvit(module: DiffusersModel, family: Family, num_frames: int) -> Fami
 
 
 def _use_wan(module: DiffusersModel, family: Family, num_frames: int, *, has_first_chunk: bool = True) -> Family:
-    """Call encoder and decoder with larger chunks than the class does.
-
-    QwenImage's decoder, a copy of an earlier Wan's, has no argument `first_chunk`.
-    """
-    return replace(
-        family,
-        encoder=partial(_encode_wan, num_frames=num_frames),
-        decoder=partial(_decode_wan, num_frames=num_frames // TIME_COMPRESSION, has_first_chunk=has_first_chunk),
-    )
+    """Call encoder and decoder with larger chunks than the class does; QwenImage's has no argument `first_chunk`."""
+    decode = partial(_decode_wan, num_frames=num_frames // TIME_COMPRESSION, has_first_chunk=has_first_chunk)
+    return replace(family, encoder=partial(_encode_wan, num_frames=num_frames), decoder=decode)
 
 
 def _encode_wan(module: DiffusersModel, video: Video, *, num_frames: int) -> LatentPosterior:

@@ -47,12 +47,12 @@ class Family:
     def encode(self, module: DiffusersModel, video: Video) -> LatentPosterior:
         """Return the posterior of `(B, 3, T, H, W)` in [-1, 1]; the model's caches are empty afterwards."""
         with _caches_cleared(module):
-            return self.encoder(module, video.to(_weight_dtype(module)))
+            return self.encoder(module, video.to(next(module.parameters()).dtype))
 
     def decode(self, module: DiffusersModel, latent: Tensor) -> Decoded:
         """Return the video of a latent `(B, C, t, h, w)`, not clamped; the model's caches are empty afterwards."""
         with _caches_cleared(module), _WithoutClamp():
-            return self.decoder(module, latent.to(_weight_dtype(module)))
+            return self.decoder(module, latent.to(next(module.parameters()).dtype))
 
     def encode_mode(self, module: DiffusersModel, video: Video) -> Tensor:
         """Return the mode of the posterior, `(B, C, t, h, w)`."""
@@ -72,7 +72,6 @@ class _WithoutClamp(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Return the input if `func` is such a clamp; otherwise call `func`."""
         kwargs = kwargs or {}
         if func in CLAMPS:
             arguments = {**dict(zip(("input", "min", "max"), args, strict=False)), **kwargs}
@@ -87,8 +86,8 @@ class _WithoutClamp(TorchFunctionMode):
 def clear_caches(module: DiffusersModel) -> None:
     """Clear the frames that a model caches between chunks: they keep the graph alive, and are wrong after an error."""
     for name in ("clear_cache", "_clear_conv_cache"):
-        if callable(getattr(module, name, None)):
-            getattr(module, name)()
+        if callable(clear := getattr(module, name, None)):
+            clear()
     for submodule in module.modules():
         if hasattr(submodule, "causal_cache"):
             submodule.causal_cache = None
@@ -103,16 +102,10 @@ def _caches_cleared(module: DiffusersModel) -> Iterator[None]:
         clear_caches(module)
 
 
-def _weight_dtype(module: nn.Module) -> torch.dtype:
-    """Return the dtype of a model's weights. Its inputs must have the same."""
-    return next(module.parameters()).dtype
-
-
 def family_of(module: nn.Module) -> Family:
     """Return how a model is called: by its class or a base class in `FAMILIES`, otherwise by its signature and weights.
 
-    Raises:
-        TypeError: The model has no `encode` or `decode`.
+    Frames `(B*T, 3, H, W)` are the input if `decode` has a parameter `num_frames`, or no weight is 3D.
     """
     for name in ("encode", "decode"):
         if not callable(getattr(module, name, None)):
@@ -121,14 +114,12 @@ def family_of(module: nn.Module) -> Family:
     for parent in type(module).__mro__:
         if parent.__name__ in FAMILIES:
             return FAMILIES[parent.__name__]
-    return FRAMES if _works_on_frames(module) else CLIPS
+    is_2d = all(parameter.ndim < 5 for parameter in module.parameters())
+    return FRAMES if is_2d or _has_num_frames(module) else CLIPS
 
 
-def _works_on_frames(module: DiffusersModel) -> bool:
-    """Return whether the input is frames `(B*T, 3, H, W)`: `decode` has `num_frames`, or no weight is 3D."""
-    if "num_frames" in inspect.signature(module.decode).parameters:
-        return True
-    return all(parameter.ndim < 5 for parameter in module.parameters())
+def _has_num_frames(module: DiffusersModel) -> bool:
+    return "num_frames" in inspect.signature(module.decode).parameters
 
 
 def _read_posterior(output: object) -> LatentPosterior:
@@ -151,13 +142,6 @@ def _read_posterior(output: object) -> LatentPosterior:
     return DeterministicPosterior(latent, {"quantizer_loss": torch.stack(losses).sum()} if losses else {})
 
 
-def _map_posterior(posterior: LatentPosterior, rearrange: Callable[[Tensor], Tensor]) -> LatentPosterior:
-    """Apply `rearrange`, which moves elements without changing them, to a posterior's latent."""
-    if isinstance(posterior, DiagonalGaussian):
-        return DiagonalGaussian(mean=rearrange(posterior.mean), logvar=rearrange(posterior.logvar))
-    return DeterministicPosterior(rearrange(posterior.latent), posterior.losses)
-
-
 def _read_decoded(output: object) -> Decoded:
     """Return the video in the output of `decode`: an object with `sample`, a tensor, or a tuple of one and more."""
     first = output[0] if isinstance(output, tuple) else output
@@ -170,12 +154,10 @@ def _read_decoded(output: object) -> Decoded:
 
 
 def _encode_clips(module: DiffusersModel, video: Video) -> LatentPosterior:
-    """Encode whole clips."""
     return _read_posterior(module.encode(video))
 
 
 def _decode_clips(module: DiffusersModel, latent: Tensor) -> Decoded:
-    """Decode the latents of whole clips."""
     # LTX from 0.9.1 on needs the noise level of the latent, which is 0.
     needs_level = getattr(getattr(module, "config", None), "timestep_conditioning", False)
     return _read_decoded(module.decode(latent, **({"temb": latent.new_zeros(len(latent))} if needs_level else {})))
@@ -194,14 +176,16 @@ def _clips_from_frames(frames: Tensor, batch: int) -> Video:
 def _encode_frames(module: DiffusersModel, video: Video) -> LatentPosterior:
     """Encode each frame of a clip separately."""
     posterior = _read_posterior(module.encode(_frames_from_clips(video)))
-    return _map_posterior(posterior, lambda frames: _clips_from_frames(frames, len(video)))
+    if isinstance(posterior, DeterministicPosterior):
+        return DeterministicPosterior(_clips_from_frames(posterior.latent, len(video)), posterior.losses)
+    mean, logvar = (_clips_from_frames(moment, len(video)) for moment in (posterior.mean, posterior.logvar))
+    return DiagonalGaussian(mean=mean, logvar=logvar)
 
 
 def _decode_frames(module: DiffusersModel, latent: Tensor) -> Decoded:
     """Decode each frame separately, or all frames of a clip together if `decode` has a parameter `num_frames`."""
-    has_num_frames = "num_frames" in inspect.signature(module.decode).parameters
-    output = module.decode(_frames_from_clips(latent), **({"num_frames": latent.shape[2]} if has_num_frames else {}))
-    frames, losses = _read_decoded(output)
+    options = {"num_frames": latent.shape[2]} if _has_num_frames(module) else {}
+    frames, losses = _read_decoded(module.decode(_frames_from_clips(latent), **options))
     return Decoded(_clips_from_frames(frames, len(latent)), losses)
 
 
@@ -213,7 +197,6 @@ def _encode_allegro(module: DiffusersModel, video: Video) -> LatentPosterior:
 
 
 def _decode_allegro(module: DiffusersModel, latent: Tensor) -> Decoded:
-    """Decode the latents of whole clips."""
     features = _clips_from_frames(module.post_quant_conv(_frames_from_clips(latent)), len(latent))
     return Decoded(module.decoder(features), {})
 
@@ -274,14 +257,11 @@ FAMILIES = {
     "AutoencoderVidTok": Family(_encode_vidtok, _decode_clips),
 }
 
-# Classes whose attention only supports one clip at a time.
-ONE_CLIP_AT_A_TIME = ("AutoencoderKLHunyuanVideo15",)
-
 
 def prepare_for_training(module: DiffusersModel) -> None:
     """Disable tiles, which change outputs and gradients, and slices of the batch."""
     for flag in ("use_tiling", "use_slicing", "use_framewise_encoding", "use_framewise_decoding"):
         if hasattr(module, flag):
             setattr(module, flag, False)
-    if any(parent.__name__ in ONE_CLIP_AT_A_TIME for parent in type(module).__mro__):
-        module.enable_slicing()
+    if any(parent.__name__ == "AutoencoderKLHunyuanVideo15" for parent in type(module).__mro__):
+        module.enable_slicing()  # its attention only supports one clip at a time

@@ -48,12 +48,7 @@ def load_module(
 def find_config(
     name_or_folder: str | PathLike[str], *, subfolder: str | None, revision: str | None
 ) -> tuple[dict[str, Any], str | None]:
-    """Return a model's configuration and its subfolder: "vae" if there is none at the top and no subfolder is given.
-
-    Raises:
-        ConnectionError: The Hub cannot be reached.
-        ValueError: There is no configuration, or no such model on the Hub.
-    """
+    """Return a model's configuration and its subfolder: "vae" if there is none at the top and no subfolder is given."""
     try:
         return _read_config_at(name_or_folder, subfolder, revision), subfolder
     except (ValueError, ConnectionError):  # the latter of a pipeline in the Hub's cache, without a network
@@ -67,18 +62,18 @@ def _read_config_at(name_or_folder: str | PathLike[str], subfolder: str | None, 
     try:
         config: Any = _AutoencoderConfig.load_config(str(name_or_folder), subfolder=subfolder, revision=revision)
     except (OSError, RecursionError) as error:
-        source = f"{str(name_or_folder)!r}"
+        got = repr(str(name_or_folder))
         if isinstance(error.__context__, LocalEntryNotFoundError):
-            got = f"{source}, which is not in the cache, and the Hub cannot be reached"
+            got += ", which is not in the cache, and the Hub cannot be reached"
             remedy = "Check the network, or download the model and use its folder."
             raise argument_error("name_or_folder", "a folder or a Hub name", got, remedy, ConnectionError) from error
         if isinstance(error.__context__, RepositoryNotFoundError):
-            got = f"{source}, which the Hub does not have or does not show you"
+            got += ", which the Hub does not have or does not show you"
             remedy = "Check the spelling, or log in with `hf auth login`."
             raise argument_error("name_or_folder", "a folder or a Hub name", got, remedy) from error
         contract = f"a folder with {CONFIG_FILE}, a pipeline with {PIPELINE_SUBFOLDER}/{CONFIG_FILE}, or a Hub name"
         remedy = "Set `subfolder` if the model is in another subfolder."
-        raise argument_error("name_or_folder", contract, source, remedy) from error
+        raise argument_error("name_or_folder", contract, got, remedy) from error
     return dict(config)
 
 

@@ -10,7 +10,7 @@ from enum import Enum, auto
 import torch
 
 from telecine.autoencoders.diffusers.families import DiffusersModel
-from telecine.autoencoders.latent import NORMALISATION_KEYS, LatentStatistics, Normalisation
+from telecine.autoencoders.latent import CHANNEL_KEYS, FACTOR_KEYS, LatentStatistics, Normalisation
 
 
 class _Normalisation(Enum):
@@ -41,7 +41,6 @@ _CLASSES = {
     _Normalisation.NONE: "AutoencoderKLKVAEVideo AutoencoderVidTok",
 }
 NORMALISATIONS = {name: kind for kind, names in _CLASSES.items() for name in names.split()}
-CHANNEL_NAMES, FACTOR_NAMES = NORMALISATION_KEYS[:2], NORMALISATION_KEYS[2:]
 
 
 def _normalisation_of(module: DiffusersModel) -> _Normalisation:
@@ -54,8 +53,8 @@ def read_normalisation(module: DiffusersModel) -> Normalisation:
     """Return the present numbers by name."""
     kind = _normalisation_of(module)
     if kind is _Normalisation.BUFFERS:
-        return {name: module.get_buffer(name).tolist() for name in CHANNEL_NAMES}
-    names = {_Normalisation.CHANNELS: CHANNEL_NAMES, _Normalisation.FACTOR: FACTOR_NAMES}.get(kind, ())
+        return {name: module.get_buffer(name).tolist() for name in CHANNEL_KEYS}
+    names = {_Normalisation.CHANNELS: CHANNEL_KEYS, _Normalisation.FACTOR: FACTOR_KEYS}.get(kind, ())
     found = {name: module.config.get(name) for name in names}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
@@ -64,7 +63,7 @@ def read_normalisation(module: DiffusersModel) -> Normalisation:
 def write_normalisation(module: DiffusersModel, statistics: LatentStatistics) -> None:
     """Replace the numbers, in memory; `save_pretrained` writes them."""
     kind = _normalisation_of(module)
-    per_channel = dict(zip(CHANNEL_NAMES, (statistics.mean, statistics.std), strict=True))
+    per_channel = dict(zip(CHANNEL_KEYS, (statistics.mean, statistics.std), strict=True))
     if kind is _Normalisation.BUFFERS:
         for name, values in per_channel.items():
             buffer = module.get_buffer(name)
