@@ -35,12 +35,10 @@ def kl_to_standard_normal(*, mean: Tensor, logvar: Tensor, reduction: Reduction 
     One element contributes `(mean^2 + exp(logvar) - 1 - logvar) / 2`, the negative of the first term of equation 10 in
     arXiv:1312.6114 (appendix B).
 
-    The default, "mean", averages over batch, channels and positions, so that a weight means the same at any
-    resolution, length and number of latent channels. "sum" is the convention of latent diffusion's code and of
-    diffusers: the sum over a clip's latent, averaged over the batch. It equals the mean times the number of latent
-    elements per clip. That code also sums the reconstruction error. Its `kl_weight` of 1e-6 for a 4 x 32 x 32 latent of
-    a 3 x 256 x 256 image therefore corresponds to 1e-6 * 4096 / 196608 = 2e-8 with a reconstruction error averaged over
-    pixels.
+    With "mean", a weight means the same at any resolution, length and number of latent channels. "sum" is the
+    convention of latent diffusion's code and of diffusers, the mean times the number of latent elements per clip. That
+    code also sums the reconstruction error. Its `kl_weight` of 1e-6 for a 4 x 32 x 32 latent of a 3 x 256 x 256 image
+    therefore corresponds to 1e-6 * 4096 / 196608 = 2e-8 with a reconstruction error averaged over pixels.
 
     Args:
         mean: Any shape with the batch first, e.g. `(B, C, T, H, W)`.
@@ -48,8 +46,7 @@ def kl_to_standard_normal(*, mean: Tensor, logvar: Tensor, reduction: Reduction 
         reduction: "mean" over all elements, or "sum" over the elements of a sample and mean over the batch.
 
     Returns:
-        A 0-d tensor >= 0 in float32 or float64, also under autocast. It is 0 only if mean and logvar are 0 everywhere;
-        smaller is closer.
+        A 0-d tensor >= 0 in float32 or float64, also under autocast; 0 only if mean and logvar are 0 everywhere.
 
     Raises:
         ValueError: If the shapes differ or the reduction is unknown.
@@ -64,14 +61,10 @@ def kl_to_standard_normal(*, mean: Tensor, logvar: Tensor, reduction: Reduction 
 
 
 def posterior_kl(posterior: object, reduction: Reduction = "mean") -> Scalar:
-    """Return the KL divergence of a posterior from N(0, 1): `kl_to_standard_normal` of its mean and log-variance.
+    """Return `kl_to_standard_normal` of a posterior with tensors `mean` and `logvar`, such as diffusers'.
 
-    It works for latents with any number of axes. The `kl()` method of diffusers' class sums over axes 1, 2 and 3 only,
-    and so does not sum over the width of a video's latent `(B, C, T, H, W)`.
-
-    Args:
-        posterior: An object with tensors `mean` and `logvar`, such as diffusers' `DiagonalGaussianDistribution`.
-        reduction: As in `kl_to_standard_normal`.
+    It works for latents with any number of axes. The `kl()` method of diffusers' `DiagonalGaussianDistribution` sums
+    over axes 1, 2 and 3 only, and so not over the width of a video's latent `(B, C, T, H, W)`.
 
     Raises:
         ValueError: If `mean` or `logvar` is missing, as in the distribution of a deterministic autoencoder.
@@ -159,12 +152,10 @@ def scale_equivariance(
 ) -> Scalar:
     """Return the error of the decoded down-scaled latent against the down-scaled video.
 
-    "Improving the Diffusability of Autoencoders" (Skorokhodov et al., arXiv:2502.14831). Height and width
-    are divided by one of `factors`, drawn for the whole batch. It costs a pass of the decoder over a latent of 1/4 or
-    1/16 of the size. The other arguments, errors and result are those of `equivariance`.
-
-    Args:
-        factors: Whole numbers; a latent that is smaller than a factor becomes one position.
+    "Improving the Diffusability of Autoencoders" (Skorokhodov et al., arXiv:2502.14831). Height and width are divided
+    by one of `factors`, whole numbers, drawn for the whole batch; a latent smaller than its factor becomes one
+    position. It costs a pass of the decoder over a latent of 1/4 or 1/16 of the size. The other arguments, errors and
+    result are those of `equivariance`.
     """
     check_video("latent", latent)
     for factor in factors:
@@ -191,12 +182,9 @@ def latent_masking(
 
     The latent masked reconstruction of SSVAE (Liu et al., arXiv:2512.05394), which draws ratios of 0, 1/4, 1/2 and 3/4.
     Here each clip has a ratio from 0 to `max_ratio`, each position is masked with that probability, and a masked one
-    gets the clip's mean of its channel, where the paper learns a token. It costs a full pass of the decoder. Arguments,
-    errors and result are those of `equivariance`, and:
-
-    Args:
-        max_ratio: Largest fraction of masked positions, below 1.
-        block: Side of the cubes of positions that are masked together.
+    gets the clip's mean of its channel, where the paper learns a token. Cubes with a side of `block` positions are
+    masked together. It costs a full pass of the decoder. The other arguments, errors and result are those of
+    `equivariance`.
     """
     check_video("latent", latent)
     check_fraction("max_ratio", max_ratio, remedy="Use 0.75, as the paper does.")
@@ -227,11 +215,9 @@ def latent_noise(
 
     The noise-augmented decoding of "Diffusion Transformers with Representation Autoencoders" (Zheng et al.,
     arXiv:2510.11690): the noise of each clip has a standard deviation `|n|` with `n ~ N(0, scale^2)`, in units of the
-    standard deviation of each channel of the clip. It costs a full pass of the decoder. Arguments, errors and result
-    are those of `equivariance`, and:
-
-    Args:
-        scale: Above 0; 0.8 in the paper, whose latents are of high dimension.
+    standard deviation of each channel of the clip. `scale` is above 0; it is 0.8 in the paper, whose latents are of
+    high dimension. It costs a full pass of the decoder. The other arguments, errors and result are those of
+    `equivariance`.
     """
     check_video("latent", latent)
     check_positive("scale", scale, remedy="Set the term's weight to 0 for no noise.")
@@ -252,7 +238,7 @@ def local_correlation(*, latent: Tensor, weight: Tensor | None = None, threshold
     may be a sample, the gradient is exact, and each clip is compared. It costs next to nothing.
 
     Args:
-        latent: `(B, C, t, h, w)` with h and w at least 2; the graph is kept. The rest of the last windows is left out.
+        latent: `(B, C, t, h, w)` with h and w at least 2; the graph is kept. Incomplete windows are left out.
         weight: Non-negative sample weights `(B,)`, see `weighted_mean`.
         threshold: The correlation that is enough, from 0 to below 1; 0.75 in the paper.
 
@@ -289,10 +275,7 @@ def _window_correlation(latent: Tensor, num_frames: int) -> Tensor:
 
 
 def _channel_statistics(latent: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of each clip's channels, `(B, C, 1, 1, 1)`, at least float32, with a graph.
-
-    They are those of a clip, not of the batch, so that clips do not depend on each other.
-    """
+    """Return mean and standard deviation of each clip's channels, `(B, C, 1, 1, 1)`, at least float32, with a graph."""
     values, axes = at_least_float32(latent), (2, 3, 4)
     mean = values.mean(axes, keepdim=True)
     # The gradient is finite for a constant channel, too.

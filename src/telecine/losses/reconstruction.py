@@ -47,20 +47,15 @@ def mse(*, reconstruction: Tensor, target: Tensor, weight: Tensor | None = None)
 def psnr_of_mse(mse: Tensor, *, value_range: float = VALUE_RANGE[1] - VALUE_RANGE[0]) -> Tensor:
     """Return the peak signal-to-noise ratio of mean squared errors, in dB, at most `MAX_PSNR`; larger is better.
 
-    Args:
-        mse: Any shape. NaN stays NaN.
-        value_range: The largest value less the smallest one: 2 for videos in [-1, 1], 255 for bytes.
+    NaN stays NaN. `value_range` is the largest value less the smallest one: 2 in [-1, 1], 255 for bytes.
     """
     return 10 * torch.log10(value_range**2 / mse.clamp(min=value_range**2 * 10 ** (-MAX_PSNR / 10)))
 
 
 def l1(*, reconstruction: Tensor, target: Tensor, weight: Tensor | None = None) -> Scalar:
-    """Return the mean absolute error; the graph is kept. The gradient is 0 where both are equal.
+    """Return the mean absolute error, in [0, 2] for values in [-1, 1]; its gradient is 0 where both are equal.
 
     Arguments, errors and dtypes are those of `mse`.
-
-    Returns:
-        A 0-d tensor in [0, 2] for values in [-1, 1]; smaller is better.
     """
     return weighted_mean(difference(reconstruction=reconstruction, target=target).abs(), weight)
 
@@ -98,8 +93,8 @@ def gaussian_nll(*, distance: Scalar, logvar: Scalar) -> Scalar:
 
     The noise level is one number for all pixels, as in sigma-VAE (Rybkin et al., arXiv:2006.13202) and in the code of
     latent diffusion. The minimum over logvar, `1 + log(distance)`, is at `logvar = log(distance)`; it has no lower
-    bound as the distance goes to 0. Whether the loss is a negative log-likelihood per element, in nats, depends on the
-    distance:
+    bound as the distance goes to 0. The loss, 0-d and at least float32, is a negative log-likelihood per element, in
+    nats, for some distances:
 
     - L1: Laplace distribution of scale `exp(logvar)`, up to the constant log 2.
     - MSE: twice that of a Gaussian of variance `exp(logvar)`, up to the constant log(2 pi).
@@ -108,23 +103,16 @@ def gaussian_nll(*, distance: Scalar, logvar: Scalar) -> Scalar:
     Args:
         distance: Distance averaged over all elements, 0-d.
         logvar: Logarithm of the learned scale or variance, 0-d.
-
-    Returns:
-        A 0-d tensor, at least float32; smaller is better, and it may be negative.
     """
     log_var = at_least_float32(logvar)
     return at_least_float32(distance) * (-log_var).exp() + log_var
 
 
 def weighted_mean(error: Tensor, weight: Tensor | None) -> Scalar:
-    """Return `mean_b(weight_b * mean(error_b))`, or the plain mean if `weight` is `None`.
+    """Return `mean_b(weight_b * mean(error_b))` of errors `(B, ...)`, or the plain mean if `weight` is `None`.
 
-    The weights are not normalised. Weights of 1/2 halve the loss, and the contribution of a sample does not depend on
-    the other samples of its batch.
-
-    Args:
-        error: `(B, ...)`.
-        weight: `(B,)`, non-negative. Values are not checked, because that would synchronise host and device.
+    The weights `(B,)` are not normalised: 1/2 halves the loss, and the contribution of a sample does not depend on the
+    other samples of its batch. They are non-negative; a check of values would synchronise host and device.
 
     Raises:
         ValueError: If `weight` is not `(B,)`.
@@ -137,10 +125,6 @@ def weighted_mean(error: Tensor, weight: Tensor | None) -> Scalar:
 
 
 def difference(*, reconstruction: Tensor, target: Tensor) -> Tensor:
-    """Return `reconstruction - target` in at least float32; the graph is kept.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
+    """Return `reconstruction - target` in at least float32; raise a `ValueError` if the shapes differ."""
     check_same_shape("reconstruction", reconstruction, "target", target)
     return at_least_float32(reconstruction) - at_least_float32(target)

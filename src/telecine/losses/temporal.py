@@ -24,8 +24,7 @@ def temporal_difference(
             over the changes that count, of all samples; it is 0 if none counts.
 
     Returns:
-        A 0-d tensor in [0, 4] for values in [-1, 1], at least float32; smaller is better. For a single frame the value
-        and its gradient are exactly 0.
+        A 0-d tensor in [0, 4] for values in [-1, 1], at least float32; smaller is better. A single frame has exactly 0.
 
     Raises:
         ValueError: If the shapes differ, or `weight` is not `(B,)`.

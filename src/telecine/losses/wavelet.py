@@ -21,13 +21,9 @@ def haar(video: Video) -> SubBands:
     `(a - b) / sqrt(2)`. For even sizes the transform preserves inner products. An axis of odd size, a single frame
     included, is first extended by a copy of its last slice, so that the high-pass value there is 0.
 
-    Args:
-        video: `(B, C, T, H, W)`.
-
-    Returns:
-        `(B, 8, C, ceil(T/2), ceil(H/2), ceil(W/2))`, at least float32. Sub-band `4 t + 2 h + w` has filter `t` in time,
-        `h` in height and `w` in width, 0 for low-pass and 1 for high-pass. Sub-band 0 is the low-pass video times
-        sqrt(8); 1 contains differences along the width, 4 differences along time.
+    A video `(B, C, T, H, W)` becomes `(B, 8, C, ceil(T/2), ceil(H/2), ceil(W/2))`, at least float32. Sub-band
+    `4 t + 2 h + w` has filter `t` in time, `h` in height and `w` in width, 0 for low-pass and 1 for high-pass. Sub-band
+    0 is the low-pass video times sqrt(8); 1 contains differences along the width, 4 differences along time.
     """
     bands = at_least_float32(video)[:, None]
     for axis in (-3, -2, -1):
@@ -52,8 +48,8 @@ def wavelet_l1(*, reconstruction: Video, target: Video, levels: int = 1, weight:
     largest error of a pixel, and a weight means the same at any resolution, length and number of levels.
 
     WF-VAE (Li et al., arXiv:2411.17459) has a loss of this kind on sub-bands inside its network, between those that
-    enter its encoder and those that leave its decoder. Here the videos themselves are transformed. In a single frame
-    the four temporal high-pass sub-bands are 0 and count in the mean.
+    enter its encoder and those that leave its decoder; here the videos are transformed. In a single frame the four
+    temporal high-pass sub-bands are 0 and count in the mean.
 
     Args:
         reconstruction: `(B, C, T, H, W)` of any size.
@@ -69,8 +65,7 @@ def wavelet_l1(*, reconstruction: Video, target: Video, levels: int = 1, weight:
         ValueError: If `levels` is not an int >= 1, the shapes differ, or `weight` is not `(B,)`.
     """
     check_count("levels", levels, remedy="One level is the usual choice.")
-    # The transform is linear: the transform of the difference is the difference of the transforms.
-    low = difference(reconstruction=reconstruction, target=target)
+    low = difference(reconstruction=reconstruction, target=target)  # the transform is linear
     losses = []
     for _ in range(levels):
         bands = haar(low)
