@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Literal, TypeAlias, get_args
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,8 +37,7 @@ class DiscriminatorBlock(nn.Module):
     """Two 3x3 convolutions with a strided 1x1 convolution as skip, optionally halving height and width.
 
     Args:
-        input_channels: Channels in.
-        filters: Channels out.
+        input_channels, filters: Channels in and out.
         downsample: Halve height and width (odd sizes round up).
         antialiased_downsample: Blur before the stride.
     """
@@ -58,8 +56,7 @@ class DiscriminatorBlock(nn.Module):
         skip = self.conv_res(x)
         x = self.net(x)
         if self.downsample is not None:
-            x = x if self.maybe_blur is None else self.maybe_blur(x, space_only=True)
-            x = self.downsample(x)
+            x = self.downsample(x if self.maybe_blur is None else self.maybe_blur(x, space_only=True))
         return (x + skip) * 2**-0.5
 
 
@@ -67,8 +64,7 @@ class DiscriminatorBlock3D(nn.Module):
     """Two 3x3x3 convolutions with a strided 1x1x1 convolution as skip, halving time, height and width.
 
     Args:
-        input_channels: Channels in.
-        filters: Channels out.
+        input_channels, filters: Channels in and out.
         antialiased_downsample: Blur space before the stride, as the reference's checkpoints expect.
         antialiased_time: Blur time as well.
     """
@@ -95,8 +91,7 @@ class CausalConv3d(nn.Module):
     """3D convolution of the present and past frames only; the shape `(T, H, W)` stays the same.
 
     Args:
-        chan_in: Channels in.
-        chan_out: Channels out.
+        chan_in, chan_out: Channels in and out.
         kernel_size: Odd size in all three axes, or (time, height, width) with odd height and width.
         pad_mode: Padding before the first frame: copies of the "first" frame, or "constant" zeros.
 
@@ -149,10 +144,9 @@ class DownSample3D(nn.Module):
             return F.avg_pool3d(x, (1, 2, 2))
         # One row and column of zeros at the end, or two if there is only one, so that the kernel fits once.
         right, bottom = (1 if size > 1 else 2 for size in (x.shape[-1], x.shape[-2]))
-        # A 2D convolution of every frame as a 3D one of depth 1, which needs no copy into the batch and back.
         padded = F.pad(x, (0, right, 0, bottom))
-        weight = self.conv.weight.unsqueeze(2)
-        return convolve(padded, weight, self.conv.bias, stride=(1, 2, 2), padding=(0, 0, 0))
+        # A 2D convolution of every frame as a 3D one of depth 1, which needs no copy into the batch and back.
+        return convolve(padded, self.conv.weight.unsqueeze(2), self.conv.bias, stride=(1, 2, 2), padding=(0, 0, 0))
 
 
 def _pool_time(x: Tensor) -> Tensor:
@@ -163,15 +157,10 @@ def _pool_time(x: Tensor) -> Tensor:
 
 
 def mean_over_frames(x: Tensor, num_frames: int, num_poolings: int) -> Tensor:
-    """Return the mean over time `(B, C, H, W)`, each position weighted by the number of frames pooled into it.
+    """Return the mean over time `(B, C, H, W)` of a pooled video; each position has the weight of its pooled frames.
 
-    The first position contains the first frame, the following ones `2**num_poolings` frames each, and the last one the
-    remaining frames.
-
-    Args:
-        x: The pooled video `(B, C, 1 + ceil((num_frames - 1) / 2**num_poolings), H, W)`.
-        num_frames: Number of frames before the first pooling.
-        num_poolings: Number of poolings of pairs of frames.
+    The first position contains the first of `num_frames` frames, the following ones `2**num_poolings` frames each, and
+    the last one the remaining frames.
     """
     span = 2**num_poolings
     # Filled on the device: copying a list of weights to it may make the host wait.
@@ -185,8 +174,7 @@ class DiscriminatorBlock3DWithfirstframe(nn.Module):
     """Two causal 3x3x3 convolutions with a skip, both halved in space and in time, the first frame not pooled.
 
     Args:
-        input_channels: Channels in.
-        filters: Channels out.
+        input_channels, filters: Channels in and out.
         antialiased_downsample: Blur space before the stride.
         pad_mode: Padding of the causal convolutions before the first frame.
         antialiased_time: Blur time as well, including the first frame.
@@ -252,24 +240,17 @@ class _FlattenAtSize(nn.Module):
         self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[-2:]) != self.size:
-            x = F.adaptive_avg_pool2d(x, self.size)
-        return rearrange(x, "b c h w -> b (c h w)")
+        return (x if tuple(x.shape[-2:]) == self.size else F.adaptive_avg_pool2d(x, self.size)).flatten(1)
 
 
 def as_image_size(image_size: object) -> tuple[int, int]:
-    """Return `(height, width)` of an int or a sequence of two ints, such as a list from a YAML file.
-
-    Raises:
-        ValueError: If it is neither, or smaller than 4.
-    """
+    """Return `(height, width)`; raise a `ValueError` unless it is an int or a sequence of two ints, at least 4."""
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     try:
         height, width = (operator.index(length) for length in size)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
-        contract = "an int or a pair of ints (height, width)"
-        remedy = "Pass the size of the training crops."
-        raise argument_error("image_size", contract, describe(image_size), remedy) from None
+        contract, got = "an int or a pair of ints (height, width)", describe(image_size)
+        raise argument_error("image_size", contract, got, "Pass the size of the training crops.") from None
     if min(height, width) < MIN_SIZE:
         remedy = "Build the discriminator for larger crops, or up-sample small ones first."
         raise argument_error("image_size", f"at least {MIN_SIZE}", f"{height} x {width}", remedy)

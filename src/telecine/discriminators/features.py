@@ -77,9 +77,7 @@ class FeatureDiscriminator(GradientCheckpointing):
     def forward(self, x: Video, condition: Video | None = None) -> DiscriminatorOutput:
         """Map videos `(B, 3, T, H, W)` in [-1, 1] to logits of patches and the activations of the heads.
 
-        Args:
-            x: The videos; larger logits mean more real.
-            condition: The inputs of the autoencoder, if `conditional`; same shape. They get no gradient.
+        Larger logits mean more real. With `conditional`, `condition` is the autoencoder's input; it gets no gradient.
 
         Raises:
             ValueError: If the input is not such a video, too small, or without the `condition` that it needs.
@@ -87,9 +85,8 @@ class FeatureDiscriminator(GradientCheckpointing):
         check_batch(x, self.sees, channels=3)
         maps = self._normalised_maps(x)
         if self.conditional:
-            condition = check_condition(condition, x)
             with torch.no_grad():
-                conditioned_on = self._normalised_maps(condition)
+                conditioned_on = self._normalised_maps(check_condition(condition, x))
             maps = [torch.cat(pair, 1) for pair in zip(maps, conditioned_on, strict=True)]
         outputs = [head(each) for head, each in zip(self.heads, maps, strict=True)]
         size = tuple(min(logits.shape[dim] for logits, _ in outputs) for dim in (-2, -1))
@@ -103,17 +100,12 @@ class FeatureDiscriminator(GradientCheckpointing):
         chunk_size = len(video) if self.gradient_checkpointing else len(frames)
         chunks = [self.run_block(self.backbone, chunk) for chunk in frames.split(chunk_size)]
         maps = [torch.cat(chunk) for chunk in zip(*chunks, strict=True)]
-        clips = [each.to(video.dtype).unflatten(0, (len(video), -1)).transpose(1, 2) for each in maps]
-        return [F.group_norm(each, 1) for each in clips]
+        clips = (each.to(video.dtype).unflatten(0, (len(video), -1)).transpose(1, 2) for each in maps)
+        return [F.group_norm(clip, 1) for clip in clips]
 
 
 class _Head(nn.Module):
-    """Three convolutions of a feature map to logits, each with spectral normalisation; the last two over 3 frames.
-
-    Args:
-        channels: Of the map.
-        dim: Channels inside.
-    """
+    """Three convolutions of a feature map to logits, each with spectral normalisation; the last two over 3 frames."""
 
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()

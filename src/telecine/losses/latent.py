@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ def kl_to_standard_normal(*, mean: Tensor, logvar: Tensor, reduction: Reduction 
     return 0.5 * (elements.mean() if reduction == "mean" else elements.sum() / len(elements))
 
 
-def posterior_kl(posterior: object, reduction: Reduction = "mean") -> Scalar:
+def posterior_kl(posterior: Any, reduction: Reduction = "mean") -> Scalar:
     """Return `kl_to_standard_normal` of a posterior with tensors `mean` and `logvar`, such as diffusers'.
 
     It works for latents with any number of axes. The `kl()` method of diffusers' `DiagonalGaussianDistribution` sums
@@ -69,14 +69,12 @@ def posterior_kl(posterior: object, reduction: Reduction = "mean") -> Scalar:
     Raises:
         ValueError: If `mean` or `logvar` is missing, as in the distribution of a deterministic autoencoder.
     """
-    mean, logvar = getattr(posterior, "mean", None), getattr(posterior, "logvar", None)
-    if not isinstance(mean, Tensor) or not isinstance(logvar, Tensor):
-        found = {"mean": mean, "logvar": logvar}
-        missing = [f"`{name}`" for name, value in found.items() if not isinstance(value, Tensor)]
+    missing = [f"`{name}`" for name in ("mean", "logvar") if not isinstance(getattr(posterior, name, None), Tensor)]
+    if missing:
         got = f"{type(posterior).__name__} without {' and '.join(missing)}"
         remedy = "Such a posterior has no divergence; pass `aux_losses=None`."
         raise argument_error("posterior", "a diagonal Gaussian with tensors `mean` and `logvar`", got, remedy)
-    return kl_to_standard_normal(mean=mean, logvar=logvar, reduction=reduction)
+    return kl_to_standard_normal(mean=posterior.mean, logvar=posterior.logvar, reduction=reduction)
 
 
 def equivariance(
