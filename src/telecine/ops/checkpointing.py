@@ -74,16 +74,14 @@ class CheckpointedCall:
 def checkpoint_call(
     forward: Callable[..., Any], *args: Any, cached_in: Iterable[nn.Module] = (), cache_name: str = "", **kwargs: Any
 ) -> Any:
-    """Return `forward(*args, **kwargs)`, whose activations are computed again in the backward pass.
+    """Return `forward(*args, **kwargs)`, whose activations are computed again in the backward; see `CheckpointedCall`.
 
     The caches that it reads and changes may hold tensors with gradients. Without gradients this is a plain call.
-    Arguments as for `CheckpointedCall`.
     """
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     call = CheckpointedCall(forward, args, kwargs, cached_in, cache_name)
-    # The tensors say which device's random state is kept. The caches would tie the graph to later calls,
-    # and so to itself.
+    # The tensors say which device's random state is kept. Caches would tie the graph to later calls, and so to itself.
     tensors = [value for value in args if isinstance(value, Tensor)]
     output, changed, cached = checkpoint(lambda *_: call.run(), *tensors, use_reentrant=False)
     for value, new in zip((*args, *kwargs.values()), changed, strict=True):
@@ -93,12 +91,7 @@ def checkpoint_call(
 
 
 def checkpoint_module(module: nn.Module, cache_name: str = "") -> None:
-    """Make `module` compute its activations again in the backward pass, see `checkpoint_call`.
-
-    Args:
-        module: The module; its `forward` is replaced.
-        cache_name: The attribute in which its layers keep tensors between calls, if any.
-    """
+    """Replace `module.forward` by a `checkpoint_call`; its layers may keep tensors in the attribute `cache_name`."""
     cached_in = [layer for layer in module.modules() if cache_name and hasattr(layer, cache_name)]
     module.forward = partial(checkpoint_call, module.forward, cached_in=cached_in, cache_name=cache_name)
 

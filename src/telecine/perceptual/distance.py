@@ -102,14 +102,10 @@ class CustomDistance(Frozen[Callable[..., Tensor]]):
         """
         check_frame_pair(reconstruction=reconstruction, target=target)
         widest = torch.promote_types(torch.promote_types(reconstruction.dtype, target.dtype), torch.float32)
-        with autocast_off(reconstruction.device):
-            distance = self._call(reconstruction.to(widest), target.to(widest))
+        x, y = reconstruction.to(widest), target.to(widest)
+        with autocast_off(x.device):
+            distance = self.module(reconstruction=x, target=y) if self._takes_names else self.module(x, y)
         return _one_per_frame(distance, reconstruction)
-
-    def _call(self, reconstruction: Frames, target: Frames) -> object:
-        if self._takes_names:
-            return self.module(reconstruction=reconstruction, target=target)
-        return self.module(reconstruction, target)
 
     def extra_repr(self) -> str:
         """Return the text inside the parentheses of `repr`."""

@@ -26,16 +26,13 @@ def sample_frame_indices(video: Video, num_frames: NumFrames, generator: Generat
     Args:
         video: `(B, C, T, H, W)`; only its shape and device are read.
         num_frames: At least 1, or "all". A number above T selects all of them.
-        generator: One generator, or one for each clip, on the video's device. Nothing is drawn if all T frames are
-            selected.
+        generator: One generator, or one for each clip, on the video's device. All T frames are selected without a draw.
 
     Returns:
         Indices `(B, k)` on the video's device, ascending in each row, with `k = min(num_frames, T)`.
-        Nothing is read from the device.
 
     Raises:
-        ValueError: `video` is not a video, `num_frames` is neither a positive int nor "all", or `generator` is on
-            another device or has another length than the batch.
+        ValueError: An argument is something else, or `generator` has another length than the batch.
     """
     check_video("video", video)
     if num_frames != "all" and (isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 1):
@@ -52,8 +49,8 @@ def sample_frame_indices(video: Video, num_frames: NumFrames, generator: Generat
 def pick_frames(video: Video, indices: Int[Tensor, "batch k"]) -> Frames:
     """Return the frames `indices` `(B, k)` of each clip of `video` `(B, C, T, H, W)` as one batch `(B * k, C, H, W)`.
 
-    Frame j of clip b is at position `b * k + j`. The result is contiguous, in the video's dtype, and differentiable
-    with respect to the video. Nothing is read from the device, so PyTorch reports an index outside 0 ... T - 1.
+    Frame j of clip b is at position `b * k + j`. The result is contiguous, in the video's dtype; the graph is kept.
+    Nothing is read from the device, so PyTorch reports an index outside 0 ... T - 1.
 
     Raises:
         ValueError: `video` is not a video, or `indices` are not integers `(B, k)` on its device.
@@ -90,15 +87,13 @@ def in_chunks(
     and changes neither values nor gradients. Without gradients nothing runs twice.
 
     Args:
-        compare: A deterministic distance with the arguments `reconstruction` and `target`, two batches of N frames. It
-            treats each frame separately and returns `(N,)`, or a tuple of such tensors.
-        reconstruction: `(N, C, H, W)`.
-        target: As `reconstruction`.
+        compare: A deterministic distance, which treats each frame separately and returns `(N,)`, or a tuple of such
+            tensors.
+        reconstruction, target: `(N, C, H, W)`.
         chunk_size: Number of frames in memory at a time. `None`, or N and more, makes one plain call.
 
     Returns:
-        The distances of all frames in order, `(N,)` each, as `compare` returns them. The graph is kept, and
-        several backwards through it are possible.
+        The result of `compare` for all frames. The graph is kept, and several backwards through it are possible.
 
     Raises:
         ValueError: `chunk_size` is neither a positive int nor `None`, or the two are not frames of one shape and
