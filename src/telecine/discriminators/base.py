@@ -20,6 +20,7 @@ from telecine.ops.convolution import differentiated_twice, is_differentiated_twi
 Sees: TypeAlias = Literal["frames", "video"]
 """A discriminator's attribute `sees`: its input is a batch of frames `(B, C, H, W)`, or of videos `(B, C, T, H, W)`."""
 
+
 LogitMap: TypeAlias = Float[Tensor, "batch *patch"]
 
 
@@ -132,14 +133,10 @@ def check_batch(x: Tensor, sees: Sees, channels: int) -> None:
 class ConditionalDiscriminator(nn.Module):
     """Tells the pair of an input with itself from that of an input and its reconstruction, as pix2pix does.
 
-    The condition is concatenated to the video along the channels (Isola et al., arXiv:1611.07004, section 3). An
-    unconditional discriminator rewards any detail that looks real; this one only detail that may belong to this input.
-    As an autoencoder's real sample is its input, the real pair is two equal videos: a learned distance, which is
-    recognised more easily than real videos are.
-
-    Args:
-        network: A discriminator of frames or of videos with twice the channels, such as
-            `PatchDiscriminator3D(channels=6)`.
+    The condition is concatenated to the video along the channels (Isola et al., arXiv:1611.07004, section 3), so
+    `network` has twice the channels, such as `PatchDiscriminator3D(channels=6)`. An unconditional discriminator rewards
+    any detail that looks real; this one only detail that may belong to this input. As an autoencoder's real sample is
+    its input, the real pair is two equal videos, which are recognised more easily than real videos are.
     """
 
     conditional = True
@@ -192,7 +189,6 @@ def frame_gradients(module: nn.Module, video: Video) -> Float[Tensor, " time"]:
 
     Raises:
         ValueError: If `video` is not a floating-point video.
-        TypeError: If the module returns neither logits nor a pair of logits and features.
     """
     check_video("video", video)
     with torch.inference_mode(False), torch.enable_grad():

@@ -139,7 +139,10 @@ class DownSample3D(nn.Module):
 
         The convolution maps a height or width of 1 to 1.
         """
-        x = _pool_time(x) if self.compress_time else x
+        if self.compress_time:
+            first, rest = x[:, :, :1], x[:, :, 1:]
+            rest = torch.cat([rest, rest[:, :, -1:]], dim=2) if rest.shape[2] % 2 else rest
+            x = torch.cat([first, rest.unflatten(2, (-1, 2)).mean(3)], dim=2)
         if self.conv is None:
             return F.avg_pool3d(x, (1, 2, 2))
         # One row and column of zeros at the end, or two if there is only one, so that the kernel fits once.
@@ -147,13 +150,6 @@ class DownSample3D(nn.Module):
         padded = F.pad(x, (0, right, 0, bottom))
         # A 2D convolution of every frame as a 3D one of depth 1, which needs no copy into the batch and back.
         return convolve(padded, self.conv.weight.unsqueeze(2), self.conv.bias, stride=(1, 2, 2), padding=(0, 0, 0))
-
-
-def _pool_time(x: Tensor) -> Tensor:
-    first, rest = x[:, :, :1], x[:, :, 1:]
-    if rest.shape[2] % 2:
-        rest = torch.cat([rest, rest[:, :, -1:]], dim=2)
-    return torch.cat([first, rest.unflatten(2, (-1, 2)).mean(3)], dim=2)
 
 
 def mean_over_frames(x: Tensor, num_frames: int, num_poolings: int) -> Tensor:

@@ -31,19 +31,17 @@ class FeatureDiscriminator(GradientCheckpointing):
     without a penalty; that of the frozen network is not bounded.
 
     Any batch and number of frames work, and any height and width that the network accepts, 16 and more for "vgg".
-    Clips are independent, and the logits depend on every pixel of every frame. Logits are `(B, heads, T, h, w)` with
-    the height and width of the smallest map, to which those of larger maps are averaged: each head has the same weight.
-    Only the heads are parameters and in the state dict. Exact gradient penalties differentiate the frozen network
-    twice. Gradient checkpointing recomputes the frozen network, not the heads, whose spectral norms change in each
-    forward.
+    Clips are independent, and the logits depend on every pixel. Logits are `(B, heads, T, h, w)` with the height and
+    width of the smallest map, to which those of larger maps are averaged: each head has the same weight. Only the heads
+    are parameters and in the state dict. Exact gradient penalties differentiate the frozen network
+    twice. Gradient checkpointing recomputes the frozen network only: the heads' spectral norms change in each forward.
 
     Args:
         dim: Channels inside a head.
         net: "vgg" or "alex" (the weights of LPIPS); "torchvision/NAME" or "timm/NAME", which need `weights` and
             `layers`; or a module as `FeatureMaps` needs it.
         weights: The path of a state dict of `net`; "vgg" and "alex" have their own.
-        layers: The layers of `net` that have a head, e.g. `("layer1", "layer2", "layer3")`. "vgg" has its last four
-            stages, "alex" all five.
+        layers: The layers of `net` that have a head, e.g. `("layer1", "layer2")`; four stages of "vgg", all of "alex".
         size: Height and width to which frames are resized for the network, e.g. 224 for a transformer.
         conditional: Also see the features of the input, as `forward` gets it; see `ConditionalDiscriminator`.
 

@@ -129,8 +129,7 @@ class PatchDiscriminator(_PatchNetwork):
         max_dim: Maximum of channels of any layer.
         norm: "group" normalises groups of at least 16 channels over all positions of a sample, in every layer except
             the first; "spectral" normalises the weight of each convolution instead (Miyato et al., arXiv:1802.05957);
-            "none" does neither. With "spectral" each forward in training mode takes one step of the power iteration,
-            so a second forward differs slightly from the first; in evaluation mode nothing changes.
+            "none" does neither. With "spectral" each forward in training mode takes a step of the power iteration.
 
     Raises:
         ValueError: If a count is not a positive int, or `norm` is unknown.

@@ -150,7 +150,7 @@ class Discriminator3D(_ResidualDiscriminator):
 
     Args:
         dim, image_size, channels, max_dim, linear_attn_dim_head, linear_attn_heads, ff_mult: See `Discriminator`.
-        frame_num: Number of frames that it is built for.
+        frame_num: Number of frames that it is built for; time is halved at most `floor(log2(frame_num))` times.
         antialiased_downsample: Blur space before each stride.
         antialiased_time: Blur time as well before each temporal stride; only with `antialiased_downsample`.
 
@@ -163,19 +163,16 @@ class Discriminator3DWithfirstframe(_ResidualDiscriminator):
     """Video discriminator of causal convolutions whose temporal pooling keeps the first frame separate.
 
     Made for autoencoders that encode the first frame separately (1 + 4k, 1 + 8k frames). Any batch, number of frames,
-    height and width work. Clips are independent, and the logits depend on every frame: a last frame without a partner
-    is pooled with itself.
+    height and width work. Clips are independent, and the logits depend on every frame.
 
-    As published, the first frame has far more weight than any other: 17 frames are pooled to two positions, one of
-    which is the first frame, and the mean weighs both equally; and the causal convolutions are padded with copies of
-    it. `time_weighting="frames"` corrects the former, `pad_mode="constant"` most of the latter; neither has parameters.
+    As published, the first frame has far more weight than any other: 17 frames are pooled to two positions of the same
+    weight, one of which is the first frame, and the causal convolutions are padded with copies of it.
+    `time_weighting="frames"` corrects the former, `pad_mode="constant"` most of the latter; neither has parameters.
     `frame_gradients` measures the remaining difference.
 
     Args:
         dim, image_size, channels, max_dim, linear_attn_dim_head, linear_attn_heads, ff_mult: See `Discriminator`.
-        frame_num: Number of frames that it is built for; time is pooled at most `floor(log2(frame_num))` times.
-        antialiased_downsample: Blur space before each stride.
-        antialiased_time: Blur time as well before each temporal stride; only with `antialiased_downsample`.
+        frame_num, antialiased_downsample, antialiased_time: See `Discriminator3D`.
         time_weighting: Weights of the mean over the remaining time: equal for all "positions", as published, or equal
             for all "frames" of the video, so that a position is weighted by the number of frames pooled into it.
         pad_mode: Padding of the causal convolutions before the first frame: copies of the "first" frame, as published,

@@ -33,12 +33,10 @@ def kl_to_standard_normal(*, mean: Tensor, logvar: Tensor, reduction: Reduction 
     """Return KL(N(mean, exp(logvar)) || N(0, 1)) of a batch, in nats; the graph is kept.
 
     One element contributes `(mean^2 + exp(logvar) - 1 - logvar) / 2`, the negative of the first term of equation 10 in
-    arXiv:1312.6114 (appendix B).
-
-    With "mean", a weight means the same at any resolution, length and number of latent channels. "sum" is the
-    convention of latent diffusion's code and of diffusers, the mean times the number of latent elements per clip. That
-    code also sums the reconstruction error. Its `kl_weight` of 1e-6 for a 4 x 32 x 32 latent of a 3 x 256 x 256 image
-    therefore corresponds to 1e-6 * 4096 / 196608 = 2e-8 with a reconstruction error averaged over pixels.
+    arXiv:1312.6114 (appendix B). With "mean", a weight means the same at any resolution, length and number of latent
+    channels. "sum" is the convention of latent diffusion's code and of diffusers, the mean times the number of latent
+    elements per clip. That code also sums the reconstruction error. Its `kl_weight` of 1e-6 for a 4 x 32 x 32 latent of
+    a 3 x 256 x 256 image therefore corresponds to 1e-6 * 4096 / 196608 = 2e-8 with an error averaged over pixels.
 
     Args:
         mean: Any shape with the batch first, e.g. `(B, C, T, H, W)`.
@@ -92,28 +90,23 @@ def equivariance(
 ) -> Scalar:
     """Return the error of the decoded latent, rotated and down-scaled, against the video, changed in the same way.
 
-    EQ-VAE (Kouzelis et al., arXiv:2502.09509): `d(tau(x), D(tau(z)))`. Here `d` is a pixel loss alone, and
-    the pair without a change, which the paper trains on in half of the steps, is the objective's reconstruction: with
-    a weight of 1 both count the same, as in the paper. `tau` is one for the whole batch: one to three quarter turns,
-    and independent scales of height and width. It costs a pass of the decoder over a latent of `scale_h * scale_w` of
-    the size, 37 % on average with `min_scale` 1/4.
+    EQ-VAE (Kouzelis et al., arXiv:2502.09509): `d(tau(x), D(tau(z)))`. Here `d` is a pixel loss alone, and the pair
+    without a change, which the paper trains on in half of the steps, is the objective's reconstruction: with a weight
+    of 1 both count the same, as in the paper. `tau` is one for the whole batch: one to three quarter turns, and
+    independent scales of height and width. The decoder's pass over the scaled latent costs 37 % of a full one on
+    average with `min_scale` 1/4.
 
     Args:
-        latent: z, `(B, C, t, h, w)`; the graph is kept.
-        decode: D. The graph is kept.
+        latent, decode: z, `(B, C, t, h, w)`, and D; the graph is kept.
         target: x, `(B, 3, T, H, W)` in [-1, 1].
         weight: Non-negative sample weights `(B,)`, see `weighted_mean`.
         mask: Bool, broadcasts to `target`. A pixel counts if all pixels that it was made of do.
         generator: Source of the transformation. One on an accelerator costs a host sync; of several, the first counts.
         min_scale: Smallest scale, in (0, 1]. The largest is just below 1; with 1, nothing is scaled.
-        flip: Whether `tau` is one of all seven other orientations of a square, flips included, which the paper leaves
-            out, instead of the three turns.
+        flip: `tau` is one of all seven other orientations of a square, with flips, which the paper leaves out.
         num_orientations: How many different orientations are decoded, each in a pass of its own, and averaged: at most
             3, or 7 with `flip`. The paper has one. More of them have the same mean with less noise.
         loss: The pixel loss: "mse", "l1" or "charbonnier".
-
-    Returns:
-        A 0-d tensor, at least float32; smaller is better.
 
     Raises:
         ValueError: An argument is out of range, or the decoded video is not a scaled `target`.
@@ -125,12 +118,12 @@ def equivariance(
     if check_count("num_orientations", num_orientations) > others:
         remedy = "Use fewer." if flip else "Set `flip` for more."
         raise argument_error("num_orientations", f"at most {others}", num_orientations, remedy)
-    turn, *sides = host_rand(3, generator)
+    turn, *draws = host_rand(3, generator)
     errors = []
     for index in range(num_orientations):
         rotate = partial(_oriented, number=1 + (int(others * turn) + index) % others)
         turned = rotate(latent)
-        size = [_random_side(side, min_scale, draw) for side, draw in zip(turned.shape[-2:], sides, strict=True)]
+        size = [_random_side(side, min_scale, draw) for side, draw in zip(turned.shape[-2:], draws, strict=True)]
         decoded = decode(resized(turned, size))
         kept = None if mask is None else rotate(mask.expand_as(target))
         errors.append(_compare(decoded, rotate(target), kept, weight, loss))
@@ -238,10 +231,7 @@ def local_correlation(*, latent: Tensor, weight: Tensor | None = None, threshold
     Args:
         latent: `(B, C, t, h, w)` with h and w at least 2; the graph is kept. Incomplete windows are left out.
         weight: Non-negative sample weights `(B,)`, see `weighted_mean`.
-        threshold: The correlation that is enough, from 0 to below 1; 0.75 in the paper.
-
-    Returns:
-        A 0-d tensor in [0, 1 + threshold], at least float32; smaller is better, 0 at and above the threshold.
+        threshold: From 0 to below 1; 0.75 in the paper. The result is in [0, 1 + threshold], at least float32.
 
     Raises:
         ValueError: The latent is too small, or an argument is out of range.

@@ -45,12 +45,12 @@ class RunningMean(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningMean:
         """Move with the module, but stay in float32: half precision would round small updates to zero."""
-        kept = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, moved in self._buffers.items():
-            if moved is not None and moved.dtype not in (torch.float32, torch.float64):
-                self._buffers[name] = kept[name].to(moved.device)  # type: ignore[union-attr]
-        return self
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype in (torch.float32, torch.float64) else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
 
     @torch.no_grad()
     def update(self, value: Scalar) -> None:

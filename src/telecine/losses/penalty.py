@@ -63,17 +63,18 @@ def r1(*, real: Tensor, real_logits: Tensor) -> Scalar:
 
     Mescheder et al. (arXiv:1801.04406), equation 9 without gamma, which is the weight of the penalty.
     """
-    return _half_mean_square(real, real_logits)
+    gradient = at_least_float32(_input_gradient(real, real_logits))
+    return 0.5 * gradient.square().flatten(1).sum(1).mean()  # no root: it has no second derivative at 0
 
 
 def r2(*, fake: Tensor, fake_logits: Tensor) -> Scalar:
     """Return `1/2 mean_b ||grad D(fake_b)||_2^2`: `r1` of the fakes (arXiv:1801.04406, equation 10 without gamma)."""
-    return _half_mean_square(fake, fake_logits)
+    return r1(real=fake, real_logits=fake_logits)
 
 
 def r1_and_r2(*, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: Tensor) -> Scalar:
     """Return `r1 + r2`, as R3GAN (Huang et al., arXiv:2501.05441) needs both; the weight is its gamma."""
-    return _half_mean_square(real, real_logits) + _half_mean_square(fake, fake_logits)
+    return r1(real=real, real_logits=real_logits) + r2(fake=fake, fake_logits=fake_logits)
 
 
 def wgan_gp(*, discriminator: LogitsFunction, real: Tensor, fake: Tensor, generator: Generators = None) -> Scalar:
@@ -181,12 +182,6 @@ def sample_norms(tensor: Tensor) -> Tensor:
     """Return the 2-norm of each sample over every axis but the first, shape `(B,)`, in at least float32."""
     # The gradient of `vector_norm` at exactly 0 is 0, so a sample that the discriminator ignores is safe.
     return torch.linalg.vector_norm(at_least_float32(tensor).flatten(1), dim=1)
-
-
-def _half_mean_square(x: Tensor, logits: Tensor) -> Scalar:
-    """Return `1/2 mean_b ||grad D(x_b)||_2^2` as sums of squares: a root has no second derivative at 0."""
-    gradient = at_least_float32(_input_gradient(x, logits))
-    return 0.5 * gradient.square().flatten(1).sum(1).mean()
 
 
 def _input_gradient(x: Tensor, logits: Tensor) -> Tensor:

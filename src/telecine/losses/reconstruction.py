@@ -27,8 +27,7 @@ def mse(*, reconstruction: Tensor, target: Tensor, weight: Tensor | None = None)
     """Return the mean squared error; the graph is kept.
 
     Args:
-        reconstruction: Any shape with the batch first, usually `(B, C, T, H, W)` in [-1, 1].
-        target: Same shape.
+        reconstruction, target: Any shape with the batch first, usually `(B, C, T, H, W)` in [-1, 1].
         weight: Non-negative sample weights `(B,)`, see `weighted_mean`; 1 for every sample if `None`.
 
     Returns:
@@ -66,18 +65,12 @@ def charbonnier(
     """Return the mean of `sqrt(d^2 + epsilon^2)`, an L1 loss that is smooth at 0; the graph is kept.
 
     Charbonnier et al. ("Two deterministic half-quadratic regularization algorithms for computed imaging", ICIP 1994),
-    with the epsilon of LapSRN (Lai et al., arXiv:1704.03915). As published, the loss of a perfect reconstruction is
-    `epsilon`, not 0. The gradient is finite everywhere and exactly 0 for a perfect reconstruction.
-
-    Args:
-        reconstruction, target, weight: As in `mse`.
-        epsilon: The loss is about quadratic for errors below it and linear above; > 0, in the units of the values.
-
-    Returns:
-        A 0-d tensor between `epsilon` and `l1 + epsilon` without sample weights; smaller is better.
+    with the epsilon of LapSRN (Lai et al., arXiv:1704.03915). The loss is about quadratic for errors below `epsilon`,
+    in the units of the values, and linear above. It is between `epsilon`, for a perfect reconstruction, and
+    `l1 + epsilon`. The gradient is finite everywhere. The other arguments and errors are those of `mse`.
 
     Raises:
-        ValueError: As in `mse`, or if `epsilon` is not above 0.
+        ValueError: If `epsilon` is not above 0.
     """
     if not epsilon > 0:
         raise argument_error("epsilon", "above 0", epsilon, "Use `l1` for the limit at 0.")
@@ -100,9 +93,7 @@ def gaussian_nll(*, distance: Scalar, logvar: Scalar) -> Scalar:
     - MSE: twice that of a Gaussian of variance `exp(logvar)`, up to the constant log(2 pi).
     - Any other, such as a sum with a perceptual distance: a learned weight, but no likelihood.
 
-    Args:
-        distance: Distance averaged over all elements, 0-d.
-        logvar: Logarithm of the learned scale or variance, 0-d.
+    The distance is averaged over all elements. Both arguments are 0-d.
     """
     log_var = at_least_float32(logvar)
     return at_least_float32(distance) * (-log_var).exp() + log_var

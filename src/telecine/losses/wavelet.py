@@ -27,39 +27,32 @@ def haar(video: Video) -> SubBands:
     """
     bands = at_least_float32(video)[:, None]
     for axis in (-3, -2, -1):
-        bands = torch.stack(_low_and_high(bands, axis), dim=2).flatten(1, 2)
+        if bands.shape[axis] % 2:
+            bands = torch.cat((bands, bands.narrow(axis, -1, 1)), dim=axis)
+        a, b = bands.unflatten(axis, (-1, 2)).unbind(axis)
+        # Sums instead of a matrix product, which autocast would round to half precision.
+        bands = torch.stack(((a + b) * 0.5**0.5, (a - b) * 0.5**0.5), dim=2).flatten(1, 2)
     return bands
-
-
-def _low_and_high(tensor: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """Return the low-pass and the high-pass values along an axis, given by a negative index."""
-    if tensor.shape[axis] % 2:
-        tensor = torch.cat((tensor, tensor.narrow(axis, -1, 1)), dim=axis)
-    a, b = tensor.unflatten(axis, (-1, 2)).unbind(axis)
-    # Sums instead of a matrix product, which autocast would round to half precision.
-    return (a + b) * 0.5**0.5, (a - b) * 0.5**0.5
 
 
 def wavelet_l1(*, reconstruction: Video, target: Video, levels: int = 1, weight: Tensor | None = None) -> Scalar:
     """Return the mean absolute difference of the Haar coefficients, averaged over the levels; the graph is kept.
 
     Every level averages over its eight sub-bands. The next level transforms the low-pass sub-band divided by sqrt(8),
-    which is the mean of 2 x 2 x 2 pixels and so stays in the range of the pixels. The loss is therefore at most the
-    largest error of a pixel, and a weight means the same at any resolution, length and number of levels.
+    the mean of 2 x 2 x 2 pixels. The loss is therefore at most the largest error of a pixel, and a weight means the
+    same at any resolution, length and number of levels.
 
     WF-VAE (Li et al., arXiv:2411.17459) has a loss of this kind on sub-bands inside its network, between those that
     enter its encoder and those that leave its decoder; here the videos are transformed. In a single frame the four
     temporal high-pass sub-bands are 0 and count in the mean.
 
     Args:
-        reconstruction: `(B, C, T, H, W)` of any size.
-        target: Same shape.
+        reconstruction, target: `(B, C, T, H, W)` of any size.
         levels: Number of transforms, >= 1. An axis of size 1 keeps its size.
         weight: Non-negative sample weights `(B,)`, see `weighted_mean`.
 
     Returns:
-        A 0-d tensor in [0, 2] for values in [-1, 1], at least float32; smaller is better. If every pixel has the same
-        error `d`, it is `|d| / sqrt(8)`.
+        A 0-d tensor in [0, 2] for values in [-1, 1], at least float32; `|d| / sqrt(8)` if each pixel has the error `d`.
 
     Raises:
         ValueError: If `levels` is not an int >= 1, the shapes differ, or `weight` is not `(B,)`.

@@ -2,11 +2,9 @@
 
 PyTorch (2.13 with oneDNN) is slow in float32 in two cases. It converts large feature maps to oneDNN's layout and back
 around each kernel, unless they are channels-last. And it does not use oneDNN for a single small clip; the clip split
-into temporal segments is a batch, for which it does.
-
-It also computes the weight's part of a double backward as a convolution whose kernel is as large as the feature map.
-Libraries have no fast kernel for that. It is the same bilinear form as the weight's gradient in an ordinary backward,
-for which they have one.
+into temporal segments is a batch, for which it does. It also computes the weight's part of a double backward as a
+convolution whose kernel is as large as the feature map, which is slow everywhere. The weight's gradient in an ordinary
+backward is the same bilinear form, and libraries have a fast kernel for it.
 """
 
 from __future__ import annotations

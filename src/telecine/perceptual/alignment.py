@@ -70,11 +70,8 @@ class Alignment(nn.Module):
     ) -> Scalar:
         """Return the sum of both losses, 0-d, at least float32; smaller is better. The graph reaches latent and W.
 
-        Args:
-            latent: `(B, latent_channels, t, h, w)`.
-            target: The encoded video `(B, 3, T, H, W)` in [-1, 1].
-            weight: Non-negative sample weights `(B,)`.
-            generator: Source of the compared frames.
+        `latent` is `(B, latent_channels, t, h, w)`, and `target` the encoded video `(B, 3, T, H, W)` in [-1, 1].
+        `weight` contains non-negative sample weights `(B,)`. `generator` draws the compared frames.
 
         Raises:
             ValueError: The latent has other channels.

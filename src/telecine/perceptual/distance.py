@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -78,9 +79,8 @@ class CustomDistance(Frozen[Callable[..., Tensor]]):
             device: `(N,)`, `(N, 1, 1, 1)` as the `lpips` package does, or a scalar, which is taken for the mean over
             the frames.
 
-    An `nn.Module` is frozen in place, not copied: its parameters no longer require gradients, half-precision ones
-    become float32, and each call puts it into evaluation mode. It moves with this module, and like `LPIPS` it shows no
-    parameters and no buffers. The caller freezes and moves the networks that a plain function uses.
+    An `nn.Module` is frozen in place, as `Frozen` does, and moves with this module. The caller freezes and moves the
+    networks that a plain function uses.
 
     Raises:
         ValueError: `net` cannot be called in these ways.
@@ -142,14 +142,10 @@ def _binds(signature: inspect.Signature, *args: object, **kwargs: object) -> boo
     return True
 
 
-def _one_per_frame(distance: object, frames: Frames) -> Float[Tensor, " frame"]:
+def _one_per_frame(distance: Any, frames: Frames) -> Float[Tensor, " frame"]:
     shapes = [(len(frames),) + (1,) * trailing for trailing in range(4)]
-    if (
-        not isinstance(distance, Tensor)
-        or not distance.is_floating_point()
-        or distance.device != frames.device
-        or tuple(distance.shape) not in [(), *shapes]
-    ):
+    is_float = isinstance(distance, Tensor) and distance.is_floating_point() and distance.device == frames.device
+    if not is_float or tuple(distance.shape) not in [(), *shapes]:
         contract = f"{_CONTRACT} and returns floating point of shape {shapes[0]}, {shapes[-1]} or () on {frames.device}"
         raise argument_error("net", contract, describe(distance), "Average over the pixels of each frame, or over all.")
     return at_least_float32(distance).reshape(-1).expand(len(frames))

@@ -56,13 +56,8 @@ def pick_frames(video: Video, indices: Int[Tensor, "batch k"]) -> Frames:
         ValueError: `video` is not a video, or `indices` are not integers `(B, k)` on its device.
     """
     check_video("video", video)
-    if (
-        not isinstance(indices, Tensor)
-        or indices.ndim != 2
-        or len(indices) != len(video)
-        or indices.dtype != torch.int64
-        or indices.device != video.device
-    ):
+    is_index = isinstance(indices, Tensor) and indices.dtype == torch.int64 and indices.device == video.device
+    if not is_index or indices.ndim != 2 or len(indices) != len(video):
         contract = f"an int64 tensor of shape ({len(video)}, k) on {video.device}"
         raise argument_error("indices", contract, describe(indices), "Use `sample_frame_indices(video, ...)`.")
     clips = torch.arange(video.shape[0], device=video.device)[:, None]
@@ -87,13 +82,9 @@ def in_chunks(
     and changes neither values nor gradients. Without gradients nothing runs twice.
 
     Args:
-        compare: A deterministic distance, which treats each frame separately and returns `(N,)`, or a tuple of such
-            tensors.
-        reconstruction, target: `(N, C, H, W)`.
+        compare: A deterministic distance of single frames, which returns `(N,)` or a tuple of such tensors.
+        reconstruction, target: `(N, C, H, W)`. The graph is kept; several backwards through it are possible.
         chunk_size: Number of frames in memory at a time. `None`, or N and more, makes one plain call.
-
-    Returns:
-        The result of `compare` for all frames. The graph is kept, and several backwards through it are possible.
 
     Raises:
         ValueError: `chunk_size` is neither a positive int nor `None`, or the two are not frames of one shape and

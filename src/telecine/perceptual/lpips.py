@@ -47,9 +47,8 @@ class LPIPS(Frozen[dict[str, Tensor]]):
         weights: Source of the backbone's weights, as `load_backbone` accepts it: `None` for torchvision's default, a
             member of its weights enum, a file, or a state dict. The linear heads are part of telecine.
 
-    The module is deterministic and always in evaluation mode. It has no parameters and no buffers, so it is hidden from
-    optimizers, checkpoints and data-parallel wrappers. It moves with `.to(device)` and `.double()`; `.half()` and
-    `.bfloat16()` leave it in float32.
+    The module is deterministic and always in evaluation mode. It has no parameters and no buffers for optimizers,
+    checkpoints and wrappers. It moves with `.to(device)` and `.double()`, and stays in float32 under `.half()`.
 
     Raises:
         ValueError: `net` is unknown, or `weights` do not fit it.
