@@ -34,12 +34,9 @@ MIN_SIZE = 4
 
 
 class DiscriminatorBlock(nn.Module):
-    """Two 3x3 convolutions with a strided 1x1 convolution as skip, optionally halving height and width.
+    """Two 3x3 convolutions with a 1x1 convolution as skip, from `input_channels` to `filters` channels.
 
-    Args:
-        input_channels, filters: Channels in and out.
-        downsample: Halve height and width (odd sizes round up).
-        antialiased_downsample: Blur before the stride.
+    `downsample` halves height and width (odd sizes round up); `antialiased_downsample` blurs before the stride.
     """
 
     def __init__(
@@ -63,10 +60,8 @@ class DiscriminatorBlock(nn.Module):
 class DiscriminatorBlock3D(nn.Module):
     """Two 3x3x3 convolutions with a strided 1x1x1 convolution as skip, halving time, height and width.
 
-    Args:
-        input_channels, filters: Channels in and out.
-        antialiased_downsample: Blur space before the stride, as the reference's checkpoints expect.
-        antialiased_time: Blur time as well.
+    From `input_channels` to `filters` channels. `antialiased_downsample` blurs space before the stride, as the
+    reference's checkpoints expect, `antialiased_time` time as well.
     """
 
     def __init__(
@@ -91,7 +86,6 @@ class CausalConv3d(nn.Module):
     """3D convolution of the present and past frames only; the shape `(T, H, W)` stays the same.
 
     Args:
-        chan_in, chan_out: Channels in and out.
         kernel_size: Odd size in all three axes, or (time, height, width) with odd height and width.
         pad_mode: Padding before the first frame: copies of the "first" frame, or "constant" zeros.
 
@@ -113,18 +107,14 @@ class CausalConv3d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, chan_in, T, H, W)` to `(B, chan_out, T, H, W)`."""
         before = x[:, :, :1].expand(-1, -1, self.time_pad, -1, -1)
-        before = before if self.pad_mode == "first" else torch.zeros_like(before)
-        return self.conv(torch.cat([before, x], dim=2))
+        return self.conv(torch.cat([before if self.pad_mode == "first" else torch.zeros_like(before), x], dim=2))
 
 
 class DownSample3D(nn.Module):
     """Halve space, and optionally pool pairs of frames after the first; a last frame without a partner is kept.
 
-    Args:
-        in_channels: Channels in.
-        with_conv: Halve space by a strided 3x3 convolution of each frame, not by the mean of 2x2 cells.
-        compress_time: Map `1 + n` frames to `1 + ceil(n / 2)`, without changing the first.
-        out_channels: Channels out of the convolution; `in_channels` by default.
+    `with_conv` halves space by a strided 3x3 convolution of each frame, to `out_channels`, not by the mean of 2x2
+    cells. `compress_time` maps `1 + n` frames to `1 + ceil(n / 2)`, without changing the first.
     """
 
     def __init__(
@@ -169,11 +159,8 @@ def mean_over_frames(x: Tensor, num_frames: int, num_poolings: int) -> Tensor:
 class DiscriminatorBlock3DWithfirstframe(nn.Module):
     """Two causal 3x3x3 convolutions with a skip, both halved in space and in time, the first frame not pooled.
 
-    Args:
-        input_channels, filters: Channels in and out.
-        antialiased_downsample: Blur space before the stride.
-        pad_mode: Padding of the causal convolutions before the first frame.
-        antialiased_time: Blur time as well, including the first frame.
+    From `input_channels` to `filters` channels. `antialiased_downsample` blurs space before the stride,
+    `antialiased_time` time as well, including the first frame. `pad_mode` is that of `CausalConv3d`.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ def build_discriminator(spec: object, *, default: type[nn.Module], name: str) ->
 
     Raises:
         TypeError: If `spec` is none of these.
-        ValueError: If the class cannot be found or does not accept the arguments; the nearest name is suggested.
+        ValueError: If the class cannot be found or does not accept the arguments.
     """
     if isinstance(spec, nn.Module):
         return spec

@@ -110,10 +110,7 @@ class SpaceToDepthConv(nn.Sequential):
 
 
 class _RMSNorm(nn.Module):
-    """Scale each position's channels to a root mean square of 1, times a learned `gamma` (arXiv:1910.07467).
-
-    Channels are the last axis or, with `channel_first`, axis 1 of an image `(B, C, H, W)`.
-    """
+    """Scale each position's channels to a root mean square of 1, times a learned `gamma` (arXiv:1910.07467)."""
 
     def __init__(self, dim: int, channel_first: bool = False) -> None:
         super().__init__()
@@ -214,12 +211,7 @@ class _GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """RMS norm, 1x1 convolution, GEGLU, 1x1 convolution; `int(dim * mult * 2 / 3)` hidden channels.
-
-    Args:
-        dim: Channels in and out.
-        mult: Width of the hidden layer relative to `dim`, of which the GEGLU keeps two thirds.
-    """
+    """RMS norm, 1x1 convolution, GEGLU, 1x1 convolution; `dim` channels, inside `int(dim * mult * 2 / 3)`."""
 
     def __init__(self, dim: int, *, mult: int = 4) -> None:
         super().__init__()

@@ -112,8 +112,7 @@ class _PatchNetwork(GradientCheckpointing):
 
 def _num_groups(channels: int) -> int:
     """Return the largest number of equal groups with at least `CHANNELS_PER_GROUP` channels each, or 1."""
-    most = max(channels // CHANNELS_PER_GROUP, 1)
-    return next(groups for groups in range(most, 0, -1) if channels % groups == 0)
+    return next(groups for groups in range(max(channels // CHANNELS_PER_GROUP, 1), 0, -1) if channels % groups == 0)
 
 
 class PatchDiscriminator(_PatchNetwork):
@@ -146,14 +145,12 @@ class PatchDiscriminator(_PatchNetwork):
 class PatchDiscriminator3D(_PatchNetwork):
     """Video discriminator with one logit per overlapping patch of space and time; see `PatchDiscriminator`.
 
-    Any batch and number of frames work, and any height and width of at least `2**num_layers`. Clips are independent,
-    and the logits depend on every pixel of every frame. Logits are maps `(B, t, h, w)`: `h` and `w` as in two
-    dimensions, `t = ceil(T / 2**min(num_temporal_layers, num_layers))`.
+    Any number of frames works. Clips are independent, and the logits depend on every pixel of every frame. Logits are
+    maps `(B, t, h, w)`: `h` and `w` as in two dimensions, `t = ceil(T / 2**min(num_temporal_layers, num_layers))`.
 
     Args:
         dim, channels, num_layers, max_dim: See `PatchDiscriminator`.
-        num_temporal_layers: Number of strided layers, counted from the first, that also halve time; at most
-            `num_layers` have an effect.
+        num_temporal_layers: Number of strided layers, counted from the first, that also halve time.
         norm: As for `PatchDiscriminator`; groups are normalised over all positions of all frames of a clip.
 
     Raises:

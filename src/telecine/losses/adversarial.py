@@ -38,15 +38,13 @@ class GANLossFunction(Protocol):
 class GANLoss:
     """A GAN loss with its declarations.
 
-    The declarations decide how gradients are taken and which statistics are logged. The defaults hold for any
-    function: they are always right and never the fastest.
+    The declarations decide how gradients are taken and which statistics are logged. The defaults hold for any function.
 
     Args:
         function: Called with the keyword arguments `real` and `fake`, logits of any shape. Returns `GANLosses`.
         is_separable: The discriminator's loss is a function of the real logits plus a function of the fake logits.
             The gradients of the two parts are then taken one after the other, which needs less memory.
-        uses_real: The generator's loss depends on the real logits. They are computed in the autoencoder's step
-            only then.
+        uses_real: The generator's loss depends on the real logits; only then the autoencoder's step computes them.
         boundary: Logits above this value mean "real", for the logged accuracies. With `None` a pair of a real sample
             and its reconstruction is right if the real logit is larger.
         margin: Beyond this distance from 0 a logit has no gradient, as with the hinge loss; `None` if it always has

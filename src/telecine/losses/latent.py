@@ -187,8 +187,7 @@ def latent_masking(
     for axis, size in zip((2, 3, 4), latent.shape[2:], strict=True):
         is_masked = is_masked.repeat_interleave(block, axis).narrow(axis, 0, size)
     mean, _ = _channel_statistics(latent)
-    decoded = decode(torch.where(is_masked, mean.to(latent.dtype), latent))
-    return _compare(decoded, target, mask, weight, loss)
+    return _compare(decode(torch.where(is_masked, mean.to(latent.dtype), latent)), target, mask, weight, loss)
 
 
 def latent_noise(
@@ -215,8 +214,7 @@ def latent_noise(
     draw = partial(randn, generator=generator, device=latent.device, dtype=latent.dtype)
     _, std = _channel_statistics(latent)
     size = scale * draw((len(latent), 1, 1, 1, 1)).abs()
-    decoded = decode(latent + size * std.to(latent.dtype) * draw(latent.shape))
-    return _compare(decoded, target, mask, weight, loss)
+    return _compare(decode(latent + size * std.to(latent.dtype) * draw(latent.shape)), target, mask, weight, loss)
 
 
 def local_correlation(*, latent: Tensor, weight: Tensor | None = None, threshold: float = 0.75) -> Scalar:
@@ -224,9 +222,9 @@ def local_correlation(*, latent: Tensor, weight: Tensor | None = None, threshold
 
     The local correlation regularisation of SSVAE (Liu et al., arXiv:2512.05394): channels are normalised over the
     clip, and positions correlated (Pearson, over channels) with the others of their window of 2 x 2 x 2, or 2 x 2 in
-    the first frame. The mean over the first frame's windows and that over the others count the same. The paper
-    correlates posterior means, has no gradient of the normalisation, and trains with one clip to a batch; here `latent`
-    may be a sample, the gradient is exact, and each clip is compared. It costs next to nothing.
+    the first frame, whose mean counts as much as that of the others. The paper correlates posterior means, has no
+    gradient of the normalisation, and trains with one clip to a batch; here `latent` may be a sample, the gradient is
+    exact, and each clip is compared.
 
     Args:
         latent: `(B, C, t, h, w)` with h and w at least 2; the graph is kept. Incomplete windows are left out.
@@ -256,8 +254,7 @@ def _window_correlation(latent: Tensor, num_frames: int) -> Tensor:
     vectors = windows.movedim(1, -1).flatten(1, 3).flatten(2, -2)  # (B, window, position, C)
     vectors = vectors - vectors.mean(-1, keepdim=True)
     unit = vectors * (vectors.square().sum(-1, keepdim=True) + EPSILON**2).rsqrt()
-    # The mean over pairs of different positions: of all n^2 products, without the n of a position with itself.
-    n = unit.shape[2]
+    n = unit.shape[2]  # of the n^2 products, the n of a position with itself are left out
     products = unit.sum(2).square().sum(-1) - unit.square().sum((2, 3))
     return products.mean(1) / (n * (n - 1))
 

@@ -3,7 +3,7 @@
 A penalty is a function of those of these keyword arguments that it needs:
 
 - `discriminator`: maps an input `(B, ...)` to logits, for penalties that evaluate it at further points;
-- `real`, `fake`: the discriminator's inputs `(B, ...)`; those that it differentiates must require gradients;
+- `real`, `fake`: the discriminator's inputs `(B, ...)`; the differentiated ones must require gradients;
 - `real_logits`, `fake_logits`: the logits of both, one per sample or a map of them, with their graphs;
 - `generator`: source of random numbers on the inputs' device; PyTorch's default generator if `None`.
 

@@ -20,11 +20,8 @@ from torch.utils.checkpoint import checkpoint
 class CheckpointedCall:
     """A call of a function whose activations are not kept; it can be run any number of times, with the same results.
 
-    Args:
-        forward: The function. It may change lists and dicts among its arguments, also nested ones.
-        args, kwargs: Its arguments.
-        cached_in: The layers that keep tensors in an attribute.
-        cache_name: The name of that attribute.
+    `forward` may change lists and dicts among its arguments, also nested ones. The layers in `cached_in` keep tensors
+    in the attribute `cache_name`.
     """
 
     _running: ContextVar[CheckpointedCall | None] = ContextVar("running", default=None)

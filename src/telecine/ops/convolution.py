@@ -90,9 +90,8 @@ class _Convolution(torch.autograd.Function):
 def _output_mask(ctx: _Context) -> list[bool]:
     """Return whether the present backward needs the gradients of input, weight and bias.
 
-    A penalty, which differentiates with respect to an input alone, does not need the weights' gradients, and the
-    discriminator's step does not need those of its inputs. PyTorch's own operators know this; a function written in
-    Python has to ask about the next nodes of the graph.
+    A penalty, which differentiates with respect to an input, needs no gradients of weights, and the discriminator's
+    step none of inputs. PyTorch's own operators know this; a Python function has to ask about the graph's next nodes.
     """
     nodes = [node for node, _ in ctx.next_functions]  # one per tensor: a bias of None has no node
     nodes += [None] * (3 - len(nodes))
@@ -202,8 +201,7 @@ class _Segments(NamedTuple):
     def split(self, x: Tensor) -> Tensor:
         """Map `(1, C, T, H, W)` to `(num_segments, C, length, H, W)`."""
         padded = F.pad(x, (0, 0, 0, 0, self.padding, self.padding)) if self.padding else x
-        segments = padded[0].unfold(1, self.length, self.step).permute(1, 0, 4, 2, 3)
-        return segments.contiguous(memory_format=self.layout)
+        return padded[0].unfold(1, self.length, self.step).permute(1, 0, 4, 2, 3).contiguous(memory_format=self.layout)
 
     def empty(self, x: Tensor) -> Tensor:
         """Return a tensor like `split(x)` with arbitrary values."""
@@ -239,8 +237,7 @@ def _segments(x: Tensor, weight: Tensor, geometry: _Geometry) -> _Segments | Non
         return None
     num_segments = num_outputs if num_outputs % 2 else 2
     step = num_outputs // num_segments * stride
-    without_padding = _Geometry([stride, *strides], [0, *paddings])
-    length = step - stride + weight.shape[2]
+    length, without_padding = step - stride + weight.shape[2], _Geometry([stride, *strides], [0, *paddings])
     return _Segments(num_segments, length, step, padding, _layout(x, weight), without_padding)
 
 

@@ -23,13 +23,11 @@ _CONTRACT = "a function or module that compares (reconstruction=, target=)"
 
 
 class Perceptual(nn.Module):
-    """The perceptual distance of an objective, with the same call for LPIPS and for a custom distance.
+    """The perceptual distance of an objective: one call for LPIPS and custom distances; no parameters, as `LPIPS`.
 
     Args:
         net: "vgg" or "alex" for LPIPS, an `LPIPS`, or a custom distance, as `CustomDistance` accepts it.
         weights: Source of the backbone's weights for a net given by name, as `load_backbone` accepts it.
-
-    Like `LPIPS` it has no parameters and no buffers, and moves with `.to(device)`.
 
     Raises:
         ValueError: `net` is none of these, `weights` do not fit it, or there are `weights` for a net without a name.

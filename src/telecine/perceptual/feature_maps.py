@@ -77,10 +77,7 @@ class BackboneMaps(nn.Module):
 class _LayerMaps(nn.Module):
     """The outputs of some layers of a network, whose parameters become buffers; later layers are not computed.
 
-    Args:
-        net: The network.
-        layers: Their names, as `torchvision.models.feature_extraction` has them.
-        mean, std: Of colours in [0, 1], in the network's training data.
+    `layers` are named as in `torchvision.models.feature_extraction`; `mean` and `std` are of colours in [0, 1].
     """
 
     shift: Tensor
@@ -105,8 +102,7 @@ class _LayerMaps(nn.Module):
 
     def forward(self, frames: Frames) -> list[Tensor]:
         """Return the outputs for frames in [-1, 1]."""
-        frames = frames.to(self.scale.dtype)
-        return list(self.net((frames - self.shift) / self.scale).values())
+        return list(self.net((frames.to(self.scale.dtype) - self.shift) / self.scale).values())
 
 
 def build_maps(

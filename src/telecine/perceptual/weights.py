@@ -118,7 +118,7 @@ def verify(net: str) -> CachedWeights:
     Raises:
         ValueError: `net` is unknown.
         WeightsNotFoundError: The file is missing.
-        CorruptWeightsError: The file is damaged; the message names it and the remedy.
+        CorruptWeightsError: The file is damaged.
     """
     path = cache_path(net)
     if not path.exists():
@@ -134,10 +134,7 @@ def listing() -> list[CachedWeights]:
 
 
 def cache_path(net: str) -> Path:
-    """Return the path of the weights of `net` in the cache; the file may be missing.
-
-    The cache is `$TELECINE_WEIGHTS_DIR`, or `telecine` in `$XDG_CACHE_HOME` or `~/.cache`.
-    """
+    """Return the path of `net` in `$TELECINE_WEIGHTS_DIR`, or in `telecine` in `$XDG_CACHE_HOME` or `~/.cache`."""
     chosen = os.environ.get("TELECINE_WEIGHTS_DIR")
     folder = Path(chosen).expanduser() if chosen else user_cache_folder()
     return folder / f"{backbone_of(net).name}-features.safetensors"
@@ -215,8 +212,7 @@ def _torchvision_weights(net: str) -> WeightsEnum:
 
 
 def _hub_path(net: str) -> Path:
-    url: str = _torchvision_weights(net).url
-    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    return Path(torch.hub.get_dir(), "checkpoints", _torchvision_weights(net).url.rsplit("/", 1)[-1])
 
 
 def _from_torchvision(net: str) -> dict[str, Tensor]:
@@ -270,8 +266,7 @@ def load_state(module: nn.Module, path: Path) -> None:
         module.load_state_dict(_read_weights(path))
     except RuntimeError as error:
         contract, got = f"those of {type(module).__name__}", " ".join(str(error).split())
-        remedy = "Use the file of this net."
-        raise argument_error("weights", contract, got, remedy, CorruptWeightsError) from error
+        raise argument_error("weights", contract, got, "Use the file of this net.", CorruptWeightsError) from error
 
 
 def _read_weights(path: Path) -> Mapping[str, Tensor]:
