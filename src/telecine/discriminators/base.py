@@ -177,15 +177,13 @@ def frame_gradients(module: nn.Module, video: Video) -> Float[Tensor, " time"]:
     """Return the relative size of a discriminator's gradient with respect to each frame; the mean is 1.
 
     A frame's value is the 2-norm of `d sum(logits) / d frame_t`, averaged over the batch and divided by its mean over
-    the frames. The discriminator corrects a frame with the value 10 ten times as much as the average frame.
+    the frames. The discriminator corrects a frame with the value 10 ten times as much as the average frame. The `T`
+    numbers are >= 0, in at least float32 and detached; all are 0 if no frame has a gradient.
 
     Args:
         module: A discriminator of videos, evaluated in evaluation mode and not changed. A conditional one gets the
             videos as their own condition.
         video: Videos `(B, C, T, H, W)` in [-1, 1].
-
-    Returns:
-        `T` numbers >= 0 in at least float32, detached; all 0 if no frame has a gradient.
 
     Raises:
         ValueError: If `video` is not a floating-point video.

@@ -207,14 +207,8 @@ class Head(nn.Sequential):
     """
 
     def __init__(self, dim: int, size: tuple[int, int]) -> None:
-        height, width = size
-        super().__init__(
-            Conv2d(dim, dim, 3, padding=1),
-            leaky_relu(),
-            _FlattenAtSize(size),
-            nn.Linear(dim * height * width, 1),
-            nn.Flatten(0),
-        )
+        conv, linear = Conv2d(dim, dim, 3, padding=1), nn.Linear(dim * size[0] * size[1], 1)
+        super().__init__(conv, leaky_relu(), _FlattenAtSize(size), linear, nn.Flatten(0))
 
 
 class _FlattenAtSize(nn.Module):

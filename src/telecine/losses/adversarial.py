@@ -155,12 +155,7 @@ def relativistic(*, real: Tensor, fake: Tensor) -> GANLosses:
     return GANLosses(discriminator=F.softplus(-difference).mean(), generator=F.softplus(difference).mean())
 
 
-GAN_LOSSES: dict[str, GANLoss] = {
-    "hinge": hinge,
-    "vanilla": vanilla,
-    "least_squares": least_squares,
-    "relativistic": relativistic,
-}
+GAN_LOSSES = {"hinge": hinge, "vanilla": vanilla, "least_squares": least_squares, "relativistic": relativistic}
 
 
 def feature_matching(*, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Scalar:

@@ -30,7 +30,7 @@ Decode: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def kl_to_standard_normal(*, mean: Tensor, logvar: Tensor, reduction: Reduction = "mean") -> Scalar:
-    """Return KL(N(mean, exp(logvar)) || N(0, 1)) of a batch, in nats; the graph is kept.
+    """Return KL(N(mean, exp(logvar)) || N(0, 1)) of a batch, in nats, 0-d and >= 0; the graph is kept.
 
     One element contributes `(mean^2 + exp(logvar) - 1 - logvar) / 2`, the negative of the first term of equation 10 in
     arXiv:1312.6114 (appendix B). With "mean", a weight means the same at any resolution, length and number of latent
@@ -39,12 +39,8 @@ def kl_to_standard_normal(*, mean: Tensor, logvar: Tensor, reduction: Reduction 
     a 3 x 256 x 256 image therefore corresponds to 1e-6 * 4096 / 196608 = 2e-8 with an error averaged over pixels.
 
     Args:
-        mean: Any shape with the batch first, e.g. `(B, C, T, H, W)`.
-        logvar: Logarithm of the variance, same shape.
+        mean, logvar: Any shape with the batch first, e.g. `(B, C, T, H, W)`; at least float32 is used.
         reduction: "mean" over all elements, or "sum" over the elements of a sample and mean over the batch.
-
-    Returns:
-        A 0-d tensor >= 0 in float32 or float64, also under autocast; 0 only if mean and logvar are 0 everywhere.
 
     Raises:
         ValueError: If the shapes differ or the reduction is unknown.

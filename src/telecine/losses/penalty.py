@@ -175,13 +175,9 @@ def gradient_penalty(*, real: Tensor, logits: Tensor, center: float = 1.0) -> Sc
     Raises:
         ValueError: If `real` does not require gradients.
     """
-    return (sample_norms(_input_gradient(real, logits)) - center).square().mean()
-
-
-def sample_norms(tensor: Tensor) -> Tensor:
-    """Return the 2-norm of each sample over every axis but the first, shape `(B,)`, in at least float32."""
+    gradient = at_least_float32(_input_gradient(real, logits))
     # The gradient of `vector_norm` at exactly 0 is 0, so a sample that the discriminator ignores is safe.
-    return torch.linalg.vector_norm(at_least_float32(tensor).flatten(1), dim=1)
+    return (torch.linalg.vector_norm(gradient.flatten(1), dim=1) - center).square().mean()
 
 
 def _input_gradient(x: Tensor, logits: Tensor) -> Tensor:

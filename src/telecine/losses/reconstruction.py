@@ -24,14 +24,13 @@ class ReconstructionLoss(Protocol):
 
 
 def mse(*, reconstruction: Tensor, target: Tensor, weight: Tensor | None = None) -> Scalar:
-    """Return the mean squared error; the graph is kept.
+    """Return the mean squared error, in [0, 4] for values in [-1, 1]; smaller is better, and the graph is kept.
+
+    It is a 0-d tensor in float32 or the wider input type.
 
     Args:
         reconstruction, target: Any shape with the batch first, usually `(B, C, T, H, W)` in [-1, 1].
         weight: Non-negative sample weights `(B,)`, see `weighted_mean`; 1 for every sample if `None`.
-
-    Returns:
-        A 0-d tensor in [0, 4] for values in [-1, 1], in float32 or the wider input type; smaller is better.
 
     Raises:
         ValueError: If the shapes differ, or `weight` is not `(B,)`.

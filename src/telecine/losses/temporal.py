@@ -14,15 +14,13 @@ def temporal_difference(
 ) -> Scalar:
     """Return the mean of `|(x[t+1] - x[t]) - (y[t+1] - y[t])|` over all pairs of consecutive frames.
 
-    The loss penalises flicker, and ignores an error that is the same in every frame. The graph is kept.
+    The loss penalises flicker, and ignores an error that is the same in every frame. The graph is kept. It is a 0-d
+    tensor in [0, 4] for values in [-1, 1], at least float32; smaller is better. A single frame has exactly 0.
 
     Args:
         reconstruction, target: x and y, `(B, C, T, H, W)`.
         weight: Non-negative sample weights `(B,)`, see `weighted_mean`.
         mask: Bool, broadcasts to the videos. The mean is over the changes with True in both frames; 0 without any.
-
-    Returns:
-        A 0-d tensor in [0, 4] for values in [-1, 1], at least float32; smaller is better. A single frame has exactly 0.
 
     Raises:
         ValueError: If the shapes differ, or `weight` is not `(B,)`.

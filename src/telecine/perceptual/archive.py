@@ -59,11 +59,7 @@ def _read_convolutions(archive: Path, net: str) -> dict[str, Tensor]:
 
 
 def _load_arrays(data: bytes) -> object:
-    """Return the content of a pickle of plain containers and row-major float32 arrays, which become tensors.
-
-    Raises:
-        pickle.UnpicklingError: It contains something else; its code is not run.
-    """
+    """Return a pickle's plain containers and row-major float32 arrays, as tensors; no code in it is run."""
     return _to_tensors(_ArrayUnpickler(BytesIO(data)).load())
 
 

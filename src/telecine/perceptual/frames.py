@@ -23,13 +23,12 @@ Distance = TypeVar("Distance", bound="Tensor | tuple[Tensor, ...]")
 def sample_frame_indices(video: Video, num_frames: NumFrames, generator: Generators = None) -> Int[Tensor, "batch k"]:
     """Draw `num_frames` different frames of each clip, uniformly and independently per clip.
 
+    The indices `(B, k)` are on the video's device and ascend in each row, with `k = min(num_frames, T)`.
+
     Args:
         video: `(B, C, T, H, W)`; only its shape and device are read.
         num_frames: At least 1, or "all". A number above T selects all of them.
         generator: One generator, or one for each clip, on the video's device. All T frames are selected without a draw.
-
-    Returns:
-        Indices `(B, k)` on the video's device, ascending in each row, with `k = min(num_frames, T)`.
 
     Raises:
         ValueError: An argument is something else, or `generator` has another length than the batch.
@@ -87,8 +86,7 @@ def in_chunks(
         chunk_size: Number of frames in memory at a time. `None`, or N and more, makes one plain call.
 
     Raises:
-        ValueError: `chunk_size` is neither a positive int nor `None`, or the two are not frames of one shape and
-            device.
+        ValueError: `chunk_size` is no positive int, or the two are not frames of one shape and device.
     """
     if chunk_size is not None:
         check_count("chunk_size", chunk_size, remedy="Use None for all frames at once, 1 for the least memory.")
