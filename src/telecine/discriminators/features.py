@@ -14,11 +14,8 @@ from telecine.base.checks import check_count
 from telecine.base.shapes import Video
 from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees, check_batch, check_condition
 from telecine.discriminators.patch import FullPrecisionWeightConv3d
-from telecine.perceptual.feature_maps import FeatureMaps, build_maps
+from telecine.perceptual.feature_maps import PROBED_SIZE, FeatureMaps, build_maps
 from telecine.perceptual.weights import WeightsSource
-
-# Height and width of the frames from which the number of features is read if no `size` is given.
-PROBED_SIZE = 64
 
 
 class FeatureDiscriminator(GradientCheckpointing):

@@ -47,8 +47,7 @@ class GANLoss:
         uses_real: The generator's loss depends on the real logits; only then the autoencoder's step computes them.
         boundary: Logits above this value mean "real", for the logged accuracies. With `None` a pair of a real sample
             and its reconstruction is right if the real logit is larger.
-        margin: Beyond this distance from 0 a logit has no gradient, as with the hinge loss; `None` if it always has
-            one. For the logged `hinge_active`.
+        margin: Logits beyond this distance from 0 have no gradient, as with the hinge loss; for `hinge_active`.
     """
 
     def __init__(

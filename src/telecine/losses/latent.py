@@ -1,7 +1,6 @@
 """Regularisers of the latent: the KL divergence, and terms that make it easier to generate.
 
-Equivariance, masking and noise decode a changed latent, besides the decoder's pass for the reconstruction. The time and
-the activations of that second pass are their cost.
+Equivariance, masking and noise cost a second pass of the decoder, over a changed latent.
 """
 
 from __future__ import annotations
@@ -237,10 +236,9 @@ def local_correlation(*, latent: Tensor, weight: Tensor | None = None, threshold
     mean, std = _channel_statistics(latent)
     with autocast_off(latent.device):
         z = (at_least_float32(latent) - mean) / std
-        first, rest = z[:, :, :1], z[:, :, 1:]
-        parts = [_window_correlation(first, 1)]
-        if rest.shape[2] > 0:
-            parts.append(_window_correlation(rest, min(2, rest.shape[2])))
+        parts = [_window_correlation(z[:, :, :1], 1)]
+        if z.shape[2] > 1:
+            parts.append(_window_correlation(z[:, :, 1:], min(2, z.shape[2] - 1)))
         return weighted_mean(torch.relu(threshold - torch.stack(parts).mean(0)), weight)
 
 

@@ -88,8 +88,7 @@ def wgan_gp(*, discriminator: LogitsFunction, real: Tensor, fake: Tensor, genera
     """
     x, x_tilde = real.detach(), fake.detach()
     check_same_shape("fake", fake, "real", real, remedy="Pass as many real samples as fakes to the discriminator.")
-    one_each = (len(x), *[1] * (x.ndim - 1))
-    epsilon = rand(one_each, generator=generator, device=x.device, dtype=at_least_float32(x).dtype)
+    epsilon = rand((len(x), *[1] * (x.ndim - 1)), generator=generator, device=x.device, dtype=at_least_float32(x).dtype)
     # Algorithm 1, line 6
     x_hat = (epsilon * x + (1 - epsilon) * x_tilde).to(torch.promote_types(x.dtype, x_tilde.dtype)).requires_grad_()
     with differentiated_twice():

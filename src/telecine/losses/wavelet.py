@@ -11,10 +11,8 @@ from telecine.base.precision import at_least_float32
 from telecine.base.shapes import Scalar, Video
 from telecine.losses.reconstruction import difference, weighted_mean
 
-SubBands = Float[Tensor, "batch 8 channel half_time half_height half_width"]
 
-
-def haar(video: Video) -> SubBands:
+def haar(video: Video) -> Float[Tensor, "batch 8 channel half_time half_height half_width"]:
     """Return one level of the orthonormal 3D Haar transform; the graph is kept.
 
     Along each axis, neighbours `(a, b)` become a low-pass value `(a + b) / sqrt(2)` and a high-pass value
@@ -39,8 +37,8 @@ def wavelet_l1(*, reconstruction: Video, target: Video, levels: int = 1, weight:
     """Return the mean absolute difference of the Haar coefficients, averaged over the levels; the graph is kept.
 
     Every level averages over its eight sub-bands. The next level transforms the low-pass sub-band divided by sqrt(8),
-    the mean of 2 x 2 x 2 pixels. The loss is therefore at most the largest error of a pixel, and a weight means the
-    same at any resolution, length and number of levels.
+    the mean of 2 x 2 x 2 pixels. The loss, at least float32, is therefore at most the largest error of a pixel, and
+    `|d| / sqrt(8)` if each has the error `d`. A weight means the same at any resolution, length and number of levels.
 
     WF-VAE (Li et al., arXiv:2411.17459) has a loss of this kind on sub-bands inside its network, between those that
     enter its encoder and those that leave its decoder; here the videos are transformed. In a single frame the four
@@ -50,9 +48,6 @@ def wavelet_l1(*, reconstruction: Video, target: Video, levels: int = 1, weight:
         reconstruction, target: `(B, C, T, H, W)` of any size.
         levels: Number of transforms, >= 1. An axis of size 1 keeps its size.
         weight: Non-negative sample weights `(B,)`, see `weighted_mean`.
-
-    Returns:
-        A 0-d tensor in [0, 2] for values in [-1, 1], at least float32; `|d| / sqrt(8)` if each pixel has the error `d`.
 
     Raises:
         ValueError: If `levels` is not an int >= 1, the shapes differ, or `weight` is not `(B,)`.

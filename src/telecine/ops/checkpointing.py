@@ -1,8 +1,7 @@
 """Gradient checkpointing (arXiv:1604.06174) of calls that keep frames for the next call, as causal models do.
 
-Such a call reads and changes caches: lists and dicts among its arguments, or attributes of its layers. To compute it
-again in the backward pass, it has to find them as they were. So the caches before the call are an input of the
-recomputation, the caches after it an output, and gradients flow through both.
+Such a call reads and changes caches: lists and dicts among its arguments, or attributes of its layers. The caches
+before the call are an input of its recomputation, the caches after it an output, and gradients flow through both.
 """
 
 from __future__ import annotations

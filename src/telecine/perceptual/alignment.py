@@ -16,13 +16,11 @@ from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.randomness import Generators, rand
 from telecine.base.shapes import Frames, Scalar, Video, check_video
 from telecine.perceptual.backbones import BACKBONES
-from telecine.perceptual.feature_maps import BackboneMaps
+from telecine.perceptual.feature_maps import PROBED_SIZE, BackboneMaps
 from telecine.perceptual.frames import network_input, pick_frames
 from telecine.perceptual.lpips import LPIPS
 from telecine.perceptual.weights import load_state
 
-# Side of the frames from which the number of features is read.
-PROBED_SIZE = 64
 EPSILON = 1e-6
 
 

@@ -37,7 +37,12 @@ class Perceptual(nn.Module):
     def __init__(self, net: str | Callable[..., Tensor] = "vgg", *, weights: WeightsSource = None) -> None:
         super().__init__()
         if isinstance(net, str):
-            _check_name(net)
+            if net not in BACKBONES:
+                names = ", ".join(f'"{name}"' for name in BACKBONES)
+                remedy = (
+                    nearest(net.lower(), BACKBONES) or "Pass a callable (reconstruction=, target=) for another one."
+                )
+                raise argument_error("net", f"{names}, or a callable", describe(net), remedy)
             self.distance: LPIPS | CustomDistance = LPIPS(net, weights=weights)
         elif weights is not None:
             remedy = "Load the weights into the module instead."
@@ -92,8 +97,7 @@ class CustomDistance(Frozen[Callable[..., Tensor]]):
     def forward(self, *, reconstruction: Frames, target: Frames) -> Float[Tensor, " frame"]:
         """Return one distance per frame, `(N,)`, at least float32; the graph is kept as far as the net keeps it.
 
-        Both are `(N, C, H, W)` of one shape and device. The net receives them in the wider precision of the two, at
-        least float32, with autocast off.
+        The net receives both, `(N, C, H, W)`, in the wider precision of the two, at least float32, without autocast.
 
         Raises:
             ValueError: The two are not such frames, or the net returns something else than `CustomDistance` says.
@@ -108,13 +112,6 @@ class CustomDistance(Frozen[Callable[..., Tensor]]):
     def extra_repr(self) -> str:
         """Return the text inside the parentheses of `repr`."""
         return getattr(self.module, "__qualname__", type(self.module).__qualname__)
-
-
-def _check_name(net: str) -> None:
-    if net not in BACKBONES:
-        names = ", ".join(f'"{name}"' for name in BACKBONES)
-        remedy = nearest(net.lower(), BACKBONES) or "Pass a callable (reconstruction=, target=) for another distance."
-        raise argument_error("net", f"{names}, or a callable", describe(net), remedy)
 
 
 def _takes_names(net: object) -> bool:

@@ -25,6 +25,8 @@ from telecine.perceptual.weights import WeightsSource, load_state
 
 # Mean and standard deviation of ImageNet's colours in [0, 1], the training data of torchvision's networks.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# Side of the frames from which the number of features is read.
+PROBED_SIZE = 64
 
 
 class FeatureMaps(Frozen[nn.Module]):
@@ -33,8 +35,7 @@ class FeatureMaps(Frozen[nn.Module]):
     Args:
         net: A module of frames `(N, 3, H, W)` in [-1, 1] that returns a list of maps `(N, F, h, w)`, or of tokens
             `(N, n, F)` of which the last `k * k` are a square map. It is frozen in place, and float32 at least.
-        size: Height and width to which frames are resized first, e.g. 224 for transformers. Default: those of the
-            frames.
+        size: Height and width to which frames are resized first, e.g. 224 for transformers. Default: their own.
     """
 
     def __init__(self, net: nn.Module, size: int | None = None) -> None:

