@@ -111,12 +111,12 @@ def approximate_r1(
     100 at sigma 0.01. The estimate is noisy: its standard deviation is about sqrt(2) times the value for each sample.
     It costs one more forward instead of a double backward.
 
-    Anything else that changes the logits between two calls hides the difference. Dropout does. So does half precision:
-    under autocast both logits are computed again in float32, in one forward of twice the batch size. Parameters that
-    are stored in half precision need a larger sigma, such as the paper's 0.1 for videos.
+    Dropout and half precision hide the difference. Under autocast both logits are therefore computed again in float32,
+    in one forward of twice the batch size, and `real_logits` are unused. Parameters that are stored in half precision
+    need a larger sigma, such as the paper's 0.1 for videos.
 
     `sigma` is the standard deviation of the noise, > 0, in units of the input's values. `real` need not require
-    gradients, and `real_logits` are unused under autocast. The result is a 0-d tensor >= 0, at least float32.
+    gradients. The result is a 0-d tensor >= 0, at least float32.
 
     Raises:
         ValueError: If `sigma` is not above 0.

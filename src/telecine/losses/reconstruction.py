@@ -85,14 +85,12 @@ def gaussian_nll(*, distance: Scalar, logvar: Scalar) -> Scalar:
 
     The noise level is one number for all pixels, as in sigma-VAE (Rybkin et al., arXiv:2006.13202) and in the code of
     latent diffusion. The minimum over logvar, `1 + log(distance)`, is at `logvar = log(distance)`; it has no lower
-    bound as the distance goes to 0. The loss, 0-d and at least float32, is a negative log-likelihood per element, in
-    nats, for some distances:
+    bound as the distance goes to 0. For some distances, averaged over all elements, the loss is a negative
+    log-likelihood per element in nats; it is 0-d, as both arguments are, and at least float32:
 
     - L1: Laplace distribution of scale `exp(logvar)`, up to the constant log 2.
     - MSE: twice that of a Gaussian of variance `exp(logvar)`, up to the constant log(2 pi).
     - Any other, such as a sum with a perceptual distance: a learned weight, but no likelihood.
-
-    The distance is averaged over all elements. Both arguments are 0-d.
     """
     log_var = at_least_float32(logvar)
     return at_least_float32(distance) * (-log_var).exp() + log_var
