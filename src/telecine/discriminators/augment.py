@@ -17,14 +17,10 @@ CUTOUT = 0.5
 
 
 def augment(videos: Sequence[Video], augmentations: Sequence[Augmentation], generator: Generators) -> list[Video]:
-    """Return the videos with random changes; the graph is kept.
+    """Return videos of one shape `(B, C, T, H, W)` with random changes, which may leave [-1, 1]; the graph is kept.
 
     Each clip has its own changes, which are the same in all its frames and in all of `videos`: pairs stay pairs.
-
-    Args:
-        videos: Of one shape, `(B, C, T, H, W)` in [-1, 1]. Values may leave this range.
-        augmentations: Which changes, in this order.
-        generator: Source of the random numbers, on the videos' device.
+    `generator` is on the videos' device.
     """
     changed = list(videos)
     for name in augmentations:
@@ -36,9 +32,8 @@ def augment(videos: Sequence[Video], augmentations: Sequence[Augmentation], gene
 
 def color(video: Video, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Video:
     """Add up to 1/2, multiply the distance to grey by 0 to 2, and that to the clip's mean by 1/2 to 3/2."""
-    brightness, saturation, contrast = (
-        draw.to(video.dtype).view(-1, 1, 1, 1, 1) for draw in (brightness, saturation, contrast)
-    )
+    draws = (brightness, saturation, contrast)
+    brightness, saturation, contrast = (draw.to(video.dtype).view(-1, 1, 1, 1, 1) for draw in draws)
     video = video + (brightness - 0.5)
     grey = video.mean(1, keepdim=True)
     video = grey + 2 * saturation * (video - grey)

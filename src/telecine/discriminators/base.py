@@ -20,6 +20,7 @@ from telecine.ops.convolution import differentiated_twice, is_differentiated_twi
 Sees: TypeAlias = Literal["frames", "video"]
 """A discriminator's attribute `sees`: its input is a batch of frames `(B, C, H, W)`, or of videos `(B, C, T, H, W)`."""
 
+
 LogitMap: TypeAlias = Float[Tensor, "batch *patch"]
 
 
@@ -30,8 +31,7 @@ class DiscriminatorOutput(NamedTuple):
         logits: One logit per sample `(B,)`, or a map of logits of patches, `(B, h, w)` of frames and `(B, t, h, w)` of
             videos, or `(B, heads, t, h, w)`. Unbounded; larger means more real.
         features: The output of each block, from first to last, `(B, c, h, w)` or `(B, c, t, h, w)`, for a
-            feature-matching loss; empty if a discriminator returns none. No later layer overwrites them; the graph is
-            kept.
+            feature-matching loss; empty if there are none. No later layer overwrites them; the graph is kept.
     """
 
     logits: LogitMap
@@ -41,12 +41,8 @@ class DiscriminatorOutput(NamedTuple):
 def as_output(output: object) -> DiscriminatorOutput:
     """Convert the output of any discriminator, custom ones included, to a `DiscriminatorOutput`.
 
-    Args:
-        output: A tensor of logits (without features), or a pair of logits and a tuple or list of features, such as a
-            `DiscriminatorOutput`.
-
     Raises:
-        TypeError: If it is neither.
+        TypeError: If it is neither a tensor of logits nor a pair of logits and a tuple or list of feature tensors.
     """
     if isinstance(output, Tensor):
         return DiscriminatorOutput(output, ())
@@ -62,9 +58,7 @@ def as_output(output: object) -> DiscriminatorOutput:
 
 def _types(value: object) -> str:
     """Return the types inside `value` without the values, which would be pages long for tensors."""
-    if isinstance(value, (tuple, list)):
-        return f"({', '.join(map(_types, value))})"
-    return type(value).__name__
+    return f"({', '.join(map(_types, value))})" if isinstance(value, (tuple, list)) else type(value).__name__
 
 
 @contextmanager
@@ -103,8 +97,7 @@ class GradientCheckpointing(nn.Module):
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Return the contexts of a block's first forward and of its recomputation."""
-    was_frozen = not any(parameter.requires_grad for parameter in block.parameters())
-    return nullcontext(), _Recomputation(block, was_frozen=was_frozen, was_twice=is_differentiated_twice())
+    return nullcontext(), _Recomputation(block)
 
 
 class _Recomputation(AbstractContextManager[None]):
@@ -114,8 +107,9 @@ class _Recomputation(AbstractContextManager[None]):
     gradients, and the graph would be another one.
     """
 
-    def __init__(self, block: nn.Module, *, was_frozen: bool, was_twice: bool) -> None:
-        self.block, self.was_frozen, self.was_twice = block, was_frozen, was_twice
+    def __init__(self, block: nn.Module) -> None:
+        self.block, self.was_twice = block, is_differentiated_twice()
+        self.was_frozen = not any(parameter.requires_grad for parameter in block.parameters())
 
     def __enter__(self) -> None:
         self.stack = ExitStack()
@@ -139,14 +133,10 @@ def check_batch(x: Tensor, sees: Sees, channels: int) -> None:
 class ConditionalDiscriminator(nn.Module):
     """Tells the pair of an input with itself from that of an input and its reconstruction, as pix2pix does.
 
-    The condition is concatenated to the video along the channels (Isola et al., arXiv:1611.07004, section 3). An
-    unconditional discriminator rewards any detail that looks real; this one only detail that may belong to this input.
-    As an autoencoder's real sample is its input, the real pair is two equal videos: a learned distance, which is
-    recognised more easily than real videos are.
-
-    Args:
-        network: A discriminator of frames or of videos with twice the channels, such as
-            `PatchDiscriminator3D(channels=6)`.
+    The condition is concatenated to the video along the channels (Isola et al., arXiv:1611.07004, section 3), so
+    `network` has twice the channels, such as `PatchDiscriminator3D(channels=6)`. An unconditional discriminator rewards
+    any detail that looks real; this one only detail that may belong to this input. As an autoencoder's real sample is
+    its input, the real pair is two equal videos, which are recognised more easily than real videos are.
     """
 
     conditional = True
@@ -170,16 +160,12 @@ class ConditionalDiscriminator(nn.Module):
         self.network.enable_gradient_checkpointing()
 
     def forward(self, x: Tensor, condition: Tensor) -> DiscriminatorOutput:
-        """Map a batch in [-1, 1] and its inputs, of the same shape, to the network's output.
-
-        Raises:
-            ValueError: If the shapes differ.
-        """
+        """Map a batch in [-1, 1] and its inputs, of the same shape, to the network's output."""
         return as_output(self.network(torch.cat([x, check_condition(condition, x)], 1)))
 
 
 def check_condition(condition: Tensor | None, x: Tensor) -> Tensor:
-    """Return the condition of `x` in its precision; raise a `ValueError` unless it is there and of the same shape."""
+    """Return the condition of `x` in its precision; raise a `ValueError` unless it is given and of the same shape."""
     if condition is None:
         remedy = "Pass the input of the autoencoder, as `VideoAutoencoderLoss` does."
         raise argument_error("condition", "given to a conditional discriminator", describe(condition), remedy)
@@ -191,19 +177,16 @@ def frame_gradients(module: nn.Module, video: Video) -> Float[Tensor, " time"]:
     """Return the relative size of a discriminator's gradient with respect to each frame; the mean is 1.
 
     A frame's value is the 2-norm of `d sum(logits) / d frame_t`, averaged over the batch and divided by its mean over
-    the frames. The discriminator corrects a frame with the value 10 ten times as much as the average frame. A
-    conditional discriminator gets the videos as their own condition.
+    the frames. The discriminator corrects a frame with the value 10 ten times as much as the average frame. The `T`
+    numbers are >= 0, in at least float32 and detached; all are 0 if no frame has a gradient.
 
     Args:
-        module: A discriminator of videos. It is evaluated in evaluation mode and not changed.
+        module: A discriminator of videos, evaluated in evaluation mode and not changed. A conditional one gets the
+            videos as their own condition.
         video: Videos `(B, C, T, H, W)` in [-1, 1].
-
-    Returns:
-        `T` numbers >= 0 in at least float32, detached; all 0 if no frame has a gradient.
 
     Raises:
         ValueError: If `video` is not a floating-point video.
-        TypeError: If the module returns neither logits nor a pair of logits and features.
     """
     check_video("video", video)
     with torch.inference_mode(False), torch.enable_grad():

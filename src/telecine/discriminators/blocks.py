@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Literal, TypeAlias, get_args
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,13 +34,9 @@ MIN_SIZE = 4
 
 
 class DiscriminatorBlock(nn.Module):
-    """Two 3x3 convolutions with a strided 1x1 convolution as skip, optionally halving height and width.
+    """Two 3x3 convolutions with a 1x1 convolution as skip, from `input_channels` to `filters` channels.
 
-    Args:
-        input_channels: Channels in.
-        filters: Channels out.
-        downsample: Halve height and width (odd sizes round up).
-        antialiased_downsample: Blur before the stride.
+    `downsample` halves height and width (odd sizes round up); `antialiased_downsample` blurs before the stride.
     """
 
     def __init__(
@@ -58,19 +53,15 @@ class DiscriminatorBlock(nn.Module):
         skip = self.conv_res(x)
         x = self.net(x)
         if self.downsample is not None:
-            x = x if self.maybe_blur is None else self.maybe_blur(x, space_only=True)
-            x = self.downsample(x)
+            x = self.downsample(x if self.maybe_blur is None else self.maybe_blur(x, space_only=True))
         return (x + skip) * 2**-0.5
 
 
 class DiscriminatorBlock3D(nn.Module):
     """Two 3x3x3 convolutions with a strided 1x1x1 convolution as skip, halving time, height and width.
 
-    Args:
-        input_channels: Channels in.
-        filters: Channels out.
-        antialiased_downsample: Blur space before the stride, as the reference's checkpoints expect.
-        antialiased_time: Blur time as well.
+    From `input_channels` to `filters` channels. `antialiased_downsample` blurs space before the stride, as the
+    reference's checkpoints expect, `antialiased_time` time as well.
     """
 
     def __init__(
@@ -95,8 +86,6 @@ class CausalConv3d(nn.Module):
     """3D convolution of the present and past frames only; the shape `(T, H, W)` stays the same.
 
     Args:
-        chan_in: Channels in.
-        chan_out: Channels out.
         kernel_size: Odd size in all three axes, or (time, height, width) with odd height and width.
         pad_mode: Padding before the first frame: copies of the "first" frame, or "constant" zeros.
 
@@ -118,18 +107,14 @@ class CausalConv3d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, chan_in, T, H, W)` to `(B, chan_out, T, H, W)`."""
         before = x[:, :, :1].expand(-1, -1, self.time_pad, -1, -1)
-        before = before if self.pad_mode == "first" else torch.zeros_like(before)
-        return self.conv(torch.cat([before, x], dim=2))
+        return self.conv(torch.cat([before if self.pad_mode == "first" else torch.zeros_like(before), x], dim=2))
 
 
 class DownSample3D(nn.Module):
     """Halve space, and optionally pool pairs of frames after the first; a last frame without a partner is kept.
 
-    Args:
-        in_channels: Channels in.
-        with_conv: Halve space by a strided 3x3 convolution of each frame, not by the mean of 2x2 cells.
-        compress_time: Map `1 + n` frames to `1 + ceil(n / 2)`, without changing the first.
-        out_channels: Channels out of the convolution; `in_channels` by default.
+    `with_conv` halves space by a strided 3x3 convolution of each frame, to `out_channels`, not by the mean of 2x2
+    cells. `compress_time` maps `1 + n` frames to `1 + ceil(n / 2)`, without changing the first.
     """
 
     def __init__(
@@ -144,34 +129,24 @@ class DownSample3D(nn.Module):
 
         The convolution maps a height or width of 1 to 1.
         """
-        x = _pool_time(x) if self.compress_time else x
+        if self.compress_time:
+            first, rest = x[:, :, :1], x[:, :, 1:]
+            rest = torch.cat([rest, rest[:, :, -1:]], dim=2) if rest.shape[2] % 2 else rest
+            x = torch.cat([first, rest.unflatten(2, (-1, 2)).mean(3)], dim=2)
         if self.conv is None:
             return F.avg_pool3d(x, (1, 2, 2))
         # One row and column of zeros at the end, or two if there is only one, so that the kernel fits once.
         right, bottom = (1 if size > 1 else 2 for size in (x.shape[-1], x.shape[-2]))
-        # A 2D convolution of every frame as a 3D one of depth 1, which needs no copy into the batch and back.
         padded = F.pad(x, (0, right, 0, bottom))
-        weight = self.conv.weight.unsqueeze(2)
-        return convolve(padded, weight, self.conv.bias, stride=(1, 2, 2), padding=(0, 0, 0))
-
-
-def _pool_time(x: Tensor) -> Tensor:
-    first, rest = x[:, :, :1], x[:, :, 1:]
-    if rest.shape[2] % 2:
-        rest = torch.cat([rest, rest[:, :, -1:]], dim=2)
-    return torch.cat([first, rest.unflatten(2, (-1, 2)).mean(3)], dim=2)
+        # A 2D convolution of every frame as a 3D one of depth 1, which needs no copy into the batch and back.
+        return convolve(padded, self.conv.weight.unsqueeze(2), self.conv.bias, stride=(1, 2, 2), padding=(0, 0, 0))
 
 
 def mean_over_frames(x: Tensor, num_frames: int, num_poolings: int) -> Tensor:
-    """Return the mean over time `(B, C, H, W)`, each position weighted by the number of frames pooled into it.
+    """Return the mean over time `(B, C, H, W)` of a pooled video; each position has the weight of its pooled frames.
 
-    The first position contains the first frame, the following ones `2**num_poolings` frames each, and the last one the
-    remaining frames.
-
-    Args:
-        x: The pooled video `(B, C, 1 + ceil((num_frames - 1) / 2**num_poolings), H, W)`.
-        num_frames: Number of frames before the first pooling.
-        num_poolings: Number of poolings of pairs of frames.
+    The first position contains the first of `num_frames` frames, the following ones `2**num_poolings` frames each, and
+    the last one the remaining frames.
     """
     span = 2**num_poolings
     # Filled on the device: copying a list of weights to it may make the host wait.
@@ -184,12 +159,8 @@ def mean_over_frames(x: Tensor, num_frames: int, num_poolings: int) -> Tensor:
 class DiscriminatorBlock3DWithfirstframe(nn.Module):
     """Two causal 3x3x3 convolutions with a skip, both halved in space and in time, the first frame not pooled.
 
-    Args:
-        input_channels: Channels in.
-        filters: Channels out.
-        antialiased_downsample: Blur space before the stride.
-        pad_mode: Padding of the causal convolutions before the first frame.
-        antialiased_time: Blur time as well, including the first frame.
+    From `input_channels` to `filters` channels. `antialiased_downsample` blurs space before the stride,
+    `antialiased_time` time as well, including the first frame. `pad_mode` is that of `CausalConv3d`.
     """
 
     def __init__(
@@ -236,14 +207,8 @@ class Head(nn.Sequential):
     """
 
     def __init__(self, dim: int, size: tuple[int, int]) -> None:
-        height, width = size
-        super().__init__(
-            Conv2d(dim, dim, 3, padding=1),
-            leaky_relu(),
-            _FlattenAtSize(size),
-            nn.Linear(dim * height * width, 1),
-            nn.Flatten(0),
-        )
+        conv, linear = Conv2d(dim, dim, 3, padding=1), nn.Linear(dim * size[0] * size[1], 1)
+        super().__init__(conv, leaky_relu(), _FlattenAtSize(size), linear, nn.Flatten(0))
 
 
 class _FlattenAtSize(nn.Module):
@@ -252,24 +217,17 @@ class _FlattenAtSize(nn.Module):
         self.size = size
 
     def forward(self, x: Tensor) -> Tensor:
-        if tuple(x.shape[-2:]) != self.size:
-            x = F.adaptive_avg_pool2d(x, self.size)
-        return rearrange(x, "b c h w -> b (c h w)")
+        return (x if tuple(x.shape[-2:]) == self.size else F.adaptive_avg_pool2d(x, self.size)).flatten(1)
 
 
 def as_image_size(image_size: object) -> tuple[int, int]:
-    """Return `(height, width)` of an int or a sequence of two ints, such as a list from a YAML file.
-
-    Raises:
-        ValueError: If it is neither, or smaller than 4.
-    """
+    """Return `(height, width)`; raise a `ValueError` unless it is an int or a sequence of two ints, at least 4."""
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     try:
         height, width = (operator.index(length) for length in size)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
-        contract = "an int or a pair of ints (height, width)"
-        remedy = "Pass the size of the training crops."
-        raise argument_error("image_size", contract, describe(image_size), remedy) from None
+        contract, got = "an int or a pair of ints (height, width)", describe(image_size)
+        raise argument_error("image_size", contract, got, "Pass the size of the training crops.") from None
     if min(height, width) < MIN_SIZE:
         remedy = "Build the discriminator for larger crops, or up-sample small ones first."
         raise argument_error("image_size", f"at least {MIN_SIZE}", f"{height} x {width}", remedy)

@@ -13,9 +13,7 @@ from telecine.base.imports import import_allowed
 from telecine.discriminators.residual import Discriminator, Discriminator3D, Discriminator3DWithfirstframe
 
 DiscriminatorSpec: TypeAlias = nn.Module | Mapping[str, object]
-CLASSES: dict[str, type[nn.Module]] = {
-    cls.__name__: cls for cls in (Discriminator, Discriminator3D, Discriminator3DWithfirstframe)
-}
+CLASSES = {cls.__name__: cls for cls in (Discriminator, Discriminator3D, Discriminator3DWithfirstframe)}
 # The module of the classes in configurations written for CogVideo; `sgm` need not be installed.
 REFERENCE_MODULE = "sgm.modules.autoencoding.losses.video_loss"
 
@@ -31,7 +29,7 @@ def build_discriminator(spec: object, *, default: type[nn.Module], name: str) ->
 
     Raises:
         TypeError: If `spec` is none of these.
-        ValueError: If the class cannot be found or does not accept the arguments; the nearest name is suggested.
+        ValueError: If the class cannot be found or does not accept the arguments.
     """
     if isinstance(spec, nn.Module):
         return spec
@@ -42,8 +40,8 @@ def build_discriminator(spec: object, *, default: type[nn.Module], name: str) ->
     if "target" not in spec:
         return _construct(default, spec, name)
     if extra := set(spec) - {"target", "params"}:
-        got, remedy = f"also {sorted(extra)}", "Move them under `params`."
-        raise argument_error(name, "a dict of only `target` and `params`", got, remedy)
+        contract = "a dict of only `target` and `params`"
+        raise argument_error(name, contract, f"also {sorted(extra)}", "Move them under `params`.")
     params = spec.get("params") or {}
     if not isinstance(params, Mapping):
         remedy = "Write `key: value` under `params`."
@@ -52,11 +50,7 @@ def build_discriminator(spec: object, *, default: type[nn.Module], name: str) ->
 
 
 def _resolve_class(target: str, name: str) -> type[nn.Module]:
-    """Return the class at a dotted path; CogVideo's paths return telecine's classes.
-
-    Raises:
-        ValueError: If there is no such class, it is not an `nn.Module`, or its package is not allowed.
-    """
+    """Return the class at a dotted path; CogVideo's paths return telecine's classes."""
     module_name, _, class_name = str(target).rpartition(".")
     if module_name.removeprefix("sat.") == REFERENCE_MODULE:
         if class_name not in CLASSES:

@@ -14,11 +14,8 @@ from telecine.base.checks import check_count
 from telecine.base.shapes import Video
 from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees, check_batch, check_condition
 from telecine.discriminators.patch import FullPrecisionWeightConv3d
-from telecine.perceptual.feature_maps import FeatureMaps, build_maps
+from telecine.perceptual.feature_maps import PROBED_SIZE, FeatureMaps, build_maps
 from telecine.perceptual.weights import WeightsSource
-
-# Height and width of the frames from which the number of features is read if no `size` is given.
-PROBED_SIZE = 64
 
 
 class FeatureDiscriminator(GradientCheckpointing):
@@ -31,19 +28,17 @@ class FeatureDiscriminator(GradientCheckpointing):
     without a penalty; that of the frozen network is not bounded.
 
     Any batch and number of frames work, and any height and width that the network accepts, 16 and more for "vgg".
-    Clips are independent, and the logits depend on every pixel of every frame. Logits are `(B, heads, T, h, w)` with
-    the height and width of the smallest map, to which those of larger maps are averaged: each head has the same weight.
-    Only the heads are parameters and in the state dict. Exact gradient penalties differentiate the frozen network
-    twice. Gradient checkpointing recomputes the frozen network, not the heads, whose spectral norms change in each
-    forward.
+    Clips are independent, and the logits depend on every pixel. Logits are `(B, heads, T, h, w)` with the height and
+    width of the smallest map, to which those of larger maps are averaged: each head has the same weight. Only the heads
+    are parameters and in the state dict. Exact gradient penalties differentiate the frozen network
+    twice. Gradient checkpointing recomputes the frozen network only: the heads' spectral norms change in each forward.
 
     Args:
         dim: Channels inside a head.
         net: "vgg" or "alex" (the weights of LPIPS); "torchvision/NAME" or "timm/NAME", which need `weights` and
             `layers`; or a module as `FeatureMaps` needs it.
         weights: The path of a state dict of `net`; "vgg" and "alex" have their own.
-        layers: The layers of `net` that have a head, e.g. `("layer1", "layer2", "layer3")`. "vgg" has its last four
-            stages, "alex" all five.
+        layers: The layers of `net` that have a head, e.g. `("layer1", "layer2")`; four stages of "vgg", all of "alex".
         size: Height and width to which frames are resized for the network, e.g. 224 for a transformer.
         conditional: Also see the features of the input, as `forward` gets it; see `ConditionalDiscriminator`.
 
@@ -77,9 +72,7 @@ class FeatureDiscriminator(GradientCheckpointing):
     def forward(self, x: Video, condition: Video | None = None) -> DiscriminatorOutput:
         """Map videos `(B, 3, T, H, W)` in [-1, 1] to logits of patches and the activations of the heads.
 
-        Args:
-            x: The videos; larger logits mean more real.
-            condition: The inputs of the autoencoder, if `conditional`; same shape. They get no gradient.
+        Larger logits mean more real. With `conditional`, `condition` is the autoencoder's input; it gets no gradient.
 
         Raises:
             ValueError: If the input is not such a video, too small, or without the `condition` that it needs.
@@ -87,9 +80,8 @@ class FeatureDiscriminator(GradientCheckpointing):
         check_batch(x, self.sees, channels=3)
         maps = self._normalised_maps(x)
         if self.conditional:
-            condition = check_condition(condition, x)
             with torch.no_grad():
-                conditioned_on = self._normalised_maps(condition)
+                conditioned_on = self._normalised_maps(check_condition(condition, x))
             maps = [torch.cat(pair, 1) for pair in zip(maps, conditioned_on, strict=True)]
         outputs = [head(each) for head, each in zip(self.heads, maps, strict=True)]
         size = tuple(min(logits.shape[dim] for logits, _ in outputs) for dim in (-2, -1))
@@ -103,17 +95,12 @@ class FeatureDiscriminator(GradientCheckpointing):
         chunk_size = len(video) if self.gradient_checkpointing else len(frames)
         chunks = [self.run_block(self.backbone, chunk) for chunk in frames.split(chunk_size)]
         maps = [torch.cat(chunk) for chunk in zip(*chunks, strict=True)]
-        clips = [each.to(video.dtype).unflatten(0, (len(video), -1)).transpose(1, 2) for each in maps]
-        return [F.group_norm(each, 1) for each in clips]
+        clips = (each.to(video.dtype).unflatten(0, (len(video), -1)).transpose(1, 2) for each in maps)
+        return [F.group_norm(clip, 1) for clip in clips]
 
 
 class _Head(nn.Module):
-    """Three convolutions of a feature map to logits, each with spectral normalisation; the last two over 3 frames.
-
-    Args:
-        channels: Of the map.
-        dim: Channels inside.
-    """
+    """Three convolutions of a feature map to logits, each with spectral normalisation; the last two over 3 frames."""
 
     def __init__(self, channels: int, dim: int) -> None:
         super().__init__()

@@ -27,8 +27,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, C, H, W)` as `nn.Conv2d` does."""
-        height, width = (int(size) for size in self.padding)
-        return convolve(x, self.weight, self.bias, stride=self.stride, padding=(height, width))
+        return convolve(x, self.weight, self.bias, stride=self.stride, padding=[int(size) for size in self.padding])
 
 
 class Conv3d(nn.Conv3d):
@@ -40,15 +39,12 @@ class Conv3d(nn.Conv3d):
 
 
 def padded_conv3d(x: Tensor, conv: nn.Conv3d, weight: Tensor | None = None) -> Tensor:
-    """Return `conv(x)`, with `weight` instead of the convolution's own if it is given.
-
-    With two frames and temporal padding, the backward of oneDNN's bfloat16 kernel reads uninitialised memory (PyTorch
-    2.13, AVX-512 BF16), and gradients are arbitrary, often NaN. Two frames that are padded beforehand are four, for
-    which the kernel is correct.
-    """
+    """Return `conv(x)`, with `weight` instead of the convolution's own if it is given."""
     time, height, width = (int(size) for size in conv.padding)
     is_bfloat16 = torch.bfloat16 in (x.dtype, autocast_dtype(x.device))
     if x.shape[2] == 2 and time > 0 and x.device.type == "cpu" and is_bfloat16:
+        # For two frames and temporal padding the backward of oneDNN's bfloat16 kernel reads uninitialised memory
+        # (PyTorch 2.13, AVX-512 BF16), and gradients are often NaN. For four frames the kernel is correct.
         x, time = F.pad(x, (0, 0, 0, 0, time, time)), 0
     weight = conv.weight if weight is None else weight
     return convolve(x, weight, conv.bias, stride=conv.stride, padding=(time, height, width))
@@ -79,18 +75,14 @@ class Blur(nn.Module):
         if time_only and x.ndim != 5:
             remedy = "Only videos (B, C, T, H, W) have a time axis."
             raise argument_error("time_only", "False for images", f"True for shape {tuple(x.shape)}", remedy)
-        time = [-3] if x.ndim == 5 and not space_only else []
-        space = [] if time_only else [-2, -1]
-        for dim in time + space:
-            x = self._along(x, dim)
-        return x
-
-    def _along(self, x: Tensor, dim: int) -> Tensor:
-        size = x.shape[dim]
-        padded = torch.cat([x.narrow(dim, 0, 1), x, x.narrow(dim, size - 1, 1)], dim)
         taps = (self.f / self.f.sum()).to(x.dtype)
-        before, here, after = (padded.narrow(dim, shift, size) for shift in range(3))
-        return taps[0] * before + taps[1] * here + taps[2] * after
+        time = [-3] if x.ndim == 5 and not space_only else []
+        for dim in time + ([] if time_only else [-2, -1]):
+            size = x.shape[dim]
+            padded = torch.cat([x.narrow(dim, 0, 1), x, x.narrow(dim, size - 1, 1)], dim)
+            before, here, after = (padded.narrow(dim, shift, size) for shift in range(3))
+            x = taps[0] * before + taps[1] * here + taps[2] * after
+        return x
 
 
 class SpaceToDepthConv(nn.Sequential):
@@ -118,12 +110,7 @@ class SpaceToDepthConv(nn.Sequential):
 
 
 class _RMSNorm(nn.Module):
-    """Scale each position's channels to a root mean square of 1, times a learned `gamma` (arXiv:1910.07467).
-
-    Args:
-        dim: Number of channels.
-        channel_first: Channels are axis 1 of an image `(B, C, H, W)`, not the last axis.
-    """
+    """Scale each position's channels to a root mean square of 1, times a learned `gamma` (arXiv:1910.07467)."""
 
     def __init__(self, dim: int, channel_first: bool = False) -> None:
         super().__init__()
@@ -206,9 +193,8 @@ class LinearSpaceAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, C, H, W)` or `(B, C, T, H, W)` to the same shape; frames are independent."""
         frames = rearrange(x, "b c t h w -> (b t) c h w") if x.ndim == 5 else x
-        height = frames.shape[-2]
         tokens = self.attn(self.norm(rearrange(frames, "b c h w -> b (h w) c")))
-        maps = rearrange(tokens, "b (h w) c -> b c h w", h=height)
+        maps = rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[-2])
         maps = rearrange(maps, "(b t) c h w -> b c t h w", b=x.shape[0]) if x.ndim == 5 else maps
         # Contiguous: the rearranged maps are channels-last, and so would be the following convolutions, whose double
         # backward then corrupts the heap on the CPU (PyTorch 2.13 with oneDNN, several threads, odd batches).
@@ -225,12 +211,7 @@ class _GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """RMS norm, 1x1 convolution, GEGLU, 1x1 convolution; `int(dim * mult * 2 / 3)` hidden channels.
-
-    Args:
-        dim: Channels in and out.
-        mult: Width of the hidden layer relative to `dim`, of which the GEGLU keeps two thirds.
-    """
+    """RMS norm, 1x1 convolution, GEGLU, 1x1 convolution; `dim` channels, inside `int(dim * mult * 2 / 3)`."""
 
     def __init__(self, dim: int, *, mult: int = 4) -> None:
         super().__init__()

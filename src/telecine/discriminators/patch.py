@@ -42,10 +42,10 @@ class FullPrecisionWeightConv2d(nn.Conv2d):
 
 
 class FullPrecisionWeightConv3d(nn.Conv3d):
-    """As `FullPrecisionWeightConv2d`, for `(B, C, T, H, W)`."""
+    """As `FullPrecisionWeightConv2d`, for videos."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map as `nn.Conv3d` does."""
+        """Map `(B, C, T, H, W)` as `nn.Conv3d` does."""
         with autocast_off(x.device):
             weight = self.weight
         return padded_conv3d(x, self, weight)
@@ -68,30 +68,25 @@ class _PatchNetwork(GradientCheckpointing):
         for level, (width_in, width_out) in enumerate(pairwise(widths)):
             space_stride = 2 if level < num_layers else 1
             time_stride = space_stride if level < num_temporal_layers else 1
-            conv = self._conv(width_in, width_out, time_stride, space_stride)
-            layer = nn.Sequential(_bounded(conv, norm))
+            layer = nn.Sequential(self._conv(width_in, width_out, time_stride, space_stride))
             if norm == "group" and level > 0:
                 layer.append(nn.GroupNorm(_num_groups(width_out), width_out))
-            # In place, because neither a convolution nor a group norm needs its output for its gradients. The features
-            # are the activations' outputs, which the next convolution does not change.
+            # In place: neither a convolution nor a group norm needs its output for its gradients.
             self.blocks.append(layer.append(nn.LeakyReLU(0.2, inplace=True)))
-        self.to_logits = _bounded(self._conv(widths[-1], 1, 1, 1), norm)
+        self.to_logits = self._conv(widths[-1], 1, 1, 1)
 
-    def _conv(self, width_in: int, width_out: int, time_stride: int, space_stride: int) -> nn.Conv2d | nn.Conv3d:
+    def _conv(self, width_in: int, width_out: int, time_stride: int, space_stride: int) -> nn.Module:
         kernel = 4 if space_stride == 2 else 3
         if self.sees == "frames":
-            return FullPrecisionWeightConv2d(width_in, width_out, kernel, space_stride, padding=1)
-        strides = (time_stride, space_stride, space_stride)
-        return FullPrecisionWeightConv3d(width_in, width_out, (3, kernel, kernel), strides, padding=1)
+            conv: nn.Module = FullPrecisionWeightConv2d(width_in, width_out, kernel, space_stride, padding=1)
+        else:
+            strides = (time_stride, space_stride, space_stride)
+            conv = FullPrecisionWeightConv3d(width_in, width_out, (3, kernel, kernel), strides, padding=1)
+        return spectral_norm(conv) if self.norm == "spectral" else conv
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute the activations inside each layer in the backward.
-
-        Raises:
-            ValueError: With `norm="spectral"`, because the second forward would take another step of the power
-                iteration.
-        """
-        if self.norm == "spectral":
+        """Recompute the activations inside each layer in the backward; raise a `ValueError` for `norm="spectral"`."""
+        if self.norm == "spectral":  # the second forward would take another step of the power iteration
             remedy = 'Use "group" or "none".'
             raise argument_error("norm", "without a state that each forward changes", describe(self.norm), remedy)
         super().enable_gradient_checkpointing()
@@ -106,8 +101,8 @@ class _PatchNetwork(GradientCheckpointing):
         smallest = 2**self.num_layers
         if min(x.shape[-2:]) < smallest:
             contract = f"at least {smallest} pixels high and wide with `num_layers={self.num_layers}`"
-            got = "{} x {}".format(*x.shape[-2:])
-            raise argument_error("x", contract, got, "Use fewer layers, or up-sample small images first.")
+            got, remedy = "{} x {}".format(*x.shape[-2:]), "Use fewer layers, or up-sample small images first."
+            raise argument_error("x", contract, got, remedy)
         features = []
         for block in self.blocks:
             x = self.run_block(block, x)
@@ -115,14 +110,9 @@ class _PatchNetwork(GradientCheckpointing):
         return DiscriminatorOutput(self.to_logits(x).squeeze(1), tuple(features))
 
 
-def _bounded(conv: nn.Conv2d | nn.Conv3d, norm: Norm) -> nn.Module:
-    return spectral_norm(conv) if norm == "spectral" else conv
-
-
 def _num_groups(channels: int) -> int:
     """Return the largest number of equal groups with at least `CHANNELS_PER_GROUP` channels each, or 1."""
-    most = max(channels // CHANNELS_PER_GROUP, 1)
-    return next(groups for groups in range(most, 0, -1) if channels % groups == 0)
+    return next(groups for groups in range(max(channels // CHANNELS_PER_GROUP, 1), 0, -1) if channels % groups == 0)
 
 
 class PatchDiscriminator(_PatchNetwork):
@@ -138,8 +128,7 @@ class PatchDiscriminator(_PatchNetwork):
         max_dim: Maximum of channels of any layer.
         norm: "group" normalises groups of at least 16 channels over all positions of a sample, in every layer except
             the first; "spectral" normalises the weight of each convolution instead (Miyato et al., arXiv:1802.05957);
-            "none" does neither. With "spectral" each forward in training mode takes one step of the power iteration,
-            so a second forward differs slightly from the first; in evaluation mode nothing changes.
+            "none" does neither. With "spectral" each forward in training mode takes a step of the power iteration.
 
     Raises:
         ValueError: If a count is not a positive int, or `norm` is unknown.
@@ -156,14 +145,12 @@ class PatchDiscriminator(_PatchNetwork):
 class PatchDiscriminator3D(_PatchNetwork):
     """Video discriminator with one logit per overlapping patch of space and time; see `PatchDiscriminator`.
 
-    Any batch and number of frames work, and any height and width of at least `2**num_layers`. Clips are independent,
-    and the logits depend on every pixel of every frame. Logits are maps `(B, t, h, w)`: `h` and `w` as in two
-    dimensions, `t = ceil(T / 2**min(num_temporal_layers, num_layers))`.
+    Any number of frames works. Clips are independent, and the logits depend on every pixel of every frame. Logits are
+    maps `(B, t, h, w)`: `h` and `w` as in two dimensions, `t = ceil(T / 2**min(num_temporal_layers, num_layers))`.
 
     Args:
         dim, channels, num_layers, max_dim: See `PatchDiscriminator`.
-        num_temporal_layers: Number of strided layers, counted from the first, that also halve time; at most
-            `num_layers` have an effect.
+        num_temporal_layers: Number of strided layers, counted from the first, that also halve time.
         norm: As for `PatchDiscriminator`; groups are normalised over all positions of all frames of a clip.
 
     Raises:

@@ -77,8 +77,7 @@ class _ResidualDiscriminator(GradientCheckpointing):
     def forward(self, x: Tensor) -> DiscriminatorOutput:
         """Map images `(B, C, H, W)` or videos `(B, C, T, H, W)` in [-1, 1] to logits `(B,)` and each block's output.
 
-        Larger logits mean more real. Features of videos before the mean over time have a time axis, those after it do
-        not.
+        Larger logits mean more real. Only features of videos before the mean over time have a time axis.
 
         Raises:
             ValueError: If the input has another number of axes or channels.
@@ -88,15 +87,11 @@ class _ResidualDiscriminator(GradientCheckpointing):
         features = []
         for level, block in enumerate(self.blocks):
             if x.ndim == 5 and level == self.temporal_num_layers:
-                x = self._mean_over_time(x, num_frames)
+                by_positions = self.time_weighting == "positions"
+                x = x.mean(dim=2) if by_positions else mean_over_frames(x, num_frames, self.temporal_num_layers)
             x = self.run_block(block, x)
             features.append(x)
         return DiscriminatorOutput(self.to_logits(x), tuple(features))
-
-    def _mean_over_time(self, x: Tensor, num_frames: int) -> Tensor:
-        if self.time_weighting == "positions":
-            return x.mean(dim=2)
-        return mean_over_frames(x, num_frames, self.temporal_num_layers)
 
 
 class Discriminator(_ResidualDiscriminator):
@@ -109,10 +104,8 @@ class Discriminator(_ResidualDiscriminator):
         image_size: Height and width that it is built for, an int or a pair; each at least 4.
         channels: Channels of the images.
         max_dim: Maximum of channels of any block.
-        attn_heads: Without effect, as in CogVideo; accepted because published configurations contain it.
-        attn_dim_head: As `attn_heads`.
-        linear_attn_dim_head: Channels per head of the linear attention.
-        linear_attn_heads: Heads of the linear attention.
+        attn_heads, attn_dim_head: Without effect, as in CogVideo; published configurations contain them.
+        linear_attn_dim_head, linear_attn_heads: Channels per head and heads of the linear attention.
         ff_mult: Width of the feed-forward layers.
         antialiased_downsample: Blur before each stride.
 
@@ -157,7 +150,7 @@ class Discriminator3D(_ResidualDiscriminator):
 
     Args:
         dim, image_size, channels, max_dim, linear_attn_dim_head, linear_attn_heads, ff_mult: See `Discriminator`.
-        frame_num: Number of frames that it is built for.
+        frame_num: Number of frames that it is built for; time is halved at most `floor(log2(frame_num))` times.
         antialiased_downsample: Blur space before each stride.
         antialiased_time: Blur time as well before each temporal stride; only with `antialiased_downsample`.
 
@@ -170,19 +163,16 @@ class Discriminator3DWithfirstframe(_ResidualDiscriminator):
     """Video discriminator of causal convolutions whose temporal pooling keeps the first frame separate.
 
     Made for autoencoders that encode the first frame separately (1 + 4k, 1 + 8k frames). Any batch, number of frames,
-    height and width work. Clips are independent, and the logits depend on every frame: a last frame without a partner
-    is pooled with itself.
+    height and width work. Clips are independent, and the logits depend on every frame.
 
-    As published, the first frame has far more weight than any other: 17 frames are pooled to two positions, one of
-    which is the first frame, and the mean weighs both equally; and the causal convolutions are padded with copies of
-    it. `time_weighting="frames"` corrects the former, `pad_mode="constant"` most of the latter; neither has parameters.
+    As published, the first frame has far more weight than any other: 17 frames are pooled to two positions of the same
+    weight, one of which is the first frame, and the causal convolutions are padded with copies of it.
+    `time_weighting="frames"` corrects the former, `pad_mode="constant"` most of the latter; neither has parameters.
     `frame_gradients` measures the remaining difference.
 
     Args:
         dim, image_size, channels, max_dim, linear_attn_dim_head, linear_attn_heads, ff_mult: See `Discriminator`.
-        frame_num: Number of frames that it is built for; time is pooled at most `floor(log2(frame_num))` times.
-        antialiased_downsample: Blur space before each stride.
-        antialiased_time: Blur time as well before each temporal stride; only with `antialiased_downsample`.
+        frame_num, antialiased_downsample, antialiased_time: See `Discriminator3D`.
         time_weighting: Weights of the mean over the remaining time: equal for all "positions", as published, or equal
             for all "frames" of the video, so that a position is weighted by the number of frames pooled into it.
         pad_mode: Padding of the causal convolutions before the first frame: copies of the "first" frame, as published,

@@ -34,7 +34,6 @@ from telecine.losses.penalty import (
     r1,
     r1_and_r2,
     r2,
-    sample_norms,
     wgan_gp,
 )
 from telecine.losses.reconstruction import RECONSTRUCTION_LOSSES, ReconstructionLoss, charbonnier, gaussian_nll, l1, mse
@@ -76,7 +75,6 @@ __all__ = [
     "r1_and_r2",
     "r2",
     "relativistic",
-    "sample_norms",
     "scale_equivariance",
     "temporal_difference",
     "vanilla",

@@ -38,19 +38,16 @@ class GANLossFunction(Protocol):
 class GANLoss:
     """A GAN loss with its declarations.
 
-    The declarations decide how gradients are taken and which statistics are logged. The defaults hold for any
-    function: they are always right and never the fastest.
+    The declarations decide how gradients are taken and which statistics are logged. The defaults hold for any function.
 
     Args:
         function: Called with the keyword arguments `real` and `fake`, logits of any shape. Returns `GANLosses`.
         is_separable: The discriminator's loss is a function of the real logits plus a function of the fake logits.
             The gradients of the two parts are then taken one after the other, which needs less memory.
-        uses_real: The generator's loss depends on the real logits. They are computed in the autoencoder's step
-            only then.
+        uses_real: The generator's loss depends on the real logits; only then the autoencoder's step computes them.
         boundary: Logits above this value mean "real", for the logged accuracies. With `None` a pair of a real sample
             and its reconstruction is right if the real logit is larger.
-        margin: Beyond this distance from 0 a logit has no gradient, as with the hinge loss; `None` if it always has
-            one. For the logged `hinge_active`.
+        margin: Logits beyond this distance from 0 have no gradient, as with the hinge loss; for `hinge_active`.
     """
 
     def __init__(
@@ -102,11 +99,8 @@ def hinge(*, real: Tensor, fake: Tensor) -> GANLosses:
     """Return the hinge losses.
 
     Geometric GAN (Lim & Ye, arXiv:1705.02894), section 3, and spectral normalisation (Miyato et al.,
-    arXiv:1802.05957), equations 16 and 17.
-
-    Returns:
-        The discriminator's loss is >= 0: 2 if all logits are 0, and 0 if it separates by the whole margin. The
-        generator's loss is unbounded; smaller means that the discriminator takes the fakes for real.
+    arXiv:1802.05957), equations 16 and 17. The discriminator's loss is >= 0: 2 if all logits are 0, and 0 if it
+    separates by the whole margin. The generator's loss is unbounded; smaller means that fakes look more real.
     """
     real, fake = at_least_float32(real), at_least_float32(fake)
     return GANLosses(
@@ -117,15 +111,11 @@ def hinge(*, real: Tensor, fake: Tensor) -> GANLosses:
 
 @gan_loss(is_separable=True, uses_real=False)
 def vanilla(*, real: Tensor, fake: Tensor) -> GANLosses:
-    """Return the losses of the original GAN (Goodfellow et al., arXiv:1406.2661), non-saturating for the generator.
+    """Return the losses of the original GAN (Goodfellow et al., arXiv:1406.2661), with D the sigmoid of the logits.
 
     The discriminator's loss is the negative of equation 1. The generator maximises log D(G(z)) instead of minimising
-    log(1 - D(G(z))), as section 3 recommends: its gradient does not vanish when the discriminator wins.
-
-    D is the sigmoid of the logits.
-
-    Returns:
-        Both in nats and >= 0; 2 log 2 and log 2 if all logits are 0.
+    log(1 - D(G(z))), as section 3 recommends: its gradient does not vanish when the discriminator wins. Both losses
+    are in nats and >= 0; 2 log 2 and log 2 if all logits are 0.
     """
     real, fake = at_least_float32(real), at_least_float32(fake)
     # -log(sigmoid(x)) = softplus(-x) and -log(1 - sigmoid(x)) = softplus(x), without overflow.
@@ -138,12 +128,10 @@ def vanilla(*, real: Tensor, fake: Tensor) -> GANLosses:
 def least_squares(*, real: Tensor, fake: Tensor) -> GANLosses:
     """Return the losses of LSGAN (Mao et al., arXiv:1611.04076), equation 9, with labels 0 and 1.
 
-    Returns:
-        Both >= 0; 1/2 each if all logits are 0. The discriminator's loss is 0 if it outputs 1 for real samples and 0
-        for fakes, the generator's if the discriminator outputs 1 for fakes.
+    Both are >= 0, and 1/2 if all logits are 0. The discriminator's loss is 0 if it outputs 1 for real samples and 0
+    for fakes, the generator's if the discriminator outputs 1 for fakes.
     """
     real, fake = at_least_float32(real), at_least_float32(fake)
-    # Equation 9
     return GANLosses(
         discriminator=0.5 * (real - 1).square().mean() + 0.5 * fake.square().mean(),
         generator=0.5 * (fake - 1).square().mean(),
@@ -155,40 +143,26 @@ def relativistic(*, real: Tensor, fake: Tensor) -> GANLosses:
     """Return the losses of the relativistic pairing GAN: the logit of a real sample minus that of its partner.
 
     R3GAN (Huang et al., arXiv:2501.05441) with the loss of RSGAN (Jolicoeur-Martineau, arXiv:1807.00734). The pairs
-    are a clip and its reconstruction, or the patches of both at the same position.
-
-    Returns:
-        Both in nats and >= 0; log 2 if all pairs are equal. One falls as the other rises.
+    are a clip and its reconstruction, or the patches of both at the same position. Both losses are in nats and >= 0,
+    and log 2 if all pairs are equal; one falls as the other rises.
 
     Raises:
         ValueError: If the shapes of `real` and `fake` differ.
     """
-    remedy = "Pass as many real samples as fakes to the discriminator."
-    check_same_shape("fake", fake, "real", real, remedy=remedy)
+    check_same_shape("fake", fake, "real", real, remedy="Pass as many real samples as fakes to the discriminator.")
     difference = at_least_float32(real) - at_least_float32(fake)
     return GANLosses(discriminator=F.softplus(-difference).mean(), generator=F.softplus(difference).mean())
 
 
-GAN_LOSSES: dict[str, GANLoss] = {
-    "hinge": hinge,
-    "vanilla": vanilla,
-    "least_squares": least_squares,
-    "relativistic": relativistic,
-}
+GAN_LOSSES = {"hinge": hinge, "vanilla": vanilla, "least_squares": least_squares, "relativistic": relativistic}
 
 
 def feature_matching(*, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Scalar:
     """Return the mean over layers of the mean absolute difference of a discriminator's feature maps.
 
     pix2pixHD (Wang et al., arXiv:1711.11585), equation 4, divided by the number of layers, so that a weight means the
-    same for discriminators of any depth. Only `fake` gets a gradient.
-
-    Args:
-        real: Feature maps of the real samples, one per layer, of any shape.
-        fake: Feature maps of the reconstructions, of the same shapes.
-
-    Returns:
-        A 0-d tensor >= 0, at least float32; 0 for equal features, smaller is closer.
+    same for discriminators of any depth. `real` and `fake` hold one map of any shape per layer; only `fake` gets a
+    gradient. The result is a 0-d tensor >= 0, at least float32; smaller is closer, 0 for equal features.
 
     Raises:
         ValueError: If there are no layers, or the numbers of layers or the shapes of a layer differ.
@@ -200,7 +174,6 @@ def feature_matching(*, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Scala
         raise argument_error("fake", contract, str(len(fake)), "Take both from the same discriminator.")
     distances = []
     for index, (x, y) in enumerate(zip(real, fake, strict=True)):
-        remedy = "Pass both sides through the same layers."
-        check_same_shape(f"fake[{index}]", y, f"real[{index}]", x, remedy=remedy)
+        check_same_shape(f"fake[{index}]", y, f"real[{index}]", x, remedy="Pass both sides through the same layers.")
         distances.append(F.l1_loss(at_least_float32(y), at_least_float32(x.detach())))
     return torch.stack(distances).mean()  # equation 4

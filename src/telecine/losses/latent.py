@@ -1,14 +1,13 @@
 """Regularisers of the latent: the KL divergence, and terms that make it easier to generate.
 
-Equivariance, masking and noise decode a changed latent, besides the decoder's pass for the reconstruction. The time and
-the activations of that second pass are their cost.
+Equivariance, masking and noise cost a second pass of the decoder, over a changed latent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,26 +29,17 @@ Decode: TypeAlias = Callable[[Tensor], Tensor]
 
 
 def kl_to_standard_normal(*, mean: Tensor, logvar: Tensor, reduction: Reduction = "mean") -> Scalar:
-    """Return KL(N(mean, exp(logvar)) || N(0, 1)) of a batch, in nats; the graph is kept.
+    """Return KL(N(mean, exp(logvar)) || N(0, 1)) of a batch, in nats, 0-d and >= 0; the graph is kept.
 
     One element contributes `(mean^2 + exp(logvar) - 1 - logvar) / 2`, the negative of the first term of equation 10 in
-    arXiv:1312.6114 (appendix B).
-
-    The default, "mean", averages over batch, channels and positions, so that a weight means the same at any
-    resolution, length and number of latent channels. "sum" is the convention of latent diffusion's code and of
-    diffusers: the sum over a clip's latent, averaged over the batch. It equals the mean times the number of latent
+    arXiv:1312.6114 (appendix B). With "mean", a weight means the same at any resolution, length and number of latent
+    channels. "sum" is the convention of latent diffusion's code and of diffusers, the mean times the number of latent
     elements per clip. That code also sums the reconstruction error. Its `kl_weight` of 1e-6 for a 4 x 32 x 32 latent of
-    a 3 x 256 x 256 image therefore corresponds to 1e-6 * 4096 / 196608 = 2e-8 with a reconstruction error averaged over
-    pixels.
+    a 3 x 256 x 256 image therefore corresponds to 1e-6 * 4096 / 196608 = 2e-8 with an error averaged over pixels.
 
     Args:
-        mean: Any shape with the batch first, e.g. `(B, C, T, H, W)`.
-        logvar: Logarithm of the variance, same shape.
+        mean, logvar: Any shape with the batch first, e.g. `(B, C, T, H, W)`; at least float32 is used.
         reduction: "mean" over all elements, or "sum" over the elements of a sample and mean over the batch.
-
-    Returns:
-        A 0-d tensor >= 0 in float32 or float64, also under autocast. It is 0 only if mean and logvar are 0 everywhere;
-        smaller is closer.
 
     Raises:
         ValueError: If the shapes differ or the reduction is unknown.
@@ -63,27 +53,21 @@ def kl_to_standard_normal(*, mean: Tensor, logvar: Tensor, reduction: Reduction 
     return 0.5 * (elements.mean() if reduction == "mean" else elements.sum() / len(elements))
 
 
-def posterior_kl(posterior: object, reduction: Reduction = "mean") -> Scalar:
-    """Return the KL divergence of a posterior from N(0, 1): `kl_to_standard_normal` of its mean and log-variance.
+def posterior_kl(posterior: Any, reduction: Reduction = "mean") -> Scalar:
+    """Return `kl_to_standard_normal` of a posterior with tensors `mean` and `logvar`, such as diffusers'.
 
-    It works for latents with any number of axes. The `kl()` method of diffusers' class sums over axes 1, 2 and 3 only,
-    and so does not sum over the width of a video's latent `(B, C, T, H, W)`.
-
-    Args:
-        posterior: An object with tensors `mean` and `logvar`, such as diffusers' `DiagonalGaussianDistribution`.
-        reduction: As in `kl_to_standard_normal`.
+    It works for latents with any number of axes. The `kl()` method of diffusers' `DiagonalGaussianDistribution` sums
+    over axes 1, 2 and 3 only, and so not over the width of a video's latent `(B, C, T, H, W)`.
 
     Raises:
         ValueError: If `mean` or `logvar` is missing, as in the distribution of a deterministic autoencoder.
     """
-    mean, logvar = getattr(posterior, "mean", None), getattr(posterior, "logvar", None)
-    if not isinstance(mean, Tensor) or not isinstance(logvar, Tensor):
-        found = {"mean": mean, "logvar": logvar}
-        missing = [f"`{name}`" for name, value in found.items() if not isinstance(value, Tensor)]
+    missing = [f"`{name}`" for name in ("mean", "logvar") if not isinstance(getattr(posterior, name, None), Tensor)]
+    if missing:
         got = f"{type(posterior).__name__} without {' and '.join(missing)}"
         remedy = "Such a posterior has no divergence; pass `aux_losses=None`."
         raise argument_error("posterior", "a diagonal Gaussian with tensors `mean` and `logvar`", got, remedy)
-    return kl_to_standard_normal(mean=mean, logvar=logvar, reduction=reduction)
+    return kl_to_standard_normal(mean=posterior.mean, logvar=posterior.logvar, reduction=reduction)
 
 
 def equivariance(
@@ -101,28 +85,23 @@ def equivariance(
 ) -> Scalar:
     """Return the error of the decoded latent, rotated and down-scaled, against the video, changed in the same way.
 
-    EQ-VAE (Kouzelis et al., arXiv:2502.09509): `d(tau(x), D(tau(z)))`. Here `d` is a pixel loss alone, and
-    the pair without a change, which the paper trains on in half of the steps, is the objective's reconstruction: with
-    a weight of 1 both count the same, as in the paper. `tau` is one for the whole batch: one to three quarter turns,
-    and independent scales of height and width. It costs a pass of the decoder over a latent of `scale_h * scale_w` of
-    the size, 37 % on average with `min_scale` 1/4.
+    EQ-VAE (Kouzelis et al., arXiv:2502.09509): `d(tau(x), D(tau(z)))`. Here `d` is a pixel loss alone, and the pair
+    without a change, which the paper trains on in half of the steps, is the objective's reconstruction: with a weight
+    of 1 both count the same, as in the paper. `tau` is one for the whole batch: one to three quarter turns, and
+    independent scales of height and width. The decoder's pass over the scaled latent costs 37 % of a full one on
+    average with `min_scale` 1/4.
 
     Args:
-        latent: z, `(B, C, t, h, w)`; the graph is kept.
-        decode: D. The graph is kept.
+        latent, decode: z, `(B, C, t, h, w)`, and D; the graph is kept.
         target: x, `(B, 3, T, H, W)` in [-1, 1].
         weight: Non-negative sample weights `(B,)`, see `weighted_mean`.
         mask: Bool, broadcasts to `target`. A pixel counts if all pixels that it was made of do.
         generator: Source of the transformation. One on an accelerator costs a host sync; of several, the first counts.
         min_scale: Smallest scale, in (0, 1]. The largest is just below 1; with 1, nothing is scaled.
-        flip: Whether `tau` is one of all seven other orientations of a square, flips included, which the paper leaves
-            out, instead of the three turns.
+        flip: `tau` is one of all seven other orientations of a square, with flips, which the paper leaves out.
         num_orientations: How many different orientations are decoded, each in a pass of its own, and averaged: at most
             3, or 7 with `flip`. The paper has one. More of them have the same mean with less noise.
         loss: The pixel loss: "mse", "l1" or "charbonnier".
-
-    Returns:
-        A 0-d tensor, at least float32; smaller is better.
 
     Raises:
         ValueError: An argument is out of range, or the decoded video is not a scaled `target`.
@@ -134,12 +113,12 @@ def equivariance(
     if check_count("num_orientations", num_orientations) > others:
         remedy = "Use fewer." if flip else "Set `flip` for more."
         raise argument_error("num_orientations", f"at most {others}", num_orientations, remedy)
-    turn, *sides = host_rand(3, generator)
+    turn, *draws = host_rand(3, generator)
     errors = []
     for index in range(num_orientations):
         rotate = partial(_oriented, number=1 + (int(others * turn) + index) % others)
         turned = rotate(latent)
-        size = [_random_side(side, min_scale, draw) for side, draw in zip(turned.shape[-2:], sides, strict=True)]
+        size = [_random_side(side, min_scale, draw) for side, draw in zip(turned.shape[-2:], draws, strict=True)]
         decoded = decode(resized(turned, size))
         kept = None if mask is None else rotate(mask.expand_as(target))
         errors.append(_compare(decoded, rotate(target), kept, weight, loss))
@@ -159,12 +138,10 @@ def scale_equivariance(
 ) -> Scalar:
     """Return the error of the decoded down-scaled latent against the down-scaled video.
 
-    "Improving the Diffusability of Autoencoders" (Skorokhodov et al., arXiv:2502.14831). Height and width
-    are divided by one of `factors`, drawn for the whole batch. It costs a pass of the decoder over a latent of 1/4 or
-    1/16 of the size. The other arguments, errors and result are those of `equivariance`.
-
-    Args:
-        factors: Whole numbers; a latent that is smaller than a factor becomes one position.
+    "Improving the Diffusability of Autoencoders" (Skorokhodov et al., arXiv:2502.14831). Height and width are divided
+    by one of `factors`, whole numbers, drawn for the whole batch; a latent smaller than its factor becomes one
+    position. It costs a pass of the decoder over a latent of 1/4 or 1/16 of the size. The other arguments, errors and
+    result are those of `equivariance`.
     """
     check_video("latent", latent)
     for factor in factors:
@@ -191,12 +168,9 @@ def latent_masking(
 
     The latent masked reconstruction of SSVAE (Liu et al., arXiv:2512.05394), which draws ratios of 0, 1/4, 1/2 and 3/4.
     Here each clip has a ratio from 0 to `max_ratio`, each position is masked with that probability, and a masked one
-    gets the clip's mean of its channel, where the paper learns a token. It costs a full pass of the decoder. Arguments,
-    errors and result are those of `equivariance`, and:
-
-    Args:
-        max_ratio: Largest fraction of masked positions, below 1.
-        block: Side of the cubes of positions that are masked together.
+    gets the clip's mean of its channel, where the paper learns a token. Cubes with a side of `block` positions are
+    masked together. It costs a full pass of the decoder. The other arguments, errors and result are those of
+    `equivariance`.
     """
     check_video("latent", latent)
     check_fraction("max_ratio", max_ratio, remedy="Use 0.75, as the paper does.")
@@ -208,8 +182,7 @@ def latent_masking(
     for axis, size in zip((2, 3, 4), latent.shape[2:], strict=True):
         is_masked = is_masked.repeat_interleave(block, axis).narrow(axis, 0, size)
     mean, _ = _channel_statistics(latent)
-    decoded = decode(torch.where(is_masked, mean.to(latent.dtype), latent))
-    return _compare(decoded, target, mask, weight, loss)
+    return _compare(decode(torch.where(is_masked, mean.to(latent.dtype), latent)), target, mask, weight, loss)
 
 
 def latent_noise(
@@ -227,19 +200,16 @@ def latent_noise(
 
     The noise-augmented decoding of "Diffusion Transformers with Representation Autoencoders" (Zheng et al.,
     arXiv:2510.11690): the noise of each clip has a standard deviation `|n|` with `n ~ N(0, scale^2)`, in units of the
-    standard deviation of each channel of the clip. It costs a full pass of the decoder. Arguments, errors and result
-    are those of `equivariance`, and:
-
-    Args:
-        scale: Above 0; 0.8 in the paper, whose latents are of high dimension.
+    standard deviation of each channel of the clip. `scale` is above 0; it is 0.8 in the paper, whose latents are of
+    high dimension. It costs a full pass of the decoder. The other arguments, errors and result are those of
+    `equivariance`.
     """
     check_video("latent", latent)
     check_positive("scale", scale, remedy="Set the term's weight to 0 for no noise.")
     draw = partial(randn, generator=generator, device=latent.device, dtype=latent.dtype)
     _, std = _channel_statistics(latent)
     size = scale * draw((len(latent), 1, 1, 1, 1)).abs()
-    decoded = decode(latent + size * std.to(latent.dtype) * draw(latent.shape))
-    return _compare(decoded, target, mask, weight, loss)
+    return _compare(decode(latent + size * std.to(latent.dtype) * draw(latent.shape)), target, mask, weight, loss)
 
 
 def local_correlation(*, latent: Tensor, weight: Tensor | None = None, threshold: float = 0.75) -> Scalar:
@@ -247,17 +217,14 @@ def local_correlation(*, latent: Tensor, weight: Tensor | None = None, threshold
 
     The local correlation regularisation of SSVAE (Liu et al., arXiv:2512.05394): channels are normalised over the
     clip, and positions correlated (Pearson, over channels) with the others of their window of 2 x 2 x 2, or 2 x 2 in
-    the first frame. The mean over the first frame's windows and that over the others count the same. The paper
-    correlates posterior means, has no gradient of the normalisation, and trains with one clip to a batch; here `latent`
-    may be a sample, the gradient is exact, and each clip is compared. It costs next to nothing.
+    the first frame, whose mean counts as much as that of the others. The paper correlates posterior means, has no
+    gradient of the normalisation, and trains with one clip to a batch; here `latent` may be a sample, the gradient is
+    exact, and each clip is compared.
 
     Args:
-        latent: `(B, C, t, h, w)` with h and w at least 2; the graph is kept. The rest of the last windows is left out.
+        latent: `(B, C, t, h, w)` with h and w at least 2; the graph is kept. Incomplete windows are left out.
         weight: Non-negative sample weights `(B,)`, see `weighted_mean`.
-        threshold: The correlation that is enough, from 0 to below 1; 0.75 in the paper.
-
-    Returns:
-        A 0-d tensor in [0, 1 + threshold], at least float32; smaller is better, 0 at and above the threshold.
+        threshold: From 0 to below 1; 0.75 in the paper. The result is in [0, 1 + threshold], at least float32.
 
     Raises:
         ValueError: The latent is too small, or an argument is out of range.
@@ -269,10 +236,9 @@ def local_correlation(*, latent: Tensor, weight: Tensor | None = None, threshold
     mean, std = _channel_statistics(latent)
     with autocast_off(latent.device):
         z = (at_least_float32(latent) - mean) / std
-        first, rest = z[:, :, :1], z[:, :, 1:]
-        parts = [_window_correlation(first, 1)]
-        if rest.shape[2] > 0:
-            parts.append(_window_correlation(rest, min(2, rest.shape[2])))
+        parts = [_window_correlation(z[:, :, :1], 1)]
+        if z.shape[2] > 1:
+            parts.append(_window_correlation(z[:, :, 1:], min(2, z.shape[2] - 1)))
         return weighted_mean(torch.relu(threshold - torch.stack(parts).mean(0)), weight)
 
 
@@ -282,17 +248,13 @@ def _window_correlation(latent: Tensor, num_frames: int) -> Tensor:
     vectors = windows.movedim(1, -1).flatten(1, 3).flatten(2, -2)  # (B, window, position, C)
     vectors = vectors - vectors.mean(-1, keepdim=True)
     unit = vectors * (vectors.square().sum(-1, keepdim=True) + EPSILON**2).rsqrt()
-    # The mean over pairs of different positions: of all n^2 products, without the n of a position with itself.
-    n = unit.shape[2]
+    n = unit.shape[2]  # of the n^2 products, the n of a position with itself are left out
     products = unit.sum(2).square().sum(-1) - unit.square().sum((2, 3))
     return products.mean(1) / (n * (n - 1))
 
 
 def _channel_statistics(latent: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of each clip's channels, `(B, C, 1, 1, 1)`, at least float32, with a graph.
-
-    They are those of a clip, not of the batch, so that clips do not depend on each other.
-    """
+    """Return mean and standard deviation of each clip's channels, `(B, C, 1, 1, 1)`, at least float32, with a graph."""
     values, axes = at_least_float32(latent), (2, 3, 4)
     mean = values.mean(axes, keepdim=True)
     # The gradient is finite for a constant channel, too.

@@ -1,4 +1,4 @@
-"""LeCam regularisation (Tseng et al., arXiv:2104.03310), with running means of the logits."""
+"""LeCam regularisation (Tseng et al., arXiv:2104.03310) with running means of the logits."""
 
 from __future__ import annotations
 
@@ -16,24 +16,14 @@ LECAM_DECAY = 0.999
 
 
 def lecam(*, real: Tensor, fake: Tensor, real_average: Scalar, fake_average: Scalar) -> Scalar:
-    """Return `mean(relu(real - fake_average)^2) + mean(relu(real_average - fake)^2)`; the graph is kept.
+    """Return `mean(relu(real - fake_average)^2) + mean(relu(real_average - fake)^2)`, part of the discriminator's loss.
 
-    LeCam regularisation (Tseng et al., arXiv:2104.03310), equation 3 with the relu of the authors' code: a logit is
-    pulled towards the moving average of the other side, real logits only down, fake logits only up. It slows down a
-    discriminator that overfits to little data, and does nothing to one that confuses real and fake.
-
-    Args:
-        real: Logits of real samples, any shape.
-        fake: Logits of reconstructions, any shape.
-        real_average: Moving average of the mean of `real`, 0-d; it gets no gradient.
-        fake_average: Moving average of the mean of `fake`, likewise.
-
-    Returns:
-        A 0-d tensor >= 0, at least float32, which belongs to the discriminator's loss.
+    Equation 3 with the relu of the authors' code: a logit is pulled towards the moving average of the other side, real
+    logits only down, fake logits only up. It slows down a discriminator that overfits to little data, and does nothing
+    to one that confuses real and fake. The averages get no gradient.
     """
     real, fake = at_least_float32(real), at_least_float32(fake)
     alpha_r, alpha_f = at_least_float32(real_average).detach(), at_least_float32(fake_average).detach()
-    # Equation 3
     return (real - alpha_f).relu().square().mean() + (alpha_r - fake).relu().square().mean()
 
 
@@ -42,9 +32,6 @@ class RunningMean(nn.Module):
 
     The first values are averaged evenly until the decay takes over, so there is no bias towards 0. Values that are not
     finite are ignored. No host-device synchronisation.
-
-    Args:
-        decay: From 0 (the newest value only) to below 1.
     """
 
     mean: Tensor
@@ -58,12 +45,12 @@ class RunningMean(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningMean:
         """Move with the module, but stay in float32: half precision would round small updates to zero."""
-        kept = dict(self._buffers)
-        super()._apply(fn, recurse)
-        for name, moved in self._buffers.items():
-            if moved is not None and moved.dtype not in (torch.float32, torch.float64):
-                self._buffers[name] = kept[name].to(moved.device)  # type: ignore[union-attr]
-        return self
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype in (torch.float32, torch.float64) else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
 
     @torch.no_grad()
     def update(self, value: Scalar) -> None:

@@ -3,8 +3,7 @@
 A penalty is a function of those of these keyword arguments that it needs:
 
 - `discriminator`: maps an input `(B, ...)` to logits, for penalties that evaluate it at further points;
-- `real`, `fake`: the discriminator's inputs `(B, ...)`. A penalty
-  raises a `ValueError` if it differentiates an input that does not require gradients;
+- `real`, `fake`: the discriminator's inputs `(B, ...)`; the differentiated ones must require gradients;
 - `real_logits`, `fake_logits`: the logits of both, one per sample or a map of them, with their graphs;
 - `generator`: source of random numbers on the inputs' device; PyTorch's default generator if `None`.
 
@@ -64,41 +63,37 @@ def r1(*, real: Tensor, real_logits: Tensor) -> Scalar:
 
     Mescheder et al. (arXiv:1801.04406), equation 9 without gamma, which is the weight of the penalty.
     """
-    return _half_mean_square(real, real_logits)
+    gradient = at_least_float32(_input_gradient(real, real_logits))
+    return 0.5 * gradient.square().flatten(1).sum(1).mean()  # no root: it has no second derivative at 0
 
 
 def r2(*, fake: Tensor, fake_logits: Tensor) -> Scalar:
     """Return `1/2 mean_b ||grad D(fake_b)||_2^2`: `r1` of the fakes (arXiv:1801.04406, equation 10 without gamma)."""
-    return _half_mean_square(fake, fake_logits)
+    return r1(real=fake, real_logits=fake_logits)
 
 
 def r1_and_r2(*, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: Tensor) -> Scalar:
     """Return `r1 + r2`, as R3GAN (Huang et al., arXiv:2501.05441) needs both; the weight is its gamma."""
-    return _half_mean_square(real, real_logits) + _half_mean_square(fake, fake_logits)
+    return r1(real=real, real_logits=real_logits) + r2(fake=fake, fake_logits=fake_logits)
 
 
 def wgan_gp(*, discriminator: LogitsFunction, real: Tensor, fake: Tensor, generator: Generators = None) -> Scalar:
     """Return `mean_b (||grad D(x_hat_b)||_2 - 1)^2` at random points between real samples and fakes.
 
-    Gulrajani et al. (arXiv:1704.00028), equation 3. The discriminator is evaluated on a third batch.
-
-    Returns:
-        A 0-d tensor >= 0, at least float32, whose graph leads to the discriminator's parameters (a double backward).
+    Gulrajani et al. (arXiv:1704.00028), equation 3. The discriminator is evaluated on a third batch. The result is a
+    0-d tensor >= 0, at least float32, whose graph leads to the discriminator's parameters (a double backward).
 
     Raises:
         ValueError: If the shapes of `real` and `fake` differ.
     """
     x, x_tilde = real.detach(), fake.detach()
-    remedy = "Pass as many real samples as fakes to the discriminator."
-    check_same_shape("fake", x_tilde, "real", x, remedy=remedy)
-    one_each = (len(x), *[1] * (x.ndim - 1))
-    epsilon = rand(one_each, generator=generator, device=x.device, dtype=at_least_float32(x).dtype)
+    check_same_shape("fake", fake, "real", real, remedy="Pass as many real samples as fakes to the discriminator.")
+    epsilon = rand((len(x), *[1] * (x.ndim - 1)), generator=generator, device=x.device, dtype=at_least_float32(x).dtype)
     # Algorithm 1, line 6
     x_hat = (epsilon * x + (1 - epsilon) * x_tilde).to(torch.promote_types(x.dtype, x_tilde.dtype)).requires_grad_()
     with differentiated_twice():
         logits = discriminator(x_hat)
-    # Equation 3, second term
-    return gradient_penalty(real=x_hat, logits=logits)
+    return gradient_penalty(real=x_hat, logits=logits)  # equation 3, second term
 
 
 def approximate_r1(
@@ -116,17 +111,12 @@ def approximate_r1(
     100 at sigma 0.01. The estimate is noisy: its standard deviation is about sqrt(2) times the value for each sample.
     It costs one more forward instead of a double backward.
 
-    Anything else that changes the logits between two calls hides the difference. Dropout does. So does half precision:
-    under autocast both logits are computed again in float32, in one forward of twice the batch size. Parameters that
-    are stored in half precision need a larger sigma, such as the paper's 0.1 for videos.
+    Dropout and half precision hide the difference. Under autocast both logits are therefore computed again in float32,
+    in one forward of twice the batch size, and `real_logits` are unused. Parameters that are stored in half precision
+    need a larger sigma, such as the paper's 0.1 for videos.
 
-    Args:
-        discriminator, real, generator: As for all penalties; `real` need not require gradients.
-        real_logits: Unused under autocast.
-        sigma: Standard deviation of the noise, > 0, in units of the input's values.
-
-    Returns:
-        A 0-d tensor >= 0, at least float32, whose graph leads to the discriminator's parameters.
+    `sigma` is the standard deviation of the noise, > 0, in units of the input's values. `real` need not require
+    gradients. The result is a 0-d tensor >= 0, at least float32.
 
     Raises:
         ValueError: If `sigma` is not above 0.
@@ -159,10 +149,7 @@ GRAD_PENALTIES: dict[str, Penalty] = {
 
 
 def as_penalty(function: Callable[..., Scalar]) -> Penalty:
-    """Return a penalty function as a `Penalty`.
-
-    A `functools.partial` of a known penalty keeps its declarations. Any other function may use everything.
-    """
+    """Return a function as a `Penalty`; a `functools.partial` of a known penalty keeps its declarations."""
     if isinstance(function, Penalty):
         return function
     if isinstance(function, functools.partial):
@@ -176,31 +163,20 @@ def gradient_penalty(*, real: Tensor, logits: Tensor, center: float = 1.0) -> Sc
     """Return the mean over the batch of `(|| d sum(logits) / d real_b ||_2 - center)^2`.
 
     The penalty of WGAN-GP (Gulrajani et al., arXiv:1704.00028, equation 3). At real samples instead of interpolates it
-    is that of MAGVIT-2's public code and of CogVideo. The norm runs over every axis but the batch.
+    is that of MAGVIT-2's public code and of CogVideo. The norm runs over every axis but the batch. The result is a
+    0-d tensor >= 0 whose graph leads to the discriminator's parameters (a double backward).
 
     Args:
         real: The samples `(B, ...)` that `logits` were computed from; must require gradients.
         logits: One logit per sample or a map of them.
         center: The gradient norm at which the penalty is 0.
 
-    Returns:
-        A 0-d tensor >= 0 whose graph leads to the discriminator's parameters (a double backward).
+    Raises:
+        ValueError: If `real` does not require gradients.
     """
-    return (sample_norms(_input_gradient(real, logits)) - center).square().mean()
-
-
-def sample_norms(tensor: Tensor) -> Tensor:
-    """Return the 2-norm of each sample over every axis but the first, shape `(B,)`, in at least float32.
-
-    The gradient of `vector_norm` at exactly 0 is 0, so a sample that the discriminator ignores is safe.
-    """
-    return torch.linalg.vector_norm(at_least_float32(tensor).flatten(1), dim=1)
-
-
-def _half_mean_square(x: Tensor, logits: Tensor) -> Scalar:
-    """Return `1/2 mean_b ||grad D(x_b)||_2^2` as sums of squares: a root has no second derivative at 0."""
-    gradient = at_least_float32(_input_gradient(x, logits))
-    return 0.5 * gradient.square().flatten(1).sum(1).mean()
+    gradient = at_least_float32(_input_gradient(real, logits))
+    # The gradient of `vector_norm` at exactly 0 is 0, so a sample that the discriminator ignores is safe.
+    return (torch.linalg.vector_norm(gradient.flatten(1), dim=1) - center).square().mean()
 
 
 def _input_gradient(x: Tensor, logits: Tensor) -> Tensor:

@@ -24,15 +24,13 @@ class ReconstructionLoss(Protocol):
 
 
 def mse(*, reconstruction: Tensor, target: Tensor, weight: Tensor | None = None) -> Scalar:
-    """Return the mean squared error; the graph is kept.
+    """Return the mean squared error, in [0, 4] for values in [-1, 1]; smaller is better, and the graph is kept.
+
+    It is a 0-d tensor in float32 or the wider input type.
 
     Args:
-        reconstruction: Any shape with the batch first, usually `(B, C, T, H, W)` in [-1, 1].
-        target: Same shape.
+        reconstruction, target: Any shape with the batch first, usually `(B, C, T, H, W)` in [-1, 1].
         weight: Non-negative sample weights `(B,)`, see `weighted_mean`; 1 for every sample if `None`.
-
-    Returns:
-        A 0-d tensor in [0, 4] for values in [-1, 1], in float32 or the wider input type; smaller is better.
 
     Raises:
         ValueError: If the shapes differ, or `weight` is not `(B,)`.
@@ -47,20 +45,15 @@ def mse(*, reconstruction: Tensor, target: Tensor, weight: Tensor | None = None)
 def psnr_of_mse(mse: Tensor, *, value_range: float = VALUE_RANGE[1] - VALUE_RANGE[0]) -> Tensor:
     """Return the peak signal-to-noise ratio of mean squared errors, in dB, at most `MAX_PSNR`; larger is better.
 
-    Args:
-        mse: Any shape. NaN stays NaN.
-        value_range: The largest value less the smallest one: 2 for videos in [-1, 1], 255 for bytes.
+    NaN stays NaN. `value_range` is the largest value less the smallest one: 2 in [-1, 1], 255 for bytes.
     """
     return 10 * torch.log10(value_range**2 / mse.clamp(min=value_range**2 * 10 ** (-MAX_PSNR / 10)))
 
 
 def l1(*, reconstruction: Tensor, target: Tensor, weight: Tensor | None = None) -> Scalar:
-    """Return the mean absolute error; the graph is kept. The gradient is 0 where both are equal.
+    """Return the mean absolute error, in [0, 2] for values in [-1, 1]; its gradient is 0 where both are equal.
 
     Arguments, errors and dtypes are those of `mse`.
-
-    Returns:
-        A 0-d tensor in [0, 2] for values in [-1, 1]; smaller is better.
     """
     return weighted_mean(difference(reconstruction=reconstruction, target=target).abs(), weight)
 
@@ -71,18 +64,12 @@ def charbonnier(
     """Return the mean of `sqrt(d^2 + epsilon^2)`, an L1 loss that is smooth at 0; the graph is kept.
 
     Charbonnier et al. ("Two deterministic half-quadratic regularization algorithms for computed imaging", ICIP 1994),
-    with the epsilon of LapSRN (Lai et al., arXiv:1704.03915). As published, the loss of a perfect reconstruction is
-    `epsilon`, not 0. The gradient is finite everywhere and exactly 0 for a perfect reconstruction.
-
-    Args:
-        reconstruction, target, weight: As in `mse`.
-        epsilon: The loss is about quadratic for errors below it and linear above; > 0, in the units of the values.
-
-    Returns:
-        A 0-d tensor between `epsilon` and `l1 + epsilon` without sample weights; smaller is better.
+    with the epsilon of LapSRN (Lai et al., arXiv:1704.03915). The loss is about quadratic for errors below `epsilon`,
+    in the units of the values, and linear above. It is between `epsilon`, for a perfect reconstruction, and
+    `l1 + epsilon`. The gradient is finite everywhere. The other arguments and errors are those of `mse`.
 
     Raises:
-        ValueError: As in `mse`, or if `epsilon` is not above 0.
+        ValueError: If `epsilon` is not above 0.
     """
     if not epsilon > 0:
         raise argument_error("epsilon", "above 0", epsilon, "Use `l1` for the limit at 0.")
@@ -98,33 +85,22 @@ def gaussian_nll(*, distance: Scalar, logvar: Scalar) -> Scalar:
 
     The noise level is one number for all pixels, as in sigma-VAE (Rybkin et al., arXiv:2006.13202) and in the code of
     latent diffusion. The minimum over logvar, `1 + log(distance)`, is at `logvar = log(distance)`; it has no lower
-    bound as the distance goes to 0. Whether the loss is a negative log-likelihood per element, in nats, depends on the
-    distance:
+    bound as the distance goes to 0. For some distances, averaged over all elements, the loss is a negative
+    log-likelihood per element in nats; it is 0-d, as both arguments are, and at least float32:
 
     - L1: Laplace distribution of scale `exp(logvar)`, up to the constant log 2.
     - MSE: twice that of a Gaussian of variance `exp(logvar)`, up to the constant log(2 pi).
     - Any other, such as a sum with a perceptual distance: a learned weight, but no likelihood.
-
-    Args:
-        distance: Distance averaged over all elements, 0-d.
-        logvar: Logarithm of the learned scale or variance, 0-d.
-
-    Returns:
-        A 0-d tensor, at least float32; smaller is better, and it may be negative.
     """
     log_var = at_least_float32(logvar)
     return at_least_float32(distance) * (-log_var).exp() + log_var
 
 
 def weighted_mean(error: Tensor, weight: Tensor | None) -> Scalar:
-    """Return `mean_b(weight_b * mean(error_b))`, or the plain mean if `weight` is `None`.
+    """Return `mean_b(weight_b * mean(error_b))` of errors `(B, ...)`, or the plain mean if `weight` is `None`.
 
-    The weights are not normalised. Weights of 1/2 halve the loss, and the contribution of a sample does not depend on
-    the other samples of its batch.
-
-    Args:
-        error: `(B, ...)`.
-        weight: `(B,)`, non-negative. Values are not checked, because that would synchronise host and device.
+    The weights `(B,)` are not normalised: 1/2 halves the loss, and the contribution of a sample does not depend on the
+    other samples of its batch. They are non-negative; a check of values would synchronise host and device.
 
     Raises:
         ValueError: If `weight` is not `(B,)`.
@@ -137,10 +113,6 @@ def weighted_mean(error: Tensor, weight: Tensor | None) -> Scalar:
 
 
 def difference(*, reconstruction: Tensor, target: Tensor) -> Tensor:
-    """Return `reconstruction - target` in at least float32; the graph is kept.
-
-    Raises:
-        ValueError: If the shapes differ.
-    """
+    """Return `reconstruction - target` in at least float32; raise a `ValueError` if the shapes differ."""
     check_same_shape("reconstruction", reconstruction, "target", target)
     return at_least_float32(reconstruction) - at_least_float32(target)

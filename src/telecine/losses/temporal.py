@@ -14,24 +14,18 @@ def temporal_difference(
 ) -> Scalar:
     """Return the mean of `|(x[t+1] - x[t]) - (y[t+1] - y[t])|` over all pairs of consecutive frames.
 
-    The loss penalises flicker, and ignores an error that is the same in every frame. The graph is kept.
+    The loss penalises flicker, and ignores an error that is the same in every frame. The graph is kept. It is a 0-d
+    tensor in [0, 4] for values in [-1, 1], at least float32; smaller is better. A single frame has exactly 0.
 
     Args:
-        reconstruction: x, `(B, C, T, H, W)`.
-        target: y, same shape.
+        reconstruction, target: x and y, `(B, C, T, H, W)`.
         weight: Non-negative sample weights `(B,)`, see `weighted_mean`.
-        mask: Bool, broadcasts to the videos. A change counts if the mask is True in both of its frames. The mean is
-            over the changes that count, of all samples; it is 0 if none counts.
-
-    Returns:
-        A 0-d tensor in [0, 4] for values in [-1, 1], at least float32; smaller is better. For a single frame the value
-        and its gradient are exactly 0.
+        mask: Bool, broadcasts to the videos. The mean is over the changes with True in both frames; 0 without any.
 
     Raises:
         ValueError: If the shapes differ, or `weight` is not `(B,)`.
     """
-    # Taking changes is linear: the changes of x - y are those of x minus those of y.
-    changes = difference(reconstruction=reconstruction, target=target).diff(dim=2)
+    changes = difference(reconstruction=reconstruction, target=target).diff(dim=2)  # linear, as the subtraction is
     if changes.shape[2] == 0:
         return changes.sum()  # a mean over no elements would be NaN; the sum is 0 and has a graph
     if mask is None:

@@ -1,8 +1,7 @@
 """Gradient checkpointing (arXiv:1604.06174) of calls that keep frames for the next call, as causal models do.
 
-Such a call reads and changes caches: lists and dicts among its arguments, or attributes of its layers. To compute it
-again in the backward pass, it has to find them as they were. So the caches before the call are an input of the
-recomputation, the caches after it an output, and gradients flow through both.
+Such a call reads and changes caches: lists and dicts among its arguments, or attributes of its layers. The caches
+before the call are an input of its recomputation, the caches after it an output, and gradients flow through both.
 """
 
 from __future__ import annotations
@@ -20,11 +19,8 @@ from torch.utils.checkpoint import checkpoint
 class CheckpointedCall:
     """A call of a function whose activations are not kept; it can be run any number of times, with the same results.
 
-    Args:
-        forward: The function. It may change lists and dicts among its arguments, also nested ones.
-        args, kwargs: Its arguments.
-        cached_in: The layers that keep tensors in an attribute.
-        cache_name: The name of that attribute.
+    `forward` may change lists and dicts among its arguments, also nested ones. The layers in `cached_in` keep tensors
+    in the attribute `cache_name`.
     """
 
     _running: ContextVar[CheckpointedCall | None] = ContextVar("running", default=None)
@@ -74,16 +70,14 @@ class CheckpointedCall:
 def checkpoint_call(
     forward: Callable[..., Any], *args: Any, cached_in: Iterable[nn.Module] = (), cache_name: str = "", **kwargs: Any
 ) -> Any:
-    """Return `forward(*args, **kwargs)`, whose activations are computed again in the backward pass.
+    """Return `forward(*args, **kwargs)`, whose activations are computed again in the backward; see `CheckpointedCall`.
 
     The caches that it reads and changes may hold tensors with gradients. Without gradients this is a plain call.
-    Arguments as for `CheckpointedCall`.
     """
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     call = CheckpointedCall(forward, args, kwargs, cached_in, cache_name)
-    # The tensors say which device's random state is kept. The caches would tie the graph to later calls,
-    # and so to itself.
+    # The tensors say which device's random state is kept. Caches would tie the graph to later calls, and so to itself.
     tensors = [value for value in args if isinstance(value, Tensor)]
     output, changed, cached = checkpoint(lambda *_: call.run(), *tensors, use_reentrant=False)
     for value, new in zip((*args, *kwargs.values()), changed, strict=True):
@@ -93,12 +87,7 @@ def checkpoint_call(
 
 
 def checkpoint_module(module: nn.Module, cache_name: str = "") -> None:
-    """Make `module` compute its activations again in the backward pass, see `checkpoint_call`.
-
-    Args:
-        module: The module; its `forward` is replaced.
-        cache_name: The attribute in which its layers keep tensors between calls, if any.
-    """
+    """Replace `module.forward` by a `checkpoint_call`; its layers may keep tensors in the attribute `cache_name`."""
     cached_in = [layer for layer in module.modules() if cache_name and hasattr(layer, cache_name)]
     module.forward = partial(checkpoint_call, module.forward, cached_in=cached_in, cache_name=cache_name)
 

@@ -2,11 +2,9 @@
 
 PyTorch (2.13 with oneDNN) is slow in float32 in two cases. It converts large feature maps to oneDNN's layout and back
 around each kernel, unless they are channels-last. And it does not use oneDNN for a single small clip; the clip split
-into temporal segments is a batch, for which it does.
-
-It also computes the weight's part of a double backward as a convolution whose kernel is as large as the feature map.
-Libraries have no fast kernel for that. It is the same bilinear form as the weight's gradient in an ordinary backward,
-for which they have one.
+into temporal segments is a batch, for which it does. It also computes the weight's part of a double backward as a
+convolution whose kernel is as large as the feature map, which is slow everywhere. The weight's gradient in an ordinary
+backward is the same bilinear form, and libraries have a fast kernel for it.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -91,9 +90,8 @@ class _Convolution(torch.autograd.Function):
 def _output_mask(ctx: _Context) -> list[bool]:
     """Return whether the present backward needs the gradients of input, weight and bias.
 
-    `torch.autograd.grad` with respect to an input alone, as a penalty calls it, does not need the weights' gradients,
-    and the discriminator's step does not need those of the real videos, which a penalty differentiates with respect to.
-    PyTorch's own operators know this; a function written in Python has to ask about the next nodes of the graph.
+    A penalty, which differentiates with respect to an input, needs no gradients of weights, and the discriminator's
+    step none of inputs. PyTorch's own operators know this; a Python function has to ask about the graph's next nodes.
     """
     nodes = [node for node, _ in ctx.next_functions]  # one per tensor: a bias of None has no node
     nodes += [None] * (3 - len(nodes))
@@ -120,24 +118,22 @@ class _ConvolutionBackward(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """Return the gradients of `grad_output`, `x` and `weight`.
 
-        The input's gradient is bilinear in the weight and `grad_output`, the weight's in `x` and `grad_output`, and the
-        bias' is a sum over `grad_output`.
+        The input's gradient is bilinear in the weight and `grad_output`, the weight's in `x` and `grad_output`.
         """
         grad_output, x, weight = ctx.saved_tensors
-        grad_grad_output, grad_input, grad_weight = None, None, None
+        parts: list[Tensor] = []
+        grad_input, grad_weight = None, None
         if grad_grad_input is not None:
-            grad_grad_output = _fastest_convolution(grad_grad_input, weight, None, ctx.geometry)
+            parts.append(_fastest_convolution(grad_grad_input, weight, None, ctx.geometry))
             mask = [False, True, False]
             grad_weight = _fastest_backward(grad_output, grad_grad_input, weight, ctx.geometry, mask)[1]
         if grad_grad_weight is not None:
-            part = _fastest_convolution(x, grad_grad_weight, None, ctx.geometry)
-            grad_grad_output = part if grad_grad_output is None else grad_grad_output + part
+            parts.append(_fastest_convolution(x, grad_grad_weight, None, ctx.geometry))
             mask = [True, False, False]
             grad_input = _fastest_backward(grad_output, x, grad_grad_weight, ctx.geometry, mask)[0]
         if grad_grad_bias is not None:
-            part = grad_grad_bias.view(-1, *[1] * (x.ndim - 2)).expand_as(grad_output)
-            grad_grad_output = part if grad_grad_output is None else grad_grad_output + part
-        return grad_grad_output, grad_input, grad_weight, None, None
+            parts.append(grad_grad_bias.view(-1, *[1] * (x.ndim - 2)).expand_as(grad_output))
+        return reduce(torch.add, parts) if parts else None, grad_input, grad_weight, None, None
 
 
 class _Geometry(NamedTuple):
@@ -167,15 +163,13 @@ def _fastest_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, geometr
 def _fastest_backward(
     grad_output: Tensor, x: Tensor, weight: Tensor, geometry: _Geometry, output_mask: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of input, weight and bias, None where `output_mask` is False; the weight's is contiguous.
-
-    The values of `x` are used only for the gradient of the weight.
-    """
+    """Return the gradients of input, weight and bias, None where `output_mask` is False; the weight's is contiguous."""
     if not _has_faster_kernel(x):
         return _aten_convolution_backward(grad_output, x, weight, geometry, output_mask)
     segments = _segments(x, weight, geometry)
     if segments is None:
         layout = _layout(x, weight)
+        # Only the weight's gradient depends on the values of `x`.
         x = x.contiguous(memory_format=layout) if output_mask[1] else _empty(x.shape, layout)
         grad_output = grad_output.contiguous(memory_format=layout)
         grad_input, grad_weight, grad_bias = _aten_convolution_backward(grad_output, x, weight, geometry, output_mask)
@@ -202,13 +196,12 @@ class _Segments(NamedTuple):
     """Frames of zeros before and after the clip."""
     layout: torch.memory_format
     geometry: _Geometry
-    """_Geometry of the convolution of segments, without temporal padding."""
+    """That of the convolution of segments, without temporal padding."""
 
     def split(self, x: Tensor) -> Tensor:
         """Map `(1, C, T, H, W)` to `(num_segments, C, length, H, W)`."""
         padded = F.pad(x, (0, 0, 0, 0, self.padding, self.padding)) if self.padding else x
-        segments = padded[0].unfold(1, self.length, self.step).permute(1, 0, 4, 2, 3)
-        return segments.contiguous(memory_format=self.layout)
+        return padded[0].unfold(1, self.length, self.step).permute(1, 0, 4, 2, 3).contiguous(memory_format=self.layout)
 
     def empty(self, x: Tensor) -> Tensor:
         """Return a tensor like `split(x)` with arbitrary values."""
@@ -243,16 +236,14 @@ def _segments(x: Tensor, weight: Tensor, geometry: _Geometry) -> _Segments | Non
     if batch != 1 or channels * num_frames * height > SLOW_UP_TO or num_outputs < 2:
         return None
     num_segments = num_outputs if num_outputs % 2 else 2
-    outputs = num_outputs // num_segments
-    length = (outputs - 1) * stride + weight.shape[2]
-    segment_geometry = _Geometry([stride, *strides], [0, *paddings])
-    return _Segments(num_segments, length, outputs * stride, padding, _layout(x, weight), segment_geometry)
+    step = num_outputs // num_segments * stride
+    length, without_padding = step - stride + weight.shape[2], _Geometry([stride, *strides], [0, *paddings])
+    return _Segments(num_segments, length, step, padding, _layout(x, weight), without_padding)
 
 
 def _layout(x: Tensor, weight: Tensor) -> torch.memory_format:
     """Return the fastest memory format for `x`."""
-    positions = x.shape[0] * math.prod(x.shape[2:])
-    is_large = positions >= MIN_POSITIONS_PER_CHANNEL * max(weight.shape[:2])
+    is_large = x.shape[0] * math.prod(x.shape[2:]) >= MIN_POSITIONS_PER_CHANNEL * max(weight.shape[:2])
     return torch.channels_last_3d if is_large else torch.contiguous_format
 
 

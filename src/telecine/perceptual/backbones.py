@@ -93,25 +93,19 @@ BACKBONES: Mapping[str, Backbone] = {"vgg": _VGG16, "alex": _ALEXNET}
 
 
 def backbone_of(net: object) -> Backbone:
-    """Return the table of `net`, "vgg" or "alex".
-
-    Raises:
-        ValueError: `net` is neither of the two.
-    """
+    """Return the table of `net`; raise a `ValueError` unless it is "vgg" or "alex"."""
     if not isinstance(net, str) or net not in BACKBONES:
         raise argument_error("net", '"vgg" or "alex"', describe(net), 'Use "vgg" as a training loss.')
     return BACKBONES[net]
 
 
 def run_stage(stage: _Stage, weights: Mapping[str, Tensor], features: Frames) -> FeatureMap:
-    """Return the feature map `(N, C', H', W')` at the end of `stage`, all values >= 0; the graph is kept.
-
-    The in-place ReLU overwrites only its convolution's output, never `features`. Frozen convolutions store no input,
-    so the graph holds one activation per layer.
-    """
+    """Return the feature map `(N, C', H', W')` at the end of `stage`, all values >= 0; the graph is kept."""
     if stage.pool:
         features = F.max_pool2d(features, kernel_size=stage.pool, stride=2)
     for layer in stage.convolutions:
         weight, bias = weights[f"{layer.name}.weight"], weights[f"{layer.name}.bias"]
+        # In place, only on the convolution's output: frozen convolutions store no input, so the graph holds one
+        # activation per layer.
         features = torch.relu_(F.conv2d(features, weight, bias, layer.stride, layer.padding))
     return features

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,13 +23,11 @@ _CONTRACT = "a function or module that compares (reconstruction=, target=)"
 
 
 class Perceptual(nn.Module):
-    """The perceptual distance of an objective, with the same call for LPIPS and for a custom distance.
+    """The perceptual distance of an objective: one call for LPIPS and custom distances; no parameters, as `LPIPS`.
 
     Args:
         net: "vgg" or "alex" for LPIPS, an `LPIPS`, or a custom distance, as `CustomDistance` accepts it.
         weights: Source of the backbone's weights for a net given by name, as `load_backbone` accepts it.
-
-    Like `LPIPS` it has no parameters and no buffers, and moves with `.to(device)`.
 
     Raises:
         ValueError: `net` is none of these, `weights` do not fit it, or there are `weights` for a net without a name.
@@ -38,7 +37,12 @@ class Perceptual(nn.Module):
     def __init__(self, net: str | Callable[..., Tensor] = "vgg", *, weights: WeightsSource = None) -> None:
         super().__init__()
         if isinstance(net, str):
-            _check_name(net)
+            if net not in BACKBONES:
+                names = ", ".join(f'"{name}"' for name in BACKBONES)
+                remedy = (
+                    nearest(net.lower(), BACKBONES) or "Pass a callable (reconstruction=, target=) for another one."
+                )
+                raise argument_error("net", f"{names}, or a callable", describe(net), remedy)
             self.distance: LPIPS | CustomDistance = LPIPS(net, weights=weights)
         elif weights is not None:
             remedy = "Load the weights into the module instead."
@@ -78,9 +82,8 @@ class CustomDistance(Frozen[Callable[..., Tensor]]):
             device: `(N,)`, `(N, 1, 1, 1)` as the `lpips` package does, or a scalar, which is taken for the mean over
             the frames.
 
-    An `nn.Module` is frozen in place, not copied: its parameters no longer require gradients, half-precision ones
-    become float32, and each call puts it into evaluation mode. It moves with this module, and like `LPIPS` it shows no
-    parameters and no buffers. The caller freezes and moves the networks that a plain function uses.
+    An `nn.Module` is frozen in place, as `Frozen` does, and moves with this module. The caller freezes and moves the
+    networks that a plain function uses.
 
     Raises:
         ValueError: `net` cannot be called in these ways.
@@ -94,33 +97,21 @@ class CustomDistance(Frozen[Callable[..., Tensor]]):
     def forward(self, *, reconstruction: Frames, target: Frames) -> Float[Tensor, " frame"]:
         """Return one distance per frame, `(N,)`, at least float32; the graph is kept as far as the net keeps it.
 
-        Both are `(N, C, H, W)` of one shape and device. The net receives them in the wider precision of the two, at
-        least float32, with autocast off.
+        The net receives both, `(N, C, H, W)`, in the wider precision of the two, at least float32, without autocast.
 
         Raises:
             ValueError: The two are not such frames, or the net returns something else than `CustomDistance` says.
         """
         check_frame_pair(reconstruction=reconstruction, target=target)
         widest = torch.promote_types(torch.promote_types(reconstruction.dtype, target.dtype), torch.float32)
-        with autocast_off(reconstruction.device):
-            distance = self._call(reconstruction.to(widest), target.to(widest))
+        x, y = reconstruction.to(widest), target.to(widest)
+        with autocast_off(x.device):
+            distance = self.module(reconstruction=x, target=y) if self._takes_names else self.module(x, y)
         return _one_per_frame(distance, reconstruction)
-
-    def _call(self, reconstruction: Frames, target: Frames) -> object:
-        if self._takes_names:
-            return self.module(reconstruction=reconstruction, target=target)
-        return self.module(reconstruction, target)
 
     def extra_repr(self) -> str:
         """Return the text inside the parentheses of `repr`."""
         return getattr(self.module, "__qualname__", type(self.module).__qualname__)
-
-
-def _check_name(net: str) -> None:
-    if net not in BACKBONES:
-        names = ", ".join(f'"{name}"' for name in BACKBONES)
-        remedy = nearest(net.lower(), BACKBONES) or "Pass a callable (reconstruction=, target=) for another distance."
-        raise argument_error("net", f"{names}, or a callable", describe(net), remedy)
 
 
 def _takes_names(net: object) -> bool:
@@ -146,14 +137,10 @@ def _binds(signature: inspect.Signature, *args: object, **kwargs: object) -> boo
     return True
 
 
-def _one_per_frame(distance: object, frames: Frames) -> Float[Tensor, " frame"]:
+def _one_per_frame(distance: Any, frames: Frames) -> Float[Tensor, " frame"]:
     shapes = [(len(frames),) + (1,) * trailing for trailing in range(4)]
-    if (
-        not isinstance(distance, Tensor)
-        or not distance.is_floating_point()
-        or distance.device != frames.device
-        or tuple(distance.shape) not in [(), *shapes]
-    ):
+    is_float = isinstance(distance, Tensor) and distance.is_floating_point() and distance.device == frames.device
+    if not is_float or tuple(distance.shape) not in [(), *shapes]:
         contract = f"{_CONTRACT} and returns floating point of shape {shapes[0]}, {shapes[-1]} or () on {frames.device}"
         raise argument_error("net", contract, describe(distance), "Average over the pixels of each frame, or over all.")
     return at_least_float32(distance).reshape(-1).expand(len(frames))

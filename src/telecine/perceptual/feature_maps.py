@@ -25,6 +25,8 @@ from telecine.perceptual.weights import WeightsSource, load_state
 
 # Mean and standard deviation of ImageNet's colours in [0, 1], the training data of torchvision's networks.
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# Side of the frames from which the number of features is read.
+PROBED_SIZE = 64
 
 
 class FeatureMaps(Frozen[nn.Module]):
@@ -33,8 +35,7 @@ class FeatureMaps(Frozen[nn.Module]):
     Args:
         net: A module of frames `(N, 3, H, W)` in [-1, 1] that returns a list of maps `(N, F, h, w)`, or of tokens
             `(N, n, F)` of which the last `k * k` are a square map. It is frozen in place, and float32 at least.
-        size: Height and width to which frames are resized first, e.g. 224 for transformers. Default: those of the
-            frames.
+        size: Height and width to which frames are resized first, e.g. 224 for transformers. Default: their own.
     """
 
     def __init__(self, net: nn.Module, size: int | None = None) -> None:
@@ -42,11 +43,7 @@ class FeatureMaps(Frozen[nn.Module]):
         self.size = size
 
     def forward(self, frames: Frames) -> list[FeatureMap]:
-        """Return the maps, from first to last, in the precision of the network, also under autocast.
-
-        Raises:
-            ValueError: The network returns something else.
-        """
+        """Return the maps, from first to last, in the precision of the network, also under autocast."""
         net = self.module
         # The fused kernels of attention have no double backward.
         attention = sdpa_kernel(SDPBackend.MATH) if is_differentiated_twice() else nullcontext()
@@ -55,11 +52,7 @@ class FeatureMaps(Frozen[nn.Module]):
 
 
 def _as_map(output: object) -> FeatureMap:
-    """Return a map `(N, F, h, w)` as it is, and the last `k * k` of tokens `(N, n, F)` as a map with h = w = k.
-
-    Raises:
-        ValueError: It is neither.
-    """
+    """Return a map `(N, F, h, w)` as it is, and the last `k * k` of tokens `(N, n, F)` as a map with h = w = k."""
     if isinstance(output, Tensor) and output.ndim == 3:
         side = isqrt(output.shape[1])  # the others are the tokens of classes and registers
         return output[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
@@ -70,17 +63,12 @@ def _as_map(output: object) -> FeatureMap:
 
 
 class BackboneMaps(nn.Module):
-    """The feature maps of LPIPS' backbone, but for one at the full size of the frames.
-
-    Args:
-        lpips: The distance, whose weights are shared.
-    """
+    """The feature maps of LPIPS' backbone, whose weights are shared, but for one at the full size of the frames."""
 
     def __init__(self, lpips: LPIPS) -> None:
         super().__init__()
         self.lpips = lpips
-        first = BACKBONES[lpips.net].stages[0].convolutions[0]
-        self.first = 1 if first.stride == 1 else 0
+        self.first = 1 if BACKBONES[lpips.net].stages[0].convolutions[0].stride == 1 else 0
 
     def forward(self, frames: Frames) -> list[FeatureMap]:
         """Return the maps of frames in [-1, 1]."""
@@ -88,15 +76,9 @@ class BackboneMaps(nn.Module):
 
 
 class _LayerMaps(nn.Module):
-    """The outputs of some layers of a network.
+    """The outputs of some layers of a network, whose parameters become buffers; later layers are not computed.
 
-    Args:
-        net: The network, whose parameters become buffers. Later layers are not computed.
-        layers: Their names, as `torchvision.models.feature_extraction` has them.
-        mean, std: Of colours in [0, 1], in the network's training data.
-
-    Raises:
-        ValueError: There is no such layer.
+    `layers` are named as in `torchvision.models.feature_extraction`; `mean` and `std` are of colours in [0, 1].
     """
 
     shift: Tensor
@@ -109,8 +91,7 @@ class _LayerMaps(nn.Module):
         try:
             self.net = create_feature_extractor(net.eval(), {layer: layer for layer in layers})
         except ValueError as error:
-            known = ", ".join(name for name, _ in net.named_children())
-            remedy = f"Name some of its modules, below: {known}."
+            remedy = f"Name some of its modules, below: {', '.join(name for name, _ in net.named_children())}."
             raise argument_error("layers", f"layers of {type(net).__name__}", repr(layers), remedy) from error
         for module in self.net.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
@@ -122,8 +103,7 @@ class _LayerMaps(nn.Module):
 
     def forward(self, frames: Frames) -> list[Tensor]:
         """Return the outputs for frames in [-1, 1]."""
-        frames = frames.to(self.scale.dtype)
-        return list(self.net((frames - self.shift) / self.scale).values())
+        return list(self.net((frames.to(self.scale.dtype) - self.shift) / self.scale).values())
 
 
 def build_maps(

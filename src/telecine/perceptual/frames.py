@@ -23,19 +23,15 @@ Distance = TypeVar("Distance", bound="Tensor | tuple[Tensor, ...]")
 def sample_frame_indices(video: Video, num_frames: NumFrames, generator: Generators = None) -> Int[Tensor, "batch k"]:
     """Draw `num_frames` different frames of each clip, uniformly and independently per clip.
 
+    The indices `(B, k)` are on the video's device and ascend in each row, with `k = min(num_frames, T)`.
+
     Args:
         video: `(B, C, T, H, W)`; only its shape and device are read.
         num_frames: At least 1, or "all". A number above T selects all of them.
-        generator: One generator, or one for each clip, on the video's device. Nothing is drawn if all T frames are
-            selected.
-
-    Returns:
-        Indices `(B, k)` on the video's device, ascending in each row, with `k = min(num_frames, T)`.
-        Nothing is read from the device.
+        generator: One generator, or one for each clip, on the video's device. All T frames are selected without a draw.
 
     Raises:
-        ValueError: `video` is not a video, `num_frames` is neither a positive int nor "all", or `generator` is on
-            another device or has another length than the batch.
+        ValueError: An argument is something else, or `generator` has another length than the batch.
     """
     check_video("video", video)
     if num_frames != "all" and (isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 1):
@@ -52,20 +48,15 @@ def sample_frame_indices(video: Video, num_frames: NumFrames, generator: Generat
 def pick_frames(video: Video, indices: Int[Tensor, "batch k"]) -> Frames:
     """Return the frames `indices` `(B, k)` of each clip of `video` `(B, C, T, H, W)` as one batch `(B * k, C, H, W)`.
 
-    Frame j of clip b is at position `b * k + j`. The result is contiguous, in the video's dtype, and differentiable
-    with respect to the video. Nothing is read from the device, so PyTorch reports an index outside 0 ... T - 1.
+    Frame j of clip b is at position `b * k + j`. The result is contiguous, in the video's dtype; the graph is kept.
+    Nothing is read from the device, so PyTorch reports an index outside 0 ... T - 1.
 
     Raises:
         ValueError: `video` is not a video, or `indices` are not integers `(B, k)` on its device.
     """
     check_video("video", video)
-    if (
-        not isinstance(indices, Tensor)
-        or indices.ndim != 2
-        or len(indices) != len(video)
-        or indices.dtype != torch.int64
-        or indices.device != video.device
-    ):
+    is_index = isinstance(indices, Tensor) and indices.dtype == torch.int64 and indices.device == video.device
+    if not is_index or indices.ndim != 2 or len(indices) != len(video):
         contract = f"an int64 tensor of shape ({len(video)}, k) on {video.device}"
         raise argument_error("indices", contract, describe(indices), "Use `sample_frame_indices(video, ...)`.")
     clips = torch.arange(video.shape[0], device=video.device)[:, None]
@@ -90,19 +81,12 @@ def in_chunks(
     and changes neither values nor gradients. Without gradients nothing runs twice.
 
     Args:
-        compare: A deterministic distance with the arguments `reconstruction` and `target`, two batches of N frames. It
-            treats each frame separately and returns `(N,)`, or a tuple of such tensors.
-        reconstruction: `(N, C, H, W)`.
-        target: As `reconstruction`.
+        compare: A deterministic distance of single frames, which returns `(N,)` or a tuple of such tensors.
+        reconstruction, target: `(N, C, H, W)`. The graph is kept; several backwards through it are possible.
         chunk_size: Number of frames in memory at a time. `None`, or N and more, makes one plain call.
 
-    Returns:
-        The distances of all frames in order, `(N,)` each, as `compare` returns them. The graph is kept, and
-        several backwards through it are possible.
-
     Raises:
-        ValueError: `chunk_size` is neither a positive int nor `None`, or the two are not frames of one shape and
-            device.
+        ValueError: `chunk_size` is no positive int, or the two are not frames of one shape and device.
     """
     if chunk_size is not None:
         check_count("chunk_size", chunk_size, remedy="Use None for all frames at once, 1 for the least memory.")

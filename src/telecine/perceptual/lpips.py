@@ -45,11 +45,10 @@ class LPIPS(Frozen[dict[str, Tensor]]):
         net: "vgg" (VGG16 up to relu1_2, 2_2, 3_3, 4_3, 5_3), the usual training loss, or "alex" (the five ReLUs of
             AlexNet), the usual metric.
         weights: Source of the backbone's weights, as `load_backbone` accepts it: `None` for torchvision's default, a
-            member of torchvision's weights enum, a file, or a state dict. The linear heads are part of telecine.
+            member of its weights enum, a file, or a state dict. The linear heads are part of telecine.
 
-    The module is deterministic and always in evaluation mode. It has no parameters and no buffers, so it is hidden from
-    optimizers, checkpoints and data-parallel wrappers. It moves with `.to(device)` and `.double()`; `.half()` and
-    `.bfloat16()` leave it in float32.
+    The module is deterministic and always in evaluation mode. It has no parameters and no buffers for optimizers,
+    checkpoints and wrappers. It moves with `.to(device)` and `.double()`, and stays in float32 under `.half()`.
 
     Raises:
         ValueError: `net` is unknown, or `weights` do not fit it.
@@ -73,12 +72,10 @@ class LPIPS(Frozen[dict[str, Tensor]]):
 
         Both are `(N, 3, H, W)` in [-1, 1], of one shape and device; H and W are at least 16 ("vgg") or 31 ("alex").
         The computation uses the widest precision of the two and the weights, at least float32, also under autocast.
-        The features of a `target` that does not require gradients are computed without a graph. Nothing is read from
-        the device.
+        The features of a `target` that does not require gradients are computed without a graph.
 
         Raises:
-            ValueError: An input is not a floating-point `(N, 3, H, W)` of that size, or the two differ in shape or
-                device.
+            ValueError: An input is not a floating-point `(N, 3, H, W)` of that size, or shapes or devices differ.
         """
         self._check(reconstruction, target)
         with autocast_off(reconstruction.device):
@@ -100,11 +97,7 @@ class LPIPS(Frozen[dict[str, Tensor]]):
             return (_sum(distances), *(term(**features) for term in feature_terms))
 
     def features(self, frames: Frames) -> list[FeatureMap]:
-        """Return the feature maps of frames `(N, 3, H, W)` in [-1, 1], of each stage; the graph is kept.
-
-        Raises:
-            ValueError: They are not such frames, or too small.
-        """
+        """Return the feature maps of frames `(N, 3, H, W)` in [-1, 1], of each stage; the graph is kept."""
         check_frames("frames", frames)
         _check_fits("frames", frames, self._backbone)
         weights = self._weights_for(frames.dtype)
@@ -128,9 +121,7 @@ class LPIPS(Frozen[dict[str, Tensor]]):
             yield x, y, weights[f"head.{index}"]
 
     def _weights_for(self, *dtypes: torch.dtype) -> dict[str, Tensor]:
-        widest = self.module["scale"].dtype  # float32 or float64
-        for dtype in dtypes:
-            widest = torch.promote_types(widest, dtype)
+        widest = reduce(torch.promote_types, dtypes, self.module["scale"].dtype)  # float32 or float64
         return {name: tensor.to(widest) for name, tensor in self.module.items()}
 
     def extra_repr(self) -> str:
@@ -157,13 +148,8 @@ def _load_heads(net: str) -> dict[str, Tensor]:
 def gram_matrix(features: FeatureMap) -> Float[Tensor, "frame feature feature"]:
     """Return `F F^T / (C H W)` of each feature map, with F its C rows of H W values.
 
-    Equation 3 of "Perceptual Losses for Real-Time Style Transfer" (Johnson et al., arXiv:1603.08155).
-
-    Args:
-        features: `(N, C, H, W)`; the graph is kept and holds no copy of them.
-
-    Returns:
-        Symmetric matrices `(N, C, C)` in at least float32, also under autocast; entries are >= 0 where features are.
+    Equation 3 of "Perceptual Losses for Real-Time Style Transfer" (Johnson et al., arXiv:1603.08155). Features
+    `(N, C, H, W)` become symmetric matrices `(N, C, C)` in at least float32, also under autocast; the graph is kept.
     """
     with autocast_off(features.device):
         rows = at_least_float32(features).flatten(2)
@@ -173,15 +159,9 @@ def gram_matrix(features: FeatureMap) -> Float[Tensor, "frame feature feature"]:
 def gram_distance(x: FeatureMap, y: FeatureMap) -> Float[Tensor, " frame"]:
     """Return the squared Frobenius norm of the difference of two Gram matrices, one per frame (equation 4).
 
-    It compares which features occur together anywhere in a frame, that is, the textures.
-
-    Args:
-        x: `(N, C, H, W)`.
-        y: `(N, C, H', W')`; height and width may differ from those of `x`.
-
-    Returns:
-        `(N,)` in [0, inf), at least float32; 0 for equal textures, larger is worse. The graph is kept. The norm is
-        squared, so the gradient is finite where the two are equal or all features are zero.
+    It compares which features occur together anywhere in a frame, that is, the textures. Maps `(N, C, H, W)` and
+    `(N, C, H', W')` have a distance `(N,)` in [0, inf), at least float32; 0 for equal textures, larger is worse. The
+    graph is kept. The norm is squared, so the gradient is finite where the two are equal or all features are zero.
     """
     return (gram_matrix(x) - gram_matrix(y)).square().sum(dim=(1, 2))
 

