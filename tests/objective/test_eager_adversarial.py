@@ -98,7 +98,7 @@ class TestPlainAndEager:
         return found
 
     @pytest.mark.parametrize("in_update", [True, False])
-    @pytest.mark.parametrize("case", CASES, ids=str)
+    @pytest.mark.parametrize("case", CASES, ids=[str(index) for index in range(len(CASES))])
     def test_they_are_equal(self, make_loss, clip, case, in_update):
         sees_frames = case.get("network", "every") in ("every", "frames")
         num_frames = 1 if in_update and sees_frames else 3  # an eager update draws one frame for both steps
