@@ -18,8 +18,8 @@ from telecine.losses import (
     wavelet_l1,
 )
 from telecine.objective.batch import make_batch
-from telecine.objective.logging import weighted
 from telecine.objective.terms import TERMS, TermFunction, check_functions, functions_of
+from telecine.objective.weights import weighted
 from telecine.perceptual import Alignment, gram, gram_distance
 from telecine.settings import GANConfig, ObjectiveConfig, PenaltyConfig, PerceptualConfig, ReconstructionConfig, Term
 from telecine.settings.parse import validate

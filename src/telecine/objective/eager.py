@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -58,11 +59,12 @@ def gradients_of(
         add_to: Gradients of another scalar, one per input, to add. Each is added as soon as its counterpart is
             computed and is removed from the list, so that memory does not hold two complete sets.
     """
+    known = add_to or [None] * len(inputs)
     if not (inputs and value.requires_grad):
-        return merged([None] * len(inputs), add_to)
-    with nullcontext() if add_to is None else accumulating(add_to, inputs), autocast_off(value.device):
+        return known
+    with nullcontext() if add_to is None else accumulating(known, inputs), autocast_off(value.device):
         found = torch.autograd.grad(value, inputs, retain_graph=retain_graph, allow_unused=True)
-    return merged(found, add_to)
+    return [before if gradient is None else gradient for gradient, before in zip(found, known, strict=True)]
 
 
 @contextmanager
@@ -74,26 +76,19 @@ def accumulating(known: Gradients, inputs: Sequence[Tensor], *, factor: Tensor |
         inputs: The tensors to differentiate with respect to.
         factor: A 0-d tensor that multiplies the gradients of the backward.
     """
-
-    def hook_of(index: int) -> Callable[[Tensor | None], Tensor | None]:
-        def hook(gradient: Tensor | None) -> Tensor | None:
-            if gradient is None:
-                return None
-            before, known[index] = known[index], None
-            scale = gradient.new_ones(()) if factor is None else factor.to(gradient.dtype)
-            return scale * gradient if before is None else before.addcmul(scale, gradient)
-
-        return hook
-
     with ExitStack() as hooks:
         for index, x in enumerate(inputs):
-            hooks.enter_context(x.register_hook(hook_of(index)))
+            hooks.enter_context(x.register_hook(partial(_with_known, known, index, factor)))
         yield
 
 
-def merged(found: Sequence[Tensor | None], known: Gradients | None) -> Gradients:
-    """Return the gradients in `found`, and those in `known` where there is none."""
-    return [y if x is None else x for x, y in zip(found, known or [None] * len(found), strict=True)]
+def _with_known(known: Gradients, index: int, factor: Tensor | None, gradient: Tensor | None) -> Tensor | None:
+    """Return `factor * gradient + known[index]`; a hook of `accumulating`."""
+    if gradient is None:
+        return None
+    before, known[index] = known[index], None
+    scale = gradient.new_ones(()) if factor is None else factor.to(gradient.dtype)
+    return scale * gradient if before is None else before.addcmul(scale, gradient)
 
 
 def with_gradients(value: Scalar, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Scalar:

@@ -18,15 +18,30 @@ from telecine.discriminators import Discriminator, Discriminator3D, Discriminato
 from telecine.losses import gaussian_nll
 from telecine.losses.lecam import LeCam
 from telecine.objective.adaptive_weight import adaptive_weights
-from telecine.objective.adversarial import NO_PENALTY, AdversarialLosses
+from telecine.objective.adversarial import (
+    NO_PENALTY,
+    AdversarialLosses,
+    VideoDiscriminator,
+    check_discriminators,
+    windowed_and_augmented,
+)
 from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
 from telecine.objective.eager_adversarial import EagerAdversarialLosses
 from telecine.objective.layer_activations import LayerActivations
-from telecine.objective.logging import Log, autoencoder_log, discriminator_log, mean, named, of_each, total, weighted
 from telecine.objective.perceptual_term import PerceptualTerm, drop_perceptual_weights
 from telecine.objective.terms import functions_of, modules_of
-from telecine.objective.video_discriminator import VideoDiscriminator, check_discriminators, windowed_and_augmented
-from telecine.objective.weights import Weights, WeightSchedule
+from telecine.objective.weights import (
+    Log,
+    Weights,
+    WeightSchedule,
+    autoencoder_log,
+    discriminator_log,
+    mean,
+    named,
+    of_each,
+    total,
+    weighted,
+)
 from telecine.ops.ranks import with_averaged_gradient
 from telecine.perceptual import WeightsSource
 from telecine.settings import (
@@ -283,7 +298,7 @@ class VideoAutoencoderLoss(nn.Module):
 
     def _adversarial(self, batch: Batch, weights: Weights, *, both_steps: bool) -> AdversarialLosses:
         """Return the adversarial losses of one call."""
-        has_penalty = weights["grad_penalty"] > 0 and torch.is_grad_enabled()
+        gan, has_penalty = self.config.gan, weights["grad_penalty"] > 0 and torch.is_grad_enabled()
         eager = partial(EagerAdversarialLosses, both_steps=both_steps)
         return (eager if self.config.eager_gradients else AdversarialLosses)(
             discriminators=self.discriminators + self.multiscale_discriminators,
@@ -291,7 +306,7 @@ class VideoAutoencoderLoss(nn.Module):
             penalty=self.penalty if has_penalty else NO_PENALTY,
             lecam=self.lecam,
             discriminator_loss=partial(self.discriminator_loss, weights=weights),
-            batch=windowed_and_augmented(batch, self.config.gan),
+            batch=windowed_and_augmented(batch, gan) if gan.window or gan.augment else batch,
             weights=weights,
         )
 
