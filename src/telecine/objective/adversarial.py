@@ -12,16 +12,15 @@ from torch.nn import functional as F
 
 from telecine.base.checks import argument_error
 from telecine.base.precision import at_least_float32, autocast_off
-from telecine.base.randomness import randint
 from telecine.base.shapes import Scalar, Video
-from telecine.discriminators import DiscriminatorOutput, as_output, augment, frozen
+from telecine.discriminators import DiscriminatorOutput, as_output, frozen
 from telecine.losses import GANLoss, Penalty, feature_matching
 from telecine.objective.batch import Batch
 from telecine.objective.eager import with_gradient_hook
 from telecine.objective.weights import Log, Weights
 from telecine.ops.convolution import differentiated_twice
 from telecine.perceptual import pick_frames, sample_frame_indices
-from telecine.settings import GANConfig, Need, ObjectiveTerm
+from telecine.settings import Need, ObjectiveTerm
 
 # The penalty of a step without one.
 NO_PENALTY = Penalty(
@@ -214,24 +213,6 @@ def check_discriminators(discriminators: Sequence[VideoDiscriminator], terms: It
         if term.ramp.is_ever_on and not is_there:
             remedy = f"Pass one as {argument}."
             raise argument_error(term.weight_key, "0 without a discriminator", term.ramp.weight, remedy)
-
-
-def windowed_and_augmented(batch: Batch, config: GANConfig) -> Batch:
-    """Return the batch for discriminators, with `window` consecutive frames of each longer clip and random changes.
-
-    Frames and changes are the same ones of a clip and of its reconstruction. The gradient hook still sees the gradient
-    at the whole reconstruction.
-    """
-    starts = batch.real.shape[2] - config.window + 1 if config.window is not None else 1
-    if starts <= 1 and not config.augment:
-        return batch
-    real, fake = batch.real, with_gradient_hook(batch.fake, batch.grad_hook)
-    if starts > 1:
-        first = randint(starts, (len(real), 1), generator=batch.generator, device=real.device)
-        indices = first + torch.arange(real.shape[2] - starts + 1, device=real.device)
-        real, fake = (pick_frames(x, indices).unflatten(0, (len(x), -1)).transpose(1, 2) for x in (real, fake))
-    real, fake = augment((real, fake), config.augment, batch.generator)
-    return batch._replace(real=real, fake=fake, grad_hook=None)
 
 
 @torch.no_grad()

@@ -10,11 +10,14 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.precision import at_least_float32
-from telecine.base.randomness import Generators
+from telecine.base.randomness import Generators, randint
 from telecine.base.shapes import Scalar, Video, check_video_pair
+from telecine.discriminators import augment
 from telecine.losses import Decode, Reduction, posterior_kl
-from telecine.objective.layer_activations import LayerActivations
-from telecine.settings import ObjectiveConfig
+from telecine.objective.adaptive_weight import LayerActivations
+from telecine.objective.eager import with_gradient_hook
+from telecine.perceptual import pick_frames
+from telecine.settings import GANConfig, ObjectiveConfig
 
 
 class Batch(NamedTuple):
@@ -86,11 +89,7 @@ def make_batch(
     latent: Tensor | None = None,
     decode: Decode | None = None,
 ) -> Batch:
-    """Check the arguments of a call and return the inputs of the terms.
-
-    Raises:
-        ValueError: If an argument breaks the contract of `VideoAutoencoderLoss.forward`.
-    """
+    """Return the inputs of the terms; raise a `ValueError` if one breaks the contract of `VideoAutoencoderLoss`."""
     check_video_pair(inputs, reconstructions)
     if last_layer is not None and not isinstance(last_layer, (Tensor, LayerActivations)):
         remedy = "Pass the weight itself, e.g. `model.decoder.conv_out.weight`."
@@ -129,6 +128,24 @@ def make_batch(
     )
 
 
+def windowed_and_augmented(batch: Batch, config: GANConfig) -> Batch:
+    """Return the batch for discriminators, with `window` consecutive frames of each longer clip and random changes.
+
+    Frames and changes are the same ones of a clip and of its reconstruction. The gradient hook still sees the gradient
+    at the whole reconstruction.
+    """
+    starts = batch.real.shape[2] - config.window + 1 if config.window is not None else 1
+    if starts <= 1 and not config.augment:
+        return batch
+    real, fake = batch.real, with_gradient_hook(batch.fake, batch.grad_hook)
+    if starts > 1:
+        first = randint(starts, (len(real), 1), generator=batch.generator, device=real.device)
+        indices = first + torch.arange(real.shape[2] - starts + 1, device=real.device)
+        real, fake = (pick_frames(x, indices).unflatten(0, (len(x), -1)).transpose(1, 2) for x in (real, fake))
+    real, fake = augment((real, fake), config.augment, batch.generator)
+    return batch._replace(real=real, fake=fake, grad_hook=None)
+
+
 def clip_weights(fraction: Tensor | float, sample_weight: Tensor | None, videos: Video) -> Tensor:
     """Return the weight of each clip's error, `(B,)` in float32.
 
@@ -149,12 +166,7 @@ def named_aux_losses(
 ) -> dict[str, Scalar]:
     """Return the auxiliary losses by name as 0-d tensors in at least float32; the graph is kept.
 
-    Args:
-        aux_losses: As a caller passes them.
-        regularization_log: If `aux_losses` is `None`, its entries whose names end in "loss" or start with "loss/" are
-            used instead.
-        device: The device of numbers.
-        kl_reduction: Reduction of a posterior's divergence.
+    If `aux_losses` is `None`, entries of `regularization_log` whose names end in "loss" or start with "loss/" are used.
     """
     if aux_losses is None:
         log = regularization_log or {}

@@ -24,13 +24,9 @@ Gradients: TypeAlias = list[Tensor | None]
 def eager_backward(terms: Callable[[Tensor], Mapping[str, Scalar]], x: Tensor) -> dict[str, Scalar]:
     """Return the scalars `terms(x)` by name, with their gradients with respect to `x` already computed.
 
-    Peak memory is that of one call; a gradient of `x`'s shape is kept for each scalar. Without gradients this is a
-    plain call.
-
-    Args:
-        terms: Maps a tensor to scalars. It is called once, with a detached copy of `x` in at least float32. Gradients
-            with respect to anything else are lost.
-        x: The tensor to differentiate with respect to.
+    `terms` is called once, with a detached copy of `x` in at least float32; gradients with respect to anything else are
+    lost. Peak memory is that of one call; a gradient of `x`'s shape is kept for each scalar. Without gradients this is
+    a plain call.
     """
     if not (torch.is_grad_enabled() and x.requires_grad):
         return dict(terms(x))
@@ -50,14 +46,9 @@ def gradients_of(
 ) -> Gradients:
     """Return the gradient of `value` for each input, `None` where it does not depend on the input.
 
-    Autocast is off meanwhile, as in a caller's `backward()`.
-
-    Args:
-        value: The scalar to differentiate.
-        inputs: The tensors to differentiate with respect to.
-        retain_graph: Keep the graph.
-        add_to: Gradients of another scalar, one per input, to add. Each is added as soon as its counterpart is
-            computed and is removed from the list, so that memory does not hold two complete sets.
+    Autocast is off meanwhile, as in a caller's `backward()`. `add_to` are gradients of another scalar, one per input,
+    to add. Each is added as soon as its counterpart is computed and is removed from the list, so that memory does not
+    hold two complete sets.
     """
     known = add_to or [None] * len(inputs)
     if not (inputs and value.requires_grad):
@@ -69,12 +60,9 @@ def gradients_of(
 
 @contextmanager
 def accumulating(known: Gradients, inputs: Sequence[Tensor], *, factor: Tensor | None = None) -> Iterator[None]:
-    """Make a backward inside the block return, for each input, its gradient plus the one in `known`.
+    """Make a backward inside the block return, for each input, its gradient times `factor` plus the one in `known`.
 
-    Args:
-        known: A gradient or `None` per input; gradients that are used are replaced by `None`.
-        inputs: The tensors to differentiate with respect to.
-        factor: A 0-d tensor that multiplies the gradients of the backward.
+    A gradient in `known`, which may be `None`, is replaced by `None` when it is used.
     """
     with ExitStack() as hooks:
         for index, x in enumerate(inputs):

@@ -212,16 +212,16 @@ def shared_backward(
 ) -> tuple[Tensor, Gradients]:
     """Return the gradient of the generator's loss for `x`, and of the discriminator's fake part for its parameters.
 
+    The latter are `None` where the logits do not depend on a parameter; those in `add_to` are added as in
+    `gradients_of`.
+
     Args:
         gan_loss: A separable loss whose generator's part does not use the real logits.
         logits: `(B,)`, of the reconstructions.
         x: The discriminator's input `(B, ...)`.
         parameters: The discriminator's.
         retain_graph: Keep the graph of `logits`.
-        add_to: Gradients per parameter to add, as in `gradients_of`.
-
-    Returns:
-        A gradient of `x`'s shape, and one per parameter, `None` where the logits do not depend on it.
+        add_to: Gradients per parameter.
     """
     generator_cotangent, discriminator_cotangent = cotangents(gan_loss, logits)
     tiny = TINY_COTANGENT * generator_cotangent

@@ -35,6 +35,10 @@ class Weights(dict[str, float]):
     discriminators_train: bool
     """Whether the discriminators train at this step."""
 
+    def sum(self, terms: Mapping[str, Scalar]) -> Scalar | float:
+        """Return the sum of weight times term. Skip zero weights: 0 * NaN is NaN."""
+        return sum((self[name] * term for name, term in terms.items() if self[name] != 0), 0.0)
+
 
 class WeightSchedule:
     """Every weight as a function of the step.
@@ -101,11 +105,6 @@ def mean(terms: Iterable[Scalar], *, like: Tensor) -> Scalar:
     return total(terms, like=like) / max(len(terms), 1)
 
 
-def weighted(*terms: tuple[float, Scalar | None]) -> Scalar | float:
-    """Return the sum of weight times term. Skip zero weights: 0 * NaN is NaN."""
-    return sum((weight * term for weight, term in terms if term is not None and weight != 0), 0.0)
-
-
 def each(name: str, terms: Mapping[str, Tensor]) -> Log:
     """Return `{name}_{discriminator}` for every discriminator if there are several."""
     return {f"{name}_{key}": term for key, term in terms.items()} if len(terms) > 1 else {}
@@ -119,15 +118,7 @@ def of_each(logs: Mapping[str, Log], name: str) -> Log:
 def autoencoder_log(g: Log, w: Log, weights: Weights, aux: Log, *, taken: Log) -> Log:
     """Return the generator losses, adaptive weights, scheduled weights and named auxiliary losses.
 
-    Args:
-        g: Generator loss by discriminator.
-        w: Adaptive weight by discriminator.
-        weights: Of this step.
-        aux: The auxiliary losses by name.
-        taken: The other entries of the log.
-
-    Raises:
-        ValueError: If an auxiliary loss has the name of another entry.
+    Raise a `ValueError` if an auxiliary loss has the name of another entry, one of `taken` included.
     """
     like = taken["total_loss"]
     log = {
