@@ -235,7 +235,7 @@ def shared_backward(
         )
     # Where `used` is 0, both cotangents are.
     scale = torch.where(used == 0, 0.0, generator_cotangent.to(x.dtype) / used.to(x.dtype))
-    gradients = [old if new is None else new for new, old in zip(grad_parameters, known, strict=True)]
+    gradients: Gradients = [old if new is None else new for new, old in zip(grad_parameters, known, strict=True)]
     return grad_x * scale.view(-1, *[1] * (x.ndim - 1)), gradients
 
 

@@ -96,8 +96,7 @@ class ObjectiveTerm:
     @property
     def weight_key(self) -> str:
         """The name of the weight in the log, which has the weights that are ramps."""
-        last = self.setting.rpartition(".")[2]
-        return last if last != "weight" else f"{self.name}_loss_weight"
+        return f"{self.name}_loss_weight" if self.setting.startswith("terms.") else self.setting.rpartition(".")[2]
 
     @property
     def loss_key(self) -> str:
@@ -400,8 +399,8 @@ class ObjectiveConfig(Settings):
         """Return every term of the objective by name: those with a setting of their own, then those of `terms`."""
         found = self._own_terms()
         for name, term in self.named_terms.items():
-            label = f"{name} loss".replace("_", " ")
-            found.append(ObjectiveTerm(name, f"terms.{name}.weight", term.weight, self.disc_start, label))
+            setting, label = f"terms.{name}.weight", f"{name} loss".replace("_", " ")
+            found.append(ObjectiveTerm(name, setting, term.weight, self.disc_start, label))
         return {term.name: term for term in found}
 
     def _own_terms(self) -> list[ObjectiveTerm]:
@@ -426,9 +425,8 @@ class ObjectiveConfig(Settings):
 
 def as_ramp(value: Weight, name: str = "weight", start: int = 0) -> Ramp:
     """Return a weight as a `Ramp`, with this start if it has none; raise a `ValueError` if it is invalid."""
-    if not isinstance(value, Ramp):
-        value = Ramp(check_weight(name, value))
-    return replace(value, start=start if value.start is None else value.start)
+    ramp = value if isinstance(value, Ramp) else Ramp(check_weight(name, value))
+    return replace(ramp, start=start if ramp.start is None else ramp.start)
 
 
 def _as_term(name: str, value: Term | Weight) -> Term:
