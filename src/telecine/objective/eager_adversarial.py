@@ -75,13 +75,11 @@ class EagerAdversarialLosses(AdversarialLosses):
         is_float32 = autocast_to is None or penalty.double_backward
         # Hooks on parameters would run for the eager gradients and again in the caller's backward.
         has_hooks = any(parameter._backward_hooks for d in self.discriminators for parameter in d.module.parameters())
-        # Whether a discriminator's loss is a sum of a real and a fake part.
-        is_separable = self.gan_loss.is_separable and self.weights["lecam"] == 0 and not penalty.uses_fake
         both_train = self.both_steps and fake.requires_grad and self.weights.discriminators_train
         same_precision = autocast_to is None or not is_float32
         if has_hooks or not (self.is_eager or is_float32):
             self.mode = GradientMode.GRAPH
-        elif not is_separable:
+        elif not self._is_separable():
             self.mode = GradientMode.JOINT
         elif both_train and torch.is_grad_enabled() and same_precision:
             self.mode = GradientMode.SHARED
