@@ -19,7 +19,7 @@ from telecine.autoencoders.diffusers import DiffusersAutoencoder, checkpointing
 from telecine.autoencoders.diffusers.checkpointing import CHUNKS
 from telecine.autoencoders.lora import LAYERS, add_low_rank, low_rank_layers, merge_low_rank
 from telecine.autoencoders.pretrained import DECODER
-from telecine.objective.layer_activations import LayerActivations
+from telecine.objective.adaptive_weight import LayerActivations
 from telecine.training.build import owner_of
 
 from .tiny_models import CLIPS, FAST, TINY_MODELS, adapter, every_model, shared, tiny_clip, tiny_model

@@ -8,13 +8,11 @@ from torch.nn import functional as F
 
 from telecine.base.shapes import check_video_pair
 from telecine.objective.batch import (
-    check_last_layer,
     clip_weights,
     make_batch,
     named_aux_losses,
     without_inference_mode,
 )
-from telecine.objective.perceptual_term import frame_weights
 from telecine.settings import AdaptiveWeightConfig, ObjectiveConfig, ReconstructionConfig
 
 SHAPE = (2, 3, 4, 8, 8)
@@ -56,7 +54,7 @@ class TestChecks:
     @pytest.mark.parametrize("value", [torch.nn.Linear(1, 1), "decoder.conv_out", 3])
     def test_bad_last_layers(self, value):
         with pytest.raises(ValueError, match=r"`last_layer` must be a tensor or None, but got a .*conv_out.weight"):
-            check_last_layer(value)
+            make_batch(ObjectiveConfig(), zeros(), zeros(), None, value)
 
     @pytest.mark.parametrize(
         ("mask", "message"),
@@ -213,12 +211,7 @@ class TestMasksAndWeights:
         assert build(sample_weight=given, mask=half).clip_weight.tolist() == [2, 6]
         assert build(mask=half).clip_weight.tolist() == [2, 2]
         assert build(sample_weight=given, mask=nothing).clip_weight.tolist() == [0, 0]
-        assert clip_weights(1.0, given.half(), like=zeros()).dtype == torch.float32
-
-    def test_frame_weights(self):
-        indices = torch.tensor([[0, 3], [1, 2]])
-        assert frame_weights(None, indices).tolist() == [0.25] * 4
-        assert frame_weights(torch.tensor([2.0, 0.5]), indices).tolist() == [0.5, 0.5, 0.125, 0.125]
+        assert clip_weights(1.0, given.half(), zeros()).dtype == torch.float32
 
     @pytest.mark.parametrize("recon_loss", ["mse", "l1", "charbonnier"])
     def test_errors_are_means_over_what_counts(self, make_loss, clip, recon_loss):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from telecine.losses import GAN_LOSSES, GANLoss, hinge
-from telecine.objective.logging import STATISTICS, discriminator_log, logit_statistics, mean, named, total
+from telecine.objective.adversarial import logit_statistics
+from telecine.objective.weights import STATISTICS, discriminator_log, mean, named, total
 
 REAL = torch.tensor([[2.0, 0.7], [0.2, -1.0]])
 FAKE = torch.tensor([[-2.0, -0.5], [0.6, -1.5]])

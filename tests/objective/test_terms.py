@@ -18,8 +18,8 @@ from telecine.losses import (
     wavelet_l1,
 )
 from telecine.objective.batch import make_batch
-from telecine.objective.logging import weighted
 from telecine.objective.terms import TERMS, TermFunction, check_functions, functions_of
+from telecine.objective.weights import Weights
 from telecine.perceptual import Alignment, gram, gram_distance
 from telecine.settings import GANConfig, ObjectiveConfig, PenaltyConfig, PerceptualConfig, ReconstructionConfig, Term
 from telecine.settings.parse import validate
@@ -415,8 +415,9 @@ class TestInTheLoss:
 
 def test_weighted():
     nan = torch.tensor(float("nan"))
-    assert weighted((2.0, torch.tensor(3.0)), (0.0, nan), (1.0, None), (0.5, torch.tensor(4.0))).item() == 8
-    assert weighted() == 0
+    weights = Weights(first=2.0, off=0.0, last=0.5, missing=1.0)
+    assert weights.sum({"first": torch.tensor(3.0), "off": nan, "last": torch.tensor(4.0)}).item() == 8
+    assert weights.sum({}) == 0
 
 
 def test_terms_are_a_dict():

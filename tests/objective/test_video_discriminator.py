@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from telecine import PatchDiscriminator, PatchDiscriminator3D
-from telecine.objective.video_discriminator import VideoDiscriminator
+from telecine.objective.adversarial import VideoDiscriminator
 
 INDICES = torch.tensor([[2], [0], [3]])
 

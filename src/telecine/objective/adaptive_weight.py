@@ -6,15 +6,20 @@ As in VQGAN (Esser et al., arXiv:2012.09841, equation 7), by default with the pe
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.compiler import is_compiling
+from torch.func import functional_call
+from torch.utils._pytree import tree_map_only
 
 from telecine.base.shapes import Scalar
 from telecine.objective.eager import gradients_of
-from telecine.objective.layer_activations import LayerActivations
+from telecine.ops.checkpointing import CheckpointedCall
 from telecine.ops.ranks import average_over_ranks
 from telecine.settings import AdaptiveWeightConfig
 
@@ -33,12 +38,7 @@ def adaptive_weights(
     """Return the weight of each generator loss by name; 1 if there are no gradients to compare.
 
     The weight is `min(|grad reference| / max(|grad loss|, min_norm), max)`, without a graph; 1 if it is not finite.
-
-    Args:
-        config: The settings of the adaptive weight.
-        losses: Generator losses by discriminator.
-        references: The losses whose gradient may be compared with, by their names in the settings.
-        grad_at: Where gradients are compared: the last layer's weight or activations, or the reconstruction.
+    Gradients are compared at `grad_at`: the last layer's weight or activations, or the reconstruction.
     """
     reference = references.get(config.reference)
     if not losses or reference is None or not reference.requires_grad:
@@ -47,9 +47,7 @@ def adaptive_weights(
         warnings.warn(NO_LAYER, stacklevel=2)
     if grad_at is None or not grad_at.requires_grad:
         return {name: torch.ones_like(loss) for name, loss in losses.items()}
-    norms_of: Callable[..., list[Scalar]] = (
-        layer_gradient_norms if config.at == "last_layer" else reconstruction_gradient_norms
-    )
+    norms_of = layer_gradient_norms if config.at == "last_layer" else reconstruction_gradient_norms
     reference_norm, *norms = norms_of([reference, *losses.values()], grad_at)
     ratios = [(reference_norm / norm.clamp(min=config.min_norm)).detach() for norm in norms]
     return {
@@ -62,9 +60,6 @@ def layer_gradient_norms(losses: Sequence[Scalar], last_layer: Tensor | LayerAct
     """Return the float32 2-norm of `d loss / d last_layer` for each loss; gradients are averaged over ranks first.
 
     This is an extra backward from each loss to the last layer. The graphs are kept.
-
-    Raises:
-        ValueError: If a loss does not depend on the last layer.
     """
     if isinstance(last_layer, LayerActivations):
         gradients = last_layer.weight_gradients(losses)
@@ -82,15 +77,126 @@ def layer_gradient_norms(losses: Sequence[Scalar], last_layer: Tensor | LayerAct
     return norms
 
 
-def reconstruction_gradient_norms(losses: Sequence[Scalar], reconstructions: Tensor) -> list[Scalar]:
+def reconstruction_gradient_norms(losses: Sequence[Scalar], reconstructions: Tensor | LayerActivations) -> list[Scalar]:
     """Return the float32 2-norm of `d loss / d reconstructions` for each loss; its square is averaged over ranks.
 
     Ranks have different clips, so the squares add up. This is an extra backward from each loss to the reconstruction.
     The graphs are kept.
     """
+    assert isinstance(reconstructions, Tensor)
     norms = []
     for loss in losses:
         (gradient,) = gradients_of(loss, [reconstructions], retain_graph=True)
         assert gradient is not None
         norms.append(average_over_ranks(gradient.detach().float().square().sum()).sqrt())
     return norms
+
+
+Inputs: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
+"""The arguments of a call, which may include frames that a causal layer cached in the call before."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of the layer."""
+
+    source: Inputs | CheckpointedCall
+    """The layer's arguments; or, if its activations are not kept, the call around it, which computes them again."""
+    output: Tensor
+
+
+class LayerActivations:
+    """The inputs and outputs of a linear or convolution layer since `clear()`; replaces its weight as `last_layer`.
+
+    A weight that is sharded over processes cannot be an input of `torch.autograd.grad`, but the layer's output can.
+    Inputs that the autoencoder computes again in the backward pass are computed again here, too.
+
+    Args:
+        layer: The module that owns `weight`. Its output must be linear in the weight, as it is for convolutions.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        # None in a copy, such as an averaged model: nothing would ever clear its calls.
+        self._calls: list[Call] | None = []
+        layer.register_forward_hook(self._record, with_kwargs=True)
+
+    def clear(self) -> None:
+        """Drop the recorded calls. Call it before each forward pass of the autoencoder."""
+        self._calls = []
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the recorded calls out of copies and pickles."""
+        return {**vars(self), "_calls": None}
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether any recorded output has a graph."""
+        return any(call.output.requires_grad for call in self._calls or [])
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the weight."""
+        weight = self.layer.weight
+        assert isinstance(weight, Tensor)
+        return weight.shape
+
+    def weight_gradients(self, losses: Sequence[Scalar]) -> list[Tensor | None]:
+        """Return `d loss / d weight` for each loss, `None` if it does not depend on it. The graphs are kept."""
+        calls = [call for call in self._calls or [] if call.output.requires_grad]
+        outputs = [call.output for call in calls]
+        gradients = [gradients_of(loss, outputs, retain_graph=True) for loss in losses]
+        found: list[Tensor | None] = [None] * len(losses)
+        for inputs, *output_gradients in zip(self._inputs(calls), *gradients, strict=True):
+            for index, gradient in enumerate(output_gradients):
+                if gradient is not None:
+                    part, sum_before = self._weight_gradient_of_call(inputs, gradient), found[index]
+                    found[index] = part if sum_before is None else sum_before + part
+        return found
+
+    def _inputs(self, calls: Sequence[Call]) -> Iterator[Inputs]:
+        """Yield the layer's arguments in each call; those of one checkpointed call are in memory at a time."""
+        for _, group in groupby(calls, key=lambda call: id(call.source)):
+            first, *others = group
+            if isinstance(first.source, CheckpointedCall):
+                yield from self._inputs_in(first.source, 1 + len(others))
+            else:
+                yield first.source
+
+    def _inputs_in(self, checkpointed: CheckpointedCall, expected: int) -> list[Inputs]:
+        """Run a checkpointed call again, and return the layer's arguments in it."""
+        found: list[Inputs] = []
+        hook = self.layer.register_forward_pre_hook(
+            lambda _, args, kwargs: found.append((args, kwargs)), with_kwargs=True
+        )
+        try:
+            with torch.no_grad():
+                checkpointed.run()
+        finally:
+            hook.remove()
+        if len(found) != expected:
+            called = f"{type(self.layer).__name__} was called {len(found)} times instead of {expected}"
+            remedy = "Set `adaptive_weight.at` to `reconstruction`, which needs no layer."
+            raise RuntimeError(f"{called} when its checkpointed block was computed again. {remedy}")
+        return found
+
+    def _weight_gradient_of_call(self, inputs: Inputs, grad_output: Tensor) -> Tensor:
+        """Return one call's part. The layer is linear, so its gradient holds for any weight, such as 0."""
+        device, dtype = grad_output.device, grad_output.dtype
+        zeros = {
+            name: torch.zeros(p.shape, device=device, dtype=dtype, requires_grad=name == "weight")
+            for name, p in self.layer.named_parameters()
+        }
+        args, kwargs = tree_map_only(Tensor, lambda tensor: tensor.detach().to(dtype), inputs)
+        with torch.enable_grad():
+            output = functional_call(self.layer, zeros, args, kwargs)
+        (gradient,) = torch.autograd.grad(output, zeros["weight"], grad_outputs=grad_output)
+        return gradient
+
+    def _record(self, layer: nn.Module, args: tuple[object, ...], kwargs: dict[str, object], output: Tensor) -> None:
+        # In `functional_call` above, the weight is a plain tensor; that call is not recorded.
+        is_forward = isinstance(layer.weight, nn.Parameter)
+        around = CheckpointedCall.running()
+        is_again = around is not None and not around.is_first_run  # in the backward pass
+        if is_forward and not is_again and self._calls is not None and torch.is_grad_enabled():
+            self._calls.append(Call(around or (args, kwargs), output))

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from telecine.base.checks import argument_error
-from telecine.base.precision import autocast_off
+from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import Scalar, Video
-from telecine.discriminators import DiscriminatorOutput, frozen
+from telecine.discriminators import DiscriminatorOutput, as_output, frozen
 from telecine.losses import GANLoss, Penalty, feature_matching
 from telecine.objective.batch import Batch
 from telecine.objective.eager import with_gradient_hook
-from telecine.objective.logging import Log, logit_statistics
-from telecine.objective.video_discriminator import VideoDiscriminator
-from telecine.objective.weights import Weights
+from telecine.objective.weights import Log, Weights
 from telecine.ops.convolution import differentiated_twice
-from telecine.perceptual import sample_frame_indices
+from telecine.perceptual import pick_frames, sample_frame_indices
+from telecine.settings import Need, ObjectiveTerm
 
 # The penalty of a step without one.
 NO_PENALTY = Penalty(
@@ -58,9 +57,16 @@ class AdversarialLosses:
 
         Those of weight 0 are left out.
         """
-        frame_indices = {d.name: self._frame_indices() for d in self._in_generator_step()}
+        frame_indices = self._frame_indices()
         fake = with_gradient_hook(self.batch.fake, self.batch.grad_hook)
-        return {d.name: self._generator_step(d, fake, frame_indices[d.name]) for d in self._in_generator_step()}
+        on = [d for d in self.discriminators if d.name in frame_indices]
+        return {d.name: self._generator_step(d, fake, frame_indices[d.name]) for d in on}
+
+    def _frame_indices(self) -> dict[str, Tensor]:
+        """Draw a frame of each clip, `(B, 1)`, for each discriminator with a term of weight above 0, by its name."""
+        has_features = self.weights["feature_matching"] > 0
+        on = [d.name for d in self.discriminators if has_features or self.weights[d.term] > 0]
+        return {name: sample_frame_indices(self.batch.real, 1, self.batch.generator) for name in on}
 
     def _generator_step(self, d: VideoDiscriminator, fake: Video, frame_indices: Tensor) -> Log:
         d = d.given(self.batch.real, frame_indices)
@@ -90,9 +96,11 @@ class AdversarialLosses:
         if not self.discriminators:
             remedy = "Build the loss with `discr_3d_kwargs` or `discr_kwargs`, or call it with `optimizer_idx=0`."
             raise argument_error("the step of the discriminators", "left out of a loss without any", "called", remedy)
-        with self._precision():
-            frame_indices = self._frame_indices()
-            return {d.name: self._discriminator_step(d, frame_indices) for d in self._in_discriminator_step()}
+        # A penalty's double backward, and the logits that it differentiates, need float32.
+        with autocast_off(self.batch.real.device) if self.penalty.double_backward else nullcontext():
+            frame_indices = sample_frame_indices(self.batch.real, 1, self.batch.generator)
+            on = self.discriminators if self.weights.discriminators_train else []
+            return {d.name: self._discriminator_step(d, frame_indices) for d in on}
 
     def _discriminator_step(self, d: VideoDiscriminator, frame_indices: Tensor) -> Log:
         d = d.given(self.batch.real, frame_indices)
@@ -100,21 +108,18 @@ class AdversarialLosses:
         real.requires_grad_(self.penalty.differentiates_real)
         fake.requires_grad_(self.penalty.differentiates_fake)
         with differentiated_twice(self.penalty.double_backward):
-            real_logits, fake_logits = d.logits(real), d.logits(fake)
-        penalty = self._penalty(d, real, fake, real_logits, fake_logits)
-        terms = self._discriminator_terms(d, real_logits, fake_logits, penalty)
-        return self._log(terms, real_logits, fake_logits)
+            real_logits, fake_logits = d(real).logits, d(fake).logits
+        terms = self._discriminator_terms(d, real_logits, fake_logits, real=real, fake=fake)
+        return self._discriminator_log(terms, real_logits, fake_logits)
 
     def _discriminator_terms(
-        self,
-        d: VideoDiscriminator,
-        real_logits: Tensor,
-        fake_logits: Tensor,
-        penalty: Callable[[], Scalar] | None = None,
+        self, d: VideoDiscriminator, real_logits: Tensor, fake_logits: Tensor, **inputs: Tensor
     ) -> Log:
+        """Return the terms of one discriminator's loss; the penalty if there are `inputs`, `real` and `fake`."""
         terms = {"discr_loss": self.gan_loss(real=real_logits, fake=fake_logits).discriminator}
-        if penalty is not None:
-            terms["grad_penalty_loss"] = penalty()
+        if inputs and self.penalty is not NO_PENALTY:
+            inputs |= {"real_logits": real_logits, "fake_logits": fake_logits}
+            terms["grad_penalty_loss"] = self.penalty(discriminator=d.logits, generator=self.batch.generator, **inputs)
         if self.weights["lecam"] > 0:
             terms["lecam_loss"] = self.lecam[d.key](real=real_logits, fake=fake_logits)
         return terms
@@ -123,32 +128,122 @@ class AdversarialLosses:
         """Return whether a discriminator's loss is a sum of a real and a fake part."""
         return self.gan_loss.is_separable and self.weights["lecam"] == 0 and not self.penalty.uses_fake
 
-    def _penalty(
-        self, d: VideoDiscriminator, real: Tensor, fake: Tensor, real_logits: Tensor, fake_logits: Tensor
-    ) -> Callable[[], Scalar] | None:
-        """Return a function that computes the penalty, `None` if this step has none."""
-        inputs = {"real": real, "fake": fake, "real_logits": real_logits, "fake_logits": fake_logits}
-        if self.penalty is NO_PENALTY:
-            return None
-        return partial(self.penalty, discriminator=d.logits, **inputs, generator=self.batch.generator)
-
-    def _log(self, terms: Log, real_logits: Tensor, fake_logits: Tensor) -> Log:
+    def _discriminator_log(self, terms: Log, real_logits: Tensor, fake_logits: Tensor) -> Log:
         """Return the loss of one discriminator, its terms, and statistics of its logits."""
         statistics = logit_statistics(real=real_logits, fake=fake_logits, gan_loss=self.gan_loss)
-        loss = self.discriminator_loss(terms)
-        return {"loss": loss, **{name: term.detach() for name, term in terms.items()}, **statistics}
+        detached = {name: term.detach() for name, term in terms.items()}
+        return {"loss": self.discriminator_loss(terms), **detached, **statistics}
 
-    def _precision(self) -> AbstractContextManager[None]:
-        """Turn autocast off for a penalty's double backward, and for the logits that it differentiates."""
-        return autocast_off(self.batch.real.device) if self.penalty.double_backward else nullcontext()
 
-    def _frame_indices(self) -> Tensor:
-        """Draw the frame of each clip that discriminators of frames see, `(B, 1)`."""
-        return sample_frame_indices(self.batch.real, 1, self.batch.generator)
+@dataclass(frozen=True)
+class VideoDiscriminator:
+    """A discriminator together with the part of a video that is its input."""
 
-    def _in_generator_step(self) -> list[VideoDiscriminator]:
-        features_on = self.weights["feature_matching"] > 0
-        return [d for d in self.discriminators if features_on or self.weights[d.term] > 0]
+    name: str
+    module: nn.Module
+    sees: str
+    """"frames": one frame of each clip, `(B, C, H, W)`; "video": the clips, `(B, C, T, H, W)`."""
+    factor: int = 1
+    """Height and width are divided by this factor first."""
+    term: str = "adversarial"
+    """The term of the autoencoder's loss that its generator loss belongs to."""
+    condition: Tensor | None = field(default=None, compare=False)
+    """The second input of a discriminator that declares `conditional = True`: the inputs of the autoencoder."""
 
-    def _in_discriminator_step(self) -> Sequence[VideoDiscriminator]:
-        return self.discriminators if self.weights.discriminators_train else []
+    @property
+    def key(self) -> str:
+        """The name as a key of a `ModuleDict`."""
+        return self.name.replace(".", "_")
+
+    @property
+    def trainable(self) -> list[nn.Parameter]:
+        """The parameters that require gradients."""
+        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+    def input_of(self, video: Video, frame_indices: Tensor) -> Tensor:
+        """Return the discriminator's input; `frame_indices` is `(B, 1)`."""
+        if self.factor > 1:
+            # Half-precision pooling of volumes is not implemented on the CPU.
+            video = F.avg_pool3d(at_least_float32(video), (1, self.factor, self.factor), ceil_mode=True)
+        return pick_frames(video, frame_indices) if self.sees == "frames" else video
+
+    def given(self, real: Video, frame_indices: Tensor) -> VideoDiscriminator:
+        """Return the discriminator of pairs with these real videos, without their graph; itself if unconditional."""
+        if not getattr(self.module, "conditional", False):
+            return self
+        return replace(self, condition=self.input_of(real, frame_indices).detach())
+
+    def __call__(self, x: Tensor) -> DiscriminatorOutput:
+        """Return logits and features of an input, which is cast to the parameters' dtype."""
+        parameter = next(self.module.parameters(), x)
+        x = x.to(parameter.dtype)
+        if self.condition is None:
+            return as_output(self.module(x))
+        # A penalty may pass several inputs of each clip, one batch after the other.
+        condition = self.condition.repeat(len(x) // len(self.condition), *[1] * (x.ndim - 1))
+        return as_output(self.module(x, condition))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the logits of an input."""
+        return self(x).logits
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Make the module keep less for the backward; raise a `ValueError` if it has no such method."""
+        enable = getattr(self.module, "enable_gradient_checkpointing", None)
+        if enable is None:
+            remedy = "Give the module a method `enable_gradient_checkpointing`, or turn it off."
+            got = f"a {type(self.module).__name__} as `{self.name}`"
+            raise argument_error("gradient_checkpointing", "False for discriminators without support", got, remedy)
+        enable()
+
+
+def check_discriminators(discriminators: Sequence[VideoDiscriminator], terms: Iterable[ObjectiveTerm]) -> None:
+    """Raise a `ValueError` if a discriminator declares another input, or a term lacks its discriminator."""
+    for d in discriminators:
+        declared = getattr(d.module, "sees", d.sees)
+        if declared != d.sees:
+            contract = f"a discriminator of {d.sees}"
+            got = f"a {type(d.module).__name__}, which is one of {declared}"
+            remedy = "Pass one of single frames as `discr_kwargs`, one of whole videos as `discr_3d_kwargs`."
+            raise argument_error(f"{d.name}_kwargs", contract, got, remedy)
+    multiscale = [d for d in discriminators if d.term == "multiscale_adversarial"]
+    found: dict[Need, tuple[bool, str]] = {
+        "discriminator": (len(multiscale) < len(discriminators), "`discr_3d_kwargs` or `discr_kwargs`"),
+        "multiscale discriminator": (bool(multiscale), "`multiscale_discr_kwargs`"),
+        "any discriminator": (bool(discriminators), "`discr_3d_kwargs`"),
+    }
+    for term in terms:
+        is_there, argument = found[term.needs] if term.needs else (True, "")
+        if term.ramp.is_ever_on and not is_there:
+            remedy = f"Pass one as {argument}."
+            raise argument_error(term.weight_key, "0 without a discriminator", term.ramp.weight, remedy)
+
+
+@torch.no_grad()
+def logit_statistics(*, real: Tensor, fake: Tensor, gan_loss: GANLoss) -> Log:
+    """Return mean and spread of the logits and how many of them are right, 0-d float32; no synchronisation.
+
+    Args:
+        real: Logits of real samples, any shape.
+        fake: Logits of reconstructions.
+        gan_loss: Declares the boundary between real and fake, and the margin. Without a boundary, a pair of a real
+            sample and its reconstruction is right if the real logit is larger, and both accuracies are equal.
+
+    Returns:
+        `logits_*`, `logits_*_std` (over the batch and all patches, 0 for a single logit) and `accuracy_*` in [0, 1];
+        with a margin also `hinge_active` in [0, 1], the fraction of logits that have a gradient.
+    """
+    real, fake = real.detach().float(), fake.detach().float()
+    boundary = gan_loss.boundary
+    right_real, right_fake = (real > fake,) * 2 if boundary is None else (real > boundary, fake < boundary)
+    log = {
+        "logits_real": real.mean(),
+        "logits_fake": fake.mean(),
+        "logits_real_std": real.std(correction=0),
+        "logits_fake_std": fake.std(correction=0),
+        "accuracy_real": right_real.float().mean(),
+        "accuracy_fake": right_fake.float().mean(),
+    }
+    if (margin := gan_loss.margin) is not None:
+        log["hinge_active"] = ((real < margin).float().mean() + (fake > -margin).float().mean()) / 2
+    return log

@@ -10,11 +10,14 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error, describe
 from telecine.base.precision import at_least_float32
-from telecine.base.randomness import Generators
+from telecine.base.randomness import Generators, randint
 from telecine.base.shapes import Scalar, Video, check_video_pair
+from telecine.discriminators import augment
 from telecine.losses import Decode, Reduction, posterior_kl
-from telecine.objective.layer_activations import LayerActivations
-from telecine.settings import ObjectiveConfig
+from telecine.objective.adaptive_weight import LayerActivations
+from telecine.objective.eager import with_gradient_hook
+from telecine.perceptual import pick_frames
+from telecine.settings import GANConfig, ObjectiveConfig
 
 
 class Batch(NamedTuple):
@@ -86,16 +89,18 @@ def make_batch(
     latent: Tensor | None = None,
     decode: Decode | None = None,
 ) -> Batch:
-    """Check the arguments of a call and return the inputs of the terms.
-
-    Raises:
-        ValueError: If an argument breaks the contract of `VideoAutoencoderLoss.forward`.
-    """
+    """Return the inputs of the terms; raise a `ValueError` if one breaks the contract of `VideoAutoencoderLoss`."""
     check_video_pair(inputs, reconstructions)
-    check_mask(mask, inputs)
-    check_sample_weight(sample_weight, inputs)
-    check_last_layer(last_layer)
-    check_latent(latent, inputs)
+    if last_layer is not None and not isinstance(last_layer, (Tensor, LayerActivations)):
+        remedy = "Pass the weight itself, e.g. `model.decoder.conv_out.weight`."
+        raise argument_error("last_layer", "a tensor or None", f"a {type(last_layer).__name__}", remedy)
+    if mask is not None:
+        check_mask(mask, inputs)
+    if sample_weight is not None:
+        contract, remedy = f"of shape ({len(inputs)},)", "Pass one weight per clip."
+        check_per_clip("sample_weight", sample_weight, inputs, contract, remedy, num_axes=1)
+    if latent is not None:
+        check_per_clip("latent", latent, inputs, f"of {len(inputs)} clips", "Pass the autoencoder's `output.latent`.")
     mask, sample_weight = (None if x is None else without_inference_mode(x) for x in (mask, sample_weight))
     real = without_inference_mode(inputs.detach())
     # In float32, where the gradients of all terms are added: half precision would round small ones to zero.
@@ -112,7 +117,7 @@ def make_batch(
         fake=fake,
         mask=mask,
         sample_weight=sample_weight,
-        clip_weight=clip_weights(fraction, sample_weight, like=real),
+        clip_weight=None if mask is None and sample_weight is None else clip_weights(fraction, sample_weight, real),
         num_elements=fake[0].numel() * fraction if reduction == "sum" else 1,
         aux=named_aux_losses(aux_losses, regularization_log, real.device, reduction),
         grad_at=last_layer if config.adaptive_weight.at == "last_layer" else reconstructions,
@@ -123,15 +128,31 @@ def make_batch(
     )
 
 
-def clip_weights(fraction: Tensor | float, sample_weight: Tensor | None, *, like: Video) -> Tensor | None:
-    """Return the weight of each clip's error, `(B,)` in float32, or `None` if all are 1.
+def windowed_and_augmented(batch: Batch, config: GANConfig) -> Batch:
+    """Return the batch for discriminators, with `window` consecutive frames of each longer clip and random changes.
+
+    Frames and changes are the same ones of a clip and of its reconstruction. The gradient hook still sees the gradient
+    at the whole reconstruction.
+    """
+    starts = batch.real.shape[2] - config.window + 1 if config.window is not None else 1
+    if starts <= 1 and not config.augment:
+        return batch
+    real, fake = batch.real, with_gradient_hook(batch.fake, batch.grad_hook)
+    if starts > 1:
+        first = randint(starts, (len(real), 1), generator=batch.generator, device=real.device)
+        indices = first + torch.arange(real.shape[2] - starts + 1, device=real.device)
+        real, fake = (pick_frames(x, indices).unflatten(0, (len(x), -1)).transpose(1, 2) for x in (real, fake))
+    real, fake = augment((real, fake), config.augment, batch.generator)
+    return batch._replace(real=real, fake=fake, grad_hook=None)
+
+
+def clip_weights(fraction: Tensor | float, sample_weight: Tensor | None, videos: Video) -> Tensor:
+    """Return the weight of each clip's error, `(B,)` in float32.
 
     An error is averaged over a whole video, of which only a fraction can differ from 0. Divided by that fraction it is
     the mean over what counts. If nothing counts, the weights are 0.
     """
-    if isinstance(fraction, float) and sample_weight is None:
-        return None
-    weight = torch.ones(len(like), device=like.device) if sample_weight is None else sample_weight.float()
+    weight = torch.ones(len(videos), device=videos.device) if sample_weight is None else sample_weight.float()
     if isinstance(fraction, float):
         return weight
     return weight * torch.where(fraction > 0, 1 / fraction, torch.zeros_like(fraction))
@@ -145,36 +166,25 @@ def named_aux_losses(
 ) -> dict[str, Scalar]:
     """Return the auxiliary losses by name as 0-d tensors in at least float32; the graph is kept.
 
-    Args:
-        aux_losses: A tensor of one element, a number, a posterior with `mean` and `logvar` (as diffusers has), `None`,
-            or a mapping of names to such.
-        regularization_log: The log of an sgm-style engine's regulariser. If `aux_losses` is `None`, its entries whose
-            names end in "loss" or start with "loss/" are used instead.
-        device: The device of numbers.
-        kl_reduction: Reduction of a posterior's divergence.
-
-    Raises:
-        ValueError: If an auxiliary loss has more than one element or another type.
+    If `aux_losses` is `None`, entries of `regularization_log` whose names end in "loss" or start with "loss/" are used.
     """
     if aux_losses is None:
         log = regularization_log or {}
         aux_losses = {name: value for name, value in log.items() if name.endswith("loss") or name.startswith("loss/")}
     if not isinstance(aux_losses, Mapping):
-        aux_losses = {"kl_loss" if _is_posterior(aux_losses) else "": aux_losses}
+        is_posterior = not isinstance(aux_losses, (Tensor, float)) and hasattr(aux_losses, "mean")
+        aux_losses = {"kl_loss" if is_posterior else "": aux_losses}
     return {str(name): _aux_loss(name, value, device, kl_reduction) for name, value in aux_losses.items()}
 
 
-def _is_posterior(value: object) -> bool:
-    return not isinstance(value, (Tensor, int, float, str)) and hasattr(value, "mean")
-
-
 def _aux_loss(name: str, value: object, device: torch.device, kl_reduction: Reduction) -> Scalar:
+    """Return one auxiliary loss; raise a `ValueError` if it has more than one element or another type."""
     argument = f"aux_losses[{name!r}]" if name else "aux_losses"
     contract = "a number, a floating-point tensor of one element, or a posterior with `mean` and `logvar`"
-    if _is_posterior(value):
-        return posterior_kl(value, reduction=kl_reduction)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return torch.full((), float(value), device=device)  # `torch.tensor` would synchronise with the device
+    if not isinstance(value, Tensor) and hasattr(value, "mean"):
+        return posterior_kl(value, reduction=kl_reduction)
     if not isinstance(value, Tensor) or not value.is_floating_point():
         raise argument_error(argument, contract, describe(value), "Pass a dict to name several losses.")
     if value.numel() != 1:
@@ -187,41 +197,25 @@ def without_inference_mode(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
 
 
-def check_mask(mask: object, like: Video) -> None:
-    """Raise a `ValueError` unless it is `None` or a bool tensor that broadcasts to the videos' shape."""
-    if mask is None:
-        return
-    contract = f"a bool tensor that broadcasts to {tuple(like.shape)} on {like.device}, True for what counts"
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.device != like.device:
+def check_mask(mask: object, videos: Video) -> None:
+    """Raise a `ValueError` unless it is a bool tensor that broadcasts to the videos' shape."""
+    contract = f"a bool tensor that broadcasts to {tuple(videos.shape)} on {videos.device}, True for what counts"
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.device != videos.device:
         raise argument_error("mask", contract, describe(mask), "Make one with, for instance, `weights > 0`.")
-    fits = mask.ndim == like.ndim and all(size in (1, full) for size, full in zip(mask.shape, like.shape, strict=True))
-    if not fits:
+    if mask.ndim != videos.ndim or any(n not in (1, full) for n, full in zip(mask.shape, videos.shape, strict=True)):
         remedy = "Keep all five axes: (B, 1, T, 1, 1) masks frames, (B, 1, T, H, W) masks pixels."
         raise argument_error("mask", contract, mask, remedy)
 
 
-def check_sample_weight(weight: object, like: Video) -> None:
-    """Raise a `ValueError` unless it is `None` or a floating-point tensor `(B,)`."""
-    if weight is None:
-        return
-    fits = isinstance(weight, Tensor) and weight.is_floating_point() and weight.shape == like.shape[:1]
-    if not fits or (isinstance(weight, Tensor) and weight.device != like.device):
-        contract = f"a floating-point tensor of shape ({len(like)},) on {like.device}"
-        raise argument_error("sample_weight", contract, describe(weight), "Pass one weight per clip.")
-
-
-def check_latent(latent: object, like: Video) -> None:
-    """Raise a `ValueError` unless it is `None` or a floating-point tensor `(B, ...)` on the videos' device."""
-    if latent is None:
-        return
-    fits = isinstance(latent, Tensor) and latent.is_floating_point() and latent.shape[:1] == like.shape[:1]
-    if not fits or (isinstance(latent, Tensor) and latent.device != like.device):
-        contract = f"a floating-point tensor of {len(like)} clips on {like.device}"
-        raise argument_error("latent", contract, describe(latent), "Pass the autoencoder's `output.latent`.")
-
-
-def check_last_layer(value: object) -> None:
-    """Raise a `ValueError` unless it is a tensor, the activations of a layer, or `None`."""
-    if value is not None and not isinstance(value, (Tensor, LayerActivations)):
-        remedy = "Pass the weight itself, e.g. `model.decoder.conv_out.weight`."
-        raise argument_error("last_layer", "a tensor or None", f"a {type(value).__name__}", remedy)
+def check_per_clip(
+    name: str, value: object, videos: Video, contract: str, remedy: str, *, num_axes: int | None = None
+) -> None:
+    """Raise a `ValueError` unless it is a floating-point tensor `(B, ...)` of `num_axes` on the videos' device."""
+    if (
+        not isinstance(value, Tensor)
+        or not value.is_floating_point()
+        or value.device != videos.device
+        or value.shape[:1] != videos.shape[:1]
+        or num_axes not in (None, value.ndim)
+    ):
+        raise argument_error(name, f"a floating-point tensor {contract} on {videos.device}", describe(value), remedy)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -23,13 +24,9 @@ Gradients: TypeAlias = list[Tensor | None]
 def eager_backward(terms: Callable[[Tensor], Mapping[str, Scalar]], x: Tensor) -> dict[str, Scalar]:
     """Return the scalars `terms(x)` by name, with their gradients with respect to `x` already computed.
 
-    Peak memory is that of one call; a gradient of `x`'s shape is kept for each scalar. Without gradients this is a
-    plain call.
-
-    Args:
-        terms: Maps a tensor to scalars. It is called once, with a detached copy of `x` in at least float32. Gradients
-            with respect to anything else are lost.
-        x: The tensor to differentiate with respect to.
+    `terms` is called once, with a detached copy of `x` in at least float32; gradients with respect to anything else are
+    lost. Peak memory is that of one call; a gradient of `x`'s shape is kept for each scalar. Without gradients this is
+    a plain call.
     """
     if not (torch.is_grad_enabled() and x.requires_grad):
         return dict(terms(x))
@@ -49,51 +46,37 @@ def gradients_of(
 ) -> Gradients:
     """Return the gradient of `value` for each input, `None` where it does not depend on the input.
 
-    Autocast is off meanwhile, as in a caller's `backward()`.
-
-    Args:
-        value: The scalar to differentiate.
-        inputs: The tensors to differentiate with respect to.
-        retain_graph: Keep the graph.
-        add_to: Gradients of another scalar, one per input, to add. Each is added as soon as its counterpart is
-            computed and is removed from the list, so that memory does not hold two complete sets.
+    Autocast is off meanwhile, as in a caller's `backward()`. `add_to` are gradients of another scalar, one per input,
+    to add. Each is added as soon as its counterpart is computed and is removed from the list, so that memory does not
+    hold two complete sets.
     """
+    known = add_to or [None] * len(inputs)
     if not (inputs and value.requires_grad):
-        return merged([None] * len(inputs), add_to)
-    with nullcontext() if add_to is None else accumulating(add_to, inputs), autocast_off(value.device):
+        return known
+    with nullcontext() if add_to is None else accumulating(known, inputs), autocast_off(value.device):
         found = torch.autograd.grad(value, inputs, retain_graph=retain_graph, allow_unused=True)
-    return merged(found, add_to)
+    return [before if gradient is None else gradient for gradient, before in zip(found, known, strict=True)]
 
 
 @contextmanager
 def accumulating(known: Gradients, inputs: Sequence[Tensor], *, factor: Tensor | None = None) -> Iterator[None]:
-    """Make a backward inside the block return, for each input, its gradient plus the one in `known`.
+    """Make a backward inside the block return, for each input, its gradient times `factor` plus the one in `known`.
 
-    Args:
-        known: A gradient or `None` per input; gradients that are used are replaced by `None`.
-        inputs: The tensors to differentiate with respect to.
-        factor: A 0-d tensor that multiplies the gradients of the backward.
+    A gradient in `known`, which may be `None`, is replaced by `None` when it is used.
     """
-
-    def hook_of(index: int) -> Callable[[Tensor | None], Tensor | None]:
-        def hook(gradient: Tensor | None) -> Tensor | None:
-            if gradient is None:
-                return None
-            before, known[index] = known[index], None
-            scale = gradient.new_ones(()) if factor is None else factor.to(gradient.dtype)
-            return scale * gradient if before is None else before.addcmul(scale, gradient)
-
-        return hook
-
     with ExitStack() as hooks:
         for index, x in enumerate(inputs):
-            hooks.enter_context(x.register_hook(hook_of(index)))
+            hooks.enter_context(x.register_hook(partial(_with_known, known, index, factor)))
         yield
 
 
-def merged(found: Sequence[Tensor | None], known: Gradients | None) -> Gradients:
-    """Return the gradients in `found`, and those in `known` where there is none."""
-    return [y if x is None else x for x, y in zip(found, known or [None] * len(found), strict=True)]
+def _with_known(known: Gradients, index: int, factor: Tensor | None, gradient: Tensor | None) -> Tensor | None:
+    """Return `factor * gradient + known[index]`; a hook of `accumulating`."""
+    if gradient is None:
+        return None
+    before, known[index] = known[index], None
+    scale = gradient.new_ones(()) if factor is None else factor.to(gradient.dtype)
+    return scale * gradient if before is None else before.addcmul(scale, gradient)
 
 
 def with_gradients(value: Scalar, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Scalar:

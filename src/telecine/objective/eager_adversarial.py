@@ -11,22 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from telecine.base.precision import autocast_dtype, autocast_off
-from telecine.base.shapes import Scalar, Video
+from telecine.base.shapes import Video
 from telecine.discriminators import frozen
 from telecine.losses import GANLoss
-from telecine.objective.adversarial import AdversarialLosses
+from telecine.objective.adversarial import AdversarialLosses, VideoDiscriminator
 from telecine.objective.eager import (
     Gradients,
     accumulating,
     eager_backward,
     gradients_of,
-    merged,
     with_gradient_hook,
     with_gradients,
 )
-from telecine.objective.logging import Log
-from telecine.objective.video_discriminator import VideoDiscriminator
+from telecine.objective.weights import Log
 from telecine.ops.convolution import differentiated_twice
+from telecine.perceptual import sample_frame_indices
 
 # A logit without a gradient in the discriminator's loss, as with the hinge beyond its margin, still has one in the
 # generator's. It goes through the shared backward with a cotangent so small that it vanishes in the rounding of the
@@ -52,8 +51,8 @@ class DiscriminatorUpdate:
     """The loss of one discriminator while its real and its fake part are computed one after the other."""
 
     real_logits: Tensor
-    penalty: Scalar | None
-    """The value of the gradient penalty."""
+    penalty: Log
+    """The value of the gradient penalty, empty without one."""
     gradients: Gradients
     """Of the parts that are done, per parameter."""
     fake_logits: Tensor | None = None
@@ -69,25 +68,23 @@ class EagerAdversarialLosses(AdversarialLosses):
     mode: GradientMode = field(init=False)
 
     def __post_init__(self) -> None:
-        autocast_to = autocast_dtype(self.batch.fake.device)
+        penalty, fake, autocast_to = self.penalty, self.batch.fake, autocast_dtype(self.batch.fake.device)
         # float16 gradients would underflow: only the caller's scaler knows a suitable loss scale.
         self.is_eager = autocast_to != torch.float16
-        self.mode = self._mode(autocast_to)
-
-    def _mode(self, autocast_to: torch.dtype | None) -> GradientMode:
-        penalty, fake = self.penalty, self.batch.fake
         # A double backward turns autocast off for the discriminators' step, but not for the autoencoder's.
         is_float32 = autocast_to is None or penalty.double_backward
         # Hooks on parameters would run for the eager gradients and again in the caller's backward.
         has_hooks = any(parameter._backward_hooks for d in self.discriminators for parameter in d.module.parameters())
-        if has_hooks or (autocast_to == torch.float16 and not is_float32):
-            return GradientMode.GRAPH
-        if not self._is_separable():
-            return GradientMode.JOINT
         both_train = self.both_steps and fake.requires_grad and self.weights.discriminators_train
         same_precision = autocast_to is None or not is_float32
-        is_shared = both_train and torch.is_grad_enabled() and same_precision
-        return GradientMode.SHARED if is_shared else GradientMode.SPLIT
+        if has_hooks or not (self.is_eager or is_float32):
+            self.mode = GradientMode.GRAPH
+        elif not self._is_separable():
+            self.mode = GradientMode.JOINT
+        elif both_train and torch.is_grad_enabled() and same_precision:
+            self.mode = GradientMode.SHARED
+        else:
+            self.mode = GradientMode.SPLIT
 
     def generator_losses(self) -> dict[str, Log]:
         """Return the terms of each discriminator by its name, without those of weight 0."""
@@ -120,8 +117,8 @@ class EagerAdversarialLosses(AdversarialLosses):
     @cached_property
     def _both_losses(self) -> dict[str, tuple[Log, Log]]:
         """SHARED: the generator's and the discriminator's losses by discriminator."""
-        of_generator = {d.name: self._frame_indices() for d in self._in_generator_step()}
-        of_others = self._frame_indices()
+        of_generator = self._frame_indices()
+        of_others = sample_frame_indices(self.batch.real, 1, self.batch.generator)
         fake = with_gradient_hook(self.batch.fake, self.batch.grad_hook)
         return {d.name: self._shared_step(d, fake, of_generator, of_others) for d in self.discriminators}
 
@@ -159,7 +156,7 @@ class EagerAdversarialLosses(AdversarialLosses):
     def _split_step(self, d: VideoDiscriminator, frame_indices: Tensor) -> Log:
         """SPLIT: first the real part of a discriminator's loss, then the fake part."""
         update = self._real_part(d, frame_indices)
-        self._add_fake_part(d, update, d.logits(d.input_of(self.batch.fake.detach(), frame_indices)))
+        self._add_fake_part(d, update, d(d.input_of(self.batch.fake.detach(), frame_indices)).logits)
         return self._finish(d, update)
 
     def _real_part(self, d: VideoDiscriminator, frame_indices: Tensor) -> DiscriminatorUpdate:
@@ -167,13 +164,11 @@ class EagerAdversarialLosses(AdversarialLosses):
         real = d.input_of(self.batch.real, frame_indices).detach()
         real.requires_grad_(self.penalty.differentiates_real)
         with differentiated_twice(self.penalty.double_backward):
-            logits = d.logits(real)
-        penalty = self._penalty(d, real, real, logits, logits)  # it does not use the fakes
-        terms = self._discriminator_terms(d, logits, logits.detach(), penalty)
-        value = terms.get("grad_penalty_loss")
+            logits = d(real).logits
+        terms = self._discriminator_terms(d, logits, logits.detach(), real=real, fake=real)  # `fake` is not used
         return DiscriminatorUpdate(
             real_logits=logits.detach(),
-            penalty=None if value is None else value.detach(),
+            penalty={name: term.detach() for name, term in terms.items() if name == "grad_penalty_loss"},
             gradients=gradients_of(self.discriminator_loss(terms), d.trainable),
         )
 
@@ -185,10 +180,10 @@ class EagerAdversarialLosses(AdversarialLosses):
 
     def _finish(self, d: VideoDiscriminator, update: DiscriminatorUpdate) -> Log:
         """Return the loss with the gradients of both parts."""
-        real_logits, fake_logits, penalty = update.real_logits, update.fake_logits, update.penalty
+        real_logits, fake_logits = update.real_logits, update.fake_logits
         assert fake_logits is not None
-        compute = None if penalty is None else lambda: penalty
-        log = self._log(self._discriminator_terms(d, real_logits, fake_logits, compute), real_logits, fake_logits)
+        terms = self._discriminator_terms(d, real_logits, fake_logits) | update.penalty
+        log = self._discriminator_log(terms, real_logits, fake_logits)
         return log | {"loss": with_gradients(log["loss"], d.trainable, update.gradients)}
 
 
@@ -215,30 +210,31 @@ def shared_backward(
 ) -> tuple[Tensor, Gradients]:
     """Return the gradient of the generator's loss for `x`, and of the discriminator's fake part for its parameters.
 
+    The latter are `None` where the logits do not depend on a parameter; those in `add_to` are added as in
+    `gradients_of`.
+
     Args:
         gan_loss: A separable loss whose generator's part does not use the real logits.
         logits: `(B,)`, of the reconstructions.
         x: The discriminator's input `(B, ...)`.
         parameters: The discriminator's.
         retain_graph: Keep the graph of `logits`.
-        add_to: Gradients per parameter to add, as in `gradients_of`.
-
-    Returns:
-        A gradient of `x`'s shape, and one per parameter, `None` where the logits do not depend on it.
+        add_to: Gradients per parameter.
     """
     generator_cotangent, discriminator_cotangent = cotangents(gan_loss, logits)
     tiny = TINY_COTANGENT * generator_cotangent
     used = torch.where(discriminator_cotangent.abs() >= tiny.abs(), discriminator_cotangent, tiny)
     # If all cotangents are tiny, rounding hides none of them: the parameters' gradients are then 0.
     factor = (discriminator_cotangent != 0).any()
-    known: Gradients = [None] * len(parameters) if add_to is None else add_to
+    known: Gradients = add_to or [None] * len(parameters)
     with accumulating(known, parameters, factor=factor), autocast_off(logits.device):
         grad_x, *grad_parameters = torch.autograd.grad(
             logits, [x, *parameters], grad_outputs=used, retain_graph=retain_graph, allow_unused=True
         )
     # Where `used` is 0, both cotangents are.
     scale = torch.where(used == 0, 0.0, generator_cotangent.to(x.dtype) / used.to(x.dtype))
-    return grad_x * scale.view(-1, *[1] * (x.ndim - 1)), merged(grad_parameters, known)
+    gradients: Gradients = [old if new is None else new for new, old in zip(grad_parameters, known, strict=True)]
+    return grad_x * scale.view(-1, *[1] * (x.ndim - 1)), gradients
 
 
 def cotangents(gan_loss: GANLoss, logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,17 +1,20 @@
-"""The functions that settings name, imported and checked: those of the additional terms, the losses, the penalty."""
+"""The functions that settings name, imported and checked; the perceptual term and the additional terms."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torchvision.models import VGG16_Weights
 
 from telecine.base.checks import argument_error, describe, suggestion
 from telecine.base.imports import choose, import_allowed
+from telecine.base.precision import at_least_float32
 from telecine.base.shapes import Scalar
 from telecine.losses import (
     GAN_LOSSES,
@@ -31,8 +34,18 @@ from telecine.losses import (
     wavelet_l1,
 )
 from telecine.objective.batch import Batch
+from telecine.objective.eager import eager_backward
+from telecine.objective.weights import Weights
 from telecine.ops.ranks import with_averaged_gradient
-from telecine.perceptual import Alignment, gram
+from telecine.perceptual import (
+    Alignment,
+    Perceptual,
+    WeightsSource,
+    gram,
+    in_chunks,
+    pick_frames,
+    sample_frame_indices,
+)
 from telecine.settings import ObjectiveConfig, Term
 
 # The built-in terms, which a name alone stands for.
@@ -62,15 +75,7 @@ class Functions(NamedTuple):
 
 
 def functions_of(config: ObjectiveConfig, prefix: str = "") -> Functions:
-    """Import and check the functions that settings name. Each call builds new modules.
-
-    Args:
-        config: The settings.
-        prefix: What stands before the names of settings in errors.
-
-    Raises:
-        ValueError: If there is no such function, or a term needs an unknown argument.
-    """
+    """Import and check the functions that settings name; errors have `prefix` before the names of settings."""
     return Functions(
         choose(f"{prefix}reconstruction.loss", config.reconstruction.loss, RECONSTRUCTION_LOSSES),
         choose(f"{prefix}perceptual.net", config.perceptual.net, {"vgg": "vgg", "alex": "alex"}),
@@ -83,35 +88,26 @@ def functions_of(config: ObjectiveConfig, prefix: str = "") -> Functions:
 def check_functions(config: ObjectiveConfig, *, sharding: str) -> None:
     """Import and check the functions that a run's settings name, before it reads any video.
 
-    Args:
-        config: The settings of the objective.
-        sharding: How the run shards weights, or "none".
-
     Raises:
-        ValueError: As of `functions_of`, or if weights are sharded and a term decodes.
+        ValueError: If there is no such function, a term needs an unknown argument, or weights are sharded and a term
+            decodes.
     """
-    decoding = [name for name, term in functions_of(config, "objective.").terms.items() if term.decodes]
+    decoding = [name for name, term in functions_of(config, "objective.").terms.items() if "decode" in term.arguments]
     if sharding != "none" and decoding:
         remedy = "Leave the term out, or replicate the weights: the decoder alone does not gather sharded ones."
         raise argument_error("sharding", '"none" with terms that decode', f"{sharding} with {decoding[0]}", remedy)
 
 
 class TermFunction:
-    """The function of an additional term, imported and checked.
-
-    Args:
-        term: Its settings.
-        setting: Their name, for errors.
-
-    Raises:
-        ValueError: If there is no such function, or it needs an unknown argument.
-    """
+    """The function of an additional term, imported and checked; errors name the `setting`."""
 
     def __init__(self, term: Term, setting: str = "term") -> None:
         self.params, self.setting = term.params, setting
         self._found = _imported(term.target, f"{setting}.target")
         self._check_params()
         self.arguments = self._checked_arguments()
+        self.uses_features = bool(set(FEATURES) & set(self.arguments))
+        """Whether the function compares features of the perceptual network."""
 
     @cached_property
     def function(self) -> Callable[..., Tensor]:
@@ -119,21 +115,6 @@ class TermFunction:
         if isinstance(self._found, type):
             return cast(Callable[..., Tensor], self._found(**self.params))
         return partial(self._found, **self.params) if self.params else self._found
-
-    @property
-    def uses_features(self) -> bool:
-        """Whether the function compares features of the perceptual network."""
-        return bool(set(FEATURES) & set(self.arguments))
-
-    @property
-    def decodes(self) -> bool:
-        """Whether the function decodes a latent."""
-        return "decode" in self.arguments
-
-    @property
-    def is_module(self) -> bool:
-        """Whether the function is a module, which may have weights of its own."""
-        return isinstance(self._found, (type, nn.Module))
 
     def _check_params(self) -> None:
         """Raise a `ValueError` unless `params` are arguments of the function, and complete for a class."""
@@ -213,7 +194,7 @@ class TermFunction:
 
 def modules_of(terms: Mapping[str, TermFunction]) -> nn.ModuleDict:
     """Return the terms that are modules, named as their losses in the log."""
-    modules = {name: term.function for name, term in terms.items() if term.is_module}
+    modules = {name: term.function for name, term in terms.items() if isinstance(term._found, (type, nn.Module))}
     return nn.ModuleDict({f"{name}_loss": cast(nn.Module, module) for name, module in modules.items()})
 
 
@@ -246,3 +227,75 @@ def _name(function: Callable[..., object]) -> str:
     if isinstance(function, partial):
         return _name(function.func)
     return getattr(function, "__name__", type(function).__name__)
+
+
+class PerceptualTerm(nn.Module):
+    """The mean distance over the sampled frames, and additional terms of the same features.
+
+    Raises:
+        ValueError: If `vgg_weights` are given for another network, or a term needs features of one without.
+    """
+
+    def __init__(self, config: ObjectiveConfig, vgg_weights: WeightsSource, functions: Functions) -> None:
+        super().__init__()
+        self.config, net = config.perceptual, functions.perceptual_net
+        if net != "vgg" and vgg_weights is not VGG16_Weights.DEFAULT:
+            contract = 'left out unless `perceptual.net` is "vgg"'
+            remedy = "Load another network's weights with `net=LPIPS('alex', weights=...)`."
+            raise argument_error("vgg_weights", contract, describe(self.config.net), remedy)
+        self.feature_terms = {name: term for name, term in functions.terms.items() if term.uses_features}
+        terms = config.all_terms()
+        is_needed = any(terms[name].ramp.is_ever_on for name in ("perceptual", *self.feature_terms))
+        weights = vgg_weights if net == "vgg" else None
+        self.distance = Perceptual(net, weights=weights) if is_needed else None
+        if self.distance is not None and self.feature_terms and not self.distance.has_features:
+            contract = "without terms of features for a distance that has none"
+            got, remedy = repr(next(iter(self.feature_terms))), 'Use "vgg" or "alex" as `perceptual.net`.'
+            raise argument_error("terms", contract, got, remedy)
+
+    def forward(self, batch: Batch, weights: Weights, *, eager: bool) -> dict[str, Scalar]:
+        """Return the distance, named "perceptual", and the terms of features; those of weight 0 are left out.
+
+        With `eager`, each chunk's gradient is computed before the next chunk. A chunk then has by default as many
+        frames as there are clips.
+        """
+        config, names = self.config, [n for n in ("perceptual", *self.feature_terms) if weights[n] > 0]
+        if not names:
+            return {}
+        indices = sample_frame_indices(batch.fake, config.num_frames, batch.generator)
+        # In float32, as they are compared: the backward of splitting half precision fails under CPU autocast.
+        frames, targets = (at_least_float32(pick_frames(video, indices)) for video in (batch.fake, batch.real))
+        # The weighted sum over the frames is the mean.
+        if batch.clip_weight is None:
+            weight = torch.full((len(frames),), 1 / len(frames), device=frames.device)
+        else:
+            weight = (batch.clip_weight / len(frames)).repeat_interleave(indices.shape[1])
+        size = (config.chunk_size or len(indices)) if eager else len(frames)
+        chunks = []
+        for x, y, w in zip(frames.split(size), targets.split(size), weight.split(size), strict=True):
+            compare = partial(self._compare, target=y, weight=w, names=names)
+            chunks.append(eager_backward(compare, x) if eager else compare(x))
+        return {name: torch.stack([chunk[name] for chunk in chunks]).sum() for name in names}
+
+    def _compare(self, frames: Tensor, *, target: Tensor, weight: Tensor, names: Sequence[str]) -> dict[str, Scalar]:
+        """Return the weighted sum over the frames of each distance."""
+        assert self.distance is not None
+        terms = [name for name in names if name != "perceptual"]
+        compare = partial(self.distance, feature_terms=[self.feature_terms[name].function for name in terms])
+        size = self.config.chunk_size
+        if size is not None and size < len(frames):
+            compare = partial(in_chunks, compare, chunk_size=size)
+        distances = compare(reconstruction=frames, target=target)
+        for name, distance in zip(terms, distances[1:], strict=True):
+            if distance.shape != frames.shape[:1]:
+                contract = f"of shape ({len(frames)},), one value per frame"
+                remedy = "Average what belongs to one frame."
+                raise argument_error(f"the result of the term {name}", contract, distance, remedy)
+        found = dict(zip(("perceptual", *terms), distances, strict=True))
+        return {name: (weight * found[name]).sum() for name in names}
+
+
+def drop_perceptual_weights(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Remove the frozen LPIPS from a state dict of the reference; a hook that runs before it is loaded."""
+    for key in [key for key in state_dict if key.startswith(f"{prefix}perceptual_model.")]:
+        del state_dict[key]

@@ -17,16 +17,22 @@ from telecine.base.shapes import Scalar
 from telecine.discriminators import Discriminator, Discriminator3D, DiscriminatorSpec, build_discriminator
 from telecine.losses import gaussian_nll
 from telecine.losses.lecam import LeCam
-from telecine.objective.adaptive_weight import adaptive_weights
-from telecine.objective.adversarial import NO_PENALTY, AdversarialLosses
-from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
+from telecine.objective.adaptive_weight import LayerActivations, adaptive_weights
+from telecine.objective.adversarial import NO_PENALTY, AdversarialLosses, VideoDiscriminator, check_discriminators
+from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch, windowed_and_augmented
 from telecine.objective.eager_adversarial import EagerAdversarialLosses
-from telecine.objective.layer_activations import LayerActivations
-from telecine.objective.logging import Log, autoencoder_log, discriminator_log, mean, named, of_each, total, weighted
-from telecine.objective.perceptual_term import PerceptualTerm, drop_perceptual_weights
-from telecine.objective.terms import functions_of, modules_of
-from telecine.objective.video_discriminator import VideoDiscriminator, check_discriminators, windowed_and_augmented
-from telecine.objective.weights import Weights, WeightSchedule
+from telecine.objective.terms import PerceptualTerm, drop_perceptual_weights, functions_of, modules_of
+from telecine.objective.weights import (
+    Log,
+    Weights,
+    WeightSchedule,
+    autoencoder_log,
+    discriminator_log,
+    mean,
+    named,
+    of_each,
+    total,
+)
 from telecine.ops.ranks import with_averaged_gradient
 from telecine.perceptual import WeightsSource
 from telecine.settings import (
@@ -239,7 +245,10 @@ class VideoAutoencoderLoss(nn.Module):
         recon = self.recon_loss(reconstruction=batch.fake, target=batch.real, weight=batch.clip_weight)
         extra = self.perceptual(batch, weights, eager=adversarial.is_eager)
         lpips = extra.pop("perceptual", torch.zeros((), device=batch.real.device))
-        nll = batch.num_elements * self._nll(recon + weighted((weights["perceptual"], lpips)))
+        distance = recon + weights.sum({"perceptual": lpips})
+        if self.logvar is not None:  # the negative log-likelihood per element, up to a constant
+            distance = gaussian_nll(distance=distance, logvar=with_averaged_gradient(self.logvar))
+        nll = batch.num_elements * distance
         extra |= {name: t(batch) for name, t in self.terms.items() if weights[name] > 0 and not t.uses_features}
         found = adversarial.generator_losses()
         g, g_m = (of_each(found, name) for name in ("adversarial", "multiscale_adversarial"))
@@ -247,13 +256,11 @@ class VideoAutoencoderLoss(nn.Module):
         w = adaptive_weights(self.config.adaptive_weight, g | g_m, references, batch.grad_at)
         features = of_each(found, "feature_matching")
         matching, aux = mean(features.values(), like=recon), total(batch.aux.values(), like=recon)
-        loss = nll + weighted(
-            *((weights[name], term) for name, term in extra.items()),
-            (weights["adversarial"], total((w[d] * g[d] for d in g), like=recon)),
-            (weights["multiscale_adversarial"], total((w[m] * g_m[m] for m in g_m), like=recon)),
-            (weights["feature_matching"], matching),
-            (weights["quantizer_aux"], aux),
-        )
+        adversarial_terms = {
+            "adversarial": total((w[d] * g[d] for d in g), like=recon),
+            "multiscale_adversarial": total((w[m] * g_m[m] for m in g_m), like=recon),
+        }
+        loss = nll + weights.sum({**extra, **adversarial_terms, "feature_matching": matching, "quantizer_aux": aux})
         log = {"total_loss": loss, "recon_loss": recon, "perceptual_loss": lpips, "aux_losses": aux}
         log |= {f"{name}_loss": term for name, term in extra.items()}
         log |= {"feature_matching_loss": matching} if features else {}
@@ -271,19 +278,12 @@ class VideoAutoencoderLoss(nn.Module):
     @staticmethod
     def discriminator_loss(terms: Log, weights: Weights) -> Scalar:
         """L_D of one discriminator. Terms that are not computed at this step are missing."""
-        return terms["discr_loss"] + weighted(
-            (weights["grad_penalty"], terms.get("grad_penalty_loss")),
-            (weights["lecam"], terms.get("lecam_loss")),
-        )
-
-    def _nll(self, distance: Scalar) -> Scalar:
-        """Return the negative log-likelihood per element up to a constant: the distance without `learn_logvar`."""
-        logvar = None if self.logvar is None else with_averaged_gradient(self.logvar)
-        return distance if logvar is None else gaussian_nll(distance=distance, logvar=logvar)
+        extra = {name: terms[f"{name}_loss"] for name in ("grad_penalty", "lecam") if f"{name}_loss" in terms}
+        return terms["discr_loss"] + weights.sum(extra)
 
     def _adversarial(self, batch: Batch, weights: Weights, *, both_steps: bool) -> AdversarialLosses:
         """Return the adversarial losses of one call."""
-        has_penalty = weights["grad_penalty"] > 0 and torch.is_grad_enabled()
+        gan, has_penalty = self.config.gan, weights["grad_penalty"] > 0 and torch.is_grad_enabled()
         eager = partial(EagerAdversarialLosses, both_steps=both_steps)
         return (eager if self.config.eager_gradients else AdversarialLosses)(
             discriminators=self.discriminators + self.multiscale_discriminators,
@@ -291,7 +291,7 @@ class VideoAutoencoderLoss(nn.Module):
             penalty=self.penalty if has_penalty else NO_PENALTY,
             lecam=self.lecam,
             discriminator_loss=partial(self.discriminator_loss, weights=weights),
-            batch=windowed_and_augmented(batch, self.config.gan),
+            batch=windowed_and_augmented(batch, gan) if gan.window or gan.augment else batch,
             weights=weights,
         )
 

@@ -1,29 +1,43 @@
-"""The weight of every term at a step: constants, ramps, and 0 before `disc_start`."""
+"""The weight of every term at a step, weighted sums, and the log of a step."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import TypeAlias
 
+import torch
+from torch import Tensor
+
+from telecine.base.checks import argument_error
+from telecine.base.shapes import Scalar
 from telecine.settings import ObjectiveConfig, Ramp
+
+Log: TypeAlias = dict[str, Tensor]
+STATISTICS = (
+    "logits_real",
+    "logits_fake",
+    "logits_real_std",
+    "logits_fake_std",
+    "accuracy_real",
+    "accuracy_fake",
+    "hinge_active",
+)
 
 
 class Weights(dict[str, float]):
     """The weight of each term at one step by the term's name; a term of weight 0 is not computed.
 
     That of the gradient penalty is times its interval, and 0 on the steps between.
-
-    Args:
-        values: The weights.
-        scheduled: Those that are ramps, by their names in the log.
-        discriminators_train: Whether the discriminators train at this step.
     """
 
-    def __init__(
-        self, values: Mapping[str, float], *, scheduled: Mapping[str, float], discriminators_train: bool
-    ) -> None:
-        super().__init__(values)
-        self.scheduled = scheduled
-        self.discriminators_train = discriminators_train
+    scheduled: Mapping[str, float]
+    """The weights that are ramps, by their names in the log."""
+    discriminators_train: bool
+    """Whether the discriminators train at this step."""
+
+    def sum(self, terms: Mapping[str, Scalar]) -> Scalar | float:
+        """Return the sum of weight times term. Skip zero weights: 0 * NaN is NaN."""
+        return sum((self[name] * term for name, term in terms.items() if self[name] != 0), 0.0)
 
 
 class WeightSchedule:
@@ -57,9 +71,7 @@ class WeightSchedule:
         changes = [(ramp.start or 0) + ramp.steps for ramp in ramps] + [self.disc_start, self.disc_train_start]
         every = self.penalty_every
         # The first step with a penalty from each change on, and the last one before it: a ramp may end at 0.
-        steps = {-(-step // every) * every for step in changes} | {
-            max(0, step - 1) // every * every for step in changes
-        }
+        steps = {max(0, last) // every * every for step in changes for last in (step - 1, step + every - 1)}
         if num_steps is not None:
             steps = {min(step, num_steps - 1) for step in steps}
         return min(steps, key=lambda step: (step < self.disc_train_start, len(self.off_at(step)), -step))
@@ -67,10 +79,73 @@ class WeightSchedule:
     def at(self, step: int) -> Weights:
         """Return the weights of both steps of an update."""
         values = {name: term.at(step) for name, term in self.terms.items()}
-        scheduled = {
-            term.weight_key: values[name] for name, term in self.terms.items() if isinstance(term.weight, Ramp)
-        }
+        scheduled = {term.weight_key: values[n] for n, term in self.terms.items() if isinstance(term.weight, Ramp)}
         trains = step >= self.disc_train_start
         has_penalty = trains and step % self.penalty_every == 0
         values["grad_penalty"] *= self.penalty_every if has_penalty else 0
-        return Weights(values, scheduled=scheduled, discriminators_train=trains)
+        weights = Weights(values)
+        weights.scheduled, weights.discriminators_train = scheduled, trains
+        return weights
+
+
+def named(log: Log, split: str) -> Log:
+    """Return the log as callers get it: detached float32 copies, the split before each name."""
+    return {f"{split}/{name}": value.detach().to(torch.float32, copy=True) for name, value in log.items()}
+
+
+def total(terms: Iterable[Scalar], *, like: Tensor) -> Scalar:
+    """Return the sum of the terms, 0 on `like`'s device if there are none."""
+    terms = list(terms)
+    return torch.stack(terms).sum() if terms else torch.zeros((), device=like.device)
+
+
+def mean(terms: Iterable[Scalar], *, like: Tensor) -> Scalar:
+    """Return the mean of the terms, 0 on `like`'s device if there are none."""
+    terms = list(terms)
+    return total(terms, like=like) / max(len(terms), 1)
+
+
+def each(name: str, terms: Mapping[str, Tensor]) -> Log:
+    """Return `{name}_{discriminator}` for every discriminator if there are several."""
+    return {f"{name}_{key}": term for key, term in terms.items()} if len(terms) > 1 else {}
+
+
+def of_each(logs: Mapping[str, Log], name: str) -> Log:
+    """Return one value of every discriminator that has it, by the discriminator's name."""
+    return {key: log[name] for key, log in logs.items() if name in log}
+
+
+def autoencoder_log(g: Log, w: Log, weights: Weights, aux: Log, *, taken: Log) -> Log:
+    """Return the generator losses, adaptive weights, scheduled weights and named auxiliary losses.
+
+    Raise a `ValueError` if an auxiliary loss has the name of another entry, one of `taken` included.
+    """
+    like = taken["total_loss"]
+    log = {
+        "gen_loss": total(g.values(), like=like),
+        "adaptive_weight": mean(w.values(), like=like),
+        **each("gen_loss", g),
+        **each("adaptive_weight", w),
+        **{name: torch.full((), value, device=like.device) for name, value in weights.scheduled.items()},
+    }
+    for name in aux:
+        if name in taken or name in log:
+            remedy = f"Rename it, for instance to 'quantizer_{name}'."
+            raise argument_error("aux_losses", "named unlike the objective's own terms", repr(name), remedy)
+    return log | {name: value for name, value in aux.items() if name}
+
+
+def discriminator_log(logs: Mapping[str, Log], *, like: Tensor) -> Log:
+    """Return the sums of the discriminators' terms and the means of their statistics.
+
+    Each discriminator's own values follow if there are several. If none trains, losses and mean logits are 0 and the
+    other statistics are left out.
+    """
+    terms = [name for log in logs.values() for name in log if name.endswith("_loss")]
+    log = {name: total(of_each(logs, name).values(), like=like) for name in ("discr_loss", "grad_penalty_loss", *terms)}
+    log |= each("discr_loss", of_each(logs, "discr_loss"))
+    for name in STATISTICS:
+        values = of_each(logs, name)
+        if values or name in ("logits_real", "logits_fake"):
+            log |= {name: mean(values.values(), like=like), **each(name, values)}
+    return log

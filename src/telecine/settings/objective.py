@@ -7,14 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias, cast
 
-from telecine.base.checks import (
-    argument_error,
-    check_count,
-    check_positive,
-    check_step,
-    check_weight,
-    describe,
-)
+from telecine.base.checks import argument_error, check_count, check_positive, check_step, check_weight, describe
 from telecine.settings.group import Function, Settings
 
 # Log keys `{name}_loss` that belong to no weight of the settings.
@@ -73,6 +66,10 @@ Weight: TypeAlias = float | Ramp
 Need: TypeAlias = Literal["discriminator", "multiscale discriminator", "any discriminator"]
 
 
+# What the adversarial terms have in common as an `ObjectiveTerm`.
+ADVERSARIAL = {"label": "generator loss", "logged_as": "gen_loss", "starts_late": True, "is_saved": True}
+
+
 @dataclass(frozen=True)
 class ObjectiveTerm:
     """A term of the objective: its weight, the place of that in the settings, its start, its needs and its label."""
@@ -99,8 +96,7 @@ class ObjectiveTerm:
     @property
     def weight_key(self) -> str:
         """The name of the weight in the log, which has the weights that are ramps."""
-        last = self.setting.rpartition(".")[2]
-        return last if last != "weight" else f"{self.name}_loss_weight"
+        return f"{self.name}_loss_weight" if self.setting.startswith("terms.") else self.setting.rpartition(".")[2]
 
     @property
     def loss_key(self) -> str:
@@ -331,28 +327,12 @@ class ObjectiveConfig(Settings):
     """Weight of LPIPS: structure and texture as a trained network sees them.
     Source: 1 in CogVideo; 0.1 in MAGVIT-2 and Cosmos.
     Fails: too large, it prints a grid on flat regions."""
-    adversarial_loss_weight: Weight = field(
-        default=0.0,
-        metadata={
-            "label": "generator loss",
-            "logged_as": "gen_loss",
-            "starts_late": True,
-            "needs": "discriminator",
-            "is_saved": True,
-        },
-    )
+    adversarial_loss_weight: Weight = field(default=0.0, metadata=ADVERSARIAL | {"needs": "discriminator"})
     """Weight of the adversarial terms of the image and video discriminators, times their adaptive weight.
     Source: 0 in CogVideo; 0.1 to 1 elsewhere.
     Fails: too large, it invents texture and PSNR falls."""
     multiscale_adversarial_loss_weight: Weight = field(
-        default=0.0,
-        metadata={
-            "label": "generator loss",
-            "logged_as": "gen_loss",
-            "starts_late": True,
-            "needs": "multiscale discriminator",
-            "is_saved": True,
-        },
+        default=0.0, metadata=ADVERSARIAL | {"needs": "multiscale discriminator"}
     )
     """Weight of the adversarial terms of the discriminators of down-scaled clips: for large shapes.
     Source: an argument of CogVideo without effect there.
@@ -401,7 +381,9 @@ class ObjectiveConfig(Settings):
         super().__post_init__()
         check_step("disc_start", self.disc_start)
         _check_weights(self)
-        reserved = self._reserved_names()
+        own = self._own_terms()
+        logged = [term.loss_key.removesuffix("_loss") for term in own if term.loss_key.endswith("_loss")]
+        reserved = list(dict.fromkeys([*OTHER_LOSSES, *(term.name for term in own), *logged]))
         for name in self.terms:
             if not name.isidentifier() or name in reserved:
                 contract = f"an identifier other than {', '.join(reserved)}"
@@ -417,52 +399,34 @@ class ObjectiveConfig(Settings):
         """Return every term of the objective by name: those with a setting of their own, then those of `terms`."""
         found = self._own_terms()
         for name, term in self.named_terms.items():
-            label = f"{name} loss".replace("_", " ")
-            found.append(ObjectiveTerm(name, f"terms.{name}.weight", term.weight, self.disc_start, label))
+            setting, label = f"terms.{name}.weight", f"{name} loss".replace("_", " ")
+            found.append(ObjectiveTerm(name, setting, term.weight, self.disc_start, label))
         return {term.name: term for term in found}
 
     def _own_terms(self) -> list[ObjectiveTerm]:
         """Return the terms whose weights are fields of this group and of `gan`."""
-        weights = [
-            (prefix + item.name, getattr(group, item.name), item.metadata)
+        return [
+            ObjectiveTerm(
+                item.name.removesuffix("_weight").removesuffix("_loss"),
+                prefix + item.name,
+                getattr(group, item.name),
+                self.disc_start,
+                **item.metadata,
+            )
             for prefix, group in (("", self), ("gan.", self.gan))
             for item in fields(group)
             if item.metadata
         ]
-        return [
-            ObjectiveTerm(_term_name(setting), setting, weight, self.disc_start, **about)
-            for setting, weight, about in weights
-        ]
-
-    def _reserved_names(self) -> list[str]:
-        """Return the names that no additional term may have: those of other terms, and of losses in the log."""
-        own = self._own_terms()
-        logged = [term.loss_key.removesuffix("_loss") for term in own if term.loss_key.endswith("_loss")]
-        return list(dict.fromkeys([*OTHER_LOSSES, *(term.name for term in own), *logged]))
 
     def arguments(self) -> dict[str, Any]:
         """Return the constructor arguments of `VideoAutoencoderLoss`."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
-def _term_name(setting: str) -> str:
-    return setting.rpartition(".")[2].removesuffix("_weight").removesuffix("_loss")
-
-
 def as_ramp(value: Weight, name: str = "weight", start: int = 0) -> Ramp:
-    """Return a weight as a `Ramp`.
-
-    Args:
-        value: A number or a `Ramp`.
-        name: The setting's name, for errors.
-        start: The ramp's start if `value` has none.
-
-    Raises:
-        ValueError: If it is negative or not finite.
-    """
-    if not isinstance(value, Ramp):
-        value = Ramp(check_weight(name, value))
-    return replace(value, start=start if value.start is None else value.start)
+    """Return a weight as a `Ramp`, with this start if it has none; raise a `ValueError` if it is invalid."""
+    ramp = value if isinstance(value, Ramp) else Ramp(check_weight(name, value))
+    return replace(ramp, start=start if ramp.start is None else ramp.start)
 
 
 def _as_term(name: str, value: Term | Weight) -> Term:

@@ -30,7 +30,7 @@ from telecine.discriminators import (
 )
 from telecine.discriminators.base import GradientCheckpointing
 from telecine.objective import VideoAutoencoderLoss
-from telecine.objective.layer_activations import LayerActivations
+from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.weights import WeightSchedule
 from telecine.perceptual.feature_maps import build_maps
 from telecine.runs import find_checkpoint

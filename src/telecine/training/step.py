@@ -14,8 +14,8 @@ from telecine.autoencoders import Posterior
 from telecine.base.checks import TrainingError
 from telecine.base.randomness import clip_generators
 from telecine.losses import mse
+from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.batch import BatchOptions
-from telecine.objective.layer_activations import LayerActivations
 from telecine.ops.ranks import average_over_ranks
 from telecine.settings import OptimizerConfig
 from telecine.training.distributed import average_gradients, full_tensor, is_sharded, local_shard
