@@ -31,7 +31,7 @@ from telecine.settings.yaml_file import read_yaml
 from telecine.training.baseline import NUM_CLIPS, fit_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.clips import Clips, build_clips
-from telecine.training.diagnostics import Diagnostics, RecentValues
+from telecine.training.diagnostics import Diagnostics
 from telecine.training.state import TrainState
 from telecine.training.step import DivergenceError, MicroBatch, set_learning_rates, train_step
 
@@ -91,7 +91,7 @@ class Run:
         self.state = build_state(config, build_accelerator(config), model)
         files = runs.Run(folder)
         files.cut(-1)
-        self.diagnostics = Diagnostics(files, RecentValues(config), Console(quiet=True), enabled=True)
+        self.diagnostics = Diagnostics(files, config, Console(quiet=True))
         self.records: list[tuple[int, dict[str, float]]] = []
 
     def train_until(self, step: int) -> None:

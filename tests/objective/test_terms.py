@@ -22,7 +22,7 @@ from telecine.objective.terms import TERMS, TermFunction, check_functions, funct
 from telecine.objective.weights import Weights
 from telecine.perceptual import Alignment, gram, gram_distance
 from telecine.settings import GANConfig, ObjectiveConfig, PenaltyConfig, PerceptualConfig, ReconstructionConfig, Term
-from telecine.settings.parse import validate
+from telecine.settings.validate import validate
 
 RESERVED = (
     *("total", "recon", "perceptual", "nll", "gen", "adversarial", "multiscale_adversarial", "feature_matching"),

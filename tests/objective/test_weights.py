@@ -7,7 +7,7 @@ import pytest
 from telecine import Ramp, VideoAutoencoderLoss
 from telecine.objective.weights import WeightSchedule
 from telecine.settings import ObjectiveConfig, as_ramp
-from telecine.settings.parse import validate
+from telecine.settings.validate import validate
 
 
 @pytest.mark.parametrize(

@@ -6,18 +6,8 @@ import pytest
 
 from telecine import Ramp, Term
 from telecine.settings import TrainConfig
-from telecine.settings.parse import (
-    REMOVED,
-    config_from,
-    environment_layer,
-    json_schema,
-    merged,
-    nested,
-    read_config,
-    read_layer,
-    typed_layer,
-    validate,
-)
+from telecine.settings.parse import config_from, environment_layer, merged, nested, read_config, read_layer, typed_layer
+from telecine.settings.validate import REMOVED, json_schema, validate
 
 
 def test_what_is_left_out_has_its_default(tmp_path):

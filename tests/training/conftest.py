@@ -23,7 +23,7 @@ from telecine.settings import (
     PerceptualConfig,
     TrainConfig,
 )
-from telecine.settings.parse import validate
+from telecine.settings.validate import validate
 
 leave_pictures_out = runpy.run_path(str(Path(__file__).with_name("no_pictures.py")))["leave_pictures_out"]
 

@@ -151,8 +151,7 @@ def test_with_every_term_an_interrupted_run_equals_an_uninterrupted_one_bit_for_
     train(resumed, console=quiet())
     assert assert_equal_runs(straight, resumed) > 300
     kept = tensors(Run(tmp_path / "straight").checkpoints.all()[-1][1])["objective.safetensors"]
-    assert kept["logvar"] != everything["objective"].reconstruction.logvar_init, "it was trained"
-    assert kept["balance.averages.multiscale_discrs_0.num_values"] == 3, "from step 1 on"
+    assert kept["logvar"] != 0, "it was trained"
     assert kept["lecam.discr_3d.real.num_values"] == 4
     assert not [name for name in kept if name.startswith("perceptual")], "frozen networks are not saved"
 

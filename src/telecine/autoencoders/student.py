@@ -35,7 +35,7 @@ from telecine.base.shapes import Video, check_video
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import CausalVAEConfig
 from telecine.settings.autoencoder import with_presets
-from telecine.settings.parse import validate
+from telecine.settings.validate import validate
 from telecine.settings.yaml_file import read_yaml
 
 # The sizes of `CausalVAEConfig` that are meant for decoders.

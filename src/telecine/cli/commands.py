@@ -241,7 +241,8 @@ def run_config(action: Literal["validate", "schema"], files: list[str] = []) -> 
         action: What to do.
         files: The files, or recipes, to check: later ones override earlier ones.
     """
-    from telecine.settings.parse import json_schema, read_config
+    from telecine.settings.parse import read_config
+    from telecine.settings.validate import json_schema
 
     if action == "schema":
         print(json_schema(TrainConfig))

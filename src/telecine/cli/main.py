@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "telecine":
             raise
-        is_missing = str(error) == f"No module named {error.name!r}"
+        is_missing = isinstance(error, ModuleNotFoundError) and "pip install" not in str(error)
         return _fail(f"{error}. {how_to_install('train')}" if is_missing else error)
     except Interrupted as interruption:
         if os.environ.get("RANK", "0") == "0":

@@ -45,7 +45,7 @@ from telecine.settings import (
     Term,
     Weight,
 )
-from telecine.settings.parse import validate
+from telecine.settings.validate import validate
 
 
 class Update(NamedTuple):

@@ -11,7 +11,8 @@ from telecine.base.checks import argument_error, describe
 from telecine.runs.settings import flat_settings, plain_settings, read_saved_settings, side_by_side_settings
 from telecine.settings import ObjectiveConfig, TrainConfig
 from telecine.settings.group import Settings
-from telecine.settings.parse import REMOVED, merged, nested
+from telecine.settings.parse import merged, nested
+from telecine.settings.validate import REMOVED
 
 
 def changed_settings(config: Settings, folder: Path) -> list[str]:

@@ -1,0 +1,117 @@
+"""The one validator of settings: nested plain values become the dataclasses, or one clear error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import is_dataclass
+from functools import cache
+from types import NoneType
+from typing import Any, TypeVar, cast
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from telecine.base.checks import argument_error, describe, nearest
+from telecine.settings.group import alternatives, choices_of, describe_type, kind_at, kinds_of, settings_of
+from telecine.settings.objective import REMOVED_OF_OBJECTIVE
+
+T = TypeVar("T")
+# Settings as YAML has them.
+Nested = dict[str, Any]
+# Settings of older files that are no more, and their value now.
+REMOVED: Mapping[str, object] = {
+    **{f"objective.{name}": value for name, value in REMOVED_OF_OBJECTIVE.items()},
+    "discriminator.pad_mode": "first",
+    "discriminator.init_optimizer": False,
+}
+
+
+def validate(kind: type[T], values: Nested, prefix: str = "") -> T:
+    """Return settings as an instance of their dataclass.
+
+    Args:
+        kind: The dataclass.
+        values: Its settings; groups and ramps as dicts or as instances.
+        prefix: What stands before the names of settings in errors.
+
+    Raises:
+        ValueError: A setting is unknown, of the wrong type or out of range, or settings contradict each other.
+    """
+    try:
+        return cast(T, _adapter(cast(Hashable, kind)).validate_python(_without_removed(values)))
+    except ValidationError as error:
+        found = [(_path_of(kind, each["loc"]), each) for each in error.errors(include_url=False)]
+        # Of the alternatives of a type, the one that was meant fails deepest. Its own check names a setting inside.
+        checked = [(path, details, details["type"] == "value_error") for path, details in found]
+        path, details, _ = max(checked, key=lambda each: (len(each[0]) + each[2], each[2]))
+        raise _error(kind, values, path, details, prefix) from None
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _without_removed(values: Nested, before: str = "") -> Nested:
+    """Return settings without those that are no more, if they have the value that they have now."""
+    kept = {}
+    for name, value in values.items():
+        path = f"{before}{name}"
+        if path not in REMOVED:
+            kept[name] = _without_removed(value, f"{path}.") if isinstance(value, dict) else value
+        elif value != REMOVED[path]:
+            raise argument_error(path, f"left out (it is {REMOVED[path]!r} now)", repr(value), "Remove it.")
+    return kept
+
+
+def _path_of(kind: Any, location: Sequence[str | int]) -> list[str]:
+    """Return the names of a setting's groups and its own, without those of a union's alternatives."""
+    path: list[str] = []
+    is_alternative = False
+    for part in location:
+        several = [each for each in alternatives(kind) if each is not NoneType]
+        if len(several) > 1 and not is_alternative:
+            is_alternative = True
+            kind = next((each for each in several if getattr(each, "__name__", None) == part), kind)
+        else:
+            path.append(str(part))
+            is_alternative = False
+            kind = kind_at(kind, str(part))
+    return path
+
+
+def _error(kind: type, values: Any, path: list[str], details: ErrorDetails, prefix: str) -> Exception:
+    """Return the error about the setting at a path, from the validator's type of error and its own check's error."""
+    is_too_short = details["type"] == "missing" and isinstance(details["loc"][-1], int)
+    if is_too_short:
+        path = path[:-1]
+    name, of_setting = prefix + ".".join(path), kind_at(kind, ".".join(path)) if path else kind
+    if details["type"] == "value_error":
+        text = str(details["ctx"]["error"])
+        return ValueError(f"`{name}{'.' if path else ''}{text[1:]}" if text.startswith("`") else text)
+    if details["type"] == "unexpected_keyword_argument":
+        known = [each.name for each in settings_of(kind, all_names=True)]
+        group = kind_at(kind, ".".join(path[:-1]))  # in a dict, such as a term
+        known += [".".join([*path[:-1], each]) for each in _fields_of(group)]
+        found = nearest(".".join(path), known).replace("`", f"`{prefix}", 1)
+        return ValueError(f"`{name}` is not a setting. {found}".rstrip())
+    if details["type"] == "missing" and not is_too_short:
+        path, missing = path[:-1], path[-1]
+        contract = describe_type(kind_at(kind, ".".join(path)))
+        return ValueError(f"`{prefix}{'.'.join(path)}` must be {contract}, but got one without `{missing}`.")
+    for part in path:
+        values = values[int(part)] if isinstance(values, list | tuple) else values[part]
+    if is_dataclass(of_setting):
+        return argument_error(name, "a group of settings", values, "Indent `key: value` lines below it.")
+    remedy = nearest(values, map(str, choices_of(of_setting))) if isinstance(values, str) else ""
+    return ValueError(f"`{name}` must be {describe_type(of_setting)}, but got {describe(values)}. {remedy}".rstrip())
+
+
+def json_schema(kind: type) -> str:
+    """Return the JSON schema of a dataclass of settings, with which editors check and complete files of them."""
+    return json.dumps(_adapter(cast(Hashable, kind)).json_schema(), indent=2)
+
+
+def _fields_of(kind: Any) -> list[str]:
+    return [name for each in alternatives(kind) if is_dataclass(each) for name in kinds_of(each)]  # type: ignore[arg-type]
