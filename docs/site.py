@@ -206,7 +206,8 @@ def entry(name: str, module: ModuleType, modules: list[ModuleType]) -> str:
     home = getattr(value, "__module__", None) if getattr(value, "__qualname__", None) == name else None
     if home is None:
         return f"## `{name}`\n\nA value of type `{type(value).__name__}`.\n"
-    owner = next(each for each in modules if f"{home}.".startswith(f"{each.__name__}.") and name in each.__all__)
+    homes = [each for each in modules if f"{home}.".startswith(f"{each.__name__}.") and name in each.__all__]
+    owner = homes[0] if homes else module
     if owner is module:
         return f"::: {home}.{name}\n"
     return f"## `{name}`\n\nThat of [`{owner.__name__}`]({owner.__name__}.md#{home}.{name}).\n"
