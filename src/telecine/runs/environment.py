@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-_PACKAGES = ("telecine", "torch", "torchvision", "torchmetrics", "accelerate", "diffusers", "av", "jsonargparse")
+_PACKAGES = ("telecine", "torch", "torchvision", "torchmetrics", "accelerate", "diffusers", "av", "pydantic")
 
 
 def environment(device: torch.device) -> dict[str, str]:

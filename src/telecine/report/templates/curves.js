@@ -1,6 +1,6 @@
 const COLOURS = Array.from({ length: 8 }, (_, index) => `var(--c${index})`);
 const DASHES = ["", "2 3", "9 3 2 3", "4 2", "1 3", "12 4", "7 2 2 2 2 2"];
-// Of the linear baseline, as in curves.png.
+// Of the linear baseline.
 const BASELINE = { prefix: "linear/", stroke: "var(--muted)", dash: "7 3" };
 const HEIGHT = 200;
 // The first plot has the most curves and fills a row.
