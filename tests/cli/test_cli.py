@@ -288,7 +288,7 @@ def test_the_recipes_of_a_command(typed, files):
     assert parse(typed[0], typed[1:])[1] == files
 
 
-def test_what_is_typed_overrides_files_and_the_environment_overrides_both(monkeypatch, tmp_path):
+def test_what_is_typed_overrides_files_and_the_environment_overrides_both(monkeypatch, tmp_path, capsys):
     path = tmp_path / "mine.yaml"
     path.write_text("steps: 3\nkeep: 3\nseed: 3\n")
     monkeypatch.setenv("TELECINE__SEED", "5")
@@ -296,6 +296,7 @@ def test_what_is_typed_overrides_files_and_the_environment_overrides_both(monkey
     config = settings_of(monkeypatch, "--keep", "4", "--seed", "4", "--config", "demo", "--config", str(path))
     assert (config.steps, config.keep, config.seed, config.clips.height) == (3, 4, 5, 64)
     assert config.clips.num_frames == 9, "the demo's"
+    assert "settings of the environment: TELECINE__CLIPS__HEIGHT=64, TELECINE__SEED=5" in capsys.readouterr().out
 
 
 def test_a_mistake_in_the_environment(monkeypatch, capsys):

@@ -14,6 +14,7 @@ from telecine.base.imports import how_to_install
 from telecine.base.terminal import escape_logs
 from telecine.cli.commands import console
 from telecine.cli.parser import COMMANDS, help_of, parse
+from telecine.settings.parse import ENVIRONMENT
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         is_missing = isinstance(error, ModuleNotFoundError) and "pip install" not in str(error)
         return _fail(f"{error}. {how_to_install('train')}" if is_missing else error)
     except Interrupted as interruption:
-        if os.environ.get("RANK", "0") == "0":
+        if _is_first_process():
             console.print(str(interruption), soft_wrap=True)
         return INTERRUPTED
     except KeyboardInterrupt:
@@ -52,7 +53,14 @@ def _run(name: str, typed: Sequence[str]) -> None:
     escape_logs()
     if files == ["demo"] and not any(word.startswith("--config") for word in typed):
         console.print("without --data and --config: the demo, on four sample videos")
+    given = [f"{key}={text}" for key, text in sorted(os.environ.items()) if key.startswith(ENVIRONMENT)]
+    if given and COMMANDS[name].trains and _is_first_process():
+        console.print(f"settings of the environment: {', '.join(given)}", soft_wrap=True)
     COMMANDS[name].run(**arguments)
+
+
+def _is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _without_command(typed: Sequence[str]) -> int:
