@@ -87,14 +87,14 @@ def test_steps_that_are_given_as_floats_are_ints():
         ),
     ],
 )
-def test_the_busiest_step_has_a_penalty_and_every_term_that_can_be_on(options, step, off):
+def test_the_step_with_most_terms_has_a_penalty_and_every_term_that_can_be_on(options, step, off):
     weights = schedule(
         disc_start=1000, grad_penalty_loss_weight=1.0, gan={"disc_train_start": 800}, penalty={"every": 16}, **options
     )
-    assert weights.busiest_step() == step
+    assert weights.step_with_most_terms() == step
     assert weights.off_at(step) == off
     assert weights.at(step)["grad_penalty"] == 16
-    assert weights.busiest_step(900) < 900
+    assert weights.step_with_most_terms(900) < 900
 
 
 def test_all_weights_at_a_step():

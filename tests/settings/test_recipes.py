@@ -153,7 +153,7 @@ def test_an_update_with_the_recipes(model, stage, hardware, tmp_path, cached_wei
     config = config_from(*values)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
     before = {name: weight.clone() for name, weight in state.autoencoder.named_parameters()}
-    state.step = WeightSchedule(config.objective).busiest_step()
+    state.step = WeightSchedule(config.objective).step_with_most_terms()
     clips = config.clips
     video = torch.rand(1, 3, clips.num_frames, clips.height, clips.width) * 2 - 1
     log = train_step(state, [MicroBatch(video, [0])])
@@ -173,7 +173,7 @@ def test_an_update_with_each_objective(name):
     values = {**SMALL, "clips": {**SMALL["clips"], **size}, "causal_vae": model}
     config = config_from(*map(values_of, ("gpu", name)), values)
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
-    state.step = WeightSchedule(config.objective).busiest_step()
+    state.step = WeightSchedule(config.objective).step_with_most_terms()
     log = train_step(state, [MicroBatch(torch.rand(1, 3, 5, 32, 32) * 2 - 1, [0])])
     logged = {
         "adversarial_loss_weight": "gen_loss",

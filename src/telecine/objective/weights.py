@@ -61,7 +61,7 @@ class WeightSchedule:
         """Return the weights, by their names in the log, that are 0 at this step and above 0 at another."""
         return [term.weight_key for term in self.terms.values() if term.ramp.is_ever_on and not term.at(step)]
 
-    def busiest_step(self, num_steps: int | None = None) -> int:
+    def step_with_most_terms(self, num_steps: int | None = None) -> int:
         """Return a step at which as many terms as possible are on, and a gradient penalty if there is one.
 
         Args:

@@ -127,7 +127,7 @@ def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, consol
 
 def _update(trainer: Trainer, stop: StopRequest) -> DryRun:
     config, device = trainer.config, trainer.accelerator.device
-    step = WeightSchedule(config.objective).busiest_step(config.steps)
+    step = WeightSchedule(config.objective).step_with_most_terms(config.steps)
     trainer.state.step = step
     batches, error = read_next(trainer.batches(stop))
     if error is not None or not batches:

@@ -205,7 +205,7 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
         accelerator = cast(Accelerator, _FakeAccelerator(counter, HALF.get(config.mixed_precision)))
         last_layer = last_layer_of(model, config, is_sharded=False)
         state = new_state(accelerator, model, objective, last_layer, config)
-        state.step = objective.weights.busiest_step()
+        state.step = objective.weights.step_with_most_terms()
         shapes = [(config.clips_per_pass, 3, *bucket.shape)] * config.gradient_accumulation_steps
         return _count_update(state, counter, shapes, device_type)
 
