@@ -30,7 +30,7 @@ from telecine.perceptual import LPIPS
 from telecine.settings import TrainConfig
 from telecine.settings.parse import read_config
 from telecine.training import train
-from telecine.training.baseline import NUM_CLIPS, fit_linear
+from telecine.training.baseline import NUM_CLIPS, _fit_linear
 from telecine.training.clips import build_clips
 
 METRICS = {"psnr": "PSNR", "ssim": "SSIM", "lpips_alex": "LPIPS-Alex", "lpips_vgg": "LPIPS-VGG"}
@@ -94,7 +94,7 @@ def main() -> None:
     clips_of_run = build_clips(config, untrained)
     sets = clip_sets(config, clips_of_run.val, arguments.unseen)
     perceptual: dict[str, nn.Module] = {f"lpips_{net}": LPIPS(net) for net in ("alex", "vgg")}
-    linear = fit_linear(untrained, clips_of_run, NUM_CLIPS)
+    linear = _fit_linear(untrained, clips_of_run, NUM_CLIPS)
     assert linear is not None
     rows = [["linear baseline", name, *measure(linear, clips, perceptual)] for name, clips in sets.items()]
     for seed in arguments.seeds:

@@ -28,7 +28,7 @@ from telecine.settings import TrainConfig
 from telecine.settings.parse import config_from
 from telecine.settings.recipes import find_recipe
 from telecine.settings.yaml_file import read_yaml
-from telecine.training.baseline import NUM_CLIPS, fit_linear
+from telecine.training.baseline import NUM_CLIPS, _fit_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.clips import Clips, build_clips
 from telecine.training.diagnostics import Diagnostics
@@ -84,7 +84,7 @@ class Run:
         set_seed(config.seed)
         self.config, self.clips = config, clips.train
         model = build_autoencoder(config)
-        linear = fit_linear(model, clips, NUM_CLIPS)
+        linear = _fit_linear(model, clips, NUM_CLIPS)
         assert isinstance(model, CausalVAE)
         assert linear is not None
         model.start_from(linear)

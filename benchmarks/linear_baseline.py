@@ -20,7 +20,7 @@ from telecine.autoencoders import CausalVAE
 from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.perceptual import LPIPS
 from telecine.settings.parse import read_config
-from telecine.training.baseline import NUM_CLIPS, measure_linear, training_clips
+from telecine.training.baseline import NUM_CLIPS, _measure_linear, _training_clips
 from telecine.training.clips import Clips, build_clips
 
 LATENTS = ("4x4x4x16", "4x4x4x4", "4x8x8x16")
@@ -35,9 +35,9 @@ def measure(
     if height != width:
         raise SystemExit(f"a latent must be time x size x size x channels, but got {latent}")
     start = time.perf_counter()
-    model = LinearAutoencoder(compression, height, channels).fit(training_clips(clips, num_clips))
+    model = LinearAutoencoder(compression, height, channels).fit(_training_clips(clips, num_clips))
     seconds = time.perf_counter() - start
-    return measure_linear(model, clips.val, perceptual, torch.device("cpu")), seconds
+    return _measure_linear(model, clips.val, perceptual, torch.device("cpu")), seconds
 
 
 def main() -> None:

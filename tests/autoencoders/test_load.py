@@ -9,7 +9,7 @@ import torch
 
 from telecine.autoencoders import CausalVAE, load_autoencoder
 from telecine.autoencoders.student import StudentAutoencoder
-from telecine.runs.checkpoints import write_manifest
+from telecine.runs.checkpoints import _write_manifest
 from telecine.settings import CausalVAEConfig
 
 from .tiny_models import tiny_clip, tiny_model
@@ -122,7 +122,7 @@ except ImportError as error:
 def test_weights_of_a_checkpoint_that_were_changed_since(tmp_path):
     folder = tmp_path / "step-00000003"
     CausalVAE(CausalVAEConfig(base_channels=4, blocks_per_level=1)).save_pretrained(folder / "ema")
-    write_manifest(folder, 3)
+    _write_manifest(folder, 3)
     load_autoencoder(folder / "ema")
     path = folder / "ema" / "model.safetensors"
     content = bytearray(path.read_bytes())

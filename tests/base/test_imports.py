@@ -14,7 +14,7 @@ from telecine import allow_code
 from telecine.base.imports import choose, how_to_install, import_allowed
 from telecine.cli.main import main
 from telecine.discriminators.build import _resolve_class
-from telecine.objective.terms import TermFunction, functions_of
+from telecine.objective.terms import _TermFunction, functions_of
 from telecine.settings import Term
 from telecine.settings.parse import config_from, read_config
 
@@ -156,14 +156,14 @@ def test_what_an_allowed_module_only_imports_is_not_allowed(package):
     name, _ = package
     allow_code(name)
     with pytest.raises(ValueError, match=rf"'{name}.system', which is posix.system"):
-        TermFunction(Term(f"{name}.system", params={"command": "true"}))
+        _TermFunction(Term(f"{name}.system", params={"command": "true"}))
     with pytest.raises(ValueError, match=r"posix\.system"):
         choose("gan.loss", f"{name}.system", {})
 
 
 @pytest.mark.parametrize("target", ["math.dist", "os.system", "builtins.eval"])
 def test_terms_and_discriminators_of_other_packages(target):
-    for build in (lambda path: TermFunction(Term(path)), lambda path: _resolve_class(path, "discr_kwargs")):
+    for build in (lambda path: _TermFunction(Term(path)), lambda path: _resolve_class(path, "discr_kwargs")):
         with pytest.raises(ValueError, match=rf"but got '{target}'. If you trust it, add `--allow_code"):
             build(target)
 
@@ -171,7 +171,7 @@ def test_terms_and_discriminators_of_other_packages(target):
 def test_a_function_of_neither_video_is_no_term(tmp_path):
     path = tmp_path / "file.json"
     with pytest.raises(ValueError, match=r"`term.target` must be a function of 'reconstruction'"):
-        TermFunction(Term("telecine.base.files.write_json", params={"path": path, "value": 1}))
+        _TermFunction(Term("telecine.base.files.write_json", params={"path": path, "value": 1}))
     assert not path.exists()
 
 

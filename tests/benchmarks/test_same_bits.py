@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import save_file
 
 from telecine.cli.main import main
-from telecine.runs.settings import as_yaml
+from telecine.runs.settings import _as_yaml
 from telecine.settings import TrainConfig
 from telecine.settings.parse import config_from
 from telecine.training.tensor_files import HostCopy, save_shards, shard_file
@@ -48,7 +48,7 @@ def names_of(settings, prefix=""):
 @pytest.mark.slow
 def test_every_case_sets_every_setting(same_bits, tmp_path):
     assert list(same_bits.CASES) == CASES
-    expected = names_of(yaml.safe_load(as_yaml(TrainConfig())))
+    expected = names_of(yaml.safe_load(_as_yaml(TrainConfig())))
     for name, case in same_bits.CASES.items():
         (tmp_path / name).mkdir()
         path = same_bits.prepare(case, tmp_path / name, 40)

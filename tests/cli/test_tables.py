@@ -3,7 +3,7 @@ from rich.console import Console
 
 from telecine.cli.tables import print_dry_run, print_plan
 from telecine.settings import ObjectiveConfig
-from telecine.training.planning.capacity import AS_CONFIGURED, SWITCHES, LargestBatch, Plan
+from telecine.training.planning.capacity import AS_CONFIGURED, SWITCHES, Plan, _LargestBatch
 from telecine.training.planning.speed import Speed
 from telecine.training.planning.update import UpdatePlan
 from telecine.training.run import DryRun
@@ -19,7 +19,7 @@ def test_a_plan_says_whether_the_settings_fit(console, memory, fits):
     """Nine tenths of the memory are used."""
     update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, 0)
     speed = Speed(1e9, 1e9, 1.0, "this machine's cpu")
-    largest = [LargestBatch("as configured", 1, 9, 90)]
+    largest = [_LargestBatch("as configured", 1, 9, 90)]
     print_plan(console, Plan("4 x 17 x 256 x 256, float32", update, speed, memory, largest))
     text = console.export_text()
     assert ("\nWith these settings an update does not fit." in text) != fits
@@ -30,7 +30,7 @@ def test_what_fits_is_readable_in_80_columns():
     speed = Speed(1e9, 1e9, 1.0, "this machine's cpu")
     switches = [f"and --{name} {value}".lower() for name, value in SWITCHES.items()]
     titles = (AS_CONFIGURED, *switches, "and --sharding fsdp2, 8 processes")
-    fits = [LargestBatch(title, 4, 165, 90 * 2**30) for title in titles]
+    fits = [_LargestBatch(title, 4, 165, 90 * 2**30) for title in titles]
     update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, 0)
     print_plan(console, Plan("4 x 17 x 256 x 256, float32", update, speed, 100, fits))
     lines = console.export_text().splitlines()

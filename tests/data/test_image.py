@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from telecine.data import DecodeError, TarMember, index_video, load_spans, read_clip
-from telecine.data.decode import read_image
-from telecine.data.index import index_image
+from telecine.data.decode import _read_image
+from telecine.data.index import _index_image
 
 from .videos import moving_frames, truncate, write_images
 
@@ -42,11 +42,11 @@ def test_formats(tmp_path: Path, suffix: str) -> None:
 
 def test_resizing(tmp_path: Path) -> None:
     path = save(Image.fromarray(PIXELS.numpy()), tmp_path / "image.png")
-    resized = read_image(path, (24, 20)).float()
+    resized = _read_image(path, (24, 20)).float()
     channels_first = PIXELS.permute(2, 0, 1)[None].float()
     reference = torch.nn.functional.interpolate(channels_first, (24, 20), mode="bicubic", antialias=True)
     assert (resized - reference[0].permute(1, 2, 0)).abs().max() < 4
-    assert torch.equal(read_image(path, (48, 64)), PIXELS)
+    assert torch.equal(_read_image(path, (48, 64)), PIXELS)
 
 
 COLOURS = {
@@ -63,7 +63,7 @@ COLOURS = {
 @pytest.mark.parametrize("name", COLOURS)
 def test_colours(tmp_path: Path, name: str) -> None:
     image, expected = COLOURS[name]
-    pixels = read_image(save(image, tmp_path / "image.png"))
+    pixels = _read_image(save(image, tmp_path / "image.png"))
     assert pixels.shape == (4, 6, 3)
     assert (pixels.int() - torch.tensor(expected)).abs().max() <= 1
 
@@ -71,12 +71,12 @@ def test_colours(tmp_path: Path, name: str) -> None:
 def test_a_transparent_palette_entry(tmp_path: Path) -> None:
     image = filled("RGB", (200, 40, 90)).quantize(2)
     index = image.getpixel((0, 0))
-    assert (read_image(save(image, tmp_path / "image.png", transparency=index)) == 255).all()
+    assert (_read_image(save(image, tmp_path / "image.png", transparency=index)) == 255).all()
 
 
 def test_cmyk(tmp_path: Path) -> None:
     path = save(filled("CMYK", (0, 255, 255, 0)), tmp_path / "image.jpg", quality=95)
-    assert (read_image(path).int() - torch.tensor([255, 0, 0])).abs().max() < 12
+    assert (_read_image(path).int() - torch.tensor([255, 0, 0])).abs().max() < 12
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -90,9 +90,9 @@ def test_exif_orientation(tmp_path: Path, orientation: int) -> None:
         else torch.rot90(PIXELS, {3: 2, 6: -1, 8: 1}.get(orientation, 0))
     )
     flipped = {2: rotated.flip(1), 4: rotated.flip(0), 7: rotated.flip(0, 1)}.get(orientation, rotated)
-    info = index_image(path)
+    info = _index_image(path)
     assert (info.height, info.width) == tuple(flipped.shape[:2])
-    assert torch.equal(read_image(path), flipped)
+    assert torch.equal(_read_image(path), flipped)
 
 
 INVALID_ORIENTATIONS = {
@@ -106,28 +106,28 @@ INVALID_ORIENTATIONS = {
 def test_an_invalid_orientation_is_ignored(tmp_path: Path, name: str) -> None:
     exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0" + INVALID_ORIENTATIONS[name] + bytes(4)
     path = save(Image.fromarray(PIXELS.numpy()), tmp_path / "image.jpg", exif=exif)
-    info = index_image(path)
-    assert (info.height, info.width) == read_image(path).shape[:2] == (48, 64)
+    info = _index_image(path)
+    assert (info.height, info.width) == _read_image(path).shape[:2] == (48, 64)
 
 
 def test_errors_give_the_reason(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(DecodeError, match=r"text\.png: not an image that Pillow can read"):
-        index_image(tmp_path / "text.png")
+        _index_image(tmp_path / "text.png")
     with pytest.raises(DecodeError, match=r"gone\.jpg: No such file"):
-        index_image(tmp_path / "gone.jpg")
+        _index_image(tmp_path / "gone.jpg")
     for suffix in (".png", ".jpg", ".webp"):
         noise = torch.randint(256, (48, 64, 3), dtype=torch.uint8)
         path = truncate(save(Image.fromarray(noise.numpy()), tmp_path / f"cut{suffix}"), 0.6)
         with pytest.raises(DecodeError, match=f"cut{suffix}: ."):
-            read_image(path)
+            _read_image(path)
 
 
 def test_a_size_above_the_safety_limit_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (path,) = write_images(tmp_path, 1)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(DecodeError, match="decompression bomb"):
-        read_image(path)
+        _read_image(path)
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -157,7 +157,7 @@ def test_images_of_extreme_sizes_are_refused_by_their_header(
 
 def test_the_limit_is_a_setting(tmp_path: Path) -> None:
     small, large = (save(Image.new("L", (width, 100)), tmp_path / f"{width}.png") for width in (100, 101))
-    assert index_image(large).width == 101
+    assert _index_image(large).width == 101
     for attempt in ("first", "from the index"):
         spans, skipped = load_spans(tmp_path, max_pixels=10_000)
         assert [span.info.path for span in spans] == [small], attempt
@@ -188,4 +188,4 @@ def test_animated_images_are_not_read(tmp_path: Path, name: str) -> None:
 def test_of_several_pictures_in_a_photo_the_first_is_read(tmp_path: Path) -> None:
     first, second = (Image.fromarray(frame.numpy()) for frame in moving_frames(2))
     first.save(tmp_path / "photo.jpg", "MPO", save_all=True, append_images=[second], quality=95)
-    assert (read_image(tmp_path / "photo.jpg").int() - PIXELS.int()).abs().float().mean() < 5
+    assert (_read_image(tmp_path / "photo.jpg").int() - PIXELS.int()).abs().float().mean() < 5

@@ -25,7 +25,7 @@ from telecine.data import (
     read_list,
     remote,
 )
-from telecine.data.index_cache import index_cache_path
+from telecine.data.index_cache import _index_cache_path
 from telecine.data.remote import _cache_folder
 from telecine.data.source import PROTOCOLS, DecodeError, RemotePath, TarMember, as_source
 from telecine.settings import ClipConfig
@@ -96,7 +96,7 @@ def test_a_folder_has_the_files_of_a_local_one(
 def test_only_what_changed_is_indexed_again(s3: Any, folder: Path, fetched: list[str]) -> None:
     address = s3.put(folder, "set")
     first = load_spans(address)[0]
-    saved = index_cache_path(address)
+    saved = _index_cache_path(address)
     assert saved.parent == _cache_folder().parent / "indices"
     assert saved.exists()
     for path in _cache_folder().iterdir():

@@ -11,7 +11,7 @@ from PIL import Image
 from telecine.data import ClipDataset, DataError, bytes_from_video
 from telecine.data_report import inspect
 from telecine.data_report.inspect import _advice, inspect_data
-from telecine.data_report.page import data_summary, render_data
+from telecine.data_report.page import _render_data, data_summary
 from telecine.training.clips import find_spans
 
 
@@ -95,7 +95,7 @@ def test_clips_say_how_they_were_turned(config):
     assert len({clip.orientation for clip in report.clips}) > 4
     still = replace(square, random_orientation=False, random_flip=False)
     assert {clip.orientation for clip in inspect_data(replace(config, clips=still), num_clips=4).clips} == {""}
-    page = render_data(report)
+    page = _render_data(report)
     for clip in report.clips:
         assert f"frame {clip.start}, 5 x 32 x 32{clip.orientation and f', {clip.orientation}'}" in page
 

@@ -9,23 +9,23 @@ import torch
 
 from telecine.cli.main import main
 from telecine.data import index_video
-from telecine.data_report.page import _figure, _moving_sheet, render_data, write_data
+from telecine.data_report.page import _figure, _moving_sheet, _render_data, write_data
 
 
 def test_the_page_shows_clips_and_files_and_needs_no_network(report):
-    page = render_data(report)
+    page = _render_data(report)
     assert page.count('<img src="data:image/jpeg;base64,') == 20
     assert page.count('<span class="badge worst">') == sum(bool(clip.remarks) for clip in report.clips)
     for row in report.files:
         assert f'<th scope="row">{Path(row.path).name}</th>' in page.replace("<wbr>", "")
     assert "Files of other kinds: 1 .txt." in page
     assert "http" not in page
-    assert "Not used" not in render_data(replace(report, files=report.files[:1], ignored={}))
+    assert "Not used" not in _render_data(replace(report, files=report.files[:1], ignored={}))
 
 
 def test_names_are_escaped(report):
     row = replace(report.files[0], path="<script>alert(1)</script>.mp4")
-    assert "<script>alert" not in render_data(replace(report, files=[row], data="<b>x</b>"))
+    assert "<script>alert" not in _render_data(replace(report, files=[row], data="<b>x</b>"))
 
 
 def test_the_command_writes_a_page_a_video_and_a_json(data, tmp_path, capsys):

@@ -14,9 +14,9 @@ from scipy.stats import bootstrap
 from telecine.evaluation import EvaluationProtocol, mean_over_clips
 from telecine.evaluation.compare import (
     MUST_MATCH,
-    Difference,
     _bootstrap_interval,
     _check_protocols,
+    _Difference,
     _paired_differences,
     _plot_differences,
     compare,
@@ -280,7 +280,7 @@ def test_the_value_range_has_a_minimum(figures, tmp_path):
     ],
 )
 def test_b_is_better_to_the_right_of_0(figures, tmp_path, larger_is_better, interval, colour):
-    difference = Difference("psnr", 30.0, 32.0, 2.0, interval, larger_is_better)
+    difference = _Difference("psnr", 30.0, 32.0, 2.0, interval, larger_is_better)
     _plot_differences([difference], "a title", tmp_path / "differences.png")
     (axes,) = figures[0].axes
     zero, bar, point = axes.lines
@@ -294,6 +294,6 @@ def test_b_is_better_to_the_right_of_0(figures, tmp_path, larger_is_better, inte
 
 @pytest.mark.parametrize("value", [0.0, float("nan")])
 def test_equal_figures_and_nan_are_plotted(tmp_path, value):
-    _plot_differences([Difference("psnr", 30.0, value, value, (value, value), True)], "a title", tmp_path / "one.png")
+    _plot_differences([_Difference("psnr", 30.0, value, value, (value, value), True)], "a title", tmp_path / "one.png")
     with Image.open(tmp_path / "one.png") as picture:
         assert picture.width == 800

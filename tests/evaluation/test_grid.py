@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from telecine.data import index_video, read_clip, sample_videos, video_from_bytes
-from telecine.evaluation.pixel_metrics import _flat_patches, _without_plane, grid_excess
+from telecine.evaluation.pixel_metrics import _flat_patches, _grid_excess, _without_plane
 from telecine.evaluation.protocol import GRID_PERIODS
 
 # Maximum value in dB on real frames without a grid. For comparison, half a step of 8 bits is 0.004.
@@ -27,7 +27,7 @@ def grid(video, period, amplitude):
 
 
 def excesses(recon, target):
-    return {period: grid_excess(reconstruction=recon, target=target, period=period) for period in GRID_PERIODS}
+    return {period: _grid_excess(reconstruction=recon, target=target, period=period) for period in GRID_PERIODS}
 
 
 @pytest.mark.parametrize("period", GRID_PERIODS)
@@ -100,7 +100,7 @@ def test_equals_numpy_on_one_patch():
         power = (rows + columns) / 2 + (2 / 255) ** 2 / 12
         return power[4] / np.sqrt(power[3] * power[5])
 
-    value = grid_excess(reconstruction=recon, target=target, period=8).item()
+    value = _grid_excess(reconstruction=recon, target=target, period=8).item()
     assert value == pytest.approx(10 * np.log10(prominence(recon) / prominence(target)), abs=1e-3)
 
 
@@ -131,4 +131,4 @@ def test_clips_are_independent(clips):
 def test_invalid_arguments_raise(size, period, message):
     video = torch.zeros(1, 3, 1, *size)
     with pytest.raises(ValueError, match=message):
-        grid_excess(reconstruction=video, target=video, period=period)
+        _grid_excess(reconstruction=video, target=video, period=period)

@@ -7,16 +7,16 @@ import torch
 
 from telecine.autoencoders.bottleneck import build_bottleneck
 from telecine.evaluation.latents import (
+    _covariance_eigenvalues,
+    _high_frequency_share,
+    _radial_spectrum,
+    _scaled_video,
     autocorrelation,
     code_usage,
-    covariance_eigenvalues,
     dead_channels,
     effective_rank,
-    high_frequency_share,
     kurtosis,
     latent_summary,
-    radial_spectrum,
-    scaled_video,
 )
 from telecine.settings import CausalVAEConfig
 
@@ -44,7 +44,7 @@ def test_dead_channels():
 def test_eigenvalues_and_effective_rank():
     z = noise(2, 2, 3, 32, 32)
     three = torch.cat([2 * z[:, :1], z[:, 1:], 2 * z[:, :1]], 1)  # the third channel repeats the first
-    first, second, third = covariance_eigenvalues(three)
+    first, second, third = _covariance_eigenvalues(three)
     assert (first, second, third) == pytest.approx((8, 1, 0), abs=0.4)
     assert effective_rank([1.0, 1.0, 1.0, 0.0]) == pytest.approx(3)
     assert effective_rank([5.0, 0.0]) == pytest.approx(1)
@@ -54,17 +54,17 @@ def test_eigenvalues_and_effective_rank():
 
 @pytest.mark.parametrize("frequency", [1 / 16, 3 / 16, 6 / 16])
 def test_the_spectrum_of_a_wave_is_one_line(frequency):
-    frequencies, shares = radial_spectrum(wave(frequency))
+    frequencies, shares = _radial_spectrum(wave(frequency))
     assert frequencies[:3] == [1 / 16, 2 / 16, 3 / 16]
     assert sum(shares) == pytest.approx(1)
     assert shares[frequencies.index(frequency)] == pytest.approx(1)
-    assert high_frequency_share(wave(frequency)) == pytest.approx(float(frequency > 0.25), abs=1e-9)
+    assert _high_frequency_share(wave(frequency)) == pytest.approx(float(frequency > 0.25), abs=1e-9)
 
 
 def test_white_noise_has_the_share_of_high_frequencies_of_the_area():
     # All frequencies but those in a circle of radius 1/4.
-    assert high_frequency_share(noise(8, 2, 2, 32, 32)) == pytest.approx(1 - math.pi / 16, abs=0.03)
-    assert high_frequency_share(torch.ones(1, 2, 1, 4, 4)) == 0
+    assert _high_frequency_share(noise(8, 2, 2, 32, 32)) == pytest.approx(1 - math.pi / 16, abs=0.03)
+    assert _high_frequency_share(torch.ones(1, 2, 1, 4, 4)) == 0
 
 
 def test_autocorrelation():
@@ -79,10 +79,10 @@ def test_autocorrelation():
 
 def test_the_video_at_the_size_of_its_latent():
     video = torch.arange(9.0).view(1, 1, 9, 1, 1).expand(1, 3, 9, 8, 16)
-    small = scaled_video(video, torch.zeros(1, 4, 3, 2, 4))
+    small = _scaled_video(video, torch.zeros(1, 4, 3, 2, 4))
     assert small.shape == (1, 3, 3, 2, 4)
     assert small[0, 0, :, 0, 0].tolist() == pytest.approx([0, 4, 8])
-    assert scaled_video(video[:, :, :1], torch.zeros(1, 4, 1, 2, 4)).shape == (1, 3, 1, 2, 4)
+    assert _scaled_video(video[:, :, :1], torch.zeros(1, 4, 1, 2, 4)).shape == (1, 3, 1, 2, 4)
 
 
 def test_the_summary():
@@ -101,7 +101,7 @@ def test_a_value_that_is_not_finite_makes_the_numbers_nan(value):
     found = latent_summary(latents)
     assert list(found) == list(expected)
     assert all(math.isnan(number) for number in found.values())
-    assert all(math.isnan(number) for number in covariance_eigenvalues(latents))
+    assert all(math.isnan(number) for number in _covariance_eigenvalues(latents))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -15,7 +15,7 @@ from telecine.cli.main import main
 from telecine.data import DataError
 from telecine.evaluation import latents, source
 from telecine.evaluation.evaluate import evaluate
-from telecine.evaluation.latent_page import _plot_label, render_latents, write_latents
+from telecine.evaluation.latent_page import _plot_label, _render_latents, write_latents
 from telecine.evaluation.latents import TRANSFORMS, _drift, measure_latent_spaces
 from telecine.settings import ClipConfig, EvaluateConfig, LatentsConfig
 
@@ -116,7 +116,7 @@ def test_a_clip_that_can_no_longer_be_read(model_folder, videos, tmp_path):
 
 
 def test_the_page_shows_every_model_and_needs_no_network(report):
-    page = render_latents(report)
+    page = _render_latents(report)
     assert page.count('<img class="plot" src="data:image/svg+xml;base64,') == 6
     for space in report.models:
         assert space.title in page
@@ -134,7 +134,7 @@ def test_names_are_shown_as_they_are_in_every_legend(report, monkeypatch):
     monkeypatch.setattr(Figure, "savefig", record)
     names = ["cost_$5_and_$6", "_hidden"]
     spaces = [replace(space, title=name) for space, name in zip(report.models, names, strict=True)]
-    render_latents(replace(report, models=spaces))
+    _render_latents(replace(report, models=spaces))
     assert len(legends) == 6
     for labels in legends:
         assert any(label.startswith(r"cost_\$5_and_\$6") for label in labels), "without the backslashes it is a formula"

@@ -8,13 +8,13 @@ import torch
 from telecine.data import find_videos, index_videos
 from telecine.evaluation.measure import (
     ClipResult,
-    Processes,
+    _Processes,
     frechet_of_clips,
     load_metrics,
     mean_per_frame,
     measure_clips,
 )
-from telecine.evaluation.source import select_clips, video_source
+from telecine.evaluation.source import _video_source, select_clips
 from telecine.settings import EvaluateConfig
 
 CPU = torch.device("cpu")
@@ -73,11 +73,11 @@ def test_a_position_that_some_clips_lack_is_the_mean_over_the_others():
 
 def test_each_process_measures_different_clips(videos):
     infos, _ = index_videos(find_videos(videos))
-    source = video_source(videos, infos, EvaluateConfig(num_frames=5, height=12, width=12), videos)
+    source = _video_source(videos, infos, EvaluateConfig(num_frames=5, height=12, width=12), videos)
     spans = select_clips(infos, source.clips, 5)
     metric_set = load_metrics(source.clips, None, CPU)
     indices = [
-        [result.index for result in measure_clips(source, metric_set, spans, Processes(rank, 2), CPU)]
+        [result.index for result in measure_clips(source, metric_set, spans, _Processes(rank, 2), CPU)]
         for rank in range(2)
     ]
     assert indices == [[0, 2, 4], [1, 3]]

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from telecine.evaluation.measure import Processes, process_group
+from telecine.evaluation.measure import _Processes, process_group
 
 
 def test_one_process_needs_no_group(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with process_group() as processes:
-        assert processes == Processes(rank=0, world_size=1)
+        assert processes == _Processes(rank=0, world_size=1)
         assert processes.is_main
         assert processes.gather([1, 2]) == [1, 2]
         assert processes.device("cpu") == torch.device("cpu")
@@ -21,7 +21,7 @@ def test_an_existing_group_is_used_and_not_destroyed(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         with process_group() as processes:
-            assert processes == Processes(rank=0, world_size=1)
+            assert processes == _Processes(rank=0, world_size=1)
         assert dist.is_initialized()
     finally:
         dist.destroy_process_group()
@@ -63,5 +63,5 @@ def test_each_process_gets_a_different_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert Processes(rank=3, world_size=4).device("cuda") == torch.device("cuda", 1)
-    assert Processes().device("cuda") == torch.device("cuda")
+    assert _Processes(rank=3, world_size=4).device("cuda") == torch.device("cuda", 1)
+    assert _Processes().device("cuda") == torch.device("cuda")

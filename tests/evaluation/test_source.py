@@ -13,14 +13,14 @@ from telecine.data import find_videos, index_cache, index_video, index_videos, l
 from telecine.evaluation import source
 from telecine.evaluation.latents import measure_latent_spaces
 from telecine.evaluation.source import (
-    contains_videos,
+    _contains_videos,
+    _match_videos,
+    _video_source,
     index_data,
-    match_videos,
     model_source,
     open_source,
     read_span,
     select_clips,
-    video_source,
 )
 from telecine.report.video import write_mp4
 from telecine.runs import Run
@@ -148,7 +148,7 @@ class TestModelSource:
 class TestVideoSource:
     def open(self, reconstructions, data, **settings):
         infos, _ = index_videos(find_videos(data))
-        return infos, video_source(reconstructions, infos, EvaluateConfig(**settings), data)
+        return infos, _video_source(reconstructions, infos, EvaluateConfig(**settings), data)
 
     def test_clips_have_the_size_of_the_videos(self, videos, reconstructions):
         infos, opened = self.open(reconstructions["little"], videos, num_frames=4)
@@ -178,7 +178,7 @@ class TestVideoSource:
 class TestMatching:
     def match(self, data, reconstructions):
         infos, _ = index_videos(find_videos(data))
-        return match_videos(infos, data=data, reconstructions=reconstructions)
+        return _match_videos(infos, data=data, reconstructions=reconstructions)
 
     def test_by_relative_path_without_the_suffix(self, videos, reconstructions):
         matches = self.match(videos, reconstructions["much"])
@@ -232,13 +232,13 @@ class TestMatching:
 
 
 def test_folders_of_videos_are_told_from_models(videos, model_folder, copied_videos, tmp_path):
-    assert contains_videos(videos)
-    assert contains_videos(videos / "one.mp4")
-    assert contains_videos(videos / "below")
+    assert _contains_videos(videos)
+    assert _contains_videos(videos / "one.mp4")
+    assert _contains_videos(videos / "below")
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "linked").symlink_to(videos)
-    assert contains_videos(tmp_path / "links")
-    assert not contains_videos(model_folder)
-    assert not contains_videos(tmp_path / "nowhere")
+    assert _contains_videos(tmp_path / "links")
+    assert not _contains_videos(model_folder)
+    assert not _contains_videos(tmp_path / "nowhere")
     (copied_videos / "config.yaml").write_text(json.dumps({}))  # a run with its side_by_side.mp4
-    assert not contains_videos(copied_videos)
+    assert not _contains_videos(copied_videos)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from telecine.losses.lecam import LeCam, RunningMean, lecam
+from telecine.losses.lecam import LeCam, _RunningMean, lecam
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def other_rank(monkeypatch):
 
 
 def after(decay, *values):
-    mean = RunningMean(decay)
+    mean = _RunningMean(decay)
     for value in values:
         mean.update(torch.tensor(value))
     return mean
@@ -49,7 +49,7 @@ def test_values_that_are_not_finite_are_ignored(bad):
 
 
 def test_the_mean_is_a_detached_copy():
-    mean = RunningMean(0.9)
+    mean = _RunningMean(0.9)
     mean.update(torch.tensor(2.0, requires_grad=True))
     before = mean()
     assert not before.requires_grad
@@ -58,7 +58,7 @@ def test_the_mean_is_a_detached_copy():
 
 
 def test_save_and_load():
-    restored = RunningMean(0.9)
+    restored = _RunningMean(0.9)
     restored.load_state_dict(after(0.9, 1.0, 2.0).state_dict())
     restored.update(torch.tensor(6.0))
     assert restored().item() == after(0.9, 1.0, 2.0, 6.0)().item()
@@ -76,7 +76,7 @@ def test_half_precision_modules_keep_float32_means(convert):
 
 
 def test_an_update_does_not_synchronise():
-    mean = RunningMean(0.9).to("meta")
+    mean = _RunningMean(0.9).to("meta")
     mean.update(torch.ones((), device="meta"))
     assert mean().device.type == "meta"
 

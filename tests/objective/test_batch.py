@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 from telecine.base.shapes import check_video_pair
 from telecine.objective.batch import (
-    clip_weights,
+    _clip_weights,
+    _named_aux_losses,
+    _without_inference_mode,
     make_batch,
-    named_aux_losses,
-    without_inference_mode,
 )
 from telecine.settings import AdaptiveWeightConfig, ObjectiveConfig, ReconstructionConfig
 
@@ -142,12 +142,12 @@ class TestMakeBatch:
 
     def test_only_inference_tensors_are_copied(self):
         x = torch.zeros(2)
-        assert without_inference_mode(x) is x
+        assert _without_inference_mode(x) is x
         with torch.inference_mode():
             y = torch.ones(2)
-            assert without_inference_mode(y) is y
-        assert not without_inference_mode(y).is_inference()
-        assert torch.equal(without_inference_mode(y), y)
+            assert _without_inference_mode(y) is y
+        assert not _without_inference_mode(y).is_inference()
+        assert torch.equal(_without_inference_mode(y), y)
 
     def test_masks_and_weights_made_in_inference_mode(self, make_loss, make_discriminator, pair):
         with torch.inference_mode():
@@ -211,7 +211,7 @@ class TestMasksAndWeights:
         assert build(sample_weight=given, mask=half).clip_weight.tolist() == [2, 6]
         assert build(mask=half).clip_weight.tolist() == [2, 2]
         assert build(sample_weight=given, mask=nothing).clip_weight.tolist() == [0, 0]
-        assert clip_weights(1.0, given.half(), zeros()).dtype == torch.float32
+        assert _clip_weights(1.0, given.half(), zeros()).dtype == torch.float32
 
     @pytest.mark.parametrize("recon_loss", ["mse", "l1", "charbonnier"])
     def test_errors_are_means_over_what_counts(self, make_loss, clip, recon_loss):
@@ -275,7 +275,7 @@ class TestMasksAndWeights:
 
 
 def aux(value, log=None, reduction="mean"):
-    return named_aux_losses(value, log, torch.device("cpu"), reduction)
+    return _named_aux_losses(value, log, torch.device("cpu"), reduction)
 
 
 def posterior(shape=(2, 4, 2, 3, 3)):

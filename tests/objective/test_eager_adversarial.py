@@ -11,9 +11,9 @@ from telecine.objective.batch import make_batch
 from telecine.objective.eager_adversarial import (
     EagerAdversarialLosses,
     GradientMode,
-    can_share_backward,
-    cotangents,
-    shared_backward,
+    _can_share_backward,
+    _cotangents,
+    _shared_backward,
 )
 
 from .test_adversarial import VIDEO, Independent, discriminator_gradients, wasserstein
@@ -256,9 +256,9 @@ class TestGradientMode:
         for name, expected in (("hinge", 1), ("relativistic", 0)):
             calls = []
             monkeypatch.setattr(
-                "telecine.objective.eager_adversarial.shared_backward",
+                "telecine.objective.eager_adversarial._shared_backward",
                 lambda *args, calls=calls, **options: (
-                    calls.append(options["retain_graph"]) or shared_backward(*args, **options)
+                    calls.append(options["retain_graph"]) or _shared_backward(*args, **options)
                 ),
             )
             gan = {"loss": name, "feature_matching_loss_weight": features}
@@ -298,7 +298,7 @@ class TestSharedBackward:
         x = torch.randn(3, 3, 8, 8, dtype=dtype, requires_grad=True)
         parameters = list(discriminator.parameters())
         expected_x, expected = self.two_backwards(GAN_LOSSES[name], discriminator, x)
-        grad_x, found = shared_backward(GAN_LOSSES[name], discriminator(x), x, parameters, retain_graph=False)
+        grad_x, found = _shared_backward(GAN_LOSSES[name], discriminator(x), x, parameters, retain_graph=False)
         cancelled = rtol * expected_x.abs().max().item()  # elements that are small differences of large ones
         torch.testing.assert_close(grad_x, expected_x, rtol=rtol, atol=cancelled)
         largest = max(gradient.abs().max().item() for gradient in expected)
@@ -310,11 +310,11 @@ class TestSharedBackward:
         discriminator = TanhDiscriminator([0.0, 2.0])
         x = torch.randn(2, 3, 8, 8, requires_grad=True)
         parameters = [*discriminator.parameters(), unused := nn.Parameter(torch.ones(2))]
-        plain = shared_backward(GAN_LOSSES["hinge"], discriminator(x), x, parameters, retain_graph=False)[1]
+        plain = _shared_backward(GAN_LOSSES["hinge"], discriminator(x), x, parameters, retain_graph=False)[1]
         known = [torch.full_like(parameter, 5.0) for parameter in parameters]
-        added = shared_backward(GAN_LOSSES["hinge"], discriminator(x), x, parameters, retain_graph=False, add_to=known)[
-            1
-        ]
+        added = _shared_backward(
+            GAN_LOSSES["hinge"], discriminator(x), x, parameters, retain_graph=False, add_to=known
+        )[1]
         assert plain[-1] is None
         torch.testing.assert_close(added, [*(gradient + 5 for gradient in plain[:-1]), torch.full_like(unused, 5.0)])
 
@@ -325,14 +325,14 @@ class TestSharedBackward:
 
         discriminator = TanhDiscriminator([0.0, 1.0])
         x = torch.randn(2, 3, 8, 8, requires_grad=True)
-        grad_x, gradients = shared_backward(
+        grad_x, gradients = _shared_backward(
             constant, discriminator(x), x, list(discriminator.parameters()), retain_graph=False
         )
         assert grad_x.eq(0).all()
         assert all(gradient.eq(0).all() for gradient in gradients)
 
     def test_known_cotangents_of_the_hinge(self):
-        generator, discriminator = cotangents(GAN_LOSSES["hinge"], torch.tensor([0.0, -2.0]))
+        generator, discriminator = _cotangents(GAN_LOSSES["hinge"], torch.tensor([0.0, -2.0]))
         assert generator.tolist() == [-0.5, -0.5]
         assert discriminator.tolist() == [0.5, 0.0]
 
@@ -342,7 +342,7 @@ class TestSharedBackward:
         x = torch.randn(1, 3, 8, 8, requires_grad=True)
         logits = discriminator(x)
         parameters = list(discriminator.parameters())
-        shared_backward(GAN_LOSSES["hinge"], logits, x, parameters, retain_graph=retain_graph)
+        _shared_backward(GAN_LOSSES["hinge"], logits, x, parameters, retain_graph=retain_graph)
         if retain_graph:
             logits.sum().backward()
             assert x.grad.abs().max() > 0
@@ -354,9 +354,9 @@ class TestSharedBackward:
         x = torch.randn(2, 3, 16, 16, requires_grad=True)
         discriminator = Discriminator(dim=1, image_size=16, linear_attn_heads=2)
         logits = discriminator(x).logits
-        assert can_share_backward(discriminator, logits, x)
-        assert not can_share_backward(discriminator, logits, x.detach()), "the input gets no gradient"
-        assert not can_share_backward(discriminator, logits.half(), x), "a tiny cotangent would underflow"
-        assert not can_share_backward(nn.BatchNorm2d(3), logits, x), "samples may depend on each other"
+        assert _can_share_backward(discriminator, logits, x)
+        assert not _can_share_backward(discriminator, logits, x.detach()), "the input gets no gradient"
+        assert not _can_share_backward(discriminator, logits.half(), x), "a tiny cotangent would underflow"
+        assert not _can_share_backward(nn.BatchNorm2d(3), logits, x), "samples may depend on each other"
         patches = PatchDiscriminator(dim=1, num_layers=1)
-        assert not can_share_backward(patches, patches(x).logits, x), "a sample has several logits"
+        assert not _can_share_backward(patches, patches(x).logits, x), "a sample has several logits"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from telecine.losses import GAN_LOSSES, GANLoss, hinge
-from telecine.objective.adversarial import logit_statistics
+from telecine.objective.adversarial import _logit_statistics
 from telecine.objective.weights import STATISTICS, discriminator_log, mean, named, total
 
 REAL = torch.tensor([[2.0, 0.7], [0.2, -1.0]])
@@ -12,7 +12,7 @@ FAKE = torch.tensor([[-2.0, -0.5], [0.6, -1.5]])
 
 
 def statistics(gan_loss, real=REAL, fake=FAKE):
-    log = logit_statistics(real=real, fake=fake, gan_loss=GAN_LOSSES.get(gan_loss, gan_loss))
+    log = _logit_statistics(real=real, fake=fake, gan_loss=GAN_LOSSES.get(gan_loss, gan_loss))
     return {name: value.item() for name, value in log.items()}
 
 
@@ -66,7 +66,7 @@ def test_a_single_logit_has_no_spread():
 
 def test_half_precision_and_graphs():
     real = REAL.half().requires_grad_()
-    log = logit_statistics(real=real, fake=FAKE.half(), gan_loss=hinge)
+    log = _logit_statistics(real=real, fake=FAKE.half(), gan_loss=hinge)
     assert {value.dtype for value in log.values()} == {torch.float32}
     assert not any(value.requires_grad for value in log.values())
 
@@ -83,7 +83,7 @@ def test_total_and_mean():
 
 def step_log(real, fake, **terms):
     terms = {name: torch.tensor(value) for name, value in terms.items()}
-    return {**terms, **logit_statistics(real=real, fake=fake, gan_loss=hinge)}
+    return {**terms, **_logit_statistics(real=real, fake=fake, gan_loss=hinge)}
 
 
 def test_sums_means_and_each_discriminator():

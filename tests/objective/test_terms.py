@@ -18,7 +18,7 @@ from telecine.losses import (
     wavelet_l1,
 )
 from telecine.objective.batch import make_batch
-from telecine.objective.terms import TERMS, TermFunction, check_functions, functions_of
+from telecine.objective.terms import TERMS, _TermFunction, check_functions, functions_of
 from telecine.objective.weights import Weights
 from telecine.perceptual import Alignment, gram, gram_distance
 from telecine.settings import GANConfig, ObjectiveConfig, PenaltyConfig, PerceptualConfig, ReconstructionConfig, Term
@@ -227,7 +227,7 @@ class TestArguments:
         given = {}
         real, fake = torch.zeros(2, 3, 4, 8, 8), torch.ones(2, 3, 4, 8, 8)
         batch = make_batch(ObjectiveConfig(), real, fake, None, None, **options)
-        TermFunction(Term(function(given)))(batch)
+        _TermFunction(Term(function(given)))(batch)
         return given, batch
 
     def test_both_videos(self):
@@ -248,14 +248,14 @@ class TestArguments:
 
     def test_a_module(self):
         _, batch = self.call(lambda given: lambda reconstruction: torch.zeros(()))
-        for term in map(TermFunction, (Term(Half()), Term(Half, params={"factor": 0.5}))):
+        for term in map(_TermFunction, (Term(Half()), Term(Half, params={"factor": 0.5}))):
             assert term(batch) == 0.5 * (batch.fake - batch.real).abs().mean()
             assert term.function is term.function
 
     def test_frozen_weights_of_a_module_are_not_copied(self):
         _, batch = self.call(lambda given: lambda reconstruction: torch.zeros(()))
         module = WithBackbone()
-        TermFunction(Term(module))(batch).backward()
+        _TermFunction(Term(module))(batch).backward()
         assert module.used is module.backbone.weight
         assert module.factor.grad == (batch.fake - batch.real).abs().mean()
 
@@ -284,11 +284,11 @@ class TestArguments:
         def compare(*, reconstruction_features, target_features):
             return torch.zeros(())
 
-        term = TermFunction(Term(compare))
+        term = _TermFunction(Term(compare))
         assert term.arguments == ("reconstruction_features", "target_features")
         assert term.uses_features
-        assert TermFunction(Term(lambda *, target_features: 0)).uses_features
-        assert not TermFunction(Term(edges)).uses_features
+        assert _TermFunction(Term(lambda *, target_features: 0)).uses_features
+        assert not _TermFunction(Term(edges)).uses_features
 
 
 class TestLatent:
@@ -333,7 +333,7 @@ class TestLatent:
             return latent.mean()
 
         real, fake, latent = torch.zeros(2, 3, 4, 8, 8), torch.ones(2, 3, 4, 8, 8), torch.zeros(2, 4)
-        TermFunction(Term(energy))(make_batch(ObjectiveConfig(), real, fake, None, None, latent=latent, **OPTIONS))
+        _TermFunction(Term(energy))(make_batch(ObjectiveConfig(), real, fake, None, None, latent=latent, **OPTIONS))
         assert seen["weight"].tolist() == [1, 3]
 
     def test_the_weights_of_a_module_are_trained_and_saved(self, make_loss, pair):

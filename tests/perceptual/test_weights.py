@@ -173,17 +173,17 @@ def test_cache_folder(monkeypatch):
     monkeypatch.delenv("TELECINE_WEIGHTS_DIR", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", "/home/someone")
-    assert weights.cache_path("vgg").parent == Path("/home/someone/.cache/telecine")
+    assert weights._cache_path("vgg").parent == Path("/home/someone/.cache/telecine")
     monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
-    assert weights.cache_path("vgg").parent == Path("/caches/telecine")
+    assert weights._cache_path("vgg").parent == Path("/caches/telecine")
     monkeypatch.setenv("TELECINE_WEIGHTS_DIR", "~/weights")
-    assert weights.cache_path("vgg") == Path("/home/someone/weights/vgg16-features.safetensors")
-    assert weights.cache_path("alex").name == "alexnet-features.safetensors"
+    assert weights._cache_path("vgg") == Path("/home/someone/weights/vgg16-features.safetensors")
+    assert weights._cache_path("alex").name == "alexnet-features.safetensors"
 
 
 def test_fetch_is_offline_if_the_cache_is_full(filled_cache):
     for net in NETS:
-        assert fetch(net) == filled_cache / weights.cache_path(net).name
+        assert fetch(net) == filled_cache / weights._cache_path(net).name
         entry = verify(net)
         assert (entry.status, entry.path) == ("verified", fetch(net))
         assert len(entry.sha256) == 64
@@ -192,7 +192,7 @@ def test_fetch_is_offline_if_the_cache_is_full(filled_cache):
 
 @pytest.mark.parametrize("how", ["one bit", "cut", "empty"])
 def test_damaged_cache(how, filled_cache):
-    path = weights.cache_path("alex")
+    path = weights._cache_path("alex")
     damage(path, how)
     for read in (verify, load_backbone, LPIPS):
         with pytest.raises(CorruptWeightsError) as caught:
@@ -214,7 +214,7 @@ def test_a_file_is_hashed_once_in_a_process_and_again_after_a_change(filled_cach
         assert len(hashed) == 1
         verify("alex")
         assert len(hashed) == 2, "what verifies always hashes"
-    damage(weights.cache_path("alex"), "one bit")
+    damage(weights._cache_path("alex"), "one bit")
     with pytest.raises(CorruptWeightsError):
         load_backbone("alex")
 
@@ -225,13 +225,13 @@ def test_cache_with_another_networks_values(filled_cache):
     weights._store("alex", random_state("alex"), source)
     with pytest.raises(CorruptWeightsError, match=f"SHA-256 {KNOWN['alex']}, but theirs is"):
         verify("alex")
-    save_file(random_state("alex"), weights.cache_path("alex"))
+    save_file(random_state("alex"), weights._cache_path("alex"))
     with pytest.raises(CorruptWeightsError):
         verify("alex")
 
 
 def test_missing_cache(empty_cache):
-    assert listing() == [CachedWeights(net, weights.cache_path(net), "missing") for net in NETS]
+    assert listing() == [CachedWeights(net, weights._cache_path(net), "missing") for net in NETS]
     with pytest.raises(WeightsNotFoundError, match=r"does not exist\. Run `telecine weights fetch`"):
         verify("vgg")
 
@@ -240,8 +240,8 @@ def test_missing_cache(empty_cache):
 def test_fetch_replaces_a_damaged_file_with_one_download_for_both(filled_cache, monkeypatch):
     real, downloads = {net: load_backbone(net) for net in NETS}, []
     monkeypatch.setattr(weights, "download_convolutions", lambda: downloads.append(1) or real)
-    damage(weights.cache_path("alex"), "one bit")
-    weights.cache_path("vgg").unlink()
+    damage(weights._cache_path("alex"), "one bit")
+    weights._cache_path("vgg").unlink()
     assert [verify_after_fetch(net).sha256 for net in NETS] == list(KNOWN.values())
     assert len(downloads) == 1
 
@@ -250,11 +250,11 @@ def test_fetch_replaces_a_damaged_file_with_one_download_for_both(filled_cache, 
 def test_fetch_leaves_a_verified_file_as_it_is(filled_cache, monkeypatch):
     real = {net: load_backbone(net) for net in NETS}
     monkeypatch.setattr(weights, "download_convolutions", lambda: real)
-    before = weights.cache_path("vgg").stat().st_mtime_ns
-    weights.cache_path("alex").unlink()
-    assert fetch("alex") == weights.cache_path("alex")
+    before = weights._cache_path("vgg").stat().st_mtime_ns
+    weights._cache_path("alex").unlink()
+    assert fetch("alex") == weights._cache_path("alex")
     assert verify("alex").sha256 == KNOWN["alex"]
-    assert weights.cache_path("vgg").stat().st_mtime_ns == before
+    assert weights._cache_path("vgg").stat().st_mtime_ns == before
 
 
 def verify_after_fetch(net):
@@ -348,7 +348,7 @@ def test_error_of_a_machine_without_network(empty_cache):
             read("vgg")
         message = str(caught.value)
         tried = (
-            str(weights.cache_path("vgg")),
+            str(weights._cache_path("vgg")),
             str(empty_cache / "torch" / "hub" / "checkpoints"),
             "no network in this",
         )

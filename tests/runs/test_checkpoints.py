@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from telecine.runs import DamagedError, Run, find_checkpoint
-from telecine.runs.checkpoints import check_manifest, damage_of, write_manifest
+from telecine.runs.checkpoints import _check_manifest, _write_manifest, damage_of
 
 
 @pytest.fixture
@@ -17,7 +17,7 @@ def checkpoint(tmp_path):
     for name in ("ema/model.safetensors", "model/model.safetensors", "state.json"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"the contents of {name}")
-    write_manifest(folder, 7)
+    _write_manifest(folder, 7)
     return folder
 
 
@@ -30,9 +30,9 @@ def test_the_manifest_lists_every_file(checkpoint):
 
 def test_digests_that_others_have_computed_are_used(checkpoint):
     (checkpoint / "manifest.json").unlink()
-    write_manifest(checkpoint, 7, {checkpoint / "state.json": "0" * 64})
+    _write_manifest(checkpoint, 7, {checkpoint / "state.json": "0" * 64})
     with pytest.raises(DamagedError, match=r"state.json` must be as it was written"):
-        check_manifest(checkpoint)
+        _check_manifest(checkpoint)
 
 
 def swap(folder):
@@ -61,7 +61,7 @@ def swap(folder):
 def test_damage_is_named(checkpoint, damage, message):
     damage(checkpoint)
     with pytest.raises(DamagedError, match=message):
-        check_manifest(checkpoint)
+        _check_manifest(checkpoint)
 
 
 def test_a_checkpoint_with_the_name_of_another_step(checkpoint):
@@ -73,15 +73,15 @@ def test_a_part_of_a_copy_with_another_name(checkpoint):
     copied = checkpoint.with_name("favourite")
     shutil.copytree(checkpoint, copied)
     (copied / "model" / "model.safetensors").write_text("other")
-    check_manifest(copied, part="ema")
+    _check_manifest(copied, part="ema")
     with pytest.raises(DamagedError, match=r"model/model.safetensors` must be a file of"):
-        check_manifest(copied, part="model")
+        _check_manifest(copied, part="model")
 
 
 def test_a_link_to_a_checkpoint_has_the_name_that_it_points_to(checkpoint):
     link = checkpoint.with_name("best")
     link.symlink_to(checkpoint)
-    check_manifest(link)
+    _check_manifest(link)
 
 
 def write_checkpoint(run, step, write, **options):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from telecine.runs import Run
-from telecine.runs.history import JSONLines, best_validation, validations
+from telecine.runs.history import _JSONLines, best_validation, validations
 
 
 class TestRecords:
@@ -13,18 +13,18 @@ class TestRecords:
         path = tmp_path / "metrics.jsonl"
         lines = [{"step": 1}, {"step": 2, "val/psnr": 3.0}]
         path.write_text("\n\n".join(json.dumps(line) for line in lines) + '\n{"step": 3, "lo')
-        assert JSONLines(path).read() == lines
+        assert _JSONLines(path).read() == lines
         assert validations(lines) == lines[1:]
 
     def test_a_missing_file_has_no_lines(self, tmp_path):
-        assert JSONLines(tmp_path / "none.jsonl").read() == []
+        assert _JSONLines(tmp_path / "none.jsonl").read() == []
 
     @pytest.mark.parametrize("line", ["{broken", "[1]"])
     def test_a_damaged_line_raises(self, tmp_path, line):
         path = tmp_path / "metrics.jsonl"
         path.write_text(f'{{"step": 1}}\n{line}\n')
         with pytest.raises(ValueError, match=r"metrics.jsonl, line 2` must be a JSON object, but .*Remove the line"):
-            JSONLines(path).read()
+            _JSONLines(path).read()
 
 
 def test_records_up_to_the_checkpoint_are_kept(tmp_path):
@@ -38,7 +38,7 @@ def test_records_up_to_the_checkpoint_are_kept(tmp_path):
     assert Run(tmp_path).cut(20, expected=3) == (3, [])
     assert [step for step, _ in Run(tmp_path).validation_folders()] == [0, 20]
     for name in ("metrics.jsonl", "health.jsonl"):
-        assert [line["step"] for line in JSONLines(tmp_path / name).read()] == [0, 10, 20]
+        assert [line["step"] for line in _JSONLines(tmp_path / name).read()] == [0, 10, 20]
 
 
 def test_lines_that_a_power_failure_has_damaged_are_dropped_and_counted(tmp_path):
@@ -47,7 +47,7 @@ def test_lines_that_a_power_failure_has_damaged_are_dropped_and_counted(tmp_path
     num_kept, notes = Run(tmp_path).cut(20, expected=3)
     assert num_kept == 3
     assert notes == [f"{path}: 3 lines could not be read and are dropped"]
-    assert [line["step"] for line in JSONLines(path).read()] == [0, 10, 20]
+    assert [line["step"] for line in _JSONLines(path).read()] == [0, 10, 20]
     assert Run(tmp_path).cut(20, expected=3) == (3, [])
     _, (note,) = Run(tmp_path).cut(20, expected=6)
     assert note == f"{path}: 3 records up to the checkpoint instead of 6; the curves have a gap"

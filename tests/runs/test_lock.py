@@ -11,13 +11,13 @@ import time
 import pytest
 
 from telecine.runs import lock
-from telecine.runs.lock import RunLock, started_at
+from telecine.runs.lock import RunLock, _started_at
 
 
 def write(run, **holder):
     """Write the lock of another process."""
     run.mkdir(exist_ok=True)
-    present = {"host": socket.gethostname(), "pid": os.getppid(), "started": started_at(os.getppid())}
+    present = {"host": socket.gethostname(), "pid": os.getppid(), "started": _started_at(os.getppid())}
     (run / ".lock").write_text(json.dumps(present | holder))
 
 

@@ -12,7 +12,7 @@ from telecine import Term
 from telecine.losses import mse
 from telecine.runs.settings import (
     ABSENT,
-    as_yaml,
+    _as_yaml,
     flat_settings,
     read_saved_settings,
     side_by_side_settings,
@@ -80,7 +80,7 @@ def with_term(config, function):
 
 
 def test_functions_are_saved_by_the_path_that_imports_them():
-    saved = yaml.safe_load(as_yaml(with_term(TrainConfig(), mse)))["objective"]["terms"]["extra"]
+    saved = yaml.safe_load(_as_yaml(with_term(TrainConfig(), mse)))["objective"]["terms"]["extra"]
     assert saved["target"] == f"{mse.__module__}.mse"
     assert saved["weight"] == 0.1
 
@@ -90,8 +90,8 @@ def test_functions_that_cannot_be_imported_are_refused():
         return mse(reconstruction=reconstruction, target=target)
 
     of_a_script.__qualname__ = "of_a_script"
-    as_yaml(with_term(TrainConfig(), of_a_script))
+    _as_yaml(with_term(TrainConfig(), of_a_script))
     of_a_script.__module__ = "__main__"
     for function in (of_a_script, lambda reconstruction, target: mse(reconstruction=reconstruction, target=target)):
         with pytest.raises(ValueError, match="must be a plain value or an importable function, but got <function"):
-            as_yaml(with_term(TrainConfig(), function))
+            _as_yaml(with_term(TrainConfig(), function))

@@ -6,7 +6,15 @@ import pytest
 
 from telecine import Ramp, Term
 from telecine.settings import TrainConfig
-from telecine.settings.parse import config_from, environment_layer, merged, nested, read_config, read_layer, typed_layer
+from telecine.settings.parse import (
+    config_from,
+    environment_layer,
+    merged,
+    nested,
+    read_config,
+    read_layer,
+    typed_layer,
+)
 from telecine.settings.validate import REMOVED, json_schema, validate
 
 

@@ -13,7 +13,7 @@ from telecine.report.run import read_run
 from telecine.runs import Run
 from telecine.settings import Bucket
 from telecine.training import Interrupted, train
-from telecine.training.baseline import fit_linear, measure_linear, recorded_linear, training_clips
+from telecine.training.baseline import _fit_linear, _measure_linear, _training_clips, recorded_linear
 from telecine.training.build import build_autoencoder
 from telecine.training.clips import build_clips
 from telecine.training.trainer import Trainer
@@ -46,16 +46,16 @@ class Repeats(torch.nn.Module):
 def test_it_is_fitted_to_the_first_training_clips_and_measured_on_the_held_out_ones(config):
     model = build_autoencoder(config)
     clips = build_clips(config, model)
-    linear = fit_linear(model, clips, num_clips=12)
+    linear = _fit_linear(model, clips, num_clips=12)
     expected = LinearAutoencoder(4, 4, 4).fit(clips.train[i]["video"][None] for i in range(12))
     video = clips.val[0]["video"][None]
     torch.testing.assert_close(linear(video), expected(video), rtol=0, atol=0)
-    assert len(list(training_clips(clips, 3))) == 3
+    assert len(list(_training_clips(clips, 3))) == 3
     metrics = ReconstructionMetrics()
     with torch.no_grad():
         for clip in clips.val:
             metrics.update(reconstruction=expected(clip["video"][None]), target=clip["video"][None])
-    measured = measure_linear(linear, clips.val, {}, torch.device("cpu"))
+    measured = _measure_linear(linear, clips.val, {}, torch.device("cpu"))
     assert measured == {name: pytest.approx(value) for name, value in metrics.compute().items()}
 
 
@@ -70,7 +70,7 @@ def test_clips_of_every_size_must_consist_of_its_patches(config, time, has_one):
     sizes = replace(config.clips, num_frames=num_frames, buckets=buckets)
     model = CustomAutoencoder(Declares())
     clips = build_clips(replace(config, clips=sizes), model)
-    assert (fit_linear(model, clips, num_clips=3) is not None) == has_one
+    assert (_fit_linear(model, clips, num_clips=3) is not None) == has_one
 
 
 @pytest.mark.slow

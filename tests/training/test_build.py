@@ -28,7 +28,7 @@ from telecine.settings import (
 )
 from telecine.training import train
 from telecine.training.build import (
-    accelerate_networks,
+    _accelerate_networks,
     build_accelerator,
     build_autoencoder,
     build_objective,
@@ -282,7 +282,7 @@ def patches():
 )
 def test_losses_and_gradients_are_the_same(cached_weights, make_discriminator, options):
     plain, loss = (objective_with(discr_3d_kwargs=make_discriminator()) for _ in range(2))
-    accelerate_networks(loss, **options, device=torch.device("cpu"))
+    _accelerate_networks(loss, **options, device=torch.device("cpu"))
     torch.testing.assert_close(figures(loss), figures(plain), rtol=1e-3, atol=1e-5)
     weights = [*loss.parameters(), *loss.perceptual.distance.distance.module.values()]
     laid_out = [w for w in weights if w.ndim == 4 and w.is_contiguous(memory_format=torch.channels_last)]
@@ -299,9 +299,9 @@ def test_an_exact_penalty_is_refused(cached_weights):
     exact = objective_with(grad_penalty_loss_weight=1)
     cpu = torch.device("cpu")
     with pytest.raises(ValueError, match=r"`channels_last` must be false on the CPU .*approximate_r1"):
-        accelerate_networks(exact, channels_last=True, dynamo_backend="no", device=cpu)
+        _accelerate_networks(exact, channels_last=True, dynamo_backend="no", device=cpu)
     with pytest.raises(ValueError, match=r"`dynamo_backend` must be no with an exact .*approximate_r1"):
-        accelerate_networks(exact, channels_last=False, dynamo_backend="aot_eager", device=cpu)
+        _accelerate_networks(exact, channels_last=False, dynamo_backend="aot_eager", device=cpu)
     approximate = objective_with(grad_penalty_loss_weight=1, penalty={"kind": "approximate_r1"})
-    accelerate_networks(approximate, channels_last=True, dynamo_backend="no", device=cpu)
+    _accelerate_networks(approximate, channels_last=True, dynamo_backend="no", device=cpu)
     assert all(torch.isfinite(figure).all() for figure in figures(approximate))

@@ -13,7 +13,7 @@ from torch import nn
 
 from telecine.report.run import read_run
 from telecine.runs import Run
-from telecine.runs.history import History, JSONLines
+from telecine.runs.history import History, _JSONLines
 from telecine.settings import (
     AdaptiveWeightConfig,
     ClipConfig,
@@ -26,7 +26,7 @@ from telecine.settings import (
     ReconstructionConfig,
 )
 from telecine.settings.parse import read_config
-from telecine.training.diagnostics import EMA_BEHIND, LONG, RECENT, RULES, Diagnostics, RecentValues
+from telecine.training.diagnostics import EMA_BEHIND, LONG, RECENT, RULES, Diagnostics, _RecentValues
 from telecine.training.interrupt import StopRequest
 from telecine.training.state import Rollback
 from telecine.training.trainer import Trainer
@@ -85,7 +85,7 @@ def run(tiny):
 
 
 def warnings(config):
-    return {line["rule"]: line for line in JSONLines(Path(config.output_dir) / "health.jsonl").read()}
+    return {line["rule"]: line for line in _JSONLines(Path(config.output_dir) / "health.jsonl").read()}
 
 
 @pytest.mark.slow
@@ -204,7 +204,7 @@ def test_no_rule_fires_on_the_records_of_a_demo_run():
 
 def fired(records, config):
     """Return the message of each rule by its name, after all records."""
-    history = RecentValues(config)
+    history = _RecentValues(config)
     for record in records:
         history.add(record["step"], {name: value for name, value in record.items() if name != "step"})
     found = {rule.name: rule.check(history) for rule in RULES}
@@ -324,11 +324,11 @@ def test_warnings_after_the_checkpoint_are_dropped_and_may_be_given_again(tiny, 
     console = Console(record=True, width=40, file=io.StringIO())
     Run(tmp_path).cut(105)
     diagnostics = Diagnostics(Run(tmp_path), tiny(), console)
-    assert JSONLines(tmp_path / "health.jsonl").read() == lines[:1]
+    assert _JSONLines(tmp_path / "health.jsonl").read() == lines[:1]
     assert diagnostics.warned == {"x"}
     diagnostics.check(130, {EMA_BEHIND: 2.0})
     diagnostics.check(131, {EMA_BEHIND: 3.0})
-    (_, again) = JSONLines(tmp_path / "health.jsonl").read()
+    (_, again) = _JSONLines(tmp_path / "health.jsonl").read()
     assert (again["step"], again["rule"]) == (130, "ema_behind")
     (line,) = console.export_text().splitlines()
     assert line.startswith(f"warning: step 130: {again['message']} (ema_behind). Lower `optimizer.ema_decay`")
@@ -340,7 +340,7 @@ def test_rollbacks_are_lines_that_the_checkpoint_gives(tiny, tmp_path):
     rollbacks = [Rollback(25, 20, "a"), Rollback(29, 20, "b")]
     for _ in range(2):
         Diagnostics(Run(tmp_path), tiny(), Console(quiet=True), rollbacks)
-        first, one, two, last = JSONLines(tmp_path / "health.jsonl").read()
+        first, one, two, last = _JSONLines(tmp_path / "health.jsonl").read()
         assert [first, last] == lines
         assert one["message"] == "`a` was not finite after step 25; went back to step 20, learning rates times 0.5"
         assert two["message"].endswith("learning rates times 0.25")

@@ -20,6 +20,7 @@ from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.settings import CausalVAEConfig, TrainableConfig
 from telecine.training import distributed
 from telecine.training.distributed import (
+    _open_store,
     all_gather,
     any_rank,
     average_gradients,
@@ -32,7 +33,6 @@ from telecine.training.distributed import (
     is_lost,
     local_shard,
     on_every_process,
-    open_store,
     process_group_settings,
     shard,
 )
@@ -346,15 +346,15 @@ def test_a_restart_has_keys_of_its_own_where_its_number_is_known_to_all(
 ):
     monkeypatch.setenv("GROUP_WORLD_SIZE", machines)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
-    open_store(timedelta(1)).set("address", "old")
-    assert open_store(timedelta(1)).check(["address"]), "another connection of the same start"
+    _open_store(timedelta(1)).set("address", "old")
+    assert _open_store(timedelta(1)).check(["address"]), "another connection of the same start"
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert open_store(timedelta(1)).check(["address"]) == finds_old_keys
+    assert _open_store(timedelta(1)).check(["address"]) == finds_old_keys
 
 
 def test_without_torchrun_the_store_is_pytorchs(shared_store, monkeypatch):
     monkeypatch.delenv("GROUP_WORLD_SIZE", raising=False)
-    assert open_store(timedelta(1)) is shared_store
+    assert _open_store(timedelta(1)) is shared_store
 
 
 def test_the_process_group_has_the_time_limit_and_the_store():
@@ -411,6 +411,6 @@ def test_the_store_is_gone_with_torchrun_or_with_the_first_process(
             return three_ranks
         raise dist.DistNetworkError("cannot connect")
 
-    monkeypatch.setattr(distributed, "open_store", fail)
+    monkeypatch.setattr(distributed, "_open_store", fail)
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", by_torchrun)
     assert describe_lost("at step 7", 900.0).startswith(f"process 0 lost {lost} at step 7")

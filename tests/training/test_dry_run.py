@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from rich.console import Console
 
 from telecine.cli.main import main
-from telecine.runs.lock import started_at
-from telecine.runs.settings import as_yaml
+from telecine.runs.lock import _started_at
+from telecine.runs.settings import _as_yaml
 from telecine.training.run import dry_run
 
 
@@ -58,7 +58,7 @@ def test_only_the_first_process_takes_the_lock(tiny, monkeypatch):
     def stop(*_):
         raise ReachedError
 
-    holder = {"host": socket.gethostname(), "pid": os.getppid(), "started": started_at(os.getppid())}
+    holder = {"host": socket.gethostname(), "pid": os.getppid(), "started": _started_at(os.getppid())}
     Path(config.output_dir).mkdir()
     (Path(config.output_dir) / ".lock").write_text(json.dumps(holder))
     with pytest.raises(ValueError, match="used by one run at a time"):
@@ -71,7 +71,7 @@ def test_only_the_first_process_takes_the_lock(tiny, monkeypatch):
 
 @pytest.mark.slow
 def test_the_command(tiny, tmp_path, capsys):
-    (tmp_path / "config.yaml").write_text(as_yaml(tiny()))
+    (tmp_path / "config.yaml").write_text(_as_yaml(tiny()))
     assert main(["train", "--config", str(tmp_path / "config.yaml"), "--dry_run"]) == 0
     out = capsys.readouterr().out
     assert "an update of step 2" in out

@@ -7,7 +7,7 @@ import yaml
 
 from telecine import Ramp, Term
 from telecine.losses import mse
-from telecine.runs.settings import as_yaml
+from telecine.runs.settings import _as_yaml
 from telecine.settings import GANConfig, ReconstructionConfig, TrainConfig
 from telecine.training.resume import changed_settings, check_same_data, check_same_networks
 
@@ -15,7 +15,7 @@ from telecine.training.resume import changed_settings, check_same_data, check_sa
 @pytest.fixture
 def saved(tiny, tmp_path):
     """Return the folder of a checkpoint of the tiny run that holds its settings only."""
-    (tmp_path / "config.yaml").write_text(as_yaml(tiny()))
+    (tmp_path / "config.yaml").write_text(_as_yaml(tiny()))
     return tmp_path
 
 
@@ -86,20 +86,20 @@ def test_a_run_with_functions_of_the_user_may_be_resumed(tiny, tmp_path):
     terms = {"extra": Term(lambda reconstruction, target: target.mean(), weight=0.1)}
     terms["extra"].target.__module__, terms["extra"].target.__qualname__ = "other_package.losses", "extra"
     config = tiny(objective=replace(tiny().objective, gan=GANConfig(loss=of_another_package), terms=terms))
-    (tmp_path / "config.yaml").write_text(as_yaml(config))
+    (tmp_path / "config.yaml").write_text(_as_yaml(config))
     check_same_networks(config, tmp_path)
 
 
 @pytest.mark.parametrize(("before", "now"), [("a", "b"), (None, "a"), ("a", None)])
 def test_other_data_is_refused(tmp_path, before, now):
-    (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(data=before)))
+    (tmp_path / "config.yaml").write_text(_as_yaml(TrainConfig(data=before)))
     with pytest.raises(ValueError, match=f"`data` must be {before!r} as in .*, but got {now!r}. .*--change_data"):
         check_same_data(now, tmp_path)
 
 
 @pytest.mark.parametrize(("before", "now"), [("a", "./a/"), ("b/../a", "a"), (None, None)])
 def test_the_same_data_may_be_named_in_another_way(tmp_path, before, now):
-    (tmp_path / "config.yaml").write_text(as_yaml(TrainConfig(data=before)))
+    (tmp_path / "config.yaml").write_text(_as_yaml(TrainConfig(data=before)))
     check_same_data(now, tmp_path)
 
 

@@ -12,9 +12,9 @@ from telecine.training.step import (
     MicroBatch,
     TrainingError,
     _finite_values,
+    _lr_scale,
     clip_gradients,
     describe_warmup,
-    lr_scale,
     set_learning_rates,
     train_step,
     update_ratio,
@@ -23,11 +23,11 @@ from telecine.training.step import (
 
 def test_warmup_rises_linearly_to_one():
     config = OptimizerConfig(warmup_steps=4)
-    assert [lr_scale(config, step, 100) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert [_lr_scale(config, step, 100) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
 
 
 def test_without_warmup_the_first_step_has_the_full_rate():
-    assert lr_scale(OptimizerConfig(warmup_steps=0), 0, 10) == 1.0
+    assert _lr_scale(OptimizerConfig(warmup_steps=0), 0, 10) == 1.0
 
 
 def test_a_run_that_ends_within_its_warmup_says_so():
@@ -35,22 +35,22 @@ def test_a_run_that_ends_within_its_warmup_says_so():
     assert describe_warmup(config, 500) == []
     (line,) = describe_warmup(config, 40)
     assert "after 40 of 500 steps, 0.08 of `optimizer.lr` is reached" in line
-    assert lr_scale(config, 39, 40) == 0.08
+    assert _lr_scale(config, 39, 40) == 0.08
     assert describe_warmup(OptimizerConfig(warmup_steps=0), 1) == []
 
 
 def test_cosine_falls_from_one_to_its_final_scale():
     config = OptimizerConfig(warmup_steps=10, schedule="cosine")
-    scales = [lr_scale(config, step, 110) for step in range(10, 111)]
+    scales = [_lr_scale(config, step, 110) for step in range(10, 111)]
     assert scales[0] == 1.0
     assert scales[50] == pytest.approx((1 + FINAL_LR_SCALE) / 2)
     assert scales[-1] == pytest.approx(FINAL_LR_SCALE)
     assert all(later <= earlier for earlier, later in pairwise(scales))
-    assert lr_scale(config, 200, 110) == pytest.approx(FINAL_LR_SCALE)
+    assert _lr_scale(config, 200, 110) == pytest.approx(FINAL_LR_SCALE)
 
 
 def test_a_run_that_ends_with_its_warmup_starts_the_cosine_at_one():
-    assert lr_scale(OptimizerConfig(warmup_steps=20, schedule="cosine"), 20, 20) == 1.0
+    assert _lr_scale(OptimizerConfig(warmup_steps=20, schedule="cosine"), 20, 20) == 1.0
 
 
 def weights_with_gradients(*gradients):

@@ -12,12 +12,12 @@ from torch.distributed.tensor import DTensor, Shard, zeros
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from telecine.runs import DamagedError, Run
-from telecine.runs.checkpoints import check_manifest
+from telecine.runs.checkpoints import _check_manifest
 from telecine.training.distributed import local_shard
 from telecine.training.tensor_files import (
     SHARDS,
     HostCopy,
-    SavedTensors,
+    _SavedTensors,
     check_headers,
     load_optimizer,
     optimizer_tensors,
@@ -133,16 +133,16 @@ def test_a_damaged_shard_is_named(tmp_path):
     (folder / "state.json").write_text("{}")
     write(folder, 2)
     folder = Run(tmp_path).checkpoints.finish(1, folder, keep=1)
-    check_manifest(folder)
+    _check_manifest(folder)
     path = shard_file(folder, 1, 2)
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(DamagedError, match=r"shard-00001-of-00002.safetensors` must be as it was written"):
-        check_manifest(folder)
+        _check_manifest(folder)
     path.write_bytes(content[:20])
     with pytest.raises(DamagedError, match=r"shard-00001-of-00002.safetensors` must be a safetensors file"):
-        SavedTensors([path])
+        _SavedTensors([path])
 
 
 def test_copies_keep_their_values_and_their_memory():

@@ -24,7 +24,7 @@ from telecine.data import DataError
 from telecine.data.dataset import ClipDataset
 from telecine.report.run import read_run
 from telecine.runs import Run, find_checkpoint
-from telecine.runs.checkpoints import write_manifest
+from telecine.runs.checkpoints import _write_manifest
 from telecine.runs.history import History, validations
 from telecine.settings import (
     ClipConfig,
@@ -40,7 +40,7 @@ from telecine.training import Interrupted, TrainingError, train, trainer
 from telecine.training.build import build_accelerator
 from telecine.training.interrupt import StopRequest
 from telecine.training.run import dry_run
-from telecine.training.step import DivergenceError, divergence_error, train_step
+from telecine.training.step import DivergenceError, _divergence_error, train_step
 from telecine.training.trainer import Trainer
 
 
@@ -294,7 +294,7 @@ def test_a_resumed_run_prints_what_changed_and_refuses_what_does_not_fit(tiny, m
     assert all(torch.equal(before[file][key], after[file][key]) for file in before for key in before[file])
     (folder / "state.json").write_text('{"step": 1}')
     (folder / "manifest.json").unlink()
-    write_manifest(folder, step=1)
+    _write_manifest(folder, step=1)
     with pytest.raises(ValueError, match=r"state.json` must be that of a checkpoint of this version.*clips_per_step"):
         train(tiny(), console=quiet())
     (folder / "state.json").write_text("{")
@@ -389,12 +389,12 @@ class Gate:
 
     def __init__(self, monkeypatch):
         self.opened, self.reached = threading.Event(), threading.Event()
-        monkeypatch.setattr("telecine.runs.checkpoints.write_manifest", self._wait)
+        monkeypatch.setattr("telecine.runs.checkpoints._write_manifest", self._wait)
 
     def _wait(self, folder, step, known):
         self.reached.set()
         assert self.opened.wait(60), "training waited for the checkpoint"
-        write_manifest(folder, step, known)
+        _write_manifest(folder, step, known)
 
 
 @pytest.mark.slow
@@ -436,7 +436,7 @@ def test_one_checkpoint_is_written_at_a_time_and_its_error_ends_the_run(tiny, mo
         steps.append(step)
         raise OSError(f"no space for step {step}")
 
-    monkeypatch.setattr("telecine.runs.checkpoints.write_manifest", fail)
+    monkeypatch.setattr("telecine.runs.checkpoints._write_manifest", fail)
     with pytest.raises(OSError, match="no space for step 1"):
         train(tiny(steps=3, save_every=1, val_every=3), console=quiet())
     assert steps == [1]
@@ -454,7 +454,7 @@ def diverge(monkeypatch, has_diverged, name="train/grad_norm"):
         values = update(state, *arguments, **options)
         if has_diverged(state):
             state.step -= 1
-            raise divergence_error(name, float("nan"), state.step)
+            raise _divergence_error(name, float("nan"), state.step)
         return values
 
     monkeypatch.setattr(trainer, "train_step", step)

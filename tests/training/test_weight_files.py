@@ -15,9 +15,9 @@ from telecine.autoencoders.latent import LatentStatistics
 from telecine.autoencoders.lora import add_low_rank
 from telecine.settings import CausalVAEConfig, TrainableConfig
 from telecine.training.distributed import copy_module
-from telecine.training.tensor_files import HostCopy, SavedTensors, save_shards, shard_file
+from telecine.training.tensor_files import HostCopy, _SavedTensors, save_shards, shard_file
 from telecine.training.trainable import select_trainable
-from telecine.training.weight_files import WeightFiles, architecture_of, check_same_architecture, digest_of_frozen
+from telecine.training.weight_files import WeightFiles, _digest_of_frozen, architecture_of, check_same_architecture
 
 
 class Normalised(nn.Module):
@@ -85,7 +85,7 @@ def test_the_digest_is_of_the_names_and_values_of_frozen_weights():
         layers[name].weight.data.fill_(frozen)
         layers[name].requires_grad_(False)
         layers["trained"].weight.data.fill_(trained)
-        return digest_of_frozen(nn.ModuleDict(layers))
+        return _digest_of_frozen(nn.ModuleDict(layers))
 
     assert digest() == digest(trained=1.0)
     assert len({digest(), digest(frozen=1.0), digest(name="b")}) == 3
@@ -140,13 +140,13 @@ def test_the_folders_that_other_programs_load_are_made_from_shards_one_tensor_at
     write_shards(tmp_path / "shards", {"model": model.state_dict(), "ema": average})
     in_memory = weakref.WeakSet()
 
-    def read(self, *arguments, read=SavedTensors.read):
+    def read(self, *arguments, read=_SavedTensors.read):
         assert len(in_memory) == 0
         tensor = read(self, *arguments).clone()
         in_memory.add(tensor)
         return tensor
 
-    monkeypatch.setattr(SavedTensors, "read", read)
+    monkeypatch.setattr(_SavedTensors, "read", read)
     statistics = LatentStatistics([1.0], [2.0])
     for name in ("model", "ema"):
         files.save_from_shards(tmp_path / "shards", name, statistics)

@@ -102,7 +102,7 @@ def clips_sha256(hashes: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
-class SupportsClipSizes(Protocol):
+class _SupportsClipSizes(Protocol):
     """A model that accepts only some clip sizes."""
 
     def check_clip(self, num_frames: int, height: int, width: int) -> None:
@@ -112,7 +112,7 @@ class SupportsClipSizes(Protocol):
         """Return the smallest accepted (frames, height, width) that is at least this large."""
 
 
-def check_buckets(buckets: Sequence[Bucket], model: SupportsClipSizes, *, images: bool) -> None:
+def check_buckets(buckets: Sequence[Bucket], model: _SupportsClipSizes, *, images: bool) -> None:
     """Raise a `ValueError` for a size that a model does not accept; with `images`, check single frames, too."""
     clips = [("a clip", bucket) for bucket in buckets]
     for kind, size in [*clips, *(("an image", bucket.as_image()) for bucket in buckets if images)]:

@@ -84,7 +84,7 @@ class ClipDataset(Dataset[Clip]):
         pools = [*self._videos.values(), *([self._images] if self._images else [])]
         used = {id(span) for pool in pools for span in pool.spans}
         self.spans = [span for span in spans if id(span) in used]
-        self.cache = DecodedCache(self.spans, config) if config.cache else None
+        self.cache = _DecodedCache(self.spans, config) if config.cache else None
         self._logged: set[Source] = set()
 
     def __getitem__(self, item: int | Item) -> Clip:
@@ -164,7 +164,7 @@ def _draw_bucket(buckets: Sequence[Bucket], generator: torch.Generator) -> Bucke
     return buckets[min(bisect_right(ends, point), len(buckets) - 1)]
 
 
-class DecodedCache:
+class _DecodedCache:
     """All frames of spans as uint8 at each training resolution, decoded once, in memory that worker processes share."""
 
     def __init__(self, spans: Sequence[Span], config: ClipConfig) -> None:

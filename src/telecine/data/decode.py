@@ -175,7 +175,7 @@ def read_clip(
         remedy = "Start earlier, or use fewer frames or a smaller stride."
         raise argument_error("start", contract, f"frames {start} to {indices[-1]}", remedy)
     if info.is_image:
-        return read_image(info.path, size)[None]
+        return _read_image(info.path, size)[None]
     size = size or (info.height, info.width)
     clip = torch.empty(len(indices), *size, 3, dtype=torch.uint8)
     with _errors_as_decode_errors(info.path), closing(_packets_from_keyframe(info, start)) as packets:
@@ -240,7 +240,7 @@ def _packets_from_keyframe(info: VideoInfo, start: int) -> Generator[Packet[Vide
         yield from container.demux(stream)
 
 
-def read_image(source: Source, size: tuple[int, int] | None = None) -> Tensor:
+def _read_image(source: Source, size: tuple[int, int] | None = None) -> Tensor:
     """Decode an image as uint8 RGB `(H, W, 3)`, rotated as its EXIF data says, and resized as by `read_clip`.
 
     Transparent pixels are composited onto white, 16 bits are reduced to 8, and palettes and CMYK are converted to RGB.

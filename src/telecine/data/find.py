@@ -78,7 +78,7 @@ def load_spans(
     cache = IndexCache(path)
     is_complete = False
     try:
-        segments = find_segments(path, cache.members, name=name)
+        segments = _find_segments(path, cache.members, name=name)
         sources = dict.fromkeys(segment.source for segment in segments)
         infos, skipped = index_videos(sources, index=partial(cache.info, max_pixels=max_pixels))
         is_complete = True
@@ -133,7 +133,7 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
     return videos
 
 
-def find_segments(
+def _find_segments(
     path: str | PathLike[str], list_members: Callable[[File], Iterable[TarMember]], *, name: str = "data"
 ) -> list[Segment]:
     """List the segments at `path`, see `load_spans`. `list_members` returns the videos and images of a tar file."""

@@ -63,7 +63,7 @@ def index_video(path: str | PathLike[str] | Source, max_pixels: int = MAX_PIXELS
     """
     source = as_source(path)
     if is_image(source):
-        return index_image(source, max_pixels)
+        return _index_image(source, max_pixels)
     first, stored_aspect = _first_frame(source, max_pixels)
     stamps, fps, time_base, seekable = _scan_packets(source)
     if not seekable or stamps[0][0] != first.pts:
@@ -81,7 +81,7 @@ def index_video(path: str | PathLike[str] | Source, max_pixels: int = MAX_PIXELS
     return info
 
 
-def index_image(source: Source, max_pixels: int = MAX_PIXELS) -> VideoInfo:
+def _index_image(source: Source, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     """Index an image by its header. Damage after the header shows when the image is read, except in PNG files."""
     with open_image(source) as image:
         check_frame_size(source, *image.size, max_pixels)

@@ -53,7 +53,7 @@ class IndexCache:
     """
 
     def __init__(self, data: str | PathLike[str]) -> None:
-        self.path = index_cache_path(data)
+        self.path = _index_cache_path(data)
         self._root = self.path.parent if is_address(str(data)) else deepest_folder(Path(data))
         self._archives, self._infos = _load(self.path)
         self._used_archives: _Archives = {}
@@ -113,7 +113,7 @@ class IndexCache:
         return str(source) if is_address(str(source)) else os.path.relpath(str(source), self._root)
 
 
-def index_cache_path(data: str | PathLike[str]) -> Path:
+def _index_cache_path(data: str | PathLike[str]) -> Path:
     """Return the cache file of a data set: a hidden file next to the data, or in the user's cache folder."""
     cache = user_cache_folder() / "indices"
     if is_address(str(data)):

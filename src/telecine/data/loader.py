@@ -56,7 +56,7 @@ class _WorkerError(RuntimeError):
     """Workers have died, or have not sent a batch in time."""
 
 
-class ClipBatch(TypedDict):
+class _ClipBatch(TypedDict):
     """Clips of one size."""
 
     video: Tensor  # float32 in [-1, 1], shape `(B, C, T, H, W)`
@@ -147,7 +147,7 @@ class ClipLoader:
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[ClipBatch]:
+    def __iter__(self) -> Iterator[_ClipBatch]:
         num_done = num_failures = 0
         while num_done < len(self.sampler):
             # After a failure, read the next batch alone: if its workers fail again, no other batch is lost.
@@ -193,7 +193,7 @@ class _ReadRequests(Dataset[Clip]):
         return [item for item in items if list(item) in being_read] or items
 
 
-def _read_batches(requests: _ReadRequests, sampler: ClipBatchSampler, should_stop: _Stop) -> Iterator[ClipBatch]:
+def _read_batches(requests: _ReadRequests, sampler: ClipBatchSampler, should_stop: _Stop) -> Iterator[_ClipBatch]:
     config = requests.dataset.config
     poll = min(POLL_SECONDS, config.timeout)
     loader: DataLoader[Clip] = DataLoader(
@@ -235,7 +235,7 @@ def _read_batches(requests: _ReadRequests, sampler: ClipBatchSampler, should_sto
         atexit.unregister(kill_workers)
 
 
-def _next_batch(batches: Iterator[ClipBatch], watchdog: _Watchdog) -> ClipBatch:
+def _next_batch(batches: Iterator[_ClipBatch], watchdog: _Watchdog) -> _ClipBatch:
     """Return the next batch, or raise the error of the watchdog. PyTorch's loader can be asked again after a wait."""
     while watchdog.error is None:
         try:

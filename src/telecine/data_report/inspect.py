@@ -79,7 +79,7 @@ class SampledClip:
 
 
 @dataclass(frozen=True)
-class FileRow:
+class _FileRow:
     """A file in the table of files."""
 
     path: str
@@ -106,7 +106,7 @@ class DataReport:
     clips: list[SampledClip]
     fps: float
     """Of clips of the first video."""
-    files: list[FileRow]
+    files: list[_FileRow]
     """The usable files, then the others."""
     ignored: dict[str, int]
     """Number of files of other kinds in the folder, by suffix."""
@@ -150,7 +150,7 @@ def inspect_data(config: TrainConfig, num_clips: int = 24) -> DataReport:
     used = {True: dataset.image_ratio > 0, False: dataset.image_ratio < 1}  # images, videos
     held_out = [span for span in spans.held_out if used[span.info.is_image]]
     spans = replace(spans, train=dataset.spans, held_out=held_out)
-    skipped = (FileRow(str(each.path), each.reason, is_used=False) for each in spans.skipped)
+    skipped = (_FileRow(str(each.path), each.reason, is_used=False) for each in spans.skipped)
     first = min(dataset.spans, key=lambda span: span.info.is_image)
     report = DataReport(
         data=config.data or "the sample videos",
@@ -208,7 +208,7 @@ def _cuts(grid: Tensor) -> list[int]:
     return [index for index, (change, limit) in enumerate(zip(found, limits, strict=False), 1) if change > limit]
 
 
-def _rows(infos: Sequence[VideoInfo], spans: Spans, clips: ClipConfig) -> Iterator[FileRow]:
+def _rows(infos: Sequence[VideoInfo], spans: Spans, clips: ClipConfig) -> Iterator[_FileRow]:
     """Yield a row for each file that can be decoded."""
     shortest = min(map(clips.span_of, clips.train_buckets))
     uses: defaultdict[Source, dict[str, None]] = defaultdict(dict)
@@ -228,7 +228,7 @@ def _rows(infos: Sequence[VideoInfo], spans: Spans, clips: ClipConfig) -> Iterat
         yield _row(info, use, is_used=bool(found))
 
 
-def _row(info: VideoInfo, use: str, *, is_used: bool) -> FileRow:
+def _row(info: VideoInfo, use: str, *, is_used: bool) -> _FileRow:
     codec, distance = "image", None
     if not info.is_image:
         starts = [0, *info.keyframes] if info.seekable else [0]
@@ -237,7 +237,7 @@ def _row(info: VideoInfo, use: str, *, is_used: bool) -> FileRow:
             codec = stream.codec_context.name
     video = {name: getattr(info, name) for name in ("is_image", "width", "height", "fps", "num_frames")}
     num_bytes = _num_bytes(info.path)
-    return FileRow(str(info.path), use, is_used, codec=codec, num_bytes=num_bytes, keyframe_distance=distance, **video)
+    return _FileRow(str(info.path), use, is_used, codec=codec, num_bytes=num_bytes, keyframe_distance=distance, **video)
 
 
 def _num_bytes(source: Source) -> int:

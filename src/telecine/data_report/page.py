@@ -36,12 +36,12 @@ def write_data(report: DataReport, folder: Path) -> Path:
     mark_output(folder)
     write_json(folder / "data.json", report.as_dict())
     write_preview(folder / VIDEO_FILE, _moving_sheet(report.clips), report.fps)
-    html = render_data(report).encode("utf-8", "backslashreplace")  # names of files may have other bytes
+    html = _render_data(report).encode("utf-8", "backslashreplace")  # names of files may have other bytes
     atomic_write(folder / PAGE_FILE, lambda partial: partial.write_bytes(html))
     return folder / PAGE_FILE
 
 
-def render_data(report: DataReport) -> str:
+def _render_data(report: DataReport) -> str:
     """Return the page as HTML."""
     used, unused = ([row for row in report.files if row.is_used == kind] for kind in (True, False))
     environment = page_environment()

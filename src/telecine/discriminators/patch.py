@@ -27,7 +27,7 @@ NORMS: tuple[Norm, ...] = get_args(Norm)
 CHANNELS_PER_GROUP = 16
 
 
-class FullPrecisionWeightConv2d(nn.Conv2d):
+class _FullPrecisionWeightConv2d(nn.Conv2d):
     """Convolution whose weight, and its parametrization such as `spectral_norm`, is computed outside autocast.
 
     The spectral norm is estimated by matrix-vector products. In float16 the gradient of the estimate, a sum over the
@@ -42,7 +42,7 @@ class FullPrecisionWeightConv2d(nn.Conv2d):
 
 
 class FullPrecisionWeightConv3d(nn.Conv3d):
-    """As `FullPrecisionWeightConv2d`, for videos."""
+    """As `_FullPrecisionWeightConv2d`, for videos."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, C, T, H, W)` as `nn.Conv3d` does."""
@@ -78,7 +78,7 @@ class _PatchNetwork(GradientCheckpointing):
     def _conv(self, width_in: int, width_out: int, time_stride: int, space_stride: int) -> nn.Module:
         kernel = 4 if space_stride == 2 else 3
         if self.sees == "frames":
-            conv: nn.Module = FullPrecisionWeightConv2d(width_in, width_out, kernel, space_stride, padding=1)
+            conv: nn.Module = _FullPrecisionWeightConv2d(width_in, width_out, kernel, space_stride, padding=1)
         else:
             strides = (time_stride, space_stride, space_stride)
             conv = FullPrecisionWeightConv3d(width_in, width_out, (3, kernel, kernel), strides, padding=1)

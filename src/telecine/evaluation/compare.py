@@ -35,7 +35,7 @@ RESAMPLES_PER_BATCH = 100  # bounds memory
 
 
 @dataclass(frozen=True)
-class Difference:
+class _Difference:
     """The figures of two evaluations, A and B, in one metric, and their difference."""
 
     name: str
@@ -65,7 +65,7 @@ class Difference:
 class Comparison:
     """The differences of two evaluations."""
 
-    differences: list[Difference]
+    differences: list[_Difference]
     warnings: list[str]
     """Differences of the protocols that leave the figures comparable."""
     num_clips: int
@@ -91,7 +91,7 @@ def compare(first: str | Path, second: str | Path, *, output: str | Path | None 
     for name in names:
         if name not in paired:  # a Frechet distance is one figure per set, without an interval over clips
             a, b = (each[name] for each in figures)
-            differences.append(Difference(name, a, b, b - a, None, larger_is_better=False))
+            differences.append(_Difference(name, a, b, b - a, None, larger_is_better=False))
     comparison = Comparison(differences, warnings, len(clips[0]))
     if output is not None:
         _write(comparison, folders, Path(output))
@@ -146,7 +146,7 @@ def _warning(name: str, first: object, second: object) -> str:
 
 def _paired_differences(
     first: Sequence[Mapping[str, float]], second: Sequence[Mapping[str, float]], *, names: Sequence[str]
-) -> list[Difference]:
+) -> list[_Difference]:
     """Return the mean difference of each metric over the same clips, with its bootstrap interval."""
     better = {name: DEFINITIONS[name].better for name in names}
     best = {"nearest to 0": 0.0, "nearest to 1": 1.0}  # such metrics are compared by their distance from it
@@ -161,7 +161,9 @@ def _paired_differences(
     for name, (mean_a, mean_b, mean, low, high) in zip(names, figures, strict=True):
         label = {"nearest to 0": f"|{name}|", "nearest to 1": f"|{name} - 1|"}.get(better[name], name)
         interval = (low, high) if len(a) > 1 else None
-        differences.append(Difference(label, mean_a, mean_b, mean, interval, larger_is_better=better[name] == "larger"))
+        differences.append(
+            _Difference(label, mean_a, mean_b, mean, interval, larger_is_better=better[name] == "larger")
+        )
     return differences
 
 
@@ -200,7 +202,7 @@ def _write(comparison: Comparison, folders: Sequence[Path], output: Path) -> Non
     plot_frames(curves, output / "comparison_frames.png")
 
 
-def _plot_differences(differences: Sequence[Difference], title: str, path: Path) -> None:
+def _plot_differences(differences: Sequence[_Difference], title: str, path: Path) -> None:
     """Plot each difference with its interval, to the right of 0 if B is better, and write a PNG atomically."""
     from matplotlib.figure import Figure  # takes a second to import, which `telecine --help` must not spend
 
@@ -212,7 +214,7 @@ def _plot_differences(differences: Sequence[Difference], title: str, path: Path)
     atomic_write(path, lambda partial: figure.savefig(partial, format="png"))
 
 
-def _plot_difference(axes: Axes, difference: Difference) -> None:
+def _plot_difference(axes: Axes, difference: _Difference) -> None:
     low, high = difference.interval or (difference.mean, difference.mean)
     colour = COLOURS[difference.better]
     axes.axvline(0, color="black", linewidth=0.8)

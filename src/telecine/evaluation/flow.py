@@ -27,7 +27,7 @@ RAFT_CHANNELS = {64: "raft_large", 32: "raft_small"}
 CONSISTENCY_FACTOR, CONSISTENCY_OFFSET = 0.01, 0.5
 
 
-class OpticalFlow(Protocol):
+class _OpticalFlow(Protocol):
     """Finds the pixels of a frame in another frame."""
 
     source: str
@@ -40,7 +40,7 @@ class OpticalFlow(Protocol):
         """
 
 
-def load_flow(choice: str, device: torch.device) -> OpticalFlow:
+def load_flow(choice: str, device: torch.device) -> _OpticalFlow:
     """Return DIS of OpenCV for "dis", else torchvision's RAFT with the weights in the file of that path."""
     return _DISFlow() if choice == "dis" else _RAFTFlow(choice, device)
 
@@ -111,7 +111,7 @@ class WarpingError:
     negative for a blurred one, positive for a flickering, frozen or warped one.
     """
 
-    flow: OpticalFlow
+    flow: _OpticalFlow
 
     def __call__(self, *, reconstruction: Video, target: Video) -> dict[str, float]:
         """Return both values of a clip `(1, 3, T, H, W)` in [-1, 1]; raise a `ValueError` if it is short or small."""

@@ -25,13 +25,13 @@ def write_latents(report: LatentReport, folder: Path) -> Path:
     """Write latents.json and latents.html into a folder, which is created if needed, and return the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "latents.json", asdict(report))
-    html = render_latents(report).encode("utf-8", "backslashreplace")  # names may have other bytes
+    html = _render_latents(report).encode("utf-8", "backslashreplace")  # names may have other bytes
     page = folder / "latents.html"
     atomic_write(page, lambda partial: partial.write_bytes(html))
     return page
 
 
-def render_latents(report: LatentReport) -> str:
+def _render_latents(report: LatentReport) -> str:
     """Return the page as HTML."""
     spaces = report.models
     lines = [space.figures() for space in spaces]

@@ -82,7 +82,7 @@ def dead_channels(std: list[float]) -> list[int]:
     return [index for index, value in enumerate(std) if value <= DEAD_FRACTION * max(std)]
 
 
-def covariance_eigenvalues(latents: Tensor) -> list[float]:
+def _covariance_eigenvalues(latents: Tensor) -> list[float]:
     """Return the eigenvalues of the channels' covariance, the largest first; NaN if a latent is not finite."""
     rows = _channel_rows(latents)
     rows = rows - rows.mean(1, keepdim=True)
@@ -99,7 +99,7 @@ def effective_rank(eigenvalues: list[float]) -> float:
     return float(torch.special.entr(shares).sum().exp())
 
 
-def radial_spectrum(latents: Tensor) -> tuple[list[float], list[float]]:
+def _radial_spectrum(latents: Tensor) -> tuple[list[float], list[float]]:
     """Return frequencies in cycles per position, and the share of the spatial power at each, see `DEFINITIONS`.
 
     The power of a frame's mean, at frequency 0, is left out. The other shares, of the corners beyond 1/2 too, sum to 1.
@@ -114,9 +114,9 @@ def radial_spectrum(latents: Tensor) -> tuple[list[float], list[float]]:
     return [(index + 1) / side for index in range(len(sums))], sums.tolist()
 
 
-def high_frequency_share(latents: Tensor) -> float:
+def _high_frequency_share(latents: Tensor) -> float:
     """Return the share of the spatial power above `HIGH_FREQUENCY`, in [0, 1]; white noise has about 0.8."""
-    spectrum = zip(*radial_spectrum(latents), strict=True)
+    spectrum = zip(*_radial_spectrum(latents), strict=True)
     return sum(share for frequency, share in spectrum if frequency > HIGH_FREQUENCY)
 
 
@@ -135,7 +135,7 @@ def autocorrelation(latents: Tensor, axes: tuple[int, ...], max_lag: int) -> lis
     return [sum(correlation(axis, lag) for axis in axes) / len(axes) for lag in lags]
 
 
-def scaled_video(video: Video, latent: Tensor) -> Video:
+def _scaled_video(video: Video, latent: Tensor) -> Video:
     """Return the video scaled down to its latent, with the last frame that each latent frame depends on."""
     num_latent, num_frames = latent.shape[2], video.shape[2]
     step = (num_frames - 1) / max(num_latent - 1, 1)
@@ -171,8 +171,8 @@ def latent_summary(latents: Tensor) -> dict[str, float]:
     return {
         "std": sum(std) / len(std),
         "dead_channels": float(len(dead_channels(std))) if all(map(math.isfinite, std)) else math.nan,
-        "effective_rank": effective_rank(covariance_eigenvalues(latents)),
-        "high_frequencies": high_frequency_share(latents),
+        "effective_rank": effective_rank(_covariance_eigenvalues(latents)),
+        "high_frequencies": _high_frequency_share(latents),
     }
 
 
@@ -340,18 +340,18 @@ def _measure_space(source: ModelSource, videos: _ClipsOnDisk, reference: Tensor 
     moments = ChannelMoments()
     moments.add(latents)
     statistics = moments.statistics()
-    eigenvalues = covariance_eigenvalues(latents)
-    small = torch.cat([scaled_video(video, latent[None]) for video, latent in zip(videos, latents, strict=True)])
-    frequency, latent_power = radial_spectrum(latents)
+    eigenvalues = _covariance_eigenvalues(latents)
+    small = torch.cat([_scaled_video(video, latent[None]) for video, latent in zip(videos, latents, strict=True)])
+    frequency, latent_power = _radial_spectrum(latents)
     equivariance, noise_psnr = _decode_changed(source.model, videos, latents, statistics.std)
-    shares = {"latent": high_frequency_share(latents), "video": high_frequency_share(small)}
+    shares = {"latent": _high_frequency_share(latents), "video": _high_frequency_share(small)}
     return LatentSpace(
         title=source.title,
         shape=list(latents.shape[1:]),
         channels=Channels(statistics.mean, statistics.std, kurtosis(latents), dead_channels(statistics.std)),
         eigenvalues=eigenvalues,
         effective_rank=effective_rank(eigenvalues),
-        spectrum=Spectrum(frequency, latent_power, radial_spectrum(small)[1], shares),
+        spectrum=Spectrum(frequency, latent_power, _radial_spectrum(small)[1], shares),
         autocorrelation={
             f"{prefix}{name}": autocorrelation(values, axes, MAX_LAG)
             for prefix, values in (("", latents), ("video_", small))

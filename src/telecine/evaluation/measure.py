@@ -116,7 +116,7 @@ class ClipResult:
 
 
 @dataclass(frozen=True)
-class Processes:
+class _Processes:
     """This process' place among those of `torchrun` that share one evaluation."""
 
     rank: int = 0
@@ -144,7 +144,7 @@ class Processes:
 
 
 @contextmanager
-def process_group() -> Iterator[Processes]:
+def process_group() -> Iterator[_Processes]:
     """Use the current process group, or initialize one under `torchrun` and destroy it at the end.
 
     The backend is gloo on every device, because only Python objects are exchanged.
@@ -154,7 +154,7 @@ def process_group() -> Iterator[Processes]:
     if starts:
         dist.init_process_group("gloo")
     try:
-        yield Processes(dist.get_rank(), dist.get_world_size()) if joins or starts else Processes()
+        yield _Processes(dist.get_rank(), dist.get_world_size()) if joins or starts else _Processes()
     finally:
         if starts:
             dist.destroy_process_group()
@@ -165,7 +165,7 @@ def measure_clips(
     source: ModelSource | VideoSource,
     metric_set: MetricSet,
     spans: Sequence[Span],
-    processes: Processes,
+    processes: _Processes,
     device: torch.device,
 ) -> list[ClipResult]:
     """Measure the clips of this process: process i of N measures the clips i, i + N, i + 2N, ..."""

@@ -157,7 +157,7 @@ def _check_side(target: Frames, min_side: int) -> None:
         raise argument_error("target", f"frames of at least {min_side} x {min_side}", target, remedy)
 
 
-def grid_excess(*, reconstruction: Video, target: Video, period: int) -> Tensor:
+def _grid_excess(*, reconstruction: Video, target: Video, period: int) -> Tensor:
     """Return how much stronger a grid of `period` pixels is in each clip than in its target, `(B,)` in dB.
 
     A grid's power lies at one frequency and its multiples, while the spectrum of a natural image falls off smoothly. In
@@ -224,7 +224,7 @@ CLIP_METRICS: dict[str, Callable[..., Tensor]] = {
     "psnr": psnr,
     "flicker": flicker,
     "sharpness": sharpness,
-    **{f"grid_{period}": partial(grid_excess, period=period) for period in GRID_PERIODS},
+    **{f"grid_{period}": partial(_grid_excess, period=period) for period in GRID_PERIODS},
     "psnr_bytes": psnr_bytes,
     "psnr_modulo": partial(psnr_bytes, modulo=True),
 }

@@ -27,7 +27,7 @@ FLOW_SIDE = 12  # DIS fails for 8 pixels, and finds a shift of one pixel from 12
 
 
 @dataclass(frozen=True)
-class Definition:
+class _Definition:
     """Definition of one metric."""
 
     text: str
@@ -50,14 +50,14 @@ class Definition:
         return None
 
 
-def _grid(period: int) -> Definition:
+def _grid(period: int) -> _Definition:
     text = (
         f"dB; spectral power of grey rows and columns at a period of {period} pixels over the geometric mean of that "
         "at the frequencies beside it, in the reconstruction, over the same in the input; "
         f"mean over the {FLAT_FRACTION:.0%} flattest patches of {GRID_PATCH} x {GRID_PATCH} of the input's frames "
         "(less their mean and slope), then clips"
     )
-    return Definition(text, "nearest to 0", min_side=GRID_PATCH)
+    return _Definition(text, "nearest to 0", min_side=GRID_PATCH)
 
 
 WARPING = (
@@ -66,73 +66,73 @@ WARPING = (
     "disagree (arXiv 1604.08610, equation 5), are left out; mean over channels and pixels, frames, then clips"
 )
 DEFINITIONS = {
-    "psnr": Definition(
+    "psnr": _Definition(
         f"dB; 10 log10(2^2 / mean squared error over all pixels of a clip in [-1, 1]), at most {MAX_PSNR:g}; "
         "mean over clips"
     ),
-    "ssim": Definition(
+    "ssim": _Definition(
         f"Wang et al. 2004; RGB frames in [0, 1], Gaussian window {SSIM_WINDOW} x {SSIM_WINDOW} with sigma "
         f"{SSIM_SIGMA}, borders reflected and counted, k1 0.01, k2 0.03; mean over channels, pixels, frames, then "
         "clips",
         min_side=SSIM_WINDOW,
     ),
-    "ms_ssim": Definition(
+    "ms_ssim": _Definition(
         f"Wang et al. 2003, as in torchmetrics; RGB frames in [0, 1], {len(MS_SSIM_BETAS)} scales with exponents "
         f"{MS_SSIM_BETAS}, window, k1 and k2 as ssim, negative terms counted as 0; mean over frames, then clips",
         min_side=MS_SSIM_SIDE,
     ),
-    "lpips_vgg": Definition("LPIPS v0.1, arXiv 1801.03924, VGG16; mean over frames, then clips", "smaller", 16),
-    "lpips_alex": Definition("LPIPS v0.1, arXiv 1801.03924, AlexNet; mean over frames, then clips", "smaller", 31),
-    "flicker": Definition(
+    "lpips_vgg": _Definition("LPIPS v0.1, arXiv 1801.03924, VGG16; mean over frames, then clips", "smaller", 16),
+    "lpips_alex": _Definition("LPIPS v0.1, arXiv 1801.03924, AlexNet; mean over frames, then clips", "smaller", 31),
+    "flicker": _Definition(
         "mean absolute difference between the frame-to-frame differences of reconstruction and input, in [-1, 1]; "
         "mean over clips",
         "smaller",
         min_frames=2,
     ),
-    "sharpness": Definition(
+    "sharpness": _Definition(
         "mean squared difference of neighbouring pixels in the reconstruction over that in the input; mean over clips",
         "nearest to 1",
         min_side=2,
     ),
     **{f"grid_{period}": _grid(period) for period in GRID_PERIODS},
     # Definitions of published protocols: see `published.py`.
-    "psnr_frames": Definition(
+    "psnr_frames": _Definition(
         f"dB; 10 log10(1 / mean squared error of a frame in [0, 1]), at most {MAX_PSNR:g}; mean over frames, then clips"
     ),
-    "psnr_frames_epsilon": Definition(
+    "psnr_frames_epsilon": _Definition(
         f"dB; -10 log10(mean squared error of a frame in [0, 1] + {PSNR_EPSILON:g}); mean over frames, then clips"
     ),
-    "psnr_bytes": Definition(
+    "psnr_bytes": _Definition(
         "dB; 20 log10(255 / (root mean squared error of a clip in 8 bits + 1.2e-7)); mean over clips"
     ),
-    "psnr_modulo": Definition(
+    "psnr_modulo": _Definition(
         "dB; as psnr_bytes, but each squared error modulo 256, because the published code subtracts and squares in 8 "
         "bits; above psnr_bytes where errors exceed 15 levels; mean over clips"
     ),
-    "ssim_valid": Definition(
+    "ssim_valid": _Definition(
         f"as ssim, without the border of {SSIM_WINDOW // 2} pixels; mean over channels, pixels, frames, then clips",
         min_side=SSIM_WINDOW,
     ),
-    "ssim_uniform": Definition(
+    "ssim_uniform": _Definition(
         f"scikit-image's default; 8-bit RGB frames, uniform window {UNIFORM_WINDOW} x {UNIFORM_WINDOW}, sample "
         f"covariance, without the border of {UNIFORM_WINDOW // 2} pixels, k1 0.01, k2 0.03; mean over channels, "
         "pixels, frames, then clips",
         min_side=UNIFORM_WINDOW,
     ),
-    "fvd_single": Definition(
+    "fvd_single": _Definition(
         "Frechet distance between sets of one clip each: the squared distance of the two feature vectors; mean over "
         "clips; not FVD of a set",
         "smaller",
         min_frames=10,
     ),
     # Measured on request.
-    "warping_error": Definition(WARPING, "smaller", FLOW_SIDE, 2),
-    "warping_excess": Definition(f"{WARPING}, less the same of the input", "nearest to 0", FLOW_SIDE, 2),
-    "pieces_psnr": Definition(
+    "warping_error": _Definition(WARPING, "smaller", FLOW_SIDE, 2),
+    "warping_excess": _Definition(f"{WARPING}, less the same of the input", "nearest to 0", FLOW_SIDE, 2),
+    "pieces_psnr": _Definition(
         f"dB; PSNR between the reconstruction of the whole clip and that in pieces, both clamped, at most "
         f"{MAX_PSNR:g}; mean over clips"
     ),
-    "seam_psnr": Definition(
+    "seam_psnr": _Definition(
         "dB; as pieces_psnr, of the worst frame, over its pixels at a seam: where pieces overlap, or the pixels on "
         "both sides of the edge where they meet; mean over clips"
     ),

@@ -114,9 +114,9 @@ def open_source(
 ) -> tuple[ModelSource | VideoSource, list[VideoInfo]]:
     """Return the source of the reconstructions, and the videos of `config.data`."""
     data = str(config.data)
-    if contains_videos(checkpoint):
+    if _contains_videos(checkpoint):
         infos = index_data(data)
-        return video_source(checkpoint, infos, config, data), infos
+        return _video_source(checkpoint, infos, config, data), infos
     return model_source(checkpoint, config, device), index_data(data)
 
 
@@ -145,11 +145,11 @@ def load_model(checkpoint: str | Path, weights: SavedWeights, device: torch.devi
     return load_autoencoder(checkpoint if found is None else found / weights).to(device).eval()
 
 
-def video_source(
+def _video_source(
     reconstructions: Path, infos: Sequence[VideoInfo], config: EvaluateConfig, data: str | Path
 ) -> VideoSource:
     """Match reconstructions with the videos of `data`. Their clips have the videos' size unless `config` has one."""
-    matches = match_videos(infos, data=data, reconstructions=reconstructions)
+    matches = _match_videos(infos, data=data, reconstructions=reconstructions)
     clips: ClipConfig | PublishedProtocol | None = _protocol_of(config)
     if clips is None:
         clips = config.clip_config(ClipConfig())
@@ -163,7 +163,7 @@ def video_source(
     return VideoSource(matches, clips, f"{reconstructions}, as videos")
 
 
-def contains_videos(path: Path) -> bool:
+def _contains_videos(path: Path) -> bool:
     """Whether `path` is a video, or a folder of videos rather than of a model."""
     if path.is_file():
         return path.suffix.lower() in VIDEO_SUFFIXES
@@ -171,7 +171,7 @@ def contains_videos(path: Path) -> bool:
     return not is_model and path.is_dir() and any(file.suffix.lower() in VIDEO_SUFFIXES for file in files_below(path))
 
 
-def match_videos(infos: Sequence[VideoInfo], *, data: str | Path, reconstructions: Path) -> dict[str, VideoInfo]:
+def _match_videos(infos: Sequence[VideoInfo], *, data: str | Path, reconstructions: Path) -> dict[str, VideoInfo]:
     """Return the reconstruction of each video of `data`, by the path of the video.
 
     Videos in folders match by their relative path without the suffix. Two single files match with any names.

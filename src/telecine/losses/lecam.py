@@ -27,7 +27,7 @@ def lecam(*, real: Tensor, fake: Tensor, real_average: Scalar, fake_average: Sca
     return (real - alpha_f).relu().square().mean() + (alpha_r - fake).relu().square().mean()
 
 
-class RunningMean(nn.Module):
+class _RunningMean(nn.Module):
     """An exponential moving average: `m <- decay * m + (1 - decay) * value`.
 
     The first values are averaged evenly until the decay takes over, so there is no bias towards 0. Values that are not
@@ -43,7 +43,7 @@ class RunningMean(nn.Module):
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("num_values", torch.zeros(()))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningMean:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _RunningMean:
         """Move with the module, but stay in float32: half precision would round small updates to zero."""
 
         def move(tensor: Tensor) -> Tensor:
@@ -71,8 +71,8 @@ class LeCam(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.real = RunningMean(LECAM_DECAY)
-        self.fake = RunningMean(LECAM_DECAY)
+        self.real = _RunningMean(LECAM_DECAY)
+        self.fake = _RunningMean(LECAM_DECAY)
 
     def forward(self, *, real: Tensor, fake: Tensor) -> Scalar:
         """Return the regulariser of a batch of logits. In training mode the means are updated first."""

@@ -47,7 +47,7 @@ def adaptive_weights(
         warnings.warn(NO_LAYER, stacklevel=2)
     if grad_at is None or not grad_at.requires_grad:
         return {name: torch.ones_like(loss) for name, loss in losses.items()}
-    norms_of = layer_gradient_norms if config.at == "last_layer" else reconstruction_gradient_norms
+    norms_of = _layer_gradient_norms if config.at == "last_layer" else _reconstruction_gradient_norms
     reference_norm, *norms = norms_of([reference, *losses.values()], grad_at)
     ratios = [(reference_norm / norm.clamp(min=config.min_norm)).detach() for norm in norms]
     return {
@@ -56,7 +56,7 @@ def adaptive_weights(
     }
 
 
-def layer_gradient_norms(losses: Sequence[Scalar], last_layer: Tensor | LayerActivations) -> list[Scalar]:
+def _layer_gradient_norms(losses: Sequence[Scalar], last_layer: Tensor | LayerActivations) -> list[Scalar]:
     """Return the float32 2-norm of `d loss / d last_layer` for each loss; gradients are averaged over ranks first.
 
     This is an extra backward from each loss to the last layer. The graphs are kept.
@@ -77,7 +77,9 @@ def layer_gradient_norms(losses: Sequence[Scalar], last_layer: Tensor | LayerAct
     return norms
 
 
-def reconstruction_gradient_norms(losses: Sequence[Scalar], reconstructions: Tensor | LayerActivations) -> list[Scalar]:
+def _reconstruction_gradient_norms(
+    losses: Sequence[Scalar], reconstructions: Tensor | LayerActivations
+) -> list[Scalar]:
     """Return the float32 2-norm of `d loss / d reconstructions` for each loss; its square is averaged over ranks.
 
     Ranks have different clips, so the squares add up. This is an extra backward from each loss to the reconstruction.

@@ -130,7 +130,7 @@ class AdversarialLosses:
 
     def _discriminator_log(self, terms: Log, real_logits: Tensor, fake_logits: Tensor) -> Log:
         """Return the loss of one discriminator, its terms, and statistics of its logits."""
-        statistics = logit_statistics(real=real_logits, fake=fake_logits, gan_loss=self.gan_loss)
+        statistics = _logit_statistics(real=real_logits, fake=fake_logits, gan_loss=self.gan_loss)
         detached = {name: term.detach() for name, term in terms.items()}
         return {"loss": self.discriminator_loss(terms), **detached, **statistics}
 
@@ -220,7 +220,7 @@ def check_discriminators(discriminators: Sequence[VideoDiscriminator], terms: It
 
 
 @torch.no_grad()
-def logit_statistics(*, real: Tensor, fake: Tensor, gan_loss: GANLoss) -> Log:
+def _logit_statistics(*, real: Tensor, fake: Tensor, gan_loss: GANLoss) -> Log:
     """Return mean and spread of the logits and how many of them are right, 0-d float32; no synchronisation.
 
     Args:

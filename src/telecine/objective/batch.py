@@ -95,16 +95,16 @@ def make_batch(
         remedy = "Pass the weight itself, e.g. `model.decoder.conv_out.weight`."
         raise argument_error("last_layer", "a tensor or None", f"a {type(last_layer).__name__}", remedy)
     if mask is not None:
-        check_mask(mask, inputs)
+        _check_mask(mask, inputs)
     if sample_weight is not None:
         contract, remedy = f"of shape ({len(inputs)},)", "Pass one weight per clip."
-        check_per_clip("sample_weight", sample_weight, inputs, contract, remedy, num_axes=1)
+        _check_per_clip("sample_weight", sample_weight, inputs, contract, remedy, num_axes=1)
     if latent is not None:
-        check_per_clip("latent", latent, inputs, f"of {len(inputs)} clips", "Pass the autoencoder's `output.latent`.")
-    mask, sample_weight = (None if x is None else without_inference_mode(x) for x in (mask, sample_weight))
-    real = without_inference_mode(inputs.detach())
+        _check_per_clip("latent", latent, inputs, f"of {len(inputs)} clips", "Pass the autoencoder's `output.latent`.")
+    mask, sample_weight = (None if x is None else _without_inference_mode(x) for x in (mask, sample_weight))
+    real = _without_inference_mode(inputs.detach())
     # In float32, where the gradients of all terms are added: half precision would round small ones to zero.
-    reconstructions = fake = at_least_float32(without_inference_mode(reconstructions))
+    reconstructions = fake = at_least_float32(_without_inference_mode(reconstructions))
     reduction = config.reconstruction.nll_reduction
     fraction: Tensor | float = 1.0
     if mask is not None:
@@ -117,9 +117,9 @@ def make_batch(
         fake=fake,
         mask=mask,
         sample_weight=sample_weight,
-        clip_weight=None if mask is None and sample_weight is None else clip_weights(fraction, sample_weight, real),
+        clip_weight=None if mask is None and sample_weight is None else _clip_weights(fraction, sample_weight, real),
         num_elements=fake[0].numel() * fraction if reduction == "sum" else 1,
-        aux=named_aux_losses(aux_losses, regularization_log, real.device, reduction),
+        aux=_named_aux_losses(aux_losses, regularization_log, real.device, reduction),
         grad_at=last_layer if config.adaptive_weight.at == "last_layer" else reconstructions,
         generator=generator,
         grad_hook=grad_hook,
@@ -146,7 +146,7 @@ def windowed_and_augmented(batch: Batch, config: GANConfig) -> Batch:
     return batch._replace(real=real, fake=fake, grad_hook=None)
 
 
-def clip_weights(fraction: Tensor | float, sample_weight: Tensor | None, videos: Video) -> Tensor:
+def _clip_weights(fraction: Tensor | float, sample_weight: Tensor | None, videos: Video) -> Tensor:
     """Return the weight of each clip's error, `(B,)` in float32.
 
     An error is averaged over a whole video, of which only a fraction can differ from 0. Divided by that fraction it is
@@ -158,7 +158,7 @@ def clip_weights(fraction: Tensor | float, sample_weight: Tensor | None, videos:
     return weight * torch.where(fraction > 0, 1 / fraction, torch.zeros_like(fraction))
 
 
-def named_aux_losses(
+def _named_aux_losses(
     aux_losses: AuxLosses,
     regularization_log: Mapping[str, AuxLoss] | None,
     device: torch.device,
@@ -192,12 +192,12 @@ def _aux_loss(name: str, value: object, device: torch.device, kl_reduction: Redu
     return value.reshape(()).to(device, torch.promote_types(value.dtype, torch.float32))
 
 
-def without_inference_mode(tensor: Tensor) -> Tensor:
+def _without_inference_mode(tensor: Tensor) -> Tensor:
     """Return a tensor that autograd can record: a copy of one that was made in inference mode."""
     return tensor.clone() if tensor.is_inference() and not torch.is_inference_mode_enabled() else tensor
 
 
-def check_mask(mask: object, videos: Video) -> None:
+def _check_mask(mask: object, videos: Video) -> None:
     """Raise a `ValueError` unless it is a bool tensor that broadcasts to the videos' shape."""
     contract = f"a bool tensor that broadcasts to {tuple(videos.shape)} on {videos.device}, True for what counts"
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.device != videos.device:
@@ -207,7 +207,7 @@ def check_mask(mask: object, videos: Video) -> None:
         raise argument_error("mask", contract, mask, remedy)
 
 
-def check_per_clip(
+def _check_per_clip(
     name: str, value: object, videos: Video, contract: str, remedy: str, *, num_axes: int | None = None
 ) -> None:
     """Raise a `ValueError` unless it is a floating-point tensor `(B, ...)` of `num_axes` on the videos' device."""

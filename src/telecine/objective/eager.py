@@ -81,10 +81,10 @@ def _with_known(known: Gradients, index: int, factor: Tensor | None, gradient: T
 
 def with_gradients(value: Scalar, inputs: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> Scalar:
     """Return `value` without its graph; `backward()` on it passes each input its gradient from `gradients`."""
-    return PrecomputedGrad.apply(value.detach(), len(inputs), *inputs, *gradients)
+    return _PrecomputedGrad.apply(value.detach(), len(inputs), *inputs, *gradients)
 
 
-class PrecomputedGrad(torch.autograd.Function):
+class _PrecomputedGrad(torch.autograd.Function):
     """The identity on a scalar with precomputed gradients."""
 
     @staticmethod

@@ -47,7 +47,7 @@ class GradientMode(Enum):
 
 
 @dataclass
-class DiscriminatorUpdate:
+class _DiscriminatorUpdate:
     """The loss of one discriminator while its real and its fake part are computed one after the other."""
 
     real_logits: Tensor
@@ -136,11 +136,11 @@ class EagerAdversarialLosses(AdversarialLosses):
             d_fake = d(x_fake)
             terms = self._generator_terms(d, d_fake, frame_indices)
             can_share = d.term in terms and not self.gan_loss.uses_real
-            if not (can_share and can_share_backward(d.module, d_fake.logits, x_fake)):
+            if not (can_share and _can_share_backward(d.module, d_fake.logits, x_fake)):
                 self._add_fake_part(d, update, d_fake.logits)
                 return terms
             update.fake_logits = d_fake.logits.detach()
-            grad_x, update.gradients = shared_backward(
+            grad_x, update.gradients = _shared_backward(
                 self.gan_loss,
                 d_fake.logits,
                 x_fake,
@@ -159,26 +159,26 @@ class EagerAdversarialLosses(AdversarialLosses):
         self._add_fake_part(d, update, d(d.input_of(self.batch.fake.detach(), frame_indices)).logits)
         return self._finish(d, update)
 
-    def _real_part(self, d: VideoDiscriminator, frame_indices: Tensor) -> DiscriminatorUpdate:
+    def _real_part(self, d: VideoDiscriminator, frame_indices: Tensor) -> _DiscriminatorUpdate:
         """Start with the penalty, whose double backward takes the most memory: there are no other gradients yet."""
         real = d.input_of(self.batch.real, frame_indices).detach()
         real.requires_grad_(self.penalty.differentiates_real)
         with differentiated_twice(self.penalty.double_backward):
             logits = d(real).logits
         terms = self._discriminator_terms(d, logits, logits.detach(), real=real, fake=real)  # `fake` is not used
-        return DiscriminatorUpdate(
+        return _DiscriminatorUpdate(
             real_logits=logits.detach(),
             penalty={name: term.detach() for name, term in terms.items() if name == "grad_penalty_loss"},
             gradients=gradients_of(self.discriminator_loss(terms), d.trainable),
         )
 
-    def _add_fake_part(self, d: VideoDiscriminator, update: DiscriminatorUpdate, logits: Tensor) -> None:
+    def _add_fake_part(self, d: VideoDiscriminator, update: _DiscriminatorUpdate, logits: Tensor) -> None:
         """Add the gradients of the fake part. The graph is kept."""
         loss = self.discriminator_loss(self._discriminator_terms(d, logits.detach(), logits))
         update.fake_logits = logits.detach()
         update.gradients = gradients_of(loss, d.trainable, retain_graph=True, add_to=update.gradients)
 
-    def _finish(self, d: VideoDiscriminator, update: DiscriminatorUpdate) -> Log:
+    def _finish(self, d: VideoDiscriminator, update: _DiscriminatorUpdate) -> Log:
         """Return the loss with the gradients of both parts."""
         real_logits, fake_logits = update.real_logits, update.fake_logits
         assert fake_logits is not None
@@ -193,13 +193,13 @@ class EagerAdversarialLosses(AdversarialLosses):
 # computed for one step is scaled to be the other's.
 
 
-def can_share_backward(discriminator: nn.Module, logits: Tensor, x: Tensor) -> bool:
-    """Return whether `shared_backward` applies: independent samples, one logit each, and no float16 cotangents."""
+def _can_share_backward(discriminator: nn.Module, logits: Tensor, x: Tensor) -> bool:
+    """Return whether `_shared_backward` applies: independent samples, one logit each, and no float16 cotangents."""
     is_independent = getattr(discriminator, "samples_are_independent", False)
     return is_independent and logits.ndim == 1 and logits.dtype != torch.float16 and x.requires_grad
 
 
-def shared_backward(
+def _shared_backward(
     gan_loss: GANLoss,
     logits: Tensor,
     x: Tensor,
@@ -221,7 +221,7 @@ def shared_backward(
         retain_graph: Keep the graph of `logits`.
         add_to: Gradients per parameter.
     """
-    generator_cotangent, discriminator_cotangent = cotangents(gan_loss, logits)
+    generator_cotangent, discriminator_cotangent = _cotangents(gan_loss, logits)
     tiny = TINY_COTANGENT * generator_cotangent
     used = torch.where(discriminator_cotangent.abs() >= tiny.abs(), discriminator_cotangent, tiny)
     # If all cotangents are tiny, rounding hides none of them: the parameters' gradients are then 0.
@@ -237,7 +237,7 @@ def shared_backward(
     return grad_x * scale.view(-1, *[1] * (x.ndim - 1)), gradients
 
 
-def cotangents(gan_loss: GANLoss, logits: Tensor) -> tuple[Tensor, Tensor]:
+def _cotangents(gan_loss: GANLoss, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of the generator's and of the discriminator's loss with respect to the fake logits."""
     leaf = logits.detach().requires_grad_()
     losses = gan_loss(real=leaf.detach(), fake=leaf)

@@ -64,24 +64,24 @@ VIDEOS = ("reconstruction", "target", "weight", "mask", "latent", "decode", "gen
 FEATURES = ("reconstruction_features", "target_features")
 
 
-class Functions(NamedTuple):
+class _Functions(NamedTuple):
     """The functions that the settings of an objective name."""
 
     recon_loss: ReconstructionLoss
     perceptual_net: str | Callable[..., Tensor]
     gan_loss: GANLoss
     penalty: Penalty
-    terms: dict[str, TermFunction]
+    terms: dict[str, _TermFunction]
 
 
-def functions_of(config: ObjectiveConfig, prefix: str = "") -> Functions:
+def functions_of(config: ObjectiveConfig, prefix: str = "") -> _Functions:
     """Import and check the functions that settings name; errors have `prefix` before the names of settings."""
-    return Functions(
+    return _Functions(
         choose(f"{prefix}reconstruction.loss", config.reconstruction.loss, RECONSTRUCTION_LOSSES),
         choose(f"{prefix}perceptual.net", config.perceptual.net, {"vgg": "vgg", "alex": "alex"}),
         as_gan_loss(choose(f"{prefix}gan.loss", config.gan.loss, GAN_LOSSES)),
         as_penalty(choose(f"{prefix}penalty.kind", config.penalty.kind, GRAD_PENALTIES)),
-        {name: TermFunction(term, f"{prefix}terms.{name}") for name, term in config.named_terms.items()},
+        {name: _TermFunction(term, f"{prefix}terms.{name}") for name, term in config.named_terms.items()},
     )
 
 
@@ -98,7 +98,7 @@ def check_functions(config: ObjectiveConfig, *, sharding: str) -> None:
         raise argument_error("sharding", '"none" with terms that decode', f"{sharding} with {decoding[0]}", remedy)
 
 
-class TermFunction:
+class _TermFunction:
     """The function of an additional term, imported and checked; errors name the `setting`."""
 
     def __init__(self, term: Term, setting: str = "term") -> None:
@@ -192,7 +192,7 @@ class TermFunction:
         return functional_call(function, weights, (), dict(given)) if weights else function(**given)
 
 
-def modules_of(terms: Mapping[str, TermFunction]) -> nn.ModuleDict:
+def modules_of(terms: Mapping[str, _TermFunction]) -> nn.ModuleDict:
     """Return the terms that are modules, named as their losses in the log."""
     modules = {name: term.function for name, term in terms.items() if isinstance(term._found, (type, nn.Module))}
     return nn.ModuleDict({f"{name}_loss": cast(nn.Module, module) for name, module in modules.items()})
@@ -236,7 +236,7 @@ class PerceptualTerm(nn.Module):
         ValueError: If `vgg_weights` are given for another network, or a term needs features of one without.
     """
 
-    def __init__(self, config: ObjectiveConfig, vgg_weights: WeightsSource, functions: Functions) -> None:
+    def __init__(self, config: ObjectiveConfig, vgg_weights: WeightsSource, functions: _Functions) -> None:
         super().__init__()
         self.config, net = config.perceptual, functions.perceptual_net
         if net != "vgg" and vgg_weights is not VGG16_Weights.DEFAULT:

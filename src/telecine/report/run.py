@@ -18,7 +18,7 @@ from telecine.runs.run import RunSummary, SavedClip, SavedValidation
 from telecine.runs.settings import flat_settings, read_saved_settings
 
 
-class HeldOutMetric(NamedTuple):
+class _HeldOutMetric(NamedTuple):
     """A metric of the held-out clips."""
 
     name: str
@@ -68,7 +68,7 @@ class ReportedRun:
             return ""
         return f"of {total}" + (f", measured at {int(measured[-1]['step'])}" if measured else "")
 
-    def held_out(self) -> list[HeldOutMetric]:
+    def held_out(self) -> list[_HeldOutMetric]:
         """Return the metrics of the held-out clips."""
         validated = validations(self.records)
         if not validated:
@@ -76,7 +76,8 @@ class ReportedRun:
         first, last = validated[0], validated[-1]
         names = [name.removeprefix("val/") for name in first if name.startswith("val/") and name in last]
         return [
-            HeldOutMetric(name, first[f"val/{name}"], last[f"val/{name}"], last.get(f"linear/{name}")) for name in names
+            _HeldOutMetric(name, first[f"val/{name}"], last[f"val/{name}"], last.get(f"linear/{name}"))
+            for name in names
         ]
 
 

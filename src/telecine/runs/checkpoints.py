@@ -77,10 +77,10 @@ class Checkpoints:
             temporary: The folder of `begin`.
             keep: See `remove_old`.
             best: See `remove_old`.
-            known: See `write_manifest`.
+            known: See `_write_manifest`.
         """
         final = self.path(step)
-        write_manifest(temporary, step, known)
+        _write_manifest(temporary, step, known)
         flush([*temporary.rglob("*"), temporary])
         if final.exists():
             os.replace(final, final.with_name(f".{final.name}.replaced"))
@@ -151,7 +151,7 @@ def read_checkpoint_state(folder: Path, names: set[str]) -> dict[str, Any]:
     return state
 
 
-def write_manifest(folder: Path, step: int, known: Mapping[Path, str] | None = None) -> None:
+def _write_manifest(folder: Path, step: int, known: Mapping[Path, str] | None = None) -> None:
     """Write the step of a checkpoint, and the size and SHA-256 of its files; others have computed the `known` ones."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     digests = dict(known or {})
@@ -164,7 +164,7 @@ def write_manifest(folder: Path, step: int, known: Mapping[Path, str] | None = N
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
 
-def check_manifest(folder: Path, *, part: str = "") -> None:
+def _check_manifest(folder: Path, *, part: str = "") -> None:
     """Check that the files of a checkpoint are those that were written.
 
     Args:
@@ -190,15 +190,15 @@ def check_manifest(folder: Path, *, part: str = "") -> None:
 
 
 def check_model(folder: Path) -> None:
-    """Check the files of a model's folder if it is part of a checkpoint, see `check_manifest`."""
+    """Check the files of a model's folder if it is part of a checkpoint, see `_check_manifest`."""
     if (folder.parent / _MANIFEST).is_file():
-        check_manifest(folder.parent, part=folder.name)
+        _check_manifest(folder.parent, part=folder.name)
 
 
 def damage_of(folder: Path) -> DamagedError | None:
     """Return how a checkpoint differs from what was written, or None."""
     try:
-        check_manifest(folder)
+        _check_manifest(folder)
     except DamagedError as error:
         return error
     return None

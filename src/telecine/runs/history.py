@@ -27,7 +27,7 @@ class TrainingWarning:
     """What to try."""
 
 
-class JSONLines:
+class _JSONLines:
     """A file with a JSON object in each line, which grows while a run trains; it need not exist."""
 
     def __init__(self, path: Path) -> None:
@@ -70,7 +70,7 @@ class JSONLines:
         return len(kept), len(lines) - len(records)
 
 
-class Warnings(JSONLines):
+class Warnings(_JSONLines):
     """The warnings of a run, `health.jsonl`. An empty file means that nothing was found."""
 
     def add(self, warning: TrainingWarning) -> None:
@@ -89,7 +89,7 @@ class Warnings(JSONLines):
             raise argument_error(str(self.path), contract, f"a line without {error}", "Remove the line.") from error
 
 
-class History(JSONLines):
+class History(_JSONLines):
     """The records of a run, `metrics.jsonl`: `step`, and the logged values by name; the oldest first."""
 
     def validations(self) -> list[dict[str, float]]:

@@ -39,7 +39,7 @@ class RunLock:
         except OSError as error:
             got = f"{run} ({error.strerror})"
             raise argument_error("output_dir", "a folder that can be made", got, "Choose another one.") from error
-        self.holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": started_at(os.getpid())}
+        self.holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started_at(os.getpid())}
         while (taken_at := _create(self.path, json.dumps(self.holder))) is None:
             found = _read(self.path)
             if found is None:
@@ -109,12 +109,12 @@ def _is_over(holder: dict[str, Any]) -> bool:
     """Return whether the holder of a lock is this process, or one of this machine that has ended."""
     if holder["host"] != socket.gethostname():
         return False
-    started = started_at(holder["pid"])
+    started = _started_at(holder["pid"])
     is_gone = started is None or abs(started - holder["started"]) > _CLOCK_TOLERANCE
     return is_gone or holder["pid"] == os.getpid()
 
 
-def started_at(pid: int) -> float | None:
+def _started_at(pid: int) -> float | None:
     """Return when a process of this machine started, in seconds since the epoch; None if there is none."""
     try:
         return psutil.Process(pid).create_time()

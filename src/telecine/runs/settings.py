@@ -51,11 +51,11 @@ def read_saved_settings(folder: Path) -> dict[str, Any]:
 
 def write_settings(folder: Path, settings: Settings) -> None:
     """Write settings into the folder of a run or of a checkpoint, atomically."""
-    text = as_yaml(settings)
+    text = _as_yaml(settings)
     atomic_write(folder / SETTINGS_FILE, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
-def as_yaml(settings: Settings) -> str:
+def _as_yaml(settings: Settings) -> str:
     """Return settings as YAML that `--config` reads."""
     return yaml.safe_dump(plain_settings(settings), sort_keys=False)
 

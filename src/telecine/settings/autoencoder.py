@@ -101,9 +101,9 @@ class CausalVAEConfig(Settings):
             if check_count(name, getattr(self, name)) > largest:
                 raise argument_error(name, f"at most {largest}", getattr(self, name), "Use less.")
         for name in ("time_compression", "spatial_compression", "patch_size"):
-            check_power_of_two(name, getattr(self, name))
+            _check_power_of_two(name, getattr(self, name))
         for multiplier in self.channel_multipliers:
-            check_power_of_two("channel_multipliers", multiplier)
+            _check_power_of_two("channel_multipliers", multiplier)
         self._check_levels()
         self._check_codes()
 
@@ -176,7 +176,7 @@ def with_presets(values: dict[str, Any]) -> dict[str, Any]:
     return found | {name: value for name, value in values.items() if name not in ("size", "latent")}
 
 
-def check_power_of_two(name: str, value: object) -> None:
+def _check_power_of_two(name: str, value: object) -> None:
     """Raise a `ValueError` unless `value` is 1, 2, 4, 8, ... 256."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 256 or value & (value - 1):
         raise argument_error(name, "a power of two up to 256", describe(value), "Use for example 1, 2, 4 or 8.")

@@ -57,7 +57,7 @@ def _check_name(name: str, kind: Any, value: object) -> None:
     choices = choices_of(kind)
     if choices and not (
         value in choices
-        or (takes_function(kind) and (callable(value) or (isinstance(value, str) and is_dotted(value))))
+        or (_takes_function(kind) and (callable(value) or (isinstance(value, str) and is_dotted(value))))
         or any(isinstance(value, each) for each in alternatives(kind) if isinstance(each, type) and each is not str)
     ):
         raise argument_error(name, describe_type(kind), describe(value), suggestion(value, map(str, choices)))
@@ -136,7 +136,7 @@ def choices_of(kind: Any) -> list[Any]:
     return [value for each in alternatives(kind) if get_origin(each) is Literal for value in get_args(each)]
 
 
-def takes_function(kind: Any) -> bool:
+def _takes_function(kind: Any) -> bool:
     """Return whether a value may be a function, or its dotted path."""
     return {*get_args(Function)} <= {*alternatives(kind)}
 
@@ -151,7 +151,7 @@ def describe_type(kind: Any) -> str:
         return f"settings such as `{example}` (of {', '.join(names)})"
     if origin is Literal:
         return f"one of {', '.join(map(repr, arguments))}"
-    if takes_function(kind):
+    if _takes_function(kind):
         others = [each for each in arguments if each not in get_args(Function)]
         return " or ".join([*map(describe_type, others), WORDS[Function]])
     if origin in (Union, UnionType):

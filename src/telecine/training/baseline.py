@@ -43,12 +43,12 @@ def prepare_linear(
     """
     if start and isinstance(model, StudentAutoencoder):
         console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")
-        model.to(device).start_from(training_clips(clips, NUM_CLIPS))
+        model.to(device).start_from(_training_clips(clips, NUM_CLIPS))
     own = model if start and is_new and isinstance(model, CausalVAE) else None
     if own is None and not measure:
         return {}
     console.print(f"fitting the linear baseline to {NUM_CLIPS} clips")
-    linear = fit_linear(model, clips, NUM_CLIPS)
+    linear = _fit_linear(model, clips, NUM_CLIPS)
     if linear is None:
         console.print("no linear baseline: the positions of this model's latent are not those of patches")
         return {}
@@ -56,12 +56,12 @@ def prepare_linear(
         own.start_from(linear)
     if not measure:
         return {}
-    metrics = measure_linear(linear, clips.val, perceptual, device)
+    metrics = _measure_linear(linear, clips.val, perceptual, device)
     console.print(f"linear baseline: held-out {describe_metrics(metrics)}", soft_wrap=True)
     return {f"{PREFIX}{name}": value for name, value in metrics.items()}
 
 
-def fit_linear(model: VideoAutoencoder, clips: Clips, num_clips: int) -> LinearAutoencoder | None:
+def _fit_linear(model: VideoAutoencoder, clips: Clips, num_clips: int) -> LinearAutoencoder | None:
     """Return the linear autoencoder with the model's latent, fitted to the first training clips on the CPU.
 
     None if there is none, see `VideoAutoencoder.linear_autoencoder`, or clips of a size do not consist of its patches.
@@ -70,17 +70,17 @@ def fit_linear(model: VideoAutoencoder, clips: Clips, num_clips: int) -> LinearA
     sizes = [bucket.shape for bucket in clips.train.config.train_buckets]
     if linear is None or not all(linear.encoder.accepts(*size) for size in sizes):
         return None
-    return linear.fit(training_clips(clips, num_clips))
+    return linear.fit(_training_clips(clips, num_clips))
 
 
-def training_clips(clips: Clips, num_clips: int) -> Iterator[Video]:
+def _training_clips(clips: Clips, num_clips: int) -> Iterator[Video]:
     """Yield the first training clips, `(1, 3, T, H, W)`."""
     for index in with_progress(range(num_clips), "fitting the linear baseline"):
         yield clips.train[index]["video"][None]
 
 
 @torch.no_grad()
-def measure_linear(
+def _measure_linear(
     linear: LinearAutoencoder, val: Sequence[Clip], perceptual: Mapping[str, nn.Module], device: torch.device
 ) -> dict[str, float]:
     """Return the mean metrics of a fitted linear autoencoder, which is moved to `device`, on validation clips."""

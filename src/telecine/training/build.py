@@ -160,7 +160,7 @@ def _discriminator(
     return ConditionalDiscriminator(network) if config.conditional else network
 
 
-def accelerate_networks(
+def _accelerate_networks(
     loss: VideoAutoencoderLoss, *, channels_last: bool, dynamo_backend: str, device: torch.device
 ) -> None:
     """Change the memory layout of discriminators and LPIPS and compile them, in place; values change by rounding only.
@@ -201,7 +201,7 @@ def build_state(
     if config.discriminator.init is not None and not is_resumed:
         load_discriminators(objective, config.discriminator.init)
     objective.to(device)
-    accelerate_networks(
+    _accelerate_networks(
         objective, channels_last=config.channels_last, dynamo_backend=config.dynamo_backend, device=device
     )
     broadcast_module(objective)
@@ -266,9 +266,9 @@ def last_layer_of(
         remedy = "Set it to `reconstruction`, which needs no layer."
         raise argument_error("objective.adaptive_weight.at", contract, adaptive.at, remedy)
     has_chunks = config.temporal_chunk is not None
-    return LayerActivations(owner_of(weight, model)) if is_sharded or has_chunks else weight
+    return LayerActivations(_owner_of(weight, model)) if is_sharded or has_chunks else weight
 
 
-def owner_of(weight: nn.Parameter, model: nn.Module) -> nn.Module:
+def _owner_of(weight: nn.Parameter, model: nn.Module) -> nn.Module:
     """Return the layer of which `weight` is the weight."""
     return next(layer for layer in model.modules() if getattr(layer, "weight", None) is weight)

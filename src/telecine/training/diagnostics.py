@@ -74,7 +74,7 @@ LARGE_UPDATE = 0.1
 NETWORKS = (("", "autoencoder"), ("disc_", "discriminators"))
 
 
-class RecentValues:
+class _RecentValues:
     """The first `RECENT` and the last `LONG` logged values of each name, and the settings of the run."""
 
     def __init__(self, config: TrainConfig) -> None:
@@ -105,7 +105,7 @@ class RecentValues:
 
 
 # Returns what was found, with figures, or None. Its docstring says why this is a failure.
-_Check: TypeAlias = Callable[[RecentValues], str | None]
+_Check: TypeAlias = Callable[[_RecentValues], str | None]
 
 
 class _Rule(NamedTuple):
@@ -136,7 +136,7 @@ def _rule(remedy: str) -> Callable[[_Check], _Check]:
     f"Lower `optimizer.disc_lr`, raise {_REGULARISERS}, "
     "use a smaller `discriminator.dim`, or start the discriminators later (`objective.gan.disc_train_start`)."
 )
-def _discriminator_saturated(history: RecentValues) -> str | None:
+def _discriminator_saturated(history: _RecentValues) -> str | None:
     """A discriminator that is always correct gives the autoencoder little information (arXiv:1701.04862)."""
     real, fake = (history.last(f"train/accuracy_{side}") for side in ("real", "fake"))
     has_hinge = bool(history.last("train/hinge_active"))
@@ -154,7 +154,7 @@ def _discriminator_saturated(history: RecentValues) -> str | None:
     "Raise `optimizer.disc_lr` or `discriminator.dim`, lower `objective.grad_penalty_loss_weight`, or try another kind "
     "of `discriminator.video`. If reconstructions are already very good, ignore this warning."
 )
-def _discriminator_collapsed(history: RecentValues) -> str | None:
+def _discriminator_collapsed(history: _RecentValues) -> str | None:
     """The gradient of a discriminator that guesses is noise, which the autoencoder follows."""
     names = ("accuracy_real", "accuracy_fake", "logits_real", "logits_fake")
     values = [history.last(f"train/{name}", LONG) for name in names]
@@ -171,7 +171,7 @@ def _discriminator_collapsed(history: RecentValues) -> str | None:
     "Lower `objective.adversarial_loss_weight`, use the adaptive weight (`objective.adaptive_weight.reference: "
     "perceptual`), or lower `objective.adaptive_weight.max`."
 )
-def _adversarial_dominates(history: RecentValues) -> str | None:
+def _adversarial_dominates(history: _RecentValues) -> str | None:
     """The autoencoder follows the discriminators instead of its input."""
     share = history.last(ADVERSARIAL_SHARE)
     if share and fmean(share) >= DOMINATING_SHARE:
@@ -184,7 +184,7 @@ def _adversarial_dominates(history: RecentValues) -> str | None:
     "`objective.grad_penalty_loss_weight`. Near 0: raise `objective.perceptual_weight`, or choose another "
     "`objective.adaptive_weight.reference`."
 )
-def _adaptive_weight_at_bound(history: RecentValues) -> str | None:
+def _adaptive_weight_at_bound(history: _RecentValues) -> str | None:
     """At the maximum the weight amplifies noise; near 0 the discriminators have no effect."""
     weights = history.last("train/adaptive_weight", after=history.config.objective.disc_start)
     maximum = history.config.objective.adaptive_weight.max
@@ -201,7 +201,7 @@ def _adaptive_weight_at_bound(history: RecentValues) -> str | None:
     "Raise `objective.perceptual_weight` or `objective.perceptual.num_frames`, or `optimizer.lr` if the other terms do "
     "not fall either. Check that the clips are in [-1, 1] and that `trainable` names the right weights."
 )
-def _perceptual_flat(history: RecentValues) -> str | None:
+def _perceptual_flat(history: _RecentValues) -> str | None:
     """Reconstructions look no better than at the start, long after the warm-up."""
     name = "train/perceptual_loss"
     patience = history.config.optimizer.warmup_steps + int(PERCEPTUAL_PATIENCE * history.config.steps)
@@ -220,7 +220,7 @@ def _perceptual_flat(history: RecentValues) -> str | None:
     "Check whether the model copies these frames from its input; otherwise set `discriminator.time_weighting: frames` "
     "and raise `objective.perceptual.num_frames`."
 )
-def _frames_without_gradient(history: RecentValues) -> str | None:
+def _frames_without_gradient(history: _RecentValues) -> str | None:
     """Frames without a gradient do not improve."""
     values = {frame_of(name): history.last(name) for name in history.names()}
     means = {frame: fmean(last) for frame, last in values.items() if frame is not None and last}
@@ -234,7 +234,7 @@ def _frames_without_gradient(history: RecentValues) -> str | None:
     "baseline unless `linear_start` is false. If only PSNR is below, the perceptual and adversarial weights may be too "
     "large."
 )
-def _below_linear(history: RecentValues) -> str | None:
+def _below_linear(history: _RecentValues) -> str | None:
     """At the end of a run the model is worse than a matrix that was fitted in seconds."""
     names = ("psnr", "ssim", "lpips_alex")
     ours, linear = (
@@ -247,7 +247,7 @@ def _below_linear(history: RecentValues) -> str | None:
 
 
 @_rule("Lower `optimizer.ema_decay`: the average should span a small part of the run; 0.999 spans about 1000 updates.")
-def _ema_behind(history: RecentValues) -> str | None:
+def _ema_behind(history: _RecentValues) -> str | None:
     """Evaluation and export use the averaged weights, which are the worse ones."""
     gaps = history.last(EMA_BEHIND, EMA_VALIDATIONS)
     if not gaps or min(gaps) < EMA_GAP:
@@ -259,7 +259,7 @@ def _ema_behind(history: RecentValues) -> str | None:
     "Raise `optimizer.grad_clip` to about the usual norm, or lower the weights of the loss: now each update has the "
     "same length, whatever the loss is."
 )
-def _always_clipped(history: RecentValues) -> str | None:
+def _always_clipped(history: _RecentValues) -> str | None:
     """If the norm is always far above the limit, each update has the same length, whatever the loss is."""
     # Discriminators are not checked: an exact penalty makes their gradients tens of times longer, without harm.
     clipped, norms = (
@@ -273,7 +273,7 @@ def _always_clipped(history: RecentValues) -> str | None:
 
 
 @_rule("Use `mixed_precision: bf16`, or lower the learning rates.")
-def _gradients_overflow(history: RecentValues) -> str | None:
+def _gradients_overflow(history: _RecentValues) -> str | None:
     """Skipped updates train nothing. A scale that never settles means gradients beyond half precision's range."""
     for prefix, network in NETWORKS:
         skipped = history.last(f"train/{prefix}grad_overflow")
@@ -283,18 +283,18 @@ def _gradients_overflow(history: RecentValues) -> str | None:
 
 
 @_rule("Raise `optimizer.lr` or `optimizer.disc_lr`, or check that the loss depends on the trained weights.")
-def _learns_nothing(history: RecentValues) -> str | None:
+def _learns_nothing(history: _RecentValues) -> str | None:
     """With such small updates the network will not change within the run."""
     return _update_ratio(history, lambda ratio: ratio <= TINY_UPDATE)
 
 
 @_rule("Lower `optimizer.lr` or `optimizer.disc_lr`, or warm up for longer (`optimizer.warmup_steps`).")
-def _learns_too_fast(history: RecentValues) -> str | None:
+def _learns_too_fast(history: _RecentValues) -> str | None:
     """Ten such updates overwrite the whole network."""
     return _update_ratio(history, lambda ratio: ratio >= LARGE_UPDATE)
 
 
-def _update_ratio(history: RecentValues, is_wrong: Callable[[float], bool]) -> str | None:
+def _update_ratio(history: _RecentValues, is_wrong: Callable[[float], bool]) -> str | None:
     for prefix, network in NETWORKS:
         ratios = history.last(f"train/{prefix}update_ratio", after=history.config.optimizer.warmup_steps)
         if ratios and is_wrong(fmean(ratios)):
@@ -315,7 +315,7 @@ class Diagnostics:
 
     def __init__(self, run: Run, config: TrainConfig, console: Console, rollbacks: Sequence[Rollback] = ()) -> None:
         self.run = run
-        self.history = RecentValues(config)
+        self.history = _RecentValues(config)
         self.console = console
         for record in run.history.read():
             values = {name: value for name, value in record.items() if name.startswith("train/")}

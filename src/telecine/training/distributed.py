@@ -52,7 +52,7 @@ def process_group_settings(timeout: float) -> InitProcessGroupKwargs:
     return InitProcessGroupKwargs(init_method=f"{SCHEME}://", timeout=timedelta(seconds=timeout))
 
 
-def open_store(timeout: timedelta) -> dist.Store:
+def _open_store(timeout: timedelta) -> dist.Store:
     """Connect to the key-value store of the processes, with separate keys for each restart.
 
     From version 2.4 on, `torchrun` keeps the store across restarts, and with it the old addresses
@@ -65,8 +65,8 @@ def open_store(timeout: timedelta) -> dist.Store:
 
 
 def _rendezvous(url: str, timeout: timedelta = FOREVER, **options: object) -> Iterator[tuple[dist.Store, int, int]]:
-    """Find the other processes as "env://" of PyTorch does, with the store of `open_store`."""
-    yield open_store(timeout), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    """Find the other processes as "env://" of PyTorch does, with the store of `_open_store`."""
+    yield _open_store(timeout), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 if dist.is_available():
@@ -95,7 +95,7 @@ def answer_questions() -> None:
     """Answer the question of another process, in a thread. A process that is stopped cannot answer."""
     if num_ranks() == 1:
         return
-    store, answer = open_store(FOREVER), f"{ANSWER}/{dist.get_rank()}"
+    store, answer = _open_store(FOREVER), f"{ANSWER}/{dist.get_rank()}"
 
     def wait_and_answer() -> None:
         try:
@@ -128,7 +128,7 @@ def _silent_ranks() -> list[int] | None:
 
     def ask() -> None:
         try:
-            store = open_store(timedelta(seconds=SECONDS_TO_ANSWER))
+            store = _open_store(timedelta(seconds=SECONDS_TO_ANSWER))
             store.set(QUESTION, "")
             silent, end = list(range(num_ranks())), time.monotonic() + SECONDS_TO_ANSWER
             while silent and time.monotonic() < end:

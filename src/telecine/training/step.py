@@ -133,7 +133,7 @@ def _optimizer_step(
     # A gradient scaler skips the step if half-precision gradients overflow, and lowers its scale: that is no error.
     is_finite = math.isfinite(norm)
     if not is_finite and scaler is None:
-        raise divergence_error(f"train/{prefix}grad_norm", norm, state.step)
+        raise _divergence_error(f"train/{prefix}grad_norm", norm, state.step)
     before = [weight.detach().clone() for weight in weights] if measure_update_ratio else []
     if scaler is None:
         optimizer.step()
@@ -176,14 +176,14 @@ def _total_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 def set_learning_rates(state: TrainState, config: OptimizerConfig, num_steps: int) -> float:
     """Set both optimizers' learning rates for the next update, and return that of the autoencoder."""
-    scale = lr_scale(config, state.step, num_steps) * state.lr_factor
+    scale = _lr_scale(config, state.step, num_steps) * state.lr_factor
     for optimizer, lr in ((state.optimizer, config.lr), (state.disc_optimizer, config.disc_lr)):
         for group in [] if optimizer is None else optimizer.param_groups:
             group["lr"] = lr * scale
     return config.lr * scale
 
 
-def lr_scale(config: OptimizerConfig, step: int, num_steps: int) -> float:
+def _lr_scale(config: OptimizerConfig, step: int, num_steps: int) -> float:
     """Return the factor of both learning rates, in (0, 1]. A function of the step needs no scheduler state."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
@@ -211,12 +211,12 @@ def _finite_values(log: Mapping[str, Tensor], step: int) -> dict[str, float]:
     # Check totals last: the name of the term that is not finite helps more than that of the sum.
     for name in sorted(values, key=lambda name: "total" in name):
         if not math.isfinite(values[name]):
-            raise divergence_error(name, values[name], step)
+            raise _divergence_error(name, values[name], step)
     values.pop("data", None)
     return values
 
 
-def divergence_error(name: str, value: float, step: int) -> TrainingError:
+def _divergence_error(name: str, value: float, step: int) -> TrainingError:
     """Return the error for a value that is not finite. For values of the clips no learning rate is a remedy."""
     problem = f"`{name}` must be finite, but got {value} at step {step}. The weights were not updated with it."
     if name == "data":

@@ -98,10 +98,10 @@ def save_shards(path: Path, groups: Mapping[str, HostCopy]) -> None:
         save_file(tensors, path, {_SHARDING_INFO: json.dumps(offsets), "format": "pt"})
 
 
-def saved_tensors(folder: Path, group: str) -> SavedTensors:
+def saved_tensors(folder: Path, group: str) -> _SavedTensors:
     """Return the tensors of a group in a checkpoint: those of a file of its own, otherwise those in the shards."""
     whole, shards = folder / f"{group}.safetensors", sorted((folder / SHARDS).glob("*.safetensors"))
-    return SavedTensors(shards, prefix=f"{group}.") if shards and not whole.exists() else SavedTensors([whole])
+    return _SavedTensors(shards, prefix=f"{group}.") if shards and not whole.exists() else _SavedTensors([whole])
 
 
 class _Part(NamedTuple):
@@ -113,7 +113,7 @@ class _Part(NamedTuple):
     key: str
 
 
-class SavedTensors:
+class _SavedTensors:
     """Tensors whose first dimension may be divided over several files. They are read when they are asked for.
 
     Args:
@@ -193,7 +193,7 @@ def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def load_optimizer(optimizer: Optimizer, saved: SavedTensors) -> None:
+def load_optimizer(optimizer: Optimizer, saved: _SavedTensors) -> None:
     """Load what `optimizer_tensors` returned into an optimizer of the same parameters, which keeps its hyperparameters.
 
     Tensors of a parameter's shape are sharded as the parameter is.

@@ -54,7 +54,7 @@ class WeightFiles:
     def __init__(self, model: VideoAutoencoder, *, is_main: bool, is_sharded: bool) -> None:
         self.copy = _copy_of(model).cpu() if is_main and not is_sharded else None
         self._without_memory = _copy_of(model, _one_element) if is_sharded else None
-        self.base = digest_of_frozen(model) if low_rank_layers(model) else None
+        self.base = _digest_of_frozen(model) if low_rank_layers(model) else None
 
     def save(self, folder: Path, name: str, statistics: LatentStatistics | None) -> None:
         """Write the copy into `folder / name`, with the statistics of the latent if there are any."""
@@ -204,7 +204,7 @@ def _trained_and_buffers(model: VideoAutoencoder) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if value.requires_grad or not isinstance(value, nn.Parameter)}
 
 
-def digest_of_frozen(model: nn.Module) -> str:
+def _digest_of_frozen(model: nn.Module) -> str:
     """Return a digest of the names and values of the frozen weights."""
     return digest_of_tensors((name, weight) for name, weight in model.named_parameters() if not weight.requires_grad)
 

@@ -12,7 +12,7 @@ from telecine.settings.parse import read_config
 from telecine.training import TrainingError, train, trainer
 from telecine.training.build import build_accelerator
 from telecine.training.planning import capacity
-from telecine.training.planning.capacity import MemoryNeed, _plan_in_processes, largest_batch, make_plan, out_of_memory
+from telecine.training.planning.capacity import _MemoryNeed, _plan_in_processes, largest_batch, make_plan, out_of_memory
 from telecine.training.planning.update import UpdatePlan, plan_update
 
 MB = 10**6
@@ -24,7 +24,7 @@ def update_plan(peak):
 
 
 def test_the_largest_batch_follows_a_line_through_the_peak():
-    need = MemoryNeed(update_plan(130), batch_size=10)
+    need = _MemoryNeed(update_plan(130), batch_size=10)
     assert need.of(10) == 130
     assert need.of(20) == 230
     assert need.of(5) == 85  # with the gradients, which need not be there at the peak

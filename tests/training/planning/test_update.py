@@ -22,9 +22,9 @@ from telecine.training.planning.update import (
     LOSSES,
     OPTIMIZER,
     PARAMETERS,
-    MemoryCounter,
     _as_on_cuda,
     _fake_lpips,
+    _MemoryCounter,
     plan_update,
 )
 from telecine.training.step import MicroBatch, train_step
@@ -40,7 +40,7 @@ def bytes_of(tensors):
 
 def count(step, *held):
     """Return a counter after `step`, before which the tensors in `held` existed."""
-    counter = MemoryCounter(LOSSES)
+    counter = _MemoryCounter(LOSSES)
     with counter:
         counter.hold(PARAMETERS, held)
         counter.restart()

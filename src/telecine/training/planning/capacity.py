@@ -40,7 +40,7 @@ TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
-class MemoryNeed:
+class _MemoryNeed:
     """The memory for any number of clips, from the plan of one update.
 
     The peak is the largest of several moments, each linear in the number of clips. So a line through the planned peak
@@ -75,7 +75,7 @@ class MemoryNeed:
 
 
 @dataclass(frozen=True)
-class LongestClip:
+class _LongestClip:
     """How many frames of one clip fit, from plans of the configured `num_frames` and of another length."""
 
     num_frames: int
@@ -85,22 +85,22 @@ class LongestClip:
     other: int
     """Another length to plan: about half of the configured one, or longer if that is the shortest."""
     per_frame: float = 0.0
-    """Bytes that one more frame needs, relative to `MemoryNeed.clip_bytes` of the configured length."""
+    """Bytes that one more frame needs, relative to `_MemoryNeed.clip_bytes` of the configured length."""
 
     @classmethod
-    def of(cls, model: VideoAutoencoder, clips: ClipConfig) -> LongestClip:
+    def of(cls, model: VideoAutoencoder, clips: ClipConfig) -> _LongestClip:
         """Return the lengths of clips of the configured height and width, without the growth."""
         shortest = model.covering_clip(1, clips.height, clips.width)[0]
         step = model.covering_clip(shortest + 1, clips.height, clips.width)[0] - shortest
         half = shortest + (clips.num_frames - shortest) // step // 2 * step
         return cls(clips.num_frames, shortest, step, half if half < clips.num_frames else half + step)
 
-    def planned(self, need: MemoryNeed, other: MemoryNeed) -> LongestClip:
+    def planned(self, need: _MemoryNeed, other: _MemoryNeed) -> _LongestClip:
         """Add the growth between the needs of the two lengths."""
         per_frame = (need.of(1) - other.of(1)) / (self.num_frames - self.other)
         return replace(self, per_frame=per_frame / need.clip_bytes)
 
-    def within(self, memory: int, need: MemoryNeed) -> int:
+    def within(self, memory: int, need: _MemoryNeed) -> int:
         """Return about how many frames of one clip fit, 0 if the shortest clip does not."""
         room = memory - need.of(1)
         if self.per_frame == 0:
@@ -110,7 +110,7 @@ class LongestClip:
 
 
 @dataclass(frozen=True)
-class LargestBatch:
+class _LargestBatch:
     """The largest batch, and the longest clip, that fit with some switches."""
 
     title: str
@@ -130,7 +130,7 @@ class Plan:
     update: UpdatePlan
     speed: Speed
     memory: int
-    largest: list[LargestBatch]
+    largest: list[_LargestBatch]
 
 
 def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Plan:
@@ -158,8 +158,8 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Pl
     update, without_penalty = plans[0], plans[-1 if is_lazy else 0]
     dtype = HALF.get(config.mixed_precision, torch.float32)
     speed = speed_of(objective, update, without_penalty, num_steps=config.steps, device=at_hand, dtype=dtype)
-    needs = {key: MemoryNeed(each, config.clips_per_pass) for key, each in zip(to_plan, plans, strict=False)}
-    lengths, usable = LongestClip.of(model, clips), int(memory * USED_FRACTION)
+    needs = {key: _MemoryNeed(each, config.clips_per_pass) for key, each in zip(to_plan, plans, strict=False)}
+    lengths, usable = _LongestClip.of(model, clips), int(memory * USED_FRACTION)
     last = [need for (_, num_frames), need in needs.items() if num_frames == clips.num_frames][-1]
     sharded = f"and --sharding fsdp2, {num_processes} processes", clips.num_frames
     needs[sharded] = replace(last, saved=_saved_by_sharding(model, num_processes))
@@ -193,7 +193,7 @@ def _configurations(config: TrainConfig, model: VideoAutoencoder) -> dict[tuple[
         rows[title] = replace(config, temporal_chunk=chunk)
     found = {(title, config.clips.num_frames): row for title, row in rows.items()}
     if config.clips.num_frames > 1:
-        clips = replace(config.clips, num_frames=LongestClip.of(model, config.clips).other, buckets=())
+        clips = replace(config.clips, num_frames=_LongestClip.of(model, config.clips).other, buckets=())
         found |= {(title, clips.num_frames): replace(rows[title], clips=clips) for title in growing}
     return found
 
@@ -220,14 +220,14 @@ def _plan_in_processes(plan: Callable[[T], UpdatePlan], configs: Sequence[T]) ->
 
 
 def _what_fits(
-    needs: Mapping[tuple[str, int], MemoryNeed], lengths: LongestClip, usable: int
-) -> Iterable[LargestBatch]:
+    needs: Mapping[tuple[str, int], _MemoryNeed], lengths: _LongestClip, usable: int
+) -> Iterable[_LargestBatch]:
     """Yield the largest batch in `usable` bytes of each title; `needs` are by title and number of frames."""
     for (title, num_frames), need in needs.items():
         if num_frames == lengths.num_frames:
             if (title, lengths.other) in needs:
                 lengths = lengths.planned(need, needs[title, lengths.other])
-            yield LargestBatch(title, need.largest_batch(usable), lengths.within(usable, need), need.of(1))
+            yield _LargestBatch(title, need.largest_batch(usable), lengths.within(usable, need), need.of(1))
 
 
 def _saved_by_sharding(model: nn.Module, num_processes: int) -> int:
@@ -262,7 +262,7 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
         while found > planned * (1 + TOLERANCE):
             planned = found
             plan = plan_update(replace(config, batch_size=planned), model, device_type=_device_type(device.type))
-            need = MemoryNeed(plan, planned, saved)
+            need = _MemoryNeed(plan, planned, saved)
             found = need.largest_batch(int(memory * USED_FRACTION))
             if found == 0:
                 got = f"{gigabytes(memory)}, and one clip needs {gigabytes(need.of(1) / USED_FRACTION)}"

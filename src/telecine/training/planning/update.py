@@ -120,7 +120,7 @@ class UpdatePlan:
         return f"The largest part of an update is by its plan: {part}, {whole}. What helps: {remedy}."
 
 
-class MemoryCounter(TorchDispatchMode):
+class _MemoryCounter(TorchDispatchMode):
     """Counts the bytes of live tensors by the part that made them, and the operations of matrix products.
 
     It does not see the workspaces of convolution kernels, the context of a GPU and the fragmentation of its memory.
@@ -195,7 +195,7 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
     model = fake_autoencoder(config) if model is None else model
     bucket = max(config.clips.train_buckets, key=lambda each: math.prod(each.shape))
     model.check_clip(*bucket.shape)
-    counter = MemoryCounter(LOSSES)
+    counter = _MemoryCounter(LOSSES)
     fake_mode = cast(FakeTensorMode, next(model.parameters()).fake_mode)  # type: ignore[attr-defined]
     with fake_mode, counter, _as_on_cuda() if device_type == "cuda" else nullcontext():
         settings, perceptual = config.objective, config.objective.perceptual
@@ -211,7 +211,7 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
 
 
 def _count_update(
-    state: TrainState, counter: MemoryCounter, shapes: Sequence[tuple[int, ...]], device_type: DeviceType
+    state: TrainState, counter: _MemoryCounter, shapes: Sequence[tuple[int, ...]], device_type: DeviceType
 ) -> UpdatePlan:
     """Return the plan of an update of micro-batches of these shapes."""
     _hold_networks(state, counter)
@@ -261,7 +261,7 @@ def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
 class _FakeAccelerator:
     """The part of Accelerate's class that `accumulate_gradients` needs. Without a dtype, autocast is off."""
 
-    counter: MemoryCounter
+    counter: _MemoryCounter
     dtype: torch.dtype | None
     scaler = None
 
@@ -310,7 +310,7 @@ def _fake_lpips(net: str) -> LPIPS:
     return LPIPS(net, weights={name: torch.empty(shape) for name, shape in backbone_of(net).tensor_shapes().items()})
 
 
-def _hold_networks(state: TrainState, counter: MemoryCounter) -> None:
+def _hold_networks(state: TrainState, counter: _MemoryCounter) -> None:
     """Count the networks of a run before its first update."""
     for network in (state.autoencoder, state.objective):
         counter.hold(PARAMETERS, [*network.parameters(), *network.buffers()])
@@ -329,7 +329,7 @@ def _hold_networks(state: TrainState, counter: MemoryCounter) -> None:
             module._apply(hold)  # it shows its tensors to nothing else
 
 
-def _create_optimizer_states(state: TrainState, counter: MemoryCounter) -> None:
+def _create_optimizer_states(state: TrainState, counter: _MemoryCounter) -> None:
     """Create the states of the optimizers, as their first step does, and count them."""
     for optimizer in state.optimizers.values():
         for weight in parameters_of(optimizer):
@@ -342,7 +342,7 @@ def _create_optimizer_states(state: TrainState, counter: MemoryCounter) -> None:
         counter.hold(OPTIMIZER, (value for value in kept if isinstance(value, Tensor)))
 
 
-def _switch_parts(state: TrainState, counter: MemoryCounter) -> Iterator[Any]:
+def _switch_parts(state: TrainState, counter: _MemoryCounter) -> Iterator[Any]:
     """Count each network's tensors and gradients as those of a part, and yield the hooks to remove."""
 
     def switch_to(part: str) -> Callable[..., None]:
