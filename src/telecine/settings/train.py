@@ -217,6 +217,10 @@ class TrainConfig(Settings):
         assert isinstance(self.batch_size, int)
         return self.batch_size
 
+    def clips_per_step(self, num_processes: int) -> int:
+        """Return the number of clips in an update, over all processes."""
+        return self.clips_per_pass * self.gradient_accumulation_steps * num_processes
+
     def _check_process_timeout(self) -> None:
         """Raise a `ValueError` if a process would be given up while it replaces workers that do not answer."""
         check_positive("process_timeout", self.process_timeout, remedy="Use some minutes, in seconds.")

@@ -34,7 +34,15 @@ from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.weights import WeightSchedule
 from telecine.perceptual.feature_maps import build_maps
 from telecine.runs import find_checkpoint
-from telecine.settings import CausalVAEConfig, ClipConfig, DiscriminatorConfig, ObjectiveConfig, TrainConfig
+from telecine.settings import (
+    AdaptiveWeightConfig,
+    CausalVAEConfig,
+    ClipConfig,
+    DiscriminatorConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from telecine.training.distributed import answer_questions, broadcast_module, process_group_settings, shard
 from telecine.training.state import MovingAverage, TrainState
 from telecine.training.trainable import select_trainable
@@ -206,11 +214,13 @@ def build_state(
     )
     broadcast_module(objective)
     model.to(device)
-    last_layer = last_layer_of(model, config, is_sharded=is_sharded)
+    last_layer = last_layer_of(
+        model, config.objective.adaptive_weight, is_sharded=is_sharded, has_chunks=config.temporal_chunk is not None
+    )
     broadcast_module(model)
     if is_sharded:
         shard(model)
-    state = new_state(accelerator, model, objective, last_layer, config)
+    state = new_state(accelerator, model, objective, last_layer, config.optimizer, config.seed)
     if not is_sharded and accelerator.num_processes > 1:
         # Accelerate's `prepare_model` would also let the model compute in half precision wherever it is called; here
         # training does, and validation does not.
@@ -223,14 +233,14 @@ def new_state(
     model: VideoAutoencoder,
     objective: VideoAutoencoderLoss,
     last_layer: Tensor | LayerActivations | None,
-    config: TrainConfig,
+    settings: OptimizerConfig,
+    seed: int,
 ) -> TrainState:
     """Return the state of a run before its first update: AdamW (arXiv:1711.05101) and the moving average are new."""
     groups: list[dict[str, Any]] = [{"params": [weight for weight in model.parameters() if weight.requires_grad]}]
     if learned := objective.get_trainable_autoencoder_parameters():
         groups.append({"params": learned, "weight_decay": 0.0})  # decay would change a variance
-    settings, decay = config.optimizer, config.optimizer.weight_decay
-    disc_optimizer = None
+    disc_optimizer, decay = None, settings.weight_decay
     if discriminators := objective.get_trainable_parameters():
         disc_optimizer = AdamW(discriminators, settings.disc_lr, betas=settings.disc_betas, weight_decay=decay)
     return TrainState(
@@ -243,12 +253,12 @@ def new_state(
         ema=MovingAverage(model, settings.ema_decay),
         last_layer=last_layer,
         grad_clip=settings.grad_clip,
-        seed=config.seed,
+        seed=seed,
     )
 
 
 def last_layer_of(
-    model: VideoAutoencoder, config: TrainConfig, *, is_sharded: bool
+    model: VideoAutoencoder, adaptive: AdaptiveWeightConfig, *, is_sharded: bool, has_chunks: bool
 ) -> Tensor | LayerActivations | None:
     """Return the last layer's weight if the adaptive weight compares gradients there, otherwise None.
 
@@ -257,7 +267,6 @@ def last_layer_of(
     Raises:
         ValueError: Gradients are compared at a layer that is not trained, and so has none.
     """
-    adaptive = config.objective.adaptive_weight
     if adaptive.reference == "none" or adaptive.at != "last_layer":
         return None
     weight = model.last_layer
@@ -265,7 +274,6 @@ def last_layer_of(
         contract = "`reconstruction` if the last layer is frozen"
         remedy = "Set it to `reconstruction`, which needs no layer."
         raise argument_error("objective.adaptive_weight.at", contract, adaptive.at, remedy)
-    has_chunks = config.temporal_chunk is not None
     return LayerActivations(_owner_of(weight, model)) if is_sharded or has_chunks else weight
 
 

@@ -29,7 +29,7 @@ from telecine.runs.settings import read_saved_settings, write_settings
 from telecine.settings import OptimizerConfig, TrainConfig
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
-from telecine.training.checkpoint import Checkpointer, clips_per_step
+from telecine.training.checkpoint import Checkpointer
 from telecine.training.clips import build_clips, read_batches, read_next
 from telecine.training.diagnostics import EMA_BEHIND, Diagnostics
 from telecine.training.distributed import any_rank, describe_processes, on_first_process
@@ -169,7 +169,7 @@ class Trainer:
             if step < self.config.steps:  # otherwise nothing is trained with these settings
                 write_settings(self.files.folder, self.config)
             self.files.write_environment(environment(self.accelerator.device))
-            clips = clips_per_step(self.config, self.accelerator)
+            clips = self.config.clips_per_step(self.accelerator.num_processes)
             self.summary = SummaryWriter(
                 self.files, self.state, self.clips, clips, self.start, self.is_resumed, self.console
             )
@@ -184,7 +184,15 @@ class Trainer:
             step = self.state.step if self.is_resumed else -1
             self.state.num_records, notes = self.files.cut(step, expected=self.state.num_records)
             self._warn(notes)
-            self.diagnostics = Diagnostics(self.files, self.config, self.console, self.state.rollbacks)
+            config = self.config
+            self.diagnostics = Diagnostics(
+                self.files,
+                config.objective,
+                config.optimizer,
+                num_steps=config.steps,
+                console=self.console,
+                rollbacks=self.state.rollbacks,
+            )
 
     def run(self, stop: StopRequest) -> None:
         """Train up to the last step, or raise `Interrupted` once `stop` is set on a process."""
@@ -263,7 +271,7 @@ class Trainer:
 
     def _update_until_the_end(self, stop: StopRequest) -> None:
         config = self.config
-        num_clips = clips_per_step(config, self.accelerator)
+        num_clips = config.clips_per_step(self.accelerator.num_processes)
         with Monitor(self.console, num_steps=config.steps, start=self.state.step, batch_size=num_clips) as monitor:
             for batches in self._batches_until(stop):
                 lr = set_learning_rates(self.state, config.optimizer, config.steps)
