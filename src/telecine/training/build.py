@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from telecine.autoencoders import CausalVAE, VideoAutoencoder, as_video_autoencoder
-from telecine.autoencoders.causal import saved_config
-from telecine.autoencoders.load import class_in, folder_of, is_causal_vae, load_model_or_run
+from telecine.autoencoders import VideoAutoencoder, as_video_autoencoder
+from telecine.autoencoders.load import load_model_or_run, without_weights
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
@@ -33,10 +31,8 @@ from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.weights import WeightSchedule
 from telecine.perceptual.feature_maps import build_maps
-from telecine.runs import find_checkpoint
 from telecine.settings import (
     AdaptiveWeightConfig,
-    CausalVAEConfig,
     ClipConfig,
     DiscriminatorConfig,
     ObjectiveConfig,
@@ -92,25 +88,6 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
         model.enable_temporal_chunks(config.temporal_chunk)
     select_trainable(model, config.trainable)
     return model.train()
-
-
-def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencoder:
-    """Return the autoencoder of a name, see `TrainConfig.model`, or of `config`, with random weights."""
-    if name is None:
-        return CausalVAE(config)
-    checkpoint = find_checkpoint(Path(name))
-    source = name if checkpoint is None else str(checkpoint / "ema")
-    folder = folder_of(source, with_weights=False)
-    if is_causal_vae(folder):
-        return CausalVAE(saved_config(folder))
-    if class_in(folder) == StudentAutoencoder.__name__:
-        return StudentAutoencoder.without_weights(folder, lambda teacher: without_weights(teacher, config))
-    from telecine.autoencoders.diffusers import DiffusersAutoencoder
-    from telecine.autoencoders.diffusers.loading import find_config
-
-    if source.endswith(".json"):
-        return DiffusersAutoencoder.from_config(source)
-    return DiffusersAutoencoder.from_config(find_config(source, subfolder=None, revision=None)[0])
 
 
 def build_objective(

@@ -144,7 +144,7 @@ def _optimizer_step(
     if scaler is not None:
         log["grad_overflow"] = float(not is_finite)
     if measure_update_ratio:
-        log["update_ratio"] = update_ratio(before, weights)
+        log["update_ratio"] = _update_ratio(before, weights)
     return {f"train/{prefix}{name}": value for name, value in log.items()}
 
 
@@ -161,7 +161,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
 
 
 @torch.no_grad()
-def update_ratio(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+def _update_ratio(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
     """Return the total 2-norm of the change of all weights, divided by that of the weights after it. Host sync."""
     change = _total_norm([new.detach() - old for old, new in zip(before, after, strict=True)])
     return float(change / _total_norm([weight.detach() for weight in after]))

@@ -48,20 +48,20 @@ def enable_checked(module: DiffusersModel, sizes: ClipSizes) -> None:
     """Enable a diffusers model's gradient checkpointing, or raise a `ValueError` if a tiny clip's gradients change."""
     if not hasattr(module, "enable_gradient_checkpointing"):
         raise _unsupported(module, "one without it")
-    plain = gradients(sizes)
+    plain = _gradients(sizes)
     try:
         enable(module)
     except ValueError as error:
         raise _unsupported(module, "one that does not support it") from error
     try:
-        found = gradients(sizes)
+        found = _gradients(sizes)
     except RuntimeError as error:
-        disable(module)
+        _disable(module)
         raise _unsupported(module, f"one whose backward pass fails with it ({type(error).__name__})") from error
     changes = [a - b for a, b in zip(found, plain, strict=True)]
     difference = float(_norm(changes) / _norm(plain))
     if not difference <= MAX_DIFFERENCE:  # also true for NaN
-        disable(module)
+        _disable(module)
         raise _unsupported(module, f"one whose gradients change by {difference:.0%} with it")
 
 
@@ -78,7 +78,7 @@ def enable(module: DiffusersModel) -> None:
         checkpoint_module(block, CACHE_NAMES.get(name, ""))
 
 
-def disable(module: DiffusersModel) -> None:
+def _disable(module: DiffusersModel) -> None:
     """Disable checkpointing, and clear the caches that a failed backward pass left."""
     if type(module).__name__ not in CACHED_BLOCKS:
         module.disable_gradient_checkpointing()
@@ -97,7 +97,7 @@ def _unsupported(module: DiffusersModel, got: str) -> Exception:
     return argument_error(type(module).__name__, contract, got, "Train it without `model_gradient_checkpointing`.")
 
 
-def gradients(sizes: ClipSizes) -> list[Tensor]:
+def _gradients(sizes: ClipSizes) -> list[Tensor]:
     """Return the gradients of all trained weights for a fixed tiny clip; buffers and random state do not change."""
     reconstruct = sizes.reconstruct
     weights = [parameter for parameter in reconstruct.parameters() if parameter.requires_grad]

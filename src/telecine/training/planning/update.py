@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from telecine.autoencoders import CausalVAE, VideoAutoencoder
+from telecine.autoencoders.load import without_weights
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.base.devices import gigabytes
 from telecine.base.frozen import Frozen
@@ -27,7 +28,7 @@ from telecine.base.precision import at_least_float32
 from telecine.perceptual import LPIPS
 from telecine.perceptual.backbones import BACKBONES, backbone_of
 from telecine.settings import TrainConfig
-from telecine.training.build import build_autoencoder, build_objective, last_layer_of, new_state, without_weights
+from telecine.training.build import build_autoencoder, build_objective, last_layer_of, new_state
 from telecine.training.state import TrainState, parameters_of
 from telecine.training.step import MicroBatch, accumulate_gradients, clip_gradients
 
