@@ -146,7 +146,7 @@ def command_line() -> str:
 def settings() -> str:
     """Return the page of all settings."""
     from telecine.settings import EvaluateConfig, LatentsConfig, ReconstructConfig, TrainConfig
-    from telecine.settings.group import settings_of
+    from telecine.settings.validate import settings_of
 
     commands = {"train": TrainConfig, "evaluate": EvaluateConfig, "latents": LatentsConfig}
     commands["reconstruct"] = ReconstructConfig

@@ -10,7 +10,7 @@ import pytest
 from telecine.cli.main import COMMANDS, main
 from telecine.cli.parser import help_of, parse
 from telecine.settings import TrainConfig
-from telecine.settings.group import settings_of
+from telecine.settings.validate import settings_of
 
 NAMES = ("train", "evaluate", "reconstruct", "latents", "distill")
 WITHOUT_PYTORCH = (

@@ -13,11 +13,11 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 
 from telecine.base.checks import argument_error, nearest
 from telecine.base.imports import allow_code
-from telecine.settings.group import Setting, alternatives, choices_of, describe_type, kind_at, settings_of
+from telecine.settings.group import alternatives, choices_of, describe_type, kind_at
 from telecine.settings.parse import environment_layer, merged, read_layer, typed_layer
 from telecine.settings.recipes import default_recipe, recipes
 from telecine.settings.train import TrainConfig
-from telecine.settings.validate import Nested, validate
+from telecine.settings.validate import Nested, Setting, settings_of, validate
 
 F = TypeVar("F", bound=Callable[..., None])
 ALLOW_CODE = (

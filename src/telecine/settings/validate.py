@@ -1,10 +1,10 @@
-"""The one validator of settings: nested plain values become the dataclasses, or one clear error."""
+"""Settings as pydantic has them: listed with their docstrings, and read from nested values, or one clear error."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, is_dataclass
 from functools import cache
 from types import NoneType
 from typing import Any, TypeVar, cast
@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from telecine.base.checks import argument_error, describe, nearest
-from telecine.settings.group import alternatives, choices_of, describe_type, kind_at, kinds_of, settings_of
+from telecine.settings.group import alternatives, choices_of, describe_type, kind_at, kinds_of
 from telecine.settings.objective import REMOVED_OF_OBJECTIVE
 
 T = TypeVar("T")
@@ -25,6 +25,62 @@ REMOVED: Mapping[str, object] = {
     "discriminator.pad_mode": "first",
     "discriminator.init_optimizer": False,
 }
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting, or a group of settings."""
+
+    name: str
+    """With the names of the groups that it is in, such as `clips.num_frames`."""
+    text: str
+    """The docstring below it."""
+    kind: Any
+    """Its type."""
+    default: Any = MISSING
+
+    @property
+    def is_group(self) -> bool:
+        """Whether it is a group of settings."""
+        return is_dataclass(self.kind)
+
+
+def settings_of(kind: type, prefix: str = "", *, all_names: bool = False) -> Iterator[Setting]:
+    """Yield the settings of a dataclass, each group before its own.
+
+    Args:
+        kind: The dataclass.
+        prefix: What stands before the names.
+        all_names: Also the fields of a value that may be a group instead of a number, such as a ramp.
+    """
+    return _settings_of(kind, prefix, _docstrings(kind), all_names=all_names)
+
+
+def _settings_of(
+    kind: type, prefix: str, texts: Mapping[str, Mapping[str, str]], *, all_names: bool
+) -> Iterator[Setting]:
+    for name, item in kind.__dataclass_fields__.items():  # type: ignore[attr-defined]
+        of_item = kinds_of(kind)[name]
+        default = item.default if item.default_factory is MISSING else item.default_factory()
+        yield Setting(prefix + name, texts[kind.__name__][name], of_item, default)
+        for each in alternatives(of_item) if all_names else [of_item]:
+            if is_dataclass(each):
+                yield from _settings_of(each, f"{prefix}{name}.", texts, all_names=all_names)  # type: ignore[arg-type]
+
+
+@cache
+def _docstrings(kind: type) -> dict[str, dict[str, str]]:
+    """Return the docstrings below the fields of a dataclass, of those that it extends, and of the groups in them.
+
+    By the name of the dataclass that has the field, or for inherited fields of `kind` by its own name, and the field's.
+    """
+    found: dict[str, dict[str, str]] = {kind.__name__: {}}
+    for each in filter(is_dataclass, reversed(kind.__mro__)):
+        schema = _adapter(each).json_schema()
+        for name, group in (schema.get("$defs", {}) | {kind.__name__: schema}).items():
+            texts = {field: item["description"] for field, item in group["properties"].items() if "description" in item}
+            found[name] = found.get(name, {}) | texts
+    return found
 
 
 def validate(kind: type[T], values: Nested, prefix: str = "") -> T:
@@ -50,6 +106,7 @@ def validate(kind: type[T], values: Nested, prefix: str = "") -> T:
 
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Return pydantic's reader of a dataclass."""
     return TypeAdapter(kind)
 
 

@@ -44,7 +44,7 @@ from telecine.training.state import LR_FACTOR, Rollback
 from telecine.training.step import DivergenceError, MicroBatch, describe_warmup, set_learning_rates, train_step
 from telecine.training.summary import SummaryWriter
 from telecine.training.trainable import trains_encoder
-from telecine.training.validation import TrainResult, Validation, validate
+from telecine.training.validation import TrainResult, Validation, validate_model
 
 # How often a run goes back after a divergence.
 _MAX_ROLLBACKS = 3
@@ -338,11 +338,11 @@ class Trainer:
         """
         step, model = self.state.step, self.state.autoencoder
         with self._saved_if_stopped(stop) as check_stop, self.state.ema.applied():
-            result = validate(model, self.clips.val, self.perceptual, before_each=check_stop)
+            result = validate_model(model, self.clips.val, self.perceptual, before_each=check_stop)
         lag: dict[str, float] = {}
         if step > 0:
             few = self.clips.val[:_NUM_COMPARED]
-            raw = validate(model, few, {}).metrics["psnr"]
+            raw = validate_model(model, few, {}).metrics["psnr"]
             lag = {EMA_BEHIND: raw - mean_over_clips(result.per_clip[: len(few)])["psnr"]}
         if self.is_main:
             self._record(result, lag)

@@ -41,7 +41,7 @@ class Validation:
 
 
 @torch.no_grad()
-def validate(
+def validate_model(
     model: VideoAutoencoder,
     clips: Sequence[Clip],
     perceptual: dict[str, nn.Module],
