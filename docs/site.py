@@ -133,7 +133,7 @@ def keep_formula(match: re.Match[str]) -> str:
 
 def command_line() -> str:
     """Return the page of all commands, as `--help` prints them."""
-    from telecine.cli.main import COMMANDS
+    from telecine.cli.commands import COMMANDS
     from telecine.cli.parser import help_of
 
     os.environ["COLUMNS"] = "100"

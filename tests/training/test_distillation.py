@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from telecine.__main__ import main
 from telecine.autoencoders import load_autoencoder
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.autoencoders.student import StudentAutoencoder
-from telecine.cli.main import main
 from telecine.data import sample_videos
 from telecine.runs import Run
 from telecine.settings import DistillConfig

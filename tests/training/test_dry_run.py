@@ -10,7 +10,7 @@ import pytest
 from accelerate import Accelerator
 from rich.console import Console
 
-from telecine.cli.main import main
+from telecine.__main__ import main
 from telecine.runs.lock import _started_at
 from telecine.runs.settings import _as_yaml
 from telecine.training.run import dry_run

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, is_dataclass
 from functools import cached_property
@@ -33,21 +32,28 @@ RECIPES_HELP = (
 
 
 @dataclass(frozen=True)
-class Command:
+class _Command:
     """A command of `telecine`."""
 
     run: Callable[..., None]
-    settings: type | None = None
-    """The dataclass of its settings."""
     most_used: tuple[str, ...] = ()
     """The settings that `--help` shows; by default all."""
     runs_code: bool = False
     """Whether settings may name functions of the user's."""
 
+    @cached_property
+    def _hints(self) -> dict[str, Any]:
+        return get_type_hints(self.run, include_extras=True)
+
+    @property
+    def settings(self) -> type | None:
+        """The dataclass of its settings."""
+        return self._hints.get("settings")
+
     @property
     def summary(self) -> str:
         """What it does."""
-        return inspect.cleandoc(self.run.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+        return inspect.getdoc(self.run) or ""
 
     @property
     def trains(self) -> bool:
@@ -58,22 +64,17 @@ class Command:
     def arguments(self) -> list[tuple[inspect.Parameter, Any, str]]:
         """Its arguments that are no settings, each with its type and its help."""
         parameters = inspect.signature(self.run).parameters.values()
-        kinds = get_type_hints(self.run)
-        found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", inspect.cleandoc(self.run.__doc__ or ""), re.MULTILINE)
-        texts = {name: " ".join(text.split()) for name, text in found}
-        return [(each, kinds[each.name], texts[each.name]) for each in parameters if each.name != "settings"]
+        return [(each, *get_args(self._hints[each.name])) for each in parameters if each.name != "settings"]
 
 
-COMMANDS: dict[str, Command] = {}
+COMMANDS: dict[str, _Command] = {}
 
 
-def command(
-    settings: type | None = None, most_used: tuple[str, ...] = (), *, runs_code: bool = False
-) -> Callable[[F], F]:
-    """Register a function as the command of its name, without `run_`."""
+def command(*most_used: str, runs_code: bool = False) -> Callable[[F], F]:
+    """Register a function as the command of its name, without the underscore; see `_Command` for the arguments."""
 
     def register(run: F) -> F:
-        COMMANDS[run.__name__.removeprefix("run_")] = Command(run, settings, most_used, runs_code)
+        COMMANDS[run.__name__.lstrip("_")] = _Command(run, most_used, runs_code)
         return run
 
     return register
@@ -123,11 +124,11 @@ def parse(name: str, typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     return {"settings": validate(command.settings, values, prefix="--"), **found}, files
 
 
-def _settings(command: Command, *, all_names: bool = False) -> list[Setting]:
+def _settings(command: _Command, *, all_names: bool = False) -> list[Setting]:
     return [*settings_of(command.settings, all_names=all_names)] if command.settings is not None else []
 
 
-def _files(command: Command, typed: Sequence[str]) -> list[str]:
+def _files(command: _Command, typed: Sequence[str]) -> list[str]:
     """Return the recipes and settings files of a command with these arguments."""
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", action="append", default=[])
@@ -142,7 +143,7 @@ def _files(command: Command, typed: Sequence[str]) -> list[str]:
 
 
 def _parser(
-    command: Command,
+    command: _Command,
     settings: Sequence[Setting],
     values: Nested | None = None,
     *,
