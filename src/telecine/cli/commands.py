@@ -97,18 +97,17 @@ def _train(
     """Train a video autoencoder. Run the same command again to resume from the newest checkpoint."""
     from accelerate import PartialState
 
-    from telecine.cli.tables import print_dry_run, print_result
     from telecine.training import train
     from telecine.training.run import dry_run as try_update
 
     if dry_run:
         tried = try_update(settings, console=_console)
         if PartialState().is_main_process:
-            print_dry_run(_console, tried, settings.objective, num_steps=settings.steps)
+            tried.print_to(_console)
         return
     result = train(settings, console=_console, steal_lock=steal_lock, change_data=change_data)
     if PartialState().is_main_process:
-        print_result(_console, result)
+        result.print_to(_console)
 
 
 @command("teacher", "student", *(each for each in _MOST_USED if each != "model"), runs_code=True)
@@ -116,12 +115,11 @@ def _distill(settings: DistillConfig, *, steal_lock: _StealLock = False, change_
     """Train a small decoder, or autoencoder, for the latents of another one; otherwise as `train`."""
     from accelerate import PartialState
 
-    from telecine.cli.tables import print_result
     from telecine.training.distillation import distill
 
     result = distill(settings, console=_console, steal_lock=steal_lock, change_data=change_data)
     if PartialState().is_main_process:
-        print_result(_console, result)
+        result.print_to(_console)
 
 
 @command(*_MOST_USED, runs_code=True)
@@ -135,12 +133,11 @@ def _plan(
 ) -> None:
     """Print the memory, operations and time of a training run, and what fits a device; nothing is trained."""
     from telecine.base.devices import parse_memory
-    from telecine.cli.tables import print_plan
     from telecine.training.planning.capacity import make_plan
 
     available = None if memory is None else parse_memory(memory)
     check_count("num_processes", num_processes)
-    print_plan(_console, make_plan(settings, available, num_processes))
+    make_plan(settings, available, num_processes).print_to(_console)
 
 
 @command(
@@ -155,10 +152,9 @@ def _data(
     num_clips: Annotated[int, "Number of clips to read and show."] = 24,
 ) -> None:
     """Show what training will see: its first clips, the files, copies, cuts, reading speed; nothing is trained."""
-    from telecine.cli.tables import print_data
     from telecine.data.find import check_output
     from telecine.data_report.inspect import inspect_data
-    from telecine.data_report.page import write_data
+    from telecine.data_report.page import print_data, write_data
 
     check_output("--output", path, output)
     report = inspect_data(replace(settings, data=path), num_clips)
@@ -184,19 +180,18 @@ def _evaluate(
     compare: Annotated[tuple[str, str] | None, "Compare two evaluations, given by their output folders."] = None,
 ) -> None:
     """Measure the reconstructions of an autoencoder, or given videos; or compare two evaluations."""
-    from telecine.cli.tables import print_comparison, print_evaluation
     from telecine.evaluation.compare import compare as compare_evaluations
     from telecine.evaluation.evaluate import evaluate
 
     if compare is not None:
-        print_comparison(_console, compare_evaluations(*compare, output=output))
+        compare_evaluations(*compare, output=output).print_to(_console)
     elif checkpoint is None:
         raise argument_error("checkpoint", "given", "nothing", "Pass a run, a model or a folder of reconstructions.")
     else:
         evaluation = evaluate(checkpoint, settings, output=output)
         if not evaluation.is_main_process:
             return
-        print_evaluation(_console, evaluation)
+        evaluation.print_to(_console)
     if output is not None:
         _say(f"written to {output}")
 
@@ -228,12 +223,11 @@ def _latents(
     output: Annotated[str, "Folder for latents.html and latents.json."] = "latents",
 ) -> None:
     """Measure the latent spaces of autoencoders (channels, spectrum, equivariance, noise, drift), on a page."""
-    from telecine.cli.tables import print_latents
     from telecine.evaluation.latent_page import write_latents
     from telecine.evaluation.latents import measure_latent_spaces
 
     report = measure_latent_spaces(models, settings)
-    print_latents(_console, report)
+    report.print_to(_console)
     page = write_latents(report, Path(output))
     _say(f"written to {page.parent}; open {page} in a browser")
 
@@ -340,11 +334,15 @@ def _weights(
     nets: Annotated[list[str], "vgg (training), alex (evaluation); both by default."] = ["vgg", "alex"],  # noqa: B006
 ) -> None:
     """Download, verify or list the frozen networks of LPIPS."""
-    from telecine.cli.tables import print_weights
-    from telecine.perceptual.weights import fetch, verify
+    from rich.table import Column, Table
+
+    from telecine.perceptual.weights import fetch, listing, verify
 
     if action == "list":
-        print_weights(_console)
+        table = Table("net", "status", "source", Column("file", overflow="fold"))
+        for entry in listing():
+            table.add_row(entry.net, entry.status, entry.source or "", str(entry.path))
+        _console.print(table)
         return
     for net in nets:
         _say(f"{net}: {fetch(net) if action == 'fetch' else verify(net).path}")

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.table import Column, Table
 from torch import Tensor
 
 from telecine.autoencoders import VideoAutoencoder
@@ -247,6 +249,14 @@ class LatentReport:
 
     models: list[LatentSpace]
     protocol: dict[str, object]
+
+    def print_to(self, console: Console) -> None:
+        """Print a few numbers about each model."""
+        lines = [space.figures() for space in self.models]
+        table = Table("latent", *(Column(space.title, overflow="fold") for space in self.models))
+        for name in dict.fromkeys(name for line in lines for name in line):
+            table.add_row(name, *(f"{line[name]:.4g}" if name in line else "-" for line in lines))
+        console.print(table)
 
 
 def measure_latent_spaces(models: Sequence[str | Path], config: LatentsConfig) -> LatentReport:
