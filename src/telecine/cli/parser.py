@@ -13,10 +13,10 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 from telecine.base.checks import argument_error, nearest
 from telecine.base.imports import allow_code
 from telecine.settings.group import alternatives, choices_of, describe_type, kind_at
-from telecine.settings.parse import environment_layer, merged, read_layer, typed_layer
+from telecine.settings.parse import merged, read_layer, settings_from
 from telecine.settings.recipes import default_recipe, recipes
 from telecine.settings.train import TrainConfig
-from telecine.settings.validate import Nested, Setting, settings_of, validate
+from telecine.settings.validate import Nested, Setting, settings_of
 
 F = TypeVar("F", bound=Callable[..., None])
 ALLOW_CODE = (
@@ -113,15 +113,7 @@ def parse(name: str, typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         return found, []
     del found["config"]
     files = _files(command, typed)
-    layers = [*map(read_layer, files), typed_layer(command.settings, texts)]
-    if command.trains:
-        layers.append(environment_layer(command.settings))
-    values = merged(layers)
-    if "allow_code" in values:
-        remedy = "Code that settings name is run only if you type it: add `--allow_code PACKAGE`."
-        got = f"{values['allow_code']} in a settings file"
-        raise argument_error("allow_code", "an argument of the command", got, remedy)
-    return {"settings": validate(command.settings, values, prefix="--"), **found}, files
+    return {"settings": settings_from(command.settings, files, texts), **found}, files
 
 
 def _settings(command: _Command, *, all_names: bool = False) -> list[Setting]:

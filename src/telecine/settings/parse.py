@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from os import PathLike
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from telecine.base.checks import argument_error
 from telecine.settings.autoencoder import with_presets
@@ -15,6 +15,7 @@ from telecine.settings.train import TrainConfig
 from telecine.settings.validate import Nested, validate
 from telecine.settings.yaml_file import parse_value, read_yaml
 
+T = TypeVar("T")
 # `TELECINE__CLIPS__HEIGHT=64` in the environment is the setting `clips.height`.
 ENVIRONMENT = "TELECINE__"
 
@@ -56,16 +57,39 @@ def read_layer(name: str | PathLike[str]) -> Nested:
     return nested(values.items())
 
 
-def typed_layer(kind: type, typed: Iterable[tuple[str, str]]) -> Nested:
+def settings_from(kind: type[T], files: Iterable[str | PathLike[str]], typed: Iterable[tuple[str, str]]) -> T:
+    """Return the settings of a command: of its files, then typed ones, then, for training, those of the environment.
+
+    Args:
+        kind: The dataclass.
+        files: Recipes and settings files.
+        typed: Settings as text, by their dotted names.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A setting is unknown, of the wrong type or out of range, or settings contradict each other.
+    """
+    layers = [*map(read_layer, files), _typed_layer(kind, typed)]
+    if issubclass(kind, TrainConfig):
+        layers.append(_environment_layer(kind))
+    values = merged(layers)
+    if "allow_code" in values:
+        remedy = "Code that settings name is run only if you type it: add `--allow_code PACKAGE`."
+        got = f"{values['allow_code']} in a settings file"
+        raise argument_error("allow_code", "an argument of the command", got, remedy)
+    return validate(kind, values, prefix="--")
+
+
+def _typed_layer(kind: type, typed: Iterable[tuple[str, str]]) -> Nested:
     """Return settings that were typed as text, by their dotted names."""
     return nested((name, _typed_value(kind_at(kind, name), text)) for name, text in typed)
 
 
-def environment_layer(kind: type) -> Nested:
+def _environment_layer(kind: type) -> Nested:
     """Return the settings in the environment, such as `TELECINE__CLIPS__HEIGHT=64`."""
     found = {name: text for name, text in os.environ.items() if name.startswith(ENVIRONMENT)}
     names = {name.removeprefix(ENVIRONMENT).lower().replace("__", "."): text for name, text in found.items()}
-    return typed_layer(kind, names.items())
+    return _typed_layer(kind, names.items())
 
 
 def _typed_value(kind: Any, text: str) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from telecine.base.checks import Interrupted, TrainingError
+from telecine.base.checks import Interrupted
 from telecine.base.devices import gigabytes
 from telecine.base.terminal import PlainConsole
 from telecine.data.find import check_output
@@ -25,7 +23,7 @@ from telecine.runs.settings import check_encoding
 from telecine.settings import TrainConfig
 from telecine.training.build import build_accelerator
 from telecine.training.clips import read_next
-from telecine.training.distributed import describe_lost, is_lost, on_first_process
+from telecine.training.distributed import lost_process_named, on_first_process
 from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.planning.capacity import out_of_memory
 from telecine.training.step import set_learning_rates, train_step
@@ -65,11 +63,11 @@ def train(
     check_functions(config.objective, sharding=config.sharding)
     check_encoding(config)
     console = console or PlainConsole()
-    with _lost_process_named(config.process_timeout, lambda: "while it started"):
+    with lost_process_named(config.process_timeout, lambda: "while it started"):
         trainer = Trainer(config, console, autoencoder, steal_lock=steal_lock, change_data=change_data)
     try:
         # `torchrun` sends SIGTERM to all processes when one has ended: also while its number is found.
-        named = _lost_process_named(config.process_timeout, lambda: f"at step {trainer.state.step}")
+        named = lost_process_named(config.process_timeout, lambda: f"at step {trainer.state.step}")
         with stop_on_signal(acknowledge=trainer.is_main) as stop, named:
             trainer.run(stop)
         trainer.publish()
@@ -78,17 +76,6 @@ def train(
         raise out_of_memory(trainer.config, trainer.state.step, is_own=autoencoder is not None) from error
     finally:
         trainer.close()
-
-
-@contextmanager
-def _lost_process_named(timeout: float, where: Callable[[], str]) -> Iterator[None]:
-    """Turn an error about another process, which has ended or does not answer, into one line that names it."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_lost(error):
-            raise
-        raise TrainingError(describe_lost(where(), timeout)) from error
 
 
 @dataclass(frozen=True)
