@@ -95,43 +95,46 @@ def parse(name: str, typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         ValueError: An argument is unknown, missing or wrong, or a settings file is.
     """
     command = COMMANDS[name]
-    parser = _parser(command, _settings(command))
-    for word in typed:  # a key of a dict or a field of a ramp, such as `objective.terms.gram`
-        option = word.partition("=")[0]
-        is_known = option in parser._option_string_actions or not option.startswith("--")
-        if not is_known and kind_at(command.settings, option.removeprefix("--")) is not None:
-            parser.add_argument(option, dest=option, action="append")
+    parser = _parser(command, [])
+    _add_typed(parser, command, typed)
     arguments, others = parser.parse_known_args(typed)
     if others:
         option = others[0].partition("=")[0]
         known = [*parser._option_string_actions, *(f"--{item.name}" for item in _settings(command, all_names=True))]
         raise ValueError(f"`{option}` is not an argument of this command. {nearest(option, known)}".rstrip())
     found = vars(arguments)
-    texts = [(key[2:], text) for key in [*found] if key.startswith("--") for text in found.pop(key) or []]
+    texts = [(key[2:], text) for key in [*found] if key.startswith("--") for text in found.pop(key)]
     allow_code(*found.pop("allow_code", None) or [])
     if command.settings is None:
         return found, []
-    del found["config"]
-    files = _files(command, typed)
+    files = found.pop("config") or _default_files(command, dict(texts))
     return {"settings": settings_from(command.settings, files, texts), **found}, files
+
+
+def _add_typed(parser: argparse.ArgumentParser, command: _Command, typed: Sequence[str]) -> None:
+    """Let a parser read the settings that are typed, and what is inside them, such as `objective.terms.gram`."""
+    for option in {word.partition("=")[0] for word in typed if word.startswith("--")}:
+        if kind_at(command.settings, option[2:]) is not None and option not in parser._option_string_actions:
+            parser.add_argument(option, dest=option, action="append")
 
 
 def _settings(command: _Command, *, all_names: bool = False) -> list[Setting]:
     return [*settings_of(command.settings, all_names=all_names)] if command.settings is not None else []
 
 
-def _files(command: _Command, typed: Sequence[str]) -> list[str]:
-    """Return the recipes and settings files of a command with these arguments."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", action="append", default=[])
-    for name in ("data", "model", "random_weights"):
-        parser.add_argument(f"--{name}")
-    given = vars(parser.parse_known_args(typed)[0])
-    files: list[str] = given.pop("config")
-    if files or not command.trains:
-        return files
+def _default_files(command: _Command, given: Mapping[str, str]) -> list[str]:
+    """Return the recipes of a command without `--config`, from the settings that are given."""
     has_data = any(parameter.name == "path" for parameter, *_ in command.arguments)
-    return [default_recipe({name: text for name, text in given.items() if text is not None}, is_data=has_data)]
+    return [default_recipe(given, is_data=has_data)] if command.trains else []
+
+
+def _files_typed(command: _Command, typed: Sequence[str]) -> list[str]:
+    """Return the recipes and settings files of a command whose other arguments may be missing."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", action="append")
+    _add_typed(parser, command, typed)
+    found = vars(parser.parse_known_args(typed)[0])
+    return found.pop("config") or _default_files(command, {key[2:]: texts[-1] for key, texts in found.items()})
 
 
 def _parser(
@@ -142,15 +145,7 @@ def _parser(
     with_arguments: bool = True,
     **options: Any,
 ) -> argparse.ArgumentParser:
-    """Return a parser of a command's arguments and of these settings, as texts.
-
-    Args:
-        command: The command.
-        settings: The settings, each group before its own.
-        values: Values of settings files, which the help shows as defaults.
-        with_arguments: Whether it has the arguments that are no settings.
-        options: Of `ArgumentParser`.
-    """
+    """Return a parser of a command's arguments and of these settings, as texts; the help shows `values` as defaults."""
     parser = _Parser(add_help=False, allow_abbrev=False, **options)
     if with_arguments and command.settings is not None:
         text = RECIPES_HELP if command.trains else FILES_HELP
@@ -238,7 +233,7 @@ def help_of(name: str, topic: str, typed: Sequence[str]) -> str:
     return _parser(
         command,
         shown,
-        merged(map(read_layer, _files(command, words))),
+        merged(map(read_layer, _files_typed(command, words))),
         with_arguments=topic in ("", "all"),
         prog=f"telecine {name}",
         usage=" ".join(["telecine", name, *positional, "[--NAME VALUE ...]"]),

@@ -45,27 +45,25 @@ class Setting:
         return is_dataclass(self.kind)
 
 
-def settings_of(kind: type, prefix: str = "", *, all_names: bool = False) -> Iterator[Setting]:
+def settings_of(
+    kind: type, prefix: str = "", *, all_names: bool = False, texts: Mapping[str, Mapping[str, str]] | None = None
+) -> Iterator[Setting]:
     """Yield the settings of a dataclass, each group before its own.
 
     Args:
         kind: The dataclass.
         prefix: What stands before the names.
         all_names: Also the fields of a value that may be a group instead of a number, such as a ramp.
+        texts: The docstrings, by default read.
     """
-    return _settings_of(kind, prefix, _docstrings(kind), all_names=all_names)
-
-
-def _settings_of(
-    kind: type, prefix: str, texts: Mapping[str, Mapping[str, str]], *, all_names: bool
-) -> Iterator[Setting]:
+    texts = texts or _docstrings(kind)
     for name, item in kind.__dataclass_fields__.items():  # type: ignore[attr-defined]
         of_item = kinds_of(kind)[name]
         default = item.default if item.default_factory is MISSING else item.default_factory()
         yield Setting(prefix + name, texts[kind.__name__][name], of_item, default)
         for each in alternatives(of_item) if all_names else [of_item]:
             if is_dataclass(each):
-                yield from _settings_of(each, f"{prefix}{name}.", texts, all_names=all_names)  # type: ignore[arg-type]
+                yield from settings_of(each, f"{prefix}{name}.", all_names=all_names, texts=texts)  # type: ignore[arg-type]
 
 
 @cache
