@@ -25,9 +25,7 @@ _MOST_USED = (
     *("data", "model", "output_dir", "steps", "batch_size", "clips.num_frames", "clips.height", "clips.width"),
     *("optimizer.lr", "mixed_precision"),
 )
-_StealLock = Annotated[
-    bool, "Train although another process seems to train in the same folder: it is gone, with its machine."
-]
+_StealLock = Annotated[bool, "Train although another process seems to train there: it is gone, with its machine."]
 _ChangeData = Annotated[bool, "Resume although --data is other data than before. Without it, such a run is refused."]
 _WHAT_TO_DO = "What to do."
 _console = PlainConsole()

@@ -198,9 +198,8 @@ def _facts(item: Setting, values: Nested) -> str:
     value = item.default if value is None else value
     if value is MISSING:
         return describe_type(item.kind)
-    return (
-        f"{describe_type(item.kind)}; default: {value if isinstance(value, str) else json.dumps(value, default=asdict)}"
-    )
+    shown = value if isinstance(value, str) else json.dumps(value, default=asdict)
+    return f"{describe_type(item.kind)}; default: {shown}"
 
 
 def help_of(name: str, topic: str, typed: Sequence[str]) -> str:

@@ -58,12 +58,7 @@ def read_layer(name: str | PathLike[str]) -> Nested:
 
 
 def settings_from(kind: type[T], files: Iterable[str | PathLike[str]], typed: Iterable[tuple[str, str]]) -> T:
-    """Return the settings of a command: of its files, then typed ones, then, for training, those of the environment.
-
-    Args:
-        kind: The dataclass.
-        files: Recipes and settings files.
-        typed: Settings as text, by their dotted names.
+    """Return the settings in files, in texts by dotted names and, of a training run, in the environment, in this order.
 
     Raises:
         FileNotFoundError: There is no such file.

@@ -147,8 +147,8 @@ def _error(kind: type, values: Any, path: list[str], details: ErrorDetails, pref
         return ValueError(f"`{name}{'.' if path else ''}{text[1:]}" if text.startswith("`") else text)
     if details["type"] == "unexpected_keyword_argument":
         known = [each.name for each in settings_of(kind, all_names=True)]
-        group = kind_at(kind, ".".join(path[:-1]))  # in a dict, such as a term
-        known += [".".join([*path[:-1], each]) for each in _fields_of(group)]
+        in_dict = filter(is_dataclass, alternatives(kind_at(kind, ".".join(path[:-1]))))  # such as a term
+        known += [item.name for each in in_dict for item in settings_of(each, ".".join([*path[:-1], ""]))]  # type: ignore[arg-type]
         found = nearest(".".join(path), known).replace("`", f"`{prefix}", 1)
         return ValueError(f"`{name}` is not a setting. {found}".rstrip())
     if details["type"] == "missing" and not is_too_short:
@@ -166,7 +166,3 @@ def _error(kind: type, values: Any, path: list[str], details: ErrorDetails, pref
 def json_schema(kind: type) -> str:
     """Return the JSON schema of a dataclass of settings, with which editors check and complete files of them."""
     return json.dumps(_adapter(cast(Hashable, kind)).json_schema(), indent=2)
-
-
-def _fields_of(kind: Any) -> list[str]:
-    return [name for each in alternatives(kind) if is_dataclass(each) for name in kinds_of(each)]  # type: ignore[arg-type]

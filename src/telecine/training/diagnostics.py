@@ -320,7 +320,6 @@ class Diagnostics:
         run: Run,
         objective: ObjectiveConfig,
         optimizer: OptimizerConfig,
-        *,
         num_steps: int,
         console: Console,
         rollbacks: Sequence[Rollback] = (),

@@ -182,15 +182,9 @@ class Trainer:
             step = self.state.step if self.is_resumed else -1
             self.state.num_records, notes = self.files.cut(step, expected=self.state.num_records)
             self._warn(notes)
-            config = self.config
-            self.diagnostics = Diagnostics(
-                self.files,
-                config.objective,
-                config.optimizer,
-                num_steps=config.steps,
-                console=self.console,
-                rollbacks=self.state.rollbacks,
-            )
+            config, console = self.config, self.console
+            settings = (config.objective, config.optimizer, config.steps)
+            self.diagnostics = Diagnostics(self.files, *settings, console, self.state.rollbacks)
 
     def run(self, stop: StopRequest) -> None:
         """Train up to the last step, or raise `Interrupted` once `stop` is set on a process."""
