@@ -24,7 +24,7 @@ from telecine.base.devices import free_memory, gigabytes, pick_device
 from telecine.base.terminal import with_progress
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.distributed import all_gather, fsdp_blocks, on_first_process
-from telecine.training.planning.speed import Speed, speed_of
+from telecine.training.planning.speed import Speed
 from telecine.training.planning.update import (
     HALF,
     HOST_COPY,
@@ -191,7 +191,7 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Pl
     plans = _plan_in_processes(plan, [*to_plan.values(), *others])
     update, without_penalty = plans[0], plans[-1 if is_lazy else 0]
     dtype = HALF.get(config.mixed_precision, torch.float32)
-    speed = speed_of(objective, update, without_penalty, num_steps=config.steps, device=at_hand, dtype=dtype)
+    speed = Speed.of(objective, update, without_penalty, num_steps=config.steps, device=at_hand, dtype=dtype)
     needs = {key: _MemoryNeed(each, config.clips_per_pass) for key, each in zip(to_plan, plans, strict=False)}
     lengths, usable = _LongestClip.of(model, clips), int(memory * USED_FRACTION)
     last = [need for (_, num_frames), need in needs.items() if num_frames == clips.num_frames][-1]
