@@ -17,7 +17,7 @@ def console():
 @pytest.mark.parametrize(("memory", "fits"), [(100, True), (99, False)])
 def test_a_plan_says_whether_the_settings_fit(console, memory, fits):
     """Nine tenths of the memory are used."""
-    update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, 0)
+    update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, {}, {}, 0)
     speed = Speed(1e9, 1e9, 1.0, "this machine's cpu")
     largest = [_LargestBatch("as configured", 1, 9, 90)]
     print_plan(console, Plan("4 x 17 x 256 x 256, float32", update, speed, memory, largest))
@@ -31,7 +31,7 @@ def test_what_fits_is_readable_in_80_columns():
     switches = [f"and --{name} {value}".lower() for name, value in SWITCHES.items()]
     titles = (AS_CONFIGURED, *switches, "and --sharding fsdp2, 8 processes")
     fits = [_LargestBatch(title, 4, 165, 90 * 2**30) for title in titles]
-    update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, 0)
+    update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, {}, {}, 0)
     print_plan(console, Plan("4 x 17 x 256 x 256, float32", update, speed, 100, fits))
     lines = console.export_text().splitlines()
     assert len(fits) == 5

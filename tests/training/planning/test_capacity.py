@@ -20,7 +20,7 @@ MB = 10**6
 
 def update_plan(peak):
     held = {"parameters": 10, "optimizer states": 20}
-    return UpdatePlan(held, {**held, "autoencoder": peak - 30}, {**held, "gradients": 10}, {}, 0)
+    return UpdatePlan(held, {**held, "autoencoder": peak - 30}, {**held, "gradients": 10}, {}, {}, {}, 0)
 
 
 def test_the_largest_batch_follows_a_line_through_the_peak():
