@@ -170,7 +170,8 @@ def _update_ratio(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
 def _total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Return the total 2-norm of whole and sharded tensors. If some are sharded, every process has to call this."""
     groups = ([x for x in tensors if is_sharded(x)], [x for x in tensors if not is_sharded(x)])
-    norms = [full_tensor(nn.utils.get_total_norm(group)) for group in groups if group]
+    each = (torch.stack(torch._foreach_norm(group)) for group in groups if group)  # type: ignore[arg-type]
+    norms = [full_tensor(torch.linalg.vector_norm(norms)) for norms in each]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 

@@ -31,7 +31,7 @@ MB = 10**6
 
 def update_plan(peak):
     held = {"parameters": 10, "optimizer states": 20}
-    return UpdatePlan(held, {**held, "autoencoder": peak - 30}, {**held, "gradients": 10}, {}, 0)
+    return UpdatePlan(held, {**held, "autoencoder": peak - 30}, {**held, "gradients": 10}, {}, {}, {}, 0)
 
 
 def test_the_largest_batch_follows_a_line_through_the_peak():
@@ -157,7 +157,7 @@ def test_out_of_memory_is_named_if_no_update_can_be_planned(tiny, tmp_path):
 def test_a_plan_says_whether_the_settings_fit(memory, fits):
     """Nine tenths of the memory are used."""
     console = Console(record=True, width=200)
-    update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, 0)
+    update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, {}, {}, 0)
     speed = Speed(1e9, 1e9, 1.0, "this machine's cpu")
     largest = [_LargestBatch("as configured", 1, 9, 90)]
     Plan("4 x 17 x 256 x 256, float32", update, speed, memory, largest).print_to(console)
@@ -171,7 +171,7 @@ def test_what_fits_is_readable_in_80_columns():
     switches = [f"and --{name} {value}".lower() for name, value in SWITCHES.items()]
     titles = (AS_CONFIGURED, *switches, "and --sharding fsdp2, 8 processes")
     fits = [_LargestBatch(title, 4, 165, 90 * 2**30) for title in titles]
-    update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, 0)
+    update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, {}, {}, 0)
     Plan("4 x 17 x 256 x 256, float32", update, speed, 100, fits).print_to(console)
     lines = console.export_text().splitlines()
     assert len(fits) == 5
