@@ -42,14 +42,14 @@ class Batch(NamedTuple):
     decode: Decode | None
 
 
-class DiagonalGaussian(Protocol):
+class _Gaussian(Protocol):
     """A posterior, such as diffusers' `DiagonalGaussianDistribution`."""
 
     mean: Tensor
     logvar: Tensor
 
 
-AuxLoss: TypeAlias = Tensor | float | DiagonalGaussian
+AuxLoss: TypeAlias = Tensor | float | _Gaussian
 AuxLosses: TypeAlias = AuxLoss | Mapping[str, AuxLoss] | None
 
 

@@ -125,11 +125,16 @@ class VideoAutoencoderLoss(nn.Module):
         eager_gradients: bool = ObjectiveConfig.eager_gradients,
         gradient_checkpointing: bool = ObjectiveConfig.gradient_checkpointing,
     ) -> None:
-        arguments = dict(locals(), terms=terms or {})
+        arguments = {**locals(), "terms": terms or {}}
         super().__init__()
         settings = {each.name: arguments[each.name] for each in fields(ObjectiveConfig)}
-        self.config = config = validate(ObjectiveConfig, settings)
-        self.weights = WeightSchedule(config)
+        self.config = validate(ObjectiveConfig, settings)
+        self.weights = WeightSchedule(self.config)
+        self._build_terms(vgg_weights)
+        self._build_discriminators(discr_kwargs, discr_3d_kwargs, multiscale_discr_kwargs)
+
+    def _build_terms(self, vgg_weights: WeightsSource) -> None:
+        config = self.config
         functions = functions_of(config)
         self.recon_loss, self.gan_loss, self.penalty = functions.recon_loss, functions.gan_loss, functions.penalty
         self.terms, self.term_modules = functions.terms, modules_of(functions.terms)
@@ -139,15 +144,22 @@ class VideoAutoencoderLoss(nn.Module):
         self.perceptual = PerceptualTerm(config, vgg_weights, functions)
         self.register_load_state_dict_pre_hook(drop_perceptual_weights)
 
-        self.discr = _build("discr_kwargs", discr_kwargs, Discriminator)
-        self.discr_3d = _build("discr_3d_kwargs", discr_3d_kwargs, Discriminator3D)
+    def _build_discriminators(
+        self,
+        of_frames: DiscriminatorSpec | None,
+        of_videos: DiscriminatorSpec | None,
+        multiscale: Sequence[DiscriminatorSpec],
+    ) -> None:
+        build, name = build_discriminator, "multiscale_discr_kwargs"
+        self.discr = None if of_frames is None else build(of_frames, default=Discriminator, name="discr_kwargs")
+        self.discr_3d = None if of_videos is None else build(of_videos, default=Discriminator3D, name="discr_3d_kwargs")
+        specs = enumerate(multiscale)
         self.multiscale_discrs = nn.ModuleList(
-            build_discriminator(spec, default=Discriminator3D, name=f"multiscale_discr_kwargs[{index}]")
-            for index, spec in enumerate(multiscale_discr_kwargs)
+            build(spec, default=Discriminator3D, name=f"{name}[{index}]") for index, spec in specs
         )
         every = self.discriminators + self.multiscale_discriminators
         check_discriminators(every, self.weights.terms.values())
-        for d in every if gradient_checkpointing else ():
+        for d in every if self.config.gradient_checkpointing else ():
             d.enable_gradient_checkpointing()
         self.lecam = nn.ModuleDict({d.key: LeCam() for d in every if self.weights.is_ever_on("lecam")})
 
@@ -294,7 +306,3 @@ class VideoAutoencoderLoss(nn.Module):
             batch=windowed_and_augmented(batch, gan) if gan.window or gan.augment else batch,
             weights=weights,
         )
-
-
-def _build(name: str, spec: DiscriminatorSpec | None, default: type[nn.Module]) -> nn.Module | None:
-    return None if spec is None else build_discriminator(spec, default=default, name=name)
