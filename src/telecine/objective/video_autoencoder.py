@@ -19,7 +19,7 @@ from telecine.losses import gaussian_nll
 from telecine.losses.lecam import LeCam
 from telecine.objective.adaptive_weight import LayerActivations, adaptive_weights
 from telecine.objective.adversarial import NO_PENALTY, AdversarialLosses, VideoDiscriminator, check_discriminators
-from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch, windowed_and_augmented
+from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
 from telecine.objective.eager_adversarial import EagerAdversarialLosses
 from telecine.objective.terms import PerceptualTerm, drop_perceptual_weights, functions_of, modules_of
 from telecine.objective.weights import (
@@ -237,7 +237,7 @@ class VideoAutoencoderLoss(nn.Module):
         """Compute the losses of both steps on one batch, with one pass of each discriminator over the reconstructions.
 
         Arguments and values are those of two calls, except that a discriminator of frames sees the same ones in both.
-        If one pass cannot serve both steps, each makes its own, see `GradientMode`.
+        If one pass cannot serve both steps, each makes its own.
 
         Returns:
             Both losses and logs. Call `backward()` on each before its optimizer's step, in any order.
@@ -295,7 +295,7 @@ class VideoAutoencoderLoss(nn.Module):
 
     def _adversarial(self, batch: Batch, weights: Weights, *, both_steps: bool) -> AdversarialLosses:
         """Return the adversarial losses of one call."""
-        gan, has_penalty = self.config.gan, weights["grad_penalty"] > 0 and torch.is_grad_enabled()
+        has_penalty = weights["grad_penalty"] > 0 and torch.is_grad_enabled()
         eager = partial(EagerAdversarialLosses, both_steps=both_steps)
         return (eager if self.config.eager_gradients else AdversarialLosses)(
             discriminators=self.discriminators + self.multiscale_discriminators,
@@ -303,6 +303,6 @@ class VideoAutoencoderLoss(nn.Module):
             penalty=self.penalty if has_penalty else NO_PENALTY,
             lecam=self.lecam,
             discriminator_loss=partial(self.discriminator_loss, weights=weights),
-            batch=windowed_and_augmented(batch, gan) if gan.window or gan.augment else batch,
+            batch=batch,
             weights=weights,
         )
