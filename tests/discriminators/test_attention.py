@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from telecine.discriminators import FeedForward, LinearSpaceAttention
-from telecine.discriminators import layers as module
-from telecine.discriminators.layers import _GEGLU, Residual, _RMSNorm, _TaylorAttention
+from telecine.discriminators import blocks as module
+from telecine.discriminators.blocks import _GEGLU, Residual, _RMSNorm, _TaylorAttention
 
 FORMS = {"quadratic": module._quadratic_attention, "linear": module._linear_attention}
 
