@@ -85,3 +85,11 @@ def check_video_pair(inputs: Tensor, reconstructions: Tensor) -> None:
     check_same_shape("reconstructions", reconstructions, "inputs", inputs, remedy=remedy)
     check_same_device("reconstructions", reconstructions, "inputs", inputs)
     check_range("inputs", inputs)  # reconstructions of an untrained decoder may leave the range
+
+
+def check_frame_pair(*, reconstruction: Tensor, target: Tensor) -> None:
+    """Raise a `ValueError` unless both are floating-point frames `(N, C, H, W)` of one shape and device."""
+    check_frames("reconstruction", reconstruction)
+    check_frames("target", target)
+    check_same_shape("target", target, "reconstruction", reconstruction)
+    check_same_device("target", target, "reconstruction", reconstruction)
