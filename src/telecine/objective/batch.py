@@ -29,6 +29,8 @@ class Batch(NamedTuple):
     sample_weight: Tensor | None
     clip_weight: Tensor | None
     """Weight of each clip's error `(B,)`, or `None` for 1: `sample_weight` over the fraction of pixels that count."""
+    split: str
+    """What stands before the keys of the log."""
     num_elements: Tensor | float
     """Factor of the negative log-likelihood: the number of values of a clip that count, or 1 for a mean."""
     aux: dict[str, Scalar]
@@ -82,6 +84,7 @@ def make_batch(
     reconstructions: Tensor,
     aux_losses: AuxLosses,
     last_layer: Tensor | LayerActivations | None,
+    split: str = "train",
     *,
     regularization_log: Mapping[str, AuxLoss] | None = None,
     mask: Tensor | None = None,
@@ -121,6 +124,7 @@ def make_batch(
         mask=mask,
         sample_weight=sample_weight,
         clip_weight=None if mask is None and sample_weight is None else _clip_weights(fraction, sample_weight, real),
+        split=split,
         num_elements=fake[0].numel() * fraction if reduction == "sum" else 1,
         aux=_named_aux_losses(aux_losses, regularization_log, real.device, reduction),
         grad_at=last_layer if config.adaptive_weight.at == "last_layer" else reconstructions,

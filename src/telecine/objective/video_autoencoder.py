@@ -22,17 +22,7 @@ from telecine.objective.adversarial import NO_PENALTY, AdversarialLosses, VideoD
 from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
 from telecine.objective.eager_adversarial import EagerAdversarialLosses
 from telecine.objective.terms import PerceptualTerm, drop_perceptual_weights, functions_of, modules_of
-from telecine.objective.weights import (
-    Log,
-    Weights,
-    WeightSchedule,
-    autoencoder_log,
-    discriminator_log,
-    mean,
-    named,
-    of_each,
-    total,
-)
+from telecine.objective.weights import Log, Weights, WeightSchedule, autoencoder_log, discriminator_log, mean, total
 from telecine.ops.ranks import with_averaged_gradient
 from telecine.perceptual import WeightsSource
 from telecine.settings import (
@@ -218,11 +208,10 @@ class VideoAutoencoderLoss(nn.Module):
         """
         check_choice("optimizer_idx", optimizer_idx, (0, 1), remedy="0 trains the autoencoder, 1 the discriminators.")
         aux_losses = aux_losses if optimizer_idx == 0 else {}
-        batch = make_batch(self.config, inputs, reconstructions, aux_losses, last_layer, **options)
+        batch = make_batch(self.config, inputs, reconstructions, aux_losses, last_layer, split, **options)
         weights = self.weights.at(global_step)
         step = self.discriminator_step if optimizer_idx else self.autoencoder_step
-        loss, log = step(batch, weights, self._adversarial(batch, weights, both_steps=False))
-        return loss, named(log, split)
+        return step(batch, weights, self._adversarial(batch, weights, both_steps=False))
 
     def update(
         self,
@@ -245,12 +234,11 @@ class VideoAutoencoderLoss(nn.Module):
         Raises:
             ValueError: If an argument is not as in a call, or there are no discriminators.
         """
-        batch = make_batch(self.config, inputs, reconstructions, aux_losses, last_layer, **options)
+        batch = make_batch(self.config, inputs, reconstructions, aux_losses, last_layer, split, **options)
         weights = self.weights.at(global_step)
         adversarial = self._adversarial(batch, weights, both_steps=True)
-        loss, log = self.autoencoder_step(batch, weights, adversarial)
-        disc_loss, disc_log = self.discriminator_step(batch, weights, adversarial)
-        return Update(loss, named(log, split), disc_loss, named(disc_log, split))
+        autoencoder_step = self.autoencoder_step(batch, weights, adversarial)
+        return Update(*autoencoder_step, *self.discriminator_step(batch, weights, adversarial))
 
     def autoencoder_step(self, batch: Batch, weights: Weights, adversarial: AdversarialLosses) -> tuple[Scalar, Log]:
         """L_AE. A term whose weight is 0 at this step is not computed."""
@@ -263,21 +251,22 @@ class VideoAutoencoderLoss(nn.Module):
         nll = batch.num_elements * distance
         extra |= {name: t(batch) for name, t in self.terms.items() if weights[name] > 0 and not t.uses_features}
         found = adversarial.generator_losses()
-        g, g_m = (of_each(found, name) for name in ("adversarial", "multiscale_adversarial"))
+        g, g_m, features = (
+            {d: terms[name] for d, terms in found.items() if name in terms}
+            for name in ("adversarial", "multiscale_adversarial", "feature_matching")
+        )
         references = {"perceptual": batch.num_elements * lpips, "recon_and_perceptual": nll}
         w = adaptive_weights(self.config.adaptive_weight, g | g_m, references, batch.grad_at)
-        features = of_each(found, "feature_matching")
-        matching, aux = mean(features.values(), like=recon), total(batch.aux.values(), like=recon)
+        matching = {"feature_matching": mean(features.values(), like=recon)} if features else {}
         adversarial_terms = {
-            "adversarial": total((w[d] * g[d] for d in g), like=recon),
-            "multiscale_adversarial": total((w[m] * g_m[m] for m in g_m), like=recon),
+            "adversarial": [w[d] * g[d] for d in g],
+            "multiscale_adversarial": [w[m] * g_m[m] for m in g_m],
         }
-        loss = nll + weights.sum({**extra, **adversarial_terms, "feature_matching": matching, "quantizer_aux": aux})
-        log = {"total_loss": loss, "recon_loss": recon, "perceptual_loss": lpips, "aux_losses": aux}
-        log |= {f"{name}_loss": term for name, term in extra.items()}
-        log |= {"feature_matching_loss": matching} if features else {}
+        loss = nll + weights.sum({**extra, **adversarial_terms, **matching, "quantizer_aux": batch.aux.values()})
+        log = {"total_loss": loss, "recon_loss": recon, "perceptual_loss": lpips}
+        log |= {f"{name}_loss": term for name, term in (extra | matching).items()}
         log |= {} if self.logvar is None else {"nll_loss": nll, "logvar": self.logvar}
-        return loss, log | autoencoder_log(g | g_m, w, weights, batch.aux, taken=log)
+        return loss, autoencoder_log(log, g | g_m, w, weights, batch)
 
     def discriminator_step(self, batch: Batch, weights: Weights, adversarial: AdversarialLosses) -> tuple[Scalar, Log]:
         """L_D, the sum of `discriminator_loss` over the discriminators that train at this step."""
@@ -285,7 +274,7 @@ class VideoAutoencoderLoss(nn.Module):
         loss = total((log["loss"] for log in logs.values()), like=batch.real)
         if torch.is_grad_enabled() and not loss.requires_grad:
             loss.requires_grad_()  # no discriminator trains: `backward()` does nothing
-        return loss, {"total_disc_loss": loss, **discriminator_log(logs, like=batch.real)}
+        return loss, discriminator_log(loss, logs, batch)
 
     @staticmethod
     def discriminator_loss(terms: Log, weights: Weights) -> Scalar:
