@@ -243,7 +243,7 @@ def local_correlation(*, latent: Tensor, weight: Tensor | None = None, threshold
 
 
 # The terms of a latent that a name alone stands for.
-LATENT_TERMS = {
+LATENT_TERMS: dict[str, Callable[..., Scalar]] = {
     "equivariance": equivariance,
     "scale_equivariance": scale_equivariance,
     "local_correlation": local_correlation,
