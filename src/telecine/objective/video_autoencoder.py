@@ -124,14 +124,13 @@ class VideoAutoencoderLoss(nn.Module):
         self._build_discriminators(discr_kwargs, discr_3d_kwargs, multiscale_discr_kwargs)
 
     def _build_terms(self, vgg_weights: WeightsSource) -> None:
-        config = self.config
-        functions = functions_of(config)
+        functions = functions_of(self.config)
         self.recon_loss, self.gan_loss, self.penalty = functions.recon_loss, functions.gan_loss, functions.penalty
         self.terms, self.term_modules = functions.terms, modules_of(functions.terms)
-        self.logvar = nn.Parameter(torch.zeros(())) if config.reconstruction.learn_logvar else None
+        self.logvar = nn.Parameter(torch.zeros(())) if self.config.reconstruction.learn_logvar else None
         # They have no gradient in the discriminators' step. DDP looks names up with a leading dot and without.
         self._ddp_params_and_buffers_to_ignore = [dot + n for n, _ in self.named_parameters() for dot in ("", ".")]
-        self.perceptual = PerceptualTerm(config, vgg_weights, functions)
+        self.perceptual = PerceptualTerm(self.config, vgg_weights, functions)
         self.register_load_state_dict_pre_hook(drop_perceptual_weights)
 
     def _build_discriminators(
@@ -140,12 +139,12 @@ class VideoAutoencoderLoss(nn.Module):
         of_videos: DiscriminatorSpec | None,
         multiscale: Sequence[DiscriminatorSpec],
     ) -> None:
-        build, name = build_discriminator, "multiscale_discr_kwargs"
+        build = build_discriminator
         self.discr = None if of_frames is None else build(of_frames, default=Discriminator, name="discr_kwargs")
         self.discr_3d = None if of_videos is None else build(of_videos, default=Discriminator3D, name="discr_3d_kwargs")
-        specs = enumerate(multiscale)
         self.multiscale_discrs = nn.ModuleList(
-            build(spec, default=Discriminator3D, name=f"{name}[{index}]") for index, spec in specs
+            build(spec, default=Discriminator3D, name=f"multiscale_discr_kwargs[{index}]")
+            for index, spec in enumerate(multiscale)
         )
         every = self.discriminators + self.multiscale_discriminators
         check_discriminators(every, self.weights.terms.values())
@@ -258,11 +257,15 @@ class VideoAutoencoderLoss(nn.Module):
         references = {"perceptual": batch.num_elements * lpips, "recon_and_perceptual": nll}
         w = adaptive_weights(self.config.adaptive_weight, g | g_m, references, batch.grad_at)
         matching = {"feature_matching": mean(features.values(), like=recon)} if features else {}
-        adversarial_terms = {
-            "adversarial": [w[d] * g[d] for d in g],
-            "multiscale_adversarial": [w[m] * g_m[m] for m in g_m],
-        }
-        loss = nll + weights.sum({**extra, **adversarial_terms, **matching, "quantizer_aux": batch.aux.values()})
+        loss = nll + weights.sum(
+            {
+                **extra,
+                "adversarial": [w[d] * g[d] for d in g],
+                "multiscale_adversarial": [w[m] * g_m[m] for m in g_m],
+                **matching,
+                "quantizer_aux": batch.aux.values(),
+            }
+        )
         log = {"total_loss": loss, "recon_loss": recon, "perceptual_loss": lpips}
         log |= {f"{name}_loss": term for name, term in (extra | matching).items()}
         log |= {} if self.logvar is None else {"nll_loss": nll, "logvar": self.logvar}
