@@ -90,7 +90,7 @@ class Blur(nn.Module):
         return x
 
 
-class SpaceToDepthConv(nn.Sequential):
+class _SpaceToDepthConv(nn.Sequential):
     """Halve every spatial (or space-time) axis: move each 2 x 2 (x 2) cell into channels, then mix them linearly.
 
     Both steps together are one convolution of kernel 2 and stride 2. The weight has the shape of the 1x1 convolution
@@ -131,7 +131,7 @@ class _RMSNorm(nn.Module):
         return (wide * inverse * (self.scale * self.gamma)).to(x.dtype)
 
 
-class Residual(nn.Module):
+class _Residual(nn.Module):
     """Add a layer's input to its output."""
 
     def __init__(self, fn: nn.Module) -> None:
@@ -242,7 +242,7 @@ class DiscriminatorBlock(nn.Module):
         self.conv_res = Conv2d(input_channels, filters, 1, stride=2 if downsample else 1)
         self.net = _activated(Conv2d(input_channels, filters, 3, padding=1), Conv2d(filters, filters, 3, padding=1))
         self.maybe_blur = Blur() if antialiased_downsample else None
-        self.downsample = SpaceToDepthConv(filters, dims=2) if downsample else None
+        self.downsample = _SpaceToDepthConv(filters, dims=2) if downsample else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, C, H, W)` to `(B, filters, ceil(H / 2), ceil(W / 2))`, or `(B, filters, H, W)`."""
@@ -268,7 +268,7 @@ class DiscriminatorBlock3D(nn.Module):
         self.net = _activated(Conv3d(input_channels, filters, 3, padding=1), Conv3d(filters, filters, 3, padding=1))
         self.maybe_blur = Blur() if antialiased_downsample else None
         self.antialiased_time = antialiased_time
-        self.downsample = SpaceToDepthConv(filters, dims=3)
+        self.downsample = _SpaceToDepthConv(filters, dims=3)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, C, T, H, W)` to `(B, filters, ceil(T / 2), ceil(H / 2), ceil(W / 2))`."""
@@ -378,8 +378,8 @@ def _activated(*convolutions: nn.Module) -> nn.Sequential:
 
 def with_attention(block: nn.Module, dim: int, dim_head: int, heads: int, ff_mult: int) -> nn.Sequential:
     """Append attention and a feed-forward layer, both residual, to a 2D block with `dim` output channels."""
-    attention = Residual(LinearSpaceAttention(dim=dim, dim_head=dim_head, heads=heads))
-    return nn.Sequential(block, nn.Sequential(attention, Residual(FeedForward(dim, mult=ff_mult))))
+    attention = _Residual(LinearSpaceAttention(dim=dim, dim_head=dim_head, heads=heads))
+    return nn.Sequential(block, nn.Sequential(attention, _Residual(FeedForward(dim, mult=ff_mult))))
 
 
 class Head(nn.Sequential):

@@ -82,17 +82,17 @@ class EagerAdversarialLosses(AdversarialLosses):
             return {name: discriminator for name, (_, discriminator) in self._both_losses.items()}
         return super().discriminator_losses()
 
-    def _generator_step(self, d: VideoDiscriminator, frame_indices: Tensor) -> Log:
+    def _generator_step(self, d: VideoDiscriminator) -> Log:
         if not self.is_eager:
-            return super()._generator_step(d, frame_indices)
+            return super()._generator_step(d)
         with frozen(d.module):
-            x_fake = d.input_of(self.batch.disc_fake, frame_indices)
-            return eager_backward(lambda x: self._generator_terms(d, d(x), frame_indices), x_fake)
+            x_fake = d.input_of(self.batch.disc_fake)
+            return eager_backward(lambda x: self._generator_terms(d, d(x)), x_fake)
 
-    def _discriminator_step(self, d: VideoDiscriminator, frame_indices: Tensor) -> Log:
+    def _discriminator_step(self, d: VideoDiscriminator) -> Log:
         if self.mode is _GradientMode.SPLIT:
-            return self._split_step(d, frame_indices)
-        log = super()._discriminator_step(d, frame_indices)
+            return self._split_step(d)
+        log = super()._discriminator_step(d)
         if self.mode is _GradientMode.JOINT:
             weights = _trainable(d)
             log["loss"] = with_gradients(log["loss"], weights, gradients_of(log["loss"], weights))
@@ -101,23 +101,23 @@ class EagerAdversarialLosses(AdversarialLosses):
     @cached_property
     def _both_losses(self) -> dict[str, tuple[Log, Log]]:
         """SHARED: the generator's and the discriminator's losses by discriminator."""
-        of_generator = {d.name: (d, frame_indices) for d, frame_indices in self._with_frames()}
+        of_generator = {d.name: d for d in self._for_generator()}
         real = self.batch.disc_real
-        others = sample_frame_indices(real, 1, self.batch.generator)
+        frame_indices = sample_frame_indices(real, 1, self.batch.generator)
         return {
-            d.name: self._shared_step(*of_generator[d.name])
+            d.name: self._shared_step(of_generator[d.name])
             if d.name in of_generator
-            else ({}, self._split_step(d.conditioned_on(real, others), others))
+            else ({}, self._split_step(d.of_frames(frame_indices, real)))
             for d in self.discriminators
         }
 
-    def _shared_step(self, d: VideoDiscriminator, frame_indices: Tensor) -> tuple[Log, Log]:
+    def _shared_step(self, d: VideoDiscriminator) -> tuple[Log, Log]:
         """SHARED: one pass over the reconstructions, from which both losses take their gradients."""
-        update = self._real_part(d, frame_indices)
+        update = self._real_part(d)
 
         def losses(x_fake: Tensor) -> Log:
             d_fake = d(x_fake)
-            terms = self._generator_terms(d, d_fake, frame_indices)
+            terms = self._generator_terms(d, d_fake)
             can_share = d.term in terms and not self.gan_loss.uses_real
             if not (can_share and _can_share_backward(d.module, d_fake.logits, x_fake)):
                 self._add_fake_part(d, update, d_fake.logits)
@@ -129,19 +129,18 @@ class EagerAdversarialLosses(AdversarialLosses):
             )
             return terms | {d.term: with_gradients(terms[d.term], [x_fake], [grad_x])}
 
-        of_generator_step = eager_backward(losses, d.input_of(self.batch.disc_fake, frame_indices))
+        of_generator_step = eager_backward(losses, d.input_of(self.batch.disc_fake))
         return of_generator_step, self._finish(d, update)
 
-    def _split_step(self, d: VideoDiscriminator, frame_indices: Tensor) -> Log:
+    def _split_step(self, d: VideoDiscriminator) -> Log:
         """SPLIT: first the real part of a discriminator's loss, then the fake part."""
-        update = self._real_part(d, frame_indices)
-        self._add_fake_part(d, update, d(d.input_of(self.batch.disc_fake.detach(), frame_indices)).logits)
+        update = self._real_part(d)
+        self._add_fake_part(d, update, d(d.input_of(self.batch.disc_fake.detach())).logits)
         return self._finish(d, update)
 
-    def _real_part(self, d: VideoDiscriminator, frame_indices: Tensor) -> _DiscriminatorUpdate:
+    def _real_part(self, d: VideoDiscriminator) -> _DiscriminatorUpdate:
         """Start with the penalty, whose double backward takes the most memory: there are no other gradients yet."""
-        differentiates_real = self.penalty.differentiates_real
-        real, logits = self._input_and_logits(d, self.batch.disc_real, frame_indices, differentiates_real)
+        real, logits = self._input_and_logits(d, self.batch.disc_real, self.penalty.differentiates_real)
         terms = self._discriminator_terms(d, logits, logits.detach(), real=real, fake=real)  # `fake` is not used
         return _DiscriminatorUpdate(
             real_logits=logits.detach(),
