@@ -151,8 +151,8 @@ def _use_magvit(module: DiffusersModel, family: Family, num_frames: int) -> Fami
 
 def _use_wan(module: DiffusersModel, family: Family, num_frames: int) -> Family:
     """Call encoder and decoder with larger chunks than the class does."""
-    encoder, decoder = (partial(part, num_frames=num_frames) for part in (family.encoder, family.decoder))
-    return replace(family, encoder=encoder, decoder=decoder)
+    options = {"num_frames": num_frames}
+    return replace(family, encoder=partial(family.encoder, **options), decoder=partial(family.decoder, **options))
 
 
 CHUNKS = {
