@@ -131,8 +131,8 @@ class Telecine:
             "penalty.every": PENALTY_EVERY,
         }
         self.loss = VideoAutoencoderLoss(**nested({**settings, **networks, **setup.options})).to(device())
-        assert self.loss.weights.at(PENALTY_STEP)["grad_penalty"] > 0
-        assert self.loss.weights.at(PLAIN_STEP)["grad_penalty"] == 0
+        assert self.loss.schedule.at(PENALTY_STEP)["grad_penalty"] > 0
+        assert self.loss.schedule.at(PLAIN_STEP)["grad_penalty"] == 0
 
     def autoencoder_loss(self, real: Tensor, fake: Tensor, last_layer: Tensor) -> Tensor:
         """Return the loss of the autoencoder step."""

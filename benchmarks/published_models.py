@@ -158,7 +158,7 @@ def make_update(config: TrainConfig) -> Step:
     state = build_state(config, build_accelerator(config), build_autoencoder(config))
     clips = config.clips
     video = 2 * torch.rand(config.clips_per_pass, 3, clips.num_frames, clips.height, clips.width) - 1
-    step = state.objective.weights.step_with_most_terms()
+    step = state.objective.schedule.step_with_most_terms()
 
     def update() -> None:
         state.step = step

@@ -111,7 +111,7 @@ class TestPlainAndEager:
         for eager, expected in ((False, AdversarialLosses), (True, EagerAdversarialLosses)):
             loss = make_loss(perceptual_weight=0, discr_3d_kwargs=Small(), eager_gradients=eager)
             batch = make_batch(loss.config, *pair, None, None)
-            assert type(loss._adversarial(batch, loss.weights.at(0), both_steps=True)) is expected
+            assert type(loss._adversarial(batch, loss.schedule.at(0), both_steps=True)) is expected
 
 
 @gan_loss(is_separable=True, uses_real=False)
@@ -132,7 +132,7 @@ class TestGradientMode:
         )
         batch = make_batch(loss.config, *pair, None, None)
         with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
-            found = [loss._adversarial(batch, loss.weights.at(step), both_steps=each) for each in (False, True)]
+            found = [loss._adversarial(batch, loss.schedule.at(step), both_steps=each) for each in (False, True)]
             return tuple(each.mode if isinstance(each, EagerAdversarialLosses) else GRAPH for each in found)
 
     @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ class TestGradientMode:
         loss = make_loss(**PENALTY, discr_3d_kwargs=discriminator, eager_gradients=eager)
         batch = make_batch(loss.config, *pair, None, None)
         with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
-            assert loss._adversarial(batch, loss.weights.at(0), both_steps=True).is_eager == expected
+            assert loss._adversarial(batch, loss.schedule.at(0), both_steps=True).is_eager == expected
 
     @pytest.mark.parametrize(
         "options", [{}, PENALTY, {"gan": {"loss": "relativistic"}}, {"gan": {"loss": wasserstein}}]

@@ -377,7 +377,7 @@ def test_bfloat16_autocast_trains_both_networks(name, value, build, autoencoder,
         with torch.autocast("cpu", torch.bfloat16):
             total, log = loss(real, fake.detach(), 1, step)
         check_finite(total, log)
-        if loss.weights.at(step).discriminators_train:
+        if loss.schedule.at(step).discriminators_train:
             optimizer_step(total, loss.get_trainable_parameters())
 
 

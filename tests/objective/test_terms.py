@@ -188,7 +188,7 @@ class TestMistakes:
         )
         logs = [loss(*pair, index, 1)[1] for index in (0, 1)]
         names = [name.removeprefix("train/") for log in logs for name in log]
-        names += [term.weight_key for term in loss.weights.terms.values()]
+        names += [term.weight_key for term in loss.schedule.terms.values()]
         names = [name.removesuffix("_weight") for name in names]
         assert {name.removesuffix("_loss") for name in names if name.endswith("_loss")} == set(RESERVED)
 

@@ -18,10 +18,10 @@ from telecine.discriminators.blocks import (
     FeedForward,
     LinearSpaceAttention,
 )
-from telecine.discriminators.build import DiscriminatorSpec, build_discriminator
 from telecine.discriminators.features import FeatureDiscriminator
 from telecine.discriminators.patch import PatchDiscriminator, PatchDiscriminator3D
 from telecine.discriminators.residual import Discriminator, Discriminator3D, Discriminator3DWithfirstframe
+from telecine.discriminators.spec import DiscriminatorSpec, build_discriminator
 
 __all__ = [
     "Blur",

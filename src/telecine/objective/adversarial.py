@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -21,6 +21,8 @@ from telecine.ops.convolution import differentiated_twice
 from telecine.perceptual import pick_frames, sample_frame_indices
 from telecine.settings import Need, ObjectiveTerm
 
+# The terms of the autoencoder's loss that discriminators cause.
+GENERATOR_TERMS = ("adversarial", "multiscale_adversarial", "feature_matching")
 # The penalty of a step without one.
 NO_PENALTY = Penalty(
     lambda: torch.zeros(()),
@@ -52,14 +54,15 @@ class AdversarialLosses:
     """Whether the terms of the autoencoder's loss compute their gradients together with their values."""
 
     def generator_losses(self) -> dict[str, Log]:
-        """Return the terms of each discriminator by its name: `d.term`, which is `g`, and "feature_matching".
+        """Return each of `GENERATOR_TERMS` as a dict by discriminator, without those of weight 0."""
+        return self._by_term({d.name: self._generator_step(d) for d in self._for_generator()})
 
-        Those of weight 0 are left out.
-        """
-        return {d.name: self._generator_step(d) for d in self._for_generator()}
+    @staticmethod
+    def _by_term(found: Mapping[str, Log]) -> dict[str, Log]:
+        return {name: {d: terms[name] for d, terms in found.items() if name in terms} for name in GENERATOR_TERMS}
 
     def _for_generator(self) -> list[VideoDiscriminator]:
-        """Return each discriminator with a term of weight above 0, of a random frame of each clip."""
+        """Return the discriminators with a generator's term or feature matching, each bound to one frame of a clip."""
         has_features, real = self.weights["feature_matching"] > 0, self.batch.disc_real
         on = [d for d in self.discriminators if has_features or self.weights[d.term] > 0]
         return [d.of_frames(sample_frame_indices(real, 1, self.batch.generator), real) for d in on]

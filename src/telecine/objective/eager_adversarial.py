@@ -71,9 +71,9 @@ class EagerAdversarialLosses(AdversarialLosses):
             self.mode = _GradientMode.SPLIT
 
     def generator_losses(self) -> dict[str, Log]:
-        """Return the terms of each discriminator by its name, without those of weight 0."""
+        """Return each of `GENERATOR_TERMS` as a dict by discriminator, without those of weight 0."""
         if self.mode is _GradientMode.SHARED:
-            return {name: generator for name, (generator, _) in self._both_losses.items() if generator}
+            return self._by_term({name: generator for name, (generator, _) in self._both_losses.items()})
         return super().generator_losses()
 
     def discriminator_losses(self) -> dict[str, Log]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import NamedTuple
@@ -119,7 +119,7 @@ class VideoAutoencoderLoss(nn.Module):
         super().__init__()
         settings = {each.name: arguments[each.name] for each in fields(ObjectiveConfig)}
         self.config = validate(ObjectiveConfig, settings)
-        self.weights = WeightSchedule(self.config)
+        self.schedule = WeightSchedule(self.config)
         self._build_terms(vgg_weights)
         self._build_discriminators(discr_kwargs, discr_3d_kwargs, multiscale_discr_kwargs)
 
@@ -147,10 +147,10 @@ class VideoAutoencoderLoss(nn.Module):
             for index, spec in enumerate(multiscale)
         )
         every = self.discriminators + self.multiscale_discriminators
-        check_discriminators(every, self.weights.terms.values())
+        check_discriminators(every, self.schedule.terms.values())
         for d in every if self.config.gradient_checkpointing else ():
             d.enable_gradient_checkpointing()
-        self.lecam = nn.ModuleDict({d.key: LeCam() for d in every if self.weights.is_ever_on("lecam")})
+        self.lecam = nn.ModuleDict({d.key: LeCam() for d in every if self.schedule.is_ever_on("lecam")})
 
     @property
     def discriminators(self) -> list[VideoDiscriminator]:
@@ -208,7 +208,7 @@ class VideoAutoencoderLoss(nn.Module):
         check_choice("optimizer_idx", optimizer_idx, (0, 1), remedy="0 trains the autoencoder, 1 the discriminators.")
         aux_losses = aux_losses if optimizer_idx == 0 else {}
         batch = make_batch(self.config, inputs, reconstructions, aux_losses, last_layer, split, **options)
-        weights = self.weights.at(global_step)
+        weights = self.schedule.at(global_step)
         step = self.discriminator_step if optimizer_idx else self.autoencoder_step
         return step(batch, weights, self._adversarial(batch, weights, both_steps=False))
 
@@ -224,8 +224,8 @@ class VideoAutoencoderLoss(nn.Module):
     ) -> Update:
         """Compute the losses of both steps on one batch, with one pass of each discriminator over the reconstructions.
 
-        Arguments and values are those of two calls, except that a discriminator of frames sees the same ones in both.
-        If one pass cannot serve both steps, each makes its own.
+        Arguments and values are those of two calls, except that a discriminator of frames sees the same frames in both
+        steps. `EagerAdversarialLosses` decides whether one pass can serve both.
 
         Returns:
             Both losses and logs. Call `backward()` on each before its optimizer's step, in any order.
@@ -234,15 +234,16 @@ class VideoAutoencoderLoss(nn.Module):
             ValueError: If an argument is not as in a call, or there are no discriminators.
         """
         batch = make_batch(self.config, inputs, reconstructions, aux_losses, last_layer, split, **options)
-        weights = self.weights.at(global_step)
+        weights = self.schedule.at(global_step)
         adversarial = self._adversarial(batch, weights, both_steps=True)
+        # A pass that serves both steps is made in the first, together with the discriminators' losses.
         autoencoder_step = self.autoencoder_step(batch, weights, adversarial)
         return Update(*autoencoder_step, *self.discriminator_step(batch, weights, adversarial))
 
     def autoencoder_step(self, batch: Batch, weights: Weights, adversarial: AdversarialLosses) -> tuple[Scalar, Log]:
-        """L_AE. A term whose weight is 0 at this step is not computed."""
+        """The autoencoder's loss and its log. A term whose weight is 0 at this step is not computed."""
         recon = self.recon_loss(reconstruction=batch.fake, target=batch.real, weight=batch.clip_weight)
-        extra = self.perceptual(batch, weights, eager=adversarial.is_eager)
+        extra = self.perceptual(batch, weights, eager=adversarial.is_eager)  # with terms on features of its network
         lpips = extra.pop("perceptual", torch.zeros((), device=batch.real.device))
         distance = recon + weights.sum({"perceptual": lpips})
         if self.logvar is not None:  # the negative log-likelihood per element, up to a constant
@@ -250,10 +251,7 @@ class VideoAutoencoderLoss(nn.Module):
         nll = batch.num_elements * distance
         extra |= {name: t(batch) for name, t in self.terms.items() if weights[name] > 0 and not t.uses_features}
         found = adversarial.generator_losses()
-        g, g_m, features = (
-            {d: terms[name] for d, terms in found.items() if name in terms}
-            for name in ("adversarial", "multiscale_adversarial", "feature_matching")
-        )
+        g, g_m, features = found["adversarial"], found["multiscale_adversarial"], found["feature_matching"]
         references = {"perceptual": batch.num_elements * lpips, "recon_and_perceptual": nll}
         w = adaptive_weights(self.config.adaptive_weight, g | g_m, references, batch.grad_at)
         matching = {"feature_matching": mean(features.values(), like=recon)} if features else {}
@@ -272,24 +270,26 @@ class VideoAutoencoderLoss(nn.Module):
         return loss, autoencoder_log(log, g | g_m, w, weights, batch)
 
     def discriminator_step(self, batch: Batch, weights: Weights, adversarial: AdversarialLosses) -> tuple[Scalar, Log]:
-        """L_D, the sum of `discriminator_loss` over the discriminators that train at this step."""
-        logs = adversarial.discriminator_losses()
-        loss = total((log["loss"] for log in logs.values()), like=batch.real)
+        """The sum of `discriminator_loss` over the discriminators that train at this step, and its log."""
+        found = adversarial.discriminator_losses()
+        loss = total((terms["loss"] for terms in found.values()), like=batch.real)
         if torch.is_grad_enabled() and not loss.requires_grad:
             loss.requires_grad_()  # no discriminator trains: `backward()` does nothing
-        return loss, discriminator_log(loss, logs, batch)
+        return loss, discriminator_log(loss, found, batch)
 
     @staticmethod
     def discriminator_loss(terms: Log, weights: Weights) -> Scalar:
-        """L_D of one discriminator. Terms that are not computed at this step are missing."""
+        """The loss of one discriminator from its terms; those that are not computed at this step are missing."""
         extra = {name: terms[f"{name}_loss"] for name in ("grad_penalty", "lecam") if f"{name}_loss" in terms}
         return terms["discr_loss"] + weights.sum(extra)
 
     def _adversarial(self, batch: Batch, weights: Weights, *, both_steps: bool) -> AdversarialLosses:
         """Return the adversarial losses of one call."""
         has_penalty = weights["grad_penalty"] > 0 and torch.is_grad_enabled()
-        eager = partial(EagerAdversarialLosses, both_steps=both_steps)
-        return (eager if self.config.eager_gradients else AdversarialLosses)(
+        losses: Callable[..., AdversarialLosses] = AdversarialLosses
+        if self.config.eager_gradients:
+            losses = partial(EagerAdversarialLosses, both_steps=both_steps)
+        return losses(
             discriminators=self.discriminators + self.multiscale_discriminators,
             gan_loss=self.gan_loss,
             penalty=self.penalty if has_penalty else NO_PENALTY,

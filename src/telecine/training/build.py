@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -17,20 +15,10 @@ from telecine.autoencoders.load import load_model_or_run, without_weights
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
-from telecine.discriminators import (
-    ConditionalDiscriminator,
-    Discriminator,
-    Discriminator3D,
-    Discriminator3DWithfirstframe,
-    FeatureDiscriminator,
-    PatchDiscriminator,
-    PatchDiscriminator3D,
-)
-from telecine.discriminators.base import GradientCheckpointing
+from telecine.discriminators.build import build_image_discriminator, build_video_discriminators
 from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.weights import WeightSchedule
-from telecine.perceptual.feature_maps import build_maps
 from telecine.settings import (
     AdaptiveWeightConfig,
     ClipConfig,
@@ -100,49 +88,13 @@ def build_objective(
     is_on = WeightSchedule(objective).is_ever_on
     has_adversarial, has_scales = is_on("adversarial"), is_on("multiscale_adversarial")
     factors = [1] * has_adversarial + [2**scale for scale in range(1, discriminator.num_scales + 1)] * has_scales
-    videos = _video_discriminators(discriminator, clips, factors, load=load)
-    image = {"attention": Discriminator, "patch": PatchDiscriminator, "none": None}[discriminator.image]
+    videos = build_video_discriminators(discriminator, clips, factors, load=load)
     return VideoAutoencoderLoss(
         **objective.arguments(),
-        discr_kwargs=_discriminator(image, discriminator, clips) if image and has_adversarial else None,
+        discr_kwargs=build_image_discriminator(discriminator, clips) if has_adversarial else None,
         discr_3d_kwargs=videos.pop(0) if videos and has_adversarial else None,
         multiscale_discr_kwargs=videos,
     )
-
-
-def _video_discriminators(
-    config: DiscriminatorConfig, clips: ClipConfig, factors: Sequence[int], *, load: bool
-) -> list[nn.Module]:
-    """Return the discriminators of clips of 1/factor of the height and width, one for each factor."""
-    if config.video == "none" or not factors:
-        return []
-    if config.video == "features":
-        net, weights, layers, size = astuple(config.features)
-        shared = build_maps(net, weights, layers, load=load, prefix="discriminator.features.")
-        heads = {"dim": 4 * config.dim, "size": size, "conditional": config.conditional}
-        return [FeatureDiscriminator(net=shared, **heads) for _ in factors]
-    frames = {"frame_num": clips.num_frames}
-    kinds: dict[str, tuple[type[GradientCheckpointing], dict[str, Any]]] = {
-        "patch": (PatchDiscriminator3D, {"num_temporal_layers": config.num_temporal_layers}),
-        "plain": (Discriminator3D, frames),
-        "first_frame": (Discriminator3DWithfirstframe, {**frames, "time_weighting": config.time_weighting}),
-    }
-    kind, options = kinds[config.video]
-    return [_discriminator(kind, config, clips, factor, **options) for factor in factors]
-
-
-def _discriminator(
-    kind: type[GradientCheckpointing], config: DiscriminatorConfig, clips: ClipConfig, factor: int = 1, **options: Any
-) -> nn.Module:
-    options |= {"channels": 6 if config.conditional else 3, "max_dim": config.max_dim}
-    if kind in (PatchDiscriminator, PatchDiscriminator3D):
-        # `dim` is a quarter of the channels of the first block, as of the other kinds.
-        options |= {"dim": 4 * config.dim, "num_layers": config.num_layers, "norm": config.norm}
-    else:
-        size = (-(-clips.height // factor), -(-clips.width // factor))
-        options |= {"dim": config.dim, "image_size": size, "antialiased_downsample": config.antialiased_downsample}
-    network = kind(**options)
-    return ConditionalDiscriminator(network) if config.conditional else network
 
 
 def _accelerate_networks(
@@ -154,7 +106,7 @@ def _accelerate_networks(
         ValueError: The gradient penalty needs a double backward, which compiled code and the CPU's channels-last
             convolutions do not support.
     """
-    differentiates_twice = loss.weights.is_ever_on("grad_penalty") and loss.penalty.double_backward
+    differentiates_twice = loss.schedule.is_ever_on("grad_penalty") and loss.penalty.double_backward
     remedy = "Use `objective.penalty.kind: approximate_r1`, or turn the penalty off."
     if channels_last:
         if differentiates_twice and device.type == "cpu":

@@ -139,7 +139,7 @@ class TrainState:
     @property
     def trains_discriminators(self) -> bool:
         """Whether the discriminators train at this step."""
-        return self.disc_optimizer is not None and self.objective.weights.at(self.step).discriminators_train
+        return self.disc_optimizer is not None and self.objective.schedule.at(self.step).discriminators_train
 
     @property
     def is_sharded(self) -> bool:
@@ -164,7 +164,7 @@ class TrainState:
         """Return the number of parameters, and whether a run of `steps` trains no discriminator, for the console."""
         total, trained, discriminators = self.sizes()
         part = "" if trained == total else f" ({trained / 1e6:.2f} M of them trained)"
-        late = self.objective.weights.disc_train_start
+        late = self.objective.schedule.disc_train_start
         never = f", not trained before step {late} (`objective.gan.disc_train_start`)" if late >= steps else ""
         in_them = f"{discriminators / 1e6:.2f} M in discriminators" + (never if discriminators else "")
         return f"{total / 1e6:.2f} M parameters{part}, {in_them}"

@@ -114,7 +114,7 @@ def _compute_losses(
         else:
             loss, log = objective(batch.video, output.video, 0, state.step, output.aux, last_layer, **options)
             losses = [loss]
-    if objective.weights.at(state.step)["grad_penalty"] == 0:
+    if objective.schedule.at(state.step)["grad_penalty"] == 0:
         log.pop("train/grad_penalty_loss", None)  # its 0 was not computed and would distort the mean
     # A PSNR is computed from the mean squared error, which the reconstruction loss need not be.
     error = mse(reconstruction=output.video.detach(), target=batch.video)

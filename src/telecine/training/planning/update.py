@@ -225,7 +225,7 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
         adaptive, has_chunks = config.objective.adaptive_weight, config.temporal_chunk is not None
         last_layer = last_layer_of(model, adaptive, is_sharded=False, has_chunks=has_chunks)
         state = new_state(accelerator, model, objective, last_layer, config.optimizer, config.seed)
-        state.step = objective.weights.step_with_most_terms()
+        state.step = objective.schedule.step_with_most_terms()
         shapes = [(config.clips_per_pass, 3, *bucket.shape)] * config.gradient_accumulation_steps
         return _count_update(state, counter, shapes, device_type)
 
