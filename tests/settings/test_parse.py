@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from telecine import Ramp, Term
-from telecine.settings import TrainConfig
+from telecine.settings import Bucket, TrainConfig
 from telecine.settings.parse import (
     config_from,
     environment_layer,
@@ -136,6 +136,30 @@ def test_typed_values():
     assert (config.optimizer.betas, config.clips.random_flip, config.batch_size) == ((0.1, 0.2), False, "auto")
     assert config.objective.terms == {"gram": Term("gram", 0.5)}
     assert config.trainable.patterns == ("decoder.*", "encoder.0")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("trackers", "wandb,tensorboard", ("wandb", "tensorboard")),
+        ("trackers", "wandb, 2024", ("wandb", "2024")),
+        ("trackers", "[wandb, tensorboard]", ("wandb", "tensorboard")),
+        ("trackers", "[]", ()),
+        ("optimizer.betas", "0.1,0.2", (0.1, 0.2)),
+        ("objective.gan.augment", "color,cutout", ("color", "cutout")),
+        ("trainable.patterns", "decoder.*,*.conv_out", ("decoder.*", "*.conv_out")),
+        (
+            "clips.buckets",
+            "{num_frames: 17, height: 256, width: 256}, {num_frames: 5, height: 32, width: 64}",
+            (Bucket(17, 256, 256), Bucket(5, 32, 64)),
+        ),
+    ],
+)
+def test_a_list_is_typed_with_commas_in_brackets_or_without(name, text, value):
+    found = validate(TrainConfig, typed_layer(TrainConfig, [(name, text)]))
+    for part in name.split("."):
+        found = getattr(found, part)
+    assert found == value
 
 
 def test_the_environment(monkeypatch):

@@ -69,11 +69,14 @@ def environment_layer(kind: type) -> Nested:
 
 
 def _typed_value(kind: Any, text: str) -> Any:
-    """Return the value that a text stands for: text for a setting that is one, a list of one for a list, or YAML."""
+    """Return the value that a text stands for: text for a setting that is one, a list with commas, or YAML."""
     value = parse_value(text)
     kinds = alternatives(kind)
     if get_origin(kind) is tuple and not isinstance(value, list):
-        return [_typed_value(get_args(kind)[0], text)]
+        if str in alternatives(item := get_args(kind)[0]):
+            return [_typed_value(item, each.strip()) for each in text.split(",")]
+        value = parse_value(f"[{text}]")
+        return value if isinstance(value, list) else [text]
     is_text = str in kinds and not {int, float, bool} & {*kinds}
     return text if is_text and value is not None else value
 
