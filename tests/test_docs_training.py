@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 
 from telecine import training
 from telecine.cli.main import main
+from telecine.cli.parser import parse
 from telecine.data import index_video, read_clip, sample_videos
 from telecine.report.video import write_mp4
 from telecine.runs import Run
 from telecine.runs.history import History
 from telecine.settings import ClipConfig, ObjectiveConfig
+from telecine.settings.parse import read_config
 
 from .autoencoders.tiny_models import TINY_MODELS
 
@@ -215,6 +217,18 @@ def test_the_notebook(monkeypatch):
         names["model"].linear.encoder.rest.weight, weights("own-module")["linear.encoder.rest.weight"]
     )
     assert names["update"].disc_loss.isfinite()
+
+
+def test_trackers(tmp_path):
+    """The commands are read, not run: two of the trackers need not be installed."""
+    lines = commands("trackers.md")
+    assert [line[:2] for line in lines] == 3 * [["telecine", "train"]]
+    found = [parse(line[1], line[2:])[0]["settings"] for line in lines]
+    assert [each.trackers for each in found] == [("wandb",), ("tensorboard", "wandb", "trackio"), ("wandb",)]
+    assert (found[1].tracker_project, found[2].tracker_options) == ("my_project", {"wandb": {"group": "my_study"}})
+    (text,) = blocks("trackers.md", "yaml")
+    (tmp_path / "config.yaml").write_text(text)
+    assert read_config(tmp_path / "config.yaml").tracker_options["wandb"]["tags"] == ["baseline"]
 
 
 @pytest.mark.slow

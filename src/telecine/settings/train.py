@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from telecine.base.checks import argument_error, check_count, check_fraction, check_positive
 from telecine.settings.autoencoder import CausalVAEConfig
@@ -167,7 +167,12 @@ class TrainConfig(Settings):
     """Start telecine's own autoencoder as that linear one, instead of at random. Other models start from their
     weights."""
     trackers: tuple[str, ...] = ("tensorboard",)
-    """Accelerate trackers that get scalars and previews, besides the run's folder."""
+    """Trackers of Accelerate that get the scalars, besides the run's folder: tensorboard, wandb, trackio and others.
+    These three also get a grid of reconstructions with each validation."""
+    tracker_project: str = "telecine"
+    """Name of the project in trackers; the run there has the name of the run's folder."""
+    tracker_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Arguments with which a tracker is started, by its name, e.g. `{wandb: {entity: my_team, group: my_study}}`."""
     clips: ClipConfig = field(default_factory=ClipConfig)
     """Which clips are cut from the videos."""
     causal_vae: CausalVAEConfig = field(default_factory=CausalVAEConfig)

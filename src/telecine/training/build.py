@@ -64,6 +64,9 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         raise argument_error("sharding", '"none" in a single process', config.sharding, remedy)
     if missing := set(config.trackers) - {str(tracker) for tracker in accelerator.log_with}:
         raise argument_error("trackers", "installed", str(sorted(missing)), "Install them with pip.")
+    if unused := set(config.tracker_options) - {*config.trackers}:
+        got, remedy = str(sorted(unused)), "Add them to `trackers`, or remove their options."
+        raise argument_error("tracker_options", f"of {sorted(config.trackers)}", got, remedy)
     return accelerator
 
 

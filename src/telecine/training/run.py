@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -111,7 +112,8 @@ def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, consol
     """
     check_functions(config.objective, sharding=config.sharding)
     with TemporaryDirectory(prefix="telecine-dry-run-") as folder:
-        tried = replace(config, output_dir=folder, push_to_hub=False, trackers=(), latent_cache=None)
+        nothing: dict[str, Any] = {"push_to_hub": False, "trackers": (), "tracker_options": {}, "latent_cache": None}
+        tried = replace(config, output_dir=folder, **nothing)
         check_output("output_dir", config.data, config.output_dir)
         on_first_process(lambda: RunLock(Path(config.output_dir)).release(), build_accelerator(tried))
         trainer = Trainer(tried, console or PlainConsole(), autoencoder)

@@ -43,13 +43,12 @@ from telecine.training.resume import check_same_data, check_same_networks
 from telecine.training.state import LR_FACTOR, Rollback
 from telecine.training.step import DivergenceError, MicroBatch, describe_warmup, set_learning_rates, train_step
 from telecine.training.summary import SummaryWriter
+from telecine.training.trackers import start_trackers
 from telecine.training.trainable import trains_encoder
 from telecine.training.validation import TrainResult, Validation, validate
 
 # How often a run goes back after a divergence.
 _MAX_ROLLBACKS = 3
-# Subfolder of a run for the files of its trackers.
-_TRACKER_PROJECT = "tensorboard"
 # Clips on which each validation compares the raw weights with the averaged ones.
 _NUM_COMPARED = 4
 
@@ -173,9 +172,10 @@ class Trainer:
             self.summary = SummaryWriter(
                 self.files, self.state, self.clips, clips, self.start, self.is_resumed, self.console
             )
-        # TensorBoard drops what an interrupted run logged after its last checkpoint.
-        purge = {"tensorboard": {"purge_step": step + 1}} if self.is_resumed else {}
-        self.accelerator.init_trackers(_TRACKER_PROJECT, init_kwargs=purge)
+        resumed_at = step if self.is_resumed else None
+        on_first_process(
+            lambda: start_trackers(self.accelerator, self.config, self.files, resumed_at), self.accelerator
+        )
         self._continue_records()
 
     def _continue_records(self) -> None:
