@@ -15,6 +15,7 @@ from rich.console import Console
 from torch import nn
 
 from telecine.base.checks import Interrupted, TrainingError
+from telecine.base.devices import peak_memory
 from telecine.base.terminal import PlainConsole
 from telecine.data.find import check_output
 from telecine.objective.terms import check_functions
@@ -99,7 +100,7 @@ class DryRun:
     seconds: float
     """Of the update. The first one of a process is slower than the others."""
     peak_memory: int | None
-    """Bytes of all tensors on an accelerator at the peak; None on a CPU."""
+    """Bytes at the peak: of a GPU as PyTorch allocated them, on a CPU of the whole process; None on other devices."""
     values: dict[str, float]
     """What the update would have logged, by name."""
 
@@ -128,7 +129,7 @@ def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, consol
 
 
 def _update(trainer: Trainer, stop: StopRequest) -> DryRun:
-    config, device = trainer.config, trainer.accelerator.device
+    config = trainer.config
     step = WeightSchedule(config.objective).step_with_most_terms(config.steps)
     trainer.state.step = step
     batches, error = read_next(trainer.batches(stop))
@@ -138,5 +139,4 @@ def _update(trainer: Trainer, stop: StopRequest) -> DryRun:
     start = time.perf_counter()
     values = train_step(trainer.state, batches, measure_update_ratio=True)  # waits for the device
     seconds = time.perf_counter() - start
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return DryRun(step, seconds, peak, values)
+    return DryRun(step, seconds, peak_memory(trainer.accelerator.device), values)

@@ -37,7 +37,7 @@ from telecine.training.hub import create_repository, upload
 from telecine.training.interrupt import StopRequest, interrupt_on_signal
 from telecine.training.latents import describe_change, fill_latent_cache, measure_latents, open_cache
 from telecine.training.logging import Monitor
-from telecine.training.planning.capacity import largest_batch
+from telecine.training.planning.capacity import MAX_ON_CPU, largest_batch
 from telecine.training.planning.speed import describe_on_cpu
 from telecine.training.resume import check_same_data, check_same_networks
 from telecine.training.state import LR_FACTOR, Rollback
@@ -159,7 +159,10 @@ class Trainer:
         if is_own:  # its memory cannot be planned
             raise argument_error("batch_size", "a number for a custom module", '"auto"', "Choose one.")
         size = largest_batch(self.config, self.accelerator)
-        self.console.print(f"batch size {size} in each process, the largest that fits by the plan")
+        is_bound = self.accelerator.device.type == "cpu" and size == MAX_ON_CPU
+        why = "the most on a CPU, where more are no faster" if is_bound else "the largest that fits by the plan"
+        rates = f"learning rates stay {self.config.optimizer.lr:g} and {self.config.optimizer.disc_lr:g}"
+        self._print(f"batch size {size} in each process, {why}; {rates}, whatever the batch size")
         return replace(self.config, batch_size=size)
 
     def _open_logs(self) -> None:

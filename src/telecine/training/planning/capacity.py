@@ -35,6 +35,8 @@ SWITCHES: Mapping[str, Any] = {
     "mixed_precision": "bf16",
 }
 AS_CONFIGURED = "as configured"
+# With more clips at a time a CPU is no faster, and each update takes longer.
+MAX_ON_CPU = 8
 # Stop searching for the largest batch when the next step adds less than this fraction.
 TOLERANCE = 0.02
 
@@ -131,6 +133,8 @@ class Plan:
     speed: Speed
     memory: int
     largest: list[_LargestBatch]
+    advice: str
+    """The largest part of an update, and what makes it smaller."""
 
 
 def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Plan:
@@ -157,7 +161,8 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Pl
     plans = _plan_in_processes(plan, [*to_plan.values(), *others])
     update, without_penalty = plans[0], plans[-1 if is_lazy else 0]
     dtype = HALF.get(config.mixed_precision, torch.float32)
-    speed = speed_of(objective, update, without_penalty, num_steps=config.steps, device=at_hand, dtype=dtype)
+    measured = None if (at_hand.type, device_type) == ("cpu", "cuda") else at_hand
+    speed = speed_of(objective, update, without_penalty, num_steps=config.steps, device=measured, dtype=dtype)
     needs = {key: _MemoryNeed(each, config.clips_per_pass) for key, each in zip(to_plan, plans, strict=False)}
     lengths, usable = _LongestClip.of(model, clips), int(memory * USED_FRACTION)
     last = [need for (_, num_frames), need in needs.items() if num_frames == clips.num_frames][-1]
@@ -167,10 +172,10 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Pl
     if not any(each.batch_size for each in largest):
         smallest = gigabytes(min(each.one_clip for each in largest) / USED_FRACTION)
         got = f"{gigabytes(memory)}, and one clip needs {smallest} with every switch that saves memory"
-        raise argument_error("memory", "enough for one clip", got, update.describe_largest_part())
+        raise argument_error("memory", "enough for one clip", got, update.describe_largest_part(config))
     precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
     title = f"{config.clips_per_pass} x {clips.num_frames} x {clips.height} x {clips.width}, {precision}"
-    return Plan(title, update, speed, memory, largest)
+    return Plan(title, update, speed, memory, largest, update.describe_largest_part(config))
 
 
 def _device_type(name: str) -> DeviceType:
@@ -244,11 +249,14 @@ def _saved_by_sharding(model: nn.Module, num_processes: int) -> int:
 def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
     """Return the largest batch size that fits the free memory of every process, all of which have to call this.
 
+    On a CPU it is at most `MAX_ON_CPU`.
+
     Raises:
         ValueError: Not one clip fits; the message has the remedies.
     """
     device, num_processes = accelerator.device, accelerator.num_processes
-    share = num_processes if device.type == "cpu" else 1  # of the memory of this machine
+    is_gpu = device.type != "cpu"
+    share = 1 if is_gpu else num_processes  # of the memory of this machine
     memory = min(int(free) for free in all_gather(torch.tensor(free_memory(device) // share, device=device)))
 
     def search() -> int:
@@ -263,10 +271,10 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
             planned = found
             plan = plan_update(replace(config, batch_size=planned), model, device_type=_device_type(device.type))
             need = _MemoryNeed(plan, planned, saved)
-            found = need.largest_batch(int(memory * USED_FRACTION))
+            found = min(need.largest_batch(int(memory * USED_FRACTION)), sys.maxsize if is_gpu else MAX_ON_CPU)
             if found == 0:
                 got = f"{gigabytes(memory)}, and one clip needs {gigabytes(need.of(1) / USED_FRACTION)}"
-                raise argument_error("memory", "enough for one clip", got, plan.describe_largest_part())
+                raise argument_error("memory", "enough for one clip", got, plan.describe_largest_part(config))
         return found
 
     return on_first_process(search, accelerator)
@@ -282,4 +290,4 @@ def out_of_memory(config: TrainConfig, step: int, *, is_own: bool) -> TrainingEr
     except (ValueError, OSError, RuntimeError) as error:  # such as a model that was moved since the run began
         return TrainingError(f"{text} What helps: {SMALLER}. An update cannot be planned: {error}")
     again = "`telecine plan` with the same settings shows what fits."
-    return TrainingError(f"{text} {plan.describe_largest_part()} {again}")
+    return TrainingError(f"{text} {plan.describe_largest_part(config)} {again}")

@@ -29,8 +29,8 @@ SMALLER = "`--config demo` is sized for a CPU: 9 frames of 64 x 64. `telecine pl
 class Speed:
     """An estimate of the time of a run, from the speed of one layer on the device at hand."""
 
-    flops_per_second: float
-    """Of a 3D convolution and its backward."""
+    flops_per_second: float | None
+    """Of a 3D convolution and its backward; None if the device to plan for is not at hand."""
     flops: float
     """Of an update with discriminators, the mean over updates with and without the gradient penalty."""
     hours: float
@@ -40,6 +40,8 @@ class Speed:
 
     def describe(self) -> str:
         """Return a sentence for the console."""
+        if self.flops_per_second is None:
+            return f"{self.flops / 1e12:.3g} TFLOP an update. For the time, run this command where the GPU is."
         seconds = self.flops / self.flops_per_second
         return (
             f"{self.flops / 1e12:.3g} TFLOP an update. Estimate: {seconds:.2g} s an update, {self.hours:.2g} h for the "
@@ -54,18 +56,20 @@ def speed_of(
     without_penalty: UpdatePlan,
     *,
     num_steps: int,
-    device: torch.device,
+    device: torch.device | None,
     dtype: torch.dtype,
 ) -> Speed:
-    """Measure the device for about a second, and divide the operations of a run by the result.
+    """Measure the device, if it is at hand, for about a second, and divide the operations of a run by the result.
 
     `plan` is of an update with every term, `without_penalty` of one without the gradient penalty.
     """
-    per_second = _measured_flops(device, dtype)
     flops, without = (sum(each.flops.values()) for each in (plan, without_penalty))
     mean = without + (flops - without) / objective.penalty.every
     num_without = min(objective.gan.disc_train_start, num_steps)
     total = num_steps * mean - num_without * (mean - without + without_penalty.discriminator_flops)
+    if device is None:
+        return Speed(None, mean, math.nan, "")
+    per_second = _measured_flops(device, dtype)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine's {device.type}"
     return Speed(per_second, mean, total / per_second / 3600, f"{name} in {dtype}".replace("torch.", ""))
 

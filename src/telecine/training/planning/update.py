@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, Literal, cast
 
 import torch
@@ -51,17 +52,17 @@ _SAVED = (PARAMETERS, OPTIMIZER, AVERAGE)  # by a checkpoint
 _DISCRIMINATORS = {"discr": "image discriminator", "discr_3d": "video discriminator"}
 
 SMALLER = "a smaller --batch_size, or smaller clips"
-_SHARDING = f"--sharding fsdp2 with more processes, --trainable.weights lora, {SMALLER}"
-# The remedies if a part is the largest.
-_REMEDIES = {
-    AUTOENCODER: f"--model_gradient_checkpointing true, --mixed_precision bf16, {SMALLER}",
-    PERCEPTUAL: f"fewer --objective.perceptual.num_frames, {SMALLER}",
-    FROZEN: f"--objective.perceptual.net alex, {SMALLER}",
-    **dict.fromkeys((DATA, LOSSES), SMALLER),
+_SHARDING = ("--sharding fsdp2 with more processes", "--trainable.weights lora")
+# The remedies if a part is the largest, besides `SMALLER`.
+_REMEDIES: dict[str, tuple[str, ...]] = {
+    AUTOENCODER: ("--model_gradient_checkpointing true", "--mixed_precision bf16"),
+    PERCEPTUAL: ("fewer --objective.perceptual.num_frames",),
+    FROZEN: ("--objective.perceptual.net alex",),
+    **dict.fromkeys((DATA, LOSSES), ()),
     **dict.fromkeys((PARAMETERS, GRADIENTS, OPTIMIZER, AVERAGE, HOST_COPY), _SHARDING),
 }
 _DISCRIMINATOR_REMEDY = (
-    f"--discriminator.video patch, --objective.gradient_checkpointing true, a smaller --discriminator.dim, {SMALLER}"
+    *("--discriminator.video patch", "--objective.gradient_checkpointing true", "a smaller --discriminator.dim"),
 )
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -112,12 +113,22 @@ class UpdatePlan:
         """The operations that an update without discriminators saves."""
         return sum(flops for part, flops in self.flops.items() if "discriminator" in part)
 
-    def describe_largest_part(self) -> str:
-        """Return the largest part of an update and its remedies, for an error."""
+    def describe_largest_part(self, config: TrainConfig) -> str:
+        """Return the largest part of an update and the remedies that are not in its settings, for an error."""
         part, size = max(self.at_peak.items(), key=lambda item: item[1])
-        remedy = _REMEDIES.get(part, _DISCRIMINATOR_REMEDY)
+        remedies = [each for each in _REMEDIES.get(part, _DISCRIMINATOR_REMEDY) if not _is_on(config, each)]
         whole = f"{gigabytes(size)} of {gigabytes(self.peak)}"
-        return f"The largest part of an update is by its plan: {part}, {whole}. What helps: {remedy}."
+        helps = ", ".join([*remedies, SMALLER if config.batch_size != 1 else "smaller clips"])
+        return f"The largest part of an update is by its plan: {part}, {whole}. What helps: {helps}."
+
+
+def _is_on(config: TrainConfig, remedy: str) -> bool:
+    """Return whether a setting has the value that a remedy gives it, as `--name value`; half precision is one value."""
+    name, value, *_ = remedy.split()
+    if not name.startswith("--"):
+        return False
+    found = str(reduce(getattr, name[2:].split("."), config)).lower()
+    return found == value or {found, value} <= {*HALF}
 
 
 class _MemoryCounter(TorchDispatchMode):
@@ -244,7 +255,7 @@ def _count_update(
 def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
     """Return the autoencoder that `config` names, of tensors that have shapes but no values."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        random = without_weights(config.model, config.causal_vae)
+        random = without_weights(config.model, config.causal_vae, is_planned=True)
         model = build_autoencoder(replace(config, model_gradient_checkpointing=False), random)
         if not config.model_gradient_checkpointing:
             return model
