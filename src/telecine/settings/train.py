@@ -23,6 +23,9 @@ MAX_LR = 10.0
 class OptimizerConfig(Settings):
     """AdamW for the autoencoder and for the discriminators, and the moving average of the weights."""
 
+    name: Literal["adamw", "adamw_8bit"] = "adamw"
+    """"adamw_8bit" is that of bitsandbytes (`telecine[8bit]`): its states have a quarter of the memory. On CUDA and the
+    CPU, without sharding; `plan` counts whole states."""
     lr: float = 1e-4
     """Learning rate of the autoencoder."""
     disc_lr: float = 1e-4
@@ -212,6 +215,9 @@ class TrainConfig(Settings):
         if self.latent_cache is not None:
             remedy = "Replicate the weights: the encoder alone does not gather sharded ones."
             raise argument_error("latent_cache", "left out with sharded weights", repr(self.latent_cache), remedy)
+        if self.optimizer.name != "adamw":
+            remedy = "Sharding divides its states by the number of processes."
+            raise argument_error("optimizer.name", "adamw with sharded weights", self.optimizer.name, remedy)
         if self.mixed_precision == "fp16":
             remedy = "Use bf16: with a loss scale per process the weights would diverge."
             raise argument_error("mixed_precision", "no or bf16 with sharded weights", self.mixed_precision, remedy)

@@ -19,6 +19,7 @@ from telecine.autoencoders.load import class_in, folder_of, is_causal_vae, is_hu
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
+from telecine.base.imports import how_to_install
 from telecine.discriminators import (
     ConditionalDiscriminator,
     Discriminator,
@@ -242,21 +243,33 @@ def new_state(
     if learned := objective.get_trainable_autoencoder_parameters():
         groups.append({"params": learned, "weight_decay": 0.0})  # decay would change a variance
     settings, decay = config.optimizer, config.optimizer.weight_decay
+    kind = AdamW if settings.name == "adamw" else _adamw_8bit(accelerator.device)
     disc_optimizer = None
     if discriminators := objective.get_trainable_parameters():
-        disc_optimizer = AdamW(discriminators, settings.disc_lr, betas=settings.disc_betas, weight_decay=decay)
+        disc_optimizer = kind(discriminators, settings.disc_lr, betas=settings.disc_betas, weight_decay=decay)
     return TrainState(
         accelerator=accelerator,
         model=model,
         autoencoder=model,
         objective=objective,
-        optimizer=AdamW(groups, settings.lr, betas=settings.betas, weight_decay=decay),
+        optimizer=kind(groups, settings.lr, betas=settings.betas, weight_decay=decay),
         disc_optimizer=disc_optimizer,
         ema=MovingAverage(model, settings.ema_decay),
         last_layer=last_layer,
         grad_clip=settings.grad_clip,
         seed=config.seed,
     )
+
+
+def _adamw_8bit(device: torch.device) -> Any:
+    """Return the class of AdamW with states of 8 bits, arXiv:2110.02861."""
+    if device.type not in ("cuda", "cpu"):
+        raise argument_error("optimizer.name", f"adamw on {device.type}", "adamw_8bit", "bitsandbytes has no kernels.")
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as missing:
+        raise ImportError(f"`optimizer.name: adamw_8bit` needs bitsandbytes. {how_to_install('8bit')}") from missing
+    return AdamW8bit
 
 
 def last_layer_of(

@@ -204,6 +204,7 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
         ValueError: The model does not reproduce clips of this size, or a setting is wrong.
     """
     model = fake_autoencoder(config) if model is None else model
+    config = replace(config, optimizer=replace(config.optimizer, name="adamw"))  # kernels of 8 bits need values
     bucket = max(config.clips.train_buckets, key=lambda each: math.prod(each.shape))
     model.check_clip(*bucket.shape)
     counter = _MemoryCounter(LOSSES)
