@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 
 from telecine import Ramp, Term
+from telecine.cli import commands  # noqa: F401 - registers them
+from telecine.cli.parser import parse
 from telecine.settings import Bucket, TrainConfig
 from telecine.settings.parse import (
     config_from,
     environment_layer,
+    launcher_layer,
     merged,
     nested,
     read_config,
@@ -41,6 +44,10 @@ MISTAKES = {
     "a word that is none of some": (
         "mixed_precision: bf61",
         "`mixed_precision` must be one of 'no', 'bf16', 'fp16', but got 'bf61' (str). Did you mean `bf16`?",
+    ),
+    "fp8": (
+        "mixed_precision: fp8",
+        "`mixed_precision` must be one of 'no', 'bf16', 'fp16', but got 'fp8' (str). Use bf16: fp8 is for large",
     ),
     "neither number nor word": ("batch_size: x", "`batch_size` must be a whole number or one of 'auto', but got 'x'"),
     "a value for a group": ("optimizer: 3", "`optimizer` must be a group of settings, but got 3 (int). Indent"),
@@ -166,6 +173,36 @@ def test_the_environment(monkeypatch):
     monkeypatch.setenv("TELECINE__OPTIMIZER__LR", "1e-5")
     monkeypatch.setenv("TELECINE_WEIGHTS_DIR", "/weights")
     assert environment_layer(TrainConfig) == {"optimizer": {"lr": 1e-5}}
+
+
+@pytest.mark.parametrize(
+    ("passed", "settings"),
+    [
+        ({}, {}),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_USE_CPU": "False"}, {}),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, {"mixed_precision": "bf16"}),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, {"dynamo_backend": "inductor"}),
+        ({"ACCELERATE_USE_CPU": "True"}, {"device": "cpu"}),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {"sharding": "fsdp2"}),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, {"sharding": "fsdp1"}),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {"sharding": "deepspeed"}),
+    ],
+)
+def test_what_accelerates_launcher_passes_on(monkeypatch, passed, settings):
+    for name, text in passed.items():
+        monkeypatch.setenv(name, text)
+    assert launcher_layer() == settings
+    if settings.get("sharding") in ("fsdp1", "deepspeed"):
+        with pytest.raises(ValueError, match=r"`sharding` must be one of 'none', 'fsdp2', but got '(fsdp1|deepspeed)'"):
+            config_from(settings)
+    else:
+        config_from(settings)
+
+
+def test_what_is_typed_overrides_the_launcher_which_overrides_files(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert parse("train", ["--config", "cpu"])[0]["settings"].mixed_precision == "bf16"
+    assert parse("train", ["--config", "cpu", "--mixed_precision", "fp16"])[0]["settings"].mixed_precision == "fp16"
 
 
 def test_settings_that_are_no_more_are_read_if_they_have_the_value_that_they_have_now():

@@ -14,7 +14,7 @@ from telecine.base.imports import how_to_install
 from telecine.base.terminal import escape_logs
 from telecine.cli.commands import console
 from telecine.cli.parser import COMMANDS, help_of, parse
-from telecine.settings.parse import ENVIRONMENT
+from telecine.settings.parse import ENVIRONMENT, launcher_layer
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -53,7 +53,8 @@ def _run(name: str, typed: Sequence[str]) -> None:
     escape_logs()
     if files == ["demo"] and not any(word.startswith("--config") for word in typed):
         console.print("without --data and --config: the demo, on four sample videos")
-    given = [f"{key}={text}" for key, text in sorted(os.environ.items()) if key.startswith(ENVIRONMENT)]
+    given = [f"{key}={value} (accelerate launch)" for key, value in launcher_layer().items()]
+    given += [f"{key}={text}" for key, text in sorted(os.environ.items()) if key.startswith(ENVIRONMENT)]
     if given and COMMANDS[name].trains and _is_first_process():
         console.print(f"settings of the environment: {', '.join(given)}", soft_wrap=True)
     COMMANDS[name].run(**arguments)

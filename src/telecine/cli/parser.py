@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 from telecine.base.checks import argument_error, nearest
 from telecine.base.imports import allow_code
 from telecine.settings.group import Setting, alternatives, choices_of, describe_type, kind_at, settings_of
-from telecine.settings.parse import environment_layer, merged, read_layer, typed_layer
+from telecine.settings.parse import environment_layer, launcher_layer, merged, read_layer, typed_layer
 from telecine.settings.recipes import default_recipe, recipes
 from telecine.settings.train import TrainConfig
 from telecine.settings.validate import Nested, validate
@@ -117,7 +117,7 @@ def parse(name: str, typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     files = _files(command, typed)
     layers = [*map(read_layer, files), typed_layer(command.settings, texts)]
     if command.trains:
-        layers.append(environment_layer(command.settings))
+        layers[-1:] = [launcher_layer(), layers[-1], environment_layer(command.settings)]
     values = merged(layers)
     if "allow_code" in values:
         remedy = "Code that settings name is run only if you type it: add `--allow_code PACKAGE`."

@@ -68,6 +68,19 @@ def environment_layer(kind: type) -> Nested:
     return typed_layer(kind, names.items())
 
 
+def launcher_layer() -> Nested:
+    """Return the settings that `accelerate launch` passes on from the file of `accelerate config`, if they are on."""
+    passed = {name: text.lower() for name, text in os.environ.items() if name.startswith("ACCELERATE_")}
+    found = {name: passed.get(f"ACCELERATE_{name.upper()}", "no") for name in ("mixed_precision", "dynamo_backend")}
+    found = {name: value for name, value in found.items() if value != "no"}
+    if passed.get("ACCELERATE_USE_CPU") == "true":
+        found["device"] = "cpu"
+    for kind in ("fsdp", "deepspeed", "megatron_lm"):  # what is none of `sharding` is refused as such
+        if passed.get(f"ACCELERATE_USE_{kind.upper()}") == "true":
+            found["sharding"] = kind + (os.environ.get("FSDP_VERSION", "1") if kind == "fsdp" else "")
+    return found
+
+
 def _typed_value(kind: Any, text: str) -> Any:
     """Return the value that a text stands for: text for a setting that is one, a list with commas, or YAML."""
     value = parse_value(text)
