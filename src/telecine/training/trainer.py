@@ -135,6 +135,7 @@ class Trainer:
                 start=config.linear_start,
                 is_new=autoencoder is None and config.model is None,
                 measure=config.linear_baseline,
+                num_steps=config.steps,
             )
         self.normalisation = model.latent_normalisation()
         self.checkpointer = Checkpointer(config, model, is_main=self.is_main)
