@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from measure import Step, extra_peak, machine, table
 
-from telecine.autoencoders.diffusers import loading as published
-from telecine.settings import DiscriminatorConfig, TrainConfig
+from telecine.base.files import read_json
+from telecine.settings import DiscriminatorConfig, TrainConfig, recipes
 from telecine.settings.parse import read_config
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.planning.update import DATA, DeviceType, UpdatePlan, fake_autoencoder, plan_update
@@ -34,7 +34,7 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "telecine (gpu)": {},
     "CogVideoX": {"_class_name": "AutoencoderKLCogVideoX"},
     "Wan 2.1": {"_class_name": "AutoencoderKLWan"},
-    "Wan 2.2": published.PUBLISHED["Wan-AI/Wan2.2-TI2V-5B-Diffusers"],
+    "Wan 2.2": read_json(recipes.PUBLISHED)["Wan-AI/Wan2.2-TI2V-5B-Diffusers"],
     "LTX": {"_class_name": "AutoencoderKLLTXVideo"},
     "HunyuanVideo": {"_class_name": "AutoencoderKLHunyuanVideo"},
     "Cosmos": {"_class_name": "AutoencoderKLCosmos"},

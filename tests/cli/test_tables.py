@@ -20,7 +20,7 @@ def test_a_plan_says_whether_the_settings_fit(console, memory, fits):
     update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, 0)
     speed = Speed(1e9, 1e9, 1.0, "this machine's cpu")
     largest = [_LargestBatch("as configured", 1, 9, 90)]
-    print_plan(console, Plan("4 x 17 x 256 x 256, float32", update, speed, memory, largest, ""))
+    print_plan(console, Plan("4 x 17 x 256 x 256, float32", update, speed, memory, largest))
     text = console.export_text()
     assert ("\nWith these settings an update does not fit." in text) != fits
 
@@ -32,7 +32,7 @@ def test_what_fits_is_readable_in_80_columns():
     titles = (AS_CONFIGURED, *switches, "and --sharding fsdp2, 8 processes")
     fits = [_LargestBatch(title, 4, 165, 90 * 2**30) for title in titles]
     update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, 0)
-    print_plan(console, Plan("4 x 17 x 256 x 256, float32", update, speed, 100, fits, ""))
+    print_plan(console, Plan("4 x 17 x 256 x 256, float32", update, speed, 100, fits))
     lines = console.export_text().splitlines()
     assert len(fits) == 5
     for fit in fits:

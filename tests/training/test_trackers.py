@@ -12,6 +12,7 @@ from accelerate.tracking import TensorBoardTracker
 from rich.console import Console
 
 from telecine.runs import Run
+from telecine.runs.settings import plain_settings
 from telecine.training import trackers, train
 from telecine.training.build import build_accelerator
 from telecine.training.trackers import start_trackers
@@ -45,7 +46,7 @@ def started(tmp_path, tiny, monkeypatch):
     def start(names, resumed_at=None, **changes):
         config = tiny(trackers=names, output_dir=str(tmp_path / "my_run"), **changes)
         accelerator = FakeAccelerator(names)
-        start_trackers(accelerator, config, Run(config.output_dir), resumed_at)
+        start_trackers(accelerator, plain_settings(config), Run(config.output_dir), resumed_at)
         return accelerator
 
     return start
@@ -101,13 +102,13 @@ def test_a_wrong_option_is_one_line(tiny, tmp_path):
     config = tiny(tracker_options={"tensorboard": {"flush": 3}}, output_dir=str(tmp_path))
     accelerator = build_accelerator(config)
     with pytest.raises(ValueError, match=r"`trackers` must be able to start, but got TypeError .*flush.*`tracker_op"):
-        start_trackers(accelerator, config, Run(tmp_path), None)
+        start_trackers(accelerator, plain_settings(config), Run(tmp_path), None)
 
 
 def test_tensorboards_files_stay_where_they_were(tiny, tmp_path):
     config = tiny(tracker_project="mine", output_dir=str(tmp_path))
     accelerator = build_accelerator(config)
-    start_trackers(accelerator, config, Run(tmp_path), None)
+    start_trackers(accelerator, plain_settings(config), Run(tmp_path), None)
     (tracker,) = accelerator.trackers
     accelerator.end_training()
     assert isinstance(tracker, TensorBoardTracker)

@@ -79,7 +79,7 @@ def print_plan(console: Console, plan: Plan) -> None:
     for row in plan.largest:
         fits.add_row(row.title, str(row.batch_size or "none"), str(row.num_frames or "none"), gigabytes(row.one_clip))
     console.print(fits)
-    console.print(plan.advice, soft_wrap=True)
+    console.print(update.describe_largest_part(), soft_wrap=True)
 
 
 def print_evaluation(console: Console, evaluation: Evaluation) -> None:

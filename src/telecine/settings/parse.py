@@ -70,15 +70,13 @@ def environment_layer(kind: type) -> Nested:
 
 def launcher_layer() -> Nested:
     """Return the settings that `accelerate launch` passes on from the file of `accelerate config`, if they are on."""
-    passed = {name: text.lower() for name, text in os.environ.items() if name.startswith("ACCELERATE_")}
+    passed = {name: text.lower() for name, text in os.environ.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
     found = {name: passed.get(f"ACCELERATE_{name.upper()}", "no") for name in ("mixed_precision", "dynamo_backend")}
-    found = {name: value for name, value in found.items() if value != "no"}
-    if passed.get("ACCELERATE_USE_CPU") == "true":
-        found["device"] = "cpu"
-    for kind in ("fsdp", "deepspeed", "megatron_lm"):  # what is none of `sharding` is refused as such
-        if passed.get(f"ACCELERATE_USE_{kind.upper()}") == "true":
-            found["sharding"] = kind + (os.environ.get("FSDP_VERSION", "1") if kind == "fsdp" else "")
-    return found
+    found |= {"device": "cpu"} if passed.get("ACCELERATE_USE_CPU") == "true" else {}
+    for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):  # what is none of `sharding` is refused as such
+        if passed.get(f"ACCELERATE_USE_{kind}") == "true":
+            found["sharding"] = kind.lower() + (passed.get("FSDP_VERSION", "1") if kind == "FSDP" else "")
+    return {name: value for name, value in found.items() if value != "no"}
 
 
 def _typed_value(kind: Any, text: str) -> Any:

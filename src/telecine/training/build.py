@@ -15,7 +15,7 @@ from torch.optim import AdamW
 
 from telecine.autoencoders import CausalVAE, VideoAutoencoder, as_video_autoencoder
 from telecine.autoencoders.causal import saved_config
-from telecine.autoencoders.load import class_in, folder_of, is_causal_vae, is_hub_name, load_model_or_run
+from telecine.autoencoders.load import class_in, folder_of, is_causal_vae, load_model_or_run
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
@@ -90,19 +90,10 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
     return model.train()
 
 
-def without_weights(name: str | None, config: CausalVAEConfig, *, is_planned: bool = False) -> VideoAutoencoder:
-    """Return the autoencoder of a name, see `TrainConfig.model`, or of `config`, with random weights.
-
-    Where it `is_planned`, models of recipes are built from configurations that are known here, without a network.
-    """
+def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencoder:
+    """Return the autoencoder of a name, see `TrainConfig.model`, or of `config`, with random weights."""
     if name is None:
         return CausalVAE(config)
-    if is_planned and not Path(name).exists() and is_hub_name(name):
-        from telecine.autoencoders.diffusers import DiffusersAutoencoder
-        from telecine.autoencoders.diffusers.loading import PUBLISHED
-
-        if name in PUBLISHED:
-            return DiffusersAutoencoder.from_config(PUBLISHED[name])
     checkpoint = find_checkpoint(Path(name))
     source = name if checkpoint is None else str(checkpoint / "ema")
     folder = folder_of(source, with_weights=False)

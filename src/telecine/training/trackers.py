@@ -10,8 +10,7 @@ from accelerate.tracking import TensorBoardTracker
 
 from telecine.base.checks import argument_error
 from telecine.runs import Run
-from telecine.runs.settings import flat_settings, plain_settings
-from telecine.settings import TrainConfig
+from telecine.runs.settings import flat_settings
 from telecine.settings.parse import merged
 
 # The subfolder of a run for TensorBoard's files.
@@ -20,33 +19,27 @@ _TENSORBOARD = "tensorboard"
 _NESTED = ("wandb", "trackio")
 
 
-def start_trackers(accelerator: Accelerator, config: TrainConfig, run: Run, resumed_at: int | None) -> None:
-    """Start the trackers of a run and send them its settings; call this in the first process only.
+def start_trackers(accelerator: Accelerator, settings: dict[str, Any], run: Run, resumed_at: int | None) -> None:
+    """Start the trackers of a run and send them its plain settings; call this in the first process only.
 
-    Weights & Biases and trackio continue the run that they had before a resume. TensorBoard drops what an interrupted
-    run logged after its last checkpoint.
-
-    Args:
-        accelerator: The trackers become its own.
-        config: The settings of the run.
-        run: Its folder, which keeps the id of the run in trackers.
-        resumed_at: The step of the checkpoint; None for a new run.
+    After a resume at a step, Weights & Biases and trackio continue the run that they had, by an id in the run's folder;
+    TensorBoard drops what was logged after that step.
 
     Raises:
         ValueError: A tracker refuses to start, or one of `tracker_options`.
     """
-    options = merged([_options(config.trackers, run, resumed_at), config.tracker_options])
+    names = settings["trackers"]
+    options = merged([_options(names, run, resumed_at), settings["tracker_options"]])
     try:
         # TensorBoard's is made here, so that its files are in its folder whatever the project is.
         accelerator.log_with = [
             TensorBoardTracker(_TENSORBOARD, run.folder, **options[_TENSORBOARD]) if str(each) == _TENSORBOARD else each
             for each in accelerator.log_with
         ]
-        accelerator.init_trackers(config.tracker_project, init_kwargs=options)
-    except (TypeError, *_errors_of(config.trackers)) as error:
+        accelerator.init_trackers(settings["tracker_project"], init_kwargs=options)
+    except (TypeError, *_errors_of(names)) as error:
         remedy = "Log in to the tracker or use it offline, and check `tracker_options`; or leave it out of `trackers`."
         raise argument_error("trackers", "able to start", f"{type(error).__name__} ({error})", remedy) from error
-    settings = plain_settings(config)
     for tracker in accelerator.trackers:
         if tracker.name != _TENSORBOARD:  # it would make another folder at each start
             tracker.store_init_configuration(settings if tracker.name in _NESTED else flat_settings(settings))

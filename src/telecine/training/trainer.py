@@ -25,7 +25,7 @@ from telecine.runs import Run
 from telecine.runs.checkpoints import step_of
 from telecine.runs.environment import environment
 from telecine.runs.lock import RunLock
-from telecine.runs.settings import read_saved_settings, write_settings
+from telecine.runs.settings import plain_settings, read_saved_settings, write_settings
 from telecine.settings import OptimizerConfig, TrainConfig
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
@@ -177,9 +177,8 @@ class Trainer:
                 self.files, self.state, self.clips, clips, self.start, self.is_resumed, self.console
             )
         resumed_at = step if self.is_resumed else None
-        on_first_process(
-            lambda: start_trackers(self.accelerator, self.config, self.files, resumed_at), self.accelerator
-        )
+        start = partial(start_trackers, self.accelerator, plain_settings(self.config), self.files, resumed_at)
+        on_first_process(start, self.accelerator)
         self._continue_records()
 
     def _continue_records(self) -> None:

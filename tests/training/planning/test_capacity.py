@@ -14,7 +14,7 @@ from telecine.training import TrainingError, train, trainer
 from telecine.training.build import build_accelerator
 from telecine.training.planning import capacity
 from telecine.training.planning.capacity import _MemoryNeed, _plan_in_processes, largest_batch, make_plan, out_of_memory
-from telecine.training.planning.update import UpdatePlan, plan_update
+from telecine.training.planning.update import UpdatePlan, _remedies_in, plan_update
 from telecine.training.trainer import Trainer
 
 MB = 10**6
@@ -120,8 +120,15 @@ def test_a_plan_for_a_card_has_no_time_of_this_cpu(light, monkeypatch):
     ],
 )
 def test_nothing_that_is_on_is_advised(tiny, part, changes, advice):
-    plan = replace(update_plan(130), at_peak={part: 100, "data": 1})
-    assert f"What helps: {advice}" in plan.describe_largest_part(tiny(**changes))
+    plan = replace(update_plan(130), at_peak={part: 100, "data": 1}, is_on=_remedies_in(tiny(**changes)))
+    assert f"What helps: {advice}" in plan.describe_largest_part()
+
+
+@pytest.mark.slow
+def test_a_plan_knows_what_its_settings_have(light):
+    plan = plan_update(light(mixed_precision="bf16", batch_size=1), device_type="cpu")
+    assert {"--mixed_precision bf16", "a smaller --batch_size"} <= {*plan.is_on}
+    assert "--model_gradient_checkpointing true" not in plan.is_on
 
 
 @pytest.mark.slow

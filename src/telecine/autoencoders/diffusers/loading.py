@@ -26,21 +26,6 @@ except ImportError as missing:
 PIPELINE_SUBFOLDER = "vae"
 # Larger than any number of channels, layers or pixels in the configurations of diffusers' autoencoders.
 MAX_SIZE = 2**16
-# The configurations of published models, to plan for them without a network; the rest are defaults of diffusers.
-# Wan 2.2: https://huggingface.co/Wan-AI/Wan2.2-TI2V-5B-Diffusers/blob/main/vae/config.json.
-_WAN_2_2 = {
-    **dict(base_dim=160, decoder_base_dim=256, z_dim=48, in_channels=12, out_channels=12),
-    **dict(is_residual=True, patch_size=2, scale_factor_spatial=16),
-}
-PUBLISHED: Mapping[str, Mapping[str, Any]] = {
-    "zai-org/CogVideoX-2b": {CLASS_KEY: "AutoencoderKLCogVideoX"},
-    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": {CLASS_KEY: "AutoencoderKLWan"},
-    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": {CLASS_KEY: "AutoencoderKLWan", **_WAN_2_2},
-    "Lightricks/LTX-Video": {CLASS_KEY: "AutoencoderKLLTXVideo"},
-    "hunyuanvideo-community/HunyuanVideo": {CLASS_KEY: "AutoencoderKLHunyuanVideo"},
-    "nvidia/Cosmos-1.0-Tokenizer-CV8x8x8": {CLASS_KEY: "AutoencoderKLCosmos"},
-    "genmo/mochi-1-preview": {CLASS_KEY: "AutoencoderKLMochi"},
-}
 # Numbers that no layer is built from.
 NO_SIZES = ("codebook_size",)
 

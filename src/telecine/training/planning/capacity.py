@@ -133,8 +133,6 @@ class Plan:
     speed: Speed
     memory: int
     largest: list[_LargestBatch]
-    advice: str
-    """The largest part of an update, and what makes it smaller."""
 
 
 def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Plan:
@@ -172,10 +170,10 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Pl
     if not any(each.batch_size for each in largest):
         smallest = gigabytes(min(each.one_clip for each in largest) / USED_FRACTION)
         got = f"{gigabytes(memory)}, and one clip needs {smallest} with every switch that saves memory"
-        raise argument_error("memory", "enough for one clip", got, update.describe_largest_part(config))
+        raise argument_error("memory", "enough for one clip", got, update.describe_largest_part())
     precision = "float32" if config.mixed_precision == "no" else config.mixed_precision
     title = f"{config.clips_per_pass} x {clips.num_frames} x {clips.height} x {clips.width}, {precision}"
-    return Plan(title, update, speed, memory, largest, update.describe_largest_part(config))
+    return Plan(title, update, speed, memory, largest)
 
 
 def _device_type(name: str) -> DeviceType:
@@ -274,7 +272,7 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
             found = min(need.largest_batch(int(memory * USED_FRACTION)), sys.maxsize if is_gpu else MAX_ON_CPU)
             if found == 0:
                 got = f"{gigabytes(memory)}, and one clip needs {gigabytes(need.of(1) / USED_FRACTION)}"
-                raise argument_error("memory", "enough for one clip", got, plan.describe_largest_part(config))
+                raise argument_error("memory", "enough for one clip", got, plan.describe_largest_part())
         return found
 
     return on_first_process(search, accelerator)
@@ -290,4 +288,4 @@ def out_of_memory(config: TrainConfig, step: int, *, is_own: bool) -> TrainingEr
     except (ValueError, OSError, RuntimeError) as error:  # such as a model that was moved since the run began
         return TrainingError(f"{text} What helps: {SMALLER}. An update cannot be planned: {error}")
     again = "`telecine plan` with the same settings shows what fits."
-    return TrainingError(f"{text} {plan.describe_largest_part(config)} {again}")
+    return TrainingError(f"{text} {plan.describe_largest_part()} {again}")

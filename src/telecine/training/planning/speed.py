@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils.benchmark import Timer
 
 from telecine.base.checks import argument_error
 from telecine.base.devices import free_memory, gigabytes
@@ -80,16 +80,8 @@ def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
     x = torch.randn(CALIBRATION_SHAPE, device=device, dtype=dtype, requires_grad=True)
     layer = nn.Conv3d(channels, channels, 3, padding=1, device=device, dtype=dtype)
     flops = 3 * 2 * 27 * channels * x.numel()
-    num_passes, seconds = -1, 0.0
-    while seconds < CALIBRATION_SECONDS:
-        if num_passes == 0:  # the first pass also chooses a kernel
-            start = time.perf_counter()
-        layer(x).sum().backward()
-        assert x.grad is not None
-        float(x.grad[0, 0, 0, 0, 0])  # wait for the device
-        num_passes += 1
-        seconds = time.perf_counter() - start if num_passes > 0 else 0.0
-    return flops * num_passes / seconds
+    timer = Timer("layer(x).sum().backward()", globals={"layer": layer, "x": x}, num_threads=torch.get_num_threads())
+    return float(flops / timer.blocked_autorange(min_run_time=CALIBRATION_SECONDS).mean)
 
 
 def describe_on_cpu(config: TrainConfig, model: nn.Module, *, num_processes: int) -> str | None:
