@@ -37,7 +37,7 @@ def start_trackers(accelerator: Accelerator, settings: dict[str, Any], run: Run,
             for each in accelerator.log_with
         ]
         accelerator.init_trackers(settings["tracker_project"], init_kwargs=options)
-    except (TypeError, *_errors_of(names)) as error:
+    except _errors_of(names) as error:
         remedy = "Log in to the tracker or use it offline, and check `tracker_options`; or leave it out of `trackers`."
         raise argument_error("trackers", "able to start", f"{type(error).__name__} ({error})", remedy) from error
     for tracker in accelerator.trackers:
@@ -56,9 +56,9 @@ def _options(trackers: Sequence[str], run: Run, resumed_at: int | None) -> dict[
 
 
 def _errors_of(trackers: Sequence[str]) -> tuple[type[Exception], ...]:
-    """Return the errors of trackers that are no `OSError` or `ValueError`."""
+    """Return the errors with which trackers refuse to start, or one of their options."""
     if "wandb" not in trackers:
-        return ()
+        return (TypeError,)
     from wandb.errors import Error
 
-    return (Error,)
+    return (TypeError, Error)
