@@ -80,7 +80,8 @@ def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
     x = torch.randn(CALIBRATION_SHAPE, device=device, dtype=dtype, requires_grad=True)
     layer = nn.Conv3d(channels, channels, 3, padding=1, device=device, dtype=dtype)
     flops = 3 * 2 * 27 * channels * x.numel()
-    timer = Timer("layer(x).sum().backward()", globals={"layer": layer, "x": x}, num_threads=torch.get_num_threads())
+    update = "layer(x).sum().backward(); float(x.grad[0, 0, 0, 0, 0])"  # the last waits for the device
+    timer = Timer(update, globals={"layer": layer, "x": x}, num_threads=torch.get_num_threads())
     return float(flops / timer.blocked_autorange(min_run_time=CALIBRATION_SECONDS).mean)
 
 

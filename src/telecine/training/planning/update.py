@@ -68,9 +68,7 @@ _REMEDIES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys((PARAMETERS, GRADIENTS, OPTIMIZER, AVERAGE, HOST_COPY), _OF_WEIGHTS),
 }
 _OF_DISCRIMINATORS = (
-    "--discriminator.video patch",
-    "--objective.gradient_checkpointing true",
-    "a smaller --discriminator.dim",
+    *("--discriminator.video patch", "--objective.gradient_checkpointing true", "a smaller --discriminator.dim"),
 )
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
