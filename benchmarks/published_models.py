@@ -23,29 +23,18 @@ from typing import Any
 import torch
 from measure import Step, extra_peak, machine, table
 
-from telecine.settings import DiscriminatorConfig, TrainConfig
+from telecine.base.files import read_json
+from telecine.settings import DiscriminatorConfig, TrainConfig, recipes
 from telecine.settings.parse import read_config
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.planning.update import DATA, DeviceType, UpdatePlan, fake_autoencoder, plan_update
 from telecine.training.step import MicroBatch, train_step
 
-# The values of Wan 2.2 are those of https://huggingface.co/Wan-AI/Wan2.2-TI2V-5B-Diffusers/blob/main/vae/config.json.
-WAN_2_2 = {
-    "base_dim": 160,
-    "decoder_base_dim": 256,
-    "z_dim": 48,
-    "in_channels": 12,
-    "out_channels": 12,
-    "is_residual": True,
-    "patch_size": 2,
-    "scale_factor_spatial": 16,
-    "temperal_downsample": [False, True, True],
-}
 PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "telecine (gpu)": {},
     "CogVideoX": {"_class_name": "AutoencoderKLCogVideoX"},
     "Wan 2.1": {"_class_name": "AutoencoderKLWan"},
-    "Wan 2.2": {"_class_name": "AutoencoderKLWan", **WAN_2_2},
+    "Wan 2.2": read_json(recipes.PUBLISHED)["Wan-AI/Wan2.2-TI2V-5B-Diffusers"],
     "LTX": {"_class_name": "AutoencoderKLLTXVideo"},
     "HunyuanVideo": {"_class_name": "AutoencoderKLHunyuanVideo"},
     "Cosmos": {"_class_name": "AutoencoderKLCosmos"},

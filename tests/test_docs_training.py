@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 
 from telecine import training
 from telecine.__main__ import main
+from telecine.cli.parser import parse
 from telecine.data import index_video, read_clip, sample_videos
 from telecine.report.video import write_mp4
 from telecine.runs import Run
 from telecine.runs.history import History
 from telecine.settings import ClipConfig, ObjectiveConfig
+from telecine.settings.parse import read_config
 
 from .autoencoders.tiny_models import TINY_MODELS
 
@@ -145,22 +147,26 @@ def test_distillation(folder, cached_weights):
 @pytest.mark.slow
 def test_many_gpus(folder, cached_weights, forks):
     lines = commands("many-gpus.md")
-    assert [line[0] for line in lines] == ["torchrun", "accelerate", "telecine", "telecine"]
+    assert [line[0] for line in lines] == ["torchrun", "accelerate", "accelerate", "telecine", "telecine"]
     small = ["--config", "small.yaml"]
+    (text,) = blocks("many-gpus.md", "yaml")
+    Path("accelerate.yaml").write_text(text)
     # Each with a free port.
     launchers = {
         "torchrun --nproc-per-node": ["torch.distributed.run", "--standalone", "--nproc-per-node"],
         "accelerate launch": ["accelerate.commands.launch", "--main_process_port", "0"],
     }
-    for *launcher, line in [(*line[:2], line[2:]) for line in lines[:2]]:
+    for *launcher, line in [(*line[:2], line[2:]) for line in lines[:3]]:
         start = line.index("-m")
         assert line[start : start + 3] == ["-m", "telecine", "train"]
         command = [*launchers[" ".join(launcher)], *line[:start], str(NO_PICTURES), *line[start + 2 :], *small]
         done = forks.run("-m", *command)
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stdout.count("in each of 2 processes") == done.stdout.count("training finished") == 1
-    for line in lines[2:]:
+    for line in lines[3:]:
         assert main([*line[1:], *small]) == 0
+    assert read_config("runs/configured/config.yaml").mixed_precision == "bf16"
+    assert read_config("runs/sharded/config.yaml").mixed_precision == "no"
     steps = {run: Run(Path("runs", run)).checkpoints.all()[-1][0] for run in ("two", "sharded", "resumed")}
     assert steps == {"two": 2, "sharded": 2, "resumed": 4}
     two, sharded = weights("two"), weights("sharded")
@@ -215,6 +221,18 @@ def test_the_notebook(monkeypatch):
         names["model"].linear.encoder.rest.weight, weights("own-module")["linear.encoder.rest.weight"]
     )
     assert names["update"].disc_loss.isfinite()
+
+
+def test_trackers(tmp_path):
+    """The commands are read, not run: two of the trackers need not be installed."""
+    lines = commands("trackers.md")
+    assert [line[:2] for line in lines] == 3 * [["telecine", "train"]]
+    found = [parse(line[1], line[2:])[0]["settings"] for line in lines]
+    assert [each.trackers for each in found] == [("wandb",), ("tensorboard", "wandb", "trackio"), ("wandb",)]
+    assert (found[1].tracker_project, found[2].tracker_options) == ("my_project", {"wandb": {"group": "my_study"}})
+    (text,) = blocks("trackers.md", "yaml")
+    (tmp_path / "config.yaml").write_text(text)
+    assert read_config(tmp_path / "config.yaml").tracker_options["wandb"]["tags"] == ["baseline"]
 
 
 @pytest.mark.slow

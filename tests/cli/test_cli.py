@@ -74,8 +74,9 @@ def test_runs_as_a_module(forks):
         (["train", "--data", "x", "--clips", "3"], "`--clips` must be a group of settings, but got 3"),
         (
             ["train", "--optimizer.betas", "3"],
-            "must be a list of 2 values in brackets, each a number, but got [3] (list).",
+            "must be a list of 2 values, each a number, but got [3] (list).",
         ),
+        (["train", "--trackers", "wandb", "tensorboard"], "`--trackers` must be a list with commas between its values"),
         (["train", "--data", "x", "--optimizer.lr", "3e38"], "`--optimizer.lr` must be at most 10.0, but got 3e+38"),
         (["train", "--batch_size", "huge"], "must be a whole number or one of 'auto', but got 'huge' (str)."),
         (

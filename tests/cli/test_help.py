@@ -154,4 +154,4 @@ def test_what_a_setting_may_be():
     assert "(a whole number or one of 'auto'; default: 4)" in text
     assert "(one of 'psnr', 'ssim', 'lpips_alex' or null; default: null)" in text
     assert "'relativistic' or the dotted path of a function; default: hinge)" in text
-    assert "(a list of 2 values in brackets, each a number; default: [0.5, 0.9])" in text
+    assert "(a list of 2 values, each a number; default: [0.5, 0.9])" in text

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -14,45 +15,40 @@ FRAMES = torch.randint(0, 255, (4, 16, 16, 3), dtype=torch.uint8)
 
 
 class FakeVideo:
-    """Has the signature of `wandb.Video`."""
+    """Has the signature of `wandb.Video` and, but for the name of the first argument, of `trackio.Video`."""
 
     def __init__(self, data_or_path, caption=None, fps=None, format=None):
-        self.content, self.format = data_or_path.read(), format
+        self.content, self.format = Path(data_or_path).read_bytes(), format
 
 
-class FakeWandbTracker:
-    """Has the interface of Accelerate's tracker for Weights & Biases, which is not installed."""
+class FakeTracker:
+    """Has the interface of Accelerate's trackers for Weights & Biases and trackio, which need not be installed."""
 
-    name = "wandb"
-
-    def __init__(self):
-        self.logged = []
+    def __init__(self, name):
+        self.name, self.logged = name, []
 
     def log(self, values, step=None, **kwargs):
         self.logged.append((values, step))
 
 
-@pytest.fixture
-def wandb(monkeypatch):
-    module = ModuleType("wandb")
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_previews_are_logged_to_tensorboard_and_others_with_videos(tmp_path, monkeypatch, name):
+    module = ModuleType(name)
     module.Video = FakeVideo
-    monkeypatch.setitem(sys.modules, "wandb", module)
-    return FakeWandbTracker()
-
-
-def test_previews_are_logged_to_tensorboard_and_wandb(tmp_path, wandb):
+    monkeypatch.setitem(sys.modules, name, module)
+    other = FakeTracker(name)
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from torch.utils.tensorboard import SummaryWriter
 
     tensorboard = SimpleNamespace(name="tensorboard", writer=SummaryWriter(str(tmp_path)))
-    log_preview([SimpleNamespace(name="other"), wandb, tensorboard], 3, FRAMES, 25.0)
+    log_preview([SimpleNamespace(name="other"), other, tensorboard], 3, FRAMES, 25.0)
     tensorboard.writer.close()
     events = EventAccumulator(str(tmp_path))
     events.Reload()
     (image,) = events.Images(PREVIEW)
     assert image.encoded_image_string.startswith(b"GIF8")
     assert (image.step, image.width, image.height) == (3, 16, 16)
-    ((values, step),) = wandb.logged
+    ((values, step),) = other.logged
     assert (list(values), step) == ([PREVIEW], 3)
     assert values[PREVIEW].format == "mp4"
     assert values[PREVIEW].content[4:8] == b"ftyp"

@@ -98,7 +98,7 @@ def test_a_group_is_a_class_or_a_dict(group, values):
         ("gan", "disc_train_start", (-1, 0.5), "a whole number of steps >= 0"),
         ("gan", "window", (0, 1.5), "a positive int"),
         ("gan", "augment", (["colour"], [3]), "one of 'color', 'translation', 'cutout'"),
-        ("gan", "augment", ("color", None), "a list in brackets, each one of 'color'"),
+        ("gan", "augment", ("color", None), "a list, each one of 'color'"),
         ("gan", "feature_matching_loss_weight", (-1.0, "x"), "a finite number >= 0"),
         ("gan", "lecam_loss_weight", (-1.0, True), "a finite number >= 0"),
         ("penalty", "kind", ("R1", 1), "one of 'one_centered', 'r1', .* or the dotted path"),

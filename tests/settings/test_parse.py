@@ -5,11 +5,14 @@ from pathlib import Path
 import pytest
 
 from telecine import Ramp, Term
-from telecine.settings import TrainConfig
+from telecine.cli import commands  # noqa: F401 - registers them
+from telecine.cli.parser import parse
+from telecine.settings import Bucket, TrainConfig
 from telecine.settings.parse import (
     _environment_layer,
     _typed_layer,
     config_from,
+    launcher_layer,
     merged,
     nested,
     read_config,
@@ -41,6 +44,10 @@ MISTAKES = {
     "a word that is none of some": (
         "mixed_precision: bf61",
         "`mixed_precision` must be one of 'no', 'bf16', 'fp16', but got 'bf61' (str). Did you mean `bf16`?",
+    ),
+    "fp8": (
+        "mixed_precision: fp8",
+        "`mixed_precision` must be one of 'no', 'bf16', 'fp16', but got 'fp8' (str). Use bf16: fp8 is for large",
     ),
     "neither number nor word": ("batch_size: x", "`batch_size` must be a whole number or one of 'auto', but got 'x'"),
     "a value for a group": ("optimizer: 3", "`optimizer` must be a group of settings, but got 3 (int). Indent"),
@@ -138,10 +145,64 @@ def test_typed_values():
     assert config.trainable.patterns == ("decoder.*", "encoder.0")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("trackers", "wandb,tensorboard", ("wandb", "tensorboard")),
+        ("trackers", "wandb, 2024", ("wandb", "2024")),
+        ("trackers", "[wandb, tensorboard]", ("wandb", "tensorboard")),
+        ("trackers", "[]", ()),
+        ("optimizer.betas", "0.1,0.2", (0.1, 0.2)),
+        ("objective.gan.augment", "color,cutout", ("color", "cutout")),
+        ("trainable.patterns", "decoder.*,*.conv_out", ("decoder.*", "*.conv_out")),
+        (
+            "clips.buckets",
+            "{num_frames: 17, height: 256, width: 256}, {num_frames: 5, height: 32, width: 64}",
+            (Bucket(17, 256, 256), Bucket(5, 32, 64)),
+        ),
+    ],
+)
+def test_a_list_is_typed_with_commas_in_brackets_or_without(name, text, value):
+    found = validate(TrainConfig, _typed_layer(TrainConfig, [(name, text)]))
+    for part in name.split("."):
+        found = getattr(found, part)
+    assert found == value
+
+
 def test_the_environment(monkeypatch):
     monkeypatch.setenv("TELECINE__OPTIMIZER__LR", "1e-5")
     monkeypatch.setenv("TELECINE_WEIGHTS_DIR", "/weights")
     assert _environment_layer(TrainConfig) == {"optimizer": {"lr": 1e-5}}
+
+
+@pytest.mark.parametrize(
+    ("passed", "settings"),
+    [
+        ({}, {}),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO", "ACCELERATE_USE_CPU": "False"}, {}),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, {"mixed_precision": "bf16"}),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, {"dynamo_backend": "inductor"}),
+        ({"ACCELERATE_USE_CPU": "True"}, {"device": "cpu"}),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {"sharding": "fsdp2"}),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, {"sharding": "fsdp1"}),
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {"sharding": "deepspeed"}),
+    ],
+)
+def test_what_accelerates_launcher_passes_on(monkeypatch, passed, settings):
+    for name, text in passed.items():
+        monkeypatch.setenv(name, text)
+    assert launcher_layer() == settings
+    if settings.get("sharding") in ("fsdp1", "deepspeed"):
+        with pytest.raises(ValueError, match=r"`sharding` must be one of 'none', 'fsdp2', but got '(fsdp1|deepspeed)'"):
+            config_from(settings)
+    else:
+        config_from(settings)
+
+
+def test_what_is_typed_overrides_the_launcher_which_overrides_files(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert parse("train", ["--config", "cpu"])[0]["settings"].mixed_precision == "bf16"
+    assert parse("train", ["--config", "cpu", "--mixed_precision", "fp16"])[0]["settings"].mixed_precision == "fp16"
 
 
 def test_settings_that_are_no_more_are_read_if_they_have_the_value_that_they_have_now():

@@ -82,7 +82,11 @@ def test_a_run_starts_as_the_baseline_and_shows_it_everywhere(config, few_clips)
         assert before[f"val/{name}"] == pytest.approx(before[f"linear/{name}"], rel=1e-4)
         assert after[f"linear/{name}"] == before[f"linear/{name}"]
         assert after[f"val/{name}"] != before[f"val/{name}"]
-    assert f"linear baseline: held-out psnr {before['linear/psnr']:.4g}" in console.export_text()
+    text = console.export_text()
+    assert f"linear baseline: held-out psnr {before['linear/psnr']:.4g}" in text
+    assert (
+        "2 steps may end below this linear start, with which training first has to catch up; use --steps 300 or" in text
+    )
     assert read_run(result.run, "run").held_out()[0].linear == before["linear/psnr"]
 
 
@@ -90,8 +94,9 @@ def test_a_run_starts_as_the_baseline_and_shows_it_everywhere(config, few_clips)
 def test_settings_switch_the_measurement_and_the_start_off(config, few_clips):
     for baseline in (False, True):
         for start in (False, True):
-            changed = replace(config, linear_baseline=baseline, linear_start=start)
-            trainer = Trainer(changed, Console(quiet=True))
+            changed = replace(config, linear_baseline=baseline, linear_start=start, steps=299 if start else 300)
+            trainer = Trainer(changed, console := Console(record=True, width=200, file=io.StringIO()))
+            assert ("299 steps may end below" in console.export_text()) == start
             assert bool(trainer.linear) == baseline
             components = trainer.state.autoencoder.encoder.linear.rest.weight
             unfitted = 1 / components.shape[1] ** 0.5  # the bound of PyTorch's initial weights

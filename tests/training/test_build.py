@@ -1,10 +1,13 @@
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 
 from telecine import Ramp, VideoAutoencoderLoss
 from telecine.autoencoders import CausalVAE
@@ -23,6 +26,7 @@ from telecine.settings import (
     DiscriminatorConfig,
     FeaturesConfig,
     ObjectiveConfig,
+    OptimizerConfig,
     PerceptualConfig,
     ReconstructionConfig,
 )
@@ -33,6 +37,7 @@ from telecine.training.build import (
     build_autoencoder,
     build_objective,
     build_state,
+    new_state,
 )
 from telecine.training.step import set_learning_rates
 from telecine.training.tensor_files import save_tensors
@@ -306,3 +311,35 @@ def test_an_exact_penalty_is_refused(cached_weights):
     approximate = objective_with(grad_penalty_loss_weight=1, penalty={"kind": "approximate_r1"})
     _accelerate_networks(approximate, channels_last=True, dynamo_backend="no", device=cpu)
     assert all(torch.isfinite(figure).all() for figure in figures(approximate))
+
+
+def test_an_optimizer_of_eight_bits(tiny, monkeypatch):
+    config = tiny(optimizer=OptimizerConfig(name="adamw_8bit", lr=0.5, disc_lr=0.25, weight_decay=0.125))
+    accelerator = build_accelerator(config)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(ImportError, match=r"`optimizer.name: adamw_8bit` needs bitsandbytes. Run `pip install"):
+        build_state(config, accelerator, build_autoencoder(config))
+
+    class AdamW8bit(torch.optim.AdamW):
+        pass
+
+    for name in ("bitsandbytes", "bitsandbytes.optim"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["bitsandbytes.optim"].AdamW8bit = AdamW8bit
+    state = build_state(config, accelerator, build_autoencoder(config))
+    found = [(type(each), each.defaults["lr"], each.defaults["weight_decay"]) for each in state.optimizers.values()]
+    assert found == [(AdamW8bit, 0.5, 0.125), (AdamW8bit, 0.25, 0.125)]
+    with pytest.raises(ValueError, match=r"`optimizer.name` must be adamw on mps, but got adamw_8bit"):
+        new_state(SimpleNamespace(device=torch.device("mps")), nn.Linear(1, 1), state.objective, None, config.optimizer, 0)
+    with pytest.raises(ValueError, match=r"`optimizer.name` must be adamw with sharded weights, but got adamw_8bit"):
+        replace(config, sharding="fsdp2")
+
+
+@pytest.mark.slow
+def test_a_run_with_states_of_eight_bits_resumes(tiny):
+    pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
+    config = tiny(optimizer=OptimizerConfig(name="adamw_8bit", warmup_steps=0), steps=1, trackers=())
+    train(config, console=Console(quiet=True))
+    with pytest.raises(ValueError, match=r"`optimizer.name` must be 'adamw_8bit' as in .*, but got 'adamw'"):
+        train(replace(config, optimizer=OptimizerConfig()), console=Console(quiet=True))
+    assert train(replace(config, steps=2), console=Console(quiet=True)).last["psnr"] > 5

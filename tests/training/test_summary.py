@@ -10,11 +10,12 @@ import pytest
 import torch
 from rich.console import Console
 
+from telecine.base.devices import peak_memory
 from telecine.data import bytes_from_video
 from telecine.runs import Run
 from telecine.runs.run import ValidationClips
 from telecine.training import summary as module
-from telecine.training.summary import SummaryWriter, _peak_memory, _validation_clips
+from telecine.training.summary import SummaryWriter, _validation_clips
 
 
 def clips(num_val=2):
@@ -29,14 +30,14 @@ STATE = SimpleNamespace(accelerator=SimpleNamespace(device=torch.device("cpu")),
 
 
 def test_the_times_of_a_resumed_run_are_added(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_peak_memory", lambda device: 50)
+    monkeypatch.setattr(module, "peak_memory", lambda device: 50)
     SummaryWriter(Run(tmp_path), STATE, clips(), 4, time.monotonic() - 100, False, QUIET).write()
     first = Run(tmp_path).summary()
     assert 100 <= first.seconds < 110
     assert (first.num_parameters, first.num_trained, first.num_disc_parameters) == (9, 7, 3)
     assert (first.num_videos, first.num_images, first.num_skipped) == (2, 3, 1)
     assert (first.num_frames, first.clips_per_update) == (42, 4)
-    monkeypatch.setattr(module, "_peak_memory", lambda device: 20)
+    monkeypatch.setattr(module, "peak_memory", lambda device: 20)
     SummaryWriter(Run(tmp_path), STATE, clips(), 4, time.monotonic() - 5, True, QUIET).write()
     assert 105 <= Run(tmp_path).summary().seconds < 115
     assert Run(tmp_path).summary().peak_memory == 50
@@ -65,5 +66,5 @@ def test_validation_clips_have_the_hash_of_evaluations():
 
 
 def test_the_peak_memory_of_this_process():
-    assert 2**26 < _peak_memory(torch.device("cpu")) < 2**40
-    assert _peak_memory(torch.device("mps")) is None
+    assert 2**26 < peak_memory(torch.device("cpu")) < 2**40
+    assert peak_memory(torch.device("mps")) is None

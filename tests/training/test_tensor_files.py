@@ -287,3 +287,25 @@ def test_the_random_state_of_a_gpu_is_restored(monkeypatch):
         set_random_state(states, rank, torch.device("cuda"))
     set_random_state(states, 0, torch.device("cpu"))
     assert restored == [(states["1.cuda"], torch.device("cuda"))]
+
+
+def test_states_of_eight_bits_are_restored(tmp_path):
+    """The same updates as without a break, to the bit."""
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="needs bitsandbytes")
+    ends = []
+    for is_broken in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(80, 80)  # more than 4096 weights, below which it keeps whole states
+        optimizer = bitsandbytes.optim.AdamW8bit(model.parameters(), 0.1, betas=(0.5, 0.9))
+        for step in range(4):
+            if is_broken and step == 2:
+                save(optimizer, tmp_path / "optimizer.safetensors")
+                optimizer = bitsandbytes.optim.AdamW8bit(model.parameters(), 0.1, betas=(0.5, 0.9))
+                load_optimizer(optimizer, saved_tensors(tmp_path, "optimizer"))
+                assert optimizer.state[model.weight]["state1"].dtype == torch.uint8
+            optimizer.zero_grad()
+            model(torch.ones(3, 80)).square().mean().backward()
+            optimizer.step()
+        ends.append(model.weight.detach().clone())
+    assert torch.equal(*ends)
+    assert not torch.equal(ends[0], torch.zeros(80, 80))

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from rich.console import Console
 from safetensors.torch import load_file
@@ -277,11 +276,9 @@ def test_a_resumed_run_prints_what_changed_and_refuses_what_does_not_fit(tiny, m
     records = Path(tiny().output_dir) / "metrics.jsonl"
     records.write_bytes(b"\0" * len(records.read_bytes()[:-1]) + b"\n")  # as after a power failure
     console = Console(record=True, width=40, file=io.StringIO())  # long lines are not wrapped
-    trackers = []
-    with monkeypatch.context() as patch:
-        patch.setattr(Accelerator, "init_trackers", lambda _, name, init_kwargs: trackers.append((name, init_kwargs)))
-        Trainer(tiny(seed=7), console)
-    assert trackers == [("tensorboard", {"tensorboard": {"purge_step": 2}})], "TensorBoard drops later records"
+    (tracker,) = Trainer(tiny(seed=7), console).accelerator.trackers
+    folder_of_events = str(Path(tiny().output_dir) / "tensorboard")
+    assert (tracker.init_kwargs, tracker.logging_dir) == ({"purge_step": 2}, folder_of_events), "it drops later records"
     assert f"resuming from {folder}\nsettings changed since the checkpoint: seed 0 -> 7\n" in (
         text := console.export_text()
     )

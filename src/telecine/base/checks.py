@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+# What is used elsewhere and not here, with what to use instead.
+_INSTEAD = {"fp8": "Use bf16: fp8 is for large matrix products, and an autoencoder consists of convolutions."}
 
 
 def describe(value: object) -> str:
@@ -51,6 +53,8 @@ def argument_error(
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return "Did you mean `...`?" with the known word nearest to `word`, or "" if none is similar."""
+    if word in _INSTEAD:
+        return _INSTEAD[word]
     matches = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"Did you mean `{matches[0]}`?" if matches else ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,18 @@ def free_memory(device: torch.device) -> int:
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     return int(psutil.virtual_memory().available)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the bytes at the peak: of a GPU as PyTorch allocated them, of the process on a CPU; None elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "cpu" and sys.platform != "win32":
+        import resource  # does not exist on Windows
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak  # bytes on macOS, else KiB
+    return None
 
 
 def machine_memory() -> int:

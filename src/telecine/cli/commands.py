@@ -18,7 +18,7 @@ from telecine.base.checks import argument_error, check_count, nearest
 from telecine.base.terminal import PlainConsole, escape_logs
 from telecine.cli.parser import COMMANDS, command, completion_script, help_of, parse
 from telecine.settings import DistillConfig, EvaluateConfig, LatentsConfig, ReconstructConfig, TrainConfig
-from telecine.settings.parse import ENVIRONMENT
+from telecine.settings.parse import ENVIRONMENT, launcher_layer
 
 # The settings of training that `--help` shows.
 _MOST_USED = (
@@ -49,7 +49,8 @@ def run(typed: Sequence[str]) -> None:
     escape_logs()
     if files == ["demo"] and not any(word.startswith("--config") for word in words):
         _say("without --data and --config: the demo, on four sample videos")
-    given = [f"{key}={text}" for key, text in sorted(os.environ.items()) if key.startswith(ENVIRONMENT)]
+    given = [f"{key}={value} (accelerate launch)" for key, value in launcher_layer().items()]
+    given += [f"{key}={text}" for key, text in sorted(os.environ.items()) if key.startswith(ENVIRONMENT)]
     if given and COMMANDS[name].trains and os.environ.get("RANK", "0") == "0":
         _say(f"settings of the environment: {', '.join(given)}")
     COMMANDS[name].run(**arguments)

@@ -100,6 +100,9 @@ def parse(name: str, typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     arguments, others = parser.parse_known_args(typed)
     if others:
         option = others[0].partition("=")[0]
+        before = typed[max(typed.index(others[0]) - 2, 0)]
+        if not option.startswith("-") and get_origin(kind_at(command.settings, before.removeprefix("--"))) is tuple:
+            raise argument_error(before, "a list with commas between its values", f"`{option}` after a space", "")
         known = [*parser._option_string_actions, *(f"--{item.name}" for item in _settings(command, all_names=True))]
         raise ValueError(f"`{option}` is not an argument of this command. {nearest(option, known)}".rstrip())
     found = vars(arguments)

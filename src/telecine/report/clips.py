@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from torch import Tensor
 from telecine.base.checks import argument_error
 from telecine.data import pixels_sha256
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.report.video import Mp4Writer, check_rgb_frames, gif_bytes, pad_to_even, shrink, write_mp4
+from telecine.report.video import Mp4Writer, check_rgb_frames, gif_bytes, pad_to_even, shrink
 from telecine.runs import Run
 from telecine.runs.run import SavedClip
 
@@ -174,19 +174,15 @@ def write_preview(path: str | os.PathLike[str], frames: Tensor, fps: float) -> N
 
 
 def log_preview(trackers: Iterable[GeneralTracker], step: int, frames: Tensor, fps: float) -> None:
-    """Log uint8 frames `(T, H, W, 3)` to TensorBoard (reduced) and Weights & Biases; other trackers are skipped."""
+    """Log uint8 frames `(T, H, W, 3)` to TensorBoard (reduced), Weights & Biases and trackio; skip other trackers."""
     for tracker in trackers:
         if tracker.name == "tensorboard":
             _log_to_tensorboard(tracker, frames, fps, step)
-        elif tracker.name == "wandb":
-            import wandb  # installed if its tracker is in use
-
-            # `wandb.Video` needs moviepy for arrays of frames, but not for an encoded file.
+        elif tracker.name in ("wandb", "trackio"):
+            video = import_module(tracker.name).Video  # needs moviepy or FFmpeg for arrays, but not for a file
             with TemporaryDirectory() as folder:
-                path = Path(folder) / "video.mp4"
-                write_mp4(path, frames, fps)
-                video = wandb.Video(io.BytesIO(path.read_bytes()), format="mp4")
-            tracker.log({PREVIEW: video}, step=step)
+                write_preview(file := Path(folder) / "preview.mp4", frames, fps)
+                tracker.log({PREVIEW: video(str(file), format="mp4")}, step=step)
 
 
 def _log_to_tensorboard(tracker: GeneralTracker, frames: Tensor, fps: float, step: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -106,6 +107,7 @@ class Run:
         self.video_file = self.folder / "side_by_side.mp4"
         self._environment_file = self.folder / "environment.json"
         self._summary_file = self.folder / "summary.json"
+        self._tracker_file = self.folder / "tracker.json"
         self._validations = self.folder / "validation"
 
     def cut(self, step: int, expected: int = 0) -> tuple[int, list[str]]:
@@ -145,6 +147,16 @@ class Run:
     def write_environment(self, values: dict[str, str]) -> None:
         """Record the environment."""
         write_json(self._environment_file, values)
+
+    def tracker_id(self, *, is_new: bool) -> str:
+        """Return the id of this run in trackers, which is recorded; that of a run before, or a new one."""
+        path = self._tracker_file
+        if is_new or not path.exists():
+            write_json(path, {"id": secrets.token_hex(4)})
+        found = read_json(path).get("id")
+        if not isinstance(found, str):
+            raise argument_error(str(path), "the id of a run in trackers", found, f"Remove {path}.")
+        return found
 
     def summary(self) -> RunSummary | None:
         """Return the summary, or None if it was not recorded; raise a `ValueError` if the file is damaged."""

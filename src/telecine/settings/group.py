@@ -118,5 +118,5 @@ def describe_type(kind: Any) -> str:
         return " or ".join(map(describe_type, arguments))
     if origin is tuple:
         count = "a list" if arguments[-1] is Ellipsis else f"a list of {len(arguments)} values"
-        return f"{count} in brackets, each {describe_type(arguments[0])}"
+        return f"{count}, each {describe_type(arguments[0])}"
     return WORDS.get(origin or kind, str(kind))

@@ -58,7 +58,9 @@ def read_layer(name: str | PathLike[str]) -> Nested:
 
 
 def settings_from(kind: type[T], files: Iterable[str | PathLike[str]], typed: Iterable[tuple[str, str]]) -> T:
-    """Return the settings in files, in texts by dotted names and, of a training run, in the environment, in this order.
+    """Return the settings in files, in texts by dotted names and, of a training run, in the environment.
+
+    Later ones override earlier ones; what `accelerate launch` passes on overrides files alone.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -66,7 +68,7 @@ def settings_from(kind: type[T], files: Iterable[str | PathLike[str]], typed: It
     """
     layers = [*map(read_layer, files), _typed_layer(kind, typed)]
     if issubclass(kind, TrainConfig):
-        layers.append(_environment_layer(kind))
+        layers[-1:] = [launcher_layer(), layers[-1], _environment_layer(kind)]
     values = merged(layers)
     if "allow_code" in values:
         remedy = "Code that settings name is run only if you type it: add `--allow_code PACKAGE`."
@@ -87,12 +89,26 @@ def _environment_layer(kind: type) -> Nested:
     return _typed_layer(kind, names.items())
 
 
+def launcher_layer() -> Nested:
+    """Return the settings that `accelerate launch` passes on from the file of `accelerate config`, if they are on."""
+    passed = {name: text.lower() for name, text in os.environ.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
+    found = {name: passed.get(f"ACCELERATE_{name.upper()}", "no") for name in ("mixed_precision", "dynamo_backend")}
+    found |= {"device": "cpu"} if passed.get("ACCELERATE_USE_CPU") == "true" else {}
+    for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):  # what is none of `sharding` is refused as such
+        if passed.get(f"ACCELERATE_USE_{kind}") == "true":
+            found["sharding"] = kind.lower() + (passed.get("FSDP_VERSION", "1") if kind == "FSDP" else "")
+    return {name: value for name, value in found.items() if value != "no"}
+
+
 def _typed_value(kind: Any, text: str) -> Any:
-    """Return the value that a text stands for: text for a setting that is one, a list of one for a list, or YAML."""
+    """Return the value that a text stands for: text for a setting that is one, a list with commas, or YAML."""
     value = parse_value(text)
     kinds = alternatives(kind)
     if get_origin(kind) is tuple and not isinstance(value, list):
-        return [_typed_value(get_args(kind)[0], text)]
+        if str in alternatives(item := get_args(kind)[0]):
+            return [_typed_value(item, each.strip()) for each in text.split(",")]
+        value = parse_value(f"[{text}]")
+        return value if isinstance(value, list) else [text]
     is_text = str in kinds and not {int, float, bool} & {*kinds}
     return text if is_text and value is not None else value
 

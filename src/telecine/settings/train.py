@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from telecine.base.checks import argument_error, check_count, check_fraction, check_positive
 from telecine.settings.autoencoder import CausalVAEConfig
@@ -23,6 +23,9 @@ MAX_LR = 10.0
 class OptimizerConfig(Settings):
     """AdamW for the autoencoder and for the discriminators, and the moving average of the weights."""
 
+    name: Literal["adamw", "adamw_8bit"] = "adamw"
+    """"adamw_8bit" is that of bitsandbytes (`telecine[8bit]`): its states have a quarter of the memory. On CUDA and the
+    CPU, without sharding; `plan` counts whole states."""
     lr: float = 1e-4
     """Learning rate of the autoencoder."""
     disc_lr: float = 1e-4
@@ -167,7 +170,12 @@ class TrainConfig(Settings):
     """Start telecine's own autoencoder as that linear one, instead of at random. Other models start from their
     weights."""
     trackers: tuple[str, ...] = ("tensorboard",)
-    """Accelerate trackers that get scalars and previews, besides the run's folder."""
+    """Trackers of Accelerate that get the scalars, besides the run's folder: tensorboard, wandb, trackio and others.
+    These three also get a grid of reconstructions with each validation."""
+    tracker_project: str = "telecine"
+    """Name of the project in trackers; the run there has the name of the run's folder."""
+    tracker_options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Arguments with which a tracker is started, by its name, e.g. `{wandb: {entity: my_team, group: my_study}}`."""
     clips: ClipConfig = field(default_factory=ClipConfig)
     """Which clips are cut from the videos."""
     causal_vae: CausalVAEConfig = field(default_factory=CausalVAEConfig)
@@ -207,6 +215,9 @@ class TrainConfig(Settings):
         if self.latent_cache is not None:
             remedy = "Replicate the weights: the encoder alone does not gather sharded ones."
             raise argument_error("latent_cache", "left out with sharded weights", repr(self.latent_cache), remedy)
+        if self.optimizer.name != "adamw":
+            remedy = "Sharding divides its states by the number of processes."
+            raise argument_error("optimizer.name", "adamw with sharded weights", self.optimizer.name, remedy)
         if self.mixed_precision == "fp16":
             remedy = "Use bf16: with a loss scale per process the weights would diverge."
             raise argument_error("mixed_precision", "no or bf16 with sharded weights", self.mixed_precision, remedy)

@@ -20,6 +20,8 @@ from telecine.training.clips import Clips
 
 # Training clips that the baseline is fitted to: with ten times as many it is 0.01 dB better on the clips of the demo.
 NUM_CLIPS = 300
+# After 120 updates the demo has on average the PSNR of its start (benchmarks/results/2026-11-27-objectives.md).
+FEWEST_STEPS = 300
 # The baseline's metrics are logged beside those of each validation, under this prefix, so that every plot shows them.
 PREFIX = "linear/"
 
@@ -34,12 +36,13 @@ def prepare_linear(
     start: bool,
     is_new: bool,
     measure: bool,
+    num_steps: int,
 ) -> dict[str, float]:
     """Fit the baseline, start telecine's own autoencoder or a student as the baseline, and measure it.
 
     `start` and `measure` are `TrainConfig.linear_start` and `linear_baseline`. Unless the model `is_new`, with random
-    weights, only the decoder of a student starts so. Return the baseline's metrics, if measured, to log with each
-    validation.
+    weights, only the decoder of a student starts so; the console says if `num_steps` are few for it. Return the
+    baseline's metrics, if measured, to log with each validation.
     """
     if start and isinstance(model, StudentAutoencoder):
         console.print(f"fitting the linear map of the student's decoder to {NUM_CLIPS} clips")
@@ -54,6 +57,9 @@ def prepare_linear(
         return {}
     if own is not None:
         own.start_from(linear)
+        if num_steps < FEWEST_STEPS:
+            few = f"{num_steps} steps may end below this linear start, with which training first has to catch up"
+            console.print(f"{few}; use --steps {FEWEST_STEPS} or more", soft_wrap=True)
     if not measure:
         return {}
     metrics = _measure_linear(linear, clips.val, perceptual, device)

@@ -15,6 +15,7 @@ from telecine.autoencoders.load import load_model_or_run, without_weights
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
+from telecine.base.imports import how_to_install
 from telecine.discriminators.build import build_image_discriminator, build_video_discriminators
 from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.adaptive_weight import LayerActivations
@@ -56,6 +57,9 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         raise argument_error("sharding", '"none" in a single process', config.sharding, remedy)
     if missing := set(config.trackers) - {str(tracker) for tracker in accelerator.log_with}:
         raise argument_error("trackers", "installed", str(sorted(missing)), "Install them with pip.")
+    if unused := set(config.tracker_options) - {*config.trackers}:
+        got, remedy = str(sorted(unused)), "Add them to `trackers`, or remove their options."
+        raise argument_error("tracker_options", f"of {sorted(config.trackers)}", got, remedy)
     return accelerator
 
 
@@ -169,21 +173,33 @@ def new_state(
     groups: list[dict[str, Any]] = [{"params": [weight for weight in model.parameters() if weight.requires_grad]}]
     if learned := objective.get_trainable_autoencoder_parameters():
         groups.append({"params": learned, "weight_decay": 0.0})  # decay would change a variance
-    disc_optimizer, decay = None, settings.weight_decay
+    decay, disc_optimizer = settings.weight_decay, None
+    kind = AdamW if settings.name == "adamw" else _adamw_8bit(accelerator.device)
     if discriminators := objective.get_trainable_parameters():
-        disc_optimizer = AdamW(discriminators, settings.disc_lr, betas=settings.disc_betas, weight_decay=decay)
+        disc_optimizer = kind(discriminators, settings.disc_lr, betas=settings.disc_betas, weight_decay=decay)
     return TrainState(
         accelerator=accelerator,
         model=model,
         autoencoder=model,
         objective=objective,
-        optimizer=AdamW(groups, settings.lr, betas=settings.betas, weight_decay=decay),
+        optimizer=kind(groups, settings.lr, betas=settings.betas, weight_decay=decay),
         disc_optimizer=disc_optimizer,
         ema=MovingAverage(model, settings.ema_decay),
         last_layer=last_layer,
         grad_clip=settings.grad_clip,
         seed=seed,
     )
+
+
+def _adamw_8bit(device: torch.device) -> Any:
+    """Return the class of AdamW with states of 8 bits, arXiv:2110.02861."""
+    if device.type not in ("cuda", "cpu"):
+        raise argument_error("optimizer.name", f"adamw on {device.type}", "adamw_8bit", "bitsandbytes has no kernels.")
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as missing:
+        raise ImportError(f"`optimizer.name: adamw_8bit` needs bitsandbytes. {how_to_install('8bit')}") from missing
+    return AdamW8bit
 
 
 def last_layer_of(

@@ -83,7 +83,8 @@ def _network_settings(settings: dict[str, Any]) -> dict[str, Any]:
         for name in (*saved, "adaptive_weight.decay")
     }
     learned = {"objective.reconstruction.learn_logvar": objective["reconstruction"]["learn_logvar"]}
-    return networks | clips | are_on | learned
+    states = {"optimizer.name": settings["optimizer"].get("name", "adamw")}  # an older version has no other
+    return networks | clips | are_on | learned | states
 
 
 def _is_ever_on(weight: float | dict[str, Any]) -> bool:

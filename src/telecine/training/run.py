@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -13,7 +14,7 @@ from rich.table import Table
 from torch import nn
 
 from telecine.base.checks import Interrupted
-from telecine.base.devices import gigabytes
+from telecine.base.devices import gigabytes, peak_memory
 from telecine.base.terminal import PlainConsole
 from telecine.data.find import check_output
 from telecine.objective.terms import check_functions
@@ -87,7 +88,7 @@ class DryRun:
     seconds: float
     """Of the update. The first one of a process is slower than the others."""
     peak_memory: int | None
-    """Bytes of all tensors on an accelerator at the peak; None on a CPU."""
+    """Bytes at the peak: of a GPU as PyTorch allocated them, on a CPU of the whole process; None on other devices."""
     values: dict[str, float]
     """What the update would have logged, by name."""
     off: list[str]
@@ -123,7 +124,8 @@ def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, consol
     """
     check_functions(config.objective, sharding=config.sharding)
     with TemporaryDirectory(prefix="telecine-dry-run-") as folder:
-        tried = replace(config, output_dir=folder, push_to_hub=False, trackers=(), latent_cache=None)
+        nothing: dict[str, Any] = {"push_to_hub": False, "trackers": (), "tracker_options": {}, "latent_cache": None}
+        tried = replace(config, output_dir=folder, **nothing)
         check_output("output_dir", config.data, config.output_dir)
         on_first_process(lambda: RunLock(Path(config.output_dir)).release(), build_accelerator(tried))
         trainer = Trainer(tried, console or PlainConsole(), autoencoder)
@@ -138,8 +140,7 @@ def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, consol
 
 
 def _update(trainer: Trainer, stop: StopRequest) -> DryRun:
-    config, device = trainer.config, trainer.accelerator.device
-    schedule = WeightSchedule(config.objective)
+    config, schedule = trainer.config, WeightSchedule(trainer.config.objective)
     step = schedule.step_with_most_terms(config.steps)
     trainer.state.step = step
     batches, error = read_next(trainer.batches(stop))
@@ -149,5 +150,5 @@ def _update(trainer: Trainer, stop: StopRequest) -> DryRun:
     start = time.perf_counter()
     values = train_step(trainer.state, batches, measure_update_ratio=True)  # waits for the device
     seconds = time.perf_counter() - start
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    peak = peak_memory(trainer.accelerator.device)
     return DryRun(step, seconds, peak, values, schedule.off_at(step), config.steps)

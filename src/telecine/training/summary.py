@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import replace
 
-import torch
 from rich.console import Console
 
+from telecine.base.devices import peak_memory
 from telecine.data import bytes_from_video, clips_sha256, pixels_sha256
 from telecine.runs import Run
 from telecine.runs.run import RunSummary, ValidationClips
@@ -56,7 +55,7 @@ class SummaryWriter:
 
     def write(self) -> None:
         """Write the summary with the time and the memory until now."""
-        seconds, peak = round(time.monotonic() - self.start, 3), _peak_memory(self.device)
+        seconds, peak = round(time.monotonic() - self.start, 3), peak_memory(self.device)
         peak = None if peak is None else max(peak, self.peak_before)
         self.run.write_summary(replace(self.summary, seconds=seconds, peak_memory=peak))
 
@@ -66,15 +65,3 @@ def _validation_clips(clips: Clips) -> ValidationClips:
     hashes = [pixels_sha256(bytes_from_video(clip["video"])) for clip in clips.val]
     _, num_frames, height, width = clips.val[0]["video"].shape
     return ValidationClips(len(hashes), num_frames, height, width, clips_sha256(hashes))
-
-
-def _peak_memory(device: torch.device) -> int | None:
-    """Return the bytes at the peak: of a GPU as PyTorch allocated them, of the process on a CPU; None elsewhere."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if device.type == "cpu" and sys.platform != "win32":
-        import resource  # does not exist on Windows
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak  # bytes on macOS, else KiB
-    return None

@@ -186,9 +186,10 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
     """Return an optimizer's state by "index of the parameter.name"; its hyperparameters are settings of the run."""
-    state = optimizer.state_dict()["state"]
     return {
-        f"{index}.{name}": torch.as_tensor(value) for index, values in state.items() for name, value in values.items()
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, parameter in enumerate(parameters_of(optimizer))
+        for name, value in optimizer.state.get(parameter, {}).items()
     }
 
 
@@ -199,7 +200,7 @@ def load_optimizer(optimizer: Optimizer, saved: _SavedTensors) -> None:
     Tensors of a parameter's shape are sharded as the parameter is.
     """
     parameters = parameters_of(optimizer)
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Tensor | int]] = {}
     for key, whole in saved.whole.items():
         index, _, name = key.partition(".")
         parameter = parameters[int(index)]
@@ -208,7 +209,8 @@ def load_optimizer(optimizer: Optimizer, saved: _SavedTensors) -> None:
         if is_elementwise and is_sharded(parameter):
             shard, tensor = tensor, torch.empty_like(parameter, dtype=tensor.dtype)
             local_shard(tensor).copy_(shard)
-        state.setdefault(int(index), {})[name] = tensor
+        is_int = tensor.ndim == 0 and not tensor.is_floating_point()  # the steps of bitsandbytes, not those of PyTorch
+        state.setdefault(int(index), {})[name] = int(tensor) if is_int else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -25,7 +25,7 @@ from telecine.runs import Run
 from telecine.runs.checkpoints import step_of
 from telecine.runs.environment import environment
 from telecine.runs.lock import RunLock
-from telecine.runs.settings import read_saved_settings, write_settings
+from telecine.runs.settings import plain_settings, read_saved_settings, write_settings
 from telecine.settings import OptimizerConfig, TrainConfig
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
@@ -37,19 +37,18 @@ from telecine.training.hub import create_repository, upload
 from telecine.training.interrupt import StopRequest, interrupt_on_signal
 from telecine.training.latents import describe_change, fill_latent_cache, measure_latents, open_cache
 from telecine.training.logging import Monitor
-from telecine.training.planning.capacity import largest_batch
+from telecine.training.planning.capacity import MAX_ON_CPU, largest_batch
 from telecine.training.planning.speed import describe_on_cpu
 from telecine.training.resume import check_resumable
 from telecine.training.state import LR_FACTOR, Rollback
 from telecine.training.step import DivergenceError, MicroBatch, describe_warmup, set_learning_rates, train_step
 from telecine.training.summary import SummaryWriter
+from telecine.training.trackers import start_trackers
 from telecine.training.trainable import trains_encoder
 from telecine.training.validation import TrainResult, Validation, validate_model
 
 # How often a run goes back after a divergence.
 _MAX_ROLLBACKS = 3
-# Subfolder of a run for the files of its trackers.
-_TRACKER_PROJECT = "tensorboard"
 # Clips on which each validation compares the raw weights with the averaged ones.
 _NUM_COMPARED = 4
 
@@ -134,6 +133,7 @@ class Trainer:
                 start=config.linear_start,
                 is_new=autoencoder is None and config.model is None,
                 measure=config.linear_baseline,
+                num_steps=config.steps,
             )
         self.normalisation = model.latent_normalisation()
         self.checkpointer = Checkpointer(config, model, is_main=self.is_main)
@@ -158,7 +158,10 @@ class Trainer:
         if is_own:  # its memory cannot be planned
             raise argument_error("batch_size", "a number for a custom module", '"auto"', "Choose one.")
         size = largest_batch(self.config, self.accelerator)
-        self.console.print(f"batch size {size} in each process, the largest that fits by the plan")
+        is_bound = self.accelerator.device.type == "cpu" and size == MAX_ON_CPU
+        why = "the most on a CPU, where more are no faster" if is_bound else "the largest that fits by the plan"
+        rates = f"learning rates stay {self.config.optimizer.lr:g} and {self.config.optimizer.disc_lr:g}"
+        self._print(f"batch size {size} in each process, {why}; {rates}, whatever the batch size")
         return replace(self.config, batch_size=size)
 
     def _open_logs(self) -> None:
@@ -171,9 +174,9 @@ class Trainer:
             self.summary = SummaryWriter(
                 self.files, self.state, self.clips, clips, self.start, self.is_resumed, self.console
             )
-        # TensorBoard drops what an interrupted run logged after its last checkpoint.
-        purge = {"tensorboard": {"purge_step": step + 1}} if self.is_resumed else {}
-        self.accelerator.init_trackers(_TRACKER_PROJECT, init_kwargs=purge)
+        resumed_at = step if self.is_resumed else None
+        start = partial(start_trackers, self.accelerator, plain_settings(self.config), self.files, resumed_at)
+        on_first_process(start, self.accelerator)
         self._continue_records()
 
     def _continue_records(self) -> None:

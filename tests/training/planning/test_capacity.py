@@ -1,3 +1,4 @@
+import io
 import multiprocessing
 import re
 import sys
@@ -24,7 +25,8 @@ from telecine.training.planning.capacity import (
     out_of_memory,
 )
 from telecine.training.planning.speed import Speed
-from telecine.training.planning.update import UpdatePlan, plan_update
+from telecine.training.planning.update import UpdatePlan, _remedies_in, plan_update
+from telecine.training.trainer import Trainer
 
 MB = 10**6
 
@@ -62,8 +64,9 @@ def test_processes_are_forked_before_a_thread_draws_the_bar(monkeypatch):
 def largest_within(monkeypatch):
     """Return a function that returns the largest batch for a CPU with a memory."""
 
-    def find(config, memory):
+    def find(config, memory, max_on_cpu=10_000):
         monkeypatch.setattr(capacity, "free_memory", lambda device: memory)
+        monkeypatch.setattr(capacity, "MAX_ON_CPU", max_on_cpu)
         return largest_batch(config, build_accelerator(config))
 
     return find
@@ -79,6 +82,19 @@ def test_the_largest_batch_fits_and_is_not_far_from_the_limit(light, largest_wit
 
 
 @pytest.mark.slow
+def test_a_batch_on_a_cpu_is_bounded_and_the_rates_are_named(light, largest_within, monkeypatch):
+    config = light(batch_size="auto", steps=1)
+    assert largest_within(config, 100 * MB, max_on_cpu=3) == 3
+    console = Console(record=True, width=200, file=io.StringIO())
+    monkeypatch.setattr(trainer, "MAX_ON_CPU", 3)
+    Trainer(config, console).close()
+    text = console.export_text()
+    assert (
+        "batch size 3 in each process, the most on a CPU, where more are no faster; learning rates stay 0.001" in text
+    )
+
+
+@pytest.mark.slow
 def test_a_memory_that_nothing_fits_names_the_smallest(light, largest_within, monkeypatch):
     monkeypatch.setattr(capacity, "SWITCHES", {})
     with pytest.raises(ValueError, match=r"`memory` must be enough for one clip.*needs 0\.0\d GiB.*largest part"):
@@ -86,6 +102,44 @@ def test_a_memory_that_nothing_fits_names_the_smallest(light, largest_within, mo
     image = light(clips=ClipConfig(num_frames=1, height=32, width=32))
     with pytest.raises(ValueError, match=r"enough for one clip"):
         make_plan(replace(image, temporal_chunk=4), 5 * MB, 2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="measures the GPU")
+def test_a_plan_for_a_card_has_no_time_of_this_cpu(light, monkeypatch):
+    monkeypatch.setattr(capacity, "_plan_in_processes", lambda plan, configs: [update_plan(30 * MB)] * len(configs))
+    made = make_plan(light(device="auto"), 200 * MB, 4)
+    assert made.speed.flops_per_second is None
+    text = made.speed.describe()
+    assert text.endswith("TFLOP an update. For the time, run this command where the GPU is.")
+    assert not re.search(r"\d h\b", text)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "advice"),
+    [
+        ("autoencoder", {}, "--model_gradient_checkpointing true, --mixed_precision bf16, a smaller --batch_size"),
+        ("autoencoder", {"model_gradient_checkpointing": True}, "--mixed_precision bf16, a smaller --batch_size"),
+        ("autoencoder", {"mixed_precision": "fp16"}, "--model_gradient_checkpointing true, a smaller --batch_size"),
+        (
+            "autoencoder",
+            {"mixed_precision": "bf16", "model_gradient_checkpointing": True, "batch_size": 1},
+            "smaller clips.",
+        ),
+        ("video discriminator", {}, "--objective.gradient_checkpointing true, a smaller --discriminator.dim"),
+        ("frozen networks", {}, "a smaller --batch_size"),
+        ("parameters", {}, "--sharding fsdp2 with more processes, --trainable.weights lora, a smaller"),
+    ],
+)
+def test_nothing_that_is_on_is_advised(tiny, part, changes, advice):
+    plan = replace(update_plan(130), at_peak={part: 100, "data": 1}, is_on=_remedies_in(tiny(**changes)))
+    assert f"What helps: {advice}" in plan.describe_largest_part()
+
+
+@pytest.mark.slow
+def test_a_plan_knows_what_its_settings_have(light):
+    plan = plan_update(light(mixed_precision="bf16", batch_size=1), device_type="cpu")
+    assert {"--mixed_precision bf16", "a smaller --batch_size"} <= {*plan.is_on}
+    assert "--model_gradient_checkpointing true" not in plan.is_on
 
 
 @pytest.mark.slow
@@ -115,6 +169,7 @@ def test_switches_and_sharding_are_listed_once_each_beside_an_estimate_of_the_ti
 @pytest.mark.slow
 def test_an_automatic_batch_size_is_recorded_and_kept(light, largest_within, monkeypatch):
     config = light(batch_size="auto", steps=1)
+    monkeypatch.setattr(capacity, "MAX_ON_CPU", 10_000)
     monkeypatch.setattr(capacity, "free_memory", lambda device: 60 * MB)
     result = train(config, console=Console(quiet=True))
     chosen = read_config(result.run / "config.yaml").batch_size

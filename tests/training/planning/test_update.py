@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,9 @@ from telecine.autoencoders import CausalVAE
 from telecine.autoencoders.load import load_model_or_run
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.perceptual.feature_maps import build_maps
-from telecine.settings import DiscriminatorConfig, FeaturesConfig
+from telecine.settings import DiscriminatorConfig, FeaturesConfig, TrainConfig
+from telecine.settings.parse import read_config
+from telecine.settings.recipes import RECIPES
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
 from telecine.training.checkpoint import Checkpointer
 from telecine.training.planning.update import (
@@ -26,6 +29,7 @@ from telecine.training.planning.update import (
     _as_on_cuda,
     _fake_lpips,
     _MemoryCounter,
+    fake_autoencoder,
     plan_update,
 )
 from telecine.training.step import MicroBatch, train_step
@@ -241,3 +245,12 @@ def test_autocast_computes_in_float32_what_cuda_does():
     with _as_on_cuda():
         assert dtypes() == [torch.bfloat16, *[torch.float32] * 4, torch.bfloat16]
     assert dtypes() == before == [torch.bfloat16] * 6
+
+
+@pytest.mark.parametrize("recipe", sorted((RECIPES / "models").glob("*.yaml")), ids=lambda path: path.stem)
+def test_models_of_recipes_are_planned_without_a_network(recipe, monkeypatch):
+    """They have as many weights as the first line of the recipe says."""
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", None)
+    model = fake_autoencoder(TrainConfig(model=read_config(recipe).model))
+    millions = re.search(r"(\d+) M weights", recipe.read_text(encoding="utf-8"))[1]
+    assert round(sum(weight.numel() for weight in model.parameters()) / 1e6) == int(millions)

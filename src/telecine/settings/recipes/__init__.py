@@ -10,6 +10,9 @@ from pathlib import Path
 from telecine.base.checks import argument_error, nearest
 
 RECIPES = Path(__file__).parent
+# Configurations of the models of recipes, as far as they are not diffusers' defaults; plans need no network for them.
+# Wan 2.2: https://huggingface.co/Wan-AI/Wan2.2-TI2V-5B-Diffusers/blob/main/vae/config.json.
+PUBLISHED = RECIPES / "models" / "published.json"
 # The folders of recipes and what their recipes are, in the order in which they are given.
 GROUPS = {
     ".": "Whole runs",

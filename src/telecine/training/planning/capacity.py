@@ -45,6 +45,8 @@ SWITCHES: Mapping[str, Any] = {
     "mixed_precision": "bf16",
 }
 AS_CONFIGURED = "as configured"
+# With more clips at a time a CPU is no faster, and each update takes longer.
+MAX_ON_CPU = 8
 # Stop searching for the largest batch when the next step adds less than this fraction.
 TOLERANCE = 0.02
 
@@ -191,7 +193,8 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Pl
     plans = _plan_in_processes(plan, [*to_plan.values(), *others])
     update, without_penalty = plans[0], plans[-1 if is_lazy else 0]
     dtype = HALF.get(config.mixed_precision, torch.float32)
-    speed = Speed.of(objective, update, without_penalty, num_steps=config.steps, device=at_hand, dtype=dtype)
+    measured = None if (at_hand.type, device_type) == ("cpu", "cuda") else at_hand
+    speed = Speed.of(objective, update, without_penalty, num_steps=config.steps, device=measured, dtype=dtype)
     needs = {key: _MemoryNeed(each, config.clips_per_pass) for key, each in zip(to_plan, plans, strict=False)}
     lengths, usable = _LongestClip.of(model, clips), int(memory * USED_FRACTION)
     last = [need for (_, num_frames), need in needs.items() if num_frames == clips.num_frames][-1]
@@ -278,11 +281,14 @@ def _saved_by_sharding(model: nn.Module, num_processes: int) -> int:
 def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
     """Return the largest batch size that fits the free memory of every process, all of which have to call this.
 
+    On a CPU it is at most `MAX_ON_CPU`.
+
     Raises:
         ValueError: Not one clip fits; the message has the remedies.
     """
     device, num_processes = accelerator.device, accelerator.num_processes
-    share = num_processes if device.type == "cpu" else 1  # of the memory of this machine
+    is_gpu = device.type != "cpu"
+    share = 1 if is_gpu else num_processes  # of the memory of this machine
     memory = min(int(free) for free in all_gather(torch.tensor(free_memory(device) // share, device=device)))
 
     def search() -> int:
@@ -297,7 +303,7 @@ def largest_batch(config: TrainConfig, accelerator: Accelerator) -> int:
             planned = found
             plan = plan_update(replace(config, batch_size=planned), model, device_type=_device_type(device.type))
             need = _MemoryNeed(plan, planned, saved)
-            found = need.largest_batch(int(memory * USED_FRACTION))
+            found = min(need.largest_batch(int(memory * USED_FRACTION)), sys.maxsize if is_gpu else MAX_ON_CPU)
             if found == 0:
                 got = f"{gigabytes(memory)}, and one clip needs {gigabytes(need.of(1) / USED_FRACTION)}"
                 raise argument_error("memory", "enough for one clip", got, plan.describe_largest_part())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils.benchmark import Timer
 
 from telecine.base.checks import argument_error
 from telecine.base.devices import free_memory, gigabytes
@@ -29,8 +29,8 @@ SMALLER = "`--config demo` is sized for a CPU: 9 frames of 64 x 64. `telecine pl
 class Speed:
     """An estimate of the time of a run, from the speed of one layer on the device at hand."""
 
-    flops_per_second: float
-    """Of a 3D convolution and its backward."""
+    flops_per_second: float | None
+    """Of a 3D convolution and its backward; None if the device to plan for is not at hand."""
     flops: float
     """Of an update with discriminators, the mean over updates with and without the gradient penalty."""
     hours: float
@@ -46,23 +46,27 @@ class Speed:
         without_penalty: UpdatePlan,
         *,
         num_steps: int,
-        device: torch.device,
+        device: torch.device | None,
         dtype: torch.dtype,
     ) -> Speed:
-        """Measure the device for about a second, and divide the operations of a run by the result.
+        """Measure the device, if it is at hand, for about a second, and divide the operations of a run by the result.
 
         `plan` is of an update with every term, `without_penalty` of one without the gradient penalty.
         """
-        per_second = _measured_flops(device, dtype)
         flops, without = (sum(each.flops.values()) for each in (plan, without_penalty))
         mean = without + (flops - without) / objective.penalty.every
         num_without = min(objective.gan.disc_train_start, num_steps)
         total = num_steps * mean - num_without * (mean - without + without_penalty.discriminator_flops)
+        if device is None:
+            return cls(None, mean, math.nan, "")
+        per_second = _measured_flops(device, dtype)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine's {device.type}"
         return cls(per_second, mean, total / per_second / 3600, f"{name} in {dtype}".replace("torch.", ""))
 
     def describe(self) -> str:
         """Return a sentence for the console."""
+        if self.flops_per_second is None:
+            return f"{self.flops / 1e12:.3g} TFLOP an update. For the time, run this command where the GPU is."
         seconds = self.flops / self.flops_per_second
         return (
             f"{self.flops / 1e12:.3g} TFLOP an update. Estimate: {seconds:.2g} s an update, {self.hours:.2g} h for the "
@@ -77,16 +81,9 @@ def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:
     x = torch.randn(CALIBRATION_SHAPE, device=device, dtype=dtype, requires_grad=True)
     layer = nn.Conv3d(channels, channels, 3, padding=1, device=device, dtype=dtype)
     flops = 3 * 2 * 27 * channels * x.numel()
-    num_passes, seconds = -1, 0.0
-    while seconds < CALIBRATION_SECONDS:
-        if num_passes == 0:  # the first pass also chooses a kernel
-            start = time.perf_counter()
-        layer(x).sum().backward()
-        assert x.grad is not None
-        float(x.grad[0, 0, 0, 0, 0])  # wait for the device
-        num_passes += 1
-        seconds = time.perf_counter() - start if num_passes > 0 else 0.0
-    return flops * num_passes / seconds
+    update = "layer(x).sum().backward(); float(x.grad[0, 0, 0, 0, 0])"  # the last waits for the device
+    timer = Timer(update, globals={"layer": layer, "x": x}, num_threads=torch.get_num_threads())
+    return float(flops / timer.blocked_autorange(min_run_time=CALIBRATION_SECONDS).mean)
 
 
 def describe_on_cpu(config: TrainConfig, model: nn.Module, *, num_processes: int) -> str | None:

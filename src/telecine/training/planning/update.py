@@ -9,6 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import reduce
+from importlib import import_module
+from itertools import chain
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -23,11 +27,13 @@ from telecine.autoencoders import CausalVAE, VideoAutoencoder
 from telecine.autoencoders.load import without_weights
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.base.devices import gigabytes
+from telecine.base.files import read_json
 from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32
 from telecine.perceptual import LPIPS
 from telecine.perceptual.backbones import BACKBONES, backbone_of
 from telecine.settings import TrainConfig
+from telecine.settings.recipes import PUBLISHED
 from telecine.training.build import build_autoencoder, build_objective, last_layer_of, new_state
 from telecine.training.state import TrainState, parameters_of
 from telecine.training.step import MicroBatch, accumulate_gradients, clip_gradients
@@ -51,18 +57,19 @@ HOST_COPY = "copy for checkpoints"
 _SAVED = (PARAMETERS, OPTIMIZER, AVERAGE)  # by a checkpoint
 _DISCRIMINATORS = {"discr": "image discriminator", "discr_3d": "video discriminator"}
 
-SMALLER = "a smaller --batch_size, or smaller clips"
-_SHARDING = f"--sharding fsdp2 with more processes, --trainable.weights lora, {SMALLER}"
-# The remedies if a part is the largest.
-_REMEDIES = {
-    AUTOENCODER: f"--model_gradient_checkpointing true, --mixed_precision bf16, {SMALLER}",
-    PERCEPTUAL: f"fewer --objective.perceptual.num_frames, {SMALLER}",
-    FROZEN: f"--objective.perceptual.net alex, {SMALLER}",
-    **dict.fromkeys((DATA, LOSSES), SMALLER),
-    **dict.fromkeys((PARAMETERS, GRADIENTS, OPTIMIZER, AVERAGE, HOST_COPY), _SHARDING),
+_OF_CLIPS = ("a smaller --batch_size", "smaller clips")
+SMALLER = ", ".join(_OF_CLIPS)
+_OF_WEIGHTS = ("--sharding fsdp2 with more processes", "--trainable.weights lora")
+# The remedies if a part is the largest, besides those of clips.
+_REMEDIES: dict[str, tuple[str, ...]] = {
+    AUTOENCODER: ("--model_gradient_checkpointing true", "--mixed_precision bf16"),
+    PERCEPTUAL: ("fewer --objective.perceptual.num_frames",),
+    FROZEN: ("--objective.perceptual.net alex",),
+    **dict.fromkeys((DATA, LOSSES), ()),
+    **dict.fromkeys((PARAMETERS, GRADIENTS, OPTIMIZER, AVERAGE, HOST_COPY), _OF_WEIGHTS),
 }
-_DISCRIMINATOR_REMEDY = (
-    f"--discriminator.video patch, --objective.gradient_checkpointing true, a smaller --discriminator.dim, {SMALLER}"
+_OF_DISCRIMINATORS = (
+    *("--discriminator.video patch", "--objective.gradient_checkpointing true", "a smaller --discriminator.dim"),
 )
 
 # Operators that allocate memory, or read one number.
@@ -102,6 +109,8 @@ class UpdatePlan:
     checkpoint: int
     """The copy of the state for checkpoints, in the memory of the first process' host; of sharded weights each process
     copies its shard. A plan for the CPU counts the copy among the parts."""
+    is_on: tuple[str, ...] = ()
+    """The remedies that the settings have already."""
 
     @property
     def peak(self) -> int:
@@ -126,9 +135,20 @@ class UpdatePlan:
     def describe_largest_part(self) -> str:
         """Return the largest part of an update and its remedies, for an error."""
         part, size = max(self.at_peak.items(), key=lambda item: item[1])
-        remedy = _REMEDIES.get(part, _DISCRIMINATOR_REMEDY)
+        remedies = [each for each in (*_REMEDIES.get(part, _OF_DISCRIMINATORS), *_OF_CLIPS) if each not in self.is_on]
         whole = f"{gigabytes(size)} of {gigabytes(self.peak)}"
-        return f"The largest part of an update is by its plan: {part}, {whole}. What helps: {remedy}."
+        return f"The largest part of an update is by its plan: {part}, {whole}. What helps: {', '.join(remedies)}."
+
+
+def _remedies_in(config: Any) -> tuple[str, ...]:
+    """Return the remedies `--name value` whose value a setting has already; half precision is one value."""
+    found = ["a smaller --batch_size"] if config.batch_size == 1 else []
+    for remedy in {*chain(*_REMEDIES.values()), *_OF_DISCRIMINATORS}:
+        name, value = remedy.split()[:2]
+        now = str(reduce(getattr, name[2:].split("."), config)).lower() if name.startswith("--") else ""
+        if now == value or {now, value} <= {*HALF}:
+            found.append(remedy)
+    return tuple(found)
 
 
 class _MemoryCounter(TorchDispatchMode):
@@ -212,6 +232,7 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
         ValueError: The model does not reproduce clips of this size, or a setting is wrong.
     """
     model = fake_autoencoder(config) if model is None else model
+    config = replace(config, optimizer=replace(config.optimizer, name="adamw"))  # kernels of 8 bits need values
     bucket = max(config.clips.train_buckets, key=lambda each: math.prod(each.shape))
     model.check_clip(*bucket.shape)
     counter = _MemoryCounter(LOSSES)
@@ -227,7 +248,7 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
         state = new_state(accelerator, model, objective, last_layer, config.optimizer, config.seed)
         state.step = objective.schedule.step_with_most_terms()
         shapes = [(config.clips_per_pass, 3, *bucket.shape)] * config.gradient_accumulation_steps
-        return _count_update(state, counter, shapes, device_type)
+        return replace(_count_update(state, counter, shapes, device_type), is_on=_remedies_in(config))
 
 
 def _count_update(
@@ -272,7 +293,11 @@ def _count_update(
 def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
     """Return the autoencoder that `config` names, of tensors that have shapes but no values."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        random = without_weights(config.model, config.causal_vae)
+        known = read_json(PUBLISHED).get(config.model or "")
+        if known is None or Path(config.model or "").exists():
+            random = without_weights(config.model, config.causal_vae)
+        else:  # needs no network
+            random = cast(Any, import_module("telecine.autoencoders.diffusers")).DiffusersAutoencoder.from_config(known)
         model = build_autoencoder(replace(config, model_gradient_checkpointing=False), random)
         if not config.model_gradient_checkpointing:
             return model
