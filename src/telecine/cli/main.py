@@ -15,6 +15,7 @@ from telecine.base.terminal import escape_logs
 from telecine.cli.commands import console
 from telecine.cli.parser import COMMANDS, help_of, parse
 from telecine.settings.parse import ENVIRONMENT
+from telecine.settings.validate import SettingsError
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -31,8 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(help_of(typed[0], topics[0], typed[1:]), end="")
         else:
             _run(typed[0], typed[1:])
+    except SettingsError as error:
+        return _fail(*error.mistakes, typed=typed)
     except (ValueError, OSError, TrainingError) as error:
-        return _fail(error)
+        return _fail(error, typed=typed)
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "telecine":
             raise
@@ -85,9 +88,17 @@ def _without_command(typed: Sequence[str]) -> int:
     return _fail(f"`{typed[0]}` is not a command. {f'Did you mean `telecine {similar[0]}`?' if similar else every}")
 
 
-def _fail(error: Exception | str) -> int:
-    """Print one error on standard error and return its exit code."""
-    print(f"telecine: error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+def _fail(*errors: Exception | str, typed: Sequence[str] = ()) -> int:
+    """Print errors on standard error, a line for each, and return their exit code. Settings are named as typed."""
+    options = [word.partition("=")[0][2:] for word in typed if word.startswith("--")]
+    for error in errors:
+        words = " ".join(str(error).split()).split("`")  # every other one is code, the first the setting
+        is_typed = [any(f"{word}.".startswith(f"{option}.") for option in options) for word in words[1::2]]
+        if any(is_typed[:1]):
+            words[1::2] = [
+                f"--{word}" if is_option else word for word, is_option in zip(words[1::2], is_typed, strict=True)
+            ]
+        print(f"telecine: error: {printable('`'.join(words))}", file=sys.stderr)
     return USER_ERROR
 
 

@@ -14,7 +14,14 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 from telecine.base.checks import argument_error, nearest
 from telecine.base.imports import allow_code
 from telecine.settings.group import Setting, alternatives, choices_of, describe_type, kind_at, settings_of
-from telecine.settings.parse import environment_layer, merged, read_layer, typed_layer
+from telecine.settings.parse import (
+    environment_layer,
+    merged,
+    naming_lines,
+    read_layer,
+    settings_in_environment,
+    typed_layer,
+)
 from telecine.settings.recipes import default_recipe, recipes
 from telecine.settings.train import TrainConfig
 from telecine.settings.validate import Nested, validate
@@ -112,6 +119,17 @@ def parse(name: str, typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         return found, []
     del found["config"]
     files = _files(command, typed)
+    places = {option: "" for option, _ in texts}
+    if command.trains:
+        places |= {
+            name: f"It is {variable} of the environment." for name, variable in settings_in_environment().items()
+        }
+    with naming_lines(files, places):
+        return {"settings": _read_settings(command, files, texts), **found}, files
+
+
+def _read_settings(command: Command, files: Sequence[str], texts: Sequence[tuple[str, str]]) -> Any:
+    assert command.settings is not None
     layers = [*map(read_layer, files), typed_layer(command.settings, texts)]
     if command.trains:
         layers.append(environment_layer(command.settings))
@@ -120,7 +138,7 @@ def parse(name: str, typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         remedy = "Code that settings name is run only if you type it: add `--allow_code PACKAGE`."
         got = f"{values['allow_code']} in a settings file"
         raise argument_error("allow_code", "an argument of the command", got, remedy)
-    return {"settings": validate(command.settings, values, prefix="--"), **found}, files
+    return validate(command.settings, values)
 
 
 def _settings(command: Command, *, all_names: bool = False) -> list[Setting]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
+from types import MappingProxyType
 from typing import Any, get_args, get_origin
 
 from telecine.base.checks import argument_error
@@ -12,8 +14,8 @@ from telecine.settings.autoencoder import with_presets
 from telecine.settings.group import alternatives, kind_at
 from telecine.settings.recipes import find_recipe
 from telecine.settings.train import TrainConfig
-from telecine.settings.validate import Nested, validate
-from telecine.settings.yaml_file import parse_value, read_yaml
+from telecine.settings.validate import Nested, SettingsError, validate
+from telecine.settings.yaml_file import line_of, parse_value, read_yaml
 
 # `TELECINE__CLIPS__HEIGHT=64` in the environment is the setting `clips.height`.
 ENVIRONMENT = "TELECINE__"
@@ -27,9 +29,41 @@ def read_config(path: str | PathLike[str], *others: str | PathLike[str]) -> Trai
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a setting is unknown or of the wrong type.
+        SettingsError: If a setting is unknown or of the wrong type; it has all such mistakes, each with its line.
     """
-    return config_from(*(read_layer(each) for each in (path, *others)))
+    files = [path, *others]
+    with naming_lines(files):
+        return config_from(*map(read_layer, files))
+
+
+@contextmanager
+def naming_lines(
+    files: Sequence[str | PathLike[str]], others: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[None]:
+    """Say of each mistake in settings where it is: the line of the last file that has the setting.
+
+    Args:
+        files: Files or recipes, later ones override earlier ones.
+        others: Settings that override those of files, each with the sentence that says where it is.
+    """
+    try:
+        yield
+    except ValueError as error:
+        mistakes = error.mistakes if isinstance(error, SettingsError) else [str(error)]
+        located = sorted(_located(each, files, others) for each in mistakes)
+        raise SettingsError([text for _, text in located]) from None
+
+
+def _located(mistake: str, files: Sequence[str | PathLike[str]], others: Mapping[str, str]) -> tuple[int, str]:
+    """Return the line of a mistake in a settings file, 0 if it is in none, and the mistake with its place."""
+    name = mistake.split("`")[1] if "`" in mistake else ""
+    for each, place in others.items():
+        if f"{name}.".startswith(f"{each}."):
+            return 0, f"{mistake} {place}".rstrip()
+    for file in reversed(files):
+        if line := line_of(find_recipe(file), name):
+            return line, f"{mistake} See line {line} of {os.fspath(file)}."
+    return 0, mistake
 
 
 def config_from(*layers: Nested) -> TrainConfig:
@@ -63,9 +97,13 @@ def typed_layer(kind: type, typed: Iterable[tuple[str, str]]) -> Nested:
 
 def environment_layer(kind: type) -> Nested:
     """Return the settings in the environment, such as `TELECINE__CLIPS__HEIGHT=64`."""
-    found = {name: text for name, text in os.environ.items() if name.startswith(ENVIRONMENT)}
-    names = {name.removeprefix(ENVIRONMENT).lower().replace("__", "."): text for name, text in found.items()}
-    return typed_layer(kind, names.items())
+    return typed_layer(kind, ((name, os.environ[variable]) for name, variable in settings_in_environment().items()))
+
+
+def settings_in_environment() -> dict[str, str]:
+    """Return the variables of the environment that are settings, by the settings' dotted names."""
+    found = (name for name in os.environ if name.startswith(ENVIRONMENT))
+    return {name.removeprefix(ENVIRONMENT).lower().replace("__", "."): name for name in found}
 
 
 def _typed_value(kind: Any, text: str) -> Any:
