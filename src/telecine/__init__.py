@@ -65,16 +65,23 @@ __all__ = [
     "Discriminator3D",
     "Discriminator3DWithfirstframe",
     "DiscriminatorOutput",
+    "EvaluateConfig",
     "PatchDiscriminator",
     "PatchDiscriminator3D",
     "Ramp",
+    "ReconstructConfig",
     "Term",
+    "TrainConfig",
     "VideoAutoencoderLoss",
     "allow_code",
+    "evaluate",
     "frame_gradients",
     "gradient_penalty",
     "kl_to_standard_normal",
     "mse",
+    "read_config",
+    "reconstruct",
+    "train",
 ]
 
 
