@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TypeAlias, cast
 
 from telecine import __version__
 from telecine.base.files import atomic_write, write_json
 from telecine.evaluation.latents import DEFINITIONS, Channels, LatentReport, LatentSpace
-from telecine.report.page import page_environment, short, timestamp
+from telecine.report.page import page_environment, plot_data, short, timestamp
+from telecine.report.plots import Plot, Series, as_curve
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-# Distinguishable with red-green colour blindness.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+# The positions and values of a model's curve.
+_Points: TypeAlias = Callable[[LatentSpace], Iterable[tuple[float, float]]]
 
 
 def write_latents(report: LatentReport, folder: Path) -> Path:
@@ -37,11 +33,13 @@ def _render_latents(report: LatentReport) -> str:
     lines = [space.figures() for space in spaces]
     names = dict.fromkeys(name for line in lines for name in line)
     most = max(len(space.channels.std) for space in spaces)
+    titles = [space.title for space in spaces]
+    data = {"runs": titles, "file": "latents.json", "plots": [plot_data(plot) for plot in _plots(spaces)]}
     template = page_environment().get_template("latents.html")
     return template.render(
-        titles=[space.title for space in spaces],
+        titles=titles,
+        data=data,
         summary=[(name, [short(line[name]) if name in line else "-" for line in lines]) for name in names],
-        plots=_plots(spaces),
         channels=[(str(index), [_channel(space.channels, index) for space in spaces]) for index in range(most)],
         protocol=[(name, value) for name, value in report.protocol.items() if name != "definitions"],
         definitions=DEFINITIONS,
@@ -57,83 +55,77 @@ def _channel(channels: Channels, index: int) -> str:
     return ", ".join(map(short, values)) + (", dead" if index in channels.dead else "")
 
 
-def _plots(spaces: Sequence[LatentSpace]) -> list[dict[str, str]]:
-    """Return the title, the hint and the SVG (base64) of each plot, with a line for each model."""
-    drawn: list[tuple[str, str, Callable[[Axes, LatentSpace, str], None]]] = [
-        ("Spectrum", f"{DEFINITIONS['spectrum']}. Dashed: the scaled-down video.", _draw_spectrum),
-        ("Eigenvalues", "Of the channels' covariance, the largest first, as shares of their sum.", _draw_eigenvalues),
-        ("Autocorrelation", f"{DEFINITIONS['autocorrelation']}. Dashed: the scaled-down video.", _draw_autocorrelation),
-        ("Equivariance", f"{DEFINITIONS['equivariance']}. Smaller is better.", _draw_equivariance),
-        ("Noise", f"{DEFINITIONS['noise']}. Larger is better.", _draw_noise),
+def _plots(spaces: Sequence[LatentSpace]) -> list[Plot]:
+    """Return a plot of each measure that has several values, with the curves of all models."""
+    channels = [str(index) for index in range(max(len(space.channels.std) for space in spaces))]
+    plots = [
+        _plot(
+            Plot("Spectrum: share of the power", "log", [], x="cycles per position", hint=DEFINITIONS["spectrum"]),
+            spaces,
+            lambda space: zip(space.spectrum.frequency, space.spectrum.latent, strict=True),
+            lambda space: zip(space.spectrum.frequency, space.spectrum.video, strict=True),
+        ),
+        _plot(
+            Plot(
+                "Eigenvalues", "linear", [], x="eigenvalue", hint="of the channels' covariance, as shares of their sum"
+            ),
+            spaces,
+            lambda space: enumerate((value / (sum(space.eigenvalues) or 1) for value in space.eigenvalues), 1),
+        ),
+        *(
+            _plot(
+                Plot(f"Autocorrelation, {axis}", "linear", [], x="distance", hint=DEFINITIONS["autocorrelation"]),
+                spaces,
+                lambda space, axis=axis: enumerate(space.autocorrelation[axis], 1),
+                lambda space, axis=axis: enumerate(space.autocorrelation[f"video_{axis}"], 1),
+            )
+            for axis in ("space", "time")
+        ),
+        _plot(
+            Plot(
+                "Equivariance, smaller is better",
+                "log",
+                [],
+                x="transform",
+                x_names=[*spaces[0].equivariance],
+                hint=DEFINITIONS["equivariance"],
+            ),
+            spaces,
+            lambda space: enumerate(value["mse"] for value in space.equivariance.values()),
+        ),
+        _plot(
+            Plot(
+                "Noise: PSNR (dB), larger is better",
+                "linear",
+                [],
+                x="noise / standard deviation",
+                hint=DEFINITIONS["noise"],
+            ),
+            spaces,
+            lambda space: ((float(size), value) for size, value in space.noise_psnr.items()),
+        ),
+        _plot(
+            Plot(
+                "Drift: correlation with the base",
+                "linear",
+                [],
+                x="channel",
+                x_names=channels,
+                hint=DEFINITIONS["drift"],
+            ),
+            spaces,
+            lambda space: enumerate(cast(list[float], space.drift.get("correlation", []))),
+        ),
     ]
-    if any(space.drift for space in spaces):
-        drawn.append(("Drift", DEFINITIONS["drift"], _draw_drift))
-    return [
-        {"title": title, "hint": hint[0].upper() + hint[1:], "svg": _svg(spaces, draw)} for title, hint, draw in drawn
+    return [plot for plot in plots if plot.series]
+
+
+def _plot(plot: Plot, spaces: Sequence[LatentSpace], latent: _Points, video: _Points | None = None) -> Plot:
+    """Return a plot with the values of all models' latents and, as the reference, those of the scaled-down video."""
+    found = [("latent", latent, False), *([] if video is None else [("scaled-down video", video, True)])]
+    series = [
+        Series(label, plot.title, [as_curve(index, points(space)) for index, space in enumerate(spaces)], is_reference)
+        for label, points, is_reference in found
     ]
-
-
-def _svg(spaces: Sequence[LatentSpace], draw: Callable[[Axes, LatentSpace, str], None]) -> str:
-    from matplotlib.figure import Figure  # takes a second to import, which `telecine --help` must not spend
-
-    figure = Figure(figsize=(7, 3.4), layout="constrained")
-    axes = figure.subplots()
-    for index, space in enumerate(spaces):
-        draw(axes, replace(space, title=_plot_label(space.title)), COLOURS[index % len(COLOURS)])
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    text = io.BytesIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    return base64.b64encode(text.getvalue()).decode("ascii")
-
-
-def _draw_spectrum(axes: Axes, space: LatentSpace, colour: str) -> None:
-    spectrum = space.spectrum
-    axes.plot(spectrum.frequency, spectrum.latent, "o-", markersize=3, color=colour, label=space.title)
-    axes.plot(spectrum.frequency, spectrum.video, "--", color=colour)
-    axes.set(xlabel="cycles per position", ylabel="share of the power", yscale="log")
-
-
-def _draw_eigenvalues(axes: Axes, space: LatentSpace, colour: str) -> None:
-    total = sum(space.eigenvalues) or 1.0
-    shares = [value / total for value in space.eigenvalues]
-    label = f"{space.title}, effective rank {space.effective_rank:.1f}"
-    axes.plot(range(1, len(shares) + 1), shares, "o-", markersize=3, color=colour, label=label)
-    axes.set(xlabel="eigenvalue", ylabel="share")
-
-
-def _draw_autocorrelation(axes: Axes, space: LatentSpace, colour: str) -> None:
-    for name, marker in (("space", "o"), ("time", "s")):
-        for prefix, style in (("", "-"), ("video_", "--")):
-            values = space.autocorrelation[f"{prefix}{name}"]
-            label = None if prefix else f"{space.title}, {name}"
-            lags = range(1, len(values) + 1)
-            axes.plot(lags, values, style, marker=marker, markersize=3, color=colour, label=label)
-    axes.set(xlabel="distance in positions", ylabel="correlation")
-
-
-def _draw_equivariance(axes: Axes, space: LatentSpace, colour: str) -> None:
-    values = [value["mse"] for value in space.equivariance.values()]
-    axes.plot(list(space.equivariance), values, "o", color=colour, label=space.title)
-    axes.set(ylabel="mean squared error", yscale="log")
-    axes.tick_params(axis="x", labelsize=8)
-
-
-def _draw_noise(axes: Axes, space: LatentSpace, colour: str) -> None:
-    sizes = [float(size) for size in space.noise_psnr]
-    axes.plot(sizes, list(space.noise_psnr.values()), "o-", markersize=3, color=colour, label=space.title)
-    axes.set(xlabel="noise / standard deviation", ylabel="PSNR, dB")
-
-
-def _draw_drift(axes: Axes, space: LatentSpace, colour: str) -> None:
-    correlation = space.drift.get("correlation", [])
-    assert isinstance(correlation, list)
-    label = f"{space.title}, relative error {space.drift.get('relative_error', 0):.2g}"
-    axes.plot(range(len(correlation)), correlation, "o", color=colour, label=label)
-    axes.set(xlabel="channel", ylabel="correlation with the base")
-
-
-def _plot_label(text: str) -> str:
-    """Return a text that matplotlib shows in the legend as it is: not as a formula, not hidden, and in UTF-8."""
-    escaped = text.encode("utf-8", "backslashreplace").decode("utf-8").replace("$", r"\$")
-    return f" {escaped}" if escaped.startswith("_") else escaped  # matplotlib hides labels that begin with it
+    hint = f"{plot.hint[0].upper()}{plot.hint[1:]}."
+    return replace(plot, hint=hint, series=[each for each in series if any(curve.values for curve in each.curves)])

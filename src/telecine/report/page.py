@@ -142,8 +142,9 @@ def _render(runs: Sequence[ReportedRun], validations: Sequence[_ValidationData],
     names = [run.name for run in runs]
     data = {
         "runs": names,
+        "file": "metrics.jsonl",
         "metrics": METRICS,
-        "plots": [_plot_data(plot) for plot in all_plots],
+        "plots": [plot_data(plot) for plot in all_plots],
         "validations": validations,
         "live": live,
     }
@@ -209,8 +210,8 @@ def _even(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
 
 
-def _plot_data(plot: Plot) -> dict[str, object]:
-    """Return a plot as plain values, without empty lists."""
+def plot_data(plot: Plot) -> dict[str, object]:
+    """Return a plot as plain values, for curves.js; empty lists of a curve are left out."""
     values = asdict(plot)
     for series in values["series"]:
         series["curves"] = [{k: v for k, v in curve.items() if v != []} for curve in series["curves"]]
