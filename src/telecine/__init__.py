@@ -59,30 +59,7 @@ _MODULES = {
     "train": "telecine.training",
 }
 
-__all__ = [
-    "LPIPS",
-    "Discriminator",
-    "Discriminator3D",
-    "Discriminator3DWithfirstframe",
-    "DiscriminatorOutput",
-    "EvaluateConfig",
-    "PatchDiscriminator",
-    "PatchDiscriminator3D",
-    "Ramp",
-    "ReconstructConfig",
-    "Term",
-    "TrainConfig",
-    "VideoAutoencoderLoss",
-    "allow_code",
-    "evaluate",
-    "frame_gradients",
-    "gradient_penalty",
-    "kl_to_standard_normal",
-    "mse",
-    "read_config",
-    "reconstruct",
-    "train",
-]
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -95,9 +95,7 @@ def _fail(*errors: Exception | str, typed: Sequence[str] = ()) -> int:
         words = " ".join(str(error).split()).split("`")  # every other one is code, the first the setting
         is_typed = [any(f"{word}.".startswith(f"{option}.") for option in options) for word in words[1::2]]
         if any(is_typed[:1]):
-            words[1::2] = [
-                f"--{word}" if is_option else word for word, is_option in zip(words[1::2], is_typed, strict=True)
-            ]
+            words[1::2] = ["--" * each + word for word, each in zip(words[1::2], is_typed, strict=True)]
         print(f"telecine: error: {printable('`'.join(words))}", file=sys.stderr)
     return USER_ERROR
 

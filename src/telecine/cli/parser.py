@@ -121,24 +121,17 @@ def parse(name: str, typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     files = _files(command, typed)
     places = {option: "" for option, _ in texts}
     if command.trains:
-        places |= {
-            name: f"It is {variable} of the environment." for name, variable in settings_in_environment().items()
-        }
+        places |= {name: f"It is {each} of the environment." for name, each in settings_in_environment().items()}
     with naming_lines(files, places):
-        return {"settings": _read_settings(command, files, texts), **found}, files
-
-
-def _read_settings(command: Command, files: Sequence[str], texts: Sequence[tuple[str, str]]) -> Any:
-    assert command.settings is not None
-    layers = [*map(read_layer, files), typed_layer(command.settings, texts)]
-    if command.trains:
-        layers.append(environment_layer(command.settings))
-    values = merged(layers)
-    if "allow_code" in values:
-        remedy = "Code that settings name is run only if you type it: add `--allow_code PACKAGE`."
-        got = f"{values['allow_code']} in a settings file"
-        raise argument_error("allow_code", "an argument of the command", got, remedy)
-    return validate(command.settings, values)
+        layers = [*map(read_layer, files), typed_layer(command.settings, texts)]
+        if command.trains:
+            layers.append(environment_layer(command.settings))
+        values = merged(layers)
+        if "allow_code" in values:
+            remedy = "Code that settings name is run only if you type it: add `--allow_code PACKAGE`."
+            got = f"{values['allow_code']} in a settings file"
+            raise argument_error("allow_code", "an argument of the command", got, remedy)
+        return {"settings": validate(command.settings, values), **found}, files
 
 
 def _settings(command: Command, *, all_names: bool = False) -> list[Setting]:

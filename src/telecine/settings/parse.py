@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
-from types import MappingProxyType
 from typing import Any, get_args, get_origin
 
 from telecine.base.checks import argument_error
@@ -32,14 +31,12 @@ def read_config(path: str | PathLike[str], *others: str | PathLike[str]) -> Trai
         SettingsError: If a setting is unknown or of the wrong type; it has all such mistakes, each with its line.
     """
     files = [path, *others]
-    with naming_lines(files):
+    with naming_lines(files, {}):
         return config_from(*map(read_layer, files))
 
 
 @contextmanager
-def naming_lines(
-    files: Sequence[str | PathLike[str]], others: Mapping[str, str] = MappingProxyType({})
-) -> Iterator[None]:
+def naming_lines(files: Sequence[str | PathLike[str]], others: Mapping[str, str]) -> Iterator[None]:
     """Say of each mistake in settings where it is: the line of the last file that has the setting.
 
     Args:
