@@ -90,12 +90,14 @@ def _without_command(typed: Sequence[str]) -> int:
 
 def _fail(*errors: Exception | str, typed: Sequence[str] = ()) -> int:
     """Print errors on standard error, a line for each, and return their exit code. Settings are named as typed."""
-    options = [word.partition("=")[0][2:] for word in typed if word.startswith("--")]
+    options = {word.partition("=")[0][2:] for word in typed if word.startswith("--")}
+    short = {"output": "-o"} if "-o" in typed else {}
     for error in errors:
         words = " ".join(str(error).split()).split("`")  # every other one is code, the first the setting
-        is_typed = [any(f"{word}.".startswith(f"{option}.") for option in options) for word in words[1::2]]
-        if any(is_typed[:1]):
-            words[1::2] = ["--" * each + word for word, each in zip(words[1::2], is_typed, strict=True)]
+        names = words[1::2]
+        as_typed = ["--" * any(f"{name}.".startswith(f"{each}.") for each in options) + name for name in names]
+        if names and (as_typed[0] != names[0] or names[0] in short):
+            words[1::2] = [short.get(name, name) for name in as_typed]
         print(f"telecine: error: {printable('`'.join(words))}", file=sys.stderr)
     return USER_ERROR
 
