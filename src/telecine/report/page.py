@@ -180,7 +180,8 @@ def _page_environment() -> Environment:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters |= {"short": short, "even": _even, "breakable": _breakable, "below": _below}
+    environment.filters |= {"short": short, "even": _even, "breakable": _breakable}
+    environment.filters["below"] = lambda path, folder: path.removeprefix(f"{folder.rstrip('/')}/")
     # A style sheet or script of the package must not be escaped.
     environment.globals["asset"] = lambda name: Markup(loader.get_source(environment, name)[0])
     return environment
@@ -189,10 +190,6 @@ def _page_environment() -> Environment:
 def _breakable(name: str) -> Markup:
     """Return the name of a setting or a file, which a narrow table breaks after its parts instead of within a word."""
     return Markup("<wbr>").join(re.findall(r"[^._/]*[._/]+|[^._/]+", name))
-
-
-def _below(path: str, folder: str) -> str:
-    return path.removeprefix(f"{folder.rstrip('/')}/")
 
 
 def _metric_table(runs: Sequence[ReportedRun]) -> dict[str, object]:

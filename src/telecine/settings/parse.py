@@ -64,11 +64,7 @@ def _located(mistake: str, files: Sequence[str | PathLike[str]], others: Mapping
 
 
 def config_from(*layers: Nested) -> TrainConfig:
-    """Return the settings in nested plain values, as YAML has them; later ones override earlier ones.
-
-    Raises:
-        ValueError: If a setting is unknown or of the wrong type.
-    """
+    """Return the settings in nested plain values, as YAML has them; later ones override earlier ones."""
     return validate(TrainConfig, merged(nested(layer.items()) for layer in layers))
 
 

@@ -59,9 +59,9 @@ def validate(kind: type[T], values: Nested, prefix: str = "") -> T:
         mistakes = [_message(kind, values, path, details, prefix) for path, details in meant]
     unknown = [path for path, details in meant if details["type"] == "unexpected_keyword_argument"]
     unknown = [path for path in unknown if not any(part.isdigit() for part in path)]  # not in lists
-    for *groups, name in unknown:
+    for *groups, name in unknown:  # they hide the checks of their groups
         reduce(getitem, groups, values).pop(name)
-    if unknown:  # they hide the checks of their groups
+    if unknown:
         try:
             validate(kind, values, prefix)
         except SettingsError as others:
