@@ -483,13 +483,15 @@ def test_settings_files_are_validated(tmp_path, capsys):
 
 def test_every_mistake_of_settings_files_is_named_with_its_line(tmp_path, capsys):
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
-    first.write_text("steps: many\nbatch_size: 3\n")
+    first.write_text("steps: many\nbatch_size: 3\ndiscriminator.pad_mode: zeros\n")
     second.write_text(
         "batch_size: x\nclips:\n  heigth: 64\n  width: 0\nobjective.perceptual_weight: -1\n"
         "objective:\n  terms: {wavelet: {weigth: 1}}\n"
     )
     said = [
         f"`steps` must be a whole number, but got 'many' (str). See line 1 of {first}.",
+        "`discriminator.pad_mode` must be left out (it is 'first' now), but got 'zeros'. Remove it. "
+        f"See line 3 of {first}.",
         f"`batch_size` must be a whole number or one of 'auto', but got 'x' (str). See line 1 of {second}.",
         f"`clips.heigth` is not a setting. Did you mean `clips.height`? See line 3 of {second}.",
         f"`clips.width` must be a positive int, but got 0 (int). Use 1 or more. See line 4 of {second}.",
@@ -504,7 +506,7 @@ def test_every_mistake_of_settings_files_is_named_with_its_line(tmp_path, capsys
     assert main(["train", "--batch_size=many", "--steps", "3", "--config", str(second)]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert "`--batch_size` must be a whole number or one of 'auto', but got 'many' (str)." in lines[0]
-    assert sorted(lines[1:]) == sorted(f"telecine: error: {each}" for each in said[2:])
+    assert sorted(lines[1:]) == sorted(f"telecine: error: {each}" for each in said[3:])
 
 
 def test_the_schema_accepts_every_recipe_and_finds_mistakes(capsys):

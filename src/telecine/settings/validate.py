@@ -86,10 +86,8 @@ def _without_removed(values: Nested, before: str = "") -> Nested:
     kept = {}
     for name, value in values.items():
         path = f"{before}{name}"
-        if path not in REMOVED:
+        if path not in REMOVED or value != REMOVED[path]:
             kept[name] = _without_removed(value, f"{path}.") if isinstance(value, dict) else value
-        elif value != REMOVED[path]:
-            raise argument_error(path, f"left out (it is {REMOVED[path]!r} now)", repr(value), "Remove it.")
     return kept
 
 
@@ -122,6 +120,9 @@ def _message(kind: type, values: Any, path: list[str], details: ErrorDetails, pr
     if details["type"] == "value_error":
         text = str(details["ctx"]["error"])
         return f"`{name}{'.' if path else ''}{text[1:]}" if text.startswith("`") else text
+    if details["type"] == "unexpected_keyword_argument" and (removed := ".".join(path)) in REMOVED:
+        contract, got = f"left out (it is {REMOVED[removed]!r} now)", repr(reduce(getitem, path, values))
+        return str(argument_error(name, contract, got, "Remove it."))
     if details["type"] == "unexpected_keyword_argument":
         known = [each.name for each in settings_of(kind, all_names=True)]
         group = kind_at(kind, ".".join(path[:-1]))  # in a dict, such as a term
