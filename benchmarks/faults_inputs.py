@@ -17,7 +17,7 @@ import av
 import torch
 from faults_row import Row
 
-from telecine.cli import main as cli
+from telecine import __main__ as cli
 from telecine.data import ClipDataset, DataError, index_videos, read_clip, whole_video
 from telecine.settings import ClipConfig
 

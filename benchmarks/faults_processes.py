@@ -21,8 +21,8 @@ import torch
 from faults_row import Row
 from safetensors.torch import load_file
 
+from telecine import __main__ as cli
 from telecine import runs
-from telecine.cli import main as cli
 from telecine.data import sample_videos
 from telecine.runs.settings import _as_yaml
 from telecine.settings import CausalVAEConfig, ClipConfig, DiscriminatorConfig, ObjectiveConfig, TrainConfig

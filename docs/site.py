@@ -133,7 +133,7 @@ def keep_formula(match: re.Match[str]) -> str:
 
 def command_line() -> str:
     """Return the page of all commands, as `--help` prints them."""
-    from telecine.cli.main import COMMANDS
+    from telecine.cli.commands import COMMANDS
     from telecine.cli.parser import help_of
 
     os.environ["COLUMNS"] = "100"
@@ -146,7 +146,7 @@ def command_line() -> str:
 def settings() -> str:
     """Return the page of all settings."""
     from telecine.settings import EvaluateConfig, LatentsConfig, ReconstructConfig, TrainConfig
-    from telecine.settings.group import settings_of
+    from telecine.settings.validate import settings_of
 
     commands = {"train": TrainConfig, "evaluate": EvaluateConfig, "latents": LatentsConfig}
     commands["reconstruct"] = ReconstructConfig

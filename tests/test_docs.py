@@ -11,7 +11,7 @@ import telecine
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES
 from telecine.objective.terms import TERMS
 from telecine.settings import EvaluateConfig, ObjectiveConfig, Term, TrainConfig
-from telecine.settings.group import settings_of
+from telecine.settings.validate import settings_of
 from telecine.training.diagnostics import RULES
 
 ROOT = Path(__file__).parent.parent

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from telecine.cli import main as command_line
-from telecine.cli.main import main
+from telecine.__main__ import main
+from telecine.cli import commands
 from telecine.cli.parser import parse
 from telecine.settings.recipes import RECIPES
 
@@ -22,7 +22,7 @@ def test_the_commands(tmp_path, monkeypatch, capsys):
     parsed = []
     for program, name, *words in COMMANDS:
         assert program == "telecine"
-        if command_line.COMMANDS[name].settings is None:
+        if commands.COMMANDS[name].settings is None:
             assert main([name, *words]) == 0
         else:
             parsed.append((name, parse(name, words)[0]["settings"]))

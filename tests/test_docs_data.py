@@ -12,7 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
-from telecine.cli.main import main
+from telecine.__main__ import main
 from telecine.data import read_list, sample_videos
 
 PAGE = (Path(__file__).parent.parent / "docs" / "data.md").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from telecine import training
-from telecine.cli.main import main
+from telecine.__main__ import main
 from telecine.data import index_video, read_clip, sample_videos
 from telecine.report.video import write_mp4
 from telecine.runs import Run

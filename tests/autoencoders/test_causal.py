@@ -10,7 +10,7 @@ import torch
 from telecine.autoencoders import CausalVAE
 from telecine.losses import kl_to_standard_normal
 from telecine.settings import CausalVAEConfig
-from telecine.settings.group import settings_of
+from telecine.settings.validate import settings_of
 
 # Time compression, spatial compression, patch size.
 COMPRESSIONS = [(4, 8, 2), (4, 4, 4), (2, 8, 4), (1, 8, 2), (4, 8, 8), (1, 1, 1), (8, 4, 2)]

@@ -204,6 +204,42 @@ def test_temporal_decoder_is_called_with_frames_and_their_number():
     torch.testing.assert_close(output.transpose(1, 2).flatten(0, 1), expected)
 
 
+@pytest.mark.parametrize(("name", "num_frames"), [("wan", 1), ("wan", 9), ("wan_residual", 9), ("qwen_image", 9)])
+def test_whole_clips_have_the_values_and_gradients_of_the_classes_own_chunks(name, num_frames):
+    raw = tiny_model(name).double()
+    for weight in raw.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    own, model = copy.deepcopy(raw), DiffusersAutoencoder(raw)
+    video = torch.rand(2, 3, num_frames, 16, 16, dtype=torch.double) * 2 - 1
+    cotangent = torch.randn_like(video)
+    posterior = own.encode(video).latent_dist
+    with _WithoutClamp():
+        expected = own.decode(posterior.mean).sample
+    ((expected * cotangent).sum() + posterior.logvar.sum()).backward()
+    model.check_clip(num_frames, 16, 16)
+    calls = []
+    raw.encoder.register_forward_hook(lambda *_: calls.append("encoder"))
+    raw.decoder.register_forward_hook(lambda *_: calls.append("decoder"))
+    encoded = model.encode(video)
+    found = model.decode(encoded.mean)
+    ((found * cotangent).sum() + encoded.logvar.sum()).backward()
+    assert calls == ["encoder", "decoder"]
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for weight, other in zip(raw.parameters(), own.parameters(), strict=True):
+        gradient, own_gradient = (torch.zeros_like(w) if w.grad is None else w.grad for w in (weight, other))
+        torch.testing.assert_close(gradient, own_gradient, rtol=1e-10, atol=1e-10 * own_gradient.abs().max().item())
+
+
+def test_without_gradients_wan_works_in_its_own_chunks_which_need_less_memory():
+    raw, video = tiny_model("wan"), tiny_clip("wan")
+    model, calls = DiffusersAutoencoder(raw), []
+    model.check_clip(*video.shape[2:])
+    raw.encoder.register_forward_hook(lambda *_: calls.append("encoder"))
+    with torch.no_grad():
+        model.encode(video)
+    assert len(calls) == 1 + (video.shape[2] - 1) // 4 > 1
+
+
 @pytest.mark.parametrize("in_channels", [3, 4])
 def test_qwen_image21_may_have_an_alpha_channel(in_channels):
     raw, video = qwen_image21(in_channels), tiny_clip("qwen_image21")

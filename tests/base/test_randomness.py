@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from telecine.base.randomness import check_generators, clip_generators, host_rand, rand, randint, randn, seed_of
+from telecine.base.randomness import clip_generators, host_rand, rand, randint, randn, seed_of
 
 CPU = torch.device("cpu")
 DRAWS = [
@@ -52,7 +52,7 @@ def test_the_wrong_number_or_device_is_named():
     with pytest.raises(ValueError, match="`generator` must be one generator or 3, but got 2 of them"):
         rand((3, 2), generator=clip_generators(0, range(2), CPU), device=CPU)
     with pytest.raises(ValueError, match=r'`generator` must be on meta.*Create it with `torch.Generator\("meta"\)`'):
-        check_generators(torch.Generator(), 1, torch.device("meta"))
+        rand((1, 2), generator=torch.Generator(), device=torch.device("meta"))
 
 
 class OnMPS(torch.Generator):

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from telecine.base.shapes import check_frames, check_range, check_same_device, check_same_shape, check_video
+from telecine.base.shapes import _check_same_device, check_frames, check_range, check_same_shape, check_video
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,11 @@ def test_check_frames(value, got, remedy):
 def test_check_same_shape_and_device():
     x = torch.zeros(2, 3)
     check_same_shape("x", x, "y", x.double())
-    check_same_device("x", x, "y", torch.zeros(3))
+    _check_same_device("x", x, "y", torch.zeros(3))
     with pytest.raises(ValueError, match=r"`x` must be of `y`'s shape \(2, 1\), but got .*\(2, 3\) on cpu. Crop or"):
         check_same_shape("x", x, "y", x[:, :1])
     with pytest.raises(ValueError, match=r"`x` must be on the same device as `y`, meta, but got .* on cpu. Move"):
-        check_same_device("x", x, "y", x.to("meta"))
+        _check_same_device("x", x, "y", x.to("meta"))
 
 
 def test_a_batch_that_may_be_meant_for_another_range_is_warned_of():

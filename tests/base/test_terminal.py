@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from telecine.__main__ import main
 from telecine.base import terminal
 from telecine.base.terminal import PlainConsole, printable, with_progress
-from telecine.cli.main import main
 
 NASTY = "\x1b]0;title\x07\x1b[31m\x9b\u202e\ud800.mp4"
 SHOWN = r"\x1b]0;title\x07\x1b[31m\x9b\u202e\ud800.mp4"

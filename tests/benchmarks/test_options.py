@@ -3,7 +3,7 @@ import re
 import pytest
 
 from telecine.settings import ObjectiveConfig
-from telecine.settings.group import settings_of
+from telecine.settings.validate import settings_of
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from telecine.cli.main import main
+from telecine.__main__ import main
 from telecine.runs.settings import _as_yaml
 from telecine.settings import TrainConfig
 from telecine.settings.parse import config_from

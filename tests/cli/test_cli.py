@@ -4,6 +4,7 @@ import json
 import runpy
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import av
 import jsonschema
@@ -12,13 +13,14 @@ import torch
 import yaml
 
 from telecine import Ramp, __version__
+from telecine.__main__ import main
 from telecine.autoencoders import CausalVAE
-from telecine.cli.main import COMMANDS, main
+from telecine.cli.commands import COMMANDS
 from telecine.cli.parser import parse
 from telecine.data import sample_videos
 from telecine.evaluation.metrics import BUILT_IN_METRICS
 from telecine.runs import Run
-from telecine.settings import CausalVAEConfig
+from telecine.settings import CausalVAEConfig, TrainConfig
 from telecine.settings.recipes import recipes
 
 NO_PICTURES = runpy.run_path(str(Path(__file__).parents[1] / "training" / "no_pictures.py"))
@@ -52,9 +54,8 @@ def error_of(capsys, *arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["telecine.cli.main", "telecine"])
-def test_runs_as_a_module(forks, module):
-    done = forks.run("-m", module, "train", "--help")
+def test_runs_as_a_module(forks):
+    done = forks.run("-m", "telecine", "train", "--help")
     assert done.returncode == 0
     assert "--optimizer.lr" in done.stdout
 
@@ -130,16 +131,16 @@ def replace_train(monkeypatch, run):
     monkeypatch.setitem(COMMANDS, "train", replace(COMMANDS["train"], run=run))
 
 
+def do_nothing(settings: TrainConfig):
+    """Train."""
+
+
 def settings_of(monkeypatch, *arguments):
     """Return the settings that a training command would run with."""
     seen = []
 
-    def run(settings, *, steal_lock: bool = False):
-        """Train.
-
-        Args:
-            steal_lock: Whether.
-        """
+    def run(settings: TrainConfig, *, steal_lock: Annotated[bool, "Whether."] = False):
+        """Train."""
         seen.append(settings)
 
     replace_train(monkeypatch, run)
@@ -312,13 +313,13 @@ def test_the_demo_is_announced(monkeypatch, capsys):
         (["--data", "x"], False),
         (["--config", "demo"], False),
     ):
-        replace_train(monkeypatch, lambda settings: None)
+        replace_train(monkeypatch, do_nothing)
         assert main(["train", *typed]) == 0
         assert ("without --data and --config: the demo" in capsys.readouterr().out) == announced
 
 
 def test_a_package_that_is_missing_is_one_clear_line(capsys, monkeypatch):
-    def run(settings):
+    def run(settings: TrainConfig):
         raise ImportError("This model needs diffusers. Run `pip install diffusers`.", name="diffusers")
 
     replace_train(monkeypatch, run)
@@ -461,7 +462,7 @@ def test_ctrl_c_while_the_command_line_starts_prints_no_traceback(monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("telecine.cli.main.parse", interrupt)
+    monkeypatch.setattr("telecine.cli.commands.parse", interrupt)
     assert main(["train"]) == 130
 
 

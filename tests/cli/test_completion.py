@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from telecine.cli.main import main
+from telecine.__main__ import main
 from telecine.cli.parser import completion_script as script
 
 # Sources a script, and completes lines of words, each with the cursor at the end of the last word.

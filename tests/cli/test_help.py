@@ -7,10 +7,11 @@ from dataclasses import asdict
 
 import pytest
 
-from telecine.cli.main import COMMANDS, main
+from telecine.__main__ import main
+from telecine.cli.commands import COMMANDS
 from telecine.cli.parser import help_of, parse
 from telecine.settings import TrainConfig
-from telecine.settings.group import settings_of
+from telecine.settings.validate import settings_of
 
 NAMES = ("train", "evaluate", "reconstruct", "latents", "distill")
 WITHOUT_PYTORCH = (

@@ -48,7 +48,7 @@ SEVERAL = replace(CONFIG, buckets=BUCKETS)
 
 def size_at(dataset: ClipDataset, step: int) -> str:
     """Return the kind and size of the items of a step, such as "video-5x32x40"."""
-    return dataset.names_at(step, [0])[0].removesuffix("-0")
+    return dataset.names_of([(step, 0)])[0].removesuffix("-0")
 
 
 def file_names(dataset: ClipDataset, count: int) -> set[str]:
@@ -244,11 +244,11 @@ def test_a_number_of_clips_comes_again(spans: list[Span]) -> None:
     for step in steps.values():
         assert torch.equal(dataset[step, 7]["video"], endless[step, 1]["video"])
         assert not torch.equal(dataset[step, 7]["video"], endless[step, 7]["video"])
-    names = [dataset.names_at(step, range(7)) for step in steps.values()]
+    names = [dataset.names_of([(step, index) for index in range(7)]) for step in steps.values()]
     assert [len({*each}) for each in names] == [3, 3]
     assert len({*names[0], *names[1]}) == 6
     assert names[0][1] == f"{next(iter(steps))}-1"
-    assert len({*endless.names_at(0, range(7))}) == 7
+    assert len({*endless.names_of([(0, index) for index in range(7)])}) == 7
 
 
 WEIGHTED_BUCKETS = (Bucket(5, 32, 40, weight=3), Bucket(3, 48, 32), Bucket(9, 16, 16))

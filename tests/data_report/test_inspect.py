@@ -11,7 +11,7 @@ from PIL import Image
 from telecine.data import ClipDataset, DataError, bytes_from_video
 from telecine.data_report import inspect
 from telecine.data_report.inspect import _advice, inspect_data
-from telecine.data_report.page import _render_data, data_summary
+from telecine.data_report.page import _render_data, _summary
 from telecine.training.clips import find_spans
 
 
@@ -78,7 +78,7 @@ def test_images_are_counted_as_images(config, data, tmp_path):
     for ratio, counted in ((0.5, "1 video and 3 images"), (0.0, "1 video"), (1.0, "3 images")):
         changed = replace(config, data=str(tmp_path), clips=replace(config.clips, image_ratio=ratio))
         reports[ratio] = inspect_data(changed, num_clips=2)
-        assert dict(data_summary(reports[ratio]))["files used"] == f"{counted}, of 4 files"
+        assert dict(_summary(reports[ratio]))["files used"] == f"{counted}, of 4 files"
     uses = {ratio: {Path(row.path).name: row.use for row in report.files} for ratio, report in reports.items()}
     assert uses[0.0]["0.png"] == "an image, and `clips.image_ratio` is 0"
     assert uses[1.0]["scene.mp4"] == "a video, and `clips.image_ratio` is 1"

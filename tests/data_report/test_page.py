@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from telecine.cli.main import main
+from telecine.__main__ import main
 from telecine.data import index_video
 from telecine.data_report.page import _figure, _moving_sheet, _render_data, write_data
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from telecine.discriminators import FeedForward, LinearSpaceAttention
-from telecine.discriminators import layers as module
-from telecine.discriminators.layers import _GEGLU, Residual, _RMSNorm, _TaylorAttention
+from telecine.discriminators import blocks as module
+from telecine.discriminators.blocks import _GEGLU, _Residual, _RMSNorm, _TaylorAttention
 
 FORMS = {"quadratic": module._quadratic_attention, "linear": module._linear_attention}
 
@@ -161,7 +161,7 @@ def test_gradgradcheck_of_feed_forward():
 
 def test_residual():
     x = torch.randn(3)
-    assert torch.equal(Residual(torch.nn.ReLU())(x), x.relu() + x)
+    assert torch.equal(_Residual(torch.nn.ReLU())(x), x.relu() + x)
 
 
 def test_names_of_published_checkpoints():

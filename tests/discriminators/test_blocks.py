@@ -7,12 +7,8 @@ from torch.nn import functional as F
 
 from telecine.discriminators import DiscriminatorBlock, DiscriminatorBlock3D
 from telecine.discriminators.base import check_batch
-from telecine.discriminators.blocks import (
-    Head,
-    as_image_size,
-    head_size,
-    layer_widths,
-)
+from telecine.discriminators.blocks import Head
+from telecine.discriminators.residual import _as_image_size, _head_size, _layer_widths
 
 CELLS_2D = "b c (h p1) (w p2) -> b (c p1 p2) h w"
 CELLS_3D = "b c (t p1) (h p2) (w p3) -> b (c p1 p2 p3) t h w"
@@ -102,19 +98,19 @@ class TestHead:
 class TestSizes:
     @pytest.mark.parametrize("size", [32, (32, 48), [32, 48], torch.Size([32, 48]), (size for size in (32, 48))])
     def test_ints_and_pairs(self, size):
-        assert as_image_size(size) in ((32, 32), (32, 48))
+        assert _as_image_size(size) in ((32, 32), (32, 48))
 
     @pytest.mark.parametrize("size", [None, "64", 64.0, (64,), (64, 64, 64), (64.5, 64), {}])
     def test_error_for_anything_else(self, size):
         with pytest.raises(
             ValueError, match=r"`image_size` must be an int or a pair .*but got .*size of the training crops"
         ):
-            as_image_size(size)
+            _as_image_size(size)
 
     @pytest.mark.parametrize("size", [3, -64, (16, 3), [2, 64]])
     def test_too_small(self, size):
         with pytest.raises(ValueError, match=r"`image_size` must be at least 4, but got .*up-sample"):
-            as_image_size(size)
+            _as_image_size(size)
 
     @pytest.mark.parametrize(
         ("shape", "remedy"), [((3, 8, 8), "Images have 4"), ((1, 4, 8, 8), "Build"), ((1, 3, 2, 8, 8), "Images have 4")]
@@ -133,10 +129,10 @@ class TestSizes:
         ],
     )
     def test_widths(self, size, max_dim, widths):
-        assert layer_widths(2, size, 3, max_dim) == widths
+        assert _layer_widths(2, size, 3, max_dim) == widths
 
     @pytest.mark.parametrize(
         ("size", "expected"), [((16, 16), (4, 4)), ((60, 90), (7, 11)), ((240, 360), (7, 11)), ((31, 99), (7, 24))]
     )
     def test_the_head_has_the_size_of_published_checkpoints(self, size, expected):
-        assert head_size(size) == expected
+        assert _head_size(size) == expected

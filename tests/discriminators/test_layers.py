@@ -10,7 +10,7 @@ from torch import nn
 
 from telecine import PatchDiscriminator3D
 from telecine.discriminators import Blur, DiscriminatorBlock3D
-from telecine.discriminators.layers import Conv3d, SpaceToDepthConv, padded_conv3d
+from telecine.discriminators.blocks import Conv3d, _SpaceToDepthConv, padded_conv3d
 
 MODES = {"both": {}, "space": {"space_only": True}, "time": {"time_only": True}}
 AXES = {"both": (True, True, True), "space": (False, True, True), "time": (True, False, False)}
@@ -163,14 +163,14 @@ class TestSpaceToDepthConv:
     @pytest.mark.parametrize("size", [(2, 2), (4, 6), (2, 4, 6), (8, 2, 2)])
     def test_equals_rearrangement_and_mixing(self, size):
         torch.manual_seed(0)
-        layer = SpaceToDepthConv(3, dims=len(size)).double()
+        layer = _SpaceToDepthConv(3, dims=len(size)).double()
         x = torch.randn(2, 3, *size, dtype=torch.float64)
         torch.testing.assert_close(layer(x), space_to_depth(x, layer[1]))
 
     @pytest.mark.parametrize("size", [(1, 1), (3, 4), (4, 5), (1, 2, 3), (3, 3, 3)])
     def test_odd_axes_repeat_their_last_position(self, size):
         torch.manual_seed(0)
-        layer = SpaceToDepthConv(2, dims=len(size)).double()
+        layer = _SpaceToDepthConv(2, dims=len(size)).double()
         x = torch.randn(2, 2, *size, dtype=torch.float64)
         even = x
         for axis in range(2, x.ndim):
@@ -182,11 +182,11 @@ class TestSpaceToDepthConv:
     @pytest.mark.parametrize("size", [(3, 2), (1, 3), (1, 2, 3), (3, 1, 1)])
     def test_gradcheck_and_gradgradcheck(self, size):
         torch.manual_seed(0)
-        layer = SpaceToDepthConv(1, dims=len(size)).double()
+        layer = _SpaceToDepthConv(1, dims=len(size)).double()
         x = torch.randn(1, 1, *size, dtype=torch.float64, requires_grad=True)
         assert torch.autograd.gradcheck(layer, (x,))
         assert torch.autograd.gradgradcheck(lambda x: layer(x) ** 2, (x,))
 
     def test_names_of_published_checkpoints(self):
-        shapes = {name: tuple(tensor.shape) for name, tensor in SpaceToDepthConv(3, dims=3).state_dict().items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in _SpaceToDepthConv(3, dims=3).state_dict().items()}
         assert shapes == {"1.weight": (3, 24, 1, 1, 1), "1.bias": (3,)}

@@ -14,7 +14,7 @@ from telecine.discriminators import (
     DiscriminatorBlock3DWithfirstframe,
     build_discriminator,
 )
-from telecine.discriminators.blocks import mean_over_frames
+from telecine.discriminators.residual import _mean_over_frames
 
 CLASSES = {Discriminator3D: DiscriminatorBlock3D, Discriminator3DWithfirstframe: DiscriminatorBlock3DWithfirstframe}
 both = pytest.mark.parametrize("cls", CLASSES)
@@ -137,18 +137,18 @@ class TestTimeWeighting:
         assert counts.sum() == time
         x = torch.randn(2, 3, len(counts), 2, 3, dtype=torch.float64)
         expected = (x * counts.view(-1, 1, 1)).sum(2) / time
-        torch.testing.assert_close(mean_over_frames(x, time, num_poolings), expected)
+        torch.testing.assert_close(_mean_over_frames(x, time, num_poolings), expected)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
     def test_dtype_and_constants(self, dtype):
-        mean = mean_over_frames(torch.full((1, 2, 3, 4, 4), 0.5, dtype=dtype), 17, 3)
+        mean = _mean_over_frames(torch.full((1, 2, 3, 4, 4), 0.5, dtype=dtype), 17, 3)
         assert mean.dtype == dtype
         torch.testing.assert_close(mean, torch.full((1, 2, 4, 4), 0.5, dtype=dtype))
 
     def test_gradcheck_and_gradgradcheck(self):
         x = torch.randn(1, 1, 3, 2, 1, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(lambda x: mean_over_frames(x, 6, 2), (x,))
-        assert torch.autograd.gradgradcheck(lambda x: mean_over_frames(x, 6, 2) ** 2, (x,))
+        assert torch.autograd.gradcheck(lambda x: _mean_over_frames(x, 6, 2), (x,))
+        assert torch.autograd.gradgradcheck(lambda x: _mean_over_frames(x, 6, 2) ** 2, (x,))
 
     @pytest.mark.parametrize("time", [1, 9, 16, 17])
     def test_the_network(self, time):

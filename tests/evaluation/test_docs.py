@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from telecine.cli.main import main
+from telecine.__main__ import main
 from telecine.evaluation import METRIC_DEFINITIONS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")

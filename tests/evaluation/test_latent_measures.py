@@ -7,15 +7,15 @@ import torch
 
 from telecine.autoencoders.bottleneck import build_bottleneck
 from telecine.evaluation.latents import (
+    _autocorrelation,
     _covariance_eigenvalues,
+    _dead_channels,
+    _effective_rank,
     _high_frequency_share,
+    _kurtosis,
     _radial_spectrum,
     _scaled_video,
-    autocorrelation,
     code_usage,
-    dead_channels,
-    effective_rank,
-    kurtosis,
     latent_summary,
 )
 from telecine.settings import CausalVAEConfig
@@ -34,11 +34,11 @@ def wave(frequency, size=16):
 
 def test_kurtosis_of_a_normal_a_uniform_and_a_constant_channel():
     latents = torch.cat([noise(4, 1, 2, 32, 32), torch.rand(4, 1, 2, 32, 32) * 5 + 1, torch.ones(4, 1, 2, 32, 32)], 1)
-    assert kurtosis(latents) == pytest.approx([3.0, 1.8, 0.0], abs=0.15)
+    assert _kurtosis(latents) == pytest.approx([3.0, 1.8, 0.0], abs=0.15)
 
 
 def test_dead_channels():
-    assert dead_channels([1.0, 0.005, 0.02, 0.0]) == [1, 3]
+    assert _dead_channels([1.0, 0.005, 0.02, 0.0]) == [1, 3]
 
 
 def test_eigenvalues_and_effective_rank():
@@ -46,10 +46,10 @@ def test_eigenvalues_and_effective_rank():
     three = torch.cat([2 * z[:, :1], z[:, 1:], 2 * z[:, :1]], 1)  # the third channel repeats the first
     first, second, third = _covariance_eigenvalues(three)
     assert (first, second, third) == pytest.approx((8, 1, 0), abs=0.4)
-    assert effective_rank([1.0, 1.0, 1.0, 0.0]) == pytest.approx(3)
-    assert effective_rank([5.0, 0.0]) == pytest.approx(1)
+    assert _effective_rank([1.0, 1.0, 1.0, 0.0]) == pytest.approx(3)
+    assert _effective_rank([5.0, 0.0]) == pytest.approx(1)
     p = (0.8, 0.2)
-    assert effective_rank([8.0, 2.0]) == pytest.approx(math.exp(-sum(x * math.log(x) for x in p)))
+    assert _effective_rank([8.0, 2.0]) == pytest.approx(math.exp(-sum(x * math.log(x) for x in p)))
 
 
 @pytest.mark.parametrize("frequency", [1 / 16, 3 / 16, 6 / 16])
@@ -69,12 +69,12 @@ def test_white_noise_has_the_share_of_high_frequencies_of_the_area():
 
 def test_autocorrelation():
     z = noise(2, 2, 3, 32, 32)
-    assert autocorrelation(z, (3, 4), 3) == pytest.approx([0, 0, 0], abs=0.03)
+    assert _autocorrelation(z, (3, 4), 3) == pytest.approx([0, 0, 0], abs=0.03)
     still = noise(2, 1, 1, 32, 32).expand(-1, -1, 4, -1, -1)
-    assert autocorrelation(still, (2,), 8) == pytest.approx([1, 1, 1])
+    assert _autocorrelation(still, (2,), 8) == pytest.approx([1, 1, 1])
     # Of a wave along the width, constant along the height: the mean of both directions.
-    assert autocorrelation(wave(0.25), (3, 4), 2) == pytest.approx([0.5 * (1 + 0), 0.5 * (1 - 1)], abs=0.1)
-    assert autocorrelation(z[:, :, :1], (2,), 8) == []
+    assert _autocorrelation(wave(0.25), (3, 4), 2) == pytest.approx([0.5 * (1 + 0), 0.5 * (1 - 1)], abs=0.1)
+    assert _autocorrelation(z[:, :, :1], (2,), 8) == []
 
 
 def test_the_video_at_the_size_of_its_latent():

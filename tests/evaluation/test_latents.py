@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from telecine.__main__ import main
 from telecine.autoencoders import CausalVAE
-from telecine.cli.main import main
 from telecine.data import DataError
 from telecine.evaluation import latents, source
 from telecine.evaluation.evaluate import evaluate

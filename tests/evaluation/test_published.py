@@ -15,8 +15,8 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
 
+from telecine.__main__ import main
 from telecine.autoencoders import Reconstruction
-from telecine.cli.main import main
 from telecine.data import find_videos, index_videos, read_clip
 from telecine.evaluation import measure, source
 from telecine.evaluation.compare import _check_protocols

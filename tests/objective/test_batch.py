@@ -10,6 +10,7 @@ from telecine.base.shapes import check_video_pair
 from telecine.objective.batch import (
     _clip_weights,
     _named_aux_losses,
+    _with_gradient_hook,
     _without_inference_mode,
     make_batch,
 )
@@ -359,3 +360,19 @@ class TestAuxLosses:
     def test_a_distribution_without_variance(self):
         with pytest.raises(ValueError, match="logvar"):
             aux(SimpleNamespace(mean=torch.zeros(1)))
+
+
+class TestGradientHook:
+    def test_it_gets_only_what_flows_through_the_view(self):
+        x = torch.ones(2, requires_grad=True)
+        gradients = []
+        view = _with_gradient_hook(x, gradients.append)
+        (3 * view + 5 * x).sum().backward()
+        assert [gradient.tolist() for gradient in gradients] == [[3, 3]]
+        assert x.grad.tolist() == [8, 8]
+
+    def test_there_is_nothing_to_hook(self):
+        x = torch.ones(2, requires_grad=True)
+        assert _with_gradient_hook(x, None) is x
+        y = x.detach()
+        assert _with_gradient_hook(y, print) is y

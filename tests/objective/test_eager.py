@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from telecine.objective.eager import eager_backward, gradients_of, with_gradient_hook, with_gradients
+from telecine.objective.eager import eager_backward, gradients_of, with_gradients
 
 
 class TestEagerBackward:
@@ -138,19 +138,3 @@ class TestGradientsOf:
         assert gradients_of(a.sum(), []) == []
         assert gradients_of(a.detach().sum(), [a]) == [None]
         assert gradients_of(a.detach().sum(), [a], add_to=[torch.ones(2)])[0].tolist() == [1, 1]
-
-
-class TestGradientHook:
-    def test_it_gets_only_what_flows_through_the_view(self):
-        x = torch.ones(2, requires_grad=True)
-        gradients = []
-        view = with_gradient_hook(x, gradients.append)
-        (3 * view + 5 * x).sum().backward()
-        assert [gradient.tolist() for gradient in gradients] == [[3, 3]]
-        assert x.grad.tolist() == [8, 8]
-
-    def test_there_is_nothing_to_hook(self):
-        x = torch.ones(2, requires_grad=True)
-        assert with_gradient_hook(x, None) is x
-        y = x.detach()
-        assert with_gradient_hook(y, print) is y

@@ -8,12 +8,11 @@ from telecine import Discriminator, PatchDiscriminator
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, gan_loss, r1
 from telecine.objective.adversarial import AdversarialLosses
 from telecine.objective.batch import make_batch
+from telecine.objective.eager import _cotangents, shared_backward
 from telecine.objective.eager_adversarial import (
     EagerAdversarialLosses,
-    GradientMode,
     _can_share_backward,
-    _cotangents,
-    _shared_backward,
+    _GradientMode,
 )
 
 from .test_adversarial import VIDEO, Independent, discriminator_gradients, wasserstein
@@ -120,7 +119,7 @@ def declared(*, real, fake):
     return wasserstein(real=real, fake=fake)
 
 
-GRAPH, JOINT, SPLIT, SHARED = GradientMode
+GRAPH, JOINT, SPLIT, SHARED = _GradientMode
 PENALTY = {"grad_penalty_loss_weight": 1}
 
 
@@ -256,9 +255,9 @@ class TestGradientMode:
         for name, expected in (("hinge", 1), ("relativistic", 0)):
             calls = []
             monkeypatch.setattr(
-                "telecine.objective.eager_adversarial._shared_backward",
+                "telecine.objective.eager_adversarial.shared_backward",
                 lambda *args, calls=calls, **options: (
-                    calls.append(options["retain_graph"]) or _shared_backward(*args, **options)
+                    calls.append(options["retain_graph"]) or shared_backward(*args, **options)
                 ),
             )
             gan = {"loss": name, "feature_matching_loss_weight": features}
@@ -298,7 +297,7 @@ class TestSharedBackward:
         x = torch.randn(3, 3, 8, 8, dtype=dtype, requires_grad=True)
         parameters = list(discriminator.parameters())
         expected_x, expected = self.two_backwards(GAN_LOSSES[name], discriminator, x)
-        grad_x, found = _shared_backward(GAN_LOSSES[name], discriminator(x), x, parameters, retain_graph=False)
+        grad_x, found = shared_backward(GAN_LOSSES[name], discriminator(x), x, parameters, retain_graph=False)
         cancelled = rtol * expected_x.abs().max().item()  # elements that are small differences of large ones
         torch.testing.assert_close(grad_x, expected_x, rtol=rtol, atol=cancelled)
         largest = max(gradient.abs().max().item() for gradient in expected)
@@ -310,11 +309,11 @@ class TestSharedBackward:
         discriminator = TanhDiscriminator([0.0, 2.0])
         x = torch.randn(2, 3, 8, 8, requires_grad=True)
         parameters = [*discriminator.parameters(), unused := nn.Parameter(torch.ones(2))]
-        plain = _shared_backward(GAN_LOSSES["hinge"], discriminator(x), x, parameters, retain_graph=False)[1]
+        plain = shared_backward(GAN_LOSSES["hinge"], discriminator(x), x, parameters, retain_graph=False)[1]
         known = [torch.full_like(parameter, 5.0) for parameter in parameters]
-        added = _shared_backward(
-            GAN_LOSSES["hinge"], discriminator(x), x, parameters, retain_graph=False, add_to=known
-        )[1]
+        added = shared_backward(GAN_LOSSES["hinge"], discriminator(x), x, parameters, retain_graph=False, add_to=known)[
+            1
+        ]
         assert plain[-1] is None
         torch.testing.assert_close(added, [*(gradient + 5 for gradient in plain[:-1]), torch.full_like(unused, 5.0)])
 
@@ -325,7 +324,7 @@ class TestSharedBackward:
 
         discriminator = TanhDiscriminator([0.0, 1.0])
         x = torch.randn(2, 3, 8, 8, requires_grad=True)
-        grad_x, gradients = _shared_backward(
+        grad_x, gradients = shared_backward(
             constant, discriminator(x), x, list(discriminator.parameters()), retain_graph=False
         )
         assert grad_x.eq(0).all()
@@ -342,7 +341,7 @@ class TestSharedBackward:
         x = torch.randn(1, 3, 8, 8, requires_grad=True)
         logits = discriminator(x)
         parameters = list(discriminator.parameters())
-        _shared_backward(GAN_LOSSES["hinge"], logits, x, parameters, retain_graph=retain_graph)
+        shared_backward(GAN_LOSSES["hinge"], logits, x, parameters, retain_graph=retain_graph)
         if retain_graph:
             logits.sum().backward()
             assert x.grad.abs().max() > 0

@@ -1,11 +1,13 @@
 """The statistics of logits, and which values are logged under which names."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from telecine.losses import GAN_LOSSES, GANLoss, hinge
 from telecine.objective.adversarial import _logit_statistics
-from telecine.objective.weights import STATISTICS, discriminator_log, mean, named, total
+from telecine.objective.weights import STATISTICS, _named, discriminator_log, mean, total
 
 REAL = torch.tensor([[2.0, 0.7], [0.2, -1.0]])
 FAKE = torch.tensor([[-2.0, -0.5], [0.6, -1.5]])
@@ -86,10 +88,16 @@ def step_log(real, fake, **terms):
     return {**terms, **_logit_statistics(real=real, fake=fake, gan_loss=hinge)}
 
 
+def log_of(logs):
+    log = discriminator_log(torch.zeros(()), logs, SimpleNamespace(real=REAL, split="train"))
+    assert log.pop("train/total_disc_loss") == 0
+    return {name.removeprefix("train/"): value for name, value in log.items()}
+
+
 def test_sums_means_and_each_discriminator():
     first = step_log(REAL, FAKE, discr_loss=1.0, grad_penalty_loss=2.0, lecam_loss=3.0)
     second = step_log(FAKE, REAL, discr_loss=10.0, grad_penalty_loss=20.0, lecam_loss=30.0)
-    log = discriminator_log({"discr": first, "discr_3d": second}, like=REAL)
+    log = log_of({"discr": first, "discr_3d": second})
     log = {name: value.item() for name, value in log.items()}
     assert (log["discr_loss"], log["discr_loss_discr"], log["discr_loss_discr_3d"]) == (11, 1, 10)
     assert (log["grad_penalty_loss"], log["lecam_loss"]) == (22, 33)
@@ -99,16 +107,16 @@ def test_sums_means_and_each_discriminator():
 
 
 def test_one_discriminator_and_none():
-    log = discriminator_log({"discr": step_log(REAL, FAKE, discr_loss=1.0)}, like=REAL)
+    log = log_of({"discr": step_log(REAL, FAKE, discr_loss=1.0)})
     assert set(log) == {"discr_loss", "grad_penalty_loss", *STATISTICS}
-    log = discriminator_log({}, like=REAL)
+    log = log_of({})
     assert log == {"discr_loss": 0, "grad_penalty_loss": 0, "logits_real": 0, "logits_fake": 0}
 
 
 def test_the_callers_log_holds_detached_copies_in_float32():
     value = torch.ones((), dtype=torch.float64, requires_grad=True)
     copied = torch.ones(())
-    log = named({"recon_loss": value, "logvar": copied}, "val")
+    log = _named({"recon_loss": value, "logvar": copied}, "val")
     assert list(log) == ["val/recon_loss", "val/logvar"]
     assert log["val/recon_loss"].dtype == torch.float32
     assert not log["val/recon_loss"].requires_grad

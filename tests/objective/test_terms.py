@@ -418,6 +418,8 @@ def test_weighted():
     weights = Weights(first=2.0, off=0.0, last=0.5, missing=1.0)
     assert weights.sum({"first": torch.tensor(3.0), "off": nan, "last": torch.tensor(4.0)}).item() == 8
     assert weights.sum({}) == 0
+    parts = {"first": [torch.tensor(3.0), torch.tensor(1.0)], "off": [nan], "last": [], "missing": [torch.tensor(0.5)]}
+    assert weights.sum(parts).item() == 8.5
 
 
 def test_terms_are_a_dict():

@@ -6,29 +6,31 @@ from torch import nn
 
 from telecine import PatchDiscriminator, PatchDiscriminator3D
 from telecine.objective.adversarial import VideoDiscriminator
+from telecine.objective.eager_adversarial import _trainable
 
 INDICES = torch.tensor([[2], [0], [3]])
 
 
-def build(module=None, sees="video", factor=1, name="discr_3d"):
-    return VideoDiscriminator(name, nn.Flatten() if module is None else module, sees, factor)
+def build(module=None, sees="video", factor=1, frame_indices=INDICES):
+    module = nn.Flatten() if module is None else module
+    return VideoDiscriminator("discr_3d", module, sees, factor, frame_indices=frame_indices)
 
 
 def test_whole_videos():
     x = torch.randn(3, 2, 4, 5, 6)
-    assert build().input_of(x, INDICES) is x
+    assert build().input_of(x) is x
 
 
 def test_one_frame_of_each_clip():
     x = torch.randn(3, 2, 4, 5, 6)
-    frames = build(sees="frames").input_of(x, INDICES)
+    frames = build(sees="frames").input_of(x)
     assert torch.equal(frames, torch.stack([x[0, :, 2], x[1, :, 0], x[2, :, 3]]))
 
 
 @pytest.mark.parametrize(("factor", "size"), [(2, (8, 8)), (2, (7, 9)), (4, (16, 5))])
 def test_down_scaled_videos_are_means_of_cells(factor, size):
     x = torch.randn(2, 3, 2, *size, dtype=torch.float64)
-    small = build(factor=factor).input_of(x, INDICES[:2])
+    small = build(factor=factor).input_of(x)
     assert small.shape == (2, 3, 2, *(-(-n // factor) for n in size))
     for row in range(small.shape[-2]):
         for column in range(small.shape[-1]):
@@ -38,15 +40,15 @@ def test_down_scaled_videos_are_means_of_cells(factor, size):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_videos_are_scaled_down(dtype):
-    small = build(factor=2).input_of(torch.ones(1, 3, 1, 4, 4, dtype=dtype), INDICES[:1])
+    small = build(factor=2).input_of(torch.ones(1, 3, 1, 4, 4, dtype=dtype))
     assert small.dtype == torch.float32
     assert small.eq(1).all()
 
 
 def test_one_frame_of_the_down_scaled_video():
     x = torch.randn(3, 3, 4, 8, 8)
-    small = build(factor=2).input_of(x, INDICES)
-    frames = build(sees="frames", factor=2).input_of(x, INDICES)
+    small = build(factor=2).input_of(x)
+    frames = build(sees="frames", factor=2).input_of(x)
     assert torch.equal(frames, torch.stack([small[0, :, 2], small[1, :, 0], small[2, :, 3]]))
 
 
@@ -59,7 +61,7 @@ def test_inputs_are_cast_to_the_parameters_type():
 def test_parameters_that_require_gradients():
     module = nn.Linear(4, 1)
     module.bias.requires_grad_(False)
-    (weight,) = build(module).trainable
+    (weight,) = _trainable(build(module))
     assert weight is module.weight
 
 

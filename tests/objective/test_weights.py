@@ -6,7 +6,7 @@ import pytest
 
 from telecine import Ramp, VideoAutoencoderLoss
 from telecine.objective.weights import WeightSchedule
-from telecine.settings import ObjectiveConfig, as_ramp
+from telecine.settings import ObjectiveConfig
 from telecine.settings.validate import validate
 
 
@@ -45,7 +45,8 @@ def test_is_ever_on():
     ],
 )
 def test_every_form_of_a_weight(value, expected):
-    assert as_ramp(value, "perceptual_weight", start=7) == expected
+    config = ObjectiveConfig(disc_start=7, adversarial_loss_weight=value)
+    assert config.all_terms()["adversarial"].ramp == expected
 
 
 @pytest.mark.parametrize(

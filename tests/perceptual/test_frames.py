@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from telecine.base.shapes import check_frame_pair
 from telecine.perceptual import pick_frames, sample_frame_indices
-from telecine.perceptual.frames import check_frame_pair
 
 FRAMES = torch.zeros(2, 3, 4, 5)
 

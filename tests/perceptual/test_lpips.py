@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from telecine.perceptual import LPIPS, gram
-from telecine.perceptual.backbones import BACKBONES, run_stage
-from telecine.perceptual.lpips import _feature_distance, _load_heads
+from telecine.perceptual.backbones import BACKBONES
+from telecine.perceptual.lpips import _feature_distance, _load_heads, _run_stage
 
 NETS = ("vgg", "alex")
 CLIPS = ("carphone_pristine.mp4", "bikes.mp4", "bigbuckbunny.mp4")
@@ -319,7 +319,7 @@ def test_smallest_frames(net, models):
     def run(size):
         features = torch.zeros(1, 3, size, size)
         for stage in BACKBONES[net].stages:
-            features = run_stage(stage, weights, features)
+            features = _run_stage(stage, weights, features)
         return features
 
     assert min(run(size).shape) > 0

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from telecine.report.plots import MAX_POINTS, _columns_of, _duplicates, _key_of, _label_of, as_curve, panels, table
+from telecine.report.plots import MAX_POINTS, _columns_of, _duplicates, _key_of, _label_of, _panels, as_curve, table
 from telecine.report.plots import plots_of as plots_of_runs
 from telecine.report.run import ReportedRun
 from telecine.settings import ObjectiveConfig
@@ -130,7 +130,7 @@ def test_other_losses_and_weights_have_their_panels():
     losses = {"train/edges_loss", "train/gram_loss", "train/logvar", "train/recon_loss"}
     shown = {"train/mse", "train/gen_loss", "train/adaptive_weight", "val/psnr"}
     shown |= {"train/total_loss", "train/total_disc_loss"}
-    found = {panel.title: set(panel.names) for panel in panels(weights | losses | shown)}
+    found = {panel.title: set(panel.names) for panel in _panels(weights | losses | shown)}
     assert found["other losses, unweighted"] == losses
     assert found["scheduled weights"] == weights
 

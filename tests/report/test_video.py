@@ -16,7 +16,7 @@ from torch import Tensor
 
 from telecine.data import index_video, read_clip
 from telecine.report.clips import _panes, side_by_side, write_preview
-from telecine.report.video import Mp4Writer, gif_bytes, mp4_bytes, shrink, write_mp4
+from telecine.report.video import Mp4Writer, gif_bytes, shrink, write_mp4
 
 
 def _frames(num_frames: int, height: int, width: int) -> Tensor:
@@ -163,12 +163,6 @@ def test_panes_are_thirds_of_the_width() -> None:
     assert small.shape == (2, 130, 3 * 66, 3)  # enlarged by 2
     with pytest.raises(ValueError, match="all of shape"):
         _panes(target=target, reconstruction=target[:1])
-
-
-def test_mp4_bytes() -> None:
-    content = mp4_bytes(_frames(3, 32, 32), 25)
-    with av.open(io.BytesIO(content)) as container:
-        assert sum(1 for _ in container.decode(video=0)) == 3
 
 
 def test_side_by_side_of_large_clips_is_not_enlarged(tmp_path: Path) -> None:

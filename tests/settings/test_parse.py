@@ -7,13 +7,13 @@ import pytest
 from telecine import Ramp, Term
 from telecine.settings import TrainConfig
 from telecine.settings.parse import (
+    _environment_layer,
+    _typed_layer,
     config_from,
-    environment_layer,
     merged,
     nested,
     read_config,
     read_layer,
-    typed_layer,
 )
 from telecine.settings.validate import REMOVED, json_schema, validate
 
@@ -131,7 +131,7 @@ def test_typed_values():
         "objective.terms.gram": "0.5",
         "trainable.patterns": "[decoder.*, encoder.0]",
     }
-    config = validate(TrainConfig, typed_layer(TrainConfig, typed.items()))
+    config = validate(TrainConfig, _typed_layer(TrainConfig, typed.items()))
     assert (config.data, config.val_data, config.steps, config.trackers) == ("2024", None, 1000, ("wandb",))
     assert (config.optimizer.betas, config.clips.random_flip, config.batch_size) == ((0.1, 0.2), False, "auto")
     assert config.objective.terms == {"gram": Term("gram", 0.5)}
@@ -141,7 +141,7 @@ def test_typed_values():
 def test_the_environment(monkeypatch):
     monkeypatch.setenv("TELECINE__OPTIMIZER__LR", "1e-5")
     monkeypatch.setenv("TELECINE_WEIGHTS_DIR", "/weights")
-    assert environment_layer(TrainConfig) == {"optimizer": {"lr": 1e-5}}
+    assert _environment_layer(TrainConfig) == {"optimizer": {"lr": 1e-5}}
 
 
 def test_settings_that_are_no_more_are_read_if_they_have_the_value_that_they_have_now():

@@ -10,7 +10,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 
-from telecine.cli.main import main
+from telecine.__main__ import main
 from telecine.data import sample_videos
 from telecine.objective.weights import WeightSchedule
 from telecine.settings.parse import config_from, read_config

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from telecine.cli.main import main
+from telecine.__main__ import main
 from telecine.settings.yaml_file import MAX_BYTES, line_of, parse_value, read_yaml
 
 BOMB = "a: &a [x, x]\n" + "".join(f"{name}: &{name} [*{last}, *{last}]\n" for last, name in pairwise("abcdefg"))

@@ -2,7 +2,7 @@
 
 import sys
 
-from telecine.cli import main as cli
+from telecine import __main__ as cli
 from telecine.training import trainer
 
 

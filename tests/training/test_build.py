@@ -79,7 +79,8 @@ def test_every_kind_of_discriminator_returns_logits(tiny, video, image):
     discriminators = loss.discriminators + loss.multiscale_discriminators
     assert len(discriminators) == 2 * num_scales + (image != "none")
     for discriminator in discriminators:
-        logits = discriminator.logits(discriminator.input_of(clip, torch.zeros(2, 1, dtype=torch.long)))
+        discriminator = discriminator.of_frames(torch.zeros(2, 1, dtype=torch.long), clip)
+        logits = discriminator.logits(discriminator.input_of(clip))
         assert len(logits) == 2
         assert logits.isfinite().all()
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from telecine.cli.main import main
+from telecine.__main__ import main
 from telecine.runs import Run
 from telecine.training import train
 

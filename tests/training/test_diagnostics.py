@@ -202,9 +202,13 @@ def test_no_rule_fires_on_the_records_of_a_demo_run():
     assert fired(records, config) == {}
 
 
+def diagnostics_of(folder, config, **options):
+    return Diagnostics(Run(folder), config.objective, config.optimizer, num_steps=config.steps, **options)
+
+
 def fired(records, config):
     """Return the message of each rule by its name, after all records."""
-    history = _RecentValues(config)
+    history = _RecentValues(config.objective, config.optimizer, config.steps)
     for record in records:
         history.add(record["step"], {name: value for name, value in record.items() if name != "step"})
     found = {rule.name: rule.check(history) for rule in RULES}
@@ -323,7 +327,7 @@ def test_warnings_after_the_checkpoint_are_dropped_and_may_be_given_again(tiny, 
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     console = Console(record=True, width=40, file=io.StringIO())
     Run(tmp_path).cut(105)
-    diagnostics = Diagnostics(Run(tmp_path), tiny(), console)
+    diagnostics = diagnostics_of(tmp_path, tiny(), console=console)
     assert _JSONLines(tmp_path / "health.jsonl").read() == lines[:1]
     assert diagnostics.warned == {"x"}
     diagnostics.check(130, {EMA_BEHIND: 2.0})
@@ -339,7 +343,7 @@ def test_rollbacks_are_lines_that_the_checkpoint_gives(tiny, tmp_path):
     (tmp_path / "health.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     rollbacks = [Rollback(25, 20, "a"), Rollback(29, 20, "b")]
     for _ in range(2):
-        Diagnostics(Run(tmp_path), tiny(), Console(quiet=True), rollbacks)
+        diagnostics_of(tmp_path, tiny(), console=Console(quiet=True), rollbacks=rollbacks)
         first, one, two, last = _JSONLines(tmp_path / "health.jsonl").read()
         assert [first, last] == lines
         assert one["message"] == "`a` was not finite after step 25; went back to step 20, learning rates times 0.5"

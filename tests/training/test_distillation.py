@@ -7,14 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from telecine.__main__ import main
 from telecine.autoencoders import load_autoencoder
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.autoencoders.student import StudentAutoencoder
-from telecine.cli.main import main
 from telecine.data import sample_videos
 from telecine.runs import Run
 from telecine.settings import DistillConfig
-from telecine.training.distillation import TeacherLatent, TeacherReconstruction, absolute, distill
+from telecine.training.distillation import TeacherLatent, TeacherReconstruction, _absolute, distill
 
 from ..autoencoders.tiny_models import tiny_model
 
@@ -123,4 +123,4 @@ def test_errors(folder):
         distill(DistillConfig(teacher="wan", teacher_weight=-1.0, **clips))
     with pytest.raises(ValueError, match="`latent_weight` must be a finite number above 0"):
         distill(DistillConfig(teacher="wan", latent_weight=0.0, **clips))
-    assert absolute("owner/name") == "owner/name"
+    assert _absolute("owner/name") == "owner/name"

@@ -20,17 +20,17 @@ from telecine.autoencoders.diffusers import DiffusersAutoencoder
 from telecine.settings import CausalVAEConfig, TrainableConfig
 from telecine.training import distributed
 from telecine.training.distributed import (
+    _describe_lost,
+    _is_lost,
     _open_store,
     all_gather,
     any_rank,
     average_gradients,
     broadcast_module,
     copy_module,
-    describe_lost,
     describe_processes,
     fsdp_blocks,
     full_tensor,
-    is_lost,
     local_shard,
     on_every_process,
     process_group_settings,
@@ -329,7 +329,7 @@ def test_containers_without_forward_or_weights_are_no_blocks():
     ],
 )
 def test_errors_that_say_that_another_process_is_lost(error, lost):
-    assert is_lost(error) == lost
+    assert _is_lost(error) == lost
 
 
 @pytest.fixture
@@ -392,7 +392,7 @@ def answer_as(rank, monkeypatch):
 def test_the_processes_that_do_not_answer_are_named(three_ranks, monkeypatch, answer, message):
     for rank in answer:
         answer_as(rank, monkeypatch)
-    described = describe_lost("at step 7", 900.0)
+    described = _describe_lost("at step 7", 900.0)
     assert described.startswith(message)
     assert described.endswith("run the same command again: it resumes from the newest checkpoint.")
     for thread in threading.enumerate():
@@ -413,4 +413,4 @@ def test_the_store_is_gone_with_torchrun_or_with_the_first_process(
 
     monkeypatch.setattr(distributed, "_open_store", fail)
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", by_torchrun)
-    assert describe_lost("at step 7", 900.0).startswith(f"process 0 lost {lost} at step 7")
+    assert _describe_lost("at step 7", 900.0).startswith(f"process 0 lost {lost} at step 7")

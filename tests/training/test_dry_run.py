@@ -10,10 +10,11 @@ import pytest
 from accelerate import Accelerator
 from rich.console import Console
 
-from telecine.cli.main import main
+from telecine.__main__ import main
+from telecine.objective.weights import WeightSchedule
 from telecine.runs.lock import _started_at
 from telecine.runs.settings import _as_yaml
-from telecine.training.run import dry_run
+from telecine.training.run import DryRun, dry_run
 
 
 def files_below(folder):
@@ -30,12 +31,21 @@ def test_the_update_has_every_term_and_nothing_is_kept(tiny, tmp_path, everythin
     result = dry_run(config, console=console)
     assert files_below(tmp_path) == before
     assert result.step == 2, "one term ends at step 3, and the penalty is on"
+    assert (result.off, result.num_steps) == (WeightSchedule(config.objective).off_at(2), config.steps)
     assert result.seconds > 0
     assert result.peak_memory is None
     assert {"train/gram_loss", "train/gen_loss", "train/grad_penalty_loss", "train/total_disc_loss"} <= set(
         result.values
     )
     assert "held-out" in console.export_text(), "it validates, as a run does"
+
+
+def test_it_prints_whether_every_term_is_on():
+    console = Console(record=True, width=200)
+    DryRun(2, 1.0, None, {"train/recon_loss": 0.1}, off=["adversarial_loss_weight"], num_steps=3).print_to(console)
+    assert "not on in this update: adversarial_loss_weight" in console.export_text()
+    DryRun(5, 1.0, None, {"train/recon_loss": 0.1}, off=[], num_steps=9).print_to(console)
+    assert "every term is on in this update" in console.export_text()
 
 
 def test_a_short_run_is_tried_at_its_last_step(tiny):

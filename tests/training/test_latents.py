@@ -231,7 +231,7 @@ def test_missing_batches_are_those_with_a_new_clip(cached):
     clips = trainer.clips.train
     sampler = ClipBatchSampler(range(8), batch_size=2, num_micro_batches=1, rank=0, num_ranks=1)
     assert _find_missing(trainer.latents, clips, sampler) == ([0, 1], 3, 3)
-    trainer.latents.add(clips.names_at(0, [0, 1]), gaussian(2))
+    trainer.latents.add(clips.names_of([(0, 0), (0, 1)]), gaussian(2))
     trainer.latents.write()
     assert _find_missing(trainer.latents, clips, sampler) == ([1], 1, 3)
     trainer.close()

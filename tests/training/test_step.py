@@ -13,11 +13,11 @@ from telecine.training.step import (
     TrainingError,
     _finite_values,
     _lr_scale,
+    _update_ratio,
     clip_gradients,
     describe_warmup,
     set_learning_rates,
     train_step,
-    update_ratio,
 )
 
 
@@ -75,7 +75,7 @@ def test_clipping_equals_pytorchs_and_changes_no_gradient_below_the_limit(max_no
 def test_update_ratio_is_relative_to_the_new_weights():
     before = [torch.tensor([0.0, 0.0]), torch.tensor([6.0])]
     after = [torch.tensor([3.0, 4.0]), torch.tensor([6.0])]
-    assert update_ratio(before, after) == pytest.approx(5 / (9 + 16 + 36) ** 0.5)
+    assert _update_ratio(before, after) == pytest.approx(5 / (9 + 16 + 36) ** 0.5)
 
 
 @pytest.fixture

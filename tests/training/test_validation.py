@@ -11,7 +11,7 @@ from telecine.training.validation import (
     _clips_of_rank,
     _evenly_spaced,
     _gather_metrics,
-    validate,
+    validate_model,
 )
 
 
@@ -38,7 +38,7 @@ def clip(value, index):
 def test_every_clip_is_measured_and_up_to_some_are_kept():
     model = Halves()
     clips = [clip(0.1 * index / NUM_KEPT, index) for index in range(1, NUM_KEPT + 3)]
-    result = validate(model, clips, {})
+    result = validate_model(model, clips, {})
     assert model.training
     assert len(result.per_clip) == len(clips)
     for index, metrics in enumerate(result.per_clip, 1):
@@ -47,7 +47,7 @@ def test_every_clip_is_measured_and_up_to_some_are_kept():
     assert result.metrics["psnr"] == pytest.approx(sum(m["psnr"] for m in result.per_clip) / len(clips))
     assert [shown.source for shown in result.clips] == [f"video {1 + i}" for i in _evenly_spaced(len(clips), NUM_KEPT)]
     assert result.clips[-1].metrics == result.per_clip[_evenly_spaced(len(clips), NUM_KEPT)[-1]]
-    few = validate(model.eval(), clips[:1], {})
+    few = validate_model(model.eval(), clips[:1], {})
     assert not model.training
     assert result.picture.shape[1] - few.picture.shape[1] > 16 * (NUM_SHOWN - 2), "one row for each clip shown"
 
@@ -58,7 +58,7 @@ def test_an_interrupted_validation_leaves_the_model_as_it_was():
 
     model = Halves()
     with pytest.raises(Interrupted):
-        validate(model, [clip(0.5, 0)], {}, before_each=stop)
+        validate_model(model, [clip(0.5, 0)], {}, before_each=stop)
     assert model.training
 
 
@@ -70,10 +70,10 @@ class WithLatent(Halves):
 def test_the_latents_of_all_clips_are_summed_up():
     generator = torch.Generator().manual_seed(0)
     clips = [{**clip(0.0, 0), "video": torch.rand(3, 2, 16, 16, generator=generator)} for _ in range(3)]
-    assert validate(Halves(), clips, {}).latent == {}
+    assert validate_model(Halves(), clips, {}).latent == {}
     expected = latent_summary(torch.stack([3 * each["video"][:2] for each in clips]))
     assert set(expected) == {"std", "dead_channels", "effective_rank", "high_frequencies"}
-    assert validate(WithLatent(), clips, {}).latent == pytest.approx(expected)
+    assert validate_model(WithLatent(), clips, {}).latent == pytest.approx(expected)
 
 
 def test_the_codes_of_all_clips_are_counted():
@@ -87,7 +87,7 @@ def test_the_codes_of_all_clips_are_counted():
 
     model = WithLatent()
     model.codebook = Codebook()
-    found = validate(model, [clip(0.5, 0), clip(-0.5, 1)], {}).latent
+    found = validate_model(model, [clip(0.5, 0), clip(-0.5, 1)], {}).latent
     assert {name: found[name] for name in ("codes_used", "code_entropy", "code_perplexity")} == {
         "codes_used": 0.5,
         "code_entropy": 1.0,
@@ -105,7 +105,7 @@ def test_each_process_measures_its_part_of_the_clips(monkeypatch):
     monkeypatch.setattr(validation, "rank", lambda: 1)
     monkeypatch.setattr(validation, "num_ranks", lambda: 3)
     monkeypatch.setattr(validation, "all_gather", lambda values: [values] * 3)
-    result = validate(Halves(), [clip(0.1 * index, index) for index in range(6)], {})
+    result = validate_model(Halves(), [clip(0.1 * index, index) for index in range(6)], {})
     assert [shown.source for shown in result.clips] == ["video 1", "video 4"]
 
 

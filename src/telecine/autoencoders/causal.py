@@ -23,7 +23,7 @@ from telecine.autoencoders.causal_blocks import (
     init_zero,
     unfold,
 )
-from telecine.autoencoders.clip_sizes import ceil_div, check_multiple
+from telecine.autoencoders.clip_sizes import check_multiple
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder, check_input
 from telecine.autoencoders.latent import CHANNEL_KEYS, DiagonalGaussian, LatentStatistics, Normalisation, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder, PatchDecoder, PatchEncoder
@@ -60,7 +60,7 @@ def _in_temporal_chunks(network: CausalSequential, video: Video, size: int) -> V
     return torch.cat([checkpoint_call(network, chunk, earlier) for chunk in video.split(size, dim=2)], dim=2)
 
 
-class Encoder(nn.Module):
+class _Encoder(nn.Module):
     """From video to the posterior's mean and logvar: a linear map of patches, and a network that is 0 at the start.
 
     With a discrete bottleneck there is no logvar, and the mean is quantized.
@@ -142,7 +142,7 @@ class CausalVAE(VideoAutoencoder):
     def __init__(self, config: CausalVAEConfig | None = None) -> None:
         super().__init__()
         self.config = config or CausalVAEConfig()
-        self.encoder = Encoder(self.config)
+        self.encoder = _Encoder(self.config)
         self.decoder = Decoder(self.config)
         self.bottleneck = build_bottleneck(self.config)
         self.latent_statistics: LatentStatistics | None = None
@@ -222,8 +222,8 @@ class CausalVAE(VideoAutoencoder):
     def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Return the smallest accepted (frames, height, width) that is at least this large."""
         time, space = self.config.time_compression, self.config.spatial_compression
-        rows, columns = (space * ceil_div(size, space) for size in (height, width))
-        return 1 + time * ceil_div(num_frames - 1, time), rows, columns
+        rows, columns = (space * -(-size // space) for size in (height, width))
+        return 1 + time * -(-(num_frames - 1) // time), rows, columns
 
     def latent_normalisation(self) -> Normalisation:
         """Return `latents_mean` and `latents_std`, by which `(z - mean) / std` is normalised; None before training."""

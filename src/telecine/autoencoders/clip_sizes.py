@@ -34,11 +34,6 @@ STEPS = (1, 2, 3, 4, 6, 7, 8, 12, 14, 16, 24, 28, 32, 48, 56, 64)
 UNSUPPORTED_SIZE_ERRORS = (ValueError, RuntimeError, AssertionError, IndexError, ZeroDivisionError)
 
 
-def ceil_div(value: int, by: int) -> int:
-    """Return `value / by`, rounded up."""
-    return -(-value // by)
-
-
 def check_multiple(name: str, value: int, *, step: int, offset: int = 0, smallest: int | None = None) -> None:
     """Raise a `ValueError` with the nearest accepted value unless `value` is `step * k + offset` and >= `smallest`."""
     smallest = smallest or offset or step
@@ -170,7 +165,7 @@ class ClipSizes:
             raise self._frames_error(num_frames)
         _, side, _ = self.smallest
         step = self.multiple
-        rows, columns = (side + step * ceil_div(max(value - side, 0), step) for value in (height, width))
+        rows, columns = (side + step * -(-max(value - side, 0) // step) for value in (height, width))
         return covering, rows, columns
 
     def _lengths_from(self, num_frames: int) -> Iterator[int]:

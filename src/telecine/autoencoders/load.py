@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from telecine.autoencoders.causal import CausalVAE
+from telecine.autoencoders.causal import CausalVAE, saved_config
 from telecine.autoencoders.interface import VideoAutoencoder
 from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, WEIGHTS_FILE
 from telecine.autoencoders.student import StudentAutoencoder
@@ -14,6 +14,7 @@ from telecine.base.checks import argument_error
 from telecine.base.files import read_json
 from telecine.base.imports import how_to_install
 from telecine.runs.checkpoints import check_model, find_checkpoint
+from telecine.settings import CausalVAEConfig
 
 if TYPE_CHECKING:
     from telecine.autoencoders.diffusers import DiffusersAutoencoder
@@ -37,11 +38,11 @@ def load_autoencoder(
             part of a checkpoint and was changed since (a `DamagedError`).
         ImportError: The model needs diffusers, which is not installed.
     """
-    folder = folder_of(name_or_folder, subfolder=subfolder, revision=revision)
+    folder = _folder_of(name_or_folder, subfolder=subfolder, revision=revision)
     check_model(folder)
-    if is_causal_vae(folder):
+    if _is_causal_vae(folder):
         return CausalVAE.from_pretrained(folder)
-    if class_in(folder) == StudentAutoencoder.__name__:
+    if _class_in(folder) == StudentAutoencoder.__name__:
         return StudentAutoencoder.from_pretrained(folder, load_model_or_run)
     is_config = folder.suffix == ".json"
     if not is_config and not Path(name_or_folder).is_dir() and not is_hub_name(str(name_or_folder)):
@@ -55,7 +56,7 @@ def load_autoencoder(
     return DiffusersAutoencoder.from_pretrained(name_or_folder, subfolder=subfolder, revision=revision)
 
 
-def folder_of(
+def _folder_of(
     name_or_folder: str | PathLike[str],
     *,
     subfolder: str | None = None,
@@ -80,7 +81,7 @@ def folder_of(
         config = Path(hf_hub_download(name, CONFIG_FILE, subfolder=subfolder, revision=revision))
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
         return folder  # it may be a pipeline; else the request of diffusers fails, too, and its error is explained
-    if class_in(config.parent) in (CausalVAE.__name__, StudentAutoencoder.__name__):
+    if _class_in(config.parent) in (CausalVAE.__name__, StudentAutoencoder.__name__):
         files = ["*.json", "*.safetensors"] if with_weights else ["*.json"]
         return Path(snapshot_download(name, revision=revision, allow_patterns=files)) / (subfolder or "")
     return folder
@@ -92,12 +93,31 @@ def load_model_or_run(name: str) -> VideoAutoencoder:
     return load_autoencoder(name if checkpoint is None else checkpoint / "ema")
 
 
-def is_causal_vae(folder: Path) -> bool:
+def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencoder:
+    """Return the autoencoder of a name, see `TrainConfig.model`, or of `config`, with random weights."""
+    if name is None:
+        return CausalVAE(config)
+    checkpoint = find_checkpoint(Path(name))
+    source = name if checkpoint is None else str(checkpoint / "ema")
+    folder = _folder_of(source, with_weights=False)
+    if _is_causal_vae(folder):
+        return CausalVAE(saved_config(folder))
+    if _class_in(folder) == StudentAutoencoder.__name__:
+        return StudentAutoencoder.without_weights(folder, lambda teacher: without_weights(teacher, config))
+    from telecine.autoencoders.diffusers import DiffusersAutoencoder
+    from telecine.autoencoders.diffusers.loading import find_config
+
+    if source.endswith(".json"):
+        return DiffusersAutoencoder.from_config(source)
+    return DiffusersAutoencoder.from_config(find_config(source, subfolder=None, revision=None)[0])
+
+
+def _is_causal_vae(folder: Path) -> bool:
     """Return whether a folder contains a `CausalVAE`."""
-    return class_in(folder) == CausalVAE.__name__
+    return _class_in(folder) == CausalVAE.__name__
 
 
-def class_in(folder: Path) -> object:
+def _class_in(folder: Path) -> object:
     """Return the class name in a folder's configuration, or None if it has none."""
     config = folder / CONFIG_FILE
     return read_json(config).get(CLASS_KEY) if config.is_file() else None

@@ -71,7 +71,7 @@ def import_allowed(path: str, name: str) -> object:
     if found is _MISSING:
         remedy = nearest(attribute, dir(imported)) or "Check the spelling."
         raise argument_error(name, "importable", f"{path!r}: {module} has no `{attribute}`", remedy)
-    origin = origin_of(found)
+    origin = _origin_of(found)
     if origin is not None and not _is_allowed(origin):
         raise _not_allowed_error(name, path, origin)
     return found
@@ -109,7 +109,7 @@ def _why(error: BaseException, path: str) -> str:
     return f"Its module raises {type(error).__name__}: {error}{where}. Correct it there."
 
 
-def origin_of(found: object) -> str | None:
+def _origin_of(found: object) -> str | None:
     """Return the dotted path where a function or a class, or an object's class, was defined; None if it has none."""
     while isinstance(found, functools.partial):
         found = found.func

@@ -54,13 +54,13 @@ def host_rand(count: int, generator: Generators) -> list[float]:
 
 
 def _draw(draw: Callable[..., Tensor], shape: Sequence[int], generator: Generators, device: torch.device) -> Tensor:
+    _check_generators(generator, shape[0], device)
     if generator is None or isinstance(generator, torch.Generator):
         return draw(tuple(shape), generator=generator)
-    check_generators(generator, shape[0], device)
     return torch.stack([draw(tuple(shape[1:]), generator=each) for each in generator])
 
 
-def check_generators(generator: Generators, num_clips: int, device: torch.device) -> None:
+def _check_generators(generator: Generators, num_clips: int, device: torch.device) -> None:
     """Raise a `ValueError` unless all generators are on `device` and there is one, or one per clip."""
     given = [] if generator is None else [generator] if isinstance(generator, torch.Generator) else list(generator)
     for each in given:

@@ -53,7 +53,7 @@ def check_same_shape(
         raise argument_error(name, f"of `{other_name}`'s shape {tuple(other.shape)}", value, remedy)
 
 
-def check_same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
+def _check_same_device(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     """Raise a `ValueError` unless both are on the same device."""
     if value.device != other.device:
         contract = f"on the same device as `{other_name}`, {other.device}"
@@ -83,5 +83,13 @@ def check_video_pair(inputs: Tensor, reconstructions: Tensor) -> None:
     check_video("reconstructions", reconstructions)
     remedy = "An autoencoder that changes the number of frames or the size needs clips that fit its strides."
     check_same_shape("reconstructions", reconstructions, "inputs", inputs, remedy=remedy)
-    check_same_device("reconstructions", reconstructions, "inputs", inputs)
+    _check_same_device("reconstructions", reconstructions, "inputs", inputs)
     check_range("inputs", inputs)  # reconstructions of an untrained decoder may leave the range
+
+
+def check_frame_pair(*, reconstruction: Tensor, target: Tensor) -> None:
+    """Raise a `ValueError` unless both are floating-point frames `(N, C, H, W)` of one shape and device."""
+    check_frames("reconstruction", reconstruction)
+    check_frames("target", target)
+    check_same_shape("target", target, "reconstruction", reconstruction)
+    _check_same_device("target", target, "reconstruction", reconstruction)

@@ -1,1 +1,1 @@
-"""The command line: commands, their arguments, and the tables that they print."""
+"""The command line: the commands, and how their arguments are parsed, explained and completed."""

@@ -1,208 +1,256 @@
 """The commands. The signature of each function is its command line, and its docstring is its help.
 
-Parameters before `*` are positional, those after it are options. `config` has the settings. What needs PyTorch is
+Parameters before `*` are positional, those after it are options; `settings` has the settings. What needs PyTorch is
 imported where it is used, so that help and mistakes need not wait for it.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from telecine.base.checks import argument_error, check_count
-from telecine.base.terminal import PlainConsole
-from telecine.cli.parser import command, completion_script
+from telecine import __version__
+from telecine.base.checks import argument_error, check_count, nearest
+from telecine.base.terminal import PlainConsole, escape_logs
+from telecine.cli.parser import COMMANDS, command, completion_script, help_of, parse
 from telecine.settings import DistillConfig, EvaluateConfig, LatentsConfig, ReconstructConfig, TrainConfig
+from telecine.settings.parse import ENVIRONMENT
 
 # The settings of training that `--help` shows.
-MOST_USED = (
-    "data",
-    "model",
-    "output_dir",
-    "steps",
-    "batch_size",
-    "clips.num_frames",
-    "clips.height",
-    "clips.width",
-    "optimizer.lr",
-    "mixed_precision",
+_MOST_USED = (
+    *("data", "model", "output_dir", "steps", "batch_size", "clips.num_frames", "clips.height", "clips.width"),
+    *("optimizer.lr", "mixed_precision"),
 )
-console = PlainConsole()
+_StealLock = Annotated[bool, "Train although another process seems to train there: it is gone, with its machine."]
+_ChangeData = Annotated[bool, "Resume although --data is other data than before. Without it, such a run is refused."]
+_WHAT_TO_DO = "What to do."
+_console = PlainConsole()
 
 
-@command(TrainConfig, MOST_USED, runs_code=True)
-def run_train(
-    settings: TrainConfig, *, steal_lock: bool = False, change_data: bool = False, dry_run: bool = False
-) -> None:
-    """Train a video autoencoder. Run the same command again to resume from the newest checkpoint.
+def run(typed: Sequence[str]) -> None:
+    """Run what is typed: a command, its help, or `--help` and `--version`, which end the process.
 
-    Args:
-        steal_lock: Train although another process seems to train in the same folder: it is gone, with its machine.
-        change_data: Resume although --data is other data than before. Without it, such a run is refused.
-        dry_run: Do all that the run would do up to its first update, and one update with every term on; print its
-            time, memory and losses, and keep nothing.
+    Raises:
+        ValueError, OSError, TrainingError, ImportError: The command failed.
+        Interrupted: A signal interrupted a run.
     """
+    if not typed or typed[0] not in COMMANDS:
+        _run_without_command(typed)
+    name, words = typed[0], typed[1:]
+    topics = [word.partition("=")[2] for word in words if word == "-h" or word.partition("=")[0] == "--help"]
+    if topics:
+        print(help_of(name, topics[0], words), end="")
+        return
+    arguments, files = parse(name, words)
+    escape_logs()
+    if files == ["demo"] and not any(word.startswith("--config") for word in words):
+        _say("without --data and --config: the demo, on four sample videos")
+    given = [f"{key}={text}" for key, text in sorted(os.environ.items()) if key.startswith(ENVIRONMENT)]
+    if given and COMMANDS[name].trains and os.environ.get("RANK", "0") == "0":
+        _say(f"settings of the environment: {', '.join(given)}")
+    COMMANDS[name].run(**arguments)
+
+
+def _run_without_command(typed: Sequence[str]) -> None:
+    """Answer `--help` and `--version`, or raise a `ValueError` about a mistyped command."""
+    parser = argparse.ArgumentParser(
+        prog="telecine",
+        description="Train, evaluate and use video autoencoders.",
+        epilog="`telecine COMMAND --help` explains a command and its settings.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, each in COMMANDS.items():
+        commands.add_parser(name, help=each.summary)
+    if {"-h", "--help", "--version"} & {*typed}:
+        parser.parse_args(typed)  # prints, and exits
+    every = f"Use one of: {', '.join(COMMANDS)}."
+    if not typed:
+        raise ValueError(f"a command is missing. {every}")
+    similar = nearest(typed[0], COMMANDS).replace("`", "`telecine ", 1)
+    raise ValueError(f"`{typed[0]}` is not a command. {similar or every}")
+
+
+def _say(text: str) -> None:
+    _console.print(text, soft_wrap=True)
+
+
+@command(*_MOST_USED, runs_code=True)
+def _train(
+    settings: TrainConfig,
+    *,
+    steal_lock: _StealLock = False,
+    change_data: _ChangeData = False,
+    dry_run: Annotated[
+        bool,
+        "Do all that the run would do up to its first update, and one update with every term on; print its time, "
+        "memory and losses, and keep nothing.",
+    ] = False,
+) -> None:
+    """Train a video autoencoder. Run the same command again to resume from the newest checkpoint."""
     from accelerate import PartialState
 
-    from telecine.cli.tables import print_dry_run, print_result
     from telecine.training import train
     from telecine.training.run import dry_run as try_update
 
     if dry_run:
-        tried = try_update(settings, console=console)
+        tried = try_update(settings, console=_console)
         if PartialState().is_main_process:
-            print_dry_run(console, tried, settings.objective, num_steps=settings.steps)
+            tried.print_to(_console)
         return
-    result = train(settings, console=console, steal_lock=steal_lock, change_data=change_data)
+    result = train(settings, console=_console, steal_lock=steal_lock, change_data=change_data)
     if PartialState().is_main_process:
-        print_result(console, result)
+        result.print_to(_console)
 
 
-@command(DistillConfig, ("teacher", "student", *(each for each in MOST_USED if each != "model")), runs_code=True)
-def run_distill(settings: DistillConfig, *, steal_lock: bool = False, change_data: bool = False) -> None:
-    """Train a small decoder, or autoencoder, for the latents of another one; otherwise as `train`.
-
-    Args:
-        steal_lock: Train although another process seems to train in the same folder: it is gone, with its machine.
-        change_data: Resume although --data is other data than before. Without it, such a run is refused.
-    """
+@command("teacher", "student", *(each for each in _MOST_USED if each != "model"), runs_code=True)
+def _distill(settings: DistillConfig, *, steal_lock: _StealLock = False, change_data: _ChangeData = False) -> None:
+    """Train a small decoder, or autoencoder, for the latents of another one; otherwise as `train`."""
     from accelerate import PartialState
 
-    from telecine.cli.tables import print_result
     from telecine.training.distillation import distill
 
-    result = distill(settings, console=console, steal_lock=steal_lock, change_data=change_data)
+    result = distill(settings, console=_console, steal_lock=steal_lock, change_data=change_data)
     if PartialState().is_main_process:
-        print_result(console, result)
+        result.print_to(_console)
 
 
-@command(TrainConfig, MOST_USED, runs_code=True)
-def run_plan(settings: TrainConfig, *, memory: str | None = None, num_processes: int = 8) -> None:
-    """Print the memory, operations and time of a training run, and what fits a device; nothing is trained.
-
-    Args:
-        memory: Memory of the device to plan for, e.g. 80GiB. By default what is free on the device at hand.
-        num_processes: Number of processes that sharding is planned for.
-    """
+@command(*_MOST_USED, runs_code=True)
+def _plan(
+    settings: TrainConfig,
+    *,
+    memory: Annotated[
+        str | None, "Memory of the device to plan for, e.g. 80GiB. By default what is free on the device at hand."
+    ] = None,
+    num_processes: Annotated[int, "Number of processes that sharding is planned for."] = 8,
+) -> None:
+    """Print the memory, operations and time of a training run, and what fits a device; nothing is trained."""
     from telecine.base.devices import parse_memory
-    from telecine.cli.tables import print_plan
     from telecine.training.planning.capacity import make_plan
 
     available = None if memory is None else parse_memory(memory)
     check_count("num_processes", num_processes)
-    print_plan(console, make_plan(settings, available, num_processes))
+    make_plan(settings, available, num_processes).print_to(_console)
 
 
 @command(
-    TrainConfig,
-    ("val_data", "seed", "batch_size", "clips.num_frames", "clips.height", "clips.width", "clips.stride"),
+    *("val_data", "seed", "batch_size", "clips.num_frames", "clips.height", "clips.width", "clips.stride"),
     runs_code=True,
 )
-def run_data(settings: TrainConfig, path: str, *, output: str = "data_report", num_clips: int = 24) -> None:
-    """Show what training will see: its first clips, the files, copies, cuts, reading speed; nothing is trained.
-
-    Args:
-        path: The training data, as --data of `telecine train`.
-        output: Folder for data.html, clips.mp4 and data.json.
-        num_clips: Number of clips to read and show.
-    """
-    from telecine.cli.tables import print_data
+def _data(
+    settings: TrainConfig,
+    path: Annotated[str, "The training data, as --data of `telecine train`."],
+    *,
+    output: Annotated[str, "Folder for data.html, clips.mp4 and data.json."] = "data_report",
+    num_clips: Annotated[int, "Number of clips to read and show."] = 24,
+) -> None:
+    """Show what training will see: its first clips, the files, copies, cuts, reading speed; nothing is trained."""
     from telecine.data.find import check_output
     from telecine.data_report.inspect import inspect_data
-    from telecine.data_report.page import write_data
+    from telecine.data_report.page import print_data, write_data
 
     check_output("--output", path, output)
     report = inspect_data(replace(settings, data=path), num_clips)
     page = write_data(report, Path(output))
-    print_data(console, report)
-    console.print(f"written to {page.parent}; open {page} in a browser", soft_wrap=True)
+    print_data(_console, report)
+    _say(f"written to {page.parent}; open {page} in a browser")
 
 
-@command(EvaluateConfig)
-def run_evaluate(
+@command()
+def _evaluate(
     settings: EvaluateConfig,
-    checkpoint: str | None = None,
+    checkpoint: Annotated[
+        str | None,
+        "Folder of a run (its last checkpoint), of a checkpoint or of a saved autoencoder, or its name on the Hub; or "
+        "a folder of videos, the reconstructions of those in --data with the same names.",
+    ] = None,
     *,
-    output: str | None = None,
-    compare: tuple[str, str] | None = None,
+    output: Annotated[
+        str | None,
+        "Folder for metrics.json (the whole set), clips.json, frames.json and frames.png (by position in a clip) and "
+        "protocol.json (how it was measured); with --compare, for comparison.json and its plots.",
+    ] = None,
+    compare: Annotated[tuple[str, str] | None, "Compare two evaluations, given by their output folders."] = None,
 ) -> None:
-    """Measure the reconstructions of an autoencoder, or given videos; or compare two evaluations.
-
-    Args:
-        checkpoint: Folder of a run (its last checkpoint), of a checkpoint or of a saved autoencoder, or its name on
-            the Hub; or a folder of videos, the reconstructions of those in --data with the same names.
-        output: Folder for metrics.json (the whole set), clips.json, frames.json and frames.png (by position in a clip)
-            and protocol.json (how it was measured); with --compare, for comparison.json and its plots.
-        compare: Compare two evaluations, given by their output folders.
-    """
-    from telecine.cli.tables import print_comparison, print_evaluation
+    """Measure the reconstructions of an autoencoder, or given videos; or compare two evaluations."""
     from telecine.evaluation.compare import compare as compare_evaluations
     from telecine.evaluation.evaluate import evaluate
 
     if compare is not None:
-        print_comparison(console, compare_evaluations(*compare, output=output))
+        compare_evaluations(*compare, output=output).print_to(_console)
     elif checkpoint is None:
         raise argument_error("checkpoint", "given", "nothing", "Pass a run, a model or a folder of reconstructions.")
     else:
         evaluation = evaluate(checkpoint, settings, output=output)
         if not evaluation.is_main_process:
             return
-        print_evaluation(console, evaluation)
+        evaluation.print_to(_console)
     if output is not None:
-        console.print(f"written to {output}", soft_wrap=True)
+        _say(f"written to {output}")
 
 
-@command(ReconstructConfig)
-def run_reconstruct(settings: ReconstructConfig, checkpoint: str, video: str, *, output: str) -> None:
-    """Encode and decode a video with an autoencoder, and write the result.
-
-    Args:
-        checkpoint: Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder.
-        video: The video to reconstruct.
-        output: The MP4 to write.
-    """
+@command()
+def _reconstruct(
+    settings: ReconstructConfig,
+    checkpoint: Annotated[str, "Folder of a run (its last checkpoint), of a checkpoint, or of a saved autoencoder."],
+    video: Annotated[str, "The video to reconstruct."],
+    *,
+    output: Annotated[str, "The MP4 to write."],
+) -> None:
+    """Encode and decode a video with an autoencoder, and write the result."""
     from telecine.evaluation.reconstruct import reconstruct
 
     psnr = reconstruct(checkpoint, video, output, settings)
-    console.print(f"wrote {output}, PSNR {psnr:.2f} dB", soft_wrap=True)
+    _say(f"wrote {output}, PSNR {psnr:.2f} dB")
 
 
-@command(LatentsConfig)
-def run_latents(settings: LatentsConfig, models: list[str], *, output: str = "latents") -> None:
-    """Measure the latent spaces of autoencoders (channels, spectrum, equivariance, noise, drift), on a page.
-
-    Args:
-        models: Folders of runs (their last checkpoints), of checkpoints or of saved autoencoders, or names on the Hub;
-            several are shown side by side.
-        output: Folder for latents.html and latents.json.
-    """
-    from telecine.cli.tables import print_latents
+@command()
+def _latents(
+    settings: LatentsConfig,
+    models: Annotated[
+        list[str],
+        "Folders of runs (their last checkpoints), of checkpoints or of saved autoencoders, or names on the Hub; "
+        "several are shown side by side.",
+    ],
+    *,
+    output: Annotated[str, "Folder for latents.html and latents.json."] = "latents",
+) -> None:
+    """Measure the latent spaces of autoencoders (channels, spectrum, equivariance, noise, drift), on a page."""
     from telecine.evaluation.latent_page import write_latents
     from telecine.evaluation.latents import measure_latent_spaces
 
     report = measure_latent_spaces(models, settings)
-    print_latents(console, report)
+    report.print_to(_console)
     page = write_latents(report, Path(output))
-    console.print(f"written to {page.parent}; open {page} in a browser", soft_wrap=True)
+    _say(f"written to {page.parent}; open {page} in a browser")
 
 
 @command()
-def run_report(runs: list[str], *, output: str | None = None, watch: bool = False) -> None:
-    """Write a page about runs: their clips, curves, settings and warnings. It needs no network.
-
-    Args:
-        runs: Folders of runs; their curves are drawn over each other.
-        output: The page, an .html file; its videos are in a folder beside it. By default report.html, in the run's
-            folder for one run, in the current folder for several.
-        watch: Write the page again whenever the runs have new values, until they are finished or Ctrl-C; the open page
-            shows them by itself.
-    """
+def _report(
+    runs: Annotated[list[str], "Folders of runs; their curves are drawn over each other."],
+    *,
+    output: Annotated[
+        str | None,
+        "The page, an .html file; its videos are in a folder beside it. By default report.html, in the run's folder "
+        "for one run, in the current folder for several.",
+    ] = None,
+    watch: Annotated[
+        bool,
+        "Write the page again whenever the runs have new values, until they are finished or Ctrl-C; the open page "
+        "shows them by itself.",
+    ] = False,
+) -> None:
+    """Write a page about runs: their clips, curves, settings and warnings. It needs no network."""
     from telecine.report.page import write_report
     from telecine.report.watch import watch as watch_runs
 
     def written(page: Path) -> None:
-        console.print(f"written to {page}; open it in a browser", soft_wrap=True)
+        _say(f"written to {page}; open it in a browser")
 
     if watch:
         watch_runs(runs, output, written)
@@ -211,14 +259,12 @@ def run_report(runs: list[str], *, output: str | None = None, watch: bool = Fals
 
 
 @command()
-def run_recipes(action: Literal["list", "show", "copy"], name: str | None = None, file: str | None = None) -> None:
-    """List, show or copy recipes: settings that train well together, for `--config`.
-
-    Args:
-        action: What to do.
-        name: The recipe to show or to copy.
-        file: The file to copy it to, which must not exist.
-    """
+def _recipes(
+    action: Annotated[Literal["list", "show", "copy"], _WHAT_TO_DO],
+    name: Annotated[str | None, "The recipe to show or to copy."] = None,
+    file: Annotated[str | None, "The file to copy it to, which must not exist."] = None,
+) -> None:
+    """List, show or copy recipes: settings that train well together, for `--config`."""
     from telecine.settings.recipes import copy_recipe, describe_recipes, find_recipe
 
     if action == "list":
@@ -234,13 +280,11 @@ def run_recipes(action: Literal["list", "show", "copy"], name: str | None = None
 
 
 @command(runs_code=True)
-def run_config(action: Literal["validate", "schema"], files: list[str] = []) -> None:  # noqa: B006 - never changed
-    """Check settings files, or print the JSON schema by which editors check and complete them.
-
-    Args:
-        action: What to do.
-        files: The files, or recipes, to check: later ones override earlier ones.
-    """
+def _config(
+    action: Annotated[Literal["validate", "schema"], _WHAT_TO_DO],
+    files: Annotated[list[str], "The files, or recipes, to check: later ones override earlier ones."] = [],  # noqa: B006 - never changed
+) -> None:
+    """Check settings files, or print the JSON schema by which editors check and complete them."""
     from telecine.settings.parse import read_config
     from telecine.settings.validate import json_schema
 
@@ -253,27 +297,21 @@ def run_config(action: Literal["validate", "schema"], files: list[str] = []) -> 
 
         settings = read_config(*files)
         check_functions(settings.objective, sharding=settings.sharding)
-        console.print(f"valid: {' '.join(files)}", soft_wrap=True)
+        _say(f"valid: {' '.join(files)}")
 
 
 @command()
-def run_completion(shell: Literal["bash", "zsh", "fish"]) -> None:
-    """Print the script by which a shell completes commands, settings, values and recipes.
-
-    Args:
-        shell: The shell.
-    """
+def _completion(shell: Annotated[Literal["bash", "zsh", "fish"], "The shell."]) -> None:
+    """Print the script by which a shell completes commands, settings, values and recipes."""
     print(completion_script(shell))
 
 
 @command()
-def run_checkpoint(action: Literal["verify"], run: str) -> None:
-    """Verify that the files of a run's checkpoints are those that were written.
-
-    Args:
-        action: What to do.
-        run: Folder of a run, or of one of its checkpoints.
-    """
+def _checkpoint(
+    action: Annotated[Literal["verify"], _WHAT_TO_DO],
+    run: Annotated[str, "Folder of a run, or of one of its checkpoints."],
+) -> None:
+    """Verify that the files of a run's checkpoints are those that were written."""
     from telecine.runs import DamagedError, Run
     from telecine.runs.checkpoints import damage_of, is_checkpoint
 
@@ -283,24 +321,26 @@ def run_checkpoint(action: Literal["verify"], run: str) -> None:
         raise argument_error("run", "the folder of a run or of a checkpoint", run, "Check the spelling.")
     damage = {each: damage_of(each) for each in folders}
     for each, found in damage.items():
-        console.print(f"{each}: {'intact' if found is None else 'damaged'}", soft_wrap=True)
+        _say(f"{each}: {'intact' if found is None else 'damaged'}")
     if errors := [found for found in damage.values() if found is not None]:
         raise DamagedError(" ".join(map(str, errors)))
 
 
 @command()
-def run_weights(action: Literal["fetch", "verify", "list"], nets: list[str] = ["vgg", "alex"]) -> None:  # noqa: B006
-    """Download, verify or list the frozen networks of LPIPS.
+def _weights(
+    action: Annotated[Literal["fetch", "verify", "list"], _WHAT_TO_DO],
+    nets: Annotated[list[str], "vgg (training), alex (evaluation); both by default."] = ["vgg", "alex"],  # noqa: B006
+) -> None:
+    """Download, verify or list the frozen networks of LPIPS."""
+    from rich.table import Column, Table
 
-    Args:
-        action: What to do.
-        nets: vgg (training), alex (evaluation); both by default.
-    """
-    from telecine.cli.tables import print_weights
-    from telecine.perceptual.weights import fetch, verify
+    from telecine.perceptual.weights import fetch, listing, verify
 
     if action == "list":
-        return print_weights(console)
+        table = Table("net", "status", "source", Column("file", overflow="fold"))
+        for entry in listing():
+            table.add_row(entry.net, entry.status, entry.source or "", str(entry.path))
+        _console.print(table)
+        return
     for net in nets:
-        console.print(f"{net}: {fetch(net) if action == 'fetch' else verify(net).path}", soft_wrap=True)
-    return None
+        _say(f"{net}: {fetch(net) if action == 'fetch' else verify(net).path}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, is_dataclass
 from functools import cached_property
@@ -13,18 +12,11 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_ty
 
 from telecine.base.checks import argument_error, nearest
 from telecine.base.imports import allow_code
-from telecine.settings.group import Setting, alternatives, choices_of, describe_type, kind_at, settings_of
-from telecine.settings.parse import (
-    environment_layer,
-    merged,
-    naming_lines,
-    read_layer,
-    settings_in_environment,
-    typed_layer,
-)
+from telecine.settings.group import alternatives, choices_of, describe_type, kind_at
+from telecine.settings.parse import merged, read_layer, settings_from
 from telecine.settings.recipes import default_recipe, recipes
 from telecine.settings.train import TrainConfig
-from telecine.settings.validate import Nested, validate
+from telecine.settings.validate import Nested, Setting, settings_of
 
 F = TypeVar("F", bound=Callable[..., None])
 ALLOW_CODE = (
@@ -40,21 +32,28 @@ RECIPES_HELP = (
 
 
 @dataclass(frozen=True)
-class Command:
+class _Command:
     """A command of `telecine`."""
 
     run: Callable[..., None]
-    settings: type | None = None
-    """The dataclass of its settings."""
     most_used: tuple[str, ...] = ()
     """The settings that `--help` shows; by default all."""
     runs_code: bool = False
     """Whether settings may name functions of the user's."""
 
+    @cached_property
+    def _hints(self) -> dict[str, Any]:
+        return get_type_hints(self.run, include_extras=True)
+
+    @property
+    def settings(self) -> type | None:
+        """The dataclass of its settings."""
+        return self._hints.get("settings")
+
     @property
     def summary(self) -> str:
         """What it does."""
-        return inspect.cleandoc(self.run.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
+        return inspect.getdoc(self.run) or ""
 
     @property
     def trains(self) -> bool:
@@ -65,22 +64,17 @@ class Command:
     def arguments(self) -> list[tuple[inspect.Parameter, Any, str]]:
         """Its arguments that are no settings, each with its type and its help."""
         parameters = inspect.signature(self.run).parameters.values()
-        kinds = get_type_hints(self.run)
-        found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", inspect.cleandoc(self.run.__doc__ or ""), re.MULTILINE)
-        texts = {name: " ".join(text.split()) for name, text in found}
-        return [(each, kinds[each.name], texts[each.name]) for each in parameters if each.name != "settings"]
+        return [(each, *get_args(self._hints[each.name])) for each in parameters if each.name != "settings"]
 
 
-COMMANDS: dict[str, Command] = {}
+COMMANDS: dict[str, _Command] = {}
 
 
-def command(
-    settings: type | None = None, most_used: tuple[str, ...] = (), *, runs_code: bool = False
-) -> Callable[[F], F]:
-    """Register a function as the command of its name, without `run_`."""
+def command(*most_used: str, runs_code: bool = False) -> Callable[[F], F]:
+    """Register a function as the command of its name, without the underscore; see `_Command` for the arguments."""
 
     def register(run: F) -> F:
-        COMMANDS[run.__name__.removeprefix("run_")] = Command(run, settings, most_used, runs_code)
+        COMMANDS[run.__name__.lstrip("_")] = _Command(run, most_used, runs_code)
         return run
 
     return register
@@ -101,74 +95,57 @@ def parse(name: str, typed: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         ValueError: An argument is unknown, missing or wrong, or a settings file is.
     """
     command = COMMANDS[name]
-    parser = _parser(command, _settings(command))
-    for word in typed:  # a key of a dict or a field of a ramp, such as `objective.terms.gram`
-        option = word.partition("=")[0]
-        is_known = option in parser._option_string_actions or not option.startswith("--")
-        if not is_known and kind_at(command.settings, option.removeprefix("--")) is not None:
-            parser.add_argument(option, dest=option, action="append")
+    parser = _parser(command, [])
+    _add_typed(parser, command, typed)
     arguments, others = parser.parse_known_args(typed)
     if others:
         option = others[0].partition("=")[0]
         known = [*parser._option_string_actions, *(f"--{item.name}" for item in _settings(command, all_names=True))]
         raise ValueError(f"`{option}` is not an argument of this command. {nearest(option, known)}".rstrip())
     found = vars(arguments)
-    texts = [(key[2:], text) for key in [*found] if key.startswith("--") for text in found.pop(key) or []]
+    texts = [(key[2:], text) for key in [*found] if key.startswith("--") for text in found.pop(key)]
     allow_code(*found.pop("allow_code", None) or [])
     if command.settings is None:
         return found, []
-    del found["config"]
-    files = _files(command, typed)
-    places = {option: "" for option, _ in texts}
-    if command.trains:
-        places |= {name: f"It is {each} of the environment." for name, each in settings_in_environment().items()}
-    with naming_lines(files, places):
-        layers = [*map(read_layer, files), typed_layer(command.settings, texts)]
-        if command.trains:
-            layers.append(environment_layer(command.settings))
-        values = merged(layers)
-        if "allow_code" in values:
-            remedy = "Code that settings name is run only if you type it: add `--allow_code PACKAGE`."
-            got = f"{values['allow_code']} in a settings file"
-            raise argument_error("allow_code", "an argument of the command", got, remedy)
-        return {"settings": validate(command.settings, values), **found}, files
+    files = found.pop("config") or _default_files(command, dict(texts))
+    return {"settings": settings_from(command.settings, files, texts), **found}, files
 
 
-def _settings(command: Command, *, all_names: bool = False) -> list[Setting]:
+def _add_typed(parser: argparse.ArgumentParser, command: _Command, typed: Sequence[str]) -> None:
+    """Let a parser read the settings that are typed, and what is inside them, such as `objective.terms.gram`."""
+    for option in {word.partition("=")[0] for word in typed if word.startswith("--")}:
+        if kind_at(command.settings, option[2:]) is not None and option not in parser._option_string_actions:
+            parser.add_argument(option, dest=option, action="append")
+
+
+def _settings(command: _Command, *, all_names: bool = False) -> list[Setting]:
     return [*settings_of(command.settings, all_names=all_names)] if command.settings is not None else []
 
 
-def _files(command: Command, typed: Sequence[str]) -> list[str]:
-    """Return the recipes and settings files of a command with these arguments."""
-    parser = _Parser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", action="append", default=[])
-    for name in ("data", "model", "random_weights"):
-        parser.add_argument(f"--{name}")
-    given = vars(parser.parse_known_args(typed)[0])
-    files: list[str] = given.pop("config")
-    if files or not command.trains:
-        return files
+def _default_files(command: _Command, given: Mapping[str, str]) -> list[str]:
+    """Return the recipes of a command without `--config`, from the settings that are given."""
     has_data = any(parameter.name == "path" for parameter, *_ in command.arguments)
-    return [default_recipe({name: text for name, text in given.items() if text is not None}, is_data=has_data)]
+    return [default_recipe(given, is_data=has_data)] if command.trains else []
+
+
+def _files_typed(command: _Command, typed: Sequence[str]) -> list[str]:
+    """Return the recipes and settings files of a command whose other arguments may be missing."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", action="append")
+    _add_typed(parser, command, typed)
+    found = vars(parser.parse_known_args(typed)[0])
+    return found.pop("config") or _default_files(command, {key[2:]: texts[-1] for key, texts in found.items()})
 
 
 def _parser(
-    command: Command,
+    command: _Command,
     settings: Sequence[Setting],
     values: Nested | None = None,
     *,
     with_arguments: bool = True,
     **options: Any,
 ) -> argparse.ArgumentParser:
-    """Return a parser of a command's arguments and of these settings, as texts.
-
-    Args:
-        command: The command.
-        settings: The settings, each group before its own.
-        values: Values of settings files, which the help shows as defaults.
-        with_arguments: Whether it has the arguments that are no settings.
-        options: Of `ArgumentParser`.
-    """
+    """Return a parser of a command's arguments and of these settings, as texts; the help shows `values` as defaults."""
     parser = _Parser(add_help=False, allow_abbrev=False, **options)
     if with_arguments and command.settings is not None:
         text = RECIPES_HELP if command.trains else FILES_HELP
@@ -221,9 +198,8 @@ def _facts(item: Setting, values: Nested) -> str:
     value = item.default if value is None else value
     if value is MISSING:
         return describe_type(item.kind)
-    return (
-        f"{describe_type(item.kind)}; default: {value if isinstance(value, str) else json.dumps(value, default=asdict)}"
-    )
+    shown = value if isinstance(value, str) else json.dumps(value, default=asdict)
+    return f"{describe_type(item.kind)}; default: {shown}"
 
 
 def help_of(name: str, topic: str, typed: Sequence[str]) -> str:
@@ -256,7 +232,7 @@ def help_of(name: str, topic: str, typed: Sequence[str]) -> str:
     return _parser(
         command,
         shown,
-        merged(map(read_layer, _files(command, words))),
+        merged(map(read_layer, _files_typed(command, words))),
         with_arguments=topic in ("", "all"),
         prog=f"telecine {name}",
         usage=" ".join(["telecine", name, *positional, "[--NAME VALUE ...]"]),

@@ -20,9 +20,12 @@ from telecine.settings import Bucket, ClipConfig
 class Clip(TypedDict):
     """Frames for the model, and their source."""
 
-    video: Tensor  # float32 in [-1, 1], shape `(C, T, H, W)`
-    source: str  # the file
-    start: int  # index of its first frame in that file
+    video: Tensor
+    """Float32 in [-1, 1], shape `(C, T, H, W)`."""
+    source: str
+    """The file."""
+    start: int
+    """Index of its first frame in that file."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +33,20 @@ class ClipSpec:
     """The frames of a clip, and their crop and flips."""
 
     span: Span
-    start: int  # index of the first frame in the video
-    crop_scale: float  # side of the crop relative to the side of the clip; the crop is resized to the clip
-    top: float  # position of the crop, from 0 at the top to 1 at the bottom
-    left: float  # position of the crop, from 0 at the left to 1 at the right
-    flip: bool  # whether the clip is flipped left to right
-    upside_down: bool = False  # whether it is flipped top to bottom
-    transpose: bool = False  # whether its rows and columns are then exchanged
+    start: int
+    """Index of the first frame in the video."""
+    crop_scale: float
+    """Side of the crop relative to the side of the clip; the crop is resized to the clip."""
+    top: float
+    """Position of the crop, from 0 at the top to 1 at the bottom."""
+    left: float
+    """Position of the crop, from 0 at the left to 1 at the right."""
+    flip: bool
+    """Whether the clip is flipped left to right."""
+    upside_down: bool = False
+    """Whether it is flipped top to bottom."""
+    transpose: bool = False
+    """Whether its rows and columns are then exchanged."""
 
     @property
     def orientation(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import TypeAlias
 
@@ -102,11 +102,11 @@ class ClipDataset(Dataset[Clip]):
         got = f"{MAX_ATTEMPTS} clips in a row that cannot be decoded"
         raise argument_error("data", "decodable", got, "Remove the files named in the log.", DataError)
 
-    def names_at(self, step: int, indices: Iterable[int]) -> list[str]:
-        """Return the names of clips of a step. Clips of one name are equal."""
-        pool, bucket = self._draw_pool(step)
+    def names_of(self, items: Sequence[tuple[int, int]]) -> list[str]:
+        """Return the names of items `(step, index)` of one step. Clips of one name are equal."""
+        pool, bucket = self._draw_pool(items[0][0])
         kind = "image" if pool is self._images else "video"
-        return [f"{kind}-{bucket}-{self._number(index)}" for index in indices]
+        return [f"{kind}-{bucket}-{self._number(index)}" for _, index in items]
 
     def source_at(self, step: int, index: int) -> str:
         """Return the file of item `(step, index)`, before any replacement."""

@@ -29,10 +29,13 @@ class Segment:
     """A video or an image, and the part of it to use, in times or frames from its first frame."""
 
     source: Source
-    start: float | None = None  # in seconds
-    end: float | None = None  # exclusive
+    start: float | None = None
+    """In seconds."""
+    end: float | None = None
+    """Exclusive."""
     start_frame: int | None = None
-    end_frame: int | None = None  # exclusive
+    end_frame: int | None = None
+    """Exclusive."""
 
     def to_span(self, info: VideoInfo) -> Span | None:
         """Return the span of the segment in the indexed video, or None if it is empty."""

@@ -59,9 +59,12 @@ class _WorkerError(RuntimeError):
 class _ClipBatch(TypedDict):
     """Clips of one size."""
 
-    video: Tensor  # float32 in [-1, 1], shape `(B, C, T, H, W)`
-    source: list[str]  # the file of each clip
-    start: Tensor  # index of the first frame of each clip in its file, int64, shape `(B,)`
+    video: Tensor
+    """Float32 in [-1, 1], shape `(B, C, T, H, W)`."""
+    source: list[str]
+    """The file of each clip."""
+    start: Tensor
+    """Index of the first frame of each clip in its file, int64, shape `(B,)`."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,15 @@ class ClipBatchSampler:
     processes, micro-batches and `batch_size`.
     """
 
-    batches: Sequence[int]  # numbers of the micro-batches, counted from the start of training
-    batch_size: int  # clips per batch
-    num_micro_batches: int  # consecutive batches per step of this process, for gradient accumulation
+    batches: Sequence[int]
+    """Numbers of the micro-batches, counted from the start of training."""
+    batch_size: int
+    """Clips per batch."""
+    num_micro_batches: int
+    """Consecutive batches per step of this process, for gradient accumulation."""
     rank: int
-    num_ranks: int  # number of processes that train together; each reads its part of every step
+    num_ranks: int
+    """Number of processes that train together; each reads its part of every step."""
 
     def __len__(self) -> int:
         return len(self.batches)

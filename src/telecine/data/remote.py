@@ -72,10 +72,14 @@ _COPY = re.compile(rf"[0-9a-f]{{64}}({'|'.join(map(re.escape, VIDEO_SUFFIXES | I
 class _Library:
     """The library of a protocol for fsspec."""
 
-    package: str  # to install
-    temporary: tuple[str, ...]  # errors after which another attempt may succeed, besides those of the operating system
-    permanent: tuple[str, ...] = ()  # errors after which none can
-    options: Callable[[], dict[str, Any]] = dict  # returns the options of the file system
+    package: str
+    """The package to install."""
+    temporary: tuple[str, ...]
+    """Errors after which another attempt may succeed, besides those of the operating system."""
+    permanent: tuple[str, ...] = ()
+    """Errors after which none can."""
+    options: Callable[[], dict[str, Any]] = dict
+    """Returns the options of the file system."""
 
 
 def _bucket_options() -> dict[str, Any]:

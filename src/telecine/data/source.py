@@ -47,8 +47,10 @@ class RemotePath:
     """A file or a folder at an address such as `s3://bucket/a.mp4`. Equal addresses are equal."""
 
     url: str
-    size: int | None = field(default=None, compare=False)  # in bytes; None until the server is asked
-    version: str = field(default="", compare=False)  # ETag or modification time; empty if the server sends none
+    size: int | None = field(default=None, compare=False)
+    """In bytes; None until the server is asked."""
+    version: str = field(default="", compare=False)
+    """ETag or modification time; empty if the server sends none."""
     is_folder: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
@@ -88,8 +90,10 @@ class TarMember:
 
     archive: File
     name: str
-    offset: int  # of its first byte in the tar file
-    size: int  # in bytes
+    offset: int
+    """Of its first byte in the tar file."""
+    size: int
+    """In bytes."""
 
     def __str__(self) -> str:
         return f"{self.archive}/{self.name}"
@@ -167,17 +171,23 @@ class VideoInfo:
     """The timestamps and keyframes of a video, as found by `telecine.data.index_video`. An image has one frame."""
 
     path: Source
-    width: int  # in square pixels, as displayed
+    width: int
+    """In square pixels, as displayed."""
     height: int
-    fps: float  # average number of frames per second; 1 for an image
+    fps: float
+    """Average number of frames per second; 1 for an image."""
     pts: array[int] = field(repr=False, hash=False)
     """Timestamp of each frame in display order, in units of `time_base`. The frame's index if `seekable` is false.
     In some files they are in decoding order. They then do not increase, and only tell frames apart."""
-    keyframes: array[int] = field(repr=False, hash=False)  # indices in display order
-    seekable: bool = True  # whether frames have timestamps to seek to; otherwise files are decoded from their start
-    time_base: float = 1.0  # unit of `pts` in seconds
+    keyframes: array[int] = field(repr=False, hash=False)
+    """Indices in display order."""
+    seekable: bool = True
+    """Whether frames have timestamps to seek to; otherwise files are decoded from their start."""
+    time_base: float = 1.0
+    """Unit of `pts` in seconds."""
     is_image: bool = False
-    sample_aspect_ratio: float = 1.0  # width of a stored pixel divided by its height, after rotation
+    sample_aspect_ratio: float = 1.0
+    """Width of a stored pixel divided by its height, after rotation."""
 
     @property
     def num_frames(self) -> int:
@@ -207,7 +217,8 @@ class Span:
 
     info: VideoInfo
     first_frame: int
-    last_frame: int  # inclusive
+    last_frame: int
+    """Inclusive."""
 
     @property
     def num_frames(self) -> int:

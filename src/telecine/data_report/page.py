@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from PIL import Image
+from rich.console import Console
+from rich.table import Column, Table
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -44,7 +46,7 @@ def _render_data(report: DataReport) -> str:
     return render_page(
         "data.html",
         titles=[report.data],
-        summary=data_summary(report),
+        summary=_summary(report),
         advice=report.advice,
         clips=[_figure(number, clip) for number, clip in enumerate(report.clips, 1)],
         video=VIDEO_FILE,
@@ -58,7 +60,7 @@ def _render_data(report: DataReport) -> str:
     )
 
 
-def data_summary(report: DataReport) -> list[tuple[str, str]]:
+def _summary(report: DataReport) -> list[tuple[str, str]]:
     """Return the most important values, for the page and the console."""
     is_image = [row.is_image for row in report.files if row.is_used]
     used = count_files(is_image.count(False), is_image.count(True))
@@ -73,6 +75,16 @@ def data_summary(report: DataReport) -> list[tuple[str, str]]:
         ("clips a core reads in a second", f"{report.clips_per_second:.3g}"),
         ("decoded, at the size of clips", gigabytes(report.cache_bytes)),
     ]
+
+
+def print_data(console: Console, report: DataReport) -> None:
+    """Print the most important values about a data set, and the advice."""
+    table = Table("data", Column(report.data, overflow="fold"))
+    for name, value in _summary(report):
+        table.add_row(name, value)
+    console.print(table)
+    for text in report.advice:
+        console.print(text, soft_wrap=True)
 
 
 def _figure(number: int, clip: SampledClip) -> dict[str, Any]:

@@ -9,15 +9,17 @@ from telecine.discriminators.base import (
     frozen,
 )
 from telecine.discriminators.blocks import (
+    Blur,
     CausalConv3d,
     DiscriminatorBlock,
     DiscriminatorBlock3D,
     DiscriminatorBlock3DWithfirstframe,
     DownSample3D,
+    FeedForward,
+    LinearSpaceAttention,
 )
 from telecine.discriminators.build import DiscriminatorSpec, build_discriminator
 from telecine.discriminators.features import FeatureDiscriminator
-from telecine.discriminators.layers import Blur, FeedForward, LinearSpaceAttention
 from telecine.discriminators.patch import PatchDiscriminator, PatchDiscriminator3D
 from telecine.discriminators.residual import Discriminator, Discriminator3D, Discriminator3DWithfirstframe
 

@@ -1,36 +1,232 @@
-"""Residual blocks that halve space, or space and time, also with the first frame apart; the head, and their sizes."""
+"""The layers and residual blocks of the discriminators: they halve space, or space and time; attention; the head.
+
+The attention replaces `exp(s)` by its second-order Taylor expansion `1 + s + s^2 / 2`. It is always positive and equals
+an inner product of features of the query and of the key, so its cost can grow linearly with the number of positions
+(Taylor-expanded softmax attention: Keles et al., arXiv:2209.04881; Arora et al., arXiv:2402.18668).
+"""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import Literal, TypeAlias, get_args
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from telecine.base.checks import argument_error, check_choice, describe
-from telecine.discriminators.layers import (
-    Blur,
-    Conv2d,
-    Conv3d,
-    FeedForward,
-    LinearSpaceAttention,
-    Residual,
-    SpaceToDepthConv,
-    leaky_relu,
-)
+from telecine.base.checks import argument_error, check_choice
+from telecine.base.precision import at_least_float32, autocast_dtype, autocast_off
 from telecine.ops.convolution import convolve
 
-ImageSize: TypeAlias = int | Sequence[int]
-"""Height and width: one int for both, or a pair."""
 PadMode: TypeAlias = Literal["first", "constant"]
 PAD_MODES: tuple[PadMode, ...] = get_args(PadMode)
 
-# The smallest size with at least one block, which published networks use too.
-MIN_SIZE = 4
+
+def _leaky_relu() -> nn.Module:
+    """Return the discriminators' activation; in place, because the convolution before it does not need its output."""
+    return nn.LeakyReLU(0.1, inplace=True)
+
+
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d` with zero padding and a fast double backward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, C, H, W)` as `nn.Conv2d` does."""
+        return convolve(x, self.weight, self.bias, stride=self.stride, padding=[int(size) for size in self.padding])
+
+
+class Conv3d(nn.Conv3d):
+    """`nn.Conv3d` with zero padding, a fast double backward, and correct gradients in bfloat16 on the CPU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, C, T, H, W)` as `nn.Conv3d` does."""
+        return padded_conv3d(x, self)
+
+
+def padded_conv3d(x: Tensor, conv: nn.Conv3d, weight: Tensor | None = None) -> Tensor:
+    """Return `conv(x)`, with `weight` instead of the convolution's own if it is given."""
+    time, height, width = (int(size) for size in conv.padding)
+    is_bfloat16 = torch.bfloat16 in (x.dtype, autocast_dtype(x.device))
+    if x.shape[2] == 2 and time > 0 and x.device.type == "cpu" and is_bfloat16:
+        # For two frames and temporal padding the backward of oneDNN's bfloat16 kernel reads uninitialised memory
+        # (PyTorch 2.13, AVX-512 BF16), and gradients are often NaN. For four frames the kernel is correct.
+        x, time = F.pad(x, (0, 0, 0, 0, time, time)), 0
+    weight = conv.weight if weight is None else weight
+    return convolve(x, weight, conv.bias, stride=conv.stride, padding=(time, height, width))
+
+
+class Blur(nn.Module):
+    """Blur space, time or both with the kernel [1, 2, 1] / 4 along each axis, edges replicated.
+
+    A low-pass filter before a stride prevents aliasing (Zhang, arXiv:1904.11486). The kernel is the buffer `f`, which
+    is part of the state dict as in the reference's checkpoints.
+    """
+
+    f: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("f", torch.tensor([1.0, 2.0, 1.0]))
+
+    def forward(self, x: Tensor, space_only: bool = False, time_only: bool = False) -> Tensor:
+        """Blur `(B, C, H, W)` or `(B, C, T, H, W)`; the shape stays the same.
+
+        Raises:
+            ValueError: If both flags are set, or `time_only` is set for images.
+        """
+        if space_only and time_only:
+            remedy = "Set neither to blur space and time."
+            raise argument_error("time_only", "False if `space_only` is set", time_only, remedy)
+        if time_only and x.ndim != 5:
+            remedy = "Only videos (B, C, T, H, W) have a time axis."
+            raise argument_error("time_only", "False for images", f"True for shape {tuple(x.shape)}", remedy)
+        taps = (self.f / self.f.sum()).to(x.dtype)
+        time = [-3] if x.ndim == 5 and not space_only else []
+        for dim in time + ([] if time_only else [-2, -1]):
+            size = x.shape[dim]
+            padded = torch.cat([x.narrow(dim, 0, 1), x, x.narrow(dim, size - 1, 1)], dim)
+            before, here, after = (padded.narrow(dim, shift, size) for shift in range(3))
+            x = taps[0] * before + taps[1] * here + taps[2] * after
+        return x
+
+
+class _SpaceToDepthConv(nn.Sequential):
+    """Halve every spatial (or space-time) axis: move each 2 x 2 (x 2) cell into channels, then mix them linearly.
+
+    Both steps together are one convolution of kernel 2 and stride 2. The weight has the shape of the 1x1 convolution
+    that follows the rearrangement in published checkpoints (child 1), and is viewed as the larger kernel. Odd axes are
+    extended by their last row, column or frame, so that `n` becomes `ceil(n / 2)`.
+    """
+
+    def __init__(self, channels: int, dims: int) -> None:
+        conv = nn.Conv2d if dims == 2 else nn.Conv3d
+        super().__init__(nn.Identity(), conv(channels * 2**dims, channels, 1))
+        self.dims = dims
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, C, n...)` to `(B, C, ceil(n / 2)...)`."""
+        conv = self[1]
+        assert isinstance(conv, nn.Conv2d | nn.Conv3d)
+        kernel = conv.weight.view(x.shape[1], x.shape[1], *(2,) * self.dims)
+        odd = [size % 2 for size in x.shape[-self.dims :]]
+        if any(odd):
+            x = F.pad(x, [amount for size in reversed(odd) for amount in (0, size)], mode="replicate")
+        return convolve(x, kernel, conv.bias, stride=[2] * self.dims, padding=[0] * self.dims)
+
+
+class _RMSNorm(nn.Module):
+    """Scale each position's channels to a root mean square of 1, times a learned `gamma` (arXiv:1910.07467)."""
+
+    def __init__(self, dim: int, channel_first: bool = False) -> None:
+        super().__init__()
+        self.axis = 1 if channel_first else -1
+        self.scale = dim**0.5
+        self.gamma = nn.Parameter(torch.ones(dim, 1, 1) if channel_first else torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised tensor in the same shape and dtype, with statistics in at least float32."""
+        wide = at_least_float32(x)
+        # The epsilon is inside the root, so the gradient is finite if all channels of a position are zero.
+        inverse = (wide.square().sum(self.axis, keepdim=True) + 1e-12).rsqrt()
+        return (wide * inverse * (self.scale * self.gamma)).to(x.dtype)
+
+
+class _Residual(nn.Module):
+    """Add a layer's input to its output."""
+
+    def __init__(self, fn: nn.Module) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `fn(x) + x`."""
+        return self.fn(x) + x
+
+
+class _TaylorAttention(nn.Module):
+    """Multi-head attention with the kernel `1 + s + s^2 / 2` on the scaled scores `s = q k / sqrt(dim_head)`."""
+
+    def __init__(self, dim: int, dim_head: int, heads: int) -> None:
+        super().__init__()
+        inner = dim_head * heads
+        self.heads = heads
+        self.scale = dim_head**-0.5
+        # `Sequential`s of one layer give the parameters the names of published checkpoints.
+        self.to_q = nn.Sequential(nn.Linear(dim, inner, bias=False))
+        self.to_kv = nn.Sequential(nn.Linear(dim, 2 * inner, bias=False))
+        self.to_out = nn.Sequential(nn.Linear(inner, dim, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map tokens `(B, N, C)` to tokens of the same shape."""
+        q = rearrange(self.to_q(x) * self.scale, "b n (h d) -> (b h) n d", h=self.heads)
+        k, v = rearrange(self.to_kv(x), "b n (kv h d) -> kv (b h) n d", kv=2, h=self.heads)
+        num_tokens, dim_head = q.shape[1:]
+        attend = _quadratic_attention if num_tokens <= 1 + dim_head + dim_head**2 else _linear_attention
+        # Not under autocast: the kernel grows with the square of the scores and exceeds float16's range.
+        with autocast_off(x.device):
+            out = attend(at_least_float32(q), at_least_float32(k), at_least_float32(v)).to(v.dtype)
+        return self.to_out(rearrange(out, "(b h) n d -> b n (h d)", h=self.heads))
+
+
+def _quadratic_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Compute attention with the explicit N x N kernel, which is cheaper for fewer tokens than features."""
+    scores = q @ k.transpose(1, 2)
+    kernel = 1 + scores + scores.square() / 2
+    return (kernel @ v) / kernel.sum(-1, keepdim=True)
+
+
+def _linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Compute attention with the features of the expansion, by matrix products whose cost is linear in the tokens."""
+    q, k = _taylor_features(q), _taylor_features(k)
+    return (q @ (k.transpose(1, 2) @ v)) / (q @ k.sum(1).unsqueeze(-1))
+
+
+def _taylor_features(x: Tensor) -> Tensor:
+    """Map `(B, N, D)` to features `(B, N, 1 + D + D^2)` whose inner products are `1 + s + s^2 / 2`."""
+    pairs = (x.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2) * 0.5**0.5
+    return torch.cat([torch.ones_like(x[..., :1]), x, pairs], dim=-1)
+
+
+class LinearSpaceAttention(nn.Module):
+    """Attention over the positions of each image (or frame), after an RMS norm over the channels."""
+
+    def __init__(self, *, dim: int, dim_head: int = 8, heads: int = 8) -> None:
+        super().__init__()
+        self.norm = _RMSNorm(dim)
+        self.attn = _TaylorAttention(dim, dim_head, heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, C, H, W)` or `(B, C, T, H, W)` to the same shape; frames are independent."""
+        frames = rearrange(x, "b c t h w -> (b t) c h w") if x.ndim == 5 else x
+        tokens = self.attn(self.norm(rearrange(frames, "b c h w -> b (h w) c")))
+        maps = rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[-2])
+        maps = rearrange(maps, "(b t) c h w -> b c t h w", b=x.shape[0]) if x.ndim == 5 else maps
+        # Contiguous: the rearranged maps are channels-last, and so would be the following convolutions, whose double
+        # backward then corrupts the heap on the CPU (PyTorch 2.13 with oneDNN, several threads, odd batches).
+        return maps.contiguous()
+
+
+class _GEGLU(nn.Module):
+    """Multiply the first half of the channels by the GELU of the second (Shazeer, arXiv:2002.05202)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, 2 C, ...)` to `(B, C, ...)`."""
+        value, gate = x.chunk(2, dim=1)
+        return F.gelu(gate) * value
+
+
+class FeedForward(nn.Module):
+    """RMS norm, 1x1 convolution, GEGLU, 1x1 convolution; `dim` channels, inside `int(dim * mult * 2 / 3)`."""
+
+    def __init__(self, dim: int, *, mult: int = 4) -> None:
+        super().__init__()
+        inner = int(dim * mult * 2 / 3)
+        self.norm = _RMSNorm(dim, channel_first=True)
+        self.net = nn.Sequential(nn.Conv2d(dim, 2 * inner, 1), _GEGLU(), nn.Conv2d(inner, dim, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `(B, C, H, W)` to the same shape."""
+        return self.net(self.norm(x))
 
 
 class DiscriminatorBlock(nn.Module):
@@ -46,7 +242,7 @@ class DiscriminatorBlock(nn.Module):
         self.conv_res = Conv2d(input_channels, filters, 1, stride=2 if downsample else 1)
         self.net = _activated(Conv2d(input_channels, filters, 3, padding=1), Conv2d(filters, filters, 3, padding=1))
         self.maybe_blur = Blur() if antialiased_downsample else None
-        self.downsample = SpaceToDepthConv(filters, dims=2) if downsample else None
+        self.downsample = _SpaceToDepthConv(filters, dims=2) if downsample else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, C, H, W)` to `(B, filters, ceil(H / 2), ceil(W / 2))`, or `(B, filters, H, W)`."""
@@ -72,7 +268,7 @@ class DiscriminatorBlock3D(nn.Module):
         self.net = _activated(Conv3d(input_channels, filters, 3, padding=1), Conv3d(filters, filters, 3, padding=1))
         self.maybe_blur = Blur() if antialiased_downsample else None
         self.antialiased_time = antialiased_time
-        self.downsample = SpaceToDepthConv(filters, dims=3)
+        self.downsample = _SpaceToDepthConv(filters, dims=3)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `(B, C, T, H, W)` to `(B, filters, ceil(T / 2), ceil(H / 2), ceil(W / 2))`."""
@@ -142,20 +338,6 @@ class DownSample3D(nn.Module):
         return convolve(padded, self.conv.weight.unsqueeze(2), self.conv.bias, stride=(1, 2, 2), padding=(0, 0, 0))
 
 
-def mean_over_frames(x: Tensor, num_frames: int, num_poolings: int) -> Tensor:
-    """Return the mean over time `(B, C, H, W)` of a pooled video; each position has the weight of its pooled frames.
-
-    The first position contains the first of `num_frames` frames, the following ones `2**num_poolings` frames each, and
-    the last one the remaining frames.
-    """
-    span = 2**num_poolings
-    # Filled on the device: copying a list of weights to it may make the host wait.
-    weights = x.new_full((x.shape[2], 1, 1), span / num_frames)
-    weights[-1].fill_(((num_frames - 2) % span + 1) / num_frames)
-    weights[0].fill_(1 / num_frames)
-    return (x * weights).sum(2)
-
-
 class DiscriminatorBlock3DWithfirstframe(nn.Module):
     """Two causal 3x3x3 convolutions with a skip, both halved in space and in time, the first frame not pooled.
 
@@ -191,13 +373,13 @@ class DiscriminatorBlock3DWithfirstframe(nn.Module):
 
 def _activated(*convolutions: nn.Module) -> nn.Sequential:
     """Return the convolutions, each followed by an activation."""
-    return nn.Sequential(*(layer for convolution in convolutions for layer in (convolution, leaky_relu())))
+    return nn.Sequential(*(layer for convolution in convolutions for layer in (convolution, _leaky_relu())))
 
 
 def with_attention(block: nn.Module, dim: int, dim_head: int, heads: int, ff_mult: int) -> nn.Sequential:
     """Append attention and a feed-forward layer, both residual, to a 2D block with `dim` output channels."""
-    attention = Residual(LinearSpaceAttention(dim=dim, dim_head=dim_head, heads=heads))
-    return nn.Sequential(block, nn.Sequential(attention, Residual(FeedForward(dim, mult=ff_mult))))
+    attention = _Residual(LinearSpaceAttention(dim=dim, dim_head=dim_head, heads=heads))
+    return nn.Sequential(block, nn.Sequential(attention, _Residual(FeedForward(dim, mult=ff_mult))))
 
 
 class Head(nn.Sequential):
@@ -208,7 +390,7 @@ class Head(nn.Sequential):
 
     def __init__(self, dim: int, size: tuple[int, int]) -> None:
         conv, linear = Conv2d(dim, dim, 3, padding=1), nn.Linear(dim * size[0] * size[1], 1)
-        super().__init__(conv, leaky_relu(), _FlattenAtSize(size), linear, nn.Flatten(0))
+        super().__init__(conv, _leaky_relu(), _FlattenAtSize(size), linear, nn.Flatten(0))
 
 
 class _FlattenAtSize(nn.Module):
@@ -218,34 +400,3 @@ class _FlattenAtSize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x if tuple(x.shape[-2:]) == self.size else F.adaptive_avg_pool2d(x, self.size)).flatten(1)
-
-
-def as_image_size(image_size: object) -> tuple[int, int]:
-    """Return `(height, width)`; raise a `ValueError` unless it is an int or a sequence of two ints, at least 4."""
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    try:
-        height, width = (operator.index(length) for length in size)  # type: ignore[attr-defined]
-    except (TypeError, ValueError):
-        contract, got = "an int or a pair of ints (height, width)", describe(image_size)
-        raise argument_error("image_size", contract, got, "Pass the size of the training crops.") from None
-    if min(height, width) < MIN_SIZE:
-        remedy = "Build the discriminator for larger crops, or up-sample small ones first."
-        raise argument_error("image_size", f"at least {MIN_SIZE}", f"{height} x {width}", remedy)
-    return height, width
-
-
-def layer_widths(dim: int, image_size: tuple[int, int], channels: int, max_dim: int) -> list[tuple[int, int]]:
-    """Return (channels in, channels out) of each block: `4 dim`, doubling, at most `max_dim`."""
-    num_blocks = _num_halvings(image_size) + 1
-    return list(pairwise([channels] + [min(4 * dim * 2**level, max_dim) for level in range(num_blocks)]))
-
-
-def head_size(image_size: tuple[int, int]) -> tuple[int, int]:
-    """Return height and width of the head's map, rounded down as in published checkpoints."""
-    height, width = image_size
-    return height >> _num_halvings(image_size), width >> _num_halvings(image_size)
-
-
-def _num_halvings(image_size: tuple[int, int]) -> int:
-    """Return the number of halvings that reduce the shorter side to at least 4 and below 8."""
-    return min(image_size).bit_length() - 3

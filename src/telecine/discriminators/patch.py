@@ -18,7 +18,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from telecine.base.checks import argument_error, check_choice, check_count, check_counts, describe
 from telecine.base.precision import autocast_off
 from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees, check_batch
-from telecine.discriminators.layers import padded_conv3d
+from telecine.discriminators.blocks import padded_conv3d
 
 Norm: TypeAlias = Literal["group", "none", "spectral"]
 NORMS: tuple[Norm, ...] = get_args(Norm)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
 
-from telecine.base.checks import argument_error, check_choice, check_counts
+from telecine.base.checks import argument_error, check_choice, check_counts, describe
 from telecine.discriminators.base import DiscriminatorOutput, GradientCheckpointing, Sees, check_batch
 from telecine.discriminators.blocks import (
     PAD_MODES,
@@ -15,17 +18,17 @@ from telecine.discriminators.blocks import (
     DiscriminatorBlock3D,
     DiscriminatorBlock3DWithfirstframe,
     Head,
-    ImageSize,
     PadMode,
-    as_image_size,
-    head_size,
-    layer_widths,
-    mean_over_frames,
     with_attention,
 )
 
+ImageSize: TypeAlias = int | Sequence[int]
+"""Height and width: one int for both, or a pair."""
 TimeWeighting: TypeAlias = Literal["positions", "frames"]
 TIME_WEIGHTINGS: tuple[TimeWeighting, ...] = get_args(TimeWeighting)
+
+# The smallest size with at least one block, which published networks use too.
+_MIN_SIZE = 4
 
 
 class _ResidualDiscriminator(GradientCheckpointing):
@@ -61,8 +64,8 @@ class _ResidualDiscriminator(GradientCheckpointing):
             remedy = "Set `antialiased_downsample=True` as well."
             raise argument_error("antialiased_time", "False without `antialiased_downsample`", True, remedy)
         self.channels = channels
-        size = as_image_size(image_size)
-        widths = layer_widths(dim, size, channels, max_dim)
+        size = _as_image_size(image_size)
+        widths = _layer_widths(dim, size, channels, max_dim)
         self.temporal_num_layers = min(frame_num.bit_length() - 1, len(widths) - 1)
         self.blocks = nn.ModuleList()
         for level, (width_in, width_out) in enumerate(widths, start=1):
@@ -72,7 +75,7 @@ class _ResidualDiscriminator(GradientCheckpointing):
                 block = DiscriminatorBlock(width_in, width_out, level < len(widths), antialiased_downsample)
                 block = with_attention(block, width_out, linear_attn_dim_head, linear_attn_heads, ff_mult)
             self.blocks.append(block)
-        self.to_logits = Head(widths[-1][1], head_size(size))
+        self.to_logits = Head(widths[-1][1], _head_size(size))
 
     def forward(self, x: Tensor) -> DiscriminatorOutput:
         """Map images `(B, C, H, W)` or videos `(B, C, T, H, W)` in [-1, 1] to logits `(B,)` and each block's output.
@@ -88,10 +91,55 @@ class _ResidualDiscriminator(GradientCheckpointing):
         for level, block in enumerate(self.blocks):
             if x.ndim == 5 and level == self.temporal_num_layers:
                 by_positions = self.time_weighting == "positions"
-                x = x.mean(dim=2) if by_positions else mean_over_frames(x, num_frames, self.temporal_num_layers)
+                x = x.mean(dim=2) if by_positions else _mean_over_frames(x, num_frames, self.temporal_num_layers)
             x = self.run_block(block, x)
             features.append(x)
         return DiscriminatorOutput(self.to_logits(x), tuple(features))
+
+
+def _mean_over_frames(x: Tensor, num_frames: int, num_poolings: int) -> Tensor:
+    """Return the mean over time `(B, C, H, W)` of a pooled video; each position has the weight of its pooled frames.
+
+    The first position contains the first of `num_frames` frames, the following ones `2**num_poolings` frames each, and
+    the last one the remaining frames.
+    """
+    span = 2**num_poolings
+    # Filled on the device: copying a list of weights to it may make the host wait.
+    weights = x.new_full((x.shape[2], 1, 1), span / num_frames)
+    weights[-1].fill_(((num_frames - 2) % span + 1) / num_frames)
+    weights[0].fill_(1 / num_frames)
+    return (x * weights).sum(2)
+
+
+def _as_image_size(image_size: object) -> tuple[int, int]:
+    """Return `(height, width)`; raise a `ValueError` unless it is an int or a sequence of two ints, at least 4."""
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    try:
+        height, width = (operator.index(length) for length in size)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        contract, got = "an int or a pair of ints (height, width)", describe(image_size)
+        raise argument_error("image_size", contract, got, "Pass the size of the training crops.") from None
+    if min(height, width) < _MIN_SIZE:
+        remedy = "Build the discriminator for larger crops, or up-sample small ones first."
+        raise argument_error("image_size", f"at least {_MIN_SIZE}", f"{height} x {width}", remedy)
+    return height, width
+
+
+def _layer_widths(dim: int, image_size: tuple[int, int], channels: int, max_dim: int) -> list[tuple[int, int]]:
+    """Return (channels in, channels out) of each block: `4 dim`, doubling, at most `max_dim`."""
+    num_blocks = _num_halvings(image_size) + 1
+    return list(pairwise([channels] + [min(4 * dim * 2**level, max_dim) for level in range(num_blocks)]))
+
+
+def _head_size(image_size: tuple[int, int]) -> tuple[int, int]:
+    """Return height and width of the head's map, rounded down as in published checkpoints."""
+    height, width = image_size
+    return height >> _num_halvings(image_size), width >> _num_halvings(image_size)
+
+
+def _num_halvings(image_size: tuple[int, int]) -> int:
+    """Return the number of halvings that reduce the shorter side to at least 4 and below 8."""
+    return min(image_size).bit_length() - 3
 
 
 class Discriminator(_ResidualDiscriminator):

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from telecine.base.checks import argument_error, shorten
@@ -69,6 +71,16 @@ class Comparison:
     warnings: list[str]
     """Differences of the protocols that leave the figures comparable."""
     num_clips: int
+
+    def print_to(self, console: Console) -> None:
+        """Print every difference with its confidence interval, and the better of the two."""
+        title = f"{self.num_clips} clips, {CONFIDENCE:.0%} intervals"
+        table = Table("metric", "A", "B", "B - A", "better", title=title)
+        for each in self.differences:
+            table.add_row(each.name, f"{each.first:.4f}", f"{each.second:.4f}", each.text(), each.better)
+        console.print(table)
+        for warning in self.warnings:
+            console.print(f"differs: {warning}", soft_wrap=True)
 
 
 def compare(first: str | Path, second: str | Path, *, output: str | Path | None = None) -> Comparison:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 
 from telecine.base.checks import argument_error
 from telecine.base.files import atomic_write, write_json
@@ -67,6 +69,20 @@ class Evaluation:
         write_json(folder / FRAMES_FILE, self.per_frame)
         plot_frames({"": self.per_frame}, folder / "frames.png")
         self.protocol.write(folder / PROTOCOL_FILE)
+
+    def print_to(self, console: Console) -> None:
+        """Print each metric with its better direction, and the reason for each missing one."""
+        protocol = self.protocol
+        frames = "whole videos" if protocol.num_frames is None else f"{protocol.num_frames} frames"
+        size = "their size" if protocol.height is None else f"{protocol.height} x {protocol.width}"
+        name = dict(protocol.published).get("name")
+        title = f"{protocol.num_clips} clips, {frames} of {size}{f', protocol {name}' if name else ''}"
+        table = Table("metric", "mean", "better", title=title)
+        for name, value in self.metrics.items():
+            table.add_row(name, f"{value:.4f}", protocol.better(name))
+        console.print(table)
+        for name, reason in protocol.absent:
+            console.print(f"no {name}: {reason}", soft_wrap=True)
 
 
 def evaluate(checkpoint: str | Path, config: EvaluateConfig, *, output: str | Path | None = None) -> Evaluation:

@@ -38,12 +38,12 @@ def frechet_distance(*, features: Tensor, reference: Tensor) -> float:
         reference: `(M, D)`, a row for each video of the other set.
 
     Raises:
-        ValueError: An argument is not such a matrix, or has fewer rows than `min_samples`.
+        ValueError: An argument is not such a matrix, or has fewer rows than columns + 1.
     """
     for name, matrix in (("features", features), ("reference", reference)):
         if matrix.ndim != 2 or not matrix.is_floating_point():
             raise argument_error(name, "floating point of shape (N, D)", matrix, "Pass one row for each video.")
-        if len(matrix) < (needed := min_samples(matrix.shape[1])):
+        if len(matrix) < (needed := matrix.shape[1] + 1):
             contract = f"at least {needed} rows for {matrix.shape[1]} columns"
             raise argument_error(name, contract, matrix, "Measure more clips: with fewer, the covariance is singular.")
     if features.shape[1] != reference.shape[1]:
@@ -56,11 +56,6 @@ def frechet_distance(*, features: Tensor, reference: Tensor) -> float:
     traces = x.var(dim=0).sum() + y.var(dim=0).sum()
     distance = (x.mean(0) - y.mean(0)).square().sum() + traces - 2 * trace_of_root
     return float(distance.clamp(min=0))
-
-
-def min_samples(num_features: int) -> int:
-    """Return the number of samples that a covariance matrix of full rank needs."""
-    return num_features + 1
 
 
 class FeatureNetwork(Protocol):

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.table import Column, Table
 from torch import Tensor
 
 from telecine.autoencoders import VideoAutoencoder
@@ -72,12 +74,12 @@ def _standardised(latents: Tensor) -> Tensor:
     return centred / (centred.square().mean(axes, keepdim=True) + EPSILON).sqrt()
 
 
-def kurtosis(latents: Tensor) -> list[float]:
+def _kurtosis(latents: Tensor) -> list[float]:
     """Return the fourth standardised moment of each channel: 3 for a normal distribution, 0 for a constant."""
     return _standardised(latents).pow(4).mean((0, 2, 3, 4)).tolist()
 
 
-def dead_channels(std: list[float]) -> list[int]:
+def _dead_channels(std: list[float]) -> list[int]:
     """Return the indices of nearly constant channels, from the standard deviation of each."""
     return [index for index, value in enumerate(std) if value <= DEAD_FRACTION * max(std)]
 
@@ -92,7 +94,7 @@ def _covariance_eigenvalues(latents: Tensor) -> list[float]:
     return torch.linalg.eigvalsh(covariance).flip(0).clamp(min=0).tolist()
 
 
-def effective_rank(eigenvalues: list[float]) -> float:
+def _effective_rank(eigenvalues: list[float]) -> float:
     """Return the exponential of the entropy of the eigenvalues' shares (Roy and Vetterli, 2007): 1 to their number."""
     shares = torch.tensor(eigenvalues, dtype=torch.float64)
     shares = shares / shares.sum().clamp(min=EPSILON)
@@ -120,7 +122,7 @@ def _high_frequency_share(latents: Tensor) -> float:
     return sum(share for frequency, share in spectrum if frequency > HIGH_FREQUENCY)
 
 
-def autocorrelation(latents: Tensor, axes: tuple[int, ...], max_lag: int) -> list[float]:
+def _autocorrelation(latents: Tensor, axes: tuple[int, ...], max_lag: int) -> list[float]:
     """Return the correlation of positions at distances 1, 2, ... up to `max_lag`, a mean over all channels and `axes`.
 
     Axes 3 and 4 of latents `(B, C, t, h, w)` are space, axis 2 is time.
@@ -170,8 +172,8 @@ def latent_summary(latents: Tensor) -> dict[str, float]:
     std = _channel_rows(latents).std(1, correction=0).tolist()
     return {
         "std": sum(std) / len(std),
-        "dead_channels": float(len(dead_channels(std))) if all(map(math.isfinite, std)) else math.nan,
-        "effective_rank": effective_rank(_covariance_eigenvalues(latents)),
+        "dead_channels": float(len(_dead_channels(std))) if all(map(math.isfinite, std)) else math.nan,
+        "effective_rank": _effective_rank(_covariance_eigenvalues(latents)),
         "high_frequencies": _high_frequency_share(latents),
     }
 
@@ -187,7 +189,7 @@ class Channels:
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class _Spectrum:
     """Share of the spatial power at each frequency, and at high ones, of the latent and of the scaled-down video."""
 
     frequency: list[float]
@@ -206,7 +208,7 @@ class LatentSpace:
     channels: Channels
     eigenvalues: list[float]
     effective_rank: float
-    spectrum: Spectrum
+    spectrum: _Spectrum
     autocorrelation: dict[str, list[float]]
     """By "space" and "time" of the latent, "video_space" and "video_time" of the scaled-down video."""
     equivariance: dict[str, dict[str, float]]
@@ -247,6 +249,14 @@ class LatentReport:
 
     models: list[LatentSpace]
     protocol: dict[str, object]
+
+    def print_to(self, console: Console) -> None:
+        """Print a few numbers about each model."""
+        lines = [space.figures() for space in self.models]
+        table = Table("latent", *(Column(space.title, overflow="fold") for space in self.models))
+        for name in dict.fromkeys(name for line in lines for name in line):
+            table.add_row(name, *(f"{line[name]:.4g}" if name in line else "-" for line in lines))
+        console.print(table)
 
 
 def measure_latent_spaces(models: Sequence[str | Path], config: LatentsConfig) -> LatentReport:
@@ -348,12 +358,12 @@ def _measure_space(source: ModelSource, videos: _ClipsOnDisk, reference: Tensor 
     return LatentSpace(
         title=source.title,
         shape=list(latents.shape[1:]),
-        channels=Channels(statistics.mean, statistics.std, kurtosis(latents), dead_channels(statistics.std)),
+        channels=Channels(statistics.mean, statistics.std, _kurtosis(latents), _dead_channels(statistics.std)),
         eigenvalues=eigenvalues,
-        effective_rank=effective_rank(eigenvalues),
-        spectrum=Spectrum(frequency, latent_power, _radial_spectrum(small)[1], shares),
+        effective_rank=_effective_rank(eigenvalues),
+        spectrum=_Spectrum(frequency, latent_power, _radial_spectrum(small)[1], shares),
         autocorrelation={
-            f"{prefix}{name}": autocorrelation(values, axes, MAX_LAG)
+            f"{prefix}{name}": _autocorrelation(values, axes, MAX_LAG)
             for prefix, values in (("", latents), ("video_", small))
             for name, axes in (("space", (3, 4)), ("time", (2,)))
         },

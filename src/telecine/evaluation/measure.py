@@ -19,7 +19,7 @@ from telecine.base.imports import how_to_install
 from telecine.base.shapes import VALUE_RANGE
 from telecine.base.terminal import with_progress
 from telecine.data import Span, bytes_from_video, pixels_sha256
-from telecine.evaluation.frechet import FeatureNetwork, frechet_distance, load_feature_network, min_samples
+from telecine.evaluation.frechet import FeatureNetwork, frechet_distance, load_feature_network
 from telecine.evaluation.metrics import BUILT_IN_METRICS, KNOWN_METRICS, ReconstructionMetrics, available_metrics
 from telecine.evaluation.published import PublishedProtocol
 from telecine.evaluation.source import ModelSource, VideoSource, read_span
@@ -221,7 +221,7 @@ def frechet_of_clips(results: Sequence[ClipResult], network: FeatureNetwork) -> 
     pairs = [result.features for result in results if result.features is not None]
     features, reference = (torch.stack(column) for column in zip(*pairs, strict=True))
     num_clips, num_features = features.shape
-    if num_clips < (needed := min_samples(num_features)):
+    if num_clips < (needed := num_features + 1):
         reason = f"needs at least {needed} clips, not {num_clips}: with fewer, the covariance of its "
         reason += f"{num_features} features is singular"
     elif not (features.isfinite().all() and reference.isfinite().all()):

@@ -14,6 +14,7 @@ from telecine.losses.adversarial import (
     vanilla,
 )
 from telecine.losses.latent import (
+    LATENT_TERMS,
     Decode,
     Reduction,
     equivariance,
@@ -43,6 +44,7 @@ from telecine.losses.wavelet import haar, wavelet_l1
 __all__ = [
     "GAN_LOSSES",
     "GRAD_PENALTIES",
+    "LATENT_TERMS",
     "RECONSTRUCTION_LOSSES",
     "Decode",
     "GANLoss",

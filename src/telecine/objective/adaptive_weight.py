@@ -99,7 +99,7 @@ Inputs: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
 
 
 @dataclass(frozen=True)
-class Call:
+class _Call:
     """A call of the layer."""
 
     source: Inputs | CheckpointedCall
@@ -120,7 +120,7 @@ class LayerActivations:
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
         # None in a copy, such as an averaged model: nothing would ever clear its calls.
-        self._calls: list[Call] | None = []
+        self._calls: list[_Call] | None = []
         layer.register_forward_hook(self._record, with_kwargs=True)
 
     def clear(self) -> None:
@@ -156,7 +156,7 @@ class LayerActivations:
                     found[index] = part if sum_before is None else sum_before + part
         return found
 
-    def _inputs(self, calls: Sequence[Call]) -> Iterator[Inputs]:
+    def _inputs(self, calls: Sequence[_Call]) -> Iterator[Inputs]:
         """Yield the layer's arguments in each call; those of one checkpointed call are in memory at a time."""
         for _, group in groupby(calls, key=lambda call: id(call.source)):
             first, *others = group
@@ -201,4 +201,4 @@ class LayerActivations:
         around = CheckpointedCall.running()
         is_again = around is not None and not around.is_first_run  # in the backward pass
         if is_forward and not is_again and self._calls is not None and torch.is_grad_enabled():
-            self._calls.append(Call(around or (args, kwargs), output))
+            self._calls.append(_Call(around or (args, kwargs), output))

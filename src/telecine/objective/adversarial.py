@@ -16,7 +16,6 @@ from telecine.base.shapes import Scalar, Video
 from telecine.discriminators import DiscriminatorOutput, as_output, frozen
 from telecine.losses import GANLoss, Penalty, feature_matching
 from telecine.objective.batch import Batch
-from telecine.objective.eager import with_gradient_hook
 from telecine.objective.weights import Log, Weights
 from telecine.ops.convolution import differentiated_twice
 from telecine.perceptual import pick_frames, sample_frame_indices
@@ -57,29 +56,25 @@ class AdversarialLosses:
 
         Those of weight 0 are left out.
         """
-        frame_indices = self._frame_indices()
-        fake = with_gradient_hook(self.batch.fake, self.batch.grad_hook)
-        on = [d for d in self.discriminators if d.name in frame_indices]
-        return {d.name: self._generator_step(d, fake, frame_indices[d.name]) for d in on}
+        return {d.name: self._generator_step(d) for d in self._for_generator()}
 
-    def _frame_indices(self) -> dict[str, Tensor]:
-        """Draw a frame of each clip, `(B, 1)`, for each discriminator with a term of weight above 0, by its name."""
-        has_features = self.weights["feature_matching"] > 0
-        on = [d.name for d in self.discriminators if has_features or self.weights[d.term] > 0]
-        return {name: sample_frame_indices(self.batch.real, 1, self.batch.generator) for name in on}
+    def _for_generator(self) -> list[VideoDiscriminator]:
+        """Return each discriminator with a term of weight above 0, of a random frame of each clip."""
+        has_features, real = self.weights["feature_matching"] > 0, self.batch.disc_real
+        on = [d for d in self.discriminators if has_features or self.weights[d.term] > 0]
+        return [d.of_frames(sample_frame_indices(real, 1, self.batch.generator), real) for d in on]
 
-    def _generator_step(self, d: VideoDiscriminator, fake: Video, frame_indices: Tensor) -> Log:
-        d = d.given(self.batch.real, frame_indices)
+    def _generator_step(self, d: VideoDiscriminator) -> Log:
         with frozen(d.module):
-            return self._generator_terms(d, d(d.input_of(fake, frame_indices)), frame_indices)
+            return self._generator_terms(d, d(d.input_of(self.batch.disc_fake)))
 
-    def _generator_terms(self, d: VideoDiscriminator, d_fake: DiscriminatorOutput, frame_indices: Tensor) -> Log:
+    def _generator_terms(self, d: VideoDiscriminator, d_fake: DiscriminatorOutput) -> Log:
         """Return `g` and the feature matching of one discriminator's output."""
         has_g, has_features = self.weights[d.term] > 0, self.weights["feature_matching"] > 0
         d_real = d_fake  # not used unless it is needed
         if has_features or (has_g and self.gan_loss.uses_real):
             with torch.no_grad():
-                d_real = d(d.input_of(self.batch.real, frame_indices))
+                d_real = d(d.input_of(self.batch.disc_real))
         terms = {}
         if has_g:
             terms[d.term] = self.gan_loss(real=d_real.logits.detach(), fake=d_fake.logits).generator
@@ -97,20 +92,23 @@ class AdversarialLosses:
             remedy = "Build the loss with `discr_3d_kwargs` or `discr_kwargs`, or call it with `optimizer_idx=0`."
             raise argument_error("the step of the discriminators", "left out of a loss without any", "called", remedy)
         # A penalty's double backward, and the logits that it differentiates, need float32.
-        with autocast_off(self.batch.real.device) if self.penalty.double_backward else nullcontext():
-            frame_indices = sample_frame_indices(self.batch.real, 1, self.batch.generator)
+        with autocast_off(self.batch.disc_real.device) if self.penalty.double_backward else nullcontext():
+            real = self.batch.disc_real
+            frame_indices = sample_frame_indices(real, 1, self.batch.generator)
             on = self.discriminators if self.weights.discriminators_train else []
-            return {d.name: self._discriminator_step(d, frame_indices) for d in on}
+            return {d.name: self._discriminator_step(d.of_frames(frame_indices, real)) for d in on}
 
-    def _discriminator_step(self, d: VideoDiscriminator, frame_indices: Tensor) -> Log:
-        d = d.given(self.batch.real, frame_indices)
-        real, fake = (d.input_of(x, frame_indices).detach() for x in (self.batch.real, self.batch.fake))
-        real.requires_grad_(self.penalty.differentiates_real)
-        fake.requires_grad_(self.penalty.differentiates_fake)
-        with differentiated_twice(self.penalty.double_backward):
-            real_logits, fake_logits = d(real).logits, d(fake).logits
+    def _discriminator_step(self, d: VideoDiscriminator) -> Log:
+        real, real_logits = self._input_and_logits(d, self.batch.disc_real, self.penalty.differentiates_real)
+        fake, fake_logits = self._input_and_logits(d, self.batch.disc_fake, self.penalty.differentiates_fake)
         terms = self._discriminator_terms(d, real_logits, fake_logits, real=real, fake=fake)
         return self._discriminator_log(terms, real_logits, fake_logits)
+
+    def _input_and_logits(self, d: VideoDiscriminator, video: Video, requires_grad: bool) -> tuple[Tensor, Tensor]:
+        """Return `x` and `D(x)`; `x` is detached, and requires gradients for a penalty that differentiates it."""
+        x = d.input_of(video).detach().requires_grad_(requires_grad)
+        with differentiated_twice(self.penalty.double_backward):
+            return x, d(x).logits
 
     def _discriminator_terms(
         self, d: VideoDiscriminator, real_logits: Tensor, fake_logits: Tensor, **inputs: Tensor
@@ -147,6 +145,8 @@ class VideoDiscriminator:
     """Height and width are divided by this factor first."""
     term: str = "adversarial"
     """The term of the autoencoder's loss that its generator loss belongs to."""
+    frame_indices: Tensor | None = field(default=None, compare=False)
+    """`(B, 1)`, of the frames that a discriminator of frames sees."""
     condition: Tensor | None = field(default=None, compare=False)
     """The second input of a discriminator that declares `conditional = True`: the inputs of the autoencoder."""
 
@@ -155,23 +155,21 @@ class VideoDiscriminator:
         """The name as a key of a `ModuleDict`."""
         return self.name.replace(".", "_")
 
-    @property
-    def trainable(self) -> list[nn.Parameter]:
-        """The parameters that require gradients."""
-        return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+    def of_frames(self, frame_indices: Tensor, real: Video) -> VideoDiscriminator:
+        """Return the discriminator of these frames; a conditional one is of pairs with the real videos."""
+        d = replace(self, frame_indices=frame_indices)
+        is_conditional = getattr(self.module, "conditional", False)
+        return replace(d, condition=d.input_of(real).detach()) if is_conditional else d
 
-    def input_of(self, video: Video, frame_indices: Tensor) -> Tensor:
-        """Return the discriminator's input; `frame_indices` is `(B, 1)`."""
+    def input_of(self, video: Video) -> Tensor:
+        """Return the discriminator's input."""
         if self.factor > 1:
             # Half-precision pooling of volumes is not implemented on the CPU.
             video = F.avg_pool3d(at_least_float32(video), (1, self.factor, self.factor), ceil_mode=True)
-        return pick_frames(video, frame_indices) if self.sees == "frames" else video
-
-    def given(self, real: Video, frame_indices: Tensor) -> VideoDiscriminator:
-        """Return the discriminator of pairs with these real videos, without their graph; itself if unconditional."""
-        if not getattr(self.module, "conditional", False):
-            return self
-        return replace(self, condition=self.input_of(real, frame_indices).detach())
+        if self.sees == "video":
+            return video
+        assert self.frame_indices is not None
+        return pick_frames(video, self.frame_indices)
 
     def __call__(self, x: Tensor) -> DiscriminatorOutput:
         """Return logits and features of an input, which is cast to the parameters' dtype."""

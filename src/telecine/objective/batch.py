@@ -15,7 +15,6 @@ from telecine.base.shapes import Scalar, Video, check_video_pair
 from telecine.discriminators import augment
 from telecine.losses import Decode, Reduction, posterior_kl
 from telecine.objective.adaptive_weight import LayerActivations
-from telecine.objective.eager import with_gradient_hook
 from telecine.perceptual import pick_frames
 from telecine.settings import GANConfig, ObjectiveConfig
 
@@ -30,6 +29,8 @@ class Batch(NamedTuple):
     sample_weight: Tensor | None
     clip_weight: Tensor | None
     """Weight of each clip's error `(B,)`, or `None` for 1: `sample_weight` over the fraction of pixels that count."""
+    split: str
+    """What stands before the keys of the log."""
     num_elements: Tensor | float
     """Factor of the negative log-likelihood: the number of values of a clip that count, or 1 for a mean."""
     aux: dict[str, Scalar]
@@ -37,19 +38,22 @@ class Batch(NamedTuple):
     grad_at: Tensor | LayerActivations | None
     """Where the adaptive weight compares gradients."""
     generator: Generators
-    grad_hook: Callable[[Tensor], None] | None
+    disc_real: Video
+    """What the discriminators see of `real`: all of it, or `gan.window` frames, with the changes of `gan.augment`."""
+    disc_fake: Video
+    """The same of `fake`; `grad_hook` is called with the gradient that flows back through it."""
     latent: Tensor | None
     decode: Decode | None
 
 
-class DiagonalGaussian(Protocol):
+class _Gaussian(Protocol):
     """A posterior, such as diffusers' `DiagonalGaussianDistribution`."""
 
     mean: Tensor
     logvar: Tensor
 
 
-AuxLoss: TypeAlias = Tensor | float | DiagonalGaussian
+AuxLoss: TypeAlias = Tensor | float | _Gaussian
 AuxLosses: TypeAlias = AuxLoss | Mapping[str, AuxLoss] | None
 
 
@@ -80,6 +84,7 @@ def make_batch(
     reconstructions: Tensor,
     aux_losses: AuxLosses,
     last_layer: Tensor | LayerActivations | None,
+    split: str = "train",
     *,
     regularization_log: Mapping[str, AuxLoss] | None = None,
     mask: Tensor | None = None,
@@ -112,38 +117,44 @@ def make_batch(
         real = torch.where(mask | torch.isfinite(real), real, torch.zeros_like(real))
         fake = torch.where(mask, reconstructions, real.to(reconstructions.dtype))
         fraction = mask.expand_as(real).float().mean()
+    disc_real, disc_fake = _windowed_and_augmented(real, _with_gradient_hook(fake, grad_hook), config.gan, generator)
     return Batch(
         real=real,
         fake=fake,
         mask=mask,
         sample_weight=sample_weight,
         clip_weight=None if mask is None and sample_weight is None else _clip_weights(fraction, sample_weight, real),
+        split=split,
         num_elements=fake[0].numel() * fraction if reduction == "sum" else 1,
         aux=_named_aux_losses(aux_losses, regularization_log, real.device, reduction),
         grad_at=last_layer if config.adaptive_weight.at == "last_layer" else reconstructions,
         generator=generator,
-        grad_hook=grad_hook,
+        disc_real=disc_real,
+        disc_fake=disc_fake,
         latent=latent,
         decode=decode,
     )
 
 
-def windowed_and_augmented(batch: Batch, config: GANConfig) -> Batch:
-    """Return the batch for discriminators, with `window` consecutive frames of each longer clip and random changes.
+def _with_gradient_hook(x: Tensor, hook: Callable[[Tensor], None] | None) -> Tensor:
+    """Return `x` as a view; `hook` is called with the gradient that flows back through this view."""
+    if hook is None or not x.requires_grad:
+        return x
+    view = x.view_as(x)
+    view.register_hook(hook)
+    return view
 
-    Frames and changes are the same ones of a clip and of its reconstruction. The gradient hook still sees the gradient
-    at the whole reconstruction.
-    """
-    starts = batch.real.shape[2] - config.window + 1 if config.window is not None else 1
-    if starts <= 1 and not config.augment:
-        return batch
-    real, fake = batch.real, with_gradient_hook(batch.fake, batch.grad_hook)
+
+def _windowed_and_augmented(real: Video, fake: Video, config: GANConfig, generator: Generators) -> tuple[Video, Video]:
+    """Return `window` consecutive frames of each longer clip with random changes, the same ones of both videos."""
+    starts = real.shape[2] - config.window + 1 if config.window is not None else 1
     if starts > 1:
-        first = randint(starts, (len(real), 1), generator=batch.generator, device=real.device)
+        first = randint(starts, (len(real), 1), generator=generator, device=real.device)
         indices = first + torch.arange(real.shape[2] - starts + 1, device=real.device)
         real, fake = (pick_frames(x, indices).unflatten(0, (len(x), -1)).transpose(1, 2) for x in (real, fake))
-    real, fake = augment((real, fake), config.augment, batch.generator)
-    return batch._replace(real=real, fake=fake, grad_hook=None)
+    if config.augment:
+        real, fake = augment((real, fake), config.augment, generator)
+    return real, fake
 
 
 def _clip_weights(fraction: Tensor | float, sample_weight: Tensor | None, videos: Video) -> Tensor:

@@ -17,6 +17,12 @@ from torch.autograd.function import once_differentiable
 
 from telecine.base.precision import at_least_float32, autocast_off
 from telecine.base.shapes import Scalar
+from telecine.losses import GANLoss
+
+# A logit without a gradient in the discriminator's loss, as with the hinge beyond its margin, still has one in the
+# generator's. It goes through the shared backward with a cotangent so small that it vanishes in the rounding of the
+# discriminator's gradients, and the input's gradient is scaled up afterwards: exactly, since this is a power of two.
+_TINY_COTANGENT = 2.0**-40
 
 Gradients: TypeAlias = list[Tensor | None]
 
@@ -53,13 +59,13 @@ def gradients_of(
     known = add_to or [None] * len(inputs)
     if not (inputs and value.requires_grad):
         return known
-    with nullcontext() if add_to is None else accumulating(known, inputs), autocast_off(value.device):
+    with nullcontext() if add_to is None else _accumulating(known, inputs), autocast_off(value.device):
         found = torch.autograd.grad(value, inputs, retain_graph=retain_graph, allow_unused=True)
     return [before if gradient is None else gradient for gradient, before in zip(found, known, strict=True)]
 
 
 @contextmanager
-def accumulating(known: Gradients, inputs: Sequence[Tensor], *, factor: Tensor | None = None) -> Iterator[None]:
+def _accumulating(known: Gradients, inputs: Sequence[Tensor], *, factor: Tensor | None = None) -> Iterator[None]:
     """Make a backward inside the block return, for each input, its gradient times `factor` plus the one in `known`.
 
     A gradient in `known`, which may be `None`, is replaced by `None` when it is used.
@@ -71,7 +77,7 @@ def accumulating(known: Gradients, inputs: Sequence[Tensor], *, factor: Tensor |
 
 
 def _with_known(known: Gradients, index: int, factor: Tensor | None, gradient: Tensor | None) -> Tensor | None:
-    """Return `factor * gradient + known[index]`; a hook of `accumulating`."""
+    """Return `factor * gradient + known[index]`; a hook of `_accumulating`."""
     if gradient is None:
         return None
     before, known[index] = known[index], None
@@ -106,10 +112,54 @@ class _PrecomputedGrad(torch.autograd.Function):
         return (None, None, *scaled, *[None] * len(scaled))
 
 
-def with_gradient_hook(x: Tensor, hook: Callable[[Tensor], None] | None) -> Tensor:
-    """Return `x` as a view; `hook` is called with the gradient that flows back through this view."""
-    if hook is None or not x.requires_grad:
-        return x
-    view = x.view_as(x)
-    view.register_hook(hook)
-    return view
+# One backward through a discriminator for both steps. Both differentiate the same logits with respect to the same
+# input and parameters, with different cotangents. With one logit per sample, and samples that do not depend on each
+# other, the input gradient of a sample is its logit's cotangent times a factor that both steps share: the gradient
+# computed for one step is scaled to be the other's.
+
+
+def shared_backward(
+    gan_loss: GANLoss,
+    logits: Tensor,
+    x: Tensor,
+    parameters: Sequence[Tensor],
+    *,
+    retain_graph: bool,
+    add_to: Gradients | None = None,
+) -> tuple[Tensor, Gradients]:
+    """Return the gradient of the generator's loss for `x`, and of the discriminator's fake part for its parameters.
+
+    The latter are `None` where the logits do not depend on a parameter; those in `add_to` are added as in
+    `gradients_of`.
+
+    Args:
+        gan_loss: A separable loss whose generator's part does not use the real logits.
+        logits: `(B,)`, of the reconstructions.
+        x: The discriminator's input `(B, ...)`.
+        parameters: The discriminator's.
+        retain_graph: Keep the graph of `logits`.
+        add_to: Gradients per parameter.
+    """
+    generator_cotangent, discriminator_cotangent = _cotangents(gan_loss, logits)
+    tiny = _TINY_COTANGENT * generator_cotangent
+    used = torch.where(discriminator_cotangent.abs() >= tiny.abs(), discriminator_cotangent, tiny)
+    # If all cotangents are tiny, rounding hides none of them: the parameters' gradients are then 0.
+    factor = (discriminator_cotangent != 0).any()
+    known: Gradients = add_to or [None] * len(parameters)
+    with _accumulating(known, parameters, factor=factor), autocast_off(logits.device):
+        grad_x, *grad_parameters = torch.autograd.grad(
+            logits, [x, *parameters], grad_outputs=used, retain_graph=retain_graph, allow_unused=True
+        )
+    # Where `used` is 0, both cotangents are.
+    scale = torch.where(used == 0, 0.0, generator_cotangent.to(x.dtype) / used.to(x.dtype))
+    gradients: Gradients = [old if new is None else new for new, old in zip(grad_parameters, known, strict=True)]
+    return grad_x * scale.view(-1, *[1] * (x.ndim - 1)), gradients
+
+
+def _cotangents(gan_loss: GANLoss, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the generator's and of the discriminator's loss with respect to the fake logits."""
+    leaf = logits.detach().requires_grad_()
+    losses = gan_loss(real=leaf.detach(), fake=leaf)
+    (generator,) = torch.autograd.grad(losses.generator, leaf, retain_graph=True)
+    (discriminator,) = torch.autograd.grad(losses.discriminator, leaf)
+    return generator, discriminator

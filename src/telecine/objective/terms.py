@@ -19,17 +19,13 @@ from telecine.base.shapes import Scalar
 from telecine.losses import (
     GAN_LOSSES,
     GRAD_PENALTIES,
+    LATENT_TERMS,
     RECONSTRUCTION_LOSSES,
     GANLoss,
     Penalty,
     ReconstructionLoss,
     as_gan_loss,
     as_penalty,
-    equivariance,
-    latent_masking,
-    latent_noise,
-    local_correlation,
-    scale_equivariance,
     temporal_difference,
     wavelet_l1,
 )
@@ -53,11 +49,7 @@ TERMS: dict[str, Callable[..., Any]] = {
     "wavelet": wavelet_l1,
     "temporal": temporal_difference,
     "gram": gram,
-    "equivariance": equivariance,
-    "scale_equivariance": scale_equivariance,
-    "local_correlation": local_correlation,
-    "latent_masking": latent_masking,
-    "latent_noise": latent_noise,
+    **LATENT_TERMS,
     "alignment": Alignment,
 }
 VIDEOS = ("reconstruction", "target", "weight", "mask", "latent", "decode", "generator")

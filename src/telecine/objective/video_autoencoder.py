@@ -19,20 +19,10 @@ from telecine.losses import gaussian_nll
 from telecine.losses.lecam import LeCam
 from telecine.objective.adaptive_weight import LayerActivations, adaptive_weights
 from telecine.objective.adversarial import NO_PENALTY, AdversarialLosses, VideoDiscriminator, check_discriminators
-from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch, windowed_and_augmented
+from telecine.objective.batch import AuxLosses, Batch, BatchOptions, make_batch
 from telecine.objective.eager_adversarial import EagerAdversarialLosses
 from telecine.objective.terms import PerceptualTerm, drop_perceptual_weights, functions_of, modules_of
-from telecine.objective.weights import (
-    Log,
-    Weights,
-    WeightSchedule,
-    autoencoder_log,
-    discriminator_log,
-    mean,
-    named,
-    of_each,
-    total,
-)
+from telecine.objective.weights import Log, Weights, WeightSchedule, autoencoder_log, discriminator_log, mean, total
 from telecine.ops.ranks import with_averaged_gradient
 from telecine.perceptual import WeightsSource
 from telecine.settings import (
@@ -125,29 +115,40 @@ class VideoAutoencoderLoss(nn.Module):
         eager_gradients: bool = ObjectiveConfig.eager_gradients,
         gradient_checkpointing: bool = ObjectiveConfig.gradient_checkpointing,
     ) -> None:
-        arguments = dict(locals(), terms=terms or {})
+        arguments = {**locals(), "terms": terms or {}}
         super().__init__()
         settings = {each.name: arguments[each.name] for each in fields(ObjectiveConfig)}
-        self.config = config = validate(ObjectiveConfig, settings)
-        self.weights = WeightSchedule(config)
-        functions = functions_of(config)
+        self.config = validate(ObjectiveConfig, settings)
+        self.weights = WeightSchedule(self.config)
+        self._build_terms(vgg_weights)
+        self._build_discriminators(discr_kwargs, discr_3d_kwargs, multiscale_discr_kwargs)
+
+    def _build_terms(self, vgg_weights: WeightsSource) -> None:
+        functions = functions_of(self.config)
         self.recon_loss, self.gan_loss, self.penalty = functions.recon_loss, functions.gan_loss, functions.penalty
         self.terms, self.term_modules = functions.terms, modules_of(functions.terms)
-        self.logvar = nn.Parameter(torch.zeros(())) if config.reconstruction.learn_logvar else None
+        self.logvar = nn.Parameter(torch.zeros(())) if self.config.reconstruction.learn_logvar else None
         # They have no gradient in the discriminators' step. DDP looks names up with a leading dot and without.
         self._ddp_params_and_buffers_to_ignore = [dot + n for n, _ in self.named_parameters() for dot in ("", ".")]
-        self.perceptual = PerceptualTerm(config, vgg_weights, functions)
+        self.perceptual = PerceptualTerm(self.config, vgg_weights, functions)
         self.register_load_state_dict_pre_hook(drop_perceptual_weights)
 
-        self.discr = _build("discr_kwargs", discr_kwargs, Discriminator)
-        self.discr_3d = _build("discr_3d_kwargs", discr_3d_kwargs, Discriminator3D)
+    def _build_discriminators(
+        self,
+        of_frames: DiscriminatorSpec | None,
+        of_videos: DiscriminatorSpec | None,
+        multiscale: Sequence[DiscriminatorSpec],
+    ) -> None:
+        build = build_discriminator
+        self.discr = None if of_frames is None else build(of_frames, default=Discriminator, name="discr_kwargs")
+        self.discr_3d = None if of_videos is None else build(of_videos, default=Discriminator3D, name="discr_3d_kwargs")
         self.multiscale_discrs = nn.ModuleList(
-            build_discriminator(spec, default=Discriminator3D, name=f"multiscale_discr_kwargs[{index}]")
-            for index, spec in enumerate(multiscale_discr_kwargs)
+            build(spec, default=Discriminator3D, name=f"multiscale_discr_kwargs[{index}]")
+            for index, spec in enumerate(multiscale)
         )
         every = self.discriminators + self.multiscale_discriminators
         check_discriminators(every, self.weights.terms.values())
-        for d in every if gradient_checkpointing else ():
+        for d in every if self.config.gradient_checkpointing else ():
             d.enable_gradient_checkpointing()
         self.lecam = nn.ModuleDict({d.key: LeCam() for d in every if self.weights.is_ever_on("lecam")})
 
@@ -206,11 +207,10 @@ class VideoAutoencoderLoss(nn.Module):
         """
         check_choice("optimizer_idx", optimizer_idx, (0, 1), remedy="0 trains the autoencoder, 1 the discriminators.")
         aux_losses = aux_losses if optimizer_idx == 0 else {}
-        batch = make_batch(self.config, inputs, reconstructions, aux_losses, last_layer, **options)
+        batch = make_batch(self.config, inputs, reconstructions, aux_losses, last_layer, split, **options)
         weights = self.weights.at(global_step)
         step = self.discriminator_step if optimizer_idx else self.autoencoder_step
-        loss, log = step(batch, weights, self._adversarial(batch, weights, both_steps=False))
-        return loss, named(log, split)
+        return step(batch, weights, self._adversarial(batch, weights, both_steps=False))
 
     def update(
         self,
@@ -225,7 +225,7 @@ class VideoAutoencoderLoss(nn.Module):
         """Compute the losses of both steps on one batch, with one pass of each discriminator over the reconstructions.
 
         Arguments and values are those of two calls, except that a discriminator of frames sees the same ones in both.
-        If one pass cannot serve both steps, each makes its own, see `GradientMode`.
+        If one pass cannot serve both steps, each makes its own.
 
         Returns:
             Both losses and logs. Call `backward()` on each before its optimizer's step, in any order.
@@ -233,12 +233,11 @@ class VideoAutoencoderLoss(nn.Module):
         Raises:
             ValueError: If an argument is not as in a call, or there are no discriminators.
         """
-        batch = make_batch(self.config, inputs, reconstructions, aux_losses, last_layer, **options)
+        batch = make_batch(self.config, inputs, reconstructions, aux_losses, last_layer, split, **options)
         weights = self.weights.at(global_step)
         adversarial = self._adversarial(batch, weights, both_steps=True)
-        loss, log = self.autoencoder_step(batch, weights, adversarial)
-        disc_loss, disc_log = self.discriminator_step(batch, weights, adversarial)
-        return Update(loss, named(log, split), disc_loss, named(disc_log, split))
+        autoencoder_step = self.autoencoder_step(batch, weights, adversarial)
+        return Update(*autoencoder_step, *self.discriminator_step(batch, weights, adversarial))
 
     def autoencoder_step(self, batch: Batch, weights: Weights, adversarial: AdversarialLosses) -> tuple[Scalar, Log]:
         """L_AE. A term whose weight is 0 at this step is not computed."""
@@ -251,21 +250,26 @@ class VideoAutoencoderLoss(nn.Module):
         nll = batch.num_elements * distance
         extra |= {name: t(batch) for name, t in self.terms.items() if weights[name] > 0 and not t.uses_features}
         found = adversarial.generator_losses()
-        g, g_m = (of_each(found, name) for name in ("adversarial", "multiscale_adversarial"))
+        g, g_m, features = (
+            {d: terms[name] for d, terms in found.items() if name in terms}
+            for name in ("adversarial", "multiscale_adversarial", "feature_matching")
+        )
         references = {"perceptual": batch.num_elements * lpips, "recon_and_perceptual": nll}
         w = adaptive_weights(self.config.adaptive_weight, g | g_m, references, batch.grad_at)
-        features = of_each(found, "feature_matching")
-        matching, aux = mean(features.values(), like=recon), total(batch.aux.values(), like=recon)
-        adversarial_terms = {
-            "adversarial": total((w[d] * g[d] for d in g), like=recon),
-            "multiscale_adversarial": total((w[m] * g_m[m] for m in g_m), like=recon),
-        }
-        loss = nll + weights.sum({**extra, **adversarial_terms, "feature_matching": matching, "quantizer_aux": aux})
-        log = {"total_loss": loss, "recon_loss": recon, "perceptual_loss": lpips, "aux_losses": aux}
-        log |= {f"{name}_loss": term for name, term in extra.items()}
-        log |= {"feature_matching_loss": matching} if features else {}
+        matching = {"feature_matching": mean(features.values(), like=recon)} if features else {}
+        loss = nll + weights.sum(
+            {
+                **extra,
+                "adversarial": [w[d] * g[d] for d in g],
+                "multiscale_adversarial": [w[m] * g_m[m] for m in g_m],
+                **matching,
+                "quantizer_aux": batch.aux.values(),
+            }
+        )
+        log = {"total_loss": loss, "recon_loss": recon, "perceptual_loss": lpips}
+        log |= {f"{name}_loss": term for name, term in (extra | matching).items()}
         log |= {} if self.logvar is None else {"nll_loss": nll, "logvar": self.logvar}
-        return loss, log | autoencoder_log(g | g_m, w, weights, batch.aux, taken=log)
+        return loss, autoencoder_log(log, g | g_m, w, weights, batch)
 
     def discriminator_step(self, batch: Batch, weights: Weights, adversarial: AdversarialLosses) -> tuple[Scalar, Log]:
         """L_D, the sum of `discriminator_loss` over the discriminators that train at this step."""
@@ -273,7 +277,7 @@ class VideoAutoencoderLoss(nn.Module):
         loss = total((log["loss"] for log in logs.values()), like=batch.real)
         if torch.is_grad_enabled() and not loss.requires_grad:
             loss.requires_grad_()  # no discriminator trains: `backward()` does nothing
-        return loss, {"total_disc_loss": loss, **discriminator_log(logs, like=batch.real)}
+        return loss, discriminator_log(loss, logs, batch)
 
     @staticmethod
     def discriminator_loss(terms: Log, weights: Weights) -> Scalar:
@@ -283,7 +287,7 @@ class VideoAutoencoderLoss(nn.Module):
 
     def _adversarial(self, batch: Batch, weights: Weights, *, both_steps: bool) -> AdversarialLosses:
         """Return the adversarial losses of one call."""
-        gan, has_penalty = self.config.gan, weights["grad_penalty"] > 0 and torch.is_grad_enabled()
+        has_penalty = weights["grad_penalty"] > 0 and torch.is_grad_enabled()
         eager = partial(EagerAdversarialLosses, both_steps=both_steps)
         return (eager if self.config.eager_gradients else AdversarialLosses)(
             discriminators=self.discriminators + self.multiscale_discriminators,
@@ -291,10 +295,6 @@ class VideoAutoencoderLoss(nn.Module):
             penalty=self.penalty if has_penalty else NO_PENALTY,
             lecam=self.lecam,
             discriminator_loss=partial(self.discriminator_loss, weights=weights),
-            batch=windowed_and_augmented(batch, gan) if gan.window or gan.augment else batch,
+            batch=batch,
             weights=weights,
         )
-
-
-def _build(name: str, spec: DiscriminatorSpec | None, default: type[nn.Module]) -> nn.Module | None:
-    return None if spec is None else build_discriminator(spec, default=default, name=name)

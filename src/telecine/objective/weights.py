@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TypeAlias
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error
 from telecine.base.shapes import Scalar
+from telecine.objective.batch import Batch
 from telecine.settings import ObjectiveConfig, Ramp
 
 Log: TypeAlias = dict[str, Tensor]
@@ -35,9 +36,10 @@ class Weights(dict[str, float]):
     discriminators_train: bool
     """Whether the discriminators train at this step."""
 
-    def sum(self, terms: Mapping[str, Scalar]) -> Scalar | float:
-        """Return the sum of weight times term. Skip zero weights: 0 * NaN is NaN."""
-        return sum((self[name] * term for name, term in terms.items() if self[name] != 0), 0.0)
+    def sum(self, terms: Mapping[str, Scalar | Collection[Scalar]]) -> Scalar | float:
+        """Return the sum of weight times term; a term may have several parts. Skip zero weights: 0 * NaN is NaN."""
+        on = {name: [term] if isinstance(term, Tensor) else [*term] for name, term in terms.items() if self[name] != 0}
+        return sum((self[name] * torch.stack(parts).sum() for name, parts in on.items() if parts), 0.0)
 
 
 class WeightSchedule:
@@ -88,7 +90,7 @@ class WeightSchedule:
         return weights
 
 
-def named(log: Log, split: str) -> Log:
+def _named(log: Log, split: str) -> Log:
     """Return the log as callers get it: detached float32 copies, the split before each name."""
     return {f"{split}/{name}": value.detach().to(torch.float32, copy=True) for name, value in log.items()}
 
@@ -105,47 +107,52 @@ def mean(terms: Iterable[Scalar], *, like: Tensor) -> Scalar:
     return total(terms, like=like) / max(len(terms), 1)
 
 
-def each(name: str, terms: Mapping[str, Tensor]) -> Log:
+def _each(name: str, terms: Mapping[str, Tensor]) -> Log:
     """Return `{name}_{discriminator}` for every discriminator if there are several."""
     return {f"{name}_{key}": term for key, term in terms.items()} if len(terms) > 1 else {}
 
 
-def of_each(logs: Mapping[str, Log], name: str) -> Log:
+def _of_each(logs: Mapping[str, Log], name: str) -> Log:
     """Return one value of every discriminator that has it, by the discriminator's name."""
     return {key: log[name] for key, log in logs.items() if name in log}
 
 
-def autoencoder_log(g: Log, w: Log, weights: Weights, aux: Log, *, taken: Log) -> Log:
-    """Return the generator losses, adaptive weights, scheduled weights and named auxiliary losses.
+def autoencoder_log(log: Log, g: Log, w: Log, weights: Weights, batch: Batch) -> Log:
+    """Return the log of the autoencoder's step as callers get it.
 
-    Raise a `ValueError` if an auxiliary loss has the name of another entry, one of `taken` included.
+    `log` has the loss and its terms. Added are the generator losses `g`, the adaptive weights `w`, the weights that are
+    ramps, and the auxiliary losses; raise a `ValueError` if one of them has the name of another entry.
     """
-    like = taken["total_loss"]
+    like = log["total_loss"]
     log = {
+        **log,
+        "aux_losses": total(batch.aux.values(), like=like),
         "gen_loss": total(g.values(), like=like),
         "adaptive_weight": mean(w.values(), like=like),
-        **each("gen_loss", g),
-        **each("adaptive_weight", w),
+        **_each("gen_loss", g),
+        **_each("adaptive_weight", w),
         **{name: torch.full((), value, device=like.device) for name, value in weights.scheduled.items()},
     }
-    for name in aux:
-        if name in taken or name in log:
+    for name in batch.aux:
+        if name in log:
             remedy = f"Rename it, for instance to 'quantizer_{name}'."
             raise argument_error("aux_losses", "named unlike the objective's own terms", repr(name), remedy)
-    return log | {name: value for name, value in aux.items() if name}
+    return _named(log | {name: value for name, value in batch.aux.items() if name}, batch.split)
 
 
-def discriminator_log(logs: Mapping[str, Log], *, like: Tensor) -> Log:
-    """Return the sums of the discriminators' terms and the means of their statistics.
+def discriminator_log(loss: Scalar, logs: Mapping[str, Log], batch: Batch) -> Log:
+    """Return the log of the discriminators' step as callers get it: sums of their terms, means of their statistics.
 
     Each discriminator's own values follow if there are several. If none trains, losses and mean logits are 0 and the
     other statistics are left out.
     """
     terms = [name for log in logs.values() for name in log if name.endswith("_loss")]
-    log = {name: total(of_each(logs, name).values(), like=like) for name in ("discr_loss", "grad_penalty_loss", *terms)}
-    log |= each("discr_loss", of_each(logs, "discr_loss"))
+    log, like = {"total_disc_loss": loss}, batch.real
+    for name in ("discr_loss", "grad_penalty_loss", *terms):
+        log[name] = total(_of_each(logs, name).values(), like=like)
+    log |= _each("discr_loss", _of_each(logs, "discr_loss"))
     for name in STATISTICS:
-        values = of_each(logs, name)
+        values = _of_each(logs, name)
         if values or name in ("logits_real", "logits_fake"):
-            log |= {name: mean(values.values(), like=like), **each(name, values)}
-    return log
+            log |= {name: mean(values.values(), like=like), **_each(name, values)}
+    return _named(log, batch.split)

@@ -1,9 +1,9 @@
 """The perceptual loss: LPIPS or a custom distance, its frames, and the sources of its weights."""
 
 from telecine.perceptual.alignment import Alignment
-from telecine.perceptual.distance import CustomDistance, Perceptual
+from telecine.perceptual.distance import CustomDistance
 from telecine.perceptual.frames import in_chunks, pick_frames, sample_frame_indices
-from telecine.perceptual.lpips import LPIPS, FeatureTerm, gram, gram_distance, gram_matrix
+from telecine.perceptual.lpips import LPIPS, FeatureTerm, Perceptual, gram, gram_distance, gram_matrix
 from telecine.perceptual.weights import (
     CachedWeights,
     CorruptWeightsError,

@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from telecine.base.checks import argument_error, describe
-from telecine.base.shapes import Frames
 from telecine.settings import MIN_SIZES
 
 FeatureMap: TypeAlias = Float[Tensor, "frame feature row column"]
@@ -20,23 +17,19 @@ FeatureMap: TypeAlias = Float[Tensor, "frame feature row column"]
 
 @dataclass(frozen=True)
 class _Convolution:
-    """One convolution with bias and ReLU, at its position in torchvision's `features`."""
+    """One convolution with bias and ReLU."""
 
-    position: int
+    name: str
+    """Torchvision's, for example `features.5`."""
     in_channels: int
     out_channels: int
     kernel: int = 3
     stride: int = 1
     padding: int = 1
 
-    @property
-    def name(self) -> str:
-        """Torchvision's name of the layer, for example `features.5`."""
-        return f"features.{self.position}"
-
 
 @dataclass(frozen=True)
-class _Stage:
+class Stage:
     """The layers before one feature map that LPIPS compares: a max pooling (0 = none), then convolutions."""
 
     pool: int
@@ -50,7 +43,7 @@ class Backbone:
     name: str
     title: str
     minimum_size: int
-    stages: tuple[_Stage, ...]
+    stages: tuple[Stage, ...]
 
     def convolutions(self) -> list[_Convolution]:
         """Return the convolutions of all stages."""
@@ -70,11 +63,32 @@ _VGG16 = Backbone(
     title="VGG16",
     minimum_size=MIN_SIZES["vgg"],  # four halvings before the last stage
     stages=(
-        _Stage(0, (_Convolution(0, 3, 64), _Convolution(2, 64, 64))),
-        _Stage(2, (_Convolution(5, 64, 128), _Convolution(7, 128, 128))),
-        _Stage(2, (_Convolution(10, 128, 256), _Convolution(12, 256, 256), _Convolution(14, 256, 256))),
-        _Stage(2, (_Convolution(17, 256, 512), _Convolution(19, 512, 512), _Convolution(21, 512, 512))),
-        _Stage(2, (_Convolution(24, 512, 512), _Convolution(26, 512, 512), _Convolution(28, 512, 512))),
+        Stage(0, (_Convolution("features.0", 3, 64), _Convolution("features.2", 64, 64))),
+        Stage(2, (_Convolution("features.5", 64, 128), _Convolution("features.7", 128, 128))),
+        Stage(
+            2,
+            (
+                _Convolution("features.10", 128, 256),
+                _Convolution("features.12", 256, 256),
+                _Convolution("features.14", 256, 256),
+            ),
+        ),
+        Stage(
+            2,
+            (
+                _Convolution("features.17", 256, 512),
+                _Convolution("features.19", 512, 512),
+                _Convolution("features.21", 512, 512),
+            ),
+        ),
+        Stage(
+            2,
+            (
+                _Convolution("features.24", 512, 512),
+                _Convolution("features.26", 512, 512),
+                _Convolution("features.28", 512, 512),
+            ),
+        ),
     ),
 )
 _ALEXNET = Backbone(
@@ -82,11 +96,11 @@ _ALEXNET = Backbone(
     title="AlexNet",
     minimum_size=MIN_SIZES["alex"],  # the smallest size at which the second pooling's window of 3 fits
     stages=(
-        _Stage(0, (_Convolution(0, 3, 64, kernel=11, stride=4, padding=2),)),
-        _Stage(3, (_Convolution(3, 64, 192, kernel=5, padding=2),)),
-        _Stage(3, (_Convolution(6, 192, 384),)),
-        _Stage(0, (_Convolution(8, 384, 256),)),
-        _Stage(0, (_Convolution(10, 256, 256),)),
+        Stage(0, (_Convolution("features.0", 3, 64, kernel=11, stride=4, padding=2),)),
+        Stage(3, (_Convolution("features.3", 64, 192, kernel=5, padding=2),)),
+        Stage(3, (_Convolution("features.6", 192, 384),)),
+        Stage(0, (_Convolution("features.8", 384, 256),)),
+        Stage(0, (_Convolution("features.10", 256, 256),)),
     ),
 )
 BACKBONES: Mapping[str, Backbone] = {"vgg": _VGG16, "alex": _ALEXNET}
@@ -97,15 +111,3 @@ def backbone_of(net: object) -> Backbone:
     if not isinstance(net, str) or net not in BACKBONES:
         raise argument_error("net", '"vgg" or "alex"', describe(net), 'Use "vgg" as a training loss.')
     return BACKBONES[net]
-
-
-def run_stage(stage: _Stage, weights: Mapping[str, Tensor], features: Frames) -> FeatureMap:
-    """Return the feature map `(N, C', H', W')` at the end of `stage`, all values >= 0; the graph is kept."""
-    if stage.pool:
-        features = F.max_pool2d(features, kernel_size=stage.pool, stride=2)
-    for layer in stage.convolutions:
-        weight, bias = weights[f"{layer.name}.weight"], weights[f"{layer.name}.bias"]
-        # In place, only on the convolution's output: frozen convolutions store no input, so the graph holds one
-        # activation per layer.
-        features = torch.relu_(F.conv2d(features, weight, bias, layer.stride, layer.padding))
-    return features

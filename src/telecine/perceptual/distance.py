@@ -1,76 +1,21 @@
-"""The perceptual distance of an objective: LPIPS by name, or a custom distance."""
+"""A custom distance of frames in place of LPIPS."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from telecine.base.checks import argument_error, describe, nearest
+from telecine.base.checks import argument_error, describe
 from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32, autocast_off
-from telecine.base.shapes import Frames
-from telecine.perceptual.backbones import BACKBONES
-from telecine.perceptual.frames import check_frame_pair
-from telecine.perceptual.lpips import LPIPS, FeatureTerm
-from telecine.perceptual.weights import WeightsSource
+from telecine.base.shapes import Frames, check_frame_pair
 
 _CONTRACT = "a function or module that compares (reconstruction=, target=)"
-
-
-class Perceptual(nn.Module):
-    """The perceptual distance of an objective: one call for LPIPS and custom distances; no parameters, as `LPIPS`.
-
-    Args:
-        net: "vgg" or "alex" for LPIPS, an `LPIPS`, or a custom distance, as `CustomDistance` accepts it.
-        weights: Source of the backbone's weights for a net given by name, as `load_backbone` accepts it.
-
-    Raises:
-        ValueError: `net` is none of these, `weights` do not fit it, or there are `weights` for a net without a name.
-        WeightsNotFoundError: The weights are not on this machine and cannot be downloaded.
-    """
-
-    def __init__(self, net: str | Callable[..., Tensor] = "vgg", *, weights: WeightsSource = None) -> None:
-        super().__init__()
-        if isinstance(net, str):
-            if net not in BACKBONES:
-                names = ", ".join(f'"{name}"' for name in BACKBONES)
-                remedy = (
-                    nearest(net.lower(), BACKBONES) or "Pass a callable (reconstruction=, target=) for another one."
-                )
-                raise argument_error("net", f"{names}, or a callable", describe(net), remedy)
-            self.distance: LPIPS | CustomDistance = LPIPS(net, weights=weights)
-        elif weights is not None:
-            remedy = "Load the weights into the module instead."
-            raise argument_error("weights", "None unless `net` is a name", describe(weights), remedy)
-        else:
-            self.distance = net if isinstance(net, LPIPS) else CustomDistance(net)
-
-    @property
-    def has_features(self) -> bool:
-        """Whether the distance computes feature maps, which further terms can compare."""
-        return isinstance(self.distance, LPIPS)
-
-    def forward(
-        self, *, reconstruction: Frames, target: Frames, feature_terms: Sequence[FeatureTerm] = ()
-    ) -> tuple[Float[Tensor, " frame"], ...]:
-        """Return the distance of each frame, `(N,)`, at least float32, and the value of each of `feature_terms`.
-
-        Both are `(N, 3, H, W)` in [-1, 1], of one shape and device. The graph is kept.
-
-        Raises:
-            ValueError: The two are not such frames, or a function is given for a distance without features.
-        """
-        if not feature_terms:
-            return (self.distance(reconstruction=reconstruction, target=target),)
-        if not isinstance(self.distance, LPIPS):
-            remedy = 'Use "vgg" or "alex".'
-            raise argument_error("feature_terms", "empty for a distance without features", list(feature_terms), remedy)
-        return self.distance.compare(reconstruction=reconstruction, target=target, feature_terms=feature_terms)
 
 
 class CustomDistance(Frozen[Callable[..., Tensor]]):

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from telecine.base.checks import argument_error, check_count, describe
 from telecine.base.precision import at_least_float32
-from telecine.base.randomness import Generators, check_generators, rand
-from telecine.base.shapes import Frames, Video, check_frames, check_same_device, check_same_shape, check_video
+from telecine.base.randomness import Generators, rand
+from telecine.base.shapes import Frames, Video, check_frame_pair, check_video
 
 NumFrames: TypeAlias = int | Literal["all"]
 Distance = TypeVar("Distance", bound="Tensor | tuple[Tensor, ...]")
@@ -37,7 +37,6 @@ def sample_frame_indices(video: Video, num_frames: NumFrames, generator: Generat
     if num_frames != "all" and (isinstance(num_frames, bool) or not isinstance(num_frames, int) or num_frames < 1):
         remedy = 'Use 1 for one frame of each clip, "all" for every frame.'
         raise argument_error("num_frames", 'a positive int or "all"', describe(num_frames), remedy)
-    check_generators(generator, len(video), video.device)
     batch, time = video.shape[0], video.shape[2]
     if isinstance(num_frames, str) or num_frames >= time:
         return torch.arange(time, device=video.device).repeat(batch, 1)
@@ -102,11 +101,3 @@ def in_chunks(
     parts = [checkpoint(run, x, y, use_reentrant=False, preserve_rng_state=False) for x, y in pairs]
     whole = torch.cat(parts) if isinstance(parts[0], Tensor) else tuple(map(torch.cat, zip(*parts, strict=True)))
     return cast(Distance, whole)
-
-
-def check_frame_pair(*, reconstruction: Tensor, target: Tensor) -> None:
-    """Raise a `ValueError` unless both are floating-point frames `(N, C, H, W)` of one shape and device."""
-    check_frames("reconstruction", reconstruction)
-    check_frames("target", target)
-    check_same_shape("target", target, "reconstruction", reconstruction)
-    check_same_device("target", target, "reconstruction", reconstruction)

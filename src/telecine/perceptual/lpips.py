@@ -1,8 +1,8 @@
-"""The perceptual distance LPIPS v0.1 and the distance of Gram matrices, both of a frozen backbone's feature maps."""
+"""The perceptual distance of an objective: LPIPS v0.1, or a custom one; the distance of Gram matrices."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from importlib import resources
 from typing import Protocol, runtime_checkable
@@ -10,14 +10,15 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from safetensors.torch import load as load_safetensors
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from telecine.base.checks import argument_error
+from telecine.base.checks import argument_error, describe, nearest
 from telecine.base.frozen import Frozen
 from telecine.base.precision import at_least_float32, autocast_off
-from telecine.base.shapes import Frames, check_frames
-from telecine.perceptual.backbones import Backbone, FeatureMap, backbone_of, run_stage
-from telecine.perceptual.frames import check_frame_pair
+from telecine.base.shapes import Frames, check_frame_pair, check_frames
+from telecine.perceptual.backbones import BACKBONES, Backbone, FeatureMap, Stage, backbone_of
+from telecine.perceptual.distance import CustomDistance
 from telecine.perceptual.weights import WeightsSource, load_backbone
 
 # Map [-1, 1] to the statistics that the backbones were trained with.
@@ -36,6 +37,57 @@ class FeatureTerm(Protocol):
         self, *, reconstruction_features: Sequence[FeatureMap], target_features: Sequence[FeatureMap]
     ) -> Float[Tensor, " frame"]:
         """Return `(N,)`."""
+
+
+class Perceptual(nn.Module):
+    """The perceptual distance of an objective: one call for LPIPS and custom distances; no parameters, as `LPIPS`.
+
+    Args:
+        net: "vgg" or "alex" for LPIPS, an `LPIPS`, or a custom distance, as `CustomDistance` accepts it.
+        weights: Source of the backbone's weights for a net given by name, as `load_backbone` accepts it.
+
+    Raises:
+        ValueError: `net` is none of these, `weights` do not fit it, or there are `weights` for a net without a name.
+        WeightsNotFoundError: The weights are not on this machine and cannot be downloaded.
+    """
+
+    def __init__(self, net: str | Callable[..., Tensor] = "vgg", *, weights: WeightsSource = None) -> None:
+        super().__init__()
+        if isinstance(net, str):
+            if net not in BACKBONES:
+                names = ", ".join(f'"{name}"' for name in BACKBONES)
+                remedy = (
+                    nearest(net.lower(), BACKBONES) or "Pass a callable (reconstruction=, target=) for another one."
+                )
+                raise argument_error("net", f"{names}, or a callable", describe(net), remedy)
+            self.distance: LPIPS | CustomDistance = LPIPS(net, weights=weights)
+        elif weights is not None:
+            remedy = "Load the weights into the module instead."
+            raise argument_error("weights", "None unless `net` is a name", describe(weights), remedy)
+        else:
+            self.distance = net if isinstance(net, LPIPS) else CustomDistance(net)
+
+    @property
+    def has_features(self) -> bool:
+        """Whether the distance computes feature maps, which further terms can compare."""
+        return isinstance(self.distance, LPIPS)
+
+    def forward(
+        self, *, reconstruction: Frames, target: Frames, feature_terms: Sequence[FeatureTerm] = ()
+    ) -> tuple[Float[Tensor, " frame"], ...]:
+        """Return the distance of each frame, `(N,)`, at least float32, and the value of each of `feature_terms`.
+
+        Both are `(N, 3, H, W)` in [-1, 1], of one shape and device. The graph is kept.
+
+        Raises:
+            ValueError: The two are not such frames, or a function is given for a distance without features.
+        """
+        if not feature_terms:
+            return (self.distance(reconstruction=reconstruction, target=target),)
+        if not isinstance(self.distance, LPIPS):
+            remedy = 'Use "vgg" or "alex".'
+            raise argument_error("feature_terms", "empty for a distance without features", list(feature_terms), remedy)
+        return self.distance.compare(reconstruction=reconstruction, target=target, feature_terms=feature_terms)
 
 
 class LPIPS(Frozen[dict[str, Tensor]]):
@@ -104,7 +156,7 @@ class LPIPS(Frozen[dict[str, Tensor]]):
         features = [_standardise(frames, weights)]
         with autocast_off(frames.device):
             for stage in self._backbone.stages:
-                features.append(run_stage(stage, weights, features[-1]))
+                features.append(_run_stage(stage, weights, features[-1]))
         return features[1:]
 
     def _check(self, reconstruction: Frames, target: Frames) -> None:
@@ -117,7 +169,7 @@ class LPIPS(Frozen[dict[str, Tensor]]):
         x, y = _standardise(reconstruction, weights), _standardise(target, weights)
         for index, stage in enumerate(self._backbone.stages):
             # Not as one batch: a target that does not require gradients then gets no graph.
-            x, y = run_stage(stage, weights, x), run_stage(stage, weights, y)
+            x, y = _run_stage(stage, weights, x), _run_stage(stage, weights, y)
             yield x, y, weights[f"head.{index}"]
 
     def _weights_for(self, *dtypes: torch.dtype) -> dict[str, Tensor]:
@@ -127,6 +179,18 @@ class LPIPS(Frozen[dict[str, Tensor]]):
     def extra_repr(self) -> str:
         """Return the text inside the parentheses of `repr`."""
         return f"net={self.net!r}"
+
+
+def _run_stage(stage: Stage, weights: Mapping[str, Tensor], features: Frames) -> FeatureMap:
+    """Return the feature map `(N, C', H', W')` at the end of `stage`, all values >= 0; the graph is kept."""
+    if stage.pool:
+        features = F.max_pool2d(features, kernel_size=stage.pool, stride=2)
+    for layer in stage.convolutions:
+        weight, bias = weights[f"{layer.name}.weight"], weights[f"{layer.name}.bias"]
+        # In place, only on the convolution's output: frozen convolutions store no input, so the graph holds one
+        # activation per layer.
+        features = torch.relu_(F.conv2d(features, weight, bias, layer.stride, layer.padding))
+    return features
 
 
 def _feature_distance(x: FeatureMap, y: FeatureMap, head: Float[Tensor, " feature"]) -> Float[Tensor, " frame"]:

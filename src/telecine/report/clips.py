@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from telecine.base.checks import argument_error
 from telecine.data import pixels_sha256
 from telecine.losses.reconstruction import psnr_of_mse
-from telecine.report.video import Mp4Writer, check_rgb_frames, gif_bytes, mp4_bytes, pad_to_even, shrink
+from telecine.report.video import Mp4Writer, check_rgb_frames, gif_bytes, pad_to_even, shrink, write_mp4
 from telecine.runs import Run
 from telecine.runs.run import SavedClip
 
@@ -181,7 +182,10 @@ def log_preview(trackers: Iterable[GeneralTracker], step: int, frames: Tensor, f
             import wandb  # installed if its tracker is in use
 
             # `wandb.Video` needs moviepy for arrays of frames, but not for an encoded file.
-            video = wandb.Video(io.BytesIO(mp4_bytes(frames, fps)), format="mp4")
+            with TemporaryDirectory() as folder:
+                path = Path(folder) / "video.mp4"
+                write_mp4(path, frames, fps)
+                video = wandb.Video(io.BytesIO(path.read_bytes()), format="mp4")
             tracker.log({PREVIEW: video}, step=step)
 
 

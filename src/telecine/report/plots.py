@@ -155,7 +155,7 @@ class Plot:
 
 
 def plots_of(runs: Sequence[ReportedRun]) -> list[Plot]:
-    """Return the plots that have data: one of all losses, the `panels`, one of all frames' gradients, and one for each
+    """Return the plots that have data: one of all losses, the `_panels`, one of all frames' gradients, and one for each
     other name. A curve is left out if every run that has it also has its `_duplicates`.
     """
     columns = [_columns_of(run.records, run.perceptual_net) for run in runs]
@@ -163,7 +163,7 @@ def plots_of(runs: Sequence[ReportedRun]) -> list[Plot]:
     distinct = {name for of_run, left_out in zip(columns, same, strict=True) for name in of_run.keys() - left_out}
     finite = {name for of_run in columns for name in of_run if any(math.isfinite(y) for _, y in of_run[name])}
     names = sorted(distinct & finite)
-    grouped = panels(names)
+    grouped = _panels(names)
     lpips = [name for name in names if name.startswith(_TRAIN_LPIPS)]
     losses = _Panel("all losses", [*filter(_is_loss, names), *(lpips if len(lpips) == 1 else [])], scale="wide")
     frames = _Panel("gradient of each frame / mean", [name for name in names if frame_of(name) is not None])
@@ -235,7 +235,7 @@ def _rounded(values: Iterable[float]) -> list[float]:
     return [float(f"{value:.{_DIGITS}g}") for value in values]
 
 
-def panels(names: Collection[str]) -> list[_Panel]:
+def _panels(names: Collection[str]) -> list[_Panel]:
     """Return the fixed panels, one of LPIPS for each network, one of other losses, and one of scheduled weights."""
     others = sorted(name for name in names if name.startswith("train/") and name not in _FIXED_NAMES)
     losses = [name for name in others if _is_loss(name) and name not in {"train/mse", *_TOTALS}]

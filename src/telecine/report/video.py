@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 
 import av
@@ -138,14 +137,6 @@ def write_mp4(path: str | os.PathLike[str], frames: Tensor, fps: float, *, crf: 
     """Write uint8 frames `(T, H, W, 3)` to an MP4 that browsers play; see `Mp4Writer`."""
     with Mp4Writer(path, fps, crf=crf) as writer:
         writer.add(frames)
-
-
-def mp4_bytes(frames: Tensor, fps: float) -> bytes:
-    """Encode uint8 frames `(T, H, W, 3)` as an MP4 that browsers play."""
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "video.mp4"
-        write_mp4(path, frames, fps)
-        return path.read_bytes()
 
 
 def gif_bytes(frames: Tensor, fps: float, *, num_colours: int = 256) -> bytes:

@@ -26,7 +26,6 @@ from telecine.settings.objective import (
     ReconstructionConfig,
     Term,
     Weight,
-    as_ramp,
 )
 from telecine.settings.train import MAX_FAILURES, DistillConfig, OptimizerConfig, TrainableConfig, TrainConfig
 
@@ -62,6 +61,5 @@ __all__ = [
     "TrainConfig",
     "TrainableConfig",
     "Weight",
-    "as_ramp",
     "check_overlap",
 ]

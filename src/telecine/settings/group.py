@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
-import sys
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import MISSING, InitVar, dataclass, fields, is_dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import MISSING, InitVar, fields, is_dataclass
 from functools import cache
-from itertools import pairwise
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeAlias, Union, cast, get_args, get_origin, get_type_hints
 
@@ -62,42 +58,6 @@ def _check_name(name: str, kind: Any, value: object) -> None:
         or any(isinstance(value, each) for each in alternatives(kind) if isinstance(each, type) and each is not str)
     ):
         raise argument_error(name, describe_type(kind), describe(value), suggestion(value, map(str, choices)))
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A setting, or a group of settings."""
-
-    name: str
-    """With the names of the groups that it is in, such as `clips.num_frames`."""
-    text: str
-    """The docstring below it."""
-    kind: Any
-    """Its type."""
-    default: Any = MISSING
-
-    @property
-    def is_group(self) -> bool:
-        """Whether it is a group of settings."""
-        return is_dataclass(self.kind)
-
-
-def settings_of(kind: type, prefix: str = "", *, all_names: bool = False) -> Iterator[Setting]:
-    """Yield the settings of a dataclass, each group before its own.
-
-    Args:
-        kind: The dataclass.
-        prefix: What stands before the names.
-        all_names: Also the fields of a value that may be a group instead of a number, such as a ramp.
-    """
-    texts = _docstrings(kind)
-    for name, item in kind.__dataclass_fields__.items():  # type: ignore[attr-defined]
-        of_item = kinds_of(kind)[name]
-        default = item.default if item.default_factory is MISSING else item.default_factory()
-        yield Setting(prefix + name, texts[name], of_item, default)
-        for each in alternatives(of_item) if all_names else [of_item]:
-            if is_dataclass(each):
-                yield from settings_of(each, f"{prefix}{name}.", all_names=all_names)  # type: ignore[arg-type]
 
 
 @cache
@@ -161,23 +121,3 @@ def describe_type(kind: Any) -> str:
         count = "a list" if arguments[-1] is Ellipsis else f"a list of {len(arguments)} values"
         return f"{count} in brackets, each {describe_type(arguments[0])}"
     return WORDS.get(origin or kind, str(kind))
-
-
-@cache
-def _docstrings(kind: type) -> dict[str, str]:
-    """Return the docstrings below the fields of a dataclass and of the dataclasses that it extends."""
-    found: dict[str, str] = {}
-    for each in reversed(kind.__mro__):
-        if is_dataclass(each):
-            body = _classes(each.__module__)[each.__name__].body
-            for item, below in pairwise(body):
-                match item, below:
-                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                        found[name] = inspect.cleandoc(text)
-    return found
-
-
-@cache
-def _classes(module: str) -> dict[str, ast.ClassDef]:
-    source = ast.parse(inspect.getsource(sys.modules[module]))
-    return {statement.name: statement for statement in source.body if isinstance(statement, ast.ClassDef)}

@@ -106,7 +106,9 @@ class ObjectiveTerm:
     @cached_property
     def ramp(self) -> Ramp:
         """The weight as a ramp, which starts at `disc_start` if the term starts late and the settings say no step."""
-        return as_ramp(self.weight, self.weight_key, self.disc_start if self.starts_late else 0)
+        ramp = self.weight if isinstance(self.weight, Ramp) else Ramp(self.weight)
+        start = self.disc_start if self.starts_late else 0
+        return ramp if ramp.start is not None else replace(ramp, start=start)
 
     def at(self, step: int) -> float:
         """Return the weight at a step."""
@@ -116,7 +118,12 @@ class ObjectiveTerm:
 def _check_weights(settings: Settings) -> None:
     for item in fields(settings):  # type: ignore[arg-type]
         if item.metadata:
-            as_ramp(getattr(settings, item.name), item.name)
+            _check_weight(item.name, getattr(settings, item.name))
+
+
+def _check_weight(name: str, value: Weight) -> None:
+    if not isinstance(value, Ramp):  # which checks itself
+        check_weight(name, value)
 
 
 @dataclass(frozen=True)
@@ -153,7 +160,7 @@ class Term(Settings):
     """Further keyword arguments of the function, such as `{levels: 2}` of "wavelet", or of the class."""
 
     def __post_init__(self) -> None:
-        as_ramp(self.weight)
+        _check_weight("weight", self.weight)
 
 
 @dataclass(frozen=True)
@@ -362,8 +369,7 @@ class ObjectiveConfig(Settings):
     terms: dict[str, float | Term | Ramp] = field(default_factory=dict)
     """Additional terms by name: `{edges: {target: my_package.edges, weight: 0.1}}`. A number is the weight of a
     built-in term: "wavelet" (3D Haar coefficients), "temporal" (frame-to-frame changes), "gram" (textures), or one of
-    the latent: "equivariance", "scale_equivariance", "local_correlation", "latent_masking", "latent_noise",
-    "alignment".
+    the latent, such as "equivariance" and "alignment": docs/choosing.md lists them.
     Source: wavelet 0.1 in WF-VAE and Open-Sora-Plan; gram 0.06 in Cosmos; for those of the latent see below.
     Fails: a large weight of "wavelet" sharpens noise. "temporal" does not see slow drifts, and "gram" no positions.
     Compare the logged values before choosing weights: those of "gram" are much larger."""
@@ -423,16 +429,10 @@ class ObjectiveConfig(Settings):
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
-def as_ramp(value: Weight, name: str = "weight", start: int = 0) -> Ramp:
-    """Return a weight as a `Ramp`, with this start if it has none; raise a `ValueError` if it is invalid."""
-    ramp = value if isinstance(value, Ramp) else Ramp(check_weight(name, value))
-    return replace(ramp, start=start if ramp.start is None else ramp.start)
-
-
 def _as_term(name: str, value: Term | Weight) -> Term:
     """Return a term whose target is its name if left out; a weight is that of the built-in term of that name."""
     if isinstance(value, Ramp | float | int):
-        as_ramp(value, f"terms.{name}.weight")
+        _check_weight(f"terms.{name}.weight", value)
         value = Term(weight=value)
     if not isinstance(value, Term):
         remedy = f"Write Term({name}, weight=0.1)."

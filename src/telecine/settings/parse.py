@@ -6,16 +6,17 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
-from telecine.base.checks import argument_error
+from telecine.base.checks import SettingsError, argument_error
 from telecine.settings.autoencoder import with_presets
 from telecine.settings.group import alternatives, kind_at
 from telecine.settings.recipes import find_recipe
 from telecine.settings.train import TrainConfig
-from telecine.settings.validate import Nested, SettingsError, validate
+from telecine.settings.validate import Nested, validate
 from telecine.settings.yaml_file import line_of, parse_value, read_yaml
 
+T = TypeVar("T")
 # `TELECINE__CLIPS__HEIGHT=64` in the environment is the setting `clips.height`.
 ENVIRONMENT = "TELECINE__"
 
@@ -31,12 +32,12 @@ def read_config(path: str | PathLike[str], *others: str | PathLike[str]) -> Trai
         SettingsError: If a setting is unknown or of the wrong type; it has all such mistakes, each with its line.
     """
     files = [path, *others]
-    with naming_lines(files, {}):
+    with _naming_lines(files, {}):
         return config_from(*map(read_layer, files))
 
 
 @contextmanager
-def naming_lines(files: Sequence[str | PathLike[str]], others: Mapping[str, str]) -> Iterator[None]:
+def _naming_lines(files: Sequence[str | PathLike[str]], others: Mapping[str, str]) -> Iterator[None]:
     """Say of each mistake in settings where it is: the line of the last file that has the setting.
 
     Args:
@@ -83,17 +84,40 @@ def read_layer(name: str | PathLike[str]) -> Nested:
     return nested(values.items())
 
 
-def typed_layer(kind: type, typed: Iterable[tuple[str, str]]) -> Nested:
+def settings_from(kind: type[T], files: Sequence[str | PathLike[str]], typed: Sequence[tuple[str, str]]) -> T:
+    """Return the settings in files, in texts by dotted names and, of a training run, in the environment, in this order.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        SettingsError: A setting is unknown, of the wrong type or out of range, or settings contradict each other; it
+            has all such mistakes, each with the file and the line or the variable of the environment that it is in.
+    """
+    is_run = issubclass(kind, TrainConfig)
+    places = {option: "" for option, _ in typed}
+    places |= {name: f"It is {each} of the environment." for name, each in _environment().items() if is_run}
+    with _naming_lines(files, places):
+        layers = [*map(read_layer, files), _typed_layer(kind, typed)]
+        if is_run:
+            layers.append(_environment_layer(kind))
+        values = merged(layers)
+        if "allow_code" in values:
+            remedy = "Code that settings name is run only if you type it: add `--allow_code PACKAGE`."
+            got = f"{values['allow_code']} in a settings file"
+            raise argument_error("allow_code", "an argument of the command", got, remedy)
+        return validate(kind, values)
+
+
+def _typed_layer(kind: type, typed: Iterable[tuple[str, str]]) -> Nested:
     """Return settings that were typed as text, by their dotted names."""
     return nested((name, _typed_value(kind_at(kind, name), text)) for name, text in typed)
 
 
-def environment_layer(kind: type) -> Nested:
+def _environment_layer(kind: type) -> Nested:
     """Return the settings in the environment, such as `TELECINE__CLIPS__HEIGHT=64`."""
-    return typed_layer(kind, ((name, os.environ[variable]) for name, variable in settings_in_environment().items()))
+    return _typed_layer(kind, ((name, os.environ[variable]) for name, variable in _environment().items()))
 
 
-def settings_in_environment() -> dict[str, str]:
+def _environment() -> dict[str, str]:
     """Return the variables of the environment that are settings, by the settings' dotted names."""
     found = (name for name in os.environ if name.startswith(ENVIRONMENT))
     return {name.removeprefix(ENVIRONMENT).lower().replace("__", "."): name for name in found}

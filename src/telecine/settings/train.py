@@ -11,7 +11,7 @@ from telecine.settings.autoencoder import CausalVAEConfig
 from telecine.settings.data import ClipConfig
 from telecine.settings.discriminators import MIN_SIZES, DiscriminatorConfig
 from telecine.settings.group import DeviceName, Settings
-from telecine.settings.objective import ObjectiveConfig, Weight, as_ramp
+from telecine.settings.objective import ObjectiveConfig
 
 # If workers fail this often in a row, without a batch in between, the data itself is taken to be the cause.
 MAX_FAILURES = 3
@@ -217,6 +217,10 @@ class TrainConfig(Settings):
         assert isinstance(self.batch_size, int)
         return self.batch_size
 
+    def clips_per_step(self, num_processes: int) -> int:
+        """Return the number of clips in an update, over all processes."""
+        return self.clips_per_pass * self.gradient_accumulation_steps * num_processes
+
     def _check_process_timeout(self) -> None:
         """Raise a `ValueError` if a process would be given up while it replaces workers that do not answer."""
         check_positive("process_timeout", self.process_timeout, remedy="Use some minutes, in seconds.")
@@ -229,14 +233,10 @@ class TrainConfig(Settings):
 
     def _check_discriminators(self) -> None:
         """Raise a `ValueError` if the discriminators, their weights and their steps contradict each other."""
-        objective, discriminator = self.objective, self.discriminator
-
-        def is_on(weight: Weight) -> bool:
-            return as_ramp(weight).is_ever_on
-
+        objective, discriminator, terms = self.objective, self.discriminator, self.objective.all_terms()
         has_any = discriminator.image != "none" or discriminator.video != "none"
-        adversarial = is_on(objective.adversarial_loss_weight)
-        multiscale = is_on(objective.multiscale_adversarial_loss_weight)
+        adversarial = terms["adversarial"].ramp.is_ever_on
+        multiscale = terms["multiscale_adversarial"].ramp.is_ever_on
         if adversarial and not has_any:
             remedy = "Set `discriminator.video` or `discriminator.image`, or this weight to 0."
             got = objective.adversarial_loss_weight
@@ -250,7 +250,7 @@ class TrainConfig(Settings):
             contract, got = "0 without video discriminators", discriminator.num_scales
             remedy = "They are of the kind that `discriminator.video` names."
             raise argument_error("discriminator.num_scales", contract, got, remedy)
-        for term in objective.all_terms().values():
+        for term in terms.values():
             if term.needs == "any discriminator" and term.ramp.is_ever_on and not (adversarial or multiscale):
                 remedy = "Discriminators are built only for `objective.adversarial_loss_weight`, however small."
                 raise argument_error(f"objective.{term.setting}", "0 without an adversarial term", term.weight, remedy)

@@ -1,10 +1,10 @@
-"""The one validator of settings: nested plain values become the dataclasses, or one clear error."""
+"""Settings as pydantic has them: listed with their docstrings, and read from nested values, or one clear error."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, is_dataclass
 from functools import cache, reduce
 from operator import getitem
 from types import NoneType
@@ -13,8 +13,8 @@ from typing import Any, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from telecine.base.checks import argument_error, describe, nearest
-from telecine.settings.group import alternatives, choices_of, describe_type, kind_at, kinds_of, settings_of
+from telecine.base.checks import SettingsError, argument_error, describe, nearest
+from telecine.settings.group import alternatives, choices_of, describe_type, kind_at, kinds_of
 from telecine.settings.objective import REMOVED_OF_OBJECTIVE
 
 T = TypeVar("T")
@@ -28,12 +28,58 @@ REMOVED: Mapping[str, object] = {
 }
 
 
-class SettingsError(ValueError):
-    """Settings have mistakes: a sentence for each, which begins with the setting's name. Its text is the first."""
+@dataclass(frozen=True)
+class Setting:
+    """A setting, or a group of settings."""
 
-    def __init__(self, mistakes: Sequence[str]) -> None:
-        super().__init__(mistakes[0])
-        self.mistakes = mistakes
+    name: str
+    """With the names of the groups that it is in, such as `clips.num_frames`."""
+    text: str
+    """The docstring below it."""
+    kind: Any
+    """Its type."""
+    default: Any = MISSING
+
+    @property
+    def is_group(self) -> bool:
+        """Whether it is a group of settings."""
+        return is_dataclass(self.kind)
+
+
+def settings_of(
+    kind: type, prefix: str = "", *, all_names: bool = False, texts: Mapping[str, Mapping[str, str]] | None = None
+) -> Iterator[Setting]:
+    """Yield the settings of a dataclass, each group before its own.
+
+    Args:
+        kind: The dataclass.
+        prefix: What stands before the names.
+        all_names: Also the fields of a value that may be a group instead of a number, such as a ramp.
+        texts: The docstrings, by default read.
+    """
+    texts = texts or _docstrings(kind)
+    for name, item in kind.__dataclass_fields__.items():  # type: ignore[attr-defined]
+        of_item = kinds_of(kind)[name]
+        default = item.default if item.default_factory is MISSING else item.default_factory()
+        yield Setting(prefix + name, texts[kind.__name__][name], of_item, default)
+        for each in alternatives(of_item) if all_names else [of_item]:
+            if is_dataclass(each):
+                yield from settings_of(each, f"{prefix}{name}.", all_names=all_names, texts=texts)  # type: ignore[arg-type]
+
+
+@cache
+def _docstrings(kind: type) -> dict[str, dict[str, str]]:
+    """Return the docstrings below the fields of a dataclass, of those that it extends, and of the groups in them.
+
+    By the name of the dataclass that has the field, or for inherited fields of `kind` by its own name, and the field's.
+    """
+    found: dict[str, dict[str, str]] = {kind.__name__: {}}
+    for each in filter(is_dataclass, reversed(kind.__mro__)):
+        schema = _adapter(each).json_schema()
+        for name, group in (schema.get("$defs", {}) | {kind.__name__: schema}).items():
+            texts = {field: item["description"] for field, item in group["properties"].items() if "description" in item}
+            found[name] = found.get(name, {}) | texts
+    return found
 
 
 def validate(kind: type[T], values: Nested, prefix: str = "") -> T:
@@ -78,6 +124,7 @@ def _likelihood(error: tuple[list[str], ErrorDetails]) -> tuple[int, bool]:
 
 @cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Return pydantic's reader of a dataclass."""
     return TypeAdapter(kind)
 
 
@@ -125,8 +172,8 @@ def _message(kind: type, values: Any, path: list[str], details: ErrorDetails, pr
         return str(argument_error(name, contract, got, "Remove it."))
     if details["type"] == "unexpected_keyword_argument":
         known = [each.name for each in settings_of(kind, all_names=True)]
-        group = kind_at(kind, ".".join(path[:-1]))  # in a dict, such as a term
-        known += [".".join([*path[:-1], each]) for each in _fields_of(group)]
+        in_dict = filter(is_dataclass, alternatives(kind_at(kind, ".".join(path[:-1]))))  # such as a term
+        known += [item.name for each in in_dict for item in settings_of(each, ".".join([*path[:-1], ""]))]  # type: ignore[arg-type]
         found = nearest(".".join(path), known).replace("`", f"`{prefix}", 1)
         return f"`{name}` is not a setting. {found}".rstrip()
     if details["type"] == "missing" and not is_too_short:
@@ -144,7 +191,3 @@ def _message(kind: type, values: Any, path: list[str], details: ErrorDetails, pr
 def json_schema(kind: type) -> str:
     """Return the JSON schema of a dataclass of settings, with which editors check and complete files of them."""
     return json.dumps(_adapter(cast(Hashable, kind)).json_schema(), indent=2)
-
-
-def _fields_of(kind: Any) -> list[str]:
-    return [name for each in alternatives(kind) if is_dataclass(each) for name in kinds_of(each)]  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from telecine.base.checks import argument_error, shorten
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
 # The plain values of YAML 1.2, which has 1e-4 as a number, and `no` and dates as text; with their first characters.
+# PyYAML recognises a kind of value by a regular expression.
 _PLAIN = {
     "bool": ("true|True|TRUE|false|False|FALSE", [*"tTfF"]),
     "null": ("~|null|Null|NULL|", [*"~nN", ""]),

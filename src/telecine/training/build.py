@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import astuple
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
-from telecine.autoencoders import CausalVAE, VideoAutoencoder, as_video_autoencoder
-from telecine.autoencoders.causal import saved_config
-from telecine.autoencoders.load import class_in, folder_of, is_causal_vae, load_model_or_run
+from telecine.autoencoders import VideoAutoencoder, as_video_autoencoder
+from telecine.autoencoders.load import load_model_or_run, without_weights
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
@@ -33,8 +31,14 @@ from telecine.objective import VideoAutoencoderLoss
 from telecine.objective.adaptive_weight import LayerActivations
 from telecine.objective.weights import WeightSchedule
 from telecine.perceptual.feature_maps import build_maps
-from telecine.runs import find_checkpoint
-from telecine.settings import CausalVAEConfig, ClipConfig, DiscriminatorConfig, ObjectiveConfig, TrainConfig
+from telecine.settings import (
+    AdaptiveWeightConfig,
+    ClipConfig,
+    DiscriminatorConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from telecine.training.distributed import answer_questions, broadcast_module, process_group_settings, shard
 from telecine.training.state import MovingAverage, TrainState
 from telecine.training.trainable import select_trainable
@@ -84,25 +88,6 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
         model.enable_temporal_chunks(config.temporal_chunk)
     select_trainable(model, config.trainable)
     return model.train()
-
-
-def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencoder:
-    """Return the autoencoder of a name, see `TrainConfig.model`, or of `config`, with random weights."""
-    if name is None:
-        return CausalVAE(config)
-    checkpoint = find_checkpoint(Path(name))
-    source = name if checkpoint is None else str(checkpoint / "ema")
-    folder = folder_of(source, with_weights=False)
-    if is_causal_vae(folder):
-        return CausalVAE(saved_config(folder))
-    if class_in(folder) == StudentAutoencoder.__name__:
-        return StudentAutoencoder.without_weights(folder, lambda teacher: without_weights(teacher, config))
-    from telecine.autoencoders.diffusers import DiffusersAutoencoder
-    from telecine.autoencoders.diffusers.loading import find_config
-
-    if source.endswith(".json"):
-        return DiffusersAutoencoder.from_config(source)
-    return DiffusersAutoencoder.from_config(find_config(source, subfolder=None, revision=None)[0])
 
 
 def build_objective(
@@ -206,11 +191,13 @@ def build_state(
     )
     broadcast_module(objective)
     model.to(device)
-    last_layer = last_layer_of(model, config, is_sharded=is_sharded)
+    last_layer = last_layer_of(
+        model, config.objective.adaptive_weight, is_sharded=is_sharded, has_chunks=config.temporal_chunk is not None
+    )
     broadcast_module(model)
     if is_sharded:
         shard(model)
-    state = new_state(accelerator, model, objective, last_layer, config)
+    state = new_state(accelerator, model, objective, last_layer, config.optimizer, config.seed)
     if not is_sharded and accelerator.num_processes > 1:
         # Accelerate's `prepare_model` would also let the model compute in half precision wherever it is called; here
         # training does, and validation does not.
@@ -223,14 +210,14 @@ def new_state(
     model: VideoAutoencoder,
     objective: VideoAutoencoderLoss,
     last_layer: Tensor | LayerActivations | None,
-    config: TrainConfig,
+    settings: OptimizerConfig,
+    seed: int,
 ) -> TrainState:
     """Return the state of a run before its first update: AdamW (arXiv:1711.05101) and the moving average are new."""
     groups: list[dict[str, Any]] = [{"params": [weight for weight in model.parameters() if weight.requires_grad]}]
     if learned := objective.get_trainable_autoencoder_parameters():
         groups.append({"params": learned, "weight_decay": 0.0})  # decay would change a variance
-    settings, decay = config.optimizer, config.optimizer.weight_decay
-    disc_optimizer = None
+    disc_optimizer, decay = None, settings.weight_decay
     if discriminators := objective.get_trainable_parameters():
         disc_optimizer = AdamW(discriminators, settings.disc_lr, betas=settings.disc_betas, weight_decay=decay)
     return TrainState(
@@ -243,12 +230,12 @@ def new_state(
         ema=MovingAverage(model, settings.ema_decay),
         last_layer=last_layer,
         grad_clip=settings.grad_clip,
-        seed=config.seed,
+        seed=seed,
     )
 
 
 def last_layer_of(
-    model: VideoAutoencoder, config: TrainConfig, *, is_sharded: bool
+    model: VideoAutoencoder, adaptive: AdaptiveWeightConfig, *, is_sharded: bool, has_chunks: bool
 ) -> Tensor | LayerActivations | None:
     """Return the last layer's weight if the adaptive weight compares gradients there, otherwise None.
 
@@ -257,7 +244,6 @@ def last_layer_of(
     Raises:
         ValueError: Gradients are compared at a layer that is not trained, and so has none.
     """
-    adaptive = config.objective.adaptive_weight
     if adaptive.reference == "none" or adaptive.at != "last_layer":
         return None
     weight = model.last_layer
@@ -265,7 +251,6 @@ def last_layer_of(
         contract = "`reconstruction` if the last layer is frozen"
         remedy = "Set it to `reconstruction`, which needs no layer."
         raise argument_error("objective.adaptive_weight.at", contract, adaptive.at, remedy)
-    has_chunks = config.temporal_chunk is not None
     return LayerActivations(_owner_of(weight, model)) if is_sharded or has_chunks else weight
 
 

@@ -164,7 +164,7 @@ class Checkpointer:
             "step": state.step,
             "ema_updates": state.ema.num_updates,
             "num_processes": state.accelerator.num_processes,
-            "clips_per_step": clips_per_step(self.config, state.accelerator),
+            "clips_per_step": self.config.clips_per_step(state.accelerator.num_processes),
             "scaler": scaler.state_dict() if scaler else None,
             "base": self.weights.base,
             "interval": dict(state.log_means.sums),
@@ -262,7 +262,8 @@ class Checkpointer:
         if model != self.config.model:
             now = f"the model is now {self.config.model} instead of {model}"
             notes.append(f"{now}; its weights are those of the checkpoint")
-        num_clips, num_processes = clips_per_step(self.config, accelerator), accelerator.num_processes
+        num_processes = accelerator.num_processes
+        num_clips = self.config.clips_per_step(num_processes)
         if saved["clips_per_step"] != num_clips:
             notes.append(
                 f"an update now has {num_clips} clips instead of {saved['clips_per_step']}: the order of the clips "
@@ -294,8 +295,3 @@ def _first_not_finite(groups: Mapping[str, Mapping[str, Tensor]], buffers: Mappi
             if tensor.isnan().any() if name in buffers.get(group, ()) else not tensor.isfinite().all():
                 return f"{name} of the {group}"
     return None
-
-
-def clips_per_step(config: TrainConfig, accelerator: Accelerator) -> int:
-    """Return the number of clips in an update, over all processes."""
-    return config.clips_per_pass * config.gradient_accumulation_steps * accelerator.num_processes

@@ -28,7 +28,7 @@ from telecine.data import (
 from telecine.data.clip import check_buckets
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.distributed import barrier_without_time_limit, rank
-from telecine.training.latents import LatentCache, names_of
+from telecine.training.latents import LatentCache
 from telecine.training.step import MicroBatch
 
 
@@ -136,7 +136,7 @@ def read_batches(
     batches: list[MicroBatch] = []
     for items, batch in zip(loader.sampler, loader, strict=True):
         video = batch["video"].to(accelerator.device, non_blocking=True)
-        posterior = None if latents is None else latents.read(names_of(clips, items), accelerator.device)
+        posterior = None if latents is None else latents.read(clips.names_of(items), accelerator.device)
         batches.append(MicroBatch(video, [index for _, index in items], posterior))
         if len(batches) == num_micro_batches:
             yield batches

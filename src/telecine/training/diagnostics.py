@@ -13,7 +13,7 @@ from rich.console import Console
 
 from telecine.runs import Run
 from telecine.runs.history import TrainingWarning, frame_of
-from telecine.settings import ObjectiveConfig, TrainConfig
+from telecine.settings import ObjectiveConfig, OptimizerConfig
 from telecine.training.logging import ADVERSARIAL_SHARE
 from telecine.training.state import Rollback
 
@@ -75,10 +75,10 @@ NETWORKS = (("", "autoencoder"), ("disc_", "discriminators"))
 
 
 class _RecentValues:
-    """The first `RECENT` and the last `LONG` logged values of each name, and the settings of the run."""
+    """The first `RECENT` and the last `LONG` logged values of each name, and the settings that the rules read."""
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config = config
+    def __init__(self, objective: ObjectiveConfig, optimizer: OptimizerConfig, num_steps: int) -> None:
+        self.objective, self.optimizer, self.num_steps = objective, optimizer, num_steps
         self._first: dict[str, list[float]] = {}
         self._last: dict[str, deque[tuple[int, float]]] = {}
 
@@ -186,8 +186,8 @@ def _adversarial_dominates(history: _RecentValues) -> str | None:
 )
 def _adaptive_weight_at_bound(history: _RecentValues) -> str | None:
     """At the maximum the weight amplifies noise; near 0 the discriminators have no effect."""
-    weights = history.last("train/adaptive_weight", after=history.config.objective.disc_start)
-    maximum = history.config.objective.adaptive_weight.max
+    weights = history.last("train/adaptive_weight", after=history.objective.disc_start)
+    maximum = history.objective.adaptive_weight.max
     if 0.0 in history.last("train/gen_loss"):  # there is no adversarial term yet
         return None
     if weights and min(weights) >= AT_MAXIMUM * maximum:
@@ -204,9 +204,9 @@ def _adaptive_weight_at_bound(history: _RecentValues) -> str | None:
 def _perceptual_flat(history: _RecentValues) -> str | None:
     """Reconstructions look no better than at the start, long after the warm-up."""
     name = "train/perceptual_loss"
-    patience = history.config.optimizer.warmup_steps + int(PERCEPTUAL_PATIENCE * history.config.steps)
+    patience = history.optimizer.warmup_steps + int(PERCEPTUAL_PATIENCE * history.num_steps)
     last = history.last(name, LONG, after=patience)
-    final_weight = history.config.objective.all_terms()["perceptual"].ramp.weight
+    final_weight = history.objective.all_terms()["perceptual"].ramp.weight
     (weight,) = history.last("train/perceptual_weight", 1) or [final_weight]
     if not last or weight <= 0:
         return None
@@ -238,7 +238,7 @@ def _below_linear(history: _RecentValues) -> str | None:
     """At the end of a run the model is worse than a matrix that was fitted in seconds."""
     names = ("psnr", "ssim", "lpips_alex")
     ours, linear = (
-        {name: value for name in names for value in history.last(f"{kind}/{name}", 1, after=history.config.steps - 1)}
+        {name: value for name in names for value in history.last(f"{kind}/{name}", 1, after=history.num_steps - 1)}
         for kind in ("val", "linear")
     )
     worse = [name for name in linear if (ours[name] > linear[name]) == name.startswith("lpips")]
@@ -263,10 +263,10 @@ def _always_clipped(history: _RecentValues) -> str | None:
     """If the norm is always far above the limit, each update has the same length, whatever the loss is."""
     # Discriminators are not checked: an exact penalty makes their gradients tens of times longer, without harm.
     clipped, norms = (
-        history.last(f"train/{name}", LONG, after=history.config.optimizer.warmup_steps)
+        history.last(f"train/{name}", LONG, after=history.optimizer.warmup_steps)
         for name in ("grad_clipped", "grad_norm")
     )
-    limit = history.config.optimizer.grad_clip
+    limit = history.optimizer.grad_clip
     if not (clipped and norms) or fmean(clipped) < CLIPPED or fmean(norms) < CLIPPED_NORM * limit:
         return None
     return f"the autoencoder's gradients are always clipped: their norm is {fmean(norms):.3g}, the limit {limit:g}"
@@ -296,7 +296,7 @@ def _learns_too_fast(history: _RecentValues) -> str | None:
 
 def _update_ratio(history: _RecentValues, is_wrong: Callable[[float], bool]) -> str | None:
     for prefix, network in NETWORKS:
-        ratios = history.last(f"train/{prefix}update_ratio", after=history.config.optimizer.warmup_steps)
+        ratios = history.last(f"train/{prefix}update_ratio", after=history.optimizer.warmup_steps)
         if ratios and is_wrong(fmean(ratios)):
             return f"an update changes the weights of the {network} by {fmean(ratios):.2g} of their norm"
     return None
@@ -308,14 +308,24 @@ class Diagnostics:
     Args:
         run: The run, with the records and warnings up to the step at which it starts or resumes. The warnings are
             written again, with a line for each rollback.
-        config: The settings of the run.
+        objective: The settings of the loss.
+        optimizer: The settings of the updates.
+        num_steps: The length of the run.
         console: Where to print warnings.
         rollbacks: How often the run went back after a divergence.
     """
 
-    def __init__(self, run: Run, config: TrainConfig, console: Console, rollbacks: Sequence[Rollback] = ()) -> None:
+    def __init__(
+        self,
+        run: Run,
+        objective: ObjectiveConfig,
+        optimizer: OptimizerConfig,
+        num_steps: int,
+        console: Console,
+        rollbacks: Sequence[Rollback] = (),
+    ) -> None:
         self.run = run
-        self.history = _RecentValues(config)
+        self.history = _RecentValues(objective, optimizer, num_steps)
         self.console = console
         for record in run.history.read():
             values = {name: value for name, value in record.items() if name.startswith("train/")}

@@ -85,7 +85,7 @@ def distill(
     """
     if config.teacher is None:
         raise argument_error("teacher", "a model or a run", "nothing", "Add `--teacher MODEL`.")
-    name = absolute(config.teacher)
+    name = _absolute(config.teacher)
     teacher = load_model_or_run(name)
     architecture = student_config(config.student, teacher, config.clips.val_bucket.shape)
     check_positive("latent_weight", config.latent_weight, remedy="Without it, the latent would be another one.")
@@ -105,7 +105,7 @@ def distill(
     return run(replace(config, model=name), autoencoder=student)
 
 
-def absolute(name: str) -> str:
+def _absolute(name: str) -> str:
     """Return the absolute path of a folder, which a run's settings hold; a Hub id stays as it is."""
     path = Path(name).expanduser()
     return str(path.resolve()) if path.exists() else name

@@ -17,7 +17,7 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from telecine.base.checks import argument_error
+from telecine.base.checks import TrainingError, argument_error
 from telecine.ops.checkpointing import overwrite
 
 if TYPE_CHECKING:
@@ -85,7 +85,18 @@ def describe_processes(accelerator: Accelerator, *, sharding: str) -> list[str]:
     return lines
 
 
-def is_lost(error: RuntimeError) -> bool:
+@contextmanager
+def lost_process_named(timeout: float, where: Callable[[], str]) -> Iterator[None]:
+    """Turn an error about another process, which has ended or does not answer, into one line that names it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_lost(error):
+            raise
+        raise TrainingError(_describe_lost(where(), timeout)) from error
+
+
+def _is_lost(error: RuntimeError) -> bool:
     """Return whether an error says that another process has ended or does not answer."""
     return isinstance(error, dist.DistError) or any(words in str(error) for words in LOST_MESSAGES)
 
@@ -107,8 +118,8 @@ def answer_questions() -> None:
     threading.Thread(target=wait_and_answer, name=QUESTION, daemon=True).start()
 
 
-def describe_lost(where: str, timeout: float) -> str:
-    """Return a message that names the lost process and a remedy, after an error with `is_lost`."""
+def _describe_lost(where: str, timeout: float) -> str:
+    """Return a message that names the lost process and a remedy, after an error with `_is_lost`."""
     again = "then run the same command again: it resumes from the newest checkpoint."
     silent = _silent_ranks() if dist.is_initialized() else None
     this = f"process {os.environ['RANK']}"
@@ -151,7 +162,7 @@ def _silent_ranks() -> list[int] | None:
 def barrier_without_time_limit() -> Iterator[Callable[[], None]]:
     """Yield a barrier without the time limit of the process group; every process has to enter the block.
 
-    Signals are handled while it waits. If a process ends, the others get an error with `is_lost`.
+    Signals are handled while it waits. If a process ends, the others get an error with `_is_lost`.
     """
     if num_ranks() == 1:
         yield lambda: None

@@ -196,17 +196,12 @@ def _find_missing(cache: LatentCache, clips: ClipDataset, sampler: ClipBatchSamp
     batches: list[int] = []
     num_missing = 0
     for position, number in enumerate(sampler.batches):
-        new = set(names_of(clips, sampler.items(position))) - needed
+        new = set(clips.names_of(sampler.items(position))) - needed
         unknown = sum(name not in cache for name in new)
         batches += [number] if unknown else []
         num_missing += unknown
         needed |= new
     return batches, num_missing, len(needed)
-
-
-def names_of(clips: ClipDataset, items: Sequence[tuple[int, int]]) -> list[str]:
-    """Return the names of the clips of a batch."""
-    return clips.names_at(items[0][0], [index for _, index in items])
 
 
 def fill_latent_cache(
@@ -247,7 +242,7 @@ def fill_latent_cache(
                 video = next(videos)["video"].to(accelerator.device)
                 with torch.no_grad(), accelerator.autocast():
                     posterior = state.autoencoder.latent_model.encode(video)
-                size = cache.add(names_of(clips, own.items(position)), posterior)
+                size = cache.add(clips.names_of(own.items(position)), posterior)
                 if position == 0:
                     _check_disk(cache.folder, size * num_missing)
     finally:

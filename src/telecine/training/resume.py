@@ -26,7 +26,14 @@ def changed_settings(config: Settings, folder: Path) -> list[str]:
     ]
 
 
-def check_same_data(data: str | None, folder: Path) -> None:
+def check_resumable(config: Settings, data: str | None, folder: Path, *, change_data: bool) -> None:
+    """Raise a `ValueError` if a checkpoint is of other networks or, unless `change_data`, of other data."""
+    _check_same_networks(config, folder)
+    if not change_data:
+        _check_same_data(data, folder)
+
+
+def _check_same_data(data: str | None, folder: Path) -> None:
     """Raise a `ValueError` if `data` is not that of a checkpoint: other data rarely continues a run on purpose."""
     saved = read_saved_settings(folder)["data"]
     paths = {None if path is None else os.path.realpath(path) for path in (saved, data)}
@@ -35,7 +42,7 @@ def check_same_data(data: str | None, folder: Path) -> None:
         raise argument_error("data", f"{saved!r} as in {folder}", repr(data), remedy)
 
 
-def check_same_networks(config: Settings, folder: Path) -> None:
+def _check_same_networks(config: Settings, folder: Path) -> None:
     """Raise a `ValueError` for the first setting that differs from a checkpoint's and changes the networks."""
     settings = read_saved_settings(folder)
     if "gan" not in settings["objective"]:

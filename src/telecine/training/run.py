@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from rich.console import Console
+from rich.table import Table
 from torch import nn
 
-from telecine.base.checks import Interrupted, TrainingError
+from telecine.base.checks import Interrupted
+from telecine.base.devices import gigabytes
 from telecine.base.terminal import PlainConsole
 from telecine.data.find import check_output
 from telecine.objective.terms import check_functions
@@ -23,7 +23,7 @@ from telecine.runs.settings import check_encoding
 from telecine.settings import TrainConfig
 from telecine.training.build import build_accelerator
 from telecine.training.clips import read_next
-from telecine.training.distributed import describe_lost, is_lost, on_first_process
+from telecine.training.distributed import lost_process_named, on_first_process
 from telecine.training.interrupt import StopRequest, stop_on_signal
 from telecine.training.planning.capacity import out_of_memory
 from telecine.training.step import set_learning_rates, train_step
@@ -63,11 +63,11 @@ def train(
     check_functions(config.objective, sharding=config.sharding)
     check_encoding(config)
     console = console or PlainConsole()
-    with _lost_process_named(config.process_timeout, lambda: "while it started"):
+    with lost_process_named(config.process_timeout, lambda: "while it started"):
         trainer = Trainer(config, console, autoencoder, steal_lock=steal_lock, change_data=change_data)
     try:
         # `torchrun` sends SIGTERM to all processes when one has ended: also while its number is found.
-        named = _lost_process_named(config.process_timeout, lambda: f"at step {trainer.state.step}")
+        named = lost_process_named(config.process_timeout, lambda: f"at step {trainer.state.step}")
         with stop_on_signal(acknowledge=trainer.is_main) as stop, named:
             trainer.run(stop)
         trainer.publish()
@@ -76,17 +76,6 @@ def train(
         raise out_of_memory(trainer.config, trainer.state.step, is_own=autoencoder is not None) from error
     finally:
         trainer.close()
-
-
-@contextmanager
-def _lost_process_named(timeout: float, where: Callable[[], str]) -> Iterator[None]:
-    """Turn an error about another process, which has ended or does not answer, into one line that names it."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_lost(error):
-            raise
-        raise TrainingError(describe_lost(where(), timeout)) from error
 
 
 @dataclass(frozen=True)
@@ -101,6 +90,29 @@ class DryRun:
     """Bytes of all tensors on an accelerator at the peak; None on a CPU."""
     values: dict[str, float]
     """What the update would have logged, by name."""
+    off: list[str]
+    """The weights of terms that are not on at that step."""
+    num_steps: int
+    """Updates of the whole run."""
+
+    def print_to(self, console: Console) -> None:
+        """Print the time, the memory and the losses of the update, and the time of the run's updates."""
+        table = Table("dry run", f"an update of step {self.step}", title="nothing was kept")
+        table.add_row("seconds", f"{self.seconds:.3g}")
+        if self.peak_memory is not None:
+            table.add_row("memory at the peak", gigabytes(self.peak_memory))
+        for name, value in self.values.items():
+            if name.endswith("_loss"):
+                table.add_row(name.removeprefix("train/"), f"{value:.4g}")
+        console.print(table)
+        if self.off:
+            console.print(f"not on in this update: {', '.join(self.off)}", soft_wrap=True)
+        else:
+            console.print("every term is on in this update")
+        hours = self.seconds * self.num_steps / 3600
+        console.print(
+            f"{self.num_steps} such updates take {hours:.2g} hours; the first one of a process is the slowest"
+        )
 
 
 def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, console: Console | None = None) -> DryRun:
@@ -127,7 +139,8 @@ def dry_run(config: TrainConfig, *, autoencoder: nn.Module | None = None, consol
 
 def _update(trainer: Trainer, stop: StopRequest) -> DryRun:
     config, device = trainer.config, trainer.accelerator.device
-    step = WeightSchedule(config.objective).step_with_most_terms(config.steps)
+    schedule = WeightSchedule(config.objective)
+    step = schedule.step_with_most_terms(config.steps)
     trainer.state.step = step
     batches, error = read_next(trainer.batches(stop))
     if error is not None or not batches:
@@ -137,4 +150,4 @@ def _update(trainer: Trainer, stop: StopRequest) -> DryRun:
     values = train_step(trainer.state, batches, measure_update_ratio=True)  # waits for the device
     seconds = time.perf_counter() - start
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return DryRun(step, seconds, peak, values)
+    return DryRun(step, seconds, peak, values, schedule.off_at(step), config.steps)

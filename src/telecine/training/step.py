@@ -144,7 +144,7 @@ def _optimizer_step(
     if scaler is not None:
         log["grad_overflow"] = float(not is_finite)
     if measure_update_ratio:
-        log["update_ratio"] = update_ratio(before, weights)
+        log["update_ratio"] = _update_ratio(before, weights)
     return {f"train/{prefix}{name}": value for name, value in log.items()}
 
 
@@ -161,7 +161,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
 
 
 @torch.no_grad()
-def update_ratio(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+def _update_ratio(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
     """Return the total 2-norm of the change of all weights, divided by that of the weights after it. Host sync."""
     change = _total_norm([new.detach() - old for old, new in zip(before, after, strict=True)])
     return float(change / _total_norm([weight.detach() for weight in after]))
@@ -170,7 +170,8 @@ def update_ratio(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
 def _total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Return the total 2-norm of whole and sharded tensors. If some are sharded, every process has to call this."""
     groups = ([x for x in tensors if is_sharded(x)], [x for x in tensors if not is_sharded(x)])
-    norms = [full_tensor(nn.utils.get_total_norm(group)) for group in groups if group]
+    each = (torch.stack(torch._foreach_norm(group)) for group in groups if group)  # type: ignore[arg-type]
+    norms = [full_tensor(torch.linalg.vector_norm(norms)) for norms in each]
     return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 

@@ -29,7 +29,7 @@ from telecine.runs.settings import read_saved_settings, write_settings
 from telecine.settings import OptimizerConfig, TrainConfig
 from telecine.training.baseline import describe_metrics, prepare_linear, recorded_linear
 from telecine.training.build import build_accelerator, build_autoencoder, build_state
-from telecine.training.checkpoint import Checkpointer, clips_per_step
+from telecine.training.checkpoint import Checkpointer
 from telecine.training.clips import build_clips, read_batches, read_next
 from telecine.training.diagnostics import EMA_BEHIND, Diagnostics
 from telecine.training.distributed import any_rank, describe_processes, on_first_process
@@ -39,12 +39,12 @@ from telecine.training.latents import describe_change, fill_latent_cache, measur
 from telecine.training.logging import Monitor
 from telecine.training.planning.capacity import largest_batch
 from telecine.training.planning.speed import describe_on_cpu
-from telecine.training.resume import check_same_data, check_same_networks
+from telecine.training.resume import check_resumable
 from telecine.training.state import LR_FACTOR, Rollback
 from telecine.training.step import DivergenceError, MicroBatch, describe_warmup, set_learning_rates, train_step
 from telecine.training.summary import SummaryWriter
 from telecine.training.trainable import trains_encoder
-from telecine.training.validation import TrainResult, Validation, validate
+from telecine.training.validation import TrainResult, Validation, validate_model
 
 # How often a run goes back after a divergence.
 _MAX_ROLLBACKS = 3
@@ -110,9 +110,7 @@ class Trainer:
         found = self._newest_intact()
         self.is_resumed = found is not None
         if found is not None:
-            check_same_networks(self.config, found)
-            if not change_data:
-                check_same_data(self.config.data, found)
+            check_resumable(self.config, self.config.data, found, change_data=change_data)
         self.config = config = self._with_batch_size(found, is_own=autoencoder is not None)
         name = config.hub_model_id or self.files.folder.resolve().name
         self.hub_repository = create_repository(name) if config.push_to_hub and self.is_main else None
@@ -169,7 +167,7 @@ class Trainer:
             if step < self.config.steps:  # otherwise nothing is trained with these settings
                 write_settings(self.files.folder, self.config)
             self.files.write_environment(environment(self.accelerator.device))
-            clips = clips_per_step(self.config, self.accelerator)
+            clips = self.config.clips_per_step(self.accelerator.num_processes)
             self.summary = SummaryWriter(
                 self.files, self.state, self.clips, clips, self.start, self.is_resumed, self.console
             )
@@ -184,7 +182,9 @@ class Trainer:
             step = self.state.step if self.is_resumed else -1
             self.state.num_records, notes = self.files.cut(step, expected=self.state.num_records)
             self._warn(notes)
-            self.diagnostics = Diagnostics(self.files, self.config, self.console, self.state.rollbacks)
+            config, console = self.config, self.console
+            settings = (config.objective, config.optimizer, config.steps)
+            self.diagnostics = Diagnostics(self.files, *settings, console, self.state.rollbacks)
 
     def run(self, stop: StopRequest) -> None:
         """Train up to the last step, or raise `Interrupted` once `stop` is set on a process."""
@@ -263,7 +263,7 @@ class Trainer:
 
     def _update_until_the_end(self, stop: StopRequest) -> None:
         config = self.config
-        num_clips = clips_per_step(config, self.accelerator)
+        num_clips = config.clips_per_step(self.accelerator.num_processes)
         with Monitor(self.console, num_steps=config.steps, start=self.state.step, batch_size=num_clips) as monitor:
             for batches in self._batches_until(stop):
                 lr = set_learning_rates(self.state, config.optimizer, config.steps)
@@ -330,11 +330,11 @@ class Trainer:
         """
         step, model = self.state.step, self.state.autoencoder
         with self._saved_if_stopped(stop) as check_stop, self.state.ema.applied():
-            result = validate(model, self.clips.val, self.perceptual, before_each=check_stop)
+            result = validate_model(model, self.clips.val, self.perceptual, before_each=check_stop)
         lag: dict[str, float] = {}
         if step > 0:
             few = self.clips.val[:_NUM_COMPARED]
-            raw = validate(model, few, {}).metrics["psnr"]
+            raw = validate_model(model, few, {}).metrics["psnr"]
             lag = {EMA_BEHIND: raw - mean_over_clips(result.per_clip[: len(few)])["psnr"]}
         if self.is_main:
             self._record(result, lag)

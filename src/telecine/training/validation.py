@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor, nn
 
 from telecine.autoencoders import VideoAutoencoder
@@ -41,7 +43,7 @@ class Validation:
 
 
 @torch.no_grad()
-def validate(
+def validate_model(
     model: VideoAutoencoder,
     clips: Sequence[Clip],
     perceptual: dict[str, nn.Module],
@@ -140,3 +142,12 @@ class TrainResult:
             "settings": run.settings_file,
             "checkpoint": self.checkpoint,
         }
+
+    def print_to(self, console: Console) -> None:
+        """Print the metrics before and after, and the files of the run."""
+        table = Table("held-out clips", "before", "after", title="training finished")
+        for name, before in self.first.items():
+            table.add_row(name, f"{before:.4f}", f"{self.last[name]:.4f}")
+        console.print(table)
+        for name, path in self.files().items():
+            console.print(f"{name:<13} {path}", soft_wrap=True)

@@ -12,7 +12,18 @@ from telecine.settings.parse import read_config
 from telecine.training import TrainingError, train, trainer
 from telecine.training.build import build_accelerator
 from telecine.training.planning import capacity
-from telecine.training.planning.capacity import _MemoryNeed, _plan_in_processes, largest_batch, make_plan, out_of_memory
+from telecine.training.planning.capacity import (
+    AS_CONFIGURED,
+    SWITCHES,
+    Plan,
+    _LargestBatch,
+    _MemoryNeed,
+    _plan_in_processes,
+    largest_batch,
+    make_plan,
+    out_of_memory,
+)
+from telecine.training.planning.speed import Speed
 from telecine.training.planning.update import UpdatePlan, plan_update
 
 MB = 10**6
@@ -20,7 +31,7 @@ MB = 10**6
 
 def update_plan(peak):
     held = {"parameters": 10, "optimizer states": 20}
-    return UpdatePlan(held, {**held, "autoencoder": peak - 30}, {**held, "gradients": 10}, {}, 0)
+    return UpdatePlan(held, {**held, "autoencoder": peak - 30}, {**held, "gradients": 10}, {}, {}, {}, 0)
 
 
 def test_the_largest_batch_follows_a_line_through_the_peak():
@@ -140,3 +151,30 @@ def test_out_of_memory_is_named_if_no_update_can_be_planned(tiny, tmp_path):
         assert isinstance(error, TrainingError)
         assert re.match(expected.replace("'Moved'", "Moved" if name == tmp_path else "gone"), str(error))
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(("memory", "fits"), [(100, True), (99, False)])
+def test_a_plan_says_whether_the_settings_fit(memory, fits):
+    """Nine tenths of the memory are used."""
+    console = Console(record=True, width=200)
+    update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, {}, {}, 0)
+    speed = Speed(1e9, 1e9, 1.0, "this machine's cpu")
+    largest = [_LargestBatch("as configured", 1, 9, 90)]
+    Plan("4 x 17 x 256 x 256, float32", update, speed, memory, largest).print_to(console)
+    text = console.export_text()
+    assert ("\nWith these settings an update does not fit." in text) != fits
+
+
+def test_what_fits_is_readable_in_80_columns():
+    console = Console(record=True, width=80)
+    speed = Speed(1e9, 1e9, 1.0, "this machine's cpu")
+    switches = [f"and --{name} {value}".lower() for name, value in SWITCHES.items()]
+    titles = (AS_CONFIGURED, *switches, "and --sharding fsdp2, 8 processes")
+    fits = [_LargestBatch(title, 4, 165, 90 * 2**30) for title in titles]
+    update = UpdatePlan({"parameters": 10}, {"parameters": 10, "autoencoder": 80}, {"parameters": 10}, {}, {}, {}, 0)
+    Plan("4 x 17 x 256 x 256, float32", update, speed, 100, fits).print_to(console)
+    lines = console.export_text().splitlines()
+    assert len(fits) == 5
+    for fit in fits:
+        row = ["", fit.title, "4", "165", "90.00 GiB", ""]
+        assert row in [[cell.strip() for cell in line.split("│")] for line in lines]

@@ -20,7 +20,13 @@ GIB = 2**30
 def planned(monkeypatch):
     """Give every plan a peak of 6 GiB and 4 TFLOP, on a CPU with 0.1 TFLOP/s and 20 GiB."""
     plan = UpdatePlan(
-        held={}, at_peak={"autoencoder": 6 * GIB}, largest={}, flops={"a": 3 * 10**12, "b": 10**12}, checkpoint=0
+        held={},
+        at_peak={"autoencoder": 6 * GIB},
+        largest={},
+        flops={"a": 3 * 10**12, "b": 10**12},
+        operators={},
+        moved={},
+        checkpoint=0,
     )
     monkeypatch.setattr(speed, "plan_update", lambda *_, **__: plan)
     monkeypatch.setattr(speed, "_measured_flops", lambda device, dtype: 1e11)

@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from telecine.autoencoders import CausalVAE
@@ -90,6 +91,14 @@ def test_operations_are_two_for_each_product():
     x, weight = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
     counter = count(lambda: F.conv2d(x, weight, padding=1))
     assert counter.flops.total() == 2 * (2 * 4 * 8 * 8) * (3 * 3 * 3)
+
+
+def test_operators_are_counted_without_views_and_with_what_they_read_and_write():
+    with FakeTensorMode(), _MemoryCounter("part") as counter:
+        x = torch.empty(2, 3)
+        (x.t() + 1.0).relu_()
+    assert counter.operators == {"part": 2}
+    assert counter.moved == {"part": 2 * (6 + 6) * 4}
 
 
 @pytest.mark.slow

@@ -12,25 +12,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from telecine.autoencoders.clip_sizes import ClipSizes, check_multiple, size_error
-from telecine.autoencoders.diffusers.families import Decoded, DiffusersModel, Family, LatentPosterior, clear_caches
+from telecine.autoencoders.diffusers.families import TIME_COMPRESSION, DiffusersModel, Family, clear_caches
 from telecine.autoencoders.interface import chunks_error
-from telecine.autoencoders.latent import DiagonalGaussian
 from telecine.base.checks import argument_error, check_count
 from telecine.base.precision import autocast_off
-from telecine.base.shapes import Video
 from telecine.ops.checkpointing import checkpoint_module, undo_checkpoint
 
 # Relative difference of all gradients that rounding may cause. The wrong ones found differ by 0.5 and more.
 MAX_DIFFERENCE = 1e-2
 # A clip of this many frames, or a few more, is more than one chunk of the models that work in chunks.
 NUM_FRAMES = 5
-# Frames of a latent frame of Wan, QwenImage and Magvit.
-TIME_COMPRESSION = 4
 # The blocks of classes that keep frames for the next chunk, which their own checkpointing does not support.
 CACHED_BLOCKS = {
     "AutoencoderKLKVAEVideo": ("KVAECachedResnetBlock3D", "KVAECachedPXSDownsample", "KVAECachedPXSUpsample"),
@@ -48,20 +43,20 @@ def enable_checked(module: DiffusersModel, sizes: ClipSizes) -> None:
     """Enable a diffusers model's gradient checkpointing, or raise a `ValueError` if a tiny clip's gradients change."""
     if not hasattr(module, "enable_gradient_checkpointing"):
         raise _unsupported(module, "one without it")
-    plain = gradients(sizes)
+    plain = _gradients(sizes)
     try:
         enable(module)
     except ValueError as error:
         raise _unsupported(module, "one that does not support it") from error
     try:
-        found = gradients(sizes)
+        found = _gradients(sizes)
     except RuntimeError as error:
-        disable(module)
+        _disable(module)
         raise _unsupported(module, f"one whose backward pass fails with it ({type(error).__name__})") from error
     changes = [a - b for a, b in zip(found, plain, strict=True)]
     difference = float(_norm(changes) / _norm(plain))
     if not difference <= MAX_DIFFERENCE:  # also true for NaN
-        disable(module)
+        _disable(module)
         raise _unsupported(module, f"one whose gradients change by {difference:.0%} with it")
 
 
@@ -78,7 +73,7 @@ def enable(module: DiffusersModel) -> None:
         checkpoint_module(block, CACHE_NAMES.get(name, ""))
 
 
-def disable(module: DiffusersModel) -> None:
+def _disable(module: DiffusersModel) -> None:
     """Disable checkpointing, and clear the caches that a failed backward pass left."""
     if type(module).__name__ not in CACHED_BLOCKS:
         module.disable_gradient_checkpointing()
@@ -97,7 +92,7 @@ def _unsupported(module: DiffusersModel, got: str) -> Exception:
     return argument_error(type(module).__name__, contract, got, "Train it without `model_gradient_checkpointing`.")
 
 
-def gradients(sizes: ClipSizes) -> list[Tensor]:
+def _gradients(sizes: ClipSizes) -> list[Tensor]:
     """Return the gradients of all trained weights for a fixed tiny clip; buffers and random state do not change."""
     reconstruct = sizes.reconstruct
     weights = [parameter for parameter in reconstruct.parameters() if parameter.requires_grad]
@@ -154,45 +149,17 @@ def _use_magvit(module: DiffusersModel, family: Family, num_frames: int) -> Fami
     return family
 
 
-def _use_wan(module: DiffusersModel, family: Family, num_frames: int, *, has_first_chunk: bool = True) -> Family:
-    """Call encoder and decoder with larger chunks than the class does; QwenImage's has no argument `first_chunk`."""
-    decode = partial(_decode_wan, num_frames=num_frames // TIME_COMPRESSION, has_first_chunk=has_first_chunk)
-    return replace(family, encoder=partial(_encode_wan, num_frames=num_frames), decoder=decode)
-
-
-def _encode_wan(module: DiffusersModel, video: Video, *, num_frames: int) -> LatentPosterior:
-    """Encode the first frame, then chunks of `num_frames` frames."""
-    if patch := getattr(module.config, "patch_size", None):
-        video = rearrange(video, "b c t (h q) (w r) -> b (c r q) t h w", q=patch, r=patch)
-    earlier = [None] * module._cached_conv_counts["encoder"]
-    parts = [module.encoder(x, feat_cache=earlier, feat_idx=[0]) for x in _first_and_chunks(video, num_frames)]
-    mean, logvar = module.quant_conv(torch.cat(parts, dim=2)).chunk(2, dim=1)
-    return DiagonalGaussian(mean=mean, logvar=logvar)
-
-
-def _decode_wan(module: DiffusersModel, latent: Tensor, *, num_frames: int, has_first_chunk: bool) -> Decoded:
-    """Decode the first latent frame, then chunks of `num_frames` latent frames."""
-    first, *chunks = _first_and_chunks(module.post_quant_conv(latent), num_frames)
-    earlier = [None] * module._cached_conv_counts["decoder"]
-    is_first = {"first_chunk": True} if has_first_chunk else {}
-    parts = [module.decoder(first, feat_cache=earlier, feat_idx=[0], **is_first)]
-    parts += [module.decoder(z, feat_cache=earlier, feat_idx=[0]) for z in chunks]
-    video = torch.cat(parts, dim=2)
-    if patch := getattr(module.config, "patch_size", None):
-        video = rearrange(video, "b (c r q) t h w -> b c t (h q) (w r)", q=patch, r=patch)
-    return Decoded(video, {})
-
-
-def _first_and_chunks(video: Tensor, num_frames: int) -> list[Tensor]:
-    """Return the first frame of `(B, C, T, H, W)`, and the others in chunks of `num_frames`."""
-    return [x for x in (video[:, :, :1], *video[:, :, 1:].split(num_frames, dim=2)) if x.shape[2] > 0]
+def _use_wan(module: DiffusersModel, family: Family, num_frames: int) -> Family:
+    """Call encoder and decoder with larger chunks than the class does."""
+    options = {"num_frames": num_frames}
+    return replace(family, encoder=partial(family.encoder, **options), decoder=partial(family.decoder, **options))
 
 
 CHUNKS = {
     "AutoencoderKLCogVideoX": _Chunks(8),
     "AutoencoderKLKVAEVideo": _Chunks(16),
     "AutoencoderKLMagvit": _Chunks(4, _use_magvit),
-    "AutoencoderKLQwenImage": _Chunks(4, partial(_use_wan, has_first_chunk=False)),
+    "AutoencoderKLQwenImage": _Chunks(4, _use_wan),
     "AutoencoderKLWan": _Chunks(4, _use_wan),
     "Kandinsky6SRVAE": _Chunks(16),
 }

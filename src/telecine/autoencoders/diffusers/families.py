@@ -6,9 +6,11 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -24,6 +26,8 @@ LatentPosterior: TypeAlias = DiagonalGaussian | DeterministicPosterior
 # MiniMax-H3 was trained on colours in [0, 1], normalised with ImageNet's statistics.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# Frames of a latent frame of Wan, QwenImage and Magvit.
+TIME_COMPRESSION = 4
 UNSUPPORTED_REMEDY = "Wrap the model in a module whose `forward` maps video to video."
 
 
@@ -244,6 +248,93 @@ def _encode_vidtok(module: DiffusersModel, video: Video) -> LatentPosterior:
     return _encode_clips(module, video)
 
 
+# Wan and QwenImage call their networks once for each latent frame, and keep frames for the next call. Training knows
+# the whole clip: one call without kept frames, with the causal padding of the convolutions, has the same values. Only
+# the temporal resampling, which leaves the first frame apart, works with kept frames alone.
+
+
+def _encode_wan(module: DiffusersModel, video: Video, *, num_frames: int | None = None) -> LatentPosterior:
+    """Encode whole clips; or the first frame, then chunks of `num_frames` frames.
+
+    Without gradients, whose graph keeps every frame anyway, the class's own chunks need less memory.
+    """
+    if num_frames is None and not torch.is_grad_enabled():
+        return _encode_clips(module, video)
+    video = video[:, :, : (video.shape[2] - 1) // TIME_COMPRESSION * TIME_COMPRESSION + 1]  # as the class does
+    if patch := getattr(module.config, "patch_size", None):
+        video = rearrange(video, "b c t (h q) (w r) -> b (c r q) t h w", q=patch, r=patch)
+    if num_frames is None:
+        moments = module.encoder(video)
+    else:
+        kept = [None] * module._cached_conv_counts["encoder"]
+        parts = [module.encoder(x, feat_cache=kept, feat_idx=[0]) for x in _first_and_chunks(video, num_frames)]
+        moments = torch.cat(parts, dim=2)
+    mean, logvar = module.quant_conv(moments).chunk(2, dim=1)
+    return DiagonalGaussian(mean=mean, logvar=logvar)
+
+
+def _decode_wan(
+    module: DiffusersModel, latent: Tensor, *, num_frames: int | None = None, has_first_chunk: bool = True
+) -> Decoded:
+    """Decode whole latents; or the first latent frame, then chunks that are `num_frames` frames of the video.
+
+    QwenImage's decoder has no argument `first_chunk`.
+    """
+    if num_frames is None and not torch.is_grad_enabled():
+        return _decode_clips(module, latent)
+    latent, is_first = module.post_quant_conv(latent), {"first_chunk": True} if has_first_chunk else {}
+    if num_frames is None:
+        video = module.decoder(latent, **is_first)
+    else:
+        first, *chunks = _first_and_chunks(latent, num_frames // TIME_COMPRESSION)
+        kept = [None] * module._cached_conv_counts["decoder"]
+        parts = [module.decoder(first, feat_cache=kept, feat_idx=[0], **is_first)]
+        parts += [module.decoder(z, feat_cache=kept, feat_idx=[0]) for z in chunks]
+        video = torch.cat(parts, dim=2)
+    if patch := getattr(module.config, "patch_size", None):
+        video = rearrange(video, "b (c r q) t h w -> b c t (h q) (w r)", q=patch, r=patch)
+    return Decoded(video, {})
+
+
+def _first_and_chunks(video: Tensor, num_frames: int) -> list[Tensor]:
+    """Return the first frame of `(B, C, T, H, W)`, and the others in chunks of `num_frames`."""
+    return [x for x in (video[:, :, :1], *video[:, :, 1:].split(num_frames, dim=2)) if x.shape[2] > 0]
+
+
+def _resample_whole_clips(module: DiffusersModel) -> None:
+    """Make the temporal resampling of Wan and QwenImage work on whole clips, too."""
+    for resample in module.modules():
+        mode = getattr(resample, "mode", None) if hasattr(resample, "time_conv") else None
+        if mode == "downsample3d":
+            resample.register_forward_hook(_downsample_time, with_kwargs=True)
+        elif mode == "upsample3d":
+            resample.register_forward_pre_hook(_upsample_time, with_kwargs=True)
+
+
+def _downsample_time(
+    resample: DiffusersModel, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Video
+) -> Video | None:
+    """Halve the frames after the first, if none are kept from a call before."""
+    if _keeps_frames(args, kwargs) or output.shape[2] == 1:
+        return None
+    return torch.cat([output[:, :, :1], resample.time_conv(output)], dim=2)
+
+
+def _upsample_time(
+    resample: DiffusersModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Double the frames after the first, if none are kept from a call before."""
+    if _keeps_frames(args, kwargs) or args[0].shape[2] == 1:
+        return None
+    video, *others = args
+    doubled = rearrange(resample.time_conv(video[:, :, 1:]), "b (n c) t h w -> b c (t n) h w", n=2)
+    return (torch.cat([video[:, :, :1], doubled], dim=2), *others), kwargs
+
+
+def _keeps_frames(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    return len(args) > 1 or kwargs.get("feat_cache") is not None
+
+
 CLIPS = Family(_encode_clips, _decode_clips)
 FRAMES = Family(_encode_frames, _decode_frames)
 
@@ -252,14 +343,17 @@ FAMILIES = {
     "AutoencoderKLAllegro": Family(_encode_allegro, _decode_allegro),
     "AutoencoderKLKVAEVideo": Family(_encode_mean, _decode_clips),
     "AutoencoderKLMiniMaxH3": Family(_encode_imagenet, _decode_imagenet),
+    "AutoencoderKLQwenImage": Family(_encode_wan, partial(_decode_wan, has_first_chunk=False)),
     # Its kernels are 2D, but its input is clips.
     "AutoencoderKLQwenImage21": Family(_encode_rgba, _decode_rgb),
+    "AutoencoderKLWan": Family(_encode_wan, _decode_wan),
     "AutoencoderVidTok": Family(_encode_vidtok, _decode_clips),
 }
 
 
 def prepare_for_training(module: DiffusersModel) -> None:
-    """Disable tiles, which change outputs and gradients, and slices of the batch."""
+    """Disable tiles, which change outputs and gradients, and slices of the batch; enable whole clips."""
+    _resample_whole_clips(module)
     for flag in ("use_tiling", "use_slicing", "use_framewise_encoding", "use_framewise_decoding"):
         if hasattr(module, flag):
             setattr(module, flag, False)

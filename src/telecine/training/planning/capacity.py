@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
+from rich.console import Console
+from rich.table import Column, Table
 from torch import nn
 
 from telecine.autoencoders import VideoAutoencoder
@@ -22,8 +24,16 @@ from telecine.base.devices import free_memory, gigabytes, pick_device
 from telecine.base.terminal import with_progress
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.distributed import all_gather, fsdp_blocks, on_first_process
-from telecine.training.planning.speed import Speed, speed_of
-from telecine.training.planning.update import HALF, SMALLER, DeviceType, UpdatePlan, fake_autoencoder, plan_update
+from telecine.training.planning.speed import Speed
+from telecine.training.planning.update import (
+    HALF,
+    HOST_COPY,
+    SMALLER,
+    DeviceType,
+    UpdatePlan,
+    fake_autoencoder,
+    plan_update,
+)
 
 T = TypeVar("T")
 # The rest is for memory that a plan does not see: workspaces of kernels, fragmentation, the context of a GPU.
@@ -132,6 +142,30 @@ class Plan:
     memory: int
     largest: list[_LargestBatch]
 
+    def print_to(self, console: Console) -> None:
+        """Print the bytes of each part, the time, and the largest batches."""
+        update = self.update
+        table = Table("part", "resident", "at the peak", "at most", title=f"memory of a process, {self.title}")
+        for part, most in sorted(update.largest.items(), key=lambda item: -item[1]):
+            cells = (update.held.get(part, 0), update.at_peak.get(part, 0), most)
+            table.add_row(part, *(gigabytes(size) if size else "" for size in cells))
+        table.add_row("all", gigabytes(update.resident), gigabytes(update.peak), "", style="bold")
+        console.print(table)
+        if HOST_COPY not in update.held:
+            host = f"memory of the first process' host: {gigabytes(update.checkpoint)} for the {HOST_COPY}"
+            console.print(host, soft_wrap=True)
+        console.print(self.speed.describe(), soft_wrap=True)
+        if update.peak > self.memory * USED_FRACTION:
+            console.print("With these settings an update does not fit. What does:", style="bold", soft_wrap=True)
+        usable = f"{gigabytes(self.memory)}, of which {USED_FRACTION:.0%} are used"
+        columns = (Column("settings", overflow="fold"), "largest\nbatch", "most\nframes", "one clip\nneeds")
+        fits = Table(*columns, title=f"what fits {usable}; frames are estimates")
+        for row in self.largest:
+            counts = (str(row.batch_size or "none"), str(row.num_frames or "none"))
+            fits.add_row(row.title, *counts, gigabytes(row.one_clip))
+        console.print(fits)
+        console.print(update.describe_largest_part(), soft_wrap=True)
+
 
 def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Plan:
     """Plan a run; nothing is trained.
@@ -157,7 +191,7 @@ def make_plan(config: TrainConfig, memory: int | None, num_processes: int) -> Pl
     plans = _plan_in_processes(plan, [*to_plan.values(), *others])
     update, without_penalty = plans[0], plans[-1 if is_lazy else 0]
     dtype = HALF.get(config.mixed_precision, torch.float32)
-    speed = speed_of(objective, update, without_penalty, num_steps=config.steps, device=at_hand, dtype=dtype)
+    speed = Speed.of(objective, update, without_penalty, num_steps=config.steps, device=at_hand, dtype=dtype)
     needs = {key: _MemoryNeed(each, config.clips_per_pass) for key, each in zip(to_plan, plans, strict=False)}
     lengths, usable = _LongestClip.of(model, clips), int(memory * USED_FRACTION)
     last = [need for (_, num_frames), need in needs.items() if num_frames == clips.num_frames][-1]

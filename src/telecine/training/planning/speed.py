@@ -38,6 +38,29 @@ class Speed:
     device: str
     """The measured device, and the precision."""
 
+    @classmethod
+    def of(
+        cls,
+        objective: ObjectiveConfig,
+        plan: UpdatePlan,
+        without_penalty: UpdatePlan,
+        *,
+        num_steps: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> Speed:
+        """Measure the device for about a second, and divide the operations of a run by the result.
+
+        `plan` is of an update with every term, `without_penalty` of one without the gradient penalty.
+        """
+        per_second = _measured_flops(device, dtype)
+        flops, without = (sum(each.flops.values()) for each in (plan, without_penalty))
+        mean = without + (flops - without) / objective.penalty.every
+        num_without = min(objective.gan.disc_train_start, num_steps)
+        total = num_steps * mean - num_without * (mean - without + without_penalty.discriminator_flops)
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine's {device.type}"
+        return cls(per_second, mean, total / per_second / 3600, f"{name} in {dtype}".replace("torch.", ""))
+
     def describe(self) -> str:
         """Return a sentence for the console."""
         seconds = self.flops / self.flops_per_second
@@ -46,28 +69,6 @@ class Speed:
             f"run, if all of it were as fast as a 3D convolution on {self.device}, "
             f"{self.flops_per_second / 1e12:.3g} TFLOP/s. Real updates are slower."
         )
-
-
-def speed_of(
-    objective: ObjectiveConfig,
-    plan: UpdatePlan,
-    without_penalty: UpdatePlan,
-    *,
-    num_steps: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Speed:
-    """Measure the device for about a second, and divide the operations of a run by the result.
-
-    `plan` is of an update with every term, `without_penalty` of one without the gradient penalty.
-    """
-    per_second = _measured_flops(device, dtype)
-    flops, without = (sum(each.flops.values()) for each in (plan, without_penalty))
-    mean = without + (flops - without) / objective.penalty.every
-    num_without = min(objective.gan.disc_train_start, num_steps)
-    total = num_steps * mean - num_without * (mean - without + without_penalty.discriminator_flops)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"this machine's {device.type}"
-    return Speed(per_second, mean, total / per_second / 3600, f"{name} in {dtype}".replace("torch.", ""))
 
 
 def _measured_flops(device: torch.device, dtype: torch.dtype) -> float:

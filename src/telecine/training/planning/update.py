@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from telecine.autoencoders import CausalVAE, VideoAutoencoder
+from telecine.autoencoders.load import without_weights
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.base.devices import gigabytes
 from telecine.base.frozen import Frozen
@@ -27,7 +28,7 @@ from telecine.base.precision import at_least_float32
 from telecine.perceptual import LPIPS
 from telecine.perceptual.backbones import BACKBONES, backbone_of
 from telecine.settings import TrainConfig
-from telecine.training.build import build_autoencoder, build_objective, last_layer_of, new_state, without_weights
+from telecine.training.build import build_autoencoder, build_objective, last_layer_of, new_state
 from telecine.training.state import TrainState, parameters_of
 from telecine.training.step import MicroBatch, accumulate_gradients, clip_gradients
 
@@ -64,6 +65,12 @@ _DISCRIMINATOR_REMEDY = (
     f"--discriminator.video patch, --objective.gradient_checkpointing true, a smaller --discriminator.dim, {SMALLER}"
 )
 
+# Operators that allocate memory, or read one number.
+_WITHOUT_KERNEL = {
+    *(torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_strided, torch.ops.aten.new_empty),
+    *(torch.ops.aten._local_scalar_dense, torch.ops.aten._unsafe_view, torch.ops.aten.promote_types),
+    *(torch.ops.profiler._record_function_enter_new, torch.ops.profiler._record_function_exit),
+}
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # Operators that autocast computes in float32 on CUDA but not on the CPU, as far as autoencoders use them, from
 # https://docs.pytorch.org/docs/stable/amp.html#cuda-ops-that-can-autocast-to-float32. The first convert their inputs,
@@ -88,6 +95,10 @@ class UpdatePlan:
     """The most that each part holds at any time, not all at once."""
     flops: dict[str, int]
     """Floating-point operations of matrix products and convolutions by part, twice the number of multiplications."""
+    operators: dict[str, int]
+    """Operators that compute values by part, each at least one kernel launch on a GPU; views are none."""
+    moved: dict[str, int]
+    """Bytes of the tensors that these operators read and write by part, if nothing is kept in caches."""
     checkpoint: int
     """The copy of the state for checkpoints, in the memory of the first process' host; of sharded weights each process
     copies its shard. A plan for the CPU counts the copy among the parts."""
@@ -131,6 +142,8 @@ class _MemoryCounter(TorchDispatchMode):
         self.part = part
         """The part that allocates from here on."""
         self.flops: Counter[str] = Counter()
+        self.operators: Counter[str] = Counter()
+        self.moved: Counter[str] = Counter()
         self.by_part: Counter[str] = Counter()
         self.largest: Counter[str] = Counter()
         self.at_peak: dict[str, int] = {}
@@ -151,7 +164,8 @@ class _MemoryCounter(TorchDispatchMode):
 
     def restart(self) -> None:
         """Forget the peak and the operations so far."""
-        self.flops, self._peak, self.at_peak = Counter(), 0, {}
+        self.flops, self.operators, self.moved = Counter(), Counter(), Counter()
+        self._peak, self.at_peak = 0, {}
         self.largest = Counter(self.by_part)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -159,9 +173,14 @@ class _MemoryCounter(TorchDispatchMode):
             return args[0].fake_device
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        for tensor in (out,) if isinstance(out, Tensor) else tree_leaves(out):
-            if isinstance(tensor, Tensor) and id(storage := tensor.untyped_storage()) not in self._parts:
+        written = [each for each in tree_leaves(out) if isinstance(each, Tensor)]
+        for tensor in written:
+            if id(storage := tensor.untyped_storage()) not in self._parts:
                 self._track(storage, self.part)
+        if not func.is_view and func.overloadpacket not in _WITHOUT_KERNEL:
+            read = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+            self.operators[self.part] += 1
+            self.moved[self.part] += sum(each.numel() * each.element_size() for each in read + written)
         if (formula := flop_registry.get(func.overloadpacket)) is not None:
             self.flops[self.part] += formula(*args, **kwargs, out_val=out)
         return out
@@ -203,8 +222,9 @@ def plan_update(config: TrainConfig, model: VideoAutoencoder | None = None, *, d
             settings = replace(settings, perceptual=replace(perceptual, net=_fake_lpips(str(perceptual.net))))
         objective = build_objective(settings, config.discriminator, config.clips, load=False)
         accelerator = cast(Accelerator, _FakeAccelerator(counter, HALF.get(config.mixed_precision)))
-        last_layer = last_layer_of(model, config, is_sharded=False)
-        state = new_state(accelerator, model, objective, last_layer, config)
+        adaptive, has_chunks = config.objective.adaptive_weight, config.temporal_chunk is not None
+        last_layer = last_layer_of(model, adaptive, is_sharded=False, has_chunks=has_chunks)
+        state = new_state(accelerator, model, objective, last_layer, config.optimizer, config.seed)
         state.step = objective.weights.step_with_most_terms()
         shapes = [(config.clips_per_pass, 3, *bucket.shape)] * config.gradient_accumulation_steps
         return _count_update(state, counter, shapes, device_type)
@@ -230,7 +250,7 @@ def _count_update(
     counter.part = OPTIMIZER
     for optimizer in state.optimizers.values():  # as in `train_step`, but no value is read
         for group in optimizer.param_groups:
-            group["foreach"] = device_type == "cuda"  # PyTorch's default, which needs a temporary copy of the weights
+            group["fused"], group["foreach"] = device_type == "cuda", False  # as `build_optimizers` chooses
         clip_gradients(parameters_of(optimizer), state.grad_clip)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -238,7 +258,15 @@ def _count_update(
     for hook in hooks:
         hook.remove()
     del copy
-    return UpdatePlan(held, counter.at_peak, dict(counter.largest), dict(counter.flops), checkpoint)
+    return UpdatePlan(
+        held,
+        counter.at_peak,
+        dict(counter.largest),
+        dict(counter.flops),
+        dict(counter.operators),
+        dict(counter.moved),
+        checkpoint,
+    )
 
 
 def fake_autoencoder(config: TrainConfig) -> VideoAutoencoder:
