@@ -116,8 +116,8 @@ def linked_files(config: MkDocsConfig) -> set[Path]:
 
 
 def listing(path: Path) -> str:
-    """Return a page with the content of a file, or with the names in a folder."""
-    title = f"# `{path.relative_to(ROOT)}`\n\n"
+    """Return a page with the content of a file, or with the names in a folder. The search leaves it out."""
+    title = f"---\nsearch: {{exclude: true}}\n---\n\n# `{path.relative_to(ROOT)}`\n\n"
     if path.is_dir():
         return title + "".join(f"- `{each.name}`\n" for each in sorted(path.iterdir()) if each.name[0] not in "._")
     return f"{title}````{LANGUAGES[path.suffix]}\n{path.read_text(encoding='utf-8')}\n````\n"
@@ -192,12 +192,12 @@ def api() -> dict[str, str]:
 
 
 def public_modules() -> list[ModuleType]:
-    """Return telecine and its packages that list their public names, the innermost first."""
+    """Return telecine, and its packages that list their public names, the innermost first."""
     import telecine
 
     packages = [info.name for info in pkgutil.walk_packages(telecine.__path__, "telecine.") if info.ispkg]
-    found = [telecine, *(module for module in map(importlib.import_module, packages) if hasattr(module, "__all__"))]
-    return sorted(found, key=lambda module: -len(module.__name__))
+    found = [module for module in map(importlib.import_module, packages) if hasattr(module, "__all__")]
+    return [telecine, *sorted(found, key=lambda module: -len(module.__name__))]
 
 
 def entry(name: str, module: ModuleType, modules: list[ModuleType]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import telecine
 from telecine.losses import GAN_LOSSES, GRAD_PENALTIES, RECONSTRUCTION_LOSSES
 from telecine.objective.terms import TERMS
 from telecine.settings import EvaluateConfig, ObjectiveConfig, Term, TrainConfig
@@ -152,3 +153,24 @@ def test_health_speaks_of_every_rule_and_value():
     logged = {"logits_real", "accuracy_real", "hinge_active", "adversarial_gradient_share", "ema_psnr_behind"}
     logged |= {"update_ratio", "grad_clipped", "grad_overflow", "grad_norm", "adaptive_weight", "frame_gradient_000"}
     assert [name for name in sorted(logged) if f"`{name}`" not in text] == []
+
+
+def site():
+    spec = importlib.util.spec_from_file_location("site_hook", ROOT / "docs" / "site.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_the_package_explains_every_public_name():
+    pytest.importorskip("mkdocs")
+    page = site().api()["api/telecine.md"]
+    explained = {line.rpartition(".")[2] for line in page.splitlines() if line.startswith("::: telecine.")}
+    assert explained == {*telecine.__all__}
+    assert {"train", "evaluate", "reconstruct", "read_config", "TrainConfig", "EvaluateConfig"} <= explained
+
+
+def test_the_search_of_the_site_leaves_out_code():
+    pytest.importorskip("mkdocs")
+    for path in (Path(__file__), ROOT / "src"):
+        assert site().listing(path).startswith("---\nsearch: {exclude: true}\n---\n\n# `")

@@ -148,7 +148,9 @@ def test_the_command_line_without_the_extra_says_how_to_install_it():
 
 
 def test_the_public_door():
-    for name in (*telecine.__all__, "train", "evaluate", "reconstruct", "TrainConfig"):
+    names = {"train", "evaluate", "reconstruct", "read_config", "TrainConfig", "EvaluateConfig", "ReconstructConfig"}
+    assert names <= {*telecine.__all__}
+    for name in telecine.__all__:
         assert getattr(telecine, name) is not None
         assert name in dir(telecine)
     with pytest.raises(AttributeError, match="nothing"):

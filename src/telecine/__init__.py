@@ -33,8 +33,19 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 # The module of each name, which is imported on first use: `telecine --version` need not wait for PyTorch, the objective
-# needs torchvision, and the last ones need the extra.
+# needs torchvision, and `train`, `evaluate` and `reconstruct` need the extra.
 _MODULES = {
+    "train": "telecine.training",
+    "TrainConfig": "telecine.settings",
+    "read_config": "telecine.settings.parse",
+    "evaluate": "telecine.evaluation.evaluate",
+    "EvaluateConfig": "telecine.settings",
+    "reconstruct": "telecine.evaluation.reconstruct",
+    "ReconstructConfig": "telecine.settings",
+    "VideoAutoencoderLoss": "telecine.objective",
+    "Term": "telecine.settings",
+    "Ramp": "telecine.settings",
+    "allow_code": "telecine.base.imports",
     "LPIPS": "telecine.perceptual",
     "Discriminator": "telecine.discriminators",
     "Discriminator3D": "telecine.discriminators",
@@ -42,40 +53,13 @@ _MODULES = {
     "DiscriminatorOutput": "telecine.discriminators",
     "PatchDiscriminator": "telecine.discriminators",
     "PatchDiscriminator3D": "telecine.discriminators",
-    "Ramp": "telecine.settings",
-    "Term": "telecine.settings",
-    "VideoAutoencoderLoss": "telecine.objective",
-    "allow_code": "telecine.base.imports",
     "frame_gradients": "telecine.discriminators",
     "gradient_penalty": "telecine.losses",
     "kl_to_standard_normal": "telecine.losses",
     "mse": "telecine.losses",
-    "EvaluateConfig": "telecine.settings",
-    "ReconstructConfig": "telecine.settings",
-    "TrainConfig": "telecine.settings",
-    "evaluate": "telecine.evaluation.evaluate",
-    "read_config": "telecine.settings.parse",
-    "reconstruct": "telecine.evaluation.reconstruct",
-    "train": "telecine.training",
 }
 
-__all__ = [
-    "LPIPS",
-    "Discriminator",
-    "Discriminator3D",
-    "Discriminator3DWithfirstframe",
-    "DiscriminatorOutput",
-    "PatchDiscriminator",
-    "PatchDiscriminator3D",
-    "Ramp",
-    "Term",
-    "VideoAutoencoderLoss",
-    "allow_code",
-    "frame_gradients",
-    "gradient_penalty",
-    "kl_to_standard_normal",
-    "mse",
-]
+__all__ = [*_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from telecine.base.checks import Interrupted, TrainingError, printable
+from telecine.base.checks import Interrupted, SettingsError, TrainingError, printable
 from telecine.base.imports import how_to_install
 
 USER_ERROR = 2
@@ -15,12 +15,15 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    typed = sys.argv[1:] if arguments is None else [*arguments]
     try:
         from telecine.cli.commands import run  # needs libraries that may not be installed
 
-        run(sys.argv[1:] if arguments is None else [*arguments])
+        run(typed)
+    except SettingsError as error:
+        return _fail(*error.mistakes, typed=typed)
     except (ValueError, OSError, TrainingError) as error:
-        return _fail(str(error))
+        return _fail(str(error), typed=typed)
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "telecine":
             raise
@@ -33,9 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _fail(text: str) -> int:
-    """Print one error on standard error and return its exit code."""
-    print(f"telecine: error: {printable(' '.join(text.split()))}", file=sys.stderr)
+def _fail(*errors: str, typed: Sequence[str] = ()) -> int:
+    """Print errors on standard error, a line for each, and return their exit code. Settings are named as typed."""
+    options = {word.partition("=")[0][2:] for word in typed if word.startswith("--")}
+    short = {"output": "-o"} if "-o" in typed else {}
+    for error in errors:
+        words = " ".join(error.split()).split("`")  # every other one is code, the first the setting
+        names = words[1::2]
+        as_typed = ["--" * any(f"{name}.".startswith(f"{each}.") for each in options) + name for name in names]
+        if names and (as_typed[0] != names[0] or names[0] in short):
+            words[1::2] = [short.get(name, name) for name in as_typed]
+        print(f"telecine: error: {printable('`'.join(words))}", file=sys.stderr)
     return USER_ERROR
 
 

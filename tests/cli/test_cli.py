@@ -81,7 +81,7 @@ def test_runs_as_a_module(forks):
         (["train", "--batch_size", "huge"], "must be a whole number or one of 'auto', but got 'huge' (str)."),
         (
             ["train", "--output_dir", "/proc/x"],
-            "`output_dir` must be a folder that can be made, but got /proc/x (No such",
+            "`--output_dir` must be a folder that can be made, but got /proc/x (No such",
         ),
         (["train", "--dat", "x"], "--dat"),
         (["train", "--data", "x", "--objective.perceptual.num_frames", "every"], "objective.perceptual.num_frames"),
@@ -188,8 +188,8 @@ def test_an_unknown_key_in_a_file_is_named_with_the_nearest(capsys, tmp_path):
     path = tmp_path / "settings.yaml"
     path.write_text("data: x\nobjective:\n  perceptual_wieght: 1.0\n")
     error = error_of(capsys, "train", "--config", str(path))
-    assert "perceptual_wieght" in error
-    assert "Did you mean `--objective.perceptual_weight`?" in error
+    assert "`objective.perceptual_wieght` is not a setting. Did you mean `objective.perceptual_weight`?" in error
+    assert error.endswith(f" See line 3 of {path}.\n")
 
 
 def test_a_file_cannot_allow_code(capsys, tmp_path):
@@ -303,7 +303,8 @@ def test_what_is_typed_overrides_files_and_the_environment_overrides_both(monkey
 
 def test_a_mistake_in_the_environment(monkeypatch, capsys):
     monkeypatch.setenv("TELECINE__CLIPS__HEIGTH", "64")
-    assert "Did you mean `--clips.height`?" in error_of(capsys, "train")
+    error = error_of(capsys, "train")
+    assert "Did you mean `clips.height`? It is TELECINE__CLIPS__HEIGTH of the environment." in error
 
 
 def test_the_demo_is_announced(monkeypatch, capsys):
@@ -480,6 +481,34 @@ def test_settings_files_are_validated(tmp_path, capsys):
     path.write_text("steps: many\n")
     assert "`steps` must be a whole number, but got 'many' (str)." in error_of(capsys, "config", "validate", str(path))
     assert "`files` must be settings files or recipes, but got nothing" in error_of(capsys, "config", "validate")
+
+
+def test_every_mistake_of_settings_files_is_named_with_its_line(tmp_path, capsys):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("steps: many\nbatch_size: 3\ndiscriminator.pad_mode: zeros\n")
+    second.write_text(
+        "batch_size: x\nclips:\n  heigth: 64\n  width: 0\nobjective.perceptual_weight: -1\n"
+        "objective:\n  terms: {wavelet: {weigth: 1}}\n"
+    )
+    said = [
+        f"`steps` must be a whole number, but got 'many' (str). See line 1 of {first}.",
+        "`discriminator.pad_mode` must be left out (it is 'first' now), but got 'zeros'. Remove it. "
+        f"See line 3 of {first}.",
+        f"`batch_size` must be a whole number or one of 'auto', but got 'x' (str). See line 1 of {second}.",
+        f"`clips.heigth` is not a setting. Did you mean `clips.height`? See line 3 of {second}.",
+        f"`clips.width` must be a positive int, but got 0 (int). Use 1 or more. See line 4 of {second}.",
+        "`objective.perceptual_weight` must be a finite number >= 0, but got -1.0 (float). Use 0 to turn the term off. "
+        f"See line 5 of {second}.",
+        "`objective.terms.wavelet.weigth` is not a setting. Did you mean `objective.terms.wavelet.weight`? "
+        f"See line 7 of {second}.",
+    ]
+    assert main(["config", "validate", str(first), str(second)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert sorted(lines) == sorted(f"telecine: error: {each}" for each in said)
+    assert main(["train", "--batch_size=many", "--steps", "3", "--config", str(second)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert "`--batch_size` must be a whole number or one of 'auto', but got 'many' (str)." in lines[0]
+    assert sorted(lines[1:]) == sorted(f"telecine: error: {each}" for each in said[3:])
 
 
 def test_the_schema_accepts_every_recipe_and_finds_mistakes(capsys):

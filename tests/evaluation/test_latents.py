@@ -1,21 +1,22 @@
 """`telecine latents`: what it measures of a model on a folder of videos, and the page and the file that it writes."""
 
 import json
+import math
 import os
+import re
 import shutil
 import weakref
 from dataclasses import replace
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 
 from telecine.__main__ import main
 from telecine.autoencoders import CausalVAE
 from telecine.data import DataError
 from telecine.evaluation import latents, source
 from telecine.evaluation.evaluate import evaluate
-from telecine.evaluation.latent_page import _plot_label, _render_latents, write_latents
+from telecine.evaluation.latent_page import _render_latents, write_latents
 from telecine.evaluation.latents import TRANSFORMS, _drift, measure_latent_spaces
 from telecine.settings import ClipConfig, EvaluateConfig, LatentsConfig
 
@@ -115,30 +116,58 @@ def test_a_clip_that_can_no_longer_be_read(model_folder, videos, tmp_path):
         list(found)
 
 
+def data_of(page):
+    """Return the data that the page's scripts draw."""
+    return json.loads(re.search(r'<script type="application/json" id="report-data">(.*?)</script>', page)[1])
+
+
 def test_the_page_shows_every_model_and_needs_no_network(report):
     page = _render_latents(report)
-    assert page.count('<img class="plot" src="data:image/svg+xml;base64,') == 6
     for space in report.models:
         assert space.title in page
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
-def test_names_are_shown_as_they_are_in_every_legend(report, monkeypatch):
-    legends = []
-    save = Figure.savefig
+def test_every_measure_of_several_values_has_a_plot_with_a_curve_of_each_model(report):
+    data = data_of(_render_latents(report))
+    assert data["runs"] == [space.title for space in report.models]
+    plots = {plot["title"].partition(":")[0].partition(",")[0]: plot for plot in data["plots"]}
+    assert [*plots] == ["Spectrum", "Eigenvalues", "Autocorrelation", "Equivariance", "Noise", "Drift"]
+    assert len(data["plots"]) == 7, "autocorrelation in space and in time"
+    for plot in data["plots"]:
+        assert plot["hint"]
+        for series in plot["series"]:
+            assert [curve["run"] for curve in series["curves"]] == [0, 1]
+            assert series["is_reference"] == (series["label"] == "scaled-down video")
+    first, second = report.models
+    spectrum, video = plots["Spectrum"]["series"]
+    assert spectrum["curves"][1]["steps"] == second.spectrum.frequency
+    assert spectrum["curves"][1]["values"] == pytest.approx(second.spectrum.latent, rel=1e-5)
+    assert video["curves"][0]["values"] == pytest.approx(first.spectrum.video, rel=1e-5)
+    assert sum(plots["Eigenvalues"]["series"][0]["curves"][0]["values"]) == pytest.approx(1, abs=1e-4)
+    assert plots["Equivariance"]["x_names"] == ["none", *TRANSFORMS]
+    errors = [value["mse"] for value in first.equivariance.values()]
+    assert plots["Equivariance"]["series"][0]["curves"][0]["values"] == pytest.approx(errors, rel=1e-5)
+    noise = plots["Noise"]["series"][0]["curves"][0]
+    assert dict(zip(noise["steps"], noise["values"], strict=True)) == pytest.approx(
+        {float(size): value for size, value in first.noise_psnr.items()}, rel=1e-5
+    )
+    assert plots["Drift"]["series"][0]["curves"][0]["values"] == pytest.approx([1.0] * 4)
 
-    def record(figure, *arguments, **options):
-        save(figure, *arguments, **options)
-        legends.append([text.get_text() for text in figure.axes[0].get_legend().get_texts()])
 
-    monkeypatch.setattr(Figure, "savefig", record)
-    names = ["cost_$5_and_$6", "_hidden"]
-    spaces = [replace(space, title=name) for space, name in zip(report.models, names, strict=True)]
-    _render_latents(replace(report, models=spaces))
-    assert len(legends) == 6
-    for labels in legends:
-        assert any(label.startswith(r"cost_\$5_and_\$6") for label in labels), "without the backslashes it is a formula"
-        assert any(label.strip().startswith("_hidden") for label in labels)
+def test_a_plot_without_values_is_left_out(report):
+    space = replace(report.models[0], drift={}, eigenvalues=[math.nan] * 4)
+    titles = [plot["title"] for plot in data_of(_render_latents(replace(report, models=[space])))["plots"]]
+    assert len(titles) == 5
+    assert not any(title.startswith(("Drift", "Eigenvalues")) for title in titles)
+
+
+def test_names_are_shown_as_they_are(report):
+    names = ["cost_$5_and_$6", "_hidden", "</script><b>"]
+    spaces = [replace(report.models[0], title=name) for name in names]
+    page = _render_latents(replace(report, models=spaces))
+    assert data_of(page)["runs"] == names
+    assert "<b>" not in page
 
 
 def test_names_that_are_not_utf8(report, tmp_path):
@@ -163,8 +192,3 @@ def test_the_command_writes_a_page_and_a_file(model_folder, videos, tmp_path, ca
 def test_without_data(model_folder):
     with pytest.raises(ValueError, match="`data` must be a folder of videos, or one video, but got nothing"):
         measure_latent_spaces([model_folder], LatentsConfig())
-
-
-def test_matplotlib_shows_a_label_as_it_is():
-    assert _plot_label("runs/a_$5_$6") == r"runs/a_\$5_\$6"
-    assert _plot_label("_run") == " _run"

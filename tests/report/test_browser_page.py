@@ -8,8 +8,11 @@ import pytest
 
 pytest.importorskip("playwright.sync_api")
 
+from PIL import Image
 from playwright.sync_api import Page
 
+from telecine.evaluation.latent_page import write_latents
+from telecine.evaluation.latents import TRANSFORMS, Channels, LatentReport, LatentSpace, _Spectrum
 from telecine.report.clips import ValidationClip, write_clips
 from telecine.report.page import write_report
 from telecine.runs import Run
@@ -241,3 +244,121 @@ def test_the_page_of_a_run_that_trains_shows_new_values_by_itself(browser, tmp_p
         assert page.evaluate("typeof look") == "undefined", "the last page does not look for others"
 
     assert check_page(browser, run / "report.html", check) == []
+
+
+def chart(page: Page, title: str):
+    return page.locator("#charts figure").filter(has=page.get_by_role("heading", name=title, exact=True))
+
+
+def test_labels_differ_one_value_is_a_mark_and_schedules_are_not_smoothed(browser, tmp_path):
+    lines = [{"step": 10 * step, "train/lr": 0.1**step, "latent/std": 14.6100 + step / 1e4} for step in range(1, 4)]
+    lines.append({"step": 30, "train/mse": 0.5})
+
+    def check(page: Page) -> None:
+        labels = chart(page, "latent std").locator("text").all_text_contents()
+        assert len({*labels}) == len(labels) > 6
+        assert "14.6102" in labels
+        one = chart(page, "PSNR (dB), larger is better")
+        assert one.locator("circle").count() == 1
+        box, plot = one.locator("circle").bounding_box(), one.locator("> svg").bounding_box()
+        assert box["width"] > 4
+        assert box["x"] + box["width"] <= plot["x"] + plot["width"]
+        rate = chart(page, "learning rate")
+        assert rate.locator("path.raw").count() == 0
+        assert "smoothed" not in rate.inner_text()
+        assert rate.locator("circle").count() == 3
+
+    assert check_page(browser, write_report([write_run(tmp_path / "run", lines)]), check) == []
+
+
+def test_tables_are_sorted_by_number_and_by_text(page):
+    page.locator("#curves summary").click()
+    table = page.locator("#curves details table")
+    head = table.get_by_role("columnheader").filter(has_text="Last")
+    last = table.locator("tbody tr td:nth-child(6)")
+    for order, is_reverse in (("ascending", False), ("descending", True)):
+        head.get_by_role("button").click()
+        assert head.get_attribute("aria-sort") == order
+        values = [float(text) for text in last.all_inner_texts()]
+        assert len({*values}) > 5
+        assert values == sorted(values, reverse=is_reverse)
+    table.get_by_role("button", name="Curve", exact=True).click()
+    assert head.get_attribute("aria-sort") is None
+    names = table.locator("tbody th").all_inner_texts()
+    assert names == sorted(names, key=str.lower)
+    page.locator("#curves summary").click()
+
+
+def test_the_values_of_a_plot_are_copied_and_its_figure_is_saved(browser, report, tmp_path):
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"], color_scheme="dark")
+    page = context.new_page()
+    page.goto(report.as_uri())
+    figure = chart(page, "SSIM, larger is better")
+    figure.get_by_role("button", name="CSV").click()
+    figure.get_by_text("copied").wait_for()
+    rows = [line.split(",") for line in page.evaluate("navigator.clipboard.readText()").splitlines()]
+    assert rows[0] == ["step", '"SSIM', " held out", ' first"', '"SSIM', " held out", ' second"']
+    assert [row[0] for row in rows[1:]] == ["0", "20", "40", "60", "80"]
+    assert rows[-1] == ["80", "0.5", "0.5"]
+    with page.expect_download() as download:
+        figure.get_by_role("button", name="PNG").click()
+    assert download.value.suggested_filename == "SSIM-larger-is-better.png"
+    download.value.save_as(tmp_path / "figure.png")
+    with Image.open(tmp_path / "figure.png") as image:
+        pixels = image.convert("RGB")
+    assert pixels.width > 600
+    colours = {colour for _, colour in pixels.getcolors(2**24)}
+    assert {(26, 28, 31), (233, 233, 230), (111, 177, 245)} <= colours, "surface, text and a curve of the dark theme"
+    context.close()
+
+
+def test_a_narrow_page_shows_all_of_the_first_table(browser, report):
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto(report.as_uri())
+    cells = page.locator("#summary .figures td").all()
+    assert len(cells) == 8
+    for cell in cells:
+        box = cell.bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+    label = page.evaluate("getComputedStyle(document.querySelectorAll('#summary td')[1], '::before').content")
+    assert label == '"PSNR ↑"'
+    page.close()
+
+
+def latent_space(title: str, num_channels: int = 3) -> LatentSpace:
+    names = ["none", *TRANSFORMS]
+    values = [0.5] * num_channels
+    return LatentSpace(
+        title=title,
+        shape=[num_channels, 1, 2, 2],
+        channels=Channels(values, values, values, []),
+        eigenvalues=values,
+        effective_rank=3.0,
+        spectrum=_Spectrum([0.25, 0.5], [0.6, 0.4], [0.9, 0.1], {"latent": 0.4, "video": 0.1}),
+        autocorrelation={"space": [0.5, 0.2], "time": [0.1], "video_space": [0.9, 0.8], "video_time": [0.9]},
+        equivariance={name: {"mse": 0.1 * index + 0.1, "psnr": 20.0} for index, name in enumerate(names)},
+        noise_psnr={"0": 30.0, "0.2": 25.0},
+    )
+
+
+def test_the_plots_of_latents_follow_the_theme(browser, tmp_path):
+    path = write_latents(LatentReport(models=[latent_space("one"), latent_space("two")], protocol={}), tmp_path)
+
+    def check(page: Page) -> None:
+        assert page.locator("#charts figure").count() == 6
+        page.get_by_label("Dark", exact=True).check()
+        assert luminance(page, "#charts figure", "backgroundColor") < 0.1
+        assert contrast(*(luminance(page, "#charts figure", name) for name in ("color", "backgroundColor"))) >= 4.5
+        figure = chart(page, "Equivariance, smaller is better")
+        assert {"none", *TRANSFORMS} <= {*figure.locator("> svg text").all_text_contents()}
+        assert figure.locator("circle").count() == 2 * (1 + len(TRANSFORMS))
+        figure.locator("> svg").focus()
+        page.keyboard.press("End")
+        assert page.text_content("#curve-readout").startswith(f"Equivariance, smaller is better, {[*TRANSFORMS][-1]}:")
+        assert chart(page, "Eigenvalues").locator("line.cursor").count() == 0, "it has another horizontal axis"
+        assert chart(page, "Autocorrelation, time").locator("circle").count() == 4
+        page.set_viewport_size({"width": 360, "height": 740})
+        assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+    assert check_page(browser, path, check) == []

@@ -13,7 +13,7 @@ import torch
 from jinja2 import nodes
 
 from telecine.report.clips import ValidationClip, write_clips
-from telecine.report.page import _breakable, page_environment, write_report
+from telecine.report.page import _breakable, _page_environment, write_report
 from telecine.report.video import write_mp4
 from telecine.runs import Run
 
@@ -235,7 +235,7 @@ def test_no_run_raises():
 
 
 def test_every_parameter_of_a_macro_is_used():
-    environment, num_macros = page_environment(), 0
+    environment, num_macros = _page_environment(), 0
     for name in environment.list_templates(extensions=["html"]):
         tree = environment.parse(environment.loader.get_source(environment, name)[0])
         for macro in tree.find_all(nodes.Macro):

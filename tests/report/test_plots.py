@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from telecine.report.plots import MAX_POINTS, _as_curve, _columns_of, _duplicates, _key_of, _label_of, _panels, table
+from telecine.report.plots import MAX_POINTS, _columns_of, _duplicates, _key_of, _label_of, _panels, as_curve, table
 from telecine.report.plots import plots_of as plots_of_runs
 from telecine.report.run import ReportedRun
 from telecine.settings import ObjectiveConfig
@@ -24,7 +24,7 @@ def plots(runs, nets=None):
 
 class TestCurves:
     def test_few_points_stay_unchanged(self):
-        curve = _as_curve(1, [(0, 1.0), (5, 2.123456), (7, -3.0)])
+        curve = as_curve(1, [(0, 1.0), (5, 2.123456), (7, -3.0)])
         assert (curve.run, curve.steps, curve.values) == (1, [0, 5, 7], [1.0, 2.12346, -3.0])
         assert (curve.low, curve.high, curve.ends, curve.num_left_out) == ([], [], [], 0)
 
@@ -33,7 +33,7 @@ class TestCurves:
         points = [(step, rng.gauss(0, 1)) for step in range(10_007)]
         points[5_000] = (5_000, 99.0)
         points[7_001] = (7_001, -99.0)
-        curve = _as_curve(0, points)
+        curve = as_curve(0, points)
         assert len(curve.steps) == len(curve.values) == len(curve.low) == len(curve.high) == MAX_POINTS
         assert curve.steps == sorted(curve.steps)
         assert (max(curve.high), min(curve.low)) == (99.0, -99.0)
@@ -44,7 +44,7 @@ class TestCurves:
         assert sum(curve.values) / MAX_POINTS == pytest.approx(mean, abs=0.01)
 
     def test_values_that_are_not_finite_are_counted(self):
-        curve = _as_curve(0, [(0, 1.0), (1, math.nan), (2, math.inf)])
+        curve = as_curve(0, [(0, 1.0), (1, math.nan), (2, math.inf)])
         assert (curve.steps, curve.values, curve.num_left_out) == ([0], [1.0], 2)
 
 
@@ -107,6 +107,10 @@ class TestPlots:
 
     def test_without_values_there_is_no_plot(self):
         assert plots([[], []]) == []
+
+    def test_schedules_are_not_smoothed(self):
+        lines = [{"step": step, "train/lr": 1e-3, "train/lecam_weight": step, "train/mse": 0.5} for step in (1, 2)]
+        assert {plot.title for plot in plots([lines]) if not plot.is_smoothed} == {"learning rate", "scheduled weights"}
 
 
 class TestTable:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -114,6 +114,14 @@ def _number(name: str, value: object, contract: str, accepts: Callable[[float], 
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not accepts(value):
         raise argument_error(name, contract, describe(value), remedy)
     return value
+
+
+class SettingsError(ValueError):
+    """Settings have mistakes: a sentence for each, which begins with the setting's name. Its text is the first."""
+
+    def __init__(self, mistakes: Sequence[str]) -> None:
+        super().__init__(mistakes[0])
+        self.mistakes = mistakes
 
 
 class TrainingError(RuntimeError):

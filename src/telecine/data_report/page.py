@@ -14,13 +14,12 @@ from rich.table import Column, Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine import __version__
 from telecine.base.checks import count_files
 from telecine.base.devices import gigabytes
-from telecine.base.files import atomic_write, mark_output, write_json
+from telecine.base.files import mark_output, write_json
 from telecine.data_report.inspect import DEFINITIONS, DataReport, SampledClip
 from telecine.report.clips import write_preview
-from telecine.report.page import page_environment, timestamp
+from telecine.report.page import render_page, write_page
 from telecine.report.video import shrink
 
 PAGE_FILE = "data.html"
@@ -38,17 +37,14 @@ def write_data(report: DataReport, folder: Path) -> Path:
     mark_output(folder)
     write_json(folder / "data.json", report.as_dict())
     write_preview(folder / VIDEO_FILE, _moving_sheet(report.clips), report.fps)
-    html = _render_data(report).encode("utf-8", "backslashreplace")  # names of files may have other bytes
-    atomic_write(folder / PAGE_FILE, lambda partial: partial.write_bytes(html))
-    return folder / PAGE_FILE
+    return write_page(folder / PAGE_FILE, _render_data(report))
 
 
 def _render_data(report: DataReport) -> str:
     """Return the page as HTML."""
     used, unused = ([row for row in report.files if row.is_used == kind] for kind in (True, False))
-    environment = page_environment()
-    environment.filters["below"] = lambda path: path.removeprefix(f"{report.data.rstrip('/')}/")
-    return environment.get_template("data.html").render(
+    return render_page(
+        "data.html",
         titles=[report.data],
         summary=_summary(report),
         advice=report.advice,
@@ -61,8 +57,6 @@ def _render_data(report: DataReport) -> str:
         ignored=report.ignored,
         copies=report.copies,
         definitions=DEFINITIONS,
-        version=__version__,
-        made=timestamp(),
     )
 
 

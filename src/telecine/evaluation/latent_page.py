@@ -2,51 +2,52 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import cast
 
-from telecine import __version__
-from telecine.base.files import atomic_write, write_json
+from telecine.base.files import write_json
 from telecine.evaluation.latents import DEFINITIONS, Channels, LatentReport, LatentSpace
-from telecine.report.page import page_environment, short, timestamp
+from telecine.report.page import plot_data, render_page, short, write_page
+from telecine.report.plots import Plot, Series, as_curve
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-# Distinguishable with red-green colour blindness.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+# The plots: the title, the horizontal axis and the vertical scale of each measure.
+_PLOTS = {
+    "spectrum": ("Spectrum: share of the power", "cycles per position", "log"),
+    "eigenvalues": ("Eigenvalues", "eigenvalue", "linear"),
+    "autocorrelation.space": ("Autocorrelation, space", "distance", "linear"),
+    "autocorrelation.time": ("Autocorrelation, time", "distance", "linear"),
+    "equivariance": ("Equivariance, smaller is better", "transform", "log"),
+    "noise": ("Noise: PSNR (dB), larger is better", "noise / standard deviation", "linear"),
+    "drift": ("Drift: correlation with the base", "channel", "linear"),
+}
+_LABELS = ("latent", "scaled-down video")
 
 
 def write_latents(report: LatentReport, folder: Path) -> Path:
     """Write latents.json and latents.html into a folder, which is created if needed, and return the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "latents.json", asdict(report))
-    html = _render_latents(report).encode("utf-8", "backslashreplace")  # names may have other bytes
-    page = folder / "latents.html"
-    atomic_write(page, lambda partial: partial.write_bytes(html))
-    return page
+    return write_page(folder / "latents.html", _render_latents(report))
 
 
 def _render_latents(report: LatentReport) -> str:
     """Return the page as HTML."""
     spaces = report.models
+    titles = [space.title for space in spaces]
     lines = [space.figures() for space in spaces]
     names = dict.fromkeys(name for line in lines for name in line)
     most = max(len(space.channels.std) for space in spaces)
-    template = page_environment().get_template("latents.html")
-    return template.render(
-        titles=[space.title for space in spaces],
+    plots = [plot_data(plot) for plot in _plots(spaces, [str(index) for index in range(most)])]
+    return render_page(
+        "latents.html",
+        titles=titles,
+        data={"runs": titles, "file": "latents.json", "plots": plots},
         summary=[(name, [short(line[name]) if name in line else "-" for line in lines]) for name in names],
-        plots=_plots(spaces),
         channels=[(str(index), [_channel(space.channels, index) for space in spaces]) for index in range(most)],
         protocol=[(name, value) for name, value in report.protocol.items() if name != "definitions"],
         definitions=DEFINITIONS,
-        version=__version__,
-        made=timestamp(),
     )
 
 
@@ -57,83 +58,34 @@ def _channel(channels: Channels, index: int) -> str:
     return ", ".join(map(short, values)) + (", dead" if index in channels.dead else "")
 
 
-def _plots(spaces: Sequence[LatentSpace]) -> list[dict[str, str]]:
-    """Return the title, the hint and the SVG (base64) of each plot, with a line for each model."""
-    drawn: list[tuple[str, str, Callable[[Axes, LatentSpace, str], None]]] = [
-        ("Spectrum", f"{DEFINITIONS['spectrum']}. Dashed: the scaled-down video.", _draw_spectrum),
-        ("Eigenvalues", "Of the channels' covariance, the largest first, as shares of their sum.", _draw_eigenvalues),
-        ("Autocorrelation", f"{DEFINITIONS['autocorrelation']}. Dashed: the scaled-down video.", _draw_autocorrelation),
-        ("Equivariance", f"{DEFINITIONS['equivariance']}. Smaller is better.", _draw_equivariance),
-        ("Noise", f"{DEFINITIONS['noise']}. Larger is better.", _draw_noise),
-    ]
-    if any(space.drift for space in spaces):
-        drawn.append(("Drift", DEFINITIONS["drift"], _draw_drift))
-    return [
-        {"title": title, "hint": hint[0].upper() + hint[1:], "svg": _svg(spaces, draw)} for title, hint, draw in drawn
-    ]
+def _plots(spaces: Sequence[LatentSpace], channels: Sequence[str]) -> list[Plot]:
+    """Return a plot of each measure that has several values, with the curves of all models."""
+    points = [_points(space) for space in spaces]
+    names = {"transform": [*spaces[0].equivariance], "channel": channels}
+    plots = []
+    for measure, (title, x, scale) in _PLOTS.items():
+        columns = zip(*(each[measure] for each in points), strict=True)
+        series = [
+            Series(label, measure, [as_curve(index, each) for index, each in enumerate(column)], label != _LABELS[0])
+            for label, column in zip(_LABELS, columns, strict=False)
+        ]
+        hint = DEFINITIONS.get(measure.partition(".")[0], "of the channels' covariance, as shares of their sum")
+        if any(curve.values for each in series for curve in each.curves):
+            plots.append(
+                Plot(title, scale, series, x=x, x_names=names.get(x, []), hint=f"{hint[0].upper()}{hint[1:]}.")
+            )
+    return plots
 
 
-def _svg(spaces: Sequence[LatentSpace], draw: Callable[[Axes, LatentSpace, str], None]) -> str:
-    from matplotlib.figure import Figure  # takes a second to import, which `telecine --help` must not spend
-
-    figure = Figure(figsize=(7, 3.4), layout="constrained")
-    axes = figure.subplots()
-    for index, space in enumerate(spaces):
-        draw(axes, replace(space, title=_plot_label(space.title)), COLOURS[index % len(COLOURS)])
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    text = io.BytesIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    return base64.b64encode(text.getvalue()).decode("ascii")
-
-
-def _draw_spectrum(axes: Axes, space: LatentSpace, colour: str) -> None:
-    spectrum = space.spectrum
-    axes.plot(spectrum.frequency, spectrum.latent, "o-", markersize=3, color=colour, label=space.title)
-    axes.plot(spectrum.frequency, spectrum.video, "--", color=colour)
-    axes.set(xlabel="cycles per position", ylabel="share of the power", yscale="log")
-
-
-def _draw_eigenvalues(axes: Axes, space: LatentSpace, colour: str) -> None:
-    total = sum(space.eigenvalues) or 1.0
-    shares = [value / total for value in space.eigenvalues]
-    label = f"{space.title}, effective rank {space.effective_rank:.1f}"
-    axes.plot(range(1, len(shares) + 1), shares, "o-", markersize=3, color=colour, label=label)
-    axes.set(xlabel="eigenvalue", ylabel="share")
-
-
-def _draw_autocorrelation(axes: Axes, space: LatentSpace, colour: str) -> None:
-    for name, marker in (("space", "o"), ("time", "s")):
-        for prefix, style in (("", "-"), ("video_", "--")):
-            values = space.autocorrelation[f"{prefix}{name}"]
-            label = None if prefix else f"{space.title}, {name}"
-            lags = range(1, len(values) + 1)
-            axes.plot(lags, values, style, marker=marker, markersize=3, color=colour, label=label)
-    axes.set(xlabel="distance in positions", ylabel="correlation")
-
-
-def _draw_equivariance(axes: Axes, space: LatentSpace, colour: str) -> None:
-    values = [value["mse"] for value in space.equivariance.values()]
-    axes.plot(list(space.equivariance), values, "o", color=colour, label=space.title)
-    axes.set(ylabel="mean squared error", yscale="log")
-    axes.tick_params(axis="x", labelsize=8)
-
-
-def _draw_noise(axes: Axes, space: LatentSpace, colour: str) -> None:
-    sizes = [float(size) for size in space.noise_psnr]
-    axes.plot(sizes, list(space.noise_psnr.values()), "o-", markersize=3, color=colour, label=space.title)
-    axes.set(xlabel="noise / standard deviation", ylabel="PSNR, dB")
-
-
-def _draw_drift(axes: Axes, space: LatentSpace, colour: str) -> None:
-    correlation = space.drift.get("correlation", [])
-    assert isinstance(correlation, list)
-    label = f"{space.title}, relative error {space.drift.get('relative_error', 0):.2g}"
-    axes.plot(range(len(correlation)), correlation, "o", color=colour, label=label)
-    axes.set(xlabel="channel", ylabel="correlation with the base")
-
-
-def _plot_label(text: str) -> str:
-    """Return a text that matplotlib shows in the legend as it is: not as a formula, not hidden, and in UTF-8."""
-    escaped = text.encode("utf-8", "backslashreplace").decode("utf-8").replace("$", r"\$")
-    return f" {escaped}" if escaped.startswith("_") else escaped  # matplotlib hides labels that begin with it
+def _points(space: LatentSpace) -> dict[str, list[Iterable[tuple[float, float]]]]:
+    """Return the positions and values of each measure: of the latent, then of the scaled-down video if it has it."""
+    spectrum, correlation, total = space.spectrum, space.autocorrelation, sum(space.eigenvalues) or 1.0
+    return {
+        "spectrum": [zip(spectrum.frequency, each, strict=True) for each in (spectrum.latent, spectrum.video)],
+        "eigenvalues": [enumerate((value / total for value in space.eigenvalues), 1)],
+        "autocorrelation.space": [enumerate(correlation[name], 1) for name in ("space", "video_space")],
+        "autocorrelation.time": [enumerate(correlation[name], 1) for name in ("time", "video_time")],
+        "equivariance": [enumerate(value["mse"] for value in space.equivariance.values())],
+        "noise": [((float(size), value) for size, value in space.noise_psnr.items())],
+        "drift": [enumerate(cast(list[float], space.drift.get("correlation", [])))],
+    }

@@ -92,8 +92,7 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *
     validations = [item for index, run in enumerate(reported) for item in _validations(index, run, videos)]
     version = uuid.uuid4().hex if is_live else None
     live = {"version": version, "url": videos.url(_VERSION_FILE)} if is_live else None
-    html = _render(reported, validations, live).encode("utf-8", "backslashreplace")  # names may have other bytes
-    atomic_write(page, lambda partial: partial.write_bytes(html))
+    write_page(page, _render(reported, validations, live))
     videos.write_version(version)
     videos.remove_others()
     return page
@@ -142,13 +141,14 @@ def _render(runs: Sequence[ReportedRun], validations: Sequence[_ValidationData],
     names = [run.name for run in runs]
     data = {
         "runs": names,
+        "file": "metrics.jsonl",
         "metrics": METRICS,
-        "plots": [_plot_data(plot) for plot in all_plots],
+        "plots": [plot_data(plot) for plot in all_plots],
         "validations": validations,
         "live": live,
     }
-    template = page_environment().get_template("page.html")
-    return template.render(
+    return render_page(
+        "page.html",
         titles=names,
         runs=runs,
         data=data,
@@ -159,19 +159,29 @@ def _render(runs: Sequence[ReportedRun], validations: Sequence[_ValidationData],
         settings=side_by_side_settings([run.settings for run in runs]),
         environment=side_by_side_settings([run.environment for run in runs]),
         num_warnings=sum(len(run.warnings or ()) for run in runs),
-        version=__version__,
-        made=timestamp(),
     )
 
 
-def page_environment() -> Environment:
-    """Return what renders the templates of this package."""
+def write_page(path: Path, html: str) -> Path:
+    """Write a page, in which names may have bytes that are not UTF-8, and return its path."""
+    atomic_write(path, lambda partial: partial.write_bytes(html.encode("utf-8", "backslashreplace")))
+    return path
+
+
+def render_page(template: str, **values: object) -> str:
+    """Return a page as HTML, from a template of this package and its values."""
+    made = f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"
+    return _page_environment().get_template(template).render(version=__version__, made=made, **values)
+
+
+def _page_environment() -> Environment:
     loader = PackageLoader("telecine.report")
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters |= {"short": short, "even": _even, "breakable": _breakable}
+    environment.filters["below"] = lambda path, folder: path.removeprefix(f"{folder.rstrip('/')}/")
     # A style sheet or script of the package must not be escaped.
     environment.globals["asset"] = lambda name: Markup(loader.get_source(environment, name)[0])
     return environment
@@ -180,11 +190,6 @@ def page_environment() -> Environment:
 def _breakable(name: str) -> Markup:
     """Return the name of a setting or a file, which a narrow table breaks after its parts instead of within a word."""
     return Markup("<wbr>").join(re.findall(r"[^._/]*[._/]+|[^._/]+", name))
-
-
-def timestamp() -> str:
-    """Return the present time, for the foot of a page."""
-    return f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"
 
 
 def _metric_table(runs: Sequence[ReportedRun]) -> dict[str, object]:
@@ -209,8 +214,8 @@ def _even(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
 
 
-def _plot_data(plot: Plot) -> dict[str, object]:
-    """Return a plot as plain values, without empty lists."""
+def plot_data(plot: Plot) -> dict[str, object]:
+    """Return a plot as plain values, for curves.js; empty lists of a curve are left out."""
     values = asdict(plot)
     for series in values["series"]:
         series["curves"] = [{k: v for k, v in curve.items() if v != []} for curve in series["curves"]]

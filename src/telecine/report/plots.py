@@ -76,6 +76,8 @@ class _Panel:
     scale: Literal["linear", "log", "wide"] = "linear"
     """The vertical axis. "log" leaves out values that are not positive. "wide" is linear if the values are similar, and
     else logarithmic on both sides of 0."""
+    is_smoothed: bool = True
+    """Whether the page may smooth values of training; schedules are drawn as they are."""
 
 
 def _train(*names: str) -> list[str]:
@@ -93,7 +95,7 @@ _TRAINING_PANELS = (
     _Panel("update norm / weight norm", _train("update_ratio", "disc_update_ratio"), "log"),
     _Panel("fraction of the gradient, of the updates", _train(*_FRACTIONS)),
 )
-_LEARNING_RATE_PANEL = _Panel("learning rate", _train("lr"))
+_LEARNING_RATE_PANEL = _Panel("learning rate", _train("lr"), is_smoothed=False)
 _FIXED_PANELS = (_PSNR_PANEL, *_TRAINING_PANELS, _LEARNING_RATE_PANEL)
 _FIXED_NAMES = frozenset(name for panel in _FIXED_PANELS for name in panel.names)
 # Sums of terms; the page shows them among all losses.
@@ -106,7 +108,8 @@ class _Curve:
 
     run: int
     """The index of the run."""
-    steps: list[int]
+    steps: list[float]
+    """The positions on the horizontal axis."""
     values: list[float]
     """The values, or the mean of each bucket."""
     low: list[float] = field(default_factory=list)
@@ -120,13 +123,15 @@ class _Curve:
 
 
 @dataclass(frozen=True)
-class _Series:
+class Series:
     """One label of a plot, with a curve for each run that logged it."""
 
     label: str
     key: str
     """Its name in `metrics.jsonl`."""
     curves: list[_Curve]
+    is_reference: bool = False
+    """Whether the others are compared with it, as with the linear baseline."""
 
 
 @dataclass(frozen=True)
@@ -136,9 +141,17 @@ class Plot:
     title: str
     scale: str
     """The vertical axis: "linear", "log" or "wide", see `_Panel`."""
-    series: list[_Series]
+    series: list[Series]
+    is_smoothed: bool = False
+    """Whether the page may smooth values of training."""
     note: str = ""
     """Why its curves do not compare; empty if they do."""
+    x: str = "step"
+    """The horizontal axis."""
+    x_names: Sequence[str] = ()
+    """The names of its positions 0, 1, ..., whose values are not joined by lines; empty for numbers."""
+    hint: str = ""
+    """What it shows."""
 
 
 def plots_of(runs: Sequence[ReportedRun]) -> list[Plot]:
@@ -167,8 +180,9 @@ def _note(plot: Plot, notes: Sequence[str]) -> str:
     return f"Held-out values do not compare. {'; '.join(notes)}." if notes and compares else ""
 
 
-def _as_curve(run: int, points: Points) -> _Curve:
+def as_curve(run: int, points: Iterable[tuple[float, float]]) -> _Curve:
     """Return the points of a run as a curve of at most `MAX_POINTS` values or buckets of neighbours."""
+    points = list(points)
     finite = [(step, value) for step, value in points if math.isfinite(value)]
     steps, values = [step for step, _ in finite], [value for _, value in finite]
     num_left_out = len(points) - len(finite)
@@ -211,10 +225,10 @@ def table(all_plots: Sequence[Plot], run_names: Sequence[str]) -> list[dict[str,
 def _plot(panel: _Panel, columns: Sequence[Columns], names: set[str]) -> Plot:
     series = []
     for name in panel.names:
-        curves = [_as_curve(run, of_run[name]) for run, of_run in enumerate(columns) if name in of_run]
+        curves = [as_curve(run, of_run[name]) for run, of_run in enumerate(columns) if name in of_run]
         if name in names and curves:
-            series.append(_Series(_label_of(name), _key_of(name), curves))
-    return Plot(panel.title, panel.scale, series)
+            series.append(Series(_label_of(name), _key_of(name), curves, name.startswith("linear/")))
+    return Plot(panel.title, panel.scale, series, panel.is_smoothed)
 
 
 def _rounded(values: Iterable[float]) -> list[float]:
@@ -232,7 +246,7 @@ def _panels(names: Collection[str]) -> list[_Panel]:
         *(_Panel(f"{metric_label(each)}, smaller is better", [f"{s}/{each}" for s in _SOURCES]) for each in metrics),
         *_TRAINING_PANELS,
         _Panel("other losses, unweighted", losses, scale="wide"),
-        _Panel("scheduled weights", weights, scale="wide"),
+        _Panel("scheduled weights", weights, "wide", is_smoothed=False),
         _LEARNING_RATE_PANEL,
     ]
     return [panel for panel in every if not set(panel.names).isdisjoint(names)]

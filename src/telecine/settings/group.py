@@ -19,6 +19,7 @@ WORDS: Mapping[Any, str] = {
     float: "a number",
     bool: "true or false",
     str: "a text",
+    Mapping: "a group of `name: value`",
     dict: "a group of `name: value`",
     Function: "the dotted path of a function",
     NoneType: "null",

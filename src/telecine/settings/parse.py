@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import PathLike
 from typing import Any, TypeVar, get_args, get_origin
 
-from telecine.base.checks import argument_error
+from telecine.base.checks import SettingsError, argument_error
 from telecine.settings.autoencoder import with_presets
 from telecine.settings.group import alternatives, kind_at
 from telecine.settings.recipes import find_recipe
 from telecine.settings.train import TrainConfig
 from telecine.settings.validate import Nested, validate
-from telecine.settings.yaml_file import parse_value, read_yaml
+from telecine.settings.yaml_file import line_of, parse_value, read_yaml
 
 T = TypeVar("T")
 # `TELECINE__CLIPS__HEIGHT=64` in the environment is the setting `clips.height`.
@@ -28,17 +29,43 @@ def read_config(path: str | PathLike[str], *others: str | PathLike[str]) -> Trai
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a setting is unknown or of the wrong type.
+        SettingsError: If a setting is unknown or of the wrong type; it has all such mistakes, each with its line.
     """
-    return config_from(*(read_layer(each) for each in (path, *others)))
+    files = [path, *others]
+    with _naming_lines(files, {}):
+        return config_from(*map(read_layer, files))
+
+
+@contextmanager
+def _naming_lines(files: Sequence[str | PathLike[str]], others: Mapping[str, str]) -> Iterator[None]:
+    """Say of each mistake in settings where it is: the line of the last file that has the setting.
+
+    Args:
+        files: Files or recipes, later ones override earlier ones.
+        others: Settings that override those of files, each with the sentence that says where it is.
+    """
+    try:
+        yield
+    except ValueError as error:
+        mistakes = error.mistakes if isinstance(error, SettingsError) else [str(error)]
+        located = sorted(_located(each, files, others) for each in mistakes)
+        raise SettingsError([text for _, text in located]) from None
+
+
+def _located(mistake: str, files: Sequence[str | PathLike[str]], others: Mapping[str, str]) -> tuple[int, str]:
+    """Return the line of a mistake in a settings file, 0 if it is in none, and the mistake with its place."""
+    name = mistake.split("`")[1] if "`" in mistake else ""
+    for each, place in others.items():
+        if f"{name}.".startswith(f"{each}."):
+            return 0, f"{mistake} {place}".rstrip()
+    for file in reversed(files):
+        if line := line_of(find_recipe(file), name):
+            return line, f"{mistake} See line {line} of {os.fspath(file)}."
+    return 0, mistake
 
 
 def config_from(*layers: Nested) -> TrainConfig:
-    """Return the settings in nested plain values, as YAML has them; later ones override earlier ones.
-
-    Raises:
-        ValueError: If a setting is unknown or of the wrong type.
-    """
+    """Return the settings in nested plain values, as YAML has them; later ones override earlier ones."""
     return validate(TrainConfig, merged(nested(layer.items()) for layer in layers))
 
 
@@ -57,24 +84,31 @@ def read_layer(name: str | PathLike[str]) -> Nested:
     return nested(values.items())
 
 
-def settings_from(kind: type[T], files: Iterable[str | PathLike[str]], typed: Iterable[tuple[str, str]]) -> T:
+def settings_from(kind: type[T], files: Sequence[str | PathLike[str]], typed: Sequence[tuple[str, str]]) -> T:
     """Return the settings in files, in texts by dotted names and, of a training run, in the environment.
 
     Later ones override earlier ones; what `accelerate launch` passes on overrides files alone.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A setting is unknown, of the wrong type or out of range, or settings contradict each other.
+        SettingsError: A setting is unknown, of the wrong type or out of range, or settings contradict each other; it
+            has all such mistakes, each with the file and the line or the variable of the environment that it is in.
     """
-    layers = [*map(read_layer, files), _typed_layer(kind, typed)]
-    if issubclass(kind, TrainConfig):
-        layers[-1:] = [launcher_layer(), layers[-1], _environment_layer(kind)]
-    values = merged(layers)
-    if "allow_code" in values:
-        remedy = "Code that settings name is run only if you type it: add `--allow_code PACKAGE`."
-        got = f"{values['allow_code']} in a settings file"
-        raise argument_error("allow_code", "an argument of the command", got, remedy)
-    return validate(kind, values, prefix="--")
+    is_run = issubclass(kind, TrainConfig)
+    places = {option: "" for option, _ in typed}
+    places |= {name: f"It is {each} of the environment." for name, each in _environment().items() if is_run}
+    if is_run:
+        places = {**{name: "It is from `accelerate launch`." for name in launcher_layer()}, **places}
+    with _naming_lines(files, places):
+        layers = [*map(read_layer, files), _typed_layer(kind, typed)]
+        if is_run:
+            layers[-1:] = [launcher_layer(), layers[-1], _environment_layer(kind)]
+        values = merged(layers)
+        if "allow_code" in values:
+            remedy = "Code that settings name is run only if you type it: add `--allow_code PACKAGE`."
+            got = f"{values['allow_code']} in a settings file"
+            raise argument_error("allow_code", "an argument of the command", got, remedy)
+        return validate(kind, values)
 
 
 def _typed_layer(kind: type, typed: Iterable[tuple[str, str]]) -> Nested:
@@ -84,9 +118,13 @@ def _typed_layer(kind: type, typed: Iterable[tuple[str, str]]) -> Nested:
 
 def _environment_layer(kind: type) -> Nested:
     """Return the settings in the environment, such as `TELECINE__CLIPS__HEIGHT=64`."""
-    found = {name: text for name, text in os.environ.items() if name.startswith(ENVIRONMENT)}
-    names = {name.removeprefix(ENVIRONMENT).lower().replace("__", "."): text for name, text in found.items()}
-    return _typed_layer(kind, names.items())
+    return _typed_layer(kind, ((name, os.environ[variable]) for name, variable in _environment().items()))
+
+
+def _environment() -> dict[str, str]:
+    """Return the variables of the environment that are settings, by the settings' dotted names."""
+    found = (name for name in os.environ if name.startswith(ENVIRONMENT))
+    return {name.removeprefix(ENVIRONMENT).lower().replace("__", "."): name for name in found}
 
 
 def launcher_layer() -> Nested:

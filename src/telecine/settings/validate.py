@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, is_dataclass
-from functools import cache
+from functools import cache, reduce
+from operator import getitem
 from types import NoneType
 from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from telecine.base.checks import argument_error, describe, nearest
+from telecine.base.checks import SettingsError, argument_error, describe, nearest
 from telecine.settings.group import alternatives, choices_of, describe_type, kind_at, kinds_of
 from telecine.settings.objective import REMOVED_OF_OBJECTIVE
 
@@ -90,16 +91,35 @@ def validate(kind: type[T], values: Nested, prefix: str = "") -> T:
         prefix: What stands before the names of settings in errors.
 
     Raises:
-        ValueError: A setting is unknown, of the wrong type or out of range, or settings contradict each other.
+        SettingsError: Settings are unknown, of the wrong type or out of range, or contradict each other.
     """
+    values = _without_removed(values)
     try:
-        return cast(T, _adapter(cast(Hashable, kind)).validate_python(_without_removed(values)))
+        return cast(T, _adapter(cast(Hashable, kind)).validate_python(values))
     except ValidationError as error:
-        found = [(_path_of(kind, each["loc"]), each) for each in error.errors(include_url=False)]
-        # Of the alternatives of a type, the one that was meant fails deepest. Its own check names a setting inside.
-        checked = [(path, details, details["type"] == "value_error") for path, details in found]
-        path, details, _ = max(checked, key=lambda each: (len(each[0]) + each[2], each[2]))
-        raise _error(kind, values, path, details, prefix) from None
+        found: dict[tuple[str, ...], list[tuple[list[str], ErrorDetails]]] = {}
+        for details in error.errors(include_url=False):
+            path, union = _path_of(kind, details["loc"])
+            found.setdefault(tuple(path[:union]), []).append((path, details))
+        meant = [max(same, key=_likelihood) for same in found.values()]
+        mistakes = [_message(kind, values, path, details, prefix) for path, details in meant]
+    unknown = [path for path, details in meant if details["type"] == "unexpected_keyword_argument"]
+    unknown = [path for path in unknown if not any(part.isdigit() for part in path)]  # not in lists
+    for *groups, name in unknown:  # they hide the checks of their groups
+        reduce(getitem, groups, values).pop(name)
+    if unknown:
+        try:
+            validate(kind, values, prefix)
+        except SettingsError as others:
+            mistakes += [each for each in others.mistakes if each not in mistakes]
+    raise SettingsError(mistakes)
+
+
+def _likelihood(error: tuple[list[str], ErrorDetails]) -> tuple[int, bool]:
+    """Return how likely an alternative of a type was meant: it fails deepest. Its own check names a setting inside."""
+    path, details = error
+    is_check = details["type"] == "value_error"
+    return len(path) + is_check, is_check
 
 
 @cache
@@ -113,30 +133,32 @@ def _without_removed(values: Nested, before: str = "") -> Nested:
     kept = {}
     for name, value in values.items():
         path = f"{before}{name}"
-        if path not in REMOVED:
+        if path not in REMOVED or value != REMOVED[path]:
             kept[name] = _without_removed(value, f"{path}.") if isinstance(value, dict) else value
-        elif value != REMOVED[path]:
-            raise argument_error(path, f"left out (it is {REMOVED[path]!r} now)", repr(value), "Remove it.")
     return kept
 
 
-def _path_of(kind: Any, location: Sequence[str | int]) -> list[str]:
-    """Return the names of a setting's groups and its own, without those of a union's alternatives."""
+def _path_of(kind: Any, location: Sequence[str | int]) -> tuple[list[str], int | None]:
+    """Return the names of a setting's groups and its own, without those of a union's alternatives, and how many of
+    these names lead to the first union.
+    """
     path: list[str] = []
+    union = None
     is_alternative = False
     for part in location:
         several = [each for each in alternatives(kind) if each is not NoneType]
         if len(several) > 1 and not is_alternative:
             is_alternative = True
+            union = len(path) if union is None else union
             kind = next((each for each in several if getattr(each, "__name__", None) == part), kind)
         else:
             path.append(str(part))
             is_alternative = False
             kind = kind_at(kind, str(part))
-    return path
+    return path, union
 
 
-def _error(kind: type, values: Any, path: list[str], details: ErrorDetails, prefix: str) -> Exception:
+def _message(kind: type, values: Any, path: list[str], details: ErrorDetails, prefix: str) -> str:
     """Return the error about the setting at a path, from the validator's type of error and its own check's error."""
     is_too_short = details["type"] == "missing" and isinstance(details["loc"][-1], int)
     if is_too_short:
@@ -144,23 +166,26 @@ def _error(kind: type, values: Any, path: list[str], details: ErrorDetails, pref
     name, of_setting = prefix + ".".join(path), kind_at(kind, ".".join(path)) if path else kind
     if details["type"] == "value_error":
         text = str(details["ctx"]["error"])
-        return ValueError(f"`{name}{'.' if path else ''}{text[1:]}" if text.startswith("`") else text)
+        return f"`{name}{'.' if path else ''}{text[1:]}" if text.startswith("`") else text
+    if details["type"] == "unexpected_keyword_argument" and (removed := ".".join(path)) in REMOVED:
+        contract, got = f"left out (it is {REMOVED[removed]!r} now)", repr(reduce(getitem, path, values))
+        return str(argument_error(name, contract, got, "Remove it."))
     if details["type"] == "unexpected_keyword_argument":
         known = [each.name for each in settings_of(kind, all_names=True)]
         in_dict = filter(is_dataclass, alternatives(kind_at(kind, ".".join(path[:-1]))))  # such as a term
         known += [item.name for each in in_dict for item in settings_of(each, ".".join([*path[:-1], ""]))]  # type: ignore[arg-type]
         found = nearest(".".join(path), known).replace("`", f"`{prefix}", 1)
-        return ValueError(f"`{name}` is not a setting. {found}".rstrip())
+        return f"`{name}` is not a setting. {found}".rstrip()
     if details["type"] == "missing" and not is_too_short:
         path, missing = path[:-1], path[-1]
         contract = describe_type(kind_at(kind, ".".join(path)))
-        return ValueError(f"`{prefix}{'.'.join(path)}` must be {contract}, but got one without `{missing}`.")
+        return f"`{prefix}{'.'.join(path)}` must be {contract}, but got one without `{missing}`."
     for part in path:
         values = values[int(part)] if isinstance(values, list | tuple) else values[part]
     if is_dataclass(of_setting):
-        return argument_error(name, "a group of settings", values, "Indent `key: value` lines below it.")
+        return str(argument_error(name, "a group of settings", values, "Indent `key: value` lines below it."))
     remedy = nearest(values, map(str, choices_of(of_setting))) if isinstance(values, str) else ""
-    return ValueError(f"`{name}` must be {describe_type(of_setting)}, but got {describe(values)}. {remedy}".rstrip())
+    return f"`{name}` must be {describe_type(of_setting)}, but got {describe(values)}. {remedy}".rstrip()
 
 
 def json_schema(kind: type) -> str:

@@ -73,6 +73,30 @@ def read_yaml(path: Path) -> Any:
     return values
 
 
+def line_of(path: Path, name: str) -> int | None:
+    """Return the line in a YAML file of the setting of a dotted name; None if the file does not have it."""
+    try:
+        read_yaml(path)  # refuses what is too large
+        return _line_in(yaml.compose(path.read_text(encoding="utf-8"), Loader=_Loader), name)
+    except ValueError:
+        return None
+
+
+def _line_in(node: yaml.Node | None, name: str) -> int | None:
+    if isinstance(node, yaml.SequenceNode):
+        index, _, rest = name.partition(".")
+        item = node.value[int(index)]
+        return _line_in(item, rest) or int(item.start_mark.line + 1)
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        line = int(key.start_mark.line + 1)
+        if key.value == name:
+            return line
+        if name.startswith(f"{key.value}."):  # a number stands for the only setting of its group, such as a weight
+            inside = _line_in(value, name.removeprefix(f"{key.value}."))
+            return line if inside is None and isinstance(value, yaml.ScalarNode) else inside
+    return None
+
+
 def _problem(text: str) -> tuple[str, str, str] | None:
     """Return what settings must be, what a text is, and the remedy, if it takes long to parse or is no settings."""
     depth = 0

@@ -1,17 +1,22 @@
 const COLOURS = Array.from({ length: 8 }, (_, index) => `var(--c${index})`);
 const DASHES = ["", "2 3", "9 3 2 3", "4 2", "1 3", "12 4", "7 2 2 2 2 2"];
-// Of the linear baseline.
-const BASELINE = { prefix: "linear/", stroke: "var(--muted)", dash: "7 3" };
+// Of what the others are compared with, such as the linear baseline.
+const REFERENCE = { stroke: "var(--muted)", dash: "7 3" };
 const HEIGHT = 200;
 // The first plot has the most curves and fills a row.
 const FIRST_HEIGHT = 300;
 const MARGIN = { left: 48, right: 8, top: 8, bottom: 22 };
+// The average width of a character of a label, in pixels.
+const CHARACTER = 6.5;
+// Names of more characters are slanted.
+const SHORT_NAME = 4;
+const MARK_RADIUS = 2.5;
 // Curves with fewer points have a mark at each.
 const FEW_POINTS = 40;
 // With smoothing, this fraction of the raw values may lie outside of the plot at either end.
 const OUTLIERS = 0.02;
 
-const state = { smoothing: 0.6, scale: "auto", step: null, hiddenRuns: new Set() };
+const state = { smoothing: 0.6, scale: "auto", step: null, axis: null, hiddenRuns: new Set() };
 const severalRuns = DATA.runs.length > 1;
 
 /** Return a dash pattern. Indices of the same colour have different patterns. */
@@ -52,16 +57,22 @@ function quantiles(values, fraction) {
 }
 
 class Chart {
-  constructor(plot, index, allSteps) {
+  constructor(plot, index, ends, height) {
     this.plot = plot;
-    this.height = index ? HEIGHT : FIRST_HEIGHT;
-    this.allSteps = allSteps;
+    this.left = MARGIN.left;
+    this.bottom = height - MARGIN.bottom;
+    const longest = Math.max(0, ...plot.x_names.map((name) => name.length));
+    this.isSlanted = longest > SHORT_NAME;
+    this.height = height + (plot.x === "step" ? 0 : 16) + (this.isSlanted ? 0.6 * CHARACTER * longest : 0);
+    this.ends = ends;
     this.hidden = new Set();
     this.svg = svg("svg", { tabindex: 0, role: "img", "aria-label": this.summary() });
     this.svg.style.height = `${this.height}px`;
     this.legend = html("div", { class: "legend", role: "group", "aria-label": `Curves of ${plot.title}` });
     const title = html("h3", { id: `chart-${index}` }, plot.title);
-    this.figure = html("figure", { class: "chart", "aria-labelledby": title.id }, html("figcaption", {}, title), this.svg, this.legend);
+    const caption = html("figcaption", {}, title, html("span", { class: "tools" }, ...exportButtons(this)));
+    this.figure = html("figure", { class: "chart", "aria-labelledby": title.id }, caption, this.svg, this.legend);
+    if (plot.hint) this.figure.append(html("p", { class: "hint" }, plot.hint));
     if (plot.note) this.figure.append(html("p", { class: "hint note bad" }, plot.note));
     this.makeLegend();
     this.listen();
@@ -78,10 +89,9 @@ class Chart {
 
   style(series, run) {
     const index = this.plot.series.indexOf(series);
-    const isBaseline = series.key.startsWith(BASELINE.prefix);
-    const stroke = isBaseline && !severalRuns ? BASELINE.stroke : COLOURS[(severalRuns ? run : index) % COLOURS.length];
+    const stroke = series.is_reference && !severalRuns ? REFERENCE.stroke : COLOURS[(severalRuns ? run : index) % COLOURS.length];
     const dash = severalRuns && this.plot.series.length === 1 ? run : index;
-    return { stroke, "stroke-dasharray": isBaseline ? BASELINE.dash : dashOf(dash) };
+    return { stroke, "stroke-dasharray": series.is_reference ? REFERENCE.dash : dashOf(dash) };
   }
 
   makeLegend() {
@@ -90,7 +100,7 @@ class Chart {
       const sample = svg("svg", { viewBox: "0 0 22 8", "aria-hidden": "true" });
       sample.append(svg("line", { x1: 0, x2: 22, y1: 4, y2: 4, "stroke-width": 2, ...stroke }));
       const values = html("span");
-      const button = html("button", { type: "button", "aria-pressed": "true", title: `${series.key} in metrics.jsonl` }, sample, html("span", {}, series.label), values);
+      const button = html("button", { type: "button", "aria-pressed": "true", title: `${series.key} in ${DATA.file}` }, sample, html("span", {}, series.label), values);
       button.addEventListener("click", () => this.toggle(series, button));
       this.legend.append(button);
       return { series, values };
@@ -103,14 +113,14 @@ class Chart {
     this.draw();
   }
 
-  /** Return the visible curves with their smoothed values. Validations have few values: only training is smoothed. */
+  /** Return the visible curves with their smoothed values. Validations have few values: only training is smoothed, but for schedules. */
   curves() {
     const found = [];
     for (const series of this.plot.series) {
       if (this.hidden.has(series)) continue;
       for (const curve of series.curves) {
         if (!curve.values || state.hiddenRuns.has(curve.run)) continue;
-        const weight = series.key.startsWith("train/") ? state.smoothing : 0;
+        const weight = this.plot.is_smoothed && series.key.startsWith("train/") ? state.smoothing : 0;
         found.push({ series, ...curve, weight, line: weight ? smoothed(curve.values, weight) : curve.values });
       }
     }
@@ -134,10 +144,12 @@ class Chart {
     this.svg.setAttribute("viewBox", `0 0 ${width} ${this.height}`);
     this.svg.replaceChildren();
     const [min, max] = ends.length ? extent(ends) : [1, 2];
-    this.y = makeScale(kind, [min, max], [this.height - MARGIN.bottom, MARGIN.top]);
-    this.x = makeScale("linear", extent(this.allSteps), [MARGIN.left, width - MARGIN.right]);
+    this.y = makeScale(kind, [min, max], [this.bottom, MARGIN.top]);
+    this.left = Math.max(MARGIN.left, ...labelsOf(this.y.ticks).map((label) => 12 + CHARACTER * label.length));
+    this.x = makeScale("linear", this.ends, [this.left, width - MARGIN.right]);
     this.drawGrid(width);
-    const inside = svg("svg", { x: MARGIN.left, width: width - MARGIN.left - MARGIN.right, height: this.height, viewBox: `${MARGIN.left} 0 ${width - MARGIN.left - MARGIN.right} ${this.height}` });
+    const box = { x: this.left - MARK_RADIUS, width: width - this.left - MARGIN.right + 2 * MARK_RADIUS, height: this.height };
+    const inside = svg("svg", { ...box, viewBox: `${box.x} 0 ${box.width} ${box.height}` });
     const positive = kind === "log" ? (value) => value > 0 : () => true;
     for (const curve of this.drawn) inside.append(...this.marks(curve, positive));
     this.cursor = svg("g");
@@ -146,16 +158,34 @@ class Chart {
   }
 
   drawGrid(width) {
-    for (const value of this.y.ticks) {
+    const labels = labelsOf(this.y.ticks);
+    this.y.ticks.forEach((value, index) => {
       const y = this.y.toPixels(value);
-      this.svg.append(svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y, y2: y }));
-      this.svg.append(svg("text", { x: MARGIN.left - 6, y: y + 4, "text-anchor": "end" }, short(value)));
+      this.svg.append(svg("line", { class: "grid", x1: this.left, x2: width - MARGIN.right, y1: y, y2: y }));
+      this.svg.append(svg("text", { x: this.left - 6, y: y + 4, "text-anchor": "end" }, labels[index]));
+    });
+    const title = this.plot.x === "step" ? { x: this.left - 6, y: this.height - 6, "text-anchor": "end" } : { x: (this.left + width) / 2, y: this.height - 6, "text-anchor": "middle" };
+    this.svg.append(svg("text", title, this.plot.x));
+    for (const [value, label] of this.positions()) {
+      const x = this.x.toPixels(value);
+      const y = this.bottom + 16;
+      const anchor = this.isSlanted || (x > width - 30 && !this.plot.x_names.length) ? "end" : "middle";
+      const place = this.isSlanted ? { transform: `translate(${x + 4} ${y - 4}) rotate(-40)` } : { x, y };
+      this.svg.append(svg("text", { ...place, "text-anchor": anchor }, label));
     }
-    this.svg.append(svg("text", { x: MARGIN.left - 6, y: this.height - 6, "text-anchor": "end" }, "step"));
-    for (const value of this.x.ticks) {
-      const anchor = this.x.toPixels(value) > width - 30 ? "end" : "middle";
-      this.svg.append(svg("text", { x: this.x.toPixels(value), y: this.height - 6, "text-anchor": anchor }, short(value)));
+  }
+
+  /** Return the values on the horizontal axis that have a label, with it. */
+  positions() {
+    const names = this.plot.x_names;
+    if (names.length) {
+      const every = this.isSlanted ? 1 : Math.ceil((CHARACTER * (SHORT_NAME - 1)) / (this.x.toPixels(1) - this.x.toPixels(0)));
+      return names.map((name, index) => [index, name]).filter(([index]) => index % every === 0);
     }
+    const [first, last] = this.ends;
+    const ticks = first === last ? [first] : this.x.ticks.filter((value) => this.plot.x !== "step" || Number.isInteger(value));
+    const labels = labelsOf(ticks);
+    return ticks.map((value, index) => [value, labels[index]]);
   }
 
   marks(curve, positive) {
@@ -169,9 +199,9 @@ class Chart {
       marks.push(svg("path", { class: "raw", stroke: style.stroke, d: path(this.points(curve.steps, curve.values, positive)) }));
     }
     const line = this.points(curve.steps, curve.line, positive);
-    marks.push(svg("path", { class: "line", ...style, d: path(line) }));
-    if (line.length < FEW_POINTS && !curve.weight) {
-      marks.push(...line.map(([x, y]) => svg("circle", { cx: x, cy: y, r: 2.5, fill: style.stroke })));
+    if (!this.plot.x_names.length) marks.push(svg("path", { class: "line", ...style, d: path(line) }));
+    if (line.length === 1 || (line.length < FEW_POINTS && !curve.weight)) {
+      marks.push(...line.map(([x, y]) => svg("circle", { cx: x, cy: y, r: MARK_RADIUS, fill: style.stroke })));
     }
     return marks;
   }
@@ -184,9 +214,9 @@ class Chart {
   listen() {
     const at = (event) => {
       const box = this.svg.getBoundingClientRect();
-      const position = (event.clientX - box.left - MARGIN.left) / (box.width - MARGIN.left - MARGIN.right);
-      const [first, last] = extent(this.allSteps);
-      setCursor(this.stepNear(first + position * (last - first)));
+      const position = (event.clientX - box.left - this.left) / (box.width - this.left - MARGIN.right);
+      const [first, last] = this.ends;
+      setCursor(this.stepNear(first + position * (last - first)), this.plot.x);
     };
     this.svg.addEventListener("pointermove", at);
     this.svg.addEventListener("pointerdown", at);
@@ -212,8 +242,8 @@ class Chart {
     const targets = { ArrowLeft: Math.max(here - 1, 0), ArrowRight: Math.min(here + 1, steps.length - 1), Home: 0, End: steps.length - 1, Escape: -1 };
     if (!(event.key in targets) || !steps.length) return;
     event.preventDefault();
-    setCursor(steps[targets[event.key]] ?? null);
-    byId("curve-readout").textContent = state.step === null ? "" : `${this.plot.title}, step ${state.step}: ${this.readout().join(", ")}`;
+    setCursor(steps[targets[event.key]] ?? null, this.plot.x);
+    byId("curve-readout").textContent = state.step === null ? "" : `${this.plot.title}, ${this.position()}: ${this.readout().join(", ")}`;
   }
 
   readout() {
@@ -223,19 +253,29 @@ class Chart {
     });
   }
 
+  /** Whether the cursor is on the horizontal axis of this plot. */
+  get hasCursor() {
+    return state.step !== null && state.axis === this.plot.x;
+  }
+
+  /** Return where the cursor is. */
+  position() {
+    return this.plot.x_names[state.step] ?? `${this.plot.x} ${this.plot.x === "step" ? state.step : short(state.step)}`;
+  }
+
   valueAt(curve) {
-    return curve.line[state.step === null ? curve.line.length - 1 : nearestIndex(curve.steps, state.step)];
+    return curve.line[this.hasCursor ? nearestIndex(curve.steps, state.step) : curve.line.length - 1];
   }
 
   /** Mark the step at the cursor, and show the values there (or the last values) in the legend. */
   showCursor() {
     if (!this.drawn) return;
     this.cursor.replaceChildren();
-    if (state.step !== null) {
+    if (this.hasCursor) {
       const x = this.x.toPixels(state.step);
-      this.cursor.append(svg("line", { class: "cursor", x1: x, x2: x, y1: MARGIN.top, y2: this.height - MARGIN.bottom }));
+      this.cursor.append(svg("line", { class: "cursor", x1: x, x2: x, y1: MARGIN.top, y2: this.bottom }));
       const anchor = x > this.svg.clientWidth / 2 ? "end" : "start";
-      this.cursor.append(svg("text", { x: x + (anchor === "end" ? -5 : 5), y: MARGIN.top + 9, "text-anchor": anchor }, `step ${state.step}`));
+      this.cursor.append(svg("text", { x: x + (anchor === "end" ? -5 : 5), y: MARGIN.top + 9, "text-anchor": anchor }, this.position()));
     }
     for (const { series, values } of this.entries) {
       const curves = this.drawn.filter((curve) => curve.series === series);
@@ -254,9 +294,9 @@ function path(points) {
 
 const charts = [];
 
-function setCursor(step) {
-  if (step === state.step) return;
-  state.step = step;
+function setCursor(step, axis = null) {
+  if (step === state.step && axis === state.axis) return;
+  Object.assign(state, { step, axis });
   charts.forEach((chart) => chart.showCursor());
 }
 
@@ -280,20 +320,27 @@ function makeRunLegend() {
   return undefined;
 }
 
+/** Return the ends of a plot's horizontal axis: those of all steps, or its own. */
+function endsOf(plot) {
+  if (plot.x_names.length) return [-0.5, plot.x_names.length - 0.5];
+  const plots = plot.x === "step" ? DATA.plots.filter(({ x }) => x === "step") : [plot];
+  return extent(plots.flatMap(({ series }) => series.flatMap(({ curves }) => curves.flatMap((curve) => curve.steps ?? []))));
+}
+
 function makeCharts() {
-  const allSteps = extent(DATA.plots.flatMap((plot) => plot.series.flatMap((series) => series.curves.flatMap((curve) => curve.steps ?? []))));
+  const isFirstWide = byId("charts").classList.contains("first-wide");
   DATA.plots.forEach((plot, index) => {
-    const chart = new Chart(plot, index, allSteps);
+    const chart = new Chart(plot, index, endsOf(plot), isFirstWide && index === 0 ? FIRST_HEIGHT : HEIGHT);
     charts.push(chart);
     byId("charts").append(chart.figure);
   });
   makeRunLegend();
-  byId("smoothing").addEventListener("input", ({ target }) => {
+  byId("smoothing")?.addEventListener("input", ({ target }) => {
     state.smoothing = Number(target.value);
     byId("smoothing-value").textContent = state.smoothing.toFixed(2);
     redraw();
   });
-  byId("scale").addEventListener("change", ({ target }) => {
+  byId("scale")?.addEventListener("change", ({ target }) => {
     state.scale = target.value;
     redraw();
   });

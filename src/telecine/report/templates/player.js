@@ -157,18 +157,13 @@ class Player {
   makeTable() {
     const { clips } = this.validation;
     const metrics = Object.keys(clips[0].metrics);
-    const sorts = [["Clip", (clip) => clip.title], ...metrics.map((name) => [nameOf(name), (clip) => clip.metrics[name]])];
-    const heads = sorts.map(([name, key]) => {
-      const button = html("button", { type: "button" }, name);
-      const head = html("th", { scope: "col" }, button);
-      button.addEventListener("click", () => this.sortBy(head, key));
-      return head;
-    });
+    const heads = ["Clip", ...metrics.map(nameOf), "Best or worst"].map((name) => html("th", { scope: "col" }, name));
     const table = byId("clip-table");
-    table.tHead.replaceChildren(html("tr", {}, ...heads, html("th", { scope: "col" }, "Best or worst")));
+    table.tHead.replaceChildren(html("tr", {}, ...heads));
     this.rows = clips.map((clip, index) => this.makeRow(clip, index, metrics));
     table.tBodies[0].replaceChildren(...this.rows);
     table.hidden = clips.length < 2;
+    makeSortable(table);
   }
 
   makeRow(clip, index, metrics) {
@@ -177,16 +172,6 @@ class Player {
     const badges = this.validation.best_and_worst.filter(([, other]) => other === index).map(([label]) => html("span", { class: `badge ${label.split(" ")[0]}` }, readable(label)));
     const cells = metrics.map((name) => html("td", {}, even(clip.metrics[name])));
     return html("tr", {}, html("th", { scope: "row" }, button), ...cells, html("td", {}, ...badges));
-  }
-
-  sortBy(head, key) {
-    const ascending = head.getAttribute("aria-sort") !== "ascending";
-    for (const other of head.parentNode.children) other.removeAttribute("aria-sort");
-    head.setAttribute("aria-sort", ascending ? "ascending" : "descending");
-    const keys = this.validation.clips.map(key);
-    const compare = (a, b) => (keys[a] === null) - (keys[b] === null) || (keys[a] < keys[b] ? -1 : 1) * (ascending ? 1 : -1);
-    const order = [...keys.keys()].sort(compare); // missing values come last in both orders
-    byId("clip-table").tBodies[0].replaceChildren(...order.map((index) => this.rows[index]));
   }
 
   markRow() {
@@ -334,9 +319,10 @@ class Player {
     const margin = Math.max(0, MIN_DECIBELS - (max - min)) / 2;
     const y = makeScale("linear", [min - margin, max + margin], [bottom, TIMELINE_MARGIN.top]);
     this.timeline.replaceChildren();
-    for (const value of all.length ? y.ticks : []) {
+    const labels = labelsOf(y.ticks);
+    for (const [index, value] of all.length ? y.ticks.entries() : []) {
       this.timeline.append(svg("line", { class: "grid", x1: TIMELINE_MARGIN.left, x2: width - TIMELINE_MARGIN.right, y1: y.toPixels(value), y2: y.toPixels(value) }));
-      this.timeline.append(svg("text", { x: TIMELINE_MARGIN.left - 6, y: y.toPixels(value) + 4, "text-anchor": "end" }, short(value)));
+      this.timeline.append(svg("text", { x: TIMELINE_MARGIN.left - 6, y: y.toPixels(value) + 4, "text-anchor": "end" }, labels[index]));
     }
     this.points = this.shown.map(({ clip }) => Array.from({ length: numFrames }, (_, number) => [x(number), clip.frame_psnr.length ? y.toPixels(clip.frame_psnr[number]) : bottom]));
     this.points.forEach((points, index) => {

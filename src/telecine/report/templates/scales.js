@@ -46,6 +46,12 @@ function withoutOverlaps(values, toPixels) {
   return kept;
 }
 
+/** Return the labels of values, with as few digits as tell them apart. */
+function labelsOf(values) {
+  const labels = [4, 5, 6, 7, 8].map((digits) => values.map((value) => short(value, digits)));
+  return labels.find((each) => new Set(each).size === values.length) ?? labels.at(-1);
+}
+
 function ticksOf(kind, low, high) {
   if (kind === "linear") return linearTicks(low, high, 5);
   if (kind === "log") return high - low > 1.2 ? decades(low, high) : linearTicks(10 ** low, 10 ** high, 5);
