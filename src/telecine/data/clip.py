@@ -53,7 +53,7 @@ def decode_clip(spec: ClipSpec, bucket: Bucket, config: ClipConfig) -> Tensor:
     """Decode the frames of a clip, uint8 `(T, H, W, 3)`, at the size before its crop."""
     info = spec.span.info
     size = bucket.decode_size(info.height, info.width, config.scale_jitter)
-    return read_clip(info, spec.start, bucket.num_frames, config.stride, size)
+    return read_clip(info, spec.start, bucket.num_frames, config.stride, size, config.max_pixels)
 
 
 def make_clip(frames: Tensor, spec: ClipSpec, bucket: Bucket) -> Clip:

@@ -173,7 +173,8 @@ class _DecodedCache:
         self._frames: dict[tuple[object, ...], Tensor] = {}
         for span, bucket, size in with_progress(_resolutions(spans, config), "decoding videos"):
             try:
-                self._frames[_key(span, bucket)] = read_clip(span.info, span.first_frame, span.num_frames, size=size)
+                frames = read_clip(span.info, span.first_frame, span.num_frames, 1, size, config.max_pixels)
+                self._frames[_key(span, bucket)] = frames
             except DecodeError as error:  # noqa: PERF203 - decoding is slower
                 logger.warning("not cached: %s", error)
         if not self._frames:

@@ -31,6 +31,7 @@ from telecine.data.source import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     DataError,
+    Deadline,
     DecodeError,
     File,
     RemotePath,
@@ -146,7 +147,7 @@ def sibling(file: File, name: str) -> File:
     return RemotePath(f"{protocol}://{posixpath.normpath(file.path.parent / name)}")
 
 
-def open_local(source: Source, opening: Callable[[Any], T]) -> T:
+def open_local(source: Source, opening: Callable[[Any], T], deadline: Deadline | None = None) -> T:
     """Call `opening` with a local source: the source itself, or its copy in the cache, which is fetched if needed.
 
     The copy may be removed once `opening` has returned. Open files stay readable.

@@ -11,6 +11,8 @@ from telecine.settings.group import Settings
 MAX_PIXELS = 67_108_864
 
 PILLOW_MAX_PIXELS = 178_956_970
+# Seconds.
+TIMEOUT = 180.0
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,9 @@ class ClipConfig(Settings):
     """Train on this many clips over and over: each keeps its place, crop and flip. By default each draw is another."""
     num_workers: int = 2
     """Processes that read clips. 0 reads them in the training process."""
-    timeout: float = 180.0
-    """Seconds that training waits for a batch before it replaces these processes. Slow disks may need more."""
+    timeout: float = TIMEOUT
+    """Seconds that training waits for a batch before it replaces these processes, and that a file may take to index.
+    Slow disks may need more."""
     cache: bool = False
     """Decode all training frames once before training, and keep them in memory at training resolution. Each process of
     a run keeps all of them."""
