@@ -242,3 +242,12 @@ def test_a_file_is_indexed_in_the_time_that_it_may_take(tmp_path: Path, codec: s
     ) as caught:
         index_video(path, timeout=1e-9)
     assert not isinstance(caught.value, DecodeError), "files that are skipped would make the data depend on the speed"
+
+
+def test_the_limit_of_threads_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", refuse)
+    with pytest.raises(DataError, match="The system starts no more threads"):
+        index_videos([write_video(tmp_path / "a.mp4", numbered_frames(3))])

@@ -31,6 +31,7 @@ from telecine.data.source import (
     as_source,
     check_frame_size,
     is_image,
+    thread_errors,
 )
 from telecine.settings import MAX_PIXELS
 from telecine.settings.data import TIMEOUT
@@ -132,7 +133,7 @@ def index_videos(
             return Skipped(source, str(error).removeprefix(f"{source}: "))
 
     sources = [as_source(path) for path in paths]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
         results = [*with_progress(pool.map(index_or_skip, sources), "indexing files", total=len(sources))]
     infos = [result for result in results if isinstance(result, VideoInfo)]
     skipped = [result for result in results if isinstance(result, Skipped)]

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import wait
@@ -25,7 +26,7 @@ from torch.utils.data._utils import signal_handling
 from telecine.base.checks import argument_error, check_count
 from telecine.data.clip import Clip
 from telecine.data.dataset import ClipDataset, Item
-from telecine.data.source import DataError
+from telecine.data.source import DataError, thread_errors
 from telecine.settings import MAX_FAILURES
 
 logger = logging.getLogger(__name__)
@@ -208,14 +209,15 @@ def _read_batches(requests: _ReadRequests, sampler: ClipBatchSampler, should_sto
         generator=torch.Generator(),
     )
     other_processes = set(multiprocessing.active_children())
-    batches = iter(loader)
-    _remove_sigchld_handler()
+    with thread_errors(), _killed_on_error(other_processes):
+        batches = iter(loader)
+        _remove_sigchld_handler()
+        workers = set(multiprocessing.active_children()) - other_processes
+        watchdog = _Watchdog(workers, poll, config.timeout, should_stop)
     # A traceback or a variable may keep the loader alive. The interpreter then waits at exit for its workers, which
     # ignore SIGTERM: kill them.
-    workers = set(multiprocessing.active_children()) - other_processes
     kill_workers = partial(_kill, workers)
     atexit.register(kill_workers)
-    watchdog = _Watchdog(workers, poll, config.timeout, should_stop)
     try:
         for _ in range(len(sampler)):
             watchdog.num_changes += 1
@@ -233,6 +235,16 @@ def _read_batches(requests: _ReadRequests, sampler: ClipBatchSampler, should_sto
         watchdog.is_closed.set()
         kill_workers()
         atexit.unregister(kill_workers)
+
+
+@contextmanager
+def _killed_on_error(other_processes: set[BaseProcess]) -> Iterator[None]:
+    """Kill the processes that an unfinished start leaves behind."""
+    try:
+        yield
+    except BaseException:
+        _kill(set(multiprocessing.active_children()) - other_processes)
+        raise
 
 
 def _next_batch(batches: Iterator[_ClipBatch], watchdog: _Watchdog) -> _ClipBatch:

@@ -8,6 +8,7 @@ import time
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -51,6 +52,18 @@ class DecodeError(DataError):
     """One file, or one part of it, cannot be decoded."""
 
 
+@contextmanager
+def thread_errors() -> Iterator[None]:
+    """Raise a `DataError` where Python cannot start a thread, which would be a bare `RuntimeError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "start new thread" not in str(error):
+            raise
+        remedy = "Raise the limit of processes (`ulimit -u`) or of the container, or use fewer `clips.num_workers`."
+        raise DataError(f"The system starts no more threads. {remedy}") from error
+
+
 class Deadline:
     """The time by which a source must be read, `seconds` from now: a small file can make endless work."""
 
@@ -58,9 +71,11 @@ class Deadline:
         self._source, self._seconds = source, seconds
         self._end = time.monotonic() + seconds
 
-    @property
     def seconds_left(self) -> float:
-        """Seconds until the deadline. A `DataError` after it: if files were skipped, data would depend on the speed."""
+        """Return the seconds until the deadline; raise a `DataError` after it.
+
+        If the file were skipped instead, which data is used would depend on the speed of the machine.
+        """
         if (left := self._end - time.monotonic()) > 0:
             return left
         remedy = "Remove the file, or raise `clips.timeout` if the disk or the network is slow."
@@ -69,8 +84,8 @@ class Deadline:
     def limit(self, items: Iterable[T]) -> Iterator[T]:
         """Yield items until the deadline."""
         for item in items:
-            if self.seconds_left:
-                yield item
+            self.seconds_left()
+            yield item
 
 
 @dataclass(frozen=True)
