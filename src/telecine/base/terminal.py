@@ -31,6 +31,9 @@ class PlainConsole(Console):
 
 class _PrintableFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
+        if record.name.startswith("telecine"):  # a line each; the name of a file may have more
+            one_line = record.getMessage().replace("\n", "\\n")
+            record = logging.makeLogRecord({**vars(record), "msg": one_line, "args": None})
         return printable(super().format(record))
 
 

@@ -23,6 +23,7 @@ class Clip(TypedDict):
     video: Tensor  # float32 in [-1, 1], shape `(C, T, H, W)`
     source: str  # the file
     start: int  # index of its first frame in that file
+    fps: float  # its frames per second
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class ClipSpec:
     flip: bool  # whether the clip is flipped left to right
     upside_down: bool = False  # whether it is flipped top to bottom
     transpose: bool = False  # whether its rows and columns are then exchanged
+    stride: int = 1  # distance of its frames in the video
 
     @property
     def orientation(self) -> str:
@@ -70,7 +72,8 @@ def make_clip(frames: Tensor, spec: ClipSpec, bucket: Bucket) -> Clip:
     if video.shape[2:] != size:
         resized = F.interpolate(video.transpose(0, 1), size, mode="bilinear", antialias=True, align_corners=False)
         video = resized.transpose(0, 1).contiguous()
-    return {"video": video, "source": str(spec.span.info.path), "start": spec.start}
+    info = spec.span.info
+    return {"video": video, "source": str(info.path), "start": spec.start, "fps": info.fps / spec.stride}
 
 
 def video_from_bytes(frames: Tensor) -> Tensor:

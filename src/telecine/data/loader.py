@@ -63,6 +63,7 @@ class _ClipBatch(TypedDict):
     video: Tensor  # float32 in [-1, 1], shape `(B, C, T, H, W)`
     source: list[str]  # the file of each clip
     start: Tensor  # index of the first frame of each clip in its file, int64, shape `(B,)`
+    fps: Tensor  # frames per second of each clip, float64, shape `(B,)`
 
 
 @dataclass(frozen=True)

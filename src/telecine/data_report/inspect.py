@@ -70,6 +70,7 @@ class SampledClip:
     frames: Tensor
     source: str
     start: int
+    fps: float
     seconds: float
     """Reading time on one core."""
     remarks: tuple[str, ...]
@@ -104,8 +105,6 @@ class DataReport:
 
     data: str
     clips: list[SampledClip]
-    fps: float
-    """Of clips of the first video."""
     files: list[_FileRow]
     """The usable files, then the others."""
     ignored: dict[str, int]
@@ -151,11 +150,9 @@ def inspect_data(config: TrainConfig, num_clips: int = 24) -> DataReport:
     held_out = [span for span in spans.held_out if used[span.info.is_image]]
     spans = replace(spans, train=dataset.spans, held_out=held_out)
     skipped = (_FileRow(str(each.path), each.reason, is_used=False) for each in spans.skipped)
-    first = min(dataset.spans, key=lambda span: span.info.is_image)
     report = DataReport(
         data=config.data or "the sample videos",
         clips=clips,
-        fps=first.info.fps / config.clips.stride,
         files=[*_rows(infos, spans, config.clips), *skipped],
         ignored=dict(ignored_suffixes(config.data)) if config.data else {},
         copies=_groups_of_copies(infos),
@@ -176,7 +173,7 @@ def _sample(dataset: ClipDataset, sampler: ClipBatchSampler, num_clips: int) -> 
         seconds = time.perf_counter() - start
         frames = bytes_from_video(clip["video"])
         remarks = tuple(_remarks(_brightness(frames)))
-        yield SampledClip(frames, clip["source"], clip["start"], seconds, remarks, spec.orientation)
+        yield SampledClip(frames, clip["source"], clip["start"], clip["fps"], seconds, remarks, spec.orientation)
 
 
 def _remarks(grid: Tensor) -> Iterator[str]:

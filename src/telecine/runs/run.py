@@ -77,6 +77,8 @@ class SavedClip:
     """PSNR of each frame in dB."""
     sha256: str = ""
     """Hash of the input's pixels, by which the same clip is found in other validations; empty before telecine 0.2."""
+    fps: float | None = None
+    """Frames per second of its video; None where older versions wrote one rate for all."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class SavedValidation:
 
     step: int
     fps: float
-    """Frames per second of the videos."""
+    """Frames per second of the fastest clip."""
     amplification: float
     """The factor of the difference in the videos."""
     clips: list[SavedClip]
@@ -178,7 +180,7 @@ class Run:
         Args:
             step: The step of the validation.
             write: Writes the videos into a folder and yields their descriptions, at least one.
-            fps: Frames per second of the videos.
+            fps: Frames per second of the fastest clip.
             amplification: The factor of the difference in the videos.
         """
         folder = self._validations / step_name(step)

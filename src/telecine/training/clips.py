@@ -39,8 +39,6 @@ class Clips:
 
     train: ClipDataset
     val: list[Clip]
-    fps: float
-    """Frames a second of clips of the first video, for previews."""
     num_videos: int
     num_images: int
     """Still images that are used."""
@@ -90,7 +88,6 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
     return Clips(
         train=train,
         val=val,
-        fps=min(train.spans, key=lambda span: span.info.is_image).info.fps / config.clips.stride,
         num_videos=len(is_image) - num_images - spans.num_short if train.image_ratio < 1 else 0,
         num_images=num_images if train.image_ratio > 0 else 0,
         num_skipped=len(spans.skipped) + spans.num_short,

@@ -361,13 +361,13 @@ class Trainer:
             self._print(f"normalisation of the latent over {num_clips} clips: {change}")
 
     def _record(self, result: Validation, lag: dict[str, float]) -> None:
-        step, fps = self.state.step, self.clips.fps
+        step = self.state.step
         values = {f"val/{name}": value for name, value in result.metrics.items()} | self.linear | lag
         values |= {f"latent/{name}": value for name, value in result.latent.items()}
         self._add_record(values)
-        log_preview(self.accelerator.trackers, step, result.picture, fps)
-        write_clips(self.files, step, result.clips, fps=fps)
-        write_preview(self.files.video_file, result.picture, fps)
+        log_preview(self.accelerator.trackers, step, result.picture, result.fps)
+        write_clips(self.files, step, result.clips, fps=result.fps)
+        write_preview(self.files.video_file, result.picture, result.fps)
         self._print(f"step {step}: held-out {describe_metrics(result.metrics)}")
         if result.latent:
             self._print(f"step {step}: latent {describe_metrics(result.latent)}")
