@@ -164,6 +164,11 @@ def fingerprint_of(source: Source) -> _Fingerprint:
     return status.st_size, status.st_mtime_ns
 
 
+def num_bytes(source: Source) -> int:
+    """Return the size of a file or of a member of a tar file."""
+    return source.size if isinstance(source, TarMember) else fingerprint_of(source)[0]
+
+
 def _scan_archive(archive: Path | RemotePath, deadline: Deadline) -> list[_MemberLocation]:
     locations: list[_MemberLocation] = []
     location = attrgetter("name", "offset", "size")

@@ -31,7 +31,7 @@ from telecine.data import (
 from telecine.data.clip import make_clip
 from telecine.data.decode import open_video
 from telecine.data.find import ignored_suffixes
-from telecine.data.index_cache import fingerprint_of
+from telecine.data.index_cache import num_bytes
 from telecine.data.remote import open_local
 from telecine.data.source import Source, file_of
 from telecine.settings import ClipConfig, TrainConfig
@@ -233,18 +233,13 @@ def _row(info: VideoInfo, use: str, *, is_used: bool) -> _FileRow:
         with open_video(info.path) as (_, stream):
             codec = stream.codec_context.name
     video = {name: getattr(info, name) for name in ("is_image", "width", "height", "fps", "num_frames")}
-    num_bytes = _num_bytes(info.path)
-    return _FileRow(str(info.path), use, is_used, codec=codec, num_bytes=num_bytes, keyframe_distance=distance, **video)
-
-
-def _num_bytes(source: Source) -> int:
-    """Return the size of a file or of a member of a tar file."""
-    return source.size if isinstance(source, TarMember) else fingerprint_of(source)[0]
+    size = num_bytes(info.path)
+    return _FileRow(str(info.path), use, is_used, codec=codec, num_bytes=size, keyframe_distance=distance, **video)
 
 
 def _groups_of_copies(infos: Sequence[VideoInfo]) -> list[list[str]]:
     """Return the groups of videos and images that are copies of each other, by their bytes or by their frames."""
-    by_size = _grouped([info.path for info in infos], _num_bytes)  # only files of the same size are read
+    by_size = _grouped([info.path for info in infos], num_bytes)  # only files of the same size are read
     by_bytes = [copies for group in by_size for copies in _grouped(group, _digest)]
     repeated = {path for group in by_bytes for path in group[1:]}
     others = [info for info in infos if info.path not in repeated]
@@ -264,7 +259,7 @@ def _grouped(sources: Sequence[Source], key: Callable[[Source], object]) -> list
 
 def _digest(source: Source) -> str:
     """Return the SHA-256 of a file or of a member of a tar file."""
-    found, left = hashlib.sha256(), _num_bytes(source)
+    found, left = hashlib.sha256(), num_bytes(source)
     with open_local(source, lambda local: open(str(file_of(local)), "rb")) as file:
         file.seek(source.offset if isinstance(source, TarMember) else 0)
         while left and (content := file.read(min(left, 2**20))):

@@ -55,6 +55,8 @@ class RunSummary:
     other devices."""
     num_images: int = 0
     """Still images that are used."""
+    data_sha256: str = ""
+    """Hash of the names, the sizes and the trained frames of the files; empty before telecine 0.3."""
 
 
 @dataclass(frozen=True)
