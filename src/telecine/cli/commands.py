@@ -99,13 +99,21 @@ def run_plan(settings: TrainConfig, *, memory: str | None = None, num_processes:
     ("val_data", "seed", "batch_size", "clips.num_frames", "clips.height", "clips.width", "clips.stride"),
     runs_code=True,
 )
-def run_data(settings: TrainConfig, path: str, *, output: str = "data_report", num_clips: int = 24) -> None:
-    """Show what training will see: its first clips, the files, copies, cuts, reading speed; nothing is trained.
+def run_data(
+    settings: TrainConfig,
+    path: str,
+    *,
+    output: str = "data_report",
+    num_clips: int = 24,
+    max_frames: int = 100_000,
+) -> None:
+    """Show what training will see: clips of all files, the files, copies, cuts, reading speed; nothing is trained.
 
     Args:
         path: The training data, as --data of `telecine train`.
-        output: Folder for data.html, clips.mp4 and data.json.
+        output: Folder for data.html, clips.mp4, data.json and, if there are cuts, scenes.csv.
         num_clips: Number of clips to read and show.
+        max_frames: Search files with up to this many frames together for cuts: a core decodes some hundred a second.
     """
     from telecine.cli.tables import print_data
     from telecine.data.find import check_output
@@ -113,7 +121,7 @@ def run_data(settings: TrainConfig, path: str, *, output: str = "data_report", n
     from telecine.data_report.page import write_data
 
     check_output("--output", path, output)
-    report = inspect_data(replace(settings, data=path), num_clips)
+    report = inspect_data(replace(settings, data=path), num_clips, max_frames)
     page = write_data(report, Path(output))
     print_data(console, report)
     console.print(f"written to {page.parent}; open {page} in a browser", soft_wrap=True)

@@ -16,7 +16,9 @@ from telecine import __version__
 from telecine.base.checks import count_files
 from telecine.base.devices import gigabytes
 from telecine.base.files import atomic_write, mark_output, write_json
-from telecine.data_report.inspect import DEFINITIONS, DataReport, SampledClip
+from telecine.data import TarMember
+from telecine.data_report.inspect import DEFINITIONS, SCENES_FILE, DataReport, SampledClip
+from telecine.data_report.scenes import write_scenes
 from telecine.report.clips import at_one_rate, write_preview
 from telecine.report.page import page_environment, timestamp
 from telecine.report.video import shrink
@@ -31,11 +33,15 @@ VIDEO_COLUMNS = 6
 
 
 def write_data(report: DataReport, folder: Path) -> Path:
-    """Write data.json, clips.mp4 and data.html into a folder, which is created if needed; return the page's path."""
+    """Write data.html, data.json, clips.mp4 and, if there are cuts, scenes.csv into a folder; return the page."""
     folder.mkdir(parents=True, exist_ok=True)
     mark_output(folder)
     write_json(folder / "data.json", report.as_dict())
     write_preview(folder / VIDEO_FILE, _moving_sheet(report.clips), max(clip.fps for clip in report.clips))
+    if report.scenes:
+        write_scenes(
+            folder / SCENES_FILE, [scene for scene in report.scenes if not isinstance(scene.info.path, TarMember)]
+        )
     html = _render_data(report).encode("utf-8", "backslashreplace")  # names of files may have other bytes
     atomic_write(folder / PAGE_FILE, lambda partial: partial.write_bytes(html))
     return folder / PAGE_FILE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from telecine.base.checks import argument_error, check_count, check_positive
 from telecine.settings.group import Settings
@@ -76,6 +77,8 @@ class ClipConfig(Settings):
     reversed, each with probability 1/2. It varies a small data set. Clips must be square."""
     scale_jitter: float = 1.0
     """Zoom into training clips by a random factor from 1 (the whole picture) to this value. 1 turns zooming off."""
+    weighting: Literal["frames", "files"] = "frames"
+    """Draw training clips from all frames equally often, so that long videos count more, or from all files."""
     num_clips: int | None = None
     """Train on this many clips over and over: each keeps its place, crop and flip. By default each draw is another."""
     num_workers: int = 2

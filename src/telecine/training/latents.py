@@ -209,7 +209,7 @@ def _check_identity(folder: Path, identity: dict[str, object]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, identity)
         return
-    saved = read_json(path)
+    saved = {"clips.weighting": "frames"} | read_json(path)  # telecine 0.2 had no other
     if changed := [name for name, value in identity.items() if saved.get(name) != value]:
         contract = "a folder of latents of this encoder, data and clips"
         got = f"{str(folder)!r}, with another value of {', '.join(changed)}"
