@@ -28,6 +28,7 @@ from telecine.data.source import (
     DataError,
     File,
     RemotePath,
+    Source,
     Span,
     TarMember,
     is_address,
@@ -35,6 +36,7 @@ from telecine.data.source import (
     is_hidden,
     is_image,
     is_media,
+    resolve_source,
 )
 from telecine.settings import MAX_PIXELS
 from telecine.settings.data import TIMEOUT
@@ -103,6 +105,13 @@ def load_spans(
     if empty:
         logger.warning("skipped %d of %d segments: %s", len(empty), len(decodable), format_skipped(empty))
     return spans, skipped + empty
+
+
+def sources_of(data: str | None) -> set[Source]:
+    """Return the videos and images of `TrainConfig.data`, resolved, without indexing them."""
+    if data is None:
+        return set(map(resolve_source, sample_videos()))
+    return {resolve_source(segment.source) for segment in _find_segments(data, IndexCache(data).members)}
 
 
 def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
