@@ -150,8 +150,9 @@ class ClipDataset(Dataset[Clip]):
         turns = torch.rand(2, generator=generator) < 0.5 if self.config.random_orientation else (False, False)
         crop_scale = 1.0 + scale * (self.config.scale_jitter - 1.0)
         is_flipped = self.config.random_flip and flip < 0.5
+        upside_down, transpose = map(bool, turns)
         stride = self.config.stride
-        return ClipSpec(span, start, crop_scale, top, left, is_flipped, *map(bool, turns), stride=stride)
+        return ClipSpec(span, start, crop_scale, top, left, is_flipped, upside_down, transpose, stride)
 
     def _number(self, index: int) -> int:
         """Return the number that determines a clip. With `num_clips`, numbers repeat."""

@@ -36,7 +36,6 @@ from telecine.data.source import (
     TarMember,
     VideoInfo,
     as_source,
-    file_of,
     open_file,
 )
 from telecine.settings import MAX_PIXELS
@@ -72,13 +71,14 @@ _MAY_BE_ANIMATED = ("GIF", "PNG", "WEBP")
 
 
 @contextmanager
-def _errors_as_decode_errors(path: str | PathLike[str] | Source) -> Iterator[None]:
+def errors_as_decode_errors(path: str | PathLike[str] | Source) -> Iterator[None]:
+    """Raise a `DecodeError` that names the file, for errors of FFmpeg, of PyAV and of the system."""
     try:
         yield
     except DataError:
         raise
-    except (FFmpegError, ValueError) as error:  # `ValueError`: FFmpeg reads it, but PyAV does not know it
-        raise DecodeError(f"{path}: {getattr(error, 'strerror', error)}") from error
+    except (FFmpegError, OSError, ValueError) as error:  # `ValueError`: FFmpeg reads it, but PyAV does not know it
+        raise DecodeError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def open_video(
             for a frame of more than `max_pixels`.
         DataError: a file at an address has not arrived by the deadline.
     """
-    with _errors_as_decode_errors(path), open_local(as_source(path), _open_container, deadline) as container:
+    with errors_as_decode_errors(path), open_local(as_source(path), _open_container, deadline) as container:
         if container.format.name in _ANIMATED_IMAGES:
             raise DecodeError(f"{path}: {ANIMATED}")
         stream = next(iter(container.streams.video), None)
@@ -107,8 +107,7 @@ def open_video(
 
 
 def _open_container(source: Path | TarMember) -> InputContainer:
-    if file_of(source).exists():  # FFmpeg has the words for a missing file
-        open_file(file_of(source)).close()
+    open_file(source).close()  # FFmpeg would wait for a FIFO
     url = f"file:{source}"  # without the protocol, FFmpeg takes the part of a name before a colon for one
     if isinstance(source, TarMember):
         url = f"subfile,,start,{source.offset},end,{source.offset + source.size},,:file:{source.archive}"
@@ -213,7 +212,7 @@ def read_clip(
         return _read_image(info.path, size)[None]
     size = size or (info.height, info.width)
     clip = torch.empty(len(indices), *size, 3, dtype=torch.uint8)
-    with _errors_as_decode_errors(info.path), closing(_packets_from_keyframe(info, start, max_pixels)) as packets:
+    with errors_as_decode_errors(info.path), closing(_packets_from_keyframe(info, start, max_pixels)) as packets:
         for i, frame in enumerate(_rgb_frames(_select_frames(info, indices, packets), size)):
             clip[i] = frame
     return clip
@@ -310,7 +309,7 @@ def open_image(source: Source, deadline: Deadline | None = None) -> Iterator[Ima
 
 
 def _open_pillow(source: Path | TarMember) -> Image.Image:
-    with open_file(file_of(source)) as file:
+    with open_file(source) as file:
         if isinstance(source, Path):
             return Image.open(source, formats=_IMAGE_FORMATS)  # Pillow reads only the necessary part of the file
         file.seek(source.offset)

@@ -18,7 +18,7 @@ from av.video.stream import VideoStream
 
 from telecine.base.checks import argument_error
 from telecine.base.terminal import with_progress
-from telecine.data.decode import decoded_frames, displayed, open_image, open_video
+from telecine.data.decode import decoded_frames, displayed, errors_as_decode_errors, open_image, open_video
 from telecine.data.mp4_tables import MAX_FRAMES, check_tables
 from telecine.data.remote import open_local
 from telecine.data.source import (
@@ -85,10 +85,8 @@ def index_video(
     deadline = Deadline(source, timeout)
     if is_image(source):
         return _index_image(source, max_pixels, deadline)
-    try:
+    with errors_as_decode_errors(source):
         open_local(source, lambda local: check_tables(local, deadline), deadline)
-    except OSError as error:
-        raise DecodeError(f"{source}: {error.strerror}") from error
     first, stored_aspect = _first_frame(source, max_pixels, deadline)
     stamps, fps, time_base, seekable = _scan_packets(source, max_pixels, deadline)
     if not seekable or stamps[0][0] != first.pts:
@@ -186,7 +184,8 @@ def _scan_packets(path: Source, max_pixels: int, deadline: Deadline) -> tuple[_S
     displayed frame, and for no other, in display order.
     """
     with open_video(path, max_pixels, deadline) as (container, stream):
-        packets, left = [], _MAX_EXPANSION * container.size
+        packets: list[tuple[int | None, bool, bool, bool, int, int | None]] = []
+        left = _MAX_EXPANSION * container.size
         for packet in deadline.limit(container.demux(stream)):
             left -= packet.size
             if left < 0 or len(packets) == MAX_FRAMES:

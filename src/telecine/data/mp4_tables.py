@@ -7,7 +7,7 @@ import struct
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from telecine.data.source import Deadline, DecodeError, Source, TarMember, file_of, open_file
+from telecine.data.source import Deadline, DecodeError, Source, TarMember, open_file
 
 # A day at 48 frames a second.
 MAX_FRAMES = 2**22
@@ -23,7 +23,7 @@ def check_tables(source: Source, deadline: Deadline) -> None:
 
     A file of another format has no such tables.
     """
-    with open_file(file_of(source)) as file:
+    with open_file(source) as file:
         begin, size = 0, os.fstat(file.fileno()).st_size
         if isinstance(source, TarMember):
             begin, size = source.offset, source.size

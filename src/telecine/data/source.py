@@ -194,10 +194,10 @@ def is_hidden(path: PurePosixPath | Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def open_file(path: Path) -> BinaryIO:
-    """Open a regular file to read its bytes; raise a `DecodeError` for a FIFO, a device and the like."""
+def open_file(source: Source) -> BinaryIO:
+    """Open the local, regular file that holds a source; raise a `DecodeError` for a FIFO, a device and the like."""
     try:
-        return open_regular(path)
+        return open_regular(Path(str(file_of(source))))
     except ValueError as error:
         raise DecodeError(str(error)) from error
 
