@@ -74,7 +74,7 @@ def run(command):
 
 @pytest.mark.slow
 def test_the_commands(folder, cached_weights):
-    assert len(COMMANDS) == 12
+    assert len(COMMANDS) == 13
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     for command in COMMANDS:
