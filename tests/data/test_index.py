@@ -237,9 +237,7 @@ def test_more_frames_than_a_file_can_have(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
 def test_a_file_is_indexed_in_the_time_that_it_may_take(tmp_path: Path, codec: str) -> None:
     path = write_video(tmp_path / "slow.avi", numbered_frames(3), codec)
-    with pytest.raises(
-        DataError, match=r"slow\.avi: not read within 1e-09 seconds. Remove the file, or raise"
-    ) as caught:
+    with pytest.raises(DataError, match=r"slow\.avi: not read within 1e-09 seconds. Remove the file, or if") as caught:
         index_video(path, timeout=1e-9)
     assert not isinstance(caught.value, DecodeError), "files that are skipped would make the data depend on the speed"
 

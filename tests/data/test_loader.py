@@ -254,6 +254,7 @@ def test_a_death_does_not_interrupt_the_training_process(spans: list[Span]) -> N
     assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the loader that did not start
 @pytest.mark.parametrize("name", ["telecine workers", "QueueFeederThread"])
 def test_no_process_is_left_where_no_thread_starts(
     spans: list[Span], monkeypatch: pytest.MonkeyPatch, name: str

@@ -38,8 +38,7 @@ from telecine.data.source import (
     is_media,
     resolve_source,
 )
-from telecine.settings import MAX_PIXELS
-from telecine.settings.data import TIMEOUT
+from telecine.settings import MAX_PIXELS, TIMEOUT
 
 logger = logging.getLogger(__name__)
 

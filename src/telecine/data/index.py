@@ -33,8 +33,7 @@ from telecine.data.source import (
     is_image,
     thread_errors,
 )
-from telecine.settings import MAX_PIXELS
-from telecine.settings.data import TIMEOUT
+from telecine.settings import MAX_PIXELS, TIMEOUT
 
 logger = logging.getLogger(__name__)
 

@@ -35,8 +35,7 @@ from telecine.data.source import (
     is_address,
     tar_members,
 )
-from telecine.settings import MAX_PIXELS
-from telecine.settings.data import TIMEOUT
+from telecine.settings import MAX_PIXELS, TIMEOUT
 
 logger = logging.getLogger(__name__)
 

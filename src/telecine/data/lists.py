@@ -28,7 +28,7 @@ from telecine.data.source import (
     is_file_name,
     open_file,
 )
-from telecine.settings.data import TIMEOUT
+from telecine.settings import TIMEOUT
 
 logger = logging.getLogger(__name__)
 

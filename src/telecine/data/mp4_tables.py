@@ -29,11 +29,12 @@ def check_tables(source: Source, deadline: Deadline) -> None:
             begin, size = source.offset, source.size
         claimed = 0
         for kind, content in deadline.limit(_tables(file, begin, begin + size)):
+            if kind == b"cmov":
+                raise DecodeError(f"{source}: its tables are compressed")
             num_samples, num_bytes = _claimed(kind, content)
             claimed += num_bytes
-            if claimed > size or num_samples > MAX_FRAMES or kind == b"cmov":
-                got = "are compressed" if kind == b"cmov" else f"claim {num_samples} frames in {size} bytes"
-                raise DecodeError(f"{source}: its tables {got}")
+            if claimed > size or num_samples > MAX_FRAMES:
+                raise DecodeError(f"{source}: its tables claim {num_samples} frames in {size} bytes")
 
 
 def _claimed(kind: bytes, content: bytes) -> tuple[int, int]:

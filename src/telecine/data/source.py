@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeAlias, TypeVar
 
 from telecine.base.files import open_regular
-from telecine.settings.data import TIMEOUT
+from telecine.settings import TIMEOUT
 
 T = TypeVar("T")
 
@@ -78,7 +78,7 @@ class Deadline:
         """
         if (left := self._end - time.monotonic()) > 0:
             return left
-        remedy = "Remove the file, or raise `clips.timeout` if the disk or the network is slow."
+        remedy = "Remove the file, or if it is only slow, index it once with `telecine data --clips.timeout`."
         raise DataError(f"{self._source}: not read within {self._seconds:g} seconds. {remedy}")
 
     def limit(self, items: Iterable[T]) -> Iterator[T]:

@@ -45,7 +45,7 @@ def cuts(found: Sequence[float]) -> list[int]:
 def find_cuts(infos: Sequence[VideoInfo], max_frames: int) -> dict[Source, list[int]]:
     """Return the cuts in each of the first videos that have `max_frames` together, by decoding them whole.
 
-    A video is left out if it cannot be decoded to its end.
+    A video is left out if not all of its frames can be decoded.
     """
     found: dict[Source, list[int]] = {}
     videos = [info for info in infos if not info.is_image]
@@ -54,9 +54,11 @@ def find_cuts(infos: Sequence[VideoInfo], max_frames: int) -> dict[Source, list[
     for info in with_progress(few, "finding cuts"):
         grids = (brightness(frame[None]) for frame in iterate_frames(info.path, _DECODED_SIZE))
         try:
-            found[info.path] = cuts([float(changes(torch.cat(pair))) for pair in pairwise(grids)])
+            all_changes = [float(changes(torch.cat(pair))) for pair in pairwise(grids)]
         except DecodeError:  # training replaces its clips, too, and logs the file
             continue
+        if len(all_changes) == info.num_frames - 1:  # an edit list may leave out some
+            found[info.path] = cuts(all_changes)
     return found
 
 

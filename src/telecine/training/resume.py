@@ -38,19 +38,10 @@ def check_same_data(data: str | None, folder: Path) -> None:
 
 
 def check_same_clips(config: TrainConfig, folder: Path, before: RunSummary, data: Mapping[str, Any]) -> list[str]:
-    """Compare the data of a run that resumes with that of its summary.
-
-    Args:
-        config: The settings, those of the checkpoint or others.
-        folder: The checkpoint.
-        before: The summary of the run.
-        data: The data now, see `telecine.training.summary.data_of`.
-
-    Returns:
-        What has changed, in words; nothing without a change.
+    """Return what has changed of the data since the summary `before`; `data` is that of `summary.data_of`.
 
     Raises:
-        ValueError: The held-out clips are other ones, with the same settings: metrics would not compare.
+        ValueError: The held-out clips are others, with the settings of the checkpoint: metrics would not compare.
     """
     numbers = {"num_videos": "videos", "num_images": "images", "num_skipped": "skipped files", "num_frames": "frames"}
     pairs = {words: (getattr(before, name), data[name]) for name, words in numbers.items()}
@@ -66,9 +57,9 @@ def check_same_clips(config: TrainConfig, folder: Path, before: RunSummary, data
 
 
 def _choice_of_clips(settings: dict[str, Any]) -> list[Any]:
-    """Return the settings that choose the held-out clips; they exist since telecine 0.2."""
+    """Return the settings that choose the held-out clips; None for those that an older version lacks."""
     names = ("num_frames", "height", "width", "stride", "image_ratio", "max_pixels", "val_fraction")
-    return [settings["val_data"], settings["val_clips"], *(settings["clips"][name] for name in names)]
+    return [settings.get("val_data"), settings.get("val_clips"), *(settings["clips"].get(name) for name in names)]
 
 
 def check_same_networks(config: Settings, folder: Path) -> None:

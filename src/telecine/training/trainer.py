@@ -158,8 +158,8 @@ class Trainer:
         try:
             before = self.files.summary()
         except ValueError:  # `SummaryWriter` warns
-            before = None
-        changes = [] if before is None else check_same_clips(self.config, found, before, data_of(self.clips))
+            return []
+        changes = before and check_same_clips(self.config, found, before, data_of(self.clips))
         return [f"the data has changed: {', '.join(changes)}"] if changes else []
 
     def _with_batch_size(self, found: Path | None, *, is_own: bool) -> TrainConfig:
