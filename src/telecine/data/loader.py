@@ -11,7 +11,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import wait
@@ -210,11 +209,15 @@ def _read_batches(requests: _ReadRequests, sampler: ClipBatchSampler, should_sto
         generator=torch.Generator(),
     )
     other_processes = set(multiprocessing.active_children())
-    with thread_errors(), _killed_on_error(other_processes):
-        batches = iter(loader)
-        _remove_sigchld_handler()
-        workers = set(multiprocessing.active_children()) - other_processes
-        watchdog = _Watchdog(workers, poll, config.timeout, should_stop)
+    try:
+        with thread_errors():
+            batches = iter(loader)
+            _remove_sigchld_handler()
+            workers = set(multiprocessing.active_children()) - other_processes
+            watchdog = _Watchdog(workers, poll, config.timeout, should_stop)
+    except BaseException:
+        _kill(set(multiprocessing.active_children()) - other_processes)
+        raise
     # A traceback or a variable may keep the loader alive. The interpreter then waits at exit for its workers, which
     # ignore SIGTERM: kill them.
     kill_workers = partial(_kill, workers)
@@ -236,16 +239,6 @@ def _read_batches(requests: _ReadRequests, sampler: ClipBatchSampler, should_sto
         watchdog.is_closed.set()
         kill_workers()
         atexit.unregister(kill_workers)
-
-
-@contextmanager
-def _killed_on_error(other_processes: set[BaseProcess]) -> Iterator[None]:
-    """Kill the processes that an unfinished start leaves behind."""
-    try:
-        yield
-    except BaseException:
-        _kill(set(multiprocessing.active_children()) - other_processes)
-        raise
 
 
 def _next_batch(batches: Iterator[_ClipBatch], watchdog: _Watchdog) -> _ClipBatch:

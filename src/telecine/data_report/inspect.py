@@ -33,7 +33,7 @@ from telecine.data.decode import open_video
 from telecine.data.find import ignored_suffixes
 from telecine.data.index_cache import num_bytes
 from telecine.data.remote import open_local
-from telecine.data.source import Source, file_of
+from telecine.data.source import Source, open_file
 from telecine.data_report.scenes import CUT, CUT_RATIO, brightness, changes, cuts, find_cuts, scenes_of
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.clips import Spans, find_spans
@@ -253,7 +253,7 @@ def _grouped(sources: Sequence[Source], key: Callable[[Source], object]) -> list
 def _digest(source: Source) -> str:
     """Return the SHA-256 of a file or of a member of a tar file."""
     found, left = hashlib.sha256(), num_bytes(source)
-    with open_local(source, lambda local: open(str(file_of(local)), "rb")) as file:
+    with open_local(source, open_file) as file:
         file.seek(source.offset if isinstance(source, TarMember) else 0)
         while left and (content := file.read(min(left, 2**20))):
             found.update(content)
