@@ -38,11 +38,6 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
-def one_line(text: str) -> str:
-    """Return a text with its line ends as `\\n`: those in the name of a file must not look like ours."""
-    return text.replace("\n", "\\n")
-
-
 def argument_error(
     name: str, contract: str, got: object, remedy: str, error: type[Exception] = ValueError
 ) -> Exception:

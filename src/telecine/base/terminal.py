@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from rich.console import Console
 from rich.text import Text
 
-from telecine.base.checks import argument_error, one_line, printable
+from telecine.base.checks import argument_error, printable
 
 Item = TypeVar("Item")
 
@@ -31,8 +31,6 @@ class PlainConsole(Console):
 
 class _PrintableFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        if record.name.startswith("telecine"):
-            record = logging.makeLogRecord({**vars(record), "msg": one_line(record.getMessage()), "args": None})
         return printable(super().format(record))
 
 

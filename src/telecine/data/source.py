@@ -16,7 +16,6 @@ from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeAlias, TypeVar
 
-from telecine.base.checks import one_line
 from telecine.base.files import open_regular
 from telecine.settings import TIMEOUT
 
@@ -46,7 +45,7 @@ class DataError(ValueError):
         # A `DataLoader` worker sends its error as the text of a traceback, with the message at the end.
         text = super().__str__()
         text = text.strip().rpartition(f"{type(self).__name__}: ")[2] if "Original Traceback" in text else text
-        return one_line(text)
+        return text.replace("\n", "\\n")  # of a file's name: it must not look like a line of ours
 
 
 class DecodeError(DataError):

@@ -14,7 +14,7 @@ import psutil
 from torch import Tensor
 from torch.nn import functional as F
 
-from telecine.base.checks import check_count, one_line
+from telecine.base.checks import check_count
 from telecine.base.devices import gigabytes
 from telecine.base.terminal import with_progress
 from telecine.data import (
@@ -324,7 +324,7 @@ def _advice(report: DataReport, clips: ClipConfig) -> Iterator[str]:
     fraction = longest.num_frames / sum(row.num_frames for row in videos) if longest else 0.0
     if longest and clips.weighting == "frames" and fraction > max(LARGE_FRACTION, 1.5 / len(videos)):
         yield (
-            f"{one_line(longest.path)} has {fraction:.0%} of the frames, and of the clips of training. "
+            f"{longest.path} has {fraction:.0%} of the frames, and of the clips of training. "
             "`--clips.weighting files` draws all files equally often, as the clips shown here."
         )
     if report.copies:
