@@ -74,14 +74,14 @@ def run(command):
 
 @pytest.mark.slow
 def test_the_commands(folder, cached_weights):
-    assert len(COMMANDS) == 12
+    assert len(COMMANDS) == 13
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     for command in COMMANDS:
         run(command)
     torch.set_num_threads(before)
     runs = sorted(path.parent.name for path in (folder / "runs").glob("*/checkpoints"))
-    assert runs == ["cache", "csv", "folder", "images", "jsonl", "mixed", "shards", "sizes", "workers"]
+    assert runs == ["by_file", "cache", "csv", "folder", "images", "jsonl", "mixed", "shards", "sizes", "workers"]
     assert (folder / "my_videos" / ".telecine-index").exists()
     sizes = yaml.safe_load((folder / "runs" / "sizes" / "config.yaml").read_text())["clips"]["buckets"]
     assert [size["num_frames"] for size in sizes] == [5, 9, 1]

@@ -1,10 +1,12 @@
 """Files are written whole or not at all, and JSON files contain one object."""
 
 import os
+import socket
+from pathlib import Path
 
 import pytest
 
-from telecine.base.files import atomic_write, digest_of, read_json, write_json
+from telecine.base.files import atomic_write, digest_of, open_regular, read_bounded, read_json, write_json
 
 
 def test_json_round_trip(tmp_path):
@@ -71,3 +73,53 @@ def test_a_temporary_file_has_a_name_of_its_own_and_is_never_a_link(tmp_path, mo
 def test_a_digest_is_that_of_sha256sum(tmp_path):
     (tmp_path / "abc").write_text("abc")
     assert digest_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def _make_socket(path):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+_OTHER_KINDS = {
+    "a named pipe": os.mkfifo,
+    "a folder": os.mkdir,
+    "a device": lambda path: os.symlink("/dev/zero", path),
+    "a socket": _make_socket,
+}
+
+
+@pytest.mark.parametrize("kind", _OTHER_KINDS)
+def test_what_is_no_regular_file_is_refused_at_once(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the path of a socket is short
+    path = Path("values.json")
+    _OTHER_KINDS[kind](path)
+    for read in (open_regular, lambda path: read_bounded(path, 10)):
+        with pytest.raises(ValueError, match=rf"`values.json` must be a regular file, but got {kind}"):
+            read(path)
+
+
+def test_a_link_is_followed_only_where_that_is_wanted(tmp_path):
+    (tmp_path / "file").write_text("text")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "file")
+    with open_regular(link) as file:
+        assert file.read() == b"text"
+    with pytest.raises(ValueError, match="must be a regular file, but got a symbolic link"):
+        open_regular(link, follow=False)
+    with open_regular(tmp_path / "file", follow=False) as file:
+        assert file.read() == b"text"
+    with pytest.raises(FileNotFoundError):
+        open_regular(tmp_path / "missing")
+
+
+def test_no_more_is_read_than_allowed(tmp_path):
+    path = tmp_path / "sparse"
+    path.write_bytes(b"1234")
+    assert read_bounded(path, 4) == b"1234"
+    with pytest.raises(ValueError, match="must be a file of at most 3 bytes, but got 4 bytes"):
+        read_bounded(path, 3)
+    os.truncate(path, 40 * 2**30)
+    with pytest.raises(ValueError, match=f"at most 4 bytes, but got {40 * 2**30} bytes"):
+        read_bounded(path, 4)
+    with pytest.raises(ValueError, match="at most 4 bytes"):  # its size is 0 until it is read
+        read_bounded(Path("/proc/self/status"), 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -42,6 +43,8 @@ def test_crop_position_and_flip(spans: list[Span], top: float, left: float, flip
     frames = moving_frames(2, 48, 64)
     spec = ClipSpec(spans[0], 3, crop_scale=1.0, top=top, left=left, flip=flip)
     clip = make_clip(frames, spec, Bucket(2, 32, 40))
+    assert clip["fps"] == spans[0].info.fps
+    assert make_clip(frames, replace(spec, stride=2), Bucket(2, 32, 40))["fps"] == spans[0].info.fps / 2
     row, column = round(top * 16), round(left * 24)
     expected = video_from_bytes(frames[:, row : row + 32, column : column + 40])
     assert torch.equal(clip["video"], expected.flip(-1) if flip else expected)

@@ -310,3 +310,16 @@ def test_a_model_is_checked_for_images() -> None:
     message = r"but got an image of 1x32x32\. 1 frames are too few\. .*accepted size is 4x32x32"
     with pytest.raises(ValueError, match=message):
         check_buckets([Bucket(8, 32, 32)], VideoOnly(), images=True)
+
+
+def test_files_may_be_drawn_equally_often(spans: list[Span]) -> None:
+    long, parts = spans[1], [Span(spans[0].info, 0, 4), Span(spans[0].info, 5, 11)]
+    by = {name: ClipDataset([long, *parts], replace(CONFIG, weighting=name), seed=0) for name in ("frames", "files")}
+    drawn = {
+        name: [dataset._draw_spec(dataset._videos[CONFIG.num_frames], index, 0).span for index in range(400)]
+        for name, dataset in by.items()
+    }
+    counts = {name: [found.count(span) for span in (long, *parts)] for name, found in drawn.items()}
+    assert counts["frames"][0] > 300, "28 of 32 positions"
+    assert 160 < counts["files"][0] < 240
+    assert counts["files"][2] > 2 * counts["files"][1], "3 positions and 1 of one file"

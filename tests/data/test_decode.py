@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -293,8 +294,8 @@ def refuse(pts: int, stream: Any) -> None:
 
 def test_a_container_that_cannot_seek_is_read_from_the_start(lossless: dict[str, VideoInfo], monkeypatch: Any) -> None:
     @contextmanager
-    def open_unseekable(path: Path) -> Iterator[tuple[Any, Any]]:
-        with open_video(path) as (container, stream):
+    def open_unseekable(path: Path, *limits: Any) -> Iterator[tuple[Any, Any]]:
+        with open_video(path, *limits) as (container, stream):
             yield SimpleNamespace(seek=refuse, demux=container.demux), stream
 
     monkeypatch.setattr(decode, "open_video", open_unseekable)
@@ -304,7 +305,7 @@ def test_a_container_that_cannot_seek_is_read_from_the_start(lossless: dict[str,
 def test_seeks_try_two_keyframes_before_the_start_of_the_file(monkeypatch: Any) -> None:
     tried: list[int] = []
     container = SimpleNamespace(seek=lambda pts, stream: tried.append(pts), demux=lambda stream: iter(()))
-    monkeypatch.setattr(decode, "open_video", lambda path: nullcontext((container, None)))
+    monkeypatch.setattr(decode, "open_video", lambda path, *limits: nullcontext((container, None)))
     info = VideoInfo(Path("a.mp4"), 64, 48, 25.0, array("q", range(60)), array("q", range(0, 60, 10)))
     for start, keyframes in ((0, []), (9, []), (10, [10]), (19, [10]), (35, [30, 20]), (59, [50, 40])):
         assert list(_packets_from_keyframe(info, start)) == []
@@ -340,3 +341,32 @@ def test_timestamps_in_decoding_order_only_tell_frames_apart(tmp_path: Path) -> 
         expected = list(range(start, start + num_frames * stride, stride))
         assert numbers_of(read_clip(info, start, num_frames, stride)) == expected
     assert [info.frame_at(seconds) for seconds in (0.0, 0.4, 0.41, 1.56, 9.0)] == [0, 10, 11, 39, 40]
+
+
+@pytest.mark.parametrize("text", ["ffconcat version 1.0\nfile a.mp4\n", "#EXTM3U\n#EXTINF:1,\na.mp4\n", "v=0\ns=-\n"])
+def test_formats_that_name_other_files_are_refused(tmp_path: Path, text: str) -> None:
+    write_video(tmp_path / "a.mp4", numbered_frames(3))
+    (tmp_path / "b.mp4").write_text(text)
+    with pytest.raises(DecodeError, match=r"b\.mp4: (not one of the formats that are read|Invalid data)"):
+        index_video(tmp_path / "b.mp4")
+
+
+def test_frames_that_grow_within_a_stream_keep_to_the_limit(tmp_path: Path) -> None:
+    small = write_video(tmp_path / "small.h264", moving_frames(4), "libx264", container_format="h264")
+    large = write_video(tmp_path / "large.h264", moving_frames(4, 480, 640), "libx264", container_format="h264")
+    path = tmp_path / "both.h264"
+    path.write_bytes(small.read_bytes() + large.read_bytes())
+    info = index_video(path)
+    assert read_clip(info, 3, 4).shape == (4, 48, 64, 3)
+    with pytest.raises(DecodeError, match=r"both\.h264: "):
+        read_clip(info, 3, 4, max_pixels=100 * 100)
+    with pytest.raises(DecodeError, match=r"both\.h264: "):
+        index_video(path, max_pixels=100 * 100)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.png"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, name: str, make: Any) -> None:
+    make(tmp_path / name)
+    with pytest.raises(DecodeError, match=rf"{name}` must be a regular file, but got a (named pipe|device)"):
+        index_video(tmp_path / name)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
-from telecine.data import DecodeError, TarMember, index_video, load_spans, read_clip
+from telecine.data import DecodeError, TarMember, index_video, load_spans, read_clip, tar_members
 from telecine.data.decode import _read_image
 from telecine.data.index import _index_image
 
-from .videos import moving_frames, truncate, write_images
+from .videos import moving_frames, truncate, write_images, write_shard
 
 PIXELS = moving_frames(1)[0]
 
@@ -189,3 +189,20 @@ def test_of_several_pictures_in_a_photo_the_first_is_read(tmp_path: Path) -> Non
     first, second = (Image.fromarray(frame.numpy()) for frame in moving_frames(2))
     first.save(tmp_path / "photo.jpg", "MPO", save_all=True, append_images=[second], quality=95)
     assert (_read_image(tmp_path / "photo.jpg").int() - PIXELS.int()).abs().float().mean() < 5
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
+@pytest.mark.parametrize("in_tar", [False, True])
+def test_no_other_format_is_read_under_the_suffix_of_an_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, in_tar: bool
+) -> None:
+    """Pillow lets Ghostscript draw an EPS, which is a program."""
+    path = tmp_path / name
+    Image.new("RGB", (8, 8)).save(path, "EPS")
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript runs"))
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
+    source = next(tar_members(write_shard(tmp_path / "a.tar", [path]))) if in_tar else path
+    with pytest.raises(DecodeError, match="not an image that Pillow can read"):
+        index_video(source)
+    with pytest.raises(DecodeError, match="not an image that Pillow can read"):
+        _read_image(source)

@@ -25,6 +25,8 @@ from telecine.data import (
     read_clip,
 )
 from telecine.data.index import _frame_rate
+from telecine.data.source import Deadline
+from telecine.settings import MAX_PIXELS
 
 from .videos import damage, moving_frames, numbered_frames, numbers_of, truncate, write_audio, write_video
 
@@ -155,17 +157,19 @@ def test_facts_about_a_video(tmp_path: Path) -> None:
     assert raw.time_base == 1 / raw.fps
 
 
-def _scan(monkeypatch: pytest.MonkeyPatch, codec: str, packets: list[tuple[int | None, bool, bool]]) -> Any:
+def _scan(
+    monkeypatch: pytest.MonkeyPatch, codec: str, packets: list[tuple[int | None, bool, bool]], size: int = 1000
+) -> Any:
     """Scan packets, each given by its timestamp, whether it is a keyframe, and whether it is discarded."""
     names = ("pts", "is_keyframe", "is_discard")
     fixed = {"size": 9, "is_corrupt": False, "dts": 0}
     read = [SimpleNamespace(**fixed, **dict(zip(names, packet, strict=True))) for packet in packets]
     read.append(SimpleNamespace(size=0, pts=None))  # the flush packet at the end of a file
-    container = SimpleNamespace(demux=lambda stream: read, format=SimpleNamespace(name="matroska"))
+    container = SimpleNamespace(demux=lambda stream: read, format=SimpleNamespace(name="matroska"), size=size)
     decoder = SimpleNamespace(name=codec, has_b_frames=False)
     stream = SimpleNamespace(codec_context=decoder, time_base=0.001, average_rate=25)
-    monkeypatch.setattr(index, "open_video", lambda path: nullcontext((container, stream)))
-    return index._scan_packets("a.mkv")
+    monkeypatch.setattr(index, "open_video", lambda path, *limits: nullcontext((container, stream)))
+    return index._scan_packets(Path("a.mkv"), MAX_PIXELS, Deadline("a.mkv"))
 
 
 def test_packets_are_scanned_in_display_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,3 +219,33 @@ def test_videos_that_are_too_short_are_counted_and_named(caplog: pytest.LogCaptu
     caplog.clear()
     assert log_too_short(parts, 1) == 0
     assert not caplog.text
+
+
+def test_more_bytes_than_a_file_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    packets = [(number, True, False) for number in range(40)]
+    _scan(monkeypatch, "h264", packets, size=100)
+    with pytest.raises(DecodeError, match=r"a\.mkv: more frames than a file of 50 bytes can have"):
+        _scan(monkeypatch, "h264", packets, size=50)
+
+
+def test_more_frames_than_a_file_can_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "MAX_FRAMES", 39)
+    with pytest.raises(DecodeError, match="more frames than a file of 1000 bytes can have"):
+        _scan(monkeypatch, "h264", [(number, True, False) for number in range(40)])
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
+def test_a_file_is_indexed_in_the_time_that_it_may_take(tmp_path: Path, codec: str) -> None:
+    path = write_video(tmp_path / "slow.avi", numbered_frames(3), codec)
+    with pytest.raises(DataError, match=r"slow\.avi: not read within 1e-09 seconds. Remove the file, or if") as caught:
+        index_video(path, timeout=1e-9)
+    assert not isinstance(caught.value, DecodeError), "files that are skipped would make the data depend on the speed"
+
+
+def test_the_limit_of_threads_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", refuse)
+    with pytest.raises(DataError, match="The system starts no more threads"):
+        index_videos([write_video(tmp_path / "a.mp4", numbered_frames(3))])

@@ -9,10 +9,12 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from telecine.data import (
+    DataError,
     DecodeError,
     IndexCache,
     TarMember,
@@ -43,7 +45,7 @@ def indexed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record the names of the files that are indexed."""
     names: list[str] = []
 
-    def index(source: Path, max_pixels: int) -> VideoInfo:
+    def index(source: Path, *limits: Any) -> VideoInfo:
         names.append(source.name)
         return index_video(source)
 
@@ -261,3 +263,23 @@ def test_members_before_the_damage_of_a_tar_file_are_used(
     assert "b.tar: damaged after its first 2 videos and images" in caplog.text
     assert "c.tar: damaged after its first 0 videos and images" in caplog.text
     assert "skipped 1 of 2 files" in caplog.text
+
+
+def test_a_pipe_in_place_of_the_index_is_not_waited_for(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    os.mkfifo(folder / ".telecine-index")
+    load_spans(folder)
+    assert "must be a regular file, but got a named pipe (FIFO)" in caplog.text
+    assert (folder / ".telecine-index").is_file()
+
+
+def test_a_sparse_index_is_not_read(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_spans(folder)
+    os.truncate(folder / ".telecine-index", 40 * 2**30)
+    load_spans(folder)
+    assert "must be a file of at most 2147483648 bytes" in caplog.text
+    assert (folder / ".telecine-index").stat().st_size < 2**20
+
+
+def test_members_of_a_tar_file_are_listed_in_the_time_that_it_may_take(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"b\.tar: not read within 1e-09 seconds"):
+        load_spans(folder / "b.tar", timeout=1e-9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,12 @@ BAD_LISTS: dict[str, tuple[str, str | bytes, str]] = {
         "path,strat\nx,1\n",
         r"a\.csv, line 1: unknown column `strat`\. Did you mean `start`",
     ),
-    "unknown column": ("a.csv", "path,qqqqq\nx,1\n", "unknown column `qqqqq`. Use one of: path, start, end"),
+    "a list on one line": (
+        "a.csv",
+        "path\n" + "x" * (2**20 + 1),
+        "line 2: must have at most 1048576 characters. Check",
+    ),
+    "an object on one line": ("a.jsonl", " " * (2**20 + 1), "line 1: must have at most 1048576 characters. Check"),
     "no path": ("a.csv", "start,end\n1,2\n", "line 1: the column `path` is missing"),
     "empty": ("a.csv", "", "line 1: the column `path` is missing"),
     "only a header": ("a.csv", "path\n", "the list is empty"),
@@ -149,3 +155,39 @@ def test_segments_without_frames(fields: dict[str, Any], reason: str) -> None:
     segment = Segment(INFO.path, **fields)
     assert segment.to_span(INFO) is None
     assert segment.empty_reason(INFO) == reason
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_an_unknown_column_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str) -> None:
+    csv = 'path,caption,end_frame,num_frames\nx,"a, cat",4,9\ny,,,\n'
+    jsonl = '{"path": "x", "caption": "a cat", "end_frame": 4, "num_frames": 9}\n{"path": "y", "tags": ["a"]}\n'
+    (tmp_path / name).write_text(csv if name == "a.csv" else jsonl)
+    assert read_list(tmp_path / name) == [Segment(tmp_path / "x", end_frame=4), Segment(tmp_path / "y")]
+    names = "`caption`, `num_frames`" if name == "a.csv" else "`caption`, `num_frames`, `tags`"
+    assert caplog.messages == [
+        f"{tmp_path / name}: left out {2 + (name != 'a.csv')} columns that no clip needs: {names}"
+    ]
+
+
+def test_a_column_beside_the_one_that_it_resembles_is_no_mistake(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("path,paths,end_frame\nx,y,4\n")
+    assert read_list(tmp_path / "a.csv") == [Segment(tmp_path / "x", end_frame=4)]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_what_is_no_list_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="must be a regular file, but got a named pipe"):
+        read_list(path)
+    path.unlink()
+    path.touch()
+    os.truncate(path, 40 * 2**30)  # sparse
+    with pytest.raises(DataError, match="line 1: must have at most 1048576 characters"):
+        read_list(path)
+
+
+def test_a_list_is_read_in_the_time_that_it_may_take(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("path\nx\n")
+    with pytest.raises(DataError, match=r"a\.csv: not read within 1e-09 seconds"):
+        read_list(tmp_path / "a.csv", timeout=1e-9)

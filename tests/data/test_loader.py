@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 import time
 from dataclasses import replace
 from itertools import chain
@@ -251,3 +252,24 @@ def test_a_death_does_not_interrupt_the_training_process(spans: list[Span]) -> N
     while time.monotonic() < deadline:  # PyTorch's handler would raise an error here
         time.sleep(0.01)
     assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the loader that did not start
+@pytest.mark.parametrize("name", ["telecine workers", "QueueFeederThread"])
+def test_no_process_is_left_where_no_thread_starts(
+    spans: list[Span], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Workers ignore SIGTERM, so one that is left would let the interpreter wait at its end."""
+    before = set(multiprocessing.active_children())
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == name:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    dataset = ClipDataset(spans, replace(CONFIG, num_workers=2))
+    with pytest.raises(DataError, match=r"The system starts no more threads\. Raise the limit"):
+        next(iter(clip_loader(dataset, batch_size=2, start_step=0, num_steps=2)))
+    assert set(multiprocessing.active_children()) == before

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,7 +30,7 @@ from telecine.data import (
 )
 from telecine.data.index_cache import _index_cache_path
 from telecine.data.remote import _cache_folder
-from telecine.data.source import PROTOCOLS, DecodeError, RemotePath, TarMember, as_source
+from telecine.data.source import PROTOCOLS, Deadline, DecodeError, RemotePath, TarMember, as_source
 from telecine.settings import ClipConfig
 
 from .videos import moving_frames, write_images, write_shard, write_video
@@ -53,9 +56,9 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     fetch = remote._download
 
-    def record(file: RemotePath, path: Path, fs: Any) -> None:
+    def record(file: RemotePath, *rest: Any) -> None:
         names.append(file.name)
-        fetch(file, path, fs)
+        fetch(file, *rest)
 
     monkeypatch.setattr(remote, "_download", record)
     return names
@@ -296,3 +299,49 @@ def test_addresses() -> None:
     assert as_source("ftp://b/a.mp4") == Path("ftp:/b/a.mp4")
     assert RemotePath("https://h/a/b.MP4?x=/c.tar").suffix == ".MP4"
     assert RemotePath("s3://b/what?.mp4").name == "what?.mp4"
+
+
+class _Dripping(BaseHTTPRequestHandler):
+    """Sends a byte now and then: in the head of an answer, or in the file."""
+
+    def do_HEAD(self) -> None:
+        if self.path.startswith("/head"):
+            self._drip(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 1000)
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self._drip(b"x" * 1000)
+
+    def _drip(self, content: bytes) -> None:
+        with suppress(OSError):  # the client has left
+            for byte in content:
+                self.wfile.write(bytes([byte]))
+                if self.server.is_over.wait(0.02):  # type: ignore[attr-defined]
+                    return
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_a_server_that_sends_a_byte_now_and_then_has_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(remote, "Deadline", lambda source: Deadline(source, 0.3))
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Dripping) as server:
+        server.is_over = Event()  # type: ignore[attr-defined]
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/{part}.mp4"
+        with pytest.raises(DataError, match=rf"{address}: not read within 0\.3 seconds"):
+            load_spans(address, timeout=0.3)
+        server.is_over.set()  # type: ignore[attr-defined]
+        server.shutdown()
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_fetch_ends_at_the_deadline(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"s3://b/a: not read within 1e-09 seconds"):
+        remote._download(RemotePath("s3://b/a", 10, "1"), tmp_path / "a", answer(10), Deadline("s3://b/a", 1e-9))

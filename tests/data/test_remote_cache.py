@@ -31,8 +31,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def open_cached(file: RemotePath, fetch: Callable[[Path], object], opening: Callable[[Path], T]) -> T:
     """Open a file that `fetch` fetches instead of a server."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(remote, "_with_retries", lambda url, call: call(None))
-        patch.setattr(remote, "_download", lambda file, path, fs: fetch(path))
+        patch.setattr(remote, "_with_retries", lambda url, call, *_: call(None))
+        patch.setattr(remote, "_download", lambda file, path, *_: fetch(path))
         return open_local(file, opening)
 
 
@@ -136,8 +136,8 @@ def test_two_that_need_a_file_fetch_it_once(cache: Path, monkeypatch: pytest.Mon
         path.write_bytes(bytes(10))
         fetched.append("a")
 
-    monkeypatch.setattr(remote, "_with_retries", lambda url, call: call(None))
-    monkeypatch.setattr(remote, "_download", lambda file, path, fs: fetch(path))
+    monkeypatch.setattr(remote, "_with_retries", lambda url, call, *_: call(None))
+    monkeypatch.setattr(remote, "_download", lambda file, path, *_: fetch(path))
     threads = [threading.Thread(target=open_local, args=(file("a"), Path.read_bytes)) for _ in range(3)]
     for thread in threads:
         thread.start()

@@ -203,3 +203,35 @@ def test_timestamps_are_scanned_once_for_any_number_of_segments(shift: int) -> N
     assert [info.frame_at(number / 25) for number in range(100)] == list(range(100))
     assert pts.num_scans <= 2
     assert info == replace(info)
+
+
+def _archive_with_size(path: Path, size: int, kind: bytes, pax: dict[str, str]) -> Path:
+    """Write a tar file whose second member has this size in its header, or in its attributes."""
+    first, second, data = tarfile.TarInfo("a.mp4"), tarfile.TarInfo("b.mp4"), io.BytesIO()
+    second.size, second.type, second.pax_headers = size, kind, pax
+    header = second.tobuf(tarfile.PAX_FORMAT if pax else tarfile.GNU_FORMAT)
+    path.write_bytes(first.tobuf() + header + data.getvalue() + bytes(2048))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "pax"),
+    [
+        (-512, tarfile.REGTYPE, {}),
+        (-1536, tarfile.REGTYPE, {}),
+        (-512, tarfile.GNUTYPE_LONGNAME, {}),
+        (2**40, tarfile.GNUTYPE_LONGNAME, {}),
+        (0, tarfile.REGTYPE, {"size": "-1024"}),
+    ],
+)
+def test_impossible_sizes_in_a_tar_file_end_the_reading(
+    tmp_path: Path, size: int, kind: bytes, pax: dict[str, str]
+) -> None:
+    members = tar_members(_archive_with_size(tmp_path / "a.tar", size, kind, pax))
+    assert next(members).name == "a.mp4"
+    with pytest.raises(tarfile.TarError, match="with a size of"):
+        next(members)
+
+
+def test_a_name_with_a_line_end_makes_no_line_of_its_own() -> None:
+    assert str(DataError("a\nerror: b.mp4: bad")) == "a\\nerror: b.mp4: bad"

@@ -8,15 +8,21 @@ import pytest
 import torch
 from PIL import Image
 
-from telecine.data import ClipDataset, DataError, bytes_from_video
+from telecine.data import ClipDataset, DataError, bytes_from_video, load_spans
 from telecine.data_report import inspect
 from telecine.data_report.inspect import _advice, inspect_data
-from telecine.data_report.page import _render_data, _summary
+from telecine.data_report.page import _render_data, _summary, write_data
 from telecine.training.clips import find_spans
 
+from .conftest import moving_frames, write_video
 
-def test_the_clips_are_the_first_ones_of_training(report, config):
-    dataset = ClipDataset(find_spans(config.data, config.val_data, config.clips).train, config.clips, seed=config.seed)
+
+def test_the_clips_are_the_first_ones_of_a_training_that_draws_all_files_equally_often(report, config):
+    spans, clips = (
+        find_spans(config.data, config.val_data, config.clips).train,
+        replace(config.clips, weighting="files"),
+    )
+    dataset = ClipDataset(spans, clips, seed=config.seed)
     items = [(0, 0), (0, 1), (1, 2), (1, 3), (2, 4)]  # batches of two
     for clip, item in zip(report.clips, items, strict=False):
         assert torch.equal(clip.frames, bytes_from_video(dataset[item]["video"]))
@@ -62,7 +68,10 @@ def test_the_advice_follows_from_the_values(report, config, monkeypatch):
     assert lines[1].startswith("More than 60 frames between keyframes: 1 of 6 videos.")
     assert "`--clips.cache true`" in lines[2]
     assert "Black, static or with a cut: " in lines[3]
-    assert lines[4].startswith("Groups of files that are copies: 2.")
+    assert lines[4].startswith(f"{config.data}/other.mp4 has 31% of the frames")
+    assert lines[5].startswith("Groups of files that are copies: 2.")
+    by_file = list(_advice(report, replace(config.clips, weighting="files")))
+    assert by_file == lines[:4] + lines[5:]
     monkeypatch.setattr(inspect, "CACHE_FRACTION", 0.0)
     quiet = replace(report, clips=[replace(clip, remarks=()) for clip in report.clips], files=[], copies=[])
     lines = list(_advice(quiet, config.clips))
@@ -115,3 +124,30 @@ def test_data_on_a_server_has_the_same_report(s3, config, data, report):
     assert (there.ignored, there.num_train, len(there.copies)) == ({".txt": 1}, report.num_train, len(report.copies))
     for clip, expected in zip(there.clips, report.clips, strict=False):
         assert torch.equal(clip.frames, expected.frames)
+
+
+def test_the_scenes_of_whole_files_are_a_list_that_training_reads(config, tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    scenes = [moving_frames(length) // 4 + 150 * (length % 2) for length in (20, 13, 4, 15)]
+    write_video(folder / "cuts.mp4", torch.cat(scenes), g="10")
+    write_video(folder / "one, scene.mp4", moving_frames(30, seed=2), g="10")
+    Image.new("RGB", (64, 48)).save(folder / "0.png")
+    config = replace(config, data=str(folder))
+    report = inspect_data(config, num_clips=2)
+    write_data(report, tmp_path / "out")
+    found = [(span.info.path.name, span.first_frame, span.last_frame) for span in report.scenes]
+    expected = [
+        ("0.png", 0, 0),
+        ("cuts.mp4", 0, 19),
+        ("cuts.mp4", 20, 32),
+        ("cuts.mp4", 37, 51),
+        ("one, scene.mp4", 0, 29),
+    ]
+    assert found == expected, "without the scene that is shorter than a clip"
+    spans, _ = load_spans(tmp_path / "out" / "scenes.csv")
+    assert [(span.info.path.name, span.first_frame, span.last_frame) for span in spans] == expected
+    assert any("`--data scenes.csv` trains on the scenes" in line for line in report.advice)
+    few = inspect_data(config, num_clips=2, max_frames=29)
+    assert (few.scenes, few.num_searched) == ([], 0)
+    assert any(line.startswith("Searched for cuts: 0 of 2 videos.") for line in few.advice)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,12 @@ import torch
 from PIL import Image
 
 from telecine.data import find_videos, index_videos, read_clip, video_from_bytes
-from telecine.evaluation import ReconstructionMetrics, measure
+from telecine.evaluation import ReconstructionMetrics, measure, source
 from telecine.evaluation.evaluate import evaluate
 from telecine.evaluation.metrics import BUILT_IN_METRICS
 from telecine.evaluation.source import read_span
-from telecine.settings import ClipConfig, EvaluateConfig
+from telecine.runs.settings import write_settings
+from telecine.settings import ClipConfig, EvaluateConfig, TrainConfig
 
 SMALL = {"num_frames": 5, "height": 32, "width": 48, "device": "cpu"}
 # Too small for LPIPS, whose weights are then not loaded.
@@ -37,6 +39,24 @@ def test_a_model_is_measured_on_center_crops(model_folder, tiny_model, videos):
     with torch.no_grad():
         metrics.update(reconstruction=tiny_model(target, sample_posterior=False).video, target=target)
     assert {name: clip[name] for name in metrics.names} == pytest.approx(metrics.compute(), abs=1e-5)
+
+
+@pytest.mark.parametrize("relation", ["the folder", "a file", "another copy", "gone"])
+def test_an_evaluation_on_clips_that_were_trained_on_says_so(
+    model_folder, videos, tmp_path, caplog, monkeypatch, relation
+):
+    checkpoint = tmp_path / "step-00000001"
+    shutil.copytree(model_folder, checkpoint / "ema")
+    (checkpoint / "state.json").write_text("{}")
+    first = min(videos.glob("*.mp4"))
+    shutil.copy(first, tmp_path / "copy.mp4")
+    data = {"the folder": videos, "a file": first, "another copy": tmp_path / "copy.mp4", "gone": tmp_path / "gone"}
+    write_settings(checkpoint, TrainConfig(data=str(data[relation])))
+    monkeypatch.setattr(source, "find_checkpoint", lambda path: path)
+    evaluate(checkpoint, EvaluateConfig(data=str(videos), max_clips=1, **TINY))
+    notes = [text for text in caplog.messages if "are in the data of the run" in text]
+    number = {"the folder": "3 of 3", "a file": "1 of 3"}.get(relation)
+    assert [note.partition(" videos")[0] for note in notes] == ([number] if number else [])
 
 
 def test_images_have_no_flicker(model_folder, videos):

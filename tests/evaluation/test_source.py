@@ -54,9 +54,9 @@ class TestIndex:
         """Record the names of the videos that are indexed."""
         names = []
 
-        def index(path, max_pixels):
+        def index(path, *limits):
             names.append(path.name)
-            return index_video(path, max_pixels)
+            return index_video(path, *limits)
 
         monkeypatch.setattr(index_cache, "index_video", index)
         return names

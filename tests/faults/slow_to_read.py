@@ -15,11 +15,11 @@ def sleep(setting):
         time.sleep(float(os.environ.get(setting, "0")))
 
 
-def index_slowly(source, max_pixels):
+def index_slowly(source, *limits):
     """Index a video, and print its name."""
     print(f"process {os.environ.get('RANK', '0')} indexes {source.name}", flush=True)
     sleep("SECONDS_TO_INDEX")
-    return index_video(source, max_pixels)
+    return index_video(source, *limits)
 
 
 def read_slowly(*arguments, **options):

@@ -76,7 +76,7 @@ def validation_clips(noise: float) -> list[ValidationClip]:
         added = torch.randn(target.shape, generator=generator) * noise * index
         reconstruction = (target + added).clamp(0, 255).to(torch.uint8)
         metrics = {"psnr": 40.0 - noise * index, "ssim": 0.9 - index / 10, "lpips_alex": 0.1 + index / 10}
-        clips.append(ValidationClip(target, reconstruction, metrics, f"videos/clip {index}.mp4", 10 * index))
+        clips.append(ValidationClip(target, reconstruction, metrics, f"videos/clip {index}.mp4", 10 * index, FPS))
     return clips
 
 

@@ -49,7 +49,7 @@ def test_clips_are_sorted_and_the_best_and_worst_are_linked(page):
 def test_missing_values_are_a_dash_and_sorted_last(browser, tmp_path):
     run = write_run(tmp_path / "run", records(20))
     values = {"high": 30.0, "none": math.nan, "low": 20.0}
-    clips = [ValidationClip(stamped(2), stamped(2), {"psnr": value}, name, 0) for name, value in values.items()]
+    clips = [ValidationClip(stamped(2), stamped(2), {"psnr": value}, name, 0, FPS) for name, value in values.items()]
     write_clips(Run(run), 20, clips, fps=FPS)
 
     def check(page: Page) -> None:

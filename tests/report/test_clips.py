@@ -9,7 +9,8 @@ import torch
 
 from telecine.data import index_video, pixels_sha256, read_clip
 from telecine.losses.reconstruction import MAX_PSNR
-from telecine.report.clips import _KEYFRAME_EVERY, _frame_psnr, write_clips
+from telecine.report.clips import _KEYFRAME_EVERY, _frame_psnr, at_one_rate, write_clips
+from telecine.report.page import _clip, _VideoFolder
 from telecine.runs import Run
 
 from .runs import FPS, real_clip, validation_clips
@@ -85,3 +86,24 @@ def test_a_failure_keeps_the_previous_clips(tmp_path):
         write_clips(Run(tmp_path), 5, [], fps=FPS)
     assert [path.name for path in (tmp_path / "validation").iterdir()] == ["step-00000000"]
     assert len(Run(tmp_path).validations()[0].clips) == 1
+
+
+def test_every_clip_has_its_own_frame_rate(tmp_path):
+    fast, slow = (replace(clip, fps=fps) for clip, fps in zip(validation_clips(1.0)[1:], (60.0, 24.0), strict=True))
+    folder = write_clips(Run(tmp_path), 0, [fast, slow], fps=60.0)
+    assert [index_video(folder / f"clip-0{index}.mp4").fps for index in (0, 1)] == [60.0, 24.0]
+    (saved,) = Run(tmp_path).validations()
+    assert [clip.fps for clip in saved.clips] == [60.0, 24.0]
+    videos = _VideoFolder(tmp_path / "report_videos")
+    old = replace(saved.clips[1], fps=None)  # of an older version, which wrote all at one rate
+    assert [_clip(0, saved, 0, clip, videos)["fps"] for clip in (*saved.clips, old)] == [60.0, 24.0, 60.0]
+
+
+def test_clips_of_several_rates_play_at_their_own_speed_in_one_picture():
+    clips = [torch.arange(length).view(-1, 1, 1, 1).expand(-1, 2, 2, 3) for length in (6, 5, 6)]
+    shown = [clip[:, 0, 0, 0].tolist() for clip in at_one_rate(clips, [60.0, 24.0, 30.0])]
+    assert shown[0] == [0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 0]
+    assert shown[1] == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4, 4]
+    assert shown[2] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 0]
+    assert all(torch.equal(*pair) for pair in zip(at_one_rate(clips[::2], [25.0, 25.0]), clips[::2], strict=True))
+    assert len(at_one_rate(clips, [60.0, 60.0, 1.0])[0]) == 6 * 8

@@ -178,7 +178,9 @@ def test_a_run_without_clips_shows_its_side_by_side_video(tmp_path):
 
 def test_metrics_that_are_not_finite_are_left_out(tmp_path):
     run = write_run(tmp_path / "run", records(20))
-    clip = ValidationClip(stamped(2), stamped(2), {"psnr": math.nan, "ssim": math.inf, "lpips_alex": 0.5}, "a.mp4", 0)
+    clip = ValidationClip(
+        stamped(2), stamped(2), {"psnr": math.nan, "ssim": math.inf, "lpips_alex": 0.5}, "a.mp4", 0, FPS
+    )
     write_clips(Run(run), 20, [clip], fps=FPS)
     (validation,) = data_of(write_report([run]))["validations"]
     assert validation["clips"][0]["metrics"] == {"psnr": None, "ssim": None, "lpips_alex": 0.5}
@@ -249,7 +251,7 @@ def test_names_that_are_not_utf8(tmp_path):
     name = os.fsdecode(b"caf\xe9")
     run = write_run(tmp_path / name, records(20))
     black = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
-    write_clips(Run(run), 20, [ValidationClip(black, black, {"psnr": 30.0}, f"{name}.mp4", 0)], fps=FPS)
+    write_clips(Run(run), 20, [ValidationClip(black, black, {"psnr": 30.0}, f"{name}.mp4", 0, FPS)], fps=FPS)
     page = write_report([run], tmp_path / f"{name}.html")
     assert r"caf\udce9" in text_of(page)
     (validation,) = data_of(page)["validations"]

@@ -11,11 +11,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from rich.console import Console
+from safetensors.torch import save_file
 from torch import nn
 
 from telecine.autoencoders import CausalVAE, CustomAutoencoder, DeterministicPosterior, DiagonalGaussian, Reconstruction
 from telecine.autoencoders.latent import ChannelMoments
-from telecine.data import ClipBatchSampler
+from telecine.data import ClipBatchSampler, DataError
 from telecine.runs import Run
 from telecine.settings import CausalVAEConfig, ClipConfig, ObjectiveConfig, TrainableConfig, TrainConfig
 from telecine.training import Interrupted, latents, train
@@ -67,6 +68,37 @@ def test_posteriors_come_back_to_the_bit(tmp_path, monkeypatch):
         assert torch.equal(found.logvar, posterior.logvar[[2, 1]])
         assert found.mean.stride() == posterior.mean.stride()
         assert ("d" in each, "e" in each) == (True, False)
+
+
+@pytest.mark.parametrize("damage", ["half of it is zero", "one bit is another", "a value is not a number"])
+def test_damage_is_found_when_a_file_is_first_read(tmp_path, damage):
+    cache = LatentCache(tmp_path)
+    cache.add(["a", "b"], gaussian(2))
+    cache.write()
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    if damage == "half of it is zero":
+        content[-144:] = bytes(144)  # of 288 bytes of values
+    elif damage == "one bit is another":
+        content[-7] ^= 1
+    else:
+        content[-4:] = b"\xff" * 4
+    path.write_bytes(content)
+    with pytest.raises(
+        DataError,
+        match=rf"{path.name}` must be a safetensors file, as it was written, but got other values .*Delete it",
+    ):
+        LatentCache(tmp_path).read(["a"], CPU)
+
+
+def test_a_file_without_a_digest_is_read(tmp_path, monkeypatch):
+    cache, posterior = LatentCache(tmp_path), gaussian(2)
+    cache.add(["a", "b"], posterior)
+    monkeypatch.setattr(
+        latents, "save_file", lambda tensors, path, metadata: save_file(tensors, path, cache._new_orders)
+    )
+    cache.write()
+    assert torch.equal(LatentCache(tmp_path).read(["b"], CPU).mean, posterior.mean[1:])
 
 
 def test_a_latent_without_noise(tmp_path):

@@ -7,9 +7,10 @@ import yaml
 
 from telecine import Ramp, Term
 from telecine.losses import mse
+from telecine.runs.run import RunSummary, ValidationClips
 from telecine.runs.settings import _as_yaml
 from telecine.settings import GANConfig, ReconstructionConfig, TrainConfig
-from telecine.training.resume import _check_same_data, _check_same_networks, changed_settings
+from telecine.training.resume import _check_same_data, _check_same_networks, changed_settings, check_same_clips
 
 
 @pytest.fixture
@@ -101,6 +102,40 @@ def test_other_data_is_refused(tmp_path, before, now):
 def test_the_same_data_may_be_named_in_another_way(tmp_path, before, now):
     (tmp_path / "config.yaml").write_text(_as_yaml(TrainConfig(data=before)))
     _check_same_data(now, tmp_path)
+
+
+CLIPS_BEFORE = ValidationClips(2, 5, 16, 24, "ab")
+SUMMARY = RunSummary(9, 7, 3, 12, 1, 400, 4, CLIPS_BEFORE, 5.0, None, data_sha256="cd")
+DATA = {"num_videos": 12, "num_images": 0, "num_skipped": 1, "num_frames": 400, "validation": CLIPS_BEFORE}
+
+
+@pytest.mark.parametrize(
+    ("data", "changes"),
+    [
+        ({"data_sha256": "cd"}, []),
+        ({"num_videos": 11, "num_frames": 380, "data_sha256": "ef"}, ["videos 12 -> 11", "frames 400 -> 380"]),
+        ({"num_skipped": 2, "data_sha256": "ef"}, ["skipped files 1 -> 2"]),
+        ({"data_sha256": "ef"}, ["files of other sizes, names or frames"]),
+    ],
+)
+def test_changes_of_the_data_are_named_and_other_held_out_clips_refused(tmp_path, data, changes):
+    config, data = TrainConfig(data="a"), DATA | data
+    (tmp_path / "config.yaml").write_text(_as_yaml(config))
+    assert check_same_clips(config, tmp_path, SUMMARY, data) == changes
+    data["validation"] = replace(CLIPS_BEFORE, sha256="ba")
+    named = ", ".join(changes) or "files of the same sizes"
+    with pytest.raises(
+        ValueError, match=rf"`data` must be that of .*, but got other held-out clips \({named}\)\. .*--change_data"
+    ):
+        check_same_clips(config, tmp_path, SUMMARY, data)
+    for other in (replace(config, val_clips=3), replace(config, clips=replace(config.clips, val_fraction=0.3))):
+        assert check_same_clips(other, tmp_path, SUMMARY, data) == changes, "the user has chosen other clips"
+
+
+def test_a_summary_without_a_hash_of_the_data_tells_less(tmp_path):
+    (tmp_path / "config.yaml").write_text(_as_yaml(TrainConfig()))
+    old = replace(SUMMARY, data_sha256="")
+    assert check_same_clips(TrainConfig(), tmp_path, old, DATA | {"data_sha256": "ef"}) == []
 
 
 REMOVED_SETTINGS = [

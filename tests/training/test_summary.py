@@ -4,6 +4,7 @@ import hashlib
 import io
 import re
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from rich.console import Console
 
 from telecine.base.devices import peak_memory
-from telecine.data import bytes_from_video
+from telecine.data import Span, bytes_from_video
 from telecine.runs import Run
 from telecine.runs.run import ValidationClips
 from telecine.training import summary as module
@@ -21,7 +22,8 @@ from telecine.training.summary import SummaryWriter, _validation_clips
 def clips(num_val=2):
     generator = torch.Generator().manual_seed(0)
     val = [{"video": torch.rand(3, 5, 16, 24, generator=generator)} for _ in range(num_val)]
-    train = SimpleNamespace(spans=[SimpleNamespace(num_frames=30), SimpleNamespace(num_frames=12)])
+    info = SimpleNamespace(path=Path(__file__))
+    train = SimpleNamespace(spans=[Span(info, 0, 29), Span(info, 40, 51)])
     return SimpleNamespace(val=val, train=train, num_videos=2, num_images=3, num_skipped=1)
 
 

@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 
 from telecine import Ramp
 from telecine.autoencoders import CausalVAE
-from telecine.data import DataError
+from telecine.data import DataError, index_video, read_clip
 from telecine.data.dataset import ClipDataset
 from telecine.report.run import read_run
+from telecine.report.video import write_mp4
 from telecine.runs import Run, find_checkpoint
 from telecine.runs.checkpoints import _write_manifest
 from telecine.runs.history import History, validations
@@ -612,3 +613,18 @@ def test_the_folder_of_a_run_must_not_be_that_of_the_data(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"`output_dir` must be another folder than the data, but got .* Name"):
         Trainer(tiny(data=str(tmp_path), output_dir=str(tmp_path)), Console(quiet=True))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_other_files_under_the_same_path_are_refused_on_resuming(tiny, small_video, tmp_path):
+    data = tmp_path / "videos"
+    data.mkdir()
+    shutil.copy(small_video, data / "a.mp4")
+    config = tiny(data=str(data))
+    run_to(config, 1)
+    write_mp4(data / "a.mp4", read_clip(index_video(small_video), 0, 60).flip(2), fps=25)
+    with pytest.raises(ValueError, match=r"but got other held-out clips \(files of other sizes, names or frames\)"):
+        train(config, console=quiet())
+    Trainer(config, quiet(), change_data=True)
+    shutil.copy(small_video, data / "a.mp4")
+    Trainer(config, quiet())

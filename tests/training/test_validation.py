@@ -32,7 +32,7 @@ class Halves(nn.Module):
 
 
 def clip(value, index):
-    return {"video": torch.full((3, 2, 16, 16), value), "source": f"video {index}", "start": index}
+    return {"video": torch.full((3, 2, 16, 16), value), "source": f"video {index}", "start": index, "fps": 25.0}
 
 
 def test_every_clip_is_measured_and_up_to_some_are_kept():
@@ -118,3 +118,10 @@ def test_each_process_measures_equally_many_clips():
 def test_indices_are_evenly_spaced():
     assert _evenly_spaced(10, 4) == [0, 2, 5, 7]
     assert _evenly_spaced(3, 4) == [0, 1, 2]
+
+
+def test_the_picture_shows_each_clip_at_its_own_speed():
+    result = validate(Halves(), [clip(0.5, 0) | {"fps": 60.0}, clip(0.2, 1) | {"fps": 20.0}], {})
+    assert result.fps == 60
+    assert [shown.fps for shown in result.clips] == [60.0, 20.0]
+    assert len(result.picture) == 3 * 2

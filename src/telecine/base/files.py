@@ -7,16 +7,54 @@ import json
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from telecine.base.checks import argument_error
 
 # Marks the folders that data sets leave out.
 OUTPUT_MARKER = ".telecine-output"
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a named pipe (FIFO)",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
+    """Open a regular file to read its bytes. Anything else is refused at once: opening a FIFO would wait for ever.
+
+    Args:
+        path: The file.
+        follow: Whether to follow a symbolic link; of the folders above the file, links are followed anyway.
+
+    Raises:
+        OSError: The file does not exist or cannot be opened.
+        ValueError: It is a FIFO, a device, a socket, a folder, or a symbolic link that is not to be followed.
+    """
+    kind = stat.S_IFMT(os.stat(path, follow_symlinks=follow).st_mode)
+    if kind != stat.S_IFREG:
+        contract, got = "a regular file", _KINDS.get(kind, "a device")
+        raise argument_error(str(path), contract, got, "Copy its content to a file.")
+    # Should it be replaced meanwhile, the open does not wait either.
+    flags = getattr(os, "O_NONBLOCK", 0) | (0 if follow else getattr(os, "O_NOFOLLOW", 0))
+    return open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags))
+
+
+def read_bounded(path: Path, max_bytes: int, *, follow: bool = True) -> bytes:
+    """Return the content of a regular file, see `open_regular`; raise a `ValueError` if it has more bytes."""
+    with open_regular(path, follow=follow) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = b"" if size > max_bytes else file.read(max_bytes + 1)
+    if max(size, len(content)) > max_bytes:
+        contract = f"a file of at most {max_bytes} bytes"
+        raise argument_error(str(path), contract, f"{max(size, len(content))} bytes", "Check the path.")
+    return content
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:

@@ -147,16 +147,21 @@ def _data(
     settings: TrainConfig,
     path: Annotated[str, "The training data, as --data of `telecine train`."],
     *,
-    output: Annotated[str, "Folder for data.html, clips.mp4 and data.json."] = "data_report",
+    output: Annotated[
+        str, "Folder for data.html, clips.mp4, data.json and, if there are cuts, scenes.csv."
+    ] = "data_report",
     num_clips: Annotated[int, "Number of clips to read and show."] = 24,
+    max_frames: Annotated[
+        int, "Search files with up to this many frames together for cuts: a core decodes some hundred a second."
+    ] = 100_000,
 ) -> None:
-    """Show what training will see: its first clips, the files, copies, cuts, reading speed; nothing is trained."""
+    """Show what training will see: clips of all files, the files, copies, cuts, reading speed; nothing is trained."""
     from telecine.data.find import check_output
     from telecine.data_report.inspect import inspect_data
     from telecine.data_report.page import print_data, write_data
 
     check_output("--output", path, output)
-    report = inspect_data(replace(settings, data=path), num_clips)
+    report = inspect_data(replace(settings, data=path), num_clips, max_frames)
     page = write_data(report, Path(output))
     print_data(_console, report)
     _say(f"written to {page.parent}; open {page} in a browser")

@@ -26,6 +26,8 @@ class Clip(TypedDict):
     """The file."""
     start: int
     """Index of its first frame in that file."""
+    fps: float
+    """Its frames per second."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class ClipSpec:
     """Whether it is flipped top to bottom."""
     transpose: bool = False
     """Whether its rows and columns are then exchanged."""
+    stride: int = 1
+    """Distance of its frames in the video."""
 
     @property
     def orientation(self) -> str:
@@ -63,7 +67,7 @@ def decode_clip(spec: ClipSpec, bucket: Bucket, config: ClipConfig) -> Tensor:
     """Decode the frames of a clip, uint8 `(T, H, W, 3)`, at the size before its crop."""
     info = spec.span.info
     size = bucket.decode_size(info.height, info.width, config.scale_jitter)
-    return read_clip(info, spec.start, bucket.num_frames, config.stride, size)
+    return read_clip(info, spec.start, bucket.num_frames, config.stride, size, config.max_pixels)
 
 
 def make_clip(frames: Tensor, spec: ClipSpec, bucket: Bucket) -> Clip:
@@ -80,7 +84,8 @@ def make_clip(frames: Tensor, spec: ClipSpec, bucket: Bucket) -> Clip:
     if video.shape[2:] != size:
         resized = F.interpolate(video.transpose(0, 1), size, mode="bilinear", antialias=True, align_corners=False)
         video = resized.transpose(0, 1).contiguous()
-    return {"video": video, "source": str(spec.span.info.path), "start": spec.start}
+    info = spec.span.info
+    return {"video": video, "source": str(info.path), "start": spec.start, "fps": info.fps / spec.stride}
 
 
 def video_from_bytes(frames: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import logging
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import partial
 from itertools import accumulate
 from typing import TypeAlias
 
@@ -32,18 +33,27 @@ Item: TypeAlias = tuple[int, int]  # the step, and the index of a clip in the se
 
 
 class _SpanPool:
-    """The spans that are long enough for a clip. Raises a `DataError` if there are none."""
+    """The spans that are long enough for a clip. Raises a `DataError` if there are none.
 
-    def __init__(self, spans: Sequence[Span], clip_span: int) -> None:
+    All positions of a clip are equally likely, or with `by_file` all files, and all positions in each.
+    """
+
+    def __init__(self, spans: Sequence[Span], clip_span: int, *, by_file: bool = False) -> None:
         self.spans = [span for span in spans if span.num_starts(clip_span) > 0]
         if not self.spans:
             contract = f"at least one span of {clip_span} frames, (num_frames - 1) * stride + 1"
             remedy = "Use fewer frames or a smaller stride."
             raise argument_error("spans", contract, f"{len(spans)} shorter ones", remedy, DataError)
         self._ends = list(accumulate(span.num_starts(clip_span) for span in self.spans))
+        files: dict[Source, list[Span]] = {}
+        for span in self.spans if by_file else ():
+            files.setdefault(span.info.path, []).append(span)
+        self._files = [_SpanPool(each, clip_span) for each in files.values()]
 
     def draw(self, generator: torch.Generator) -> tuple[Span, int]:
-        """Draw a span and the index of a clip's first frame in its video. All positions are equally likely."""
+        """Draw a span and the index of a clip's first frame in its video."""
+        if self._files:
+            return self._files[int(torch.randint(len(self._files), (), generator=generator))].draw(generator)
         position = int(torch.randint(self._ends[-1], (), generator=generator))
         which = bisect_right(self._ends, position)
         span = self.spans[which]
@@ -59,8 +69,9 @@ class ClipDataset(Dataset[Clip]):
     counts modulo that number.
 
     All first frames of clips are equally likely, and so are all images. A long film is drawn more often than a short
-    video, and splitting it into several files changes nothing. A clip that cannot be decoded is replaced by another
-    draw, which is equally reproducible. Its file is logged once. After 16 in a row, reading raises a `DataError`.
+    video, and splitting it into several files changes nothing, unless `config.weighting` is "files". A clip that cannot
+    be decoded is replaced by another draw, which is equally reproducible. Its file is logged once. After 16 in a row,
+    reading raises a `DataError`.
 
     Args:
         spans: The frames to draw from, of videos, images, or both. If there are only images, all clips are images.
@@ -79,8 +90,9 @@ class ClipDataset(Dataset[Clip]):
         self.seed = seed
         self.image_ratio = _image_ratio(videos, images, config)
         lengths = {bucket.num_frames: config.span_of(bucket) for bucket in config.train_buckets if self.image_ratio < 1}
-        self._videos = {num_frames: _SpanPool(videos, clip_span) for num_frames, clip_span in lengths.items()}
-        self._images = _SpanPool(images, clip_span=1) if self.image_ratio > 0 else None
+        pool = partial(_SpanPool, by_file=config.weighting == "files")
+        self._videos = {num_frames: pool(videos, clip_span) for num_frames, clip_span in lengths.items()}
+        self._images = pool(images, clip_span=1) if self.image_ratio > 0 else None
         pools = [*self._videos.values(), *([self._images] if self._images else [])]
         used = {id(span) for pool in pools for span in pool.spans}
         self.spans = [span for span in spans if id(span) in used]
@@ -138,7 +150,9 @@ class ClipDataset(Dataset[Clip]):
         turns = torch.rand(2, generator=generator) < 0.5 if self.config.random_orientation else (False, False)
         crop_scale = 1.0 + scale * (self.config.scale_jitter - 1.0)
         is_flipped = self.config.random_flip and flip < 0.5
-        return ClipSpec(span, start, crop_scale, top, left, is_flipped, *map(bool, turns))
+        upside_down, transpose = map(bool, turns)
+        stride = self.config.stride
+        return ClipSpec(span, start, crop_scale, top, left, is_flipped, upside_down, transpose, stride)
 
     def _number(self, index: int) -> int:
         """Return the number that determines a clip. With `num_clips`, numbers repeat."""
@@ -173,7 +187,8 @@ class _DecodedCache:
         self._frames: dict[tuple[object, ...], Tensor] = {}
         for span, bucket, size in with_progress(_resolutions(spans, config), "decoding videos"):
             try:
-                self._frames[_key(span, bucket)] = read_clip(span.info, span.first_frame, span.num_frames, size=size)
+                frames = read_clip(span.info, span.first_frame, span.num_frames, 1, size, config.max_pixels)
+                self._frames[_key(span, bucket)] = frames
             except DecodeError as error:  # noqa: PERF203 - decoding is slower
                 logger.warning("not cached: %s", error)
         if not self._frames:

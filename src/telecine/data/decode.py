@@ -27,7 +27,18 @@ from torch import Tensor
 
 from telecine.base.checks import argument_error, check_count
 from telecine.data.remote import open_local
-from telecine.data.source import ANIMATED, DataError, DecodeError, Source, TarMember, VideoInfo, as_source
+from telecine.data.source import (
+    ANIMATED,
+    DataError,
+    Deadline,
+    DecodeError,
+    Source,
+    TarMember,
+    VideoInfo,
+    as_source,
+    open_file,
+)
+from telecine.settings import MAX_PIXELS
 
 # swscale's bicubic filter widens when it shrinks, so it does not alias, and it is the closest of swscale's filters to
 # the usual antialiased bicubic: 50 dB on a zone plate resized from 720p to 128, against 30 dB of `AREA` and 36 dB of
@@ -43,6 +54,14 @@ _MAX_SKIPPED = 32
 _ANIMATED_IMAGES = frozenset({"gif", "apng"})
 # PyAV before 19 by default refuses files with metadata that is not UTF-8. PyAV 19 has no such option.
 _OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+# FFmpeg knows a format by its content, whatever the name. Left out are those that name other files, such as `concat`,
+# `hls`, `dash` and `sdp`.
+_FORMATS = (
+    "mov mp4 avi flv h264 hevc m4v matroska webm mpeg mpegvideo mpegts ogg asf ivf obu mxf nut dv rm yuv4mpegpipe"
+)
+_OPEN_OPTIONS["options"] = {"format_whitelist": ",".join([*_FORMATS.split(), *sorted(_ANIMATED_IMAGES)])}
+# Pillow knows a format by its content, too, and runs Ghostscript for some. A GIF is named in its error.
+_IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 # Errors that Pillow raises for files that are damaged, truncated, of another format, or larger than its safety limit.
 _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 # An image in a tar file is read whole before its header is parsed.
@@ -52,23 +71,28 @@ _MAY_BE_ANIMATED = ("GIF", "PNG", "WEBP")
 
 
 @contextmanager
-def _errors_as_decode_errors(path: str | PathLike[str] | Source) -> Iterator[None]:
+def errors_as_decode_errors(path: str | PathLike[str] | Source) -> Iterator[None]:
+    """Raise a `DecodeError` that names the file, for errors of FFmpeg, of PyAV and of the system."""
     try:
         yield
     except DataError:
         raise
-    except (FFmpegError, ValueError) as error:  # `ValueError`: FFmpeg reads it, but PyAV does not know it
-        raise DecodeError(f"{path}: {getattr(error, 'strerror', error)}") from error
+    except (FFmpegError, OSError, ValueError) as error:  # `ValueError`: FFmpeg reads it, but PyAV does not know it
+        raise DecodeError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 @contextmanager
-def open_video(path: str | PathLike[str] | Source) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video(
+    path: str | PathLike[str] | Source, max_pixels: int = MAX_PIXELS, deadline: Deadline | None = None
+) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file or tar member for decoding on one thread, and yield its container and first video stream.
 
     Raises:
-        DecodeError: the file has no video that can be decoded, or FFmpeg or PyAV fails inside the `with` block.
+        DecodeError: the file has no video that can be decoded, or FFmpeg or PyAV fails inside the `with` block, also
+            for a frame of more than `max_pixels`.
+        DataError: a file at an address has not arrived by the deadline.
     """
-    with _errors_as_decode_errors(path), open_local(as_source(path), _open_container) as container:
+    with errors_as_decode_errors(path), open_local(as_source(path), _open_container, deadline) as container:
         if container.format.name in _ANIMATED_IMAGES:
             raise DecodeError(f"{path}: {ANIMATED}")
         stream = next(iter(container.streams.video), None)
@@ -78,14 +102,19 @@ def open_video(path: str | PathLike[str] | Source) -> Iterator[tuple[InputContai
             raise DecodeError(f"{path}: no decoder for its codec is available")
         stream.codec_context.thread_count = 1  # a worker hangs if it is forked while decoder threads are alive
         stream.codec_context.thread_type = "NONE"
+        stream.codec_context.options = {"max_pixels": str(max_pixels)}  # also for frames that grow within the stream
         yield container, stream
 
 
 def _open_container(source: Path | TarMember) -> InputContainer:
+    open_file(source).close()  # FFmpeg would wait for a FIFO
     url = f"file:{source}"  # without the protocol, FFmpeg takes the part of a name before a colon for one
     if isinstance(source, TarMember):
         url = f"subfile,,start,{source.offset},end,{source.offset + source.size},,:file:{source.archive}"
-    return av.open(url, **_OPEN_OPTIONS)
+    try:
+        return av.open(url, **_OPEN_OPTIONS)
+    except av.error.ArgumentError as error:
+        raise DecodeError(f"{source}: not one of the formats that are read ({_FORMATS}), or damaged") from error
 
 
 def decoded_frames(packets: Iterable[Packet[VideoStream]]) -> Iterator[VideoFrame]:
@@ -156,7 +185,12 @@ def iterate_frames(path: str | PathLike[str] | Source, size: tuple[int, int] | N
 
 
 def read_clip(
-    info: VideoInfo, start: int, num_frames: int, stride: int = 1, size: tuple[int, int] | None = None
+    info: VideoInfo,
+    start: int,
+    num_frames: int,
+    stride: int = 1,
+    size: tuple[int, int] | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> Tensor:
     """Decode exactly the frames `start`, `start + stride`, ..., of a video as uint8 RGB `(T, H, W, 3)`.
 
@@ -165,7 +199,7 @@ def read_clip(
 
     Raises:
         ValueError: a frame is outside the video, or an argument is below 1.
-        DecodeError: a frame of the clip is corrupt or missing.
+        DecodeError: a frame of the clip is corrupt or missing, or has more than `max_pixels`.
     """
     check_count("num_frames", num_frames)
     check_count("stride", stride)
@@ -178,7 +212,7 @@ def read_clip(
         return _read_image(info.path, size)[None]
     size = size or (info.height, info.width)
     clip = torch.empty(len(indices), *size, 3, dtype=torch.uint8)
-    with _errors_as_decode_errors(info.path), closing(_packets_from_keyframe(info, start)) as packets:
+    with errors_as_decode_errors(info.path), closing(_packets_from_keyframe(info, start, max_pixels)) as packets:
         for i, frame in enumerate(_rgb_frames(_select_frames(info, indices, packets), size)):
             clip[i] = frame
     return clip
@@ -216,7 +250,9 @@ def _check_intact(frame: VideoFrame, path: str | PathLike[str] | Source) -> Vide
     return frame
 
 
-def _packets_from_keyframe(info: VideoInfo, start: int) -> Generator[Packet[VideoStream], None, None]:
+def _packets_from_keyframe(
+    info: VideoInfo, start: int, max_pixels: int = MAX_PIXELS
+) -> Generator[Packet[VideoStream], None, None]:
     """Yield packets from a keyframe displayed at or before frame `start`.
 
     Containers seek by decoding time or by byte position, so a seek may end after the requested frame. If the first
@@ -226,7 +262,7 @@ def _packets_from_keyframe(info: VideoInfo, start: int) -> Generator[Packet[Vide
     # The last two keyframes, without the first one of the file, which is its start.
     tried = [info.pts[info.keyframes[i]] for i in range(nearest, max(nearest - 2, 0), -1)] if info.seekable else []
     for timestamp in tried:
-        with open_video(info.path) as (container, stream):
+        with open_video(info.path, max_pixels) as (container, stream):
             try:
                 container.seek(timestamp, stream=stream)
             except FFmpegError:  # the container cannot seek
@@ -236,7 +272,7 @@ def _packets_from_keyframe(info: VideoInfo, start: int) -> Generator[Packet[Vide
             if first is not None and first.is_keyframe and first.pts is not None and first.pts <= tried[0]:
                 yield from chain((first,), packets)
                 return
-    with open_video(info.path) as (container, stream):
+    with open_video(info.path, max_pixels) as (container, stream):
         yield from container.demux(stream)
 
 
@@ -255,16 +291,16 @@ def _read_image(source: Source, size: tuple[int, int] | None = None) -> Tensor:
 
 
 @contextmanager
-def open_image(source: Source) -> Iterator[Image.Image]:
+def open_image(source: Source, deadline: Deadline | None = None) -> Iterator[Image.Image]:
     """Open an image; raise a `DecodeError` if it is animated, or if Pillow fails, also inside the `with` block."""
     if isinstance(source, TarMember) and source.size > MAX_MEMBER_BYTES:
         raise DecodeError(f"{source}: {source.size} bytes, more than the {MAX_MEMBER_BYTES} of an image in a tar file")
     try:
-        with open_local(source, _open_pillow) as image:
+        with open_local(source, _open_pillow, deadline) as image:
             if image.format in _MAY_BE_ANIMATED and getattr(image, "is_animated", False):
                 raise ValueError(ANIMATED)
             yield image
-    except DecodeError:
+    except DataError:
         raise
     except Image.UnidentifiedImageError as error:
         raise DecodeError(f"{source}: not an image that Pillow can read") from error
@@ -273,11 +309,11 @@ def open_image(source: Source) -> Iterator[Image.Image]:
 
 
 def _open_pillow(source: Path | TarMember) -> Image.Image:
-    if isinstance(source, Path):
-        return Image.open(source)  # Pillow reads only the necessary part of the file
-    with open(str(source.archive), "rb") as file:
+    with open_file(source) as file:
+        if isinstance(source, Path):
+            return Image.open(source, formats=_IMAGE_FORMATS)  # Pillow reads only the necessary part of the file
         file.seek(source.offset)
-        return Image.open(io.BytesIO(file.read(source.size)))
+        return Image.open(io.BytesIO(file.read(source.size)), formats=_IMAGE_FORMATS)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

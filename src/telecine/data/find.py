@@ -28,6 +28,7 @@ from telecine.data.source import (
     DataError,
     File,
     RemotePath,
+    Source,
     Span,
     TarMember,
     is_address,
@@ -35,8 +36,9 @@ from telecine.data.source import (
     is_hidden,
     is_image,
     is_media,
+    resolve_source,
 )
-from telecine.settings import MAX_PIXELS
+from telecine.settings import MAX_PIXELS, TIMEOUT
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
 def load_spans(
-    path: str | PathLike[str], *, name: str = "data", max_pixels: int = MAX_PIXELS
+    path: str | PathLike[str], *, name: str = "data", max_pixels: int = MAX_PIXELS, timeout: float = TIMEOUT
 ) -> tuple[list[Span], list[Skipped]]:
     """Find and index the videos and images at `path`. The index is cached for the next run.
 
@@ -67,18 +69,19 @@ def load_spans(
             `s3://bucket/folder`. Patterns of `https://` have braces only.
         name: Name of the argument in error messages.
         max_pixels: Largest height times width of an image or a frame. Larger ones are skipped.
+        timeout: Seconds that one file may take.
 
     Returns:
         The span of each video, image or line of a list, in order; and the skipped ones, which are also logged.
 
     Raises:
-        DataError: nothing is found at `path`, nothing can be decoded, or a list is not valid.
+        DataError: nothing is found at `path`, nothing can be decoded, a list is not valid, or a file takes too long.
     """
     _check_path(path, name)
-    cache = IndexCache(path)
+    cache = IndexCache(path, timeout)
     is_complete = False
     try:
-        segments = _find_segments(path, cache.members, name=name)
+        segments = _find_segments(path, cache.members, name=name, timeout=timeout)
         sources = dict.fromkeys(segment.source for segment in segments)
         infos, skipped = index_videos(sources, index=partial(cache.info, max_pixels=max_pixels))
         is_complete = True
@@ -101,6 +104,13 @@ def load_spans(
     if empty:
         logger.warning("skipped %d of %d segments: %s", len(empty), len(decodable), format_skipped(empty))
     return spans, skipped + empty
+
+
+def sources_of(data: str | None) -> set[Source]:
+    """Return the videos and images of `TrainConfig.data`, resolved, without indexing them."""
+    if data is None:
+        return set(map(resolve_source, sample_videos()))
+    return {resolve_source(segment.source) for segment in _find_segments(data, IndexCache(data).members)}
 
 
 def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
@@ -134,7 +144,11 @@ def find_videos(path: str | PathLike[str], *, name: str = "data") -> list[File]:
 
 
 def _find_segments(
-    path: str | PathLike[str], list_members: Callable[[File], Iterable[TarMember]], *, name: str = "data"
+    path: str | PathLike[str],
+    list_members: Callable[[File], Iterable[TarMember]],
+    *,
+    name: str = "data",
+    timeout: float = TIMEOUT,
 ) -> list[Segment]:
     """List the segments at `path`, see `load_spans`. `list_members` returns the videos and images of a tar file."""
     _check_path(path, name)
@@ -150,7 +164,7 @@ def _find_segments(
     for file in dict.fromkeys(chain.from_iterable(map(_files_at, paths))):  # a pattern may match a file and its folder
         suffix = file.suffix.lower()
         if suffix in LIST_SUFFIXES:
-            segments += read_list(file)
+            segments += read_list(file, timeout)
         else:
             segments += map(Segment, list_members(file) if suffix == _ARCHIVE_SUFFIX else [file])
     if not segments:

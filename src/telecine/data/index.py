@@ -18,9 +18,22 @@ from av.video.stream import VideoStream
 
 from telecine.base.checks import argument_error
 from telecine.base.terminal import with_progress
-from telecine.data.decode import decoded_frames, displayed, open_image, open_video
-from telecine.data.source import DataError, DecodeError, Source, Span, VideoInfo, as_source, check_frame_size, is_image
-from telecine.settings import MAX_PIXELS
+from telecine.data.decode import decoded_frames, displayed, errors_as_decode_errors, open_image, open_video
+from telecine.data.mp4_tables import MAX_FRAMES, check_tables
+from telecine.data.remote import open_local
+from telecine.data.source import (
+    DataError,
+    Deadline,
+    DecodeError,
+    Source,
+    Span,
+    VideoInfo,
+    as_source,
+    check_frame_size,
+    is_image,
+    thread_errors,
+)
+from telecine.settings import MAX_PIXELS, TIMEOUT
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +51,8 @@ _EXIF_ORIENTATION = 0x0112
 # EXIF orientations that swap height and width. Any other value, also one of a wrong type, does not.
 _TRANSPOSED = (5, 6, 7, 8)
 _NUM_REASONS_SHOWN = 3
+# Bytes of all packets of a file relative to its size. Some containers leave out what is the same in all packets.
+_MAX_EXPANSION = 4
 
 _Stamps: TypeAlias = list[tuple[int, bool]]  # the timestamp of each frame, and whether it is a keyframe
 
@@ -50,7 +65,9 @@ class Skipped:
     reason: str
 
 
-def index_video(path: str | PathLike[str] | Source, max_pixels: int = MAX_PIXELS) -> VideoInfo:
+def index_video(
+    path: str | PathLike[str] | Source, max_pixels: int = MAX_PIXELS, timeout: float = TIMEOUT
+) -> VideoInfo:
     """Index a video by reading its packets and decoding its first frame, or an image by reading its header.
 
     All frames are decoded only if the packets do not determine the displayed frames and their order: if timestamps are
@@ -59,15 +76,20 @@ def index_video(path: str | PathLike[str] | Source, max_pixels: int = MAX_PIXELS
     not detected: its remaining frames are indexed.
 
     Raises:
-        DecodeError: the file cannot be read, has no decodable video, is truncated, or exceeds `max_pixels` per frame.
+        DecodeError: the file cannot be read, has no decodable video, is truncated, exceeds `max_pixels` per frame, or
+            has more frames or bytes of frames than a file of its size can have.
+        DataError: it is not read within `timeout` seconds.
     """
     source = as_source(path)
+    deadline = Deadline(source, timeout)
     if is_image(source):
-        return _index_image(source, max_pixels)
-    first, stored_aspect = _first_frame(source, max_pixels)
-    stamps, fps, time_base, seekable = _scan_packets(source)
+        return _index_image(source, max_pixels, deadline)
+    with errors_as_decode_errors(source):
+        open_local(source, lambda local: check_tables(local, deadline), deadline)
+    first, stored_aspect = _first_frame(source, max_pixels, deadline)
+    stamps, fps, time_base, seekable = _scan_packets(source, max_pixels, deadline)
     if not seekable or stamps[0][0] != first.pts:
-        stamps, seekable = _scan_frames(source)
+        stamps, seekable = _scan_frames(source, max_pixels, deadline)
     height, width, aspect = displayed(first, stored_aspect)
     check_frame_size(source, width, height, max_pixels)
     pts = array("q", (pts for pts, _ in stamps))
@@ -81,9 +103,9 @@ def index_video(path: str | PathLike[str] | Source, max_pixels: int = MAX_PIXELS
     return info
 
 
-def _index_image(source: Source, max_pixels: int = MAX_PIXELS) -> VideoInfo:
+def _index_image(source: Source, max_pixels: int = MAX_PIXELS, deadline: Deadline | None = None) -> VideoInfo:
     """Index an image by its header. Damage after the header shows when the image is read, except in PNG files."""
-    with open_image(source) as image:
+    with open_image(source, deadline) as image:
         check_frame_size(source, *image.size, max_pixels)
         transposed = image.getexif().get(_EXIF_ORIENTATION) in _TRANSPOSED
         width, height = image.size[::-1] if transposed else image.size
@@ -108,7 +130,7 @@ def index_videos(
             return Skipped(source, str(error).removeprefix(f"{source}: "))
 
     sources = [as_source(path) for path in paths]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with thread_errors(), ThreadPoolExecutor(os.cpu_count()) as pool:
         results = [*with_progress(pool.map(index_or_skip, sources), "indexing files", total=len(sources))]
     infos = [result for result in results if isinstance(result, VideoInfo)]
     skipped = [result for result in results if isinstance(result, Skipped)]
@@ -141,12 +163,11 @@ def log_too_short(spans: Iterable[Span], clip_span: int) -> int:
     return len(short)
 
 
-def _first_frame(path: Source, max_pixels: int) -> tuple[VideoFrame, Fraction]:
+def _first_frame(path: Source, max_pixels: int, deadline: Deadline) -> tuple[VideoFrame, Fraction]:
     """Return the first displayed frame, if the stream can be decoded, and the aspect ratio of its pixels."""
-    with open_video(path) as (container, stream):
+    with open_video(path, max_pixels, deadline) as (container, stream):
         check_frame_size(path, stream.codec_context.width or 1, stream.codec_context.height or 1, max_pixels)
-        stream.codec_context.options = {"max_pixels": str(max_pixels)}  # where the container has another size
-        frame = next(decoded_frames(container.demux(stream)), None)
+        frame = next(decoded_frames(deadline.limit(container.demux(stream))), None)
         aspect = stream.sample_aspect_ratio or Fraction(1)
     if frame is None:
         raise DecodeError(f"{path}: no frame can be decoded")
@@ -155,18 +176,22 @@ def _first_frame(path: Source, max_pixels: int) -> tuple[VideoFrame, Fraction]:
     return frame, aspect
 
 
-def _scan_packets(path: Source) -> tuple[_Stamps, float, float, bool]:
+def _scan_packets(path: Source, max_pixels: int, deadline: Deadline) -> tuple[_Stamps, float, float, bool]:
     """Read all packets, without keeping their data.
 
     Return the timestamps, the frame rate, the time base in seconds, and whether there is a distinct timestamp for every
     displayed frame, and for no other, in display order.
     """
-    with open_video(path) as (container, stream):
-        packets = [
-            (packet.pts, packet.is_keyframe, packet.is_discard, packet.is_corrupt, packet.size, packet.dts)
-            for packet in container.demux(stream)
-            if packet.size
-        ]
+    with open_video(path, max_pixels, deadline) as (container, stream):
+        packets: list[tuple[int | None, bool, bool, bool, int, int | None]] = []
+        left = _MAX_EXPANSION * container.size
+        for packet in deadline.limit(container.demux(stream)):
+            left -= packet.size
+            if left < 0 or len(packets) == MAX_FRAMES:
+                raise DecodeError(f"{path}: more frames than a file of {container.size} bytes can have")
+            if packet.size:
+                flags = packet.is_keyframe, packet.is_discard, packet.is_corrupt
+                packets.append((packet.pts, *flags, packet.size, packet.dts))
         # An MP4 file has a table of its frames, of which an edit list leaves some out. Others estimate their number.
         num_frames = min(stream.frames, len(stream.index_entries)) if "mp4" in container.format.name else 0
         if not packets or packets[-1][3] or len(packets) < num_frames:
@@ -186,15 +211,16 @@ def _scan_packets(path: Source) -> tuple[_Stamps, float, float, bool]:
         return stamps, _frame_rate(stream, stamps, time_base), time_base, is_complete
 
 
-def _scan_frames(path: Source) -> tuple[_Stamps, bool]:
+def _scan_frames(path: Source, max_pixels: int, deadline: Deadline) -> tuple[_Stamps, bool]:
     """Decode all frames. Return their timestamps, and whether the stream is seekable.
 
     It is if each frame has its own timestamp, and timestamps increase or the decoder keeps them with their frames.
     Otherwise the timestamps are the indices of the frames.
     """
-    with open_video(path) as (container, stream):
+    with open_video(path, max_pixels, deadline) as (container, stream):
         stays_with_frame = stream.codec_context.name in _CODECS_WITH_A_PACKET_FOR_EACH_FRAME
-        frames = [(frame.pts, bool(frame.key_frame)) for frame in decoded_frames(container.demux(stream))]
+        decoded = deadline.limit(decoded_frames(container.demux(stream)))
+        frames = [(frame.pts, bool(frame.key_frame)) for frame in decoded]
     stamps = [pts for pts, _ in frames if pts is not None]
     increase = all(a < b for a, b in pairwise(stamps))
     seekable = len(set(stamps)) == len(frames) and (increase or stays_with_frame)

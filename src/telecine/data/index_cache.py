@@ -17,15 +17,25 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import replace
 from glob import has_magic
+from operator import attrgetter
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from telecine.base.files import atomic_write, user_cache_folder
+from telecine.base.files import atomic_write, read_bounded, user_cache_folder
 from telecine.data.index import index_video
 from telecine.data.remote import look_up, open_local
-from telecine.data.source import RemotePath, Source, TarMember, VideoInfo, check_frame_size, is_address, tar_members
-from telecine.settings import MAX_PIXELS
+from telecine.data.source import (
+    Deadline,
+    RemotePath,
+    Source,
+    TarMember,
+    VideoInfo,
+    check_frame_size,
+    is_address,
+    tar_members,
+)
+from telecine.settings import MAX_PIXELS, TIMEOUT
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +45,8 @@ SECONDS_BETWEEN_SAVES = 60.0
 _FORMAT = [5, sys.byteorder]
 # A file that telecine did not write may unpack to any size. An index unpacks to 4 to 8 times its size, in lines of a
 # few hundred bytes.
-_MAX_RATIO, _MAX_LINE = 64, 2**16
+_MAX_BYTES, _MAX_RATIO, _MAX_LINE = 2**31, 64, 2**16
+_GZIP = 16 + zlib.MAX_WBITS  # of zlib, for the format of gzip
 _FIELDS = ("width", "height", "fps", "seekable", "time_base", "is_image", "sample_aspect_ratio")
 
 _Fingerprint: TypeAlias = tuple[int, ...]  # see `fingerprint_of`
@@ -49,10 +60,11 @@ class IndexCache:
 
     The cache is a file next to the data, or in the user's cache folder if the data is read-only or remote. If it is
     damaged, or has another format version, it is replaced. It is saved every `SECONDS_BETWEEN_SAVES`, so that a killed
-    process loses little. Several threads may index.
+    process loses little. Several threads may index. Each file must be read within `timeout` seconds.
     """
 
-    def __init__(self, data: str | PathLike[str]) -> None:
+    def __init__(self, data: str | PathLike[str], timeout: float = TIMEOUT) -> None:
+        self.timeout = timeout
         self.path = _index_cache_path(data)
         self._root = self.path.parent if is_address(str(data)) else deepest_folder(Path(data))
         self._archives, self._infos = _load(self.path)
@@ -66,7 +78,7 @@ class IndexCache:
         key, fingerprint = self._key(archive), fingerprint_of(archive)
         saved_fingerprint, locations = self._archives.get(key, (None, []))
         if saved_fingerprint != fingerprint:
-            locations = _scan_archive(archive)
+            locations = _scan_archive(archive, Deadline(archive, self.timeout))
         self._used_archives[key] = fingerprint, locations
         self._save_now_and_then()
         return [TarMember(archive, *location) for location in locations]
@@ -74,14 +86,14 @@ class IndexCache:
     def info(self, source: Source, max_pixels: int = MAX_PIXELS) -> VideoInfo:
         """Return the index of a video or an image, see `index_video`."""
         try:
-            source = look_up(source) if isinstance(source, RemotePath) else source
+            source = look_up(source, Deadline(source, self.timeout)) if isinstance(source, RemotePath) else source
             fingerprint = fingerprint_of(source)
         except OSError:
-            return index_video(source, max_pixels)  # raises an error with the reason
+            return index_video(source, max_pixels, self.timeout)  # raises an error with the reason
         key = self._key(source)
         saved_fingerprint, info = self._infos.get(key, (None, None))
         if info is None or saved_fingerprint != fingerprint:
-            info = replace(index_video(source, max_pixels), path=Path(key))
+            info = replace(index_video(source, max_pixels, self.timeout), path=Path(key))
         check_frame_size(source, info.width, info.height, max_pixels)
         self._used_infos[key] = fingerprint, info
         self._save_now_and_then()
@@ -151,10 +163,16 @@ def fingerprint_of(source: Source) -> _Fingerprint:
     return status.st_size, status.st_mtime_ns
 
 
-def _scan_archive(archive: Path | RemotePath) -> list[_MemberLocation]:
+def num_bytes(source: Source) -> int:
+    """Return the size of a file or of a member of a tar file."""
+    return source.size if isinstance(source, TarMember) else fingerprint_of(source)[0]
+
+
+def _scan_archive(archive: Path | RemotePath, deadline: Deadline) -> list[_MemberLocation]:
     locations: list[_MemberLocation] = []
+    location = attrgetter("name", "offset", "size")
     try:  # `extend` keeps the members before a damaged one
-        open_local(archive, lambda path: locations.extend((m.name, m.offset, m.size) for m in tar_members(path)))
+        open_local(archive, lambda path: locations.extend(map(location, deadline.limit(tar_members(path)))), deadline)
     except (OSError, tarfile.TarError) as error:
         logger.warning("%s: damaged after its first %d videos and images: %s", archive, len(locations), error)
     return locations
@@ -180,11 +198,10 @@ def _load(path: Path) -> tuple[_Archives, _Infos]:
     if not path.exists():
         return {}, {}
     try:
-        limit = 2**20 + _MAX_RATIO * path.stat().st_size
-        with gzip.open(path, "rb") as file:
-            content = file.read(limit + 1)
-        if len(content) > limit:
-            raise ValueError("it unpacks to more than an index has")
+        packed, unpacker = read_bounded(path, _MAX_BYTES), zlib.decompressobj(_GZIP)
+        content = unpacker.decompress(packed, 2**20 + _MAX_RATIO * len(packed))
+        if not unpacker.eof:
+            raise ValueError("it is cut short, or unpacks to more than an index has")
         lines = io.BytesIO(content)
         byte_format, byte_order, num_archives, num_infos = _row(lines)
         if [byte_format, byte_order] != _FORMAT:

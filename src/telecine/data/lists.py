@@ -3,22 +3,44 @@
 from __future__ import annotations
 
 import csv
+import difflib
+import io
+import itertools
 import json
-from collections.abc import Callable, Collection, Iterator
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import TextIO, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
-from telecine.base.checks import describe, shorten, suggestion
+from telecine.base.checks import count, describe, shorten
 from telecine.data.remote import open_local, sibling
-from telecine.data.source import DataError, DecodeError, File, Source, Span, VideoInfo, is_file_name
+from telecine.data.source import (
+    DataError,
+    Deadline,
+    DecodeError,
+    File,
+    Source,
+    Span,
+    VideoInfo,
+    is_file_name,
+    open_file,
+)
+from telecine.settings import TIMEOUT
+
+logger = logging.getLogger(__name__)
 
 LIST_SUFFIXES = frozenset({".csv", ".jsonl"})
 _COLUMNS = ("path", "start", "end", "start_frame", "end_frame")
 # Thirty years in seconds, or a year at 30 frames per second.
 _MAX_NUMBER = 10**9
 _MAX_NUMBER_LENGTH = 40
+# Unknown columns that are named.
+_MAX_NAMES = 10
+# Characters.
+_MAX_LINE = 2**20
 
 _Row: TypeAlias = dict[str, object]
 _Number = TypeVar("_Number", int, float)
@@ -57,11 +79,11 @@ class Segment:
         return (self.start_frame or 0) if self.start is None else info.frame_at(self.start)
 
 
-def read_list(path: File) -> list[Segment]:
-    """Read a list with one video segment or image per line.
+def read_list(path: File, timeout: float = TIMEOUT) -> list[Segment]:
+    """Read a list with one video segment or image per line, within `timeout` seconds.
 
     The columns of CSV, or the keys of JSONL, are `path`, relative to the list or an address, and optionally `start`
-    and `end` in seconds, or `start_frame` and `end_frame`. Ends are exclusive.
+    and `end` in seconds, or `start_frame` and `end_frame`. Ends are exclusive. Other columns are left out, and logged.
 
     Raises:
         DataError: the list cannot be read. The message has the line number.
@@ -69,10 +91,12 @@ def read_list(path: File) -> list[Segment]:
     read = _csv_rows if path.suffix.lower() == ".csv" else _json_rows
     segments: list[Segment] = []
     sources: dict[str, File] = {}  # a list of scenes names each video many times
-    number = 0
+    other: dict[str, None] = {}  # columns, in their order
+    number, deadline = 0, Deadline(path, timeout)
     try:
-        with open_local(path, lambda local: local.open(encoding="utf-8-sig", newline="")) as file:
-            for number, row in read(file):  # noqa: B007 - the errors below name it
+        with io.TextIOWrapper(open_local(path, open_file, deadline), encoding="utf-8-sig", newline="") as file:
+            for number, row in read(deadline.limit(_lines(file))):  # noqa: B007 - the errors below name it
+                other |= dict.fromkeys(name for name in row if name not in _COLUMNS)
                 name = row.get("path", "")
                 if not isinstance(name, str) or not name.strip() or not is_file_name(name):
                     raise _RowError(f"`path` must name a file, but got {describe(name)}. Remove the line.")
@@ -85,6 +109,9 @@ def read_list(path: File) -> list[Segment]:
         raise DataError(f"{where}: cannot be read ({error}). A list must be CSV or JSONL in UTF-8.") from error
     if not segments:
         raise DataError(f"{path}: the list is empty. Write one line per video, with its `path`.")
+    if other:
+        names = ", ".join(f"`{shorten(name)}`" for name in [*other][:_MAX_NAMES])
+        logger.warning("%s: left out %s that no clip needs: %s", path, count(len(other), "column"), names)
     return segments
 
 
@@ -104,8 +131,18 @@ def _named_file(path: File, name: str) -> File:
     return sibling(path, name)
 
 
-def _csv_rows(file: TextIO) -> Iterator[tuple[int, _Row]]:
-    reader = csv.reader(file)
+def _lines(file: io.TextIOWrapper) -> Iterator[str]:
+    """Yield the lines of a file, which may have no line ends at all."""
+    for number in itertools.count(1):
+        if len(line := file.readline(_MAX_LINE + 1)) > _MAX_LINE:
+            raise _RowError(f"must have at most {_MAX_LINE} characters. Check that it is a list.", number)
+        if not line:
+            return
+        yield line
+
+
+def _csv_rows(lines: Iterable[str]) -> Iterator[tuple[int, _Row]]:
+    reader = csv.reader(lines)
     names = next(reader, [])
     _check_columns(names, 1)
     for values in reader:
@@ -116,8 +153,8 @@ def _csv_rows(file: TextIO) -> Iterator[tuple[int, _Row]]:
             yield reader.line_num, {name: value for name, value in zip(names, values, strict=True) if value}
 
 
-def _json_rows(file: TextIO) -> Iterator[tuple[int, _Row]]:
-    for number, line in enumerate(file, start=1):
+def _json_rows(lines: Iterable[str]) -> Iterator[tuple[int, _Row]]:
+    for number, line in enumerate(lines, start=1):
         if not line.isspace():
             try:
                 row = json.loads(line)
@@ -132,10 +169,15 @@ def _json_rows(file: TextIO) -> Iterator[tuple[int, _Row]]:
 
 def _check_columns(names: Collection[str], number: int) -> None:
     for name in names:
-        if name not in _COLUMNS:
-            raise _RowError(f"unknown column `{shorten(name)}`. {suggestion(name[:100], _COLUMNS)}", number)
+        if name not in _COLUMNS and (meant := _meant_column(name[:100])) not in {None, *names}:
+            raise _RowError(f"unknown column `{shorten(name)}`. Did you mean `{meant}`?", number)
     if "path" not in names:
         raise _RowError("the column `path` is missing. It names the video, relative to the list.", number)
+
+
+@lru_cache
+def _meant_column(name: str) -> str | None:
+    return next(iter(difflib.get_close_matches(name, _COLUMNS, n=1, cutoff=0.75)), None)
 
 
 def _parse_segment(row: _Row, source: File) -> Segment:

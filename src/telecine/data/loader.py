@@ -25,7 +25,7 @@ from torch.utils.data._utils import signal_handling
 from telecine.base.checks import argument_error, check_count
 from telecine.data.clip import Clip
 from telecine.data.dataset import ClipDataset, Item
-from telecine.data.source import DataError
+from telecine.data.source import DataError, thread_errors
 from telecine.settings import MAX_FAILURES
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,8 @@ class _ClipBatch(TypedDict):
     """The file of each clip."""
     start: Tensor
     """Index of the first frame of each clip in its file, int64, shape `(B,)`."""
+    fps: Tensor
+    """Frames per second of each clip, float64, shape `(B,)`."""
 
 
 @dataclass(frozen=True)
@@ -215,14 +217,19 @@ def _read_batches(requests: _ReadRequests, sampler: ClipBatchSampler, should_sto
         generator=torch.Generator(),
     )
     other_processes = set(multiprocessing.active_children())
-    batches = iter(loader)
-    _remove_sigchld_handler()
+    try:
+        with thread_errors():
+            batches = iter(loader)
+            _remove_sigchld_handler()
+            workers = set(multiprocessing.active_children()) - other_processes
+            watchdog = _Watchdog(workers, poll, config.timeout, should_stop)
+    except BaseException:
+        _kill(set(multiprocessing.active_children()) - other_processes)
+        raise
     # A traceback or a variable may keep the loader alive. The interpreter then waits at exit for its workers, which
     # ignore SIGTERM: kill them.
-    workers = set(multiprocessing.active_children()) - other_processes
     kill_workers = partial(_kill, workers)
     atexit.register(kill_workers)
-    watchdog = _Watchdog(workers, poll, config.timeout, should_stop)
     try:
         for _ in range(len(sampler)):
             watchdog.num_changes += 1

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from glob import has_magic
 from pathlib import Path, PurePosixPath
 from pkgutil import resolve_name
@@ -31,6 +30,7 @@ from telecine.data.source import (
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     DataError,
+    Deadline,
     DecodeError,
     File,
     RemotePath,
@@ -119,7 +119,7 @@ def match(address: str) -> list[RemotePath]:
     Web servers have no listings, so `https://` has neither patterns nor folders.
     """
     try:
-        return [look_up(RemotePath(address))]
+        return [look_up(RemotePath(address), Deadline(address))]
     except FileNotFoundError:
         if address.startswith("http") or not has_magic(address):
             return []
@@ -133,11 +133,11 @@ def list_files(folder: RemotePath) -> list[RemotePath]:
     return [file for file in files if not is_hidden(PurePosixPath(file.url.removeprefix(prefix)))]
 
 
-def look_up(file: RemotePath) -> RemotePath:
+def look_up(file: RemotePath, deadline: Deadline | None = None) -> RemotePath:
     """Return the file or folder with its size and version, from the server unless they are known."""
     if file.size is not None or file.is_folder:
         return file
-    return _with_retries(file.url, lambda fs: _path_of(file.url, fs.info(file.url)))
+    return _with_retries(file.url, lambda fs: _info(file.url, fs, deadline), deadline)
 
 
 def sibling(file: File, name: str) -> File:
@@ -150,26 +150,26 @@ def sibling(file: File, name: str) -> File:
     return RemotePath(f"{protocol}://{posixpath.normpath(file.path.parent / name)}")
 
 
-def open_local(source: Source, opening: Callable[[Any], T]) -> T:
+def open_local(source: Source, opening: Callable[[Any], T], deadline: Deadline | None = None) -> T:
     """Call `opening` with a local source: the source itself, or its copy in the cache, which is fetched if needed.
 
     The copy may be removed once `opening` has returned. Open files stay readable.
 
     Raises:
         DecodeError: the file does not exist.
-        DataError: it cannot be fetched.
+        DataError: it cannot be fetched, or not by the deadline.
     """
     file = file_of(source)
     if isinstance(file, Path):
         return opening(source)
     try:
-        known = look_up(file)
+        known = look_up(file, deadline)
     except FileNotFoundError as error:
         raise DecodeError(f"{file}: No such file") from error
     if known.is_folder or known.size is None:
         raise DecodeError(f"{file}: {'a folder' if known.is_folder else 'its server does not tell its size'}")
     for _ in range(_MAX_REMOVALS):
-        copy = _copy_of(known)
+        copy = _copy_of(known, deadline)
         try:
             return opening(replace(source, archive=copy) if isinstance(source, TarMember) else copy)
         except FileNotFoundError:
@@ -178,24 +178,36 @@ def open_local(source: Source, opening: Callable[[Any], T]) -> T:
     raise DataError(f"{file}: was removed from the cache {_MAX_REMOVALS} times before it was opened. {remedy}")
 
 
-def _download(file: RemotePath, path: Path, fs: AbstractFileSystem) -> None:
+def _download(file: RemotePath, path: Path, fs: AbstractFileSystem, deadline: Deadline | None = None) -> None:
     """Write a file to `path`. It must be the one that was looked up, and not have more bytes."""
     from fsspec.callbacks import Callback
 
     def check(size: int | None, value: int, **_: object) -> None:
         if max(size or 0, value) > (file.size or 0):
             raise _changed(file)
+        if deadline is not None:
+            deadline.seconds_left()
 
-    fs.get_file(fs._strip_protocol(file.url), str(path), callback=Callback(hooks={"bound": check}))
+    callback = Callback(hooks={"bound": check})
+    fs.get_file(fs._strip_protocol(file.url), str(path), callback=callback, **_time_limit(file.url, deadline))
     if path.stat().st_size != file.size:
         raise OSError(errno.EIO, f"the connection ended after {path.stat().st_size} of {file.size} bytes")
-    now = _path_of(file.url, fs.info(file.url))
+    now = _info(file.url, fs, deadline)
     if (now.size, now.version) != (file.size, file.version):
         raise _changed(file)
 
 
 def _changed(file: RemotePath) -> DataError:
     return DataError(f"{file}: was changed or removed after it was listed. Run the same command again.")
+
+
+def _time_limit(url: str, deadline: Deadline | None) -> dict[str, float]:
+    """Return an option of fsspec's methods: a web server that sends a byte now and then meets all limits of aiohttp."""
+    return {"timeout": deadline.seconds_left()} if deadline is not None and url.startswith("http") else {}
+
+
+def _info(url: str, fs: AbstractFileSystem, deadline: Deadline | None) -> RemotePath:
+    return _path_of(url, fs.info(url, **_time_limit(url, deadline)))
 
 
 def _path_of(url: str, info: Mapping[str, Any]) -> RemotePath:
@@ -208,12 +220,12 @@ def _sorted_paths(fs: AbstractFileSystem, found: Mapping[str, Mapping[str, Any]]
     return sorted(paths, key=lambda path: path.path.parts)
 
 
-def _with_retries(address: str, call: Callable[[AbstractFileSystem], T]) -> T:
+def _with_retries(address: str, call: Callable[[AbstractFileSystem], T], deadline: Deadline | None = None) -> T:
     """Call a function with the file system of an address; again, after a pause, while the server does not answer.
 
     Raises:
         FileNotFoundError: the server says that the file does not exist.
-        DataError: the server refuses the request, or did not answer in any attempt.
+        DataError: the server refuses the request, or did not answer in any attempt, or by the deadline.
         ImportError: the package that the protocol needs is not installed.
     """
     library = _LIBRARIES[address.partition("://")[0]]
@@ -233,6 +245,8 @@ def _with_retries(address: str, call: Callable[[AbstractFileSystem], T]) -> T:
                     raise
                 remedy = "Check the address and the credentials."
                 raise DataError(f"{address}: cannot be read ({_text(cause)}). {remedy}") from error
+            if deadline is not None:
+                deadline.seconds_left()
             passed = time.monotonic() - start
             if attempt > 1 and passed + seconds > _MAX_RETRY_SECONDS:
                 tries = f"{attempt} attempts in {passed:.0f} seconds"
@@ -286,7 +300,7 @@ def _max_bytes() -> int:
     raise argument_error(SIZE_VARIABLE, "a number of gigabytes above 0", text, f"The default is {_DEFAULT_GB:g}.")
 
 
-def _copy_of(file: RemotePath) -> Path:
+def _copy_of(file: RemotePath, deadline: Deadline | None) -> Path:
     """Return the copy of a file whose size and version are known; fetch it unless it is in the cache.
 
     Names in the folder are hashes, so that no address leads out of it.
@@ -299,7 +313,7 @@ def _copy_of(file: RemotePath) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(_lock_of(copy)):  # other processes that need the file wait for it
             if not _mark_used(copy):
-                _fetch(file, copy)
+                _fetch(file, copy, deadline)
     return copy
 
 
@@ -322,7 +336,7 @@ def _folder_lock(folder: Path) -> FileLock:
     return FileLock(folder / f"folder{_LOCK}")
 
 
-def _fetch(file: RemotePath, copy: Path) -> None:
+def _fetch(file: RemotePath, copy: Path, deadline: Deadline | None) -> None:
     size, limit = file.size or 0, _max_bytes()
     if size > limit:
         remedy = f"Set {SIZE_VARIABLE} higher, or split the file."
@@ -331,7 +345,7 @@ def _fetch(file: RemotePath, copy: Path) -> None:
     while not _reserve(part, size, limit):
         time.sleep(_POLL_SECONDS)
     try:
-        _with_retries(file.url, partial(_download, file, part))
+        _with_retries(file.url, lambda fs: _download(file, part, fs, deadline), deadline)
         flush([part])  # a copy must not appear whole and be empty after a power failure
         with _folder_lock(copy.parent):
             os.replace(part, copy)

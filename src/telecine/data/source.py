@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import os
 import tarfile
+import time
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path, PurePosixPath
-from typing import TypeAlias
+from typing import Any, BinaryIO, TypeAlias, TypeVar
+
+from telecine.base.files import open_regular
+from telecine.settings import TIMEOUT
+
+T = TypeVar("T")
 
 IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".webp"})
 VIDEO_SUFFIXES = frozenset(
@@ -25,6 +32,8 @@ ANIMATED = "an animated image, which is not read; convert it to a video, e.g. `f
 _MAX_PATH_BYTES = 4096
 # A clip covers its crop: an image of 1 x 100 000 would be enlarged to 256 x 25 600 000.
 _MAX_ASPECT_RATIO = 100
+# Headers of a tar file that hold a long name or attributes of the next member; Python reads them whole.
+_TAR_EXTENSIONS, _MAX_TAR_EXTENSION = frozenset({b"L", b"K", b"x", b"g", b"X"}), 2**20
 # Protocols of addresses, see `telecine.data.remote`.
 PROTOCOLS = ("s3", "gs", "hf", "https", "http")
 
@@ -35,11 +44,48 @@ class DataError(ValueError):
     def __str__(self) -> str:
         # A `DataLoader` worker sends its error as the text of a traceback, with the message at the end.
         text = super().__str__()
-        return text.strip().rpartition(f"{type(self).__name__}: ")[2] if "Original Traceback" in text else text
+        text = text.strip().rpartition(f"{type(self).__name__}: ")[2] if "Original Traceback" in text else text
+        return text.replace("\n", "\\n")  # of a file's name: it must not look like a line of ours
 
 
 class DecodeError(DataError):
     """One file, or one part of it, cannot be decoded."""
+
+
+@contextmanager
+def thread_errors() -> Iterator[None]:
+    """Raise a `DataError` where Python cannot start a thread, which would be a bare `RuntimeError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "start new thread" not in str(error):
+            raise
+        remedy = "Raise the limit of processes (`ulimit -u`) or of the container, or use fewer `clips.num_workers`."
+        raise DataError(f"The system starts no more threads. {remedy}") from error
+
+
+class Deadline:
+    """The time by which a source must be read, `seconds` from now: a small file can make endless work."""
+
+    def __init__(self, source: object, seconds: float = TIMEOUT) -> None:
+        self._source, self._seconds = source, seconds
+        self._end = time.monotonic() + seconds
+
+    def seconds_left(self) -> float:
+        """Return the seconds until the deadline; raise a `DataError` after it.
+
+        If the file were skipped instead, which data is used would depend on the speed of the machine.
+        """
+        if (left := self._end - time.monotonic()) > 0:
+            return left
+        remedy = "Remove the file, or if it is only slow, index it once with `telecine data --clips.timeout`."
+        raise DataError(f"{self._source}: not read within {self._seconds:g} seconds. {remedy}")
+
+    def limit(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield items until the deadline."""
+        for item in items:
+            self.seconds_left()
+            yield item
 
 
 @dataclass(frozen=True)
@@ -152,6 +198,25 @@ def is_hidden(path: PurePosixPath | Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
+def open_file(source: Source) -> BinaryIO:
+    """Open the local, regular file that holds a source; raise a `DecodeError` for a FIFO, a device and the like."""
+    try:
+        return open_regular(Path(str(file_of(source))))
+    except ValueError as error:
+        raise DecodeError(str(error)) from error
+
+
+class _TarEntry(tarfile.TarInfo):
+    """The header of a member. One with a long name is small."""
+
+    @classmethod
+    def frombuf(cls, *arguments: Any, **options: Any) -> _TarEntry:
+        entry = super().frombuf(*arguments, **options)
+        if entry.type in _TAR_EXTENSIONS and not 0 <= entry.size <= _MAX_TAR_EXTENSION:
+            raise tarfile.ReadError(f"a header with a size of {entry.size} bytes")
+        return entry
+
+
 def tar_members(archive: Path) -> Iterator[TarMember]:
     """Yield the videos and images of a tar file in the order of the archive, reading only the headers.
 
@@ -159,8 +224,10 @@ def tar_members(archive: Path) -> Iterator[TarMember]:
         OSError: the file cannot be read.
         tarfile.TarError: it is not a tar file, is compressed, or is truncated after the members yielded so far.
     """
-    with tarfile.open(archive, "r:") as tar:
+    with open_file(archive) as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_TarEntry) as tar:
         for entry in tar:
+            if entry.size < 0:  # Python would read the same headers for ever
+                raise tarfile.ReadError(f"a member with a size of {entry.size} bytes")
             member = TarMember(archive, entry.name, entry.offset_data, entry.size)
             if entry.isreg() and is_media(member) and not is_hidden(PurePosixPath(entry.name)):
                 yield member

@@ -132,7 +132,7 @@ def iterate_validation_clips(spans: Sequence[Span], config: ClipConfig, max_clip
     bucket = config.val_bucket if uses_videos else config.val_bucket.as_image()
     used = [span for span in spans if span.info.is_image != uses_videos]
     for span, start in _validation_starts(used, config.span_of(bucket), max_clips):
-        spec = ClipSpec(span, start, crop_scale=config.scale_jitter, top=0.5, left=0.5, flip=False)
+        spec = ClipSpec(span, start, config.scale_jitter, top=0.5, left=0.5, flip=False, stride=config.stride)
         try:
             clip = make_clip(decode_clip(spec, bucket, config), spec, bucket)
         except DecodeError as error:

@@ -11,7 +11,6 @@ from itertools import chain, islice, pairwise
 from typing import Any
 
 import psutil
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -22,6 +21,7 @@ from telecine.data import (
     ClipBatchSampler,
     ClipDataset,
     DecodeError,
+    Span,
     TarMember,
     VideoInfo,
     bytes_from_video,
@@ -31,9 +31,10 @@ from telecine.data import (
 from telecine.data.clip import make_clip
 from telecine.data.decode import open_video
 from telecine.data.find import ignored_suffixes
-from telecine.data.index_cache import fingerprint_of
+from telecine.data.index_cache import num_bytes
 from telecine.data.remote import open_local
-from telecine.data.source import Source, file_of
+from telecine.data.source import Source, open_file
+from telecine.data_report.scenes import CUT, CUT_RATIO, brightness, changes, cuts, find_cuts, scenes_of
 from telecine.settings import ClipConfig, TrainConfig
 from telecine.training.clips import Spans, find_spans
 
@@ -47,11 +48,10 @@ HASHED_SIZE = (72, 64)
 HASHED_POSITIONS = (0.25, 0.5, 0.75)
 DARK = 0.05  # a mean brightness below it, from 0 to 1, is black
 STILL = 0.002  # a mean change of brightness below it is none: half of a level of 8 bits
-# At a cut the mean change is above CUT, and more than CUT_RATIO times the changes before and after it.
-CUT = 0.06
-CUT_RATIO = 2.5
+# Of all frames, in one file.
+LARGE_FRACTION = 0.2
+SCENES_FILE = "scenes.csv"
 MAX_BITS = 4  # of 64, in which the hashes of a frame and of its copy may differ
-GRID = 32  # parts of height and of width over which brightness is averaged: the noise of single pixels is no change
 
 DEFINITIONS = {
     "black": f"no frame has a mean brightness above {DARK:.0%}",
@@ -70,6 +70,7 @@ class SampledClip:
     frames: Tensor
     source: str
     start: int
+    fps: float
     seconds: float
     """Reading time on one core."""
     remarks: tuple[str, ...]
@@ -104,13 +105,15 @@ class DataReport:
 
     data: str
     clips: list[SampledClip]
-    fps: float
-    """Of clips of the first video."""
     files: list[_FileRow]
     """The usable files, then the others."""
     ignored: dict[str, int]
     """Number of files of other kinds in the folder, by suffix."""
     copies: list[list[str]]
+    scenes: list[Span]
+    """The parts of the training data between the cuts that were found; nothing without cuts."""
+    num_searched: int
+    """Files that were searched for cuts."""
     num_train: int
     """Frames to train on."""
     num_held_out: int
@@ -125,7 +128,7 @@ class DataReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain values, without the frames."""
-        values = asdict(replace(self, clips=[]))
+        values = asdict(replace(self, clips=[], scenes=[])) | {"scenes": len(self.scenes)}
         values["clips"] = [
             {name: value for name, value in vars(clip).items() if name != "frames"} | {"shape": list(clip.frames.shape)}
             for clip in self.clips
@@ -133,8 +136,10 @@ class DataReport:
         return values | {"clips_per_second": self.clips_per_second, "definitions": DEFINITIONS}
 
 
-def inspect_data(config: TrainConfig, num_clips: int = 24) -> DataReport:
-    """Read the first `num_clips` clips of a training run without a cache, and list the files of its data.
+def inspect_data(config: TrainConfig, num_clips: int = 24, max_frames: int = 100_000) -> DataReport:
+    """Read `num_clips` clips as a training run does that draws all files equally often, and list the files of its data.
+
+    Files are searched for cuts up to `max_frames` together.
 
     Raises:
         ValueError: `num_clips` is below 1.
@@ -142,7 +147,7 @@ def inspect_data(config: TrainConfig, num_clips: int = 24) -> DataReport:
     """
     check_count("num_clips", num_clips)
     spans = find_spans(config.data, config.val_data, config.clips)
-    dataset = ClipDataset(spans.train, replace(config.clips, cache=False), seed=config.seed)
+    dataset = ClipDataset(spans.train, replace(config.clips, cache=False, weighting="files"), seed=config.seed)
     size = BATCH_SIZE if config.batch_size == "auto" else config.batch_size
     sampler = ClipBatchSampler(range(num_clips), size, config.gradient_accumulation_steps, rank=0, num_ranks=1)
     clips = list(with_progress(_sample(dataset, sampler, num_clips), "reading clips", total=num_clips))
@@ -151,14 +156,17 @@ def inspect_data(config: TrainConfig, num_clips: int = 24) -> DataReport:
     held_out = [span for span in spans.held_out if used[span.info.is_image]]
     spans = replace(spans, train=dataset.spans, held_out=held_out)
     skipped = (_FileRow(str(each.path), each.reason, is_used=False) for each in spans.skipped)
-    first = min(dataset.spans, key=lambda span: span.info.is_image)
+    found = find_cuts(infos, max_frames)
+    shortest = min(map(config.clips.span_of, config.clips.train_buckets))
+    scenes = [scene for scene in scenes_of(spans.found, found) if scene.info.is_image or scene.num_frames >= shortest]
     report = DataReport(
         data=config.data or "the sample videos",
         clips=clips,
-        fps=first.info.fps / config.clips.stride,
         files=[*_rows(infos, spans, config.clips), *skipped],
         ignored=dict(ignored_suffixes(config.data)) if config.data else {},
         copies=_groups_of_copies(infos),
+        scenes=scenes if any(found.values()) else [],
+        num_searched=len(found),
         num_train=sum(span.num_frames for span in spans.train),
         num_held_out=sum(span.num_frames for span in spans.held_out),
         cache_bytes=num_cached_bytes(dataset.spans, config.clips),
@@ -175,37 +183,19 @@ def _sample(dataset: ClipDataset, sampler: ClipBatchSampler, num_clips: int) -> 
         clip = make_clip(decoded, spec, bucket)
         seconds = time.perf_counter() - start
         frames = bytes_from_video(clip["video"])
-        remarks = tuple(_remarks(_brightness(frames)))
-        yield SampledClip(frames, clip["source"], clip["start"], seconds, remarks, spec.orientation)
+        remarks = tuple(_remarks(brightness(frames)))
+        yield SampledClip(frames, clip["source"], clip["start"], clip["fps"], seconds, remarks, spec.orientation)
 
 
 def _remarks(grid: Tensor) -> Iterator[str]:
-    """Yield what is unusual about a clip of this `_brightness`. A single frame is not static."""
+    """Yield what is unusual about a clip of this `brightness`. A single frame is not static."""
+    found = changes(grid)
     if grid.mean(dim=(1, 2)).max() < DARK:
         yield "black"
-    elif len(grid) > 1 and _changes(grid).max() < STILL:
+    elif len(grid) > 1 and found.max() < STILL:
         yield "static"
-    for position in _cuts(grid):
+    for position in cuts(found.tolist()):
         yield f"cut before frame {position}"
-
-
-def _brightness(frames: Tensor) -> Tensor:
-    """Return the brightness of uint8 frames `(T, H, W, 3)` in [0, 1], averaged over a grid: `(T, 32, 32)`."""
-    luma = frames.float() @ torch.tensor([0.299, 0.587, 0.114]) / 255
-    return F.adaptive_avg_pool2d(luma, GRID)
-
-
-def _changes(grid: Tensor) -> Tensor:
-    """Return the mean absolute change of `_brightness` from each frame to the next, `(T - 1,)`."""
-    return (grid[1:] - grid[:-1]).abs().mean(dim=(1, 2))
-
-
-def _cuts(grid: Tensor) -> list[int]:
-    """Return the position of each frame that begins a new scene."""
-    found = _changes(grid).tolist()
-    neighbours = zip([0.0, *found], [*found[1:], 0.0], strict=False)
-    limits = [max(CUT, CUT_RATIO * max(pair)) for pair in neighbours]
-    return [index for index, (change, limit) in enumerate(zip(found, limits, strict=False), 1) if change > limit]
 
 
 def _rows(infos: Sequence[VideoInfo], spans: Spans, clips: ClipConfig) -> Iterator[_FileRow]:
@@ -236,18 +226,13 @@ def _row(info: VideoInfo, use: str, *, is_used: bool) -> _FileRow:
         with open_video(info.path) as (_, stream):
             codec = stream.codec_context.name
     video = {name: getattr(info, name) for name in ("is_image", "width", "height", "fps", "num_frames")}
-    num_bytes = _num_bytes(info.path)
-    return _FileRow(str(info.path), use, is_used, codec=codec, num_bytes=num_bytes, keyframe_distance=distance, **video)
-
-
-def _num_bytes(source: Source) -> int:
-    """Return the size of a file or of a member of a tar file."""
-    return source.size if isinstance(source, TarMember) else fingerprint_of(source)[0]
+    size = num_bytes(info.path)
+    return _FileRow(str(info.path), use, is_used, codec=codec, num_bytes=size, keyframe_distance=distance, **video)
 
 
 def _groups_of_copies(infos: Sequence[VideoInfo]) -> list[list[str]]:
     """Return the groups of videos and images that are copies of each other, by their bytes or by their frames."""
-    by_size = _grouped([info.path for info in infos], _num_bytes)  # only files of the same size are read
+    by_size = _grouped([info.path for info in infos], num_bytes)  # only files of the same size are read
     by_bytes = [copies for group in by_size for copies in _grouped(group, _digest)]
     repeated = {path for group in by_bytes for path in group[1:]}
     others = [info for info in infos if info.path not in repeated]
@@ -267,8 +252,8 @@ def _grouped(sources: Sequence[Source], key: Callable[[Source], object]) -> list
 
 def _digest(source: Source) -> str:
     """Return the SHA-256 of a file or of a member of a tar file."""
-    found, left = hashlib.sha256(), _num_bytes(source)
-    with open_local(source, lambda local: open(str(file_of(local)), "rb")) as file:
+    found, left = hashlib.sha256(), num_bytes(source)
+    with open_local(source, open_file) as file:
         file.seek(source.offset if isinstance(source, TarMember) else 0)
         while left and (content := file.read(min(left, 2**20))):
             found.update(content)
@@ -326,9 +311,21 @@ def _advice(report: DataReport, clips: ClipConfig) -> Iterator[str]:
     cache = ": `--clips.cache true` decodes them once" if fits else ", too much for `--clips.cache` on this machine"
     yield f"All training frames take {gigabytes(report.cache_bytes)} at this size{cache}."
     if num_unusual := sum(bool(clip.remarks) for clip in report.clips):
+        yield f"Black, static or with a cut: {num_unusual} of {len(report.clips)} sampled clips."
+    videos = [row for row in report.files if row.is_used and not row.is_image]
+    if report.scenes:
         yield (
-            f"Black, static or with a cut: {num_unusual} of {len(report.clips)} sampled clips. A list of segments "
-            "leaves them out: `--data scenes.csv`, with the columns path, start and end."
+            f"Cuts were found in {report.num_searched} of {len(videos)} videos that were decoded whole. "
+            f"`--data {SCENES_FILE}` trains on the scenes between them, so that no clip has a cut."
+        )
+    elif report.num_searched < len(videos):
+        yield f"Searched for cuts: {report.num_searched} of {len(videos)} videos. `--max_frames` searches more."
+    longest = max(videos, key=lambda row: row.num_frames, default=None)
+    fraction = longest.num_frames / sum(row.num_frames for row in videos) if longest else 0.0
+    if longest and clips.weighting == "frames" and fraction > max(LARGE_FRACTION, 1.5 / len(videos)):
+        yield (
+            f"{longest.path} has {fraction:.0%} of the frames, and of the clips of training. "
+            "`--clips.weighting files` draws all files equally often, as the clips shown here."
         )
     if report.copies:
         yield (

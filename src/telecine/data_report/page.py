@@ -17,8 +17,10 @@ from torch.nn import functional as F
 from telecine.base.checks import count_files
 from telecine.base.devices import gigabytes
 from telecine.base.files import mark_output, write_json
-from telecine.data_report.inspect import DEFINITIONS, DataReport, SampledClip
-from telecine.report.clips import write_preview
+from telecine.data import TarMember
+from telecine.data_report.inspect import DEFINITIONS, SCENES_FILE, DataReport, SampledClip
+from telecine.data_report.scenes import write_scenes
+from telecine.report.clips import at_one_rate, write_preview
 from telecine.report.page import render_page, write_page
 from telecine.report.video import shrink
 
@@ -32,11 +34,14 @@ VIDEO_COLUMNS = 6
 
 
 def write_data(report: DataReport, folder: Path) -> Path:
-    """Write data.json, clips.mp4 and data.html into a folder, which is created if needed; return the page's path."""
+    """Write data.html, data.json, clips.mp4 and, if there are cuts, scenes.csv into a folder; return the page."""
     folder.mkdir(parents=True, exist_ok=True)
     mark_output(folder)
     write_json(folder / "data.json", report.as_dict())
-    write_preview(folder / VIDEO_FILE, _moving_sheet(report.clips), report.fps)
+    write_preview(folder / VIDEO_FILE, _moving_sheet(report.clips), max(clip.fps for clip in report.clips))
+    if report.scenes:
+        scenes = [scene for scene in report.scenes if not isinstance(scene.info.path, TarMember)]
+        write_scenes(folder / SCENES_FILE, scenes)
     return write_page(folder / PAGE_FILE, _render_data(report))
 
 
@@ -107,20 +112,19 @@ def _figure(number: int, clip: SampledClip) -> dict[str, Any]:
 
 
 def _moving_sheet(clips: list[SampledClip]) -> Tensor:
-    """Return a grid of all clips, each repeated to the length of the longest, uint8 `(T, H, W, 3)`."""
-    small = [shrink(clip.frames, VIDEO_SIDE) for clip in clips]
-    length, height, width = (max(clip.shape[axis] for clip in small) for axis in range(3))
+    """Return a grid of all clips, each at its own speed, uint8 `(T, H, W, 3)`."""
+    small = at_one_rate([shrink(clip.frames, VIDEO_SIDE) for clip in clips], [clip.fps for clip in clips])
+    height, width = (max(clip.shape[axis] for clip in small) for axis in (1, 2))
     rows = []
     for first in range(0, len(small), VIDEO_COLUMNS):
-        cells = [_padded(clip, length, height, width) for clip in small[first : first + VIDEO_COLUMNS]]
+        cells = [_padded(clip, height, width) for clip in small[first : first + VIDEO_COLUMNS]]
         missing = min(VIDEO_COLUMNS, len(small)) - len(cells)
         rows.append(torch.cat([*cells, *[torch.zeros_like(cells[0])] * missing], dim=2))
     return torch.cat(rows, dim=1)
 
 
-def _padded(frames: Tensor, length: int, height: int, width: int) -> Tensor:
-    """Repeat frames `(T, H, W, 3)` to a length, and put them into the middle of a black picture."""
-    repeated = frames[torch.arange(length) % len(frames)]
+def _padded(frames: Tensor, height: int, width: int) -> Tensor:
+    """Put frames `(T, H, W, 3)` into the middle of a black picture."""
     top, left = (height - frames.shape[1]) // 2, (width - frames.shape[2]) // 2
     sides = (0, 0, left, width - frames.shape[2] - left, top, height - frames.shape[1] - top)
-    return F.pad(repeated, sides)
+    return F.pad(frames, sides)

@@ -169,7 +169,8 @@ class PublishedProtocol:
         if self.num_frames is not None and num_frames < self.num_frames:
             last = video[:, -1:].expand(-1, self.num_frames - num_frames, -1, -1)
             video = torch.cat([video, last], dim=1)
-        return {"video": video, "source": str(span.info.path), "start": span.first_frame}
+        fps = span.info.fps / stride
+        return {"video": video, "source": str(span.info.path), "start": span.first_frame, "fps": fps}
 
     def _prepared(self, frame: Tensor) -> Tensor:
         """Resize and crop a frame, uint8 `(H, W, 3)`, and return it in [-1, 1], `(3, H, W)`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from telecine.base.checks import argument_error, check_count
 from telecine.base.shapes import Video
 from telecine.data import (
     Clip,
+    DataError,
     IndexCache,
     Span,
     VideoInfo,
@@ -23,13 +25,15 @@ from telecine.data import (
     log_too_short,
     whole_video,
 )
-from telecine.data.find import files_below
-from telecine.data.source import VIDEO_SUFFIXES, as_source
+from telecine.data.find import files_below, sources_of
+from telecine.data.source import VIDEO_SUFFIXES, as_source, is_address, resolve_source
 from telecine.evaluation.published import PROTOCOLS, PublishedProtocol
 from telecine.runs import find_checkpoint
 from telecine.runs.run import is_run_or_checkpoint
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, SavedWeights
+
+logger = logging.getLogger(__name__)
 
 CLIP_SELECTION = "clips without overlap from each video's first frame on, evenly spaced among all of them"
 # A folder with one of these files is a model, even if it contains videos.
@@ -117,7 +121,24 @@ def open_source(
     if _contains_videos(checkpoint):
         infos = index_data(data)
         return _video_source(checkpoint, infos, config, data), infos
-    return model_source(checkpoint, config, device), index_data(data)
+    source, infos = model_source(checkpoint, config, device), index_data(data)
+    _log_trained_on(checkpoint, data, infos)
+    return source, infos
+
+
+def _log_trained_on(checkpoint: Path, data: str, infos: Sequence[VideoInfo]) -> None:
+    """Log how many of the videos the run of a checkpoint has trained on."""
+    found = find_checkpoint(checkpoint)
+    saved = read_saved_settings(found) if found else {}
+    if "data" not in saved or is_address(saved["data"] or "") != is_address(data):
+        return
+    try:
+        known = sources_of(saved["data"])
+    except DataError:  # it was trained on another machine, or its data is no more
+        return
+    if number := sum(resolve_source(info.path) in known for info in infos):
+        text = "%d of %d videos are in the data of the run, %s: but for what it held out, the model has trained on them"
+        logger.warning(text, number, len(infos), saved["data"] or "the sample videos")
 
 
 def model_source(checkpoint: Path, config: MeasuredClips, device: torch.device) -> ModelSource:

@@ -32,6 +32,7 @@ _CRF = 12
 _KEYFRAME_EVERY = 8
 # A clip lasts a third of a second or so, too short to look at. Displays show 60 frames a second.
 MIN_SECONDS, _MAX_PREVIEW_FPS = 4.0, 60.0
+_MAX_REPEATS = 8.0
 _MIN_PANEL_HEIGHT = 192
 _LABEL_HEIGHT = 26
 _GAP = 4
@@ -55,20 +56,22 @@ class ValidationClip:
     """Its file in the data."""
     start: int
     """Position of its first frame in the file."""
+    fps: float
+    """Its frames per second."""
 
 
 def write_clips(run: Run, step: int, clips: Iterable[ValidationClip], *, fps: float) -> Path:
     """Write the clips of the validation at `step`, see `Run.write_validation`; of a generator, one is in memory."""
 
     def write(folder: Path) -> Iterator[SavedClip]:
-        return (_write_clip(folder, index, clip, fps) for index, clip in enumerate(clips))
+        return (_write_clip(folder, index, clip) for index, clip in enumerate(clips))
 
     return run.write_validation(step, write, fps=fps, amplification=_AMPLIFICATION)
 
 
-def _write_clip(folder: Path, index: int, clip: ValidationClip, fps: float) -> SavedClip:
+def _write_clip(folder: Path, index: int, clip: ValidationClip) -> SavedClip:
     name = f"clip-{index:02d}.mp4"
-    with Mp4Writer(folder / name, fps, crf=_CRF, keyframe_every=_KEYFRAME_EVERY) as writer:
+    with Mp4Writer(folder / name, clip.fps, crf=_CRF, keyframe_every=_KEYFRAME_EVERY) as writer:
         writer.add(_panes(target=clip.target, reconstruction=clip.reconstruction))
     num_frames, height, width, _ = clip.target.shape
     return SavedClip(
@@ -81,6 +84,7 @@ def _write_clip(folder: Path, index: int, clip: ValidationClip, fps: float) -> S
         metrics={name: round(value, 5) for name, value in clip.metrics.items()},
         frame_psnr=[round(value, 3) for value in _frame_psnr(target=clip.target, reconstruction=clip.reconstruction)],
         sha256=pixels_sha256(clip.target),
+        fps=clip.fps,
     )
 
 
@@ -88,6 +92,18 @@ def _frame_psnr(*, target: Tensor, reconstruction: Tensor) -> list[float]:
     """Return the PSNR of each frame of two uint8 clips `(T, H, W, 3)`, see `psnr_of_mse`."""
     errors = (target.float() - reconstruction.float()).square().flatten(1).mean(1)
     return psnr_of_mse(errors.double(), value_range=255.0).tolist()
+
+
+def at_one_rate(clips: Sequence[Tensor], fps: Sequence[float]) -> list[Tensor]:
+    """Repeat frames of clips `(T, H, W, 3)` so that all play at their own speed at the rate of the fastest.
+
+    Clips of less than an eighth of that rate are played at an eighth. Shorter ones start anew until the longest ends.
+    """
+    rate = max(fps)
+    repeats = [min(rate / each, _MAX_REPEATS) for each in fps]
+    length = max(math.ceil(len(clip) * repeat) for clip, repeat in zip(clips, repeats, strict=True))
+    times = torch.arange(length, dtype=torch.float64) + 1e-6  # rounded, so that no frame comes one too late
+    return [clip[(times / repeat).long() % len(clip)] for clip, repeat in zip(clips, repeats, strict=True)]
 
 
 def side_by_side(*, inputs: Sequence[Tensor] | Tensor, reconstructions: Sequence[Tensor] | Tensor) -> Tensor:

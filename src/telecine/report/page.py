@@ -244,7 +244,7 @@ def _clip(run: int, saved: SavedValidation, number: int, clip: SavedClip, videos
         "title": f"{Path(clip.source).name}, frame {clip.start}",
         "panes": 3,
         "num_frames": clip.num_frames,
-        "fps": saved.fps,
+        "fps": clip.fps or saved.fps,
         "height": clip.height,
         "width": clip.width,
         "metrics": {name: value if math.isfinite(value) else None for name, value in clip.metrics.items()},

@@ -56,6 +56,8 @@ class RunSummary:
     other devices."""
     num_images: int = 0
     """Still images that are used."""
+    data_sha256: str = ""
+    """Hash of the names, the sizes and the trained frames of the files; empty before telecine 0.3."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class SavedClip:
     """PSNR of each frame in dB."""
     sha256: str = ""
     """Hash of the input's pixels, by which the same clip is found in other validations; empty before telecine 0.2."""
+    fps: float | None = None
+    """Frames per second of its video; None where older versions wrote one rate for all."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class SavedValidation:
 
     step: int
     fps: float
-    """Frames per second of the videos."""
+    """Frames per second of the fastest clip."""
     amplification: float
     """The factor of the difference in the videos."""
     clips: list[SavedClip]
@@ -190,7 +194,7 @@ class Run:
         Args:
             step: The step of the validation.
             write: Writes the videos into a folder and yields their descriptions, at least one.
-            fps: Frames per second of the videos.
+            fps: Frames per second of the fastest clip.
             amplification: The factor of the difference in the videos.
         """
         folder = self._validations / step_name(step)

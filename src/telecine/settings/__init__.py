@@ -1,7 +1,7 @@
 """The settings of all commands, and how they are read. Needs no PyTorch."""
 
 from telecine.settings.autoencoder import CausalVAEConfig
-from telecine.settings.data import MAX_PIXELS, Bucket, ClipConfig
+from telecine.settings.data import MAX_PIXELS, TIMEOUT, Bucket, ClipConfig
 from telecine.settings.discriminators import MIN_SIZES, DiscriminatorConfig, FeaturesConfig
 from telecine.settings.evaluate import (
     EvaluateConfig,
@@ -33,6 +33,7 @@ __all__ = [
     "MAX_FAILURES",
     "MAX_PIXELS",
     "MIN_SIZES",
+    "TIMEOUT",
     "AdaptiveWeightConfig",
     "Augmentation",
     "Bucket",

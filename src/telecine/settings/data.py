@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from telecine.base.checks import argument_error, check_count, check_positive
 from telecine.settings.group import Settings
@@ -11,6 +12,8 @@ from telecine.settings.group import Settings
 MAX_PIXELS = 67_108_864
 
 PILLOW_MAX_PIXELS = 178_956_970
+# Seconds.
+TIMEOUT = 180.0
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,15 @@ class ClipConfig(Settings):
     reversed, each with probability 1/2. It varies a small data set. Clips must be square."""
     scale_jitter: float = 1.0
     """Zoom into training clips by a random factor from 1 (the whole picture) to this value. 1 turns zooming off."""
+    weighting: Literal["frames", "files"] = "frames"
+    """Draw training clips from all frames equally often, so that long videos count more, or from all files."""
     num_clips: int | None = None
     """Train on this many clips over and over: each keeps its place, crop and flip. By default each draw is another."""
     num_workers: int = 2
     """Processes that read clips. 0 reads them in the training process."""
-    timeout: float = 180.0
-    """Seconds that training waits for a batch before it replaces these processes. Slow disks may need more."""
+    timeout: float = TIMEOUT
+    """Seconds that training waits for a batch before it replaces these processes, and that a file may take to index.
+    Slow disks may need more."""
     cache: bool = False
     """Decode all training frames once before training, and keep them in memory at training resolution. Each process of
     a run keeps all of them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from accelerate import Accelerator
 
@@ -38,8 +39,6 @@ class Clips:
 
     train: ClipDataset
     val: list[Clip]
-    fps: float
-    """Frames a second of clips of the first video, for previews."""
     num_videos: int
     num_images: int
     """Still images that are used."""
@@ -89,7 +88,6 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
     return Clips(
         train=train,
         val=val,
-        fps=min(train.spans, key=lambda span: span.info.is_image).info.fps / config.clips.stride,
         num_videos=len(is_image) - num_images - spans.num_short if train.image_ratio < 1 else 0,
         num_images=num_images if train.image_ratio > 0 else 0,
         num_skipped=len(spans.skipped) + spans.num_short,
@@ -98,16 +96,17 @@ def build_clips(config: TrainConfig, model: VideoAutoencoder) -> Clips:
 
 def find_spans(data: str | None, val_data: str | None, config: ClipConfig) -> Spans:
     """Find, index and split the videos and images of `TrainConfig.data` and `TrainConfig.val_data`."""
+    load = partial(load_spans, max_pixels=config.max_pixels, timeout=config.timeout)
     if data is None:
         infos, skipped = index_videos(sample_videos())
         found = [whole_video(info) for info in infos]
     else:
-        found, skipped = load_spans(data, max_pixels=config.max_pixels)
+        found, skipped = load(data)
     num_short = log_too_short(found, min(map(config.span_of, config.train_buckets)))
     if val_data is None:
         train, held_out = split_videos(found, config.val_fraction, config.clip_span)
     else:
-        train, (held_out, _) = found, load_spans(val_data, name="val_data", max_pixels=config.max_pixels)
+        train, (held_out, _) = found, load(val_data, name="val_data")
     return Spans(found, train, held_out, skipped, num_short)
 
 

@@ -25,7 +25,7 @@ from telecine.base.checks import argument_error, describe
 from telecine.base.devices import gigabytes
 from telecine.base.files import atomic_write, read_json, write_json
 from telecine.base.terminal import with_progress
-from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader
+from telecine.data import ClipBatchSampler, ClipDataset, ClipLoader, DataError
 from telecine.data.index_cache import fingerprint_of
 from telecine.training.distributed import on_first_process
 from telecine.training.state import TrainState
@@ -41,12 +41,16 @@ FILE_BYTES = 2**26
 # Settings that do not change what a clip is.
 OTHER_CLIP_SETTINGS = ("num_clips", "num_workers", "timeout", "cache", "max_pixels", "val_fraction")
 MEAN, LOGVAR = "mean", "logvar"
+# Of the values of a file, in its metadata. Telecine 0.2 wrote none.
+DIGEST = "sha256"
 # Numbers of a channel-wise value that a line shows.
 NUM_SHOWN = 4
 
 
 class LatentCache:
     """Posteriors of clips by name, in safetensors files of an existing folder; each file appears whole.
+
+    A file has a digest, which is compared when the file is first read.
 
     The values are the encoder's own, in float32, with their order in memory, as convolutions round differently in
     another. A quantizer's losses are not kept: those of a frozen encoder have no gradient.
@@ -57,6 +61,7 @@ class LatentCache:
         self._files: dict[str, Path] = {}  # by "name of the clip/mean" and "name of the clip/logvar"
         self._new: dict[str, Tensor] = {}
         self._new_orders: dict[str, str] = {}
+        self._intact: set[Path] = set()
         self.find_files()
 
     def find_files(self) -> None:
@@ -88,7 +93,8 @@ class LatentCache:
             return
         path = self.folder / PATTERN.replace("*", uuid.uuid4().hex)
         with safetensors_write(path):
-            atomic_write(path, lambda partial: save_file(self._new, partial, metadata=self._new_orders))
+            metadata = self._new_orders | {DIGEST: _digest_of(self._new, self._new_orders)}
+            atomic_write(path, lambda partial: save_file(self._new, partial, metadata=metadata))
         self._files.update(dict.fromkeys(self._new, path))
         self._new, self._new_orders = {}, {}
 
@@ -109,9 +115,30 @@ class LatentCache:
         if key not in self._files:
             remedy = "Do not change it while a run trains, and use a disk that all processes share."
             raise argument_error("latent_cache", "a folder with all latents", f"one without {key}", remedy)
-        with _opened(self._files[key]) as file:
-            axes = [int(axis) for axis in file.metadata()[key].split()]
+        path = self._files[key]
+        with _opened(path) as file:
+            names, metadata = file.keys(), file.metadata()
+            if path not in self._intact and DIGEST in metadata:
+                found = _digest_of({name: file.get_tensor(name) for name in names}, metadata)
+                if found != metadata[DIGEST]:
+                    raise _damaged(path, f"other values ({DIGEST} {found})")
+            self._intact.add(path)
+            axes = [int(axis) for axis in metadata[key].split()]
             return cast(Tensor, file.get_tensor(key).permute([axes.index(axis) for axis in range(len(axes))]))
+
+
+def _digest_of(tensors: Mapping[str, Tensor], orders: Mapping[str, str]) -> str:
+    digest = sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {orders[name]} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _damaged(path: Path, got: str) -> Exception:
+    return argument_error(
+        str(path), "a safetensors file, as it was written", got, "Delete it: its clips are encoded again.", DataError
+    )
 
 
 def _memory_order(tensor: Tensor) -> list[int]:
@@ -131,13 +158,12 @@ def _moments_of(posterior: Posterior) -> dict[str, Tensor]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Open a safetensors file; raise a `ValueError` if it is damaged or missing."""
+    """Open a safetensors file; raise a `DataError` if it is damaged or missing."""
     try:
         with safe_open(path, "pt") as file:
             yield file
     except (SafetensorError, FileNotFoundError) as error:
-        contract, got = "a safetensors file", f"a missing or damaged one ({error})"
-        raise argument_error(str(path), contract, got, "Delete it: its clips are encoded again.") from error
+        raise _damaged(path, f"a missing or damaged file ({error})") from error
 
 
 def open_cache(
@@ -183,7 +209,7 @@ def _check_identity(folder: Path, identity: dict[str, object]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, identity)
         return
-    saved = read_json(path)
+    saved = {"clips.weighting": "frames"} | read_json(path)  # telecine 0.2 had no other
     if changed := [name for name, value in identity.items() if saved.get(name) != value]:
         contract = "a folder of latents of this encoder, data and clips"
         got = f"{str(folder)!r}, with another value of {', '.join(changed)}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from telecine.base.checks import argument_error, describe
+from telecine.runs.run import RunSummary
 from telecine.runs.settings import flat_settings, plain_settings, read_saved_settings, side_by_side_settings
 from telecine.settings import ObjectiveConfig, TrainConfig
 from telecine.settings.group import Settings
@@ -40,6 +42,31 @@ def _check_same_data(data: str | None, folder: Path) -> None:
     if len(paths) > 1:
         remedy = "Use another --output_dir for another run, or add --change_data to train this one on other data."
         raise argument_error("data", f"{saved!r} as in {folder}", repr(data), remedy)
+
+
+def check_same_clips(config: TrainConfig, folder: Path, before: RunSummary, data: Mapping[str, Any]) -> list[str]:
+    """Return what has changed of the data since the summary `before`; `data` is that of `summary.data_of`.
+
+    Raises:
+        ValueError: The held-out clips are others, with the settings of the checkpoint: metrics would not compare.
+    """
+    numbers = {"num_videos": "videos", "num_images": "images", "num_skipped": "skipped files", "num_frames": "frames"}
+    pairs = {words: (getattr(before, name), data[name]) for name, words in numbers.items()}
+    changes = [f"{words} {old} -> {new}" for words, (old, new) in pairs.items() if old != new]
+    if before.data_sha256 not in ("", data["data_sha256"]):
+        changes = changes or ["files of other sizes, names or frames"]
+    saved, now = read_saved_settings(folder), plain_settings(config)
+    if _choice_of_clips(saved) == _choice_of_clips(now) and before.validation != data["validation"]:
+        got = f"other held-out clips ({', '.join(changes) or 'files of the same sizes'})"
+        remedy = "Restore its files, use another --output_dir, or add --change_data to train on with these."
+        raise argument_error("data", f"that of {folder}", got, remedy)
+    return changes
+
+
+def _choice_of_clips(settings: dict[str, Any]) -> list[Any]:
+    """Return the settings that choose the held-out clips; None for those that an older version lacks."""
+    names = ("num_frames", "height", "width", "stride", "image_ratio", "max_pixels", "val_fraction")
+    return [settings.get("val_data"), settings.get("val_clips"), *(settings["clips"].get(name) for name in names)]
 
 
 def _check_same_networks(config: Settings, folder: Path) -> None:

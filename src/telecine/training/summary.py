@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from hashlib import sha256
+from typing import Any
 
 from rich.console import Console
 
 from telecine.base.devices import peak_memory
 from telecine.data import bytes_from_video, clips_sha256, pixels_sha256
+from telecine.data.index_cache import num_bytes
 from telecine.runs import Run
 from telecine.runs.run import RunSummary, ValidationClips
 from telecine.training.clips import Clips
@@ -37,12 +40,8 @@ class SummaryWriter:
             num_parameters=num_parameters,
             num_trained=num_trained,
             num_disc_parameters=num_disc_parameters,
-            num_videos=clips.num_videos,
-            num_images=clips.num_images,
-            num_skipped=clips.num_skipped,
-            num_frames=sum(span.num_frames for span in clips.train.spans),
             clips_per_update=clips_per_update,
-            validation=_validation_clips(clips),
+            **data_of(clips),
             seconds=0.0,
             peak_memory=None,
         )
@@ -58,6 +57,24 @@ class SummaryWriter:
         seconds, peak = round(time.monotonic() - self.start, 3), peak_memory(self.device)
         peak = None if peak is None else max(peak, self.peak_before)
         self.run.write_summary(replace(self.summary, seconds=seconds, peak_memory=peak))
+
+
+def data_of(clips: Clips) -> dict[str, Any]:
+    """Return what a summary has about the data of a run."""
+    spans = clips.train.spans
+    sizes = {path: num_bytes(path) for path in dict.fromkeys(span.info.path for span in spans)}
+    digest = sha256()
+    for span in spans:
+        path = span.info.path
+        digest.update(repr((path.name, sizes[path], span.first_frame, span.last_frame)).encode())
+    return {
+        "num_videos": clips.num_videos,
+        "num_images": clips.num_images,
+        "num_skipped": clips.num_skipped,
+        "num_frames": sum(span.num_frames for span in spans),
+        "validation": _validation_clips(clips),
+        "data_sha256": digest.hexdigest(),
+    }
 
 
 def _validation_clips(clips: Clips) -> ValidationClips:

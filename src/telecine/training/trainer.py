@@ -39,10 +39,10 @@ from telecine.training.latents import describe_change, fill_latent_cache, measur
 from telecine.training.logging import Monitor
 from telecine.training.planning.capacity import MAX_ON_CPU, largest_batch
 from telecine.training.planning.speed import describe_on_cpu
-from telecine.training.resume import check_resumable
+from telecine.training.resume import check_resumable, check_same_clips
 from telecine.training.state import LR_FACTOR, Rollback
 from telecine.training.step import DivergenceError, MicroBatch, describe_warmup, set_learning_rates, train_step
-from telecine.training.summary import SummaryWriter
+from telecine.training.summary import SummaryWriter, data_of
 from telecine.training.trackers import start_trackers
 from telecine.training.trainable import trains_encoder
 from telecine.training.validation import TrainResult, Validation, validate_model
@@ -117,6 +117,8 @@ class Trainer:
         self.console.print("reading the videos, and decoding them" if config.clips.cache else "reading the videos")
         with interrupt_on_signal():  # so that the index of what was read is saved
             self.clips = build_clips(config, model)
+        if found is not None and not change_data:
+            self._warn(on_first_process(partial(self._changes_of_data, found), self.accelerator))
         if found is None and autoencoder is None and self.accelerator.device.type == "cpu":
             describe = partial(describe_on_cpu, config, model, num_processes=self.accelerator.num_processes)
             if (line := on_first_process(describe, self.accelerator)) is not None:
@@ -148,6 +150,15 @@ class Trainer:
         if self.lock is not None:
             self.files.remove_residue(self.lock.taken_at)
             self._remove_old_checkpoints()
+
+    def _changes_of_data(self, found: Path) -> list[str]:
+        """Return a warning if the files are other ones than before; raise a `ValueError` for other held-out clips."""
+        try:
+            before = self.files.summary()
+        except ValueError:  # `SummaryWriter` warns
+            return []
+        changes = before and check_same_clips(self.config, found, before, data_of(self.clips))
+        return [f"the data has changed: {', '.join(changes)}"] if changes else []
 
     def _with_batch_size(self, found: Path | None, *, is_own: bool) -> TrainConfig:
         """Return the settings with the checkpoint's batch size, or the largest that fits, in place of "auto"."""
@@ -364,13 +375,13 @@ class Trainer:
             self._print(f"normalisation of the latent over {num_clips} clips: {change}")
 
     def _record(self, result: Validation, lag: dict[str, float]) -> None:
-        step, fps = self.state.step, self.clips.fps
+        step = self.state.step
         values = {f"val/{name}": value for name, value in result.metrics.items()} | self.linear | lag
         values |= {f"latent/{name}": value for name, value in result.latent.items()}
         self._add_record(values)
-        log_preview(self.accelerator.trackers, step, result.picture, fps)
-        write_clips(self.files, step, result.clips, fps=fps)
-        write_preview(self.files.video_file, result.picture, fps)
+        log_preview(self.accelerator.trackers, step, result.picture, result.fps)
+        write_clips(self.files, step, result.clips, fps=result.fps)
+        write_preview(self.files.video_file, result.picture, result.fps)
         self._print(f"step {step}: held-out {describe_metrics(result.metrics)}")
         if result.latent:
             self._print(f"step {step}: latent {describe_metrics(result.latent)}")

@@ -16,7 +16,7 @@ from telecine.data import Clip, bytes_from_video
 from telecine.evaluation import ReconstructionMetrics
 from telecine.evaluation.latents import code_usage, latent_summary
 from telecine.evaluation.metrics import mean_over_clips
-from telecine.report.clips import ValidationClip, side_by_side
+from telecine.report.clips import ValidationClip, at_one_rate, side_by_side
 from telecine.runs import Run
 from telecine.training.distributed import all_gather, num_ranks, rank
 
@@ -37,7 +37,9 @@ class Validation:
     latent: dict[str, float]
     """Numbers about the latents of all clips, see `summary` and `code_usage`; empty if the model offers none."""
     picture: Tensor
-    """Side-by-side video of a few clips, uint8 `(T, H, W, 3)`."""
+    """Side-by-side video of a few clips, uint8 `(T, H, W, 3)`, each at its own speed."""
+    fps: float
+    """Frames per second of the picture: those of its fastest clip."""
     clips: list[ValidationClip]
     """Up to `NUM_KEPT` clips for the report."""
 
@@ -79,17 +81,23 @@ def validate_model(
             metrics.update(reconstruction=output.video, target=target)
             if position in kept:
                 frames = bytes_from_video(target[0]).cpu(), bytes_from_video(output.video[0]).cpu()
-                shown.append(ValidationClip(*frames, metrics.per_clip()[-1], clip["source"], clip["start"]))
+                shown.append(
+                    ValidationClip(*frames, metrics.per_clip()[-1], clip["source"], clip["start"], clip["fps"])
+                )
     finally:
         model.train(was_training)
     per_clip = _gather_metrics(metrics.per_clip(), len(clips), device)
     few = [shown[position] for position in _evenly_spaced(len(shown), NUM_SHOWN)]
-    picture = side_by_side(inputs=[clip.target for clip in few], reconstructions=[clip.reconstruction for clip in few])
+    rates = [clip.fps for clip in few]
+    picture = side_by_side(
+        inputs=at_one_rate([clip.target for clip in few], rates),
+        reconstructions=at_one_rate([clip.reconstruction for clip in few], rates),
+    )
     latent = {}
     if latents:
         every_latent = _in_order(torch.stack(latents), len(clips))
         latent = latent_summary(every_latent.cpu()) | code_usage(model.codebook, every_latent)
-    return Validation(mean_over_clips(per_clip), per_clip, latent, picture, shown)
+    return Validation(mean_over_clips(per_clip), per_clip, latent, picture, max(rates), shown)
 
 
 def _clips_of_rank(num_clips: int, rank: int, num_ranks: int) -> list[int]:
