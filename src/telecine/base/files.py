@@ -17,6 +17,8 @@ from telecine.base.checks import argument_error
 
 # Marks the folders that data sets leave out.
 OUTPUT_MARKER = ".telecine-output"
+# Bytes of the largest JSON file that is read.
+_MAX_JSON = 2**26
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -93,16 +95,21 @@ def remove_partial(folder: Path, before: float) -> None:
     for path in folder.iterdir() if folder.is_dir() else ():
         # Not the time of its content: a copy has that of the original.
         if _PARTIAL.fullmatch(path.name) and path.lstat().st_ctime < before:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a symbolic link; what it points to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def mark_output(folder: Path) -> None:
     """Mark a folder with videos that telecine writes. Data sets leave such folders out."""
     note = "telecine wrote this folder, and does not use its videos as data. Remove this file to use them.\n"
-    (folder / OUTPUT_MARKER).write_text(note)
+    atomic_write(folder / OUTPUT_MARKER, lambda partial: partial.write_text(note))  # replaces a link of that name
 
 
 def write_json(path: Path, value: object) -> None:
@@ -111,9 +118,10 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in `path`; raise a `ValueError` if the file contains anything else."""
+    """Return the JSON object in `path`; raise a `ValueError` for anything else, see also `read_bounded`."""
+    content = read_bounded(path, _MAX_JSON)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise argument_error(str(path), "JSON", f"other text ({error})", "Write it again.") from error
     if not isinstance(value, dict):

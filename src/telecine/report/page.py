@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import logging
 import math
 import os
 import re
@@ -11,6 +12,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import TypedDict
 from urllib.parse import quote
@@ -26,10 +28,12 @@ from telecine.report.plots import METRICS, Plot, metric_label, plots_of, table
 from telecine.report.run import (
     ReportedRun,
     best_and_worst,
+    check_is_run,
     describe_summary,
     not_comparable,
     read_run,
     run_names,
+    value_or_error,
 )
 from telecine.runs import Run
 from telecine.runs.run import SavedClip, SavedValidation
@@ -37,6 +41,7 @@ from telecine.runs.settings import side_by_side_settings
 
 # In the folder of videos: tells an open page that it was written again.
 _VERSION_FILE = "version.js"
+logger = logging.getLogger(__name__)
 
 
 class _ClipData(TypedDict):
@@ -78,7 +83,8 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *
         The path of the page.
 
     Raises:
-        ValueError: A folder is not that of a run, or is given twice, or the output is not an HTML file.
+        ValueError: A folder is not that of a run, or is given twice, or the output is not an HTML file; or all runs are
+            damaged. The page marks a damaged one beside others.
     """
     folders = [Path(run) for run in runs]
     if not folders:
@@ -86,17 +92,35 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *
     page = Path(output) if output is not None else Run(folders[0] if len(folders) == 1 else Path()).report_file
     if page.suffix != ".html" or page.is_dir():
         raise argument_error("output", "the name of an .html file", repr(str(page)), "Add a file name.")
-    reported = [read_run(folder, name) for folder, name in zip(folders, run_names(folders), strict=True)]
+    reported, problems = _read_runs(folders)
     page.parent.mkdir(parents=True, exist_ok=True)
     videos = _VideoFolder(page)
     validations = [item for index, run in enumerate(reported) for item in _validations(index, run, videos)]
     version = uuid.uuid4().hex if is_live else None
     live = {"version": version, "url": videos.url(_VERSION_FILE)} if is_live else None
-    html = _render(reported, validations, live).encode("utf-8", "backslashreplace")  # names may have other bytes
-    atomic_write(page, lambda partial: partial.write_bytes(html))
+    html = _render(reported, validations, live, problems)
+    content = html.encode("utf-8", "backslashreplace")  # names may have other bytes
+    atomic_write(page, lambda temporary: temporary.write_bytes(content))
     videos.write_version(version)
     videos.remove_others()
     return page
+
+
+def _read_runs(folders: Sequence[Path]) -> tuple[list[ReportedRun], list[str]]:
+    """Return the runs that can be read, and what cannot be, which is logged; raise an error if no run can be read."""
+    for folder in folders:
+        check_is_run(folder)
+    names = run_names(folders)
+    read = [value_or_error(partial(read_run, *each)) for each in zip(folders, names, strict=True)]
+    reported = [each for each in read if isinstance(each, ReportedRun)]
+    errors = {name: each for name, each in zip(names, read, strict=True) if isinstance(each, Exception)}
+    if not reported:
+        raise next(iter(errors.values()))
+    problems = [f"{name}: {error}" for name, error in errors.items()]
+    problems += [f"{run.name}: {problem}" for run in reported for problem in run.problems]
+    for problem in problems:
+        logger.warning("not in the report: %s", problem)
+    return reported, problems
 
 
 class _VideoFolder:
@@ -105,15 +129,21 @@ class _VideoFolder:
     def __init__(self, page: Path) -> None:
         self.path = page.with_name(f"{page.stem}_videos")
         self._names: set[str] = set()
+        if (
+            self.path.is_symlink() and Run(page.parent).exists()
+        ):  # the folder may be a link elsewhere, where it is the user's
+            contract, got = "in the run's folder itself", f"a symbolic link to {os.readlink(self.path)}"
+            raise argument_error(str(self.path), contract, got, "Remove the link.")
 
     def add(self, source: Path, name: str) -> str:
         """Copy a video and return its relative URL. The player shows an error for a missing video."""
-        self.path.mkdir(exist_ok=True)
-        mark_output(self.path)
+        if not self._names:
+            self.path.mkdir(exist_ok=True)
+            mark_output(self.path)
         if source.is_file():
             copy = self.path / name
             if not (copy.exists() and filecmp.cmp(source, copy)):
-                atomic_write(copy, lambda partial: shutil.copy2(source, partial))
+                atomic_write(copy, lambda temporary: shutil.copy2(source, temporary))
             self._names.add(name)
         return self.url(name)
 
@@ -127,7 +157,7 @@ class _VideoFolder:
         if version is not None or path.exists():
             self.path.mkdir(exist_ok=True)
             script = f'pageVersion("{version or "finished"}");\n'
-            atomic_write(path, lambda partial: partial.write_text(script, encoding="utf-8"))
+            atomic_write(path, lambda temporary: temporary.write_text(script, encoding="utf-8"))
 
     def remove_others(self) -> None:
         """Remove the videos that an earlier report of the same name copied and this one did not."""
@@ -136,7 +166,9 @@ class _VideoFolder:
                 path.unlink()
 
 
-def _render(runs: Sequence[ReportedRun], validations: Sequence[_ValidationData], live: object) -> str:
+def _render(
+    runs: Sequence[ReportedRun], validations: Sequence[_ValidationData], live: object, problems: Sequence[str]
+) -> str:
     """Return the page as HTML; `live` has its version, and the URL of the script with the newest one."""
     all_plots = plots_of(runs)
     names = [run.name for run in runs]
@@ -151,6 +183,7 @@ def _render(runs: Sequence[ReportedRun], validations: Sequence[_ValidationData],
     return template.render(
         titles=names,
         runs=runs,
+        problems=problems,
         data=data,
         metrics=_metric_table(runs),
         not_comparable=not_comparable(names, [run.summary for run in runs]),

@@ -45,7 +45,7 @@ def watch(runs: Sequence[str | Path], output: str | Path | None, written: Callab
 def _is_finished(run: Run) -> bool:
     """Return whether a run has recorded the validation of its last step."""
     num_steps = read_saved_settings(run.folder).get("steps")
-    return num_steps is not None and any(each["step"] >= int(num_steps) for each in run.history.validations())
+    return isinstance(num_steps, int) and any(each["step"] >= num_steps for each in run.history.validations())
 
 
 def _state(run: Run) -> tuple[object, ...]:

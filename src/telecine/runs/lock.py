@@ -14,7 +14,7 @@ import psutil
 from telecine.base.checks import argument_error
 from telecine.base.files import OUTPUT_MARKER, partial_path
 
-_LOCK_FILE = ".lock"
+LOCK_FILE = ".lock"
 _REMEDY = "Use another --output_dir, or wait. If that process is gone, add --steal_lock."
 # A lock without contents is older than this only if its process ended before it wrote them.
 _SECONDS_TO_WRITE = 10.0
@@ -33,7 +33,7 @@ class RunLock:
     """
 
     def __init__(self, run: Path, *, steal: bool = False) -> None:
-        self.path = run / _LOCK_FILE
+        self.path = run / LOCK_FILE
         try:
             run.mkdir(parents=True, exist_ok=True)
         except OSError as error:

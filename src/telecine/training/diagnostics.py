@@ -317,15 +317,15 @@ class Diagnostics:
         self.run = run
         self.history = _RecentValues(config)
         self.console = console
-        for record in run.history.read():
+        for record in run.history:
             values = {name: value for name, value in record.items() if name.startswith("train/")}
             self.history.add(int(record["step"]), values)
-        lines = [line for line in run.warnings.read() if line["rule"] != _ROLLED_BACK]
-        self.warned: set[str] = {line["rule"] for line in lines}
+        lines = [line for line in run.warnings.all() or () if line.rule != _ROLLED_BACK]
+        self.warned = {line.rule for line in lines}
         remedy = "Lower `optimizer.lr` and `optimizer.disc_lr`, or the weight of that term."
         for number, rollback in enumerate(rollbacks, 1):
-            lines.append(asdict(TrainingWarning(rollback.to, _ROLLED_BACK, rollback.describe(number), remedy)))
-        run.warnings.write(sorted(lines, key=lambda line: line["step"]))
+            lines.append(TrainingWarning(rollback.to, _ROLLED_BACK, rollback.describe(number), remedy))
+        run.warnings.write(map(asdict, sorted(lines, key=lambda line: line.step)))
 
     def check(self, step: int, record: Mapping[str, float]) -> None:
         """Add a record, and warn if a rule finds a failure for the first time."""
