@@ -132,7 +132,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def digest_of(path: Path) -> str:
     """Return the SHA-256 of a file, as `sha256sum` prints it."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from telecine.base.checks import argument_error
-from telecine.base.files import digest_of, flush, partial_path, read_json
+from telecine.base.files import digest_of, flush, open_regular, partial_path, read_json, remove
 
 _FOLDER, _STATE, _MANIFEST = "checkpoints", "state.json", "manifest.json"
 # A symbolic link to the checkpoint with the best validation, with `best_metric`.
 _BEST = "best"
 _FORMAT = 1
+# A manifest has a digest of its other values, and for each file these.
+_DIGEST = "digest"
+_ENTRY = {"size": int, "sha256": str}
 _REMEDY = "Restore it from a copy, or use another checkpoint."
 _STEP_NAME = re.compile(r"step-(\d+)")
 
@@ -38,27 +42,32 @@ class Checkpoints:
         return self.folder / step_name(step)
 
     def all(self) -> list[tuple[int, Path]]:
-        """Return (step, folder) of every complete checkpoint, oldest first; some may be damaged."""
-        return [(step, folder) for step, folder in step_folders(self.folder) if is_checkpoint(folder)]
+        """Return (step, folder) of every checkpoint, oldest first; some may be damaged."""
+        return [each for each in step_folders(self.folder) if is_checkpoint(each[1]) or _has_tensors(each[1])]
 
     def newest_intact(self) -> tuple[Path | None, list[str]]:
         """Return the newest checkpoint that is not damaged, and notes about damaged newer ones, which are renamed.
+
+        Other notes are about what has the name of a checkpoint and is none. It stays where it is.
 
         Raises:
             DamagedError: There are checkpoints, but all are damaged. They stay where they are.
         """
         damaged: dict[Path, DamagedError] = {}
-        for _, folder in reversed(self.all()):
+        found = self.all()
+        others = [path for step, path in step_folders(self.folder) if (step, path) not in found]
+        notes = [f"{path} is no checkpoint, as it has no file of one. It stays as it is." for path in others]
+        for _, folder in reversed(found):
             error = damage_of(folder)
             if error is None:
-                return folder, [f"{each} It is now {_set_aside(bad)}." for bad, each in damaged.items()]
+                return folder, notes + [f"{each} It is now {_set_aside(bad)}." for bad, each in damaged.items()]
             damaged[folder] = error
         if damaged:
             remedy = f"To start again, move {self.folder} away."
             raise DamagedError(
                 f"No checkpoint of {self.run} is intact. {' '.join(map(str, damaged.values()))} {remedy}"
             )
-        return None, []
+        return None, notes
 
     def begin(self, step: int) -> Path:
         """Create a temporary folder for the files of the checkpoint at `step`, and return it."""
@@ -82,8 +91,10 @@ class Checkpoints:
         final = self.path(step)
         _write_manifest(temporary, step, known)
         flush([*temporary.rglob("*"), temporary])
-        if final.exists():
+        if is_checkpoint(final):
             os.replace(final, final.with_name(f".{final.name}.replaced"))
+        elif final.exists():
+            _set_aside(final)
         os.replace(temporary, final)
         flush([self.folder, self.run])
         self.remove_unfinished()
@@ -104,7 +115,7 @@ class Checkpoints:
     def remove_unfinished(self) -> None:
         """Remove what interrupted writes and deletions of checkpoints have left."""
         for folder in self.folder.glob(".step-*"):
-            shutil.rmtree(folder)
+            remove(folder)
 
 
 def step_name(step: int) -> str:
@@ -126,6 +137,11 @@ def step_folders(folder: Path) -> list[tuple[int, Path]]:
 def is_checkpoint(folder: Path) -> bool:
     """Return whether a folder is a checkpoint; it may be damaged."""
     return (folder / _MANIFEST).is_file() or (folder / _STATE).is_file()
+
+
+def _has_tensors(folder: Path) -> bool:
+    """Return whether a folder has files of tensors, as a checkpoint has that lost all of its other files."""
+    return any(path.is_file() for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}.safetensors"))
 
 
 def find_checkpoint(path: Path) -> Path | None:
@@ -156,12 +172,18 @@ def _write_manifest(folder: Path, step: int, known: Mapping[Path, str] | None = 
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     digests = dict(known or {})
     own = [path for path in paths if path not in digests]
-    digests |= zip(own, _digests(own), strict=True)
+    digests |= zip(own, _in_threads(digest_of, own), strict=True)
     entries = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digests[path]} for path in paths
     }
     manifest = {"format": _FORMAT, "step": step, "files": entries}
+    manifest[_DIGEST] = _digest_of_values(manifest)
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+
+
+def _digest_of_values(manifest: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the values in a manifest."""
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
 def _check_manifest(folder: Path, *, part: str = "") -> None:
@@ -180,13 +202,33 @@ def _check_manifest(folder: Path, *, part: str = "") -> None:
         raise argument_error(str(folder), f"named {name}, as written", "another name", "Rename it.", DamagedError)
     files = {folder / name: entry for name, entry in manifest["files"].items() if Path(part) in Path(name).parents}
     for path, entry in files.items():
-        size = path.stat().st_size if path.is_file() else None
-        if size != entry["size"]:
-            got = "a missing one" if size is None else f"one of {size} bytes"
+        if (got := _other_size(path, entry["size"], below=None if part else folder)) is not None:
             raise argument_error(str(path), f"a file of {entry['size']} bytes", got, _REMEDY, DamagedError)
-    for path, digest in zip(files, _digests(list(files)), strict=True):
+    for path, digest in zip(files, _in_threads(_digest_or_damage, files), strict=True):
         if digest != files[path]["sha256"]:
             raise argument_error(str(path), "as it was written", "other bytes", _REMEDY, DamagedError)
+
+
+def _other_size(path: Path, size: int, below: Path | None) -> str | None:
+    """Return what is in the place of a file of a size, or None; `below` a folder, it must not be a symbolic link."""
+    if below is not None and any(each.is_symlink() for each in (path, *path.parents) if below in each.parents):
+        return "a symbolic link"
+    try:
+        with open_regular(path) as file:
+            found = os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        return "a missing one"
+    except (OSError, ValueError) as error:
+        return f"one that cannot be read ({error})"
+    return None if found == size else f"one of {found} bytes"
+
+
+def _digest_or_damage(path: Path) -> str:
+    try:
+        return digest_of(path)
+    except OSError as error:
+        got = f"one that cannot be read ({error.strerror})"
+        raise argument_error(str(path), "a file as it was written", got, _REMEDY, DamagedError) from error
 
 
 def check_model(folder: Path) -> None:
@@ -206,23 +248,46 @@ def damage_of(folder: Path) -> DamagedError | None:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / _MANIFEST
-    if not path.is_file():
+    if path.is_symlink() or not path.is_file():
         contract, got = f"a checkpoint with {_MANIFEST}", "one without, damaged or of an older version"
         raise argument_error(str(folder), contract, got, "Use another checkpoint.", DamagedError)
     try:
         manifest = read_json(path)
+    except OSError as error:
+        got = f"one that cannot be read ({error.strerror})"
+        raise argument_error(str(path), "a file as it was written", got, _REMEDY, DamagedError) from error
     except ValueError as error:
         raise DamagedError(str(error)) from error
-    if manifest.get("format") != _FORMAT or not {"step", "files"} <= manifest.keys():
+    if manifest.get("format") != _FORMAT:
         contract, got = f"a manifest of format {_FORMAT}", f"format {manifest.get('format')}"
         raise argument_error(str(path), contract, got, "Use the version that wrote it.", DamagedError)
+    if not _is_whole(manifest):
+        raise argument_error(str(path), "as it was written", "other values", _REMEDY, DamagedError)
     return manifest
 
 
-def _digests(paths: list[Path]) -> list[str]:
-    """Return the SHA-256 of each file. Several are read at a time."""
+def _is_whole(manifest: dict[str, Any]) -> bool:
+    """Return whether the values in a manifest are those that were written; older ones have no digest of them."""
+    values = {name: value for name, value in manifest.items() if name != _DIGEST}
+    digest = _digest_of_values(values)
+    if values.keys() != {"format", "step", "files"} or manifest.get(_DIGEST, digest) != digest:
+        return False
+    files = values["files"]
+    return isinstance(values["step"], int) and isinstance(files, dict) and all(map(_is_entry, files.items()))
+
+
+def _is_entry(item: tuple[str, Any]) -> bool:
+    """Return whether an item of a manifest is the name of a file below its folder, its size and its SHA-256."""
+    path, entry = Path(item[0]), item[1]
+    is_below = not path.is_absolute() and ".." not in path.parts and "\0" not in item[0]
+    has_types = isinstance(entry, dict) and {key: type(value) for key, value in entry.items()} == _ENTRY
+    return is_below and has_types
+
+
+def _in_threads(read: Callable[[Path], str], paths: Iterable[Path]) -> list[str]:
+    """Return what a function that reads a file returns for each. Several are read at a time."""
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashing runs without Python's lock
-        return list(pool.map(digest_of, paths))
+        return list(pool.map(read, paths))
 
 
 def _set_aside(folder: Path) -> Path:
