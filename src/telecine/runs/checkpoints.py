@@ -196,7 +196,7 @@ def _check_manifest(folder: Path, *, part: str = "") -> None:
     Raises:
         DamagedError: A file is missing or has other contents, or the folder has the name of another step.
     """
-    manifest = _read_manifest(folder)
+    manifest = _read_manifest(folder, follow=bool(part))
     name = step_name(manifest["step"])
     if not part and folder.resolve().name != name:
         raise argument_error(str(folder), f"named {name}, as written", "another name", "Rename it.", DamagedError)
@@ -246,9 +246,9 @@ def damage_of(folder: Path) -> DamagedError | None:
     return None
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path, *, follow: bool) -> dict[str, Any]:
     path = folder / _MANIFEST
-    if path.is_symlink() or not path.is_file():
+    if not path.is_file() or (path.is_symlink() and not follow):
         contract, got = f"a checkpoint with {_MANIFEST}", "one without, damaged or of an older version"
         raise argument_error(str(folder), contract, got, "Use another checkpoint.", DamagedError)
     try:
