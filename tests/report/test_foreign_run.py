@@ -203,7 +203,7 @@ DAMAGE = {
     "start negative": (clip(start=-1), r"-1 \(int\) as `clips.0.start`"),
     "frame NaN": (clip(frame_psnr=[float("nan")]), r"nan \(float\) as `clips.0.frame_psnr.0`"),
     "metric text": (clip(metrics={"psnr": "high"}), r"'high' \(str\) as `clips.0.metrics.psnr`"),
-    "source number": (clip(source=3), r"3 \(int\) as `source`"),
+    "source number": (clip(source=3), r"3 \(int\) as `clips.0.source`"),
     "video NUL": (clip(video="a\0.mp4"), "the video .* which is not a file of its folder"),
     "video above": (clip(video=".."), "the video '..', which is not a file of its folder"),
     "video empty": (text("side_by_side.mp4", ""), "side_by_side.mp4"),

@@ -29,15 +29,9 @@ _KINDS = {
 
 
 def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
-    """Open a regular file to read its bytes. Anything else is refused at once: opening a FIFO would wait for ever.
+    """Open a regular file to read its bytes; raise a `ValueError` at once for anything else: a FIFO would wait.
 
-    Args:
-        path: The file.
-        follow: Whether to follow a symbolic link; of the folders above the file, links are followed anyway.
-
-    Raises:
-        OSError: The file does not exist or cannot be opened.
-        ValueError: It is a FIFO, a device, a socket, a folder, or a symbolic link that is not to be followed.
+    Without `follow`, a symbolic link is refused; links in the path of its folder are followed.
     """
     kind = stat.S_IFMT(os.stat(path, follow_symlinks=follow).st_mode)
     if kind != stat.S_IFREG:

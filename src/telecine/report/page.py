@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import TypedDict
 from urllib.parse import quote
@@ -111,7 +110,7 @@ def _read_runs(folders: Sequence[Path]) -> tuple[list[ReportedRun], list[str]]:
     for folder in folders:
         check_is_run(folder)
     names = run_names(folders)
-    read = [value_or_error(partial(read_run, *each)) for each in zip(folders, names, strict=True)]
+    read = [value_or_error(read_run, *each) for each in zip(folders, names, strict=True)]
     reported = [each for each in read if isinstance(each, ReportedRun)]
     errors = {name: each for name, each in zip(names, read, strict=True) if isinstance(each, Exception)}
     if not reported:

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -101,9 +100,8 @@ def read_run(folder: Path, name: str) -> ReportedRun:
     check_is_run(folder)
     run = Run(folder)
     run.check_links()
-    read = [value_or_error(partial(read_validation, path)) for _, path in run.validation_folders()]
-    if not read and run.video_file.is_file():
-        read.append(value_or_error(partial(index_video, run.video_file)))
+    read = [value_or_error(read_validation, path) for _, path in run.validation_folders()]
+    video = value_or_error(index_video, run.video_file) if not read and run.video_file.is_file() else None
     return ReportedRun(
         name=name,
         records=run.history.read(),
@@ -111,23 +109,23 @@ def read_run(folder: Path, name: str) -> ReportedRun:
         environment=run.environment(),
         warnings=run.warnings.all(),
         validations=[each for each in read if isinstance(each, SavedValidation)],
-        side_by_side=run.video_file if any(isinstance(each, VideoInfo) for each in read) else None,
+        side_by_side=run.video_file if isinstance(video, VideoInfo) else None,
         summary=run.summary(),
-        problems=[str(each) for each in read if isinstance(each, Exception)],
+        problems=[str(each) for each in (*read, video) if isinstance(each, Exception)],
     )
 
 
-def value_or_error(read: Callable[[], T]) -> T | OSError | ValueError:
-    """Return what a function returns, or the error that it raises about a file that is damaged or cannot be read."""
+def value_or_error(read: Callable[..., T], *arguments: object) -> T | OSError | ValueError:
+    """Return what a function returns, or its error about a file that is damaged or cannot be read."""
     try:
-        return read()
+        return read(*arguments)
     except FileNotFoundError:  # a run that resumes removes its later validations
         raise
     except (OSError, ValueError) as error:
         return error
 
 
-def run_names(folders: list[Path]) -> list[str]:
+def run_names(folders: Sequence[Path]) -> list[str]:
     """Return the last parts of each folder's path, as many as make the names unique."""
     parts = [folder.resolve().parts for folder in folders]
     if len(set(parts)) < len(parts):

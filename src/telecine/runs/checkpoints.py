@@ -9,12 +9,14 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from telecine.base.checks import argument_error
 from telecine.base.files import digest_of, flush, open_regular, partial_path, read_json, remove
 
+T = TypeVar("T")
 _FOLDER, _STATE, _MANIFEST = "checkpoints", "state.json", "manifest.json"
 # A symbolic link to the checkpoint with the best validation, with `best_metric`.
 _BEST = "best"
@@ -22,6 +24,8 @@ _FORMAT = 1
 # A manifest has a digest of its other values, and for each file these.
 _DIGEST = "digest"
 _ENTRY = {"size": int, "sha256": str}
+_OTHER = "other bytes"
+_TENSORS = "**/*.safetensors"
 _REMEDY = "Restore it from a copy, or use another checkpoint."
 _STEP_NAME = re.compile(r"step-(\d+)")
 
@@ -43,7 +47,8 @@ class Checkpoints:
 
     def all(self) -> list[tuple[int, Path]]:
         """Return (step, folder) of every checkpoint, oldest first; some may be damaged."""
-        return [each for each in step_folders(self.folder) if is_checkpoint(each[1]) or _has_tensors(each[1])]
+        # One that has lost all other files has tensors.
+        return [each for each in step_folders(self.folder) if is_checkpoint(each[1]) or any(each[1].glob(_TENSORS))]
 
     def newest_intact(self) -> tuple[Path | None, list[str]]:
         """Return the newest checkpoint that is not damaged, and notes about damaged newer ones, which are renamed.
@@ -79,14 +84,9 @@ class Checkpoints:
     def finish(
         self, step: int, temporary: Path, *, keep: int, best: int | None = None, known: Mapping[Path, str] | None = None
     ) -> Path:
-        """Flush the files in the folder of `begin` to disk, rename it, delete older checkpoints, and return its path.
+        """Flush the files in the folder of `begin` to disk, rename it, and return its path, see `_write_manifest`.
 
-        Args:
-            step: Number of updates done.
-            temporary: The folder of `begin`.
-            keep: See `remove_old`.
-            best: See `remove_old`.
-            known: See `_write_manifest`.
+        Older checkpoints are deleted, see `remove_old`.
         """
         final = self.path(step)
         _write_manifest(temporary, step, known)
@@ -139,11 +139,6 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / _MANIFEST).is_file() or (folder / _STATE).is_file()
 
 
-def _has_tensors(folder: Path) -> bool:
-    """Return whether a folder has files of tensors, as a checkpoint has that lost all of its other files."""
-    return any(path.is_file() for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}.safetensors"))
-
-
 def find_checkpoint(path: Path) -> Path | None:
     """Return `path` if it is a checkpoint, its last checkpoint if it is a run, otherwise None."""
     if is_checkpoint(path):
@@ -187,48 +182,36 @@ def _digest_of_values(manifest: Mapping[str, Any]) -> str:
 
 
 def _check_manifest(folder: Path, *, part: str = "") -> None:
-    """Check that the files of a checkpoint are those that were written.
+    """Raise a `DamagedError` if a file of a checkpoint is not as it was written, or it has the name of another step.
 
-    Args:
-        folder: The checkpoint.
-        part: A folder below it. Only its files are checked then, and the checkpoint may have another name.
-
-    Raises:
-        DamagedError: A file is missing or has other contents, or the folder has the name of another step.
+    Of a `part`, a folder below it, only the files are checked. The checkpoint may have another name then.
     """
     manifest = _read_manifest(folder, follow=bool(part))
     name = step_name(manifest["step"])
     if not part and folder.resolve().name != name:
         raise argument_error(str(folder), f"named {name}, as written", "another name", "Rename it.", DamagedError)
     files = {folder / name: entry for name, entry in manifest["files"].items() if Path(part) in Path(name).parents}
-    for path, entry in files.items():
-        if (got := _other_size(path, entry["size"], below=None if part else folder)) is not None:
-            raise argument_error(str(path), f"a file of {entry['size']} bytes", got, _REMEDY, DamagedError)
-    for path, digest in zip(files, _in_threads(_digest_or_damage, files), strict=True):
-        if digest != files[path]["sha256"]:
-            raise argument_error(str(path), "as it was written", "other bytes", _REMEDY, DamagedError)
+    find = partial(_difference, below=None if part else folder)
+    for path, got in zip(files, _in_threads(find, files, files.values()), strict=True):
+        if got is not None:
+            contract = "as it was written" if got == _OTHER else f"a file of {files[path]['size']} bytes"
+            raise argument_error(str(path), contract, got, _REMEDY, DamagedError)
 
 
-def _other_size(path: Path, size: int, below: Path | None) -> str | None:
-    """Return what is in the place of a file of a size, or None; `below` a folder, it must not be a symbolic link."""
+def _difference(path: Path, entry: Mapping[str, Any], below: Path | None) -> str | None:
+    """Return what is in the place of a file, or None; `below` a folder, it must not be a symbolic link."""
     if below is not None and any(each.is_symlink() for each in (path, *path.parents) if below in each.parents):
         return "a symbolic link"
     try:
         with open_regular(path) as file:
-            found = os.fstat(file.fileno()).st_size
+            size = os.fstat(file.fileno()).st_size
+        if size != entry["size"]:
+            return f"one of {size} bytes"
+        return None if digest_of(path) == entry["sha256"] else _OTHER
     except FileNotFoundError:
         return "a missing one"
     except (OSError, ValueError) as error:
         return f"one that cannot be read ({error})"
-    return None if found == size else f"one of {found} bytes"
-
-
-def _digest_or_damage(path: Path) -> str:
-    try:
-        return digest_of(path)
-    except OSError as error:
-        got = f"one that cannot be read ({error.strerror})"
-        raise argument_error(str(path), "a file as it was written", got, _REMEDY, DamagedError) from error
 
 
 def check_model(folder: Path) -> None:
@@ -284,10 +267,10 @@ def _is_entry(item: tuple[str, Any]) -> bool:
     return is_below and has_types
 
 
-def _in_threads(read: Callable[[Path], str], paths: Iterable[Path]) -> list[str]:
+def _in_threads(read: Callable[..., T], *arguments: Iterable[Any]) -> list[T]:
     """Return what a function that reads a file returns for each. Several are read at a time."""
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashing runs without Python's lock
-        return list(pool.map(read, paths))
+        return list(pool.map(read, *arguments))
 
 
 def _set_aside(folder: Path) -> Path:

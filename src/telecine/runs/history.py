@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -17,9 +17,9 @@ from telecine.base.checks import argument_error, describe
 from telecine.base.files import atomic_write, open_regular
 
 _FRAME_GRADIENT = "train/frame_gradient_"
-_FRAME_GRADIENT_NAME = re.compile(rf"{_FRAME_GRADIENT}(\d{{1,9}})")
 # The file of a run may be anyone's: the most bytes that are read of a line, and of a file into memory.
 _MAX_LINE, _MAX_BYTES = 2**20, 2**30
+_adapter = cache(TypeAdapter)
 T = TypeVar("T")
 Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 
@@ -113,46 +113,34 @@ class Warnings(_JSONLines):
 
     def all(self) -> list[TrainingWarning] | None:
         """Return the warnings, or None without a file; raise a `ValueError` if a line is not a warning."""
-        contract = "lines with step, rule, message and remedy"
-        if not self.path.exists():
-            return None
-        return [
-            as_dataclass(TrainingWarning, line, str(self.path), contract, "Remove the line.") for line in self.read()
-        ]
+        texts = str(self.path), "lines with step, rule, message and remedy", "Remove the line."
+        return [as_dataclass(TrainingWarning, each, *texts) for each in self.read()] if self.path.exists() else None
 
 
 class History(_JSONLines):
     """The records of a run, `metrics.jsonl`: `step`, and the logged values by name; the oldest first."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._forget()
-
-    def _forget(self) -> None:
-        self._validations: list[dict[str, float]] = []
-        self._end, self._num_lines, self._last = 0, 0, b""
+    # What was read before: where it ended, the number of lines, the last one, and the validations.
+    _end, _num_lines, _last = 0, 0, b""
+    _validations: tuple[dict[str, float], ...] = ()
 
     def validations(self) -> list[dict[str, float]]:
         """Return the records of validations. Only lines that were added since the last call are read."""
-        if not self._is_continued():
-            self._forget()
+        if next(self._lines(self._end - len(self._last)), b"") != self._last:  # the run went back, and the file was cut
+            self._end, self._num_lines, self._last, self._validations = 0, 0, b"", ()
         for line in self._lines(self._end):
             self._end, self._num_lines, self._last = self._end + len(line), self._num_lines + 1, line
             if line.strip():
-                self._validations += validations([self._parse(self._num_lines, line)])
+                self._validations += tuple(validations([self._parse(self._num_lines, line)]))
         return list(self._validations)
-
-    def _is_continued(self) -> bool:
-        """Return whether the line that was read last still stands where it stood."""
-        if not self.path.exists():
-            return False
-        with open_regular(self.path, follow=False) as file:
-            file.seek(self._end - len(self._last))
-            return file.read(len(self._last)) == self._last
 
     def _parse(self, number: int, line: bytes) -> dict[str, Any]:
         record = super()._parse(number, line)
-        wrong = [name for name, value in record.items() if not _is_number(value)]
+        # An integer of more bits is no float.
+        numbers = (
+            type(value) is float or (type(value) is int and value.bit_length() < 1024) for value in record.values()
+        )
+        wrong = [name for name, is_number in zip(record, numbers, strict=True) if not is_number]
         if wrong or not _is_step(record.get("step")):
             name = wrong[0] if wrong else "step"
             contract, got = "numbers by name, with a whole `step`", f"{describe(record.get(name))} as {name!r}"
@@ -175,17 +163,12 @@ class History(_JSONLines):
 def as_dataclass(kind: type[T], values: Mapping[str, Any], name: str, contract: str, remedy: str) -> T:
     """Return plain values as a dataclass; raise a `ValueError` if a type or a range is wrong."""
     try:
-        return cast(T, _adapter(kind).validate_python(values))
+        return cast(T, _adapter(cast(Hashable, kind)).validate_python(values))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         value = "no value" if first["type"] == "missing" else describe(first["input"])
         got = f"{value} as `{'.'.join(map(str, first['loc']))}` ({first['msg'][:1].lower()}{first['msg'][1:]})"
         raise argument_error(name, contract, got, remedy) from None
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
 
 
 def frame_gradient(frame: int) -> str:
@@ -195,7 +178,7 @@ def frame_gradient(frame: int) -> str:
 
 def frame_of(name: str) -> int | None:
     """Return the frame of which a logged value is the gradient; None for other values."""
-    match = _FRAME_GRADIENT_NAME.fullmatch(name)
+    match = re.fullmatch(rf"{_FRAME_GRADIENT}(\d{{1,9}})", name)
     return int(match[1]) if match else None
 
 
@@ -217,8 +200,3 @@ def best_validation(records: Iterable[dict[str, float]], metric: str) -> dict[st
 
 def _is_step(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**53
-
-
-def _is_number(value: object) -> bool:
-    """Return whether a value is a float, NaN and infinities included, or an int that is one without an overflow."""
-    return type(value) is float or (type(value) is int and value.bit_length() < 1024)

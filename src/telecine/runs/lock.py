@@ -9,6 +9,7 @@ import os
 import socket
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -26,7 +27,6 @@ LOCK_FILE = ".lock"
 _REMEDY = "Use another --output_dir, or wait. If that process is gone, add --steal_lock."
 # A lock without contents is older than this only if its process ended before it wrote them.
 _SECONDS_TO_WRITE = 10.0
-_MAX_BYTES = 4096
 # Another process can have the number of one that has ended, but not its start; clocks are adjusted by less than this.
 _CLOCK_TOLERANCE = 5.0
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -130,15 +130,12 @@ class RunLock:
 
 def _open(path: Path) -> tuple[BinaryIO | None, bool]:
     """Return a file to read and write, and whether it is new; None if it was just removed."""
-    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    try:
-        return path.open("x+b", buffering=0), True
-    except FileExistsError:
-        pass
-    try:
-        return open(path, "r+b", buffering=0, opener=lambda name, mode: os.open(name, mode | flags)), False
-    except FileNotFoundError:
-        return None, False
+    flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    for is_new in (True, False):
+        with suppress(FileExistsError, FileNotFoundError):
+            descriptor = os.open(path, flags | (is_new and os.O_CREAT | os.O_EXCL), 0o666)
+            return os.fdopen(descriptor, "r+b", buffering=0), is_new
+    return None, False
 
 
 def _flock(file: BinaryIO) -> bool | None:
@@ -168,26 +165,24 @@ if hasattr(os, "register_at_fork"):
 
 def _is_at(file: BinaryIO, path: Path) -> bool:
     """Return whether an open file is still that of a path."""
-    try:
+    with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
+    return False
 
 
 def _move(path: Path, target: Path) -> bool:
     """Rename a file, and return whether it existed."""
-    try:
+    with suppress(FileNotFoundError):
         path.rename(target)
-    except FileNotFoundError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     """Return the holder of a lock; None if it was just removed or is being written, nothing if it never was written."""
     try:
         with open_regular(path, follow=False) as file:
-            content = file.read(_MAX_BYTES)
+            content = file.read(4096)
             is_new = time.time() - os.fstat(file.fileno()).st_mtime < _SECONDS_TO_WRITE
     except FileNotFoundError:
         return None
@@ -204,13 +199,10 @@ def _is_holder(host: object = None, pid: object = None, started: object = None, 
 
 
 def _is_over(holder: dict[str, Any], *, is_locked: bool) -> bool:
-    """Return whether the holder of a lock is this process, or one of this machine that has ended.
-
-    If this process has now the kernel's lock, a holder that had it has ended.
-    """
+    """Return whether the holder of a lock is this process, or one of this machine that has ended."""
     if holder["host"] != socket.gethostname():
         return False
-    if is_locked and holder.get("kernel"):
+    if is_locked and holder.get("kernel"):  # of two processes, one has the kernel's lock
         return True
     started = _started_at(holder["pid"])
     is_gone = started is None or abs(started - holder["started"]) > _CLOCK_TOLERANCE
@@ -219,7 +211,6 @@ def _is_over(holder: dict[str, Any], *, is_locked: bool) -> bool:
 
 def _started_at(pid: int) -> float | None:
     """Return when a process of this machine started, in seconds since the epoch; None if there is none."""
-    try:
+    with suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
-        return None
+    return None

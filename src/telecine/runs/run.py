@@ -10,12 +10,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, SkipValidation
+from pydantic import Field, InstanceOf
 
-from telecine.base.checks import argument_error, describe
+from telecine.base.checks import argument_error
 from telecine.base.files import OUTPUT_MARKER, partial_path, read_json, remove_partial, write_json
 from telecine.runs.checkpoints import Checkpoints, is_checkpoint, step_folders, step_name
-from telecine.runs.history import Count, History, T, Warnings, as_dataclass, best_validation
+from telecine.runs.history import Count, History, Warnings, as_dataclass, best_validation
 from telecine.runs.lock import LOCK_FILE
 from telecine.runs.settings import SETTINGS_FILE
 
@@ -71,7 +71,7 @@ class SavedClip:
 
     video: str
     """File name of the video: input, reconstruction and amplified difference from left to right, of equal widths."""
-    source: SkipValidation[str]
+    source: InstanceOf[str]
     """Its file in the data; a name may have bytes that are not UTF-8."""
     start: Count
     """Position of its first frame in the file."""
@@ -127,8 +127,8 @@ class Run:
         The folder of the run may be one, and `best` is one.
         """
         folders = (self.checkpoints.folder, self._validations, self._videos, self.folder / "tensorboard")
-        files = (self.history.path, self.warnings.path, self.settings_file, self.video_file, self._environment_file)
-        files += (self._summary_file, *(self.folder / name for name in (LOCK_FILE, OUTPUT_MARKER)))
+        files = [self.history.path, self.warnings.path, self.settings_file, self.video_file, self._environment_file]
+        files += [self._summary_file, self.folder / LOCK_FILE, self.folder / OUTPUT_MARKER]
         below = (folder.glob(pattern) for pattern in ("*", "*/*") for folder in folders[:2])
         for path in chain(folders, files, *below):  # a folder before what is in it
             if path.is_symlink():
@@ -136,14 +136,9 @@ class Run:
                 raise argument_error(str(path), "in the run's folder itself", got, "Replace it by what it points to.")
 
     def cut(self, step: int, expected: int = 0) -> tuple[int, list[str]]:
-        """Remove the records, warnings and clips after a checkpoint; the run writes the later ones again.
+        """Remove the records, warnings and clips after the step of a checkpoint; the run writes the later ones again.
 
-        Args:
-            step: The step of the checkpoint; -1 without one.
-            expected: Number of records up to the checkpoint, as it states.
-
-        Returns:
-            The number of records left, and notes about missing records and dropped lines.
+        Return the number of records left, of which the checkpoint has `expected`, and notes about missing ones.
         """
         for later, folder in self.validation_folders():
             if later > step:
@@ -176,7 +171,8 @@ class Run:
     def summary(self) -> RunSummary | None:
         """Return the summary, or None if it was not recorded; raise a `ValueError` if the file is damaged."""
         path = self._summary_file
-        return _read(path, RunSummary, "the summary of a run", f"Remove {path}.") if path.exists() else None
+        texts = str(path), "the summary of a run", f"Remove {path}."
+        return as_dataclass(RunSummary, read_json(path), *texts) if path.exists() else None
 
     def write_summary(self, summary: RunSummary) -> None:
         """Record the summary."""
@@ -195,11 +191,8 @@ class Run:
     ) -> Path:
         """Write the clips of the validation at `step` into a folder that appears whole, and return the folder.
 
-        Args:
-            step: The step of the validation.
-            write: Writes the videos into a folder and yields their descriptions, at least one.
-            fps: Frames per second of the videos.
-            amplification: The factor of the difference in the videos.
+        `write` writes the videos into a folder and yields their descriptions, at least one; for others, see
+        `SavedValidation`.
         """
         folder = self._validations / step_name(step)
         partial = partial_path(folder)
@@ -217,10 +210,9 @@ class Run:
         return folder
 
     def remove_residue(self, before: float) -> None:
-        """Remove what interrupted writes and deletions have left, for the process that holds the lock.
+        """Remove what interrupted writes and deletions have left, for the process that took the lock at a time.
 
-        Args:
-            before: When it took the lock, in seconds since the epoch. A report may be writing later partial files.
+        `before` is in seconds since the epoch. A report may be writing later partial files.
         """
         self.checkpoints.remove_unfinished()
         for folder in self._validations.glob("*"):
@@ -238,19 +230,10 @@ def is_run_or_checkpoint(folder: Path) -> bool:
 
 def read_validation(folder: Path) -> SavedValidation:
     """Return the clips of the validation in a folder; raise a `ValueError` if their description is damaged."""
-    path, contract, remedy = folder / _CLIPS_FILE, "the description of a validation", f"Remove {folder}."
-    saved = _read(path, SavedValidation, contract, remedy, folder=folder)
-    for clip in saved.clips:
-        name, got = clip.video, None  # the report copies this file
+    path = folder / _CLIPS_FILE
+    contract, remedy = "the description of a validation", f"Remove {folder}."
+    saved = as_dataclass(SavedValidation, {**read_json(path), "folder": folder}, str(path), contract, remedy)
+    for name in (clip.video for clip in saved.clips):  # the report copies these files
         if Path(name).name != name or name in ("", "..") or not name.isprintable() or (folder / name).is_symlink():
-            got = f"the video {name!r}, which is not a file of its folder"
-        elif not isinstance(clip.source, str):
-            got = f"{describe(clip.source)} as `source`"
-        if got is not None:
-            raise argument_error(str(path), contract, got, remedy)
+            raise argument_error(str(path), contract, f"the video {name!r}, which is not a file of its folder", remedy)
     return saved
-
-
-def _read(path: Path, kind: type[T], contract: str, remedy: str, **more: object) -> T:
-    """Return the JSON object in a file, with `more` values, as a dataclass."""
-    return as_dataclass(kind, {**read_json(path), **more}, str(path), contract, remedy)
