@@ -162,7 +162,7 @@ DAMAGE = {
     "value null": (line('{"step": 2, "val/psnr": null}'), "line 2` .* but got None .* as 'val/psnr'"),
     "long line": (line(b"x" * 2**21), "metrics.jsonl, line 2` must be a JSON object, but got .*(bytes)"),
     "sparse": (of_40_gb("metrics.jsonl"), "metrics.jsonl` must be a file of at most 1073741824 bytes"),
-    "FIFO": (fifo("metrics.jsonl"), "metrics.jsonl` must be a regular file, but got a named pipe"),
+    "FIFO": (fifo("metrics.jsonl"), "metrics.jsonl` must be a regular file, but got a FIFO"),
     "warning list": (text("health.jsonl", "[1]\n"), "health.jsonl, line 1` must be a JSON object"),
     "warning types": (
         text("health.jsonl", '{"step": "x", "rule": "a", "message": "b", "remedy": "c"}\n'),
@@ -172,7 +172,7 @@ DAMAGE = {
         text("health.jsonl", '{"step": 1, "rule": null, "message": "b", "remedy": "c"}\n'),
         "health.jsonl` must be lines with step, rule, message and remedy, but got None",
     ),
-    "warnings FIFO": (fifo("health.jsonl"), "health.jsonl` must be a regular file, but got a named pipe"),
+    "warnings FIFO": (fifo("health.jsonl"), "health.jsonl` must be a regular file, but got a FIFO"),
     "warnings sparse": (of_40_gb("health.jsonl"), "health.jsonl` must be a file of at most"),
     "environment list": (text("environment.json", "[]"), "environment.json` must be a JSON object"),
     "environment nested": (text("environment.json", "[" * 100_000), "environment.json` must be JSON"),

@@ -245,7 +245,7 @@ def test_a_lock_of_other_types_names_nobody(tmp_path, holder):
 
 def test_a_lock_that_is_no_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / ".lock")
-    with pytest.raises(ValueError, match=r".lock` must be a regular file, but got a named pipe"):
+    with pytest.raises(ValueError, match=r".lock` must be a regular file, but got a FIFO"):
         RunLock(tmp_path)
 
 

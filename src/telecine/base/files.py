@@ -20,12 +20,7 @@ OUTPUT_MARKER = ".telecine-output"
 # Bytes of the largest JSON file that is read.
 _MAX_JSON = 2**26
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFLNK: "a symbolic link",
-    stat.S_IFIFO: "a named pipe (FIFO)",
-    stat.S_IFSOCK: "a socket",
-}
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a symbolic link", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 
 
 def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
@@ -46,10 +41,10 @@ def read_bounded(path: Path, max_bytes: int, *, follow: bool = True) -> bytes:
     """Return the content of a regular file, see `open_regular`; raise a `ValueError` if it has more bytes."""
     with open_regular(path, follow=follow) as file:
         size = os.fstat(file.fileno()).st_size
-        content = b"" if size > max_bytes else file.read(max_bytes + 1)
+        content = file.read(min(size, max_bytes) + 1)
     if max(size, len(content)) > max_bytes:
-        contract = f"a file of at most {max_bytes} bytes"
-        raise argument_error(str(path), contract, f"{max(size, len(content))} bytes", "Check the path.")
+        got = f"{max(size, len(content))} bytes"
+        raise argument_error(str(path), f"a file of at most {max_bytes} bytes", got, "Check the path.")
     return content
 
 

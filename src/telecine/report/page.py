@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TypedDict
+from typing import TypeAlias
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -27,7 +27,7 @@ from telecine.report.plots import METRICS, Plot, metric_label, plots_of, table
 from telecine.report.run import (
     ReportedRun,
     best_and_worst,
-    check_is_run,
+    check_are_runs,
     describe_summary,
     not_comparable,
     read_run,
@@ -40,33 +40,9 @@ from telecine.runs.settings import side_by_side_settings
 
 # In the folder of videos: tells an open page that it was written again.
 _VERSION_FILE = "version.js"
+# A validation, or a video of it, as the player reads it. Clips of equal `sha256` have the same input.
+_PlayerData: TypeAlias = dict[str, object]
 logger = logging.getLogger(__name__)
-
-
-class _ClipData(TypedDict):
-    """One video, for the player."""
-
-    url: str
-    title: str
-    panes: int
-    num_frames: int
-    fps: float
-    height: int
-    width: int
-    metrics: dict[str, float | None]
-    frame_psnr: list[float]
-    sha256: str
-    """Clips of equal hashes have the same input; empty if it is not known."""
-
-
-class _ValidationData(TypedDict):
-    """One validation, for the player."""
-
-    run: int
-    step: int
-    clips: list[_ClipData]
-    amplification: float | None
-    best_and_worst: list[tuple[str, int]]
 
 
 def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *, is_live: bool = False) -> Path:
@@ -107,16 +83,15 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *
 
 def _read_runs(folders: Sequence[Path]) -> tuple[list[ReportedRun], list[str]]:
     """Return the runs that can be read, and what cannot be, which is logged; raise an error if no run can be read."""
-    for folder in folders:
-        check_is_run(folder)
+    check_are_runs(folders)
     names = run_names(folders)
     read = [value_or_error(read_run, *each) for each in zip(folders, names, strict=True)]
     reported = [each for each in read if isinstance(each, ReportedRun)]
     errors = {name: each for name, each in zip(names, read, strict=True) if isinstance(each, Exception)}
     if not reported:
         raise next(iter(errors.values()))
-    problems = [f"{name}: {error}" for name, error in errors.items()]
-    problems += [f"{run.name}: {problem}" for run in reported for problem in run.problems]
+    found = [*errors.items(), *((run.name, problem) for run in reported for problem in run.problems)]
+    problems = [f"{name}: {problem}" for name, problem in found]
     for problem in problems:
         logger.warning("not in the report: %s", problem)
     return reported, problems
@@ -166,7 +141,7 @@ class _VideoFolder:
 
 
 def _render(
-    runs: Sequence[ReportedRun], validations: Sequence[_ValidationData], live: object, problems: Sequence[str]
+    runs: Sequence[ReportedRun], validations: Sequence[_PlayerData], live: object, problems: Sequence[str]
 ) -> str:
     """Return the page as HTML; `live` has its version, and the URL of the script with the newest one."""
     all_plots = plots_of(runs)
@@ -249,7 +224,7 @@ def _plot_data(plot: Plot) -> dict[str, object]:
     return values
 
 
-def _validations(index: int, run: ReportedRun, videos: _VideoFolder) -> Iterator[_ValidationData]:
+def _validations(index: int, run: ReportedRun, videos: _VideoFolder) -> Iterator[_PlayerData]:
     """Yield the validations of a run, or its side-by-side video if their clips were not kept."""
     for saved in run.validations:
         yield {
@@ -264,7 +239,7 @@ def _validations(index: int, run: ReportedRun, videos: _VideoFolder) -> Iterator
         yield {"run": index, "step": run.steps, "clips": [clip], "amplification": None, "best_and_worst": []}
 
 
-def _clip(run: int, saved: SavedValidation, number: int, clip: SavedClip, videos: _VideoFolder) -> _ClipData:
+def _clip(run: int, saved: SavedValidation, number: int, clip: SavedClip, videos: _VideoFolder) -> _PlayerData:
     name = f"run-{run}-step-{saved.step:08d}-clip-{number:02d}.mp4"
     return {
         "url": videos.add(saved.folder / clip.video, name),
@@ -280,7 +255,7 @@ def _clip(run: int, saved: SavedValidation, number: int, clip: SavedClip, videos
     }
 
 
-def _side_by_side(run: int, step: int, video: Path, videos: _VideoFolder) -> _ClipData:
+def _side_by_side(run: int, step: int, video: Path, videos: _VideoFolder) -> _PlayerData:
     """Describe a video that shows several clips and their labels in one picture."""
     info = index_video(video)
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -84,12 +84,12 @@ class ReportedRun:
         ]
 
 
-def check_is_run(folder: Path) -> None:
+def check_are_runs(folders: Iterable[Path]) -> None:
     """Raise a `ValueError` if a folder is not that of a run."""
-    if not Run(folder).exists():
-        contract = f"folders of runs, with {Run(folder).history.path.name}"
-        got = f"{str(folder)!r}, which {'has none' if folder.is_dir() else 'is not a folder'}"
-        raise argument_error("runs", contract, got, "Pass the run's `--output_dir`.")
+    for folder in folders:
+        if not Run(folder).exists():
+            got = f"{str(folder)!r}, which {'has none' if folder.is_dir() else 'is not a folder'}"
+            raise argument_error("runs", "folders of runs, with metrics.jsonl", got, "Pass the run's `--output_dir`.")
 
 
 def read_run(folder: Path, name: str) -> ReportedRun:
@@ -97,7 +97,7 @@ def read_run(folder: Path, name: str) -> ReportedRun:
 
     A damaged validation is left out, and named in the `problems`.
     """
-    check_is_run(folder)
+    check_are_runs([folder])
     run = Run(folder)
     run.check_links()
     read = [value_or_error(read_validation, path) for _, path in run.validation_folders()]

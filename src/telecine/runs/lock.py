@@ -153,14 +153,8 @@ def _flock(file: BinaryIO) -> bool | None:
     return True
 
 
-def _close_in_child() -> None:
-    """Close the locked files in a new process: a worker may outlive its parent, and must not hold its locks."""
-    for file in _held:
-        file.close()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_in_child)
+if hasattr(os, "register_at_fork"):  # a worker may outlive its parent, and must not hold its locks
+    os.register_at_fork(after_in_child=lambda: [file.close() for file in _held])
 
 
 def _is_at(file: BinaryIO, path: Path) -> bool:

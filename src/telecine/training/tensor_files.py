@@ -122,12 +122,7 @@ class _Part(NamedTuple):
 class _SavedTensors:
     """Tensors whose first dimension may be divided over several files. They are read when they are asked for.
 
-    Args:
-        paths: The files.
-        prefix: Only tensors whose name begins with this, which is removed.
-
-    Raises:
-        DamagedError: A file is missing or damaged.
+    With a `prefix`, only those whose name begins with it, which is removed. A damaged file raises a `DamagedError`.
     """
 
     def __init__(self, paths: Iterable[Path], *, prefix: str = "") -> None:
