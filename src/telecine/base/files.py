@@ -41,7 +41,7 @@ def read_bounded(path: Path, max_bytes: int, *, follow: bool = True) -> bytes:
     """Return the content of a regular file, see `open_regular`; raise a `ValueError` if it has more bytes."""
     with open_regular(path, follow=follow) as file:
         size = os.fstat(file.fileno()).st_size
-        content = file.read(min(size, max_bytes) + 1)
+        content = b"" if size > max_bytes else file.read(max_bytes + 1)
     if max(size, len(content)) > max_bytes:
         got = f"{max(size, len(content))} bytes"
         raise argument_error(str(path), f"a file of at most {max_bytes} bytes", got, "Check the path.")
