@@ -255,16 +255,15 @@ def _is_whole(manifest: dict[str, Any]) -> bool:
     digest = _digest_of_values(values)
     if values.keys() != {"format", "step", "files"} or manifest.get(_DIGEST, digest) != digest:
         return False
-    files = values["files"]
-    return isinstance(values["step"], int) and isinstance(files, dict) and all(map(_is_entry, files.items()))
+    step, files = values["step"], values["files"]
+    return isinstance(step, int) and isinstance(files, dict) and all(map(_is_entry, files.items()))
 
 
 def _is_entry(item: tuple[str, Any]) -> bool:
     """Return whether an item of a manifest is the name of a file below its folder, its size and its SHA-256."""
-    path, entry = Path(item[0]), item[1]
-    is_below = not path.is_absolute() and ".." not in path.parts and "\0" not in item[0]
-    has_types = isinstance(entry, dict) and {key: type(value) for key, value in entry.items()} == _ENTRY
-    return is_below and has_types
+    name, entry = item
+    is_below = not Path(name).is_absolute() and ".." not in Path(name).parts and "\0" not in name
+    return is_below and isinstance(entry, dict) and {key: type(entry[key]) for key in entry} == _ENTRY
 
 
 def _in_threads(read: Callable[..., T], *arguments: Iterable[Any]) -> list[T]:

@@ -76,23 +76,20 @@ class RunLock:
         if is_locked is None and is_new:
             logger.warning("%s: this file system has no locks of processes; the file alone names the owner", self.path)
             return file
+        found = _read(self.path)
         if is_locked and _is_at(file, self.path):
-            found = _read(self.path)
             if not found or steal or _is_over(found, is_locked=True):
                 _held.add(file)
                 return file
             self._refuse(found)
         file.close()
-        if is_locked:  # its holder has just removed the file
-            return None
-        found = _read(self.path)
         if found is None:
             time.sleep(0.1)
         elif is_locked is None:
             self._remove_stale(found, steal=steal)
-        elif steal or (found.get("process") == _PROCESS and found["pid"] == os.getpid()):
+        elif not is_locked and (steal or (found.get("process") == _PROCESS and found["pid"] == os.getpid())):
             self.path.unlink(missing_ok=True)
-        else:
+        elif not is_locked:
             self._refuse(found)
         return None
 

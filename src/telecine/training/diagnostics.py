@@ -305,12 +305,8 @@ def _update_ratio(history: _RecentValues, is_wrong: Callable[[float], bool]) -> 
 class Diagnostics:
     """Checks the rules on each record of a run. Each rule warns once per run.
 
-    Args:
-        run: The run, with the records and warnings up to the step at which it starts or resumes. The warnings are
-            written again, with a line for each rollback.
-        config: The settings of the run.
-        console: Where to print warnings.
-        rollbacks: How often the run went back after a divergence.
+    The run has the records and warnings up to the step at which it starts or resumes. The warnings are written again,
+    with a line for each rollback.
     """
 
     def __init__(self, run: Run, config: TrainConfig, console: Console, rollbacks: Sequence[Rollback] = ()) -> None:

@@ -30,11 +30,8 @@ _SHARDING_INFO, _OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
 class HostCopy:
     """Copies of tensors in the memory of the host; of sharded tensors, the shards of this process.
 
-    It keeps its memory for the next copy: allocating takes longer than copying.
-
-    Args:
-        is_main: Whether this process keeps copies of tensors that are not sharded.
-        memory: Tensors to copy into, by name. Others get memory of their own.
+    It keeps its memory for the next copy, as allocating takes longer than copying; the first one may be `memory`. Only
+    the main process keeps copies of tensors that are not sharded.
     """
 
     def __init__(self, *, is_main: bool, memory: Mapping[str, Tensor] | None = None) -> None:
