@@ -17,7 +17,7 @@ from telecine.training.state import TrainState
 
 
 class SummaryWriter:
-    """Writes `summary.json`, with the time since `start`, in `time.monotonic()`, and that before the run was resumed."""
+    """Writes `summary.json`, with the time since `start`, in `time.monotonic()`, and that before a resume."""
 
     def __init__(
         self,
