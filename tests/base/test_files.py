@@ -81,7 +81,7 @@ def _make_socket(path):
 
 
 _OTHER_KINDS = {
-    "a named pipe": os.mkfifo,
+    "a FIFO": os.mkfifo,
     "a folder": os.mkdir,
     "a device": lambda path: os.symlink("/dev/zero", path),
     "a socket": _make_socket,

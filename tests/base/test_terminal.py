@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from rich.table import Table
 
 from telecine.__main__ import main
 from telecine.base import terminal
@@ -25,6 +26,18 @@ def test_on_the_console(capsys):
     assert capsys.readouterr().out == f"wrote {SHOWN}\n"
 
 
+def test_no_name_forges_a_line(capsys):
+    console = PlainConsole()
+    console.print("a: intact\nb: intact", soft_wrap=True)
+    table = Table("a name\nof two")
+    table.add_row("x\ny")
+    console.print(table)
+    out = capsys.readouterr().out
+    assert out.startswith("a: intact\\nb: intact\n")
+    assert "a name\\nof two" in out
+    assert "x\\ny" in out
+
+
 @pytest.mark.parametrize("name", ["\x1b[31m.mp4", "\x1b[31m.yaml"])
 def test_in_errors_of_commands(name, tmp_path, capsys):
     assert main(["checkpoint", "verify", str(tmp_path / name)]) == 2
@@ -41,6 +54,8 @@ def test_in_logs(capsys, monkeypatch):
     handler = logging.lastResort
     record = logger.makeRecord("telecine", logging.WARNING, "", 0, "skipped %s", ("\x1b[31m.mp4",), None)
     assert handler.format(record) == r"skipped \x1b[31m.mp4"
+    forged = logger.makeRecord("telecine.runs", logging.WARNING, "", 0, "skipped %s", ("a\nb",), None)
+    assert handler.format(forged) == r"skipped a\nb"
 
 
 class Terminal(io.StringIO):

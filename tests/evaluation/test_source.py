@@ -139,6 +139,21 @@ class TestModelSource:
         assert (clips.buckets, clips.image_ratio, clips.scale_jitter, clips.cache) == ((), 0.0, 1.0, False)
         assert opened.title == f"{folder}, weights ema"
 
+    @pytest.mark.parametrize(
+        ("clips", "message"),
+        [
+            ("3", "`clips in the settings of .*step-.*` must be a group of settings, but got 3"),
+            ("{height: tall}", "`.*step-.*: clips.height` must be"),
+            ("{heigth: 3}", "clips.heigth"),
+        ],
+    )
+    def test_damaged_settings_of_a_run_are_named(self, run, clips, message):
+        folder = run()
+        (settings,) = folder.glob("**/config.yaml")
+        settings.write_text(f"clips: {clips}")
+        with pytest.raises(ValueError, match=message):
+            model_source(folder, EvaluateConfig(), CPU)
+
     def test_the_size_may_differ_from_all_buckets(self, run):
         config = EvaluateConfig(num_frames=1, height=16, width=32)
         clips = model_source(run(**TRAINING_ONLY), config, CPU).clips

@@ -64,6 +64,54 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tiny, tmp_path, forks):
     assert steps == sorted(set(steps)), "no step twice"
 
 
+def contents(run):
+    """Return the content of each file of a run but for times, and the names of the trackers' folder."""
+    found = {}
+    for path in run.rglob("*"):
+        name = str(path.relative_to(run))
+        if path.is_symlink():
+            found[name] = os.readlink(path)
+        elif name.startswith("tensorboard/"):  # a file for each start
+            found[name.rpartition("/")[0]] = "events"
+        elif path.suffix == ".mp4":  # on a busy machine, the encoder writes other bytes now and then
+            found[name] = path.stat().st_size > 0
+        elif path.is_file() and name != "report.html":
+            found[name] = path.read_bytes()
+        else:
+            found[name] = path.is_dir()
+    records = Run(run).history.read()
+    found["metrics.jsonl"] = [
+        {key: value for key, value in each.items() if key != "train/clips_per_second"} for each in records
+    ]
+    found["summary.json"] = replace(Run(run).summary(), seconds=0.0, peak_memory=None)
+    return found
+
+
+def test_a_run_that_was_killed_leaves_the_folder_of_one_that_was_not(tiny, tmp_path, forks):
+    """File by file. It is killed while it writes clips, a video or a checkpoint, and afterwards."""
+    config = tiny(steps=8, val_every=2, save_every=2, keep=2, best_metric="psnr")
+    folder, straight = Path(config.output_dir), tmp_path / "straight"
+    arguments = ["-m", "telecine", *command(config, tmp_path)[1:]]
+    done = forks.run(*arguments)
+    assert done.returncode == 0, done.stderr
+    folder.rename(straight)
+    moments = ("validation/.*.partial", ".side_by_side.*", "checkpoints/.step-00000004.*", "checkpoints/step-00000006")
+    num_partial = 0
+    for moment in moments:
+        with forks.start(*arguments) as run:
+            run.wait_until(lambda moment=moment: any(folder.glob(moment)) or any(folder.glob("checkpoints/step-*6")))
+            os.kill(run.pid, signal.SIGKILL)
+            assert run.wait().returncode == -signal.SIGKILL
+        num_partial += any(folder.glob("**/.*.partial"))
+    assert num_partial > 0, "a kill in the middle of a write"
+    done = forks.run(*arguments)
+    assert done.returncode == 0, done.stderr
+    before, after = contents(straight), contents(folder)
+    assert before.keys() == after.keys()
+    assert len(before) > 50
+    assert [name for name in before if before[name] != after[name]] == []
+
+
 def test_a_signal_saves_a_checkpoint_and_prints_how_to_resume(tiny, tmp_path, forks):
     config = long_run(tiny)
     with forks.start(*command(config, tmp_path)) as run:

@@ -27,6 +27,16 @@ def append(run, **record):
         file.write(json.dumps(record) + "\n")
 
 
+def test_a_damaged_run_is_not_waited_for(run, tmp_path, monkeypatch):
+    damaged = write_run(tmp_path / "damaged", [])
+    (damaged / "metrics.jsonl").write_text("[]\n")
+    monkeypatch.setattr(module.time, "sleep", lambda seconds: append(run, step=2, **{"val/psnr": 12.0}))
+    pages = []
+    watch([run, damaged], tmp_path / "page.html", lambda page: pages.append(page.read_text()))
+    assert len(pages) == 2
+    assert all("metrics.jsonl, line 1` must be a JSON object" in page for page in pages)
+
+
 def test_the_page_is_written_until_the_run_is_finished(run, monkeypatch):
     later = [
         lambda: None,  # no new values

@@ -1,13 +1,17 @@
 """Checkpoints appear whole, are checked by their manifest, and are removed when they are old."""
 
+import errno
+import io
 import json
 import os
 import shutil
 
 import pytest
+from telecine.cli.main import main
 
+from telecine.base import files
 from telecine.runs import DamagedError, Run, find_checkpoint
-from telecine.runs.checkpoints import _check_manifest, _write_manifest, damage_of
+from telecine.runs.checkpoints import _check_manifest, _read_manifest, _write_manifest, damage_of
 
 
 @pytest.fixture
@@ -115,6 +119,130 @@ def test_a_checkpoint_that_fails_half_way_never_appears_and_keeps_the_old_one(tm
     assert Run(tmp_path).checkpoints.all() == [(1, old)]
     assert write_checkpoint(tmp_path, 3, write_state, keep=2).is_dir()
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000001", "step-00000003"]
+
+
+def test_all_single_bit_flips_of_a_manifest_are_damage(tmp_path):
+    folder = tmp_path / "step-00000007"
+    folder.mkdir()
+    (folder / "a").touch()
+    _write_manifest(folder, 7)
+    path = folder / "manifest.json"
+    written, num_flips = path.read_bytes(), 0
+    descriptor = os.open(path, os.O_WRONLY)
+    for index, byte in enumerate(written):
+        for bit in range(8):
+            os.pwrite(descriptor, bytes([byte ^ 1 << bit]), index)
+            with pytest.raises(DamagedError, match=r"manifest.json` must be "):
+                _read_manifest(folder, follow=False)
+            num_flips += 1
+        os.pwrite(descriptor, bytes([byte]), index)
+    os.close(descriptor)
+    assert num_flips == 8 * len(written) > 1900
+    assert damage_of(folder) is None
+
+
+def test_a_manifest_of_an_older_version_has_no_digest_of_itself(checkpoint):
+    path = checkpoint / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert len(manifest.pop("digest")) == 64
+    path.write_text(json.dumps(manifest))
+    assert damage_of(checkpoint) is None
+    entry = manifest["files"].pop("state.json")
+    for name, other in (
+        ("state.json", {"sizd": 26, "sha256": entry["sha256"]}),
+        ("state.json", 3),
+        ("state.json", entry | {"size": "26"}),
+        ("/etc/passwd", entry),
+        ("../step-00000007/state.json", entry),
+        ("state.json\0", entry),
+    ):
+        path.write_text(json.dumps(manifest | {"files": manifest["files"] | {name: other}}))
+        with pytest.raises(DamagedError, match=r"manifest.json` must be as it was written, but got other values"):
+            _check_manifest(checkpoint)
+    for key, other in (("step", "7"), ("files", [])):
+        path.write_text(json.dumps(manifest | {key: other}))
+        with pytest.raises(DamagedError, match=r"manifest.json` must be as it was written"):
+            _check_manifest(checkpoint)
+
+
+def test_a_flipped_bit_of_a_manifest_leads_back_to_the_checkpoint_before(tmp_path, capsys):
+    first, second = (write_checkpoint(tmp_path, step, write_tensors, keep=2) for step in (1, 2))
+    path = second / "manifest.json"
+    path.write_text(path.read_text().replace('"size"', '"sizd"', 1))
+    assert main(["checkpoint", "verify", str(tmp_path)]) == 2
+    printed = capsys.readouterr()
+    assert f"{first}: intact\n{second}: damaged" in printed.out
+    assert "manifest.json` must be as it was written" in printed.err
+    found, (note,) = Run(tmp_path).checkpoints.newest_intact()
+    assert found == first
+    assert "damaged-step-00000002" in note
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "optimizer.safetensors"])
+def test_a_file_that_cannot_be_read_is_damage(tmp_path, monkeypatch, name):
+    folder = write_checkpoint(tmp_path, 1, write_tensors, keep=2)
+
+    class Failing(io.BytesIO):
+        def read(self, _=-1):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        def fileno(self):
+            return descriptor
+
+    descriptor = os.open(folder / name, os.O_RDONLY)
+    opened = files.open_regular
+    fail = lambda path, **options: Failing() if path == folder / name else opened(path, **options)  # noqa: E731
+    monkeypatch.setattr(files, "open_regular", fail)
+    error = str(damage_of(folder))
+    os.close(descriptor)
+    assert "Input/output error" in error
+    assert str(folder / name) in error
+
+
+@pytest.mark.parametrize("name", ["optimizer.safetensors", "ema", "manifest.json"])
+def test_a_link_in_a_checkpoint_is_not_followed_out_of_it(tmp_path, name):
+    folder = write_checkpoint(tmp_path, 1, lambda each: (write_tensors(each), (each / "ema" / "x").touch()), keep=2)
+    (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    expected = "a checkpoint with manifest.json, but got one without" if name == "manifest.json" else "a symbolic link"
+    assert expected in str(damage_of(folder))
+
+
+def lose_both(folder):
+    for name in ("manifest.json", "state.json"):
+        (folder / name).unlink()
+
+
+def test_a_checkpoint_that_lost_its_manifest_and_its_state_is_damaged(tmp_path):
+    first, second = (write_checkpoint(tmp_path, step, write_tensors, keep=2) for step in (1, 2))
+    lose_both(second)
+    assert [step for step, _ in Run(tmp_path).checkpoints.all()] == [1, 2]
+    found, (note,) = Run(tmp_path).checkpoints.newest_intact()
+    assert found == first
+    aside = second.with_name("damaged-step-00000002")
+    assert f"{second}` must be a checkpoint with manifest.json" in note
+    assert note.endswith(f"It is now {aside}.")
+    lose_both(first)
+    with pytest.raises(DamagedError, match=rf"No checkpoint of {tmp_path} is intact.*step-00000001` must be a checkp"):
+        Run(tmp_path).checkpoints.newest_intact()
+    assert (first / "optimizer.safetensors").is_file()
+
+
+def test_what_only_has_the_name_of_a_checkpoint_is_named_and_stays(tmp_path):
+    first = write_checkpoint(tmp_path, 1, write_tensors, keep=2)
+    folder, file = first.with_name("step-00000003"), first.with_name("step-00000002")
+    folder.mkdir()
+    (folder / "mine.mp4").touch()
+    file.touch()
+    found, notes = Run(tmp_path).checkpoints.newest_intact()
+    assert found == first
+    assert notes == [
+        f"{path} is no checkpoint, as it has no file of one. It stays as it is." for path in (file, folder)
+    ]
+    assert file.exists()
+    write_checkpoint(tmp_path, 3, write_tensors, keep=2)
+    assert (folder.with_name("damaged-step-00000003") / "mine.mp4").exists()
+    assert [step for step, _ in Run(tmp_path).checkpoints.all()] == [1, 3]
 
 
 def test_a_folder_without_its_state_file_is_no_checkpoint(tmp_path):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from telecine.runs import Run
-from telecine.runs.history import _JSONLines, best_validation, validations
+from telecine.runs.history import History, _JSONLines, best_validation, validations
 
 
 class TestRecords:
@@ -93,3 +93,50 @@ def test_only_validations_with_a_checkpoint_can_be_the_best(tmp_path):
     assert Run(tmp_path).best_step("psnr", 3) == 2
     assert Run(tmp_path).best_step(None, 3) is None
     assert Run(tmp_path / "empty").best_step("psnr", 3) is None
+
+
+class TestValidations:
+    def append(self, run, *records):
+        for record in records:
+            run.history.append(record)
+
+    def test_only_new_lines_are_read(self, tmp_path, monkeypatch):
+        run, reader = Run(tmp_path), Run(tmp_path)
+        assert reader.history.validations() == []
+        self.append(run, {"step": 0, "val/psnr": 1.0}, {"step": 1, "train/lr": 1.0})
+        parsed = []
+        parse = History._parse
+        monkeypatch.setattr(History, "_parse", lambda self, n, line: (parsed.append(n), parse(self, n, line))[1])
+        for step in (2, 3, 4):
+            assert len(reader.history.validations()) == step - 1
+            self.append(run, {"step": step, "val/psnr": 1.0})
+        assert [each["step"] for each in reader.history.validations()] == [0, 2, 3, 4]
+        assert parsed == [1, 2, 3, 4, 5]
+
+    def test_a_line_that_is_being_written_is_read_later(self, tmp_path):
+        run = Run(tmp_path)
+        for part in ('{"step": 1, "val', '/psnr": 1.0}\n'):
+            assert run.history.validations() == []
+            with run.history.path.open("a") as file:
+                file.write(part)
+        assert run.history.validations() == [{"step": 1, "val/psnr": 1.0}]
+
+    def test_a_history_that_was_cut_is_read_again(self, tmp_path):
+        run, reader = Run(tmp_path), Run(tmp_path)
+        self.append(run, *({"step": step, "val/psnr": 1.0} for step in range(3)))
+        assert len(reader.history.validations()) == 3
+        run.cut(1, expected=2)
+        assert [each["step"] for each in reader.history.validations()] == [0, 1]
+        self.append(run, {"step": 2, "val/psnr": 2.0})
+        assert reader.history.validations()[-1] == {"step": 2, "val/psnr": 2.0}
+        with pytest.raises(ValueError, match=r"metrics.jsonl, line 4` must be a JSON object"):
+            (self.append(run, [1]), reader.history.validations())
+
+
+@pytest.mark.parametrize("line", ['{"step": 1, "val/psnr": "x"}', '{"step": 1e400}', "[" * 100_000, '{"step": true}'])
+def test_records_that_are_none_are_dropped_when_a_run_resumes(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0}\n' + line + '\n{"step": 1}\n' + "\0" * 2**21 + "\n" + "\0" * 2**21)
+    num_kept, notes = Run(tmp_path).cut(20, expected=2)
+    assert (num_kept, notes) == (2, [f"{path}: 3 lines could not be read and are dropped"])
+    assert [record["step"] for record in Run(tmp_path).history.read()] == [0, 1]

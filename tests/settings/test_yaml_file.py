@@ -11,6 +11,8 @@ BOMB = "a: &a [x, x]\n" + "".join(f"{name}: &{name} [*{last}, *{last}]\n" for la
 BAD = {
     "aliases": (BOMB, r"settings without aliases \(`\*name`\), but got one in line 2\. Write the value out"),
     "merged alias": ("a: &a {b: 1}\nc:\n  <<: *a\n", "but got one in line 3"),
+    "date as a name": ("a:\n  !!timestamp 2020-01-01: 3", "got other text .a name that is not plain text in line 2"),
+    "list as a name": ("? [a]\n: 3", "got other text .a name that is not plain text in line 1"),
     "brackets": ("a: 1\nb: " + "[" * 33 + "]" * 33, "nested at most 32 deep, but got more in line 2"),
     "many brackets": ("[" * 10_000, "must be .*, but got"),
     "digits": ("steps: " + "9" * 5000, "must be YAML in UTF-8, but got other text .*digits"),

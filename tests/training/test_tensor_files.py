@@ -128,6 +128,18 @@ def test_the_optimizer_of_another_number_of_processes_is_restored(tmp_path):
         assert scalar["exp_avg"].item() == 2
 
 
+def test_files_of_equal_shards_have_equal_bytes(tmp_path):
+    """Also in runs of other processes, in which safetensors orders the metadata differently."""
+    copy = HostCopy(is_main=True)
+    copy.update(WHOLE)
+    for index in range(20):
+        path = tmp_path / str(index) / "shard.safetensors"
+        path.parent.mkdir()
+        save_shards(path, {"ünï": copy})
+    assert len({path.read_bytes() for path in tmp_path.glob("*/shard.safetensors")}) == 1
+    assert len(_SavedTensors([path], prefix="ünï.").whole) == len(WHOLE)
+
+
 def test_a_damaged_shard_is_named(tmp_path):
     folder = Run(tmp_path).checkpoints.begin(1)
     (folder / "state.json").write_text("{}")

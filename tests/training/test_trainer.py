@@ -21,6 +21,7 @@ from telecine import Ramp
 from telecine.autoencoders import CausalVAE
 from telecine.data import DataError, index_video, read_clip
 from telecine.data.dataset import ClipDataset
+from telecine.report.page import write_report
 from telecine.report.run import read_run
 from telecine.report.video import write_mp4
 from telecine.runs import Run, find_checkpoint
@@ -223,6 +224,33 @@ def test_a_finished_run_is_not_trained_again_but_can_be_extended(tiny, monkeypat
     assert longer.checkpoint.name == "step-00000008"
     train(tiny(steps=2), console=quiet())
     assert "steps: 8\n" in (longer.run / "config.yaml").read_text(), "the settings that it was trained with"
+
+
+@pytest.mark.slow
+def test_damaged_clips_do_not_end_a_finished_run(tiny, monkeypatch):
+    first = train(tiny(steps=1), console=quiet())
+    monkeypatch.setattr(trainer, "write_report", write_report)
+    folder = first.run / "validation" / "step-00000001"
+    folder.mkdir(parents=True)
+    (folder / "clips.json").write_bytes(bytes(99))
+    assert train(tiny(steps=1), console=quiet()) == first
+    assert "clips.json` must be JSON" in (first.run / "report.html").read_text()
+    (first.run / "config.yaml").write_bytes(bytes(99))
+    console = Console(record=True, width=1000, file=io.StringIO())
+    assert train(tiny(steps=1), console=console) == first
+    assert "warning: no report: `" in console.export_text()
+
+
+@pytest.mark.parametrize("name", ["validation", ".telecine-output", "metrics.jsonl", "checkpoints", ".lock"])
+def test_training_follows_no_link_out_of_its_folder(tiny, tmp_path, name):
+    config = tiny()
+    (tmp_path / "private").touch()
+    Path(config.output_dir).mkdir()
+    (Path(config.output_dir) / name).symlink_to(tmp_path / "private")
+    with pytest.raises(ValueError, match=f"{name}` must be in the run's folder itself, but got a symbolic link"):
+        train(config, console=quiet())
+    assert (tmp_path / "private").read_bytes() == b""
+    assert len([*Path(config.output_dir).iterdir()]) == 1
 
 
 @pytest.mark.slow

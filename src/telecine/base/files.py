@@ -17,25 +17,16 @@ from telecine.base.checks import argument_error
 
 # Marks the folders that data sets leave out.
 OUTPUT_MARKER = ".telecine-output"
+# Bytes of the largest JSON file that is read.
+_MAX_JSON = 2**26
 _PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
-_KINDS = {
-    stat.S_IFDIR: "a folder",
-    stat.S_IFLNK: "a symbolic link",
-    stat.S_IFIFO: "a named pipe (FIFO)",
-    stat.S_IFSOCK: "a socket",
-}
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFLNK: "a symbolic link", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
 
 
 def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
-    """Open a regular file to read its bytes. Anything else is refused at once: opening a FIFO would wait for ever.
+    """Open a regular file to read its bytes; raise a `ValueError` at once for anything else: a FIFO would wait.
 
-    Args:
-        path: The file.
-        follow: Whether to follow a symbolic link; of the folders above the file, links are followed anyway.
-
-    Raises:
-        OSError: The file does not exist or cannot be opened.
-        ValueError: It is a FIFO, a device, a socket, a folder, or a symbolic link that is not to be followed.
+    Without `follow`, a symbolic link is refused; links in the path of its folder are followed.
     """
     kind = stat.S_IFMT(os.stat(path, follow_symlinks=follow).st_mode)
     if kind != stat.S_IFREG:
@@ -52,8 +43,8 @@ def read_bounded(path: Path, max_bytes: int, *, follow: bool = True) -> bytes:
         size = os.fstat(file.fileno()).st_size
         content = b"" if size > max_bytes else file.read(max_bytes + 1)
     if max(size, len(content)) > max_bytes:
-        contract = f"a file of at most {max_bytes} bytes"
-        raise argument_error(str(path), contract, f"{max(size, len(content))} bytes", "Check the path.")
+        got = f"{max(size, len(content))} bytes"
+        raise argument_error(str(path), f"a file of at most {max_bytes} bytes", got, "Check the path.")
     return content
 
 
@@ -93,16 +84,21 @@ def remove_partial(folder: Path, before: float) -> None:
     for path in folder.iterdir() if folder.is_dir() else ():
         # Not the time of its content: a copy has that of the original.
         if _PARTIAL.fullmatch(path.name) and path.lstat().st_ctime < before:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a symbolic link; what it points to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def mark_output(folder: Path) -> None:
     """Mark a folder with videos that telecine writes. Data sets leave such folders out."""
     note = "telecine wrote this folder, and does not use its videos as data. Remove this file to use them.\n"
-    (folder / OUTPUT_MARKER).write_text(note)
+    atomic_write(folder / OUTPUT_MARKER, lambda partial: partial.write_text(note))  # replaces a link of that name
 
 
 def write_json(path: Path, value: object) -> None:
@@ -111,9 +107,10 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in `path`; raise a `ValueError` if the file contains anything else."""
+    """Return the JSON object in `path`; raise a `ValueError` for anything else, see also `read_bounded`."""
+    content = read_bounded(path, _MAX_JSON)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise argument_error(str(path), "JSON", f"other text ({error})", "Write it again.") from error
     if not isinstance(value, dict):
@@ -124,7 +121,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def digest_of(path: Path) -> str:
     """Return the SHA-256 of a file, as `sha256sum` prints it."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()

@@ -25,13 +25,14 @@ class PlainConsole(Console):
         super().__init__(markup=False, highlight=False)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Return a text, or the cell of a table, as rich prints it."""
-        return super().render_str(printable(text), **options)
+        """Return a text, or the cell of a table, as rich prints it. A line break in a name would forge a line."""
+        return super().render_str(printable(text).replace("\n", "\\n"), **options)
 
 
 class _PrintableFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        text = printable(super().format(record))
+        return text.replace("\n", "\\n") if record.name.startswith("telecine") else text
 
 
 def escape_logs() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from telecine.autoencoders import VideoAutoencoder, load_autoencoder
-from telecine.base.checks import argument_error, check_count
+from telecine.base.checks import argument_error, check_count, describe
 from telecine.base.shapes import Video
 from telecine.data import (
     Clip,
@@ -32,6 +32,7 @@ from telecine.runs import find_checkpoint
 from telecine.runs.run import is_run_or_checkpoint
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import ClipConfig, EvaluateConfig, MeasuredClips, SavedWeights
+from telecine.settings.validate import validate
 
 logger = logging.getLogger(__name__)
 
@@ -150,8 +151,11 @@ def model_source(checkpoint: Path, config: MeasuredClips, device: torch.device) 
         if protocol.num_frames is not None and protocol.crop is not None:
             model.check_clip(protocol.num_frames, protocol.crop, protocol.crop)
         return ModelSource(model, protocol, title)
-    saved = read_saved_settings(found)["clips"] if found else {}
-    clips = config.clip_config(ClipConfig(**{**saved, "buckets": ()}))  # buckets only matter for training
+    saved = read_saved_settings(found).get("clips") if found else {}
+    if not isinstance(saved, dict):
+        raise argument_error(f"clips in the settings of {found}", "a group of settings", describe(saved), "Restore it.")
+    values = saved | {"buckets": ()}  # they only matter for training
+    clips = config.clip_config(validate(ClipConfig, values, prefix=f"{found}: clips."))
     model.check_clip(clips.num_frames, clips.height, clips.width)
     return ModelSource(model, clips, title)
 

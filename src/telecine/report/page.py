@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import logging
 import math
 import os
 import re
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TypedDict
+from typing import TypeAlias
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -26,10 +27,12 @@ from telecine.report.plots import METRICS, Plot, metric_label, plots_of, table
 from telecine.report.run import (
     ReportedRun,
     best_and_worst,
+    check_are_runs,
     describe_summary,
     not_comparable,
     read_run,
     run_names,
+    value_or_error,
 )
 from telecine.runs import Run
 from telecine.runs.run import SavedClip, SavedValidation
@@ -37,32 +40,9 @@ from telecine.runs.settings import side_by_side_settings
 
 # In the folder of videos: tells an open page that it was written again.
 _VERSION_FILE = "version.js"
-
-
-class _ClipData(TypedDict):
-    """One video, for the player."""
-
-    url: str
-    title: str
-    panes: int
-    num_frames: int
-    fps: float
-    height: int
-    width: int
-    metrics: dict[str, float | None]
-    frame_psnr: list[float]
-    sha256: str
-    """Clips of equal hashes have the same input; empty if it is not known."""
-
-
-class _ValidationData(TypedDict):
-    """One validation, for the player."""
-
-    run: int
-    step: int
-    clips: list[_ClipData]
-    amplification: float | None
-    best_and_worst: list[tuple[str, int]]
+# A validation, or a video of it, as the player reads it. Clips of equal `sha256` have the same input.
+_PlayerData: TypeAlias = dict[str, object]
+logger = logging.getLogger(__name__)
 
 
 def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *, is_live: bool = False) -> Path:
@@ -78,7 +58,8 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *
         The path of the page.
 
     Raises:
-        ValueError: A folder is not that of a run, or is given twice, or the output is not an HTML file.
+        ValueError: A folder is not that of a run, or is given twice, or the output is not an HTML file; or all runs are
+            damaged. The page marks a damaged one beside others.
     """
     folders = [Path(run) for run in runs]
     if not folders:
@@ -86,16 +67,32 @@ def write_report(runs: Sequence[str | Path], output: str | Path | None = None, *
     page = Path(output) if output is not None else Run(folders[0] if len(folders) == 1 else Path()).report_file
     if page.suffix != ".html" or page.is_dir():
         raise argument_error("output", "the name of an .html file", repr(str(page)), "Add a file name.")
-    reported = [read_run(folder, name) for folder, name in zip(folders, run_names(folders), strict=True)]
+    reported, problems = _read_runs(folders)
     page.parent.mkdir(parents=True, exist_ok=True)
     videos = _VideoFolder(page)
     validations = [item for index, run in enumerate(reported) for item in _validations(index, run, videos)]
     version = uuid.uuid4().hex if is_live else None
     live = {"version": version, "url": videos.url(_VERSION_FILE)} if is_live else None
-    write_page(page, _render(reported, validations, live))
+    write_page(page, _render(reported, validations, live, problems))
     videos.write_version(version)
     videos.remove_others()
     return page
+
+
+def _read_runs(folders: Sequence[Path]) -> tuple[list[ReportedRun], list[str]]:
+    """Return the runs that can be read, and what cannot be, which is logged; raise an error if no run can be read."""
+    check_are_runs(folders)
+    names = run_names(folders)
+    read = [value_or_error(read_run, *each) for each in zip(folders, names, strict=True)]
+    reported = [each for each in read if isinstance(each, ReportedRun)]
+    errors = {name: each for name, each in zip(names, read, strict=True) if isinstance(each, Exception)}
+    if not reported:
+        raise next(iter(errors.values()))
+    found = [*errors.items(), *((run.name, problem) for run in reported for problem in run.problems)]
+    problems = [f"{name}: {problem}" for name, problem in found]
+    for problem in problems:
+        logger.warning("not in the report: %s", problem)
+    return reported, problems
 
 
 class _VideoFolder:
@@ -104,15 +101,21 @@ class _VideoFolder:
     def __init__(self, page: Path) -> None:
         self.path = page.with_name(f"{page.stem}_videos")
         self._names: set[str] = set()
+        if (
+            self.path.is_symlink() and Run(page.parent).exists()
+        ):  # the folder may be a link elsewhere, where it is the user's
+            contract, got = "in the run's folder itself", f"a symbolic link to {os.readlink(self.path)}"
+            raise argument_error(str(self.path), contract, got, "Remove the link.")
 
     def add(self, source: Path, name: str) -> str:
         """Copy a video and return its relative URL. The player shows an error for a missing video."""
-        self.path.mkdir(exist_ok=True)
-        mark_output(self.path)
+        if not self._names:
+            self.path.mkdir(exist_ok=True)
+            mark_output(self.path)
         if source.is_file():
             copy = self.path / name
             if not (copy.exists() and filecmp.cmp(source, copy)):
-                atomic_write(copy, lambda partial: shutil.copy2(source, partial))
+                atomic_write(copy, lambda temporary: shutil.copy2(source, temporary))
             self._names.add(name)
         return self.url(name)
 
@@ -126,7 +129,7 @@ class _VideoFolder:
         if version is not None or path.exists():
             self.path.mkdir(exist_ok=True)
             script = f'pageVersion("{version or "finished"}");\n'
-            atomic_write(path, lambda partial: partial.write_text(script, encoding="utf-8"))
+            atomic_write(path, lambda temporary: temporary.write_text(script, encoding="utf-8"))
 
     def remove_others(self) -> None:
         """Remove the videos that an earlier report of the same name copied and this one did not."""
@@ -135,7 +138,9 @@ class _VideoFolder:
                 path.unlink()
 
 
-def _render(runs: Sequence[ReportedRun], validations: Sequence[_ValidationData], live: object) -> str:
+def _render(
+    runs: Sequence[ReportedRun], validations: Sequence[_PlayerData], live: object, problems: Sequence[str]
+) -> str:
     """Return the page as HTML; `live` has its version, and the URL of the script with the newest one."""
     all_plots = plots_of(runs)
     names = [run.name for run in runs]
@@ -151,6 +156,7 @@ def _render(runs: Sequence[ReportedRun], validations: Sequence[_ValidationData],
         "page.html",
         titles=names,
         runs=runs,
+        problems=problems,
         data=data,
         metrics=_metric_table(runs),
         not_comparable=not_comparable(names, [run.summary for run in runs]),
@@ -222,7 +228,7 @@ def plot_data(plot: Plot) -> dict[str, object]:
     return values
 
 
-def _validations(index: int, run: ReportedRun, videos: _VideoFolder) -> Iterator[_ValidationData]:
+def _validations(index: int, run: ReportedRun, videos: _VideoFolder) -> Iterator[_PlayerData]:
     """Yield the validations of a run, or its side-by-side video if their clips were not kept."""
     for saved in run.validations:
         yield {
@@ -237,7 +243,7 @@ def _validations(index: int, run: ReportedRun, videos: _VideoFolder) -> Iterator
         yield {"run": index, "step": run.steps, "clips": [clip], "amplification": None, "best_and_worst": []}
 
 
-def _clip(run: int, saved: SavedValidation, number: int, clip: SavedClip, videos: _VideoFolder) -> _ClipData:
+def _clip(run: int, saved: SavedValidation, number: int, clip: SavedClip, videos: _VideoFolder) -> _PlayerData:
     name = f"run-{run}-step-{saved.step:08d}-clip-{number:02d}.mp4"
     return {
         "url": videos.add(saved.folder / clip.video, name),
@@ -253,7 +259,7 @@ def _clip(run: int, saved: SavedValidation, number: int, clip: SavedClip, videos
     }
 
 
-def _side_by_side(run: int, step: int, video: Path, videos: _VideoFolder) -> _ClipData:
+def _side_by_side(run: int, step: int, video: Path, videos: _VideoFolder) -> _PlayerData:
     """Describe a video that shows several clips and their labels in one picture."""
     info = index_video(video)
     return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 from telecine.base.checks import argument_error, count_files
 from telecine.base.devices import gigabytes
+from telecine.data import VideoInfo, index_video
 from telecine.runs import Run
-from telecine.runs.history import TrainingWarning, validations
-from telecine.runs.run import RunSummary, SavedClip, SavedValidation
+from telecine.runs.history import T, TrainingWarning, validations
+from telecine.runs.run import RunSummary, SavedClip, SavedValidation, read_validation
 from telecine.runs.settings import flat_settings, read_saved_settings
 
 
@@ -47,6 +48,8 @@ class ReportedRun:
     """The side-by-side video of the last validation, if there is one."""
     summary: RunSummary | None = None
     """None if it was not recorded."""
+    problems: Sequence[str] = ()
+    """Why validations are left out."""
 
     @property
     def perceptual_net(self) -> str | None:
@@ -81,26 +84,48 @@ class ReportedRun:
         ]
 
 
+def check_are_runs(folders: Iterable[Path]) -> None:
+    """Raise a `ValueError` if a folder is not that of a run."""
+    for folder in folders:
+        if not Run(folder).exists():
+            got = f"{str(folder)!r}, which {'has none' if folder.is_dir() else 'is not a folder'}"
+            raise argument_error("runs", "folders of runs, with metrics.jsonl", got, "Pass the run's `--output_dir`.")
+
+
 def read_run(folder: Path, name: str) -> ReportedRun:
-    """Read the folder of a run; raise a `ValueError` if it is another folder, or one of its files is damaged."""
+    """Read the folder of a run; raise a `ValueError` if it is another folder, or one of its files is damaged.
+
+    A damaged validation is left out, and named in the `problems`.
+    """
+    check_are_runs([folder])
     run = Run(folder)
-    records = run.history.path
-    if not records.is_file():
-        got = f"{str(folder)!r}, which {'has none' if folder.is_dir() else 'is not a folder'}"
-        raise argument_error("runs", f"folders of runs, with {records.name}", got, "Pass the run's `--output_dir`.")
+    run.check_links()
+    read = [value_or_error(read_validation, path) for _, path in run.validation_folders()]
+    video = value_or_error(index_video, run.video_file) if not read and run.video_file.is_file() else None
     return ReportedRun(
         name=name,
         records=run.history.read(),
         settings=flat_settings(read_saved_settings(folder)),
         environment=run.environment(),
         warnings=run.warnings.all(),
-        validations=run.validations(),
-        side_by_side=run.video_file if run.video_file.is_file() else None,
+        validations=[each for each in read if isinstance(each, SavedValidation)],
+        side_by_side=run.video_file if isinstance(video, VideoInfo) else None,
         summary=run.summary(),
+        problems=[str(each) for each in (*read, video) if isinstance(each, Exception)],
     )
 
 
-def run_names(folders: list[Path]) -> list[str]:
+def value_or_error(read: Callable[..., T], *arguments: object) -> T | OSError | ValueError:
+    """Return what a function returns, or its error about a file that is damaged or cannot be read."""
+    try:
+        return read(*arguments)
+    except FileNotFoundError:  # a run that resumes removes its later validations
+        raise
+    except (OSError, ValueError) as error:
+        return error
+
+
+def run_names(folders: Sequence[Path]) -> list[str]:
     """Return the last parts of each folder's path, as many as make the names unique."""
     parts = [folder.resolve().parts for folder in folders]
     if len(set(parts)) < len(parts):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from telecine.report.page import write_report
+from telecine.report.run import value_or_error
 from telecine.runs import Run
 from telecine.runs.settings import read_saved_settings
 
@@ -29,7 +30,7 @@ def watch(runs: Sequence[str | Path], output: str | Path | None, written: Callab
     while True:
         state = [_state(Run(run)) for run in runs]
         if state != before:
-            is_live = not all(_is_finished(Run(run)) for run in runs)
+            is_live = any(value_or_error(_is_finished, Run(run)) is False for run in runs)  # not one that is damaged
             try:
                 page = write_report(runs, output, is_live=is_live)
             except FileNotFoundError:  # a run that resumes removes its later validations
@@ -45,7 +46,7 @@ def watch(runs: Sequence[str | Path], output: str | Path | None, written: Callab
 def _is_finished(run: Run) -> bool:
     """Return whether a run has recorded the validation of its last step."""
     num_steps = read_saved_settings(run.folder).get("steps")
-    return num_steps is not None and any(each["step"] >= int(num_steps) for each in run.history.validations())
+    return isinstance(num_steps, int) and any(each["step"] >= num_steps for each in run.history.validations())
 
 
 def _state(run: Run) -> tuple[object, ...]:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from telecine.base.checks import argument_error
-from telecine.base.files import digest_of, flush, partial_path, read_json
+from telecine.base.files import digest_of, flush, open_regular, partial_path, read_json, remove
 
+T = TypeVar("T")
 _FOLDER, _STATE, _MANIFEST = "checkpoints", "state.json", "manifest.json"
 # A symbolic link to the checkpoint with the best validation, with `best_metric`.
 _BEST = "best"
 _FORMAT = 1
+# A manifest has a digest of its other values, and for each file these.
+_DIGEST = "digest"
+_ENTRY = {"size": int, "sha256": str}
+_OTHER = "other bytes"
+_TENSORS = "**/*.safetensors"
 _REMEDY = "Restore it from a copy, or use another checkpoint."
 _STEP_NAME = re.compile(r"step-(\d+)")
 
@@ -38,27 +46,33 @@ class Checkpoints:
         return self.folder / step_name(step)
 
     def all(self) -> list[tuple[int, Path]]:
-        """Return (step, folder) of every complete checkpoint, oldest first; some may be damaged."""
-        return [(step, folder) for step, folder in step_folders(self.folder) if is_checkpoint(folder)]
+        """Return (step, folder) of every checkpoint, oldest first; some may be damaged."""
+        # One that has lost all other files has tensors.
+        return [each for each in step_folders(self.folder) if is_checkpoint(each[1]) or any(each[1].glob(_TENSORS))]
 
     def newest_intact(self) -> tuple[Path | None, list[str]]:
         """Return the newest checkpoint that is not damaged, and notes about damaged newer ones, which are renamed.
+
+        Other notes are about what has the name of a checkpoint and is none. It stays where it is.
 
         Raises:
             DamagedError: There are checkpoints, but all are damaged. They stay where they are.
         """
         damaged: dict[Path, DamagedError] = {}
-        for _, folder in reversed(self.all()):
+        found = self.all()
+        others = [path for step, path in step_folders(self.folder) if (step, path) not in found]
+        notes = [f"{path} is no checkpoint, as it has no file of one. It stays as it is." for path in others]
+        for _, folder in reversed(found):
             error = damage_of(folder)
             if error is None:
-                return folder, [f"{each} It is now {_set_aside(bad)}." for bad, each in damaged.items()]
+                return folder, notes + [f"{each} It is now {_set_aside(bad)}." for bad, each in damaged.items()]
             damaged[folder] = error
         if damaged:
             remedy = f"To start again, move {self.folder} away."
             raise DamagedError(
                 f"No checkpoint of {self.run} is intact. {' '.join(map(str, damaged.values()))} {remedy}"
             )
-        return None, []
+        return None, notes
 
     def begin(self, step: int) -> Path:
         """Create a temporary folder for the files of the checkpoint at `step`, and return it."""
@@ -70,20 +84,17 @@ class Checkpoints:
     def finish(
         self, step: int, temporary: Path, *, keep: int, best: int | None = None, known: Mapping[Path, str] | None = None
     ) -> Path:
-        """Flush the files in the folder of `begin` to disk, rename it, delete older checkpoints, and return its path.
+        """Flush the files in the folder of `begin` to disk, rename it, and return its path, see `_write_manifest`.
 
-        Args:
-            step: Number of updates done.
-            temporary: The folder of `begin`.
-            keep: See `remove_old`.
-            best: See `remove_old`.
-            known: See `_write_manifest`.
+        Older checkpoints are deleted, see `remove_old`.
         """
         final = self.path(step)
         _write_manifest(temporary, step, known)
         flush([*temporary.rglob("*"), temporary])
-        if final.exists():
+        if is_checkpoint(final):
             os.replace(final, final.with_name(f".{final.name}.replaced"))
+        elif final.exists():
+            _set_aside(final)
         os.replace(temporary, final)
         flush([self.folder, self.run])
         self.remove_unfinished()
@@ -104,7 +115,7 @@ class Checkpoints:
     def remove_unfinished(self) -> None:
         """Remove what interrupted writes and deletions of checkpoints have left."""
         for folder in self.folder.glob(".step-*"):
-            shutil.rmtree(folder)
+            remove(folder)
 
 
 def step_name(step: int) -> str:
@@ -156,37 +167,51 @@ def _write_manifest(folder: Path, step: int, known: Mapping[Path, str] | None = 
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     digests = dict(known or {})
     own = [path for path in paths if path not in digests]
-    digests |= zip(own, _digests(own), strict=True)
+    digests |= zip(own, _in_threads(digest_of, own), strict=True)
     entries = {
         path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digests[path]} for path in paths
     }
     manifest = {"format": _FORMAT, "step": step, "files": entries}
+    manifest[_DIGEST] = _digest_of_values(manifest)
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
 
+def _digest_of_values(manifest: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the values in a manifest."""
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+
+
 def _check_manifest(folder: Path, *, part: str = "") -> None:
-    """Check that the files of a checkpoint are those that were written.
+    """Raise a `DamagedError` if a file of a checkpoint is not as it was written, or it has the name of another step.
 
-    Args:
-        folder: The checkpoint.
-        part: A folder below it. Only its files are checked then, and the checkpoint may have another name.
-
-    Raises:
-        DamagedError: A file is missing or has other contents, or the folder has the name of another step.
+    Of a `part`, a folder below it, only the files are checked. The checkpoint may have another name then.
     """
-    manifest = _read_manifest(folder)
+    manifest = _read_manifest(folder, follow=bool(part))
     name = step_name(manifest["step"])
     if not part and folder.resolve().name != name:
         raise argument_error(str(folder), f"named {name}, as written", "another name", "Rename it.", DamagedError)
     files = {folder / name: entry for name, entry in manifest["files"].items() if Path(part) in Path(name).parents}
-    for path, entry in files.items():
-        size = path.stat().st_size if path.is_file() else None
+    find = partial(_difference, below=None if part else folder)
+    for path, got in zip(files, _in_threads(find, files, files.values()), strict=True):
+        if got is not None:
+            contract = "as it was written" if got == _OTHER else f"a file of {files[path]['size']} bytes"
+            raise argument_error(str(path), contract, got, _REMEDY, DamagedError)
+
+
+def _difference(path: Path, entry: Mapping[str, Any], below: Path | None) -> str | None:
+    """Return what is in the place of a file, or None; `below` a folder, it must not be a symbolic link."""
+    if below is not None and any(each.is_symlink() for each in (path, *path.parents) if below in each.parents):
+        return "a symbolic link"
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
         if size != entry["size"]:
-            got = "a missing one" if size is None else f"one of {size} bytes"
-            raise argument_error(str(path), f"a file of {entry['size']} bytes", got, _REMEDY, DamagedError)
-    for path, digest in zip(files, _digests(list(files)), strict=True):
-        if digest != files[path]["sha256"]:
-            raise argument_error(str(path), "as it was written", "other bytes", _REMEDY, DamagedError)
+            return f"one of {size} bytes"
+        return None if digest_of(path) == entry["sha256"] else _OTHER
+    except FileNotFoundError:
+        return "a missing one"
+    except (OSError, ValueError) as error:
+        return f"one that cannot be read ({error})"
 
 
 def check_model(folder: Path) -> None:
@@ -204,25 +229,47 @@ def damage_of(folder: Path) -> DamagedError | None:
     return None
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path, *, follow: bool) -> dict[str, Any]:
     path = folder / _MANIFEST
-    if not path.is_file():
+    if not path.is_file() or (path.is_symlink() and not follow):
         contract, got = f"a checkpoint with {_MANIFEST}", "one without, damaged or of an older version"
         raise argument_error(str(folder), contract, got, "Use another checkpoint.", DamagedError)
     try:
         manifest = read_json(path)
+    except OSError as error:
+        got = f"one that cannot be read ({error.strerror})"
+        raise argument_error(str(path), "a file as it was written", got, _REMEDY, DamagedError) from error
     except ValueError as error:
         raise DamagedError(str(error)) from error
-    if manifest.get("format") != _FORMAT or not {"step", "files"} <= manifest.keys():
+    if manifest.get("format") != _FORMAT:
         contract, got = f"a manifest of format {_FORMAT}", f"format {manifest.get('format')}"
         raise argument_error(str(path), contract, got, "Use the version that wrote it.", DamagedError)
+    if not _is_whole(manifest):
+        raise argument_error(str(path), "as it was written", "other values", _REMEDY, DamagedError)
     return manifest
 
 
-def _digests(paths: list[Path]) -> list[str]:
-    """Return the SHA-256 of each file. Several are read at a time."""
+def _is_whole(manifest: dict[str, Any]) -> bool:
+    """Return whether the values in a manifest are those that were written; older ones have no digest of them."""
+    values = {name: value for name, value in manifest.items() if name != _DIGEST}
+    digest = _digest_of_values(values)
+    if values.keys() != {"format", "step", "files"} or manifest.get(_DIGEST, digest) != digest:
+        return False
+    step, files = values["step"], values["files"]
+    return isinstance(step, int) and isinstance(files, dict) and all(map(_is_entry, files.items()))
+
+
+def _is_entry(item: tuple[str, Any]) -> bool:
+    """Return whether an item of a manifest is the name of a file below its folder, its size and its SHA-256."""
+    name, entry = item
+    is_below = not Path(name).is_absolute() and ".." not in Path(name).parts and "\0" not in name
+    return is_below and isinstance(entry, dict) and {key: type(entry[key]) for key in entry} == _ENTRY
+
+
+def _in_threads(read: Callable[..., T], *arguments: Iterable[Any]) -> list[T]:
+    """Return what a function that reads a file returns for each. Several are read at a time."""
     with ThreadPoolExecutor(max_workers=4) as pool:  # hashing runs without Python's lock
-        return list(pool.map(digest_of, paths))
+        return list(pool.map(read, *arguments))
 
 
 def _set_aside(folder: Path) -> Path:

@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar, cast
 
-from telecine.base.checks import argument_error
-from telecine.base.files import atomic_write
+from pydantic import Field, TypeAdapter, ValidationError
+
+from telecine.base.checks import argument_error, describe
+from telecine.base.files import atomic_write, open_regular
 
 _FRAME_GRADIENT = "train/frame_gradient_"
+# The file of a run may be anyone's: the most bytes that are read of a line, and of a file into memory.
+_MAX_LINE, _MAX_BYTES = 2**20, 2**30
+_adapter = cache(TypeAdapter)
+T = TypeVar("T")
+Count = Annotated[int, Field(ge=0, lt=2**63, strict=True)]
 
 
 @dataclass(frozen=True)
 class TrainingWarning:
     """A line of `health.jsonl`: one warning of a run."""
 
-    step: int
+    step: Count
     rule: str
     message: str
     """What was observed."""
@@ -39,20 +48,39 @@ class _JSONLines:
             file.write(json.dumps(value) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """Return the objects, or nothing without a file; raise a `ValueError` if a line is not a JSON object."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1]  # the writing of the last one was interrupted
-        return [self._parse(number, line) for number, line in enumerate(lines, 1) if line]
+        """Return the objects, or nothing without a file; raise a `ValueError` if a line has anything else."""
+        if self.path.exists() and (size := self.path.stat().st_size) > _MAX_BYTES:
+            contract = f"a file of at most {_MAX_BYTES} bytes"
+            raise argument_error(str(self.path), contract, f"{size} bytes", "Check the path.")
+        return list(self)
 
-    def _parse(self, number: int, line: str) -> dict[str, Any]:
-        name, remedy = f"{self.path}, line {number}", "Remove the line."
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield the objects, with one in memory; see `read`."""
+        return (self._parse(number, line) for number, line in enumerate(self._lines(), 1) if line.strip())
+
+    def _lines(self, start: int = 0) -> Iterator[bytes]:
+        """Yield the lines from a byte on, of longer ones only `_MAX_LINE` bytes."""
+        if not self.path.exists():
+            return
+        with open_regular(self.path, follow=False) as file:
+            file.seek(start)
+            while line := file.readline(_MAX_LINE):
+                if not line.endswith(b"\n") and len(line) < _MAX_LINE:
+                    return  # the writing of the last one was interrupted
+                yield line
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(_MAX_LINE)
+
+    def _parse(self, number: int, line: bytes) -> dict[str, Any]:
+        """Return the object in a line; raise a `ValueError` for anything else: the file may be anyone's."""
+        contract, value = "a JSON object", None
         try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise argument_error(name, "a JSON object", f"invalid JSON ({error})", remedy) from error
+            value = json.loads(line.decode("utf-8")) if len(line) < _MAX_LINE else line
+            got = describe(value)
+        except (ValueError, RecursionError) as error:
+            got = f"invalid JSON ({error})"
         if not isinstance(value, dict):
-            raise argument_error(name, "a JSON object", value, remedy)
+            raise argument_error(f"{self.path}, line {number}", contract, got, "Remove the line.")
         return value
 
     def write(self, values: Iterable[Mapping[str, Any]]) -> None:
@@ -62,12 +90,18 @@ class _JSONLines:
 
     def cut(self, step: int) -> tuple[int, int]:
         """Keep the lines up to a step, and return the number of these and of dropped lines, which cannot be read."""
-        self.path.touch()
-        lines = self.path.read_bytes().split(b"\n")[:-1]  # see `read`
-        records = [record for line in lines if (record := _record(line)) is not None]
-        kept = [record for record in records if record["step"] <= step]
+        kept, num_dropped = [], 0
+        for number, line in enumerate(self._lines(), 1):
+            try:
+                record = self._parse(number, line)
+            except ValueError:  # a power failure has damaged the line
+                record = {}
+            if not _is_step(record.get("step")):
+                num_dropped += 1
+            elif record["step"] <= step:
+                kept.append(record)
         self.write(kept)
-        return len(kept), len(lines) - len(records)
+        return len(kept), num_dropped
 
 
 class Warnings(_JSONLines):
@@ -79,22 +113,39 @@ class Warnings(_JSONLines):
 
     def all(self) -> list[TrainingWarning] | None:
         """Return the warnings, or None without a file; raise a `ValueError` if a line is not a warning."""
-        if not self.path.exists():
-            return None
-        try:
-            names = ("step", "rule", "message", "remedy")
-            return [TrainingWarning(*(line[name] for name in names)) for line in self.read()]
-        except KeyError as error:
-            contract = "lines with step, rule, message and remedy"
-            raise argument_error(str(self.path), contract, f"a line without {error}", "Remove the line.") from error
+        texts = str(self.path), "lines with step, rule, message and remedy", "Remove the line."
+        return [as_dataclass(TrainingWarning, each, *texts) for each in self.read()] if self.path.exists() else None
 
 
 class History(_JSONLines):
     """The records of a run, `metrics.jsonl`: `step`, and the logged values by name; the oldest first."""
 
+    # What was read before: where it ended, the number of lines, the last one, and the validations.
+    _end, _num_lines, _last = 0, 0, b""
+    _validations: tuple[dict[str, float], ...] = ()
+
     def validations(self) -> list[dict[str, float]]:
-        """Return the records of validations."""
-        return validations(self.read())
+        """Return the records of validations. Only lines that were added since the last call are read."""
+        if next(self._lines(self._end - len(self._last)), b"") != self._last:  # the run went back, and the file was cut
+            self._end, self._num_lines, self._last, self._validations = 0, 0, b"", ()
+        for line in self._lines(self._end):
+            self._end, self._num_lines, self._last = self._end + len(line), self._num_lines + 1, line
+            if line.strip():
+                self._validations += tuple(validations([self._parse(self._num_lines, line)]))
+        return list(self._validations)
+
+    def _parse(self, number: int, line: bytes) -> dict[str, Any]:
+        record = super()._parse(number, line)
+        # An integer of more bits is no float.
+        numbers = (
+            type(value) is float or (type(value) is int and value.bit_length() < 1024) for value in record.values()
+        )
+        wrong = [name for name, is_number in zip(record, numbers, strict=True) if not is_number]
+        if wrong or not _is_step(record.get("step")):
+            name = wrong[0] if wrong else "step"
+            contract, got = "numbers by name, with a whole `step`", f"{describe(record.get(name))} as {name!r}"
+            raise argument_error(f"{self.path}, line {number}", contract, got, "Remove the line.")
+        return record
 
     def first_and_last(self) -> tuple[dict[str, float], dict[str, float]]:
         """Return the metrics of the first and the last validation; raise a `ValueError` without a validation."""
@@ -109,6 +160,17 @@ class History(_JSONLines):
         return first, last
 
 
+def as_dataclass(kind: type[T], values: Mapping[str, Any], name: str, contract: str, remedy: str) -> T:
+    """Return plain values as a dataclass; raise a `ValueError` if a type or a range is wrong."""
+    try:
+        return cast(T, _adapter(cast(Hashable, kind)).validate_python(values))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        value = "no value" if first["type"] == "missing" else describe(first["input"])
+        got = f"{value} as `{'.'.join(map(str, first['loc']))}` ({first['msg'][:1].lower()}{first['msg'][1:]})"
+        raise argument_error(name, contract, got, remedy) from None
+
+
 def frame_gradient(frame: int) -> str:
     """Return the name of the logged gradient of a frame."""
     return f"{_FRAME_GRADIENT}{frame:03d}"
@@ -116,7 +178,8 @@ def frame_gradient(frame: int) -> str:
 
 def frame_of(name: str) -> int | None:
     """Return the frame of which a logged value is the gradient; None for other values."""
-    return int(name.removeprefix(_FRAME_GRADIENT)) if name.startswith(_FRAME_GRADIENT) else None
+    match = re.fullmatch(rf"{_FRAME_GRADIENT}(\d{{1,9}})", name)
+    return int(match[1]) if match else None
 
 
 def validations(records: Iterable[dict[str, float]]) -> list[dict[str, float]]:
@@ -130,15 +193,10 @@ def best_validation(records: Iterable[dict[str, float]], metric: str) -> dict[st
     LPIPS is better when smaller, other metrics when larger. Values that are not finite are skipped.
     """
     name = f"val/{metric}"
-    trained = [record for record in validations(records) if record["step"] > 0 and math.isfinite(record[name])]
+    trained = [each for each in validations(records) if each["step"] > 0 and math.isfinite(each.get(name, math.nan))]
     sign = -1 if "lpips" in metric else 1
     return max(trained, key=lambda record: sign * record[name], default=None)
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
-    """Return the record in a line; None if it is not one, like parts of a file that a power failure has damaged."""
-    try:
-        value = json.loads(line)
-    except ValueError:  # not JSON, or not UTF-8
-        return None
-    return value if isinstance(value, dict) and isinstance(value.get("step"), int) else None
+def _is_step(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**53

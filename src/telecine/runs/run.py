@@ -7,26 +7,34 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field, InstanceOf
 
 from telecine.base.checks import argument_error
-from telecine.base.files import partial_path, read_json, remove_partial, write_json
+from telecine.base.files import OUTPUT_MARKER, partial_path, read_json, remove_partial, write_json
 from telecine.runs.checkpoints import Checkpoints, is_checkpoint, step_folders, step_name
-from telecine.runs.history import History, Warnings, best_validation
+from telecine.runs.history import Count, History, Warnings, as_dataclass, best_validation
+from telecine.runs.lock import LOCK_FILE
 from telecine.runs.settings import SETTINGS_FILE
 
 _CLIPS_FILE = "clips.json"
+# Numbers as the files of a run have them. These may be anyone's, or damaged.
+_Size = Annotated[int, Field(gt=0, lt=2**63, strict=True)]
+_Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+_Positive = Annotated[_Finite, Field(gt=0)]
 
 
 @dataclass(frozen=True)
 class ValidationClips:
     """The clips that a run validates on. Metrics of other clips do not compare."""
 
-    num_clips: int
-    num_frames: int
-    height: int
-    width: int
+    num_clips: _Size
+    num_frames: _Size
+    height: _Size
+    width: _Size
     sha256: str
     """Hash of the pixels of all clips, in order."""
 
@@ -35,26 +43,26 @@ class ValidationClips:
 class RunSummary:
     """The size, data, time and memory of a run: `summary.json`."""
 
-    num_parameters: int
+    num_parameters: Count
     """Of the autoencoder."""
-    num_trained: int
+    num_trained: Count
     """Those of them that are trained."""
-    num_disc_parameters: int
+    num_disc_parameters: Count
     """Of the discriminators."""
-    num_videos: int
+    num_videos: Count
     """Videos that are used."""
-    num_skipped: int
+    num_skipped: Count
     """Files that are not."""
-    num_frames: int
+    num_frames: Count
     """Frames to train on."""
-    clips_per_update: int
+    clips_per_update: _Size
     validation: ValidationClips
-    seconds: float
+    seconds: Annotated[_Finite, Field(ge=0)]
     """Duration of the run with its validations; the times of a run that was resumed are added."""
-    peak_memory: int | None
+    peak_memory: Count | None
     """Bytes at the peak of the first process: of the GPU as PyTorch allocated them, on a CPU of the process. None on
     other devices."""
-    num_images: int = 0
+    num_images: Count = 0
     """Still images that are used."""
     data_sha256: str = ""
     """Hash of the names, the sizes and the trained frames of the files; empty before telecine 0.3."""
@@ -66,21 +74,21 @@ class SavedClip:
 
     video: str
     """File name of the video: input, reconstruction and amplified difference from left to right, of equal widths."""
-    source: str
-    """Its file in the data."""
-    start: int
+    source: InstanceOf[str]
+    """Its file in the data; a name may have bytes that are not UTF-8."""
+    start: Count
     """Position of its first frame in the file."""
-    num_frames: int
-    height: int
+    num_frames: _Size
+    height: _Size
     """Height of the clip in pixels. In the video, small clips are enlarged by 2."""
-    width: int
-    metrics: dict[str, float]
+    width: _Size
+    metrics: dict[str, Annotated[float, Field(strict=True)]]
     """Its metrics by name."""
-    frame_psnr: list[float]
+    frame_psnr: list[_Finite]
     """PSNR of each frame in dB."""
     sha256: str = ""
     """Hash of the input's pixels, by which the same clip is found in other validations; empty before telecine 0.2."""
-    fps: float | None = None
+    fps: _Positive | None = None
     """Frames per second of its video; None where older versions wrote one rate for all."""
 
 
@@ -88,10 +96,10 @@ class SavedClip:
 class SavedValidation:
     """The clips of one validation."""
 
-    step: int
-    fps: float
+    step: Count
+    fps: _Positive
     """Frames per second of the fastest clip."""
-    amplification: float
+    amplification: _Positive
     """The factor of the difference in the videos."""
     clips: list[SavedClip]
     folder: Path
@@ -113,16 +121,30 @@ class Run:
         self._summary_file = self.folder / "summary.json"
         self._tracker_file = self.folder / "tracker.json"
         self._validations = self.folder / "validation"
+        self._videos = self.folder / f"{self.report_file.stem}_videos"
+
+    def exists(self) -> bool:
+        """Return whether the folder is that of a run, which may be damaged."""
+        return os.path.lexists(self.history.path)
+
+    def check_links(self) -> None:
+        """Raise a `ValueError` if something of the run is a symbolic link: that of a foreign run leads anywhere.
+
+        The folder of the run may be one, and `best` is one.
+        """
+        folders = (self.checkpoints.folder, self._validations, self._videos, self.folder / "tensorboard")
+        files = [self.history.path, self.warnings.path, self.settings_file, self.video_file, self._environment_file]
+        files += [self._summary_file, self.folder / LOCK_FILE, self.folder / OUTPUT_MARKER]
+        below = (folder.glob(pattern) for pattern in ("*", "*/*") for folder in folders[:2])
+        for path in chain(folders, files, *below):  # a folder before what is in it
+            if path.is_symlink():
+                got = f"a symbolic link to {os.readlink(path)}"
+                raise argument_error(str(path), "in the run's folder itself", got, "Replace it by what it points to.")
 
     def cut(self, step: int, expected: int = 0) -> tuple[int, list[str]]:
-        """Remove the records, warnings and clips after a checkpoint; the run writes the later ones again.
+        """Remove the records, warnings and clips after the step of a checkpoint; the run writes the later ones again.
 
-        Args:
-            step: The step of the checkpoint; -1 without one.
-            expected: Number of records up to the checkpoint, as it states.
-
-        Returns:
-            The number of records left, and notes about missing records and dropped lines.
+        Return the number of records left, of which the checkpoint has `expected`, and notes about missing ones.
         """
         for later, folder in self.validation_folders():
             if later > step:
@@ -140,7 +162,7 @@ class Run:
         if metric is None:
             return None
         candidates = {saved for saved, _ in self.checkpoints.all()} | {step}  # others cannot be kept any more
-        best = best_validation((each for each in self.history.read() if each["step"] in candidates), metric)
+        best = best_validation((each for each in self.history.validations() if each["step"] in candidates), metric)
         return None if best is None else int(best["step"])
 
     def environment(self) -> dict[str, str]:
@@ -165,14 +187,8 @@ class Run:
     def summary(self) -> RunSummary | None:
         """Return the summary, or None if it was not recorded; raise a `ValueError` if the file is damaged."""
         path = self._summary_file
-        if not path.exists():
-            return None
-        values = read_json(path)
-        try:
-            return RunSummary(**values | {"validation": ValidationClips(**values["validation"])})
-        except (KeyError, TypeError) as error:
-            got = f"other content ({error})"
-            raise argument_error(str(path), "the summary of a run", got, f"Remove {path}.") from error
+        texts = str(path), "the summary of a run", f"Remove {path}."
+        return as_dataclass(RunSummary, read_json(path), *texts) if path.exists() else None
 
     def write_summary(self, summary: RunSummary) -> None:
         """Record the summary."""
@@ -180,22 +196,19 @@ class Run:
 
     def validation_folders(self) -> list[tuple[int, Path]]:
         """Return (step, folder) of every validation with complete clips, oldest first."""
-        return [each for each in step_folders(self._validations) if (each[1] / _CLIPS_FILE).is_file()]
+        return [each for each in step_folders(self._validations) if os.path.lexists(each[1] / _CLIPS_FILE)]
 
     def validations(self) -> list[SavedValidation]:
         """Return the validations whose clips were kept, oldest first; raise a `ValueError` if one is damaged."""
-        return [_read_validation(folder) for _, folder in self.validation_folders()]
+        return [read_validation(folder) for _, folder in self.validation_folders()]
 
     def write_validation(
         self, step: int, write: Callable[[Path], Iterable[SavedClip]], *, fps: float, amplification: float
     ) -> Path:
         """Write the clips of the validation at `step` into a folder that appears whole, and return the folder.
 
-        Args:
-            step: The step of the validation.
-            write: Writes the videos into a folder and yields their descriptions, at least one.
-            fps: Frames per second of the fastest clip.
-            amplification: The factor of the difference in the videos.
+        `write` writes the videos into a folder and yields their descriptions, at least one; for others, see
+        `SavedValidation`.
         """
         folder = self._validations / step_name(step)
         partial = partial_path(folder)
@@ -213,17 +226,16 @@ class Run:
         return folder
 
     def remove_residue(self, before: float) -> None:
-        """Remove what interrupted writes and deletions have left, for the process that holds the lock.
+        """Remove what interrupted writes and deletions have left, for the process that took the lock at a time.
 
-        Args:
-            before: When it took the lock, in seconds since the epoch. A report may be writing later partial files.
+        `before` is in seconds since the epoch. A report may be writing later partial files.
         """
         self.checkpoints.remove_unfinished()
         for folder in self._validations.glob("*"):
             is_complete = (folder / _CLIPS_FILE).is_file() and not folder.name.startswith(".")
             if folder.is_dir() and not is_complete:
                 shutil.rmtree(folder)
-        for folder in (self.folder, self.folder / f"{self.report_file.stem}_videos"):
+        for folder in (self.folder, self._videos):
             remove_partial(folder, before)
 
 
@@ -232,15 +244,12 @@ def is_run_or_checkpoint(folder: Path) -> bool:
     return (folder / SETTINGS_FILE).is_file() or is_checkpoint(folder)
 
 
-def _read_validation(folder: Path) -> SavedValidation:
+def read_validation(folder: Path) -> SavedValidation:
+    """Return the clips of the validation in a folder; raise a `ValueError` if their description is damaged."""
     path = folder / _CLIPS_FILE
-    values: dict[str, Any] = read_json(path)
-    try:
-        clips = [SavedClip(**clip) for clip in values["clips"]]
-        for name in (clip.video for clip in clips):  # the report copies these files
-            if Path(name).name != name or (folder / name).resolve().parent != folder.resolve():
-                raise TypeError(f"{name!r} is not a file of its folder")
-        return SavedValidation(values["step"], values["fps"], values["amplification"], clips, folder)
-    except (KeyError, TypeError) as error:
-        got = f"other content ({error})"
-        raise argument_error(str(path), "the description of a validation", got, f"Remove {folder}.") from error
+    contract, remedy = "the description of a validation", f"Remove {folder}."
+    saved = as_dataclass(SavedValidation, {**read_json(path), "folder": folder}, str(path), contract, remedy)
+    for name in (clip.video for clip in saved.clips):  # the report copies these files
+        if Path(name).name != name or name in ("", "..") or not name.isprintable() or (folder / name).is_symlink():
+            raise argument_error(str(path), contract, f"the video {name!r}, which is not a file of its folder", remedy)
+    return saved

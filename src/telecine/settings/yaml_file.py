@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from telecine.base.checks import argument_error, shorten
+from telecine.base.files import read_bounded
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
@@ -17,9 +18,10 @@ MAX_DEPTH = 32
 _PLAIN = {
     "bool": ("true|True|TRUE|false|False|FALSE", [*"tTfF"]),
     "null": ("~|null|Null|NULL|", [*"~nN", ""]),
-    "int": (r"[-+]?[0-9]+|0x[0-9a-fA-F]+", [*"-+0123456789"]),
+    "int": (r"[-+]?[0-9]+|0x[0-9a-fA-F]{1,16}", [*"-+0123456789"]),
     "float": (r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|nan)", [*"-+.0123456789"]),
 }
+_KEY_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", *_PLAIN)}
 # libyaml, where PyYAML has it, is ten times as fast.
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -30,8 +32,10 @@ class _Loader(_Base):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value]
         for index, (key, _) in enumerate(node.value):
+            line = key.start_mark.line + 1
+            if key.tag not in _KEY_TAGS:
+                raise yaml.constructor.ConstructorError(problem=f"a name that is not plain text in line {line}")
             if key.value in names[:index]:
-                line = key.start_mark.line + 1
                 raise yaml.constructor.ConstructorError(problem=f"`{key.value}` is given twice, again in line {line}")
         return super().construct_mapping(node, deep=deep)
 
@@ -58,11 +62,9 @@ def read_yaml(path: Path) -> Any:
         ValueError: If it is not `key: value` lines of YAML in UTF-8, each key once; too large; nested too deeply; or
             has an alias.
     """
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise argument_error(str(path), f"settings of at most {MAX_BYTES} bytes", f"{size} bytes", "Check the path.")
+    content = read_bounded(path, MAX_BYTES)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = content.decode("utf-8")
         problem = _problem(text)
         values = yaml.load(text, Loader=_Loader) if problem is None else None
     except (yaml.YAMLError, ValueError) as error:  # also for integers of thousands of digits

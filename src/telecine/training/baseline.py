@@ -100,7 +100,7 @@ def _measure_linear(
 
 def recorded_linear(run: Run) -> dict[str, float]:
     """Return the metrics of the baseline that a run has logged, or nothing if it has none."""
-    first = next(iter(run.history.read()), {})
+    first = next(iter(run.history), {})
     return {name: value for name, value in first.items() if name.startswith(PREFIX)}
 
 

@@ -305,14 +305,8 @@ def _update_ratio(history: _RecentValues, is_wrong: Callable[[float], bool]) -> 
 class Diagnostics:
     """Checks the rules on each record of a run. Each rule warns once per run.
 
-    Args:
-        run: The run, with the records and warnings up to the step at which it starts or resumes. The warnings are
-            written again, with a line for each rollback.
-        objective: The settings of the loss.
-        optimizer: The settings of the updates.
-        num_steps: The length of the run.
-        console: Where to print warnings.
-        rollbacks: How often the run went back after a divergence.
+    The run has the records and warnings up to the step at which it starts or resumes. The warnings are written again,
+    with a line for each rollback.
     """
 
     def __init__(
@@ -327,15 +321,15 @@ class Diagnostics:
         self.run = run
         self.history = _RecentValues(objective, optimizer, num_steps)
         self.console = console
-        for record in run.history.read():
+        for record in run.history:
             values = {name: value for name, value in record.items() if name.startswith("train/")}
             self.history.add(int(record["step"]), values)
-        lines = [line for line in run.warnings.read() if line["rule"] != _ROLLED_BACK]
-        self.warned: set[str] = {line["rule"] for line in lines}
+        lines = [line for line in run.warnings.all() or () if line.rule != _ROLLED_BACK]
+        self.warned = {line.rule for line in lines}
         remedy = "Lower `optimizer.lr` and `optimizer.disc_lr`, or the weight of that term."
         for number, rollback in enumerate(rollbacks, 1):
-            lines.append(asdict(TrainingWarning(rollback.to, _ROLLED_BACK, rollback.describe(number), remedy)))
-        run.warnings.write(sorted(lines, key=lambda line: line["step"]))
+            lines.append(TrainingWarning(rollback.to, _ROLLED_BACK, rollback.describe(number), remedy))
+        run.warnings.write(map(asdict, sorted(lines, key=lambda line: line.step)))
 
     def check(self, step: int, record: Mapping[str, float]) -> None:
         """Add a record, and warn if a rule finds a failure for the first time."""

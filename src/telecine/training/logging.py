@@ -22,11 +22,7 @@ NEWEST_WEIGHT = 0.05
 
 
 class IntervalMeans:
-    """Means of the logged values over the updates since the last record.
-
-    Args:
-        sums: Sum and number of values by name, as a checkpoint inside an interval has saved them.
-    """
+    """Means of the logged values over the updates since the last record; a checkpoint may have saved their `sums`."""
 
     def __init__(self, sums: Mapping[str, tuple[float, int]] | None = None) -> None:
         self.sums = {name: (total, count) for name, (total, count) in (sums or {}).items()}
@@ -47,11 +43,7 @@ class IntervalMeans:
 class Monitor:
     """Shows progress: a bar on a terminal, otherwise a line every `SECONDS_BETWEEN_LINES`.
 
-    Args:
-        console: Where to print.
-        num_steps: Updates of the whole run.
-        start: Updates done before.
-        batch_size: Clips in an update, over all processes.
+    Of `num_steps` updates, `start` were done before. `batch_size` is the number of clips in one, over all processes.
     """
 
     def __init__(self, console: Console, *, num_steps: int, start: int, batch_size: int) -> None:

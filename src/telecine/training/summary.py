@@ -19,10 +19,7 @@ from telecine.training.state import TrainState
 
 
 class SummaryWriter:
-    """Writes `summary.json`, with the time since `start`, in `time.monotonic()`.
-
-    If the run is resumed, the time before is added; the console gets a warning if the summary from before is damaged.
-    """
+    """Writes `summary.json`, with the time since `start`, in `time.monotonic()`, and that before a resume."""
 
     def __init__(
         self,

@@ -30,11 +30,8 @@ _SHARDING_INFO, _OFFSETS = "DCP_SHARDING_INFO", "saved_offsets"
 class HostCopy:
     """Copies of tensors in the memory of the host; of sharded tensors, the shards of this process.
 
-    It keeps its memory for the next copy: allocating takes longer than copying.
-
-    Args:
-        is_main: Whether this process keeps copies of tensors that are not sharded.
-        memory: Tensors to copy into, by name. Others get memory of their own.
+    It keeps its memory for the next copy, as allocating takes longer than copying; the first one may be `memory`. Only
+    the main process keeps copies of tensors that are not sharded.
     """
 
     def __init__(self, *, is_main: bool, memory: Mapping[str, Tensor] | None = None) -> None:
@@ -96,6 +93,12 @@ def save_shards(path: Path, groups: Mapping[str, HostCopy]) -> None:
     path.parent.mkdir(exist_ok=True)
     with safetensors_write(path):
         save_file(tensors, path, {_SHARDING_INFO: json.dumps(offsets), "format": "pt"})
+    with path.open("r+b") as file:  # safetensors writes the metadata in another order each time
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 
 def saved_tensors(folder: Path, group: str) -> _SavedTensors:
@@ -116,12 +119,7 @@ class _Part(NamedTuple):
 class _SavedTensors:
     """Tensors whose first dimension may be divided over several files. They are read when they are asked for.
 
-    Args:
-        paths: The files.
-        prefix: Only tensors whose name begins with this, which is removed.
-
-    Raises:
-        DamagedError: A file is missing or damaged.
+    With a `prefix`, only those whose name begins with it, which is removed. A damaged file raises a `DamagedError`.
     """
 
     def __init__(self, paths: Iterable[Path], *, prefix: str = "") -> None:

@@ -91,6 +91,7 @@ class Trainer:
 
     def _take_lock(self, data: str | None, *, steal: bool) -> None:
         check_output("output_dir", data, self.files.folder)
+        self.files.check_links()
         self.lock = RunLock(self.files.folder, steal=steal)
         mark_output(self.files.folder)
 
@@ -389,7 +390,10 @@ class Trainer:
     def publish(self) -> None:
         """Write the report, and upload the weights if `push_to_hub` is set; a finished run does so each time."""
         if self.is_main:
-            write_report([self.files.folder])
+            try:
+                write_report([self.files.folder])
+            except (OSError, ValueError) as error:
+                self._warn([f"no report: {error}"])
         if self.hub_repository is not None:
             result = self._read_result()
             upload(self.hub_repository, result.checkpoint, self.config.model, result.last, steps=self.state.step)

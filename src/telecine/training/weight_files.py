@@ -102,10 +102,7 @@ class WeightFiles:
 
         From shards, each process reads its own, and of "ema" the trained weights only, which are all that it has.
         Without shards a process that trains sharded loads the whole model for a moment, as at the start of a run.
-
-        Raises:
-            FileNotFoundError: There are no weights.
-            ValueError: They are damaged, or of another model.
+        Weights that are missing (`FileNotFoundError`), damaged or of another model (`ValueError`) raise.
         """
         if (folder / SHARDS).is_dir():
             targets = model.state_dict()
