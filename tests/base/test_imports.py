@@ -212,7 +212,7 @@ def test_every_extra_that_an_error_names_has_packages():
     calls = re.compile(r"how_to_install\([\"'](\w+)[\"']\)")
     paths = Path(telecine.__file__).parent.rglob("*.py")
     extras = [name for path in paths for name in calls.findall(path.read_text(encoding="utf-8"))]
-    assert len(extras) == 8
+    assert len(extras) == 9
     for extra in extras:
         assert re.fullmatch(r"Run `pip install( '[\w-]+(\[\w+\])?>=[\d.]+')+`\.", how_to_install(extra))
 

@@ -178,7 +178,7 @@ def test_a_column_beside_the_one_that_it_resembles_is_no_mistake(tmp_path: Path)
 def test_what_is_no_list_is_refused_at_once(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     os.mkfifo(path)
-    with pytest.raises(DataError, match="must be a regular file, but got a named pipe"):
+    with pytest.raises(DataError, match="must be a regular file, but got a FIFO"):
         read_list(path)
     path.unlink()
     path.touch()

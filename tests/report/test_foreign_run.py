@@ -6,8 +6,8 @@ import re
 import shutil
 
 import pytest
-from telecine.cli.main import main
 
+from telecine.__main__ import main
 from telecine.report.page import write_report
 from telecine.report.run import read_run
 

@@ -7,8 +7,8 @@ import os
 import shutil
 
 import pytest
-from telecine.cli.main import main
 
+from telecine.__main__ import main
 from telecine.base import files
 from telecine.runs import DamagedError, Run, find_checkpoint
 from telecine.runs.checkpoints import _check_manifest, _read_manifest, _write_manifest, damage_of

@@ -56,7 +56,7 @@ def test_the_size_counts_trained_weights_and_discriminators():
     state.autoencoder = nn.Sequential(nn.Linear(1000, 2000, bias=False), nn.Linear(1000, 1000, bias=False))
     discriminator = nn.Linear(1000, 500, bias=False)
     state.objective = SimpleNamespace(
-        get_trainable_parameters=lambda: list(discriminator.parameters()), weights=SimpleNamespace(disc_train_start=5)
+        get_trainable_parameters=lambda: list(discriminator.parameters()), schedule=SimpleNamespace(disc_train_start=5)
     )
     assert state.describe_size(6) == "3.00 M parameters, 0.50 M in discriminators"
     state.autoencoder[0].requires_grad_(False)
@@ -66,8 +66,8 @@ def test_the_size_counts_trained_weights_and_discriminators():
 def test_discriminators_that_a_short_run_does_not_train_are_named():
     state = state_of(None)
     state.autoencoder = nn.Linear(1, 1)
-    discriminator, weights = nn.Linear(100, 100), SimpleNamespace(disc_train_start=5)
-    state.objective = SimpleNamespace(get_trainable_parameters=lambda: [*discriminator.parameters()], weights=weights)
+    discriminator, schedule = nn.Linear(100, 100), SimpleNamespace(disc_train_start=5)
+    state.objective = SimpleNamespace(get_trainable_parameters=lambda: [*discriminator.parameters()], schedule=schedule)
     named = "not trained before step 5 (`objective.gan.disc_train_start`)"
     assert [named in state.describe_size(steps) for steps in (5, 6)] == [True, False]
     state.objective.get_trainable_parameters = list

@@ -121,7 +121,7 @@ def test_indices_are_evenly_spaced():
 
 
 def test_the_picture_shows_each_clip_at_its_own_speed():
-    result = validate(Halves(), [clip(0.5, 0) | {"fps": 60.0}, clip(0.2, 1) | {"fps": 20.0}], {})
+    result = validate_model(Halves(), [clip(0.5, 0) | {"fps": 60.0}, clip(0.2, 1) | {"fps": 20.0}], {})
     assert result.fps == 60
     assert [shown.fps for shown in result.clips] == [60.0, 20.0]
     assert len(result.picture) == 3 * 2
