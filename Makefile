@@ -29,8 +29,9 @@ weights: $(VENV)/.installed
 demo: weights
 	$(BIN)/telecine train
 
-# Compiled files are kept, so that the processes that tests start do not compile everything again.
-TEST_ENV := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
+# Compiled files are kept, so that the processes that tests start do not compile everything again. Some of these have
+# several threads, which leave the cores to other tests while they wait.
+TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE PYTHONDONTWRITEBYTECODE=
 
 # A thread each: two processes that share two cores slow each other's OpenMP threads down more than twice. Each gets whole
 # files, and sets up once what a file's tests share; `tests/conftest.py` decides their order.

@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-import lpips
 import numpy as np
 import scipy.linalg
 import torch
+from image_distances import published_lpips
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,7 +31,6 @@ from telecine import LPIPS
 from telecine.data import index_video, read_clip, sample_videos, video_from_bytes
 from telecine.evaluation.frechet import frechet_distance
 from telecine.evaluation.pixel_metrics import _grid_excess, flicker, ms_ssim, psnr, sharpness, ssim
-from telecine.perceptual import load_backbone
 
 # The sample videos that the tables of docs/evaluation.md were made with.
 NUM_VIDEOS = 3
@@ -89,12 +88,9 @@ def skimage_ssim(x: Tensor, y: Tensor) -> float:
     return float(np.mean(maps))
 
 
-def published_lpips(net: str) -> Score:
-    """Return LPIPS of its authors' package with the same weights of the backbone."""
-    module = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
-    weights = load_backbone(net)
-    state = {key: weights[f"features.{key.split('.', 1)[1]}"] for key in module.net.state_dict()}
-    module.net.load_state_dict(state)
+def lpips_score(net: str) -> Score:
+    """Return LPIPS of its authors' package."""
+    module = published_lpips(net)
 
     def score(x: Tensor, y: Tensor) -> float:
         with torch.no_grad():
@@ -180,7 +176,7 @@ def comparisons() -> list[tuple[str, Score, str, Score]]:
             lambda x, y: float(multiscale_structural_similarity_index_measure(in_0_1(x), in_0_1(y), **settings)),
         ),
         *(
-            (f"lpips_{net}", frame_score(LPIPS(net)), "lpips, the authors' package", published_lpips(net))
+            (f"lpips_{net}", frame_score(LPIPS(net)), "lpips, the authors' package", lpips_score(net))
             for net in ("vgg", "alex")
         ),
         ("flicker", clip_score(flicker), "NumPy", numpy_flicker),

@@ -1,9 +1,11 @@
-"""Distances between frames of other libraries: DISTS and FSIM of piq, and features for a Frechet distance."""
+"""Distances between frames of other libraries: LPIPS of its authors, DISTS and FSIM of piq, and features of VGG16."""
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import distribution
 
+import lpips
 import torch
 from piq import DISTS, fsim
 from piq.perceptual import VGG16_LAYERS, ContentLoss
@@ -23,6 +25,15 @@ def vgg16_features() -> nn.Sequential:
     features = vgg16().features
     features.load_state_dict({name.removeprefix("features."): value for name, value in load_backbone("vgg").items()})
     return features.eval()
+
+
+@cache
+def published_lpips(net: str) -> nn.Module:
+    """Return LPIPS of its authors' package, frozen, with the same weights of the backbone as telecine's."""
+    module = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+    weights = load_backbone(net)
+    module.net.load_state_dict({key: weights[f"features.{key.split('.', 1)[1]}"] for key in module.net.state_dict()})
+    return module.requires_grad_(False)
 
 
 class OfflineDISTS(DISTS):

@@ -240,3 +240,8 @@ def spread(values: Sequence[float], digits: int, sign: str = "") -> str:
 def ratio(value: float) -> str:
     """Return a ratio as a cell."""
     return f"{value:.2f} x"
+
+
+def megabytes(size: int) -> str:
+    """Return a number of bytes in MB as a cell."""
+    return f"{size / 1e6:.1f}" if size >= 1e7 else f"{size / 1e6:#.3g}"

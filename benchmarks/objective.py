@@ -47,6 +47,7 @@ from measure import (
     interleaved,
     machine,
     median_ratio,
+    megabytes,
     ratio,
     table,
 )
@@ -125,11 +126,6 @@ def row(title: str, cells: Mapping[str, str], ratios: Mapping[str, str]) -> list
     """Return a row: telecine, then each of the others with its ratio."""
     pairs = [(cells.get(name, NOT_AVAILABLE), ratios.get(name, NOT_AVAILABLE)) for name in (BASELINE, MAGVIT2)]
     return [title, cells[TELECINE], *pairs[0], *pairs[1]]
-
-
-def megabytes(size: int) -> str:
-    """Return a number of bytes as a cell."""
-    return f"{size / 1e6:.1f}" if size >= 1e7 else f"{size / 1e6:#.3g}"
 
 
 def work_table(setup: Setup, rounds: int) -> str:

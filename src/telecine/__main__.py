@@ -15,6 +15,8 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
+    # OpenMP reads it when PyTorch is loaded. Threads that spin while they wait take cores from those that compute.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     typed = sys.argv[1:] if arguments is None else [*arguments]
     try:
         from telecine.cli.commands import run  # needs libraries that may not be installed

@@ -1,7 +1,10 @@
 """Commands as a user types them."""
 
 import json
+import os
 import runpy
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -51,6 +54,27 @@ def error_of(capsys, *arguments):
     assert captured.err.startswith("telecine: error: ")
     assert captured.err.count("\n") == 1, "one error, one line"
     return captured.err
+
+
+@pytest.mark.parametrize(("chosen", "used"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_a_command_lets_threads_wait_without_a_core_before_pytorch_is_loaded(chosen, used):
+    code = """
+import os, subprocess, sys
+import telecine, telecine.settings
+from telecine.__main__ import main
+
+before = os.environ.get("OMP_WAIT_POLICY")
+try:
+    main(["--version"])
+except SystemExit:
+    pass
+assert "torch" not in sys.modules
+worker = subprocess.run(["printenv", "OMP_WAIT_POLICY"], capture_output=True, text=True, check=True)
+print(before, os.environ["OMP_WAIT_POLICY"], worker.stdout)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | chosen
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split()[-3:] == [str(chosen.get("OMP_WAIT_POLICY")), used, used], done.stderr
 
 
 @pytest.mark.slow

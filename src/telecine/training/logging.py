@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -19,6 +21,10 @@ ADVERSARIAL_SHARE = "train/adversarial_gradient_share"
 WIDE = 110
 # Weight of the newest update in the moving average of the time that an update takes.
 NEWEST_WEIGHT = 0.05
+# The nanoseconds that this thread ran, and those that it was ready and waited for a core.
+_SCHEDULE = Path("/proc/thread-self/schedstat")
+# Fraction of an interval, and seconds of the shortest one, which may span several records.
+_MAX_WAIT, _SHORTEST_INTERVAL = 0.2, 10.0
 
 
 class IntervalMeans:
@@ -54,11 +60,10 @@ class Monitor:
         self._seconds = 0.0
         self._last_update = time.perf_counter()
         self._last_line = time.monotonic()
-        elapsed = (TimeElapsedColumn(),) if console.width >= WIDE else ()
         self._progress = Progress(
             TextColumn("{task.completed}/{task.total}"),
             TextColumn("{task.fields[numbers]}"),
-            *elapsed,
+            *([TimeElapsedColumn()] if console.width >= WIDE else []),
             TimeRemainingColumn(),
             TextColumn("left"),
             BarColumn(bar_width=None),
@@ -99,6 +104,25 @@ class Monitor:
             return numbers
         numbers += f"  w {values['train/adaptive_weight']:.2f}" if values["train/adaptive_weight"] else ""
         return f"{numbers}  {self.clips_per_second:.1f} clips/s"
+
+
+class CoreWait:
+    """Says once that another process uses this machine, by how long this thread waited for a core. Linux only."""
+
+    def __init__(self) -> None:
+        self._is_over = not _SCHEDULE.exists()  # other systems lack it, and Linux can be built without it
+        self._time, self._waited = -math.inf, 0.0  # the first call starts the first interval
+
+    def describe(self) -> list[str]:
+        """Return a line for the console if more than a fifth of the interval that ends now was waited."""
+        now = time.monotonic()
+        if self._is_over or now - self._time < _SHORTEST_INTERVAL:
+            return []
+        waited = int(_SCHEDULE.read_text().split()[1]) / 1e9
+        fraction = (waited - self._waited) / (now - self._time)
+        self._time, self._waited, self._is_over = now, waited, fraction > _MAX_WAIT
+        line = f"another process uses this machine: training waited for a core for {fraction:.0%} of the time"
+        return [f"{line}; `OMP_NUM_THREADS=1` may be faster"] if self._is_over else []
 
 
 class ReconstructionGradient:

@@ -36,7 +36,7 @@ from telecine.training.distributed import any_rank, describe_processes, on_first
 from telecine.training.hub import create_repository, upload
 from telecine.training.interrupt import StopRequest, interrupt_on_signal
 from telecine.training.latents import describe_change, fill_latent_cache, measure_latents, open_cache
-from telecine.training.logging import Monitor
+from telecine.training.logging import CoreWait, Monitor
 from telecine.training.planning.capacity import MAX_ON_CPU, largest_batch
 from telecine.training.planning.speed import describe_on_cpu
 from telecine.training.resume import check_resumable, check_same_clips
@@ -74,6 +74,7 @@ class Trainer:
         self.console = console if self.is_main else Console(quiet=True)
         self._print(*describe_processes(self.accelerator, sharding=config.sharding))
         self._print(*describe_warmup(config.optimizer, config.steps))
+        self.core_wait = CoreWait()
         self.lock: RunLock | None = None
         on_first_process(lambda: self._take_lock(config.data, steal=steal_lock), self.accelerator)
         try:
@@ -288,6 +289,8 @@ class Trainer:
                 if self._is_due(config.log_every):
                     speed = {"train/lr": lr, "train/clips_per_second": monitor.clips_per_second}
                     self._add_record(self.state.log_means.pop() | speed)
+                    if self.accelerator.device.type == "cpu":
+                        self._print(*self.core_wait.describe())
                 if self._is_due(config.val_every):
                     self.validate(stop)
                 if self._is_due(config.save_every):
