@@ -204,6 +204,14 @@ def test_temporal_decoder_is_called_with_frames_and_their_number():
     torch.testing.assert_close(output.transpose(1, 2).flatten(0, 1), expected)
 
 
+def test_temporal_decoder_without_a_readable_signature(monkeypatch):
+    """The oldest supported diffusers wraps `decode` in a function of `*args` and `**kwargs`."""
+    raw = tiny_model("temporal_decoder")
+    decode = type(raw).decode
+    monkeypatch.setattr(type(raw), "decode", lambda self, *args, **kwargs: decode(self, *args, **kwargs))
+    DiffusersAutoencoder(raw).check_clip(3, 16, 16)
+
+
 @pytest.mark.parametrize("in_channels", [3, 4])
 def test_qwen_image21_may_have_an_alpha_channel(in_channels):
     raw, video = qwen_image21(in_channels), tiny_clip("qwen_image21")
