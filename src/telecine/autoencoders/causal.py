@@ -253,7 +253,7 @@ class CausalVAE(VideoAutoencoder):
             ValueError: The configuration is invalid, the weights do not match it, or telecine 0.1 wrote them.
         """
         config = saved_config(folder)
-        check_num_weights(lambda: cls(config), folder)
+        check_num_weights(lambda: cls(config), str(folder), folder)
         model = cls(config)
         mean, std = map(read_json(Path(folder) / CONFIG_FILE).get, CHANNEL_KEYS)
         model.latent_statistics = None if mean is None or std is None else LatentStatistics(mean, std)

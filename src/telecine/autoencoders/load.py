@@ -46,8 +46,10 @@ def load_autoencoder(
     is_config = folder.suffix == ".json"
     if not is_config and not Path(name_or_folder).is_dir() and not is_hub_name(str(name_or_folder)):
         contract = f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or a Hub name such as `owner/name`"
-        got = f"{str(name_or_folder)!r}, which does not exist"
-        raise argument_error("name_or_folder", contract, got, "Check the spelling.", FileNotFoundError)
+        is_file = Path(name_or_folder).is_file()
+        got = f"{str(name_or_folder)!r}, which {'is a file' if is_file else 'does not exist'}"
+        remedy = "Name the model's folder." if is_file else "Check the spelling."
+        raise argument_error("name_or_folder", contract, got, remedy, FileNotFoundError)
     from telecine.autoencoders.diffusers import DiffusersAutoencoder
 
     if is_config:

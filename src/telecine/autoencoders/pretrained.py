@@ -14,13 +14,21 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from telecine.base.checks import argument_error, nearest
+from telecine.base.checks import argument_error, nearest, shorten
+from telecine.base.devices import gigabytes, machine_memory
 from telecine.base.files import atomic_write, read_json
+from telecine.base.imports import CODE_ERRORS
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CLASS_KEY = "_class_name"
+_WEIGHTS_SUFFIXES = (".safetensors", ".bin")
+# Functions by which layers create their weights.
+_FACTORIES = (torch.empty, torch.full, torch.ones, torch.rand, torch.randn, torch.zeros)
+# More tensors than any autoencoder has; they are built in seconds.
+_MAX_TENSORS = 2**14
 # Modules that turn a latent into video; all others of an autoencoder compute the latent.
 DECODER = ("decoder", "post_quant_conv")
 # How many missing or mismatched weights an error lists.
@@ -79,17 +87,52 @@ def load_weights(model: nn.Module, folder: str | PathLike[str]) -> None:
     copy_state(weights, into=model, source=str(path))
 
 
-def check_num_weights(build: Callable[[], nn.Module], folder: str | PathLike[str]) -> None:
-    """Raise a `ValueError` if the model of `build` has more weights than the file in a folder has bytes.
+class _WithoutMemory(TorchFunctionMode):
+    """Creates weights on the meta device. Values that sizes are computed from, e.g. of `torch.tensor`, stay real."""
 
-    It is built without memory: a configuration from others may be of any size.
+    num_tensors = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in _FACTORIES:
+            kwargs["device"] = "meta"
+            self.num_tensors += 1
+            if self.num_tensors > _MAX_TENSORS:
+                raise ValueError(f"more than {_MAX_TENSORS} tensors")
+        return func(*args, **kwargs)
+
+
+def count_weights(build: Callable[[], nn.Module], source: str) -> int:
+    """Return the number of weights of the model of `build`, which is built without memory; no random number is drawn.
+
+    Raises:
+        ValueError: The configuration `source` builds no model, or one of more layers than any has.
     """
-    size = _require_file(Path(folder) / WEIGHTS_FILE).stat().st_size
-    with torch.device("meta"):
-        num_weights = sum(weight.numel() for weight in build().parameters())
-    if num_weights > size:
-        got = f"one of {num_weights} weights, with a file of {size} bytes"
-        raise argument_error(str(folder), "a configuration that its weights belong to", got, "Copy it again.")
+    try:
+        with torch.random.fork_rng(devices=[]), _WithoutMemory():
+            return sum(weight.numel() for weight in build().parameters())
+    except CODE_ERRORS as error:
+        got = f"one for which it raises {type(error).__name__}: {shorten(str(error))}"
+        raise argument_error(source, "a configuration that its class builds", got, "Correct it.") from error
+
+
+def check_num_weights(build: Callable[[], nn.Module], source: str, folder: str | PathLike[str] | None = None) -> None:
+    """Raise a `ValueError` if the model of `build` has more weights than a folder's files have bytes, or than fit here.
+
+    A configuration from others may be of any size.
+    """
+    num_weights, memory = count_weights(build, source), machine_memory()
+    files = [] if folder is None else [path for path in Path(folder).glob("*") if path.suffix in _WEIGHTS_SUFFIXES]
+    size = sum(path.stat().st_size for path in files)
+    if files and num_weights > size:
+        got = f"one of {num_weights} weights, with files of {size} bytes"
+        raise argument_error(source, "a configuration that its weights belong to", got, "Copy it again.")
+    if 4 * num_weights > memory:
+        contract = f"one whose weights fit into the {gigabytes(memory)} of this machine"
+        got = f"one with {num_weights}, of {gigabytes(4 * num_weights)}"
+        raise argument_error(source, contract, got, "Use a smaller one.")
 
 
 def copy_state(weights: Mapping[str, Tensor], *, into: nn.Module, source: str) -> None:

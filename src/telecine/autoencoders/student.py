@@ -22,6 +22,7 @@ from telecine.autoencoders.linear import LinearAutoencoder, fit_decoder
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import (
     CLASS_KEY,
+    CONFIG_FILE,
     check_num_weights,
     digest_of_encoder,
     load_config,
@@ -213,7 +214,7 @@ class StudentAutoencoder(VideoAutoencoder):
     def from_pretrained(cls, folder: str | PathLike[str], load: LoadTeacher) -> StudentAutoencoder:
         """Return the model that `save_pretrained` wrote, on the CPU; the teacher is not loaded yet."""
         config, teacher, others = _read_student(Path(folder))
-        check_num_weights(lambda: Decoder(config), folder)
+        check_num_weights(lambda: Decoder(config), str(folder), folder)
         model = cls(config, teacher, load, **others)
         load_weights(model, folder)
         return model
@@ -234,11 +235,14 @@ class StudentAutoencoder(VideoAutoencoder):
 
 def _read_student(folder: Path) -> tuple[CausalVAEConfig, str, dict[str, Any]]:
     """Return the decoder, the teacher and the other arguments of the student in a folder."""
-    known = (DECODER_KEY, TEACHER_KEY, DIGEST_KEY)
+    known = {DECODER_KEY: (dict, "a group of settings"), TEACHER_KEY: (str, "a text"), DIGEST_KEY: (str, "a text")}
     values = load_config(folder, StudentAutoencoder.__name__, [*known, *NORMALISATION_KEYS])
-    for key in known:
+    for key, (kind, contract) in known.items():
         if key not in values:
             raise argument_error(str(folder), f"a student's, with `{key}`", "one without it", "Copy it again.")
+        if not isinstance(values[key], kind):
+            name = f"{key} in {folder / CONFIG_FILE}"
+            raise argument_error(name, contract, describe(values[key]), "Copy it again.")
     settings, teacher, digest = (values.pop(key) for key in known)
     config = validate(CausalVAEConfig, settings, f"{DECODER_KEY}.")
     return config, _find_teacher(teacher, folder), {"digest": digest, "normalisation": values}

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 # What the code of a module raises if it is wrong or does not find what it needs. The line that failed is part of the
 # error about the setting, because the command line prints no traceback of a `ValueError` or an `OSError`.
-_FAILURES = (
+CODE_ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError),
     *(SyntaxError, TypeError, ValueError),
 )
@@ -66,7 +66,7 @@ def import_allowed(path: str, name: str) -> object:
     try:
         imported = importlib.import_module(module)
         found = getattr(imported, attribute, _MISSING)  # may import, too, if the module has a `__getattr__`
-    except _FAILURES as error:
+    except CODE_ERRORS as error:
         raise argument_error(name, "importable", repr(path), _why(error, path)) from error
     if found is _MISSING:
         remedy = nearest(attribute, dir(imported)) or "Check the spelling."
