@@ -223,6 +223,7 @@ class StudentAutoencoder(VideoAutoencoder):
     def without_weights(cls, folder: str | PathLike[str], build: LoadTeacher) -> StudentAutoencoder:
         """Return the model in a folder with random weights and the teacher of `build`, whatever that one's weights."""
         config, teacher, others = _read_student(Path(folder))
+        check_num_weights(lambda: Decoder(config), str(folder))
         model = cls(config, teacher, build, **others)
         model._frozen = Frozen(model._load_teacher())
         return model

@@ -16,6 +16,7 @@ from torch.optim import AdamW
 from telecine.autoencoders import CausalVAE, VideoAutoencoder, as_video_autoencoder
 from telecine.autoencoders.causal import saved_config
 from telecine.autoencoders.load import class_in, folder_of, is_causal_vae, load_model_or_run
+from telecine.autoencoders.pretrained import check_num_weights
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.devices import pick_device
@@ -89,12 +90,12 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
 def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencoder:
     """Return the autoencoder of a name, see `TrainConfig.model`, or of `config`, with random weights."""
     if name is None:
-        return CausalVAE(config)
+        return _new_causal_vae(config, "causal_vae")
     checkpoint = find_checkpoint(Path(name))
     source = name if checkpoint is None else str(checkpoint / "ema")
     folder = folder_of(source, with_weights=False)
     if is_causal_vae(folder):
-        return CausalVAE(saved_config(folder))
+        return _new_causal_vae(saved_config(folder), str(folder))
     if class_in(folder) == StudentAutoencoder.__name__:
         return StudentAutoencoder.without_weights(folder, lambda teacher: without_weights(teacher, config))
     from telecine.autoencoders.diffusers import DiffusersAutoencoder
@@ -103,6 +104,11 @@ def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencod
     if source.endswith(".json"):
         return DiffusersAutoencoder.from_config(source)
     return DiffusersAutoencoder.from_config(find_config(source, subfolder=None, revision=None)[0])
+
+
+def _new_causal_vae(config: CausalVAEConfig, source: str) -> CausalVAE:
+    check_num_weights(lambda: CausalVAE(config), source)
+    return CausalVAE(config)
 
 
 def build_objective(
