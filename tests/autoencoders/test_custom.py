@@ -1,5 +1,9 @@
 """Any module with a `forward` becomes a `VideoAutoencoder`."""
 
+import json
+import sys
+from importlib import import_module
+
 import pytest
 import torch
 from diffusers import ModelMixin
@@ -12,8 +16,13 @@ from telecine.autoencoders import (
     Reconstruction,
     VideoAutoencoder,
     as_video_autoencoder,
+    load_autoencoder,
 )
+from telecine.autoencoders.custom import build_custom
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
+from telecine.autoencoders.pretrained import save_model
+from telecine.base import imports
+from telecine.base.imports import allow_code
 from telecine.settings import TrainableConfig
 from telecine.training.trainable import select_trainable
 
@@ -153,6 +162,131 @@ def test_another_output_size_is_refused():
     model = CustomAutoencoder(nn.AvgPool3d(2))
     with pytest.raises(ValueError, match=r"`the reconstruction` must be of the video's shape \(1, 3, 2, 4, 4\)"):
         model(clip())
+
+
+PACKAGE = """
+from diffusers import ModelMixin, ConfigMixin
+from diffusers.configuration_utils import register_to_config
+from torch import nn
+
+
+class Tiny(nn.Module):
+    def __init__(self, width=4, kernel=1):
+        super().__init__()
+        self.config = {"width": width, "kernel": kernel}
+        self.layers = nn.Sequential(nn.Conv3d(3, width, kernel), nn.Conv3d(width, 3, 1))
+
+    def forward(self, video):
+        return self.layers(video)
+
+
+class Undeclared(Tiny):
+    def __init__(self, width=4):
+        super().__init__(width)
+        del self.config
+
+
+class Bare(Tiny):
+    def __init__(self):
+        super().__init__(5)
+        del self.config
+
+
+class Unplain(Tiny):
+    def __init__(self, width=4):
+        super().__init__(width)
+        self.config["width"] = object()
+
+
+class Wrong(Tiny):
+    def __init__(self, width=4):
+        super().__init__(width)
+        self.config = {"height": 3}
+
+
+class OfDiffusers(ModelMixin, ConfigMixin):
+    @register_to_config
+    def __init__(self, width=4):
+        super().__init__()
+        self.layer = nn.Conv3d(3, 3, 1)
+
+    def forward(self, video):
+        return self.layer(video)
+
+
+class NoModule:
+    pass
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Return a module that is not allowed, with autoencoders; what the test allows is forgotten."""
+    monkeypatch.setattr(imports, "_allowed", {*imports._allowed})
+    (tmp_path / "mine_of_tests.py").write_text(PACKAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield import_module("mine_of_tests")
+    sys.modules.pop("mine_of_tests")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("Tiny", {"width": 6}), ("Bare", {}), ("OfDiffusers", {"width": 6})],
+)
+def test_a_saved_module_is_loaded_by_the_path_of_its_class(package, tmp_path, name, arguments):
+    module = getattr(package, name)(**arguments)
+    as_video_autoencoder(module).save_pretrained(tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert (config["_class_name"], config["_class_path"]) == (name, f"mine_of_tests.{name}")
+    with pytest.raises(ValueError, match=r"`_class_path in .*add `--allow_code mine_of_tests`, or call"):
+        load_autoencoder(tmp_path / "model")
+    allow_code("mine_of_tests")
+    loaded = load_autoencoder(tmp_path / "model")
+    assert type(loaded.module) is type(module)
+    assert torch.equal(loaded(clip()).video, module(clip()))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Undeclared", r"Give mine_of_tests\.Undeclared an attribute `config`, a dict of its arguments"),
+        ("Unplain", "an attribute `config`, a dict of its arguments"),
+        (
+            "Wrong",
+            r"those of mine_of_tests\.Wrong, but got \{'height': 3\}, with which it raises TypeError: .*'height'",
+        ),
+    ],
+)
+def test_a_module_that_does_not_declare_its_arguments(package, tmp_path, name, message):
+    as_video_autoencoder(getattr(package, name)()).save_pretrained(tmp_path)
+    allow_code("mine_of_tests")
+    with pytest.raises(ValueError, match=message):
+        load_autoencoder(tmp_path)
+
+
+def test_a_class_that_cannot_be_imported(tmp_path):
+    class Local(Compressor):
+        pass
+
+    as_video_autoencoder(Local()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"a class that can be imported, .*Move the class to a file"):
+        load_autoencoder(tmp_path)
+
+
+def test_no_module(package):
+    allow_code("mine_of_tests")
+    with pytest.raises(ValueError, match=r"`model` must be a class of `torch\.nn\.Module`, .*NoModule, which is none"):
+        build_custom("mine_of_tests.NoModule", {}, "model")
+
+
+def test_a_module_that_an_older_version_saved(tmp_path):
+    save_model(Compressor(), {}, tmp_path)
+    with pytest.raises(
+        ValueError, match=r"only the name 'Compressor', of an older version\. In Python, pass the module"
+    ):
+        load_autoencoder(tmp_path)
+    model = as_video_autoencoder(Compressor())
+    model.load_weights(tmp_path)
 
 
 def test_gradient_checkpointing_without_support_is_refused():

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
 from functools import partial
 from os import PathLike
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,11 +17,16 @@ from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder
 from telecine.autoencoders.latent import LatentStatistics, Normalisation, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder
 from telecine.autoencoders.lora import merge_low_rank
-from telecine.autoencoders.pretrained import load_weights, save_model
-from telecine.base.checks import argument_error, describe
+from telecine.autoencoders.pretrained import CONFIG_FILE, load_weights, save_model
+from telecine.base.checks import argument_error, describe, shorten
+from telecine.base.files import read_json, write_json
+from telecine.base.imports import CODE_ERRORS, import_allowed, is_dotted, origin_of
 from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Video
+
+# Keys of the `config.json` beside a custom module's weights: the dotted path of its class, and the arguments of that.
+CLASS_PATH_KEY, ARGUMENTS_KEY = "_class_path", "_arguments"
 
 
 def as_video_autoencoder(module: nn.Module) -> VideoAutoencoder:
@@ -55,6 +63,8 @@ class CustomAutoencoder(VideoAutoencoder):
     - `latent_normalisation()` and `set_latent_statistics(statistics)`: see `VideoAutoencoder`. Default: none.
     - `enable_gradient_checkpointing()` and `enable_temporal_chunks(num_frames)`. Default: not supported.
     - `linear_autoencoder(num_frames, height, width)`: see `VideoAutoencoder`. Default: None.
+    - `config`: a dict of the arguments of the module's class, from which commands build it to load its weights; keys
+      that begin with `_` do not count. Default: no arguments, if the class has none.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -129,10 +139,54 @@ class CustomAutoencoder(VideoAutoencoder):
         """Write the module's weights, low-rank updates merged, with its own `save_pretrained` if it has one."""
         module = merge_low_rank(self.module)
         getattr(module, "save_pretrained", partial(save_model, module, {}))(folder)
+        if Path(folder).is_dir():
+            _name_class(module, Path(folder) / CONFIG_FILE)
 
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy the weights in `folder` into the module, with its own `load_weights` if it has one."""
         getattr(self.module, "load_weights", partial(load_weights, self.module))(folder)
+
+
+def _name_class(module: nn.Module, file: Path) -> None:
+    """Add the class of a module and its arguments to its configuration."""
+    found = read_json(file) if file.is_file() else {}
+    write_json(file, found | {CLASS_PATH_KEY: origin_of(module), ARGUMENTS_KEY: _declared_arguments(module)})
+
+
+def _declared_arguments(module: nn.Module) -> dict[str, Any] | None:
+    """Return the arguments of a module's class, as JSON has them; None if the module does not declare them."""
+    config = getattr(module, "config", None)
+    if not isinstance(config, Mapping):
+        return None if inspect.signature(type(module)).parameters else {}
+    try:
+        found = json.loads(json.dumps(dict(config)))
+    except (TypeError, ValueError):
+        return None
+    return {name: value for name, value in found.items() if not name.startswith("_")}
+
+
+def build_custom(path: object, arguments: object, source: str) -> VideoAutoencoder:
+    """Return a module of the class at a dotted path, which `source` names, with new weights.
+
+    Raises:
+        ValueError: The class cannot be imported or is not allowed, see `allow_code`; its arguments are not known; or it
+            is no module.
+    """
+    if not isinstance(path, str) or not is_dotted(path) or path.startswith("__main__."):
+        remedy = "Move the class to a file of its own; in Python, pass the module itself in the place of the folder."
+        raise argument_error(source, "a class that can be imported", describe(path), remedy)
+    found = import_allowed(path, source)
+    if not isinstance(arguments, dict):
+        remedy = f"Give {path} an attribute `config`, a dict of its arguments; in Python, pass the module itself."
+        raise argument_error(f"the arguments of {source}", "those of the class", "none", remedy)
+    try:
+        module = found(**arguments) if callable(found) else found
+        if isinstance(module, nn.Module):
+            return as_video_autoencoder(module)
+    except CODE_ERRORS as error:
+        got = f"{shorten(repr(arguments))}, with which it raises {type(error).__name__}: {error}"
+        raise argument_error(f"the arguments of {source}", f"those of {path}", got, "Correct them.") from error
+    raise argument_error(source, "a class of `torch.nn.Module`", f"{path}, which is none", "Name another.")
 
 
 def _reconstruct(module: nn.Module, video: Video, options: dict[str, bool]) -> Video:

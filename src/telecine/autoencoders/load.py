@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from telecine.autoencoders.causal import CausalVAE
+from telecine.autoencoders.custom import ARGUMENTS_KEY, CLASS_PATH_KEY, build_custom
 from telecine.autoencoders.interface import VideoAutoencoder
 from telecine.autoencoders.pretrained import CLASS_KEY, CONFIG_FILE, WEIGHTS_FILE
 from telecine.autoencoders.student import StudentAutoencoder
@@ -15,19 +16,17 @@ from telecine.base.files import read_json
 from telecine.base.imports import how_to_install
 from telecine.runs.checkpoints import check_model, find_checkpoint
 
-if TYPE_CHECKING:
-    from telecine.autoencoders.diffusers import DiffusersAutoencoder
-
 
 def load_autoencoder(
     name_or_folder: str | PathLike[str], *, subfolder: str | None = None, revision: str | None = None
-) -> CausalVAE | StudentAutoencoder | DiffusersAutoencoder:
+) -> VideoAutoencoder:
     """Return the autoencoder of a folder or a Hub name, on the CPU, in float32 and training mode.
 
     Args:
         name_or_folder: A folder that `save_pretrained` of telecine or diffusers wrote, a pipeline's folder, or the name
             of a model on the Hugging Face Hub, such as "Wan-AI/Wan2.1-T2V-1.3B-Diffusers". A `.json` file is a
-            diffusers configuration; its model has random weights.
+            diffusers configuration; its model has random weights. The class of a custom module must be in a package
+            that `telecine.allow_code` allows.
         subfolder: Subfolder of the model. Default: "vae" for a whole pipeline.
         revision: Branch, tag or commit on the Hub.
 
@@ -43,6 +42,11 @@ def load_autoencoder(
         return CausalVAE.from_pretrained(folder)
     if class_in(folder) == StudentAutoencoder.__name__:
         return StudentAutoencoder.from_pretrained(folder, load_model_or_run)
+    if names_custom_module(folder):
+        model = build_custom_in(folder)
+        model.load_weights(folder)
+        return model
+    _check_not_older(folder)
     is_config = folder.suffix == ".json"
     if not is_config and not Path(name_or_folder).is_dir() and not is_hub_name(str(name_or_folder)):
         contract = f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or a Hub name such as `owner/name`"
@@ -82,7 +86,8 @@ def folder_of(
         config = Path(hf_hub_download(name, CONFIG_FILE, subfolder=subfolder, revision=revision))
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
         return folder  # it may be a pipeline; else the request of diffusers fails, too, and its error is explained
-    if class_in(config.parent) in (CausalVAE.__name__, StudentAutoencoder.__name__):
+    is_ours = class_in(config.parent) in (CausalVAE.__name__, StudentAutoencoder.__name__)
+    if is_ours or names_custom_module(config.parent):
         files = ["*.json", "*.safetensors"] if with_weights else ["*.json"]
         return Path(snapshot_download(name, revision=revision, allow_patterns=files)) / (subfolder or "")
     return folder
@@ -100,9 +105,36 @@ def is_causal_vae(folder: Path) -> bool:
 
 
 def class_in(folder: Path) -> object:
-    """Return the class name in a folder's configuration, or None if it has none."""
+    """Return the class name in a folder's configuration; None if it has none, or is that of a custom module."""
+    return None if names_custom_module(folder) else _config_in(folder).get(CLASS_KEY)
+
+
+def _config_in(folder: Path) -> dict[str, Any]:
     config = folder / CONFIG_FILE
-    return read_json(config).get(CLASS_KEY) if config.is_file() else None
+    return read_json(config) if config.is_file() else {}
+
+
+def names_custom_module(folder: Path) -> bool:
+    """Return whether a folder's configuration has the dotted path of a custom module's class."""
+    return CLASS_PATH_KEY in _config_in(folder)
+
+
+def build_custom_in(folder: Path) -> VideoAutoencoder:
+    """Return the custom module of a folder with new weights; see `build_custom`."""
+    config = _config_in(folder)
+    return build_custom(config[CLASS_PATH_KEY], config.get(ARGUMENTS_KEY), f"{CLASS_PATH_KEY} in {folder}")
+
+
+def _check_not_older(folder: Path) -> None:
+    """Raise a `ValueError` for a custom module that an older version saved, without the path of its class."""
+    name = _config_in(folder).get(CLASS_KEY)
+    if name is not None and (folder / WEIGHTS_FILE).is_file():
+        contract, got = (
+            "a model whose class is known by its path",
+            f"one with only the name {name!r}, of an older version",
+        )
+        remedy = "In Python, pass the module itself, after `as_video_autoencoder(module).load_weights(folder)`."
+        raise argument_error(str(folder), contract, got, remedy)
 
 
 def is_hub_name(text: str) -> bool:

@@ -78,8 +78,10 @@ def load_config(folder: str | PathLike[str], class_name: str, known: Iterable[st
 
 
 def load_weights(model: nn.Module, folder: str | PathLike[str]) -> None:
-    """Copy a folder's weights into `model`."""
-    path = _require_file(Path(folder) / WEIGHTS_FILE)
+    """Copy a folder's weights into `model`: those of `WEIGHTS_FILE`, or of the only safetensors file."""
+    path = Path(folder) / WEIGHTS_FILE
+    others = [*Path(folder).glob("*.safetensors")]
+    path = _require_file(path if path.is_file() or len(others) != 1 else others[0])
     try:
         weights = load_file(path)
     except SafetensorError as error:

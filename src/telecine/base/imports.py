@@ -93,6 +93,11 @@ def is_dotted(path: str) -> bool:
     return "." in path and all(part.isidentifier() for part in path.split("."))
 
 
+def is_class_path(path: str) -> bool:
+    """Return whether a text can be the dotted path of a class, by the last name's capital."""
+    return is_dotted(path) and path.rpartition(".")[2][:1].isupper()
+
+
 def _why(error: BaseException, path: str) -> str:
     """Return why a module could not be imported, with the last line of its package that was run, and what to do."""
     if isinstance(error, ModuleNotFoundError) and f"{path}.".startswith(f"{error.name}."):

@@ -119,7 +119,7 @@ def run_data(settings: TrainConfig, path: str, *, output: str = "data_report", n
     console.print(f"written to {page.parent}; open {page} in a browser", soft_wrap=True)
 
 
-@command(EvaluateConfig)
+@command(EvaluateConfig, runs_code=True)
 def run_evaluate(
     settings: EvaluateConfig,
     checkpoint: str | None = None,
@@ -153,7 +153,7 @@ def run_evaluate(
         console.print(f"written to {output}", soft_wrap=True)
 
 
-@command(ReconstructConfig)
+@command(ReconstructConfig, runs_code=True)
 def run_reconstruct(settings: ReconstructConfig, checkpoint: str, video: str, *, output: str) -> None:
     """Encode and decode a video with an autoencoder, and write the result.
 
@@ -168,7 +168,7 @@ def run_reconstruct(settings: ReconstructConfig, checkpoint: str, video: str, *,
     console.print(f"wrote {output}, PSNR {psnr:.2f} dB", soft_wrap=True)
 
 
-@command(LatentsConfig)
+@command(LatentsConfig, runs_code=True)
 def run_latents(settings: LatentsConfig, models: list[str], *, output: str = "latents") -> None:
     """Measure the latent spaces of autoencoders (channels, spectrum, equivariance, noise, drift), on a page.
 

@@ -15,11 +15,20 @@ from torch.optim import AdamW
 
 from telecine.autoencoders import CausalVAE, VideoAutoencoder, as_video_autoencoder
 from telecine.autoencoders.causal import saved_config
-from telecine.autoencoders.load import class_in, folder_of, is_causal_vae, load_model_or_run
+from telecine.autoencoders.custom import build_custom
+from telecine.autoencoders.load import (
+    build_custom_in,
+    class_in,
+    folder_of,
+    is_causal_vae,
+    load_model_or_run,
+    names_custom_module,
+)
 from telecine.autoencoders.pretrained import check_num_weights
 from telecine.autoencoders.student import StudentAutoencoder
-from telecine.base.checks import argument_error
+from telecine.base.checks import argument_error, describe
 from telecine.base.devices import pick_device
+from telecine.base.imports import is_class_path
 from telecine.discriminators import (
     ConditionalDiscriminator,
     Discriminator,
@@ -87,13 +96,37 @@ def build_autoencoder(config: TrainConfig, own: nn.Module | None = None) -> Vide
     return model.train()
 
 
+def custom_module(config: TrainConfig) -> VideoAutoencoder | None:
+    """Return the custom module that `config.model` names, by its class, its folder or its run; None for another model.
+
+    Raises:
+        ValueError: Its class cannot be built, see `build_custom`; or arguments are given to another model.
+    """
+    if config.model is not None and is_class_path(config.model) and not Path(config.model).exists():
+        return build_custom(config.model, config.model_arguments, "model")
+    if config.model_arguments:
+        contract = "left out unless `model` is the dotted path of a class"
+        raise argument_error("model_arguments", contract, describe(config.model_arguments), "Remove it.")
+    if config.model is None or not names_custom_module(folder := _folder_without_weights(config.model)[1]):
+        return None
+    return build_custom_in(folder) if config.random_weights else load_model_or_run(config.model)
+
+
+def _folder_without_weights(name: str) -> tuple[str, Path]:
+    """Return the model of a name, of a run its averaged weights, and its folder, without weights on the Hub."""
+    checkpoint = find_checkpoint(Path(name))
+    source = name if checkpoint is None else str(checkpoint / "ema")
+    return source, folder_of(source, with_weights=False)
+
+
 def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencoder:
     """Return the autoencoder of a name, see `TrainConfig.model`, or of `config`, with random weights."""
     if name is None:
         return _new_causal_vae(config, "causal_vae")
-    checkpoint = find_checkpoint(Path(name))
-    source = name if checkpoint is None else str(checkpoint / "ema")
-    folder = folder_of(source, with_weights=False)
+    source, folder = _folder_without_weights(name)
+    if is_class_path(name) or names_custom_module(folder):
+        remedy = "Use `telecine train --dry_run`, which measures one update."
+        raise argument_error("model", "one of telecine or diffusers to be planned", f"{name}, a custom module", remedy)
     if is_causal_vae(folder):
         return _new_causal_vae(saved_config(folder), str(folder))
     if class_in(folder) == StudentAutoencoder.__name__:
