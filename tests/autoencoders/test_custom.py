@@ -1,5 +1,6 @@
 """Any module with a `forward` becomes a `VideoAutoencoder`."""
 
+import copy
 import json
 import sys
 from importlib import import_module
@@ -367,3 +368,53 @@ def test_a_subclass_of_a_diffusers_class_is_called_by_its_forward():
         pass
 
     assert isinstance(as_video_autoencoder(Subclass()), CustomAutoencoder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_module(tmp_path, in_place):
+    """Sizes and the last layer are found without compiled code; a copy and what is saved are those of the module."""
+    calls = []
+
+    def backend(graph, inputs):
+        calls.append(tuple(inputs[-1].shape))
+        return graph.forward
+
+    torch._dynamo.reset()
+    module = Compressor()
+    expected = module(clip())
+    compiled = module if in_place else torch.compile(module, backend=backend)
+    if in_place:
+        module.compile(backend=backend)
+    model = as_video_autoencoder(compiled)
+    model.check_clip(2, 4, 4)
+    assert model.last_layer is module.decoder[1].weight
+    assert not calls
+    torch.testing.assert_close(model(clip()).video, expected)
+    assert calls
+    torch.testing.assert_close(copy.deepcopy(model)(clip()).video, expected)
+    model.save_pretrained(tmp_path)
+    loaded = as_video_autoencoder(Compressor())
+    loaded.load_weights(tmp_path)
+    torch.testing.assert_close(loaded(clip()).video, expected)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_of_telecine_is_refused():
+    with pytest.raises(
+        ValueError, match=r"`autoencoder` must be compiled only if it is a module of your own, .*AutoencoderKLWan"
+    ):
+        as_video_autoencoder(torch.compile(tiny_model("wan")))
+
+
+def test_a_module_without_a_layer(tmp_path):
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3, 1, 1, 1))
+
+        def forward(self, video):
+            return self.scale * video
+
+    with pytest.raises(ValueError, match=r"`last_layer` must be a member of Functional, .*no layer with a weight"):
+        as_video_autoencoder(Functional()).last_layer  # noqa: B018

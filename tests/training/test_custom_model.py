@@ -2,9 +2,11 @@
 
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 from telecine import EvaluateConfig, ReconstructConfig, evaluate, reconstruct
 from telecine.autoencoders import load_autoencoder
@@ -90,6 +92,16 @@ def test_a_module_in_the_place_of_a_folder(tiny, package, tmp_path):
     report = measure_latent_spaces([module], LatentsConfig(**clips))
     assert report.models[0].title == "Tiny"
     assert report.models[0].shape == [4, 5, 8, 8]
+
+
+@pytest.mark.slow
+def test_a_compiled_module_is_trained_and_resumed(tiny, package):
+    allow_code(NAME)
+    torch._dynamo.reset()
+    module = import_module(NAME).Tiny
+    for steps in (2, 4):
+        train(tiny(steps=steps, save_every=2), autoencoder=torch.compile(module(), backend="aot_eager"))
+    assert load_autoencoder(find_checkpoint(Path(tiny().output_dir)) / "ema").module.config == {"width": 4}
 
 
 def test_arguments_of_another_model(tiny):

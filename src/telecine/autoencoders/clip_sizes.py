@@ -6,7 +6,9 @@ sizes without an error.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import cached_property
 from itertools import chain, islice, pairwise
 from typing import Any, TypeAlias
@@ -69,7 +71,10 @@ def output_shape(reconstruct: nn.Module, size: Size, *, on_meta: bool) -> torch.
         named = chain(reconstruct.named_parameters(), reconstruct.named_buffers())
         tensors = {name: torch.empty_like(tensor, device=device) for name, tensor in named}
     devices = [device.index or 0] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), autocast_off(device):
+    # Nothing is compiled before this module is imported. Compiled code would be compiled anew for each size.
+    is_compiling = "torch._dynamo" in sys.modules
+    eager = torch.compiler.set_stance("force_eager") if is_compiling else nullcontext()
+    with eager, torch.random.fork_rng(devices=devices), autocast_off(device):
         return functional_call(reconstruct, tensors, (torch.zeros(1, 3, *size, device=device),)).shape
 
 
@@ -152,6 +157,10 @@ class ClipSizes:
         finally:
             for hook in hooks:
                 hook.remove()
+        if not called:
+            name = type(self.model).__name__
+            contract, got = f"a member of {name}, where gradients are compared", "no layer with a weight that is called"
+            raise argument_error("last_layer", contract, got, "Give the module the weight as `last_layer`.")
         return called[-1]
 
     def check(self, num_frames: int, height: int, width: int) -> None:

@@ -33,14 +33,29 @@ def as_video_autoencoder(module: nn.Module) -> VideoAutoencoder:
     """Return `module` as a `VideoAutoencoder`, unchanged if it is one.
 
     A diffusers model becomes a `DiffusersAutoencoder`, every other module a `CustomAutoencoder`.
+
+    Raises:
+        ValueError: `torch.compile` returned the module, and it is not a custom one.
     """
+    plain = _without_compile(module)
+    is_diffusers = type(plain).__module__.startswith("diffusers.")
+    if not isinstance(plain, VideoAutoencoder) and not is_diffusers:
+        return CustomAutoencoder(module)
+    if plain is not module:
+        contract, remedy = "compiled only if it is a module of your own", "Pass it without `torch.compile`."
+        raise argument_error("autoencoder", contract, f"a compiled {type(plain).__name__}", remedy)
     if isinstance(module, VideoAutoencoder):
         return module
-    if type(module).__module__.startswith("diffusers."):
-        from telecine.autoencoders.diffusers import DiffusersAutoencoder
+    from telecine.autoencoders.diffusers import DiffusersAutoencoder
 
-        return DiffusersAutoencoder(module)
-    return CustomAutoencoder(module)
+    return DiffusersAutoencoder(module)
+
+
+def _without_compile(module: nn.Module) -> nn.Module:
+    """Return the module that `torch.compile` was called with, if it returned this one."""
+    plain = getattr(module, "_orig_mod", module)
+    assert isinstance(plain, nn.Module)
+    return plain
 
 
 class CustomAutoencoder(VideoAutoencoder):
@@ -69,10 +84,12 @@ class CustomAutoencoder(VideoAutoencoder):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module = module
-        self.options = {"sample_posterior", "generator"} & set(inspect.signature(module.forward).parameters)
+        self.module = _without_compile(module)
+        # What `torch.compile` returned has the same weights; PyTorch does not find a module inside a tuple.
+        self._compiled = () if self.module is module else (module,)
+        self.options = {"sample_posterior", "generator"} & set(inspect.signature(self.module.forward).parameters)
         deterministic = {"sample_posterior": False} if "sample_posterior" in self.options else {}
-        self.sizes = ClipSizes(module, partial(_reconstruct, options=deterministic))
+        self.sizes = ClipSizes(self.module, partial(_reconstruct, options=deterministic))
 
     def forward(
         self,
@@ -91,7 +108,8 @@ class CustomAutoencoder(VideoAutoencoder):
             remedy = "Leave it out: the module's `forward` encodes."
             raise argument_error("posterior", "None for a custom module", describe(posterior), remedy)
         arguments = {"sample_posterior": sample_posterior, "generator": generator}
-        result = _as_reconstruction(self.module(video, **{name: arguments[name] for name in self.options}))
+        (module,) = self._compiled or (self.module,)
+        result = _as_reconstruction(module(video, **{name: arguments[name] for name in self.options}))
         if result.video.shape != video.shape:
             contract = f"of the video's shape {tuple(video.shape)}"
             raise argument_error("the reconstruction", contract, result.video, "Use clips of a size that it accepts.")
@@ -145,6 +163,10 @@ class CustomAutoencoder(VideoAutoencoder):
     def load_weights(self, folder: str | PathLike[str]) -> None:
         """Copy the weights in `folder` into the module, with its own `load_weights` if it has one."""
         getattr(self.module, "load_weights", partial(load_weights, self.module))(folder)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for a copy, which is not compiled."""
+        return {**self.__dict__, "_compiled": ()}
 
 
 def _name_class(module: nn.Module, file: Path) -> None:

@@ -223,8 +223,6 @@ def _accelerate_networks(
         perceptual = loss.perceptual.distance
         for network in networks if perceptual is None else [*networks, perceptual.distance]:
             network.compile(backend=dynamo_backend)
-        # The gradients of several terms are taken through the same graph, so its buffers must outlive the first.
-        torch._functorch.config.donated_buffer = False
 
 
 def build_state(
