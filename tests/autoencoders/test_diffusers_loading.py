@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from telecine.autoencoders import load_autoencoder, pretrained
 from telecine.autoencoders.diffusers import DiffusersAutoencoder
-from telecine.autoencoders.pretrained import count_weights
+from telecine.autoencoders.pretrained import check_num_weights
 
 from .tiny_models import TINY_MODELS, adapter, every_model, tiny_clip, tiny_model
 
@@ -111,7 +111,7 @@ def test_counting_weights_draws_nothing(tmp_path):
 @every_model
 def test_weights_are_counted_without_memory(name):
     build = TINY_MODELS[name]
-    assert count_weights(build, "config") == sum(weight.numel() for weight in build().parameters())
+    assert check_num_weights(build, "config") == sum(weight.numel() for weight in build().parameters())
 
 
 def test_diffusers_prints_nothing_of_a_file(tmp_path, capfd):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from telecine.autoencoders.interface import VideoAutoencoder
 from telecine.base.checks import argument_error
 from telecine.base.precision import autocast_off
 from telecine.base.shapes import Video
@@ -191,6 +192,28 @@ class ClipSizes:
         around = below + list(islice(self._lengths_from(max(num_frames, 1)), 3 - len(below)))
         nearest = min(around, key=lambda length: abs(length - num_frames))
         return size_error("num_frames", num_frames, accepted=_lengths(around), nearest=nearest)
+
+
+class ProbedAutoencoder(VideoAutoencoder):
+    """An autoencoder whose accepted sizes and last layer are found by passing tiny clips through it."""
+
+    sizes: ClipSizes
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weight of the decoder's last convolution or linear layer."""
+        return self.sizes.last_layer
+
+    def check_clip(self, num_frames: int, height: int, width: int) -> None:
+        """Raise a `ValueError` with the nearest accepted value unless clips of this size are reproduced.
+
+        The first check of a size passes a clip through the model, which must not be sharded yet.
+        """
+        self.sizes.check(num_frames, height, width)
+
+    def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
+        """Return the smallest accepted size that is at least this large; raise a `ValueError` if there is none."""
+        return self.sizes.cover(num_frames, height, width)
 
 
 def _lengths(lengths: list[int]) -> str:

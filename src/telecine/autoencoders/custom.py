@@ -12,10 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from telecine.autoencoders.clip_sizes import ClipSizes
+from telecine.autoencoders.clip_sizes import ClipSizes, ProbedAutoencoder
 from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder
-from telecine.autoencoders.latent import LatentStatistics, Normalisation, Posterior
-from telecine.autoencoders.linear import LinearAutoencoder
+from telecine.autoencoders.latent import Posterior
 from telecine.autoencoders.lora import merge_low_rank
 from telecine.autoencoders.pretrained import CONFIG_FILE, load_weights, save_model
 from telecine.base.checks import argument_error, describe, shorten
@@ -25,6 +24,11 @@ from telecine.base.precision import at_least_float32
 from telecine.base.randomness import Generators
 from telecine.base.shapes import Video
 
+# Methods of a module that replace those of its `CustomAutoencoder`.
+_METHODS = (
+    *("check_clip", "covering_clip", "decode", "enable_gradient_checkpointing", "enable_temporal_chunks"),
+    *("latent_normalisation", "linear_autoencoder", "set_latent_statistics"),
+)
 # Keys of the `config.json` beside a custom module's weights: the dotted path of its class, and the arguments of that.
 CLASS_PATH_KEY, ARGUMENTS_KEY = "_class_path", "_arguments"
 
@@ -37,7 +41,7 @@ def as_video_autoencoder(module: nn.Module) -> VideoAutoencoder:
     Raises:
         ValueError: `torch.compile` returned the module, and it is not a custom one.
     """
-    plain = _without_compile(module)
+    plain = getattr(module, "_orig_mod", module)  # that `torch.compile` was called with
     is_diffusers = type(plain).__module__.startswith("diffusers.")
     if not isinstance(plain, VideoAutoencoder) and not is_diffusers:
         return CustomAutoencoder(module)
@@ -51,14 +55,7 @@ def as_video_autoencoder(module: nn.Module) -> VideoAutoencoder:
     return DiffusersAutoencoder(module)
 
 
-def _without_compile(module: nn.Module) -> nn.Module:
-    """Return the module that `torch.compile` was called with, if it returned this one."""
-    plain = getattr(module, "_orig_mod", module)
-    assert isinstance(plain, nn.Module)
-    return plain
-
-
-class CustomAutoencoder(VideoAutoencoder):
+class CustomAutoencoder(ProbedAutoencoder):
     """A user's module that reconstructs video, with the methods that training needs.
 
     The module's `forward(video)` maps `(B, 3, T, H, W)` in [-1, 1] to a reconstruction of the same shape, which is not
@@ -67,29 +64,20 @@ class CustomAutoencoder(VideoAutoencoder):
     parameter `sample_posterior` or `generator`, it is passed: `sample_posterior` is false in validation; `generator`
     holds one generator for each clip, so that a run draws the same noise on one device and on many.
 
-    Optional members of the module replace the defaults:
-
-    - `last_layer`: weight for the adaptive weight. Default: the weight of the layer that is called last.
-    - `check_clip(num_frames, height, width)` and `covering_clip(num_frames, height, width)`: see `VideoAutoencoder`.
-      Default: run tiny clips through the module, see `ClipSizes`.
-    - `save_pretrained(folder)` and `load_weights(folder)`. Default: the state dict as safetensors.
-    - `decode(latent)`: the video of a latent, for terms of the loss that decode a changed latent. Default: not
-      supported.
-    - `latent_normalisation()` and `set_latent_statistics(statistics)`: see `VideoAutoencoder`. Default: none.
-    - `enable_gradient_checkpointing()` and `enable_temporal_chunks(num_frames)`. Default: not supported.
-    - `linear_autoencoder(num_frames, height, width)`: see `VideoAutoencoder`. Default: None.
-    - `config`: a dict of the arguments of the module's class, from which commands build it to load its weights; keys
-      that begin with `_` do not count. Default: no arguments, if the class has none.
+    Optional members of the module, see docs/own-model.md, replace defaults.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module = _without_compile(module)
+        self.module: nn.Module = getattr(module, "_orig_mod", module)
         # What `torch.compile` returned has the same weights; PyTorch does not find a module inside a tuple.
         self._compiled = () if self.module is module else (module,)
         self.options = {"sample_posterior", "generator"} & set(inspect.signature(self.module.forward).parameters)
         deterministic = {"sample_posterior": False} if "sample_posterior" in self.options else {}
         self.sizes = ClipSizes(self.module, partial(_reconstruct, options=deterministic))
+        for name in _METHODS:
+            if (method := getattr(self.module, name, None)) is not None:
+                vars(self)[name] = method  # not registered if it is a module
 
     def forward(
         self,
@@ -119,39 +107,7 @@ class CustomAutoencoder(VideoAutoencoder):
     def last_layer(self) -> nn.Parameter:
         """Weight of the last layer, where the adaptive weight compares gradients."""
         weight = getattr(self.module, "last_layer", None)
-        return self.sizes.last_layer if weight is None else weight
-
-    def check_clip(self, num_frames: int, height: int, width: int) -> None:
-        """Raise a `ValueError` unless the module's output has the same size as such a clip."""
-        getattr(self.module, "check_clip", self.sizes.check)(num_frames, height, width)
-
-    def covering_clip(self, num_frames: int, height: int, width: int) -> tuple[int, int, int]:
-        """Return the smallest accepted (frames, height, width) that is at least this large."""
-        return getattr(self.module, "covering_clip", self.sizes.cover)(num_frames, height, width)
-
-    def decode(self, latent: Tensor) -> Video:
-        """Return the value of the module's `decode`; raise a `ValueError` if it has no such method."""
-        return getattr(self.module, "decode", super().decode)(latent)
-
-    def latent_normalisation(self) -> Normalisation:
-        """Return the value of the module's `latent_normalisation`; nothing if it has no such method."""
-        return getattr(self.module, "latent_normalisation", super().latent_normalisation)()
-
-    def set_latent_statistics(self, statistics: LatentStatistics) -> None:
-        """Call the module's `set_latent_statistics`, if it has one."""
-        getattr(self.module, "set_latent_statistics", super().set_latent_statistics)(statistics)
-
-    def linear_autoencoder(self, num_frames: int, height: int, width: int) -> LinearAutoencoder | None:
-        """Return the value of the module's `linear_autoencoder`, or None if it has no such method."""
-        return getattr(self.module, "linear_autoencoder", super().linear_autoencoder)(num_frames, height, width)
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Call the module's `enable_gradient_checkpointing`; raise a `ValueError` if it has no such method."""
-        getattr(self.module, "enable_gradient_checkpointing", super().enable_gradient_checkpointing)()
-
-    def enable_temporal_chunks(self, num_frames: int) -> None:
-        """Call the module's `enable_temporal_chunks`; raise a `ValueError` if it has no such method."""
-        getattr(self.module, "enable_temporal_chunks", super().enable_temporal_chunks)(num_frames)
+        return super().last_layer if weight is None else weight
 
     def save_pretrained(self, folder: str | PathLike[str]) -> None:
         """Write the module's weights, low-rank updates merged, with its own `save_pretrained` if it has one."""
@@ -165,7 +121,7 @@ class CustomAutoencoder(VideoAutoencoder):
         getattr(self.module, "load_weights", partial(load_weights, self.module))(folder)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state for a copy, which is not compiled."""
+        # A copy is not compiled.
         return {**self.__dict__, "_compiled": ()}
 
 

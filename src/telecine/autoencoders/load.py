@@ -38,15 +38,14 @@ def load_autoencoder(
     """
     folder = folder_of(name_or_folder, subfolder=subfolder, revision=revision)
     check_model(folder)
-    if is_causal_vae(folder):
+    if class_in(folder) == CausalVAE.__name__:
         return CausalVAE.from_pretrained(folder)
     if class_in(folder) == StudentAutoencoder.__name__:
         return StudentAutoencoder.from_pretrained(folder, load_model_or_run)
-    if names_custom_module(folder):
+    if "." in class_in(folder):
         model = build_custom_in(folder)
         model.load_weights(folder)
         return model
-    _check_not_older(folder)
     is_config = folder.suffix == ".json"
     if not is_config and not Path(name_or_folder).is_dir() and not is_hub_name(str(name_or_folder)):
         contract = f"a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or a Hub name such as `owner/name`"
@@ -86,8 +85,8 @@ def folder_of(
         config = Path(hf_hub_download(name, CONFIG_FILE, subfolder=subfolder, revision=revision))
     except (EntryNotFoundError, HfHubHTTPError, HFValidationError):
         return folder  # it may be a pipeline; else the request of diffusers fails, too, and its error is explained
-    is_ours = class_in(config.parent) in (CausalVAE.__name__, StudentAutoencoder.__name__)
-    if is_ours or names_custom_module(config.parent):
+    kind = class_in(config.parent)
+    if kind in (CausalVAE.__name__, StudentAutoencoder.__name__) or "." in kind:
         files = ["*.json", "*.safetensors"] if with_weights else ["*.json"]
         return Path(snapshot_download(name, revision=revision, allow_patterns=files)) / (subfolder or "")
     return folder
@@ -99,14 +98,10 @@ def load_model_or_run(name: str) -> VideoAutoencoder:
     return load_autoencoder(name if checkpoint is None else checkpoint / "ema")
 
 
-def is_causal_vae(folder: Path) -> bool:
-    """Return whether a folder contains a `CausalVAE`."""
-    return class_in(folder) == CausalVAE.__name__
-
-
-def class_in(folder: Path) -> object:
-    """Return the class name in a folder's configuration; None if it has none, or is that of a custom module."""
-    return None if names_custom_module(folder) else _config_in(folder).get(CLASS_KEY)
+def class_in(folder: Path) -> str:
+    """Return the class name in a folder's configuration, of a custom module its dotted path; "" if it has none."""
+    config = _config_in(folder)
+    return str(config.get(CLASS_PATH_KEY) or config.get(CLASS_KEY, ""))
 
 
 def _config_in(folder: Path) -> dict[str, Any]:
@@ -114,27 +109,9 @@ def _config_in(folder: Path) -> dict[str, Any]:
     return read_json(config) if config.is_file() else {}
 
 
-def names_custom_module(folder: Path) -> bool:
-    """Return whether a folder's configuration has the dotted path of a custom module's class."""
-    return CLASS_PATH_KEY in _config_in(folder)
-
-
 def build_custom_in(folder: Path) -> VideoAutoencoder:
     """Return the custom module of a folder with new weights; see `build_custom`."""
-    config = _config_in(folder)
-    return build_custom(config[CLASS_PATH_KEY], config.get(ARGUMENTS_KEY), f"{CLASS_PATH_KEY} in {folder}")
-
-
-def _check_not_older(folder: Path) -> None:
-    """Raise a `ValueError` for a custom module that an older version saved, without the path of its class."""
-    name = _config_in(folder).get(CLASS_KEY)
-    if name is not None and (folder / WEIGHTS_FILE).is_file():
-        contract, got = (
-            "a model whose class is known by its path",
-            f"one with only the name {name!r}, of an older version",
-        )
-        remedy = "In Python, pass the module itself, after `as_video_autoencoder(module).load_weights(folder)`."
-        raise argument_error(str(folder), contract, got, remedy)
+    return build_custom(class_in(folder), _config_in(folder).get(ARGUMENTS_KEY), f"{CLASS_PATH_KEY} in {folder}")
 
 
 def is_hub_name(text: str) -> bool:

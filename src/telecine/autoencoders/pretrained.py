@@ -94,47 +94,39 @@ class _WithoutMemory(TorchFunctionMode):
 
     num_tensors = 0
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func in _FACTORIES:
-            kwargs["device"] = "meta"
-            self.num_tensors += 1
-            if self.num_tensors > _MAX_TENSORS:
-                raise ValueError(f"more than {_MAX_TENSORS} tensors")
-        return func(*args, **kwargs)
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func not in _FACTORIES:
+            return func(*args, **(kwargs or {}))
+        self.num_tensors += 1
+        if self.num_tensors > _MAX_TENSORS:
+            raise ValueError(f"more than {_MAX_TENSORS} tensors")
+        return func(*args, **{**(kwargs or {}), "device": "meta"})
 
 
-def count_weights(build: Callable[[], nn.Module], source: str) -> int:
-    """Return the number of weights of the model of `build`, which is built without memory; no random number is drawn.
+def check_num_weights(build: Callable[[], nn.Module], source: str, folder: str | PathLike[str] | None = None) -> int:
+    """Return the number of weights of the model of `build`, which is built without memory and random numbers.
+
+    Configurations from others may be of any size.
 
     Raises:
-        ValueError: The configuration `source` builds no model, or one of more layers than any has.
+        ValueError: The configuration `source` builds no model, or one with more weights than the files in `folder` have
+            bytes, or than fit into the memory.
     """
     try:
         with torch.random.fork_rng(devices=[]), _WithoutMemory():
-            return sum(weight.numel() for weight in build().parameters())
+            num_weights = sum(weight.numel() for weight in build().parameters())
     except CODE_ERRORS as error:
         got = f"one for which it raises {type(error).__name__}: {shorten(str(error))}"
         raise argument_error(source, "a configuration that its class builds", got, "Correct it.") from error
-
-
-def check_num_weights(build: Callable[[], nn.Module], source: str, folder: str | PathLike[str] | None = None) -> None:
-    """Raise a `ValueError` if the model of `build` has more weights than a folder's files have bytes, or than fit here.
-
-    A configuration from others may be of any size.
-    """
-    num_weights, memory = count_weights(build, source), machine_memory()
     files = [] if folder is None else [path for path in Path(folder).glob("*") if path.suffix in _WEIGHTS_SUFFIXES]
-    size = sum(path.stat().st_size for path in files)
+    size, memory = sum(path.stat().st_size for path in files), machine_memory()
     if files and num_weights > size:
         got = f"one of {num_weights} weights, with files of {size} bytes"
         raise argument_error(source, "a configuration that its weights belong to", got, "Copy it again.")
     if 4 * num_weights > memory:
         contract = f"one whose weights fit into the {gigabytes(memory)} of this machine"
-        got = f"one with {num_weights}, of {gigabytes(4 * num_weights)}"
-        raise argument_error(source, contract, got, "Use a smaller one.")
+        raise argument_error(source, contract, f"one with {num_weights}", "Use a smaller one.")
+    return num_weights
 
 
 def copy_state(weights: Mapping[str, Tensor], *, into: nn.Module, source: str) -> None:

@@ -16,7 +16,7 @@ from telecine.autoencoders.bottleneck import Bottleneck
 from telecine.autoencoders.causal import Decoder, enable_block_checkpointing
 from telecine.autoencoders.causal_blocks import CausalConv
 from telecine.autoencoders.clip_sizes import check_multiple
-from telecine.autoencoders.interface import Reconstruction, VideoAutoencoder
+from telecine.autoencoders.interface import LatentAutoencoder, VideoAutoencoder
 from telecine.autoencoders.latent import NORMALISATION_KEYS, ChannelMoments, Normalisation, Posterior
 from telecine.autoencoders.linear import LinearAutoencoder, fit_decoder
 from telecine.autoencoders.lora import merge_low_rank
@@ -31,7 +31,6 @@ from telecine.autoencoders.pretrained import (
 )
 from telecine.base.checks import argument_error, describe
 from telecine.base.frozen import Frozen
-from telecine.base.randomness import Generators
 from telecine.base.shapes import Video, check_video
 from telecine.runs.settings import read_saved_settings
 from telecine.settings import CausalVAEConfig
@@ -50,7 +49,7 @@ DECODER_KEY, TEACHER_KEY, DIGEST_KEY = "decoder", "teacher", "teacher_encoder_sh
 LoadTeacher = Callable[[str], VideoAutoencoder]
 
 
-class StudentAutoencoder(VideoAutoencoder):
+class StudentAutoencoder(LatentAutoencoder):
     """The frozen encoder of a teacher, and a trained decoder of the kind of `CausalVAE`.
 
     The latents are those of the teacher: `decode` takes a generator's latents for the teacher's decoder. Saved models
@@ -106,25 +105,9 @@ class StudentAutoencoder(VideoAutoencoder):
             remedy = f"Put it beside the student's folder, or set `{TEACHER_KEY}` in its config.json to its path."
             raise argument_error("teacher", "a folder or a Hub name", got, remedy, FileNotFoundError) from error
 
-    def forward(
-        self,
-        video: Video,
-        sample_posterior: bool = True,
-        generator: Generators = None,
-        posterior: Posterior | None = None,
-    ) -> Reconstruction:
-        """Encode with the teacher, sample (or take the mode) and decode; the graph of the decoder is kept.
-
-        There are no auxiliary losses, as the encoder is frozen.
-        """
-        posterior = posterior or self.encode(video)
-        latent = posterior.sample(generator) if sample_posterior else posterior.mode()
-        reconstruction = self.decode(latent)
-        if reconstruction.shape != video.shape:
-            contract, got = f"of the video's shape {tuple(video.shape)}", tuple(reconstruction.shape)
-            remedy = "The teacher does not encode the first frame apart and the others evenly."
-            raise argument_error("the reconstruction", contract, got, remedy)
-        return Reconstruction(video=reconstruction, aux={}, latent=latent)
+    def losses_of(self, posterior: Posterior) -> dict[str, Tensor]:
+        """Return nothing, as the encoder is frozen."""
+        return {}
 
     @torch.no_grad()
     def encode(self, video: Video) -> Posterior:

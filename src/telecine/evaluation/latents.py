@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from telecine.autoencoders import VideoAutoencoder
 from telecine.autoencoders.bottleneck import Bottleneck
@@ -19,15 +20,7 @@ from telecine.base.shapes import VALUE_RANGE, Video
 from telecine.base.terminal import with_progress
 from telecine.data import DataError, Span, bytes_from_video, clips_sha256, pixels_sha256
 from telecine.evaluation.pixel_metrics import psnr
-from telecine.evaluation.source import (
-    CLIP_SELECTION,
-    Model,
-    ModelSource,
-    index_data,
-    model_source,
-    read_span,
-    select_clips,
-)
+from telecine.evaluation.source import CLIP_SELECTION, ModelSource, index_data, model_source, read_span, select_clips
 from telecine.losses import mse
 from telecine.losses.latent import resized
 from telecine.perceptual import pick_frames
@@ -256,7 +249,7 @@ class LatentReport:
     protocol: dict[str, object]
 
 
-def measure_latent_spaces(models: Sequence[Model], config: LatentsConfig) -> LatentReport:
+def measure_latent_spaces(models: Sequence[str | Path | nn.Module], config: LatentsConfig) -> LatentReport:
     """Measure the latents of models on clips of `config.data`.
 
     `models` are folders of runs, of checkpoints or of saved autoencoders, or modules, at least one. Clips have the size

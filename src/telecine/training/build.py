@@ -16,14 +16,7 @@ from torch.optim import AdamW
 from telecine.autoencoders import CausalVAE, VideoAutoencoder, as_video_autoencoder
 from telecine.autoencoders.causal import saved_config
 from telecine.autoencoders.custom import build_custom
-from telecine.autoencoders.load import (
-    build_custom_in,
-    class_in,
-    folder_of,
-    is_causal_vae,
-    load_model_or_run,
-    names_custom_module,
-)
+from telecine.autoencoders.load import build_custom_in, class_in, folder_of, load_model_or_run
 from telecine.autoencoders.pretrained import check_num_weights
 from telecine.autoencoders.student import StudentAutoencoder
 from telecine.base.checks import argument_error, describe
@@ -107,7 +100,7 @@ def custom_module(config: TrainConfig) -> VideoAutoencoder | None:
     if config.model_arguments:
         contract = "left out unless `model` is the dotted path of a class"
         raise argument_error("model_arguments", contract, describe(config.model_arguments), "Remove it.")
-    if config.model is None or not names_custom_module(folder := _folder_without_weights(config.model)[1]):
+    if config.model is None or "." not in class_in(folder := _folder_without_weights(config.model)[1]):
         return None
     return build_custom_in(folder) if config.random_weights else load_model_or_run(config.model)
 
@@ -124,10 +117,10 @@ def without_weights(name: str | None, config: CausalVAEConfig) -> VideoAutoencod
     if name is None:
         return _new_causal_vae(config, "causal_vae")
     source, folder = _folder_without_weights(name)
-    if is_class_path(name) or names_custom_module(folder):
+    if is_class_path(name) or "." in class_in(folder):
         remedy = "Use `telecine train --dry_run`, which measures one update."
         raise argument_error("model", "one of telecine or diffusers to be planned", f"{name}, a custom module", remedy)
-    if is_causal_vae(folder):
+    if class_in(folder) == CausalVAE.__name__:
         return _new_causal_vae(saved_config(folder), str(folder))
     if class_in(folder) == StudentAutoencoder.__name__:
         return StudentAutoencoder.without_weights(folder, lambda teacher: without_weights(teacher, config))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -68,9 +68,7 @@ CLAMPS = tuple(getattr(owner, name) for owner in (torch, Tensor) for name in ("c
 class _WithoutClamp(TorchFunctionMode):
     """Skips clamps to [-1, 1]: the decoders of Wan and Qwen end with one, whose gradient is 0 outside this range."""
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in CLAMPS:
             arguments = {**dict(zip(("input", "min", "max"), args, strict=False)), **kwargs}

@@ -117,6 +117,7 @@ def _class_of(config: Mapping[str, Any], source: str) -> Any:
     if not (isinstance(found, type) and issubclass(found, ModelMixin)):
         known = [word for word in dir(diffusers) if "Autoencoder" in word or "VAE" in word]
         update = f"Import the module that defines it, or update diffusers {diffusers.__version__}."
+        update += " In Python, a module of yours takes the place of its folder."
         remedy = nearest(name, known) or update
         raise argument_error(f"{CLASS_KEY} in {source}", "a model class of diffusers", repr(name), remedy)
     return found

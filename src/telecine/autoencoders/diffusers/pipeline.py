@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch import Tensor, nn
+from torch import Tensor
 
 from telecine.autoencoders.latent import CHANNEL_KEYS
 from telecine.autoencoders.student import StudentAutoencoder
 
 
-class PipelineVAE(nn.Module):
+class PipelineVAE(ModelMixin):  # type: ignore[misc]
     """What a pipeline reads and calls of its `vae`, for a student of the pipeline's own: `pipe.vae = PipelineVAE(it)`.
 
     `config` has the sizes and the normalisation of the latent under the names of all classes.
@@ -24,7 +25,8 @@ class PipelineVAE(nn.Module):
         super().__init__()
         self.student = student
         time, space = student.config.time_compression, student.config.spatial_compression
-        self.temporal_compression_ratio, self.spatial_compression_ratio = time, space
+        ratios = {"temporal_compression_ratio": time, "spatial_compression_ratio": space}
+        vars(self).update(ratios)
         halvings, in_time = (factor.bit_length() - 1 for factor in (space, time))
         self.temperal_downsample = [level >= halvings - in_time for level in range(halvings)]  # diffusers' spelling
         normalisation = student.latent_normalisation()
@@ -37,21 +39,9 @@ class PipelineVAE(nn.Module):
             block_out_channels=(1,) * (halvings + 1),  # pipelines read its length
             scale_factor_temporal=time,
             scale_factor_spatial=space,
-            temporal_compression_ratio=time,
-            spatial_compression_ratio=space,
             timestep_conditioning=False,
-            **{"scaling_factor": 1.0, **normalisation},
+            **{"scaling_factor": 1.0, **ratios, **normalisation},
         )
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
-        return self.student.last_layer.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.student.last_layer.device
 
     @apply_forward_hook  # type: ignore[untyped-decorator]
     def decode(self, z: Tensor, temb: None = None, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
