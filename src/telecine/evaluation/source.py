@@ -128,10 +128,11 @@ def open_source(
 def model_source(checkpoint: Model, config: MeasuredClips, device: torch.device) -> ModelSource:
     """Load an autoencoder. Clips have the size of its run, or the default size without a run, or that of a protocol."""
     model = load_model(checkpoint, config.weights, device)
-    is_module = isinstance(checkpoint, nn.Module)
-    found = None if is_module else find_checkpoint(Path(checkpoint))
+    if isinstance(checkpoint, nn.Module):
+        found, checkpoint = None, type(checkpoint).__name__
+    else:
+        found = find_checkpoint(Path(checkpoint))
     title = f"{checkpoint}, weights {config.weights}" if found else str(checkpoint)
-    title = type(checkpoint).__name__ if is_module else title
     if protocol := _protocol_of(config):
         if protocol.num_frames is not None and protocol.crop is not None:
             model.check_clip(protocol.num_frames, protocol.crop, protocol.crop)

@@ -9,13 +9,13 @@ from diffusers import ModelMixin
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch import Tensor
+from torch import Tensor, nn
 
 from telecine.autoencoders.latent import CHANNEL_KEYS
 from telecine.autoencoders.student import StudentAutoencoder
 
 
-class PipelineVAE(ModelMixin):  # type: ignore[misc]
+class PipelineVAE(ModelMixin, nn.Module):
     """What a pipeline reads and calls of its `vae`, for a student of the pipeline's own: `pipe.vae = PipelineVAE(it)`.
 
     `config` has the sizes and the normalisation of the latent under the names of all classes.
@@ -43,13 +43,14 @@ class PipelineVAE(ModelMixin):  # type: ignore[misc]
             **{"scaling_factor": 1.0, **ratios, **normalisation},
         )
 
-    @apply_forward_hook  # type: ignore[untyped-decorator]
+    @apply_forward_hook
     def decode(self, z: Tensor, temb: None = None, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Return the video of a latent `(B, C, 1 + k, h, w)`, as diffusers returns it."""
         video = self.student.decode(z)
         return DecoderOutput(sample=video) if return_dict else (video,)
 
-    @apply_forward_hook  # type: ignore[untyped-decorator]
+    @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
         """Return what the `encode` of the teacher, a diffusers model, returns."""
-        return self.student.latent_model.module.encode(x, return_dict=return_dict)
+        teacher: Any = self.student.latent_model
+        return teacher.module.encode(x, return_dict=return_dict)
