@@ -280,6 +280,16 @@ def test_no_module(package):
         build_custom("mine_of_tests.NoModule", {}, "model")
 
 
+def test_a_configuration_calls_no_function(tmp_path):
+    """Functions of telecine are allowed without a word of the user's."""
+    arguments = {"path": str(tmp_path / "written"), "value": 1}
+    config = {"_class_path": "telecine.base.files.write_json", "_arguments": arguments}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"must be a class of `torch\.nn\.Module`, .*write_json, which is none"):
+        load_autoencoder(tmp_path)
+    assert not (tmp_path / "written").exists()
+
+
 def test_a_module_that_an_older_version_saved(tmp_path):
     save_model(Compressor(), {}, tmp_path)
     with pytest.raises(

@@ -154,17 +154,16 @@ def build_custom(path: object, arguments: object, source: str) -> VideoAutoencod
         remedy = "Move the class to a file of its own; in Python, pass the module itself in the place of the folder."
         raise argument_error(source, "a class that can be imported", describe(path), remedy)
     found = import_allowed(path, source)
-    if not isinstance(arguments, dict):
+    if not (inspect.isclass(found) and issubclass(found, nn.Module)):
+        raise argument_error(source, "a class of `torch.nn.Module`", f"{path}, which is none", "Name another.")
+    if not isinstance(arguments, Mapping):
         remedy = f"Give {path} an attribute `config`, a dict of its arguments; in Python, pass the module itself."
         raise argument_error(f"the arguments of {source}", "those of the class", "none", remedy)
     try:
-        module = found(**arguments) if callable(found) else found
-        if isinstance(module, nn.Module):
-            return as_video_autoencoder(module)
+        return as_video_autoencoder(found(**arguments))
     except CODE_ERRORS as error:
         got = f"{shorten(repr(arguments))}, with which it raises {type(error).__name__}: {error}"
         raise argument_error(f"the arguments of {source}", f"those of {path}", got, "Correct them.") from error
-    raise argument_error(source, "a class of `torch.nn.Module`", f"{path}, which is none", "Name another.")
 
 
 def _reconstruct(module: nn.Module, video: Video, options: dict[str, bool]) -> Video:
